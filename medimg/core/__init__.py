@@ -1,0 +1,1 @@
+"""Values: geometry, volumes, windows. No input or output, no torch."""

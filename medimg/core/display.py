@@ -1,0 +1,186 @@
+"""What a display shows: the choice of a window, and 8-bit pictures for people to look at."""
+
+from __future__ import annotations
+
+import io
+from base64 import b64encode
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+
+from medimg.core import geometry
+from medimg.core.window import LookupTable, Voi, Window
+from medimg.errors import PreprocessError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from medimg.core.volume import Volume
+
+__all__ = ["WindowChoice", "choose_voi", "data_uri", "percentile_window", "png", "render"]
+
+WindowChoice: TypeAlias = "str | int | Window | LookupTable"
+
+_PROJECTION: Final = frozenset({"CR", "DX", "MG", "DR", "RF", "XA", "PX", "IO"})
+
+
+def percentile_window(volume: Volume, percentiles: tuple[float, float] = (0.5, 99.5)) -> Window:
+    """
+    Return the window between two percentiles of what is not padding, over the whole volume.
+
+    Parameters
+    ----------
+    volume : Volume
+        Not a color image.
+    percentiles : tuple of 2 floats
+        Low and high, 0 to 100.
+
+    Returns
+    -------
+    Window
+        LINEAR_EXACT from the low to the high value.
+
+    Raises
+    ------
+    PreprocessError
+        If nothing but padding or non-finite values is there.
+    """
+    values = volume.array if volume.padding is None else volume.array[~volume.padding]
+    if np.issubdtype(values.dtype, np.floating):
+        values = values[np.isfinite(values)]
+    if values.size == 0:
+        raise PreprocessError("no pixel of this image is usable: all are padding or not finite")
+    low, high = _percentiles(values.ravel(), percentiles)
+    return Window.from_range(low, high)
+
+
+def _percentiles(values: npt.NDArray[Any], percentiles: tuple[float, float]) -> tuple[float, float]:
+    """Linearly interpolated percentiles; by counting where the values are small integers, as it is faster."""
+    if values.dtype.itemsize > 2 or not np.issubdtype(values.dtype, np.integer):
+        low, high = np.percentile(values, percentiles)
+        return float(low), float(high)
+    least = int(values.min())
+    up_to = np.cumsum(np.bincount(values.astype(np.int32) - least))
+    places = np.asarray(percentiles) / 100 * (values.size - 1)
+    below, above = np.floor(places), np.ceil(places)
+    first = np.searchsorted(up_to, below, side="right") + least
+    second = np.searchsorted(up_to, above, side="right") + least
+    low, high = first + (places - below) * (second - first)
+    return float(low), float(high)
+
+
+def choose_voi(
+    volume: Volume, window: WindowChoice = "auto", percentiles: tuple[float, float] = (0.5, 99.5)
+) -> tuple[Voi, ...]:
+    """
+    Return the window or table of each slice.
+
+    Parameters
+    ----------
+    volume : Volume
+        Not a color image.
+    window : str, int, Window or LookupTable
+        "auto" (by modality: CT soft_tissue; CR, DX and MG what the file declares, else percentiles; all
+        others percentiles), "dicom" (what the file declares), an int (that one of its alternatives),
+        "percentile", the name of a preset, the explanation of a window in the file, or a window.
+    percentiles : tuple of 2 floats
+        What "percentile" means.
+
+    Returns
+    -------
+    tuple of (Window or LookupTable)
+        One for all slices, or one for each.
+
+    Raises
+    ------
+    PreprocessError
+        If the file declares no window and one was asked for, or a name is unknown.
+    """
+    if isinstance(window, Window | LookupTable):
+        return (window,)
+    if window == "auto":
+        window = _automatic(volume)
+    if window == "percentile":
+        return (percentile_window(volume, percentiles),)
+    if window == "dicom":
+        return _declared(volume, 0)
+    if isinstance(window, int):
+        return _declared(volume, window)
+    if volume.voi and all(any(v.explanation == window for v in slice_) for slice_ in volume.voi):
+        return tuple(next(v for v in slice_ if v.explanation == window) for slice_ in volume.voi)
+    return (_preset(volume, window),)
+
+
+def _automatic(volume: Volume) -> str:
+    if volume.modality == "CT" and volume.units == "HU":
+        return "soft_tissue"
+    declared = volume.voi and all(volume.voi)
+    return "dicom" if declared and volume.modality in _PROJECTION else "percentile"
+
+
+def _preset(volume: Volume, name: str) -> Window:
+    preset = Window.preset(name)
+    if volume.units != "HU" and volume.modality not in {"", "CT"}:
+        raise PreprocessError(
+            f"the preset {name!r} is in Hounsfield units, and this is {volume.modality} in {volume.units}; "
+            'use window="auto", "percentile" or a Window'
+        )
+    return preset
+
+
+def _declared(volume: Volume, index: int) -> tuple[Voi, ...]:
+    if not volume.voi or any(len(alternatives) <= index for alternatives in volume.voi) or index < 0:
+        found = min((len(a) for a in volume.voi), default=0)
+        raise PreprocessError(
+            f"the file declares {found} window(s), and number {index} was asked for; "
+            'use window="auto", "percentile", a preset or a Window'
+        )
+    return tuple(alternatives[index] for alternatives in volume.voi)
+
+
+def render(
+    volume: Volume, *, index: int | None = None, window: WindowChoice = "auto"
+) -> npt.NDArray[np.uint8]:
+    """
+    Render one slice for people to look at: windowed, inverted where the file says so, the right way up.
+
+    Parameters
+    ----------
+    volume : Volume
+        Any.
+    index : int, optional
+        Slice along D of the volume as it is displayed; the middle one by default.
+    window : str, int, Window or LookupTable
+        See :func:`choose_voi`.
+
+    Returns
+    -------
+    numpy.ndarray
+        (H, W) or (H, W, 3) uint8. Pixels may be oblong; padding is black.
+    """
+    if volume.space == "patient":
+        volume = volume.reorient(geometry.display_code(volume.affine))
+    d = volume.shape[1] // 2 if index is None else index
+    if volume.is_color:
+        return np.ascontiguousarray(volume.array[:, d].transpose(1, 2, 0)).astype(np.uint8)
+    voi = choose_voi(volume, window)
+    shown = voi[d if len(voi) > 1 else 0].apply(volume.array[0, d])
+    if volume.inverted:
+        shown = 1.0 - shown
+    if volume.padding is not None:
+        shown = np.where(volume.padding[0, d], 0.0, shown)
+    return np.rint(shown * 255).astype(np.uint8)
+
+
+def png(picture: npt.NDArray[np.uint8]) -> bytes:
+    """Return an (H, W) or (H, W, 3) uint8 picture as a PNG file."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def data_uri(volume: Volume) -> str:
+    """Return the middle slice as a ``data:`` address."""
+    return "data:image/png;base64," + b64encode(png(render(volume))).decode("ascii")

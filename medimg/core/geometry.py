@@ -1,0 +1,261 @@
+"""
+Axis order, patient coordinates and orientation: the only home of a flip between LPS and RAS.
+
+Arrays are indexed (d, h, w): slice, row, column. Affines are 4×4 and map that index to millimeters in the
+patient coordinate system of DICOM, LPS: x grows to the patient's Left, y to Posterior, z to Superior
+(PS3.3 C.7.6.2.1.1).
+"""
+
+from __future__ import annotations
+
+from itertools import permutations
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from medimg.errors import GeometryError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "Affine",
+    "affine_from_slices",
+    "display_code",
+    "image_affine",
+    "index_to_lps",
+    "lps_from_ras",
+    "orientation_code",
+    "ras_from_lps",
+    "reorient",
+    "slice_normal",
+    "spacing_of",
+    "subset_affine",
+]
+
+Affine: TypeAlias = npt.NDArray[np.float64]
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+
+_POSITIVE: Final = "LPS"
+_NEGATIVE: Final = "RAI"
+_RAS_FLIP: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
+#: How each anatomical plane is shown: the code (slices, rows, columns) by the axis its slices run along.
+_DISPLAY: Final = {0: "RIP", 1: "PIL", 2: "SPL"}
+
+
+def spacing_of(affine: Affine) -> tuple[float, float, float]:
+    """Return the distance between neighbors along (d, h, w), in millimeters."""
+    d, h, w = np.linalg.norm(affine[:3, :3], axis=0)
+    return float(d), float(h), float(w)
+
+
+def slice_normal(orientation: Sequence[float]) -> npt.NDArray[np.float64]:
+    """
+    Return the unit normal X×Y of a slice.
+
+    Parameters
+    ----------
+    orientation : sequence of 6 floats
+        Image Orientation (Patient) (0020,0037): direction of the rows (X), then of the columns (Y).
+
+    Raises
+    ------
+    GeometryError
+        If the two directions are not finite, not of unit length or not perpendicular.
+    """
+    directions = np.asarray(orientation, dtype=np.float64).reshape(2, 3)
+    x, y = directions
+    unit = np.abs(np.linalg.norm(directions, axis=1) - 1).max() <= 1e-2
+    if not (np.isfinite(directions).all() and unit and abs(float(x @ y)) <= 1e-2):
+        raise GeometryError(
+            "Image Orientation (Patient) must hold two perpendicular unit vectors; "
+            f"found {[round(float(v), 4) for v in directions.ravel()]}"
+        )
+    normal = np.cross(x, y)
+    return np.asarray(normal / np.linalg.norm(normal))
+
+
+def affine_from_slices(
+    origin: Sequence[float] | npt.NDArray[np.float64],
+    step: Sequence[float] | npt.NDArray[np.float64],
+    orientation: Sequence[float],
+    pixel_spacing: Sequence[float],
+) -> Affine:
+    """
+    Return the affine of a stack of slices (DICOM PS3.3 C.7.6.2.1.1).
+
+    Parameters
+    ----------
+    origin : sequence of 3 floats
+        Image Position (Patient) of the first slice, in LPS millimeters.
+    step : sequence of 3 floats
+        Vector from one slice to the next, in LPS millimeters.
+    orientation : sequence of 6 floats
+        Image Orientation (Patient).
+    pixel_spacing : sequence of 2 floats
+        Pixel Spacing (0028,0030): distance between rows, then between columns, in millimeters
+        (PS3.3 10.7.1.3).
+
+    Returns
+    -------
+    numpy.ndarray
+        (4, 4) float64: index (d, h, w) to LPS millimeters.
+
+    Examples
+    --------
+    >>> affine_from_slices([-10, -20, 5], [0, 0, 2.5], [1, 0, 0, 0, 1, 0], [0.7, 0.5])[:3].tolist()
+    [[0.0, 0.0, 0.5, -10.0], [0.0, 0.7, 0.0, -20.0], [2.5, 0.0, 0.0, 5.0]]
+    """
+    x, y = np.asarray(orientation, dtype=np.float64).reshape(2, 3)
+    between_rows, between_columns = (float(v) for v in pixel_spacing)
+    affine = np.eye(4)
+    affine[:3, 0] = step
+    affine[:3, 1] = y * between_rows
+    affine[:3, 2] = x * between_columns
+    affine[:3, 3] = origin
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        raise GeometryError("positions, orientation and spacing of the slices span no volume")
+    return affine
+
+
+def image_affine(spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> Affine:
+    """Return the affine of an image that has a size but no place in a patient: (d, h, w) times spacing."""
+    affine = np.zeros((4, 4))
+    affine[[2, 1, 0], [0, 1, 2]] = [float(v) for v in spacing]
+    affine[3, 3] = 1.0
+    return affine
+
+
+def lps_from_ras(ijk_to_ras: Affine) -> Affine:
+    """
+    Return the affine (d, h, w) → LPS of an array that was stored as (i, j, k) → RAS, as NIfTI does.
+
+    The array itself goes from (i, j, k) to (d, h, w) = (k, j, i), by transposition only.
+    """
+    return np.asarray((_RAS_FLIP @ np.asarray(ijk_to_ras, dtype=np.float64))[:, [2, 1, 0, 3]])
+
+
+def ras_from_lps(dhw_to_lps: Affine) -> Affine:
+    """Return the affine (i, j, k) → RAS of a (d, h, w) → LPS one; `lps_from_ras` undone."""
+    return np.asarray((_RAS_FLIP @ np.asarray(dhw_to_lps, dtype=np.float64))[:, [2, 1, 0, 3]])
+
+
+def _closest_axes(affine: Affine) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """For array axes (d, h, w): the patient axis (0 x, 1 y, 2 z) that each runs along, and its sign."""
+    cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    axes = max(permutations(range(3)), key=lambda p: sum(abs(cosines[p[i], i]) for i in range(3)))
+    signs = [1 if cosines[axes[i], i] >= 0 else -1 for i in range(3)]
+    return (axes[0], axes[1], axes[2]), (signs[0], signs[1], signs[2])
+
+
+def orientation_code(affine: Affine) -> str:
+    """
+    Return where the axes (d, h, w) lead, as the three letters of the closest patient directions.
+
+    Examples
+    --------
+    A standard axial CT: slices to Superior, rows to Posterior, columns to Left.
+
+    >>> orientation_code(affine_from_slices([0, 0, 0], [0, 0, 1], [1, 0, 0, 0, 1, 0], [1, 1]))
+    'SPL'
+    """
+    axes, signs = _closest_axes(affine)
+    return "".join(
+        _POSITIVE[axis] if sign > 0 else _NEGATIVE[axis] for axis, sign in zip(axes, signs, strict=True)
+    )
+
+
+def display_code(affine: Affine) -> str:
+    """
+    Return the orientation in which radiologists look at slices like these, keeping the slice axis.
+
+    Axial slices are shown with anterior up and the patient's right on the left of the picture ("SPL"),
+    coronal ones with the head up and the patient's right on the left ("PIL"), sagittal ones with the head
+    up and anterior on the left ("RIP").
+    """
+    axes, _ = _closest_axes(affine)
+    return _DISPLAY[axes[0]]
+
+
+def _parse_code(code: str) -> list[tuple[int, int]]:
+    letters = code.upper()
+    parsed = [
+        (_POSITIVE.index(c), 1) if c in _POSITIVE else (_NEGATIVE.index(c), -1)
+        for c in letters
+        if c in _POSITIVE + _NEGATIVE
+    ]
+    if len(letters) != 3 or len(parsed) != 3 or len({axis for axis, _ in parsed}) != 3:
+        raise GeometryError(
+            f"an orientation is three letters, one each of L/R, P/A and S/I, for (d, h, w); found {code!r}"
+        )
+    return parsed
+
+
+def reorient(
+    array: npt.NDArray[_Scalar], affine: Affine, code: str
+) -> tuple[npt.NDArray[_Scalar], Affine, tuple[int, int, int], tuple[bool, bool, bool]]:
+    """
+    Permute and flip the last three axes so that they lead where `code` says; no value is interpolated.
+
+    Parameters
+    ----------
+    array : numpy.ndarray
+        (..., D, H, W).
+    affine : numpy.ndarray
+        (4, 4): (d, h, w) to LPS millimeters.
+    code : str
+        Where the new axes (d, h, w) shall lead, such as "SPL".
+
+    Returns
+    -------
+    array : numpy.ndarray
+        A view of the input.
+    affine : numpy.ndarray
+        That of the view: each voxel keeps its place in the patient.
+    axes : tuple of 3 ints
+        The old axis (0 d, 1 h, 2 w) that each new axis came from.
+    flipped : tuple of 3 bools
+        Whether each new axis runs against the old one.
+
+    Raises
+    ------
+    GeometryError
+        If the code is not one of the 48.
+    """
+    axes, signs = _closest_axes(affine)
+    wanted = _parse_code(code)
+    sources = [axes.index(axis) for axis, _ in wanted]
+    flips = [signs[s] != sign for s, (_, sign) in zip(sources, wanted, strict=True)]
+    source, flipped = (sources[0], sources[1], sources[2]), (flips[0], flips[1], flips[2])
+    lead = array.ndim - 3
+    view = array.transpose(*range(lead), *(lead + s for s in source))
+    d, h, w = (slice(None, None, -1 if f else 1) for f in flipped)
+    view = view[..., d, h, w]
+    shape = array.shape[lead:]
+    transform = np.zeros((4, 4))
+    transform[3, 3] = 1.0
+    for new, (old, flip) in enumerate(zip(source, flipped, strict=True)):
+        transform[old, new] = -1.0 if flip else 1.0
+        transform[old, 3] = shape[old] - 1.0 if flip else 0.0
+    return view, affine @ transform, source, flipped
+
+
+def subset_affine(affine: Affine, slices: Sequence[int]) -> Affine:
+    """
+    Return the affine of some slices of a stack, in the order given; the step is the mean one.
+
+    A single slice keeps the step of the stack.
+    """
+    chosen = np.asarray(slices, dtype=np.float64)
+    result = affine.copy()
+    result[:3, 3] = affine[:3, 3] + chosen[0] * affine[:3, 0]
+    if len(chosen) > 1:
+        result[:3, 0] = affine[:3, 0] * (chosen[-1] - chosen[0]) / (len(chosen) - 1)
+    return result
+
+
+def index_to_lps(affine: Affine, index: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Return the LPS position, in millimeters, of indices (..., 3) in the order (d, h, w)."""
+    points = np.asarray(index, dtype=np.float64)
+    return np.asarray(points @ affine[:3, :3].T + affine[:3, 3])

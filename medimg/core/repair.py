@@ -1,0 +1,92 @@
+"""Stacks with gaps or a tilt, interpolated onto a regular, perpendicular grid."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["deshear", "regular_grid"]
+
+
+def _cast(values: npt.NDArray[np.float64], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    return np.rint(values).astype(dtype) if np.issubdtype(dtype, np.integer) else values.astype(dtype)
+
+
+def regular_grid(array: npt.NDArray[Any], distances: npt.NDArray[np.float64], gap: float) -> npt.NDArray[Any]:
+    """
+    Interpolate slices linearly onto regular places.
+
+    Parameters
+    ----------
+    array : numpy.ndarray
+        (C, D, H, W).
+    distances : numpy.ndarray
+        (D,) ascending places of the slices, in millimeters.
+    gap : float
+        Distance between the new slices, which start at the first place.
+
+    Returns
+    -------
+    numpy.ndarray
+        (C, D', H, W) of the same type; a new slice within 1 % of an old one is that slice, unchanged.
+    """
+    count = round((distances[-1] - distances[0]) / gap) + 1
+    places = distances[0] + gap * np.arange(count)
+    upper = np.clip(np.searchsorted(distances, places), 1, len(distances) - 1)
+    weight = np.clip((places - distances[upper - 1]) / (distances[upper] - distances[upper - 1]), 0, 1)
+    weight[weight < 0.01] = 0.0
+    weight[weight > 0.99] = 1.0
+    result = np.empty((array.shape[0], count, *array.shape[2:]), dtype=array.dtype)
+    for place, (above, w) in enumerate(zip(upper, weight, strict=True)):
+        mixed = array[:, above - 1].astype(np.float64) * (1 - w) + array[:, above].astype(np.float64) * w
+        result[:, place] = _cast(mixed, array.dtype)
+    return result
+
+
+def deshear(
+    array: npt.NDArray[Any], rows: npt.NDArray[np.float64], columns: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """
+    Shift each slice within its plane, linearly interpolated.
+
+    Parameters
+    ----------
+    array : numpy.ndarray
+        (C, D, H, W).
+    rows, columns : numpy.ndarray
+        (D,) how far each slice lies towards higher rows and columns, in pixels.
+
+    Returns
+    -------
+    array : numpy.ndarray
+        (C, D, H, W) of the same type, each slice moved to where it lies; the least value comes in at the
+        borders.
+    outside : numpy.ndarray
+        (C, D, H, W) bool: pixels that no slice covers.
+    """
+    result = np.empty_like(array)
+    outside = np.zeros(array.shape, dtype=np.bool_)
+    for d, (row, column) in enumerate(zip(rows, columns, strict=True)):
+        values = array[:, d].astype(np.float64)
+        values, beyond_rows = _shifted(values, row, axis=1)
+        values, beyond_columns = _shifted(values, column, axis=2)
+        gone = beyond_rows[:, None] | beyond_columns[None, :]
+        result[:, d] = _cast(np.where(gone, array.min(), values), array.dtype)
+        outside[:, d] = gone
+    return result, outside
+
+
+def _shifted(
+    values: npt.NDArray[np.float64], by: float, axis: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    size = values.shape[axis]
+    place = np.arange(size) - by
+    lower = np.floor(place).astype(np.int64)
+    weight = (place - lower).reshape([-1 if a == axis else 1 for a in range(values.ndim)])
+    below = np.take(values, np.clip(lower, 0, size - 1), axis)
+    above = np.take(values, np.clip(lower + 1, 0, size - 1), axis)
+    return below * (1 - weight) + above * weight, (place < -1e-6) | (place > size - 1 + 1e-6)

@@ -1,0 +1,169 @@
+"""Slices into a stack: sorted by position, gaps, duplicates and tilt found and measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from medimg.core.geometry import slice_normal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Policy", "Stack", "analyze_positions"]
+
+Policy: TypeAlias = Literal["raise", "warn", "fix", "keep"]
+
+_RELATIVE_JITTER: Final = 0.01
+_ABSOLUTE_JITTER_MM: Final = 0.01
+_TOLERATED_IRREGULARITY: Final = 0.10
+_TILT_DEGREES: Final = 0.1
+_TILT_SHIFT_MM: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """
+    The order and regularity of slices, from their positions.
+
+    Parameters
+    ----------
+    order : tuple of int
+        Indices of the slices, sorted along the normal of the slices; duplicates left out.
+    duplicates : tuple of (int, int)
+        Index of each slice left out, and of the one kept at its position.
+    distances : numpy.ndarray
+        Place of each slice of `order` along the normal, in millimeters.
+    gap : float
+        Median distance between neighbors, in millimeters; 0 for a single slice.
+    missing : tuple of (int, int)
+        Place in `order` after which slices are missing, and how many.
+    irregular : tuple of int
+        Places in `order` after which the distance is off by more than 10 % and not by whole slices.
+    deviation : float
+        Largest relative deviation from the median among the regular distances.
+    step : numpy.ndarray
+        (3,) vector from one slice to the next, in LPS millimeters.
+    tilt : float
+        Angle between `step` and the normal, in degrees; 0 below the tolerance.
+    """
+
+    order: tuple[int, ...]
+    duplicates: tuple[tuple[int, int], ...]
+    distances: npt.NDArray[np.float64]
+    gap: float
+    missing: tuple[tuple[int, int], ...]
+    irregular: tuple[int, ...]
+    deviation: float
+    step: npt.NDArray[np.float64]
+    tilt: float
+
+    @property
+    def is_jittered(self) -> bool:
+        """Whether distances vary by more than the tolerance of 1 % or 0.01 mm."""
+        return self.deviation * self.gap > _tolerance(self.gap)
+
+
+def _tolerance(gap: float) -> float:
+    return max(_RELATIVE_JITTER * gap, _ABSOLUTE_JITTER_MM) + 1e-9
+
+
+def _without_duplicates(
+    order: list[int], along: npt.NDArray[np.float64]
+) -> tuple[list[int], list[tuple[int, int]]]:
+    gaps = np.diff(along[order])
+    apart = gaps[gaps > _ABSOLUTE_JITTER_MM]
+    same = _tolerance(float(np.median(apart))) if apart.size else _ABSOLUTE_JITTER_MM
+    kept = [order[0]]
+    duplicates = []
+    for index in order[1:]:
+        if along[index] - along[kept[-1]] <= same:
+            duplicates.append((index, kept[-1]))
+        else:
+            kept.append(index)
+    return kept, duplicates
+
+
+def _classify(gaps: npt.NDArray[np.float64], gap: float) -> tuple[list[tuple[int, int]], list[int], float]:
+    missing: list[tuple[int, int]] = []
+    irregular: list[int] = []
+    deviation = 0.0
+    for place, distance in enumerate(gaps):
+        whole = max(1, round(distance / gap))
+        off = abs(distance - whole * gap) / gap
+        if off > _TOLERATED_IRREGULARITY and off * gap > _tolerance(gap):
+            irregular.append(place)
+            continue
+        deviation = max(deviation, off)
+        if whole > 1:
+            missing.append((place, whole - 1))
+    return missing, irregular, deviation
+
+
+def _tilt(step: npt.NDArray[np.float64], normal: npt.NDArray[np.float64], slices: int) -> float:
+    along = float(step @ normal)
+    across = float(np.linalg.norm(step - along * normal))
+    degrees = float(np.degrees(np.arctan2(across, abs(along))))
+    return degrees if across * (slices - 1) > _TILT_SHIFT_MM and degrees > _TILT_DEGREES else 0.0
+
+
+def analyze_positions(
+    positions: npt.ArrayLike, orientation: Sequence[float], *, fallback_step: float = 1.0
+) -> Stack:
+    """
+    Sort slices along their normal and measure how regular they lie.
+
+    Parameters
+    ----------
+    positions : array_like
+        (n, 3) Image Position (Patient) of each slice, LPS millimeters.
+    orientation : sequence of 6 floats
+        Image Orientation (Patient), common to all.
+    fallback_step : float
+        The step, in millimeters along the normal, that a single slice gets.
+
+    Returns
+    -------
+    Stack
+
+    Raises
+    ------
+    GeometryError
+        If the orientation is unsound.
+
+    Examples
+    --------
+    >>> stack = analyze_positions([[0, 0, 4], [0, 0, 0], [0, 0, 2], [0, 0, 8]], [1, 0, 0, 0, 1, 0])
+    >>> stack.order, stack.gap, stack.missing
+    ((1, 2, 0, 3), 2.0, ((2, 1),))
+    """
+    points = np.asarray(positions, dtype=np.float64).reshape(-1, 3)
+    normal = slice_normal(orientation)
+    along = points @ normal
+    by_position = [int(i) for i in np.argsort(along, kind="stable")]
+    kept, duplicates = _without_duplicates(by_position, along)
+    distances = along[kept]
+    if len(kept) == 1:
+        return Stack((kept[0],), tuple(duplicates), distances, 0.0, (), (), 0.0, normal * fallback_step, 0.0)
+    gaps = np.diff(distances)
+    gap = float(np.median(gaps))
+    missing, irregular, deviation = _classify(gaps, gap)
+    slices = len(kept) + sum(n for _, n in missing)
+    step = (points[kept[-1]] - points[kept[0]]) / (slices - 1)
+    if irregular:
+        # whole slices can't be counted, so that the length is no multiple of the step
+        step *= gap / float(step @ normal)
+    return Stack(
+        tuple(kept),
+        tuple(duplicates),
+        distances,
+        gap,
+        tuple(missing),
+        tuple(irregular),
+        deviation,
+        step,
+        _tilt(step, normal, slices),
+    )

@@ -1,0 +1,334 @@
+"""The volume: an array of quantitative values with its place in the patient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from medimg.core import geometry
+from medimg.core.report import ReadReport
+from medimg.errors import GeometryError, PreprocessError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from medimg.core.window import Voi
+
+__all__ = ["Photometric", "Space", "Volume"]
+
+Photometric = Literal["MONOCHROME1", "MONOCHROME2", "RGB"]
+Space = Literal["patient", "image"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Volume:
+    """
+    An image of any kind: values, geometry and how both came about.
+
+    The values are quantitative: rescaled to the modality's units, never windowed and never inverted. The
+    array is read-only; :meth:`with_array` makes a volume of other values in the same place.
+
+    Parameters
+    ----------
+    array : numpy.ndarray
+        (C, D, H, W): channels, slices, rows, columns. C is 1 for a plain image, 3 for RGB, or the number
+        of echoes or time points.
+    affine : numpy.ndarray
+        (4, 4) float64: index (d, h, w) to LPS millimeters.
+    modality : str
+        "CT", "MR", "CR", "DX", "MG", …; "" where the format does not say.
+    units : str
+        "HU", or "raw" where the values have no unit.
+    photometric : {"MONOCHROME2", "MONOCHROME1", "RGB"}
+        How values turn into brightness: MONOCHROME1 is shown inverted (PS3.3 C.7.6.3.1.2).
+    inverted : bool
+        Whether a display inverts the windowed values: MONOCHROME1, or Presentation LUT Shape INVERSE; both
+        together invert once.
+    space : {"patient", "image"}
+        "patient" if the affine leads to positions in a patient; "image" if only sizes are known, as in a
+        photograph or a projection X-ray.
+    channels : tuple of str
+        A name for each channel.
+    voi : tuple of tuple of (Window or LookupTable)
+        What the file declares for its display: for each slice the alternatives, the default first; a
+        single entry holds for all slices.
+    padding : numpy.ndarray, optional
+        (C, D, H, W) bool: pixels that are no part of the image (Pixel Padding Value, PS3.3 C.7.5.1.1.2).
+    report : ReadReport
+        How the volume came about.
+
+    Raises
+    ------
+    GeometryError
+        If shapes contradict each other or the affine is singular.
+
+    Examples
+    --------
+    >>> volume = Volume(np.zeros((1, 10, 64, 64), np.int16), geometry.image_affine((2.0, 0.5, 0.5)))
+    >>> volume
+    Volume(1×10×64×64 int16, raw, spacing 2×0.5×0.5 mm, SPL)
+    >>> volume.spacing
+    (2.0, 0.5, 0.5)
+    """
+
+    array: npt.NDArray[Any]
+    affine: geometry.Affine
+    modality: str = ""
+    units: str = "raw"
+    photometric: Photometric = "MONOCHROME2"
+    inverted: bool = False
+    space: Space = "patient"
+    channels: tuple[str, ...] = ()
+    voi: tuple[tuple[Voi, ...], ...] = ()
+    padding: npt.NDArray[np.bool_] | None = None
+    report: ReadReport = field(default_factory=ReadReport)
+
+    def __post_init__(self) -> None:
+        array = np.asarray(self.array).view()
+        affine = np.array(self.affine, dtype=np.float64)
+        if array.ndim != 4 or 0 in array.shape:
+            raise GeometryError(f"a volume is (C, D, H, W), none of them 0; found the shape {array.shape}")
+        if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+            raise GeometryError("the affine of a volume is a finite, invertible 4×4 matrix")
+        if len(self.voi) not in {0, 1, array.shape[1]}:
+            raise GeometryError(
+                f"expected no set of windows, one, or one for each slice; "
+                f"found {len(self.voi)} for {array.shape[1]} slices"
+            )
+        array.setflags(write=False)
+        affine.setflags(write=False)
+        object.__setattr__(self, "array", array)
+        object.__setattr__(self, "affine", affine)
+        if self.padding is not None:
+            padding = np.asarray(self.padding, dtype=np.bool_).view()
+            if padding.shape != array.shape:
+                raise GeometryError(f"the padding has the shape {padding.shape}, the array {array.shape}")
+            padding.setflags(write=False)
+            object.__setattr__(self, "padding", padding)
+        if not self.channels:
+            object.__setattr__(self, "channels", self._default_channels())
+        if len(self.channels) != array.shape[0]:
+            raise GeometryError(f"{len(self.channels)} channel names for {array.shape[0]} channels")
+
+    def _default_channels(self) -> tuple[str, ...]:
+        if self.photometric == "RGB":
+            return ("R", "G", "B")
+        count = self.array.shape[0]
+        return ("",) if count == 1 else tuple(str(i) for i in range(count))
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(C, D, H, W)."""
+        c, d, h, w = self.array.shape
+        return c, d, h, w
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Distance between neighbors along (D, H, W), in millimeters."""
+        return geometry.spacing_of(self.affine)
+
+    @property
+    def orientation(self) -> str:
+        """Where the axes (D, H, W) lead, such as "SPL": Superior, Posterior, Left."""
+        return geometry.orientation_code(self.affine)
+
+    @property
+    def is_color(self) -> bool:
+        """Whether the channels are red, green and blue."""
+        return self.photometric == "RGB"
+
+    def with_array(
+        self, array: npt.NDArray[Any], *, step: str = "values replaced", keep_padding: bool = False
+    ) -> Volume:
+        """
+        Return a volume with other values in the same place.
+
+        Parameters
+        ----------
+        array : numpy.ndarray
+            (C, D, H, W) with the same D, H and W.
+        step : str
+            What was done, for the report.
+        keep_padding : bool
+            Whether the mask of padded pixels still holds.
+
+        Returns
+        -------
+        Volume
+
+        Raises
+        ------
+        GeometryError
+            If D, H or W differ.
+        """
+        values = np.asarray(array)
+        if values.shape[1:] != self.array.shape[1:] or values.ndim != 4:
+            raise GeometryError(
+                f"with_array keeps the place of a volume: expected (C, {self.array.shape[1]}, "
+                f"{self.array.shape[2]}, {self.array.shape[3]}), found {values.shape}"
+            )
+        same = values.shape[0] == self.array.shape[0]
+        return replace(
+            self,
+            array=values,
+            channels=self.channels if same else (),
+            padding=self.padding if same and keep_padding else None,
+            report=self.report.then(step),
+        )
+
+    def select(self, channel: int | str) -> Volume:
+        """
+        Return one channel (echo, time point, color) as a volume with C = 1.
+
+        Parameters
+        ----------
+        channel : int or str
+            Its index or its name.
+
+        Raises
+        ------
+        GeometryError
+            If there is no such channel.
+        """
+        if isinstance(channel, str) and channel in self.channels:
+            channel = self.channels.index(channel)
+        if not isinstance(channel, int) or not -len(self.channels) <= channel < len(self.channels):
+            raise GeometryError(f"no channel {channel!r}; expected an index below {len(self.channels)}")
+        chosen = range(len(self.channels))[channel]
+        return replace(
+            self,
+            array=self.array[chosen : chosen + 1],
+            channels=(self.channels[chosen],),
+            photometric="MONOCHROME2" if self.is_color else self.photometric,
+            padding=None if self.padding is None else self.padding[chosen : chosen + 1],
+            report=self.report.then(f"channel {chosen} of {len(self.channels)} selected"),
+        )
+
+    def take(self, slices: Sequence[int]) -> Volume:
+        """
+        Return some slices of the volume, in the order given.
+
+        The step of the affine is the mean distance between them; a report of unevenly spaced ones says so.
+
+        Parameters
+        ----------
+        slices : sequence of int
+            Indices along D, ascending and different.
+
+        Raises
+        ------
+        GeometryError
+            If one is out of range, none is given, or they are not ascending.
+        """
+        chosen = [int(i) for i in slices]
+        depth = self.array.shape[1]
+        if not chosen or chosen[0] < 0 or chosen[-1] >= depth or (np.diff(chosen) <= 0).any():
+            raise GeometryError(f"expected ascending indices of {depth} slices; found {chosen}")
+        uneven = len(set(np.diff(chosen))) > 1
+        uids = self.report.sop_instance_uids
+        report = replace(
+            self.report.then(f"{len(chosen)} of {depth} slices taken{', unevenly spaced' * uneven}"),
+            sop_instance_uids=tuple(uids[i] for i in chosen) if len(uids) == depth else uids,
+        )
+        return replace(
+            self,
+            array=self.array[:, chosen],
+            affine=geometry.subset_affine(self.affine, chosen),
+            voi=tuple(self.voi[i] for i in chosen) if len(self.voi) > 1 else self.voi,
+            padding=None if self.padding is None else self.padding[:, chosen],
+            report=report,
+        )
+
+    def reorient(self, code: str) -> Volume:
+        """
+        Permute and flip the axes so that (D, H, W) lead where `code` says; nothing is interpolated.
+
+        Parameters
+        ----------
+        code : str
+            Three letters for (D, H, W), one each of L/R, P/A and S/I, such as "SPL" for axial slices as
+            radiologists see them.
+
+        Returns
+        -------
+        Volume
+            Each value keeps its place in the patient. Slice-wise facts (windows, SOP Instance UIDs) follow
+            a flip of D; they are dropped where another axis becomes D and they differ between slices.
+
+        Raises
+        ------
+        GeometryError
+            If the code is none of the 48, or the volume has no place in a patient.
+        """
+        if self.space != "patient":
+            raise GeometryError("this image has no known orientation in a patient, and can't be reoriented")
+        if code.upper() == self.orientation:
+            return self
+        array, affine, axes, flipped = geometry.reorient(self.array, self.affine, code)
+        padding = None
+        if self.padding is not None:
+            padding = geometry.reorient(self.padding, self.affine, code)[0]
+        voi, uids = self._per_slice_after(axes[0] == 0, flipped[0])
+        report = replace(
+            self.report.then(f"reoriented from {self.orientation} to {code.upper()}"), sop_instance_uids=uids
+        )
+        return replace(self, array=array, affine=affine, padding=padding, voi=voi, report=report)
+
+    def _per_slice_after(
+        self, same_axis: bool, flipped: bool
+    ) -> tuple[tuple[tuple[Voi, ...], ...], tuple[str, ...]]:
+        voi, uids = self.voi, self.report.sop_instance_uids
+        if not same_axis:
+            return (voi if len(voi) == 1 else ()), ()
+        return (voi[::-1], uids[::-1]) if flipped else (voi, uids)
+
+    def resample(self, spacing: float | Sequence[float]) -> Volume:
+        """
+        Resample to another spacing, linearly, with an antialiasing filter along axes that get coarser.
+
+        Parameters
+        ----------
+        spacing : float or sequence of 3 floats
+            Distance between neighbors along (D, H, W), in millimeters.
+
+        Returns
+        -------
+        Volume
+            float32, covering the same extent, measured from the outer edge of the first voxel. Padded pixels
+            count as the least value around, as a mixture of tissue and padding would be neither.
+
+        Raises
+        ------
+        PreprocessError
+            If the spacing is not positive, or the result would be unreasonably large.
+        """
+        from medimg.core.resample import resample_volume
+
+        return resample_volume(self, spacing)
+
+    def __repr__(self) -> str:
+        size = "×".join(str(n) for n in self.shape)
+        spacing = "×".join(f"{v:.4g}" for v in self.spacing)
+        facts = [f"{size} {self.array.dtype}", self.modality, self.units, f"spacing {spacing} mm"]
+        facts.append(self.orientation if self.space == "patient" else "no patient geometry")
+        return f"Volume({', '.join(f for f in facts if f)})"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        from medimg.core.display import data_uri
+
+        try:
+            picture = f'<img src="{data_uri(self)}" alt="middle slice" style="max-width:256px">'
+        except PreprocessError as error:
+            picture = f"<i>no picture: {escape(str(error))}</i>"
+        return f"<figure>{picture}<figcaption>{escape(repr(self))}</figcaption></figure>"
+
+    def _repr_png_(self) -> bytes:
+        from medimg.core.display import png, render
+
+        return png(render(self))

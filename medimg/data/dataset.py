@@ -1,0 +1,370 @@
+"""Labeled images as a torch data set."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from medimg.data import sources
+from medimg.data.memory import PictureMemory
+from medimg.errors import DatasetError, MedimgWarning
+from medimg.prep import Preprocess
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+    import pandas as pd
+
+    from medimg.core.report import Skipped
+    from medimg.data.sources import LabeledSeries, PatientRule
+
+__all__ = ["ImageDataset", "Task", "Unit"]
+
+Unit: TypeAlias = Literal["slice", "series"]
+Task: TypeAlias = Literal["multiclass", "multilabel"]
+
+_MEMORY: Final = 2 * 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """Which series, and which of its pictures (None for all)."""
+
+    source: int
+    picture: int | None
+
+
+class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
+    """
+    Images with labels and patients, read and preprocessed on demand.
+
+    Make one with :meth:`from_folder` or :meth:`from_csv`. Pictures are kept in memory as they are made, up
+    to `memory` bytes; they pass through the same recipe, bit by bit, as those that a trained model predicts
+    on.
+
+    Parameters
+    ----------
+    labeled : sequence of LabeledSeries
+        The series with their labels and patients.
+    classes : sequence of str
+        Names of the classes; the label of an item is an index into them.
+    preprocess : Preprocess, optional
+        The recipe; the default one by default.
+    unit : {"slice", "series"}
+        Whether an item is one picture (3, H, W), with its series' label, or a bag of all (N, 3, H, W).
+    task : {"multiclass", "multilabel"}
+        Whether a label is the index of a class (int) or a (K,) float32 tensor of 0 and 1.
+    skipped : sequence of Skipped
+        Files that were found and left out.
+    memory : int
+        Bytes of pictures to keep in memory; 2 GiB by default.
+
+    Raises
+    ------
+    DatasetError
+        If there is no item, or a label is none of the classes.
+    """
+
+    def __init__(
+        self,
+        labeled: Sequence[LabeledSeries],
+        *,
+        classes: Sequence[str],
+        preprocess: Preprocess | None = None,
+        unit: Unit = "slice",
+        task: Task = "multiclass",
+        skipped: Sequence[Skipped] = (),
+        memory: int = _MEMORY,
+    ) -> None:
+        if unit not in get_args(Unit):
+            raise DatasetError(f'unit is "slice" or "series"; found {unit!r}')
+        if not labeled:
+            raise DatasetError("a data set needs at least one image")
+        self.classes = tuple(str(c) for c in classes)
+        self.preprocess = preprocess or Preprocess()
+        self.unit: Unit = unit
+        self.task: Task = task
+        self.skipped = tuple(skipped)
+        self._labeled = tuple(labeled)
+        self._memory = PictureMemory(memory)
+        self._targets = self._encoded()
+        self._items = self._all_items()
+        self._warn_of_unknown_patients()
+
+    @classmethod
+    def from_folder(
+        cls,
+        root: str | Path,
+        preprocess: Preprocess | None = None,
+        *,
+        unit: Unit = "slice",
+        patient: PatientRule = None,
+        classes: Sequence[str] | None = None,
+        memory: int = _MEMORY,
+        progress: bool | None = None,
+    ) -> ImageDataset:
+        r"""
+        Make a data set of a folder with one subfolder for each class.
+
+        Parameters
+        ----------
+        root : str or Path
+            The folder; below a class's subfolder, series may lie as deep as they like.
+        preprocess : Preprocess, optional
+            The recipe.
+        unit : {"slice", "series"}
+            What an item is.
+        patient : str or callable, optional
+            How to tell the patient from a path, where the files don't: a regular expression, such as
+            ``r"(person\d+)"``, searched in the path below `root`, or a function of the path.
+        classes : sequence of str, optional
+            The order of the classes; alphabetic by default.
+        memory : int
+            Bytes of pictures to keep in memory.
+        progress : bool, optional
+            Whether to show a progress bar.
+
+        Returns
+        -------
+        ImageDataset
+
+        Raises
+        ------
+        DatasetError
+            If a class has no image, or a pattern does not match.
+        """
+        labeled, skipped = sources.from_folder(root, patient=patient, progress=progress)
+        return cls(
+            labeled,
+            classes=classes or sorted({str(item.label) for item in labeled}),
+            preprocess=preprocess,
+            unit=unit,
+            skipped=skipped,
+            memory=memory,
+        )
+
+    @classmethod
+    def from_csv(
+        cls,
+        csv: str | Path | pd.DataFrame,
+        *,
+        path: str = "path",
+        label: str | Sequence[str] = "label",
+        patient: str | None = None,
+        preprocess: Preprocess | None = None,
+        root: str | Path | None = None,
+        unit: Unit = "slice",
+        classes: Sequence[str] | None = None,
+        memory: int = _MEMORY,
+        progress: bool | None = None,
+    ) -> ImageDataset:
+        """
+        Make a data set of a table with one row for each image or series.
+
+        Parameters
+        ----------
+        csv : str, Path or DataFrame
+            The table.
+        path : str
+            Its column of files, or folders with one series each.
+        label : str or sequence of str
+            Its column of class names; several columns of 0 and 1 make a multilabel data set.
+        patient : str, optional
+            Its column of patients; by default the files' Patient ID (0010,0020).
+        preprocess : Preprocess, optional
+            The recipe.
+        root : str or Path, optional
+            What paths are relative to; by default the folder of the table.
+        unit : {"slice", "series"}
+            What an item is.
+        classes : sequence of str, optional
+            The order of the classes; alphabetic by default, that of the columns for multilabel.
+        memory : int
+            Bytes of pictures to keep in memory.
+        progress : bool, optional
+            Whether to show a progress bar.
+
+        Returns
+        -------
+        ImageDataset
+
+        Raises
+        ------
+        DatasetError
+            If a column or a file is missing, a path stands twice, a cell is empty, or a file is no image.
+        """
+        table = sources.read_table(csv)
+        if root is None:
+            root = Path(csv).parent if isinstance(csv, str | Path) else Path()
+        labeled = sources.from_table(
+            table, Path(root), path=path, label=label, patient=patient, progress=progress
+        )
+        if not isinstance(label, str):
+            return cls(
+                labeled, classes=label, preprocess=preprocess, unit=unit, task="multilabel", memory=memory
+            )
+        return cls(
+            labeled,
+            classes=classes or sorted({str(item.label) for item in labeled}),
+            preprocess=preprocess,
+            unit=unit,
+            memory=memory,
+        )
+
+    def _encoded(self) -> npt.NDArray[np.generic]:
+        """(series,) int64, or (series, K) float32."""
+        if self.task == "multilabel":
+            return np.asarray([item.label for item in self._labeled], dtype=np.float32)
+        if len(set(self.classes)) < len(self.classes):
+            raise DatasetError(f"a class stands twice among {self.classes}")
+        unknown = {str(item.label) for item in self._labeled} - set(self.classes)
+        if unknown:
+            raise DatasetError(f"labels {sorted(unknown)} are none of the classes {list(self.classes)}")
+        return np.asarray([self.classes.index(str(item.label)) for item in self._labeled], dtype=np.int64)
+
+    def _all_items(self) -> tuple[_Item, ...]:
+        if self.unit == "series":
+            return tuple(_Item(n, None) for n in range(len(self._labeled)))
+        return tuple(
+            _Item(n, picture)
+            for n, item in enumerate(self._labeled)
+            for picture in range(self.preprocess.count(item.series))
+        )
+
+    def _warn_of_unknown_patients(self) -> None:
+        unknown = sum(not item.patient for item in self._labeled)
+        if unknown:
+            warnings.warn(
+                f"{unknown} of {len(self._labeled)} images have no known patient, and each counts as one of "
+                "its own: if some share a patient, splits leak. Pass patient=",
+                MedimgWarning,
+                stacklevel=4,
+            )
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int | torch.Tensor]:
+        """
+        Return an item and its label.
+
+        Returns
+        -------
+        image : torch.Tensor
+            float32, normalized: (3, H, W), or (N, 3, H, W) where the unit is a series.
+        label : int or torch.Tensor
+            Index of the class, or (K,) float32.
+        """
+        item = self._items[index]
+        planes = self.planes(index)
+        image = self.preprocess.normalize(planes if item.picture is None else planes[None])
+        target = self._targets[item.source]
+        label = torch.from_numpy(np.array(target)) if self.task == "multilabel" else int(target)
+        return (image if item.picture is None else image[0]), label
+
+    def planes(self, index: int) -> torch.Tensor:
+        """
+        Return an item before normalization.
+
+        Returns
+        -------
+        torch.Tensor
+            float32, 0 (black) to 1 (white): (1 or 3, H, W), or (N, 1 or 3, H, W) where the unit is a series.
+        """
+        item = self._items[index]
+        planes = self._memory.get(item.source, lambda: self._rendered(item.source))
+        return planes if item.picture is None else planes[item.picture]
+
+    def _rendered(self, source: int) -> torch.Tensor:
+        series = self._labeled[source].series
+        planes = self.preprocess.render(series).planes
+        expected = self.preprocess.count(series)
+        if len(planes) != expected:
+            raise DatasetError(
+                f"{series.path} gave {len(planes)} pictures, its headers promise {expected}: "
+                "read it alone and look at its report"
+            )
+        return planes
+
+    @property
+    def labels(self) -> npt.NDArray[np.generic]:
+        """Of each item: (n,) int64, or (n, K) float32 for multilabel."""
+        return self._targets[[item.source for item in self._items]]
+
+    @property
+    def patients(self) -> tuple[str, ...]:
+        """Of each item; for grouping, not for showing. An image without one counts as its own patient."""
+        names = [item.patient or f"unknown: {item.series.uid}" for item in self._labeled]
+        return tuple(names[item.source] for item in self._items)
+
+    @property
+    def series_uids(self) -> tuple[str, ...]:
+        """Of each item."""
+        return tuple(self._labeled[item.source].series.uid for item in self._items)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Of each item: the first file of its series."""
+        return tuple(self._labeled[item.source].series.path for item in self._items)
+
+    def subset(self, indices: Sequence[int] | npt.NDArray[np.integer]) -> ImageDataset:
+        """
+        Return a data set of some items; pictures in memory are shared.
+
+        Raises
+        ------
+        DatasetError
+            If no index is given or one is out of range.
+        """
+        chosen = [int(i) for i in indices]
+        if not chosen or min(chosen) < 0 or max(chosen) >= len(self):
+            raise DatasetError(f"a subset needs indices from 0 to {len(self) - 1}; found {chosen[:5]}")
+        part = object.__new__(type(self))
+        part.__dict__.update(self.__dict__)
+        part._items = tuple(self._items[i] for i in chosen)
+        return part
+
+    def with_preprocess(self, preprocess: Preprocess) -> ImageDataset:
+        """Return the same images with another recipe; a subset can't change its number of pictures."""
+        if len(self._items) != len(self._all_items()):
+            raise DatasetError("change the recipe before splitting")
+        capacity = self._memory.capacity
+        with warnings.catch_warnings():
+            # said once already, when this data set was made
+            warnings.simplefilter("ignore", MedimgWarning)
+            return type(self)(
+                self._labeled,
+                classes=self.classes,
+                preprocess=preprocess,
+                unit=self.unit,
+                task=self.task,
+                skipped=self.skipped,
+                memory=capacity,
+            )
+
+    def class_counts(self) -> dict[str, int]:
+        """Return how many items each class has."""
+        labels = self.labels
+        if self.task == "multilabel":
+            return {name: int(n) for name, n in zip(self.classes, np.sum(labels, axis=0), strict=True)}
+        counts = Counter(int(n) for n in labels)
+        return {name: counts[n] for n, name in enumerate(self.classes)}
+
+    def summary(self) -> str:
+        """Return what is in the data set, in one line, without a word on who."""
+        series = len({item.source for item in self._items})
+        counts = ", ".join(f"{name} {n}" for name, n in self.class_counts().items())
+        kind = "slices" if self.unit == "slice" else "series"
+        text = f"{len(self)} {kind} from {series} series of {len(set(self.patients))} patients ({counts})"
+        return f"{text}; {len(self.skipped)} files skipped" if self.skipped else text
+
+    def __repr__(self) -> str:
+        return f"ImageDataset({self.summary()})"

@@ -1,0 +1,175 @@
+"""Tables and folders into labeled series, every problem named."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from medimg.errors import DatasetError, MedimgError
+from medimg.io.read import find_series
+from medimg.io.scan import scan
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+
+    from medimg.core.report import Skipped
+    from medimg.io.series import Series
+
+__all__ = ["LabeledSeries", "PatientRule", "from_folder", "from_table", "read_table"]
+
+#: How a patient is told from a path: a regular expression with one group, or a function of the path.
+PatientRule: TypeAlias = str | Callable[[Path], str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class LabeledSeries:
+    """One series with its labels; the patient stays out of the repr."""
+
+    series: Series
+    label: str | tuple[float, ...]
+    patient: str = field(repr=False)
+
+
+def _patient_from(rule: PatientRule, path: Path, relative: Path) -> str:
+    if rule is None:
+        return ""
+    if callable(rule):
+        return str(rule(path))
+    match = re.search(rule, relative.as_posix())
+    if match is None:
+        raise DatasetError(
+            f"the pattern {rule!r} for patients does not match the path {relative.as_posix()!r}"
+        )
+    return match.group(1) if match.groups() else match.group(0)
+
+
+def from_folder(
+    root: str | Path, *, patient: PatientRule, progress: bool | None
+) -> tuple[list[LabeledSeries], list[Skipped]]:
+    """Return the series below each subfolder, labeled with the subfolder's name, and the files left out."""
+    folder = Path(root)
+    if not folder.is_dir():
+        raise DatasetError(f"there is no folder {folder}")
+    classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not classes:
+        raise DatasetError(f"{folder} has no subfolders; expected one for each class")
+    found: list[LabeledSeries] = []
+    skipped: list[Skipped] = []
+    for class_folder in classes:
+        index = scan(class_folder, progress=progress)
+        if not index:
+            raise DatasetError(
+                f"no image in the class folder {class_folder} ({len(index.skipped)} files skipped); "
+                "expected DICOM, NIfTI, PNG or JPEG"
+            )
+        skipped += index.skipped
+        for series in index:
+            path = Path(series.path)
+            known = _patient_from(patient, path, path.relative_to(folder)) or series.patient_id
+            found.append(LabeledSeries(series, class_folder.name, known))
+    return found, skipped
+
+
+def read_table(csv: str | Path | pd.DataFrame) -> pd.DataFrame:
+    """Read a CSV file as text, so that no identifier loses its leading zeros."""
+    import pandas as pd
+
+    if isinstance(csv, pd.DataFrame):
+        return csv
+    try:
+        return pd.read_csv(csv, dtype=str, keep_default_na=True)
+    except FileNotFoundError:
+        raise DatasetError(f"there is no file {csv}") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{csv} is no CSV table in UTF-8 ({type(error).__name__})") from None
+
+
+def _check_columns(table: pd.DataFrame, wanted: Sequence[str]) -> None:
+    absent = [name for name in wanted if name not in table.columns]
+    if absent:
+        raise DatasetError(
+            f"the table has no column {', '.join(map(repr, absent))}; it has "
+            f"{', '.join(map(repr, map(str, table.columns)))}"
+        )
+    if table.empty:
+        raise DatasetError("the table has no rows")
+    for name in wanted:
+        empty = np.flatnonzero(table[name].isna())
+        if empty.size:
+            raise DatasetError(
+                f"column {name!r} is empty in {empty.size} row(s), the first is row {empty[0]}"
+            )
+
+
+def _label(row: dict[str, Any], label: str | Sequence[str]) -> str | tuple[float, ...]:
+    if isinstance(label, str):
+        return str(row[label])
+    try:
+        values = tuple(float(row[name]) for name in label)
+    except ValueError:
+        values = ()
+    if not values or not all(v in (0.0, 1.0) for v in values):
+        raise DatasetError(
+            f"several label columns hold 0 or 1; found {[str(row[name]) for name in label]} in one row"
+        )
+    return values
+
+
+def from_table(
+    table: pd.DataFrame,
+    root: Path,
+    *,
+    path: str,
+    label: str | Sequence[str],
+    patient: str | None,
+    progress: bool | None,
+) -> list[LabeledSeries]:
+    """Return the series that each row of a table names, with its label and patient."""
+    from tqdm import tqdm
+
+    labels = [label] if isinstance(label, str) else list(label)
+    _check_columns(table, [path, *labels, *([patient] if patient else [])])
+    rows: list[dict[str, Any]] = table.to_dict("records")  # type: ignore[assignment]  # columns are named by str
+    _check_files(rows, root, path)
+    disable = None if progress is None else not progress
+    found = []
+    problems = []
+    for row in tqdm(rows, desc="indexing", unit="image", disable=disable, delay=1.0, leave=False):
+        try:
+            series, _ = find_series(root / str(row[path]))
+        except MedimgError as error:
+            problems.append(str(error))
+            continue
+        known = str(row[patient]) if patient else series.patient_id
+        found.append(LabeledSeries(series, _label(row, label), known))
+    if problems:
+        shown = "\n".join(f"  {p}" for p in problems[:5])
+        raise DatasetError(
+            f"{len(problems)} of {len(rows)} labeled images can't be read; mend or remove these rows. "
+            f"The first:\n{shown}"
+        )
+    return found
+
+
+def _check_files(rows: list[dict[str, Any]], root: Path, path: str) -> None:
+    names = [str(row[path]) for row in rows]
+    absent = [name for name in names if not (root / name).exists()]
+    if absent:
+        shown = "\n".join(f"  {name}" for name in absent[:5])
+        raise DatasetError(
+            f"{len(absent)} of {len(rows)} labels have no file below {root}; pass root=, or remove "
+            f"these rows. The first:\n{shown}"
+        )
+    if len(set(names)) < len(names):
+        twice = next(name for n, name in enumerate(names) if name in names[:n])
+        raise DatasetError(
+            f"{len(names) - len(set(names))} row(s) name a path that stands in the table already, "
+            f"the first is {twice!r}; give each image one row"
+        )

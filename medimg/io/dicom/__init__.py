@@ -1,0 +1,1 @@
+"""DICOM: headers, frames and codecs, pixel values, assembly of stacks."""

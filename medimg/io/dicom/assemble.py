@@ -1,0 +1,278 @@
+"""Single-frame instances into a series, and its pixels into a volume."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medimg.core import geometry
+from medimg.core.repair import deshear, regular_grid
+from medimg.core.report import ReadReport
+from medimg.core.volume import Volume
+from medimg.errors import (
+    DuplicateSlicesError,
+    GeometryError,
+    MedimgWarning,
+    MissingSlicesError,
+    ReadError,
+    TiltedGantryError,
+)
+from medimg.io.dicom.header import open_dataset
+from medimg.io.dicom.stack import StackPlan, plan_stack
+from medimg.io.dicom.values import SliceValues, slice_values
+from medimg.io.series import Policies, Series
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from medimg.io.dicom.header import Instance
+
+__all__ = ["dicom_series"]
+
+
+def dicom_series(uid: str, instances: Sequence[Instance]) -> Series:
+    """
+    Return the series of instances that belong into one stack.
+
+    Raises
+    ------
+    GeometryError
+        If their order can't be known.
+    """
+    plan = plan_stack(instances)
+    first = plan.instances[0]
+    color = first.samples == 3 or first.photometric == "PALETTE COLOR"
+    depth = len(plan.instances) * first.frames
+    return Series(
+        uid=uid,
+        modality=first.modality,
+        description=first.description,
+        shape=(3 if color else 1, depth, first.rows, first.columns),
+        affine=plan.affine,
+        space=plan.space,
+        files=tuple(i.path for i in plan.instances),
+        format="DICOM",
+        reader=partial(_read, plan, tuple(instances)),
+        patient_id=first.patient_id,
+        study_uid=first.study_uid,
+    )
+
+
+def _read(
+    plan: StackPlan, instances: tuple[Instance, ...], slices: Sequence[int] | None, policies: Policies
+) -> Volume:
+    if plan.instances[0].frames > 1:
+        raise ReadError(
+            f"{plan.instances[0].path} holds {plan.instances[0].frames} frames; multi-frame DICOM is not "
+            "supported yet: convert it to single frames or NIfTI first"
+        )
+    notes = [*plan.notes, *_check_stack(plan, policies)]
+    plan = _settle_duplicates(plan, policies, notes)
+    chosen = range(len(plan.instances)) if slices is None else [int(i) for i in slices]
+    fixes = _fixes(plan, policies)
+    if fixes and slices is not None:
+        raise GeometryError('slices can\'t be chosen together with a policy "fix" that resamples the stack')
+    volume = _decoded(plan, chosen, notes)
+    for fix in fixes:
+        volume = fix(volume)
+    for note in notes:
+        warnings.warn(note, MedimgWarning, stacklevel=4)
+    return volume
+
+
+def _check_stack(plan: StackPlan, policies: Policies) -> list[str]:
+    """Apply the policies "raise" and "warn" to gaps and tilt; return the warnings."""
+    stack = plan.stack
+    if stack is None:
+        return []
+    notes = []
+    if stack.missing or stack.irregular:
+        places = [f"{n} after slice {place}" for place, n in stack.missing]
+        found = f"missing slices: {', '.join(places)}" if places else ""
+        if stack.irregular:
+            found += f"{'; ' * bool(found)}uneven distances after slices {list(stack.irregular)}"
+        found += f" (of {len(plan.instances)} slices, mostly {stack.gap:.4g} mm apart)"
+        if policies.on_missing == "raise":
+            raise MissingSlicesError(
+                f'{found}; get the whole series, or choose on_missing="fix" to interpolate, "warn" or "keep" '
+                "to take the slices as they are"
+            )
+        if policies.on_missing == "warn":
+            notes.append(found)
+    if stack.tilt:
+        found = f"tilted gantry: slices are sheared by {stack.tilt:.2f}°"
+        if policies.on_tilt == "raise":
+            raise TiltedGantryError(
+                f'{found}; choose on_tilt="fix" to resample onto a perpendicular grid, or "warn" or "keep" '
+                "to keep the shear in the affine"
+            )
+        if policies.on_tilt == "warn":
+            notes.append(f"{found}; the affine keeps the shear")
+    return notes
+
+
+def _settle_duplicates(plan: StackPlan, policies: Policies, notes: list[str]) -> StackPlan:
+    if not plan.duplicates:
+        return plan
+    count = len(plan.duplicates)
+    found = f"{count} file(s) lie at the position of another, of {len(plan.instances) + count}"
+    if policies.on_duplicate == "raise":
+        raise DuplicateSlicesError(f'{found}; remove them, or choose on_duplicate="warn"')
+    if policies.on_duplicate == "keep":
+        kept = {id(k): k for _, k in plan.duplicates}
+        extra = [left for left, k in plan.duplicates if id(k) in kept]
+        together = sorted((*plan.instances, *extra), key=lambda i: _along(plan, i))
+        return replace(plan, instances=tuple(together), duplicates=())
+    different = [left for left, kept in plan.duplicates if not _same_image(left, kept)]
+    if different:
+        raise DuplicateSlicesError(
+            f"{found}, and {len(different)} of them hold other images: phases, echoes or series are mixed; "
+            "separate them, or read the files of one"
+        )
+    if policies.on_duplicate == "warn":
+        notes.append(f"{found}, with the same image; one of each is used")
+    return plan
+
+
+def _along(plan: StackPlan, instance: Instance) -> float:
+    normal = plan.affine[:3, 0] / np.linalg.norm(plan.affine[:3, 0])
+    return float(np.asarray(instance.position) @ normal)
+
+
+def _same_image(one: Instance, other: Instance) -> bool:
+    first, second = (slice_values(open_dataset(i.path)) for i in (one, other))
+    return np.array_equal(first.array, second.array)
+
+
+@dataclass(frozen=True, slots=True)
+class _Regularize:
+    plan: StackPlan
+
+    def __call__(self, volume: Volume) -> Volume:
+        stack = self.plan.stack
+        assert stack is not None  # only made for stacks with positions
+        array = regular_grid(volume.array, stack.distances, stack.gap)
+        padding = None
+        if volume.padding is not None:
+            padding = regular_grid(volume.padding.astype(np.uint8), stack.distances, stack.gap) > 0
+        report = volume.report.then(f"interpolated from {volume.shape[1]} to {array.shape[1]} slices")
+        return replace(
+            volume,
+            array=array,
+            padding=padding,
+            voi=volume.voi if len(volume.voi) == 1 else (),
+            report=replace(report, sop_instance_uids=()),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Deshear:
+    plan: StackPlan
+
+    def __call__(self, volume: Volume) -> Volume:
+        affine = volume.affine
+        x, y = (affine[:3, axis] / np.linalg.norm(affine[:3, axis]) for axis in (2, 1))
+        across_rows, across_columns = affine[:3, 0] @ y, affine[:3, 0] @ x
+        _, row_spacing, column_spacing = geometry.spacing_of(affine)
+        d = np.arange(volume.shape[1])
+        array, outside = deshear(
+            volume.array, d * across_rows / row_spacing, d * across_columns / column_spacing
+        )
+        padding = outside
+        if volume.padding is not None:
+            moved, _ = deshear(
+                volume.padding.astype(np.uint8),
+                d * across_rows / row_spacing,
+                d * across_columns / column_spacing,
+            )
+            padding = outside | (moved > 0)
+        straight = affine.copy()
+        straight[:3, 0] -= across_rows * y + across_columns * x
+        report = volume.report.then("desheared onto a perpendicular grid")
+        return replace(volume, array=array, affine=straight, padding=padding, report=report)
+
+
+def _fixes(plan: StackPlan, policies: Policies) -> list[_Regularize | _Deshear]:
+    fixes: list[_Regularize | _Deshear] = []
+    if plan.stack is None:
+        return fixes
+    if policies.on_missing == "fix" and (plan.stack.missing or plan.stack.irregular):
+        fixes.append(_Regularize(plan))
+    if policies.on_tilt == "fix" and plan.stack.tilt:
+        fixes.append(_Deshear(plan))
+    return fixes
+
+
+def _decoded(plan: StackPlan, chosen: Sequence[int], notes: list[str]) -> Volume:
+    instances = plan.instances
+    if not chosen or min(chosen) < 0 or max(chosen) >= len(instances) or (np.diff(chosen) <= 0).any():
+        raise GeometryError(f"expected ascending indices of {len(instances)} slices; found {list(chosen)}")
+    used = [instances[i] for i in chosen]
+    values = [_slice(instance) for instance in used]
+    _check_alike(values, used)
+    first = values[0]
+    transforms = tuple(dict.fromkeys(t for v in values for t in v.transforms))
+    voi = tuple(v.voi for v in values)
+    if len(chosen) < len(instances):
+        transforms += (f"{len(chosen)} of {len(instances)} slices read",)
+    stack = plan.stack
+    report = ReadReport(
+        format="DICOM",
+        files=tuple(i.path for i in used),
+        series_uid=used[0].series_uid,
+        sop_instance_uids=tuple(i.sop_instance_uid for i in used),
+        missing=tuple(place for place, _ in stack.missing) if stack else (),
+        duplicates=tuple(left.path for left, _ in plan.duplicates),
+        tilt=stack.tilt if stack else 0.0,
+        transforms=_few(transforms),
+        warnings=tuple(notes),
+    )
+    return Volume(
+        array=np.stack([v.array for v in values], axis=1),
+        affine=geometry.subset_affine(plan.affine, chosen),
+        modality=used[0].modality,
+        units=first.units,
+        photometric=first.photometric,
+        inverted=first.inverted,
+        space=plan.space,
+        voi=(voi[0],) if all(v == voi[0] for v in voi) else voi,
+        padding=_stacked_padding(values),
+        report=report,
+    )
+
+
+def _slice(instance: Instance) -> SliceValues:
+    try:
+        return slice_values(open_dataset(instance.path))
+    except ReadError as error:
+        if instance.path in str(error):
+            raise
+        raise type(error)(f"{instance.path}: {error}") from None
+
+
+def _check_alike(values: list[SliceValues], used: list[Instance]) -> None:
+    first = values[0]
+    for value, instance in zip(values, used, strict=True):
+        facts = (value.array.shape, value.units, value.photometric, value.inverted)
+        expected = (first.array.shape, first.units, first.photometric, first.inverted)
+        if facts != expected:
+            raise GeometryError(f"{instance.path} differs from the first slice: {facts} against {expected}")
+
+
+def _stacked_padding(values: list[SliceValues]) -> npt.NDArray[np.bool_] | None:
+    if all(v.padding is None for v in values):
+        return None
+    none = np.zeros(values[0].array.shape, dtype=np.bool_)
+    padding: npt.NDArray[Any] = np.stack([none if v.padding is None else v.padding for v in values], axis=1)
+    return padding
+
+
+def _few(transforms: tuple[str, ...]) -> tuple[str, ...]:
+    """Keep the list readable where every slice has a rescale of its own."""
+    return transforms if len(transforms) <= 8 else (*transforms[:7], f"… {len(transforms) - 7} more alike")

@@ -1,0 +1,127 @@
+"""PNG and JPEG pictures, as X-ray data sets come, through Pillow."""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from medimg.core import geometry
+from medimg.core.report import ReadReport
+from medimg.core.volume import Volume
+from medimg.errors import DecodeError, NotAnImageError, ReadError, TruncatedError
+from medimg.io.series import Policies, Series
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+    from PIL import Image
+
+__all__ = ["looks_like_picture", "picture_series"]
+
+_MOST_PIXELS: Final = 2**28
+_GRAY: Final = frozenset({"1", "L", "I", "I;16", "I;16B", "I;16L", "F"})
+
+
+def looks_like_picture(start: bytes) -> bool:
+    """Whether a file begins like PNG or JPEG."""
+    return start[:8] == b"\x89PNG\r\n\x1a\n" or start[:3] == b"\xff\xd8\xff"
+
+
+def picture_series(path: str | Path) -> Series:
+    """
+    Read the size of a picture.
+
+    A color picture counts as gray, with one channel, once it is read and its colors turn out to be equal.
+
+    Raises
+    ------
+    NotAnImageError
+        If it is neither PNG nor JPEG.
+    ReadError
+        If it can't be opened.
+    """
+    with _open(path) as image:
+        width, height = _upright_size(image)
+        channels = 1 if image.mode in _GRAY else 3
+        format_ = str(image.format)
+    return Series(
+        uid=str(path),
+        modality="",
+        description="",
+        shape=(channels, 1, height, width),
+        affine=geometry.image_affine(),
+        space="image",
+        files=(str(path),),
+        format=format_,
+        reader=partial(_read, str(path)),
+    )
+
+
+def _open(path: str | Path) -> Image.Image:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path, formats=("PNG", "JPEG"))
+    except FileNotFoundError:
+        raise ReadError(f"there is no file {path}") from None
+    except UnidentifiedImageError:
+        raise NotAnImageError(f"{path} is neither PNG nor JPEG") from None
+    except OSError as error:
+        raise ReadError(f"{path} can't be opened: {error.strerror or type(error).__name__}") from None
+    # Pillow raises many kinds of exception on damaged headers
+    except Exception as error:
+        raise ReadError(f"{path} is damaged ({type(error).__name__})") from None
+    if image.width * image.height > _MOST_PIXELS:
+        raise DecodeError(f"{path} declares {image.width}×{image.height} pixels, which is unreasonably large")
+    return image
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    turned = image.getexif().get(0x0112, 1) in {5, 6, 7, 8}
+    return (image.height, image.width) if turned else (image.width, image.height)
+
+
+def _read(path: str, slices: Sequence[int] | None, policies: Policies) -> Volume:
+    from PIL import ImageOps
+
+    if slices is not None and list(slices) != [0]:
+        raise ReadError(
+            f"{path} is a single picture; slice 0 is all it has, and {list(slices)} were asked for"
+        )
+    with _open(path) as image:
+        format_ = str(image.format)
+        steps = []
+        try:
+            upright = ImageOps.exif_transpose(image)
+            if upright.getexif() != image.getexif():
+                steps.append("turned upright by its EXIF tag")
+            array = _pixels(upright)
+        except (OSError, SyntaxError) as error:
+            raise TruncatedError(f"{path} is truncated or damaged ({type(error).__name__})") from None
+    if array.shape[0] == 3 and (array == array[:1]).all():
+        array, steps = array[:1], [*steps, "gray in three equal channels: one kept"]
+    return Volume(
+        array=array[:, None],
+        affine=geometry.image_affine(),
+        photometric="RGB" if array.shape[0] == 3 else "MONOCHROME2",
+        space="image",
+        report=ReadReport(format=format_, files=(path,), transforms=tuple(steps)),
+    )
+
+
+def _pixels(image: Image.Image) -> npt.NDArray[Any]:
+    """(C, H, W): gray in its own depth, everything else as 8-bit RGB; transparency is dropped."""
+    if image.mode in {"LA", "1"}:
+        image = image.convert("L")
+    elif image.mode not in _GRAY:
+        image = image.convert("RGB")
+    array = np.asarray(image)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return array[None] if array.ndim == 2 else np.ascontiguousarray(np.moveaxis(array, -1, 0))

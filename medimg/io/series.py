@@ -1,0 +1,208 @@
+"""A series: what its headers say, eagerly; its pixels, on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, get_args, overload
+
+from medimg.core import geometry
+from medimg.core.report import Skipped
+from medimg.core.stacking import Policy
+from medimg.errors import ReadError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from medimg.core.volume import Space, Volume
+
+__all__ = ["Policies", "Series", "SeriesIndex", "SliceReader"]
+
+
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """
+    What to do about gaps, duplicates and tilt: "raise", "warn", "fix" or "keep".
+
+    Raises
+    ------
+    ReadError
+        If one is none of these.
+    """
+
+    on_missing: Policy = "raise"
+    on_duplicate: Policy = "warn"
+    on_tilt: Policy = "warn"
+
+    def __post_init__(self) -> None:
+        for name in ("on_missing", "on_duplicate", "on_tilt"):
+            if getattr(self, name) not in get_args(Policy):
+                raise ReadError(
+                    f"{name}={getattr(self, name)!r} is none of {', '.join(map(repr, get_args(Policy)))}"
+                )
+
+
+class SliceReader(Protocol):
+    """Reads the pixels of one series; every format has one."""
+
+    def __call__(self, slices: Sequence[int] | None, policies: Policies) -> Volume:
+        """
+        Return the volume of some slices, or of all.
+
+        Parameters
+        ----------
+        slices : sequence of int or None
+            Ascending indices along D.
+        policies : Policies
+            What to do about gaps, duplicates and tilt.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Series:
+    """
+    One series of images: a stack of DICOM slices, a NIfTI file, a picture.
+
+    Made by :func:`medimg.scan`. What identifies the patient is there for grouping, and in no repr.
+
+    Attributes
+    ----------
+    uid : str
+        Series Instance UID, with "#2", "#3", … where one series of the scanner holds several stacks; the
+        path for formats without UIDs.
+    modality : str
+        "CT", "MR", …; "" where the format does not say.
+    description : str
+        Series Description.
+    shape : tuple of 4 ints
+        (C, D, H, W).
+    affine : numpy.ndarray
+        (4, 4): index (d, h, w) to LPS millimeters, as the headers give it.
+    space : {"patient", "image"}
+        Whether the affine leads into a patient.
+    files : tuple of str
+        In the order of the slices.
+    format : str
+        "DICOM", "NIfTI", "PNG" or "JPEG".
+    patient_id : str
+        "" where unknown.
+    study_uid : str
+        "" where unknown.
+    frame_times : tuple of float or None
+        Seconds from the first time point, for each channel of a time series.
+    """
+
+    uid: str
+    modality: str
+    description: str = field(repr=False)
+    shape: tuple[int, int, int, int]
+    affine: geometry.Affine = field(repr=False)
+    space: Space
+    files: tuple[str, ...] = field(repr=False)
+    format: str
+    reader: SliceReader = field(repr=False)
+    patient_id: str = field(default="", repr=False)
+    study_uid: str = field(default="", repr=False)
+    frame_times: tuple[float, ...] | None = field(default=None, repr=False)
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Distance between neighbors along (D, H, W), in millimeters."""
+        return geometry.spacing_of(self.affine)
+
+    @property
+    def path(self) -> str:
+        """The first of its files."""
+        return self.files[0]
+
+    def read(
+        self,
+        slices: Sequence[int] | None = None,
+        *,
+        on_missing: Policy = "raise",
+        on_duplicate: Policy = "warn",
+        on_tilt: Policy = "warn",
+    ) -> Volume:
+        """
+        Read the pixels.
+
+        Parameters
+        ----------
+        slices : sequence of int, optional
+            Ascending indices along D; only these are decoded. All by default.
+        on_missing, on_duplicate, on_tilt : {"raise", "warn", "fix", "keep"}
+            See :func:`medimg.read`.
+
+        Returns
+        -------
+        Volume
+
+        Raises
+        ------
+        ReadError
+            If a file can't be read or decoded.
+        SeriesError
+            If the slices don't make up a sound stack and the policy is "raise".
+        """
+        return self.reader(slices, Policies(on_missing, on_duplicate, on_tilt))
+
+    def summary(self) -> str:
+        """Return one line for a person: modality, size, spacing, description, UID."""
+        size = "×".join(str(n) for n in self.shape)
+        spacing = "×".join(f"{v:.3g}" for v in self.spacing)
+        kind = " ".join(part for part in (self.modality or self.format, self.description) if part)
+        return f"{kind}: {size}, {spacing} mm, {len(self.files)} file(s), uid {self.uid}"
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesIndex(Sequence[Series]):
+    """
+    The series found in a tree of files, and the files that belong to none.
+
+    Attributes
+    ----------
+    series : tuple of Series
+    skipped : tuple of Skipped
+        Files that are no image, or damaged, with the reason.
+    """
+
+    series: tuple[Series, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+    @overload
+    def __getitem__(self, index: int) -> Series: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Series, ...]: ...
+    def __getitem__(self, index: int | slice) -> Series | tuple[Series, ...]:
+        return self.series[index]
+
+    def __len__(self) -> int:
+        return len(self.series)
+
+    def __repr__(self) -> str:
+        return f"SeriesIndex({len(self.series)} series, {len(self.skipped)} files skipped)"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """
+        Return a table with one row for each series.
+
+        Its column ``patient_id`` identifies patients: keep the table where the images are kept.
+        """
+        import pandas as pd
+
+        return pd.DataFrame([_row(s) for s in self.series], columns=list(_COLUMNS))
+
+
+_COLUMNS = (
+    "uid", "modality", "description", "channels", "slices", "rows", "columns", "slice_spacing",
+    "row_spacing", "column_spacing", "files", "format", "path", "patient_id", "study_uid",
+)  # fmt: skip
+
+
+def _row(series: Series) -> dict[str, Any]:
+    values = (
+        series.uid, series.modality, series.description, *series.shape, *series.spacing, len(series.files),
+        series.format, series.path, series.patient_id, series.study_uid,
+    )  # fmt: skip
+    return dict(zip(_COLUMNS, values, strict=True))

@@ -1,0 +1,277 @@
+"""The recipe: the whole way from a volume to a tensor as one frozen, serializable value."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
+
+import torch
+
+from medimg.core.window import PRESETS, Window
+from medimg.errors import PreprocessError
+from medimg.prep.rendering import Rendered, count_pictures, render
+from medimg.prep.resizing import Fit
+
+if TYPE_CHECKING:
+    from medimg.core.volume import Volume
+    from medimg.io.read import Source
+    from medimg.io.series import Series
+    from medimg.prep.slices import SliceChoice
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preprocess"]
+
+IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
+IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+
+#: Raised whenever the same fields would give other tensors than before.
+_REVISION: Final = 1
+
+OneWindow: TypeAlias = str | Window
+Channels: TypeAlias = Literal["repeat", "windows", "adjacent"]
+Orientation: TypeAlias = Literal["display", "stored"]
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """
+    A recipe from an image to normalized tensors.
+
+    The order of operations is that of PS3.4 N.2: modality values, resampling in modality units, window or
+    VOI LUT, inversion for MONOCHROME1, then resizing and normalization. Color images are taken as they are.
+
+    Parameters
+    ----------
+    window : str, Window, or three of these
+        "auto": by modality (CT: soft_tissue; CR, DX, MG: what the file declares, else percentiles; all
+        others: percentiles). "dicom": the first window or table that the file declares. "percentile". The
+        name of a preset. A :class:`Window`. Three of these make the three channels.
+    channels : {"repeat", "windows", "adjacent"}
+        "repeat": one picture in three equal channels. "windows": one channel for each of three windows.
+        "adjacent": the slice before, the slice, the slice after (2.5-D).
+    slices : "all", "middle" or int
+        Which slices become pictures; an int takes that many, evenly spaced.
+    spacing : float, tuple of 3 floats, or None
+        Resample to this spacing (D, H, W), in millimeters, before windowing.
+    size : int or tuple of 2 ints
+        Rows and columns of the pictures.
+    fit : {"pad", "crop", "stretch"}
+        How a picture of another aspect fits, in physical aspect: all of it padded with `fill`, covering all,
+        or distorted.
+    fill : "background" or float
+        Brightness of what the image does not cover, 0 (black) to 1; "background" is black.
+    mean, std : tuple of 3 floats
+        Normalization of the channels; by default ImageNet's.
+    percentiles : tuple of 2 floats
+        What "percentile" means; padding and non-finite values take no part.
+    orientation : {"display", "stored"}
+        "display": the way radiologists look at such slices, whatever the array order, wherever the
+        orientation in the patient is known. "stored": as the array lies.
+
+    Raises
+    ------
+    PreprocessError
+        If a field is unsound or two contradict each other.
+
+    Examples
+    --------
+    >>> recipe = Preprocess(window="lung", slices=8)
+    >>> recipe == Preprocess.from_dict(recipe.to_dict())
+    True
+    >>> recipe.fingerprint == Preprocess(window="bone", slices=8).fingerprint
+    False
+    """
+
+    window: OneWindow | tuple[OneWindow, OneWindow, OneWindow] = "auto"
+    channels: Channels = "repeat"
+    slices: SliceChoice = "all"
+    spacing: float | tuple[float, float, float] | None = None
+    size: int | tuple[int, int] = 224
+    fit: Fit = "pad"
+    fill: Literal["background"] | float = "background"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    orientation: Orientation = "display"
+
+    def __post_init__(self) -> None:
+        for name in ("window", "size", "spacing", "mean", "std", "percentiles"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.channels == "repeat" and isinstance(self.window, tuple):
+            object.__setattr__(self, "channels", "windows")
+        _check_choices(self)
+        _check_windows(self)
+        _check_numbers(self)
+
+    @property
+    def hw(self) -> tuple[int, int]:
+        """Rows and columns of the pictures."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def fill_value(self) -> float:
+        """Brightness, 0 to 1, of what the image does not cover."""
+        return 0.0 if self.fill == "background" else float(self.fill)
+
+    @property
+    def background(self) -> torch.Tensor:
+        """Return the normalized value of what the image does not cover: (3, 1, 1) float32."""
+        return self.normalize(torch.full((1, 1, 1, 1), self.fill_value))[0]
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that differ whenever the tensors may."""
+        canonical = json.dumps([_REVISION, self.to_dict()], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def replace(self, **changes: Any) -> Preprocess:
+        """Return the recipe with some fields changed."""
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as values that JSON knows."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, Window):
+                return value.to_dict()
+            if isinstance(value, tuple):
+                return [plain(v) for v in value]
+            return value
+
+        return {f.name: plain(getattr(self, f.name)) for f in fields(self)}
+
+    @classmethod
+    def from_dict(cls, recipe: dict[str, Any]) -> Preprocess:
+        """
+        Return the recipe that :meth:`to_dict` was called on.
+
+        Raises
+        ------
+        PreprocessError
+            If a field is unknown or unsound.
+        """
+
+        def rich(value: Any) -> Any:
+            if isinstance(value, dict):
+                return Window(**value)
+            return tuple(rich(v) for v in value) if isinstance(value, list) else value
+
+        unknown = set(recipe) - {f.name for f in fields(cls)}
+        if unknown:
+            raise PreprocessError(f"unknown fields in a recipe: {', '.join(sorted(map(repr, unknown)))}")
+        try:
+            return cls(**{name: rich(value) for name, value in recipe.items()})
+        except TypeError as error:
+            raise PreprocessError(f"a recipe has a field of the wrong kind: {error}") from None
+
+    def count(self, series: Series) -> int:
+        """Return how many pictures the recipe makes of a series, without reading its pixels."""
+        return count_pictures(self, series.shape[1], series.spacing[0])
+
+    def render(self, source: Source | Volume, *, device: str | torch.device | None = None) -> Rendered:
+        """
+        Make pictures that are not normalized yet.
+
+        Parameters
+        ----------
+        source : str, Path, list of these, Series or Volume
+            What to read.
+        device : str or torch.device, optional
+            Where to compute; the CPU by default.
+
+        Returns
+        -------
+        Rendered
+            Its ``planes`` are (N, 1 or 3, H, W) float32, 0 (black) to 1 (white).
+        """
+        return render(self, source, device)
+
+    def normalize(self, planes: torch.Tensor) -> torch.Tensor:
+        """
+        Normalize pictures.
+
+        Parameters
+        ----------
+        planes : torch.Tensor
+            (N, 1 or 3, H, W) float32, 0 to 1.
+
+        Returns
+        -------
+        torch.Tensor
+            (N, 3, H, W) float32: ``(planes - mean) / std``.
+        """
+        mean, std = (torch.tensor(v, device=planes.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        return (planes - mean) / std
+
+    def __call__(self, source: Source | Volume, *, device: str | torch.device | None = None) -> torch.Tensor:
+        """
+        Make normalized pictures.
+
+        Parameters
+        ----------
+        source : str, Path, list of these, Series or Volume
+            What to read; see :func:`medimg.read`.
+        device : str or torch.device, optional
+            Where to compute; the CPU by default.
+
+        Returns
+        -------
+        torch.Tensor
+            (N, 3, H, W) float32, N slices in the order in which they are displayed.
+
+        Raises
+        ------
+        PreprocessError
+            If the recipe does not fit the image.
+        ReadError, SeriesError
+            If the source can't be read.
+        """
+        return self.normalize(self.render(source, device=device).planes)
+
+
+def _check_choices(recipe: Preprocess) -> None:
+    choices = {"channels": get_args(Channels), "fit": get_args(Fit), "orientation": get_args(Orientation)}
+    for name, known in choices.items():
+        if getattr(recipe, name) not in known:
+            raise PreprocessError(
+                f"{name}={getattr(recipe, name)!r} is none of {', '.join(map(repr, known))}"
+            )
+    slices = recipe.slices
+    if slices not in ("all", "middle") and (not isinstance(slices, int) or slices < 1):
+        raise PreprocessError(f'slices is "all", "middle" or a positive number; found {slices!r}')
+
+
+def _check_windows(recipe: Preprocess) -> None:
+    windows = recipe.window if isinstance(recipe.window, tuple) else (recipe.window,)
+    if (len(windows) == 3) != (recipe.channels == "windows"):
+        raise PreprocessError(
+            f'channels="windows" takes three windows, the others take one; '
+            f"found {len(windows)} with channels={recipe.channels!r}"
+        )
+    named = {"auto", "dicom", "percentile", *PRESETS}
+    for window in windows:
+        if not isinstance(window, Window) and window not in named:
+            raise PreprocessError(
+                f"unknown window {window!r}; expected a Window or one of {', '.join(sorted(named))}"
+            )
+
+
+def _check_numbers(recipe: Preprocess) -> None:
+    if not all(isinstance(n, int) and 1 <= n <= 16384 for n in recipe.hw) or len(recipe.hw) != 2:
+        raise PreprocessError(f"size is one or two positive numbers of pixels; found {recipe.size!r}")
+    if recipe.fill != "background" and not 0 <= float(recipe.fill) <= 1:
+        raise PreprocessError(f'fill is "background" or a brightness from 0 to 1; found {recipe.fill!r}')
+    for name in ("mean", "std"):
+        values = getattr(recipe, name)
+        if len(values) != 3 or not all(math.isfinite(v) for v in values):
+            raise PreprocessError(f"{name} is three finite numbers; found {values!r}")
+    if min(recipe.std) <= 0:
+        raise PreprocessError(f"std must be positive; found {recipe.std!r}")
+    low, high = recipe.percentiles
+    if not 0 <= low < high <= 100:
+        raise PreprocessError(
+            f"percentiles are two ascending numbers from 0 to 100; found {recipe.percentiles!r}"
+        )

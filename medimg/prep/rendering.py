@@ -1,0 +1,169 @@
+"""A recipe carried out: from a source to pictures in the range 0 to 1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from medimg.core.display import choose_voi
+from medimg.core.geometry import display_code
+from medimg.core.report import ReadReport
+from medimg.core.resample import resampled_size
+from medimg.core.volume import Volume
+from medimg.errors import PreprocessError
+from medimg.io.read import Source, read
+from medimg.prep.resizing import resize
+from medimg.prep.slices import choose_slices, neighbors
+from medimg.prep.windowing import apply_voi
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from medimg.core.window import Voi
+    from medimg.prep.recipe import Preprocess
+
+__all__ = ["Rendered", "count_pictures", "render"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rendered:
+    """
+    Pictures, and where they come from.
+
+    Attributes
+    ----------
+    planes : torch.Tensor
+        (N, 1 or 3, H, W) float32, 0 (black) to 1 (white), not normalized.
+    slices : tuple of int
+        For each picture, the index of its slice in the volume as it was read; the nearest one where the
+        volume was resampled.
+    sop_instance_uids : tuple of str
+        Of the slice of each picture; "" where there is none.
+    report : ReadReport
+        How the volume came about, the recipe's steps included.
+    """
+
+    planes: torch.Tensor = field(repr=False)
+    slices: tuple[int, ...]
+    sop_instance_uids: tuple[str, ...] = field(repr=False)
+    report: ReadReport
+
+    @property
+    def series_uid(self) -> str:
+        """Series Instance UID, or "" where there is none."""
+        return self.report.series_uid
+
+
+def count_pictures(recipe: Preprocess, depth: int, slice_spacing: float) -> int:
+    """Return how many pictures a recipe makes of that many slices at that distance, in millimeters."""
+    if recipe.spacing is not None:
+        wanted = recipe.spacing if isinstance(recipe.spacing, int | float) else recipe.spacing[0]
+        depth = resampled_size(depth, wanted / slice_spacing)
+    return len(choose_slices(depth, recipe.slices))
+
+
+def render(recipe: Preprocess, source: Source | Volume, device: str | torch.device | None) -> Rendered:
+    """Carry out a recipe; see :meth:`medimg.Preprocess.render`."""
+    original = source if isinstance(source, Volume) else read(source)
+    if original.shape[0] != 1 and not original.is_color:
+        raise PreprocessError(
+            f"this image has {original.shape[0]} channels (time points or echoes); choose one: "
+            "recipe(medimg.read(source).select(0))"
+        )
+    volume, flipped = _upright(original, recipe)
+    if recipe.spacing is not None:
+        volume = volume.resample(recipe.spacing)
+    chosen = choose_slices(volume.shape[1], recipe.slices)
+    windows = () if volume.is_color else _windows(recipe, volume)
+    batches = _batches(chosen, windows)
+    planes = torch.cat([_pictures(recipe, volume, batch, voi, device) for batch, voi in batches])
+    slices = tuple(_original_index(d, volume.shape[1], original.shape[1], flipped) for d in chosen)
+    uids = original.report.sop_instance_uids
+    return Rendered(
+        planes=planes,
+        slices=slices,
+        sop_instance_uids=tuple(uids[i] if len(uids) == original.shape[1] else "" for i in slices),
+        report=volume.report.then(f"preprocessed by recipe {recipe.fingerprint}"),
+    )
+
+
+def _upright(volume: Volume, recipe: Preprocess) -> tuple[Volume, bool]:
+    """Return the volume as it is displayed, and whether its slices are in reverse order now."""
+    if recipe.orientation == "stored" or volume.space != "patient":
+        return volume, False
+    code = display_code(volume.affine)
+    return volume.reorient(code), code[0] != volume.orientation[0]
+
+
+def _original_index(d: int, depth: int, original_depth: int, flipped: bool) -> int:
+    nearest = min(original_depth - 1, int((d + 0.5) * original_depth / depth))
+    return original_depth - 1 - nearest if flipped else nearest
+
+
+def _windows(recipe: Preprocess, volume: Volume) -> tuple[tuple[Voi, ...], ...]:
+    """Return for each channel its window of all slices (one), or of each."""
+    wanted = recipe.window if isinstance(recipe.window, tuple) else (recipe.window,)
+    return tuple(choose_voi(volume, window, recipe.percentiles) for window in wanted)
+
+
+def _batches(
+    chosen: Sequence[int], windows: tuple[tuple[Voi, ...], ...]
+) -> list[tuple[tuple[int, ...], tuple[Voi, ...]]]:
+    """Group neighboring slices that share their windows: (slices, a window for each channel)."""
+    batches: list[tuple[list[int], tuple[Voi, ...]]] = []
+    for d in chosen:
+        voi = tuple(w[d if len(w) > 1 else 0] for w in windows)
+        if batches and batches[-1][1] == voi and len(batches[-1][0]) < 8:
+            batches[-1][0].append(d)
+        else:
+            batches.append(([d], voi))
+    return [(tuple(slices), voi) for slices, voi in batches]
+
+
+def _pictures(
+    recipe: Preprocess,
+    volume: Volume,
+    slices: tuple[int, ...],
+    voi: tuple[Voi, ...],
+    device: str | torch.device | None,
+) -> torch.Tensor:
+    """(n, 1 or 3, H, W) pictures of some slices that share their windows."""
+    if volume.is_color:
+        planes = _tensor(volume.array[:, list(slices)], device).transpose(0, 1).to(torch.float32) / 255.0
+    elif recipe.channels == "adjacent":
+        sets = [neighbors(d, volume.shape[1]) for d in slices]
+        shown = [_shown(volume, list(three), voi, device)[:, 0] for three in sets]
+        planes = torch.stack(shown)
+    else:
+        planes = _shown(volume, list(slices), voi, device)
+    _, *spacing = volume.spacing
+    return resize(planes, spacing, recipe.hw, recipe.fit, recipe.fill_value)
+
+
+def _shown(
+    volume: Volume, slices: list[int], voi: tuple[Voi, ...], device: str | torch.device | None
+) -> torch.Tensor:
+    """(n, windows, H, W): windowed, inverted where the file says so, padding black."""
+    values = _tensor(volume.array[0, slices], device)
+    if values.is_floating_point():
+        values = torch.nan_to_num(values.to(torch.float32))
+    planes = torch.stack([apply_voi(values, v) for v in voi], dim=1)
+    if volume.inverted:
+        planes = 1.0 - planes
+    if volume.padding is not None:
+        padded = _tensor(volume.padding[0, slices], device)
+        planes = planes.masked_fill(padded[:, None], 0.0)
+    return planes
+
+
+def _tensor(array: np.ndarray[Any, Any], device: str | torch.device | None) -> torch.Tensor:
+    plain = np.ascontiguousarray(array)
+    if plain.dtype == np.uint16 or plain.dtype.itemsize > 4:
+        # torch computes little with uint16, and nothing here needs 64 bits
+        plain = plain.astype(np.int32 if plain.dtype.kind in "iu" else np.float32)
+    elif plain.dtype == np.uint32:
+        plain = plain.astype(np.float32)
+    return torch.from_numpy(plain if plain.flags.writeable else plain.copy()).to(device or "cpu")
