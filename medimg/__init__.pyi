@@ -5,8 +5,8 @@ from medimg.core.volume import Volume as Volume
 from medimg.core.window import Window as Window
 from medimg.data import ImageDataset as ImageDataset
 from medimg.data import split as split
-from medimg.evaluation import Report as Report
-from medimg.evaluation import evaluate as evaluate
+from medimg.evaluate import Report as Report
+from medimg.evaluate import evaluate as evaluate
 from medimg.io import Series as Series
 from medimg.io import SeriesIndex as SeriesIndex
 from medimg.io import read as read

@@ -35,6 +35,7 @@ def _taps(size: int, count: int, scale: float) -> tuple[npt.NDArray[np.int64], n
     taps = int(np.ceil(2 * support))
     index = first[:, None] + np.arange(taps)
     weights = np.clip(1.0 - np.abs(index - center[:, None]) / support, 0.0, None)
+    weights[(index < 0) | (index >= size)] = 0.0
     weights /= weights.sum(axis=1, keepdims=True)
     return np.clip(index, 0, size - 1), weights.astype(np.float32)
 

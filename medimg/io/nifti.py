@@ -102,9 +102,10 @@ def _check_size(image: Any, path: str | Path) -> None:
     size = float(np.prod([float(n) for n in shape])) * image.get_data_dtype().itemsize
     if min(shape, default=0) < 1 or size > _MOST_BYTES:
         raise DecodeError(f"{path} declares the shape {shape}, which is empty or unreasonably large")
-    if str(path).lower().endswith(".nii") and Path(path).stat().st_size < size:
+    length = Path(path).stat().st_size
+    if str(path).lower().endswith(".nii") and length < size + image.dataobj.offset:
         raise TruncatedError(
-            f"{path} declares {size:.0f} bytes of values and is {Path(path).stat().st_size} bytes long"
+            f"{path} is {length} bytes long, its header promises {size + image.dataobj.offset:.0f}"
         )
 
 

@@ -46,7 +46,7 @@ def picture_series(path: str | Path) -> Series:
         If it can't be opened.
     """
     with _open(path) as image:
-        width, height = _upright_size(image)
+        width, height = _upright_size(image, path)
         channels = 1 if image.mode in _GRAY else 3
         format_ = str(image.format)
     return Series(
@@ -83,8 +83,12 @@ def _open(path: str | Path) -> Image.Image:
     return image
 
 
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    turned = image.getexif().get(0x0112, 1) in {5, 6, 7, 8}
+def _upright_size(image: Image.Image, path: str | Path) -> tuple[int, int]:
+    try:
+        turned = image.getexif().get(0x0112, 1) in {5, 6, 7, 8}
+    # a PNG is read to its end for its EXIF tags
+    except (OSError, SyntaxError, ValueError) as error:
+        raise TruncatedError(f"{path} is truncated or damaged ({type(error).__name__})") from None
     return (image.height, image.width) if turned else (image.width, image.height)
 
 
@@ -103,7 +107,7 @@ def _read(path: str, slices: Sequence[int] | None, policies: Policies) -> Volume
             if upright.getexif() != image.getexif():
                 steps.append("turned upright by its EXIF tag")
             array = _pixels(upright)
-        except (OSError, SyntaxError) as error:
+        except (OSError, SyntaxError, ValueError) as error:
             raise TruncatedError(f"{path} is truncated or damaged ({type(error).__name__})") from None
     if array.shape[0] == 3 and (array == array[:1]).all():
         array, steps = array[:1], [*steps, "gray in three equal channels: one kept"]

@@ -17,7 +17,9 @@ from medimg.errors import (
     ReadError,
     SeriesError,
 )
-from medimg.io.scan import index_files, scan
+from medimg.io.dicom.assemble import dicom_series
+from medimg.io.dicom.header import Instance
+from medimg.io.scan import identify, index_files, scan
 from medimg.io.series import Series, SeriesIndex
 
 if TYPE_CHECKING:
@@ -149,7 +151,7 @@ def _named_source(source: object) -> str:
 
 def _nothing_found(source: object, index: SeriesIndex) -> MedimgError:
     if len(index.skipped) == 1:
-        return _same_kind(index.skipped[0].reason)
+        return _error_of(Path(index.skipped[0].path))
     where = _named_source(source)
     if not index.skipped:
         return NotAnImageError(f"{where} holds no files; expected DICOM, NIfTI, PNG or JPEG")
@@ -161,9 +163,15 @@ def _nothing_found(source: object, index: SeriesIndex) -> MedimgError:
     )
 
 
-def _same_kind(reason: str) -> MedimgError:
-    damaged = "damaged" in reason or "can't be opened" in reason
-    return ReadError(reason) if damaged else NotAnImageError(reason)
+def _error_of(path: Path) -> MedimgError:
+    """Return what is wrong with the only file that there is, in its own class of error."""
+    try:
+        found = identify(path)
+        if isinstance(found, Instance):
+            dicom_series(found.series_uid, [found])
+    except MedimgError as error:
+        return error
+    return ReadError(f"{path} could not be read at first, but could a moment later: is it being written?")
 
 
 def _listing(index: SeriesIndex) -> str:

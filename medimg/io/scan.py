@@ -19,7 +19,7 @@ from medimg.io.series import Series, SeriesIndex
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["index_files", "scan"]
+__all__ = ["identify", "index_files", "scan"]
 
 _Found: TypeAlias = Instance | Series | Skipped
 
@@ -112,12 +112,20 @@ def _walk(root: Path) -> Iterator[Path]:
 
 def _inspect(path: str | Path) -> _Found:
     try:
-        return _identify(Path(path))
+        return identify(Path(path))
     except MedimgError as error:
         return Skipped(str(path), str(error))
 
 
-def _identify(path: Path) -> Instance | Series:
+def identify(path: Path) -> Instance | Series:
+    """
+    Return what a file holds, told by its content.
+
+    Raises
+    ------
+    ReadError
+        If it holds no image, or can't be read.
+    """
     if not path.is_file():
         raise ReadError(f"there is no file {path}")
     if is_nifti_name(path.name):

@@ -14,6 +14,7 @@ from medimg.core.repair import deshear, regular_grid
 from medimg.core.report import ReadReport
 from medimg.core.volume import Volume
 from medimg.errors import (
+    DecodeError,
     DuplicateSlicesError,
     GeometryError,
     MedimgWarning,
@@ -21,7 +22,7 @@ from medimg.errors import (
     ReadError,
     TiltedGantryError,
 )
-from medimg.io.dicom.header import open_dataset
+from medimg.io.dicom.header import open_dataset, quiet_pydicom
 from medimg.io.dicom.stack import StackPlan, plan_stack
 from medimg.io.dicom.values import SliceValues, slice_values
 from medimg.io.series import Policies, Series
@@ -146,7 +147,7 @@ def _along(plan: StackPlan, instance: Instance) -> float:
 
 
 def _same_image(one: Instance, other: Instance) -> bool:
-    first, second = (slice_values(open_dataset(i.path)) for i in (one, other))
+    first, second = _slice(one), _slice(other)
     return np.array_equal(first.array, second.array)
 
 
@@ -249,11 +250,15 @@ def _decoded(plan: StackPlan, chosen: Sequence[int], notes: list[str]) -> Volume
 
 def _slice(instance: Instance) -> SliceValues:
     try:
-        return slice_values(open_dataset(instance.path))
+        with quiet_pydicom():
+            return slice_values(open_dataset(instance.path))
     except ReadError as error:
         if instance.path in str(error):
             raise
         raise type(error)(f"{instance.path}: {error}") from None
+    # values are parsed when they are used, and pydicom raises errors of many kinds on damaged ones
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError, OSError, EOFError) as error:
+        raise DecodeError(f"{instance.path} is damaged ({type(error).__name__} while decoding)") from None
 
 
 def _check_alike(values: list[SliceValues], used: list[Instance]) -> None:

@@ -11,7 +11,7 @@ from pydicom.uid import UID, ExplicitVRBigEndian
 
 from medimg.errors import DecodeError, NotAnImageError, TruncatedError
 from medimg.io.dicom.codecs import FrameFormat, decode_frame
-from medimg.io.dicom.header import integer, quiet_pydicom, text
+from medimg.io.dicom.header import integer, text
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -96,12 +96,15 @@ def stored_values(dataset: Dataset) -> tuple[npt.NDArray[Any], bool]:
     if "PixelData" not in dataset:
         raise NotAnImageError("this DICOM object has no Pixel Data (7FE0,0010) that medimg reads")
     syntax = UID(str(getattr(dataset.file_meta, "TransferSyntaxUID", "")))
-    with quiet_pydicom():
-        data: bytes = dataset.PixelData
+    data: bytes = dataset.PixelData
     if syntax and not syntax.is_private and syntax.is_transfer_syntax and syntax.is_encapsulated:
         values, is_rgb = decode_frame(_first_frame(data), str(syntax), form)
         return _significant_bits(values, form), is_rgb
-    values = _native(data, form, big_endian=syntax == ExplicitVRBigEndian)
+    big_endian = syntax == ExplicitVRBigEndian
+    if big_endian and form.bits_allocated == 8 and dataset["PixelData"].VR == "OW":
+        # bytes were written two to a word, and words are swapped (PS3.5 A.3)
+        data = np.frombuffer(data[: len(data) // 2 * 2], ">u2").astype("<u2").tobytes()
+    values = _native(data, form, big_endian=big_endian)
     shift = form.high_bit + 1 - form.bits_stored
     return _significant_bits(values >> shift if shift else values, form), False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import warnings
@@ -98,10 +99,10 @@ class Instance:
 
 class _Quiet:
     """
-    Keeps pydicom's warnings silent while any thread reads: they can quote values, a patient's name too.
+    Keeps pydicom's warnings and log silent while any thread reads: they quote values, a patient's name too.
 
-    The filters of :mod:`warnings` belong to the process, so that the first to enter sets them and the last
-    to leave restores them.
+    Filters of warnings and loggers belong to the process, so that the first to enter sets them and the
+    last to leave restores them.
     """
 
     def __init__(self) -> None:
@@ -115,6 +116,7 @@ class _Quiet:
                 self._filters = warnings.catch_warnings()
                 self._filters.__enter__()
                 warnings.simplefilter("ignore")
+                _PYDICOM_LOG.addFilter(_nothing)
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:
@@ -122,13 +124,19 @@ class _Quiet:
             self._inside -= 1
             if self._inside == 0:
                 self._filters.__exit__(None, None, None)
+                _PYDICOM_LOG.removeFilter(_nothing)
 
 
+def _nothing(record: logging.LogRecord) -> bool:
+    return False
+
+
+_PYDICOM_LOG: Final = logging.getLogger("pydicom")
 _QUIET: Final = _Quiet()
 
 
 def quiet_pydicom() -> _Quiet:
-    """Return the context in which pydicom's warnings are silent."""
+    """Return the context in which pydicom's warnings and log are silent."""
     return _QUIET
 
 
@@ -223,8 +231,7 @@ def integer(dataset: Dataset, keyword: str, default: int | None = None) -> int |
 
 def _value(dataset: Dataset, keyword: str) -> Any:
     try:
-        with quiet_pydicom():
-            return dataset.get(keyword)
+        return dataset.get(keyword)
     # a value is parsed when it is first used, and a damaged one can raise anything
     except Exception:
         return None
@@ -258,7 +265,11 @@ def read_instance(path: str | Path) -> Instance:
     ReadError
         If it can't be opened or parsed.
     """
-    dataset = open_dataset(path, tags=_TAGS)
+    with quiet_pydicom():
+        return _instance(str(path), open_dataset(path, tags=_TAGS))
+
+
+def _instance(path: str, dataset: Dataset) -> Instance:
     sop_class = text(dataset, "SOPClassUID") or text(dataset.file_meta, "MediaStorageSOPClassUID")
     rows, columns = integer(dataset, "Rows"), integer(dataset, "Columns")
     if not rows or not columns or rows < 0 or columns < 0:
@@ -267,7 +278,7 @@ def read_instance(path: str | Path) -> Instance:
     position = floats(dataset, "ImagePositionPatient", 3)
     between = floats(dataset, "SpacingBetweenSlices")
     return Instance(
-        path=str(path),
+        path=path,
         sop_class_uid=sop_class,
         sop_instance_uid=text(dataset, "SOPInstanceUID"),
         series_uid=text(dataset, "SeriesInstanceUID"),

@@ -11,7 +11,7 @@ from medimg.core.rescale import rescaled
 from medimg.core.window import LookupTable
 from medimg.errors import DecodeError
 from medimg.io.dicom.frames import frame_format, stored_values
-from medimg.io.dicom.header import floats, integer, quiet_pydicom, text
+from medimg.io.dicom.header import floats, integer, text
 from medimg.io.dicom.voi import declared_voi, lookup_table
 
 if TYPE_CHECKING:
@@ -158,8 +158,7 @@ def _palette(dataset: Dataset, stored: npt.NDArray[Any]) -> npt.NDArray[np.uint8
     from pydicom.pixels.processing import apply_color_lut
 
     try:
-        with quiet_pydicom():
-            colors = np.asarray(apply_color_lut(stored, dataset))
+        colors = np.asarray(apply_color_lut(stored, dataset))
     # damaged palettes surface as various exceptions
     except Exception as error:
         raise DecodeError(f"the color palette is damaged ({type(error).__name__})") from None

@@ -9,7 +9,7 @@ from pydicom.multival import MultiValue
 
 from medimg.core.window import LookupTable, Voi, VoiFunction, Window
 from medimg.errors import DecodeError, PreprocessError
-from medimg.io.dicom.header import floats, quiet_pydicom, text
+from medimg.io.dicom.header import floats, text
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -27,15 +27,21 @@ def declared_voi(dataset: Dataset) -> tuple[Voi, ...]:
 
 
 def _tables(dataset: Dataset) -> list[LookupTable]:
-    items = dataset.get("VOILUTSequence") or []
-    return [_table(item, signed_input=_signed_input(dataset)) for item in items]
+    tables = []
+    for item in dataset.get("VOILUTSequence") or []:
+        try:
+            tables.append(_table(item, signed_input=_signed_input(dataset)))
+        except DecodeError:
+            # a table for display only: without it, the image is still what it is
+            continue
+    return tables
 
 
 def lookup_table(dataset: Dataset, keyword: str) -> LookupTable | None:
     """Return the table in the first item of a sequence, or None if there is none."""
-    items = dataset.get(keyword) or []
+    items = [item for item in dataset.get(keyword) or [] if item.get("LUTData") or item.get("LUTDescriptor")]
     signed = dataset.get("PixelRepresentation", 0) == 1
-    return _table(items[0], signed_input=signed) if len(items) else None
+    return _table(items[0], signed_input=signed) if items else None
 
 
 def _signed_input(dataset: Dataset) -> bool:
@@ -67,9 +73,7 @@ def _table(item: Dataset, *, signed_input: bool) -> LookupTable:
     if not signed_input and first < 0:
         first += 65536
     entries = _entries(data, count)
-    with quiet_pydicom():
-        explanation = text(item, "LUTExplanation")
-    return LookupTable(first, entries, min(max(bits, 1), 16), explanation)
+    return LookupTable(first, entries, min(max(bits, 1), 16), text(item, "LUTExplanation"))
 
 
 def _entries(data: Any, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint16]]:

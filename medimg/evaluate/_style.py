@@ -1,0 +1,85 @@
+"""The report's style sheet: dark on light, one column on a phone, fit for paper."""
+
+__all__ = ["CSS"]
+
+CSS = """
+:root { --ink: #1b2733; --soft: #52616f; --line: #d5dde5; --panel: #f5f8fa; --accent: #0063a6;
+  --warn: #fff6e0; --warn-line: #d99a00; color-scheme: light; }
+* { box-sizing: border-box; }
+body { margin: 0; background: #fff; color: var(--ink); line-height: 1.5;
+  font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+main, header, footer { max-width: 68rem; margin: 0 auto; padding: 0 1.25rem; }
+header { padding-top: 2rem; }
+h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .4rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin: 2.4rem 0 .7rem; padding-top: 1.1rem; border-top: 1px solid var(--line); }
+h3 { font-size: 1rem; margin: 1.2rem 0 .5rem; }
+p { margin: .5rem 0; max-width: 46rem; }
+.soft, figcaption, caption { color: var(--soft); font-size: .9rem; }
+.notice { background: var(--warn); border-left: 4px solid var(--warn-line); border-radius: 4px;
+  padding: .7rem 1rem; margin: 1.2rem 0; }
+.notice p { max-width: none; margin: .25rem 0; overflow-wrap: anywhere; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .8rem;
+  margin: 1.2rem 0 .8rem; padding: 0; list-style: none; }
+.card { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: .8rem .9rem; }
+.card .name { color: var(--soft); font-size: .9rem; }
+.card .value { display: block; font-size: 1.9rem; font-weight: 650; line-height: 1.25;
+  font-variant-numeric: tabular-nums; }
+.card .range { font-size: .85rem; color: var(--soft); font-variant-numeric: tabular-nums; }
+.card svg { display: block; width: 100%; height: 10px; margin-top: .45rem; }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr));
+  gap: 1.5rem 2.5rem; align-items: start; }
+.columns > * { min-width: 0; }
+.beside { display: flex; flex-wrap: wrap; gap: 0 2.5rem; }
+.beside > * { min-width: 0; max-width: 100%; }
+figure { margin: 0; }
+figure img { display: block; width: 100%; max-width: 27rem; height: auto; }
+.wrap { overflow-x: auto; max-width: 100%; }
+.wrap:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+caption { text-align: left; padding-bottom: .4rem; }
+th, td { padding: .35rem .8rem .35rem 0; text-align: left;
+  border-bottom: 1px solid var(--line); vertical-align: top; }
+th { font-weight: 600; }
+tbody th { font-weight: 500; overflow-wrap: break-word; min-width: 6rem; max-width: 16rem; }
+td.number, th.number { text-align: right; white-space: nowrap; }
+td.number + td.number, th.number + th.number { padding-left: .8rem; }
+td small { display: block; color: var(--soft); font-size: .8rem; }
+table.confusion td { text-align: center; min-width: 5rem; padding: .6rem .5rem;
+  border: 2px solid #fff; font-weight: 600; }
+table.confusion th { border: 0; padding: .35rem .6rem .35rem 0; max-width: 9rem;
+  overflow-wrap: break-word; vertical-align: middle; }
+table.confusion thead th { text-align: center; padding-left: .4rem; vertical-align: bottom; }
+table.confusion thead th:first-child { text-align: left; padding-left: 0; }
+table.confusion td small { font-weight: 400; color: var(--ink); }
+table.confusion td, .swatch { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+.key { list-style: none; margin: .4rem 0 0; padding: 0; font-size: .9rem; }
+.key li { display: flex; gap: .6rem; align-items: baseline; overflow-wrap: anywhere; }
+.key svg { flex: none; width: 28px; height: 10px; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1rem; }
+.pictures img { width: 100%; max-width: none; aspect-ratio: 1; object-fit: contain;
+  background: #000; border-radius: 4px; }
+.pictures figcaption { margin-top: .35rem; line-height: 1.35; overflow-wrap: anywhere; }
+.pictures b { color: var(--ink); }
+code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
+  font-size: .92em; overflow-wrap: anywhere; }
+table.facts { width: 100%; table-layout: fixed; }
+table.facts th { width: 9.5rem; max-width: none; color: var(--soft); }
+table.facts td { overflow-wrap: anywhere; }
+footer { margin: 2.5rem auto 2rem; color: var(--soft); font-size: .85rem; }
+footer p { border-top: 1px solid var(--line); padding-top: .8rem; max-width: none; }
+@media (max-width: 30rem) {
+  .cards { grid-template-columns: 1fr 1fr; }
+  .pictures { grid-template-columns: 1fr 1fr; }
+  table.facts th { width: 7rem; }
+  table.confusion td { min-width: 4rem; }
+}
+@media print {
+  body { font-size: 10pt; }
+  main, header, footer { max-width: none; padding: 0; }
+  section, figure, .card, tr { break-inside: avoid; }
+  section.long { break-inside: auto; }
+  h2, h3 { break-after: avoid; }
+  .wrap { overflow: visible; }
+  .pictures { grid-template-columns: repeat(5, 1fr); }
+}
+""".strip()

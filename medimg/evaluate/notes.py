@@ -1,0 +1,125 @@
+"""Plain sentences on what the numbers of a report can't tell."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from medimg.evaluate.bootstrap import Estimate
+
+__all__ = ["ClassCount", "cautions"]
+
+FEW_PATIENTS = 20
+FEW_OF_A_CLASS = 5
+MEANINGLESS_PATIENTS = 5
+NOTABLE_SHARE_DROPPED = 0.01
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """
+    How much of a class was evaluated.
+
+    Attributes
+    ----------
+    name : str
+        The class.
+    patients, units, images : int
+        Patients with at least one unit of the class, units, and items of the dataset.
+    """
+
+    name: str
+    patients: int
+    units: int
+    images: int
+
+
+def cautions(
+    *,
+    counts: tuple[ClassCount, ...],
+    n_patients: int,
+    metrics: Mapping[str, Estimate],
+    n_resamples: int,
+) -> tuple[str, ...]:
+    """
+    Say what the numbers can't be trusted for.
+
+    Parameters
+    ----------
+    counts : tuple of ClassCount
+        One per class.
+    n_patients : int
+        Patients in all.
+    metrics : mapping of str to Estimate
+        The metrics.
+    n_resamples : int
+        Resamples drawn.
+
+    Returns
+    -------
+    tuple of str
+        Sentences; empty where there is nothing to warn of.
+
+    Examples
+    --------
+    >>> counts = (ClassCount("no", 2, 2, 40), ClassCount("yes", 1, 1, 20))
+    >>> few, *_ = cautions(counts=counts, n_patients=3, metrics={}, n_resamples=1000)
+    >>> few
+    'Only 3 patients: these scores mean nothing. They show that the software runs, not how good the model is.'
+    """
+    sentences = [*_few_patients(n_patients), *_rare_classes(counts)]
+    accuracy = metrics.get("accuracy")
+    if accuracy is not None and accuracy.value == 1.0:
+        sentences.append(_no_errors(n_patients))
+    dropped = max((estimate.dropped for estimate in metrics.values()), default=0)
+    if n_patients > 1 and dropped > NOTABLE_SHARE_DROPPED * n_resamples:
+        sentences.append(
+            f"Up to {dropped:,} of {n_resamples:,} resamples lacked a class and were left out of an "
+            "interval. Such intervals are too narrow; where more than half were left out, none is given."
+        )
+    return tuple(sentences)
+
+
+def _few_patients(n_patients: int) -> list[str]:
+    if n_patients >= FEW_PATIENTS:
+        return []
+    if n_patients == 1:
+        return [
+            "Only 1 patient: these scores mean nothing, and there are no intervals, because they come from "
+            "resampling patients."
+        ]
+    if n_patients <= MEANINGLESS_PATIENTS:
+        return [
+            f"Only {n_patients} patients: these scores mean nothing. They show that the software runs, not "
+            "how good the model is."
+        ]
+    return [
+        f"Only {n_patients} patients: these scores are a first hint at best, and with so few the intervals "
+        "are too narrow."
+    ]
+
+
+def _rare_classes(counts: tuple[ClassCount, ...]) -> list[str]:
+    absent = [count.name for count in counts if not count.units]
+    sentences = []
+    if absent:
+        names = ", ".join(f"“{name}”" for name in absent)
+        sentences.append(
+            f"Nothing evaluated is of class {names}: its recall, precision, F1 and AUROC are not defined, "
+            "and the averages run over the other classes."
+        )
+    rare = [f"“{count.name}” ({count.patients})" for count in counts if 0 < count.patients < FEW_OF_A_CLASS]
+    if rare:
+        sentences.append(f"Scores by class can't be relied on where patients are few: {', '.join(rare)}.")
+    return sentences
+
+
+def _no_errors(n_patients: int) -> str:
+    """Give the rule of three: Hanley JA, Lippman-Hand A. JAMA 1983;249:1743-1745."""
+    if n_patients < MEANINGLESS_PATIENTS:
+        return "There was no error at all, so resampling can't show how uncertain the scores are."
+    bound = math.ceil(300 / n_patients)
+    return (
+        "There was no error at all, so resampling can't show how uncertain the scores are: with "
+        f"{n_patients} patients the true error rate could still be about {min(bound, 100)} % "
+        "(rule of three)."
+    )

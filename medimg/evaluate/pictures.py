@@ -1,0 +1,182 @@
+"""Choosing the images that a report shows, and turning what the model saw back into pictures."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medimg.evaluate._protocols import Dataset, Recipe
+from medimg.evaluate.units import Units
+
+__all__ = ["Picture", "choose_pictures", "class_names", "to_pixels"]
+
+PICTURES_PER_KIND = 6
+"""At most so many right ones and so many wrong ones are shown."""
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """
+    An image that the model was given, with what it said of the unit the image belongs to.
+
+    Attributes
+    ----------
+    pixels : ndarray of uint8, shape (H, W) or (H, W, 3)
+        Grey, or color where the image itself is in color.
+    right : bool
+        Whether everything that was predicted is true.
+    subject : str
+        Salted hash of the patient.
+    label, predicted : str
+        Names of the classes.
+    confidence : str
+        Probability of the predicted class; multilabel: of the label with the largest error, and its name.
+    item : int
+        Position in the dataset.
+    """
+
+    pixels: NDArray[np.uint8]
+    right: bool
+    subject: str
+    label: str
+    predicted: str
+    confidence: str
+    item: int
+
+
+def choose_pictures(
+    dataset: Dataset, units: Units, subjects: tuple[str, ...], *, recipe: Recipe, seed: int
+) -> tuple[Picture, ...]:
+    """
+    Choose the worst wrong units and some right ones, one of each patient.
+
+    Of a wrong unit the image with the largest error is shown, of a right one that with the smallest. Right
+    ones are drawn at random, the classes in turn.
+
+    Parameters
+    ----------
+    dataset : ImageDataset
+        Gives the images.
+    units : Units
+        What was scored.
+    subjects : tuple of str
+        Salted hash of each patient.
+    recipe : Preprocess
+        How the images were normalized.
+    seed : int
+        Of the choice among the right ones.
+
+    Returns
+    -------
+    tuple of Picture
+        First the wrong ones, worst first, then the right ones.
+    """
+    classes = tuple(dataset.classes)
+    error = np.abs(units.probabilities - units.truth).max(axis=1)
+    item_error = np.abs(units.item_probabilities - units.truth[units.item_unit]).max(axis=1)
+    wrong = (units.truth != units.predicted).any(axis=1)
+    worst = np.flatnonzero(wrong)[np.argsort(-error[wrong], kind="stable")]
+    chosen = [*_one_per_patient(worst, units), *_one_per_patient(_in_turn(~wrong, units, seed), units)]
+    pictures = []
+    for unit in chosen:
+        items = np.flatnonzero(units.item_unit == unit)
+        errors = item_error[items]
+        item = int(items[errors.argmax() if wrong[unit] else errors.argmin()])
+        pictures.append(
+            Picture(
+                pixels=to_pixels(dataset[item][0], recipe),
+                right=not wrong[unit],
+                subject=subjects[units.patient[unit]],
+                label=class_names(units.truth[unit], classes),
+                predicted=class_names(units.predicted[unit], classes),
+                confidence=_confidence(units.probabilities[unit], units.truth[unit], dataset),
+                item=item,
+            )
+        )
+    return tuple(pictures)
+
+
+def to_pixels(image: Any, recipe: Recipe) -> NDArray[np.uint8]:
+    """
+    Undo the normalization of an image.
+
+    Parameters
+    ----------
+    image : Tensor or ndarray, shape (3, H, W) or (N, 3, H, W)
+        An item of a dataset; of a series the middle slice is taken.
+    recipe : Preprocess
+        Gives mean and standard deviation.
+
+    Returns
+    -------
+    ndarray of uint8, shape (H, W) or (H, W, 3)
+        Color only where the image is in color; where the channels hold several windows or neighboring slices,
+        the middle channel.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from types import SimpleNamespace
+    >>> recipe = SimpleNamespace(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), channels="repeat")
+    >>> to_pixels(np.array([-2.0, 0.0, 2.0]) * np.ones((3, 1, 1)), recipe)
+    array([[  0, 128, 255]], dtype=uint8)
+    """
+    array = np.asarray(image, dtype=np.float64)
+    if array.ndim == 4:
+        array = array[len(array) // 2]
+    mean, std = (
+        np.asarray(values, dtype=np.float64).reshape(-1, 1, 1) for values in (recipe.mean, recipe.std)
+    )
+    pixels = np.floor(np.clip(array * std + mean, 0, 1) * 255 + 0.5).astype(np.uint8)
+    spread = int(np.ptp(pixels.astype(np.int16), axis=0).max())
+    if recipe.channels == "repeat" and spread > 1:
+        return np.moveaxis(pixels, 0, -1)
+    return cast("NDArray[np.uint8]", pixels[len(pixels) // 2])
+
+
+def class_names(indicators: NDArray[np.bool_], classes: tuple[str, ...]) -> str:
+    """
+    Name the classes that are set.
+
+    Parameters
+    ----------
+    indicators : ndarray of bool, shape (K,)
+        Which classes.
+    classes : tuple of str
+        Their names.
+
+    Returns
+    -------
+    str
+        The names, or ``"none"``.
+
+    Examples
+    --------
+    >>> class_names(np.array([True, False, True]), ("a", "b", "c"))
+    'a, c'
+    """
+    return ", ".join(name for name, is_set in zip(classes, indicators, strict=True) if is_set) or "none"
+
+
+def _one_per_patient(candidates: NDArray[np.int64], units: Units) -> list[int]:
+    """Keep the first of each patient, few in all."""
+    first: dict[int, int] = {}
+    for unit in candidates.tolist():
+        first.setdefault(int(units.patient[unit]), unit)
+    return list(first.values())[:PICTURES_PER_KIND]
+
+
+def _in_turn(right: NDArray[np.bool_], units: Units, seed: int) -> NDArray[np.int64]:
+    """Shuffle the units chosen, then order them so that the classes take turns."""
+    shuffled = np.random.default_rng(seed).permutation(np.flatnonzero(right))
+    main_class = units.truth[shuffled].argmax(axis=1)
+    turn = np.array([np.sum(main_class[:i] == k) for i, k in enumerate(main_class)], dtype=np.int64)
+    return shuffled[np.lexsort((main_class, turn))]
+
+
+def _confidence(probabilities: NDArray[np.float64], truth: NDArray[np.bool_], dataset: Dataset) -> str:
+    if dataset.task == "multiclass":
+        return f"{probabilities.max():.2f}"
+    k = np.abs(probabilities - truth).argmax()
+    return f"{dataset.classes[k]} {probabilities[k]:.2f}"

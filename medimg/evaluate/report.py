@@ -1,0 +1,214 @@
+"""The result of an evaluation: metrics with intervals, confusion matrix, predictions and provenance."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medimg.evaluate._files import write_text
+from medimg.evaluate._protocols import Fit
+from medimg.evaluate.bootstrap import Estimate
+from medimg.evaluate.notes import ClassCount
+from medimg.evaluate.pictures import Picture
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Report", "describe_metric"]
+
+_DESCRIPTIONS = {
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+    "auroc": "AUROC",
+    "recall": "Recall (sensitivity)",
+    "recall_macro": "Recall, mean of the classes",
+    "specificity_macro": "Specificity, mean of the classes",
+    "precision": "Precision",
+    "precision_macro": "Precision, mean of the classes",
+    "f1": "F1",
+    "f1_macro": "F1, mean of the classes",
+}
+_PLURALS = {"patient": "patients", "series": "series", "image": "images"}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Report:
+    """
+    What :func:`medimg.evaluate` found. Nothing in it names a patient.
+
+    Attributes
+    ----------
+    metrics : mapping of str to Estimate
+        By name, as :func:`medimg.evaluate.metrics.named` lists them: ``"accuracy"``, ``"auroc"``,
+        ``"recall[class]"``, …
+    confusion : ndarray of int64, shape (K, K) or (K, 2, 2)
+        Multiclass: rows are the true classes, columns the predicted ones. Multilabel: for each label
+        [[TN, FP], [FN, TP]], as scikit-learn's ``multilabel_confusion_matrix``.
+    classes : tuple of str
+        Names, K of them.
+    task : str
+        ``"multiclass"`` or ``"multilabel"``.
+    unit : str
+        What was scored: ``"patient"``, ``"series"`` or ``"image"``.
+    n_units, n_patients, n_images : int
+        How many were scored, of how many patients, from how many items of the dataset.
+    predictions : pandas.DataFrame
+        One row per unit: ``subject`` (salted hash of the patient), ``item`` (position in the dataset of the
+        unit's first image), ``n_images``, ``label``, ``predicted`` and ``p_<class>``; multilabel:
+        ``label_<class>`` and ``predicted_<class>`` instead of the two.
+    counts : tuple of ClassCount
+        Patients, units and images of each class.
+    notes : tuple of str
+        What the numbers can't be trusted for, in plain sentences.
+    provenance : mapping
+        Model, recipe with fingerprint, settings of the evaluation, versions, time; fit for JSON.
+    pictures : tuple of Picture
+        The worst wrong units and some right ones.
+    """
+
+    metrics: Mapping[str, Estimate]
+    confusion: NDArray[np.int64]
+    classes: tuple[str, ...]
+    task: str
+    unit: str
+    n_units: int
+    n_patients: int
+    n_images: int
+    predictions: "pd.DataFrame"
+    counts: tuple[ClassCount, ...]
+    notes: tuple[str, ...]
+    provenance: Mapping[str, Any]
+    pictures: tuple[Picture, ...] = field(default=())
+
+    @property
+    def ci(self) -> float:
+        """Share of the resamples between the ends of each interval."""
+        return float(self.provenance["evaluation"]["ci"])
+
+    @property
+    def size(self) -> str:
+        """
+        How much was evaluated, in words.
+
+        Examples
+        --------
+        >>> report.size                                            # doctest: +SKIP
+        '40 patients, 812 images'
+        """
+        item = "series" if self.provenance["evaluation"]["item"] == "series" else "image"
+        parts = [_count(self.n_patients, "patient")]
+        if self.unit == "series" and item == "image":
+            parts.append(_count(self.n_units, "series"))
+        return ", ".join([*parts, _count(self.n_images, item)])
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """
+        Give the metrics as a table.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns ``metric``, ``value``, ``low``, ``high`` and ``dropped`` (resamples in which the metric
+            was undefined).
+        """
+        import pandas as pd
+
+        rows = [(name, e.value, e.low, e.high, e.dropped) for name, e in self.metrics.items()]
+        return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "dropped"])
+
+    def to_csv(self, path: str | os.PathLike[str]) -> Path:
+        """
+        Write the predictions, one row per unit, as UTF-8 CSV.
+
+        Parameters
+        ----------
+        path : path-like
+            The file; an old one is replaced, never left half-written.
+
+        Returns
+        -------
+        pathlib.Path
+            The file.
+        """
+        return write_text(path, self.predictions.to_csv(index=False, lineterminator="\n"))
+
+    def to_html(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        fit: Fit | None = None,
+        title: str | None = None,
+        pictures: bool = True,
+    ) -> Path:
+        """
+        Write one self-contained page: metrics, data, training, curves, confusion, pictures, how it was done.
+
+        Parameters
+        ----------
+        path : path-like
+            The file; an old one is replaced, never left half-written.
+        fit : FitResult, optional
+            What :func:`medimg.fine_tune` returned; its history is drawn.
+        title : str, optional
+            Heading of the page.
+        pictures : bool
+            Whether to show images. They are what the model saw: text burned into the pixels is not removed.
+
+        Returns
+        -------
+        pathlib.Path
+            The file.
+        """
+        from medimg.evaluate.page import render
+
+        return write_text(path, render(self, fit=fit, title=title, pictures=pictures))
+
+    def __str__(self) -> str:
+        overall = {name: estimate for name, estimate in self.metrics.items() if "[" not in name}
+        width = max(len(name) for name in overall)
+        rows = [f"  {name:<{width}}  {estimate}" for name, estimate in overall.items()]
+        head = f"Report: {len(self.classes)} classes, by {self.unit}, {self.size}"
+        column = f"  {'metric':<{width}}  value ({self.ci * 100:g} % interval)"
+        return "\n".join([head, column, *rows, *(f"  ! {note}" for note in self.notes)])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """Show the metrics in a notebook."""
+        from medimg.evaluate.page import notebook_table
+
+        return notebook_table(self)
+
+
+def describe_metric(name: str) -> str:
+    """
+    Put the name of a metric into words.
+
+    Parameters
+    ----------
+    name : str
+        A key of ``Report.metrics``.
+
+    Returns
+    -------
+    str
+        For people to read.
+
+    Examples
+    --------
+    >>> describe_metric("recall_macro"), describe_metric("f1[viral]")
+    ('Recall, mean of the classes', 'F1: viral')
+    """
+    kind, bracket, of_class = name.partition("[")
+    described = _DESCRIPTIONS[kind]
+    return f"{described}: {of_class.removesuffix(']')}" if bracket else described
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what if n == 1 else _PLURALS[what]}"

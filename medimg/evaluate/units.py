@@ -1,0 +1,268 @@
+"""From probabilities of images to probabilities of the units that are scored: images, series or patients."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medimg.errors import DatasetError, TrainingError
+from medimg.evaluate._protocols import Dataset, Model
+
+__all__ = ["THRESHOLD", "Unit", "Units", "check_pair", "make_units"]
+
+Unit = Literal["patient", "series", "image"]
+
+THRESHOLD = 0.5
+"""From this probability on, a label of a multilabel task counts as found."""
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """
+    The rows that are scored.
+
+    Attributes
+    ----------
+    truth : ndarray of bool, shape (n, K)
+        True where the unit belongs to the class (multiclass: one per row).
+    predicted : ndarray of bool, shape (n, K)
+        The decision: the most probable class, or every label with a probability of 0.5 or more.
+    probabilities : ndarray of float64, shape (n, K)
+        Mean over the unit's images.
+    patient : ndarray of int64, shape (n,)
+        Patient of each unit, numbered in the order of the dataset.
+    item_unit : ndarray of int64, shape (items,)
+        Unit of each item of the dataset.
+    item_probabilities : ndarray of float64, shape (items, K)
+        Probabilities of the items.
+    patient_names : tuple of str
+        The patients' identifiers, only for hashing.
+    """
+
+    truth: NDArray[np.bool_]
+    predicted: NDArray[np.bool_]
+    probabilities: NDArray[np.float64]
+    patient: NDArray[np.int64]
+    item_unit: NDArray[np.int64]
+    item_probabilities: NDArray[np.float64]
+    patient_names: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"Units({len(self)} units of {self.n_patients} patients, {len(self.item_unit)} items)"
+
+    def __len__(self) -> int:
+        return len(self.truth)
+
+    @property
+    def n_patients(self) -> int:
+        """How many patients there are."""
+        return len(self.patient_names)
+
+    @property
+    def first_item(self) -> NDArray[np.int64]:
+        """Position in the dataset of the first item of each unit, shape (n,)."""
+        return np.unique(self.item_unit, return_index=True)[1].astype(np.int64)
+
+    @property
+    def n_items(self) -> NDArray[np.int64]:
+        """How many items each unit has, shape (n,)."""
+        return np.bincount(self.item_unit, minlength=len(self)).astype(np.int64)
+
+
+def make_units(dataset: Dataset, probabilities: NDArray[np.float64], unit: Unit) -> Units:
+    """
+    Group the items of a dataset into units and average their probabilities.
+
+    Parameters
+    ----------
+    dataset : ImageDataset
+        The items that were predicted.
+    probabilities : ndarray of float, shape (n, K)
+        One row per item.
+    unit : {"patient", "series", "image"}
+        What is scored.
+
+    Returns
+    -------
+    Units
+        In the order in which the dataset first names them.
+
+    Raises
+    ------
+    DatasetError
+        If the unit is unknown or finer than the items, a label is impossible, a patient is not named, the
+        labels within a unit differ, or a series belongs to two patients.
+    TrainingError
+        If the probabilities are not finite or not probabilities.
+    """
+    _check_unit(unit, dataset)
+    truth = _indicators(dataset)
+    scores = _checked(probabilities, truth.shape, dataset.task)
+    patient, patient_names = _patients(dataset)
+    item_unit = _number(_keys(dataset, unit, patient))
+    first = np.unique(item_unit, return_index=True)[1]
+    _check_labels(truth, truth[first][item_unit], item_unit, unit)
+    _check_patients(patient, patient[first][item_unit], item_unit)
+    means = _means(scores, item_unit, len(first))
+    return Units(
+        truth=truth[first],
+        predicted=_decide(means, dataset.task),
+        probabilities=means,
+        patient=patient[first],
+        item_unit=item_unit,
+        item_probabilities=scores,
+        patient_names=patient_names,
+    )
+
+
+def check_pair(model: Model, dataset: Dataset) -> None:
+    """
+    Refuse a dataset that the model was not made for.
+
+    Parameters
+    ----------
+    model : TransferClassifier
+        The model.
+    dataset : ImageDataset
+        What it is to be evaluated on.
+
+    Raises
+    ------
+    DatasetError
+        If the dataset is empty, or its classes, task or recipe are not the model's.
+    """
+    if len(dataset) == 0:
+        raise DatasetError("The dataset has no images; evaluation needs at least one. Check the split.")
+    if tuple(dataset.classes) != tuple(model.classes):
+        raise DatasetError(
+            f"The dataset has the classes {list(dataset.classes)}, the model {list(model.classes)}; they "
+            "must be the same, in the same order. Make the dataset with classes=model.classes."
+        )
+    if dataset.task != model.task:
+        raise DatasetError(
+            f"The dataset's task is {dataset.task!r}, the model's {model.task!r}; they must be the same."
+        )
+    found, expected = dataset.preprocess.fingerprint, model.preprocess.fingerprint
+    if found != expected:
+        raise DatasetError(
+            f"The dataset was prepared by recipe {found[:12]}, the model trained with recipe "
+            f"{expected[:12]}: its scores would not be those of the model in use. Make the dataset with "
+            "preprocess=model.preprocess."
+        )
+
+
+def _check_unit(unit: str, dataset: Dataset) -> None:
+    if unit not in get_args(Unit):
+        raise DatasetError(
+            f"unit={unit!r} is unknown; expected one of {', '.join(map(repr, get_args(Unit)))}."
+        )
+    if unit == "image" and dataset.unit == "series":
+        raise DatasetError(
+            "unit='image' was asked for, but each item of this dataset is a whole series. "
+            "Use unit='series' or 'patient', or a dataset with unit='slice'."
+        )
+
+
+def _indicators(dataset: Dataset) -> NDArray[np.bool_]:
+    """Labels of either task as indicators (n, K)."""
+    labels, n_classes = np.asarray(dataset.labels), len(dataset.classes)
+    if dataset.task == "multilabel":
+        if labels.shape != (len(dataset), n_classes) or not np.isin(labels, (0, 1)).all():
+            raise DatasetError(
+                f"The labels have the shape {labels.shape}; expected {(len(dataset), n_classes)} with "
+                "nothing but 0 and 1, one column per class. Correct the table of labels."
+            )
+        return cast("NDArray[np.bool_]", labels.astype(bool))
+    if labels.shape != (len(dataset),) or not np.isin(labels, np.arange(n_classes)).all():
+        raise DatasetError(
+            f"The labels have the shape {labels.shape}; expected ({len(dataset)},) with whole numbers from 0 "
+            f"to {n_classes - 1}, one per image. Correct the table of labels."
+        )
+    return cast("NDArray[np.bool_]", labels[:, None] == np.arange(n_classes))
+
+
+def _checked(probabilities: NDArray[Any], shape: tuple[int, ...], task: str) -> NDArray[np.float64]:
+    scores = np.asarray(probabilities, dtype=np.float64)
+    if scores.shape != shape:
+        raise TrainingError(
+            f"The model gave probabilities of shape {scores.shape}; expected {shape}, a row per image and a "
+            "column per class. Check the model's predict_proba."
+        )
+    if not np.isfinite(scores).all():
+        bad = int((~np.isfinite(scores)).any(axis=1).sum())
+        raise TrainingError(
+            f"The model's probabilities are not finite for {bad} of {len(scores)} images; expected numbers "
+            "from 0 to 1. Training may have diverged: train again with a smaller lr."
+        )
+    sums = scores.sum(axis=1)
+    if scores.min() < 0 or scores.max() > 1 or (task == "multiclass" and np.abs(sums - 1).max() > 1e-3):
+        raise TrainingError(
+            f"The model's outputs lie from {scores.min():.3g} to {scores.max():.3g} and their sums from "
+            f"{sums.min():.3g} to {sums.max():.3g}; expected probabilities. Check that predict_proba "
+            "applies softmax (multiclass) or sigmoid (multilabel)."
+        )
+    return scores
+
+
+def _patients(dataset: Dataset) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    missing = sum(not name for name in dataset.patients)
+    if missing:
+        raise DatasetError(
+            f"{missing} of {len(dataset)} images have no patient, and intervals resample patients. "
+            "Name the column with the patients (patient=...) when making the dataset."
+        )
+    return _number(dataset.patients), tuple(dict.fromkeys(dataset.patients))
+
+
+def _keys(dataset: Dataset, unit: Unit, patient: NDArray[np.int64]) -> Sequence[Hashable]:
+    """Give keys that are equal within a unit; images without a series are series of their own file."""
+    if unit == "image":
+        return range(len(dataset))
+    if unit == "patient":
+        return cast("list[int]", patient.tolist())
+    pairs = zip(dataset.series_uids, dataset.sources, strict=True)
+    return [("uid", uid) if uid else ("source", source) for uid, source in pairs]
+
+
+def _number(keys: Sequence[Hashable]) -> NDArray[np.int64]:
+    """Number equal keys alike, in the order in which they first occur."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+
+
+def _check_labels(
+    truth: NDArray[np.bool_], of_unit: NDArray[np.bool_], item_unit: NDArray[np.int64], unit: Unit
+) -> None:
+    differ = np.unique(item_unit[(truth != of_unit).any(axis=1)])
+    if len(differ):
+        raise DatasetError(
+            f"In {len(differ)} of {item_unit.max() + 1} units (unit={unit!r}) the images carry different "
+            "labels; a unit must have one. Evaluate with unit='image', or label whole units."
+        )
+
+
+def _check_patients(
+    patient: NDArray[np.int64], of_unit: NDArray[np.int64], item_unit: NDArray[np.int64]
+) -> None:
+    differ = np.unique(item_unit[patient != of_unit])
+    if len(differ):
+        raise DatasetError(
+            f"{len(differ)} of {item_unit.max() + 1} series belong to more than one patient; expected one. "
+            "Correct the patients in the table of labels."
+        )
+
+
+def _means(scores: NDArray[np.float64], item_unit: NDArray[np.int64], n: int) -> NDArray[np.float64]:
+    """Mean of the rows of each unit, shape (n, K)."""
+    counts = np.bincount(item_unit, minlength=n)
+    sums = [np.bincount(item_unit, weights=column, minlength=n) for column in scores.T]
+    return np.stack(sums, axis=1) / counts[:, None]
+
+
+def _decide(probabilities: NDArray[np.float64], task: str) -> NDArray[np.bool_]:
+    if task == "multilabel":
+        return probabilities >= THRESHOLD
+    best = probabilities.argmax(axis=1)
+    return cast("NDArray[np.bool_]", best[:, None] == np.arange(probabilities.shape[1]))

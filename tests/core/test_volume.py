@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813  # the name that its users know
+import torch
+from PIL import Image
+
+from medimg.core import geometry
+from medimg.core.display import choose_voi, percentile_window, render
+from medimg.core.repair import deshear, regular_grid
+from medimg.core.report import ReadReport
+from medimg.core.resample import resample_axis
+from medimg.core.volume import Volume
+from medimg.core.window import Window
+from medimg.errors import GeometryError, PreprocessError
+
+RNG = np.random.default_rng(5)
+
+
+def make(shape: tuple[int, int, int, int] = (1, 6, 7, 8), **fields: object) -> Volume:
+    array = RNG.integers(-1000, 1000, shape).astype(np.int16)
+    affine = geometry.affine_from_slices([-5, 6, 7], [0, 0, 2], [1, 0, 0, 0, 1, 0], [0.8, 0.6])
+    uids = tuple(f"1.{n}" for n in range(shape[1]))
+    volume = Volume(array, affine, "CT", "HU", report=ReadReport("DICOM", sop_instance_uids=uids))
+    return replace(volume, **fields)  # type: ignore[arg-type]
+
+
+def test_arrays_are_read_only_and_the_input_stays_writable() -> None:
+    mine = np.zeros((1, 2, 3, 4))
+    volume = Volume(mine, geometry.image_affine())
+    with pytest.raises(ValueError, match="read-only"):
+        volume.array[0] = 1
+    mine[0] = 1
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4), (1, 0, 3, 4), (1, 1, 1, 1, 1)])
+def test_shapes_are_four_axes(shape: tuple[int, ...]) -> None:
+    with pytest.raises(GeometryError):
+        Volume(np.zeros(shape), geometry.image_affine())
+
+
+def test_singular_affines_are_refused() -> None:
+    with pytest.raises(GeometryError):
+        Volume(np.zeros((1, 2, 3, 4)), np.zeros((4, 4)))
+
+
+def test_with_array_keeps_the_place_and_refuses_another_size() -> None:
+    volume = make()
+    doubled = volume.with_array(volume.array * 2, step="doubled")
+    assert np.array_equal(doubled.affine, volume.affine)
+    assert doubled.report.transforms[-1] == "doubled"
+    with pytest.raises(GeometryError):
+        volume.with_array(volume.array[:, 1:])
+
+
+def test_slice_facts_follow_a_flip() -> None:
+    volume = make()
+    flipped = volume.reorient("IPL")
+    assert flipped.report.sop_instance_uids == volume.report.sop_instance_uids[::-1]
+    assert np.array_equal(flipped.array, volume.array[:, ::-1])
+    assert flipped.reorient("SPL").report.sop_instance_uids == volume.report.sop_instance_uids
+    assert volume.reorient("LPS").report.sop_instance_uids == ()
+
+
+def test_images_without_a_patient_are_not_reoriented() -> None:
+    with pytest.raises(GeometryError):
+        make(space="image").reorient("LPS")
+
+
+def test_taking_slices() -> None:
+    taken = make().take([1, 3, 5])
+    assert taken.spacing[0] == pytest.approx(4)
+    assert taken.report.sop_instance_uids == ("1.1", "1.3", "1.5")
+    assert "unevenly" not in taken.report.transforms[-1]
+    assert "unevenly" in make().take([0, 1, 5]).report.transforms[-1]
+    for wrong in ([], [3, 1], [1, 1], [6], [-1, 2]):
+        with pytest.raises(GeometryError):
+            make().take(wrong)
+
+
+def test_selecting_a_channel() -> None:
+    volume = make((3, 2, 4, 4), channels=("e1", "e2", "e3"))
+    assert np.array_equal(volume.select("e2").array, volume.array[1:2])
+    assert volume.select(-1).channels == ("e3",)
+    with pytest.raises(GeometryError):
+        volume.select("e4")
+
+
+@pytest.mark.parametrize("spacing", [0.5, (2.0, 0.8, 0.6), (1.0, 0.4, 0.3), (1.9, 0.7, 0.25)])
+def test_resampled_values_lie_where_they_say(spacing: float | tuple[float, float, float]) -> None:
+    """On a linear ramp, linear interpolation is exact away from the borders, wherever a voxel lies."""
+    volume = make((1, 10, 20, 24))
+    index = np.moveaxis(np.indices(volume.shape[1:]), 0, -1)
+    slope = np.array([1.0, -2.0, 3.0])
+    ramp = geometry.index_to_lps(volume.affine, index) @ slope
+    result = volume.with_array(ramp[None]).resample(spacing)
+    index = np.moveaxis(np.indices(result.shape[1:]), 0, -1)
+    expected = geometry.index_to_lps(result.affine, index) @ slope
+    inside = (slice(2, -2),) * 3
+    assert np.allclose(result.array[0][inside], expected[inside], atol=1e-3)
+    assert result.spacing == pytest.approx((spacing,) * 3 if isinstance(spacing, float) else spacing)
+
+
+@pytest.mark.parametrize(("size", "count"), [(20, 8), (21, 20), (16, 5), (9, 9), (7, 21)])
+def test_coarsening_is_torchs_antialiased_interpolation(size: int, count: int) -> None:
+    values = RNG.normal(size=(2, size, size)).astype(np.float32)
+    rows = resample_axis(values, 1, count, size / count)
+    resampled = resample_axis(rows, 2, count, size / count)
+    picture = torch.from_numpy(values)[None]
+    expected = torch.nn.functional.interpolate(picture, (count, count), mode="bilinear", antialias=True)
+    assert np.allclose(resampled, expected[0].numpy(), atol=1e-5)
+
+
+def test_refining_agrees_with_simpleitk() -> None:
+    volume = make((1, 8, 16, 16))
+    fine = volume.resample((1.0, 0.5, 0.5))
+    image = sitk.GetImageFromArray(volume.array[0].astype(np.float32))
+    image.SetSpacing(tuple(reversed(volume.spacing)))
+    image.SetOrigin(tuple(volume.affine[:3, 3]))
+    grid = sitk.GetImageFromArray(fine.array[0])
+    grid.SetSpacing(tuple(reversed(fine.spacing)))
+    grid.SetOrigin(tuple(fine.affine[:3, 3]))
+    expected = sitk.GetArrayFromImage(sitk.Resample(image, grid, sitk.Transform(), sitk.sitkLinear))
+    inside = (slice(2, -2),) * 3
+    assert np.allclose(fine.array[0][inside], expected[inside], atol=1e-2)
+
+
+@pytest.mark.parametrize("spacing", [0.0, -1.0, float("nan"), (1.0, 2.0), 1e-6])
+def test_unsound_spacings_are_refused(spacing: float) -> None:
+    with pytest.raises(PreprocessError):
+        make().resample(spacing)
+
+
+def test_percentiles_by_counting_equal_numpys() -> None:
+    for dtype in (np.int16, np.uint16, np.uint8, np.float32):
+        array = RNG.normal(100, 30, (1, 3, 40, 40)).clip(0, 250).astype(dtype)
+        window = percentile_window(Volume(array, geometry.image_affine()), (0.5, 99.5))
+        low, high = np.percentile(array.astype(np.float64), [0.5, 99.5])
+        assert (window.center, window.width) == pytest.approx(((low + high) / 2, high - low), rel=1e-6)
+
+
+def test_padding_takes_no_part_in_percentiles() -> None:
+    array = np.full((1, 1, 10, 10), -2000, np.int16)
+    array[..., 5:] = np.arange(5)
+    padding = array == -2000
+    plain = Volume(array, geometry.image_affine(), "MR", padding=padding)
+    window = percentile_window(plain, (0, 100))
+    assert (window.center, window.width) == (2, 4)
+    with pytest.raises(PreprocessError):
+        percentile_window(replace(plain, padding=np.ones_like(padding)))
+
+
+def test_automatic_windows_go_by_modality() -> None:
+    declared = ((Window(5, 10),),)
+    assert choose_voi(make(voi=declared)) == (Window.preset("soft_tissue"),)
+    assert choose_voi(make(voi=declared, modality="DX", units="raw")) == (Window(5, 10),)
+    volume = make(voi=declared, modality="MR", units="raw")
+    assert choose_voi(volume) == (percentile_window(volume),)
+    assert choose_voi(make(modality="DX", units="raw"))[0] not in declared[0]
+    with pytest.raises(PreprocessError, match="Hounsfield"):
+        choose_voi(volume, "lung")
+    with pytest.raises(PreprocessError, match="declares 0"):
+        choose_voi(make(), "dicom")
+
+
+def test_windows_in_a_file_go_by_number_and_explanation() -> None:
+    windows = (Window(1, 2, "LINEAR", "SOFT"), Window(3, 4, "LINEAR", "BONES"))
+    volume = make(voi=(windows,))
+    assert choose_voi(volume, 1) == (windows[1],)
+    assert choose_voi(volume, "BONES") == (windows[1],)
+    with pytest.raises(PreprocessError):
+        choose_voi(volume, 2)
+
+
+def test_pictures_are_upright_and_inverted_once() -> None:
+    array = np.zeros((1, 1, 4, 6), np.int16)
+    array[0, 0, 0, 0] = 100
+    volume = Volume(array, geometry.image_affine(), "DX", voi=((Window.from_range(0, 100),),))
+    assert render(volume)[0, 0] == 255
+    assert render(replace(volume, inverted=True))[0, 0] == 0
+    upside_down = geometry.affine_from_slices([0, 0, 0], [0, 0, 1], [-1, 0, 0, 0, -1, 0], [1, 1])
+    placed = replace(volume, affine=upside_down, space="patient")
+    assert render(placed)[-1, -1] == 255
+    picture = Image.open(io.BytesIO(volume._repr_png_()))
+    assert picture.size == (6, 4)
+
+
+def test_nothing_of_the_files_stands_in_a_repr() -> None:
+    report = ReadReport("DICOM", files=("/scans/Sentinel/1.dcm",), series_uid="1.2.3.9")
+    volume = make(report=report)
+    for text in (repr(volume), repr(report), str(report), volume._repr_html_()):
+        assert "Sentinel" not in text
+        assert "1.2.3.9" not in text
+
+
+def test_gaps_are_interpolated_and_present_slices_unchanged() -> None:
+    distances = np.array([0.0, 2.0, 4.0, 8.0, 10.0])
+    array = (distances * 10).reshape(1, -1, 1, 1) * np.ones((1, 1, 3, 3))
+    filled = regular_grid(array.astype(np.int16), distances, 2.0)
+    assert filled[0, :, 0, 0].tolist() == [0, 20, 40, 60, 80, 100]
+    assert filled.dtype == np.int16
+
+
+def test_deshearing_moves_slices_to_where_they_lie() -> None:
+    array = np.zeros((1, 3, 9, 9), np.float32)
+    array[0, :, 4, 4] = 1
+    moved, outside = deshear(array, np.array([0.0, 1.0, 2.0]), np.array([0.0, -1.0, -0.5]))
+    assert moved[0, 1, 5, 3] == 1
+    assert moved[0, 2, 6, 3] == moved[0, 2, 6, 4] == 0.5
+    assert not outside[0, 0].any()
+    assert outside[0, 1, 0].all()
+    assert outside[0, 1, :, -1].all()
