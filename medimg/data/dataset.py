@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -219,7 +219,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
             memory=memory,
         )
 
-    def _encoded(self) -> npt.NDArray[np.generic]:
+    def _encoded(self) -> npt.NDArray[Any]:
         """(series,) int64, or (series, K) float32."""
         if self.task == "multilabel":
             return np.asarray([item.label for item in self._labeled], dtype=np.float32)
@@ -295,7 +295,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
         return planes
 
     @property
-    def labels(self) -> npt.NDArray[np.generic]:
+    def labels(self) -> npt.NDArray[Any]:
         """Of each item: (n,) int64, or (n, K) float32 for multilabel."""
         return self._targets[[item.source for item in self._items]]
 

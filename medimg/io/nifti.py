@@ -71,10 +71,10 @@ def _load(path: str | Path) -> Any:
         raise ReadError(f"there is no file {path}")
     try:
         image = nib.load(path)
-    except OSError as error:
-        raise ReadError(f"{path} can't be opened: {error.strerror or type(error).__name__}") from None
     # nibabel raises many kinds of exception on damaged headers
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise ReadError(f"{path} can't be opened: {error.strerror}") from None
         raise NotAnImageError(f"{path} is no NIfTI file ({type(error).__name__})") from None
     if not isinstance(image, nib.Nifti1Pair):
         raise NotAnImageError(f"{path} is {type(image).__name__}, not NIfTI")

@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import medimg
+from medimg.data import ImageDataset, split
+from medimg.data.memory import PictureMemory
+from medimg.errors import DatasetError, LeakageError, MedimgWarning
+from medimg.prep import Preprocess
+from tests.dicom_files import write_stack
+
+SMALL = Preprocess(size=16)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes of three patients each; patient 0 of a class has two series."""
+    for label in ("healthy", "ill"):
+        for patient in range(3):
+            for series in range(2 if patient == 0 else 1):
+                uid = f"1.{['healthy', 'ill'].index(label)}.{patient}.{series}"
+                write_stack(
+                    tmp_path / label / f"s{uid}",
+                    [0, 2, 4],
+                    SeriesInstanceUID=uid,
+                    PatientID=f"SENTINEL-{label}-{patient}",
+                )
+    return tmp_path
+
+
+def table_of_pictures(root: Path, rows: list[tuple[str, str, str]]) -> Path:
+    for name, _, _ in rows:
+        Image.fromarray(np.random.default_rng(1).integers(0, 256, (16, 16)).astype(np.uint8)).save(
+            root / name
+        )
+    pd.DataFrame(rows, columns=["path", "label", "patient"]).to_csv(root / "labels.csv", index=False)
+    return root / "labels.csv"
+
+
+def test_slices_and_series(folder: Path) -> None:
+    slices = ImageDataset.from_folder(folder, SMALL)
+    assert (len(slices), slices.classes) == (24, ("healthy", "ill"))
+    image, label = slices[0]
+    assert image.shape == (3, 16, 16)
+    assert label == 0
+    assert slices[23][1] == 1
+    series = ImageDataset.from_folder(folder, SMALL, unit="series")
+    assert len(series) == 8
+    bag, _ = series[0]
+    assert torch.equal(bag[0], image)
+    assert bag.shape == (3, 3, 16, 16)
+    assert len(set(slices.patients)) == 6
+
+
+def test_an_item_has_the_bits_of_the_recipe(folder: Path) -> None:
+    for memory in (0, 2**20):
+        dataset = ImageDataset.from_folder(folder, SMALL, memory=memory)
+        for index in (5, 0, 23, 5):
+            whole = SMALL(Path(dataset.sources[index]).parent)
+            assert torch.equal(dataset[index][0], whole[index % 3])
+
+
+def test_labels_patients_and_order(tmp_path: Path) -> None:
+    csv = table_of_pictures(tmp_path, [("b.png", "x", "007"), ("a.png", "y", "7"), ("c.png", "x", "007")])
+    dataset = ImageDataset.from_csv(csv, patient="patient", preprocess=SMALL)
+    assert dataset.labels.tolist() == [0, 1, 0]
+    assert dataset.patients == ("007", "7", "007")
+    assert ImageDataset.from_csv(csv, patient="patient", classes=["y", "x"]).labels.tolist() == [1, 0, 1]
+    assert dataset.class_counts() == {"x": 2, "y": 1}
+
+
+def test_multilabel(tmp_path: Path) -> None:
+    table_of_pictures(tmp_path, [("a.png", "", "1"), ("b.png", "", "2")])
+    table = pd.DataFrame(
+        {"path": ["a.png", "b.png"], "mass": [1, 0], "nodule": ["1", "1"], "who": ["1", "2"]}
+    )
+    dataset = ImageDataset.from_csv(
+        table, label=["mass", "nodule"], patient="who", root=tmp_path, preprocess=SMALL
+    )
+    label = dataset[0][1]
+    assert isinstance(label, torch.Tensor)
+    assert label.tolist() == [1, 1]
+    assert (dataset.task, dataset.classes) == ("multilabel", ("mass", "nodule"))
+    assert dataset.class_counts() == {"mass": 1, "nodule": 2}
+
+
+def test_patients_from_paths(tmp_path: Path) -> None:
+    for name in ("ill/person1_a.png", "ill/person1_b.png", "well/person2_a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / name)
+    dataset = ImageDataset.from_folder(tmp_path, SMALL, patient=r"(person\d+)_")
+    assert dataset.patients == ("person1", "person1", "person2")
+    by_function = ImageDataset.from_folder(tmp_path, SMALL, patient=lambda path: path.name[:7])
+    assert by_function.patients == dataset.patients
+    with pytest.raises(DatasetError, match="does not match"):
+        ImageDataset.from_folder(tmp_path, SMALL, patient=r"(subject\d+)")
+    with pytest.warns(MedimgWarning, match="3 of 3 images have no known patient"):
+        assert len(set(ImageDataset.from_folder(tmp_path, SMALL).patients)) == 3
+
+
+def bad_tables() -> Iterator[tuple[str, list[tuple[str, str, str]], str]]:
+    yield "a label without a file", [("a.png", "x", "1"), ("gone.png", "y", "2")], "have no file"
+    yield "the same path twice", [("a.png", "x", "1"), ("a.png", "y", "2")], "stands in the table already"
+    yield "an empty label", [("a.png", "", "1")], "column 'label' is empty"
+    yield "no rows", [], "no rows"
+    yield "a text file", [("a.png", "x", "1"), ("notes.txt", "y", "2")], "can't be read"
+
+
+@pytest.mark.parametrize(("what", "rows", "message"), list(bad_tables()))
+def test_bad_tables(tmp_path: Path, what: str, rows: list[tuple[str, str, str]], message: str) -> None:
+    csv = table_of_pictures(tmp_path, [row for row in rows if row[0] == "a.png"][:1])
+    (tmp_path / "notes.txt").write_text("no image")
+    pd.DataFrame(rows, columns=["path", "label", "patient"]).to_csv(csv, index=False)
+    with pytest.raises(DatasetError, match=message):
+        ImageDataset.from_csv(csv, patient="patient")
+
+
+def test_other_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no folder"):
+        ImageDataset.from_folder(tmp_path / "gone")
+    with pytest.raises(DatasetError, match="no subfolders"):
+        ImageDataset.from_folder(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match="no image in the class folder"):
+        ImageDataset.from_folder(tmp_path)
+    with pytest.raises(DatasetError, match="no file"):
+        ImageDataset.from_csv(tmp_path / "gone.csv")
+    csv = table_of_pictures(tmp_path, [("a.png", "x", "1")])
+    with pytest.raises(DatasetError, match="no column 'finding'; it has 'path', 'label', 'patient'"):
+        ImageDataset.from_csv(csv, label="finding")
+    with pytest.raises(DatasetError, match="none of the classes"):
+        ImageDataset.from_csv(csv, patient="patient", classes=["y"])
+    with pytest.raises(DatasetError, match="0 or 1"):
+        ImageDataset.from_csv(csv, label=["label", "patient"])
+    with pytest.raises(DatasetError, match="unit"):
+        ImageDataset.from_csv(csv, patient="patient", unit="pixel")  # type: ignore[arg-type]  # on purpose
+
+
+def test_subsets(folder: Path) -> None:
+    dataset = ImageDataset.from_folder(folder, SMALL)
+    part = dataset.subset([3, 20])
+    assert torch.equal(part[1][0], dataset[20][0])
+    assert part.labels.tolist() == [0, 1]
+    assert len(dataset) == 24
+    for wrong in ([], [24], [-1]):
+        with pytest.raises(DatasetError):
+            dataset.subset(wrong)
+    with pytest.raises(DatasetError):
+        part.with_preprocess(Preprocess(size=8))
+    assert dataset.with_preprocess(Preprocess(size=8))[0][0].shape == (3, 8, 8)
+
+
+def test_skipped_files_are_listed(folder: Path) -> None:
+    (folder / "ill" / "notes.txt").write_text("no image")
+    dataset = ImageDataset.from_folder(folder, SMALL)
+    assert [Path(s.path).name for s in dataset.skipped] == ["notes.txt"]
+    assert "1 files skipped" in dataset.summary()
+
+
+def test_no_patient_in_texts(folder: Path) -> None:
+    dataset = ImageDataset.from_folder(folder, SMALL)
+    assert "sentinel" not in (repr(dataset) + dataset.summary()).lower()
+    assert not any("sentinel" in repr(item).lower() for item in dataset._labeled)
+
+
+def test_loader_processes_get_the_same_items(folder: Path) -> None:
+    dataset = ImageDataset.from_folder(folder, SMALL)
+    first = dataset[0][0]
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert torch.equal(copy[0][0], first)
+
+
+def test_memory_is_bounded() -> None:
+    memory = PictureMemory(capacity=100)
+    made: list[int] = []
+
+    def make(n: int) -> torch.Tensor:
+        return memory.get(n, lambda: made.append(n) or torch.full((10,), n))  # type: ignore[func-returns-value]
+
+    for n in (0, 0, 1, 0, 1):
+        make(n)
+    assert made == [0, 1, 0, 1], "80 bytes each: only one fits"
+    roomy = PictureMemory(capacity=1000)
+    for _ in range(3):
+        assert roomy.get(5, lambda: torch.zeros(10)).nbytes == 40
+
+
+class Labels(ImageDataset):
+    """Only what a split looks at."""
+
+    def __init__(self, labels: list[int], patients: list[str], k: int) -> None:
+        self.task, self.classes = "multiclass", tuple(str(n) for n in range(k))
+        self._l, self._p = labels, patients
+        self._chosen = list(range(len(labels)))
+
+    @property
+    def labels(self) -> np.ndarray:
+        return np.array([self._l[i] for i in self._chosen])
+
+    @property
+    def patients(self) -> tuple[str, ...]:
+        return tuple(self._p[i] for i in self._chosen)
+
+    @property
+    def series_uids(self) -> tuple[str, ...]:
+        return tuple(f"1.{i}" for i in self._chosen)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(f"{i}.png" for i in self._chosen)
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def subset(self, indices: object) -> ImageDataset:
+        part = Labels(self._l, self._p, len(self.classes))
+        part._chosen = list(indices)  # type: ignore[call-overload]
+        return part
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    patients=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 6)), min_size=30, max_size=90),
+    seed=st.integers(0, 1000),
+)
+def test_no_patient_is_ever_on_two_sides(patients: list[tuple[int, int]], seed: int) -> None:
+    labels, names = [], []
+    for n, (label, images) in enumerate([*patients, *[(k, 1) for k in (0, 1, 2) for _ in range(3)]]):
+        labels += [label] * images
+        names += [f"p{n}"] * images
+    dataset = Labels(labels, names, 3)
+    parts = split(dataset, seed=seed)
+    assert sum(len(p) for p in parts) == len(dataset)
+    for a in range(3):
+        assert set(np.unique(parts[a].labels)) == {0, 1, 2}
+        for b in range(a):
+            assert not set(parts[a].patients) & set(parts[b].patients)
+    shares = [len(set(p.patients)) / len(set(names)) for p in parts]
+    assert shares == pytest.approx([0.7, 0.15, 0.15], abs=0.1)
+
+
+def test_splits_are_stratified_and_repeatable() -> None:
+    labels = [0] * 140 + [1] * 60
+    dataset = Labels(labels, [f"p{n}" for n in range(200)], 2)
+    first, again, other = (split(dataset, seed=s) for s in (4, 4, 5))
+    assert [p.patients for p in first] == [p.patients for p in again]
+    assert [p.patients for p in first] != [p.patients for p in other]
+    for part in first:
+        assert float(np.mean(part.labels)) == pytest.approx(0.3, abs=0.02)
+    assert [len(p) for p in first] == [140, 30, 30]
+
+
+def test_patients_with_several_classes_are_kept_whole() -> None:
+    labels = [0, 1] * 20 + [0] * 20
+    patients = [f"p{n // 2}" for n in range(40)] + [f"q{n}" for n in range(20)]
+    parts = split(Labels(labels, patients, 2), fractions=(0.5, 0.5))
+    assert not set(parts[0].patients) & set(parts[1].patients)
+
+
+def test_a_split_that_cannot_be_clean_is_refused() -> None:
+    with pytest.raises(LeakageError, match=r"class '1' has 1 patient\(s\)"):
+        split(Labels([0, 0, 0, 1, 1, 1], ["a", "b", "c", "d", "d", "d"], 2))
+    for wrong in ((1.0,), (0.5, 0.6), (1.2, -0.2)):
+        with pytest.raises(DatasetError, match="fractions"):
+            split(Labels([0, 1] * 9, [str(n) for n in range(18)], 2), fractions=wrong)
+
+
+def test_the_same_series_under_two_patients_is_a_leak(tmp_path: Path) -> None:
+    write_stack(tmp_path / "a", [0, 2, 4])
+    rows = [(f"a/{n:03d}.dcm", "xy"[n % 2], f"p{n}") for n in range(3)]
+    table = pd.DataFrame(rows, columns=["path", "label", "patient"])
+    dataset = ImageDataset.from_csv(table, patient="patient", root=tmp_path)
+    with pytest.raises(LeakageError, match="two patients"):
+        split(dataset, fractions=(0.5, 0.5))
+
+
+def test_splitting_by_image_warns() -> None:
+    dataset = Labels([0, 1] * 9, ["a"] * 18, 2)
+    with pytest.warns(MedimgWarning, match="nothing"):
+        parts = split(dataset, by="image")
+    assert sum(len(p) for p in parts) == 18
+
+
+def test_the_patients_of_the_real_table(real_data: Path) -> None:
+    root = real_data / "cls" / "kermany_cxr224_dev"
+    dataset = ImageDataset.from_csv(root / "labels.csv", path="file", patient="patient_id")
+    parts = medimg.split(dataset, seed=1)
+    assert sum(len(p) for p in parts) == len(dataset) == 2547
+    assert len({p for part in parts for p in set(part.patients)}) == sum(len(set(p.patients)) for p in parts)
