@@ -75,6 +75,8 @@ def _load(path: str | Path) -> Any:
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise ReadError(f"{path} can't be opened: {error.strerror}") from None
+        if isinstance(error, EOFError):
+            raise TruncatedError(f"{path} ends before its header does") from None
         raise NotAnImageError(f"{path} is no NIfTI file ({type(error).__name__})") from None
     if not isinstance(image, nib.Nifti1Pair):
         raise NotAnImageError(f"{path} is {type(image).__name__}, not NIfTI")

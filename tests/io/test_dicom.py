@@ -413,6 +413,11 @@ def test_codestreams_tell_their_size(name: str) -> None:
     assert codestream_size(encode(name, pixels_12_bit((24, 36)))) == (24, 36, 1)
 
 
+def test_other_data_is_not_taken_for_a_codestream() -> None:
+    assert codestream_size(b"\x01\x00\x00\x00" + b"\xff\x4f\xff\x51" * 20) is None
+    assert codestream_size(b"") is None
+
+
 @pytest.mark.parametrize(
     "attributes",
     [

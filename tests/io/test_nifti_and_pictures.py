@@ -115,7 +115,7 @@ def test_damaged_nifti(tmp_path: Path) -> None:
     path.write_bytes(b"not a header" * 40)
     with pytest.raises(NotAnImageError):
         medimg.read(path)
-    zipped = save(tmp_path / "a.nii.gz", RNG.integers(0, 99, (4, 5, 6)).astype(np.int16))
+    zipped = save(tmp_path / "a.nii.gz", RNG.integers(0, 9999, (20, 20, 20)).astype(np.int16))
     zipped.write_bytes(zipped.read_bytes()[:-60])
     with pytest.raises((TruncatedError, DecodeError)):
         medimg.read(zipped)

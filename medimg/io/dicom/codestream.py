@@ -7,6 +7,8 @@ from typing import Final, NamedTuple
 __all__ = ["CodestreamSize", "codestream_size", "has_ycc_marker"]
 
 _JPEG_STARTS_OF_FRAME: Final = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
+_J2K_START: Final = b"\xff\x4f\xff\x51"
+_JP2_START: Final = b"\x00\x00\x00\x0cjP  "
 _JPEG_STANDALONE: Final = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
@@ -26,7 +28,9 @@ def codestream_size(data: bytes) -> CodestreamSize | None:
     """
     if data[:2] == b"\xff\xd8":
         return _jpeg_size(data)
-    at = data.find(b"\xff\x4f\xff\x51", 0, 4096)
+    if data[:4] != _J2K_START and data[:8] != _JP2_START:
+        return None
+    at = data.find(_J2K_START, 0, 4096)
     if at < 0 or len(data) < at + 42:
         return None
     x1, y1, x0, y0 = (int.from_bytes(data[at + i : at + i + 4], "big") for i in (8, 12, 16, 20))

@@ -1,0 +1,46 @@
+# Two commands do everything on a machine that has Python (3.11 or newer) and make:
+#   make demo    install into .venv, write synthetic chest CT, train, evaluate, report
+#   make test    install into .venv, lint, types, layers, tests, doctests, documentation
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+OUTPUT ?= demo-output
+STAMP  := $(VENV)/.installed
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+# WEIGHTS=path takes pretrained weights from a file; BACKBONE=name another network than the example's.
+DEMO_OPTIONS = --output $(OUTPUT) $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(BACKBONE),--backbone $(BACKBONE))
+
+.PHONY: demo test install lint types layers unit docs clean
+
+demo: $(STAMP)
+	$(BIN)/python examples/ct_classification.py $(DEMO_OPTIONS)
+
+test: lint types layers unit docs
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --editable ".[dev]"
+	touch $(STAMP)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+layers: $(STAMP)
+	$(BIN)/lint-imports
+
+unit: $(STAMP)
+	$(BIN)/pytest $(PYTEST_OPTIONS)
+
+docs: $(STAMP)
+	$(BIN)/sphinx-build -n -W --keep-going -q -b html docs docs/_build/html
+
+clean:
+	rm -rf $(VENV) $(OUTPUT) docs/_build

@@ -1,0 +1,97 @@
+"""The package as a whole: its public names, its weight, and how its parts agree."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import medimg
+from medimg import errors
+
+ROOT = Path(medimg.__file__).parent
+HEAVY = ("torch", "torchvision", "monai", "SimpleITK", "pandas", "matplotlib", "pytorch_lightning", "sklearn")
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("name", sorted(set(medimg.__all__)))
+def test_every_public_name_exists_and_has_a_docstring(name: str) -> None:
+    value = getattr(medimg, name)
+    assert name == "__version__" or value.__doc__
+
+
+def test_stub_and_package_export_the_same() -> None:
+    tree = ast.parse((ROOT / "__init__.pyi").read_text())
+    stub = {alias.asname for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert stub | {"__version__"} == set(medimg.__all__)
+
+
+def test_the_reference_names_everything_public() -> None:
+    reference = (ROOT.parent / "docs" / "reference.rst").read_text()
+    for name in set(medimg.__all__) - {"__version__"}:
+        assert f":: {name}\n" in reference or f"medimg.{name}" in reference, name
+
+
+def test_unknown_names_are_attribute_errors() -> None:
+    with pytest.raises(AttributeError, match="nothing_here"):
+        medimg.nothing_here  # type: ignore[attr-defined]  # noqa: B018
+    assert "read" in dir(medimg)
+
+
+def test_importing_loads_nothing_heavy() -> None:
+    loaded = run(f"import sys, medimg; print([m for m in {HEAVY!r} if m in sys.modules])")
+    assert loaded == "[]"
+
+
+def test_reading_loads_neither_torch_nor_pandas() -> None:
+    loaded = run(
+        f"import sys; from medimg import read, scan; print([m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    assert loaded == "[]"
+
+
+def test_evaluate_is_a_function_whether_or_not_its_package_is_loaded() -> None:
+    assert callable(medimg.evaluate)
+    code = "import medimg.evaluate.metrics, medimg; print(callable(medimg.evaluate), callable(medimg.split))"
+    assert run(code) == "True True"
+
+
+def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
+    drawn = str(errors.__doc__)
+    for name in errors.__all__:
+        assert name in drawn
+        assert issubclass(getattr(errors, name), errors.MedimgError | UserWarning)
+    assert issubclass(errors.WeightsUnavailableError, OSError)
+    assert issubclass(errors.MissingDependencyError, ImportError)
+
+
+def test_axes_are_flipped_in_one_place_only() -> None:
+    for path in sorted((ROOT / "core").glob("*.py")) + sorted((ROOT / "io").rglob("*.py")):
+        if path.name != "geometry.py":
+            text = path.read_text()
+            assert "np.flip" not in text, path
+            assert "diag([-1" not in text, path
+
+
+def test_nothing_pickles() -> None:
+    for path in ROOT.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        names = {
+            alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+        }
+        assert "pickle" not in names, path
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                assert any(k.arg == "weights_only" for k in node.keywords), path
+
+
+def test_modules_stay_small() -> None:
+    long = {p.name: n for p in ROOT.rglob("*.py") if (n := len(p.read_text().splitlines())) > 400}
+    assert not long
