@@ -1,8 +1,83 @@
 """
 Classify slices of chest CT: a table of labels in; a checkpoint, predictions and a report out.
 
-The data is a folder with labels.csv, whose columns are file, label and patient_id; a file is one slice or a
+The data is a folder with labels.csv, whose columns are file, label and patient_id; a file is one slice, or a
 folder with one series. Without --data, synthetic CT is written as DICOM first.
 
     python examples/ct_classification.py --data scans --backbone resnet18 --epochs 5
 """
+
+import argparse
+from pathlib import Path
+
+import medimg
+from medimg.errors import LeakageError, WeightsUnavailableError
+
+
+def main() -> None:
+    args = arguments()
+    data = medimg.ImageDataset.from_csv(labels(args), path="file", patient="patient_id")
+    model, settings = classifier(args, data.classes)
+    data = data.with_preprocess(model.preprocess)
+    print(f"Data: {data.summary()}")
+
+    train, val, test = split(data)
+    settings |= {"epochs": args.epochs} if args.epochs else {}
+    fit = medimg.fine_tune(model, train, val, output=args.output, **settings)
+    report = medimg.evaluate(model, test, unit="image", progress=True)
+    print(report)
+
+    report.to_csv(args.output / "predictions.csv")
+    report.to_html(args.output / "report.html", fit=fit, title="Chest CT: slices with and without findings")
+    for path in (fit.checkpoint, args.output / "predictions.csv", args.output / "report.html"):
+        print(f"Written: {path}")
+
+
+def labels(args: argparse.Namespace) -> Path:
+    if args.data:
+        return args.data / "labels.csv"
+    folder = args.output / "data"
+    if not folder.exists():
+        print("No --data: writing synthetic chest CT as DICOM")
+        medimg.phantom.write_ct_dataset(folder, patients=60)
+    return folder / "slices.csv"
+
+
+def classifier(args: argparse.Namespace, classes: tuple[str, ...]) -> tuple[medimg.TransferClassifier, dict]:
+    recipe = medimg.Preprocess(window="lung")
+    weights = None if args.weights == "none" else args.weights
+    try:
+        model = medimg.TransferClassifier(args.backbone, classes=classes, weights=weights, preprocess=recipe)
+        return model, {"head_epochs": 1, "epochs": 3}
+    except WeightsUnavailableError:
+        if weights != "DEFAULT":
+            raise
+    print("No ImageNet weights in the cache or from the network: training a small backbone from scratch.")
+    recipe = recipe.replace(size=112)
+    model = medimg.TransferClassifier("resnet18", classes=classes, weights=None, preprocess=recipe)
+    return model, {"head_epochs": 0, "epochs": 12, "backbone_lr_scale": 1.0, "batch_size": 16}
+
+
+def split(data: medimg.ImageDataset) -> tuple[medimg.ImageDataset, ...]:
+    try:
+        return medimg.split(data)
+    except LeakageError as error:
+        print(f"{error}\nSplitting by slice instead: THE SCORES BELOW MEAN NOTHING for new patients.")
+        return medimg.split(data, by="image")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", type=Path, help="folder with labels.csv; synthetic CT by default")
+    add("--weights", default="DEFAULT", help="name, path of a file, or 'none' (default: DEFAULT)")
+    add("--backbone", default="resnet18", help="any torchvision classifier (default: resnet18)")
+    add("--epochs", type=int, help="epochs of the whole network (default: 3; 12 from scratch)")
+    add("--output", type=Path, default=Path("ct-output"), help="folder for the results")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -3,7 +3,7 @@
 import csv
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,6 @@ from medimg.phantom.xray import chest_xray
 
 __all__ = ["write_ct_dataset", "write_xray_dataset"]
 
-Progress: TypeAlias = Callable[[int, int], None]
 Row: TypeAlias = dict[str, str]
 
 _CT_NAMES = tuple(scanner.name for scanner in CT_SCANNERS)
@@ -62,7 +61,7 @@ def write_ct_dataset(
     seed: int = 0,
     classes: Sequence[str] = CLASSES,
     scanners: Sequence[str] = _CT_NAMES,
-    progress: Progress | None = None,
+    progress: bool | None = None,
 ) -> Path:
     """
     Write synthetic chest CT series as DICOM files, with tables of labels per series and per slice.
@@ -86,13 +85,13 @@ def write_ct_dataset(
     scanners
         Names of scanners of `CT_SCANNERS` to spread the patients over.
     progress
-        Called with the number of patients written and the number of all, after each.
+        Whether to show a progress bar; by default only where a person watches and it takes longer.
 
     Returns
     -------
     Path
         ``labels.csv`` in `root`: path (folder of the series, relative to `root`), patient_id, series_uid,
-        label (class of the patient), scanner. Beside it lies ``slices.csv``: path (file), sop_instance_uid,
+        label (class of the patient), scanner. Beside it lies ``slices.csv``: file, sop_instance_uid,
         series_uid, patient_id, label (class of the slice: "normal" where no lesion touches it), lesion_mm2
         (area of the lesions on it), patient_label, scanner.
 
@@ -107,7 +106,7 @@ def write_ct_dataset(
     labels: list[Row] = []
     pieces: list[Row] = []
     with _staged(Path(root)) as staging:
-        for entry in plan:
+        for entry in _shown(plan, progress):
             phantom = chest_ct(
                 entry.seed,
                 label=entry.label,
@@ -119,7 +118,6 @@ def write_ct_dataset(
             series, files = _write_series(phantom, staging, Identity.derive(key, entry.number))
             labels.append(series)
             pieces += files
-            _report(progress, entry, plan)
         _write_table(staging / "labels.csv", _SERIES_COLUMNS, labels)
         _write_table(staging / "slices.csv", _SLICE_COLUMNS, sorted(pieces, key=lambda row: row["file"]))
     return Path(root) / "labels.csv"
@@ -154,7 +152,7 @@ def write_xray_dataset(
     seed: int = 0,
     classes: Sequence[str] = ("normal", "nodule", "consolidation"),
     scanners: Sequence[str] = _XRAY_NAMES,
-    progress: Progress | None = None,
+    progress: bool | None = None,
 ) -> Path:
     """
     Write synthetic chest X-rays as DICOM files, with a table of labels.
@@ -177,12 +175,12 @@ def write_xray_dataset(
     scanners
         Names of units of `XRAY_SCANNERS` to spread the patients over.
     progress
-        Called with the number of patients written and the number of all, after each.
+        Whether to show a progress bar; by default only where a person watches and it takes longer.
 
     Returns
     -------
     Path
-        ``labels.csv`` in `root`: path (file, relative to `root`), patient_id, label, scanner.
+        ``labels.csv`` in `root`: file (relative to `root`), patient_id, label, scanner.
 
     Raises
     ------
@@ -196,7 +194,7 @@ def write_xray_dataset(
     with _staged(Path(root)) as staging:
         folder = staging / "images"
         folder.mkdir()
-        for entry in plan:
+        for entry in _shown(plan, progress):
             identity = Identity.derive(key, entry.number)
             for exposure, scanner in enumerate(_repeats(entry, scanners)):
                 phantom = chest_xray(
@@ -210,7 +208,6 @@ def write_xray_dataset(
                 path = write_xray_image(phantom, folder, identity, number=exposure + 1)
                 row = {"file": path.relative_to(staging).as_posix(), "patient_id": identity.patient_id}
                 rows.append({**row, "label": entry.label, "scanner": scanner})
-            _report(progress, entry, plan)
         _write_table(staging / "labels.csv", _IMAGE_COLUMNS, rows)
     return Path(root) / "labels.csv"
 
@@ -247,9 +244,11 @@ def _repeats(entry: _Entry, scanners: Sequence[str]) -> tuple[str, ...]:
     return entry.scanner, *(others[i] for i in rng.permutation(len(others))[:more])
 
 
-def _report(progress: Progress | None, entry: _Entry, plan: tuple[_Entry, ...]) -> None:
-    if progress is not None:
-        progress(entry.number, len(plan))
+def _shown(plan: tuple[_Entry, ...], progress: bool | None) -> Iterable[_Entry]:
+    from tqdm import tqdm
+
+    disable = None if progress is None else not progress
+    return iter(tqdm(plan, desc="writing", unit="patient", disable=disable, delay=1.0, leave=False))
 
 
 @contextmanager

@@ -162,6 +162,7 @@ def write_file(dataset: Dataset, path: Path, transfer_syntax: str) -> None:
         _compress_jpegls(dataset)
     else:
         dataset.file_meta.TransferSyntaxUID = UID(transfer_syntax)
+    path.parent.mkdir(parents=True, exist_ok=True)
     dcmwrite(path, dataset, enforce_file_format=True)
 
 

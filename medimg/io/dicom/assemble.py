@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from medimg.core.window import Voi
     from medimg.io.dicom.header import Instance
 
 __all__ = ["dicom_series"]
@@ -242,7 +243,7 @@ def _decoded(plan: StackPlan, chosen: Sequence[int], notes: list[str]) -> Volume
         photometric=first.photometric,
         inverted=first.inverted,
         space=plan.space,
-        voi=(voi[0],) if all(v == voi[0] for v in voi) else voi,
+        voi=_distinct(voi),
         padding=_stacked_padding(values),
         report=report,
     )
@@ -276,6 +277,13 @@ def _stacked_padding(values: list[SliceValues]) -> npt.NDArray[np.bool_] | None:
     none = np.zeros(values[0].array.shape, dtype=np.bool_)
     padding: npt.NDArray[Any] = np.stack([none if v.padding is None else v.padding for v in values], axis=1)
     return padding
+
+
+def _distinct(voi: tuple[tuple[Voi, ...], ...]) -> tuple[tuple[Voi, ...], ...]:
+    """Return one entry where all slices declare the same, none where they declare nothing."""
+    if any(v != voi[0] for v in voi):
+        return voi
+    return (voi[0],) if voi[0] else ()
 
 
 def _few(transforms: tuple[str, ...]) -> tuple[str, ...]:
