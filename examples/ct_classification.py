@@ -9,6 +9,7 @@ folder with one series. Without --data, synthetic CT is written as DICOM first.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import medimg
 from medimg.errors import LeakageError, WeightsUnavailableError
@@ -35,15 +36,17 @@ def main() -> None:
 
 def labels(args: argparse.Namespace) -> Path:
     if args.data:
-        return args.data / "labels.csv"
-    folder = args.output / "data"
+        return Path(args.data, "labels.csv")
+    folder = Path(args.output, "data")
     if not folder.exists():
         print("No --data: writing synthetic chest CT as DICOM")
         medimg.phantom.write_ct_dataset(folder, patients=60)
     return folder / "slices.csv"
 
 
-def classifier(args: argparse.Namespace, classes: tuple[str, ...]) -> tuple[medimg.TransferClassifier, dict]:
+def classifier(
+    args: argparse.Namespace, classes: tuple[str, ...]
+) -> tuple[medimg.TransferClassifier, dict[str, Any]]:
     recipe = medimg.Preprocess(window="lung")
     weights = None if args.weights == "none" else args.weights
     try:

@@ -34,8 +34,8 @@ def main() -> None:
 
 def labels(args: argparse.Namespace) -> Path:
     if args.data:
-        return args.data / "labels.csv"
-    folder = args.output / "data"
+        return Path(args.data, "labels.csv")
+    folder = Path(args.output, "data")
     if not folder.exists():
         print("No --data: writing synthetic chest X-rays as DICOM")
         medimg.phantom.write_xray_dataset(folder)

@@ -18,4 +18,5 @@ from medimg.learn import load as load
 from medimg.prep import Preprocess as Preprocess
 from medimg.prep import to_tensor as to_tensor
 
+__all__: list[str]
 __version__: str

@@ -291,7 +291,7 @@ def test_nodules_lie_where_the_list_says() -> None:
 
 @pytest.fixture(scope="module")
 def population() -> dict[str, Any]:
-    """48 patients of all classes and scanners: grey means and a local contrast of each slice."""
+    """48 patients of all classes and scanners: gray means and a local contrast of each slice."""
     scores: dict[str, list[float]] = {"hu": [], "soft": [], "lung": [], "contrast": []}
     labels: list[str] = []
     for entry in _plan(48, phantom.CLASSES, CT_NAMES, seed=0):
@@ -318,7 +318,7 @@ def _local_contrast(image: NDArray[np.float64], lung: NDArray[np.bool_], pixel: 
 
 
 @pytest.mark.parametrize("score", ["hu", "soft", "lung"])
-def test_mean_grey_does_not_tell_lesions(population: dict[str, Any], score: str) -> None:
+def test_mean_gray_does_not_tell_lesions(population: dict[str, Any], score: str) -> None:
     labels = population["labels"]
     assert 0.3 < np.mean(labels != "normal") < 0.7
     assert 0.35 < auroc(population["scores"][score], labels != "normal") < 0.65

@@ -101,7 +101,7 @@ class Window:
         Parameters
         ----------
         name : str
-            One of the keys of :data:`PRESETS`.
+            Such as "lung"; an unknown one raises an error that lists all.
 
         Returns
         -------

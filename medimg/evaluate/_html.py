@@ -105,7 +105,7 @@ def stroke(number: int) -> str:
 
 
 def png_address(pixels: NDArray[np.uint8]) -> str:
-    """Encode grey or RGB pixels, (H, W) or (H, W, 3), as a ``data:`` address."""
+    """Encode gray or RGB pixels, (H, W) or (H, W, 3), as a ``data:`` address."""
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -107,7 +107,7 @@ def resample(units: Units, support: Support, *, n_resamples: int, seed: int) -> 
     Returns
     -------
     dict of str to ndarray of float64, shape (R,)
-        By name, as :func:`medimg.evaluate.metrics.named` gives them; NaN where undefined.
+        By name, as ``medimg.evaluate.metrics.named`` gives them; NaN where undefined.
     """
     counts = _PatientCounts.of(units)
     rankings = {k: _Ranking.of(units, k) for k in auroc_columns(support)}

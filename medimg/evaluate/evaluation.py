@@ -80,8 +80,8 @@ def evaluate(
 
     Notes
     -----
-    The metrics are defined in :mod:`medimg.evaluate.metrics`, the intervals in
-    :mod:`medimg.evaluate.bootstrap`.
+    The metrics are defined in ``medimg.evaluate.metrics``, the intervals in
+    ``medimg.evaluate.bootstrap``.
 
     Examples
     --------

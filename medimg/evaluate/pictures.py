@@ -23,7 +23,7 @@ class Picture:
     Attributes
     ----------
     pixels : ndarray of uint8, shape (H, W) or (H, W, 3)
-        Grey, or color where the image itself is in color.
+        Gray, or color where the image itself is in color.
     right : bool
         Whether everything that was predicted is true.
     subject : str

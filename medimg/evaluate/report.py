@@ -40,12 +40,12 @@ _PLURALS = {"patient": "patients", "series": "series", "image": "images"}
 @dataclass(frozen=True, eq=False, repr=False)
 class Report:
     """
-    What :func:`medimg.evaluate` found. Nothing in it names a patient.
+    What ``medimg.evaluate`` found. Nothing in it names a patient.
 
     Attributes
     ----------
     metrics : mapping of str to Estimate
-        By name, as :func:`medimg.evaluate.metrics.named` lists them: ``"accuracy"``, ``"auroc"``,
+        By name, as ``medimg.evaluate.metrics.named`` lists them: ``"accuracy"``, ``"auroc"``,
         ``"recall[class]"``, …
     confusion : ndarray of int64, shape (K, K) or (K, 2, 2)
         Multiclass: rows are the true classes, columns the predicted ones. Multilabel: for each label

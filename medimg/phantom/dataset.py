@@ -67,7 +67,7 @@ def write_ct_dataset(
     Write synthetic chest CT series as DICOM files, with tables of labels per series and per slice.
 
     Each patient has one series. Classes are equally frequent (to within one patient) and alike in body
-    size, lung density and scanner, so that neither a mean grey level nor the header tells them apart. The
+    size, lung density and scanner, so that neither a mean gray level nor the header tells them apart. The
     same arguments give the same files, byte for byte.
 
     Parameters

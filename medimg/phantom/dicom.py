@@ -116,7 +116,7 @@ def common_modules(identity: Identity, *, manufacturer: str, model: str, body_pa
 
 def set_pixels(dataset: Dataset, stored: NDArray[np.uint16] | NDArray[np.int16], *, bits: int) -> None:
     """
-    Image pixel module for one grey image.
+    Image pixel module for one gray image.
 
     Parameters
     ----------

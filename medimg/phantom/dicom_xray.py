@@ -61,7 +61,7 @@ def write_xray_image(phantom: PhantomXray, folder: Path, identity: Identity, *, 
         _dx_modules(dataset, phantom)
     else:
         _cr_modules(dataset, unit.name)
-    _grey_scale(dataset, phantom)
+    _gray_scale(dataset, phantom)
     set_pixels(dataset, _stored(phantom), bits=unit.bits_stored)
     path = folder / f"{file_name(dataset.SOPInstanceUID)}.dcm"
     write_file(dataset, path, unit.transfer_syntax)
@@ -77,7 +77,7 @@ def _stored(phantom: PhantomXray) -> NDArray[np.uint16]:
     return values.astype(np.uint16)
 
 
-def _grey_scale(dataset: Dataset, phantom: PhantomXray) -> None:
+def _gray_scale(dataset: Dataset, phantom: PhantomXray) -> None:
     """VOI LUT module: a window, linear or sigmoid, or a lookup table."""
     unit = phantom.scanner
     highest = 2**unit.bits_stored - 1

@@ -16,7 +16,7 @@ class Habitus:
     Where a patient stands in the population.
 
     A data set gives each of its classes the same habitus, so that body size and lung density, which move
-    the mean grey level far more than a lesion does, can't tell the classes apart.
+    the mean gray level far more than a lesion does, can't tell the classes apart.
 
     Parameters
     ----------

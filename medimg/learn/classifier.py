@@ -1,0 +1,398 @@
+"""The classifier: a pretrained backbone, a new head, and the recipe its pictures are made by."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from torch import Tensor, nn
+
+from medimg.learn.backbones import (
+    Architecture,
+    architecture_for,
+    check_backbone,
+    check_size,
+    default_recipe,
+    head_logits,
+    new_head,
+)
+from medimg.learn.checks import check_input, checked_classes
+from medimg.learn.freezing import freeze_through, hold_frozen, share_frozen
+from medimg.learn.loading import load_body
+from medimg.learn.pooling import Pool, make_pooling, pool_embeddings
+from medimg.learn.weights import WeightsChoice, resolve_weights
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from medimg.learn.loaders import LabeledImages
+    from medimg.learn.predict import PredictSource
+    from medimg.prep import Preprocess
+
+__all__ = ["Task", "TransferClassifier"]
+
+Task: TypeAlias = Literal["multiclass", "multilabel"]
+
+
+class TransferClassifier(nn.Module):
+    """
+    Any torchvision classification model with a new head, and the recipe that makes its pictures.
+
+    Parameters
+    ----------
+    backbone : str
+        Name of a torchvision classification model, such as "resnet50" or "vit_b_16".
+    classes : sequence of str
+        Names of the classes, in the order of the outputs.
+    weights : str, path, WeightsEnum or None
+        "DEFAULT", the name of torchvision's weights, the path of a state dict (``.pth`` or ``.safetensors``;
+        where its name carries its SHA-256, as torchvision's do, that is checked), or None for random ones.
+    preprocess : Preprocess, optional
+        The recipe; by default one with the size, mean and standard deviation that the weights were trained
+        with.
+    task : {"multiclass", "multilabel"}
+        One class among several (softmax), or several labels at once (sigmoid).
+    pool : {"none", "mean", "max", "attention"}
+        How the embeddings of the slices of a bag become one; "none" takes single pictures only.
+    accept_license : bool
+        Whether weights under a license of their own (SWAG's, non-commercial) may be used.
+    progress : bool
+        Whether a download shows its progress.
+
+    Attributes
+    ----------
+    backbone : nn.Module
+        The network without its head: (B, 3, H, W) to (B, F).
+    head : nn.Linear or nn.Conv2d
+        The new last layer.
+    attention : GatedAttention or None
+        The pooling, where it has parameters.
+    classes, task, pool, preprocess
+        As given.
+    architecture : Architecture
+        What the backbone is built by.
+    backbone_name : str
+        Its name.
+    weights_name, weights_sha256 : str or None
+        Name and SHA-256 of the weights that training started from.
+    training_summary : dict or None
+        How the model was trained; set by :func:`medimg.fine_tune`.
+
+    Raises
+    ------
+    TrainingError
+        If a name is unknown, or the classes are unsound.
+    PreprocessError
+        If the backbone takes no pictures of the recipe's size.
+    WeightsUnavailableError
+        If the weights are not to be had, damaged, or of another network.
+
+    Examples
+    --------
+    >>> model = TransferClassifier("squeezenet1_1", classes=["normal", "pneumonia"], weights=None)
+    >>> model
+    TransferClassifier(squeezenet1_1, weights=None, classes=('normal', 'pneumonia'), task=multiclass,
+        pool=none, 0.7 M parameters, 0.0 % frozen)
+    """
+
+    backbone: nn.Module
+    head: nn.Linear | nn.Conv2d
+
+    def __init__(
+        self,
+        backbone: str = "resnet50",
+        *,
+        classes: Sequence[str],
+        weights: WeightsChoice = "DEFAULT",
+        preprocess: Preprocess | None = None,
+        task: Task = "multiclass",
+        pool: Pool = "none",
+        accept_license: bool = False,
+        progress: bool = True,
+    ) -> None:
+        super().__init__()
+        check_backbone(backbone)
+        names = checked_classes(classes, task)
+        source = resolve_weights(backbone, weights, accept_license=accept_license)
+        recipe = preprocess or default_recipe(backbone, source)
+        # weights with a URL may have to be fetched: whether they fit the recipe is settled before
+        local = source.load(progress=progress) if source is not None and source.url is None else None
+        architecture = architecture_for(
+            backbone,
+            entry=source.entry if source is not None else None,
+            state=local.state if local is not None else None,
+            recipe=recipe,
+        )
+        loaded = local or (source.load(progress=progress) if source is not None else None)
+        self.weights_name = source.name if source is not None else None
+        self.weights_sha256 = loaded.sha256 if loaded is not None else None
+        self._assemble(architecture, names, recipe, task, pool, state=loaded.state if loaded else None)
+
+    def _assemble(
+        self,
+        architecture: Architecture,
+        classes: tuple[str, ...],
+        preprocess: Preprocess,
+        task: Task,
+        pool: Pool,
+        *,
+        state: Any = None,
+    ) -> None:
+        parts = architecture.build(initialize=state is None)
+        if state is not None:
+            load_body(parts, state, backbone=architecture.name, source=str(self.weights_name))
+        self.architecture = architecture
+        self.classes = classes
+        self.preprocess = preprocess
+        self.task: Task = task
+        self.pool: Pool = pool
+        self.training_summary: dict[str, Any] | None = None
+        self.backbone = parts.body
+        features = parts.head.in_channels if isinstance(parts.head, nn.Conv2d) else parts.head.in_features
+        self.attention = make_pooling(pool, features)
+        self.head = new_head(parts.head, len(classes))
+
+    @classmethod
+    def rebuild(
+        cls,
+        architecture: Architecture,
+        *,
+        classes: Sequence[str],
+        preprocess: Preprocess,
+        task: Task,
+        pool: Pool,
+        weights_name: str | None = None,
+        weights_sha256: str | None = None,
+    ) -> TransferClassifier:
+        """
+        Build a classifier whose parameters are loaded next, as a checkpoint does: no weights are fetched.
+
+        Parameters
+        ----------
+        architecture : Architecture
+            What the backbone is built by.
+        classes, preprocess, task, pool
+            As in the class.
+        weights_name, weights_sha256 : str or None
+            What training once started from.
+
+        Returns
+        -------
+        TransferClassifier
+            With random parameters.
+        """
+        model = cls.__new__(cls)
+        nn.Module.__init__(model)
+        check_backbone(architecture.name)
+        check_size(architecture, preprocess)
+        model.weights_name, model.weights_sha256 = weights_name, weights_sha256
+        model._assemble(architecture, checked_classes(classes, task), preprocess, task, pool)
+        return model
+
+    @property
+    def backbone_name(self) -> str:
+        """Name of the backbone in torchvision."""
+        return self.architecture.name
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """
+        Compute logits.
+
+        Parameters
+        ----------
+        x : Tensor
+            (B, 3, H, W) normalized pictures, or (B, N, 3, H, W) bags of slices.
+        mask : Tensor, optional
+            (B, N) bool: which slices of the bags are there; all by default.
+
+        Returns
+        -------
+        Tensor
+            (B, K).
+
+        Raises
+        ------
+        PreprocessError
+            If the shape is another one, or ``pool="none"`` meets bags.
+        """
+        return head_logits(self.head, self.embed(x, mask))
+
+    def embed(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """
+        Compute what the head sees.
+
+        Parameters
+        ----------
+        x, mask : Tensor
+            As for the logits.
+
+        Returns
+        -------
+        Tensor
+            (B, F): the embedding of each picture, or the pooled one of each bag.
+        """
+        check_input(x, mask, self.pool)
+        if x.ndim == 4:
+            pictures: Tensor = self.backbone(x)
+            return pictures
+        planes = x.flatten(0, 1)
+        if mask is None:
+            slices = self.backbone(planes).unflatten(0, x.shape[:2])
+        else:
+            # only slices that are there pass: padding would move the statistics of batch normalization
+            there = self.backbone(planes[mask.flatten()])
+            slices = there.new_zeros(*x.shape[:2], there.shape[1])
+            slices[mask] = there
+        return pool_embeddings(slices, mask, self.pool, self.attention)
+
+    def freeze(self, upto: str | None = None) -> TransferClassifier:
+        """
+        Freeze the backbone, or its first part: parameters and statistics stay as they are, bit by bit.
+
+        Parameters
+        ----------
+        upto : str, optional
+            The last part to freeze, by its name in ``backbone.named_modules()``, such as "layer3" or
+            "features.5"; by default all of it. The head is never frozen.
+
+        Returns
+        -------
+        TransferClassifier
+            The model itself.
+
+        Raises
+        ------
+        TrainingError
+            If the backbone has no such part.
+
+        Examples
+        --------
+        >>> model = TransferClassifier("resnet18", classes=["a", "b"], weights=None).freeze(upto="layer1")
+        >>> model.backbone.layer1[0].bn1.training, model.backbone.layer2[0].bn1.training
+        (False, True)
+        """
+        freeze_through(self.backbone, upto)
+        self.train(self.training)
+        return self
+
+    def unfreeze(self) -> TransferClassifier:
+        """Make every parameter trainable, and return the model itself."""
+        self.requires_grad_(True)
+        self.train(self.training)
+        return self
+
+    def train(self, mode: bool = True) -> TransferClassifier:
+        """Set the mode of every part but the frozen ones, which stay in evaluation mode."""
+        super().train(mode)
+        if mode:
+            hold_frozen(self.backbone)
+        return self
+
+    def predict(
+        self,
+        sources: PredictSource | Iterable[PredictSource],
+        *,
+        unit: Literal["series", "slice"] = "series",
+        batch_size: int = 32,
+        progress: bool = False,
+    ) -> pd.DataFrame:
+        """
+        Predict on raw images, preprocessed by the model's own recipe.
+
+        Parameters
+        ----------
+        sources : path, Series, Volume, or an iterable of these
+            Whatever :func:`medimg.read` takes; a list is several sources, not the files of one.
+        unit : {"series", "slice"}
+            One row for each source (without pooling: the mean of its slices' probabilities), or one for each
+            slice that the recipe takes.
+        batch_size : int
+            Pictures at once.
+        progress : bool
+            Whether to show a progress bar.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns ``source``, ``series_uid``; for slices ``sop_instance_uid`` and ``slice`` (index in the
+            volume as it was read); ``predicted`` (for labels: those at 0.5 and above, joined by ";"); and
+            ``p_<class>`` for each class.
+        """
+        from medimg.learn.predict import predict
+
+        return predict(self, sources, unit=unit, batch_size=batch_size, progress=progress)
+
+    def predict_proba(
+        self, dataset: LabeledImages, *, batch_size: int = 32, num_workers: int = 0, progress: bool = False
+    ) -> NDArray[np.float64]:
+        """
+        Predict on every item of a data set, in its order.
+
+        Parameters
+        ----------
+        dataset : ImageDataset
+            Made by the model's own recipe.
+        batch_size, num_workers : int
+            Items at once; processes that read.
+        progress : bool
+            Whether to show a progress bar.
+
+        Returns
+        -------
+        numpy.ndarray
+            (n, K) float64 probabilities.
+
+        Raises
+        ------
+        PreprocessError
+            If the data set's recipe is another one.
+        """
+        from medimg.learn.predict import predict_proba
+
+        return predict_proba(self, dataset, batch_size=batch_size, num_workers=num_workers, progress=progress)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """
+        Write the model to a safetensors file: parameters, classes, recipe and versions, nothing on patients.
+
+        Parameters
+        ----------
+        path : path-like
+            The file, by habit ``.safetensors``; replaced as a whole, or not at all.
+
+        Returns
+        -------
+        pathlib.Path
+            The file.
+        """
+        from medimg.learn.checkpoint import save
+
+        return save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> TransferClassifier:
+        """
+        Read a model that :meth:`save` wrote; see :func:`medimg.load`.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is damaged, was changed, is newer than this version, or is no checkpoint of medimg.
+        """
+        from medimg.learn.checkpoint import load
+
+        return load(path)
+
+    def __repr__(self) -> str:
+        total = sum(p.numel() for p in self.parameters()) / 1e6
+        names = self.classes if len(self.classes) <= 8 else f"{len(self.classes)} classes"
+        return (
+            f"TransferClassifier({self.backbone_name}, weights={self.weights_name}, classes={names}, "
+            f"task={self.task}, pool={self.pool}, {total:.1f} M parameters, "
+            f"{100 * share_frozen(self):.1f} % frozen)"
+        )

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import medimg
+from medimg import Preprocess, TransferClassifier, Window
+from medimg.errors import CheckpointError
+from medimg.learn import checkpoint
+from tests.learn.fakes import changed, classifier, state
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return classifier().save(tmp_path_factory.mktemp("saved") / "model.safetensors")
+
+
+def rewrite(
+    source: Path, target: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], None]
+) -> Path:
+    """Write a checkpoint anew after a change to its header or its tensors."""
+    with safe_open(source, framework="pt") as opened:
+        header = json.loads(opened.metadata()["medimg"])
+        tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+    change(header, tensors)
+    save_file(tensors, target, metadata={"medimg": json.dumps(header)})
+    return target
+
+
+def sealed(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """What someone does who changes a file on purpose."""
+    header["tensors_sha256"] = checkpoint._tensors_sha256(tensors)
+    header["header_sha256"] = checkpoint._header_sha256(header)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("squeezenet1_1", {}),
+        (
+            "resnet18",
+            {"pool": "attention", "task": "multilabel", "classes": ("Knoten", "größer ≥ 5 mm", "c;d")},
+        ),
+        ("vit_b_32", {"preprocess": Preprocess(size=96)}),
+        ("mnasnet0_5", {"preprocess": Preprocess(size=64, window=Window(-600, 1500), fill=0.1)}),
+    ],
+)
+def test_round_trip_is_bit_identical(tmp_path: Path, name: str, fields: dict[str, Any]) -> None:
+    model = classifier(name, **fields)
+    model(torch.randn(4, 3, *model.preprocess.hw))  # batch statistics that are not the initial ones
+    path = model.train().save(tmp_path / "model.safetensors")
+    rng = torch.get_rng_state()
+    loaded = medimg.load(path)
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert not changed(state(model), state(loaded))
+    assert not loaded.training
+    x = torch.randn(2, 3, *model.preprocess.hw)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(x), loaded(x))
+    for field in ("classes", "task", "pool", "preprocess", "architecture", "weights_name", "weights_sha256"):
+        assert getattr(loaded, field) == getattr(model, field)
+    assert loaded.preprocess.fingerprint == model.preprocess.fingerprint
+    assert all(p.requires_grad for p in loaded.parameters())
+
+
+def test_other_dtypes_are_kept(tmp_path: Path) -> None:
+    model = classifier().to(torch.bfloat16)
+    loaded = TransferClassifier.load(model.save(tmp_path / "model.safetensors"))
+    assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+    assert not changed(state(model), state(loaded))
+
+
+def test_loading_needs_no_pretrained_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = classifier()
+    model.weights_name, model.weights_sha256 = "SqueezeNet1_1_Weights.IMAGENET1K_V1", "0" * 64
+    path = model.save(tmp_path / "model.safetensors")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nothing"))
+    assert TransferClassifier.load(path).weights_name == "SqueezeNet1_1_Weights.IMAGENET1K_V1"
+
+
+def test_header_says_what_it_was_made_with(saved: Path) -> None:
+    header = checkpoint.read_header(saved)
+    assert header["schema"] == 1
+    assert header["classes"] == ["a", "b"]
+    assert header["versions"]["medimg"] == medimg.__version__
+    assert header["versions"].keys() == {"medimg", "torch", "torchvision", "python"}
+
+
+def test_saving_replaces_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = classifier().save(tmp_path / "new" / "model.safetensors")
+    content = path.read_bytes()
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoint, "save_file", broken)
+    with pytest.raises(OSError, match="disk full"):
+        classifier("resnet18").save(path)
+    assert path.read_bytes() == content
+    assert [p.name for p in path.parent.iterdir()] == ["model.safetensors"]
+
+
+def test_file_is_as_readable_as_any_other(tmp_path: Path, saved: Path) -> None:
+    (tmp_path / "plain").touch()
+    assert saved.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("share", [0.0, 0.00001, 0.001, 0.5, 0.99])
+def test_truncated(saved: Path, tmp_path: Path, share: float) -> None:
+    content = saved.read_bytes()
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CheckpointError, match=r"damaged|no safetensors"):
+        medimg.load(path)
+
+
+@pytest.mark.parametrize("place", [-1, -100_000, 10_000])
+def test_one_flipped_bit(saved: Path, tmp_path: Path, place: int) -> None:
+    content = bytearray(saved.read_bytes())
+    content[place] ^= 1
+    path = tmp_path / "flipped.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"damaged|changed"):
+        medimg.load(path)
+
+
+def test_foreign_files(tmp_path: Path, saved: Path) -> None:
+    save_file({"x": torch.zeros(2)}, tmp_path / "plain.safetensors")
+    with pytest.raises(CheckpointError, match="not a checkpoint of medimg"):
+        medimg.load(tmp_path / "plain.safetensors")
+    torch.save({"x": torch.zeros(2)}, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=r"a file of torch\.save"):
+        medimg.load(tmp_path / "weights.pth")
+    (tmp_path / "text").write_text("hello, this is no model at all")
+    with pytest.raises(CheckpointError, match="no safetensors file"):
+        medimg.load(tmp_path / "text")
+    with pytest.raises(CheckpointError, match="can't be opened"):
+        medimg.load(tmp_path / "none.safetensors")
+    with pytest.raises(CheckpointError, match="can't be opened"):
+        medimg.load(tmp_path)
+
+
+@pytest.mark.parametrize("length", [2**63, 100 * 2**20, 17 * 2**20])
+def test_announced_header_is_bounded(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "huge.safetensors"
+    path.write_bytes(struct.pack("<Q", length) + b"{" + b" " * 18 * 2**20)
+    with pytest.raises(CheckpointError, match="announces a header of"):
+        medimg.load(path)
+
+
+def set_field(name: str, value: Any) -> Callable[[dict[str, Any], dict[str, torch.Tensor]], None]:
+    def change(header: dict[str, Any], _: dict[str, torch.Tensor]) -> None:
+        header[name] = value
+
+    return change
+
+
+def drop_tensor(_: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    del tensors["head.bias"]
+
+
+def nudge(_: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    tensors["head.bias"] += 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_field("classes", ["b", "a"]), "not the one that was saved"),
+        (set_field("training", {"best": 1.0}), "not the one that was saved"),
+        (set_field("schema", 2), "written by a newer medimg: its schema is 2"),
+        (set_field("schema", "1"), "names no schema"),
+        (set_field("classes", "ab"), "lacks a sound 'classes'"),
+        (lambda header, _: header.pop("task"), "lacks a sound 'task'"),
+        (drop_tensor, "parameters in .* are not those that were saved"),
+        (nudge, "parameters in .* are not those that were saved"),
+    ],
+)
+def test_changed_afterwards(saved: Path, tmp_path: Path, change: Any, message: str) -> None:
+    path = rewrite(saved, tmp_path / "changed.safetensors", change)
+    with pytest.raises(CheckpointError, match=message):
+        medimg.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda header, _: header["preprocess"].update(window="lung"), "the recipe gives fingerprint"),
+        (lambda header, _: header["preprocess"].update(size=[]), "can't be built"),
+        (lambda header, _: header["preprocess"].update(window={"x": 1}), "can't be built"),
+        (set_field("architecture", {"name": "resnet18"}), "architecture of three fields"),
+        (
+            set_field("architecture", {"name": "os.system", "transform_input": False, "image_size": None}),
+            "no classification model",
+        ),
+        (
+            set_field("architecture", {"name": "vit_b_32", "transform_input": False, "image_size": 10**9}),
+            "architecture of three fields",
+        ),
+        (
+            set_field("architecture", {"name": "resnet18", "transform_input": False, "image_size": None}),
+            "tensors in .* don't fit a resnet18",
+        ),
+        (set_field("classes", ["a", "b", "c"]), "don't fit"),
+        (set_field("pool", "median"), "pool is one of"),
+        (drop_tensor, "1 tensors in .* don't fit a squeezenet1_1"),
+    ],
+)
+def test_changed_and_sealed_again(saved: Path, tmp_path: Path, change: Any, message: str) -> None:
+    def both(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        change(header, tensors)
+        sealed(header, tensors)
+
+    path = rewrite(saved, tmp_path / "changed.safetensors", both)
+    with pytest.raises(CheckpointError, match=message):
+        medimg.load(path)
+
+
+def test_sealing_alone_is_harmless(saved: Path, tmp_path: Path) -> None:
+    loaded = medimg.load(rewrite(saved, tmp_path / "same.safetensors", sealed))
+    assert not changed(state(loaded), state(medimg.load(saved)))
+
+
+def test_source_can_be_overwritten_while_the_model_lives(tmp_path: Path) -> None:
+    path = classifier().save(tmp_path / "model.safetensors")
+    loaded = medimg.load(path)
+    before = state(loaded)
+    with path.open("rb+") as file:
+        file.write(b"\0" * path.stat().st_size)
+    assert not changed(before, state(loaded))

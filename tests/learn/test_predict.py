@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import medimg
+from medimg import ImageDataset, Preprocess
+from medimg.core import geometry
+from medimg.errors import PreprocessError, ReadError, TrainingError
+from tests.learn.fakes import Images, classifier, images
+
+RECIPE = Preprocess(size=64, window="percentile")
+
+
+def volume(slices: int, seed: int = 0) -> medimg.Volume:
+    values = np.random.default_rng(seed).normal(size=(1, slices, 48, 48)).astype(np.float32)
+    return medimg.Volume(values, geometry.image_affine((2.0, 0.5, 0.5)))
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (root / name).mkdir()
+        for n in range(3):
+            pixels = rng.integers(0, 256, (40, 30 + n), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"p{n}_{name}.png")
+    return root
+
+
+def test_training_evaluation_and_prediction_see_the_same(photographs: Path, tmp_path: Path) -> None:
+    dataset = ImageDataset.from_folder(photographs, RECIPE, patient=r"(p\d+_\w)")
+    model = classifier("resnet18", preprocess=RECIPE)
+    medimg.fine_tune(model, dataset, epochs=1, batch_size=4, progress=False)
+    loaded = medimg.load(model.save(tmp_path / "model.safetensors"))
+    for index, source in enumerate(dataset.sources):
+        assert torch.equal(loaded.preprocess(source)[0], dataset[index][0])
+    table = loaded.predict(dataset.sources, unit="slice")
+    assert list(table.columns) == [
+        "source", "series_uid", "sop_instance_uid", "slice", "predicted", "p_a", "p_b",
+    ]  # fmt: skip
+    assert table["source"].tolist() == list(dataset.sources)
+    assert np.array_equal(table[["p_a", "p_b"]].to_numpy(), model.predict_proba(dataset))
+    assert table["predicted"].tolist() == ["ab"[n] for n in model.predict_proba(dataset).argmax(axis=1)]
+
+
+def test_batches_reach_across_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = classifier(preprocess=RECIPE)
+    sizes = []
+    model.backbone.register_forward_hook(lambda *call: sizes.append(len(call[1][0])))
+    sources = [volume(3, seed=0), volume(1, seed=1), volume(4, seed=2)]
+    table = model.predict(sources, unit="slice", batch_size=3)
+    assert sizes == [3, 3, 2]
+    assert table["source"].tolist() == ["volume 0"] * 3 + ["volume 1"] + ["volume 2"] * 4
+    alone = model.predict(sources[2], unit="slice")
+    np.testing.assert_allclose(table["p_a"][4:], alone["p_a"], rtol=1e-5)
+    assert sorted(alone["slice"]) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("pool", ["none", "mean", "max", "attention"])
+def test_one_row_per_series(pool: str) -> None:
+    model = classifier(preprocess=RECIPE, pool=pool)
+    table = model.predict([volume(5), volume(2, seed=1)], batch_size=2)
+    assert list(table.columns) == ["source", "series_uid", "predicted", "p_a", "p_b"]
+    planes = RECIPE(volume(5))
+    with torch.no_grad():
+        model.eval()
+        if pool == "none":
+            expected = model(planes).double().softmax(dim=1).mean(dim=0)
+        else:
+            expected = model(planes[None]).double().softmax(dim=1)[0]
+    np.testing.assert_allclose(table.loc[0, ["p_a", "p_b"]].to_numpy(float), expected.numpy(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("pool", ["none", "max"])
+def test_bags_of_a_data_set(pool: str) -> None:
+    bags = Images(np.array([0, 1, 0]), unit="series", lengths=(3, 1, 5))
+    model = classifier(pool=pool)
+    proba = model.predict_proba(bags, batch_size=2)
+    model.eval()
+    with torch.no_grad():
+        for row, bag in zip(proba, bags.images, strict=True):
+            logits = model(bag) if pool == "none" else model(bag[None])
+            np.testing.assert_allclose(row, logits.double().softmax(dim=1).mean(dim=0).numpy(), rtol=1e-4)
+
+
+def test_labels_are_joined() -> None:
+    model = classifier(preprocess=RECIPE, task="multilabel", classes=("a", "b", "c"))
+    with torch.no_grad():
+        model.head.weight.zero_()
+        assert model.head.bias is not None
+        model.head.bias.copy_(torch.tensor([1.0, -1.0, 0.0]))
+    table = model.predict(volume(1))
+    assert table["predicted"].tolist() == ["a;c"]
+    assert table["p_a"][0] == pytest.approx(1 / (1 + np.exp(-1)))
+
+
+def test_predicting_leaves_the_mode_alone() -> None:
+    for mode in (True, False):
+        model = classifier(preprocess=RECIPE).train(mode)
+        model.predict(volume(1))
+        assert model.training is mode
+        model.predict_proba(images(2, preprocess=RECIPE))
+        assert model.training is mode
+
+
+def test_no_source_no_row() -> None:
+    assert len(classifier().predict([])) == 0
+
+
+def test_unsound_calls() -> None:
+    model = classifier()
+    with pytest.raises(TrainingError, match="unit is"):
+        model.predict(volume(1), unit="patient")  # type: ignore[arg-type]
+    with pytest.raises(TrainingError, match="batch_size"):
+        model.predict(volume(1), batch_size=0)
+    with pytest.raises(PreprocessError, match="with_preprocess"):
+        model.predict_proba(images(2, preprocess=Preprocess(size=64, window="lung")))
+
+
+def test_unreadable_source_says_which(tmp_path: Path) -> None:
+    (tmp_path / "none.png").write_bytes(b"no picture")
+    with pytest.raises(ReadError) as caught:
+        classifier().predict([volume(1), tmp_path / "none.png"])
+    assert any("source 1" in note for note in caught.value.__notes__)
