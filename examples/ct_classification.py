@@ -61,12 +61,16 @@ def classifier(
     return model, {"head_epochs": 0, "epochs": 12, "backbone_lr_scale": 1.0, "batch_size": 16}
 
 
-def split(data: medimg.ImageDataset) -> tuple[medimg.ImageDataset, ...]:
+def split(
+    data: medimg.ImageDataset,
+) -> tuple[medimg.ImageDataset, medimg.ImageDataset | None, medimg.ImageDataset]:
     try:
-        return medimg.split(data)
+        train, val, test = medimg.split(data)
     except LeakageError as error:
-        print(f"{error}\nSplitting by slice instead: THE SCORES BELOW MEAN NOTHING for new patients.")
-        return medimg.split(data, by="image")
+        print(f"No patients can be held back: {error}")
+        print("Training and evaluating on the same images: THE SCORES BELOW MEAN NOTHING.")
+        return data, None, data
+    return train, val, test
 
 
 def arguments() -> argparse.Namespace:

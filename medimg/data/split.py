@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from medimg.errors import DatasetError, LeakageError, MedimgWarning
+from medimg.errors import DatasetError, LeakageError
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SplitBy", "split"]
 
-SplitBy: TypeAlias = Literal["patient", "image"]
+SplitBy: TypeAlias = Literal["patient"]
 
 
 def split(
@@ -34,9 +33,8 @@ def split(
     ----------
     dataset : ImageDataset
         What to split.
-    by : {"patient", "image"}
-        What stays together. "image" lets slices of one patient fall on several sides: scores measured on
-        such a split mean nothing for new patients, and a warning says so.
+    by : {"patient"}
+        What stays together; nothing smaller than a patient can be split without a leak.
     fractions : sequence of float
         Size of each part; they add up to 1. The default is training, validation, test.
     seed : int
@@ -57,22 +55,13 @@ def split(
     """
     shares = _checked_fractions(fractions)
     if by not in get_args(SplitBy):
-        raise DatasetError(f'by is "patient" or "image"; found {by!r}')
-    if by == "image":
-        warnings.warn(
-            "split by image: slices of one patient may lie on several sides, so that scores say nothing "
-            "about new patients",
-            MedimgWarning,
-            stacklevel=2,
-        )
-        groups: dict[Hashable, list[int]] = {index: [index] for index in range(len(dataset))}
-    else:
-        groups = defaultdict(list)
-        for index, patient in enumerate(dataset.patients):
-            groups[patient].append(index)
-        _check_series(dataset)
+        raise DatasetError(f'by is "patient", as anything smaller leaks; found {by!r}')
+    _check_series(dataset)
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    for index, patient in enumerate(dataset.patients):
+        groups[patient].append(index)
     classes = {key: _classes_of(dataset, members) for key, members in groups.items()}
-    _check_enough(dataset, classes, len(shares), by)
+    _check_enough(dataset, classes, len(shares))
     sides = _assigned(classes, shares, np.random.default_rng(seed))
     _check_sides(dataset, classes, sides, len(shares))
     parts: list[list[int]] = [[] for _ in shares]
@@ -108,14 +97,12 @@ def _check_series(dataset: ImageDataset) -> None:
             )
 
 
-def _check_enough(
-    dataset: ImageDataset, classes: dict[Hashable, frozenset[int]], parts: int, by: SplitBy
-) -> None:
+def _check_enough(dataset: ImageDataset, classes: dict[Hashable, frozenset[int]], parts: int) -> None:
     for k, name in enumerate(dataset.classes):
         count = sum(k in c for c in classes.values())
         if count < parts:
             raise LeakageError(
-                f"class {name!r} has {count} {by}(s), and a clean split in {parts} parts takes at least "
+                f"class {name!r} has {count} patient(s), and a clean split in {parts} parts takes at least "
                 f"{parts}: collect more, drop the class, or split in fewer parts"
             )
 

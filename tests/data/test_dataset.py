@@ -284,11 +284,9 @@ def test_the_same_series_under_two_patients_is_a_leak(tmp_path: Path) -> None:
         split(dataset, fractions=(0.5, 0.5))
 
 
-def test_splitting_by_image_warns() -> None:
-    dataset = Labels([0, 1] * 9, ["a"] * 18, 2)
-    with pytest.warns(MedimgWarning, match="nothing"):
-        parts = split(dataset, by="image")
-    assert sum(len(p) for p in parts) == 18
+def test_nothing_smaller_than_a_patient_is_split() -> None:
+    with pytest.raises(DatasetError, match="leaks"):
+        split(Labels([0, 1] * 9, ["a"] * 18, 2), by="image")  # type: ignore[arg-type]  # on purpose
 
 
 def test_the_patients_of_the_real_table(real_data: Path) -> None:
