@@ -29,7 +29,7 @@ def main() -> None:
     print(report)
 
     report.to_csv(args.output / "predictions.csv")
-    report.to_html(args.output / "report.html", fit=fit, title="Chest CT: slices with and without findings")
+    report.to_html(args.output / "report.html", fit=fit, title="Chest CT")
     for path in (fit.checkpoint, args.output / "predictions.csv", args.output / "report.html"):
         print(f"Written: {path}")
 
@@ -40,7 +40,7 @@ def labels(args: argparse.Namespace) -> Path:
     folder = Path(args.output, "data")
     if not folder.exists():
         print("No --data: writing synthetic chest CT as DICOM")
-        medimg.phantom.write_ct_dataset(folder, patients=60)
+        medimg.phantom.write_ct_dataset(folder, patients=72)
     return folder / "slices.csv"
 
 
@@ -58,7 +58,13 @@ def classifier(
     print("No ImageNet weights in the cache or from the network: training a small backbone from scratch.")
     recipe = recipe.replace(size=112)
     model = medimg.TransferClassifier("resnet18", classes=classes, weights=None, preprocess=recipe)
-    return model, {"head_epochs": 0, "epochs": 12, "backbone_lr_scale": 1.0, "batch_size": 16}
+    return model, {
+        "head_epochs": 0,
+        "epochs": 14,
+        "backbone_lr_scale": 1.0,
+        "batch_size": 16,
+        "augment": None,
+    }
 
 
 def split(
@@ -81,7 +87,7 @@ def arguments() -> argparse.Namespace:
     add("--data", type=Path, help="folder with labels.csv; synthetic CT by default")
     add("--weights", default="DEFAULT", help="name, path of a file, or 'none' (default: DEFAULT)")
     add("--backbone", default="resnet18", help="any torchvision classifier (default: resnet18)")
-    add("--epochs", type=int, help="epochs of the whole network (default: 3; 12 from scratch)")
+    add("--epochs", type=int, help="epochs of the whole network (default: 3; 14 from scratch)")
     add("--output", type=Path, default=Path("ct-output"), help="folder for the results")
     return parser.parse_args()
 

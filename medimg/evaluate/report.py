@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.evaluate._files import write_text
 from medimg.evaluate._protocols import Fit
 from medimg.evaluate.bootstrap import Estimate
 from medimg.evaluate.notes import ClassCount
 from medimg.evaluate.pictures import Picture
+from medimg.io.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from medimg import __version__
 from medimg.errors import CheckpointError, MedimgError
-from medimg.learn._files import atomic_path
+from medimg.io.files import atomic_path
 from medimg.learn.backbones import Architecture
 from medimg.learn.classifier import TransferClassifier
 from medimg.prep import Preprocess

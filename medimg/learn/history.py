@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from medimg.learn._files import write_text
+from medimg.io.files import write_text
 from medimg.learn.checkpoint import save
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.models import WeightsEnum, get_model_weights  # type: ignore[attr-defined]
 
 from medimg.errors import WeightsUnavailableError
-from medimg.learn._files import file_sha256
+from medimg.io.files import file_sha256
 
 if TYPE_CHECKING:
     from torchvision.models import Weights  # type: ignore[attr-defined]

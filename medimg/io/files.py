@@ -6,11 +6,11 @@ import hashlib
 import os
 import secrets
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 __all__ = ["atomic_path", "file_sha256", "write_text"]
 
@@ -44,10 +44,26 @@ def atomic_path(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(target: Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all."""
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """
+    Write UTF-8 text, whole or not at all.
+
+    Parameters
+    ----------
+    path : path-like
+        The file; its folder is made where it is missing, an old file is replaced.
+    text : str
+        The content.
+
+    Returns
+    -------
+    pathlib.Path
+        The file written.
+    """
+    target = Path(path)
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
+    return target
 
 
 def file_sha256(path: Path) -> str:
