@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 
 from medimg.core import geometry
-from medimg.core.window import LookupTable, Voi, Window
+from medimg.core.window import PRESETS, LookupTable, Voi, Window
 from medimg.errors import PreprocessError
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ def choose_voi(
     window : str, int, Window or LookupTable
         "auto" (by modality: CT soft_tissue; CR, DX and MG what the file declares, else percentiles; all
         others percentiles), "dicom" (what the file declares), an int (that one of its alternatives),
-        "percentile", the name of a preset, the explanation of a window in the file, or a window.
+        "percentile", the name of a preset, the explanation of a window in the file where no preset is called
+        so, or a window.
     percentiles : tuple of 2 floats
         What "percentile" means.
 
@@ -106,7 +107,11 @@ def choose_voi(
         return _declared(volume, 0)
     if isinstance(window, int):
         return _declared(volume, window)
-    if volume.voi and all(any(v.explanation == window for v in slice_) for slice_ in volume.voi):
+    if (
+        window not in PRESETS
+        and volume.voi
+        and all(any(v.explanation == window for v in slice_) for slice_ in volume.voi)
+    ):
         return tuple(next(v for v in slice_ if v.explanation == window) for slice_ in volume.voi)
     return (_preset(volume, window),)
 
@@ -156,7 +161,7 @@ def render(
     Returns
     -------
     numpy.ndarray
-        (H, W) or (H, W, 3) uint8. Pixels may be oblong; padding is black.
+        (H, W) or (H, W, 3) uint8. Pixels may be oblong; padding and what is not finite are black.
     """
     if volume.space == "patient":
         volume = volume.reorient(geometry.display_code(volume.affine))
@@ -164,9 +169,11 @@ def render(
     if volume.is_color:
         return np.ascontiguousarray(volume.array[:, d].transpose(1, 2, 0)).astype(np.uint8)
     voi = choose_voi(volume, window)
-    shown = voi[d if len(voi) > 1 else 0].apply(volume.array[0, d])
+    values = volume.array[0, d]
+    shown = voi[d if len(voi) > 1 else 0].apply(np.nan_to_num(values))
     if volume.inverted:
         shown = 1.0 - shown
+    shown = np.where(np.isfinite(values), shown, 0.0)
     if volume.padding is not None:
         shown = np.where(volume.padding[0, d], 0.0, shown)
     return np.rint(shown * 255).astype(np.uint8)

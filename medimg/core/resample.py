@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from medimg.core.volume import Volume
 
-__all__ = ["resample_axis", "resample_volume", "resampled_size"]
+__all__ = ["checked_spacing", "resample_axis", "resample_volume", "resampled_size"]
 
 _MOST_VOXELS: Final = 2**31
 
@@ -29,7 +29,8 @@ def _taps(size: int, count: int, scale: float) -> tuple[npt.NDArray[np.int64], n
     The filter is as wide as two input steps, or two output steps where those are longer: linear
     interpolation when refining, area-weighted antialiasing when coarsening.
     """
-    support = max(scale, 1.0)
+    # beyond the whole axis, a wider filter would only repeat its mean
+    support = min(max(scale, 1.0), max(float(size), 1.0))
     center = (np.arange(count) + 0.5) * scale - 0.5
     first = np.floor(center - support).astype(np.int64) + 1
     taps = int(np.ceil(2 * support))
@@ -74,18 +75,36 @@ def resampled_size(size: int, scale: float) -> int:
     return max(1, round(size / scale))
 
 
-def _wanted_spacing(spacing: float | Sequence[float]) -> tuple[float, float, float]:
-    if isinstance(spacing, float | int):
-        spacing = (spacing,) * 3
-    wanted = tuple(float(v) for v in spacing)
+def checked_spacing(spacing: float | Sequence[float]) -> tuple[float, float, float]:
+    """
+    Return a spacing as three numbers (D, H, W).
+
+    Raises
+    ------
+    PreprocessError
+        If it is not one or three positive numbers.
+    """
+    given: Any = (spacing,) * 3 if isinstance(spacing, float | int) else spacing
+    try:
+        wanted = () if isinstance(given, str) else tuple(float(v) for v in given)
+    except (TypeError, ValueError):
+        wanted = ()
     if len(wanted) != 3 or not all(np.isfinite(v) and v > 0 for v in wanted):
         raise PreprocessError(f"a spacing is one or three positive millimeters (D, H, W); found {spacing!r}")
     return wanted[0], wanted[1], wanted[2]
 
 
+def _unusable(volume: Volume) -> npt.NDArray[np.bool_] | None:
+    """Padding, and what is not finite and would spread."""
+    finite = np.isfinite(volume.array)
+    if finite.all():
+        return volume.padding
+    return np.asarray(~finite if volume.padding is None else volume.padding | ~finite)
+
+
 def resample_volume(volume: Volume, spacing: float | Sequence[float]) -> Volume:
     """Return the volume at another spacing; see :meth:`medimg.Volume.resample`."""
-    wanted = _wanted_spacing(spacing)
+    wanted = checked_spacing(spacing)
     shape = volume.array.shape[1:]
     scales = [new / old for new, old in zip(wanted, spacing_of(volume.affine), strict=True)]
     counts = [resampled_size(n, s) for n, s in zip(shape, scales, strict=True)]
@@ -94,7 +113,7 @@ def resample_volume(volume: Volume, spacing: float | Sequence[float]) -> Volume:
             f"resampling {shape} to {'×'.join(f'{v:g}' for v in wanted)} mm would make {counts} voxels; "
             "choose a coarser spacing"
         )
-    values, padding = volume.array, volume.padding
+    values, padding = volume.array, _unusable(volume)
     if padding is not None:
         # padding often lies far below any tissue, and would bleed into it
         values = np.where(padding, values[~padding].min() if not padding.all() else 0, values)

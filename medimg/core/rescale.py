@@ -25,6 +25,7 @@ def rescaled(stored: npt.NDArray[Any], slope: float, intercept: float) -> npt.ND
     low, high = min(ends), max(ends)
     if np.iinfo(np.int32).min > low or high > np.iinfo(np.int32).max:
         return (stored.astype(np.float64) * slope + intercept).astype(np.float32)
-    wide = stored.astype(np.int64) * int(slope) + int(intercept)
+    small = stored.dtype.itemsize <= 2 and abs(slope) < 2**15 and abs(intercept) < 2**30
+    wide = stored.astype(np.int32 if small else np.int64) * int(slope) + int(intercept)
     fits = np.iinfo(np.int16).min <= low and high <= np.iinfo(np.int16).max
     return wide.astype(np.int16 if fits else np.int32)

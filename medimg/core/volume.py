@@ -12,7 +12,7 @@ from medimg.core.report import ReadReport
 from medimg.errors import GeometryError, PreprocessError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy.typing as npt
 
@@ -229,10 +229,11 @@ class Volume:
         if not chosen or chosen[0] < 0 or chosen[-1] >= depth or (np.diff(chosen) <= 0).any():
             raise GeometryError(f"expected ascending indices of {depth} slices; found {chosen}")
         uneven = len(set(np.diff(chosen))) > 1
-        uids = self.report.sop_instance_uids
         report = replace(
             self.report.then(f"{len(chosen)} of {depth} slices taken{', unevenly spaced' * uneven}"),
-            sop_instance_uids=tuple(uids[i] for i in chosen) if len(uids) == depth else uids,
+            sop_instance_uids=_at(self.report.sop_instance_uids, chosen, depth),
+            files=_at(self.report.files, chosen, depth),
+            missing=(),
         )
         return replace(
             self,
@@ -272,19 +273,21 @@ class Volume:
         padding = None
         if self.padding is not None:
             padding = geometry.reorient(self.padding, self.affine, code)[0]
-        voi, uids = self._per_slice_after(axes[0] == 0, flipped[0])
-        report = replace(
-            self.report.then(f"reoriented from {self.orientation} to {code.upper()}"), sop_instance_uids=uids
-        )
+        report = self.report.then(f"reoriented from {self.orientation} to {code.upper()}")
+        voi = self.voi
+        if axes[0] != 0:
+            voi = voi if len(voi) == 1 else ()
+            report = replace(report, sop_instance_uids=(), missing=())
+        elif flipped[0]:
+            voi = voi[::-1]
+            depth = self.array.shape[1]
+            report = replace(
+                report,
+                sop_instance_uids=report.sop_instance_uids[::-1],
+                files=_at(report.files, range(depth - 1, -1, -1), depth),
+                missing=tuple(depth - 2 - place for place in reversed(report.missing)),
+            )
         return replace(self, array=array, affine=affine, padding=padding, voi=voi, report=report)
-
-    def _per_slice_after(
-        self, same_axis: bool, flipped: bool
-    ) -> tuple[tuple[tuple[Voi, ...], ...], tuple[str, ...]]:
-        voi, uids = self.voi, self.report.sop_instance_uids
-        if not same_axis:
-            return (voi if len(voi) == 1 else ()), ()
-        return (voi[::-1], uids[::-1]) if flipped else (voi, uids)
 
     def resample(self, spacing: float | Sequence[float]) -> Volume:
         """
@@ -332,3 +335,8 @@ class Volume:
         from medimg.core.display import png, render
 
         return png(render(self))
+
+
+def _at(facts: tuple[str, ...], slices: Iterable[int], depth: int) -> tuple[str, ...]:
+    """Return the facts of some slices, where there is one for each."""
+    return tuple(facts[i] for i in slices) if len(facts) == depth else facts

@@ -86,6 +86,8 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
     ) -> None:
         if unit not in get_args(Unit):
             raise DatasetError(f'unit is "slice" or "series"; found {unit!r}')
+        if task not in get_args(Task):
+            raise DatasetError(f'task is "multiclass" or "multilabel"; found {task!r}')
         if not labeled:
             raise DatasetError("a data set needs at least one image")
         self.classes = tuple(str(c) for c in classes)
@@ -186,7 +188,8 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
         unit : {"slice", "series"}
             What an item is.
         classes : sequence of str, optional
-            The order of the classes; alphabetic by default, that of the columns for multilabel.
+            The order of the classes; alphabetic by default, numeric where all are whole numbers. For
+            multilabel, other names for the columns.
         memory : int
             Bytes of pictures to keep in memory.
         progress : bool, optional
@@ -208,12 +211,19 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
             table, Path(root), path=path, label=label, patient=patient, progress=progress
         )
         if not isinstance(label, str):
+            if classes is not None and len(classes) != len(label):
+                raise DatasetError(f"{len(classes)} classes for {len(label)} label columns")
             return cls(
-                labeled, classes=label, preprocess=preprocess, unit=unit, task="multilabel", memory=memory
+                labeled,
+                classes=classes or label,
+                preprocess=preprocess,
+                unit=unit,
+                task="multilabel",
+                memory=memory,
             )
         return cls(
             labeled,
-            classes=classes or sorted({str(item.label) for item in labeled}),
+            classes=classes or sources.class_order({str(item.label) for item in labeled}),
             preprocess=preprocess,
             unit=unit,
             memory=memory,
@@ -264,7 +274,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
             Index of the class, or (K,) float32.
         """
         item = self._items[index]
-        planes = self.planes(index)
+        planes = self._planes(index)
         image = self.preprocess.normalize(planes if item.picture is None else planes[None])
         target = self._targets[item.source]
         label = torch.from_numpy(np.array(target)) if self.task == "multilabel" else int(target)
@@ -279,6 +289,9 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
         torch.Tensor
             float32, 0 (black) to 1 (white): (1 or 3, H, W), or (N, 1 or 3, H, W) where the unit is a series.
         """
+        return self._planes(index).clone()
+
+    def _planes(self, index: int) -> torch.Tensor:
         item = self._items[index]
         planes = self._memory.get(item.source, lambda: self._rendered(item.source))
         return planes if item.picture is None else planes[item.picture]
@@ -319,12 +332,25 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
         """
         Return a data set of some items; pictures in memory are shared.
 
+        Parameters
+        ----------
+        indices : sequence of int, or of bool
+            Which items, in which order; or a mask with an entry for each item.
+
         Raises
         ------
         DatasetError
-            If no index is given or one is out of range.
+            If no item is chosen, an index is out of range, or a mask has another length.
         """
-        chosen = [int(i) for i in indices]
+        array = np.asarray(indices)
+        if array.dtype == np.bool_ and array.shape == (len(self),):
+            array = np.flatnonzero(array)
+        if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+            raise DatasetError(
+                f"a subset takes indices, or a mask of {len(self)} booleans; "
+                f"found {array.dtype} of shape {array.shape}"
+            )
+        chosen = [int(i) for i in array]
         if not chosen or min(chosen) < 0 or max(chosen) >= len(self):
             raise DatasetError(f"a subset needs indices from 0 to {len(self) - 1}; found {chosen[:5]}")
         part = object.__new__(type(self))
@@ -334,7 +360,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
 
     def with_preprocess(self, preprocess: Preprocess) -> ImageDataset:
         """Return the same images with another recipe; a subset can't change its number of pictures."""
-        if len(self._items) != len(self._all_items()):
+        if self._items != self._all_items():
             raise DatasetError("change the recipe before splitting")
         capacity = self._memory.capacity
         with warnings.catch_warnings():

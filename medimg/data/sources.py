@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from medimg.core.report import Skipped
     from medimg.io.series import Series
 
-__all__ = ["LabeledSeries", "PatientRule", "from_folder", "from_table", "read_table"]
+__all__ = ["LabeledSeries", "PatientRule", "class_order", "from_folder", "from_table", "read_table"]
 
 #: How a patient is told from a path: a regular expression with one group, or a function of the path.
 PatientRule: TypeAlias = str | Callable[[Path], str] | None
@@ -84,11 +86,21 @@ def read_table(csv: str | Path | pd.DataFrame) -> pd.DataFrame:
     if isinstance(csv, pd.DataFrame):
         return csv
     try:
-        return pd.read_csv(csv, dtype=str, keep_default_na=True)
+        # "NA" and "None" are labels that people use
+        return pd.read_csv(csv, dtype=str, keep_default_na=False, na_values=[""])
     except FileNotFoundError:
         raise DatasetError(f"there is no file {csv}") from None
+    except OSError as error:
+        raise DatasetError(f"{csv} can't be opened: {error.strerror or type(error).__name__}") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise DatasetError(f"{csv} is no CSV table in UTF-8 ({type(error).__name__})") from None
+
+
+def class_order(names: set[str]) -> list[str]:
+    """Return class names in order: by number where all are whole numbers, so that "10" follows "9"."""
+    if all(name.lstrip("-").isdecimal() for name in names):
+        return sorted(names, key=int)
+    return sorted(names)
 
 
 def _check_columns(table: pd.DataFrame, wanted: Sequence[str]) -> None:
@@ -147,7 +159,7 @@ def from_table(
         except MedimgError as error:
             problems.append(str(error))
             continue
-        known = str(row[patient]) if patient else series.patient_id
+        known = str(row[patient]).strip() if patient else series.patient_id
         found.append(LabeledSeries(series, _label(row, label), known))
     if problems:
         shown = "\n".join(f"  {p}" for p in problems[:5])
@@ -167,9 +179,11 @@ def _check_files(rows: list[dict[str, Any]], root: Path, path: str) -> None:
             f"{len(absent)} of {len(rows)} labels have no file below {root}; pass root=, or remove "
             f"these rows. The first:\n{shown}"
         )
-    if len(set(names)) < len(names):
-        twice = next(name for n, name in enumerate(names) if name in names[:n])
+    places = [os.path.realpath(root / name) for name in names]
+    count = Counter(places)
+    if len(count) < len(places):
+        twice = next(name for name, place in zip(names, places, strict=True) if count[place] > 1)
         raise DatasetError(
-            f"{len(names) - len(set(names))} row(s) name a path that stands in the table already, "
+            f"{len(places) - len(count)} row(s) name a path that stands in the table already, "
             f"the first is {twice!r}; give each image one row"
         )

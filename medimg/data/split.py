@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import os
+from collections import Counter, defaultdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -11,6 +13,8 @@ from medimg.errors import DatasetError, LeakageError
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
+
+    import numpy.typing as npt
 
     from medimg.data.dataset import ImageDataset
 
@@ -60,7 +64,11 @@ def split(
     groups: dict[Hashable, list[int]] = defaultdict(list)
     for index, patient in enumerate(dataset.patients):
         groups[patient].append(index)
-    classes = {key: _classes_of(dataset, members) for key, members in groups.items()}
+    positive = _positive(dataset)
+    classes = {
+        key: frozenset(int(k) for k in np.flatnonzero(positive[members].any(axis=0)))
+        for key, members in groups.items()
+    }
     _check_enough(dataset, classes, len(shares))
     sides = _assigned(classes, shares, np.random.default_rng(seed))
     _check_sides(dataset, classes, sides, len(shares))
@@ -77,22 +85,23 @@ def _checked_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
     return shares
 
 
-def _classes_of(dataset: ImageDataset, members: list[int]) -> frozenset[int]:
-    labels = dataset.labels[members]
+def _positive(dataset: ImageDataset) -> npt.NDArray[np.bool_]:
+    """Return which classes each item shows: (n, K)."""
+    labels = dataset.labels
     if dataset.task == "multilabel":
-        return frozenset(int(k) for k in np.flatnonzero(np.any(labels, axis=0)))
-    return frozenset(int(k) for k in np.unique(labels))
+        return np.asarray(labels > 0)
+    return np.asarray(labels[:, None] == np.arange(len(dataset.classes)))
 
 
 def _check_series(dataset: ImageDataset) -> None:
     """Refuse the same file, or the same series, in the name of two patients."""
     owner: dict[str, str] = {}
-    for key, patient in zip(
-        (*dataset.series_uids, *dataset.sources), (*dataset.patients, *dataset.patients), strict=True
-    ):
+    # a path can be written in several ways, and is the identifier of formats without UIDs
+    names = (os.path.realpath(name) for name in (*dataset.series_uids, *dataset.sources))
+    for key, patient in zip(names, (*dataset.patients, *dataset.patients), strict=True):
         if owner.setdefault(key, patient) != patient:
             raise LeakageError(
-                f"the same series or file stands under two patients: {key}; "
+                f"the same series or file stands under two patients: {Path(key).name}; "
                 "mend the table, or the split would put it on two sides"
             )
 
@@ -107,36 +116,59 @@ def _check_enough(dataset: ImageDataset, classes: dict[Hashable, frozenset[int]]
             )
 
 
+class _Sides:
+    """Who is on which side, and how many of each class each side is still owed."""
+
+    def __init__(self, classes: dict[Hashable, frozenset[int]], shares: tuple[float, ...]) -> None:
+        count = Counter(k for present in classes.values() for k in present)
+        self.classes = classes
+        self.sides: dict[Hashable, int] = {}
+        self.owed = {k: np.asarray(shares) * n for k, n in count.items()}
+        self.owed_at_all = np.asarray(shares) * len(classes)
+        self.without = {k: set(range(len(shares))) for k in count}
+
+    def give(self, key: Hashable, wanted: npt.NDArray[np.float64]) -> None:
+        """Put a group on the side that wants it most; of equals, on the one that is owed most at all."""
+        best = np.flatnonzero(wanted >= wanted.max() - 1e-9)
+        side = int(best[np.argmax(self.owed_at_all[best])])
+        self.sides[key] = side
+        self.owed_at_all[side] -= 1
+        for k in self.classes[key]:
+            self.owed[k][side] -= 1
+            self.without[k].discard(side)
+
+    def wanted(self, k: int, left: int) -> npt.NDArray[np.float64]:
+        """Return how much each side wants a class of which so many groups are left."""
+        wanted = self.owed[k].copy()
+        if self.without[k] and left <= len(self.without[k]):
+            # the last chance to have this class on every side
+            wanted[[side for side in range(len(wanted)) if side not in self.without[k]]] = -np.inf
+        return wanted
+
+
 def _assigned(
     classes: dict[Hashable, frozenset[int]], shares: tuple[float, ...], rng: np.random.Generator
 ) -> dict[Hashable, int]:
-    """Give each group a side, stratum by stratum; rare strata go where most is owed."""
-    strata: dict[tuple[int, ...], list[Hashable]] = defaultdict(list)
-    for key, present in classes.items():
-        strata[tuple(sorted(present))].append(key)
-    sides: dict[Hashable, int] = {}
-    totals = np.zeros(len(shares))
-    for stratum in sorted(strata, key=lambda s: (-len(strata[s]), s)):
-        members = strata[stratum]
-        shuffled = [members[i] for i in rng.permutation(len(members))]
-        counts = _counts(len(members), np.asarray(shares), totals)
-        totals += counts
-        for key, side in zip(shuffled, np.repeat(np.arange(len(shares)), counts), strict=True):
-            sides[key] = int(side)
-    return sides
+    """
+    Give each group a side by iterative stratification (Sechidis et al., ECML PKDD 2011).
 
-
-def _counts(n: int, shares: np.ndarray[tuple[int], np.dtype[np.float64]], totals: np.ndarray) -> np.ndarray:
-    """Whole numbers that add up to n: by largest remainder, what earlier strata owe breaking ties."""
-    exact = shares * n
-    counts = np.floor(exact).astype(np.int64)
-    owed = shares * (totals.sum() + n) - totals - counts
-    for side in np.argsort(-(exact - counts) - 1e-3 * owed, kind="stable")[: n - counts.sum()]:
-        counts[side] += 1
-    while n >= len(shares) and counts.min() == 0:
-        counts[np.argmax(counts)] -= 1
-        counts[np.argmin(counts)] += 1
-    return counts
+    The class with the fewest groups left comes first, and each of its groups goes to the side that is owed
+    most of that class, then most of all.
+    """
+    every = list(classes)
+    keys = [every[i] for i in rng.permutation(len(every))]
+    chosen = _Sides(classes, shares)
+    left = {k: [key for key in keys if k in classes[key]] for k in chosen.owed}
+    while left:
+        rarest = min(left, key=lambda k: (len(left[k]), k))
+        members = left.pop(rarest)
+        for place, key in enumerate(members):
+            chosen.give(key, chosen.wanted(rarest, len(members) - place))
+        left = {k: [key for key in rest if key not in chosen.sides] for k, rest in left.items()}
+    for key in keys:
+        if key not in chosen.sides:
+            chosen.give(key, chosen.owed_at_all)
+    return chosen.sides
 
 
 def _check_sides(
@@ -146,6 +178,6 @@ def _check_sides(
         present = {sides[key] for key, c in classes.items() if k in c}
         if len(present) < parts:
             raise LeakageError(
-                f"class {name!r} would be absent from {parts - len(present)} of {parts} parts, as its "
-                "patients share other classes in too few combinations; use another seed or fewer parts"
+                f"class {name!r} would be absent from {parts - len(present)} of {parts} parts, as few "
+                "patients have it and these share other classes; use another seed or fewer parts"
             )

@@ -12,7 +12,7 @@ from medimg.core import geometry
 from medimg.core.report import ReadReport
 from medimg.core.rescale import rescaled
 from medimg.core.volume import Volume
-from medimg.errors import DecodeError, NotAnImageError, ReadError, TruncatedError
+from medimg.errors import DecodeError, GeometryError, NotAnImageError, ReadError, TruncatedError
 from medimg.io.series import Policies, Series
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["is_nifti_name", "nifti_series"]
 
 _MOST_BYTES: Final = 2**35
+_LEAST_VOLUME: Final = 1e-15
+_UNITS: Final = {"meter": 1000.0, "mm": 1.0, "micron": 1e-3, "sec": 1.0, "msec": 1e-3, "usec": 1e-6}
 
 
 def is_nifti_name(name: str) -> bool:
@@ -45,10 +47,11 @@ def nifti_series(path: str | Path) -> Series:
     channels, names = _channels(image, path)
     i, j, k = _space_shape(image)
     _check_size(image, path)
-    affine, space = _affine(image)
+    affine, space = _affine(image, path)
     times = None
     if len(channels) == 1 and len(image.shape) > 3:
-        step = float(image.header["pixdim"][4])
+        unit = _UNITS.get(image.header.get_xyzt_units()[1], 1.0)
+        step = float(image.header["pixdim"][4]) * unit
         times = tuple(step * t for t in range(image.shape[3]))
     return Series(
         uid=str(path),
@@ -70,7 +73,9 @@ def _load(path: str | Path) -> Any:
     if not Path(path).is_file():
         raise ReadError(f"there is no file {path}")
     try:
-        image = nib.load(path)
+        with nib.imageglobals.LoggingOutputSuppressor():
+            # no memory map: an array that changes or dies with its file would not be a value
+            image: Any = nib.load(path, mmap=False)
     # nibabel raises many kinds of exception on damaged headers
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -90,12 +95,14 @@ def _space_shape(image: Any) -> tuple[int, int, int]:
 
 def _channels(image: Any, path: str | Path) -> tuple[tuple[str, ...], int]:
     dtype = image.get_data_dtype()
+    if len(image.shape) > 4 and any(n != 1 for n in image.shape[4:]):
+        raise DecodeError(f"{path} has the shape {image.shape}; up to four dimensions are supported")
+    if dtype.names is not None and len(image.shape) > 3 and image.shape[3] != 1:
+        raise DecodeError(f"{path} is a color image of {image.shape[3]} time points; one is supported")
     if dtype.names is not None and dtype.names[:3] == ("R", "G", "B"):
         return ("R", "G", "B"), 3
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise DecodeError(f"{path} holds {dtype} values; real numbers of up to 8 bytes or RGB are supported")
-    if len(image.shape) > 4 and any(n != 1 for n in image.shape[4:]):
-        raise DecodeError(f"{path} has the shape {image.shape}; up to four dimensions are supported")
     return ("",), int(image.shape[3]) if len(image.shape) > 3 else 1
 
 
@@ -111,20 +118,31 @@ def _check_size(image: Any, path: str | Path) -> None:
         )
 
 
-def _affine(image: Any) -> tuple[geometry.Affine, bool]:
-    """Sform if its code is above 0, else qform, else voxel sizes only (the rule of the NIfTI standard)."""
+def _affine(image: Any, path: str | Path) -> tuple[geometry.Affine, bool]:
+    """
+    Return the affine to LPS millimeters, and whether it leads into a patient.
+
+    Sform if its code is above 0, else qform, else voxel sizes only: the rule of the NIfTI standard. Sizes
+    are in the unit of xyzt_units, millimeters where it says nothing.
+    """
     placed = int(image.header["sform_code"]) > 0 or int(image.header["qform_code"]) > 0
+    unit = _UNITS.get(image.header.get_xyzt_units()[0], 1.0)
     if placed:
-        return geometry.lps_from_ras(image.affine), True
-    i, j, k = (float(v) or 1.0 for v in image.header["pixdim"][1:4])
-    return geometry.image_affine((abs(k), abs(j), abs(i))), False
+        affine = geometry.lps_from_ras(image.affine)
+    else:
+        i, j, k = (abs(float(v)) or 1.0 for v in image.header["pixdim"][1:4])
+        affine = geometry.image_affine((k, j, i))
+    affine[:3] *= unit
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < _LEAST_VOLUME:
+        raise GeometryError(f"{path}: its affine is singular or not finite; mend it, or set sform_code to 0")
+    return affine, placed
 
 
 def _read(path: str, slices: Sequence[int] | None, policies: Policies) -> Volume:
     image = _load(path)
     _check_size(image, path)
     values, steps = _values(image, path)
-    affine, placed = _affine(image)
+    affine, placed = _affine(image, path)
     color = values.shape[0] == 3 and image.get_data_dtype().names is not None
     volume = Volume(
         array=values,
@@ -155,7 +173,9 @@ def _values(image: Any, path: str) -> tuple[npt.NDArray[Any], tuple[str, ...]]:
     if (slope, intercept) == (1.0, 0.0):
         return array, ()
     if array.dtype.kind == "f":
-        return array * array.dtype.type(slope) + array.dtype.type(intercept), (_step(slope, intercept),)
+        with np.errstate(over="ignore", invalid="ignore"):
+            scaled = array * array.dtype.type(slope) + array.dtype.type(intercept)
+        return scaled, (_step(slope, intercept),)
     return rescaled(array, slope, intercept), (_step(slope, intercept),)
 
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["looks_like_picture", "picture_series"]
 
 _MOST_PIXELS: Final = 2**28
+_ORIENTATION_TAG: Final = 0x0112
+# Image.Transpose: TRANSPOSE, TRANSVERSE, ROTATE_90 and ROTATE_270 exchange rows and columns
+_SIDEWAYS: Final = frozenset({2, 4, 5, 6})
 _GRAY: Final = frozenset({"1", "L", "I", "I;16", "I;16B", "I;16L", "F"})
 
 
@@ -46,7 +49,9 @@ def picture_series(path: str | Path) -> Series:
         If it can't be opened.
     """
     with _open(path) as image:
-        width, height = _upright_size(image, path)
+        width, height = image.size
+        if _turn(image, path) in _SIDEWAYS:
+            width, height = height, width
         channels = 1 if image.mode in _GRAY else 3
         format_ = str(image.format)
     return Series(
@@ -83,32 +88,52 @@ def _open(path: str | Path) -> Image.Image:
     return image
 
 
-def _upright_size(image: Image.Image, path: str | Path) -> tuple[int, int]:
+def _turn(image: Image.Image, path: str | Path) -> Image.Transpose | None:
+    """Return how a picture has to be turned to stand upright, by its EXIF tag."""
+    from PIL import Image
+
+    turns = (
+        Image.Transpose.FLIP_LEFT_RIGHT,
+        Image.Transpose.ROTATE_180,
+        Image.Transpose.FLIP_TOP_BOTTOM,
+        Image.Transpose.TRANSPOSE,
+        Image.Transpose.ROTATE_270,
+        Image.Transpose.TRANSVERSE,
+        Image.Transpose.ROTATE_90,
+    )
     try:
-        turned = image.getexif().get(0x0112, 1) in {5, 6, 7, 8}
-    # a PNG is read to its end for its EXIF tags
-    except (OSError, SyntaxError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            orientation = image.getexif().get(_ORIENTATION_TAG)
+    except (OSError, EOFError) as error:
+        # a PNG is read to its end for its EXIF tags
         raise TruncatedError(f"{path} is truncated or damaged ({type(error).__name__})") from None
-    return (image.height, image.width) if turned else (image.width, image.height)
+    # damaged EXIF tags raise errors of many kinds, and say nothing about the pixels
+    except Exception:
+        return None
+    if not isinstance(orientation, int) or not 2 <= orientation <= len(turns) + 1:
+        return None
+    return turns[orientation - 2]
 
 
 def _read(path: str, slices: Sequence[int] | None, policies: Policies) -> Volume:
-    from PIL import ImageOps
-
     if slices is not None and list(slices) != [0]:
         raise ReadError(
             f"{path} is a single picture; slice 0 is all it has, and {list(slices)} were asked for"
         )
     with _open(path) as image:
         format_ = str(image.format)
-        steps = []
+        turn = _turn(image, path)
         try:
-            upright = ImageOps.exif_transpose(image)
-            if upright.getexif() != image.getexif():
-                steps.append("turned upright by its EXIF tag")
-            array = _pixels(upright)
-        except (OSError, SyntaxError, ValueError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                array = _pixels(image if turn is None else image.transpose(turn))
+        except (OSError, EOFError, SyntaxError, ValueError) as error:
             raise TruncatedError(f"{path} is truncated or damaged ({type(error).__name__})") from None
+        # codecs raise errors of many kinds on damaged data
+        except Exception as error:
+            raise DecodeError(f"{path} is damaged ({type(error).__name__})") from None
+    steps = [] if turn is None else ["turned upright by its EXIF tag"]
     if array.shape[0] == 3 and (array == array[:1]).all():
         array, steps = array[:1], [*steps, "gray in three equal channels: one kept"]
     return Volume(

@@ -136,10 +136,14 @@ def find_series(source: Source, series: str | int | None = None) -> tuple[Series
 
 
 def _index(source: object) -> SeriesIndex:
-    if isinstance(source, str | os.PathLike):
+    if isinstance(source, str | os.PathLike) and os.fspath(source):
         return scan(Path(source))
     if isinstance(source, Sequence) and source and all(isinstance(s, str | os.PathLike) for s in source):
-        return index_files([Path(s) for s in source])
+        files = [Path(s) for s in source]
+        folder = next((path for path in files if path.is_dir()), None)
+        if folder is not None:
+            raise ReadError(f"{folder} is a folder in a list of files; read a folder by itself")
+        return index_files(files)
     raise ReadError(
         f"can't read a {type(source).__name__}; expected a folder, a file, a list of files or a Series"
     )

@@ -6,10 +6,12 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 import torch
 
+from medimg.core.resample import checked_spacing
 from medimg.core.window import PRESETS, Window
 from medimg.errors import PreprocessError
 from medimg.prep.rendering import Rendered, count_pictures, render
@@ -100,6 +102,10 @@ class Preprocess:
         for name in ("window", "size", "spacing", "mean", "std", "percentiles"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("size", "slices"):
+            # numpy's integers are no ints, and JSON knows only these
+            if isinstance(getattr(self, name), Integral):
+                object.__setattr__(self, name, int(getattr(self, name)))
         if self.channels == "repeat" and isinstance(self.window, tuple):
             object.__setattr__(self, "channels", "windows")
         _check_choices(self)
@@ -164,7 +170,7 @@ class Preprocess:
             raise PreprocessError(f"unknown fields in a recipe: {', '.join(sorted(map(repr, unknown)))}")
         try:
             return cls(**{name: rich(value) for name, value in recipe.items()})
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise PreprocessError(f"a recipe has a field of the wrong kind: {error}") from None
 
     def count(self, series: Series) -> int:
@@ -259,19 +265,28 @@ def _check_windows(recipe: Preprocess) -> None:
             )
 
 
+def _are_numbers(values: object, count: int) -> bool:
+    return (
+        isinstance(values, tuple)
+        and len(values) == count
+        and all(isinstance(v, Real) and math.isfinite(v) for v in values)
+    )
+
+
 def _check_numbers(recipe: Preprocess) -> None:
-    if not all(isinstance(n, int) and 1 <= n <= 16384 for n in recipe.hw) or len(recipe.hw) != 2:
+    sizes: tuple[Any, ...] = recipe.size if isinstance(recipe.size, tuple) else (recipe.size, recipe.size)
+    fill: Any = recipe.fill
+    if len(sizes) != 2 or not all(isinstance(n, Integral) and 1 <= int(n) <= 16384 for n in sizes):
         raise PreprocessError(f"size is one or two positive numbers of pixels; found {recipe.size!r}")
-    if recipe.fill != "background" and not 0 <= float(recipe.fill) <= 1:
+    if fill != "background" and not (isinstance(fill, Real) and 0 <= float(fill) <= 1):
         raise PreprocessError(f'fill is "background" or a brightness from 0 to 1; found {recipe.fill!r}')
     for name in ("mean", "std"):
-        values = getattr(recipe, name)
-        if len(values) != 3 or not all(math.isfinite(v) for v in values):
-            raise PreprocessError(f"{name} is three finite numbers; found {values!r}")
+        if not _are_numbers(getattr(recipe, name), 3):
+            raise PreprocessError(f"{name} is three finite numbers; found {getattr(recipe, name)!r}")
     if min(recipe.std) <= 0:
         raise PreprocessError(f"std must be positive; found {recipe.std!r}")
-    low, high = recipe.percentiles
-    if not 0 <= low < high <= 100:
-        raise PreprocessError(
-            f"percentiles are two ascending numbers from 0 to 100; found {recipe.percentiles!r}"
-        )
+    percentiles = recipe.percentiles
+    if not _are_numbers(percentiles, 2) or not 0 <= percentiles[0] < percentiles[1] <= 100:
+        raise PreprocessError(f"percentiles are two ascending numbers, 0 to 100; found {percentiles!r}")
+    if recipe.spacing is not None:
+        checked_spacing(recipe.spacing)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -26,6 +26,16 @@ if TYPE_CHECKING:
     from medimg.prep.recipe import Preprocess
 
 __all__ = ["Rendered", "count_pictures", "render"]
+
+# torch computes little with these, and windows are applied in float32 anyway
+_TORCH_TYPES: Final = {
+    np.dtype(np.uint16): np.int32,
+    np.dtype(np.uint32): np.float32,
+    np.dtype(np.uint64): np.float32,
+    np.dtype(np.int64): np.float32,
+    np.dtype(np.float64): np.float32,
+    np.dtype(np.float16): np.float32,
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,7 +90,9 @@ def render(recipe: Preprocess, source: Source | Volume, device: str | torch.devi
     windows = () if volume.is_color else _windows(recipe, volume)
     batches = _batches(chosen, windows)
     planes = torch.cat([_pictures(recipe, volume, batch, voi, device) for batch, voi in batches])
-    slices = tuple(_original_index(d, volume.shape[1], original.shape[1], flipped) for d in chosen)
+    # volume and original cover the same extent along D, from one outer edge on
+    scale = volume.spacing[0] / original.spacing[0] if recipe.spacing else 1.0
+    slices = tuple(_original_index(d, scale, original.shape[1], flipped) for d in chosen)
     uids = original.report.sop_instance_uids
     return Rendered(
         planes=planes,
@@ -98,9 +110,9 @@ def _upright(volume: Volume, recipe: Preprocess) -> tuple[Volume, bool]:
     return volume.reorient(code), code[0] != volume.orientation[0]
 
 
-def _original_index(d: int, depth: int, original_depth: int, flipped: bool) -> int:
-    nearest = min(original_depth - 1, int((d + 0.5) * original_depth / depth))
-    return original_depth - 1 - nearest if flipped else nearest
+def _original_index(d: int, scale: float, depth: int, flipped: bool) -> int:
+    nearest = min(depth - 1, int((d + 0.5) * scale))
+    return depth - 1 - nearest if flipped else nearest
 
 
 def _windows(recipe: Preprocess, volume: Volume) -> tuple[tuple[Voi, ...], ...]:
@@ -146,13 +158,16 @@ def _pictures(
 def _shown(
     volume: Volume, slices: list[int], voi: tuple[Voi, ...], device: str | torch.device | None
 ) -> torch.Tensor:
-    """(n, windows, H, W): windowed, inverted where the file says so, padding black."""
+    """(n, windows, H, W): windowed, inverted where the file says so, black where no value is."""
     values = _tensor(volume.array[0, slices], device)
-    if values.is_floating_point():
+    finite = torch.isfinite(values) if values.is_floating_point() else None
+    if finite is not None:
         values = torch.nan_to_num(values.to(torch.float32))
     planes = torch.stack([apply_voi(values, v) for v in voi], dim=1)
     if volume.inverted:
         planes = 1.0 - planes
+    if finite is not None:
+        planes = planes.masked_fill(~finite[:, None], 0.0)
     if volume.padding is not None:
         padded = _tensor(volume.padding[0, slices], device)
         planes = planes.masked_fill(padded[:, None], 0.0)
@@ -160,10 +175,7 @@ def _shown(
 
 
 def _tensor(array: np.ndarray[Any, Any], device: str | torch.device | None) -> torch.Tensor:
-    plain = np.ascontiguousarray(array)
-    if plain.dtype == np.uint16 or plain.dtype.itemsize > 4:
-        # torch computes little with uint16, and nothing here needs 64 bits
-        plain = plain.astype(np.int32 if plain.dtype.kind in "iu" else np.float32)
-    elif plain.dtype == np.uint32:
-        plain = plain.astype(np.float32)
+    plain = np.ascontiguousarray(array, dtype=_TORCH_TYPES.get(array.dtype.newbyteorder("="), None))
+    if not plain.dtype.isnative:
+        plain = plain.astype(plain.dtype.newbyteorder("="))
     return torch.from_numpy(plain if plain.flags.writeable else plain.copy()).to(device or "cpu")

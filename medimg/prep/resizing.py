@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 import torch
 from torch.nn import functional as F
 
+from medimg.errors import PreprocessError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -16,6 +18,7 @@ Fit: TypeAlias = Literal["pad", "crop", "stretch"]
 
 # Small enough for a core's cache, and the reason why memory does not grow with the number of slices
 _CHUNK: Final = 8
+_MOST_PIXELS: Final = 2**26
 
 
 def fitted_size(
@@ -82,6 +85,11 @@ def resize(
     """
     n, c, h, w = planes.shape
     inner = fitted_size((h, w), spacing, size, fit)
+    if inner[0] * inner[1] > _MOST_PIXELS:
+        raise PreprocessError(
+            f"a picture of {h}×{w} pixels of {spacing[0]:.3g}×{spacing[1]:.3g} mm would grow to {inner}; "
+            'use fit="pad", or look at its spacing'
+        )
     result = planes.new_full((n * c, *size), fill)
     target, source = _centered(inner, size)
     flat = planes.reshape(n * c, h, w)

@@ -389,14 +389,66 @@ def test_truncated_files(tmp_path: Path, keep: int) -> None:
         medimg.read(path)
 
 
-def test_a_truncated_codestream(tmp_path: Path) -> None:
+LOSSY = {
+    "jpeg": lambda a: imagecodecs.jpeg8_encode((a >> 4).astype(np.uint8), level=95),
+    "jpeg-12": lambda a: imagecodecs.jpeg8_encode(a, level=95, bitspersample=12),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "uid", "bits"),
+    [
+        ("jpeg", "1.2.840.10008.1.2.4.50", 8),
+        ("jpeg-12", "1.2.840.10008.1.2.4.51", 12),
+        ("jpeg-lossless", "1.2.840.10008.1.2.4.70", 12),
+        ("jpeg-ls", "1.2.840.10008.1.2.4.80", 12),
+        ("jpeg-2000", "1.2.840.10008.1.2.4.90", 12),
+        ("htj2k", "1.2.840.10008.1.2.4.201", 12),
+    ],
+)
+def test_truncated_codestreams_are_errors_and_not_gray(
+    tmp_path: Path, name: str, uid: str, bits: int
+) -> None:
     stored = pixels_12_bit((64, 64))
-    ds = make_instance(stored, BitsStored=12, HighBit=11)
-    ds.file_meta.TransferSyntaxUID = UID("1.2.840.10008.1.2.4.80")
-    ds.PixelData = encapsulate([encode("jpeg-ls", stored)[:1000]])
+    stream = bytes(LOSSY[name](stored)) if name in LOSSY else encode(name, stored)
+    ds = make_instance(stored if bits > 8 else stored.astype(np.uint8), BitsStored=bits, HighBit=bits - 1)
+    ds.file_meta.TransferSyntaxUID = UID(uid)
     ds["PixelData"].VR = "OB"
-    with pytest.raises(DecodeError):
+    ds.PixelData = encapsulate([stream])
+    assert read_one(ds, tmp_path).shape == (1, 1, 64, 64)
+    ds.PixelData = encapsulate([stream[: len(stream) // 2]])
+    with pytest.raises((TruncatedError, DecodeError)):
         read_one(ds, tmp_path)
+
+
+def test_jpeg_xl(tmp_path: Path) -> None:
+    stored = pixels_12_bit((32, 48))
+    ds = make_instance(stored)
+    # pydicom does not write this syntax yet
+    ds.file_meta.TransferSyntaxUID = UID("1.2.840.10008.1.2.4.201")
+    ds["PixelData"].VR = "OB"
+    ds.PixelData = encapsulate([bytes(imagecodecs.jpegxl_encode(stored, lossless=True))])
+    path = write(ds, tmp_path / "one.dcm")
+    path.write_bytes(path.read_bytes().replace(b"1.2.840.10008.1.2.4.201", b"1.2.840.10008.1.2.4.110", 1))
+    assert np.array_equal(medimg.read(path).array[0, 0], stored.astype(int) - 1024)
+
+
+@pytest.mark.parametrize("uid", ["1.2.840.10008.1.2.4.999", "1.3.6.1.4.1.9999.1", "SENTINEL"])
+def test_unknown_syntaxes_are_not_read_as_raw_pixels(tmp_path: Path, uid: str) -> None:
+    ds = make_instance(pixels_12_bit((32, 32)))
+    path = write(ds, tmp_path / "one.dcm")
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"1.2.840.10008.1.2.1\0", uid.encode().ljust(20, b"\0")[:20], 1))
+    with pytest.raises(MedimgError) as caught:
+        medimg.read(path)
+    assert "SENTINEL" not in str(caught.value)
+
+
+def test_rle_keeps_the_place_of_its_bits(tmp_path: Path) -> None:
+    stored = np.array([[0x1230, 0xFFF0] * 8] * 4, np.uint16)
+    ds = make_instance(stored, BitsStored=12, HighBit=15, RescaleIntercept=0)
+    ds.compress("1.2.840.10008.1.2.5", encoding_plugin="pydicom")
+    assert read_one(ds, tmp_path).array[0, 0, 0, :2].tolist() == [0x123, 0xFFF]
 
 
 def test_a_codestream_of_another_size_is_refused_before_decoding(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -22,7 +22,8 @@ from medimg.errors import (
     ReadError,
     TiltedGantryError,
 )
-from medimg.io.dicom.header import open_dataset, quiet_pydicom
+from medimg.io.dicom.attributes import quiet_pydicom
+from medimg.io.dicom.header import open_dataset
 from medimg.io.dicom.stack import StackPlan, plan_stack
 from medimg.io.dicom.values import SliceValues, slice_values
 from medimg.io.series import Policies, Series
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from medimg.io.dicom.header import Instance
 
 __all__ = ["dicom_series"]
+
+#: How many times as many slices as there are "fix" may make.
+_MOST_FILLED: Final = 4
 
 
 def dicom_series(uid: str, instances: Sequence[Instance]) -> Series:
@@ -69,10 +73,10 @@ def dicom_series(uid: str, instances: Sequence[Instance]) -> Series:
 def _read(
     plan: StackPlan, instances: tuple[Instance, ...], slices: Sequence[int] | None, policies: Policies
 ) -> Volume:
-    if plan.instances[0].frames > 1:
+    if plan.instances[0].is_multiframe:
         raise ReadError(
-            f"{plan.instances[0].path} holds {plan.instances[0].frames} frames; multi-frame DICOM is not "
-            "supported yet: convert it to single frames or NIfTI first"
+            f"{plan.instances[0].path} is multi-frame DICOM ({plan.instances[0].frames} frames), "
+            "which is not supported yet: convert it to single frames or NIfTI first"
         )
     notes = [*plan.notes, *_check_stack(plan, policies)]
     plan = _settle_duplicates(plan, policies, notes)
@@ -80,7 +84,8 @@ def _read(
     fixes = _fixes(plan, policies)
     if fixes and slices is not None:
         raise GeometryError('slices can\'t be chosen together with a policy "fix" that resamples the stack')
-    volume = _decoded(plan, chosen, notes)
+    silent = [note for note in plan.notes if note not in notes]
+    volume = _decoded(plan, chosen, [*notes, *silent])
     for fix in fixes:
         volume = fix(volume)
     for note in notes:
@@ -127,10 +132,14 @@ def _settle_duplicates(plan: StackPlan, policies: Policies, notes: list[str]) ->
     if policies.on_duplicate == "raise":
         raise DuplicateSlicesError(f'{found}; remove them, or choose on_duplicate="warn"')
     if policies.on_duplicate == "keep":
-        kept = {id(k): k for _, k in plan.duplicates}
-        extra = [left for left, k in plan.duplicates if id(k) in kept]
-        together = sorted((*plan.instances, *extra), key=lambda i: _along(plan, i))
-        return replace(plan, instances=tuple(together), duplicates=())
+        if "fix" in (policies.on_missing, policies.on_tilt):
+            raise DuplicateSlicesError(
+                f'{found}: on_duplicate="keep" stacks them all, and then nothing can be resampled by '
+                'position; choose on_duplicate="fix"'
+            )
+        together = sorted((*plan.instances, *(left for left, _ in plan.duplicates)), key=plan.along)
+        note = f"{found}; all are stacked, so that the affine does not give their positions"
+        return replace(plan, instances=tuple(together), duplicates=(), notes=(*plan.notes, note))
     different = [left for left, kept in plan.duplicates if not _same_image(left, kept)]
     if different:
         raise DuplicateSlicesError(
@@ -140,11 +149,6 @@ def _settle_duplicates(plan: StackPlan, policies: Policies, notes: list[str]) ->
     if policies.on_duplicate == "warn":
         notes.append(f"{found}, with the same image; one of each is used")
     return plan
-
-
-def _along(plan: StackPlan, instance: Instance) -> float:
-    normal = plan.affine[:3, 0] / np.linalg.norm(plan.affine[:3, 0])
-    return float(np.asarray(instance.position) @ normal)
 
 
 def _same_image(one: Instance, other: Instance) -> bool:
@@ -159,6 +163,12 @@ class _Regularize:
     def __call__(self, volume: Volume) -> Volume:
         stack = self.plan.stack
         assert stack is not None  # only made for stacks with positions
+        extent = stack.distances[-1] - stack.distances[0]
+        if extent / stack.gap > _MOST_FILLED * len(stack.distances):
+            raise MissingSlicesError(
+                f"{len(stack.distances)} slices {stack.gap:.4g} mm apart spread over {extent:.4g} mm: "
+                "too few to interpolate the rest; a position may be damaged"
+            )
         array = regular_grid(volume.array, stack.distances, stack.gap)
         padding = None
         if volume.padding is not None:
@@ -257,8 +267,8 @@ def _slice(instance: Instance) -> SliceValues:
         if instance.path in str(error):
             raise
         raise type(error)(f"{instance.path}: {error}") from None
-    # values are parsed when they are used, and pydicom raises errors of many kinds on damaged ones
-    except (AttributeError, LookupError, TypeError, ValueError, OverflowError, OSError, EOFError) as error:
+    # pydicom raises errors of many kinds when a damaged value is used, and their texts quote it
+    except Exception as error:
         raise DecodeError(f"{instance.path} is damaged ({type(error).__name__} while decoding)") from None
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from medimg.errors import DecodeError
+from medimg.errors import DecodeError, TruncatedError
 from medimg.io.dicom.codestream import codestream_size, has_ycc_marker
 
 if TYPE_CHECKING:
@@ -101,11 +101,25 @@ def _jpeg_xl(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
 
 @dataclass(frozen=True, slots=True)
 class Syntax:
-    """A transfer syntax of compressed frames: its name, its decoder, and what the decoder does to colors."""
+    """
+    A transfer syntax of compressed frames.
+
+    Attributes
+    ----------
+    name : str
+        As PS3.6 calls it, shortened.
+    decode : callable
+        Codestream and format to values.
+    gives_rgb : frozenset of str
+        Photometric interpretations that the decoder turns into RGB.
+    measured : bool
+        Whether :func:`codestream_size` knows its codestreams.
+    """
 
     name: str
     decode: Callable[[bytes, FrameFormat], npt.NDArray[Any]]
     gives_rgb: frozenset[str] = frozenset()
+    measured: bool = True
 
 
 _JPEG_COLORS: Final = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422"})
@@ -113,7 +127,7 @@ _J2K_COLORS: Final = frozenset({"RGB", "YBR_RCT", "YBR_ICT"})
 
 #: By Transfer Syntax UID (PS3.5 annex A).
 SYNTAXES: Final[dict[str, Syntax]] = {
-    "1.2.840.10008.1.2.5": Syntax("RLE Lossless", _rle),
+    "1.2.840.10008.1.2.5": Syntax("RLE Lossless", _rle, measured=False),
     "1.2.840.10008.1.2.4.50": Syntax("JPEG Baseline", _jpeg, _JPEG_COLORS),
     "1.2.840.10008.1.2.4.51": Syntax("JPEG Extended", _jpeg, _JPEG_COLORS),
     "1.2.840.10008.1.2.4.57": Syntax("JPEG Lossless", _jpeg_lossless),
@@ -122,9 +136,9 @@ SYNTAXES: Final[dict[str, Syntax]] = {
     "1.2.840.10008.1.2.4.81": Syntax("JPEG-LS Near-lossless", _jpeg_ls),
     "1.2.840.10008.1.2.4.90": Syntax("JPEG 2000 Lossless", _jpeg_2000, _J2K_COLORS),
     "1.2.840.10008.1.2.4.91": Syntax("JPEG 2000", _jpeg_2000, _J2K_COLORS),
-    "1.2.840.10008.1.2.4.110": Syntax("JPEG XL Lossless", _jpeg_xl, _JPEG_COLORS),
-    "1.2.840.10008.1.2.4.111": Syntax("JPEG XL JPEG Recompression", _jpeg_xl, _JPEG_COLORS),
-    "1.2.840.10008.1.2.4.112": Syntax("JPEG XL", _jpeg_xl, _JPEG_COLORS),
+    "1.2.840.10008.1.2.4.110": Syntax("JPEG XL Lossless", _jpeg_xl, _JPEG_COLORS, measured=False),
+    "1.2.840.10008.1.2.4.111": Syntax("JPEG XL JPEG Recompression", _jpeg_xl, _JPEG_COLORS, measured=False),
+    "1.2.840.10008.1.2.4.112": Syntax("JPEG XL", _jpeg_xl, _JPEG_COLORS, measured=False),
     "1.2.840.10008.1.2.4.201": Syntax("HTJ2K Lossless", _jpeg_2000, _J2K_COLORS),
     "1.2.840.10008.1.2.4.202": Syntax("HTJ2K Lossless RPCL", _jpeg_2000, _J2K_COLORS),
     "1.2.840.10008.1.2.4.203": Syntax("HTJ2K", _jpeg_2000, _J2K_COLORS),
@@ -155,18 +169,16 @@ def decode_frame(data: bytes, syntax_uid: str, form: FrameFormat) -> tuple[npt.N
     ------
     DecodeError
         If the syntax is unknown, decoding fails, or the codestream has another size than the header.
+    TruncatedError
+        If the codestream has no end.
     """
     syntax = SYNTAXES.get(syntax_uid)
     if syntax is None:
         known = ", ".join(s.name for s in SYNTAXES.values())
-        raise DecodeError(f"the transfer syntax {syntax_uid!r} has no decoder here; known are {known}")
-    size = codestream_size(data)
-    expected = (form.rows, form.columns, form.samples)
-    if size is not None and tuple(size) != expected:
-        raise DecodeError(
-            f"the {syntax.name} codestream is {tuple(size)} (rows, columns, samples), "
-            f"the header says {expected}"
-        )
+        shown = syntax_uid if syntax_uid.replace(".", "").isdigit() else "of this file"
+        raise DecodeError(f"the transfer syntax {shown} has no decoder here; known are {known}")
+    if syntax.measured:
+        _check_codestream(data, syntax.name, form)
     try:
         values = syntax.decode(data, form)
     # codecs raise errors of many kinds on damaged data
@@ -179,3 +191,17 @@ def decode_frame(data: bytes, syntax_uid: str, form: FrameFormat) -> tuple[npt.N
     if values.shape != form.shape:
         raise DecodeError(f"{syntax.name} gave {values.shape} values, the header says {form.shape}")
     return values, form.samples == 3 and form.photometric in syntax.gives_rgb
+
+
+def _check_codestream(data: bytes, name: str, form: FrameFormat) -> None:
+    """Compare sizes before memory is allocated, and find the end, as decoders fill up what is missing."""
+    size = codestream_size(data)
+    expected = (form.rows, form.columns, form.samples)
+    if size is None:
+        raise DecodeError(f"the pixel data is no {name} codestream; it is damaged, or of another syntax")
+    if tuple(size) != expected:
+        raise DecodeError(
+            f"the {name} codestream is {tuple(size)} (rows, columns, samples), the header says {expected}"
+        )
+    if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-64:]:
+        raise TruncatedError(f"the {name} codestream has no end: it is cut short; copy or export it again")

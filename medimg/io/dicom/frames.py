@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from pydicom.encaps import generate_frames
-from pydicom.uid import UID, ExplicitVRBigEndian
 
 from medimg.errors import DecodeError, NotAnImageError, TruncatedError
+from medimg.io.dicom.attributes import code, identifier, value, whole
 from medimg.io.dicom.codecs import FrameFormat, decode_frame
-from medimg.io.dicom.header import integer, text
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -20,6 +19,12 @@ if TYPE_CHECKING:
 __all__ = ["frame_format", "stored_values"]
 
 _MOST_BYTES: Final = 2**31
+_RLE: Final = "1.2.840.10008.1.2.5"
+_BIG_ENDIAN: Final = "1.2.840.10008.1.2.2"
+#: Implicit and explicit little endian, deflated, big endian; "" where a file has no meta information.
+_NATIVE: Final = frozenset(
+    {"", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", _BIG_ENDIAN}
+)
 
 
 def frame_format(dataset: Dataset) -> FrameFormat:
@@ -31,19 +36,18 @@ def frame_format(dataset: Dataset) -> FrameFormat:
     DecodeError
         If bits or sizes contradict each other, or the image is unreasonably large.
     """
-    allocated = integer(dataset, "BitsAllocated", 0) or 0
-    stored = integer(dataset, "BitsStored", allocated) or allocated
-    high = integer(dataset, "HighBit", stored - 1)
+    allocated = whole(dataset, "BitsAllocated", 0)
+    stored = whole(dataset, "BitsStored", allocated)
     form = FrameFormat(
-        rows=integer(dataset, "Rows", 0) or 0,
-        columns=integer(dataset, "Columns", 0) or 0,
-        samples=integer(dataset, "SamplesPerPixel", 1) or 1,
+        rows=whole(dataset, "Rows", 0),
+        columns=whole(dataset, "Columns", 0),
+        samples=whole(dataset, "SamplesPerPixel", 1),
         bits_allocated=allocated,
         bits_stored=stored,
-        high_bit=stored - 1 if high is None else high,
-        signed=integer(dataset, "PixelRepresentation", 0) == 1,
-        photometric=text(dataset, "PhotometricInterpretation", "MONOCHROME2").upper(),
-        planar=integer(dataset, "PlanarConfiguration", 0) == 1,
+        high_bit=whole(dataset, "HighBit", stored - 1),
+        signed=whole(dataset, "PixelRepresentation", 0) == 1,
+        photometric=code(dataset, "PhotometricInterpretation", "MONOCHROME2"),
+        planar=whole(dataset, "PlanarConfiguration", 0) == 1,
     )
     _check(form)
     return form
@@ -93,20 +97,25 @@ def stored_values(dataset: Dataset) -> tuple[npt.NDArray[Any], bool]:
         If it can't be decoded.
     """
     form = frame_format(dataset)
-    if "PixelData" not in dataset:
+    data = value(dataset, "PixelData")
+    if not isinstance(data, bytes) or not data:
         raise NotAnImageError("this DICOM object has no Pixel Data (7FE0,0010) that medimg reads")
-    syntax = UID(str(getattr(dataset.file_meta, "TransferSyntaxUID", "")))
-    data: bytes = dataset.PixelData
-    if syntax and not syntax.is_private and syntax.is_transfer_syntax and syntax.is_encapsulated:
-        values, is_rgb = decode_frame(_first_frame(data), str(syntax), form)
-        return _significant_bits(values, form), is_rgb
-    big_endian = syntax == ExplicitVRBigEndian
-    if big_endian and form.bits_allocated == 8 and dataset["PixelData"].VR == "OW":
-        # bytes were written two to a word, and words are swapped (PS3.5 A.3)
-        data = np.frombuffer(data[: len(data) // 2 * 2], ">u2").astype("<u2").tobytes()
-    values = _native(data, form, big_endian=big_endian)
-    shift = form.high_bit + 1 - form.bits_stored
-    return _significant_bits(values >> shift if shift else values, form), False
+    syntax = identifier(dataset.file_meta, "TransferSyntaxUID")
+    if syntax not in _NATIVE:
+        values, is_rgb = decode_frame(_first_frame(data), syntax, form)
+        bits_as_stored = syntax == _RLE
+    else:
+        values, is_rgb = _native(_byte_order(dataset, data, syntax), form, syntax == _BIG_ENDIAN), False
+        bits_as_stored = True
+    shift = form.high_bit + 1 - form.bits_stored if bits_as_stored else 0
+    return _significant_bits(values >> shift if shift else values, form), is_rgb
+
+
+def _byte_order(dataset: Dataset, data: bytes, syntax: str) -> bytes:
+    """Return big-endian bytes of 8-bit pixels, which were written two to a word, in order (PS3.5 A.3)."""
+    if syntax != _BIG_ENDIAN or whole(dataset, "BitsAllocated", 0) != 8 or dataset["PixelData"].VR != "OW":
+        return data
+    return np.frombuffer(data[: len(data) // 2 * 2], ">u2").astype("<u2").tobytes()
 
 
 def _first_frame(data: bytes) -> bytes:
@@ -119,7 +128,7 @@ def _first_frame(data: bytes) -> bytes:
         ) from None
 
 
-def _native(data: bytes, form: FrameFormat, *, big_endian: bool) -> npt.NDArray[Any]:
+def _native(data: bytes, form: FrameFormat, big_endian: bool) -> npt.NDArray[Any]:
     if form.photometric == "YBR_FULL_422" and form.samples == 3:
         return _native_422(data, form)
     dtype = np.dtype(f"u{form.dtype.itemsize}").newbyteorder(">" if big_endian else "<")
@@ -166,6 +175,7 @@ def _significant_bits(values: npt.NDArray[Any], form: FrameFormat) -> npt.NDArra
         return values
     if form.bits_stored == form.bits_allocated:
         return values.astype(f"u{form.dtype.itemsize}", copy=False).view(form.dtype)
-    sign = np.int64(1 << (form.bits_stored - 1))
-    extended: npt.NDArray[Any] = (values.astype(np.int64) ^ sign) - sign
-    return extended.astype(form.dtype)
+    container = values.astype(f"u{form.dtype.itemsize}", copy=False).view(form.dtype)
+    unused = 8 * form.dtype.itemsize - form.bits_stored
+    extended: npt.NDArray[Any] = (container << unused) >> unused
+    return extended

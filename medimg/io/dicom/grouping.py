@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 __all__ = ["group_instances"]
 
 _ORIENTATION_TOLERANCE: Final = 1e-4
+_SPACING_TOLERANCE: Final = 1e-3
 #: What tells images at one position apart, in the order in which it is tried.
 _DISTINCTIONS: Final[tuple[Callable[[Instance], Any], ...]] = (
     lambda i: i.echo_number,
     lambda i: i.acquisition_number,
+    lambda i: i.image_type[2:],
 )
 
 
@@ -26,9 +28,10 @@ def group_instances(instances: Iterable[Instance]) -> list[tuple[str, list[Insta
     """
     Group instances that belong into one stack.
 
-    By Series Instance UID, then size, color, localizer or not, and orientation; by echo and acquisition
-    where these tell images at the same positions apart. An image without a place in the patient, such as
-    an X-ray or an ultrasound picture, is a group of its own, unless it is a slice of a CT, MR or PET.
+    By Series Instance UID, then size, color, localizer or not, orientation and pixel spacing; by echo,
+    acquisition or Image Type where these tell images at the same positions apart. An image without a place
+    in the patient, such as an X-ray or an ultrasound picture, is a group of its own, unless it is a slice
+    of a CT, MR or PET.
 
     Returns
     -------
@@ -57,11 +60,11 @@ def _by_appearance(members: list[Instance]) -> list[list[Instance]]:
             instance.samples,
             instance.photometric == "PALETTE COLOR",
             instance.is_localizer,
-            instance.frames > 1,
+            instance.is_multiframe,
             None if instance.has_place or instance.modality in {"CT", "MR", "PT"} else instance.path,
         )
         for group in alike[key]:
-            if _same_orientation(group[0], instance):
+            if _same_geometry(group[0], instance):
                 group.append(instance)
                 break
         else:
@@ -69,10 +72,19 @@ def _by_appearance(members: list[Instance]) -> list[list[Instance]]:
     return [group for groups in alike.values() for group in groups]
 
 
-def _same_orientation(one: Instance, other: Instance) -> bool:
-    if one.orientation is None or other.orientation is None:
-        return one.orientation is other.orientation
-    return bool(np.allclose(one.orientation, other.orientation, rtol=0, atol=_ORIENTATION_TOLERANCE))
+def _same_geometry(one: Instance, other: Instance) -> bool:
+    """Whether two images have the same orientation and pixel spacing, as far as they say."""
+    return _close(one.orientation, other.orientation, atol=_ORIENTATION_TOLERANCE) and _close(
+        one.pixel_spacing, other.pixel_spacing, rtol=_SPACING_TOLERANCE
+    )
+
+
+def _close(
+    one: Sequence[float] | None, other: Sequence[float] | None, *, rtol: float = 0.0, atol: float = 0.0
+) -> bool:
+    if one is None or other is None:
+        return one is other
+    return bool(np.allclose(one, other, rtol=rtol, atol=atol))
 
 
 def _by_repetition(group: list[Instance]) -> list[list[Instance]]:
@@ -89,5 +101,7 @@ def _by_repetition(group: list[Instance]) -> list[list[Instance]]:
 
 
 def _repeats(group: Sequence[Instance]) -> bool:
-    places = [tuple(np.round(i.position, 2)) for i in group if i.position is not None]
+    """Whether different instances lie at one position; a copy of a file is no repetition."""
+    distinct = {i.sop_instance_uid or i.path: i.position for i in group}
+    places = [tuple(np.round(position, 2)) for position in distinct.values() if position is not None]
     return len(set(places)) < len(places)

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import logging
-import math
-import threading
-import warnings
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 import pydicom
 from pydicom.errors import InvalidDicomError
-from pydicom.multival import MultiValue
 from pydicom.uid import UID
 
-from medimg.errors import NotAnImageError, ReadError, TruncatedError
+from medimg.errors import DecodeError, NotAnImageError, ReadError, TruncatedError
+from medimg.io.dicom.attributes import (
+    code,
+    codes,
+    description,
+    floats,
+    identifier,
+    integer,
+    quiet_pydicom,
+    text,
+)
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["Instance", "floats", "looks_like_dicom", "open_dataset", "quiet_pydicom", "read_instance", "text"]
+__all__ = ["Instance", "looks_like_dicom", "open_dataset", "read_instance"]
 
 _TAGS: Final = [
     "AcquisitionNumber",
@@ -50,6 +56,24 @@ _TAGS: Final = [
     "SpacingBetweenSlices",
     "StudyInstanceUID",
 ]
+
+#: Bounds beyond which a length can't be meant: no patient is larger than 10 m, nor a pixel smaller than 1 nm.
+_FARTHEST_MM: Final = 1e5
+_LEAST_MM: Final = 1e-6
+_MOST_MM: Final = 1e4
+
+_STORAGE: Final = "1.2.840.10008.5.1.4.1.1."
+#: Enhanced and legacy converted CT, MR and PET, XA and XRF, segmentations, parametric maps, and their like.
+_WITH_FUNCTIONAL_GROUPS: Final = frozenset(
+    _STORAGE + suffix
+    for suffix in (
+        "2.1", "2.2", "4.1", "4.3", "4.4", "6.2", "12.1.1", "12.2.1", "13.1.1", "13.1.2", "13.1.3",
+        "13.1.4", "13.1.5", "14.1", "14.2", "30", "66.4", "77.1.6", "128.1", "130",
+    )
+)  # fmt: skip
+
+_DEFLATED: Final = b"1.2.840.10008.1.2.1.99"
+_MOST_INFLATED: Final = 2**28
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,52 +116,14 @@ class Instance:
         return "LOCALIZER" in self.image_type[2:]
 
     @property
+    def is_multiframe(self) -> bool:
+        """Whether geometry and rescale lie in functional groups, or there are several frames."""
+        return self.frames > 1 or self.sop_class_uid in _WITH_FUNCTIONAL_GROUPS
+
+    @property
     def has_place(self) -> bool:
         """Whether position and orientation in the patient are known."""
         return self.position is not None and self.orientation is not None
-
-
-class _Quiet:
-    """
-    Keeps pydicom's warnings and log silent while any thread reads: they quote values, a patient's name too.
-
-    Filters of warnings and loggers belong to the process, so that the first to enter sets them and the
-    last to leave restores them.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._filters = warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._filters = warnings.catch_warnings()
-                self._filters.__enter__()
-                warnings.simplefilter("ignore")
-                _PYDICOM_LOG.addFilter(_nothing)
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._filters.__exit__(None, None, None)
-                _PYDICOM_LOG.removeFilter(_nothing)
-
-
-def _nothing(record: logging.LogRecord) -> bool:
-    return False
-
-
-_PYDICOM_LOG: Final = logging.getLogger("pydicom")
-_QUIET: Final = _Quiet()
-
-
-def quiet_pydicom() -> _Quiet:
-    """Return the context in which pydicom's warnings and log are silent."""
-    return _QUIET
 
 
 def looks_like_dicom(start: bytes) -> bool:
@@ -181,6 +167,7 @@ def open_dataset(path: str | Path, *, tags: list[str] | None = None) -> Dataset:
             start = file.read(132)
             if not looks_like_dicom(start):
                 raise NotAnImageError(f"{path} is no DICOM file: neither preamble nor a first element")
+            _check_inflated_size(file, path)
             file.seek(0)
             no_preamble = start[128:132] != b"DICM"
             if tags is None:
@@ -190,9 +177,9 @@ def open_dataset(path: str | Path, *, tags: list[str] | None = None) -> Dataset:
         raise ReadError(f"there is no file {path}") from None
     except OSError as error:
         raise ReadError(f"{path} can't be opened: {error.strerror or type(error).__name__}") from None
-    except (InvalidDicomError, ReadError) as error:
-        if isinstance(error, ReadError):
-            raise
+    except ReadError:
+        raise
+    except InvalidDicomError:
         raise NotAnImageError(f"{path} is no DICOM file") from None
     except EOFError:
         raise TruncatedError(f"{path} ends inside a DICOM element; copy or export it again") from None
@@ -201,57 +188,53 @@ def open_dataset(path: str | Path, *, tags: list[str] | None = None) -> Dataset:
         raise ReadError(f"{path} is damaged: parsing it as DICOM failed ({type(error).__name__})") from None
 
 
-def text(dataset: Dataset, keyword: str, default: str = "") -> str:
-    """Return an attribute as text without padding; the default where it is absent or unusable."""
-    value = _value(dataset, keyword)
-    if isinstance(value, MultiValue | list | tuple):
-        value = value[0] if len(value) else None
-    return default if value is None else str(value).strip(" \0")
-
-
-def floats(dataset: Dataset, keyword: str, count: int | None = None) -> tuple[float, ...] | None:
-    """Return a numeric attribute, or None if absent, not finite or of another multiplicity than asked."""
-    value = _value(dataset, keyword)
-    if value is None or value == "":
-        return None
-    values = list(value) if isinstance(value, MultiValue | list | tuple) else [value]
-    try:
-        numbers = tuple(float(v) for v in values)
-    except (TypeError, ValueError):
-        return None
-    sound = numbers and all(math.isfinite(v) for v in numbers) and count in {None, len(numbers)}
-    return numbers if sound else None
-
-
-def integer(dataset: Dataset, keyword: str, default: int | None = None) -> int | None:
-    """Return an integer attribute, or the default where it is absent or unusable."""
-    numbers = floats(dataset, keyword)
-    return default if numbers is None else int(numbers[0])
-
-
-def _value(dataset: Dataset, keyword: str) -> Any:
-    try:
-        return dataset.get(keyword)
-    # a value is parsed when it is first used, and a damaged one can raise anything
-    except Exception:
-        return None
-
-
-def _image_type(dataset: Dataset) -> tuple[str, ...]:
-    value = _value(dataset, "ImageType")
-    values = value if isinstance(value, MultiValue | list | tuple) else [value] if value else []
-    return tuple(str(v).strip().upper() for v in values)
+def _check_inflated_size(file: BinaryIO, path: str | Path) -> None:
+    """Refuse a deflated file that would fill the memory, before pydicom inflates it."""
+    file.seek(132)
+    start = file.read(4096)
+    if start[:4] != b"\x02\x00\x00\x00" or _DEFLATED not in start:
+        return
+    file.seek(144 + int.from_bytes(start[8:12], "little"))
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    size = 0
+    while block := inflater.unconsumed_tail or file.read(2**20):
+        size += len(inflater.decompress(block, 2**24))
+        if size > _MOST_INFLATED:
+            raise DecodeError(f"{path} inflates to more than {_MOST_INFLATED >> 20} MB; inflate it first")
 
 
 def _pixel_spacing(dataset: Dataset) -> tuple[float, float] | None:
     for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
         spacing = floats(dataset, keyword, 2)
-        if spacing is not None and min(spacing) > 0:
+        if spacing is not None and min(spacing) >= _LEAST_MM and max(spacing) <= _MOST_MM:
             return spacing[0], spacing[1]
     aspect = floats(dataset, "PixelAspectRatio", 2)
-    if aspect is not None and min(aspect) > 0:
+    if aspect is not None and min(aspect) > 0 and 1e-2 <= aspect[0] / aspect[1] <= 1e2:
         return aspect[0] / aspect[1], 1.0
     return None
+
+
+def _position(dataset: Dataset) -> tuple[float, float, float] | None:
+    position = floats(dataset, "ImagePositionPatient", 3)
+    if position is None or max(abs(v) for v in position) > _FARTHEST_MM:
+        return None
+    return position[0], position[1], position[2]
+
+
+def _orientation(dataset: Dataset) -> tuple[float, ...] | None:
+    orientation = floats(dataset, "ImageOrientationPatient", 6)
+    return orientation if orientation is not None and max(abs(v) for v in orientation) <= 2 else None
+
+
+def _slice_spacing(dataset: Dataset) -> float | None:
+    """Spacing Between Slices, which may be negative; None where it is absent or absurd."""
+    spacing = floats(dataset, "SpacingBetweenSlices", 1)
+    return abs(spacing[0]) if spacing and _LEAST_MM <= abs(spacing[0]) <= _MOST_MM else None
+
+
+def _kind(sop_class: str) -> str:
+    name = UID(sop_class).name
+    return name if name != sop_class else "unknown SOP class"
 
 
 def read_instance(path: str | Path) -> Instance:
@@ -270,36 +253,33 @@ def read_instance(path: str | Path) -> Instance:
 
 
 def _instance(path: str, dataset: Dataset) -> Instance:
-    sop_class = text(dataset, "SOPClassUID") or text(dataset.file_meta, "MediaStorageSOPClassUID")
+    sop_class = identifier(dataset, "SOPClassUID") or identifier(dataset.file_meta, "MediaStorageSOPClassUID")
     rows, columns = integer(dataset, "Rows"), integer(dataset, "Columns")
     if not rows or not columns or rows < 0 or columns < 0:
-        kind = UID(sop_class).name if sop_class else "no SOP class"
-        raise NotAnImageError(f"{path} is a DICOM object without pixels ({kind})")
-    position = floats(dataset, "ImagePositionPatient", 3)
-    between = floats(dataset, "SpacingBetweenSlices")
+        raise NotAnImageError(f"{path} is a DICOM object without pixels ({_kind(sop_class)})")
     return Instance(
         path=path,
         sop_class_uid=sop_class,
-        sop_instance_uid=text(dataset, "SOPInstanceUID"),
-        series_uid=text(dataset, "SeriesInstanceUID"),
-        study_uid=text(dataset, "StudyInstanceUID"),
+        sop_instance_uid=identifier(dataset, "SOPInstanceUID"),
+        series_uid=identifier(dataset, "SeriesInstanceUID"),
+        study_uid=identifier(dataset, "StudyInstanceUID"),
         patient_id=text(dataset, "PatientID"),
-        modality=text(dataset, "Modality").upper(),
-        description=text(dataset, "SeriesDescription"),
+        modality=code(dataset, "Modality"),
+        description=description(dataset, "SeriesDescription"),
         series_number=integer(dataset, "SeriesNumber"),
         instance_number=integer(dataset, "InstanceNumber"),
         acquisition_number=integer(dataset, "AcquisitionNumber"),
         echo_number=integer(dataset, "EchoNumbers"),
-        image_type=_image_type(dataset),
+        image_type=codes(dataset, "ImageType"),
         rows=rows,
         columns=columns,
-        samples=integer(dataset, "SamplesPerPixel", 1) or 1,
-        frames=max(1, integer(dataset, "NumberOfFrames", 1) or 1),
-        bits_allocated=integer(dataset, "BitsAllocated", 16) or 16,
-        photometric=text(dataset, "PhotometricInterpretation", "MONOCHROME2").upper(),
-        position=None if position is None else (position[0], position[1], position[2]),
-        orientation=floats(dataset, "ImageOrientationPatient", 6),
+        samples=integer(dataset, "SamplesPerPixel") or 1,
+        frames=max(1, integer(dataset, "NumberOfFrames") or 1),
+        bits_allocated=integer(dataset, "BitsAllocated") or 16,
+        photometric=code(dataset, "PhotometricInterpretation", "MONOCHROME2"),
+        position=_position(dataset),
+        orientation=_orientation(dataset),
         pixel_spacing=_pixel_spacing(dataset),
-        spacing_between_slices=abs(between[0]) if between and between[0] else None,
-        transfer_syntax=str(getattr(dataset.file_meta, "TransferSyntaxUID", "")),
+        spacing_between_slices=_slice_spacing(dataset),
+        transfer_syntax=identifier(dataset.file_meta, "TransferSyntaxUID"),
     )

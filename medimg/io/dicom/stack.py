@@ -50,6 +50,11 @@ class StackPlan:
     duplicates: tuple[tuple[Instance, Instance], ...]
     notes: tuple[str, ...]
 
+    def along(self, instance: Instance) -> float:
+        """Return the place of an instance along the direction from slice to slice, in millimeters."""
+        step = self.affine[:3, 0]
+        return float(np.asarray(instance.position) @ step / np.linalg.norm(step))
+
 
 def plan_stack(instances: Sequence[Instance]) -> StackPlan:
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,8 +11,8 @@ import numpy as np
 from medimg.core.rescale import rescaled
 from medimg.core.window import LookupTable
 from medimg.errors import DecodeError
+from medimg.io.dicom.attributes import code, codes, is_there, number, whole
 from medimg.io.dicom.frames import frame_format, stored_values
-from medimg.io.dicom.header import floats, integer, text
 from medimg.io.dicom.voi import declared_voi, lookup_table
 
 if TYPE_CHECKING:
@@ -75,12 +76,12 @@ def slice_values(dataset: Dataset) -> SliceValues:
     if form.photometric not in {"MONOCHROME1", "MONOCHROME2"}:
         raise DecodeError(f"Photometric Interpretation {form.photometric!r} with one sample per pixel")
     padding = _padding(dataset, stored)
-    values, transform = _modality(dataset, stored)
-    shape = text(dataset, "PresentationLUTShape").upper()
+    values, transform, is_calibrated = _modality(dataset, stored)
+    shape = code(dataset, "PresentationLUTShape")
     return SliceValues(
         array=values[None],
         padding=None if padding is None or not padding.any() else padding[None],
-        units=_units(dataset),
+        units=_units(dataset, is_calibrated=is_calibrated),
         photometric="MONOCHROME1" if form.photometric == "MONOCHROME1" else "MONOCHROME2",
         inverted=form.photometric == "MONOCHROME1" or shape == "INVERSE",
         voi=declared_voi(dataset),
@@ -88,25 +89,28 @@ def slice_values(dataset: Dataset) -> SliceValues:
     )
 
 
-def _units(dataset: Dataset) -> str:
-    kind = text(dataset, "RescaleType").upper()
-    if text(dataset, "Modality").upper() == "CT":
-        image_type = str(dataset.get("ImageType", "")).upper()
-        return "HU" if kind in {"", "HU", "US"} and "LOCALIZER" not in image_type else "raw"
+def _units(dataset: Dataset, *, is_calibrated: bool) -> str:
+    kind = code(dataset, "RescaleType")
+    if code(dataset, "Modality") == "CT":
+        scout = "LOCALIZER" in codes(dataset, "ImageType")
+        return "HU" if is_calibrated and kind in {"", "HU", "US"} and not scout else "raw"
     return {"": "raw", "US": "raw"}.get(kind, kind)
 
 
-def _modality(dataset: Dataset, stored: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], str]:
+def _modality(dataset: Dataset, stored: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], str, bool]:
+    """Return the values, the step, and whether the file says how to get there at all."""
     table = lookup_table(dataset, "ModalityLUTSequence")
     if table is not None:
-        return _mapped(table, stored), f"modality LUT of {table.entries.size} entries"
-    slope, intercept = floats(dataset, "RescaleSlope"), floats(dataset, "RescaleIntercept")
-    a, b = slope[0] if slope else 1.0, intercept[0] if intercept else 0.0
+        return _mapped(table, stored), f"modality LUT of {table.entries.size} entries", True
+    absent = float("nan")
+    slope, intercept = number(dataset, "RescaleSlope", absent), number(dataset, "RescaleIntercept", absent)
+    is_calibrated = not (math.isnan(slope) and math.isnan(intercept))
+    a, b = (1.0 if math.isnan(slope) else slope), (0.0 if math.isnan(intercept) else intercept)
     if a == 0:
         raise DecodeError("Rescale Slope is 0, so that all pixels would be equal")
     if (a, b) == (1.0, 0.0):
-        return stored, ""
-    return rescaled(stored, a, b), f"rescaled: {a:g} × stored + {b:g}"
+        return stored, "", is_calibrated
+    return rescaled(stored, a, b), f"rescaled: {a:g} × stored + {b:g}", is_calibrated
 
 
 def _mapped(table: LookupTable, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -115,11 +119,11 @@ def _mapped(table: LookupTable, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _padding(dataset: Dataset, stored: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
-    value = integer(dataset, "PixelPaddingValue")
-    if value is None:
+    if not is_there(dataset, "PixelPaddingValue"):
         return None
-    limit = integer(dataset, "PixelPaddingRangeLimit", value)
-    ends = sorted(_as_stored(v, stored.dtype) for v in (value, value if limit is None else limit))
+    value = whole(dataset, "PixelPaddingValue", 0)
+    limit = whole(dataset, "PixelPaddingRangeLimit", value)
+    ends = sorted(_as_stored(v, stored.dtype) for v in (value, limit))
     return np.asarray((stored >= ends[0]) & (stored <= ends[1]))
 
 
@@ -158,14 +162,15 @@ def _palette(dataset: Dataset, stored: npt.NDArray[Any]) -> npt.NDArray[np.uint8
     from pydicom.pixels.processing import apply_color_lut
 
     try:
-        colors = np.asarray(apply_color_lut(stored, dataset))
+        everything = np.arange(2 ** min(16, whole(dataset, "BitsStored", 16)), dtype=np.uint16)
+        table = np.asarray(apply_color_lut(everything, dataset))[:, :3]
     # damaged palettes surface as various exceptions
     except Exception as error:
         raise DecodeError(f"the color palette is damaged ({type(error).__name__})") from None
-    colors = colors[..., :3]
-    if colors.dtype.itemsize == 1:
-        return colors.astype(np.uint8, copy=False)
-    return _eight_bits(colors, 16 if colors.max() > 255 else 8)
+    if table.dtype.itemsize > 1:
+        # by the whole table, so that a color does not depend on the others in the picture
+        table = _eight_bits(table, 16 if table.max() > 255 else 8)
+    return np.asarray(table[stored.astype(np.uint16) & (table.shape[0] - 1)])
 
 
 def _rgb_from_ycc(values: npt.NDArray[Any], bits: int) -> npt.NDArray[Any]:

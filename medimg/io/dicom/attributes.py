@@ -1,0 +1,193 @@
+"""
+Safe access to the attributes of a DICOM data set.
+
+A damaged element can raise anything when its value is first used, and one with a wrong length can hold its
+neighbors, the patient's name among them. Therefore no other module takes a value from a data set, and text is
+checked before it may turn up in a message.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import threading
+import warnings
+from typing import TYPE_CHECKING, Any, Final
+
+from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence as DicomSequence
+from pydicom.tag import BaseTag
+
+from medimg.errors import DecodeError
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+__all__ = [
+    "code",
+    "codes",
+    "description",
+    "floats",
+    "identifier",
+    "integer",
+    "is_there",
+    "items",
+    "number",
+    "quiet_pydicom",
+    "text",
+    "value",
+    "whole",
+]
+
+_CODE: Final = re.compile(r"[A-Z0-9 _/%-]{1,16}")
+# Wider than PS3.5 allows: anonymizers write UUIDs
+_IDENTIFIER: Final = re.compile(r"[0-9A-Za-z._-]{1,64}")
+_PRINTABLE: Final = re.compile(r"[^\x00-\x1f\x7f^]{1,64}")
+
+
+class _Quiet:
+    """
+    Keeps pydicom's warnings and log silent while any thread reads: they quote values, a patient's name too.
+
+    Filters of warnings and loggers belong to the process, so that the first to enter sets them and the
+    last to leave restores them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._filters = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.simplefilter("ignore")
+                _PYDICOM_LOG.addFilter(_nothing)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._filters.__exit__(None, None, None)
+                _PYDICOM_LOG.removeFilter(_nothing)
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return False
+
+
+_PYDICOM_LOG: Final = logging.getLogger("pydicom")
+_QUIET: Final = _Quiet()
+
+
+def quiet_pydicom() -> _Quiet:
+    """Return the context in which pydicom's warnings and log are silent."""
+    return _QUIET
+
+
+def value(dataset: Dataset, keyword: str) -> Any:
+    """Return a value as pydicom gives it; None where it is absent or can't be parsed."""
+    try:
+        return dataset.get(keyword)
+    # a value is parsed when it is first used, and a damaged one can raise anything
+    except Exception:
+        return None
+
+
+def _values(dataset: Dataset, keyword: str) -> list[Any]:
+    found = value(dataset, keyword)
+    if found is None or (isinstance(found, str | bytes) and not found):
+        return []
+    return list(found) if isinstance(found, MultiValue | list | tuple) else [found]
+
+
+def is_there(dataset: Dataset, keyword: str) -> bool:
+    """Whether an attribute is there and not empty, readable or not."""
+    try:
+        element = dataset.get_item(keyword)
+    except Exception:
+        return True
+    if element is None or element.value is None:
+        return False
+    return not (isinstance(element.value, str | bytes | MultiValue | list) and len(element.value) == 0)
+
+
+def text(dataset: Dataset, keyword: str) -> str:
+    """Return the first value as text, whatever it holds: not for messages. "" where there is none."""
+    found = _values(dataset, keyword)
+    return str(found[0]).strip(" \0") if found else ""
+
+
+def code(dataset: Dataset, keyword: str, default: str = "") -> str:
+    """Return a code string in upper case; the default where it is absent or can't be one."""
+    found = text(dataset, keyword).upper()
+    return found if _CODE.fullmatch(found) else default
+
+
+def codes(dataset: Dataset, keyword: str) -> tuple[str, ...]:
+    """Return all values of a code string in upper case; those that can't be one are empty."""
+    found = (str(v).strip(" \0").upper() for v in _values(dataset, keyword))
+    return tuple(v if _CODE.fullmatch(v) else "" for v in found)
+
+
+def identifier(dataset: Dataset, keyword: str) -> str:
+    """Return a UID, or what anonymizers write in its place; "" where it is absent or can't be one."""
+    found = text(dataset, keyword)
+    return found if _IDENTIFIER.fullmatch(found) else ""
+
+
+def description(dataset: Dataset, keyword: str) -> str:
+    """Return a short text for people; "" where it is absent, too long or not printable."""
+    found = text(dataset, keyword)
+    return found if _PRINTABLE.fullmatch(found) else ""
+
+
+def floats(dataset: Dataset, keyword: str, count: int | None = None) -> tuple[float, ...] | None:
+    """Return numbers; None if absent, not finite, or of another multiplicity than asked."""
+    found = _values(dataset, keyword)
+    if not found or count not in {None, len(found)} or any(isinstance(v, BaseTag) for v in found):
+        return None
+    try:
+        numbers = tuple(float(v) for v in found)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return numbers if all(math.isfinite(v) for v in numbers) else None
+
+
+def integer(dataset: Dataset, keyword: str) -> int | None:
+    """Return a whole number; None where it is absent or unusable."""
+    numbers = floats(dataset, keyword)
+    return None if numbers is None else int(numbers[0])
+
+
+def number(dataset: Dataset, keyword: str, default: float) -> float:
+    """
+    Return a number that pixels depend on; the default where it is absent or empty.
+
+    Raises
+    ------
+    DecodeError
+        If it is there and no single finite number: a guess would give wrong pixels.
+    """
+    found = floats(dataset, keyword, 1)
+    if found is None and is_there(dataset, keyword):
+        raise DecodeError(f"{keyword} is there, but is not a finite number; the file is damaged")
+    return default if found is None else found[0]
+
+
+def whole(dataset: Dataset, keyword: str, default: int) -> int:
+    """Return a whole number that pixels depend on; see :func:`number`."""
+    found = number(dataset, keyword, default)
+    if not float(found).is_integer():
+        raise DecodeError(f"{keyword} is there, but is no whole number; the file is damaged")
+    return int(found)
+
+
+def items(dataset: Dataset, keyword: str) -> list[Dataset]:
+    """Return the items of a sequence; none where it is absent or damaged."""
+    found = value(dataset, keyword)
+    return list(found) if isinstance(found, DicomSequence) else []
