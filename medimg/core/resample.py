@@ -31,7 +31,7 @@ def _taps(size: int, count: int, scale: float) -> tuple[npt.NDArray[np.int64], n
     """
     # beyond the whole axis, a wider filter would only repeat its mean
     support = min(max(scale, 1.0), max(float(size), 1.0))
-    center = (np.arange(count) + 0.5) * scale - 0.5
+    center = np.minimum((np.arange(count) + 0.5) * scale, size / 2 if count == 1 else np.inf) - 0.5
     first = np.floor(center - support).astype(np.int64) + 1
     taps = int(np.ceil(2 * support))
     index = first[:, None] + np.arange(taps)
@@ -71,8 +71,12 @@ def resample_axis(array: npt.NDArray[Any], axis: int, count: int, scale: float) 
 
 
 def resampled_size(size: int, scale: float) -> int:
-    """Return how many voxels an axis has at a spacing that is `scale` times the old one."""
-    return max(1, round(size / scale))
+    """
+    Return how many voxels an axis has at a spacing that is `scale` times the old one.
+
+    A single slice stays single: there is nothing to interpolate between.
+    """
+    return 1 if size == 1 else max(1, round(size / scale))
 
 
 def checked_spacing(spacing: float | Sequence[float]) -> tuple[float, float, float]:
@@ -119,7 +123,7 @@ def resample_volume(volume: Volume, spacing: float | Sequence[float]) -> Volume:
         values = np.where(padding, values[~padding].min() if not padding.all() else 0, values)
     affine = volume.affine.copy()
     for axis, (count, scale) in enumerate(zip(counts, scales, strict=True)):
-        if count == shape[axis] and scale == 1.0:
+        if shape[axis] == 1 or (count == shape[axis] and scale == 1.0):
             continue
         values = resample_axis(values, axis + 1, count, scale)
         if padding is not None:

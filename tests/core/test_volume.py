@@ -214,3 +214,26 @@ def test_deshearing_moves_slices_to_where_they_lie() -> None:
     assert not outside[0, 0].any()
     assert outside[0, 1, 0].all()
     assert outside[0, 1, :, -1].all()
+
+
+def test_files_follow_their_slices() -> None:
+    report = ReadReport("DICOM", files=tuple(f"{n}.dcm" for n in range(6)), missing=(1,))
+    volume = make(report=report)
+    assert volume.take([1, 4]).report.files == ("1.dcm", "4.dcm")
+    flipped = volume.reorient("IPL")
+    assert flipped.report.files == report.files[::-1]
+    assert flipped.report.missing == (3,)
+
+
+def test_an_axis_coarser_than_itself_becomes_one_voxel_within_its_range() -> None:
+    values = RNG.normal(size=(9, 2)).astype(np.float32)
+    for scale in (10.0, 1e6):
+        (row,) = resample_axis(values, 0, 1, scale)
+        assert (values.min(axis=0) <= row).all()
+        assert (row <= values.max(axis=0)).all()
+
+
+def test_a_single_slice_stays_single() -> None:
+    single = make((1, 1, 8, 8))
+    assert single.resample((0.1, 0.8, 0.6)).shape == (1, 1, 8, 8)
+    assert single.resample((50.0, 0.4, 0.3)).shape == (1, 1, 16, 16)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -295,3 +296,73 @@ def test_the_patients_of_the_real_table(real_data: Path) -> None:
     parts = medimg.split(dataset, seed=1)
     assert sum(len(p) for p in parts) == len(dataset) == 2547
     assert len({p for part in parts for p in set(part.patients)}) == sum(len(set(p.patients)) for p in parts)
+
+
+def test_masks_choose_items(folder: Path) -> None:
+    dataset = ImageDataset.from_folder(folder, SMALL)
+    ill = dataset.subset(dataset.labels == 1)
+    assert ill.labels.tolist() == [1] * 12
+    unsound: list[Any] = [np.ones(3, bool), np.array([0.0, 1.0]), [[0, 1]]]
+    for wrong in unsound:
+        with pytest.raises(DatasetError, match="mask"):
+            dataset.subset(wrong)
+    shuffled = dataset.subset(list(range(len(dataset)))[::-1])
+    with pytest.raises(DatasetError, match="before splitting"):
+        shuffled.with_preprocess(Preprocess(size=8))
+
+
+def test_changing_an_item_does_not_change_the_next(folder: Path) -> None:
+    dataset = ImageDataset.from_folder(folder, SMALL)
+    expected = dataset[0][0].clone()
+    dataset.planes(0).zero_()
+    dataset[0][0].zero_()
+    assert torch.equal(dataset[0][0], expected)
+
+
+def test_one_file_under_two_spellings(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    table_of_pictures(tmp_path, [("a.png", "x", "1"), ("b.png", "y", "2")])
+    rows = [("a.png", "x", "1"), ("x/../a.png", "y", "2")]
+    table = pd.DataFrame(rows, columns=["path", "label", "patient"])
+    with pytest.raises(DatasetError, match="stands in the table already"):
+        ImageDataset.from_csv(table, root=tmp_path, patient="patient")
+
+
+def test_patients_are_stripped_and_labels_are_what_they_say(tmp_path: Path) -> None:
+    rows = [("a.png", "None", "P1"), ("b.png", "NA", "P1 ")]
+    dataset = ImageDataset.from_csv(table_of_pictures(tmp_path, rows), patient="patient")
+    assert dataset.classes == ("NA", "None")
+    assert set(dataset.patients) == {"P1"}
+
+
+def test_whole_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
+    rows = [("a.png", "10", "1"), ("b.png", "9", "2"), ("c.png", "-1", "3")]
+    dataset = ImageDataset.from_csv(table_of_pictures(tmp_path, rows), patient="patient")
+    assert dataset.classes == ("-1", "9", "10")
+    with pytest.raises(DatasetError, match="can't be opened"):
+        ImageDataset.from_csv(tmp_path)
+
+
+def test_many_labels_at_once_are_spread_over_all_sides() -> None:
+    rng = np.random.default_rng(0)
+    positive = rng.random((200, 12)) < 0.35
+
+    class Multi(Labels):
+        @property
+        def labels(self) -> np.ndarray:
+            return positive[self._chosen].astype(np.float32)
+
+        def subset(self, indices: object) -> ImageDataset:
+            part = Multi(self._l, self._p, 12)
+            part._chosen = list(indices)  # type: ignore[call-overload]
+            part.task = "multilabel"
+            return part
+
+    dataset = Multi([0] * 200, [f"p{n}" for n in range(200)], 12)
+    dataset.task = "multilabel"
+    for seed in range(5):
+        parts = split(dataset, seed=seed)
+        assert [len(p) for p in parts] == pytest.approx([140, 30, 30], abs=6)
+        for part in parts:
+            share = part.labels.mean(axis=0)
+            assert np.abs(share - positive.mean(axis=0)).max() < 0.15

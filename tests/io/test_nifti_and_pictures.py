@@ -184,3 +184,34 @@ def test_damaged_pictures(tmp_path: Path) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"junk" * 20)
     with pytest.raises(ReadError):
         medimg.read(path)
+
+
+def test_units_are_millimeters_and_seconds(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.zeros((4, 5, 6, 2), np.int16), np.diag([50.0, 50, 50, 1]))
+    image.header.set_xyzt_units("micron", "msec")
+    image.header["pixdim"][4] = 2000
+    nib.save(image, tmp_path / "a.nii")
+    series = medimg.scan(tmp_path / "a.nii")[0]
+    assert series.spacing == pytest.approx((0.05, 0.05, 0.05))
+    assert list(series.frame_times or ()) == pytest.approx([0, 2])
+
+
+def test_arrays_outlive_their_file(tmp_path: Path) -> None:
+    array = RNG.integers(0, 99, (40, 50, 60)).astype(np.int16)
+    path = save(tmp_path / "a.nii", array)
+    volume = medimg.read(path)
+    path.write_bytes(b"")
+    assert np.array_equal(volume.array[0].transpose(2, 1, 0), array)
+
+
+def test_color_over_time_and_singular_affines_are_refused(tmp_path: Path) -> None:
+    rgb = RNG.integers(0, 256, (4, 5, 6, 2, 3)).astype(np.uint8)
+    structured = rgb.view([("R", "u1"), ("G", "u1"), ("B", "u1")])[..., 0]
+    with pytest.raises(DecodeError, match="time points"):
+        medimg.read(save(tmp_path / "a.nii", structured))
+    image = nib.Nifti1Image(np.zeros((4, 5, 6), np.int16), None)
+    image.set_sform(np.diag([0.0, 0, 0, 1]), 1)
+    nib.save(image, tmp_path / "b.nii")
+    with pytest.raises(MedimgError, match="affine"):
+        medimg.read(tmp_path / "b.nii")
+    assert len(medimg.scan(tmp_path / "b.nii").skipped) == 1

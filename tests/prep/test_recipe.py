@@ -15,6 +15,7 @@ from PIL import Image
 import medimg
 from medimg.core import geometry
 from medimg.core.display import choose_voi
+from medimg.core.geometry import image_affine
 from medimg.core.volume import Volume
 from medimg.core.window import LookupTable, Voi, Window
 from medimg.errors import PreprocessError
@@ -313,3 +314,71 @@ def test_x_ray_pictures_and_dicom_of_the_same_pixels_give_the_same_tensors(tmp_p
     ds.PixelData = (255 - pixels).tobytes()
     with pytest.warns(medimg.errors.MedimgWarning, match="no pixel spacing"):
         assert torch.allclose(to_tensor(write(ds, tmp_path / "a.dcm")), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"fill": "white"},
+        {"percentiles": (1, 2, 3)},
+        {"percentiles": 5},
+        {"mean": 0.5},
+        {"std": ("a", 1, 1)},
+        {"spacing": 0},
+        {"spacing": -1.0},
+        {"spacing": (1, 2)},
+        {"spacing": "1"},
+        {"window": {}},
+        {"window": {"center": "a", "width": 1}},
+    ],
+)
+def test_fields_of_the_wrong_kind_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(PreprocessError):
+        Preprocess.from_dict(fields)
+
+
+def test_numpy_integers_are_integers() -> None:
+    size: Any = np.int64(64)
+    assert Preprocess(size=size, slices=np.int32(2)) == Preprocess(size=64, slices=2)  # type: ignore[arg-type]
+    assert json.dumps(Preprocess(size=size).to_dict())
+
+
+def test_presets_are_presets_whatever_a_file_calls_its_windows() -> None:
+    volume = ct(voi=((Window(1, 2, "LINEAR", "lung"), Window(3, 4, "LINEAR", "OWN")),))
+    assert choose_voi(volume, "lung") == (Window.preset("lung"),)
+    assert choose_voi(volume, "OWN") == (Window(3, 4),)
+
+
+def test_what_is_not_finite_is_black_and_does_not_spread() -> None:
+    array = np.full((1, 6, 16, 16), 500, np.float32)
+    array[0, 2, 3, 3], array[0, 2, 9, 9] = np.nan, np.inf
+    volume = Volume(array, image_affine((2.0, 1.0, 1.0)), "CT", "HU", inverted=True)
+    window = Window.from_range(400, 900)
+    planes = Preprocess(window=window, size=16).render(volume).planes[2, 0]
+    assert planes[3, 3] == planes[9, 9] == 0
+    assert planes[0, 0] == pytest.approx(0.8)
+    fine = volume.resample(1.0)
+    assert np.isfinite(fine.array).all()
+    assert fine.padding is not None
+    assert fine.padding.any()
+
+
+def test_the_nearest_slice_is_named_after_resampling() -> None:
+    volume = ct((10, 16, 16)).with_array(np.zeros((1, 10, 16, 16), np.int16))
+    volume = replace(volume, affine=image_affine((1.0, 1.0, 1.0)))
+    rendered = Preprocess(spacing=(3.7, 1.0, 1.0), size=16).render(volume)
+    centers = [(d + 0.5) * 3.7 - 0.5 for d in range(3)]
+    assert list(rendered.slices) == [round(c) for c in centers]
+
+
+def test_an_absurd_aspect_is_an_error_and_no_allocation() -> None:
+    flat = Volume(np.zeros((1, 1, 2000, 2), np.uint8), image_affine((1.0, 100.0, 0.01)))
+    with pytest.raises(PreprocessError, match="pad"):
+        Preprocess(fit="crop")(flat)
+    assert Preprocess()(flat).shape == (1, 3, 224, 224)
+
+
+def test_arrays_of_foreign_byte_order() -> None:
+    plain = ct()
+    foreign = plain.with_array(plain.array.astype(">i2"))
+    assert torch.equal(Preprocess()(foreign), Preprocess()(plain))
