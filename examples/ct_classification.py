@@ -60,7 +60,7 @@ def classifier(
     model = medimg.TransferClassifier("resnet18", classes=classes, weights=None, preprocess=recipe)
     return model, {
         "head_epochs": 0,
-        "epochs": 13,
+        "epochs": 15,
         "backbone_lr_scale": 1.0,
         "batch_size": 16,
     }
@@ -86,7 +86,7 @@ def arguments() -> argparse.Namespace:
     add("--data", type=Path, help="folder with labels.csv; synthetic CT by default")
     add("--weights", default="DEFAULT", help="name, path of a file, or 'none' (default: DEFAULT)")
     add("--backbone", default="resnet18", help="any torchvision classifier (default: resnet18)")
-    add("--epochs", type=int, help="epochs of the whole network (default: 3; 13 from scratch)")
+    add("--epochs", type=int, help="epochs of the whole network (default: 3; 15 from scratch)")
     add("--output", type=Path, default=Path("ct-output"), help="folder for the results")
     return parser.parse_args()
 
