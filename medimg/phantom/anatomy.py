@@ -21,13 +21,13 @@ class Chest:
 
     Parameters
     ----------
-    at
+    at : Coordinates
         x, y, z of the points in the patient's own coordinates.
-    cavity
+    cavity : Array
         Distance to the inner face of the rib cage.
-    skin
+    skin : Array
         Distance to the skin.
-    lung
+    lung : Array
         Distance to the surface of the nearer lung.
     """
 
@@ -114,9 +114,9 @@ def paint_chest(patient: Patient, chest: Chest) -> Array:
 
     Parameters
     ----------
-    patient
+    patient : Patient
         Whose chest it is.
-    chest
+    chest : Chest
         The distances at the points to paint.
 
     Returns

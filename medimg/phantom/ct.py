@@ -29,24 +29,24 @@ class PhantomCT:
 
     Parameters
     ----------
-    seed
+    seed : int
         What it was drawn from.
-    label
+    label : str
         Class of the patient.
-    scanner
+    scanner : CTScanner
         The scanner it was taken with.
-    array
+    array : numpy.ndarray
         (D, H, W) int16 HU, read-only; D runs along the normal of the slices, (row direction) x (column
         direction).
-    affine
+    affine : numpy.ndarray
         4x4 float64, index (d, h, w) to LPS mm.
-    lesion_mask
+    lesion_mask : numpy.ndarray
         (D, H, W) bool, read-only: where lesions are.
-    outside
+    outside : numpy.ndarray
         (H, W) bool, read-only: what lies outside of the field of view of the scanner.
-    lesions
+    lesions : tuple of Lesion
         What the patient has, also beyond the slices; in coordinates about `scan_center`.
-    scan_center
+    scan_center : tuple of 3 floats
         LPS position in mm of the origin of the patient's own coordinates.
     """
 
@@ -100,17 +100,17 @@ def chest_ct(
 
     Parameters
     ----------
-    seed
+    seed : int
         Non-negative.
-    label
+    label : str
         "normal", "nodule", "ground_glass" or "consolidation".
-    scanner
+    scanner : str or CTScanner
         One of `CT_SCANNERS`, its name, or a scanner of your own.
-    slices, size
+    slices, size : int
         Number of slices, and of rows and columns. The slices span the lungs, however many they are.
-    habitus
+    habitus : Habitus, optional
         Body size and lung density; None draws them from `seed`.
-    noise
+    noise : bool
         False leaves out blur and noise.
 
     Returns

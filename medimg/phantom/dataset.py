@@ -72,19 +72,19 @@ def write_ct_dataset(
 
     Parameters
     ----------
-    root
+    root : path-like
         Folder to create; it may exist if it is empty.
-    patients
+    patients : int
         Number of patients; at least one of each class.
-    slices, size
+    slices, size : int
         Slices per series, and rows and columns of each.
-    seed
+    seed : int
         Non-negative; another seed gives other patients.
-    classes
+    classes : sequence of str
         Some of "normal", "nodule", "ground_glass" and "consolidation".
-    scanners
+    scanners : sequence of str
         Names of scanners of `CT_SCANNERS` to spread the patients over.
-    progress
+    progress : bool, optional
         Whether to show a progress bar; by default only where a person watches and it takes longer.
 
     Returns
@@ -162,19 +162,19 @@ def write_xray_dataset(
 
     Parameters
     ----------
-    root
+    root : path-like
         Folder to create; it may exist if it is empty.
-    patients
+    patients : int
         Number of patients; at least one of each class.
-    size
+    size : tuple of 2 ints
         Rows and columns.
-    seed
+    seed : int
         Non-negative; another seed gives other patients.
-    classes
+    classes : sequence of str
         Some of "normal", "nodule", "ground_glass" and "consolidation".
-    scanners
+    scanners : sequence of str
         Names of units of `XRAY_SCANNERS` to spread the patients over.
-    progress
+    progress : bool, optional
         Whether to show a progress bar; by default only where a person watches and it takes longer.
 
     Returns

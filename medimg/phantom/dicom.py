@@ -24,15 +24,15 @@ class Identity:
 
     Parameters
     ----------
-    key
+    key : str
         Text from which every UID and date of the study is derived.
-    patient_id
+    patient_id : str
         Patient ID, such as "PHANTOM-0001".
-    number
+    number : int
         Number of the patient, from 1.
-    age
+    age : int
         In years.
-    sex
+    sex : str
         "M" or "F".
     """
 
@@ -78,11 +78,11 @@ def common_modules(identity: Identity, *, manufacturer: str, model: str, body_pa
 
     Parameters
     ----------
-    identity
+    identity : Identity
         Whose study.
-    manufacturer, model
+    manufacturer, model : str
         Of the scanner.
-    body_part
+    body_part : str
         Body Part Examined.
 
     Returns
@@ -120,11 +120,11 @@ def set_pixels(dataset: Dataset, stored: NDArray[np.uint16] | NDArray[np.int16],
 
     Parameters
     ----------
-    dataset
+    dataset : Dataset
         Gets the module.
-    stored
+    stored : numpy.ndarray
         (H, W) stored values, 16 bits each.
-    bits
+    bits : int
         Bits Stored.
     """
     dataset.SamplesPerPixel = 1
@@ -143,11 +143,11 @@ def write_file(dataset: Dataset, path: Path, transfer_syntax: str) -> None:
 
     Parameters
     ----------
-    dataset
+    dataset : Dataset
         Complete but for the file meta information, with native little-endian pixels.
-    path
+    path : Path
         Where to.
-    transfer_syntax
+    transfer_syntax : str
         UID of the transfer syntax: a native little-endian one, RLE Lossless or JPEG-LS Lossless.
     """
     dataset.file_meta = FileMetaDataset()

@@ -31,11 +31,11 @@ class WrittenSlice:
 
     Parameters
     ----------
-    path
+    path : Path
         The file.
-    sop_instance_uid
+    sop_instance_uid : str
         Its SOP Instance UID.
-    index
+    index : int
         Its slice along the first axis of the phantom's array.
     """
 
@@ -55,11 +55,11 @@ def write_ct_series(phantom: PhantomCT, folder: Path, identity: Identity) -> tup
 
     Parameters
     ----------
-    phantom
+    phantom : PhantomCT
         What to write.
-    folder
+    folder : Path
         Gets one file per slice; it must exist. The names of the files tell nothing about their order.
-    identity
+    identity : Identity
         Whose series it is.
 
     Returns

@@ -27,13 +27,13 @@ def write_xray_image(phantom: PhantomXray, folder: Path, identity: Identity, *, 
 
     Parameters
     ----------
-    phantom
+    phantom : PhantomXray
         What to write.
-    folder
+    folder : Path
         Gets the file; it must exist.
-    identity
+    identity : Identity
         Whose image it is.
-    number
+    number : int
         Which of the patient's images, from 1.
 
     Returns

@@ -23,9 +23,9 @@ class Grid:
 
     Parameters
     ----------
-    shape
+    shape : tuple of int, int, int
         Points along (d, h, w): slices, rows, columns.
-    affine
+    affine : numpy.ndarray
         4x4 float64, index (d, h, w) to x, y, z in mm (axes LPS).
     """
 
@@ -44,7 +44,7 @@ class Grid:
 
         Parameters
         ----------
-        box
+        box : Box, optional
             One slice of indices for each axis; None for the whole grid.
 
         Returns
@@ -72,7 +72,7 @@ class Grid:
 
         Parameters
         ----------
-        low, high
+        low, high : numpy.ndarray
             (n, 3) opposite corners of the boxes, x, y, z in mm.
 
         Returns
@@ -103,9 +103,9 @@ class Tubes:
 
     Parameters
     ----------
-    start, end
+    start, end : numpy.ndarray
         (n, 3) end points in mm.
-    radius
+    radius : numpy.ndarray
         (n, 2) radius in mm at start and end.
     """
 
@@ -120,9 +120,9 @@ class Tubes:
 
         Parameters
         ----------
-        points
+        points : numpy.ndarray
             (n, 3) corners in mm.
-        radius
+        radius : float or numpy.ndarray
             One radius in mm, or (n,) one per corner.
         """
         radii = np.broadcast_to(np.asarray(radius, dtype=np.float64), (len(points),))
@@ -175,9 +175,9 @@ def ellipsoid(
 
     Parameters
     ----------
-    at
+    at : Coordinates
         Coordinates of the sample points.
-    center, radii
+    center, radii : tuple of 3 floats, tuple of float, float, float or None
         In mm; a third radius of None makes it an elliptic cylinder along z.
     """
     x, y, z = at
@@ -203,17 +203,17 @@ def draw_tubes(
 
     Parameters
     ----------
-    image
+    image : Array
         (D, H, W) float32.
-    grid
+    grid : Grid
         Where the points of `image` lie.
-    tubes
+    tubes : Tubes
         What to draw.
-    value
+    value : float
         The value inside the tubes.
-    within
+    within : Array, optional
         coverage to multiply by, of a shape that broadcasts to that of `image`; None for none.
-    edge
+    edge : float
         Width in mm of the soft edge.
     """
     inside = None if within is None else np.broadcast_to(within, image.shape)

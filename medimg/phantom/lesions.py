@@ -28,9 +28,9 @@ class Blob:
 
     Parameters
     ----------
-    center
+    center : Point
         x, y, z in mm, in the patient's own coordinates.
-    radius
+    radius : float
         In mm.
     """
 
@@ -45,13 +45,13 @@ class Lesion:
 
     Parameters
     ----------
-    kind
+    kind : str
         "nodule", "ground_glass" or "consolidation".
-    blobs
+    blobs : tuple of Blob
         The balls it is made of: one for a nodule, a cluster for the others.
-    hu
+    hu : float
         A nodule's or consolidation's own HU; what ground glass adds to the lung, in HU.
-    spicules, bronchi
+    spicules, bronchi : tuple of tuples
         Spicules of a nodule and air bronchograms of a consolidation: polylines of two points, in mm.
     """
 
@@ -104,11 +104,11 @@ def plan_lesions(patient: Patient, label: str, heights: tuple[float, float]) -> 
 
     Parameters
     ----------
-    patient
+    patient : Patient
         Whose; the lesions follow from the patient's seed.
-    label
+    label : str
         One of `CLASSES`.
-    heights
+    heights : tuple of 2 floats
         Lowest and highest z in mm that the scan covers. The lesions lie in about half of that range, at
         random upper, middle or lower, so that the height of a slice doesn't tell whether there is one on
         it, and that each patient has slices with and without.
@@ -202,15 +202,15 @@ def paint_lesions(
 
     Parameters
     ----------
-    hu
+    hu : Array
         (D, H, W) float32, changed in place.
-    grid
+    grid : Grid
         Where its points lie.
-    chest
+    chest : Chest
         The distances at these points; nothing is painted outside of the lungs.
-    lesions
+    lesions : tuple of Lesion
         What to paint.
-    before_vessels
+    before_vessels : bool
         True for ground glass; False for nodules and consolidations.
 
     Returns

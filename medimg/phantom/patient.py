@@ -20,9 +20,9 @@ class Habitus:
 
     Parameters
     ----------
-    size
+    size : float
         Quantile of body size, from 0 (slight) to 1 (heavy).
-    density
+    density : float
         Quantile of lung density, from 0 (full inspiration) to 1 (shallow breath).
 
     Raises
@@ -48,25 +48,25 @@ class Patient:
 
     Parameters
     ----------
-    seed
+    seed : int
         What the patient was drawn from; the vessel tree follows from it too.
-    half_width, half_depth
+    half_width, half_depth : float
         Half axes of the thoracic cavity.
-    apex, dome
+    apex, dome : float
         z of the top of the lungs and of the right dome of the diaphragm.
-    fat, muscle
+    fat, muscle : float
         Thickness of the subcutaneous fat and of the muscle over the ribs.
-    lung_hu, gradient, dependent
+    lung_hu, gradient, dependent : float
         Mean of the lung parenchyma, its rise from front to back, and the subpleural haze at the back.
-    soft_hu, bone_hu
+    soft_hu, bone_hu : float
         Muscle and trabecular bone.
-    heart
+    heart : float
         Size of the heart, 1 being average.
-    shift
+    shift : float
         How far the spine curves to the left.
-    rib_pitch, rib_phase
+    rib_pitch, rib_phase : float
         Distance of the ribs along z, and where they start.
-    scan_center
+    scan_center : tuple of 3 floats
         LPS position of the origin in the coordinates of the scanner.
     """
 
@@ -95,9 +95,9 @@ class Patient:
 
         Parameters
         ----------
-        seed
+        seed : int
             Non-negative; the same seed and habitus give the same patient.
-        habitus
+        habitus : Habitus, optional
             Body size and lung density; None draws them too.
         """
         rng = np.random.default_rng([seed, 1])

@@ -25,13 +25,13 @@ def attenuation(
 
     Parameters
     ----------
-    patient
+    patient : Patient
         Whose chest.
-    lesions
+    lesions : tuple of Lesion
         The patient's lesions.
-    shape
+    shape : tuple of 2 ints
         Rows and columns; rows run from head to feet, columns from the patient's right to left.
-    pixel
+    pixel : float
         Pixel size in mm.
 
     Returns

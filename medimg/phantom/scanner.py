@@ -20,35 +20,35 @@ class CTScanner:
 
     Parameters
     ----------
-    name
+    name : str
         Short name, as it stands in the tables.
-    manufacturer, model
+    manufacturer, model : str
         Fictional, as they stand in the files.
-    orientation
+    orientation : str
         "supine", "feet_first", "prone", "coronal" or "oblique".
-    kernel
+    kernel : str
         Name of the reconstruction kernel.
-    blur, noise, grain
+    blur, noise, grain : float
         What the kernel does: blur (sigma in pixels), noise (standard deviation in HU) and the grain of the
         noise (sigma in pixels of its correlation; negative for the high-pass noise of a sharp kernel).
-    field_of_view
+    field_of_view : float
         Width of the image in mm.
-    thickness
+    thickness : float
         Slice thickness as a share of the distance between slices: above 1 the slices overlap, below 1 they
         leave gaps.
-    intercept
+    intercept : int
         Rescale Intercept.
-    signed
+    signed : bool
         Whether stored values are signed.
-    padding
+    padding : int, optional
         Pixel Padding Value outside of the round field of view; None for a square one without.
-    windows
+    windows : tuple of tuples
         (center, width, explanation) of each window in the header.
-    transfer_syntax
+    transfer_syntax : str
         UID of the transfer syntax.
-    descending
+    descending : bool
         Whether Instance Number falls where the slice position rises.
-    kvp
+    kvp : int
         Tube voltage in kV.
     """
 
@@ -78,27 +78,27 @@ class XrayScanner:
 
     Parameters
     ----------
-    name
+    name : str
         Short name, as it stands in the tables.
-    manufacturer, model
+    manufacturer, model : str
         Fictional, as they stand in the files.
-    modality
+    modality : str
         "DX" or "CR".
-    photometric
+    photometric : str
         "MONOCHROME1" or "MONOCHROME2".
-    bits_stored
+    bits_stored : int
         10 to 16.
-    voi
+    voi : str
         "LINEAR" or "SIGMOID" window, or "LUT".
-    view
+    view : str
         "PA" or "AP"; "both" where the unit takes one or the other.
-    field_of_view
+    field_of_view : float
         Height of the image in mm, in the plane of the detector.
-    blur, noise
+    blur, noise : float
         Blur (sigma in pixels) and noise (standard deviation, as a share of the range of the image).
-    transfer_syntax
+    transfer_syntax : str
         UID of the transfer syntax.
-    kvp
+    kvp : int
         Tube voltage in kV.
     """
 

@@ -34,9 +34,9 @@ class Tree:
 
     Parameters
     ----------
-    vessels
+    vessels : Tubes
         Pulmonary vessels, from 6 to 0.8 mm in radius.
-    airways
+    airways : Tubes
         Lumina of the segmental bronchi that run beside the first of them.
     """
 
@@ -50,9 +50,9 @@ def lung_depth(patient: Patient, points: NDArray[np.float64]) -> NDArray[np.floa
 
     Parameters
     ----------
-    patient
+    patient : Patient
         Whose lungs.
-    points
+    points : numpy.ndarray
         (n, 3) mm.
 
     Returns
@@ -70,7 +70,7 @@ def grow_tree(patient: Patient) -> Tree:
 
     Parameters
     ----------
-    patient
+    patient : Patient
         Whose; the branching follows from the patient's seed.
     """
     rng = np.random.default_rng([patient.seed, 2])

@@ -23,24 +23,24 @@ class PhantomXray:
 
     Parameters
     ----------
-    seed
+    seed : int
         What the patient was drawn from.
-    label
+    label : str
         Class of the patient.
-    scanner
+    scanner : XrayScanner
         The unit it was taken with.
-    view
+    view : str
         "PA" or "AP".
-    array
+    array : numpy.ndarray
         (H, W) float32, read-only: the processed image, 0 to 1, bright where the body lets little through;
         rows run from head to feet, columns from the patient's right to left.
-    lesion_mask
+    lesion_mask : numpy.ndarray
         (H, W) bool, read-only: where lesions project to.
-    spacing
+    spacing : tuple of 2 floats
         Pixel size in mm between rows and columns, in the plane of the detector.
-    window
+    window : tuple of 2 floats
         Darkest and brightest value of `array` that the image is meant to be shown with.
-    lesions
+    lesions : tuple of Lesion
         What the patient has.
     """
 
@@ -71,17 +71,17 @@ def chest_xray(
 
     Parameters
     ----------
-    seed
+    seed : int
         Non-negative.
-    label
+    label : str
         "normal", "nodule", "ground_glass" or "consolidation".
-    scanner
+    scanner : str or XrayScanner
         One of `XRAY_SCANNERS`, its name, or a unit of your own.
-    size
+    size : tuple of 2 ints
         Rows and columns.
-    habitus
+    habitus : Habitus, optional
         Body size and lung density; None draws them from `seed`.
-    exposure
+    exposure : int
         Which of several images of the same patient: position, exposure and noise follow from it.
 
     Returns
