@@ -8,11 +8,12 @@ folder with one series. Without --data, synthetic CT is written as DICOM first.
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 import medimg
-from medimg.errors import LeakageError, WeightsUnavailableError
+from medimg.errors import LeakageError, MedimgError, WeightsUnavailableError
 
 
 def main() -> None:
@@ -92,4 +93,7 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except MedimgError as error:
+        sys.exit(f"{type(error).__name__}: {error}")

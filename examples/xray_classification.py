@@ -8,9 +8,11 @@ or JPEG. Without --data, synthetic X-rays are written as DICOM first.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import medimg
+from medimg.errors import MedimgError
 
 
 def main() -> None:
@@ -56,4 +58,7 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except MedimgError as error:
+        sys.exit(f"{type(error).__name__}: {error}")

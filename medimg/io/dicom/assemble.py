@@ -143,8 +143,8 @@ def _settle_duplicates(plan: StackPlan, policies: Policies, notes: list[str]) ->
     different = [left for left, kept in plan.duplicates if not _same_image(left, kept)]
     if different:
         raise DuplicateSlicesError(
-            f"{found}, and {len(different)} of them hold other images: phases, echoes or series are mixed; "
-            "separate them, or read the files of one"
+            f"{found}, and {len(different)} of them hold other images: phases, echoes, time points or series "
+            "in one; time series are not supported yet: read the files of one point in time"
         )
     if policies.on_duplicate == "warn":
         notes.append(f"{found}, with the same image; one of each is used")
