@@ -40,7 +40,7 @@ def labels(args: argparse.Namespace) -> Path:
     folder = Path(args.output, "data")
     if not folder.exists():
         print("No --data: writing synthetic chest X-rays as DICOM")
-        medimg.phantom.write_xray_dataset(folder)
+        medimg.phantom.write_xray_dataset(folder, patients=120)
     return folder / "labels.csv"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
@@ -15,15 +15,17 @@ from torch.utils.data import Dataset
 from medimg.data import sources
 from medimg.data.memory import PictureMemory
 from medimg.errors import DatasetError, MedimgWarning
+from medimg.io.series import Policies
 from medimg.prep import Preprocess
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
     import pandas as pd
 
     from medimg.core.report import Skipped
+    from medimg.core.stacking import Policy
     from medimg.data.sources import LabeledSeries, PatientRule
 
 __all__ = ["ImageDataset", "Task", "Unit"]
@@ -40,6 +42,14 @@ class _Item:
 
     source: int
     picture: int | None
+
+
+def _checked_policies(reading: Mapping[str, Policy] | None) -> Policies:
+    known = {f.name for f in fields(Policies)}
+    unknown = set(reading or ()) - known
+    if unknown:
+        raise DatasetError(f"reading has unknown names {sorted(unknown)}; expected {sorted(known)}")
+    return Policies(**(reading or {}))
 
 
 class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
@@ -66,6 +76,8 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
         Files that were found and left out.
     memory : int
         Bytes of pictures to keep in memory; 2 GiB by default.
+    reading : mapping, optional
+        How to read: the policies of :func:`medimg.read`, such as ``{"on_missing": "warn"}``.
 
     Raises
     ------
@@ -83,6 +95,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
         task: Task = "multiclass",
         skipped: Sequence[Skipped] = (),
         memory: int = _MEMORY,
+        reading: Mapping[str, Policy] | None = None,
     ) -> None:
         if unit not in get_args(Unit):
             raise DatasetError(f'unit is "slice" or "series"; found {unit!r}')
@@ -97,6 +110,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
         self.skipped = tuple(skipped)
         self._labeled = tuple(labeled)
         self._memory = PictureMemory(memory)
+        self._policies = _checked_policies(reading)
         self._targets = self._encoded()
         self._items = self._all_items()
         self._warn_of_unknown_patients()
@@ -111,6 +125,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
         patient: PatientRule = None,
         classes: Sequence[str] | None = None,
         memory: int = _MEMORY,
+        reading: Mapping[str, Policy] | None = None,
         progress: bool | None = None,
     ) -> ImageDataset:
         r"""
@@ -131,6 +146,8 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
             The order of the classes; alphabetic by default.
         memory : int
             Bytes of pictures to keep in memory.
+        reading : mapping, optional
+            How to read: the policies of :func:`medimg.read`, such as ``{"on_missing": "warn"}``.
         progress : bool, optional
             Whether to show a progress bar.
 
@@ -151,6 +168,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
             unit=unit,
             skipped=skipped,
             memory=memory,
+            reading=reading,
         )
 
     @classmethod
@@ -166,6 +184,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
         unit: Unit = "slice",
         classes: Sequence[str] | None = None,
         memory: int = _MEMORY,
+        reading: Mapping[str, Policy] | None = None,
         progress: bool | None = None,
     ) -> ImageDataset:
         """
@@ -192,6 +211,8 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
             multilabel, other names for the columns.
         memory : int
             Bytes of pictures to keep in memory.
+        reading : mapping, optional
+            How to read: the policies of :func:`medimg.read`, such as ``{"on_missing": "warn"}``.
         progress : bool, optional
             Whether to show a progress bar.
 
@@ -220,6 +241,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
                 unit=unit,
                 task="multilabel",
                 memory=memory,
+                reading=reading,
             )
         return cls(
             labeled,
@@ -227,6 +249,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
             preprocess=preprocess,
             unit=unit,
             memory=memory,
+            reading=reading,
         )
 
     def _encoded(self) -> npt.NDArray[Any]:
@@ -298,7 +321,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
 
     def _rendered(self, source: int) -> torch.Tensor:
         series = self._labeled[source].series
-        planes = self.preprocess.render(series).planes
+        planes = self.preprocess.render(series.reader(None, self._policies)).planes
         expected = self.preprocess.count(series)
         if len(planes) != expected:
             raise DatasetError(
@@ -374,6 +397,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
                 task=self.task,
                 skipped=self.skipped,
                 memory=capacity,
+                reading=asdict(self._policies),
             )
 
     def class_counts(self) -> dict[str, int]:

@@ -16,7 +16,7 @@ from PIL import Image
 import medimg
 from medimg.data import ImageDataset, split
 from medimg.data.memory import PictureMemory
-from medimg.errors import DatasetError, LeakageError, MedimgWarning
+from medimg.errors import DatasetError, LeakageError, MedimgWarning, MissingSlicesError
 from medimg.prep import Preprocess
 from tests.dicom_files import write_stack
 
@@ -366,3 +366,17 @@ def test_many_labels_at_once_are_spread_over_all_sides() -> None:
         for part in parts:
             share = part.labels.mean(axis=0)
             assert np.abs(share - positive.mean(axis=0)).max() < 0.15
+
+
+def test_series_with_gaps_name_themselves_and_can_be_read_by_policy(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        write_stack(tmp_path / label, [0, 2, 6], SeriesInstanceUID=f"1.{ord(label)}", PatientID=label)
+    strict = ImageDataset.from_folder(tmp_path, SMALL)
+    with pytest.raises(MissingSlicesError, match=r"000\.dcm"):
+        strict[0]
+    lenient = ImageDataset.from_folder(tmp_path, SMALL, reading={"on_missing": "keep"})
+    assert len(lenient) == 6
+    assert lenient[5][0].shape == (3, 16, 16)
+    assert lenient.with_preprocess(Preprocess(size=8))[0][0].shape == (3, 8, 8)
+    with pytest.raises(DatasetError, match="on_gap"):
+        ImageDataset.from_folder(tmp_path, SMALL, reading={"on_gap": "keep"})

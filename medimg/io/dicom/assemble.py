@@ -20,6 +20,7 @@ from medimg.errors import (
     MedimgWarning,
     MissingSlicesError,
     ReadError,
+    SeriesError,
     TiltedGantryError,
 )
 from medimg.io.dicom.attributes import quiet_pydicom
@@ -64,15 +65,20 @@ def dicom_series(uid: str, instances: Sequence[Instance]) -> Series:
         space=plan.space,
         files=tuple(i.path for i in plan.instances),
         format="DICOM",
-        reader=partial(_read, plan, tuple(instances)),
+        reader=partial(_read, plan),
         patient_id=first.patient_id,
         study_uid=first.study_uid,
     )
 
 
-def _read(
-    plan: StackPlan, instances: tuple[Instance, ...], slices: Sequence[int] | None, policies: Policies
-) -> Volume:
+def _read(plan: StackPlan, slices: Sequence[int] | None, policies: Policies) -> Volume:
+    try:
+        return _volume(plan, slices, policies)
+    except SeriesError as error:
+        raise type(error)(f"series of {plan.instances[0].path}: {error}") from None
+
+
+def _volume(plan: StackPlan, slices: Sequence[int] | None, policies: Policies) -> Volume:
     if plan.instances[0].is_multiframe:
         raise ReadError(
             f"{plan.instances[0].path} is multi-frame DICOM ({plan.instances[0].frames} frames), "
@@ -89,7 +95,7 @@ def _read(
     for fix in fixes:
         volume = fix(volume)
     for note in notes:
-        warnings.warn(note, MedimgWarning, stacklevel=4)
+        warnings.warn(note, MedimgWarning, stacklevel=5)
     return volume
 
 
