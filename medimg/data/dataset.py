@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from medimg.data import sources
+from medimg.data.items import Task, Unit, all_items, checked_policies, encoded
 from medimg.data.memory import PictureMemory
 from medimg.errors import DatasetError, MedimgWarning
-from medimg.io.series import Policies
 from medimg.prep import Preprocess
 
 if TYPE_CHECKING:
@@ -30,26 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ImageDataset", "Task", "Unit"]
 
-Unit: TypeAlias = Literal["slice", "series"]
-Task: TypeAlias = Literal["multiclass", "multilabel"]
-
 _MEMORY: Final = 2 * 2**30
-
-
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """Which series, and which of its pictures (None for all)."""
-
-    source: int
-    picture: int | None
-
-
-def _checked_policies(reading: Mapping[str, Policy] | None) -> Policies:
-    known = {f.name for f in fields(Policies)}
-    unknown = set(reading or ()) - known
-    if unknown:
-        raise DatasetError(f"reading has unknown names {sorted(unknown)}; expected {sorted(known)}")
-    return Policies(**(reading or {}))
 
 
 class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
@@ -110,9 +91,9 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
         self.skipped = tuple(skipped)
         self._labeled = tuple(labeled)
         self._memory = PictureMemory(memory)
-        self._policies = _checked_policies(reading)
-        self._targets = self._encoded()
-        self._items = self._all_items()
+        self._policies = checked_policies(reading)
+        self._targets = encoded(labeled, self.classes, task)
+        self._items = all_items(labeled, self.preprocess, unit)
         self._warn_of_unknown_patients()
 
     @classmethod
@@ -252,26 +233,6 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
             reading=reading,
         )
 
-    def _encoded(self) -> npt.NDArray[Any]:
-        """(series,) int64, or (series, K) float32."""
-        if self.task == "multilabel":
-            return np.asarray([item.label for item in self._labeled], dtype=np.float32)
-        if len(set(self.classes)) < len(self.classes):
-            raise DatasetError(f"a class stands twice among {self.classes}")
-        unknown = {str(item.label) for item in self._labeled} - set(self.classes)
-        if unknown:
-            raise DatasetError(f"labels {sorted(unknown)} are none of the classes {list(self.classes)}")
-        return np.asarray([self.classes.index(str(item.label)) for item in self._labeled], dtype=np.int64)
-
-    def _all_items(self) -> tuple[_Item, ...]:
-        if self.unit == "series":
-            return tuple(_Item(n, None) for n in range(len(self._labeled)))
-        return tuple(
-            _Item(n, picture)
-            for n, item in enumerate(self._labeled)
-            for picture in range(self.preprocess.count(item.series))
-        )
-
     def _warn_of_unknown_patients(self) -> None:
         unknown = sum(not item.patient for item in self._labeled)
         if unknown:
@@ -281,6 +242,11 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
                 MedimgWarning,
                 stacklevel=4,
             )
+
+    @property
+    def n_unknown_patients(self) -> int:
+        """How many of the series have no known patient, and count as one of their own."""
+        return sum(not self._labeled[n].patient for n in {item.source for item in self._items})
 
     def __len__(self) -> int:
         return len(self._items)
@@ -383,7 +349,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
 
     def with_preprocess(self, preprocess: Preprocess) -> ImageDataset:
         """Return the same images with another recipe; a subset can't change its number of pictures."""
-        if self._items != self._all_items():
+        if self._items != all_items(self._labeled, self.preprocess, self.unit):
             raise DatasetError("change the recipe before splitting")
         capacity = self._memory.capacity
         with warnings.catch_warnings():

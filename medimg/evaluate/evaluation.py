@@ -109,7 +109,13 @@ def evaluate(
         n_images=len(dataset),
         predictions=_table(units, subjects, classes, dataset.task),
         counts=counts,
-        notes=cautions(counts=counts, n_patients=units.n_patients, metrics=metrics, n_resamples=n_resamples),
+        notes=cautions(
+            counts=counts,
+            n_patients=units.n_patients,
+            n_unknown=getattr(dataset, "n_unknown_patients", 0),
+            metrics=metrics,
+            n_resamples=n_resamples,
+        ),
         provenance=_provenance(
             model,
             unit=unit,

@@ -39,6 +39,7 @@ def cautions(
     n_patients: int,
     metrics: Mapping[str, Estimate],
     n_resamples: int,
+    n_unknown: int = 0,
 ) -> tuple[str, ...]:
     """
     Say what the numbers can't be trusted for.
@@ -53,6 +54,8 @@ def cautions(
         The metrics.
     n_resamples : int
         Resamples drawn.
+    n_unknown : int
+        Images whose patient is unknown.
 
     Returns
     -------
@@ -66,17 +69,27 @@ def cautions(
     >>> few
     'Only 3 patients: these scores mean nothing. They show that the software runs, not how good the model is.'
     """
-    sentences = [*_few_patients(n_patients), *_rare_classes(counts)]
+    sentences = [*_few_patients(n_patients), *_unknown_patients(n_unknown), *_rare_classes(counts)]
     accuracy = metrics.get("accuracy")
     if accuracy is not None and accuracy.value == 1.0:
         sentences.append(_no_errors(n_patients))
-    dropped = max((estimate.dropped for estimate in metrics.values()), default=0)
+    # a score that is undefined on the whole set has no interval to be too narrow
+    dropped = max((e.dropped for e in metrics.values() if not math.isnan(e.value)), default=0)
     if n_patients > 1 and dropped > NOTABLE_SHARE_DROPPED * n_resamples:
         sentences.append(
             f"Up to {dropped:,} of {n_resamples:,} resamples lacked a class and were left out of an "
             "interval. Such intervals are too narrow; where more than half were left out, none is given."
         )
     return tuple(sentences)
+
+
+def _unknown_patients(n_unknown: int) -> list[str]:
+    if not n_unknown:
+        return []
+    return [
+        f"{n_unknown} images have no known patient, and each counts as one of its own: if some share one, "
+        "there are fewer patients than it says here, and the intervals are too narrow."
+    ]
 
 
 def _few_patients(n_patients: int) -> list[str]:

@@ -103,7 +103,7 @@ def make_units(dataset: Dataset, probabilities: NDArray[np.float64], unit: Unit)
     patient, patient_names = _patients(dataset)
     item_unit = _number(_keys(dataset, unit, patient))
     first = np.unique(item_unit, return_index=True)[1]
-    _check_labels(truth, truth[first][item_unit], item_unit, unit)
+    _check_labels(truth, truth[first][item_unit], item_unit, unit, dataset.unit)
     _check_patients(patient, patient[first][item_unit], item_unit)
     means = _means(scores, item_unit, len(first))
     return Units(
@@ -233,13 +233,14 @@ def _number(keys: Sequence[Hashable]) -> NDArray[np.int64]:
 
 
 def _check_labels(
-    truth: NDArray[np.bool_], of_unit: NDArray[np.bool_], item_unit: NDArray[np.int64], unit: Unit
+    truth: NDArray[np.bool_], of_unit: NDArray[np.bool_], item_unit: NDArray[np.int64], unit: Unit, item: str
 ) -> None:
     differ = np.unique(item_unit[(truth != of_unit).any(axis=1)])
     if len(differ):
+        finer = "series" if item == "series" else "image"
         raise DatasetError(
             f"In {len(differ)} of {item_unit.max() + 1} units (unit={unit!r}) the images carry different "
-            "labels; a unit must have one. Evaluate with unit='image', or label whole units."
+            f"labels; a unit must have one. Evaluate with unit={finer!r}, or label whole units."
         )
 
 

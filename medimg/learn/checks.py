@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
+import os
+from collections.abc import Sequence
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,14 +15,20 @@ from medimg.errors import LeakageError, PreprocessError, TrainingError
 from medimg.learn.balance import check_labels
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
     from medimg.learn.classifier import TransferClassifier
     from medimg.learn.loaders import LabeledImages
 
-__all__ = ["check_data", "check_input", "check_reserved", "check_settings", "checked_classes"]
+__all__ = [
+    "check_data",
+    "check_input",
+    "check_reserved",
+    "check_settings",
+    "checked_classes",
+    "real_number",
+    "whole_number",
+]
 
 
 def check_input(x: Tensor, mask: Tensor | None, pool: str) -> None:
@@ -60,7 +70,9 @@ def checked_classes(classes: Sequence[str], task: str) -> tuple[str, ...]:
     """
     if task not in ("multiclass", "multilabel"):
         raise TrainingError(f'task is "multiclass" or "multilabel"; found {task!r}')
-    if isinstance(classes, str) or not all(isinstance(name, str) and name for name in classes):
+    if isinstance(classes, str) or not isinstance(classes, Sequence):
+        raise TrainingError(f"classes is a list of names, in the order of the outputs; found {classes!r}")
+    if not all(isinstance(name, str) and name for name in classes):
         raise TrainingError(f"classes is a sequence of names; found {classes!r}")
     names = tuple(classes)
     least = 2 if task == "multiclass" else 1
@@ -70,6 +82,37 @@ def checked_classes(classes: Sequence[str], task: str) -> tuple[str, ...]:
             '. For one finding that is there or not, name both, such as ("normal", "pneumonia")'
         )
     return names
+
+
+def whole_number(name: str, value: object) -> int:
+    """
+    Return a setting as an int, NumPy's integers too.
+
+    Raises
+    ------
+    TrainingError
+        If it is no whole number.
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)  # type: ignore[arg-type]  # anything is given, and most of it refused
+    except TypeError:
+        raise TrainingError(f"{name} is a whole number; found {value!r}") from None
+
+
+def real_number(name: str, value: object) -> float:
+    """
+    Return a setting as a float, NumPy's too.
+
+    Raises
+    ------
+    TrainingError
+        If it is no number.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TrainingError(f"{name} is a number; found {value!r}")
+    return float(value)
 
 
 def check_reserved(adapt: object, resume: object) -> None:
@@ -125,6 +168,12 @@ def check_data(model: TransferClassifier, train: LabeledImages, val: LabeledImag
     if val is None:
         return
     _check_fit(model, val, "validation")
+    if train.unit != val.unit:
+        raise TrainingError(
+            f"the training data give items of unit={train.unit!r}, the validation data of {val.unit!r}: "
+            "make both the same"
+        )
+    _check_apart(train, val)
     shared = set(train.patients) & set(val.patients) - {""}
     if shared:
         raise LeakageError(
@@ -133,7 +182,26 @@ def check_data(model: TransferClassifier, train: LabeledImages, val: LabeledImag
         )
 
 
+def _check_apart(train: LabeledImages, val: LabeledImages) -> None:
+    """Refuse the same series or file on both sides, whoever it is said to belong to."""
+    for what in ("series_uids", "sources"):
+        sides = [
+            {os.path.realpath(name) for name in getattr(data, what, ()) if name} for data in (train, val)
+        ]
+        shared = sides[0] & sides[1]
+        if shared:
+            raise LeakageError(
+                f"{len(shared)} of {len(sides[1])} series or files of the validation data are in the "
+                "training data too, so that its scores would say nothing; split with medimg.split(dataset)"
+            )
+
+
 def _check_fit(model: TransferClassifier, data: LabeledImages, which: str) -> None:
+    if not hasattr(data, "preprocess") or not hasattr(data, "patients"):
+        raise TrainingError(
+            f"the {which} data is a {type(data).__name__}, expected an ImageDataset: take a part of one with "
+            "dataset.subset(indices) or medimg.split(dataset)"
+        )
     if len(data) == 0:
         raise TrainingError(f"the {which} data set is empty; expected at least one item")
     for name, found, expected in (
@@ -154,6 +222,11 @@ def _check_fit(model: TransferClassifier, data: LabeledImages, which: str) -> No
         raise TrainingError(
             f'the {which} data set gives bags (unit="series"), and a model with pool="none" takes single '
             'pictures: use unit="slice", or pool="mean", "max" or "attention"'
+        )
+    if data.unit == "slice" and model.pool == "attention":
+        raise TrainingError(
+            f'pool="attention" learns from whole series, and the {which} data give single pictures: its '
+            'attention would stay random. Use unit="series", or pool="mean" or "max"'
         )
     labels = np.asarray(data.labels)
     expected_shape = (len(data),) if model.task == "multiclass" else (len(data), len(model.classes))

@@ -98,9 +98,19 @@ class Engine:
             "num_sanity_val_steps": 0,
             **more,
         }
+        if str(precision).endswith("-true") and str(precision) != "32-true":
+            raise TrainingError(
+                f"precision={precision!r} would leave the model itself in that type; use 'bf16-mixed', "
+                "'16-mixed', 32 or 'auto'"
+            )
         if precision == "auto":
             precision = "bf16-mixed" if _computes_bf16(options["accelerator"]) else "32-true"
         return cls({**options, "precision": precision})
+
+    @property
+    def callbacks(self) -> list[Callback]:
+        """The user's callbacks."""
+        return list(self.options["callbacks"])
 
     @property
     def pins_memory(self) -> bool:
@@ -133,7 +143,8 @@ class Engine:
             finally:
                 for one, level in zip(loggers, levels, strict=True):
                     one.setLevel(level)
-                if main:
+                # None is a handler that was not installed from Python, and can't be put back from here
+                if handler is not None:
                     signal.signal(signal.SIGINT, handler)
 
     def fit(
@@ -157,10 +168,17 @@ class Engine:
         try:
             trainer = pl.Trainer(max_epochs=epochs, **self.options)
         except (MisconfigurationException, TypeError, ValueError) as error:
-            raise TrainingError(
-                f"Lightning refuses these settings: {error}. Correct devices, precision or trainer_kwargs"
-            ) from error
-        trainer.fit(module, train, val)
+            raise _refused(error) from error
+        try:
+            trainer.fit(module, train, val)
+        except MisconfigurationException as error:
+            raise _refused(error) from error
+
+
+def _refused(error: Exception) -> TrainingError:
+    return TrainingError(
+        f"Lightning refuses these settings: {error}. Correct devices, precision, callbacks or trainer_kwargs"
+    )
 
 
 def _computes_bf16(accelerator: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from medimg.errors import TrainingError
 from medimg.learn.augment import make_augmentation
 from medimg.learn.balance import make_loss, make_sampler
-from medimg.learn.checks import check_data, check_reserved, check_settings
+from medimg.learn.checks import check_data, check_reserved, check_settings, real_number, whole_number
 from medimg.learn.engine import Engine
 from medimg.learn.history import FitResult, Recorder
 from medimg.learn.loaders import evaluation_loader, training_loader
@@ -152,14 +154,15 @@ def fine_tune(
     lr : float
         Highest learning rate of the head, after a short warm-up; half a cosine follows in each phase.
     backbone_lr_scale : float
-        The backbone's rate is `lr` times this.
+        The backbone's rate is `lr` times this; 0 keeps it frozen.
     batch_size : int
         Items at once; bags count as one. A last batch of a single item is left out of an epoch.
     balance : {"loss", "sampler"} or None
         Against classes of unequal size: weigh the loss, draw rare ones more often, or do nothing.
     augment : "auto", callable or None
         "auto": turns up to 10 degrees, shifts up to 5 %, scales up to 10 %, brightness and contrast up to
-        10 %; never a mirroring. A callable takes and gives a batch. None: off.
+        10 %; never a mirroring. A callable takes and gives a batch (B, 3, H, W): what it draws once, it
+        draws for all. None: off.
     adapt : None
         Reserved for domain adaptation.
     precision : str or int
@@ -172,11 +175,13 @@ def fine_tune(
     output : path-like, optional
         Folder for ``best.safetensors`` and ``history.csv``, both written as soon as there is something new.
     callbacks : sequence of pytorch_lightning.Callback
-        They see two fits, one per phase, and ``train_loss``, ``val_loss``, ``val_accuracy``, ``val_auroc``.
+        They see two fits, one per phase, and start each with the state that they came with. The metrics are
+        ``train_loss``, ``val_loss``, ``val_accuracy``, ``val_auroc``.
     trainer_kwargs : mapping, optional
         More for ``pytorch_lightning.Trainer``: ``logger``, ``accelerator``, ``gradient_clip_val``, ...
     seed : int
-        Of order, augmentation and dropout. torch's own random state is left as it was.
+        Of order, augmentation and dropout; the new head was drawn when the model was made. torch's own
+        random state is left as it was.
     num_workers : int
         Processes that read.
     progress : bool
@@ -200,6 +205,10 @@ def fine_tune(
     averaged over those classes that have both examples and counterexamples.
     """
     check_reserved(adapt, resume)
+    head_epochs, epochs = whole_number("head_epochs", head_epochs), whole_number("epochs", epochs)
+    batch_size, seed = whole_number("batch_size", batch_size), whole_number("seed", seed)
+    num_workers = max(0, whole_number("num_workers", num_workers))
+    lr, backbone_lr_scale = real_number("lr", lr), real_number("backbone_lr_scale", backbone_lr_scale)
     check_settings(
         head_epochs=head_epochs,
         epochs=epochs,
@@ -254,11 +263,15 @@ def _run(job: _Job, phases: Sequence[Phase], engine: Engine, device: torch.devic
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     try:
         with engine.running(seed):
+            fresh = [copy.deepcopy(callback.state_dict()) for callback in engine.callbacks]
             for phase in phases:
-                if phase.name == "head":
+                # a callback that counts, such as EarlyStopping, starts anew with what is trained anew
+                for callback, state in zip(engine.callbacks, fresh, strict=True):
+                    callback.load_state_dict(copy.deepcopy(state))
+                _make_trainable(model, trainable)
+                if not phase.backbone_lr:
                     model.backbone.requires_grad_(False)
-                else:
-                    _make_trainable(model, trainable)
+                _check_trainable(model, phase)
                 job.run(phase, engine)
     finally:
         # whatever happened, the model is usable: the best weights so far, on its device, as it was frozen
@@ -266,6 +279,10 @@ def _run(job: _Job, phases: Sequence[Phase], engine: Engine, device: torch.devic
         model.to(device)
         recorder.restore()
         model.eval()
+    if not recorder.rows:
+        raise TrainingError(
+            "no epoch has ended: a limit among trainer_kwargs stops training before; raise it"
+        )
     return FitResult(
         history=tuple(recorder.rows),
         best_epoch=recorder.best_epoch,
@@ -273,6 +290,14 @@ def _run(job: _Job, phases: Sequence[Phase], engine: Engine, device: torch.devic
         seconds=time.perf_counter() - started,
         checkpoint=recorder.checkpoint,
     )
+
+
+def _check_trainable(model: TransferClassifier, phase: Phase) -> None:
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise TrainingError(
+            f"nothing is trainable in the {phase.name} phase, as all is frozen: unfreeze the head, or give "
+            "it 0 epochs"
+        )
 
 
 def _make_trainable(model: TransferClassifier, names: set[str]) -> None:

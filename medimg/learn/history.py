@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from medimg.errors import TrainingError
 from medimg.io.files import write_text
 from medimg.learn.checkpoint import save
 
@@ -95,6 +96,8 @@ class Recorder:
     def __init__(self, model: TransferClassifier, output: Path | None, settings: Mapping[str, Any]) -> None:
         self._model = model
         self._output = output
+        if output is not None:
+            _make_folder(output)
         self._settings = dict(settings)
         self._best_score = (-math.inf, -math.inf)
         self._best_state = _copied(model)
@@ -117,7 +120,13 @@ class Recorder:
         """
         monitor, score = _score(row)
         self.rows.append({name: {**row, "monitor": monitor}[name] for name in COLUMNS})
-        better = monitor is None or score > self._best_score
+        # an epoch without validation is best only as long as none was validated
+        better = self.monitor is None if monitor is None else score > self._best_score
+        if better and not _is_finite(self._model):
+            raise TrainingError(
+                f"parameters are not finite after epoch {row['epoch']}: lower lr, or look for images with "
+                "extreme values. The model holds the best weights before"
+            )
         if better:
             self._best_score = score
             self.monitor, self.best_epoch = monitor, row["epoch"]
@@ -144,6 +153,19 @@ class Recorder:
     def _summary(self) -> dict[str, Any]:
         best = {name: value for name, value in self.rows[-1].items() if name != "seconds"}
         return {**self._settings, "epochs_run": len(self.rows), "best": best}
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(
+            f"output={str(path)!r} can't be a folder: {error.strerror or type(error).__name__}"
+        ) from None
+
+
+def _is_finite(model: TransferClassifier) -> bool:
+    return all(bool(v.isfinite().all()) for v in model.state_dict().values() if v.is_floating_point())
 
 
 def _score(row: Mapping[str, Any]) -> tuple[str | None, tuple[float, float]]:

@@ -158,4 +158,6 @@ def evaluation_loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
+        # without one of its own, a loader draws from torch's global random state
+        generator=torch.Generator(),
     )

@@ -62,9 +62,19 @@ def _check_fit(own: dict[str, Tensor], found: dict[str, Tensor], backbone: str, 
         for n in own
         if n in found and found[n].shape != own[n].shape
     ]
+    kinds = [
+        f"{n} {found[n].dtype}"
+        for n in own
+        if n in found and found[n].is_floating_point() != own[n].is_floating_point()
+    ]
     problems = [
         f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        for kind, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", shapes),
+            ("of another type", kinds),
+        )
         if names
     ]
     if problems:

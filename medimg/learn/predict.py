@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import IOBase
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -117,13 +118,14 @@ def predict(
 @contextmanager
 def evaluating(model: TransferClassifier) -> Iterator[torch.device]:
     """Put a model into evaluation mode without gradients, give its device, and set the mode back."""
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.inference_mode():
             yield next(model.parameters()).device
     finally:
-        model.train(was_training)
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _check_batch_size(batch_size: int) -> None:
@@ -134,6 +136,11 @@ def _check_batch_size(batch_size: int) -> None:
 def _as_list(sources: PredictSource | Iterable[PredictSource]) -> list[PredictSource]:
     if isinstance(sources, str | os.PathLike | Series | Volume):
         return [sources]
+    given: object = sources
+    if isinstance(given, bytes | IOBase) or not isinstance(given, Iterable):
+        raise TrainingError(
+            f"can't predict on a {type(given).__name__}; expected a path, a Series, a Volume, or several"
+        )
     return list(sources)
 
 

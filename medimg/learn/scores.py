@@ -53,7 +53,7 @@ def accuracy(labels: NDArray[np.generic], proba: NDArray[np.float64], task: str)
     proba : numpy.ndarray
         (n, K).
     task : {"multiclass", "multilabel"}
-        Compare the likeliest class, or each label at a threshold of 0.5.
+        Compare the likeliest class; or all labels at a threshold of 0.5, of which none may be wrong.
 
     Returns
     -------
@@ -62,7 +62,7 @@ def accuracy(labels: NDArray[np.generic], proba: NDArray[np.float64], task: str)
     right = (
         labels == proba.argmax(axis=1)
         if task == "multiclass"
-        else (labels.astype(np.float64) > 0.5) == (proba >= 0.5)
+        else ((labels.astype(np.float64) > 0.5) == (proba >= 0.5)).all(axis=1)
     )
     return float(np.mean(right))
 

@@ -9,6 +9,7 @@ import re
 from collections import OrderedDict
 from dataclasses import dataclass
 from enum import Enum
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -99,7 +100,7 @@ class WeightsSource:
                 f"there is no file of weights at {self.path}; correct the path, or pass the name of "
                 "torchvision's weights, or weights=None to start from random ones"
             )
-        digest = _checked_digest(self.path)
+        digest = _checked_digest(self.path, self.url)
         return LoadedWeights(_read_state(self.path), digest)
 
 
@@ -139,6 +140,11 @@ def resolve_weights(
     """
     if weights is None:
         return None
+    if not isinstance(weights, str | os.PathLike | Enum):
+        raise WeightsUnavailableError(
+            f"weights is a name, a path or None; found {weights!r}. The best that torchvision has are "
+            '"DEFAULT"'
+        )
     if not isinstance(weights, Enum) and _is_path(weights):
         path = Path(weights).expanduser()
         return WeightsSource(path.name, path)
@@ -186,7 +192,8 @@ def _download(url: str, path: Path, progress: bool) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), match.group(1) if match else None, progress)
-    except (OSError, RuntimeError) as error:  # no network, no right to write; a wrong hash
+    # no network, no right to write; a wrong hash; an answer that is cut short or garbage
+    except (OSError, RuntimeError, HTTPException) as error:
         raise WeightsUnavailableError(
             f"could not download {url} to {path} ({type(error).__name__}: {error}). Download that file "
             f"elsewhere and put it there; or pass weights=<path of the file>; or weights=None to train "
@@ -194,15 +201,20 @@ def _download(url: str, path: Path, progress: bool) -> None:
         ) from error
 
 
-def _checked_digest(path: Path) -> str:
+def _checked_digest(path: Path, url: str | None) -> str:
     """Return the file's SHA-256, after comparing it with the digits that its name may carry."""
     digest = file_sha256(path)
     match = _HASH_IN_NAME.search(path.name)
     if match and not digest.startswith(match.group(1)):
+        remedy = (
+            f"Delete it, and it is downloaded again from {url}; or fetch that file elsewhere and put it there"
+            if url is not None
+            else "Fetch it anew; or rename it, if these characters are a date or a name and no hash"
+        )
         raise WeightsUnavailableError(
             f"{path} is damaged or not the file it says: its SHA-256 starts with "
             f"{digest[: len(match.group(1))]}, its name promises {match.group(1)} "
-            f"({path.stat().st_size} bytes found). Delete it and fetch it anew"
+            f"({path.stat().st_size} bytes found). {remedy}"
         )
     return digest
 
@@ -223,12 +235,17 @@ def _read_state(path: Path) -> OrderedDict[str, Tensor]:
     return _plain_state(found, path)
 
 
+def _is_plain(name: object, value: object) -> bool:
+    dense = isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
+    return isinstance(name, str) and dense
+
+
 def _plain_state(found: Any, path: Path) -> OrderedDict[str, Tensor]:
     """Unwrap what training scripts put around a state dict, and check that it is one."""
     for wrapper in _WRAPPERS:
         if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
             found = found[wrapper]
-    if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
+    if not isinstance(found, dict) or not found or not all(_is_plain(*item) for item in found.items()):
         raise WeightsUnavailableError(
             f"{path} holds a {type(found).__name__}, expected a state dict: names with tensors. Save it "
             "with torch.save(model.state_dict(), ...)"

@@ -235,3 +235,11 @@ def test_two_pages_of_one_report_are_equal(tmp_path: Path) -> None:
     report = make_report(*KINDS[0])
     first, second = (report.to_html(tmp_path / name).read_bytes() for name in ("a.html", "b.html"))
     assert first == second
+
+
+def test_unknown_patients_are_said() -> None:
+    from medimg.evaluate.notes import cautions
+
+    notes = cautions(counts=(), n_patients=50, metrics={}, n_resamples=10, n_unknown=30)
+    assert any("30 images have no known patient" in note for note in notes)
+    assert not any("no known" in n for n in cautions(counts=(), n_patients=50, metrics={}, n_resamples=10))

@@ -78,5 +78,5 @@ def test_scores() -> None:
     assert auroc(np.zeros(4, dtype=int), proba[:, :2], "multiclass") is None
     indicators = np.array([[1, 0], [0, 1]], dtype=np.float32)
     scores = np.array([[0.9, 0.6], [0.2, 0.7]])
-    assert accuracy(indicators, scores, "multilabel") == 0.75
+    assert accuracy(indicators, scores, "multilabel") == 0.5
     assert auroc(indicators, scores, "multilabel") == 1.0
