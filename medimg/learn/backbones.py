@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.models import get_model, get_model_weights, list_models  # type: ignore[attr-defined]
+from torchvision.models import get_model, get_model_weights, list_models
 
 from medimg.errors import PreprocessError, TrainingError
 from medimg.prep import Preprocess
 
 if TYPE_CHECKING:
-    from torchvision.models import Weights  # type: ignore[attr-defined]
+    from torchvision.models import Weights
 
     from medimg.learn.weights import WeightsSource
 

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import torch
 from torch import Tensor
-from torchvision.models import WeightsEnum, get_model_weights  # type: ignore[attr-defined]
+from torchvision.models import WeightsEnum, get_model_weights
 
 from medimg.errors import WeightsUnavailableError
 from medimg.io.files import file_sha256
 
 if TYPE_CHECKING:
-    from torchvision.models import Weights  # type: ignore[attr-defined]
+    from torchvision.models import Weights
 
 __all__ = ["LoadedWeights", "WeightsChoice", "WeightsSource", "resolve_weights"]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.models import get_model  # type: ignore[attr-defined]
+from torchvision.models import get_model
 
 from medimg import Preprocess, TransferClassifier
 from medimg.errors import PreprocessError, TrainingError

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.models import get_model_weights  # type: ignore[attr-defined]
+from torchvision.models import get_model_weights
 
 from medimg import TransferClassifier
 from medimg.learn.backbones import Architecture, head_logits

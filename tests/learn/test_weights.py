@@ -9,7 +9,7 @@ from urllib.error import URLError
 import pytest
 import torch
 from safetensors.torch import save_file
-from torchvision.models import ResNet18_Weights, get_model  # type: ignore[attr-defined]
+from torchvision.models import ResNet18_Weights, get_model
 
 from medimg import Preprocess, TransferClassifier
 from medimg.errors import PreprocessError, WeightsUnavailableError
