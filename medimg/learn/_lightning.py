@@ -103,7 +103,7 @@ class FineTuning(pl.LightningModule):
                 "that aren't finite. The model holds the weights of the best epoch before, or those it "
                 "came with"
             )
-        self._lr = float(self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"])  # type: ignore[union-attr]
+        self._lr = float(self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"])  # type: ignore[union-attr]  # one optimizer
         self._seen.append((loss.detach(), len(batch.labels)))
         size = len(batch.labels)
         self.log(

@@ -159,7 +159,7 @@ def load(path: str | os.PathLike[str]) -> TransferClassifier:
     _check_tensors(model, tensors, file)
     state = OrderedDict(tensors)
     # without the layers' versions, load_state_dict takes the tensors for those of the oldest ones
-    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # set by torch, and untyped
     model.load_state_dict(state, strict=True, assign=True)
     model.training_summary = header["training"]
     return model.eval()
@@ -252,7 +252,7 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
     try:
         with safe_open(file, framework="pt") as opened:
             # a copy: what is read lies in a map of the file, which may be replaced later
-            return {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+            return {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118  # no dict
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} is damaged: {error}; fetch it anew or train again") from error
 

@@ -256,5 +256,5 @@ def _plain_state(found: Any, path: Path) -> OrderedDict[str, Tensor]:
         state = OrderedDict((name.removeprefix("module."), value) for name, value in found.items())
     # load_state_dict reads the versions of layers from this attribute, which a copy loses
     if hasattr(found, "_metadata"):
-        state._metadata = found._metadata  # type: ignore[attr-defined]
+        state._metadata = found._metadata  # type: ignore[attr-defined]  # set by torch, and untyped
     return state
