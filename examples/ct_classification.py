@@ -42,6 +42,7 @@ def labels(args: argparse.Namespace) -> Path:
     if not folder.exists():
         print("No --data: writing synthetic chest CT as DICOM")
         medimg.phantom.write_ct_dataset(folder, patients=120, slices=8)
+    print(f"Found: {medimg.scan(folder, progress=True)}")
     return folder / "slices.csv"
 
 
