@@ -107,13 +107,14 @@ def choose_voi(
         return _declared(volume, 0)
     if isinstance(window, int):
         return _declared(volume, window)
-    if (
-        window not in PRESETS
-        and volume.voi
-        and all(any(v.explanation == window for v in slice_) for slice_ in volume.voi)
-    ):
-        return tuple(next(v for v in slice_ if v.explanation == window) for slice_ in volume.voi)
-    return (_preset(volume, window),)
+    named = () if window in PRESETS else _explained(volume, window)
+    return named or (_preset(volume, window),)
+
+
+def _explained(volume: Volume, name: str) -> tuple[Voi, ...]:
+    """Return the window of each slice that the file explains so; none where one slice has none."""
+    found = [next((v for v in declared if v.explanation == name), None) for declared in volume.voi]
+    return tuple(v for v in found if v is not None) if None not in found else ()
 
 
 def _automatic(volume: Volume) -> str:

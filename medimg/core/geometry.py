@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Affine",
     "affine_from_slices",
+    "ascending_slices",
     "display_code",
     "image_affine",
     "index_to_lps",
@@ -239,6 +240,21 @@ def reorient(
         transform[old, new] = -1.0 if flip else 1.0
         transform[old, 3] = shape[old] - 1.0 if flip else 0.0
     return view, affine @ transform, source, flipped
+
+
+def ascending_slices(slices: Sequence[int], depth: int) -> list[int]:
+    """
+    Return indices of slices as a list.
+
+    Raises
+    ------
+    GeometryError
+        If there is none, one is out of range, or they are not ascending.
+    """
+    chosen = [int(i) for i in slices]
+    if not chosen or chosen[0] < 0 or chosen[-1] >= depth or (np.diff(chosen) <= 0).any():
+        raise GeometryError(f"expected ascending indices of {depth} slices; found {chosen}")
+    return chosen
 
 
 def subset_affine(affine: Affine, slices: Sequence[int]) -> Affine:

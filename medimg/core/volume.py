@@ -224,10 +224,8 @@ class Volume:
         GeometryError
             If one is out of range, none is given, or they are not ascending.
         """
-        chosen = [int(i) for i in slices]
         depth = self.array.shape[1]
-        if not chosen or chosen[0] < 0 or chosen[-1] >= depth or (np.diff(chosen) <= 0).any():
-            raise GeometryError(f"expected ascending indices of {depth} slices; found {chosen}")
+        chosen = geometry.ascending_slices(slices, depth)
         uneven = len(set(np.diff(chosen))) > 1
         report = replace(
             self.report.then(f"{len(chosen)} of {depth} slices taken{', unevenly spaced' * uneven}"),

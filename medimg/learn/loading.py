@@ -48,7 +48,7 @@ def load_body(parts: Parts, state: OrderedDict[str, Tensor], *, backbone: str, s
     )
     # without versions the oldest are assumed, which MNASNet refuses
     metadata = getattr(state, "_metadata", None) or {"": {"version": parts.body._version}}
-    wanted._metadata = metadata  # type: ignore[attr-defined]
+    wanted._metadata = metadata  # type: ignore[attr-defined]  # set by torch, and untyped
     _check_fit(parts.body.state_dict(), wanted, backbone, source)
     parts.body.load_state_dict(wanted, strict=False)  # strictness is _check_fit's, which can name the causes
 

@@ -26,7 +26,7 @@ def make(shape: tuple[int, int, int, int] = (1, 6, 7, 8), **fields: object) -> V
     affine = geometry.affine_from_slices([-5, 6, 7], [0, 0, 2], [1, 0, 0, 0, 1, 0], [0.8, 0.6])
     uids = tuple(f"1.{n}" for n in range(shape[1]))
     volume = Volume(array, affine, "CT", "HU", report=ReadReport("DICOM", sop_instance_uids=uids))
-    return replace(volume, **fields)  # type: ignore[arg-type]
+    return replace(volume, **fields)  # type: ignore[arg-type]  # on purpose
 
 
 def test_arrays_are_read_only_and_the_input_stays_writable() -> None:

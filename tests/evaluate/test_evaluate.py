@@ -165,7 +165,7 @@ def test_unknown_unit() -> None:
     with pytest.raises(
         DatasetError, match="'study' is unknown; expected one of 'patient', 'series', 'image'"
     ):
-        evaluate(*small(), unit="study")  # type: ignore[arg-type]
+        evaluate(*small(), unit="study")  # type: ignore[arg-type]  # on purpose
 
 
 @pytest.mark.parametrize(
@@ -226,4 +226,4 @@ def test_the_package_can_be_called_and_loads_nothing_heavy() -> None:
 def test_report_is_frozen() -> None:
     report: Report = evaluate(*small(), n_resamples=10)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        report.n_units = 7  # type: ignore[misc]
+        report.n_units = 7  # type: ignore[misc]  # on purpose

@@ -60,7 +60,7 @@ def make_report(task: Task, classes: tuple[str, ...], n_patients: int = 30) -> R
 
 
 def read_page(report: Report, folder: Path, **options: object) -> tuple[str, Page]:
-    path = report.to_html(folder / "report.html", **options)  # type: ignore[arg-type]
+    path = report.to_html(folder / "report.html", **options)  # type: ignore[arg-type]  # on purpose
     text = path.read_text(encoding="utf-8")
     return text, Page(text)
 
@@ -127,7 +127,7 @@ def test_no_patient_is_named_anywhere(unit: str, tmp_path: Path) -> None:
         series_uids=tuple(f"1.2.{SENTINEL}.{p}" for p in dataset.patients),
     )
     model = dataclasses.replace(model, weights_name=f"/home/{SENTINEL}/resnet18-f37072fd.pth")
-    report = evaluate(model, planted, unit=unit, n_resamples=20)  # type: ignore[arg-type]
+    report = evaluate(model, planted, unit=unit, n_resamples=20)  # type: ignore[arg-type]  # on purpose
     outputs = [
         report.to_html(tmp_path / "r.html", fit=FakeFit(make_history())).read_text(),
         report.to_csv(tmp_path / "r.csv").read_text(),

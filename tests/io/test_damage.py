@@ -173,7 +173,7 @@ def test_a_short_table_of_16_bits_is_not_read_as_bytes(tmp_path: Path) -> None:
     with pytest.raises(DecodeError, match="4 entries"):
         medimg.read(write(ds, tmp_path / "one.dcm"))  # type: ignore[arg-type]  # a FileDataset is one
     packed = tables(8, bytes([9, 8, 7, 6]), 4)
-    path = write(packed, tmp_path / "one.dcm")  # type: ignore[arg-type]
+    path = write(packed, tmp_path / "one.dcm")  # type: ignore[arg-type]  # on purpose
     assert medimg.read(path).array[0, 0].tolist() == [[9, 8, 7, 6]]
 
 
@@ -253,3 +253,17 @@ def test_an_unknown_object_is_named_by_its_kind(tmp_path: Path) -> None:
     del ds.Rows, ds.Columns, ds.PixelData
     with pytest.raises(MedimgError, match="Basic Text SR"):
         medimg.read(write(ds, tmp_path / "one.dcm"))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(b"1.2.840.10008.1.2.1\0", "TransferSyntaxUID"), (b"MONOCHROME2 ", "PhotometricInterpretation")],
+)
+def test_a_damaged_code_is_not_taken_for_a_missing_one(tmp_path: Path, value: bytes, message: str) -> None:
+    """Without it, raw pixels or no inversion would be assumed."""
+    path = write(make_instance(stack_pixels(0)), tmp_path / "one.dcm")
+    data = path.read_bytes()
+    assert data.count(value) == 1
+    path.write_bytes(data.replace(value, value[:3] + b"^" + value[4:]))
+    with pytest.raises(DecodeError, match=message):
+        medimg.read(path)

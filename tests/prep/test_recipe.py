@@ -339,7 +339,7 @@ def test_fields_of_the_wrong_kind_are_refused(fields: dict[str, Any]) -> None:
 
 def test_numpy_integers_are_integers() -> None:
     size: Any = np.int64(64)
-    assert Preprocess(size=size, slices=np.int32(2)) == Preprocess(size=64, slices=2)  # type: ignore[arg-type]
+    assert Preprocess(size=size, slices=np.int32(2)) == Preprocess(size=64, slices=2)  # type: ignore[arg-type]  # on purpose
     assert json.dumps(Preprocess(size=size).to_dict())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,10 +30,11 @@ from medimg.io.dicom.values import SliceValues, slice_values
 from medimg.io.series import Policies, Series
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
+    from medimg.core.stacking import Stack
     from medimg.core.window import Voi
     from medimg.io.dicom.header import Instance
 
@@ -86,7 +87,8 @@ def _volume(plan: StackPlan, slices: Sequence[int] | None, policies: Policies) -
         )
     notes = [*plan.notes, *_check_stack(plan, policies)]
     plan = _settle_duplicates(plan, policies, notes)
-    chosen = range(len(plan.instances)) if slices is None else [int(i) for i in slices]
+    everything = range(len(plan.instances))
+    chosen = geometry.ascending_slices(everything if slices is None else slices, len(everything))
     fixes = _fixes(plan, policies)
     if fixes and slices is not None:
         raise GeometryError('slices can\'t be chosen together with a policy "fix" that resamples the stack')
@@ -162,75 +164,58 @@ def _same_image(one: Instance, other: Instance) -> bool:
     return np.array_equal(first.array, second.array)
 
 
-@dataclass(frozen=True, slots=True)
-class _Regularize:
-    plan: StackPlan
-
-    def __call__(self, volume: Volume) -> Volume:
-        stack = self.plan.stack
-        assert stack is not None  # only made for stacks with positions
-        extent = stack.distances[-1] - stack.distances[0]
-        if extent / stack.gap > _MOST_FILLED * len(stack.distances):
-            raise MissingSlicesError(
-                f"{len(stack.distances)} slices {stack.gap:.4g} mm apart spread over {extent:.4g} mm: "
-                "too few to interpolate the rest; a position may be damaged"
-            )
-        array = regular_grid(volume.array, stack.distances, stack.gap)
-        padding = None
-        if volume.padding is not None:
-            padding = regular_grid(volume.padding.astype(np.uint8), stack.distances, stack.gap) > 0
-        report = volume.report.then(f"interpolated from {volume.shape[1]} to {array.shape[1]} slices")
-        return replace(
-            volume,
-            array=array,
-            padding=padding,
-            voi=volume.voi if len(volume.voi) == 1 else (),
-            report=replace(report, sop_instance_uids=()),
+def _regularized(stack: Stack, volume: Volume) -> Volume:
+    extent = stack.distances[-1] - stack.distances[0]
+    if extent / stack.gap > _MOST_FILLED * len(stack.distances):
+        raise MissingSlicesError(
+            f"{len(stack.distances)} slices {stack.gap:.4g} mm apart spread over {extent:.4g} mm: "
+            "too few to interpolate the rest; a position may be damaged"
         )
+    array = regular_grid(volume.array, stack.distances, stack.gap)
+    padding = None
+    if volume.padding is not None:
+        padding = regular_grid(volume.padding.astype(np.uint8), stack.distances, stack.gap) > 0
+    report = volume.report.then(f"interpolated from {volume.shape[1]} to {array.shape[1]} slices")
+    return replace(
+        volume,
+        array=array,
+        padding=padding,
+        voi=volume.voi if len(volume.voi) == 1 else (),
+        report=replace(report, sop_instance_uids=()),
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class _Deshear:
-    plan: StackPlan
-
-    def __call__(self, volume: Volume) -> Volume:
-        affine = volume.affine
-        x, y = (affine[:3, axis] / np.linalg.norm(affine[:3, axis]) for axis in (2, 1))
-        across_rows, across_columns = affine[:3, 0] @ y, affine[:3, 0] @ x
-        _, row_spacing, column_spacing = geometry.spacing_of(affine)
-        d = np.arange(volume.shape[1])
-        array, outside = deshear(
-            volume.array, d * across_rows / row_spacing, d * across_columns / column_spacing
-        )
-        padding = outside
-        if volume.padding is not None:
-            moved, _ = deshear(
-                volume.padding.astype(np.uint8),
-                d * across_rows / row_spacing,
-                d * across_columns / column_spacing,
-            )
-            padding = outside | (moved > 0)
-        straight = affine.copy()
-        straight[:3, 0] -= across_rows * y + across_columns * x
-        report = volume.report.then("desheared onto a perpendicular grid")
-        return replace(volume, array=array, affine=straight, padding=padding, report=report)
+def _desheared(volume: Volume) -> Volume:
+    affine = volume.affine
+    x, y = (affine[:3, axis] / np.linalg.norm(affine[:3, axis]) for axis in (2, 1))
+    across_rows, across_columns = affine[:3, 0] @ y, affine[:3, 0] @ x
+    _, row_spacing, column_spacing = geometry.spacing_of(affine)
+    d = np.arange(volume.shape[1])
+    rows, columns = d * across_rows / row_spacing, d * across_columns / column_spacing
+    array, padding = deshear(volume.array, rows, columns)
+    if volume.padding is not None:
+        moved, _ = deshear(volume.padding.astype(np.uint8), rows, columns)
+        padding = padding | (moved > 0)
+    straight = affine.copy()
+    straight[:3, 0] -= across_rows * y + across_columns * x
+    report = volume.report.then("desheared onto a perpendicular grid")
+    return replace(volume, array=array, affine=straight, padding=padding, report=report)
 
 
-def _fixes(plan: StackPlan, policies: Policies) -> list[_Regularize | _Deshear]:
-    fixes: list[_Regularize | _Deshear] = []
-    if plan.stack is None:
+def _fixes(plan: StackPlan, policies: Policies) -> list[Callable[[Volume], Volume]]:
+    stack = plan.stack
+    fixes: list[Callable[[Volume], Volume]] = []
+    if stack is None:
         return fixes
-    if policies.on_missing == "fix" and (plan.stack.missing or plan.stack.irregular):
-        fixes.append(_Regularize(plan))
-    if policies.on_tilt == "fix" and plan.stack.tilt:
-        fixes.append(_Deshear(plan))
+    if policies.on_missing == "fix" and (stack.missing or stack.irregular):
+        fixes.append(partial(_regularized, stack))
+    if policies.on_tilt == "fix" and stack.tilt:
+        fixes.append(_desheared)
     return fixes
 
 
 def _decoded(plan: StackPlan, chosen: Sequence[int], notes: list[str]) -> Volume:
     instances = plan.instances
-    if not chosen or min(chosen) < 0 or max(chosen) >= len(instances) or (np.diff(chosen) <= 0).any():
-        raise GeometryError(f"expected ascending indices of {len(instances)} slices; found {list(chosen)}")
     used = [instances[i] for i in chosen]
     values = [_slice(instance) for instance in used]
     _check_alike(values, used)

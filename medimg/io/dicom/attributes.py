@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 __all__ = [
+    "BIG_ENDIAN",
     "code",
     "codes",
     "description",
@@ -35,10 +36,15 @@ __all__ = [
     "items",
     "number",
     "quiet_pydicom",
+    "stated_code",
     "text",
+    "transfer_syntax",
     "value",
     "whole",
 ]
+
+#: Explicit VR Big Endian, the one transfer syntax whose binary values have to be swapped.
+BIG_ENDIAN: Final = "1.2.840.10008.1.2.2"
 
 _CODE: Final = re.compile(r"[A-Z0-9 _/%-]{1,16}")
 # Wider than PS3.5 allows: anonymizers write UUIDs
@@ -128,6 +134,21 @@ def code(dataset: Dataset, keyword: str, default: str = "") -> str:
     return found if _CODE.fullmatch(found) else default
 
 
+def stated_code(dataset: Dataset, keyword: str, default: str) -> str:
+    """
+    Return a code string that pixels depend on; the default where it is absent or empty.
+
+    Raises
+    ------
+    DecodeError
+        If it is there and can't be one.
+    """
+    found = code(dataset, keyword)
+    if not found and is_there(dataset, keyword):
+        raise DecodeError(f"{keyword} is there, but is not a code; the file is damaged")
+    return found or default
+
+
 def codes(dataset: Dataset, keyword: str) -> tuple[str, ...]:
     """Return all values of a code string in upper case; those that can't be one are empty."""
     found = (str(v).strip(" \0").upper() for v in _values(dataset, keyword))
@@ -138,6 +159,21 @@ def identifier(dataset: Dataset, keyword: str) -> str:
     """Return a UID, or what anonymizers write in its place; "" where it is absent or can't be one."""
     found = text(dataset, keyword)
     return found if _IDENTIFIER.fullmatch(found) else ""
+
+
+def transfer_syntax(dataset: Dataset) -> str:
+    """
+    Return the Transfer Syntax UID; "" where a file has no meta information.
+
+    Raises
+    ------
+    DecodeError
+        If it is there and can't be a UID: the pixels may be encoded in any way.
+    """
+    found = identifier(dataset.file_meta, "TransferSyntaxUID")
+    if not found and is_there(dataset.file_meta, "TransferSyntaxUID"):
+        raise DecodeError("TransferSyntaxUID is there, but is not a UID; the file is damaged")
+    return found
 
 
 def description(dataset: Dataset, keyword: str) -> str:

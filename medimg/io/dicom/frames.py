@@ -9,7 +9,7 @@ import numpy as np
 from pydicom.encaps import generate_frames
 
 from medimg.errors import DecodeError, NotAnImageError, TruncatedError
-from medimg.io.dicom.attributes import code, identifier, value, whole
+from medimg.io.dicom.attributes import BIG_ENDIAN, stated_code, transfer_syntax, value, whole
 from medimg.io.dicom.codecs import FrameFormat, decode_frame
 
 if TYPE_CHECKING:
@@ -20,10 +20,9 @@ __all__ = ["frame_format", "stored_values"]
 
 _MOST_BYTES: Final = 2**31
 _RLE: Final = "1.2.840.10008.1.2.5"
-_BIG_ENDIAN: Final = "1.2.840.10008.1.2.2"
 #: Implicit and explicit little endian, deflated, big endian; "" where a file has no meta information.
 _NATIVE: Final = frozenset(
-    {"", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", _BIG_ENDIAN}
+    {"", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", BIG_ENDIAN}
 )
 
 
@@ -46,7 +45,7 @@ def frame_format(dataset: Dataset) -> FrameFormat:
         bits_stored=stored,
         high_bit=whole(dataset, "HighBit", stored - 1),
         signed=whole(dataset, "PixelRepresentation", 0) == 1,
-        photometric=code(dataset, "PhotometricInterpretation", "MONOCHROME2"),
+        photometric=stated_code(dataset, "PhotometricInterpretation", "MONOCHROME2"),
         planar=whole(dataset, "PlanarConfiguration", 0) == 1,
     )
     _check(form)
@@ -70,7 +69,7 @@ def _check(form: FrameFormat) -> None:
         raise DecodeError(f"an image of {form.rows}×{form.columns}×{form.samples} is empty or too large")
 
 
-def stored_values(dataset: Dataset) -> tuple[npt.NDArray[Any], bool]:
+def stored_values(dataset: Dataset, form: FrameFormat) -> tuple[npt.NDArray[Any], bool]:
     """
     Return the stored values of a single-frame instance.
 
@@ -78,6 +77,8 @@ def stored_values(dataset: Dataset) -> tuple[npt.NDArray[Any], bool]:
     ----------
     dataset : pydicom.Dataset
         With its pixel data.
+    form : FrameFormat
+        What :func:`frame_format` says of it.
 
     Returns
     -------
@@ -96,24 +97,23 @@ def stored_values(dataset: Dataset) -> tuple[npt.NDArray[Any], bool]:
     DecodeError
         If it can't be decoded.
     """
-    form = frame_format(dataset)
     data = value(dataset, "PixelData")
     if not isinstance(data, bytes) or not data:
         raise NotAnImageError("this DICOM object has no Pixel Data (7FE0,0010) that medimg reads")
-    syntax = identifier(dataset.file_meta, "TransferSyntaxUID")
+    syntax = transfer_syntax(dataset)
     if syntax not in _NATIVE:
         values, is_rgb = decode_frame(_first_frame(data), syntax, form)
         bits_as_stored = syntax == _RLE
     else:
-        values, is_rgb = _native(_byte_order(dataset, data, syntax), form, syntax == _BIG_ENDIAN), False
+        values, is_rgb = _native(_byte_order(dataset, data, form, syntax), form, syntax == BIG_ENDIAN), False
         bits_as_stored = True
     shift = form.high_bit + 1 - form.bits_stored if bits_as_stored else 0
     return _significant_bits(values >> shift if shift else values, form), is_rgb
 
 
-def _byte_order(dataset: Dataset, data: bytes, syntax: str) -> bytes:
+def _byte_order(dataset: Dataset, data: bytes, form: FrameFormat, syntax: str) -> bytes:
     """Return big-endian bytes of 8-bit pixels, which were written two to a word, in order (PS3.5 A.3)."""
-    if syntax != _BIG_ENDIAN or whole(dataset, "BitsAllocated", 0) != 8 or dataset["PixelData"].VR != "OW":
+    if syntax != BIG_ENDIAN or form.bits_allocated != 8 or dataset["PixelData"].VR != "OW":
         return data
     return np.frombuffer(data[: len(data) // 2 * 2], ">u2").astype("<u2").tobytes()
 

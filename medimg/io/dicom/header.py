@@ -52,7 +52,6 @@ _TAGS: Final = [
     "SamplesPerPixel",
     "SeriesDescription",
     "SeriesInstanceUID",
-    "SeriesNumber",
     "SpacingBetweenSlices",
     "StudyInstanceUID",
 ]
@@ -93,7 +92,6 @@ class Instance:
     patient_id: str = field(repr=False)
     modality: str
     description: str = field(repr=False)
-    series_number: int | None
     instance_number: int | None
     acquisition_number: int | None
     echo_number: int | None
@@ -266,7 +264,6 @@ def _instance(path: str, dataset: Dataset) -> Instance:
         patient_id=text(dataset, "PatientID"),
         modality=code(dataset, "Modality"),
         description=description(dataset, "SeriesDescription"),
-        series_number=integer(dataset, "SeriesNumber"),
         instance_number=integer(dataset, "InstanceNumber"),
         acquisition_number=integer(dataset, "AcquisitionNumber"),
         echo_number=integer(dataset, "EchoNumbers"),

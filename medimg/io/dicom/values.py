@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from medimg.core.volume import Photometric
     from medimg.core.window import Voi
+    from medimg.io.dicom.codecs import FrameFormat
 
 __all__ = ["SliceValues", "slice_values"]
 
@@ -69,10 +70,10 @@ def slice_values(dataset: Dataset) -> SliceValues:
     ReadError
         If the pixel data is absent, truncated, damaged, or contradicts its header.
     """
-    stored, is_rgb = stored_values(dataset)
     form = frame_format(dataset)
+    stored, is_rgb = stored_values(dataset, form)
     if form.photometric == "PALETTE COLOR" or form.samples == 3:
-        return _color(dataset, stored, is_rgb=is_rgb)
+        return _color(dataset, form, stored, is_rgb=is_rgb)
     if form.photometric not in {"MONOCHROME1", "MONOCHROME2"}:
         raise DecodeError(f"Photometric Interpretation {form.photometric!r} with one sample per pixel")
     padding = _padding(dataset, stored)
@@ -137,8 +138,7 @@ def _as_stored(value: int, dtype: np.dtype[Any]) -> int:
     return value
 
 
-def _color(dataset: Dataset, stored: npt.NDArray[Any], *, is_rgb: bool) -> SliceValues:
-    form = frame_format(dataset)
+def _color(dataset: Dataset, form: FrameFormat, stored: npt.NDArray[Any], *, is_rgb: bool) -> SliceValues:
     step = ""
     if form.photometric == "PALETTE COLOR":
         values, step = _palette(dataset, stored), "palette applied"

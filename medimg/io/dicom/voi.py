@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from medimg.core.window import LookupTable, Voi, VoiFunction, Window
 from medimg.errors import DecodeError, PreprocessError
-from medimg.io.dicom.attributes import code, description, floats, identifier, is_there, items, value, whole
+from medimg.io.dicom.attributes import (
+    BIG_ENDIAN,
+    code,
+    description,
+    floats,
+    is_there,
+    items,
+    transfer_syntax,
+    value,
+    whole,
+)
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 __all__ = ["declared_voi", "lookup_table"]
-
-_BIG_ENDIAN: Final = "1.2.840.10008.1.2.2"
 
 
 def declared_voi(dataset: Dataset) -> tuple[Voi, ...]:
@@ -70,7 +78,7 @@ def _table(item: Dataset, dataset: Dataset, *, signed_input: bool) -> LookupTabl
         first -= 65536
     if not signed_input and first < 0:
         first += 65536
-    big_endian = identifier(dataset.file_meta, "TransferSyntaxUID") == _BIG_ENDIAN
+    big_endian = transfer_syntax(dataset) == BIG_ENDIAN
     entries = _entries(data, count, bits, ">u2" if big_endian else "<u2")
     return LookupTable(first, entries, bits, description(item, "LUTExplanation"))
 
