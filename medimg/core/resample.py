@@ -100,6 +100,8 @@ def checked_spacing(spacing: float | Sequence[float]) -> tuple[float, float, flo
 
 def _unusable(volume: Volume) -> npt.NDArray[np.bool_] | None:
     """Padding, and what is not finite and would spread."""
+    if not np.issubdtype(volume.array.dtype, np.floating):
+        return volume.padding
     finite = np.isfinite(volume.array)
     if finite.all():
         return volume.padding
