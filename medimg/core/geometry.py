@@ -27,6 +27,7 @@ __all__ = [
     "image_affine",
     "index_to_lps",
     "lps_from_ras",
+    "lps_from_space",
     "orientation_code",
     "ras_from_lps",
     "reorient",
@@ -135,6 +136,29 @@ def lps_from_ras(ijk_to_ras: Affine) -> Affine:
     The array itself goes from (i, j, k) to (d, h, w) = (k, j, i), by transposition only.
     """
     return np.asarray((_RAS_FLIP @ np.asarray(ijk_to_ras, dtype=np.float64))[:, [2, 1, 0, 3]])
+
+
+def lps_from_space(ijk_to_space: Affine, code: str) -> Affine:
+    """
+    Return the affine (d, h, w) → LPS of an array that was stored as (i, j, k), i fastest.
+
+    Parameters
+    ----------
+    ijk_to_space : numpy.ndarray
+        (4, 4): index (i, j, k) to millimeters.
+    code : str
+        Where the axes x, y and z of the space lead, such as "RAS", "LAS" or "LPS".
+
+    Examples
+    --------
+    >>> lps_from_space(np.diag([1.0, 2.0, 3.0, 1.0]), "LAS")[:3].tolist()
+    [[0.0, 0.0, 1.0, 0.0], [0.0, -2.0, 0.0, 0.0], [3.0, 0.0, 0.0, 0.0]]
+    """
+    turned = np.zeros((4, 4))
+    turned[3, 3] = 1.0
+    for own, (axis, sign) in enumerate(_parse_code(code)):
+        turned[axis, own] = sign
+    return np.asarray((turned @ np.asarray(ijk_to_space, dtype=np.float64))[:, [2, 1, 0, 3]])
 
 
 def ras_from_lps(dhw_to_lps: Affine) -> Affine:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["deshear", "regular_grid"]
+__all__ = ["Desheared", "deshear", "regular_grid"]
+
+_ROUNDING: Final = 1e-6
 
 
 def _cast(values: npt.NDArray[np.float64], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -47,9 +50,29 @@ def regular_grid(array: npt.NDArray[Any], distances: npt.NDArray[np.float64], ga
     return result
 
 
+class Desheared(NamedTuple):
+    """
+    Slices that were moved within their planes.
+
+    Attributes
+    ----------
+    array : numpy.ndarray
+        (C, D, H', W'), large enough for all; the least value comes in at the borders.
+    outside : numpy.ndarray
+        (C, D, H', W') bool: pixels that no slice covers.
+    first_row, first_column : int
+        The old row and column that the new first pixel lies at, 0 or less.
+    """
+
+    array: npt.NDArray[Any]
+    outside: npt.NDArray[np.bool_]
+    first_row: int
+    first_column: int
+
+
 def deshear(
     array: npt.NDArray[Any], rows: npt.NDArray[np.float64], columns: npt.NDArray[np.float64]
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+) -> Desheared:
     """
     Shift each slice within its plane, linearly interpolated.
 
@@ -62,31 +85,35 @@ def deshear(
 
     Returns
     -------
-    array : numpy.ndarray
-        (C, D, H, W) of the same type, each slice moved to where it lies; the least value comes in at the
-        borders.
-    outside : numpy.ndarray
-        (C, D, H, W) bool: pixels that no slice covers.
+    Desheared
     """
-    result = np.empty_like(array)
-    outside = np.zeros(array.shape, dtype=np.bool_)
+    first_row, height = _extent(rows, array.shape[2])
+    first_column, width = _extent(columns, array.shape[3])
+    shape = (*array.shape[:2], height, width)
+    result, outside = np.empty(shape, array.dtype), np.zeros(shape, dtype=np.bool_)
+    least = array.min()
     for d, (row, column) in enumerate(zip(rows, columns, strict=True)):
-        values = array[:, d].astype(np.float64)
-        values, beyond_rows = _shifted(values, row, axis=1)
-        values, beyond_columns = _shifted(values, column, axis=2)
+        values, beyond_rows = _shifted(array[:, d].astype(np.float64), row - first_row, height, axis=1)
+        values, beyond_columns = _shifted(values, column - first_column, width, axis=2)
         gone = beyond_rows[:, None] | beyond_columns[None, :]
-        result[:, d] = _cast(np.where(gone, array.min(), values), array.dtype)
+        result[:, d] = _cast(np.where(gone, least, values), array.dtype)
         outside[:, d] = gone
-    return result, outside
+    return Desheared(result, outside, first_row, first_column)
+
+
+def _extent(shifts: npt.NDArray[np.float64], size: int) -> tuple[int, int]:
+    """Return the first old index of the new grid, and its size; shifts by rounding errors add nothing."""
+    first = min(0, math.floor(shifts.min() + _ROUNDING))
+    return first, size + max(0, math.ceil(shifts.max() - _ROUNDING)) - first
 
 
 def _shifted(
-    values: npt.NDArray[np.float64], by: float, axis: int
+    values: npt.NDArray[np.float64], by: float, size: int, axis: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    size = values.shape[axis]
+    last = values.shape[axis] - 1
     place = np.arange(size) - by
     lower = np.floor(place).astype(np.int64)
     weight = (place - lower).reshape([-1 if a == axis else 1 for a in range(values.ndim)])
-    below = np.take(values, np.clip(lower, 0, size - 1), axis)
-    above = np.take(values, np.clip(lower + 1, 0, size - 1), axis)
-    return below * (1 - weight) + above * weight, (place < -1e-6) | (place > size - 1 + 1e-6)
+    below = np.take(values, np.clip(lower, 0, last), axis)
+    above = np.take(values, np.clip(lower + 1, 0, last), axis)
+    return below * (1 - weight) + above * weight, (place < -_ROUNDING) | (place > last + _ROUNDING)

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = ["ReadReport", "Skipped"]
+
+_Fact = TypeVar("_Fact")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +46,11 @@ class ReadReport:
     series_uid : str
         Series Instance UID; empty where the format has none.
     sop_instance_uids : tuple of str
-        SOP Instance UID of each slice, in the order of the array; empty strings where there is none.
+        SOP Instance UID of each slice, in the order of the array, channel by channel where there are several
+        that are not colors; empty strings where there is none.
+    frame_numbers : tuple of int
+        In the same order, the number of each frame in its instance, from 1; empty where all instances hold
+        one frame.
     missing : tuple of int
         For each gap, the index of the slice after which slices are missing.
     duplicates : tuple of str
@@ -58,6 +68,7 @@ class ReadReport:
     skipped: tuple[Skipped, ...] = field(default=(), repr=False)
     series_uid: str = field(default="", repr=False)
     sop_instance_uids: tuple[str, ...] = field(default=(), repr=False)
+    frame_numbers: tuple[int, ...] = field(default=(), repr=False)
     missing: tuple[int, ...] = ()
     duplicates: tuple[str, ...] = field(default=(), repr=False)
     tilt: float = 0.0
@@ -68,8 +79,43 @@ class ReadReport:
         """Return the report with one more step noted."""
         return replace(self, transforms=(*self.transforms, transform))
 
+    def at_slices(self, slices: Iterable[int], depth: int) -> ReadReport:
+        """
+        Return the report with the facts of some slices of a volume of `depth` slices, in the order given.
+
+        What is known for each slice, or for each slice of each channel, follows; the rest stays.
+        """
+        chosen = list(slices)
+        uids = self.sop_instance_uids
+        one_file_each = len(self.files) == depth and len(uids) in {0, depth} and not self.frame_numbers
+        return replace(
+            self,
+            files=tuple(self.files[i] for i in chosen) if one_file_each else self.files,
+            sop_instance_uids=_of_slices(uids, chosen, depth),
+            frame_numbers=_of_slices(self.frame_numbers, chosen, depth),
+        )
+
+    def of_channel(self, channel: int, channels: int) -> ReadReport:
+        """Return the report with the facts of one of several channels that are not colors."""
+
+        def part(facts: tuple[_Fact, ...]) -> tuple[_Fact, ...]:
+            depth, rest = divmod(len(facts), channels)
+            return () if rest else facts[channel * depth : (channel + 1) * depth]
+
+        return replace(
+            self,
+            sop_instance_uids=part(self.sop_instance_uids),
+            frame_numbers=part(self.frame_numbers),
+        )
+
     def __str__(self) -> str:
         lines = [f"{self.format}: {len(self.files)} file(s) used, {len(self.skipped)} skipped"]
         lines += [f"  then {step}" for step in self.transforms]
         lines += [f"  warning: {text}" for text in self.warnings]
         return "\n".join(lines)
+
+
+def _of_slices(facts: tuple[_Fact, ...], chosen: list[int], depth: int) -> tuple[_Fact, ...]:
+    if len(facts) % depth:
+        return ()
+    return tuple(facts[start + i] for start in range(0, len(facts), depth) for i in chosen)

@@ -132,11 +132,12 @@ def resample_volume(volume: Volume, spacing: float | Sequence[float]) -> Volume:
             padding = resample_axis(padding, axis + 1, count, scale) > 0.5
         affine[:3, 3] += affine[:3, axis] * (scale - 1.0) / 2
         affine[:3, axis] *= scale
-    uids = volume.report.sop_instance_uids
     per_slice_holds = counts[0] == shape[0]
+    report = volume.report.then(f"resampled to {'×'.join(f'{v:g}' for v in wanted)} mm")
     report = replace(
-        volume.report.then(f"resampled to {'×'.join(f'{v:g}' for v in wanted)} mm"),
-        sop_instance_uids=uids if per_slice_holds else (),
+        report,
+        sop_instance_uids=report.sop_instance_uids if per_slice_holds else (),
+        frame_numbers=report.frame_numbers if per_slice_holds else (),
     )
     voi = volume.voi if len(volume.voi) <= 1 or per_slice_holds else ()
     array = np.asarray(values, dtype=np.float32)

@@ -13,12 +13,13 @@ from medimg.core.geometry import slice_normal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Policy", "Stack", "analyze_positions"]
+__all__ = ["Policy", "Stack", "analyze_positions", "same_places"]
 
 Policy: TypeAlias = Literal["raise", "warn", "fix", "keep"]
 
 _RELATIVE_JITTER: Final = 0.01
 _ABSOLUTE_JITTER_MM: Final = 0.01
+_SAME_IN_PLANE_MM: Final = 0.05
 _TOLERATED_IRREGULARITY: Final = 0.10
 _TILT_DEGREES: Final = 0.1
 _TILT_SHIFT_MM: Final = 0.05
@@ -71,12 +72,65 @@ def _tolerance(gap: float) -> float:
     return max(_RELATIVE_JITTER * gap, _ABSOLUTE_JITTER_MM) + 1e-9
 
 
+def same_places(positions: npt.ArrayLike, orientation: Sequence[float]) -> npt.NDArray[np.int64]:
+    """
+    Number the distinct places among the positions of parallel slices.
+
+    Parameters
+    ----------
+    positions : array_like
+        (n, 3) Image Position (Patient), LPS millimeters.
+    orientation : sequence of 6 floats
+        Image Orientation (Patient), common to all.
+
+    Returns
+    -------
+    numpy.ndarray
+        (n,) of integers, equal where positions are the same within 1 % of the median distance between
+        slices, or 0.01 mm.
+
+    Raises
+    ------
+    GeometryError
+        If the orientation is unsound.
+
+    Examples
+    --------
+    >>> same_places([[0, 0, 4], [0, 0, 0], [0, 0, 4.005]], [1, 0, 0, 0, 1, 0]).tolist()
+    [1, 0, 1]
+    """
+    points = np.asarray(positions, dtype=np.float64).reshape(-1, 3)
+    along = points @ slice_normal(orientation)
+    order = np.argsort(along, kind="stable")
+    same = _same_within(along[order])
+    places = np.empty(len(points), dtype=np.int64)
+    # the places at the present distance along the normal, which can lie beside each other
+    here: list[tuple[int, int]] = []
+    count = 0
+    for index in (int(i) for i in order):
+        if here and along[index] - along[here[0][0]] > same:
+            here = []
+        for first, place in here:
+            if np.abs(points[index] - points[first]).max() <= max(same, _SAME_IN_PLANE_MM):
+                places[index] = place
+                break
+        else:
+            places[index] = count
+            here.append((index, count))
+            count += 1
+    return places
+
+
+def _same_within(ascending: npt.NDArray[np.float64]) -> float:
+    gaps = np.diff(ascending)
+    apart = gaps[gaps > _ABSOLUTE_JITTER_MM]
+    return _tolerance(float(np.median(apart))) if apart.size else _ABSOLUTE_JITTER_MM
+
+
 def _without_duplicates(
     order: list[int], along: npt.NDArray[np.float64]
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    gaps = np.diff(along[order])
-    apart = gaps[gaps > _ABSOLUTE_JITTER_MM]
-    same = _tolerance(float(np.median(apart))) if apart.size else _ABSOLUTE_JITTER_MM
+    same = _same_within(along[order])
     kept = [order[0]]
     duplicates = []
     for index in order[1:]:

@@ -12,7 +12,7 @@ from medimg.core.report import ReadReport
 from medimg.errors import GeometryError, PreprocessError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     import numpy.typing as npt
 
@@ -199,13 +199,16 @@ class Volume:
         if not isinstance(channel, int) or not -len(self.channels) <= channel < len(self.channels):
             raise GeometryError(f"no channel {channel!r}; expected an index below {len(self.channels)}")
         chosen = range(len(self.channels))[channel]
+        report = self.report.then(f"channel {chosen} of {len(self.channels)} selected")
+        if not self.is_color:
+            report = report.of_channel(chosen, len(self.channels))
         return replace(
             self,
             array=self.array[chosen : chosen + 1],
             channels=(self.channels[chosen],),
             photometric="MONOCHROME2" if self.is_color else self.photometric,
             padding=None if self.padding is None else self.padding[chosen : chosen + 1],
-            report=self.report.then(f"channel {chosen} of {len(self.channels)} selected"),
+            report=report,
         )
 
     def take(self, slices: Sequence[int]) -> Volume:
@@ -227,12 +230,8 @@ class Volume:
         depth = self.array.shape[1]
         chosen = geometry.ascending_slices(slices, depth)
         uneven = len(set(np.diff(chosen))) > 1
-        report = replace(
-            self.report.then(f"{len(chosen)} of {depth} slices taken{', unevenly spaced' * uneven}"),
-            sop_instance_uids=_at(self.report.sop_instance_uids, chosen, depth),
-            files=_at(self.report.files, chosen, depth),
-            missing=(),
-        )
+        report = self.report.then(f"{len(chosen)} of {depth} slices taken{', unevenly spaced' * uneven}")
+        report = replace(report.at_slices(chosen, depth), missing=())
         return replace(
             self,
             array=self.array[:, chosen],
@@ -275,14 +274,12 @@ class Volume:
         voi = self.voi
         if axes[0] != 0:
             voi = voi if len(voi) == 1 else ()
-            report = replace(report, sop_instance_uids=(), missing=())
+            report = replace(report, sop_instance_uids=(), frame_numbers=(), missing=())
         elif flipped[0]:
             voi = voi[::-1]
             depth = self.array.shape[1]
             report = replace(
-                report,
-                sop_instance_uids=report.sop_instance_uids[::-1],
-                files=_at(report.files, range(depth - 1, -1, -1), depth),
+                report.at_slices(range(depth - 1, -1, -1), depth),
                 missing=tuple(depth - 2 - place for place in reversed(report.missing)),
             )
         return replace(self, array=array, affine=affine, padding=padding, voi=voi, report=report)
@@ -333,8 +330,3 @@ class Volume:
         from medimg.core.display import png, render
 
         return png(render(self))
-
-
-def _at(facts: tuple[str, ...], slices: Iterable[int], depth: int) -> tuple[str, ...]:
-    """Return the facts of some slices, where there is one for each."""
-    return tuple(facts[i] for i in slices) if len(facts) == depth else facts

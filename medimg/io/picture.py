@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import numpy as np
 
@@ -13,10 +13,12 @@ from medimg.core import geometry
 from medimg.core.report import ReadReport
 from medimg.core.volume import Volume
 from medimg.errors import DecodeError, NotAnImageError, ReadError, TruncatedError
+from medimg.io.blob import Blob, as_blob
 from medimg.io.series import Policies, Series
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import os
+    from collections.abc import Iterator, Sequence
 
     import numpy.typing as npt
     from PIL import Image
@@ -35,7 +37,7 @@ def looks_like_picture(start: bytes) -> bool:
     return start[:8] == b"\x89PNG\r\n\x1a\n" or start[:3] == b"\xff\xd8\xff"
 
 
-def picture_series(path: str | Path) -> Series:
+def picture_series(source: str | os.PathLike[str] | Blob) -> Series:
     """
     Read the size of a picture.
 
@@ -48,47 +50,55 @@ def picture_series(path: str | Path) -> Series:
     ReadError
         If it can't be opened.
     """
-    with _open(path) as image:
+    blob = as_blob(source)
+    with _opened(blob) as image:
         width, height = image.size
-        if _turn(image, path) in _SIDEWAYS:
+        if _turn(image, blob.name) in _SIDEWAYS:
             width, height = height, width
         channels = 1 if image.mode in _GRAY else 3
         format_ = str(image.format)
     return Series(
-        uid=str(path),
+        uid=blob.name,
         modality="",
         description="",
         shape=(channels, 1, height, width),
         affine=geometry.image_affine(),
         space="image",
-        files=(str(path),),
+        files=(blob.name,),
         format=format_,
-        reader=partial(_read, str(path)),
+        reader=partial(_read, blob),
     )
 
 
-def _open(path: str | Path) -> Image.Image:
+@contextmanager
+def _opened(blob: Blob) -> Iterator[Image.Image]:
+    """Give the picture, whose pixels are read from the file while it is used."""
+    with blob.open() as file:
+        image = _image(file, blob.name)
+        if image.width * image.height > _MOST_PIXELS:
+            raise DecodeError(
+                f"{blob.name} declares {image.width}×{image.height} pixels, which is unreasonably large"
+            )
+        yield image
+
+
+def _image(file: BinaryIO, name: str) -> Image.Image:
     from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=("PNG", "JPEG"))
-    except FileNotFoundError:
-        raise ReadError(f"there is no file {path}") from None
+            return Image.open(file, formats=("PNG", "JPEG"))
+    except ReadError:
+        raise
     except UnidentifiedImageError:
-        raise NotAnImageError(f"{path} is neither PNG nor JPEG") from None
-    except OSError as error:
-        raise ReadError(f"{path} can't be opened: {error.strerror or type(error).__name__}") from None
+        raise NotAnImageError(f"{name} is neither PNG nor JPEG") from None
     # Pillow raises many kinds of exception on damaged headers
     except Exception as error:
-        raise ReadError(f"{path} is damaged ({type(error).__name__})") from None
-    if image.width * image.height > _MOST_PIXELS:
-        raise DecodeError(f"{path} declares {image.width}×{image.height} pixels, which is unreasonably large")
-    return image
+        raise ReadError(f"{name} is damaged ({type(error).__name__})") from None
 
 
-def _turn(image: Image.Image, path: str | Path) -> Image.Transpose | None:
+def _turn(image: Image.Image, path: str) -> Image.Transpose | None:
     """Return how a picture has to be turned to stand upright, by its EXIF tag."""
     from PIL import Image
 
@@ -105,6 +115,8 @@ def _turn(image: Image.Image, path: str | Path) -> Image.Transpose | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             orientation = image.getexif().get(_ORIENTATION_TAG)
+    except ReadError:
+        raise
     except (OSError, EOFError) as error:
         # a PNG is read to its end for its EXIF tags
         raise TruncatedError(f"{path} is truncated or damaged ({type(error).__name__})") from None
@@ -116,18 +128,21 @@ def _turn(image: Image.Image, path: str | Path) -> Image.Transpose | None:
     return turns[orientation - 2]
 
 
-def _read(path: str, slices: Sequence[int] | None, policies: Policies) -> Volume:
+def _read(blob: Blob, slices: Sequence[int] | None, policies: Policies) -> Volume:
+    path = blob.name
     if slices is not None and list(slices) != [0]:
         raise ReadError(
             f"{path} is a single picture; slice 0 is all it has, and {list(slices)} were asked for"
         )
-    with _open(path) as image:
+    with _opened(blob) as image:
         format_ = str(image.format)
         turn = _turn(image, path)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 array = _pixels(image if turn is None else image.transpose(turn))
+        except ReadError:
+            raise
         except (OSError, EOFError, SyntaxError, ValueError) as error:
             raise TruncatedError(f"{path} is truncated or damaged ({type(error).__name__})") from None
         # codecs raise errors of many kinds on damaged data

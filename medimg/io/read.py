@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from medimg.errors import (
@@ -14,13 +11,11 @@ from medimg.errors import (
     MedimgError,
     MedimgWarning,
     NotAnImageError,
-    ReadError,
     SeriesError,
 )
-from medimg.io.dicom.assemble import dicom_series
-from medimg.io.dicom.header import Instance
-from medimg.io.scan import identify, index_files, scan
+from medimg.io.scan import FORMATS, indexed
 from medimg.io.series import Series, SeriesIndex
+from medimg.io.sources import Files, source_name
 
 if TYPE_CHECKING:
     from medimg.core.stacking import Policy
@@ -28,7 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Source", "find_series", "read"]
 
-Source: TypeAlias = str | os.PathLike[str] | Series | Sequence[str | os.PathLike[str]]
+#: All that :func:`read` takes: a path, bytes, an open file, several of these, or a series.
+Source: TypeAlias = Files | Series
 
 
 def read(
@@ -40,19 +36,24 @@ def read(
     on_tilt: Policy = "warn",
 ) -> Volume:
     """
-    Read one image: a DICOM series, a NIfTI file, a PNG or JPEG picture.
+    Read one image: a DICOM series, a NIfTI, NRRD or MetaImage file, a PNG or JPEG picture.
 
     Parameters
     ----------
-    source : str, Path, list of these, or Series
+    source : str, Path, bytes, binary file object, list of these, or Series
         What to read:
 
-        ================  ======================================================================
-        folder            the one series in it and below; several raise an error that lists them
-        file              that file alone, also if others of its series lie beside it
-        list of files     the one series that they make up
-        Series            from :func:`medimg.scan`
-        ================  ======================================================================
+        ==================  ====================================================================
+        folder              the one series in it and below; several raise an error that lists them
+        file                that file alone, also if others of its series lie beside it; gzip of
+                            any of them counts as the file
+        zip archive         as a folder, but read in place: nothing is written to disk
+        DICOMDIR            the files that it names
+        bytes, file object  a file, zip archives included, that is in memory or open; what can be
+                            rewound is read from its start
+        list of these       the one series that they make up (no folders)
+        Series              from :func:`medimg.scan`
+        ==================  ====================================================================
     series : str or int, optional
         Which one of several: its UID, or its place in the list that the error shows.
     on_missing : {"raise", "warn", "fix", "keep"}
@@ -122,60 +123,31 @@ def find_series(source: Source, series: str | int | None = None) -> tuple[Series
     """
     if isinstance(source, Series):
         return source, SeriesIndex((source,))
-    index = _index(source)
+    index, errors = indexed(source)
     if not index:
-        raise _nothing_found(source, index)
+        raise _nothing_found(source, index, errors)
     if series is not None:
         return _named(index, series), index
     if len(index) > 1:
         raise AmbiguousSeriesError(
-            f"{len(index)} series in {_named_source(source)}, expected one:\n{_listing(index)}\n"
+            f"{len(index)} series in {source_name(source)}, expected one:\n{_listing(index)}\n"
             "name one by series=UID or its number, or read each from medimg.scan(path)"
         )
     return index[0], index
 
 
-def _index(source: object) -> SeriesIndex:
-    if isinstance(source, str | os.PathLike) and os.fspath(source):
-        return scan(Path(source))
-    if isinstance(source, Sequence) and source and all(isinstance(s, str | os.PathLike) for s in source):
-        files = [Path(s) for s in source]
-        folder = next((path for path in files if path.is_dir()), None)
-        if folder is not None:
-            raise ReadError(f"{folder} is a folder in a list of files; read a folder by itself")
-        return index_files(files)
-    raise ReadError(
-        f"can't read a {type(source).__name__}; expected a folder, a file, a list of files or a Series"
-    )
-
-
-def _named_source(source: object) -> str:
-    return str(source) if isinstance(source, str | os.PathLike) else "these files"
-
-
-def _nothing_found(source: object, index: SeriesIndex) -> MedimgError:
-    if len(index.skipped) == 1:
-        return _error_of(Path(index.skipped[0].path))
-    where = _named_source(source)
+def _nothing_found(source: object, index: SeriesIndex, errors: list[MedimgError]) -> MedimgError:
+    if len(errors) == 1:
+        return errors[0]
+    where = source_name(source)
     if not index.skipped:
-        return NotAnImageError(f"{where} holds no files; expected DICOM, NIfTI, PNG or JPEG")
+        return NotAnImageError(f"{where} holds no files; expected {FORMATS}")
     reasons = "\n".join(f"  {s.reason}" for s in index.skipped[:5])
     more = f"\n  and {len(index.skipped) - 5} more" if len(index.skipped) > 5 else ""
     return NotAnImageError(
-        f"no image among the {len(index.skipped)} file(s) of {where}; expected DICOM, NIfTI, PNG or JPEG. "
+        f"no image among the {len(index.skipped)} file(s) of {where}; expected {FORMATS}. "
         f"Skipped:\n{reasons}{more}"
     )
-
-
-def _error_of(path: Path) -> MedimgError:
-    """Return what is wrong with the only file that there is, in its own class of error."""
-    try:
-        found = identify(path)
-        if isinstance(found, Instance):
-            dicom_series(found.series_uid, [found])
-    except MedimgError as error:
-        return error
-    return ReadError(f"{path} could not be read at first, but could a moment later: is it being written?")
 
 
 def _listing(index: SeriesIndex) -> str:

@@ -2,41 +2,60 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from medimg.core.report import Skipped
 from medimg.errors import MedimgError, NotAnImageError, ReadError
+from medimg.io.blob import Blob, as_blob
 from medimg.io.dicom.assemble import dicom_series
-from medimg.io.dicom.grouping import group_instances
+from medimg.io.dicom.dicomdir import looks_like_dicomdir
+from medimg.io.dicom.grouping import group_frames
 from medimg.io.dicom.header import Instance, looks_like_dicom, read_instance
-from medimg.io.nifti import is_nifti_name, nifti_series
+from medimg.io.metaimage import looks_like_metaimage, metaimage_series
+from medimg.io.nifti import header_beside, looks_like_nifti, nifti_series
+from medimg.io.nrrd import looks_like_nrrd, nrrd_series
 from medimg.io.picture import looks_like_picture, picture_series
 from medimg.io.series import Series, SeriesIndex
+from medimg.io.sources import Files, looks_like_zip, source_files
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["identify", "index_files", "scan"]
+__all__ = ["FORMATS", "identify", "index_files", "scan"]
 
-_Found: TypeAlias = Instance | Series | Skipped
+#: What can be read, for messages.
+FORMATS = "DICOM, NIfTI, NRRD, MetaImage, PNG or JPEG"
 
 
-def scan(path: str | Path, *, workers: int | None = None, progress: bool | None = None) -> SeriesIndex:
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """A file that holds no image, or a damaged one."""
+
+    blob: Blob
+    error: MedimgError
+
+
+_Found: TypeAlias = Instance | Series | _Failed
+
+
+def scan(source: Files, *, workers: int | None = None, progress: bool | None = None) -> SeriesIndex:
     """
-    Find all series in a folder and below, without touching their pixels.
+    Find all series in a folder and below, or in a zip archive, without touching their pixels.
 
     Files are told apart by what they hold, not by their names: DICOM with or without preamble and
-    extension, PNG and JPEG; NIfTI goes by ``.nii`` and ``.nii.gz``. Instances are grouped into series that
-    can be stacked: by Series Instance UID, size, orientation, localizer or not, and by echo or acquisition
-    where these tell images at the same position apart.
+    extension, NIfTI, NRRD, MetaImage, PNG and JPEG, each by itself or compressed with gzip. Instances are
+    grouped into series that can be stacked: by Series Instance UID, size, orientation, localizer or not, and
+    by echo or acquisition where these tell images at the same position apart.
 
     Parameters
     ----------
-    path : str or Path
-        A folder, or a single file.
+    source : str, Path, bytes, binary file object, or list of these
+        A folder, a zip archive (read in place), a DICOMDIR (which stands for the files that it names), or
+        single files. A zip archive inside a folder is listed among those skipped, as it often lies beside
+        what it holds: read it by itself. A DICOMDIR inside a folder needs no reading.
     workers : int, optional
         Threads that read headers; more than the default of 1 pay on network drives.
     progress : bool, optional
@@ -50,7 +69,7 @@ def scan(path: str | Path, *, workers: int | None = None, progress: bool | None 
     Raises
     ------
     ReadError
-        If the path does not exist.
+        If the path does not exist, or the source is of a kind that can't be read.
 
     Examples
     --------
@@ -58,39 +77,63 @@ def scan(path: str | Path, *, workers: int | None = None, progress: bool | None 
     >>> [s.summary() for s in index]  # doctest: +SKIP
     ['CT CHEST: 1×133×512×512, 2×0.742×0.742 mm, 133 file(s), uid 1.2.840…']
     """
-    root = Path(path)
-    if not root.exists():
-        raise ReadError(f"there is no file or folder {root}")
-    files = list(_walk(root)) if root.is_dir() else [root]
-    return index_files(files, workers=workers, progress=progress)
+    return indexed(source, workers=workers, progress=progress)[0]
+
+
+def indexed(
+    source: object, *, workers: int | None = None, progress: bool | None = None
+) -> tuple[SeriesIndex, list[MedimgError]]:
+    """Return the series of a source, and the error behind each of its skipped files; see :func:`scan`."""
+    files, absent = source_files(source)
+    index, errors = _grouped(files, workers or 1, progress)
+    if absent:
+        index = SeriesIndex(index.series, (*index.skipped, *absent))
+        errors += [ReadError(skipped.reason) for skipped in absent]
+    return index, errors
 
 
 def index_files(
-    files: Sequence[str | Path], *, workers: int | None = None, progress: bool | None = None
+    files: Sequence[str | os.PathLike[str] | Blob],
+    *,
+    workers: int | None = None,
+    progress: bool | None = None,
 ) -> SeriesIndex:
     """Group files into series; see :func:`scan`."""
-    instances: list[Instance] = []
-    series: list[Series] = []
-    skipped: list[Skipped] = []
-    for found in _inspected(files, workers or 1, progress):
-        if isinstance(found, Instance):
-            instances.append(found)
-        elif isinstance(found, Series):
-            series.append(found)
-        else:
-            skipped.append(found)
-    for uid, group in group_instances(instances):
+    return _grouped([as_blob(file) for file in files], workers or 1, progress)[0]
+
+
+def _grouped(
+    files: Sequence[Blob], workers: int, progress: bool | None
+) -> tuple[SeriesIndex, list[MedimgError]]:
+    found = _without_companions([f for f in _inspected(files, workers, progress) if f is not None])
+    instances = [f for f in found if isinstance(f, Instance)]
+    series = [f for f in found if isinstance(f, Series)]
+    failed = [(f.blob.name, f.error) for f in found if isinstance(f, _Failed)]
+    for group in group_frames(instances):
         try:
-            series.append(dicom_series(uid, group))
+            series.append(dicom_series(group))
         except MedimgError as error:
-            skipped += [Skipped(i.path, str(error)) for i in group]
-    return SeriesIndex(tuple(sorted(series, key=lambda s: s.path)), tuple(skipped))
+            failed += [(i.path, error) for i in group.instances]
+    skipped = tuple(Skipped(name, str(error)) for name, error in failed)
+    return SeriesIndex(tuple(sorted(series, key=lambda s: s.path)), skipped), [error for _, error in failed]
 
 
-def _inspected(files: Sequence[str | Path], workers: int, progress: bool | None) -> Iterator[_Found]:
+def _without_companions(found: list[_Found]) -> list[_Found]:
+    """Drop files that merely hold the values of a header beside them."""
+    companions = {name for f in found if isinstance(f, Series) for name in f.files[1:]}
+    kept: dict[str, _Found] = {}
+    for number, item in enumerate(found):
+        if isinstance(item, _Failed) and item.blob.name in companions:
+            continue
+        # an .img is found as the pair that it belongs to
+        kept.setdefault(item.uid if isinstance(item, Series) else f"{number}", item)
+    return list(kept.values())
+
+
+def _inspected(files: Sequence[Blob], workers: int, progress: bool | None) -> Iterator[_Found | None]:
     from tqdm import tqdm
 
-    def shown(results: Iterable[_Found]) -> Iterable[_Found]:
+    def shown(results: Iterable[_Found | None]) -> Iterable[_Found | None]:
         disable = None if progress is None else not progress
         bar = tqdm(
             results, total=len(files), desc="scanning", unit="file", disable=disable, delay=1.0, leave=False
@@ -104,20 +147,21 @@ def _inspected(files: Sequence[str | Path], workers: int, progress: bool | None)
         yield from shown(pool.map(_inspect, files))
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
-
-
-def _inspect(path: str | Path) -> _Found:
+def _inspect(blob: Blob) -> _Found | None:
+    """Return what a file holds; None for a DICOMDIR, which merely lists what lies around it."""
     try:
-        return identify(Path(path))
+        return identify(blob)
+    except _DirectoryError:
+        return None
     except MedimgError as error:
-        return Skipped(str(path), str(error))
+        return _Failed(blob, error)
 
 
-def identify(path: Path) -> Instance | Series:
+class _DirectoryError(NotAnImageError):
+    """The file is a DICOMDIR."""
+
+
+def identify(source: str | os.PathLike[str] | Blob) -> Instance | Series:
     """
     Return what a file holds, told by its content.
 
@@ -126,17 +170,38 @@ def identify(path: Path) -> Instance | Series:
     ReadError
         If it holds no image, or can't be read.
     """
-    if not path.is_file():
-        raise ReadError(f"there is no file {path}")
-    if is_nifti_name(path.name):
-        return nifti_series(path)
-    try:
-        with path.open("rb") as file:
-            start = file.read(132)
-    except OSError as error:
-        raise ReadError(f"{path} can't be opened: {error.strerror or type(error).__name__}") from None
-    if looks_like_picture(start):
-        return picture_series(path)
+    blob = as_blob(source)
+    start = blob.start()
+    if start[:2] == b"\x1f\x8b":
+        blob = blob.unzipped()
+        start = blob.start()
+    if not start:
+        raise NotAnImageError(f"{blob.name} is empty")
+    if start[128:132] != b"DICM":
+        found = _other_format(blob, start)
+        if found is not None:
+            return found
+    if looks_like_dicomdir(start):
+        raise _DirectoryError(f"{blob.name} is a DICOMDIR: read it by itself")
     if looks_like_dicom(start):
-        return read_instance(path)
-    raise NotAnImageError(f"{path} is none of DICOM, NIfTI, PNG and JPEG")
+        return read_instance(blob)
+    if looks_like_zip(start):
+        raise NotAnImageError(
+            f"{blob.name} is a zip archive, which is not entered from outside: read it by itself"
+        )
+    header = header_beside(blob)
+    if header is not None:
+        return nifti_series(header)
+    raise NotAnImageError(f"{blob.name} is none of {FORMATS.replace(' or ', ' and ')}")
+
+
+def _other_format(blob: Blob, start: bytes) -> Series | None:
+    if looks_like_picture(start):
+        return picture_series(blob)
+    if looks_like_nifti(start):
+        return nifti_series(blob)
+    if looks_like_nrrd(start):
+        return nrrd_series(blob)
+    if looks_like_metaimage(start):
+        return metaimage_series(blob)
+    return None

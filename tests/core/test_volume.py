@@ -208,12 +208,27 @@ def test_gaps_are_interpolated_and_present_slices_unchanged() -> None:
 def test_deshearing_moves_slices_to_where_they_lie() -> None:
     array = np.zeros((1, 3, 9, 9), np.float32)
     array[0, :, 4, 4] = 1
-    moved, outside = deshear(array, np.array([0.0, 1.0, 2.0]), np.array([0.0, -1.0, -0.5]))
-    assert moved[0, 1, 5, 3] == 1
-    assert moved[0, 2, 6, 3] == moved[0, 2, 6, 4] == 0.5
-    assert not outside[0, 0].any()
+    found = deshear(array, np.array([0.0, 1.0, 2.0]), np.array([0.0, -1.0, -0.5]))
+    moved, outside = found.array, found.outside
+    assert (found.first_row, found.first_column) == (0, -1)
+    assert moved.shape == (1, 3, 11, 10)
+    assert moved[0, 0, 4, 5] == 1
+    assert moved[0, 1, 5, 4] == 1
+    assert moved[0, 2, 6, 4] == moved[0, 2, 6, 5] == 0.5
+    assert outside[0, 0, -2:].all()
+    assert outside[0, 0, :, 0].all()
+    assert not outside[0, 0, :9, 1:].any()
     assert outside[0, 1, 0].all()
     assert outside[0, 1, :, -1].all()
+
+
+def test_deshearing_loses_nothing() -> None:
+    array = RNG.integers(0, 99, (2, 5, 6, 7)).astype(np.int16)
+    found = deshear(array, np.arange(5) * -2.0, np.arange(5) * 3.0)
+    for d in range(5):
+        rows, columns = slice(8 - 2 * d, 14 - 2 * d), slice(3 * d, 3 * d + 7)
+        assert np.array_equal(found.array[:, d, rows, columns], array[:, d])
+        assert found.outside[:, d].sum() == 2 * (14 * 19 - 6 * 7)
 
 
 def test_files_follow_their_slices() -> None:

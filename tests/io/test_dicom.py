@@ -327,10 +327,13 @@ def test_a_tilted_gantry(tmp_path: Path) -> None:
     assert np.allclose(geometry.index_to_lps(warned.affine, (3, 0, 0)), [-10, -20 + 2.4, 6])
     fixed = medimg.read(tmp_path, on_tilt="fix")
     assert np.allclose(fixed.affine[:3, 0], [0, 0, 2])
-    # slice 2 lies 1.6 mm, two rows of 0.8 mm, further back
-    assert np.array_equal(fixed.array[0, 2, 2:], warned.array[0, 2, :-2])
+    # slice 2 lies 1.6 mm, two rows of 0.8 mm, further back; slice 3, three rows
+    assert fixed.shape == (1, 4, 15, 16)
+    assert np.array_equal(fixed.array[0, 2, 2:-1], warned.array[0, 2])
+    assert np.allclose(geometry.index_to_lps(fixed.affine, (2, 2, 0)), [-10, -20 + 1.6, 4])
     assert fixed.padding is not None
     assert fixed.padding[0, 2, :2].all()
+    assert not fixed.padding[0, 2, 2:-1].any()
 
 
 def test_ct_without_positions_goes_by_number_and_says_so(tmp_path: Path) -> None:
@@ -488,11 +491,15 @@ def test_contradictory_headers(tmp_path: Path, attributes: dict[str, Any]) -> No
         read_one(make_instance(pixels_12_bit(), **attributes), tmp_path)
 
 
-def test_multi_frame_is_refused_and_not_misread(tmp_path: Path) -> None:
+def test_frames_without_places_are_stacked_in_the_order_of_the_file(tmp_path: Path) -> None:
     ds = make_instance(pixels_12_bit(), NumberOfFrames=2)
-    ds.PixelData = ds.PixelData * 2
-    with pytest.raises(ReadError, match="multi-frame"):
-        read_one(ds, tmp_path)
+    ds.PixelData = ds.PixelData + np.flip(pixels_12_bit()).tobytes()
+    with pytest.warns(MedimgWarning, match="order of the file"):
+        volume = medimg.read(write(ds, tmp_path / "a.dcm"))
+    assert volume.space == "image"
+    assert volume.shape[:2] == (1, 2)
+    assert np.array_equal(volume.array[0, 1], np.flip(volume.array[0, 0]))
+    assert volume.report.frame_numbers == (1, 2)
 
 
 def test_no_patient_in_messages(tmp_path: Path) -> None:

@@ -62,17 +62,15 @@ def test_single_frames_equal_gdcm(real_data: Path, part: str) -> None:
             continue
         try:
             instance = read_instance(path)
-            if instance.frames > 1 or instance.photometric == "MONOCHROME1":
+            if len(instance.facts) > 1 or instance.photometric == "MONOCHROME1":
                 continue
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", MedimgWarning)
                 volume = medimg.read(path)
         except MedimgError:
             continue
-        if volume.is_color and instance.bits_allocated > 8:
-            continue
         expected = by_simpleitk(str(path))
-        if expected is None:
+        if expected is None or (volume.is_color and expected.dtype.itemsize > 1):
             continue
         found = volume.array[0, 0] if not volume.is_color else np.moveaxis(volume.array[:, 0], 0, -1)
         assert np.allclose(found, expected, atol=1e-3), path.name

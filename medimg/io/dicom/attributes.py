@@ -29,13 +29,17 @@ __all__ = [
     "code",
     "codes",
     "description",
+    "descriptions",
     "floats",
+    "has_undefined_length",
     "identifier",
     "integer",
     "is_there",
     "items",
     "number",
     "quiet_pydicom",
+    "real",
+    "representation",
     "stated_code",
     "text",
     "transfer_syntax",
@@ -182,6 +186,29 @@ def description(dataset: Dataset, keyword: str) -> str:
     return found if _PRINTABLE.fullmatch(found) else ""
 
 
+def descriptions(dataset: Dataset, keyword: str) -> tuple[str, ...]:
+    """Return all values of a short text for people; those that are too long or not printable are empty."""
+    found = (str(v).strip(" \0") for v in _values(dataset, keyword))
+    return tuple(v if _PRINTABLE.fullmatch(v) else "" for v in found)
+
+
+def representation(dataset: Dataset, keyword: str) -> str:
+    """Return the VR of an element, "" where it is absent or can't be parsed."""
+    try:
+        return str(dataset[keyword].VR)
+    # an element is parsed when it is first used, and a damaged one can raise anything
+    except Exception:
+        return ""
+
+
+def has_undefined_length(dataset: Dataset, keyword: str) -> bool:
+    """Whether an element was written without its length, as compressed pixel data is."""
+    try:
+        return bool(dataset[keyword].is_undefined_length)
+    except Exception:
+        return False
+
+
 def floats(dataset: Dataset, keyword: str, count: int | None = None) -> tuple[float, ...] | None:
     """Return numbers; None if absent, not finite, or of another multiplicity than asked."""
     found = _values(dataset, keyword)
@@ -213,6 +240,25 @@ def number(dataset: Dataset, keyword: str, default: float) -> float:
     if found is None and is_there(dataset, keyword):
         raise DecodeError(f"{keyword} is there, but is not a finite number; the file is damaged")
     return default if found is None else found[0]
+
+
+def real(dataset: Dataset, keyword: str) -> float | None:
+    """
+    Return a number that pixels are compared with, which may be infinite or NaN; None where it is absent.
+
+    Raises
+    ------
+    DecodeError
+        If it is there and no single number.
+    """
+    found = _values(dataset, keyword)
+    if not found and not is_there(dataset, keyword):
+        return None
+    try:
+        (single,) = found
+        return float(single)
+    except (TypeError, ValueError, OverflowError):
+        raise DecodeError(f"{keyword} is there, but is no number; the file is damaged") from None
 
 
 def whole(dataset: Dataset, keyword: str, default: int) -> int:

@@ -2,61 +2,71 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from medimg.errors import DecodeError, TruncatedError
-from medimg.io.dicom.codestream import codestream_size, has_ycc_marker
+from medimg.errors import DecodeError, MissingDependencyError, TruncatedError
+from medimg.io.dicom.codestream import holds_ycc, j2k_end, read_codestream
+from medimg.io.dicom.form import FrameFormat
+from medimg.io.dicom.native import unpack_bits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy.typing as npt
 
-__all__ = ["SYNTAXES", "FrameFormat", "decode_frame"]
+__all__ = ["SYNTAXES", "DecodedFrame", "FrameFormat", "decode_frame", "refuse_syntax"]
 
-
-@dataclass(frozen=True, slots=True)
-class FrameFormat:
-    """What a header says about its frames."""
-
-    rows: int
-    columns: int
-    samples: int
-    bits_allocated: int
-    bits_stored: int
-    high_bit: int
-    signed: bool
-    photometric: str
-    planar: bool
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(rows, columns), or (rows, columns, samples) for color."""
-        plain = (self.rows, self.columns)
-        return plain if self.samples == 1 else (*plain, self.samples)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of the stored values."""
-        size = max(1, self.bits_allocated // 8)
-        return np.dtype(f"{'i' if self.signed else 'u'}{size}")
-
-    @property
-    def is_ycc(self) -> bool:
-        """Whether colors are stored as luminance and two color differences."""
-        return self.samples == 3 and self.photometric.startswith("YBR_")
+_UID: Final = "1.2.840.10008.1.2."
+_JPEG_END: Final = b"\xff\xd9"
+_RLE_HEADER: Final = 64
+#: Bytes behind the last one that some encoders write into a segment.
+_RLE_SLACK: Final = 4096
 
 
 def _rle(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
+    """One segment for each byte of a sample, the most significant first (PS3.5 annex G)."""
     import imagecodecs
 
-    unsigned = np.dtype(f"u{form.dtype.itemsize}")
-    flat = np.frombuffer(imagecodecs.dicomrle_decode(data, unsigned), dtype=unsigned)
-    planes = flat.reshape(form.samples, form.rows, form.columns)
+    header = np.frombuffer(data[:_RLE_HEADER], "<u4").tolist()
+    size = form.dtype.itemsize
+    segments, plane = form.samples * size, form.rows * form.columns
+    if form.bits_allocated == 1:
+        plane = (plane + 7) // 8
+    if len(header) < _RLE_HEADER // 4 or header[0] != segments:
+        raise DecodeError(f"an RLE frame of {segments} segments was expected, {header[:1]} was found")
+    ends = [*header[2 : segments + 1], len(data)]
+    values = np.empty((form.samples, plane, size), np.uint8)
+    for number, (start, end) in enumerate(zip(header[1 : segments + 1], ends, strict=True)):
+        segment = data[start:end]
+        try:
+            unpacked = imagecodecs.packbits_decode(segment, out=plane)
+        except imagecodecs.ImcdError:
+            unpacked = imagecodecs.packbits_decode(segment, out=plane + _RLE_SLACK)
+        if len(unpacked) < plane:
+            raise TruncatedError(f"an RLE segment of {plane} bytes holds {len(unpacked)}")
+        values[number // size, :, size - 1 - number % size] = np.frombuffer(unpacked, np.uint8, plane)
+    if form.bits_allocated == 1:
+        return np.asarray(unpack_bits(values.tobytes(), form.count))
+    planes = values.view(np.dtype(f"<u{size}")).reshape(form.samples, form.rows, form.columns)
     return planes[0] if form.samples == 1 else np.moveaxis(planes, 0, -1)
+
+
+def _deflated(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
+    """A native frame, deflated (PS3.5 A.4.13)."""
+    expected = (form.count * form.bits_allocated + 7) // 8
+    inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, expected)
+    if len(inflated) < expected:
+        raise TruncatedError(f"a deflated frame of {expected} bytes holds {len(inflated)}")
+    if form.bits_allocated == 1:
+        return np.asarray(unpack_bits(inflated, form.count))
+    flat = np.frombuffer(inflated, f"<{'f' if form.floating else 'u'}{form.dtype.itemsize}")
+    if form.planar and form.samples > 1:
+        return np.moveaxis(flat.reshape(form.samples, form.rows, form.columns), 0, -1)
+    return flat.reshape(form.shape)
 
 
 def _jpeg(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
@@ -64,19 +74,19 @@ def _jpeg(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
 
     if form.samples != 3:
         return np.asarray(imagecodecs.jpeg8_decode(data))
-    coded = "YCBCR" if form.is_ycc or has_ycc_marker(data) else "RGB"
+    coded = "YCBCR" if holds_ycc(data, declared=form.is_ycc) else "RGB"
     return np.asarray(imagecodecs.jpeg8_decode(data, colorspace=coded, outcolorspace="RGB"))
 
 
 def _jpeg_lossless(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
     import imagecodecs
 
+    same: dict[str, Any] = {"colorspace": "RGB", "outcolorspace": "RGB"} if form.samples == 3 else {}
     try:
-        decoded = imagecodecs.jpeg8_decode(data)
-    except Exception:
-        # libjpeg-turbo knows fewer precisions and predictors than the smaller decoder
-        decoded = imagecodecs.ljpeg_decode(data)
-    return np.asarray(decoded)
+        return np.asarray(imagecodecs.jpeg8_decode(data, **same))
+    except imagecodecs.Jpeg8Error:
+        # libjpeg-turbo is strict about headers where the smaller decoder is not
+        return np.asarray(imagecodecs.ljpeg_decode(data))
 
 
 def _jpeg_ls(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
@@ -90,6 +100,12 @@ def _jpeg_ls(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
 def _jpeg_2000(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
     import imagecodecs
 
+    end = j2k_end(data)
+    if end is not None and end > len(data):
+        raise TruncatedError(f"the codestream lacks {end - len(data)} bytes")
+    if end is not None and data[end : end + 2] != _JPEG_END:
+        # all is there but the marker of the end, which the decoder insists on
+        data = data[:end] + _JPEG_END
     return np.asarray(imagecodecs.jpeg2k_decode(data))
 
 
@@ -111,41 +127,109 @@ class Syntax:
     decode : callable
         Codestream and format to values.
     gives_rgb : frozenset of str
-        Photometric interpretations that the decoder turns into RGB.
-    measured : bool
-        Whether :func:`codestream_size` knows its codestreams.
+        Photometric interpretations whose values the decoder gives as RGB.
+    lossy : bool
+        Whether values are approximate, so that they may lie a little outside of the bits stored.
+    is_codestream : bool
+        Whether :func:`read_codestream` knows its frames.
+    sign_in_precision : bool
+        Whether encoders of signed values write two's complements of as many bits as the precision says.
     """
 
     name: str
     decode: Callable[[bytes, FrameFormat], npt.NDArray[Any]]
-    gives_rgb: frozenset[str] = frozenset()
-    measured: bool = True
+    gives_rgb: frozenset[str] = frozenset({"RGB"})
+    lossy: bool = False
+    is_codestream: bool = True
+    sign_in_precision: bool = False
 
 
-_JPEG_COLORS: Final = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422"})
+_ALL_COLORS: Final = frozenset(
+    {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT", "XYB"}
+)
 _J2K_COLORS: Final = frozenset({"RGB", "YBR_RCT", "YBR_ICT"})
 
 #: By Transfer Syntax UID (PS3.5 annex A).
 SYNTAXES: Final[dict[str, Syntax]] = {
-    "1.2.840.10008.1.2.5": Syntax("RLE Lossless", _rle, measured=False),
-    "1.2.840.10008.1.2.4.50": Syntax("JPEG Baseline", _jpeg, _JPEG_COLORS),
-    "1.2.840.10008.1.2.4.51": Syntax("JPEG Extended", _jpeg, _JPEG_COLORS),
-    "1.2.840.10008.1.2.4.57": Syntax("JPEG Lossless", _jpeg_lossless),
-    "1.2.840.10008.1.2.4.70": Syntax("JPEG Lossless SV1", _jpeg_lossless),
-    "1.2.840.10008.1.2.4.80": Syntax("JPEG-LS Lossless", _jpeg_ls),
-    "1.2.840.10008.1.2.4.81": Syntax("JPEG-LS Near-lossless", _jpeg_ls),
-    "1.2.840.10008.1.2.4.90": Syntax("JPEG 2000 Lossless", _jpeg_2000, _J2K_COLORS),
-    "1.2.840.10008.1.2.4.91": Syntax("JPEG 2000", _jpeg_2000, _J2K_COLORS),
-    "1.2.840.10008.1.2.4.110": Syntax("JPEG XL Lossless", _jpeg_xl, _JPEG_COLORS, measured=False),
-    "1.2.840.10008.1.2.4.111": Syntax("JPEG XL JPEG Recompression", _jpeg_xl, _JPEG_COLORS, measured=False),
-    "1.2.840.10008.1.2.4.112": Syntax("JPEG XL", _jpeg_xl, _JPEG_COLORS, measured=False),
-    "1.2.840.10008.1.2.4.201": Syntax("HTJ2K Lossless", _jpeg_2000, _J2K_COLORS),
-    "1.2.840.10008.1.2.4.202": Syntax("HTJ2K Lossless RPCL", _jpeg_2000, _J2K_COLORS),
-    "1.2.840.10008.1.2.4.203": Syntax("HTJ2K", _jpeg_2000, _J2K_COLORS),
+    _UID + "5": Syntax("RLE Lossless", _rle, is_codestream=False),
+    _UID + "8.1": Syntax("Deflated Image Frame Compression", _deflated, is_codestream=False),
+    _UID + "4.50": Syntax("JPEG Baseline", _jpeg, _ALL_COLORS, lossy=True),
+    _UID + "4.51": Syntax("JPEG Extended", _jpeg, _ALL_COLORS, lossy=True),
+    _UID + "4.57": Syntax("JPEG Lossless", _jpeg_lossless),
+    _UID + "4.70": Syntax("JPEG Lossless SV1", _jpeg_lossless),
+    _UID + "4.80": Syntax("JPEG-LS Lossless", _jpeg_ls, sign_in_precision=True),
+    _UID + "4.81": Syntax("JPEG-LS Near-lossless", _jpeg_ls, lossy=True, sign_in_precision=True),
+    _UID + "4.90": Syntax("JPEG 2000 Lossless", _jpeg_2000, _J2K_COLORS, sign_in_precision=True),
+    _UID + "4.91": Syntax("JPEG 2000", _jpeg_2000, _J2K_COLORS, lossy=True, sign_in_precision=True),
+    _UID + "4.110": Syntax("JPEG XL Lossless", _jpeg_xl, _ALL_COLORS),
+    _UID + "4.111": Syntax("JPEG XL JPEG Recompression", _jpeg_xl, _ALL_COLORS, lossy=True),
+    _UID + "4.112": Syntax("JPEG XL", _jpeg_xl, _ALL_COLORS, lossy=True),
+    _UID + "4.201": Syntax("HTJ2K Lossless", _jpeg_2000, _J2K_COLORS, sign_in_precision=True),
+    _UID + "4.202": Syntax("HTJ2K Lossless RPCL", _jpeg_2000, _J2K_COLORS, sign_in_precision=True),
+    _UID + "4.203": Syntax("HTJ2K", _jpeg_2000, _J2K_COLORS, lossy=True, sign_in_precision=True),
+}
+
+_VIDEO: Final = "is video: extract its frames with a video tool such as ffmpeg"
+_ELSEWHERE: Final = "leaves the pixels on a server: retrieve the image in another transfer syntax"
+_RETIRED: Final = "is retired: convert it to an uncompressed transfer syntax first"
+_REFUSED: Final[dict[str, tuple[str, str]]] = {
+    **{_UID + f"4.{n}": ("a retired JPEG process", _RETIRED) for n in (*range(52, 57), *range(58, 67))},
+    _UID + "4.92": ("JPEG 2000 Part 2 Lossless", "has no free decoder: convert it to JPEG 2000 or native"),
+    _UID + "4.93": ("JPEG 2000 Part 2", "has no free decoder: convert it to JPEG 2000 or uncompressed"),
+    **{_UID + f"4.{n}": ("JPIP Referenced", _ELSEWHERE) for n in (94, 95, 204, 205)},
+    **{_UID + f"4.{n}": ("MPEG2", _VIDEO) for n in ("100", "100.1", "101", "101.1")},
+    **{_UID + f"4.{n}{f}": ("MPEG-4 AVC/H.264", _VIDEO) for n in range(102, 107) for f in ("", ".1")},
+    **{_UID + f"4.{n}": ("HEVC/H.265", _VIDEO) for n in (107, 108)},
+    **{_UID + f"7.{n}": ("SMPTE ST 2110", _VIDEO) for n in (1, 2, 3)},
+    _UID + "6.1": ("RFC 2557 MIME", "holds no pixels"),
+    _UID + "6.2": ("XML", "holds no pixels"),
 }
 
 
-def decode_frame(data: bytes, syntax_uid: str, form: FrameFormat) -> tuple[npt.NDArray[Any], bool]:
+def refuse_syntax(syntax_uid: str) -> None:
+    """
+    Do nothing if a compressed transfer syntax can be decoded.
+
+    Raises
+    ------
+    DecodeError
+        If it can't; the message says which one it is, and what to do.
+    """
+    if syntax_uid in SYNTAXES:
+        return
+    if syntax_uid in _REFUSED:
+        name, reason = _REFUSED[syntax_uid]
+        raise DecodeError(f"the transfer syntax {syntax_uid} ({name}) {reason}")
+    known = ", ".join(s.name for s in SYNTAXES.values())
+    shown = syntax_uid if syntax_uid.replace(".", "").isdigit() else "of this file"
+    raise DecodeError(f"the transfer syntax {shown} has no decoder here; known are {known}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodedFrame:
+    """
+    A decoded frame, its bits not yet interpreted.
+
+    Attributes
+    ----------
+    values : numpy.ndarray
+        (rows, columns) or (rows, columns, samples), in the integer type that the decoder chose.
+    is_rgb : bool
+        Whether colors are RGB now.
+    sign_bits : int
+        Bits of a value in the codestream, the highest of which is the sign of two's complements; 0 where it
+        does not say that.
+    is_lossy : bool
+        Whether values are approximate.
+    """
+
+    values: npt.NDArray[Any]
+    is_rgb: bool
+    sign_bits: int
+    is_lossy: bool
+
+
+def decode_frame(data: bytes, syntax_uid: str, form: FrameFormat, number: int = 0) -> DecodedFrame:
     """
     Decode one compressed frame.
 
@@ -157,13 +241,8 @@ def decode_frame(data: bytes, syntax_uid: str, form: FrameFormat) -> tuple[npt.N
         Transfer Syntax UID.
     form : FrameFormat
         What the header says.
-
-    Returns
-    -------
-    values : numpy.ndarray
-        (rows, columns) or (rows, columns, samples), stored values in the integer type of the codestream.
-    is_rgb : bool
-        Whether colors have been converted to RGB on the way.
+    number : int
+        Of the frame, from 0; for messages.
 
     Raises
     ------
@@ -171,37 +250,48 @@ def decode_frame(data: bytes, syntax_uid: str, form: FrameFormat) -> tuple[npt.N
         If the syntax is unknown, decoding fails, or the codestream has another size than the header.
     TruncatedError
         If the codestream has no end.
+    MissingDependencyError
+        If imagecodecs or one of its codecs is not installed.
     """
-    syntax = SYNTAXES.get(syntax_uid)
-    if syntax is None:
-        known = ", ".join(s.name for s in SYNTAXES.values())
-        shown = syntax_uid if syntax_uid.replace(".", "").isdigit() else "of this file"
-        raise DecodeError(f"the transfer syntax {shown} has no decoder here; known are {known}")
-    if syntax.measured:
-        _check_codestream(data, syntax.name, form)
+    refuse_syntax(syntax_uid)
+    syntax = SYNTAXES[syntax_uid]
+    where = f"frame {number + 1} ({syntax.name})"
+    precision = _checked_precision(data, where, form) if syntax.is_codestream else 0
     try:
         values = syntax.decode(data, form)
+    except (DecodeError, TruncatedError) as error:
+        raise type(error)(f"{where}: {error}; the pixel data is damaged, copy or export it again") from None
+    except ImportError:
+        raise MissingDependencyError(
+            f"{where} needs a codec of imagecodecs that is not installed: "
+            "run pip install --upgrade --force-reinstall imagecodecs"
+        ) from None
     # codecs raise errors of many kinds on damaged data
     except Exception as error:
         raise DecodeError(
-            f"{syntax.name} decoding failed ({type(error).__name__}); the pixel data is damaged or truncated"
+            f"{where}: decoding failed ({type(error).__name__}); the pixel data is damaged or truncated"
         ) from None
-    if values.shape != form.shape and values.size == np.prod(form.shape):
+    if values.shape != form.shape and values.size == form.count:
         values = values.reshape(form.shape)
     if values.shape != form.shape:
-        raise DecodeError(f"{syntax.name} gave {values.shape} values, the header says {form.shape}")
-    return values, form.samples == 3 and form.photometric in syntax.gives_rgb
+        raise DecodeError(f"{where} gave {values.shape} values, the header says {form.shape}")
+    if values.dtype.kind == "b":
+        values = values.astype(np.uint8)
+    sign_bits = precision if syntax.sign_in_precision else 0
+    return DecodedFrame(values, form.photometric in syntax.gives_rgb, sign_bits, syntax.lossy)
 
 
-def _check_codestream(data: bytes, name: str, form: FrameFormat) -> None:
+def _checked_precision(data: bytes, where: str, form: FrameFormat) -> int:
     """Compare sizes before memory is allocated, and find the end, as decoders fill up what is missing."""
-    size = codestream_size(data)
+    found = read_codestream(data)
     expected = (form.rows, form.columns, form.samples)
-    if size is None:
-        raise DecodeError(f"the pixel data is no {name} codestream; it is damaged, or of another syntax")
-    if tuple(size) != expected:
+    if found is None:
+        raise DecodeError(f"{where} is no codestream of that syntax; it is damaged, or of another syntax")
+    if tuple(found.size) not in {expected, (*expected[:2], 0)}:
         raise DecodeError(
-            f"the {name} codestream is {tuple(size)} (rows, columns, samples), the header says {expected}"
+            f"the codestream of {where} is {tuple(found.size)} (rows, columns, samples), "
+            f"the header says {expected}"
         )
-    if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-64:]:
-        raise TruncatedError(f"the {name} codestream has no end: it is cut short; copy or export it again")
+    if data[:2] == b"\xff\xd8" and data.rfind(_JPEG_END, 2) < 0:
+        raise TruncatedError(f"{where} has no end: it is cut short; copy or export it again")
+    return found.precision

@@ -1,47 +1,83 @@
-"""Sizes read off a compressed frame before it is decoded, so that a forged one can't claim all memory."""
+"""What a compressed frame says of itself, read before it is decoded: a forged size can't claim all memory."""
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-__all__ = ["CodestreamSize", "codestream_size", "has_ycc_marker"]
+__all__ = ["Codestream", "CodestreamSize", "codestream_size", "holds_ycc", "j2k_end", "read_codestream"]
 
 _JPEG_STARTS_OF_FRAME: Final = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
 _J2K_START: Final = b"\xff\x4f\xff\x51"
+_J2K_TILE_PART: Final = b"\xff\x90"
+_J2K_END: Final = b"\xff\xd9"
 _JP2_START: Final = b"\x00\x00\x00\x0cjP  "
+_JXL_START: Final = b"\xff\x0a"
+_JXL_BOXES: Final = b"\x00\x00\x00\x0cJXL "
+#: Boxes before the codestream hold little more than an ICC profile.
+_MOST_BOXES: Final = 2**20
 _JPEG_STANDALONE: Final = frozenset({0x01, *range(0xD0, 0xD9)})
+_JXL_RATIOS: Final = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
+_JXL_SIZE_BITS: Final = (9, 13, 18, 30)
 
 
 class CodestreamSize(NamedTuple):
-    """Rows, columns and components that a codestream declares."""
+    """Rows, columns and components that a codestream declares; 0 components where it was not asked."""
 
     rows: int
     columns: int
     components: int
 
 
-def codestream_size(data: bytes) -> CodestreamSize | None:
+class Codestream(NamedTuple):
     """
-    Return the size that a JPEG, JPEG-LS or JPEG 2000 codestream declares, or None if it is none of these.
+    What a codestream declares.
 
-    Sources: ITU-T T.81 B.2.2 (SOF), T.87 C.2.2 (SOF55), T.800 A.5.1 (SIZ).
+    Attributes
+    ----------
+    size : CodestreamSize
+        Rows, columns, components.
+    precision : int
+        Bits of a value of the first component; 0 where it was not asked.
+    signed : bool
+        Whether values are signed; only JPEG 2000 can say so.
+    """
+
+    size: CodestreamSize
+    precision: int
+    signed: bool
+
+
+def codestream_size(data: bytes) -> CodestreamSize | None:
+    """Return the size that a codestream declares, or None; see :func:`read_codestream`."""
+    found = read_codestream(data)
+    return None if found is None else found.size
+
+
+def read_codestream(data: bytes) -> Codestream | None:
+    """
+    Return what a codestream declares; None if it is no JPEG, JPEG-LS, JPEG 2000 or JPEG XL.
+
+    Sources: ITU-T T.81 B.2.2 (SOF), T.87 C.2.2 (SOF55), T.800 A.5.1 (SIZ), ISO/IEC 18181-1 (SizeHeader).
     """
     if data[:2] == b"\xff\xd8":
-        return _jpeg_size(data)
+        return _jpeg(data)
+    if data[:2] == _JXL_START or data[:8] == _JXL_BOXES:
+        return _jpeg_xl(data)
     if data[:4] != _J2K_START and data[:8] != _JP2_START:
         return None
-    at = data.find(_J2K_START, 0, 4096)
-    if at < 0 or len(data) < at + 42:
+    at = data.find(_J2K_START, 0, _MOST_BOXES)
+    if at < 0 or len(data) < at + 45:
         return None
     x1, y1, x0, y0 = (int.from_bytes(data[at + i : at + i + 4], "big") for i in (8, 12, 16, 20))
-    return CodestreamSize(y1 - y0, x1 - x0, int.from_bytes(data[at + 40 : at + 42], "big"))
+    size = CodestreamSize(y1 - y0, x1 - x0, int.from_bytes(data[at + 40 : at + 42], "big"))
+    return Codestream(size, (data[at + 42] & 0x7F) + 1, data[at + 42] >= 0x80)
 
 
-def _jpeg_size(data: bytes) -> CodestreamSize | None:
+def _jpeg(data: bytes) -> Codestream | None:
     for marker, start in _jpeg_segments(data):
         if marker in _JPEG_STARTS_OF_FRAME and start + 8 <= len(data):
             rows, columns = (int.from_bytes(data[start + i : start + i + 2], "big") for i in (3, 5))
-            return CodestreamSize(rows, columns, data[start + 7])
+            return Codestream(CodestreamSize(rows, columns, data[start + 7]), data[start + 2], False)
     return None
 
 
@@ -64,11 +100,94 @@ def _jpeg_segments(data: bytes) -> list[tuple[int, int]]:
     return segments
 
 
-def has_ycc_marker(data: bytes) -> bool:
-    """Whether a JPEG says of itself that it is YCbCr: a JFIF segment, or Adobe's with transform 1."""
+def holds_ycc(data: bytes, *, declared: bool) -> bool:
+    """
+    Whether the three components of a JPEG are YCbCr, not RGB.
+
+    What the codestream says of itself goes before the header of the file, which often is wrong: Adobe's
+    segment (transform 0 is RGB, 1 is YCbCr), then a JFIF segment (YCbCr), components called R, G and B, and
+    components of different sampling, which only YCbCr has. Where it says nothing, the header counts.
+
+    Parameters
+    ----------
+    data : bytes
+        A JPEG.
+    declared : bool
+        Whether Photometric Interpretation says YCbCr.
+    """
+    jfif = False
     for marker, start in _jpeg_segments(data):
-        if marker == 0xE0 and data[start + 2 : start + 6] == b"JFIF":
-            return True
         if marker == 0xEE and data[start + 2 : start + 7] == b"Adobe":
-            return data[start + 13 : start + 14] == b"\x01"
-    return False
+            length = int.from_bytes(data[start : start + 2], "big")
+            if length >= 14 and data[start + 13] <= 1:
+                return data[start + 13] == 1
+        if marker == 0xE0 and data[start + 2 : start + 7] == b"JFIF\0":
+            jfif = True
+        if marker in _JPEG_STARTS_OF_FRAME:
+            names, sampling = data[start + 8 : start + 17 : 3], data[start + 9 : start + 17 : 3]
+            if names == b"RGB":
+                return jfif
+            return jfif or declared or len(set(sampling)) > 1
+    return jfif or declared
+
+
+def j2k_end(data: bytes) -> int | None:
+    """
+    Return where the tile-parts of a JPEG 2000 codestream end, by their lengths (ITU-T T.800 A.4.2).
+
+    Returns
+    -------
+    int or None
+        A place behind the end of `data` where it is cut short; None where the last tile-part goes up to
+        the end of the codestream, whatever that is, or there is none.
+    """
+    at = data.find(_J2K_START, 0, _MOST_BOXES)
+    at += 2
+    # segments of the main header: marker, then a length that does not count the marker
+    while at + 4 <= len(data) and data[at : at + 2] != _J2K_TILE_PART:
+        if data[at] != 0xFF:
+            return None
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    found = False
+    while data[at : at + 2] == _J2K_TILE_PART and at + 12 <= len(data):
+        length = int.from_bytes(data[at + 6 : at + 10], "big")
+        if length < 12:
+            return None
+        at, found = at + length, True
+    return at if found else None
+
+
+class _Bits:
+    """Bits of a JPEG XL header, the lowest of a byte first."""
+
+    def __init__(self, data: bytes) -> None:
+        self._value = int.from_bytes(data, "little")
+
+    def take(self, count: int) -> int:
+        taken = self._value & ((1 << count) - 1)
+        self._value >>= count
+        return taken
+
+
+def _jpeg_xl(data: bytes) -> Codestream | None:
+    start = 0
+    if data[:2] != _JXL_START:
+        start = data.find(_JXL_START, 0, _MOST_BOXES)
+    if start < 0:
+        return None
+    bits = _Bits(data[start + 2 : start + 14])
+    small = bits.take(1)
+    rows = _jxl_extent(bits, small)
+    ratio = bits.take(3)
+    if ratio:
+        across, down = _JXL_RATIOS[ratio - 1]
+        columns = rows * across // down
+    else:
+        columns = _jxl_extent(bits, small)
+    return Codestream(CodestreamSize(rows, columns, 0), 0, False)
+
+
+def _jxl_extent(bits: _Bits, small: int) -> int:
+    if small:
+        return 8 * (bits.take(5) + 1)
+    return bits.take(_JXL_SIZE_BITS[bits.take(2)]) + 1

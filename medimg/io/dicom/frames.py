@@ -1,92 +1,55 @@
-"""Pixel data of a DICOM instance into stored values, whatever the encoding."""
+"""The frames of a DICOM file into stored values, one by one, whatever the encoding."""
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from pydicom.encaps import generate_frames
 
-from medimg.errors import DecodeError, NotAnImageError, TruncatedError
-from medimg.io.dicom.attributes import BIG_ENDIAN, stated_code, transfer_syntax, value, whole
-from medimg.io.dicom.codecs import FrameFormat, decode_frame
+from medimg.errors import DecodeError, NotAnImageError
+from medimg.io.dicom.attributes import (
+    BIG_ENDIAN,
+    has_undefined_length,
+    is_there,
+    representation,
+    transfer_syntax,
+    value,
+)
+from medimg.io.dicom.codecs import DecodedFrame, decode_frame, refuse_syntax
+from medimg.io.dicom.encapsulated import EncapsulatedFrames, looks_encapsulated
+from medimg.io.dicom.form import FrameFormat, frame_count, frame_format
+from medimg.io.dicom.native import NativeFrames
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from pydicom.dataset import Dataset
 
-__all__ = ["frame_format", "stored_values"]
+__all__ = ["FrameFormat", "StoredFrames", "frame_format"]
 
-_MOST_BYTES: Final = 2**31
-_RLE: Final = "1.2.840.10008.1.2.5"
+_PIXELS: Final = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 #: Implicit and explicit little endian, deflated, big endian; "" where a file has no meta information.
 _NATIVE: Final = frozenset(
     {"", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", BIG_ENDIAN}
 )
+#: Their values are whole samples, so that the place of the bits in these is as Bits Stored and High Bit say.
+_WHOLE_SAMPLES: Final = frozenset({"1.2.840.10008.1.2.5", "1.2.840.10008.1.2.8.1"})
 
 
-def frame_format(dataset: Dataset) -> FrameFormat:
+class StoredFrames:
     """
-    Return what the Image Pixel module (PS3.3 C.7.6.3) says, checked.
-
-    Raises
-    ------
-    DecodeError
-        If bits or sizes contradict each other, or the image is unreasonably large.
-    """
-    allocated = whole(dataset, "BitsAllocated", 0)
-    stored = whole(dataset, "BitsStored", allocated)
-    form = FrameFormat(
-        rows=whole(dataset, "Rows", 0),
-        columns=whole(dataset, "Columns", 0),
-        samples=whole(dataset, "SamplesPerPixel", 1),
-        bits_allocated=allocated,
-        bits_stored=stored,
-        high_bit=whole(dataset, "HighBit", stored - 1),
-        signed=whole(dataset, "PixelRepresentation", 0) == 1,
-        photometric=stated_code(dataset, "PhotometricInterpretation", "MONOCHROME2"),
-        planar=whole(dataset, "PlanarConfiguration", 0) == 1,
-    )
-    _check(form)
-    return form
-
-
-def _check(form: FrameFormat) -> None:
-    if form.bits_allocated not in {8, 16, 32}:
-        raise DecodeError(f"Bits Allocated is {form.bits_allocated}; 8, 16 and 32 are supported")
-    if not 0 < form.bits_stored <= form.bits_allocated:
-        raise DecodeError(f"Bits Stored is {form.bits_stored} of {form.bits_allocated} Bits Allocated")
-    if not form.bits_stored - 1 <= form.high_bit < form.bits_allocated:
-        raise DecodeError(
-            f"High Bit {form.high_bit} contradicts {form.bits_stored} Bits Stored "
-            f"of {form.bits_allocated} Bits Allocated"
-        )
-    if form.samples not in {1, 3}:
-        raise DecodeError(f"Samples per Pixel is {form.samples}; 1 and 3 are supported")
-    size = form.rows * form.columns * form.samples * form.bits_allocated // 8
-    if not 0 < size <= _MOST_BYTES:
-        raise DecodeError(f"an image of {form.rows}×{form.columns}×{form.samples} is empty or too large")
-
-
-def stored_values(dataset: Dataset, form: FrameFormat) -> tuple[npt.NDArray[Any], bool]:
-    """
-    Return the stored values of a single-frame instance.
+    The frames of one DICOM file, decoded on demand, one by one.
 
     Parameters
     ----------
     dataset : pydicom.Dataset
-        With its pixel data.
-    form : FrameFormat
-        What :func:`frame_format` says of it.
+        As pydicom read it, with pixels.
 
-    Returns
-    -------
-    values : numpy.ndarray
-        (rows, columns) or (rows, columns, 3) in the byte order of this machine; bits that don't belong to
-        the value are gone, and the sign of shorter values is extended.
-    is_rgb : bool
-        Whether colors are RGB already (decoders of color JPEG give RGB).
+    Attributes
+    ----------
+    form : FrameFormat
+        What the header says of each frame.
+    count : int
+        The number of frames.
 
     Raises
     ------
@@ -95,87 +58,142 @@ def stored_values(dataset: Dataset, form: FrameFormat) -> tuple[npt.NDArray[Any]
     TruncatedError
         If there is less than the header says.
     DecodeError
-        If it can't be decoded.
+        If the header contradicts itself or the pixel data, or the transfer syntax can't be decoded.
+
+    Notes
+    -----
+    Bits Stored, High Bit and Pixel Representation say what the bits of a sample mean (PS3.5 8.1.1); those
+    that belong to no value, which may hold overlays or anything, are dropped, and the sign of shorter values
+    is extended. A codestream has a precision of its own, and JPEG 2000 a sign. Where these differ from the
+    header:
+
+    - The codestream is unsigned and the header signed: values are two's complements, as encoders without
+      signed values write them. For JPEG-LS and JPEG 2000 their sign is the highest bit of the precision, if
+      that is less than Bits Stored.
+    - The codestream is signed: its values are final. If the header says unsigned, the header is wrong: a
+      value below 0 can't be an unsigned one, and wrapped around it would become the brightest.
+    - The codestream is lossy and unsigned, as the header: values are kept even where they overshoot
+      Bits Stored by a little, as dropping bits would turn the brightest pixels black.
     """
-    data = value(dataset, "PixelData")
-    if not isinstance(data, bytes) or not data:
-        raise NotAnImageError("this DICOM object has no Pixel Data (7FE0,0010) that medimg reads")
-    syntax = transfer_syntax(dataset)
-    if syntax not in _NATIVE:
-        values, is_rgb = decode_frame(_first_frame(data), syntax, form)
-        bits_as_stored = syntax == _RLE
-    else:
-        values, is_rgb = _native(_byte_order(dataset, data, form, syntax), form, syntax == BIG_ENDIAN), False
-        bits_as_stored = True
-    shift = form.high_bit + 1 - form.bits_stored if bits_as_stored else 0
-    return _significant_bits(values >> shift if shift else values, form), is_rgb
 
+    def __init__(self, dataset: Dataset) -> None:
+        self._syntax = transfer_syntax(dataset)
+        if self._syntax not in _NATIVE:
+            refuse_syntax(self._syntax)
+        keyword = _pixel_keyword(dataset)
+        data = value(dataset, keyword)
+        if not isinstance(data, bytes) or not data:
+            raise NotAnImageError(f"the pixel data of this DICOM object ({keyword}) is empty or unreadable")
+        self.form: FrameFormat = frame_format(dataset)
+        self.count: int = frame_count(dataset)
+        self._native: NativeFrames | None = None
+        self._encapsulated: EncapsulatedFrames | None = None
+        if self._syntax in _NATIVE:
+            self._native = self._native_frames(dataset, keyword, data)
+        else:
+            self._encapsulated = EncapsulatedFrames(data, self.count, _extended_offsets(dataset))
 
-def _byte_order(dataset: Dataset, data: bytes, form: FrameFormat, syntax: str) -> bytes:
-    """Return big-endian bytes of 8-bit pixels, which were written two to a word, in order (PS3.5 A.3)."""
-    if syntax != BIG_ENDIAN or form.bits_allocated != 8 or dataset["PixelData"].VR != "OW":
-        return data
-    return np.frombuffer(data[: len(data) // 2 * 2], ">u2").astype("<u2").tobytes()
-
-
-def _first_frame(data: bytes) -> bytes:
-    try:
-        return next(generate_frames(data, number_of_frames=1))
-    # damaged item headers surface as various exceptions
-    except Exception as error:
-        raise TruncatedError(
-            f"the encapsulated pixel data holds no complete frame ({type(error).__name__})"
-        ) from None
-
-
-def _native(data: bytes, form: FrameFormat, big_endian: bool) -> npt.NDArray[Any]:
-    if form.photometric == "YBR_FULL_422" and form.samples == 3:
-        return _native_422(data, form)
-    dtype = np.dtype(f"u{form.dtype.itemsize}").newbyteorder(">" if big_endian else "<")
-    count = int(np.prod(form.shape))
-    expected = count * dtype.itemsize
-    if len(data) < expected:
-        raise TruncatedError(
-            f"the header says {expected} bytes of pixel data, the file holds {len(data)}; "
-            "copy or export it again"
+    def _native_frames(self, dataset: Dataset, keyword: str, data: bytes) -> NativeFrames:
+        if has_undefined_length(dataset, keyword) and looks_encapsulated(data):
+            raise DecodeError(
+                "the transfer syntax is an uncompressed one, but the pixel data is encapsulated "
+                "as compressed data is; the header is wrong"
+            )
+        return NativeFrames(
+            data,
+            self.form,
+            self.count,
+            big_endian=self._syntax == BIG_ENDIAN,
+            words=representation(dataset, keyword) == "OW",
         )
-    values = np.frombuffer(data, dtype, count)
-    if form.samples == 1:
-        shaped = values.reshape(form.shape)
-    elif form.planar:
-        shaped = np.moveaxis(values.reshape(form.samples, form.rows, form.columns), 0, -1)
-    else:
-        shaped = values.reshape(form.shape)
-    foreign = big_endian != (sys.byteorder == "big") and dtype.itemsize > 1
-    return shaped.astype(dtype.newbyteorder("=")) if foreign else shaped
+
+    def stored(self, number: int) -> tuple[npt.NDArray[Any], bool]:
+        """
+        Decode one frame; no other one is touched.
+
+        Parameters
+        ----------
+        number : int
+            From 0.
+
+        Returns
+        -------
+        values : numpy.ndarray
+            (rows, columns) or (rows, columns, 3) in the byte order of this machine, maybe not writable.
+        is_rgb : bool
+            Whether colors are RGB, as decoders of color codestreams give them.
+
+        Raises
+        ------
+        IndexError
+            If there is no such frame.
+        TruncatedError, DecodeError
+            If it is damaged.
+        MissingDependencyError
+            If a codec is not installed.
+        """
+        if not 0 <= number < self.count:
+            raise IndexError(f"there is no frame {number} of {self.count}")
+        form = self.form
+        if self._encapsulated is not None:
+            frame = decode_frame(self._encapsulated.codestream(number), self._syntax, form, number)
+            if self._syntax not in _WHOLE_SAMPLES:
+                return _interpreted(frame, form, number), frame.is_rgb
+            return _significant_bits(frame.values, form), frame.is_rgb
+        assert self._native is not None
+        return _significant_bits(self._native.frame(number), form), form.photometric == "RGB"
 
 
-def _native_422(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
-    """Luminance of two pixels, then the color differences that they share (PS3.3 C.7.6.3.1.2)."""
-    expected = form.rows * form.columns * 2
-    if len(data) < expected or form.columns % 2 or form.bits_allocated != 8:
-        raise TruncatedError(
-            f"YBR_FULL_422 of {form.rows}×{form.columns} takes {expected} bytes, the file holds {len(data)}"
-        )
-    pairs = np.frombuffer(data, np.uint8, expected).reshape(form.rows, form.columns // 2, 4)
-    values = np.empty(form.shape, np.uint8)
-    values[:, 0::2, 0], values[:, 1::2, 0] = pairs[..., 0], pairs[..., 1]
-    values[..., 1:] = np.repeat(pairs[..., 2:], 2, axis=1)
-    return values
+def _pixel_keyword(dataset: Dataset) -> str:
+    found = [keyword for keyword in _PIXELS if is_there(dataset, keyword)]
+    if not found:
+        raise NotAnImageError("this DICOM object has no pixel data")
+    if len(found) > 1:
+        raise DecodeError(f"pixel data is there more than once ({', '.join(found)}); the file is damaged")
+    return found[0]
+
+
+def _extended_offsets(dataset: Dataset) -> tuple[list[int], list[int]] | None:
+    """Return the Extended Offset Table and its lengths (PS3.3 C.7.6.3.1.8), where both are whole."""
+    tables = [value(dataset, f"ExtendedOffsetTable{suffix}") for suffix in ("", "Lengths")]
+    if not all(isinstance(table, bytes) and table for table in tables):
+        return None
+    offsets, lengths = (np.frombuffer(t[: len(t) // 8 * 8], "<u8").tolist() for t in tables)
+    return (offsets, lengths) if len(offsets) == len(lengths) else None
 
 
 def _significant_bits(values: npt.NDArray[Any], form: FrameFormat) -> npt.NDArray[Any]:
-    """Drop the bits above the value, which may hold anything, and extend the sign (PS3.5 8.1.1)."""
+    """Drop the bits around the value, which may hold anything, and extend the sign (PS3.5 8.1.1)."""
+    if values.dtype.kind != "u" or form.bits_allocated == 1:
+        return values
+    shift = form.high_bit + 1 - form.bits_stored
+    values = values.astype(f"u{form.dtype.itemsize}", copy=False)
+    return _low_bits(values >> shift if shift else values, form.bits_stored, form)
+
+
+def _low_bits(values: npt.NDArray[Any], bits: int, form: FrameFormat) -> npt.NDArray[Any]:
+    """Interpret the lowest bits of unsigned values as the header says."""
+    unused = 8 * values.dtype.itemsize - bits
+    if form.signed:
+        container = values.view(f"i{values.dtype.itemsize}")
+        return (container << unused) >> unused if unused else container
+    return values & values.dtype.type(2**bits - 1) if unused else values
+
+
+def _interpreted(frame: DecodedFrame, form: FrameFormat, number: int) -> npt.NDArray[Any]:
+    """Bring precision and sign of a codestream together with the header; see :class:`StoredFrames`."""
+    values = frame.values
     if values.dtype.kind == "i":
-        # the codestream is signed itself: its values are final
         return values
-    if form.bits_stored < 8 * values.dtype.itemsize:
-        values = values & values.dtype.type(2**form.bits_stored - 1)
-    if not form.signed:
+    if values.dtype.itemsize > form.dtype.itemsize and int(values.max()) >> form.bits_allocated:
+        raise DecodeError(
+            f"the codestream of frame {number + 1} has values of more than {form.bits_allocated} bits, which "
+            "the header says are allocated; it is wrong"
+        )
+    values = values.astype(f"u{form.dtype.itemsize}", copy=False)
+    if frame.is_lossy and not form.signed:
         return values
-    if form.bits_stored == form.bits_allocated:
-        return values.astype(f"u{form.dtype.itemsize}", copy=False).view(form.dtype)
-    container = values.astype(f"u{form.dtype.itemsize}", copy=False).view(form.dtype)
-    unused = 8 * form.dtype.itemsize - form.bits_stored
-    extended: npt.NDArray[Any] = (container << unused) >> unused
-    return extended
+    bits = form.bits_stored
+    if form.signed and 0 < frame.sign_bits < bits:
+        bits = frame.sign_bits
+    return _low_bits(values, bits, form)

@@ -1,107 +1,141 @@
-"""Instances into series that can be stacked."""
+"""Frames into groups that can be stacked: one series of the scanner can hold several."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Final
 
-import numpy as np
+from medimg.io.dicom.repetition import Repetition, split_repetitions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Sequence
+    from collections.abc import Hashable, Iterable, Sequence
 
-    from medimg.io.dicom.header import Instance
+    from medimg.io.dicom.header import Frame, Instance
 
-__all__ = ["group_instances"]
+__all__ = ["Group", "group_frames"]
 
 _ORIENTATION_TOLERANCE: Final = 1e-4
 _SPACING_TOLERANCE: Final = 1e-3
-#: What tells images at one position apart, in the order in which it is tried.
-_DISTINCTIONS: Final[tuple[Callable[[Instance], Any], ...]] = (
-    lambda i: i.echo_number,
-    lambda i: i.acquisition_number,
-    lambda i: i.image_type[2:],
-)
+#: Modalities whose images are slices, even where their position is not in the file.
+_SLICED: Final = frozenset({"CT", "MR", "PT"})
 
 
-def group_instances(instances: Iterable[Instance]) -> list[tuple[str, list[Instance]]]:
+@dataclass(frozen=True, slots=True)
+class Group:
     """
-    Group instances that belong into one stack.
+    Frames that make up one volume.
 
-    By Series Instance UID, then size, color, localizer or not, orientation and pixel spacing; by echo,
-    acquisition or Image Type where these tell images at the same positions apart. An image without a place
-    in the patient, such as an X-ray or an ultrasound picture, is a group of its own, unless it is a slice
-    of a CT, MR or PET.
+    Attributes
+    ----------
+    uid : str
+        Series Instance UID, with "#2", "#3", … where a series holds several groups.
+    content : Repetition
+        Its frames, channel by channel.
+    notes : tuple of str
+        What deserves a second look.
+    """
+
+    uid: str
+    content: Repetition
+    notes: tuple[str, ...]
+
+    @property
+    def instances(self) -> list[Instance]:
+        """Its files, each once."""
+        frames = (frame for channel in self.content.channels for frame in channel)
+        return list({id(f.instance): f.instance for f in frames}.values())
+
+
+def group_frames(instances: Iterable[Instance]) -> list[Group]:
+    """
+    Group the frames of files into volumes.
+
+    By Series Instance UID, and patient, study and Series Number, which a constant UID of a careless
+    anonymizer can't mix up; by size, color, localizer or not, orientation and pixel spacing; and where
+    images lie at the same positions, as :func:`medimg.io.dicom.repetition.split_repetitions` says. Files
+    without Series Instance UID go by folder, study and Series Number. An image without a place in the
+    patient, such as an X-ray or an ultrasound clip, is a group of its own, unless it is a slice of a CT, MR
+    or PET.
 
     Returns
     -------
-    list of (str, list of Instance)
-        The identifier of each group, which is the Series Instance UID as long as the series is one group,
-        and its instances.
+    list of Group
     """
-    by_series: dict[str, list[Instance]] = defaultdict(list)
+    by_series: dict[Hashable, list[Instance]] = defaultdict(list)
     for instance in instances:
-        by_series[instance.series_uid or f"no series UID: {instance.path}"].append(instance)
-    result = []
-    for uid, members in by_series.items():
-        groups = [part for alike in _by_appearance(members) for part in _by_repetition(alike)]
-        groups.sort(key=lambda g: (min(i.instance_number or 0 for i in g), min(i.path for i in g)))
-        result += [(uid if n == 0 else f"{uid}#{n + 1}", group) for n, group in enumerate(groups)]
+        by_series[_series_key(instance)].append(instance)
+    result: list[Group] = []
+    numbers: dict[str, int] = defaultdict(int)
+    for members in by_series.values():
+        uid, notes = _named(members)
+        frames = [frame for instance in members for frame in instance.frames]
+        parts = [part for alike in _by_appearance(frames) for part in split_repetitions(alike)]
+        parts.sort(key=lambda part: min(frame.order for channel in part.channels for frame in channel))
+        for part in parts:
+            numbers[uid] += 1
+            suffix = f"#{numbers[uid]}" if numbers[uid] > 1 else ""
+            found = dict.fromkeys(n for channel in part.channels for f in channel for n in f.instance.notes)
+            result.append(Group(uid + suffix, part, (*notes, *part.notes, *found)))
     return result
 
 
-def _by_appearance(members: list[Instance]) -> list[list[Instance]]:
-    alike: dict[Hashable, list[list[Instance]]] = defaultdict(list)
-    for instance in members:
+def _series_key(instance: Instance) -> Hashable:
+    where = "" if instance.series_uid else str(PurePath(instance.path).parent)
+    return (
+        instance.series_uid,
+        instance.patient_id,
+        instance.study_uid,
+        instance.series_number,
+        instance.modality,
+        where,
+    )
+
+
+def _named(members: Sequence[Instance]) -> tuple[str, tuple[str, ...]]:
+    if members[0].series_uid:
+        return members[0].series_uid, ()
+    uid = f"no series UID: {min(m.path for m in members)}"
+    if len(members) == 1:
+        return uid, ()
+    return uid, ("no Series Instance UID: grouped by folder, study, Series Number and appearance",)
+
+
+def _by_appearance(frames: Sequence[Frame]) -> list[list[Frame]]:
+    alike: dict[Hashable, list[list[Frame]]] = defaultdict(list)
+    for frame in frames:
+        instance = frame.instance
         key = (
-            instance.modality,
+            instance.sop_class_uid,
             instance.rows,
             instance.columns,
-            instance.samples,
-            instance.photometric == "PALETTE COLOR",
-            instance.is_localizer,
-            instance.is_multiframe,
-            None if instance.has_place or instance.modality in {"CT", "MR", "PT"} else instance.path,
+            instance.is_color,
+            frame.is_localizer,
+            None if frame.has_place or instance.modality in _SLICED else instance.path,
         )
         for group in alike[key]:
-            if _same_geometry(group[0], instance):
-                group.append(instance)
+            if _same_geometry(group[0], frame):
+                group.append(frame)
                 break
         else:
-            alike[key].append([instance])
+            alike[key].append([frame])
     return [group for groups in alike.values() for group in groups]
 
 
-def _same_geometry(one: Instance, other: Instance) -> bool:
+def _same_geometry(one: Frame, other: Frame) -> bool:
     """Whether two images have the same orientation and pixel spacing, as far as they say."""
-    return _close(one.orientation, other.orientation, atol=_ORIENTATION_TOLERANCE) and _close(
-        one.pixel_spacing, other.pixel_spacing, rtol=_SPACING_TOLERANCE
+    a, b = one.facts, other.facts
+    return _close(a.orientation, b.orientation, atol=_ORIENTATION_TOLERANCE) and _close(
+        a.pixel_spacing, b.pixel_spacing, rtol=_SPACING_TOLERANCE
     )
 
 
 def _close(
     one: Sequence[float] | None, other: Sequence[float] | None, *, rtol: float = 0.0, atol: float = 0.0
 ) -> bool:
+    if one is other:
+        return True
     if one is None or other is None:
-        return one is other
-    return bool(np.allclose(one, other, rtol=rtol, atol=atol))
-
-
-def _by_repetition(group: list[Instance]) -> list[list[Instance]]:
-    """Split a group in which positions repeat, where an attribute tells the repetitions apart."""
-    if not _repeats(group):
-        return [group]
-    for distinction in _DISTINCTIONS:
-        parts: dict[Hashable, list[Instance]] = defaultdict(list)
-        for instance in group:
-            parts[distinction(instance)].append(instance)
-        if len(parts) > 1 and not any(_repeats(part) for part in parts.values()):
-            return list(parts.values())
-    return [group]
-
-
-def _repeats(group: Sequence[Instance]) -> bool:
-    """Whether different instances lie at one position; a copy of a file is no repetition."""
-    distinct = {i.sop_instance_uid or i.path: i.position for i in group}
-    places = [tuple(np.round(position, 2)) for position in distinct.values() if position is not None]
-    return len(set(places)) < len(places)
+        return False
+    return all(abs(a - b) <= atol + rtol * abs(b) for a, b in zip(one, other, strict=True))

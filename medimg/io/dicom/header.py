@@ -1,90 +1,106 @@
-"""The facts of one DICOM instance that grouping, sorting and geometry need, without its pixels."""
+"""DICOM files into instances, and instances into frames, without their pixels."""
 
 from __future__ import annotations
 
-import zlib
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
 
-import pydicom
-from pydicom.errors import InvalidDicomError
-from pydicom.uid import UID
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
-from medimg.errors import DecodeError, NotAnImageError, ReadError, TruncatedError
-from medimg.io.dicom.attributes import (
-    code,
-    codes,
-    description,
-    floats,
-    identifier,
-    integer,
-    quiet_pydicom,
-    text,
-)
+from medimg.errors import DecodeError, NotAnImageError
+from medimg.io.blob import Blob, as_blob
+from medimg.io.dicom import facts
+from medimg.io.dicom.attributes import code, description, identifier, integer, is_there, quiet_pydicom, text
+from medimg.io.dicom.mosaic import MOSAIC_TAGS, Mosaic, mosaic_of
+from medimg.io.dicom.opening import looks_like_dicom, open_dataset
+from medimg.io.dicom.views import FrameViews
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pydicom.dataset import Dataset
 
-__all__ = ["Instance", "looks_like_dicom", "open_dataset", "read_instance"]
+    from medimg.io.dicom.facts import Labels
 
-_TAGS: Final = [
-    "AcquisitionNumber",
+__all__ = ["Frame", "Instance", "looks_like_dicom", "open_dataset", "read_instance"]
+
+_TAGS: Final[list[str | int]] = [
+    *facts.FACT_TAGS,
+    *MOSAIC_TAGS,
     "BitsAllocated",
     "Columns",
-    "EchoNumbers",
-    "ImageOrientationPatient",
-    "ImagePositionPatient",
-    "ImageType",
-    "ImagerPixelSpacing",
     "InstanceNumber",
     "MediaStorageSOPClassUID",
     "Modality",
-    "NominalScannedPixelSpacing",
     "NumberOfFrames",
     "PatientID",
+    "PerFrameFunctionalGroupsSequence",
     "PhotometricInterpretation",
-    "PixelAspectRatio",
-    "PixelSpacing",
     "Rows",
     "SOPClassUID",
     "SOPInstanceUID",
     "SamplesPerPixel",
     "SeriesDescription",
     "SeriesInstanceUID",
-    "SpacingBetweenSlices",
+    "SeriesNumber",
+    "SharedFunctionalGroupsSequence",
     "StudyInstanceUID",
+    "TotalPixelMatrixColumns",
 ]
 
-#: Bounds beyond which a length can't be meant: no patient is larger than 10 m, nor a pixel smaller than 1 nm.
-_FARTHEST_MM: Final = 1e5
-_LEAST_MM: Final = 1e-6
-_MOST_MM: Final = 1e4
+#: An item of a compressed frame has a header of 8 bytes, and the least codestream is no shorter.
+_LEAST_FRAME_BYTES: Final = 16
+_DEFLATION: Final = 1032
+_SLIDE_MICROSCOPY: Final = "1.2.840.10008.5.1.4.1.1.77.1.6"
 
-_STORAGE: Final = "1.2.840.10008.5.1.4.1.1."
-#: Enhanced and legacy converted CT, MR and PET, XA and XRF, segmentations, parametric maps, and their like.
-_WITH_FUNCTIONAL_GROUPS: Final = frozenset(
-    _STORAGE + suffix
-    for suffix in (
-        "2.1", "2.2", "4.1", "4.3", "4.4", "6.2", "12.1.1", "12.2.1", "13.1.1", "13.1.2", "13.1.3",
-        "13.1.4", "13.1.5", "14.1", "14.2", "30", "66.4", "77.1.6", "128.1", "130",
-    )
-)  # fmt: skip
 
-_DEFLATED: Final = b"1.2.840.10008.1.2.1.99"
-_MOST_INFLATED: Final = 2**28
+@dataclass(frozen=True, slots=True)
+class FrameFacts:
+    """
+    What is known of one frame.
+
+    Attributes
+    ----------
+    number : int
+        Its place in the pixel data, from 0.
+    corner : tuple of 2 ints or None
+        (row, column) of its first pixel in the stored picture, where that is a mosaic of several.
+    position : tuple of 3 floats or None
+        LPS millimeters of the center of the first pixel; None where unknown.
+    orientation : tuple of 6 floats or None
+        Direction of the rows, then of the columns.
+    pixel_spacing : tuple of 2 floats or None
+        Between rows, then between columns, in millimeters.
+    slice_spacing, slice_thickness : float or None
+        Spacing Between Slices and Slice Thickness, in millimeters.
+    image_type : tuple of str
+        Frame Type or Image Type.
+    kinds, moments : tuple of Label
+        What tells frames at one position apart.
+    """
+
+    number: int
+    corner: tuple[int, int] | None
+    position: tuple[float, float, float] | None
+    orientation: tuple[float, ...] | None
+    pixel_spacing: tuple[float, float] | None
+    slice_spacing: float | None
+    slice_thickness: float | None
+    image_type: tuple[str, ...]
+    kinds: Labels
+    moments: Labels
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
     """
-    One DICOM file that holds an image; what identifies the patient stays out of its repr.
+    One DICOM file that holds images; what identifies the patient stays out of its repr.
 
-    Attributes carry the names of their DICOM attributes; positions and spacings are in millimeters, and
-    None where the file has none or they are unusable.
+    Attributes carry the names of their DICOM attributes. `rows` and `columns` are those of one frame: of a
+    tile, where the file is a mosaic.
     """
 
-    path: str = field(repr=False)
+    blob: Blob = field(repr=False)
     sop_class_uid: str
     sop_instance_uid: str = field(repr=False)
     series_uid: str = field(repr=False)
@@ -92,150 +108,58 @@ class Instance:
     patient_id: str = field(repr=False)
     modality: str
     description: str = field(repr=False)
+    series_number: int | None
     instance_number: int | None
-    acquisition_number: int | None
-    echo_number: int | None
-    image_type: tuple[str, ...]
     rows: int
     columns: int
     samples: int
-    frames: int
-    bits_allocated: int
     photometric: str
-    position: tuple[float, float, float] | None
-    orientation: tuple[float, ...] | None
-    pixel_spacing: tuple[float, float] | None
-    spacing_between_slices: float | None
     transfer_syntax: str
+    facts: tuple[FrameFacts, ...] = field(repr=False)
+    times: tuple[float, ...] | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
 
     @property
-    def is_localizer(self) -> bool:
-        """Whether this is a scout: Image Type value 3 is LOCALIZER (PS3.3 C.8.2.1.1.1)."""
-        return "LOCALIZER" in self.image_type[2:]
+    def path(self) -> str:
+        """The name of the file."""
+        return self.blob.name
 
     @property
-    def is_multiframe(self) -> bool:
-        """Whether geometry and rescale lie in functional groups, or there are several frames."""
-        return self.frames > 1 or self.sop_class_uid in _WITH_FUNCTIONAL_GROUPS
+    def frames(self) -> tuple[Frame, ...]:
+        """Its frames, in the order of the file."""
+        return tuple(Frame(self, f) for f in self.facts)
+
+    @property
+    def is_color(self) -> bool:
+        """Whether its pixels are read as red, green and blue."""
+        return self.samples == 3 or self.photometric == "PALETTE COLOR"
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One image of a DICOM file: the only one, a frame of many, or a tile of a mosaic."""
+
+    instance: Instance
+    facts: FrameFacts
 
     @property
     def has_place(self) -> bool:
         """Whether position and orientation in the patient are known."""
-        return self.position is not None and self.orientation is not None
+        return self.facts.position is not None and self.facts.orientation is not None
+
+    @property
+    def is_localizer(self) -> bool:
+        """Whether this is a scout: Image Type value 3 is LOCALIZER (PS3.3 C.8.2.1.1.1)."""
+        return "LOCALIZER" in self.facts.image_type[2:]
+
+    @property
+    def order(self) -> tuple[bool, int, str, int]:
+        """A key that sorts frames by Instance Number and their place in the file."""
+        number = self.instance.instance_number
+        return number is None, number or 0, self.instance.path, self.facts.number
 
 
-def looks_like_dicom(start: bytes) -> bool:
-    """
-    Tell from the first 132 bytes whether a file is DICOM.
-
-    A file without preamble counts if it starts with a plausible element of group 0002 or 0008.
-    """
-    if start[128:132] == b"DICM":
-        return True
-    group = start[:2]
-    if group not in {b"\x02\x00", b"\x08\x00"} or len(start) < 12 or start[3] != 0:
-        return False
-    explicit = start[4:6].isalpha() and start[4:6].isupper()
-    implicit_length = int.from_bytes(start[4:8], "little")
-    return explicit or implicit_length < 1024
-
-
-def open_dataset(path: str | Path, *, tags: list[str] | None = None) -> Dataset:
-    """
-    Read a DICOM file, with pixels unless only some tags are asked for.
-
-    Parameters
-    ----------
-    path : str or Path
-        The file.
-    tags : list of str, optional
-        Keywords; reading then ends before the pixel data.
-
-    Raises
-    ------
-    NotAnImageError
-        If it is no DICOM file.
-    TruncatedError
-        If it ends inside an element.
-    ReadError
-        If it can't be opened or parsed.
-    """
-    try:
-        with Path(path).open("rb") as file, quiet_pydicom():
-            start = file.read(132)
-            if not looks_like_dicom(start):
-                raise NotAnImageError(f"{path} is no DICOM file: neither preamble nor a first element")
-            _check_inflated_size(file, path)
-            file.seek(0)
-            no_preamble = start[128:132] != b"DICM"
-            if tags is None:
-                return pydicom.dcmread(file, force=no_preamble)
-            return pydicom.dcmread(file, force=no_preamble, stop_before_pixels=True, specific_tags=list(tags))
-    except FileNotFoundError:
-        raise ReadError(f"there is no file {path}") from None
-    except OSError as error:
-        raise ReadError(f"{path} can't be opened: {error.strerror or type(error).__name__}") from None
-    except ReadError:
-        raise
-    except InvalidDicomError:
-        raise NotAnImageError(f"{path} is no DICOM file") from None
-    except EOFError:
-        raise TruncatedError(f"{path} ends inside a DICOM element; copy or export it again") from None
-    # pydicom raises many kinds of exception on damaged files, and their texts can hold patient data
-    except Exception as error:
-        raise ReadError(f"{path} is damaged: parsing it as DICOM failed ({type(error).__name__})") from None
-
-
-def _check_inflated_size(file: BinaryIO, path: str | Path) -> None:
-    """Refuse a deflated file that would fill the memory, before pydicom inflates it."""
-    file.seek(132)
-    start = file.read(4096)
-    if start[:4] != b"\x02\x00\x00\x00" or _DEFLATED not in start:
-        return
-    file.seek(144 + int.from_bytes(start[8:12], "little"))
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    size = 0
-    while block := inflater.unconsumed_tail or file.read(2**20):
-        size += len(inflater.decompress(block, 2**24))
-        if size > _MOST_INFLATED:
-            raise DecodeError(f"{path} inflates to more than {_MOST_INFLATED >> 20} MB; inflate it first")
-
-
-def _pixel_spacing(dataset: Dataset) -> tuple[float, float] | None:
-    for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
-        spacing = floats(dataset, keyword, 2)
-        if spacing is not None and min(spacing) >= _LEAST_MM and max(spacing) <= _MOST_MM:
-            return spacing[0], spacing[1]
-    aspect = floats(dataset, "PixelAspectRatio", 2)
-    if aspect is not None and min(aspect) > 0 and 1e-2 <= aspect[0] / aspect[1] <= 1e2:
-        return aspect[0] / aspect[1], 1.0
-    return None
-
-
-def _position(dataset: Dataset) -> tuple[float, float, float] | None:
-    position = floats(dataset, "ImagePositionPatient", 3)
-    if position is None or max(abs(v) for v in position) > _FARTHEST_MM:
-        return None
-    return position[0], position[1], position[2]
-
-
-def _orientation(dataset: Dataset) -> tuple[float, ...] | None:
-    orientation = floats(dataset, "ImageOrientationPatient", 6)
-    return orientation if orientation is not None and max(abs(v) for v in orientation) <= 2 else None
-
-
-def _slice_spacing(dataset: Dataset) -> float | None:
-    """Spacing Between Slices, which may be negative; None where it is absent or absurd."""
-    spacing = floats(dataset, "SpacingBetweenSlices", 1)
-    return abs(spacing[0]) if spacing and _LEAST_MM <= abs(spacing[0]) <= _MOST_MM else None
-
-
-def _kind(sop_class: str) -> str:
-    name = UID(sop_class).name
-    return name if name != sop_class else "unknown SOP class"
-
-
-def read_instance(path: str | Path) -> Instance:
+def read_instance(source: str | Path | Blob) -> Instance:
     """
     Read what :class:`Instance` holds from a DICOM file; its pixels are not touched.
 
@@ -244,19 +168,30 @@ def read_instance(path: str | Path) -> Instance:
     NotAnImageError
         If the file is no DICOM file, or an object without pixels.
     ReadError
-        If it can't be opened or parsed.
+        If it can't be opened or parsed, or contradicts itself.
     """
+    blob = as_blob(source)
     with quiet_pydicom():
-        return _instance(str(path), open_dataset(path, tags=_TAGS))
+        return _instance(blob, open_dataset(blob, tags=_TAGS))
 
 
-def _instance(path: str, dataset: Dataset) -> Instance:
+def _instance(blob: Blob, dataset: Dataset) -> Instance:
     sop_class = identifier(dataset, "SOPClassUID") or identifier(dataset.file_meta, "MediaStorageSOPClassUID")
     rows, columns = integer(dataset, "Rows"), integer(dataset, "Columns")
     if not rows or not columns or rows < 0 or columns < 0:
-        raise NotAnImageError(f"{path} is a DICOM object without pixels ({_kind(sop_class)})")
+        raise NotAnImageError(f"{blob.name} is a DICOM object without pixels ({_kind(sop_class)})")
+    if _is_slide(dataset, sop_class):
+        raise NotAnImageError(
+            f"{blob.name} is a whole slide image: its frames are tiles of a pyramid, not slices; "
+            "read it with a library made for slides, such as wsidicom"
+        )
+    count = _frame_count(blob, dataset)
+    views = FrameViews(dataset, count)
+    mosaic = mosaic_of(views[0]) if count == 1 else None
+    if mosaic is not None:
+        rows, columns = mosaic.rows, mosaic.columns
     return Instance(
-        path=path,
+        blob=blob,
         sop_class_uid=sop_class,
         sop_instance_uid=identifier(dataset, "SOPInstanceUID"),
         series_uid=identifier(dataset, "SeriesInstanceUID"),
@@ -264,19 +199,67 @@ def _instance(path: str, dataset: Dataset) -> Instance:
         patient_id=text(dataset, "PatientID"),
         modality=code(dataset, "Modality"),
         description=description(dataset, "SeriesDescription"),
+        series_number=integer(dataset, "SeriesNumber"),
         instance_number=integer(dataset, "InstanceNumber"),
-        acquisition_number=integer(dataset, "AcquisitionNumber"),
-        echo_number=integer(dataset, "EchoNumbers"),
-        image_type=codes(dataset, "ImageType"),
         rows=rows,
         columns=columns,
         samples=integer(dataset, "SamplesPerPixel") or 1,
-        frames=max(1, integer(dataset, "NumberOfFrames") or 1),
-        bits_allocated=integer(dataset, "BitsAllocated") or 16,
         photometric=code(dataset, "PhotometricInterpretation", "MONOCHROME2"),
-        position=_position(dataset),
-        orientation=_orientation(dataset),
-        pixel_spacing=_pixel_spacing(dataset),
-        spacing_between_slices=_slice_spacing(dataset),
         transfer_syntax=identifier(dataset.file_meta, "TransferSyntaxUID"),
+        facts=_frames(views) if mosaic is None else _tiles(views[0], mosaic),
+        notes=mosaic.notes if mosaic else (),
+    )
+
+
+def _is_slide(dataset: Dataset, sop_class: str) -> bool:
+    slide = sop_class == _SLIDE_MICROSCOPY or is_there(dataset, "TotalPixelMatrixColumns")
+    return slide and (integer(dataset, "NumberOfFrames") or 1) > 1
+
+
+def _kind(sop_class: str) -> str:
+    name = UID(sop_class).name
+    return name if name != sop_class else "unknown SOP class"
+
+
+def _frame_count(blob: Blob, dataset: Dataset) -> int:
+    """Return Number of Frames, if the file is large enough for as many."""
+    count = max(1, integer(dataset, "NumberOfFrames") or 1)
+    if count == 1:
+        return 1
+    deflated = identifier(dataset.file_meta, "TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
+    size = blob.size() * (_DEFLATION if deflated else 1)
+    if count > size // _LEAST_FRAME_BYTES:
+        raise DecodeError(f"{blob.name} declares {count} frames, but is only {size} bytes long")
+    return count
+
+
+def _tiles(view: Dataset, mosaic: Mosaic) -> tuple[FrameFacts, ...]:
+    whole = _facts(0, view)
+    places = zip(mosaic.corners, mosaic.positions, strict=True)
+    return tuple(replace(whole, corner=corner, position=position) for corner, position in places)
+
+
+def _frames(views: FrameViews) -> tuple[FrameFacts, ...]:
+    count = len(views)
+    if views.differ:
+        return tuple(_facts(number, view) for number, view in enumerate(views))
+    first = _facts(0, views[0])
+    if count > 1:
+        # one position for all frames is that of none
+        first = replace(first, position=None, orientation=None)
+    return (first, *(replace(first, number=number) for number in range(1, count)))
+
+
+def _facts(number: int, view: Dataset) -> FrameFacts:
+    return FrameFacts(
+        number=number,
+        corner=None,
+        position=facts.position(view),
+        orientation=facts.orientation(view),
+        pixel_spacing=facts.pixel_spacing(view),
+        slice_spacing=facts.length(view, "SpacingBetweenSlices"),
+        slice_thickness=facts.length(view, "SliceThickness"),
+        image_type=facts.image_type(view),
+        kinds=facts.kinds(view),
+        moments=facts.moments(view),
     )

@@ -1,9 +1,9 @@
-"""The plan of a stack of single-frame instances: their order and their affine, before any pixel is read."""
+"""The plan of a volume: the order of its frames and its affine, before any pixel is read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 
@@ -12,112 +12,184 @@ from medimg.core.stacking import Stack, analyze_positions
 from medimg.errors import GeometryError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator
+
+    import numpy.typing as npt
 
     from medimg.core.volume import Space
-    from medimg.io.dicom.header import Instance
+    from medimg.io.dicom.grouping import Group
+    from medimg.io.dicom.header import Frame
 
 __all__ = ["StackPlan", "plan_stack"]
 
 _MISPLACED_MM: Final = 0.02
+_NO_SPACING: Final = "no pixel spacing in the file: 1 mm assumed"
+
+Frames: TypeAlias = "tuple[Frame, ...]"
 
 
 @dataclass(frozen=True, slots=True)
 class StackPlan:
     """
-    How instances become a stack.
+    How frames become a volume.
 
     Attributes
     ----------
-    instances : tuple of Instance
-        In the order of the slices.
+    channels : tuple of tuple of Frame
+        For each channel its frames, in the order of the slices; all of the same length.
+    names : tuple of str
+        A name for each channel; empty for a single one.
+    times : tuple of float or None
+        Seconds from the first channel, or of each frame of a cine.
     affine : numpy.ndarray
         (4, 4): index (d, h, w) to LPS millimeters.
     space : {"patient", "image"}
         Whether positions in the patient are known.
     stack : Stack or None
         The regularity of the positions, where they are known.
-    duplicates : tuple of (Instance, Instance)
-        Each instance left out, and the one kept at its position.
+    duplicates : tuple of (Frame, Frame)
+        Each frame left out, and the one kept at its position.
     notes : tuple of str
         What deserves a second look.
     """
 
-    instances: tuple[Instance, ...]
+    channels: tuple[Frames, ...]
+    names: tuple[str, ...]
+    times: tuple[float, ...] | None
     affine: geometry.Affine
     space: Space
     stack: Stack | None
-    duplicates: tuple[tuple[Instance, Instance], ...]
+    duplicates: tuple[tuple[Frame, Frame], ...]
     notes: tuple[str, ...]
 
-    def along(self, instance: Instance) -> float:
-        """Return the place of an instance along the direction from slice to slice, in millimeters."""
+    @property
+    def first(self) -> Frame:
+        """The first slice of the first channel."""
+        return self.channels[0][0]
+
+    @property
+    def depth(self) -> int:
+        """Number of slices."""
+        return len(self.channels[0])
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Each file that is used once, in the order of its first slice."""
+        return tuple(dict.fromkeys(f.instance.path for channel in self.channels for f in channel))
+
+    def along(self, frame: Frame) -> float:
+        """Return the place of a frame along the direction from slice to slice, in millimeters."""
         step = self.affine[:3, 0]
-        return float(np.asarray(instance.position) @ step / np.linalg.norm(step))
+        return float(_position(frame) @ step / np.linalg.norm(step))
 
 
-def plan_stack(instances: Sequence[Instance]) -> StackPlan:
+def plan_stack(group: Group) -> StackPlan:
     """
-    Sort instances by position, or by Instance Number where there is none, and find their affine.
+    Sort frames by position, or by Instance Number where there is none, and find their affine.
 
     Raises
     ------
     GeometryError
-        If the orientation is unsound.
+        If the orientation is unsound, or the order can't be known.
     """
-    by_number = sorted(instances, key=lambda i: (i.instance_number is None, i.instance_number or 0, i.path))
-    if all(i.has_place for i in by_number):
-        return _by_position(by_number)
-    return _by_number(by_number)
+    channels = [sorted(channel, key=lambda frame: frame.order) for channel in group.content.channels]
+    if all(frame.has_place for frame in channels[0]):
+        return _by_position(group, channels)
+    return _by_number(group, channels[0])
 
 
-def _by_number(instances: list[Instance]) -> StackPlan:
-    first = instances[0]
-    rows, columns = first.pixel_spacing or (1.0, 1.0)
-    notes = []
+def _by_number(group: Group, frames: list[Frame]) -> StackPlan:
+    facts = frames[0].facts
+    rows, columns = facts.pixel_spacing or (1.0, 1.0)
+    notes = list(group.notes)
+    instances = {id(frame.instance): frame.instance for frame in frames}
     if len(instances) > 1:
+        lacking = len({id(frame.instance) for frame in frames if not frame.has_place})
         notes.append(
-            f"positions are missing in {sum(not i.has_place for i in instances)} of {len(instances)} files: "
+            f"positions are missing in {lacking} of {len(instances)} files: "
             "sorted by Instance Number, with a nominal distance between slices"
         )
-        numbers = [i.instance_number for i in instances]
+        numbers = [instance.instance_number for instance in instances.values()]
         if None in numbers or len(set(numbers)) < len(numbers):
             raise GeometryError(
                 f"{len(instances)} files of one series have neither positions nor distinct Instance Numbers: "
                 "their order is unknown; read them one by one"
             )
-    if first.pixel_spacing is None:
-        notes.append("no pixel spacing in the file: 1 mm assumed")
-    affine = geometry.image_affine((first.spacing_between_slices or 1.0, rows, columns))
-    return StackPlan(tuple(instances), affine, "image", None, (), tuple(notes))
+    elif len(frames) > 1:
+        notes.append(f"{len(frames)} frames without positions are stacked in the order of the file")
+    if facts.pixel_spacing is None:
+        notes.append(_NO_SPACING)
+    affine = geometry.image_affine((facts.slice_spacing or 1.0, rows, columns))
+    times = frames[0].instance.times if len(instances) == 1 else None
+    return StackPlan((tuple(frames),), (), times, affine, "image", None, (), tuple(notes))
 
 
-def _by_position(instances: list[Instance]) -> StackPlan:
-    positions = [i.position for i in instances]
-    orientation = instances[0].orientation
+def _by_position(group: Group, channels: list[list[Frame]]) -> StackPlan:
+    first = channels[0]
+    facts = first[0].facts
+    orientation = facts.orientation
     assert orientation is not None  # has_place was checked
-    between = instances[0].spacing_between_slices or 1.0
-    stack = analyze_positions(np.asarray(positions), orientation, fallback_step=between)
-    ordered = tuple(instances[i] for i in stack.order)
-    spacing = ordered[0].pixel_spacing
-    origin = np.asarray(ordered[0].position)
-    affine = geometry.affine_from_slices(origin, stack.step, orientation, spacing or (1.0, 1.0))
-    notes = list(_notes(stack, ordered, affine))
-    if spacing is None:
-        notes.append("no pixel spacing in the file: 1 mm assumed")
-    duplicates = tuple((instances[left], instances[kept]) for left, kept in stack.duplicates)
-    return StackPlan(ordered, affine, "patient", stack, duplicates, tuple(notes))
+    positions = np.asarray([_position(frame) for frame in first])
+    alone = facts.slice_spacing or facts.slice_thickness or 1.0
+    stack = analyze_positions(positions, orientation, fallback_step=alone)
+    ordered = tuple(first[i] for i in stack.order)
+    origin = _position(ordered[0])
+    affine = geometry.affine_from_slices(origin, stack.step, orientation, facts.pixel_spacing or (1.0, 1.0))
+    sorted_channels = (ordered, *(_along(channel, stack.step) for channel in channels[1:]))
+    notes = [*group.notes, *_notes(stack, sorted_channels, affine)]
+    if facts.pixel_spacing is None:
+        notes.append(_NO_SPACING)
+    doubles = tuple((first[left], first[kept]) for left, kept in stack.duplicates)
+    content = group.content
+    return StackPlan(
+        channels=sorted_channels,
+        names=content.names,
+        times=content.times,
+        affine=affine,
+        space="patient",
+        stack=stack,
+        duplicates=(*content.copies, *doubles),
+        notes=tuple(notes),
+    )
 
 
-def _notes(stack: Stack, ordered: tuple[Instance, ...], affine: geometry.Affine) -> list[str]:
-    notes = []
+def _position(frame: Frame) -> npt.NDArray[np.float64]:
+    return np.asarray(frame.facts.position, dtype=np.float64)
+
+
+def _along(frames: list[Frame], step: npt.NDArray[np.float64]) -> Frames:
+    return tuple(sorted(frames, key=lambda frame: float(_position(frame) @ step)))
+
+
+def _notes(stack: Stack, channels: tuple[Frames, ...], affine: geometry.Affine) -> Iterator[str]:
     if stack.is_jittered:
-        notes.append(f"distances between slices vary by up to {stack.deviation:.1%} of {stack.gap:.4g} mm")
-    if not stack.missing and not stack.irregular:
-        index = [(d, 0, 0) for d in range(len(ordered))]
-        mapped = geometry.index_to_lps(affine, index)
-        positions = np.asarray([i.position for i in ordered])
-        off = float(np.linalg.norm(mapped - positions, axis=1).max())
-        if off > max(_MISPLACED_MM, 0.01 * stack.gap):
-            notes.append(f"the affine misses the stated position of a slice by up to {off:.3g} mm")
-    return notes
+        yield f"distances between slices vary by up to {stack.deviation:.1%} of {stack.gap:.4g} mm"
+    if stack.missing or stack.irregular:
+        return
+    off = max(_farthest_corner(channel, affine) for channel in channels)
+    if off > max(_MISPLACED_MM, 0.01 * stack.gap):
+        yield f"the affine misses the stated place of a slice by up to {off:.3g} mm"
+
+
+def _farthest_corner(frames: Frames, affine: geometry.Affine) -> float:
+    """
+    Return how far, in millimeters, the affine puts a corner of a slice from where the slice says it is.
+
+    The first and the last pixel of each slice are compared with its own position, orientation and spacing.
+    """
+    rows, columns = frames[0].instance.rows, frames[0].instance.columns
+    d = np.arange(len(frames), dtype=np.float64)
+    zero = np.zeros_like(d)
+    starts = np.asarray([_position(frame) for frame in frames])
+    off = np.abs(geometry.index_to_lps(affine, np.stack([d, zero, zero], axis=1)) - starts).max()
+    if any(frame.facts.pixel_spacing is None for frame in frames):
+        return float(off)
+    ends = starts + np.asarray([_diagonal(frame, rows, columns) for frame in frames])
+    last = np.stack([d, zero + rows - 1, zero + columns - 1], axis=1)
+    return float(max(off, np.abs(geometry.index_to_lps(affine, last) - ends).max()))
+
+
+def _diagonal(frame: Frame, rows: int, columns: int) -> npt.NDArray[np.float64]:
+    x, y = np.asarray(frame.facts.orientation, dtype=np.float64).reshape(2, 3)
+    between_rows, between_columns = frame.facts.pixel_spacing or (1.0, 1.0)
+    return np.asarray((rows - 1) * between_rows * y + (columns - 1) * between_columns * x)

@@ -11,8 +11,8 @@ import numpy as np
 from medimg.core.rescale import rescaled
 from medimg.core.window import LookupTable
 from medimg.errors import DecodeError
-from medimg.io.dicom.attributes import code, codes, is_there, number, whole
-from medimg.io.dicom.frames import frame_format, stored_values
+from medimg.io.dicom.attributes import code, codes, is_there, number, real, whole
+from medimg.io.dicom.colors import eight_bits, rgb_from_palette, rgb_from_ycc
 from medimg.io.dicom.voi import declared_voi, lookup_table
 
 if TYPE_CHECKING:
@@ -21,12 +21,11 @@ if TYPE_CHECKING:
 
     from medimg.core.volume import Photometric
     from medimg.core.window import Voi
-    from medimg.io.dicom.codecs import FrameFormat
+    from medimg.io.dicom.form import FrameFormat
 
-__all__ = ["SliceValues", "slice_values"]
+__all__ = ["SliceValues", "padding_mask", "slice_values"]
 
-# PS3.3 C.7.6.3.1.2: YBR_FULL back to RGB
-_RGB_FROM_YCC: Final = np.array([[1.0, 0.0, 1.402], [1.0, -0.344136, -0.714136], [1.0, 1.772, 0.0]])
+_SIGN: Final = "the codestream is signed, against Pixel Representation: its values are kept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,32 +60,40 @@ class SliceValues:
     transforms: tuple[str, ...]
 
 
-def slice_values(dataset: Dataset) -> SliceValues:
+def slice_values(view: Dataset, form: FrameFormat, stored: npt.NDArray[Any], *, is_rgb: bool) -> SliceValues:
     """
-    Decode a single-frame instance into modality values.
+    Turn the stored values of one frame into modality values.
+
+    Parameters
+    ----------
+    view : pydicom.Dataset
+        The attributes of that frame: rescale or Modality LUT, padding, windows, palette.
+    form : FrameFormat
+        Of the file.
+    stored : numpy.ndarray
+        (rows, columns) or (rows, columns, 3), as :meth:`StoredFrames.stored` gives them, or a part of these.
+    is_rgb : bool
+        Whether colors are RGB already.
 
     Raises
     ------
-    ReadError
-        If the pixel data is absent, truncated, damaged, or contradicts its header.
+    DecodeError
+        If attributes that the values depend on are damaged or contradict each other.
     """
-    form = frame_format(dataset)
-    stored, is_rgb = stored_values(dataset, form)
     if form.photometric == "PALETTE COLOR" or form.samples == 3:
-        return _color(dataset, form, stored, is_rgb=is_rgb)
-    if form.photometric not in {"MONOCHROME1", "MONOCHROME2"}:
-        raise DecodeError(f"Photometric Interpretation {form.photometric!r} with one sample per pixel")
-    padding = _padding(dataset, stored)
-    values, transform, is_calibrated = _modality(dataset, stored)
-    shape = code(dataset, "PresentationLUTShape")
+        return _color(view, form, stored, is_rgb=is_rgb)
+    padding = padding_mask(view, form, stored)
+    values, transform, is_calibrated = _modality(view, stored)
+    shape = code(view, "PresentationLUTShape")
+    steps = (_SIGN, transform) if stored.dtype.kind == "i" and not form.signed else (transform,)
     return SliceValues(
         array=values[None],
         padding=None if padding is None or not padding.any() else padding[None],
-        units=_units(dataset, is_calibrated=is_calibrated),
+        units=_units(view, is_calibrated=is_calibrated),
         photometric="MONOCHROME1" if form.photometric == "MONOCHROME1" else "MONOCHROME2",
         inverted=form.photometric == "MONOCHROME1" or shape == "INVERSE",
-        voi=declared_voi(dataset),
-        transforms=(transform,) if transform else (),
+        voi=declared_voi(view),
+        transforms=tuple(step for step in steps if step),
     )
 
 
@@ -101,6 +108,8 @@ def _units(dataset: Dataset, *, is_calibrated: bool) -> str:
 def _modality(dataset: Dataset, stored: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], str, bool]:
     """Return the values, the step, and whether the file says how to get there at all."""
     table = lookup_table(dataset, "ModalityLUTSequence")
+    if table is not None and stored.dtype.kind == "f":
+        raise DecodeError("a Modality LUT does not go with float pixel data")
     if table is not None:
         return _mapped(table, stored), f"modality LUT of {table.entries.size} entries", True
     absent = float("nan")
@@ -111,6 +120,9 @@ def _modality(dataset: Dataset, stored: npt.NDArray[Any]) -> tuple[npt.NDArray[A
         raise DecodeError("Rescale Slope is 0, so that all pixels would be equal")
     if (a, b) == (1.0, 0.0):
         return stored, "", is_calibrated
+    if stored.dtype.kind == "f":
+        values = (stored.astype(np.float64) * a + b).astype(stored.dtype)
+        return values, f"rescaled: {a:g} × stored + {b:g}", is_calibrated
     return rescaled(stored, a, b), f"rescaled: {a:g} × stored + {b:g}", is_calibrated
 
 
@@ -119,62 +131,58 @@ def _mapped(table: LookupTable, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.asarray(table.entries[np.clip(index, 0, table.entries.size - 1)])
 
 
-def _padding(dataset: Dataset, stored: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
-    if not is_there(dataset, "PixelPaddingValue"):
+def padding_mask(view: Dataset, form: FrameFormat, stored: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
+    """
+    Return where stored values are padding (PS3.3 C.7.5.1.1.2, C.7.6.24 for floats); None if none can be.
+
+    Pixel Padding Value and, if it is there, Pixel Padding Range Limit are the ends of a range, both
+    included.
+    """
+    if stored.dtype.kind == "f":
+        return _float_padding(view, "Double" if stored.dtype.itemsize == 8 else "", stored)
+    if not is_there(view, "PixelPaddingValue"):
         return None
-    value = whole(dataset, "PixelPaddingValue", 0)
-    limit = whole(dataset, "PixelPaddingRangeLimit", value)
-    ends = sorted(_as_stored(v, stored.dtype) for v in (value, limit))
+    value = whole(view, "PixelPaddingValue", 0)
+    limit = whole(view, "PixelPaddingRangeLimit", value)
+    ends = sorted(_as_stored(v, form, stored.dtype) for v in (value, limit))
+    # beyond the range of the type, nothing is equal
+    low, high = max(ends[0], int(np.iinfo(stored.dtype).min)), min(ends[1], int(np.iinfo(stored.dtype).max))
+    return np.asarray((stored >= low) & (stored <= high)) if low <= high else None
+
+
+def _float_padding(view: Dataset, kind: str, stored: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
+    value = real(view, f"{kind}FloatPixelPaddingValue")
+    if value is None:
+        return None
+    if math.isnan(value):
+        return np.asarray(np.isnan(stored))
+    limit = real(view, f"{kind}FloatPixelPaddingRangeLimit")
+    ends = np.sort(np.asarray([value, value if limit is None else limit]).astype(stored.dtype))
     return np.asarray((stored >= ends[0]) & (stored <= ends[1]))
 
 
-def _as_stored(value: int, dtype: np.dtype[Any]) -> int:
+def _as_stored(value: int, form: FrameFormat, dtype: np.dtype[Any]) -> int:
     """Read a value that was written with the other signedness than the pixels as what it stands for."""
     bits = 8 * dtype.itemsize
     if dtype.kind == "u" and value < 0:
         return value + (1 << bits)
     if dtype.kind == "i" and value >= 1 << (bits - 1):
         return value - (1 << bits)
+    if dtype.kind == "i" and 1 << (form.bits_stored - 1) <= value < 1 << form.bits_stored:
+        # too large to be a value, but its bits are those of a negative one
+        return value - (1 << form.bits_stored)
     return value
 
 
-def _color(dataset: Dataset, form: FrameFormat, stored: npt.NDArray[Any], *, is_rgb: bool) -> SliceValues:
-    step = ""
+def _color(view: Dataset, form: FrameFormat, stored: npt.NDArray[Any], *, is_rgb: bool) -> SliceValues:
     if form.photometric == "PALETTE COLOR":
-        values, step = _palette(dataset, stored), "palette applied"
-    elif is_rgb or form.photometric == "RGB":
-        values = stored
-    elif form.photometric in {"YBR_FULL", "YBR_FULL_422"}:
-        values, step = _rgb_from_ycc(stored, form.bits_stored), "YCbCr to RGB"
+        values, steps = rgb_from_palette(view, stored), ["palette applied"]
+    elif is_rgb:
+        values, steps = stored, []
     else:
-        raise DecodeError(f"Photometric Interpretation {form.photometric!r} is not supported")
+        values, steps = rgb_from_ycc(stored, form), ["YCbCr to RGB"]
     if values.dtype.itemsize > 1:
-        values, step = _eight_bits(values, form.bits_stored), f"{step} scaled to 8 bits".strip()
+        values = eight_bits(values, form.bits_stored)
+        steps.append("scaled to 8 bits")
     array = np.ascontiguousarray(np.moveaxis(values, -1, 0)).astype(np.uint8, copy=False)
-    return SliceValues(array, None, "raw", "RGB", False, (), (step,) if step else ())
-
-
-def _eight_bits(values: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
-    return (values.astype(np.int64) >> max(0, bits - 8)).astype(np.uint8)
-
-
-def _palette(dataset: Dataset, stored: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    from pydicom.pixels.processing import apply_color_lut
-
-    try:
-        everything = np.arange(2 ** min(16, whole(dataset, "BitsStored", 16)), dtype=np.uint16)
-        table = np.asarray(apply_color_lut(everything, dataset))[:, :3]
-    # damaged palettes surface as various exceptions
-    except Exception as error:
-        raise DecodeError(f"the color palette is damaged ({type(error).__name__})") from None
-    if table.dtype.itemsize > 1:
-        # by the whole table, so that a color does not depend on the others in the picture
-        table = _eight_bits(table, 16 if table.max() > 255 else 8)
-    return np.asarray(table[stored.astype(np.uint16) & (table.shape[0] - 1)])
-
-
-def _rgb_from_ycc(values: npt.NDArray[Any], bits: int) -> npt.NDArray[Any]:
-    half = 2.0 ** (bits - 1)
-    centered = values.astype(np.float64) - [0.0, half, half]
-    rgb = np.clip(np.rint(centered @ _RGB_FROM_YCC.T), 0, 2**bits - 1)
-    return np.asarray(rgb.astype(values.dtype))
+    return SliceValues(array, None, "raw", "RGB", False, (), tuple(steps))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from medimg.core.window import LookupTable, Voi, VoiFunction, Window
 from medimg.errors import DecodeError, PreprocessError
@@ -13,6 +12,7 @@ from medimg.io.dicom.attributes import (
     BIG_ENDIAN,
     code,
     description,
+    descriptions,
     floats,
     is_there,
     items,
@@ -22,9 +22,12 @@ from medimg.io.dicom.attributes import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy.typing as npt
     from pydicom.dataset import Dataset
 
-__all__ = ["declared_voi", "lookup_table"]
+__all__ = ["declared_voi", "lookup_table", "table_from"]
 
 
 def declared_voi(dataset: Dataset) -> tuple[Voi, ...]:
@@ -62,14 +65,46 @@ def _signed_input(dataset: Dataset) -> bool:
 
 
 def _table(item: Dataset, dataset: Dataset, *, signed_input: bool) -> LookupTable:
-    """
-    Read a LUT Descriptor and its data (PS3.3 C.11.1.1).
+    big_endian = transfer_syntax(dataset) == BIG_ENDIAN
+    return table_from(
+        item, "LUTDescriptor", value(item, "LUTData"), signed_input=signed_input, big_endian=big_endian
+    )
 
-    The first number is unsigned, 0 for 65536; the second is signed where the input is; the third is
-    unsigned.
+
+def table_from(
+    item: Dataset,
+    keyword: str,
+    data: Any,
+    *,
+    signed_input: bool,
+    big_endian: bool,
+    expand: Callable[..., Sequence[int]] | None = None,
+) -> LookupTable:
     """
-    descriptor = floats(item, "LUTDescriptor", 3)
-    data = value(item, "LUTData")
+    Read a table by its descriptor (PS3.3 C.11.1.1 and C.7.6.3.1.5).
+
+    Parameters
+    ----------
+    item : pydicom.Dataset
+        With the descriptor: the number of entries, unsigned, 0 for 65536; the first value that is mapped,
+        signed where the input is; bits of an entry.
+    keyword : str
+        Of the descriptor.
+    data : bytes or sequence of int
+        The entries. Those of 8 bits are written either packed or one in each word; the length tells.
+    signed_input : bool
+        Whether the values that are looked up can be negative.
+    big_endian : bool
+        The byte order of `data`, if it is bytes.
+    expand : callable, optional
+        Numbers, number of entries and ``bytes_each`` of the numbers to entries, where `data` is segmented.
+
+    Raises
+    ------
+    DecodeError
+        If the descriptor or the data is absent, or there are too few entries.
+    """
+    descriptor = floats(item, keyword, 3)
     if descriptor is None or data is None:
         raise DecodeError("a lookup table lacks its data, or its descriptor is not three numbers")
     count, first, bits = (int(n) for n in descriptor)
@@ -78,40 +113,42 @@ def _table(item: Dataset, dataset: Dataset, *, signed_input: bool) -> LookupTabl
         first -= 65536
     if not signed_input and first < 0:
         first += 65536
-    big_endian = transfer_syntax(dataset) == BIG_ENDIAN
-    entries = _entries(data, count, bits, ">u2" if big_endian else "<u2")
-    return LookupTable(first, entries, bits, description(item, "LUTExplanation"))
-
-
-def _entries(data: Any, count: int, bits: int, word: str) -> npt.NDArray[np.uint16]:
-    """Return the entries; those of 8 bits are written either packed or one in each word."""
-    if isinstance(data, bytes):
-        words = np.frombuffer(data[: len(data) // 2 * 2], word)
+    words = _words(data, big_endian=big_endian)
+    if expand is not None:
+        packed = bits <= 8
+        numbers = (words.astype("<u2").view(np.uint8) if packed else words).tolist()
+        entries = np.asarray(expand(numbers, count, bytes_each=1 if packed else 2), np.uint16)
     else:
-        words = np.atleast_1d(np.asarray(data, dtype=np.int64)).ravel().astype(np.uint16)
-    entries = words
-    if words.size < count and bits <= 8:
-        entries = np.frombuffer(data if isinstance(data, bytes) else words.astype("<u2").tobytes(), np.uint8)
+        entries = words
+        if words.size < count <= 2 * words.size:
+            entries, bits = words.astype("<u2").view(np.uint8), min(bits, 8)
     if entries.size < count:
         raise DecodeError(f"a lookup table of {count} entries holds {entries.size}")
-    return entries[:count].astype(np.uint16)
+    return LookupTable(first, entries[:count].astype(np.uint16), bits, description(item, "LUTExplanation"))
+
+
+def _words(data: Any, *, big_endian: bool) -> npt.NDArray[np.uint16]:
+    if isinstance(data, bytes):
+        return np.frombuffer(data[: len(data) // 2 * 2], ">u2" if big_endian else "<u2").astype(np.uint16)
+    try:
+        return np.atleast_1d(np.asarray(data, dtype=np.int64)).ravel().astype(np.uint16)
+    except (TypeError, ValueError, OverflowError):
+        raise DecodeError("a lookup table holds no whole numbers") from None
 
 
 def _windows(dataset: Dataset) -> list[Window]:
     centers, widths = floats(dataset, "WindowCenter"), floats(dataset, "WindowWidth")
     if centers is None or widths is None:
         return []
-    explained = value(dataset, "WindowCenterWidthExplanation") or ()
-    names = [explained] if isinstance(explained, str) else list(explained)
+    names = descriptions(dataset, "WindowCenterWidthExplanation")
     stated = code(dataset, "VOILUTFunction")
     function: VoiFunction = "SIGMOID" if stated == "SIGMOID" else "LINEAR"
     if stated == "LINEAR_EXACT":
         function = "LINEAR_EXACT"
     windows = []
     for place, (center, width) in enumerate(zip(centers, widths, strict=False)):
-        name = str(names[place]).strip() if place < len(names) else ""
         try:
-            windows.append(Window(center, width, function, name if name.isprintable() else ""))
+            windows.append(Window(center, width, function, names[place] if place < len(names) else ""))
         except PreprocessError:
             continue
     return windows

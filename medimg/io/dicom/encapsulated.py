@@ -1,0 +1,185 @@
+"""Compressed frames out of the fragments that hold them (PS3.5 A.4)."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+
+from medimg.errors import DecodeError, TruncatedError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["EncapsulatedFrames", "looks_encapsulated"]
+
+_ITEM: Final = b"\xfe\xff\x00\xe0"
+_HEADER: Final = 8
+#: More would be an attack on the memory.
+_MOST_FRAGMENTS: Final = 2**20
+#: JPEG and JPEG-LS, JPEG 2000, its file format, JPEG XL and its file format.
+_STARTS: Final = (
+    b"\xff\xd8\xff",
+    b"\xff\x4f\xff\x51",
+    b"\x00\x00\x00\x0cjP  ",
+    b"\xff\x0a",
+    b"\x00\x00\x00\x0cJXL ",
+)
+_MOST_SEGMENTS: Final = 15
+_RLE_HEADER: Final = 64
+
+
+class _Fragment(NamedTuple):
+    """Where the item of a fragment starts, from the first fragment's, and where its bytes lie."""
+
+    offset: int
+    start: int
+    stop: int
+
+
+def looks_encapsulated(data: bytes) -> bool:
+    """Whether pixel data starts with an item, as a Basic Offset Table does."""
+    return data[:4] == _ITEM
+
+
+class EncapsulatedFrames:
+    """
+    The codestreams of encapsulated pixel data.
+
+    Parameters
+    ----------
+    data : bytes
+        All of the pixel data, from the item of the Basic Offset Table on. What is no item after the last
+        one, a sequence delimiter or anything else, is ignored.
+    count : int
+        The number of frames.
+    extended : tuple of (sequence of int, sequence of int), optional
+        Extended Offset Table and Extended Offset Table Lengths (PS3.3 C.7.6.3.1.8).
+
+    Raises
+    ------
+    TruncatedError
+        If the fragments end before the frames do.
+    DecodeError
+        If the items are damaged, or no rule tells which fragments make up which frame.
+
+    Notes
+    -----
+    These rules are tried, and the first that gives the number of frames is followed: the Extended Offset
+    Table; the Basic Offset Table; both only if every entry meets the start of an item and they ascend;
+    as many fragments as frames; every fragment a codestream (the first ones count); a single frame; and
+    frames from each fragment on that starts as a codestream does. Fragments without a byte count for none.
+    """
+
+    def __init__(
+        self, data: bytes, count: int, extended: tuple[Sequence[int], Sequence[int]] | None = None
+    ) -> None:
+        self._data = memoryview(data)
+        table, fragments = _parsed(data, count)
+        self._lengths: Sequence[int] | None = None
+        groups = _by_offsets(fragments, extended[0], count) if extended else None
+        if extended and groups is not None and len(extended[1]) >= count:
+            self._lengths = extended[1]
+        groups = groups or _by_offsets(fragments, table, count)
+        self._groups = groups or _by_content(self._data, fragments, count)
+
+    def codestream(self, number: int) -> bytes:
+        """Return the bytes of frame `number`, its fragments joined."""
+        fragments = self._groups[number]
+        joined = b"".join(self._data[f.start : f.stop] for f in fragments)
+        if self._lengths is None or not 0 < self._lengths[number] <= len(joined):
+            return joined
+        return joined[: self._lengths[number]]
+
+
+def _parsed(data: bytes, count: int) -> tuple[list[int], list[_Fragment]]:
+    """Return the Basic Offset Table and the fragments, which are not copied."""
+    if not looks_encapsulated(data):
+        raise DecodeError(
+            "the transfer syntax is a compressed one, but the pixel data has no items; the header is wrong, "
+            "or the file is damaged"
+        )
+    fragments: list[_Fragment] = []
+    first = _HEADER + _item_length(data, 0)
+    if _starts_codestream(memoryview(data)[_HEADER:first]):
+        # the table, which must be there even if it is empty, was forgotten
+        first = 0
+    at = first
+    while data[at : at + 4] == _ITEM:
+        length = _item_length(data, at)
+        if length:
+            fragments.append(_Fragment(at - first, at + _HEADER, at + _HEADER + length))
+        if len(fragments) > _MOST_FRAGMENTS:
+            raise DecodeError(f"the pixel data has more than {_MOST_FRAGMENTS} fragments; it is damaged")
+        at += _HEADER + length
+        # lengths must be even; some files count the byte that makes them so, some don't
+        at += length % 2 and data[at : at + 4] != _ITEM and data[at + 1 : at + 5] == _ITEM
+    if len(fragments) < count:
+        raise TruncatedError(
+            f"the header says {count} frame(s), the pixel data has {len(fragments)} fragment(s); "
+            "copy or export the file again"
+        )
+    table = data[_HEADER:first] if first else b""
+    offsets = np.frombuffer(table[: len(table) // 4 * 4], "<u4")
+    return offsets[: count + 1].tolist(), fragments
+
+
+def _item_length(data: bytes, at: int) -> int:
+    length = int.from_bytes(data[at + 4 : at + _HEADER], "little")
+    if at + _HEADER + length > len(data):
+        raise TruncatedError(
+            f"a fragment of {length} bytes ends {at + _HEADER + length - len(data)} bytes behind the end of "
+            "the pixel data; copy or export the file again"
+        )
+    return length
+
+
+def _by_offsets(
+    fragments: Sequence[_Fragment], table: Sequence[int], count: int
+) -> list[Sequence[_Fragment]] | None:
+    """Group fragments by a table of where frames start; None where it can't be right."""
+    offsets = list(table[:count])
+    if len(offsets) < count or any(b <= a for a, b in pairwise(offsets)):
+        return None
+    starts = [f.offset for f in fragments]
+    places = [bisect_left(starts, offset) for offset in offsets]
+    if any(p == len(starts) or starts[p] != o for p, o in zip(places, offsets, strict=True)) or places[0]:
+        return None
+    end = len(fragments)
+    if len(table) > count:
+        end = bisect_left(starts, table[count])
+    ends = [*places[1:], max(end, places[-1] + 1)]
+    return [fragments[a:b] for a, b in zip(places, ends, strict=True)]
+
+
+def _by_content(data: memoryview, fragments: Sequence[_Fragment], count: int) -> list[Sequence[_Fragment]]:
+    starts = [n for n, f in enumerate(fragments) if _starts_codestream(data[f.start : f.stop])]
+    if len(fragments) == count or len(starts) == len(fragments):
+        return [[fragment] for fragment in fragments[:count]]
+    if count == 1:
+        return [fragments]
+    if len(starts) == count and starts[0] == 0:
+        ends = [*starts[1:], len(fragments)]
+        return [fragments[a:b] for a, b in zip(starts, ends, strict=True)]
+    raise DecodeError(
+        f"the header says {count} frames, the pixel data has {len(fragments)} fragments of which "
+        f"{len(starts)} start as a codestream does, and no offset table tells which belong together"
+    )
+
+
+def _starts_codestream(fragment: memoryview) -> bool:
+    start = bytes(fragment[:_RLE_HEADER])
+    return start.startswith(_STARTS) or _is_rle_header(start)
+
+
+def _is_rle_header(start: bytes) -> bool:
+    """Whether these are the number of segments and where they lie (PS3.5 G.5)."""
+    if len(start) < _RLE_HEADER:
+        return False
+    segments, *offsets = np.frombuffer(start, "<u4").tolist()
+    if not 1 <= segments <= _MOST_SEGMENTS or offsets[0] != _RLE_HEADER:
+        return False
+    used, unused = offsets[:segments], offsets[segments:]
+    return not any(unused) and all(a < b for a, b in pairwise(used))

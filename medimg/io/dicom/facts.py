@@ -1,0 +1,208 @@
+"""The facts of one frame that grouping, sorting and geometry need, from its view."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+from medimg.io.dicom.attributes import code, codes, floats, identifier, integer, items, text, value
+from medimg.io.dicom.private import PrivateTag, private_integer, private_tags, private_text
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from pydicom.dataset import Dataset
+
+__all__ = ["FACT_TAGS", "Label", "kinds", "moments", "orientation", "pixel_spacing", "position", "seconds"]
+
+#: Bounds beyond which a length can't be meant: no patient is larger than 10 m, nor a pixel smaller than 1 nm.
+_FARTHEST_MM: Final = 1e5
+_LEAST_MM: Final = 1e-6
+_MOST_MM: Final = 1e4
+_TIME: Final = re.compile(r"(\d{2})(\d{2})?(\d{2}(?:\.\d{1,6})?)?")
+_DATE_TIME: Final = re.compile(r"\d{4}(\d{2})(\d{2})(\d{2})(\d{2})(\d{2}(?:\.\d{1,6})?)([+-]\d{4})?")
+
+_GE_COMPONENT: Final = PrivateTag(0x0043, 0x2F, "GEMS_PARM_01", "SS")
+_SIEMENS_COIL: Final = PrivateTag(0x0051, 0x0F, "SIEMENS MR HEADER", "LO")
+#: b-value number, gradient number, label of arterial spin labeling, phase.
+_PHILIPS: Final = (
+    PrivateTag(0x2005, 0x12, "Philips MR Imaging DD 005", "IS"),
+    PrivateTag(0x2005, 0x13, "Philips MR Imaging DD 005", "IS"),
+    PrivateTag(0x2005, 0x29, "Philips MR Imaging DD 005", "CS"),
+    PrivateTag(0x2001, 0x08, "Philips Imaging DD 001", "IS"),
+)
+
+#: Stack ID, In-Stack Position Number, Image Position (Patient), Image Position (Volume).
+_PLACES: Final = frozenset({0x00209056, 0x00209057, 0x00200032, 0x00209301})
+
+#: What a header-only read must include for this module.
+FACT_TAGS: Final[list[str | int]] = [
+    "AcquisitionDateTime",
+    "AcquisitionNumber",
+    "AcquisitionTime",
+    "ActualFrameDuration",
+    "ComplexImageComponent",
+    "ContentTime",
+    "ConvolutionKernel",
+    "DiffusionBValue",
+    "DiffusionGradientOrientation",
+    "DimensionIndexSequence",
+    "EchoNumbers",
+    "EchoTime",
+    "FrameReferenceTime",
+    "ImageOrientationPatient",
+    "ImagePositionPatient",
+    "ImageType",
+    "ImagerPixelSpacing",
+    "NominalScannedPixelSpacing",
+    "PixelAspectRatio",
+    "PixelSpacing",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+    "TemporalPositionIdentifier",
+    "TriggerTime",
+    *private_tags(_GE_COMPONENT, _SIEMENS_COIL, *_PHILIPS),
+]
+
+
+class Label(NamedTuple):
+    """A fact that tells frames at one position apart: its name, and its value."""
+
+    name: str
+    value: Hashable
+
+
+Labels: TypeAlias = tuple[Label, ...]
+
+
+def position(view: Dataset) -> tuple[float, float, float] | None:
+    """Return Image Position (Patient), LPS millimeters; None where it is absent or absurd."""
+    found = floats(view, "ImagePositionPatient", 3)
+    if found is None or max(abs(v) for v in found) > _FARTHEST_MM:
+        return None
+    return found[0], found[1], found[2]
+
+
+def orientation(view: Dataset) -> tuple[float, ...] | None:
+    """Return Image Orientation (Patient); None where it is absent or absurd."""
+    found = floats(view, "ImageOrientationPatient", 6)
+    usable = found is not None and max(abs(v) for v in found) <= 2 and any(found[:3]) and any(found[3:])
+    return found if usable else None
+
+
+def pixel_spacing(view: Dataset) -> tuple[float, float] | None:
+    """Return the distances between rows and between columns, in millimeters or as a ratio."""
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
+        spacing = floats(view, keyword, 2)
+        if spacing is not None and min(spacing) >= _LEAST_MM and max(spacing) <= _MOST_MM:
+            return spacing[0], spacing[1]
+    aspect = floats(view, "PixelAspectRatio", 2)
+    if aspect is not None and min(aspect) > 0 and 1e-2 <= aspect[0] / aspect[1] <= 1e2:
+        return aspect[0] / aspect[1], 1.0
+    return None
+
+
+def length(view: Dataset, keyword: str) -> float | None:
+    """Return the size of a length in millimeters, which may be negative; None where absent or absurd."""
+    found = floats(view, keyword, 1)
+    return abs(found[0]) if found and _LEAST_MM <= abs(found[0]) <= _MOST_MM else None
+
+
+def image_type(view: Dataset) -> tuple[str, ...]:
+    """Return Frame Type, which speaks for the frame, or Image Type."""
+    return codes(view, "FrameType") or codes(view, "ImageType")
+
+
+def kinds(view: Dataset) -> Labels:
+    """Return what makes images different in kind, so that they belong into different series."""
+    echo = _number(view, "EffectiveEchoTime")
+    if echo is None:
+        echo = _number(view, "EchoTime")
+    component = code(view, "ComplexImageComponent"), private_integer(view, _GE_COMPONENT)
+    candidates = (
+        ("type", (*image_type(view)[2:], *component)),
+        ("echo", integer(view, "EchoNumbers")),
+        ("echo time", echo),
+        ("coil", private_text(view, _SIEMENS_COIL) or None),
+        ("kernel", text(view, "ConvolutionKernel") or None),
+        ("directionality", _is_trace(view)),
+        ("stack", identifier(view, "StackID") or None),
+    )
+    return tuple(Label(name, value) for name, value in candidates if value is not None)
+
+
+def _number(view: Dataset, keyword: str) -> float | None:
+    found = floats(view, keyword)
+    return found[0] if found else None
+
+
+def _is_trace(view: Dataset) -> bool:
+    """Whether a diffusion image is averaged over directions: no volume of the series it was made from."""
+    b_value = _number(view, "DiffusionBValue")
+    return bool(b_value) and code(view, "DiffusionDirectionality") == "ISOTROPIC"
+
+
+def moments(view: Dataset) -> Labels:
+    """Return what tells repetitions of the same kind apart, the most telling first."""
+    candidates = (
+        ("time", _first(view, "TemporalPositionIndex", "TemporalPositionIdentifier")),
+        ("segment", integer(view, "ReferencedSegmentNumber")),
+        ("reference time", _number(view, "FrameReferenceTime")),
+        ("trigger", _first_number(view, "NominalCardiacTriggerDelayTime", "TriggerTime")),
+        ("diffusion", _diffusion(view)),
+        ("philips", _philips(view)),
+        ("dimensions", _dimensions(view)),
+        ("acquisition", integer(view, "AcquisitionNumber")),
+        ("offset", _number(view, "TemporalPositionTimeOffset")),
+        ("started", seconds(view, "FrameAcquisitionDateTime") or seconds(view, "AcquisitionDateTime")),
+        ("acquired", seconds(view, "AcquisitionTime")),
+        ("made", seconds(view, "ContentTime")),
+    )
+    return tuple(Label(name, value) for name, value in candidates if value is not None)
+
+
+def _first(view: Dataset, *keywords: str) -> int | None:
+    return next((n for n in (integer(view, k) for k in keywords) if n is not None), None)
+
+
+def _first_number(view: Dataset, *keywords: str) -> float | None:
+    return next((n for n in (_number(view, k) for k in keywords) if n is not None), None)
+
+
+def _diffusion(view: Dataset) -> Hashable:
+    b_value = _number(view, "DiffusionBValue")
+    if b_value is None:
+        return None
+    direction = floats(view, "DiffusionGradientOrientation", 3)
+    for item in items(view, "DiffusionGradientDirectionSequence")[:1]:
+        direction = floats(item, "DiffusionGradientOrientation", 3)
+    return b_value, None if direction is None else tuple(round(v, 4) for v in direction)
+
+
+def _philips(view: Dataset) -> Hashable:
+    """Return b-value and gradient numbers, label and phase of classic Philips files, whose order is free."""
+    found = tuple(private_text(view, tag) for tag in _PHILIPS)
+    return found if any(found) else None
+
+
+def _dimensions(view: Dataset) -> Hashable:
+    """Return Dimension Index Values without those that stand for a place (PS3.3 C.7.6.16.2.2, C.7.6.17)."""
+    values = floats(view, "DimensionIndexValues")
+    pointers = [value(item, "DimensionIndexPointer") for item in items(view, "DimensionIndexSequence")]
+    if values is None or len(values) != len(pointers):
+        return None
+    return tuple(v for v, p in zip(values, pointers, strict=True) if p not in _PLACES) or None
+
+
+def seconds(view: Dataset, keyword: str) -> float | None:
+    """Return a TM or DT value in seconds since midnight, for DT since the start of the year."""
+    written = text(view, keyword)
+    found = _DATE_TIME.fullmatch(written)
+    if found is not None:
+        month, day, hour, minute, second = (float(v) for v in found.groups()[:5])
+        return (((month * 31 + day) * 24 + hour) * 60 + minute) * 60 + second
+    found = _TIME.fullmatch(written)
+    if found is None:
+        return None
+    hour, minute, second = (float(v or 0) for v in found.groups())
+    return (hour * 60 + minute) * 60 + second

@@ -1,0 +1,193 @@
+"""
+Safe access to private elements of a DICOM data set.
+
+A manufacturer's elements lie in a block of a group that the file itself assigns: (gggg,00bb) holds the name
+of the creator, and its elements are (gggg,bbee) (PS3.5 7.8.1). Therefore elements are asked for by group,
+creator and the last two digits. Where the representation was lost on the way (UN), a value is read as it was
+written.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence as DicomSequence
+from pydicom.values import convert_SQ
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+__all__ = [
+    "PrivateTag",
+    "is_private_there",
+    "private_bytes",
+    "private_codes",
+    "private_floats",
+    "private_integer",
+    "private_items",
+    "private_tags",
+    "private_text",
+]
+
+_FIRST_BLOCK: Final = 0x10
+_LAST_BLOCK: Final = 0xFF
+#: Blocks that a header-only read includes: writers assign them upwards from the first.
+_USUAL_BLOCKS: Final = range(_FIRST_BLOCK, 0x20)
+_BINARY: Final = {"FL": "f", "FD": "d", "US": "H", "SS": "h", "UL": "I", "SL": "i"}
+_MOST_VALUES: Final = 4096
+_MOST_SEQUENCE_BYTES: Final = 2**26
+
+
+class PrivateTag(NamedTuple):
+    """
+    A private element.
+
+    Attributes
+    ----------
+    group : int
+        The odd group number.
+    element : int
+        The last two digits of its number.
+    creator : str
+        The private creator; upper or lower case doesn't matter.
+    kind : str
+        The value representation that its manufacturer gives it: "FL", "US", "DS", …
+    """
+
+    group: int
+    element: int
+    creator: str
+    kind: str
+
+
+def private_tags(*elements: PrivateTag) -> list[int]:
+    """
+    Return the tags that a header-only read has to include for private elements.
+
+    They are the creators and the elements of the first 16 blocks; files with more have not been seen.
+    """
+    creators = {tag.group << 16 | block for tag in elements for block in _USUAL_BLOCKS}
+    wanted = {tag.group << 16 | block << 8 | tag.element for tag in elements for block in _USUAL_BLOCKS}
+    return sorted(creators | wanted)
+
+
+def _normal(creator: object) -> str:
+    words = creator.decode("latin-1") if isinstance(creator, bytes) else str(creator)
+    return " ".join(words.strip(" \0").upper().split())
+
+
+def _find(dataset: Dataset, tag: PrivateTag) -> int | None:
+    """Return the number of a private element, None where it or its creator is missing."""
+    wanted, there = _normal(tag.creator), dataset.keys()
+    for block in range(_FIRST_BLOCK, _LAST_BLOCK + 1):
+        owner = tag.group << 16 | block
+        number = owner & 0xFFFF0000 | block << 8 | tag.element
+        if owner in there and number in there and _normal(_value(dataset, owner)) == wanted:
+            return number
+    return None
+
+
+def _value(dataset: Dataset, number: int) -> Any:
+    try:
+        return dataset[number].value
+    # a value is parsed when it is first used, and a damaged one can raise anything
+    except Exception:
+        return None
+
+
+def _private_value(dataset: Dataset, tag: PrivateTag) -> Any:
+    number = _find(dataset, tag)
+    return None if number is None else _value(dataset, number)
+
+
+def is_private_there(dataset: Dataset, tag: PrivateTag) -> bool:
+    """Whether a private element is there, readable or not, empty or not."""
+    return _find(dataset, tag) is not None
+
+
+def private_bytes(dataset: Dataset, tag: PrivateTag) -> bytes | None:
+    """Return the bytes of a private element; None where it is absent, empty or something else."""
+    found = _private_value(dataset, tag)
+    return found if isinstance(found, bytes) and found else None
+
+
+def _texts(dataset: Dataset, tag: PrivateTag) -> list[str]:
+    found = _private_value(dataset, tag)
+    if isinstance(found, bytes):
+        found = found.decode("latin-1").split("\\")
+    several = isinstance(found, MultiValue | list | tuple)
+    return [] if found is None else [str(v).strip(" \0") for v in (found if several else [found])]
+
+
+def private_text(dataset: Dataset, tag: PrivateTag) -> str:
+    """Return the first value as text, whatever it holds: not for messages. "" where there is none."""
+    found = _texts(dataset, tag)
+    return found[0] if found else ""
+
+
+def private_codes(dataset: Dataset, tag: PrivateTag) -> tuple[str, ...]:
+    """Return all values in upper case, whatever they hold: not for messages."""
+    return tuple(v.upper() for v in _texts(dataset, tag))
+
+
+def private_floats(dataset: Dataset, tag: PrivateTag, count: int | None = None) -> tuple[float, ...] | None:
+    """
+    Return numbers of a private element.
+
+    Parameters
+    ----------
+    dataset : pydicom.Dataset
+        The data set that has the element and its creator.
+    tag : PrivateTag
+        The element.
+    count : int, optional
+        How many numbers there must be.
+
+    Returns
+    -------
+    tuple of float or None
+        None if absent, not finite, not numbers, or of another count.
+    """
+    found = _private_value(dataset, tag)
+    if found is None or (isinstance(found, bytes | str) and not found):
+        return None
+    try:
+        if isinstance(found, bytes):
+            numbers = _from_bytes(found, tag.kind)
+        else:
+            several = isinstance(found, MultiValue | list | tuple)
+            numbers = tuple(float(v) for v in (found if several else [found]))
+    except (TypeError, ValueError, OverflowError, struct.error):
+        return None
+    usable = bool(numbers) and count in {None, len(numbers)} and all(math.isfinite(v) for v in numbers)
+    return numbers if usable else None
+
+
+def _from_bytes(found: bytes, kind: str) -> tuple[float, ...]:
+    """Return numbers from a value of unknown representation, which is little endian (PS3.5 6.2.2)."""
+    if kind not in _BINARY:
+        return tuple(float(v) for v in found.decode("ascii").strip(" \0").split("\\"))
+    form = _BINARY[kind]
+    count = min(len(found) // struct.calcsize("<" + form), _MOST_VALUES)
+    return tuple(float(v) for v in struct.unpack_from(f"<{count}{form}", found))
+
+
+def private_integer(dataset: Dataset, tag: PrivateTag) -> int | None:
+    """Return a whole number of a private element; None where it is absent or unusable."""
+    numbers = private_floats(dataset, tag)
+    return int(numbers[0]) if numbers is not None and numbers[0].is_integer() else None
+
+
+def private_items(dataset: Dataset, tag: PrivateTag) -> list[Dataset]:
+    """Return the items of a private sequence, also one that became mere bytes; none where it is damaged."""
+    found = _private_value(dataset, tag)
+    if isinstance(found, bytes) and len(found) <= _MOST_SEQUENCE_BYTES:
+        try:
+            found = convert_SQ(found, is_implicit_VR=True, is_little_endian=True)
+        # bytes that are no sequence raise anything
+        except Exception:
+            return []
+    return list(found) if isinstance(found, DicomSequence) else []

@@ -1,0 +1,334 @@
+"""
+Images that lie at the same positions: echoes, phases, time points, diffusion volumes, or copies.
+
+Images of another kind (echo, magnitude or phase, kernel, trace) belong into series of their own. Images of
+one kind at the same positions are the channels of one volume, if each has all positions. Whatever covers only
+some of the positions is a series of its own again, so that nothing is interleaved and nothing is lost.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from medimg.core.stacking import analyze_positions, same_places
+from medimg.errors import GeometryError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable, Sequence
+
+    from medimg.io.dicom.header import Frame, Instance
+
+__all__ = ["Repetition", "split_repetitions"]
+
+_KINDS: Final = ("type", "echo", "echo time", "directionality", "coil", "kernel", "stack")
+_MOMENTS: Final = (
+    "time", "segment", "reference time", "trigger", "diffusion", "philips", "vectors", "dimensions",
+    "acquisition", "offset", "started", "acquired", "made",
+)  # fmt: skip
+#: Of these, the value tells the order; the others are ordered by Instance Number.
+_ORDERED: Final = frozenset(_MOMENTS) - {"diffusion", "philips", "dimensions"}
+#: In seconds or milliseconds, with the factor that makes them seconds.
+_SECONDS: Final = {
+    "reference time": 1e-3, "trigger": 1e-3, "offset": 1.0, "started": 1.0, "acquired": 1.0,
+}  # fmt: skip
+_LEAST_STACK: Final = 3
+_BY_NUMBER: Final = "images at the same positions are told apart by their Instance Numbers alone"
+
+Frames: TypeAlias = "tuple[Frame, ...]"
+
+
+@dataclass(frozen=True, slots=True)
+class Repetition:
+    """
+    Frames of one volume.
+
+    Attributes
+    ----------
+    channels : tuple of tuple of Frame
+        For each channel its frames, each position once; a single channel can hold several at one position
+        that nothing tells apart.
+    names : tuple of str
+        A name for each channel; empty for a single one.
+    times : tuple of float or None
+        Seconds from the first channel, where they are known.
+    copies : tuple of (Frame, Frame)
+        Copies left out, and what each is a copy of.
+    notes : tuple of str
+        What deserves a second look.
+    """
+
+    channels: tuple[Frames, ...]
+    names: tuple[str, ...] = ()
+    times: tuple[float, ...] | None = None
+    copies: tuple[tuple[Frame, Frame], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """A frame and the number of its place among those of its group."""
+
+    frame: Frame
+    place: int
+
+
+def split_repetitions(frames: Sequence[Frame]) -> list[Repetition]:
+    """
+    Split frames of one orientation and size into volumes in which no position repeats within a channel.
+
+    Parameters
+    ----------
+    frames : sequence of Frame
+        Of one series, orientation, size and pixel spacing.
+
+    Returns
+    -------
+    list of Repetition
+        One where no position repeats, or where nothing tells repetitions apart.
+    """
+    if not all(frame.has_place for frame in frames):
+        return [Repetition((tuple(frames),))]
+    placed, copies = _without_copies(_placed(frames))
+    result = []
+    for part in _by_kind(placed, _KINDS):
+        result += _by_moment(part)
+    return _with_copies(result, copies)
+
+
+def _placed(frames: Sequence[Frame]) -> list[_Placed]:
+    orientation = frames[0].facts.orientation or ()
+    try:
+        places = same_places([f.facts.position or () for f in frames], orientation)
+    except GeometryError:
+        # the plan of the stack says what is wrong
+        return [_Placed(f, n) for n, f in enumerate(frames)]
+    ordered = sorted(zip(frames, places.tolist(), strict=True), key=lambda pair: pair[0].order)
+    return [_Placed(frame, place) for frame, place in ordered]
+
+
+def _without_copies(placed: list[_Placed]) -> tuple[list[_Placed], list[tuple[Frame, Frame]]]:
+    """Set files apart that are there twice: the same instance, alike in all that is known of it."""
+    first: dict[Hashable, Frame] = {}
+    kept, copies = [], []
+    for item in placed:
+        instance, facts = item.frame.instance, item.frame.facts
+        key = (
+            instance.sop_instance_uid, instance.instance_number, facts.number, item.place, facts.kinds,
+            facts.moments,
+        )  # fmt: skip
+        if not instance.sop_instance_uid or key not in first:
+            first[key] = item.frame
+            kept.append(item)
+        elif len(instance.facts) > 1 and not _same_bytes(instance, first[key].instance):
+            kept.append(item)
+        else:
+            copies.append((item.frame, first[key]))
+    return kept, copies
+
+
+def _kind(name: str, item: _Placed) -> Hashable:
+    return dict(item.frame.facts.kinds).get(name)
+
+
+def _moment(name: str, item: _Placed) -> Hashable:
+    return dict(item.frame.facts.moments).get(name)
+
+
+def _repeats(items: Iterable[_Placed]) -> int:
+    """Return how many frames lie at the place that has most."""
+    return max(Counter(item.place for item in items).values())
+
+
+def _parts(items: Sequence[_Placed], key: Callable[[_Placed], Hashable]) -> dict[Hashable, list[_Placed]]:
+    parts: dict[Hashable, list[_Placed]] = defaultdict(list)
+    for item in items:
+        parts[key(item)].append(item)
+    return parts
+
+
+def _by_kind(items: list[_Placed], names: Sequence[str]) -> list[list[_Placed]]:
+    repeats = _repeats(items)
+    if repeats == 1:
+        return [items]
+    for n, name in enumerate(names):
+        parts = _parts(items, partial(_kind, name))
+        if len(parts) > 1 and all(_repeats(part) < repeats for part in parts.values()):
+            return [p for part in parts.values() for p in _by_kind(part, names[n + 1 :])]
+    return [items]
+
+
+def _by_moment(items: list[_Placed]) -> list[Repetition]:
+    if _repeats(items) == 1:
+        return [_single(part) for part in _by_soundness(items)]
+    return _by_declared_moment(items) or _by_instance_number(items) or _by_file(items) or [_single(items)]
+
+
+def _single(items: Sequence[_Placed]) -> Repetition:
+    return Repetition((tuple(item.frame for item in items),))
+
+
+def _by_soundness(items: list[_Placed]) -> list[list[_Placed]]:
+    """Split stacks that lie between or behind each other, where each is regular and the whole is not."""
+    if _is_regular(items):
+        return [items]
+    for label in (partial(_kind, "stack"), partial(_kind, "type"), partial(_moment, "acquisition")):
+        parts = list(_parts(items, label).values())
+        if len(parts) > 1 and all(len(part) >= _LEAST_STACK and _is_regular(part) for part in parts):
+            return parts
+    return [items]
+
+
+def _is_regular(items: Sequence[_Placed]) -> bool:
+    positions = [item.frame.facts.position or () for item in items]
+    try:
+        stack = analyze_positions(positions, items[0].frame.facts.orientation or ())
+    except GeometryError:
+        return True
+    return not (stack.missing or stack.irregular)
+
+
+def _by_declared_moment(items: list[_Placed]) -> list[Repetition]:
+    """Split by the first attribute that says for each frame to which repetition it belongs."""
+    uneven: list[Repetition] = []
+    for name in _MOMENTS:
+        parts = _parts(items, partial(_moment, name))
+        if len(parts) < 2 or None in parts or any(_repeats(part) > 1 for part in parts.values()):
+            continue
+        values = _in_order(parts, name)
+        classes = [parts[value] for value in values]
+        found = _alike_covered(classes, values, name)
+        if len(found) == 1:
+            return found
+        if not uneven and min(len(part) for part in classes) > 1:
+            uneven = found
+    return uneven if len(set(Counter(i.place for i in items).values())) > 1 else []
+
+
+def _in_order(parts: dict[Hashable, list[_Placed]], name: str) -> list[Hashable]:
+    if name in _ORDERED:
+        return sorted(parts, key=lambda value: value)  # type: ignore[arg-type, return-value]
+    return sorted(parts, key=lambda value: min(item.frame.order for item in parts[value]))
+
+
+def _alike_covered(
+    classes: list[list[_Placed]], values: Sequence[Hashable], name: str, notes: tuple[str, ...] = ()
+) -> list[Repetition]:
+    """Make one volume of the classes that cover the same places, with a channel for each."""
+    together: dict[frozenset[int], list[int]] = defaultdict(list)
+    for n, members in enumerate(classes):
+        together[frozenset(item.place for item in members)].append(n)
+    return [
+        Repetition(
+            tuple(tuple(item.frame for item in classes[n]) for n in numbers),
+            _channel_names([values[n] for n in numbers], name),
+            _times([classes[n] for n in numbers], [values[n] for n in numbers], name),
+            notes=notes,
+        )
+        for numbers in together.values()
+    ]
+
+
+def _channel_names(values: Sequence[Hashable], name: str) -> tuple[str, ...]:
+    if len(values) == 1:
+        return ()
+    if name == "diffusion":
+        return tuple(f"b={value[0]:g} ({n})" for n, value in enumerate(values))  # type: ignore[index]
+    plain = all(isinstance(value, int) for value in values)
+    return tuple(f"{name} {value if plain else n}" for n, value in enumerate(values))
+
+
+def _times(classes: list[list[_Placed]], values: Sequence[Hashable], name: str) -> tuple[float, ...] | None:
+    """Return seconds from the first class: what the attribute says, else when each was acquired."""
+    if len(classes) == 1:
+        return None
+    for label in (name, *_SECONDS):
+        if label not in _SECONDS:
+            continue
+        starts = [_earliest(members, label) for members in classes]
+        known = [start for start in starts if start is not None]
+        if len(known) == len(starts) and all(a < b for a, b in pairwise(known)):
+            return tuple(round((start - known[0]) * _SECONDS[label], 6) for start in known)
+    return None
+
+
+def _earliest(members: list[_Placed], label: str) -> float | None:
+    found = [dict(item.frame.facts.moments).get(label) for item in members]
+    numbers = [float(value) for value in found if isinstance(value, int | float)]
+    return min(numbers) if len(numbers) == len(members) else None
+
+
+def _by_instance_number(items: list[_Placed]) -> list[Repetition]:
+    """
+    Split in the order of Instance Number and frame: volume by volume, or position by position.
+
+    Where positions repeat unevenly, volume by volume only, and only if all repeat: else some are doubles.
+    """
+    if any(i.frame.instance.instance_number is None and len(i.frame.instance.facts) == 1 for i in items):
+        return []
+    keys = [(i.place, i.frame.instance.instance_number, i.frame.facts.number) for i in items]
+    if len(set(keys)) < len(keys):
+        return []
+    counts = set(Counter(item.place for item in items).values())
+    runs, ranks = _runs(items), _ranks(items)
+    several = len({id(item.frame.instance) for item in items}) > 1
+    notes = (_BY_NUMBER,) if several else ()
+    for classes in (runs, ranks):
+        found = _alike_covered(classes, range(len(classes)), "repetition", notes)
+        if len(found) == 1:
+            return found
+    if len(counts) > 1 and min(counts) > 1 and min(len(c) for c in runs) > 1:
+        return _alike_covered(runs, range(len(runs)), "repetition", notes)
+    return []
+
+
+def _runs(items: list[_Placed]) -> list[list[_Placed]]:
+    """Start a class whenever a place comes that the present one has."""
+    classes: list[list[_Placed]] = [[]]
+    seen: set[int] = set()
+    for item in items:
+        if item.place in seen:
+            classes.append([])
+            seen = set()
+        classes[-1].append(item)
+        seen.add(item.place)
+    return classes
+
+
+def _ranks(items: list[_Placed]) -> list[list[_Placed]]:
+    """Put the first frame of each place into the first class, the second into the second, and so on."""
+    classes: list[list[_Placed]] = []
+    count: Counter[int] = Counter()
+    for item in items:
+        if count[item.place] == len(classes):
+            classes.append([])
+        classes[count[item.place]].append(item)
+        count[item.place] += 1
+    return classes
+
+
+def _by_file(items: list[_Placed]) -> list[Repetition]:
+    """Take files that hold a whole volume each, and which nothing tells apart, one by one."""
+    parts = _parts(items, lambda item: item.frame.instance.path)
+    whole = all(len(part) > 1 and _repeats(part) == 1 for part in parts.values())
+    return [_single(part) for part in parts.values()] if whole else []
+
+
+def _same_bytes(one: Instance, other: Instance) -> bool:
+    if one.blob.size() != other.blob.size():
+        return False
+    with one.blob.open() as first, other.blob.open() as second:
+        return first.read() == second.read()
+
+
+def _with_copies(found: list[Repetition], copies: list[tuple[Frame, Frame]]) -> list[Repetition]:
+    if not copies:
+        return found
+    of_frame = {id(kept): (copy, kept) for copy, kept in copies}
+    return [
+        replace(part, copies=tuple(of_frame[id(f)] for c in part.channels for f in c if id(f) in of_frame))
+        for part in found
+    ]

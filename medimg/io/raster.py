@@ -1,0 +1,300 @@
+"""
+Values one after the other in a file, as in NIfTI, NRRD and MetaImage: from a checked header to a volume.
+
+Each of these formats has a module that turns its header into a :class:`Raster`. What is the same for all is
+here: bounds that are checked before memory is allocated, byte order, compression, color and rescaling.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, TypeAlias
+
+import numpy as np
+
+from medimg.core import geometry
+from medimg.core.report import ReadReport
+from medimg.core.rescale import rescaled
+from medimg.core.volume import Photometric, Space, Volume
+from medimg.errors import DecodeError, GeometryError, MedimgWarning, TruncatedError
+from medimg.io.series import Policies, Series
+from medimg.io.unpacking import MOST_EXPANSION, inflating
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from medimg.io.blob import Blob
+
+__all__ = ["Encoding", "Raster", "patient_affine", "raster_series"]
+
+Encoding: TypeAlias = Literal["raw", "deflated", "text", "hex"]
+
+_MOST_BYTES: Final = 2**35
+_MOST_TEXT: Final = 2**28
+_LEAST_VOLUME: Final = 1e-15
+
+
+@dataclass(frozen=True, slots=True)
+class Raster:
+    """
+    An image whose header has been read, and whose values lie in one block.
+
+    Attributes
+    ----------
+    name : str
+        The file with the header, for messages.
+    format : str
+        "NIfTI", "NRRD" or "MetaImage".
+    files : tuple of str
+        The file with the header, and that with the values where it is another.
+    blob : Blob
+        Where the values are.
+    dtype : numpy.dtype
+        Of a stored value, with its byte order.
+    grid : tuple of 3 ints
+        (D, H, W); W varies fastest.
+    affine : numpy.ndarray
+        (4, 4): index (d, h, w) to LPS millimeters.
+    space : {"patient", "image"}
+        Whether the affine leads into a patient.
+    start : int
+        Bytes of the file before the values.
+    skip : int
+        Bytes before the values once they are unpacked.
+    encoding : {"raw", "deflated", "text", "hex"}
+        How they are written.
+    channels : int
+        Values at each place.
+    interleaved : bool
+        Whether the channels vary fastest; else they vary slowest.
+    color : {"", "vector", "RGB", "RGBA"}
+        What the channels are: "" for points in time or anything else; a "vector" of three bytes is taken for
+        a color.
+    slope, intercept : float
+        To be applied to the stored values.
+    frame_times : tuple of float or None
+        Seconds from the first point in time, for each channel.
+    steps, warnings : tuple of str
+        For the report.
+    """
+
+    name: str
+    format: str
+    files: tuple[str, ...]
+    blob: Blob
+    dtype: np.dtype[Any]
+    grid: tuple[int, int, int]
+    affine: geometry.Affine
+    space: Space
+    start: int = 0
+    skip: int = 0
+    encoding: Encoding = "raw"
+    channels: int = 1
+    interleaved: bool = False
+    color: Literal["", "vector", "RGB", "RGBA"] = ""
+    slope: float = 1.0
+    intercept: float = 0.0
+    frame_times: tuple[float, ...] | None = None
+    steps: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """The number of stored values."""
+        return math.prod(self.grid) * self.channels
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the stored values, unpacked."""
+        return self.count * self.dtype.itemsize
+
+    @property
+    def photometric(self) -> Photometric:
+        """Whether the channels are red, green and blue."""
+        if self.dtype.itemsize != 1 or self.dtype.kind != "u" or (self.slope, self.intercept) != (1.0, 0.0):
+            return "MONOCHROME2"
+        bytes_of = {"vector": 3, "RGB": 3, "RGBA": 4}
+        return "RGB" if self.channels == bytes_of.get(self.color) else "MONOCHROME2"
+
+
+def patient_affine(affine: geometry.Affine, name: str) -> geometry.Affine:
+    """
+    Return an affine as it is.
+
+    Raises
+    ------
+    GeometryError
+        If it is singular or not finite.
+    """
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < _LEAST_VOLUME:
+        raise GeometryError(
+            f"{name}: its affine is singular or not finite; mend its directions and spacings, or remove them"
+        )
+    return affine
+
+
+def raster_series(raster: Raster) -> Series:
+    """
+    Return the series of a header.
+
+    Raises
+    ------
+    DecodeError
+        If the image is empty or unreasonably large.
+    TruncatedError
+        If the file is too short for the values.
+    GeometryError
+        If the affine is singular or not finite.
+    """
+    _check_size(raster)
+    channels = 3 if raster.photometric == "RGB" else raster.channels
+    return Series(
+        uid=raster.name,
+        modality="",
+        description="",
+        shape=(channels, *raster.grid),
+        affine=patient_affine(raster.affine, raster.name),
+        space=raster.space,
+        files=raster.files,
+        format=raster.format,
+        reader=partial(_read, raster),
+        frame_times=raster.frame_times,
+    )
+
+
+def _check_size(raster: Raster) -> None:
+    """Compare what the header promises with what the file can hold, before anything is allocated."""
+    shape = (raster.channels, *raster.grid)
+    if min(shape) < 1 or raster.nbytes > _MOST_BYTES:
+        size = "×".join(map(str, shape))
+        raise DecodeError(
+            f"{raster.name} declares C×D×H×W = {size} values, which is empty or unreasonably large"
+        )
+    there = max(0, raster.blob.bound() - raster.start)
+    if raster.encoding == "text":
+        needed = 2 * raster.count - 1
+    elif raster.encoding == "hex":
+        needed = 2 * raster.nbytes
+    else:
+        there *= MOST_EXPANSION if raster.encoding == "deflated" else 1
+        needed = raster.skip + raster.nbytes
+    if there < needed:
+        raise TruncatedError(
+            f"{raster.blob.name} holds at most {there} bytes of values, its header promises {needed}; "
+            "copy or export it again"
+        )
+    if raster.encoding in ("text", "hex") and raster.blob.bound() > _MOST_TEXT:
+        raise DecodeError(f"{raster.name} holds more than {_MOST_TEXT >> 20} MB of text; store it in binary")
+
+
+def _read(raster: Raster, slices: Sequence[int] | None, policies: Policies) -> Volume:
+    _check_size(raster)
+    depth = raster.grid[0]
+    chosen = geometry.ascending_slices(range(depth) if slices is None else slices, depth)
+    stored = _stored(raster, chosen)
+    array, steps = _modality_values(raster, stored)
+    for note in raster.warnings:
+        warnings.warn(f"{raster.name}: {note}", MedimgWarning, stacklevel=4)
+    if len(chosen) < depth:
+        steps = (*steps, f"{len(chosen)} of {depth} slices read")
+    return Volume(
+        array=array,
+        affine=geometry.subset_affine(raster.affine, chosen),
+        photometric=raster.photometric,
+        space=raster.space,
+        report=ReadReport(
+            format=raster.format,
+            files=raster.files[:1],
+            transforms=(*raster.steps, *steps),
+            warnings=raster.warnings,
+        ),
+    )
+
+
+def _modality_values(raster: Raster, stored: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], tuple[str, ...]]:
+    if raster.photometric == "RGB":
+        if raster.channels == 4:
+            return stored[:3], ("transparency dropped",)
+        stated = raster.color == "RGB"
+        return stored, () if stated else ("three bytes at each place taken for red, green and blue",)
+    slope, intercept = raster.slope, raster.intercept
+    if (slope, intercept) == (1.0, 0.0):
+        return stored, ()
+    step = (f"rescaled: {slope:g} × stored + {intercept:g}",)
+    if stored.dtype.kind != "f" and stored.dtype.itemsize < 8:
+        return rescaled(stored, slope, intercept), step
+    with np.errstate(over="ignore", invalid="ignore"):
+        kept = stored.dtype if stored.dtype.kind == "f" else np.dtype(np.float64)
+        return (stored.astype(np.float64) * slope + intercept).astype(kept, copy=False), step
+
+
+def _stored(raster: Raster, chosen: list[int]) -> npt.NDArray[Any]:
+    """(C, len(chosen), H, W) in the byte order of this machine."""
+    if raster.encoding in ("text", "hex"):
+        everything = _from_text(raster)
+        return everything[:, chosen] if len(chosen) < raster.grid[0] else everything
+    depth, height, width = raster.grid
+    outer, inner = (1, raster.channels) if raster.interleaved else (raster.channels, 1)
+    slab = height * width * inner * raster.dtype.itemsize
+    values = np.empty((outer, len(chosen), height, width, inner), raster.dtype)
+    memory = memoryview(values.reshape(-1).view(np.uint8).data)
+    with raster.blob.stream() as packed:
+        _skip(packed, raster.start, raster.name)
+        file = inflating(packed, raster.blob.name) if raster.encoding == "deflated" else packed
+        _skip(file, raster.skip, raster.name)
+        filled = at = 0
+        for number in (o * depth + d for o in range(outer) for d in chosen):
+            _skip(file, (number - at) * slab, raster.name)
+            _fill(file, memory[filled : filled + slab], raster.name)
+            filled, at = filled + slab, number + 1
+        if at == outer * depth:
+            file.read(1)  # lets compressed data verify their checksum
+    values = values.astype(raster.dtype.newbyteorder("="), copy=False)
+    return values[0].transpose(3, 0, 1, 2) if raster.interleaved else values[..., 0]
+
+
+def _fill(file: BinaryIO, memory: memoryview, name: str) -> None:
+    filled = 0
+    while filled < len(memory):
+        count = file.readinto(memory[filled:])  # type: ignore[attr-defined]  # BytesIO and buffered files have it
+        if not count:
+            raise TruncatedError(f"{name} ends before its values do; copy or export it again")
+        filled += count
+
+
+def _skip(file: BinaryIO, count: int, name: str) -> None:
+    if file.seekable():
+        file.seek(count, 1)
+        return
+    while count > 0:
+        dropped = len(file.read(min(count, 2**20)))
+        if not dropped:
+            raise TruncatedError(f"{name} ends before its values do; copy or export it again")
+        count -= dropped
+
+
+def _from_text(raster: Raster) -> npt.NDArray[Any]:
+    with raster.blob.stream() as file:
+        _skip(file, raster.start, raster.name)
+        _skip(file, raster.skip, raster.name)
+        text = file.read(_MOST_TEXT)
+    try:
+        if raster.encoding == "hex":
+            values = np.frombuffer(bytes.fromhex(text.decode("ascii")), raster.dtype, raster.count)
+        else:
+            number = float if raster.dtype.kind == "f" else int
+            words = text.replace(b",", b" ").split(None, raster.count)[: raster.count]
+            values = np.array([number(word) for word in words], raster.dtype)
+    except (ValueError, OverflowError):
+        raise DecodeError(f"{raster.name}: its values are no numbers of the type {raster.dtype}") from None
+    if values.size < raster.count:
+        raise TruncatedError(f"{raster.name} holds {values.size} values, its header promises {raster.count}")
+    values = values.astype(raster.dtype.newbyteorder("="), copy=False)
+    if raster.interleaved:
+        return values.reshape(*raster.grid, raster.channels).transpose(3, 0, 1, 2)
+    return values.reshape(raster.channels, *raster.grid)

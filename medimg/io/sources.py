@@ -1,0 +1,135 @@
+"""What users call a source (paths, lists, archives, bytes, open files) as the files that it stands for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias
+
+from medimg.errors import ReadError
+from medimg.io.blob import Blob, zip_members
+from medimg.io.dicom.dicomdir import looks_like_dicomdir, referenced_files
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from medimg.core.report import Skipped
+
+__all__ = ["Files", "is_buffer", "looks_like_zip", "source_files", "source_name"]
+
+#: One file, or what files are in.
+OneSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Blob
+#: All that files can be found in.
+Files: TypeAlias = OneSource | Sequence[OneSource]
+
+_MOST_HELD: Final = 2**31
+
+
+def looks_like_zip(start: bytes) -> bool:
+    """Whether a file begins like a zip archive, empty ones included."""
+    return start[:4] in (b"PK\x03\x04", b"PK\x05\x06")
+
+
+def is_buffer(source: object) -> bool:
+    """Whether a source is bytes in memory or an open file, rather than something that is named."""
+    return isinstance(source, bytes | bytearray | memoryview) or callable(getattr(source, "read", None))
+
+
+def source_name(source: object) -> str:
+    """Return what a source is called in messages."""
+    if isinstance(source, str | os.PathLike):
+        return str(source)
+    if isinstance(source, Blob):
+        return source.name
+    return "<bytes>" if is_buffer(source) else "these files"
+
+
+def source_files(source: object) -> tuple[list[Blob], list[Skipped]]:
+    """
+    Return the files of a source, and those that it names and that are not there.
+
+    A folder stands for all files in it and below, hidden ones left out; a zip archive for its members; a
+    DICOMDIR for the files that it names; bytes and open files for themselves. A zip archive or a DICOMDIR
+    that merely lies in a folder is not followed: what it holds often lies beside it.
+
+    Raises
+    ------
+    ReadError
+        If something is not there, can't be opened, or is of a kind that can't be read.
+    """
+    if isinstance(source, str | os.PathLike) and os.fspath(source) and Path(source).is_dir():
+        return [Blob(str(path)) for path in _walk(Path(source))], []
+    if isinstance(source, Sequence) and not isinstance(source, str | bytes | bytearray | memoryview):
+        if not source:
+            raise ReadError("can't read an empty list; expected the files of one image")
+        found: list[Blob] = []
+        absent: list[Skipped] = []
+        for number, item in enumerate(source):
+            files, missing = _expanded(_blob(item, f"<bytes {number}>"))
+            found += files
+            absent += missing
+        return found, absent
+    return _expanded(_blob(source, "<bytes>"))
+
+
+def _blob(source: object, name: str) -> Blob:
+    if isinstance(source, Blob):
+        return source
+    if isinstance(source, str | os.PathLike) and isinstance(os.fspath(source), str) and os.fspath(source):
+        if Path(source).is_dir():
+            raise ReadError(f"{source} is a folder in a list of files; read a folder by itself")
+        return Blob(str(Path(source)))
+    if isinstance(source, bytes | bytearray | memoryview):
+        return Blob(name, data=bytes(source))
+    if is_buffer(source):
+        return Blob(name, data=_content(source, name))
+    raise ReadError(
+        f"can't read a {type(source).__name__}; expected a folder, a file, bytes, a file object, a list of "
+        "these, or a Series"
+    )
+
+
+def _content(file: Any, name: str) -> bytes:
+    """Return what an open file holds, from its start where it can be rewound; its position is restored."""
+    try:
+        before = file.tell() if _is_seekable(file) else None
+        if before is not None:
+            file.seek(0)
+        data = file.read(_MOST_HELD + 1)
+        if before is not None:
+            file.seek(before)
+    # a closed file is a ValueError; what else a file object raises is its own
+    except Exception as error:
+        raise ReadError(f"{name}: the file object can't be read ({type(error).__name__})") from None
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise ReadError(f'{name}: the file object gives text; open the file in binary mode, "rb"')
+    if len(data) > _MOST_HELD:
+        raise ReadError(f"{name} holds more than {_MOST_HELD >> 20} MB; pass the path of the file instead")
+    return bytes(data)
+
+
+def _is_seekable(file: Any) -> bool:
+    seekable = getattr(file, "seekable", None)
+    return bool(seekable()) if callable(seekable) else False
+
+
+def _expanded(blob: Blob) -> tuple[list[Blob], list[Skipped]]:
+    """Return the members of an archive, the files of a DICOMDIR, or the file itself."""
+    try:
+        start = blob.start()
+    except ReadError:
+        if blob.path is not None and not blob.path.exists():
+            raise ReadError(f"there is no file or folder {blob.name}") from None
+        return [blob], []  # the reason turns up where the file is identified
+    if looks_like_zip(start):
+        return zip_members(blob), []
+    if looks_like_dicomdir(start):
+        return referenced_files(blob)
+    return [blob], []
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
