@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.conformance import Conformance
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +22,15 @@ def real_data() -> Path:
     return path
 
 
+@pytest.fixture
+def conformance(record_property: Callable[[str, object], None]) -> Conformance:
+    """Where a test notes what it compared, for the table in the documentation."""
+    return Conformance(record_property)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "real_data" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.data)
+        if "conformance" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.conformance)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from base64 import b64encode
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 import numpy as np
 
@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 
     from medimg.core.volume import Volume
 
-__all__ = ["WindowChoice", "choose_voi", "data_uri", "percentile_window", "png", "render"]
+__all__ = ["DECLARED", "WindowChoice", "choose_voi", "data_uri", "percentile_window", "png", "render"]
 
 WindowChoice: TypeAlias = "str | int | Window | LookupTable"
+
+#: What a choice among the windows of a file starts with: "dicom:1", "dicom:BONE".
+DECLARED: Final = "dicom:"
 
 _PROJECTION: Final = frozenset({"CR", "DX", "MG", "DR", "RF", "XA", "PX", "IO"})
 
@@ -81,9 +84,10 @@ def choose_voi(
         Not a color image.
     window : str, int, Window or LookupTable
         "auto" (by modality: CT soft_tissue; CR, DX and MG what the file declares, else percentiles; all
-        others percentiles), "dicom" (what the file declares), an int (that one of its alternatives),
-        "percentile", the name of a preset, the explanation of a window in the file where no preset is called
-        so, or a window.
+        others percentiles), "dicom" (the first that the file declares), "dicom:1" or an int (another of its
+        alternatives, by its place, from 0), "dicom:BONE" (the one that the file explains so, in upper or
+        lower case), "percentile", the name of a preset, the explanation of a window in the file where no
+        preset is called so, or a window.
     percentiles : tuple of 2 floats
         What "percentile" means.
 
@@ -95,7 +99,8 @@ def choose_voi(
     Raises
     ------
     PreprocessError
-        If the file declares no window and one was asked for, or a name is unknown.
+        If the file does not declare the window that was asked for (the message lists what it declares), or a
+        name is unknown.
     """
     if isinstance(window, Window | LookupTable):
         return (window,)
@@ -107,13 +112,27 @@ def choose_voi(
         return _declared(volume, 0)
     if isinstance(window, int):
         return _declared(volume, window)
+    if window.startswith(DECLARED):
+        return _chosen(volume, window.removeprefix(DECLARED).strip())
     named = () if window in PRESETS else _explained(volume, window)
     return named or (_preset(volume, window),)
 
 
+def _chosen(volume: Volume, which: str) -> tuple[Voi, ...]:
+    """Return what a file declares under a number or, where no explanation is that number, a name."""
+    explained = _explained(volume, which)
+    if explained or not which.isdecimal():
+        return explained or _undeclared(volume, f"none of them is explained as {which!r} in every slice")
+    return _declared(volume, int(which))
+
+
 def _explained(volume: Volume, name: str) -> tuple[Voi, ...]:
     """Return the window of each slice that the file explains so; none where one slice has none."""
-    found = [next((v for v in declared if v.explanation == name), None) for declared in volume.voi]
+    wanted = name.strip().casefold()
+    found = [
+        next((v for v in declared if wanted and v.explanation.strip().casefold() == wanted), None)
+        for declared in volume.voi
+    ]
     return tuple(v for v in found if v is not None) if None not in found else ()
 
 
@@ -136,12 +155,24 @@ def _preset(volume: Volume, name: str) -> Window:
 
 def _declared(volume: Volume, index: int) -> tuple[Voi, ...]:
     if not volume.voi or any(len(alternatives) <= index for alternatives in volume.voi) or index < 0:
-        found = min((len(a) for a in volume.voi), default=0)
-        raise PreprocessError(
-            f"the file declares {found} window(s), and number {index} was asked for; "
-            'use window="auto", "percentile", a preset or a Window'
-        )
+        return _undeclared(volume, f"number {index} was asked for")
     return tuple(alternatives[index] for alternatives in volume.voi)
+
+
+def _undeclared(volume: Volume, wanted: str) -> NoReturn:
+    fewest: tuple[Voi, ...] = min(volume.voi, key=len, default=())
+    listed = "; ".join(f"{place}: {_described(voi)}" for place, voi in enumerate(fewest))
+    raise PreprocessError(
+        f"the file declares {len(fewest)} window(s) for every slice ({listed or 'none'}), and {wanted}; "
+        'use window="auto", "percentile", a preset or a Window'
+    )
+
+
+def _described(voi: Voi) -> str:
+    name = f"{voi.explanation} " if voi.explanation else ""
+    if isinstance(voi, LookupTable):
+        return f"{name}table of {voi.entries.size} entries"
+    return f"{name}center {voi.center:g} width {voi.width:g}"
 
 
 def render(

@@ -17,7 +17,7 @@ from medimg.core import geometry
 from medimg.errors import DecodeError, NotAnImageError
 from medimg.io.blob import Blob, as_blob
 from medimg.io.header_text import data_file, numbers, text_lines, whole_numbers
-from medimg.io.raster import Encoding, Raster, raster_series
+from medimg.io.raster import Encoding, Raster, raster_series, sound_affine
 
 if TYPE_CHECKING:
     import os
@@ -194,14 +194,14 @@ def _affine(
     columns[:3, :3] = matrix[:3, :3].T * np.array(spacing[:3])
     columns[:3, 3] = offset[:3]
     columns[:3] *= unit
-    affine = geometry.lps_from_space(columns, "LPS")
+    affine = geometry.lps_from_space(sound_affine(columns, name), "LPS")
     return affine, True, _contradiction(fields, affine)
 
 
 def _contradiction(fields: dict[str, str], affine: geometry.Affine) -> tuple[str, ...]:
     """Note an AnatomicalOrientation (where the axes come from) that the matrix does not meet."""
     stated = fields.get("AnatomicalOrientation", "").upper()
-    if not re.fullmatch(r"[RLAPSI]{3}", stated) or not abs(np.linalg.det(affine[:3, :3])) > 0:
+    if not re.fullmatch(r"[RLAPSI]{3}", stated):
         return ()
     found = geometry.orientation_code(affine)[::-1].translate(str.maketrans("RLAPSI", "LRPAIS"))
     if found == stated:

@@ -11,7 +11,7 @@ import numpy as np
 from medimg.core import geometry
 from medimg.errors import DecodeError, GeometryError, NotAnImageError, ReadError
 from medimg.io.blob import Blob, as_blob
-from medimg.io.raster import Raster, raster_series
+from medimg.io.raster import Raster, raster_series, sound_affine
 
 if TYPE_CHECKING:
     import os
@@ -222,10 +222,11 @@ def _affine(header: Any, name: str) -> tuple[geometry.Affine, bool]:
     placed = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
     if placed:
         try:
-            affine = geometry.lps_from_ras(header.get_best_affine())
+            ras = header.get_best_affine()
         # a quaternion can be impossible
         except Exception as error:
             raise GeometryError(f"{name}: its qform is no rotation ({type(error).__name__})") from None
+        affine = geometry.lps_from_ras(sound_affine(ras, name))
     else:
         i, j, k = (abs(float(v)) or 1.0 for v in header["pixdim"][1:4])
         affine = geometry.image_affine((k, j, i))

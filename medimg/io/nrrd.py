@@ -18,7 +18,7 @@ from medimg.core import geometry
 from medimg.errors import DecodeError, GeometryError, NotAnImageError, ReadError
 from medimg.io.blob import Blob, as_blob
 from medimg.io.header_text import data_file, numbers, text_lines, whole_numbers
-from medimg.io.raster import Encoding, Raster, raster_series
+from medimg.io.raster import Encoding, Raster, raster_series, sound_affine
 
 if TYPE_CHECKING:
     import os
@@ -240,7 +240,7 @@ def _affine(fields: dict[str, str], axes: _Axes, name: str) -> tuple[geometry.Af
     columns = _columns(fields, axes, name)
     columns *= _unit(fields, name)
     if space in _SPACES:
-        return geometry.lps_from_space(columns, _SPACES[space]), True, ()
+        return geometry.lps_from_space(sound_affine(columns, name), _SPACES[space]), True, ()
     sizes = np.linalg.norm(columns[:3, :3], axis=0)
     w, h, d = (float(v) if math.isfinite(v) and v else 1.0 for v in sizes)
     note = "the header names no anatomical space (RAS, LAS or LPS): directions and origin are left out"

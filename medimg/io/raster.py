@@ -11,7 +11,7 @@ import math
 import warnings
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
 
@@ -21,7 +21,8 @@ from medimg.core.rescale import rescaled
 from medimg.core.volume import Photometric, Space, Volume
 from medimg.errors import DecodeError, GeometryError, MedimgWarning, TruncatedError
 from medimg.io.series import Policies, Series
-from medimg.io.unpacking import MOST_EXPANSION, inflating
+from medimg.io.stored import MOST_TEXT, stored_values
+from medimg.io.unpacking import MOST_EXPANSION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,13 +31,14 @@ if TYPE_CHECKING:
 
     from medimg.io.blob import Blob
 
-__all__ = ["Encoding", "Raster", "patient_affine", "raster_series"]
+__all__ = ["Encoding", "Raster", "raster_series", "sound_affine"]
 
 Encoding: TypeAlias = Literal["raw", "deflated", "text", "hex"]
 
 _MOST_BYTES: Final = 2**35
-_MOST_TEXT: Final = 2**28
 _LEAST_VOLUME: Final = 1e-15
+_MOST_MM: Final = 1e9
+_MOST_FLOAT32: Final = 3e38
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,16 +124,17 @@ class Raster:
         return "RGB" if self.channels == bytes_of.get(self.color) else "MONOCHROME2"
 
 
-def patient_affine(affine: geometry.Affine, name: str) -> geometry.Affine:
+def sound_affine(affine: geometry.Affine, name: str) -> geometry.Affine:
     """
-    Return an affine as it is.
+    Return an affine to millimeters as it is.
 
     Raises
     ------
     GeometryError
-        If it is singular or not finite.
+        If it is singular, not finite, or absurdly large.
     """
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < _LEAST_VOLUME:
+    finite = np.isfinite(affine).all() and float(np.abs(affine).max()) <= _MOST_MM
+    if not finite or abs(np.linalg.det(affine[:3, :3])) < _LEAST_VOLUME:
         raise GeometryError(
             f"{name}: its affine is singular or not finite; mend its directions and spacings, or remove them"
         )
@@ -158,7 +161,7 @@ def raster_series(raster: Raster) -> Series:
         modality="",
         description="",
         shape=(channels, *raster.grid),
-        affine=patient_affine(raster.affine, raster.name),
+        affine=sound_affine(raster.affine, raster.name),
         space=raster.space,
         files=raster.files,
         format=raster.format,
@@ -188,15 +191,15 @@ def _check_size(raster: Raster) -> None:
             f"{raster.blob.name} holds at most {there} bytes of values, its header promises {needed}; "
             "copy or export it again"
         )
-    if raster.encoding in ("text", "hex") and raster.blob.bound() > _MOST_TEXT:
-        raise DecodeError(f"{raster.name} holds more than {_MOST_TEXT >> 20} MB of text; store it in binary")
+    if raster.encoding in ("text", "hex") and raster.blob.bound() > MOST_TEXT:
+        raise DecodeError(f"{raster.name} holds more than {MOST_TEXT >> 20} MB of text; store it in binary")
 
 
 def _read(raster: Raster, slices: Sequence[int] | None, policies: Policies) -> Volume:
     _check_size(raster)
     depth = raster.grid[0]
     chosen = geometry.ascending_slices(range(depth) if slices is None else slices, depth)
-    stored = _stored(raster, chosen)
+    stored = stored_values(raster, chosen)
     array, steps = _modality_values(raster, stored)
     for note in raster.warnings:
         warnings.warn(f"{raster.name}: {note}", MedimgWarning, stacklevel=4)
@@ -226,75 +229,9 @@ def _modality_values(raster: Raster, stored: npt.NDArray[Any]) -> tuple[npt.NDAr
     if (slope, intercept) == (1.0, 0.0):
         return stored, ()
     step = (f"rescaled: {slope:g} × stored + {intercept:g}",)
-    if stored.dtype.kind != "f" and stored.dtype.itemsize < 8:
+    small = 2.0 ** (8 * stored.dtype.itemsize) * abs(slope) + abs(intercept) < _MOST_FLOAT32
+    if stored.dtype.kind != "f" and stored.dtype.itemsize < 8 and small:
         return rescaled(stored, slope, intercept), step
     with np.errstate(over="ignore", invalid="ignore"):
         kept = stored.dtype if stored.dtype.kind == "f" else np.dtype(np.float64)
         return (stored.astype(np.float64) * slope + intercept).astype(kept, copy=False), step
-
-
-def _stored(raster: Raster, chosen: list[int]) -> npt.NDArray[Any]:
-    """(C, len(chosen), H, W) in the byte order of this machine."""
-    if raster.encoding in ("text", "hex"):
-        everything = _from_text(raster)
-        return everything[:, chosen] if len(chosen) < raster.grid[0] else everything
-    depth, height, width = raster.grid
-    outer, inner = (1, raster.channels) if raster.interleaved else (raster.channels, 1)
-    slab = height * width * inner * raster.dtype.itemsize
-    values = np.empty((outer, len(chosen), height, width, inner), raster.dtype)
-    memory = memoryview(values.reshape(-1).view(np.uint8).data)
-    with raster.blob.stream() as packed:
-        _skip(packed, raster.start, raster.name)
-        file = inflating(packed, raster.blob.name) if raster.encoding == "deflated" else packed
-        _skip(file, raster.skip, raster.name)
-        filled = at = 0
-        for number in (o * depth + d for o in range(outer) for d in chosen):
-            _skip(file, (number - at) * slab, raster.name)
-            _fill(file, memory[filled : filled + slab], raster.name)
-            filled, at = filled + slab, number + 1
-        if at == outer * depth:
-            file.read(1)  # lets compressed data verify their checksum
-    values = values.astype(raster.dtype.newbyteorder("="), copy=False)
-    return values[0].transpose(3, 0, 1, 2) if raster.interleaved else values[..., 0]
-
-
-def _fill(file: BinaryIO, memory: memoryview, name: str) -> None:
-    filled = 0
-    while filled < len(memory):
-        count = file.readinto(memory[filled:])  # type: ignore[attr-defined]  # BytesIO and buffered files have it
-        if not count:
-            raise TruncatedError(f"{name} ends before its values do; copy or export it again")
-        filled += count
-
-
-def _skip(file: BinaryIO, count: int, name: str) -> None:
-    if file.seekable():
-        file.seek(count, 1)
-        return
-    while count > 0:
-        dropped = len(file.read(min(count, 2**20)))
-        if not dropped:
-            raise TruncatedError(f"{name} ends before its values do; copy or export it again")
-        count -= dropped
-
-
-def _from_text(raster: Raster) -> npt.NDArray[Any]:
-    with raster.blob.stream() as file:
-        _skip(file, raster.start, raster.name)
-        _skip(file, raster.skip, raster.name)
-        text = file.read(_MOST_TEXT)
-    try:
-        if raster.encoding == "hex":
-            values = np.frombuffer(bytes.fromhex(text.decode("ascii")), raster.dtype, raster.count)
-        else:
-            number = float if raster.dtype.kind == "f" else int
-            words = text.replace(b",", b" ").split(None, raster.count)[: raster.count]
-            values = np.array([number(word) for word in words], raster.dtype)
-    except (ValueError, OverflowError):
-        raise DecodeError(f"{raster.name}: its values are no numbers of the type {raster.dtype}") from None
-    if values.size < raster.count:
-        raise TruncatedError(f"{raster.name} holds {values.size} values, its header promises {raster.count}")
-    values = values.astype(raster.dtype.newbyteorder("="), copy=False)
-    if raster.interleaved:
-        return values.reshape(*raster.grid, raster.channels).transpose(3, 0, 1, 2)
-    return values.reshape(raster.channels, *raster.grid)

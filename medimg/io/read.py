@@ -14,7 +14,7 @@ from medimg.errors import (
     SeriesError,
 )
 from medimg.io.scan import FORMATS, indexed
-from medimg.io.series import Series, SeriesIndex
+from medimg.io.series import Series, SeriesIndex, ValueKind
 from medimg.io.sources import Files, source_name
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def read(
     on_missing: Policy = "raise",
     on_duplicate: Policy = "warn",
     on_tilt: Policy = "warn",
+    values: ValueKind = "auto",
 ) -> Volume:
     """
     Read one image: a DICOM series, a NIfTI, NRRD or MetaImage file, a PNG or JPEG picture.
@@ -64,6 +65,10 @@ def read(
     on_tilt : {"raise", "warn", "fix", "keep"}
         What to do about a tilted gantry; "warn" and "keep" keep the shear in the affine, "fix" resamples
         onto a perpendicular grid.
+    values : {"auto", "rescaled", "suv"}
+        "rescaled": as the modality LUT or the rescale of the file gives them (PS3.3 C.11.1). "auto": the
+        same, but Philips MR in the floating-point values that can be compared between series, where the
+        file has their scale, and dose in its units. "suv": PET as standardized uptake values by body weight.
 
     Returns
     -------
@@ -88,7 +93,7 @@ def read(
     Volume(1×133×512×512 int16, CT, HU, spacing 2×0.742×0.742 mm, SPL)
     """
     chosen, index = find_series(source, series)
-    volume = chosen.read(on_missing=on_missing, on_duplicate=on_duplicate, on_tilt=on_tilt)
+    volume = chosen.read(on_missing=on_missing, on_duplicate=on_duplicate, on_tilt=on_tilt, values=values)
     if not index.skipped:
         return volume
     note = _skipped_note(index)
@@ -103,9 +108,10 @@ def read(
 
 
 def _skipped_note(index: SeriesIndex) -> str:
-    """Name damaged images that were skipped; a text file beside a series deserves no warning."""
-    damaged = [s for s in index.skipped if "damaged" in s.reason or "ends" in s.reason]
-    return f"{len(damaged)} damaged file(s) skipped, the first: {damaged[0].reason}" if damaged else ""
+    """Name images that are damaged or not there; a text file beside a series deserves no warning."""
+    marks = ("damaged", "ends", "not there")
+    lost = [s for s in index.skipped if any(mark in s.reason for mark in marks)]
+    return f"{len(lost)} damaged or absent file(s) skipped, the first: {lost[0].reason}" if lost else ""
 
 
 def find_series(source: Source, series: str | int | None = None) -> tuple[Series, SeriesIndex]:

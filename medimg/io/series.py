@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args, overload
 
 from medimg.core import geometry
 from medimg.core.report import Skipped
@@ -16,13 +16,17 @@ if TYPE_CHECKING:
 
     from medimg.core.volume import Space, Volume
 
-__all__ = ["Policies", "Series", "SeriesIndex", "SliceReader"]
+__all__ = ["Policies", "Series", "SeriesIndex", "SliceReader", "ValueKind"]
+
+ValueKind: TypeAlias = Literal["auto", "rescaled", "suv"]
 
 
 @dataclass(frozen=True, slots=True)
 class Policies:
     """
-    What to do about gaps, duplicates and tilt: "raise", "warn", "fix" or "keep".
+    How to read: what to do about gaps, duplicates and tilt, and how values are scaled.
+
+    See :func:`medimg.read`.
 
     Raises
     ------
@@ -33,6 +37,7 @@ class Policies:
     on_missing: Policy = "raise"
     on_duplicate: Policy = "warn"
     on_tilt: Policy = "warn"
+    values: ValueKind = "auto"
 
     def __post_init__(self) -> None:
         for name in ("on_missing", "on_duplicate", "on_tilt"):
@@ -40,6 +45,8 @@ class Policies:
                 raise ReadError(
                     f"{name}={getattr(self, name)!r} is none of {', '.join(map(repr, get_args(Policy)))}"
                 )
+        if self.values not in get_args(ValueKind):
+            raise ReadError(f"values={self.values!r} is none of {', '.join(map(repr, get_args(ValueKind)))}")
 
 
 class SliceReader(Protocol):
@@ -54,7 +61,7 @@ class SliceReader(Protocol):
         slices : sequence of int or None
             Ascending indices along D.
         policies : Policies
-            What to do about gaps, duplicates and tilt.
+            What to do about gaps, duplicates and tilt, and how values are scaled.
         """
         ...
 
@@ -90,7 +97,7 @@ class Series:
     study_uid : str
         "" where unknown.
     frame_times : tuple of float or None
-        Seconds from the first time point, for each channel of a time series.
+        Seconds from the first time point: for each channel of a time series, or each frame of a cine.
     """
 
     uid: str
@@ -123,6 +130,7 @@ class Series:
         on_missing: Policy = "raise",
         on_duplicate: Policy = "warn",
         on_tilt: Policy = "warn",
+        values: ValueKind = "auto",
     ) -> Volume:
         """
         Read the pixels.
@@ -133,6 +141,8 @@ class Series:
             Ascending indices along D; only these are decoded. All by default.
         on_missing, on_duplicate, on_tilt : {"raise", "warn", "fix", "keep"}
             See :func:`medimg.read`.
+        values : {"auto", "rescaled", "suv"}
+            See :func:`medimg.read`.
 
         Returns
         -------
@@ -141,11 +151,15 @@ class Series:
         Raises
         ------
         ReadError
-            If a file can't be read or decoded.
+            If a file can't be read or decoded, or SUV are asked for where there are none.
         SeriesError
             If the slices don't make up a sound stack and the policy is "raise".
         """
-        return self.reader(slices, Policies(on_missing, on_duplicate, on_tilt))
+        if values == "suv" and self.format != "DICOM":
+            raise ReadError(
+                f"{self.path} is {self.format}, which does not say how to make SUV; read the DICOM"
+            )
+        return self.reader(slices, Policies(on_missing, on_duplicate, on_tilt, values))
 
     def summary(self) -> str:
         """Return one line for a person: modality, size, spacing, description, UID."""

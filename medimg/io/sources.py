@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias
 from medimg.errors import ReadError
 from medimg.io.blob import Blob, zip_members
 from medimg.io.dicom.dicomdir import looks_like_dicomdir, referenced_files
+from medimg.io.series import Series
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +34,9 @@ def looks_like_zip(start: bytes) -> bool:
 
 def is_buffer(source: object) -> bool:
     """Whether a source is bytes in memory or an open file, rather than something that is named."""
-    return isinstance(source, bytes | bytearray | memoryview) or callable(getattr(source, "read", None))
+    if isinstance(source, bytes | bytearray | memoryview):
+        return True
+    return callable(getattr(source, "read", None)) and not isinstance(source, Series)
 
 
 def source_name(source: object) -> str:
@@ -103,7 +106,8 @@ def _content(file: Any, name: str) -> bytes:
     except Exception as error:
         raise ReadError(f"{name}: the file object can't be read ({type(error).__name__})") from None
     if not isinstance(data, bytes | bytearray | memoryview):
-        raise ReadError(f'{name}: the file object gives text; open the file in binary mode, "rb"')
+        given = type(data).__name__
+        raise ReadError(f'{name}: the file object gives {given}, not bytes; open it in binary mode, "rb"')
     if len(data) > _MOST_HELD:
         raise ReadError(f"{name} holds more than {_MOST_HELD >> 20} MB; pass the path of the file instead")
     return bytes(data)

@@ -40,7 +40,7 @@ class Unpacking(io.RawIOBase):
         super().__init__()
         self._read = read
         self._close = close
-        self._name = name
+        self.name = name
 
     def readable(self) -> bool:
         """Whether it can be read: always."""
@@ -65,10 +65,10 @@ class Unpacking(io.RawIOBase):
         except ReadError:
             raise
         except EOFError:
-            raise TruncatedError(f"{self._name} ends inside its compressed data; copy it again") from None
+            raise TruncatedError(f"{self.name} ends inside its compressed data; copy it again") from None
         # damage raises errors of many kinds, by the method of compression
         except Exception as error:
-            raise DecodeError(f"{self._name} is damaged: it can't be unpacked ({_cause(error)})") from None
+            raise DecodeError(f"{self.name} is damaged: it can't be unpacked ({_cause(error)})") from None
         view[: len(data)] = data
         return len(data)
 
@@ -155,7 +155,7 @@ class _Kept(io.RawIOBase):
     def __init__(self, stream: BinaryIO, name: str) -> None:
         super().__init__()
         self._stream = stream
-        self._name = name
+        self.name = name
         self._data = bytearray()
         self._at = 0
 
@@ -172,7 +172,7 @@ class _Kept(io.RawIOBase):
                 return
             self._data += piece
             if len(self._data) > _MOST_KEPT:
-                raise ReadError(f"{self._name} unpacks to more than {_MOST_KEPT >> 20} MB; unpack it first")
+                raise ReadError(f"{self.name} unpacks to more than {_MOST_KEPT >> 20} MB; unpack it first")
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")

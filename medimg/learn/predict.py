@@ -6,8 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import IOBase
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ import torch
 from medimg.core.volume import Volume
 from medimg.errors import MedimgError, PreprocessError, TrainingError
 from medimg.io.series import Series
+from medimg.io.sources import is_buffer
 from medimg.learn.backbones import head_logits
 from medimg.learn.loaders import evaluation_loader
 from medimg.learn.pooling import pool_embeddings
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["PredictSource", "predict", "predict_proba"]
 
 #: One image or series to predict on.
-PredictSource: TypeAlias = str | os.PathLike[str] | Series | Volume
+PredictSource: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Series | Volume
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +136,15 @@ def _check_batch_size(batch_size: int) -> None:
 
 
 def _as_list(sources: PredictSource | Iterable[PredictSource]) -> list[PredictSource]:
-    if isinstance(sources, str | os.PathLike | Series | Volume):
-        return [sources]
+    if isinstance(sources, str | os.PathLike | Series | Volume) or is_buffer(sources):
+        return [cast("PredictSource", sources)]
     given: object = sources
-    if isinstance(given, bytes | IOBase) or not isinstance(given, Iterable):
+    if not isinstance(given, Iterable):
         raise TrainingError(
-            f"can't predict on a {type(given).__name__}; expected a path, a Series, a Volume, or several"
+            f"can't predict on a {type(given).__name__}; expected a path, bytes, a file object, a Series, "
+            "a Volume, or several"
         )
-    return list(sources)
+    return list(cast("Iterable[PredictSource]", sources))
 
 
 def _rendered(
@@ -165,7 +168,9 @@ def _rendered(
 def _name(source: PredictSource, number: int) -> str:
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
-    return source.path if isinstance(source, Series) else f"volume {number}"
+    if isinstance(source, Series):
+        return source.path
+    return f"<bytes {number}>" if is_buffer(source) else f"volume {number}"
 
 
 def _by_slice(

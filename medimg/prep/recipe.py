@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 import torch
 
+from medimg.core.display import DECLARED
 from medimg.core.resample import checked_spacing
 from medimg.core.window import PRESETS, Window
 from medimg.errors import PreprocessError
@@ -48,8 +49,9 @@ class Preprocess:
     ----------
     window : str, Window, or three of these
         "auto": by modality (CT: soft_tissue; CR, DX, MG: what the file declares, else percentiles; all
-        others: percentiles). "dicom": the first window or table that the file declares. "percentile". The
-        name of a preset. A :class:`Window`. Three of these make the three channels.
+        others: percentiles). "dicom": the first window or table that the file declares; "dicom:1": another
+        of its alternatives, by its place, from 0; "dicom:BONE": the one that the file explains so.
+        "percentile". The name of a preset. A :class:`Window`. Three of these make the three channels.
     channels : {"repeat", "windows", "adjacent"}
         "repeat": one picture in three equal channels. "windows": one channel for each of three windows.
         "adjacent": the slice before, the slice, the slice after (2.5-D).
@@ -259,9 +261,12 @@ def _check_windows(recipe: Preprocess) -> None:
         )
     named = {"auto", "dicom", "percentile", *PRESETS}
     for window in windows:
-        if not isinstance(window, Window) and window not in named:
+        if isinstance(window, Window) or window in named:
+            continue
+        if not (isinstance(window, str) and window.startswith(DECLARED) and window[len(DECLARED) :].strip()):
             raise PreprocessError(
-                f"unknown window {window!r}; expected a Window or one of {', '.join(sorted(named))}"
+                f"unknown window {window!r}; expected a Window, {DECLARED!r} with a place or an explanation, "
+                f"or one of {', '.join(sorted(named))}"
             )
 
 

@@ -128,6 +128,9 @@ def _instance(study: Study, stored: npt.NDArray[np.int64], rng: np.random.Genera
     ds.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL" if study.modality == "CT" else "OTHER"]
     ds.PixelSpacing = _decimal(study.spacing[1:])
     ds.ImageOrientationPatient = _decimal(study.orientation)
+    if len(study.present) == 1:
+        # the only way to know it; elsewhere positions tell
+        ds.SpacingBetweenSlices = _decimal(study.spacing[:1])[0]
     ds.SliceThickness = _decimal([study.spacing[0] * 1.5])[0]
     ds.RescaleSlope, ds.RescaleIntercept = _decimal([study.slope, study.intercept])
     ds.Rows, ds.Columns = stored.shape

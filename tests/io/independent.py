@@ -1,26 +1,30 @@
-"""Stored values by decoders that medimg does not use: dcmtk, GDCM, OpenJPEG, CharLS, pydicom's own."""
+"""Stored values by decoders that medimg does not use: dcmtk, OpenJPEG, CharLS, pydicom itself."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
-import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import pydicom
 import pytest
-from pydicom.pixels import pixel_array
+from pydicom.pixels.utils import pixel_array
+
+from medimg.io.dicom.attributes import quiet_pydicom
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
-_JPEG = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70))
-_JPEG_LS = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (80, 81))
-_RLE = "1.2.840.10008.1.2.5"
-LOSSY = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51))
+_UID = "1.2.840.10008.1.2."
+_DCMTK = {_UID + "5": "dcmdrle"}
+_DCMTK |= {_UID + f"4.{n}": "dcmdjpeg" for n in (50, 51, 57, 70)}
+_DCMTK |= {_UID + f"4.{n}": "dcmdjpls" for n in (80, 81)}
+_PLUGINS = {_UID + "5": "pydicom"}
+_PLUGINS |= {_UID + f"4.{n}": "pyjpegls" for n in (80, 81)}
+_PLUGINS |= {_UID + f"4.{n}": "pylibjpeg" for n in (90, 91, 201, 202, 203)}
+_NATIVE = {"", *(_UID[:-1] + suffix for suffix in ("", ".1", ".1.99", ".2"))}
 
 
 def dcmtk(tool: str) -> str:
@@ -31,40 +35,37 @@ def dcmtk(tool: str) -> str:
     return path
 
 
-def frames_by_others(path: Path, numbers: list[int], folder: Path) -> Iterator[tuple[str, list[Any]]]:
+def frames_by_others(path: Path, numbers: Sequence[int], folder: Path) -> Iterator[tuple[str, list[Any]]]:
     """The name of each decoder that reads a file, and its frames as they are stored."""
-    dataset = pydicom.dcmread(path, force=True)
+    for plugin in ("openjpeg", "jpeg_ls"):
+        pytest.importorskip(plugin)
+    with quiet_pydicom():
+        dataset = pydicom.dcmread(path, force=True)
     syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", ""))
-    tool = "dcmdjpeg" if syntax in _JPEG else "dcmdjpls" if syntax in _JPEG_LS else ""
-    tool = "dcmdrle" if syntax == _RLE else tool
-    if tool:
-        plain = folder / "plain.dcm"
-        done = subprocess.run([dcmtk(tool), str(path), str(plain)], capture_output=True, check=False)
-        if done.returncode == 0:
-            found = _by_pydicom(pydicom.dcmread(plain, force=True), numbers, "")
-            if found is not None:
-                yield tool, found
     if not syntax:
         dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
-    for plugin in ("pylibjpeg", "pyjpegls", "gdcm", "pydicom"):
-        found = _by_pydicom(dataset, numbers, plugin)
-        if found is not None:
-            yield plugin, found
-    if not pydicom.uid.UID(syntax).is_private and syntax not in {*_JPEG, *_JPEG_LS, _RLE}:
-        found = _by_pydicom(dataset, numbers, "")
-        if found is not None:
-            yield "pydicom", found
+    if syntax in _NATIVE:
+        yield from _by_pydicom(dataset, numbers, "")
+    if syntax in _PLUGINS:
+        yield from _by_pydicom(dataset, numbers, _PLUGINS[syntax])
+    if syntax in _DCMTK:
+        plain = folder / "plain.dcm"
+        command = [dcmtk(_DCMTK[syntax]), str(path), str(plain)]
+        if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+            with quiet_pydicom():
+                decoded = pydicom.dcmread(plain, force=True)
+            yield from (("dcmtk", frames) for _, frames in _by_pydicom(decoded, numbers, ""))
 
 
 def _by_pydicom(
-    dataset: pydicom.Dataset, numbers: list[int], plugin: str
-) -> list[npt.NDArray[Any]] | None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    dataset: pydicom.Dataset, numbers: Sequence[int], plugin: str
+) -> Iterator[tuple[str, list[Any]]]:
+    with quiet_pydicom():
         try:
-            return [
+            found = [
                 np.asarray(pixel_array(dataset, index=n, raw=True, decoding_plugin=plugin)) for n in numbers
             ]
         # whatever goes wrong there: this decoder does not read the file
         except Exception:
-            return None
+            return
+    yield plugin or "pydicom", found

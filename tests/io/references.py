@@ -38,7 +38,7 @@ def canonical(image: Any, name: str) -> Image:
 
 
 def reference(path: Path) -> Image:
-    return canonical(nib.load(path), path.name)  # type: ignore[attr-defined]
+    return canonical(nib.load(path), path.name)
 
 
 def of_volume(volume: medimg.Volume, name: str) -> Image:
@@ -47,7 +47,7 @@ def of_volume(volume: medimg.Volume, name: str) -> Image:
     array = array[..., 0] if array.shape[3] == 1 else array
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.affine[:, [2, 1, 0, 3]]
     values = array.astype(np.float64) if array.dtype.kind in "iub" else array
-    return canonical(nib.Nifti1Image(values, affine, dtype=values.dtype), name)  # type: ignore[attr-defined]
+    return canonical(nib.Nifti1Image(values, affine, dtype=values.dtype), name)
 
 
 def images_of(folder: Path, **policies: Any) -> list[Image]:

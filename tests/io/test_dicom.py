@@ -492,8 +492,9 @@ def test_contradictory_headers(tmp_path: Path, attributes: dict[str, Any]) -> No
 
 
 def test_frames_without_places_are_stacked_in_the_order_of_the_file(tmp_path: Path) -> None:
-    ds = make_instance(pixels_12_bit(), NumberOfFrames=2)
-    ds.PixelData = ds.PixelData + np.flip(pixels_12_bit()).tobytes()
+    pixels = pixels_12_bit()
+    ds = make_instance(pixels, NumberOfFrames=2)
+    ds.PixelData = ds.PixelData + np.flip(pixels).tobytes()
     with pytest.warns(MedimgWarning, match="order of the file"):
         volume = medimg.read(write(ds, tmp_path / "a.dcm"))
     assert volume.space == "image"

@@ -22,9 +22,9 @@ from medimg.errors import (
     SeriesError,
     TiltedGantryError,
 )
-from medimg.io.dicom.pixels import read_frames
+from medimg.io.dicom.pixels import first_acquired_at, read_frames
 from medimg.io.dicom.stack import StackPlan, plan_stack
-from medimg.io.series import Policies, Series
+from medimg.io.series import Policies, Series, ValueKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -90,7 +90,7 @@ def _volume(plan: StackPlan, slices: Sequence[int] | None, policies: Policies) -
     if fixes and slices is not None:
         raise GeometryError('slices can\'t be chosen together with a policy "fix" that resamples the stack')
     silent = [note for note in plan.notes if note not in notes]
-    volume = _decoded(plan, chosen, [*notes, *silent])
+    volume = _decoded(plan, chosen, [*notes, *silent], policies.values)
     for fix in fixes:
         volume = fix(volume)
     for note in notes:
@@ -186,10 +186,11 @@ def _fixes(plan: StackPlan, policies: Policies) -> list[Callable[[Volume], Volum
     return fixes
 
 
-def _decoded(plan: StackPlan, chosen: Sequence[int], notes: list[str]) -> Volume:
+def _decoded(plan: StackPlan, chosen: Sequence[int], notes: list[str], kind: ValueKind) -> Volume:
     used = [channel[i] for channel in plan.channels for i in chosen]
     _check_size(used)
-    values = read_frames(used)
+    first_acquired = first_acquired_at(plan.instances) if kind == "suv" else None
+    values = read_frames(used, kind, first_acquired=first_acquired)
     _check_alike(values, used)
     first = values[0]
     transforms = tuple(dict.fromkeys(t for v in values for t in v.transforms))

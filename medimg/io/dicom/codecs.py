@@ -44,7 +44,7 @@ def _rle(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
         segment = data[start:end]
         try:
             unpacked = imagecodecs.packbits_decode(segment, out=plane)
-        except imagecodecs.ImcdError:
+        except imagecodecs.PackbitsError:
             unpacked = imagecodecs.packbits_decode(segment, out=plane + _RLE_SLACK)
         if len(unpacked) < plane:
             raise TruncatedError(f"an RLE segment of {plane} bytes holds {len(unpacked)}")

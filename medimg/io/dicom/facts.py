@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from medimg.io.dicom.attributes import code, codes, floats, identifier, integer, items, text, value
+from medimg.io.dicom.attributes import code, codes, floats, identifier, integer, items, text
 from medimg.io.dicom.private import PrivateTag, private_integer, private_tags, private_text
 
 if TYPE_CHECKING:
@@ -32,9 +32,6 @@ _PHILIPS: Final = (
     PrivateTag(0x2001, 0x08, "Philips Imaging DD 001", "IS"),
 )
 
-#: Stack ID, In-Stack Position Number, Image Position (Patient), Image Position (Volume).
-_PLACES: Final = frozenset({0x00209056, 0x00209057, 0x00200032, 0x00209301})
-
 #: What a header-only read must include for this module.
 FACT_TAGS: Final[list[str | int]] = [
     "AcquisitionDateTime",
@@ -46,7 +43,6 @@ FACT_TAGS: Final[list[str | int]] = [
     "ConvolutionKernel",
     "DiffusionBValue",
     "DiffusionGradientOrientation",
-    "DimensionIndexSequence",
     "EchoNumbers",
     "EchoTime",
     "FrameReferenceTime",
@@ -151,7 +147,7 @@ def moments(view: Dataset) -> Labels:
         ("trigger", _first_number(view, "NominalCardiacTriggerDelayTime", "TriggerTime")),
         ("diffusion", _diffusion(view)),
         ("philips", _philips(view)),
-        ("dimensions", _dimensions(view)),
+        ("dimensions", floats(view, "DimensionIndexValues")),
         ("acquisition", integer(view, "AcquisitionNumber")),
         ("offset", _number(view, "TemporalPositionTimeOffset")),
         ("started", seconds(view, "FrameAcquisitionDateTime") or seconds(view, "AcquisitionDateTime")),
@@ -183,15 +179,6 @@ def _philips(view: Dataset) -> Hashable:
     """Return b-value and gradient numbers, label and phase of classic Philips files, whose order is free."""
     found = tuple(private_text(view, tag) for tag in _PHILIPS)
     return found if any(found) else None
-
-
-def _dimensions(view: Dataset) -> Hashable:
-    """Return Dimension Index Values without those that stand for a place (PS3.3 C.7.6.16.2.2, C.7.6.17)."""
-    values = floats(view, "DimensionIndexValues")
-    pointers = [value(item, "DimensionIndexPointer") for item in items(view, "DimensionIndexSequence")]
-    if values is None or len(values) != len(pointers):
-        return None
-    return tuple(v for v, p in zip(values, pointers, strict=True) if p not in _PLACES) or None
 
 
 def seconds(view: Dataset, keyword: str) -> float | None:

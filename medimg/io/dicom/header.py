@@ -9,13 +9,14 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from medimg.errors import DecodeError, NotAnImageError
 from medimg.io.blob import Blob, as_blob
-from medimg.io.dicom import facts
+from medimg.io.dicom import facts, nuclear
 from medimg.io.dicom.attributes import code, description, identifier, integer, is_there, quiet_pydicom, text
 from medimg.io.dicom.mosaic import MOSAIC_TAGS, Mosaic, mosaic_of
-from medimg.io.dicom.opening import looks_like_dicom, open_dataset
+from medimg.io.dicom.opening import looks_like_dicom, open_dataset, tags_of
 from medimg.io.dicom.views import FrameViews
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from pydicom.dataset import Dataset
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Frame", "Instance", "looks_like_dicom", "open_dataset", "read_instance"]
 
-_TAGS: Final[list[str | int]] = [
+_TAGS: Final = tags_of(
     *facts.FACT_TAGS,
     *MOSAIC_TAGS,
+    *nuclear.NUCLEAR_TAGS,
     "BitsAllocated",
     "Columns",
     "InstanceNumber",
@@ -46,7 +48,7 @@ _TAGS: Final[list[str | int]] = [
     "SharedFunctionalGroupsSequence",
     "StudyInstanceUID",
     "TotalPixelMatrixColumns",
-]
+)
 
 #: An item of a compressed frame has a header of 8 bytes, and the least codestream is no shorter.
 _LEAST_FRAME_BYTES: Final = 16
@@ -207,6 +209,7 @@ def _instance(blob: Blob, dataset: Dataset) -> Instance:
         photometric=code(dataset, "PhotometricInterpretation", "MONOCHROME2"),
         transfer_syntax=identifier(dataset.file_meta, "TransferSyntaxUID"),
         facts=_frames(views) if mosaic is None else _tiles(views[0], mosaic),
+        times=nuclear.frame_times(dataset) if count > 1 and not views.differ else None,
         notes=mosaic.notes if mosaic else (),
     )
 
@@ -244,10 +247,24 @@ def _frames(views: FrameViews) -> tuple[FrameFacts, ...]:
     if views.differ:
         return tuple(_facts(number, view) for number, view in enumerate(views))
     first = _facts(0, views[0])
-    if count > 1:
-        # one position for all frames is that of none
-        first = replace(first, position=None, orientation=None)
-    return (first, *(replace(first, number=number) for number in range(1, count)))
+    return (first,) if count == 1 else tuple(_without_groups(views[0], first, count))
+
+
+def _without_groups(view: Dataset, first: FrameFacts, count: int) -> Iterator[FrameFacts]:
+    """Yield the facts of frames without functional groups: dose, nuclear medicine, and cines."""
+    positions = nuclear.frame_positions(view)
+    repeats = nuclear.frame_moments(view)
+    # one position for all frames is that of none
+    orientation = (nuclear.frame_orientation(view) or first.orientation) if positions else None
+    for number in range(count):
+        vectors = (facts.Label("vectors", repeats[number]),) if repeats else ()
+        yield replace(
+            first,
+            number=number,
+            position=positions[number] if positions else None,
+            orientation=orientation,
+            moments=(*first.moments, *vectors),
+        )
 
 
 def _facts(number: int, view: Dataset) -> FrameFacts:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 import pydicom
 from pydicom.errors import InvalidDicomError
-from pydicom.tag import Tag
+from pydicom.tag import BaseTag, Tag
 
 from medimg.errors import DecodeError, NotAnImageError, ReadError, TruncatedError
 from medimg.io.blob import Blob, as_blob
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
 
-__all__ = ["looks_like_dicom", "open_dataset"]
+__all__ = ["looks_like_dicom", "open_dataset", "tags_of"]
 
 _DEFLATED: Final = b"1.2.840.10008.1.2.1.99"
 _MOST_INFLATED: Final = 2**28
@@ -41,7 +41,7 @@ def looks_like_dicom(start: bytes) -> bool:
     return explicit or implicit_length < 1024
 
 
-def open_dataset(source: str | Path | Blob, *, tags: Sequence[str | int] | None = None) -> Dataset:
+def open_dataset(source: str | Path | Blob, *, tags: Sequence[BaseTag] | None = None) -> Dataset:
     """
     Read a DICOM file, with pixels unless only some tags are asked for.
 
@@ -49,8 +49,8 @@ def open_dataset(source: str | Path | Blob, *, tags: Sequence[str | int] | None 
     ----------
     source : str, Path or Blob
         The file.
-    tags : sequence of str or int, optional
-        Keywords or tags; reading then ends before the pixel data.
+    tags : sequence of BaseTag, optional
+        See :func:`tags_of`; reading then ends before the pixel data.
 
     Raises
     ------
@@ -88,6 +88,11 @@ def open_dataset(source: str | Path | Blob, *, tags: Sequence[str | int] | None 
     # pydicom raises many kinds of exception on damaged files, and their texts can hold patient data
     except Exception as error:
         raise ReadError(f"{path} is damaged: parsing it as DICOM failed ({type(error).__name__})") from None
+
+
+def tags_of(*names: str | int) -> tuple[BaseTag, ...]:
+    """Return keywords and numbers as tags, for a reading of headers."""
+    return tuple(dict.fromkeys(Tag(name) for name in names))
 
 
 def _check_inflated_size(file: BinaryIO, path: str | Path) -> None:

@@ -1,18 +1,18 @@
 """
 Values of Philips MR: what the scanner measured, beside what it displays.
 
-Rescale Slope and Intercept of Philips MR give *display* values, whose scale differs from series to series, and
+Rescale Slope and Intercept of Philips MR give *display* values, whose scale differs from series to series and
 from frame to frame. The floating-point value that can be compared within an examination is
 
     FP = (stored · RS + RI) / (RS · SS)
 
-with RS and RI the rescale and SS the Scale Slope (2005,xx0E) of "Philips MR Imaging DD 001" (Chenevert et al.,
-Errors in Quantitative Image Analysis due to Platform-Dependent Image Scaling, Transl. Oncol. 2014,
+with RS and RI the rescale and SS the Scale Slope (2005,xx0E) of "Philips MR Imaging DD 001" (Chenevert et
+al., Errors in Quantitative Image Analysis due to Platform-Dependent Image Scaling, Transl. Oncol. 2014,
 PMC3998685). Enhanced files have SS in an item of the private sequence (2005,xx0F) of each frame.
 
-Where the file maps its stored values to a physical unit (Real World Value Mapping Sequence, PS3.3 C.7.6.16.2.11,
-with units other than "no units"), such as the Hz of a field map, those are the values that count: there is no
-factor then. Philips writes the same slope and intercept there as in the rescale.
+Where the file maps its stored values to a physical unit (Real World Value Mapping Sequence, PS3.3
+C.7.6.16.2.11, with units other than "no units"), such as the Hz of a field map, those are the values that
+count: there is no factor then. Philips writes the same slope and intercept there as in the rescale.
 """
 
 from __future__ import annotations

@@ -3,28 +3,47 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from medimg.errors import DecodeError, ReadError
 from medimg.io.dicom.attributes import quiet_pydicom
+from medimg.io.dicom.calibration import calibrated
 from medimg.io.dicom.frames import StoredFrames
-from medimg.io.dicom.opening import open_dataset
+from medimg.io.dicom.opening import open_dataset, tags_of
+from medimg.io.dicom.suv import SUV_TAGS, acquired_at
 from medimg.io.dicom.values import SliceValues, slice_values
 from medimg.io.dicom.views import FrameViews
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
+    from pydicom.dataset import Dataset
 
     from medimg.io.dicom.header import Frame, Instance
+    from medimg.io.series import ValueKind
 
-__all__ = ["read_frames"]
+__all__ = ["first_acquired_at", "read_frames"]
+
+_SUV_TAGS: Final = tags_of(*SUV_TAGS)
+_Calibrate: TypeAlias = "Callable[[Dataset, SliceValues], SliceValues]"
 
 
-def read_frames(frames: Sequence[Frame]) -> list[SliceValues]:
+def read_frames(
+    frames: Sequence[Frame], values: ValueKind = "rescaled", *, first_acquired: float | None = None
+) -> list[SliceValues]:
     """
-    Return the modality values of frames, in the order given.
+    Return the values of frames, in the order given.
+
+    Parameters
+    ----------
+    frames : sequence of Frame
+        Each file of them is opened once, each stored picture decoded once.
+    values : {"auto", "rescaled", "suv"}
+        How values are scaled; see :func:`medimg.read`.
+    first_acquired : float, optional
+        What :func:`first_acquired_at` says of the series; only "suv" takes it.
 
     Raises
     ------
@@ -37,15 +56,30 @@ def read_frames(frames: Sequence[Frame]) -> list[SliceValues]:
     result: dict[int, SliceValues] = {}
     for places in wanted.values():
         instance = frames[places[0]].instance
-        values = _of_instance(instance, [frames[place] for place in places])
-        result.update(zip(places, values, strict=True))
+        calibrate = partial(calibrated, kind=values, first_acquired=first_acquired)
+        found = _of_instance(instance, [frames[place] for place in places], calibrate)
+        result.update(zip(places, found, strict=True))
     return [result[place] for place in range(len(frames))]
 
 
-def _of_instance(instance: Instance, frames: Sequence[Frame]) -> list[SliceValues]:
+def first_acquired_at(instances: Sequence[Instance]) -> float | None:
+    """
+    Return when the first of several files was acquired, in seconds; None where no file says.
+
+    Raises
+    ------
+    ReadError
+        If a file can't be read.
+    """
+    with quiet_pydicom():
+        times = [acquired_at(open_dataset(i.blob, tags=_SUV_TAGS)) for i in instances]
+    return min((time for time in times if time is not None), default=None)
+
+
+def _of_instance(instance: Instance, frames: Sequence[Frame], calibrate: _Calibrate) -> list[SliceValues]:
     try:
         with quiet_pydicom():
-            return _decoded(instance, frames)
+            return _decoded(instance, frames, calibrate)
     except ReadError as error:
         if instance.path in str(error):
             raise
@@ -55,7 +89,7 @@ def _of_instance(instance: Instance, frames: Sequence[Frame]) -> list[SliceValue
         raise DecodeError(f"{instance.path} is damaged ({type(error).__name__} while decoding)") from None
 
 
-def _decoded(instance: Instance, frames: Sequence[Frame]) -> list[SliceValues]:
+def _decoded(instance: Instance, frames: Sequence[Frame], calibrate: _Calibrate) -> list[SliceValues]:
     dataset = open_dataset(instance.blob)
     source = StoredFrames(dataset)
     views = FrameViews(dataset, source.count)
@@ -71,5 +105,7 @@ def _decoded(instance: Instance, frames: Sequence[Frame]) -> list[SliceValues]:
         if frame.facts.corner is not None:
             row, column = frame.facts.corner
             stored = stored[row : row + instance.rows, column : column + instance.columns]
-        result.append(slice_values(views[number], source.form, stored, is_rgb=is_rgb))
+        view = views[number]
+        found = slice_values(view, source.form, stored, is_rgb=is_rgb)
+        result.append(calibrate(view, found))
     return result

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PrivateTag",
     "is_private_there",
+    "items_of",
     "private_bytes",
     "private_codes",
     "private_floats",
@@ -183,7 +184,11 @@ def private_integer(dataset: Dataset, tag: PrivateTag) -> int | None:
 
 def private_items(dataset: Dataset, tag: PrivateTag) -> list[Dataset]:
     """Return the items of a private sequence, also one that became mere bytes; none where it is damaged."""
-    found = _private_value(dataset, tag)
+    return items_of(_private_value(dataset, tag))
+
+
+def items_of(found: Any) -> list[Dataset]:
+    """Return the items of a value that is a sequence, or was one before its representation was lost."""
     if isinstance(found, bytes) and len(found) <= _MOST_SEQUENCE_BYTES:
         try:
             found = convert_SQ(found, is_implicit_VR=True, is_little_endian=True)

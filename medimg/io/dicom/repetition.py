@@ -138,6 +138,27 @@ def _moment(name: str, item: _Placed) -> Hashable:
     return dict(item.frame.facts.moments).get(name)
 
 
+def _labels(items: Sequence[_Placed], name: str) -> Callable[[_Placed], Hashable]:
+    """
+    Return what gives the value of a moment.
+
+    Of Dimension Index Values (PS3.3 C.7.6.17), those are left out that stand for a place: all that don't
+    differ at one.
+    """
+    if name != "dimensions":
+        return partial(_moment, name)
+    at_place: dict[int, tuple[float, ...]] = {}
+    varying: set[int] = set()
+    for item in items:
+        index = _moment(name, item)
+        first = at_place.setdefault(item.place, index) if isinstance(index, tuple) else None
+        if not isinstance(index, tuple) or first is None or len(first) != len(index):
+            return lambda item: None
+        varying |= {n for n, (a, b) in enumerate(zip(first, index, strict=True)) if a != b}
+    chosen = sorted(varying)
+    return lambda item: tuple(_moment(name, item)[n] for n in chosen)  # type: ignore[index]
+
+
 def _repeats(items: Iterable[_Placed]) -> int:
     """Return how many frames lie at the place that has most."""
     return max(Counter(item.place for item in items).values())
@@ -195,7 +216,7 @@ def _by_declared_moment(items: list[_Placed]) -> list[Repetition]:
     """Split by the first attribute that says for each frame to which repetition it belongs."""
     uneven: list[Repetition] = []
     for name in _MOMENTS:
-        parts = _parts(items, partial(_moment, name))
+        parts = _parts(items, _labels(items, name))
         if len(parts) < 2 or None in parts or any(_repeats(part) > 1 for part in parts.values()):
             continue
         values = _in_order(parts, name)
@@ -211,6 +232,11 @@ def _by_declared_moment(items: list[_Placed]) -> list[Repetition]:
 def _in_order(parts: dict[Hashable, list[_Placed]], name: str) -> list[Hashable]:
     if name in _ORDERED:
         return sorted(parts, key=lambda value: value)  # type: ignore[arg-type, return-value]
+    items = [item for part in parts.values() for item in part]
+    index = _labels(items, "dimensions")
+    if len({id(item.frame.instance) for item in items}) == 1 and index(items[0]) is not None:
+        # as dcm2niix: the last dimension varies slowest
+        return sorted(parts, key=lambda value: min(index(item)[::-1] for item in parts[value]))  # type: ignore[index]
     return sorted(parts, key=lambda value: min(item.frame.order for item in parts[value]))
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from medimg.core.volume import Space
     from medimg.io.dicom.grouping import Group
-    from medimg.io.dicom.header import Frame
+    from medimg.io.dicom.header import Frame, Instance
 
 __all__ = ["StackPlan", "plan_stack"]
 
@@ -75,7 +75,13 @@ class StackPlan:
     @property
     def files(self) -> tuple[str, ...]:
         """Each file that is used once, in the order of its first slice."""
-        return tuple(dict.fromkeys(f.instance.path for channel in self.channels for f in channel))
+        return tuple(instance.path for instance in self.instances)
+
+    @property
+    def instances(self) -> tuple[Instance, ...]:
+        """Each file as it was read, in the same order."""
+        frames = (frame for channel in self.channels for frame in channel)
+        return tuple({frame.instance.path: frame.instance for frame in frames}.values())
 
     def along(self, frame: Frame) -> float:
         """Return the place of a frame along the direction from slice to slice, in millimeters."""

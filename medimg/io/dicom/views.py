@@ -15,6 +15,7 @@ from pydicom.tag import BaseTag, Tag
 
 from medimg.errors import DecodeError
 from medimg.io.dicom.attributes import items
+from medimg.io.dicom.private import items_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +36,8 @@ _MACROS: Final = tuple(
         "MREchoSequence",
         "MRImageFrameTypeSequence",
         "MRTimingAndRelatedParametersSequence",
+        "PETFrameAcquisitionSequence",
+        "PETFrameCorrectionFactorsSequence",
         "PETFrameTypeSequence",
         "PETReconstructionSequence",
         "ParametricMapFrameTypeSequence",
@@ -49,8 +52,8 @@ _MACROS: Final = tuple(
         "XAXRFFrameCharacteristicsSequence",
     )
 )
-#: Private sequences of Philips that repeat classic attributes for each frame.
-_PRIVATE_GROUPS: Final = frozenset({0x2005})
+#: Private sequences that repeat private attributes of classic files for each frame: Siemens and Philips.
+_PRIVATE_GROUPS: Final = frozenset({0x0021, 0x2005})
 _LAST_CREATOR: Final = 0xFF
 _KEPT_WHOLE: Final = (Tag("RealWorldValueMappingSequence"), Tag("PixelValueTransformationSequence"))
 _LEFT_OUT: Final = frozenset(
@@ -135,11 +138,11 @@ def _lay_over(view: Dataset, group: Dataset) -> None:
 
 def _first_item(group: Dataset, tag: BaseTag) -> Dataset:
     try:
-        value = group[tag].value
-        return value[0] if isinstance(value[0], Dataset) else Dataset()
+        found = items_of(group[tag].value)
     # a damaged element raises anything when it is first used; without it, the frame lacks what it says
     except Exception:
-        return Dataset()
+        found = []
+    return found[0] if found else Dataset()
 
 
 def _copy(view: Dataset, source: Dataset, *, private_only: bool) -> None:

@@ -120,8 +120,8 @@ def table_from(
         entries = np.asarray(expand(numbers, count, bytes_each=1 if packed else 2), np.uint16)
     else:
         entries = words
-        if words.size < count <= 2 * words.size:
-            entries, bits = words.astype("<u2").view(np.uint8), min(bits, 8)
+        if words.size < count and bits <= 8:
+            entries = words.astype("<u2").view(np.uint8)
     if entries.size < count:
         raise DecodeError(f"a lookup table of {count} entries holds {entries.size}")
     return LookupTable(first, entries[:count].astype(np.uint16), bits, description(item, "LUTExplanation"))

@@ -1,0 +1,139 @@
+"""Volumes and affines equal those that dcm2niix makes, from its published references and from fresh runs."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import medimg
+from medimg.errors import MedimgError, MedimgWarning
+from tests.conformance import Conformance
+from tests.io.references import AFFINE_MM, Image, difference, images_of, met_by, of_volume, reference
+
+SETS = (
+    "12bit", "canon_3000", "enh", "fmap", "me", "mosaic_ep2d", "nih", "philips_enh_1901", "ts",
+    "xa60_terra",
+)  # fmt: skip
+
+#: Output of a fresh dcm2niix that medimg does not meet, by folder and file, and who is right.
+EXPLAINED = {
+    ("dicom_qa/ct_philips", "201_0_1.nii"): (
+        "a tilted gantry: dcm2niix keeps the slices and drops their shear from the affine; medimg keeps it"
+    ),
+    ("dicom_qa/ct_philips", "201_0_1_Tilt_1.nii"): (
+        'met by on_tilt="fix", tested by itself: the same grid, and values that differ at the borders only'
+    ),
+    ("dicom_misc/nema_enhmr_dev", "1_0_1.nii"): (
+        "slices lie 6 mm apart by their positions; dcm2niix takes Slice Thickness, 5 mm, for the distance"
+    ),
+    ("dicom_misc/nema_enhmr_dev", "1_0_1a.nii"): (
+        "stacks of several orientations in one file: dcm2niix makes one volume of them, medimg four series"
+    ),
+    ("dicom_misc/nema_enhmr_dev", "3_0_1.nii"): "as 1_0_1.nii",
+    ("dicom_misc/nema_enhmr_dev", "4_0_1.nii"): "as 1_0_1.nii",
+    ("dicom_misc/dcmstack_multiecho", "3_1_1.nii"): (
+        "a slice is missing between the second and the third: dcm2niix takes the first gap, medimg the mean"
+    ),
+    ("dicom_misc/dcmstack_multiecho", "3_1_1_Eq_1.nii"): "the same, interpolated",
+}
+FRESH = (
+    "cls/covid_ct_md_dev", "dicom_misc/dcmstack_multiecho", "dicom_misc/dicom2nifti_dev",
+    "dicom_misc/lidc_3pat_excerpt", "dicom_misc/nema_enhmr_dev", "dicom_qa/agfa", "dicom_qa/ct_philips",
+)  # fmt: skip
+
+needs_dcm2niix = pytest.mark.skipif(shutil.which("dcm2niix") is None, reason="dcm2niix is not installed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETS)
+def test_published_references_are_met(real_data: Path, name: str, conformance: Conformance) -> None:
+    found = images_of(real_data / "dicom_qa" / name / "In")
+    expected = [reference(p) for p in sorted((real_data / "dicom_qa" / name / "Ref").glob("*.nii*"))]
+    assert expected, "no references"
+    missed = {image.name: why for image in expected if (why := met_by(image, found)[1])}
+    conformance.note("references of dcm2niix", f"dicom_qa/{name}", len(expected), len(missed))
+    assert not missed
+
+
+def by_dcm2niix(folder: Path, output: Path) -> list[Image]:
+    command = ["dcm2niix", "-z", "n", "-b", "n", "-d", "0", "-f", "%s_%e_%r", "-o", str(output), str(folder)]
+    subprocess.run(command, capture_output=True, timeout=120, check=False)
+    return [reference(path) for path in sorted(output.glob("*.nii"))]
+
+
+@pytest.mark.slow
+@needs_dcm2niix
+@pytest.mark.parametrize("name", FRESH)
+def test_what_dcm2niix_makes_now_is_met(
+    real_data: Path, tmp_path: Path, name: str, conformance: Conformance
+) -> None:
+    compared = 0
+    missed: dict[str, str] = {}
+    for n, folder in enumerate(sorted({p.parent for p in (real_data / name).rglob("*") if p.is_file()})):
+        output = tmp_path / str(n)
+        output.mkdir()
+        expected = by_dcm2niix(folder, output)
+        found = images_of(folder, on_missing="keep") if expected else []
+        compared += len(expected)
+        missed |= {image.name: why for image in expected if (why := met_by(image, found)[1])}
+    assert compared
+    unexplained = {image: why for image, why in missed.items() if (name, image) not in EXPLAINED}
+    reasons = [f"{image}: {EXPLAINED[name, image]}" for image in missed if (name, image) in EXPLAINED]
+    conformance.note("fresh runs of dcm2niix", name, compared, len(missed), reasons)
+    assert not unexplained
+
+
+def test_no_explanation_is_stale() -> None:
+    assert {name for name, _ in EXPLAINED} <= set(FRESH)
+
+
+@pytest.mark.slow
+@needs_dcm2niix
+def test_a_mended_tilt_lies_on_the_grid_of_dcm2niix(real_data: Path, tmp_path: Path) -> None:
+    folder = real_data / "dicom_qa" / "ct_philips" / "In" / "Philips" / "S21610" / "S2010"
+    (expected,) = [i for i in by_dcm2niix(folder, tmp_path) if "Tilt" in i.name]
+    found = of_volume(medimg.read(folder, on_tilt="fix"), "mended")
+    assert found.values.shape == expected.values.shape
+    assert np.abs(found.affine - expected.affine).max() < AFFINE_MM
+    off = np.abs(found.values - expected.values)
+    assert np.percentile(off, 99) <= 1
+    assert off.mean() < 0.1
+
+
+def test_classic_and_enhanced_are_one_volume(real_data: Path) -> None:
+    for name in ("canon_3000", "philips_enh_1901"):
+        found = []
+        for kind in ("cl", "enh"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", MedimgWarning)
+                found.append(medimg.read(real_data / "dicom_qa" / name / "In" / kind))
+        classic, enhanced = found
+        assert classic.shape == enhanced.shape
+        assert np.abs(classic.affine - enhanced.affine).max() < AFFINE_MM
+        if name == "canon_3000":
+            assert np.array_equal(classic.array, enhanced.array)
+
+
+def test_the_comparison_tells_unequal_images_apart(real_data: Path) -> None:
+    path = sorted((real_data / "dicom_qa" / "me" / "Ref").glob("*.nii"))[0]
+    image = reference(path)
+    moved = image.affine.copy()
+    moved[0, 3] += 0.1
+    assert not difference(image, image)
+    assert "affine" in difference(Image("", image.values, moved), image)
+    assert "values" in difference(Image("", image.values * 1.01, image.affine), image)
+    assert "values" in difference(Image("", image.values[:, ::-1], image.affine), image)
+    assert "shape" in difference(Image("", image.values[..., 1:], image.affine), image)
+
+
+@pytest.mark.parametrize(("folder", "count"), [("agfa", 2), ("xa60_terra/In/XA60/DICOM", 10)])
+def test_series_of_a_study_stay_apart(real_data: Path, folder: str, count: int) -> None:
+    index = medimg.scan(real_data / "dicom_qa" / folder)
+    with pytest.raises(MedimgError, match="series"):
+        medimg.read(real_data / "dicom_qa" / folder)
+    assert len({s.uid for s in index}) == len(index) == count

@@ -1,0 +1,314 @@
+"""Windowed 8-bit pictures against dcmtk's, and the choice among the windows that a file declares."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.sequence import Sequence
+
+from medimg.core import geometry
+from medimg.core.display import choose_voi, render
+from medimg.core.volume import Volume
+from medimg.core.window import LookupTable, Voi, VoiFunction, Window
+from medimg.errors import PreprocessError, ReadError
+from medimg.io.dicom.attributes import quiet_pydicom
+from medimg.io.dicom.frames import StoredFrames
+from medimg.io.dicom.opening import open_dataset
+from medimg.io.dicom.values import SliceValues, slice_values
+from medimg.io.dicom.views import FrameViews
+from medimg.prep.recipe import Preprocess
+from tests.dicom_files import make_instance, write
+from tests.io.independent import dcmtk
+from tests.io.test_pixels import opened, parts
+
+#: Where dcmtk gives another picture, and why; see DIFFERENT in test_pixels.py.
+KNOWN_DIFFERENCES = {
+    "SC_rgb_jpeg_lossy_gdcm.dcm": "dcmtk believes a header that says RGB of YCbCr",
+    "RG3_JPLY": "dcmtk drops the bit of an overshoot beyond 10 bits",
+    "rtdose_expb.dcm": "dcmtk swaps 32 bits as two words; its twin in little endian shows otherwise",
+    "rtdose_expb_1frame.dcm": "as rtdose_expb.dcm",
+}
+
+
+def by_dcmtk(path: Path, picture: Path, *options: str) -> npt.NDArray[np.int64] | None:
+    """An 8-bit picture without overlays; None if dcmtk does not read the file."""
+    picture.unlink(missing_ok=True)
+    command = [dcmtk("dcmj2pnm"), "-q", "-O", "+op", *options, str(path), str(picture)]
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode or not picture.exists() or not picture.stat().st_size:
+        return None
+    return np.asarray(Image.open(picture)).astype(np.int64)
+
+
+def first_slice(dataset: Any) -> SliceValues:
+    with quiet_pydicom():
+        source = StoredFrames(dataset)
+        stored, is_rgb = source.stored(0)
+        return slice_values(FrameViews(dataset, source.count)[0], source.form, stored, is_rgb=is_rgb)
+
+
+def as_volume(values: SliceValues) -> Volume:
+    return Volume(
+        array=values.array[:, None],
+        affine=geometry.image_affine(),
+        photometric=values.photometric,
+        inverted=values.inverted,
+        space="image",
+        voi=(values.voi,) if values.voi else (),
+        padding=None if values.padding is None else values.padding[:, None],
+    )
+
+
+def rendered(values: SliceValues, window: Voi) -> npt.NDArray[np.int64]:
+    return render(as_volume(values), window=window).astype(np.int64)
+
+
+def declared(values: SliceValues) -> list[tuple[Voi, list[str]]]:
+    """What a file declares, with the option of dcmtk that takes it."""
+    tables = [v for v in values.voi if isinstance(v, LookupTable)]
+    windows = [v for v in values.voi if isinstance(v, Window)]
+    chosen: list[tuple[Voi, list[str]]] = [(v, ["+Wl", str(n)]) for n, v in enumerate(tables, 1)]
+    return chosen + [(v, ["+Wi", str(n)]) for n, v in enumerate(windows, 1)]
+
+
+def given_windows(values: SliceValues) -> list[tuple[Voi, list[str]]]:
+    """Windows that cut both ends of the range off."""
+    low, high = float(values.array.min()), float(values.array.max())
+    center, width = (low + high) / 2, max(2.0, (high - low) / 2)
+    functions: tuple[tuple[VoiFunction, str], ...] = (("LINEAR", "+Wfl"), ("SIGMOID", "+Wfs"))
+    return [(Window(center, width, f), ["+Ww", str(center), str(width), option]) for f, option in functions]
+
+
+@pytest.mark.slow
+def test_pictures_of_real_files_equal_those_of_dcmtk(real_data: Path, tmp_path: Path) -> None:
+    problems: list[str] = []
+    known = set()
+    counts = dict.fromkeys(("color", "Wi", "Wl", "Ww", "inverted"), 0)
+    for part, paths in parts(real_data).items():
+        for path in paths:
+            dataset = opened(path)
+            try:
+                if dataset is None or FrameViews(dataset, 1).differ:
+                    continue
+                values = first_slice(dataset)
+            except ReadError:
+                continue
+            if path.name in KNOWN_DIFFERENCES:
+                known.add(path.name)
+                continue
+            if values.photometric == "RGB":
+                theirs = by_dcmtk(path, tmp_path / "picture")
+                if theirs is not None and theirs.ndim == 3:
+                    difference = np.abs(np.moveaxis(values.array, 0, -1) - theirs).max()
+                    counts["color"] += 1
+                    problems += [f"{part}/{path.name}: colors by {difference}"] if difference > 2 else []
+                continue
+            if values.array.dtype.kind == "f":
+                # dcmtk rounds modality values to integers
+                continue
+            keep = slice(None) if values.padding is None else ~values.padding[0]
+            for window, options in declared(values) + given_windows(values):
+                theirs = by_dcmtk(path, tmp_path / "picture", *options)
+                if theirs is None:
+                    continue
+                difference = np.abs(rendered(values, window) - theirs)[keep].max(initial=0)
+                counts[options[0][1:]] += 1
+                counts["inverted"] += values.inverted
+                problems += [f"{part}/{path.name}: {options} by {difference}"] if difference > 1 else []
+    assert not problems, "\n".join(problems)
+    assert known == set(KNOWN_DIFFERENCES)
+    assert counts["color"] >= 50, counts
+    assert counts["Wi"] >= 50, counts
+    assert counts["Ww"] >= 200, counts
+    assert counts["Wl"] >= 1, counts
+    assert counts["inverted"] >= 10, counts
+
+
+def table(first: int, entries: npt.NDArray[Any], bits: int, vr: str = "US") -> Dataset:
+    item = Dataset()
+    item.add_new(0x00283002, vr, [len(entries) & 0xFFFF, first, bits])
+    item.add_new(0x00283006, "OW", entries.astype("<u2").tobytes())
+    return item
+
+
+def gray_ramp(signed: bool) -> FileDataset:
+    ramp = np.arange(-2048, 2048) if signed else np.arange(4096)
+    pixels = ramp.reshape(64, 64).astype(np.int16 if signed else np.uint16)
+    return make_instance(pixels, BitsStored=12, HighBit=11, Modality="CR")
+
+
+EIGHT_BITS = np.minimum(np.arange(4096) // 9, 255)
+SIXTEEN_BITS = np.arange(4096)[::-1] * 16 + 15
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize(("entries", "bits"), [(EIGHT_BITS, 8), (SIXTEEN_BITS, 16), (np.arange(256), 8)])
+@pytest.mark.parametrize("first", [0, 1000, -2048, -500])
+def test_voi_tables_as_dcmtk_applies_them(
+    tmp_path: Path, photometric: str, entries: npt.NDArray[Any], bits: int, first: int
+) -> None:
+    signed = first < 0
+    dataset = gray_ramp(signed)
+    dataset.PhotometricInterpretation = photometric
+    dataset.RescaleIntercept = 0
+    dataset.VOILUTSequence = Sequence([table(first, entries, bits, "SS" if signed else "US")])
+    path = write(dataset, tmp_path / "one.dcm")
+    values = first_slice(open_dataset(path))
+    (voi,) = values.voi
+    assert isinstance(voi, LookupTable)
+    assert (voi.first, voi.entries.size) == (first, len(entries))
+    theirs = by_dcmtk(path, tmp_path / "picture", "+Wl", "1")
+    assert theirs is not None
+    assert np.ptp(theirs) > 100
+    assert np.abs(rendered(values, voi) - theirs).max() <= 1
+
+
+@pytest.mark.parametrize("bits", [8, 10, 16])
+def test_a_table_that_understates_its_bits_does_not_wrap_around(bits: int) -> None:
+    dataset = gray_ramp(False)
+    dataset.RescaleIntercept = 0
+    dataset.VOILUTSequence = Sequence([table(0, np.arange(4096) * 16, bits)])
+    values = first_slice(dataset)
+    shown = rendered(values, values.voi[0]).ravel()
+    assert np.all(np.diff(shown) >= 0)
+    assert shown[-1] >= 254
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_modality_tables_as_dcmtk_applies_them(tmp_path: Path, signed: bool) -> None:
+    dataset = gray_ramp(signed)
+    del dataset.RescaleSlope, dataset.RescaleIntercept
+    entries = np.sqrt(np.arange(2000) * 1000).astype(int)
+    item = table(-1000 if signed else 1000, entries, 16, "SS" if signed else "US")
+    item.ModalityLUTType = "US"
+    dataset.ModalityLUTSequence = Sequence([item])
+    path = write(dataset, tmp_path / "one.dcm")
+    values = first_slice(open_dataset(path))
+    assert (int(values.array.min()), int(values.array.max())) == (0, int(np.sqrt(1999 * 1000)))
+    theirs = by_dcmtk(path, tmp_path / "picture", "+Ww", "700", "900")
+    assert theirs is not None
+    assert np.abs(rendered(values, Window(700, 900)) - theirs).max() <= 1
+
+
+@pytest.mark.parametrize("function", ["LINEAR", "SIGMOID"])
+@pytest.mark.parametrize(("photometric", "shape"), [("MONOCHROME1", ""), ("MONOCHROME2", "INVERSE")])
+def test_declared_windows_and_inversion_as_dcmtk_applies_them(
+    tmp_path: Path, function: str, photometric: str, shape: str
+) -> None:
+    dataset = gray_ramp(False)
+    dataset.PhotometricInterpretation = photometric
+    dataset.WindowCenter, dataset.WindowWidth = [300, -400.5, 1000], [700, 1, 2.5]
+    dataset.VOILUTFunction = function
+    options = ["+Piv"] if shape else []
+    if shape:
+        dataset.PresentationLUTShape = shape
+    path = write(dataset, tmp_path / "one.dcm")
+    values = first_slice(open_dataset(path))
+    assert len(values.voi) == 3
+    for number, window in enumerate(values.voi, 1):
+        theirs = by_dcmtk(path, tmp_path / "picture", "+Wi", str(number), *options)
+        assert theirs is not None
+        assert theirs.ravel()[0] > theirs.ravel()[-1]
+        assert np.abs(rendered(values, window) - theirs).max() <= 1, window
+
+
+def reference(x: float, window: Window) -> float:
+    """PS3.3 C.11.2.1.2.1, C.11.2.1.3.1 and C.11.2.1.3.2, word by word, for the range 0 to 1."""
+    c, w = window.center, window.width
+    if window.function == "SIGMOID":
+        return float(1 / (1 + np.exp(np.float64(np.clip(-4 * (x - c) / w, -700, 700)))))
+    if window.function == "LINEAR_EXACT":
+        if x <= c - w / 2:
+            return 0.0
+        return 1.0 if x > c + w / 2 else (x - c) / w + 0.5
+    if x <= c - 0.5 - (w - 1) / 2:
+        return 0.0
+    return 1.0 if x > c - 0.5 + (w - 1) / 2 else (x - (c - 0.5)) / (w - 1) + 0.5
+
+
+@given(
+    center=st.floats(-5000, 5000),
+    width=st.one_of(st.just(1.0), st.floats(1.001, 70000)),
+    function=st.sampled_from(["LINEAR", "LINEAR_EXACT", "SIGMOID"]),
+    values=st.lists(st.floats(-40000, 70000, width=32), min_size=1, max_size=20),
+)
+def test_window_functions_equal_their_definition(
+    center: float, width: float, function: VoiFunction, values: list[float]
+) -> None:
+    window = Window(center, width, function)
+    expected = [reference(x, window) for x in values]
+    assert np.allclose(window.apply(values), expected, rtol=0, atol=1e-9)
+
+
+BONES = Window(400, 2000, explanation="Bone")
+CURVE = LookupTable(0, np.arange(4), 8, "CURVE")
+
+
+def declaring(*alternatives: tuple[Voi, ...]) -> Volume:
+    count = max(1, len(alternatives))
+    array = np.arange(count * 12, dtype=np.int16).reshape(1, count, 3, 4)
+    return Volume(array, geometry.image_affine(), "MR", voi=alternatives)
+
+
+@pytest.mark.parametrize(
+    ("window", "expected"),
+    [
+        ("dicom", CURVE),
+        ("dicom:0", CURVE),
+        ("dicom:1", BONES),
+        ("dicom:BONE", BONES),
+        ("dicom: bone", BONES),
+        ("dicom:curve", CURVE),
+        ("bone ", BONES),
+    ],
+)
+def test_alternatives_by_place_and_by_explanation(window: str, expected: Voi) -> None:
+    volume = declaring((CURVE, BONES))
+    assert choose_voi(volume, window) == (expected,)
+
+
+def test_explanations_are_looked_up_in_every_slice() -> None:
+    other = Window(1, 2, explanation="BONE")
+    volume = declaring((CURVE, BONES), (other, CURVE))
+    assert choose_voi(volume, "dicom:bone") == (BONES, other)
+    assert choose_voi(volume, "dicom:1") == (BONES, CURVE)
+    with pytest.raises(PreprocessError, match=r"'lung' in every slice"):
+        choose_voi(volume, "dicom:lung")
+
+
+@pytest.mark.parametrize("window", ["dicom:2", "dicom:lung", "dicom:-1", "dicom:"])
+def test_what_is_not_declared_is_an_error_that_lists_what_is(window: str) -> None:
+    with pytest.raises(PreprocessError) as caught:
+        choose_voi(declaring((CURVE, BONES)), window)
+    for text in ("2 window(s)", "0: CURVE table of 4", "1: Bone center 400 width 2000"):
+        assert text in str(caught.value)
+
+
+def test_recipes_choose_among_declared_windows() -> None:
+    volume = declaring((Window(5, 20, explanation="WIDE"), Window(5, 2, explanation="NARROW")))
+    pictures = {w: Preprocess(window=w).render(volume).planes for w in ("dicom", "dicom:0", "dicom:1")}
+    assert bool((pictures["dicom"] == pictures["dicom:0"]).all())
+    assert not bool((pictures["dicom"] == pictures["dicom:1"]).all())
+    narrow = Preprocess(window="dicom:narrow")
+    assert bool((narrow.render(volume).planes == pictures["dicom:1"]).all())
+    assert Preprocess.from_dict(narrow.to_dict()) == narrow
+    for wrong in ("dicom:", "dicom: ", "dicomx"):
+        with pytest.raises(PreprocessError, match="unknown window"):
+            Preprocess(window=wrong)
+
+
+def test_explanations_that_may_be_a_name_are_not_kept() -> None:
+    dataset = gray_ramp(False)
+    dataset.WindowCenter, dataset.WindowWidth = [1, 2], [3, 4]
+    dataset.WindowCenterWidthExplanation = ["Sentinel^Name", "BONE"]
+    first, second = first_slice(dataset).voi
+    assert (first.explanation, second.explanation) == ("", "BONE")
