@@ -165,6 +165,7 @@ def _check_intensities(fields: dict[str, str], name: str) -> None:
             )
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def _affine(
     fields: dict[str, str], dimension: int, name: str
 ) -> tuple[geometry.Affine, bool, tuple[str, ...]]:

@@ -212,6 +212,7 @@ def _offset(header: Any, single: bool, name: str) -> int:
     return int(offset)
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def _affine(header: Any, name: str) -> tuple[geometry.Affine, bool]:
     """
     Return the affine to LPS millimeters, and whether it leads into a patient.

@@ -227,6 +227,7 @@ def _vectors(fields: dict[str, str], dimension: int, name: str) -> list[list[flo
     return [None if v is None or any(map(math.isnan, v)) else v for v in vectors]
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def _affine(fields: dict[str, str], axes: _Axes, name: str) -> tuple[geometry.Affine, bool, tuple[str, ...]]:
     """Return the affine to LPS millimeters, whether it leads into a patient, and what is doubtful."""
     space = fields.get("space", "").lower()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["FORMATS", "identify", "index_files", "scan"]
+__all__ = ["FORMATS", "identify", "indexed", "scan"]
 
 #: What can be read, for messages.
 FORMATS = "DICOM, NIfTI, NRRD, MetaImage, PNG or JPEG"
@@ -90,16 +90,6 @@ def indexed(
         index = SeriesIndex(index.series, (*index.skipped, *absent))
         errors += [ReadError(skipped.reason) for skipped in absent]
     return index, errors
-
-
-def index_files(
-    files: Sequence[str | os.PathLike[str] | Blob],
-    *,
-    workers: int | None = None,
-    progress: bool | None = None,
-) -> SeriesIndex:
-    """Group files into series; see :func:`scan`."""
-    return _grouped([as_blob(file) for file in files], workers or 1, progress)[0]
 
 
 def _grouped(

@@ -47,13 +47,14 @@ def series_says_what_it_is(reading: Reading) -> None:
 
 
 @contract
-def times_are_one_for_each_channel(reading: Reading) -> None:
-    """Frame times are None, or C finite seconds that do not descend."""
+def times_fit_channels_or_frames(reading: Reading) -> None:
+    """Frame times are None, or finite seconds that do not descend, for each channel or each frame."""
     times = reading.series.frame_times
     if times is None:
         return
-    c = reading.series.shape[0]
-    require(len(times) == c, f"{len(times)} times for {c} channels")
+    c, d = reading.series.shape[:2]
+    clip = reading.series.space == "image" and len(times) == d
+    require(len(times) == c or clip, f"{len(times)} times for {c} channels of {d} frames")
     require(np.isfinite(times).all() and (np.diff(times) >= 0).all(), f"the times {times[:5]}")
 
 
@@ -257,7 +258,7 @@ def _difference(one: geometry.Affine, other: geometry.Affine) -> str:
 #: What every series and its reader must satisfy, beside what every volume must.
 READER_CHECKS: Final = (
     series_says_what_it_is,
-    times_are_one_for_each_channel,
+    times_fit_channels_or_frames,
     shape_is_as_promised,
     place_is_as_promised,
     origin_is_as_promised,

@@ -273,7 +273,7 @@ BROKEN: dict[str, Break] = {
     "turning_keeps_each_voxel_in_place": on_whole(as_a(Twisted)),
     "taking_slices_keeps_them_in_place": on_whole(as_a(Careless)),
     "series_says_what_it_is": promised(uid=""),
-    "times_are_one_for_each_channel": promised(frame_times=(0.0, 1.0)),
+    "times_fit_channels_or_frames": promised(frame_times=(0.0, 1.0)),
     "shape_is_as_promised": promised(shape=(1, 5, 4, 7)),
     "place_is_as_promised": promised(affine=_moved(1)),
     "origin_is_as_promised": promised(modality="MR"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def expected(repetitions: Iterable[int], places: Iterable[float] = PLACES) -> np
     return np.stack([np.stack([pixels(z, r) for z in listed]) for r in repetitions])
 
 
-REPETITIONS = {
+REPETITIONS: dict[str, Callable[[int, int], dict[str, Any]]] = {
     "temporal position": lambda r, n: {"TemporalPositionIdentifier": r + 1},
     "acquisition": lambda r, n: {"AcquisitionNumber": r + 1},
     "acquisition time": lambda r, n: {"AcquisitionTime": f"1015{r:02d}.250000"},
@@ -100,6 +100,17 @@ def test_repetitions_position_by_position(tmp_path: Path) -> None:
     assert np.array_equal(volume.array, expected(range(3)))
 
 
+def test_two_attributes_together_tell_repetitions_apart(tmp_path: Path) -> None:
+    made = [
+        image(z, 2 * time + delay, None, TemporalPositionIdentifier=time + 1, TriggerTime=400.0 + 100 * delay)
+        for time in range(3)
+        for delay in range(2)
+        for z in PLACES
+    ]
+    volume = medimg.read(save(made, tmp_path))
+    assert np.array_equal(volume.array, expected(range(6)))
+
+
 def test_times_of_a_series(tmp_path: Path) -> None:
     made = [
         image(z, r, None, TemporalPositionIdentifier=r + 1, AcquisitionTime=f"23590{2 * r}.5")
@@ -122,7 +133,7 @@ def test_what_belongs_to_slices_is_no_time(tmp_path: Path) -> None:
     assert np.array_equal(volume.array, expected(range(2)))
 
 
-KINDS = {
+KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "echo number": ({"EchoNumbers": 1}, {"EchoNumbers": 2}),
     "echo time": ({"EchoTime": 4.9}, {"EchoTime": 7.4}),
     "magnitude and phase": ({}, {"ImageType": ["ORIGINAL", "PRIMARY", "P"]}),
@@ -228,6 +239,7 @@ def test_stacks_between_each_other_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_places_beside_each_other_are_different() -> None:
-    axial = (1, 0, 0, 0, 1, 0)
-    found = same_places([[0, 0, 0], [50, 0, 0], [0, 0, 2], [0, 0.001, 0.004], [50, 0, 2]], axial)
+    axial = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+    positions = np.array([[0, 0, 0], [50, 0, 0], [0, 0, 2], [0, 0.001, 0.004], [50, 0, 2]])
+    found = same_places(positions, axial)
     assert found.tolist() == [0, 1, 2, 0, 3]

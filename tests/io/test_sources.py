@@ -392,6 +392,21 @@ def test_predictions_take_bytes_and_open_files(tmp_path: Path) -> None:
         assert (table["p_a"] == expected["p_a"][0]).all()
 
 
+def test_real_scans_in_an_archive(real_data: Path, tmp_path: Path) -> None:
+    """Nine encodings of one mosaic, with their NIfTI references: the same series, from the same files."""
+    root = real_data / "dicom_qa/ts"
+    path = zipped(root, tmp_path / "ts.zip")
+    outside, inside = medimg.scan(root), medimg.scan(path)
+    assert len(inside) == len(outside) > 10
+    assert len(inside.skipped) == len(outside.skipped)
+    members = {os.path.relpath(s.path, path / root.name): s for s in inside}
+    for series in outside:
+        other = members[os.path.relpath(series.path, root)]
+        assert other.shape == series.shape
+        assert np.array_equal(other.affine, series.affine)
+        assert np.array_equal(other.read().array, series.read().array)
+
+
 def test_recipes_take_any_source(folder: Path) -> None:
     expected = medimg.to_tensor(folder, window="lung", size=32)
     assert len(expected) == 4

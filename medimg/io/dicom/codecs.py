@@ -81,12 +81,10 @@ def _jpeg(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
 def _jpeg_lossless(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
     import imagecodecs
 
-    same: dict[str, Any] = {"colorspace": "RGB", "outcolorspace": "RGB"} if form.samples == 3 else {}
-    try:
-        return np.asarray(imagecodecs.jpeg8_decode(data, **same))
-    except imagecodecs.Jpeg8Error:
-        # libjpeg-turbo is strict about headers where the smaller decoder is not
-        return np.asarray(imagecodecs.ljpeg_decode(data))
+    if form.samples != 3:
+        return np.asarray(imagecodecs.jpeg8_decode(data))
+    # lossless JPEG has no color transform: what is called RGB here may be anything
+    return np.asarray(imagecodecs.jpeg8_decode(data, colorspace="RGB", outcolorspace="RGB"))
 
 
 def _jpeg_ls(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:

@@ -116,7 +116,7 @@ def kinds(view: Dataset) -> Labels:
         echo = _number(view, "EchoTime")
     component = code(view, "ComplexImageComponent"), private_integer(view, _GE_COMPONENT)
     candidates = (
-        ("type", (*image_type(view)[2:], *component)),
+        ("type", (*image_type(view), *component)),
         ("echo", integer(view, "EchoNumbers")),
         ("echo time", echo),
         ("coil", private_text(view, _SIEMENS_COIL) or None),
@@ -177,8 +177,8 @@ def _diffusion(view: Dataset) -> Hashable:
 
 def _philips(view: Dataset) -> Hashable:
     """Return b-value and gradient numbers, label and phase of classic Philips files, whose order is free."""
-    found = tuple(private_text(view, tag) for tag in _PHILIPS)
-    return found if any(found) else None
+    found = tuple(private_text(view, tag).zfill(6) for tag in _PHILIPS)
+    return found if any(text.strip("0") for text in found) else None
 
 
 def seconds(view: Dataset, keyword: str) -> float | None:

@@ -11,16 +11,27 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from medimg.core.stacking import analyze_positions, same_places
+from medimg.core.stacking import analyze_positions
 from medimg.errors import GeometryError
+from medimg.io.dicom.places import (
+    Placed,
+    kind_of,
+    label_of,
+    moment_of,
+    parts_by,
+    placed,
+    repeats,
+    varies_at_a_place,
+    without_copies,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Sequence
+    from collections.abc import Hashable, Sequence
 
-    from medimg.io.dicom.header import Frame, Instance
+    from medimg.io.dicom.header import Frame
 
 __all__ = ["Repetition", "split_repetitions"]
 
@@ -29,8 +40,10 @@ _MOMENTS: Final = (
     "time", "segment", "reference time", "trigger", "diffusion", "philips", "vectors", "dimensions",
     "acquisition", "offset", "started", "acquired", "made",
 )  # fmt: skip
+#: Those that can tell repetitions apart together, such as label and repetition of arterial spin labeling.
+_COMBINED: Final = ("time", "trigger", "segment", "vectors", "philips", "diffusion", "acquisition")
 #: Of these, the value tells the order; the others are ordered by Instance Number.
-_ORDERED: Final = frozenset(_MOMENTS) - {"diffusion", "philips", "dimensions"}
+_ORDERED: Final = frozenset(_MOMENTS) - {"diffusion", "dimensions"}
 #: In seconds or milliseconds, with the factor that makes them seconds.
 _SECONDS: Final = {
     "reference time": 1e-3, "trigger": 1e-3, "offset": 1.0, "started": 1.0, "acquired": 1.0,
@@ -68,14 +81,6 @@ class Repetition:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Placed:
-    """A frame and the number of its place among those of its group."""
-
-    frame: Frame
-    place: int
-
-
 def split_repetitions(frames: Sequence[Frame]) -> list[Repetition]:
     """
     Split frames of one orientation and size into volumes in which no position repeats within a channel.
@@ -92,118 +97,52 @@ def split_repetitions(frames: Sequence[Frame]) -> list[Repetition]:
     """
     if not all(frame.has_place for frame in frames):
         return [Repetition((tuple(frames),))]
-    placed, copies = _without_copies(_placed(frames))
+    items, copies = without_copies(placed(frames))
     result = []
-    for part in _by_kind(placed, _KINDS):
+    for part in _by_kind(items, _KINDS):
         result += _by_moment(part)
     return _with_copies(result, copies)
 
 
-def _placed(frames: Sequence[Frame]) -> list[_Placed]:
-    orientation = frames[0].facts.orientation or ()
-    try:
-        places = same_places([f.facts.position or () for f in frames], orientation)
-    except GeometryError:
-        # the plan of the stack says what is wrong
-        return [_Placed(f, n) for n, f in enumerate(frames)]
-    ordered = sorted(zip(frames, places.tolist(), strict=True), key=lambda pair: pair[0].order)
-    return [_Placed(frame, place) for frame, place in ordered]
-
-
-def _without_copies(placed: list[_Placed]) -> tuple[list[_Placed], list[tuple[Frame, Frame]]]:
-    """Set files apart that are there twice: the same instance, alike in all that is known of it."""
-    first: dict[Hashable, Frame] = {}
-    kept, copies = [], []
-    for item in placed:
-        instance, facts = item.frame.instance, item.frame.facts
-        key = (
-            instance.sop_instance_uid, instance.instance_number, facts.number, item.place, facts.kinds,
-            facts.moments,
-        )  # fmt: skip
-        if not instance.sop_instance_uid or key not in first:
-            first[key] = item.frame
-            kept.append(item)
-        elif len(instance.facts) > 1 and not _same_bytes(instance, first[key].instance):
-            kept.append(item)
-        else:
-            copies.append((item.frame, first[key]))
-    return kept, copies
-
-
-def _kind(name: str, item: _Placed) -> Hashable:
-    return dict(item.frame.facts.kinds).get(name)
-
-
-def _moment(name: str, item: _Placed) -> Hashable:
-    return dict(item.frame.facts.moments).get(name)
-
-
-def _labels(items: Sequence[_Placed], name: str) -> Callable[[_Placed], Hashable]:
-    """
-    Return what gives the value of a moment.
-
-    Of Dimension Index Values (PS3.3 C.7.6.17), those are left out that stand for a place: all that don't
-    differ at one.
-    """
-    if name != "dimensions":
-        return partial(_moment, name)
-    at_place: dict[int, tuple[float, ...]] = {}
-    varying: set[int] = set()
-    for item in items:
-        index = _moment(name, item)
-        first = at_place.setdefault(item.place, index) if isinstance(index, tuple) else None
-        if not isinstance(index, tuple) or first is None or len(first) != len(index):
-            return lambda item: None
-        varying |= {n for n, (a, b) in enumerate(zip(first, index, strict=True)) if a != b}
-    chosen = sorted(varying)
-    return lambda item: tuple(_moment(name, item)[n] for n in chosen)  # type: ignore[index]
-
-
-def _repeats(items: Iterable[_Placed]) -> int:
-    """Return how many frames lie at the place that has most."""
-    return max(Counter(item.place for item in items).values())
-
-
-def _parts(items: Sequence[_Placed], key: Callable[[_Placed], Hashable]) -> dict[Hashable, list[_Placed]]:
-    parts: dict[Hashable, list[_Placed]] = defaultdict(list)
-    for item in items:
-        parts[key(item)].append(item)
-    return parts
-
-
-def _by_kind(items: list[_Placed], names: Sequence[str]) -> list[list[_Placed]]:
-    repeats = _repeats(items)
-    if repeats == 1:
+def _by_kind(items: list[Placed], names: Sequence[str]) -> list[list[Placed]]:
+    most = repeats(items)
+    if most == 1:
         return [items]
     for n, name in enumerate(names):
-        parts = _parts(items, partial(_kind, name))
-        if len(parts) > 1 and all(_repeats(part) < repeats for part in parts.values()):
+        parts = parts_by(items, partial(kind_of, name))
+        if len(parts) > 1 and all(repeats(part) < most for part in parts.values()):
             return [p for part in parts.values() for p in _by_kind(part, names[n + 1 :])]
     return [items]
 
 
-def _by_moment(items: list[_Placed]) -> list[Repetition]:
-    if _repeats(items) == 1:
+def _by_moment(items: list[Placed]) -> list[Repetition]:
+    if repeats(items) == 1:
         return [_single(part) for part in _by_soundness(items)]
-    return _by_declared_moment(items) or _by_instance_number(items) or _by_file(items) or [_single(items)]
+    return (
+        _by_declared_moment(items)
+        or _by_combined_moments(items)
+        or _by_instance_number(items)
+        or _by_file(items)
+        or [_single(items)]
+    )
 
 
-def _single(items: Sequence[_Placed]) -> Repetition:
+def _single(items: Sequence[Placed]) -> Repetition:
     return Repetition((tuple(item.frame for item in items),))
 
 
-def _by_soundness(items: list[_Placed]) -> list[list[_Placed]]:
+def _by_soundness(items: list[Placed]) -> list[list[Placed]]:
     """Split stacks that lie between or behind each other, where each is regular and the whole is not."""
     if _is_regular(items):
         return [items]
-    for label in (partial(_kind, "stack"), partial(_kind, "type"), partial(_moment, "acquisition")):
-        parts = list(_parts(items, label).values())
+    for label in (partial(kind_of, "stack"), partial(kind_of, "type"), partial(moment_of, "acquisition")):
+        parts = list(parts_by(items, label).values())
         if len(parts) > 1 and all(len(part) >= _LEAST_STACK and _is_regular(part) for part in parts):
             return parts
     return [items]
 
 
-def _is_regular(items: Sequence[_Placed]) -> bool:
+def _is_regular(items: Sequence[Placed]) -> bool:
     positions = [item.frame.facts.position or () for item in items]
     try:
         stack = analyze_positions(positions, items[0].frame.facts.orientation or ())
@@ -212,12 +151,12 @@ def _is_regular(items: Sequence[_Placed]) -> bool:
     return not (stack.missing or stack.irregular)
 
 
-def _by_declared_moment(items: list[_Placed]) -> list[Repetition]:
+def _by_declared_moment(items: list[Placed]) -> list[Repetition]:
     """Split by the first attribute that says for each frame to which repetition it belongs."""
     uneven: list[Repetition] = []
     for name in _MOMENTS:
-        parts = _parts(items, _labels(items, name))
-        if len(parts) < 2 or None in parts or any(_repeats(part) > 1 for part in parts.values()):
+        parts = parts_by(items, label_of(items, name))
+        if len(parts) < 2 or None in parts or any(repeats(part) > 1 for part in parts.values()):
             continue
         values = _in_order(parts, name)
         classes = [parts[value] for value in values]
@@ -229,11 +168,27 @@ def _by_declared_moment(items: list[_Placed]) -> list[Repetition]:
     return uneven if len(set(Counter(i.place for i in items).values())) > 1 else []
 
 
-def _in_order(parts: dict[Hashable, list[_Placed]], name: str) -> list[Hashable]:
+def _by_combined_moments(items: list[Placed]) -> list[Repetition]:
+    """Split by two or three attributes together, if each image then has all positions."""
+    varying = [name for name in _COMBINED if varies_at_a_place(items, name)]
+    for count in (2, 3):
+        for names in combinations(varying, count):
+            parts = parts_by(items, lambda item, names=names: tuple(moment_of(name, item) for name in names))  # type: ignore[misc]
+            if any(repeats(part) > 1 for part in parts.values()):
+                continue
+            ordered = all(name in _ORDERED for name in names)
+            values = sorted(parts) if ordered else _in_order(parts, "")  # type: ignore[type-var]
+            found = _alike_covered([parts[value] for value in values], range(len(values)), "repetition")
+            if len(found) == 1:
+                return found
+    return []
+
+
+def _in_order(parts: dict[Hashable, list[Placed]], name: str) -> list[Hashable]:
     if name in _ORDERED:
         return sorted(parts, key=lambda value: value)  # type: ignore[arg-type, return-value]
     items = [item for part in parts.values() for item in part]
-    index = _labels(items, "dimensions")
+    index = label_of(items, "dimensions")
     if len({id(item.frame.instance) for item in items}) == 1 and index(items[0]) is not None:
         # as dcm2niix: the last dimension varies slowest
         return sorted(parts, key=lambda value: min(index(item)[::-1] for item in parts[value]))  # type: ignore[index]
@@ -241,7 +196,7 @@ def _in_order(parts: dict[Hashable, list[_Placed]], name: str) -> list[Hashable]
 
 
 def _alike_covered(
-    classes: list[list[_Placed]], values: Sequence[Hashable], name: str, notes: tuple[str, ...] = ()
+    classes: list[list[Placed]], values: Sequence[Hashable], name: str, notes: tuple[str, ...] = ()
 ) -> list[Repetition]:
     """Make one volume of the classes that cover the same places, with a channel for each."""
     together: dict[frozenset[int], list[int]] = defaultdict(list)
@@ -267,7 +222,7 @@ def _channel_names(values: Sequence[Hashable], name: str) -> tuple[str, ...]:
     return tuple(f"{name} {value if plain else n}" for n, value in enumerate(values))
 
 
-def _times(classes: list[list[_Placed]], values: Sequence[Hashable], name: str) -> tuple[float, ...] | None:
+def _times(classes: list[list[Placed]], values: Sequence[Hashable], name: str) -> tuple[float, ...] | None:
     """Return seconds from the first class: what the attribute says, else when each was acquired."""
     if len(classes) == 1:
         return None
@@ -281,13 +236,13 @@ def _times(classes: list[list[_Placed]], values: Sequence[Hashable], name: str) 
     return None
 
 
-def _earliest(members: list[_Placed], label: str) -> float | None:
+def _earliest(members: list[Placed], label: str) -> float | None:
     found = [dict(item.frame.facts.moments).get(label) for item in members]
     numbers = [float(value) for value in found if isinstance(value, int | float)]
     return min(numbers) if len(numbers) == len(members) else None
 
 
-def _by_instance_number(items: list[_Placed]) -> list[Repetition]:
+def _by_instance_number(items: list[Placed]) -> list[Repetition]:
     """
     Split in the order of Instance Number and frame: volume by volume, or position by position.
 
@@ -311,9 +266,9 @@ def _by_instance_number(items: list[_Placed]) -> list[Repetition]:
     return []
 
 
-def _runs(items: list[_Placed]) -> list[list[_Placed]]:
+def _runs(items: list[Placed]) -> list[list[Placed]]:
     """Start a class whenever a place comes that the present one has."""
-    classes: list[list[_Placed]] = [[]]
+    classes: list[list[Placed]] = [[]]
     seen: set[int] = set()
     for item in items:
         if item.place in seen:
@@ -324,9 +279,9 @@ def _runs(items: list[_Placed]) -> list[list[_Placed]]:
     return classes
 
 
-def _ranks(items: list[_Placed]) -> list[list[_Placed]]:
+def _ranks(items: list[Placed]) -> list[list[Placed]]:
     """Put the first frame of each place into the first class, the second into the second, and so on."""
-    classes: list[list[_Placed]] = []
+    classes: list[list[Placed]] = []
     count: Counter[int] = Counter()
     for item in items:
         if count[item.place] == len(classes):
@@ -336,18 +291,11 @@ def _ranks(items: list[_Placed]) -> list[list[_Placed]]:
     return classes
 
 
-def _by_file(items: list[_Placed]) -> list[Repetition]:
+def _by_file(items: list[Placed]) -> list[Repetition]:
     """Take files that hold a whole volume each, and which nothing tells apart, one by one."""
-    parts = _parts(items, lambda item: item.frame.instance.path)
-    whole = all(len(part) > 1 and _repeats(part) == 1 for part in parts.values())
+    parts = parts_by(items, lambda item: item.frame.instance.path)
+    whole = all(len(part) > 1 and repeats(part) == 1 for part in parts.values())
     return [_single(part) for part in parts.values()] if whole else []
-
-
-def _same_bytes(one: Instance, other: Instance) -> bool:
-    if one.blob.size() != other.blob.size():
-        return False
-    with one.blob.open() as first, other.blob.open() as second:
-        return first.read() == second.read()
 
 
 def _with_copies(found: list[Repetition], copies: list[tuple[Frame, Frame]]) -> list[Repetition]:
