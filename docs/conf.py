@@ -7,7 +7,7 @@ author = "The medimg developers"
 copyright = "2026, The medimg developers"
 release = version = _version("medimg")
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "myst_parser"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"medimg {release}"

@@ -38,7 +38,7 @@ class ReadReport:
     Parameters
     ----------
     format : str
-        "DICOM", "NIfTI", "PNG", "JPEG", or "array" for one made in memory.
+        "DICOM", "NIfTI", "NRRD", "MetaImage", "PNG", "JPEG", or "array" for one made in memory.
     files : tuple of str
         The files whose pixels are in the volume, in the order of its slices.
     skipped : tuple of Skipped

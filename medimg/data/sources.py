@@ -69,7 +69,7 @@ def from_folder(
         if not index:
             raise DatasetError(
                 f"no image in the class folder {class_folder} ({len(index.skipped)} files skipped); "
-                "expected DICOM, NIfTI, PNG or JPEG"
+                "expected DICOM, NIfTI, NRRD, MetaImage, PNG or JPEG"
             )
         skipped += index.skipped
         for series in index:

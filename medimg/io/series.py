@@ -69,7 +69,7 @@ class SliceReader(Protocol):
 @dataclass(frozen=True, slots=True, eq=False)
 class Series:
     """
-    One series of images: a stack of DICOM slices, a NIfTI file, a picture.
+    One series of images: a stack of DICOM slices, a NIfTI, NRRD or MetaImage file, a picture.
 
     Made by :func:`medimg.scan`. What identifies the patient is there for grouping, and in no repr.
 
@@ -91,7 +91,7 @@ class Series:
     files : tuple of str
         In the order of the slices.
     format : str
-        "DICOM", "NIfTI", "PNG" or "JPEG".
+        "DICOM", "NIfTI", "NRRD", "MetaImage", "PNG" or "JPEG".
     patient_id : str
         "" where unknown.
     study_uid : str

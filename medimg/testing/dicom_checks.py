@@ -82,17 +82,19 @@ def values_are_rescaled_stored_values(reading: Reading) -> None:
     frames = frames_of(volume)
     if volume.is_color or len(frames) not in {depth, c * depth}:
         return
+    # body weight, dose and what manufacturers add scale all values of a slice alike, and the report says so
+    is_scaled = any(not step.startswith("rescaled") for step in volume.report.transforms)
+    name, header = "", None
     for n in sorted({round(share * (len(frames) - 1) / (_COMPARED - 1)) for share in range(_COMPARED)}):
-        name, frame = frames[n]
-        header = dataset_of(name, pixels=True)
+        before, (name, frame) = name, frames[n]
+        header = header if name == before else dataset_of(name, pixels=True)
         expected = None if header is None else native_values(header, frame)
         if expected is None:
             continue
         found = volume.array[n // depth, n % depth].astype(np.float64)
         require(found.shape == expected.shape, f"a slice of the shape {found.shape}")
-        if volume.modality == "PT":
-            # body weight and dose scale all values of a slice alike
-            expected = expected * _ratio(found, expected)
+        if is_scaled:
+            expected = expected * max(0.0, _ratio(found, expected))
         scale = max(1.0, float(np.abs(expected).max()))
         off = float(np.abs(found - expected).max())
         require(off <= 1e-5 * scale, f"values of slice {n % depth} that are {off:g} off")

@@ -137,9 +137,9 @@ def file_that_is_gone_is_refused(opener: Open, path: Path, folder: Path) -> None
     """A file that is not there, or has gone since it was opened, is a MedimgError that names it."""
     series = opener(path)
     path.unlink()
-    for attempt in (lambda: opener(path).read(), series.read):
+    for source in (path, series):
         try:
-            attempt()
+            _read(opener, source) if isinstance(source, Path) else source.read()
         except MedimgError as error:
             require(path.name in str(error), "a message without its name")
         except Exception as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 import numpy as np
@@ -128,9 +127,7 @@ def threads_read_the_same(reading: Reading) -> None:
     whole, part = reading.volume, reading.volume.take(chosen)
     # more than one read of all would only take memory where a volume is large
     wanted = [None, chosen] * (_THREADS // 2) if whole.array.nbytes < 2**24 else [None, chosen]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        found = list(pool.map(reading.read, wanted))
-    for slices, volume in zip(wanted, found, strict=True):
+    for slices, volume in zip(wanted, reading.read_at_once(wanted, _THREADS), strict=True):
         difference = _differs(whole if slices is None else part, volume)
         require(not difference, f"a volume read in a thread differs in {difference}")
 
@@ -235,12 +232,8 @@ def _differs(expected: Volume, found: Volume) -> str:
 
 def _same_padding(one: Volume, other: Volume) -> bool:
     """Whether the same pixels are padded; no mask is the same as an empty one."""
-    none = np.zeros((), np.bool_)
-    return bool(
-        np.array_equal(
-            *(np.broadcast_to(none if v.padding is None else v.padding, v.shape) for v in (one, other))
-        )
-    )
+    first, second = (np.zeros(v.shape, np.bool_) if v.padding is None else v.padding for v in (one, other))
+    return np.array_equal(first, second)
 
 
 def _windows(volume: Volume) -> tuple[Any, ...]:

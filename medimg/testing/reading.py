@@ -8,6 +8,7 @@ import os
 import random
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
@@ -117,9 +118,17 @@ class Reading:
 
     def read(self, slices: Sequence[int] | None = None) -> Volume:
         """Read again, with warnings ignored: those of the first read are known."""
+        return self.read_at_once([slices], 1)[0]
+
+    def read_at_once(self, choices: Sequence[Sequence[int] | None], threads: int) -> list[Volume]:
+        """Read several choices of slices, in threads where there are more than one, with warnings ignored."""
+        # filters belong to the process: threads that set and restore them would do so for each other
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return self._read(slices)
+            if threads == 1:
+                return [self._read(slices) for slices in choices]
+            with ThreadPoolExecutor(threads) as pool:
+                return list(pool.map(self._read, choices))
 
     def _observed(self, *, watch: bool) -> Observation:
         folders = folders_of(self.series.files) if watch else ()

@@ -133,7 +133,7 @@ class Duck:
         return repr(self._volume)
 
 
-class OtherArray(np.ndarray):  # type: ignore[type-arg]  # of any type
+class OtherArray(np.ndarray):
     pass
 
 
@@ -360,7 +360,7 @@ def _from_nothing(path: Path) -> Series:
 
 
 def _empty(path: Path) -> Series:
-    return Series(str(path), "", "", (1, 1, 1, 1), AFFINE, "patient", (str(path),), "fake", lambda *_: None)  # type: ignore[arg-type, return-value]
+    return Series(str(path), "", "", (1, 1, 1, 1), AFFINE, "patient", (str(path),), "fake", lambda *_: None)  # type: ignore[arg-type]
 
 
 def _padded(path: Path) -> Series:

@@ -37,7 +37,7 @@ def dcmtk(tool: str) -> str:
 
 def frames_by_others(path: Path, numbers: Sequence[int], folder: Path) -> Iterator[tuple[str, list[Any]]]:
     """The name of each decoder that reads a file, and its frames as they are stored."""
-    for plugin in ("openjpeg", "jpeg_ls"):
+    for plugin in ("pylibjpeg", "openjpeg", "jpeg_ls"):
         pytest.importorskip(plugin)
     with quiet_pydicom():
         dataset = pydicom.dcmread(path, force=True)

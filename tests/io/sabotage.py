@@ -39,7 +39,7 @@ class Original:
 
 def labeled(ds: FileDataset, place: int, *, second: bool = False) -> FileDataset:
     """Remember, beside its elements, which slice of which scan a data set is."""
-    ds.slice_index, ds.is_second = place, second  # type: ignore[attr-defined]  # no elements
+    ds.slice_index, ds.is_second = place, second
     return ds
 
 
@@ -139,7 +139,7 @@ def setting(**attributes: Any) -> Spoil:
 
 def named_at_random(files: Files) -> Files:
     for n, place in enumerate(np.random.default_rng(1).permutation(len(files))):
-        files[n].as_file = f"{'abc'[n % 3]}/{place:x}-IM"  # type: ignore[attr-defined]  # for write_files
+        files[n].as_file = f"{'abc'[n % 3]}/{place:x}-IM"
     return files
 
 
@@ -151,7 +151,7 @@ def numbered_at_random(files: Files) -> Files:
 
 def in_subfolder(files: Files) -> Files:
     for n, ds in enumerate(files):
-        ds.as_file = f"second/{n:03d}"  # type: ignore[attr-defined]  # for write_files
+        ds.as_file = f"second/{n:03d}"
     return files
 
 
@@ -206,17 +206,17 @@ def axes_of(files: Files) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float
 
 def sheared(n: int, files: Files) -> npt.NDArray[np.float64]:
     y, _, gap = axes_of(files)
-    return y * n * gap * np.tan(np.radians(15))
+    return np.asarray(y * n * gap * np.tan(np.radians(15)))
 
 
 def sheared_by_a_row(n: int, files: Files) -> npt.NDArray[np.float64]:
     y, _, _ = axes_of(files)
-    return y * n * float(files[0].PixelSpacing[0])
+    return np.asarray(y * n * float(files[0].PixelSpacing[0]))
 
 
 def jittered(n: int, files: Files) -> npt.NDArray[np.float64]:
     _, normal, _ = axes_of(files)
-    return normal * 0.010 * (-1) ** n / 2
+    return np.asarray(normal * 0.010 * (-1) ** n / 2)
 
 
 def jittered_by_percent(n: int, files: Files) -> npt.NDArray[np.float64]:
@@ -242,5 +242,5 @@ def numbers_go_on(files: Files) -> Files:
 
 def without_meta(files: Files) -> Files:
     for ds in files:
-        ds.bare = True  # type: ignore[attr-defined]  # for write_files
+        ds.bare = True
     return files

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def test_no_check_is_without_a_breach() -> None:
 
 
 def test_a_reader_that_raises_something_else_is_noticed(tmp_path: Path) -> None:
-    def read(*_: Any) -> Any:
+    def read(slices: Any, policies: Any) -> Any:
         raise KeyError("PixelData")
 
     series = replace(sound_series(write_fake(tmp_path / "one.fake")), reader=read)
@@ -155,3 +156,46 @@ def test_formats_of_single_files(tmp_path: Path, kind: str, check: medimg.testin
 def test_every_format_keeps_the_contract(tmp_path: Path, kind: str) -> None:
     (series,) = medimg.scan(one_file(tmp_path, kind))
     check_series(series)
+
+
+# Series that are refused, by the name of their first file, and why; each of them reads with "keep"
+REFUSED = {
+    "seg_image_ct_binary_overlap.dcm": "segments cover slices with gaps between them",
+    "TE_20_SlcPos_-33.707626341697.dcm": "three slices of many, at uneven distances",
+}
+#: In these, series are many and alike: one in so many is checked.
+STRIDES = {"kermany_cxr224_dev": 150}
+SETS = (
+    "cls/covid_ct_md_dev", "cls/kermany_cxr224_dev", "dicom_misc/dcmstack_multiecho",
+    "dicom_misc/dicom2nifti_dev", "dicom_misc/fodicom_dev", "dicom_misc/highdicom",
+    "dicom_misc/lidc_3pat_excerpt", "dicom_misc/nema_enhmr_dev", "dicom_misc/nifti_reader_js",
+    "dicom_misc/nifti_space_dev", "dicom_misc/pydicom-data", "dicom_misc/pydicom_examples",
+    "dicom_misc/pylibjpeg-data", "dicom_misc/torchxrayvision_cxr", "dicom_misc/wg04_dev",
+    "dicom_qa/12bit", "dicom_qa/agfa", "dicom_qa/canon_3000", "dicom_qa/ct_philips", "dicom_qa/enh",
+    "dicom_qa/fmap", "dicom_qa/me", "dicom_qa/mosaic_ep2d", "dicom_qa/nih", "dicom_qa/philips_enh_1901",
+    "dicom_qa/ts", "dicom_qa/xa60_terra",
+)  # fmt: skip
+
+
+def test_all_sets_are_checked(real_data: Path) -> None:
+    tops = ("cls", "dicom_misc", "dicom_qa")
+    assert {f"{top}/{p.name}" for top in tops for p in (real_data / top).iterdir() if p.is_dir()} == set(SETS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", SETS)
+def test_every_series_of_the_data_sets_keeps_the_contract(real_data: Path, part: str) -> None:
+    index = medimg.scan(real_data / part)
+    assert index
+    broken, refused = [], []
+    for series in index[:: STRIDES.get(Path(part).name, 1)]:
+        try:
+            check_series(series)
+        except MedimgError as error:
+            refused.append(f"{Path(series.path).name}: {error}")
+            check_series(series, read=partial(series.read, on_missing="keep"))
+        except AssertionError as error:
+            broken.append(f"{series.path}: {error}")
+    assert not broken, "\n\n".join(broken)
+    unexpected = [text for text in refused if text.split(":")[0] not in REFUSED]
+    assert not unexpected, "\n".join(unexpected)

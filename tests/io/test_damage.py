@@ -100,10 +100,33 @@ def test_hounsfield_units_take_a_rescale(tmp_path: Path) -> None:
 
 
 def test_an_enhanced_ct_of_one_frame_is_not_read_as_a_plain_one(tmp_path: Path) -> None:
-    ds = make_instance(stack_pixels(0), SOPClassUID=EnhancedCTImageStorage, NumberOfFrames=1)
+    rescale, group = Dataset(), Dataset()
+    rescale.RescaleSlope, rescale.RescaleIntercept = 2, -7
+    group.PixelValueTransformationSequence = [rescale]
+    ds = make_instance(
+        stack_pixels(0),
+        SOPClassUID=EnhancedCTImageStorage,
+        NumberOfFrames=1,
+        PerFrameFunctionalGroupsSequence=[group],
+    )
     ds.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
-    with pytest.raises(ReadError, match="multi-frame"):
-        medimg.read(write(ds, tmp_path / "one.dcm"))
+    volume = medimg.read(write(ds, tmp_path / "one.dcm"))
+    assert np.array_equal(volume.array[0, 0], 2 * stack_pixels(0).astype(int) - 7)
+
+
+def test_fewer_functional_groups_than_frames_are_an_error(tmp_path: Path) -> None:
+    ds = make_instance(
+        stack_pixels(0), NumberOfFrames=2, PerFrameFunctionalGroupsSequence=[Dataset()], PatientID="SECRET"
+    )
+    ds.PixelData = ds.PixelData * 2
+    with pytest.raises(DecodeError, match="1 of 2 frames"):
+        medimg.read(write(ds, tmp_path / "two.dcm"))
+
+
+def test_more_frames_than_the_file_can_hold_cost_nothing(tmp_path: Path) -> None:
+    ds = make_instance(stack_pixels(0), NumberOfFrames=2**31 - 1)
+    with pytest.raises(DecodeError, match="2147483647 frames"):
+        medimg.read(write(ds, tmp_path / "many.dcm"))
 
 
 def test_different_pixel_spacings_are_different_series(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from medimg.errors import DecodeError, NotAnImageError, ReadError, TruncatedErro
 from medimg.io.dicom.attributes import is_there, quiet_pydicom
 from medimg.io.dicom.frames import StoredFrames
 from medimg.io.dicom.opening import open_dataset
+from tests.conformance import Conformance
 from tests.io.independent import frames_by_others
 
 if TYPE_CHECKING:
@@ -137,40 +138,54 @@ def compare(path: Path, name: str, dataset: pydicom.Dataset, folder: Path) -> li
     return problems if seen else [""]
 
 
+def judge(path: Path, name: str, folder: Path) -> tuple[str, list[str]]:
+    """("compared", "listed" or "", what is wrong) of one file."""
+    dataset = opened(path)
+    if dataset is None:
+        return "", []
+    if name in BROKEN:
+        with pytest.raises(BROKEN[name][0]), quiet_pydicom():
+            StoredFrames(dataset).stored(0)
+        return "listed", []
+    try:
+        found = compare(path, name, dataset, folder)
+    except ReadError as error:
+        return "compared", [f"{name} is not read, and not listed as BROKEN: {error}"]
+    if found == [""]:
+        return "listed", [] if name in TWINS else [f"{name} is read by no other decoder; where is its twin?"]
+    if name in TWINS:
+        found.append(f"{name} is read by other decoders: it needs no twin")
+    return "listed" if name in DIFFERENT else "compared", found
+
+
 @pytest.mark.slow
-def test_stored_values_equal_those_of_independent_decoders(real_data: Path, tmp_path: Path) -> None:
+def test_stored_values_equal_those_of_independent_decoders(
+    real_data: Path, tmp_path: Path, conformance: Conformance
+) -> None:
     problems, listed, compared = [], set(), 0
     every = parts(real_data)
     assert set(MISC) <= set(every), "a part of the data has disappeared"
     for part, paths in every.items():
+        reasons, count = [], 0
         for path in paths:
-            dataset = opened(path)
-            if dataset is None:
-                continue
             name = f"{part}/{path.name}"
-            if name in BROKEN:
+            outcome, found = judge(path, name, tmp_path)
+            problems += found
+            count += outcome == "compared"
+            if outcome == "listed":
                 listed.add(name)
-                with pytest.raises(BROKEN[name][0]), quiet_pydicom():
-                    StoredFrames(dataset).stored(0)
-                continue
-            try:
-                found = compare(path, name, dataset, tmp_path)
-            except ReadError as error:
-                problems.append(f"{name} is read by nobody or BROKEN: {error}")
-                continue
-            if name in DIFFERENT:
-                listed.add(name)
-            if found == [""]:
-                if name not in TWINS:
-                    problems.append(f"{name} is read by no other decoder; where is its twin?")
-                listed.add(name)
-            else:
-                assert name not in TWINS, f"{name} is read by other decoders now"
-                problems.extend(found)
-                compared += 1
+                reasons.append(f"{path.name}: {reason(name)}")
+        compared += count
+        conformance.note("stored values", part, count + len(reasons), len(reasons), reasons)
     assert not problems, "\n".join(problems)
     assert listed == {*BROKEN, *TWINS, *DIFFERENT}, "a file of these lists has disappeared"
     assert compared > 400
+
+
+def reason(name: str) -> str:
+    if name in TWINS:
+        return f"read by no other decoder; equal to {TWINS[name]}"
+    return DIFFERENT[name][0] if name in DIFFERENT else f"broken: {BROKEN[name][1]}"
 
 
 def test_files_without_another_decoder_equal_the_same_image_in_another_encoding(real_data: Path) -> None:

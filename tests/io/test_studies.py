@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -69,7 +70,7 @@ def test_a_sound_study_is_read_as_written(study: Study) -> None:
 def test_a_drawn_study_keeps_the_contract(study: Study) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for series, _ in scanned(study, folder):
-            check_series(series, read=lambda s, series=series: series.read(s, on_missing="keep"))
+            check_series(series, read=partial(series.read, on_missing="keep"))
 
 
 @MANY
@@ -102,9 +103,8 @@ def test_policies_decide(study: Study, on_missing: Policy, on_duplicate: Policy,
 
 def _mended(policies: dict[str, Policy]) -> list[dict[str, Policy]]:
     """Policies with some errors turned off: where several things are wrong, any may be named first."""
-    return [{name: "keep"} for name in policies] + [
-        {one: "keep", other: "keep"} for one in policies for other in policies
-    ]
+    kept: Policy = "keep"
+    return [{one: kept, other: kept} for one in policies for other in policies]
 
 
 def assert_outcome(volume: Volume, truth: Truth, on_missing: Policy, on_tilt: Policy) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,14 +14,12 @@ from medimg.core.report import ReadReport
 from medimg.core.volume import Volume
 from medimg.errors import (
     DecodeError,
-    DuplicateSlicesError,
     GeometryError,
     MedimgWarning,
-    MissingSlicesError,
     SeriesError,
-    TiltedGantryError,
 )
 from medimg.io.dicom.pixels import first_acquired_at, read_frames
+from medimg.io.dicom.settling import Notes, check_stack, settle_duplicates
 from medimg.io.dicom.stack import StackPlan, plan_stack
 from medimg.io.series import Policies, Series, ValueKind
 
@@ -82,96 +79,20 @@ def _read(plan: StackPlan, slices: Sequence[int] | None, policies: Policies) -> 
 
 
 def _volume(plan: StackPlan, slices: Sequence[int] | None, policies: Policies) -> Volume:
-    notes = [*plan.notes, *_check_stack(plan, policies)]
-    plan = _settle_duplicates(plan, policies, notes)
+    notes = Notes([*plan.notes], [])
+    check_stack(plan, policies, notes)
+    plan = settle_duplicates(plan, policies, notes)
     everything = range(plan.depth)
     chosen = geometry.ascending_slices(everything if slices is None else slices, plan.depth)
     fixes = _fixes(plan, policies)
     if fixes and slices is not None:
         raise GeometryError('slices can\'t be chosen together with a policy "fix" that resamples the stack')
-    silent = [note for note in plan.notes if note not in notes]
-    volume = _decoded(plan, chosen, [*notes, *silent], policies.values)
+    volume = _decoded(plan, chosen, notes.all, policies.values)
     for fix in fixes:
         volume = fix(volume)
-    for note in notes:
+    for note in notes.warned:
         warnings.warn(note, MedimgWarning, stacklevel=5)
     return volume
-
-
-def _check_stack(plan: StackPlan, policies: Policies) -> list[str]:
-    """Apply the policies "raise" and "warn" to gaps and tilt; return the warnings."""
-    stack = plan.stack
-    if stack is None:
-        return []
-    notes = []
-    if stack.missing or stack.irregular:
-        places = [f"{n} after slice {place}" for place, n in stack.missing]
-        found = f"missing slices: {', '.join(places)}" if places else ""
-        if stack.irregular:
-            found += f"{'; ' * bool(found)}uneven distances after slices {list(stack.irregular)}"
-        found += f" (of {plan.depth} slices, mostly {stack.gap:.4g} mm apart)"
-        if policies.on_missing == "raise":
-            raise MissingSlicesError(
-                f'{found}; get the whole series, or choose on_missing="fix" to interpolate, "warn" or "keep" '
-                "to take the slices as they are"
-            )
-        if policies.on_missing == "warn":
-            notes.append(found)
-    if stack.tilt:
-        found = f"tilted gantry: slices are sheared by {stack.tilt:.2f}°"
-        if policies.on_tilt == "raise":
-            raise TiltedGantryError(
-                f'{found}; choose on_tilt="fix" to resample onto a perpendicular grid, or "warn" or "keep" '
-                "to keep the shear in the affine"
-            )
-        if policies.on_tilt == "warn":
-            notes.append(f"{found}; the affine keeps the shear")
-    return notes
-
-
-def _settle_duplicates(plan: StackPlan, policies: Policies, notes: list[str]) -> StackPlan:
-    if not plan.duplicates:
-        return plan
-    count = len(plan.duplicates)
-    found = (
-        f"{count} image(s) lie at the position of another, of {plan.depth * len(plan.channels) + count}, "
-        "and nothing tells them apart"
-    )
-    if policies.on_duplicate == "raise":
-        raise DuplicateSlicesError(f'{found}; remove them, or choose on_duplicate="warn"')
-    if policies.on_duplicate == "keep":
-        return _with_duplicates(plan, policies, found)
-    different = _different(plan.duplicates)
-    if different:
-        raise DuplicateSlicesError(
-            f"{found}, though {different} of them hold other images: they may be phases, time points or "
-            'series in one; read the files of one of them, or choose on_duplicate="keep" to stack them all'
-        )
-    if policies.on_duplicate == "warn":
-        notes.append(f"{found}; they hold the same image, and one of each is used")
-    return plan
-
-
-def _with_duplicates(plan: StackPlan, policies: Policies, found: str) -> StackPlan:
-    if "fix" in (policies.on_missing, policies.on_tilt) or len(plan.channels) > 1:
-        raise DuplicateSlicesError(
-            f'{found}: on_duplicate="keep" stacks them all, and then nothing can be resampled by '
-            'position, nor can there be time points; choose on_duplicate="fix"'
-        )
-    frames = (*plan.channels[0], *(left for left, _ in plan.duplicates))
-    note = f"{found}; all are stacked, so that the affine does not give their positions"
-    return replace(
-        plan, channels=(tuple(sorted(frames, key=plan.along)),), duplicates=(), notes=(*plan.notes, note)
-    )
-
-
-def _different(duplicates: Sequence[tuple[Frame, Frame]]) -> int:
-    """Count the duplicates whose pixels are not those of the image that is kept."""
-    count = 0
-    for pair in duplicates:
-        left, kept = (read_frames([frame])[0] for frame in pair)
-        count += not np.array_equal(left.array, kept.array)
-    return count
 
 
 def _fixes(plan: StackPlan, policies: Policies) -> list[Callable[[Volume], Volume]]:

@@ -19,14 +19,10 @@ _ITEM: Final = b"\xfe\xff\x00\xe0"
 _HEADER: Final = 8
 #: More would be an attack on the memory.
 _MOST_FRAGMENTS: Final = 2**20
-#: JPEG and JPEG-LS, JPEG 2000, its file format, JPEG XL and its file format.
-_STARTS: Final = (
-    b"\xff\xd8\xff",
-    b"\xff\x4f\xff\x51",
-    b"\x00\x00\x00\x0cjP  ",
-    b"\xff\x0a",
-    b"\x00\x00\x00\x0cJXL ",
-)
+_JPEG: Final = (b"\xff\xd8\xff",)
+_JPEG_2000: Final = (b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  ")
+_JPEG_XL: Final = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")
+_RLE: Final = "1.2.840.10008.1.2.5"
 _MOST_SEGMENTS: Final = 15
 _RLE_HEADER: Final = 64
 
@@ -55,6 +51,8 @@ class EncapsulatedFrames:
         one, a sequence delimiter or anything else, is ignored.
     count : int
         The number of frames.
+    syntax_uid : str
+        Transfer Syntax UID, which tells how a codestream starts.
     extended : tuple of (sequence of int, sequence of int), optional
         Extended Offset Table and Extended Offset Table Lengths (PS3.3 C.7.6.3.1.8).
 
@@ -74,16 +72,20 @@ class EncapsulatedFrames:
     """
 
     def __init__(
-        self, data: bytes, count: int, extended: tuple[Sequence[int], Sequence[int]] | None = None
+        self,
+        data: bytes,
+        count: int,
+        syntax_uid: str,
+        extended: tuple[Sequence[int], Sequence[int]] | None = None,
     ) -> None:
         self._data = memoryview(data)
-        table, fragments = _parsed(data, count)
+        table, fragments = _parsed(data, count, syntax_uid)
         self._lengths: Sequence[int] | None = None
         groups = _by_offsets(fragments, extended[0], count) if extended else None
         if extended and groups is not None and len(extended[1]) >= count:
             self._lengths = extended[1]
         groups = groups or _by_offsets(fragments, table, count)
-        self._groups = groups or _by_content(self._data, fragments, count)
+        self._groups = groups or _by_content(self._data, fragments, count, syntax_uid)
 
     def codestream(self, number: int) -> bytes:
         """Return the bytes of frame `number`, its fragments joined."""
@@ -94,7 +96,7 @@ class EncapsulatedFrames:
         return joined[: self._lengths[number]]
 
 
-def _parsed(data: bytes, count: int) -> tuple[list[int], list[_Fragment]]:
+def _parsed(data: bytes, count: int, syntax_uid: str) -> tuple[list[int], list[_Fragment]]:
     """Return the Basic Offset Table and the fragments, which are not copied."""
     if not looks_encapsulated(data):
         raise DecodeError(
@@ -103,7 +105,7 @@ def _parsed(data: bytes, count: int) -> tuple[list[int], list[_Fragment]]:
         )
     fragments: list[_Fragment] = []
     first = _HEADER + _item_length(data, 0)
-    if _starts_codestream(memoryview(data)[_HEADER:first]):
+    if _starts_codestream(memoryview(data)[_HEADER:first], syntax_uid):
         # the table, which must be there even if it is empty, was forgotten
         first = 0
     at = first
@@ -154,8 +156,10 @@ def _by_offsets(
     return [fragments[a:b] for a, b in zip(places, ends, strict=True)]
 
 
-def _by_content(data: memoryview, fragments: Sequence[_Fragment], count: int) -> list[Sequence[_Fragment]]:
-    starts = [n for n, f in enumerate(fragments) if _starts_codestream(data[f.start : f.stop])]
+def _by_content(
+    data: memoryview, fragments: Sequence[_Fragment], count: int, syntax_uid: str
+) -> list[Sequence[_Fragment]]:
+    starts = [n for n, f in enumerate(fragments) if _starts_codestream(data[f.start : f.stop], syntax_uid)]
     if len(fragments) == count or len(starts) == len(fragments):
         return [[fragment] for fragment in fragments[:count]]
     if count == 1:
@@ -169,9 +173,15 @@ def _by_content(data: memoryview, fragments: Sequence[_Fragment], count: int) ->
     )
 
 
-def _starts_codestream(fragment: memoryview) -> bool:
+def _starts_codestream(fragment: memoryview, syntax_uid: str) -> bool:
     start = bytes(fragment[:_RLE_HEADER])
-    return start.startswith(_STARTS) or _is_rle_header(start)
+    if syntax_uid == _RLE:
+        return _is_rle_header(start)
+    if syntax_uid.startswith("1.2.840.10008.1.2.4.11"):
+        return start.startswith(_JPEG_XL)
+    if syntax_uid.startswith(("1.2.840.10008.1.2.4.9", "1.2.840.10008.1.2.4.20")):
+        return start.startswith(_JPEG_2000)
+    return syntax_uid.startswith("1.2.840.10008.1.2.4.") and start.startswith(_JPEG)
 
 
 def _is_rle_header(start: bytes) -> bool:

@@ -91,7 +91,9 @@ class StoredFrames:
         if self._syntax in _NATIVE:
             self._native = self._native_frames(dataset, keyword, data)
         else:
-            self._encapsulated = EncapsulatedFrames(data, self.count, _extended_offsets(dataset))
+            self._encapsulated = EncapsulatedFrames(
+                data, self.count, self._syntax, _extended_offsets(dataset)
+            )
 
     def _native_frames(self, dataset: Dataset, keyword: str, data: bytes) -> NativeFrames:
         if has_undefined_length(dataset, keyword) and looks_encapsulated(data):

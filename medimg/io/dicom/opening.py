@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zlib
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -11,7 +12,8 @@ from pydicom.tag import BaseTag, Tag
 
 from medimg.errors import DecodeError, NotAnImageError, ReadError, TruncatedError
 from medimg.io.blob import Blob, as_blob
-from medimg.io.dicom.attributes import quiet_pydicom
+from medimg.io.dicom.attributes import quiet_pydicom, transfer_syntax
+from medimg.io.dicom.codecs import SYNTAXES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +25,7 @@ __all__ = ["looks_like_dicom", "open_dataset", "tags_of"]
 
 _DEFLATED: Final = b"1.2.840.10008.1.2.1.99"
 _MOST_INFLATED: Final = 2**28
+_SEQUENCE_DELIMITER: Final = b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
 
 
 def looks_like_dicom(start: bytes) -> bool:
@@ -71,10 +74,8 @@ def open_dataset(source: str | Path | Blob, *, tags: Sequence[BaseTag] | None = 
             file.seek(0)
             no_preamble = start[128:132] != b"DICM"
             if tags is None:
-                return pydicom.dcmread(file, force=no_preamble)
-            return pydicom.dcmread(
-                file, force=no_preamble, stop_before_pixels=True, specific_tags=[Tag(tag) for tag in tags]
-            )
+                return _with_pixels(file, force=no_preamble)
+            return pydicom.dcmread(file, force=no_preamble, stop_before_pixels=True, specific_tags=list(tags))
     except FileNotFoundError:
         raise ReadError(f"there is no file {path}") from None
     except OSError as error:
@@ -93,6 +94,21 @@ def open_dataset(source: str | Path | Blob, *, tags: Sequence[BaseTag] | None = 
 def tags_of(*names: str | int) -> tuple[BaseTag, ...]:
     """Return keywords and numbers as tags, for a reading of headers."""
     return tuple(dict.fromkeys(Tag(name) for name in names))
+
+
+def _with_pixels(file: BinaryIO, *, force: bool) -> Dataset:
+    """
+    Read a whole file.
+
+    pydicom finds nothing in a file whose encapsulated pixels lack their delimiter; it is read once more with
+    one, and whether all frames are there is found when they are decoded.
+    """
+    dataset = pydicom.dcmread(file, force=force)
+    syntax = transfer_syntax(dataset)
+    if "PixelData" in dataset or syntax not in SYNTAXES:
+        return dataset
+    file.seek(0)
+    return pydicom.dcmread(io.BytesIO(file.read() + _SEQUENCE_DELIMITER), force=force)
 
 
 def _check_inflated_size(file: BinaryIO, path: str | Path) -> None:

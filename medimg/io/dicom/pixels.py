@@ -6,7 +6,7 @@ from collections import defaultdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from medimg.errors import DecodeError, ReadError
+from medimg.errors import DecodeError, MedimgError
 from medimg.io.dicom.attributes import quiet_pydicom
 from medimg.io.dicom.calibration import calibrated
 from medimg.io.dicom.frames import StoredFrames
@@ -80,7 +80,7 @@ def _of_instance(instance: Instance, frames: Sequence[Frame], calibrate: _Calibr
     try:
         with quiet_pydicom():
             return _decoded(instance, frames, calibrate)
-    except ReadError as error:
+    except MedimgError as error:
         if instance.path in str(error):
             raise
         raise type(error)(f"{instance.path}: {error}") from None

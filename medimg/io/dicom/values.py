@@ -102,6 +102,8 @@ def _units(dataset: Dataset, *, is_calibrated: bool) -> str:
     if code(dataset, "Modality") == "CT":
         scout = "LOCALIZER" in codes(dataset, "ImageType")
         return "HU" if is_calibrated and kind in {"", "HU", "US"} and not scout else "raw"
+    if not kind and code(dataset, "Modality") == "PT":
+        kind = code(dataset, "Units")
     return {"": "raw", "US": "raw"}.get(kind, kind)
 
 

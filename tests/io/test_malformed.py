@@ -1,0 +1,150 @@
+"""Malformed files: a volume or a MedimgError for each, within 20 seconds and 2 GiB."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813  # the name that its users know
+from PIL import Image
+
+import medimg
+from medimg.testing.studies import Study, write_dicom
+
+SCRIPT = Path(__file__).with_name("hostile.py")
+ROOT = Path(medimg.__file__).parents[1]
+#: Damaged copies of each file; MEDIMG_FUZZ=2000 looks longer.
+COPIES = int(os.environ.get("MEDIMG_FUZZ", "15"))
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="limits of memory need a fork")
+
+
+def outcomes(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Read every file in a process of its own, forked off one that has everything loaded."""
+    lines = "".join(json.dumps(task) + "\n" for task in tasks)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT)],
+        input=lines,
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def broken(found: list[dict[str, Any]]) -> str:
+    return "\n".join(
+        f"{Path(r['path']).name}{' copy ' + str(r['copy']) if 'copy' in r else ''}: {r['outcome']}"
+        for r in found
+        if r["outcome"].startswith("BREAKS") or r["seconds"] > 20
+    )
+
+
+def test_every_malformed_file_is_a_volume_or_a_medimg_error(real_data: Path) -> None:
+    files = sorted(p for p in (real_data / "malformed").rglob("*") if p.is_file())
+    found = outcomes([{"path": str(p)} for p in files])
+    assert len(found) == len(files) > 150
+    assert not broken(found), broken(found)
+    read = [r for r in found if r["outcome"] == "volume"]
+    print(f"{len(found)} files: {len(read)} volumes, {len(found) - len(read)} errors, "
+          f"at most {max(r['seconds'] for r in found)} s and {max(r['peak'] for r in found)} MB")  # fmt: skip
+    assert len(read) > 20
+
+
+def test_all_of_them_at_once_and_zipped(real_data: Path, tmp_path: Path) -> None:
+    """Each file is in a series or skipped with a reason, whether in a folder or in an archive."""
+    files = [p for p in (real_data / "malformed").rglob("*") if p.is_file() and p.stat().st_size < 2**20]
+    archive = tmp_path / "all.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
+        for path in files:
+            zipped.write(path, path.relative_to(real_data))
+    for source, count in ((real_data / "malformed", None), (archive, len(files))):
+        start = time.monotonic()
+        index = medimg.scan(source, progress=False)
+        assert time.monotonic() - start < 60
+        assert all(s.reason for s in index.skipped)
+        known = {name for series in index for name in series.files} | {s.path for s in index.skipped}
+        assert count is None or len(known) >= 0.95 * count
+
+
+def samples(real_data: Path, folder: Path) -> dict[str, Path]:
+    """One small sound file of each kind."""
+    by_pydicom = real_data / "dicom_misc/pydicom-data/data_store/data"
+    folder.mkdir(exist_ok=True)
+    mosaics = sorted((real_data / "dicom_qa/ts").rglob("*.dcm"), key=lambda p: p.stat().st_size)
+    values = np.random.default_rng(0).integers(0, 999, (4, 9, 8)).astype(np.int16)
+    image = sitk.GetImageFromArray(values)
+    for name in ("a.nrrd", "a.mha", "a.nii", "a.nii.gz"):
+        sitk.WriteImage(image, str(folder / name), name != "a.nrrd")
+    Image.fromarray(values[0].astype(np.uint8)).save(folder / "a.png")
+    Image.fromarray(np.kron(values[0], np.ones((4, 4))).astype(np.uint8)).save(folder / "a.jpg")
+    write_dicom(Study(slices=4, syntax="rle"), folder / "series")
+    with zipfile.ZipFile(folder / "a.zip", "w", zipfile.ZIP_DEFLATED) as zipped:
+        for path in sorted((folder / "series").iterdir()):
+            zipped.write(path, path.name)
+    made = ("a.nrrd", "a.mha", "a.nii", "a.nii.gz", "a.png", "a.jpg", "a.zip")
+    return {
+        "multi-frame": by_pydicom / "emri_small.dcm",
+        "multi-frame RLE": by_pydicom / "emri_small_RLE.dcm",
+        "multi-frame JPEG-LS": by_pydicom / "emri_small_jpeg_ls_lossless.dcm",
+        "JPEG 2000": by_pydicom / "emri_small_jpeg_2k_lossless.dcm",
+        "HTJ2K": by_pydicom / "HTJ2K_08_RGB.dcm",
+        "JPEG lossless": by_pydicom / "JPGLosslessP14SV1_1s_1f_8b.dcm",
+        "palette": by_pydicom / "OT-PAL-8-face.dcm",
+        "segmentation": by_pydicom / "liver_rle.dcm",
+        "modality LUT": by_pydicom / "mlut_18.dcm",
+        "deflated": by_pydicom / "liver_nonbyte_aligned_deflate.dcm",
+        "mosaic": mosaics[0],
+        **{name: folder / name for name in made},
+    }
+
+
+def test_damaged_files_are_a_volume_or_a_medimg_error(real_data: Path, tmp_path: Path) -> None:
+    kinds = samples(real_data, tmp_path / "samples")
+    sound = outcomes([{"path": str(path)} for path in kinds.values()])
+    assert {r["outcome"] for r in sound} <= {"volume", "AmbiguousSeriesError", "MissingSlicesError"}, sound
+    found = outcomes([{"path": str(p), "copies": COPIES, "seed": n} for n, p in enumerate(kinds.values())])
+    assert len(found) == COPIES * len(kinds)
+    assert not broken(found), broken(found)
+    assert any(r["outcome"] == "volume" for r in found)
+
+
+def test_the_rule_is_kept_by_the_test_itself(tmp_path: Path) -> None:
+    """What takes too much memory, dies or raises something else is found out."""
+    path = tmp_path / "a.png"
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(path)
+    script = (
+        "import sys; sys.path.insert(0, {where!r}); import hostile, os, medimg.io.picture as p\n"
+        "hostile.SECONDS = 1\n"
+        "def bad(*_): {what}\n"
+        "hostile.read_here = bad\n"
+        "print(hostile.in_child({path!r})['outcome'])"
+    )
+    for what, outcome in (
+        ("os.abort()", "SIGABRT"),
+        ("__import__('time').sleep(9)", "SIGALRM"),
+        ("return ''", "no answer"),
+    ):
+        code = script.format(where=str(SCRIPT.parent), what=what, path=str(path))
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert outcome in done.stdout
+    code = (
+        f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import hostile, medimg, numpy\n"
+        "medimg.scan = lambda *a, **k: bytearray(3 * 2**30)\n"
+        f"print(hostile.in_child({str(path)!r})['outcome'])\n"
+        "medimg.scan = lambda *a, **k: {}['PatientName']\n"
+        f"print(hostile.in_child({str(path)!r})['outcome'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["BREAKS: MemoryError: ", "BREAKS: KeyError: 'PatientName'"]
