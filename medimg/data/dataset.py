@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from medimg.core.report import Skipped
-    from medimg.core.stacking import Policy
     from medimg.data.sources import LabeledSeries, PatientRule
 
 __all__ = ["ImageDataset", "Task", "Unit"]
@@ -58,7 +57,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
     memory : int
         Bytes of pictures to keep in memory; 2 GiB by default.
     reading : mapping, optional
-        How to read: the policies of :func:`medimg.read`, such as ``{"on_missing": "warn"}``.
+        How to read: policies and values of :func:`medimg.read`, such as ``{"on_missing": "warn"}``.
 
     Raises
     ------
@@ -76,7 +75,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
         task: Task = "multiclass",
         skipped: Sequence[Skipped] = (),
         memory: int = _MEMORY,
-        reading: Mapping[str, Policy] | None = None,
+        reading: Mapping[str, str] | None = None,
     ) -> None:
         if unit not in get_args(Unit):
             raise DatasetError(f'unit is "slice" or "series"; found {unit!r}')
@@ -106,7 +105,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
         patient: PatientRule = None,
         classes: Sequence[str] | None = None,
         memory: int = _MEMORY,
-        reading: Mapping[str, Policy] | None = None,
+        reading: Mapping[str, str] | None = None,
         progress: bool | None = None,
     ) -> ImageDataset:
         r"""
@@ -128,7 +127,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
         memory : int
             Bytes of pictures to keep in memory.
         reading : mapping, optional
-            How to read: the policies of :func:`medimg.read`, such as ``{"on_missing": "warn"}``.
+            How to read: policies and values of :func:`medimg.read`, such as ``{"on_missing": "warn"}``.
         progress : bool, optional
             Whether to show a progress bar.
 
@@ -165,7 +164,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
         unit: Unit = "slice",
         classes: Sequence[str] | None = None,
         memory: int = _MEMORY,
-        reading: Mapping[str, Policy] | None = None,
+        reading: Mapping[str, str] | None = None,
         progress: bool | None = None,
     ) -> ImageDataset:
         """
@@ -193,7 +192,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
         memory : int
             Bytes of pictures to keep in memory.
         reading : mapping, optional
-            How to read: the policies of :func:`medimg.read`, such as ``{"on_missing": "warn"}``.
+            How to read: policies and values of :func:`medimg.read`, such as ``{"on_missing": "warn"}``.
         progress : bool, optional
             Whether to show a progress bar.
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from medimg.core.stacking import Policy
     from medimg.data.sources import LabeledSeries
     from medimg.prep import Preprocess
 
@@ -33,7 +32,7 @@ class Item:
     picture: int | None
 
 
-def checked_policies(reading: Mapping[str, Policy] | None) -> Policies:
+def checked_policies(reading: Mapping[str, str] | None) -> Policies:
     """
     Return how series are read.
 
@@ -48,7 +47,8 @@ def checked_policies(reading: Mapping[str, Policy] | None) -> Policies:
     unknown = set(reading or ()) - known
     if unknown:
         raise DatasetError(f"reading has unknown names {sorted(unknown)}; expected {sorted(known)}")
-    return Policies(**(reading or {}))
+    # what is none of the choices is refused there
+    return Policies(**(reading or {}))  # type: ignore[arg-type]
 
 
 def encoded(labeled: Sequence[LabeledSeries], classes: tuple[str, ...], task: Task) -> npt.NDArray[Any]:

@@ -224,7 +224,7 @@ def test_deshearing_moves_slices_to_where_they_lie() -> None:
 
 def test_deshearing_loses_nothing() -> None:
     array = RNG.integers(0, 99, (2, 5, 6, 7)).astype(np.int16)
-    found = deshear(array, np.arange(5) * -2.0, np.arange(5) * 3.0)
+    found = deshear(array, np.arange(5.0) * -2, np.arange(5.0) * 3)
     for d in range(5):
         rows, columns = slice(8 - 2 * d, 14 - 2 * d), slice(3 * d, 3 * d + 7)
         assert np.array_equal(found.array[:, d, rows, columns], array[:, d])

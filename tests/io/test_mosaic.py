@@ -25,6 +25,7 @@ from pydicom.sequence import Sequence
 from medimg.errors import DecodeError, GeometryError, MedimgError
 from medimg.io.dicom.csa import csa_fields
 from medimg.io.dicom.mosaic import MOSAIC_TAGS, Mosaic, mosaic_of
+from medimg.io.dicom.opening import tags_of
 from tests.dicom_files import make_instance, write
 
 with warnings.catch_warnings():
@@ -67,7 +68,8 @@ def as_nifti(ds: Dataset, mosaic: Mosaic, picture: npt.NDArray[Any]) -> nib.Nift
     affine[:3, 3] = places[0]
     assert np.allclose(places, places[0] + np.arange(len(places))[:, None] * affine[:3, 2], atol=1e-6)
     image = nib.Nifti1Image(np.stack(tiles, axis=-1).transpose(1, 0, 2), LPS_TO_RAS @ affine, dtype=np.int32)
-    return nib.as_closest_canonical(image)
+    turned: nib.Nifti1Image = nib.as_closest_canonical(image)
+    return turned
 
 
 def meets(image: nib.Nifti1Image, reference: nib.Nifti1Image) -> bool:
@@ -83,7 +85,7 @@ def meets(image: nib.Nifti1Image, reference: nib.Nifti1Image) -> bool:
 @pytest.mark.parametrize("name", SETS)
 def test_every_mosaic_is_a_volume_of_a_reference_of_dcm2niix(real_data: Path, name: str) -> None:
     folder = real_data / "dicom_qa" / name
-    references = [nib.load(p) for p in sorted((folder / "Ref").glob("*.nii"))]
+    references = [nib.Nifti1Image.from_filename(p) for p in sorted((folder / "Ref").glob("*.nii"))]
     paths = mosaics(folder)
     assert paths
     for path in paths:
@@ -128,14 +130,14 @@ def protocol_centers(ds: Dataset, count: int) -> npt.NDArray[np.float64]:
 
 def test_header_only_reads_suffice(real_data: Path) -> None:
     path = mosaics(real_data / "dicom_qa" / "me")[0]
-    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=MOSAIC_TAGS)
+    header = header_of(path)
     assert mosaic_of(header) == mosaic_of(pydicom.dcmread(path)) is not None
 
 
 @pytest.fixture(params=["siemens_dwi_0.dcm.gz", "siemens_dwi_1000.dcm.gz"])
 def diffusion(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     source = Path(csareader.__file__).parent / "tests" / "data" / request.param
-    path = tmp_path / "in" / request.param.removesuffix(".gz")
+    path: Path = tmp_path / "in" / request.param.removesuffix(".gz")
     path.parent.mkdir()
     path.write_bytes(gzip.decompress(source.read_bytes()))
     return path
@@ -160,7 +162,9 @@ def test_tiles_and_affine_are_those_of_a_fresh_dcm2niix(diffusion: Path, tmp_pat
     ds = pydicom.dcmread(diffusion)
     mosaic = mosaic_of(ds)
     assert mosaic is not None
-    assert meets(as_nifti(ds, mosaic, ds.pixel_array), nib.load(next(tmp_path.glob("*.nii"))))
+    assert meets(
+        as_nifti(ds, mosaic, ds.pixel_array), nib.Nifti1Image.from_filename(next(tmp_path.glob("*.nii")))
+    )
 
 
 @pytest.mark.parametrize("element", [CSA_IMAGE, CSA_SERIES])
@@ -180,7 +184,11 @@ def test_csa_headers_are_read_as_nibabel_reads_them(real_data: Path, element: tu
     assert compared > 500
 
 
-def csa_header(*, older: bool = False, **fields: tuple[str, ...]) -> bytes:
+def header_of(path: Path) -> pydicom.Dataset:
+    return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags_of(*MOSAIC_TAGS)))
+
+
+def csa_header(*, older: bool = False, **fields: Any) -> bytes:
     """A CSA header as scanners write it: six items for a field, unused ones empty."""
     parts = [b"" if older else b"SV10\4\3\2\1", struct.pack("<2I", len(fields), 77)]
     for name, values in fields.items():
@@ -192,7 +200,7 @@ def csa_header(*, older: bool = False, **fields: tuple[str, ...]) -> bytes:
     return b"".join(parts)
 
 
-NORMAL = {"NumberOfImagesInMosaic": ("5",), "SliceNormalVector": ("0.0", "0.0", "1.0")}
+NORMAL: dict[str, Any] = {"NumberOfImagesInMosaic": ("5",), "SliceNormalVector": ("0.0", "0.0", "1.0")}
 
 
 def siemens(*, block: int = 0x10, csa: bytes | None = None, **attributes: Any) -> FileDataset:
@@ -220,7 +228,9 @@ CORNERS = ((0, 0), (0, 6), (0, 12), (4, 0), (4, 6))
 @pytest.mark.parametrize("block", [0x10, 0x13])
 def test_corners_and_positions_by_hand(tmp_path: Path, older: bool, block: int) -> None:
     path = write(siemens(csa=csa_header(older=older, **NORMAL), block=block), tmp_path / "mosaic.dcm")
-    mosaic = mosaic_of(pydicom.dcmread(path, stop_before_pixels=True, specific_tags=MOSAIC_TAGS))
+    mosaic = mosaic_of(
+        pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags_of(*MOSAIC_TAGS)))
+    )
     assert mosaic is not None
     assert (mosaic.rows, mosaic.columns, mosaic.corners) == (4, 6, CORNERS)
     assert mosaic.positions == tuple((FIRST[0], FIRST[1], FIRST[2] + 4.5 * n) for n in range(5))
@@ -338,7 +348,9 @@ def uih(count: int = 5) -> FileDataset:
 
 def test_a_grid_of_uih_is_only_as_high_as_needed(tmp_path: Path) -> None:
     path = write(uih(), tmp_path / "grid.dcm")
-    mosaic = mosaic_of(pydicom.dcmread(path, stop_before_pixels=True, specific_tags=MOSAIC_TAGS))
+    mosaic = mosaic_of(
+        pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags_of(*MOSAIC_TAGS)))
+    )
     assert mosaic is not None
     assert (mosaic.rows, mosaic.columns, mosaic.corners) == (4, 6, CORNERS)
     assert mosaic.positions == tuple((1.0, 2.0, 3.0 - 4 * n) for n in range(5))

@@ -23,13 +23,14 @@ from medimg.io.dicom.nuclear import (
     frame_positions,
     frame_times,
 )
+from medimg.io.dicom.opening import tags_of
 
 
 def header_of(path: Path) -> Dataset:
-    return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=NUCLEAR_TAGS)
+    return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags_of(*NUCLEAR_TAGS)))
 
 
-def by_simpleitk(path: Path) -> sitk.Image:
+def by_simpleitk(path: Path) -> Any:
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(os.fspath(path))
