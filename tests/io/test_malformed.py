@@ -120,6 +120,39 @@ def test_damaged_files_are_a_volume_or_a_medimg_error(real_data: Path, tmp_path:
     assert any(r["outcome"] == "volume" for r in found)
 
 
+def test_an_unknown_value_representation_of_any_element(tmp_path: Path) -> None:
+    """Found by damaged copies: pydicom raises NotImplementedError, with a tag, when such an element is touched."""
+    write_dicom(Study(slices=1), tmp_path / "sound")
+    data = next((tmp_path / "sound").iterdir()).read_bytes()
+    tags = {b"\x10\x00\x20\x00LO": "PatientID", b"\x10\x00\x10\x00PN": "PatientName"}
+    tags |= {
+        b"\x08\x00\x60\x00CS": "Modality",
+        b"\x28\x00\x10\x00US": "Rows",
+        b"\x20\x00\x32\x00DS": "Position",
+    }
+    tasks = []
+    for element, name in tags.items():
+        assert data.count(element) == 1
+        path = tmp_path / f"{name}.dcm"
+        path.write_bytes(data.replace(element, element[:4] + b"Zq"))
+        tasks.append({"path": str(path)})
+    found = outcomes(tasks)
+    assert not broken(found), broken(found)
+
+
+def test_an_archive_with_a_nameless_member(tmp_path: Path) -> None:
+    """Found by damaged copies."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as zipped:
+        zipped.writestr("x", b"nothing")
+    data = path.read_bytes()
+    at = data.index(b"PK\x01\x02")
+    # the length of the name, taken over by the comment behind it
+    path.write_bytes(data[: at + 28] + b"\x00\x00\x00\x00\x01\x00" + data[at + 34 :])
+    with pytest.raises(medimg.errors.MedimgError):
+        medimg.read(path)
+
+
 def test_the_rule_is_kept_by_the_test_itself(tmp_path: Path) -> None:
     """What takes too much memory, dies or raises something else is found out."""
     path = tmp_path / "a.png"
