@@ -23,7 +23,7 @@ _MOST_GROWTH: Final = 4
 
 def regularized(stack: Stack, volume: Volume) -> Volume:
     """
-    Interpolate slices so that none is missing.
+    Interpolate slices so that none is missing; those that a segmentation leaves out are empty.
 
     Raises
     ------
@@ -36,11 +36,13 @@ def regularized(stack: Stack, volume: Volume) -> Volume:
             f"{len(stack.distances)} slices {stack.gap:.4g} mm apart spread over {extent:.4g} mm: "
             "too few to interpolate the rest; a position may be damaged"
         )
-    array = regular_grid(volume.array, stack.distances, stack.gap)
+    empty = volume.modality == "SEG"
+    array = regular_grid(volume.array, stack.distances, stack.spacing, empty=empty)
     padding = None
     if volume.padding is not None:
-        padding = regular_grid(volume.padding.astype(np.uint8), stack.distances, stack.gap) > 0
-    report = volume.report.then(f"interpolated from {volume.shape[1]} to {array.shape[1]} slices")
+        padding = regular_grid(volume.padding.astype(np.uint8), stack.distances, stack.spacing) > 0
+    done = "filled with empty slices" if empty else "interpolated"
+    report = volume.report.then(f"{done} from {volume.shape[1]} to {array.shape[1]} slices")
     return replace(
         volume,
         array=array,

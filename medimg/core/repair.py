@@ -13,13 +13,17 @@ if TYPE_CHECKING:
 __all__ = ["Desheared", "deshear", "regular_grid"]
 
 _ROUNDING: Final = 1e-6
+#: How far, in distances between slices, the last one may be moved.
+_BEYOND: Final = 0.1
 
 
 def _cast(values: npt.NDArray[np.float64], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     return np.rint(values).astype(dtype) if np.issubdtype(dtype, np.integer) else values.astype(dtype)
 
 
-def regular_grid(array: npt.NDArray[Any], distances: npt.NDArray[np.float64], gap: float) -> npt.NDArray[Any]:
+def regular_grid(
+    array: npt.NDArray[Any], distances: npt.NDArray[np.float64], gap: float, *, empty: bool = False
+) -> npt.NDArray[Any]:
     """
     Interpolate slices linearly onto regular places.
 
@@ -31,13 +35,16 @@ def regular_grid(array: npt.NDArray[Any], distances: npt.NDArray[np.float64], ga
         (D,) ascending places of the slices, in millimeters.
     gap : float
         Distance between the new slices, which start at the first place.
+    empty : bool
+        Whether slices between the old ones are 0, rather than interpolated.
 
     Returns
     -------
     numpy.ndarray
         (C, D', H, W) of the same type; a new slice within 1 % of an old one is that slice, unchanged.
     """
-    count = round((distances[-1] - distances[0]) / gap) + 1
+    # beyond the last slice, nothing is known
+    count = math.floor((distances[-1] - distances[0]) / gap + _BEYOND) + 1
     places = distances[0] + gap * np.arange(count)
     upper = np.clip(np.searchsorted(distances, places), 1, len(distances) - 1)
     weight = np.clip((places - distances[upper - 1]) / (distances[upper] - distances[upper - 1]), 0, 1)
@@ -45,6 +52,9 @@ def regular_grid(array: npt.NDArray[Any], distances: npt.NDArray[np.float64], ga
     weight[weight > 0.99] = 1.0
     result = np.empty((array.shape[0], count, *array.shape[2:]), dtype=array.dtype)
     for place, (above, w) in enumerate(zip(upper, weight, strict=True)):
+        if empty and 0 < w < 1:
+            result[:, place] = 0
+            continue
         mixed = array[:, above - 1].astype(np.float64) * (1 - w) + array[:, above].astype(np.float64) * w
         result[:, place] = _cast(mixed, array.dtype)
     return result

@@ -87,10 +87,10 @@ class ReadReport:
         """
         chosen = list(slices)
         uids = self.sop_instance_uids
-        one_file_each = len(self.files) == depth and len(uids) in {0, depth} and not self.frame_numbers
+        one_file_each = len(self.files) == (len(uids) or depth) and not self.frame_numbers
         return replace(
             self,
-            files=tuple(self.files[i] for i in chosen) if one_file_each else self.files,
+            files=_of_slices(self.files, chosen, depth) if one_file_each else self.files,
             sop_instance_uids=_of_slices(uids, chosen, depth),
             frame_numbers=_of_slices(self.frame_numbers, chosen, depth),
         )
@@ -102,8 +102,10 @@ class ReadReport:
             depth, rest = divmod(len(facts), channels)
             return () if rest else facts[channel * depth : (channel + 1) * depth]
 
+        one_file_each = len(self.files) == len(self.sop_instance_uids) and not self.frame_numbers
         return replace(
             self,
+            files=part(self.files) if one_file_each else self.files,
             sop_instance_uids=part(self.sop_instance_uids),
             frame_numbers=part(self.frame_numbers),
         )

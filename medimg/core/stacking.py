@@ -19,8 +19,16 @@ Policy: TypeAlias = Literal["raise", "warn", "fix", "keep"]
 
 _RELATIVE_JITTER: Final = 0.01
 _ABSOLUTE_JITTER_MM: Final = 0.01
+#: Of the distance between slices: 0.01 mm are no jitter where slices are 0.01 mm apart.
+_MOST_JITTER: Final = 0.2
+_THIN_MM: Final = _ABSOLUTE_JITTER_MM / _MOST_JITTER
+_ROUNDING_MM: Final = 1e-6
+_MOSTLY: Final = 0.9
+_MOST_DRIFT_MM: Final = 0.2
 _SAME_IN_PLANE_MM: Final = 0.05
 _TOLERATED_IRREGULARITY: Final = 0.10
+#: How many of the usual distances may make up their median.
+_MOST_MULTIPLE: Final = 8
 _TILT_DEGREES: Final = 0.1
 _TILT_SHIFT_MM: Final = 0.05
 
@@ -39,7 +47,8 @@ class Stack:
     distances : numpy.ndarray
         Place of each slice of `order` along the normal, in millimeters.
     gap : float
-        Median distance between neighbors, in millimeters; 0 for a single slice.
+        Median distance between neighbors, in millimeters; where not all are multiples of it, another of them
+        that all are multiples of. 0 for a single slice.
     missing : tuple of (int, int)
         Place in `order` after which slices are missing, and how many.
     irregular : tuple of int
@@ -67,12 +76,22 @@ class Stack:
         """Whether distances vary by more than the tolerance of 1 % or 0.01 mm."""
         return self.deviation * self.gap > _tolerance(self.gap)
 
+    @property
+    def spacing(self) -> float:
+        """Distance along the normal, in millimeters, between slices without gaps: that of `step`."""
+        if self.irregular or len(self.order) < 2:
+            return self.gap
+        slices = len(self.order) + sum(count for _, count in self.missing)
+        return float(self.distances[-1] - self.distances[0]) / (slices - 1)
+
 
 def _tolerance(gap: float) -> float:
-    return max(_RELATIVE_JITTER * gap, _ABSOLUTE_JITTER_MM) + 1e-9
+    return max(_RELATIVE_JITTER * gap, min(_ABSOLUTE_JITTER_MM, _MOST_JITTER * gap)) + 1e-9
 
 
-def same_places(positions: npt.ArrayLike, orientation: Sequence[float]) -> npt.NDArray[np.int64]:
+def same_places(
+    positions: npt.ArrayLike, orientation: Sequence[float], *, drifting: bool = False
+) -> npt.NDArray[np.int64]:
     """
     Number the distinct places among the positions of parallel slices.
 
@@ -82,12 +101,15 @@ def same_places(positions: npt.ArrayLike, orientation: Sequence[float]) -> npt.N
         (n, 3) Image Position (Patient), LPS millimeters.
     orientation : sequence of 6 floats
         Image Orientation (Patient), common to all.
+    drifting : bool
+        Whether places may move between repetitions: by up to 10 % of the distance between slices, and no
+        more than 0.2 mm.
 
     Returns
     -------
     numpy.ndarray
         (n,) of integers, equal where positions are the same within 1 % of the median distance between
-        slices, or 0.01 mm.
+        slices, or 0.01 mm; of slices closer than 0.05 mm, within a fifth of their distance.
 
     Raises
     ------
@@ -102,7 +124,7 @@ def same_places(positions: npt.ArrayLike, orientation: Sequence[float]) -> npt.N
     points = np.asarray(positions, dtype=np.float64).reshape(-1, 3)
     along = points @ slice_normal(orientation)
     order = np.argsort(along, kind="stable")
-    same = _same_within(along[order])
+    same = _drift(along[order]) if drifting else _same_within(along[order])
     places = np.empty(len(points), dtype=np.int64)
     # the places at the present distance along the normal, which can lie beside each other
     here: list[tuple[int, int]] = []
@@ -124,7 +146,22 @@ def same_places(positions: npt.ArrayLike, orientation: Sequence[float]) -> npt.N
 def _same_within(ascending: npt.NDArray[np.float64]) -> float:
     gaps = np.diff(ascending)
     apart = gaps[gaps > _ABSOLUTE_JITTER_MM]
+    thin = gaps[gaps > _ROUNDING_MM]
+    if thin.size and ascending[-1] - ascending[0] > _THIN_MM and thin.max() <= _THIN_MM:
+        usual = float(np.median(thin))
+        if np.mean(np.abs(thin - usual) < usual / 2) > _MOSTLY:
+            # slices of a microscanner, not repetitions that jitter
+            return _tolerance(usual)
     return _tolerance(float(np.median(apart))) if apart.size else _ABSOLUTE_JITTER_MM
+
+
+def _drift(ascending: npt.NDArray[np.float64]) -> float:
+    """Return how far a place may move: part of the gap that half of the extent is made of."""
+    gaps = np.sort(np.diff(ascending))
+    if not gaps.size or gaps[-1] <= 0:
+        return _ABSOLUTE_JITTER_MM
+    gap = float(gaps[np.searchsorted(np.cumsum(gaps), gaps.sum() / 2)])
+    return max(_tolerance(gap), min(_TOLERATED_IRREGULARITY * gap, _MOST_DRIFT_MM))
 
 
 def _without_duplicates(
@@ -157,6 +194,16 @@ def _classify(gaps: npt.NDArray[np.float64], gap: float) -> tuple[list[tuple[int
     return missing, irregular, deviation
 
 
+def _gap(gaps: npt.NDArray[np.float64], stated: float | None) -> float:
+    """Return the distance between neighbors: that of which all are multiples, where there is one."""
+    median = float(np.median(gaps))
+    others = float(np.percentile(gaps, 50, method="lower")), float(gaps.min()), abs(stated or 0.0)
+    for gap in (median, *(other for other in others if other > median / _MOST_MULTIPLE)):
+        if not _classify(gaps, gap)[1]:
+            return gap
+    return median
+
+
 def _tilt(step: npt.NDArray[np.float64], normal: npt.NDArray[np.float64], slices: int) -> float:
     along = float(step @ normal)
     across = float(np.linalg.norm(step - along * normal))
@@ -165,7 +212,11 @@ def _tilt(step: npt.NDArray[np.float64], normal: npt.NDArray[np.float64], slices
 
 
 def analyze_positions(
-    positions: npt.ArrayLike, orientation: Sequence[float], *, fallback_step: float = 1.0
+    positions: npt.ArrayLike,
+    orientation: Sequence[float],
+    *,
+    fallback_step: float = 1.0,
+    stated_gap: float | None = None,
 ) -> Stack:
     """
     Sort slices along their normal and measure how regular they lie.
@@ -178,6 +229,9 @@ def analyze_positions(
         Image Orientation (Patient), common to all.
     fallback_step : float
         The step, in millimeters along the normal, that a single slice gets.
+    stated_gap : float, optional
+        Spacing Between Slices (0018,0088): only where distances are no multiples of their median, and all of
+        them are of this one.
 
     Returns
     -------
@@ -203,7 +257,7 @@ def analyze_positions(
     if len(kept) == 1:
         return Stack((kept[0],), tuple(duplicates), distances, 0.0, (), (), 0.0, normal * fallback_step, 0.0)
     gaps = np.diff(distances)
-    gap = float(np.median(gaps))
+    gap = _gap(gaps, stated_gap)
     missing, irregular, deviation = _classify(gaps, gap)
     slices = len(kept) + sum(n for _, n in missing)
     step = (points[kept[-1]] - points[kept[0]]) / (slices - 1)

@@ -194,6 +194,20 @@ class Blob:
                 return file.seek(0, io.SEEK_END)
             return sum(len(piece) for piece in iter(lambda: file.read(2**20), b""))
 
+    def stored_size(self) -> int:
+        """
+        Return the number of bytes as they are stored, packed or not.
+
+        Raises
+        ------
+        ReadError
+            If the file is not there or can't be opened.
+        """
+        if self.archive is not None:
+            return self.archive.entry(self.member).compress_size
+        with self._packed() as file:
+            return file.seek(0, io.SEEK_END)
+
     def bound(self) -> int:
         """
         Return the most bytes that :meth:`stream` can give, known without unpacking.
@@ -209,8 +223,7 @@ class Blob:
             if entry.compress_type == zipfile.ZIP_DEFLATED:
                 size = min(size, entry.compress_size * MOST_EXPANSION)
         else:
-            with self._packed() as file:
-                size = file.seek(0, io.SEEK_END)
+            size = self.stored_size()
         return size * MOST_EXPANSION if self.gzipped else size
 
     def sibling(self, relative: str) -> Blob | None:
@@ -265,7 +278,11 @@ def zip_members(source: str | os.PathLike[str] | Blob) -> list[Blob]:
     """
     blob = as_blob(source)
     archive = Archive(blob.name, blob.data)
-    names = [e.filename for e in archive.directory().infolist() if not e.is_dir()]
+    names = [
+        e.filename
+        for e in archive.directory().infolist()
+        if not e.filename.endswith(("/", "\\")) and e.filename
+    ]
     if len(names) > _MOST_MEMBERS:
         raise ReadError(f"{archive.name} holds {len(names)} files; up to {_MOST_MEMBERS} are read")
     return [Blob(f"{archive.name}/{name}", archive, name) for name in sorted(set(names)) if not _hidden(name)]

@@ -11,9 +11,13 @@ from medimg.errors import DecodeError, ReadError
 if TYPE_CHECKING:
     from medimg.io.blob import Blob
 
-__all__ = ["data_file", "numbers", "text_lines", "whole_numbers"]
+__all__ = ["data_file", "numbers", "quoted", "text_lines", "whole_numbers"]
 
 _LONGEST: Final = 2**24
+_MOST_LINES: Final = 2**17
+_WORD: Final = re.compile(r"[A-Za-z0-9_ -]{0,30}")
+_NUMBERS: Final = re.compile(r"(?:[-+0-9.eE,() ]|nan|inf){0,60}", re.IGNORECASE)
+_FILE_NAME: Final = re.compile(r"[\w ./()+-]{0,200}")
 
 
 def text_lines(blob: Blob, *, blank_ends: bool = False, last: str = "") -> tuple[list[str], int]:
@@ -32,7 +36,7 @@ def text_lines(blob: Blob, *, blank_ends: bool = False, last: str = "") -> tuple
     Raises
     ------
     DecodeError
-        If no end comes within 16 MB.
+        If no end comes within 16 MB and 131072 lines.
     ReadError
         If the file can't be read.
     """
@@ -43,6 +47,8 @@ def text_lines(blob: Blob, *, blank_ends: bool = False, last: str = "") -> tuple
             end += len(line)
             if end > _LONGEST:
                 raise DecodeError(f"{blob.name}: its header does not end within {_LONGEST >> 20} MB")
+            if len(lines) == _MOST_LINES:
+                raise DecodeError(f"{blob.name}: its header does not end within {_MOST_LINES} lines")
             text = line.decode("latin-1").rstrip("\r\n")
             if blank_ends and not text and lines:
                 break
@@ -50,6 +56,15 @@ def text_lines(blob: Blob, *, blank_ends: bool = False, last: str = "") -> tuple
             if last and re.match(rf"\s*{last}\s*[=:]", text):
                 break
     return lines, end
+
+
+def quoted(text: str, pattern: re.Pattern[str] = _WORD) -> str:
+    """
+    Return a text of a header for a message, unless it is of another kind than expected.
+
+    Where the end of a line is damaged, a value holds the next line too: a comment, or a patient's name.
+    """
+    return repr(text) if pattern.fullmatch(text) else "something else"
 
 
 def numbers(text: str, what: str, count: int | None = None) -> list[float]:
@@ -67,7 +82,7 @@ def numbers(text: str, what: str, count: int | None = None) -> list[float]:
     except ValueError:
         found = []
     if not found or count not in (None, len(found)):
-        raise DecodeError(f"{what}: expected {count or 'some'} number(s), found {text[:60]!r}")
+        raise DecodeError(f"{what}: expected {count or 'some'} number(s), found {quoted(text, _NUMBERS)}")
     return found
 
 
@@ -82,7 +97,7 @@ def whole_numbers(text: str, count: int, what: str) -> list[int]:
     """
     found = numbers(text, what, count)
     if not all(math.isfinite(v) and v.is_integer() and abs(v) < 2**53 for v in found):
-        raise DecodeError(f"{what}: expected {count} whole number(s), found {text[:60]!r}")
+        raise DecodeError(f"{what}: expected {count} whole number(s), found {quoted(text, _NUMBERS)}")
     return [int(v) for v in found]
 
 
@@ -107,6 +122,7 @@ def data_file(header: Blob, stated: str) -> Blob:
         )
     found = header.sibling(stated)
     if found is None:
+        shown = quoted(stated, _FILE_NAME)
         where = "a header in memory has no files beside it" if header.data is not None else "it is not there"
-        raise ReadError(f"{header.name} has its values in the file {stated[:200]!r}: {where}")
+        raise ReadError(f"{header.name} has its values in the file {shown}: {where}")
     return found

@@ -16,7 +16,7 @@ import numpy as np
 from medimg.core import geometry
 from medimg.errors import DecodeError, NotAnImageError
 from medimg.io.blob import Blob, as_blob
-from medimg.io.header_text import data_file, numbers, text_lines, whole_numbers
+from medimg.io.header_text import data_file, numbers, quoted, text_lines, whole_numbers
 from medimg.io.raster import Encoding, Raster, raster_series, sound_affine
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _SYNONYMS: Final = {
 }  # fmt: skip
 _MILLIMETERS: Final = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "um": 1e-3, "?": 1.0, "": 1.0}
 _FIRST_FIELD: Final = re.compile(rb"\s*(ObjectType|ObjectSubType|NDims|Comment|Name|ID|BinaryData)\s*[=:]")
-_LINE: Final = re.compile(r"\s*(\w+)\s*[=:]\s*(.*?)\s*")
+_KEY: Final = re.compile(r"\s*(\w+)\s*[=:]")
 
 
 def looks_like_metaimage(start: bytes) -> bool:
@@ -72,13 +72,13 @@ def metaimage_series(source: str | os.PathLike[str] | Blob) -> Series:
 def _fields(lines: list[str], name: str) -> dict[str, str]:
     fields: dict[str, str] = {}
     for line in lines:
-        match = _LINE.fullmatch(line)
+        match = _KEY.match(line)
         if match is None:
             continue
         key = _SYNONYMS.get(match.group(1), match.group(1))
         if key in fields and key != "Comment":
-            raise DecodeError(f"{name}: the field {key!r} stands twice in the header")
-        fields[key] = match.group(2)
+            raise DecodeError(f"{name}: the field {quoted(key)} stands twice in the header")
+        fields[key] = line[match.end() :].strip()
     if "ElementDataFile" not in fields:
         raise NotAnImageError(f"{name} is no MetaImage file: it does not say where its values are")
     return fields
@@ -128,14 +128,14 @@ def _is_local(fields: dict[str, str]) -> bool:
 def _flag(fields: dict[str, str], key: str, default: bool, name: str) -> bool:
     stated = fields.get(key, "").lower()
     if stated not in ("", "true", "false", "1", "0", "t", "f", "yes", "no"):
-        raise DecodeError(f"{name}: {key} is {stated[:20]!r}; expected True or False")
+        raise DecodeError(f"{name}: {key} is {quoted(stated)}; expected True or False")
     return stated in ("true", "1", "t", "yes") if stated else default
 
 
 def _dtype(fields: dict[str, str], name: str) -> np.dtype[Any]:
     stated = fields.get("ElementType", "")
     if stated not in _TYPES:
-        raise DecodeError(f"{name} has values of the type {stated[:40]!r}, which is not supported")
+        raise DecodeError(f"{name} has values of the type {quoted(stated)}, which is not supported")
     big = _flag(fields, "BinaryDataByteOrderMSB", False, name)
     return np.dtype((">" if big else "<") + _TYPES[stated])
 

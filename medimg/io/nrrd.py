@@ -17,7 +17,7 @@ import numpy as np
 from medimg.core import geometry
 from medimg.errors import DecodeError, GeometryError, NotAnImageError, ReadError
 from medimg.io.blob import Blob, as_blob
-from medimg.io.header_text import data_file, numbers, text_lines, whole_numbers
+from medimg.io.header_text import data_file, numbers, quoted, text_lines, whole_numbers
 from medimg.io.raster import Encoding, Raster, raster_series, sound_affine
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _fields(lines: list[str], name: str) -> dict[str, str]:
         key = line[: separator.start()].strip().lower()
         key = {"datafile": "data file", "lineskip": "line skip", "byteskip": "byte skip"}.get(key, key)
         if key in fields:
-            raise DecodeError(f"{name}: the field {key!r} stands twice in the header")
+            raise DecodeError(f"{name}: the field {quoted(key)} stands twice in the header")
         fields[key] = line[separator.end() :].strip()
     return fields
 
@@ -184,7 +184,7 @@ def _axes(fields: dict[str, str], name: str) -> _Axes:
     others = [a for a in others if sizes[a] != 1]
     odd = [a for a in others if kinds[a] not in _CHANNELS and kinds[a] not in _UNKNOWN]
     if odd:
-        raise DecodeError(f"{name} has an axis of the kind {kinds[odd[0]]!r}, which is not supported")
+        raise DecodeError(f"{name} has an axis of the kind {quoted(kinds[odd[0]])}, which is not supported")
     if len(spatial) not in (2, 3) or len(others) > 1:
         raise DecodeError(
             f"{name} has {len(spatial)} axes in space and {len(others)} others; expected 2 or 3 and at most 1"
@@ -192,7 +192,9 @@ def _axes(fields: dict[str, str], name: str) -> _Axes:
     other = others[0] if others else None
     stored = [a for a in range(dimension) if sizes[a] != 1 or a in spatial]
     if other is not None and other not in (stored[0], stored[-1]):
-        raise DecodeError(f"{name}: its axis {other} of the kind {kinds[other]!r} is neither first nor last")
+        raise DecodeError(
+            f"{name}: its axis {other} of the kind {quoted(kinds[other])} is neither first nor last"
+        )
     return _Axes(sizes, tuple(spatial), other, kinds)
 
 
@@ -290,20 +292,20 @@ def _frame_times(fields: dict[str, str], axes: _Axes) -> tuple[float, ...] | Non
 def _encoding(fields: dict[str, str], name: str) -> Encoding:
     stated = fields.get("encoding", "").lower()
     if stated not in _ENCODINGS:
-        raise DecodeError(f"{name} has the encoding {stated[:20]!r}; raw, gzip, ascii and hex are supported")
+        raise DecodeError(f"{name} has the encoding {quoted(stated)}; raw, gzip, ascii and hex are supported")
     return _ENCODINGS[stated]
 
 
 def _dtype(fields: dict[str, str], encoding: Encoding, name: str) -> np.dtype[np.generic]:
     stated = " ".join(fields.get("type", "").lower().split())
     if stated not in _TYPES:
-        raise DecodeError(f"{name} has values of the type {stated[:40]!r}, which is not supported")
+        raise DecodeError(f"{name} has values of the type {quoted(stated)}, which is not supported")
     kind = _TYPES[stated]
     if kind[1] == "1" or encoding == "text":
         return np.dtype(kind)
     order = fields.get("endian", "").lower()
     if order not in ("little", "big"):
-        raise DecodeError(f"{name}: expected endian little or big, found {order[:20]!r}")
+        raise DecodeError(f"{name}: expected endian little or big, found {quoted(order)}")
     return np.dtype(("<" if order == "little" else ">") + kind)
 
 

@@ -17,7 +17,7 @@ __all__ = ["MOST_EXPANSION", "Unpacking", "buffered", "inflating", "rereadable"]
 MOST_EXPANSION: Final = 1032
 
 _MOST_KEPT: Final = 2**31
-_PIECE: Final = 2**20
+_PIECE: Final = 2**16
 _GZIP: Final = b"\x1f\x8b"
 _ANY_WRAPPER: Final = 32 + zlib.MAX_WBITS  # zlib finds out whether it is its own or gzip's
 
@@ -89,6 +89,7 @@ class _Inflater:
 
     def __init__(self, packed: BinaryIO) -> None:
         self._packed = packed
+        self._held = b""
         self._inflater = zlib.decompressobj(_ANY_WRAPPER)
         self._more_held = False
         self._ended = False
@@ -97,7 +98,7 @@ class _Inflater:
         while not self._ended:
             packed = self._inflater.unconsumed_tail
             if not packed and not self._more_held:
-                packed = self._packed.read(_PIECE)
+                packed = self._next_piece()
                 if not packed:
                     raise EOFError
             data = self._inflater.decompress(packed, count)
@@ -108,26 +109,20 @@ class _Inflater:
                 return data
         return b""
 
+    def _next_piece(self) -> bytes:
+        held, self._held = self._held, b""
+        return held or self._packed.read(_PIECE)
+
     def _next_member(self) -> None:
         rest = self._inflater.unused_data.lstrip(b"\0")
         rest = (rest or self._packed.read(_PIECE)).lstrip(b"\0")
+        if len(rest) == 1:
+            rest += self._packed.read(_PIECE)
         self._ended = rest[:2] != _GZIP  # what else follows is no part of the data
         if not self._ended:
             self._inflater = zlib.decompressobj(_ANY_WRAPPER)
-            self._packed = _Chained(rest, self._packed)  # type: ignore[assignment]  # it has the one method used
+            self._held = rest
         self._more_held = False
-
-
-class _Chained:
-    """Some bytes, then the rest of a file."""
-
-    def __init__(self, first: bytes, rest: BinaryIO) -> None:
-        self._first = first
-        self._rest = rest
-
-    def read(self, count: int) -> bytes:
-        taken, self._first = self._first[:count], self._first[count:]
-        return taken or self._rest.read(count)
 
 
 def inflating(packed: BinaryIO, name: str) -> BinaryIO:

@@ -44,7 +44,7 @@ def damaged(data: bytes, *, count: int, seed: int = 0, header: int = 4096) -> It
     Examples
     --------
     >>> [len(d) for d in damaged(b"0123456789", count=7)]
-    [2, 10, 10, 10, 10, 10, 2]
+    [8, 10, 10, 10, 10, 10, 0]
     """
     rng = np.random.default_rng(seed)
     for number in range(count):

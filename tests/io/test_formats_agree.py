@@ -132,7 +132,8 @@ def as_enhanced(scan: Scan, folder: Path) -> Path:
         PixelMeasuresSequence=item(PixelSpacing=first.PixelSpacing, SliceThickness=99),
         PlaneOrientationSequence=item(ImageOrientationPatient=first.ImageOrientationPatient),
     )
-    groups, pixels = [], []
+    groups: list[Dataset] = []
+    pixels = []
     order = np.random.default_rng(8).permutation(len(datasets))
     for n, place in enumerate(order):
         instance = datasets[place]
@@ -246,6 +247,6 @@ def test_one_enhanced_image_in_every_transfer_syntax(real_data: Path) -> None:
         found = read(folder / f"emri_small_{name}.dcm")
         assert np.array_equal(found.array, expected.array), name
         assert np.allclose(found.affine, expected.affine), name
-    short = folder / "emri_small_jpeg_2k_lossless_too_short.dcm"
-    with pytest.raises(medimg.errors.MedimgError):
-        medimg.read(short)
+    # of this one only the delimiter behind the last frame is missing
+    short = read(folder / "emri_small_jpeg_2k_lossless_too_short.dcm")
+    assert np.array_equal(short.array, expected.array)

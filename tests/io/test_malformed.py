@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813  # the name that its users know
 from PIL import Image
@@ -120,22 +121,22 @@ def test_damaged_files_are_a_volume_or_a_medimg_error(real_data: Path, tmp_path:
     assert any(r["outcome"] == "volume" for r in found)
 
 
-def test_an_unknown_value_representation_of_any_element(tmp_path: Path) -> None:
-    """Found by damaged copies: pydicom raises NotImplementedError, with a tag, when such an element is touched."""
+@pytest.mark.parametrize("value", ["", "x"])
+def test_an_unknown_value_representation_of_any_element(tmp_path: Path, value: str) -> None:
+    """Found by damaged copies: pydicom raises NotImplementedError when such an element is touched."""
     write_dicom(Study(slices=1), tmp_path / "sound")
-    data = next((tmp_path / "sound").iterdir()).read_bytes()
-    tags = {b"\x10\x00\x20\x00LO": "PatientID", b"\x10\x00\x10\x00PN": "PatientName"}
-    tags |= {
-        b"\x08\x00\x60\x00CS": "Modality",
-        b"\x28\x00\x10\x00US": "Rows",
-        b"\x20\x00\x32\x00DS": "Position",
-    }
+    ds = pydicom.dcmread(next((tmp_path / "sound").iterdir()))
+    ds.PatientID = ds.SeriesDescription = value
+    ds.save_as(tmp_path / "sound.dcm")
+    data = (tmp_path / "sound.dcm").read_bytes()
+    tags = (b"\x10\x00\x20\x00LO", b"\x08\x00\x3e\x10LO", b"\x08\x00\x60\x00CS", b"\x28\x00\x10\x00US")
     tasks = []
-    for element, name in tags.items():
+    for n, element in enumerate(tags):
         assert data.count(element) == 1
-        path = tmp_path / f"{name}.dcm"
-        path.write_bytes(data.replace(element, element[:4] + b"Zq"))
-        tasks.append({"path": str(path)})
+        for kind in (b"Zq", b"Lo", b"L\xd1"):
+            path = tmp_path / f"{n}-{kind.hex()}.dcm"
+            path.write_bytes(data.replace(element, element[:4] + kind))
+            tasks.append({"path": str(path)})
     found = outcomes(tasks)
     assert not broken(found), broken(found)
 

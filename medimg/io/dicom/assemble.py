@@ -140,7 +140,7 @@ def _decoded(plan: StackPlan, chosen: Sequence[int], notes: list[str], kind: Val
         photometric=first.photometric,
         inverted=first.inverted,
         space=plan.space,
-        channels=plan.names,
+        channels=() if plan.first.instance.is_color else plan.names,
         voi=_distinct(voi),
         padding=_stacked_padding(values, len(plan.channels)),
         report=report,

@@ -145,26 +145,32 @@ def expand_segments(data: Sequence[int], count: int, *, bytes_each: int) -> list
     Raises
     ------
     DecodeError
-        If a segment is unknown or incomplete, or there are too few entries.
+        If a segment is unknown, empty or incomplete, or there are too few entries.
     """
     entries: list[int] = []
     places: list[int] = []
+    order: dict[int, int] = {}
     at = 0
     while at + 2 < len(data) and len(entries) < count:
-        places.append(at)
+        if not data[at + 1]:
+            # without an end to these, a table could take any time
+            raise DecodeError("a segment is empty")
         if data[at] == _INDIRECT:
             length, numbers = data[at + 1], data[at + 2 : at + 2 + 4 // bytes_each]
             target = sum(n << (8 * bytes_each * k) for k, n in enumerate(numbers)) // bytes_each
-            if target not in places[:-1]:
+            if target not in order:
                 raise DecodeError("an indirect segment points at no segment before it")
-            copied = places[places.index(target) : -1][:length]
+            copied = places[order[target] : order[target] + length]
             if len(copied) < length or any(data[place] == _INDIRECT for place in copied):
                 raise DecodeError("an indirect segment names segments that it can't copy")
             for place in copied:
                 _segment(data, place, entries)
-            at += 2 + 4 // bytes_each
+            following = at + 2 + 4 // bytes_each
         else:
-            at = _segment(data, at, entries)
+            following = _segment(data, at, entries)
+        order[at] = len(places)
+        places.append(at)
+        at = following
     if len(entries) < count:
         raise DecodeError(f"a segmented table of {count} entries holds {len(entries)}")
     return entries[:count]

@@ -42,6 +42,7 @@ FACT_TAGS: Final[list[str | int]] = [
     "ContentTime",
     "ConvolutionKernel",
     "DiffusionBValue",
+    "DiffusionDirectionality",
     "DiffusionGradientOrientation",
     "EchoNumbers",
     "EchoTime",
@@ -123,8 +124,13 @@ def kinds(view: Dataset) -> Labels:
         ("kernel", text(view, "ConvolutionKernel") or None),
         ("directionality", _is_trace(view)),
         ("stack", identifier(view, "StackID") or None),
+        ("thickness", _rounded(length(view, "SliceThickness"))),
     )
     return tuple(Label(name, value) for name, value in candidates if value is not None)
+
+
+def _rounded(number: float | None) -> float | None:
+    return None if number is None else round(number, 2)
 
 
 def _number(view: Dataset, keyword: str) -> float | None:
@@ -147,8 +153,11 @@ def moments(view: Dataset) -> Labels:
         ("trigger", _first_number(view, "NominalCardiacTriggerDelayTime", "TriggerTime")),
         ("diffusion", _diffusion(view)),
         ("philips", _philips(view)),
+        ("label", code(view, "ASLContext") or None),
+        ("velocity", floats(view, "VelocityEncodingDirection", 3)),
         ("dimensions", floats(view, "DimensionIndexValues")),
         ("acquisition", integer(view, "AcquisitionNumber")),
+        ("frame acquisition", integer(view, "FrameAcquisitionNumber")),
         ("offset", _number(view, "TemporalPositionTimeOffset")),
         ("started", seconds(view, "FrameAcquisitionDateTime") or seconds(view, "AcquisitionDateTime")),
         ("acquired", seconds(view, "AcquisitionTime")),

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Group", "group_frames"]
 
-_ORIENTATION_TOLERANCE: Final = 1e-4
+# with room for the rounding of binary numbers: writers round to 4 decimals
+_ORIENTATION_TOLERANCE: Final = 1e-4 + 1e-9
 _SPACING_TOLERANCE: Final = 1e-3
 #: Modalities whose images are slices, even where their position is not in the file.
 _SLICED: Final = frozenset({"CT", "MR", "PT"})

@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from medimg.core.stacking import same_places
 from medimg.errors import GeometryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
+
+    import numpy.typing as npt
 
     from medimg.io.dicom.header import Frame, Instance
 
@@ -40,12 +44,23 @@ def placed(frames: Sequence[Frame]) -> list[Placed]:
     """Number the places of frames that all have one, and sort them by Instance Number and frame."""
     orientation = frames[0].facts.orientation or ()
     try:
-        places = same_places([f.facts.position or () for f in frames], orientation)
+        places = _numbered([f.facts.position or () for f in frames], orientation)
     except GeometryError:
         # the plan of the stack says what is wrong
         return [Placed(f, n) for n, f in enumerate(frames)]
     ordered = sorted(zip(frames, places.tolist(), strict=True), key=lambda pair: pair[0].order)
     return [Placed(frame, place) for frame, place in ordered]
+
+
+def _numbered(positions: Sequence[tuple[float, ...]], orientation: Sequence[float]) -> npt.NDArray[np.int64]:
+    """Number places; those that drift from repetition to repetition are the same if all then repeat alike."""
+    places = same_places(positions, orientation)
+    counts = np.bincount(places)
+    if len(positions) == 1 or counts.min() == counts.max() > 1:
+        return places
+    drifting = same_places(positions, orientation, drifting=True)
+    counts = np.bincount(drifting)
+    return drifting if counts.min() == counts.max() > 1 else places
 
 
 def without_copies(items: list[Placed]) -> tuple[list[Placed], list[tuple[Frame, Frame]]]:

@@ -12,10 +12,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations, pairwise
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from medimg.core.stacking import analyze_positions
-from medimg.errors import GeometryError
 from medimg.io.dicom.places import (
     Placed,
     kind_of,
@@ -27,6 +25,7 @@ from medimg.io.dicom.places import (
     varies_at_a_place,
     without_copies,
 )
+from medimg.io.dicom.slabs import split_slabs
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -35,20 +34,22 @@ if TYPE_CHECKING:
 
 __all__ = ["Repetition", "split_repetitions"]
 
-_KINDS: Final = ("type", "echo", "echo time", "directionality", "coil", "kernel", "stack")
+_KINDS: Final = ("type", "echo", "echo time", "directionality", "coil", "kernel", "stack", "thickness")
 _MOMENTS: Final = (
-    "time", "segment", "reference time", "trigger", "diffusion", "philips", "vectors", "dimensions",
-    "acquisition", "offset", "started", "acquired", "made",
+    "time", "segment", "reference time", "trigger", "diffusion", "philips", "label", "velocity", "vectors",
+    "dimensions", "acquisition", "frame acquisition", "offset", "started", "acquired", "made",
 )  # fmt: skip
 #: Those that can tell repetitions apart together, such as label and repetition of arterial spin labeling.
-_COMBINED: Final = ("time", "trigger", "segment", "vectors", "philips", "diffusion", "acquisition")
+_COMBINED: Final = (
+    "time", "reference time", "trigger", "segment", "vectors", "philips", "label", "velocity", "diffusion",
+    "acquisition", "frame acquisition",
+)  # fmt: skip
 #: Of these, the value tells the order; the others are ordered by Instance Number.
-_ORDERED: Final = frozenset(_MOMENTS) - {"diffusion", "dimensions"}
+_ORDERED: Final = frozenset(_MOMENTS) - {"diffusion", "velocity", "dimensions"}
 #: In seconds or milliseconds, with the factor that makes them seconds.
 _SECONDS: Final = {
     "reference time": 1e-3, "trigger": 1e-3, "offset": 1.0, "started": 1.0, "acquired": 1.0,
 }  # fmt: skip
-_LEAST_STACK: Final = 3
 _BY_NUMBER: Final = "images at the same positions are told apart by their Instance Numbers alone"
 
 Frames: TypeAlias = "tuple[Frame, ...]"
@@ -65,7 +66,7 @@ class Repetition:
         For each channel its frames, each position once; a single channel can hold several at one position
         that nothing tells apart.
     names : tuple of str
-        A name for each channel; empty for a single one.
+        A name for each channel; empty where nothing repeats.
     times : tuple of float or None
         Seconds from the first channel, where they are known.
     copies : tuple of (Frame, Frame)
@@ -116,8 +117,11 @@ def _by_kind(items: list[Placed], names: Sequence[str]) -> list[list[Placed]]:
 
 
 def _by_moment(items: list[Placed]) -> list[Repetition]:
+    parts = split_slabs(items)
+    if len(parts) > 1:
+        return [found for part in parts for found in _by_moment(part)]
     if repeats(items) == 1:
-        return [_single(part) for part in _by_soundness(items)]
+        return [_single(items)]
     return (
         _by_declared_moment(items)
         or _by_combined_moments(items)
@@ -129,26 +133,6 @@ def _by_moment(items: list[Placed]) -> list[Repetition]:
 
 def _single(items: Sequence[Placed]) -> Repetition:
     return Repetition((tuple(item.frame for item in items),))
-
-
-def _by_soundness(items: list[Placed]) -> list[list[Placed]]:
-    """Split stacks that lie between or behind each other, where each is regular and the whole is not."""
-    if _is_regular(items):
-        return [items]
-    for label in (partial(kind_of, "stack"), partial(kind_of, "type"), partial(moment_of, "acquisition")):
-        parts = list(parts_by(items, label).values())
-        if len(parts) > 1 and all(len(part) >= _LEAST_STACK and _is_regular(part) for part in parts):
-            return parts
-    return [items]
-
-
-def _is_regular(items: Sequence[Placed]) -> bool:
-    positions = [item.frame.facts.position or () for item in items]
-    try:
-        stack = analyze_positions(positions, items[0].frame.facts.orientation or ())
-    except GeometryError:
-        return True
-    return not (stack.missing or stack.irregular)
 
 
 def _by_declared_moment(items: list[Placed]) -> list[Repetition]:
@@ -163,13 +147,25 @@ def _by_declared_moment(items: list[Placed]) -> list[Repetition]:
         found = _alike_covered(classes, values, name)
         if len(found) == 1:
             return found
-        if not uneven and min(len(part) for part in classes) > 1:
+        if not uneven and _is_sound(found, items):
             uneven = found
-    return uneven if len(set(Counter(i.place for i in items).values())) > 1 else []
+    return uneven if _is_uneven(items) else []
+
+
+def _is_sound(found: list[Repetition], items: list[Placed]) -> bool:
+    """Whether single images are merely what is left of a last volume, and no doubles."""
+    places = len({item.place for item in items})
+    whole = any(len(part.channels) > 1 and len(part.channels[0]) == places for part in found)
+    return whole or all(len(part.channels[0]) > 1 for part in found)
+
+
+def _is_uneven(items: list[Placed]) -> bool:
+    return len(set(Counter(item.place for item in items).values())) > 1
 
 
 def _by_combined_moments(items: list[Placed]) -> list[Repetition]:
     """Split by two or three attributes together, if each image then has all positions."""
+    uneven: list[Repetition] = []
     varying = [name for name in _COMBINED if varies_at_a_place(items, name)]
     for count in (2, 3):
         for names in combinations(varying, count):
@@ -181,7 +177,9 @@ def _by_combined_moments(items: list[Placed]) -> list[Repetition]:
             found = _alike_covered([parts[value] for value in values], range(len(values)), "repetition")
             if len(found) == 1:
                 return found
-    return []
+            if not uneven and _is_sound(found, items):
+                uneven = found
+    return uneven if _is_uneven(items) else []
 
 
 def _in_order(parts: dict[Hashable, list[Placed]], name: str) -> list[Hashable]:
@@ -192,7 +190,12 @@ def _in_order(parts: dict[Hashable, list[Placed]], name: str) -> list[Hashable]:
     if len({id(item.frame.instance) for item in items}) == 1 and index(items[0]) is not None:
         # as dcm2niix: the last dimension varies slowest
         return sorted(parts, key=lambda value: min(index(item)[::-1] for item in parts[value]))  # type: ignore[index]
-    return sorted(parts, key=lambda value: min(item.frame.order for item in parts[value]))
+    # Philips numbers b-values and directions, and files in any order
+    return sorted(parts, key=lambda value: min(_turn(item) for item in parts[value]))
+
+
+def _turn(item: Placed) -> tuple[Any, ...]:
+    return moment_of("philips", item) or (), item.frame.order
 
 
 def _alike_covered(
@@ -205,7 +208,7 @@ def _alike_covered(
     return [
         Repetition(
             tuple(tuple(item.frame for item in classes[n]) for n in numbers),
-            _channel_names([values[n] for n in numbers], name),
+            () if len(classes) == 1 else _channel_names([values[n] for n in numbers], name),
             _times([classes[n] for n in numbers], [values[n] for n in numbers], name),
             notes=notes,
         )
@@ -214,11 +217,9 @@ def _alike_covered(
 
 
 def _channel_names(values: Sequence[Hashable], name: str) -> tuple[str, ...]:
-    if len(values) == 1:
-        return ()
     if name == "diffusion":
         return tuple(f"b={value[0]:g} ({n})" for n, value in enumerate(values))  # type: ignore[index]
-    plain = all(isinstance(value, int) for value in values)
+    plain = all(isinstance(value, int | str) for value in values)
     return tuple(f"{name} {value if plain else n}" for n, value in enumerate(values))
 
 
@@ -246,24 +247,51 @@ def _by_instance_number(items: list[Placed]) -> list[Repetition]:
     """
     Split in the order of Instance Number and frame: volume by volume, or position by position.
 
-    Where positions repeat unevenly, volume by volume only, and only if all repeat: else some are doubles.
+    Where numbers at each position grow by a common period, they say which volume an image belongs to, also
+    if some are missing. Position by position only if each repetition comes in the same order: else numbers
+    don't tell them apart. Where positions repeat unevenly, volume by volume only, and only if all repeat: else some are doubles.
     """
     if any(i.frame.instance.instance_number is None and len(i.frame.instance.facts) == 1 for i in items):
         return []
     keys = [(i.place, i.frame.instance.instance_number, i.frame.facts.number) for i in items]
     if len(set(keys)) < len(keys):
         return []
-    counts = set(Counter(item.place for item in items).values())
-    runs, ranks = _runs(items), _ranks(items)
     several = len({id(item.frame.instance) for item in items}) > 1
     notes = (_BY_NUMBER,) if several else ()
-    for classes in (runs, ranks):
+    periods = _periods(items)
+    if periods:
+        return _alike_covered(periods, range(len(periods)), "repetition", notes)
+    counts = set(Counter(item.place for item in items).values())
+    runs, ranks = _runs(items), _ranks(items)
+    orders = {tuple(item.place for item in members) for members in ranks}
+    for classes in (runs, ranks) if len(orders) == 1 else (runs,):
         found = _alike_covered(classes, range(len(classes)), "repetition", notes)
         if len(found) == 1:
             return found
-    if len(counts) > 1 and min(counts) > 1 and min(len(c) for c in runs) > 1:
-        return _alike_covered(runs, range(len(runs)), "repetition", notes)
-    return []
+    found = _alike_covered(runs, range(len(runs)), "repetition", notes)
+    return found if len(counts) > 1 and min(counts) > 1 and _is_sound(found, items) else []
+
+
+def _periods(items: list[Placed]) -> list[list[Placed]]:
+    """Return the volumes of images that were numbered volume by volume; none if they were not."""
+    numbered = [(item, item.frame.instance.instance_number or 0) for item in items]
+    at_place: dict[int, list[int]] = defaultdict(list)
+    for item, number in numbered:
+        at_place[item.place].append(number)
+    steps = {b - a for found in at_place.values() for a, b in pairwise(sorted(found))}
+    places, period = len(at_place), min(steps, default=0)
+    if not places <= period <= 2 * places or any(step % period for step in steps):
+        return []
+    turns = {found[0] % period for found in at_place.values()}
+    if len(turns) < places or min(len(found) for found in at_place.values()) < 2:
+        return []
+    first, last = min(n for _, n in numbered), max(n for _, n in numbered)
+    whole = last - first + 1 == len(items) == places * max(len(found) for found in at_place.values())
+    start = first if whole else min(1, first)
+    volumes: dict[int, list[Placed]] = defaultdict(list)
+    for item, number in numbered:
+        volumes[(number - start) // period].append(item)
+    return [volumes[n] for n in sorted(volumes)]
 
 
 def _runs(items: list[Placed]) -> list[list[Placed]]:
@@ -292,10 +320,20 @@ def _ranks(items: list[Placed]) -> list[list[Placed]]:
 
 
 def _by_file(items: list[Placed]) -> list[Repetition]:
-    """Take files that hold a whole volume each, and which nothing tells apart, one by one."""
-    parts = parts_by(items, lambda item: item.frame.instance.path)
-    whole = all(len(part) > 1 and repeats(part) == 1 for part in parts.values())
-    return [_single(part) for part in parts.values()] if whole else []
+    """Take files that hold a whole volume each in the order of time, or one by one if nothing tells it."""
+    parts = list(parts_by(items, lambda item: item.frame.instance.path).values())
+    if any(len(part) == 1 or repeats(part) > 1 for part in parts):
+        return []
+    for label in _SECONDS:
+        starts = [_earliest(part, label) for part in parts]
+        if None in starts or len(set(starts)) < len(starts):
+            continue
+        in_time = sorted(zip(starts, parts, strict=True), key=lambda pair: pair[0] or 0.0)
+        ordered = [part for _, part in in_time]
+        found = _alike_covered(ordered, range(len(ordered)), "repetition")
+        if len(found) == 1:
+            return found
+    return [_single(part) for part in parts]
 
 
 def _with_copies(found: list[Repetition], copies: list[tuple[Frame, Frame]]) -> list[Repetition]:

@@ -64,11 +64,15 @@ def check_stack(plan: StackPlan, policies: Policies, notes: Notes) -> None:
     if plan.stack.missing or plan.stack.irregular:
         found = _gaps(plan.stack, plan.depth)
         if policies.on_missing == "raise":
+            segments = plan.first.instance.modality == "SEG"
+            mend = "add the empty ones that a segmentation leaves out" if segments else "interpolate"
             raise MissingSlicesError(
-                f'{found}; get the whole series, or choose on_missing="fix" to interpolate, "warn" or "keep" '
+                f'{found}; get the whole series, or choose on_missing="fix" to {mend}, "warn" or "keep" '
                 "to take the slices as they are"
             )
-        notes.add(f"{found}; the affine leads to their mean distance", policies.on_missing)
+        notes.add(
+            f"{found}; the affine counts neighbors as {plan.stack.spacing:.4g} mm apart", policies.on_missing
+        )
     if plan.stack.tilt:
         found = f"tilted gantry: slices are sheared by {plan.stack.tilt:.2f}°"
         if policies.on_tilt == "raise":

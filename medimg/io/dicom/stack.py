@@ -38,7 +38,7 @@ class StackPlan:
     channels : tuple of tuple of Frame
         For each channel its frames, in the order of the slices; all of the same length.
     names : tuple of str
-        A name for each channel; empty for a single one.
+        A name for each channel; empty where nothing repeats.
     times : tuple of float or None
         Seconds from the first channel, or of each frame of a cine.
     affine : numpy.ndarray
@@ -137,7 +137,7 @@ def _by_position(group: Group, channels: list[list[Frame]]) -> StackPlan:
     assert orientation is not None  # has_place was checked
     positions = np.asarray([_position(frame) for frame in first])
     alone = facts.slice_spacing or facts.slice_thickness or 1.0
-    stack = analyze_positions(positions, orientation, fallback_step=alone)
+    stack = analyze_positions(positions, orientation, fallback_step=alone, stated_gap=facts.slice_spacing)
     ordered = tuple(first[i] for i in stack.order)
     origin = _position(ordered[0])
     affine = geometry.affine_from_slices(origin, stack.step, orientation, facts.pixel_spacing or (1.0, 1.0))

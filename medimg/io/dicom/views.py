@@ -32,10 +32,12 @@ _MACROS: Final = tuple(
         "ContrastBolusUsageSequence",
         "FrameContentSequence",
         "FrameVOILUTSequence",
+        "MRArterialSpinLabelingSequence",
         "MRDiffusionSequence",
         "MREchoSequence",
         "MRImageFrameTypeSequence",
         "MRTimingAndRelatedParametersSequence",
+        "MRVelocityEncodingSequence",
         "PETFrameAcquisitionSequence",
         "PETFrameCorrectionFactorsSequence",
         "PETFrameTypeSequence",
@@ -55,6 +57,11 @@ _MACROS: Final = tuple(
 #: Private sequences that repeat private attributes of classic files for each frame: Siemens and Philips.
 _PRIVATE_GROUPS: Final = frozenset({0x0021, 0x2005})
 _LAST_CREATOR: Final = 0xFF
+#: What a conversion of classic files found no group for, such as the echo time (PS3.3 C.7.6.16.2.24).
+_UNASSIGNED: Final = (
+    Tag("UnassignedSharedConvertedAttributesSequence"),
+    Tag("UnassignedPerFrameConvertedAttributesSequence"),
+)
 _KEPT_WHOLE: Final = (Tag("RealWorldValueMappingSequence"), Tag("PixelValueTransformationSequence"))
 _LEFT_OUT: Final = frozenset(
     Tag(keyword)
@@ -98,7 +105,7 @@ class FrameViews:
         self._base.file_meta = getattr(dataset, "file_meta", FileMetaDataset())
         for tag in dataset.keys():  # noqa: SIM118 - a data set iterates over elements
             if tag not in _LEFT_OUT:
-                self._base[tag] = dataset.get_item(tag)
+                self._base[tag] = dataset.get_item(tag, keep_deferred=True)
         shared = items(dataset, "SharedFunctionalGroupsSequence")
         if shared:
             _lay_over(self._base, shared[0])
@@ -128,6 +135,9 @@ class FrameViews:
 
 
 def _lay_over(view: Dataset, group: Dataset) -> None:
+    for tag in _UNASSIGNED:
+        if tag in group:
+            _copy(view, _first_item(group, tag), private_only=False)
     for tag in group.keys():  # noqa: SIM118
         if tag in _KEPT_WHOLE:
             view[tag] = group.get_item(tag)
