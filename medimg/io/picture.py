@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from contextlib import contextmanager
 from functools import partial
@@ -25,11 +26,19 @@ if TYPE_CHECKING:
 
 __all__ = ["looks_like_picture", "picture_series"]
 
-_MOST_PIXELS: Final = 2**28
+_MOST_PIXELS: Final = 2**27
 _ORIENTATION_TAG: Final = 0x0112
 # Image.Transpose: TRANSPOSE, TRANSVERSE, ROTATE_90 and ROTATE_270 exchange rows and columns
 _SIDEWAYS: Final = frozenset({2, 4, 5, 6})
 _GRAY: Final = frozenset({"1", "L", "I", "I;16", "I;16B", "I;16L", "F"})
+
+
+def _says_no_values(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.DEBUG
+
+
+# what it logs while it looks for bugs are the values of EXIF tags: descriptions, artists, dates
+logging.getLogger("PIL.TiffImagePlugin").addFilter(_says_no_values)
 
 
 def looks_like_picture(start: bytes) -> bool:

@@ -115,7 +115,8 @@ class _Inflater:
 
     def _next_member(self) -> None:
         rest = self._inflater.unused_data.lstrip(b"\0")
-        rest = (rest or self._packed.read(_PIECE)).lstrip(b"\0")
+        while not rest and (piece := self._packed.read(_PIECE)):
+            rest = piece.lstrip(b"\0")
         if len(rest) == 1:
             rest += self._packed.read(_PIECE)
         self._ended = rest[:2] != _GZIP  # what else follows is no part of the data

@@ -4,13 +4,13 @@ The contract of a reader, written down and executable.
 Whatever reads images for medimg, its own readers or yours, hands out :class:`medimg.Series`, which read into
 :class:`medimg.Volume`. What these must satisfy is a list of named checks, each with its rule in one sentence:
 
-- :data:`VOLUME_CHECKS`: a volume by itself — four axes, read-only plain numbers in memory, a sound affine,
+- ``VOLUME_CHECKS``: a volume by itself — four axes, read-only plain numbers in memory, a sound affine,
   channels, colors, windows and padding that fit, voxels that keep their places.
-- :data:`READER_CHECKS`: a series and its reader — the promised shape and place, some slices equal to those
+- ``READER_CHECKS``: a series and its reader — the promised shape and place, some slices equal to those
   of all bit by bit, equal values again and in threads, warnings that the report repeats, nothing printed,
   written, left open or changed, nobody named. They include those of volumes, and for DICOM what the files say
   as pydicom alone sees them: positions, spacing, SOP Instance UIDs, rescaled stored values.
-- :data:`FILE_CHECKS`: a format of single files — renamed, with others beside it, gone, cut short, damaged.
+- ``FILE_CHECKS``: a format of single files — renamed, with others beside it, gone, cut short, damaged.
 
 Beside that, :mod:`medimg.testing.studies` writes DICOM whose content is known, and
 :mod:`medimg.testing.strategies` draws such studies, volumes and affines for Hypothesis

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 from pydicom.multival import MultiValue
@@ -20,6 +21,8 @@ __all__ = ["looks_like_dicomdir", "referenced_files"]
 #: Media Storage SOP Class UID (0002,0002) of a Basic Directory, as it stands in every DICOMDIR.
 _MARK: Final = b"\x02\x00\x02\x00UI\x14\x001.2.840.10008.1.3.10"
 _MOST_LEVELS: Final = 32
+# wider than PS3.10 8.2 allows, too narrow for what a damaged length swallows
+_SHOWN: Final = re.compile(r"[\w.;()-]{1,64}", re.ASCII)
 
 
 def looks_like_dicomdir(start: bytes) -> bool:
@@ -51,7 +54,7 @@ def referenced_files(blob: Blob) -> tuple[list[Blob], list[Skipped]]:
     found, absent = [], []
     for parts in named:
         place = folder.find(parts)
-        shown = "/".join(parts)
+        shown = "/".join(parts) if all(map(_SHOWN.fullmatch, parts)) else "(its name is damaged)"
         if place is not None:
             found.append(place)
         elif not _is_inside(parts):

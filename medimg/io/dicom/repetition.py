@@ -249,7 +249,8 @@ def _by_instance_number(items: list[Placed]) -> list[Repetition]:
 
     Where numbers at each position grow by a common period, they say which volume an image belongs to, also
     if some are missing. Position by position only if each repetition comes in the same order: else numbers
-    don't tell them apart. Where positions repeat unevenly, volume by volume only, and only if all repeat: else some are doubles.
+    don't tell them apart. Where positions repeat unevenly, volume by volume only, and only if all repeat:
+    else some are doubles.
     """
     if any(i.frame.instance.instance_number is None and len(i.frame.instance.facts) == 1 for i in items):
         return []
