@@ -6,7 +6,9 @@ import io
 import os
 import posixpath
 import threading
+import weakref
 import zipfile
+from collections import deque
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, Final, cast
@@ -17,6 +19,8 @@ from medimg.io.unpacking import MOST_EXPANSION, Unpacking, buffered, inflating, 
 __all__ = ["Archive", "Blob", "as_blob", "zip_members"]
 
 _MOST_MEMBERS: Final = 2**20
+#: Archives that are kept open at the same time: a process may open a thousand files, and a study has more.
+_MOST_OPEN: Final = 32
 _ENCRYPTED: Final = 1
 
 
@@ -24,7 +28,8 @@ class Archive:
     """
     A zip archive, in a file or in memory, that is read in place.
 
-    Its directory is read once in each process; what is pickled is only where the archive is.
+    Its directory is kept while few others are read in the same process; what is pickled is only where the
+    archive is.
 
     Parameters
     ----------
@@ -53,10 +58,22 @@ class Archive:
             If it can't be opened, or is damaged.
         """
         with self._lock:
+            opened = self._opened
             # after a fork, two processes would move the position of one file
-            if self._opened is None or self._opened[0] != os.getpid():
-                self._opened = os.getpid(), self._open()
-            return self._opened[1]
+            if opened is None or opened[0] != os.getpid():
+                self._opened = opened = os.getpid(), self._open()
+                self._close_others()
+            return opened[1]
+
+    def _close_others(self) -> None:
+        """Let go of the archive opened first; it closes when no member of it is read any more."""
+        if self._data is not None:
+            return
+        _OPEN.append(weakref.ref(self))
+        while len(_OPEN) > _MOST_OPEN:
+            first = _OPEN.popleft()()
+            if first is not None and first is not self:
+                first._opened = None
 
     def _open(self) -> zipfile.ZipFile:
         try:
@@ -101,6 +118,9 @@ class Archive:
         except Exception as error:
             raise ReadError(f"{name} is damaged or can't be unpacked ({type(error).__name__})") from None
         return buffered(Unpacking(file.read, file.close, name))
+
+
+_OPEN: Final[deque[weakref.ref[Archive]]] = deque()
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,11 +92,11 @@ def read(
     >>> volume  # doctest: +SKIP
     Volume(1×133×512×512 int16, CT, HU, spacing 2×0.742×0.742 mm, SPL)
     """
-    chosen, index = find_series(source, series)
+    chosen, index, errors = _found(source, series)
     volume = chosen.read(on_missing=on_missing, on_duplicate=on_duplicate, on_tilt=on_tilt, values=values)
     if not index.skipped:
         return volume
-    note = _skipped_note(index)
+    note = _skipped_note(errors)
     if note:
         warnings.warn(note, MedimgWarning, stacklevel=2)
     report = replace(
@@ -107,11 +107,10 @@ def read(
     return replace(volume, report=report)
 
 
-def _skipped_note(index: SeriesIndex) -> str:
-    """Name images that are damaged or not there; a text file beside a series deserves no warning."""
-    marks = ("damaged", "ends", "not there")
-    lost = [s for s in index.skipped if any(mark in s.reason for mark in marks)]
-    return f"{len(lost)} damaged or absent file(s) skipped, the first: {lost[0].reason}" if lost else ""
+def _skipped_note(errors: list[MedimgError]) -> str:
+    """Name files that may be lost slices; a text file beside a series deserves no warning."""
+    lost = [e for e in errors if not isinstance(e, NotAnImageError)]
+    return f"{len(lost)} file(s) skipped that can't be read, the first: {lost[0]}" if lost else ""
 
 
 def find_series(source: Source, series: str | int | None = None) -> tuple[Series, SeriesIndex]:
@@ -127,19 +126,24 @@ def find_series(source: Source, series: str | int | None = None) -> tuple[Series
     ReadError
         If the source does not exist or is of a kind that can't be read.
     """
+    return _found(source, series)[:2]
+
+
+def _found(source: Source, series: str | int | None) -> tuple[Series, SeriesIndex, list[MedimgError]]:
+    """Return the series, the index it was found in, and why files were skipped."""
     if isinstance(source, Series):
-        return source, SeriesIndex((source,))
+        return source, SeriesIndex((source,)), []
     index, errors = indexed(source)
     if not index:
         raise _nothing_found(source, index, errors)
     if series is not None:
-        return _named(index, series), index
+        return _named(index, series), index, errors
     if len(index) > 1:
         raise AmbiguousSeriesError(
             f"{len(index)} series in {source_name(source)}, expected one:\n{_listing(index)}\n"
             "name one by series=UID or its number, or read each from medimg.scan(path)"
         )
-    return index[0], index
+    return index[0], index, errors
 
 
 def _nothing_found(source: object, index: SeriesIndex, errors: list[MedimgError]) -> MedimgError:

@@ -151,7 +151,8 @@ class Series:
         Raises
         ------
         ReadError
-            If a file can't be read or decoded, or SUV are asked for where there are none.
+            If a file can't be read or decoded, does not fit into memory, or SUV are asked for where there
+            are none.
         SeriesError
             If the slices don't make up a sound stack and the policy is "raise".
         """
@@ -159,7 +160,14 @@ class Series:
             raise ReadError(
                 f"{self.path} is {self.format}, which does not say how to make SUV; read the DICOM"
             )
-        return self.reader(slices, Policies(on_missing, on_duplicate, on_tilt, values))
+        policies = Policies(on_missing, on_duplicate, on_tilt, values)
+        try:
+            return self.reader(slices, policies)
+        except MemoryError:
+            size = "×".join(map(str, self.shape))
+            raise ReadError(
+                f"{self.path}: no memory for C×D×H×W = {size} values; choose some by slices="
+            ) from None
 
     def summary(self) -> str:
         """Return one line for a person: modality, size, spacing, description, UID."""

@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias, TypeGuard
 
+from medimg.core.report import Skipped
 from medimg.errors import ReadError
 from medimg.io.blob import Blob, zip_members
 from medimg.io.dicom.dicomdir import looks_like_dicomdir, referenced_files
 from medimg.io.series import Series
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from medimg.core.report import Skipped
+    from collections.abc import Callable, Iterator
 
 __all__ = ["Files", "is_buffer", "looks_like_zip", "source_files", "source_name"]
 
@@ -25,6 +24,7 @@ OneSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview |
 Files: TypeAlias = OneSource | Sequence[OneSource]
 
 _MOST_HELD: Final = 2**31
+_PIECE: Final = 2**24
 
 
 def looks_like_zip(start: bytes) -> bool:
@@ -52,17 +52,17 @@ def source_files(source: object) -> tuple[list[Blob], list[Skipped]]:
     """
     Return the files of a source, and those that it names and that are not there.
 
-    A folder stands for all files in it and below, hidden ones left out; a zip archive for its members; a
-    DICOMDIR for the files that it names; bytes and open files for themselves. A zip archive or a DICOMDIR
-    that merely lies in a folder is not followed: what it holds often lies beside it.
+    A folder stands for all files in it and below, hidden ones left out, links to folders followed; a zip
+    archive for its members; a DICOMDIR for the files that it names; bytes and open files for themselves. A
+    zip archive or a DICOMDIR in a folder is not followed: what it holds often lies beside it.
 
     Raises
     ------
     ReadError
         If something is not there, can't be opened, or is of a kind that can't be read.
     """
-    if isinstance(source, str | os.PathLike) and os.fspath(source) and Path(source).is_dir():
-        return [Blob(str(path)) for path in _walk(Path(source))], []
+    if _is_path(source) and _is_folder(Path(source)):
+        return _walk(Path(source))
     if isinstance(source, Sequence) and not isinstance(source, str | bytes | bytearray | memoryview):
         if not source:
             raise ReadError("can't read an empty list; expected the files of one image")
@@ -79,8 +79,8 @@ def source_files(source: object) -> tuple[list[Blob], list[Skipped]]:
 def _blob(source: object, name: str) -> Blob:
     if isinstance(source, Blob):
         return source
-    if isinstance(source, str | os.PathLike) and isinstance(os.fspath(source), str) and os.fspath(source):
-        if Path(source).is_dir():
+    if _is_path(source):
+        if _is_folder(Path(source)):
             raise ReadError(f"{source} is a folder in a list of files; read a folder by itself")
         return Blob(str(Path(source)))
     if isinstance(source, bytes | bytearray | memoryview):
@@ -99,18 +99,31 @@ def _content(file: Any, name: str) -> bytes:
         before = file.tell() if _is_seekable(file) else None
         if before is not None:
             file.seek(0)
-        data = file.read(_MOST_HELD + 1)
+        data = _all_of(file)
         if before is not None:
             file.seek(before)
     # a closed file is a ValueError; what else a file object raises is its own
     except Exception as error:
         raise ReadError(f"{name}: the file object can't be read ({type(error).__name__})") from None
-    if not isinstance(data, bytes | bytearray | memoryview):
+    if not isinstance(data, bytes):
         given = type(data).__name__
         raise ReadError(f'{name}: the file object gives {given}, not bytes; open it in binary mode, "rb"')
     if len(data) > _MOST_HELD:
         raise ReadError(f"{name} holds more than {_MOST_HELD >> 20} MB; pass the path of the file instead")
-    return bytes(data)
+    return data
+
+
+def _all_of(file: Any) -> Any:
+    """Return the bytes up to the end, which pipes and sockets give piece by piece; else what is given."""
+    pieces = bytearray()
+    while len(pieces) <= _MOST_HELD:
+        piece = file.read(_PIECE)
+        if not isinstance(piece, bytes | bytearray | memoryview):
+            return piece
+        if not len(piece):
+            break
+        pieces += piece
+    return bytes(pieces)
 
 
 def _is_seekable(file: Any) -> bool:
@@ -133,7 +146,48 @@ def _expanded(blob: Blob) -> tuple[list[Blob], list[Skipped]]:
     return [blob], []
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+def _is_path(source: object) -> TypeGuard[str | os.PathLike[str]]:
+    """Whether a source is a path, and not an empty one nor one in bytes."""
+    return isinstance(source, str | os.PathLike) and isinstance(path := os.fspath(source), str) and path != ""
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether a path leads to a folder, as far as can be seen."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def _walk(root: Path) -> tuple[list[Blob], list[Skipped]]:
+    """Return the files of a folder and below, and the folders that can't be opened."""
+    found: list[Blob] = []
+    closed: list[Skipped] = []
+
+    def note(error: OSError) -> None:
+        name = str(error.filename)
+        closed.append(Skipped(name, f"the folder {name} can't be opened: {error.strerror}"))
+
+    for folder, names in _folders(root, note):
+        found += (Blob(str(folder / name)) for name in sorted(names) if not name.startswith("."))
+    return found, closed
+
+
+def _folders(root: Path, note: Callable[[OSError], None]) -> Iterator[tuple[Path, list[str]]]:
+    """Yield each folder once, though links may lead to it again, or in a circle."""
+    seen: set[tuple[int, int]] = set()
+    for name, subfolders, names in os.walk(root, onerror=note, followlinks=True):
+        folder = Path(name)
+        try:
+            state = folder.stat()
+        except OSError as error:
+            note(error)
+            continue
+        place = state.st_dev, state.st_ino
+        shown = [] if place in seen else [s for s in subfolders if not s.startswith(".")]
+        # links last, so that a folder rather goes by its own name
+        links = {s: (folder / s).is_symlink() for s in shown}
+        subfolders[:] = sorted(shown, key=lambda s: (links[s], s))
+        if place not in seen:
+            yield folder, names
+        seen.add(place)

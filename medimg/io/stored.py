@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import numpy as np
@@ -20,6 +21,8 @@ __all__ = ["MOST_TEXT", "stored_values"]
 
 #: The longest file of text that is read.
 MOST_TEXT: Final = 2**28
+_PIECE: Final = 2**20
+_SEPARATOR: Final = re.compile(rb"[\s,]")
 
 
 def stored_values(raster: Raster, chosen: Sequence[int]) -> npt.NDArray[Any]:
@@ -88,6 +91,25 @@ def _skip(file: BinaryIO, count: int, name: str) -> None:
         count -= dropped
 
 
+def _numbers(text: bytes, raster: Raster) -> npt.NDArray[Any]:
+    """Return the numbers of a text, which is taken apart piece by piece, as words take much memory."""
+    number = float if raster.dtype.kind == "f" else int
+    values = np.empty(raster.count, raster.dtype)
+    filled = at = 0
+    while at < len(text) and filled < raster.count:
+        end = _end_of_word(text, at + _PIECE)
+        words = text[at:end].replace(b",", b" ").split()[: raster.count - filled]
+        values[filled : filled + len(words)] = np.array([number(word) for word in words], raster.dtype)
+        filled, at = filled + len(words), end
+    return values[:filled]
+
+
+def _end_of_word(text: bytes, at: int) -> int:
+    """Return the first place, from `at` on, where a word ends; one of a thousand letters ends anywhere."""
+    found = _SEPARATOR.search(text, at, at + 1000)
+    return min(len(text), found.start() if found else at + 1000)
+
+
 def _from_text(raster: Raster) -> npt.NDArray[Any]:
     with raster.blob.stream() as file:
         _skip(file, raster.start, raster.name)
@@ -97,9 +119,7 @@ def _from_text(raster: Raster) -> npt.NDArray[Any]:
         if raster.encoding == "hex":
             values = np.frombuffer(bytes.fromhex(text.decode("ascii")), raster.dtype, raster.count)
         else:
-            number = float if raster.dtype.kind == "f" else int
-            words = text.replace(b",", b" ").split(None, raster.count)[: raster.count]
-            values = np.array([number(word) for word in words], raster.dtype)
+            values = _numbers(text, raster)
     except (ValueError, OverflowError):
         raise DecodeError(f"{raster.name}: its values are no numbers of the type {raster.dtype}") from None
     if values.size < raster.count:

@@ -377,3 +377,29 @@ def test_gaps_are_multiples_of_the_usual_distance(
 ) -> None:
     stack = analyze_positions([[0, 0, z] for z in places], AXIAL)
     assert (stack.gap, stack.missing, stack.irregular) == (2.5, missing, ())
+
+
+@pytest.mark.parametrize("before", [0, 2, 7])
+@pytest.mark.parametrize("lost", [None, 0, 4, 5, 11])
+@pytest.mark.parametrize("kinds", [1, 2])
+def test_numbers_that_begin_anywhere_mix_no_volumes(
+    tmp_path: Path, before: int, lost: int | None, kinds: int
+) -> None:
+    """Time points that only numbers tell apart, also of one of two kinds that were numbered together."""
+    made = [
+        image(
+            z,
+            5 * k + r,
+            before + (kinds * r + k) * len(PLACES) + n + 1,
+            ImageType=["ORIGINAL", "PRIMARY", "PM"[k]],
+        )
+        for k in range(kinds)
+        for r in range(3)
+        for n, z in enumerate(PLACES)
+    ]
+    if lost is not None:
+        del made[lost]
+    found = [read(series, on_missing="keep").array for series in medimg.scan(save(made, tmp_path))]
+    volumes = [volume for array in found for volume in array if len(volume) == len(PLACES)]
+    whole = [r for r in range(3) if lost is None or r != lost // len(PLACES)] + [5, 6, 7] * (kinds - 1)
+    assert np.array_equal(sorted(v.tolist() for v in volumes), sorted(expected(whole).tolist()))

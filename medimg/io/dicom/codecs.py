@@ -23,6 +23,8 @@ __all__ = ["SYNTAXES", "DecodedFrame", "FrameFormat", "decode_frame", "refuse_sy
 _UID: Final = "1.2.840.10008.1.2."
 _JPEG_END: Final = b"\xff\xd9"
 _RLE_HEADER: Final = 64
+#: Values of a frame. A blank one can be compressed to nothing, and decoders take many times its size.
+_MOST_VALUES: Final = 2**27
 #: Bytes behind the last one that some encoders write into a segment.
 _RLE_SLACK: Final = 4096
 
@@ -245,7 +247,7 @@ def decode_frame(data: bytes, syntax_uid: str, form: FrameFormat, number: int = 
     Raises
     ------
     DecodeError
-        If the syntax is unknown, decoding fails, or the codestream has another size than the header.
+        If the syntax is unknown, decoding fails, the frame is unreasonably large, or the codestream has another size than the header.
     TruncatedError
         If the codestream has no end.
     MissingDependencyError
@@ -254,6 +256,8 @@ def decode_frame(data: bytes, syntax_uid: str, form: FrameFormat, number: int = 
     refuse_syntax(syntax_uid)
     syntax = SYNTAXES[syntax_uid]
     where = f"frame {number + 1} ({syntax.name})"
+    if form.count > _MOST_VALUES:
+        raise DecodeError(f"{where} has {form.shape} values, which is unreasonably large for a compressed one")
     precision = _checked_precision(data, where, form) if syntax.is_codestream else 0
     try:
         values = syntax.decode(data, form)

@@ -13,8 +13,9 @@ _J2K_END: Final = b"\xff\xd9"
 _JP2_START: Final = b"\x00\x00\x00\x0cjP  "
 _JXL_START: Final = b"\xff\x0a"
 _JXL_BOXES: Final = b"\x00\x00\x00\x0cJXL "
-#: Boxes before the codestream hold little more than an ICC profile.
-_MOST_BOXES: Final = 2**20
+#: Before the codestream lie a few boxes, of colors and the like.
+_MOST_BOXES: Final = 1000
+_EXTENDED_LENGTH: Final = 1
 _JPEG_STANDALONE: Final = frozenset({0x01, *range(0xD0, 0xD9)})
 _JXL_RATIOS: Final = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 _JXL_SIZE_BITS: Final = (9, 13, 18, 30)
@@ -65,12 +66,44 @@ def read_codestream(data: bytes) -> Codestream | None:
         return _jpeg_xl(data)
     if data[:4] != _J2K_START and data[:8] != _JP2_START:
         return None
-    at = data.find(_J2K_START, 0, _MOST_BOXES)
+    at = _j2k_start(data)
     if at < 0 or len(data) < at + 45:
         return None
     x1, y1, x0, y0 = (int.from_bytes(data[at + i : at + i + 4], "big") for i in (8, 12, 16, 20))
     size = CodestreamSize(y1 - y0, x1 - x0, int.from_bytes(data[at + 40 : at + 42], "big"))
     return Codestream(size, (data[at + 42] & 0x7F) + 1, data[at + 42] >= 0x80)
+
+
+def _boxed(data: bytes, kind: bytes) -> int:
+    """
+    Return where the contents of the first box of a kind start, by the lengths of those before; -1 if there
+    is none. A mere search would find what another box pretends to be a codestream.
+    """
+    at = 0
+    for _ in range(_MOST_BOXES):
+        length, header = int.from_bytes(data[at : at + 4], "big"), 8
+        if length == _EXTENDED_LENGTH:
+            length, header = int.from_bytes(data[at + 8 : at + 16], "big"), 16
+        if data[at + 4 : at + 8] == kind:
+            return at + header
+        if length < header:
+            break
+        at += length
+    return -1
+
+
+def _j2k_start(data: bytes) -> int:
+    """Return where the codestream of JPEG 2000 starts, by itself or in boxes; -1 if there is none."""
+    at = 0 if data[:4] == _J2K_START else _boxed(data, b"jp2c")
+    return at if at >= 0 and data[at : at + 4] == _J2K_START else -1
+
+
+def _jxl_start(data: bytes) -> int:
+    """Return where the codestream of JPEG XL starts, whole or in parts that begin with their number."""
+    at = 0 if data[:2] == _JXL_START else _boxed(data, b"jxlc")
+    if at < 0:
+        at = _boxed(data, b"jxlp") + 4
+    return at if data[at : at + 2] == _JXL_START else -1
 
 
 def _jpeg(data: bytes) -> Codestream | None:
@@ -141,8 +174,7 @@ def j2k_end(data: bytes) -> int | None:
         A place behind the end of `data` where it is cut short; None where the last tile-part goes up to
         the end of the codestream, whatever that is, or there is none.
     """
-    at = data.find(_J2K_START, 0, _MOST_BOXES)
-    at += 2
+    at = _j2k_start(data) + 2
     # segments of the main header: marker, then a length that does not count the marker
     while at + 4 <= len(data) and data[at : at + 2] != _J2K_TILE_PART:
         if data[at] != 0xFF:
@@ -170,9 +202,7 @@ class _Bits:
 
 
 def _jpeg_xl(data: bytes) -> Codestream | None:
-    start = 0
-    if data[:2] != _JXL_START:
-        start = data.find(_JXL_START, 0, _MOST_BOXES)
+    start = _jxl_start(data)
     if start < 0:
         return None
     bits = _Bits(data[start + 2 : start + 14])

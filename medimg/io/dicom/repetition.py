@@ -14,6 +14,8 @@ from functools import partial
 from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+import numpy as np
+
 from medimg.io.dicom.places import (
     Placed,
     kind_of,
@@ -286,13 +288,31 @@ def _periods(items: list[Placed]) -> list[list[Placed]]:
     turns = {found[0] % period for found in at_place.values()}
     if len(turns) < places or min(len(found) for found in at_place.values()) < 2:
         return []
-    first, last = min(n for _, n in numbered), max(n for _, n in numbered)
-    whole = last - first + 1 == len(items) == places * max(len(found) for found in at_place.values())
-    start = first if whole else min(1, first)
+    start = _first_number(numbered, period)
     volumes: dict[int, list[Placed]] = defaultdict(list)
     for item, number in numbered:
         volumes[(number - start) // period].append(item)
     return [volumes[n] for n in sorted(volumes)]
+
+
+def _first_number(numbered: list[tuple[Placed, int]], period: int) -> int:
+    """
+    Return the number that the first volume begins with, though its image may be missing.
+
+    It is the one that leaves fewest volumes incomplete, and else numbers slices in the order of their places.
+    """
+    numbers = np.asarray([number for _, number in numbered])
+    places = np.asarray([item.place for item, _ in numbered])
+    first = int(numbers.min())
+
+    def faults(start: int) -> tuple[int, bool, bool, int]:
+        volumes, turns = np.divmod(numbers - start, period)
+        _, sizes = np.unique(volumes, return_counts=True)
+        steps = np.diff(places[np.unique(turns, return_index=True)[1]])
+        disordered = not ((steps > 0).all() or (steps < 0).all())
+        return int((sizes < len(steps) + 1).sum()), disordered, start != 1, first - start
+
+    return min(range(first - period + 1, first + 1), key=faults)
 
 
 def _runs(items: list[Placed]) -> list[list[Placed]]:
