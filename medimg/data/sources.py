@@ -57,9 +57,12 @@ def from_folder(
 ) -> tuple[list[LabeledSeries], list[Skipped]]:
     """Return the series below each subfolder, labeled with the subfolder's name, and the files left out."""
     folder = Path(root)
-    if not folder.is_dir():
-        raise DatasetError(f"there is no folder {folder}")
-    classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    try:
+        if not folder.is_dir():
+            raise DatasetError(f"there is no folder {folder}")
+        classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError as error:
+        raise DatasetError(f"{folder} can't be opened: {error.strerror}") from None
     if not classes:
         raise DatasetError(f"{folder} has no subfolders; expected one for each class")
     found: list[LabeledSeries] = []
@@ -170,9 +173,17 @@ def from_table(
     return found
 
 
+def _may_be_there(path: Path) -> bool:
+    """Whether a file is there, or in a folder that can't be looked into: why is told when it is read."""
+    try:
+        return path.exists()
+    except OSError:
+        return True
+
+
 def _check_files(rows: list[dict[str, Any]], root: Path, path: str) -> None:
     names = [str(row[path]) for row in rows]
-    absent = [name for name in names if not (root / name).exists()]
+    absent = [name for name in names if not _may_be_there(root / name)]
     if absent:
         shown = "\n".join(f"  {name}" for name in absent[:5])
         raise DatasetError(

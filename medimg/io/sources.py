@@ -136,7 +136,7 @@ def _expanded(blob: Blob) -> tuple[list[Blob], list[Skipped]]:
     try:
         start = blob.start()
     except ReadError:
-        if blob.path is not None and not blob.path.exists():
+        if blob.path is not None and _is_absent(blob.path):
             raise ReadError(f"there is no file or folder {blob.name}") from None
         return [blob], []  # the reason turns up where the file is identified
     if looks_like_zip(start):
@@ -155,6 +155,14 @@ def _is_folder(path: Path) -> bool:
     """Whether a path leads to a folder, as far as can be seen."""
     try:
         return path.is_dir()
+    except OSError:
+        return False
+
+
+def _is_absent(path: Path) -> bool:
+    """Whether nothing is there, for certain."""
+    try:
+        return not path.exists()
     except OSError:
         return False
 

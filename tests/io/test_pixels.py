@@ -52,6 +52,7 @@ BROKEN: dict[str, tuple[type[ReadError], str]] = {
 
 #: Files that no independent decoder reads, and the same image in another encoding.
 TWINS = {
+    "pydicom-data/emri_small_jpeg_2k_lossless_too_short.dcm": "emri_small_jpeg_2k_lossless.dcm",
     "pydicom-data/liver_rle.dcm": "liver.dcm",
     "pydicom-data/liver_nonbyte_aligned_rle.dcm": "liver_nonbyte_aligned.dcm",
     "pydicom-data/liver_nonbyte_aligned_deflate.dcm": "liver_nonbyte_aligned.dcm",

@@ -26,6 +26,7 @@ from medimg.errors import (
     MissingSlicesError,
     TiltedGantryError,
 )
+from tests.conformance import Conformance
 from tests.io import sabotage as s
 
 ALL = tuple(range(s.COUNT))
@@ -229,12 +230,28 @@ def id_of(row: tuple[str, dict[str, Any], Any]) -> str:
     return ", ".join([name, *(f"{k}={v}" for k, v in policies.items())])
 
 
+def told(expected: Stack | list[Stack]) -> str:
+    stacks = expected if isinstance(expected, list) else [expected]
+    first = stacks[0]
+    facts = [f"{len(stacks)} series" if len(stacks) > 1 else "", f"{first.channels} channels"]
+    facts[1] = facts[1] if first.channels > 1 else ""
+    facts += ["some slices interpolated" if None in first.slices else "", "warned" if first.says else ""]
+    facts += ["noted in the report" if first.notes else "", "straightened" if first.straightened else ""]
+    return ", ".join(["read", *(fact for fact in facts if fact)])
+
+
 @pytest.mark.parametrize("row", TABLE, ids=id_of)
 @pytest.mark.parametrize("scan", SCANS)
 def test_spoiled_series(
-    originals: Callable[[str], s.Original], tmp_path: Path, scan: str, row: tuple[str, dict[str, Any], Any]
+    originals: Callable[[str], s.Original],
+    tmp_path: Path,
+    scan: str,
+    row: tuple[str, dict[str, Any], Any],
+    conformance: Conformance,
 ) -> None:
     name, policies, expected = row
+    outcome = expected.__name__ if isinstance(expected, type) else told(expected)
+    conformance.note("spoiled series: the outcome for each policy", f"{id_of(row)}: {outcome}", 1, 0)
     original = originals(scan)
     files = SPOILED[name](original.copies())
     stated = s.stated_places(files)

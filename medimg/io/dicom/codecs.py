@@ -247,7 +247,8 @@ def decode_frame(data: bytes, syntax_uid: str, form: FrameFormat, number: int = 
     Raises
     ------
     DecodeError
-        If the syntax is unknown, decoding fails, the frame is unreasonably large, or the codestream has another size than the header.
+        If the syntax is unknown, decoding fails, the frame is unreasonably large, or the codestream has
+        another size than the header.
     TruncatedError
         If the codestream has no end.
     MissingDependencyError
@@ -257,7 +258,7 @@ def decode_frame(data: bytes, syntax_uid: str, form: FrameFormat, number: int = 
     syntax = SYNTAXES[syntax_uid]
     where = f"frame {number + 1} ({syntax.name})"
     if form.count > _MOST_VALUES:
-        raise DecodeError(f"{where} has {form.shape} values, which is unreasonably large for a compressed one")
+        raise DecodeError(f"{where} is {form.shape}, which is unreasonably large for a compressed one")
     precision = _checked_precision(data, where, form) if syntax.is_codestream else 0
     try:
         values = syntax.decode(data, form)

@@ -76,8 +76,9 @@ def read_codestream(data: bytes) -> Codestream | None:
 
 def _boxed(data: bytes, kind: bytes) -> int:
     """
-    Return where the contents of the first box of a kind start, by the lengths of those before; -1 if there
-    is none. A mere search would find what another box pretends to be a codestream.
+    Return where the contents of the first box of a kind start; -1 if there is none.
+
+    Boxes are followed by their lengths: a mere search would find a codestream that another one pretends.
     """
     at = 0
     for _ in range(_MOST_BOXES):

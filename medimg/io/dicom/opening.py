@@ -82,7 +82,9 @@ def open_dataset(source: str | Path | Blob, *, tags: Sequence[BaseTag] | None = 
     except FileNotFoundError:
         raise ReadError(f"there is no file {path}") from None
     except OSError as error:
-        raise ReadError(f"{path} can't be opened: {error.strerror or type(error).__name__}") from None
+        # pydicom raises some of its own
+        reason = f"can't be opened: {error.strerror}" if error.strerror else "is damaged: it can't be parsed"
+        raise ReadError(f"{path} {reason}") from None
     except ReadError:
         raise
     except InvalidDicomError:

@@ -59,10 +59,10 @@ def parsed(file: BinaryIO, name: str, size: int, **options: Any) -> Dataset:
     """
     budget = _ALWAYS + size // _BYTES_A_READ
     try:
-        return pydicom.dcmread(cast("BinaryIO", _Guarded(file, name, budget)), **options)
+        return _read(_Guarded(file, name, budget), options)
     except _DeflatedError as found:
         whole = _inflated(found, name)
-    dataset = pydicom.dcmread(cast("BinaryIO", _Guarded(whole, name, budget)), **options)
+    dataset = _read(_Guarded(whole, name, budget), options)
     dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     return dataset
 
@@ -80,6 +80,14 @@ def parsed_with_pixels(file: BinaryIO, name: str, size: int, *, force: bool) -> 
         return dataset
     file.seek(0)
     return parsed(io.BytesIO(file.read() + _SEQUENCE_DELIMITER), name, size, force=force)
+
+
+def _read(file: _Guarded, options: dict[str, Any]) -> Dataset:
+    try:
+        return pydicom.dcmread(cast("BinaryIO", file), **options)
+    finally:
+        # pydicom makes its own errors of those that a file raises
+        file.check()
 
 
 class _DeflatedError(Exception):
@@ -115,11 +123,15 @@ class _Guarded:
             self._in_pixels = data[:2] in _PIXEL_GROUPS
         elif size > _SHORT_VALUE and not self._in_pixels:
             self._left -= size // _BYTES_WITHIN + _READS_AN_ITEM * sum(map(data.count, _ITEMS))
+        self.check()
+        return data
+
+    def check(self) -> None:
+        """Raise an error if too much has been read."""
         if self._left < 0:
             raise DecodeError(
                 f"{self._name} has more elements than a file of its size can sensibly have; it is damaged"
             )
-        return data
 
 
 def _inflated(found: _DeflatedError, name: str) -> BinaryIO:

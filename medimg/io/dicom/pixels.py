@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from medimg.errors import DecodeError, MedimgError
-from medimg.io.dicom.attributes import quiet_pydicom
+from medimg.io.dicom.attributes import identifier, quiet_pydicom
 from medimg.io.dicom.calibration import calibrated
 from medimg.io.dicom.frames import StoredFrames
 from medimg.io.dicom.opening import open_dataset, tags_of
@@ -91,6 +91,8 @@ def _of_instance(instance: Instance, frames: Sequence[Frame], calibrate: _Calibr
 
 def _decoded(instance: Instance, frames: Sequence[Frame], calibrate: _Calibrate) -> list[SliceValues]:
     dataset = open_dataset(instance.blob)
+    if identifier(dataset, "SOPInstanceUID") != instance.sop_instance_uid:
+        raise DecodeError("another image is there than when it was scanned; scan again")
     source = StoredFrames(dataset)
     views = FrameViews(dataset, source.count)
     picture: tuple[int, npt.NDArray[Any], bool] | None = None
