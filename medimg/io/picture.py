@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
@@ -15,6 +14,7 @@ from medimg.core.report import ReadReport
 from medimg.core.volume import Volume
 from medimg.errors import DecodeError, NotAnImageError, ReadError, TruncatedError
 from medimg.io.blob import Blob, as_blob
+from medimg.io.dicom.attributes import quiet_pydicom
 from medimg.io.series import Policies, Series
 
 if TYPE_CHECKING:
@@ -95,8 +95,7 @@ def _image(file: BinaryIO, name: str) -> Image.Image:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with quiet_pydicom():
             return Image.open(file, formats=("PNG", "JPEG"))
     except ReadError:
         raise
@@ -121,8 +120,7 @@ def _turn(image: Image.Image, path: str) -> Image.Transpose | None:
         Image.Transpose.ROTATE_90,
     )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet_pydicom():
             orientation = image.getexif().get(_ORIENTATION_TAG)
     except ReadError:
         raise
@@ -147,8 +145,7 @@ def _read(blob: Blob, slices: Sequence[int] | None, policies: Policies) -> Volum
         format_ = str(image.format)
         turn = _turn(image, path)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with quiet_pydicom():
                 array = _pixels(image if turn is None else image.transpose(turn))
         except ReadError:
             raise

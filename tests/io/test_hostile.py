@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import struct
+import sys
 import time
 import tracemalloc
 import warnings
@@ -161,6 +162,33 @@ def test_logs_of_pillow_hold_no_tags(caplog: pytest.LogCaptureFixture) -> None:
         caplog.clear()
         assert medimg.read(file.getvalue()).shape == (1, 1, 9, 8)
         assert "Sentinel" not in caplog.text
+
+
+def test_pictures_raise_no_warnings_of_pillow() -> None:
+    """Nor do threads that read them leave the filters of warnings changed."""
+    tags = Image.Exif()
+    tags[0x013B], tags[0x0112] = "Sentinel^Doctor", 6
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((8, 9), np.uint8)).save(file, "JPEG", exif=tags)
+    data = file.getvalue()
+    at = data.index(b"Sentinel") - data.index(b"Exif\0\0") - 6
+    place = data.index(b"\x01\x3b\x00\x02") + 8
+    assert int.from_bytes(data[place : place + 4], "big") == at
+    damaged = data[:place] + b"\x7f\xff\xff\xff" + data[place + 4 :]
+    medimg.scan(damaged)  # imports, which may add filters
+    before = list(warnings.filters)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(10):
+            assert len(medimg.scan([damaged] * 40, workers=8)) == 40
+            assert list(warnings.filters) == before
+    finally:
+        sys.setswitchinterval(interval)
+        warnings.filters[:] = before  # type: ignore[index]  # a list, which some stubs call a sequence
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        medimg.read(damaged)
 
 
 def test_names_in_a_dicomdir_that_swallowed_their_neighbors(tmp_path: Path) -> None:
