@@ -8,6 +8,7 @@ patient coordinate system of DICOM, LPS: x grows to the patient's Left, y to Pos
 
 from __future__ import annotations
 
+import operator
 from itertools import permutations
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
@@ -273,9 +274,14 @@ def ascending_slices(slices: Sequence[int], depth: int) -> list[int]:
     Raises
     ------
     GeometryError
-        If there is none, one is out of range, or they are not ascending.
+        If there is none, one is out of range or no whole number, or they are not ascending.
     """
-    chosen = [int(i) for i in slices]
+    try:
+        chosen = [operator.index(i) for i in slices]
+    except TypeError:
+        raise GeometryError(
+            f"expected several whole numbers, indices of {depth} slices; found a {type(slices).__name__}"
+        ) from None
     if not chosen or chosen[0] < 0 or chosen[-1] >= depth or (np.diff(chosen) <= 0).any():
         raise GeometryError(f"expected ascending indices of {depth} slices; found {chosen}")
     return chosen

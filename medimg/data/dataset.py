@@ -286,7 +286,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
 
     def _rendered(self, source: int) -> torch.Tensor:
         series = self._labeled[source].series
-        planes = self.preprocess.render(series.reader(None, self._policies)).planes
+        planes = self.preprocess.render(series.read(**asdict(self._policies))).planes
         expected = self.preprocess.count(series)
         if len(planes) != expected:
             raise DatasetError(

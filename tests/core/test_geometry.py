@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import permutations, product
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -152,3 +153,10 @@ def test_uneven_subsets_keep_their_ends_in_place() -> None:
         assert np.allclose(
             geometry.index_to_lps(affine, (d, 0, 0)), geometry.index_to_lps(axial(), (original, 0, 0))
         )
+
+
+@pytest.mark.parametrize("slices", [[1.5], ["a"], 2, slice(0, 2), None, [], [2, 1], [-1], [9]])
+def test_slices_are_whole_ascending_numbers(slices: Any) -> None:
+    with pytest.raises(GeometryError, match="expected"):
+        geometry.ascending_slices(slices, 5)
+    assert geometry.ascending_slices(np.array([0, 3]), 5) == [0, 3]

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from pydicom.dataset import Dataset
 
-__all__ = ["FrameFormat", "StoredFrames", "frame_format"]
+__all__ = ["NATIVE_SYNTAXES", "FrameFormat", "StoredFrames", "frame_format"]
 
 _PIXELS: Final = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 #: Implicit and explicit little endian, deflated, big endian; "" where a file has no meta information.
-_NATIVE: Final = frozenset(
+NATIVE_SYNTAXES: Final = frozenset(
     {"", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", BIG_ENDIAN}
 )
 #: Their values are whole samples, so that the place of the bits in these is as Bits Stored and High Bit say.
@@ -78,7 +78,7 @@ class StoredFrames:
 
     def __init__(self, dataset: Dataset) -> None:
         self._syntax = transfer_syntax(dataset)
-        if self._syntax not in _NATIVE:
+        if self._syntax not in NATIVE_SYNTAXES:
             refuse_syntax(self._syntax)
         keyword = _pixel_keyword(dataset)
         data = value(dataset, keyword)
@@ -88,7 +88,7 @@ class StoredFrames:
         self.count: int = frame_count(dataset)
         self._native: NativeFrames | None = None
         self._encapsulated: EncapsulatedFrames | None = None
-        if self._syntax in _NATIVE:
+        if self._syntax in NATIVE_SYNTAXES:
             self._native = self._native_frames(dataset, keyword, data)
         else:
             self._encapsulated = EncapsulatedFrames(

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Final
 
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
-from medimg.errors import DecodeError, NotAnImageError
+from medimg.errors import DecodeError, MedimgError, NotAnImageError, ReadError, TruncatedError
 from medimg.io.blob import Blob, as_blob
 from medimg.io.dicom import facts, nuclear
 from medimg.io.dicom.attributes import code, description, identifier, integer, is_there, quiet_pydicom, text
+from medimg.io.dicom.frames import NATIVE_SYNTAXES
 from medimg.io.dicom.mosaic import MOSAIC_TAGS, Mosaic, mosaic_of
 from medimg.io.dicom.opening import looks_like_dicom, open_dataset, tags_of
 from medimg.io.dicom.views import FrameViews
@@ -173,8 +174,16 @@ def read_instance(source: str | Path | Blob) -> Instance:
         If it can't be opened or parsed, or contradicts itself.
     """
     blob = as_blob(source)
-    with quiet_pydicom():
-        return _instance(blob, open_dataset(blob, tags=_TAGS))
+    try:
+        with quiet_pydicom():
+            return _instance(blob, open_dataset(blob, tags=_TAGS))
+    except MedimgError as error:
+        if blob.name in str(error):
+            raise
+        raise type(error)(f"{blob.name}: {error}") from None
+    # pydicom raises errors of many kinds when a damaged value is used, and their texts quote it
+    except Exception as error:
+        raise ReadError(f"{blob.name} is damaged ({type(error).__name__} in its header)") from None
 
 
 def _instance(blob: Blob, dataset: Dataset) -> Instance:
@@ -229,10 +238,15 @@ def _frame_count(blob: Blob, dataset: Dataset) -> int:
     count = max(1, integer(dataset, "NumberOfFrames") or 1)
     if count == 1:
         return 1
-    deflated = identifier(dataset.file_meta, "TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
-    size = blob.size() * (_DEFLATION if deflated else 1)
+    syntax = identifier(dataset.file_meta, "TransferSyntaxUID")
+    size = blob.size() * (_DEFLATION if syntax == DeflatedExplicitVRLittleEndian else 1)
     if count > size // _LEAST_FRAME_BYTES:
         raise DecodeError(f"{blob.name} declares {count} frames, but is only {size} bytes long")
+    rows, columns, bits = (integer(dataset, keyword) or 1 for keyword in ("Rows", "Columns", "BitsAllocated"))
+    if syntax in NATIVE_SYNTAXES and count * rows * columns * bits > 8 * size:
+        raise TruncatedError(
+            f"{blob.name} ends before its {count} frames of {rows}×{columns} do; copy or export it again"
+        )
     return count
 
 
