@@ -159,4 +159,4 @@ def test_uneven_subsets_keep_their_ends_in_place() -> None:
 def test_slices_are_whole_ascending_numbers(slices: Any) -> None:
     with pytest.raises(GeometryError, match="expected"):
         geometry.ascending_slices(slices, 5)
-    assert geometry.ascending_slices(np.array([0, 3]), 5) == [0, 3]
+    assert geometry.ascending_slices(list(np.array([0, 3])), 5) == [0, 3]
