@@ -17,6 +17,7 @@ from medimg.data.items import Task, Unit, all_items, checked_policies, encoded
 from medimg.data.memory import PictureMemory
 from medimg.errors import DatasetError, MedimgWarning
 from medimg.prep import Preprocess
+from medimg.prep.rendering import render_series
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -286,7 +287,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
 
     def _rendered(self, source: int) -> torch.Tensor:
         series = self._labeled[source].series
-        planes = self.preprocess.render(series.read(**asdict(self._policies))).planes
+        planes = render_series(self.preprocess, series, self._policies).planes
         expected = self.preprocess.count(series)
         if len(planes) != expected:
             raise DatasetError(

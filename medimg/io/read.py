@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from medimg.errors import (
@@ -18,10 +19,12 @@ from medimg.io.series import Series, SeriesIndex, ValueKind
 from medimg.io.sources import Files, source_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from medimg.core.stacking import Policy
     from medimg.core.volume import Volume
 
-__all__ = ["Source", "find_series", "read"]
+__all__ = ["Source", "find_series", "opened", "read"]
 
 #: All that :func:`read` takes: a path, bytes, an open file, several of these, or a series.
 Source: TypeAlias = Files | Series
@@ -92,13 +95,33 @@ def read(
     >>> volume  # doctest: +SKIP
     Volume(1×133×512×512 int16, CT, HU, spacing 2×0.742×0.742 mm, SPL)
     """
+    chosen, finish = opened(source, series)
+    return finish(
+        chosen.read(on_missing=on_missing, on_duplicate=on_duplicate, on_tilt=on_tilt, values=values)
+    )
+
+
+def opened(source: Source, series: str | int | None = None) -> tuple[Series, Callable[[Volume], Volume]]:
+    """
+    Return the one series of a source, and a function that completes the report of its volume.
+
+    It notes what was skipped beside the series, and warns of what may be lost slices.
+
+    Raises
+    ------
+    AmbiguousSeriesError, NotAnImageError, ReadError
+        See :func:`find_series`.
+    """
     chosen, index, errors = _found(source, series)
-    volume = chosen.read(on_missing=on_missing, on_duplicate=on_duplicate, on_tilt=on_tilt, values=values)
+    return chosen, partial(_with_skipped, index=index, errors=errors)
+
+
+def _with_skipped(volume: Volume, index: SeriesIndex, errors: list[MedimgError]) -> Volume:
     if not index.skipped:
         return volume
     note = _skipped_note(errors)
     if note:
-        warnings.warn(note, MedimgWarning, stacklevel=2)
+        warnings.warn(note, MedimgWarning, stacklevel=3)
     report = replace(
         volume.report,
         skipped=index.skipped,

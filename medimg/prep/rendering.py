@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -14,18 +14,20 @@ from medimg.core.report import ReadReport
 from medimg.core.resample import resampled_size
 from medimg.core.volume import Volume
 from medimg.errors import PreprocessError
-from medimg.io.read import Source, read
+from medimg.io.read import Source, opened
+from medimg.io.series import Policies, Series
+from medimg.prep.needs import Part, needed_slices
 from medimg.prep.resizing import resize
 from medimg.prep.slices import choose_slices, neighbors
 from medimg.prep.windowing import apply_voi
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from medimg.core.window import Voi
     from medimg.prep.recipe import Preprocess
 
-__all__ = ["Rendered", "count_pictures", "render"]
+__all__ = ["Rendered", "count_pictures", "render", "render_series"]
 
 # torch computes little with these, and windows are applied in float32 anyway
 _TORCH_TYPES: Final = {
@@ -77,7 +79,57 @@ def count_pictures(recipe: Preprocess, depth: int, slice_spacing: float) -> int:
 
 def render(recipe: Preprocess, source: Source | Volume, device: str | torch.device | None) -> Rendered:
     """Carry out a recipe; see :meth:`medimg.Preprocess.render`."""
-    original = source if isinstance(source, Volume) else read(source)
+    if isinstance(source, Volume):
+        return _rendered(recipe, source, device)
+    series, finish = opened(source)
+    return render_series(recipe, series, Policies(), device, finish)
+
+
+def render_series(
+    recipe: Preprocess,
+    series: Series,
+    policies: Policies,
+    device: str | torch.device | None = None,
+    finish: Callable[[Volume], Volume] = lambda volume: volume,
+) -> Rendered:
+    """
+    Carry out a recipe on a series; only the slices that it takes are read, if nothing depends on the others.
+
+    Parameters
+    ----------
+    recipe : Preprocess
+        What to do.
+    series : Series
+        What to read.
+    policies : Policies
+        How to read it.
+    device : str or torch.device, optional
+        Where to compute.
+    finish : callable
+        What is done with the volume after it is read.
+
+    Returns
+    -------
+    Rendered
+    """
+    options = asdict(policies)
+    needed = needed_slices(recipe, series, policies)
+    if needed is not None:
+        volume = series.read(needed.stored, **options)
+        if not _depends_on_all(recipe, volume):
+            return _rendered(recipe, finish(volume), device, needed)
+    return _rendered(recipe, finish(series.read(**options)), device)
+
+
+def _depends_on_all(recipe: Preprocess, volume: Volume) -> bool:
+    """Whether "auto" turns out to mean percentiles of the whole volume."""
+    windows = recipe.window if isinstance(recipe.window, tuple) else (recipe.window,)
+    return "auto" in windows and not volume.is_color and volume.units != "HU"
+
+
+def _rendered(
+    recipe: Preprocess, original: Volume, device: str | torch.device | None, part: Part | None = None
+) -> Rendered:
     if original.shape[0] != 1 and not original.is_color:
         raise PreprocessError(
             f"this image has {original.shape[0]} channels (time points or echoes); choose one: "
@@ -86,18 +138,20 @@ def render(recipe: Preprocess, source: Source | Volume, device: str | torch.devi
     volume, flipped = _upright(original, recipe)
     if recipe.spacing is not None:
         volume = volume.resample(recipe.spacing)
-    chosen = choose_slices(volume.shape[1], recipe.slices)
+    part = part or Part.whole(volume.shape[1])
+    chosen = choose_slices(part.depth, recipe.slices)
     windows = () if volume.is_color else _windows(recipe, volume)
-    batches = _batches(chosen, windows)
-    planes = torch.cat([_pictures(recipe, volume, batch, voi, device) for batch, voi in batches])
+    batches = _batches([part.place_of(d) for d in chosen], windows)
+    planes = torch.cat([_pictures(recipe, volume, batch, voi, device, part=part) for batch, voi in batches])
     # volume and original cover the same extent along D, from one outer edge on
     scale = volume.spacing[0] / original.spacing[0] if recipe.spacing else 1.0
-    slices = tuple(_original_index(d, scale, original.shape[1], flipped) for d in chosen)
+    depth = original.shape[1] if recipe.spacing else part.depth
+    read = [_original_index(part.place_of(d), scale, original.shape[1], flipped) for d in chosen]
     uids = original.report.sop_instance_uids
     return Rendered(
         planes=planes,
-        slices=slices,
-        sop_instance_uids=tuple(uids[i] if len(uids) == original.shape[1] else "" for i in slices),
+        slices=tuple(_original_index(d, scale, depth, flipped) for d in chosen),
+        sop_instance_uids=tuple(uids[i] if len(uids) == original.shape[1] else "" for i in read),
         report=volume.report.then(f"preprocessed by recipe {recipe.fingerprint}"),
     )
 
@@ -141,13 +195,15 @@ def _pictures(
     slices: tuple[int, ...],
     voi: tuple[Voi, ...],
     device: str | torch.device | None,
+    *,
+    part: Part,
 ) -> torch.Tensor:
     """(n, 1 or 3, H, W) pictures of some slices that share their windows."""
     if volume.is_color:
         planes = _tensor(volume.array[:, list(slices)], device).transpose(0, 1).to(torch.float32) / 255.0
     elif recipe.channels == "adjacent":
-        sets = [neighbors(d, volume.shape[1]) for d in slices]
-        shown = [_shown(volume, list(three), voi, device)[:, 0] for three in sets]
+        sets = [[part.place_of(n) for n in neighbors(part.displayed[i], part.depth)] for i in slices]
+        shown = [_shown(volume, three, voi, device)[:, 0] for three in sets]
         planes = torch.stack(shown)
     else:
         planes = _shown(volume, list(slices), voi, device)
