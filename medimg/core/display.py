@@ -199,7 +199,8 @@ def render(
         volume = volume.reorient(geometry.display_code(volume.affine))
     d = volume.shape[1] // 2 if index is None else index
     if volume.is_color:
-        return np.ascontiguousarray(volume.array[:, d].transpose(1, 2, 0)).astype(np.uint8)
+        colors = np.ascontiguousarray(volume.array[:, d].transpose(1, 2, 0))
+        return colors if colors.dtype == np.uint8 else np.rint(colors * (255 / volume.white)).astype(np.uint8)
     voi = choose_voi(volume, window)
     values = volume.array[0, d]
     shown = voi[d if len(voi) > 1 else 0].apply(np.nan_to_num(values))

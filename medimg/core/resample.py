@@ -141,4 +141,6 @@ def resample_volume(volume: Volume, spacing: float | Sequence[float]) -> Volume:
     )
     voi = volume.voi if len(volume.voi) <= 1 or per_slice_holds else ()
     array = np.asarray(values, dtype=np.float32)
+    if volume.is_color:
+        array = array / np.float32(volume.white)
     return replace(volume, array=array, affine=affine, padding=padding, voi=voi, report=report)

@@ -141,6 +141,12 @@ class Volume:
         """Whether the channels are red, green and blue."""
         return self.photometric == "RGB"
 
+    @property
+    def white(self) -> float:
+        """The greatest value of a color channel: that of its integer type, 1 for floating-point numbers."""
+        dtype = self.array.dtype
+        return float(np.iinfo(dtype).max) if np.issubdtype(dtype, np.integer) else 1.0
+
     def with_array(
         self, array: npt.NDArray[Any], *, step: str = "values replaced", keep_padding: bool = False
     ) -> Volume:
@@ -296,8 +302,9 @@ class Volume:
         Returns
         -------
         Volume
-            float32, covering the same extent, measured from the outer edge of the first voxel. Padded pixels
-            count as the least value around, as a mixture of tissue and padding would be neither.
+            float32, colors from 0 to 1, covering the same extent, measured from the outer edge of the first
+            voxel. Padded pixels count as the least value around, as a mixture of tissue and padding would be
+            neither.
 
         Raises
         ------

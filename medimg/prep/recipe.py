@@ -30,7 +30,7 @@ IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
 #: Raised whenever the same fields would give other tensors than before.
-_REVISION: Final = 1
+_REVISION: Final = 2
 
 OneWindow: TypeAlias = str | Window
 Channels: TypeAlias = Literal["repeat", "windows", "adjacent"]

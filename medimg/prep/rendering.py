@@ -200,7 +200,8 @@ def _pictures(
 ) -> torch.Tensor:
     """(n, 1 or 3, H, W) pictures of some slices that share their windows."""
     if volume.is_color:
-        planes = _tensor(volume.array[:, list(slices)], device).transpose(0, 1).to(torch.float32) / 255.0
+        colors = _tensor(volume.array[:, list(slices)], device)
+        planes = colors.transpose(0, 1).to(torch.float32) / volume.white
     elif recipe.channels == "adjacent":
         sets = [[part.place_of(n) for n in neighbors(part.displayed[i], part.depth)] for i in slices]
         shown = [_shown(volume, three, voi, device)[:, 0] for three in sets]

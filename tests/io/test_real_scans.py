@@ -71,7 +71,7 @@ def test_single_frames_equal_gdcm(real_data: Path, part: str) -> None:
         except MedimgError:
             continue
         expected = by_simpleitk(str(path))
-        if expected is None or (volume.is_color and expected.dtype.itemsize > 1):
+        if expected is None or (volume.is_color and expected.dtype != volume.array.dtype):
             continue
         found = volume.array[0, 0] if not volume.is_color else np.moveaxis(volume.array[:, 0], 0, -1)
         assert np.allclose(found, expected, atol=1e-3), path.name

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import medimg
-from medimg.core import geometry
+from medimg.core import display, geometry
 from medimg.core.display import choose_voi
 from medimg.core.geometry import image_affine
 from medimg.core.volume import Volume
@@ -382,3 +382,20 @@ def test_arrays_of_foreign_byte_order() -> None:
     plain = ct()
     foreign = plain.with_array(plain.array.astype(">i2"))
     assert torch.equal(Preprocess()(foreign), Preprocess()(plain))
+
+
+@pytest.mark.parametrize("spacing", [None, 1.6])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32])
+def test_colors_of_any_depth_are_the_same_picture(dtype: Any, spacing: float | None) -> None:
+    shares = np.random.default_rng(1).random((3, 1, 20, 30))
+    affine = geometry.image_affine((1.0, 0.8, 0.8))
+    white = np.iinfo(dtype).max
+    deep = Volume((shares * white).astype(dtype), affine, photometric="RGB", space="image")
+    recipe = Preprocess(size=24, spacing=spacing)
+    exact = Volume(shares.astype(np.float32), affine, photometric="RGB", space="image")
+    assert deep.white == white
+    found = recipe.render(deep).planes
+    assert found.max() <= 1
+    assert torch.allclose(found, recipe.render(exact).planes, atol=1.5 / 255)
+    assert display.render(deep).max() > 200
+    assert np.abs(display.render(deep).astype(int) - display.render(exact).astype(int)).max() <= 2

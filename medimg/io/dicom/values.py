@@ -183,8 +183,9 @@ def _color(view: Dataset, form: FrameFormat, stored: npt.NDArray[Any], *, is_rgb
         values, steps = stored, []
     else:
         values, steps = rgb_from_ycc(stored, form), ["YCbCr to RGB"]
-    if values.dtype.itemsize > 1:
+    bits = 8 * values.dtype.itemsize
+    if bits > 8 and (form.bits_stored < bits or values.dtype.kind != "u"):
         values = eight_bits(values, form.bits_stored)
         steps.append("scaled to 8 bits")
-    array = np.ascontiguousarray(np.moveaxis(values, -1, 0)).astype(np.uint8, copy=False)
+    array = np.ascontiguousarray(np.moveaxis(values, -1, 0))
     return SliceValues(array, None, "raw", "RGB", False, (), tuple(steps))
