@@ -17,6 +17,8 @@ from medimg.io.dicom.header import read_instance
 KNOWN_DIFFERENCES = {
     "TOSHIBA_J2K_SIZ1_PixRep0.dcm": "header and codestream disagree about the sign",
     "SC_rgb_jpeg_lossy_gdcm.dcm": "the header says RGB of subsampled components, which are YCbCr",
+    "SC_rgb_rle_16bit.dcm": "GDCM mixes the bytes of 16-bit RLE colors; pydicom reads them as medimg does",
+    "SC_rgb_rle_32bit.dcm": "the same with 32 bits",
     "mlut_18.dcm": "GDCM does not apply a modality LUT",
     "gdcm-US-ALOKA-16.dcm": "16-bit palette, scaled to 8 bits here",
     "gdcm-US-ALOKA-16_big.dcm": "16-bit palette, scaled to 8 bits here",
