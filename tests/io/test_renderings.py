@@ -95,7 +95,8 @@ def differences(path: Path, values: SliceValues, picture: Path) -> list[tuple[st
         theirs = by_dcmtk(path, picture)
         if theirs is None or theirs.ndim != 3:
             return []
-        return [("color", int(np.abs(np.moveaxis(values.array, 0, -1) - theirs).max()))]
+        ours = np.moveaxis(values.array, 0, -1) * (255.0 / np.iinfo(values.array.dtype).max)
+        return [("color", int(np.abs(np.rint(ours) - theirs).max()))]
     if values.array.dtype.kind == "f":
         # dcmtk rounds modality values to integers
         return []
