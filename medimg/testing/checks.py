@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,12 @@ from medimg.errors import MedimgError
 from medimg.testing.reading import Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from medimg.io.series import Series
     from medimg.testing.reading import Read
 
-__all__ = ["Check", "contract", "on_volumes", "require"]
+__all__ = ["Check", "breaches_of", "contract", "on_volumes", "require", "rule_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,29 +80,35 @@ class Check:
         if self.needs_series and reading.is_volume_only:
             raise TypeError(f"{self.name} checks a series, not a volume")
         _ = reading.volume  # a refusal is the caller's to judge
-        try:
+        with breaches_of(self.name, self.rule):
             self.function(reading)
-        except AssertionError as error:
-            raise AssertionError(f"{self.name}: {self.rule}\nfound: {error}") from error
-        except MedimgError as error:
-            raise AssertionError(
-                f"{self.name}: {self.rule}\nfound: {type(error).__name__}: {error}"
-            ) from error
+
+
+@contextmanager
+def breaches_of(name: str, rule: str) -> Iterator[None]:
+    """Say of what goes wrong inside which rule it breaks; an error of medimg breaks it as well."""
+    try:
+        yield
+    except AssertionError as error:
+        raise AssertionError(f"{name}: {rule}\nfound: {error}") from error
+    except MedimgError as error:
+        raise AssertionError(f"{name}: {rule}\nfound: {type(error).__name__}: {error}") from error
 
 
 def contract(function: Callable[[Reading], None]) -> Check:
     """Make a check of a series; the docstring is its rule."""
-    return Check(function.__name__, _rule(function), function)
+    return Check(function.__name__, rule_of(function), function)
 
 
 def on_volumes(function: Callable[[Volume], None]) -> Check:
     """Make a check of a volume, which holds for that of a series too; the docstring is its rule."""
     return Check(
-        function.__name__, _rule(function), lambda reading: function(reading.volume), needs_series=False
+        function.__name__, rule_of(function), lambda reading: function(reading.volume), needs_series=False
     )
 
 
-def _rule(function: Callable[..., None]) -> str:
+def rule_of(function: Callable[..., None]) -> str:
+    """Return the docstring of a check on one line."""
     return " ".join((function.__doc__ or "").split())
 
 

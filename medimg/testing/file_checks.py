@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import numpy as np
 
 from medimg.errors import MedimgError, MedimgWarning, NotAnImageError
-from medimg.testing.checks import require
+from medimg.testing.checks import breaches_of, require, rule_of
 from medimg.testing.damage import damaged
 
 if TYPE_CHECKING:
@@ -71,13 +71,8 @@ class FileCheck:
             copy = Path(folder) / "source" / source.name
             copy.parent.mkdir()
             copy.write_bytes(source.read_bytes())
-            try:
+            with breaches_of(self.name, self.rule):
                 self.function(opener or open_one, copy, Path(folder))
-            except AssertionError as error:
-                raise AssertionError(f"{self.name}: {self.rule}\nfound: {error}") from error
-            except MedimgError as error:
-                found = f"{type(error).__name__}: {error}"
-                raise AssertionError(f"{self.name}: {self.rule}\nfound: {found}") from error
 
 
 def open_one(path: Path) -> Series:
@@ -98,7 +93,7 @@ def open_one(path: Path) -> Series:
 
 
 def _file_check(function: Callable[[Open, Path, Path], None]) -> FileCheck:
-    return FileCheck(function.__name__, " ".join((function.__doc__ or "").split()), function)
+    return FileCheck(function.__name__, rule_of(function), function)
 
 
 def _read(opener: Open, path: Path) -> Volume:

@@ -94,6 +94,7 @@ def affines(draw: DrawFn, *, sheared: bool = True, mirrored: bool = True) -> Aff
     if sheared:
         matrix[:, 2] += matrix[:, 1] * draw(st.sampled_from(_TILTS))
     affine = np.eye(4)
+    # columns were drawn for (w, h, d), and an affine has them for (d, h, w); no direction is turned
     affine[:3, :3] = matrix[:, ::-1]
     affine[:3, 3] = draw(st.tuples(*[st.floats(-500, 500)] * 3))
     return affine

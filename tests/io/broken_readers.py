@@ -360,7 +360,7 @@ def _from_nothing(path: Path) -> Series:
 
 
 def _empty(path: Path) -> Series:
-    return Series(str(path), "", "", (1, 1, 1, 1), AFFINE, "patient", (str(path),), "fake", lambda *_: None)  # type: ignore[arg-type]
+    return Series(str(path), "", "", (1, 1, 1, 1), AFFINE, "patient", (str(path),), "fake", lambda *_: None)  # type: ignore[arg-type]  # that is the mistake
 
 
 def _padded(path: Path) -> Series:

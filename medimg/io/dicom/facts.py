@@ -37,7 +37,6 @@ FACT_TAGS: Final[list[str | int]] = [
     "AcquisitionDateTime",
     "AcquisitionNumber",
     "AcquisitionTime",
-    "ActualFrameDuration",
     "ComplexImageComponent",
     "ContentTime",
     "ConvolutionKernel",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,7 @@ __all__ = [
     "kind_of",
     "label_of",
     "moment_of",
+    "moments_of",
     "parts_by",
     "placed",
     "repeats",
@@ -107,9 +108,9 @@ def repeats(items: Iterable[Placed]) -> int:
     return max(Counter(item.place for item in items).values())
 
 
-def parts_by(items: Sequence[Placed], key: Callable[[Placed], Hashable]) -> dict[Hashable, list[Placed]]:
+def parts_by(items: Sequence[Placed], key: Callable[[Placed], Any]) -> dict[Any, list[Placed]]:
     """Sort frames by what a function says of them."""
-    parts: dict[Hashable, list[Placed]] = defaultdict(list)
+    parts: dict[Any, list[Placed]] = defaultdict(list)
     for item in items:
         parts[key(item)].append(item)
     return parts
@@ -125,7 +126,12 @@ def moment_of(name: str, item: Placed) -> Hashable:
     return dict(item.frame.facts.moments).get(name)
 
 
-def label_of(items: Sequence[Placed], name: str) -> Callable[[Placed], Hashable]:
+def moments_of(names: Sequence[str], item: Placed) -> tuple[Hashable, ...]:
+    """Return several of :func:`moment_of`."""
+    return tuple(moment_of(name, item) for name in names)
+
+
+def label_of(items: Sequence[Placed], name: str) -> Callable[[Placed], Any]:
     """
     Return what gives the value of a moment.
 
@@ -143,7 +149,12 @@ def label_of(items: Sequence[Placed], name: str) -> Callable[[Placed], Hashable]
             return lambda item: None
         varying |= {n for n, (a, b) in enumerate(zip(first, index, strict=True)) if a != b}
     chosen = sorted(varying)
-    return lambda item: tuple(moment_of(name, item)[n] for n in chosen)  # type: ignore[index]
+    return partial(_chosen, name, chosen)
+
+
+def _chosen(name: str, chosen: Sequence[int], item: Placed) -> tuple[float, ...]:
+    values: Any = moment_of(name, item)
+    return tuple(values[n] for n in chosen)
 
 
 def varies_at_a_place(items: Sequence[Placed], name: str) -> bool:

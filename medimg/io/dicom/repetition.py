@@ -21,6 +21,7 @@ from medimg.io.dicom.places import (
     kind_of,
     label_of,
     moment_of,
+    moments_of,
     parts_by,
     placed,
     repeats,
@@ -30,7 +31,7 @@ from medimg.io.dicom.places import (
 from medimg.io.dicom.slabs import split_slabs
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from medimg.io.dicom.header import Frame
 
@@ -55,6 +56,8 @@ _SECONDS: Final = {
 _BY_NUMBER: Final = "images at the same positions are told apart by their Instance Numbers alone"
 
 Frames: TypeAlias = "tuple[Frame, ...]"
+#: Classes of frames, what each is called, and the attribute that tells them apart.
+_Candidate: TypeAlias = "tuple[list[list[Placed]], Sequence[Any], str]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +142,45 @@ def _single(items: Sequence[Placed]) -> Repetition:
 
 def _by_declared_moment(items: list[Placed]) -> list[Repetition]:
     """Split by the first attribute that says for each frame to which repetition it belongs."""
-    uneven: list[Repetition] = []
+    return _covering(items, _by_one_attribute(items))
+
+
+def _by_one_attribute(items: list[Placed]) -> Iterator[_Candidate]:
     for name in _MOMENTS:
         parts = parts_by(items, label_of(items, name))
-        if len(parts) < 2 or None in parts or any(repeats(part) > 1 for part in parts.values()):
-            continue
-        values = _in_order(parts, name)
-        classes = [parts[value] for value in values]
+        if _tells_apart(parts):
+            values = _in_order(parts, name)
+            yield [parts[value] for value in values], values, name
+
+
+def _by_combined_moments(items: list[Placed]) -> list[Repetition]:
+    """Split by two or three attributes together, if each image then has all positions."""
+    return _covering(items, _by_several_attributes(items))
+
+
+def _by_several_attributes(items: list[Placed]) -> Iterator[_Candidate]:
+    varying = [name for name in _COMBINED if varies_at_a_place(items, name)]
+    for count in (2, 3):
+        for names in combinations(varying, count):
+            parts = parts_by(items, partial(moments_of, names))
+            if _tells_apart(parts):
+                values = sorted(parts) if _ORDERED.issuperset(names) else _in_order(parts, "")
+                yield [parts[value] for value in values], range(len(values)), "repetition"
+
+
+def _tells_apart(parts: dict[Any, list[Placed]]) -> bool:
+    """Whether each frame says to which part it belongs, and no place repeats in any."""
+    return len(parts) > 1 and None not in parts and all(repeats(part) == 1 for part in parts.values())
+
+
+def _covering(items: list[Placed], candidates: Iterable[_Candidate]) -> list[Repetition]:
+    """
+    Return the first way to split in which all images have all positions.
+
+    Where positions repeat unevenly, it is else the first that leaves no doubles.
+    """
+    uneven: list[Repetition] = []
+    for classes, values, name in candidates:
         found = _alike_covered(classes, values, name)
         if len(found) == 1:
             return found
@@ -165,33 +200,14 @@ def _is_uneven(items: list[Placed]) -> bool:
     return len(set(Counter(item.place for item in items).values())) > 1
 
 
-def _by_combined_moments(items: list[Placed]) -> list[Repetition]:
-    """Split by two or three attributes together, if each image then has all positions."""
-    uneven: list[Repetition] = []
-    varying = [name for name in _COMBINED if varies_at_a_place(items, name)]
-    for count in (2, 3):
-        for names in combinations(varying, count):
-            parts = parts_by(items, lambda item, names=names: tuple(moment_of(name, item) for name in names))  # type: ignore[misc]
-            if any(repeats(part) > 1 for part in parts.values()):
-                continue
-            ordered = all(name in _ORDERED for name in names)
-            values = sorted(parts) if ordered else _in_order(parts, "")  # type: ignore[type-var]
-            found = _alike_covered([parts[value] for value in values], range(len(values)), "repetition")
-            if len(found) == 1:
-                return found
-            if not uneven and _is_sound(found, items):
-                uneven = found
-    return uneven if _is_uneven(items) else []
-
-
-def _in_order(parts: dict[Hashable, list[Placed]], name: str) -> list[Hashable]:
+def _in_order(parts: dict[Any, list[Placed]], name: str) -> list[Any]:
     if name in _ORDERED:
-        return sorted(parts, key=lambda value: value)  # type: ignore[arg-type, return-value]
+        return sorted(parts)
     items = [item for part in parts.values() for item in part]
     index = label_of(items, "dimensions")
     if len({id(item.frame.instance) for item in items}) == 1 and index(items[0]) is not None:
         # as dcm2niix: the last dimension varies slowest
-        return sorted(parts, key=lambda value: min(index(item)[::-1] for item in parts[value]))  # type: ignore[index]
+        return sorted(parts, key=lambda value: min(index(item)[::-1] for item in parts[value]))
     # Philips numbers b-values and directions, and files in any order
     return sorted(parts, key=lambda value: min(_turn(item) for item in parts[value]))
 
@@ -201,7 +217,7 @@ def _turn(item: Placed) -> tuple[Any, ...]:
 
 
 def _alike_covered(
-    classes: list[list[Placed]], values: Sequence[Hashable], name: str, notes: tuple[str, ...] = ()
+    classes: list[list[Placed]], values: Sequence[Any], name: str, notes: tuple[str, ...] = ()
 ) -> list[Repetition]:
     """Make one volume of the classes that cover the same places, with a channel for each."""
     together: dict[frozenset[int], list[int]] = defaultdict(list)
@@ -211,21 +227,21 @@ def _alike_covered(
         Repetition(
             tuple(tuple(item.frame for item in classes[n]) for n in numbers),
             () if len(classes) == 1 else _channel_names([values[n] for n in numbers], name),
-            _times([classes[n] for n in numbers], [values[n] for n in numbers], name),
+            _times([classes[n] for n in numbers], name),
             notes=notes,
         )
         for numbers in together.values()
     ]
 
 
-def _channel_names(values: Sequence[Hashable], name: str) -> tuple[str, ...]:
+def _channel_names(values: Sequence[Any], name: str) -> tuple[str, ...]:
     if name == "diffusion":
-        return tuple(f"b={value[0]:g} ({n})" for n, value in enumerate(values))  # type: ignore[index]
+        return tuple(f"b={value[0]:g} ({n})" for n, value in enumerate(values))
     plain = all(isinstance(value, int | str) for value in values)
     return tuple(f"{name} {value if plain else n}" for n, value in enumerate(values))
 
 
-def _times(classes: list[list[Placed]], values: Sequence[Hashable], name: str) -> tuple[float, ...] | None:
+def _times(classes: list[list[Placed]], name: str) -> tuple[float, ...] | None:
     """Return seconds from the first class: what the attribute says, else when each was acquired."""
     if len(classes) == 1:
         return None
@@ -240,7 +256,7 @@ def _times(classes: list[list[Placed]], values: Sequence[Hashable], name: str) -
 
 
 def _earliest(members: list[Placed], label: str) -> float | None:
-    found = [dict(item.frame.facts.moments).get(label) for item in members]
+    found = [moment_of(label, item) for item in members]
     numbers = [float(value) for value in found if isinstance(value, int | float)]
     return min(numbers) if len(numbers) == len(members) else None
 

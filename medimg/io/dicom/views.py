@@ -103,7 +103,7 @@ class FrameViews:
         self._count = count
         self._base = Dataset()
         self._base.file_meta = getattr(dataset, "file_meta", FileMetaDataset())
-        for tag in dataset.keys():  # noqa: SIM118 - a data set iterates over elements
+        for tag in _tags(dataset):
             if tag not in _LEFT_OUT:
                 self._base[tag] = dataset.get_item(tag, keep_deferred=True)
         shared = items(dataset, "SharedFunctionalGroupsSequence")
@@ -129,16 +129,21 @@ class FrameViews:
             return self._base
         view = Dataset()
         view.file_meta = self._base.file_meta
-        view.update({tag: self._base.get_item(tag) for tag in self._base.keys()})  # noqa: SIM118
+        _copy(view, self._base, private_only=False)
         _lay_over(view, self._per_frame[number])
         return view
+
+
+def _tags(dataset: Dataset) -> list[BaseTag]:
+    """Return the tags of a data set, which itself iterates over elements, and parses each."""
+    return list(dataset.keys())
 
 
 def _lay_over(view: Dataset, group: Dataset) -> None:
     for tag in _UNASSIGNED:
         if tag in group:
             _copy(view, _first_item(group, tag), private_only=False)
-    for tag in group.keys():  # noqa: SIM118
+    for tag in _tags(group):
         if tag in _KEPT_WHOLE:
             view[tag] = group.get_item(tag)
         private = tag.group in _PRIVATE_GROUPS and tag.elem > _LAST_CREATOR
@@ -156,6 +161,6 @@ def _first_item(group: Dataset, tag: BaseTag) -> Dataset:
 
 
 def _copy(view: Dataset, source: Dataset, *, private_only: bool) -> None:
-    for tag in source.keys():  # noqa: SIM118
+    for tag in _tags(source):
         if tag.is_private or not private_only:
             view[tag] = source.get_item(tag)
