@@ -122,6 +122,17 @@ def test_times_of_a_series(tmp_path: Path) -> None:
     assert series.read().channels == ("time 1", "time 2", "time 3")
 
 
+def test_times_go_on_over_the_end_of_a_month(tmp_path: Path) -> None:
+    starts = ("20230228235958.5", "20230228235959.5", "20230301000000.5")
+    made = [
+        image(z, r, 4 * r + n + 1, AcquisitionDateTime=start)
+        for r, start in enumerate(starts)
+        for n, z in enumerate(PLACES)
+    ]
+    (series,) = medimg.scan(save(made, tmp_path))
+    assert series.frame_times == pytest.approx((0, 1, 2))
+
+
 def test_what_belongs_to_slices_is_no_time(tmp_path: Path) -> None:
     """The trigger time of an EPI series is that of the slice: it repeats with each volume."""
     made = [

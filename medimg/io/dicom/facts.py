@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from medimg.io.dicom.attributes import code, codes, floats, identifier, integer, items, text
+from medimg.io.dicom.dates import moment, time_of_day
 from medimg.io.dicom.private import PrivateTag, private_integer, private_tags, private_text
 
 if TYPE_CHECKING:
@@ -13,14 +13,12 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
 
-__all__ = ["FACT_TAGS", "Label", "kinds", "moments", "orientation", "pixel_spacing", "position", "seconds"]
+__all__ = ["FACT_TAGS", "Label", "kinds", "moments", "orientation", "pixel_spacing", "position"]
 
 #: Bounds beyond which a length can't be meant: no patient is larger than 10 m, nor a pixel smaller than 1 nm.
 _FARTHEST_MM: Final = 1e5
 _LEAST_MM: Final = 1e-6
 _MOST_MM: Final = 1e4
-_TIME: Final = re.compile(r"(\d{2})(\d{2})?(\d{2}(?:\.\d{1,6})?)?")
-_DATE_TIME: Final = re.compile(r"\d{4}(\d{2})(\d{2})(\d{2})(\d{2})(\d{2}(?:\.\d{1,6})?)([+-]\d{4})?")
 
 _GE_COMPONENT: Final = PrivateTag(0x0043, 0x2F, "GEMS_PARM_01", "SS")
 _SIEMENS_COIL: Final = PrivateTag(0x0051, 0x0F, "SIEMENS MR HEADER", "LO")
@@ -158,11 +156,16 @@ def moments(view: Dataset) -> Labels:
         ("acquisition", integer(view, "AcquisitionNumber")),
         ("frame acquisition", integer(view, "FrameAcquisitionNumber")),
         ("offset", _number(view, "TemporalPositionTimeOffset")),
-        ("started", seconds(view, "FrameAcquisitionDateTime") or seconds(view, "AcquisitionDateTime")),
-        ("acquired", seconds(view, "AcquisitionTime")),
-        ("made", seconds(view, "ContentTime")),
+        ("started", _started(view)),
+        ("acquired", time_of_day(view, "AcquisitionTime")),
+        ("made", time_of_day(view, "ContentTime")),
     )
     return tuple(Label(name, value) for name, value in candidates if value is not None)
+
+
+def _started(view: Dataset) -> float | None:
+    starts = (moment(view, text(view, k)) for k in ("FrameAcquisitionDateTime", "AcquisitionDateTime"))
+    return next((start for start in starts if start is not None), None)
 
 
 def _first(view: Dataset, *keywords: str) -> int | None:
@@ -187,17 +190,3 @@ def _philips(view: Dataset) -> Hashable:
     """Return b-value and gradient numbers, label and phase of classic Philips files, whose order is free."""
     found = tuple(private_text(view, tag).zfill(6) for tag in _PHILIPS)
     return found if any(text.strip("0") for text in found) else None
-
-
-def seconds(view: Dataset, keyword: str) -> float | None:
-    """Return a TM or DT value in seconds since midnight, for DT since the start of the year."""
-    written = text(view, keyword)
-    found = _DATE_TIME.fullmatch(written)
-    if found is not None:
-        month, day, hour, minute, second = (float(v) for v in found.groups()[:5])
-        return (((month * 31 + day) * 24 + hour) * 60 + minute) * 60 + second
-    found = _TIME.fullmatch(written)
-    if found is None:
-        return None
-    hour, minute, second = (float(v or 0) for v in found.groups())
-    return (hour * 60 + minute) * 60 + second
