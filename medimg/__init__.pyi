@@ -4,6 +4,11 @@ from medimg.core.report import ReadReport as ReadReport
 from medimg.core.volume import Volume as Volume
 from medimg.core.window import Window as Window
 from medimg.data import ImageDataset as ImageDataset
+from medimg.data import PictureCache as PictureCache
+from medimg.data import SourceTensors as SourceTensors
+from medimg.data import TensorBatch as TensorBatch
+from medimg.data import iter_tensors as iter_tensors
+from medimg.data import read_tensors as read_tensors
 from medimg.data import split as split
 from medimg.evaluate import Report as Report
 from medimg.evaluate import evaluate as evaluate

@@ -24,6 +24,7 @@ WindowChoice: TypeAlias = "str | int | Window | LookupTable"
 #: What a choice among the windows of a file starts with: "dicom:1", "dicom:BONE".
 DECLARED: Final = "dicom:"
 
+_COUNTED_AT_ONCE: Final = 2**20
 _PROJECTION: Final = frozenset({"CR", "DX", "MG", "DR", "RF", "XA", "PX", "IO"})
 
 
@@ -63,7 +64,12 @@ def _percentiles(values: npt.NDArray[Any], percentiles: tuple[float, float]) -> 
         low, high = np.percentile(values, percentiles)
         return float(low), float(high)
     least = int(values.min())
-    up_to = np.cumsum(np.bincount(values.astype(np.int32) - least))
+    counts = np.zeros(int(values.max()) - least + 1, dtype=np.int64)
+    for start in range(0, values.size, _COUNTED_AT_ONCE):
+        # bincount makes int64 of all that it is given
+        part = values[start : start + _COUNTED_AT_ONCE].astype(np.int64)
+        counts += np.bincount(part - least, minlength=counts.size)
+    up_to = np.cumsum(counts)
     places = np.asarray(percentiles) / 100 * (values.size - 1)
     below, above = np.floor(places), np.ceil(places)
     first = np.searchsorted(up_to, below, side="right") + least

@@ -8,6 +8,7 @@ patient coordinate system of DICOM, LPS: x grows to the patient's Left, y to Pos
 
 from __future__ import annotations
 
+import math
 import operator
 from itertools import permutations
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
@@ -67,16 +68,18 @@ def slice_normal(orientation: Sequence[float]) -> npt.NDArray[np.float64]:
     GeometryError
         If the two directions are not finite, not of unit length or not perpendicular.
     """
-    directions = np.asarray(orientation, dtype=np.float64).reshape(2, 3)
-    x, y = directions
-    unit = np.abs(np.linalg.norm(directions, axis=1) - 1).max() <= 1e-2
-    if not (np.isfinite(directions).all() and unit and abs(float(x @ y)) <= 1e-2):
+    # plain numbers: NumPy takes ten times as long for so few
+    values = [float(v) for v in orientation]
+    x, y = values[:3], values[3:]
+    unit = all(abs(math.hypot(*direction) - 1) <= 1e-2 for direction in (x, y))
+    if len(values) != 6 or not unit or abs(sum(map(operator.mul, x, y))) > 1e-2:
         raise GeometryError(
             "Image Orientation (Patient) must hold two perpendicular unit vectors; "
-            f"found {[round(float(v), 4) for v in directions.ravel()]}"
+            f"found {[round(v, 4) for v in values]}"
         )
-    normal = np.cross(x, y)
-    return np.asarray(normal / np.linalg.norm(normal))
+    normal = (x[1] * y[2] - x[2] * y[1], x[2] * y[0] - x[0] * y[2], x[0] * y[1] - x[1] * y[0])
+    length = math.hypot(*normal)
+    return np.array([v / length for v in normal])
 
 
 def affine_from_slices(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast, get_args
 
 import numpy as np
 
-from medimg.core.geometry import spacing_of
+from medimg.core.filters import Interpolation, bands, is_unchanged
+from medimg.core.separable import resample_axes
 from medimg.errors import PreprocessError
 
 if TYPE_CHECKING:
@@ -15,59 +16,46 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from medimg.core.geometry import Affine
     from medimg.core.volume import Volume
 
-__all__ = ["checked_spacing", "resample_axis", "resample_volume", "resampled_size"]
+__all__ = [
+    "ResampledAxis",
+    "checked_interpolation",
+    "checked_spacing",
+    "mask_interpolation",
+    "resample_array",
+    "resample_volume",
+    "resampled_affine",
+    "resampled_axes",
+    "resampled_size",
+]
 
 _MOST_VOXELS: Final = 2**31
+_MOST_ALONG: Final = 2**17
+_GREATEST: Final = float(np.finfo(np.float32).max)
 
 
-def _taps(size: int, count: int, scale: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+class ResampledAxis(NamedTuple):
     """
-    Indices and weights (count, taps) of a triangle filter.
+    What becomes of one axis.
 
-    The filter is as wide as two input steps, or two output steps where those are longer: linear
-    interpolation when refining, area-weighted antialiasing when coarsening.
-    """
-    # beyond the whole axis, a wider filter would only repeat its mean
-    support = min(max(scale, 1.0), max(float(size), 1.0))
-    center = np.minimum((np.arange(count) + 0.5) * scale, size / 2 if count == 1 else np.inf) - 0.5
-    first = np.floor(center - support).astype(np.int64) + 1
-    taps = int(np.ceil(2 * support))
-    index = first[:, None] + np.arange(taps)
-    weights = np.clip(1.0 - np.abs(index - center[:, None]) / support, 0.0, None)
-    weights[(index < 0) | (index >= size)] = 0.0
-    weights /= weights.sum(axis=1, keepdims=True)
-    return np.clip(index, 0, size - 1), weights.astype(np.float32)
-
-
-def resample_axis(array: npt.NDArray[Any], axis: int, count: int, scale: float) -> npt.NDArray[np.float32]:
-    """
-    Resample one axis with a triangle filter; the outer edge of the first voxel stays in place.
-
-    Parameters
+    Attributes
     ----------
-    array : numpy.ndarray
-        Any shape.
-    axis : int
-        Which axis.
-    count : int
-        Its new size.
+    size, new_size : int
+        Old and new number of voxels.
     scale : float
         New spacing over old.
-
-    Returns
-    -------
-    numpy.ndarray
-        float32.
     """
-    index, weights = _taps(array.shape[axis], count, scale)
-    moved = np.moveaxis(np.asarray(array, dtype=np.float32), axis, 0)
-    result = np.zeros((count, *moved.shape[1:]), dtype=np.float32)
-    column = (-1,) + (1,) * (moved.ndim - 1)
-    for tap in range(index.shape[1]):
-        result += moved[index[:, tap]] * weights[:, tap].reshape(column)
-    return np.moveaxis(result, 0, axis)
+
+    size: int
+    new_size: int
+    scale: float
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether it stays as it is; a single slice always does."""
+        return is_unchanged(*self)
 
 
 def resampled_size(size: int, scale: float) -> int:
@@ -98,49 +86,214 @@ def checked_spacing(spacing: float | Sequence[float]) -> tuple[float, float, flo
     return wanted[0], wanted[1], wanted[2]
 
 
-def _unusable(volume: Volume) -> npt.NDArray[np.bool_] | None:
-    """Padding, and what is not finite and would spread."""
-    if not np.issubdtype(volume.array.dtype, np.floating):
-        return volume.padding
-    finite = np.isfinite(volume.array)
-    if finite.all():
-        return volume.padding
-    return np.asarray(~finite if volume.padding is None else volume.padding | ~finite)
+def resampled_axes(
+    shape: Sequence[int], spacing: Sequence[float], wanted: float | Sequence[float]
+) -> tuple[ResampledAxis, ResampledAxis, ResampledAxis]:
+    """
+    Return what becomes of the axes (D, H, W) of a volume.
 
+    Parameters
+    ----------
+    shape : sequence of 4 ints
+        (C, D, H, W).
+    spacing : sequence of 3 floats
+        Distance between neighbors along (D, H, W), in millimeters.
+    wanted : float or sequence of 3 floats
+        The new one.
 
-def resample_volume(volume: Volume, spacing: float | Sequence[float]) -> Volume:
-    """Return the volume at another spacing; see :meth:`medimg.Volume.resample`."""
-    wanted = checked_spacing(spacing)
-    shape = volume.array.shape[1:]
-    scales = [new / old for new, old in zip(wanted, spacing_of(volume.affine), strict=True)]
-    counts = [resampled_size(n, s) for n, s in zip(shape, scales, strict=True)]
-    if np.prod([float(n) for n in (volume.shape[0], *counts)]) > _MOST_VOXELS:
+    Returns
+    -------
+    tuple of 3 ResampledAxis
+
+    Raises
+    ------
+    PreprocessError
+        If the spacing is not positive, or the result would be unreasonably large.
+
+    Examples
+    --------
+    >>> [axis.new_size for axis in resampled_axes((1, 300, 512, 512), (1.25, 0.7, 0.7), 1.0)]
+    [375, 358, 358]
+    """
+    new = checked_spacing(wanted)
+    scales = [n / old for n, old in zip(new, checked_spacing(spacing), strict=True)]
+    if not all(np.isfinite(s) and s > 0 for s in scales):
+        raise PreprocessError(f"a spacing of {_millimeters(new)} is out of all proportion to the image's")
+    sizes = [int(n) for n in shape[1:]]
+    sought = [n / s if n > 1 else 1.0 for n, s in zip(sizes, scales, strict=True)]
+    changing = [max(n, m) for n, m in zip(sizes, sought, strict=True) if n != m]
+    if shape[0] * np.prod(np.maximum(sought, 1.0)) > _MOST_VOXELS or max(changing, default=0) > _MOST_ALONG:
         raise PreprocessError(
-            f"resampling {shape} to {'×'.join(f'{v:g}' for v in wanted)} mm would make {counts} voxels; "
-            "choose a coarser spacing"
+            f"resampling {tuple(sizes)} to {_millimeters(new)} would make "
+            f"{'×'.join(f'{max(n, 1.0):.0f}' for n in sought)} voxels; choose a coarser spacing"
         )
-    values, padding = volume.array, _unusable(volume)
-    if padding is not None:
-        # padding often lies far below any tissue, and would bleed into it
-        values = np.where(padding, values[~padding].min() if not padding.all() else 0, values)
-    affine = volume.affine.copy()
-    for axis, (count, scale) in enumerate(zip(counts, scales, strict=True)):
-        if shape[axis] == 1 or (count == shape[axis] and scale == 1.0):
-            continue
-        values = resample_axis(values, axis + 1, count, scale)
-        if padding is not None:
-            padding = resample_axis(padding, axis + 1, count, scale) > 0.5
-        affine[:3, 3] += affine[:3, axis] * (scale - 1.0) / 2
-        affine[:3, axis] *= scale
-    per_slice_holds = counts[0] == shape[0]
-    report = volume.report.then(f"resampled to {'×'.join(f'{v:g}' for v in wanted)} mm")
-    report = replace(
-        report,
-        sop_instance_uids=report.sop_instance_uids if per_slice_holds else (),
-        frame_numbers=report.frame_numbers if per_slice_holds else (),
+    counts = [resampled_size(n, s) for n, s in zip(sizes, scales, strict=True)]
+    d, h, w = (ResampledAxis(*axis) for axis in zip(sizes, counts, scales, strict=True))
+    return d, h, w
+
+
+def _millimeters(spacing: Sequence[float]) -> str:
+    return f"{'×'.join(f'{v:g}' for v in spacing)} mm"
+
+
+def resampled_affine(affine: Affine, axes: Sequence[ResampledAxis]) -> Affine:
+    """
+    Return the affine of a resampled volume: the outer edges of its first voxel stay in place.
+
+    Parameters
+    ----------
+    affine : numpy.ndarray
+        (4, 4) index (d, h, w) to LPS millimeters.
+    axes : sequence of 3 ResampledAxis
+        See :func:`resampled_axes`.
+    """
+    result = affine.copy()
+    for number, axis in enumerate(axes):
+        if not axis.is_unchanged:
+            result[:3, 3] += result[:3, number] * (axis.scale - 1.0) / 2
+            result[:3, number] *= axis.scale
+    return result
+
+
+def checked_interpolation(interpolation: str) -> Interpolation:
+    """
+    Return the name of an interpolation, if it is one.
+
+    Raises
+    ------
+    PreprocessError
+        If not.
+    """
+    for known in get_args(Interpolation):
+        if interpolation == known:
+            return cast("Interpolation", known)
+    raise PreprocessError(
+        f"the interpolation is one of {', '.join(get_args(Interpolation))}; found {interpolation!r}"
     )
-    voi = volume.voi if len(volume.voi) <= 1 or per_slice_holds else ()
-    array = np.asarray(values, dtype=np.float32)
+
+
+def resample_volume(
+    volume: Volume,
+    spacing: float | Sequence[float],
+    *,
+    interpolation: Interpolation = "linear",
+    antialias: bool = True,
+) -> Volume:
+    """Return the volume at another spacing; see :meth:`medimg.Volume.resample`."""
+    axes = resampled_axes(volume.shape, volume.spacing, spacing)
+    array, padding = resample_array(
+        volume.array, axes, padding=volume.padding, interpolation=interpolation, antialias=antialias
+    )
     if volume.is_color:
-        array = array / np.float32(volume.white)
-    return replace(volume, array=array, affine=affine, padding=padding, voi=voi, report=report)
+        array /= np.float32(volume.white)
+    return _described(volume, array, padding, axes, _step(spacing, interpolation, antialias=antialias))
+
+
+def resample_array(
+    array: npt.NDArray[Any],
+    axes: Sequence[ResampledAxis],
+    *,
+    padding: npt.NDArray[np.bool_] | None = None,
+    interpolation: Interpolation = "linear",
+    antialias: bool = True,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_] | None]:
+    """
+    Resample an array, and the mask of what is no part of the image.
+
+    Parameters
+    ----------
+    array : numpy.ndarray
+        (C, D, H, W) of any real type.
+    axes : sequence of 3 ResampledAxis
+        What to do along D, H and W; see :func:`resampled_axes`.
+    padding : numpy.ndarray, optional
+        (C, D, H, W) bool: values that count as the least of the others.
+    interpolation, antialias
+        See :meth:`medimg.Volume.resample`.
+
+    Returns
+    -------
+    array : numpy.ndarray
+        (C, D', H', W') float32.
+    padding : numpy.ndarray, optional
+        (C, D', H', W') bool: voxels of which more than half are padding or not finite; None where there was
+        nothing of the kind.
+
+    Raises
+    ------
+    PreprocessError
+        If the interpolation is unknown.
+    """
+    kind = checked_interpolation(interpolation)
+    unusable = _unusable(array, padding)
+    fill = 0.0 if unusable is None else _least(array, unusable)
+    result = np.empty((array.shape[0], *(axis.new_size for axis in axes)), dtype=np.float32)
+    weights = [bands(*axis, kind, antialias=antialias) for axis in axes]
+    for channel, values in enumerate(array):
+        mask = None if unusable is None else unusable[channel]
+        resample_axes(values, weights, result[channel], mask=mask, fill=fill)
+    if unusable is None:
+        return result, None
+    weights = [bands(*axis, mask_interpolation(kind), antialias=antialias) for axis in axes]
+    covered = np.empty(result.shape, dtype=np.bool_)
+    for channel, mask in enumerate(unusable):
+        resample_axes(mask, weights, covered[channel])
+    return result, covered
+
+
+def mask_interpolation(interpolation: Interpolation) -> Interpolation:
+    """Return how the mask of padding is interpolated: a spline would overshoot."""
+    return "nearest" if interpolation == "nearest" else "linear"
+
+
+def _step(spacing: float | Sequence[float], interpolation: Interpolation, *, antialias: bool) -> str:
+    """What to write into the report."""
+    how = "" if interpolation == "linear" else f", {interpolation}"
+    plain = "" if antialias or interpolation == "nearest" else ", not antialiased"
+    return f"resampled to {_millimeters(checked_spacing(spacing))}{how}{plain}"
+
+
+def _described(
+    volume: Volume,
+    array: npt.NDArray[np.float32],
+    padding: npt.NDArray[np.bool_] | None,
+    axes: Sequence[ResampledAxis],
+    step: str,
+) -> Volume:
+    per_slice_holds = axes[0].new_size == axes[0].size
+    report = volume.report.then(step)
+    return replace(
+        volume,
+        array=array,
+        affine=resampled_affine(volume.affine, axes),
+        padding=padding,
+        voi=volume.voi if len(volume.voi) <= 1 or per_slice_holds else (),
+        report=replace(
+            report,
+            missing=report.missing if per_slice_holds else (),
+            sop_instance_uids=report.sop_instance_uids if per_slice_holds else (),
+            frame_numbers=report.frame_numbers if per_slice_holds else (),
+        ),
+    )
+
+
+def _unusable(array: npt.NDArray[Any], padding: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.bool_] | None:
+    """Padding, and what is not finite (in single precision) and would spread."""
+    if not np.issubdtype(array.dtype, np.floating):
+        return padding
+    greatest = min(_GREATEST, float(np.finfo(array.dtype).max))
+    planes = (plane for channel in array for plane in channel)
+    if all(abs(float(plane.min())) <= greatest and abs(float(plane.max())) <= greatest for plane in planes):
+        return padding
+    unusable = ~(np.abs(array) <= greatest)
+    return np.asarray(unusable if padding is None else padding | unusable)
+
+
+def _least(array: npt.NDArray[Any], unusable: npt.NDArray[np.bool_]) -> float:
+    """
+    Return the least of the usable values, 0 where there is none.
+
+    Padding often lies far below any tissue, and would bleed into it.
+    """
+    planes = zip(array.reshape(-1, *array.shape[2:]), unusable.reshape(-1, *array.shape[2:]), strict=True)
+    return float(min((plane[~mask].min() for plane, mask in planes if not mask.all()), default=0))

@@ -2,30 +2,130 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["rescaled"]
+__all__ = ["rescale_into", "rescaled", "rescaled_dtype"]
+
+#: Values taken at a time: as float64 they stay in the cache of a core, and calls are few.
+_BLOCK: Final = 2**16
+
+
+def rescaled_dtype(ends: tuple[int, int], slope: float, intercept: float) -> np.dtype[Any]:
+    """
+    Return the type of ``slope * stored + intercept`` for integers.
+
+    Parameters
+    ----------
+    ends : tuple of 2 ints
+        The least and the greatest stored value.
+    slope, intercept : float
+        Finite.
+
+    Returns
+    -------
+    numpy.dtype
+        int16 or int32, whichever holds every value; float32 where neither does, or slope or intercept have
+        fractions.
+
+    Examples
+    --------
+    >>> rescaled_dtype((0, 4095), 1.0, -1024.0)
+    dtype('int16')
+    >>> rescaled_dtype((0, 4095), 0.5, 0.0)
+    dtype('float32')
+    """
+    if float(slope).is_integer() and float(intercept).is_integer():
+        results = [end * int(slope) + int(intercept) for end in ends]
+        for dtype in (np.int16, np.int32):
+            if np.iinfo(dtype).min <= min(results) and max(results) <= np.iinfo(dtype).max:
+                return np.dtype(dtype)
+    return np.dtype(np.float32)
 
 
 def rescaled(stored: npt.NDArray[Any], slope: float, intercept: float) -> npt.NDArray[Any]:
     """
     Return ``slope * stored + intercept``; integers stay integers where both numbers are whole.
 
-    The result is int16 or int32, whichever holds every value; float32 where slope or intercept have
-    fractions.
+    Parameters
+    ----------
+    stored : numpy.ndarray
+        Integers of any shape.
+    slope, intercept : float
+        Finite.
+
+    Returns
+    -------
+    numpy.ndarray
+        Of the same shape: int16 or int32, whichever holds every value; float32 where neither does, or slope
+        or intercept have fractions. What is not integer is computed in float64 and rounded once.
+
+    Examples
+    --------
+    >>> rescaled(np.array([0, 1000], np.uint16), 1.0, -1024.0)
+    array([-1024,   -24], dtype=int16)
     """
-    if not (float(slope).is_integer() and float(intercept).is_integer()):
-        return (stored.astype(np.float64) * slope + intercept).astype(np.float32)
-    ends = [int(stored.min()) * int(slope) + int(intercept), int(stored.max()) * int(slope) + int(intercept)]
-    low, high = min(ends), max(ends)
-    if np.iinfo(np.int32).min > low or high > np.iinfo(np.int32).max:
-        return (stored.astype(np.float64) * slope + intercept).astype(np.float32)
-    small = stored.dtype.itemsize <= 2 and abs(slope) < 2**15 and abs(intercept) < 2**30
-    wide = stored.astype(np.int32 if small else np.int64) * int(slope) + int(intercept)
-    fits = np.iinfo(np.int16).min <= low and high <= np.iinfo(np.int16).max
-    return wide.astype(np.int16 if fits else np.int32)
+    dtype = rescaled_dtype((int(stored.min()), int(stored.max())), slope, intercept)
+    values = np.empty(stored.shape, dtype)
+    rescale_into(stored.reshape(-1), slope, intercept, values.reshape(-1))
+    return values
+
+
+def rescale_into(stored: npt.NDArray[Any], slope: float, intercept: float, values: npt.NDArray[Any]) -> None:
+    """
+    Write ``slope * stored + intercept`` into an array, block by block.
+
+    Parameters
+    ----------
+    stored : numpy.ndarray
+        (n,)
+    slope, intercept : float
+        Whole numbers if `values` are integers.
+    values : numpy.ndarray
+        (n,) of a type that holds the results; may be the memory of `stored` if as wide. Floating-point
+        numbers are computed in float64 and rounded once.
+
+    Examples
+    --------
+    >>> values = np.empty(2, np.float32)
+    >>> rescale_into(np.array([0, 1000], np.uint16), 0.5, -1.0, values)
+    >>> values
+    array([ -1., 499.], dtype=float32)
+    """
+    if values.dtype.kind in "iu":
+        _whole(stored, slope, intercept, values)
+        return
+    scratch = np.empty(min(_BLOCK, stored.size), np.float64)
+    for start in range(0, stored.size, _BLOCK):
+        some, into = stored[start : start + _BLOCK], values[start : start + _BLOCK]
+        part = scratch[: some.size]
+        # one pass to convert them is faster than a multiplication that converts on the way
+        part[:] = some
+        np.multiply(part, slope, out=part)
+        np.add(part, intercept, out=part)
+        into[:] = part
+
+
+def _whole(stored: npt.NDArray[Any], slope: float, intercept: float, values: npt.NDArray[Any]) -> None:
+    """Compute in the type of the result: what overflows on the way comes back, as integers wrap around."""
+    dtype = values.dtype
+    if stored.dtype.itemsize == dtype.itemsize and stored.dtype.isnative:
+        stored = stored.view(dtype)
+    factor, offset = _wrapped(slope, dtype), _wrapped(intercept, dtype)
+    block = 4 * _BLOCK
+    for start in range(0, stored.size, block):
+        some, into = stored[start : start + block], values[start : start + block]
+        if factor != 1:
+            np.multiply(some, factor, out=into, dtype=dtype, casting="unsafe")
+            some = into
+        np.add(some, offset, out=into, dtype=dtype, casting="unsafe")
+
+
+def _wrapped(number: float, dtype: np.dtype[Any]) -> Any:
+    """Return a whole number modulo the range of a type of integers."""
+    bits = 8 * dtype.itemsize
+    return np.array(int(number) % 2**bits, np.uint64).astype(dtype)[()]

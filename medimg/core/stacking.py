@@ -13,7 +13,7 @@ from medimg.core.geometry import slice_normal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Policy", "Stack", "analyze_positions", "same_places"]
+__all__ = ["Policy", "Stack", "analyze_positions", "are_apart", "same_places"]
 
 Policy: TypeAlias = Literal["raise", "warn", "fix", "keep"]
 
@@ -126,6 +126,9 @@ def same_places(
     order = np.argsort(along, kind="stable")
     same = _drift(along[order]) if drifting else _same_within(along[order])
     places = np.empty(len(points), dtype=np.int64)
+    if (np.diff(along[order]) > same).all():
+        places[order] = np.arange(len(points))
+        return places
     # the places at the present distance along the normal, which can lie beside each other
     here: list[tuple[int, int]] = []
     count = 0
@@ -141,6 +144,28 @@ def same_places(
             here.append((index, count))
             count += 1
     return places
+
+
+def are_apart(positions: npt.ArrayLike, orientation: Sequence[float]) -> bool:
+    """
+    Whether all slices are so far apart that none is at the place of another, drifting or not.
+
+    Parameters
+    ----------
+    positions : array_like
+        (n, 3) Image Position (Patient), LPS millimeters.
+    orientation : sequence of 6 floats
+        Image Orientation (Patient), common to all.
+
+    Returns
+    -------
+    bool
+        If True, :func:`same_places` finds as many places as there are slices.
+    """
+    ascending = np.sort(np.asarray(positions, dtype=np.float64).reshape(-1, 3) @ slice_normal(orientation))
+    if len(ascending) == 1:
+        return True
+    return bool(np.diff(ascending).min() > max(_same_within(ascending), _drift(ascending)))
 
 
 def _same_within(ascending: npt.NDArray[np.float64]) -> float:
@@ -168,6 +193,8 @@ def _without_duplicates(
     order: list[int], along: npt.NDArray[np.float64]
 ) -> tuple[list[int], list[tuple[int, int]]]:
     same = _same_within(along[order])
+    if (np.diff(along[order]) > same).all():
+        return order, []
     kept = [order[0]]
     duplicates = []
     for index in order[1:]:
@@ -179,26 +206,22 @@ def _without_duplicates(
 
 
 def _classify(gaps: npt.NDArray[np.float64], gap: float) -> tuple[list[tuple[int, int]], list[int], float]:
-    missing: list[tuple[int, int]] = []
-    irregular: list[int] = []
-    deviation = 0.0
-    for place, distance in enumerate(gaps):
-        whole = max(1, round(distance / gap))
-        off = abs(distance - whole * gap) / gap
-        if off > _TOLERATED_IRREGULARITY and off * gap > _tolerance(gap):
-            irregular.append(place)
-            continue
-        deviation = max(deviation, off)
-        if whole > 1:
-            missing.append((place, whole - 1))
-    return missing, irregular, deviation
+    whole = np.maximum(1.0, np.rint(gaps / gap))
+    off = np.abs(gaps - whole * gap) / gap
+    is_irregular = (off > _TOLERATED_IRREGULARITY) & (off * gap > _tolerance(gap))
+    is_missing = (whole > 1) & ~is_irregular
+    missing = [(place, int(whole[place]) - 1) for place in np.flatnonzero(is_missing).tolist()]
+    deviation = float(off.max(initial=0.0, where=~is_irregular))
+    return missing, np.flatnonzero(is_irregular).tolist(), deviation
 
 
 def _gap(gaps: npt.NDArray[np.float64], stated: float | None) -> float:
     """Return the distance between neighbors: that of which all are multiples, where there is one."""
     median = float(np.median(gaps))
+    if not _classify(gaps, median)[1]:
+        return median
     others = float(np.percentile(gaps, 50, method="lower")), float(gaps.min()), abs(stated or 0.0)
-    for gap in (median, *(other for other in others if other > median / _MOST_MULTIPLE)):
+    for gap in (other for other in others if other > median / _MOST_MULTIPLE):
         if not _classify(gaps, gap)[1]:
             return gap
     return median

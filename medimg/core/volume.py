@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from medimg.core.filters import Interpolation
     from medimg.core.window import Voi
 
 __all__ = ["Photometric", "Space", "Volume"]
@@ -290,30 +291,51 @@ class Volume:
             )
         return replace(self, array=array, affine=affine, padding=padding, voi=voi, report=report)
 
-    def resample(self, spacing: float | Sequence[float]) -> Volume:
+    def resample(
+        self,
+        spacing: float | Sequence[float],
+        *,
+        interpolation: Interpolation = "linear",
+        antialias: bool = True,
+    ) -> Volume:
         """
-        Resample to another spacing, linearly, with an antialiasing filter along axes that get coarser.
+        Resample to another spacing, one axis at a time, on all cores.
 
         Parameters
         ----------
         spacing : float or sequence of 3 floats
             Distance between neighbors along (D, H, W), in millimeters.
+        interpolation : {"linear", "bspline", "nearest"}
+            "linear". "bspline": cubic B-splines through the values, sharper, and with overshoots at sharp
+            edges, as SimpleITK's ``sitkBSpline``. "nearest": the nearest value, for labels.
+        antialias : bool
+            Whether structures finer than the new spacing are averaged away along axes that get coarser,
+            rather than turned into patterns that are not there: the triangle, or the spline between its
+            knots, is as wide as the new spacing asks for. "nearest" mixes no values, and leaves them.
 
         Returns
         -------
         Volume
             float32, colors from 0 to 1, covering the same extent, measured from the outer edge of the first
-            voxel. Padded pixels count as the least value around, as a mixture of tissue and padding would be
-            neither.
+            voxel, which stays; a single slice stays single. Padded pixels and numbers that are not finite
+            count as the least value of the image, as a mixture of tissue and padding would be neither;
+            voxels that they make more than half of are padding.
 
         Raises
         ------
         PreprocessError
-            If the spacing is not positive, or the result would be unreasonably large.
+            If the spacing is not positive, the interpolation unknown, or the result would be unreasonably
+            large.
+
+        Examples
+        --------
+        >>> volume = Volume(np.zeros((1, 10, 64, 64), np.int16), geometry.image_affine((2.0, 0.5, 0.5)))
+        >>> volume.resample(1.0)
+        Volume(1×20×32×32 float32, raw, spacing 1×1×1 mm, SPL)
         """
         from medimg.core.resample import resample_volume
 
-        return resample_volume(self, spacing)
+        return resample_volume(self, spacing, interpolation=interpolation, antialias=antialias)
 
     def __repr__(self) -> str:
         size = "×".join(str(n) for n in self.shape)

@@ -13,11 +13,21 @@ import torch
 from torch.utils.data import Dataset
 
 from medimg.data import sources
-from medimg.data.items import Task, Unit, all_items, checked_policies, encoded
-from medimg.data.memory import PictureMemory
+from medimg.data.cache import as_cache
+from medimg.data.items import (
+    Task,
+    Unit,
+    all_items,
+    checked_policies,
+    chosen_indices,
+    encoded,
+    warn_of_unknown_patients,
+)
+from medimg.data.making import Maker
+from medimg.data.pictures import brightness, normalized
+from medimg.data.store import PictureStore
 from medimg.errors import DatasetError, MedimgWarning
 from medimg.prep import Preprocess
-from medimg.prep.rendering import render_series
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,6 +36,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from medimg.core.report import Skipped
+    from medimg.data.cache import PictureCache
+    from medimg.data.items import Item
     from medimg.data.sources import LabeledSeries, PatientRule
 
 __all__ = ["ImageDataset", "Task", "Unit"]
@@ -38,8 +50,8 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
     Images with labels and patients, read and preprocessed on demand.
 
     Make one with :meth:`from_folder` or :meth:`from_csv`. Pictures are kept in memory as they are made, up
-    to `memory` bytes; they pass through the same recipe, bit by bit, as those that a trained model predicts
-    on.
+    to `memory` bytes, or in a cache on disk; they pass through the same recipe as those that a trained model
+    predicts on: bit by bit, but for what a cache rounds.
 
     Parameters
     ----------
@@ -56,7 +68,10 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
     skipped : sequence of Skipped
         Files that were found and left out.
     memory : int
-        Bytes of pictures to keep in memory; 2 GiB by default.
+        Bytes of pictures to keep in memory; 2 GiB by default. What is in a cache does not count.
+    cache : str, Path or PictureCache, optional
+        A folder where pictures are kept, so that a second epoch, or another run, never opens a scan; see
+        :class:`PictureCache` for how exactly.
     reading : mapping, optional
         How to read: policies and values of :func:`medimg.read`, such as ``{"on_missing": "warn"}``.
 
@@ -76,6 +91,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
         task: Task = "multiclass",
         skipped: Sequence[Skipped] = (),
         memory: int = _MEMORY,
+        cache: str | Path | PictureCache | None = None,
         reading: Mapping[str, str] | None = None,
     ) -> None:
         if unit not in get_args(Unit):
@@ -90,11 +106,13 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
         self.task: Task = task
         self.skipped = tuple(skipped)
         self._labeled = tuple(labeled)
-        self._memory = PictureMemory(memory)
+        self.cache = as_cache(cache)
         self._policies = checked_policies(reading)
         self._targets = encoded(labeled, self.classes, task)
         self._items = all_items(labeled, self.preprocess, unit)
-        self._warn_of_unknown_patients()
+        maker = Maker(self.preprocess, self._policies, self.cache)
+        self._store = PictureStore(maker, [item.series for item in labeled], memory)
+        warn_of_unknown_patients(labeled)
 
     @classmethod
     def from_folder(
@@ -106,6 +124,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
         patient: PatientRule = None,
         classes: Sequence[str] | None = None,
         memory: int = _MEMORY,
+        cache: str | Path | PictureCache | None = None,
         reading: Mapping[str, str] | None = None,
         progress: bool | None = None,
     ) -> ImageDataset:
@@ -127,6 +146,8 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
             The order of the classes; alphabetic by default.
         memory : int
             Bytes of pictures to keep in memory.
+        cache : str, Path or PictureCache, optional
+            A folder where pictures are kept, so that they are made only once.
         reading : mapping, optional
             How to read: policies and values of :func:`medimg.read`, such as ``{"on_missing": "warn"}``.
         progress : bool, optional
@@ -149,6 +170,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
             unit=unit,
             skipped=skipped,
             memory=memory,
+            cache=cache,
             reading=reading,
         )
 
@@ -165,6 +187,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
         unit: Unit = "slice",
         classes: Sequence[str] | None = None,
         memory: int = _MEMORY,
+        cache: str | Path | PictureCache | None = None,
         reading: Mapping[str, str] | None = None,
         progress: bool | None = None,
     ) -> ImageDataset:
@@ -192,6 +215,8 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
             multilabel, other names for the columns.
         memory : int
             Bytes of pictures to keep in memory.
+        cache : str, Path or PictureCache, optional
+            A folder where pictures are kept, so that they are made only once.
         reading : mapping, optional
             How to read: policies and values of :func:`medimg.read`, such as ``{"on_missing": "warn"}``.
         progress : bool, optional
@@ -212,36 +237,20 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
         labeled = sources.from_table(
             table, Path(root), path=path, label=label, patient=patient, progress=progress
         )
-        if not isinstance(label, str):
-            if classes is not None and len(classes) != len(label):
-                raise DatasetError(f"{len(classes)} classes for {len(label)} label columns")
-            return cls(
-                labeled,
-                classes=classes or label,
-                preprocess=preprocess,
-                unit=unit,
-                task="multilabel",
-                memory=memory,
-                reading=reading,
-            )
+        several = not isinstance(label, str)
+        if several and classes is not None and len(classes) != len(label):
+            raise DatasetError(f"{len(classes)} classes for {len(label)} label columns")
+        names = label if several else sources.class_order({str(item.label) for item in labeled})
         return cls(
             labeled,
-            classes=classes or sources.class_order({str(item.label) for item in labeled}),
+            classes=classes or names,
             preprocess=preprocess,
             unit=unit,
+            task="multilabel" if several else "multiclass",
             memory=memory,
+            cache=cache,
             reading=reading,
         )
-
-    def _warn_of_unknown_patients(self) -> None:
-        unknown = sum(not item.patient for item in self._labeled)
-        if unknown:
-            warnings.warn(
-                f"{unknown} of {len(self._labeled)} images have no known patient, and each counts as one of "
-                "its own: if some share a patient, splits leak. Pass patient=",
-                MedimgWarning,
-                stacklevel=4,
-            )
 
     @property
     def n_unknown_patients(self) -> int:
@@ -263,11 +272,20 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
             Index of the class, or (K,) float32.
         """
         item = self._items[index]
-        planes = self._planes(index)
-        image = self.preprocess.normalize(planes if item.picture is None else planes[None])
+        images = normalized(self.preprocess, [self._store.taken(item.source, item.picture)])
+        return images if item.picture is None else images[0], self._label(item)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, int | torch.Tensor]]:
+        """Return several items, which is faster than one by one; torch's loaders look for this."""
+        if self.unit == "series":
+            return [self[i] for i in indices]
+        items = [self._items[i] for i in indices]
+        images = normalized(self.preprocess, [self._store.taken(i.source, i.picture) for i in items])
+        return [(image, self._label(item)) for image, item in zip(images, items, strict=True)]
+
+    def _label(self, item: Item) -> int | torch.Tensor:
         target = self._targets[item.source]
-        label = torch.from_numpy(np.array(target)) if self.task == "multilabel" else int(target)
-        return (image if item.picture is None else image[0]), label
+        return torch.from_numpy(np.array(target)) if self.task == "multilabel" else int(target)
 
     def planes(self, index: int) -> torch.Tensor:
         """
@@ -278,23 +296,29 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
         torch.Tensor
             float32, 0 (black) to 1 (white): (1 or 3, H, W), or (N, 1 or 3, H, W) where the unit is a series.
         """
-        return self._planes(index).clone()
-
-    def _planes(self, index: int) -> torch.Tensor:
         item = self._items[index]
-        planes = self._memory.get(item.source, lambda: self._rendered(item.source))
-        return planes if item.picture is None else planes[item.picture]
+        planes = brightness(self._store.taken(item.source, item.picture).clone())
+        return planes if item.picture is None else planes[0]
 
-    def _rendered(self, source: int) -> torch.Tensor:
-        series = self._labeled[source].series
-        planes = render_series(self.preprocess, series, self._policies).planes
-        expected = self.preprocess.count(series)
-        if len(planes) != expected:
-            raise DatasetError(
-                f"{series.path} gave {len(planes)} pictures, its headers promise {expected}: "
-                "read it alone and look at its report"
-            )
-        return planes
+    def fill_cache(self, *, workers: int | None = None, progress: bool | None = None) -> None:
+        """
+        Make all pictures that the cache does not hold yet, on all cores; else the first epoch makes them.
+
+        Parameters
+        ----------
+        workers : int, optional
+            Threads.
+        progress : bool, optional
+            Whether to show a progress bar.
+
+        Raises
+        ------
+        DatasetError
+            If there is no cache.
+        """
+        if self.cache is None:
+            raise DatasetError("this data set has no cache; make it with cache=folder")
+        self._store.fill(sorted({item.source for item in self._items}), workers, progress)
 
     @property
     def labels(self) -> npt.NDArray[Any]:
@@ -331,17 +355,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
         DatasetError
             If no item is chosen, an index is out of range, or a mask has another length.
         """
-        array = np.asarray(indices)
-        if array.dtype == np.bool_ and array.shape == (len(self),):
-            array = np.flatnonzero(array)
-        if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
-            raise DatasetError(
-                f"a subset takes indices, or a mask of {len(self)} booleans; "
-                f"found {array.dtype} of shape {array.shape}"
-            )
-        chosen = [int(i) for i in array]
-        if not chosen or min(chosen) < 0 or max(chosen) >= len(self):
-            raise DatasetError(f"a subset needs indices from 0 to {len(self) - 1}; found {chosen[:5]}")
+        chosen = chosen_indices(indices, len(self))
         part = object.__new__(type(self))
         part.__dict__.update(self.__dict__)
         part._items = tuple(self._items[i] for i in chosen)
@@ -351,7 +365,6 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
         """Return the same images with another recipe; a subset can't change its number of pictures."""
         if self._items != all_items(self._labeled, self.preprocess, self.unit):
             raise DatasetError("change the recipe before splitting")
-        capacity = self._memory.capacity
         with warnings.catch_warnings():
             # said once already, when this data set was made
             warnings.simplefilter("ignore", MedimgWarning)
@@ -362,7 +375,8 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
                 unit=self.unit,
                 task=self.task,
                 skipped=self.skipped,
-                memory=capacity,
+                memory=self._store.capacity,
+                cache=self.cache,
                 reading=asdict(self._policies),
             )
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from medimg.errors import DatasetError
+from medimg.errors import DatasetError, MedimgWarning
 from medimg.io.series import Policies
 
 if TYPE_CHECKING:
@@ -18,7 +19,16 @@ if TYPE_CHECKING:
     from medimg.data.sources import LabeledSeries
     from medimg.prep import Preprocess
 
-__all__ = ["Item", "Task", "Unit", "all_items", "checked_policies", "encoded"]
+__all__ = [
+    "Item",
+    "Task",
+    "Unit",
+    "all_items",
+    "checked_policies",
+    "chosen_indices",
+    "encoded",
+    "warn_of_unknown_patients",
+]
 
 Unit: TypeAlias = Literal["slice", "series"]
 Task: TypeAlias = Literal["multiclass", "multilabel"]
@@ -77,3 +87,38 @@ def all_items(labeled: Sequence[LabeledSeries], recipe: Preprocess, unit: Unit) 
     return tuple(
         Item(n, picture) for n, item in enumerate(labeled) for picture in range(recipe.count(item.series))
     )
+
+
+def chosen_indices(indices: Sequence[int] | npt.NDArray[np.integer], length: int) -> list[int]:
+    """
+    Return which of so many items are chosen, by indices or by a mask.
+
+    Raises
+    ------
+    DatasetError
+        If none is chosen, an index is out of range, or a mask has another length.
+    """
+    array = np.asarray(indices)
+    if array.dtype == np.bool_ and array.shape == (length,):
+        array = np.flatnonzero(array)
+    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+        raise DatasetError(
+            f"a subset takes indices, or a mask of {length} booleans; "
+            f"found {array.dtype} of shape {array.shape}"
+        )
+    chosen = [int(i) for i in array]
+    if not chosen or min(chosen) < 0 or max(chosen) >= length:
+        raise DatasetError(f"a subset needs indices from 0 to {length - 1}; found {chosen[:5]}")
+    return chosen
+
+
+def warn_of_unknown_patients(labeled: Sequence[LabeledSeries]) -> None:
+    """Warn of what makes splits leak."""
+    unknown = sum(not item.patient for item in labeled)
+    if unknown:
+        warnings.warn(
+            f"{unknown} of {len(labeled)} images have no known patient, and each counts as one of "
+            "its own: if some share a patient, splits leak. Pass patient=",
+            MedimgWarning,
+            stacklevel=4,
+        )

@@ -45,6 +45,11 @@ class PictureMemory:
                 self._size -= self._kept.popitem(last=False)[1].nbytes
         return made
 
+    def held(self, key: int) -> torch.Tensor | None:
+        """Return the tensor of that key, if it is held."""
+        with self._lock:
+            return self._kept.get(key)
+
     def __getstate__(self) -> dict[str, int]:
         """Return what another process gets: the capacity, not the tensors."""
         return {"capacity": self.capacity}

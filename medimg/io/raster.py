@@ -10,22 +10,21 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
 
 from medimg.core import geometry
 from medimg.core.report import ReadReport
-from medimg.core.rescale import rescaled
 from medimg.core.volume import Photometric, Space, Volume
 from medimg.errors import DecodeError, GeometryError, MedimgWarning, TruncatedError
+from medimg.io.mapped import mapped_values
 from medimg.io.series import Policies, Series
-from medimg.io.stored import MOST_TEXT, stored_values
+from medimg.io.stored import MOST_TEXT, StoredValues
 from medimg.io.unpacking import MOST_EXPANSION
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import numpy.typing as npt
 
@@ -38,7 +37,6 @@ Encoding: TypeAlias = Literal["raw", "deflated", "text", "hex"]
 _MOST_BYTES: Final = 2**35
 _LEAST_VOLUME: Final = 1e-15
 _MOST_MM: Final = 1e9
-_MOST_FLOAT32: Final = 3e38
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +163,7 @@ def raster_series(raster: Raster) -> Series:
         space=raster.space,
         files=raster.files,
         format=raster.format,
-        reader=partial(_read, raster),
+        reader=_Reader(raster),
         frame_times=raster.frame_times,
     )
 
@@ -195,43 +193,63 @@ def _check_size(raster: Raster) -> None:
         raise DecodeError(f"{raster.name} holds more than {MOST_TEXT >> 20} MB of text; store it in binary")
 
 
-def _read(raster: Raster, slices: Sequence[int] | None, policies: Policies) -> Volume:
-    _check_size(raster)
-    depth = raster.grid[0]
-    chosen = geometry.ascending_slices(range(depth) if slices is None else slices, depth)
-    stored = stored_values(raster, chosen)
-    array, steps = _modality_values(raster, stored)
-    for note in raster.warnings:
-        warnings.warn(f"{raster.name}: {note}", MedimgWarning, stacklevel=4)
-    if len(chosen) < depth:
-        steps = (*steps, f"{len(chosen)} of {depth} slices read")
-    return Volume(
-        array=array,
-        affine=geometry.subset_affine(raster.affine, chosen),
-        photometric=raster.photometric,
-        space=raster.space,
-        report=ReadReport(
-            format=raster.format,
-            files=raster.files[:1],
-            transforms=(*raster.steps, *steps),
-            warnings=raster.warnings,
-        ),
-    )
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads the values of one raster."""
+
+    raster: Raster
+
+    def __call__(self, slices: Sequence[int] | None, policies: Policies) -> Volume:
+        with StoredValues(self.raster) as values:
+            volume = self._volume(values, self._chosen(slices), policies)
+        for note in self.raster.warnings:
+            warnings.warn(f"{self.raster.name}: {note}", MedimgWarning, stacklevel=4)
+        return volume
+
+    def pieces(self, size: int, slices: Sequence[int] | None, policies: Policies) -> Iterator[Volume]:
+        """Yield a few slices at a time; the file is opened and unpacked once."""
+        chosen = self._chosen(slices)
+        for note in self.raster.warnings:
+            warnings.warn(f"{self.raster.name}: {note}", MedimgWarning, stacklevel=4)
+        with StoredValues(self.raster) as values:
+            for start in range(0, len(chosen), size):
+                yield self._volume(values, chosen[start : start + size], policies)
+
+    def _chosen(self, slices: Sequence[int] | None) -> list[int]:
+        _check_size(self.raster)
+        depth = self.raster.grid[0]
+        return geometry.ascending_slices(range(depth) if slices is None else slices, depth)
+
+    def _volume(self, values: StoredValues, chosen: list[int], policies: Policies) -> Volume:
+        raster = self.raster
+        array, steps = _modality_values(raster, values, chosen, mapped=policies.mapped)
+        if len(chosen) < raster.grid[0]:
+            steps = (*steps, f"{len(chosen)} of {raster.grid[0]} slices read")
+        return Volume(
+            array=array,
+            affine=geometry.subset_affine(raster.affine, chosen),
+            photometric=raster.photometric,
+            space=raster.space,
+            report=ReadReport(
+                format=raster.format,
+                files=raster.files[:1],
+                transforms=(*raster.steps, *steps),
+                warnings=raster.warnings,
+            ),
+        )
 
 
-def _modality_values(raster: Raster, stored: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], tuple[str, ...]]:
-    if raster.photometric == "RGB":
-        if raster.channels == 4:
-            return stored[:3], ("transparency dropped",)
-        stated = raster.color == "RGB"
-        return stored, () if stated else ("three bytes at each place taken for red, green and blue",)
-    slope, intercept = raster.slope, raster.intercept
-    if (slope, intercept) == (1.0, 0.0):
+def _modality_values(
+    raster: Raster, values: StoredValues, chosen: Sequence[int], *, mapped: bool
+) -> tuple[npt.NDArray[Any], tuple[str, ...]]:
+    if (raster.slope, raster.intercept) != (1.0, 0.0):
+        step = f"rescaled: {raster.slope:g} × stored + {raster.intercept:g}"
+        return values.rescaled(chosen), (step,)
+    stored = mapped_values(raster, chosen) if mapped else None
+    stored = values.stored(chosen) if stored is None else stored
+    if raster.photometric != "RGB":
         return stored, ()
-    step = (f"rescaled: {slope:g} × stored + {intercept:g}",)
-    small = 2.0 ** (8 * stored.dtype.itemsize) * abs(slope) + abs(intercept) < _MOST_FLOAT32
-    if stored.dtype.kind != "f" and stored.dtype.itemsize < 8 and small:
-        return rescaled(stored, slope, intercept), step
-    with np.errstate(over="ignore", invalid="ignore"):
-        kept = stored.dtype if stored.dtype.kind == "f" else np.dtype(np.float64)
-        return (stored.astype(np.float64) * slope + intercept).astype(kept, copy=False), step
+    if raster.channels == 4:
+        return stored[:3], ("transparency dropped",)
+    stated = raster.color == "RGB"
+    return stored, () if stated else ("three bytes at each place taken for red, green and blue",)

@@ -14,7 +14,8 @@ from medimg.errors import (
     NotAnImageError,
     SeriesError,
 )
-from medimg.io.scan import FORMATS, indexed
+from medimg.io.identify import FORMATS
+from medimg.io.scan import indexed
 from medimg.io.series import Series, SeriesIndex, ValueKind
 from medimg.io.sources import Files, source_name
 
@@ -38,6 +39,7 @@ def read(
     on_duplicate: Policy = "warn",
     on_tilt: Policy = "warn",
     values: ValueKind = "auto",
+    mapped: bool = False,
 ) -> Volume:
     """
     Read one image: a DICOM series, a NIfTI, NRRD or MetaImage file, a PNG or JPEG picture.
@@ -72,6 +74,11 @@ def read(
         "rescaled": as the modality LUT or the rescale of the file gives them (PS3.3 C.11.1). "auto": the
         same, but Philips MR in the floating-point values that can be compared between series, where the
         file has their scale, and dose in its units. "suv": PET as standardized uptake values by body weight.
+    mapped : bool
+        Whether the array may be a view of its file, of which only what is looked at is read: where an
+        uncompressed NIfTI, NRRD or MetaImage file holds the values as they are. Such a file must not be
+        shortened or overwritten while the volume is in use, which would change its values or end the
+        process. Other images are read as ever.
 
     Returns
     -------
@@ -97,7 +104,9 @@ def read(
     """
     chosen, finish = opened(source, series)
     return finish(
-        chosen.read(on_missing=on_missing, on_duplicate=on_duplicate, on_tilt=on_tilt, values=values)
+        chosen.read(
+            on_missing=on_missing, on_duplicate=on_duplicate, on_tilt=on_tilt, values=values, mapped=mapped
+        )
     )
 
 

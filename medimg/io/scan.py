@@ -2,46 +2,41 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from collections import Counter
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medimg.core.report import Skipped
-from medimg.errors import MedimgError, NotAnImageError, ReadError
-from medimg.io.blob import Blob, as_blob
+from medimg.errors import MedimgError, ReadError
 from medimg.io.dicom.assemble import dicom_series
-from medimg.io.dicom.dicomdir import looks_like_dicomdir
 from medimg.io.dicom.grouping import group_frames
-from medimg.io.dicom.header import Instance, looks_like_dicom, read_instance
-from medimg.io.metaimage import looks_like_metaimage, metaimage_series
-from medimg.io.nifti import header_beside, looks_like_nifti, nifti_series
-from medimg.io.nrrd import looks_like_nrrd, nrrd_series
-from medimg.io.picture import looks_like_picture, picture_series
+from medimg.io.dicom.header import Instance
+from medimg.io.dicom.regular import regular_series
+from medimg.io.findings import looked_at
+from medimg.io.identify import Failed
+from medimg.io.recall import Memory
 from medimg.io.series import Series, SeriesIndex
-from medimg.io.sources import Files, looks_like_zip, source_files
+from medimg.io.sources import Files, is_folder, source_files
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Sequence
 
-__all__ = ["FORMATS", "identify", "indexed", "scan"]
+    from medimg.io.blob import Blob
+    from medimg.io.dicom.alike import Alike
+    from medimg.io.identify import Found
 
-#: What can be read, for messages.
-FORMATS = "DICOM, NIfTI, NRRD, MetaImage, PNG or JPEG"
-
-
-@dataclass(frozen=True, slots=True)
-class _Failed:
-    """A file that holds no image, or a damaged one."""
-
-    blob: Blob
-    error: MedimgError
+__all__ = ["indexed", "scan"]
 
 
-_Found: TypeAlias = Instance | Series | _Failed
-
-
-def scan(source: Files, *, workers: int | None = None, progress: bool | None = None) -> SeriesIndex:
+def scan(
+    source: Files,
+    *,
+    workers: int | None = None,
+    progress: bool | None = None,
+    index: str | os.PathLike[str] | None = None,
+) -> SeriesIndex:
     """
     Find all series in a folder and below, or in a zip archive, without touching their pixels.
 
@@ -57,9 +52,15 @@ def scan(source: Files, *, workers: int | None = None, progress: bool | None = N
         single files. A zip archive inside a folder is listed among those skipped, as it often lies beside
         what it holds: read it by itself. A DICOMDIR inside a folder needs no reading.
     workers : int, optional
-        Threads that read headers; more than the default of 1 pay on network drives.
+        Threads that read headers; by default one, and 16 where files turn out to be slow to open, as on
+        network drives.
     progress : bool, optional
         Whether to show a progress bar; by default only where a person watches and it takes longer.
+
+    index : str or Path, optional
+        Where to keep what the headers of a folder said, a SQLite file: the next scan with the same one reads
+        only the files whose size or time of modification has changed. It holds the patients' IDs and the
+        descriptions of series: keep it where the images are kept.
 
     Returns
     -------
@@ -69,7 +70,8 @@ def scan(source: Files, *, workers: int | None = None, progress: bool | None = N
     Raises
     ------
     ReadError
-        If the path does not exist, or the source is of a kind that can't be read.
+        If the path does not exist, the source is of a kind that can't be read, or the index is another file
+        or can't be written.
 
     Examples
     --------
@@ -77,28 +79,44 @@ def scan(source: Files, *, workers: int | None = None, progress: bool | None = N
     >>> [s.summary() for s in index]  # doctest: +SKIP
     ['CT CHEST: 1×133×512×512, 2×0.742×0.742 mm, 133 file(s), uid 1.2.840…']
     """
-    return indexed(source, workers=workers, progress=progress)[0]
+    return indexed(source, workers=workers, progress=progress, index=index)[0]
 
 
 def indexed(
-    source: object, *, workers: int | None = None, progress: bool | None = None
+    source: object,
+    *,
+    workers: int | None = None,
+    progress: bool | None = None,
+    index: str | os.PathLike[str] | None = None,
 ) -> tuple[SeriesIndex, list[MedimgError]]:
     """Return the series of a source, and the error behind each of its skipped files; see :func:`scan`."""
+    memory = None if index is None else _memory(source, Path(index))
     files, absent = source_files(source)
-    index, errors = _grouped(files, workers or 1, progress)
+    found, errors = _grouped(files, workers, progress, memory)
     if absent:
-        index = SeriesIndex(index.series, (*index.skipped, *absent))
+        found = SeriesIndex(found.series, (*found.skipped, *absent))
         errors += [ReadError(skipped.reason) for skipped in absent]
-    return index, errors
+    return found, errors
+
+
+def _memory(source: object, path: Path) -> Memory:
+    if not is_folder(source):
+        raise ReadError("an index is kept of a folder; scan a file, an archive or a list without index=")
+    return Memory(path, Path(str(source)))
 
 
 def _grouped(
-    files: Sequence[Blob], workers: int, progress: bool | None
+    files: Sequence[Blob | str], workers: int | None, progress: bool | None, memory: Memory | None
 ) -> tuple[SeriesIndex, list[MedimgError]]:
-    found = _without_companions([f for f in _inspected(files, workers, progress) if f is not None])
-    instances = [f for f in found if isinstance(f, Instance)]
-    series = [f for f in found if isinstance(f, Series)]
-    failed = [(f.blob.name, f.error) for f in found if isinstance(f, _Failed)]
+    if memory is None:
+        findings = looked_at(files, range(len(files)), workers=workers, progress=progress)
+    else:
+        findings = memory.refreshed(files, workers=workers, progress=progress)
+    others = [(n, f) for n, f in findings.others if f is not None]
+    series, instances = _by_series(findings.alike, others)
+    found = _without_companions([f for _, f in others if not isinstance(f, Instance)])
+    series += [f for f in found if isinstance(f, Series)]
+    failed = [(f.name, f.error) for f in found if isinstance(f, Failed)]
     for group in group_frames(instances):
         try:
             series.append(dicom_series(group))
@@ -108,90 +126,30 @@ def _grouped(
     return SeriesIndex(tuple(sorted(series, key=lambda s: s.path)), skipped), [error for _, error in failed]
 
 
-def _without_companions(found: list[_Found]) -> list[_Found]:
+def _by_series(
+    alike: Sequence[Alike], others: Sequence[tuple[int, Found]]
+) -> tuple[list[Series], list[Instance]]:
+    """Return the series that are plain to see, and the files of all others, in their order."""
+    instances = [(n, f) for n, f in others if isinstance(f, Instance)]
+    shared = Counter(some.prototype.series_uid for some in alike)
+    shared.update(instance.series_uid for _, instance in instances)
+    series: list[Series] = []
+    for some in alike:
+        found = regular_series(some) if shared[some.prototype.series_uid] == 1 else None
+        if found is None:
+            instances += ((n, some.instance(row)) for row, n in enumerate(some.indices))
+        else:
+            series.append(found)
+    return series, [instance for _, instance in sorted(instances, key=itemgetter(0))]
+
+
+def _without_companions(found: list[Series | Failed]) -> list[Series | Failed]:
     """Drop files that merely hold the values of a header beside them."""
     companions = {name for f in found if isinstance(f, Series) for name in f.files[1:]}
-    kept: dict[str, _Found] = {}
+    kept: dict[str, Series | Failed] = {}
     for number, item in enumerate(found):
-        if isinstance(item, _Failed) and item.blob.name in companions:
+        if isinstance(item, Failed) and item.name in companions:
             continue
         # an .img is found as the pair that it belongs to
         kept.setdefault(item.uid if isinstance(item, Series) else f"{number}", item)
     return list(kept.values())
-
-
-def _inspected(files: Sequence[Blob], workers: int, progress: bool | None) -> Iterator[_Found | None]:
-    from tqdm import tqdm
-
-    def shown(results: Iterable[_Found | None]) -> Iterable[_Found | None]:
-        disable = None if progress is None else not progress
-        bar = tqdm(
-            results, total=len(files), desc="scanning", unit="file", disable=disable, delay=1.0, leave=False
-        )
-        return iter(bar)
-
-    if workers == 1:
-        yield from shown(map(_inspect, files))
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        yield from shown(pool.map(_inspect, files))
-
-
-def _inspect(blob: Blob) -> _Found | None:
-    """Return what a file holds; None for a DICOMDIR, which merely lists what lies around it."""
-    try:
-        return identify(blob)
-    except _DirectoryError:
-        return None
-    except MedimgError as error:
-        return _Failed(blob, error)
-
-
-class _DirectoryError(NotAnImageError):
-    """The file is a DICOMDIR."""
-
-
-def identify(source: str | os.PathLike[str] | Blob) -> Instance | Series:
-    """
-    Return what a file holds, told by its content.
-
-    Raises
-    ------
-    ReadError
-        If it holds no image, or can't be read.
-    """
-    blob = as_blob(source)
-    start = blob.start()
-    if start[:2] == b"\x1f\x8b":
-        blob = blob.unzipped()
-        start = blob.start()
-    if not start:
-        raise NotAnImageError(f"{blob.name} is empty")
-    if start[128:132] != b"DICM":
-        found = _other_format(blob, start)
-        if found is not None:
-            return found
-    if looks_like_dicomdir(start):
-        raise _DirectoryError(f"{blob.name} is a DICOMDIR: read it by itself")
-    if looks_like_dicom(start):
-        return read_instance(blob)
-    if looks_like_zip(start):
-        raise NotAnImageError(
-            f"{blob.name} is a zip archive, which is not entered from outside: read it by itself"
-        )
-    header = header_beside(blob)
-    if header is not None:
-        return nifti_series(header)
-    raise NotAnImageError(f"{blob.name} is none of {FORMATS.replace(' or ', ' and ')}")
-
-
-def _other_format(blob: Blob, start: bytes) -> Series | None:
-    if looks_like_picture(start):
-        return picture_series(blob)
-    if looks_like_nifti(start):
-        return nifti_series(blob)
-    if looks_like_nrrd(start):
-        return nrrd_series(blob)
-    if looks_like_metaimage(start):
-        return metaimage_series(blob)
-    return None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args, overload, runtime_checkable
 
 from medimg.core import geometry
 from medimg.core.report import Skipped
@@ -38,6 +38,7 @@ class Policies:
     on_duplicate: Policy = "warn"
     on_tilt: Policy = "warn"
     values: ValueKind = "auto"
+    mapped: bool = False
 
     def __post_init__(self) -> None:
         for name in ("on_missing", "on_duplicate", "on_tilt"):
@@ -63,6 +64,15 @@ class SliceReader(Protocol):
         policies : Policies
             What to do about gaps, duplicates and tilt, and how values are scaled.
         """
+        ...
+
+
+@runtime_checkable
+class PieceReader(Protocol):
+    """A reader that opens its file once for many pieces."""
+
+    def pieces(self, size: int, slices: Sequence[int] | None, policies: Policies) -> Iterator[Volume]:
+        """Yield up to `size` slices at a time; see :meth:`Series.pieces`."""
         ...
 
 
@@ -131,6 +141,7 @@ class Series:
         on_duplicate: Policy = "warn",
         on_tilt: Policy = "warn",
         values: ValueKind = "auto",
+        mapped: bool = False,
     ) -> Volume:
         """
         Read the pixels.
@@ -142,6 +153,8 @@ class Series:
         on_missing, on_duplicate, on_tilt : {"raise", "warn", "fix", "keep"}
             See :func:`medimg.read`.
         values : {"auto", "rescaled", "suv"}
+            See :func:`medimg.read`.
+        mapped : bool
             See :func:`medimg.read`.
 
         Returns
@@ -160,7 +173,7 @@ class Series:
             raise ReadError(
                 f"{self.path} is {self.format}, which does not say how to make SUV; read the DICOM"
             )
-        policies = Policies(on_missing, on_duplicate, on_tilt, values)
+        policies = Policies(on_missing, on_duplicate, on_tilt, values, mapped)
         try:
             return self.reader(slices, policies)
         except MemoryError:
@@ -168,6 +181,38 @@ class Series:
             raise ReadError(
                 f"{self.path}: no memory for C×D×H×W = {size} values; choose some by slices="
             ) from None
+
+    def pieces(
+        self, size: int, slices: Sequence[int] | None = None, *, policies: Policies | None = None
+    ) -> Iterator[Volume]:
+        """
+        Read the pixels a few slices at a time, so that the whole need not fit into memory.
+
+        Parameters
+        ----------
+        size : int
+            The most slices of one piece.
+        slices : sequence of int, optional
+            Ascending indices along D; all by default.
+        policies : Policies, optional
+            See :func:`medimg.read`; policies that resample need the whole, and can't be taken.
+
+        Yields
+        ------
+        Volume
+            Consecutive slices.
+
+        Raises
+        ------
+        ReadError, SeriesError
+            See :meth:`read`.
+        """
+        if isinstance(self.reader, PieceReader):
+            yield from self.reader.pieces(size, slices, policies or Policies())
+            return
+        chosen = list(range(self.shape[1]) if slices is None else slices)
+        for start in range(0, len(chosen), size):
+            yield self.reader(chosen[start : start + size], policies or Policies())
 
     def summary(self) -> str:
         """Return one line for a person: modality, size, spacing, description, UID."""

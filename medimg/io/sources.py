@@ -16,7 +16,7 @@ from medimg.io.series import Series
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Files", "is_buffer", "looks_like_zip", "source_files", "source_name"]
+__all__ = ["Files", "is_buffer", "is_folder", "looks_like_zip", "source_files", "source_name"]
 
 #: One file, or what files are in.
 OneSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Blob
@@ -39,6 +39,11 @@ def is_buffer(source: object) -> bool:
     return callable(getattr(source, "read", None)) and not isinstance(source, Series)
 
 
+def is_folder(source: object) -> bool:
+    """Whether a source is a folder."""
+    return _is_path(source) and _is_folder(Path(source))
+
+
 def source_name(source: object) -> str:
     """Return what a source is called in messages."""
     if isinstance(source, str | os.PathLike):
@@ -48,9 +53,9 @@ def source_name(source: object) -> str:
     return "<bytes>" if is_buffer(source) else "these files"
 
 
-def source_files(source: object) -> tuple[list[Blob], list[Skipped]]:
+def source_files(source: object) -> tuple[list[Blob | str], list[Skipped]]:
     """
-    Return the files of a source, and those that it names and that are not there.
+    Return the files of a source, those of folders by their paths, and what it names and is not there.
 
     A folder stands for all files in it and below, hidden ones left out, links to folders followed; a zip
     archive for its members; a DICOMDIR for the files that it names; bytes and open files for themselves. A
@@ -66,14 +71,15 @@ def source_files(source: object) -> tuple[list[Blob], list[Skipped]]:
     if isinstance(source, Sequence) and not isinstance(source, str | bytes | bytearray | memoryview):
         if not source:
             raise ReadError("can't read an empty list; expected the files of one image")
-        found: list[Blob] = []
+        found: list[Blob | str] = []
         absent: list[Skipped] = []
         for number, item in enumerate(source):
             files, missing = _expanded(_blob(item, f"<bytes {number}>"))
             found += files
             absent += missing
         return found, absent
-    return _expanded(_blob(source, "<bytes>"))
+    members, absent = _expanded(_blob(source, "<bytes>"))
+    return list(members), absent
 
 
 def _blob(source: object, name: str) -> Blob:
@@ -131,7 +137,7 @@ def _is_seekable(file: Any) -> bool:
     return bool(seekable()) if callable(seekable) else False
 
 
-def _expanded(blob: Blob) -> tuple[list[Blob], list[Skipped]]:
+def _expanded(blob: Blob) -> tuple[Sequence[Blob], list[Skipped]]:
     """Return the members of an archive, the files of a DICOMDIR, or the file itself."""
     try:
         start = blob.start()
@@ -167,9 +173,9 @@ def _is_absent(path: Path) -> bool:
         return False
 
 
-def _walk(root: Path) -> tuple[list[Blob], list[Skipped]]:
+def _walk(root: Path) -> tuple[list[Blob | str], list[Skipped]]:
     """Return the files of a folder and below, and the folders that can't be opened."""
-    found: list[Blob] = []
+    found: list[Blob | str] = []
     closed: list[Skipped] = []
 
     def note(error: OSError) -> None:
@@ -177,7 +183,8 @@ def _walk(root: Path) -> tuple[list[Blob], list[Skipped]]:
         closed.append(Skipped(name, f"the folder {name} can't be opened: {error.strerror}"))
 
     for folder, names in _folders(root, note):
-        found += (Blob(str(folder / name)) for name in sorted(names) if not name.startswith("."))
+        within = str(folder / "_")[:-1]
+        found += [within + name for name in sorted(names) if not name.startswith(".")]
     return found, closed
 
 

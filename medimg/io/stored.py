@@ -7,68 +7,233 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import numpy as np
 
-from medimg.errors import DecodeError, TruncatedError
+from medimg.core.rescale import rescale_into, rescaled_dtype
+from medimg.errors import DecodeError, ReadError, TruncatedError
 from medimg.io.unpacking import inflating
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import TracebackType
 
     import numpy.typing as npt
 
     from medimg.io.raster import Raster
 
-__all__ = ["MOST_TEXT", "stored_values"]
+__all__ = ["MOST_TEXT", "StoredValues"]
 
 #: The longest file of text that is read.
 MOST_TEXT: Final = 2**28
+#: Bytes at a time: they are looked at, swapped or rescaled while they are in the cache.
 _PIECE: Final = 2**20
+#: Bytes that may be held beside the result.
+_SPARE: Final = 2**24
+#: Bytes behind the values that are unpacked to reach the checksum; damage can make the data longer.
+_MOST_BEHIND: Final = 2**28
+_MOST_FLOAT32: Final = 3e38
 _SEPARATOR: Final = re.compile(rb"[\s,]")
 
 
-def stored_values(raster: Raster, chosen: Sequence[int]) -> npt.NDArray[Any]:
+class StoredValues:
     """
-    Return the values of some slices.
+    The values of a raster, read from its file slice by slice.
+
+    A context manager. It keeps its place: slices that are asked for in ascending order, in one call or many,
+    unpack a compressed file once; only the bytes of those slices are read of one that is not compressed.
 
     Parameters
     ----------
     raster : Raster
         With sizes that have been compared with the file.
-    chosen : sequence of int
-        Ascending indices along D; only these are kept in memory.
-
-    Returns
-    -------
-    numpy.ndarray
-        (C, len(chosen), H, W) in the byte order of this machine.
-
-    Raises
-    ------
-    TruncatedError
-        If the file ends too early.
-    DecodeError
-        If its compression is damaged, or text is no number.
     """
-    if raster.encoding in ("text", "hex"):
-        everything = _from_text(raster)
-        return everything[:, chosen] if len(chosen) < raster.grid[0] else everything
-    depth, height, width = raster.grid
-    outer, inner = (1, raster.channels) if raster.interleaved else (raster.channels, 1)
-    slab = height * width * inner * raster.dtype.itemsize
-    values = np.empty((outer, len(chosen), height, width, inner), raster.dtype)
-    memory = memoryview(values.reshape(-1).view(np.uint8).data)
-    with raster.blob.stream() as packed:
-        _skip(packed, raster.start, raster.name)
-        file = inflating(packed, raster.blob.name) if raster.encoding == "deflated" else packed
-        _skip(file, raster.skip, raster.name)
-        filled = at = 0
+
+    def __init__(self, raster: Raster) -> None:
+        self._raster = raster
+        self._dtype = raster.dtype.newbyteorder("=")
+        self._file: BinaryIO | None = None
+        self._at = 0
+        self._text: npt.NDArray[Any] | None = None
+
+    def __enter__(self) -> StoredValues:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def stored(self, chosen: Sequence[int]) -> npt.NDArray[Any]:
+        """
+        Return the values of some slices as they are stored.
+
+        Parameters
+        ----------
+        chosen : sequence of int
+            Ascending indices along D; only these are kept in memory.
+
+        Returns
+        -------
+        numpy.ndarray
+            (C, len(chosen), H, W) in the byte order of this machine.
+
+        Raises
+        ------
+        TruncatedError
+            If the file ends too early.
+        DecodeError
+            If its compression is damaged, or text is no number.
+        ReadError
+            If it can't be read.
+        """
+        return self._shaped(self._flat(chosen)[0], chosen)
+
+    def rescaled(self, chosen: Sequence[int]) -> npt.NDArray[Any]:
+        """
+        Return the values of some slices, rescaled by slope and intercept.
+
+        Little is held in memory beside the result.
+
+        Parameters
+        ----------
+        chosen : sequence of int
+            Ascending indices along D.
+
+        Returns
+        -------
+        numpy.ndarray
+            (C, len(chosen), H, W): floating-point values keep their type; integers become int16, int32 or
+            float32 (:func:`medimg.core.rescale.rescaled_dtype`), or float64 where float32 can't hold them.
+
+        Raises
+        ------
+        TruncatedError, DecodeError, ReadError
+            As :meth:`stored`.
+        """
+        dtype = self._type_rescaled()
+        if dtype is None:
+            flat, ends = self._flat(chosen, find_ends=True)
+            dtype = rescaled_dtype(ends, self._raster.slope, self._raster.intercept)
+            if dtype.itemsize == flat.itemsize:
+                return self._shaped(self._rescale(flat, flat.view(dtype)), chosen)
+            if flat.nbytes <= _SPARE:
+                return self._shaped(self._rescale(flat, np.empty(flat.size, dtype)), chosen)
+            del flat  # and read again: two arrays at once take more memory than promised
+        return self._shaped(self._converted(chosen, dtype), chosen)
+
+    def _type_rescaled(self) -> np.dtype[Any] | None:
+        """Return the type of the result; None if it depends on the values."""
+        raster, dtype = self._raster, self._dtype
+        if dtype.kind == "f":
+            return dtype
+        largest = 2.0 ** (8 * dtype.itemsize) * abs(raster.slope) + abs(raster.intercept)
+        if dtype.itemsize == 8 or largest >= _MOST_FLOAT32:
+            return np.dtype(np.float64)
+        limits = np.iinfo(dtype)
+        bound = rescaled_dtype((int(limits.min), int(limits.max)), raster.slope, raster.intercept)
+        whole = raster.slope.is_integer() and raster.intercept.is_integer()
+        return None if whole and bound != np.int16 else bound
+
+    def _rescale(self, stored: npt.NDArray[Any], values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        with np.errstate(over="ignore", invalid="ignore"):
+            rescale_into(stored, self._raster.slope, self._raster.intercept, values)
+        return values
+
+    def _shaped(self, flat: npt.NDArray[Any], chosen: Sequence[int]) -> npt.NDArray[Any]:
+        _, height, width = self._raster.grid
+        if self._raster.interleaved:
+            return flat.reshape(len(chosen), height, width, -1).transpose(3, 0, 1, 2)
+        return flat.reshape(-1, len(chosen), height, width)
+
+    def _flat(
+        self, chosen: Sequence[int], *, find_ends: bool = False
+    ) -> tuple[npt.NDArray[Any], tuple[int, int]]:
+        """Return the values in the order of the file, and if asked for the least and the greatest."""
+        pieces = self._pieces(chosen)
+        flat = np.empty(sum(length for _, length in pieces) // self._dtype.itemsize, self._dtype)
+        least, greatest, filled = [], [], 0
+        for position, length in pieces:
+            piece = flat[filled : filled + length // self._dtype.itemsize]
+            self._load(position, piece)
+            if find_ends:
+                least.append(int(piece.min()))
+                greatest.append(int(piece.max()))
+            filled += piece.size
+        self._verify()
+        return flat, (min(least), max(greatest)) if find_ends else (0, 0)
+
+    def _converted(self, chosen: Sequence[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """Return rescaled values in the order of the file, read piece by piece."""
+        pieces = self._pieces(chosen)
+        values = np.empty(sum(length for _, length in pieces) // self._dtype.itemsize, dtype)
+        buffer = np.empty(max(length for _, length in pieces) // self._dtype.itemsize, self._dtype)
+        filled = 0
+        for position, length in pieces:
+            piece = buffer[: length // self._dtype.itemsize]
+            self._load(position, piece)
+            self._rescale(piece, values[filled : filled + piece.size])
+            filled += piece.size
+        self._verify()
+        return values
+
+    def _pieces(self, chosen: Sequence[int]) -> list[tuple[int, int]]:
+        """Return where in the values the slices are: positions and lengths in bytes, ascending."""
+        depth, height, width = self._raster.grid
+        outer, inner = (1, self._raster.channels) if self._raster.interleaved else (self._raster.channels, 1)
+        slab = height * width * inner * self._dtype.itemsize
+        runs: list[list[int]] = []
         for number in (o * depth + d for o in range(outer) for d in chosen):
-            _skip(file, (number - at) * slab, raster.name)
-            _fill(file, memory[filled : filled + slab], raster.name)
-            filled, at = filled + slab, number + 1
-        if at == outer * depth:
-            file.read(1)  # lets compressed data verify their checksum
-    values = values.astype(raster.dtype.newbyteorder("="), copy=False)
-    return values[0].transpose(3, 0, 1, 2) if raster.interleaved else values[..., 0]
+            if runs and runs[-1][1] == number * slab:
+                runs[-1][1] += slab
+            else:
+                runs.append([number * slab, (number + 1) * slab])
+        return [
+            (start, min(_PIECE, end - start)) for first, end in runs for start in range(first, end, _PIECE)
+        ]
+
+    def _load(self, position: int, piece: npt.NDArray[Any]) -> None:
+        """Fill an array with the values from a byte on."""
+        if self._raster.encoding in ("text", "hex"):
+            if self._text is None:
+                self._text = _from_text(self._raster)
+            start = position // self._dtype.itemsize
+            piece[:] = self._text[start : start + piece.size]
+            return
+        try:
+            file = self._file
+            if file is None or position < self._at:
+                file = self._open()
+            _skip(file, position - self._at, self._raster.name)
+            _fill(file, memoryview(piece.view(np.uint8).data), self._raster.name)
+        except OSError as error:
+            raise ReadError(f"{self._raster.blob.name} can't be read: {error.strerror}") from None
+        self._at = position + piece.nbytes
+        if self._raster.dtype != self._dtype:
+            piece.byteswap(inplace=True)
+
+    def _open(self) -> BinaryIO:
+        raster = self._raster
+        self._close()
+        self._file = file = raster.blob.stream()
+        _skip(file, raster.start, raster.name)
+        if raster.encoding == "deflated":
+            self._file = file = inflating(file, raster.blob.name)
+        _skip(file, raster.skip, raster.name)
+        self._at = 0
+        return file
+
+    def _verify(self) -> None:
+        """Let compressed data verify their checksum, where all values have been read."""
+        if self._file is None or self._at < self._raster.nbytes:
+            return
+        packed = not self._file.seekable()
+        left = _MOST_BEHIND
+        while packed and left > 0 and (behind := self._file.read(_PIECE)):
+            left -= len(behind)
+        self._close()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 def _fill(file: BinaryIO, memory: memoryview, name: str) -> None:
@@ -111,6 +276,7 @@ def _end_of_word(text: bytes, at: int) -> int:
 
 
 def _from_text(raster: Raster) -> npt.NDArray[Any]:
+    """Return all values in the order of the file, and in the byte order of this machine."""
     with raster.blob.stream() as file:
         _skip(file, raster.start, raster.name)
         _skip(file, raster.skip, raster.name)
@@ -124,7 +290,4 @@ def _from_text(raster: Raster) -> npt.NDArray[Any]:
         raise DecodeError(f"{raster.name}: its values are no numbers of the type {raster.dtype}") from None
     if values.size < raster.count:
         raise TruncatedError(f"{raster.name} holds {values.size} values, its header promises {raster.count}")
-    values = values.astype(raster.dtype.newbyteorder("="), copy=False)
-    if raster.interleaved:
-        return values.reshape(*raster.grid, raster.channels).transpose(3, 0, 1, 2)
-    return values.reshape(raster.channels, *raster.grid)
+    return values.astype(raster.dtype.newbyteorder("="), copy=False)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 import zlib
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
+
+from isal import isal_zlib
 
 from medimg.errors import DecodeError, ReadError, TruncatedError
 
@@ -17,9 +20,14 @@ __all__ = ["MOST_EXPANSION", "Unpacking", "buffered", "inflating", "rereadable"]
 MOST_EXPANSION: Final = 1032
 
 _MOST_KEPT: Final = 2**31
+#: Bytes that are unpacked at once, and that a file is read by: both stay in the cache of a core.
+_MOST_AT_ONCE: Final = 2**20
 _PIECE: Final = 2**16
 _GZIP: Final = b"\x1f\x8b"
-_ANY_WRAPPER: Final = 32 + zlib.MAX_WBITS  # zlib finds out whether it is its own or gzip's
+_ANY_WRAPPER: Final = 32 + isal_zlib.MAX_WBITS  # the first two bytes tell zlib's from gzip's
+#: Errors whose text is one of a few; the stub of isal calls the class an exception.
+_CODE: Final = re.compile(r"^Error -?\d+ ")
+_STATED: Final = (zlib.error, cast("type[Exception]", isal_zlib.IsalError))
 
 
 class Unpacking(io.RawIOBase):
@@ -61,7 +69,7 @@ class Unpacking(io.RawIOBase):
         if not view:
             return 0
         try:
-            data = self._read(min(len(view), 2**24))
+            data = self._read(min(len(view), _MOST_AT_ONCE))
         except ReadError:
             raise
         except EOFError:
@@ -80,17 +88,21 @@ class Unpacking(io.RawIOBase):
 
 
 def _cause(error: Exception) -> str:
-    """Return the reason that zlib gives, which is one of a few fixed texts; else the kind of error."""
-    return str(error) if isinstance(error, zlib.error) else type(error).__name__
+    """Return the reason that an inflater gives, which is one of a few fixed texts; else the kind of error."""
+    return _CODE.sub("", str(error)) if isinstance(error, _STATED) else type(error).__name__
 
 
 class _Inflater:
-    """The bytes of zlib data, or of the members of a gzip file one after the other (RFC 1950, RFC 1952)."""
+    """
+    The bytes of zlib data, or of the members of a gzip file one after the other (RFC 1950, RFC 1952).
+
+    Unpacked by ISA-L, which is three times as fast as zlib, and lets other threads run meanwhile.
+    """
 
     def __init__(self, packed: BinaryIO) -> None:
         self._packed = packed
         self._held = b""
-        self._inflater = zlib.decompressobj(_ANY_WRAPPER)
+        self._inflater = isal_zlib.decompressobj(_ANY_WRAPPER)
         self._more_held = False
         self._ended = False
 
@@ -121,7 +133,7 @@ class _Inflater:
             rest += self._packed.read(_PIECE)
         self._ended = rest[:2] != _GZIP  # what else follows is no part of the data
         if not self._ended:
-            self._inflater = zlib.decompressobj(_ANY_WRAPPER)
+            self._inflater = isal_zlib.decompressobj(_ANY_WRAPPER)
             self._held = rest
         self._more_held = False
 

@@ -86,6 +86,12 @@ class _Indexed(Dataset[tuple[Tensor, Any, int]]):
         image, label = self.items[index]
         return image, label, index
 
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any, int]]:
+        several = getattr(self.items, "__getitems__", None)
+        if several is None:
+            return [self[index] for index in indices]
+        return [(*item, index) for item, index in zip(several(indices), indices, strict=True)]
+
 
 def collate(items: Sequence[tuple[Tensor, Any, int]]) -> Batch:
     """
@@ -111,12 +117,29 @@ def collate(items: Sequence[tuple[Tensor, Any, int]]) -> Batch:
     indices = torch.tensor([index for _, _, index in items])
     lengths = [len(image) for image in images]
     if images[0].ndim == 3 or len(set(lengths)) == 1:
-        return Batch(torch.stack(images), labels, None, indices)
+        return Batch(_stacked(images), labels, None, indices)
     padded = images[0].new_zeros(len(images), max(lengths), *images[0].shape[1:])
     for row, image in zip(padded, images, strict=True):
         row[: len(image)] = image
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     return Batch(padded, labels, mask, indices)
+
+
+def _stacked(images: list[Tensor]) -> Tensor:
+    """Stack images; those that lie one behind the other in one block of memory already are not copied."""
+    first, size = images[0], images[0].numel()
+    block = first.untyped_storage().data_ptr()
+    in_a_row = all(
+        image.is_contiguous()
+        and image.shape == first.shape
+        and image.dtype == first.dtype
+        and image.untyped_storage().data_ptr() == block
+        and image.storage_offset() == first.storage_offset() + n * size
+        for n, image in enumerate(images)
+    )
+    if not in_a_row or first.requires_grad:
+        return torch.stack(images)
+    return first.as_strided((len(images), *first.shape), (size, *first.stride()))
 
 
 def training_loader(

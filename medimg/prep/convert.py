@@ -16,7 +16,11 @@ __all__ = ["to_tensor"]
 
 
 def to_tensor(
-    source: Source | Volume, *, device: str | torch.device | None = None, **recipe_fields: Any
+    source: Source | Volume,
+    *,
+    device: str | torch.device | None = None,
+    out: torch.Tensor | None = None,
+    **recipe_fields: Any,
 ) -> torch.Tensor:
     """
     Read an image and make normalized tensors of its slices.
@@ -26,7 +30,9 @@ def to_tensor(
     source : str, Path, list of these, Series or Volume
         What to read; see :func:`medimg.read`.
     device : str or torch.device, optional
-        Where to compute; the CPU by default.
+        Where to compute; that of `out`, or the CPU, by default.
+    out : torch.Tensor, optional
+        (at least N, 3, H, W) float32, contiguous: takes the tensors; see :class:`medimg.Preprocess`.
     **recipe_fields
         Fields of :class:`medimg.Preprocess`, such as ``window="lung"``.
 
@@ -51,4 +57,4 @@ def to_tensor(
     >>> to_tensor(volume, window="lung", slices=2).shape
     torch.Size([2, 3, 224, 224])
     """
-    return Preprocess.from_dict(recipe_fields)(source, device=device)
+    return Preprocess.from_dict(recipe_fields)(source, device=device, out=out)

@@ -5,21 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from medimg.core.geometry import display_code, orientation_code
+from medimg.core.display import DECLARED
 from medimg.core.window import PRESETS, Window
+from medimg.prep.pose import Pose
 from medimg.prep.slices import choose_slices, neighbors
 
 if TYPE_CHECKING:
+    from medimg.core.volume import Volume
     from medimg.io.series import Policies, Series
-    from medimg.prep.recipe import Preprocess
+    from medimg.prep.recipe import OneWindow, Preprocess
 
-__all__ = ["Part", "needed_slices"]
+__all__ = ["Part", "depends_on_all", "needed_slices"]
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
     """
-    Some slices of a volume.
+    Some slices of a volume, or all.
 
     Attributes
     ----------
@@ -27,53 +29,69 @@ class Part:
         Number of slices of the whole.
     stored : tuple of int
         Their indices as the series has them, ascending.
-    displayed : tuple of int
-        Their indices as they are displayed, ascending: in reverse order where the display turns them.
     """
 
     depth: int
     stored: tuple[int, ...]
-    displayed: tuple[int, ...]
 
     @classmethod
     def whole(cls, depth: int) -> Part:
         """Return all slices."""
-        return cls(depth, tuple(range(depth)), tuple(range(depth)))
+        return cls(depth, tuple(range(depth)))
 
-    def place_of(self, index: int) -> int:
-        """Return the place among these of a slice by its index as it is displayed."""
-        return index if len(self.displayed) == self.depth else self.displayed.index(index)
+    @property
+    def is_whole(self) -> bool:
+        """Whether all slices are among these."""
+        return len(self.stored) == self.depth
 
 
 def needed_slices(recipe: Preprocess, series: Series, policies: Policies) -> Part | None:
     """
-    Return the slices that a recipe takes of a series.
+    Return the slices that a recipe takes of a series, if each picture is made of these alone.
 
     Returns
     -------
     Part or None
-        None if it takes all, or if the pictures depend on the others: a window by percentiles or as declared,
-        resampling, slices that are mended.
+        None if the pictures depend on the others: a window by percentiles, resampling, slices that are
+        mended.
     """
-    windows = recipe.window if isinstance(recipe.window, tuple) else (recipe.window,)
-    fixed = all(
-        isinstance(w, Window) or w in PRESETS or (w == "auto" and series.modality == "CT") for w in windows
-    )
     mends = "fix" in (policies.on_missing, policies.on_tilt) or policies.on_duplicate == "keep"
-    if not fixed or mends or recipe.spacing is not None:
+    if mends or recipe.spacing is not None or not all(_is_local(w, recipe, series) for w in _wanted(recipe)):
         return None
     depth = series.shape[1]
     chosen = choose_slices(depth, recipe.slices)
     if recipe.channels == "adjacent":
         chosen = tuple(sorted({n for d in chosen for n in neighbors(d, depth)}))
-    if len(chosen) == depth:
-        return None
-    stored = tuple(depth - 1 - d for d in reversed(chosen)) if _is_turned(recipe, series) else chosen
-    return Part(depth, stored, chosen)
+    turned = Pose.of(series, recipe).turned
+    return Part(depth, tuple(depth - 1 - d for d in reversed(chosen)) if turned else chosen)
 
 
-def _is_turned(recipe: Preprocess, series: Series) -> bool:
-    """Whether the display shows the slices in reverse order."""
-    if recipe.orientation == "stored" or series.space != "patient":
+def depends_on_all(recipe: Preprocess, piece: Volume) -> bool:
+    """
+    Whether some slices of a series show that the window of each depends on the others after all.
+
+    So it is where "auto" means percentiles, or where the number of a window is also the name of one: it is
+    a name only if all slices have it.
+    """
+    if piece.is_color:
         return False
-    return display_code(series.affine)[0] != orientation_code(series.affine)[0]
+    windows = _wanted(recipe)
+    if "auto" in windows and piece.units != "HU":
+        return True
+    choices = {w.removeprefix(DECLARED).strip() for w in windows if isinstance(w, str)}
+    numbers = {choice for choice in choices if choice.isdecimal()}
+    return any(v.explanation.strip() in numbers for declared in piece.voi for v in declared)
+
+
+def _wanted(recipe: Preprocess) -> tuple[OneWindow, ...]:
+    return recipe.window if isinstance(recipe.window, tuple) else (recipe.window,)
+
+
+def _is_local(window: OneWindow, recipe: Preprocess, series: Series) -> bool:
+    """Whether a window of a slice is known without the other slices."""
+    if isinstance(window, Window) or window in PRESETS:
+        return True
+    if window == "auto":
+        return series.modality == "CT"
+    # an adjacent slice is seen through the window that the slice in the middle declares
+    return (window == "dicom" or window.startswith(DECLARED)) and recipe.channels != "adjacent"

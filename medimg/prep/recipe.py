@@ -15,6 +15,8 @@ from medimg.core.display import DECLARED
 from medimg.core.resample import checked_spacing
 from medimg.core.window import PRESETS, Window
 from medimg.errors import PreprocessError
+from medimg.prep.normalizing import normalize_into
+from medimg.prep.output import Output
 from medimg.prep.rendering import Rendered, count_pictures, render
 from medimg.prep.resizing import Fit
 
@@ -30,7 +32,7 @@ IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
 #: Raised whenever the same fields would give other tensors than before.
-_REVISION: Final = 2
+_REVISION: Final = 3
 
 OneWindow: TypeAlias = str | Window
 Channels: TypeAlias = Literal["repeat", "windows", "adjacent"]
@@ -183,6 +185,9 @@ class Preprocess:
         """
         Make pictures that are not normalized yet.
 
+        A series is read a few slices at a time, and only what is needed, unless its windows need all of it:
+        percentiles do.
+
         Parameters
         ----------
         source : str, Path, list of these, Series or Volume
@@ -194,8 +199,15 @@ class Preprocess:
         -------
         Rendered
             Its ``planes`` are (N, 1 or 3, H, W) float32, 0 (black) to 1 (white).
+
+        Raises
+        ------
+        PreprocessError
+            If the recipe does not fit the image, or there is no such device.
+        ReadError, SeriesError
+            If the source can't be read.
         """
-        return render(self, source, device)
+        return render(self, source, Output.of(device))
 
     def normalize(self, planes: torch.Tensor) -> torch.Tensor:
         """
@@ -209,35 +221,63 @@ class Preprocess:
         Returns
         -------
         torch.Tensor
-            (N, 3, H, W) float32: ``(planes - mean) / std``.
+            (N, 3, H, W) float32: ``(planes - mean) / std``, as one multiply-add.
         """
-        mean, std = (torch.tensor(v, device=planes.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
-        return (planes - mean) / std
+        if planes.requires_grad:
+            mean, std = (planes.new_tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
+            return (planes - mean) / std
+        out = planes.new_empty((len(planes), 3, *planes.shape[2:]))
+        normalize_into(out, planes, self.mean, self.std)
+        return out
 
-    def __call__(self, source: Source | Volume, *, device: str | torch.device | None = None) -> torch.Tensor:
+    def __call__(
+        self,
+        source: Source | Volume,
+        *,
+        device: str | torch.device | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """
         Make normalized pictures.
+
+        A series is read a few slices at a time, and only what is needed, unless its windows need all of it:
+        percentiles do.
 
         Parameters
         ----------
         source : str, Path, list of these, Series or Volume
             What to read; see :func:`medimg.read`.
         device : str or torch.device, optional
-            Where to compute; the CPU by default.
+            Where to compute: that of `out`, or the CPU, by default. Stored values are copied there, and all
+            else is done there.
+        out : torch.Tensor, optional
+            (at least N, 3, H, W) float32, contiguous: takes the pictures. Writing into the same memory again
+            and again saves the time that fresh memory costs. What it holds after an error is undefined.
 
         Returns
         -------
         torch.Tensor
-            (N, 3, H, W) float32, N slices in the order in which they are displayed.
+            (N, 3, H, W) float32, N slices in the order in which they are displayed; a view of the first N of
+            `out`, if that is given. The same bits as ``normalize(render(source).planes)``.
 
         Raises
         ------
         PreprocessError
-            If the recipe does not fit the image.
+            If the recipe does not fit the image, there is no such device, or `out` has another shape, type or
+            device; nothing is read then.
         ReadError, SeriesError
             If the source can't be read.
+
+        Examples
+        --------
+        >>> from medimg.core.geometry import image_affine
+        >>> from medimg.core.volume import Volume
+        >>> volume = Volume(torch.zeros((1, 4, 64, 64)).short().numpy(), image_affine(), "CT", "HU")
+        >>> buffer = torch.empty(10, 3, 224, 224)
+        >>> Preprocess(window="lung")(volume, out=buffer).shape
+        torch.Size([4, 3, 224, 224])
         """
-        return self.normalize(self.render(source, device=device).planes)
+        return render(self, source, Output.of(device, out, normalized=True)).planes
 
 
 def _check_choices(recipe: Preprocess) -> None:

@@ -1,43 +1,37 @@
-"""A recipe carried out: from a source to pictures in the range 0 to 1."""
+"""A recipe carried out: from a source to pictures, normalized or in the range 0 to 1."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
+from typing import TYPE_CHECKING, Final
 
-import numpy as np
 import torch
 
-from medimg.core.display import choose_voi
 from medimg.core.geometry import display_code
-from medimg.core.report import ReadReport
 from medimg.core.resample import resampled_size
 from medimg.core.volume import Volume
 from medimg.errors import PreprocessError
 from medimg.io.read import Source, opened
-from medimg.io.series import Policies, Series
-from medimg.prep.needs import Part, needed_slices
-from medimg.prep.resizing import resize
-from medimg.prep.slices import choose_slices, neighbors
-from medimg.prep.windowing import apply_voi
+from medimg.io.series import PieceReader, Policies, Series
+from medimg.prep.needs import Part, depends_on_all, needed_slices
+from medimg.prep.output import Output
+from medimg.prep.painting import Painter, channels_of
+from medimg.prep.pose import Pose
+from medimg.prep.reports import joined
+from medimg.prep.slices import choose_slices
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from medimg.core.window import Voi
+    from medimg.core.report import ReadReport
     from medimg.prep.recipe import Preprocess
 
 __all__ = ["Rendered", "count_pictures", "render", "render_series"]
 
-# torch computes little with these, and windows are applied in float32 anyway
-_TORCH_TYPES: Final = {
-    np.dtype(np.uint16): np.int32,
-    np.dtype(np.uint32): np.float32,
-    np.dtype(np.uint64): np.float32,
-    np.dtype(np.int64): np.float32,
-    np.dtype(np.float64): np.float32,
-    np.dtype(np.float16): np.float32,
-}
+# stored bytes that are read at once: few, so that they are still in the cache when they are windowed
+_PIECE_CPU: Final = 2**22
+_PIECE_DEVICE: Final = 2**26
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +42,7 @@ class Rendered:
     Attributes
     ----------
     planes : torch.Tensor
-        (N, 1 or 3, H, W) float32, 0 (black) to 1 (white), not normalized.
+        (N, 1 or 3, H, W) float32, 0 (black) to 1 (white); (N, 3, H, W) where they are normalized.
     slices : tuple of int
         For each picture, the index of its slice in the volume as it was read; the nearest one where the
         volume was resampled.
@@ -56,12 +50,15 @@ class Rendered:
         Of the slice of each picture; "" where there is none.
     report : ReadReport
         How the volume came about, the recipe's steps included.
+    normalized : bool
+        Whether the planes are normalized.
     """
 
     planes: torch.Tensor = field(repr=False)
     slices: tuple[int, ...]
     sop_instance_uids: tuple[str, ...] = field(repr=False)
     report: ReadReport
+    normalized: bool = False
 
     @property
     def series_uid(self) -> str:
@@ -77,23 +74,28 @@ def count_pictures(recipe: Preprocess, depth: int, slice_spacing: float) -> int:
     return len(choose_slices(depth, recipe.slices))
 
 
-def render(recipe: Preprocess, source: Source | Volume, device: str | torch.device | None) -> Rendered:
+def render(recipe: Preprocess, source: Source | Volume, output: Output | None = None) -> Rendered:
     """Carry out a recipe; see :meth:`medimg.Preprocess.render`."""
-    if isinstance(source, Volume):
-        return _rendered(recipe, source, device)
-    series, finish = opened(source)
-    return render_series(recipe, series, Policies(), device, finish)
+    output = output or Output()
+    if not isinstance(source, Volume):
+        series, finish = opened(source)
+        return render_series(recipe, series, Policies(), output, finish)
+    output.check(recipe, count_pictures(recipe, source.shape[1], source.spacing[0]))
+    with torch.no_grad():
+        return _of_volume(recipe, source, output)
 
 
 def render_series(
     recipe: Preprocess,
     series: Series,
     policies: Policies,
-    device: str | torch.device | None = None,
+    output: Output | None = None,
     finish: Callable[[Volume], Volume] = lambda volume: volume,
 ) -> Rendered:
     """
-    Carry out a recipe on a series; only the slices that it takes are read, if nothing depends on the others.
+    Carry out a recipe on a series.
+
+    Only the slices that it takes are read, and a few at a time, if nothing depends on the others.
 
     Parameters
     ----------
@@ -103,136 +105,123 @@ def render_series(
         What to read.
     policies : Policies
         How to read it.
-    device : str or torch.device, optional
-        Where to compute.
+    output : Output, optional
+        Where pictures go.
     finish : callable
         What is done with the volume after it is read.
 
     Returns
     -------
     Rendered
+
+    Raises
+    ------
+    PreprocessError
+        If the recipe does not fit the image, or the output does not fit either.
+    ReadError, SeriesError
+        If the series can't be read.
     """
-    options = asdict(policies)
-    needed = needed_slices(recipe, series, policies)
-    if needed is not None:
-        volume = series.read(needed.stored, **options)
-        if not _depends_on_all(recipe, volume):
-            return _rendered(recipe, finish(volume), device, needed)
-    return _rendered(recipe, finish(series.read(**options)), device)
+    output = output or Output()
+    output.check(recipe, count_pictures(recipe, series.shape[1], series.spacing[0]))
+    part = needed_slices(recipe, series, policies)
+    with torch.no_grad():
+        if part is not None:
+            pieces = _pieces(series, part, policies, output)
+            rendered = _of_pieces(recipe, pieces, part, output, finish)
+            if rendered is not None:
+                return rendered
+        return _of_volume(recipe, finish(series.read(**asdict(policies))), output)
 
 
-def _depends_on_all(recipe: Preprocess, volume: Volume) -> bool:
-    """Whether "auto" turns out to mean percentiles of the whole volume."""
-    windows = recipe.window if isinstance(recipe.window, tuple) else (recipe.window,)
-    return "auto" in windows and not volume.is_color and volume.units != "HU"
+def _pieces(series: Series, part: Part, policies: Policies, output: Output) -> Iterator[Volume]:
+    """Yield the slices of a part, a few at a time where reading these does not mean to read all again."""
+    channels, _, height, width = series.shape
+    most = _PIECE_CPU if output.device.type == "cpu" else _PIECE_DEVICE
+    at_once = max(1, most // (2 * channels * height * width))
+    slices = None if part.is_whole else part.stored
+    apart = isinstance(series.reader, PieceReader) or (series.format == "DICOM" and len(series.files) > 1)
+    if apart and len(part.stored) > at_once:
+        yield from series.pieces(at_once, slices, policies=policies)
+    else:
+        yield series.read(slices, **asdict(policies))
 
 
-def _rendered(
-    recipe: Preprocess, original: Volume, device: str | torch.device | None, part: Part | None = None
-) -> Rendered:
-    if original.shape[0] != 1 and not original.is_color:
-        raise PreprocessError(
-            f"this image has {original.shape[0]} channels (time points or echoes); choose one: "
-            "recipe(medimg.read(source).select(0))"
-        )
-    volume, flipped = _upright(original, recipe)
-    if recipe.spacing is not None:
-        volume = volume.resample(recipe.spacing)
-    part = part or Part.whole(volume.shape[1])
+def _of_pieces(
+    recipe: Preprocess,
+    pieces: Iterator[Volume],
+    part: Part,
+    output: Output,
+    finish: Callable[[Volume], Volume],
+) -> Rendered | None:
+    """Return the pictures of some slices; None if a piece shows that the whole volume is needed for them."""
+    first = next(pieces)
+    _check_channels(first)
+    pose = Pose.of(first, recipe)
     chosen = choose_slices(part.depth, recipe.slices)
-    windows = () if volume.is_color else _windows(recipe, volume)
-    batches = _batches([part.place_of(d) for d in chosen], windows)
-    planes = torch.cat([_pictures(recipe, volume, batch, voi, device, part=part) for batch, voi in batches])
-    # volume and original cover the same extent along D, from one outer edge on
-    scale = volume.spacing[0] / original.spacing[0] if recipe.spacing else 1.0
-    depth = original.shape[1] if recipe.spacing else part.depth
-    read = [_original_index(part.place_of(d), scale, original.shape[1], flipped) for d in chosen]
-    uids = original.report.sop_instance_uids
+    canvas = output.canvas(recipe, len(chosen), channels_of(recipe, first))
+    painter = Painter(recipe, canvas, part.depth, pose, first)
+    reports: list[ReadReport] = []
+    done = 0
+    for piece in chain((first,), pieces):
+        if depends_on_all(recipe, piece) or _kind(piece, recipe) != _kind(first, recipe):
+            return None
+        painter.paint(piece, part.stored[done : done + piece.shape[1]])
+        done += piece.shape[1]
+        reports.append(piece.report)
+    report = joined(reports, part)
+    shown = _stored(chosen, pose, part.depth)
+    uids = dict(zip(part.stored, report.sop_instance_uids, strict=False))
     return Rendered(
-        planes=planes,
-        slices=tuple(_original_index(d, scale, depth, flipped) for d in chosen),
-        sop_instance_uids=tuple(uids[i] if len(uids) == original.shape[1] else "" for i in read),
-        report=volume.report.then(f"preprocessed by recipe {recipe.fingerprint}"),
+        planes=canvas.pictures,
+        slices=shown,
+        sop_instance_uids=tuple(uids.get(d, "") for d in shown),
+        report=_noted(finish(replace(first, report=report)), recipe),
+        normalized=output.normalized,
     )
 
 
-def _upright(volume: Volume, recipe: Preprocess) -> tuple[Volume, bool]:
-    """Return the volume as it is displayed, and whether its slices are in reverse order now."""
-    if recipe.orientation == "stored" or volume.space != "patient":
-        return volume, False
-    code = display_code(volume.affine)
-    return volume.reorient(code), code[0] != volume.orientation[0]
+def _of_volume(recipe: Preprocess, original: Volume, output: Output) -> Rendered:
+    _check_channels(original)
+    pose, depth = Pose.of(original, recipe), original.shape[1]
+    # the two cover the same extent along D, from one outer edge on
+    volume = original if recipe.spacing is None else pose.upright(original).resample(recipe.spacing)
+    scale = volume.spacing[0] / original.spacing[0] if recipe.spacing is not None else 1.0
+    chosen = choose_slices(volume.shape[1], recipe.slices)
+    canvas = output.canvas(recipe, len(chosen), channels_of(recipe, volume))
+    painter = Painter(recipe, canvas, volume.shape[1], Pose.of(volume, recipe), volume)
+    painter.paint(volume, range(volume.shape[1]))
+    shown = _stored([min(depth - 1, int((d + 0.5) * scale)) for d in chosen], pose, depth)
+    uids = original.report.sop_instance_uids
+    return Rendered(
+        planes=canvas.pictures,
+        slices=shown,
+        sop_instance_uids=tuple(uids[d] if len(uids) == depth else "" for d in shown),
+        report=_noted(volume, recipe),
+        normalized=output.normalized,
+    )
 
 
-def _original_index(d: int, scale: float, depth: int, flipped: bool) -> int:
-    nearest = min(depth - 1, int((d + 0.5) * scale))
-    return depth - 1 - nearest if flipped else nearest
+def _check_channels(volume: Volume) -> None:
+    if volume.shape[0] != 1 and not volume.is_color:
+        raise PreprocessError(
+            f"this image has {volume.shape[0]} channels (time points or echoes); choose one: "
+            "recipe(medimg.read(source).select(0))"
+        )
 
 
-def _windows(recipe: Preprocess, volume: Volume) -> tuple[tuple[Voi, ...], ...]:
-    """Return for each channel its window of all slices (one), or of each."""
-    wanted = recipe.window if isinstance(recipe.window, tuple) else (recipe.window,)
-    return tuple(choose_voi(volume, window, recipe.percentiles) for window in wanted)
+def _kind(piece: Volume, recipe: Preprocess) -> tuple[object, ...]:
+    """Return what is the same for all slices of a sound series; a whole volume says what is wrong if not."""
+    channels, _, *size = piece.shape
+    return channels, size, piece.units, piece.photometric, piece.inverted, Pose.of(piece, recipe)
 
 
-def _batches(
-    chosen: Sequence[int], windows: tuple[tuple[Voi, ...], ...]
-) -> list[tuple[tuple[int, ...], tuple[Voi, ...]]]:
-    """Group neighboring slices that share their windows: (slices, a window for each channel)."""
-    batches: list[tuple[list[int], tuple[Voi, ...]]] = []
-    for d in chosen:
-        voi = tuple(w[d if len(w) > 1 else 0] for w in windows)
-        if batches and batches[-1][1] == voi and len(batches[-1][0]) < 8:
-            batches[-1][0].append(d)
-        else:
-            batches.append(([d], voi))
-    return [(tuple(slices), voi) for slices, voi in batches]
+def _stored(displayed: Sequence[int], pose: Pose, depth: int) -> tuple[int, ...]:
+    """Return the indices in the array of slices by their indices in the display."""
+    return tuple(depth - 1 - d if pose.turned else d for d in displayed)
 
 
-def _pictures(
-    recipe: Preprocess,
-    volume: Volume,
-    slices: tuple[int, ...],
-    voi: tuple[Voi, ...],
-    device: str | torch.device | None,
-    *,
-    part: Part,
-) -> torch.Tensor:
-    """(n, 1 or 3, H, W) pictures of some slices that share their windows."""
-    if volume.is_color:
-        colors = _tensor(volume.array[:, list(slices)], device)
-        planes = colors.transpose(0, 1).to(torch.float32) / volume.white
-    elif recipe.channels == "adjacent":
-        sets = [[part.place_of(n) for n in neighbors(part.displayed[i], part.depth)] for i in slices]
-        shown = [_shown(volume, three, voi, device)[:, 0] for three in sets]
-        planes = torch.stack(shown)
-    else:
-        planes = _shown(volume, list(slices), voi, device)
-    _, *spacing = volume.spacing
-    return resize(planes, spacing, recipe.hw, recipe.fit, recipe.fill_value)
-
-
-def _shown(
-    volume: Volume, slices: list[int], voi: tuple[Voi, ...], device: str | torch.device | None
-) -> torch.Tensor:
-    """(n, windows, H, W): windowed, inverted where the file says so, black where no value is."""
-    values = _tensor(volume.array[0, slices], device)
-    finite = torch.isfinite(values) if values.is_floating_point() else None
-    if finite is not None:
-        values = torch.nan_to_num(values.to(torch.float32))
-    planes = torch.stack([apply_voi(values, v) for v in voi], dim=1)
-    if volume.inverted:
-        planes = 1.0 - planes
-    if finite is not None:
-        planes = planes.masked_fill(~finite[:, None], 0.0)
-    if volume.padding is not None:
-        padded = _tensor(volume.padding[0, slices], device)
-        planes = planes.masked_fill(padded[:, None], 0.0)
-    return planes
-
-
-def _tensor(array: np.ndarray[Any, Any], device: str | torch.device | None) -> torch.Tensor:
-    plain = np.ascontiguousarray(array, dtype=_TORCH_TYPES.get(array.dtype.newbyteorder("="), None))
-    if not plain.dtype.isnative:
-        plain = plain.astype(plain.dtype.newbyteorder("="))
-    return torch.from_numpy(plain if plain.flags.writeable else plain.copy()).to(device or "cpu")
+def _noted(volume: Volume, recipe: Preprocess) -> ReadReport:
+    report, pose = volume.report, Pose.of(volume, recipe)
+    if pose != Pose():
+        report = report.then(f"reoriented from {volume.orientation} to {display_code(volume.affine)}")
+    return report.then(f"preprocessed by recipe {recipe.fingerprint}")

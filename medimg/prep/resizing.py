@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
 from medimg.errors import PreprocessError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-__all__ = ["Fit", "fitted_size", "resize"]
+    import numpy.typing as npt
+
+__all__ = ["Fit", "Resizer", "fitted_size", "resize"]
 
 Fit: TypeAlias = Literal["pad", "crop", "stretch"]
 
-# Small enough for a core's cache, and the reason why memory does not grow with the number of slices
-_CHUNK: Final = 8
 _MOST_PIXELS: Final = 2**26
+# float32 values that lie in the caches of two cores together with what is made of them; a graphics card
+# wants all that it can get
+_AT_ONCE_CPU: Final = 3 * 2**19
+_AT_ONCE_DEVICE: Final = 2**26
 
 
 def fitted_size(
@@ -84,30 +91,197 @@ def resize(
         one alone gives the same bits.
     """
     n, c, h, w = planes.shape
-    inner = fitted_size((h, w), spacing, size, fit)
-    if inner[0] * inner[1] > _MOST_PIXELS:
-        raise PreprocessError(
-            f"a picture of {h}×{w} pixels of {spacing[0]:.3g}×{spacing[1]:.3g} mm would grow to {inner}; "
-            'use fit="pad", or look at its spacing'
-        )
-    result = planes.new_full((n * c, *size), fill)
-    target, source = _centered(inner, size)
+    resizer = Resizer((h, w), fitted_size((h, w), spacing, size, fit), size, device=planes.device)
     flat = planes.reshape(n * c, h, w)
-    for start in range(0, n * c, _CHUNK):
-        chunk = flat[None, start : start + _CHUNK]
-        if inner != (h, w):
-            chunk = F.interpolate(chunk, size=inner, mode="bilinear", antialias=True, align_corners=False)
-        result[start : start + _CHUNK, target[0], target[1]] = chunk[0, :, source[0], source[1]]
+    result = planes.new_full((n * c, *size), fill)
+    for start in range(0, n * c, resizer.at_once):
+        chunk = flat[start : start + resizer.at_once]
+
+        def load(rows: slice, buffer: torch.Tensor, chunk: torch.Tensor = chunk) -> float:
+            buffer.copy_(chunk[:, rows])
+            return 1.0
+
+        resizer(load, result[start : start + len(chunk)])
     return result.reshape(n, c, *size)
 
 
-def _centered(
-    inner: tuple[int, int], outer: tuple[int, int]
-) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Where the middle of an inner size goes in the outer one, and which part of it."""
-    target, source = [], []
-    for have, want in zip(inner, outer, strict=True):
-        length = min(have, want)
-        target.append(slice((want - length) // 2, (want - length) // 2 + length))
-        source.append(slice((have - length) // 2, (have - length) // 2 + length))
-    return (target[0], target[1]), (source[0], source[1])
+class Resizer:
+    """
+    Resizes pictures of one size with a triangle filter.
+
+    It interpolates linearly where they grow, and is as wide as two steps of the result where they shrink.
+    Rows are combined first, then columns, as sums of few weighted rows (an embedding bag, which all
+    devices have in a vectorized form); the order of additions is fixed, so that the same picture gives the
+    same bits in every batch. Weights are computed in float64.
+
+    Parameters
+    ----------
+    shape : tuple of 2 ints
+        Rows and columns of the pictures as they lie.
+    inner : tuple of 2 ints
+        Rows and columns to resize to; see :func:`fitted_size`.
+    size : tuple of 2 ints
+        Rows and columns of the result; what `inner` has more is cut off about the middle.
+    flips : tuple of 2 bools
+        Whether rows and columns run backwards in the result.
+    device : torch.device
+        Where to compute.
+
+    Raises
+    ------
+    PreprocessError
+        If the pictures would grow beyond reason.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        inner: tuple[int, int],
+        size: tuple[int, int],
+        flips: tuple[bool, bool] = (False, False),
+        *,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if inner[0] * inner[1] > _MOST_PIXELS:
+            raise PreprocessError(
+                f"a picture of {shape[0]}×{shape[1]} pixels would grow to {inner[0]}×{inner[1]}; "
+                'use fit="pad", or look at its spacing'
+            )
+        self.shape = shape
+        self.device = torch.device(device)
+        self._rows, self._columns = (
+            _taps(n, k, min(k, want), flip)
+            for n, k, want, flip in zip(shape, inner, size, flips, strict=True)
+        )
+        kept = [min(k, want) for k, want in zip(inner, size, strict=True)]
+        starts = [(want - k) // 2 for k, want in zip(kept, size, strict=True)]
+        self._target = tuple(slice(a, a + k) for a, k in zip(starts, kept, strict=True))
+        self._pitch = _odd_pitch(shape[1]), _odd_pitch(kept[0])
+        budget = _AT_ONCE_CPU if self.device.type == "cpu" else _AT_ONCE_DEVICE
+        rows = shape[0] * self._pitch[0] + shape[1] * self._pitch[1]
+        #: The most pictures that are resized at once
+        self.at_once = max(1, min(256, budget // rows))
+        self._bands = self._rows.bands(max(1, budget // self._pitch[0])) if self.at_once == 1 else None
+        self._buffers: dict[str, torch.Tensor] = {}
+        self._bags: dict[tuple[int, ...], tuple[torch.Tensor, ...]] = {}
+
+    def __call__(self, load: Callable[[slice, torch.Tensor], float], result: torch.Tensor) -> None:
+        """
+        Resize some pictures.
+
+        Parameters
+        ----------
+        load : callable
+            ``load(rows, buffer)`` writes these rows of all pictures over a buffer, (n, rows, W) float32, and
+            says what the result is to be multiplied with, always the same.
+        result : torch.Tensor
+            (n, *size) float32, at most `at_once` pictures; what they cover is overwritten.
+        """
+        n = len(result)
+        height, width = self.shape
+        scale = 1.0
+        middle = self._buffer("middle", (n, width, self._pitch[1]))
+        bands = self._bands or ((0, self._rows.count, 0, height),)
+        for start, stop, first, last in bands:
+            values = self._buffer("values", (n, last - first, self._pitch[0]))
+            scale = load(slice(first, last), values[..., :width])
+            rows = self._combined(self._rows, values, (start, stop, first))
+            middle[..., start:stop].copy_(rows[..., :width].transpose(1, 2))
+        columns = self._combined(self._columns, middle, (0, self._columns.count, 0))
+        target = result[:, self._target[0], self._target[1]]
+        torch.mul(columns[..., : self._rows.count].transpose(1, 2), scale, out=target)
+
+    def _buffer(self, name: str, shape: tuple[int, int, int]) -> torch.Tensor:
+        """A part of a buffer that lives as long as this; what is between the columns is never NaN."""
+        count = shape[0] * shape[1] * shape[2]
+        held = self._buffers.get(name)
+        if held is None or held.numel() < count:
+            held = self._buffers[name] = torch.zeros(count, device=self.device)
+        return held[:count].view(shape)
+
+    def _combined(self, taps: _Taps, values: torch.Tensor, part: tuple[int, int, int]) -> torch.Tensor:
+        """(n, rows wanted, pitch): the weighted sums of rows of (n, rows, pitch)."""
+        n, height, pitch = values.shape
+        key = (id(taps), n, height, *part)
+        if key not in self._bags:
+            self._bags[key] = tuple(t.to(self.device) for t in taps.bags(n, height, *part))
+        index, offsets, weights = self._bags[key]
+        sums = F.embedding_bag(
+            index,
+            values.view(n * height, pitch),
+            offsets,
+            mode="sum",
+            per_sample_weights=weights,
+            include_last_offset=True,
+        )
+        return sums.view(n, part[1] - part[0], pitch)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Taps:
+    """The weights of one axis: those of result i are at ``ends[i]`` to ``ends[i + 1]``."""
+
+    index: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.float32]
+    ends: npt.NDArray[np.int32]
+
+    @property
+    def count(self) -> int:
+        """Size of the result."""
+        return len(self.ends) - 1
+
+    def bands(self, most: int) -> tuple[tuple[int, int, int, int], ...]:
+        """Return parts of the result that take up to `most` inputs: (start, stop, first input, end)."""
+        lows = np.minimum.reduceat(self.index, self.ends[:-1])
+        highs = np.maximum.reduceat(self.index, self.ends[:-1]) + 1
+        bands = []
+        start = 0
+        while start < self.count:
+            low, high = np.minimum.accumulate(lows[start:]), np.maximum.accumulate(highs[start:])
+            count = max(1, int(np.count_nonzero(high - low <= most)))
+            bands.append((start, start + count, int(low[count - 1]), int(high[count - 1])))
+            start += count
+        return tuple(bands)
+
+    def bags(self, n: int, height: int, start: int, stop: int, first: int) -> tuple[torch.Tensor, ...]:
+        """Return index, offsets and weights of the results of n pictures, whose inputs start at `first`."""
+        part = slice(self.ends[start], self.ends[stop])
+        index = self.index[part] - first
+        ends = self.ends[start : stop + 1] - self.ends[start]
+        every = np.arange(n, dtype=np.int32)[:, None]
+        offsets = np.append((ends[:-1] + every * ends[-1]).ravel(), np.int32(n * ends[-1]))
+        arrays: tuple[npt.NDArray[Any], ...] = (
+            (index + every * np.int32(height)).ravel(),
+            offsets,
+            np.tile(self.weights[part], n),
+        )
+        with torch.inference_mode(mode=False):
+            return tuple(torch.from_numpy(a) for a in arrays)
+
+
+@lru_cache(maxsize=128)
+def _taps(size: int, count: int, kept: int, flip: bool) -> _Taps:
+    """Return the weights that resize an axis to `count`, of which the middle `kept` are computed."""
+    scale = size / count
+    support = max(scale, 1.0)
+    start = (count - kept) // 2
+    center = (np.arange(start, start + kept) + 0.5) * scale - 0.5
+    first = np.floor(center - support).astype(np.int64) + 1
+    index = first[:, None] + np.arange(int(np.ceil(2 * support)) + 1)
+    weights = np.clip(1.0 - np.abs(index - center[:, None]) / support, 0.0, None)
+    weights[(index < 0) | (index >= size)] = 0.0
+    weights /= weights.sum(axis=1, keepdims=True)
+    used = weights > 0
+    ends = np.append(0, np.cumsum(used.sum(axis=1)))
+    places = index[used]
+    return _Taps(
+        (size - 1 - places if flip else places).astype(np.int32),
+        weights[used].astype(np.float32),
+        ends.astype(np.int32),
+    )
+
+
+def _odd_pitch(count: int) -> int:
+    """Return a length of rows whose columns do not all compete for the same few lines of the cache."""
+    lines = -(-count // 16)
+    return 16 * (lines + 1 - lines % 2)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
 import torch
 
 from medimg.core.window import LookupTable, Voi, Window
 
-__all__ = ["apply_voi"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["apply_voi", "brightness_into"]
 
 
 def apply_voi(values: torch.Tensor, voi: Voi) -> torch.Tensor:
@@ -25,27 +32,85 @@ def apply_voi(values: torch.Tensor, voi: Voi) -> torch.Tensor:
     torch.Tensor
         float32, the same shape and device.
     """
+    shown = torch.empty(values.shape, dtype=torch.float32, device=values.device)
+    scale = brightness_into(shown, values, voi)
+    return shown.mul_(scale).clamp_(0.0, 1.0)
+
+
+def brightness_into(shown: torch.Tensor, values: torch.Tensor, voi: Voi, *, inverted: bool = False) -> float:
+    """
+    Write how far values are above black, in a unit that is left to the caller, over a buffer.
+
+    Linear windows are left in modality units: they are clamped, and what is black is subtracted, which is
+    exact for whole numbers; the one multiplication by the slope can wait until pictures are small.
+
+    Parameters
+    ----------
+    shown : torch.Tensor
+        float32, the buffer.
+    values : torch.Tensor
+        Of the same shape; float32 or integers. What is not finite gives anything.
+    voi : Window or LookupTable
+        What to apply.
+    inverted : bool
+        Whether the greatest brightness is black and 0 white.
+
+    Returns
+    -------
+    float
+        What to multiply with so that white is 1; black is exactly 0 before.
+    """
     if isinstance(voi, LookupTable):
-        return _looked_up(values, voi)
-    x = values.to(torch.float32)
+        table = 1.0 - voi.normalized() if inverted else voi.normalized()
+        entries = torch.from_numpy(table).to(values.device, torch.float32)
+        shown.copy_(entries[_places(values, voi)])
+        return 1.0
+    shown.copy_(values)
     if voi.is_step:
-        return (x > voi.threshold).to(torch.float32)
+        # for float32 values, no other float32 threshold makes the same difference
+        compare: Callable[..., torch.Tensor] = torch.le if inverted else torch.gt
+        shown.copy_(compare(shown, _float32_below(voi.threshold)))
+        return 1.0
     if voi.function == "SIGMOID":
-        return torch.sigmoid((x - voi.center) * (4.0 / voi.width))
-    return _ramp(x, voi)
+        _subtract(shown, voi.center)
+        shown.mul_(math.copysign(4.0 / voi.width, -1.0 if inverted else 1.0)).sigmoid_()
+        return 1.0
+    return _ramp(shown, voi, inverted=inverted)
 
 
-def _ramp(x: torch.Tensor, window: Window) -> torch.Tensor:
+def _ramp(shown: torch.Tensor, window: Window, *, inverted: bool) -> float:
     slope, _ = window.ramp()
-    # subtracting the lower end first keeps float32 exact where a narrow window lies far from 0
-    low = window.center - window.width / 2
     if window.function == "LINEAR":
-        low = window.center - 0.5 - (window.width - 1) / 2
-    return ((x - low) * slope).clamp_(0.0, 1.0)
+        width, low = window.width - 1.0, window.center - 0.5 - (window.width - 1.0) / 2
+    else:
+        width, low = window.width, window.center - window.width / 2
+    _subtract(shown, low + width if inverted else low)
+    if inverted:
+        shown.clamp_(-width, 0.0)
+        return -slope
+    shown.clamp_(0.0, width)
+    return slope
 
 
-def _looked_up(values: torch.Tensor, table: LookupTable) -> torch.Tensor:
-    entries = torch.from_numpy(table.normalized()).to(values.device, torch.float32)
-    whole = torch.floor(values.to(torch.float32)) if values.is_floating_point() else values
-    index = (whole.to(torch.int64) - table.first).clamp_(0, entries.numel() - 1)
-    return entries[index]
+def _subtract(shown: torch.Tensor, value: float) -> None:
+    """Subtract in place, in two steps where `value` is no float32: a narrow window may lie far from 0."""
+    whole = float(np.float32(round(value)))
+    shown.sub_(whole)
+    if value != whole:
+        shown.sub_(value - whole)
+
+
+def _float32_below(value: float) -> float:
+    """Return the greatest float32 that is not above a number."""
+    nearest = np.float32(value)
+    return float(nearest if float(nearest) <= value else np.nextafter(nearest, np.float32(-np.inf)))
+
+
+def _places(values: torch.Tensor, table: LookupTable) -> torch.Tensor:
+    """Where in a table to look values up."""
+    last = table.entries.size - 1
+    if values.is_floating_point():
+        # clamped first: what is far outside, or not finite, is no int64
+        whole = torch.nan_to_num(values.to(torch.float32).floor()).clamp_(table.first, table.first + last)
+        return whole.to(torch.int64).sub_(table.first).clamp_(0, last)
+    return values.to(torch.int64).sub_(table.first).clamp_(0, last)

@@ -5,15 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813  # the name that its users know
-import torch
 from PIL import Image
 
 from medimg.core import geometry
 from medimg.core.display import choose_voi, percentile_window, render
 from medimg.core.repair import deshear, regular_grid
 from medimg.core.report import ReadReport
-from medimg.core.resample import resample_axis
 from medimg.core.volume import Volume
 from medimg.core.window import Window
 from medimg.errors import GeometryError, PreprocessError
@@ -88,51 +85,6 @@ def test_selecting_a_channel() -> None:
     assert volume.select(-1).channels == ("e3",)
     with pytest.raises(GeometryError):
         volume.select("e4")
-
-
-@pytest.mark.parametrize("spacing", [0.5, (2.0, 0.8, 0.6), (1.0, 0.4, 0.3), (1.9, 0.7, 0.25)])
-def test_resampled_values_lie_where_they_say(spacing: float | tuple[float, float, float]) -> None:
-    """On a linear ramp, linear interpolation is exact away from the borders, wherever a voxel lies."""
-    volume = make((1, 10, 20, 24))
-    index = np.moveaxis(np.indices(volume.shape[1:]), 0, -1)
-    slope = np.array([1.0, -2.0, 3.0])
-    ramp = geometry.index_to_lps(volume.affine, index) @ slope
-    result = volume.with_array(ramp[None]).resample(spacing)
-    index = np.moveaxis(np.indices(result.shape[1:]), 0, -1)
-    expected = geometry.index_to_lps(result.affine, index) @ slope
-    inside = (slice(2, -2),) * 3
-    assert np.allclose(result.array[0][inside], expected[inside], atol=1e-3)
-    assert result.spacing == pytest.approx((spacing,) * 3 if isinstance(spacing, float) else spacing)
-
-
-@pytest.mark.parametrize(("size", "count"), [(20, 8), (21, 20), (16, 5), (9, 9), (7, 21)])
-def test_coarsening_is_torchs_antialiased_interpolation(size: int, count: int) -> None:
-    values = RNG.normal(size=(2, size, size)).astype(np.float32)
-    rows = resample_axis(values, 1, count, size / count)
-    resampled = resample_axis(rows, 2, count, size / count)
-    picture = torch.from_numpy(values)[None]
-    expected = torch.nn.functional.interpolate(picture, (count, count), mode="bilinear", antialias=True)
-    assert np.allclose(resampled, expected[0].numpy(), atol=1e-5)
-
-
-def test_refining_agrees_with_simpleitk() -> None:
-    volume = make((1, 8, 16, 16))
-    fine = volume.resample((1.0, 0.5, 0.5))
-    image = sitk.GetImageFromArray(volume.array[0].astype(np.float32))
-    image.SetSpacing(tuple(reversed(volume.spacing)))
-    image.SetOrigin(tuple(volume.affine[:3, 3]))
-    grid = sitk.GetImageFromArray(fine.array[0])
-    grid.SetSpacing(tuple(reversed(fine.spacing)))
-    grid.SetOrigin(tuple(fine.affine[:3, 3]))
-    expected = sitk.GetArrayFromImage(sitk.Resample(image, grid, sitk.Transform(), sitk.sitkLinear))
-    inside = (slice(2, -2),) * 3
-    assert np.allclose(fine.array[0][inside], expected[inside], atol=1e-2)
-
-
-@pytest.mark.parametrize("spacing", [0.0, -1.0, float("nan"), (1.0, 2.0), 1e-6])
-def test_unsound_spacings_are_refused(spacing: float) -> None:
-    with pytest.raises(PreprocessError):
-        make().resample(spacing)
 
 
 def test_percentiles_by_counting_equal_numpys() -> None:
@@ -238,17 +190,3 @@ def test_files_follow_their_slices() -> None:
     flipped = volume.reorient("IPL")
     assert flipped.report.files == report.files[::-1]
     assert flipped.report.missing == (3,)
-
-
-def test_an_axis_coarser_than_itself_becomes_one_voxel_within_its_range() -> None:
-    values = RNG.normal(size=(9, 2)).astype(np.float32)
-    for scale in (10.0, 1e6):
-        (row,) = resample_axis(values, 0, 1, scale)
-        assert (values.min(axis=0) <= row).all()
-        assert (row <= values.max(axis=0)).all()
-
-
-def test_a_single_slice_stays_single() -> None:
-    single = make((1, 1, 8, 8))
-    assert single.resample((0.1, 0.8, 0.6)).shape == (1, 1, 8, 8)
-    assert single.resample((50.0, 0.4, 0.3)).shape == (1, 1, 16, 16)

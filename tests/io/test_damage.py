@@ -78,7 +78,7 @@ def test_random_damage_gives_a_volume_or_a_medimg_error(
 
 @pytest.mark.parametrize("keyword", ["RescaleSlope", "RescaleIntercept"])
 def test_an_unreadable_rescale_is_not_taken_for_none(tmp_path: Path, keyword: str) -> None:
-    ds = make_instance(stack_pixels(0), **{keyword: "2048"})
+    ds = make_instance(stack_pixels(0), SOPInstanceUID="1.2.3", **{keyword: "2048"})
     path = write(ds, tmp_path / "one.dcm")
     path.write_bytes(path.read_bytes().replace(b"2048", b"20,8", 1))
     with pytest.raises(DecodeError, match=keyword):

@@ -402,6 +402,6 @@ def test_no_memory_is_an_error_that_says_so(tmp_path: Path, monkeypatch: pytest.
     def none(*_: Any, **__: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("medimg.io.dicom.assemble.read_frames", none)
+    monkeypatch.setattr("medimg.io.dicom.reading.FrameReader.read", none)
     with pytest.raises(ReadError, match="no memory"):
         series.read()

@@ -367,7 +367,7 @@ def test_text_and_compressed_metaimage(tmp_path: Path) -> None:
         assert np.array_equal(volume.array[0], VALUES.transpose(2, 1, 0))
     damaged = bytearray(zlib.compress(VALUES.tobytes(order="F")))
     damaged[-1] ^= 1
-    with pytest.raises(DecodeError, match="data check"):
+    with pytest.raises(DecodeError, match="checksum"):
         medimg.read(mha(tmp_path / "c", CompressedData="True", data=bytes(damaged)))
     with pytest.raises(TruncatedError):
         medimg.read(mha(tmp_path / "d", CompressedData="True", data=bytes(damaged[:-6])))

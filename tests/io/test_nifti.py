@@ -273,7 +273,7 @@ def test_truncation_and_checksums(tmp_path: Path) -> None:
     damaged = bytearray(whole)
     damaged[-8] ^= 0xFF
     path.write_bytes(damaged)
-    with pytest.raises(DecodeError, match="data check"):
+    with pytest.raises(DecodeError, match="checksum"):
         medimg.read(path)
     plain = gzip.decompress(whole)
     for length in (400, len(plain) - 1):

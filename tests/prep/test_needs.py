@@ -6,13 +6,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import pydicom
 import pytest
 import torch
 
 import medimg
 from medimg.errors import MedimgWarning, ReadError
 from medimg.io.series import Policies
-from medimg.prep.needs import needed_slices
+from medimg.prep.needs import Part, needed_slices
 from tests.dicom_files import write_stack
 
 AXIAL: list[float] = [1, 0, 0, 0, 1, 0]
@@ -27,12 +28,19 @@ RECIPES: dict[str, dict[str, Any]] = {
     "adjacent": {"slices": 2, "channels": "adjacent"},
     "three windows": {"slices": 3, "window": ("lung", "bone", "brain")},
     "as stored": {"slices": 3, "orientation": "stored"},
+    "declared": {"slices": 3, "window": "dicom"},
+    "another declared": {"slices": 3, "window": "dicom:1"},
+    "by name": {"slices": 3, "window": "dicom:second"},
     "a window": {"slices": 3, "window": medimg.Window(40, 400)},
 }
 
 
 def stack(folder: Path, orientation: list[float]) -> medimg.Series:
-    write_stack(folder, PLACES, ImageOrientationPatient=orientation)
+    for n, path in enumerate(write_stack(folder, PLACES, ImageOrientationPatient=orientation)):
+        ds = pydicom.dcmread(path)
+        ds.WindowCenter, ds.WindowWidth = [20 + n, 30], [100 + n, 90 - n]
+        ds.WindowCenterWidthExplanation = ["FIRST", "SECOND"]
+        ds.save_as(path)
     (series,) = medimg.scan(folder)
     return series
 
@@ -62,17 +70,20 @@ def test_pictures_are_those_of_the_whole(tmp_path: Path, name: str, orientation:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"slices": "all"},
-        {"slices": 9},
         {"slices": 3, "window": "percentile"},
-        {"slices": 3, "window": "dicom"},
+        {"slices": 3, "window": ("lung", "percentile", "bone")},
+        {"slices": 3, "window": "dicom", "channels": "adjacent"},
         {"slices": 3, "spacing": 2.0},
-        {"slices": 8, "channels": "adjacent"},
     ],
 )
 def test_what_depends_on_all_slices_reads_all(tmp_path: Path, fields: dict[str, Any]) -> None:
     series = stack(tmp_path, AXIAL)
     assert needed_slices(medimg.Preprocess(**fields), series, Policies()) is None
+
+
+@pytest.mark.parametrize("fields", [{"slices": "all"}, {"slices": 9}, {"slices": 8, "channels": "adjacent"}])
+def test_all_slices_are_the_whole(tmp_path: Path, fields: dict[str, Any]) -> None:
+    assert needed_slices(medimg.Preprocess(**fields), stack(tmp_path, AXIAL), Policies()) == Part.whole(9)
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ from medimg.core.window import LookupTable, Voi, Window
 from medimg.errors import PreprocessError
 from medimg.prep import Preprocess, to_tensor
 from medimg.prep.resizing import fitted_size, resize
-from medimg.prep.slices import choose_slices
 from medimg.prep.windowing import apply_voi
 from tests.dicom_files import make_instance, write, write_stack
+from tests.prep.reference import reference
 
 RNG = np.random.default_rng(7)
 
@@ -32,52 +32,6 @@ def ct(shape: tuple[int, int, int] = (6, 40, 30), **fields: Any) -> Volume:
     array = RNG.integers(-1024, 2000, (1, *shape)).astype(np.int16)
     affine = geometry.affine_from_slices([0, 0, 0], [0, 0, 2], [1, 0, 0, 0, 1, 0], [0.8, 0.6])
     return replace(Volume(array, affine, "CT", "HU"), **fields)
-
-
-def triangle(size: int, count: int) -> np.ndarray:
-    """(count, size) float64: the weights of an antialiased linear resize, straight from its definition."""
-    scale = size / count
-    support = max(scale, 1.0)
-    weights = np.zeros((count, size))
-    for i in range(count):
-        center = (i + 0.5) * scale
-        for j in range(size):
-            weights[i, j] = max(0.0, 1 - abs(j + 0.5 - center) / support)
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
-
-
-def reference(volume: Volume, recipe: Preprocess) -> np.ndarray:
-    """The recipe step by step in float64, one slice after the other; for window, fit and normalization."""
-    if volume.space == "patient" and recipe.orientation == "display":
-        volume = volume.reorient(geometry.display_code(volume.affine))
-    windows = recipe.window if isinstance(recipe.window, tuple) else (recipe.window,)
-    result = []
-    for d in choose_slices(volume.shape[1], recipe.slices):
-        planes = []
-        for window in windows:
-            voi = choose_voi(volume, window, recipe.percentiles)
-            shown = voi[d if len(voi) > 1 else 0].apply(volume.array[0, d])
-            shown = 1 - shown if volume.inverted else shown
-            if volume.padding is not None:
-                shown = np.where(volume.padding[0, d], 0, shown)
-            planes.append(fitted(shown, volume.spacing[1:], recipe))
-        planes = planes * 3 if len(planes) == 1 else planes
-        mean, std = (np.array(v)[:, None, None] for v in (recipe.mean, recipe.std))
-        result.append((np.stack(planes) - mean) / std)
-    return np.stack(result)
-
-
-def fitted(picture: np.ndarray, spacing: Any, recipe: Preprocess) -> np.ndarray:
-    rows, columns = fitted_size(picture.shape, spacing, recipe.hw, recipe.fit)
-    small = triangle(picture.shape[0], rows) @ picture @ triangle(picture.shape[1], columns).T
-    canvas = np.full(recipe.hw, recipe.fill_value)
-    for axis, (have, want) in enumerate(zip((rows, columns), recipe.hw, strict=True)):
-        if have > want:
-            start = (have - want) // 2
-            small = np.take(small, range(start, start + want), axis)
-    top, left = ((w - h) // 2 for w, h in zip(recipe.hw, small.shape, strict=True))
-    canvas[top : top + small.shape[0], left : left + small.shape[1]] = small
-    return canvas
 
 
 @pytest.mark.parametrize(

@@ -1,41 +1,18 @@
-"""Groups of frames into series, and their pixels into volumes."""
+"""Groups of frames into series."""
 
 from __future__ import annotations
 
-import warnings
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from medimg.core import geometry
-from medimg.core.mending import desheared, regularized
-from medimg.core.report import ReadReport
-from medimg.core.volume import Volume
-from medimg.errors import (
-    DecodeError,
-    GeometryError,
-    MedimgWarning,
-    SeriesError,
-)
-from medimg.io.dicom.pixels import first_acquired_at, read_frames
-from medimg.io.dicom.settling import Notes, check_stack, settle_duplicates
+from medimg.errors import GeometryError
+from medimg.io.dicom.reading import StackReader
 from medimg.io.dicom.stack import StackPlan, plan_stack
-from medimg.io.series import Policies, Series, ValueKind
+from medimg.io.series import Series
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    import numpy.typing as npt
-
-    from medimg.core.window import Voi
     from medimg.io.dicom.grouping import Group
-    from medimg.io.dicom.header import Frame
-    from medimg.io.dicom.values import SliceValues
 
-__all__ = ["dicom_series"]
-
-_MOST_VALUES: Final = 2**33
+__all__ = ["dicom_series", "series_of"]
 
 
 def dicom_series(group: Group) -> Series:
@@ -48,6 +25,27 @@ def dicom_series(group: Group) -> Series:
         If their order can't be known.
     """
     plan = plan_stack(group)
+    return series_of(group.uid, plan, plan.files)
+
+
+def series_of(uid: str, plan: StackPlan, files: tuple[str, ...]) -> Series:
+    """
+    Return the series of a plan.
+
+    Parameters
+    ----------
+    uid : str
+        What it is called.
+    plan : StackPlan
+        Its frames.
+    files : tuple of str
+        Their files, as :attr:`StackPlan.files` says.
+
+    Raises
+    ------
+    GeometryError
+        If there are several color images at each position.
+    """
     instance = plan.first.instance
     colors = 3 if instance.is_color else 1
     if colors > 1 and len(plan.channels) > 1:
@@ -56,139 +54,16 @@ def dicom_series(group: Group) -> Series:
             "read the files one by one"
         )
     return Series(
-        uid=group.uid,
+        uid=uid,
         modality=instance.modality,
         description=instance.description,
         shape=(colors * len(plan.channels), plan.depth, instance.rows, instance.columns),
         affine=plan.affine,
         space=plan.space,
-        files=plan.files,
+        files=files,
         format="DICOM",
-        reader=partial(_read, plan),
+        reader=StackReader(plan),
         patient_id=instance.patient_id,
         study_uid=instance.study_uid,
         frame_times=plan.times,
     )
-
-
-def _read(plan: StackPlan, slices: Sequence[int] | None, policies: Policies) -> Volume:
-    try:
-        return _volume(plan, slices, policies)
-    except SeriesError as error:
-        raise type(error)(f"series of {plan.first.instance.path}: {error}") from None
-
-
-def _volume(plan: StackPlan, slices: Sequence[int] | None, policies: Policies) -> Volume:
-    notes = Notes([*plan.notes], [])
-    check_stack(plan, policies, notes)
-    plan = settle_duplicates(plan, policies, notes)
-    everything = range(plan.depth)
-    chosen = geometry.ascending_slices(everything if slices is None else slices, plan.depth)
-    fixes = _fixes(plan, policies)
-    if fixes and slices is not None:
-        raise GeometryError('slices can\'t be chosen together with a policy "fix" that resamples the stack')
-    volume = _decoded(plan, chosen, notes.all, policies.values)
-    for fix in fixes:
-        volume = fix(volume)
-    for note in notes.warned:
-        warnings.warn(note, MedimgWarning, stacklevel=5)
-    return volume
-
-
-def _fixes(plan: StackPlan, policies: Policies) -> list[Callable[[Volume], Volume]]:
-    stack = plan.stack
-    fixes: list[Callable[[Volume], Volume]] = []
-    if stack is None:
-        return fixes
-    if policies.on_missing == "fix" and (stack.missing or stack.irregular):
-        fixes.append(partial(regularized, stack))
-    if policies.on_tilt == "fix" and stack.tilt:
-        fixes.append(desheared)
-    return fixes
-
-
-def _decoded(plan: StackPlan, chosen: Sequence[int], notes: list[str], kind: ValueKind) -> Volume:
-    used = [channel[i] for channel in plan.channels for i in chosen]
-    _check_size(used)
-    first_acquired = first_acquired_at(plan.instances) if kind == "suv" else None
-    values = read_frames(used, kind, first_acquired=first_acquired)
-    _check_alike(values, used)
-    first = values[0]
-    transforms = tuple(dict.fromkeys(t for v in values for t in v.transforms))
-    voi = tuple(v.voi for v in values[: len(chosen)])
-    if len(chosen) < plan.depth:
-        transforms += (f"{len(chosen)} of {plan.depth} slices read",)
-    stack = plan.stack
-    many = any(len(frame.instance.facts) > 1 for frame in used)
-    report = ReadReport(
-        format="DICOM",
-        files=tuple(dict.fromkeys(frame.instance.path for frame in used)),
-        series_uid=plan.first.instance.series_uid,
-        sop_instance_uids=tuple(frame.instance.sop_instance_uid for frame in used),
-        frame_numbers=tuple(frame.facts.number + 1 for frame in used) if many else (),
-        missing=tuple(place for place, _ in stack.missing) if stack else (),
-        duplicates=tuple(left.instance.path for left, _ in plan.duplicates),
-        tilt=stack.tilt if stack else 0.0,
-        transforms=_few(transforms),
-        warnings=tuple(notes),
-    )
-    return Volume(
-        array=_stacked([v.array for v in values], len(plan.channels)),
-        affine=geometry.subset_affine(plan.affine, chosen),
-        modality=plan.first.instance.modality,
-        units=first.units,
-        photometric=first.photometric,
-        inverted=first.inverted,
-        space=plan.space,
-        channels=() if plan.first.instance.is_color else plan.names,
-        voi=_distinct(voi),
-        padding=_stacked_padding(values, len(plan.channels)),
-        report=report,
-    )
-
-
-def _check_size(used: Sequence[Frame]) -> None:
-    instance = used[0].instance
-    size = len(used) * instance.rows * instance.columns * (3 if instance.is_color else 1)
-    if size > _MOST_VALUES:
-        raise DecodeError(
-            f"{len(used)} images of {instance.rows}×{instance.columns} are too many to read at once; "
-            "choose some by slices="
-        )
-
-
-def _stacked(arrays: Sequence[npt.NDArray[Any]], channels: int) -> npt.NDArray[Any]:
-    """Stack slices (colors or 1, H, W), channel after channel, into (C, D, H, W)."""
-    depth = len(arrays) // channels
-    parts = [np.stack(arrays[c * depth : (c + 1) * depth], axis=1) for c in range(channels)]
-    return parts[0] if channels == 1 else np.concatenate(parts)
-
-
-def _check_alike(values: Sequence[SliceValues], used: Sequence[Frame]) -> None:
-    first = values[0]
-    for value, frame in zip(values, used, strict=True):
-        facts = (value.array.shape, value.units, value.photometric, value.inverted)
-        expected = (first.array.shape, first.units, first.photometric, first.inverted)
-        if facts != expected:
-            raise GeometryError(
-                f"{frame.instance.path} differs from the first slice: {facts} against {expected}"
-            )
-
-
-def _stacked_padding(values: Sequence[SliceValues], channels: int) -> npt.NDArray[np.bool_] | None:
-    if all(v.padding is None for v in values):
-        return None
-    none = np.zeros(values[0].array.shape, dtype=np.bool_)
-    return _stacked([none if v.padding is None else v.padding for v in values], channels)
-
-
-def _distinct(voi: tuple[tuple[Voi, ...], ...]) -> tuple[tuple[Voi, ...], ...]:
-    """Return one entry where all slices declare the same, none where they declare nothing."""
-    if any(v != voi[0] for v in voi):
-        return voi
-    return (voi[0],) if voi[0] else ()
-
-
-def _few(transforms: tuple[str, ...]) -> tuple[str, ...]:
-    """Keep the list readable where every slice has a rescale of its own."""
-    return transforms if len(transforms) <= 8 else (*transforms[:7], f"… {len(transforms) - 7} more alike")

@@ -13,11 +13,12 @@ import math
 import re
 import threading
 import warnings
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as DicomSequence
-from pydicom.tag import BaseTag
+from pydicom.tag import BaseTag, Tag
 
 from medimg.errors import DecodeError
 
@@ -99,10 +100,19 @@ def quiet_pydicom() -> _Quiet:
     return _QUIET
 
 
+@cache
+def _tag_of(keyword: str) -> BaseTag:
+    """Return the tag of a keyword, which the dictionary takes long to find."""
+    return Tag(keyword)
+
+
 def value(dataset: Dataset, keyword: str) -> Any:
     """Return a value as pydicom gives it; None where it is absent or can't be parsed."""
+    tag = _tag_of(keyword)
+    if tag not in dataset:
+        return None
     try:
-        return dataset.get(keyword)
+        return dataset[tag].value
     # a value is parsed when it is first used, and a damaged one can raise anything
     except Exception:
         return None
@@ -118,7 +128,7 @@ def _values(dataset: Dataset, keyword: str) -> list[Any]:
 def is_there(dataset: Dataset, keyword: str) -> bool:
     """Whether an attribute is there and not empty, readable or not."""
     try:
-        element = dataset.get_item(keyword)
+        element = dataset.get_item(_tag_of(keyword))
     except Exception:
         return True
     if element is None or element.value is None:
@@ -195,7 +205,7 @@ def descriptions(dataset: Dataset, keyword: str) -> tuple[str, ...]:
 def representation(dataset: Dataset, keyword: str) -> str:
     """Return the VR of an element, "" where it is absent or can't be parsed."""
     try:
-        return str(dataset[keyword].VR)
+        return str(dataset[_tag_of(keyword)].VR)
     # an element is parsed when it is first used, and a damaged one can raise anything
     except Exception:
         return ""
@@ -204,7 +214,7 @@ def representation(dataset: Dataset, keyword: str) -> str:
 def has_undefined_length(dataset: Dataset, keyword: str) -> bool:
     """Whether an element was written without its length, as compressed pixel data is."""
     try:
-        return bool(dataset[keyword].is_undefined_length)
+        return bool(dataset[_tag_of(keyword)].is_undefined_length)
     except Exception:
         return False
 

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from medimg.core.window import LookupTable, Voi, Window
 from medimg.io.dicom.attributes import code
 from medimg.io.dicom.nuclear import dose_scaling
-from medimg.io.dicom.philips import philips_factor
+from medimg.io.dicom.philips import PHILIPS_TAGS, philips_factor
 from medimg.io.dicom.suv import suv_factor
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-    from medimg.io.dicom.values import SliceValues
+    from medimg.io.dicom.values import Meaning
     from medimg.io.series import ValueKind
 
-__all__ = ["calibrated"]
+__all__ = ["CALIBRATION_TAGS", "calibrated"]
+
+#: What a header-only read must include for :func:`calibrated`, those of SUV apart.
+CALIBRATION_TAGS: Final[list[str | int]] = [*PHILIPS_TAGS, "DoseGridScaling", "DoseUnits", "SOPClassUID"]
 
 
 def calibrated(
-    view: Dataset, found: SliceValues, kind: ValueKind, *, first_acquired: float | None = None
-) -> SliceValues:
+    view: Dataset, found: Meaning, kind: ValueKind, *, first_acquired: float | None = None
+) -> Meaning:
     """
     Multiply rescaled values with what the file says makes them comparable.
 
@@ -32,8 +35,8 @@ def calibrated(
     ----------
     view : pydicom.Dataset
         The attributes of the frame.
-    found : SliceValues
-        Its rescaled values.
+    found : Meaning
+        Of its rescaled values.
     kind : {"auto", "rescaled", "suv"}
         "rescaled" changes nothing. "auto" makes display values of Philips MR its floating-point values, and
         RT dose its dose. "suv" makes activity concentrations of PET standardized uptake values by body
@@ -61,11 +64,16 @@ def calibrated(
     return _scaled(found, factor, "floating-point values of Philips", found.units)
 
 
-def _scaled(found: SliceValues, factor: float, what: str, units: str) -> SliceValues:
+def _scaled(found: Meaning, factor: float, what: str, units: str) -> Meaning:
     step = f"{what}: times {factor:.6g}" if factor != 1 else what
-    array = found.array if factor == 1 else (found.array * np.float64(factor)).astype(np.float32)
-    voi = tuple(v for v in (_scaled_voi(v, factor) for v in found.voi) if v is not None)
-    return replace(found, array=array, units=units, voi=voi, transforms=(*found.transforms, step))
+    return replace(
+        found,
+        factor=factor,
+        dtype=found.dtype if factor == 1 else np.dtype(np.float32),
+        units=units,
+        voi=tuple(v for v in (_scaled_voi(v, factor) for v in found.voi) if v is not None),
+        transforms=(*found.transforms, step),
+    )
 
 
 def _scaled_voi(voi: Voi, factor: float) -> Voi | None:

@@ -11,7 +11,7 @@ from medimg.io.dicom.attributes import text
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["DAY", "date_and_time", "moment", "time_of_day"]
+__all__ = ["DAY", "date_and_time", "instant", "moment", "seconds_of", "time_of_day"]
 
 #: Seconds of a day.
 DAY: Final = 86400.0
@@ -33,7 +33,8 @@ def _day(written: str) -> float | None:
         return None
 
 
-def _seconds(written: str) -> float | None:
+def seconds_of(written: str) -> float | None:
+    """Return a time as it is written (TM) in seconds after midnight; None where it is unusable."""
     found = _TIME.fullmatch(written)
     if found is None:
         return None
@@ -51,7 +52,7 @@ def _offset(written: str) -> float | None:
 
 def time_of_day(dataset: Dataset, keyword: str) -> float | None:
     """Return a time (TM) in seconds after midnight; None where it is absent or unusable."""
-    return _seconds(text(dataset, keyword))
+    return seconds_of(text(dataset, keyword))
 
 
 def date_and_time(dataset: Dataset, date_keyword: str, time_keyword: str) -> float | None:
@@ -77,11 +78,16 @@ def moment(dataset: Dataset, written: str) -> float | None:
     float or None
         None where it is of another form.
     """
+    return instant(written, text(dataset, "TimezoneOffsetFromUTC"))
+
+
+def instant(written: str, offset: str = "") -> float | None:
+    """Return a date and time (DT) in seconds; see :func:`moment`, which takes the `offset` of a data set."""
     found = _DATE_TIME.fullmatch(written)
     if found is None:
         return None
-    day, seconds = _day(found.group(1)), _seconds(found.group(2))
+    day, seconds = _day(found.group(1)), seconds_of(found.group(2))
     if day is None or seconds is None:
         return None
-    there, here = _offset(found.group(3) or ""), _offset(text(dataset, "TimezoneOffsetFromUTC"))
+    there, here = _offset(found.group(3) or ""), _offset(offset)
     return day + seconds + (here - there if here is not None and there is not None else 0.0)

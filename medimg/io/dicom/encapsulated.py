@@ -13,9 +13,11 @@ from medimg.errors import DecodeError, TruncatedError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["EncapsulatedFrames", "looks_encapsulated"]
+__all__ = ["EncapsulatedFrames", "codestream_at", "is_trailing", "looks_encapsulated"]
 
 _ITEM: Final = b"\xfe\xff\x00\xe0"
+_DELIMITER: Final = b"\xfe\xff\xdd\xe0\0\0\0\0"
+_TRAILING_PADDING: Final = b"\xfc\xff\xfc\xff"
 _HEADER: Final = 8
 #: More would be an attack on the memory.
 _MOST_FRAGMENTS: Final = 2**20
@@ -35,7 +37,7 @@ class _Fragment(NamedTuple):
     stop: int
 
 
-def looks_encapsulated(data: bytes) -> bool:
+def looks_encapsulated(data: bytes | memoryview) -> bool:
     """Whether pixel data starts with an item, as a Basic Offset Table does."""
     return data[:4] == _ITEM
 
@@ -73,7 +75,7 @@ class EncapsulatedFrames:
 
     def __init__(
         self,
-        data: bytes,
+        data: bytes | memoryview,
         count: int,
         syntax_uid: str,
         extended: tuple[Sequence[int], Sequence[int]] | None = None,
@@ -96,7 +98,44 @@ class EncapsulatedFrames:
         return joined[: self._lengths[number]]
 
 
-def _parsed(data: bytes, count: int, syntax_uid: str) -> tuple[list[int], list[_Fragment]]:
+def codestream_at(file: bytes, start: int, syntax_uid: str) -> bytes:
+    """
+    Return the codestream of the only frame of a file that is as it should be.
+
+    Parameters
+    ----------
+    file : bytes
+        All of it.
+    start : int
+        Where the item of the Basic Offset Table starts.
+    syntax_uid : str
+        Transfer Syntax UID.
+
+    Raises
+    ------
+    DecodeError
+        If the items don't lead to a delimiter, with nothing else behind it.
+    """
+    at = start
+    while file[at : at + 4] == _ITEM:
+        at += _HEADER + int.from_bytes(file[at + 4 : at + _HEADER], "little")
+    rest = at + len(_DELIMITER)
+    if file[at:rest] != _DELIMITER or not is_trailing(file[rest:], implicit=False):
+        raise DecodeError("the items of the pixel data don't end with a delimiter")
+    return EncapsulatedFrames(memoryview(file)[start:at], 1, syntax_uid).codestream(0)
+
+
+def is_trailing(rest: bytes, *, implicit: bool) -> bool:
+    """Whether what follows the pixel data is nothing, or Data Set Trailing Padding to the end of the file."""
+    if not rest:
+        return True
+    at = 4 if implicit else 8
+    if rest[:at] != (_TRAILING_PADDING if implicit else _TRAILING_PADDING + b"OB\0\0"):
+        return False
+    return len(rest) == at + 4 + int.from_bytes(rest[at : at + 4], "little")
+
+
+def _parsed(data: bytes | memoryview, count: int, syntax_uid: str) -> tuple[list[int], list[_Fragment]]:
     """Return the Basic Offset Table and the fragments, which are not copied."""
     if not looks_encapsulated(data):
         raise DecodeError(
@@ -128,7 +167,7 @@ def _parsed(data: bytes, count: int, syntax_uid: str) -> tuple[list[int], list[_
     return offsets[: count + 1].tolist(), fragments
 
 
-def _item_length(data: bytes, at: int) -> int:
+def _item_length(data: bytes | memoryview, at: int) -> int:
     length = int.from_bytes(data[at + 4 : at + _HEADER], "little")
     if at + _HEADER + length > len(data):
         raise TruncatedError(

@@ -13,10 +13,19 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
 
-__all__ = ["FACT_TAGS", "Label", "kinds", "moments", "orientation", "pixel_spacing", "position"]
+__all__ = [
+    "FACT_TAGS",
+    "FARTHEST_MM",
+    "Label",
+    "kinds",
+    "moments",
+    "orientation",
+    "pixel_spacing",
+    "position",
+]
 
-#: Bounds beyond which a length can't be meant: no patient is larger than 10 m, nor a pixel smaller than 1 nm.
-_FARTHEST_MM: Final = 1e5
+#: Bounds beyond which a length can't be meant: no patient is larger, nor a pixel smaller than 1 nm.
+FARTHEST_MM: Final = 1e5
 _LEAST_MM: Final = 1e-6
 _MOST_MM: Final = 1e4
 
@@ -72,7 +81,7 @@ Labels: TypeAlias = tuple[Label, ...]
 def position(view: Dataset) -> tuple[float, float, float] | None:
     """Return Image Position (Patient), LPS millimeters; None where it is absent or absurd."""
     found = floats(view, "ImagePositionPatient", 3)
-    if found is None or max(abs(v) for v in found) > _FARTHEST_MM:
+    if found is None or max(abs(v) for v in found) > FARTHEST_MM:
         return None
     return found[0], found[1], found[2]
 

@@ -13,7 +13,21 @@ from medimg.io.dicom.attributes import is_there, stated_code, whole
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["FrameFormat", "frame_count", "frame_format"]
+__all__ = ["FORMAT_TAGS", "FrameFormat", "frame_count", "frame_format"]
+
+#: What a header-only read must include for :func:`frame_format` and :func:`frame_count`, the pixels apart.
+FORMAT_TAGS: Final[list[str | int]] = [
+    "BitsAllocated",
+    "BitsStored",
+    "Columns",
+    "HighBit",
+    "NumberOfFrames",
+    "PhotometricInterpretation",
+    "PixelRepresentation",
+    "PlanarConfiguration",
+    "Rows",
+    "SamplesPerPixel",
+]
 
 _MOST_BYTES: Final = 2**31
 _MOST_FRAMES: Final = 2**31 - 1

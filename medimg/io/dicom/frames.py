@@ -24,7 +24,16 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from pydicom.dataset import Dataset
 
-__all__ = ["NATIVE_SYNTAXES", "FrameFormat", "StoredFrames", "frame_format"]
+__all__ = [
+    "NATIVE_SYNTAXES",
+    "WHOLE_SAMPLES",
+    "FrameFormat",
+    "StoredFrames",
+    "decoded",
+    "frame_format",
+    "interpret_bits",
+    "native_frame",
+]
 
 _PIXELS: Final = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 #: Implicit and explicit little endian, deflated, big endian; "" where a file has no meta information.
@@ -32,7 +41,7 @@ NATIVE_SYNTAXES: Final = frozenset(
     {"", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", BIG_ENDIAN}
 )
 #: Their values are whole samples, so that the place of the bits in these is as Bits Stored and High Bit say.
-_WHOLE_SAMPLES: Final = frozenset({"1.2.840.10008.1.2.5", "1.2.840.10008.1.2.8.1"})
+WHOLE_SAMPLES: Final = frozenset({"1.2.840.10008.1.2.5", "1.2.840.10008.1.2.8.1"})
 
 
 class StoredFrames:
@@ -138,12 +147,54 @@ class StoredFrames:
             raise IndexError(f"there is no frame {number} of {self.count}")
         form = self.form
         if self._encapsulated is not None:
-            frame = decode_frame(self._encapsulated.codestream(number), self._syntax, form, number)
-            if self._syntax not in _WHOLE_SAMPLES:
-                return _interpreted(frame, form, number), frame.is_rgb
-            return _significant_bits(frame.values, form), frame.is_rgb
+            return decoded(self._encapsulated.codestream(number), self._syntax, form, number)
         assert self._native is not None
         return _significant_bits(self._native.frame(number), form), form.photometric == "RGB"
+
+
+def decoded(
+    codestream: bytes, syntax_uid: str, form: FrameFormat, number: int = 0
+) -> tuple[npt.NDArray[Any], bool]:
+    """Decode one compressed frame, as :meth:`StoredFrames.stored` does."""
+    frame = decode_frame(codestream, syntax_uid, form, number)
+    values = frame.values
+    if syntax_uid not in WHOLE_SAMPLES:
+        return _interpreted(frame, form, number), frame.is_rgb
+    if values.flags.writeable and values.dtype == f"u{form.dtype.itemsize}" and form.bits_allocated > 1:
+        return interpret_bits(values, form), frame.is_rgb
+    return _significant_bits(values, form), frame.is_rgb
+
+
+def native_frame(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
+    """Return the only frame of native pixel data, little endian, as :meth:`StoredFrames.stored` does."""
+    return _significant_bits(NativeFrames(data, form, 1).frame(0), form)
+
+
+def interpret_bits(cells: npt.NDArray[Any], form: FrameFormat) -> npt.NDArray[Any]:
+    """
+    Return the stored values in cells of native pixel data, in the same memory, as `StoredFrames` gives them.
+
+    Parameters
+    ----------
+    cells : numpy.ndarray
+        Unsigned integers of Bits Allocated, in the byte order of this machine; overwritten.
+    form : FrameFormat
+        Of the file; not of single bits.
+    """
+    shift = form.high_bit + 1 - form.bits_stored
+    unused = form.bits_allocated - form.bits_stored
+    if not unused:
+        return cells.view(form.dtype)
+    if form.signed:
+        values = cells.view(form.dtype)
+        if unused > shift:
+            np.left_shift(values, unused - shift, out=values)
+        np.right_shift(values, unused, out=values)
+        return values
+    if shift:
+        np.right_shift(cells, shift, out=cells)
+    np.bitwise_and(cells, cells.dtype.type(2**form.bits_stored - 1), out=cells)
+    return cells
 
 
 def _pixel_keyword(dataset: Dataset) -> str:

@@ -13,7 +13,7 @@ from medimg.io.dicom import facts, nuclear
 from medimg.io.dicom.attributes import code, description, identifier, integer, is_there, quiet_pydicom, text
 from medimg.io.dicom.frames import NATIVE_SYNTAXES
 from medimg.io.dicom.mosaic import MOSAIC_TAGS, Mosaic, mosaic_of
-from medimg.io.dicom.opening import looks_like_dicom, open_dataset, tags_of
+from medimg.io.dicom.opening import looks_like_dicom, numbers_of, open_dataset, open_header
 from medimg.io.dicom.views import FrameViews
 
 if TYPE_CHECKING:
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
     from medimg.io.dicom.facts import Labels
 
-__all__ = ["Frame", "Instance", "looks_like_dicom", "open_dataset", "read_instance"]
+__all__ = ["HEADER_TAGS", "Frame", "Instance", "looks_like_dicom", "open_dataset", "read_instance"]
 
-_TAGS: Final = tags_of(
+#: What a header-only read includes.
+HEADER_TAGS: Final = numbers_of(
     *facts.FACT_TAGS,
     *MOSAIC_TAGS,
     *nuclear.NUCLEAR_TAGS,
@@ -176,7 +177,7 @@ def read_instance(source: str | Path | Blob) -> Instance:
     blob = as_blob(source)
     try:
         with quiet_pydicom():
-            return _instance(blob, open_dataset(blob, tags=_TAGS))
+            return _instance(blob, open_header(blob, HEADER_TAGS))
     except MedimgError as error:
         if blob.name in str(error):
             raise

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from pydicom.dataset import Dataset
 
-__all__ = ["MOSAIC_TAGS", "Mosaic", "mosaic_of"]
+__all__ = ["CSA_TAGS", "MOSAIC_TAGS", "Mosaic", "mosaic_of"]
 
 Point: TypeAlias = tuple[float, float, float]
 
@@ -69,6 +69,9 @@ MOSAIC_TAGS: Final[list[str | int]] = [
     "SpacingBetweenSlices",
     *private_tags(_CSA, _COUNT, _XA_COUNT, _XA_NORMAL, _XA_IMAGE_TYPE, _UIH_COUNT, _UIH_TILES),
 ]
+
+#: Those that are asked only where the others say that a file is a mosaic.
+CSA_TAGS: Final = tuple(_CSA.group << 16 | block << 8 | _CSA.element for block in range(0x10, 0x20))
 
 _MOST_TILES: Final = 4096
 _FARTHEST_MM: Final = 1e5

@@ -10,7 +10,9 @@ from pydicom.tag import BaseTag, Tag
 from medimg.errors import NotAnImageError, ReadError, TruncatedError
 from medimg.io.blob import Blob, as_blob
 from medimg.io.dicom.attributes import quiet_pydicom
+from medimg.io.dicom.outline import UnusualHeaderError, dataset_of, outline_of
 from medimg.io.dicom.parsing import parsed, parsed_with_pixels
+from medimg.io.starts import read_start
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,10 +20,12 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
 
-__all__ = ["looks_like_dicom", "open_dataset", "tags_of"]
+__all__ = ["looks_like_dicom", "numbers_of", "open_dataset", "open_header", "tags_of"]
 
 #: Groups 0002 and 0008, one of which a file without preamble starts with.
 _FIRST_GROUPS: Final = frozenset({b"\x02\x00", b"\x08\x00"})
+#: Bytes in which the header of a usual file lies.
+_HEAD: Final = 2**14
 
 
 def looks_like_dicom(start: bytes) -> bool:
@@ -96,6 +100,38 @@ def open_dataset(source: str | Path | Blob, *, tags: Sequence[BaseTag] | None = 
         raise ReadError(f"{path} is damaged: parsing it as DICOM failed ({type(error).__name__})") from None
 
 
+def open_header(blob: Blob, tags: frozenset[int]) -> Dataset:
+    """
+    Read some elements of the header of a DICOM file.
+
+    The usual ones are found by their lengths alone, which takes half as long as parsing the whole header.
+
+    Parameters
+    ----------
+    blob : Blob
+        The file.
+    tags : frozenset of int
+        Which elements; see :func:`numbers_of`.
+
+    Raises
+    ------
+    ReadError
+        See :func:`open_dataset`.
+    """
+    if blob.path is not None:
+        head = read_start(blob.name, _HEAD)
+        try:
+            return dataset_of(outline_of(head), head, tags)
+        except UnusualHeaderError:
+            pass
+    return open_dataset(blob, tags=[BaseTag(tag) for tag in sorted(tags)])
+
+
 def tags_of(*names: str | int) -> tuple[BaseTag, ...]:
     """Return keywords and numbers as tags, for a reading of headers."""
     return tuple(dict.fromkeys(Tag(name) for name in names))
+
+
+def numbers_of(*names: str | int) -> frozenset[int]:
+    """Return the numbers of tags by keyword or number: plain ones, as pydicom's take long to compare."""
+    return frozenset(int(Tag(name)) for name in names)

@@ -1,65 +1,125 @@
-"""Frames into modality values: each file is opened once, each stored picture decoded once."""
+"""Frames into modality values, on all cores: each file is opened once, each picture decoded once."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING, Any, Final
 
-from medimg.errors import DecodeError, MedimgError
-from medimg.io.dicom.attributes import identifier, quiet_pydicom
-from medimg.io.dicom.calibration import calibrated
-from medimg.io.dicom.frames import StoredFrames
+import numpy as np
+
+from medimg.core.threads import available_cores, in_order
+from medimg.io.dicom.attributes import quiet_pydicom
+from medimg.io.dicom.filling import Filling
+from medimg.io.dicom.opened import OpenedFile
 from medimg.io.dicom.opening import open_dataset, tags_of
+from medimg.io.dicom.siblings import Loaded, Siblings
 from medimg.io.dicom.suv import SUV_TAGS, acquired_at
-from medimg.io.dicom.values import SliceValues, slice_values
-from medimg.io.dicom.views import FrameViews
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     import numpy.typing as npt
-    from pydicom.dataset import Dataset
 
     from medimg.io.dicom.header import Frame, Instance
     from medimg.io.series import ValueKind
 
-__all__ = ["first_acquired_at", "read_frames"]
+__all__ = ["FrameReader", "first_acquired_at"]
 
 _SUV_TAGS: Final = tags_of(*SUV_TAGS)
-_Calibrate: TypeAlias = "Callable[[Dataset, SliceValues], SliceValues]"
+#: A thread takes as long to start as this takes to read.
+_BYTES_A_WORKER: Final = 2**19
 
 
-def read_frames(
-    frames: Sequence[Frame], values: ValueKind = "rescaled", *, first_acquired: float | None = None
-) -> list[SliceValues]:
+class FrameReader:
     """
-    Return the values of frames, in the order given.
+    Reads frames of a series; what it learns from some files helps with those that it reads later.
 
     Parameters
     ----------
     frames : sequence of Frame
-        Each file of them is opened once, each stored picture decoded once.
-    values : {"auto", "rescaled", "suv"}
+        All that will be read.
+    kind : {"auto", "rescaled", "suv"}
         How values are scaled; see :func:`medimg.read`.
     first_acquired : float, optional
         What :func:`first_acquired_at` says of the series; only "suv" takes it.
-
-    Raises
-    ------
-    ReadError
-        If a file can't be read, or its pixels can't be decoded.
     """
-    wanted: dict[int, list[int]] = defaultdict(list)
+
+    def __init__(
+        self, frames: Sequence[Frame], kind: ValueKind = "rescaled", *, first_acquired: float | None = None
+    ) -> None:
+        self._kind = kind
+        self._first_acquired = first_acquired
+        self._siblings = Siblings(kind, first_acquired)
+        many = [frame for frame in frames if len(frame.instance.facts) > 1]
+        counts = Counter(id(frame.instance) for frame in many)
+        self._files = {
+            id(f.instance): OpenedFile(f.instance, kind, first_acquired, frames=counts[id(f.instance)])
+            for f in many
+        }
+
+    def read(self, frames: Sequence[Frame], channels: int = 1, *, workers: int | None = None) -> Filling:
+        """
+        Read frames into one array.
+
+        Parameters
+        ----------
+        frames : sequence of Frame
+            Channel after channel. Each file is opened once, each stored picture decoded once.
+        channels : int
+            How many channels there are.
+        workers : int, optional
+            The most threads; as many as there are cores by default.
+
+        Returns
+        -------
+        Filling
+            All slices that are as large as the first one.
+
+        Raises
+        ------
+        ReadError
+            If a file can't be read, or its pixels can't be decoded; of several, what the first one in the
+            order of the files says.
+        """
+        filling = Filling(len(frames), channels)
+        done: set[int] = set()
+        misfits: dict[int, npt.NDArray[Any]] = {}
+
+        def read_one(place: int) -> bool:
+            # values beyond float32 become infinite, which is no reason to warn
+            with np.errstate(over="ignore", invalid="ignore"):
+                values = filling.put(place, self._load(frames[place], filling.slot(place)))
+            if values is not None:
+                misfits[place] = values
+            done.add(place)
+            return values is None
+
+        order = _by_file(frames)
+        # the first one tells what the array is like
+        in_order(order[:1], read_one, workers=1)
+        workers = available_cores() if workers is None else workers
+        while todo := [place for place in order if place not in done]:
+            in_order(todo, read_one, workers=min(workers, 1 + filling.nbytes // _BYTES_A_WORKER))
+            filling.widen(misfits)
+            misfits.clear()
+        return filling
+
+    def _load(self, frame: Frame, slot: npt.NDArray[Any] | None) -> Loaded:
+        file = self._files.get(id(frame.instance))
+        if file is not None:
+            return file.load(frame)
+        found = self._siblings.load(frame.instance, slot) if frame.facts.corner is None else None
+        if found is not None:
+            return found
+        return OpenedFile(frame.instance, self._kind, self._first_acquired).load(frame)
+
+
+def _by_file(frames: Sequence[Frame]) -> list[int]:
+    """Return the places of frames, those of one file together, in the order of their first ones."""
+    places: dict[int, list[int]] = defaultdict(list)
     for place, frame in enumerate(frames):
-        wanted[id(frame.instance)].append(place)
-    result: dict[int, SliceValues] = {}
-    for places in wanted.values():
-        instance = frames[places[0]].instance
-        calibrate = partial(calibrated, kind=values, first_acquired=first_acquired)
-        found = _of_instance(instance, [frames[place] for place in places], calibrate)
-        result.update(zip(places, found, strict=True))
-    return [result[place] for place in range(len(frames))]
+        places[id(frame.instance)].append(place)
+    return [place for of_file in places.values() for place in of_file]
 
 
 def first_acquired_at(instances: Sequence[Instance]) -> float | None:
@@ -74,40 +134,3 @@ def first_acquired_at(instances: Sequence[Instance]) -> float | None:
     with quiet_pydicom():
         times = [acquired_at(open_dataset(i.blob, tags=_SUV_TAGS)) for i in instances]
     return min((time for time in times if time is not None), default=None)
-
-
-def _of_instance(instance: Instance, frames: Sequence[Frame], calibrate: _Calibrate) -> list[SliceValues]:
-    try:
-        with quiet_pydicom():
-            return _decoded(instance, frames, calibrate)
-    except MedimgError as error:
-        if instance.path in str(error):
-            raise
-        raise type(error)(f"{instance.path}: {error}") from None
-    # pydicom raises errors of many kinds when a damaged value is used, and their texts quote it
-    except Exception as error:
-        raise DecodeError(f"{instance.path} is damaged ({type(error).__name__} while decoding)") from None
-
-
-def _decoded(instance: Instance, frames: Sequence[Frame], calibrate: _Calibrate) -> list[SliceValues]:
-    dataset = open_dataset(instance.blob)
-    if identifier(dataset, "SOPInstanceUID") != instance.sop_instance_uid:
-        raise DecodeError("another image is there than when it was scanned; scan again")
-    source = StoredFrames(dataset)
-    views = FrameViews(dataset, source.count)
-    picture: tuple[int, npt.NDArray[Any], bool] | None = None
-    result = []
-    for frame in frames:
-        number = frame.facts.number
-        if number >= source.count:
-            raise DecodeError(f"frame {number + 1} of {source.count} was asked for; has the file changed?")
-        if picture is None or picture[0] != number:
-            picture = (number, *source.stored(number))
-        _, stored, is_rgb = picture
-        if frame.facts.corner is not None:
-            row, column = frame.facts.corner
-            stored = stored[row : row + instance.rows, column : column + instance.columns]
-        view = views[number]
-        found = slice_values(view, source.form, stored, is_rgb=is_rgb)
-        result.append(calibrate(view, found))
-    return result

@@ -82,11 +82,16 @@ def _normal(creator: object) -> str:
 
 def _find(dataset: Dataset, tag: PrivateTag) -> int | None:
     """Return the number of a private element, None where it or its creator is missing."""
-    wanted, there = _normal(tag.creator), dataset.keys()
-    for block in range(_FIRST_BLOCK, _LAST_BLOCK + 1):
-        owner = tag.group << 16 | block
-        number = owner & 0xFFFF0000 | block << 8 | tag.element
-        if owner in there and number in there and _normal(_value(dataset, owner)) == wanted:
+    first, last = tag.group << 16 | _FIRST_BLOCK, tag.group << 16 | _LAST_BLOCK
+    # pydicom's tags are compared much more slowly than numbers
+    there = list(map(int, dataset.keys()))
+    owners = [number for number in there if first <= number <= last]
+    if not owners:
+        return None
+    wanted = _normal(tag.creator)
+    for owner in sorted(owners):
+        number = owner & 0xFFFF0000 | (owner & 0xFF) << 8 | tag.element
+        if number in there and _normal(_value(dataset, owner)) == wanted:
             return number
     return None
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medimg.errors import DuplicateSlicesError, MissingSlicesError, TiltedGantryError
-from medimg.io.dicom.pixels import read_frames
+from medimg.io.dicom.pixels import FrameReader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -137,7 +137,8 @@ def _with_duplicates(plan: StackPlan, policies: Policies, found: str) -> StackPl
 def _different(duplicates: Sequence[tuple[Frame, Frame]]) -> int:
     """Count the duplicates whose pixels are not those of the image that is kept."""
     count = 0
+    reader = FrameReader([frame for pair in duplicates for frame in pair])
     for pair in duplicates:
-        left, kept = (read_frames([frame])[0] for frame in pair)
-        count += not np.array_equal(left.array, kept.array)
+        left, kept = (reader.read([frame]).result()[0] for frame in pair)
+        count += not np.array_equal(left, kept)
     return count

@@ -12,20 +12,20 @@ from medimg.core.stacking import Stack, analyze_positions
 from medimg.errors import GeometryError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import numpy.typing as npt
 
     from medimg.core.volume import Space
     from medimg.io.dicom.grouping import Group
-    from medimg.io.dicom.header import Frame, Instance
+    from medimg.io.dicom.header import Frame, FrameFacts, Instance
 
-__all__ = ["StackPlan", "plan_stack"]
+__all__ = ["StackPlan", "plan_stack", "regular_plan"]
 
 _MISPLACED_MM: Final = 0.02
 _NO_SPACING: Final = "no pixel spacing in the file: 1 mm assumed"
 
-Frames: TypeAlias = "tuple[Frame, ...]"
+Frames: TypeAlias = "Sequence[Frame]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class StackPlan:
 
     Attributes
     ----------
-    channels : tuple of tuple of Frame
+    channels : tuple of sequence of Frame
         For each channel its frames, in the order of the slices; all of the same length.
     names : tuple of str
         A name for each channel; empty where nothing repeats.
@@ -142,9 +142,8 @@ def _by_position(group: Group, channels: list[list[Frame]]) -> StackPlan:
     origin = _position(ordered[0])
     affine = geometry.affine_from_slices(origin, stack.step, orientation, facts.pixel_spacing or (1.0, 1.0))
     sorted_channels = (ordered, *(_along(channel, stack.step) for channel in channels[1:]))
-    notes = [*group.notes, *_notes(stack, sorted_channels, affine)]
-    if facts.pixel_spacing is None:
-        notes.append(_NO_SPACING)
+    off = max(_farthest_corner(channel, affine) for channel in sorted_channels)
+    notes = [*group.notes, *_notes(stack, off, facts)]
     doubles = tuple((first[left], first[kept]) for left, kept in stack.duplicates)
     content = group.content
     return StackPlan(
@@ -159,6 +158,30 @@ def _by_position(group: Group, channels: list[list[Frame]]) -> StackPlan:
     )
 
 
+def regular_plan(stack: Stack, frames: Frames, positions: npt.NDArray[np.float64]) -> StackPlan:
+    """
+    Return the plan of a stack without doubles whose frames differ in nothing but their places.
+
+    Parameters
+    ----------
+    stack : Stack
+        Of these frames.
+    frames : sequence of Frame
+        In the order of the stack; only the first is looked at.
+    positions : numpy.ndarray
+        (n, 3) where each is, LPS millimeters.
+    """
+    first = frames[0]
+    facts = first.facts
+    assert facts.orientation is not None  # there is a stack
+    spacing = facts.pixel_spacing or (1.0, 1.0)
+    affine = geometry.affine_from_slices(positions[0], stack.step, facts.orientation, spacing)
+    diagonal = None if facts.pixel_spacing is None else _diagonal(first)
+    off = _farthest(positions, diagonal, first.instance, affine)
+    notes = tuple(_notes(stack, off, facts))
+    return StackPlan((frames,), (), None, affine, "patient", stack, (), notes)
+
+
 def _position(frame: Frame) -> npt.NDArray[np.float64]:
     return np.asarray(frame.facts.position, dtype=np.float64)
 
@@ -167,35 +190,49 @@ def _along(frames: list[Frame], step: npt.NDArray[np.float64]) -> Frames:
     return tuple(sorted(frames, key=lambda frame: float(_position(frame) @ step)))
 
 
-def _notes(stack: Stack, channels: tuple[Frames, ...], affine: geometry.Affine) -> Iterator[str]:
+def _notes(stack: Stack, off: float, facts: FrameFacts) -> Iterator[str]:
     if stack.is_jittered:
         yield f"distances between slices vary by up to {stack.deviation:.1%} of {stack.gap:.4g} mm"
-    if stack.missing or stack.irregular:
-        return
-    off = max(_farthest_corner(channel, affine) for channel in channels)
-    if off > max(_MISPLACED_MM, 0.01 * stack.gap):
+    regular = not (stack.missing or stack.irregular)
+    if regular and off > max(_MISPLACED_MM, 0.01 * stack.gap):
         yield f"the affine misses the stated place of a slice by up to {off:.3g} mm"
+    if facts.pixel_spacing is None:
+        yield _NO_SPACING
 
 
 def _farthest_corner(frames: Frames, affine: geometry.Affine) -> float:
+    """Return :func:`_farthest` of frames that may differ in orientation and spacing."""
+    positions = np.asarray([_position(frame) for frame in frames])
+    diagonals = None
+    if all(frame.facts.pixel_spacing is not None for frame in frames):
+        diagonals = np.asarray([_diagonal(frame) for frame in frames])
+    return _farthest(positions, diagonals, frames[0].instance, affine)
+
+
+def _farthest(
+    positions: npt.NDArray[np.float64],
+    diagonals: npt.NDArray[np.float64] | None,
+    instance: Instance,
+    affine: geometry.Affine,
+) -> float:
     """
     Return how far, in millimeters, the affine puts a corner of a slice from where the slice says it is.
 
     The first and the last pixel of each slice are compared with its own position, orientation and spacing.
     """
-    rows, columns = frames[0].instance.rows, frames[0].instance.columns
-    d = np.arange(len(frames), dtype=np.float64)
+    d = np.arange(len(positions), dtype=np.float64)
     zero = np.zeros_like(d)
-    starts = np.asarray([_position(frame) for frame in frames])
-    off = np.abs(geometry.index_to_lps(affine, np.stack([d, zero, zero], axis=1)) - starts).max()
-    if any(frame.facts.pixel_spacing is None for frame in frames):
+    starts = geometry.index_to_lps(affine, np.stack([d, zero, zero], axis=1))
+    off = np.abs(starts - positions).max()
+    if diagonals is None:
         return float(off)
-    ends = starts + np.asarray([_diagonal(frame, rows, columns) for frame in frames])
-    last = np.stack([d, zero + rows - 1, zero + columns - 1], axis=1)
-    return float(max(off, np.abs(geometry.index_to_lps(affine, last) - ends).max()))
+    last = np.stack([d, zero + instance.rows - 1, zero + instance.columns - 1], axis=1)
+    return float(max(off, np.abs(geometry.index_to_lps(affine, last) - (positions + diagonals)).max()))
 
 
-def _diagonal(frame: Frame, rows: int, columns: int) -> npt.NDArray[np.float64]:
+def _diagonal(frame: Frame) -> npt.NDArray[np.float64]:
+    """Return the way from the first pixel to the last."""
     x, y = np.asarray(frame.facts.orientation, dtype=np.float64).reshape(2, 3)
     between_rows, between_columns = frame.facts.pixel_spacing or (1.0, 1.0)
-    return np.asarray((rows - 1) * between_rows * y + (columns - 1) * between_columns * x)
+    instance = frame.instance
+    return np.asarray((instance.rows - 1) * between_rows * y + (instance.columns - 1) * between_columns * x)

@@ -1,0 +1,97 @@
+"""How far results are from what they should be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pydicom
+
+from benchmarks.peers.pydicom_torch import evenly
+from benchmarks.reference import picture, picture_of, resampling_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy.typing as npt
+
+    from benchmarks.data import Data
+
+__all__ = ["Check", "antialiased", "few", "linear", "pictures", "values", "xrays"]
+
+_XRAYS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """
+    How a result is judged.
+
+    Attributes
+    ----------
+    error : callable
+        Of a result: its largest error.
+    shown : bool
+        Whether the table shows it.
+    tolerance : float
+        Above it, a candidate has not done the work.
+    """
+
+    error: Callable[[Any], float]
+    shown: bool = False
+    tolerance: float = float("inf")
+
+
+def _hounsfield(data: Data) -> npt.NDArray[np.int16]:
+    return data.stored.astype(np.int16) - np.int16(1024)
+
+
+def _either_way(found: Any, expected: npt.NDArray[Any]) -> float:
+    """Largest difference, whichever end of the stack comes first."""
+    array = np.asarray(found)
+    if array.shape != expected.shape:
+        return float("inf")
+    return min(float(np.abs(array - way).max()) for way in (expected, expected[::-1]))
+
+
+def values(data: Data) -> Check:
+    """The volume, in HU."""
+    expected = _hounsfield(data).astype(np.float32)
+    return Check(lambda found: _either_way(found, expected), tolerance=0.5)
+
+
+def pictures(data: Data) -> Check:
+    """Normalized pictures of all slices, in units after normalization."""
+    expected = np.stack([picture(plane, 224) for plane in _hounsfield(data)])
+    return Check(lambda found: _either_way(found, expected), shown=True)
+
+
+def few(data: Data) -> Check:
+    """Normalized pictures of three slices; what is not antialiased well differs, and may."""
+    chosen = _hounsfield(data)[evenly(data.scale.slices, 3)]
+    expected = np.stack([picture(plane, 224) for plane in chosen])
+    return Check(lambda found: _either_way(found, expected), shown=True)
+
+
+def xrays(data: Data) -> Check:
+    """Normalized pictures of the first X-rays."""
+    files = sorted(data.xrays().iterdir())[:_XRAYS]
+    expected = np.stack([picture_of(pydicom.dcmread(path), 224) for path in files])
+
+    def error(found: Any) -> float:
+        return float(np.abs(np.asarray(found[: len(expected)]) - expected).max())
+
+    return Check(error, shown=True)
+
+
+def linear(data: Data) -> Check:
+    """Linear interpolation, in HU."""
+    before = _hounsfield(data)
+    return Check(lambda made: resampling_error(before, made, antialias=False), shown=True)
+
+
+def antialiased(data: Data) -> Check:
+    """A triangle filter that widens with the steps, in HU."""
+    before = _hounsfield(data)
+    return Check(lambda made: resampling_error(before, made, antialias=True), shown=True)

@@ -1,0 +1,82 @@
+"""``python -m benchmarks``: run works, print the table, write it to the documentation."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from benchmarks.data import FULL, SCALES, Data
+from benchmarks.data.store import default_root
+from benchmarks.environment import made_with
+from benchmarks.peers import COLUMNS, COMMON
+from benchmarks.running import Setting, measured
+from benchmarks.tables import filled, markdown, plain
+from benchmarks.works import WORKS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from benchmarks.measured import Table
+
+__all__ = ["main"]
+
+_ROOT: Final = Path(__file__).parent.parent
+_PAGE: Final = _ROOT / "docs" / "performance.md"
+_RESULTS: Final = Path(__file__).parent / "results" / "table.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what the arguments of the command line say."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    works = _chosen(parser, "--works", options.works, WORKS)
+    peers = _chosen(parser, "--peers", options.peers, COLUMNS)
+    columns = [c for c in COLUMNS if c in COMMON or c in peers]
+    if options.repeats < 1:
+        parser.error("--repeats is at least 1")
+    if options.write and (
+        len(works) < len(WORKS) or len(columns) < len(COLUMNS) or options.scale != FULL.name
+    ):
+        parser.error("--write takes all works, all peers and the full scale: the page shows one run")
+    setting = Setting(options.data, Data(options.data, SCALES[options.scale]), columns, options.repeats)
+    table = measured([WORKS[name] for name in works], setting)
+    print(plain(table, columns))
+    if options.write:
+        _write(table, columns)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
+    parser.add_argument("--works", default="", help=f"some of {', '.join(WORKS)}; all by default")
+    parser.add_argument("--peers", default="", help=f"some of {', '.join(COLUMNS)}; all by default")
+    parser.add_argument("--repeats", type=int, default=7, help="rounds in which all take turns")
+    parser.add_argument("--scale", choices=SCALES, default=FULL.name, help="how much data")
+    parser.add_argument("--data", type=Path, default=default_root(), help="where data are kept")
+    parser.add_argument("--write", action="store_true", help="write docs/performance.md and the raw results")
+    return parser
+
+
+def _chosen(parser: argparse.ArgumentParser, option: str, text: str, known: dict[str, Any]) -> list[str]:
+    """Split a list of names; nothing means all."""
+    names = [name.strip() for name in text.split(",") if name.strip()] or list(known)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        parser.error(f"{option}: unknown {', '.join(unknown)}; choose from {', '.join(known)}")
+    return names
+
+
+def _write(table: Table, columns: Sequence[str]) -> None:
+    environment = made_with()
+    text = markdown(table, columns, environment)
+    _PAGE.write_text(filled(_PAGE.read_text(encoding="utf-8"), text), encoding="utf-8")
+    rows = {key: {"unit": row.unit, "samples": _rounded(row.samples)} for key, row in table.items()}
+    _RESULTS.parent.mkdir(exist_ok=True)
+    _RESULTS.write_text(
+        json.dumps({"made_with": environment, "rows": rows}, indent=1) + "\n", encoding="utf-8"
+    )
+
+
+def _rounded(samples: dict[str, list[float]]) -> dict[str, list[float]]:
+    return {column: [float(f"{value:.4g}") for value in values] for column, values in samples.items()}

@@ -1,0 +1,98 @@
+"""The kinds of work that are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from benchmarks import checks
+from benchmarks.checks import Check
+from benchmarks.data import CODECS, Data
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["WORKS", "Work"]
+
+Source: TypeAlias = "Callable[[Data], Path]"
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """
+    One row of the table.
+
+    Attributes
+    ----------
+    key, title : str
+        By which options and goals name it, and people.
+    kind : str
+        The function of each peer that does it.
+    source : callable
+        Of the data: what is worked on.
+    check : callable, optional
+        Of the data: how results are judged.
+    measure : {"time", "cold", "memory"}
+        Time with files in the page cache or without, or peak memory.
+    antialias : bool
+        Whether pictures are to be antialiased.
+    """
+
+    key: str
+    title: str
+    kind: str
+    source: Source
+    check: Callable[[Data], Check] | None = None
+    measure: Literal["time", "cold", "memory"] = "time"
+    antialias: bool = True
+
+
+def _codec(name: str) -> Work:
+    title = {
+        "rle": "RLE",
+        "jpeg_lossless": "JPEG lossless",
+        "jpeg_ls": "JPEG-LS",
+        "jpeg2000": "JPEG 2000",
+        "htj2k": "HTJ2K",
+    }[name]
+    return Work(name, f"CT in {title} → volume", "codec", partial(Data.ct, codec=name), checks.values)
+
+
+_ALL: Final = (
+    Work("scan", "scan 5,000 files", "scan", Data.tree),
+    Work("scan_cold", "scan 5,000 files, not in the page cache", "scan", Data.tree, measure="cold"),
+    Work("scan_layouts", "scan 5,000 files of 2,000 layouts", "scan", Data.layouts),
+    Work("scan_fewer", "scan 1,000 files of 400 layouts", "scan", Data.fewer_layouts),
+    Work("volume", "CT 300×512² → volume", "volume", Data.ct, checks.values),
+    Work("tensors", "CT → (300, 3, 224, 224), antialiased", "tensors", Data.ct, checks.pictures),
+    Work(
+        "tensors_plain",
+        "CT → (300, 3, 224, 224), peers not antialiased",
+        "plain_tensors",
+        Data.ct,
+        checks.pictures,
+        antialias=False,
+    ),
+    Work("few", "3 slices of 300 → tensors", "few", Data.ct, checks.few),
+    *(_codec(name) for name in CODECS),
+    Work("xrays", "40 DX 3000×2500 → tensors, antialiased", "xrays", Data.xrays, checks.xrays),
+    Work(
+        "xrays_plain",
+        "40 DX → tensors, peers not antialiased",
+        "plain_xrays",
+        Data.xrays,
+        checks.xrays,
+        antialias=False,
+    ),
+    Work("resample", "CT volume to 1 mm, antialiased", "resample", Data.ct, checks.antialiased),
+    Work("resample_linear", "CT volume to 1 mm, linear", "resample_linear", Data.ct, checks.linear),
+    Work("nifti_gz", ".nii.gz → volume", "nifti", Data.zipped_nifti, checks.values),
+    Work("nifti", ".nii → volume", "nifti", Data.nifti, checks.values),
+    Work("epoch", "second epoch, from the cache on disk", "epoch", Data.ct),
+    Work("memory_volume", "CT → volume, memory beside it", "volume", Data.ct, measure="memory"),
+    Work("memory_tensors", "CT → tensors, memory beside them", "tensors", Data.ct, measure="memory"),
+)
+#: Key → work, in the order of the table.
+WORKS: Final = {work.key: work for work in _ALL}

@@ -1,0 +1,163 @@
+"""Numbered pieces of work on several threads, with the errors of one."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+__all__ = ["ahead", "available_cores", "in_order"]
+
+_Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
+
+#: How often each thread comes back for more: seldom enough to cost nothing, often enough to end together.
+_SHARES: Final = 8
+_MOST_AT_ONCE: Final = 8
+
+
+def available_cores() -> int:
+    """
+    Return how many threads are of use: the cores that this process may run on.
+
+    In a worker process of `multiprocessing`, such as a `DataLoader` starts, that is 1: its siblings have the
+    other cores.
+
+    Examples
+    --------
+    >>> available_cores() >= 1
+    True
+    """
+    if multiprocessing.parent_process() is not None:
+        return 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def in_order(tasks: Sequence[_Task], do: Callable[[_Task], bool], *, workers: int) -> None:
+    """
+    Do each task, on several threads, and raise the error that doing them one by one would.
+
+    Parameters
+    ----------
+    tasks : sequence
+        In the order in which they would be done.
+    do : callable
+        Does a task; False stops them all, so that some are not done.
+    workers : int
+        The most threads, this one included.
+
+    Raises
+    ------
+    BaseException
+        Of the first task that raises any; those after it may not be done.
+
+    Examples
+    --------
+    >>> found = [0] * 5
+    >>> def square(n: int) -> bool:
+    ...     found[n] = n * n
+    ...     return True
+    >>> in_order(range(5), square, workers=2)
+    >>> found
+    [0, 1, 4, 9, 16]
+    """
+    workers = min(workers, len(tasks))
+    if workers <= 1:
+        for task in tasks:
+            if not do(task):
+                return
+        return
+    run = _Run(tasks, do, workers)
+    with ThreadPoolExecutor(workers - 1) as pool:
+        for _ in range(workers - 1):
+            pool.submit(run.work)
+        run.work()
+    if run.error is not None:
+        raise run.error
+
+
+def ahead(
+    do: Callable[[_Task], _Result], tasks: Sequence[_Task], *, workers: int, most: int
+) -> Iterator[_Result]:
+    """
+    Yield the result of each task, in order, while other threads do the next ones.
+
+    Parameters
+    ----------
+    do : callable
+        Does a task.
+    tasks : sequence
+        All of them.
+    workers : int
+        Threads; 0 to do each task only when it is its turn.
+    most : int
+        The most tasks that are done or being done beside the one whose result was yielded last.
+
+    Yields
+    ------
+    object
+        What `do` returns; what it raises is raised in its turn.
+
+    Examples
+    --------
+    >>> list(ahead(abs, [-1, -2, -3], workers=2, most=2))
+    [1, 2, 3]
+    """
+    if workers < 1:
+        yield from map(do, tasks)
+        return
+    waiting: deque[Future[_Result]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for task in tasks:
+                waiting.append(pool.submit(do, task))
+                if len(waiting) > most:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Run(Generic[_Task]):
+    """Tasks that several threads take, a few neighbors at a time."""
+
+    def __init__(self, tasks: Sequence[_Task], do: Callable[[_Task], bool], workers: int) -> None:
+        self._do = do
+        self._tasks = tasks
+        self._lock = threading.Lock()
+        self._step = min(_MOST_AT_ONCE, max(1, len(tasks) // (workers * _SHARES)))
+        self._next = 0
+        self._end = len(tasks)
+        self.error: BaseException | None = None
+
+    def work(self) -> None:
+        """Take tasks until there are none, or one before them failed."""
+        while True:
+            with self._lock:
+                start = self._next
+                self._next += self._step
+            for place in range(start, start + self._step):
+                if place >= self._end or not self._done(place):
+                    return
+
+    def _done(self, place: int) -> bool:
+        try:
+            goes_on = self._do(self._tasks[place])
+        except BaseException as error:  # the thread that waits raises it
+            with self._lock:
+                if place < self._end:
+                    self._end, self.error = place, error
+            return False
+        if not goes_on:
+            with self._lock:
+                self._end = min(self._end, place)
+        return goes_on

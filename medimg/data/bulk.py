@@ -1,0 +1,301 @@
+"""Many sources into tensors: in order, on all cores, with bounded memory, errors collected."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sized
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
+
+import numpy as np
+import torch
+
+from medimg.core.volume import Volume
+from medimg.data.batch import SourceTensors, TensorBatch
+from medimg.data.cache import as_cache
+from medimg.data.items import checked_policies
+from medimg.data.making import Maker, Opened
+from medimg.data.threads import in_order, worker_count
+from medimg.errors import MedimgError, PreprocessError
+from medimg.io.series import Series
+from medimg.io.sources import is_buffer
+from medimg.prep import Preprocess
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Mapping, Sequence
+
+    from medimg.data.cache import PictureCache
+    from medimg.io.read import Source
+
+__all__ = ["OnError", "iter_tensors", "read_tensors"]
+
+OnError: TypeAlias = Literal["collect", "raise"]
+
+_Given: TypeAlias = "Source | Volume"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    """One source on its way: what is known of it, and where its tensor goes."""
+
+    index: int
+    source: Any
+    opened: Opened | None = None
+    error: MedimgError | None = None
+    out: torch.Tensor | None = None
+
+
+def iter_tensors(
+    sources: Iterable[Source | Volume],
+    recipe: Preprocess | None = None,
+    *,
+    workers: int | None = None,
+    cache: str | os.PathLike[str] | PictureCache | None = None,
+    reading: Mapping[str, str] | None = None,
+    on_error: OnError = "collect",
+    progress: bool | None = None,
+) -> Iterator[SourceTensors]:
+    """
+    Make the tensors of many sources, one source after the other.
+
+    At most ``workers + 2`` sources are in memory at once, however many there are and however slowly they are
+    taken. Closing the iterator, or an interrupt, begins nothing more.
+
+    Parameters
+    ----------
+    sources : iterable of str, Path, bytes, list, Series or Volume
+        Each is what :func:`read` takes; or a :class:`SeriesIndex`.
+    recipe : Preprocess, optional
+        The default one by default.
+    workers : int, optional
+        Threads; all cores by default.
+    cache : str, Path or PictureCache, optional
+        A folder where pictures are kept, and looked for. Bytes, open files and volumes are not.
+    reading : mapping, optional
+        Policies and values of :func:`read`, such as ``{"on_missing": "warn"}``.
+    on_error : {"collect", "raise"}
+        Whether an error of a source is part of its result, or ends it all.
+    progress : bool, optional
+        Whether to show a progress bar; by default only where a person watches and it takes longer.
+
+    Yields
+    ------
+    SourceTensors
+        In the order of the sources.
+
+    Raises
+    ------
+    PreprocessError
+        If an option is none of these, or `sources` is one source and no collection.
+    MedimgError
+        Of a source, if ``on_error="raise"``.
+
+    Examples
+    --------
+    >>> from medimg.core.geometry import image_affine
+    >>> from medimg.core.volume import Volume
+    >>> volume = Volume(np.zeros((1, 4, 64, 64), np.int16), image_affine((2.0, 1.0, 1.0)), "CT", "HU")
+    >>> for one in iter_tensors([volume, "nowhere"], Preprocess(slices=2)):
+    ...     print(one.index, tuple(one.tensor.shape), type(one.error).__name__)
+    0 (2, 3, 224, 224) NoneType
+    1 (0, 3, 224, 224) ReadError
+    """
+    given, maker = _checked(sources, recipe, workers, on_error), _maker(recipe, reading, cache)
+    total = len(given) if isinstance(given, Sized) else None
+    lazy = (_Job(n, source) for n, source in enumerate(given))
+    jobs = lazy if total is None else list(lazy)
+    results = in_order(partial(_result, maker), jobs, workers)
+    return _shown(_raising(results, on_error), total, progress, "reading")
+
+
+def read_tensors(
+    sources: Sequence[Source | Volume],
+    recipe: Preprocess | None = None,
+    *,
+    out: torch.Tensor | None = None,
+    workers: int | None = None,
+    cache: str | os.PathLike[str] | PictureCache | None = None,
+    reading: Mapping[str, str] | None = None,
+    on_error: OnError = "collect",
+    progress: bool | None = None,
+) -> TensorBatch:
+    """
+    Make one tensor of many sources.
+
+    First the headers of all sources are read, which tells how many pictures there will be; then each source
+    goes straight to its place in the tensor. Where all of them don't fit into memory, use
+    :func:`iter_tensors`.
+
+    Parameters
+    ----------
+    sources : sequence of str, Path, bytes, list, Series or Volume
+        Each is what :func:`read` takes; or a :class:`SeriesIndex`.
+    recipe : Preprocess, optional
+        The default one by default.
+    out : torch.Tensor, optional
+        Memory to fill from its start, (N or more, 3, H, W) float32, contiguous, on the CPU: memory that is
+        used again and again saves the time that fresh memory takes. What lies beyond the pictures is not
+        kept.
+    workers : int, optional
+        Threads; all cores by default. Each holds one source.
+    cache : str, Path or PictureCache, optional
+        A folder where pictures are kept, and looked for. Bytes, open files and volumes are not.
+    reading : mapping, optional
+        Policies and values of :func:`read`, such as ``{"on_missing": "warn"}``.
+    on_error : {"collect", "raise"}
+        Whether errors of sources are part of the result, their pictures left out, or the first one is raised.
+    progress : bool, optional
+        Whether to show progress bars; by default only where a person watches and it takes longer.
+
+    Returns
+    -------
+    TensorBatch
+
+    Raises
+    ------
+    PreprocessError
+        If `out` does not fit, which is found out before pixels are read, an option is none of these, or
+        `sources` is one source and no collection.
+    MedimgError
+        Of a source, if ``on_error="raise"``.
+
+    Examples
+    --------
+    >>> from medimg.core.geometry import image_affine
+    >>> from medimg.core.volume import Volume
+    >>> volume = Volume(np.zeros((1, 4, 64, 64), np.int16), image_affine((2.0, 1.0, 1.0)), "CT", "HU")
+    >>> batch = read_tensors([volume, "nowhere", volume], Preprocess(slices=2))
+    >>> batch, batch.counts, batch.sources.tolist()
+    (TensorBatch(3 sources, 1 failed, 4×3×224×224), (2, 0, 2), [0, 0, 2, 2])
+    """
+    given, maker = list(_checked(sources, recipe, workers, on_error)), _maker(recipe, reading, cache)
+    hw = maker.recipe.hw
+    if out is not None:
+        _check_out(out, hw)
+    jobs = [_Job(n, source) for n, source in enumerate(given)]
+    looked_at = _raising(in_order(_opened, jobs, workers), on_error)
+    jobs = list(_shown(looked_at, len(jobs), progress, "opening"))
+    planned = [job.opened.count(maker.recipe) if job.opened else 0 for job in jobs]
+    memory = _memory(out, sum(planned), hw)
+    places = list(accumulate(planned, initial=0))
+    jobs = [
+        _Job(job.index, None, job.opened, job.error, memory[places[job.index] : places[job.index + 1]])
+        for job in jobs
+    ]
+    results = _raising(in_order(partial(_result, maker), jobs, workers), on_error)
+    done = list(_shown(results, len(jobs), progress, "reading"))
+    return _together(done, planned, memory)
+
+
+def _checked(
+    sources: object, recipe: Preprocess | None, workers: int | None, on_error: str
+) -> Iterable[_Given]:
+    if on_error not in get_args(OnError):
+        raise PreprocessError(f"on_error={on_error!r} is none of {', '.join(map(repr, get_args(OnError)))}")
+    if recipe is not None and not isinstance(recipe, Preprocess):
+        raise PreprocessError(f"recipe is a Preprocess; found a {type(recipe).__name__}")
+    worker_count(workers)
+    if isinstance(sources, str | os.PathLike | Series | Volume) or is_buffer(sources):
+        raise PreprocessError(
+            f"expected several sources, found one {type(sources).__name__}; pass [source], or all "
+            "series of a folder: medimg.scan(folder)"
+        )
+    if not isinstance(sources, Iterable):
+        raise PreprocessError(f"expected several sources, found a {type(sources).__name__}")
+    return cast("Iterable[_Given]", sources)
+
+
+def _maker(
+    recipe: Preprocess | None,
+    reading: Mapping[str, str] | None,
+    cache: str | os.PathLike[str] | PictureCache | None,
+) -> Maker:
+    return Maker(recipe or Preprocess(), checked_policies(reading), as_cache(cache))
+
+
+def _opened(job: _Job) -> _Job:
+    try:
+        return _Job(job.index, None, Opened.of(job.source))
+    except MedimgError as error:
+        return _Job(job.index, None, error=error)
+
+
+def _result(maker: Maker, job: _Job) -> SourceTensors:
+    """Carry out a job: the one place where a source becomes its tensor."""
+    empty = torch.empty(0, 3, *maker.recipe.hw)
+    if job.error is not None:
+        return SourceTensors(job.index, empty, error=job.error)
+    try:
+        tensor, pictures = maker.tensor(job.opened or Opened.of(job.source), job.out)
+    except MedimgError as error:
+        return SourceTensors(job.index, empty, error=error)
+    return SourceTensors(job.index, tensor, pictures.slices, pictures.sop_instance_uids)
+
+
+def _raising(results: Generator[Any], on_error: OnError) -> Generator[Any]:
+    with closing(results):
+        for result in results:
+            if on_error == "raise" and result.error is not None:
+                result.error.add_note(f"while reading source {result.index}, counted from 0")
+                raise result.error
+            yield result
+
+
+def _shown(results: Generator[Any], total: int | None, progress: bool | None, what: str) -> Generator[Any]:
+    from tqdm import tqdm
+
+    disable = None if progress is None else not progress
+    with closing(results):
+        yield from tqdm(results, what, total, unit="source", disable=disable, delay=1.0, leave=False)
+
+
+def _check_out(out: object, hw: tuple[int, int]) -> None:
+    expected = f"a contiguous float32 tensor (N or more, 3, {hw[0]}, {hw[1]}) on the CPU, without gradients"
+    if not isinstance(out, torch.Tensor):
+        raise PreprocessError(f"out is a {type(out).__name__}; expected {expected}")
+    fits = out.ndim == 4 and tuple(out.shape[1:]) == (3, *hw)
+    plain = out.device.type == "cpu" and out.is_contiguous() and not out.requires_grad
+    if not fits or not plain or out.dtype != torch.float32:
+        raise PreprocessError(
+            f"out is {out.dtype} of shape {tuple(out.shape)} and strides {out.stride()} on {out.device}; "
+            f"expected {expected}"
+        )
+
+
+def _memory(out: torch.Tensor | None, count: int, hw: tuple[int, int]) -> torch.Tensor:
+    if out is not None:
+        if len(out) < count:
+            raise PreprocessError(
+                f"out has room for {len(out)} pictures, the sources have {count}; make it larger, or pass "
+                "fewer sources"
+            )
+        return out
+    try:
+        # numpy's memory comes in huge pages where the system has them
+        return torch.from_numpy(np.empty((count, 3, *hw), np.float32))
+    except MemoryError:
+        raise PreprocessError(
+            f"no memory for {count} pictures of {hw[0]}×{hw[1]}; use medimg.iter_tensors"
+        ) from None
+
+
+def _together(done: list[SourceTensors], planned: Sequence[int], memory: torch.Tensor) -> TensorBatch:
+    """Close the gaps that failed sources left."""
+    counts = [0 if one.error else n for one, n in zip(done, planned, strict=True)]
+    end = start = 0
+    for count, room in zip(counts, planned, strict=True):
+        if end != start:
+            # towards the start, one by one, so that no picture is overwritten before it is moved
+            for n in range(count):
+                memory[end + n].copy_(memory[start + n])
+        start, end = start + room, end + count
+    return TensorBatch(
+        tensor=memory[:end],
+        counts=tuple(counts),
+        slices=tuple(n for one in done for n in one.slices),
+        sop_instance_uids=tuple(uid for one in done for uid in one.sop_instance_uids),
+        errors={one.index: one.error for one in done if one.error is not None},
+    )

@@ -1,0 +1,84 @@
+"""What a series is made of, told from its files without decoding them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from medimg.io.series import Series
+
+__all__ = ["Compare", "content_of"]
+
+#: How files are told apart: by samples of their bytes, or by all of them.
+Compare: TypeAlias = Literal["samples", "bytes"]
+
+_BLOCK: Final = 4096
+_WHOLE: Final = 2**18
+
+
+def content_of(series: Series, compare: Compare) -> list[str] | None:
+    """
+    Return what tells the content of a series: a digest for each of its files, in their order.
+
+    Parameters
+    ----------
+    series : Series
+        Its files are opened, and not decoded.
+    compare : {"samples", "bytes"}
+        "samples": size, time of modification, and bytes from the start, the middle and the end; all bytes of
+        small files. Large files that are not DICOM have no identifier among these, and go by their path too.
+        "bytes": all bytes and nothing else.
+
+    Returns
+    -------
+    list of str or None
+        None where a file is not on a disk, or can't be opened.
+    """
+    digests: dict[str, str] = {}
+    found = []
+    try:
+        for name in series.files:
+            path = _on_disk(name)
+            if path is None:
+                return None
+            if path not in digests:
+                digests[path] = _digest(path, compare, named=series.format != "DICOM" or path != name)
+            # the name of a member of an archive
+            found.append(digests[path] + hashlib.sha256(name[len(path) :].encode()).hexdigest()[:16])
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def _on_disk(name: str) -> str | None:
+    """Return the file of that name, or the archive that it is a member of."""
+    if name.startswith("<"):
+        return None
+    path = Path(name)
+    if path.is_file():
+        return name
+    return next((str(parent) for parent in path.parents if parent.is_file()), None)
+
+
+def _digest(name: str, compare: Compare, *, named: bool) -> str:
+    with Path(name).open("rb", buffering=0) as file:
+        if compare == "bytes":
+            return hashlib.file_digest(file, "blake2b").hexdigest()
+        state = os.fstat(file.fileno())
+        digest = hashlib.blake2b(f"{state.st_size} {state.st_mtime_ns} ".encode(), digest_size=32)
+        if state.st_size <= _WHOLE:
+            digest.update(_block(file, 0, _WHOLE))
+            return digest.hexdigest()
+        for start in (0, state.st_size // 2, state.st_size - _BLOCK):
+            digest.update(_block(file, start, _BLOCK))
+        if named:
+            digest.update(os.path.realpath(name).encode())
+        return digest.hexdigest()
+
+
+def _block(file: BinaryIO, start: int, count: int) -> bytes:
+    file.seek(start)
+    return file.read(count)

@@ -1,0 +1,262 @@
+"""
+Files of one image each, read without parsing what the file before has said already.
+
+Slices of a series repeat most of their header. Each is walked to its pixels (:mod:`medimg.io.dicom.outline`),
+and the bytes of all attributes that its values depend on are the key to what these mean, which is found once
+for all slices that share them. Only what is usual is read here; whatever else a file may be, and all that is
+wrong with one, is left to :class:`medimg.io.dicom.opened.OpenedFile`.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import BaseTag
+
+from medimg.errors import MedimgError
+from medimg.io.dicom.attributes import quiet_pydicom
+from medimg.io.dicom.calibration import CALIBRATION_TAGS, calibrated
+from medimg.io.dicom.encapsulated import codestream_at, is_trailing
+from medimg.io.dicom.form import FORMAT_TAGS, FrameFormat, frame_count, frame_format
+from medimg.io.dicom.frames import NATIVE_SYNTAXES, WHOLE_SAMPLES, decoded, interpret_bits, native_frame
+from medimg.io.dicom.opening import tags_of
+from medimg.io.dicom.outline import IMPLICIT, UNDEFINED, UnusualHeaderError, dataset_of, outline_of
+from medimg.io.dicom.segments import Segments
+from medimg.io.dicom.suv import SUV_TAGS
+from medimg.io.dicom.values import VALUE_TAGS, meaning_of
+from medimg.io.dicom.walking import Header, Walker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy.typing as npt
+    from pydicom.dataset import Dataset
+
+    from medimg.io.dicom.header import Instance
+    from medimg.io.dicom.values import Meaning
+    from medimg.io.series import ValueKind
+
+__all__ = ["Loaded", "Siblings", "read_tags"]
+
+_PIXEL_DATA: Final = 0x7FE00010
+_REPRESENTATIONS: Final = frozenset({b"OW", b"OB", b""})
+_PRIVATE_BLOCKS: Final = range(0x10, 0x100)
+#: Headers that are remembered; where each slice has another one, remembering is of no use.
+_MOST_KNOWN: Final = 64
+#: The start of a file that is read first, and what it is tried with where the header is longer.
+_STARTS: Final = (2**13, 2**16, 2**20)
+#: Bytes after the pixels that are looked at.
+_MOST_TRAILING: Final = 2**16
+
+
+class Loaded(NamedTuple):
+    """
+    One image as it is stored.
+
+    Attributes
+    ----------
+    meaning : Meaning
+        What its values mean.
+    stored : numpy.ndarray
+        (rows, columns) or (rows, columns, 3); maybe not writable.
+    """
+
+    meaning: Meaning
+    stored: npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is known of headers that say the same."""
+
+    view: Dataset
+    form: FrameFormat
+    exact_bits: bool
+    meanings: dict[tuple[np.dtype[Any], bool], Meaning] = field(default_factory=dict)
+
+
+class _Ahead(NamedTuple):
+    """What to expect of the next file: bytes from the pixels to its end, and bytes of the pixels."""
+
+    tail: int
+    pixels: int
+
+
+def read_tags(kind: ValueKind) -> frozenset[int]:
+    """
+    Return the tags of all attributes that values depend on, the pixels apart.
+
+    Parameters
+    ----------
+    kind : {"auto", "rescaled", "suv"}
+        How values are scaled.
+    """
+    names = [*FORMAT_TAGS, *VALUE_TAGS, *(SUV_TAGS if kind == "suv" else CALIBRATION_TAGS)]
+    # the character set is that of explanations of windows
+    names.append("SpecificCharacterSet")
+    found = set(map(int, tags_of(*names)))
+    for tag in [tag for tag in found if tag >> 16 & 1 and tag & 0xFFFF > 0xFF]:
+        group = tag & 0xFFFF0000
+        found |= {group | block for block in _PRIVATE_BLOCKS}
+        found |= {group | block << 8 | tag & 0xFF for block in _PRIVATE_BLOCKS}
+    return frozenset(found)
+
+
+class Siblings:
+    """
+    Reads files of one image each, best those of one series, from any thread.
+
+    Parameters
+    ----------
+    kind : {"auto", "rescaled", "suv"}
+        How values are scaled; see :func:`medimg.read`.
+    first_acquired : float, optional
+        See :func:`medimg.io.dicom.suv.suv_factor`.
+    """
+
+    def __init__(self, kind: ValueKind, first_acquired: float | None) -> None:
+        self._kind = kind
+        self._first_acquired = first_acquired
+        self._tags = read_tags(kind)
+        self._walker = Walker(self._tags)
+        self._known: dict[tuple[str, bytes], _Known] = {}
+        self._ahead: _Ahead | None = None
+        self._whole = False
+
+    def load(self, instance: Instance, slot: npt.NDArray[Any] | None = None) -> Loaded | None:
+        """
+        Read the image of a file.
+
+        Parameters
+        ----------
+        instance : Instance
+            The file, of one image.
+        slot : numpy.ndarray, optional
+            (rows, columns), contiguous: where stored values are read into, if they are as wide as its type.
+
+        Returns
+        -------
+        Loaded or None
+            None where the file is not as usual, or anything is wrong with it.
+        """
+        blob = instance.blob
+        in_memory = blob.archive is not None or blob.data is not None or blob.gzipped
+        if in_memory or sys.byteorder != "little":
+            return None
+        try:
+            with Segments(blob.name) as file:
+                return self._loaded(file, instance.sop_instance_uid, slot)
+        except (OSError, ValueError, UnusualHeaderError, MedimgError):
+            return None
+
+    def _loaded(self, file: Segments, uid: str, slot: npt.NDArray[Any] | None) -> Loaded | None:
+        head, header, is_read = self._start(file, slot)
+        pixels, syntax = header.pixels, header.syntax
+        if header.uid != uid.encode() or pixels.tag != _PIXEL_DATA or pixels.vr not in _REPRESENTATIONS:
+            return None
+        known = self._known_of(head, header)
+        if syntax in NATIVE_SYNTAXES:
+            stored = self._native(file, header, known.form, slot=slot, is_read=is_read)
+            is_rgb = known.form.photometric == "RGB"
+        else:
+            if pixels.length != UNDEFINED:
+                return None
+            self._whole = True
+            data = head if len(head) == file.size else file.read(0, file.size)
+            stored, is_rgb = decoded(codestream_at(data, pixels.value, syntax), syntax, known.form)
+        return Loaded(self._meaning(known, stored.dtype, is_rgb=is_rgb), stored)
+
+    def _start(self, file: Segments, slot: npt.NDArray[Any] | None) -> tuple[bytes, Header, bool]:
+        """Return the start of a file, its header, and whether the pixels have been read into the slot."""
+        ahead = self._ahead
+        if ahead is not None and slot is not None and slot.nbytes == ahead.pixels and file.size > ahead.tail:
+            head = file.read_both(file.size - ahead.tail, slot)
+            try:
+                header = self._walker.header_of(head)
+                return head, header, header.pixels.value == len(head)
+            except UnusualHeaderError as error:
+                if not error.ends:
+                    raise
+        starts = (file.size,) if self._whole and file.size < _STARTS[-1] else _STARTS
+        for length in starts:
+            head = file.read(0, length)
+            try:
+                return head, self._walker.header_of(head), False
+            except UnusualHeaderError as error:
+                if not error.ends or len(head) == file.size:
+                    raise
+        raise UnusualHeaderError(ends=True)
+
+    def _known_of(self, head: bytes, header: Header) -> _Known:
+        key = header.syntax, header.wanted
+        known = self._known.get(key)
+        if known is not None:
+            return known
+        view = dataset_of(outline_of(head), head, self._tags)
+        tag, _, start, length, vr, _ = header.pixels
+        # that there are pixels, and of which kind, belongs to their format
+        view[BaseTag(tag)] = RawDataElement(
+            BaseTag(tag), vr.decode() or None, length, b"\0\0", start, header.syntax == IMPLICIT, True
+        )
+        with _damage_is_unusual(), quiet_pydicom():
+            form = frame_format(view)
+            if frame_count(view) != 1:
+                raise UnusualHeaderError
+        if len(self._known) >= _MOST_KNOWN:
+            self._known.clear()
+        exact = header.syntax in NATIVE_SYNTAXES or header.syntax in WHOLE_SAMPLES
+        known = self._known[key] = _Known(view, form, exact)
+        return known
+
+    def _meaning(self, known: _Known, dtype: np.dtype[Any], *, is_rgb: bool) -> Meaning:
+        meaning = known.meanings.get((dtype, is_rgb))
+        if meaning is not None:
+            return meaning
+        view = known.view
+        with _damage_is_unusual(), quiet_pydicom():
+            meaning = meaning_of(view, known.form, dtype, is_rgb=is_rgb, exact_bits=known.exact_bits)
+            meaning = calibrated(view, meaning, self._kind, first_acquired=self._first_acquired)
+        known.meanings[dtype, is_rgb] = meaning
+        return meaning
+
+    def _native(
+        self,
+        file: Segments,
+        header: Header,
+        form: FrameFormat,
+        *,
+        slot: npt.NDArray[Any] | None,
+        is_read: bool,
+    ) -> npt.NDArray[Any]:
+        """Return the stored values of native pixel data: in the slot, if they are as wide."""
+        pixels, size = header.pixels, form.count * form.dtype.itemsize
+        end = pixels.value + pixels.length
+        if pixels.length == UNDEFINED or end > file.size:
+            raise UnusualHeaderError
+        if not is_trailing(file.read(end, _MOST_TRAILING), implicit=header.syntax == IMPLICIT):
+            raise UnusualHeaderError
+        if form.samples > 1 or form.bits_allocated == 1 or pixels.length < size:
+            return native_frame(file.read(pixels.value, pixels.length), form)
+        dtype = np.dtype(f"u{form.dtype.itemsize}")
+        if slot is not None and slot.shape == form.shape and slot.itemsize == dtype.itemsize:
+            cells = slot.view(dtype)
+        else:
+            cells, is_read = np.empty(form.shape, dtype), False
+        if not is_read:
+            file.read_into(cells, pixels.value)
+        self._ahead = _Ahead(file.size - pixels.value, size)
+        return interpret_bits(cells, form)
+
+
+@contextmanager
+def _damage_is_unusual() -> Iterator[None]:
+    """Leave a file whose attributes raise anything when they are used to the careful way of reading."""
+    try:
+        yield
+    except Exception:
+        raise UnusualHeaderError from None

@@ -1,0 +1,105 @@
+"""What a single file holds, told by its content."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from medimg.errors import MedimgError, NotAnImageError
+from medimg.io.blob import Blob, as_blob
+from medimg.io.dicom.dicomdir import looks_like_dicomdir
+from medimg.io.dicom.header import Instance, looks_like_dicom, read_instance
+from medimg.io.metaimage import looks_like_metaimage, metaimage_series
+from medimg.io.nifti import header_beside, looks_like_nifti, nifti_series
+from medimg.io.nrrd import looks_like_nrrd, nrrd_series
+from medimg.io.picture import looks_like_picture, picture_series
+from medimg.io.series import Series
+from medimg.io.sources import looks_like_zip
+
+if TYPE_CHECKING:
+    import os
+
+__all__ = ["FORMATS", "Failed", "Found", "identify", "inspect"]
+
+#: What can be read, for messages.
+FORMATS = "DICOM, NIfTI, NRRD, MetaImage, PNG or JPEG"
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """
+    A file that holds no image, or a damaged one.
+
+    Attributes
+    ----------
+    name : str
+        The file.
+    error : MedimgError
+        Why.
+    """
+
+    name: str
+    error: MedimgError
+
+
+Found: TypeAlias = Instance | Series | Failed
+
+
+def inspect(blob: Blob) -> Found | None:
+    """Return what a file holds; None for a DICOMDIR, which merely lists what lies around it."""
+    try:
+        return identify(blob)
+    except _DirectoryError:
+        return None
+    except MedimgError as error:
+        return Failed(blob.name, error)
+
+
+class _DirectoryError(NotAnImageError):
+    """The file is a DICOMDIR."""
+
+
+def identify(source: str | os.PathLike[str] | Blob) -> Instance | Series:
+    """
+    Return what a file holds, told by its content.
+
+    Raises
+    ------
+    ReadError
+        If it holds no image, or can't be read.
+    """
+    blob = as_blob(source)
+    start = blob.start()
+    if start[:2] == b"\x1f\x8b":
+        blob = blob.unzipped()
+        start = blob.start()
+    if not start:
+        raise NotAnImageError(f"{blob.name} is empty")
+    if start[128:132] != b"DICM":
+        found = _other_format(blob, start)
+        if found is not None:
+            return found
+    if looks_like_dicomdir(start):
+        raise _DirectoryError(f"{blob.name} is a DICOMDIR: read it by itself")
+    if looks_like_dicom(start):
+        return read_instance(blob)
+    if looks_like_zip(start):
+        raise NotAnImageError(
+            f"{blob.name} is a zip archive, which is not entered from outside: read it by itself"
+        )
+    header = header_beside(blob)
+    if header is not None:
+        return nifti_series(header)
+    raise NotAnImageError(f"{blob.name} is none of {FORMATS.replace(' or ', ' and ')}")
+
+
+def _other_format(blob: Blob, start: bytes) -> Series | None:
+    if looks_like_picture(start):
+        return picture_series(blob)
+    if looks_like_nifti(start):
+        return nifti_series(blob)
+    if looks_like_nrrd(start):
+        return nrrd_series(blob)
+    if looks_like_metaimage(start):
+        return metaimage_series(blob)
+    return None

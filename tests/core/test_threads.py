@@ -1,0 +1,81 @@
+"""Work on several threads ends as work on one does."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from medimg.core.threads import ahead, in_order
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5, 100])
+def test_each_task_is_done_once(workers: int) -> None:
+    done: list[int] = []
+
+    def do(task: int) -> bool:
+        done.append(task)
+        return True
+
+    in_order(range(97), do, workers=workers)
+    assert sorted(done) == list(range(97))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_the_first_error_is_raised_and_the_rest_stops(workers: int) -> None:
+    done: list[int] = []
+
+    def do(task: int) -> bool:
+        if task in (13, 14, 60):
+            if task == 13:
+                time.sleep(0.01)
+            raise ValueError(str(task))
+        time.sleep(0.0005)
+        done.append(task)
+        return True
+
+    with pytest.raises(ValueError, match=r"^13$"):
+        in_order(range(1000), do, workers=workers)
+    assert set(range(13)) <= set(done)
+    assert len(done) < 500
+
+
+def test_one_that_says_stop_stops_all() -> None:
+    done: list[int] = []
+
+    def do(task: int) -> bool:
+        done.append(task)
+        time.sleep(0.0005)
+        return task != 20
+
+    in_order(range(1000), do, workers=3)
+    assert 20 in done
+    assert len(done) < 500
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_results_come_in_order_and_not_too_far_ahead(workers: int) -> None:
+    begun: list[int] = []
+    lock = threading.Lock()
+
+    def do(task: int) -> int:
+        with lock:
+            begun.append(task)
+        return -task
+
+    for place, result in enumerate(ahead(do, range(50), workers=workers, most=2)):
+        assert result == -place
+        assert len(begun) <= place + 1 + 3
+
+
+def test_an_error_comes_in_its_turn() -> None:
+    def do(task: int) -> int:
+        if task == 3:
+            raise ValueError("three")
+        return task
+
+    results = ahead(do, range(9), workers=2, most=2)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="three"):
+        next(results)
