@@ -1,16 +1,33 @@
-"""Once through a data set, in batches."""
+"""Once through a data set, in shuffled batches, as training does it."""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["all_batches"]
+from medimg.learn.loaders import training_loader
+
+if TYPE_CHECKING:
+    import medimg
+
+__all__ = ["plain_epoch", "training_epoch"]
 
 _BATCH: Final = 32
 
 
-def all_batches(items: Dataset[Any]) -> int:
-    """Load every batch, in order, in this process; return how many pictures there were."""
-    return sum(len(pictures) for pictures, *_ in DataLoader(items, batch_size=_BATCH))
+def plain_epoch(items: Dataset[Any]) -> int:
+    """Load every batch by torch's own loader in this process; return how many pictures there were."""
+    shuffled = DataLoader(items, batch_size=_BATCH, shuffle=True, generator=_seeded())
+    return sum(len(pictures) for pictures, *_ in shuffled)
+
+
+def training_epoch(items: medimg.ImageDataset) -> int:
+    """Load every batch as ``fine_tune`` does, in this process; return how many pictures there were."""
+    loader = training_loader(items, batch_size=_BATCH, num_workers=0, pin_memory=False, generator=_seeded())
+    return sum(len(pictures) for pictures, *_ in loader)
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)

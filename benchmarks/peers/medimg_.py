@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 import medimg
-from benchmarks.peers.epochs import all_batches
+from benchmarks.peers.epochs import training_epoch
 from benchmarks.peers.grid import Resampled, placed
 
 if TYPE_CHECKING:
@@ -93,5 +93,5 @@ def epoch(job: Job) -> Callable[[], Any]:
     table = pd.DataFrame({"path": [str(job.source)], "label": ["one"], "patient": ["one"]})
     recipe = medimg.Preprocess(window="soft_tissue", size=job.size)
     items = medimg.ImageDataset.from_csv(table, patient="patient", preprocess=recipe, cache=job.scratch)
-    all_batches(items)
-    return lambda: all_batches(items)
+    training_epoch(items)
+    return lambda: training_epoch(items)

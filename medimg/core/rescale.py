@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -125,6 +126,7 @@ def _whole(stored: npt.NDArray[Any], slope: float, intercept: float, values: npt
         np.add(some, offset, out=into, dtype=dtype, casting="unsafe")
 
 
+@lru_cache(maxsize=64)
 def _wrapped(number: float, dtype: np.dtype[Any]) -> Any:
     """Return a whole number modulo the range of a type of integers."""
     bits = 8 * dtype.itemsize

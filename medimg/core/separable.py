@@ -8,7 +8,6 @@ with stored integers turned into numbers on the way.
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 
 from medimg.core.filters import HALF
+from medimg.core.threads import available_cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -93,7 +93,7 @@ def resample_axes(
     [[[0.71428573 2.5        4.285714  ]]]
     """
     work = _Work(values, mask, fill, axes, out)
-    threads = 1 if out.size < _SMALL else min(_cores(), _MOST_THREADS)
+    threads = 1 if out.size < _SMALL else min(available_cores(), _MOST_THREADS)
     tiles = list(_tiles(work, threads))
     if threads == 1 or len(tiles) == 1:
         for slab, rows in tiles:
@@ -102,12 +102,6 @@ def resample_axes(
     with ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(lambda tile: _tile(work, *tile), tiles):
             pass
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _shrinking(bands: Sequence[Band]) -> float:

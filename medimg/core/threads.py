@@ -7,10 +7,12 @@ import os
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
 __all__ = ["ahead", "available_cores", "in_order"]
 
@@ -41,7 +43,13 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def in_order(tasks: Sequence[_Task], do: Callable[[_Task], bool], *, workers: int) -> None:
+def in_order(
+    tasks: Sequence[_Task],
+    do: Callable[[_Task], bool],
+    *,
+    workers: int,
+    within: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> None:
     """
     Do each task, on several threads, and raise the error that doing them one by one would.
 
@@ -53,6 +61,8 @@ def in_order(tasks: Sequence[_Task], do: Callable[[_Task], bool], *, workers: in
         Does a task; False stops them all, so that some are not done.
     workers : int
         The most threads, this one included.
+    within : callable
+        Makes a context, which each thread enters once, and does its tasks in.
 
     Raises
     ------
@@ -71,15 +81,21 @@ def in_order(tasks: Sequence[_Task], do: Callable[[_Task], bool], *, workers: in
     """
     workers = min(workers, len(tasks))
     if workers <= 1:
-        for task in tasks:
-            if not do(task):
-                return
+        with within():
+            for task in tasks:
+                if not do(task):
+                    return
         return
     run = _Run(tasks, do, workers)
+
+    def work() -> None:
+        with within():
+            run.work()
+
     with ThreadPoolExecutor(workers - 1) as pool:
         for _ in range(workers - 1):
-            pool.submit(run.work)
-        run.work()
+            pool.submit(work)
+        work()
     if run.error is not None:
         raise run.error
 

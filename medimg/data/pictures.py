@@ -135,27 +135,29 @@ def normalized(
     torch.Tensor
         `out`, or a new one; the same bits as ``recipe.normalize`` gives of the brightness of each.
     """
-    parts = [part for given in pictures for part in torch.split(given, _CHUNK)]
+    count = sum(given.shape[0] for given in pictures)
     if out is None:
         # numpy's memory comes in huge pages where the system has them
-        shape = (sum(len(part) for part in parts), 3, *recipe.hw)
-        out = torch.from_numpy(np.empty(shape, np.float32))
+        out = torch.from_numpy(np.empty((count, 3, *recipe.hw), np.float32))
     done = 0
-    for group in _alike(parts):
+    for group in _alike(pictures):
         planes = brightness(torch.cat(group) if len(group) > 1 else group[0])
-        normalize_into(out[done : done + len(planes)], planes, recipe.mean, recipe.std)
-        done += len(planes)
+        more = done + planes.shape[0]
+        normalize_into(out[done:more], planes, recipe.mean, recipe.std)
+        done = more
     return out
 
 
-def _alike(parts: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+def _alike(pictures: list[torch.Tensor]) -> list[list[torch.Tensor]]:
     """Group neighbors of one type and number of channels, up to the size of a chunk."""
     groups: list[list[torch.Tensor]] = []
-    for part in parts:
-        last = groups[-1] if groups else []
-        fits = sum(len(p) for p in last) + len(part) <= _CHUNK
-        if last and fits and (last[0].dtype, last[0].shape[1]) == (part.dtype, part.shape[1]):
-            last.append(part)
-        else:
-            groups.append([part])
+    kind, room = None, 0
+    for given in pictures:
+        for part in torch.split(given, _CHUNK) if given.shape[0] > _CHUNK else (given,):
+            size, found = part.shape[0], (part.dtype, part.shape[1])
+            if found != kind or size > room:
+                groups.append([])
+                kind, room = found, _CHUNK
+            groups[-1].append(part)
+            room -= size
     return groups

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Sized
 from concurrent.futures import ThreadPoolExecutor
@@ -11,23 +10,18 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from medimg.core.threads import available_cores
 from medimg.errors import PreprocessError
+from medimg.prep.cores import limit_this_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
     from concurrent.futures import Future
 
-__all__ = ["cores", "in_order", "worker_count"]
+__all__ = ["in_order", "worker_count"]
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def worker_count(workers: int | None) -> int:
@@ -40,7 +34,7 @@ def worker_count(workers: int | None) -> int:
         If it is no positive number.
     """
     if workers is None:
-        return cores()
+        return available_cores()
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise PreprocessError(
             f"workers is a positive number of threads, or None for all cores; found {workers!r}"
@@ -82,20 +76,14 @@ def _one_by_one(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Gen
 
 
 def _threaded(work: Callable[[_Item], _Result], items: Iterable[_Item], workers: int) -> Generator[_Result]:
-    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # it has no types
-
-    controller = ThreadpoolController()
     busy = min(workers, len(items)) if isinstance(items, Sized) else workers
+    # the threads share out the cores that torch computes on
     share = max(1, torch.get_num_threads() // max(1, busy))
-
-    def prepare() -> None:
-        torch.get_num_threads()  # sets the number of this thread to torch's default, once
-        # OpenMP has a number for each thread that starts others; torch.set_num_threads is for all
-        controller.limit(limits=share, user_api="openmp")
-
     waiting = iter(items)
     begun: deque[Future[_Result]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="medimg", initializer=prepare)
+    pool = ThreadPoolExecutor(
+        workers, thread_name_prefix="medimg", initializer=limit_this_thread, initargs=(share,)
+    )
     try:
         begun.extend(pool.submit(work, item) for item in islice(waiting, workers + 2))
         while begun:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,8 +24,13 @@ def normalize_channel(out: torch.Tensor, plane: torch.Tensor, mean: float, std: 
     mean, std : float
         Of the channel.
     """
-    shift = torch.tensor(-mean / std, dtype=torch.float32, device=plane.device)
-    torch.add(shift, plane, alpha=1.0 / std, out=out)
+    torch.add(_shift(-mean / std, plane.device), plane, alpha=1.0 / std, out=out)
+
+
+@lru_cache(maxsize=256)
+def _shift(value: float, device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(mode=False):
+        return torch.tensor(value, dtype=torch.float32, device=device)
 
 
 def normalize_into(
@@ -42,6 +48,7 @@ def normalize_into(
     mean, std : sequence of 3 floats
         Of the channels.
     """
-    for channel in range(3):
-        plane = planes[:, channel if planes.shape[1] > 1 else 0]
-        normalize_channel(out[:, channel], plane, mean[channel], std[channel])
+    channels = planes.unbind(1)
+    for channel, target in enumerate(out.unbind(1)):
+        plane = channels[channel if len(channels) > 1 else 0]
+        normalize_channel(target, plane, mean[channel], std[channel])

@@ -132,7 +132,7 @@ def test_blocks_and_threads_change_nothing(
 ) -> None:
     volume = make((1, 150, 70, 90))
     monkeypatch.setattr(separable, "_SMALL", 0)
-    monkeypatch.setattr(separable, "_cores", lambda: 3)
+    monkeypatch.setattr(separable, "available_cores", lambda: 3)
     monkeypatch.setattr(separable, "_WAITING", waiting)
     monkeypatch.setattr(separable, "_PRODUCT", matrix_size)
     result = volume.resample(spacing, interpolation=kind)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import pytest
 
 from medimg.core.threads import ahead, in_order
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5, 100])
@@ -39,6 +44,39 @@ def test_the_first_error_is_raised_and_the_rest_stops(workers: int) -> None:
         in_order(range(1000), do, workers=workers)
     assert set(range(13)) <= set(done)
     assert len(done) < 500
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("fails", [False, True])
+def test_tasks_are_done_within_a_context_of_each_thread(workers: int, *, fails: bool) -> None:
+    inside: set[int] = set()
+    entered: list[int] = []
+    done: list[bool] = []
+
+    @contextmanager
+    def within() -> Iterator[None]:
+        thread = threading.get_ident()
+        entered.append(thread)
+        inside.add(thread)
+        try:
+            yield
+        finally:
+            inside.discard(thread)
+
+    def do(task: int) -> bool:
+        done.append(threading.get_ident() in inside)
+        if fails and task == 30:
+            raise ValueError
+        return True
+
+    if fails:
+        with pytest.raises(ValueError, match=r"^$"):
+            in_order(range(50), do, workers=workers, within=within)
+    else:
+        in_order(range(50), do, workers=workers, within=within)
+    assert all(done)
+    assert not inside
+    assert 1 <= len(entered) <= workers
 
 
 def test_one_that_says_stop_stops_all() -> None:

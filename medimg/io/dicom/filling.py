@@ -54,19 +54,19 @@ class Filling:
         self._channels = channels
         self._lock = threading.Lock()
         self._array: npt.NDArray[Any] | None = None
+        #: The same memory, by place: (channels * slices, H, W), or (slices, 3, H, W) of colors.
+        self._slots: npt.NDArray[Any] | None = None
         self._padding: npt.NDArray[np.bool_] | None = None
 
     def slot(self, place: int) -> npt.NDArray[Any] | None:
         """Return where a slice will lie, (H, W) or (3, H, W) of colors; None before there is an array."""
-        return None if self._array is None else self._part(self._array, place)
+        slots = self._slots
+        return None if slots is None else slots[place]
 
-    def _part(self, array: npt.NDArray[Any], place: int) -> npt.NDArray[Any]:
-        channel, number = divmod(place, self._depth)
-        return np.asarray(array[channel, number] if self._is_gray else array[:, number])
-
-    @property
-    def _is_gray(self) -> bool:
-        return len(self.shapes[0]) == 0 or self.shapes[0][0] == 1
+    def _by_place(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if self.shapes[0][0] > 1:
+            return array.swapaxes(0, 1)
+        return array.reshape(-1, *array.shape[2:])
 
     @property
     def nbytes(self) -> int:
@@ -95,18 +95,20 @@ class Filling:
         self.meanings[place], self.shapes[place], self._dtypes[place] = meaning, shape, dtype
         if self._array is None:
             self._array = np.empty((self._channels * shape[0], self._depth, *shape[1:]), dtype)
+            self._slots = self._by_place(self._array)
         if shape != self.shapes[0]:
             return None
         if mask is not None:
             self._mark(place, mask)
-        return _written(meaning, stored, self._part(self._array, place), dtype)
+        assert self._slots is not None  # it is made with the array
+        return _written(meaning, stored, self._slots[place], dtype)
 
     def _mark(self, place: int, mask: npt.NDArray[np.bool_]) -> None:
         with self._lock:
             if self._padding is None:
                 assert self._array is not None  # it is made by the first slice
                 self._padding = np.zeros(self._array.shape, np.bool_)
-        self._part(self._padding, place)[...] = mask
+        self._by_place(self._padding)[place] = mask
 
     def widen(self, misfits: Mapping[int, npt.NDArray[Any]]) -> None:
         """Make the array wide enough for slices that did not fit, and put them there."""
@@ -115,8 +117,9 @@ class Filling:
         assert self._array is not None  # it is made by the first slice
         wide = np.result_type(self._array.dtype, *{values.dtype for values in misfits.values()})
         self._array = self._array.astype(wide)
+        self._slots = self._by_place(self._array)
         for place, values in misfits.items():
-            self._part(self._array, place)[...] = values
+            self._slots[place] = values
 
     def result(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
         """Return array and padding, (C, D, H, W), once all slices are there."""

@@ -32,6 +32,14 @@ __all__ = ["Block", "Layout", "Located", "Place"]
 _PREFIX: Final = (64, 65)
 _TRANSFER_SYNTAX: Final = 0x00020010
 _PIXEL_GROUP: Final = 0x7FE0
+#: What differs in length between the files of most series: UIDs and the length of the meta information with
+#: them, dates and times, current and exposure, numbers, places, extremes and windows.
+_USUALLY_ELASTIC: Final = frozenset(
+    (
+        0x00020000, 0x00020003, 0x00080013, 0x00080018, 0x0008002A, 0x00080032, 0x00080033, 0x00181151,
+        0x00181152, 0x00200013, 0x00200032, 0x00201041,
+    )
+)  # fmt: skip
 #: In implicit headers, the least length of which two bytes could be taken for a value representation.
 _LETTERS: Final = 0x4141
 
@@ -134,7 +142,7 @@ class Layout:
             e.tag: number for number, e in enumerate(outline.elements) if e.depth == 0 and e.tag in wanted
         }
         self._head = np.frombuffer(head[: self.end], np.uint16)
-        self._elastic: list[int] = []
+        self._elastic = [n for n, e in enumerate(outline.elements) if e.tag in _USUALLY_ELASTIC]
         self._tables: dict[frozenset[int], tuple[_Gatherer, list[int]]] = {}
 
     @staticmethod

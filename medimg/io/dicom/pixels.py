@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["FrameReader", "first_acquired_at"]
 
 _SUV_TAGS: Final = tags_of(*SUV_TAGS)
+#: Values beyond float32 become infinite, which is no reason to warn.
+_quietly: Final = partial(np.errstate, over="ignore", invalid="ignore")
 #: A thread takes as long to start as this takes to read.
 _BYTES_A_WORKER: Final = 2**19
 
@@ -86,9 +89,7 @@ class FrameReader:
         misfits: dict[int, npt.NDArray[Any]] = {}
 
         def read_one(place: int) -> bool:
-            # values beyond float32 become infinite, which is no reason to warn
-            with np.errstate(over="ignore", invalid="ignore"):
-                values = filling.put(place, self._load(frames[place], filling.slot(place)))
+            values = filling.put(place, self._load(frames[place], filling.slot(place)))
             if values is not None:
                 misfits[place] = values
             done.add(place)
@@ -96,10 +97,11 @@ class FrameReader:
 
         order = _by_file(frames)
         # the first one tells what the array is like
-        in_order(order[:1], read_one, workers=1)
+        in_order(order[:1], read_one, workers=1, within=_quietly)
         workers = available_cores() if workers is None else workers
         while todo := [place for place in order if place not in done]:
-            in_order(todo, read_one, workers=min(workers, 1 + filling.nbytes // _BYTES_A_WORKER))
+            count = min(workers, 1 + filling.nbytes // _BYTES_A_WORKER)
+            in_order(todo, read_one, workers=count, within=_quietly)
             filling.widen(misfits)
             misfits.clear()
         return filling

@@ -6,7 +6,7 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from medimg.core import geometry
 from medimg.core.mending import desheared, regularized
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from medimg.io.series import Policies, ValueKind
 
 __all__ = ["StackReader"]
+
+_Result = TypeVar("_Result")
 
 _MOST_VALUES: Final = 2**33
 #: Bytes of pieces that are read before they are asked for, and of a value at most.
@@ -63,20 +65,47 @@ class StackReader:
 
     def pieces(self, size: int, slices: Sequence[int] | None, policies: Policies) -> Iterator[Volume]:
         """Yield up to `size` slices at a time; see :meth:`medimg.io.series.Series.pieces`."""
+        task, parts = self._parts(size, slices, policies)
+        reader = task.reader()
+        with _named(self.plan):
+            yield from _pieces(task, reader, parts, nbytes=_values(task.frames(parts[0])) * _VALUE_BYTES)
+
+    def each(
+        self,
+        do: Callable[[int, Volume], _Result],
+        size: int,
+        slices: Sequence[int] | None,
+        policies: Policies,
+        *,
+        workers: int,
+    ) -> Iterator[_Result]:
+        """Yield what `do` returns of each piece; see :meth:`medimg.io.series.Series.each_piece`."""
+        task, parts = self._parts(size, slices, policies)
+        reader = task.reader()
+
+        def done(part: range) -> _Result:
+            return do(part.start, _read(task, reader, part, workers=1))
+
+        with _named(self.plan):
+            yield do(0, _read(task, reader, parts[0]))
+            count = min(workers, len(parts) - 1)
+            yield from ahead(done, parts[1:], workers=count if count > 1 else 0, most=max(1, count))
+
+    def _parts(
+        self, size: int, slices: Sequence[int] | None, policies: Policies
+    ) -> tuple[_Task, list[range]]:
+        """Return what to read, and the pieces that it is read in, after all that is to be warned of."""
         with _named(self.plan):
             task = _task(self.plan, slices, policies)
             if _fixes(task.plan, policies):
                 raise GeometryError('a stack that a policy "fix" resamples is read as a whole, not in pieces')
         # before any thread starts, as all are kept silent while pydicom reads
         for note in task.notes.warned:
-            warnings.warn(note, MedimgWarning, stacklevel=3)
+            warnings.warn(note, MedimgWarning, stacklevel=4)
         count = len(task.chosen)
         parts = [range(start, min(start + size, count)) for start in range(0, count, size)]
-        frames = task.frames(parts[0])
-        _check_size(frames)
-        reader = task.reader()
-        with _named(self.plan):
-            yield from _pieces(task, reader, parts, nbytes=_values(frames) * _VALUE_BYTES)
+        _check_size(task.frames(parts[0]))
+        return task, parts
 
 
 class _Task(NamedTuple):

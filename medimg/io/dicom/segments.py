@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Segments"]
 
+_HAS_PREAD: Final = hasattr(os, "pread")
+_HAS_PREADV: Final = hasattr(os, "preadv")
 #: Windows would translate ends of lines; a pipe in place of a file would be waited for.
 _FLAGS: Final = (
     os.O_RDONLY
@@ -64,7 +66,7 @@ class Segments:
         length = min(length, self.size - offset)
         if length <= 0:
             return b""
-        if hasattr(os, "pread"):
+        if _HAS_PREAD:
             data = os.pread(self._file, length, offset)
         else:
             os.lseek(self._file, offset, os.SEEK_SET)
@@ -82,7 +84,7 @@ class Segments:
         OSError
             If the file ends before.
         """
-        if hasattr(os, "preadv"):
+        if _HAS_PREADV:
             count = os.preadv(self._file, [array.data], offset)
         else:
             with open(self._file, "rb", buffering=0, closefd=False) as file:
@@ -100,7 +102,7 @@ class Segments:
         OSError
             If the file ends before.
         """
-        if not hasattr(os, "preadv"):
+        if not _HAS_PREADV:
             head = self.read(0, length)
             self.read_into(array, length)
             return head

@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -72,11 +73,30 @@ class Loaded(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What is known of headers that say the same."""
+    """
+    What is known of headers that say the same.
+
+    Attributes
+    ----------
+    view : pydicom.Dataset
+        The attributes that values depend on.
+    form : FrameFormat
+        Of the pixels.
+    exact_bits : bool
+        Whether no stored value has more bits than Bits Stored.
+    cells : numpy.dtype or None
+        Unsigned integers of Bits Allocated; None where native pixels are no such cells, one each.
+    nbytes : int
+        Of the pixels, if native.
+    meanings : dict
+        What stored values mean, by their type and whether they are RGB.
+    """
 
     view: Dataset
     form: FrameFormat
     exact_bits: bool
+    cells: np.dtype[Any] | None
+    nbytes: int
     meanings: dict[tuple[np.dtype[Any], bool], Meaning] = field(default_factory=dict)
 
 
@@ -87,6 +107,7 @@ class _Ahead(NamedTuple):
     pixels: int
 
 
+@cache
 def read_tags(kind: ValueKind) -> frozenset[int]:
     """
     Return the tags of all attributes that values depend on, the pixels apart.
@@ -161,7 +182,7 @@ class Siblings:
             return None
         known = self._known_of(head, header)
         if syntax in NATIVE_SYNTAXES:
-            stored = self._native(file, header, known.form, slot=slot, is_read=is_read)
+            stored = self._native(file, header, known, slot=slot, is_read=is_read)
             is_rgb = known.form.photometric == "RGB"
         else:
             if pixels.length != UNDEFINED:
@@ -174,6 +195,9 @@ class Siblings:
     def _start(self, file: Segments, slot: npt.NDArray[Any] | None) -> tuple[bytes, Header, bool]:
         """Return the start of a file, its header, and whether the pixels have been read into the slot."""
         ahead = self._ahead
+        # a slot of colors is not in one piece
+        if slot is not None and slot.ndim != 2:
+            ahead = None
         if ahead is not None and slot is not None and slot.nbytes == ahead.pixels and file.size > ahead.tail:
             head = file.read_both(file.size - ahead.tail, slot)
             try:
@@ -210,7 +234,9 @@ class Siblings:
         if len(self._known) >= _MOST_KNOWN:
             self._known.clear()
         exact = header.syntax in NATIVE_SYNTAXES or header.syntax in WHOLE_SAMPLES
-        known = self._known[key] = _Known(view, form, exact)
+        width = form.dtype.itemsize
+        cells = np.dtype(f"u{width}") if form.samples == 1 and form.bits_allocated > 1 else None
+        known = self._known[key] = _Known(view, form, exact, cells, form.count * width)
         return known
 
     def _meaning(self, known: _Known, dtype: np.dtype[Any], *, is_rgb: bool) -> Meaning:
@@ -228,28 +254,29 @@ class Siblings:
         self,
         file: Segments,
         header: Header,
-        form: FrameFormat,
+        known: _Known,
         *,
         slot: npt.NDArray[Any] | None,
         is_read: bool,
     ) -> npt.NDArray[Any]:
         """Return the stored values of native pixel data: in the slot, if they are as wide."""
-        pixels, size = header.pixels, form.count * form.dtype.itemsize
-        end = pixels.value + pixels.length
-        if pixels.length == UNDEFINED or end > file.size:
+        (_, _, start, length, _, _), form, dtype = header.pixels, known.form, known.cells
+        end = start + length
+        if length == UNDEFINED or end > file.size:
             raise UnusualHeaderError
-        if not is_trailing(file.read(end, _MOST_TRAILING), implicit=header.syntax == IMPLICIT):
+        if end < file.size and not is_trailing(
+            file.read(end, _MOST_TRAILING), implicit=header.syntax == IMPLICIT
+        ):
             raise UnusualHeaderError
-        if form.samples > 1 or form.bits_allocated == 1 or pixels.length < size:
-            return native_frame(file.read(pixels.value, pixels.length), form)
-        dtype = np.dtype(f"u{form.dtype.itemsize}")
-        if slot is not None and slot.shape == form.shape and slot.itemsize == dtype.itemsize:
+        if dtype is None or length < known.nbytes:
+            return native_frame(file.read(start, length), form)
+        if slot is not None and slot.shape == (form.rows, form.columns) and slot.itemsize == dtype.itemsize:
             cells = slot.view(dtype)
         else:
             cells, is_read = np.empty(form.shape, dtype), False
         if not is_read:
-            file.read_into(cells, pixels.value)
-        self._ahead = _Ahead(file.size - pixels.value, size)
+            file.read_into(cells, start)
+        self._ahead = _Ahead(file.size - start, known.nbytes)
         return interpret_bits(cells, form)
 
 

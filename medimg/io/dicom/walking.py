@@ -3,7 +3,8 @@ Walks through headers of alike files, which learn.
 
 The first eight bytes of most elements say how far it is to the next one, and files of a series repeat them:
 what they say is looked up rather than taken apart. All that can't be walked like that is left to
-:func:`medimg.io.dicom.outline.outline_of`, which must come to the same.
+:func:`medimg.io.dicom.outline.outline_of`, which must come to the same. A header that says the same as the
+one before, but for what was seen to differ, is not even walked; see :mod:`medimg.io.dicom.chains`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_16, EXPLICIT_VR_LENGTH_32
 
+from medimg.io.dicom.chains import INSTANCE_UID, Chain, Header, Layout, layout_of
 from medimg.io.dicom.codecs import SYNTAXES
 from medimg.io.dicom.outline import EXPLICIT, Element, UnusualHeaderError, outline_of
 
@@ -28,9 +30,8 @@ _LONG_FORMS: Final = frozenset(str(form).encode() for form in EXPLICIT_VR_LENGTH
 _MARK: Final = b"DICM"
 _FIRST: Final = 132
 _SHORT, _LONG = 8, 12
-_INSTANCE_UID: Final = 0x00080018
 _TRANSFER_SYNTAX: Final = 0x00020010
-_UIDS: Final = (_TRANSFER_SYNTAX, _INSTANCE_UID)
+_UIDS: Final = (_TRANSFER_SYNTAX, INSTANCE_UID)
 _PIXELS: Final = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 _LAST: Final = 0x7FE00010
 #: The meta information comes first; without it, the rest may be written in any way.
@@ -39,28 +40,17 @@ _BEFORE_META: Final = 0x0001FFFF
 _MANY_FRAMES: Final = frozenset({0x52009229, 0x52009230, 0x7FE00001, 0x7FE00002})
 #: Beginnings of elements that are remembered; a series has some hundreds.
 _MOST_KNOWN: Final = 2**14
-
-
-class Header(NamedTuple):
-    """
-    A header that was walked.
-
-    Attributes
-    ----------
-    pixels : Element
-        Where the pixel data lies.
-    syntax : str
-        Transfer Syntax UID.
-    uid : bytes
-        SOP Instance UID, without padding.
-    wanted : bytes
-        The elements that are wanted, as they are, one after the other.
-    """
-
-    pixels: Element
-    syntax: str
-    uid: bytes
-    wanted: bytes
+#: What usually differs between slices: identity, time, exposure, place, and extremes. Elements that are
+#: wanted cost more where they may differ; these are learned.
+_USUAL: Final = frozenset(
+    {
+        *(0x00020000, 0x00020003, 0x00080012, 0x00080013, 0x00080018, 0x00080022, 0x0008002A, 0x00080032),
+        *(0x00080033, 0x00181150, 0x00181151, 0x00181152, 0x00181153, 0x00189345, 0x00200013, 0x00200032),
+        *(0x00201041, 0x00280106, 0x00280107),
+    }
+)
+#: How often no chain helped before that is held to be the rule.
+_MOST_FAILURES: Final = 8
 
 
 class _Step(NamedTuple):
@@ -84,6 +74,11 @@ class Walker:
     def __init__(self, tags: Collection[int]) -> None:
         self._tags = tags
         self._steps: dict[bytes, _Step] = {}
+        self._differing = _USUAL
+        self._first: bytes | None = None
+        self._layout: Layout | None = None
+        self._chain: Chain | None = None
+        self._followed = self._failures = 0
 
     def header_of(self, head: bytes) -> Header:
         """
@@ -99,8 +94,30 @@ class Walker:
         UnusualHeaderError
             If it can't be walked, ends before the pixel values start, or is that of many frames.
         """
-        found = self._walked(head)
-        return self._carefully(head) if found is None else found
+        chain = self._chain
+        found = None if chain is None else chain.header_of(head)
+        if found is not None:
+            self._followed += 1
+            return found
+        found = self._walked(head) or self._carefully(head)
+        if self._failures < _MOST_FAILURES + self._followed:
+            self._failures += 1
+            self._link(head[: found.pixels.value], found)
+        return found
+
+    def _link(self, head: bytes, header: Header) -> None:
+        """Make a chain of a header that none was there for, once it is not the only one."""
+        if self._first is None:
+            self._first = head
+            return
+        try:
+            layout, last = layout_of(head), self._layout or layout_of(self._first)
+        except UnusualHeaderError:
+            return
+        if layout.kinds == last.kinds:
+            self._differing = self._differing | layout.differing(last)
+        self._layout = layout
+        self._chain = Chain(layout, header, self._differing, self._tags)
 
     def _walked(self, head: bytes) -> Header | None:
         """Walk a header of elements with lengths and representations; None where it has others."""
@@ -169,7 +186,7 @@ class Walker:
                 start = -1
             if tag in self._tags:
                 start = at
-            elif tag == _INSTANCE_UID:
+            elif tag == INSTANCE_UID:
                 uid = head[value : value + length].rstrip(b"\0 ")
             elif tag in _MANY_FRAMES:
                 raise UnusualHeaderError

@@ -1,0 +1,38 @@
+"""Torch's threads and ours on the same cores."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+
+from medimg.core.threads import available_cores
+
+__all__ = ["limit_this_thread", "painting_threads"]
+
+
+def painting_threads(device: torch.device) -> int:
+    """
+    Return how many threads are to paint: the cores that torch computes on in this one.
+
+    One, where they wait for another device, or share the cores with others of their kind already.
+    """
+    return 1 if device.type != "cpu" else min(available_cores(), torch.get_num_threads())
+
+
+def limit_this_thread(count: int) -> None:
+    """
+    Let torch compute on so many cores in this thread; other threads stay as they are.
+
+    OpenMP has a number for each thread that starts others, and :func:`torch.set_num_threads` is for all.
+    """
+    torch.get_num_threads()  # sets the number of this thread to torch's default, once
+    _controller().limit(limits=count, user_api="openmp")
+
+
+@cache
+def _controller() -> Any:
+    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # it has no types
+
+    return ThreadpoolController()
