@@ -5,19 +5,17 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
-__all__ = ["ahead", "available_cores", "in_order"]
+__all__ = ["available_cores", "in_order"]
 
 _Task = TypeVar("_Task")
-_Result = TypeVar("_Result")
 
 #: How often each thread comes back for more: seldom enough to cost nothing, often enough to end together.
 _SHARES: Final = 8
@@ -98,49 +96,6 @@ def in_order(
         work()
     if run.error is not None:
         raise run.error
-
-
-def ahead(
-    do: Callable[[_Task], _Result], tasks: Sequence[_Task], *, workers: int, most: int
-) -> Iterator[_Result]:
-    """
-    Yield the result of each task, in order, while other threads do the next ones.
-
-    Parameters
-    ----------
-    do : callable
-        Does a task.
-    tasks : sequence
-        All of them.
-    workers : int
-        Threads; 0 to do each task only when it is its turn.
-    most : int
-        The most tasks that are done or being done beside the one whose result was yielded last.
-
-    Yields
-    ------
-    object
-        What `do` returns; what it raises is raised in its turn.
-
-    Examples
-    --------
-    >>> list(ahead(abs, [-1, -2, -3], workers=2, most=2))
-    [1, 2, 3]
-    """
-    if workers < 1:
-        yield from map(do, tasks)
-        return
-    waiting: deque[Future[_Result]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for task in tasks:
-                waiting.append(pool.submit(do, task))
-                if len(waiting) > most:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _Run(Generic[_Task]):

@@ -4,17 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Literal,
-    Protocol,
-    TypeAlias,
-    TypeVar,
-    get_args,
-    overload,
-    runtime_checkable,
-)
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args, overload, runtime_checkable
 
 from medimg.core import geometry
 from medimg.core.report import Skipped
@@ -22,8 +12,6 @@ from medimg.core.stacking import Policy
 from medimg.errors import ReadError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import pandas as pd
 
     from medimg.core.volume import Space, Volume
@@ -31,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["Policies", "Series", "SeriesIndex", "SliceReader", "ValueKind"]
 
 ValueKind: TypeAlias = Literal["auto", "rescaled", "suv"]
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,23 +73,6 @@ class PieceReader(Protocol):
 
     def pieces(self, size: int, slices: Sequence[int] | None, policies: Policies) -> Iterator[Volume]:
         """Yield up to `size` slices at a time; see :meth:`Series.pieces`."""
-        ...
-
-
-@runtime_checkable
-class ParallelReader(Protocol):
-    """A reader that reads several pieces at the same time."""
-
-    def each(
-        self,
-        do: Callable[[int, Volume], _Result],
-        size: int,
-        slices: Sequence[int] | None,
-        policies: Policies,
-        *,
-        workers: int,
-    ) -> Iterator[_Result]:
-        """Yield what `do` returns of each piece; see :meth:`Series.each_piece`."""
         ...
 
 
@@ -243,46 +213,6 @@ class Series:
         chosen = list(range(self.shape[1]) if slices is None else slices)
         for start in range(0, len(chosen), size):
             yield self.reader(chosen[start : start + size], policies or Policies())
-
-    def each_piece(
-        self,
-        do: Callable[[int, Volume], _Result],
-        size: int,
-        slices: Sequence[int] | None = None,
-        *,
-        policies: Policies | None = None,
-        workers: int = 1,
-    ) -> Iterator[_Result]:
-        """
-        Do something with a few slices at a time, on several cores.
-
-        Parameters
-        ----------
-        do : callable
-            Is given the place of the first slice of a piece among those chosen, and the piece: that of the
-            first piece alone, in this thread, before all others; those in any order, in other threads.
-        size, slices, policies
-            See :meth:`pieces`.
-        workers : int
-            The most threads; formats that are read from one end to the other take one.
-
-        Yields
-        ------
-        object
-            What `do` returns, in the order of the pieces.
-
-        Raises
-        ------
-        ReadError, SeriesError
-            See :meth:`read`.
-        """
-        if workers > 1 and isinstance(self.reader, ParallelReader):
-            yield from self.reader.each(do, size, slices, policies or Policies(), workers=workers)
-            return
-        start = 0
-        for piece in self.pieces(size, slices, policies=policies):
-            yield do(start, piece)
-            start += piece.shape[1]
 
     def summary(self) -> str:
         """Return one line for a person: modality, size, spacing, description, UID."""

@@ -7,18 +7,7 @@ from typing import Any
 
 import torch
 
-from medimg.core.threads import available_cores
-
-__all__ = ["limit_this_thread", "painting_threads"]
-
-
-def painting_threads(device: torch.device) -> int:
-    """
-    Return how many threads are to paint: the cores that torch computes on in this one.
-
-    One, where they wait for another device, or share the cores with others of their kind already.
-    """
-    return 1 if device.type != "cpu" else min(available_cores(), torch.get_num_threads())
+__all__ = ["limit_this_thread"]
 
 
 def limit_this_thread(count: int) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
@@ -16,7 +14,6 @@ from medimg.core.volume import Volume
 from medimg.errors import PreprocessError
 from medimg.io.read import Source, opened
 from medimg.io.series import PieceReader, Policies, Series
-from medimg.prep.cores import limit_this_thread, painting_threads
 from medimg.prep.needs import Part, depends_on_all, needed_slices
 from medimg.prep.output import Output
 from medimg.prep.painting import Painter, channels_of
@@ -25,16 +22,16 @@ from medimg.prep.reports import joined
 from medimg.prep.slices import choose_slices
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from medimg.core.report import ReadReport
-    from medimg.prep.output import Canvas
     from medimg.prep.recipe import Preprocess
 
 __all__ = ["Rendered", "count_pictures", "render", "render_series"]
 
-# stored bytes that are read at once: few, so that they are still in the cache when they are windowed
-_PIECE_CPU: Final = 2**21
+# stored bytes that are read at once: so many that reading and computing take turns seldom, and that little
+# memory is held
+_PIECE_CPU: Final = 2**23
 _PIECE_DEVICE: Final = 2**26
 
 
@@ -130,125 +127,61 @@ def render_series(
     part = needed_slices(recipe, series, policies)
     with torch.no_grad():
         if part is not None:
-            rendered = _of_pieces(_Easel(recipe, part, output), series, policies, finish)
+            pieces = _pieces(series, part, policies, output)
+            rendered = _of_pieces(recipe, pieces, part, output, finish)
             if rendered is not None:
                 return rendered
         return _of_volume(recipe, finish(series.read(**asdict(policies))), output)
 
 
-def _of_pieces(
-    easel: _Easel, series: Series, policies: Policies, finish: Callable[[Volume], Volume]
-) -> Rendered | None:
-    """Return the pictures of some slices; None if a piece shows that the whole volume is needed for them."""
-    recipe, part = easel.recipe, easel.part
-    reports: list[ReadReport] = []
-    with closing(_painted(easel, series, policies)) as painted:
-        for report in painted:
-            if report is None:
-                return None
-            reports.append(report)
-    first, pose = easel.first
-    report = joined(reports, part)
-    shown = _stored(choose_slices(part.depth, recipe.slices), pose, part.depth)
-    uids = dict(zip(part.stored, report.sop_instance_uids, strict=False))
-    return Rendered(
-        planes=easel.canvas.pictures,
-        slices=shown,
-        sop_instance_uids=tuple(uids.get(d, "") for d in shown),
-        report=_noted(finish(replace(first, report=report)), recipe),
-        normalized=easel.output.normalized,
-    )
-
-
-def _painted(easel: _Easel, series: Series, policies: Policies) -> Generator[ReadReport | None, None, None]:
-    """Paint the slices of a part, a few at a time where reading these does not mean to read all again."""
+def _pieces(series: Series, part: Part, policies: Policies, output: Output) -> Iterator[Volume]:
+    """Yield the slices of a part, a few at a time where reading these does not mean to read all again."""
     channels, _, height, width = series.shape
-    part, device = easel.part, easel.output.device
-    most = _PIECE_CPU if device.type == "cpu" else _PIECE_DEVICE
+    most = _PIECE_CPU if output.device.type == "cpu" else _PIECE_DEVICE
     at_once = max(1, most // (2 * channels * height * width))
     slices = None if part.is_whole else part.stored
     apart = isinstance(series.reader, PieceReader) or (series.format == "DICOM" and len(series.files) > 1)
     if apart and len(part.stored) > at_once:
-        threads = painting_threads(device)
-        yield from series.each_piece(easel.paint, at_once, slices, policies=policies, workers=threads)
+        yield from series.pieces(at_once, slices, policies=policies)
     else:
-        yield easel.paint(0, series.read(slices, **asdict(policies)))
+        yield series.read(slices, **asdict(policies))
 
 
-class _Easel:
-    """
-    Pictures of a series while they are painted, by several threads, each with a painter of its own.
-
-    Parameters
-    ----------
-    recipe : Preprocess
-        What to do.
-    part : Part
-        The slices that are read.
-    output : Output
-        Where pictures go.
-    """
-
-    def __init__(self, recipe: Preprocess, part: Part, output: Output) -> None:
-        self.recipe = recipe
-        self.part = part
-        self.output = output
-        self._thread = threading.local()
-        self._main = threading.get_ident()
-        self._first: tuple[Volume, Pose] | None = None
-        self._canvas: Canvas | None = None
-
-    @property
-    def first(self) -> tuple[Volume, Pose]:
-        """The first piece, and how its slices lie."""
-        assert self._first is not None  # it is there once anything was painted
-        return self._first
-
-    @property
-    def canvas(self) -> Canvas:
-        """What is painted on."""
-        assert self._canvas is not None  # as above
-        return self._canvas
-
-    def paint(self, start: int, piece: Volume) -> ReadReport | None:
-        """
-        Paint slices, from place `start` of those that are read; the first ones before all others.
-
-        Returns
-        -------
-        ReadReport or None
-            None if the whole volume is needed to paint them.
-        """
-        if self._first is None:
-            self._begin(piece)
-        if depends_on_all(self.recipe, piece) or not self._is_like(piece, *self.first):
+def _of_pieces(
+    recipe: Preprocess,
+    pieces: Iterator[Volume],
+    part: Part,
+    output: Output,
+    finish: Callable[[Volume], Volume],
+) -> Rendered | None:
+    """Return the pictures of some slices; None if a piece shows that the whole volume is needed for them."""
+    piece: Volume | None = next(pieces)
+    assert piece is not None  # there is no series without slices
+    _check_channels(piece)
+    first, pose = piece.take([0]), Pose.of(piece, recipe)
+    chosen = choose_slices(part.depth, recipe.slices)
+    canvas = output.canvas(recipe, len(chosen), channels_of(recipe, first))
+    painter = Painter(recipe, canvas, part.depth, pose, first)
+    reports: list[ReadReport] = []
+    done = 0
+    while piece is not None:
+        if depends_on_all(recipe, piece) or not _is_like(piece, first, recipe, pose):
             return None
-        with torch.no_grad():
-            self._painter().paint(piece, self.part.stored[start : start + piece.shape[1]])
-        return piece.report
-
-    def _begin(self, first: Volume) -> None:
-        _check_channels(first)
-        self._first = first, Pose.of(first, self.recipe)
-        count = len(choose_slices(self.part.depth, self.recipe.slices))
-        self._canvas = self.output.canvas(self.recipe, count, channels_of(self.recipe, first))
-
-    def _is_like(self, piece: Volume, first: Volume, pose: Pose) -> bool:
-        """Whether slices are as the first ones; a whole volume says what is wrong if not."""
-        facts = [(v.shape[0], v.shape[2:], v.units, v.photometric, v.inverted) for v in (piece, first)]
-        if facts[0] != facts[1]:
-            return False
-        same_axes = np.array_equal(piece.affine[:3, :3], first.affine[:3, :3])
-        return same_axes or Pose.of(piece, self.recipe) == pose
-
-    def _painter(self) -> Painter:
-        if not hasattr(self._thread, "painter"):
-            if threading.get_ident() != self._main:
-                limit_this_thread(1)
-            first, pose = self.first
-            self._thread.painter = Painter(self.recipe, self.canvas, self.part.depth, pose, first)
-        painter: Painter = self._thread.painter
-        return painter
+        painter.paint(piece, part.stored[done : done + piece.shape[1]])
+        done += piece.shape[1]
+        reports.append(piece.report)
+        piece = None  # its memory is free before the next is read
+        piece = next(pieces, None)
+    report = joined(reports, part)
+    shown = _stored(chosen, pose, part.depth)
+    uids = dict(zip(part.stored, report.sop_instance_uids, strict=False))
+    return Rendered(
+        planes=canvas.pictures,
+        slices=shown,
+        sop_instance_uids=tuple(uids.get(d, "") for d in shown),
+        report=_noted(finish(replace(first, report=report)), recipe),
+        normalized=output.normalized,
+    )
 
 
 def _of_volume(recipe: Preprocess, original: Volume, output: Output) -> Rendered:
@@ -278,6 +211,14 @@ def _check_channels(volume: Volume) -> None:
             f"this image has {volume.shape[0]} channels (time points or echoes); choose one: "
             "recipe(medimg.read(source).select(0))"
         )
+
+
+def _is_like(piece: Volume, first: Volume, recipe: Preprocess, pose: Pose) -> bool:
+    """Whether slices are as the first ones; a whole volume says what is wrong if not."""
+    facts = [(v.shape[0], v.shape[2:], v.units, v.photometric, v.inverted) for v in (piece, first)]
+    if facts[0] != facts[1]:
+        return False
+    return np.array_equal(piece.affine[:3, :3], first.affine[:3, :3]) or Pose.of(piece, recipe) == pose
 
 
 def _stored(displayed: Sequence[int], pose: Pose, depth: int) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from medimg.core.threads import ahead, in_order
+from medimg.core.threads import in_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,30 +90,3 @@ def test_one_that_says_stop_stops_all() -> None:
     in_order(range(1000), do, workers=3)
     assert 20 in done
     assert len(done) < 500
-
-
-@pytest.mark.parametrize("workers", [0, 1, 3])
-def test_results_come_in_order_and_not_too_far_ahead(workers: int) -> None:
-    begun: list[int] = []
-    lock = threading.Lock()
-
-    def do(task: int) -> int:
-        with lock:
-            begun.append(task)
-        return -task
-
-    for place, result in enumerate(ahead(do, range(50), workers=workers, most=2)):
-        assert result == -place
-        assert len(begun) <= place + 1 + 3
-
-
-def test_an_error_comes_in_its_turn() -> None:
-    def do(task: int) -> int:
-        if task == 3:
-            raise ValueError("three")
-        return task
-
-    results = ahead(do, range(9), workers=2, most=2)
-    assert [next(results) for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(ValueError, match="three"):
-        next(results)

@@ -94,7 +94,9 @@ class Filling:
         shape = (1, *stored.shape) if meaning.rgb is None else (3, *stored.shape[:2])
         self.meanings[place], self.shapes[place], self._dtypes[place] = meaning, shape, dtype
         if self._array is None:
-            self._array = np.empty((self._channels * shape[0], self._depth, *shape[1:]), dtype)
+            self._array = self._adopted(stored, dtype) if meaning.rgb is None else None
+            if self._array is None:
+                self._array = np.empty((self._channels * shape[0], self._depth, *shape[1:]), dtype)
             self._slots = self._by_place(self._array)
         if shape != self.shapes[0]:
             return None
@@ -102,6 +104,13 @@ class Filling:
             self._mark(place, mask)
         assert self._slots is not None  # it is made with the array
         return _written(meaning, stored, self._slots[place], dtype)
+
+    def _adopted(self, stored: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any] | None:
+        """Return the only slice as the array itself, where its memory will do."""
+        plain = stored.flags.c_contiguous and stored.flags.writeable and stored.ndim == 2
+        if len(self.meanings) > 1 or not plain or stored.itemsize != dtype.itemsize:
+            return None
+        return stored.view(dtype)[None, None]
 
     def _mark(self, place: int, mask: npt.NDArray[np.bool_]) -> None:
         with self._lock:

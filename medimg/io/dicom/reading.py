@@ -6,14 +6,14 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from medimg.core import geometry
 from medimg.core.mending import desheared, regularized
 from medimg.core.report import ReadReport
-from medimg.core.threads import ahead, available_cores
 from medimg.core.volume import Volume
 from medimg.errors import DecodeError, GeometryError, MedimgWarning, SeriesError
+from medimg.io.dicom.frames import NATIVE_SYNTAXES
 from medimg.io.dicom.pixels import FrameReader, first_acquired_at
 from medimg.io.dicom.settling import Notes, check_stack, settle_duplicates
 from medimg.io.dicom.stack import StackPlan
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from medimg.io.series import Policies, ValueKind
 
 __all__ = ["StackReader"]
-
-_Result = TypeVar("_Result")
 
 _MOST_VALUES: Final = 2**33
 #: Bytes of pieces that are read before they are asked for, and of a value at most.
@@ -65,47 +63,21 @@ class StackReader:
 
     def pieces(self, size: int, slices: Sequence[int] | None, policies: Policies) -> Iterator[Volume]:
         """Yield up to `size` slices at a time; see :meth:`medimg.io.series.Series.pieces`."""
-        task, parts = self._parts(size, slices, policies)
-        reader = task.reader()
-        with _named(self.plan):
-            yield from _pieces(task, reader, parts, nbytes=_values(task.frames(parts[0])) * _VALUE_BYTES)
-
-    def each(
-        self,
-        do: Callable[[int, Volume], _Result],
-        size: int,
-        slices: Sequence[int] | None,
-        policies: Policies,
-        *,
-        workers: int,
-    ) -> Iterator[_Result]:
-        """Yield what `do` returns of each piece; see :meth:`medimg.io.series.Series.each_piece`."""
-        task, parts = self._parts(size, slices, policies)
-        reader = task.reader()
-
-        def done(part: range) -> _Result:
-            return do(part.start, _read(task, reader, part, workers=1))
-
-        with _named(self.plan):
-            yield do(0, _read(task, reader, parts[0]))
-            count = min(workers, len(parts) - 1)
-            yield from ahead(done, parts[1:], workers=count if count > 1 else 0, most=max(1, count))
-
-    def _parts(
-        self, size: int, slices: Sequence[int] | None, policies: Policies
-    ) -> tuple[_Task, list[range]]:
-        """Return what to read, and the pieces that it is read in, after all that is to be warned of."""
         with _named(self.plan):
             task = _task(self.plan, slices, policies)
             if _fixes(task.plan, policies):
                 raise GeometryError('a stack that a policy "fix" resamples is read as a whole, not in pieces')
-        # before any thread starts, as all are kept silent while pydicom reads
         for note in task.notes.warned:
-            warnings.warn(note, MedimgWarning, stacklevel=4)
+            warnings.warn(note, MedimgWarning, stacklevel=3)
         count = len(task.chosen)
         parts = [range(start, min(start + size, count)) for start in range(0, count, size)]
         _check_size(task.frames(parts[0]))
-        return task, parts
+        reader = task.reader()
+        # a piece without compression is read sooner than a second thread has started
+        workers = 1 if self.plan.first.instance.transfer_syntax in NATIVE_SYNTAXES else None
+        with _named(self.plan):
+            for part in parts:
+                yield _read(task, reader, part, workers=workers)
 
 
 class _Task(NamedTuple):
@@ -126,13 +98,6 @@ class _Task(NamedTuple):
         first_acquired = first_acquired_at(self.plan.instances) if self.kind == "suv" else None
         frames = self.frames(range(len(self.chosen)))
         return FrameReader(frames, self.kind, first_acquired=first_acquired)
-
-
-def _pieces(task: _Task, reader: FrameReader, parts: Sequence[range], *, nbytes: int) -> Iterator[Volume]:
-    """Yield the volume of each part, while threads read the next ones."""
-    workers = 0 if available_cores() == 1 else min(len(parts) - 1, available_cores())
-    read = partial(_read, task, reader, workers=1 if workers else None)
-    return ahead(read, parts, workers=workers, most=max(1, min(workers, _MOST_AHEAD // nbytes)))
 
 
 @contextmanager

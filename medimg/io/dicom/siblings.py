@@ -13,7 +13,7 @@ import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 from pydicom.dataelem import RawDataElement
@@ -49,6 +49,8 @@ _REPRESENTATIONS: Final = frozenset({b"OW", b"OB", b""})
 _PRIVATE_BLOCKS: Final = range(0x10, 0x100)
 #: Headers that are remembered; where each slice has another one, remembering is of no use.
 _MOST_KNOWN: Final = 64
+#: Bytes of a header up to which it is remembered from one reading to the next.
+_MOST_REMEMBERED: Final = 2**14
 #: The start of a file that is read first, and what it is tried with where the header is longer.
 _STARTS: Final = (2**13, 2**16, 2**20)
 #: Bytes after the pixels that are looked at.
@@ -100,6 +102,11 @@ class _Known:
     meanings: dict[tuple[np.dtype[Any], bool], Meaning] = field(default_factory=dict)
 
 
+_Memory: TypeAlias = dict[tuple[str, bytes], _Known]
+#: By how values are scaled: what was known in readings before, as X-rays of one device say the same.
+_REMEMBERED: Final[dict[ValueKind, _Memory]] = {}
+
+
 class _Ahead(NamedTuple):
     """What to expect of the next file: bytes from the pixels to its end, and bytes of the pixels."""
 
@@ -145,7 +152,9 @@ class Siblings:
         self._first_acquired = first_acquired
         self._tags = read_tags(kind)
         self._walker = Walker(self._tags)
-        self._known: dict[tuple[str, bytes], _Known] = {}
+        self._known: _Memory = {}
+        # what SUV are depends on other files, too
+        self._remembered = self._known if kind == "suv" else _REMEMBERED.setdefault(kind, {})
         self._ahead: _Ahead | None = None
         self._whole = False
 
@@ -218,7 +227,8 @@ class Siblings:
 
     def _known_of(self, head: bytes, header: Header) -> _Known:
         key = header.syntax, header.wanted
-        known = self._known.get(key)
+        memory = self._known if len(header.wanted) > _MOST_REMEMBERED else self._remembered
+        known = memory.get(key)
         if known is not None:
             return known
         view = dataset_of(outline_of(head), head, self._tags)
@@ -231,12 +241,12 @@ class Siblings:
             form = frame_format(view)
             if frame_count(view) != 1:
                 raise UnusualHeaderError
-        if len(self._known) >= _MOST_KNOWN:
-            self._known.clear()
+        if len(memory) >= _MOST_KNOWN:
+            memory.clear()
         exact = header.syntax in NATIVE_SYNTAXES or header.syntax in WHOLE_SAMPLES
         width = form.dtype.itemsize
         cells = np.dtype(f"u{width}") if form.samples == 1 and form.bits_allocated > 1 else None
-        known = self._known[key] = _Known(view, form, exact, cells, form.count * width)
+        known = memory[key] = _Known(view, form, exact, cells, form.count * width)
         return known
 
     def _meaning(self, known: _Known, dtype: np.dtype[Any], *, is_rgb: bool) -> Meaning:
