@@ -333,3 +333,13 @@ def test_a_data_set_of_an_outline_is_that_of_the_parser(real_data: Path, part: s
 
 def test_what_is_tried_is_bounded() -> None:
     assert collect._MOST_TRIED <= 8
+
+
+def test_a_header_of_countless_elements_is_left_to_the_parser() -> None:
+    """Empty elements take eight bytes each, and much more memory once they are noted."""
+    meta = b"\x02\x00\x10\x00UI\x14\x00" + b"1.2.840.10008.1.2.1\0"
+    many = b"".join(struct.pack("<HH2sH", 9 + 2 * (n >> 16), n & 0xFFFF, b"LO", 0) for n in range(70_000))
+    pixels = b"\xe0\x7f\x10\x00OW\0\0\x02\0\0\0\0\0"
+    assert outline_of(bytes(128) + b"DICM" + meta + many[:80_000] + pixels).pixels.length == 2
+    with pytest.raises(UnusualHeaderError):
+        outline_of(bytes(128) + b"DICM" + meta + many + pixels)

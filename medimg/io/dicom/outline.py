@@ -182,6 +182,8 @@ def _until_pixels(head: bytes, at: int, elements: list[Element], *, implicit: bo
         elements.append(element)
         if not length & 1:
             at = value + length
+            if len(elements) > _MOST_ELEMENTS:
+                raise UnusualHeaderError
         elif length == UNDEFINED:
             at = _after_sequence(head, element, elements, implicit=implicit)
         else:
