@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["Starts", "read_start"]
+__all__ = ["OPEN_FLAGS", "Starts", "read_start"]
 
 _BLOCK_BYTES: Final = 2**22
 _FEWEST: Final = 16
@@ -26,8 +26,8 @@ _SLOW_SECONDS: Final = 4e-4
 _AT_ONCE: Final = 16
 #: Files that are open at the same time in one thread.
 _AHEAD: Final = 64
-# a pipe in a folder must not make the scan wait; where there is no such flag, there is no such pipe
-_FLAGS: Final = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+# Windows would translate ends of lines; a pipe in place of a file would be waited for
+OPEN_FLAGS: Final = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 _HAS_READV: Final = hasattr(os, "readv")
 _HAS_ADVICE: Final = hasattr(os, "posix_fadvise")
 
@@ -35,7 +35,7 @@ _HAS_ADVICE: Final = hasattr(os, "posix_fadvise")
 def read_start(name: str, count: int) -> bytes:
     """Return the first bytes of a file; none where it can't be read."""
     try:
-        file = os.open(name, _FLAGS)
+        file = os.open(name, OPEN_FLAGS)
     except (OSError, ValueError):
         return b""
     try:
@@ -136,7 +136,7 @@ class Starts:
 
 def _opened(name: str) -> int:
     try:
-        return os.open(name, _FLAGS)
+        return os.open(name, OPEN_FLAGS)
     except (OSError, ValueError):
         return -1
 

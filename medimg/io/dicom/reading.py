@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["StackReader"]
 
 _MOST_VALUES: Final = 2**33
-#: Bytes of pieces that are read before they are asked for, and of a value at most.
-_MOST_AHEAD: Final = 2**23
-_VALUE_BYTES: Final = 4
 
 
 @dataclass(frozen=True, slots=True)

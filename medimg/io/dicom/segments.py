@@ -6,6 +6,8 @@ import os
 from stat import S_ISREG
 from typing import TYPE_CHECKING, Any, Final
 
+from medimg.io.starts import OPEN_FLAGS
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -15,14 +17,6 @@ __all__ = ["Segments"]
 
 _HAS_PREAD: Final = hasattr(os, "pread")
 _HAS_PREADV: Final = hasattr(os, "preadv")
-#: Windows would translate ends of lines; a pipe in place of a file would be waited for.
-_FLAGS: Final = (
-    os.O_RDONLY
-    | getattr(os, "O_BINARY", 0)
-    | getattr(os, "O_NOINHERIT", 0)
-    | getattr(os, "O_CLOEXEC", 0)
-    | getattr(os, "O_NONBLOCK", 0)
-)
 
 
 class Segments:
@@ -46,7 +40,7 @@ class Segments:
     """
 
     def __init__(self, path: str) -> None:
-        self._file = os.open(path, _FLAGS)
+        self._file = os.open(path, OPEN_FLAGS)
         facts = os.fstat(self._file)
         self.size = facts.st_size
         if not S_ISREG(facts.st_mode):

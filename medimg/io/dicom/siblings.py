@@ -25,7 +25,7 @@ from medimg.io.dicom.calibration import CALIBRATION_TAGS, calibrated
 from medimg.io.dicom.encapsulated import codestream_at, is_trailing
 from medimg.io.dicom.form import FORMAT_TAGS, FrameFormat, frame_count, frame_format
 from medimg.io.dicom.frames import NATIVE_SYNTAXES, WHOLE_SAMPLES, decoded, interpret_bits, native_frame
-from medimg.io.dicom.opening import tags_of
+from medimg.io.dicom.opening import numbers_of
 from medimg.io.dicom.outline import IMPLICIT, UNDEFINED, UnusualHeaderError, dataset_of, outline_of
 from medimg.io.dicom.segments import Segments
 from medimg.io.dicom.suv import SUV_TAGS
@@ -127,7 +127,7 @@ def read_tags(kind: ValueKind) -> frozenset[int]:
     names = [*FORMAT_TAGS, *VALUE_TAGS, *(SUV_TAGS if kind == "suv" else CALIBRATION_TAGS)]
     # the character set is that of explanations of windows
     names.append("SpecificCharacterSet")
-    found = set(map(int, tags_of(*names)))
+    found = set(numbers_of(*names))
     for tag in [tag for tag in found if tag >> 16 & 1 and tag & 0xFFFF > 0xFF]:
         group = tag & 0xFFFF0000
         found |= {group | block for block in _PRIVATE_BLOCKS}
