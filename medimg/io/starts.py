@@ -34,9 +34,8 @@ _HAS_ADVICE: Final = hasattr(os, "posix_fadvise")
 
 def read_start(name: str, count: int) -> bytes:
     """Return the first bytes of a file; none where it can't be read."""
-    try:
-        file = os.open(name, OPEN_FLAGS)
-    except (OSError, ValueError):
+    file = _opened(name)
+    if file < 0:
         return b""
     try:
         return os.read(file, count)

@@ -13,7 +13,7 @@ import struct
 from itertools import chain
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from medimg.io.dicom.outline import UNDEFINED, Element, outline_of
+from medimg.io.dicom.outline import TRANSFER_SYNTAX, UNDEFINED, Element, outline_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["INSTANCE_UID", "Chain", "Header", "Layout", "layout_of"]
 
 INSTANCE_UID: Final = 0x00080018
-_TRANSFER_SYNTAX: Final = 0x00020010
 _META: Final = 0x0002
 _START: Final = 128
 _SHORT_HEADER: Final = 8
@@ -104,7 +103,7 @@ def layout_of(head: bytes) -> Layout:
     ends = [*(element.at for element in elements[1:]), outline.pixels.value]
     # what the first element after the meta information looks like tells implicit files from others
     first = next(element.tag for element in elements if element.tag >> 16 != _META)
-    fixed = {_TRANSFER_SYNTAX, first, outline.pixels.tag}
+    fixed = {TRANSFER_SYNTAX, first, outline.pixels.tag}
     fixed |= {element.tag for element in elements if element.length == UNDEFINED}
     parts = [head[element.at : end] for element, end in zip(elements, ends, strict=True)]
     return Layout(elements, parts, frozenset(fixed))

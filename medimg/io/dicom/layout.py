@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from medimg.io.dicom.outline import UNDEFINED, Outline
+from medimg.io.dicom.outline import TRANSFER_SYNTAX, UNDEFINED, Outline
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["Block", "Layout", "Located", "Place"]
 
 _PREFIX: Final = (64, 65)
-_TRANSFER_SYNTAX: Final = 0x00020010
 _PIXEL_GROUP: Final = 0x7FE0
 #: What differs in length between the files of most series: UIDs and the length of the meta information with
 #: them, dates and times, current and exposure, numbers, places, extremes and windows.
@@ -156,7 +155,7 @@ class Layout:
         differing = {
             number
             for number, (known, found) in enumerate(zip(self.elements, outline.elements, strict=False))
-            if known.length != found.length and known.tag != _TRANSFER_SYNTAX
+            if known.length != found.length and known.tag != TRANSFER_SYNTAX
         }
         if not differing.issubset(self._elastic):
             self._elastic = sorted(differing.union(self._elastic))
@@ -177,7 +176,7 @@ class Layout:
         parts: list[tuple[int, Iterable[int]]] = [(0, _PREFIX)]
         for number, element in enumerate(self.elements):
             parts.append((self.slot(number), self._header_words(number, element)))
-            if element.tag == _TRANSFER_SYNTAX:
+            if element.tag == TRANSFER_SYNTAX:
                 parts.append((self.slot(number), _value_words(element)))
         gatherer = _Gatherer(parts)
         return gatherer, self._head[gatherer.words]

@@ -24,7 +24,19 @@ from medimg.io.dicom.codecs import SYNTAXES
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, MutableSequence
 
-__all__ = ["UNDEFINED", "Element", "Outline", "UnusualHeaderError", "dataset_of", "outline_of"]
+__all__ = [
+    "EXPLICIT",
+    "IMPLICIT",
+    "LAST",
+    "PIXELS",
+    "TRANSFER_SYNTAX",
+    "UNDEFINED",
+    "Element",
+    "Outline",
+    "UnusualHeaderError",
+    "dataset_of",
+    "outline_of",
+]
 
 UNDEFINED: Final = 0xFFFFFFFF
 IMPLICIT: Final = "1.2.840.10008.1.2"
@@ -38,10 +50,10 @@ _LENGTH: Final = struct.Struct("<I").unpack_from
 #: Makes a named tuple in a third of the time.
 _new: Final = tuple.__new__
 _META: Final = 0x0002
-_TRANSFER_SYNTAX: Final = 0x00020010
+TRANSFER_SYNTAX: Final = 0x00020010
 _CHARACTER_SET: Final = BaseTag(0x00080005)
-_PIXELS: Final = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
-_LAST: Final = 0x7FE00010
+PIXELS: Final = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
+LAST: Final = 0x7FE00010
 _ITEM: Final = 0xFFFEE000
 _ITEM_END: Final = 0xFFFEE00D
 _SEQUENCE_END: Final = 0xFFFEE0DD
@@ -174,10 +186,10 @@ def _until_pixels(head: bytes, at: int, elements: list[Element], *, implicit: bo
             else:
                 raise UnusualHeaderError
         tag = group << 16 | number
-        if tag <= last or tag > _LAST:
+        if tag <= last or tag > LAST:
             raise UnusualHeaderError
         element = _new(Element, (tag, at, value, length, vr, 0))
-        if tag in _PIXELS:
+        if tag in PIXELS:
             return element
         elements.append(element)
         if not length & 1:
@@ -205,7 +217,7 @@ def _meta(head: bytes, elements: list[Element]) -> int:
 
 def _syntax(head: bytes, elements: list[Element]) -> str:
     for tag, _, value, length, vr, _ in elements:
-        if tag == _TRANSFER_SYNTAX and vr == b"UI":
+        if tag == TRANSFER_SYNTAX and vr == b"UI":
             found = head[value : value + length].rstrip(b"\0 ").decode("latin-1")
             if found in (EXPLICIT, IMPLICIT) or found in SYNTAXES:
                 return found

@@ -16,7 +16,15 @@ from pydicom.valuerep import EXPLICIT_VR_LENGTH_16, EXPLICIT_VR_LENGTH_32
 
 from medimg.io.dicom.chains import INSTANCE_UID, Chain, Header, Layout, layout_of
 from medimg.io.dicom.codecs import SYNTAXES
-from medimg.io.dicom.outline import EXPLICIT, Element, UnusualHeaderError, outline_of
+from medimg.io.dicom.outline import (
+    EXPLICIT,
+    LAST,
+    PIXELS,
+    TRANSFER_SYNTAX,
+    Element,
+    UnusualHeaderError,
+    outline_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -30,10 +38,7 @@ _LONG_FORMS: Final = frozenset(str(form).encode() for form in EXPLICIT_VR_LENGTH
 _MARK: Final = b"DICM"
 _FIRST: Final = 132
 _SHORT, _LONG = 8, 12
-_TRANSFER_SYNTAX: Final = 0x00020010
-_UIDS: Final = (_TRANSFER_SYNTAX, INSTANCE_UID)
-_PIXELS: Final = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
-_LAST: Final = 0x7FE00010
+_UIDS: Final = (TRANSFER_SYNTAX, INSTANCE_UID)
 #: The meta information comes first; without it, the rest may be written in any way.
 _BEFORE_META: Final = 0x0001FFFF
 #: Functional groups and offset tables: not what a file of one classic image has.
@@ -131,14 +136,14 @@ class Walker:
             if step is None:
                 return None
             tag, size, is_special = step
-            if not last < tag <= _LAST:
+            if not last < tag <= LAST:
                 return None
             last = tag
             if not size:
                 if at + _LONG > len(head):
                     raise UnusualHeaderError(ends=True)
                 length = _LENGTH(head, at + _SHORT)[0]
-                if tag in _PIXELS:
+                if tag in PIXELS:
                     break
                 if length & 1:
                     return None
@@ -163,7 +168,7 @@ class Walker:
         tag = group << 16 | number
         is_uid = tag in _UIDS
         is_special = is_uid or tag in _MANY_FRAMES or tag in self._tags
-        if form in _SHORT_FORMS and not length & 1 and tag not in _PIXELS and (not is_uid or form == b"UI"):
+        if form in _SHORT_FORMS and not length & 1 and tag not in PIXELS and (not is_uid or form == b"UI"):
             step = _Step(tag, _SHORT + length, is_special)
         elif form in _LONG_FORMS and not is_uid:
             step = _Step(tag, 0, is_special)
