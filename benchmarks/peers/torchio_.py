@@ -46,7 +46,7 @@ def plain_tensors(job: Job) -> Callable[[], Any]:
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
 
     def run() -> torch.Tensor:
-        stack = way(tio.ScalarImage(job.source)).data[0].permute(2, 1, 0)
+        stack: torch.Tensor = way(tio.ScalarImage(job.source)).data[0].permute(2, 1, 0)
         return (stack[:, None].to(torch.float32) - mean) / std
 
     return run
