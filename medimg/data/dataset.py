@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Final, get_args
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch.utils.data import Dataset
 
 from medimg.data import sources
 from medimg.data.cache import as_cache
+from medimg.data.facts import ItemFacts
 from medimg.data.items import (
     Task,
     Unit,
@@ -45,7 +45,7 @@ __all__ = ["ImageDataset", "Task", "Unit"]
 _MEMORY: Final = 2 * 2**30
 
 
-class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
+class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
     """
     Images with labels and patients, read and preprocessed on demand.
 
@@ -182,6 +182,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
         path: str = "path",
         label: str | Sequence[str] = "label",
         patient: str | None = None,
+        domain: str | None = None,
         preprocess: Preprocess | None = None,
         root: str | Path | None = None,
         unit: Unit = "slice",
@@ -204,6 +205,8 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
             Its column of class names; several columns of 0 and 1 make a multilabel data set.
         patient : str, optional
             Its column of patients; by default the files' Patient ID (0010,0020).
+        domain : str, optional
+            Its column of domains, such as the site or the scanner; see :mod:`medimg.adapt`.
         preprocess : Preprocess, optional
             The recipe.
         root : str or Path, optional
@@ -235,7 +238,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
         if root is None:
             root = Path(csv).parent if isinstance(csv, str | Path) else Path()
         labeled = sources.from_table(
-            table, Path(root), path=path, label=label, patient=patient, progress=progress
+            table, Path(root), path=path, label=label, patient=patient, domain=domain, progress=progress
         )
         several = not isinstance(label, str)
         if several and classes is not None and len(classes) != len(label):
@@ -251,14 +254,6 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
             cache=cache,
             reading=reading,
         )
-
-    @property
-    def n_unknown_patients(self) -> int:
-        """How many of the series have no known patient, and count as one of their own."""
-        return sum(not self._labeled[n].patient for n in {item.source for item in self._items})
-
-    def __len__(self) -> int:
-        return len(self._items)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int | torch.Tensor]:
         """
@@ -320,27 +315,6 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
             raise DatasetError("this data set has no cache; make it with cache=folder")
         self._store.fill(sorted({item.source for item in self._items}), workers, progress)
 
-    @property
-    def labels(self) -> npt.NDArray[Any]:
-        """Of each item: (n,) int64, or (n, K) float32 for multilabel."""
-        return self._targets[[item.source for item in self._items]]
-
-    @property
-    def patients(self) -> tuple[str, ...]:
-        """Of each item; for grouping, not for showing. An image without one counts as its own patient."""
-        names = [item.patient or f"unknown: {item.series.uid}" for item in self._labeled]
-        return tuple(names[item.source] for item in self._items)
-
-    @property
-    def series_uids(self) -> tuple[str, ...]:
-        """Of each item."""
-        return tuple(self._labeled[item.source].series.uid for item in self._items)
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Of each item: the first file of its series."""
-        return tuple(self._labeled[item.source].series.path for item in self._items)
-
     def subset(self, indices: Sequence[int] | npt.NDArray[np.integer]) -> ImageDataset:
         """
         Return a data set of some items; pictures in memory are shared.
@@ -379,22 +353,6 @@ class ImageDataset(Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
                 cache=self.cache,
                 reading=asdict(self._policies),
             )
-
-    def class_counts(self) -> dict[str, int]:
-        """Return how many items each class has."""
-        labels = self.labels
-        if self.task == "multilabel":
-            return {name: int(n) for name, n in zip(self.classes, np.sum(labels, axis=0), strict=True)}
-        counts = Counter(int(n) for n in labels)
-        return {name: counts[n] for n, name in enumerate(self.classes)}
-
-    def summary(self) -> str:
-        """Return what is in the data set, in one line, without a word on who."""
-        series = len({item.source for item in self._items})
-        counts = ", ".join(f"{name} {n}" for name, n in self.class_counts().items())
-        kind = "slices" if self.unit == "slice" else "series"
-        text = f"{len(self)} {kind} from {series} series of {len(set(self.patients))} patients ({counts})"
-        return f"{text}; {len(self.skipped)} files skipped" if self.skipped else text
 
     def __repr__(self) -> str:
         return f"ImageDataset({self.summary()})"

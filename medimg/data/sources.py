@@ -37,6 +37,7 @@ class LabeledSeries:
     series: Series
     label: str | tuple[float, ...]
     patient: str = field(repr=False)
+    domain: str = ""
 
 
 def _patient_from(rule: PatientRule, path: Path, relative: Path) -> str:
@@ -144,13 +145,14 @@ def from_table(
     path: str,
     label: str | Sequence[str],
     patient: str | None,
-    progress: bool | None,
+    domain: str | None = None,
+    progress: bool | None = None,
 ) -> list[LabeledSeries]:
-    """Return the series that each row of a table names, with its label and patient."""
+    """Return the series that each row of a table names, with its label, patient and domain."""
     from tqdm import tqdm
 
     labels = [label] if isinstance(label, str) else list(label)
-    _check_columns(table, [path, *labels, *([patient] if patient else [])])
+    _check_columns(table, [path, *labels, *(name for name in (patient, domain) if name)])
     rows: list[dict[str, Any]] = table.to_dict("records")  # type: ignore[assignment]  # columns are named by str
     _check_files(rows, root, path)
     disable = None if progress is None else not progress
@@ -163,7 +165,8 @@ def from_table(
             problems.append(str(error))
             continue
         known = str(row[patient]).strip() if patient else series.patient_id
-        found.append(LabeledSeries(series, _label(row, label), known))
+        where = str(row[domain]).strip() if domain else ""
+        found.append(LabeledSeries(series, _label(row, label), known, where))
     if problems:
         shown = "\n".join(f"  {p}" for p in problems[:5])
         raise DatasetError(
