@@ -93,7 +93,11 @@ def in_order(
     with ThreadPoolExecutor(workers - 1) as pool:
         for _ in range(workers - 1):
             pool.submit(work)
-        work()
+        try:
+            work()
+        except BaseException:
+            run.stop()
+            raise
     if run.error is not None:
         raise run.error
 
@@ -130,5 +134,11 @@ class _Run(Generic[_Task]):
             return False
         if not goes_on:
             with self._lock:
-                self._end = min(self._end, place)
+                if place < self._end:
+                    # what a later one raised, one by one would not have come to
+                    self._end, self.error = place, None
         return goes_on
+
+    def stop(self) -> None:
+        """Leave what has not been begun."""
+        self._end = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sized
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
@@ -23,6 +23,7 @@ from medimg.errors import MedimgError, PreprocessError
 from medimg.io.series import Series
 from medimg.io.sources import is_buffer
 from medimg.prep import Preprocess
+from medimg.prep.output import writing_to
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from medimg.data.cache import PictureCache
     from medimg.io.read import Source
 
-__all__ = ["OnError", "iter_tensors", "read_tensors"]
+__all__ = ["OnError", "checked_sources", "iter_tensors", "read_tensors"]
 
 OnError: TypeAlias = Literal["collect", "raise"]
 
@@ -44,6 +45,7 @@ class _Job:
     index: int
     source: Any
     opened: Opened | None = None
+    count: int = 0
     error: MedimgError | None = None
     out: torch.Tensor | None = None
 
@@ -103,11 +105,11 @@ def iter_tensors(
     0 (2, 3, 224, 224) NoneType
     1 (0, 3, 224, 224) ReadError
     """
-    given, maker = _checked(sources, recipe, workers, on_error), _maker(recipe, reading, cache)
+    given, maker = checked_sources(sources, recipe, workers, on_error), _maker(recipe, reading, cache)
     total = len(given) if isinstance(given, Sized) else None
-    lazy = (_Job(n, source) for n, source in enumerate(given))
-    jobs = lazy if total is None else list(lazy)
-    results = in_order(partial(_result, maker), jobs, workers)
+    jobs = (_Job(n, source) for n, source in enumerate(given))
+    threads = worker_count(workers) if total is None else min(worker_count(workers), max(1, total))
+    results = in_order(partial(_result, maker), jobs, threads)
     return _shown(_raising(results, on_error), total, progress, "reading")
 
 
@@ -171,28 +173,33 @@ def read_tensors(
     >>> batch, batch.counts, batch.sources.tolist()
     (TensorBatch(3 sources, 1 failed, 4×3×224×224), (2, 0, 2), [0, 0, 2, 2])
     """
-    given, maker = list(_checked(sources, recipe, workers, on_error)), _maker(recipe, reading, cache)
+    given, maker = list(checked_sources(sources, recipe, workers, on_error)), _maker(recipe, reading, cache)
     hw = maker.recipe.hw
     if out is not None:
         _check_out(out, hw)
     jobs = [_Job(n, source) for n, source in enumerate(given)]
-    looked_at = _raising(in_order(_opened, jobs, workers), on_error)
+    looked_at = _raising(in_order(partial(_opened, maker.recipe), jobs, workers), on_error)
     jobs = list(_shown(looked_at, len(jobs), progress, "opening"))
-    planned = [job.opened.count(maker.recipe) if job.opened else 0 for job in jobs]
+    planned = [job.count for job in jobs]
     memory = _memory(out, sum(planned), hw)
     places = list(accumulate(planned, initial=0))
-    jobs = [
-        _Job(job.index, None, job.opened, job.error, memory[places[job.index] : places[job.index + 1]])
-        for job in jobs
-    ]
+    jobs = [replace(job, out=memory[places[job.index] : places[job.index + 1]]) for job in jobs]
     results = _raising(in_order(partial(_result, maker), jobs, workers), on_error)
     done = list(_shown(results, len(jobs), progress, "reading"))
     return _together(done, planned, memory)
 
 
-def _checked(
+def checked_sources(
     sources: object, recipe: Preprocess | None, workers: int | None, on_error: str
 ) -> Iterable[_Given]:
+    """
+    Return several sources, if they and the options are sound.
+
+    Raises
+    ------
+    PreprocessError
+        It says what is not.
+    """
     if on_error not in get_args(OnError):
         raise PreprocessError(f"on_error={on_error!r} is none of {', '.join(map(repr, get_args(OnError)))}")
     if recipe is not None and not isinstance(recipe, Preprocess):
@@ -216,22 +223,27 @@ def _maker(
     return Maker(recipe or Preprocess(), checked_policies(reading), as_cache(cache))
 
 
-def _opened(job: _Job) -> _Job:
+def _opened(recipe: Preprocess, job: _Job) -> _Job:
     try:
-        return _Job(job.index, None, Opened.of(job.source))
+        opened = Opened.of(job.source)
+        return _Job(job.index, None, opened, opened.count(recipe))
     except MedimgError as error:
         return _Job(job.index, None, error=error)
 
 
 def _result(maker: Maker, job: _Job) -> SourceTensors:
     """Carry out a job: the one place where a source becomes its tensor."""
-    empty = torch.empty(0, 3, *maker.recipe.hw)
+    empty = torch.empty(0, 3, *maker.recipe.hw, dtype=torch.float32, device="cpu")
     if job.error is not None:
         return SourceTensors(job.index, empty, error=job.error)
     try:
         tensor, pictures = maker.tensor(job.opened or Opened.of(job.source), job.out)
     except MedimgError as error:
         return SourceTensors(job.index, empty, error=error)
+    except MemoryError:
+        return SourceTensors(
+            job.index, empty, error=PreprocessError("no memory for the pictures of a source")
+        )
     return SourceTensors(job.index, tensor, pictures.slices, pictures.sop_instance_uids)
 
 
@@ -289,8 +301,9 @@ def _together(done: list[SourceTensors], planned: Sequence[int], memory: torch.T
     for count, room in zip(counts, planned, strict=True):
         if end != start:
             # towards the start, one by one, so that no picture is overwritten before it is moved
-            for n in range(count):
-                memory[end + n].copy_(memory[start + n])
+            with writing_to(memory):
+                for n in range(count):
+                    memory[end + n].copy_(memory[start + n])
         start, end = start + room, end + count
     return TensorBatch(
         tensor=memory[:end],

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, get_args
 
 from medimg import __version__
 from medimg.data.entries import SCHEMA, Address, read_entry, write_entry
-from medimg.data.identity import Compare, content_of
+from medimg.data.identity import Compare, content_of, frames_of
 from medimg.data.pictures import DamagedError, Kept, Pictures, kept_as
 from medimg.errors import DatasetError, MedimgWarning
 from medimg.io.files import atomic_path
@@ -94,7 +94,7 @@ class PictureCache:
             [SCHEMA, __version__, recipe.fingerprint, self.dtype, asdict(policies)],
             [series.format, "" if series.uid in series.files else series.uid],
             [list(series.shape), series.affine.tobytes().hex()],
-            content,
+            [content, frames_of(series)],
         ]
         text = json.dumps(facts, sort_keys=True).encode()
         key, secret = (hashlib.sha256(purpose + text) for purpose in (b"name ", b"secret "))

@@ -51,12 +51,19 @@ class Address:
 
 
 def write_entry(path: Path, address: Address, recipe: Preprocess, pictures: Pictures) -> None:
-    """Write the pictures of a series, of any type that they can be kept in."""
+    """
+    Write the pictures of a series, of any type that they can be kept in.
+
+    Raises
+    ------
+    OSError
+        If they can't be written: the disk may be full.
+    """
     planes = pictures.planes.contiguous()
     tensors = {
         "planes": planes,
         "crc32": torch.from_numpy(checksums(planes)),
-        "slices": torch.tensor(pictures.slices, dtype=torch.int64),
+        "slices": torch.from_numpy(np.array(pictures.slices, dtype=np.int64)),
         "uids": torch.from_numpy(_ciphered("\n".join(pictures.sop_instance_uids).encode(), address)),
     }
     header = {
@@ -66,7 +73,11 @@ def write_entry(path: Path, address: Address, recipe: Preprocess, pictures: Pict
         "fingerprint": recipe.fingerprint,
     }
     header["sha256"] = _digest(header, tensors)
-    save_file(tensors, path, metadata={_META: json.dumps(header, sort_keys=True)})
+    try:
+        save_file(tensors, path, metadata={_META: json.dumps(header, sort_keys=True)})
+    except SafetensorError:
+        # what the system says is in its text alone, with the path
+        raise OSError("the file can't be written") from None
 
 
 def read_entry(path: Path, address: Address, recipe: Preprocess, kind: Kept) -> Pictures:

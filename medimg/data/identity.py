@@ -7,10 +7,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, Literal, TypeAlias
 
+from medimg.io.dicom.reading import StackReader
+
 if TYPE_CHECKING:
     from medimg.io.series import Series
 
-__all__ = ["Compare", "content_of"]
+__all__ = ["Compare", "content_of", "frames_of"]
 
 #: How files are told apart: by samples of their bytes, or by all of them.
 Compare: TypeAlias = Literal["samples", "bytes"]
@@ -51,6 +53,27 @@ def content_of(series: Series, compare: Compare) -> list[str] | None:
     except (OSError, ValueError):
         return None
     return found
+
+
+def frames_of(series: Series) -> list[tuple[int, int, tuple[int, int] | None]]:
+    """
+    Return which frames of its files a series is made of: one file can hold several series.
+
+    Returns
+    -------
+    list of tuple
+        For each frame the number of its file, its own number, and its corner in a mosaic; empty where each
+        file holds one frame.
+    """
+    if not isinstance(series.reader, StackReader):
+        return []
+    # siblings, each of one frame, are no tuple, and would be made one by one
+    channels = [channel for channel in series.reader.plan.channels if isinstance(channel, tuple | list)]
+    frames = [frame for channel in channels for frame in channel]
+    if all(len(frame.instance.facts) == 1 for frame in frames):
+        return []
+    files = {name: n for n, name in enumerate(series.files)}
+    return [(files[f.instance.path], f.facts.number, f.facts.corner) for f in frames]
 
 
 def _on_disk(name: str) -> str | None:

@@ -10,7 +10,7 @@ from medimg.core.volume import Volume
 from medimg.data.pictures import DamagedError, Pictures, normalized
 from medimg.errors import DatasetError
 from medimg.io.read import opened
-from medimg.prep.output import Output
+from medimg.prep.output import Output, writing_to
 from medimg.prep.rendering import count_pictures, render, render_series
 
 if TYPE_CHECKING:
@@ -56,8 +56,15 @@ class Opened:
         return cls(source, _as_it_is) if isinstance(source, Volume) else cls(*opened(source))
 
     def count(self, recipe: Preprocess) -> int:
-        """Return how many pictures its headers promise."""
-        return count_pictures(recipe, self.image.shape[1], self.image.spacing[0])
+        """
+        Return how many pictures its headers promise.
+
+        Raises
+        ------
+        PreprocessError
+            If there would be unreasonably many.
+        """
+        return count_pictures(recipe, self.image)
 
 
 def _as_it_is(volume: Volume) -> Volume:
@@ -127,10 +134,11 @@ class Maker:
             self._check_count(source, len(rendered.planes))
             return rendered.planes, rendered
         pictures = self.pictures(source, address)
-        with suppress(DamagedError):
-            return normalized(self.recipe, [pictures.taken()], out), pictures
-        pictures = self.remade(source, address)
-        return normalized(self.recipe, [pictures.planes], out), pictures
+        with writing_to(out):
+            with suppress(DamagedError):
+                return normalized(self.recipe, [pictures.taken()], out), pictures
+            pictures = self.remade(source, address)
+            return normalized(self.recipe, [pictures.planes], out), pictures
 
     def remade(self, source: Opened, address: Address | None) -> Pictures:
         """Return pictures anew whose kept ones turned out to be damaged, with a warning."""

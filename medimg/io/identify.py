@@ -36,10 +36,13 @@ class Failed:
         The file.
     error : MedimgError
         Why.
+    lasts : bool
+        Whether that holds as long as the file is unchanged: it is not that of another file, or of the system.
     """
 
     name: str
     error: MedimgError
+    lasts: bool = True
 
 
 Found: TypeAlias = Instance | Series | Failed
@@ -52,7 +55,26 @@ def inspect(blob: Blob) -> Found | None:
     except _DirectoryError:
         return None
     except MedimgError as error:
-        return Failed(blob.name, error)
+        failed = Failed(blob.name, error, _lasts(blob, error))
+        # what it was raised in holds the start of the file: too much to keep of each of many
+        error.__context__ = error.__traceback__ = None
+        return failed
+
+
+def _lasts(blob: Blob, error: MedimgError) -> bool:
+    """Whether a file alone is to blame, as far as can be told."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return False
+        cause = cause.__context__
+    if isinstance(error, NotAnImageError):
+        return True
+    # the headers of other formats may lead to files with the values
+    try:
+        return looks_like_dicom(blob.start())
+    except MedimgError:
+        return False
 
 
 class _DirectoryError(NotAnImageError):

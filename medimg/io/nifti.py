@@ -36,6 +36,8 @@ _REFUSED: Final = {
 #: xyzt_units: millimeters in the lower three bits; seconds, or something else than time, in the next three.
 _LENGTHS: Final = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 1e-3}
 _TIMES: Final = {0: 1.0, 8: 1.0, 16: 1e-3, 24: 1e-6}
+#: Points in time that are listed; the header, which is not compared with the file yet, may say any number.
+_MOST_TIMES: Final = 2**20
 _LEAST_OFFSET: Final = {_NIFTI_1: 352, _NIFTI_2: 544}
 
 
@@ -238,6 +240,6 @@ def _affine(header: Any, name: str) -> tuple[geometry.Affine, bool]:
 def _frame_times(header: Any, count: int) -> tuple[float, ...] | None:
     unit = _TIMES.get(int(header["xyzt_units"]) & 0x38)
     step = float(header["pixdim"][4]) * (unit or 0.0)
-    if count == 1 or not math.isfinite(step) or step <= 0:
+    if not 1 < count <= _MOST_TIMES or not math.isfinite(step) or step <= 0:
         return None
     return tuple(step * t for t in range(count))

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["looks_like_nrrd", "nrrd_series"]
 
+#: Points in time that are listed; the header, which is not compared with the file yet, may say any number.
+_MOST_TIMES: Final = 2**20
 _TYPES: Final = {
     name: kind
     for kind, names in {
@@ -278,7 +280,7 @@ def _frame_times(fields: dict[str, str], axes: _Axes) -> tuple[float, ...] | Non
     """Return seconds where an axis of time has a spacing with a unit."""
     spacings = fields.get("spacings", "").split()
     units = re.findall(r'"([^"]*)"', fields.get("units", ""))
-    if axes.other is None or axes.kinds[axes.other] != "time":
+    if axes.other is None or axes.kinds[axes.other] != "time" or axes.channels > _MOST_TIMES:
         return None
     if len(spacings) != len(axes.sizes) or len(units) != len(axes.sizes):
         return None

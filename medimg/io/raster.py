@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -163,7 +164,7 @@ def raster_series(raster: Raster) -> Series:
         space=raster.space,
         files=raster.files,
         format=raster.format,
-        reader=_Reader(raster),
+        reader=_Reader(raster, _state_of(raster.name)),
         frame_times=raster.frame_times,
     )
 
@@ -193,11 +194,22 @@ def _check_size(raster: Raster) -> None:
         raise DecodeError(f"{raster.name} holds more than {MOST_TEXT >> 20} MB of text; store it in binary")
 
 
+def _state_of(name: str) -> tuple[int, int] | None:
+    """Return size and time of modification of the file with the header; None if it is in none by itself."""
+    try:
+        found = Path(name).stat()
+    # a name with a null character is a ValueError
+    except (OSError, ValueError):
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """Reads the values of one raster."""
+    """Reads the values of one raster, whose header is still the one that was read."""
 
     raster: Raster
+    state: tuple[int, int] | None
 
     def __call__(self, slices: Sequence[int] | None, policies: Policies) -> Volume:
         with StoredValues(self.raster) as values:
@@ -217,6 +229,8 @@ class _Reader:
 
     def _chosen(self, slices: Sequence[int] | None) -> list[int]:
         _check_size(self.raster)
+        if self.state is not None and _state_of(self.raster.name) != self.state:
+            raise DecodeError(f"{self.raster.name} has changed since it was scanned; scan again")
         depth = self.raster.grid[0]
         return geometry.ascending_slices(range(depth) if slices is None else slices, depth)
 

@@ -81,7 +81,8 @@ class Memory:
         found = Findings(
             [*recalled.alike, *new.alike], sorted([*recalled.others, *new.others], key=itemgetter(0))
         )
-        if changed or len(known) < len(self._saved.records):
+        kept = any(_facts(other) is not None for _, other in new.others)
+        if new.alike or kept or len(known) < len(self._saved.records):
             self._save(found, names, states)
         return found
 
@@ -142,20 +143,24 @@ class Memory:
 
 def _text(facts: Any) -> str | None:
     """Return facts as JSON; None for what it does not know, and which is read anew each time."""
+    if facts is None:
+        return None
     try:
         return json.dumps(facts)
     except (TypeError, ValueError):
         return None
 
 
-def _facts(found: Found | None) -> list[Any]:
-    """Return what a file holds, in values that JSON knows."""
+def _facts(found: Found | None) -> list[Any] | None:
+    """Return what a file holds, in values that JSON knows; None where that depends on more than the file."""
     if found is None:
         return ["directory"]
     if isinstance(found, Failed):
-        return ["failed", type(found.error).__name__, str(found.error)]
+        return ["failed", type(found.error).__name__, str(found.error)] if found.lasts else None
     if isinstance(found, Instance):
         return ["instance", _instance_facts(found)]
+    if len(found.files) > 1:
+        return None
     plain = {f.name: getattr(found, f.name) for f in fields(found) if f.name not in ("reader", "affine")}
     return ["series", {**plain, "affine": found.affine.tolist()}]
 

@@ -96,8 +96,11 @@ class SavedIndex:
     began: int = field(default_factory=time.time_ns, init=False)
 
     def __post_init__(self) -> None:
-        if not self.path.exists():
-            return
+        try:
+            if not self.path.exists():
+                return
+        except OSError as error:
+            raise ReadError(f"the index {self.path} can't be read: {error.strerror}") from None
         if not _is_index(self.path):
             raise ReadError(f"{self.path} is there, but is no index of medimg; name another file")
         try:
@@ -147,14 +150,24 @@ class SavedIndex:
         rows = (
             (path, *record.state, record.kind, record.facts)
             for path, record in records.items()
-            if record.state.modified < self.began - _FRESH_NS
+            if record.state.modified < self.began - _FRESH_NS and _is_text(path)
         )
         try:
             with atomic_path(self.path) as temporary:
                 _write(temporary, kinds, rows)
-        except (OSError, sqlite3.Error) as error:
+        # a name with a null character is a ValueError
+        except (OSError, sqlite3.Error, ValueError) as error:
             reason = getattr(error, "strerror", None) or type(error).__name__
             raise ReadError(f"the index {self.path} can't be written: {reason}") from None
+
+
+def _is_text(path: str) -> bool:
+    """Whether a path can be kept: names of files can be any bytes, and SQLite keeps text."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_index(path: Path) -> bool:

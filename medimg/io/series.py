@@ -169,11 +169,8 @@ class Series:
         SeriesError
             If the slices don't make up a sound stack and the policy is "raise".
         """
-        if values == "suv" and self.format != "DICOM":
-            raise ReadError(
-                f"{self.path} is {self.format}, which does not say how to make SUV; read the DICOM"
-            )
         policies = Policies(on_missing, on_duplicate, on_tilt, values, mapped)
+        self._check(policies)
         try:
             return self.reader(slices, policies)
         except MemoryError:
@@ -181,6 +178,12 @@ class Series:
             raise ReadError(
                 f"{self.path}: no memory for C×D×H×W = {size} values; choose some by slices="
             ) from None
+
+    def _check(self, policies: Policies) -> None:
+        if policies.values == "suv" and self.format != "DICOM":
+            raise ReadError(
+                f"{self.path} is {self.format}, which does not say how to make SUV; read the DICOM"
+            )
 
     def pieces(
         self, size: int, slices: Sequence[int] | None = None, *, policies: Policies | None = None
@@ -207,6 +210,7 @@ class Series:
         ReadError, SeriesError
             See :meth:`read`.
         """
+        self._check(policies or Policies())
         if isinstance(self.reader, PieceReader):
             yield from self.reader.pieces(size, slices, policies or Policies())
             return

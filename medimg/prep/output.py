@@ -13,10 +13,11 @@ from medimg.prep.normalizing import normalize_channel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from medimg.prep.recipe import Preprocess
 
-__all__ = ["Canvas", "Output"]
+__all__ = ["Canvas", "Output", "writing_to"]
 
 _CPU: Final = torch.device("cpu")
 
@@ -81,6 +82,8 @@ class Output:
         if self.out.dtype != torch.float32 or not self.out.is_contiguous():
             layout = "contiguous" if self.out.is_contiguous() else "not contiguous"
             raise PreprocessError(f"out is a contiguous float32 tensor; found {self.out.dtype}, {layout}")
+        if self.out.requires_grad:
+            raise PreprocessError("out is a tensor without gradients; found one that requires them")
 
     def canvas(self, recipe: Preprocess, count: int, channels: int) -> Canvas:
         """
@@ -146,7 +149,12 @@ def _empty(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """Return a float32 tensor of whatever was there; NumPy's memory comes in large pages, where these are."""
     if device.type == "cpu":
         return torch.from_numpy(np.empty(shape, np.float32))
-    return torch.empty(shape, device=device)
+    return torch.empty(shape, dtype=torch.float32, device=device)
+
+
+def writing_to(out: torch.Tensor | None) -> AbstractContextManager[object]:
+    """Return a context without gradients: the inference mode for what was made in it, as torch demands."""
+    return torch.inference_mode() if out is not None and out.is_inference() else torch.no_grad()
 
 
 def _is_same(found: torch.device, wanted: torch.device) -> bool:

@@ -134,7 +134,8 @@ class Painter:
         channels = 3 if volume.is_color else len(batch.voi)
         if self._planes is None or self._planes.shape[1] != channels:
             shape = (self._resizer.at_once, channels, *self._recipe.hw)
-            self._planes = torch.full(shape, self._recipe.fill_value, device=self._device)
+            fill = self._recipe.fill_value
+            self._planes = torch.full(shape, fill, dtype=torch.float32, device=self._device)
         planes = self._planes[: len(batch.targets)]
         for c in range(channels):
             values = self._upright(volume.array[c if volume.is_color else 0, batch.slices])
@@ -163,8 +164,9 @@ def _load(
     part = values[:, rows]
     if isinstance(voi, float):
         buffer.copy_(part)
-        return 1.0 / voi
-    scale = brightness_into(buffer, part, voi, inverted=inverted)
+        scale = 1.0 / voi
+    else:
+        scale = brightness_into(buffer, part, voi, inverted=inverted)
     # a sum is twenty times faster than a mask, and few images need the mask
     if part.is_floating_point() and not math.isfinite(float(part.sum())):
         buffer.masked_fill_(~torch.isfinite(part), 0.0)
@@ -223,8 +225,19 @@ def _tensor(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
         # devices compute little with uint16
         return _tensor(array.view(np.int16), device).to(torch.int32).bitwise_and_(0xFFFF)
     if array.dtype not in _TORCH_KNOWS or not array.dtype.isnative or min(array.strides) < 0:
-        array = np.ascontiguousarray(array, np.float32)
+        array = _float32(array)
     return torch.from_numpy(np.asarray(_Readable(array))).to(device, non_blocking=True)
+
+
+def _float32(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Return an array in single precision; what is beyond its range becomes the greatest number."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        single = np.ascontiguousarray(array, np.float32)
+        # a sum is faster than a mask, and few images need the mask
+        if array.dtype.itemsize > 4 and not math.isfinite(float(single.sum())):
+            beyond = np.isinf(single) & np.isfinite(array)
+            single[beyond] = np.copysign(np.finfo(np.float32).max, single[beyond])
+    return single
 
 
 class _Readable:

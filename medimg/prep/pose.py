@@ -44,7 +44,7 @@ class Pose:
         _, _, axes, flips = reorient(np.empty((1, 1, 1)), image.affine, display_code(image.affine))
         return cls(flips[0], axes[1] == 2, flips[1:])
 
-    def grid(self, image: Volume) -> tuple[tuple[int, int], tuple[float, float]]:
+    def grid(self, image: Volume | Series) -> tuple[tuple[int, int], tuple[float, float]]:
         """Return rows and columns of the display, and their spacing."""
         (_, _, height, width), (_, between_rows, between_columns) = image.shape, image.spacing
         if self.swapped:

@@ -34,6 +34,9 @@ IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 #: Raised whenever the same fields would give other tensors than before.
 _REVISION: Final = 3
 
+#: Beyond it, single precision has no numbers.
+_MOST_DEVIATIONS: Final = 1e30
+
 OneWindow: TypeAlias = str | Window
 Channels: TypeAlias = Literal["repeat", "windows", "adjacent"]
 Orientation: TypeAlias = Literal["display", "stored"]
@@ -106,10 +109,8 @@ class Preprocess:
         for name in ("window", "size", "spacing", "mean", "std", "percentiles"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("size", "slices"):
-            # numpy's integers are no ints, and JSON knows only these
-            if isinstance(getattr(self, name), Integral):
-                object.__setattr__(self, name, int(getattr(self, name)))
+        for name in ("size", "slices", "spacing", "fill", "mean", "std", "percentiles"):
+            object.__setattr__(self, name, _plain(getattr(self, name)))
         if self.channels == "repeat" and isinstance(self.window, tuple):
             object.__setattr__(self, "channels", "windows")
         _check_choices(self)
@@ -129,7 +130,8 @@ class Preprocess:
     @property
     def background(self) -> torch.Tensor:
         """Return the normalized value of what the image does not cover: (3, 1, 1) float32."""
-        return self.normalize(torch.full((1, 1, 1, 1), self.fill_value))[0]
+        fill = torch.full((1, 1, 1, 1), self.fill_value, dtype=torch.float32)
+        return self.normalize(fill)[0]
 
     @property
     def fingerprint(self) -> str:
@@ -178,8 +180,15 @@ class Preprocess:
             raise PreprocessError(f"a recipe has a field of the wrong kind: {error}") from None
 
     def count(self, series: Series) -> int:
-        """Return how many pictures the recipe makes of a series, without reading its pixels."""
-        return count_pictures(self, series.shape[1], series.spacing[0])
+        """
+        Return how many pictures the recipe makes of a series, without reading its pixels.
+
+        Raises
+        ------
+        PreprocessError
+            If there would be unreasonably many.
+        """
+        return count_pictures(self, series)
 
     def render(self, source: Source | Volume, *, device: str | torch.device | None = None) -> Rendered:
         """
@@ -310,6 +319,15 @@ def _check_windows(recipe: Preprocess) -> None:
             )
 
 
+def _plain(value: Any) -> Any:
+    """Return numbers, alone or in a tuple, as those of Python: JSON knows only these."""
+    if isinstance(value, tuple):
+        return tuple(_plain(v) for v in value)
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
+
+
 def _are_numbers(values: object, count: int) -> bool:
     return (
         isinstance(values, tuple)
@@ -330,8 +348,14 @@ def _check_numbers(recipe: Preprocess) -> None:
             raise PreprocessError(f"{name} is three finite numbers; found {getattr(recipe, name)!r}")
     if min(recipe.std) <= 0:
         raise PreprocessError(f"std must be positive; found {recipe.std!r}")
+    if max(max(1.0, abs(m)) / s for m, s in zip(recipe.mean, recipe.std, strict=True)) > _MOST_DEVIATIONS:
+        raise PreprocessError(
+            f"mean {recipe.mean!r} and std {recipe.std!r} are out of all proportion to brightness, 0 to 1"
+        )
     percentiles = recipe.percentiles
     if not _are_numbers(percentiles, 2) or not 0 <= percentiles[0] < percentiles[1] <= 100:
         raise PreprocessError(f"percentiles are two ascending numbers, 0 to 100; found {percentiles!r}")
     if recipe.spacing is not None:
         checked_spacing(recipe.spacing)
+        if not isinstance(recipe.spacing, Real) and not _are_numbers(recipe.spacing, 3):
+            raise PreprocessError(f"spacing is a number or a tuple of three; found {recipe.spacing!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
@@ -9,13 +10,13 @@ import numpy as np
 import torch
 
 from medimg.core.geometry import display_code
-from medimg.core.resample import resampled_size
+from medimg.core.resample import resampled_axes
 from medimg.core.volume import Volume
 from medimg.errors import PreprocessError
 from medimg.io.read import Source, opened
 from medimg.io.series import PieceReader, Policies, Series
 from medimg.prep.needs import Part, depends_on_all, needed_slices
-from medimg.prep.output import Output
+from medimg.prep.output import Output, writing_to
 from medimg.prep.painting import Painter, channels_of
 from medimg.prep.pose import Pose
 from medimg.prep.reports import joined
@@ -67,11 +68,20 @@ class Rendered:
         return self.report.series_uid
 
 
-def count_pictures(recipe: Preprocess, depth: int, slice_spacing: float) -> int:
-    """Return how many pictures a recipe makes of that many slices at that distance, in millimeters."""
+def count_pictures(recipe: Preprocess, image: Volume | Series) -> int:
+    """
+    Return how many pictures a recipe makes of an image.
+
+    Raises
+    ------
+    PreprocessError
+        If there would be unreasonably many.
+    """
+    channels, depth = image.shape[:2]
     if recipe.spacing is not None:
-        wanted = recipe.spacing if isinstance(recipe.spacing, int | float) else recipe.spacing[0]
-        depth = resampled_size(depth, wanted / slice_spacing)
+        size, spacing = Pose.of(image, recipe).grid(image)
+        shape = (channels, depth, *size)
+        depth = resampled_axes(shape, (image.spacing[0], *spacing), recipe.spacing)[0].new_size
     return len(choose_slices(depth, recipe.slices))
 
 
@@ -81,8 +91,8 @@ def render(recipe: Preprocess, source: Source | Volume, output: Output | None = 
     if not isinstance(source, Volume):
         series, finish = opened(source)
         return render_series(recipe, series, Policies(), output, finish)
-    output.check(recipe, count_pictures(recipe, source.shape[1], source.spacing[0]))
-    with torch.no_grad():
+    output.check(recipe, count_pictures(recipe, source))
+    with _bounded(output):
         return _of_volume(recipe, source, output)
 
 
@@ -123,15 +133,26 @@ def render_series(
         If the series can't be read.
     """
     output = output or Output()
-    output.check(recipe, count_pictures(recipe, series.shape[1], series.spacing[0]))
+    output.check(recipe, count_pictures(recipe, series))
     part = needed_slices(recipe, series, policies)
-    with torch.no_grad():
+    with _bounded(output):
         if part is not None:
             pieces = _pieces(series, part, policies, output)
             rendered = _of_pieces(recipe, pieces, part, output, finish)
             if rendered is not None:
                 return rendered
         return _of_volume(recipe, finish(series.read(**asdict(policies))), output)
+
+
+@contextmanager
+def _bounded(output: Output) -> Iterator[None]:
+    with writing_to(output.out):
+        try:
+            yield
+        except MemoryError:
+            raise PreprocessError(
+                "no memory for these pictures; choose fewer by slices=, a smaller size or a coarser spacing"
+            ) from None
 
 
 def _pieces(series: Series, part: Part, policies: Policies, output: Output) -> Iterator[Volume]:
@@ -172,6 +193,8 @@ def _of_pieces(
         reports.append(piece.report)
         piece = None  # its memory is free before the next is read
         piece = next(pieces, None)
+    if done != len(part.stored):
+        return None
     report = joined(reports, part)
     shown = _stored(chosen, pose, part.depth)
     uids = dict(zip(part.stored, report.sop_instance_uids, strict=False))

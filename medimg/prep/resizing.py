@@ -196,7 +196,7 @@ class Resizer:
         count = shape[0] * shape[1] * shape[2]
         held = self._buffers.get(name)
         if held is None or held.numel() < count:
-            held = self._buffers[name] = torch.zeros(count, device=self.device)
+            held = self._buffers[name] = torch.zeros(count, dtype=torch.float32, device=self.device)
         return held[:count].view(shape)
 
     def _combined(self, taps: _Taps, values: torch.Tensor, part: tuple[int, int, int]) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["apply_voi", "brightness_into"]
+
+#: Width and center of windows for which single precision has room, whatever the values.
+_LEAST: Final = 1e-30
+_MOST: Final = 1e30
 
 
 def apply_voi(values: torch.Tensor, voi: Voi) -> torch.Tensor:
@@ -65,6 +69,11 @@ def brightness_into(shown: torch.Tensor, values: torch.Tensor, voi: Voi, *, inve
         entries = torch.from_numpy(table).to(values.device, torch.float32)
         shown.copy_(entries[_places(values, voi)])
         return 1.0
+    if not _fits_float32(voi):
+        shown.copy_(_in_float64(values, voi))
+        if inverted:
+            shown.neg_().add_(1.0)
+        return 1.0
     shown.copy_(values)
     if voi.is_step:
         # for float32 values, no other float32 threshold makes the same difference
@@ -76,6 +85,24 @@ def brightness_into(shown: torch.Tensor, values: torch.Tensor, voi: Voi, *, inve
         shown.mul_(math.copysign(4.0 / voi.width, -1.0 if inverted else 1.0)).sigmoid_()
         return 1.0
     return _ramp(shown, voi, inverted=inverted)
+
+
+def _fits_float32(window: Window) -> bool:
+    """Whether single precision can tell the window's black from its white, and has both."""
+    width = window.width - (window.function == "LINEAR" and not window.is_step)
+    return _LEAST <= width <= _MOST and abs(window.center) <= _MOST
+
+
+def _in_float64(values: torch.Tensor, window: Window) -> torch.Tensor:
+    """Return the brightness, 0 to 1: slowly, and without a number that overflows."""
+    # not all devices know float64
+    x = values.cpu().to(torch.float64)
+    if window.is_step:
+        return (x > window.threshold).to(torch.float32)
+    linear = window.function == "LINEAR"
+    away = (x - (window.center - 0.5 * linear)) / (window.width - linear)
+    shown = torch.sigmoid(4.0 * away) if window.function == "SIGMOID" else (away + 0.5).clamp_(0.0, 1.0)
+    return shown.to(torch.float32)
 
 
 def _ramp(shown: torch.Tensor, window: Window, *, inverted: bool) -> float:

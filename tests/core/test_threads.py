@@ -90,3 +90,40 @@ def test_one_that_says_stop_stops_all() -> None:
     in_order(range(1000), do, workers=3)
     assert 20 in done
     assert len(done) < 500
+
+
+def test_a_task_that_stops_comes_before_a_later_error() -> None:
+    """One by one, the error would never have come."""
+    raised = threading.Event()
+
+    def do(task: int) -> bool:
+        if task == 0:
+            raised.wait(10)
+            return False
+        try:
+            raise ValueError(str(task))
+        finally:
+            raised.set()
+
+    in_order(range(2), do, workers=2)
+
+
+def test_what_ends_the_waiting_thread_ends_the_others() -> None:
+    done: list[int] = []
+    first = threading.get_ident()
+
+    @contextmanager
+    def within() -> Iterator[None]:
+        if threading.get_ident() == first:
+            time.sleep(0.01)
+            raise KeyboardInterrupt
+        yield
+
+    def do(task: int) -> bool:
+        time.sleep(0.001)
+        done.append(task)
+        return True
+
+    with pytest.raises(KeyboardInterrupt):
+        in_order(range(2000), do, workers=2, within=within)
+    assert len(done) < 500

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 import threading
 import warnings
@@ -86,6 +87,14 @@ class _Quiet:
                 self._filters.__exit__(None, None, None)
                 _PYDICOM_LOG.removeFilter(_nothing)
 
+    def start_anew(self) -> None:
+        """Forget the threads of the process that this one was forked from: they are not here."""
+        self._lock = threading.Lock()
+        if self._inside:
+            self._inside = 0
+            self._filters.__exit__(None, None, None)
+            _PYDICOM_LOG.removeFilter(_nothing)
+
 
 def _nothing(record: logging.LogRecord) -> bool:
     return False
@@ -93,6 +102,8 @@ def _nothing(record: logging.LogRecord) -> bool:
 
 _PYDICOM_LOG: Final = logging.getLogger("pydicom")
 _QUIET: Final = _Quiet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_QUIET.start_anew)
 
 
 def quiet_pydicom() -> _Quiet:

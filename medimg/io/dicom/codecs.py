@@ -56,9 +56,9 @@ def _rle(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
         if number % size == 0:
             into[:] = part
         else:
-            # two passes over whole values are faster than one over every second byte
+            # passes over whole values are faster than one over every second byte, and than copies
             np.left_shift(into, 8, out=into)
-            np.bitwise_or(into, part.astype(into.dtype), out=into)
+            np.bitwise_or(into, part, out=into)
     if form.bits_allocated == 1:
         return np.asarray(unpack_bits(planes.tobytes(), form.count))
     shaped = planes.reshape(form.samples, form.rows, form.columns)

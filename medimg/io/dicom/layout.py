@@ -31,12 +31,12 @@ __all__ = ["Block", "Layout", "Located", "Place"]
 
 _PREFIX: Final = (64, 65)
 _PIXEL_GROUP: Final = 0x7FE0
-#: What differs in length between the files of most series: UIDs and the length of the meta information with
-#: them, dates and times, current and exposure, numbers, places, extremes and windows.
+#: What differs in length between the files of most series: UIDs, dates and times, current and exposure,
+#: numbers and places.
 _USUALLY_ELASTIC: Final = frozenset(
     (
-        0x00020000, 0x00020003, 0x00080013, 0x00080018, 0x0008002A, 0x00080032, 0x00080033, 0x00181151,
-        0x00181152, 0x00200013, 0x00200032, 0x00201041,
+        0x00020003, 0x00080013, 0x00080018, 0x0008002A, 0x00080032, 0x00080033, 0x00181151, 0x00181152,
+        0x00200013, 0x00200032, 0x00201041,
     )
 )  # fmt: skip
 #: In implicit headers, the least length of which two bytes could be taken for a value representation.

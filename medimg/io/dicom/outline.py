@@ -50,6 +50,7 @@ _LENGTH: Final = struct.Struct("<I").unpack_from
 #: Makes a named tuple in a third of the time.
 _new: Final = tuple.__new__
 _META: Final = 0x0002
+_META_LENGTH: Final = 0x00020000
 TRANSFER_SYNTAX: Final = 0x00020010
 _CHARACTER_SET: Final = BaseTag(0x00080005)
 PIXELS: Final = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
@@ -210,6 +211,9 @@ def _meta(head: bytes, elements: list[Element]) -> int:
         element = _explicit(head, at, 0)
         if element.tag <= last or element.length & 1:
             raise UnusualHeaderError
+        # parsed at once where it is there: the parser refuses a file for another one
+        if element.tag == _META_LENGTH and (element.vr, element.length) != (b"UL", 4):
+            raise UnusualHeaderError
         elements.append(element)
         last, at = element.tag, element.value + element.length
     return at
@@ -297,12 +301,14 @@ def dataset_of(outline: Outline, head: bytes, tags: Collection[int]) -> Dataset:
     meta, found = FileMetaDataset(), Dataset()
     encoding: str | MutableSequence[str] = default_encoding
     for element in outline.elements:
-        tag, _, _, length, _, depth = element
+        tag, _, _, length, vr, depth = element
         if depth:
             continue
         if tag >> 16 == _META:
             meta[BaseTag(tag)] = _raw(element, head, implicit=False)
         elif tag == _CHARACTER_SET:
+            if vr not in (b"CS", b""):
+                raise UnusualHeaderError
             raw = _raw(element, head, implicit=implicit)
             encoding = convert_encodings(convert_raw_data_element(raw).value)
             found._dict[_CHARACTER_SET] = raw

@@ -89,7 +89,7 @@ class FrameReader:
         misfits: dict[int, npt.NDArray[Any]] = {}
 
         def read_one(place: int) -> bool:
-            values = filling.put(place, self._load(frames[place], filling.slot(place)))
+            values = filling.put(place, self.load(frames[place], filling.slot(place)))
             if values is not None:
                 misfits[place] = values
             done.add(place)
@@ -106,7 +106,22 @@ class FrameReader:
             misfits.clear()
         return filling
 
-    def _load(self, frame: Frame, slot: npt.NDArray[Any] | None) -> Loaded:
+    def load(self, frame: Frame, slot: npt.NDArray[Any] | None = None) -> Loaded:
+        """
+        Decode one of the frames.
+
+        Parameters
+        ----------
+        frame : Frame
+            One of those that this was made with; each once.
+        slot : numpy.ndarray, optional
+            See :meth:`Siblings.load`.
+
+        Raises
+        ------
+        ReadError
+            If its file can't be read, or its pixels can't be decoded.
+        """
         file = self._files.get(id(frame.instance))
         if file is not None:
             return file.load(frame)

@@ -196,6 +196,8 @@ class Siblings:
         else:
             if pixels.length != UNDEFINED:
                 return None
+            if file.size > 2 * known.nbytes + _STARTS[-1]:
+                return None
             self._whole = True
             data = head if len(head) == file.size else file.read(0, file.size)
             stored, is_rgb = decoded(codestream_at(data, pixels.value, syntax), syntax, known.form)
@@ -207,8 +209,14 @@ class Siblings:
         # a slot of colors is not in one piece
         if slot is not None and slot.ndim != 2:
             ahead = None
-        if ahead is not None and slot is not None and slot.nbytes == ahead.pixels and file.size > ahead.tail:
-            head = file.read_both(file.size - ahead.tail, slot)
+        length = 0 if ahead is None else file.size - ahead.tail
+        if (
+            ahead is not None
+            and slot is not None
+            and slot.nbytes == ahead.pixels
+            and 0 < length <= _STARTS[-1]
+        ):
+            head = file.read_both(length, slot)
             try:
                 header = self._walker.header_of(head)
                 return head, header, header.pixels.value == len(head)
@@ -231,13 +239,13 @@ class Siblings:
         known = memory.get(key)
         if known is not None:
             return known
-        view = dataset_of(outline_of(head), head, self._tags)
         tag, _, start, length, vr, _ = header.pixels
-        # that there are pixels, and of which kind, belongs to their format
-        view[BaseTag(tag)] = RawDataElement(
-            BaseTag(tag), vr.decode() or None, length, b"\0\0", start, header.syntax == IMPLICIT, True
-        )
         with _damage_is_unusual(), quiet_pydicom():
+            view = dataset_of(outline_of(head), head, self._tags)
+            # that there are pixels, and of which kind, belongs to their format
+            view[BaseTag(tag)] = RawDataElement(
+                BaseTag(tag), vr.decode() or None, length, b"\0\0", start, header.syntax == IMPLICIT, True
+            )
             form = frame_format(view)
             if frame_count(view) != 1:
                 raise UnusualHeaderError

@@ -8,7 +8,7 @@ them those of the shared groups, over them those of the frame's own.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import BaseTag, Tag
@@ -105,7 +105,7 @@ class FrameViews:
         self._base.file_meta = getattr(dataset, "file_meta", FileMetaDataset())
         for tag in _tags(dataset):
             if tag not in _LEFT_OUT:
-                self._base[tag] = dataset.get_item(tag, keep_deferred=True)
+                _put(self._base, dataset.get_item(tag, keep_deferred=True))
         shared = items(dataset, "SharedFunctionalGroupsSequence")
         if shared:
             _lay_over(self._base, shared[0])
@@ -145,7 +145,7 @@ def _lay_over(view: Dataset, group: Dataset) -> None:
             _copy(view, _first_item(group, tag), private_only=False)
     for tag in _tags(group):
         if tag in _KEPT_WHOLE:
-            view[tag] = group.get_item(tag)
+            _put(view, group.get_item(tag))
         private = tag.group in _PRIVATE_GROUPS and tag.elem > _LAST_CREATOR
         if private or tag in _MACROS:
             _copy(view, _first_item(group, tag), private_only=private)
@@ -163,4 +163,9 @@ def _first_item(group: Dataset, tag: BaseTag) -> Dataset:
 def _copy(view: Dataset, source: Dataset, *, private_only: bool) -> None:
     for tag in _tags(source):
         if tag.is_private or not private_only:
-            view[tag] = source.get_item(tag)
+            _put(view, source.get_item(tag))
+
+
+def _put(view: Dataset, element: Any) -> None:
+    """Put an element in as it is: assigned, a private one would be parsed, damaged or not."""
+    view._dict[element.tag] = element

@@ -41,6 +41,7 @@ _SHORT, _LONG = 8, 12
 _UIDS: Final = (TRANSFER_SYNTAX, INSTANCE_UID)
 #: The meta information comes first; without it, the rest may be written in any way.
 _BEFORE_META: Final = 0x0001FFFF
+_META_LENGTH: Final = 0x00020000
 #: Functional groups and offset tables: not what a file of one classic image has.
 _MANY_FRAMES: Final = frozenset({0x52009229, 0x52009230, 0x7FE00001, 0x7FE00002})
 #: Beginnings of elements that are remembered; a series has some hundreds.
@@ -168,6 +169,8 @@ class Walker:
         tag = group << 16 | number
         is_uid = tag in _UIDS
         is_special = is_uid or tag in _MANY_FRAMES or tag in self._tags
+        if tag == _META_LENGTH and (form, length) != (b"UL", 4):
+            return None
         if form in _SHORT_FORMS and not length & 1 and tag not in PIXELS and (not is_uid or form == b"UI"):
             step = _Step(tag, _SHORT + length, is_special)
         elif form in _LONG_FORMS and not is_uid:
