@@ -1,5 +1,5 @@
 """
-Classify chest X-rays: a table of labels in; a checkpoint, predictions and a report out.
+Classify chest X-rays: a table of labels in; a checkpoint, predictions, a report and a model card out.
 
 The data is a folder with labels.csv, whose columns are file, label and patient_id; the files are DICOM, PNG
 or JPEG. Without --data, synthetic X-rays are written as DICOM first.
@@ -25,12 +25,14 @@ def main() -> None:
 
     train, val, test = medimg.split(data)
     fit = medimg.fine_tune(model, train, val, epochs=args.epochs, output=args.output)
-    report = medimg.evaluate(model, test, unit="patient", progress=True)
+    report = medimg.evaluate(model, test, unit="patient", saliency=True, progress=True)
     print(report)
 
     report.to_csv(args.output / "predictions.csv")
-    report.to_html(args.output / "report.html", fit=fit, title="Chest X-rays")
-    for path in (fit.checkpoint, args.output / "predictions.csv", args.output / "report.html"):
+    split = {"train": train, "val": val, "test": test}
+    report.to_html(args.output / "report.html", fit=fit, split=split, title="Chest X-rays", card=True)
+    written = [args.output / name for name in ("predictions.csv", "report.html", "report.md")]
+    for path in (fit.checkpoint, *written):
         print(f"Written: {path}")
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from medimg.core.report import Skipped
     from medimg.data.cache import PictureCache
     from medimg.data.items import Item
+    from medimg.data.patients import FilePatients
     from medimg.data.sources import LabeledSeries, PatientRule
 
 __all__ = ["ImageDataset", "Task", "Unit"]
@@ -122,6 +123,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         *,
         unit: Unit = "slice",
         patient: PatientRule = None,
+        file_patients: FilePatients = "check",
         classes: Sequence[str] | None = None,
         memory: int = _MEMORY,
         cache: str | Path | PictureCache | None = None,
@@ -142,6 +144,8 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         patient : str or callable, optional
             How to tell the patient from a path, where the files don't: a regular expression, such as
             ``r"(person\d+)"``, searched in the path below `root`, or a function of the path.
+        file_patients : {"check", "ignore"}
+            Whether such patients and the files' own Patient ID (0010,0020) have to agree on who is who.
         classes : sequence of str, optional
             The order of the classes; alphabetic by default.
         memory : int
@@ -161,8 +165,12 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         ------
         DatasetError
             If a class has no image, or a pattern does not match.
+        LeakageError
+            If two patients share a Patient ID, or one has two.
         """
-        labeled, skipped = sources.from_folder(root, patient=patient, progress=progress)
+        labeled, skipped = sources.from_folder(
+            root, patient=patient, file_patients=file_patients, progress=progress
+        )
         return cls(
             labeled,
             classes=classes or sorted({str(item.label) for item in labeled}),
@@ -182,6 +190,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         path: str = "path",
         label: str | Sequence[str] = "label",
         patient: str | None = None,
+        file_patients: FilePatients = "check",
         domain: str | None = None,
         preprocess: Preprocess | None = None,
         root: str | Path | None = None,
@@ -205,6 +214,9 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             Its column of class names; several columns of 0 and 1 make a multilabel data set.
         patient : str, optional
             Its column of patients; by default the files' Patient ID (0010,0020).
+        file_patients : {"check", "ignore"}
+            Whether the column and the files' Patient ID have to agree on who is who. A Patient ID that is
+            empty, a word for nobody ("ANON"), or the same in all files says nothing, and is left alone.
         domain : str, optional
             Its column of domains, such as the site or the scanner; see :mod:`medimg.adapt`.
         preprocess : Preprocess, optional
@@ -233,12 +245,21 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         ------
         DatasetError
             If a column or a file is missing, a path stands twice, a cell is empty, or a file is no image.
+        LeakageError
+            If two patients of the table share a Patient ID, or one has two.
         """
         table = sources.read_table(csv)
         if root is None:
             root = Path(csv).parent if isinstance(csv, str | Path) else Path()
         labeled = sources.from_table(
-            table, Path(root), path=path, label=label, patient=patient, domain=domain, progress=progress
+            table,
+            Path(root),
+            path=path,
+            label=label,
+            patient=patient,
+            file_patients=file_patients,
+            domain=domain,
+            progress=progress,
         )
         several = not isinstance(label, str)
         if several and classes is not None and len(classes) != len(label):
@@ -336,7 +357,25 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         return part
 
     def with_preprocess(self, preprocess: Preprocess) -> ImageDataset:
-        """Return the same images with another recipe; a subset can't change its number of pictures."""
+        """
+        Return the same images with another recipe.
+
+        Pictures in memory are shared where only mean and standard deviation are others.
+
+        Parameters
+        ----------
+        preprocess : Preprocess
+            The recipe.
+
+        Raises
+        ------
+        DatasetError
+            If this is a part of a data set, and more than mean and standard deviation are others.
+        """
+        if preprocess.replace(mean=self.preprocess.mean, std=self.preprocess.std) == self.preprocess:
+            same = self.subset(range(len(self)))
+            same.preprocess = preprocess
+            return same
         if self._items != all_items(self._labeled, self.preprocess, self.unit):
             raise DatasetError("change the recipe before splitting")
         with warnings.catch_warnings():

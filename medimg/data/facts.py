@@ -51,9 +51,19 @@ class ItemFacts:
         return tuple(names[item.source] for item in self._items)
 
     @property
+    def file_patients(self) -> tuple[str, ...]:
+        """Of each item: the Patient ID of its file where that counts beside the table; for grouping only."""
+        return tuple(self._labeled[item.source].file_patient for item in self._items)
+
+    @property
     def series(self) -> tuple[Series, ...]:
         """Of each item: where it comes from."""
         return tuple(self._labeled[item.source].series for item in self._items)
+
+    @property
+    def pictures(self) -> tuple[int | None, ...]:
+        """Of each item: which of the pictures that the recipe makes of its series; None for all of them."""
+        return tuple(item.picture for item in self._items)
 
     @property
     def modalities(self) -> tuple[str, ...]:

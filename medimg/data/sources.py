@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from medimg.data.patients import FilePatients, with_file_patients
 from medimg.errors import DatasetError, MedimgError
 from medimg.io.read import find_series
 from medimg.io.scan import scan
@@ -38,6 +39,7 @@ class LabeledSeries:
     label: str | tuple[float, ...]
     patient: str = field(repr=False)
     domain: str = ""
+    file_patient: str = field(default="", repr=False)
 
 
 def _patient_from(rule: PatientRule, path: Path, relative: Path) -> str:
@@ -54,7 +56,11 @@ def _patient_from(rule: PatientRule, path: Path, relative: Path) -> str:
 
 
 def from_folder(
-    root: str | Path, *, patient: PatientRule, progress: bool | None
+    root: str | Path,
+    *,
+    patient: PatientRule,
+    file_patients: FilePatients = "check",
+    progress: bool | None,
 ) -> tuple[list[LabeledSeries], list[Skipped]]:
     """Return the series below each subfolder, labeled with the subfolder's name, and the files left out."""
     folder = Path(root)
@@ -80,7 +86,7 @@ def from_folder(
             path = Path(series.path)
             known = _patient_from(patient, path, path.relative_to(folder)) or series.patient_id
             found.append(LabeledSeries(series, class_folder.name, known))
-    return found, skipped
+    return with_file_patients(found, file_patients, "item"), skipped
 
 
 def read_table(csv: str | Path | pd.DataFrame) -> pd.DataFrame:
@@ -146,6 +152,7 @@ def from_table(
     label: str | Sequence[str],
     patient: str | None,
     domain: str | None = None,
+    file_patients: FilePatients = "check",
     progress: bool | None = None,
 ) -> list[LabeledSeries]:
     """Return the series that each row of a table names, with its label, patient and domain."""
@@ -173,7 +180,7 @@ def from_table(
             f"{len(problems)} of {len(rows)} labeled images can't be read; mend or remove these rows. "
             f"The first:\n{shown}"
         )
-    return found
+    return with_file_patients(found, file_patients, "row")
 
 
 def _may_be_there(path: Path) -> bool:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from medimg.data.leaks import check_one
 from medimg.errors import DatasetError, LeakageError
 
 if TYPE_CHECKING:
@@ -17,8 +16,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from medimg.data.dataset import ImageDataset
+    from medimg.data.leaks import Check
 
-__all__ = ["SplitBy", "split"]
+__all__ = ["SplitBy", "check_by", "split"]
 
 SplitBy: TypeAlias = Literal["patient"]
 
@@ -29,6 +29,7 @@ def split(
     by: SplitBy = "patient",
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
     seed: int = 0,
+    check: Check | None = "auto",
 ) -> tuple[ImageDataset, ...]:
     """
     Split a data set, stratified by class, with every patient on one side only.
@@ -43,6 +44,17 @@ def split(
         Size of each part; they add up to 1. The default is training, validation, test.
     seed : int
         Of the shuffling; the same seed gives the same split.
+    check : {"auto", "pixels", "fast"} or None
+        What is looked for under two patients, as a split would put it on two sides:
+
+        ==========  ======================================================================================
+        "fast"      studies, series, files and SOP instances, by what the headers say
+        "pixels"    pixels too, decoded, which takes as long as reading all images once; pictures that
+                    look alike are warned of, see :func:`medimg.check_leaks`
+        "auto"      pixels, but not what looks alike, where there are no more than 2²⁹ values (some 2,000
+                    pictures of 512×512), which takes seconds; else as "fast"
+        None        nothing
+        ==========  ======================================================================================
 
     Returns
     -------
@@ -52,15 +64,23 @@ def split(
     Raises
     ------
     LeakageError
-        If it can't be clean: a class has fewer patients than there are parts, or the same file or series
-        belongs to two patients.
+        If it can't be clean: a class has fewer patients than there are parts, or the same study, series,
+        file, SOP instance or pixels belong to two patients.
     DatasetError
         If the fractions are unsound.
+
+    Warns
+    -----
+    MedimgWarning
+        Of near-duplicates and of what can't be decoded, where these are looked for.
+
+    Examples
+    --------
+    >>> train, val, test = medimg.split(data, seed=1)  # doctest: +SKIP
     """
     shares = _checked_fractions(fractions)
-    if by not in get_args(SplitBy):
-        raise DatasetError(f'by is "patient", as anything smaller leaks; found {by!r}')
-    _check_series(dataset)
+    check_by(by)
+    check_one(dataset, check)
     groups: dict[Hashable, list[int]] = defaultdict(list)
     for index, patient in enumerate(dataset.patients):
         groups[patient].append(index)
@@ -78,6 +98,19 @@ def split(
     return tuple(dataset.subset(sorted(part)) for part in parts)
 
 
+def check_by(by: str) -> None:
+    """
+    Refuse groups that leak.
+
+    Raises
+    ------
+    DatasetError
+        If it is not "patient".
+    """
+    if by not in get_args(SplitBy):
+        raise DatasetError(f'by is "patient", as anything smaller leaks; found {by!r}')
+
+
 def _checked_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
     shares = tuple(float(f) for f in fractions)
     if len(shares) < 2 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
@@ -91,19 +124,6 @@ def _positive(dataset: ImageDataset) -> npt.NDArray[np.bool_]:
     if dataset.task == "multilabel":
         return np.asarray(labels > 0)
     return np.asarray(labels[:, None] == np.arange(len(dataset.classes)))
-
-
-def _check_series(dataset: ImageDataset) -> None:
-    """Refuse the same file, or the same series, in the name of two patients."""
-    owner: dict[str, str] = {}
-    # a path can be written in several ways, and is the identifier of formats without UIDs
-    names = (os.path.realpath(name) for name in (*dataset.series_uids, *dataset.sources))
-    for key, patient in zip(names, (*dataset.patients, *dataset.patients), strict=True):
-        if owner.setdefault(key, patient) != patient:
-            raise LeakageError(
-                f"the same series or file stands under two patients: {Path(key).name}; "
-                "mend the table, or the split would put it on two sides"
-            )
 
 
 def _check_enough(dataset: ImageDataset, classes: dict[Hashable, frozenset[int]], parts: int) -> None:

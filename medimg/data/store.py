@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from medimg.data.making import Opened
 from medimg.data.memory import PictureMemory
 from medimg.data.pictures import DamagedError, Pictures
+from medimg.data.states import states_of
 from medimg.data.threads import in_order
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from medimg.data.entries import Address
     from medimg.data.making import Maker
+    from medimg.data.states import States
     from medimg.io.series import Series
 
 __all__ = ["PictureStore"]
@@ -49,11 +51,17 @@ class PictureStore:
         self._memory = PictureMemory(capacity)
         self._mapped: OrderedDict[int, Pictures] = OrderedDict()
         self._lock = Lock()
+        self._states: dict[int, States | None] = {}
         self._addresses: list[Address | None] = self._found() if maker.cache else [None] * len(series)
 
     def _found(self) -> list[Address | None]:
         with ThreadPoolExecutor(_THREADS) as pool:
+            self._states = dict(enumerate(pool.map(states_of, self._series)))
             return list(pool.map(self.maker.address, self._series))
+
+    def state(self, source: int) -> States | None:
+        """Return how the files of a series were when pictures of them were made last; now, if none were."""
+        return self._states[source] if source in self._states else states_of(self._series[source])
 
     def taken(self, source: int, picture: int | None = None) -> torch.Tensor:
         """
@@ -97,6 +105,8 @@ class PictureStore:
         return pictures
 
     def _opened(self, source: int) -> Opened:
+        if self._addresses[source] is None:
+            self._states[source] = states_of(self._series[source])
         return Opened.of(self._series[source])
 
     def fill(self, sources: Sequence[int], workers: int | None, progress: bool | None) -> None:
@@ -127,5 +137,6 @@ class PictureStore:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._states = {}
         self._mapped = OrderedDict()
         self._lock = Lock()

@@ -10,10 +10,28 @@ from types import ModuleType
 from typing import Any
 
 from medimg.evaluate.bootstrap import Estimate
+from medimg.evaluate.comparison import Comparison, compare
+from medimg.evaluate.crossval import CrossValidation, cross_validate
 from medimg.evaluate.evaluation import evaluate
+from medimg.evaluate.explanation import Explanation
+from medimg.evaluate.paired import Difference, ModelComparison, compare_models
 from medimg.evaluate.report import Report
+from medimg.evaluate.saliency import explain
 
-__all__ = ["Estimate", "Report", "evaluate"]
+__all__ = [
+    "Comparison",
+    "CrossValidation",
+    "Difference",
+    "Estimate",
+    "Explanation",
+    "ModelComparison",
+    "Report",
+    "compare",
+    "compare_models",
+    "cross_validate",
+    "evaluate",
+    "explain",
+]
 
 
 class _CallablePackage(ModuleType):

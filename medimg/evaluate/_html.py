@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -15,9 +15,13 @@ from medimg.evaluate.plots import line_style
 
 __all__ = [
     "duration",
+    "estimate_cell",
+    "facts",
     "interval_bar",
+    "jpeg_address",
     "number",
     "percent",
+    "plot",
     "png_address",
     "scrolling",
     "section",
@@ -27,8 +31,13 @@ __all__ = [
     "table",
 ]
 
+_MOST_PIXELS = 448
+"""Of a picture in a page, along its longer side."""
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str = "") -> str:
+
+def table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str = "", label: str = "Table"
+) -> str:
     """Make a table whose first column names the rows; everything is escaped here."""
     columns = "".join(
         f'<th scope="col"{" class=number" if i else ""}>{escape(text)}</th>' for i, text in enumerate(head)
@@ -41,7 +50,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str = 
     )
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     return scrolling(
-        f"<table>{title}<thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table>", caption or "Table"
+        f"<table>{title}<thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table>", caption or label
     )
 
 
@@ -75,6 +84,12 @@ def shown(value: Any) -> str:
     return "–" if value is None else json.dumps(value, ensure_ascii=False, default=str)
 
 
+def estimate_cell(estimate: Estimate) -> str:
+    """Make a cell of a table: the value, below it the interval."""
+    ends = span(estimate)
+    return f'<td class="number">{number(estimate.value)}{f"<small>{ends}</small>" if ends else ""}</td>'
+
+
 def duration(seconds: float) -> str:
     """Put seconds into words."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
@@ -104,13 +119,44 @@ def stroke(number: int) -> str:
     )
 
 
+def plot(heading: str, address: str, alt: str, key: Sequence[str], *, note: str = "") -> str:
+    """Put a drawing of curves under a heading, and what each curve is below it; all is escaped here."""
+    said = f"<p>{escape(note)}</p>" if note else ""
+    items = "".join(f"<li>{stroke(n)}<span>{escape(text)}</span></li>" for n, text in enumerate(key))
+    return (
+        f'<figure class="plot"><h3>{escape(heading)}</h3><img src="{address}" alt="{escape(alt)}">'
+        f'<figcaption><ul class="key">{items}</ul>{said}</figcaption></figure>'
+    )
+
+
+def facts(rows: Mapping[str, Any]) -> str:
+    """Make a table of names and what they stand for, as code."""
+    cells = "".join(
+        f'<tr><th scope="row">{escape(str(name).replace("_", " "))}</th>'
+        f"<td><code>{escape(shown(value))}</code></td></tr>"
+        for name, value in rows.items()
+    )
+    return f'<table class="facts"><tbody>{cells}</tbody></table>'
+
+
 def png_address(pixels: NDArray[np.uint8]) -> str:
     """Encode gray or RGB pixels, (H, W) or (H, W, 3), as a ``data:`` address."""
+    return _picture_address(pixels, "PNG", optimize=True)
+
+
+def jpeg_address(pixels: NDArray[np.uint8]) -> str:
+    """Encode pixels a tenth as large, with small errors."""
+    return _picture_address(pixels, "JPEG", quality=88)
+
+
+def _picture_address(pixels: NDArray[np.uint8], kind: str, **options: Any) -> str:
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
+    picture.save(buffer, format=kind, **options)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def percent(ci: float) -> str:

@@ -1,14 +1,12 @@
 """Sections of the report with the curves, the confusion matrix and all scores."""
 
+from collections.abc import Mapping
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from medimg.evaluate._html import number, percent, scrolling, section, span, stroke, table
-from medimg.evaluate.bootstrap import Estimate
-from medimg.evaluate.plots import Curve, roc_plot
+from medimg.evaluate._html import estimate_cell, number, percent, plot, scrolling, section, span, table
+from medimg.evaluate.curves import Curves
+from medimg.evaluate.plots import MOST_STYLES, curve_plot, reliability_plot
 from medimg.evaluate.report import describe_metric
 
 if TYPE_CHECKING:
@@ -17,11 +15,13 @@ if TYPE_CHECKING:
 __all__ = ["curves_section", "scores_section"]
 
 _RIGHT_COLOR, _WRONG_COLOR = (109, 179, 232), (242, 166, 90)
+_LONG = 8
+_Curve = TypeVar("_Curve")
 
 
 def curves_section(report: "Report") -> str:
     """
-    Draw the ROC beside the confusion matrix.
+    Draw ROC, precision against recall and reliability beside the confusion matrix.
 
     Parameters
     ----------
@@ -31,39 +31,60 @@ def curves_section(report: "Report") -> str:
     Returns
     -------
     str
-        A section of HTML; without ROC where no class has one.
+        A section of HTML; without the curves that no class has.
     """
     confusion = _confusion(report) if report.task == "multiclass" else _label_counts(report)
-    roc = _roc(report)
-    heading = "Discrimination and errors" if roc else "Errors"
-    return section(heading, f'<div class="columns">{roc}{confusion}</div>')
+    plots = [] if report.curves is None else _plots(report, report.curves)
+    heading = "Discrimination, calibration and errors" if plots else "Errors"
+    return section(heading, f'<div class="columns">{"".join(plots)}{confusion}</div>')
 
 
-def _roc(report: "Report") -> str:
-    binary = "sensitivity" in report.metrics
-    curves: list[Curve] = []
-    key: list[str] = []
-    for name in report.classes[1:] if binary else report.classes:
-        estimate = report.metrics["auroc" if binary else f"auroc[{name}]"]
-        if np.isnan(estimate.value):
-            continue
-        style = len(curves)
-        curves.append((style, _is_positive(report, name), report.predictions[f"p_{name}"].to_numpy()))
-        against = f"{name} (against the rest)" if report.task == "multiclass" and not binary else name
-        key.append(f"<li>{stroke(style)}<span>{escape(against)}: AUROC {escape(str(estimate))}</span></li>")
-    if not curves:
-        return ""
-    alt = "Receiver operating characteristic: sensitivity against the false positive rate."
-    return (
-        f'<figure><h3>ROC</h3><img src="{roc_plot(curves)}" alt="{alt} The areas are listed below.">'
-        f'<figcaption><ul class="key">{"".join(key)}</ul></figcaption></figure>'
-    )
+def _plots(report: "Report", curves: Curves) -> list[str]:
+    plots = []
+    if curves.roc:
+        lines = _first(curves.roc)
+        key = [_in_key(report, name, "auroc", "AUROC") for name in lines]
+        alt = "Receiver operating characteristic: sensitivity against the false positive rate."
+        address = curve_plot(list(lines.values()), kind="roc")
+        plots.append(plot("ROC", address, f"{alt} The areas are listed below.", key))
+    if curves.precision_recall:
+        lines = _first(curves.precision_recall)
+        key = [_in_key(report, name, "auprc", "average precision") for name in lines]
+        alt = "Precision against recall. The average precisions are listed below."
+        address = curve_plot(list(lines.values()), kind="precision_recall")
+        plots.append(plot("Precision and recall", address, alt, key))
+    return [*plots, _reliability(report, curves)]
 
 
-def _is_positive(report: "Report", name: str) -> NDArray[np.bool_]:
-    if report.task == "multilabel":
-        return np.asarray(report.predictions[f"label_{name}"] == 1, dtype=bool)
-    return np.asarray(report.predictions["label"] == name, dtype=bool)
+def _reliability(report: "Report", curves: Curves) -> str:
+    shown = _first(curves.reliability)
+    if len(shown) > 1 and curves.confidence is not None:
+        shown = {"": curves.confidence}
+    key = [
+        f"{_against(report, name) if name else 'probability of the predicted class'}: "
+        f"mean distance {curve.ece:.3f}"
+        for name, curve in shown.items()
+    ]
+    alt = "Reliability: observed share against predicted probability, in bins. The mean distances from the "
+    alt += "diagonal are listed below."
+    note = "The larger a mark, the more units are in its bin; the distances are weighted by them."
+    return plot("Reliability", reliability_plot(list(shown.values())), alt, key, note=note)
+
+
+def _first(curves: Mapping[str, _Curve]) -> dict[str, _Curve]:
+    """As many curves as there are styles."""
+    return dict(list(curves.items())[:MOST_STYLES])
+
+
+def _in_key(report: "Report", name: str, metric: str, words: str) -> str:
+    own = f"{metric}[{name}]"
+    estimate = report.metrics[own if own in report.metrics else metric]
+    return f"{_against(report, name)}: {words} {estimate}"
+
+
+def _against(report: "Report", name: str) -> str:
+    several = report.task == "multiclass" and "sensitivity" not in report.metrics
+    return f"{name} (against the rest)" if several else name
 
 
 def _confusion(report: "Report") -> str:
@@ -76,7 +97,7 @@ def _confusion(report: "Report") -> str:
         )
         rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
     body = (
-        f'<table class="confusion"><thead><tr><th scope="col">true ↓ predicted →</th>{head}</tr></thead>'
+        f'<table class="confusion"><thead><tr><th scope="col">true ↓<br>predicted →</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
     text = '<p class="soft">Rows: true class. Columns: predicted class. Percentages are of the row.</p>'
@@ -117,16 +138,14 @@ def scores_section(report: "Report") -> str:
     str
         A section of HTML.
     """
-    kinds = ["recall", "specificity", "precision", "f1"]
-    if "sensitivity" not in report.metrics:
-        kinds.append("auroc")
+    kinds = dict.fromkeys(name.partition("[")[0] for name in report.metrics if "[" in name)
     head = "".join(f'<th scope="col" class="number">{describe_metric(kind)}</th>' for kind in kinds)
     rows = []
     for name in report.classes:
-        cells = "".join(_estimate_cell(report.metrics[f"{kind}[{name}]"]) for kind in kinds)
+        cells = "".join(estimate_cell(report.metrics[f"{kind}[{name}]"]) for kind in kinds)
         rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
     by_class = scrolling(
-        f'<table><thead><tr><th scope="col">Class</th>{head}</tr></thead>'
+        f'<table class="dense"><thead><tr><th scope="col">Class</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table>",
         "Scores by class",
     )
@@ -135,14 +154,13 @@ def scores_section(report: "Report") -> str:
         for name, e in report.metrics.items()
         if "[" not in name
     ]
-    averages = table(["Metric", "Value", f"{percent(report.ci)} interval"], overall)
+    head_of_all = ["Metric", "Value", f"{percent(report.ci)} interval"]
+    half = -(-len(overall) // 2) if len(overall) > _LONG else len(overall)
+    halves = [part for part in (overall[:half], overall[half:]) if part]
+    averages = "".join(table(head_of_all, part, label="Scores overall") for part in halves)
     return section(
         "All scores",
-        f'<div class="beside"><div><h3>Overall</h3>{averages}</div>'
-        f"<div><h3>Each class against the rest</h3>{by_class}</div></div>",
+        f'<h3>Overall</h3><div class="columns">{averages}</div>'
+        f"<h3>Each class against the rest</h3>{by_class}",
+        long=True,
     )
-
-
-def _estimate_cell(estimate: Estimate) -> str:
-    ends = span(estimate)
-    return f'<td class="number">{number(estimate.value)}{f"<small>{ends}</small>" if ends else ""}</td>'

@@ -4,9 +4,13 @@ __all__ = ["CSS"]
 
 CSS = """
 :root { --ink: #1b2733; --soft: #52616f; --line: #d5dde5; --panel: #f5f8fa; --accent: #0063a6;
-  --warn: #fff6e0; --warn-line: #d99a00; color-scheme: light; }
+  --warn: #fff6e0; --warn-line: #d99a00; --page: #fff; --shade: #0003; color-scheme: light; }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --ink: #e6ebf0; --soft: #a9b6c2; --line: #344250; --panel: #1d2731; --accent: #6cb6f2;
+    --warn: #33290f; --warn-line: #d99a00; --page: #131a21; --shade: #fff4; color-scheme: dark; }
+}
 * { box-sizing: border-box; }
-body { margin: 0; background: #fff; color: var(--ink); line-height: 1.5;
+body { margin: 0; background: var(--page); color: var(--ink); line-height: 1.5;
   font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 main, header, footer { max-width: 68rem; margin: 0 auto; padding: 0 1.25rem; }
 header { padding-top: 2rem; }
@@ -33,29 +37,46 @@ p { margin: .5rem 0; max-width: 46rem; }
 .beside > * { min-width: 0; max-width: 100%; }
 figure { margin: 0; }
 figure img { display: block; width: 100%; max-width: 27rem; height: auto; }
-.wrap { overflow-x: auto; max-width: 100%; }
+figure.plot { background: #fff; color: #1b2733; border-radius: 6px; }
+figure.plot h3 { margin-top: .2rem; }
+figure.plot figcaption { color: #1b2733; }
+@media screen and (prefers-color-scheme: dark) { figure.plot { padding: .8rem; } }
+.wrap { overflow-x: auto; max-width: 100%; background:
+  linear-gradient(to left, var(--page) 1.2rem, transparent) right / 1rem calc(100% + 2px) no-repeat local,
+  linear-gradient(to left, var(--shade), transparent) right / .9rem 100% no-repeat scroll; }
 .wrap:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+table.dense { font-size: .8rem; }
 caption { text-align: left; padding-bottom: .4rem; }
 th, td { padding: .35rem .8rem .35rem 0; text-align: left;
   border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 600; }
+thead th { vertical-align: bottom; }
 tbody th { font-weight: 500; overflow-wrap: break-word; min-width: 6rem; max-width: 16rem; }
-td.number, th.number { text-align: right; white-space: nowrap; }
+td.number, th.number { text-align: right; }
+td.number { white-space: nowrap; }
+td.number, th.number { padding-right: 0; }
+th.number { max-width: 8.5rem; }
+td.note, th.note { padding-left: .8rem; min-width: 9rem; max-width: 15rem; }
+.wrap + .wrap { margin-top: 1.2rem; }
+.columns > .wrap + .wrap { margin-top: 0; }
+.columns > div > h3:first-child { margin-top: .2rem; }
 td.number + td.number, th.number + th.number { padding-left: .8rem; }
 td small { display: block; color: var(--soft); font-size: .8rem; }
 table.confusion td { text-align: center; min-width: 5rem; padding: .6rem .5rem;
-  border: 2px solid #fff; font-weight: 600; }
+  border: 2px solid var(--page); font-weight: 600; color: #1b2733; }
 table.confusion th { border: 0; padding: .35rem .6rem .35rem 0; max-width: 9rem;
   overflow-wrap: break-word; vertical-align: middle; }
 table.confusion thead th { text-align: center; padding-left: .4rem; vertical-align: bottom; }
 table.confusion thead th:first-child { text-align: left; padding-left: 0; }
-table.confusion td small { font-weight: 400; color: var(--ink); }
+table.confusion td small { font-weight: 400; color: inherit; }
 table.confusion td, .swatch { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 .key { list-style: none; margin: .4rem 0 0; padding: 0; font-size: .9rem; }
 .key li { display: flex; gap: .6rem; align-items: baseline; overflow-wrap: anywhere; }
 .key svg { flex: none; width: 28px; height: 10px; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1rem; }
+.pictures.wide { grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); }
+.pair { display: grid; grid-auto-flow: column; grid-auto-columns: 1fr; gap: .3rem; }
 .pictures img { width: 100%; max-width: none; aspect-ratio: 1; object-fit: contain;
   background: #000; border-radius: 4px; }
 .pictures figcaption { margin-top: .35rem; line-height: 1.35; overflow-wrap: anywhere; }
@@ -70,6 +91,7 @@ footer p { border-top: 1px solid var(--line); padding-top: .8rem; max-width: non
 @media (max-width: 30rem) {
   .cards { grid-template-columns: 1fr 1fr; }
   .pictures { grid-template-columns: 1fr 1fr; }
+  .pictures.wide { grid-template-columns: 1fr; }
   table.facts th { width: 7rem; }
   table.confusion td { min-width: 4rem; }
 }
@@ -81,5 +103,6 @@ footer p { border-top: 1px solid var(--line); padding-top: .8rem; max-width: non
   h2, h3 { break-after: avoid; }
   .wrap { overflow: visible; }
   .pictures { grid-template-columns: repeat(5, 1fr); }
+  .pictures.wide { grid-template-columns: repeat(3, 1fr); }
 }
 """.strip()

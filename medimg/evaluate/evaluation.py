@@ -1,25 +1,29 @@
 """Evaluating a model on images it has not seen."""
 
+from __future__ import annotations
+
 import hashlib
 import platform
 import secrets
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medimg import __version__
-from medimg.errors import DatasetError
 from medimg.evaluate._protocols import Dataset, Model
-from medimg.evaluate.bootstrap import Estimate, interval, resample
-from medimg.evaluate.metrics import Support, estimate
+from medimg.evaluate.curves import curves_of
+from medimg.evaluate.flow import flow_of
+from medimg.evaluate.intervals import IntervalMethod, check_intervals, estimates
+from medimg.evaluate.metrics import Support
+from medimg.evaluate.model_facts import facts_of
 from medimg.evaluate.notes import ClassCount, cautions
 from medimg.evaluate.pictures import choose_pictures
 from medimg.evaluate.report import Report
-from medimg.evaluate.units import THRESHOLD, Unit, Units, check_pair, make_units
+from medimg.evaluate.subgroups import Subgroups, few_in_subgroups, subgroup_table
+from medimg.evaluate.units import THRESHOLD, Unit, Units, check_pair, make_units, thresholds_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,11 +37,14 @@ def evaluate(
     *,
     unit: Unit = "patient",
     ci: float = 0.95,
+    ci_method: IntervalMethod = "auto",
     n_resamples: int = 2000,
     seed: int = 0,
     batch_size: int = 32,
     progress: bool = False,
     salt: str | None = None,
+    subgroups: Subgroups | None = None,
+    saliency: bool = False,
 ) -> Report:
     """
     Score a model on a dataset, with intervals that resample whole patients.
@@ -50,9 +57,13 @@ def evaluate(
         Images with labels that the model was not trained on.
     unit : {"patient", "series", "image"}
         What is scored. The probabilities of a unit are the mean of those of its images; their labels must
-        agree.
+        agree. What is predicted is the most probable class, or the labels from 0.5 on, unless the model has
+        operating points (:func:`medimg.calibrate`).
     ci : float
         Share of the resamples between the ends of each interval, in (0, 1).
+    ci_method : {"auto", "bootstrap", "delong"}
+        How the intervals of the AUROC of a class are found: by DeLong's variance where each patient has one
+        unit, else by resampling patients, as all others are. "delong" refuses what is not independent.
     n_resamples : int
         How many bootstrap resamples of the patients.
     seed : int
@@ -64,6 +75,15 @@ def evaluate(
     salt : str, optional
         Secret that the patients are hashed with; the same salt gives the same subjects in another report.
         Random and forgotten by default.
+    subgroups : str, sequence of str, or mapping, optional
+        Groups of patients to score by themselves. Names: "sex" and "age" (in bands) from the files,
+        "scanner", "site", "modality", "domain" (the table's), or a DICOM keyword; a mapping of names gives
+        each a rule instead: a value for each item, a mapping of patients, or a function of a
+        :class:`medimg.Series`.
+        Groups of fewer than 5 patients are put together, and not shown if they still are so few.
+    saliency : bool
+        Whether the pictures of the report show where the model found what it predicted; see
+        :func:`medimg.explain`.
 
     Returns
     -------
@@ -73,15 +93,15 @@ def evaluate(
     Raises
     ------
     DatasetError
-        If the dataset is empty or does not fit the model, ``unit`` or the labels don't fit the dataset, or
-        ``ci`` or ``n_resamples`` is out of range.
+        If the dataset is empty or does not fit the model, ``unit``, the labels or the subgroups don't fit the
+        dataset, or ``ci``, ``ci_method`` or ``n_resamples`` can't be.
     TrainingError
         If what the model gives is no probability.
 
     Notes
     -----
-    The metrics are defined in ``medimg.evaluate.metrics``, the intervals in
-    ``medimg.evaluate.bootstrap``.
+    The metrics are defined in ``medimg.evaluate.metrics``, the intervals in ``medimg.evaluate.bootstrap`` and
+    ``medimg.evaluate.delong``.
 
     Examples
     --------
@@ -89,13 +109,16 @@ def evaluate(
     >>> report.metrics["auroc"]                                               # doctest: +SKIP
     Estimate(value=0.981, low=0.962, high=0.994, dropped=0)
     """
-    _check_settings(ci, n_resamples)
+    check_intervals(ci, n_resamples, ci_method)
     check_pair(model, dataset)
     probabilities = model.predict_proba(dataset, batch_size=batch_size, progress=progress)
-    units = make_units(dataset, probabilities, unit)
+    thresholds = thresholds_of(model)
+    units = make_units(dataset, probabilities, unit, thresholds)
     classes = tuple(dataset.classes)
     support = Support.of(units.truth, dataset.task, classes)
-    metrics = _metrics(units, support, ci=ci, n_resamples=n_resamples, seed=seed)
+    settings: dict[str, Any] = {"ci": ci, "n_resamples": n_resamples, "seed": seed, "method": ci_method}
+    metrics = estimates(units, support, **settings)
+    groups = None if subgroups is None else subgroup_table(dataset, units, subgroups, classes, **settings)
     subjects = _subjects(units.patient_names, salt)
     counts = _counts(units, classes)
     return Report(
@@ -109,43 +132,39 @@ def evaluate(
         n_images=len(dataset),
         predictions=_table(units, subjects, classes, dataset.task),
         counts=counts,
-        notes=cautions(
-            counts=counts,
-            n_patients=units.n_patients,
-            n_unknown=getattr(dataset, "n_unknown_patients", 0),
-            metrics=metrics,
-            n_resamples=n_resamples,
+        notes=(
+            *cautions(
+                counts=counts,
+                n_patients=units.n_patients,
+                n_unknown=getattr(dataset, "n_unknown_patients", 0),
+                metrics=metrics,
+                n_resamples=n_resamples,
+            ),
+            *([] if groups is None else few_in_subgroups(groups)),
         ),
         provenance=_provenance(
             model,
+            data=flow_of(dataset, units),
             unit=unit,
             item=dataset.unit,
             ci=ci,
+            ci_method=ci_method,
             n_resamples=n_resamples,
             seed=seed,
             threshold=THRESHOLD,
+            operating_points=None if thresholds is None else list(thresholds),
         ),
-        pictures=choose_pictures(dataset, units, subjects, recipe=model.preprocess, seed=seed),
+        pictures=choose_pictures(
+            dataset,
+            units,
+            subjects,
+            recipe=model.preprocess,
+            seed=seed,
+            explained_by=model if saliency else None,
+        ),
+        subgroups=groups,
+        curves=curves_of(units.truth, units.probabilities, support),
     )
-
-
-def _check_settings(ci: float, n_resamples: int) -> None:
-    if not 0 < ci < 1:
-        raise DatasetError(f"ci={ci} was asked for; expected a number between 0 and 1, such as 0.95.")
-    if n_resamples < 1:
-        raise DatasetError(
-            f"n_resamples={n_resamples} was asked for; expected at least 1, better 1000 or more."
-        )
-
-
-def _metrics(
-    units: Units, support: Support, *, ci: float, n_resamples: int, seed: int
-) -> dict[str, Estimate]:
-    values = estimate(units.truth, units.predicted, units.probabilities, support)
-    if units.n_patients < 2:  # every resample would be the same patient
-        return {name: Estimate(value, float("nan"), float("nan")) for name, value in values.items()}
-    samples = resample(units, support, n_resamples=n_resamples, seed=seed)
-    return {name: interval(value, samples[name], ci) for name, value in values.items()}
 
 
 def _confusion(units: Units, task: str) -> NDArray[np.int64]:
@@ -180,7 +199,7 @@ def _counts(units: Units, classes: tuple[str, ...]) -> tuple[ClassCount, ...]:
     )
 
 
-def _table(units: Units, subjects: tuple[str, ...], classes: tuple[str, ...], task: str) -> "pd.DataFrame":
+def _table(units: Units, subjects: tuple[str, ...], classes: tuple[str, ...], task: str) -> pd.DataFrame:
     import pandas as pd
 
     columns: dict[str, Any] = {
@@ -198,11 +217,11 @@ def _table(units: Units, subjects: tuple[str, ...], classes: tuple[str, ...], ta
     return pd.DataFrame(columns)
 
 
-def _provenance(model: Model, **settings: Any) -> dict[str, Any]:
-    weights = None if model.weights_name is None else PurePath(model.weights_name).name
+def _provenance(model: Model, *, data: dict[str, Any], **settings: Any) -> dict[str, Any]:
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": {"backbone": model.backbone_name, "weights": weights, "task": model.task},
+        **facts_of(model),
+        "data": data,
         "recipe": model.preprocess.to_dict(),
         "recipe_fingerprint": model.preprocess.fingerprint,
         "evaluation": settings,

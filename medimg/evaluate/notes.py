@@ -3,10 +3,11 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from medimg.evaluate.bootstrap import Estimate
 
-__all__ = ["ClassCount", "cautions"]
+__all__ = ["ClassCount", "cautions", "decision_rule"]
 
 FEW_PATIENTS = 20
 FEW_OF_A_CLASS = 5
@@ -31,6 +32,40 @@ class ClassCount:
     patients: int
     units: int
     images: int
+
+
+def decision_rule(task: str, classes: tuple[str, ...], evaluation: Mapping[str, Any]) -> str:
+    """
+    Say what makes a probability a prediction.
+
+    Parameters
+    ----------
+    task : str
+        ``"multiclass"`` or ``"multilabel"``.
+    classes : tuple of str
+        Names of the classes.
+    evaluation : mapping
+        Of ``Report.provenance``.
+
+    Returns
+    -------
+    str
+        Part of a sentence.
+
+    Examples
+    --------
+    >>> decision_rule("multiclass", ("no", "yes"), {"operating_points": [0.3]})
+    '“yes” is predicted from a probability of 0.3 on'
+    """
+    points = evaluation.get("operating_points")
+    if points and task == "multilabel":
+        each = (f"{point:.3g} (“{name}”)" for name, point in zip(classes, points, strict=True))
+        return f"a label counts as found from a probability of {', '.join(each)} on"
+    if points:
+        return f"“{classes[1]}” is predicted from a probability of {points[0]:.3g} on"
+    if task == "multilabel":
+        return f"a label counts as found from a probability of {evaluation['threshold']:g} on"
+    return "the class with the highest probability is the prediction"
 
 
 def cautions(
@@ -73,6 +108,11 @@ def cautions(
     accuracy = metrics.get("accuracy")
     if accuracy is not None and accuracy.value == 1.0:
         sentences.append(_no_errors(n_patients))
+    elif any(e.value == 1.0 for name, e in metrics.items() if name.startswith("auroc")):
+        sentences.append(
+            "An AUROC is 1: every positive scored above every negative, so that neither resampling nor "
+            "DeLong's variance can show how uncertain that is."
+        )
     # a score that is undefined on the whole set has no interval to be too narrow
     dropped = max((e.dropped for e in metrics.values() if not math.isnan(e.value)), default=0)
     if n_patients > 1 and dropped > NOTABLE_SHARE_DROPPED * n_resamples:

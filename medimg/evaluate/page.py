@@ -2,24 +2,32 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from medimg.evaluate._background import (
+    data_section,
+    headline_metrics,
+    method_section,
+    split_section,
+    subgroups_section,
+    training_section,
+)
+from medimg.evaluate._deciding import deciding_section
 from medimg.evaluate._html import (
-    duration,
     interval_bar,
+    jpeg_address,
     number,
     percent,
     png_address,
     section,
-    shown,
     span,
     table,
 )
-from medimg.evaluate._protocols import Fit
+from medimg.evaluate._protocols import Dataset, Fit
 from medimg.evaluate._results import curves_section, scores_section
 from medimg.evaluate._style import CSS
+from medimg.evaluate.notes import decision_rule
 from medimg.evaluate.pictures import Picture
-from medimg.evaluate.plots import training_plots
 from medimg.evaluate.report import describe_metric
 
 if TYPE_CHECKING:
@@ -27,24 +35,18 @@ if TYPE_CHECKING:
 
 __all__ = ["notebook_table", "render"]
 
-_HEADLINES = {
-    "binary": ("auroc", "sensitivity", "specificity", "balanced_accuracy"),
-    "multiclass": ("auroc", "balanced_accuracy", "accuracy", "f1_macro"),
-    "multilabel": ("auroc", "recall_macro", "specificity_macro", "f1_macro"),
-}
 _SHORT = {"recall_macro": "Mean recall", "specificity_macro": "Mean specificity", "f1_macro": "Mean F1"}
-_COLUMNS = {
-    "phase": "Phase",
-    "train_loss": "Training loss",
-    "val_loss": "Validation loss",
-    "val_accuracy": "Accuracy",
-    "val_auroc": "AUROC",
-    "lr": "Learning rate",
-}
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def render(report: "Report", *, fit: Fit | None, title: str | None, pictures: bool) -> str:
+def render(
+    report: "Report",
+    *,
+    fit: Fit | None = None,
+    split: Mapping[str, Dataset] | None = None,
+    title: str | None = None,
+    pictures: bool = True,
+) -> str:
     """
     Make the page.
 
@@ -54,6 +56,8 @@ def render(report: "Report", *, fit: Fit | None, title: str | None, pictures: bo
         What to show.
     fit : FitResult or None
         Its history is drawn.
+    split : mapping of str to ImageDataset, or None
+        The sides of the split are counted.
     title : str or None
         Heading.
     pictures : bool
@@ -67,12 +71,15 @@ def render(report: "Report", *, fit: Fit | None, title: str | None, pictures: bo
     heading = escape(title or f"Evaluation of {report.provenance['model']['backbone']}")
     sections = [
         _scores(report),
-        _data(report),
+        data_section(report),
+        split_section(report, split),
         curves_section(report),
         scores_section(report),
-        _training(fit),
+        subgroups_section(report),
+        deciding_section(report),
         _gallery(report) if pictures else "",
-        _method(report),
+        training_section(fit),
+        method_section(report),
     ]
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -125,8 +132,7 @@ def _subtitle(report: "Report") -> str:
 
 
 def _scores(report: "Report") -> str:
-    kind = "binary" if "sensitivity" in report.metrics else report.task
-    cards = "".join(_card(name, report) for name in _HEADLINES[kind])
+    cards = "".join(_card(name, report) for name in headline_metrics(report))
     return f'{_notice(report.notes)}<section><ul class="cards">{cards}</ul>{_meaning(report)}</section>'
 
 
@@ -150,21 +156,21 @@ def _card(name: str, report: "Report") -> str:
 
 
 def _meaning(report: "Report") -> str:
-    decision = (
-        "a label counts as found from a probability of 0.5 on"
-        if report.task == "multilabel"
-        else "the class with the highest probability is the prediction"
-    )
+    decision = escape(decision_rule(report.task, report.classes, report.provenance["evaluation"]))
     positive = (
         f" Sensitivity, specificity and AUROC take “{escape(report.classes[1])}” as the positive finding."
         if "sensitivity" in report.metrics
         else " AUROC, recall and F1 are means of each class against the rest."
     )
     n_resamples = report.provenance["evaluation"]["n_resamples"]
+    by_delong = report.provenance["evaluation"].get("ci_method", "bootstrap") != "bootstrap"
+    one_each = report.n_units == report.n_patients
+    delong = " (those of the AUROC of a class from DeLong’s variance)" if one_each and by_delong else ""
     intervals = (
-        f" The {percent(report.ci)} intervals come from drawing whole patients again {n_resamples:,} times, "
-        "because images of one patient resemble each other. They tell how much the scores depend on which "
-        "patients happened to be tested; not what another hospital, scanner or training run would change."
+        f" The {percent(report.ci)} intervals come from drawing whole patients again {n_resamples:,} "
+        f"times{delong}, because images of one patient resemble each other. They tell how much the scores "
+        "depend on which patients happened to be tested; not what another hospital, scanner or training run "
+        "would change."
         if report.n_patients > 1
         else ""
     )
@@ -176,57 +182,16 @@ def _meaning(report: "Report") -> str:
     return f'<p class="soft">{scored}; {decision}.{positive}{intervals}</p>'
 
 
-def _data(report: "Report") -> str:
-    unit_column = report.unit == "series" and report.provenance["evaluation"]["item"] != "series"
-    items = "Series" if report.provenance["evaluation"]["item"] == "series" else "Images"
-    rows = [
-        [c.name, f"{c.patients:,}", *([f"{c.units:,}"] if unit_column else []), f"{c.images:,}"]
-        for c in report.counts
-    ]
-    head = ["Class", "Patients", *(["Series"] if unit_column else []), items]
-    total = [
-        f"{report.n_patients:,}",
-        *([f"{report.n_units:,}"] if unit_column else []),
-        f"{report.n_images:,}",
-    ]
-    counts = table(head, [*rows, ["All", *total]])
-    extra = (
-        ""
-        if report.task == "multiclass"
-        else '<p class="soft">An image may carry several labels, or none.</p>'
-    )
-    return section("What was evaluated", counts + extra)
-
-
-def _training(fit: Fit | None) -> str:
-    if fit is None or not fit.history:
-        return ""
-    phases = [row.get("phase") for row in fit.history]
-    split = "head" in phases and "full" in phases
-    text = f"{len(phases)} epoch{'s' if len(phases) > 1 else ''} in {duration(fit.seconds)}."
-    if split:
-        text += " Before the dashed line only the head was trained, after it the whole network."
-    curves = training_plots(fit.history)
-    plots = "".join(f'<figure><img src="{address}" alt="{alt}"></figure>' for alt, address in curves)
-    content = f'<p class="soft">{escape(text)}</p><div class="columns">{plots}</div>{_epochs(fit)}'
-    return section("Training", content)
-
-
-def _epochs(fit: Fit) -> str:
-    keys = [key for key in fit.history[0] if key not in {"epoch", "seconds"}]
-    filled = [key for key in keys if any(row.get(key) is not None for row in fit.history)]
-    rows = [[str(i), *(shown(row.get(key)) for key in filled)] for i, row in enumerate(fit.history, 1)]
-    return table(["Epoch", *(_COLUMNS.get(key, key) for key in filled)], rows)
-
-
 def _gallery(report: "Report") -> str:
     wrong = [picture for picture in report.pictures if not picture.right]
     right = [picture for picture in report.pictures if picture.right]
     n_wrong = round((1 - report.metrics["accuracy"].value) * report.n_units)
     share = f"all {n_wrong:,}" if len(wrong) == n_wrong else f"the worst {len(wrong)} of {n_wrong:,}"
     headings = (f"Wrong: {share}", "Right: drawn at random")
+    heat = any(picture.overlay is not None for picture in report.pictures)
+    grid = "pictures wide" if heat else "pictures"
     parts = [
-        f'<h3>{heading}</h3><div class="pictures">{"".join(map(_picture, chosen))}</div>'
+        f'<h3>{heading}</h3><div class="{grid}">{"".join(map(_picture, chosen))}</div>'
         for heading, chosen in zip(headings, (wrong, right), strict=True)
         if chosen
     ]
@@ -234,34 +199,27 @@ def _gallery(report: "Report") -> str:
         f"One image of a patient, as the model saw it, with the probability of the {report.unit}. "
         "Text burned into an image is not removed."
     )
+    if heat:
+        text += (
+            " Beside it, bright where the network found evidence for the class that it predicted (Grad-CAM, "
+            "Selvaraju 2017): where it looked, not why, nor whether that is right."
+        )
     return section("Pictures", f'<p class="soft">{text}</p>{"".join(parts)}', long=True)
 
 
 def _picture(picture: Picture) -> str:
     alt = f"Image of subject {picture.subject}: true {picture.label}, predicted {picture.predicted}"
     return (
-        f'<figure><img src="{png_address(picture.pixels)}" alt="{escape(alt)}"><figcaption>'
+        f'<figure><div class="pair"><img src="{png_address(picture.pixels)}" alt="{escape(alt)}">'
+        f"{_overlay(picture)}</div><figcaption>"
         f"True: <b>{escape(picture.label)}</b><br>"
         f"Predicted: <b>{escape(picture.predicted)}</b> ({escape(picture.confidence)})<br>"
         f"<code>{escape(picture.subject)}</code></figcaption></figure>"
     )
 
 
-def _method(report: "Report") -> str:
-    provenance = report.provenance
-    tables = (
-        ("Model", provenance["model"] | {"classes": ", ".join(report.classes)}),
-        ("Recipe", {"fingerprint": provenance["recipe_fingerprint"]} | provenance["recipe"]),
-        ("Evaluation", provenance["evaluation"]),
-        ("Versions", provenance["versions"]),
-    )
-    parts = "".join(f"<div><h3>{name}</h3>{_facts(facts)}</div>" for name, facts in tables)
-    return section("How it was done", f'<div class="columns">{parts}</div>', long=True)
-
-
-def _facts(facts: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f'<tr><th scope="row">{escape(str(name))}</th><td><code>{escape(shown(value))}</code></td></tr>'
-        for name, value in facts.items()
-    )
-    return f'<table class="facts"><tbody>{rows}</tbody></table>'
+def _overlay(picture: Picture) -> str:
+    if picture.overlay is None:
+        return ""
+    alt = f"The same image with the heat that speaks for {picture.explained}"
+    return f'<img src="{jpeg_address(picture.overlay)}" alt="{escape(alt)}">'

@@ -1,12 +1,12 @@
 """Choosing the images that a report shows, and turning what the model saw back into pictures."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.evaluate._protocols import Dataset, Recipe
+from medimg.evaluate._protocols import Dataset, Model, Recipe
 from medimg.evaluate.units import Units
 
 __all__ = ["Picture", "choose_pictures", "class_names", "to_pixels"]
@@ -34,6 +34,11 @@ class Picture:
         Probability of the predicted class; multilabel: of the label with the largest error, and its name.
     item : int
         Position in the dataset.
+    overlay : ndarray of uint8, shape (rows, columns, 3), or None
+        The same image, or the slice of the series that speaks most for it, with the heat of what was
+        predicted; see :func:`medimg.explain`. None where it was not asked for.
+    explained : str
+        The class that the heat speaks for.
     """
 
     pixels: NDArray[np.uint8]
@@ -43,10 +48,18 @@ class Picture:
     predicted: str
     confidence: str
     item: int
+    overlay: NDArray[np.uint8] | None = None
+    explained: str = ""
 
 
 def choose_pictures(
-    dataset: Dataset, units: Units, subjects: tuple[str, ...], *, recipe: Recipe, seed: int
+    dataset: Dataset,
+    units: Units,
+    subjects: tuple[str, ...],
+    *,
+    recipe: Recipe,
+    seed: int,
+    explained_by: Model | None = None,
 ) -> tuple[Picture, ...]:
     """
     Choose the worst wrong units and some right ones, one of each patient.
@@ -66,6 +79,8 @@ def choose_pictures(
         How the images were normalized.
     seed : int
         Of the choice among the right ones.
+    explained_by : TransferClassifier, optional
+        Whose saliency is laid over the pictures.
 
     Returns
     -------
@@ -83,6 +98,7 @@ def choose_pictures(
         items = np.flatnonzero(units.item_unit == unit)
         errors = item_error[items]
         item = int(items[errors.argmax() if wrong[unit] else errors.argmin()])
+        target = _main_class(units.probabilities[unit], units.truth[unit], dataset)
         pictures.append(
             Picture(
                 pixels=to_pixels(dataset[item][0], recipe),
@@ -92,6 +108,8 @@ def choose_pictures(
                 predicted=class_names(units.predicted[unit], classes),
                 confidence=_confidence(units.probabilities[unit], units.truth[unit], dataset),
                 item=item,
+                overlay=None if explained_by is None else _overlay(explained_by, dataset, item, target),
+                explained="" if explained_by is None else classes[target],
             )
         )
     return tuple(pictures)
@@ -176,7 +194,22 @@ def _in_turn(right: NDArray[np.bool_], units: Units, seed: int) -> NDArray[np.in
 
 
 def _confidence(probabilities: NDArray[np.float64], truth: NDArray[np.bool_], dataset: Dataset) -> str:
-    if dataset.task == "multiclass":
-        return f"{probabilities.max():.2f}"
-    k = np.abs(probabilities - truth).argmax()
-    return f"{dataset.classes[k]} {probabilities[k]:.2f}"
+    k = _main_class(probabilities, truth, dataset)
+    named = "" if dataset.task == "multiclass" else f"{dataset.classes[k]} "
+    return f"{named}{probabilities[k]:.2f}"
+
+
+def _main_class(probabilities: NDArray[np.float64], truth: NDArray[np.bool_], dataset: Dataset) -> int:
+    """Return the class that was predicted; multilabel: the label with the largest error."""
+    score = probabilities if dataset.task == "multiclass" else np.abs(probabilities - truth)
+    return int(score.argmax())
+
+
+def _overlay(model: Any, dataset: Any, item: int, target: int) -> NDArray[np.uint8]:
+    """Lay the heat of a class over the source of an item."""
+    from medimg.evaluate.saliency import explain
+
+    volume = dataset.series[item].read(**asdict(dataset._policies))
+    picture = dataset.pictures[item]
+    slices = None if picture is None else [model.preprocess.render(volume).slices[picture]]
+    return explain(model, volume, target, slices=slices).overlay()

@@ -4,29 +4,43 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from medimg.evaluate.curves import Line, Reliability
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "DASHES", "line_style", "roc_plot", "training_plots"]
+__all__ = [
+    "COLORS",
+    "DASHES",
+    "MOST_STYLES",
+    "curve_plot",
+    "line_style",
+    "reliability_plot",
+    "thinned",
+    "training_plots",
+]
 
 COLORS = ("#0063a6", "#c2410c", "#00785a", "#a21caf", "#8a6d00", "#475569")
 """For curves: told apart by most color-blind people, dark enough on white."""
 DASHES: tuple[tuple[int, ...], ...] = ((), (6, 2), (2, 2), (8, 2, 2, 2))
 """Lengths of strokes and gaps; the second round of colors is dashed."""
+MOST_STYLES = len(COLORS) * len(DASHES)
+"""So many curves can be told apart."""
 
-_INK, _FAINT = "#1b2733", "#d5dde5"
+_INK, _GRAY, _FAINT = "#1b2733", "#8795a3", "#d5dde5"
 _PANELS = {
     "Loss": {"train_loss": "training", "val_loss": "validation"},
     "Validation score": {"val_auroc": "AUROC", "val_accuracy": "accuracy"},
 }
 
-Curve = tuple[int, NDArray[np.bool_], NDArray[np.float64]]
+CurveKind: TypeAlias = Literal["roc", "precision_recall"]
+Floats: TypeAlias = NDArray[np.float64]
 
 
 def line_style(k: int) -> tuple[str, tuple[int, ...]]:
@@ -51,32 +65,108 @@ def line_style(k: int) -> tuple[str, tuple[int, ...]]:
     return COLORS[k % len(COLORS)], DASHES[k // len(COLORS) % len(DASHES)]
 
 
-def roc_plot(curves: Sequence[Curve]) -> str:
+def curve_plot(lines: Sequence[Line], *, kind: CurveKind) -> str:
     """
-    Draw receiver operating characteristics.
+    Draw receiver operating characteristics, or precision against recall.
 
     Parameters
     ----------
-    curves : sequence of (int, ndarray of bool (n,), ndarray of float (n,))
-        Number of the style, which units are positive, and their scores; both kinds must occur.
+    lines : sequence of Line
+        Each in the style of its place.
+    kind : {"roc", "precision_recall"}
+        What they are.
 
     Returns
     -------
     str
         A ``data:`` address of an SVG.
     """
-    from sklearn.metrics import roc_curve
-
     figure, axes = _figure((4.2, 4.0))
-    axes.plot([0, 1], [0, 1], color="#8795a3", linewidth=1, dashes=(4, 3))
-    for number, positive, scores in curves:
-        false_rate, true_rate, _ = roc_curve(positive, scores)
+    is_roc = kind == "roc"
+    if is_roc:
+        axes.plot([0, 1], [0, 1], color=_GRAY, linewidth=1, dashes=(4, 3))
+    for number, line in enumerate(lines):
         color, dashes = line_style(number)
-        axes.plot(false_rate, true_rate, color=color, linewidth=2, dashes=dashes or (None, None))
-    ticks = np.linspace(0, 1, 6)
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xticks=ticks, yticks=ticks, aspect="equal")
-    axes.set(xlabel="1 − specificity (false positive rate)", ylabel="Sensitivity (true positive rate)")
+        x, y = thinned(line.x, line.y) if is_roc else _steps(line)
+        drawstyle = "default" if is_roc else "steps-pre"
+        axes.plot(x, y, color=color, linewidth=2, dashes=dashes or (None, None), drawstyle=drawstyle)
+    _unit_square(axes)
+    if is_roc:
+        axes.set(xlabel="1 − specificity (false positive rate)", ylabel="Sensitivity (true positive rate)")
+    else:
+        axes.set(xlabel="Recall (sensitivity)", ylabel="Precision (positive predictive value)")
     return _address(figure)
+
+
+def reliability_plot(curves: Sequence[Reliability]) -> str:
+    """
+    Draw what occurred against what was predicted; the area of a mark tells how many units it stands for.
+
+    Parameters
+    ----------
+    curves : sequence of Reliability
+        Each in the style of its place.
+
+    Returns
+    -------
+    str
+        A ``data:`` address of an SVG.
+    """
+    figure, axes = _figure((4.2, 4.0))
+    axes.plot([0, 1], [0, 1], color=_GRAY, linewidth=1, dashes=(4, 3))
+    for number, curve in enumerate(curves):
+        color, dashes = line_style(number)
+        axes.plot(curve.predicted, curve.observed, color=color, linewidth=1.5, dashes=dashes or (None, None))
+        area = 12 + 110 * curve.n / curve.n.max()
+        axes.scatter(curve.predicted, curve.observed, s=area, color=color, alpha=0.75, linewidths=0)
+    _unit_square(axes)
+    axes.set(xlabel="Predicted probability", ylabel="Observed share")
+    return _address(figure)
+
+
+def thinned(x: Floats, y: Floats, most: int = 400) -> tuple[Floats, Floats]:
+    """
+    Leave out points of a curve that nobody would see.
+
+    Parameters
+    ----------
+    x, y : ndarray of float, shape (n,)
+        The curve, ascending in x.
+    most : int
+        Leave a curve of no more points as it is.
+
+    Returns
+    -------
+    tuple of ndarray and ndarray
+        Ends and extremes stay: of each of `most` / 4 stretches the first, lowest, highest and last point.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> thinned(np.linspace(0, 1, 9), np.array([0, 1, 1, 1, 9, 1, 1, 1, 1.0]), most=4)[1]
+    array([0., 9., 1.])
+    """
+    if len(x) <= most:
+        return x, y
+    kept: list[int] = []
+    for part in np.array_split(np.arange(len(x)), max(1, most // 4)):
+        kept += [part[0], part[y[part].argmin()], part[y[part].argmax()], part[-1]]
+    chosen = np.unique(kept)
+    return x[chosen], y[chosen]
+
+
+def _steps(line: Line) -> tuple[Floats, Floats]:
+    """Take the highest precision of each recall: the area below the steps is the average precision."""
+    recall, first = np.unique(line.x, return_index=True)
+    precision = np.maximum.reduceat(line.y, first)
+    if len(recall) > 1 and recall[0] == 0:  # where nothing is found, precision is a convention
+        precision[0] = precision[1]
+    return thinned(recall, precision)
+
+
+def _unit_square(axes: "Axes") -> None:
+    ticks = np.linspace(0, 1, 6)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=ticks, yticks=ticks, aspect="equal")
 
 
 def training_plots(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -119,7 +209,7 @@ def _phases(axes: "Axes", history: Sequence[Mapping[str, Any]]) -> None:
     """Mark where the backbone joins the training of the head."""
     for i in range(1, len(history)):
         if history[i].get("phase") != history[i - 1].get("phase"):
-            axes.axvline(i + 0.5, color="#8795a3", linewidth=1, dashes=(4, 3))
+            axes.axvline(i + 0.5, color=_GRAY, linewidth=1, dashes=(4, 3))
 
 
 def _ticks(n: int) -> list[int]:
@@ -134,7 +224,7 @@ def _figure(size: tuple[float, float]) -> "tuple[Figure, Axes]":
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#8795a3")
+    axes.spines[["left", "bottom"]].set_color(_GRAY)
     axes.grid(color=_FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(colors=_INK, labelsize=9, length=3)

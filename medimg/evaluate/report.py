@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.evaluate._protocols import Fit
+from medimg.evaluate._protocols import Dataset, Fit
 from medimg.evaluate.bootstrap import Estimate
+from medimg.evaluate.curves import Curves
 from medimg.evaluate.notes import ClassCount
 from medimg.evaluate.pictures import Picture
 from medimg.io.files import write_text
@@ -33,6 +34,19 @@ _DESCRIPTIONS = {
     "precision_macro": "Precision, mean of the classes",
     "f1": "F1",
     "f1_macro": "F1, mean of the classes",
+    "auprc": "Average precision (AUPRC)",
+    "auroc_weighted": "AUROC, weighted by class size",
+    "auprc_weighted": "Average precision, weighted by class size",
+    "precision_weighted": "Precision, weighted by class size",
+    "f1_weighted": "F1, weighted by class size",
+    "recall_micro": "Recall, all labels pooled",
+    "precision_micro": "Precision, all labels pooled",
+    "f1_micro": "F1, all labels pooled",
+    "mcc": "Matthews correlation",
+    "kappa": "Cohen’s kappa",
+    "brier": "Brier score",
+    "ece": "Expected calibration error",
+    "ece_macro": "Expected calibration error, mean of the classes",
 }
 _PLURALS = {"patient": "patients", "series": "series", "image": "images"}
 
@@ -67,9 +81,16 @@ class Report:
     notes : tuple of str
         What the numbers can't be trusted for, in plain sentences.
     provenance : mapping
-        Model, recipe with fingerprint, settings of the evaluation, versions, time; fit for JSON.
+        Model with its hash, training, recipe with fingerprint, data flow with digest (see
+        ``medimg.evaluate.flow``), settings of the evaluation, versions, time; fit for JSON.
     pictures : tuple of Picture
         The worst wrong units and some right ones.
+    subgroups : pandas.DataFrame or None
+        What ``subgroups=`` asked for, one row per subgroup, group and metric: ``subgroup`` ("sex"), ``group``
+        ("F"), ``n_patients`` and ``n_units`` (missing where fewer than 5 patients), ``metric``, ``value``,
+        ``low``, ``high``, ``dropped`` and ``note``, which says where numbers are small.
+    curves : Curves or None
+        ROC, precision against recall, and reliability.
     """
 
     metrics: Mapping[str, Estimate]
@@ -85,6 +106,8 @@ class Report:
     notes: tuple[str, ...]
     provenance: Mapping[str, Any]
     pictures: tuple[Picture, ...] = field(default=())
+    subgroups: "pd.DataFrame | None" = None
+    curves: Curves | None = None
 
     @property
     def ci(self) -> float:
@@ -143,11 +166,13 @@ class Report:
         path: str | os.PathLike[str],
         *,
         fit: Fit | None = None,
+        split: Mapping[str, Dataset] | None = None,
         title: str | None = None,
         pictures: bool = True,
+        card: bool = False,
     ) -> Path:
         """
-        Write one self-contained page: metrics, data, training, curves, confusion, pictures, how it was done.
+        Write one self-contained page: what was found and scored, metrics, curves, errors, how it was done.
 
         Parameters
         ----------
@@ -155,19 +180,71 @@ class Report:
             The file; an old one is replaced, never left half-written.
         fit : FitResult, optional
             What :func:`medimg.fine_tune` returned; its history is drawn.
+        split : mapping of str to ImageDataset, optional
+            The sides of the split, such as ``{"train": train, "val": val, "test": test}``; they are counted.
         title : str, optional
             Heading of the page.
         pictures : bool
             Whether to show images. They are what the model saw: text burned into the pixels is not removed.
+        card : bool
+            Whether to write the model card beside it, under the same name with the ending ``.md``.
+
+        Returns
+        -------
+        pathlib.Path
+            The file of the page.
+        """
+        from medimg.evaluate.page import render
+
+        page = write_text(path, render(self, fit=fit, split=split, title=title, pictures=pictures))
+        if card:
+            self.to_model_card(page.with_suffix(".md"), fit=fit, split=split)
+        return page
+
+    def to_model_card(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        fit: Fit | None = None,
+        split: Mapping[str, Dataset] | None = None,
+        contact: str | None = None,
+        intended_use: str | None = None,
+        out_of_scope: str | None = None,
+        caveats: str | None = None,
+    ) -> Path:
+        """
+        Write a model card: what the model is, what it is for, how it did on what, and what is not known.
+
+        Parameters
+        ----------
+        path : path-like
+            The file, Markdown; an old one is replaced, never left half-written.
+        fit : FitResult, optional
+            What :func:`medimg.fine_tune` returned.
+        split : mapping of str to ImageDataset, optional
+            The sides of the split, as for :meth:`to_html`.
+        contact, intended_use, out_of_scope, caveats : str, optional
+            Whom to ask; what the model is for, and what not; what else to know. Markdown, as it stands;
+            where one is missing, the card says so, or what holds of any such model.
 
         Returns
         -------
         pathlib.Path
             The file.
-        """
-        from medimg.evaluate.page import render
 
-        return write_text(path, render(self, fit=fit, title=title, pictures=pictures))
+        Notes
+        -----
+        The sections are those of Mitchell et al., Model cards for model reporting, FAT* 2019.
+        """
+        from medimg.evaluate.card import render_card
+
+        said = {
+            "contact": contact,
+            "intended_use": intended_use,
+            "out_of_scope": out_of_scope,
+            "caveats": caveats,
+        }
+        return write_text(path, render_card(self, fit=fit, split=split, said=said))
 
     def __str__(self) -> str:
         overall = {name: estimate for name, estimate in self.metrics.items() if "[" not in name}

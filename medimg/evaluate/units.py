@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from medimg.errors import DatasetError, TrainingError
 from medimg.evaluate._protocols import Dataset, Model
 
-__all__ = ["THRESHOLD", "Unit", "Units", "check_pair", "make_units"]
+__all__ = ["THRESHOLD", "Unit", "Units", "check_pair", "make_units", "thresholds_of"]
 
 Unit = Literal["patient", "series", "image"]
 
@@ -28,7 +28,8 @@ class Units:
     truth : ndarray of bool, shape (n, K)
         True where the unit belongs to the class (multiclass: one per row).
     predicted : ndarray of bool, shape (n, K)
-        The decision: the most probable class, or every label with a probability of 0.5 or more.
+        The decision: the most probable class, or every label with a probability of 0.5 or more; by the
+        model's operating points where it has them.
     probabilities : ndarray of float64, shape (n, K)
         Mean over the unit's images.
     patient : ndarray of int64, shape (n,)
@@ -70,8 +71,39 @@ class Units:
         """How many items each unit has, shape (n,)."""
         return np.bincount(self.item_unit, minlength=len(self)).astype(np.int64)
 
+    def part(self, chosen: NDArray[np.bool_]) -> "Units":
+        """
+        Give some of the units, with their patients and items.
 
-def make_units(dataset: Dataset, probabilities: NDArray[np.float64], unit: Unit) -> Units:
+        Parameters
+        ----------
+        chosen : ndarray of bool, shape (n,)
+            Which.
+
+        Returns
+        -------
+        Units
+        """
+        patients, patient = np.unique(self.patient[chosen], return_inverse=True)
+        items = chosen[self.item_unit]
+        renumbered = np.cumsum(chosen) - 1
+        return Units(
+            truth=self.truth[chosen],
+            predicted=self.predicted[chosen],
+            probabilities=self.probabilities[chosen],
+            patient=patient.astype(np.int64),
+            item_unit=renumbered[self.item_unit[items]].astype(np.int64),
+            item_probabilities=self.item_probabilities[items],
+            patient_names=tuple(self.patient_names[p] for p in patients),
+        )
+
+
+def make_units(
+    dataset: Dataset,
+    probabilities: NDArray[np.float64],
+    unit: Unit,
+    thresholds: tuple[float, ...] | None = None,
+) -> Units:
     """
     Group the items of a dataset into units and average their probabilities.
 
@@ -83,6 +115,8 @@ def make_units(dataset: Dataset, probabilities: NDArray[np.float64], unit: Unit)
         One row per item.
     unit : {"patient", "series", "image"}
         What is scored.
+    thresholds : tuple of float, optional
+        See :func:`thresholds_of`.
 
     Returns
     -------
@@ -108,13 +142,34 @@ def make_units(dataset: Dataset, probabilities: NDArray[np.float64], unit: Unit)
     means = _means(scores, item_unit, len(first))
     return Units(
         truth=truth[first],
-        predicted=_decide(means, dataset.task),
+        predicted=_decide(means, dataset.task, thresholds),
         probabilities=means,
         patient=patient[first],
         item_unit=item_unit,
         item_probabilities=scores,
         patient_names=patient_names,
     )
+
+
+def thresholds_of(model: Any) -> tuple[float, ...] | None:
+    """
+    Give the thresholds that a model decides by.
+
+    Parameters
+    ----------
+    model : TransferClassifier
+        Its ``calibration`` may hold operating points; one that was calibrated before its parameters were
+        changed is refused where it predicts.
+
+    Returns
+    -------
+    tuple of float or None
+        One for each label, or one for the second of two classes; None where the most probable class, or 0.5,
+        decides.
+    """
+    points = getattr(getattr(model, "calibration", None), "points", ())
+    decides = points and (model.task == "multilabel" or len(model.classes) == 2)
+    return tuple(float(point.threshold) for point in points) if decides else None
 
 
 def check_pair(model: Model, dataset: Dataset) -> None:
@@ -262,8 +317,13 @@ def _means(scores: NDArray[np.float64], item_unit: NDArray[np.int64], n: int) ->
     return np.stack(sums, axis=1) / counts[:, None]
 
 
-def _decide(probabilities: NDArray[np.float64], task: str) -> NDArray[np.bool_]:
+def _decide(
+    probabilities: NDArray[np.float64], task: str, thresholds: tuple[float, ...] | None
+) -> NDArray[np.bool_]:
     if task == "multilabel":
-        return probabilities >= THRESHOLD
+        return probabilities >= (THRESHOLD if thresholds is None else np.array(thresholds))
+    if thresholds is not None:
+        found = probabilities[:, 1] >= thresholds[0]
+        return np.column_stack([~found, found])
     best = probabilities.argmax(axis=1)
     return cast("NDArray[np.bool_]", best[:, None] == np.arange(probabilities.shape[1]))

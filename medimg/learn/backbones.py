@@ -1,4 +1,4 @@
-"""Any torchvision classification model, taken apart into a body and a head by one rule."""
+"""Any torchvision classification model, or one of a user's own: how it is built, and for which pictures."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-import torch
 import torchvision
-from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
 
 from medimg.errors import PreprocessError, TrainingError
+from medimg.learn.parts import Parts, head_logits, new_head, take_apart
+from medimg.learn.registry import own_backbone, own_names
 from medimg.prep import Preprocess
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torchvision.models import Weights
 
     from medimg.learn.weights import WeightsSource
@@ -37,26 +38,6 @@ _SWIN_MIN: Final = 32  # it pads to its windows: the training size that its meta
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """
-    A model without its head, and the head.
-
-    Parameters
-    ----------
-    body : nn.Module
-        (B, 3, H, W) to embeddings (B, F); an identity stands where the head was.
-    head : nn.Linear or nn.Conv2d
-        The layer that was taken out.
-    head_name : str
-        What it was called in the model.
-    """
-
-    body: nn.Module
-    head: nn.Linear | nn.Conv2d
-    head_name: str
-
-
-@dataclass(frozen=True, slots=True)
 class Architecture:
     """
     All that is needed to build a network again, without its weights.
@@ -64,7 +45,7 @@ class Architecture:
     Parameters
     ----------
     name : str
-        Name in torchvision.
+        Name in torchvision, or of a network of one's own.
     transform_input : bool
         Whether GoogLeNet and Inception re-scale their input to what their ImageNet weights were trained on.
     image_size : int or None
@@ -88,11 +69,19 @@ class Architecture:
         -------
         Parts
 
+        Raises
+        ------
+        TrainingError
+            If a network of one's own is unsound.
+
         Notes
         -----
         The head is the last ``nn.Linear`` or ``nn.Conv2d`` in ``named_modules()``: so it is in all 80
         classification models of torchvision 0.29.
         """
+        own = own_backbone(self.name)
+        if own is not None:
+            return own.build()
         options: dict[str, Any] = {}
         if self.name in _WITH_AUXILIARY_HEADS:
             options = {
@@ -102,7 +91,7 @@ class Architecture:
             }
         elif self.image_size is not None:
             options = {"image_size": self.image_size}
-        return _take_apart(get_model(self.name, weights=None, **options))
+        return take_apart(get_model(self.name, weights=None, **options))
 
 
 def backbone_names() -> tuple[str, ...]:
@@ -119,7 +108,7 @@ def backbone_names() -> tuple[str, ...]:
 
 def check_backbone(name: str) -> None:
     """
-    Refuse a name that torchvision has no classification model for.
+    Refuse a name that torchvision has no classification model for, and that was not registered.
 
     Raises
     ------
@@ -132,14 +121,19 @@ def check_backbone(name: str) -> None:
     Traceback (most recent call last):
     medimg.errors.TrainingError: torchvision has no classification model 'resnet-50'; the nearest ...
     """
-    known = backbone_names()
+    known = (*backbone_names(), *own_names())
     if name not in known:
         near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4)
         hint = f"the nearest are {', '.join(near)}" if near else f"it has {', '.join(known)}"
-        raise TrainingError(f"torchvision has no classification model {name!r}; {hint}")
+        raise TrainingError(
+            f"torchvision has no classification model {name!r}; {hint}. A network of your own is made known "
+            "by medimg.register_backbone, before a checkpoint of it is loaded too"
+        )
 
 
-def default_recipe(name: str, source: WeightsSource | None) -> Preprocess:
+def default_recipe(
+    name: str, source: WeightsSource | None, state: dict[str, Tensor] | None = None
+) -> Preprocess:
     """
     Return the recipe that a backbone and its weights ask for.
 
@@ -150,14 +144,19 @@ def default_recipe(name: str, source: WeightsSource | None) -> Preprocess:
     source : WeightsSource or None
         The weights. Those chosen by name bring their own size, mean and standard deviation; for a file or for
         none the mean and standard deviation of the default weights hold, and 224 pixels.
+    state : dict of str to Tensor, optional
+        The content of a file: a ViT's tells the only size that it takes.
 
     Returns
     -------
     Preprocess
     """
+    own = own_backbone(name)
+    if own is not None:
+        return own.recipe
     entry = source.entry if source is not None else None
     transforms = (entry or get_model_weights(name)["DEFAULT"].value).transforms()
-    size = transforms.crop_size[0] if entry is not None else 224
+    size = transforms.crop_size[0] if entry is not None else _stated_size(name, state) or 224
     return Preprocess(size=size, mean=tuple(transforms.mean), std=tuple(transforms.std))
 
 
@@ -189,7 +188,8 @@ def architecture_for(
     """
     pretrained = entry is not None or state is not None
     transform_input = pretrained and name in _WITH_AUXILIARY_HEADS
-    image_size = _vit_size(name, entry, state, recipe) if name.startswith("vit_") else None
+    is_vit = name.startswith("vit_") and own_backbone(name) is None
+    image_size = _vit_size(name, entry, state, recipe) if is_vit else None
     architecture = Architecture(name, transform_input=transform_input, image_size=image_size)
     check_size(architecture, recipe)
     return architecture
@@ -205,31 +205,43 @@ def check_size(architecture: Architecture, recipe: Preprocess) -> None:
         It names the size found and the one expected.
     """
     name = architecture.name
-    exact = 224 if name == "maxvit_t" else architecture.image_size
-    if exact is not None:
-        if recipe.hw != (exact, exact):
-            raise PreprocessError(
-                f"{name} with these weights takes pictures of {exact} by {exact} only; the recipe makes "
-                f"{recipe.hw[0]} by {recipe.hw[1]}: use preprocess.replace(size={exact})"
-            )
-        return
-    meta = get_model_weights(name)["DEFAULT"].value.meta
-    least = _SWIN_MIN if name.startswith("swin") else max(meta["min_size"])
+    exact, least = _sizes(architecture)
+    if exact is not None and recipe.hw != (exact, exact):
+        raise PreprocessError(
+            f"{name} with these weights takes pictures of {exact} by {exact} only; the recipe makes "
+            f"{recipe.hw[0]} by {recipe.hw[1]}: use preprocess.replace(size={exact}), or give no recipe, and "
+            "it follows the weights"
+        )
     if min(recipe.hw) < least:
         raise PreprocessError(
             f"{name} takes pictures of at least {least} by {least}; the recipe makes "
-            f"{recipe.hw[0]} by {recipe.hw[1]}: use preprocess.replace(size=224)"
+            f"{recipe.hw[0]} by {recipe.hw[1]}: use preprocess.replace(size={max(least, 224)})"
         )
+
+
+def _sizes(architecture: Architecture) -> tuple[int | None, int]:
+    """Return the only size that a network takes, if there is one, and the least."""
+    name = architecture.name
+    own = own_backbone(name)
+    if own is not None:
+        return own.exact_size, own.min_size
+    if name == "maxvit_t":
+        return 224, 1
+    if architecture.image_size is not None:
+        return architecture.image_size, 1
+    if name.startswith("swin"):
+        return None, _SWIN_MIN
+    return None, max(get_model_weights(name)["DEFAULT"].value.meta["min_size"])
 
 
 def _vit_size(name: str, entry: Weights | None, state: dict[str, Tensor] | None, recipe: Preprocess) -> int:
     """Pick the size a ViT is built for: that of the weights, or for none that of the recipe."""
     if entry is not None:
         return int(entry.meta["min_size"][0])
-    patch = int(name.rsplit("_", 1)[1])
-    positions = (state or {}).get("encoder.pos_embedding")
-    if positions is not None and positions.ndim == 3:
-        return math.isqrt(positions.shape[1] - 1) * patch
+    stated = _stated_size(name, state)
+    if stated is not None:
+        return stated
+    patch = _patch(name)
     rows, columns = recipe.hw
     if rows != columns or rows % patch:
         raise PreprocessError(
@@ -239,70 +251,13 @@ def _vit_size(name: str, entry: Weights | None, state: dict[str, Tensor] | None,
     return rows
 
 
-def _take_apart(model: nn.Module) -> Parts:
-    linear = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    head_name, head = linear[-1]
-    parent_name, _, child = head_name.rpartition(".")
-    parent = model.get_submodule(parent_name)
-    setattr(parent, child, nn.Identity())
-    if isinstance(head, nn.Conv2d):
-        _drop_activations(parent)
-    return Parts(model, head, head_name)
+def _stated_size(name: str, state: dict[str, Tensor] | None) -> int | None:
+    """Return the size that a ViT's file of weights was made for."""
+    positions = (state or {}).get("encoder.pos_embedding")
+    if not name.startswith("vit_") or positions is None or positions.ndim != 3 or positions.shape[1] < 2:
+        return None
+    return math.isqrt(positions.shape[1] - 1) * _patch(name)
 
 
-def _drop_activations(parent: nn.Module) -> None:
-    """Take out SqueezeNet's ReLU after its head: with it no logit is ever negative."""
-    for name, child in parent.named_children():
-        if isinstance(child, nn.ReLU):
-            setattr(parent, name, nn.Identity())
-
-
-def new_head(old: nn.Linear | nn.Conv2d, outputs: int) -> nn.Linear | nn.Conv2d:
-    """
-    Return a fresh layer of the same kind and inputs.
-
-    Parameters
-    ----------
-    old : nn.Linear or nn.Conv2d
-        The pretrained head.
-    outputs : int
-        Number K of outputs.
-
-    Returns
-    -------
-    nn.Linear or nn.Conv2d
-        Weights normal with a deviation of 0.01, biases 0, as torchvision starts most of its heads: training
-        begins from nearly equal probabilities, however large a backbone's embeddings are.
-    """
-    head: nn.Linear | nn.Conv2d
-    if isinstance(old, nn.Conv2d):
-        head = nn.Conv2d(old.in_channels, outputs, kernel_size=1)
-    else:
-        head = nn.Linear(old.in_features, outputs)
-    nn.init.normal_(head.weight, std=0.01)
-    if head.bias is not None:
-        nn.init.zeros_(head.bias)
-    return head
-
-
-def head_logits(head: nn.Module, embedding: Tensor) -> Tensor:
-    """
-    Apply a head to embeddings.
-
-    Parameters
-    ----------
-    head : nn.Linear or nn.Conv2d
-        A convolution's 1 x 1 kernel is applied to the average over the picture: both are linear, so this is
-        the average of what SqueezeNet computes at each position.
-    embedding : Tensor
-        (B, F).
-
-    Returns
-    -------
-    Tensor
-        (B, K).
-    """
-    if isinstance(head, nn.Conv2d):
-        return torch.flatten(head(embedding[:, :, None, None]), 1)
-    logits: Tensor = head(embedding)
-    return logits
+def _patch(name: str) -> int:
+    return int(name.rsplit("_", 1)[1])

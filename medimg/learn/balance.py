@@ -8,7 +8,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import WeightedRandomSampler
 
 from medimg.errors import TrainingError
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Balance", "ClassificationLoss", "check_labels", "make_loss", "make_sampler"]
+__all__ = ["Balance", "ClassificationLoss", "check_labels", "class_odds", "make_loss"]
 
 #: What ``balance=`` takes.
 Balance: TypeAlias = Literal["loss", "sampler"] | None
@@ -25,7 +24,10 @@ Balance: TypeAlias = Literal["loss", "sampler"] | None
 
 class ClassificationLoss(nn.Module):
     """
-    Cross-entropy, for one class among several or for several labels at once.
+    Cross-entropy of each sample, for one class among several or for several labels at once.
+
+    A batch's loss is the plain mean over its samples, weighted or not: so the mean over several processes is
+    that of their batches together. The weights of a data set have a mean of 1.
 
     Parameters
     ----------
@@ -33,21 +35,34 @@ class ClassificationLoss(nn.Module):
         Softmax or sigmoid.
     weight : Tensor, optional
         (K,): for "multiclass" the weight of each class, for "multilabel" that of its positives.
+    smoothing : float
+        Share of the target that is spread evenly over the classes (Szegedy et al., Rethinking the Inception
+        Architecture, CVPR 2016), or halfway between 0 and 1 for labels.
+
+    Examples
+    --------
+    >>> ClassificationLoss("multiclass")(torch.zeros(2, 2), torch.tensor([0, 1])).tolist()
+    [0.6931471824645996, 0.6931471824645996]
     """
 
     weight: Tensor | None
 
-    def __init__(self, task: str, weight: Tensor | None = None) -> None:
+    def __init__(self, task: str, weight: Tensor | None = None, smoothing: float = 0.0) -> None:
         super().__init__()
         self.task = task
+        self.smoothing = smoothing
         self.register_buffer("weight", weight, persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean loss of (B, K) logits, computed in float32."""
+        """Return the loss (B,) of each row of (B, K) logits, computed in float32."""
         scores = logits.float()
         if self.task == "multiclass":
-            return F.cross_entropy(scores, labels, weight=self.weight)
-        return F.binary_cross_entropy_with_logits(scores, labels.float(), pos_weight=self.weight)
+            return F.cross_entropy(
+                scores, labels, weight=self.weight, label_smoothing=self.smoothing, reduction="none"
+            )
+        targets = labels.float() * (1.0 - self.smoothing) + 0.5 * self.smoothing
+        each = F.binary_cross_entropy_with_logits(scores, targets, pos_weight=self.weight, reduction="none")
+        return each.mean(dim=1)
 
 
 def check_labels(labels: NDArray[np.generic], classes: Sequence[str], task: str) -> None:
@@ -84,7 +99,9 @@ def check_labels(labels: NDArray[np.generic], classes: Sequence[str], task: str)
         )
 
 
-def make_loss(labels: NDArray[np.generic], outputs: int, task: str, balance: Balance) -> ClassificationLoss:
+def make_loss(
+    labels: NDArray[np.generic], outputs: int, task: str, balance: Balance, smoothing: float = 0.0
+) -> ClassificationLoss:
     """
     Return the loss to train with.
 
@@ -99,33 +116,39 @@ def make_loss(labels: NDArray[np.generic], outputs: int, task: str, balance: Bal
     balance : {"loss", "sampler"} or None
         With "loss", class k weighs n / (K n_k) (scikit-learn's "balanced"), and the positives of a label
         weigh negatives / positives.
+    smoothing : float
+        Of the targets.
 
     Returns
     -------
     ClassificationLoss
     """
     if balance != "loss":
-        return ClassificationLoss(task)
+        return ClassificationLoss(task, smoothing=smoothing)
     if task == "multiclass":
         counts = np.bincount(labels.astype(np.int64), minlength=outputs)
         weight = len(labels) / (outputs * counts)
     else:
         positives = np.sum(labels.astype(np.float64) > 0.5, axis=0)
         weight = (len(labels) - positives) / positives
-    return ClassificationLoss(task, torch.tensor(weight, dtype=torch.float32))
+    return ClassificationLoss(task, torch.tensor(weight, dtype=torch.float32), smoothing)
 
 
-def make_sampler(labels: NDArray[np.generic], task: str, generator: torch.Generator) -> WeightedRandomSampler:
+def class_odds(labels: NDArray[np.generic], task: str) -> Tensor:
     """
-    Return a sampler that draws every class equally often, with replacement.
+    Return how likely each item is to be drawn, (n,) float64, so that every class is drawn equally often.
 
     Raises
     ------
     TrainingError
         For "multilabel", where drawing one label more often draws the others along.
+
+    Examples
+    --------
+    >>> class_odds(np.array([0, 0, 1]), "multiclass").tolist()
+    [0.5, 0.5, 1.0]
     """
     if task != "multiclass":
         raise TrainingError('balance="sampler" is for task="multiclass"; use balance="loss" for labels')
     classes = labels.astype(np.int64)
-    weights = 1.0 / np.bincount(classes)[classes]
-    return WeightedRandomSampler(weights.tolist(), len(classes), generator=generator)
+    return torch.from_numpy(1.0 / np.bincount(classes)[classes])

@@ -1,48 +1,52 @@
 """
 Checkpoints: one safetensors file that holds parameters, and a JSON header with all else.
 
-Nothing in the file is executed when it is read, and nothing in it is about patients. Two hashes tell damage
-and later changes: one of the tensors, one of the header. They prove no origin: who changes a file can hash it
-anew.
+Nothing in the file is executed when it is read, and nothing in it is about patients. Three hashes tell damage
+and later changes: one of the tensors, one of the header, one of all that predictions depend on. They prove no
+origin: who changes a file can hash it anew.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import platform
-import struct
 from collections import OrderedDict
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from medimg import __version__
 from medimg.errors import CheckpointError, MedimgError
-from medimg.io.files import atomic_path
+from medimg.learn import container
 from medimg.learn.backbones import Architecture
+from medimg.learn.calibration import Calibration
 from medimg.learn.classifier import TransferClassifier
+from medimg.learn.extraction import feature_count
+from medimg.learn.outliers import Outliers
+from medimg.learn.provenance import model_digest
+from medimg.learn.ranges import TrainingRanges
 from medimg.prep import Preprocess
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable
 
 __all__ = ["SCHEMA", "load", "read_header", "save"]
 
-#: Version of the header's layout; raised when older versions could no longer read it.
-SCHEMA: Final = 1
+#: Version of the header's layout; raised when older versions could no longer read it, or would read less than
+#: predictions depend on. Version 1 had neither calibration nor ranges, and is still read.
+SCHEMA: Final = 2
 
 _KEY: Final = "medimg"
+_WHAT: Final = (
+    "a checkpoint of medimg; to start from plain weights use TransferClassifier(backbone, classes=..., "
+    "weights=path)"
+)
 _MAX_HEADER: Final = 16 * 2**20
 _MAX_IMAGE_SIZE: Final = 2048  # a ViT of that size has 100 MB of positions: more is no honest file
-_PREFIX: Final = 8  # bytes that hold the header's length: safetensors' format
+_OUTLIERS: Final = "outliers."
 
 
 def _is_text(value: Any) -> bool:
@@ -61,6 +65,10 @@ def _is_object(value: Any) -> bool:
     return isinstance(value, dict)
 
 
+def _is_object_or_none(value: Any) -> bool:
+    return value is None or isinstance(value, dict)
+
+
 _FIELDS: Final[dict[str, Callable[[Any], bool]]] = {
     "architecture": _is_object,
     "classes": _is_names,
@@ -71,9 +79,15 @@ _FIELDS: Final[dict[str, Callable[[Any], bool]]] = {
     "weights_name": _is_text_or_none,
     "weights_sha256": _is_text_or_none,
     "versions": _is_object,
-    "training": lambda value: value is None or isinstance(value, dict),
+    "training": _is_object_or_none,
     "tensors_sha256": _is_text,
     "header_sha256": _is_text,
+}
+#: Those that version 2 added.
+_FIELDS_2: Final[dict[str, Callable[[Any], bool]]] = {
+    "ranges": _is_object_or_none,
+    "calibration": _is_object_or_none,
+    "model_sha256": _is_text,
 }
 
 
@@ -94,8 +108,10 @@ def save(model: TransferClassifier, path: str | os.PathLike[str]) -> Path:
         The file.
     """
     target = Path(path)
-    # a copy of each: safetensors refuses tensors that share memory
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    calibration, ranges = model.calibration, model.training_ranges
+    tensors = dict(model.state_dict())
+    if calibration is not None and calibration.outliers is not None:
+        tensors |= {f"{_OUTLIERS}{name}": value for name, value in calibration.outliers.tensors().items()}
     header: dict[str, Any] = {
         "schema": SCHEMA,
         "architecture": {
@@ -117,11 +133,11 @@ def save(model: TransferClassifier, path: str | os.PathLike[str]) -> Path:
             "python": platform.python_version(),
         },
         "training": model.training_summary,
-        "tensors_sha256": _tensors_sha256(tensors),
+        "ranges": ranges.to_dict() if ranges is not None else None,
+        "calibration": calibration.to_dict() if calibration is not None else None,
+        "model_sha256": model_digest(model),
     }
-    header["header_sha256"] = _header_sha256(header)
-    with atomic_path(target) as temporary:
-        save_file(tensors, temporary, metadata={_KEY: json.dumps(header, sort_keys=True)})
+    container.write(target, _KEY, header, tensors)
     return target
 
 
@@ -146,14 +162,10 @@ def load(path: str | os.PathLike[str]) -> TransferClassifier:
     """
     file = Path(path)
     header = read_header(file)
-    tensors = _read_tensors(file)
-    if _tensors_sha256(tensors) != header["tensors_sha256"]:
-        raise CheckpointError(
-            f"the parameters in {file} are not those that were saved (their SHA-256 differs): the file was "
-            "damaged or changed; fetch it anew or train again"
-        )
+    tensors = container.read_tensors(file, header)
     try:
         model = _rebuild(header)
+        _add_decisions(model, header, tensors)
     except (MedimgError, TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{file} describes a model that can't be built: {error}") from error
     _check_tensors(model, tensors, file)
@@ -162,6 +174,11 @@ def load(path: str | os.PathLike[str]) -> TransferClassifier:
     state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # set by torch, and untyped
     model.load_state_dict(state, strict=True, assign=True)
     model.training_summary = header["training"]
+    if header["schema"] > 1 and model_digest(model) != header["model_sha256"]:
+        raise CheckpointError(
+            f"the model in {file} is not the one that was saved (its SHA-256 differs): the file was changed, "
+            "or this version of medimg would predict otherwise"
+        )
     return model.eval()
 
 
@@ -178,7 +195,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     -------
     dict
         Schema, architecture, classes, task, pool, recipe and its fingerprint, weights and their SHA-256,
-        versions, summary of the training, and the two hashes.
+        versions, summary of the training, ranges of the training data, calibration, and the hashes.
 
     Raises
     ------
@@ -186,47 +203,11 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
         If the file is damaged, its header was changed, or it is no checkpoint of medimg.
     """
     file = Path(path)
-    _check_envelope(file)
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata: Any = opened.metadata()
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is damaged: {error}; fetch it anew or train again") from error
-    if not isinstance(metadata, Mapping) or _KEY not in metadata:
-        raise CheckpointError(
-            f"{file} is a safetensors file, but not a checkpoint of medimg; to start from plain weights use "
-            "TransferClassifier(backbone, classes=..., weights=path)"
-        )
-    try:
-        header: Any = json.loads(metadata[_KEY])
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"the header of {file} is damaged: {error}") from error
-    _check_header(header, file)
-    checked: dict[str, Any] = header
-    return checked
 
+    def check(header: Any) -> None:
+        _check_header(header, file)
 
-def _check_envelope(file: Path) -> None:
-    """Look at the first bytes, before anything is parsed or allocated."""
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as opened:
-            start = opened.read(_PREFIX + 1)
-    except OSError as error:
-        raise CheckpointError(f"{file} can't be opened: {error.strerror}; check the path") from error
-    if start[:2] == b"PK" or start[:1] == b"\x80":
-        raise CheckpointError(
-            f"{file} is a file of torch.save, not a checkpoint of medimg; to start from plain weights use "
-            "TransferClassifier(backbone, classes=..., weights=path)"
-        )
-    if len(start) <= _PREFIX or start[_PREFIX:] != b"{":
-        raise CheckpointError(f"{file} ({size} bytes) is no safetensors file, so no checkpoint of medimg")
-    (length,) = struct.unpack("<Q", start[:_PREFIX])
-    if length > min(_MAX_HEADER, size - _PREFIX):
-        raise CheckpointError(
-            f"{file} is truncated or damaged: it announces a header of {length} bytes, and has {size} bytes "
-            f"in all; headers have at most {_MAX_HEADER}"
-        )
+    return container.read_header(file, _KEY, _WHAT, check=check, limit=_MAX_HEADER)
 
 
 def _check_header(header: Any, file: Path) -> None:
@@ -238,23 +219,25 @@ def _check_header(header: Any, file: Path) -> None:
             f"{file} was written by a newer medimg: its schema is {schema}, this version knows up to "
             f"{SCHEMA}; update medimg"
         )
-    wrong = [name for name, test in _FIELDS.items() if name not in header or not test(header[name])]
+    expected = _FIELDS if schema == 1 else _FIELDS | _FIELDS_2
+    wrong = [name for name, test in expected.items() if name not in header or not test(header[name])]
     if wrong:
         raise CheckpointError(f"the header of {file} lacks a sound {', '.join(map(repr, wrong))}")
-    if _header_sha256(header) != header["header_sha256"]:
-        raise CheckpointError(
-            f"the header of {file} is not the one that was saved (its SHA-256 differs): classes, recipe or "
-            "another field were changed; fetch it anew or train again"
-        )
 
 
-def _read_tensors(file: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            # a copy: what is read lies in a map of the file, which may be replaced later
-            return {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118  # no dict
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is damaged: {error}; fetch it anew or train again") from error
+def _add_decisions(model: TransferClassifier, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Give a model its calibration and ranges, and take what is theirs out of the tensors."""
+    if header["schema"] == 1:
+        return
+    found = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_OUTLIERS)}
+    outliers = None
+    if found:
+        named = {name.removeprefix(_OUTLIERS): value for name, value in found.items()}
+        outliers = Outliers.from_tensors(named, feature_count(model))
+    if header["calibration"] is not None:
+        model.calibration = Calibration.from_dict(header["calibration"], outliers, model.classes, model.task)
+    if header["ranges"] is not None:
+        model.training_ranges = TrainingRanges.from_dict(header["ranges"])
 
 
 def _rebuild(header: dict[str, Any]) -> TransferClassifier:
@@ -299,18 +282,3 @@ def _check_tensors(model: TransferClassifier, tensors: dict[str, Tensor], file: 
 
 def _kind(tensor: Tensor) -> tuple[torch.Size, bool]:
     return tensor.shape, tensor.is_floating_point()
-
-
-def _tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Hash names, types, shapes and bytes, in the order of the names."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _header_sha256(header: Mapping[str, Any]) -> str:
-    rest = {name: value for name, value in header.items() if name != "header_sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

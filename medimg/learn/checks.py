@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import os
 from collections.abc import Sequence
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from medimg.data.facts import ItemFacts
+from medimg.data.leaks import check_sides
 from medimg.errors import LeakageError, PreprocessError, TrainingError
 from medimg.learn.balance import check_labels
 
@@ -21,10 +22,9 @@ if TYPE_CHECKING:
     from medimg.learn.loaders import LabeledImages
 
 __all__ = [
+    "check_apart",
     "check_data",
     "check_input",
-    "check_reserved",
-    "check_settings",
     "checked_classes",
     "real_number",
     "whole_number",
@@ -115,42 +115,6 @@ def real_number(name: str, value: object) -> float:
     return float(value)
 
 
-def check_reserved(adapt: object, resume: object) -> None:
-    """Refuse what is planned and not there yet."""
-    for name, value in (("adapt", adapt), ("resume", resume)):
-        if value is not None:
-            raise TrainingError(
-                f"{name}= is not supported in this version of medimg, it is planned; pass {name}=None"
-            )
-
-
-def check_settings(
-    *, head_epochs: int, epochs: int, lr: float, backbone_lr_scale: float, batch_size: int, balance: object
-) -> None:
-    """
-    Refuse settings that can't train anything.
-
-    Raises
-    ------
-    TrainingError
-        It names the setting.
-    """
-    counts = {"head_epochs": head_epochs, "epochs": epochs}
-    for name, value in counts.items():
-        if not isinstance(value, int) or value < 0:
-            raise TrainingError(f"{name} is a whole number of epochs, 0 or more; found {value!r}")
-    if not any(counts.values()):
-        raise TrainingError("head_epochs and epochs are both 0: there is nothing to train; raise one of them")
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise TrainingError(f"batch_size is a positive whole number; found {batch_size!r}")
-    if not (math.isfinite(lr) and lr > 0):
-        raise TrainingError(f"lr is a positive number; found {lr!r}")
-    if not (math.isfinite(backbone_lr_scale) and backbone_lr_scale >= 0):
-        raise TrainingError(f"backbone_lr_scale is a number of 0 or more; found {backbone_lr_scale!r}")
-    if balance not in ("loss", "sampler", None):
-        raise TrainingError(f'balance is "loss", "sampler" or None; found {balance!r}')
-
-
 def check_data(model: TransferClassifier, train: LabeledImages, val: LabeledImages | None) -> None:
     """
     Refuse data that don't fit the model, or each other.
@@ -161,7 +125,8 @@ def check_data(model: TransferClassifier, train: LabeledImages, val: LabeledImag
         If a data set is empty, has other classes, another task, recipe or unit than the model; or a class has
         no training example.
     LeakageError
-        If a patient is in both.
+        If a patient, study, series, file or SOP instance is in both, or the same pixels as far as they were
+        compared before.
     """
     _check_fit(model, train, "training")
     check_labels(train.labels, model.classes, model.task)
@@ -173,16 +138,31 @@ def check_data(model: TransferClassifier, train: LabeledImages, val: LabeledImag
             f"the training data give items of unit={train.unit!r}, the validation data of {val.unit!r}: "
             "make both the same"
         )
-    _check_apart(train, val)
+    check_apart(train, val)
+
+
+def check_apart(train: LabeledImages, val: LabeledImages) -> None:
+    """
+    Refuse validation data that share something with the training data.
+
+    Raises
+    ------
+    LeakageError
+        If a patient, study, series, file or SOP instance is in both, or the same pixels as far as they were
+        compared before.
+    """
+    _check_files_apart(train, val)
     shared = set(train.patients) & set(val.patients) - {""}
     if shared:
         raise LeakageError(
             f"{len(shared)} of {len(set(val.patients))} patients of the validation data are in the training "
             "data too, so that its scores would say nothing; split with medimg.split(dataset)"
         )
+    if isinstance(train, ItemFacts) and isinstance(val, ItemFacts):
+        check_sides(train, val)
 
 
-def _check_apart(train: LabeledImages, val: LabeledImages) -> None:
+def _check_files_apart(train: LabeledImages, val: LabeledImages) -> None:
     """Refuse the same series or file on both sides, whoever it is said to belong to."""
     for what in ("series_uids", "sources"):
         sides = [

@@ -15,11 +15,12 @@ from medimg.learn.backbones import (
     head_logits,
     new_head,
 )
+from medimg.learn.bags import embed_slices
 from medimg.learn.checks import check_input, checked_classes
-from medimg.learn.freezing import freeze_through, hold_frozen, share_frozen
+from medimg.learn.freezing import Freezable, share_frozen
 from medimg.learn.loading import load_body
 from medimg.learn.pooling import Pool, make_pooling, pool_embeddings
-from medimg.learn.weights import WeightsChoice, resolve_weights
+from medimg.learn.weights import WeightsChoice, resolve_weights, weights_name
 
 if TYPE_CHECKING:
     import os
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+    from medimg.learn.calibration import Calibration
     from medimg.learn.loaders import LabeledImages
     from medimg.learn.predict import PredictSource
+    from medimg.learn.ranges import TrainingRanges
     from medimg.prep import Preprocess
 
 __all__ = ["Task", "TransferClassifier"]
@@ -39,14 +42,15 @@ __all__ = ["Task", "TransferClassifier"]
 Task: TypeAlias = Literal["multiclass", "multilabel"]
 
 
-class TransferClassifier(nn.Module):
+class TransferClassifier(Freezable):
     """
     Any torchvision classification model with a new head, and the recipe that makes its pictures.
 
     Parameters
     ----------
     backbone : str
-        Name of a torchvision classification model, such as "resnet50" or "vit_b_16".
+        Name of a torchvision classification model, such as "resnet50" or "vit_b_16", or of a network that
+        :func:`medimg.register_backbone` made known.
     classes : sequence of str
         Names of the classes, in the order of the outputs.
     weights : str, path, WeightsEnum or None
@@ -82,6 +86,10 @@ class TransferClassifier(nn.Module):
         Name and SHA-256 of the weights that training started from.
     training_summary : dict or None
         How the model was trained; set by :func:`medimg.fine_tune`.
+    training_ranges : TrainingRanges or None
+        What the training data were like: modalities, body parts, spacings; set by training.
+    calibration : Calibration or None
+        What predictions are calibrated and decided by; set by :func:`medimg.calibrate`, None for nothing.
 
     Raises
     ------
@@ -119,9 +127,9 @@ class TransferClassifier(nn.Module):
         check_backbone(backbone)
         names = checked_classes(classes, task)
         source = resolve_weights(backbone, weights, accept_license=accept_license)
-        recipe = preprocess or default_recipe(backbone, source)
         # weights with a URL may have to be fetched: whether they fit the recipe is settled before
         local = source.load(progress=progress) if source is not None and source.url is None else None
+        recipe = preprocess or default_recipe(backbone, source, local.state if local is not None else None)
         architecture = architecture_for(
             backbone,
             entry=source.entry if source is not None else None,
@@ -129,7 +137,7 @@ class TransferClassifier(nn.Module):
             recipe=recipe,
         )
         loaded = local or (source.load(progress=progress) if source is not None else None)
-        self.weights_name = source.name if source is not None else None
+        self.weights_name = weights_name(backbone, source)
         self.weights_sha256 = loaded.sha256 if loaded is not None else None
         self._assemble(architecture, names, recipe, task, pool, state=loaded.state if loaded else None)
 
@@ -152,9 +160,10 @@ class TransferClassifier(nn.Module):
         self.task: Task = task
         self.pool: Pool = pool
         self.training_summary: dict[str, Any] | None = None
+        self.training_ranges: TrainingRanges | None = None
+        self.calibration: Calibration | None = None
         self.backbone = parts.body
-        features = parts.head.in_channels if isinstance(parts.head, nn.Conv2d) else parts.head.in_features
-        self.attention = make_pooling(pool, features)
+        self.attention = make_pooling(pool, parts.features)
         self.head = new_head(parts.head, len(classes))
 
     @classmethod
@@ -196,10 +205,10 @@ class TransferClassifier(nn.Module):
 
     @property
     def backbone_name(self) -> str:
-        """Name of the backbone in torchvision."""
+        """Name of the backbone, in torchvision or as it was registered."""
         return self.architecture.name
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, grad_slices: int | None = None) -> Tensor:
         """
         Compute logits.
 
@@ -209,6 +218,8 @@ class TransferClassifier(nn.Module):
             (B, 3, H, W) normalized pictures, or (B, N, 3, H, W) bags of slices.
         mask : Tensor, optional
             (B, N) bool: which slices of the bags are there; all by default.
+        grad_slices : int, optional
+            How many slices of each bag keep a gradient, at most; see ``medimg.learn.bags.embed_slices``.
 
         Returns
         -------
@@ -220,15 +231,15 @@ class TransferClassifier(nn.Module):
         PreprocessError
             If the shape is another one, or ``pool="none"`` meets bags.
         """
-        return head_logits(self.head, self.embed(x, mask))
+        return head_logits(self.head, self.embed(x, mask, grad_slices=grad_slices))
 
-    def embed(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def embed(self, x: Tensor, mask: Tensor | None = None, *, grad_slices: int | None = None) -> Tensor:
         """
         Compute what the head sees.
 
         Parameters
         ----------
-        x, mask : Tensor
+        x, mask, grad_slices
             As for the logits.
 
         Returns
@@ -240,58 +251,8 @@ class TransferClassifier(nn.Module):
         if x.ndim == 4:
             pictures: Tensor = self.backbone(x)
             return pictures
-        planes = x.flatten(0, 1)
-        if mask is None:
-            slices = self.backbone(planes).unflatten(0, x.shape[:2])
-        else:
-            # only slices that are there pass: padding would move the statistics of batch normalization
-            there = self.backbone(planes[mask.flatten()])
-            slices = there.new_zeros(*x.shape[:2], there.shape[1])
-            slices[mask] = there
+        slices = embed_slices(self.backbone, x, mask, grad_slices=grad_slices)
         return pool_embeddings(slices, mask, self.pool, self.attention)
-
-    def freeze(self, upto: str | None = None) -> TransferClassifier:
-        """
-        Freeze the backbone, or its first part: parameters and statistics stay as they are, bit by bit.
-
-        Parameters
-        ----------
-        upto : str, optional
-            The last part to freeze, by its name in ``backbone.named_modules()``, such as "layer3" or
-            "features.5"; by default all of it. The head is never frozen.
-
-        Returns
-        -------
-        TransferClassifier
-            The model itself.
-
-        Raises
-        ------
-        TrainingError
-            If the backbone has no such part.
-
-        Examples
-        --------
-        >>> model = TransferClassifier("resnet18", classes=["a", "b"], weights=None).freeze(upto="layer1")
-        >>> model.backbone.layer1[0].bn1.training, model.backbone.layer2[0].bn1.training
-        (False, True)
-        """
-        freeze_through(self.backbone, upto)
-        self.train(self.training)
-        return self
-
-    def unfreeze(self) -> TransferClassifier:
-        """Make every parameter trainable, and return the model itself."""
-        self.requires_grad_(True)
-        self.train(self.training)
-        return self
-
-    def train(self, mode: bool = True) -> TransferClassifier:
-        """Set the mode of every part but the frozen ones, which stay in evaluation mode."""
-        super().train(mode)
-        if mode:
-            hold_frozen(self.backbone)
-        return self
 
     def predict(
         self,
@@ -299,6 +260,8 @@ class TransferClassifier(nn.Module):
         *,
         unit: Literal["series", "slice"] = "series",
         batch_size: int = 32,
+        on_error: Literal["raise", "collect"] = "raise",
+        provenance: bool = False,
         progress: bool = False,
     ) -> pd.DataFrame:
         """
@@ -310,9 +273,13 @@ class TransferClassifier(nn.Module):
             Whatever :func:`medimg.read` takes; a list is several sources, not the files of one.
         unit : {"series", "slice"}
             One row for each source (without pooling: the mean of its slices' probabilities), or one for each
-            slice that the recipe takes.
+            slice that the recipe takes, scored as if it were alone.
         batch_size : int
             Pictures at once.
+        on_error : {"raise", "collect"}
+            Whether a source that can't be read ends it all, or has a row without scores that says why.
+        provenance : bool
+            Whether ``model`` and ``recipe`` stand in columns, too.
         progress : bool
             Whether to show a progress bar.
 
@@ -320,12 +287,40 @@ class TransferClassifier(nn.Module):
         -------
         pandas.DataFrame
             Columns ``source``, ``series_uid``; for slices ``sop_instance_uid`` and ``slice`` (index in the
-            volume as it was read); ``predicted`` (for labels: those at 0.5 and above, joined by ";"); and
-            ``p_<class>`` for each class.
+            volume as it was read); ``predicted`` (for labels: those at 0.5 and above, joined by ";");
+            ``p_<class>`` for each class; for slices ``weight``, how much the slice counts in its series (they
+            sum to 1 over a source: the attention's weights; with "max" the share of features whose maximum
+            lies in the slice; else equal shares); with "collect" ``error``, None where there is none.
+
+            A calibrated model adds ``set``, the classes that can't be ruled out, ``flagged``, those of more
+            than two that reach their threshold, and ``ood``, how unusual the image is (the share of held-out
+            ones that are less so); see :func:`medimg.calibrate`. A trained one adds ``unlike``, in what the
+            image is unlike the training data: modality, body part, spacing. ``attrs`` of the table has
+            "model", the first digits of the model's hash, "recipe" and "medimg", the version.
+
+        Raises
+        ------
+        TrainingError
+            If a setting is unsound, or parameters were changed after the model was calibrated.
+        MedimgError
+            If a source can't be read, and errors are not collected.
+
+        Warns
+        -----
+        MedimgWarning
+            If images are unlike the training data, or were not decided as calibrated.
         """
         from medimg.learn.predict import predict
 
-        return predict(self, sources, unit=unit, batch_size=batch_size, progress=progress)
+        return predict(
+            self,
+            sources,
+            unit=unit,
+            batch_size=batch_size,
+            on_error=on_error,
+            provenance=provenance,
+            progress=progress,
+        )
 
     def predict_proba(
         self, dataset: LabeledImages, *, batch_size: int = 32, num_workers: int = 0, progress: bool = False
@@ -345,7 +340,7 @@ class TransferClassifier(nn.Module):
         Returns
         -------
         numpy.ndarray
-            (n, K) float64 probabilities.
+            (n, K) float64 probabilities, calibrated if the model is.
 
         Raises
         ------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import warnings
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from pytorch_lightning import Callback
-    from torch.utils.data import DataLoader
 
     from medimg.learn._lightning import FineTuning
 
@@ -26,6 +26,7 @@ __all__ = ["Engine"]
 
 _OURS: Final = {
     "max_epochs": "head_epochs and epochs",
+    "accumulate_grad_batches": "accumulate",
     "callbacks": "callbacks",
     "precision": "precision",
     "devices": "devices",
@@ -34,6 +35,7 @@ _OURS: Final = {
 #: What Lightning says about choices that are made on purpose here, or that are the user's.
 _HARMLESS: Final = (
     r".*module\(s\) in eval mode at the start of training.*",  # the frozen ones: that is the point
+    r"Total length of `list` across ranks is zero.*",  # validation data are optional
     r"You defined a `validation_step` but have no `val_dataloader`.*",  # validation data are optional
     r".*does not have many workers which may be a bottleneck.*",  # pictures are kept in memory
     r".*available but not used.*",  # the device is the caller's choice
@@ -62,6 +64,7 @@ class Engine:
         precision: Any,
         devices: Any,
         progress: bool,
+        accumulate: int,
         callbacks: Sequence[Callback],
         more: Mapping[str, Any],
     ) -> Engine:
@@ -72,7 +75,7 @@ class Engine:
         ----------
         device : torch.device
             Where the model is now.
-        precision, devices, progress, callbacks, more
+        precision, devices, progress, accumulate, callbacks, more
             As in :func:`medimg.fine_tune`.
 
         Raises
@@ -96,6 +99,9 @@ class Engine:
             "enable_model_summary": False,
             "enable_progress_bar": progress,
             "num_sanity_val_steps": 0,
+            "accumulate_grad_batches": accumulate,
+            # ours share items out so that several processes train as one would
+            "use_distributed_sampler": False,
             **more,
         }
         if str(precision).endswith("-true") and str(precision) != "32-true":
@@ -104,13 +110,26 @@ class Engine:
                 "'16-mixed', 32 or 'auto'"
             )
         if precision == "auto":
-            precision = "bf16-mixed" if _computes_bf16(options["accelerator"]) else "32-true"
+            precision = _native_precision(options["accelerator"])
         return cls({**options, "precision": precision})
 
     @property
     def callbacks(self) -> list[Callback]:
         """The user's callbacks."""
         return list(self.options["callbacks"])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first process computes."""
+        if not self.pins_memory:
+            return torch.device("cpu")
+        devices = self.options["devices"]
+        return torch.device("cuda", devices[0] if isinstance(devices, list) and devices else 0)
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes files, as far as launchers of several say."""
+        return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0"
 
     @property
     def pins_memory(self) -> bool:
@@ -147,15 +166,9 @@ class Engine:
                 if handler is not None:
                     signal.signal(signal.SIGINT, handler)
 
-    def fit(
-        self,
-        module: FineTuning,
-        epochs: int,
-        train: DataLoader[Any],
-        val: DataLoader[Any] | None,
-    ) -> None:
+    def fit(self, module: FineTuning, epochs: int) -> None:
         """
-        Train for one phase.
+        Train for so many epochs.
 
         Raises
         ------
@@ -170,7 +183,7 @@ class Engine:
         except (MisconfigurationException, TypeError, ValueError) as error:
             raise _refused(error) from error
         try:
-            trainer.fit(module, train, val)
+            trainer.fit(module)
         except MisconfigurationException as error:
             raise _refused(error) from error
 
@@ -181,6 +194,9 @@ def _refused(error: Exception) -> TrainingError:
     )
 
 
-def _computes_bf16(accelerator: object) -> bool:
-    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return on_gpu and torch.cuda.is_bf16_supported()
+def _native_precision(accelerator: object) -> str:
+    """Return what the device computes fastest without losing more than training can bear."""
+    if accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+        return "32-true"
+    native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if native else "16-mixed"

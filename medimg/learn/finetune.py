@@ -2,115 +2,39 @@
 
 from __future__ import annotations
 
-import copy
-import logging
-import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from medimg.adapt.base import Adaptation
 from medimg.errors import TrainingError
 from medimg.learn.augment import make_augmentation
-from medimg.learn.balance import make_loss, make_sampler
-from medimg.learn.checks import check_data, check_reserved, check_settings, real_number, whole_number
+from medimg.learn.balance import class_odds, make_loss
+from medimg.learn.checks import check_data, whole_number
 from medimg.learn.engine import Engine
-from medimg.learn.history import FitResult, Recorder
-from medimg.learn.loaders import evaluation_loader, training_loader
+from medimg.learn.history import Recorder
+from medimg.learn.layout import prefers_channels_last
+from medimg.learn.logs import make_loggers
+from medimg.learn.ranges import note_training
+from medimg.learn.resuming import FILE, data_digest, find_progress
+from medimg.learn.running import resumed, run
+from medimg.learn.settings import Settings
+from medimg.learn.work import Work
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from pytorch_lightning import Callback
-    from torch import Tensor
+    from pytorch_lightning.loggers import Logger
 
     from medimg.learn.augment import AugmentChoice
-    from medimg.learn.balance import Balance, ClassificationLoss
+    from medimg.learn.balance import Balance
     from medimg.learn.classifier import TransferClassifier
+    from medimg.learn.history import FitResult
     from medimg.learn.loaders import LabeledImages
+    from medimg.learn.settings import Monitor, Schedule
 
-__all__ = ["Phase", "fine_tune"]
-
-logger = logging.getLogger("medimg")
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """
-    One part of the training.
-
-    Parameters
-    ----------
-    name : {"head", "full"}
-        What is trained.
-    epochs : int
-        How long.
-    epochs_before : int
-        How many there were in earlier phases.
-    lr, backbone_lr : float
-        Learning rates.
-    seed : int
-        Of order and augmentation.
-    """
-
-    name: Literal["head", "full"]
-    epochs: int
-    epochs_before: int
-    lr: float
-    backbone_lr: float
-    seed: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """What all phases share."""
-
-    model: TransferClassifier
-    train: LabeledImages
-    val: LabeledImages | None
-    loss: ClassificationLoss
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None
-    balance: Balance
-    batch_size: int
-    num_workers: int
-    recorder: Recorder
-
-    def run(self, phase: Phase, engine: Engine) -> None:
-        """Train for one phase."""
-        # Lightning takes seconds to import
-        from medimg.learn._lightning import FineTuning
-
-        val_labels = self.val.labels if self.val is not None else None
-        module = FineTuning(
-            self.model,
-            phase,
-            loss=self.loss,
-            augment=self.augment,
-            val_labels=val_labels,
-            recorder=self.recorder,
-        )
-        generator = torch.Generator().manual_seed(phase.seed)
-        sampled = self.balance == "sampler"
-        batches = training_loader(
-            self.train,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            pin_memory=engine.pins_memory,
-            generator=generator,
-            sampler=make_sampler(self.train.labels, self.model.task, generator) if sampled else None,
-        )
-        checks = None
-        if self.val is not None:
-            checks = evaluation_loader(
-                self.val,
-                batch_size=self.batch_size,
-                num_workers=self.num_workers,
-                pin_memory=engine.pins_memory,
-            )
-        logger.info("%s phase: %d epochs", phase.name, phase.epochs)
-        engine.fit(module, phase.epochs, batches, checks)
+__all__ = ["fine_tune"]
 
 
 def fine_tune(
@@ -122,14 +46,28 @@ def fine_tune(
     epochs: int = 10,
     lr: float = 1e-3,
     backbone_lr_scale: float = 0.1,
+    layer_decay: float = 0.8,
+    gradual: bool = False,
+    schedule: Schedule = "one_cycle",
+    weight_decay: float = 0.01,
     batch_size: int = 32,
+    accumulate: int = 1,
     balance: Balance = "loss",
+    label_smoothing: float = 0.0,
+    mixup: float = 0.0,
+    ema: float | None = None,
     augment: AugmentChoice = "auto",
-    adapt: None = None,
+    monitor: Monitor = "auto",
+    patience: int | None = None,
+    grad_slices: int | None = None,
+    adapt: Adaptation | Sequence[Adaptation] | None = None,
     precision: Any = "auto",
     devices: int | str | Sequence[int] = "auto",
-    resume: None = None,
+    channels_last: bool | str = "auto",
+    compile: bool = False,
+    resume: bool | str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
+    logger: str | Logger | Sequence[str | Logger] | None = None,
     callbacks: Sequence[Callback] = (),
     trainer_kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -140,8 +78,9 @@ def fine_tune(
     Train a classifier: first its head on the frozen backbone, then everything, the backbone more slowly.
 
     What was frozen by :meth:`medimg.TransferClassifier.freeze` stays as it is, bit by bit, batch statistics
-    included. With validation data the weights of the best epoch are restored at the end: that of the highest
-    AUROC (lower loss between equals), of the lowest loss where no AUROC is defined.
+    included. Where the backbone is frozen and nothing is augmented, images pass it once, and epochs are
+    epochs over their embeddings. With validation data the weights of the best epoch are restored at the end:
+    that of the highest AUROC (lower loss between equals), of the lowest loss where no AUROC is defined.
 
     Parameters
     ----------
@@ -152,33 +91,68 @@ def fine_tune(
     head_epochs, epochs : int
         Epochs with the head alone, and with everything; one of them may be 0.
     lr : float
-        Highest learning rate of the head, after a short warm-up; half a cosine follows in each phase.
+        Highest learning rate of the head in each phase; :func:`medimg.lr_find` looks for one.
     backbone_lr_scale : float
-        The backbone's rate is `lr` times this; 0 keeps it frozen.
+        The rate of the backbone's last stage is `lr` times this; 0 keeps it frozen.
+    layer_decay : float
+        The rate of each stage before is that of the next one times this; 1 for the same.
+    gradual : bool
+        Whether the stages are unfrozen one after the other, from the last, one epoch each, before all of
+        the backbone is trained for the rest of `epochs`.
+    schedule : {"one_cycle", "cosine", "constant"}
+        How rates run through a phase: up for a quarter of it and down again, the momentum the other way
+        round; a short linear warm-up and half a cosine; or no change.
+    weight_decay : float
+        Of AdamW; norms, biases, embeddings of positions and scales of layers don't decay.
     batch_size : int
-        Items at once; bags count as one. A last batch of a single item is left out of an epoch.
+        Items at once, on each device; bags count as one. A last batch of a single item is left out of an
+        epoch.
+    accumulate : int
+        Batches whose gradients are put together for a step.
     balance : {"loss", "sampler"} or None
         Against classes of unequal size: weigh the loss, draw rare ones more often, or do nothing.
-    augment : "auto", callable or None
-        "auto": turns up to 10 degrees, shifts up to 5 %, scales up to 10 %, brightness and contrast up to
-        10 %; never a mirroring. A callable takes and gives a batch (B, 3, H, W): what it draws once, it
-        draws for all. None: off.
-    adapt : None
-        Reserved for domain adaptation.
+    label_smoothing : float
+        Share of the target that is spread over all classes.
+    mixup : float
+        Mix pairs of single pictures by a share from Beta(mixup, mixup); 0 is off.
+    ema : float, optional
+        Decay of a moving mean of the weights, such as 0.999, which is then what is validated and kept.
+    augment : "auto", str, callable or None
+        "auto": small changes that suit the modality, never a mirroring, in those phases that train the
+        backbone; see the user guide. A callable takes and gives a batch (B, 3, H, W), in all phases. None:
+        off.
+    monitor : str
+        The score that chooses the best epoch: "val_auroc", "val_loss", "val_accuracy",
+        "val_balanced_accuracy" or "val_f1"; "auto" as told above.
+    patience : int, optional
+        End a phase after so many epochs without a better score.
+    grad_slices : int, optional
+        Of bags: the most slices of each that gradients flow through, chosen anew for each step.
+    adapt : Adaptation or sequence of Adaptation, optional
+        What is done about another domain, or against perturbed images; see :mod:`medimg.adapt`.
     precision : str or int
-        Lightning's; "auto" is bf16-mixed on GPUs that have it, else 32 bits.
+        Lightning's; "auto" is bf16-mixed on GPUs that have it, 16-mixed on others, 32 bits on the CPU.
     devices : "auto", int or sequence of int
         "auto" is one device: the GPU that the model is on or the first there is, else the CPU. More than one
-        trains distributed, as Lightning does it.
-    resume : None
-        Reserved for resuming.
+        trains distributed, as Lightning does it; what the loss is does not depend on their number.
+    channels_last : bool or "auto"
+        Whether pictures lie in memory pixel by pixel, which convolutions on GPUs are faster with; "auto" for
+        convolutional backbones.
+    compile : bool
+        Whether the backbone is compiled by ``torch.compile``: minutes at first, then faster steps.
+    resume : bool or path-like, optional
+        True: go on with the training that `output` is of, if it was cut off; it ends with the weights that
+        it would have had without the break. A path: the folder of another one.
     output : path-like, optional
-        Folder for ``best.safetensors`` and ``history.csv``, both written as soon as there is something new.
+        Folder for ``best.safetensors``, ``last.safetensors``, ``history.csv`` and what `resume` needs, all
+        written after each epoch.
+    logger : "tensorboard", Lightning logger, or several, optional
+        Where the numbers of each epoch go, besides ``history.csv``.
     callbacks : sequence of pytorch_lightning.Callback
-        They see two fits, one per phase, and start each with the state that they came with. The metrics are
-        ``train_loss``, ``val_loss``, ``val_accuracy``, ``val_auroc``.
+        They see one fit per phase, and start each with the state that they came with. The metrics are
+        ``train_loss``, ``val_loss``, ``val_accuracy``, ``val_balanced_accuracy``, ``val_f1``, ``val_auroc``.
     trainer_kwargs : mapping, optional
-        More for ``pytorch_lightning.Trainer``: ``logger``, ``accelerator``, ``gradient_clip_val``, ...
+        More for ``pytorch_lightning.Trainer``: ``accelerator``, ``gradient_clip_val``, ``strategy``, ...
     seed : int
         Of order, augmentation and dropout; the new head was drawn when the model was made. torch's own
         random state is left as it was.
@@ -195,112 +169,104 @@ def fine_tune(
     Raises
     ------
     TrainingError
-        If data and model don't fit, a class has no example, a setting is unsound, or the loss is not finite.
+        If data and model don't fit, a class has no example, a setting is unsound, what is resumed was
+        another training, or the loss is not finite.
     LeakageError
         If a patient is in both data sets.
+    CheckpointError
+        If the file to resume from is damaged.
 
     Notes
     -----
     The validation loss is that of training, class weights included. AUROC is each class's against the rest,
     averaged over those classes that have both examples and counterexamples.
+
+    What an epoch draws depends on the seed and its number alone, so that a training that was cut off and
+    resumed sees the same batches.
     """
-    check_reserved(adapt, resume)
-    head_epochs, epochs = whole_number("head_epochs", head_epochs), whole_number("epochs", epochs)
-    batch_size, seed = whole_number("batch_size", batch_size), whole_number("seed", seed)
-    num_workers = max(0, whole_number("num_workers", num_workers))
-    lr, backbone_lr_scale = real_number("lr", lr), real_number("backbone_lr_scale", backbone_lr_scale)
-    check_settings(
+    settings = Settings(
         head_epochs=head_epochs,
         epochs=epochs,
         lr=lr,
         backbone_lr_scale=backbone_lr_scale,
+        layer_decay=layer_decay,
+        gradual=gradual,
+        schedule=schedule,
+        weight_decay=weight_decay,
         batch_size=batch_size,
+        accumulate=accumulate,
         balance=balance,
+        label_smoothing=label_smoothing,
+        mixup=mixup,
+        ema=ema,
+        monitor=monitor,
+        patience=patience,
+        grad_slices=grad_slices,
+        seed=seed,
     )
     check_data(model, train, val)
-    device = next(model.parameters()).device
+    _check_watched(settings, val)
+    adaptations = _adaptations(adapt, model, train)
+    folder = Path(output) if output is not None else None
     engine = Engine.make(
-        device,
+        next(model.parameters()).device,
         precision=precision,
         devices=devices,
         progress=progress,
+        accumulate=settings.accumulate,
         callbacks=callbacks,
         more=trainer_kwargs or {},
     )
-    settings = {
-        "head_epochs": head_epochs,
-        "epochs": epochs,
-        "lr": lr,
-        "backbone_lr_scale": backbone_lr_scale,
-        "batch_size": batch_size,
-        "balance": balance,
+    summary = {
+        **settings.to_dict(),
         "augment": augment if augment is None or isinstance(augment, str) else "own",
-        "seed": seed,
+        "adapt": [one.settings() for one in adaptations],
         "train_items": len(train),
         "val_items": len(val) if val is not None else 0,
     }
-    job = _Job(
-        model,
-        train,
-        val,
-        loss=make_loss(train.labels, len(model.classes), model.task, balance),
-        augment=make_augmentation(augment, model.preprocess),
-        balance=balance,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        recorder=Recorder(model, Path(output) if output is not None else None, settings),
+    loss = make_loss(train.labels, len(model.classes), model.task, settings.balance, settings.label_smoothing)
+    work = Work(
+        model=model,
+        settings=settings,
+        train=train,
+        val=val,
+        loss=loss,
+        augment=make_augmentation(augment, model.preprocess, getattr(train, "modalities", ())),
+        always=callable(augment),
+        odds=class_odds(train.labels, model.task) if settings.balance == "sampler" else None,
+        adaptations=adaptations,
+        recorder=Recorder(
+            model, folder, summary, monitor=settings.monitor, loggers=make_loggers(logger, folder)
+        ),
+        num_workers=max(0, whole_number("num_workers", num_workers)),
+        pin_memory=engine.pins_memory,
+        channels_last=prefers_channels_last(model, channels_last),
+        state_file=folder / FILE if folder is not None else None,
+        digests={"train": data_digest(train), "val": data_digest(val)},
     )
-    phases = (
-        Phase("head", head_epochs, 0, lr, 0.0, seed),
-        Phase("full", epochs, head_epochs, lr, lr * backbone_lr_scale, seed + 1),
-    )
-    return _run(job, [phase for phase in phases if phase.epochs], engine, device, seed)
+    start = resumed(work, find_progress(resume, folder))
+    note_training(model, train)
+    return run(work, engine, start, compiled=compile)
 
 
-def _run(job: _Job, phases: Sequence[Phase], engine: Engine, device: torch.device, seed: int) -> FitResult:
-    model, recorder = job.model, job.recorder
-    started = time.perf_counter()
-    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-    try:
-        with engine.running(seed):
-            fresh = [copy.deepcopy(callback.state_dict()) for callback in engine.callbacks]
-            for phase in phases:
-                # a callback that counts, such as EarlyStopping, starts anew with what is trained anew
-                for callback, state in zip(engine.callbacks, fresh, strict=True):
-                    callback.load_state_dict(copy.deepcopy(state))
-                _make_trainable(model, trainable)
-                if not phase.backbone_lr:
-                    model.backbone.requires_grad_(False)
-                _check_trainable(model, phase)
-                job.run(phase, engine)
-    finally:
-        # whatever happened, the model is usable: the best weights so far, on its device, as it was frozen
-        _make_trainable(model, trainable)
-        model.to(device)
-        recorder.restore()
-        model.eval()
-    if not recorder.rows:
+def _check_watched(settings: Settings, val: LabeledImages | None) -> None:
+    if val is None and (settings.patience is not None or settings.monitor != "auto"):
+        name = "patience" if settings.patience is not None else "monitor"
         raise TrainingError(
-            "no epoch has ended: a limit among trainer_kwargs stops training before; raise it"
-        )
-    return FitResult(
-        history=tuple(recorder.rows),
-        best_epoch=recorder.best_epoch,
-        monitor=recorder.monitor,
-        seconds=time.perf_counter() - started,
-        checkpoint=recorder.checkpoint,
-    )
-
-
-def _check_trainable(model: TransferClassifier, phase: Phase) -> None:
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise TrainingError(
-            f"nothing is trainable in the {phase.name} phase, as all is frozen: unfreeze the head, or give "
-            "it 0 epochs"
+            f"{name}= watches the validation data, and there are none: pass val=, or leave it"
         )
 
 
-def _make_trainable(model: TransferClassifier, names: set[str]) -> None:
-    """Make these parameters trainable and freeze all others."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in names)
+def _adaptations(
+    adapt: Adaptation | Sequence[Adaptation] | None, model: TransferClassifier, train: LabeledImages
+) -> tuple[Adaptation, ...]:
+    if adapt is None:
+        return ()
+    several: Any = (adapt,) if isinstance(adapt, Adaptation) else adapt
+    if not isinstance(several, list | tuple) or not all(isinstance(one, Adaptation) for one in several):
+        raise TrainingError(
+            f"adapt is one of medimg.adapt, such as medimg.adapt.DANN(target), or several; found {adapt!r}"
+        )
+    for one in several:
+        one.check(model.classes, train)
+    return tuple(several)

@@ -3,14 +3,131 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
+
+from torch import nn
 
 from medimg.errors import TrainingError
+from medimg.learn.stages import Stage, stages
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Iterator
 
-__all__ = ["freeze_through", "hold_frozen", "share_frozen"]
+__all__ = ["Freezable", "freeze_through", "hold_frozen", "share_frozen", "unfreeze_from"]
+
+
+class Freezable(nn.Module):
+    """A model whose ``backbone`` can be frozen, whole or up to a part; what is frozen stays as it is."""
+
+    backbone: nn.Module
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """
+        Names of the backbone's stages, in the order of computation: what ``freeze(upto=...)`` takes.
+
+        The first is always "stem"; each other has the name of its last module with parameters.
+        """
+        return tuple(stage.name for stage in stages(self.backbone))
+
+    def freeze(self, upto: str | None = None) -> Self:
+        """
+        Freeze the backbone, or its first part: parameters and statistics stay as they are, bit by bit.
+
+        Parameters
+        ----------
+        upto : str, optional
+            The last part to freeze: one of :attr:`stages`, or any name in ``backbone.named_modules()``, such
+            as "layer3.0" or "features.5"; by default all of it. The head is never frozen.
+
+        Returns
+        -------
+        TransferClassifier
+            The model itself.
+
+        Raises
+        ------
+        TrainingError
+            If the backbone has no such part.
+
+        Examples
+        --------
+        >>> from medimg import TransferClassifier
+        >>> model = TransferClassifier("resnet18", classes=["a", "b"], weights=None).freeze(upto="layer1")
+        >>> model.backbone.layer1[0].bn1.training, model.backbone.layer2[0].bn1.training
+        (False, True)
+        """
+        freeze_through(self.backbone, upto)
+        self.train(self.training)
+        return self
+
+    def unfreeze(self, downto: str | None = None) -> Self:
+        """
+        Make parameters trainable: all of them, or from the head down to a part.
+
+        Parameters
+        ----------
+        downto : str, optional
+            The first part to train, as for :meth:`freeze`; what comes before it stays as it is.
+
+        Returns
+        -------
+        TransferClassifier
+            The model itself.
+
+        Raises
+        ------
+        TrainingError
+            If the backbone has no such part.
+
+        Examples
+        --------
+        >>> from medimg import TransferClassifier
+        >>> model = TransferClassifier("resnet18", classes=["a", "b"], weights=None).freeze()
+        >>> print(model.unfreeze(downto="layer4").summary())
+        part    parameters  frozen
+        stem         9,536  yes
+        layer1     147,968  yes
+        layer2     525,568  yes
+        layer3   2,099,712  yes
+        layer4   8,393,728  no
+        head         1,026  no
+        all     11,177,538  25 %
+        """
+        if downto is None:
+            self.requires_grad_(True)
+        else:
+            unfreeze_from(self.backbone, downto)
+            inside = set(self.backbone.parameters())
+            for parameter in self.parameters():
+                if parameter not in inside:
+                    parameter.requires_grad_(True)
+        self.train(self.training)
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of every part but the frozen ones, which stay in evaluation mode."""
+        super().train(mode)
+        if mode:
+            hold_frozen(self.backbone)
+        return self
+
+    def summary(self) -> str:
+        """Return a table of stages, pooling and head: how many parameters each has, and whether frozen."""
+        parts = [(stage.name, stage.parameters()) for stage in stages(self.backbone)]
+        others = [(name, child) for name, child in self.named_children() if name != "backbone"]
+        parts += [(name, own) for name, child in others if (own := list(child.parameters()))]
+        rows = [(name, f"{sum(p.numel() for p in own):,}", _frozen(own)) for name, own in parts]
+        total = sum(p.numel() for p in self.parameters())
+        rows.append(("all", f"{total:,}", f"{100 * share_frozen(self):.0f} %"))
+        table = [("part", "parameters", "frozen"), *rows]
+        names, counts = (max(len(row[n]) for row in table) for n in (0, 1))
+        return "\n".join(f"{name:{names}}  {count:>{counts}}  {state}" for name, count, state in table)
+
+
+def _frozen(parameters: list[nn.Parameter]) -> str:
+    states = {p.requires_grad for p in parameters}
+    return "partly" if len(states) == 2 else "no" if True in states else "yes"
 
 
 def freeze_through(body: nn.Module, upto: str | None) -> None:
@@ -22,30 +139,78 @@ def freeze_through(body: nn.Module, upto: str | None) -> None:
     body : nn.Module
         The network; changed in place.
     upto : str or None
-        The last module to freeze, by its name in ``named_modules()``; None freezes all. What comes before it
-        in that order, which is the order of computation in torchvision's models, is frozen with it.
+        The last stage or module to freeze, by its name in :func:`~medimg.learn.stages.stages` or
+        ``named_modules()``; None freezes all. What comes before it in that order, which is the order of
+        computation in torchvision's models, is frozen with it.
 
     Raises
     ------
     TrainingError
-        If there is no such module.
+        If there is no such part.
     """
-    names = [name for name, _ in body.named_modules()]
     if upto is None:
-        last = len(names) - 1
-    elif upto and upto in names:
-        last = max(n for n, name in enumerate(names) if name == upto or name.startswith(f"{upto}."))
+        body.requires_grad_(False)
+        return
+    parts = stages(body)
+    place = _stage(parts, upto)
+    if place is not None:
+        frozen = [p for stage in parts[: place + 1] for p in stage.parameters()]
     else:
-        children = [name for name, _ in body.named_children()]
-        near = difflib.get_close_matches(upto, names, n=3)
-        hint = f"; the nearest are {', '.join(map(repr, near))}" if near else ""
-        raise TrainingError(
-            f"the backbone has no part {upto!r} to freeze up to{hint}; its main parts are "
-            f"{', '.join(map(repr, children))}"
-        )
-    for name in names[: last + 1]:
-        for parameter in body.get_submodule(name).parameters(recurse=False):
-            parameter.requires_grad_(False)
+        names = _modules(body, upto, parts)
+        last = max(n for n, name in enumerate(names) if name == upto or name.startswith(f"{upto}."))
+        frozen = list(_own_parameters(body, names[: last + 1]))
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+
+
+def unfreeze_from(body: nn.Module, downto: str) -> None:
+    """
+    Let a network's last part be trained.
+
+    Parameters
+    ----------
+    body : nn.Module
+        The network; changed in place.
+    downto : str
+        The first stage or module to train, by its name; all that comes after it is trained too.
+
+    Raises
+    ------
+    TrainingError
+        If there is no such part.
+    """
+    parts = stages(body)
+    place = _stage(parts, downto)
+    if place is not None:
+        trained = [p for stage in parts[place:] for p in stage.parameters()]
+    else:
+        names = _modules(body, downto, parts)
+        trained = list(_own_parameters(body, names[names.index(downto) :]))
+    for parameter in trained:
+        parameter.requires_grad_(True)
+
+
+def _stage(parts: tuple[Stage, ...], name: str) -> int | None:
+    return next((n for n, stage in enumerate(parts) if stage.name == name), None)
+
+
+def _modules(body: nn.Module, wanted: Any, parts: tuple[Stage, ...]) -> list[str]:
+    """Return the names of all modules, if the one that is wanted is among them."""
+    names = [name for name, _ in body.named_modules()]
+    if wanted and wanted in names:
+        return names
+    known = [stage.name for stage in parts]
+    near = difflib.get_close_matches(str(wanted), [*known, *names], n=3)
+    hint = f"; the nearest are {', '.join(map(repr, near))}" if near else ""
+    raise TrainingError(
+        f"the backbone has no part {wanted!r}{hint}; its stages are {', '.join(map(repr, known))}, and every "
+        "name in backbone.named_modules() is a part too"
+    )
+
+
+def _own_parameters(body: nn.Module, names: list[str]) -> Iterator[nn.Parameter]:
+    for name in names:
+        yield from body.get_submodule(name).parameters(recurse=False)
 
 
 def hold_frozen(module: nn.Module) -> None:
@@ -53,19 +218,35 @@ def hold_frozen(module: nn.Module) -> None:
     Put every part whose parameters are all frozen into evaluation mode.
 
     In training mode its batch normalization would go on moving its statistics, and its dropout go on making
-    noise, without a single parameter being trained.
+    noise, without a single parameter being trained. A layer that has statistics and no parameters is as
+    frozen as the parameters before it.
 
     Parameters
     ----------
     module : nn.Module
         The network; changed in place.
     """
+    first = next(module.parameters(), None)
+    if first is not None:
+        _hold(module, not first.requires_grad)
+
+
+def _hold(module: nn.Module, before: bool) -> bool:
+    """Return whether the last parameters, of this module or else before it, are frozen."""
     parameters = list(module.parameters())
-    if parameters and not any(p.requires_grad for p in parameters):
+    if not parameters:
+        if before and next(module.buffers(), None) is not None:
+            module.eval()
+        return before
+    if not any(p.requires_grad for p in parameters):
         module.eval()
-        return
+        return True
+    own = list(module.parameters(recurse=False))
+    if own:
+        before = not any(p.requires_grad for p in own)
     for child in module.children():
-        hold_frozen(child)
+        before = _hold(child, before)
+    return before
 
 
 def share_frozen(module: nn.Module) -> float:

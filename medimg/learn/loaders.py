@@ -6,17 +6,29 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from medimg.learn.phases import epoch_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
     from medimg.prep import Preprocess
 
-__all__ = ["Batch", "LabeledImages", "collate", "evaluation_loader", "training_loader"]
+__all__ = [
+    "Batch",
+    "EpochSampler",
+    "LabeledImages",
+    "Share",
+    "collate",
+    "evaluation_loader",
+    "joined",
+    "padded",
+    "training_loader",
+]
 
 
 class LabeledImages(Protocol):
@@ -93,6 +105,96 @@ class _Indexed(Dataset[tuple[Tensor, Any, int]]):
         return [(*item, index) for item, index in zip(several(indices), indices, strict=True)]
 
 
+class Share(NamedTuple):
+    """
+    Which part of the work is this process's.
+
+    Attributes
+    ----------
+    rank : int
+        Number of the process.
+    world : int
+        How many there are.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+
+class EpochSampler(Sampler[int]):
+    """
+    Shuffled indices, in an order that the seed and the epoch's number decide, and nothing before.
+
+    Several processes take turns: batches of b items on each of w processes are together what batches of w·b
+    on one would be. What is over when the items are shared out is left out of that epoch.
+
+    Parameters
+    ----------
+    count : int
+        Items of the data set.
+    seed : int
+        Of the training.
+    odds : Tensor, optional
+        (n,): how likely each item is; with replacement then, as often as there are items.
+    share : Share
+        Of the work.
+    offset : int
+        Number of the epoch that :meth:`set_epoch` calls 0.
+
+    Examples
+    --------
+    >>> sampler = EpochSampler(5, seed=0)
+    >>> sorted(sampler) == [0, 1, 2, 3, 4]
+    True
+    """
+
+    def __init__(
+        self,
+        count: int,
+        seed: int,
+        *,
+        odds: Tensor | None = None,
+        share: Share | None = None,
+        offset: int = 0,
+    ) -> None:
+        self._count = count
+        self._seed = seed
+        self._odds = odds
+        self._share = share or Share()
+        self._offset = offset
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to an epoch, counted from the offset; Lightning calls this."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._count // self._share.world
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(epoch_seed(self._seed, self._offset + self._epoch))
+        if self._odds is None:
+            order = torch.randperm(self._count, generator=generator)
+        else:
+            order = torch.multinomial(self._odds, self._count, replacement=True, generator=generator)
+        rank, world = self._share
+        yield from order[: len(self) * world][rank::world].tolist()
+
+
+class _Shared(Sampler[int]):
+    """Indices in order, shared out; the first ones again where that does not come out even."""
+
+    def __init__(self, count: int, share: Share) -> None:
+        self._count, self._share = count, share
+
+    def __len__(self) -> int:
+        return (self._count + self._share.world - 1) // self._share.world
+
+    def __iter__(self) -> Iterator[int]:
+        rank, world = self._share
+        yield from (i % self._count for i in range(rank, len(self) * world, world))
+
+
 def collate(items: Sequence[tuple[Tensor, Any, int]]) -> Batch:
     """
     Put items together.
@@ -100,7 +202,7 @@ def collate(items: Sequence[tuple[Tensor, Any, int]]) -> Batch:
     Parameters
     ----------
     items : sequence of (Tensor, label, index)
-        Images (3, H, W), or bags (N, 3, H, W) of any lengths.
+        Images (3, H, W), or bags (N, 3, H, W) of any lengths; or embeddings of these, (F,) or (N, F).
 
     Returns
     -------
@@ -115,14 +217,58 @@ def collate(items: Sequence[tuple[Tensor, Any, int]]) -> Batch:
     images = [image for image, _, _ in items]
     labels = torch.stack([torch.as_tensor(label) for _, label, _ in items])
     indices = torch.tensor([index for _, _, index in items])
-    lengths = [len(image) for image in images]
-    if images[0].ndim == 3 or len(set(lengths)) == 1:
+    # odd: a picture (3, H, W) or its embedding (F,); even: a bag of them
+    if images[0].ndim % 2 or len({len(image) for image in images}) == 1:
         return Batch(_stacked(images), labels, None, indices)
-    padded = images[0].new_zeros(len(images), max(lengths), *images[0].shape[1:])
-    for row, image in zip(padded, images, strict=True):
-        row[: len(image)] = image
-    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    return Batch(padded, labels, mask, indices)
+    bags, mask = padded(images)
+    return Batch(bags, labels, mask, indices)
+
+
+def padded(bags: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """
+    Put bags of unequal lengths together.
+
+    Parameters
+    ----------
+    bags : sequence of Tensor
+        Each (N, ...), with an N of its own.
+
+    Returns
+    -------
+    bags : Tensor
+        (B, N, ...) with the largest N; shorter ones end in zeros.
+    mask : Tensor
+        (B, N) bool: what is there.
+    """
+    lengths = torch.tensor([len(bag) for bag in bags])
+    most = int(lengths.max())
+    rows = bags[0].new_zeros(len(bags), most, *bags[0].shape[1:])
+    for row, bag in zip(rows, bags, strict=True):
+        row[: len(bag)] = bag
+    return rows, (torch.arange(most) < lengths[:, None]).to(bags[0].device)
+
+
+def joined(batches: Sequence[Batch]) -> tuple[Tensor, Tensor | None]:
+    """
+    Put the images of several batches into one, so that all pass a network together.
+
+    Returns
+    -------
+    images : Tensor
+        Those of the first, then those of the next.
+    mask : Tensor or None
+        Of bags of unequal lengths.
+    """
+    shapes = {batch.images.shape[1:] for batch in batches}
+    if len(shapes) == 1 and all(batch.mask is None for batch in batches):
+        return torch.cat([batch.images for batch in batches]), None
+    bags: list[Tensor] = []
+    for batch in batches:
+        if batch.mask is None:
+            bags += batch.images
+        else:
+            bags += [bag[there] for bag, there in zip(batch.images, batch.mask, strict=True)]
+    return padded(bags)
 
 
 def _stacked(images: list[Tensor]) -> Tensor:
@@ -148,39 +294,44 @@ def training_loader(
     batch_size: int,
     num_workers: int,
     pin_memory: bool,
-    generator: torch.Generator,
-    sampler: Sampler[int] | None = None,
+    sampler: EpochSampler,
 ) -> DataLoader[tuple[Tensor, Any, int]]:
     """
-    Return shuffled batches, in an order that the generator alone decides.
+    Return shuffled batches, in an order that the sampler alone decides.
 
     A last batch of a single item is left out of an epoch, since batch normalization can't be trained on one.
     """
-    lone = len(items) > batch_size > 1 and len(items) % batch_size == 1
+    count = len(sampler)
     return DataLoader(
         _Indexed(items),
         batch_size=batch_size,
-        sampler=sampler or RandomSampler(_Indexed(items), generator=generator),
+        sampler=sampler,
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=pin_memory,
-        drop_last=lone,
-        generator=generator,
+        drop_last=count > batch_size > 1 and count % batch_size == 1,
+        # without one of its own, a loader draws from torch's global random state
+        generator=torch.Generator(),
         persistent_workers=num_workers > 0,
     )
 
 
 def evaluation_loader(
-    items: LabeledImages, *, batch_size: int, num_workers: int, pin_memory: bool = False
+    items: LabeledImages,
+    *,
+    batch_size: int,
+    num_workers: int,
+    pin_memory: bool = False,
+    share: Share | None = None,
 ) -> DataLoader[tuple[Tensor, Any, int]]:
-    """Return batches in the order of the data set."""
+    """Return batches in the order of the data set; of several processes each has as many."""
     return DataLoader(
         _Indexed(items),
         batch_size=batch_size,
+        sampler=_Shared(len(items), share or Share()),
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
-        # without one of its own, a loader draws from torch's global random state
         generator=torch.Generator(),
     )

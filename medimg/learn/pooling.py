@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from medimg.errors import TrainingError
 
-__all__ = ["POOLS", "GatedAttention", "Pool", "make_pooling", "pool_embeddings"]
+__all__ = ["POOLS", "GatedAttention", "Pool", "make_pooling", "pool_embeddings", "slice_weights"]
 
 Pool: TypeAlias = Literal["none", "mean", "max", "attention"]
 
@@ -116,3 +116,35 @@ def pool_embeddings(embeddings: Tensor, mask: Tensor | None, pool: str, layer: n
     if pool == "max":
         return embeddings.masked_fill(~there, -math.inf).amax(dim=1)
     return (embeddings * there).sum(dim=1) / there.sum(dim=1)
+
+
+def slice_weights(embeddings: Tensor, pool: str, layer: nn.Module | None) -> Tensor:
+    """
+    Return how much each slice of one bag counts.
+
+    Parameters
+    ----------
+    embeddings : Tensor
+        (N, F).
+    pool : {"none", "mean", "max", "attention"}
+        "attention": the weights of the sum. "max": the share of the features whose maximum lies in this
+        slice; slices that share a maximum share the feature. Else all count alike.
+    layer : nn.Module or None
+        The attention.
+
+    Returns
+    -------
+    Tensor
+        (N,), sums to 1.
+
+    Examples
+    --------
+    >>> slice_weights(torch.tensor([[1.0, 0.0, 5.0, 2.0], [3.0, 4.0, 6.0, 2.0]]), "max", None)
+    tensor([0.1250, 0.8750])
+    """
+    if isinstance(layer, GatedAttention):
+        return layer.weights(embeddings[None])[0]
+    if pool == "max":
+        highest = embeddings == embeddings.amax(dim=0)
+        return (highest / highest.sum(dim=0)).mean(dim=1)
+    return embeddings.new_full((len(embeddings),), 1.0 / len(embeddings))

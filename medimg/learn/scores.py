@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["accuracy", "auroc", "probabilities"]
+    from medimg.learn.classifier import TransferClassifier
+
+__all__ = ["accuracy", "auroc", "balanced_accuracy", "f1", "model_probabilities", "probabilities", "watched"]
 
 
-def probabilities(logits: Tensor, task: str) -> NDArray[np.float64]:
+def probabilities(logits: Tensor, task: str, temperature: Sequence[float] = (1.0,)) -> NDArray[np.float64]:
     """
     Turn logits into probabilities, in float64.
 
@@ -23,6 +27,8 @@ def probabilities(logits: Tensor, task: str) -> NDArray[np.float64]:
         (n, K).
     task : {"multiclass", "multilabel"}
         Softmax over the classes, or a sigmoid of each.
+    temperature : sequence of float
+        What logits are divided by: one number, or one for each label.
 
     Returns
     -------
@@ -36,10 +42,32 @@ def probabilities(logits: Tensor, task: str) -> NDArray[np.float64]:
     [[0.5, 0.5]]
     """
     scores = logits.detach().cpu().double()
+    if any(value != 1 for value in temperature):
+        scores = scores / scores.new_tensor(temperature)
     result: NDArray[np.float64] = (
         scores.softmax(dim=1) if task == "multiclass" else scores.sigmoid()
     ).numpy()
     return result
+
+
+def model_probabilities(model: TransferClassifier, logits: Tensor) -> NDArray[np.float64]:
+    """
+    Turn a model's logits into its probabilities: calibrated ones, if it is calibrated.
+
+    Parameters
+    ----------
+    model : TransferClassifier
+        Its task and calibration count.
+    logits : Tensor
+        (n, K).
+
+    Returns
+    -------
+    numpy.ndarray
+        (n, K) float64.
+    """
+    calibration = model.calibration
+    return probabilities(logits, model.task, calibration.temperature if calibration else (1.0,))
 
 
 def accuracy(labels: NDArray[np.generic], proba: NDArray[np.float64], task: str) -> float:
@@ -101,3 +129,75 @@ def auroc(labels: NDArray[np.generic], proba: NDArray[np.float64], task: str) ->
         if truth[:, k].any() and not truth[:, k].all()
     ]
     return float(np.mean(areas)) if areas else None
+
+
+def _decided(
+    labels: NDArray[np.generic], proba: NDArray[np.float64], task: str
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return truth and decision as (n, K) indicators."""
+    outputs = np.arange(proba.shape[1])
+    if task == "multilabel":
+        return labels.astype(np.float64) > 0.5, proba >= 0.5
+    return labels[:, None] == outputs, proba.argmax(axis=1)[:, None] == outputs
+
+
+def balanced_accuracy(labels: NDArray[np.generic], proba: NDArray[np.float64], task: str) -> float:
+    """
+    Return the mean recall of the classes that have examples; of labels, mean sensitivity and specificity.
+
+    Parameters
+    ----------
+    labels, proba, task
+        As for :func:`accuracy`.
+
+    Returns
+    -------
+    float
+
+    Examples
+    --------
+    >>> balanced_accuracy(np.array([0, 0, 0, 1]), np.array([[1.0, 0.0]] * 4), "multiclass")
+    0.5
+    """
+    truth, decided = _decided(labels, proba, task)
+    if task == "multilabel":
+        truth, decided = np.hstack([truth, ~truth]), np.hstack([decided, ~decided])
+    there = truth.any(axis=0)
+    recall = (truth & decided).sum(axis=0)[there] / truth.sum(axis=0)[there]
+    return float(recall.mean())
+
+
+def f1(labels: NDArray[np.generic], proba: NDArray[np.float64], task: str) -> float:
+    """
+    Return the F1 score, averaged over the classes that are there or were predicted.
+
+    Parameters
+    ----------
+    labels, proba, task
+        As for :func:`accuracy`.
+
+    Returns
+    -------
+    float
+        Of each class 2 TP / (2 TP + FP + FN); 0 where no class is there or predicted.
+
+    Examples
+    --------
+    >>> f1(np.array([0, 1]), np.array([[0.9, 0.1], [0.8, 0.2]]), "multiclass")
+    0.3333333333333333
+    """
+    truth, decided = _decided(labels, proba, task)
+    both = 2 * (truth & decided).sum(axis=0)
+    total = truth.sum(axis=0) + decided.sum(axis=0)
+    seen = total > 0
+    return float((both[seen] / total[seen]).mean()) if seen.any() else 0.0
+
+
+def watched(labels: NDArray[np.generic], proba: NDArray[np.float64], task: str) -> dict[str, float | None]:
+    """Return the scores that training writes down after an epoch, by their names."""
+    return {
+        "val_accuracy": accuracy(labels, proba, task),
+        "val_balanced_accuracy": balanced_accuracy(labels, proba, task),
+        "val_f1": f1(labels, proba, task),
+        "val_auroc": auroc(labels, proba, task),
+    }

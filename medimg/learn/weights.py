@@ -19,11 +19,12 @@ from torchvision.models import WeightsEnum, get_model_weights
 
 from medimg.errors import WeightsUnavailableError
 from medimg.io.files import file_sha256
+from medimg.learn.registry import AS_BUILT, own_backbone
 
 if TYPE_CHECKING:
     from torchvision.models import Weights
 
-__all__ = ["LoadedWeights", "WeightsChoice", "WeightsSource", "resolve_weights"]
+__all__ = ["LoadedWeights", "WeightsChoice", "WeightsSource", "resolve_weights", "weights_name"]
 
 logger = logging.getLogger("medimg")
 
@@ -75,6 +76,11 @@ class WeightsSource:
     url: str | None = None
     entry: Weights | None = None
 
+    @property
+    def license(self) -> str | None:
+        """Address of the license, where the weights are not under torchvision's own; None for a file's."""
+        return None if self.entry is None else self.entry.meta.get("license")
+
     def load(self, *, progress: bool = True) -> LoadedWeights:
         """
         Read the weights, downloading them first where they have a URL and are not in the cache.
@@ -113,23 +119,23 @@ def resolve_weights(
     Parameters
     ----------
     backbone : str
-        Name of a torchvision classification model.
+        Name of a torchvision classification model, or of a network of one's own.
     weights : str, path, WeightsEnum or None
         ``"DEFAULT"``; a name such as ``"IMAGENET1K_V1"`` or ``"ResNet50_Weights.IMAGENET1K_V2"``; a member of
         the model's enumeration; the path of a state dict; or None. A text is a path when it has a folder in
         it or ends like a file of weights.
     accept_license : bool
-        Whether weights under a licence of their own (SWAG: CC BY-NC 4.0) may be used.
+        Whether weights under a license of their own (SWAG: CC BY-NC 4.0) may be used.
 
     Returns
     -------
     WeightsSource or None
-        None for None.
+        None for None; for an own network for "DEFAULT" too: its weights are those that its function gives.
 
     Raises
     ------
     WeightsUnavailableError
-        If the model has no weights of that name, or their licence was not accepted.
+        If the model has no weights of that name, or their license was not accepted.
 
     Examples
     --------
@@ -148,16 +154,49 @@ def resolve_weights(
     if not isinstance(weights, Enum) and _is_path(weights):
         path = Path(weights).expanduser()
         return WeightsSource(path.name, path)
+    if own_backbone(backbone) is not None:
+        _check_own(backbone, weights)
+        return None
     choices = get_model_weights(backbone)
     member = _member(backbone, choices, weights)
     name = f"{choices.__name__}.{member.name}"
-    if "SWAG" in member.name and not accept_license:
+    path = Path(torch.hub.get_dir()) / "checkpoints" / member.url.rsplit("/", 1)[-1]
+    source = WeightsSource(name, path, member.url, member.value)
+    if source.license is not None and not accept_license:
         raise WeightsUnavailableError(
-            f"{name} are not under torchvision's licence but under their own: {member.meta['license']}. "
+            f"{name} are not under torchvision's license but under their own: {source.license}. "
             "Read it, then pass accept_license=True; or choose other weights, or weights=None"
         )
-    path = Path(torch.hub.get_dir()) / "checkpoints" / member.url.rsplit("/", 1)[-1]
-    return WeightsSource(name, path, member.url, member.value)
+    return source
+
+
+def weights_name(backbone: str, source: WeightsSource | None) -> str | None:
+    """
+    Return how a classifier calls the weights it starts from.
+
+    Parameters
+    ----------
+    backbone : str
+        Its backbone.
+    source : WeightsSource or None
+        The file that was chosen.
+
+    Returns
+    -------
+    str or None
+        None for random ones; "as built" for those that an own network's function gives.
+    """
+    if source is not None:
+        return source.name
+    return AS_BUILT if own_backbone(backbone) is not None else None
+
+
+def _check_own(backbone: str, weights: str | os.PathLike[str] | Enum) -> None:
+    if weights != "DEFAULT":
+        raise WeightsUnavailableError(
+            f"{backbone!r} is a network of your own, and has no weights {weights!r}; it starts as its "
+            'function gives it ("DEFAULT" or None), or from a file: weights="./weights.pth"'
+        )
 
 
 def _is_path(weights: str | os.PathLike[str]) -> bool:

@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,44 @@ def test_confusion_equals_scikit_learn() -> None:
     assert np.array_equal(report.confusion, expected)
 
 
+@dataclasses.dataclass(frozen=True)
+class Points:
+    """Operating points, as a calibrated model has them."""
+
+    points: tuple[SimpleNamespace, ...]
+    outliers: None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibratedModel(FakeModel):
+    calibration: Points | None = None
+
+
+def test_operating_points_decide() -> None:
+    model, dataset = make_pair()
+    high = CalibratedModel(model.probabilities, calibration=Points((SimpleNamespace(threshold=0.8),)))
+    report = evaluate(high, dataset, unit="image", n_resamples=10)
+    expected = confusion_matrix(dataset.labels, model.probabilities[:, 1] >= 0.8)
+    assert np.array_equal(report.confusion, expected)
+    assert not np.array_equal(
+        report.confusion, evaluate(model, dataset, unit="image", n_resamples=10).confusion
+    )
+    assert report.provenance["evaluation"]["operating_points"] == [0.8]
+    plain, labeled = make_pair("multilabel", ("a", "b"))
+    cuts = Points((SimpleNamespace(threshold=0.2), SimpleNamespace(threshold=0.9)))
+    report = evaluate(
+        CalibratedModel(plain.probabilities, ("a", "b"), "multilabel", calibration=cuts),
+        labeled,
+        unit="image",
+        n_resamples=10,
+    )
+    expected = multilabel_confusion_matrix(labeled.labels, plain.probabilities >= np.array([0.2, 0.9]))
+    assert np.array_equal(report.confusion, expected)
+
+
 def test_same_seed_same_intervals_and_another_seed_others() -> None:
     pair = make_pair()
     first, again, other = (evaluate(*pair, n_resamples=200, seed=seed).metrics for seed in (1, 1, 2))
@@ -89,7 +128,7 @@ def test_intervals_of_images_are_as_wide_as_those_of_their_patients() -> None:
         series_uids=(),
         sources=(),
     )
-    once = evaluate(model, dataset, n_resamples=300).metrics["auroc"]
+    once = evaluate(model, dataset, n_resamples=300, ci_method="bootstrap").metrics["auroc"]
     repeated = evaluate(
         dataclasses.replace(model, probabilities=model.probabilities[copies]),
         many,

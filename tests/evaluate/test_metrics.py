@@ -1,18 +1,21 @@
 """Each metric equals scikit-learn's, for whole sets and for resamples."""
 
-import warnings
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.stats import norm
 from sklearn import metrics as sk
 
-from medimg.evaluate.bootstrap import draw_patients, interval, resample, weighted_auroc
-from medimg.evaluate.metrics import Support, estimate
+from medimg.evaluate.bootstrap import Estimate, draw_patients, interval, resample, strata_of
+from medimg.evaluate.curves import curves_of
+from medimg.evaluate.estimates import estimate
+from medimg.evaluate.metrics import Support
 from medimg.evaluate.units import Units, make_units
-from tests.evaluate.fakes import FakeDataset, Task
+from medimg.evaluate.weighted import weighted_auprc, weighted_auroc
+from tests.evaluate.fakes import FakeDataset, Task, make_pair
+from tests.evaluate.reference import by_sklearn, plain_resamples
 
 CLASSES = ("a", "b", "c", "d")
 
@@ -38,37 +41,6 @@ def support_of(units: Units, dataset: FakeDataset) -> Support:
     return Support.of(units.truth, dataset.task, dataset.classes)
 
 
-def by_sklearn(
-    truth: NDArray[np.bool_], predicted: NDArray[np.bool_], scores: NDArray[np.float64], support: Support
-) -> dict[str, float]:
-    """The metrics by scikit-learn's own averages; NaN where the whole set has them but this one has not."""
-    expected: dict[str, float] = {"accuracy": sk.accuracy_score(truth, predicted)}
-    present = [k for k, n in enumerate(support.positives) if n]
-    lacking = any(not truth[:, k].any() for k in present) or not present
-    columns = {"recall": sk.recall_score, "precision": sk.precision_score, "f1": sk.f1_score}
-    for name, score in columns.items():
-        value = np.nan
-        if not lacking and support.task == "multiclass":
-            y, z = truth.argmax(axis=1), predicted.argmax(axis=1)
-            value = score(y, z, labels=present, average="macro", zero_division=0)
-        elif not lacking:
-            y, z = (np.column_stack([x, np.zeros(len(x), bool)]).astype(int) for x in (truth, predicted))
-            value = score(y, z, labels=present, average="macro", zero_division=0)
-        expected[f"{name}_macro"] = value
-    both = [k for k in present if support.negatives[k]]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        areas = [
-            sk.roc_auc_score(truth[:, k], scores[:, k]) if 0 < truth[:, k].sum() < len(truth) else np.nan
-            for k in both
-        ]
-        if support.task == "multiclass":
-            balanced = sk.balanced_accuracy_score(truth.argmax(axis=1), predicted.argmax(axis=1))
-            expected["balanced_accuracy"] = np.nan if lacking else balanced
-    expected["auroc"] = (areas[1] if support.binary else np.mean(areas)) if areas else np.nan
-    return expected
-
-
 @settings(max_examples=150, deadline=None)
 @given(cases())
 def test_estimates_equal_scikit_learn(case: tuple[FakeDataset, NDArray[np.float64]]) -> None:
@@ -76,7 +48,9 @@ def test_estimates_equal_scikit_learn(case: tuple[FakeDataset, NDArray[np.float6
     units = make_units(dataset, scores, "image")
     support = support_of(units, dataset)
     found = estimate(units.truth, units.predicted, units.probabilities, support)
-    for name, value in by_sklearn(units.truth, units.predicted, units.probabilities, support).items():
+    expected = by_sklearn(units.truth, units.predicted, units.probabilities, support)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
         assert found[name] == pytest.approx(value, nan_ok=True, abs=1e-12), name
 
 
@@ -87,13 +61,25 @@ def test_resamples_equal_a_double_loop(case: tuple[FakeDataset, NDArray[np.float
     units = make_units(dataset, scores, "image")
     support = support_of(units, dataset)
     found = resample(units, support, n_resamples=5, seed=seed)
-    generator = np.random.default_rng(seed)
-    for r in range(5):
-        drawn = generator.integers(units.n_patients, size=units.n_patients)
-        rows = np.concatenate([np.flatnonzero(units.patient == p) for p in drawn])
-        arrays = (units.truth[rows], units.predicted[rows], units.probabilities[rows])
-        for name, value in by_sklearn(*arrays, support).items():
+    for r, expected in enumerate(plain_resamples(units, support, n_resamples=5, seed=seed)):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
             assert found[name][r] == pytest.approx(value, nan_ok=True, abs=1e-12), (r, name)
+
+
+@pytest.mark.parametrize(
+    ("task", "classes"), [("multiclass", CLASSES[:2]), ("multiclass", CLASSES), ("multilabel", CLASSES[:3])]
+)
+def test_resamples_within_strata_equal_a_double_loop(task: Task, classes: tuple[str, ...]) -> None:
+    model, dataset = make_pair(task, classes)
+    units = make_units(dataset, model.probabilities, "image")
+    assert strata_of(units).max() >= 1
+    support = support_of(units, dataset)
+    found = resample(units, support, n_resamples=4, seed=7)
+    for r, expected in enumerate(plain_resamples(units, support, n_resamples=4, seed=7)):
+        for name, value in expected.items():
+            assert found[name][r] == pytest.approx(value, abs=1e-12), (r, name)
+    assert all(len(np.unique(found[name])) == 4 for name in ("accuracy", "auroc", "auprc", "brier", "ece"))
 
 
 @settings(max_examples=60, deadline=None)
@@ -104,8 +90,8 @@ def test_a_resample_of_everybody_once_is_the_estimate(case: tuple[FakeDataset, N
     support = support_of(units, dataset)
     expected = estimate(units.truth, units.predicted, units.probabilities, support)
 
-    def everybody(n_patients: int, *_: int) -> list[NDArray[np.float64]]:
-        return [np.ones((1, n_patients))]
+    def everybody(strata: NDArray[np.int64], *_: int) -> list[NDArray[np.float64]]:
+        return [np.ones((len(strata), 1))]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("medimg.evaluate.bootstrap.draw_patients", everybody)
@@ -140,16 +126,46 @@ def test_an_absent_class_has_no_scores_and_is_left_out_of_the_averages() -> None
     scores = np.array([[0.8, 0.1, 0.1], [0.1, 0.1, 0.8], [0.1, 0.8, 0.1], [0.2, 0.7, 0.1]])
     units = make_units(FakeDataset(labels, tuple("wxyz"), CLASSES[:3]), scores, "image")
     found = estimate(units.truth, units.predicted, scores, Support.of(units.truth, "multiclass", CLASSES[:3]))
-    assert np.isnan([found[f"{kind}[c]"] for kind in ("recall", "precision", "f1", "auroc")]).all()
+    kinds = ("recall", "precision", "f1", "auroc", "auprc", "mcc", "kappa")
+    assert np.isnan([found[f"{kind}[c]"] for kind in kinds]).all()
+    assert found["brier[c]"] == pytest.approx((3 * 0.1**2 + 0.8**2) / 4)
     assert found["specificity[c]"] == pytest.approx(3 / 4)
     assert found["recall_macro"] == pytest.approx((1 / 2 + 1) / 2)
 
 
-@pytest.mark.parametrize("rows", [1, 3, 7, 100])
-def test_draws_do_not_depend_on_how_many_are_made_at_once(rows: int) -> None:
-    whole = next(iter(draw_patients(9, 20, 5, 20)))
-    assert np.array_equal(np.concatenate(list(draw_patients(9, 20, 5, rows))), whole)
-    assert (whole.sum(axis=1) == 9).all()
+@pytest.mark.parametrize("columns", [1, 3, 7, 100])
+def test_draws_do_not_depend_on_how_many_are_made_at_once(columns: int) -> None:
+    strata = np.array([0, 1, 1, 0, 1, 2, 2, 0, 1])
+    whole = next(iter(draw_patients(strata, 20, 5, 20)))
+    assert np.array_equal(np.concatenate(list(draw_patients(strata, 20, 5, columns)), axis=1), whole)
+    assert len(np.unique(whole, axis=1)) > 1
+
+
+def test_as_many_of_each_stratum_are_drawn_as_it_has() -> None:
+    strata = np.array([0, 1, 1, 0, 1, 2, 2, 0, 1])
+    drawn = next(iter(draw_patients(strata, 3000, 0, 3000)))
+    for s, n in ((0, 3), (1, 4), (2, 2)):
+        assert (drawn[strata == s].sum(axis=0) == n).all()
+    np.testing.assert_allclose(drawn.mean(axis=1), 1, atol=0.06)
+
+
+def test_strata_are_the_sets_of_classes_and_small_ones_are_put_together() -> None:
+    def strata(*sets: tuple[int, ...]) -> list[int]:
+        rows = [(patient, k) for patient, classes in enumerate(sets) for k in classes]
+        labels, patients = np.array([k for _, k in rows]), tuple(str(p) for p, _ in rows)
+        dataset = FakeDataset(labels, patients, CLASSES)
+        found = strata_of(make_units(dataset, np.full((len(rows), 4), 0.25), "image"))
+        return [int(n) for n in found]
+
+    def grouped(numbers: list[int]) -> list[tuple[int, ...]]:
+        return sorted(tuple(i for i, n in enumerate(numbers) if n == s) for s in set(numbers))
+
+    both = [(0,)] * 5 + [(1,)] * 6 + [(0, 1)] * 7
+    assert grouped(strata(*both)) == [tuple(range(5)), tuple(range(5, 11)), tuple(range(11, 18))]
+    # three of c and two of d are enough for a stratum; three of c alone join the smallest other one
+    assert grouped(strata(*both, *[(2,)] * 3, *[(3,)] * 2))[-1] == tuple(range(18, 23))
+    assert grouped(strata(*both, *[(2,)] * 3))[0] == (0, 1, 2, 3, 4, 18, 19, 20)
+    assert set(strata((0,), (1,), (2,))) == {0}
 
 
 def test_weighted_auroc_equals_copies() -> None:
@@ -157,8 +173,37 @@ def test_weighted_auroc_equals_copies() -> None:
     positive, scores = generator.random(30) < 0.5, generator.integers(0, 6, 30) / 5
     weights = generator.integers(0, 4, size=(8, 30))
     found = weighted_auroc(positive, scores, weights.astype(float))
-    expected = [sk.roc_auc_score(np.repeat(positive, w), np.repeat(scores, w)) for w in weights]
+    copies = [(np.repeat(positive, w), np.repeat(scores, w)) for w in weights]
+    expected = [sk.roc_auc_score(*copy) for copy in copies]
     np.testing.assert_allclose(found, expected, atol=1e-12)
+    found = weighted_auprc(positive, scores, weights.astype(float))
+    np.testing.assert_allclose(found, [sk.average_precision_score(*copy) for copy in copies], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("task", "classes"), [("multiclass", CLASSES[:2]), ("multiclass", CLASSES), ("multilabel", CLASSES)]
+)
+def test_curves_have_the_areas_and_errors_of_the_metrics(task: Task, classes: tuple[str, ...]) -> None:
+    model, dataset = make_pair(task, classes)
+    units = make_units(dataset, model.probabilities, "image")
+    support = support_of(units, dataset)
+    found = estimate(units.truth, units.predicted, units.probabilities, support)
+    curves = curves_of(units.truth, units.probabilities, support)
+    shown = classes[1:] if support.binary else classes
+    assert set(curves.roc) == set(curves.precision_recall) == set(curves.reliability) == set(shown)
+    for name in shown:
+        suffix = "" if support.binary else f"[{name}]"
+        roc, pr = curves.roc[name], curves.precision_recall[name]
+        assert np.trapezoid(roc.y, roc.x) == pytest.approx(found[f"auroc{suffix}"])
+        assert np.sum(np.diff(pr.x) * pr.y[1:]) == pytest.approx(found[f"auprc{suffix}"])
+        assert (np.diff(pr.x) >= 0).all()
+        assert pr.thresholds[0] == np.inf
+        if suffix:
+            assert curves.reliability[name].ece == pytest.approx(found[f"ece{suffix}"])
+        assert curves.reliability[name].n.sum() == len(units)
+    if curves.confidence is not None:
+        assert curves.confidence.ece == pytest.approx(found["ece"])
+    assert (curves.confidence is None) == (task == "multilabel")
 
 
 def test_an_interval_needs_half_of_the_resamples() -> None:
@@ -168,3 +213,21 @@ def test_an_interval_needs_half_of_the_resamples() -> None:
     assert np.isnan(missing.low)
     assert missing.dropped == 2
     assert np.isnan(interval(nan, np.array([0.4, 0.4]), 0.9).high)
+
+
+def test_few_patients_widen_the_interval_and_many_do_not() -> None:
+    samples = np.linspace(0, 1, 100_001)
+    plain = interval(0.5, samples, 0.95)
+    few, many = (interval(0.5, samples, 0.95, n_patients=n) for n in (20, 10**7))
+    assert (plain.low, plain.high) == pytest.approx((0.025, 0.975))
+    assert (many.low, many.high) == pytest.approx((plain.low, plain.high), abs=1e-5)
+    # Hesterberg 2015: 2.093 is the quantile of Student's t with 19 degrees of freedom
+    assert few.low == pytest.approx(norm.cdf(-2.093 * np.sqrt(20 / 19)), abs=1e-4)
+    assert few.low + few.high == pytest.approx(1)
+
+
+def test_a_reflected_interval_lies_on_the_other_side_and_holds_the_value() -> None:
+    samples = np.linspace(0.3, 0.5, 101)
+    found = interval(0.35, samples, 0.9, reflected=True)
+    assert (found.low, found.high) == pytest.approx((0.7 - 0.49, 0.7 - 0.31))
+    assert interval(0.2, samples, 0.9, reflected=True) == Estimate(0.2, 0.0, 0.2)

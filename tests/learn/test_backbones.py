@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,26 +7,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.models import get_model
+from torchvision.models import get_model, get_model_weights
 
 from medimg import Preprocess, TransferClassifier
-from medimg.errors import PreprocessError, TrainingError
-from medimg.learn.backbones import Architecture, backbone_names, check_backbone, default_recipe, head_logits
+from medimg.errors import PreprocessError, TrainingError, WeightsUnavailableError
+from medimg.learn.backbones import (
+    Architecture,
+    architecture_for,
+    backbone_names,
+    check_backbone,
+    default_recipe,
+    head_logits,
+)
 from medimg.learn.weights import resolve_weights
 from tests.learn.fakes import classifier
-
-
-@contextmanager
-def no_storage() -> Iterator[None]:
-    """Let modules keep only the shapes of their parameters."""
-    register = nn.Module.register_parameter
-
-    def shape_only(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        register(self, name, None if param is None else nn.Parameter(param.detach().to("meta")))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nn.Module, "register_parameter", shape_only)
-        yield
+from tests.learn.networks import no_storage
 
 
 @pytest.mark.parametrize("name", backbone_names())
@@ -150,14 +143,46 @@ def test_swag_end_to_end_has_its_own_size() -> None:
 
 
 def test_vit_is_built_for_the_size_of_its_weights(tmp_path: Path) -> None:
-    torch.save(get_model("vit_b_32", weights=None, image_size=96).state_dict(), tmp_path / "mine.pth")
-    with pytest.raises(PreprocessError, match="96 by 96 only"):
-        TransferClassifier("vit_b_32", classes=("a", "b"), weights=tmp_path / "mine.pth")
-    recipe = Preprocess(size=96)
-    model = TransferClassifier(
-        "vit_b_32", classes=("a", "b"), weights=tmp_path / "mine.pth", preprocess=recipe
-    )
-    assert model.architecture.image_size == 96
+    path = tmp_path / "mine.pth"
+    torch.save(get_model("vit_b_32", weights=None, image_size=96).state_dict(), path)
+    with pytest.raises(PreprocessError, match=r"96 by 96 only.*size=96"):
+        TransferClassifier("vit_b_32", classes=("a", "b"), weights=path, preprocess=Preprocess(size=224))
+    # a recipe that nobody gave follows the weights
+    for recipe in (None, Preprocess(size=96)):
+        model = TransferClassifier("vit_b_32", classes=("a", "b"), weights=path, preprocess=recipe)
+        assert model.architecture.image_size == 96
+        assert model.preprocess == Preprocess(size=96)
+
+
+def no_download(*_: Any, **__: Any) -> None:
+    raise AssertionError("nothing is fetched")
+
+
+@pytest.mark.parametrize("name", backbone_names())
+def test_weights_say_size_normalization_and_license(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_download)
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_download)
+    for entry in get_model_weights(name):
+        transforms = entry.transforms()
+        licensed = entry.meta.get("license")
+        assert (licensed is not None) == ("SWAG" in entry.name)
+        if licensed is not None:
+            with pytest.raises(WeightsUnavailableError, match=f"{licensed}.*accept_license=True"):
+                TransferClassifier(name, classes=("a", "b"), weights=entry.name)
+        source = resolve_weights(name, entry.name, accept_license=True)
+        assert source is not None
+        assert source.license == licensed
+        recipe = default_recipe(name, source)
+        assert recipe.hw == (transforms.crop_size[0],) * 2
+        assert (recipe.mean, recipe.std) == (tuple(transforms.mean), tuple(transforms.std))
+        architecture = architecture_for(name, entry=source.entry, state=None, recipe=recipe)
+        assert (architecture.image_size is not None) == name.startswith("vit_")
+        if name.startswith("vit_") or name == "maxvit_t":
+            other = Preprocess(size=recipe.hw[0] - 14)
+            with pytest.raises(PreprocessError, match=f"by {recipe.hw[0]} only.*size={recipe.hw[0]}"):
+                TransferClassifier(
+                    name, classes=("a", "b"), weights=entry, preprocess=other, accept_license=True
+                )
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -8,14 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 import medimg
 from medimg import Preprocess, TransferClassifier, Window
 from medimg.errors import CheckpointError
-from medimg.learn import checkpoint
-from tests.learn.fakes import changed, classifier, state
+from medimg.learn import checkpoint, container, registry
+from medimg.learn.ranges import ImageFacts, TrainingRanges
+from tests.learn.fakes import changed, classifier, images, state
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +41,8 @@ def rewrite(
 
 def sealed(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     """What someone does who changes a file on purpose."""
-    header["tensors_sha256"] = checkpoint._tensors_sha256(tensors)
-    header["header_sha256"] = checkpoint._header_sha256(header)
+    header["tensors_sha256"] = container.tensors_sha256(tensors)
+    header["header_sha256"] = container.header_sha256(header)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +92,7 @@ def test_loading_needs_no_pretrained_weights(tmp_path: Path, monkeypatch: pytest
 
 def test_header_says_what_it_was_made_with(saved: Path) -> None:
     header = checkpoint.read_header(saved)
-    assert header["schema"] == 1
+    assert header["schema"] == checkpoint.SCHEMA == 2
     assert header["classes"] == ["a", "b"]
     assert header["versions"]["medimg"] == medimg.__version__
     assert header["versions"].keys() == {"medimg", "torch", "torchvision", "python"}
@@ -101,7 +105,7 @@ def test_saving_replaces_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def broken(*_: Any, **__: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(checkpoint, "save_file", broken)
+    monkeypatch.setattr(container, "save_file", broken)
     with pytest.raises(OSError, match="disk full"):
         classifier("resnet18").save(path)
     assert path.read_bytes() == content
@@ -176,12 +180,13 @@ def nudge(_: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     [
         (set_field("classes", ["b", "a"]), "not the one that was saved"),
         (set_field("training", {"best": 1.0}), "not the one that was saved"),
-        (set_field("schema", 2), "written by a newer medimg: its schema is 2"),
+        (set_field("schema", 3), "written by a newer medimg: its schema is 3"),
         (set_field("schema", "1"), "names no schema"),
         (set_field("classes", "ab"), "lacks a sound 'classes'"),
         (lambda header, _: header.pop("task"), "lacks a sound 'task'"),
-        (drop_tensor, "parameters in .* are not those that were saved"),
-        (nudge, "parameters in .* are not those that were saved"),
+        (set_field("calibration", "none"), "lacks a sound 'calibration'"),
+        (drop_tensor, "tensors in .* are not those that were saved"),
+        (nudge, "tensors in .* are not those that were saved"),
     ],
 )
 def test_changed_afterwards(saved: Path, tmp_path: Path, change: Any, message: str) -> None:
@@ -236,3 +241,143 @@ def test_source_can_be_overwritten_while_the_model_lives(tmp_path: Path) -> None
     with path.open("rb+") as file:
         file.write(b"\0" * path.stat().st_size)
     assert not changed(before, state(loaded))
+
+
+class Tiny(torch.nn.Module):
+    """So few parameters that every byte of the file can be changed in turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3, stride=4)
+        self.head = torch.nn.Linear(4, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.conv(x).mean(dim=(2, 3)))
+        return logits
+
+
+@pytest.fixture(scope="module")
+def tiny() -> TransferClassifier:
+    """Calibrated, with thresholds, statistics of embeddings and ranges: all that a file can hold."""
+    name = "tiny_of_test_checkpoint"
+    if name not in registry.own_names():
+        medimg.register_backbone(name, Tiny, mean=(0.5,) * 3, std=(0.5,) * 3, size=16)
+    model = classifier(name, preprocess=Preprocess(size=16))
+    val, train = (images(20, preprocess=model.preprocess, prefix=name) for name in ("v", "t"))
+    medimg.calibrate(model, val, train=train, operating_point="youden")
+    facts = [ImageFacts("CT", "DICOM", "CHEST", spacing=(0.7, 0.7), rows=512, columns=512)]
+    model.training_ranges = TrainingRanges.of(facts)
+    model.training_summary = {"seed": 0}
+    return model
+
+
+def everything(model: TransferClassifier) -> tuple[object, ...]:
+    values = [value.numpy().tobytes() for value in model.state_dict().values()]
+    facts = (model.calibration, model.training_ranges, model.training_summary, model.classes, model.task)
+    return (*values, *facts, model.pool, model.preprocess, model.weights_name, model.weights_sha256)
+
+
+def test_round_trip_of_all_that_there_is(tmp_path: Path, tiny: TransferClassifier) -> None:
+    loaded = medimg.load(tiny.save(tmp_path / "model.safetensors"))
+    assert everything(loaded) == everything(tiny)
+    assert not any(name.startswith("outliers") for name in loaded.state_dict())
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_any_byte_changed_is_refused_or_without_effect(
+    tmp_path: Path, tiny: TransferClassifier, part: int
+) -> None:
+    content = tiny.save(tmp_path / "model.safetensors").read_bytes()
+    expected = everything(tiny)
+    path = tmp_path / "changed.safetensors"
+    rng = random.Random(part)
+    harmless = 0
+    for place in range(part, len(content), 4):
+        # every byte in turn, by a few of the changes that it can take
+        changed_bytes = bytearray(content)
+        changed_bytes[place] ^= rng.choice([1, 2, 4, 8, 16, 32, 64, 128, rng.randrange(1, 256)])
+        path.write_bytes(changed_bytes)
+        try:
+            loaded = medimg.load(path)
+        except CheckpointError:
+            continue
+        assert everything(loaded) == expected, place
+        harmless += 1
+    assert harmless < 20  # blanks
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_damage_is_refused_or_without_effect(
+    tmp_path: Path, tiny: TransferClassifier, data: st.DataObject
+) -> None:
+    content = tiny.save(tmp_path / "model.safetensors").read_bytes()
+    start = data.draw(st.integers(0, len(content)))
+    end = data.draw(st.integers(start, min(len(content), start + 64)))
+    new = data.draw(st.binary(max_size=64))
+    path = tmp_path / "changed.safetensors"
+    path.write_bytes(content[:start] + new + content[end:])
+    try:
+        loaded = medimg.load(path)
+    except CheckpointError:
+        return
+    assert everything(loaded) == everything(tiny)
+
+
+def test_lengths_that_look_like_other_formats(tmp_path: Path, tiny: TransferClassifier) -> None:
+    """The first bytes are a length, and may happen to be those of a pickle."""
+    first = set()
+    for n in range(32):
+        tiny.training_summary = {"note": "x" * 8 * n}
+        path = tiny.save(tmp_path / "model.safetensors")
+        first.add(path.read_bytes()[0])
+        medimg.load(path)
+    tiny.training_summary = {"seed": 0}
+    assert 0x80 in first
+
+
+def old(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """Make it what the first version of medimg wrote."""
+    for name in ("calibration", "ranges", "model_sha256"):
+        del header[name]
+    header["schema"] = 1
+    sealed(header, tensors)
+
+
+def test_files_of_schema_1_are_read(saved: Path, tmp_path: Path) -> None:
+    path = rewrite(saved, tmp_path / "old.safetensors", old)
+    loaded, expected = medimg.load(path), medimg.load(saved)
+    assert not changed(state(loaded), state(expected))
+    assert loaded.calibration is None
+    assert loaded.training_ranges is None
+    assert loaded.preprocess == expected.preprocess
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda header, _: header["calibration"].update(temperature=[0.1]), "not the one that was saved"),
+        (lambda header, _: header["calibration"].update(temperature=[-1.0]), "calibration is unsound"),
+        (
+            lambda header, _: header["calibration"]["points"][0].update(threshold=7.0),
+            "calibration is unsound",
+        ),
+        (lambda header, _: header["ranges"].update(spacing="any"), "spacing of the training data"),
+        (lambda header, _: header.update(calibration=None), "not the one that was saved"),
+        (lambda _, tensors: tensors.pop("outliers.knots"), "statistics of embeddings"),
+        (lambda _, tensors: tensors.update({"outliers.more": torch.zeros(1)}), "statistics of embeddings"),
+        (set_field("model_sha256", "0" * 64), "not the one that was saved"),
+        (set_field("schema", 3), "written by a newer medimg: its schema is 3"),
+        (set_field("schema", 10**30), "written by a newer medimg"),
+    ],
+)
+def test_decisions_changed_and_sealed_again(
+    tiny: TransferClassifier, tmp_path: Path, change: Any, message: str
+) -> None:
+    def both(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        change(header, tensors)
+        sealed(header, tensors)
+
+    path = rewrite(tiny.save(tmp_path / "model.safetensors"), tmp_path / "changed.safetensors", both)
+    with pytest.raises(CheckpointError, match=message):
+        medimg.load(path)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
@@ -57,3 +58,58 @@ def test_two_processes_agree_and_score_each_item_once(tmp_path: Path) -> None:
         del row["seconds"], other["seconds"]
         assert row == other
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "rank0.json", "rank1.json", "train.py"]
+
+
+EQUAL = """
+import json, os, sys, warnings
+from pathlib import Path
+import numpy as np
+import torch
+warnings.simplefilter("error")
+torch.set_num_threads(1)
+from medimg import fine_tune
+from tests.learn.fakes import Images, classifier, images
+
+if __name__ == "__main__":
+    processes = int(sys.argv[1])
+    model = classifier("squeezenet1_1")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # each process drops other units
+    # classes of unequal size: weights must not depend on how a batch is shared out
+    train, val = Images(np.array([0, 0, 0, 1] * 6)), images(9, prefix="val", seed=1)
+    result = fine_tune(
+        model, train, val, head_epochs=2, epochs=3, batch_size=8 // processes, progress=False, lr=3e-3,
+        balance=sys.argv[2], devices=processes, augment=None,
+        trainer_kwargs={"accelerator": "cpu", "strategy": "ddp" if processes > 1 else "auto"},
+    )
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        Path(f"{processes}.json").write_text(json.dumps([result.history, model.predict_proba(val).tolist()]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("balance", ["loss", "sampler"])
+def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path: Path, balance: str) -> None:
+    (tmp_path / "train.py").write_text(EQUAL)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    found = []
+    for processes in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "train.py", processes, balance],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads((tmp_path / f"{processes}.json").read_text()))
+    (alone, proba), (shared, other) = found
+    assert len(alone) == len(shared) == 5
+    for row, twin in zip(alone, shared, strict=True):
+        for name in ("train_loss", "val_loss", "val_auroc", "val_f1", "lr"):
+            assert twin[name] == pytest.approx(row[name], abs=1e-4), (row["epoch"], name)
+    assert alone[-1]["train_loss"] < 0.9 * alone[0]["train_loss"]
+    assert np.allclose(proba, other, atol=1e-4)

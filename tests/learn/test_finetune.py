@@ -51,7 +51,12 @@ def test_files_and_restored_weights_are_those_of_the_best_epoch(tmp_path: Path) 
     model = classifier("resnet18")
     val = images(6, prefix="val", seed=1)
     result = quick(model, images(8), val, head_epochs=1, epochs=3, lr=3e-3, output=tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["best.safetensors", "history.csv"]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == [
+        "best.safetensors",
+        "history.csv",
+        "last.safetensors",
+        "resume.safetensors",
+    ]
     assert result.checkpoint == tmp_path / "best.safetensors"
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "history.csv"), result.to_pandas())
     saved = TransferClassifier.load(result.checkpoint)
@@ -171,7 +176,7 @@ def test_early_failure_leaves_the_model_as_it_came(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="loss became nan"):
         quick(model, images(8), augment=lambda batch: batch * torch.nan, output=tmp_path / "out")
     assert not changed(before, state(model))
-    assert list((tmp_path / "out").iterdir()) == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["resume.safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -186,8 +191,8 @@ def test_early_failure_leaves_the_model_as_it_came(tmp_path: Path) -> None:
         ({"backbone_lr_scale": -1.0}, "backbone_lr_scale"),
         ({"balance": "weights"}, "balance is"),
         ({"augment": "strong"}, "augment is"),
-        ({"adapt": "coral"}, "adapt= is not supported in this version"),
-        ({"resume": "last.ckpt"}, "resume= is not supported in this version"),
+        ({"adapt": "coral"}, "adapt is one of medimg.adapt"),
+        ({"resume": "last.ckpt"}, "there is no file last.ckpt"),
         ({"trainer_kwargs": {"max_epochs": 3}}, "pass head_epochs and epochs to fine_tune"),
         ({"trainer_kwargs": {"no_such": 3}}, "Lightning refuses these settings"),
         ({"precision": "12-bit"}, "Lightning refuses these settings"),

@@ -1,0 +1,87 @@
+"""Names for series that say nothing of a patient, and stay the same wherever the files lie."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from medimg.data.identity import content_of
+from medimg.errors import DatasetError
+from medimg.io.dicom.reading import StackReader
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from medimg.io.series import Series
+
+__all__ = ["Name", "names_of"]
+
+_DIGITS: Final = 32
+_THREADS: Final = 8
+
+
+class Name(NamedTuple):
+    """
+    A series by hashes, of 32 hexadecimal digits each.
+
+    Attributes
+    ----------
+    id : str
+        Of the SOP Instance UIDs and numbers of its frames; of the bytes of its files where there are no UIDs.
+    content : str
+        Of the bytes of its files; "" where they were not read, or are on no disk.
+    """
+
+    id: str
+    content: str
+
+
+def names_of(several: Sequence[Series], *, contents: bool) -> list[Name]:
+    """
+    Return the names of series, by as many threads as disks like.
+
+    Parameters
+    ----------
+    several : sequence of Series
+        Which.
+    contents : bool
+        Whether the files of those with UIDs are read, too.
+
+    Raises
+    ------
+    DatasetError
+        If a series has no UIDs and its files can't be read.
+    """
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(lambda series: _name(series, contents=contents), several))
+
+
+def _name(series: Series, *, contents: bool) -> Name:
+    frames = _frames(series)
+    content = ""
+    if contents or not frames:
+        found = content_of(series, "bytes")
+        content = "" if found is None else _hash(sorted(found))
+    if not frames and not content:
+        raise DatasetError(
+            f"{series.path} has no SOP Instance UIDs, and can't be read from a disk, so that nothing tells "
+            "it from others: put it there"
+        )
+    return Name(_hash(frames) if frames else content, content)
+
+
+def _frames(series: Series) -> list[str]:
+    """Return what tells each frame of a series; nothing where one has no UID."""
+    if not isinstance(series.reader, StackReader):
+        return []
+    found = [
+        (frame.instance.sop_instance_uid, frame.facts.number, frame.facts.corner)
+        for channel in series.reader.plan.channels
+        for frame in channel
+    ]
+    return sorted(map(str, found)) if all(uid for uid, _, _ in found) else []
+
+
+def _hash(lines: list[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:_DIGITS]

@@ -1,0 +1,268 @@
+"""Logistic regression on embeddings, as the layer that it is."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+__all__ = ["LinearFit", "LinearProbe", "class_weights", "log_loss"]
+
+_MOST_STEPS: Final = 1000
+_SGD_EPOCHS: Final = 30
+_SGD_BATCH: Final = 256
+_SGD_RATE: Final = 3e-3
+#: Of a class that has no example: its probability is next to nothing.
+_ABSENT: Final = -30.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LinearFit:
+    """
+    One linear layer on embeddings as they are: their standardization is folded into it.
+
+    Attributes
+    ----------
+    weight : numpy.ndarray
+        (K, F) float64.
+    bias : numpy.ndarray
+        (K,) float64.
+    task : str
+        ``"multiclass"`` or ``"multilabel"``.
+    """
+
+    weight: NDArray[np.float64]
+    bias: NDArray[np.float64]
+    task: str
+
+    def probabilities(self, x: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Return softmax or sigmoids: (n, K) float64."""
+        from scipy.special import expit, softmax
+
+        logits = x.astype(np.float64) @ self.weight.T + self.bias
+        return np.asarray(softmax(logits, axis=1) if self.task == "multiclass" else expit(logits))
+
+
+@dataclass(frozen=True, slots=True)
+class LinearProbe:
+    """
+    How to fit one.
+
+    Parameters
+    ----------
+    task : {"multiclass", "multilabel"}
+        Softmax over the classes; or one logistic regression for each label.
+    outputs : int
+        Number K of classes.
+    method : {"logistic", "sgd"}
+        scikit-learn's ``LogisticRegression`` (L-BFGS); or Adam on batches of 256 items, 30 epochs, with the
+        same penalty, for data that L-BFGS takes too long for.
+    balanced : bool
+        Whether classes weigh alike.
+    seed : int
+        Of the order of batches.
+    """
+
+    task: str
+    outputs: int
+    method: str
+    balanced: bool
+    seed: int
+
+    def path(
+        self, x: NDArray[np.float32], labels: NDArray[np.generic], strengths: Iterable[float]
+    ) -> Iterator[LinearFit]:
+        """
+        Fit for one C after the other, each begun where the last one ended.
+
+        Parameters
+        ----------
+        x : numpy.ndarray
+            (n, F) embeddings.
+        labels : numpy.ndarray
+            (n,) class indices or (n, K) indicators.
+        strengths : iterable of float
+            C: the inverse of the penalty, as in scikit-learn.
+
+        Yields
+        ------
+        LinearFit
+        """
+        from sklearn.preprocessing import StandardScaler
+
+        scaler = StandardScaler()
+        scaled = scaler.fit_transform(x.astype(np.float64))
+        fits = self._sgd(scaled, labels, strengths) if self.method == "sgd" else None
+        for weight, bias in fits or self._logistic(scaled, labels, strengths):
+            folded = weight / scaler.scale_
+            yield LinearFit(folded, bias - folded @ scaler.mean_, self.task)
+
+    def _logistic(
+        self, x: NDArray[np.float64], labels: NDArray[np.generic], strengths: Iterable[float]
+    ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        if self.task == "multiclass":
+            models = [_Regression(labels.astype(np.int64), self.balanced)]
+        else:
+            models = [_Regression((column > 0.5).astype(np.int64), self.balanced) for column in labels.T]
+        for strength in strengths:
+            fitted = [model.fit(x, strength) for model in models]
+            if self.task == "multiclass":
+                yield _of_classes(*fitted[0], self.outputs)
+            else:
+                yield _of_labels(fitted)
+
+    def _sgd(
+        self, x: NDArray[np.float64], labels: NDArray[np.generic], strengths: Iterable[float]
+    ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        inputs = torch.from_numpy(x.astype(np.float32))
+        one_label = self.task == "multiclass"
+        targets = torch.from_numpy(np.asarray(labels, np.int64 if one_label else np.float32))
+        weights = torch.from_numpy(_item_weights(labels, self.task, self.outputs, self.balanced)).float()
+        weight = torch.zeros(self.outputs, x.shape[1], requires_grad=True)
+        bias = torch.zeros(self.outputs, requires_grad=True)
+        generator = torch.Generator().manual_seed(self.seed)
+        steps = _SGD_EPOCHS * -(-len(x) // _SGD_BATCH)
+        # a regression of two classes has one row of weights, twice as long as each of these
+        share = 1.0 if one_label and self.outputs == 2 else 0.5
+        for strength in strengths:
+            optimizer = torch.optim.Adam([weight, bias], lr=_SGD_RATE)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+            for _ in range(_SGD_EPOCHS):
+                order = torch.randperm(len(x), generator=generator)
+                for batch in torch.split(order, _SGD_BATCH):
+                    logits = inputs[batch] @ weight.T + bias
+                    loss = _each_loss(logits, targets[batch], one_label) * weights[batch]
+                    penalty = share * weight.square().sum() / (strength * len(x))
+                    optimizer.zero_grad()
+                    torch.autograd.backward(loss.sum() / len(batch) + penalty)
+                    optimizer.step()
+                    schedule.step()
+            yield weight.detach().double().numpy(), bias.detach().double().numpy()
+
+
+class _Regression:
+    """scikit-learn's logistic regression, which may have met a single class only."""
+
+    def __init__(self, labels: NDArray[np.int64], balanced: bool) -> None:
+        from sklearn.linear_model import LogisticRegression
+
+        self.labels = labels
+        self.classes = np.unique(labels)
+        self.model = LogisticRegression(
+            class_weight="balanced" if balanced else None, max_iter=_MOST_STEPS, warm_start=True
+        )
+
+    def fit(
+        self, x: NDArray[np.float64], strength: float
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+        """Return the classes, and the weights and intercepts: one row for two classes, as scikit-learn."""
+        from sklearn.exceptions import ConvergenceWarning
+
+        if len(self.classes) < 2:
+            return self.classes, np.zeros((1, x.shape[1])), np.zeros(1)
+        with warnings.catch_warnings():
+            # classes that a plane separates move its weights, ever more slowly, as far as C lets them
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            self.model.set_params(C=strength).fit(x, self.labels)
+        return self.classes, self.model.coef_.copy(), self.model.intercept_.copy()
+
+
+def _of_classes(
+    classes: NDArray[np.int64], weight: NDArray[np.float64], bias: NDArray[np.float64], outputs: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Spread rows over the classes; of two, each gets half the difference, which is the same softmax."""
+    if len(classes) == 2:
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    full_weight, full_bias = np.zeros((outputs, weight.shape[1])), np.full(outputs, _ABSENT)
+    full_weight[classes], full_bias[classes] = weight, bias
+    return full_weight, full_bias
+
+
+def _of_labels(
+    fitted: list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    weight = np.concatenate([w for _, w, _ in fitted])
+    alone = {0: _ABSENT, 1: -_ABSENT}
+    bias = [b[0] if len(classes) == 2 else alone[int(classes[0])] for classes, _, b in fitted]
+    return weight, np.array(bias)
+
+
+def class_weights(
+    labels: NDArray[np.generic], task: str, outputs: int, balanced: bool
+) -> NDArray[np.float64]:
+    """
+    Return what an item weighs: (K,) by its class, or (2, K) by the absence and presence of each label.
+
+    Balanced is scikit-learn's: n / (classes · items of the class).
+
+    Examples
+    --------
+    >>> class_weights(np.array([0, 0, 0, 1]), "multiclass", 2, balanced=True).round(3).tolist()
+    [0.667, 2.0]
+    """
+    if not balanced:
+        return np.ones(outputs if task == "multiclass" else (2, outputs))
+    if task == "multiclass":
+        counts = np.bincount(labels.astype(np.int64), minlength=outputs)
+        there = counts > 0
+        return np.asarray(np.where(there, len(labels) / (there.sum() * np.maximum(counts, 1)), 0.0))
+    positives = np.sum(np.asarray(labels) > 0.5, axis=0)
+    counts = np.stack([len(labels) - positives, positives])
+    return np.asarray(len(labels) / (2 * np.maximum(counts, 1)))
+
+
+def log_loss(
+    labels: NDArray[np.generic], probabilities: NDArray[np.float64], task: str, weights: NDArray[np.float64]
+) -> float:
+    """
+    Return the mean negative logarithm of the probability of what is true.
+
+    Parameters
+    ----------
+    labels : numpy.ndarray
+        (n,) class indices or (n, K) indicators.
+    probabilities : numpy.ndarray
+        (n, K).
+    task : {"multiclass", "multilabel"}
+        What the labels are.
+    weights : numpy.ndarray
+        From :func:`class_weights`.
+
+    Examples
+    --------
+    >>> round(log_loss(np.array([0, 1]), np.full((2, 2), 0.5), "multiclass", np.ones(2)), 4)
+    0.6931
+    """
+    sure = np.clip(probabilities, 1e-15, 1 - 1e-15)
+    if task == "multiclass":
+        classes = labels.astype(np.int64)
+        losses, weight = -np.log(sure[np.arange(len(sure)), classes]), weights[classes]
+    else:
+        true = np.asarray(labels) > 0.5
+        losses = -np.log(np.where(true, sure, 1 - sure))
+        weight = np.where(true, weights[1], weights[0])
+    return float((losses * weight).sum() / weight.sum())
+
+
+def _item_weights(
+    labels: NDArray[np.generic], task: str, outputs: int, balanced: bool
+) -> NDArray[np.float64]:
+    """Return the weight of each item: (n,), or (n, K) of each label."""
+    weights = class_weights(labels, task, outputs, balanced)
+    if task == "multiclass":
+        return np.asarray(weights[labels.astype(np.int64)])
+    return np.asarray(np.where(np.asarray(labels) > 0.5, weights[1], weights[0]))
+
+
+def _each_loss(logits: torch.Tensor, targets: torch.Tensor, one_label: bool) -> torch.Tensor:
+    if one_label:
+        return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    return torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")

@@ -1,0 +1,68 @@
+"""Every method through ``fine_tune``, end to end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from medimg import adapt, fine_tune
+from medimg.errors import TrainingError
+from tests.adapt.test_methods import METHODS
+from tests.learn.fakes import changed, classifier, images, state
+
+
+def trained(method: Any, backbone: str = "squeezenet1_1") -> tuple[Any, Any]:
+    model = classifier(backbone)
+    result = fine_tune(
+        model, domained(8), head_epochs=0, epochs=1, batch_size=4, augment=None, adapt=method, progress=False
+    )
+    return model, result
+
+
+def domained(n: int) -> Any:
+    data: Any = images(n)
+    data.domains = tuple("xy"[k % 2] for k in range(n))
+    return data
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_train_and_are_told_in_the_summary(name: str) -> None:
+    method = METHODS[name](images(6, prefix="t", seed=3))
+    model, result = trained(method)
+    assert result.history[0]["adapt_loss"] is not None
+    assert changed(state(trained(None)[0]), state(model))
+    assert method.settings()["name"] in str(model.training_summary)
+
+
+def test_adabn_after_training_changes_nothing_but_statistics() -> None:
+    plain, _ = trained(None, "resnet18")
+    model, _ = trained(adapt.AdaBN(images(6, prefix="t", seed=3)), "resnet18")
+    moved = changed(state(plain), state(model))
+    assert moved
+    assert {name.rsplit(".", 1)[1] for name in moved} <= {
+        "running_mean",
+        "running_var",
+        "num_batches_tracked",
+    }
+
+
+def test_pgd_trains_on_other_pictures() -> None:
+    assert changed(state(trained(None)[0]), state(trained(adapt.PGD(steps=1))[0]))
+
+
+def test_labels_of_the_target_play_no_part() -> None:
+    first, second = images(6, prefix="t", seed=3), images(6, prefix="t", seed=3)
+    second.labels = 1 - second.labels  # the pictures stay as they were made
+    for name in ("coral", "cdan", "mdan"):
+        one, other = (trained(METHODS[name](target))[0] for target in (first, second))
+        assert not changed(state(one), state(other))
+
+
+def test_a_frozen_backbone_is_an_error() -> None:
+    model = classifier().freeze()
+    target = images(6, prefix="t", seed=3)
+    with pytest.raises(TrainingError):
+        fine_tune(model, images(8), epochs=1, adapt=adapt.CORAL(target), progress=False)
+    assert torch.isfinite(next(model.parameters())).all()

@@ -1,0 +1,22 @@
+"""Intervals hold the truth about as often as they say; docs/evaluation.rst has the table of the long run."""
+
+import pytest
+
+from tests.evaluate.coverage import Design, coverage
+
+
+@pytest.mark.slow
+def test_95_percent_intervals_hold_the_truth_in_93_to_97_percent() -> None:
+    found = coverage(Design(), 400, n_resamples=500)
+    for name in ("accuracy", "sensitivity", "specificity", "auroc", "auprc", "f1[ill]", "mcc", "brier"):
+        # 400 studies tell it to about one percent
+        assert 0.92 <= found[name] <= 0.98, (name, found[name])
+    assert found["ece"] > 0.8
+
+
+def test_the_simulation_can_tell() -> None:
+    """Slices taken for patients give intervals that hold the truth far too seldom."""
+    naive = coverage(Design(n_patients=60), 40, n_resamples=200, slices_are_patients=True)
+    sound = coverage(Design(n_patients=60), 40, n_resamples=200)
+    assert naive["auroc"] < 0.75
+    assert sound["auroc"] > 0.85
