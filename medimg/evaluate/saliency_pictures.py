@@ -1,0 +1,164 @@
+"""Heat maps over the slices they belong to, for people to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from medimg.core.display import choose_voi, render
+from medimg.core.geometry import display_code
+from medimg.core.window import Voi, Window
+from medimg.errors import TrainingError
+
+if TYPE_CHECKING:
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure, SubFigure
+
+    from medimg.core.volume import Volume
+    from medimg.evaluate.explanation import Explanation
+
+__all__ = ["figure", "overlay", "picture_of"]
+
+_Number = TypeVar("_Number", np.uint8, np.float32)
+_Panel: TypeAlias = tuple[npt.NDArray[np.uint8], str]
+
+
+def overlay(
+    explanation: Explanation, index: int, *, alpha: float = 0.6, colormap: str = "inferno"
+) -> npt.NDArray[np.uint8]:
+    """Return a slice with its heat in color; see :meth:`Explanation.overlay`."""
+    if not 0 <= alpha <= 1:
+        raise TrainingError(f"alpha is a number from 0 to 1; found {alpha!r}")
+    colors = _colormap(colormap)
+    gray, heat = picture_of(explanation, index)
+    share = alpha * heat[..., None]
+    blended = (1.0 - share) * gray + share * 255.0 * colors(heat)[..., :3]
+    return np.rint(blended).astype(np.uint8)
+
+
+def picture_of(explanation: Explanation, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    """
+    Return a slice and its heat as they are looked at.
+
+    Parameters
+    ----------
+    explanation : Explanation
+        What to show.
+    index : int
+        The slice, as it lies in the volume.
+
+    Returns
+    -------
+    picture : numpy.ndarray
+        (rows, columns, 3) uint8, in the recipe's window, its pixels as high as they are wide.
+    heat : numpy.ndarray
+        (rows, columns) float32, 0 to 1.
+    """
+    values = explanation.of_slice(index)
+    place = explanation.volume.take([index])
+    shown = render(place, window=_window(explanation, index))
+    picture = shown if shown.ndim == 3 else np.repeat(shown[..., None], 3, axis=2)
+    heat = replace(place, array=values[None, None], photometric="MONOCHROME2", channels=(), padding=None)
+    if place.space == "patient":
+        heat = heat.reorient(display_code(heat.affine))
+    size = _square(heat)
+    return _resized(picture, size), np.clip(_resized(heat.array[0, 0], size), 0.0, 1.0)
+
+
+def _window(explanation: Explanation, index: int) -> Voi:
+    """Return what the recipe sees a slice through; of three windows the middle one."""
+    volume, recipe = explanation.volume, explanation.recipe
+    if volume.is_color:
+        return Window.from_range(0.0, 1.0)  # not looked at
+    window = recipe.window[1] if isinstance(recipe.window, tuple) else recipe.window
+    found = choose_voi(volume, window, recipe.percentiles)
+    return found[index if len(found) > 1 else 0]
+
+
+def _square(volume: Volume) -> tuple[int, int]:
+    """Return the rows and columns of a slice whose pixels are as high as they are wide; none are lost."""
+    (_, _, height, width), (_, between_rows, between_columns) = volume.shape, volume.spacing
+    ratio = between_rows / between_columns
+    # what differs by less shows no difference, and an absurd spacing is no picture
+    if not 1.01 < max(ratio, 1 / ratio) < 50:
+        return height, width
+    return (round(height * ratio), width) if ratio > 1 else (height, round(width / ratio))
+
+
+def _resized(array: npt.NDArray[_Number], size: tuple[int, int]) -> npt.NDArray[_Number]:
+    from PIL import Image
+
+    if array.shape[:2] == size:
+        return array
+    image = Image.fromarray(np.ascontiguousarray(array))
+    return np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR), dtype=array.dtype)
+
+
+def _colormap(name: str) -> Colormap:
+    from matplotlib import colormaps
+
+    if name not in colormaps:
+        raise TrainingError(f"matplotlib has no colormap {name!r}; take inferno, magma, plasma or viridis")
+    return colormaps[name]
+
+
+def figure(
+    explanation: Explanation, *, most: int = 6, alpha: float = 0.6, colormap: str = "inferno"
+) -> Figure:
+    """Draw slices without and with their heat; see :meth:`Explanation.plot`."""
+    from matplotlib.figure import Figure
+
+    if most < 1:
+        raise TrainingError(f"most is a positive number of slices; found {most!r}")
+    hottest = np.argsort(-explanation.heat.max(axis=(1, 2)), kind="stable")[:most]
+    shown = sorted(explanation.slices[n] for n in hottest)
+    weighed = len(explanation.slices) > 1
+    plain = [picture_of(explanation, n)[0] for n in shown]
+    hot = [overlay(explanation, n, alpha=alpha, colormap=colormap) for n in shown]
+    aspect = max(picture.shape[0] / picture.shape[1] for picture in plain)
+    height = 2 * 2.4 * aspect if weighed else 3.4 * aspect
+    width = max(2.4 * len(shown), 4.0) if weighed else 6.8
+    whole = Figure(figsize=(width + 1.0, height + (1.9 if weighed else 0.5)), layout="constrained")
+    if not weighed:
+        _panels(whole, [[(plain[0], ""), (hot[0], "")]], colormap)
+        _title(whole, explanation)
+        return whole
+    above, below = whole.subfigures(2, 1, height_ratios=(height + 0.5, 1.4))
+    titles = [f"slice {n}" for n in shown]
+    rows = [list(zip(plain, titles, strict=True)), [(picture, "") for picture in hot]]
+    _panels(above, rows, colormap)
+    _title(above, explanation)
+    _weights(below, explanation, shown)
+    return whole
+
+
+def _panels(parent: Figure | SubFigure, rows: Sequence[Sequence[_Panel]], colormap: str) -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    grid = parent.subplots(len(rows), len(rows[0]), squeeze=False)
+    for axes, (picture, title) in zip(grid.flat, chain(*rows), strict=True):
+        axes.imshow(picture)
+        axes.set_title(title, fontsize=9)
+        axes.set_axis_off()
+    scale = ScalarMappable(Normalize(0.0, 1.0), colormap)
+    parent.colorbar(scale, ax=list(grid[-1]), label="heat", shrink=0.9, ticks=[0.0, 0.5, 1.0])
+
+
+def _title(parent: Figure | SubFigure, explanation: Explanation) -> None:
+    parent.suptitle(f"{explanation.target}, probability {explanation.probability:.2f}", fontsize=11)
+
+
+def _weights(parent: SubFigure, explanation: Explanation, shown: Sequence[int]) -> None:
+    """How much each slice counts; those above are dark."""
+    axes = parent.subplots()
+    colors = ["0.25" if n in shown else "0.7" for n in explanation.slices]
+    axes.bar(explanation.slices, explanation.weights, width=0.9, color=colors)
+    axes.set(xlabel="slice", ylabel="weight", ylim=(0.0, None))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
