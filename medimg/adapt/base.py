@@ -211,7 +211,7 @@ class Adaptation:
             (B, 3, H, W) or (B, N, 3, H, W), normalized.
         loss_of : callable
             The loss of such images; the caller keeps statistics where they are, see
-            :func:`held_statistics`.
+            ``held_statistics``.
         recipe : Preprocess
             What the images were normalized by.
 
