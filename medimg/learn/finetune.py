@@ -269,4 +269,5 @@ def _adaptations(
         )
     for one in several:
         one.check(model.classes, train)
+        one.check_model(model)
     return tuple(several)
