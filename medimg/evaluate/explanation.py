@@ -40,7 +40,7 @@ class Explanation:
     target : str
         The class.
     probability : float
-        That of the class in the whole source.
+        That of the class in the whole source, calibrated where the model is.
     outside : float
         Share of the heat that lies in the recipe's padding, where there is no image: a model that looks there
         has learned something else than anatomy.

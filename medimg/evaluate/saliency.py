@@ -26,7 +26,8 @@ from medimg.evaluate.saliency_maps import (
 from medimg.evaluate.saliency_places import Places
 from medimg.io.read import read
 from medimg.learn.pooling import slice_weights
-from medimg.learn.scores import probabilities
+from medimg.learn.predict import check_calibration
+from medimg.learn.scores import model_probabilities
 
 if TYPE_CHECKING:
     from medimg.io.read import Source
@@ -61,9 +62,8 @@ def explain(
     source : str, Path, list of these, Series or Volume
         One image or series; see :func:`medimg.read`.
     target : str or int, optional
-        The class, by its name or its place; by default the one that is predicted, of several labels the
-        likeliest. With pooling the logit of the series is explained, through the pooling; without it each
-        slice's own.
+        The class, by its name or its place; by default the likeliest one. With pooling the logit of the
+        series is explained, through the pooling; without it each slice's own.
     slices : int or sequence of int, optional
         Which slices to make heat maps of, as indices in the volume as it was read; by default all that the
         recipe takes. The prediction is made of all of these in any case.
@@ -86,8 +86,8 @@ def explain(
     Raises
     ------
     TrainingError
-        If there is no such class, method or layer, the recipe takes no such slice, or no layer of the network
-        keeps rows and columns.
+        If there is no such class, method or layer, the recipe takes no such slice, no layer of the network
+        keeps rows and columns, or its calibration no longer holds.
     PreprocessError
         If the recipe does not fit the image.
     ReadError, SeriesError
@@ -106,6 +106,7 @@ def explain(
     ((4, 64, 80), 'nodule', (0, 1, 2, 3))
     """
     _check(model, method, batch_size)
+    check_calibration(model)
     wanted = None if target is None else _class_index(model, target)
     volume = source if isinstance(source, Volume) else read(source)
     with differentiating(model) as device:
@@ -123,7 +124,7 @@ def explain(
 
         with torch.no_grad():
             embeddings = torch.cat([model.embed(pictures) for pictures, _ in batches(range(len(planes)))])
-            scores = probabilities(logits_of(model, embeddings), model.task).mean(axis=0)
+            scores = model_probabilities(model, logits_of(model, embeddings)).mean(axis=0)
             weights = slice_weights(embeddings, model.pool, model.attention)
         chosen = int(scores.argmax()) if wanted is None else wanted
         gradient = pull_back(model, embeddings, chosen)

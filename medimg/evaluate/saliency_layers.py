@@ -61,7 +61,8 @@ class Layer:
         if self.layout == "channels last":
             return output.permute(0, 3, 1, 2)
         rows, columns = self.cells
-        return output[:, -rows * columns :].transpose(1, 2).unflatten(2, (rows, columns))
+        tokens = output[:, -rows * columns :].transpose(1, 2)
+        return tokens.reshape(*tokens.shape[:2], rows, columns)
 
 
 def find_layer(backbone: nn.Module, pictures: Tensor, name: str | None = None) -> Layer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,8 @@ def overlay(
     gray, heat = picture_of(explanation, index)
     share = alpha * heat[..., None]
     blended = (1.0 - share) * gray + share * 255.0 * colors(heat)[..., :3]
-    return np.rint(blended).astype(np.uint8)
+    colored: npt.NDArray[np.uint8] = np.rint(blended).astype(np.uint8)
+    return colored
 
 
 def picture_of(explanation: Explanation, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
@@ -128,7 +129,8 @@ def figure(
         _panels(whole, [[(plain[0], ""), (hot[0], "")]], colormap)
         _title(whole, explanation)
         return whole
-    above, below = whole.subfigures(2, 1, height_ratios=(height + 0.5, 1.4))
+    both: Any = whole.subfigures(2, 1, height_ratios=(height + 0.5, 1.4))
+    above, below = both
     titles = [f"slice {n}" for n in shown]
     rows = [list(zip(plain, titles, strict=True)), [(picture, "") for picture in hot]]
     _panels(above, rows, colormap)

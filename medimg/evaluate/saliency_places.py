@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from medimg.prep.resizing import fitted_size
 __all__ = ["Places", "interpolation"]
 
 
-def interpolation(centers: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.float32]:
+def interpolation(centers: npt.NDArray[np.floating[Any]], count: int) -> npt.NDArray[np.float32]:
     """
     Return the weights that interpolate linearly between samples.
 
@@ -41,7 +42,10 @@ def interpolation(centers: npt.NDArray[np.float64], count: int) -> npt.NDArray[n
     [[1.0, 0.0], [0.75, 0.25], [0.0, 1.0]]
     """
     places = np.clip(centers, 0.0, count - 1.0)
-    return np.clip(1.0 - np.abs(places[:, None] - np.arange(count)), 0.0, None).astype(np.float32)
+    weights: npt.NDArray[np.float32] = np.clip(
+        1.0 - np.abs(places[:, None] - np.arange(count)), 0.0, None
+    ).astype(np.float32)
+    return weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,8 @@ class _Side:
         # at another spacing the last pixel may be cut, or filled up
         resampled = np.clip((np.arange(self.size) + 0.5) / self.scale, 0.0, self.resampled)
         cut = (self.inner - min(self.inner, self.wanted)) // 2
-        return resampled * (self.inner / self.resampled) + self.covered.start - cut
+        places: npt.NDArray[np.float64] = resampled * (self.inner / self.resampled) + self.covered.start - cut
+        return places
 
     def from_cells(self, cells: int, axis: Axis) -> npt.NDArray[np.float32]:
         """(size, cells): the weights of the cells in each pixel of the source; 0 where it was cropped."""
@@ -144,11 +149,7 @@ class Places:
             resampled = (axes[1].new_size, axes[2].new_size)
             scales = (_scale(axes[1]), _scale(axes[2]))
             if len(pictured) == axes[0].new_size > 1:
-                slices, shares = (
-                    tuple(range(axes[0].size)),
-                    _between(axes[0].size, len(pictured), axes[0].scale),
-                )
-                shares = shares[::-1] if pose.turned else shares
+                slices, shares = _between(axes[0], turned=pose.turned)
         inner = fitted_size(resampled, spacing, recipe.hw, recipe.fit)
         rows, columns = (_Side(*side) for side in zip(size, resampled, scales, inner, recipe.hw, strict=True))
         return cls(pose, rows, columns, slices, shares)

@@ -7,8 +7,8 @@ from medimg.learn.classifier import TransferClassifier
 from medimg.learn.embedding import Embeddings, embed
 from medimg.learn.finetune import fine_tune
 from medimg.learn.history import FitResult
-from medimg.learn.rates import RateSearch, lr_find
 from medimg.learn.probe import HeadFit, fit_head
+from medimg.learn.rates import RateSearch, lr_find
 from medimg.learn.registry import register_backbone
 from medimg.learn.shift import domain_shift
 from medimg.learn.shift_report import ShiftReport

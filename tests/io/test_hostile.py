@@ -91,7 +91,7 @@ def test_millions_of_empty_items(kind: str) -> None:
     else:
         with pytest.raises(DecodeError, match="more elements"):
             medimg.read(data)
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < ENDLESS
 
 
 def test_sequences_nested_a_thousand_times() -> None:
@@ -112,8 +112,11 @@ def test_segments_of_palettes_that_lead_nowhere() -> None:
             expand_segments(data, 65536, bytes_each=2)
     copied = expand_segments([0, 1, 5] + [2, 1, 0, 0] * 65535, 65536, bytes_each=2)
     assert copied == [5] * 65536
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < ENDLESS
 
+
+#: Seconds: without the guards each of these takes hours; with them seconds, more on a busy machine.
+ENDLESS = 240
 
 META = b"ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\n"
 META_END = b"ElementType = MET_UCHAR\nElementDataFile = LOCAL\n" + bytes(range(8))
@@ -127,7 +130,7 @@ def test_headers_of_text_take_no_time() -> None:
         medimg.read(META + b"a\n" * 2**22 + META_END)
     with pytest.raises(DecodeError, match="lines"):
         medimg.read(b"NRRD0004\n" + b"a\n" * 2**22)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < ENDLESS
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,13 @@ def test_what_real_headers_say_survives(real_data: Path) -> None:
         files = [str(p) for p in sorted((real_data / part).rglob("*")) if p.is_file()]
         found = findings.looked_at(files, range(len(files)))
         for number, other in found.others:
-            back = _found(json.loads(json.dumps(_facts(other))), files[number])
+            facts = _facts(other)
+            if facts is None:
+                # what several files make is not kept
+                assert isinstance(other, medimg.io.series.Series)
+                assert len(other.files) > 1
+                continue
+            back = _found(json.loads(json.dumps(facts)), files[number])
             if isinstance(other, medimg.io.series.Series):
                 assert isinstance(back, medimg.io.series.Series)
                 assert (back.shape, back.files) == (other.shape, other.files)
