@@ -1,11 +1,14 @@
 """Intervals hold the truth about as often as they say; docs/evaluation.rst has the table of the long run."""
 
+import os
+
 import pytest
 
 from tests.evaluate.coverage import Design, coverage
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("MEDIMG_SLOW"), reason="a long simulation: set MEDIMG_SLOW=1")
 def test_95_percent_intervals_hold_the_truth_in_93_to_97_percent() -> None:
     found = coverage(Design(), 400, n_resamples=500)
     for name in ("accuracy", "sensitivity", "specificity", "auroc", "auprc", "f1[ill]", "mcc", "brier"):

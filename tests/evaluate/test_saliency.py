@@ -41,9 +41,11 @@ def noise(depth: int = 4, height: int = 50, width: int = 60) -> Volume:
     return Volume(array, image_affine((2.0, 1.0, 1.0)))
 
 
-def maps(model: TransferClassifier, pictures: Tensor, layer: str | None = None, **options: Any) -> Any:
+def maps(
+    model: TransferClassifier, pictures: Tensor, target: int, layer: str | None = None, **options: Any
+) -> Any:
     with differentiating(model):
-        gradient = pull_back(model, model.embed(pictures), 1)
+        gradient = pull_back(model, model.embed(pictures), target)
         found = find_layer(model.backbone, pictures, layer)
         return activation_maps(model.backbone, found, [(pictures, gradient)], **options)
 
@@ -60,10 +62,13 @@ def test_as_monai(name: str, layer: str) -> None:
     monai = GradCAM(
         model, f"backbone.{layer}", upsampler=lambda shape: lambda x: x, postprocessing=lambda x: x
     )
-    theirs = monai(pictures, class_idx=1)[:, 0].cpu().numpy()
-    ours = maps(model, pictures, layer)
-    assert ours.max() > 0
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * theirs.max())
+    heated = 0
+    for target in range(3):
+        theirs = monai(pictures, class_idx=target)[:, 0].detach().numpy()
+        ours = maps(model, pictures, target, layer)
+        heated += bool(ours.any())
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * theirs.max())
+    assert heated, "of some class there is something to compare"
 
 
 @pytest.mark.parametrize("name", ["densenet121", "resnet18", "squeezenet1_1", "swin_t"])
@@ -80,16 +85,21 @@ def test_behind_a_mean_it_is_what_each_cell_adds_to_the_logit(name: str) -> None
         model(pictures)
     handle.remove()
     # DenseNet's last ReLU changes its input, and so what was seen
-    weight = model.head.weight[1].reshape(1, -1, 1, 1).detach()
-    added = (weight * seen[0]).sum(dim=1).relu() / seen[0][0, 0].numel()
-    for method in ("gradcam", "hirescam"):
-        np.testing.assert_allclose(maps(model, pictures, method=method), added.numpy(), rtol=1e-3, atol=1e-6)
+    heated = 0
+    for target in range(3):
+        weight = model.head.weight[target].reshape(1, -1, 1, 1).detach()
+        added = (weight * seen[0]).sum(dim=1).relu().numpy() / seen[0][0, 0].numel()
+        heated += bool(added.any())
+        for method in ("gradcam", "hirescam"):
+            found = maps(model, pictures, target, method=method)
+            np.testing.assert_allclose(found, added, rtol=1e-3, atol=1e-5 * added.max())
+    assert heated, "of some class there is something to compare"
 
 
 def test_methods_differ_where_places_do() -> None:
     model = network("alexnet")
     pictures = RECIPE(noise(2))
-    plain, exact = maps(model, pictures), maps(model, pictures, method="hirescam")
+    plain, exact = (maps(model, pictures, 1, method=method) for method in ("gradcam", "hirescam"))
     assert np.abs(plain / plain.max() - exact / exact.max()).max() > 0.05
 
 

@@ -102,7 +102,8 @@ def test_any_recipe(data: st.DataObject) -> None:
         assert not found.heat.any(), "what was cropped has no heat"
         return
     assert found.heat.min() >= 0
-    assert 0.99 < found.heat.max() <= 1
+    # the hottest cell of padded pictures may have its center in the padding
+    assert (0.3 if fit == "pad" else 1) <= found.heat.max() <= 1
     assert found.outside < 1e-6 if fit != "pad" else found.outside < 0.9
     (at,) = np.argwhere(volume.array[0])
     off = np.abs(np.array(hottest(found)) - at) * np.array(volume.spacing)

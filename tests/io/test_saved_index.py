@@ -201,9 +201,12 @@ def test_what_real_headers_say_survives(real_data: Path) -> None:
         for number, other in found.others:
             facts = _facts(other)
             if facts is None:
-                # what several files make is not kept
-                assert isinstance(other, medimg.io.series.Series)
-                assert len(other.files) > 1
+                # what several files make, or what may be otherwise tomorrow, is not kept
+                if isinstance(other, Failed):
+                    assert not other.lasts
+                else:
+                    assert isinstance(other, medimg.io.series.Series)
+                    assert len(other.files) > 1
                 continue
             back = _found(json.loads(json.dumps(facts)), files[number])
             if isinstance(other, medimg.io.series.Series):

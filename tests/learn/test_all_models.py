@@ -16,11 +16,11 @@ from medimg.learn.backbones import backbone_names
 from medimg.learn.stages import STEM, stages
 from tests.learn.networks import digests, network, shapes, step
 
-#: Above 100 million parameters; one VGG is enough where there is little time.
+#: Above 30 million parameters; one VGG is enough where there is little time.
 LARGE = [
     name
     for name in backbone_names()
-    if get_model_weights(name)["DEFAULT"].value.meta["num_params"] > 100e6 and name != "vgg11_bn"
+    if get_model_weights(name)["DEFAULT"].value.meta["num_params"] > 30e6 and name != "vgg11_bn"
 ]
 ASKED = pytest.mark.skipif(not os.environ.get("MEDIMG_SLOW"), reason="a large network: set MEDIMG_SLOW=1")
 NAMES = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,7 @@ def test_memory_layout_changes_no_weight_that_is_frozen_and_is_set_back() -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("MEDIMG_SLOW"), reason="compiles for a minute: set MEDIMG_SLOW=1")
 def test_a_compiled_backbone_trains_alike() -> None:
     plain, compiled = classifier("resnet18"), classifier("resnet18")
     rows = [
