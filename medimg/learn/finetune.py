@@ -67,6 +67,7 @@ def fine_tune(
     compile: bool = False,
     resume: bool | str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
     logger: str | Logger | Sequence[str | Logger] | None = None,
     callbacks: Sequence[Callback] = (),
     trainer_kwargs: Mapping[str, Any] | None = None,
@@ -146,6 +147,8 @@ def fine_tune(
     output : path-like, optional
         Folder for ``best.safetensors``, ``last.safetensors``, ``history.csv`` and what `resume` needs, all
         written after each epoch.
+    cache : path-like, optional
+        A folder where embeddings of a frozen backbone are kept for other trainings; see :func:`medimg.embed`.
     logger : "tensorboard", Lightning logger, or several, optional
         Where the numbers of each epoch go, besides ``history.csv``.
     callbacks : sequence of pytorch_lightning.Callback
@@ -242,6 +245,7 @@ def fine_tune(
         pin_memory=engine.pins_memory,
         channels_last=prefers_channels_last(model, channels_last),
         state_file=folder / FILE if folder is not None else None,
+        cache=cache,
         digests={"train": data_digest(train), "val": data_digest(val)},
     )
     start = resumed(work, find_progress(resume, folder))

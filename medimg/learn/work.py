@@ -15,6 +15,7 @@ from medimg.learn.phases import Phase, epoch_seed
 from medimg.learn.resuming import Progress, jsonable, part, unjsoned
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
@@ -92,6 +93,8 @@ class Work:
         Where to write how far training is.
     digests : mapping
         What tells the data sets from others.
+    cache : path-like or None
+        Where embeddings are kept.
     """
 
     model: TransferClassifier
@@ -109,6 +112,7 @@ class Work:
     channels_last: bool
     state_file: Path | None
     digests: Mapping[str, str | None]
+    cache: str | os.PathLike[str] | None = None
     domains: Tensor | None = None
     terms: nn.ModuleList = field(default_factory=nn.ModuleList)
     #: Of each term: the images that it takes without labels.
@@ -168,7 +172,11 @@ class Work:
         from medimg.learn.features import item_features
 
         features = item_features(
-            self.model, data, batch_size=self.settings.batch_size, num_workers=self.num_workers
+            self.model,
+            data,
+            cache=self.cache,
+            batch_size=self.settings.batch_size,
+            num_workers=self.num_workers,
         )
         return EmbeddedImages(data, features.embeddings, features.offsets)
 

@@ -75,12 +75,22 @@ def see_plainly(network: nn.Module, seed: int = 0) -> None:
             module.bias.data.zero_()
 
 
-def attend_little(network: nn.Module) -> None:
-    """Let windows mix their places a little only: with random weights, attention is much the same for all."""
+def see_without_attention(network: nn.Module) -> None:
+    """Silence what MaxViT's windows add, attention and perceptron, and make the rest see plainly."""
+    see_plainly(network)
     for module in network.modules():
-        if type(module).__name__.endswith("Attention"):
-            last = [child for child in module.children() if isinstance(child, nn.Linear)][-1]
-            last.weight.data *= 0.1
+        if type(module).__name__ == "PartitionAttentionLayer":
+            for part in (module.attn_layer, module.mlp_layer):
+                assert isinstance(part, nn.Sequential)
+                last = [m for m in part.modules() if isinstance(m, nn.Linear)][-1]
+                nn.init.zeros_(last.weight)
+
+
+def tell_brightness(network: nn.Module) -> None:
+    """Give patches of Swin a part that is always there: norms would make all brightness alike without."""
+    stem = next(m for m in network.modules() if isinstance(m, nn.Conv2d))
+    assert stem.bias is not None
+    nn.init.normal_(stem.bias, std=0.5)
 
 
 def see_late(network: nn.Module) -> None:

@@ -11,7 +11,16 @@ import pytest
 from torch import nn
 
 from medimg import explain
-from tests.evaluate.planted import classifier, depend_on_patch, on_patch, planted, see_late, see_plainly
+from tests.evaluate.planted import (
+    classifier,
+    depend_on_patch,
+    on_patch,
+    planted,
+    see_late,
+    see_plainly,
+    see_without_attention,
+    tell_brightness,
+)
 
 PICTURES = 40
 
@@ -35,7 +44,7 @@ FAMILIES = {
     "EfficientNetV2": Family("efficientnet_v2_s", "features"),
     "GoogLeNet": Family("googlenet", "inception5b", 160),
     "Inception v3": Family("inception_v3", "Mixed_7c", 192),
-    "MaxViT": Family("maxvit_t", "blocks.3", 224, contrast=3.0, prepare=None),
+    "MaxViT": Family("maxvit_t", "blocks.3", 224, prepare=see_without_attention),
     "MNASNet": Family("mnasnet0_5", "layers"),
     "MobileNet v2": Family("mobilenet_v2", "features"),
     "MobileNet v3": Family("mobilenet_v3_small", "features"),
@@ -45,8 +54,8 @@ FAMILIES = {
     "ResNeXt": Family("resnext50_32x4d", "layer4"),
     "ShuffleNet v2": Family("shufflenet_v2_x0_5", "conv5"),
     "SqueezeNet": Family("squeezenet1_1", "classifier.2"),
-    "Swin": Family("swin_t", "permute", contrast=3.0, prepare=None),
-    "Swin v2": Family("swin_v2_t", "permute", contrast=3.0, prepare=None),
+    "Swin": Family("swin_t", "permute", 224, contrast=1.0, prepare=tell_brightness),
+    "Swin v2": Family("swin_v2_t", "permute", 256, contrast=1.0, prepare=tell_brightness),
     "VGG": Family("vgg11", "features"),
     "ViT": Family("vit_b_16", "encoder.layers.encoder_layer_11.ln_1", contrast=3.0, prepare=see_late),
     "Wide ResNet": Family("wide_resnet50_2", "layer4"),

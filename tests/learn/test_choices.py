@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+import medimg
 from medimg import FitResult, TransferClassifier, fine_tune, lr_find
 from medimg.errors import TrainingError
 from medimg.learn.balance import make_loss
@@ -312,3 +313,18 @@ def test_a_rate_can_not_be_found_where_nothing_is_trained() -> None:
         lr_find(classifier(), images(8), start=1.0, end=0.1)
     with pytest.raises(TrainingError, match="diverged"):
         lr_find(classifier(), images(8), augment=lambda batch: batch * torch.nan)
+
+
+def test_embeddings_of_a_head_phase_are_kept(tmp_path: Path) -> None:
+    table = medimg.phantom.write_xray_dataset(tmp_path / "data", patients=8, size=(64, 64))
+    data = medimg.ImageDataset.from_csv(
+        table, path="file", patient="patient_id", preprocess=medimg.Preprocess(size=64)
+    )
+    states = []
+    for _ in range(2):
+        model = classifier(classes=data.classes)
+        fine_tune(model, data, head_epochs=2, epochs=0, cache=tmp_path / "kept", progress=False)
+        states.append(state(model))
+        model.backbone.register_forward_pre_hook(lambda *_: pytest.fail("a picture passed once more"))
+        fine_tune(model, data, head_epochs=1, epochs=0, cache=tmp_path / "kept", progress=False)
+    assert not changed(*states)
