@@ -11,6 +11,7 @@ import pytest
 from torch import nn
 
 from medimg import explain
+from medimg.evaluate.saliency_fields import Axis, Fields
 from tests.evaluate.planted import (
     classifier,
     depend_on_patch,
@@ -97,3 +98,13 @@ def test_the_heat_lies_on_the_patch(family: str, record_property: Callable[[str,
     # what speaks for one class does not speak for the other
     against = explain(model, volume, "plain", slices=range(4))
     assert not on_patch(against, places[:4], side).any()
+
+
+def test_half_a_cell_is_too_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The game is lost if a ResNet's map is stretched over the picture, as is common."""
+    monkeypatch.setattr(Fields, "of", lambda self, cells: tuple(map(Axis.tiles, self.size, cells)))
+    model = classifier("resnet18", 128, 0.05)
+    see_plainly(model.backbone)
+    depend_on_patch(model, 128, 48)
+    volume, places = planted(PICTURES, 128, 48)
+    assert on_patch(explain(model, volume, "patch"), places, 48).mean() < 0.9
