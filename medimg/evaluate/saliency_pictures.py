@@ -149,7 +149,7 @@ def _panels(parent: Figure | SubFigure, rows: Sequence[Sequence[_Panel]], colorm
         axes.set_title(title, fontsize=9)
         axes.set_axis_off()
     scale = ScalarMappable(Normalize(0.0, 1.0), colormap)
-    parent.colorbar(scale, ax=list(grid[-1]), label="heat", shrink=0.9, ticks=[0.0, 0.5, 1.0])
+    parent.colorbar(scale, ax=list(grid.flat), label="heat", aspect=40, ticks=[0.0, 0.5, 1.0])
 
 
 def _title(parent: Figure | SubFigure, explanation: Explanation) -> None:
@@ -161,6 +161,7 @@ def _weights(parent: SubFigure, explanation: Explanation, shown: Sequence[int]) 
     axes = parent.subplots()
     colors = ["0.25" if n in shown else "0.7" for n in explanation.slices]
     axes.bar(explanation.slices, explanation.weights, width=0.9, color=colors)
-    axes.set(xlabel="slice", ylabel="weight", ylim=(0.0, None))
+    ends = (explanation.slices[0] - 0.7, explanation.slices[-1] + 0.7)
+    axes.set(xlabel="slice", ylabel="weight", xlim=ends, ylim=(0.0, None))
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
