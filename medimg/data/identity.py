@@ -18,10 +18,11 @@ __all__ = ["Compare", "content_of", "frames_of"]
 Compare: TypeAlias = Literal["samples", "bytes"]
 
 _BLOCK: Final = 4096
+_LARGE_BLOCK: Final = 2**16
 _WHOLE: Final = 2**18
 
 
-def content_of(series: Series, compare: Compare) -> list[str] | None:
+def content_of(series: Series, compare: Compare | Literal["blocks"]) -> list[str] | None:
     """
     Return what tells the content of a series: a digest for each of its files, in their order.
 
@@ -29,9 +30,10 @@ def content_of(series: Series, compare: Compare) -> list[str] | None:
     ----------
     series : Series
         Its files are opened, and not decoded.
-    compare : {"samples", "bytes"}
+    compare : {"samples", "blocks", "bytes"}
         "samples": size, time of modification, and bytes from the start, the middle and the end; all bytes of
         small files. Large files that are not DICOM have no identifier among these, and go by their path too.
+        "blocks": size, and more bytes from these places: the same for copies, wherever they lie.
         "bytes": all bytes and nothing else.
 
     Returns
@@ -86,18 +88,19 @@ def _on_disk(name: str) -> str | None:
     return next((str(parent) for parent in path.parents if parent.is_file()), None)
 
 
-def _digest(name: str, compare: Compare, *, named: bool) -> str:
+def _digest(name: str, compare: Compare | Literal["blocks"], *, named: bool) -> str:
     with Path(name).open("rb", buffering=0) as file:
         if compare == "bytes":
             return hashlib.file_digest(file, "blake2b").hexdigest()
         state = os.fstat(file.fileno())
-        digest = hashlib.blake2b(f"{state.st_size} {state.st_mtime_ns} ".encode(), digest_size=32)
+        dated, block = (f"{state.st_mtime_ns} ", _BLOCK) if compare == "samples" else ("", _LARGE_BLOCK)
+        digest = hashlib.blake2b(f"{state.st_size} {dated}".encode(), digest_size=32)
         if state.st_size <= _WHOLE:
             digest.update(_block(file, 0, _WHOLE))
             return digest.hexdigest()
-        for start in (0, state.st_size // 2, state.st_size - _BLOCK):
-            digest.update(_block(file, start, _BLOCK))
-        if named:
+        for start in (0, state.st_size // 2, state.st_size - block):
+            digest.update(_block(file, start, block))
+        if named and compare == "samples":
             digest.update(os.path.realpath(name).encode())
         return digest.hexdigest()
 

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from medimg.data.fingerprints import Fingerprint
     from medimg.data.overlaps import Source
 
-__all__ = ["Check", "Leak", "LeakReport", "check_leaks", "check_one", "check_sides"]
+__all__ = ["Check", "Leak", "LeakReport", "OnLeak", "check_leaks", "check_one", "check_sides"]
 
 #: How closely a split looks: identifiers alone, pixels too, or as much as takes seconds.
 Check: TypeAlias = Literal["auto", "pixels", "fast"]
+#: Whether what is shared is an error.
 OnLeak: TypeAlias = Literal["raise", "report"]
 
 #: Values, by the headers, that are decoded in a few seconds.

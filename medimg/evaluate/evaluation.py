@@ -13,15 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg import __version__
+from medimg.data.leaks import OnLeak
 from medimg.evaluate._protocols import Dataset, Model
 from medimg.evaluate.curves import curves_of
 from medimg.evaluate.flow import flow_of
 from medimg.evaluate.intervals import IntervalMethod, check_intervals, estimates
 from medimg.evaluate.metrics import Support
 from medimg.evaluate.model_facts import facts_of
-from medimg.evaluate.notes import ClassCount, cautions
+from medimg.evaluate.notes import ClassCount, cautions, undiscerning
 from medimg.evaluate.pictures import choose_pictures
 from medimg.evaluate.report import Report
+from medimg.evaluate.seen_images import notes_on_seen
 from medimg.evaluate.subgroups import Subgroups, few_in_subgroups, subgroup_table
 from medimg.evaluate.units import THRESHOLD, Unit, Units, check_pair, make_units, thresholds_of
 
@@ -45,6 +47,7 @@ def evaluate(
     salt: str | None = None,
     subgroups: Subgroups | None = None,
     saliency: bool = False,
+    on_leak: OnLeak = "raise",
 ) -> Report:
     """
     Score a model on a dataset, with intervals that resample whole patients.
@@ -84,6 +87,9 @@ def evaluate(
     saliency : bool
         Whether the pictures of the report show where the model found what it predicted; see
         :func:`medimg.explain`.
+    on_leak : {"raise", "report"}
+        Whether images that the model was trained on are an error, or a caution in the report. Images that
+        chose its epoch or its calibration, and those it was adapted to, always are a caution.
 
     Returns
     -------
@@ -95,6 +101,9 @@ def evaluate(
     DatasetError
         If the dataset is empty or does not fit the model, ``unit``, the labels or the subgroups don't fit the
         dataset, or ``ci``, ``ci_method`` or ``n_resamples`` can't be.
+    LeakageError
+        If the model was trained on some of the images; of a model that was trained in this process, on
+        others of the same patients.
     TrainingError
         If what the model gives is no probability.
 
@@ -111,6 +120,7 @@ def evaluate(
     """
     check_intervals(ci, n_resamples, ci_method)
     check_pair(model, dataset)
+    known = notes_on_seen(model, dataset, on_leak)
     probabilities = model.predict_proba(dataset, batch_size=batch_size, progress=progress)
     thresholds = thresholds_of(model)
     units = make_units(dataset, probabilities, unit, thresholds)
@@ -133,6 +143,7 @@ def evaluate(
         predictions=_table(units, subjects, classes, dataset.task),
         counts=counts,
         notes=(
+            *known,
             *cautions(
                 counts=counts,
                 n_patients=units.n_patients,
@@ -140,6 +151,7 @@ def evaluate(
                 metrics=metrics,
                 n_resamples=n_resamples,
             ),
+            *undiscerning(units.predicted, classes, dataset.task),
             *([] if groups is None else few_in_subgroups(groups)),
         ),
         provenance=_provenance(

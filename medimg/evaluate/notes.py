@@ -5,9 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from medimg.evaluate.bootstrap import Estimate
 
-__all__ = ["ClassCount", "cautions", "decision_rule"]
+__all__ = ["ClassCount", "cautions", "decision_rule", "undiscerning"]
 
 FEW_PATIENTS = 20
 FEW_OF_A_CLASS = 5
@@ -121,6 +124,51 @@ def cautions(
             "interval. Such intervals are too narrow; where more than half were left out, none is given."
         )
     return tuple(sentences)
+
+
+def undiscerning(predicted: NDArray[np.bool_], classes: tuple[str, ...], task: str) -> tuple[str, ...]:
+    """
+    Say where a model decides the same for all that it is shown.
+
+    Parameters
+    ----------
+    predicted : ndarray of bool, shape (n, K)
+        Decisions.
+    classes : tuple of str
+        Names of the classes.
+    task : str
+        ``"multiclass"`` or ``"multilabel"``.
+
+    Returns
+    -------
+    tuple of str
+        Sentences.
+
+    Examples
+    --------
+    >>> same = np.array([[True, False], [True, False]])
+    >>> undiscerning(same, ("no", "yes"), "multiclass")[0].partition(":")[0]
+    'Everything was predicted to be “no”'
+    """
+    if len(predicted) < 2:
+        return ()
+    always = [name for name, column in zip(classes, predicted.T, strict=True) if column.all()]
+    if task == "multiclass":
+        return tuple(
+            f"Everything was predicted to be “{name}”: its recall is 1 and that of other classes 0 whatever "
+            "the images show, and these intervals have no width. The AUROC tells whether the order is right."
+            for name in always
+        )
+    never = [name for name, column in zip(classes, predicted.T, strict=True) if not column.any()]
+    return tuple(
+        f"{', '.join(f'“{name}”' for name in names)} {was}: recall and specificity are {values} whatever the "
+        "images show, and have intervals without width."
+        for names, was, values in (
+            (always, "was found in everything", "1 and 0"),
+            (never, "was found in nothing", "0 and 1"),
+        )
+        if names
+    )
 
 
 def _unknown_patients(n_unknown: int) -> list[str]:

@@ -16,6 +16,7 @@ from medimg.evaluate.delong import delong, delong_columns
 from medimg.evaluate.estimates import estimate
 from medimg.evaluate.intervals import IntervalMethod, check_independent, check_intervals
 from medimg.evaluate.metrics import Support
+from medimg.evaluate.seen_images import notes_on_seen
 from medimg.evaluate.units import Unit, Units, check_pair, make_units, thresholds_of
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ class ModelComparison:
         How many.
     ci : float
         Share of the resamples between the ends of each interval.
+    notes : tuple of str
+        What the numbers can't be trusted for: images that chose something of a model.
     """
 
     differences: Mapping[str, Difference]
@@ -98,6 +101,7 @@ class ModelComparison:
     n_units: int
     n_patients: int
     ci: float
+    notes: tuple[str, ...] = ()
 
     def to_pandas(self) -> pd.DataFrame:
         """
@@ -123,7 +127,9 @@ class ModelComparison:
         width = max(len(name) for name in shown)
         head = f"ModelComparison: {self.n_units} of unit {self.unit!r}, {self.n_patients} patients"
         column = f"  {'metric':<{width}}  first minus second ({self.ci * 100:g} % interval)"
-        return "\n".join([head, column, *(f"  {name:<{width}}  {d}" for name, d in shown.items())])
+        return "\n".join(
+            [head, column, *(f"  {name:<{width}}  {d}" for name, d in shown.items()), *self.notes]
+        )
 
 
 def compare_models(
@@ -177,6 +183,8 @@ def compare_models(
     DatasetError
         If a model and its dataset don't fit, the two datasets do not hold the same images, or a setting is
         out of range.
+    LeakageError
+        If a model was trained on some of the images; see :func:`medimg.evaluate.evaluate`.
     TrainingError
         If what a model gives is no probability.
 
@@ -199,9 +207,13 @@ def compare_models(
     check_intervals(ci, n_resamples, ci_method)
     other = _of_recipe(dataset, second) if second_dataset is None else second_dataset
     _check_same(dataset, other)
-    found = []
-    for model, images in ((first, dataset), (second, other)):
+    pairs = ((first, dataset), (second, other))
+    notes = []
+    for which, (model, images) in zip(("first", "second"), pairs, strict=True):
         check_pair(model, images)
+        notes += [f"Of the {which} model: {note}" for note in notes_on_seen(model, images, "raise")]
+    found = []
+    for model, images in pairs:
         probabilities = model.predict_proba(images, batch_size=batch_size, progress=progress)
         found.append(make_units(images, probabilities, unit, thresholds_of(model)))
     classes = tuple(dataset.classes)
@@ -214,6 +226,7 @@ def compare_models(
         n_units=len(found[0]),
         n_patients=found[0].n_patients,
         ci=ci,
+        notes=tuple(notes),
     )
 
 

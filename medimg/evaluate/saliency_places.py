@@ -89,10 +89,13 @@ class _Side:
         return places
 
     def from_cells(self, cells: int, axis: Axis) -> npt.NDArray[np.float32]:
-        """(size, cells): the weights of the cells in each pixel of the source; 0 where it was cropped."""
+        """(size, cells): the weights of the cells in each pixel of the source; 0 for those that were cropped."""
         places = self.in_picture()
-        weights = interpolation((places - 0.5 - axis.start) / axis.step, cells)
-        weights[(places < 0) | (places > self.wanted)] = 0.0
+        half = 0.5 / self.scale * (self.inner / self.resampled)
+        # of a pixel that the edge of the picture cuts, the part that is seen
+        seen = np.clip(places, 0.0, self.wanted)
+        weights = interpolation((seen - 0.5 - axis.start) / axis.step, cells)
+        weights[np.abs(seen - places) > half * (1 - 1e-6)] = 0.0
         return weights
 
     def over_picture(self, cells: int, axis: Axis) -> npt.NDArray[np.float32]:

@@ -16,6 +16,7 @@ from medimg.learn.features import item_features
 from medimg.learn.outliers import Outliers
 from medimg.learn.pooling import pool_embeddings
 from medimg.learn.provenance import parameters_digest
+from medimg.learn.seen import note_seen, refuse_seen
 from medimg.learn.temperature import Judged, fit_temperature
 from medimg.learn.thresholds import checked_criterion, operating_points
 
@@ -93,7 +94,7 @@ def calibrate(
     PreprocessError
         If a data set is made by another recipe.
     LeakageError
-        If `train` shares a patient, series or file with `val`.
+        If the model was trained on images of `val`, or `train` shares a patient, series or file with it.
 
     Notes
     -----
@@ -113,6 +114,7 @@ def calibrate(
     if train is not None:
         _check(model, train, "training")
         check_apart(train, val)
+    refuse_seen(model, val)
     options = {"cache": cache, "batch_size": batch_size, "num_workers": num_workers, "progress": progress}
     vectors, starts = _vectors(model, val, **options)
     judged = Judged(_logits(model, vectors), starts, np.asarray(val.labels), model.task)
@@ -136,6 +138,7 @@ def calibrate(
         outliers=None if train is None else _outliers(model, train, vectors, options),
     )
     model.calibration = calibration
+    note_seen(model, val=val)
     return calibration
 
 

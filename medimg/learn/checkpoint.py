@@ -1,9 +1,9 @@
 """
 Checkpoints: one safetensors file that holds parameters, and a JSON header with all else.
 
-Nothing in the file is executed when it is read, and nothing in it is about patients. Three hashes tell damage
-and later changes: one of the tensors, one of the header, one of all that predictions depend on. They prove no
-origin: who changes a file can hash it anew.
+Nothing in the file is executed when it is read, and nothing in it tells who the patients are. Three hashes
+tell damage and later changes: one of the tensors, one of the header, one of all that predictions depend on.
+They prove no origin: who changes a file can hash it anew.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from medimg.learn.extraction import feature_count
 from medimg.learn.outliers import Outliers
 from medimg.learn.provenance import model_digest
 from medimg.learn.ranges import TrainingRanges
+from medimg.learn.seen import SeenImages
 from medimg.prep import Preprocess
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ _WHAT: Final = (
 _MAX_HEADER: Final = 16 * 2**20
 _MAX_IMAGE_SIZE: Final = 2048  # a ViT of that size has 100 MB of positions: more is no honest file
 _OUTLIERS: Final = "outliers."
+_SEEN: Final = "images_seen."
 
 
 def _is_text(value: Any) -> bool:
@@ -87,6 +89,7 @@ _FIELDS: Final[dict[str, Callable[[Any], bool]]] = {
 _FIELDS_2: Final[dict[str, Callable[[Any], bool]]] = {
     "ranges": _is_object_or_none,
     "calibration": _is_object_or_none,
+    "images_seen": _is_object_or_none,
     "model_sha256": _is_text,
 }
 
@@ -108,10 +111,12 @@ def save(model: TransferClassifier, path: str | os.PathLike[str]) -> Path:
         The file.
     """
     target = Path(path)
-    calibration, ranges = model.calibration, model.training_ranges
+    calibration, ranges, seen = model.calibration, model.training_ranges, model.images_seen
     tensors = dict(model.state_dict())
     if calibration is not None and calibration.outliers is not None:
         tensors |= {f"{_OUTLIERS}{name}": value for name, value in calibration.outliers.tensors().items()}
+    if seen is not None:
+        tensors |= {f"{_SEEN}{role}": value for role, value in seen.tensors().items()}
     header: dict[str, Any] = {
         "schema": SCHEMA,
         "architecture": {
@@ -135,6 +140,7 @@ def save(model: TransferClassifier, path: str | os.PathLike[str]) -> Path:
         "training": model.training_summary,
         "ranges": ranges.to_dict() if ranges is not None else None,
         "calibration": calibration.to_dict() if calibration is not None else None,
+        "images_seen": seen.to_dict() if seen is not None else None,
         "model_sha256": model_digest(model),
     }
     container.write(target, _KEY, header, tensors)
@@ -195,7 +201,8 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     -------
     dict
         Schema, architecture, classes, task, pool, recipe and its fingerprint, weights and their SHA-256,
-        versions, summary of the training, ranges of the training data, calibration, and the hashes.
+        versions, summary of the training, ranges of the training data, calibration, what names the images
+        seen, and the hashes.
 
     Raises
     ------
@@ -226,18 +233,23 @@ def _check_header(header: Any, file: Path) -> None:
 
 
 def _add_decisions(model: TransferClassifier, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Give a model its calibration and ranges, and take what is theirs out of the tensors."""
+    """Give a model what else was saved of it, and take what is not the network's out of the tensors."""
     if header["schema"] == 1:
         return
-    found = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_OUTLIERS)}
-    outliers = None
-    if found:
-        named = {name.removeprefix(_OUTLIERS): value for name, value in found.items()}
-        outliers = Outliers.from_tensors(named, feature_count(model))
+    found = _taken(tensors, _OUTLIERS)
+    outliers = Outliers.from_tensors(found, feature_count(model)) if found else None
+    seen = _taken(tensors, _SEEN)
+    if seen or header["images_seen"] is not None:
+        model.images_seen = SeenImages.from_parts(header["images_seen"] or {}, seen)
     if header["calibration"] is not None:
         model.calibration = Calibration.from_dict(header["calibration"], outliers, model.classes, model.task)
     if header["ranges"] is not None:
         model.training_ranges = TrainingRanges.from_dict(header["ranges"])
+
+
+def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    names = [name for name in tensors if name.startswith(prefix)]
+    return {name.removeprefix(prefix): tensors.pop(name) for name in names}
 
 
 def _rebuild(header: dict[str, Any]) -> TransferClassifier:

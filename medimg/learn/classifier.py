@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from medimg.learn.loaders import LabeledImages
     from medimg.learn.predict import PredictSource
     from medimg.learn.ranges import TrainingRanges
+    from medimg.learn.seen import SeenImages
     from medimg.prep import Preprocess
 
 __all__ = ["Task", "TransferClassifier"]
@@ -88,6 +89,8 @@ class TransferClassifier(Freezable):
         How the model was trained; set by :func:`medimg.fine_tune`.
     training_ranges : TrainingRanges or None
         What the training data were like: modalities, body parts, spacings; set by training.
+    images_seen : SeenImages or None
+        Hashes of the images that it was trained with, by which :func:`medimg.evaluate` knows them again.
     calibration : Calibration or None
         What predictions are calibrated and decided by; set by :func:`medimg.calibrate`, None for nothing.
 
@@ -161,6 +164,7 @@ class TransferClassifier(Freezable):
         self.pool: Pool = pool
         self.training_summary: dict[str, Any] | None = None
         self.training_ranges: TrainingRanges | None = None
+        self.images_seen: SeenImages | None = None
         self.calibration: Calibration | None = None
         self.backbone = parts.body
         self.attention = make_pooling(pool, parts.features)

@@ -17,6 +17,7 @@ from medimg.learn.logs import make_loggers
 from medimg.learn.ranges import note_training
 from medimg.learn.resuming import FILE, data_digest, find_progress
 from medimg.learn.running import resumed, run
+from medimg.learn.seen import note_seen
 from medimg.learn.settings import Settings
 from medimg.learn.work import Work
 
@@ -250,6 +251,7 @@ def fine_tune(
     )
     start = resumed(work, find_progress(resume, folder))
     note_training(model, train)
+    note_seen(model, train=train, val=val, target=[one.target for one in adaptations])
     return run(work, engine, start, compiled=compile)
 
 

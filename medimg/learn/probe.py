@@ -15,6 +15,7 @@ from medimg.learn.features import item_features
 from medimg.learn.linear import LinearFit
 from medimg.learn.probing import Labeled, Probing
 from medimg.learn.ranges import note_training
+from medimg.learn.seen import note_seen
 
 if TYPE_CHECKING:
     import os
@@ -155,6 +156,7 @@ def fit_head(
     assert isinstance(chosen.fit, LinearFit)
     _set_head(model, chosen.fit)
     note_training(model, train)
+    note_seen(model, train=train, val=val)
     tried = tuple({name: row[name] for name in _COLUMNS} for row in chosen.tried)
     fit = HeadFit(method, chosen.setting, tried, len(train), time.perf_counter() - started)
     model.training_summary = {

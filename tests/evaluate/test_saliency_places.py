@@ -219,3 +219,12 @@ def test_unknown_grids_are_tiles() -> None:
 def test_interpolation() -> None:
     weights = interpolation(np.array([-1.0, 0.0, 0.5, 2.0, 9.0]), 3)
     np.testing.assert_allclose(weights @ np.array([1.0, 2.0, 4.0]), [1.0, 1.0, 1.5, 4.0, 4.0])
+
+
+def test_voxels_that_the_edge_of_the_picture_cuts_have_the_heat_of_their_part() -> None:
+    """Two columns that fill more than the picture, both with their centers beyond it."""
+    volume = spot((1, 2, 2), (0, 0, 1), (1.0, 1.0, 1.6))
+    heat = explain(model_for(size=(48, 32), fit="crop"), volume, "bright").heat[0]
+    assert heat[0, 1] == 1.0
+    assert heat[0, 0] < 0.2
+    assert heat[1, 1] < 0.5

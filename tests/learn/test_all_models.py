@@ -9,22 +9,30 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import nn
-from torchvision.models import get_model_weights
+from torchvision.models import get_model_builder, get_model_weights
 
 from medimg import TransferClassifier
 from medimg.learn.backbones import backbone_names
 from medimg.learn.stages import STEM, stages
 from tests.learn.networks import digests, network, shapes, step
 
-#: Above 30 million parameters; one VGG is enough where there is little time.
-LARGE = [
-    name
-    for name in backbone_names()
-    if get_model_weights(name)["DEFAULT"].value.meta["num_params"] > 30e6 and name != "vgg11_bn"
-]
-ASKED = pytest.mark.skipif(not os.environ.get("MEDIMG_SLOW"), reason="a large network: set MEDIMG_SLOW=1")
+
+def _parameters(name: str) -> int:
+    return int(get_model_weights(name)["DEFAULT"].value.meta["num_params"])
+
+
+def _smallest() -> set[str]:
+    """One of each family, but for ViT, whose smallest has 86 million parameters."""
+    families: dict[str, list[str]] = {}
+    for name in backbone_names():
+        families.setdefault(get_model_builder(name).__module__, []).append(name)
+    return {min(names, key=_parameters) for names in families.values()} - {"vit_b_16", "vit_b_32"}
+
+
+SMALLEST = _smallest()
+ASKED = pytest.mark.skipif(not os.environ.get("MEDIMG_SLOW"), reason="all networks: set MEDIMG_SLOW=1")
 NAMES = [
-    pytest.param(name, marks=[pytest.mark.slow, ASKED]) if name in LARGE else name
+    name if name in SMALLEST else pytest.param(name, marks=[pytest.mark.slow, ASKED])
     for name in backbone_names()
 ]
 
