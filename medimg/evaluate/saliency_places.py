@@ -89,7 +89,7 @@ class _Side:
         return places
 
     def from_cells(self, cells: int, axis: Axis) -> npt.NDArray[np.float32]:
-        """(size, cells): the weights of the cells in each pixel of the source; 0 for those that were cropped."""
+        """(size, cells): the weights of the cells in each of the source's pixels; 0 where it was cropped."""
         places = self.in_picture()
         half = 0.5 / self.scale * (self.inner / self.resampled)
         # of a pixel that the edge of the picture cuts, the part that is seen
