@@ -14,6 +14,7 @@ from torch import Tensor
 from medimg.core.volume import Volume
 from medimg.errors import TrainingError
 from medimg.evaluate.explanation import Explanation
+from medimg.evaluate.saliency_centers import measured
 from medimg.evaluate.saliency_layers import Layer, find_layer
 from medimg.evaluate.saliency_maps import (
     METHODS,
@@ -130,6 +131,7 @@ def explain(
         gradient = pull_back(model, embeddings, chosen)
         first, _ = next(batches(places.pictures[:2]))
         grid = find_layer(model.backbone, first, layer)
+        grid = measured(model.backbone, grid, model.preprocess.hw)
         parts = ((pictures, gradient[part]) for pictures, part in batches(places.pictures))
         cams = activation_maps(model.backbone, grid, _watched(parts, len(places.pictures), progress), method)
     heat, outside = _spread(places, cams, grid)

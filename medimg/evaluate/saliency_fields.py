@@ -50,7 +50,8 @@ class Fields:
 
     A convolution of stride 2 with a padded kernel of 3 looks about every second pixel, the first one
     included: after five of these, cells of 32 pixels have their centers at 0, 32, 64 and so on, half a cell
-    up and left of where they would lie side by side. Layers that are neither convolutions nor poolings make
+    up and left of where they would lie side by side; training moves them back
+    (``medimg.evaluate.saliency_centers``). Layers that are neither convolutions nor poolings make
     tiles, if they change the size at all.
 
     Attributes
