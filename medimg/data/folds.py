@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from medimg.data.leaks import check_one
-from medimg.data.split import check_by
+from medimg.data.leaks import check_datasets, check_one
+from medimg.data.split import check_by, checked_seed
 from medimg.errors import DatasetError, LeakageError
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ def kfold(
     by : {"patient"}
         What stays together.
     seed : int
-        Of the shuffling; the same seed gives the same folds, and those of :func:`medimg.cross_validate`.
+        Of the shuffling, from 0 to 2³² - 1; the same seed gives the same folds, and those of
+        :func:`medimg.cross_validate`.
     check : {"auto", "pixels", "fast"} or None
         What is looked for under two patients; see :func:`medimg.split`.
 
@@ -60,7 +61,7 @@ def kfold(
         If it can't be clean: a class has fewer patients than there are folds, or would be absent from one,
         or the same study, series, file, SOP instance or pixels belong to two patients.
     DatasetError
-        If the number of folds is unsound.
+        If the number of folds or the seed is unsound, or `dataset` is none.
 
     Examples
     --------
@@ -68,6 +69,7 @@ def kfold(
     ...     medimg.fine_tune(model, train)
     """
     check_by(by)
+    check_datasets(dataset)
     check_folds(dataset, folds, check)
     labels = np.asarray(dataset.labels)
     counts = patient_classes(labels, dataset.patients, dataset.task, len(dataset.classes))
@@ -105,8 +107,8 @@ def _check_classes(dataset: ImageDataset, labels: NDArray[np.generic]) -> None:
     absent = [name for name, count in zip(dataset.classes, shown, strict=True) if not count]
     if absent:
         raise LeakageError(
-            f"class {absent[0]!r} would be absent from a fold, as few patients have it and these share other "
-            "classes: use another seed or fewer folds"
+            f"class {absent[0]!r} would be absent from a fold, as few patients have it, and these have other "
+            "classes too, or far more items than others: use another seed or fewer folds"
         )
 
 
@@ -138,6 +140,8 @@ def fold_of_items(
     ------
     LeakageError
         If there are fewer patients than folds.
+    DatasetError
+        If the seed is none.
 
     Examples
     --------
@@ -146,6 +150,7 @@ def fold_of_items(
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
+    start = checked_seed(seed)
     groups = np.unique(np.asarray(patients), return_inverse=True)[1]
     count = int(groups.max()) + 1
     if count < folds:
@@ -158,7 +163,7 @@ def fold_of_items(
     with warnings.catch_warnings():
         # that a class has fewer items than there are folds
         warnings.simplefilter("ignore", UserWarning)
-        cut = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        cut = StratifiedGroupKFold(folds, shuffle=True, random_state=start)
         for number, (_, held_out) in enumerate(cut.split(labels, np.ravel(kinds), groups)):
             fold[held_out] = number
     return fold

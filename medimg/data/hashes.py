@@ -94,8 +94,9 @@ def thumbnail(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8] | None:
     from PIL import Image
 
     plane = values.astype(np.float32) if values.ndim == 2 else values.mean(axis=0, dtype=np.float32)
-    if not np.isfinite(plane).all():
-        plane = np.nan_to_num(plane, nan=float(np.nanmin(plane, initial=0)), posinf=0.0, neginf=0.0)
+    known = np.isfinite(plane)
+    if not known.all():
+        plane = np.where(known, plane, plane[known].min(initial=0))
     every = max(1, int(np.sqrt(plane.size / _SAMPLED)))
     low, high = np.percentile(plane[::every, ::every], _TAILS)
     if not high > low:

@@ -18,7 +18,7 @@ __all__ = ["Compare", "content_of", "frames_of"]
 Compare: TypeAlias = Literal["samples", "bytes"]
 
 _BLOCK: Final = 4096
-_LARGE_BLOCK: Final = 2**16
+_BLOCKS: Final = 64
 _WHOLE: Final = 2**18
 
 
@@ -33,7 +33,8 @@ def content_of(series: Series, compare: Compare | Literal["blocks"]) -> list[str
     compare : {"samples", "blocks", "bytes"}
         "samples": size, time of modification, and bytes from the start, the middle and the end; all bytes of
         small files. Large files that are not DICOM have no identifier among these, and go by their path too.
-        "blocks": size, and more bytes from these places: the same for copies, wherever they lie.
+        "blocks": size, and bytes from 64 places: the same for copies, wherever they lie. A few places are not
+        enough, as uncompressed pictures of different people can have the same black borders there.
         "bytes": all bytes and nothing else.
 
     Returns
@@ -51,7 +52,7 @@ def content_of(series: Series, compare: Compare | Literal["blocks"]) -> list[str
             if path not in digests:
                 digests[path] = _digest(path, compare, named=series.format != "DICOM" or path != name)
             # the name of a member of an archive
-            found.append(digests[path] + hashlib.sha256(name[len(path) :].encode()).hexdigest()[:16])
+            found.append(digests[path] + hashlib.sha256(os.fsencode(name[len(path) :])).hexdigest()[:16])
     except (OSError, ValueError):
         return None
     return found
@@ -93,15 +94,17 @@ def _digest(name: str, compare: Compare | Literal["blocks"], *, named: bool) -> 
         if compare == "bytes":
             return hashlib.file_digest(file, "blake2b").hexdigest()
         state = os.fstat(file.fileno())
-        dated, block = (f"{state.st_mtime_ns} ", _BLOCK) if compare == "samples" else ("", _LARGE_BLOCK)
+        dated = f"{state.st_mtime_ns} " if compare == "samples" else ""
         digest = hashlib.blake2b(f"{state.st_size} {dated}".encode(), digest_size=32)
         if state.st_size <= _WHOLE:
             digest.update(_block(file, 0, _WHOLE))
             return digest.hexdigest()
-        for start in (0, state.st_size // 2, state.st_size - block):
-            digest.update(_block(file, start, block))
+        last = state.st_size - _BLOCK
+        few, many = (0, state.st_size // 2, last), (last * n // (_BLOCKS - 1) for n in range(_BLOCKS))
+        for start in few if compare == "samples" else many:
+            digest.update(_block(file, start, _BLOCK))
         if named and compare == "samples":
-            digest.update(os.path.realpath(name).encode())
+            digest.update(os.fsencode(os.path.realpath(name)))
         return digest.hexdigest()
 
 

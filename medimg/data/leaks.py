@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
+from medimg.data.facts import ItemFacts
 from medimg.data.fingerprints import fingerprints, known_fingerprint, pixel_count
 from medimg.data.leak_report import LeakReport, refuse, warn_of
 from medimg.data.near import near_pairs
@@ -17,7 +18,16 @@ if TYPE_CHECKING:
     from medimg.data.fingerprints import Fingerprint
     from medimg.data.overlaps import Source
 
-__all__ = ["Check", "Leak", "LeakReport", "OnLeak", "check_leaks", "check_one", "check_sides"]
+__all__ = [
+    "Check",
+    "Leak",
+    "LeakReport",
+    "OnLeak",
+    "check_datasets",
+    "check_leaks",
+    "check_one",
+    "check_sides",
+]
 
 #: How closely a split looks: identifiers alone, pixels too, or as much as takes seconds.
 Check: TypeAlias = Literal["auto", "pixels", "fast"]
@@ -68,7 +78,7 @@ def check_leaks(
     LeakageError
         If there is a leak; it lists what is shared by hash and by the indices of the items.
     DatasetError
-        If there is no data set.
+        If there is no data set, or something else.
 
     Warns
     -----
@@ -89,6 +99,7 @@ def check_leaks(
     """
     if not parts:
         raise DatasetError("check_leaks takes data sets, such as check_leaks(train, test); none was given")
+    check_datasets(*parts)
     if on_leak not in get_args(OnLeak):
         raise DatasetError(f'on_leak is "raise" or "report"; found {on_leak!r}')
     sources = sources_of(parts)
@@ -100,6 +111,23 @@ def check_leaks(
         refuse(report)
     warn_of(report, lost=sum(p is None for p in prints or ()))
     return report
+
+
+def check_datasets(*parts: object) -> None:
+    """
+    Refuse what is no data set.
+
+    Raises
+    ------
+    DatasetError
+        It names the type.
+    """
+    for part in parts:
+        if not isinstance(part, ItemFacts):
+            raise DatasetError(
+                f"expected an ImageDataset; found a {type(part).__name__}: make one with "
+                "medimg.ImageDataset.from_folder or from_csv"
+            )
 
 
 def check_one(dataset: ImageDataset, check: Check | None = "fast") -> None:

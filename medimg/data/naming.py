@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Name", "ids_of", "names_of"]
 
 _DIGITS: Final = 32
+_SKETCH: Final = 4
 _THREADS: Final = 8
 
 
@@ -57,7 +58,7 @@ def names_of(several: Sequence[Series], *, contents: bool) -> list[Name]:
         return list(pool.map(lambda series: _name(series, contents=contents), several))
 
 
-def ids_of(several: Sequence[Series]) -> list[str | None]:
+def ids_of(several: Sequence[Series]) -> list[tuple[str, ...]]:
     """
     Return what tells series from each other, without reading much.
 
@@ -68,18 +69,22 @@ def ids_of(several: Sequence[Series]) -> list[str | None]:
 
     Returns
     -------
-    list of str or None
-        Hashes of the SOP Instance UIDs and numbers of the frames; where there are no UIDs, of samples of the
-        bytes of the files, and None where these are on no disk.
+    list of tuple of str
+        Hashes of SOP Instance UIDs, the four lowest of a series: another choice of the same images, such as
+        each as a series of its own, or all but one, shares some of them. Where there are no UIDs, one hash of
+        samples of the bytes of the files; none where these are on no disk.
     """
     with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(_id, several))
+        return list(pool.map(_ids, several))
 
 
-def _id(series: Series) -> str | None:
-    frames = _frames(series)
-    found = frames or content_of(series, "blocks")
-    return None if found is None else _hash(sorted(found))
+def _ids(series: Series) -> tuple[str, ...]:
+    if _frames(series):
+        assert isinstance(series.reader, StackReader)
+        instances = {f.instance.sop_instance_uid for channel in series.reader.plan.channels for f in channel}
+        return tuple(sorted(_hash([uid]) for uid in instances)[:_SKETCH])
+    found = content_of(series, "blocks")
+    return () if found is None else (_hash(sorted(found)),)
 
 
 def _name(series: Series, *, contents: bool) -> Name:

@@ -42,7 +42,10 @@ def veil() -> Veil:
     (True, False)
     """
     key = secrets.token_bytes(32)
-    return lambda name: hashlib.blake2b(name.encode(), key=key, digest_size=6).hexdigest()
+    # names of files that are no UTF-8 have surrogates in them
+    return lambda name: hashlib.blake2b(
+        name.encode(errors="surrogatepass"), key=key, digest_size=6
+    ).hexdigest()
 
 
 def with_file_patients(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from medimg.data.leaks import check_one
+from medimg.data.leaks import check_datasets, check_one
 from medimg.errors import DatasetError, LeakageError
 
 if TYPE_CHECKING:
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from medimg.data.dataset import ImageDataset
     from medimg.data.leaks import Check
 
-__all__ = ["SplitBy", "check_by", "split"]
+__all__ = ["SplitBy", "check_by", "checked_seed", "split"]
 
 SplitBy: TypeAlias = Literal["patient"]
+
+_MOST_SEED: Final = 2**32 - 1  # scikit-learn's, which draws the folds
 
 
 def split(
@@ -43,7 +45,7 @@ def split(
     fractions : sequence of float
         Size of each part; they add up to 1. The default is training, validation, test.
     seed : int
-        Of the shuffling; the same seed gives the same split.
+        Of the shuffling, from 0 to 2³² - 1; the same seed gives the same split.
     check : {"auto", "pixels", "fast"} or None
         What is looked for under two patients, as a split would put it on two sides:
 
@@ -67,7 +69,7 @@ def split(
         If it can't be clean: a class has fewer patients than there are parts, or the same study, series,
         file, SOP instance or pixels belong to two patients.
     DatasetError
-        If the fractions are unsound.
+        If the fractions or the seed are unsound, or `dataset` is none.
 
     Warns
     -----
@@ -80,6 +82,8 @@ def split(
     """
     shares = _checked_fractions(fractions)
     check_by(by)
+    start = checked_seed(seed)
+    check_datasets(dataset)
     check_one(dataset, check)
     groups: dict[Hashable, list[int]] = defaultdict(list)
     for index, patient in enumerate(dataset.patients):
@@ -90,7 +94,7 @@ def split(
         for key, members in groups.items()
     }
     _check_enough(dataset, classes, len(shares))
-    sides = _assigned(classes, shares, np.random.default_rng(seed))
+    sides = _assigned(classes, shares, np.random.default_rng(start))
     _check_sides(dataset, classes, sides, len(shares))
     parts: list[list[int]] = [[] for _ in shares]
     for key, members in groups.items():
@@ -111,9 +115,27 @@ def check_by(by: str) -> None:
         raise DatasetError(f'by is "patient", as anything smaller leaks; found {by!r}')
 
 
+def checked_seed(seed: object) -> int:
+    """
+    Return a seed as an int, NumPy's integers too.
+
+    Raises
+    ------
+    DatasetError
+        If it is none: without one a split could not be had again.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= _MOST_SEED:
+        raise DatasetError(f"seed is a whole number from 0 to 2³² - 1; found {seed!r}")
+    return int(seed)
+
+
 def _checked_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
-    shares = tuple(float(f) for f in fractions)
-    if len(shares) < 2 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+    try:
+        shares = tuple(float(f) for f in fractions)
+    except (TypeError, ValueError, OverflowError):
+        shares = ()
+    # written so that what is no number fails, too
+    if len(shares) < 2 or not all(f > 0 for f in shares) or not abs(sum(shares) - 1) <= 1e-6:
         raise DatasetError(f"fractions are two or more positive numbers that add up to 1; found {fractions}")
     return shares
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 from medimg import __version__
-from medimg.data.leaks import check_sides
+from medimg.data.leaks import check_datasets, check_sides
 from medimg.data.naming import Name, names_of
 from medimg.errors import DatasetError
 from medimg.io.files import write_text
@@ -68,6 +68,7 @@ def save_split(path: str | os.PathLike[str], **parts: ImageDataset) -> Path:
         raise DatasetError(
             "save_split takes the sides by name, such as train=train, test=test; none was given"
         )
+    check_datasets(*parts.values())
     units = {part.unit for part in parts.values()}
     if len(units) > 1:
         raise DatasetError('some sides have unit="slice", some unit="series"; make them of one data set')
@@ -139,6 +140,7 @@ def load_split(
     """
     if on_additional not in get_args(OnAdditional):
         raise DatasetError(f'on_additional is "raise" or "ignore"; found {on_additional!r}')
+    check_datasets(dataset)
     file = Path(path)
     saved = _read(file)
     if saved["unit"] != dataset.unit:
@@ -231,12 +233,14 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         size = file.stat().st_size
         text = file.read_bytes() if size <= _MOST_BYTES else b""
-    except OSError as error:
-        raise DatasetError(f"{file} can't be opened: {error.strerror}; check the path") from None
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise DatasetError(f"{file} can't be opened: {why}; check the path") from None
     try:
         content: Any = json.loads(text)
+        sha256 = _sha256(content) if isinstance(content, dict) else ""
     except (ValueError, RecursionError):
-        content = None
+        content, sha256 = None, ""
     if not isinstance(content, dict) or content.get("what") != _WHAT:
         raise DatasetError(f"{file} is no split that medimg.save_split wrote, or it is damaged")
     schema = content.get("schema")
@@ -245,7 +249,7 @@ def _read(file: Path) -> dict[str, Any]:
             f"{file} has schema {schema if isinstance(schema, int) else 'unknown'}, and this version of "
             f"medimg reads up to {_SCHEMA}; update medimg"
         )
-    if content.get("sha256") != _sha256(content) or not _is_sound(content):
+    if content.get("sha256") != sha256 or not _is_sound(content):
         raise DatasetError(f"{file} is not as it was saved (its SHA-256 differs): it was damaged or changed")
     return content
 

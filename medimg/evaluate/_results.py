@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
+
 from medimg.evaluate._html import estimate_cell, number, percent, plot, scrolling, section, span, table
 from medimg.evaluate.curves import Curves
 from medimg.evaluate.plots import MOST_STYLES, curve_plot, reliability_plot
@@ -16,6 +18,9 @@ __all__ = ["curves_section", "scores_section"]
 
 _RIGHT_COLOR, _WRONG_COLOR = (109, 179, 232), (242, 166, 90)
 _LONG = 8
+_MOST_CLASSES = 100
+"""In a matrix that can still be read; that of 1,000 classes would take 68 MB of a page."""
+_MOST_CONFUSED = 50
 _Curve = TypeVar("_Curve")
 
 
@@ -46,13 +51,15 @@ def _plots(report: "Report", curves: Curves) -> list[str]:
         key = [_in_key(report, name, "auroc", "AUROC") for name in lines]
         alt = "Receiver operating characteristic: sensitivity against the false positive rate."
         address = curve_plot(list(lines.values()), kind="roc")
-        plots.append(plot("ROC", address, f"{alt} The areas are listed below.", key))
+        note = _left_out(lines, curves.roc)
+        plots.append(plot("ROC", address, f"{alt} The areas are listed below.", key, note=note))
     if curves.precision_recall:
         lines = _first(curves.precision_recall)
         key = [_in_key(report, name, "auprc", "average precision") for name in lines]
         alt = "Precision against recall. The average precisions are listed below."
         address = curve_plot(list(lines.values()), kind="precision_recall")
-        plots.append(plot("Precision and recall", address, alt, key))
+        note = _left_out(lines, curves.precision_recall)
+        plots.append(plot("Precision and recall", address, alt, key, note=note))
     return [*plots, _reliability(report, curves)]
 
 
@@ -67,13 +74,20 @@ def _reliability(report: "Report", curves: Curves) -> str:
     ]
     alt = "Reliability: observed share against predicted probability, in bins. The mean distances from the "
     alt += "diagonal are listed below."
-    note = "The larger a mark, the more units are in its bin; the distances are weighted by them."
+    left_out = _left_out(shown, {} if "" in shown else curves.reliability)
+    note = f"The larger a mark, the more units are in its bin; the distances are weighted by them. {left_out}"
     return plot("Reliability", reliability_plot(list(shown.values())), alt, key, note=note)
 
 
 def _first(curves: Mapping[str, _Curve]) -> dict[str, _Curve]:
     """As many curves as there are styles."""
     return dict(list(curves.items())[:MOST_STYLES])
+
+
+def _left_out(drawn: Mapping[str, _Curve], curves: Mapping[str, _Curve]) -> str:
+    if len(drawn) >= len(curves):
+        return ""
+    return f"Only the first {len(drawn)} of {len(curves):,} classes are drawn."
 
 
 def _in_key(report: "Report", name: str, metric: str, words: str) -> str:
@@ -88,6 +102,8 @@ def _against(report: "Report", name: str) -> str:
 
 
 def _confusion(report: "Report") -> str:
+    if len(report.classes) > _MOST_CLASSES:
+        return _most_confused(report)
     totals = report.confusion.sum(axis=1)
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in report.classes)
     rows = []
@@ -102,6 +118,18 @@ def _confusion(report: "Report") -> str:
     )
     text = '<p class="soft">Rows: true class. Columns: predicted class. Percentages are of the row.</p>'
     return f"<div><h3>Confusion matrix</h3>{text}{scrolling(body, 'Confusion matrix')}</div>"
+
+
+def _most_confused(report: "Report") -> str:
+    wrong = report.confusion * ~np.eye(len(report.classes), dtype=bool)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:_MOST_CONFUSED]
+    pairs = [divmod(int(place), len(wrong)) for place in order]
+    rows = [[report.classes[i], report.classes[j], f"{wrong[i, j]:,}"] for i, j in pairs if wrong[i, j]]
+    text = (
+        f'<p class="soft">A matrix of {len(wrong):,} classes is too large to be read; these are the '
+        f"{len(rows)} most frequent errors of {np.count_nonzero(wrong):,} kinds.</p>"
+    )
+    return f"<div><h3>Confusions</h3>{text}{table(['True', 'Predicted', 'Units'], rows)}</div>"
 
 
 def _cell(n: int, total: int, *, right: bool) -> str:

@@ -31,7 +31,7 @@ SMALL_STRATUM = 5
 """Strata of fewer patients are put together: drawn by themselves, they would hardly vary."""
 
 _CHUNK_ELEMENTS = 1_000_000
-"""Weights held at once, which bounds memory to a few times 8 MB."""
+"""Weights, or sums, held at once, which bounds memory to a few times 8 MB."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def resample(units: Units, support: Support, *, n_resamples: int, seed: int) -> 
         By name, as ``medimg.evaluate.metrics.named`` gives them; NaN where undefined.
     """
     counts = Counts.of(units, support)
-    columns = max(1, _CHUNK_ELEMENTS // max(len(units), units.n_patients))
+    columns = max(1, _CHUNK_ELEMENTS // max(len(units), counts.sums.shape[0]))
     draws = draw_patients(strata_of(units), n_resamples, seed, columns)
     chunks = [named(counts.scores(drawn), support) for drawn in draws]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
@@ -182,7 +182,7 @@ def interval(
     reflected : bool
         Of what is never negative and only grows by chance, as the calibration error: resamples lie above the
         value about as much as the value above the truth, so that the interval is reflected at the value [2]_.
-        It is cut at 0, and reaches the value.
+        It is cut at 0 and 1, and reaches the value.
 
     Returns
     -------
@@ -208,7 +208,7 @@ def interval(
     tail = (1 - ci) / 2 if n_patients is None else _expanded_tail(ci, n_patients)
     low, high = np.quantile(kept, [tail, 1 - tail])
     if reflected:
-        low, high = max(2 * value - high, 0.0), max(2 * value - low, value)
+        low, high = max(2 * value - high, 0.0), min(max(2 * value - low, value), 1.0)
     return Estimate(value, float(low), float(high), dropped)
 
 

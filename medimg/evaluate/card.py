@@ -137,8 +137,8 @@ def _evaluated(report: "Report") -> list[str]:
     lines = [f"{report.size}."]
     if found:
         lines.append(
-            f"A part of {found['series']:,} series of {found['patients']:,} patients; "
-            f"{sum(skipped.values()):,} files were found and skipped."
+            f"Taken from {found['series']:,} series of {found['patients']:,} patients that were found; "
+            f"{sum(skipped.values()):,} files were skipped."
         )
     lines += [_list(f"{_plain(why)}: {n:,} files" for why, n in skipped.items())] if skipped else []
     rows = [[count.name, f"{count.patients:,}", f"{count.images:,}"] for count in report.counts]

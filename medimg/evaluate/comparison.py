@@ -12,6 +12,7 @@ import numpy as np
 from medimg.errors import DatasetError, MedimgError
 from medimg.evaluate.bootstrap import Estimate, interval
 from medimg.evaluate.crossval import Scoring, cross_validated, default_unit
+from medimg.evaluate.units import check_units
 
 if TYPE_CHECKING:
     import os
@@ -144,7 +145,8 @@ def _row(one: Candidate, best: CrossValidation | None, ci: float) -> dict[str, A
     if one.scores is not None and best is not None:
         scores = one.scores.metrics["auroc"]
         lacks = best.metrics["auroc"].value - scores.value
-        behind = interval(lacks, best.samples - one.scores.samples, ci)
+        differences = best.samples - one.scores.samples
+        behind = interval(lacks, differences, ci, n_patients=one.scores.n_patients)
         more = {
             name: one.scores.metrics[name].value
             for name in ("balanced_accuracy", "f1_macro")
@@ -260,6 +262,7 @@ def compare(
     scoring = Scoring(unit or default_unit(dataset), ci, n_resamples, seed)
     check_labels(dataset.labels, dataset.classes, dataset.task)
     check_folds(dataset, folds)
+    check_units(dataset, scoring.unit)
     fold = fold_of_items(np.asarray(dataset.labels), dataset.patients, dataset.task, folds, seed)
     options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress}
     trial = _Trial(dataset, fold, probing, scoring, {"cache": cache, **options}, pool, accept_license, device)

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medimg.errors import DatasetError
 from medimg.evaluate.bootstrap import Estimate, resample
 from medimg.evaluate.estimates import estimate
-from medimg.evaluate.intervals import resampled
+from medimg.evaluate.intervals import check_intervals, resampled
 from medimg.evaluate.metrics import Support
-from medimg.evaluate.units import Unit, Units, make_units
+from medimg.evaluate.units import Unit, Units, check_units, make_units
 
 if TYPE_CHECKING:
     import os
@@ -46,10 +45,7 @@ class Scoring:
     seed: int
 
     def __post_init__(self) -> None:
-        if not 0 < self.ci < 1:
-            raise DatasetError(f"ci={self.ci} was asked for; expected a number between 0 and 1, such as 0.95")
-        if self.n_resamples < 1:
-            raise DatasetError(f"n_resamples={self.n_resamples} was asked for; expected at least 1")
+        check_intervals(self.ci, self.n_resamples, seed=self.seed)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -216,6 +212,7 @@ def cross_validate(
     check_pooling(model)
     check_data(model, dataset, None)
     check_folds(dataset, folds)
+    check_units(dataset, scoring.unit)
     fold = fold_of_items(np.asarray(dataset.labels), dataset.patients, dataset.task, folds, seed)
     data = labeled(
         model, dataset, cache=cache, batch_size=batch_size, num_workers=num_workers, progress=progress

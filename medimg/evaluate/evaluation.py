@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from medimg import __version__
 from medimg.data.leaks import OnLeak
+from medimg.errors import DatasetError
 from medimg.evaluate._protocols import Dataset, Model
 from medimg.evaluate.curves import curves_of
 from medimg.evaluate.flow import flow_of
@@ -24,8 +25,16 @@ from medimg.evaluate.notes import ClassCount, cautions, undiscerning
 from medimg.evaluate.pictures import choose_pictures
 from medimg.evaluate.report import Report
 from medimg.evaluate.seen_images import notes_on_seen
-from medimg.evaluate.subgroups import Subgroups, few_in_subgroups, subgroup_table
-from medimg.evaluate.units import THRESHOLD, Unit, Units, check_pair, make_units, thresholds_of
+from medimg.evaluate.subgroups import Subgroups, few_in_subgroups, named_groups, subgroup_table
+from medimg.evaluate.units import (
+    THRESHOLD,
+    Unit,
+    Units,
+    check_pair,
+    check_units,
+    make_units,
+    thresholds_of,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,7 +109,7 @@ def evaluate(
     ------
     DatasetError
         If the dataset is empty or does not fit the model, ``unit``, the labels or the subgroups don't fit the
-        dataset, or ``ci``, ``ci_method`` or ``n_resamples`` can't be.
+        dataset, or ``ci``, ``ci_method``, ``n_resamples``, ``seed`` or ``salt`` can't be.
     LeakageError
         If the model was trained on some of the images; of a model that was trained in this process, on
         others of the same patients.
@@ -118,8 +127,11 @@ def evaluate(
     >>> report.metrics["auroc"]                                               # doctest: +SKIP
     Estimate(value=0.981, low=0.962, high=0.994, dropped=0)
     """
-    check_intervals(ci, n_resamples, ci_method)
+    check_intervals(ci, n_resamples, ci_method, seed)
+    key = _key(salt)
     check_pair(model, dataset)
+    check_units(dataset, unit)
+    of_items = named_groups(dataset, subgroups)
     known = notes_on_seen(model, dataset, on_leak)
     probabilities = model.predict_proba(dataset, batch_size=batch_size, progress=progress)
     thresholds = thresholds_of(model)
@@ -128,8 +140,8 @@ def evaluate(
     support = Support.of(units.truth, dataset.task, classes)
     settings: dict[str, Any] = {"ci": ci, "n_resamples": n_resamples, "seed": seed, "method": ci_method}
     metrics = estimates(units, support, **settings)
-    groups = None if subgroups is None else subgroup_table(dataset, units, subgroups, classes, **settings)
-    subjects = _subjects(units.patient_names, salt)
+    groups = subgroup_table(of_items, units, dataset.task, classes, **settings) if of_items else None
+    subjects = _subjects(units.patient_names, key)
     counts = _counts(units, classes)
     return Report(
         metrics=metrics,
@@ -159,10 +171,10 @@ def evaluate(
             data=flow_of(dataset, units),
             unit=unit,
             item=dataset.unit,
-            ci=ci,
+            ci=float(ci),
             ci_method=ci_method,
-            n_resamples=n_resamples,
-            seed=seed,
+            n_resamples=int(n_resamples),
+            seed=int(seed),
             threshold=THRESHOLD,
             operating_points=None if thresholds is None else list(thresholds),
         ),
@@ -193,10 +205,22 @@ def _confusion(units: Units, task: str) -> NDArray[np.int64]:
     return np.asarray(matrices[0] if task == "multiclass" else np.stack(matrices), dtype=np.int64)
 
 
-def _subjects(patients: tuple[str, ...], salt: str | None) -> tuple[str, ...]:
+def _key(salt: object) -> bytes:
+    if salt is None:
+        return secrets.token_bytes(32)
+    if not isinstance(salt, str) or not salt:
+        raise DatasetError(
+            f"salt is a secret text of at least one letter, or None for a random one; found a "
+            f"{type(salt).__name__}{'' if salt else ' of none'}."
+        )
+    return hashlib.sha256(salt.encode()).digest()
+
+
+def _subjects(patients: tuple[str, ...], key: bytes) -> tuple[str, ...]:
     """Hash each patient with a secret, so that knowing the identifiers does not give the subjects."""
-    key = secrets.token_bytes(32) if salt is None else hashlib.sha256(salt.encode()).digest()
-    return tuple(hashlib.blake2b(name.encode(), key=key, digest_size=6).hexdigest() for name in patients)
+    # names of folders that are no UTF-8 hold surrogates
+    names = (name.encode(errors="surrogatepass") for name in patients)
+    return tuple(hashlib.blake2b(name, key=key, digest_size=6).hexdigest() for name in names)
 
 
 def _counts(units: Units, classes: tuple[str, ...]) -> tuple[ClassCount, ...]:

@@ -18,7 +18,7 @@ __all__ = ["IntervalMethod", "check_independent", "check_intervals", "estimates"
 IntervalMethod = Literal["auto", "bootstrap", "delong"]
 
 
-def check_intervals(ci: float, n_resamples: int, method: str) -> None:
+def check_intervals(ci: float, n_resamples: int, method: str = "auto", seed: int = 0) -> None:
     """
     Refuse settings that give no interval.
 
@@ -30,17 +30,24 @@ def check_intervals(ci: float, n_resamples: int, method: str) -> None:
         How many resamples.
     method : str
         One of ``IntervalMethod``.
+    seed : int
+        Of the resamples.
 
     Raises
     ------
     DatasetError
-        If one is out of range.
+        If one is no number, or out of range.
     """
-    if not 0 < ci < 1:
-        raise DatasetError(f"ci={ci} was asked for; expected a number between 0 and 1, such as 0.95.")
-    if n_resamples < 1:
+    from medimg.data.split import checked_seed
+
+    checked_seed(seed)
+    if not isinstance(ci, float | np.floating) or not 0 < ci < 1:
+        raise DatasetError(f"ci={ci!r} was asked for; expected a number between 0 and 1, such as 0.95.")
+    whole = isinstance(n_resamples, int | np.integer) and not isinstance(n_resamples, bool)
+    if not whole or n_resamples < 1:
         raise DatasetError(
-            f"n_resamples={n_resamples} was asked for; expected at least 1, better 1000 or more."
+            f"n_resamples={n_resamples!r} was asked for; expected a whole number, at least 1, better 1000 or "
+            "more."
         )
     if method not in get_args(IntervalMethod):
         known = ", ".join(map(repr, get_args(IntervalMethod)))

@@ -174,10 +174,12 @@ def _meaning(report: "Report") -> str:
         if report.n_patients > 1
         else ""
     )
+    item = "series" if report.provenance["evaluation"]["item"] == "series" else "image"
     scored = (
-        "Each image is scored by itself"
-        if report.unit == "image"
-        else f"The probabilities of all images of a {report.unit} are averaged"
+        f"Each {item} is scored by itself"
+        if report.unit in {"image", item}
+        else f"The probabilities of all {'series' if item == 'series' else 'images'} of a {report.unit} are "
+        "averaged"
     )
     return f'<p class="soft">{scored}; {decision}.{positive}{intervals}</p>'
 
@@ -200,8 +202,10 @@ def _gallery(report: "Report") -> str:
         "Text burned into an image is not removed."
     )
     if heat:
+        several = report.task == "multilabel"
+        what = "label whose probability is given" if several else "class that it predicted"
         text += (
-            " Beside it, bright where the network found evidence for the class that it predicted (Grad-CAM, "
+            f" Beside it, bright where the network found evidence for the {what} (Grad-CAM, "
             "Selvaraju 2017): where it looked, not why, nor whether that is right."
         )
     return section("Pictures", f'<p class="soft">{text}</p>{"".join(parts)}', long=True)

@@ -16,8 +16,9 @@ from medimg.evaluate.delong import delong, delong_columns
 from medimg.evaluate.estimates import estimate
 from medimg.evaluate.intervals import IntervalMethod, check_independent, check_intervals
 from medimg.evaluate.metrics import Support
+from medimg.evaluate.notes import cautions
 from medimg.evaluate.seen_images import notes_on_seen
-from medimg.evaluate.units import Unit, Units, check_pair, make_units, thresholds_of
+from medimg.evaluate.units import Unit, Units, check_pair, check_units, make_units, thresholds_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,7 +93,7 @@ class ModelComparison:
     ci : float
         Share of the resamples between the ends of each interval.
     notes : tuple of str
-        What the numbers can't be trusted for: images that chose something of a model.
+        What the numbers can't be trusted for: few patients, images that chose something of a model.
     """
 
     differences: Mapping[str, Difference]
@@ -192,7 +193,8 @@ def compare_models(
     -----
     The bootstrap's p-value is twice the share of the differences at or beyond 0 on the rarer side, with one
     added to both counts [1]_; DeLong's is that of a normal distribution. They are not corrected for there
-    being several metrics: name the one that decides before looking.
+    being several metrics: name the one that decides before looking. Differences of calibration errors are
+    reflected at the value, as resamples of the better calibrated model grow more.
 
     References
     ----------
@@ -204,13 +206,14 @@ def compare_models(
     >>> print(found.differences["auroc"])                                     # doctest: +SKIP
     +0.012 (-0.004 to +0.028), p = 0.140
     """
-    check_intervals(ci, n_resamples, ci_method)
+    check_intervals(ci, n_resamples, ci_method, seed)
     other = _of_recipe(dataset, second) if second_dataset is None else second_dataset
     _check_same(dataset, other)
     pairs = ((first, dataset), (second, other))
     notes = []
     for which, (model, images) in zip(("first", "second"), pairs, strict=True):
         check_pair(model, images)
+        check_units(images, unit)
         notes += [f"Of the {which} model: {note}" for note in notes_on_seen(model, images, "raise")]
     found = []
     for model, images in pairs:
@@ -218,6 +221,14 @@ def compare_models(
         found.append(make_units(images, probabilities, unit, thresholds_of(model)))
     classes = tuple(dataset.classes)
     support = Support.of(found[0].truth, dataset.task, classes)
+    n_unknown = getattr(dataset, "n_unknown_patients", 0)
+    few = cautions(
+        counts=(),
+        n_patients=found[0].n_patients,
+        metrics={},
+        n_resamples=n_resamples,
+        n_unknown=n_unknown,
+    )
     settings: dict[str, Any] = {"ci": ci, "n_resamples": n_resamples, "seed": seed, "method": ci_method}
     return ModelComparison(
         differences=paired_differences(found[0], found[1], support, **settings),
@@ -226,7 +237,7 @@ def compare_models(
         n_units=len(found[0]),
         n_patients=found[0].n_patients,
         ci=ci,
-        notes=tuple(notes),
+        notes=(*notes, *few),
     )
 
 
@@ -258,13 +269,21 @@ def paired_differences(
         return {name: Difference(*pair, nan, nan, nan) for name, pair in pairs.items()}
     samples = [resample(u, support, n_resamples=n_resamples, seed=seed) for u in (first, second)]
     found = {
-        name: _resampled(pair, samples[0][name] - samples[1][name], ci, first.n_patients)
+        name: _resampled(pair, _differences(name, pair, samples), ci, first.n_patients)
         for name, pair in pairs.items()
     }
     if method != "bootstrap":
         for name, k in delong_columns(first, support).items():
             found[name] = _by_delong(first, second, k, ci)
     return found
+
+
+def _differences(
+    name: str, pair: tuple[float, float], samples: list[dict[str, NDArray[np.float64]]]
+) -> NDArray[np.float64]:
+    """Differences of resamples; of calibration errors reflected, as these grow by chance, not both alike."""
+    found = samples[0][name] - samples[1][name]
+    return 2 * (pair[0] - pair[1]) - found if name.startswith("ece") else found
 
 
 def _resampled(pair: tuple[float, float], samples: NDArray[np.float64], ci: float, n: int) -> Difference:

@@ -98,7 +98,7 @@ def choose_pictures(
         items = np.flatnonzero(units.item_unit == unit)
         errors = item_error[items]
         item = int(items[errors.argmax() if wrong[unit] else errors.argmin()])
-        target = _main_class(units.probabilities[unit], units.truth[unit], dataset)
+        target = _main_class(units, unit, dataset)
         pictures.append(
             Picture(
                 pixels=to_pixels(dataset[item][0], recipe),
@@ -106,7 +106,7 @@ def choose_pictures(
                 subject=subjects[units.patient[unit]],
                 label=class_names(units.truth[unit], classes),
                 predicted=class_names(units.predicted[unit], classes),
-                confidence=_confidence(units.probabilities[unit], units.truth[unit], dataset),
+                confidence=_confidence(units.probabilities[unit, target], target, dataset),
                 item=item,
                 overlay=None if explained_by is None else _overlay(explained_by, dataset, item, target),
                 explained="" if explained_by is None else classes[target],
@@ -189,20 +189,22 @@ def _in_turn(right: NDArray[np.bool_], units: Units, seed: int) -> NDArray[np.in
     """Shuffle the units chosen, then order them so that the classes take turns."""
     shuffled = np.random.default_rng(seed).permutation(np.flatnonzero(right))
     main_class = units.truth[shuffled].argmax(axis=1)
-    turn = np.array([np.sum(main_class[:i] == k) for i, k in enumerate(main_class)], dtype=np.int64)
+    turn = np.empty(len(shuffled), dtype=np.int64)
+    for k in np.unique(main_class):
+        turn[main_class == k] = np.arange(np.count_nonzero(main_class == k))
     return shuffled[np.lexsort((main_class, turn))]
 
 
-def _confidence(probabilities: NDArray[np.float64], truth: NDArray[np.bool_], dataset: Dataset) -> str:
-    k = _main_class(probabilities, truth, dataset)
+def _confidence(probability: float, k: int, dataset: Dataset) -> str:
     named = "" if dataset.task == "multiclass" else f"{dataset.classes[k]} "
-    return f"{named}{probabilities[k]:.2f}"
+    return f"{named}{probability:.2f}"
 
 
-def _main_class(probabilities: NDArray[np.float64], truth: NDArray[np.bool_], dataset: Dataset) -> int:
+def _main_class(units: Units, unit: int, dataset: Dataset) -> int:
     """Return the class that was predicted; multilabel: the label with the largest error."""
-    score = probabilities if dataset.task == "multiclass" else np.abs(probabilities - truth)
-    return int(score.argmax())
+    if dataset.task == "multiclass":
+        return int(units.predicted[unit].argmax())
+    return int(np.abs(units.probabilities[unit] - units.truth[unit]).argmax())
 
 
 def _overlay(model: Any, dataset: Any, item: int, target: int) -> NDArray[np.uint8]:

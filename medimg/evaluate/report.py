@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medimg.errors import DatasetError
 from medimg.evaluate._protocols import Dataset, Fit
 from medimg.evaluate.bootstrap import Estimate
 from medimg.evaluate.curves import Curves
@@ -159,7 +160,7 @@ class Report:
         pathlib.Path
             The file.
         """
-        return write_text(path, self.predictions.to_csv(index=False, lineterminator="\n"))
+        return _write(path, self.predictions.to_csv(index=False, lineterminator="\n"))
 
     def to_html(
         self,
@@ -193,10 +194,18 @@ class Report:
         -------
         pathlib.Path
             The file of the page.
+
+        Raises
+        ------
+        DatasetError
+            If `split` names no sides, `fit` has no history, or page and card would be one file.
         """
         from medimg.evaluate.page import render
 
-        page = write_text(path, render(self, fit=fit, split=split, title=title, pictures=pictures))
+        _check(fit, split)
+        if card and Path(path).suffix.lower() == ".md":
+            raise DatasetError("The ending .md is that of the card; give the page another, such as .html.")
+        page = _write(path, render(self, fit=fit, split=split, title=title, pictures=pictures))
         if card:
             self.to_model_card(page.with_suffix(".md"), fit=fit, split=split)
         return page
@@ -232,6 +241,11 @@ class Report:
         pathlib.Path
             The file.
 
+        Raises
+        ------
+        DatasetError
+            If `split` names no sides, or `fit` has no history.
+
         Notes
         -----
         The sections are those of Mitchell et al., Model cards for model reporting, FAT* 2019.
@@ -244,7 +258,8 @@ class Report:
             "out_of_scope": out_of_scope,
             "caveats": caveats,
         }
-        return write_text(path, render_card(self, fit=fit, split=split, said=said))
+        _check(fit, split)
+        return _write(path, render_card(self, fit=fit, split=split, said=said))
 
     def __str__(self) -> str:
         overall = {name: estimate for name, estimate in self.metrics.items() if "[" not in name}
@@ -285,6 +300,21 @@ def describe_metric(name: str) -> str:
     kind, bracket, of_class = name.partition("[")
     described = _DESCRIPTIONS[kind]
     return f"{described}: {of_class.removesuffix(']')}" if bracket else described
+
+
+def _check(fit: object, split: object) -> None:
+    if fit is not None and not hasattr(fit, "history"):
+        raise DatasetError(f"fit is what medimg.fine_tune returned, or None; found a {type(fit).__name__}.")
+    if split is not None and not isinstance(split, Mapping):
+        raise DatasetError(
+            'split names the sides, such as {"train": train, "val": val, "test": test}; found a '
+            f"{type(split).__name__}."
+        )
+
+
+def _write(path: str | os.PathLike[str], text: str) -> Path:
+    """Write a text; names of folders that are no UTF-8 leave surrogates in those of classes."""
+    return write_text(path, text.encode(errors="backslashreplace").decode())
 
 
 def _count(n: int, what: str) -> str:

@@ -14,6 +14,7 @@ from medimg.core.display import choose_voi, render
 from medimg.core.geometry import display_code
 from medimg.core.window import Voi, Window
 from medimg.errors import TrainingError
+from medimg.learn.checks import real_number, whole_number
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
@@ -32,7 +33,7 @@ def overlay(
     explanation: Explanation, index: int, *, alpha: float = 0.6, colormap: str = "inferno"
 ) -> npt.NDArray[np.uint8]:
     """Return a slice with its heat in color; see :meth:`Explanation.overlay`."""
-    if not 0 <= alpha <= 1:
+    if not 0 <= real_number("alpha", alpha) <= 1:
         raise TrainingError(f"alpha is a number from 0 to 1; found {alpha!r}")
     colors = _colormap(colormap)
     gray, heat = picture_of(explanation, index)
@@ -103,7 +104,7 @@ def _resized(array: npt.NDArray[_Number], size: tuple[int, int]) -> npt.NDArray[
 def _colormap(name: str) -> Colormap:
     from matplotlib import colormaps
 
-    if name not in colormaps:
+    if not isinstance(name, str) or name not in colormaps:
         raise TrainingError(f"matplotlib has no colormap {name!r}; take inferno, magma, plasma or viridis")
     return colormaps[name]
 
@@ -114,7 +115,7 @@ def figure(
     """Draw slices without and with their heat; see :meth:`Explanation.plot`."""
     from matplotlib.figure import Figure
 
-    if most < 1:
+    if whole_number("most", most) < 1:
         raise TrainingError(f"most is a positive number of slices; found {most!r}")
     hottest = np.argsort(-explanation.heat.max(axis=(1, 2)), kind="stable")[:most]
     shown = sorted(explanation.slices[n] for n in hottest)
@@ -153,7 +154,8 @@ def _panels(parent: Figure | SubFigure, rows: Sequence[Sequence[_Panel]], colorm
 
 
 def _title(parent: Figure | SubFigure, explanation: Explanation) -> None:
-    parent.suptitle(f"{explanation.target}, probability {explanation.probability:.2f}", fontsize=11)
+    said = parent.suptitle(f"{explanation.target}, probability {explanation.probability:.2f}", fontsize=11)
+    said.set_parse_math(False)  # names of classes are no formulas
 
 
 def _weights(parent: SubFigure, explanation: Explanation, shown: Sequence[int]) -> None:

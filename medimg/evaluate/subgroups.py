@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 
     from medimg.evaluate.units import Units
 
-__all__ = ["FEWEST_SHOWN", "FEW_PATIENTS", "FEW_POSITIVES", "Subgroups", "few_in_subgroups", "subgroup_table"]
+__all__ = [
+    "FEWEST_SHOWN",
+    "FEW_PATIENTS",
+    "FEW_POSITIVES",
+    "Subgroups",
+    "few_in_subgroups",
+    "named_groups",
+    "subgroup_table",
+]
 
 #: Names of rules, or rules by name.
 Subgroups: TypeAlias = "str | Sequence[str] | Mapping[str, GroupRule]"
@@ -47,20 +55,45 @@ _COLUMNS: Final = (
 )
 
 
+def named_groups(dataset: Any, subgroups: Subgroups | None) -> dict[str, list[str]]:
+    """
+    Say which group of each subgroup each item is of.
+
+    Parameters
+    ----------
+    dataset : ImageDataset
+        The items.
+    subgroups : str, sequence of str, mapping, or None
+        See :func:`medimg.evaluate.grouping.groups_of`.
+
+    Returns
+    -------
+    dict of str to list of str
+        By name of the subgroup.
+
+    Raises
+    ------
+    DatasetError
+        See :func:`medimg.evaluate.grouping.groups_of`.
+    """
+    rules = {} if subgroups is None else _rules(subgroups)
+    return {name: groups_of(dataset, name, rule) for name, rule in rules.items()}
+
+
 def subgroup_table(
-    dataset: Any, units: Units, subgroups: Subgroups, classes: tuple[str, ...], **settings: Any
+    groups: Mapping[str, Sequence[str]], units: Units, task: str, classes: tuple[str, ...], **settings: Any
 ) -> pd.DataFrame:
     """
     Score each group of each subgroup.
 
     Parameters
     ----------
-    dataset : ImageDataset
-        The items.
+    groups : mapping of str to sequence of str
+        See :func:`named_groups`.
     units : Units
         What is scored. A unit whose items are of several groups is in a group "several".
-    subgroups : str, sequence of str, or mapping
-        See :func:`medimg.evaluate.grouping.groups_of`.
+    task : {"multiclass", "multilabel"}
+        The task.
     classes : tuple of str
         Names of the classes.
     **settings
@@ -70,24 +103,16 @@ def subgroup_table(
     -------
     pandas.DataFrame
         See ``Report.subgroups``. Averages over classes run over those that occur in the group.
-
-    Raises
-    ------
-    DatasetError
-        See :func:`medimg.evaluate.grouping.groups_of`.
     """
     import pandas as pd
 
     rows: list[dict[str, Any]] = []
-    for name, rule in _rules(subgroups).items():
-        group = _groups_of_units(units, np.asarray(groups_of(dataset, name, rule), dtype=object))
+    for name, of_item in groups.items():
+        group = _groups_of_units(units, np.asarray(of_item, dtype=object))
         group = _without_small(group, units.patient)
         for label in sorted(set(group), key=lambda label: (_LAST.get(label, 0), label)):
             part = units.part(group == label)
-            rows += [
-                {"subgroup": name, "group": label} | row
-                for row in _rows(part, classes, dataset.task, settings)
-            ]
+            rows += [{"subgroup": name, "group": label} | row for row in _rows(part, classes, task, settings)]
     return pd.DataFrame(rows, columns=list(_COLUMNS)).astype({"n_patients": "Int64", "n_units": "Int64"})
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from medimg.errors import DatasetError, TrainingError
 from medimg.evaluate._protocols import Dataset, Model
 
-__all__ = ["THRESHOLD", "Unit", "Units", "check_pair", "make_units", "thresholds_of"]
+__all__ = ["THRESHOLD", "Unit", "Units", "check_pair", "check_units", "make_units", "thresholds_of"]
 
 Unit = Literal["patient", "series", "image"]
 
@@ -131,14 +131,9 @@ def make_units(
     TrainingError
         If the probabilities are not finite or not probabilities.
     """
-    _check_unit(unit, dataset)
-    truth = _indicators(dataset)
+    truth, patient, patient_names, item_unit = _grouped(dataset, unit)
     scores = _checked(probabilities, truth.shape, dataset.task)
-    patient, patient_names = _patients(dataset)
-    item_unit = _number(_keys(dataset, unit, patient))
     first = np.unique(item_unit, return_index=True)[1]
-    _check_labels(truth, truth[first][item_unit], item_unit, unit, dataset.unit)
-    _check_patients(patient, patient[first][item_unit], item_unit)
     means = _means(scores, item_unit, len(first))
     return Units(
         truth=truth[first],
@@ -149,6 +144,25 @@ def make_units(
         item_probabilities=scores,
         patient_names=patient_names,
     )
+
+
+def check_units(dataset: Dataset, unit: Unit) -> None:
+    """
+    Refuse a unit that a dataset can't be scored by, before anything is predicted.
+
+    Parameters
+    ----------
+    dataset : ImageDataset
+        The items.
+    unit : {"patient", "series", "image"}
+        What is to be scored.
+
+    Raises
+    ------
+    DatasetError
+        See :func:`make_units`.
+    """
+    _grouped(dataset, unit)
 
 
 def thresholds_of(model: Any) -> tuple[float, ...] | None:
@@ -206,6 +220,20 @@ def check_pair(model: Model, dataset: Dataset) -> None:
             f"{expected[:12]}: its scores would not be those of the model in use. Make the dataset with "
             "preprocess=model.preprocess."
         )
+
+
+def _grouped(
+    dataset: Dataset, unit: Unit
+) -> tuple[NDArray[np.bool_], NDArray[np.int64], tuple[str, ...], NDArray[np.int64]]:
+    """Indicators and patient of each item, the patients' names, and the unit of each item."""
+    _check_unit(unit, dataset)
+    truth = _indicators(dataset)
+    patient, patient_names = _patients(dataset)
+    item_unit = _number(_keys(dataset, unit, patient))
+    first = np.unique(item_unit, return_index=True)[1]
+    _check_labels(truth, truth[first][item_unit], item_unit, unit, dataset.unit)
+    _check_patients(patient, patient[first][item_unit], item_unit)
+    return truth, patient, patient_names, item_unit
 
 
 def _check_unit(unit: str, dataset: Dataset) -> None:

@@ -168,6 +168,8 @@ class Counts:
     @classmethod
     def of(cls, units: Units, support: Support) -> "Counts":
         """Count the units of each patient."""
+        from scipy.sparse import vstack
+
         n, k = units.truth.shape
         top = units.probabilities.argmax(axis=1)
         rows = np.arange(n)
@@ -183,14 +185,13 @@ class Counts:
             (bins.ravel(), excess.ravel(), k * N_BINS),
             (top_bins, excess[rows, top], N_BINS),
         ]
-        row = np.concatenate(
-            [row + start for (row, _, _), start in zip(blocks, _starts(blocks), strict=True)]
-        )
-        patient = np.concatenate([np.repeat(units.patient, len(row) // n) for row, _, _ in blocks])
-        values = np.concatenate([np.asarray(values, dtype=np.float64) for _, values, _ in blocks])
-        shape = (sum(size for *_, size in blocks), units.n_patients)
+        # one after the other: of many classes all at once would take gigabytes
+        sums = [
+            _sums(row, np.repeat(units.patient, len(row) // n), values, (size, units.n_patients))
+            for row, values, size in blocks
+        ]
         rankings = {column: Ranking.of(units, column) for column in curve_columns(support)}
-        return cls(_sums(row, patient, values, shape), rankings, support)
+        return cls(vstack(sums, format="csr"), rankings, support)
 
     def scores(self, weights: Floats) -> ClassScores:
         """
@@ -284,15 +285,11 @@ def _both(counts: Floats, total: Floats) -> Floats:
     return np.stack([counts, total - counts], axis=-1)
 
 
-def _starts(blocks: list[tuple[Any, Any, int]]) -> list[int]:
-    return [0, *np.cumsum([size for *_, size in blocks])[:-1].tolist()]
-
-
-def _sums(row: Integers, patient: Integers, values: Floats | None, shape: tuple[int, int]) -> Any:
+def _sums(row: Integers, patient: Integers, values: NDArray[Any] | None, shape: tuple[int, int]) -> Any:
     """Sparse matrix of sums: values, or ones, of the same row and patient are added."""
     from scipy.sparse import coo_array
 
-    ones = np.ones(len(row)) if values is None else values
-    matrix = coo_array((ones, (row, patient)), shape=shape).tocsr()
-    matrix.eliminate_zeros()
-    return matrix
+    if values is None:
+        return coo_array((np.ones(len(row)), (row, patient)), shape=shape).tocsr()
+    there = np.flatnonzero(values)
+    return coo_array((values[there].astype(np.float64), (row[there], patient[there])), shape=shape).tocsr()

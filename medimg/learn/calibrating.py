@@ -12,6 +12,7 @@ from medimg.learn.backbones import head_logits
 from medimg.learn.calibration import Calibration
 from medimg.learn.checks import check_apart
 from medimg.learn.conformal import checked_coverage, conformal_quantiles
+from medimg.learn.extraction import checked_finite
 from medimg.learn.features import item_features
 from medimg.learn.outliers import Outliers
 from medimg.learn.pooling import pool_embeddings
@@ -178,7 +179,7 @@ def _logits(model: TransferClassifier, vectors: NDArray[np.float32]) -> NDArray[
     weight = model.head.weight
     with torch.no_grad():
         rows = torch.from_numpy(vectors).to(weight.device, weight.dtype)
-        return np.asarray(head_logits(model.head, rows).double().cpu().numpy())
+        return np.asarray(checked_finite(head_logits(model.head, rows), "logits").double().cpu().numpy())
 
 
 def _outliers(

@@ -119,7 +119,7 @@ class Calibration:
                 temperature=tuple(map(float, values["temperature"])),
                 loss=(float(values["loss"][0]), float(values["loss"][1])),
                 operating_point=checked_criterion(values["operating_point"]),
-                points=tuple(OperatingPoint(**point) for point in values["points"]),
+                points=tuple(OperatingPoint.from_dict(point) for point in values["points"]),
                 coverage=checked_coverage(values["coverage"]),
                 quantiles=tuple(map(float, values["quantiles"])),
                 bins=tuple((str(a), float(b), float(c), int(d)) for a, b, c, d in values["bins"]),
@@ -127,7 +127,7 @@ class Calibration:
                 outliers=outliers,
             )
             found._check(classes, task)
-        except (TrainingError, KeyError, IndexError, TypeError, ValueError) as error:
+        except (TrainingError, ArithmeticError, KeyError, IndexError, TypeError, ValueError) as error:
             raise CheckpointError(f"the calibration is unsound ({type(error).__name__})") from None
         return found
 
@@ -142,7 +142,7 @@ class Calibration:
             and all(0 <= q <= 1 for q in self.quantiles)
             and (self.operating_point is None) == (not self.points)
             and (not self.points or tuple(p.label for p in self.points) in called)
-            and all(isinstance(p.threshold, float) and 0 <= p.threshold < 1.1 for p in self.points)
+            and all(0 <= p.threshold < 1.1 for p in self.points)
         )
         if not sound:
             raise ValueError

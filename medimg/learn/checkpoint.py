@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
+from torchvision.models import get_model_weights
 
 from medimg import __version__
 from medimg.errors import CheckpointError, MedimgError
 from medimg.learn import container
-from medimg.learn.backbones import Architecture
+from medimg.learn.backbones import Architecture, backbone_names
 from medimg.learn.calibration import Calibration
 from medimg.learn.classifier import TransferClassifier
 from medimg.learn.extraction import feature_count
@@ -47,6 +48,9 @@ _WHAT: Final = (
 )
 _MAX_HEADER: Final = 16 * 2**20
 _MAX_IMAGE_SIZE: Final = 2048  # a ViT of that size has 100 MB of positions: more is no honest file
+#: Of a network's numbers a file holds this share at least. Heads differ: without its own, ShuffleNet has 1/4.
+_LEAST_SHARE: Final = 1 / 20
+_DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _OUTLIERS: Final = "outliers."
 _SEEN: Final = "images_seen."
 
@@ -170,9 +174,9 @@ def load(path: str | os.PathLike[str]) -> TransferClassifier:
     header = read_header(file)
     tensors = container.read_tensors(file, header)
     try:
-        model = _rebuild(header)
+        model = _rebuild(header, tensors)
         _add_decisions(model, header, tensors)
-    except (MedimgError, TypeError, ValueError, KeyError) as error:
+    except (MedimgError, ArithmeticError, AssertionError, TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{file} describes a model that can't be built: {error}") from error
     _check_tensors(model, tensors, file)
     state = OrderedDict(tensors)
@@ -252,7 +256,17 @@ def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensors.pop(name) for name in names}
 
 
-def _rebuild(header: dict[str, Any]) -> TransferClassifier:
+def _check_numbers(name: str, tensors: dict[str, Tensor]) -> None:
+    """Refuse a small file of a large network, before that takes memory."""
+    if name not in backbone_names():
+        return
+    whole = get_model_weights(name)["DEFAULT"].value.meta["num_params"]
+    held = sum(t.numel() for t in tensors.values())
+    if held < _LEAST_SHARE * whole:
+        raise CheckpointError(f"it holds {held:,} numbers, and a {name} has {whole:,}")
+
+
+def _rebuild(header: dict[str, Any], tensors: dict[str, Tensor]) -> TransferClassifier:
     preprocess = Preprocess.from_dict(header["preprocess"])
     if preprocess.fingerprint != header["preprocess_fingerprint"]:
         raise CheckpointError(
@@ -260,10 +274,12 @@ def _rebuild(header: dict[str, Any]) -> TransferClassifier:
             "saved: it would make other pictures than those trained on (the file was changed, or this "
             "version of medimg preprocesses otherwise)"
         )
+    architecture = _architecture(header["architecture"])
+    _check_numbers(architecture.name, tensors)
     # building draws random parameters, all replaced: the caller's random numbers stay what they were
     with torch.random.fork_rng(devices=[]):
         return TransferClassifier.rebuild(
-            _architecture(header["architecture"]),
+            architecture,
             classes=header["classes"],
             preprocess=preprocess,
             task=header["task"],
@@ -292,5 +308,5 @@ def _check_tensors(model: TransferClassifier, tensors: dict[str, Tensor], file: 
         )
 
 
-def _kind(tensor: Tensor) -> tuple[torch.Size, bool]:
-    return tensor.shape, tensor.is_floating_point()
+def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype | None]:
+    return tensor.shape, None if tensor.dtype in _DTYPES else tensor.dtype

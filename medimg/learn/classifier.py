@@ -153,6 +153,7 @@ class TransferClassifier(Freezable):
         pool: Pool,
         *,
         state: Any = None,
+        bare: bool = False,
     ) -> None:
         parts = architecture.build(initialize=state is None)
         if state is not None:
@@ -168,7 +169,7 @@ class TransferClassifier(Freezable):
         self.calibration: Calibration | None = None
         self.backbone = parts.body
         self.attention = make_pooling(pool, parts.features)
-        self.head = new_head(parts.head, len(classes))
+        self.head = new_head(parts.head, len(classes), device="meta" if bare else None)
 
     @classmethod
     def rebuild(
@@ -197,14 +198,14 @@ class TransferClassifier(Freezable):
         Returns
         -------
         TransferClassifier
-            With random parameters.
+            With a random backbone, and a head without numbers: classes that a file claims take no memory.
         """
         model = cls.__new__(cls)
         nn.Module.__init__(model)
         check_backbone(architecture.name)
         check_size(architecture, preprocess)
         model.weights_name, model.weights_sha256 = weights_name, weights_sha256
-        model._assemble(architecture, checked_classes(classes, task), preprocess, task, pool)
+        model._assemble(architecture, checked_classes(classes, task), preprocess, task, pool, bare=True)
         return model
 
     @property
@@ -252,6 +253,7 @@ class TransferClassifier(Freezable):
             (B, F): the embedding of each picture, or the pooled one of each bag.
         """
         check_input(x, mask, self.pool)
+        x = x.to(self.head.weight.dtype)
         if x.ndim == 4:
             pictures: Tensor = self.backbone(x)
             return pictures

@@ -30,7 +30,7 @@ def checked_coverage(coverage: object) -> float | None:
     if coverage is None:
         return None
     number = isinstance(coverage, int | float | np.number) and not isinstance(coverage, bool)
-    if not number or not 0 < float(coverage) < 1:  # type: ignore[arg-type]  # a number
+    if not number or not 0 < coverage < 1:  # type: ignore[operator]  # a number
         raise TrainingError(f"coverage is a number between 0 and 1, such as 0.9, or None; found {coverage!r}")
     return float(coverage)  # type: ignore[arg-type]  # a number
 

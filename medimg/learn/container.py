@@ -91,15 +91,17 @@ def read_header(
         raise CheckpointError(f"{path} is a safetensors file, but not {what}")
     try:
         header: Any = json.loads(metadata[key])
+        check(header)
+        found = header if isinstance(header, dict) else {}
+        sha256 = header_sha256(found)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"the header of {path} is damaged: {error}") from error
-    check(header)
-    if not isinstance(header, dict) or header.get("header_sha256") != header_sha256(header):
+    if found.get("header_sha256") != sha256:
         raise CheckpointError(
             f"the header of {path} is not the one that was saved (its SHA-256 differs): it was damaged or "
             "changed"
         )
-    return header
+    return found
 
 
 def read_tensors(path: Path, header: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -131,8 +133,9 @@ def _check_envelope(path: Path, what: str, limit: int) -> None:
         size = path.stat().st_size
         with path.open("rb") as opened:
             start = opened.read(_PREFIX + 1)
-    except OSError as error:
-        raise CheckpointError(f"{path} can't be opened: {error.strerror}; check the path") from error
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{path} can't be opened: {why}; check the path") from error
     if len(start) <= _PREFIX or start[_PREFIX:] != b"{":
         # looked at last: a sound length may begin with these bytes, too
         if start[:2] == b"PK" or start[:1] == b"\x80":

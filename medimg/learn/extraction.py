@@ -111,9 +111,9 @@ def even(parts: Iterable[Tensor], size: int) -> Iterator[Tensor]:
         yield waiting[0] if len(waiting) == 1 else torch.cat(waiting)
 
 
-def checked_finite(rows: Tensor) -> Tensor:
+def checked_finite(rows: Tensor, what: str = "embeddings") -> Tensor:
     """
-    Return embeddings (n, F), if all are numbers.
+    Return embeddings or logits (n, F), if all are numbers.
 
     Raises
     ------
@@ -123,7 +123,7 @@ def checked_finite(rows: Tensor) -> Tensor:
     bad = int((~rows.isfinite()).any(dim=1).sum())
     if bad:
         raise TrainingError(
-            f"the embeddings of {bad} of {len(rows)} pictures are not finite: the weights may be damaged or "
+            f"the {what} of {bad} of {len(rows)} pictures are not finite: the weights may be damaged or "
             "have diverged in training; load sound ones"
         )
     return rows

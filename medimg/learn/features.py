@@ -113,7 +113,7 @@ def item_features(
     from tqdm import tqdm
 
     check_recipe(model, dataset)
-    size = checked_size(batch_size)
+    size, processes = checked_size(batch_size), max(0, whole_number("num_workers", num_workers))
     kept = _Kept.of(model, dataset, cache)
     found = kept.found() if kept else {}
     missing = [n for n in range(len(dataset)) if n not in found]
@@ -122,7 +122,7 @@ def item_features(
     bar = tqdm(
         total=len(dataset), initial=len(found), desc="embedding", unit="item", disable=hidden, delay=1.0
     )
-    with bar, extracting(model) as network, closing(_read(dataset, missing, size, num_workers)) as parts:
+    with bar, extracting(model) as network, closing(_read(dataset, missing, size, processes)) as parts:
         try:
             for images in even(computing.noting(parts), size):
                 computing.take(network(images))

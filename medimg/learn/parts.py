@@ -84,7 +84,7 @@ def _drop_activations(parent: nn.Module, head: str) -> None:
             setattr(parent, name, nn.Identity())
 
 
-def new_head(old: nn.Linear | nn.Conv2d, outputs: int) -> nn.Linear | nn.Conv2d:
+def new_head(old: nn.Linear | nn.Conv2d, outputs: int, *, device: str | None = None) -> nn.Linear | nn.Conv2d:
     """
     Return a fresh layer of the same kind and inputs.
 
@@ -94,6 +94,8 @@ def new_head(old: nn.Linear | nn.Conv2d, outputs: int) -> nn.Linear | nn.Conv2d:
         The pretrained head.
     outputs : int
         Number K of outputs.
+    device : str, optional
+        "meta" for a layer that takes no memory.
 
     Returns
     -------
@@ -103,9 +105,9 @@ def new_head(old: nn.Linear | nn.Conv2d, outputs: int) -> nn.Linear | nn.Conv2d:
     """
     head: nn.Linear | nn.Conv2d
     if isinstance(old, nn.Conv2d):
-        head = nn.Conv2d(old.in_channels, outputs, kernel_size=1)
+        head = nn.Conv2d(old.in_channels, outputs, kernel_size=1, device=device)
     else:
-        head = nn.Linear(old.in_features, outputs)
+        head = nn.Linear(old.in_features, outputs, device=device)
     nn.init.normal_(head.weight, std=0.01)
     if head.bias is not None:
         nn.init.zeros_(head.bias)

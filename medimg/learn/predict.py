@@ -14,6 +14,7 @@ from medimg.core.volume import Volume
 from medimg.errors import PreprocessError, TrainingError
 from medimg.io.series import Series
 from medimg.io.sources import is_buffer
+from medimg.learn.checks import whole_number
 from medimg.learn.loaders import evaluation_loader
 from medimg.learn.scores import model_probabilities
 from medimg.learn.scoring import (
@@ -47,20 +48,25 @@ def predict_proba(
     """Predict on every item of a data set; see :meth:`medimg.TransferClassifier.predict_proba`."""
     from tqdm import tqdm
 
+    if not hasattr(dataset, "preprocess"):
+        raise TrainingError(
+            f"predict_proba takes an ImageDataset; found a {type(dataset).__name__}: images in files are for "
+            "model.predict(sources)"
+        )
     if dataset.preprocess.fingerprint != model.preprocess.fingerprint:
         raise PreprocessError(
             f"the data set is made by recipe {dataset.preprocess.fingerprint}, the model was trained on "
             f"{model.preprocess.fingerprint}: use dataset.with_preprocess(model.preprocess)"
         )
-    _check_batch_size(batch_size)
+    size, processes = _checked_size(batch_size), max(0, whole_number("num_workers", num_workers))
     check_calibration(model)
     bags = dataset.unit == "series"
-    loader = evaluation_loader(dataset, batch_size=1 if bags else batch_size, num_workers=num_workers)
+    loader = evaluation_loader(dataset, batch_size=1 if bags else size, num_workers=processes)
     with evaluating(model) as device:
         rows = []
         for batch in tqdm(loader, desc="predicting", unit="batch", disable=not progress):
             if bags:
-                parts = torch.split(batch.images[0], batch_size)
+                parts = torch.split(batch.images[0], size)
                 rows.append(vectors_probabilities(model, bag_embeddings(model, parts, device)))
             else:
                 rows.append(model_probabilities(model, model(batch.images.to(device))))
@@ -84,12 +90,12 @@ def predict(
         raise TrainingError(f'unit is "series" or "slice"; found {unit!r}')
     if on_error not in ("raise", "collect"):
         raise TrainingError(f'on_error is "raise" or "collect"; found {on_error!r}')
-    _check_batch_size(batch_size)
+    size = _checked_size(batch_size)
     check_calibration(model)
     given = tqdm(_as_list(sources), desc="predicting", unit="source", disable=not progress)
     score = by_slice if unit == "slice" else by_series
     with evaluating(model) as device:
-        found = score(model, opened_sources(model, given, on_error), device, batch_size)
+        found = score(model, opened_sources(model, given, on_error), device, size)
         rows = PredictionTable(model, unit, collects=on_error == "collect", provenance=provenance)
         return rows.frame(found)
 
@@ -120,9 +126,11 @@ def evaluating(model: TransferClassifier) -> Iterator[torch.device]:
             module.training = mode
 
 
-def _check_batch_size(batch_size: int) -> None:
-    if batch_size < 1:
+def _checked_size(batch_size: int) -> int:
+    size = whole_number("batch_size", batch_size)
+    if size < 1:
         raise TrainingError(f"batch_size is a positive number; found {batch_size!r}")
+    return size
 
 
 def _as_list(sources: PredictSource | Iterable[PredictSource]) -> list[PredictSource]:

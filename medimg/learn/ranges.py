@@ -26,6 +26,8 @@ _SAMPLED: Final = 500
 #: How far outside the range of the training data a spacing may lie.
 _TOLERANCE: Final = 1.25
 _MOST_NAMES: Final = 50
+#: No image has a spacing or a side like that, in millimeters or pixels.
+_FAR: Final = 1e30
 #: A code string of DICOM (PS3.5 6.2), which names and comments are not.
 _CODE: Final = re.compile(r"[A-Z0-9_][A-Z0-9_ ]{0,15}")
 _TAGS: Final = ("BodyPartExamined", "PhotometricInterpretation", "SliceThickness")
@@ -192,7 +194,7 @@ class TrainingRanges:
             read[name] = tuple(names)
         for name in ("spacing", "slice_distance", "slice_thickness", "rows", "columns"):
             limits = values[name]
-            numbers = isinstance(limits, list) and all(type(v) in (int, float) for v in limits)
+            numbers = isinstance(limits, list) and all(type(v) in (int, float) and v < _FAR for v in limits)
             if limits is not None and not (numbers and len(limits) == 2 and 0 < limits[0] <= limits[1]):
                 raise CheckpointError(f"{name} of the training data is no range")
             read[name] = None if limits is None else tuple(limits)

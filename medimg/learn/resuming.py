@@ -128,7 +128,7 @@ def data_digest(data: LabeledImages | None) -> str | None:
     digest = hashlib.sha256(data.preprocess.fingerprint.encode())
     digest.update(data.labels.tobytes())
     for name in ("series_uids", "patients"):
-        digest.update("\0".join(getattr(data, name, ())).encode())
+        digest.update("\0".join(getattr(data, name, ())).encode(errors="surrogatepass"))
     return digest.hexdigest()[:32]
 
 

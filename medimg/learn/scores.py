@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from medimg.learn.extraction import checked_finite
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -65,8 +67,14 @@ def model_probabilities(model: TransferClassifier, logits: Tensor) -> NDArray[np
     -------
     numpy.ndarray
         (n, K) float64.
+
+    Raises
+    ------
+    TrainingError
+        If a logit is not finite, of which no class is the likeliest.
     """
     calibration = model.calibration
+    checked_finite(logits, "logits")
     return probabilities(logits, model.task, calibration.temperature if calibration else (1.0,))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
@@ -58,15 +58,15 @@ class SeenImages:
     """
     The series that a model was trained with, as hashes with a salt of this model.
 
-    Series are named by their SOP Instance UIDs, others by samples of the bytes of their files: who has an
-    image can tell whether it is among them, and from the hashes nobody can tell which images they are.
+    Series are named by four of their SOP Instance UIDs, others by samples of the bytes of their files: who
+    has an image can tell whether it is among them, and from the hashes nobody can tell which images they are.
 
     Attributes
     ----------
     salt : bytes
         16 random ones.
     series : mapping of {"train", "val", "target"} to frozenset of bytes
-        8 bytes for each.
+        8 bytes for each name.
     patients : mapping of {"train", "val", "target"} to frozenset of bytes
         Of this process, and in no file.
     unknown : int
@@ -88,22 +88,22 @@ class SeenImages:
 
     def with_data(self, data: Any, role: Role) -> SeenImages:
         """Add the images of a data set."""
-        names = ids_of(_distinct(data))
-        known = frozenset(self._digest(name) for name in names if name)
+        several = ids_of(_distinct(data))
+        known = frozenset(self._digest(name) for names in several for name in names)
         return replace(
             self,
             series={**self.series, role: self.series[role] | known},
-            patients={**self.patients, role: self.patients[role] | _patients(data)},
-            unknown=self.unknown + (names.count(None) if role == "train" else 0),
+            patients={**self.patients, role: self.patients[role].union(*_patients(data))},
+            unknown=self.unknown + (several.count(()) if role == "train" else 0),
         )
 
     def shared(self, data: Any) -> Shared:
         """Compare a data set with what was seen."""
-        found = {self._digest(name) for name in ids_of(_distinct(data)) if name}
+        series = [{self._digest(name) for name in names} for names in ids_of(_distinct(data))]
         patients = _patients(data)
         return Shared(
-            {role: len(found & self.series[role]) for role in _ROLES},
-            {role: len(patients & self.patients[role]) for role in _ROLES},
+            {role: sum(not self.series[role].isdisjoint(one) for one in series) for role in _ROLES},
+            {role: sum(not self.patients[role].isdisjoint(one) for one in patients) for role in _ROLES},
         )
 
     def tensors(self) -> dict[str, Tensor]:
@@ -201,12 +201,21 @@ def _distinct(data: Any) -> Sequence[Any]:
     return list({id(one): one for one in getattr(data, "series", None) or ()}.values())
 
 
-def _patients(data: Any) -> _Digests:
-    names: Iterable[str] = getattr(data, "patients", ())
-    return frozenset(
-        hashlib.blake2b(name.encode(), key=_OF_THIS_PROCESS, digest_size=_BYTES).digest()
-        for name in set(names) - {""}
-    )
+def _patients(data: Any) -> list[_Digests]:
+    """Return the digests of each patient: of the name in the table, and of those in the files."""
+    names: Sequence[str] = getattr(data, "patients", ())
+    stated: Sequence[str] = getattr(data, "file_patients", ()) or ("",) * len(names)
+    called: dict[str, set[str]] = {}
+    for name, file_name in zip(names, stated, strict=True):
+        if name:
+            called.setdefault(name, {f"table {name}"}).update({f"file {file_name}"} if file_name else ())
+    return [frozenset(map(_patient_digest, several)) for several in called.values()]
+
+
+def _patient_digest(name: str) -> bytes:
+    # names of files that are no UTF-8 have surrogates in them
+    plain = name.encode(errors="surrogatepass")
+    return hashlib.blake2b(plain, key=_OF_THIS_PROCESS, digest_size=_BYTES).digest()
 
 
 def _as_tensor(digests: _Digests) -> Tensor:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Judged", "fit_temperature"]
 
-#: Within these the temperature is looked for: what ends at the lower one is not told by the data.
+#: Within these, or as many times the logits' size, the temperature is looked for: what ends at the lower one
+#: is not told by the data.
 _LOWEST: Final = 0.05
 _HIGHEST: Final = 50.0
 _TINY: Final = 1e-300
@@ -101,23 +102,31 @@ def fit_temperature(judged: Judged) -> NDArray[np.float64]:
     3.641
     """
     if judged.task == "multiclass":
-        return np.array([_minimum(lambda t: float(judged.losses(t)[0]))])
+        size = _size(judged.logits - judged.logits.mean(axis=1, keepdims=True))
+        return np.array([_minimum(lambda t: float(judged.losses(t)[0]), size)])
     found = []
     for label in range(judged.logits.shape[1]):
         column = slice(label, label + 1)
         one = Judged(judged.logits[:, column], judged.starts, judged.labels[:, column], "multilabel")
         varied = 0 < int(one.truth().sum()) < len(one.labels)
-        found.append(_minimum(lambda t, one=one: float(one.losses(t)[0])) if varied else 1.0)  # type: ignore[misc]
+        size = _size(one.logits)
+        found.append(_minimum(lambda t, one=one: float(one.losses(t)[0]), size) if varied else 1.0)  # type: ignore[misc]
     return np.array(found)
 
 
-def _minimum(loss: Callable[[float], float]) -> float:
+def _size(logits: NDArray[np.float64]) -> float:
+    """Return how far logits lie from 0 on average; 1 where all are 0."""
+    return float(np.abs(logits).mean()) or 1.0
+
+
+def _minimum(loss: Callable[[float], float], size: float) -> float:
     from scipy.optimize import minimize_scalar
 
-    bounds = math.log(_LOWEST), math.log(_HIGHEST)
+    lowest, highest = _LOWEST * min(1.0, size), _HIGHEST * max(1.0, size)
+    bounds = math.log(lowest), math.log(highest)
     found = minimize_scalar(
         lambda log: loss(math.exp(log)), bounds=bounds, method="bounded", options={"xatol": 1e-6}
     )
     fitted = math.exp(float(found.x))
-    only_falls = loss(_LOWEST) <= loss(fitted)
+    only_falls = loss(lowest) <= loss(fitted)
     return fitted if not only_falls and loss(fitted) < loss(1.0) else 1.0

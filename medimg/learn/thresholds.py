@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -46,6 +47,23 @@ class OperatingPoint:
     positives: int
     negatives: int
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> OperatingPoint:
+        """
+        Take it from a file.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a field is missing, one too many, or of another type.
+        """
+        found = cls(**values)
+        rates = (found.threshold, found.sensitivity, found.specificity)
+        counts = (found.positives, found.negatives)
+        if not all(type(v) is float and v >= 0 for v in rates) or not all(type(n) is int for n in counts):
+            raise ValueError
+        return found
+
 
 def checked_criterion(criterion: Any) -> Criterion:
     """
@@ -56,12 +74,13 @@ def checked_criterion(criterion: Any) -> Criterion:
     TrainingError
         If it is none.
     """
-    if criterion is None or criterion == "youden":
-        return criterion  # type: ignore[no-any-return]  # None or "youden"
+    if criterion is None or (isinstance(criterion, str) and criterion == "youden"):
+        return criterion  # type: ignore[return-value]  # None or "youden"
     if isinstance(criterion, Mapping) and len(criterion) == 1:
         (name, value), *_ = criterion.items()
         number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        if number and math.isfinite(value):
+        # of a whole number beyond all floats, isfinite is an error
+        if number and abs(value) <= sys.float_info.max:
             if name == "sensitivity" and 0 < value <= 1:
                 return {"sensitivity": float(value)}
             if name == "cost" and value > 0:
@@ -160,9 +179,9 @@ def _chosen(
     criterion: Criterion,
 ) -> int:
     if isinstance(criterion, Mapping) and "sensitivity" in criterion:
-        wanted = criterion["sensitivity"] * positives
-        return int(np.argmax(hits >= wanted - 1e-9 * positives))
-    if isinstance(criterion, Mapping):
+        enough = hits >= criterion["sensitivity"] * positives - 1e-9 * positives
+        loss = np.where(enough, alarms, np.inf)
+    elif isinstance(criterion, Mapping):
         loss = criterion["cost"] * (positives - hits) + alarms
     else:
         # whole numbers, so that equals are equal: -(sensitivity - false alarm rate)

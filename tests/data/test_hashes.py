@@ -146,3 +146,13 @@ def test_a_search_that_finds_too_much_ends() -> None:
     assert picture is not None
     found = near_pairs([a_print([picture])] * 2000, list(range(2000)))
     assert 1000 <= len(found) < 6000
+
+
+def test_a_thumbnail_of_what_is_partly_no_number() -> None:
+    values = RNG.normal(100, 10, (64, 64)).astype(np.float32)
+    broken = values.copy()
+    broken[:2] = np.array([[np.nan], [-np.inf]])
+    found, expected = thumbnail(broken), thumbnail(np.where(np.isfinite(broken), broken, np.float32(0)))
+    assert found is not None
+    assert expected is not None
+    assert (found == expected).all()

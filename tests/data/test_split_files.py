@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ import medimg
 from medimg import ImageDataset, Preprocess
 from medimg.data.folds import fold_of_items
 from medimg.errors import DatasetError, LeakageError
+from medimg.learn.resuming import data_digest
+from medimg.learn.seen import SeenImages
 from tests.dicom_files import make_instance, write
 
 SMALL = Preprocess(size=16)
@@ -257,3 +260,46 @@ def test_the_split_of_real_pictures_is_had_again(real_data: Path, tmp_path: Path
     assert sum(sizes) == len(set(data.patients))
     for _, test in folds:
         assert float(np.mean(test.labels)) == pytest.approx(float(np.mean(data.labels)), abs=0.01)
+
+
+def test_seeds_and_data_sets_that_are_none(root: Path, tmp_path: Path) -> None:
+    data = data_of(root)
+    for cut in (medimg.split, medimg.kfold):
+        for wrong in (-1, 2**32, 1.0, None, "a", True):
+            with pytest.raises(DatasetError, match="seed is a whole number"):
+                cut(data, seed=wrong, check=None)  # type: ignore[arg-type]  # on purpose
+        with pytest.raises(DatasetError, match="found a list"):
+            cut([data], check=None)  # type: ignore[arg-type]  # on purpose
+        assert cut(data, seed=np.int64(3))  # type: ignore[arg-type]  # NumPy's integers will do
+    with pytest.raises(DatasetError, match="found a list"):
+        medimg.save_split(tmp_path / "split.json", train=[1])  # type: ignore[arg-type]  # on purpose
+    with pytest.raises(DatasetError, match="found a str"):
+        medimg.load_split(tmp_path / "split.json", "data")  # type: ignore[arg-type]  # on purpose
+    with pytest.raises(DatasetError, match="found a NoneType"):
+        medimg.check_leaks(data, None)  # type: ignore[arg-type]  # on purpose
+
+
+def test_values_as_deep_as_python_goes_are_refused(root: Path, tmp_path: Path) -> None:
+    """What can just be read can't always be hashed."""
+    data = data_of(root)
+    path = tmp_path / "split.json"
+    for depth in range(900, 1000):
+        path.write_text('{"what": "medimg split", "schema": 1, "x": ' + "[" * depth + "]" * depth + "}")
+        with pytest.raises(DatasetError, match=r"no split|not as it was saved"):
+            medimg.load_split(path, data)
+    with pytest.raises(DatasetError, match="can't be opened"):
+        medimg.load_split("a\0b", data)
+
+
+def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
+    """Of files and folders, and of the patients that are read from them."""
+    rng = np.random.default_rng(0)
+    for n in range(4):
+        folder = tmp_path / "ab"[n % 2] / os.fsdecode(b"p\xe9%d" % n)
+        folder.mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 255, (16, 16)).astype(np.uint8)).save(folder / "x.png")
+    data = ImageDataset.from_folder(tmp_path, SMALL, patient="(p.+)/", progress=False)
+    report = medimg.check_leaks(data, data, on_leak="report")
+    assert {leak.kind for leak in report.leaks} == {"patient", "file", "pixels"}
+    assert len(SeenImages().with_data(data, "train").patients["train"]) == 4
+    assert data_digest(data) != data_digest(data.subset([0]))

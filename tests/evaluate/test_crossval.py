@@ -20,6 +20,7 @@ from torchvision.models import get_model
 import medimg
 from medimg import ImageDataset
 from medimg.errors import DatasetError, LeakageError, TrainingError
+from medimg.evaluate.bootstrap import interval
 from medimg.learn.features import item_features
 from tests.learn.fakes import Images, changed, classifier, images, state
 from tests.learn.pictures import TINY, picture_data, stacks
@@ -130,8 +131,16 @@ def test_unsound_requests(data: ImageDataset) -> None:
         medimg.cross_validate(model, data, folds=21)
     with pytest.raises(DatasetError, match="ci="):
         medimg.cross_validate(model, data, ci=95)
+    with pytest.raises(DatasetError, match="ci="):
+        medimg.cross_validate(model, data, ci="0.95")  # type: ignore[arg-type]  # refused
     with pytest.raises(DatasetError, match="n_resamples="):
         medimg.cross_validate(model, data, n_resamples=0)
+    with pytest.raises(DatasetError, match="n_resamples="):
+        medimg.cross_validate(model, data, n_resamples=2.5)  # type: ignore[arg-type]  # refused
+    with pytest.raises(DatasetError, match="unit='study'"):
+        medimg.cross_validate(model, data, unit="study")  # type: ignore[arg-type]  # refused
+    with pytest.raises(DatasetError, match="unit='study'"):
+        medimg.compare(["squeezenet1_1"], data, unit="study")  # type: ignore[arg-type]  # refused
     with pytest.raises(TrainingError, match="method"):
         medimg.cross_validate(model, data, method="svm")  # type: ignore[arg-type]  # refused
     with pytest.raises(TrainingError, match="with_preprocess"):
@@ -162,6 +171,10 @@ def test_backbones_side_by_side(data: ImageDataset, weights: dict[str, Path], tm
     assert list(scored["auroc"]) == sorted(scored["auroc"], reverse=True)
     assert scored["behind"].iloc[0] == 0
     assert (scored["behind_low"] <= scored["behind"]).all()
+    pair = [one.scores for one in found.candidates if one.scores is not None]
+    samples = pair[0].samples - pair[1].samples
+    few = interval(0.0, samples, 0.95, n_patients=20)
+    assert (scored["behind_low"].iloc[1], scored["behind_high"].iloc[1]) == (few.low, few.high)
     assert (scored["images_per_second"] > 0).all()
     assert table.loc["squeezenet1_1", "parameters"] == pytest.approx(0.7225, abs=0.001)
     assert table.loc["squeezenet1_1", "megabytes"] == pytest.approx(2.89, abs=0.01)

@@ -1,6 +1,7 @@
 """What evaluate makes of units, and what it refuses."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from sklearn.metrics import confusion_matrix, multilabel_confusion_matrix
 
 from medimg.errors import DatasetError, TrainingError
 from medimg.evaluate import Report, evaluate
+from medimg.evaluate.evaluation import _subjects
 from tests.evaluate.fakes import FakeDataset, FakeModel, FakeRecipe, make_pair
 
 
@@ -94,6 +96,9 @@ def test_operating_points_decide() -> None:
     report = evaluate(high, dataset, unit="image", n_resamples=10)
     expected = confusion_matrix(dataset.labels, model.probabilities[:, 1] >= 0.8)
     assert np.array_equal(report.confusion, expected)
+    for picture in report.pictures:
+        shown = model.probabilities[picture.item, dataset.classes.index(picture.predicted)]
+        assert picture.confidence == f"{shown:.2f}"
     assert not np.array_equal(
         report.confusion, evaluate(model, dataset, unit="image", n_resamples=10).confusion
     )
@@ -189,15 +194,51 @@ def test_two_thousand_images_take_seconds() -> None:
     assert time.perf_counter() - start < 5
 
 
-@pytest.mark.parametrize("ci", [0.0, 1.0, 95, float("nan")])
-def test_ci_out_of_range(ci: float) -> None:
+@pytest.mark.parametrize("ci", [0.0, 1.0, 95, float("nan"), "0.95", None])
+def test_ci_out_of_range(ci: Any) -> None:
     with pytest.raises(DatasetError, match="between 0 and 1"):
         evaluate(*small(), ci=ci)
 
 
-def test_no_resamples() -> None:
-    with pytest.raises(DatasetError, match="n_resamples=0"):
-        evaluate(*small(), n_resamples=0)
+@pytest.mark.parametrize("n", [0, 10.5, "10", True, None])
+def test_no_resamples(n: Any) -> None:
+    with pytest.raises(DatasetError, match="n_resamples="):
+        evaluate(*small(), n_resamples=n)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "a", None])
+def test_seeds_that_are_none(seed: Any) -> None:
+    with pytest.raises(DatasetError, match="seed is a whole number"):
+        evaluate(*small(), seed=seed)
+
+
+@pytest.mark.parametrize("salt", ["", b"SENTINEL", 5])
+def test_salts_that_are_no_secret(salt: Any) -> None:
+    with pytest.raises(DatasetError, match="salt is a secret text") as caught:
+        evaluate(*small(), salt=salt)
+    assert "SENTINEL" not in str(caught.value)
+
+
+def test_numbers_of_numpy_are_fit_for_json() -> None:
+    report = evaluate(*small(), ci=np.float32(0.9), n_resamples=np.int64(10), seed=np.int64(1))  # type: ignore[arg-type]
+    assert json.loads(json.dumps(report.provenance))["evaluation"]["n_resamples"] == 10
+
+
+@pytest.mark.parametrize(
+    "options", [{"unit": "study"}, {"unit": "patient"}, {"subgroups": {"sex": ["F"]}}, {"subgroups": []}]
+)
+def test_what_can_be_refused_is_refused_before_anything_is_predicted(options: dict[str, Any]) -> None:
+    class Untouched(FakeModel):
+        def predict_proba(self, dataset: Any, **_: Any) -> Any:
+            pytest.fail("something was predicted")
+
+    model, dataset = small(labels=np.array([0, 1, 0, 0, 1]))
+    with pytest.raises(DatasetError):
+        evaluate(Untouched(model.probabilities), dataset, **{"unit": "image", **options})
+
+
+def test_names_of_folders_that_are_no_utf_8() -> None:
+    assert len(set(_subjects(("x\udcff", "x\udcfe", "x"), b"key"))) == 3
 
 
 def test_unknown_unit() -> None:

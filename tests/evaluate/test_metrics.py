@@ -1,5 +1,7 @@
 """Each metric equals scikit-learn's, for whole sets and for resamples."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +15,7 @@ from medimg.evaluate.curves import curves_of
 from medimg.evaluate.estimates import estimate
 from medimg.evaluate.metrics import Support
 from medimg.evaluate.units import Units, make_units
-from medimg.evaluate.weighted import weighted_auprc, weighted_auroc
+from medimg.evaluate.weighted import Counts, weighted_auprc, weighted_auroc
 from tests.evaluate.fakes import FakeDataset, Task, make_pair
 from tests.evaluate.reference import by_sklearn, plain_resamples
 
@@ -231,3 +233,15 @@ def test_a_reflected_interval_lies_on_the_other_side_and_holds_the_value() -> No
     found = interval(0.35, samples, 0.9, reflected=True)
     assert (found.low, found.high) == pytest.approx((0.7 - 0.49, 0.7 - 0.31))
     assert interval(0.2, samples, 0.9, reflected=True) == Estimate(0.2, 0.0, 0.2)
+    assert interval(0.8, samples, 0.9, reflected=True).high == 1
+
+
+def test_many_classes_take_a_few_times_the_memory_of_their_probabilities() -> None:
+    model, dataset = make_pair("multiclass", tuple(map(str, range(300))), n_patients=1500, per_patient=1)
+    units = make_units(dataset, model.probabilities, "image")
+    support = support_of(units, dataset)
+    tracemalloc.start()
+    Counts.of(units, support)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 * units.probabilities.nbytes

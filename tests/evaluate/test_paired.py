@@ -40,6 +40,8 @@ def test_differences_are_those_of_a_double_loop_over_the_same_patients(task: Tas
     for name, difference in found.differences.items():
         assert (difference.first, difference.second) == (reports[0][name].value, reports[1][name].value)
         samples = np.array([a[name] - b[name] for a, b in zip(*loops, strict=True)])
+        if name.startswith("ece"):
+            samples = 2 * difference.value - samples
         if np.isnan(samples).any():
             continue
         rarer = min((samples <= 1e-12).sum(), (samples >= -1e-12).sum())
@@ -103,6 +105,30 @@ def test_p_values_of_equal_models_are_uniform() -> None:
         for name in below:
             below[name] += found.differences[name].p < 0.1
     assert all(3 <= n <= 18 for n in below.values()), below
+
+
+def test_calibration_errors_differ_as_much_as_they_do() -> None:
+    """Resamples of what is calibrated lie further above its error than those of what is not."""
+    held = 0
+    for seed in range(40):
+        generator = np.random.default_rng(seed)
+        odds = generator.normal(0, 1.5, 300)
+        labels = (generator.random(300) < 1 / (1 + np.exp(-odds))).astype(int)
+        dataset = FakeDataset(labels, tuple(map(str, range(300))))
+        positive = [1 / (1 + np.exp(-odds * sharper)) for sharper in (1, 2)]
+        first, second = (FakeModel(np.column_stack([1 - p, p])) for p in positive)
+        difference = compare_models(first, second, dataset, n_resamples=200).differences["ece"]
+        # that of four million such images
+        held += difference.low <= -0.1014 <= difference.high
+    assert held >= 28
+
+
+def test_few_patients_are_warned_of() -> None:
+    first, second, dataset = three(n_patients=4)
+    found = compare_models(first, second, dataset, n_resamples=20)
+    assert any("Only 4 patients" in note for note in found.notes)
+    assert "Only 4 patients" in repr(found)
+    assert compare_models(*three(), n_resamples=20).notes == ()
 
 
 def test_table_and_text() -> None:

@@ -4,16 +4,20 @@ import base64
 import dataclasses
 import json
 import re
+import time
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from medimg.errors import DatasetError
 from medimg.evaluate import Report, evaluate
-from medimg.evaluate.pictures import to_pixels
+from medimg.evaluate.pictures import _in_turn, to_pixels
 from medimg.evaluate.plots import training_plots
+from medimg.evaluate.units import make_units
 from tests.evaluate.fakes import FakeFit, FakeRecipe, Task, make_history, make_pair
 
 SENTINEL = "DOE^SENTINEL"
@@ -235,6 +239,76 @@ def test_two_pages_of_one_report_are_equal(tmp_path: Path) -> None:
     report = make_report(*KINDS[0])
     first, second = (report.to_html(tmp_path / name).read_bytes() for name in ("a.html", "b.html"))
     assert first == second
+
+
+def test_right_pictures_of_many_units_are_chosen_in_no_time() -> None:
+    model, dataset = make_pair(n_patients=40_000, per_patient=5)
+    units = make_units(dataset, model.probabilities, "image")
+    right = (units.truth == units.predicted).all(axis=1)
+    started = time.perf_counter()
+    order = _in_turn(right, units, 0)
+    assert time.perf_counter() - started < 1
+    assert sorted(order) == np.flatnonzero(right).tolist()
+    assert units.truth[order[:6]].argmax(axis=1).tolist() == [0, 1] * 3
+
+
+def test_what_is_left_out_of_the_curves_is_said(tmp_path: Path) -> None:
+    _, page = read_page(make_report("multilabel", tuple(f"label {n}" for n in range(26))), tmp_path)
+    assert page.text.count("Only the first 24 of 26 classes are drawn.") == 3
+    _, page = read_page(make_report(*KINDS[1]), tmp_path)
+    assert "Only the first" not in page.text
+
+
+def test_many_classes_make_no_large_page(tmp_path: Path) -> None:
+    report = make_report("multiclass", tuple(f"kind {n}" for n in range(150)), n_patients=300)
+    text, page = read_page(report, tmp_path, pictures=False)
+    wrong = report.confusion - np.diag(np.diag(report.confusion))
+    assert f"most frequent errors of {np.count_nonzero(wrong)} kinds" in page.text
+    true, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
+    row = f'kind {true}</th><td class="number">kind {predicted}</td><td class="number">{wrong.max()}<'
+    assert row in text
+    assert len(text) < 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("item", "unit", "words"),
+    [
+        ("slice", "image", "Each image is scored by itself"),
+        ("slice", "series", "all images of a series are averaged"),
+        ("slice", "patient", "all images of a patient are averaged"),
+        ("series", "series", "Each series is scored by itself"),
+        ("series", "patient", "all series of a patient are averaged"),
+    ],
+)
+def test_what_was_averaged_is_said(item: str, unit: Any, words: str, tmp_path: Path) -> None:
+    model, dataset = make_pair()
+    report = evaluate(model, dataclasses.replace(dataset, unit=item), unit=unit, n_resamples=5)
+    assert words in read_page(report, tmp_path, pictures=False)[1].text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": ((), ())}, "split names the sides.*found a tuple"),
+        ({"fit": 5}, "fit is what medimg.fine_tune returned"),
+        ({"card": True}, "ending .md"),
+    ],
+)
+def test_what_a_page_can_not_be_made_of(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    report = make_report(*KINDS[0])
+    with pytest.raises(DatasetError, match=message):
+        report.to_html(tmp_path / "page.md", **options)
+    if "card" not in options:
+        with pytest.raises(DatasetError, match=message):
+            report.to_model_card(tmp_path / "card.md", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_of_folders_that_are_no_utf_8(tmp_path: Path) -> None:
+    report = make_report("multiclass", ("a", "b\udcff"))
+    page = report.to_html(tmp_path / "r.html", card=True)
+    for path in (page, page.with_suffix(".md"), report.to_csv(tmp_path / "r.csv")):
+        assert "b\\udcff" in path.read_text(encoding="utf-8").replace("\\\\", "\\")
 
 
 def test_unknown_patients_are_said() -> None:

@@ -220,7 +220,10 @@ def test_pictures_with_heat_have_both(tmp_path: Path, monkeypatch: pytest.Monkey
     heats = [image for image in page.all("img") if str(image["src"]).startswith("data:image/jpeg")]
     assert len(heats) == len(report.pictures)
     assert all("heat" in str(image["alt"]) for image in heats)
-    assert "Grad-CAM" in page.text
+    assert "evidence for the class that it predicted (Grad-CAM" in page.text
+    pair = make_pair("multilabel", ("a", "b"), n_patients=24)
+    _, page = read_page(evaluate(*pair, n_resamples=5, saliency=True), tmp_path)
+    assert "evidence for the label whose probability is given (Grad-CAM" in page.text
 
 
 def test_large_pictures_make_no_large_page(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from medimg import Explanation, Preprocess, TransferClassifier, Volume, explain,
 from medimg.core.display import render
 from medimg.core.geometry import image_affine
 from medimg.errors import GeometryError, TrainingError
+from medimg.evaluate.saliency_centers import measured
 from medimg.evaluate.saliency_layers import find_layer
 from medimg.evaluate.saliency_maps import activation_maps, differentiating, pull_back
 from medimg.evaluate.saliency_places import Places
@@ -118,7 +121,7 @@ def test_through_the_pooling(pool: Any) -> None:
     (slope,) = torch.autograd.grad(logits[:, 1].sum(), held)
     handle.remove()
     cams = (slope.mean(dim=(2, 3), keepdim=True) * held[0]).sum(dim=1).relu().detach().numpy()
-    axes = find_layer(model.backbone, pictures).axes
+    axes = measured(model.backbone, find_layer(model.backbone, pictures), RECIPE.hw).axes
     places = Places.of(volume, RECIPE, range(5))
     heat = places.spread(cams, axes)
     assert heat.max() > 0
@@ -331,8 +334,17 @@ def test_pictures_for_people() -> None:
         parts: list[Any] = list(figure.subfigs) or [figure]
         assert sum(len(part.axes) for part in parts) == axes
     assert one._repr_png_().startswith(b"\x89PNG")
-    with pytest.raises(TrainingError, match="most"):
-        one.plot(most=0)
+    for options, message in (({"most": 0}, "most"), ({"most": 2.5}, "most"), ({"alpha": "1"}, "alpha")):
+        with pytest.raises(TrainingError, match=message):
+            one.plot(**options)
+    with pytest.raises(TrainingError, match="no colormap"):
+        one.plot(colormap=["inferno"])  # type: ignore[arg-type]  # on purpose
+
+
+def test_names_of_classes_are_no_formulas() -> None:
+    for slices in (1, 3):
+        found = explain(network("mobilenet_v3_small"), noise(slices), "b")
+        replace(found, target="$\\frac{$").plot().savefig(io.BytesIO())
 
 
 def test_from_files_and_nothing_of_a_patient(tmp_path: Path) -> None:

@@ -7,17 +7,23 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
+import pandas as pd
+import pydicom
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 import medimg
+from medimg.data.naming import ids_of
 from medimg.errors import CheckpointError, DatasetError, LeakageError
 from medimg.learn import container
 from medimg.learn.seen import SeenImages
+from tests.dicom_files import make_instance, write
 from tests.learn.fakes import classifier
-from tests.learn.pictures import TINY, picture_data, stacks
+from tests.learn.pictures import TINY, picture_data, pixels, stacks
 
 Sides = tuple[medimg.ImageDataset, medimg.ImageDataset, medimg.ImageDataset]
 
@@ -91,8 +97,6 @@ def test_copies_elsewhere_are_known_by_the_checkpoint(
 
 def test_dicom_is_known_by_its_instances(tmp_path: Path) -> None:
     """Not by its bytes: other headers, another folder."""
-    import pydicom
-
     folders = stacks(tmp_path / "first", 4)
     labels = {folder.name: "ab"[n % 2] for n, folder in enumerate(folders)}
 
@@ -229,3 +233,56 @@ def test_tampered_hashes_are_refused(trained: medimg.TransferClassifier, tmp_pat
 def test_unknown_policy(trained: medimg.TransferClassifier, sides: Sides) -> None:
     with pytest.raises(DatasetError, match="on_leak"):
         medimg.evaluate(trained, sides[2], on_leak="ignore")  # type: ignore[arg-type]
+
+
+def test_the_same_slices_in_other_series_are_known(tmp_path: Path) -> None:
+    """Each as a series of its own, all of a stack, or all but one."""
+    folders = stacks(tmp_path, 4)
+
+    def dataset(paths: list[Path]) -> medimg.ImageDataset:
+        rows = [
+            (str(path.relative_to(tmp_path)), "ab"[int(path.relative_to(tmp_path).parts[0]) % 2])
+            for path in paths
+        ]
+        table = pd.DataFrame(rows, columns=["path", "label"])
+        return medimg.ImageDataset.from_csv(table, root=tmp_path, preprocess=TINY, progress=False)
+
+    files = sorted(tmp_path.rglob("*.dcm"))
+    whole, apart = dataset(folders), dataset(files)
+    seen = {
+        name: SeenImages().with_data(data, "train") for name, data in (("whole", whole), ("apart", apart))
+    }
+    assert seen["apart"].shared(whole).series["train"] == 4
+    assert seen["whole"].shared(apart).series["train"] == len(files) == 12
+    for folder in folders:
+        sorted(folder.glob("*.dcm"))[1].unlink()
+    assert seen["whole"].shared(dataset(folders)).series["train"] == 4
+
+
+def test_uncompressed_volumes_with_black_borders_are_told_apart(tmp_path: Path) -> None:
+    """Headers, first, middle and last rows are the same in all."""
+    for n in range(3):
+        values = np.zeros((256, 256, 8), np.float32)
+        values[90:170, 90:170, 1:7] = np.random.default_rng(n).normal(100, 10, (80, 80, 6))
+        nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / f"{n}.nii")
+    shutil.copyfile(tmp_path / "0.nii", tmp_path / "copy.nii")
+    names = [ids_of([medimg.scan(tmp_path / f"{n}.nii")[0]])[0] for n in (0, 1, 2, "copy")]
+    assert len({*names}) == 3
+    assert names[0] == names[3]
+
+
+def test_a_patient_of_the_files_under_another_name(tmp_path: Path) -> None:
+    """The files name the patients that were trained on, a table those that are evaluated on."""
+    for folder, start in (("first", 0), ("second", 100)):
+        for n in range(4):
+            ds = make_instance(pixels(n % 2, start + n), PatientID=f"SENTINEL-{n}")
+            for level in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+                setattr(ds, level, pydicom.uid.generate_uid())
+            ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+            write(ds, tmp_path / folder / "ab"[n % 2] / f"s{n}.dcm")
+    first = medimg.ImageDataset.from_folder(tmp_path / "first", TINY, progress=False)
+    second = medimg.ImageDataset.from_folder(tmp_path / "second", TINY, patient=r"s(\d)", progress=False)
+    shared = SeenImages().with_data(first, "train").shared(second)
+    assert (shared.series["train"], shared.patients["train"]) == (0, 4)
+    # whoever is known by two names is still one
+    assert SeenImages().with_data(first, "train").shared(first).patients["train"] == 4

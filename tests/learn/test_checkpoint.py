@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import random
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,11 @@ from safetensors.torch import save_file
 import medimg
 from medimg import Preprocess, TransferClassifier, Window
 from medimg.errors import CheckpointError
-from medimg.learn import checkpoint, container, registry
+from medimg.learn import backbones, checkpoint, container, registry
+from medimg.learn import classifier as classifying
+from medimg.learn.parts import new_head
 from medimg.learn.ranges import ImageFacts, TrainingRanges
+from medimg.learn.seen import SeenImages
 from tests.learn.fakes import changed, classifier, images, state
 
 
@@ -381,3 +384,151 @@ def test_decisions_changed_and_sealed_again(
     path = rewrite(tiny.save(tmp_path / "model.safetensors"), tmp_path / "changed.safetensors", both)
     with pytest.raises(CheckpointError, match=message):
         medimg.load(path)
+
+
+def test_values_as_deep_as_python_goes_are_refused(saved: Path, tmp_path: Path) -> None:
+    """What can just be read can't always be hashed."""
+    with safe_open(saved, framework="pt") as opened:
+        text = opened.metadata()["medimg"]
+    path = tmp_path / "deep.safetensors"
+    for depth in range(900, 1000):
+        nested = text[:-1] + ', "x": ' + "[" * depth + "]" * depth + "}"
+        save_file({"x": torch.zeros(1)}, path, metadata={"medimg": nested})
+        with pytest.raises(CheckpointError, match=r"damaged|not the one"):
+            medimg.load(path)
+
+
+def test_a_path_that_no_system_has() -> None:
+    with pytest.raises(CheckpointError, match="can't be opened"):
+        medimg.load("a\0b")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.complex64, torch.int8])
+def test_numbers_that_nothing_is_computed_with_are_refused(
+    saved: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    def change(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        tensors.update({name: value.to(dtype) for name, value in tensors.items()})
+        sealed(header, tensors)
+
+    with pytest.raises(CheckpointError, match="don't fit"):
+        medimg.load(rewrite(saved, tmp_path / "changed.safetensors", change))
+
+
+@pytest.mark.parametrize("name", ["vit_h_14", "vgg16"])
+def test_a_small_file_takes_little_memory(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Neither for a large network, nor for classes without number."""
+    recipe = Preprocess(size=224)
+
+    def change(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        size = 224 if name == "vit_h_14" else None
+        header["architecture"] = {"name": name, "transform_input": False, "image_size": size}
+        header["preprocess"], header["preprocess_fingerprint"] = recipe.to_dict(), recipe.fingerprint
+        sealed(header, tensors)
+
+    def built(*_: Any, **__: Any) -> None:
+        raise AssertionError("it was built")
+
+    monkeypatch.setattr(backbones, "get_model", built)
+    with pytest.raises(CheckpointError, match="it holds 723,522 numbers"):
+        medimg.load(rewrite(saved, tmp_path / "changed.safetensors", change))
+
+
+def test_a_size_that_no_patches_fit_into(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What torchvision asserts."""
+    recipe = Preprocess(size=65)
+
+    def change(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        header["architecture"] = {"name": "vit_b_32", "transform_input": False, "image_size": 65}
+        header["preprocess"], header["preprocess_fingerprint"] = recipe.to_dict(), recipe.fingerprint
+        sealed(header, tensors)
+
+    monkeypatch.setattr(checkpoint, "_LEAST_SHARE", 0.0)
+    with pytest.raises(CheckpointError, match="can't be built"):
+        medimg.load(rewrite(saved, tmp_path / "changed.safetensors", change))
+
+
+def test_classes_that_are_only_claimed_take_no_memory(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def noted(*args: Any, **options: Any) -> Any:
+        made.append(new_head(*args, **options))
+        return made[-1]
+
+    def change(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        header["classes"] = [f"{n:x}" for n in range(100_000)]
+        sealed(header, tensors)
+
+    monkeypatch.setattr(classifying, "new_head", noted)
+    with pytest.raises(CheckpointError, match="don't fit a squeezenet1_1 with 100000 classes"):
+        medimg.load(rewrite(saved, tmp_path / "changed.safetensors", change))
+    assert [head.weight.is_meta for head in made] == [True]
+
+
+#: What JSON can hold, and a program may choke on.
+ODD = [
+    None,
+    True,
+    -1,
+    10**30,
+    10**400,
+    float("inf"),
+    float("nan"),
+    "x",
+    "\ud800",
+    [],
+    {},
+    [10**400],
+    {"a": 1},
+]
+
+
+def _places(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if above:
+        yield above
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(inner, dict | list):
+            yield from _places(inner, (*above, key))
+        else:
+            yield (*above, key)
+
+
+@pytest.mark.parametrize(
+    "field", ["architecture", "preprocess", "ranges", "calibration", "images_seen", "classes"]
+)
+def test_odd_values_anywhere(tiny: TransferClassifier, tmp_path: Path, field: str) -> None:
+    """Either it is refused as a checkpoint, or all that it says can be used."""
+    tiny.images_seen = SeenImages()
+    source = tiny.save(tmp_path / "model.safetensors")
+    header = checkpoint.read_header(source)
+    path = tmp_path / "changed.safetensors"
+    for place in _places(header[field], (field,)):
+        for odd in ODD:
+
+            def change(
+                header: dict[str, Any], tensors: dict[str, torch.Tensor], place: Any = place, odd: Any = odd
+            ) -> None:
+                inner: Any = header
+                for key in place[:-1]:
+                    inner = inner[key]
+                inner[place[-1]] = odd
+                sealed(header, tensors)
+
+            rewrite(source, path, change)
+            try:
+                found = medimg.load(path)
+            except CheckpointError:
+                continue
+            assert repr(found)
+            ranges = found.training_ranges or TrainingRanges(0)
+            assert [ranges.describe(kind) for kind in ("modality", "body part", "spacing", "slice distance")]
+            points = found.calibration.points if found.calibration else ()
+            assert all(isinstance(p.sensitivity + p.specificity, float) for p in points)
+            assert all(isinstance(p.positives + p.negatives, int) for p in points)
+    tiny.images_seen = None

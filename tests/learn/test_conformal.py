@@ -99,7 +99,7 @@ def test_too_few_patients() -> None:
     assert conformal_quantiles(proba, truth, [*"abcdefgh"], "multiclass", None) == ()
 
 
-@pytest.mark.parametrize("bad", [0, 1, 90, "0.9", True, float("nan")])
+@pytest.mark.parametrize("bad", [0, 1, 90, 10**400, "0.9", True, float("nan")])
 def test_unsound_coverage(bad: Any) -> None:
     with pytest.raises(TrainingError, match="coverage is"):
         checked_coverage(bad)

@@ -237,8 +237,16 @@ def test_unsound_calls() -> None:
         model.predict(volume(1), unit="patient")  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match="on_error"):
         model.predict(volume(1), on_error="ignore")  # type: ignore[arg-type]
-    with pytest.raises(TrainingError, match="batch_size"):
-        model.predict(volume(1), batch_size=0)
+    for wrong in (0, 2.5, "a", None, True):
+        with pytest.raises(TrainingError, match="batch_size"):
+            model.predict(volume(1), batch_size=wrong)  # type: ignore[arg-type]
+        with pytest.raises(TrainingError, match="batch_size"):
+            model.predict_proba(images(2), batch_size=wrong)  # type: ignore[arg-type]
+    for use in (model.predict_proba, lambda data, **options: medimg.calibrate(model, data, **options)):
+        with pytest.raises(TrainingError, match="num_workers"):
+            use(images(20), num_workers="a")  # type: ignore[arg-type]
+    with pytest.raises(TrainingError, match="found a list"):
+        model.predict_proba([1, 2])  # type: ignore[arg-type]
     with pytest.raises(PreprocessError, match="with_preprocess"):
         model.predict_proba(images(2, preprocess=Preprocess(size=64, window="lung")))
 
@@ -248,3 +256,26 @@ def test_unreadable_source_says_which(tmp_path: Path) -> None:
     with pytest.raises(ReadError) as caught:
         classifier().predict([volume(1), tmp_path / "none.png"])
     assert any("source 1" in note for note in caught.value.__notes__)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("pool", ["none", "attention"])
+def test_models_of_other_precision(dtype: torch.dtype, pool: str) -> None:
+    expected = classifier(pool=pool, preprocess=RECIPE).predict(volume(3))
+    found = classifier(pool=pool, preprocess=RECIPE).to(dtype).predict(volume(3))
+    assert found["p_a"][0] == pytest.approx(expected["p_a"][0], abs=0.02)
+
+
+def test_nothing_is_decided_by_what_is_no_number() -> None:
+    model = classifier(preprocess=RECIPE)
+    with torch.no_grad():
+        model.head.weight.fill_(float("nan"))
+    data = images(20, preprocess=RECIPE)
+    for use in (
+        lambda: model.predict(volume(1)),
+        lambda: model.predict_proba(data),
+        lambda: medimg.calibrate(model, data),
+    ):
+        with pytest.raises(TrainingError, match=r"logits of .* are not finite"):
+            use()
+    assert model.calibration is None

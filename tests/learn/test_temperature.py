@@ -116,3 +116,12 @@ def test_probabilities_of_training_and_calibration_agree() -> None:
 def test_sure_and_wrong_is_finite() -> None:
     data = Judged(np.array([[900.0], [-900.0]]), np.arange(2), np.array([[0.0], [1.0]]), "multilabel")
     assert np.isfinite(data.losses()).all()
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+@pytest.mark.parametrize("scale", [1e-4, 0.01, 200.0, 1e6])
+def test_logits_of_any_size(task: str, scale: float) -> None:
+    """A head that was hardly trained, or trained without bounds, is calibrated like any other."""
+    fitted = fit_temperature(judged(0, n=20_000, scale=scale, task=task))
+    np.testing.assert_allclose(fitted, scale, rtol=0.05)
+    assert fit_temperature(Judged(np.zeros((4, 2)), np.arange(4), np.array([0, 1, 0, 1]), "multiclass")) == 1
