@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from medimg.adapt.base import Side, held_statistics, total_loss
 from medimg.errors import TrainingError
 from medimg.learn.backbones import head_logits
+from medimg.learn.freezing import keep_statistics
 from medimg.learn.loaders import (
     Batch,
     EpochSampler,
@@ -143,6 +144,7 @@ class FineTuning(pl.LightningModule):
         """Set the mode, in which frozen parts stay in evaluation mode, and seed what the epoch draws."""
         self._write_state(over=False)
         self.train()
+        keep_statistics(self.model, self._settings.batch_statistics)
         self._started = time.perf_counter()
         self._seen, self._scores = [], {}
         seed, epoch = self._settings.seed, self._epoch - 1

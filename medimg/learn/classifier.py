@@ -359,7 +359,7 @@ class TransferClassifier(Freezable):
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """
-        Write the model to a safetensors file: parameters, classes, recipe and versions, nothing on patients.
+        Write parameters, classes, recipe, calibration, hashes and versions to a safetensors file.
 
         Parameters
         ----------

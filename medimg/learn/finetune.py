@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from medimg.learn.classifier import TransferClassifier
     from medimg.learn.history import FitResult
     from medimg.learn.loaders import LabeledImages
-    from medimg.learn.settings import Monitor, Schedule
+    from medimg.learn.settings import BatchStatistics, Monitor, Schedule
 
 __all__ = ["fine_tune"]
 
@@ -61,6 +61,7 @@ def fine_tune(
     monitor: Monitor = "auto",
     patience: int | None = None,
     grad_slices: int | None = None,
+    batch_statistics: BatchStatistics = "auto",
     adapt: Adaptation | Sequence[Adaptation] | None = None,
     precision: Any = "auto",
     devices: int | str | Sequence[int] = "auto",
@@ -130,6 +131,11 @@ def fine_tune(
         End a phase after so many epochs without a better score.
     grad_slices : int, optional
         Of bags: the most slices of each that gradients flow through, chosen anew for each step.
+    batch_statistics : {"auto", "keep", "update"}
+        Whether BatchNorm layers of the backbone normalize by the means and variances that came with the
+        weights, while their scales and offsets are trained ("keep"), or by those of each batch, and follow
+        them by running means ("update"). "auto" keeps those of pretrained weights, and updates those of
+        random ones.
     adapt : Adaptation or sequence of Adaptation, optional
         What is done about another domain, or against perturbed images; see :mod:`medimg.adapt`.
     precision : str or int
@@ -206,6 +212,7 @@ def fine_tune(
         monitor=monitor,
         patience=patience,
         grad_slices=grad_slices,
+        batch_statistics=batch_statistics,
         seed=seed,
     )
     check_data(model, train, val)

@@ -6,6 +6,7 @@ import difflib
 from typing import TYPE_CHECKING, Any, Self
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from medimg.errors import TrainingError
 from medimg.learn.stages import Stage, stages
@@ -13,7 +14,16 @@ from medimg.learn.stages import Stage, stages
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Freezable", "freeze_through", "hold_frozen", "share_frozen", "unfreeze_from"]
+    from medimg.learn.classifier import TransferClassifier
+
+__all__ = [
+    "Freezable",
+    "freeze_through",
+    "hold_frozen",
+    "keep_statistics",
+    "share_frozen",
+    "unfreeze_from",
+]
 
 
 class Freezable(nn.Module):
@@ -247,6 +257,26 @@ def _hold(module: nn.Module, before: bool) -> bool:
     for child in module.children():
         before = _hold(child, before)
     return before
+
+
+def keep_statistics(model: TransferClassifier, choice: str) -> None:
+    """
+    Put the backbone's BatchNorm layers into evaluation mode, if their statistics are to be kept.
+
+    Their scales and offsets can still be trained.
+
+    Parameters
+    ----------
+    model : TransferClassifier
+        In training mode; changed in place.
+    choice : {"auto", "keep", "update"}
+        "auto" keeps statistics that came with weights: those of random ones are of nothing.
+    """
+    if choice == "update" or (choice == "auto" and model.weights_name is None):
+        return
+    for layer in model.backbone.modules():
+        if isinstance(layer, _BatchNorm) and layer.running_mean is not None:
+            layer.eval()
 
 
 def share_frozen(module: nn.Module) -> float:

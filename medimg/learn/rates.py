@@ -13,6 +13,7 @@ from medimg.errors import TrainingError
 from medimg.learn.augment import make_augmentation
 from medimg.learn.balance import class_odds, make_loss
 from medimg.learn.checks import check_data
+from medimg.learn.freezing import keep_statistics
 from medimg.learn.loaders import EpochSampler, training_loader
 from medimg.learn.phases import epoch_seed
 from medimg.learn.schedule import make_optimizer
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from medimg.learn.balance import Balance
     from medimg.learn.classifier import TransferClassifier
     from medimg.learn.loaders import Batch, LabeledImages
+    from medimg.learn.settings import BatchStatistics
 
 __all__ = ["RateSearch", "lr_find"]
 
@@ -99,6 +101,7 @@ def lr_find(
     balance: Balance = "loss",
     augment: Any = None,
     grad_slices: int | None = None,
+    batch_statistics: BatchStatistics = "auto",
     seed: int = 0,
     num_workers: int = 0,
     progress: bool = False,
@@ -119,7 +122,7 @@ def lr_find(
         First and last rate of the head.
     steps : int
         How many rates, 10 or more; the data are gone through as often as that takes.
-    batch_size, backbone_lr_scale, layer_decay, weight_decay, balance, augment, grad_slices
+    batch_size, backbone_lr_scale, layer_decay, weight_decay, balance, augment, grad_slices, batch_statistics
         As in :func:`medimg.fine_tune`.
     seed : int
         Of order, augmentation and dropout.
@@ -146,6 +149,7 @@ def lr_find(
         batch_size=batch_size,
         balance=balance,
         grad_slices=grad_slices,
+        batch_statistics=batch_statistics,
         seed=seed,
     )
     if not (0 < start < end and math.isfinite(end)) or steps < 2 * _FEW:
@@ -207,6 +211,7 @@ def _tried(
     )
     starts = [group["lr"] for group in optimizer.param_groups]
     model.train()
+    keep_statistics(model, settings.batch_statistics)
     smoothed, lowest = 0.0, math.inf
     lrs: list[float] = []
     losses: list[float] = []

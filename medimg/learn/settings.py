@@ -12,7 +12,7 @@ from medimg.learn.checks import real_number, whole_number
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["MONITORS", "Monitor", "Schedule", "Settings"]
+__all__ = ["MONITORS", "BatchStatistics", "Monitor", "Schedule", "Settings"]
 
 #: How the learning rate runs through a phase.
 Schedule: TypeAlias = Literal["one_cycle", "cosine", "constant"]
@@ -22,6 +22,9 @@ Monitor: TypeAlias = Literal[
     "auto", "val_auroc", "val_loss", "val_accuracy", "val_balanced_accuracy", "val_f1"
 ]
 MONITORS: tuple[str, ...] = get_args(Monitor)
+
+#: What training does to the running means and variances of BatchNorm layers.
+BatchStatistics: TypeAlias = Literal["auto", "keep", "update"]
 
 _WHOLE = {"head_epochs": 0, "epochs": 0, "batch_size": 1, "accumulate": 1}
 
@@ -62,6 +65,7 @@ class Settings:
     monitor: Monitor = "auto"
     patience: int | None = None
     grad_slices: int | None = None
+    batch_statistics: BatchStatistics = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -102,6 +106,7 @@ class Settings:
             "schedule": get_args(Schedule),
             "monitor": MONITORS,
             "gradual": (True, False),
+            "batch_statistics": get_args(BatchStatistics),
         }
         for name, allowed in choices.items():
             value = getattr(self, name)

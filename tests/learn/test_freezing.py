@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
+import torch
 from torch import nn
+from torchvision.models import get_model
 
 from medimg import Preprocess, fine_tune
 from medimg.errors import TrainingError
-from medimg.learn.freezing import share_frozen
+from medimg.learn.freezing import keep_statistics, share_frozen
 from tests.learn.fakes import changed, classifier, images, state
 
 FAMILIES = [
@@ -61,6 +66,41 @@ def test_full_phase_trains_everything() -> None:
     before = state(model)
     fine_tune(model, images(4), head_epochs=0, epochs=2, batch_size=4, progress=False)
     assert changed(before, state(model)) == set(before)
+
+
+@pytest.mark.parametrize(
+    ("choice", "pretrained", "kept"),
+    [("auto", True, True), ("auto", False, False), ("keep", False, True), ("update", True, False)],
+)
+def test_statistics_of_batches(tmp_path: Path, choice: Any, pretrained: bool, kept: bool) -> None:
+    """Kept means to the last bit, while scales and offsets are trained."""
+    weights = tmp_path / "weights.pth"
+    torch.save(get_model("mobilenet_v3_small").state_dict(), weights)
+    model = classifier("mobilenet_v3_small", weights=weights if pretrained else None)
+    before = state(model.backbone)
+    fine_tune(model, images(8), epochs=2, batch_size=4, batch_statistics=choice, progress=False)
+    moved = changed(before, state(model.backbone))
+    statistics = {name for name in before if "running_" in name or name.endswith("batches_tracked")}
+    assert statistics
+    assert not statistics & moved if kept else statistics <= moved
+    scales = {n.replace("running_mean", "weight") for n in statistics if n.endswith("running_mean")}
+    assert scales & moved
+    assert not model.training
+
+
+def test_statistics_kept_in_training_give_the_outputs_of_evaluation() -> None:
+    model = classifier("resnet18").train()
+    x = torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        assert not torch.equal(model(x), model.eval()(x))
+        keep_statistics(model.train(), "keep")
+        kept = model(x)
+        assert model.training
+        assert torch.equal(kept, model.eval()(x))
+    layer = nn.BatchNorm2d(3, track_running_stats=False).train()
+    model.backbone.add_module("extra", layer)
+    keep_statistics(model.train(), "keep")
+    assert layer.training, "a layer without statistics has none to keep"
 
 
 def test_parameters_frozen_by_hand_stay_so() -> None:
