@@ -49,7 +49,7 @@ class Estimate:
     dropped : int
         Resamples left out because the metric was undefined in them (no unit of a class was drawn).
     method : str
-        How the interval was found: ``"bootstrap"`` or ``"delong"``.
+        How the interval was found: ``"bootstrap"``, ``"delong"``, or ``"exact"`` (binomial).
 
     Examples
     --------

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from medimg.evaluate._background import headline_metrics
 from medimg.evaluate._html import duration, number, percent, shown
 from medimg.evaluate._protocols import Dataset, Fit
-from medimg.evaluate.decisions import decision_facts, range_facts
+from medimg.evaluate.decisions import decision_facts, other_intervals, range_facts
 from medimg.evaluate.flow import shared_patients, sides_of
 from medimg.evaluate.notes import decision_rule
 from medimg.evaluate.report import describe_metric
@@ -126,7 +126,7 @@ def _metrics(report: "Report") -> list[str]:
     decided = _plain(decision_rule(report.task, report.classes, evaluation))
     return [
         f"Scored by {report.unit}; {decided}. The {percent(report.ci)} intervals resample whole patients "
-        f"{evaluation['n_resamples']:,} times.",
+        f"{evaluation['n_resamples']:,} times{other_intervals(report.metrics.values())}.",
         *decision_facts(report.provenance.get("calibration")),
     ]
 

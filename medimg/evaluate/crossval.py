@@ -10,6 +10,7 @@ import numpy as np
 
 from medimg.evaluate.bootstrap import Estimate, resample
 from medimg.evaluate.estimates import estimate
+from medimg.evaluate.exact import with_exact
 from medimg.evaluate.intervals import check_intervals, resampled
 from medimg.evaluate.metrics import Support
 from medimg.evaluate.units import Unit, Units, check_units, make_units
@@ -267,7 +268,8 @@ def _metrics(
     support = Support.of(units.truth, dataset.task, dataset.classes)
     values = estimate(units.truth, units.predicted, units.probabilities, support)
     samples = resample(units, support, n_resamples=scoring.n_resamples, seed=scoring.seed)
-    return resampled(values, samples, scoring.ci, units.n_patients), samples["auroc"]
+    found = resampled(values, samples, scoring.ci, units.n_patients)
+    return with_exact(found, units, support, scoring.ci), samples["auroc"]
 
 
 def _by_fold(units: Units, fold: NDArray[np.int64], dataset: ImageDataset) -> tuple[dict[str, float], ...]:

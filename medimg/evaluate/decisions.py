@@ -1,21 +1,52 @@
 """What a model was fitted with to decide, in words: temperature, operating points, prediction sets."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from medimg.evaluate.bootstrap import Estimate
     from medimg.evaluate.report import Report
 
-__all__ = ["decision_facts", "observed_coverage", "range_facts"]
+__all__ = ["decision_facts", "observed_coverage", "other_intervals", "range_facts"]
 
 _IN_MM = ("spacing", "slice_distance", "slice_thickness")
+
+_OTHERS = {
+    "delong": "those of the AUROC of a class from DeLong’s variance",
+    "exact": "those of shares of 0 or 1 from the binomial distribution, by patients",
+}
 
 _NOT_CALIBRATED = (
     "The probabilities were not calibrated: that of a class need not be how often it occurs. "
     "medimg.calibrate fits that on validation data."
 )
+
+
+def other_intervals(estimates: "Iterable[Estimate]") -> str:
+    """
+    Say which intervals were not found by resampling.
+
+    Parameters
+    ----------
+    estimates : iterable of Estimate
+        The metrics.
+
+    Returns
+    -------
+    str
+        In parentheses behind a space, or "".
+
+    Examples
+    --------
+    >>> from medimg.evaluate.bootstrap import Estimate
+    >>> other_intervals([Estimate(1.0, 0.839, 1.0, method="exact")])
+    ' (those of shares of 0 or 1 from the binomial distribution, by patients)'
+    """
+    methods = {estimate.method for estimate in estimates}
+    found = [text for method, text in _OTHERS.items() if method in methods]
+    return f" ({'; '.join(found)})" if found else ""
 
 
 def decision_facts(calibration: Mapping[str, Any] | None) -> list[str]:

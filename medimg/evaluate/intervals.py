@@ -10,6 +10,7 @@ from medimg.errors import DatasetError
 from medimg.evaluate.bootstrap import Estimate, interval, resample
 from medimg.evaluate.delong import delong, delong_columns, delong_interval
 from medimg.evaluate.estimates import estimate
+from medimg.evaluate.exact import with_exact
 from medimg.evaluate.metrics import Support
 from medimg.evaluate.units import Units
 
@@ -89,7 +90,8 @@ def estimates(
     seed : int
         Of the resamples.
     method : {"auto", "bootstrap", "delong"}
-        Of the AUROC of a class where each patient has one unit; everything else is resampled.
+        Of the AUROC of a class where each patient has one unit; everything else is resampled, but for shares
+        of 0 or 1, whose intervals are exact binomial ones.
 
     Returns
     -------
@@ -106,7 +108,7 @@ def estimates(
     if units.n_patients < 2:  # every resample would be the same patient
         return {name: Estimate(value, float("nan"), float("nan")) for name, value in values.items()}
     samples = resample(units, support, n_resamples=n_resamples, seed=seed)
-    found = resampled(values, samples, ci, units.n_patients)
+    found = with_exact(resampled(values, samples, ci, units.n_patients), units, support, ci)
     if method != "bootstrap":
         for name, k in delong_columns(units, support).items():
             _, variance = delong(units.truth[:, k], units.probabilities[:, k])

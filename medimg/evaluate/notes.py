@@ -156,13 +156,13 @@ def undiscerning(predicted: NDArray[np.bool_], classes: tuple[str, ...], task: s
     if task == "multiclass":
         return tuple(
             f"Everything was predicted to be “{name}”: its recall is 1 and that of other classes 0 whatever "
-            "the images show, and these intervals have no width. The AUROC tells whether the order is right."
+            "the images show. The AUROC tells whether the order is right."
             for name in always
         )
     never = [name for name, column in zip(classes, predicted.T, strict=True) if not column.any()]
     return tuple(
         f"{', '.join(f'“{name}”' for name in names)} {was}: recall and specificity are {values} whatever the "
-        "images show, and have intervals without width."
+        "images show."
         for names, was, values in (
             (always, "was found in everything", "1 and 0"),
             (never, "was found in nothing", "0 and 1"),

@@ -26,6 +26,7 @@ from medimg.evaluate._html import (
 from medimg.evaluate._protocols import Dataset, Fit
 from medimg.evaluate._results import curves_section, scores_section
 from medimg.evaluate._style import CSS
+from medimg.evaluate.decisions import other_intervals
 from medimg.evaluate.notes import decision_rule
 from medimg.evaluate.pictures import Picture
 from medimg.evaluate.report import describe_metric
@@ -163,12 +164,10 @@ def _meaning(report: "Report") -> str:
         else " AUROC, recall and F1 are means of each class against the rest."
     )
     n_resamples = report.provenance["evaluation"]["n_resamples"]
-    by_delong = report.provenance["evaluation"].get("ci_method", "bootstrap") != "bootstrap"
-    one_each = report.n_units == report.n_patients
-    delong = " (those of the AUROC of a class from DeLong’s variance)" if one_each and by_delong else ""
+    besides = other_intervals(report.metrics.values())
     intervals = (
         f" The {percent(report.ci)} intervals come from drawing whole patients again {n_resamples:,} "
-        f"times{delong}, because images of one patient resemble each other. They tell how much the scores "
+        f"times{besides}, because images of one patient resemble each other. They tell how much the scores "
         "depend on which patients happened to be tested; not what another hospital, scanner or training run "
         "would change."
         if report.n_patients > 1

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 from sklearn import metrics as sk
 
+from medimg.evaluate import bootstrap
 from medimg.evaluate.bootstrap import Estimate, draw_patients, interval, resample, strata_of
 from medimg.evaluate.curves import curves_of
 from medimg.evaluate.estimates import estimate
@@ -96,7 +97,7 @@ def test_a_resample_of_everybody_once_is_the_estimate(case: tuple[FakeDataset, N
         return [np.ones((len(strata), 1))]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("medimg.evaluate.bootstrap.draw_patients", everybody)
+        patch.setattr(bootstrap, "draw_patients", everybody)
         found = resample(units, support, n_resamples=1, seed=0)
     assert found.keys() == expected.keys()
     for name, value in expected.items():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from medimg.core.report import Skipped
-from medimg.evaluate import Report, evaluate
+from medimg.evaluate import Report, evaluate, pictures
 from medimg.evaluate.curves import Line, curves_of
 from medimg.evaluate.decisions import observed_coverage
 from medimg.evaluate.flow import count_reasons, shared_patients, sides_of
@@ -212,7 +212,7 @@ def test_small_groups_are_not_counted_in_page_or_card(tmp_path: Path) -> None:
 
 def test_pictures_with_heat_have_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     heat = np.zeros((40, 30, 3), np.uint8)
-    monkeypatch.setattr("medimg.evaluate.pictures._overlay", lambda *_: heat)
+    monkeypatch.setattr(pictures, "_overlay", lambda *_: heat)
     report = make_report(saliency=True)
     assert all(picture.overlay is heat for picture in report.pictures)
     assert {picture.explained for picture in report.pictures} == {"normal", "pneumonia"}
