@@ -81,6 +81,11 @@ def shown(value: Any) -> str:
         return value
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        parts = (f"{str(k).replace('_', ' ')} {shown(v)}" for k, v in value.items() if v is not None)
+        return ", ".join(parts) or "–"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(shown, value)) or "–"
     return "–" if value is None else json.dumps(value, ensure_ascii=False, default=str)
 
 
