@@ -131,7 +131,7 @@ def explain(
         gradient = pull_back(model, embeddings, chosen)
         first, _ = next(batches(places.pictures[:2]))
         grid = find_layer(model.backbone, first, layer)
-        grid = measured(model.backbone, grid, model.preprocess.hw)
+        grid = measured(model.backbone, grid, model.preprocess.hw, batch_size)
         parts = ((pictures, gradient[part]) for pictures, part in batches(places.pictures))
         cams = activation_maps(model.backbone, grid, _watched(parts, len(places.pictures), progress), method)
     heat, outside = _spread(places, cams, grid)

@@ -33,7 +33,7 @@ _Axes: TypeAlias = tuple[Axis, Axis]
 _known: WeakKeyDictionary[nn.Module, dict[object, _Axes]] = WeakKeyDictionary()
 
 
-def measured(backbone: nn.Module, layer: Layer, size: tuple[int, int]) -> Layer:
+def measured(backbone: nn.Module, layer: Layer, size: tuple[int, int], batch_size: int = 8) -> Layer:
     """
     Return a layer with the places of its cells measured, where strides and paddings are no sure guide.
 
@@ -51,6 +51,8 @@ def measured(backbone: nn.Module, layer: Layer, size: tuple[int, int]) -> Layer:
         Whose cells.
     size : tuple of 2 ints
         Rows and columns of the pictures.
+    batch_size : int
+        Pictures at once.
 
     Returns
     -------
@@ -67,23 +69,29 @@ def measured(backbone: nn.Module, layer: Layer, size: tuple[int, int]) -> Layer:
         # those of parameters that changed since are of no use any more
         for other in [k for k in kept if isinstance(k, tuple) and k[2] != key[2]]:
             del kept[other]
-        kept[key] = _measure(backbone, layer, size)
+        kept[key] = _measure(backbone, layer, size, batch_size)
     return replace(layer, axes=kept[key])
 
 
-def _measure(backbone: nn.Module, layer: Layer, size: tuple[int, int]) -> _Axes:
-    like = next((p for p in backbone.parameters() if p.is_floating_point()), torch.empty(0))
-    pictures = _noise(size).to(like.device, like.dtype).requires_grad_()
+def _measure(backbone: nn.Module, layer: Layer, size: tuple[int, int], batch_size: int) -> _Axes:
     chosen = _middle_cells(layer.cells)
-    with holding(backbone, layer) as held:
-        backbone(pictures)
-        maps = layer.maps(held[0])
-        energy = torch.stack([maps[n, :, i, j].float().square().sum() for n, (i, j) in enumerate(chosen)])
-        (gradient,) = torch.autograd.grad(energy.sum(), pictures)
-    field = gradient.detach().double().square().sum(dim=1).cpu()
+    parts = zip(torch.split(_noise(size), batch_size), torch.split(chosen, batch_size), strict=True)
+    field = torch.cat([_fields(backbone, layer, pictures, cells) for pictures, cells in parts])
     total = field.sum(dim=(1, 2))
     rows, columns = (_shift(field.sum(dim=2 - n), total, layer.axes[n], chosen[:, n]) for n in range(2))
     return rows, columns
+
+
+def _fields(backbone: nn.Module, layer: Layer, pictures: Tensor, cells: Tensor) -> Tensor:
+    """Return (B, H, W): how much each pixel says in one cell of each picture."""
+    like = next((p for p in backbone.parameters() if p.is_floating_point()), torch.empty(0))
+    pictures = pictures.to(like.device, like.dtype).requires_grad_()
+    with holding(backbone, layer) as held:
+        backbone(pictures)
+        maps = layer.maps(held[0])
+        energy = torch.stack([maps[n, :, i, j].float().square().sum() for n, (i, j) in enumerate(cells)])
+        (gradient,) = torch.autograd.grad(energy.sum(), pictures)
+    return gradient.detach().double().square().sum(dim=1).cpu()
 
 
 def _shift(profiles: Tensor, totals: Tensor, axis: Axis, cells: Tensor) -> Axis:

@@ -66,15 +66,27 @@ def test_measured_once_until_parameters_change() -> None:
     layer = find_layer(network, torch.randn(2, 3, 64, 64))
     passes: list[int] = []
     network.register_forward_hook(lambda *_: passes.append(1))
-    first = measured(network, layer, (64, 64))
-    assert measured(network, layer, (64, 64)) == first
+    first = measured(network, layer, (64, 64), 16)
+    assert measured(network, layer, (64, 64), 16) == first
     assert len(passes) == 1
     with torch.no_grad():
         for step in network.steps.children():
             assert isinstance(step, nn.Conv2d)
             step.weight.copy_(step.weight.roll(1, dims=2))
-    assert measured(network, layer, (64, 64)).axes[0].start == pytest.approx(7, abs=1e-6)
+    assert measured(network, layer, (64, 64), 16).axes[0].start == pytest.approx(7, abs=1e-6)
     assert len(passes) == 2
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 100])
+def test_batches_change_nothing(batch_size: int) -> None:
+    layer = find_layer(Strides(2, 1).eval(), torch.randn(2, 3, 64, 64))
+    sizes: set[int] = set()
+    network = Strides(2, 1).eval()
+    network.register_forward_pre_hook(lambda _, inputs: sizes.add(len(inputs[0])))
+    found = measured(network, layer, (64, 64), batch_size).axes
+    assert found[0].start == pytest.approx(7, abs=1e-6)
+    assert found[1].start == pytest.approx(0, abs=1e-6)
+    assert max(sizes) <= batch_size
 
 
 def test_what_nothing_reaches_stays_where_strides_say() -> None:
@@ -138,7 +150,7 @@ def test_pretrained_networks_on_real_pictures(
 
     assert hits() >= 0.95
     if name == "mobilenet_v2":
-        monkeypatch.setattr(saliency, "measured", lambda _backbone, layer, _size: layer)
+        monkeypatch.setattr(saliency, "measured", lambda _backbone, layer, *_: layer)
         assert hits() < 0.9, "where its strides say, a trained network does not look"
 
 
