@@ -25,15 +25,16 @@ def main() -> None:
 
     train, val, test = medimg.split(data)
     fit = medimg.fine_tune(model, train, val, epochs=args.epochs, output=args.output)
+    medimg.calibrate(model, val, train=train)
+    model.save(args.output / "model.safetensors")
     report = medimg.evaluate(model, test, unit="patient", saliency=True, progress=True)
     print(report)
 
     report.to_csv(args.output / "predictions.csv")
     split = {"train": train, "val": val, "test": test}
     report.to_html(args.output / "report.html", fit=fit, split=split, title="Chest X-rays", card=True)
-    written = [args.output / name for name in ("predictions.csv", "report.html", "report.md")]
-    for path in (fit.checkpoint, *written):
-        print(f"Written: {path}")
+    for name in ("model.safetensors", "predictions.csv", "report.html", "report.md"):
+        print(f"Written: {args.output / name}")
 
 
 def labels(args: argparse.Namespace) -> Path:
