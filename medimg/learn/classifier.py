@@ -90,7 +90,7 @@ class TransferClassifier(Freezable):
     training_ranges : TrainingRanges or None
         What the training data were like: modalities, body parts, spacings; set by training.
     images_seen : SeenImages or None
-        Hashes of the images that it was trained with, by which :func:`medimg.evaluate` knows them again.
+        Hashes of the images that it was trained with, so that evaluation knows these again.
     calibration : Calibration or None
         What predictions are calibrated and decided by; set by :func:`medimg.calibrate`, None for nothing.
 
