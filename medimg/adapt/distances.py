@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from medimg.data.folds import fold_of_items, splits
 from medimg.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -89,13 +90,11 @@ def _errors(
 ) -> NDArray[np.bool_]:
     """Return which items a classifier that has not seen their patient puts on the wrong side."""
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedGroupKFold
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     wrong = np.zeros(len(sides), dtype=bool)
-    parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    for learned, held in parts.split(embeddings, sides, groups):
+    for learned, held in splits(fold_of_items(sides, groups.tolist(), "multiclass", folds, seed)):
         classifier = make_pipeline(
             StandardScaler(), LogisticRegression(C=0.01, class_weight="balanced", max_iter=2000)
         )

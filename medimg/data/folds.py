@@ -149,6 +149,7 @@ def fold_of_items(
     [1, 1, 0, 0]
     """
     from sklearn.model_selection import StratifiedGroupKFold
+    from sklearn.utils import check_random_state
 
     start = checked_seed(seed)
     groups = np.unique(np.asarray(patients), return_inverse=True)[1]
@@ -158,12 +159,14 @@ def fold_of_items(
             f"{count} patient(s) can't be shared out to {folds} folds with each in one: use fewer folds, or "
             "more patients"
         )
+    # as shuffle=True does since scikit-learn 1.8: before, that gave each patient the classes of another
+    groups = np.argsort(check_random_state(start).permutation(count))[groups]
     kinds = labels if task == "multiclass" else np.unique(labels, axis=0, return_inverse=True)[1]
     fold = np.zeros(len(labels), np.int64)
     with warnings.catch_warnings():
         # that a class has fewer items than there are folds
         warnings.simplefilter("ignore", UserWarning)
-        cut = StratifiedGroupKFold(folds, shuffle=True, random_state=start)
+        cut = StratifiedGroupKFold(folds)
         for number, (_, held_out) in enumerate(cut.split(labels, np.ravel(kinds), groups)):
             fold[held_out] = number
     return fold

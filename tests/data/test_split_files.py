@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn
 from PIL import Image
 from pydicom.uid import generate_uid
+from sklearn.model_selection import StratifiedGroupKFold
 
 import medimg
 from medimg import ImageDataset, Preprocess
-from medimg.data.folds import fold_of_items
+from medimg.data.folds import fold_of_items, splits
 from medimg.errors import DatasetError, LeakageError
 from medimg.learn.resuming import data_digest
 from medimg.learn.seen import SeenImages
@@ -246,6 +248,19 @@ def test_the_same_picture_twice_of_one_patient(tmp_path: Path) -> None:
     one, other = medimg.split(data, fractions=(0.5, 0.5))
     found = medimg.load_split(medimg.save_split(tmp_path / "s.json", one=one, other=other), data)
     assert [p.sources for p in found.values()] == [one.sources, other.sources]
+
+
+@pytest.mark.skipif(
+    tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 8), reason="shuffles without stratifying"
+)
+def test_folds_are_those_of_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    patients = [f"p{n}" for n in rng.integers(0, 60, 200)]
+    labels = rng.integers(0, 3, 200)
+    for seed in range(5):
+        cut = StratifiedGroupKFold(5, shuffle=True, random_state=seed).split(labels, labels, patients)
+        fold = fold_of_items(labels, patients, "multiclass", 5, seed)
+        assert [held.tolist() for _, held in cut] == [held.tolist() for _, held in splits(fold)]
 
 
 def test_the_split_of_real_pictures_is_had_again(real_data: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
-from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -19,6 +19,7 @@ from torchvision.models import get_model
 
 import medimg
 from medimg import ImageDataset
+from medimg.data.folds import fold_of_items
 from medimg.errors import DatasetError, LeakageError, TrainingError
 from medimg.evaluate.bootstrap import interval
 from medimg.learn.features import item_features
@@ -38,7 +39,7 @@ def by_hand(data: ImageDataset, x: Any, estimator: Any, folds: int = 5) -> Any:
         x.astype(np.float64),
         data.labels,
         groups=data.patients,
-        cv=StratifiedGroupKFold(folds, shuffle=True, random_state=0),
+        cv=PredefinedSplit(fold_of_items(data.labels, data.patients, data.task, folds, 0)),
         method="predict_proba",
     )
 

@@ -86,7 +86,12 @@ def test_resampled_intervals_agree_with_scipys_of_scikit_learns_metrics() -> Non
 
         # scipy resamples each of several samples by itself
         found = bootstrap(
-            strata, of, n_resamples=1000, method="percentile", vectorized=False, rng=np.random.default_rng(0)
+            strata,
+            of,
+            n_resamples=1000,
+            method="percentile",
+            vectorized=False,
+            random_state=np.random.default_rng(0),
         ).confidence_interval
         ours = metrics[name]
         assert ours.method == "bootstrap"

@@ -197,7 +197,7 @@ def test_curves_have_the_areas_and_errors_of_the_metrics(task: Task, classes: tu
     for name in shown:
         suffix = "" if support.binary else f"[{name}]"
         roc, pr = curves.roc[name], curves.precision_recall[name]
-        assert np.trapezoid(roc.y, roc.x) == pytest.approx(found[f"auroc{suffix}"])
+        assert sk.auc(roc.x, roc.y) == pytest.approx(found[f"auroc{suffix}"])
         assert np.sum(np.diff(pr.x) * pr.y[1:]) == pytest.approx(found[f"auprc{suffix}"])
         assert (np.diff(pr.x) >= 0).all()
         assert pr.thresholds[0] == np.inf
@@ -245,4 +245,4 @@ def test_many_classes_take_a_few_times_the_memory_of_their_probabilities() -> No
     Counts.of(units, support)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 20 * units.probabilities.nbytes
+    assert peak < 25 * units.probabilities.nbytes
