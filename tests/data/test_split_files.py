@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import sklearn
 from PIL import Image
 from pydicom.uid import generate_uid
 from sklearn.model_selection import StratifiedGroupKFold
@@ -250,10 +249,8 @@ def test_the_same_picture_twice_of_one_patient(tmp_path: Path) -> None:
     assert [p.sources for p in found.values()] == [one.sources, other.sources]
 
 
-@pytest.mark.skipif(
-    tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 8), reason="shuffles without stratifying"
-)
 def test_folds_are_those_of_scikit_learn() -> None:
+    pytest.importorskip("sklearn", minversion="1.8")
     rng = np.random.default_rng(0)
     patients = [f"p{n}" for n in rng.integers(0, 60, 200)]
     labels = rng.integers(0, 3, 200)

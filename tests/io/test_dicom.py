@@ -92,9 +92,10 @@ def encode(name: str, stored: npt.NDArray[Any]) -> bytes:
         "jpeg-2000": lambda a: imagecodecs.jpeg2k_encode(a, level=0, reversible=True, codecformat="j2k"),
         "htj2k": getattr(imagecodecs, "htj2k_encode", None),
     }
-    if encoders[name] is None:
+    encoder = encoders[name]
+    if encoder is None:
         pytest.skip("imagecodecs encodes HTJ2K from 2026.1.1 on")
-    return bytes(encoders[name](stored))
+    return bytes(encoder(stored))
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ def test_no_other_temperature_is_better(seed: int) -> None:
 
 
 def test_as_scikit_learn_has_it() -> None:
+    pytest.importorskip("sklearn", minversion="1.8")
     from sklearn.base import BaseEstimator, ClassifierMixin
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.frozen import FrozenEstimator
