@@ -264,7 +264,13 @@ def _numbers(text: bytes, raster: Raster) -> npt.NDArray[Any]:
     while at < len(text) and filled < raster.count:
         end = _end_of_word(text, at + _PIECE)
         words = text[at:end].replace(b",", b" ").split()[: raster.count - filled]
-        values[filled : filled + len(words)] = np.array([number(word) for word in words], raster.dtype)
+        found = [number(word) for word in words]
+        # NumPy before 2 wraps what the type can't hold
+        if found and raster.dtype.kind in "iu":
+            limits = np.iinfo(raster.dtype)
+            if min(found) < limits.min or max(found) > limits.max:
+                raise OverflowError
+        values[filled : filled + len(words)] = np.array(found, raster.dtype)
         filled, at = filled + len(words), end
     return values[:filled]
 

@@ -91,9 +91,8 @@ SYNTAXES: dict[str, Callable[..., FileDataset]] = {
     "JPEG 2000": encoded(
         J2K, lambda p: bytes(imagecodecs.jpeg2k_encode(p, level=0, reversible=True, codecformat="j2k"))
     ),
+    "HTJ2K": encoded(HTJ2K, lambda p: bytes(imagecodecs.htj2k_encode(p))),
 }
-if hasattr(imagecodecs, "htj2k_encode"):
-    SYNTAXES["HTJ2K"] = encoded(HTJ2K, lambda p: bytes(imagecodecs.htj2k_encode(p)))
 
 
 def table(root: Path, rows: list[tuple[str, str]], **options: Any) -> ImageDataset:

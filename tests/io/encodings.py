@@ -89,9 +89,8 @@ STREAMS = {
     LOSSLESS: [bytes(imagecodecs.jpeg8_encode(f, lossless=True, bitspersample=12)) for f in FRAMES],
     JPEG_LS: [bytes(imagecodecs.jpegls_encode(f)) for f in FRAMES],
     J2K: [bytes(imagecodecs.jpeg2k_encode(f, level=0, reversible=True, codecformat="j2k")) for f in FRAMES],
+    HTJ2K: [bytes(imagecodecs.htj2k_encode(f)) for f in FRAMES],
 }
-if hasattr(imagecodecs, "htj2k_encode"):
-    STREAMS[HTJ2K] = [bytes(imagecodecs.htj2k_encode(f)) for f in FRAMES]
 
 
 def smooth_rgb() -> npt.NDArray[np.uint8]:
