@@ -38,7 +38,6 @@ def by_hand(data: ImageDataset, x: Any, estimator: Any, folds: int = 5) -> Any:
         make_pipeline(StandardScaler(), estimator),
         x.astype(np.float64),
         data.labels,
-        groups=data.patients,
         cv=PredefinedSplit(fold_of_items(data.labels, data.patients, data.task, folds, 0)),
         method="predict_proba",
     )
