@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,7 @@ def test_evicting_keeps_files_as_they_are(data: Data) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("MEDIMG_SLOW"), reason="takes half a minute: set MEDIMG_SLOW=1")
 def test_every_work_can_be_done_with_medimg(root: Path, data: Data) -> None:
     table = measured(WORKS.values(), Setting(root, data, COMMON, 1))
     for key, work in WORKS.items():

@@ -44,6 +44,7 @@ class Archive:
         self._data = data
         self._lock = threading.Lock()
         self._opened: tuple[int, zipfile.ZipFile] | None = None
+        self._closing: weakref.finalize[..., Archive] | None = None
 
     def __reduce__(self) -> tuple[type[Archive], tuple[str, bytes | None]]:
         return Archive, (self.name, self._data)
@@ -61,9 +62,17 @@ class Archive:
             opened = self._opened
             # after a fork, two processes would move the position of one file
             if opened is None or opened[0] != os.getpid():
+                self._let_go()
                 self._opened = opened = os.getpid(), self._open()
+                # in a cycle of garbage, the file could be collected before what closes it
+                self._closing = weakref.finalize(self, opened[1].close)
                 self._close_others()
             return opened[1]
+
+    def _let_go(self) -> None:
+        if self._closing is not None:
+            self._closing.detach()
+        self._opened = self._closing = None
 
     def _close_others(self) -> None:
         """Let go of the archive opened first; it closes when no member of it is read any more."""
@@ -73,7 +82,7 @@ class Archive:
         while len(_OPEN) > _MOST_OPEN:
             first = _OPEN.popleft()()
             if first is not None and first is not self:
-                first._opened = None
+                first._let_go()
 
     def _open(self) -> zipfile.ZipFile:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -166,6 +167,8 @@ REFUSED = {
 }
 #: In these, series are many and alike: one in so many is checked.
 STRIDES = {"kermany_cxr224_dev": 150}
+#: Of each set, where there is little time; MEDIMG_SLOW=1 checks all.
+MOST = 8
 SETS = (
     "cls/covid_ct_md_dev", "cls/kermany_cxr224_dev", "dicom_misc/dcmstack_multiecho",
     "dicom_misc/dicom2nifti_dev", "dicom_misc/fodicom_dev", "dicom_misc/highdicom",
@@ -191,7 +194,10 @@ def test_every_series_of_the_data_sets_keeps_the_contract(
     index = medimg.scan(real_data / part)
     assert index
     broken, refused = [], []
-    checked = index[:: STRIDES.get(Path(part).name, 1)]
+    every = STRIDES.get(Path(part).name, 1)
+    if not os.environ.get("MEDIMG_SLOW"):
+        every = max(every, -(-len(index) // MOST))
+    checked = index[::every]
     for series in checked:
         try:
             check_series(series)

@@ -11,6 +11,7 @@ import resource
 import warnings
 import zipfile
 from collections.abc import Callable
+from itertools import permutations
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from medimg.errors import (
     NotAnImageError,
     ReadError,
 )
-from medimg.io.blob import Blob, zip_members
+from medimg.io.blob import Archive, Blob, zip_members
 from tests.dicom_files import make_instance, stack_pixels, write, write_stack
 from tests.learn.fakes import classifier
 
@@ -412,3 +413,26 @@ def test_recipes_take_any_source(folder: Path) -> None:
     assert len(expected) == 4
     for kind in ("an archive in bytes", "a tuple of file objects", "a zip archive"):
         assert (medimg.to_tensor(SOURCES[kind](folder), window="lung", size=32) == expected).all()
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_an_archive_in_a_cycle_of_garbage_is_closed(tmp_path: Path, order: tuple[int, ...]) -> None:
+    """Python collects such in any order, the file itself before what would close it, too."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
+        zipped.writestr("a.png", b"")
+
+    def leave() -> None:
+        archive = Archive(str(tmp_path / "a.zip"))
+        opened = archive.directory()
+        things: tuple[object, ...] = (archive, opened, opened.fp)
+        cycle = [things[n] for n in order]
+        del archive, opened, things
+        # a collection orders what it finds by who refers to it first
+        gc.collect()
+        cycle.append(cycle)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        leave()
+        gc.collect()
+    assert not caught

@@ -47,7 +47,7 @@ def test_there_are_80() -> None:
     assert len(NAMES) >= 80
 
 
-@pytest.mark.parametrize("name", backbone_names())
+@pytest.mark.parametrize("name", NAMES)
 def test_stages(name: str) -> None:
     model = shapes(name)
     body = model.backbone
