@@ -91,7 +91,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("balance", ["loss", pytest.param("sampler", marks=ASKED)])
+@ASKED
+@pytest.mark.parametrize("balance", ["loss", "sampler"])
 def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path: Path, balance: str) -> None:
     (tmp_path / "train.py").write_text(EQUAL)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

@@ -78,6 +78,8 @@ def test_a_training_that_was_cut_off_ends_as_the_unbroken_one(tmp_path: Path, ep
     assert result.best_epoch == expected.best_epoch
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("MEDIMG_SLOW"), reason="takes 20 seconds: set MEDIMG_SLOW=1")
 def test_phases_that_are_gradual_sampled_and_accumulated_resume_too(tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "gradual": True,
