@@ -13,6 +13,7 @@ from medimg.io.dicom.reading import StackReader
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from medimg.io.dicom.header import Frame
     from medimg.io.series import Series
 
 __all__ = ["Name", "ids_of", "names_of"]
@@ -79,9 +80,8 @@ def ids_of(several: Sequence[Series]) -> list[tuple[str, ...]]:
 
 
 def _ids(series: Series) -> tuple[str, ...]:
-    if _frames(series):
-        assert isinstance(series.reader, StackReader)
-        instances = {f.instance.sop_instance_uid for channel in series.reader.plan.channels for f in channel}
+    instances = {frame.instance.sop_instance_uid for frame in _identified(series)}
+    if instances:
         return tuple(sorted(_hash([uid]) for uid in instances)[:_SKETCH])
     found = content_of(series, "blocks")
     return () if found is None else (_hash(sorted(found)),)
@@ -103,14 +103,16 @@ def _name(series: Series, *, contents: bool) -> Name:
 
 def _frames(series: Series) -> list[str]:
     """Return what tells each frame of a series; nothing where one has no UID."""
+    found = _identified(series)
+    return sorted(str((f.instance.sop_instance_uid, f.facts.number, f.facts.corner)) for f in found)
+
+
+def _identified(series: Series) -> list[Frame]:
+    """Return the frames of a series; none where one has no SOP Instance UID."""
     if not isinstance(series.reader, StackReader):
         return []
-    found = [
-        (frame.instance.sop_instance_uid, frame.facts.number, frame.facts.corner)
-        for channel in series.reader.plan.channels
-        for frame in channel
-    ]
-    return sorted(map(str, found)) if all(uid for uid, _, _ in found) else []
+    found = [frame for channel in series.reader.plan.channels for frame in channel]
+    return found if all(frame.instance.sop_instance_uid for frame in found) else []
 
 
 def _hash(lines: list[str]) -> str:

@@ -31,9 +31,16 @@ _NOBODY: Final = re.compile(
 )
 
 
-def veil() -> Veil:
+def veil(key: bytes | None = None, *, size: int = 6) -> Veil:
     """
-    Return what replaces identifiers by short hashes, with a salt that is forgotten.
+    Return what replaces identifiers by short hashes.
+
+    Parameters
+    ----------
+    key : bytes, optional
+        The salt; a random one that is forgotten by default.
+    size : int
+        Bytes of a hash; it has two hexadecimal digits for each.
 
     Examples
     --------
@@ -41,10 +48,10 @@ def veil() -> Veil:
     >>> hidden("a") == hidden("a") != hidden("b"), hidden("a") == veil()("a")
     (True, False)
     """
-    key = secrets.token_bytes(32)
+    salt = secrets.token_bytes(32) if key is None else key
     # names of files that are no UTF-8 have surrogates in them
     return lambda name: hashlib.blake2b(
-        name.encode(errors="surrogatepass"), key=key, digest_size=6
+        name.encode(errors="surrogatepass"), key=salt, digest_size=size
     ).hexdigest()
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from medimg import __version__
 from medimg.data.leaks import OnLeak
+from medimg.data.patients import veil
 from medimg.errors import DatasetError
 from medimg.evaluate._protocols import Dataset, Model
 from medimg.evaluate.curves import curves_of
@@ -218,9 +219,7 @@ def _key(salt: object) -> bytes:
 
 def _subjects(patients: tuple[str, ...], key: bytes) -> tuple[str, ...]:
     """Hash each patient with a secret, so that knowing the identifiers does not give the subjects."""
-    # names of folders that are no UTF-8 hold surrogates
-    names = (name.encode(errors="surrogatepass") for name in patients)
-    return tuple(hashlib.blake2b(name, key=key, digest_size=6).hexdigest() for name in names)
+    return tuple(map(veil(key), patients))
 
 
 def _counts(units: Units, classes: tuple[str, ...]) -> tuple[ClassCount, ...]:

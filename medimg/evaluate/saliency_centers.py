@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from medimg.evaluate.saliency_fields import Axis
 from medimg.evaluate.saliency_layers import Layer, holding
+from medimg.learn.provenance import parameters_digest
 
 __all__ = ["measured"]
 
@@ -30,7 +31,10 @@ _IN_PLACE: Final = 0.05
 _SURE: Final = 3.0
 
 _Axes: TypeAlias = tuple[Axis, Axis]
-_known: WeakKeyDictionary[nn.Module, dict[object, _Axes]] = WeakKeyDictionary()
+#: For each network the digest of its parameters, and what was measured since they were so.
+_known: WeakKeyDictionary[nn.Module, tuple[str, dict[tuple[str, tuple[int, int]], _Axes]]] = (
+    WeakKeyDictionary()
+)
 
 
 def measured(backbone: nn.Module, layer: Layer, size: tuple[int, int], batch_size: int = 8) -> Layer:
@@ -63,12 +67,12 @@ def measured(backbone: nn.Module, layer: Layer, size: tuple[int, int], batch_siz
     gaps = [abs(axis.start - tile.start) / tile.step for axis, tile in zip(layer.axes, tiles, strict=True)]
     if max(gaps) < _IN_PLACE:
         return layer
-    kept = _known.setdefault(backbone, {})
-    key = (layer.name, size, tuple((t.data_ptr(), _version(t)) for t in backbone.state_dict().values()))
+    digest = parameters_digest(backbone)
+    known = _known.get(backbone)
+    if known is None or known[0] != digest:
+        known = _known[backbone] = digest, {}
+    kept, key = known[1], (layer.name, size)
     if key not in kept:
-        # those of parameters that changed since are of no use any more
-        for other in [k for k in kept if isinstance(k, tuple) and k[2] != key[2]]:
-            del kept[other]
         kept[key] = _measure(backbone, layer, size, batch_size)
     return replace(layer, axes=kept[key])
 
@@ -120,7 +124,3 @@ def _middle_cells(cells: tuple[int, int]) -> Tensor:
     middle = ([i for i in range(n) if abs(i - (n - 1) / 2) <= n / 4] for n in cells)
     all_of_them = torch.tensor(list(product(*middle)))
     return all_of_them[(torch.arange(_PICTURES) * len(all_of_them)) // _PICTURES]
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version

@@ -28,7 +28,7 @@ _Key = tuple[tuple[Any, ...], ...]
 _known: WeakKeyDictionary[nn.Module, tuple[_Key, str]] = WeakKeyDictionary()
 
 
-def parameters_digest(model: TransferClassifier) -> str:
+def parameters_digest(model: nn.Module) -> str:
     """
     Return the SHA-256 of all parameters and buffers, as a checkpoint has it.
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from medimg.data.naming import ids_of
+from medimg.data.patients import veil
 from medimg.errors import CheckpointError, LeakageError
 
 if TYPE_CHECKING:
@@ -27,9 +28,10 @@ Role: TypeAlias = Literal["train", "val", "target"]
 _ROLES: Final[tuple[Role, ...]] = get_args(Role)
 _BYTES: Final = 8
 #: Patients are hashed with what no file holds: they are compared only as long as this process lives.
-_OF_THIS_PROCESS: Final = secrets.token_bytes(32)
+_hidden: Final = veil(size=_BYTES)
 
 _Digests: TypeAlias = frozenset[bytes]
+_Patients: TypeAlias = frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class SeenImages:
         16 random ones.
     series : mapping of {"train", "val", "target"} to frozenset of bytes
         8 bytes for each name.
-    patients : mapping of {"train", "val", "target"} to frozenset of bytes
+    patients : mapping of {"train", "val", "target"} to frozenset of str
         Of this process, and in no file.
     unknown : int
         Training series that can't be named, as they lie on no disk.
@@ -80,7 +82,7 @@ class SeenImages:
 
     salt: bytes = field(default_factory=lambda: secrets.token_bytes(16))
     series: Mapping[Role, _Digests] = field(default_factory=lambda: dict.fromkeys(_ROLES, frozenset()))
-    patients: Mapping[Role, _Digests] = field(default_factory=lambda: dict.fromkeys(_ROLES, frozenset()))
+    patients: Mapping[Role, _Patients] = field(default_factory=lambda: dict.fromkeys(_ROLES, frozenset()))
     unknown: int = 0
 
     def __repr__(self) -> str:
@@ -201,7 +203,7 @@ def _distinct(data: Any) -> Sequence[Any]:
     return list({id(one): one for one in getattr(data, "series", None) or ()}.values())
 
 
-def _patients(data: Any) -> list[_Digests]:
+def _patients(data: Any) -> list[_Patients]:
     """Return the digests of each patient: of the name in the table, and of those in the files."""
     names: Sequence[str] = getattr(data, "patients", ())
     stated: Sequence[str] = getattr(data, "file_patients", ()) or ("",) * len(names)
@@ -209,13 +211,7 @@ def _patients(data: Any) -> list[_Digests]:
     for name, file_name in zip(names, stated, strict=True):
         if name:
             called.setdefault(name, {f"table {name}"}).update({f"file {file_name}"} if file_name else ())
-    return [frozenset(map(_patient_digest, several)) for several in called.values()]
-
-
-def _patient_digest(name: str) -> bytes:
-    # names of files that are no UTF-8 have surrogates in them
-    plain = name.encode(errors="surrogatepass")
-    return hashlib.blake2b(plain, key=_OF_THIS_PROCESS, digest_size=_BYTES).digest()
+    return [frozenset(map(_hidden, several)) for several in called.values()]
 
 
 def _as_tensor(digests: _Digests) -> Tensor:

@@ -110,7 +110,7 @@ def fit_temperature(judged: Judged) -> NDArray[np.float64]:
         one = Judged(judged.logits[:, column], judged.starts, judged.labels[:, column], "multilabel")
         varied = 0 < int(one.truth().sum()) < len(one.labels)
         size = _size(one.logits)
-        found.append(_minimum(lambda t, one=one: float(one.losses(t)[0]), size) if varied else 1.0)  # type: ignore[misc]
+        found.append(_minimum(lambda t, one=one: float(one.losses(t)[0]), size) if varied else 1.0)  # type: ignore[misc]  # of a default
     return np.array(found)
 
 

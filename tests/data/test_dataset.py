@@ -273,7 +273,7 @@ def test_a_split_that_cannot_be_clean_is_refused() -> None:
         split(Labels([0, 0, 0, 1, 1, 1], ["a", "b", "c", "d", "d", "d"], 2))
     for wrong in ((1.0,), (0.5, 0.6), (1.2, -0.2), (np.nan, 0.5), (10**400, 0.5), "ab", 0.5):
         with pytest.raises(DatasetError, match="fractions"):
-            split(Labels([0, 1] * 9, [str(n) for n in range(18)], 2), fractions=wrong)  # type: ignore[arg-type]
+            split(Labels([0, 1] * 9, [str(n) for n in range(18)], 2), fractions=wrong)  # type: ignore[arg-type]  # on purpose
 
 
 def test_the_same_series_under_two_patients_is_a_leak(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def test_salts_that_are_no_secret(salt: Any) -> None:
 
 
 def test_numbers_of_numpy_are_fit_for_json() -> None:
-    report = evaluate(*small(), ci=np.float32(0.9), n_resamples=np.int64(10), seed=np.int64(1))  # type: ignore[arg-type]
+    report = evaluate(*small(), ci=np.float32(0.9), n_resamples=np.int64(10), seed=np.int64(1))  # type: ignore[arg-type]  # NumPy's
     assert json.loads(json.dumps(report.provenance))["evaluation"]["n_resamples"] == 10
 
 

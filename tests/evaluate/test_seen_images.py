@@ -210,7 +210,7 @@ def test_tampered_hashes_are_refused(trained: medimg.TransferClassifier, tmp_pat
     path = trained.save(tmp_path / "model.safetensors")
     with safe_open(path, framework="pt") as opened:
         header = json.loads(opened.metadata()["medimg"])
-        tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+        tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118  # no dict
     if change == "salt":
         header["images_seen"]["salt"] = "zz" * 16
     elif change == "shape":
@@ -232,7 +232,7 @@ def test_tampered_hashes_are_refused(trained: medimg.TransferClassifier, tmp_pat
 
 def test_unknown_policy(trained: medimg.TransferClassifier, sides: Sides) -> None:
     with pytest.raises(DatasetError, match="on_leak"):
-        medimg.evaluate(trained, sides[2], on_leak="ignore")  # type: ignore[arg-type]
+        medimg.evaluate(trained, sides[2], on_leak="ignore")  # type: ignore[arg-type]  # on purpose
 
 
 def test_the_same_slices_in_other_series_are_known(tmp_path: Path) -> None:
