@@ -13,7 +13,7 @@ from PIL import Image
 
 import medimg
 from medimg.errors import TrainingError
-from medimg.prep import Preprocess
+from medimg.preprocessing.preprocess import Preprocess
 from tests.dicom_files import make_instance, write
 
 SMALL = Preprocess(window="lung", size=64)

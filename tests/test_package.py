@@ -59,7 +59,9 @@ def test_reading_loads_neither_torch_nor_pandas() -> None:
 
 def test_evaluate_is_a_function_whether_or_not_its_package_is_loaded() -> None:
     assert callable(medimg.evaluate)
-    code = "import medimg.evaluate.metrics, medimg; print(callable(medimg.evaluate), callable(medimg.split))"
+    code = (
+        "import medimg.evaluation.evaluate, medimg; print(callable(medimg.evaluate), callable(medimg.split))"
+    )
     assert run(code) == "True True"
 
 

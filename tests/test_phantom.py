@@ -22,9 +22,9 @@ from scipy.stats import rankdata
 
 from medimg import phantom
 from medimg.errors import DatasetError
+from medimg.phantom._shapes import Grid
 from medimg.phantom.anatomy import Chest
 from medimg.phantom.dataset import _plan
-from medimg.phantom.grid import Grid
 from medimg.phantom.patient import Patient
 
 CT_NAMES = [scanner.name for scanner in phantom.CT_SCANNERS]

@@ -29,7 +29,7 @@ from pydicom.uid import UID
 
 import medimg
 from medimg.errors import LeakageError, MedimgError, MissingSlicesError, TruncatedError
-from medimg.evaluate.saliency import explain
+from medimg.saliency.explain import explain
 from tests.dicom_files import make_instance, write
 
 NAME, BIRTH, UIDS = "SENTINEL", "19131103", "1.2.826.0.1.3680043.2.1143.7777"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from medimg.learn.loaders import EpochSampler, training_loader
+from medimg.data.dataloader import EpochSampler, training_loader
 
 if TYPE_CHECKING:
     import medimg

@@ -6,7 +6,8 @@ The methods are passed to ``medimg.fine_tune(adapt=...)``: with images of the ta
 small changes of any picture (:class:`PGD`). Their losses are functions that can be used alone.
 """
 
-from medimg.adapt.adversarial import (
+from medimg.adapt.adabn import AdaBN
+from medimg.adapt.adversarial_losses import (
     adversarial_loss,
     entropy_weights,
     gradient_reversal,
@@ -15,14 +16,12 @@ from medimg.adapt.adversarial import (
     ramp,
 )
 from medimg.adapt.base import Adaptation, AdaptationTerm, Side
-from medimg.adapt.confusing import CDAN, DANN
-from medimg.adapt.distances import proxy_a_distance
-from medimg.adapt.domains import domains_of
-from medimg.adapt.losses import coral_loss, mmd_loss, moment_distance
-from medimg.adapt.matching import CORAL, MMD
-from medimg.adapt.multisource import MultiSource
-from medimg.adapt.normalization import AdaBN
-from medimg.adapt.robust import PGD
+from medimg.adapt.dann import CDAN, DANN
+from medimg.adapt.discrepancy import CORAL, MMD
+from medimg.adapt.distances import coral_loss, mmd_loss, moment_distance, proxy_a_distance
+from medimg.adapt.domain_labels import domains_of
+from medimg.adapt.multi_source import MultiSource
+from medimg.adapt.pgd import PGD
 
 __all__ = [
     "CDAN",

@@ -14,7 +14,7 @@ from medimg.errors import TrainingError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from medimg.prep import Preprocess
+    from medimg.preprocessing.preprocess import Preprocess
 
 __all__ = [
     "Adaptation",
@@ -22,7 +22,7 @@ __all__ = [
     "Images",
     "LossOf",
     "Side",
-    "held_statistics",
+    "hold_statistics",
     "the_target",
     "total_loss",
 ]
@@ -211,7 +211,7 @@ class Adaptation:
             (B, 3, H, W) or (B, N, 3, H, W), normalized.
         loss_of : callable
             The loss of such images; the caller keeps statistics where they are, see
-            ``held_statistics``.
+            ``hold_statistics``.
         recipe : Preprocess
             What the images were normalized by.
 
@@ -314,7 +314,7 @@ def total_loss(
 
 
 @contextmanager
-def held_statistics(model: nn.Module) -> Iterator[None]:
+def hold_statistics(model: nn.Module) -> Iterator[None]:
     """
     Keep batch statistics and dropout still for a while: passes don't move them.
 
@@ -326,7 +326,7 @@ def held_statistics(model: nn.Module) -> Iterator[None]:
     Examples
     --------
     >>> norm = nn.BatchNorm1d(2)
-    >>> with held_statistics(norm):
+    >>> with hold_statistics(norm):
     ...     _ = norm(torch.randn(4, 2))
     >>> norm.running_mean.tolist(), norm.training
     ([0.0, 0.0], True)

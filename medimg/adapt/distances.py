@@ -1,20 +1,245 @@
-"""How far apart two sets of embeddings are: how well a classifier tells them apart."""
+"""Distances between samples of two distributions or more, to be descended: functions of embeddings alone."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from itertools import combinations
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from medimg.data.folds import fold_of_items, splits
+from medimg.data.splits.kfold import fold_of_items, splits
 from medimg.errors import TrainingError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["proxy_a_distance"]
+__all__ = [
+    "BANDWIDTHS",
+    "Estimate",
+    "coral_loss",
+    "full_precision",
+    "mmd_loss",
+    "moment_distance",
+    "proxy_a_distance",
+]
+
+#: How a squared discrepancy is estimated.
+Estimate: TypeAlias = Literal["unbiased", "biased"]
+
+#: Widths of the kernels, as multiples of the median squared distance.
+BANDWIDTHS: Final = (0.25, 0.5, 1.0, 2.0, 4.0)
+
+
+@contextmanager
+def full_precision(tensor: Tensor) -> Iterator[None]:
+    """Compute without automatic mixed precision, in which covariances and distances lose their digits."""
+    with torch.autocast(tensor.device.type, enabled=False):
+        yield
+
+
+def _whole(embeddings: Tensor) -> Tensor:
+    """Return half precision as float32; what is wider stays as it is."""
+    return embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+
+
+def _checked(several: Sequence[Tensor], least: int) -> list[Tensor]:
+    for embeddings in several:
+        if embeddings.ndim != 2 or len(embeddings) < least or embeddings.shape[1] != several[0].shape[1]:
+            raise TrainingError(
+                f"embeddings are (B, F) with at least {least} row(s) and one F; found "
+                f"{[tuple(e.shape) for e in several]}: raise batch_size"
+            )
+    return [_whole(embeddings) for embeddings in several]
+
+
+def coral_loss(source: Tensor, target: Tensor, *, relative: bool = False) -> Tensor:
+    """
+    Return the distance of second-order statistics.
+
+    ``||C_S - C_T||_F^2 / (4 d^2)``, with C the covariances (divided by n - 1) of d features (Sun and Saenko,
+    Deep CORAL, ECCV Workshops 2016, equations 1 to 3).
+
+    Parameters
+    ----------
+    source, target : Tensor
+        (B, F), (B', F) embeddings; at least 2 of each.
+    relative : bool
+        Divide by ``(||C_S||_F^2 + ||C_T||_F^2) / 2`` instead of ``4 d^2``: the result is 0 to 4 whatever the
+        scale of the embeddings, and shrinking them does not lower it.
+
+    Returns
+    -------
+    Tensor
+        Scalar, float32 (float64 where the embeddings are).
+
+    Raises
+    ------
+    TrainingError
+        If shapes don't fit.
+
+    Examples
+    --------
+    >>> x = torch.tensor([[0.0, 0.0], [2.0, 0.0]])
+    >>> coral_loss(x, 2 * x)  # variances 2 and 8
+    tensor(2.2500)
+    """
+    with full_precision(source):
+        one, other = _checked((source, target), 2)
+        first, second = torch.cov(one.T), torch.cov(other.T)
+        distance: Tensor = (first - second).square().sum()
+        if not relative:
+            return distance / (4 * one.shape[1] ** 2)
+        size = (first.square().sum() + second.square().sum()) / 2
+        return distance / size.clamp_min(torch.finfo(size.dtype).tiny ** 0.5)
+
+
+def mmd_loss(
+    source: Tensor,
+    target: Tensor,
+    *,
+    bandwidths: Sequence[float] = BANDWIDTHS,
+    estimate: Estimate = "unbiased",
+    median: Tensor | float | None = None,
+) -> Tensor:
+    """
+    Return the squared maximum mean discrepancy, by several Gaussian kernels.
+
+    ``MMD^2 = mean k(s, s') + mean k(t, t') - 2 mean k(s, t)`` with k the mean over u of
+    ``exp(-||x - y||^2 / (b_u m))``, m the median squared distance between different items of both samples
+    (Long, Cao, Wang and Jordan, Learning Transferable Features with Deep Adaptation Networks, ICML 2015, with
+    equal weights of the kernels; Gretton et al., A Kernel Two-Sample Test, JMLR 2012, equation 3 for the
+    unbiased estimate, 5 for the biased one).
+
+    Parameters
+    ----------
+    source, target : Tensor
+        (B, F), (B', F) embeddings; at least 2 of each.
+    bandwidths : sequence of float
+        The multiples b_u.
+    estimate : {"unbiased", "biased"}
+        Unbiased: no item is compared with itself; the result is 0 on average, and at times below, where the
+        distributions are one. Biased: never below 0.
+    median : float, optional
+        The m to use. By default that of these samples, as a constant: no gradient flows through it.
+
+    Returns
+    -------
+    Tensor
+        Scalar, float32 (float64 where the embeddings are).
+
+    Raises
+    ------
+    TrainingError
+        If shapes or settings are unsound.
+
+    Examples
+    --------
+    >>> x = torch.tensor([[0.0], [1.0]])
+    >>> mmd_loss(x, x, estimate="biased")
+    tensor(0.)
+    """
+    if estimate not in get_args(Estimate):
+        raise TrainingError(f'estimate is "unbiased" or "biased"; found {estimate!r}')
+    if not bandwidths or min(bandwidths) <= 0:
+        raise TrainingError(f"bandwidths are positive numbers; found {tuple(bandwidths)}")
+    with full_precision(source):
+        one, other = _checked((source, target), 2)
+        distances = _squared_distances(torch.cat([one, other]))
+        width = median_of(distances) if median is None else median
+        kernel = torch.stack([torch.exp(-distances / (b * width)) for b in bandwidths]).mean(dim=0)
+        n = len(one)
+        within = _mean_within(kernel[:n, :n], estimate) + _mean_within(kernel[n:, n:], estimate)
+        return within - 2 * kernel[:n, n:].mean()
+
+
+def _squared_distances(items: Tensor) -> Tensor:
+    """Return (N, N) squared distances; centered first, so that few digits cancel."""
+    centered = items - items.detach().mean(dim=0)
+    squares = centered.square().sum(dim=1)
+    found = (squares[:, None] + squares[None] - 2 * centered @ centered.T).clamp_min(0)
+    return found * (1 - torch.eye(len(found), dtype=found.dtype, device=found.device))
+
+
+def median_of(distances: Tensor) -> Tensor:
+    """Return the median of what is off the diagonal, as a constant; never 0."""
+    n = len(distances)
+    off = distances.detach()[torch.triu(torch.ones(n, n, dtype=torch.bool, device=distances.device), 1)]
+    return off.quantile(0.5).clamp_min(torch.finfo(off.dtype).tiny ** 0.5)
+
+
+def _mean_within(kernel: Tensor, estimate: Estimate) -> Tensor:
+    if estimate == "biased":
+        return kernel.mean()
+    n = len(kernel)
+    return (kernel.sum() - kernel.diagonal().sum()) / (n * (n - 1))
+
+
+def moment_distance(
+    sources: Sequence[Tensor], target: Tensor, *, moments: int = 2, relative: bool = False
+) -> Tensor:
+    """
+    Return the moment distance between several sources and a target.
+
+    ``sum over k of (1/N sum over i of ||E(X_i^k) - E(X_T^k)||_2
+    + 2/(N(N-1)) sum over i < j of ||E(X_i^k) - E(X_j^k)||_2)``, the k-th powers taken of each feature (Peng,
+    Bai, Xia, Huang, Saenko and Wang, Moment Matching for Multi-Source Domain Adaptation, ICCV 2019,
+    definition 1).
+
+    Parameters
+    ----------
+    sources : sequence of Tensor
+        N times (B_i, F) embeddings; at least one of each.
+    target : Tensor
+        (B', F).
+    moments : int
+        The highest k; 2 in the paper.
+    relative : bool
+        Take embeddings in units of their root mean square, and lengths per square root of F: the result does
+        not depend on the scale of the embeddings and hardly on their number, and shrinking them does not
+        lower it.
+
+    Returns
+    -------
+    Tensor
+        Scalar, float32 (float64 where the embeddings are).
+
+    Raises
+    ------
+    TrainingError
+        If shapes don't fit, or there is no source.
+
+    Examples
+    --------
+    >>> one, other = torch.zeros(3, 1), torch.ones(2, 1)
+    >>> moment_distance([one, other], other)  # for each k: (1 + 0) / 2 to the target, 1 between the sources
+    tensor(3.)
+    """
+    if not sources or moments < 1:
+        raise TrainingError(f"expected at least one source and moment; found {len(sources)} and {moments}")
+    with full_precision(target):
+        *several, last = _checked([*sources, target], 1)
+        total = last.new_zeros(())
+        if relative:
+            scale = torch.cat([*several, last]).square().mean().clamp_min(torch.finfo(last.dtype).tiny).sqrt()
+            several, last = [embeddings / scale for embeddings in several], last / scale
+        pairs = list(combinations(range(len(several)), 2))
+        for k in range(1, moments + 1):
+            means = [embeddings.pow(k).mean(dim=0) for embeddings in several]
+            aim = last.pow(k).mean(dim=0)
+            total = total + torch.stack([_length(m - aim) for m in means]).mean()
+            if pairs:
+                total = total + torch.stack([_length(means[i] - means[j]) for i, j in pairs]).mean()
+        return total / last.shape[1] ** 0.5 if relative else total
+
+
+def _length(vector: Tensor) -> Tensor:
+    length: Tensor = torch.linalg.vector_norm(vector)
+    return length
 
 
 def proxy_a_distance(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast, get_args
 
 import numpy as np
 
-from medimg.core.filters import Interpolation, bands, is_unchanged
-from medimg.core.separable import resample_axes
+from medimg.core._separable import resample_axes
+from medimg.core.kernels import Interpolation, bands, is_unchanged
 from medimg.errors import PreprocessError
 
 if TYPE_CHECKING:

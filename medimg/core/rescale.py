@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["rescale_into", "rescaled", "rescaled_dtype"]
+__all__ = ["rescale_into", "rescale_values", "rescaled_dtype"]
 
 #: Values taken at a time: as float64 they stay in the cache of a core, and calls are few.
 _BLOCK: Final = 2**16
@@ -48,7 +48,7 @@ def rescaled_dtype(ends: tuple[int, int], slope: float, intercept: float) -> np.
     return np.dtype(np.float32)
 
 
-def rescaled(stored: npt.NDArray[Any], slope: float, intercept: float) -> npt.NDArray[Any]:
+def rescale_values(stored: npt.NDArray[Any], slope: float, intercept: float) -> npt.NDArray[Any]:
     """
     Return ``slope * stored + intercept``; integers stay integers where both numbers are whole.
 
@@ -67,7 +67,7 @@ def rescaled(stored: npt.NDArray[Any], slope: float, intercept: float) -> npt.ND
 
     Examples
     --------
-    >>> rescaled(np.array([0, 1000], np.uint16), 1.0, -1024.0)
+    >>> rescale_values(np.array([0, 1000], np.uint16), 1.0, -1024.0)
     array([-1024,   -24], dtype=int16)
     """
     dtype = rescaled_dtype((int(stored.min()), int(stored.max())), slope, intercept)

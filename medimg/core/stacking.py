@@ -13,7 +13,7 @@ from medimg.core.geometry import slice_normal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Policy", "Stack", "analyze_positions", "are_apart", "same_places"]
+__all__ = ["Policy", "Stack", "analyze_positions", "are_distinct_positions", "are_same_positions"]
 
 Policy: TypeAlias = Literal["raise", "warn", "fix", "keep"]
 
@@ -89,7 +89,7 @@ def _tolerance(gap: float) -> float:
     return max(_RELATIVE_JITTER * gap, min(_ABSOLUTE_JITTER_MM, _MOST_JITTER * gap)) + 1e-9
 
 
-def same_places(
+def are_same_positions(
     positions: npt.ArrayLike, orientation: Sequence[float], *, drifting: bool = False
 ) -> npt.NDArray[np.int64]:
     """
@@ -118,7 +118,7 @@ def same_places(
 
     Examples
     --------
-    >>> same_places([[0, 0, 4], [0, 0, 0], [0, 0, 4.005]], [1, 0, 0, 0, 1, 0]).tolist()
+    >>> are_same_positions([[0, 0, 4], [0, 0, 0], [0, 0, 4.005]], [1, 0, 0, 0, 1, 0]).tolist()
     [1, 0, 1]
     """
     points = np.asarray(positions, dtype=np.float64).reshape(-1, 3)
@@ -146,7 +146,7 @@ def same_places(
     return places
 
 
-def are_apart(positions: npt.ArrayLike, orientation: Sequence[float]) -> bool:
+def are_distinct_positions(positions: npt.ArrayLike, orientation: Sequence[float]) -> bool:
     """
     Whether all slices are so far apart that none is at the place of another, drifting or not.
 
@@ -160,7 +160,7 @@ def are_apart(positions: npt.ArrayLike, orientation: Sequence[float]) -> bool:
     Returns
     -------
     bool
-        If True, :func:`same_places` finds as many places as there are slices.
+        If True, :func:`are_same_positions` finds as many places as there are slices.
     """
     ascending = np.sort(np.asarray(positions, dtype=np.float64).reshape(-1, 3) @ slice_normal(orientation))
     if len(ascending) == 1:

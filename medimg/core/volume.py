@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from medimg.core import geometry
-from medimg.core.report import ReadReport
+from medimg.core.read_report import ReadReport
 from medimg.errors import GeometryError, PreprocessError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from medimg.core.filters import Interpolation
+    from medimg.core.kernels import Interpolation
     from medimg.core.window import Voi
 
 __all__ = ["Photometric", "Space", "Volume"]

@@ -11,10 +11,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from medimg.data import sources
-from medimg.data.cache import as_cache
-from medimg.data.facts import ItemFacts
+from medimg.data import _labels
+from medimg.data._image_store import ImageStore
+from medimg.data.cache.image_cache import as_cache
+from medimg.data.cache.images import normalize, to_intensity
+from medimg.data.image_loader import ImageLoader
 from medimg.data.items import (
+    ItemFacts,
     Task,
     Unit,
     all_items,
@@ -23,11 +26,8 @@ from medimg.data.items import (
     encoded,
     warn_of_unknown_patients,
 )
-from medimg.data.making import Maker
-from medimg.data.pictures import brightness, normalized
-from medimg.data.store import PictureStore
 from medimg.errors import DatasetError, MedimgWarning
-from medimg.prep import Preprocess
+from medimg.preprocessing.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
 
-    from medimg.core.report import Skipped
-    from medimg.data.cache import PictureCache
+    from medimg.core.read_report import Skipped
+    from medimg.data._labels import LabeledSeries, PatientRule
+    from medimg.data.cache.image_cache import ImageCache
+    from medimg.data.identifiers import FilePatients
     from medimg.data.items import Item
-    from medimg.data.patients import FilePatients
-    from medimg.data.sources import LabeledSeries, PatientRule
 
-__all__ = ["ImageDataset", "Task", "Unit"]
+__all__ = ["ImageDataset"]
 
 _MEMORY: Final = 2 * 2**30
 
@@ -70,9 +70,9 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         Files that were found and left out.
     memory : int
         Bytes of pictures to keep in memory; 2 GiB by default. What is in a cache does not count.
-    cache : str, Path or PictureCache, optional
+    cache : str, Path or ImageCache, optional
         A folder where pictures are kept, so that a second epoch, or another run, never opens a scan; see
-        :class:`PictureCache` for how exactly.
+        :class:`ImageCache` for how exactly.
     reading : mapping, optional
         How to read: policies and values of :func:`medimg.read`, such as ``{"on_missing": "warn"}``.
 
@@ -92,7 +92,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         task: Task = "multiclass",
         skipped: Sequence[Skipped] = (),
         memory: int = _MEMORY,
-        cache: str | Path | PictureCache | None = None,
+        cache: str | Path | ImageCache | None = None,
         reading: Mapping[str, str] | None = None,
     ) -> None:
         if unit not in get_args(Unit):
@@ -111,8 +111,8 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         self._policies = checked_policies(reading)
         self._targets = encoded(labeled, self.classes, task)
         self._items = all_items(labeled, self.preprocess, unit)
-        maker = Maker(self.preprocess, self._policies, self.cache)
-        self._store = PictureStore(maker, [item.series for item in labeled], memory)
+        maker = ImageLoader(self.preprocess, self._policies, self.cache)
+        self._store = ImageStore(maker, [item.series for item in labeled], memory)
         warn_of_unknown_patients(labeled)
 
     @classmethod
@@ -126,7 +126,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         file_patients: FilePatients = "check",
         classes: Sequence[str] | None = None,
         memory: int = _MEMORY,
-        cache: str | Path | PictureCache | None = None,
+        cache: str | Path | ImageCache | None = None,
         reading: Mapping[str, str] | None = None,
         progress: bool | None = None,
     ) -> ImageDataset:
@@ -150,7 +150,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             The order of the classes; alphabetic by default.
         memory : int
             Bytes of pictures to keep in memory.
-        cache : str, Path or PictureCache, optional
+        cache : str, Path or ImageCache, optional
             A folder where pictures are kept, so that they are made only once.
         reading : mapping, optional
             How to read: policies and values of :func:`medimg.read`, such as ``{"on_missing": "warn"}``.
@@ -168,7 +168,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         LeakageError
             If two patients share a Patient ID, or one has two.
         """
-        labeled, skipped = sources.from_folder(
+        labeled, skipped = _labels.from_folder(
             root, patient=patient, file_patients=file_patients, progress=progress
         )
         return cls(
@@ -197,7 +197,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         unit: Unit = "slice",
         classes: Sequence[str] | None = None,
         memory: int = _MEMORY,
-        cache: str | Path | PictureCache | None = None,
+        cache: str | Path | ImageCache | None = None,
         reading: Mapping[str, str] | None = None,
         progress: bool | None = None,
     ) -> ImageDataset:
@@ -230,7 +230,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             multilabel, other names for the columns.
         memory : int
             Bytes of pictures to keep in memory.
-        cache : str, Path or PictureCache, optional
+        cache : str, Path or ImageCache, optional
             A folder where pictures are kept, so that they are made only once.
         reading : mapping, optional
             How to read: policies and values of :func:`medimg.read`, such as ``{"on_missing": "warn"}``.
@@ -248,10 +248,10 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         LeakageError
             If two patients of the table share a Patient ID, or one has two.
         """
-        table = sources.read_table(csv)
+        table = _labels.read_table(csv)
         if root is None:
             root = Path(csv).parent if isinstance(csv, str | Path) else Path()
-        labeled = sources.from_table(
+        labeled = _labels.from_table(
             table,
             Path(root),
             path=path,
@@ -264,7 +264,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         several = not isinstance(label, str)
         if several and classes is not None and len(classes) != len(label):
             raise DatasetError(f"{len(classes)} classes for {len(label)} label columns")
-        names = label if several else sources.class_order({str(item.label) for item in labeled})
+        names = label if several else _labels.class_order({str(item.label) for item in labeled})
         return cls(
             labeled,
             classes=classes or names,
@@ -288,7 +288,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             Index of the class, or (K,) float32.
         """
         item = self._items[index]
-        images = normalized(self.preprocess, [self._store.taken(item.source, item.picture)])
+        images = normalize(self.preprocess, [self._store.taken(item.source, item.picture)])
         return images if item.picture is None else images[0], self._label(item)
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, int | torch.Tensor]]:
@@ -296,7 +296,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         if self.unit == "series":
             return [self[i] for i in indices]
         items = [self._items[i] for i in indices]
-        images = normalized(self.preprocess, [self._store.taken(i.source, i.picture) for i in items])
+        images = normalize(self.preprocess, [self._store.taken(i.source, i.picture) for i in items])
         return [(image, self._label(item)) for image, item in zip(images, items, strict=True)]
 
     def _label(self, item: Item) -> int | torch.Tensor:
@@ -313,7 +313,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             float32, 0 (black) to 1 (white): (1 or 3, H, W), or (N, 1 or 3, H, W) where the unit is a series.
         """
         item = self._items[index]
-        planes = brightness(self._store.taken(item.source, item.picture).clone())
+        planes = to_intensity(self._store.taken(item.source, item.picture).clone())
         return planes if item.picture is None else planes[0]
 
     def fill_cache(self, *, workers: int | None = None, progress: bool | None = None) -> None:

@@ -14,8 +14,8 @@ from medimg.errors import (
     NotAnImageError,
     SeriesError,
 )
-from medimg.io.identify import FORMATS
-from medimg.io.scan import indexed
+from medimg.io._detect import FORMATS
+from medimg.io.scan import build_index
 from medimg.io.series import Series, SeriesIndex, ValueKind
 from medimg.io.sources import Files, source_name
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from medimg.core.stacking import Policy
     from medimg.core.volume import Volume
 
-__all__ = ["Source", "find_series", "opened", "read"]
+__all__ = ["Source", "find_series", "read", "resolve_source"]
 
 #: All that :func:`read` takes: a path, bytes, an open file, several of these, or a series.
 Source: TypeAlias = Files | Series
@@ -102,7 +102,7 @@ def read(
     >>> volume  # doctest: +SKIP
     Volume(1×133×512×512 int16, CT, HU, spacing 2×0.742×0.742 mm, SPL)
     """
-    chosen, finish = opened(source, series)
+    chosen, finish = resolve_source(source, series)
     return finish(
         chosen.read(
             on_missing=on_missing, on_duplicate=on_duplicate, on_tilt=on_tilt, values=values, mapped=mapped
@@ -110,7 +110,9 @@ def read(
     )
 
 
-def opened(source: Source, series: str | int | None = None) -> tuple[Series, Callable[[Volume], Volume]]:
+def resolve_source(
+    source: Source, series: str | int | None = None
+) -> tuple[Series, Callable[[Volume], Volume]]:
     """
     Return the one series of a source, and a function that completes the report of its volume.
 
@@ -121,7 +123,7 @@ def opened(source: Source, series: str | int | None = None) -> tuple[Series, Cal
     AmbiguousSeriesError, NotAnImageError, ReadError
         See :func:`find_series`.
     """
-    chosen, index, errors = _found(source, series)
+    chosen, index, errors = _find_in_source(source, series)
     return chosen, partial(_with_skipped, index=index, errors=errors)
 
 
@@ -158,14 +160,16 @@ def find_series(source: Source, series: str | int | None = None) -> tuple[Series
     ReadError
         If the source does not exist or is of a kind that can't be read.
     """
-    return _found(source, series)[:2]
+    return _find_in_source(source, series)[:2]
 
 
-def _found(source: Source, series: str | int | None) -> tuple[Series, SeriesIndex, list[MedimgError]]:
+def _find_in_source(
+    source: Source, series: str | int | None
+) -> tuple[Series, SeriesIndex, list[MedimgError]]:
     """Return the series, the index it was found in, and why files were skipped."""
     if isinstance(source, Series):
         return source, SeriesIndex((source,)), []
-    index, errors = indexed(source)
+    index, errors = build_index(source)
     if not index:
         raise _nothing_found(source, index, errors)
     if series is not None:

@@ -7,15 +7,14 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medimg.core.report import Skipped
+from medimg.core.read_report import Skipped
 from medimg.errors import MedimgError, ReadError
-from medimg.io.dicom.assemble import dicom_series
-from medimg.io.dicom.grouping import group_frames
-from medimg.io.dicom.header import Instance
-from medimg.io.dicom.regular import regular_series
-from medimg.io.findings import looked_at
-from medimg.io.identify import Failed
-from medimg.io.recall import Memory
+from medimg.io._detect import Unreadable
+from medimg.io._header_scan import scan_headers
+from medimg.io._scan_index import ScanIndex
+from medimg.io.dicom.header.instance import Instance
+from medimg.io.dicom.series.build import dicom_series, regular_series
+from medimg.io.dicom.series.grouping import group_frames
 from medimg.io.series import Series, SeriesIndex
 from medimg.io.sources import Files, is_folder, source_files
 
@@ -23,11 +22,11 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from medimg.io.blob import Blob
-    from medimg.io.dicom.alike import Alike
-    from medimg.io.identify import Found
+    from medimg.io._detect import Scanned
+    from medimg.io.dicom.scanning.series_table import UniformFiles
+    from medimg.io.files.blob import Blob
 
-__all__ = ["indexed", "scan"]
+__all__ = ["build_index", "scan"]
 
 
 def scan(
@@ -79,10 +78,10 @@ def scan(
     >>> [s.summary() for s in index]  # doctest: +SKIP
     ['CT CHEST: 1×133×512×512, 2×0.742×0.742 mm, 133 file(s), uid 1.2.840…']
     """
-    return indexed(source, workers=workers, progress=progress, index=index)[0]
+    return build_index(source, workers=workers, progress=progress, index=index)[0]
 
 
-def indexed(
+def build_index(
     source: object,
     *,
     workers: int | None = None,
@@ -99,24 +98,24 @@ def indexed(
     return found, errors
 
 
-def _memory(source: object, path: Path) -> Memory:
+def _memory(source: object, path: Path) -> ScanIndex:
     if not is_folder(source):
         raise ReadError("an index is kept of a folder; scan a file, an archive or a list without index=")
-    return Memory(path, Path(str(source)))
+    return ScanIndex(path, Path(str(source)))
 
 
 def _grouped(
-    files: Sequence[Blob | str], workers: int | None, progress: bool | None, memory: Memory | None
+    files: Sequence[Blob | str], workers: int | None, progress: bool | None, memory: ScanIndex | None
 ) -> tuple[SeriesIndex, list[MedimgError]]:
     if memory is None:
-        findings = looked_at(files, range(len(files)), workers=workers, progress=progress)
+        findings = scan_headers(files, range(len(files)), workers=workers, progress=progress)
     else:
         findings = memory.refreshed(files, workers=workers, progress=progress)
     others = [(n, f) for n, f in findings.others if f is not None]
     series, instances = _by_series(findings.alike, others)
     found = _without_companions([f for _, f in others if not isinstance(f, Instance)])
     series += [f for f in found if isinstance(f, Series)]
-    failed = [(f.name, f.error) for f in found if isinstance(f, Failed)]
+    failed = [(f.name, f.error) for f in found if isinstance(f, Unreadable)]
     for group in group_frames(instances):
         try:
             series.append(dicom_series(group))
@@ -127,7 +126,7 @@ def _grouped(
 
 
 def _by_series(
-    alike: Sequence[Alike], others: Sequence[tuple[int, Found]]
+    alike: Sequence[UniformFiles], others: Sequence[tuple[int, Scanned]]
 ) -> tuple[list[Series], list[Instance]]:
     """Return the series that are plain to see, and the files of all others, in their order."""
     instances = [(n, f) for n, f in others if isinstance(f, Instance)]
@@ -143,12 +142,12 @@ def _by_series(
     return series, [instance for _, instance in sorted(instances, key=itemgetter(0))]
 
 
-def _without_companions(found: list[Series | Failed]) -> list[Series | Failed]:
+def _without_companions(found: list[Series | Unreadable]) -> list[Series | Unreadable]:
     """Drop files that merely hold the values of a header beside them."""
     companions = {name for f in found if isinstance(f, Series) for name in f.files[1:]}
-    kept: dict[str, Series | Failed] = {}
+    kept: dict[str, Series | Unreadable] = {}
     for number, item in enumerate(found):
-        if isinstance(item, Failed) and item.name in companions:
+        if isinstance(item, Unreadable) and item.name in companions:
             continue
         # an .img is found as the pair that it belongs to
         kept.setdefault(item.uid if isinstance(item, Series) else f"{number}", item)

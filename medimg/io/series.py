@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args, overload, runtime_checkable
 
 from medimg.core import geometry
-from medimg.core.report import Skipped
+from medimg.core.read_report import Skipped
 from medimg.core.stacking import Policy
 from medimg.errors import ReadError
 

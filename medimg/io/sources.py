@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias, TypeGuard
 
-from medimg.core.report import Skipped
+from medimg.core.read_report import Skipped
 from medimg.errors import ReadError
-from medimg.io.blob import Blob, zip_members
 from medimg.io.dicom.dicomdir import looks_like_dicomdir, referenced_files
+from medimg.io.files.blob import Blob, zip_members
 from medimg.io.series import Series
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medimg.phantom.grid import Array, Coordinates, blend, coverage, ellipsoid
+from medimg.phantom._shapes import Array, Coordinates, blend, coverage, ellipsoid
 from medimg.phantom.patient import Patient
 
 __all__ = ["Chest", "diaphragm", "paint_chest", "spine_x"]

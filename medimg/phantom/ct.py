@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medimg.errors import DatasetError
+from medimg.phantom._shapes import Array, Grid, blend, coverage, draw_tubes
+from medimg.phantom._vessels import grow_tree, mediastinal_airways, mediastinal_vessels
 from medimg.phantom.anatomy import Chest, paint_chest
-from medimg.phantom.grid import Array, Grid, blend, coverage, draw_tubes
 from medimg.phantom.lesions import Lesion, check_classes, paint_lesions, plan_lesions
 from medimg.phantom.patient import Habitus, Patient
 from medimg.phantom.scanner import CT_SCANNERS, CTScanner, ct_scanner
-from medimg.phantom.vessels import grow_tree, mediastinal_airways, mediastinal_vessels
 
 __all__ = ["PhantomCT", "chest_ct"]
 

@@ -12,8 +12,8 @@ from typing import TypeAlias
 import numpy as np
 
 from medimg.errors import DatasetError
+from medimg.phantom._dicom import Identity, file_name
 from medimg.phantom.ct import PhantomCT, chest_ct
-from medimg.phantom.dicom import Identity, file_name
 from medimg.phantom.dicom_ct import ct_series_uid, write_ct_series
 from medimg.phantom.dicom_xray import write_xray_image
 from medimg.phantom.lesions import CLASSES, check_classes

@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.uid import CTImageStorage
 
-from medimg.phantom.ct import PhantomCT
-from medimg.phantom.dicom import (
+from medimg.phantom._dicom import (
     Identity,
     common_modules,
     derived_uid,
@@ -18,6 +17,7 @@ from medimg.phantom.dicom import (
     set_pixels,
     write_file,
 )
+from medimg.phantom.ct import PhantomCT
 
 __all__ = ["WrittenSlice", "ct_series_uid", "write_ct_series"]
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.uid import ComputedRadiographyImageStorage, DigitalXRayImageStorageForPresentation
 
-from medimg.phantom.dicom import (
+from medimg.phantom._dicom import (
     Identity,
     common_modules,
     derived_uid,

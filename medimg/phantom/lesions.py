@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg.errors import DatasetError
+from medimg.phantom._shapes import Array, Coordinates, Grid, Tubes, blend, coverage, draw_tubes
+from medimg.phantom._vessels import lung_depth
 from medimg.phantom.anatomy import Chest
-from medimg.phantom.grid import Array, Coordinates, Grid, Tubes, blend, coverage, draw_tubes
 from medimg.phantom.patient import Patient
-from medimg.phantom.vessels import lung_depth
 
 __all__ = ["CLASSES", "Blob", "Lesion", "check_classes", "paint_lesions", "plan_lesions"]
 

@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medimg.errors import DatasetError
-from medimg.phantom.grid import Array
+from medimg.phantom._projection import attenuation
+from medimg.phantom._shapes import Array
 from medimg.phantom.lesions import Lesion, check_classes, plan_lesions
 from medimg.phantom.patient import Habitus, Patient
-from medimg.phantom.radiograph import attenuation
 from medimg.phantom.scanner import XRAY_SCANNERS, XrayScanner, xray_scanner
 
 __all__ = ["PhantomXray", "chest_xray"]

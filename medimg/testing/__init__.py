@@ -47,12 +47,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from medimg.testing.checks import Check
-from medimg.testing.damage import damaged
+from medimg.testing.check import Check
+from medimg.testing.corruption import damaged
 from medimg.testing.dicom_checks import DICOM_CHECKS
 from medimg.testing.file_checks import FILE_CHECKS, FileCheck
+from medimg.testing.observed_read import Reading
 from medimg.testing.reader_checks import READER_CHECKS as _READER_CHECKS
-from medimg.testing.reading import Reading
 from medimg.testing.volume_checks import VOLUME_CHECKS
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
     from medimg.core.volume import Volume
     from medimg.io.series import Series
-    from medimg.testing.reading import Read
+    from medimg.testing.observed_read import Read
 
 __all__ = [
     "FILE_CHECKS",

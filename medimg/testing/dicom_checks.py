@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from medimg.core import geometry
-from medimg.testing.checks import contract, require
-from medimg.testing.raw import dataset_of, file_facts, frames_of, native_values
+from medimg.testing._pydicom_reference import dataset_of, file_facts, frames_of, native_values
+from medimg.testing.check import contract, require
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from medimg.core.volume import Volume
-    from medimg.testing.raw import FramePlace
-    from medimg.testing.reading import Reading
+    from medimg.testing._pydicom_reference import FramePlace
+    from medimg.testing.observed_read import Reading
 
 __all__ = ["DICOM_CHECKS"]
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import numpy as np
 
 from medimg.errors import MedimgError, MedimgWarning, NotAnImageError
-from medimg.testing.checks import breaches_of, require, rule_of
-from medimg.testing.damage import damaged
+from medimg.testing.check import breaches_of, require, rule_of
+from medimg.testing.corruption import damaged
 
 if TYPE_CHECKING:
     from collections.abc import Callable

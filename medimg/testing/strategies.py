@@ -25,19 +25,19 @@ from medimg.core.window import Window
 from medimg.errors import MissingDependencyError
 from medimg.testing.studies import Study
 
-try:
-    from hypothesis import strategies as st
-except ImportError:
-    raise MissingDependencyError(
-        'medimg.testing.strategies needs Hypothesis: pip install "medimg[testing]"'
-    ) from None
-
 if TYPE_CHECKING:
     from hypothesis.strategies import DrawFn, SearchStrategy
 
     from medimg.core.geometry import Affine
 
 __all__ = ["affines", "directions", "studies", "volumes"]
+
+try:
+    from hypothesis import strategies as st
+except ImportError:
+    raise MissingDependencyError(
+        'medimg.testing.strategies needs Hypothesis: pip install "medimg[testing]"'
+    ) from None
 
 _AXES: Final = tuple(
     np.eye(3)[:, list(order)] * signs

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 import numpy as np
 
 from medimg.core import geometry
-from medimg.core.report import ReadReport, Skipped
+from medimg.core.read_report import ReadReport, Skipped
 from medimg.core.volume import Photometric, Space, Volume
 from medimg.core.window import LookupTable, Window
 from medimg.errors import GeometryError
-from medimg.testing.checks import on_volumes, require
+from medimg.testing.check import on_volumes, require
 
 if TYPE_CHECKING:
     import numpy.typing as npt

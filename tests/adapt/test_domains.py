@@ -13,10 +13,10 @@ from pydicom.sequence import Sequence as DicomSequence
 
 import medimg
 from medimg.adapt import MultiSource, domains_of
-from medimg.data.tags import NUMBERED, NUMBERS, TEXTS, tags_of
+from medimg.data.acquisition_tags import NUMBERED, NUMBERS, TEXTS, tags_of
 from medimg.errors import DatasetError, TrainingError
 from tests.dicom_files import make_instance, stack_pixels, write, write_stack
-from tests.learn.fakes import images
+from tests.models.fakes import images
 
 SCANNERS = (("Maker A", "Scan 1", "Hospital Alpha"), ("Maker B", "Scan 2", "Hospital Beta"))
 
@@ -70,8 +70,8 @@ def test_tags_of_series(root: Path) -> None:
 
 
 def test_headers_are_read_once_per_series(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from medimg.data import tags as module
-    from medimg.io.dicom.opening import open_header
+    from medimg.data import acquisition_tags as module
+    from medimg.io.dicom.header.open import open_header
 
     data, opened = dataset(root), []
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from medimg import Preprocess, adapt
 from medimg.adapt import Side, coral_loss, mmd_loss, moment_distance
-from medimg.adapt.base import Adaptation, AdaptationTerm, held_statistics, total_loss
+from medimg.adapt.base import Adaptation, AdaptationTerm, hold_statistics, total_loss
 from medimg.errors import TrainingError
-from tests.learn.fakes import images
+from tests.models.fakes import images
 
 METHODS: dict[str, Callable[[Any], Adaptation]] = {
     "coral": lambda target: adapt.CORAL(target, weight=3.0),
@@ -304,9 +304,9 @@ def test_targets_that_do_not_fit_are_refused() -> None:
 
 def test_held_statistics_come_back_to_their_modes() -> None:
     model = nn.Sequential(nn.BatchNorm1d(2).eval(), nn.BatchNorm1d(2), nn.Dropout())
-    with held_statistics(model):
+    with hold_statistics(model):
         assert not any(module.training for module in model.modules())
     assert [module.training for module in model] == [False, True, True]
-    with pytest.raises(ZeroDivisionError), held_statistics(model):
+    with pytest.raises(ZeroDivisionError), hold_statistics(model):
         1 / 0  # noqa: B018  # raises
     assert [module.training for module in model] == [False, True, True]

@@ -10,7 +10,7 @@ import torch
 from medimg import adapt, fine_tune
 from medimg.errors import TrainingError
 from tests.adapt.test_methods import METHODS
-from tests.learn.fakes import changed, classifier, images, state
+from tests.models.fakes import changed, classifier, images, state
 
 
 def trained(method: Any, backbone: str = "squeezenet1_1") -> tuple[Any, Any]:

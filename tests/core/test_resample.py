@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from medimg.core import geometry, separable
-from medimg.core.filters import Interpolation
-from medimg.core.report import ReadReport
+from medimg.core import _separable, geometry
+from medimg.core.kernels import Interpolation
+from medimg.core.read_report import ReadReport
 from medimg.core.resample import resampled_axes
 from medimg.core.volume import Volume
 from medimg.core.window import Window
@@ -131,10 +131,10 @@ def test_blocks_and_threads_change_nothing(
     matrix_size: int,
 ) -> None:
     volume = make((1, 150, 70, 90))
-    monkeypatch.setattr(separable, "_SMALL", 0)
-    monkeypatch.setattr(separable, "available_cores", lambda: 3)
-    monkeypatch.setattr(separable, "_WAITING", waiting)
-    monkeypatch.setattr(separable, "_PRODUCT", matrix_size)
+    monkeypatch.setattr(_separable, "_SMALL", 0)
+    monkeypatch.setattr(_separable, "available_cores", lambda: 3)
+    monkeypatch.setattr(_separable, "_WAITING", waiting)
+    monkeypatch.setattr(_separable, "_PRODUCT", matrix_size)
     result = volume.resample(spacing, interpolation=kind)
     assert np.allclose(result.array, reference(volume, spacing, kind), atol=3e-3)
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medimg.core import rescale
-from medimg.core.rescale import rescale_into, rescaled, rescaled_dtype
+from medimg.core.rescale import rescale_into, rescale_values, rescaled_dtype
 
 DTYPES = ("u1", "i1", "<u2", ">u2", "<i2", ">i2", "u4", "<i4", ">i4")
 
@@ -62,7 +62,7 @@ def test_any_integers(
     before = array.copy()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rescale, "_BLOCK", block)
-        found = rescaled(stored, *linear)
+        found = rescale_values(stored, *linear)
     expected = plainly(stored, *linear)
     assert found.dtype == expected.dtype
     assert found.shape == stored.shape
@@ -85,7 +85,7 @@ def test_any_integers(
 )
 def test_types(ends: tuple[int, int], linear: tuple[float, float], expected: str) -> None:
     assert rescaled_dtype(ends, *linear) == expected
-    assert rescaled(np.array(ends, np.int64), *linear).dtype == expected
+    assert rescale_values(np.array(ends, np.int64), *linear).dtype == expected
 
 
 @pytest.mark.parametrize(
@@ -101,5 +101,5 @@ def test_in_the_memory_of_the_stored_values(dtype: str, into: str) -> None:
 
 def test_other_numbers_give_other_values() -> None:
     stored = values("i2", 1000, 0, 4)
-    assert not np.array_equal(rescaled(stored, 1.0, -1024.0), rescaled(stored, 1.0, -1023.0))
-    assert not np.array_equal(rescaled(stored, 0.5, 0.0), rescaled(stored, 0.25, 0.0))
+    assert not np.array_equal(rescale_values(stored, 1.0, -1024.0), rescale_values(stored, 1.0, -1023.0))
+    assert not np.array_equal(rescale_values(stored, 0.5, 0.0), rescale_values(stored, 0.25, 0.0))

@@ -9,8 +9,8 @@ from PIL import Image
 
 from medimg.core import geometry
 from medimg.core.display import choose_voi, percentile_window, render
-from medimg.core.repair import deshear, regular_grid
-from medimg.core.report import ReadReport
+from medimg.core.read_report import ReadReport
+from medimg.core.regrid import deshear, regular_grid
 from medimg.core.volume import Volume
 from medimg.core.window import Window
 from medimg.errors import GeometryError, PreprocessError

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import medimg
-from medimg.data import ImageDataset, split
-from medimg.data.memory import PictureMemory
+from medimg.data._image_store import MemoryImageStore
+from medimg.data.dataset import ImageDataset
+from medimg.data.splits.split import split
 from medimg.errors import DatasetError, LeakageError, MedimgWarning, MissingSlicesError
-from medimg.prep import Preprocess
+from medimg.preprocessing.preprocess import Preprocess
 from tests.dicom_files import write_stack
 
 SMALL = Preprocess(size=16)
@@ -182,7 +183,7 @@ def test_loader_processes_get_the_same_items(folder: Path) -> None:
 
 
 def test_memory_is_bounded() -> None:
-    memory = PictureMemory(capacity=100)
+    memory = MemoryImageStore(capacity=100)
     made: list[int] = []
 
     def make(n: int) -> torch.Tensor:
@@ -191,7 +192,7 @@ def test_memory_is_bounded() -> None:
     for n in (0, 0, 1, 0, 1):
         make(n)
     assert made == [0, 1, 0, 1], "80 bytes each: only one fits"
-    roomy = PictureMemory(capacity=1000)
+    roomy = MemoryImageStore(capacity=1000)
     for _ in range(3):
         assert roomy.get(5, lambda: torch.zeros(10)).nbytes == 40
 

@@ -17,9 +17,9 @@ import torch
 import medimg
 from medimg.core.geometry import image_affine
 from medimg.core.volume import Volume
-from medimg.data import PictureCache
+from medimg.data.cache.image_cache import ImageCache
 from medimg.errors import DecodeError, MedimgWarning, PreprocessError, ReadError
-from medimg.prep import Preprocess
+from medimg.preprocessing.preprocess import Preprocess
 from tests.dicom_files import stack_pixels, write, write_stack
 from tests.io.test_vendors import enhanced, frame, item
 
@@ -54,7 +54,7 @@ def test_inference_mode(
     made_in_it, read_in_it = modes
     sources = [folders[0], tmp_path / "gone", *folders[1:]]
     expected = torch.cat([SMALL(folder) for folder in folders])
-    cache = PictureCache(tmp_path / "cache", dtype="float32") if cached else None
+    cache = ImageCache(tmp_path / "cache", dtype="float32") if cached else None
     with torch.inference_mode(made_in_it):
         out = torch.empty(20, 3, 16, 16)
     for given in (None, out):
@@ -72,7 +72,7 @@ def test_inference_mode(
 def test_defaults_of_torch_change_nothing(
     folders: list[Path], tmp_path: Path, workers: int, cached: bool, kind: Any
 ) -> None:
-    cache = PictureCache(tmp_path / "cache", dtype="float32") if cached else None
+    cache = ImageCache(tmp_path / "cache", dtype="float32") if cached else None
     expected = [SMALL(folder) for folder in folders]
     background = SMALL.background
     with ExitStack() as after:
@@ -96,7 +96,7 @@ def test_a_buffer_that_wants_gradients_is_refused(folders: list[Path]) -> None:
 
 def test_a_disk_that_is_full(folders: list[Path], tmp_path: Path) -> None:
     resource = pytest.importorskip("resource", reason="this system has no limits for files")
-    cache = PictureCache(tmp_path / "cache")
+    cache = ImageCache(tmp_path / "cache")
     recipe = Preprocess(size=64)
     expected = recipe(folders[0])
     with ExitStack() as after:
@@ -133,7 +133,7 @@ def test_series_of_one_file_are_told_apart_whatever_lies_beside(tmp_path: Path) 
     together = list(medimg.scan(tmp_path / "scans"))
     assert {series.uid for series in alone} < {series.uid for series in together}
     recipe = SMALL.replace(window=medimg.Window(2500, 5000))
-    cache = PictureCache(tmp_path / "cache", dtype="float32")
+    cache = ImageCache(tmp_path / "cache", dtype="float32")
     medimg.read_tensors(alone, recipe, cache=cache)
     cached = medimg.read_tensors(together, recipe, cache=cache)
     plain = medimg.read_tensors(together, recipe)
@@ -148,7 +148,7 @@ def test_a_header_that_changed_since_the_scan(tmp_path: Path, packed: str) -> No
     before = medimg.scan(path)[0]
     write_nifti(path, array, slope=0.5)
     recipe = SMALL.replace(window="bone")
-    cache = PictureCache(tmp_path / "cache", dtype="float32")
+    cache = ImageCache(tmp_path / "cache", dtype="float32")
     batch = medimg.read_tensors([before], recipe, cache=cache)
     assert isinstance(batch.errors[0], DecodeError)
     assert "scan again" in str(batch.errors[0])

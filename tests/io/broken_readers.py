@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from medimg.core import geometry
-from medimg.core.report import ReadReport
+from medimg.core.read_report import ReadReport
 from medimg.core.volume import Volume
 from medimg.core.window import Window
 from medimg.errors import NotAnImageError, TruncatedError

@@ -12,9 +12,9 @@ import pydicom
 from pydicom.dataset import FileDataset
 from pydicom.uid import UID
 
-from medimg.io.dicom.attributes import quiet_pydicom
-from medimg.io.dicom.frames import StoredFrames
-from medimg.io.dicom.values import SliceValues, slice_values
+from medimg.io.dicom.header.attributes import quiet_pydicom
+from medimg.io.dicom.pixels.frames import StoredFrames
+from medimg.io.dicom.values.modality_lut import SliceValues, slice_values
 from tests.dicom_files import make_instance
 
 RNG = np.random.default_rng(11)

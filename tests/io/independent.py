@@ -11,7 +11,7 @@ import pydicom
 import pytest
 from pydicom.pixels.utils import pixel_array
 
-from medimg.io.dicom.attributes import quiet_pydicom
+from medimg.io.dicom.header.attributes import quiet_pydicom
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -18,19 +18,19 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 
 from medimg.core import geometry
-from medimg.core.mending import desheared, regularized
-from medimg.core.report import ReadReport
+from medimg.core.read_report import ReadReport
+from medimg.core.regrid import deshear_volume, fill_gaps
 from medimg.core.volume import Volume
 from medimg.core.window import Voi
 from medimg.errors import DecodeError, GeometryError, MedimgError, MedimgWarning, SeriesError
-from medimg.io.dicom.attributes import identifier, quiet_pydicom
-from medimg.io.dicom.frames import StoredFrames
-from medimg.io.dicom.header import Frame, Instance
-from medimg.io.dicom.opening import open_dataset, tags_of
-from medimg.io.dicom.settling import Notes, check_stack, settle_duplicates
-from medimg.io.dicom.stack import StackPlan
-from medimg.io.dicom.suv import SUV_TAGS, acquired_at
-from medimg.io.dicom.views import FrameViews
+from medimg.io.dicom.header.attributes import identifier, quiet_pydicom
+from medimg.io.dicom.header.functional_groups import FrameViews
+from medimg.io.dicom.header.instance import Frame, Instance
+from medimg.io.dicom.header.open import open_dataset, tags_of
+from medimg.io.dicom.pixels.frames import StoredFrames
+from medimg.io.dicom.series._policies import Notes, check_stack, resolve_duplicates
+from medimg.io.dicom.series._stack_plan import StackPlan
+from medimg.io.dicom.values.suv import SUV_TAGS, acquired_at
 from medimg.io.series import Policies, ValueKind
 from tests.io.plain_values import SliceValues, calibrated, slice_values
 
@@ -49,7 +49,7 @@ def plain_read(plan: StackPlan, slices: Sequence[int] | None, policies: Policies
 def _volume(plan: StackPlan, slices: Sequence[int] | None, policies: Policies) -> Volume:
     notes = Notes([*plan.notes], [])
     check_stack(plan, policies, notes)
-    plan = settle_duplicates(plan, policies, notes)
+    plan = resolve_duplicates(plan, policies, notes)
     everything = range(plan.depth)
     chosen = geometry.ascending_slices(everything if slices is None else slices, plan.depth)
     fixes = _fixes(plan, policies)
@@ -69,9 +69,9 @@ def _fixes(plan: StackPlan, policies: Policies) -> list[Callable[[Volume], Volum
     if stack is None:
         return fixes
     if policies.on_missing == "fix" and (stack.missing or stack.irregular):
-        fixes.append(partial(regularized, stack))
+        fixes.append(partial(fill_gaps, stack))
     if policies.on_tilt == "fix" and stack.tilt:
-        fixes.append(desheared)
+        fixes.append(deshear_volume)
     return fixes
 
 

@@ -7,15 +7,15 @@ from unittest.mock import patch
 
 import numpy as np
 
-from medimg.core.report import Skipped
+from medimg.core.read_report import Skipped
 from medimg.errors import MedimgError
-from medimg.io.blob import as_blob
-from medimg.io.dicom.assemble import dicom_series
-from medimg.io.dicom.grouping import group_frames
-from medimg.io.dicom.header import Instance
-from medimg.io.dicom.opening import open_dataset, tags_of
-from medimg.io.dicom.reading import StackReader
-from medimg.io.identify import identify
+from medimg.io._detect import identify
+from medimg.io.dicom.header.instance import Instance
+from medimg.io.dicom.header.open import open_dataset, tags_of
+from medimg.io.dicom.series.build import dicom_series
+from medimg.io.dicom.series.grouping import group_frames
+from medimg.io.dicom.series.volume_reader import StackReader
+from medimg.io.files.blob import as_blob
 from medimg.io.series import Series, SeriesIndex
 from medimg.io.sources import source_files
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
 
-    from medimg.io.blob import Blob
+    from medimg.io.files.blob import Blob
 
 __all__ = ["differences", "parsed_header", "plain_scan"]
 
@@ -37,7 +37,7 @@ def plain_scan(source: str | Path | Sequence[Blob | str]) -> SeriesIndex:
     files = source if isinstance(source, list) else source_files(source)[0]
     for blob in map(as_blob, files):
         try:
-            with patch("medimg.io.dicom.header.open_header", parsed_header):
+            with patch("medimg.io.dicom.header.instance.open_header", parsed_header):
                 found = identify(blob)
         except MedimgError as error:
             if "is a DICOMDIR" in str(error):

@@ -13,13 +13,13 @@ from pydicom.dataset import Dataset
 from medimg.core.volume import Photometric
 from medimg.core.window import LookupTable, Voi, Window
 from medimg.errors import DecodeError
-from medimg.io.dicom.attributes import code, codes, is_there, number, real, whole
-from medimg.io.dicom.colors import eight_bits, rgb_from_palette, rgb_from_ycc
-from medimg.io.dicom.form import FrameFormat
-from medimg.io.dicom.nuclear import dose_scaling
-from medimg.io.dicom.philips import philips_factor
-from medimg.io.dicom.suv import suv_factor
-from medimg.io.dicom.voi import declared_voi, lookup_table
+from medimg.io.dicom.header.attributes import code, codes, is_there, number, real, whole
+from medimg.io.dicom.header.frame_vectors import dose_scaling
+from medimg.io.dicom.header.image_pixel import FrameFormat
+from medimg.io.dicom.values.photometric import eight_bits, rgb_from_palette, rgb_from_ycc
+from medimg.io.dicom.values.real_world import philips_factor
+from medimg.io.dicom.values.suv import suv_factor
+from medimg.io.dicom.values.voi_lut import declared_voi, lookup_table
 from medimg.io.series import ValueKind
 
 _SIGN = "the codestream is signed, against Pixel Representation: its values are kept"
@@ -224,7 +224,7 @@ def calibrated(
         RT dose its dose. "suv" makes activity concentrations of PET standardized uptake values by body
         weight.
     first_acquired : float, optional
-        When the acquisition of the series began; see :func:`medimg.io.dicom.suv.suv_factor`.
+        When the acquisition of the series began; see :func:`medimg.io.dicom.values.suv.suv_factor`.
 
     Raises
     ------

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from pydicom.uid import UID
 
 from medimg.errors import DecodeError, MissingDependencyError, TruncatedError
-from medimg.io.dicom.codecs import SYNTAXES, decode_frame, refuse_syntax
-from medimg.io.dicom.codestream import codestream_size, j2k_end, read_codestream
-from medimg.io.dicom.frames import FrameFormat, StoredFrames
-from medimg.io.dicom.opening import open_dataset
+from medimg.io.dicom.header.image_pixel import FrameFormat
+from medimg.io.dicom.header.open import open_dataset
+from medimg.io.dicom.pixels._codestream import codestream_size, j2k_end, read_codestream
+from medimg.io.dicom.pixels.codecs import SYNTAXES, decode_frame, refuse_syntax
+from medimg.io.dicom.pixels.frames import StoredFrames
 from tests.dicom_files import make_instance
 from tests.io.encodings import (
     DEFLATED_FRAMES,

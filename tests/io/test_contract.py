@@ -19,7 +19,14 @@ import medimg
 import medimg.testing
 from medimg.errors import MedimgError
 from medimg.io.series import Series
-from medimg.testing import FILE_CHECKS, READER_CHECKS, VOLUME_CHECKS, Reading, check_series, check_volume
+from medimg.testing import (
+    FILE_CHECKS,
+    READER_CHECKS,
+    VOLUME_CHECKS,
+    Reading,
+    check_series,
+    check_volume,
+)
 from medimg.testing.studies import Study, write_dicom
 from tests.conformance import Conformance
 from tests.io.broken_readers import (

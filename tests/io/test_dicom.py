@@ -32,7 +32,7 @@ from medimg.errors import (
     TiltedGantryError,
     TruncatedError,
 )
-from medimg.io.dicom.codestream import codestream_size
+from medimg.io.dicom.pixels._codestream import codestream_size
 from tests.dicom_files import make_instance, stack_pixels, write, write_stack
 
 RNG = np.random.default_rng(3)

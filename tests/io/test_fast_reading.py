@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 import medimg
 from medimg.core.volume import Volume
 from medimg.errors import DecodeError, GeometryError, MedimgError, TruncatedError
-from medimg.io.dicom.reading import StackReader
-from medimg.io.dicom.siblings import Siblings
+from medimg.io.dicom.pixels._single_frame_reader import SingleFrameReader
+from medimg.io.dicom.series.volume_reader import StackReader
 from medimg.io.series import Policies, Series, ValueKind
 from medimg.testing.studies import Study, write_dicom
 from tests.dicom_files import make_instance, write
@@ -282,7 +282,7 @@ def test_usual_files_are_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def none(*_: object, **__: object) -> None:
         raise AssertionError("pydicom parses a file")
 
-    monkeypatch.setattr("medimg.io.dicom.opened.open_dataset", none)
+    monkeypatch.setattr("medimg.io.dicom.pixels._parsed_file.open_dataset", none)
     series.read()
     list(series.pieces(4))
 
@@ -343,7 +343,7 @@ def test_a_reader_of_one_file_is_not_one_of_another(tmp_path: Path) -> None:
     second = write_series(
         tmp_path / "b", pictures(2, 0, 1000), lambda ds, n: setattr(ds, "RescaleIntercept", "-1000")
     )
-    known = Siblings("auto", None)
+    known = SingleFrameReader("auto", None)
     found = []
     for series in (first, second):
         loaded = known.load(plan_of(series).first.instance)

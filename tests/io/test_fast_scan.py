@@ -21,14 +21,14 @@ from pydicom.uid import UID, ImplicitVRLittleEndian
 
 import medimg
 from medimg.errors import MedimgError
-from medimg.io.blob import Blob
-from medimg.io.dicom import collect
-from medimg.io.dicom.attributes import quiet_pydicom
-from medimg.io.dicom.collect import collected
-from medimg.io.dicom.header import HEADER_TAGS, Instance, read_instance
-from medimg.io.dicom.opening import open_dataset, tags_of
-from medimg.io.dicom.outline import UnusualHeaderError, dataset_of, outline_of
-from medimg.io.starts import Starts
+from medimg.io.dicom.header.attributes import quiet_pydicom
+from medimg.io.dicom.header.elements import UnusualHeaderError, dataset_of, element_offsets
+from medimg.io.dicom.header.instance import HEADER_TAGS, Instance, read_instance
+from medimg.io.dicom.header.open import open_dataset, tags_of
+from medimg.io.dicom.scanning import block_scan
+from medimg.io.dicom.scanning.block_scan import scan_blocks
+from medimg.io.files.blob import Blob
+from medimg.io.files.prefetch import FileHeads
 from medimg.testing import strategies, studies
 from tests.dicom_files import make_instance, write
 from tests.io.plain_scan import differences, parsed_header, plain_scan
@@ -39,13 +39,13 @@ DATA_SETS = ("dicom_misc", "dicom_qa", "malformed", "cls/covid_ct_md_dev")
 
 def parsed(name: str) -> Instance:
     """Return what pydicom makes of the header of a file."""
-    with patch("medimg.io.dicom.header.open_header", parsed_header):
+    with patch("medimg.io.dicom.header.instance.open_header", parsed_header):
         return read_instance(Blob(name))
 
 
 def check(names: list[str], *, workers: int | None = None) -> int:
     """Compare what is collected with each file read by itself; return how many took the fast way."""
-    alike, rest = collected(names, workers=workers)
+    alike, rest = scan_blocks(names, workers=workers)
     taken = [n for files in alike for n in files.indices]
     assert sorted(taken + rest) == list(range(len(names)))
     for files in alike:
@@ -84,7 +84,7 @@ def siblings(folder: Path, count: int = 8, *, syntax: str | None = None, **attri
 def test_siblings_are_read_without_a_parser(tmp_path: Path, syntax: str | None) -> None:
     names = siblings(tmp_path, syntax=syntax)
     assert check(names) == len(names)
-    alike, _ = collected(names)
+    alike, _ = scan_blocks(names)
     assert len(alike) == 1
     index = medimg.scan(tmp_path)
     assert index[0].shape == (1, 8, 4, 4)
@@ -150,7 +150,7 @@ def test_odd_values_of_some_files_go_through_the_parser(tmp_path: Path, name: st
     names = siblings(tmp_path)
     for number in (2, 5):
         data = Path(names[number]).read_bytes()
-        outline = outline_of(data)
+        outline = element_offsets(data)
         element = next(e for e in outline.elements if e.tag == tag_for_keyword(keyword))
         changed = data[: element.at] + data[element.at : element.at + 6]
         changed += struct.pack("<H", len(value)) + value + data[element.value + element.length :]
@@ -203,7 +203,7 @@ def test_many_layouts(tmp_path: Path) -> None:
                 block.add_new(bit, "LO", f"value {bit}")
         names.append(str(write(ds, tmp_path / f"{n}.dcm")))
     assert check(names * 3) == 180
-    assert len(collected(names)[0]) == 1
+    assert len(scan_blocks(names)[0]) == 1
 
 
 def test_what_is_no_usual_file_is_left(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_what_is_no_usual_file_is_left(tmp_path: Path) -> None:
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
         others.append(str(tmp_path / "pipe"))
-    alike, rest = collected([others[0], *names, *others[1:], "null\0character"])
+    alike, rest = scan_blocks([others[0], *names, *others[1:], "null\0character"])
     assert [len(files.names) for files in alike] == [8]
     assert rest == [0, *range(9, 9 + len(others))]
 
@@ -225,10 +225,10 @@ def test_a_file_that_ends_early_is_not_taken_for_its_neighbor(tmp_path: Path) ->
     """A block is used again: behind the end of a short file lie the bytes of another."""
     names = siblings(tmp_path)
     whole = Path(names[3]).read_bytes()
-    end = outline_of(whole).pixels.at
+    end = element_offsets(whole).pixels.at
     for count in range(130, end + 1, 7):
         Path(names[3]).write_bytes(whole[:count])
-        alike, rest = collected(names)
+        alike, rest = scan_blocks(names)
         assert rest == [3], count
         assert sum(len(files.names) for files in alike) == 7
 
@@ -244,7 +244,7 @@ def test_slow_files_are_asked_for_ahead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: tuple[str, ...]
 ) -> None:
     for name in limits:
-        monkeypatch.setattr(f"medimg.io.starts.{name}", 0.0)
+        monkeypatch.setattr(f"medimg.io.files.prefetch.{name}", 0.0)
     names = [*siblings(tmp_path), str(tmp_path / "absent"), str(tmp_path)] * 90
     taken = check(names)
     assert taken == 720
@@ -254,7 +254,7 @@ def test_blocks_of_starts(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"a" * 100)
     (tmp_path / "b").write_bytes(b"b" * 5)
     names = [str(tmp_path / name) for name in ("a", "absent", "b")]
-    with Starts(width=16) as starts:
+    with FileHeads(width=16) as starts:
         read, counts = starts.read(names)
         assert counts.tolist() == [16, 0, 5]
         assert read[0].tobytes() == b"a" * 16
@@ -284,7 +284,7 @@ def test_any_byte_may_differ(eight: list[str], where: float, value: int, data: s
     at = 128 + int(where * (len(before) - 129))
     try:
         name.write_bytes(before[:at] + bytes([value]) + before[at + 1 :])
-        alike, rest = collected(eight)
+        alike, rest = scan_blocks(eight)
         for files in alike:
             for row, path in enumerate(files.names):
                 assert files.instance(row) == parsed(path)
@@ -304,7 +304,7 @@ def test_real_trees_give_the_same_series(real_data: Path, part: str) -> None:
     for folder in sorted(p for p in (real_data / part).iterdir() if p.is_dir()):
         index = medimg.scan(folder)
         wrong += differences(index, plain_scan(folder))
-        alike, _ = collected([str(p) for p in dicom_files(folder)])
+        alike, _ = scan_blocks([str(p) for p in dicom_files(folder)])
         fast += sum(len(files.names) for files in alike)
     assert wrong == []
     assert fast >= {"dicom_misc": 250, "dicom_qa": 1400, "malformed": 80}.get(part, 40)
@@ -317,7 +317,7 @@ def test_a_data_set_of_an_outline_is_that_of_the_parser(real_data: Path, part: s
     for path in list(dicom_files(real_data / part))[::3]:
         head = path.read_bytes()[:65536]
         try:
-            found = dataset_of(outline_of(head), head, HEADER_TAGS)
+            found = dataset_of(element_offsets(head), head, HEADER_TAGS)
             expected = open_dataset(path, tags=tags_of(*HEADER_TAGS))
         except (UnusualHeaderError, MedimgError):
             continue
@@ -332,7 +332,7 @@ def test_a_data_set_of_an_outline_is_that_of_the_parser(real_data: Path, part: s
 
 
 def test_what_is_tried_is_bounded() -> None:
-    assert collect._MOST_TRIED <= 8
+    assert block_scan._MOST_TRIED <= 8
 
 
 def test_a_header_of_countless_elements_is_left_to_the_parser() -> None:
@@ -340,6 +340,6 @@ def test_a_header_of_countless_elements_is_left_to_the_parser() -> None:
     meta = b"\x02\x00\x10\x00UI\x14\x00" + b"1.2.840.10008.1.2.1\0"
     many = b"".join(struct.pack("<HH2sH", 9 + 2 * (n >> 16), n & 0xFFFF, b"LO", 0) for n in range(70_000))
     pixels = b"\xe0\x7f\x10\x00OW\0\0\x02\0\0\0\0\0"
-    assert outline_of(bytes(128) + b"DICM" + meta + many[:80_000] + pixels).pixels.length == 2
+    assert element_offsets(bytes(128) + b"DICM" + meta + many[:80_000] + pixels).pixels.length == 2
     with pytest.raises(UnusualHeaderError):
-        outline_of(bytes(128) + b"DICM" + meta + many + pixels)
+        element_offsets(bytes(128) + b"DICM" + meta + many + pixels)

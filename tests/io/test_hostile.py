@@ -24,8 +24,8 @@ from PIL import Image
 
 import medimg
 from medimg.errors import DecodeError, MedimgError, MedimgWarning, ReadError
-from medimg.io.dicom.codestream import codestream_size
-from medimg.io.dicom.colors import expand_segments
+from medimg.io.dicom.pixels._codestream import codestream_size
+from medimg.io.dicom.values.photometric import expand_segments
 from medimg.io.read import find_series
 from tests.dicom_files import make_instance, stack_pixels, write, write_stack
 
@@ -411,6 +411,6 @@ def test_no_memory_is_an_error_that_says_so(tmp_path: Path, monkeypatch: pytest.
     def none(*_: Any, **__: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("medimg.io.dicom.reading.FrameReader.read", none)
+    monkeypatch.setattr("medimg.io.dicom.series.volume_reader.FrameReader.read", none)
     with pytest.raises(ReadError, match="no memory"):
         series.read()

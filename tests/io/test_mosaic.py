@@ -23,9 +23,9 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.sequence import Sequence
 
 from medimg.errors import DecodeError, GeometryError, MedimgError
-from medimg.io.dicom.csa import csa_fields
-from medimg.io.dicom.mosaic import MOSAIC_TAGS, Mosaic, mosaic_of
-from medimg.io.dicom.opening import tags_of
+from medimg.io.dicom.header._siemens_csa import csa_fields
+from medimg.io.dicom.header.mosaic import MOSAIC_TAGS, Mosaic, mosaic_of
+from medimg.io.dicom.header.open import tags_of
 from tests.dicom_files import make_instance, write
 
 with warnings.catch_warnings():

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from pydicom.uid import UID
 
 from medimg.errors import DecodeError, NotAnImageError, TruncatedError
-from medimg.io.dicom.frames import FrameFormat, StoredFrames
-from medimg.io.dicom.native import NativeFrames
-from medimg.io.dicom.opening import open_dataset
+from medimg.io.dicom.header.image_pixel import FrameFormat
+from medimg.io.dicom.header.open import open_dataset
+from medimg.io.dicom.pixels._native import NativeFrames
+from medimg.io.dicom.pixels.frames import StoredFrames
 from tests.dicom_files import make_instance
 from tests.io.encodings import (
     BUNDLED,

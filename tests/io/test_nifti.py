@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 
 import medimg
 from medimg.core import geometry
-from medimg.errors import DecodeError, GeometryError, MedimgError, NotAnImageError, ReadError, TruncatedError
+from medimg.errors import (
+    DecodeError,
+    GeometryError,
+    MedimgError,
+    NotAnImageError,
+    ReadError,
+    TruncatedError,
+)
 from tests.io.volumes import SIGNS, affines, arrays, assert_same
 
 AFFINE = np.array([[0.6, 0, 0, -10], [0, 0.8, 0, -20], [0, 0, 2.5, 5], [0, 0, 0, 1.0]])

@@ -13,12 +13,12 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import Tag
 
 from medimg.errors import MedimgError
-from medimg.io.dicom.attributes import quiet_pydicom
-from medimg.io.dicom.calibration import calibrated
-from medimg.io.dicom.form import frame_count, frame_format
-from medimg.io.dicom.opening import open_dataset
-from medimg.io.dicom.siblings import read_tags
-from medimg.io.dicom.values import meaning_of
+from medimg.io.dicom.header.attributes import quiet_pydicom
+from medimg.io.dicom.header.image_pixel import frame_count, frame_format
+from medimg.io.dicom.header.open import open_dataset
+from medimg.io.dicom.pixels._single_frame_reader import read_tags
+from medimg.io.dicom.values.modality_lut import modality_transform
+from medimg.io.dicom.values.real_world import apply_real_world_scale
 from medimg.io.series import ValueKind
 from tests.dicom_files import make_instance
 
@@ -63,8 +63,8 @@ def asked_of(dataset: Dataset, kind: ValueKind) -> set[int]:
             form = frame_format(recording)
             frame_count(recording)
             for dtype in {form.dtype, np.dtype("i2"), np.dtype("f4"), np.dtype("f8")}:
-                meaning = meaning_of(recording, form, dtype, is_rgb=False)
-                calibrated(recording, meaning, kind)
+                meaning = modality_transform(recording, form, dtype, is_rgb=False)
+                apply_real_world_scale(recording, meaning, kind)
         except MedimgError:
             pass
         # damaged attributes raise anything when they are used

@@ -11,7 +11,7 @@ import SimpleITK as sitk  # noqa: N813  # the name that its users know
 
 import medimg
 from medimg.errors import MedimgError, MedimgWarning
-from medimg.io.dicom.header import read_instance
+from medimg.io.dicom.header.instance import read_instance
 
 # Where the independent reader gives other values on purpose or by mistake, and why
 KNOWN_DIFFERENCES = {

@@ -20,16 +20,16 @@ from medimg.core.display import choose_voi, render
 from medimg.core.volume import Volume
 from medimg.core.window import LookupTable, Voi, VoiFunction, Window
 from medimg.errors import PreprocessError, ReadError
-from medimg.io.dicom.attributes import quiet_pydicom
-from medimg.io.dicom.frames import StoredFrames
-from medimg.io.dicom.opening import open_dataset
-from medimg.io.dicom.values import SliceValues, slice_values
-from medimg.io.dicom.views import FrameViews
-from medimg.prep.recipe import Preprocess
+from medimg.io.dicom.header.attributes import quiet_pydicom
+from medimg.io.dicom.header.functional_groups import FrameViews
+from medimg.io.dicom.header.open import open_dataset
+from medimg.io.dicom.pixels.frames import StoredFrames
+from medimg.io.dicom.values.modality_lut import SliceValues, slice_values
+from medimg.preprocessing.preprocess import Preprocess
 from tests.conformance import Conformance
 from tests.dicom_files import make_instance, write
 from tests.io.independent import dcmtk
-from tests.io.test_pixels import opened, parts
+from tests.io.test_frame_reader import opened, parts
 
 #: Where dcmtk gives another picture, and why; see DIFFERENT in test_pixels.py.
 KNOWN_DIFFERENCES = {

@@ -20,13 +20,12 @@ from pydicom.dataelem import RawDataElement
 
 import medimg
 from medimg.errors import DecodeError, NotAnImageError, ReadError, TruncatedError
-from medimg.io import saved
-from medimg.io.blob import Blob
-from medimg.io.dicom.outline import Element, UnusualHeaderError, dataset_of, outline_of
-from medimg.io.dicom.segments import Segments
-from medimg.io.dicom.siblings import Siblings
-from medimg.io.dicom.walking import Walker
-from medimg.io.identify import Failed, inspect
+from medimg.io import _scan_index
+from medimg.io._detect import Unreadable, inspect
+from medimg.io.dicom.header.elements import Element, UnusualHeaderError, dataset_of, element_offsets
+from medimg.io.dicom.pixels._single_frame_reader import PixelSegments, SingleFrameReader
+from medimg.io.dicom.scanning.header_template import HeaderTemplateWalker
+from medimg.io.files.blob import Blob
 from tests.dicom_files import write_stack
 from tests.io.plain_scan import differences, plain_scan
 from tests.io.test_fast_reading import compare, pictures, plan_of, write_series
@@ -41,7 +40,7 @@ def age(root: Path) -> None:
 
 
 def element(data: bytes, keyword: str) -> Element:
-    return next(e for e in outline_of(data).elements if e.tag == tag_for_keyword(keyword))
+    return next(e for e in element_offsets(data).elements if e.tag == tag_for_keyword(keyword))
 
 
 def changed(path: str | Path, change: Callable[[bytes], bytes]) -> None:
@@ -63,7 +62,7 @@ def test_a_group_length_that_the_parser_refuses(tmp_path: Path, chosen: tuple[in
     assert len(index.skipped) == len(chosen)
     assert differences(index, plain_scan(tmp_path)) == []
     with pytest.raises(UnusualHeaderError):
-        Walker({0x00280010}).header_of(Path(names[chosen[0]]).read_bytes())
+        HeaderTemplateWalker({0x00280010}).header_of(Path(names[chosen[0]]).read_bytes())
 
 
 def test_a_character_set_that_is_no_text(tmp_path: Path) -> None:
@@ -76,7 +75,7 @@ def test_a_character_set_that_is_no_text(tmp_path: Path) -> None:
     changed(names[5], other)
     data = Path(names[5]).read_bytes()
     with pytest.raises(UnusualHeaderError):
-        dataset_of(outline_of(data), data, ())
+        dataset_of(element_offsets(data), data, ())
     assert differences(medimg.scan(tmp_path), plain_scan(tmp_path)) == []
 
 
@@ -102,18 +101,18 @@ def test_no_more_is_read_ahead_than_a_header(tmp_path: Path, monkeypatch: pytest
     with Path(series.files[4]).open("ab") as file:
         file.write(b"\xfc\xff\xfc\xffOB\0\0" + struct.pack("<I", 3 * 2**20) + bytes(3 * 2**20))
     most: list[int] = []
-    plain, both = Segments.read, Segments.read_both
+    plain, both = PixelSegments.read, PixelSegments.read_both
 
-    def read(self: Segments, offset: int, length: int) -> bytes:
+    def read(self: PixelSegments, offset: int, length: int) -> bytes:
         most.append(length)
         return plain(self, offset, length)
 
-    def read_both(self: Segments, length: int, array: Any) -> bytes:
+    def read_both(self: PixelSegments, length: int, array: Any) -> bytes:
         most.append(length)
         return both(self, length, array)
 
-    monkeypatch.setattr(Segments, "read", read)
-    monkeypatch.setattr(Segments, "read_both", read_both)
+    monkeypatch.setattr(PixelSegments, "read", read)
+    monkeypatch.setattr(PixelSegments, "read_both", read_both)
     assert not compare(series)
     assert max(most) <= 2**20
 
@@ -125,7 +124,7 @@ def test_a_compressed_file_with_much_behind_its_picture(tmp_path: Path) -> None:
     series = write_series(tmp_path, pictures(3, 0, 1000), change)
     with Path(series.files[1]).open("ab") as file:
         file.write(b"\xfc\xff\xfc\xffOB\0\0" + struct.pack("<I", 2**21) + bytes(2**21))
-    known = Siblings("auto", None)
+    known = SingleFrameReader("auto", None)
     frames = plan_of(series).channels[0]
     assert [known.load(frame.instance) is None for frame in frames] == [False, True, False]
     assert not compare(series)
@@ -193,9 +192,9 @@ def test_what_the_system_refused_is_tried_again(tmp_path: Path, monkeypatch: pyt
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", refused)
-        patch.setattr("medimg.io.starts._opened", lambda name: -1)
+        patch.setattr("medimg.io.files.prefetch._opened", lambda name: -1)
         found = inspect(Blob(str(tree / "000.dcm")))
-        assert isinstance(found, Failed)
+        assert isinstance(found, Unreadable)
         assert not found.lasts
         assert len(medimg.scan(tree, index=path)) == 0
     assert len(medimg.scan(tree, index=path)) == 1
@@ -206,7 +205,7 @@ def test_errors_of_many_files_keep_none_of_them_in_memory(tmp_path: Path) -> Non
     (tmp_path / "cut").write_bytes(bytes(128) + b"DICM\x08\0\x05\0CS" + b"x" * 50000)
     for name, kind in (("text", NotAnImageError), ("cut", ReadError)):
         found = inspect(Blob(str(tmp_path / name)))
-        assert isinstance(found, Failed)
+        assert isinstance(found, Unreadable)
         assert isinstance(found.error, kind)
         assert found.error.__traceback__ is None
         assert found.error.__context__ is None
@@ -245,7 +244,7 @@ def test_an_index_is_written_only_where_something_is_new(
     def none(*_: object) -> None:
         raise AssertionError("the index is written")
 
-    monkeypatch.setattr(saved.SavedIndex, "save", none)
+    monkeypatch.setattr(_scan_index.SavedIndex, "save", none)
     assert len(medimg.scan(tree, index=tmp_path / "index")) == 2
 
 
@@ -253,7 +252,7 @@ def test_views_leave_private_elements_as_they_are() -> None:
     from pydicom.dataset import Dataset
     from pydicom.tag import Tag
 
-    from medimg.io.dicom.views import FrameViews
+    from medimg.io.dicom.header.functional_groups import FrameViews
 
     dataset = Dataset()
     dataset.add_new(0x00290010, "LO", "SIEMENS MEDCOM HEADER")
@@ -265,7 +264,7 @@ def test_views_leave_private_elements_as_they_are() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_process_is_not_quiet_for_threads_it_does_not_have() -> None:
-    from medimg.io.dicom.attributes import quiet_pydicom
+    from medimg.io.dicom.header.attributes import quiet_pydicom
 
     filters = list(warnings.filters)
     with quiet_pydicom():

@@ -23,16 +23,11 @@ from PIL import Image
 from pydicom.fileset import FileSet
 
 import medimg
-from medimg.errors import (
-    AmbiguousSeriesError,
-    MedimgError,
-    MedimgWarning,
-    NotAnImageError,
-    ReadError,
-)
-from medimg.io.blob import Archive, Blob, zip_members
+from medimg.errors import AmbiguousSeriesError, MedimgError, MedimgWarning, NotAnImageError, ReadError
+from medimg.io.files.blob import Blob, zip_members
+from medimg.io.files.zip_archive import Archive
 from tests.dicom_files import make_instance, stack_pixels, write, write_stack
-from tests.learn.fakes import classifier
+from tests.models.fakes import classifier
 
 POSITIONS = [0.0, 2.0, 4.0, 6.0]
 

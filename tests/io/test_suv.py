@@ -15,9 +15,9 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from medimg.errors import ReadError
-from medimg.io.dicom.attributes import quiet_pydicom
-from medimg.io.dicom.opening import tags_of
-from medimg.io.dicom.suv import SUV_TAGS, acquired_at, suv_factor
+from medimg.io.dicom.header.attributes import quiet_pydicom
+from medimg.io.dicom.header.open import tags_of
+from medimg.io.dicom.values.suv import SUV_TAGS, acquired_at, suv_factor
 
 HALF_LIFE = 6586.2
 DOSE = 370e6

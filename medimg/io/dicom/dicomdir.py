@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Final
 
 from pydicom.multival import MultiValue
 
-from medimg.core.report import Skipped
+from medimg.core.read_report import Skipped
 from medimg.errors import ReadError
-from medimg.io.blob import Blob
-from medimg.io.dicom.attributes import items, quiet_pydicom, value
-from medimg.io.dicom.header import open_dataset
+from medimg.io.dicom.header.attributes import items, quiet_pydicom, value
+from medimg.io.dicom.header.open import open_dataset
+from medimg.io.files.blob import Blob
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -1,0 +1,101 @@
+"""Training on pictures that are changed against the model, within bounds that no eye notices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from medimg._validation import check_count, check_positive
+from medimg.adapt.base import Adaptation, Images
+from medimg.errors import TrainingError
+
+if TYPE_CHECKING:
+    from medimg.adapt.base import LossOf
+    from medimg.preprocessing.preprocess import Preprocess
+
+__all__ = ["PGD"]
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class PGD(Adaptation):
+    """
+    Adversarial training by projected gradient descent (Madry et al., ICLR 2018).
+
+    Each picture is changed in a few steps along the sign of the gradient of its loss, from a random start, by
+    no more than `epsilon` in any pixel; the model is trained on the result. Pictures stay within black and
+    white, and gray where the recipe repeats one channel.
+
+    Parameters
+    ----------
+    epsilon : float
+        The largest change of a pixel, in units of the picture: black is 0, white is 1.
+    step : float, optional
+        Length of a step; by default ``2.5 epsilon / steps``, the rule of the paper's CIFAR attacks.
+    steps : int
+        How many.
+    share : float
+        Share of the batch that is changed, 0 to 1; drawn at random.
+
+    Raises
+    ------
+    TrainingError
+        If a setting is unsound.
+
+    Examples
+    --------
+    >>> PGD(epsilon=4 / 255, share=0.5)
+    PGD(epsilon=0.01568627450980392, step=None, steps=3, share=0.5)
+    """
+
+    epsilon: float = 2 / 255
+    step: float | None = None
+    steps: int = 3
+    share: float = 1.0
+    target: Images | None = field(default=None, init=False)
+    moves_backbone: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_positive(self, epsilon=self.epsilon, share=self.share)
+        check_count(self, steps=self.steps)
+        if self.step is not None:
+            check_positive(self, step=self.step)
+        if self.share > 1 or self.epsilon > 1:
+            raise TrainingError(
+                f"epsilon and share of PGD are at most 1; found {self.epsilon!r} and {self.share!r}"
+            )
+
+    def perturb(self, images: Tensor, loss_of: LossOf, recipe: Preprocess) -> Tensor:
+        """
+        Return pictures changed against the model; see :class:`Adaptation`.
+
+        Randomness is torch's global one. No gradient stays in the model's parameters.
+        """
+        chosen = torch.rand(len(images)) < self.share
+        if not bool(chosen.any()):
+            return images
+        mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (recipe.mean, recipe.std))
+        pictures = (images.detach() * std + mean).clamp(0.0, 1.0)
+        gray = recipe.channels == "repeat"
+        shape = (*images.shape[:-3], 1, *images.shape[-2:]) if gray else images.shape
+        where = chosen.to(images.device).view(-1, *[1] * (images.ndim - 1))
+        change = torch.rand(shape).mul_(2.0).sub_(1.0).mul_(self.epsilon).to(images) * where
+        length = self.step if self.step is not None else 2.5 * self.epsilon / self.steps
+        for _ in range(self.steps):
+            uphill = _ascent(pictures, change, loss_of, (mean, std))
+            change = (change + length * uphill).clamp(-self.epsilon, self.epsilon) * where
+        changed = ((pictures + change).clamp(0.0, 1.0) - mean) / std
+        return torch.where(where, changed, images).detach()
+
+
+def _ascent(pictures: Tensor, change: Tensor, loss_of: LossOf, scale: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the sign of the gradient of the loss by the change, which may be one for all channels."""
+    mean, std = scale
+    with torch.enable_grad():
+        inputs = (((pictures + change).clamp(0.0, 1.0) - mean) / std).requires_grad_(True)
+        # in half precision, the gradient of a mean over the batch would lose digits
+        (gradient,) = torch.autograd.grad(loss_of(inputs) * len(inputs), inputs)
+    by_channel: Tensor = gradient / std
+    return by_channel.sum_to_size(change.shape).sign()

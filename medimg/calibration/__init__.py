@@ -1,0 +1,1 @@
+"""Calibrated probabilities, thresholds, prediction sets and out-of-distribution scores."""

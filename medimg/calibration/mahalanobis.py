@@ -1,0 +1,180 @@
+"""How far an embedding is from those of the training data: Mahalanobis distances."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+
+from medimg.errors import CheckpointError, TrainingError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+__all__ = ["MahalanobisDetector"]
+
+_MOST_AXES: Final = 256
+_KNOTS: Final = 256
+_FEWEST: Final = 10
+
+_Floats = np.ndarray[Any, np.dtype[np.float32]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MahalanobisDetector:
+    """
+    Means of the classes and one covariance of all, and the distances that held-out images have from them.
+
+    Attributes
+    ----------
+    means : numpy.ndarray
+        (C, F) float32.
+    axes : numpy.ndarray
+        (R, F) float32, R at most 256: the directions of the greatest variance within the classes.
+    variances : numpy.ndarray
+        (R + 1,) float32: along each, and last that of every other direction.
+    knots : numpy.ndarray
+        (Q,) float32, ascending: quantiles of the distances of the held-out images.
+
+    Notes
+    -----
+    Lee et al., A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial Attacks,
+    NeurIPS 2018: the squared Mahalanobis distance from the nearest class mean, with a covariance common to
+    all classes; of several labels at once, from the mean of all. The covariance is shrunk as Ledoit and Wolf
+    (2004) have it, and the variances beyond the first R are replaced by their mean, so that directions in
+    which the training data hardly vary count, too.
+    """
+
+    means: _Floats = field(repr=False)
+    axes: _Floats = field(repr=False)
+    variances: _Floats = field(repr=False)
+    knots: _Floats = field(repr=False)
+
+    @classmethod
+    def fit(
+        cls,
+        embeddings: NDArray[np.float32],
+        groups: NDArray[np.int64],
+        held_out: NDArray[np.float32],
+    ) -> MahalanobisDetector:
+        """
+        Describe embeddings.
+
+        Parameters
+        ----------
+        embeddings : numpy.ndarray
+            (n, F) of the training data.
+        groups : numpy.ndarray
+            (n,) class of each. Classes with a single row give no mean: it would be that image.
+        held_out : numpy.ndarray
+            (m, F) of like images that were not trained on.
+
+        Raises
+        ------
+        TrainingError
+            If there are fewer than ten rows on either side.
+        """
+        if min(len(embeddings), len(held_out)) < _FEWEST:
+            raise TrainingError(
+                f"what is usual can't be told from {len(embeddings)} training and {len(held_out)} validation "
+                f"images: at least {_FEWEST} of each are needed; leave train="
+            )
+        kept = [rows for group in np.unique(groups) if len(rows := embeddings[groups == group]) > 1]
+        kept = [rows.astype(np.float64) for rows in kept] or [embeddings.astype(np.float64)]
+        means = np.stack([rows.mean(axis=0) for rows in kept])
+        centered = np.concatenate([rows - mean for rows, mean in zip(kept, means, strict=True)])
+        axes, variances = _covariance(centered)
+        rough = cls(means.astype(np.float32), axes, variances, np.zeros(0, np.float32))
+        distances = np.sort(rough.distances(held_out))
+        # quantiles, not the distances themselves, where there are many
+        ranks = np.linspace(0, 1, min(len(distances), _KNOTS))
+        knots = np.quantile(distances, ranks).astype(np.float32)
+        return cls(rough.means, axes, variances, knots)
+
+    def distances(self, embeddings: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Return squared Mahalanobis distances from the nearest mean: (n,) for (n, F)."""
+        rows = embeddings.astype(np.float64)
+        axes, rest = self.axes.astype(np.float64), float(self.variances[-1])
+        gains = 1.0 / self.variances[:-1].astype(np.float64) - 1.0 / rest
+        found = np.full(len(rows), np.inf)
+        for mean in self.means.astype(np.float64):
+            apart = rows - mean
+            along = apart @ axes.T
+            found = np.minimum(found, (apart**2).sum(axis=1) / rest + (along**2) @ gains)
+        return found
+
+    def percentiles(self, embeddings: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Return which share of the held-out images is nearer than each: (n,) from 0 to 1."""
+        distances = self.distances(embeddings)
+        shares = np.interp(distances, self.knots.astype(np.float64), np.linspace(0, 1, len(self.knots)))
+        return np.asarray(np.where(np.isfinite(distances), shares, 1.0))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the arrays, as a file holds them."""
+        return {one.name: torch.from_numpy(getattr(self, one.name)) for one in fields(self)}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], features: int) -> MahalanobisDetector:
+        """
+        Take them from a file.
+
+        Raises
+        ------
+        CheckpointError
+            If they don't fit each other, or embeddings of so many features.
+        """
+        names = [one.name for one in fields(cls)]
+        found = [tensors.get(name) for name in names]
+        shapes = [None if t is None or t.dtype != torch.float32 else tuple(t.shape) for t in found]
+        means, axes, variances, knots = shapes
+        sound = (
+            means is not None and axes is not None and variances is not None and knots is not None
+            and len(means) == 2 and means[0] > 0 and means[1] == features
+            and len(axes) == 2 and axes[1] == features and axes[0] <= _MOST_AXES
+            and variances == (axes[0] + 1,) and len(knots) == 1 and 2 <= knots[0] <= _KNOTS
+            and tensors.keys() == set(names)
+        )  # fmt: skip
+        values = [t for t in found if t is not None]
+        if not sound or not all(bool(t.isfinite().all()) for t in values):
+            raise CheckpointError(
+                f"the statistics of embeddings have shapes {shapes} for {features} features"
+            )
+        if not bool((values[2] > 0).all()) or not bool((values[3].diff() >= 0).all()):
+            raise CheckpointError("the statistics of embeddings have variances that are not positive")
+        return cls(*(t.numpy() for t in values))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, MahalanobisDetector):
+            return NotImplemented
+        return all(np.array_equal(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+
+    __hash__ = None  # type: ignore[assignment]  # it holds arrays
+
+    def __repr__(self) -> str:
+        (groups, features), axes = self.means.shape, len(self.axes)
+        return f"Outliers({groups} means of {features} features, {axes} axes)"
+
+
+def _covariance(centered: NDArray[np.float64]) -> tuple[_Floats, _Floats]:
+    """Return axes and variances of a shrunk covariance."""
+    from sklearn.covariance import ledoit_wolf_shrinkage
+    from sklearn.decomposition import PCA
+
+    n, features = centered.shape
+    total = float((centered**2).sum() / n)
+    if not total > 0:
+        raise TrainingError("all embeddings of a class are the same: the network tells no image from another")
+    shrinkage = float(ledoit_wolf_shrinkage(centered, assume_centered=True))
+    count = min(_MOST_AXES, n - 1, features)
+    solver = "full" if min(n, features) <= 2 * _MOST_AXES else "randomized"
+    found = PCA(count, svd_solver=solver, random_state=0).fit(centered)
+    along = (found.singular_values_**2) / n
+    rest = max(total - float(along.sum()), 0.0) / max(features - count, 1)
+    variances = (1 - shrinkage) * np.append(along, rest) + shrinkage * total / features
+    floor = 1e-6 * total / features
+    return found.components_.astype(np.float32), np.maximum(variances, floor).astype(np.float32)

@@ -1,0 +1,231 @@
+"""Numbered pieces of work on several threads, with the errors of one."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Sized
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from itertools import islice
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+from medimg.errors import PreprocessError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Sequence
+    from concurrent.futures import Future
+    from contextlib import AbstractContextManager
+
+__all__ = ["available_cores", "ordered_map", "parallel_for", "worker_count"]
+
+_Task = TypeVar("_Task")
+
+#: How often each thread comes back for more: seldom enough to cost nothing, often enough to end together.
+_SHARES: Final = 8
+_MOST_AT_ONCE: Final = 8
+
+
+def available_cores() -> int:
+    """
+    Return how many threads are of use: the cores that this process may run on.
+
+    In a worker process of `multiprocessing`, such as a `DataLoader` starts, that is 1: its siblings have the
+    other cores.
+
+    Examples
+    --------
+    >>> available_cores() >= 1
+    True
+    """
+    if multiprocessing.parent_process() is not None:
+        return 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def parallel_for(
+    tasks: Sequence[_Task],
+    do: Callable[[_Task], bool],
+    *,
+    workers: int,
+    within: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> None:
+    """
+    Do each task, on several threads, and raise the error that doing them one by one would.
+
+    Parameters
+    ----------
+    tasks : sequence
+        In the order in which they would be done.
+    do : callable
+        Does a task; False stops them all, so that some are not done.
+    workers : int
+        The most threads, this one included.
+    within : callable
+        Makes a context, which each thread enters once, and does its tasks in.
+
+    Raises
+    ------
+    BaseException
+        Of the first task that raises any; those after it may not be done.
+
+    Examples
+    --------
+    >>> found = [0] * 5
+    >>> def square(n: int) -> bool:
+    ...     found[n] = n * n
+    ...     return True
+    >>> parallel_for(range(5), square, workers=2)
+    >>> found
+    [0, 1, 4, 9, 16]
+    """
+    workers = min(workers, len(tasks))
+    if workers <= 1:
+        with within():
+            for task in tasks:
+                if not do(task):
+                    return
+        return
+    run = _SharedTasks(tasks, do, workers)
+
+    def work() -> None:
+        with within():
+            run.work()
+
+    with ThreadPoolExecutor(workers - 1) as pool:
+        for _ in range(workers - 1):
+            pool.submit(work)
+        try:
+            work()
+        except BaseException:
+            run.stop()
+            raise
+    if run.error is not None:
+        raise run.error
+
+
+class _SharedTasks(Generic[_Task]):
+    """Tasks that several threads take, a few neighbors at a time."""
+
+    def __init__(self, tasks: Sequence[_Task], do: Callable[[_Task], bool], workers: int) -> None:
+        self._do = do
+        self._tasks = tasks
+        self._lock = threading.Lock()
+        self._step = min(_MOST_AT_ONCE, max(1, len(tasks) // (workers * _SHARES)))
+        self._next = 0
+        self._end = len(tasks)
+        self.error: BaseException | None = None
+
+    def work(self) -> None:
+        """Take tasks until there are none, or one before them failed."""
+        while True:
+            with self._lock:
+                start = self._next
+                self._next += self._step
+            for place in range(start, start + self._step):
+                if place >= self._end or not self._done(place):
+                    return
+
+    def _done(self, place: int) -> bool:
+        try:
+            goes_on = self._do(self._tasks[place])
+        except BaseException as error:  # the thread that waits raises it
+            with self._lock:
+                if place < self._end:
+                    self._end, self.error = place, error
+            return False
+        if not goes_on:
+            with self._lock:
+                if place < self._end:
+                    # what a later one raised, one by one would not have come to
+                    self._end, self.error = place, None
+        return goes_on
+
+    def stop(self) -> None:
+        """Leave what has not been begun."""
+        self._end = 0
+
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def worker_count(workers: int | None) -> int:
+    """
+    Return how many threads to work with.
+
+    Raises
+    ------
+    PreprocessError
+        If it is no positive number.
+    """
+    if workers is None:
+        return available_cores()
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise PreprocessError(
+            f"workers is a positive number of threads, or None for all cores; found {workers!r}"
+        )
+    return workers
+
+
+def ordered_map(
+    work: Callable[[_Item], _Result],
+    items: Iterable[_Item],
+    workers: int | None = None,
+    *,
+    initializer: Callable[[int], Callable[[], object]] | None = None,
+) -> Generator[_Result]:
+    """
+    Yield the results of some work in the order of its items.
+
+    At most ``workers + 2`` items are begun and not yielded yet. Once the iterator is closed, or an
+    exception leaves it, nothing more is begun, and what is running is waited for.
+
+    Parameters
+    ----------
+    work : callable
+        Done in threads; in the caller's if there is one worker.
+    items : iterable
+        Taken as they are needed, in the caller's thread.
+    workers : int, optional
+        Threads; all cores by default.
+    initializer : callable, optional
+        Takes the number of threads and returns what each of them calls first; see
+        :func:`medimg.preprocessing.torch_threads.share_cores`. Not used with one worker.
+
+    Examples
+    --------
+    >>> list(ordered_map(lambda n: n * n, range(4), workers=2))
+    [0, 1, 4, 9]
+    """
+    count = worker_count(workers)
+    return _one_by_one(work, items) if count == 1 else _threaded(work, items, count, initializer)
+
+
+def _one_by_one(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Generator[_Result]:
+    for item in items:
+        yield work(item)
+
+
+def _threaded(
+    work: Callable[[_Item], _Result],
+    items: Iterable[_Item],
+    workers: int,
+    initializer: Callable[[int], Callable[[], object]] | None,
+) -> Generator[_Result]:
+    busy = min(workers, len(items)) if isinstance(items, Sized) else workers
+    prepare = None if initializer is None else initializer(max(1, busy))
+    waiting = iter(items)
+    begun: deque[Future[_Result]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="medimg", initializer=prepare)
+    try:
+        begun.extend(pool.submit(work, item) for item in islice(waiting, workers + 2))
+        while begun:
+            yield begun.popleft().result()
+            begun.extend(pool.submit(work, item) for item in islice(waiting, 1))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

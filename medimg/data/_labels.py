@@ -1,0 +1,210 @@
+"""Tables and folders into labeled series, every problem named."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from medimg.data.identifiers import FilePatients, with_file_patients
+from medimg.errors import DatasetError, MedimgError
+from medimg.io.read import find_series
+from medimg.io.scan import scan
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+
+    from medimg.core.read_report import Skipped
+    from medimg.io.series import Series
+
+__all__ = ["LabeledSeries", "PatientRule", "class_order", "from_folder", "from_table", "read_table"]
+
+#: How a patient is told from a path: a regular expression with one group, or a function of the path.
+PatientRule: TypeAlias = str | Callable[[Path], str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class LabeledSeries:
+    """One series with its labels; the patient stays out of the repr."""
+
+    series: Series
+    label: str | tuple[float, ...]
+    patient: str = field(repr=False)
+    domain: str = ""
+    file_patient: str = field(default="", repr=False)
+
+
+def _patient_from(rule: PatientRule, path: Path, relative: Path) -> str:
+    if rule is None:
+        return ""
+    if callable(rule):
+        return str(rule(path))
+    match = re.search(rule, relative.as_posix())
+    if match is None:
+        raise DatasetError(
+            f"the pattern {rule!r} for patients does not match the path {relative.as_posix()!r}"
+        )
+    return match.group(1) if match.groups() else match.group(0)
+
+
+def from_folder(
+    root: str | Path,
+    *,
+    patient: PatientRule,
+    file_patients: FilePatients = "check",
+    progress: bool | None,
+) -> tuple[list[LabeledSeries], list[Skipped]]:
+    """Return the series below each subfolder, labeled with the subfolder's name, and the files left out."""
+    folder = Path(root)
+    try:
+        if not folder.is_dir():
+            raise DatasetError(f"there is no folder {folder}")
+        classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError as error:
+        raise DatasetError(f"{folder} can't be opened: {error.strerror}") from None
+    if not classes:
+        raise DatasetError(f"{folder} has no subfolders; expected one for each class")
+    found: list[LabeledSeries] = []
+    skipped: list[Skipped] = []
+    for class_folder in classes:
+        index = scan(class_folder, progress=progress)
+        if not index:
+            raise DatasetError(
+                f"no image in the class folder {class_folder} ({len(index.skipped)} files skipped); "
+                "expected DICOM, NIfTI, NRRD, MetaImage, PNG or JPEG"
+            )
+        skipped += index.skipped
+        for series in index:
+            path = Path(series.path)
+            known = _patient_from(patient, path, path.relative_to(folder)) or series.patient_id
+            found.append(LabeledSeries(series, class_folder.name, known))
+    return with_file_patients(found, file_patients, "item"), skipped
+
+
+def read_table(csv: str | Path | pd.DataFrame) -> pd.DataFrame:
+    """Read a CSV file as text, so that no identifier loses its leading zeros."""
+    import pandas as pd
+
+    if isinstance(csv, pd.DataFrame):
+        return csv
+    try:
+        # "NA" and "None" are labels that people use
+        return pd.read_csv(csv, dtype=str, keep_default_na=False, na_values=[""])
+    except FileNotFoundError:
+        raise DatasetError(f"there is no file {csv}") from None
+    except OSError as error:
+        raise DatasetError(f"{csv} can't be opened: {error.strerror or type(error).__name__}") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{csv} is no CSV table in UTF-8 ({type(error).__name__})") from None
+
+
+def class_order(names: set[str]) -> list[str]:
+    """Return class names in order: by number where all are whole numbers, so that "10" follows "9"."""
+    if all(name.lstrip("-").isdecimal() for name in names):
+        return sorted(names, key=int)
+    return sorted(names)
+
+
+def _check_columns(table: pd.DataFrame, wanted: Sequence[str]) -> None:
+    absent = [name for name in wanted if name not in table.columns]
+    if absent:
+        raise DatasetError(
+            f"the table has no column {', '.join(map(repr, absent))}; it has "
+            f"{', '.join(map(repr, map(str, table.columns)))}"
+        )
+    if table.empty:
+        raise DatasetError("the table has no rows")
+    for name in wanted:
+        empty = np.flatnonzero(table[name].isna())
+        if empty.size:
+            raise DatasetError(
+                f"column {name!r} is empty in {empty.size} row(s), the first is row {empty[0]}"
+            )
+
+
+def _label(row: dict[str, Any], label: str | Sequence[str]) -> str | tuple[float, ...]:
+    if isinstance(label, str):
+        return str(row[label])
+    try:
+        values = tuple(float(row[name]) for name in label)
+    except ValueError:
+        values = ()
+    if not values or not all(v in (0.0, 1.0) for v in values):
+        raise DatasetError(
+            f"several label columns hold 0 or 1; found {[str(row[name]) for name in label]} in one row"
+        )
+    return values
+
+
+def from_table(
+    table: pd.DataFrame,
+    root: Path,
+    *,
+    path: str,
+    label: str | Sequence[str],
+    patient: str | None,
+    domain: str | None = None,
+    file_patients: FilePatients = "check",
+    progress: bool | None = None,
+) -> list[LabeledSeries]:
+    """Return the series that each row of a table names, with its label, patient and domain."""
+    from tqdm import tqdm
+
+    labels = [label] if isinstance(label, str) else list(label)
+    _check_columns(table, [path, *labels, *(name for name in (patient, domain) if name)])
+    rows: list[dict[str, Any]] = table.to_dict("records")  # type: ignore[assignment]  # columns are named by str
+    _check_files(rows, root, path)
+    disable = None if progress is None else not progress
+    found = []
+    problems = []
+    for row in tqdm(rows, desc="indexing", unit="image", disable=disable, delay=1.0, leave=False):
+        try:
+            series, _ = find_series(root / str(row[path]))
+        except MedimgError as error:
+            problems.append(str(error))
+            continue
+        known = str(row[patient]).strip() if patient else series.patient_id
+        where = str(row[domain]).strip() if domain else ""
+        found.append(LabeledSeries(series, _label(row, label), known, where))
+    if problems:
+        shown = "\n".join(f"  {p}" for p in problems[:5])
+        raise DatasetError(
+            f"{len(problems)} of {len(rows)} labeled images can't be read; mend or remove these rows. "
+            f"The first:\n{shown}"
+        )
+    return with_file_patients(found, file_patients, "row")
+
+
+def _may_be_there(path: Path) -> bool:
+    """Whether a file is there, or in a folder that can't be looked into: why is told when it is read."""
+    try:
+        return path.exists()
+    except OSError:
+        return True
+
+
+def _check_files(rows: list[dict[str, Any]], root: Path, path: str) -> None:
+    names = [str(row[path]) for row in rows]
+    absent = [name for name in names if not _may_be_there(root / name)]
+    if absent:
+        shown = "\n".join(f"  {name}" for name in absent[:5])
+        raise DatasetError(
+            f"{len(absent)} of {len(rows)} labels have no file below {root}; pass root=, or remove "
+            f"these rows. The first:\n{shown}"
+        )
+    places = [os.path.realpath(root / name) for name in names]
+    count = Counter(places)
+    if len(count) < len(places):
+        twice = next(name for name, place in zip(names, places, strict=True) if count[place] > 1)
+        raise DatasetError(
+            f"{len(places) - len(count)} row(s) name a path that stands in the table already, "
+            f"the first is {twice!r}; give each image one row"
+        )

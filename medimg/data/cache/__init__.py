@@ -1,0 +1,1 @@
+"""Preprocessed images kept on disk."""

@@ -1,0 +1,331 @@
+"""Batches of a data set, bags of unequal length included."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from medimg.data.protocols import LabeledDataset
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+__all__ = [
+    "Batch",
+    "EpochSampler",
+    "Share",
+    "collate",
+    "concat_batches",
+    "epoch_seed",
+    "evaluation_loader",
+    "pad_bags",
+    "training_loader",
+]
+
+
+def epoch_seed(seed: int, epoch: int, purpose: int = 0) -> int:
+    """
+    Return the seed of what is drawn in an epoch: a training that goes on after a break draws the same.
+
+    Parameters
+    ----------
+    seed : int
+        Of the training.
+    epoch : int
+        From 0, through all phases.
+    purpose : int
+        Different draws have different ones: order, augmentation, dropout.
+
+    Returns
+    -------
+    int
+        63 bits, without sign.
+
+    Examples
+    --------
+    >>> epoch_seed(0, 1) == epoch_seed(0, 1), epoch_seed(0, 1) == epoch_seed(1, 0)
+    (True, False)
+    """
+    import numpy as np
+
+    # negative seeds are torch's too
+    entropy = [seed % 2**64, epoch, purpose]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1
+
+
+class Batch(NamedTuple):
+    """
+    Several items.
+
+    Attributes
+    ----------
+    images : Tensor
+        (B, 3, H, W), or (B, N, 3, H, W) with N the length of the longest bag; shorter ones end in zeros.
+    labels : Tensor
+        (B,) int64 or (B, K) float32.
+    mask : Tensor or None
+        (B, N) bool: which slices are there; None where all are.
+    indices : Tensor
+        (B,) int64: which items of the data set these are.
+    """
+
+    images: Tensor
+    labels: Tensor
+    mask: Tensor | None
+    indices: Tensor
+
+
+class _Indexed(Dataset[tuple[Tensor, Any, int]]):
+    """Items together with their index, by which duplicates of distributed sampling are known."""
+
+    def __init__(self, items: LabeledDataset) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any, int]:
+        image, label = self.items[index]
+        return image, label, index
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any, int]]:
+        several = getattr(self.items, "__getitems__", None)
+        if several is None:
+            return [self[index] for index in indices]
+        return [(*item, index) for item, index in zip(several(indices), indices, strict=True)]
+
+
+class Share(NamedTuple):
+    """
+    Which part of the work is this process's.
+
+    Attributes
+    ----------
+    rank : int
+        Number of the process.
+    world : int
+        How many there are.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+
+class EpochSampler(Sampler[int]):
+    """
+    Shuffled indices, in an order that the seed and the epoch's number decide, and nothing before.
+
+    Several processes take turns: batches of b items on each of w processes are together what batches of w·b
+    on one would be. What is over when the items are shared out is left out of that epoch.
+
+    Parameters
+    ----------
+    count : int
+        Items of the data set.
+    seed : int
+        Of the training.
+    odds : Tensor, optional
+        (n,): how likely each item is; with replacement then, as often as there are items.
+    share : Share
+        Of the work.
+    offset : int
+        Number of the epoch that :meth:`set_epoch` calls 0.
+
+    Examples
+    --------
+    >>> sampler = EpochSampler(5, seed=0)
+    >>> sorted(sampler) == [0, 1, 2, 3, 4]
+    True
+    """
+
+    def __init__(
+        self,
+        count: int,
+        seed: int,
+        *,
+        odds: Tensor | None = None,
+        share: Share | None = None,
+        offset: int = 0,
+    ) -> None:
+        self._count = count
+        self._seed = seed
+        self._odds = odds
+        self._share = share or Share()
+        self._offset = offset
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to an epoch, counted from the offset; Lightning calls this."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._count // self._share.world
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(epoch_seed(self._seed, self._offset + self._epoch))
+        if self._odds is None:
+            order = torch.randperm(self._count, generator=generator)
+        else:
+            order = torch.multinomial(self._odds, self._count, replacement=True, generator=generator)
+        rank, world = self._share
+        yield from order[: len(self) * world][rank::world].tolist()
+
+
+class _Shared(Sampler[int]):
+    """Indices in order, shared out; the first ones again where that does not come out even."""
+
+    def __init__(self, count: int, share: Share) -> None:
+        self._count, self._share = count, share
+
+    def __len__(self) -> int:
+        return (self._count + self._share.world - 1) // self._share.world
+
+    def __iter__(self) -> Iterator[int]:
+        rank, world = self._share
+        yield from (i % self._count for i in range(rank, len(self) * world, world))
+
+
+def collate(items: Sequence[tuple[Tensor, Any, int]]) -> Batch:
+    """
+    Put items together.
+
+    Parameters
+    ----------
+    items : sequence of (Tensor, label, index)
+        Images (3, H, W), or bags (N, 3, H, W) of any lengths; or embeddings of these, (F,) or (N, F).
+
+    Returns
+    -------
+    Batch
+
+    Examples
+    --------
+    >>> batch = collate([(torch.ones(2, 3, 8, 8), 0, 0), (torch.ones(3, 3, 8, 8), 1, 1)])
+    >>> tuple(batch.images.shape), batch.mask.sum(dim=1).tolist()
+    ((2, 3, 3, 8, 8), [2, 3])
+    """
+    images = [image for image, _, _ in items]
+    labels = torch.stack([torch.as_tensor(label) for _, label, _ in items])
+    indices = torch.tensor([index for _, _, index in items])
+    # odd: a picture (3, H, W) or its embedding (F,); even: a bag of them
+    if images[0].ndim % 2 or len({len(image) for image in images}) == 1:
+        return Batch(_stack(images), labels, None, indices)
+    bags, mask = pad_bags(images)
+    return Batch(bags, labels, mask, indices)
+
+
+def pad_bags(bags: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """
+    Put bags of unequal lengths together.
+
+    Parameters
+    ----------
+    bags : sequence of Tensor
+        Each (N, ...), with an N of its own.
+
+    Returns
+    -------
+    bags : Tensor
+        (B, N, ...) with the largest N; shorter ones end in zeros.
+    mask : Tensor
+        (B, N) bool: what is there.
+    """
+    lengths = torch.tensor([len(bag) for bag in bags])
+    most = int(lengths.max())
+    rows = bags[0].new_zeros(len(bags), most, *bags[0].shape[1:])
+    for row, bag in zip(rows, bags, strict=True):
+        row[: len(bag)] = bag
+    return rows, (torch.arange(most) < lengths[:, None]).to(bags[0].device)
+
+
+def concat_batches(batches: Sequence[Batch]) -> tuple[Tensor, Tensor | None]:
+    """
+    Put the images of several batches into one, so that all pass a network together.
+
+    Returns
+    -------
+    images : Tensor
+        Those of the first, then those of the next.
+    mask : Tensor or None
+        Of bags of unequal lengths.
+    """
+    shapes = {batch.images.shape[1:] for batch in batches}
+    if len(shapes) == 1 and all(batch.mask is None for batch in batches):
+        return torch.cat([batch.images for batch in batches]), None
+    bags: list[Tensor] = []
+    for batch in batches:
+        if batch.mask is None:
+            bags += batch.images
+        else:
+            bags += [bag[there] for bag, there in zip(batch.images, batch.mask, strict=True)]
+    return pad_bags(bags)
+
+
+def _stack(images: list[Tensor]) -> Tensor:
+    """Stack images; those that lie one behind the other in one block of memory already are not copied."""
+    first, size = images[0], images[0].numel()
+    block = first.untyped_storage().data_ptr()
+    in_a_row = all(
+        image.is_contiguous()
+        and image.shape == first.shape
+        and image.dtype == first.dtype
+        and image.untyped_storage().data_ptr() == block
+        and image.storage_offset() == first.storage_offset() + n * size
+        for n, image in enumerate(images)
+    )
+    if not in_a_row or first.requires_grad:
+        return torch.stack(images)
+    return first.as_strided((len(images), *first.shape), (size, *first.stride()))
+
+
+def training_loader(
+    items: LabeledDataset,
+    *,
+    batch_size: int,
+    num_workers: int,
+    pin_memory: bool,
+    sampler: EpochSampler,
+) -> DataLoader[tuple[Tensor, Any, int]]:
+    """
+    Return shuffled batches, in an order that the sampler alone decides.
+
+    A last batch of a single item is left out of an epoch, since batch normalization can't be trained on one.
+    """
+    count = len(sampler)
+    return DataLoader(
+        _Indexed(items),
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        drop_last=count > batch_size > 1 and count % batch_size == 1,
+        # without one of its own, a loader draws from torch's global random state
+        generator=torch.Generator(),
+        persistent_workers=num_workers > 0,
+    )
+
+
+def evaluation_loader(
+    items: LabeledDataset,
+    *,
+    batch_size: int,
+    num_workers: int,
+    pin_memory: bool = False,
+    share: Share | None = None,
+) -> DataLoader[tuple[Tensor, Any, int]]:
+    """Return batches in the order of the data set; of several processes each has as many."""
+    return DataLoader(
+        _Indexed(items),
+        batch_size=batch_size,
+        sampler=_Shared(len(items), share or Share()),
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        persistent_workers=num_workers > 0,
+        generator=torch.Generator(),
+    )

@@ -1,0 +1,403 @@
+"""The tensors of many sources, and which of them are of which."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args, overload
+
+import numpy as np
+import torch
+
+from medimg.core.parallel import ordered_map, worker_count
+from medimg.core.volume import Volume
+from medimg.data.cache.image_cache import as_cache
+from medimg.data.image_loader import ImageLoader, ResolvedSource
+from medimg.data.items import checked_policies
+from medimg.errors import MedimgError, PreprocessError
+from medimg.io.series import Series
+from medimg.io.sources import is_buffer
+from medimg.preprocessing.output_buffer import open_output
+from medimg.preprocessing.preprocess import Preprocess
+from medimg.preprocessing.torch_threads import share_cores
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Mapping, Sequence
+
+    import numpy.typing as npt
+    import torch
+
+    from medimg.data.cache.image_cache import ImageCache
+    from medimg.errors import MedimgError
+    from medimg.io.read import Source
+
+__all__ = ["OnError", "SourceTensors", "TensorBatch", "check_sources", "iter_tensors", "read_tensors"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SourceTensors:
+    """
+    The tensors of one of many sources.
+
+    Attributes
+    ----------
+    index : int
+        Which source, from 0.
+    tensor : torch.Tensor
+        (N, 3, H, W) float32, normalized; N is 0 where the source could not be read.
+    slices : tuple of int
+        For each picture, the index of its slice in the volume.
+    sop_instance_uids : tuple of str
+        Of the slice of each picture; "" where there is none.
+    error : MedimgError or None
+        Why the source could not be read.
+    """
+
+    index: int
+    tensor: torch.Tensor = field(repr=False)
+    slices: tuple[int, ...] = field(default=(), repr=False)
+    sop_instance_uids: tuple[str, ...] = field(default=(), repr=False)
+    error: MedimgError | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorBatch(Sequence["torch.Tensor"]):
+    """
+    The tensors of many sources, one after the other.
+
+    As a sequence it gives for each source its part of the tensor: (n, 3, H, W), n = 0 where it failed.
+
+    Attributes
+    ----------
+    tensor : torch.Tensor
+        (N, 3, H, W) float32, normalized, in the order of the sources.
+    counts : tuple of int
+        How many pictures each source has; 0 where it failed.
+    slices : tuple of int
+        For each picture, the index of its slice in its volume.
+    sop_instance_uids : tuple of str
+        Of the slice of each picture; "" where there is none.
+    errors : mapping of int to MedimgError
+        Why sources failed, by their index.
+    """
+
+    tensor: torch.Tensor = field(repr=False)
+    counts: tuple[int, ...] = field(repr=False)
+    slices: tuple[int, ...] = field(repr=False)
+    sop_instance_uids: tuple[str, ...] = field(repr=False)
+    errors: Mapping[int, MedimgError] = field(repr=False)
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each source begins in the tensor, and where the last one ends: one more than sources."""
+        return tuple(accumulate(self.counts, initial=0))
+
+    @property
+    def sources(self) -> npt.NDArray[np.int64]:
+        """The index of the source of each picture: (N,) int64; ``labels[batch.sources]`` are its labels."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @overload
+    def __getitem__(self, index: int) -> torch.Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[torch.Tensor, ...]: ...
+    def __getitem__(self, index: int | slice) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        places = range(len(self))[index]
+        offsets = self.offsets
+        if isinstance(places, int):
+            return self.tensor[offsets[places] : offsets[places + 1]]
+        return tuple(self.tensor[offsets[n] : offsets[n + 1]] for n in places)
+
+    def __repr__(self) -> str:
+        size = "×".join(map(str, self.tensor.shape))
+        return f"TensorBatch({len(self)} sources, {len(self.errors)} failed, {size})"
+
+
+OnError: TypeAlias = Literal["collect", "raise"]
+
+_Given: TypeAlias = "Source | Volume"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    """One source on its way: what is known of it, and where its tensor goes."""
+
+    index: int
+    source: Any
+    opened: ResolvedSource | None = None
+    count: int = 0
+    error: MedimgError | None = None
+    out: torch.Tensor | None = None
+
+
+def iter_tensors(
+    sources: Iterable[Source | Volume],
+    recipe: Preprocess | None = None,
+    *,
+    workers: int | None = None,
+    cache: str | os.PathLike[str] | ImageCache | None = None,
+    reading: Mapping[str, str] | None = None,
+    on_error: OnError = "collect",
+    progress: bool | None = None,
+) -> Iterator[SourceTensors]:
+    """
+    Make the tensors of many sources, one source after the other.
+
+    At most ``workers + 2`` sources are in memory at once, however many there are and however slowly they are
+    taken. Closing the iterator, or an interrupt, begins nothing more.
+
+    Parameters
+    ----------
+    sources : iterable of str, Path, bytes, list, Series or Volume
+        Each is what :func:`read` takes; or a :class:`SeriesIndex`.
+    recipe : Preprocess, optional
+        The default one by default.
+    workers : int, optional
+        Threads; all cores by default.
+    cache : str, Path or ImageCache, optional
+        A folder where pictures are kept, and looked for. Bytes, open files and volumes are not.
+    reading : mapping, optional
+        Policies and values of :func:`read`, such as ``{"on_missing": "warn"}``.
+    on_error : {"collect", "raise"}
+        Whether an error of a source is part of its result, or ends it all.
+    progress : bool, optional
+        Whether to show a progress bar; by default only where a person watches and it takes longer.
+
+    Yields
+    ------
+    SourceTensors
+        In the order of the sources.
+
+    Raises
+    ------
+    PreprocessError
+        If an option is none of these, or `sources` is one source and no collection.
+    MedimgError
+        Of a source, if ``on_error="raise"``.
+
+    Examples
+    --------
+    >>> from medimg.core.geometry import image_affine
+    >>> from medimg.core.volume import Volume
+    >>> volume = Volume(np.zeros((1, 4, 64, 64), np.int16), image_affine((2.0, 1.0, 1.0)), "CT", "HU")
+    >>> for one in iter_tensors([volume, "nowhere"], Preprocess(slices=2)):
+    ...     print(one.index, tuple(one.tensor.shape), type(one.error).__name__)
+    0 (2, 3, 224, 224) NoneType
+    1 (0, 3, 224, 224) ReadError
+    """
+    given, maker = check_sources(sources, recipe, workers, on_error), _maker(recipe, reading, cache)
+    total = len(given) if isinstance(given, Sized) else None
+    jobs = (_Job(n, source) for n, source in enumerate(given))
+    threads = worker_count(workers) if total is None else min(worker_count(workers), max(1, total))
+    results = ordered_map(partial(_result, maker), jobs, threads, initializer=share_cores)
+    return _shown(_raising(results, on_error), total, progress, "reading")
+
+
+def read_tensors(
+    sources: Sequence[Source | Volume],
+    recipe: Preprocess | None = None,
+    *,
+    out: torch.Tensor | None = None,
+    workers: int | None = None,
+    cache: str | os.PathLike[str] | ImageCache | None = None,
+    reading: Mapping[str, str] | None = None,
+    on_error: OnError = "collect",
+    progress: bool | None = None,
+) -> TensorBatch:
+    """
+    Make one tensor of many sources.
+
+    First the headers of all sources are read, which tells how many pictures there will be; then each source
+    goes straight to its place in the tensor. Where all of them don't fit into memory, use
+    :func:`iter_tensors`.
+
+    Parameters
+    ----------
+    sources : sequence of str, Path, bytes, list, Series or Volume
+        Each is what :func:`read` takes; or a :class:`SeriesIndex`.
+    recipe : Preprocess, optional
+        The default one by default.
+    out : torch.Tensor, optional
+        Memory to fill from its start, (N or more, 3, H, W) float32, contiguous, on the CPU: memory that is
+        used again and again saves the time that fresh memory takes. What lies beyond the pictures is not
+        kept.
+    workers : int, optional
+        Threads; all cores by default. Each holds one source.
+    cache : str, Path or ImageCache, optional
+        A folder where pictures are kept, and looked for. Bytes, open files and volumes are not.
+    reading : mapping, optional
+        Policies and values of :func:`read`, such as ``{"on_missing": "warn"}``.
+    on_error : {"collect", "raise"}
+        Whether errors of sources are part of the result, their pictures left out, or the first one is raised.
+    progress : bool, optional
+        Whether to show progress bars; by default only where a person watches and it takes longer.
+
+    Returns
+    -------
+    TensorBatch
+
+    Raises
+    ------
+    PreprocessError
+        If `out` does not fit, which is found out before pixels are read, an option is none of these, or
+        `sources` is one source and no collection.
+    MedimgError
+        Of a source, if ``on_error="raise"``.
+
+    Examples
+    --------
+    >>> from medimg.core.geometry import image_affine
+    >>> from medimg.core.volume import Volume
+    >>> volume = Volume(np.zeros((1, 4, 64, 64), np.int16), image_affine((2.0, 1.0, 1.0)), "CT", "HU")
+    >>> batch = read_tensors([volume, "nowhere", volume], Preprocess(slices=2))
+    >>> batch, batch.counts, batch.sources.tolist()
+    (TensorBatch(3 sources, 1 failed, 4×3×224×224), (2, 0, 2), [0, 0, 2, 2])
+    """
+    given, maker = list(check_sources(sources, recipe, workers, on_error)), _maker(recipe, reading, cache)
+    hw = maker.recipe.hw
+    if out is not None:
+        _check_out(out, hw)
+    jobs = [_Job(n, source) for n, source in enumerate(given)]
+    looked_at = _raising(
+        ordered_map(partial(_opened, maker.recipe), jobs, workers, initializer=share_cores), on_error
+    )
+    jobs = list(_shown(looked_at, len(jobs), progress, "opening"))
+    planned = [job.count for job in jobs]
+    memory = _memory(out, sum(planned), hw)
+    places = list(accumulate(planned, initial=0))
+    jobs = [replace(job, out=memory[places[job.index] : places[job.index + 1]]) for job in jobs]
+    results = _raising(ordered_map(partial(_result, maker), jobs, workers, initializer=share_cores), on_error)
+    done = list(_shown(results, len(jobs), progress, "reading"))
+    return _together(done, planned, memory)
+
+
+def check_sources(
+    sources: object, recipe: Preprocess | None, workers: int | None, on_error: str
+) -> Iterable[_Given]:
+    """
+    Return several sources, if they and the options are sound.
+
+    Raises
+    ------
+    PreprocessError
+        It says what is not.
+    """
+    if on_error not in get_args(OnError):
+        raise PreprocessError(f"on_error={on_error!r} is none of {', '.join(map(repr, get_args(OnError)))}")
+    if recipe is not None and not isinstance(recipe, Preprocess):
+        raise PreprocessError(f"recipe is a Preprocess; found a {type(recipe).__name__}")
+    worker_count(workers)
+    if isinstance(sources, str | os.PathLike | Series | Volume) or is_buffer(sources):
+        raise PreprocessError(
+            f"expected several sources, found one {type(sources).__name__}; pass [source], or all "
+            "series of a folder: medimg.scan(folder)"
+        )
+    if not isinstance(sources, Iterable):
+        raise PreprocessError(f"expected several sources, found a {type(sources).__name__}")
+    return cast("Iterable[_Given]", sources)
+
+
+def _maker(
+    recipe: Preprocess | None,
+    reading: Mapping[str, str] | None,
+    cache: str | os.PathLike[str] | ImageCache | None,
+) -> ImageLoader:
+    return ImageLoader(recipe or Preprocess(), checked_policies(reading), as_cache(cache))
+
+
+def _opened(recipe: Preprocess, job: _Job) -> _Job:
+    try:
+        opened = ResolvedSource.of(job.source)
+        return _Job(job.index, None, opened, opened.count(recipe))
+    except MedimgError as error:
+        return _Job(job.index, None, error=error)
+
+
+def _result(maker: ImageLoader, job: _Job) -> SourceTensors:
+    """Carry out a job: the one place where a source becomes its tensor."""
+    empty = torch.empty(0, 3, *maker.recipe.hw, dtype=torch.float32, device="cpu")
+    if job.error is not None:
+        return SourceTensors(job.index, empty, error=job.error)
+    try:
+        tensor, pictures = maker.tensor(job.opened or ResolvedSource.of(job.source), job.out)
+    except MedimgError as error:
+        return SourceTensors(job.index, empty, error=error)
+    except MemoryError:
+        return SourceTensors(
+            job.index, empty, error=PreprocessError("no memory for the pictures of a source")
+        )
+    return SourceTensors(job.index, tensor, pictures.slices, pictures.sop_instance_uids)
+
+
+def _raising(results: Generator[Any], on_error: OnError) -> Generator[Any]:
+    with closing(results):
+        for result in results:
+            if on_error == "raise" and result.error is not None:
+                result.error.add_note(f"while reading source {result.index}, counted from 0")
+                raise result.error
+            yield result
+
+
+def _shown(results: Generator[Any], total: int | None, progress: bool | None, what: str) -> Generator[Any]:
+    from tqdm import tqdm
+
+    disable = None if progress is None else not progress
+    with closing(results):
+        yield from tqdm(results, what, total, unit="source", disable=disable, delay=1.0, leave=False)
+
+
+def _check_out(out: object, hw: tuple[int, int]) -> None:
+    expected = f"a contiguous float32 tensor (N or more, 3, {hw[0]}, {hw[1]}) on the CPU, without gradients"
+    if not isinstance(out, torch.Tensor):
+        raise PreprocessError(f"out is a {type(out).__name__}; expected {expected}")
+    fits = out.ndim == 4 and tuple(out.shape[1:]) == (3, *hw)
+    plain = out.device.type == "cpu" and out.is_contiguous() and not out.requires_grad
+    if not fits or not plain or out.dtype != torch.float32:
+        raise PreprocessError(
+            f"out is {out.dtype} of shape {tuple(out.shape)} and strides {out.stride()} on {out.device}; "
+            f"expected {expected}"
+        )
+
+
+def _memory(out: torch.Tensor | None, count: int, hw: tuple[int, int]) -> torch.Tensor:
+    if out is not None:
+        if len(out) < count:
+            raise PreprocessError(
+                f"out has room for {len(out)} pictures, the sources have {count}; make it larger, or pass "
+                "fewer sources"
+            )
+        return out
+    try:
+        # numpy's memory comes in huge pages where the system has them
+        return torch.from_numpy(np.empty((count, 3, *hw), np.float32))
+    except MemoryError:
+        raise PreprocessError(
+            f"no memory for {count} pictures of {hw[0]}×{hw[1]}; use medimg.iter_tensors"
+        ) from None
+
+
+def _together(done: list[SourceTensors], planned: Sequence[int], memory: torch.Tensor) -> TensorBatch:
+    """Close the gaps that failed sources left."""
+    counts = [0 if one.error else n for one, n in zip(done, planned, strict=True)]
+    end = start = 0
+    for count, room in zip(counts, planned, strict=True):
+        if end != start:
+            # towards the start, one by one, so that no picture is overwritten before it is moved
+            with open_output(memory):
+                for n in range(count):
+                    memory[end + n].copy_(memory[start + n])
+        start, end = start + room, end + count
+    return TensorBatch(
+        tensor=memory[:end],
+        counts=tuple(counts),
+        slices=tuple(n for one in done for n in one.slices),
+        sop_instance_uids=tuple(uid for one in done for uid in one.sop_instance_uids),
+        errors={one.index: one.error for one in done if one.error is not None},
+    )

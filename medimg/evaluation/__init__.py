@@ -1,0 +1,1 @@
+"""Evaluation of classifiers: metrics with confidence intervals over patients."""

@@ -1,0 +1,351 @@
+"""Two models on the same images: the differences of their metrics, with intervals and p-values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medimg.errors import DatasetError
+from medimg.evaluation.aggregation import check_pair, check_units, make_units, thresholds_of
+from medimg.evaluation.evaluate import notes_on_seen
+from medimg.evaluation.report.cautions import cautions
+from medimg.metrics.bootstrap import interval, resample
+from medimg.metrics.classification import Support, estimate
+from medimg.metrics.delong import delong, delong_columns
+from medimg.metrics.intervals import IntervalMethod, check_independent, check_intervals
+from medimg.metrics.units import ScoredUnits, Unit
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from medimg.data.protocols import EvaluationDataset, Model
+
+__all__ = ["Difference", "ModelComparison", "compare_models", "paired_differences"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """
+    A metric of two models on the same units.
+
+    Attributes
+    ----------
+    first, second : float
+        The metric of each; NaN where undefined.
+    low, high : float
+        Ends of the interval of ``value``; NaN where there is none.
+    p : float
+        Two-sided p-value of there being no difference; NaN where there is no interval.
+    dropped : int
+        Resamples left out because the metric was undefined in them.
+    method : str
+        ``"bootstrap"`` or ``"delong"``.
+
+    Examples
+    --------
+    >>> print(Difference(0.91, 0.88, 0.01, 0.05, 0.004))
+    +0.030 (+0.010 to +0.050), p = 0.004
+    """
+
+    first: float
+    second: float
+    low: float
+    high: float
+    p: float
+    dropped: int = 0
+    method: str = "bootstrap"
+
+    @property
+    def value(self) -> float:
+        """First minus second."""
+        return self.first - self.second
+
+    def __str__(self) -> str:
+        if math.isnan(self.value):
+            return "not defined"
+        if math.isnan(self.low):
+            return f"{self.value:+.3f}"
+        p = "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}"
+        return f"{self.value:+.3f} ({self.low:+.3f} to {self.high:+.3f}), {p}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ModelComparison:
+    """
+    Two models on the same units.
+
+    Attributes
+    ----------
+    differences : mapping of str to Difference
+        By name of the metric, as ``Report.metrics`` has them: the first model's minus the second's.
+    classes : tuple of str
+        Names of the classes.
+    unit : str
+        What was scored.
+    n_units, n_patients : int
+        How many.
+    ci : float
+        Share of the resamples between the ends of each interval.
+    notes : tuple of str
+        What the numbers can't be trusted for: few patients, images that chose something of a model.
+    """
+
+    differences: Mapping[str, Difference]
+    classes: tuple[str, ...]
+    unit: str
+    n_units: int
+    n_patients: int
+    ci: float
+    notes: tuple[str, ...] = ()
+
+    def to_pandas(self) -> pd.DataFrame:
+        """
+        Give a table with one row for each metric.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns ``metric``, ``first``, ``second``, ``difference``, ``low``, ``high``, ``p``, ``dropped``
+            and ``method``.
+        """
+        import pandas as pd
+
+        rows = [
+            (name, d.first, d.second, d.value, d.low, d.high, d.p, d.dropped, d.method)
+            for name, d in self.differences.items()
+        ]
+        columns = ["metric", "first", "second", "difference", "low", "high", "p", "dropped", "method"]
+        return pd.DataFrame(rows, columns=columns)
+
+    def __repr__(self) -> str:
+        shown = {name: d for name, d in self.differences.items() if "[" not in name}
+        width = max(len(name) for name in shown)
+        head = f"ModelComparison: {self.n_units} of unit {self.unit!r}, {self.n_patients} patients"
+        column = f"  {'metric':<{width}}  first minus second ({self.ci * 100:g} % interval)"
+        return "\n".join(
+            [head, column, *(f"  {name:<{width}}  {d}" for name, d in shown.items()), *self.notes]
+        )
+
+
+def compare_models(
+    first: Model,
+    second: Model,
+    dataset: EvaluationDataset,
+    *,
+    unit: Unit = "patient",
+    ci: float = 0.95,
+    ci_method: IntervalMethod = "auto",
+    n_resamples: int = 2000,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: bool = False,
+    second_dataset: EvaluationDataset | None = None,
+) -> ModelComparison:
+    """
+    Compare two models on the same images, each resample of the patients drawn for both.
+
+    Parameters
+    ----------
+    first, second : TransferClassifier
+        The models; their classes and task are the same.
+    dataset : ImageDataset
+        Images with labels that neither was trained on, by the recipe of the first model.
+    unit : {"patient", "series", "image"}
+        What is scored; see :func:`medimg.evaluate`.
+    ci : float
+        Share of the resamples between the ends of each interval.
+    ci_method : {"auto", "bootstrap", "delong"}
+        As :func:`medimg.evaluate` takes it: the difference of two AUROC by DeLong's covariance
+        where each patient has one unit.
+    n_resamples : int
+        How many bootstrap resamples of the patients; no p-value is below 2 / (n_resamples + 1).
+    seed : int
+        Of the resamples.
+    batch_size : int
+        Images given to a model at once.
+    progress : bool
+        Whether to show progress bars.
+    second_dataset : ImageDataset, optional
+        The same images by the recipe of the second model; made of ``dataset`` by default, which works where
+        only mean and standard deviation differ, or where ``dataset`` is no part of another.
+
+    Returns
+    -------
+    ModelComparison
+
+    Raises
+    ------
+    DatasetError
+        If a model and its dataset don't fit, the two datasets do not hold the same images, or a setting is
+        out of range.
+    LeakageError
+        If a model was trained on some of the images; see :func:`medimg.evaluate`.
+    TrainingError
+        If what a model gives is no probability.
+
+    Notes
+    -----
+    The bootstrap's p-value is twice the share of the differences at or beyond 0 on the rarer side, with one
+    added to both counts [1]_; DeLong's is that of a normal distribution. They are not corrected for there
+    being several metrics: name the one that decides before looking. Differences of calibration errors are
+    reflected at the value, as resamples of the better calibrated model grow more.
+
+    References
+    ----------
+    .. [1] Davison AC, Hinkley DV. Bootstrap methods and their application. Cambridge 1997, section 4.2.
+
+    Examples
+    --------
+    >>> found = medimg.compare_models(resnet, densenet, test)                 # doctest: +SKIP
+    >>> print(found.differences["auroc"])                                     # doctest: +SKIP
+    +0.012 (-0.004 to +0.028), p = 0.140
+    """
+    check_intervals(ci, n_resamples, ci_method, seed)
+    other = _of_recipe(dataset, second) if second_dataset is None else second_dataset
+    _check_same(dataset, other)
+    pairs = ((first, dataset), (second, other))
+    notes = []
+    for which, (model, images) in zip(("first", "second"), pairs, strict=True):
+        check_pair(model, images)
+        check_units(images, unit)
+        notes += [f"Of the {which} model: {note}" for note in notes_on_seen(model, images, "raise")]
+    found = []
+    for model, images in pairs:
+        probabilities = model.predict_proba(images, batch_size=batch_size, progress=progress)
+        found.append(make_units(images, probabilities, unit, thresholds_of(model)))
+    classes = tuple(dataset.classes)
+    support = Support.of(found[0].truth, dataset.task, classes)
+    n_unknown = getattr(dataset, "n_unknown_patients", 0)
+    few = cautions(
+        counts=(),
+        n_patients=found[0].n_patients,
+        metrics={},
+        n_resamples=n_resamples,
+        n_unknown=n_unknown,
+    )
+    settings: dict[str, Any] = {"ci": ci, "n_resamples": n_resamples, "seed": seed, "method": ci_method}
+    return ModelComparison(
+        differences=paired_differences(found[0], found[1], support, **settings),
+        classes=classes,
+        unit=unit,
+        n_units=len(found[0]),
+        n_patients=found[0].n_patients,
+        ci=ci,
+        notes=(*notes, *few),
+    )
+
+
+def paired_differences(
+    first: ScoredUnits,
+    second: ScoredUnits,
+    support: Support,
+    *,
+    ci: float,
+    n_resamples: int,
+    seed: int,
+    method: str,
+) -> dict[str, Difference]:
+    """
+    Compute the difference of every metric on the same units.
+
+    Parameters
+    ----------
+    first, second : ScoredUnits
+        The same units with the probabilities of two models.
+    support : Support
+        Their counts.
+    ci, n_resamples, seed, method
+        See :func:`compare_models`.
+
+    Returns
+    -------
+    dict of str to Difference
+        By name of the metric.
+    """
+    check_independent(first, method)
+    values = [estimate(u.truth, u.predicted, u.probabilities, support) for u in (first, second)]
+    pairs = {name: (value, values[1][name]) for name, value in values[0].items()}
+    nan = float("nan")
+    if first.n_patients < 2:
+        return {name: Difference(*pair, nan, nan, nan) for name, pair in pairs.items()}
+    samples = [resample(u, support, n_resamples=n_resamples, seed=seed) for u in (first, second)]
+    found = {
+        name: _resampled(pair, _differences(name, pair, samples), ci, first.n_patients)
+        for name, pair in pairs.items()
+    }
+    if method != "bootstrap":
+        for name, k in delong_columns(first, support).items():
+            found[name] = _by_delong(first, second, k, ci)
+    return found
+
+
+def _differences(
+    name: str, pair: tuple[float, float], samples: list[dict[str, NDArray[np.float64]]]
+) -> NDArray[np.float64]:
+    """Differences of resamples; of calibration errors reflected, as these grow by chance, not both alike."""
+    found = samples[0][name] - samples[1][name]
+    return 2 * (pair[0] - pair[1]) - found if name.startswith("ece") else found
+
+
+def _resampled(pair: tuple[float, float], samples: NDArray[np.float64], ci: float, n: int) -> Difference:
+    ends = interval(pair[0] - pair[1], samples, ci, n_patients=n)
+    if math.isnan(ends.low):
+        return Difference(*pair, ends.low, ends.high, float("nan"), ends.dropped)
+    kept = samples[~np.isnan(samples)]
+    rarer = min(int((kept <= 0).sum()), int((kept >= 0).sum()))
+    return Difference(*pair, ends.low, ends.high, min(1.0, 2 * (rarer + 1) / (len(kept) + 1)), ends.dropped)
+
+
+def _by_delong(first: ScoredUnits, second: ScoredUnits, k: int, ci: float) -> Difference:
+    scores = np.stack([first.probabilities[:, k], second.probabilities[:, k]])
+    areas, covariance = delong(first.truth[:, k], scores)
+    value = float(areas[0] - areas[1])
+    spread = math.sqrt(max(float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]), 0.0))
+    half = NormalDist().inv_cdf((1 + ci) / 2) * spread
+    # two models that rank all alike differ in nothing
+    certain = spread < 1e-12
+    p = float(abs(value) < 1e-12) if certain else math.erfc(abs(value) / spread / math.sqrt(2))
+    return Difference(
+        float(areas[0]),
+        float(areas[1]),
+        max(value - half, -1.0),
+        min(value + half, 1.0),
+        p,
+        method="delong",
+    )
+
+
+def _of_recipe(dataset: Any, model: Model) -> Any:
+    if dataset.preprocess.fingerprint == model.preprocess.fingerprint or not hasattr(
+        dataset, "with_preprocess"
+    ):
+        return dataset
+    try:
+        return dataset.with_preprocess(model.preprocess)
+    except DatasetError:
+        raise DatasetError(
+            "The two models have different recipes, and this dataset is a part of another, so that it can't "
+            "be made by the second one's. Pass second_dataset=: the same part of a dataset with "
+            "preprocess=second.preprocess."
+        ) from None
+
+
+def _check_same(dataset: EvaluationDataset, other: EvaluationDataset) -> None:
+    same = (
+        len(dataset) == len(other)
+        and np.array_equal(np.asarray(dataset.labels), np.asarray(other.labels))
+        and tuple(dataset.patients) == tuple(other.patients)
+        and tuple(dataset.sources) == tuple(other.sources)
+        and dataset.unit == other.unit
+    )
+    if not same:
+        raise DatasetError(
+            f"The two datasets, of {len(dataset)} and {len(other)} items, do not hold the same images in the "
+            "same order; a paired comparison needs that. Make both in the same way, only with another recipe."
+        )

@@ -1,0 +1,384 @@
+"""The embeddings of a data set, computed once, and kept on disk if wanted."""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import ExitStack, closing, nullcontext
+from threading import Lock
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from medimg._validation import whole_number
+from medimg.core.parallel import ordered_map
+from medimg.data.cache.image_cache import ImageCache
+from medimg.data.dataloader import collate
+from medimg.data.dataset import ImageDataset
+from medimg.errors import PreprocessError
+from medimg.features._cache import KEEP_AFTER, FeatureFile, ItemKeys
+from medimg.features.extractor import extracting, network_digest, rebatch
+from medimg.models._input_checks import checked_finite
+from medimg.models.backbones.heads import feature_count
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Generator, Iterator, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from medimg.data.protocols import LabeledDataset
+    from medimg.models.classifier import TransferClassifier
+    from medimg.preprocessing.preprocess import Preprocess
+
+__all__ = ["EmbeddedDataset", "Features", "item_features"]
+
+_READERS: Final = 2
+
+
+class Features(NamedTuple):
+    """
+    The embeddings of a data set.
+
+    Attributes
+    ----------
+    embeddings : Tensor
+        (total, F) float32 on the CPU, made without gradients: it can be trained on.
+    offsets : Tensor
+        (n + 1,) int64: the rows of item i are ``offsets[i]:offsets[i + 1]``, one where items are pictures.
+    """
+
+    embeddings: Tensor
+    offsets: Tensor
+
+    def pooled(self, pool: str) -> Tensor:
+        """
+        Return one embedding for each item: the mean, or for "max" the greatest of each feature, of its rows.
+
+        Examples
+        --------
+        >>> features = Features(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([0, 2, 3]))
+        >>> features.pooled("mean").tolist(), features.pooled("max").tolist()
+        ([[2.0], [5.0]], [[3.0], [5.0]])
+        """
+        if len(self.offsets) == len(self.embeddings) + 1:
+            return self.embeddings
+        reduce = "max" if pool == "max" else "mean"
+        return torch.segment_reduce(self.embeddings, reduce, lengths=self.offsets.diff(), axis=0)
+
+
+def item_features(
+    model: TransferClassifier,
+    dataset: LabeledDataset,
+    *,
+    cache: str | os.PathLike[str] | None = None,
+    batch_size: int = 32,
+    num_workers: int = 0,
+    progress: bool | None = False,
+) -> Features:
+    """
+    Compute the embeddings of every picture of a data set, each once.
+
+    Parameters
+    ----------
+    model : TransferClassifier
+        Its backbone computes, in evaluation mode; modes are set back after.
+    dataset : ImageDataset
+        Made by the model's own recipe.
+    cache : path-like, optional
+        A folder where embeddings are kept, and looked for. They are found by what the files hold, which
+        picture it is, how it is read, the recipe, and the network with its weights as they are now. What
+        comes of files that were changed since they were read is not kept, nor what is on no disk.
+    batch_size, num_workers : int
+        Pictures at once; processes that read, none by default: the next pictures are read in threads then,
+        while the network computes.
+    progress : bool, optional
+        Whether to show a progress bar; None shows one where a person watches.
+
+    Returns
+    -------
+    Features
+        In the order of the data set.
+
+    Raises
+    ------
+    PreprocessError
+        If the data set's recipe is another one.
+    TrainingError
+        If embeddings are not finite.
+
+    Examples
+    --------
+    >>> features = item_features(model, train, cache="features")  # doctest: +SKIP
+    >>> features.embeddings.shape  # doctest: +SKIP
+    torch.Size([2547, 512])
+    """
+    from tqdm import tqdm
+
+    check_recipe(model, dataset)
+    size, processes = checked_size(batch_size), max(0, whole_number("num_workers", num_workers))
+    kept = _Kept.of(model, dataset, cache)
+    found = kept.found() if kept else {}
+    missing = [n for n in range(len(dataset)) if n not in found]
+    computing = _Computing(kept)
+    hidden = None if progress is None else not progress
+    bar = tqdm(
+        total=len(dataset), initial=len(found), desc="embedding", unit="item", disable=hidden, delay=1.0
+    )
+    with bar, extracting(model) as network, closing(_read(dataset, missing, size, processes)) as parts:
+        try:
+            for images in rebatch(computing.noting(parts), size):
+                computing.take(network(images))
+                bar.update(len(found) + len(computing.done) - bar.n)
+        finally:
+            computing.keep()
+    return _together(found | computing.done, len(dataset), feature_count(model))
+
+
+def check_recipe(model: TransferClassifier, dataset: LabeledDataset) -> None:
+    """
+    Refuse a data set that is made by another recipe than the model's.
+
+    Raises
+    ------
+    PreprocessError
+        It names both.
+    """
+    if dataset.preprocess.fingerprint != model.preprocess.fingerprint:
+        raise PreprocessError(
+            f"the data set is made by recipe {dataset.preprocess.fingerprint}, the model takes pictures of "
+            f"{model.preprocess.fingerprint}: use dataset.with_preprocess(model.preprocess)"
+        )
+
+
+def checked_size(batch_size: int) -> int:
+    """Return how many pictures pass at once, if that is a positive number."""
+    size = whole_number("batch_size", batch_size)
+    if size < 1:
+        raise PreprocessError(f"batch_size is a positive number; found {batch_size}")
+    return size
+
+
+class _Kept:
+    """What is on disk of the features of a data set."""
+
+    def __init__(self, file: FeatureFile, contents: ItemKeys) -> None:
+        self.file = file
+        self.contents = contents
+
+    @classmethod
+    def of(
+        cls, model: TransferClassifier, dataset: LabeledDataset, cache: str | os.PathLike[str] | None
+    ) -> _Kept | None:
+        if cache is None or not isinstance(dataset, ImageDataset):
+            return None
+        pictures = dataset.cache
+        # pictures from a cache are rounded, and so are their features
+        addressing = ImageCache(
+            cache,
+            dtype=pictures.dtype if pictures else "float32",
+            compare=pictures.compare if pictures else "samples",
+        )
+        file = FeatureFile(addressing.folder, network_digest(model), feature_count(model))
+        return cls(file, ItemKeys(dataset, addressing))
+
+    def _keys(self, item: int) -> list[bytes]:
+        address = self.contents.address(item)
+        if address is None:
+            return []
+        return [self.file.key(address, picture) for picture in self.contents.pictures(item)]
+
+    def found(self) -> dict[int, Tensor]:
+        """Return the features of those items of which all are there."""
+        keys = [self._keys(item) for item in range(len(self.contents))]
+        rows = self.file.get([key for some in keys for key in some])
+        return {
+            item: torch.from_numpy(np.stack([rows[key] for key in some]))
+            for item, some in enumerate(keys)
+            if some and all(key in rows for key in some)
+        }
+
+    def put(self, items: dict[int, Tensor]) -> None:
+        """Keep the features of those items whose files are as they were."""
+        entries = []
+        for item in self.contents.settled(items):
+            address, pictures, features = (
+                self.contents.address(item),
+                self.contents.pictures(item),
+                items[item],
+            )
+            if address is not None and len(pictures) == len(features):
+                pairs = zip(pictures, features.numpy(), strict=True)
+                entries += [self.file.entry(address, picture, row) for picture, row in pairs]
+        self.file.put(entries)
+
+
+class _Computing:
+    """Rows as they come from the network, and which items they are of."""
+
+    def __init__(self, kept: _Kept | None) -> None:
+        self.done: dict[int, Tensor] = {}
+        self._kept = kept
+        self._expected: deque[tuple[int, int]] = deque()
+        self._rows: list[Tensor] = []
+        self._count = 0
+        self._unkept: dict[int, Tensor] = {}
+        self._unkept_rows = 0
+
+    def noting(self, parts: Iterator[tuple[list[tuple[int, int]], Tensor]]) -> Iterator[Tensor]:
+        """Note which items pictures are of, and how many each has; yield the pictures."""
+        for items, images in parts:
+            self._expected += items
+            yield images
+
+    def take(self, rows: Tensor) -> None:
+        """Take the rows of the next pictures."""
+        self._rows.append(checked_finite(rows))
+        self._count += len(rows)
+        if not self._expected or self._expected[0][1] > self._count:
+            return
+        block = torch.cat(self._rows) if len(self._rows) > 1 else self._rows[0]
+        start = 0
+        while self._expected and start + self._expected[0][1] <= len(block):
+            item, count = self._expected.popleft()
+            self.done[item] = self._unkept[item] = block[start : start + count]
+            start += count
+        self._rows, self._count = [block[start:]], len(block) - start
+        self._unkept_rows += start
+        if self._unkept_rows >= KEEP_AFTER:
+            self.keep()
+
+    def keep(self) -> None:
+        """Write what is not on disk yet."""
+        if self._kept and self._unkept:
+            self._kept.put(self._unkept)
+        self._unkept, self._unkept_rows = {}, 0
+
+
+class _Groups(Dataset[Tensor]):
+    """Pictures of several items at once: (n, 3, H, W), or all of one bag."""
+
+    def __init__(self, dataset: LabeledDataset, groups: Sequence[Sequence[int]]) -> None:
+        self.dataset = dataset
+        self.groups = groups
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, number: int) -> Tensor:
+        group = self.groups[number]
+        if self.dataset.unit == "series":
+            return self.dataset[group[0]][0]
+        several = getattr(self.dataset, "__getitems__", None)
+        items = several(group) if several else [self.dataset[item] for item in group]
+        return collate([(image, 0, item) for (image, _), item in zip(items, group, strict=True)]).images
+
+
+def _read(
+    dataset: LabeledDataset, items: Sequence[int], size: int, num_workers: int
+) -> Generator[tuple[list[tuple[int, int]], Tensor]]:
+    """Yield pictures (n, 3, H, W), and which items they are of, with the number of each."""
+    bags = dataset.unit == "series"
+    step = 1 if bags else size
+    groups = _Groups(dataset, [items[start : start + step] for start in range(0, len(items), step)])
+    with ExitStack() as stack:
+        results: Iterator[Tensor]
+        if num_workers:
+            # without a generator of its own, a loader draws from torch's global random state
+            loader = DataLoader(groups, batch_size=None, num_workers=num_workers, generator=torch.Generator())
+            results = iter(loader)
+        else:
+            results = stack.enter_context(closing(_ahead(groups, items)))
+        for group, images in zip(groups.groups, results, strict=True):
+            yield ([(group[0], len(images))] if bags else [(item, 1) for item in group]), images
+
+
+def _ahead(groups: _Groups, items: Sequence[int]) -> Generator[Tensor]:
+    """Read in threads, while the network computes; pictures of one series one after the other."""
+    uids = getattr(groups.dataset, "series_uids", ())
+    shared = len({uids[item] for item in items}) < len(items) if uids else True
+    lock = Lock() if shared else nullcontext()
+
+    def read(number: int) -> Tensor:
+        with lock:
+            return groups[number]
+
+    return ordered_map(read, range(len(groups)), _READERS if shared else None)
+
+
+def _together(found: dict[int, Tensor], count: int, features: int) -> Features:
+    lengths = torch.tensor([len(found[item]) for item in range(count)], dtype=torch.int64)
+    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    # what is mapped from elsewhere, or part of a larger block, is not kept alive
+    embeddings = torch.cat([torch.empty(0, features), *(found[item] for item in range(count))])
+    return Features(embeddings, offsets)
+
+
+class EmbeddedDataset:
+    """
+    The items of a data set as a frozen backbone sees them.
+
+    Parameters
+    ----------
+    images : LabeledDataset
+        Where labels and all else come from.
+    embeddings : Tensor
+        (total, F) float32.
+    offsets : Tensor
+        (n + 1,) int64: item i has the rows from offsets[i] to offsets[i + 1].
+    """
+
+    def __init__(self, images: LabeledDataset, embeddings: Tensor, offsets: Tensor) -> None:
+        self._images = images
+        self._labels = images.labels
+        self._embeddings = embeddings
+        self._offsets: list[int] = offsets.tolist()
+        self._bags = images.unit == "series"
+        self._several = images.task == "multilabel"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self._images.classes
+
+    @property
+    def task(self) -> str:
+        """``"multiclass"`` or ``"multilabel"``."""
+        return self._images.task
+
+    @property
+    def unit(self) -> str:
+        """What an item is: ``"slice"`` or ``"series"``."""
+        return self._images.unit
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """The recipe the images were made by."""
+        return self._images.preprocess
+
+    @property
+    def labels(self) -> NDArray[np.generic]:
+        """Of each item."""
+        return self._labels
+
+    @property
+    def patients(self) -> tuple[str, ...]:
+        """Of each item."""
+        return self._images.patients
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
+        """Return (F,), or of a bag (N, F), and the label."""
+        start, end = self._offsets[index], self._offsets[index + 1]
+        rows = self._embeddings[start:end] if self._bags else self._embeddings[start]
+        label = self._labels[index]
+        return rows, Tensor(label) if self._several else int(label)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int | Tensor]]:
+        """Return several items."""
+        return [self[index] for index in indices]

@@ -1,0 +1,1 @@
+"""Attributes of DICOM headers: one file at a time."""

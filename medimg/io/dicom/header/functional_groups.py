@@ -1,0 +1,171 @@
+"""
+Frames of a multi-frame file, each seen as if it were a classic single-frame instance.
+
+An enhanced file says what holds for all its frames in shared functional groups, and what differs in
+per-frame ones (PS3.3 C.7.6.16). A *view* is a flat data set of one frame: the attributes of the file, over
+them those of the shared groups, over them those of the frame's own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.tag import BaseTag, Tag
+
+from medimg.errors import DecodeError
+from medimg.io.dicom.header.attributes import items
+from medimg.io.dicom.header.private_tags import items_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["FrameViews"]
+
+#: Functional groups whose attributes mean for a frame what they mean for a classic instance.
+_MACROS: Final = tuple(
+    Tag(keyword)
+    for keyword in (
+        "CTImageFrameTypeSequence",
+        "CTReconstructionSequence",
+        "CardiacSynchronizationSequence",
+        "ContrastBolusUsageSequence",
+        "FrameContentSequence",
+        "FrameVOILUTSequence",
+        "MRArterialSpinLabelingSequence",
+        "MRDiffusionSequence",
+        "MREchoSequence",
+        "MRImageFrameTypeSequence",
+        "MRTimingAndRelatedParametersSequence",
+        "MRVelocityEncodingSequence",
+        "PETFrameAcquisitionSequence",
+        "PETFrameCorrectionFactorsSequence",
+        "PETFrameTypeSequence",
+        "PETReconstructionSequence",
+        "ParametricMapFrameTypeSequence",
+        "PixelMeasuresSequence",
+        "PixelValueTransformationSequence",
+        "PlaneOrientationSequence",
+        "PlanePositionSequence",
+        "PlanePositionVolumeSequence",
+        "PlaneOrientationVolumeSequence",
+        "SegmentIdentificationSequence",
+        "TemporalPositionSequence",
+        "XAXRFFrameCharacteristicsSequence",
+    )
+)
+#: Private sequences that repeat private attributes of classic files for each frame: Siemens and Philips.
+_PRIVATE_GROUPS: Final = frozenset({0x0021, 0x2005})
+_LAST_CREATOR: Final = 0xFF
+#: What a conversion of classic files found no group for, such as the echo time (PS3.3 C.7.6.16.2.24).
+_UNASSIGNED: Final = (
+    Tag("UnassignedSharedConvertedAttributesSequence"),
+    Tag("UnassignedPerFrameConvertedAttributesSequence"),
+)
+_KEPT_WHOLE: Final = (Tag("RealWorldValueMappingSequence"), Tag("PixelValueTransformationSequence"))
+_LEFT_OUT: Final = frozenset(
+    Tag(keyword)
+    for keyword in (
+        "PerFrameFunctionalGroupsSequence",
+        "SharedFunctionalGroupsSequence",
+        "PixelData",
+        "FloatPixelData",
+        "DoubleFloatPixelData",
+        "ExtendedOffsetTable",
+        "ExtendedOffsetTableLengths",
+    )
+)
+
+
+class FrameViews:
+    """
+    The views of all frames of a file.
+
+    Parameters
+    ----------
+    dataset : pydicom.Dataset
+        With its functional groups, if it has any; its pixels are not needed.
+    count : int
+        The number of frames that it has.
+
+    Raises
+    ------
+    DecodeError
+        If functional groups are there for fewer frames than that.
+    """
+
+    def __init__(self, dataset: Dataset, count: int) -> None:
+        self._per_frame = items(dataset, "PerFrameFunctionalGroupsSequence")
+        if self._per_frame and len(self._per_frame) < count:
+            raise DecodeError(
+                f"functional groups describe {len(self._per_frame)} of {count} frames; the file is damaged"
+            )
+        self._count = count
+        self._base = Dataset()
+        self._base.file_meta = getattr(dataset, "file_meta", FileMetaDataset())
+        for tag in _tags(dataset):
+            if tag not in _LEFT_OUT:
+                _put(self._base, dataset.get_item(tag, keep_deferred=True))
+        shared = items(dataset, "SharedFunctionalGroupsSequence")
+        if shared:
+            _lay_over(self._base, shared[0])
+
+    @property
+    def differ(self) -> bool:
+        """Whether frames have attributes of their own."""
+        return bool(self._per_frame)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Dataset]:
+        return (self[number] for number in range(self._count))
+
+    def __getitem__(self, number: int) -> Dataset:
+        """Return the view of frame `number`, counted from 0."""
+        if not 0 <= number < self._count:
+            raise IndexError(number)
+        if not self._per_frame:
+            return self._base
+        view = Dataset()
+        view.file_meta = self._base.file_meta
+        _copy(view, self._base, private_only=False)
+        _lay_over(view, self._per_frame[number])
+        return view
+
+
+def _tags(dataset: Dataset) -> list[BaseTag]:
+    """Return the tags of a data set, which itself iterates over elements, and parses each."""
+    return list(dataset.keys())
+
+
+def _lay_over(view: Dataset, group: Dataset) -> None:
+    for tag in _UNASSIGNED:
+        if tag in group:
+            _copy(view, _first_item(group, tag), private_only=False)
+    for tag in _tags(group):
+        if tag in _KEPT_WHOLE:
+            _put(view, group.get_item(tag))
+        private = tag.group in _PRIVATE_GROUPS and tag.elem > _LAST_CREATOR
+        if private or tag in _MACROS:
+            _copy(view, _first_item(group, tag), private_only=private)
+
+
+def _first_item(group: Dataset, tag: BaseTag) -> Dataset:
+    try:
+        found = items_of(group[tag].value)
+    # a damaged element raises anything when it is first used; without it, the frame lacks what it says
+    except Exception:
+        found = []
+    return found[0] if found else Dataset()
+
+
+def _copy(view: Dataset, source: Dataset, *, private_only: bool) -> None:
+    for tag in _tags(source):
+        if tag.is_private or not private_only:
+            _put(view, source.get_item(tag))
+
+
+def _put(view: Dataset, element: Any) -> None:
+    """Put an element in as it is: assigned, a private one would be parsed, damaged or not."""
+    view._dict[element.tag] = element

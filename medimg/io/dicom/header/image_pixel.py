@@ -1,0 +1,192 @@
+"""The Image Pixel module of a header (PS3.3 C.7.6.3), checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from medimg.errors import DecodeError
+from medimg.io.dicom.header.attributes import is_there, stated_code, whole
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+__all__ = ["FORMAT_TAGS", "FrameFormat", "frame_count", "frame_format"]
+
+#: What a header-only read must include for :func:`frame_format` and :func:`frame_count`, the pixels apart.
+FORMAT_TAGS: Final[list[str | int]] = [
+    "BitsAllocated",
+    "BitsStored",
+    "Columns",
+    "HighBit",
+    "NumberOfFrames",
+    "PhotometricInterpretation",
+    "PixelRepresentation",
+    "PlanarConfiguration",
+    "Rows",
+    "SamplesPerPixel",
+]
+
+_MOST_BYTES: Final = 2**31
+_MOST_FRAMES: Final = 2**31 - 1
+#: Bits of a sample of Float Pixel Data (7FE0,0008) and Double Float Pixel Data (7FE0,0009).
+_FLOAT_BITS: Final = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}
+_GRAY: Final = frozenset({"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"})
+_COLOR: Final = frozenset(
+    {
+        "RGB",
+        "YBR_FULL",
+        "YBR_FULL_422",
+        "YBR_PARTIAL_422",
+        "YBR_PARTIAL_420",
+        "YBR_RCT",
+        "YBR_ICT",
+        "XYB",
+    }
+)
+_RETIRED: Final = frozenset({"ARGB", "CMYK", "HSV"})
+
+
+@dataclass(frozen=True, slots=True)
+class FrameFormat:
+    """
+    What a header says about its frames.
+
+    Attributes
+    ----------
+    rows, columns : int
+        Of one frame.
+    samples : int
+        Samples per Pixel: 1 or 3.
+    bits_allocated, bits_stored, high_bit : int
+        1, 8, 16 or 32 bits are allocated; for floats 32 or 64, and all of them count.
+    signed : bool
+        Whether Pixel Representation is 1.
+    photometric : str
+        Photometric Interpretation.
+    planar : bool
+        Whether Planar Configuration is 1: one plane for each color.
+    floating : bool
+        Whether samples are floating point numbers.
+    """
+
+    rows: int
+    columns: int
+    samples: int
+    bits_allocated: int
+    bits_stored: int
+    high_bit: int
+    signed: bool
+    photometric: str
+    planar: bool
+    floating: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows, columns), or (rows, columns, samples) for color."""
+        plain = (self.rows, self.columns)
+        return plain if self.samples == 1 else (*plain, self.samples)
+
+    @property
+    def count(self) -> int:
+        """The number of values in a frame."""
+        return self.rows * self.columns * self.samples
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the stored values; uint8 for single bits."""
+        size = max(1, self.bits_allocated // 8)
+        kind = "f" if self.floating else "i" if self.signed else "u"
+        return np.dtype(f"{kind}{size}")
+
+    @property
+    def is_ycc(self) -> bool:
+        """Whether colors are stored as luminance and two color differences."""
+        return self.samples == 3 and self.photometric.startswith("YBR_")
+
+
+def frame_format(dataset: Dataset) -> FrameFormat:
+    """
+    Return what the Image Pixel module (PS3.3 C.7.6.3) says, checked.
+
+    Raises
+    ------
+    DecodeError
+        If bits, sizes or colors contradict each other or are not supported, or a frame is unreasonably
+        large.
+    """
+    floating = next((bits for name, bits in _FLOAT_BITS.items() if is_there(dataset, name)), 0)
+    allocated = whole(dataset, "BitsAllocated", floating)
+    stored = allocated if floating else whole(dataset, "BitsStored", allocated)
+    form = FrameFormat(
+        rows=whole(dataset, "Rows", 0),
+        columns=whole(dataset, "Columns", 0),
+        samples=whole(dataset, "SamplesPerPixel", 1),
+        bits_allocated=allocated,
+        bits_stored=stored,
+        high_bit=stored - 1 if floating else whole(dataset, "HighBit", stored - 1),
+        signed=not floating and whole(dataset, "PixelRepresentation", 0) == 1,
+        photometric=stated_code(dataset, "PhotometricInterpretation", "MONOCHROME2"),
+        planar=whole(dataset, "PlanarConfiguration", 0) == 1,
+        floating=bool(floating),
+    )
+    if floating and allocated != floating:
+        raise DecodeError(f"Bits Allocated is {allocated}; this kind of float pixel data has {floating}")
+    _check_bits(form)
+    _check_colors(form)
+    size = form.count * form.dtype.itemsize
+    if min(form.rows, form.columns) <= 0 or size > _MOST_BYTES:
+        raise DecodeError(f"a frame of {form.rows}×{form.columns}×{form.samples} is empty or too large")
+    return form
+
+
+def frame_count(dataset: Dataset) -> int:
+    """
+    Return Number of Frames (0028,0008): 1 where it is absent, empty or 0.
+
+    Raises
+    ------
+    DecodeError
+        If it is there and no number of frames.
+    """
+    count = whole(dataset, "NumberOfFrames", 1) or 1
+    if not 0 < count <= _MOST_FRAMES:
+        raise DecodeError(f"Number of Frames is {count}; the file is damaged")
+    return count
+
+
+def _check_bits(form: FrameFormat) -> None:
+    if form.bits_allocated == 64 and not form.floating:
+        raise DecodeError("Bits Allocated is 64: integers of 64 bits are not supported; 1, 8, 16 and 32 are")
+    if form.bits_allocated not in {1, 8, 16, 32} and not form.floating:
+        raise DecodeError(f"Bits Allocated is {form.bits_allocated}; 1, 8, 16 and 32 are supported")
+    if not 0 < form.bits_stored <= form.bits_allocated:
+        raise DecodeError(f"Bits Stored is {form.bits_stored} of {form.bits_allocated} Bits Allocated")
+    if not form.bits_stored - 1 <= form.high_bit < form.bits_allocated:
+        raise DecodeError(
+            f"High Bit {form.high_bit} contradicts {form.bits_stored} Bits Stored "
+            f"of {form.bits_allocated} Bits Allocated"
+        )
+    if form.bits_allocated == 1 and (form.signed or form.samples != 1):
+        raise DecodeError("pixels of 1 bit must be unsigned, with one sample per pixel")
+
+
+def _check_colors(form: FrameFormat) -> None:
+    photometric = form.photometric
+    if photometric in _RETIRED or form.samples == 4:
+        raise DecodeError(
+            f"Photometric Interpretation {photometric} with {form.samples} samples per pixel: ARGB, CMYK and "
+            "HSV are retired and not supported; convert the file to RGB"
+        )
+    if form.samples not in {1, 3}:
+        raise DecodeError(f"Samples per Pixel is {form.samples}; 1 and 3 are supported")
+    if photometric not in _GRAY | _COLOR:
+        raise DecodeError(f"Photometric Interpretation {photometric!r} is not supported")
+    if (photometric in _COLOR) != (form.samples == 3):
+        raise DecodeError(
+            f"Photometric Interpretation {photometric} contradicts {form.samples} sample(s) per pixel"
+        )
+    if form.floating and (form.samples != 1 or photometric == "PALETTE COLOR"):
+        raise DecodeError("float pixel data has one sample per pixel, and is gray")

@@ -1,0 +1,305 @@
+"""DICOM files into instances, and instances into frames, without their pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
+
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+
+from medimg.errors import DecodeError, MedimgError, NotAnImageError, ReadError, TruncatedError
+from medimg.io.dicom.header import frame_attributes, frame_vectors
+from medimg.io.dicom.header.attributes import (
+    code,
+    description,
+    identifier,
+    integer,
+    is_there,
+    quiet_pydicom,
+    text,
+)
+from medimg.io.dicom.header.functional_groups import FrameViews
+from medimg.io.dicom.header.mosaic import MOSAIC_TAGS, Mosaic, mosaic_of
+from medimg.io.dicom.header.open import numbers_of, open_header
+from medimg.io.dicom.pixels.frames import NATIVE_SYNTAXES
+from medimg.io.files.blob import Blob, as_blob
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pydicom.dataset import Dataset
+
+    from medimg.io.dicom.header.frame_attributes import FrameAttributes
+
+__all__ = ["HEADER_TAGS", "Frame", "Instance", "read_instance"]
+
+#: What a header-only read includes.
+HEADER_TAGS: Final = numbers_of(
+    *frame_attributes.FACT_TAGS,
+    *MOSAIC_TAGS,
+    *frame_vectors.NUCLEAR_TAGS,
+    "BitsAllocated",
+    "Columns",
+    "InstanceNumber",
+    "MediaStorageSOPClassUID",
+    "Modality",
+    "NumberOfFrames",
+    "PatientID",
+    "PerFrameFunctionalGroupsSequence",
+    "PhotometricInterpretation",
+    "Rows",
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "SamplesPerPixel",
+    "SeriesDescription",
+    "SeriesInstanceUID",
+    "SeriesNumber",
+    "SharedFunctionalGroupsSequence",
+    "StudyInstanceUID",
+    "TotalPixelMatrixColumns",
+)
+
+#: An item of a compressed frame has a header of 8 bytes, and the least codestream is no shorter.
+_LEAST_FRAME_BYTES: Final = 16
+_DEFLATION: Final = 1032
+_SLIDE_MICROSCOPY: Final = "1.2.840.10008.5.1.4.1.1.77.1.6"
+
+
+@dataclass(frozen=True, slots=True)
+class FrameFacts:
+    """
+    What is known of one frame.
+
+    Attributes
+    ----------
+    number : int
+        Its place in the pixel data, from 0.
+    corner : tuple of 2 ints or None
+        (row, column) of its first pixel in the stored picture, where that is a mosaic of several.
+    position : tuple of 3 floats or None
+        LPS millimeters of the center of the first pixel; None where unknown.
+    orientation : tuple of 6 floats or None
+        Direction of the rows, then of the columns.
+    pixel_spacing : tuple of 2 floats or None
+        Between rows, then between columns, in millimeters.
+    slice_spacing, slice_thickness : float or None
+        Spacing Between Slices and Slice Thickness, in millimeters.
+    image_type : tuple of str
+        Frame Type or Image Type.
+    kinds, moments : tuple of Label
+        What tells frames at one position apart.
+    """
+
+    number: int
+    corner: tuple[int, int] | None
+    position: tuple[float, float, float] | None
+    orientation: tuple[float, ...] | None
+    pixel_spacing: tuple[float, float] | None
+    slice_spacing: float | None
+    slice_thickness: float | None
+    image_type: tuple[str, ...]
+    kinds: FrameAttributes
+    moments: FrameAttributes
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """
+    One DICOM file that holds images; what identifies the patient stays out of its repr.
+
+    Attributes carry the names of their DICOM attributes. `rows` and `columns` are those of one frame: of a
+    tile, where the file is a mosaic.
+    """
+
+    blob: Blob = field(repr=False)
+    sop_class_uid: str
+    sop_instance_uid: str = field(repr=False)
+    series_uid: str = field(repr=False)
+    study_uid: str = field(repr=False)
+    patient_id: str = field(repr=False)
+    modality: str
+    description: str = field(repr=False)
+    series_number: int | None
+    instance_number: int | None
+    rows: int
+    columns: int
+    samples: int
+    photometric: str
+    transfer_syntax: str
+    facts: tuple[FrameFacts, ...] = field(repr=False)
+    times: tuple[float, ...] | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """The name of the file."""
+        return self.blob.name
+
+    @property
+    def frames(self) -> tuple[Frame, ...]:
+        """Its frames, in the order of the file."""
+        return tuple(Frame(self, f) for f in self.facts)
+
+    @property
+    def is_color(self) -> bool:
+        """Whether its pixels are read as red, green and blue."""
+        return self.samples == 3 or self.photometric == "PALETTE COLOR"
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One image of a DICOM file: the only one, a frame of many, or a tile of a mosaic."""
+
+    instance: Instance
+    facts: FrameFacts
+
+    @property
+    def has_place(self) -> bool:
+        """Whether position and orientation in the patient are known."""
+        return self.facts.position is not None and self.facts.orientation is not None
+
+    @property
+    def is_localizer(self) -> bool:
+        """Whether this is a scout: Image Type value 3 is LOCALIZER (PS3.3 C.8.2.1.1.1)."""
+        return "LOCALIZER" in self.facts.image_type[2:]
+
+    @property
+    def order(self) -> tuple[bool, int, str, int]:
+        """A key that sorts frames by Instance Number and their place in the file."""
+        number = self.instance.instance_number
+        return number is None, number or 0, self.instance.path, self.facts.number
+
+
+def read_instance(source: str | Path | Blob) -> Instance:
+    """
+    Read what :class:`Instance` holds from a DICOM file; its pixels are not touched.
+
+    Raises
+    ------
+    NotAnImageError
+        If the file is no DICOM file, or an object without pixels.
+    ReadError
+        If it can't be opened or parsed, or contradicts itself.
+    """
+    blob = as_blob(source)
+    try:
+        with quiet_pydicom():
+            return _instance(blob, open_header(blob, HEADER_TAGS))
+    except MedimgError as error:
+        if blob.name in str(error):
+            raise
+        raise type(error)(f"{blob.name}: {error}") from None
+    # pydicom raises errors of many kinds when a damaged value is used, and their texts quote it
+    except Exception as error:
+        raise ReadError(f"{blob.name} is damaged ({type(error).__name__} in its header)") from None
+
+
+def _instance(blob: Blob, dataset: Dataset) -> Instance:
+    sop_class = identifier(dataset, "SOPClassUID") or identifier(dataset.file_meta, "MediaStorageSOPClassUID")
+    rows, columns = integer(dataset, "Rows"), integer(dataset, "Columns")
+    if not rows or not columns or rows < 0 or columns < 0:
+        raise NotAnImageError(f"{blob.name} is a DICOM object without pixels ({_kind(sop_class)})")
+    if _is_slide(dataset, sop_class):
+        raise NotAnImageError(
+            f"{blob.name} is a whole slide image: its frames are tiles of a pyramid, not slices; "
+            "read it with a library made for slides, such as wsidicom"
+        )
+    count = _frame_count(blob, dataset)
+    views = FrameViews(dataset, count)
+    mosaic = mosaic_of(views[0]) if count == 1 else None
+    if mosaic is not None:
+        rows, columns = mosaic.rows, mosaic.columns
+    return Instance(
+        blob=blob,
+        sop_class_uid=sop_class,
+        sop_instance_uid=identifier(dataset, "SOPInstanceUID"),
+        series_uid=identifier(dataset, "SeriesInstanceUID"),
+        study_uid=identifier(dataset, "StudyInstanceUID"),
+        patient_id=text(dataset, "PatientID"),
+        modality=code(dataset, "Modality"),
+        description=description(dataset, "SeriesDescription"),
+        series_number=integer(dataset, "SeriesNumber"),
+        instance_number=integer(dataset, "InstanceNumber"),
+        rows=rows,
+        columns=columns,
+        samples=integer(dataset, "SamplesPerPixel") or 1,
+        photometric=code(dataset, "PhotometricInterpretation", "MONOCHROME2"),
+        transfer_syntax=identifier(dataset.file_meta, "TransferSyntaxUID"),
+        facts=_frames(views) if mosaic is None else _tiles(views[0], mosaic),
+        times=frame_vectors.frame_times(dataset) if count > 1 and not views.differ else None,
+        notes=mosaic.notes if mosaic else (),
+    )
+
+
+def _is_slide(dataset: Dataset, sop_class: str) -> bool:
+    slide = sop_class == _SLIDE_MICROSCOPY or is_there(dataset, "TotalPixelMatrixColumns")
+    return slide and (integer(dataset, "NumberOfFrames") or 1) > 1
+
+
+def _kind(sop_class: str) -> str:
+    name = UID(sop_class).name
+    return name if name != sop_class else "unknown SOP class"
+
+
+def _frame_count(blob: Blob, dataset: Dataset) -> int:
+    """Return Number of Frames, if the file is large enough for as many."""
+    count = max(1, integer(dataset, "NumberOfFrames") or 1)
+    if count == 1:
+        return 1
+    syntax = identifier(dataset.file_meta, "TransferSyntaxUID")
+    size = blob.size() * (_DEFLATION if syntax == DeflatedExplicitVRLittleEndian else 1)
+    if count > size // _LEAST_FRAME_BYTES:
+        raise DecodeError(f"{blob.name} declares {count} frames, but is only {size} bytes long")
+    rows, columns, bits = (integer(dataset, keyword) or 1 for keyword in ("Rows", "Columns", "BitsAllocated"))
+    if syntax in NATIVE_SYNTAXES and count * rows * columns * bits > 8 * size:
+        raise TruncatedError(
+            f"{blob.name} ends before its {count} frames of {rows}×{columns} do; copy or export it again"
+        )
+    return count
+
+
+def _tiles(view: Dataset, mosaic: Mosaic) -> tuple[FrameFacts, ...]:
+    whole = _facts(0, view)
+    places = zip(mosaic.corners, mosaic.positions, strict=True)
+    return tuple(replace(whole, corner=corner, position=position) for corner, position in places)
+
+
+def _frames(views: FrameViews) -> tuple[FrameFacts, ...]:
+    count = len(views)
+    if views.differ:
+        return tuple(_facts(number, view) for number, view in enumerate(views))
+    first = _facts(0, views[0])
+    return (first,) if count == 1 else tuple(_without_groups(views[0], first, count))
+
+
+def _without_groups(view: Dataset, first: FrameFacts, count: int) -> Iterator[FrameFacts]:
+    """Yield the facts of frames without functional groups: dose, nuclear medicine, and cines."""
+    positions = frame_vectors.frame_positions(view)
+    repeats = frame_vectors.frame_temporal_attributes(view)
+    # one position for all frames is that of none
+    orientation = (frame_vectors.frame_orientation(view) or first.orientation) if positions else None
+    for number in range(count):
+        vectors = (frame_attributes.FrameAttribute("vectors", repeats[number]),) if repeats else ()
+        yield replace(
+            first,
+            number=number,
+            position=positions[number] if positions else None,
+            orientation=orientation,
+            moments=(*first.moments, *vectors),
+        )
+
+
+def _facts(number: int, view: Dataset) -> FrameFacts:
+    return FrameFacts(
+        number=number,
+        corner=None,
+        position=frame_attributes.position(view),
+        orientation=frame_attributes.orientation(view),
+        pixel_spacing=frame_attributes.pixel_spacing(view),
+        slice_spacing=frame_attributes.length(view, "SpacingBetweenSlices"),
+        slice_thickness=frame_attributes.length(view, "SliceThickness"),
+        image_type=frame_attributes.image_type(view),
+        kinds=frame_attributes.series_attributes(view),
+        moments=frame_attributes.temporal_attributes(view),
+    )

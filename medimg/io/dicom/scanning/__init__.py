@@ -1,0 +1,1 @@
+"""Headers of many DICOM files, read fast."""

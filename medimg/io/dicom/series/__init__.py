@@ -1,0 +1,1 @@
+"""From frames to series, and from series to volumes."""

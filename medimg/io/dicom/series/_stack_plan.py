@@ -1,0 +1,238 @@
+"""The plan of a volume: the order of its frames and its affine, before any pixel is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import numpy as np
+
+from medimg.core import geometry
+from medimg.core.stacking import Stack, analyze_positions
+from medimg.errors import GeometryError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy.typing as npt
+
+    from medimg.core.volume import Space
+    from medimg.io.dicom.header.instance import Frame, FrameFacts, Instance
+    from medimg.io.dicom.series.grouping import Group
+
+__all__ = ["StackPlan", "plan_regular_stack", "plan_stack"]
+
+_MISPLACED_MM: Final = 0.02
+_NO_SPACING: Final = "no pixel spacing in the file: 1 mm assumed"
+
+Frames: TypeAlias = "Sequence[Frame]"
+
+
+@dataclass(frozen=True, slots=True)
+class StackPlan:
+    """
+    How frames become a volume.
+
+    Attributes
+    ----------
+    channels : tuple of sequence of Frame
+        For each channel its frames, in the order of the slices; all of the same length.
+    names : tuple of str
+        A name for each channel; empty where nothing repeats.
+    times : tuple of float or None
+        Seconds from the first channel, or of each frame of a cine.
+    affine : numpy.ndarray
+        (4, 4): index (d, h, w) to LPS millimeters.
+    space : {"patient", "image"}
+        Whether positions in the patient are known.
+    stack : Stack or None
+        The regularity of the positions, where they are known.
+    duplicates : tuple of (Frame, Frame)
+        Each frame left out, and the one kept at its position.
+    notes : tuple of str
+        What deserves a second look.
+    """
+
+    channels: tuple[Frames, ...]
+    names: tuple[str, ...]
+    times: tuple[float, ...] | None
+    affine: geometry.Affine
+    space: Space
+    stack: Stack | None
+    duplicates: tuple[tuple[Frame, Frame], ...]
+    notes: tuple[str, ...]
+
+    @property
+    def first(self) -> Frame:
+        """The first slice of the first channel."""
+        return self.channels[0][0]
+
+    @property
+    def depth(self) -> int:
+        """Number of slices."""
+        return len(self.channels[0])
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Each file that is used once, in the order of its first slice."""
+        return tuple(instance.path for instance in self.instances)
+
+    @property
+    def instances(self) -> tuple[Instance, ...]:
+        """Each file as it was read, in the same order."""
+        frames = (frame for channel in self.channels for frame in channel)
+        return tuple({frame.instance.path: frame.instance for frame in frames}.values())
+
+    def along(self, frame: Frame) -> float:
+        """Return the place of a frame along the direction from slice to slice, in millimeters."""
+        step = self.affine[:3, 0]
+        return float(_position(frame) @ step / np.linalg.norm(step))
+
+
+def plan_stack(group: Group) -> StackPlan:
+    """
+    Sort frames by position, or by Instance Number where there is none, and find their affine.
+
+    Raises
+    ------
+    GeometryError
+        If the orientation is unsound, or the order can't be known.
+    """
+    channels = [sorted(channel, key=lambda frame: frame.order) for channel in group.content.channels]
+    if all(frame.has_place for frame in channels[0]):
+        return _by_position(group, channels)
+    return _by_number(group, channels[0])
+
+
+def _by_number(group: Group, frames: list[Frame]) -> StackPlan:
+    facts = frames[0].facts
+    rows, columns = facts.pixel_spacing or (1.0, 1.0)
+    notes = list(group.notes)
+    instances = {id(frame.instance): frame.instance for frame in frames}
+    if len(instances) > 1:
+        lacking = len({id(frame.instance) for frame in frames if not frame.has_place})
+        notes.append(
+            f"positions are missing in {lacking} of {len(instances)} files: "
+            "sorted by Instance Number, with a nominal distance between slices"
+        )
+        numbers = [instance.instance_number for instance in instances.values()]
+        if None in numbers or len(set(numbers)) < len(numbers):
+            raise GeometryError(
+                f"{len(instances)} files of one series have neither positions nor distinct Instance Numbers: "
+                "their order is unknown; read them one by one"
+            )
+    elif len(frames) > 1:
+        notes.append(f"{len(frames)} frames without positions are stacked in the order of the file")
+    if facts.pixel_spacing is None:
+        notes.append(_NO_SPACING)
+    affine = geometry.image_affine((facts.slice_spacing or 1.0, rows, columns))
+    times = frames[0].instance.times if len(instances) == 1 else None
+    return StackPlan((tuple(frames),), (), times, affine, "image", None, (), tuple(notes))
+
+
+def _by_position(group: Group, channels: list[list[Frame]]) -> StackPlan:
+    first = channels[0]
+    facts = first[0].facts
+    orientation = facts.orientation
+    assert orientation is not None  # has_place was checked
+    positions = np.asarray([_position(frame) for frame in first])
+    alone = facts.slice_spacing or facts.slice_thickness or 1.0
+    stack = analyze_positions(positions, orientation, fallback_step=alone, stated_gap=facts.slice_spacing)
+    ordered = tuple(first[i] for i in stack.order)
+    origin = _position(ordered[0])
+    affine = geometry.affine_from_slices(origin, stack.step, orientation, facts.pixel_spacing or (1.0, 1.0))
+    sorted_channels = (ordered, *(_along(channel, stack.step) for channel in channels[1:]))
+    off = max(_farthest_corner(channel, affine) for channel in sorted_channels)
+    notes = [*group.notes, *_notes(stack, off, facts)]
+    doubles = tuple((first[left], first[kept]) for left, kept in stack.duplicates)
+    content = group.content
+    return StackPlan(
+        channels=sorted_channels,
+        names=content.names,
+        times=content.times,
+        affine=affine,
+        space="patient",
+        stack=stack,
+        duplicates=(*content.copies, *doubles),
+        notes=tuple(notes),
+    )
+
+
+def plan_regular_stack(stack: Stack, frames: Frames, positions: npt.NDArray[np.float64]) -> StackPlan:
+    """
+    Return the plan of a stack without doubles whose frames differ in nothing but their places.
+
+    Parameters
+    ----------
+    stack : Stack
+        Of these frames.
+    frames : sequence of Frame
+        In the order of the stack; only the first is looked at.
+    positions : numpy.ndarray
+        (n, 3) where each is, LPS millimeters.
+    """
+    first = frames[0]
+    facts = first.facts
+    assert facts.orientation is not None  # there is a stack
+    spacing = facts.pixel_spacing or (1.0, 1.0)
+    affine = geometry.affine_from_slices(positions[0], stack.step, facts.orientation, spacing)
+    diagonal = None if facts.pixel_spacing is None else _diagonal(first)
+    off = _farthest(positions, diagonal, first.instance, affine)
+    notes = tuple(_notes(stack, off, facts))
+    return StackPlan((frames,), (), None, affine, "patient", stack, (), notes)
+
+
+def _position(frame: Frame) -> npt.NDArray[np.float64]:
+    return np.asarray(frame.facts.position, dtype=np.float64)
+
+
+def _along(frames: list[Frame], step: npt.NDArray[np.float64]) -> Frames:
+    return tuple(sorted(frames, key=lambda frame: float(_position(frame) @ step)))
+
+
+def _notes(stack: Stack, off: float, facts: FrameFacts) -> Iterator[str]:
+    if stack.is_jittered:
+        yield f"distances between slices vary by up to {stack.deviation:.1%} of {stack.gap:.4g} mm"
+    regular = not (stack.missing or stack.irregular)
+    if regular and off > max(_MISPLACED_MM, 0.01 * stack.gap):
+        yield f"the affine misses the stated place of a slice by up to {off:.3g} mm"
+    if facts.pixel_spacing is None:
+        yield _NO_SPACING
+
+
+def _farthest_corner(frames: Frames, affine: geometry.Affine) -> float:
+    """Return :func:`_farthest` of frames that may differ in orientation and spacing."""
+    positions = np.asarray([_position(frame) for frame in frames])
+    diagonals = None
+    if all(frame.facts.pixel_spacing is not None for frame in frames):
+        diagonals = np.asarray([_diagonal(frame) for frame in frames])
+    return _farthest(positions, diagonals, frames[0].instance, affine)
+
+
+def _farthest(
+    positions: npt.NDArray[np.float64],
+    diagonals: npt.NDArray[np.float64] | None,
+    instance: Instance,
+    affine: geometry.Affine,
+) -> float:
+    """
+    Return how far, in millimeters, the affine puts a corner of a slice from where the slice says it is.
+
+    The first and the last pixel of each slice are compared with its own position, orientation and spacing.
+    """
+    d = np.arange(len(positions), dtype=np.float64)
+    zero = np.zeros_like(d)
+    starts = geometry.index_to_lps(affine, np.stack([d, zero, zero], axis=1))
+    off = np.abs(starts - positions).max()
+    if diagonals is None:
+        return float(off)
+    last = np.stack([d, zero + instance.rows - 1, zero + instance.columns - 1], axis=1)
+    return float(max(off, np.abs(geometry.index_to_lps(affine, last) - (positions + diagonals)).max()))
+
+
+def _diagonal(frame: Frame) -> npt.NDArray[np.float64]:
+    """Return the way from the first pixel to the last."""
+    x, y = np.asarray(frame.facts.orientation, dtype=np.float64).reshape(2, 3)
+    between_rows, between_columns = frame.facts.pixel_spacing or (1.0, 1.0)
+    instance = frame.instance
+    return np.asarray((instance.rows - 1) * between_rows * y + (instance.columns - 1) * between_columns * x)

@@ -1,0 +1,130 @@
+"""Groups of frames into series."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, overload
+
+from medimg.core.stacking import analyze_positions, are_distinct_positions
+from medimg.errors import GeometryError
+from medimg.io.dicom.header.instance import Frame
+from medimg.io.dicom.series._stack_plan import StackPlan, plan_regular_stack, plan_stack
+from medimg.io.dicom.series.volume_reader import StackReader
+from medimg.io.series import Series
+
+if TYPE_CHECKING:
+    from medimg.io.dicom.scanning.series_table import UniformFiles
+    from medimg.io.dicom.series.grouping import Group
+    from medimg.io.series import Series
+
+__all__ = ["build_series", "dicom_series", "regular_series"]
+
+
+def dicom_series(group: Group) -> Series:
+    """
+    Return the series of frames that belong into one volume.
+
+    Raises
+    ------
+    GeometryError
+        If their order can't be known.
+    """
+    plan = plan_stack(group)
+    return build_series(group.uid, plan, plan.files)
+
+
+def build_series(uid: str, plan: StackPlan, files: tuple[str, ...]) -> Series:
+    """
+    Return the series of a plan.
+
+    Parameters
+    ----------
+    uid : str
+        What it is called.
+    plan : StackPlan
+        Its frames.
+    files : tuple of str
+        Their files, as :attr:`StackPlan.files` says.
+
+    Raises
+    ------
+    GeometryError
+        If there are several color images at each position.
+    """
+    instance = plan.first.instance
+    colors = 3 if instance.is_color else 1
+    if colors > 1 and len(plan.channels) > 1:
+        raise GeometryError(
+            f"{len(plan.channels)} color images lie at each position: channels are colors already; "
+            "read the files one by one"
+        )
+    return Series(
+        uid=uid,
+        modality=instance.modality,
+        description=instance.description,
+        shape=(colors * len(plan.channels), plan.depth, instance.rows, instance.columns),
+        affine=plan.affine,
+        space=plan.space,
+        files=files,
+        format="DICOM",
+        reader=StackReader(plan),
+        patient_id=instance.patient_id,
+        study_uid=instance.study_uid,
+        frame_times=plan.times,
+    )
+
+
+class _Frames(Sequence[Frame]):
+    """The frames of files in the order of a stack, made when they are asked for."""
+
+    def __init__(self, files: UniformFiles, rows: Sequence[int]) -> None:
+        self._files = files
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Frame: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Frame]: ...
+    def __getitem__(self, index: int | slice) -> Frame | Sequence[Frame]:
+        if isinstance(index, slice):
+            return _Frames(self._files, self._rows[index])
+        instance = self._files.instance(self._rows[index])
+        return Frame(instance, instance.facts[0])
+
+
+def regular_series(files: UniformFiles) -> Series | None:
+    """
+    Return the series of files that share it with no other file.
+
+    Parameters
+    ----------
+    files : UniformFiles
+        All files of their series.
+
+    Returns
+    -------
+    Series or None
+        As :func:`medimg.io.dicom.series.build.dicom_series` makes it of their only group; None where they may
+        be several groups: a place repeats, is missing, or is off. Then each file has to be looked at.
+    """
+    prototype = files.prototype
+    orientation, positions = prototype.facts[0].orientation, files.positions
+    if not prototype.series_uid or orientation is None or positions is None:
+        return None
+    try:
+        if not are_distinct_positions(positions, orientation):
+            return None
+        facts = prototype.facts[0]
+        alone = facts.slice_spacing or facts.slice_thickness or 1.0
+        stack = analyze_positions(positions, orientation, fallback_step=alone)
+    except GeometryError:
+        return None
+    if stack.missing or stack.irregular or stack.duplicates:
+        return None
+    rows = stack.order
+    plan = plan_regular_stack(stack, _Frames(files, rows), positions[list(rows)])
+    names = files.names
+    return build_series(prototype.series_uid, plan, files=tuple([names[row] for row in rows]))

@@ -1,0 +1,1 @@
+"""Image formats other than DICOM."""

@@ -1,0 +1,1 @@
+"""Metrics, curves and confidence intervals, on arrays alone."""

@@ -1,0 +1,1 @@
+"""Classifiers on pretrained backbones, and their checkpoints."""

@@ -1,0 +1,1 @@
+"""Backbones: architectures, heads, stages, weights."""

@@ -1,0 +1,190 @@
+"""The stages of a network: parts in the order of computation, between which the pictures get smaller."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+
+from torch import nn
+from torchvision.models.swin_transformer import PatchMerging, PatchMergingV2
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor
+
+__all__ = ["STEM", "Stage", "split_stages"]
+
+_Part: TypeAlias = tuple[str, nn.Module]
+_T = TypeVar("_T")
+
+#: What the first stage of every network is called.
+STEM: Final = "stem"
+
+_FEW: Final = 4  # with fewer parts than that, the largest is taken apart
+_MOST: Final = 12  # stages of a network whose pictures never get smaller, its stem apart
+_ADAPTIVE: Final = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_STRIDED: Final = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+_MERGING: Final = (PatchMerging, PatchMergingV2)  # they shrink by indexing, which no stride tells
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stage:
+    """
+    One part of a network.
+
+    Parameters
+    ----------
+    name : str
+        "stem" for the first; for all others the name of its last module with parameters.
+    modules : tuple of (str, nn.Module)
+        Its modules by their names in ``body.named_modules()``, in order, none inside another.
+    loose : tuple of (str, nn.Module)
+        For the first stage: modules that were taken apart, of whose tensors only their very own belong here,
+        such as a class token or the embedding of positions.
+    """
+
+    name: str
+    modules: tuple[tuple[str, nn.Module], ...]
+    loose: tuple[tuple[str, nn.Module], ...] = ()
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the parameters, each once."""
+        own = [p for _, m in self.loose for p in m.parameters(recurse=False)]
+        return _unique([*own, *(p for _, m in self.modules for p in m.parameters())])
+
+    def buffers(self) -> list[Tensor]:
+        """Return the buffers, such as the statistics of batch normalization, each once."""
+        own = [b for _, m in self.loose for b in m.buffers(recurse=False)]
+        return _unique([*own, *(b for _, m in self.modules for b in m.buffers())])
+
+
+def split_stages(body: nn.Module) -> tuple[Stage, ...]:
+    """
+    Divide a network into stages, in the order in which its modules are registered.
+
+    The children of the network are its parts; while fewer than four of them hold parameters, the one that
+    holds the most tensors gives way to its children. A part that makes pictures smaller (a stride, merged
+    patches, global pooling) begins a stage; norms belong to what is before them. Where this gives fewer than
+    three stages, as in a ViT, the first part is the stem and the others are stages, neighbors joined so that
+    there are at most twelve of them.
+
+    Parameters
+    ----------
+    body : nn.Module
+        The network, without its head.
+
+    Returns
+    -------
+    tuple of Stage
+        Together they hold every parameter and every buffer of the network exactly once. Empty for a network
+        that has neither.
+
+    Examples
+    --------
+    >>> from torchvision.models import resnet18
+    >>> [stage.name for stage in split_stages(resnet18())]
+    ['stem', 'layer1', 'layer2', 'layer3', 'layer4', 'fc']
+    """
+    parts, opened = _parts(body)
+    groups = _by_resolution(parts)
+    if len(groups) < 3:
+        groups = _evenly(_with_norms(parts))
+    loose = [(name, module) for name, module in opened if _own(module)]
+    if loose and not groups:
+        groups = [[]]
+    first = groups[0][-1][0] if groups and groups[0] else ""
+    name = STEM if _is_free(body, groups, first) else first
+    return tuple(
+        Stage(group[-1][0] if n else name, tuple(group), () if n else tuple(loose))
+        for n, group in enumerate(groups)
+    )
+
+
+def _parts(body: nn.Module) -> tuple[list[_Part], list[_Part]]:
+    """Return the parts in order, those without tensors too, and the modules that were taken apart."""
+    parts: list[_Part] = list(body.named_children())
+    opened: list[_Part] = [("", body)]
+    while sum(_has_tensors(module) for _, module in parts) < _FEW:
+        inner = [n for n, (_, module) in enumerate(parts) if any(_has_tensors(c) for c in module.children())]
+        if not inner:
+            break
+        largest = max(inner, key=lambda n: len(list(parts[n][1].parameters())))
+        name, module = parts[largest]
+        opened.append((name, module))
+        parts[largest : largest + 1] = [(f"{name}.{child}", m) for child, m in module.named_children()]
+    return parts, opened
+
+
+def _by_resolution(parts: list[_Part]) -> list[list[_Part]]:
+    """Begin a group wherever pictures get smaller."""
+    groups: list[list[_Part]] = [[]]
+    smaller = False
+    for name, module in parts:
+        smaller = smaller or _shrinks(module)
+        if not _has_tensors(module):
+            continue
+        if smaller and not _is_norm(module):
+            if groups[-1]:
+                groups.append([])
+            smaller = False
+        groups[-1].append((name, module))
+    return [group for group in groups if group]
+
+
+def _with_norms(parts: list[_Part]) -> list[list[_Part]]:
+    groups: list[list[_Part]] = []
+    for name, module in parts:
+        if not _has_tensors(module):
+            continue
+        if groups and _is_norm(module):
+            groups[-1].append((name, module))
+        else:
+            groups.append([(name, module)])
+    return groups
+
+
+def _evenly(groups: list[list[_Part]]) -> list[list[_Part]]:
+    stem, rest = groups[:1], groups[1:]
+    step = max(1, math.ceil(len(rest) / _MOST))
+    return stem + [list(chain(*rest[n : n + step])) for n in range(0, len(rest), step)]
+
+
+def _shrinks(module: nn.Module) -> bool:
+    if any(isinstance(m, _MERGING) for m in module.modules()):
+        return True
+    if any(isinstance(m, _STRIDED) and _stride(m.stride) > 1 for m in module.modules()):
+        return True
+    # global pooling in front; that within a squeeze-and-excitation block shrinks nothing
+    first: nn.Module | None = module
+    while isinstance(first, nn.Sequential):
+        first = next(iter(first.children()), None)
+    return isinstance(first, _ADAPTIVE)
+
+
+def _stride(stride: Any) -> int:
+    return max(stride) if isinstance(stride, tuple) else int(stride)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return all(p.ndim <= 1 for p in module.parameters())
+
+
+def _has_tensors(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None or next(module.buffers(), None) is not None
+
+
+def _own(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+
+
+def _is_free(body: nn.Module, groups: list[list[_Part]], first: str) -> bool:
+    """Whether "stem" means the first stage and nothing else."""
+    named = any(name == STEM for name, _ in body.named_modules())
+    return not named or (first == STEM and len(groups[0]) == 1)
+
+
+def _unique(tensors: Iterable[_T]) -> list[_T]:
+    return list({id(tensor): tensor for tensor in tensors}.values())

@@ -1,0 +1,305 @@
+"""Prediction: on data sets, and on raw images by the model's own recipe."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import numpy as np
+import torch
+
+from medimg import __version__
+from medimg._validation import whole_number
+from medimg.core.volume import Volume
+from medimg.data.dataloader import evaluation_loader
+from medimg.errors import MedimgWarning, PreprocessError, TrainingError
+from medimg.io.series import Series
+from medimg.io.sources import is_buffer
+from medimg.models._scoring import (
+    PredictSource,
+    bag_embeddings,
+    by_series,
+    by_slice,
+    resolve_sources,
+    vectors_probabilities,
+)
+from medimg.models.digest import SHOWN, model_digest, parameters_digest
+from medimg.models.probabilities import model_probabilities
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from medimg.calibration.result import Calibration
+    from medimg.data.protocols import LabeledDataset
+    from medimg.models._scoring import ScoredSource
+    from medimg.models.classifier import TransferClassifier
+
+__all__ = ["PredictionTable", "evaluating", "predict", "predict_proba"]
+
+_EXAMPLES: Final = 3
+
+
+class PredictionTable:
+    """
+    Rows for each source or slice, and for each source that can't be read.
+
+    Parameters
+    ----------
+    model : TransferClassifier
+        Its calibration decides.
+    unit : {"series", "slice"}
+        What a row is of.
+    collects : bool
+        Whether there is a column of errors.
+    provenance : bool
+        Whether there are columns of the model and the recipe.
+    """
+
+    def __init__(self, model: TransferClassifier, unit: str, *, collects: bool, provenance: bool) -> None:
+        self._model = model
+        self._unit = unit
+        self._collects = collects
+        self._provenance = provenance
+        self._sources = 0
+        self._undecided = 0
+        self._unlike: dict[str, list[str]] = {}
+
+    def frame(self, found: Iterable[ScoredSource]) -> pd.DataFrame:
+        """Return the table; warn of what was found on the way."""
+        import pandas as pd
+
+        model = self._model
+        attrs = {
+            "model": model_digest(model)[:SHOWN],
+            "recipe": model.preprocess.fingerprint,
+            "medimg": __version__,
+        }
+        rows = [row for scored in found for row in self._rows(scored)]
+        columns = self._columns()
+        if self._provenance:
+            columns += ["model", "recipe"]
+            rows = [row | {name: attrs[name] for name in ("model", "recipe")} for row in rows]
+        frame = pd.DataFrame(rows, columns=columns)
+        if self._unit == "slice" and self._collects:
+            # whole numbers, though some are not there
+            frame["slice"] = frame["slice"].astype("Int64")
+        frame.attrs |= attrs
+        self._warn()
+        return frame
+
+    def _columns(self) -> list[str]:
+        model, calibration = self._model, self._model.calibration
+        by_slice = self._unit == "slice"
+        there = {
+            "source": True,
+            "series_uid": True,
+            "sop_instance_uid": by_slice,
+            "slice": by_slice,
+            "predicted": True,
+            "flagged": calibration is not None and self._flags(),
+            "set": calibration is not None and calibration.coverage is not None,
+            **{f"p_{name}": True for name in model.classes},
+            "weight": by_slice,
+            "ood": calibration is not None and calibration.outliers is not None,
+            "unlike": model.training_ranges is not None,
+            "error": self._collects,
+        }
+        return [name for name, wanted in there.items() if wanted]
+
+    def _flags(self) -> bool:
+        """Whether thresholds are of each class against the rest, and decide nothing."""
+        calibration, model = self._model.calibration, self._model
+        return calibration is not None and model.task == "multiclass" and len(calibration.points) > 1
+
+    def _rows(self, scored: ScoredSource) -> Iterator[dict[str, Any]]:
+        self._sources += 1
+        common = {"source": scored.name, "series_uid": scored.series_uid, "error": scored.error or None}
+        if scored.error:
+            yield common
+            return
+        for kind, value in scored.unlike.items():
+            self._unlike.setdefault(kind, []).append(value)
+        model, by_slice = self._model, self._unit == "slice"
+        common["unlike"] = "; ".join(f"{kind} {value}" for kind, value in scored.unlike.items())
+        proba = np.concatenate(scored.proba)
+        decided = self._decided(scored, proba)
+        for n, scores in enumerate(proba):
+            row = common | {name: values[n] for name, values in decided.items()}
+            row |= {f"p_{name}": float(p) for name, p in zip(model.classes, scores, strict=True)}
+            if by_slice and scored.weights is not None:
+                row |= {
+                    "sop_instance_uid": scored.uids[n],
+                    "slice": scored.slices[n],
+                    "weight": float(scored.weights[n]),
+                }
+            yield row
+
+    def _decided(self, scored: ScoredSource, proba: NDArray[np.float64]) -> dict[str, Any]:
+        """Return the columns of decisions: as calibrated, if that was for such units."""
+        model, calibration = self._model, self._model.calibration
+        found: dict[str, Any] = {"predicted": plain_text(model, proba)}
+        if calibration is None:
+            return found
+        # one picture is slice and series alike
+        fits = calibration.unit == self._unit or len(scored.slices) == 1
+        if scored.outlying and (fits or model.pool == "none"):
+            found["ood"] = np.concatenate(scored.outlying).tolist()
+        if not fits:
+            self._undecided += bool(calibration.points) or calibration.coverage is not None
+            return found
+        if self._flags():
+            found["flagged"] = calibration.flagged(proba, model.classes)
+        elif calibration.points:
+            found["predicted"] = calibration.decided(proba, model.classes, model.task)
+        if calibration.coverage is not None:
+            found["set"] = calibration.sets(proba, model.classes, model.task)
+        return found
+
+    def _warn(self) -> None:
+        ranges, calibration = self._model.training_ranges, self._model.calibration
+        for kind, values in self._unlike.items():
+            shown = ", ".join(sorted(set(values))[:_EXAMPLES])
+            expected = ranges.describe(kind) if ranges is not None else ""
+            warnings.warn(
+                f"{len(values)} of {self._sources} images are unlike the training data in {kind}: {shown}; "
+                f"the model was trained on {expected}. What it says of them was never tested",
+                MedimgWarning,
+                stacklevel=5,
+            )
+        if self._undecided and calibration is not None:
+            warnings.warn(
+                f"{self._undecided} of {self._sources} images have no prediction set and no operating point: "
+                f"the model was calibrated on unit={calibration.unit!r}, and they are predicted by "
+                f"unit={self._unit!r}. Calibrate on such a data set, or predict by that unit",
+                MedimgWarning,
+                stacklevel=5,
+            )
+
+
+def plain_text(model: TransferClassifier, proba: NDArray[np.float64]) -> list[str]:
+    """Return the likeliest class, or the labels at 0.5 and above, for each row."""
+    if model.task == "multiclass":
+        return [model.classes[k] for k in proba.argmax(axis=1)]
+    return [";".join(name for name, p in zip(model.classes, row, strict=True) if p >= 0.5) for row in proba]
+
+
+def predict_proba(
+    model: TransferClassifier,
+    dataset: LabeledDataset,
+    *,
+    batch_size: int = 32,
+    num_workers: int = 0,
+    progress: bool = False,
+) -> NDArray[np.float64]:
+    """Predict on every item of a data set; see :meth:`medimg.TransferClassifier.predict_proba`."""
+    from tqdm import tqdm
+
+    if not hasattr(dataset, "preprocess"):
+        raise TrainingError(
+            f"predict_proba takes an ImageDataset; found a {type(dataset).__name__}: images in files are for "
+            "model.predict(sources)"
+        )
+    if dataset.preprocess.fingerprint != model.preprocess.fingerprint:
+        raise PreprocessError(
+            f"the data set is made by recipe {dataset.preprocess.fingerprint}, the model was trained on "
+            f"{model.preprocess.fingerprint}: use dataset.with_preprocess(model.preprocess)"
+        )
+    size, processes = _checked_size(batch_size), max(0, whole_number("num_workers", num_workers))
+    check_calibration(model)
+    bags = dataset.unit == "series"
+    loader = evaluation_loader(dataset, batch_size=1 if bags else size, num_workers=processes)
+    with evaluating(model) as device:
+        rows = []
+        for batch in tqdm(loader, desc="predicting", unit="batch", disable=not progress):
+            if bags:
+                parts = torch.split(batch.images[0], size)
+                rows.append(vectors_probabilities(model, bag_embeddings(model, parts, device)))
+            else:
+                rows.append(model_probabilities(model, model(batch.images.to(device))))
+    return np.concatenate(rows)
+
+
+def predict(
+    model: TransferClassifier,
+    sources: PredictSource | Iterable[PredictSource],
+    *,
+    unit: str = "series",
+    batch_size: int = 32,
+    on_error: str = "raise",
+    provenance: bool = False,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Predict on raw images; see :meth:`medimg.TransferClassifier.predict`."""
+    from tqdm import tqdm
+
+    if unit not in ("series", "slice"):
+        raise TrainingError(f'unit is "series" or "slice"; found {unit!r}')
+    if on_error not in ("raise", "collect"):
+        raise TrainingError(f'on_error is "raise" or "collect"; found {on_error!r}')
+    size = _checked_size(batch_size)
+    check_calibration(model)
+    given = tqdm(_as_list(sources), desc="predicting", unit="source", disable=not progress)
+    score = by_slice if unit == "slice" else by_series
+    with evaluating(model) as device:
+        found = score(model, resolve_sources(model, given, on_error), device, size)
+        rows = PredictionTable(model, unit, collects=on_error == "collect", provenance=provenance)
+        return rows.frame(found)
+
+
+def check_calibration(model: TransferClassifier) -> None:
+    """
+    Refuse a calibration that was fitted to other parameters.
+
+    Raises
+    ------
+    TrainingError
+        It says what to do.
+    """
+    if model.calibration is not None:
+        _check_parameters(model, model.calibration)
+
+
+@contextmanager
+def evaluating(model: TransferClassifier) -> Iterator[torch.device]:
+    """Put a model into evaluation mode without gradients, give its device, and set the mode back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield next(model.parameters()).device
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _checked_size(batch_size: int) -> int:
+    size = whole_number("batch_size", batch_size)
+    if size < 1:
+        raise TrainingError(f"batch_size is a positive number; found {batch_size!r}")
+    return size
+
+
+def _as_list(sources: PredictSource | Iterable[PredictSource]) -> list[PredictSource]:
+    if isinstance(sources, str | os.PathLike | Series | Volume) or is_buffer(sources):
+        return [cast("PredictSource", sources)]
+    given: object = sources
+    if not isinstance(given, Iterable):
+        raise TrainingError(
+            f"can't predict on a {type(given).__name__}; expected a path, bytes, a file object, a Series, "
+            "a Volume, or several"
+        )
+    return list(cast("Iterable[PredictSource]", sources))
+
+
+def _check_parameters(model: TransferClassifier, calibration: Calibration) -> None:
+    """Refuse a model whose parameters were changed after it was calibrated."""
+    if parameters_digest(model) != calibration.parameters_sha256:
+        raise TrainingError(
+            "the model's parameters (or their type) were changed after it was calibrated, so that its "
+            "calibration no longer holds: use medimg.calibrate(model, val) again, or set "
+            "model.calibration = None"
+        )

@@ -1,0 +1,1 @@
+"""From a volume to tensors: one recipe for training and prediction."""

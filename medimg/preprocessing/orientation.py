@@ -1,0 +1,56 @@
+"""How slices lie in an array, against how they are displayed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from medimg.core.geometry import display_code, reorient
+
+if TYPE_CHECKING:
+    from medimg.core.volume import Volume
+    from medimg.io.series import Series
+    from medimg.preprocessing.preprocess import Preprocess
+
+__all__ = ["DisplayOrientation"]
+
+
+@dataclass(frozen=True, slots=True)
+class DisplayOrientation:
+    """
+    How slices lie in an array, against how they are displayed.
+
+    Attributes
+    ----------
+    turned : bool
+        Whether the slices are in reverse order.
+    swapped : bool
+        Whether the rows of the display are columns of the array.
+    flips : tuple of 2 bools
+        Whether rows and columns of the display run backwards in the array.
+    """
+
+    turned: bool = False
+    swapped: bool = False
+    flips: tuple[bool, bool] = (False, False)
+
+    @classmethod
+    def of(cls, image: Volume | Series, recipe: Preprocess) -> DisplayOrientation:
+        """Return that of an image, for what a recipe calls upright."""
+        if recipe.orientation == "stored" or image.space != "patient":
+            return cls()
+        _, _, axes, flips = reorient(np.empty((1, 1, 1)), image.affine, display_code(image.affine))
+        return cls(flips[0], axes[1] == 2, flips[1:])
+
+    def grid(self, image: Volume | Series) -> tuple[tuple[int, int], tuple[float, float]]:
+        """Return rows and columns of the display, and their spacing."""
+        (_, _, height, width), (_, between_rows, between_columns) = image.shape, image.spacing
+        if self.swapped:
+            return (width, height), (between_columns, between_rows)
+        return (height, width), (between_rows, between_columns)
+
+    def upright(self, volume: Volume) -> Volume:
+        """Return a volume of this pose as it is displayed."""
+        return volume if self == DisplayOrientation() else volume.reorient(display_code(volume.affine))

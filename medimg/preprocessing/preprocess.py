@@ -1,0 +1,409 @@
+"""The recipe: the whole way from a volume to a tensor as one frozen, serializable value."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
+
+import torch
+
+from medimg.core.display import DECLARED
+from medimg.core.resample import checked_spacing
+from medimg.core.window import PRESETS, Window
+from medimg.errors import PreprocessError
+from medimg.preprocessing.intensity import normalize_into
+from medimg.preprocessing.output_buffer import Output
+from medimg.preprocessing.render import Rendered, count_images, render
+from medimg.preprocessing.resize import Fit
+
+if TYPE_CHECKING:
+    import torch
+
+    from medimg.core.volume import Volume
+    from medimg.io.read import Source
+    from medimg.io.series import Series
+    from medimg.preprocessing._slice_selection import SliceChoice
+
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preprocess", "to_tensor"]
+
+IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
+IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+
+#: Raised whenever the same fields would give other tensors than before.
+_REVISION: Final = 3
+
+#: Beyond it, single precision has no numbers.
+_MOST_DEVIATIONS: Final = 1e30
+
+OneWindow: TypeAlias = str | Window
+Channels: TypeAlias = Literal["repeat", "windows", "adjacent"]
+Orientation: TypeAlias = Literal["display", "stored"]
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """
+    A recipe from an image to normalized tensors.
+
+    The order of operations is that of PS3.4 N.2: modality values, resampling in modality units, window or
+    VOI LUT, inversion for MONOCHROME1, then resizing and normalization. Color images are taken as they are.
+
+    Parameters
+    ----------
+    window : str, Window, or three of these
+        "auto": by modality (CT: soft_tissue; CR, DX, MG: what the file declares, else percentiles; all
+        others: percentiles). "dicom": the first window or table that the file declares; "dicom:1": another
+        of its alternatives, by its place, from 0; "dicom:BONE": the one that the file explains so.
+        "percentile". The name of a preset. A :class:`Window`. Three of these make the three channels.
+    channels : {"repeat", "windows", "adjacent"}
+        "repeat": one picture in three equal channels. "windows": one channel for each of three windows.
+        "adjacent": the slice before, the slice, the slice after (2.5-D).
+    slices : "all", "middle" or int
+        Which slices become pictures; an int takes that many, evenly spaced.
+    spacing : float, tuple of 3 floats, or None
+        Resample to this spacing (D, H, W), in millimeters, before windowing.
+    size : int or tuple of 2 ints
+        Rows and columns of the pictures.
+    fit : {"pad", "crop", "stretch"}
+        How a picture of another aspect fits, in physical aspect: all of it padded with `fill`, covering all,
+        or distorted.
+    fill : "background" or float
+        Brightness of what the image does not cover, 0 (black) to 1; "background" is black.
+    mean, std : tuple of 3 floats
+        Normalization of the channels; by default ImageNet's.
+    percentiles : tuple of 2 floats
+        What "percentile" means; padding and non-finite values take no part.
+    orientation : {"display", "stored"}
+        "display": the way radiologists look at such slices, whatever the array order, wherever the
+        orientation in the patient is known. "stored": as the array lies.
+
+    Raises
+    ------
+    PreprocessError
+        If a field is unsound or two contradict each other.
+
+    Examples
+    --------
+    >>> recipe = Preprocess(window="lung", slices=8)
+    >>> recipe == Preprocess.from_dict(recipe.to_dict())
+    True
+    >>> recipe.fingerprint == Preprocess(window="bone", slices=8).fingerprint
+    False
+    """
+
+    window: OneWindow | tuple[OneWindow, OneWindow, OneWindow] = "auto"
+    channels: Channels = "repeat"
+    slices: SliceChoice = "all"
+    spacing: float | tuple[float, float, float] | None = None
+    size: int | tuple[int, int] = 224
+    fit: Fit = "pad"
+    fill: Literal["background"] | float = "background"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    orientation: Orientation = "display"
+
+    def __post_init__(self) -> None:
+        for name in ("window", "size", "spacing", "mean", "std", "percentiles"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("size", "slices", "spacing", "fill", "mean", "std", "percentiles"):
+            object.__setattr__(self, name, _plain(getattr(self, name)))
+        if self.channels == "repeat" and isinstance(self.window, tuple):
+            object.__setattr__(self, "channels", "windows")
+        _check_choices(self)
+        _check_windows(self)
+        _check_numbers(self)
+
+    @property
+    def hw(self) -> tuple[int, int]:
+        """Rows and columns of the pictures."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def fill_value(self) -> float:
+        """Brightness, 0 to 1, of what the image does not cover."""
+        return 0.0 if self.fill == "background" else float(self.fill)
+
+    @property
+    def background(self) -> torch.Tensor:
+        """Return the normalized value of what the image does not cover: (3, 1, 1) float32."""
+        fill = torch.full((1, 1, 1, 1), self.fill_value, dtype=torch.float32)
+        return self.normalize(fill)[0]
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that differ whenever the tensors may."""
+        canonical = json.dumps([_REVISION, self.to_dict()], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def replace(self, **changes: Any) -> Preprocess:
+        """Return the recipe with some fields changed."""
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as values that JSON knows."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, Window):
+                return value.to_dict()
+            if isinstance(value, tuple):
+                return [plain(v) for v in value]
+            return value
+
+        return {f.name: plain(getattr(self, f.name)) for f in fields(self)}
+
+    @classmethod
+    def from_dict(cls, recipe: dict[str, Any]) -> Preprocess:
+        """
+        Return the recipe that :meth:`to_dict` was called on.
+
+        Raises
+        ------
+        PreprocessError
+            If a field is unknown or unsound.
+        """
+
+        def rich(value: Any) -> Any:
+            if isinstance(value, dict):
+                return Window(**value)
+            return tuple(rich(v) for v in value) if isinstance(value, list) else value
+
+        unknown = set(recipe) - {f.name for f in fields(cls)}
+        if unknown:
+            raise PreprocessError(f"unknown fields in a recipe: {', '.join(sorted(map(repr, unknown)))}")
+        try:
+            return cls(**{name: rich(value) for name, value in recipe.items()})
+        except (TypeError, ValueError) as error:
+            raise PreprocessError(f"a recipe has a field of the wrong kind: {error}") from None
+
+    def count(self, series: Series) -> int:
+        """
+        Return how many pictures the recipe makes of a series, without reading its pixels.
+
+        Raises
+        ------
+        PreprocessError
+            If there would be unreasonably many.
+        """
+        return count_images(self, series)
+
+    def render(self, source: Source | Volume, *, device: str | torch.device | None = None) -> Rendered:
+        """
+        Make pictures that are not normalized yet.
+
+        A series is read a few slices at a time, and only what is needed, unless its windows need all of it:
+        percentiles do.
+
+        Parameters
+        ----------
+        source : str, Path, list of these, Series or Volume
+            What to read.
+        device : str or torch.device, optional
+            Where to compute; the CPU by default.
+
+        Returns
+        -------
+        Rendered
+            Its ``planes`` are (N, 1 or 3, H, W) float32, 0 (black) to 1 (white).
+
+        Raises
+        ------
+        PreprocessError
+            If the recipe does not fit the image, or there is no such device.
+        ReadError, SeriesError
+            If the source can't be read.
+        """
+        return render(self, source, Output.of(device))
+
+    def normalize(self, planes: torch.Tensor) -> torch.Tensor:
+        """
+        Normalize pictures.
+
+        Parameters
+        ----------
+        planes : torch.Tensor
+            (N, 1 or 3, H, W) float32, 0 to 1.
+
+        Returns
+        -------
+        torch.Tensor
+            (N, 3, H, W) float32: ``(planes - mean) / std``, as one multiply-add.
+        """
+        if planes.requires_grad:
+            mean, std = (planes.new_tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
+            return (planes - mean) / std
+        out = planes.new_empty((len(planes), 3, *planes.shape[2:]))
+        normalize_into(out, planes, self.mean, self.std)
+        return out
+
+    def __call__(
+        self,
+        source: Source | Volume,
+        *,
+        device: str | torch.device | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        Make normalized pictures.
+
+        A series is read a few slices at a time, and only what is needed, unless its windows need all of it:
+        percentiles do.
+
+        Parameters
+        ----------
+        source : str, Path, list of these, Series or Volume
+            What to read; see :func:`medimg.read`.
+        device : str or torch.device, optional
+            Where to compute: that of `out`, or the CPU, by default. Stored values are copied there, and all
+            else is done there.
+        out : torch.Tensor, optional
+            (at least N, 3, H, W) float32, contiguous: takes the pictures. Writing into the same memory again
+            and again saves the time that fresh memory costs. What it holds after an error is undefined.
+
+        Returns
+        -------
+        torch.Tensor
+            (N, 3, H, W) float32, N slices in the order in which they are displayed; a view of the first N of
+            `out`, if that is given. The same bits as ``normalize(render(source).planes)``.
+
+        Raises
+        ------
+        PreprocessError
+            If the recipe does not fit the image, there is no such device, or `out` has another shape, type or
+            device; nothing is read then.
+        ReadError, SeriesError
+            If the source can't be read.
+
+        Examples
+        --------
+        >>> from medimg.core.geometry import image_affine
+        >>> from medimg.core.volume import Volume
+        >>> volume = Volume(torch.zeros((1, 4, 64, 64)).short().numpy(), image_affine(), "CT", "HU")
+        >>> buffer = torch.empty(10, 3, 224, 224)
+        >>> Preprocess(window="lung")(volume, out=buffer).shape
+        torch.Size([4, 3, 224, 224])
+        """
+        return render(self, source, Output.of(device, out, normalized=True)).planes
+
+
+def _check_choices(recipe: Preprocess) -> None:
+    choices = {"channels": get_args(Channels), "fit": get_args(Fit), "orientation": get_args(Orientation)}
+    for name, known in choices.items():
+        if getattr(recipe, name) not in known:
+            raise PreprocessError(
+                f"{name}={getattr(recipe, name)!r} is none of {', '.join(map(repr, known))}"
+            )
+    slices = recipe.slices
+    if slices not in ("all", "middle") and (not isinstance(slices, int) or slices < 1):
+        raise PreprocessError(f'slices is "all", "middle" or a positive number; found {slices!r}')
+
+
+def _check_windows(recipe: Preprocess) -> None:
+    windows = recipe.window if isinstance(recipe.window, tuple) else (recipe.window,)
+    if (len(windows) == 3) != (recipe.channels == "windows"):
+        raise PreprocessError(
+            f'channels="windows" takes three windows, the others take one; '
+            f"found {len(windows)} with channels={recipe.channels!r}"
+        )
+    named = {"auto", "dicom", "percentile", *PRESETS}
+    for window in windows:
+        if isinstance(window, Window) or window in named:
+            continue
+        if not (isinstance(window, str) and window.startswith(DECLARED) and window[len(DECLARED) :].strip()):
+            raise PreprocessError(
+                f"unknown window {window!r}; expected a Window, {DECLARED!r} with a place or an explanation, "
+                f"or one of {', '.join(sorted(named))}"
+            )
+
+
+def _plain(value: Any) -> Any:
+    """Return numbers, alone or in a tuple, as those of Python: JSON knows only these."""
+    if isinstance(value, tuple):
+        return tuple(_plain(v) for v in value)
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
+
+
+def _are_numbers(values: object, count: int) -> bool:
+    return (
+        isinstance(values, tuple)
+        and len(values) == count
+        and all(isinstance(v, Real) and math.isfinite(v) for v in values)
+    )
+
+
+def _check_numbers(recipe: Preprocess) -> None:
+    sizes: tuple[Any, ...] = recipe.size if isinstance(recipe.size, tuple) else (recipe.size, recipe.size)
+    fill: Any = recipe.fill
+    if len(sizes) != 2 or not all(isinstance(n, Integral) and 1 <= int(n) <= 16384 for n in sizes):
+        raise PreprocessError(f"size is one or two positive numbers of pixels; found {recipe.size!r}")
+    if fill != "background" and not (isinstance(fill, Real) and 0 <= float(fill) <= 1):
+        raise PreprocessError(f'fill is "background" or a brightness from 0 to 1; found {recipe.fill!r}')
+    for name in ("mean", "std"):
+        if not _are_numbers(getattr(recipe, name), 3):
+            raise PreprocessError(f"{name} is three finite numbers; found {getattr(recipe, name)!r}")
+    if min(recipe.std) <= 0:
+        raise PreprocessError(f"std must be positive; found {recipe.std!r}")
+    if max(max(1.0, abs(m)) / s for m, s in zip(recipe.mean, recipe.std, strict=True)) > _MOST_DEVIATIONS:
+        raise PreprocessError(
+            f"mean {recipe.mean!r} and std {recipe.std!r} are out of all proportion to brightness, 0 to 1"
+        )
+    percentiles = recipe.percentiles
+    if not _are_numbers(percentiles, 2) or not 0 <= percentiles[0] < percentiles[1] <= 100:
+        raise PreprocessError(f"percentiles are two ascending numbers, 0 to 100; found {percentiles!r}")
+    if recipe.spacing is not None:
+        checked_spacing(recipe.spacing)
+        if not isinstance(recipe.spacing, Real) and not _are_numbers(recipe.spacing, 3):
+            raise PreprocessError(f"spacing is a number or a tuple of three; found {recipe.spacing!r}")
+
+
+def to_tensor(
+    source: Source | Volume,
+    *,
+    device: str | torch.device | None = None,
+    out: torch.Tensor | None = None,
+    **recipe_fields: Any,
+) -> torch.Tensor:
+    """
+    Read an image and make normalized tensors of its slices.
+
+    Parameters
+    ----------
+    source : str, Path, list of these, Series or Volume
+        What to read; see :func:`medimg.read`.
+    device : str or torch.device, optional
+        Where to compute; that of `out`, or the CPU, by default.
+    out : torch.Tensor, optional
+        (at least N, 3, H, W) float32, contiguous: takes the tensors; see :class:`medimg.Preprocess`.
+    **recipe_fields
+        Fields of :class:`medimg.Preprocess`, such as ``window="lung"``.
+
+    Returns
+    -------
+    torch.Tensor
+        (N, 3, 224, 224) float32 unless `size` says otherwise.
+
+    Raises
+    ------
+    PreprocessError
+        If a field is unknown or unsound, or the recipe does not fit the image.
+    ReadError, SeriesError
+        If the source can't be read.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from medimg.core.geometry import image_affine
+    >>> from medimg.core.volume import Volume
+    >>> volume = Volume(np.zeros((1, 4, 64, 64), np.int16), image_affine((2.0, 1.0, 1.0)), "CT", "HU")
+    >>> to_tensor(volume, window="lung", slices=2).shape
+    torch.Size([2, 3, 224, 224])
+    """
+    return Preprocess.from_dict(recipe_fields)(source, device=device, out=out)

@@ -1,0 +1,158 @@
+"""Tensors resampled to a spacing, on the device where they are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+from medimg.core.kernels import HALF, Interpolation, interpolation_taps
+from medimg.core.resample import (
+    checked_interpolation,
+    mask_interpolation,
+    resample_array,
+    resampled_axes,
+)
+from medimg.errors import PreprocessError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from medimg.core.resample import ResampledAxis
+
+__all__ = ["ResampledTensor", "resample_tensor"]
+
+
+class ResampledTensor(NamedTuple):
+    """
+    Values at another spacing.
+
+    Attributes
+    ----------
+    values : torch.Tensor
+        (C, D', H', W') float32.
+    padding : torch.Tensor, optional
+        (C, D', H', W') bool: voxels of which more than half are padding or not finite; None where there was
+        nothing of the kind.
+    """
+
+    values: torch.Tensor
+    padding: torch.Tensor | None
+
+
+def resample_tensor(
+    values: torch.Tensor,
+    spacing: Sequence[float],
+    new_spacing: float | Sequence[float],
+    *,
+    interpolation: Interpolation = "linear",
+    antialias: bool = True,
+    padding: torch.Tensor | None = None,
+) -> ResampledTensor:
+    """
+    Do what :meth:`medimg.Volume.resample` does, on any device.
+
+    Its place in the patient is :func:`medimg.core.resample.resampled_affine`. Gradients flow back to the
+    values where these ask for them.
+
+    Parameters
+    ----------
+    values : torch.Tensor
+        (C, D, H, W) of any real type.
+    spacing : sequence of 3 floats
+        Distance between neighbors along (D, H, W), in millimeters.
+    new_spacing : float or sequence of 3 floats
+        The one wanted.
+    interpolation : {"linear", "bspline", "nearest"}
+        See :meth:`medimg.Volume.resample`.
+    antialias : bool
+        See :meth:`medimg.Volume.resample`.
+    padding : torch.Tensor, optional
+        (C, D, H, W) bool, on the same device: values that count as the least of the others.
+
+    Returns
+    -------
+    ResampledTensor
+        Colors keep their range.
+
+    Raises
+    ------
+    PreprocessError
+        If the values are not (C, D, H, W), the padding has another shape, the interpolation is unknown, the
+        spacing is not positive, or the result would be unreasonably large.
+
+    Examples
+    --------
+    >>> values = torch.arange(6, dtype=torch.int16).reshape(1, 1, 1, 6)
+    >>> resample_tensor(values, (1, 1, 1), (1, 1, 2), antialias=False).values.flatten().tolist()
+    [0.5, 2.5, 4.5]
+    """
+    if values.ndim != 4 or 0 in values.shape or values.is_complex():
+        raise PreprocessError(
+            f"expected real values (C, D, H, W), none of them 0; found {values.dtype} {tuple(values.shape)}"
+        )
+    if padding is not None and padding.shape != values.shape:
+        raise PreprocessError(f"the padding is {tuple(padding.shape)}, the values {tuple(values.shape)}")
+    checked_interpolation(interpolation)
+    axes = resampled_axes(values.shape, spacing, new_spacing)
+    if values.device.type == "cpu" and not values.requires_grad:
+        return _on_cpu(values, axes, interpolation, antialias=antialias, padding=padding)
+    numbers, unusable = _usable(values.to(torch.float32), padding)
+    result = _along_all(numbers, axes, interpolation, antialias=antialias)
+    if unusable is None:
+        return ResampledTensor(result, None)
+    kind = mask_interpolation(interpolation)
+    covered = _along_all(unusable.to(torch.float32), axes, kind, antialias=antialias) > HALF
+    return ResampledTensor(result, covered)
+
+
+def _on_cpu(
+    values: torch.Tensor,
+    axes: Sequence[ResampledAxis],
+    interpolation: Interpolation,
+    *,
+    antialias: bool,
+    padding: torch.Tensor | None,
+) -> ResampledTensor:
+    array, covered = resample_array(
+        (values.to(torch.float32) if values.dtype == torch.bfloat16 else values).numpy(),
+        axes,
+        padding=None if padding is None else padding.to(torch.bool).numpy(),
+        interpolation=interpolation,
+        antialias=antialias,
+    )
+    return ResampledTensor(torch.from_numpy(array), None if covered is None else torch.from_numpy(covered))
+
+
+def _usable(values: torch.Tensor, padding: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Replace what is padding or not finite by the least of the rest; also, where that was."""
+    unusable = ~torch.isfinite(values)
+    if padding is not None:
+        unusable |= padding.to(torch.bool)
+    elif not unusable.any():
+        return values, None
+    least = values.masked_fill(unusable, torch.inf).min()
+    return torch.where(unusable, torch.where(torch.isinf(least), 0.0, least), values), unusable
+
+
+def _along_all(
+    values: torch.Tensor, axes: Sequence[ResampledAxis], interpolation: Interpolation, *, antialias: bool
+) -> torch.Tensor:
+    """Resample the axes that shrink most first."""
+    for number in sorted(range(3), key=lambda n: -axes[n].scale):
+        if not axes[number].is_unchanged:
+            index, weights = interpolation_taps(*axes[number], interpolation, antialias=antialias)
+            values = _along(values, number + 1, index, weights)
+    return values
+
+
+def _along(values: torch.Tensor, axis: int, index: np.ndarray, weights: np.ndarray) -> torch.Tensor:
+    # no matrix product: on a GPU it may be rounded to ten bits, as settings for training ask for
+    places = torch.from_numpy(np.ascontiguousarray(index.T)).to(values.device)
+    shares = torch.from_numpy(np.ascontiguousarray(weights.T, dtype=np.float32)).to(values.device)
+    shape = [-1 if n == axis else 1 for n in range(values.ndim)]
+    result = values.index_select(axis, places[0]) * shares[0].reshape(shape)
+    for place, share in zip(places[1:], shares[1:], strict=True):
+        result = result.addcmul_(values.index_select(axis, place), share.reshape(shape))
+    return result

@@ -1,0 +1,1 @@
+"""Fine-tuning, linear probes and calibration of classifiers."""

@@ -1,0 +1,336 @@
+"""What training went through, which epoch was best, and the files that tell of both."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from medimg.errors import TrainingError
+from medimg.io.files.atomic import write_text
+from medimg.models.checkpoint import save
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pytorch_lightning.loggers import Logger
+    from torch import Tensor
+
+    from medimg.models.classifier import TransferClassifier
+
+
+__all__ = ["COLUMNS", "FitResult", "HistoryRecorder", "learning_curves"]
+
+#: Of a row of the history, in this order.
+COLUMNS: Final = (
+    "epoch",
+    "phase",
+    "train_loss",
+    "adapt_loss",
+    "val_loss",
+    "val_accuracy",
+    "val_balanced_accuracy",
+    "val_f1",
+    "val_auroc",
+    "monitor",
+    "lr",
+    "seconds",
+)
+
+_WORST: Final = (-math.inf, -math.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """
+    What :func:`medimg.fine_tune` did.
+
+    Parameters
+    ----------
+    history : tuple of dict
+        One row per epoch: ``epoch`` (from 1, through all phases), ``phase`` ("head", "gradual" or "full"),
+        ``train_loss`` (of classification), ``adapt_loss`` (what adaptation added to it), ``val_loss``,
+        ``val_accuracy``, ``val_balanced_accuracy``, ``val_f1``, ``val_auroc`` (None where there is no such
+        score), ``monitor`` (the score that chose the best epoch), ``lr`` (of the head, at the epoch's last
+        step) and ``seconds``.
+    best_epoch : int
+        The epoch whose weights the model holds.
+    monitor : str or None
+        The score that chose it; None without validation: then the last epoch stands for the best.
+    seconds : float
+        How long it all took.
+    checkpoint : Path or None
+        The file of the best epoch, where there is an output folder.
+    """
+
+    history: tuple[dict[str, Any], ...] = field(repr=False)
+    best_epoch: int
+    monitor: str | None
+    seconds: float
+    checkpoint: Path | None = None
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The row of the best epoch."""
+        return next(row for row in self.history if row["epoch"] == self.best_epoch)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the history as a table with one row per epoch."""
+        import pandas as pd
+
+        numbers = dict.fromkeys((n for n in COLUMNS if n not in ("epoch", "phase", "monitor")), "float64")
+        return pd.DataFrame(list(self.history), columns=list(COLUMNS)).astype(numbers)
+
+    def plot(self) -> Figure:
+        """
+        Return a figure of losses and scores by epoch.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            The losses on the left, the scores on the right, the best epoch marked; what no epoch has is
+            left out.
+        """
+        return learning_curves(self)
+
+
+class HistoryRecorder:
+    """
+    Keep the rows, and the weights of the best epoch; write both as they come.
+
+    With "auto" the highest ``val_auroc`` is best, a lower ``val_loss`` decides between equals; where the
+    AUROC is undefined the lowest ``val_loss`` is best; without validation, the last epoch.
+
+    Parameters
+    ----------
+    model : TransferClassifier
+        The model in training.
+    output : Path or None
+        Folder for ``best.safetensors``, ``last.safetensors`` and ``history.csv``.
+    settings : mapping
+        What the checkpoint says of the training, besides its scores.
+    monitor : str
+        The score that chooses the best epoch, or "auto".
+    loggers : sequence of pytorch_lightning.loggers.Logger
+        Each is given the numbers of every row.
+    """
+
+    def __init__(
+        self,
+        model: TransferClassifier,
+        output: Path | None,
+        settings: Mapping[str, Any],
+        *,
+        monitor: str = "auto",
+        loggers: Sequence[Logger] = (),
+    ) -> None:
+        self._model = model
+        self._output = output
+        if output is not None:
+            _make_folder(output)
+        self._settings = dict(settings)
+        self._wanted = monitor
+        self._loggers = loggers
+        self._best_score = _WORST
+        self._best_state = _copied(model)
+        self._best_summary = model.training_summary
+        self.rows: list[dict[str, Any]] = []
+        self.best_epoch = 0
+        self.monitor: str | None = None
+        self.checkpoint: Path | None = None
+        self.waited = 0
+
+    def end_epoch(
+        self, row: dict[str, Any], *, evaluated: TransferClassifier | None = None, write: bool = True
+    ) -> None:
+        """
+        Take the row of an epoch that has just ended.
+
+        Parameters
+        ----------
+        row : dict
+            All columns but ``monitor``.
+        evaluated : TransferClassifier, optional
+            What the scores are of, where it is not the model itself but a mean of its weights.
+        write : bool
+            Whether this process is the one that writes files.
+        """
+        source = evaluated or self._model
+        monitor, score = self._score(row)
+        self.rows.append({name: {**row, "monitor": monitor}[name] for name in COLUMNS})
+        # an epoch without validation is best only as long as none was validated
+        better = self.monitor is None if monitor is None else score > self._best_score
+        self.waited = 0 if better else self.waited + (monitor is not None)
+        if better and not _is_finite(source):
+            raise TrainingError(
+                f"parameters are not finite after epoch {row['epoch']}: lower lr, or look for images with "
+                "extreme values. The model holds the best weights before"
+            )
+        if better:
+            self._best_score = score
+            self.monitor, self.best_epoch = monitor, row["epoch"]
+            self._best_state = _copied(source)
+            self._best_summary = self._summary()
+        if write:
+            self._write(source, better=better)
+
+    def _write(self, source: TransferClassifier, *, better: bool) -> None:
+        numbers = {n: v for n, v in self.rows[-1].items() if isinstance(v, int | float)}
+        for logger in self._loggers:
+            logger.log_metrics(numbers, step=self.rows[-1]["epoch"])
+        if self._output is None:
+            return
+        if better:
+            self.checkpoint = _saved(source, self._output / "best.safetensors", self._best_summary)
+        _saved(source, self._output / "last.safetensors", self._summary())
+        write_text(self._output / "history.csv", _csv(self.rows))
+
+    def start_phase(self) -> None:
+        """Wait for something better anew."""
+        self.waited = 0
+
+    def restore(self) -> None:
+        """Give the model the weights of the best epoch; those it came with, if none has ended."""
+        self._model.load_state_dict(self._best_state)
+        self._model.training_summary = self._best_summary
+
+    def state(self) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
+        """Return all that a recorder needs to go on: what JSON can hold, and the best weights."""
+        header = {
+            "rows": self.rows,
+            "best_score": list(self._best_score),
+            "best_epoch": self.best_epoch,
+            "monitor": self.monitor,
+            "waited": self.waited,
+            "summary": self._best_summary,
+        }
+        return header, self._best_state
+
+    def load_state(self, header: Mapping[str, Any], best: Mapping[str, Tensor]) -> None:
+        """Go on from what :meth:`state` gave."""
+        self.rows = [dict(row) for row in header["rows"]]
+        self._best_score = (float(header["best_score"][0]), float(header["best_score"][1]))
+        self.best_epoch, self.monitor = header["best_epoch"], header["monitor"]
+        self.waited, self._best_summary = header["waited"], header["summary"]
+        for name, value in self._best_state.items():
+            value.copy_(best[name])
+        path = self._output / "best.safetensors" if self._output is not None else None
+        self.checkpoint = path if path is not None and path.is_file() else None
+
+    def finish(self) -> None:
+        """Let the loggers write what they hold back."""
+        for logger in self._loggers:
+            logger.finalize("success")
+
+    def replace_best(self) -> None:
+        """Take the model as it is now for the best, as adaptation after training makes it; write it."""
+        self._best_state = _copied(self._model)
+        if self.checkpoint is not None:
+            _saved(self._model, self.checkpoint, self._best_summary)
+
+    def _score(self, row: Mapping[str, Any]) -> tuple[str | None, tuple[float, float]]:
+        if row["val_loss"] is None:
+            return None, _WORST
+        name = self._wanted
+        if name == "auto":
+            name = "val_loss" if row["val_auroc"] is None else "val_auroc"
+        if row[name] is None:
+            raise TrainingError(
+                f"monitor={name!r} has no value: no class has both examples and counterexamples among the "
+                'validation data; split otherwise, or watch "val_loss"'
+            )
+        value = row[name]
+        return name, (-value, 0.0) if name == "val_loss" else (value, -row["val_loss"])
+
+    def _summary(self) -> dict[str, Any]:
+        best = {name: value for name, value in self.rows[-1].items() if name != "seconds"}
+        return {**self._settings, "epochs_run": len(self.rows), "best": best}
+
+
+def _saved(model: TransferClassifier, path: Path, summary: dict[str, Any] | None) -> Path:
+    before = model.training_summary
+    model.training_summary = summary
+    try:
+        return save(model, path)
+    finally:
+        model.training_summary = before
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(
+            f"output={str(path)!r} can't be a folder: {error.strerror or type(error).__name__}"
+        ) from None
+
+
+def _is_finite(model: TransferClassifier) -> bool:
+    return all(bool(v.isfinite().all()) for v in model.state_dict().values() if v.is_floating_point())
+
+
+def _copied(model: TransferClassifier) -> Mapping[str, Tensor]:
+    state = model.state_dict()
+    for name, value in state.items():  # in place: a new dict would lose the versions of the layers
+        state[name] = value.detach().to("cpu", copy=True)
+    return state
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    lines = [",".join(COLUMNS)]
+    lines += [",".join("" if row[name] is None else str(row[name]) for name in COLUMNS) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+_LOSSES: Final = {"train_loss": "training", "val_loss": "validation", "adapt_loss": "adaptation"}
+_SCORES: Final = {
+    "val_auroc": "AUROC",
+    "val_balanced_accuracy": "balanced accuracy",
+    "val_f1": "F1",
+    "val_accuracy": "accuracy",
+}
+#: Okabe and Ito's colors, which those who see fewer can tell apart.
+_COLORS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+
+
+def learning_curves(result: FitResult) -> Figure:
+    """
+    Draw losses and scores by epoch.
+
+    Parameters
+    ----------
+    result : FitResult
+        Of a training.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Not registered with pyplot, so that nothing keeps it alive.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for one, lines, title in zip(axes, (_LOSSES, _SCORES), ("Loss", "Score (validation)"), strict=True):
+        _draw(one, result.history, lines.items())
+        one.set_title(title)
+        one.set_xlabel("epoch")
+        one.xaxis.set_major_locator(MaxNLocator(integer=True))
+        one.spines[["top", "right"]].set_visible(False)
+        one.axvline(result.best_epoch, color="0.6", linestyle=":", label="best epoch")
+        one.legend(frameon=False, fontsize="small")
+    axes[0].set_ylim(bottom=0)
+    return figure
+
+
+def _draw(axes: Axes, rows: Iterable[dict[str, Any]], lines: Iterable[tuple[str, str]]) -> None:
+    rows = list(rows)
+    for color, (name, label) in zip(_COLORS, lines, strict=False):
+        points = [(row["epoch"], row[name]) for row in rows if row[name] is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), color=color, label=label, marker="o", markersize=3)

@@ -1,0 +1,115 @@
+"""What is frozen stays as it is, bit by bit, on every classification model that torchvision has."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import get_model_builder, get_model_weights
+
+from medimg import TransferClassifier
+from medimg.models.backbones.architecture import backbone_names
+from medimg.models.backbones.stages import STEM, split_stages
+from tests.models.networks import digests, network, shapes, step
+
+
+def _parameters(name: str) -> int:
+    return int(get_model_weights(name)["DEFAULT"].value.meta["num_params"])
+
+
+def _smallest() -> set[str]:
+    """One of each family, but for ViT, whose smallest has 86 million parameters."""
+    families: dict[str, list[str]] = {}
+    for name in backbone_names():
+        families.setdefault(get_model_builder(name).__module__, []).append(name)
+    return {min(names, key=_parameters) for names in families.values()} - {"vit_b_16", "vit_b_32"}
+
+
+SMALLEST = _smallest()
+ASKED = pytest.mark.skipif(not os.environ.get("MEDIMG_SLOW"), reason="all networks: set MEDIMG_SLOW=1")
+NAMES = [
+    name if name in SMALLEST else pytest.param(name, marks=[pytest.mark.slow, ASKED])
+    for name in backbone_names()
+]
+
+
+@pytest.fixture(autouse=True)
+def one_model_at_a_time() -> Iterator[None]:
+    yield
+    gc.collect()
+
+
+def test_there_are_80() -> None:
+    assert len(NAMES) >= 80
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stages(name: str) -> None:
+    model = shapes(name)
+    body = model.backbone
+    parts = split_stages(body)
+    assert 4 <= len(parts) <= 13
+    assert parts[0].name == STEM
+    assert model.stages == tuple(part.name for part in parts)
+    # together they hold everything once, in order
+    held = [id(p) for part in parts for p in part.parameters()]
+    assert len(held) == len(set(held))
+    assert set(held) == {id(p) for p in body.parameters()}
+    buffers = [id(b) for part in parts for b in part.buffers()]
+    assert len(buffers) == len(set(buffers))
+    assert set(buffers) == {id(b) for b in body.buffers()}
+    # a name means the same whether it is taken for a stage or for a module
+    names = [n for n, _ in body.named_modules()]
+    for n, part in enumerate(parts):
+        through = {id(p) for before in parts[: n + 1] for p in before.parameters()}
+        assert _frozen(model.unfreeze().freeze(upto=part.name)) == through
+        below = through - {id(p) for p in part.parameters()}
+        assert _frozen(model.freeze().unfreeze(downto=part.name)) == below
+        if n:
+            last = max(k for k, m in enumerate(names) if m == part.name or m.startswith(f"{part.name}."))
+            modules = [body.get_submodule(m) for m in names[: last + 1]]
+            assert {id(p) for m in modules for p in m.parameters(recurse=False)} == through
+
+
+def _frozen(model: TransferClassifier) -> set[int]:
+    return {id(p) for p in model.backbone.parameters() if not p.requires_grad}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_frozen_is_bit_identical(name: str) -> None:
+    model = network(name).freeze()
+    body, head = digests(model.backbone.state_dict()), digests(model.head.state_dict())
+    logits = step(model)
+    assert logits.shape == (2, 3)
+    assert bool(torch.isfinite(logits).all())
+    assert digests(model.backbone.state_dict()) == body
+    after = digests(model.head.state_dict())
+    assert all(after[part] != head[part] for part in head)
+
+    # the first half of the stages frozen, the second half and the head trained
+    names = model.stages
+    middle = len(names) // 2
+    model.unfreeze().freeze(upto=names[middle - 1])
+    before = digests(model.backbone.state_dict())
+    step(model)
+    now = digests(model.backbone.state_dict())
+    moved = {key for key in before if now[key] != before[key]}
+    owner = _owners(model.backbone)
+    assert {owner[key] for key in moved} == set(names[middle:])
+    statistics = {key for key in before if key.endswith("running_mean")}
+    assert {key for key in statistics if owner[key] in names[middle:]} <= moved, "what is trained goes on"
+
+
+def _owners(body: nn.Module) -> dict[str, str]:
+    """Which stage each tensor belongs to."""
+    by_tensor = {
+        id(tensor): part.name
+        for part in split_stages(body)
+        for tensor in (*part.parameters(), *part.buffers())
+    }
+    named = [*body.named_parameters(), *body.named_buffers()]
+    return {name: by_tensor[id(tensor)] for name, tensor in named}

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model
+
+import medimg
+from medimg import Preprocess, TransferClassifier, fine_tune, register_backbone
+from medimg.errors import CheckpointError, PreprocessError, TrainingError, WeightsUnavailableError
+from medimg.models.backbones import registry
+from tests.models.fakes import changed, images, state
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test leaves a network behind."""
+    monkeypatch.setattr(registry, "_OWN", {})
+
+
+def small(features: int = 6, *, head: int | None = 10) -> nn.Module:
+    torch.manual_seed(3)
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, 4, 3, stride=2),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, features, 3, stride=2),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    ]
+    return nn.Sequential(*layers, *([nn.Linear(features, head)] if head else []))
+
+
+def own(name: str = "own", **fields: Any) -> TransferClassifier:
+    return TransferClassifier(name, classes=("a", "b", "c"), **fields)
+
+
+def test_the_last_layer_is_the_head() -> None:
+    register_backbone("own", small, size=48, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    model = own()
+    assert model.preprocess == Preprocess(size=48, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    assert model.head.weight.shape == (3, 6)
+    assert model.weights_name == "as built"
+    x = torch.randn(2, 3, 48, 48)
+    assert model.eval()(x).shape == (2, 3)
+    built = small()
+    assert isinstance(built, nn.Sequential)
+    with torch.no_grad():
+        assert torch.equal(model.embed(x), built.eval()[:-1](x))
+    assert not changed(state(model.backbone), state(built[:-1]))
+
+
+def test_the_head_by_its_name() -> None:
+    class TwoHeads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = small(head=None)
+            self.classify = nn.Linear(6, 9)
+            self.auxiliary = nn.Linear(4, 9)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.classify(self.body(x))
+            return logits
+
+    register_backbone("own", TwoHeads, size=48, head="classify")
+    assert own()(torch.zeros(2, 3, 48, 48)).shape == (2, 3)
+    register_backbone("own", TwoHeads, size=48)
+    with pytest.raises(TrainingError, match=r"makes \(1, 9\) of one picture, expected an embedding \(1, 4\)"):
+        own()
+    register_backbone("own", TwoHeads, size=48, head="body")
+    with pytest.raises(TrainingError, match=r"layer 'body' as its head; found .*'auxiliary' last"):
+        own()
+
+
+def test_no_head() -> None:
+    register_backbone("own", lambda: small(head=None), size=48, features=6)
+    model = own(pool="attention")
+    assert model.eval()(torch.zeros(2, 5, 3, 48, 48)).shape == (2, 3)
+    assert not changed(state(model.backbone), state(small(head=None)))
+    register_backbone("own", lambda: small(head=None), size=48, features=7)
+    with pytest.raises(TrainingError, match=r"makes \(1, 6\) of one picture, expected an embedding \(1, 7\)"):
+        own()
+
+
+def test_activations_before_a_convolutional_head_stay() -> None:
+    def convolutional() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3),
+            nn.ReLU(),
+            nn.Conv2d(4, 9, 1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
+
+    register_backbone("own", convolutional, size=16)
+    model = own()
+    assert [type(m) for m in model.backbone.children()][:4] == [nn.Conv2d, nn.ReLU, nn.Identity, nn.Identity]
+    assert isinstance(model.head, nn.Conv2d)
+    assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 3)
+
+
+def test_training_freezing_and_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register_backbone("own", small, size=64)
+    model = TransferClassifier("own", classes=("a", "b")).freeze(upto="stem")
+    assert model.stages == ("stem", "3")
+    before = state(model.backbone)
+    fine_tune(model, images(4), head_epochs=1, epochs=1, batch_size=4, progress=False)
+    assert {key[0] for key in changed(before, state(model.backbone))} == {"3"}
+    path = model.save(tmp_path / "model.safetensors")
+    loaded = medimg.load(path)
+    assert not changed(state(model), state(loaded))
+    assert loaded.weights_name == "as built"
+    register_backbone("own", lambda: small(7), size=64)
+    with pytest.raises(CheckpointError, match="don't fit a own"):
+        medimg.load(path)
+    monkeypatch.setattr(registry, "_OWN", {})
+    with pytest.raises(CheckpointError, match=r"no classification model 'own'.*medimg\.register_backbone"):
+        medimg.load(path)
+
+
+def test_weights_of_a_file(tmp_path: Path) -> None:
+    register_backbone("own", small, size=48)
+    torch.manual_seed(9)
+    other = small()
+    for parameter in other.parameters():
+        nn.init.normal_(parameter)
+    torch.save(other.state_dict(), tmp_path / "mine.pth")
+    model = own(weights=tmp_path / "mine.pth")
+    assert model.weights_name == "mine.pth"
+    assert torch.equal(model.backbone.get_parameter("0.weight"), other.get_parameter("0.weight"))
+    assert own(weights=None).weights_name == "as built"
+    with pytest.raises(WeightsUnavailableError, match=r"has no weights 'IMAGENET1K_V1'.*as its function"):
+        own(weights="IMAGENET1K_V1")
+
+
+def test_sizes() -> None:
+    register_backbone("exact", small, exact_size=48)
+    register_backbone("least", small, min_size=32)
+    assert own("exact").preprocess.size == 48
+    assert own("least").preprocess.size == 224
+    with pytest.raises(PreprocessError, match="48 by 48 only"):
+        own("exact", preprocess=Preprocess(size=64))
+    with pytest.raises(PreprocessError, match="at least 32 by 32"):
+        own("least", preprocess=Preprocess(size=31))
+
+
+def test_a_name_close_to_a_registered_one() -> None:
+    register_backbone("radimagenet", small)
+    with pytest.raises(TrainingError, match="radimagenet"):
+        own("rad-imagenet")
+
+
+@pytest.mark.parametrize(
+    ("name", "build", "fields", "message"),
+    [
+        ("resnet18", small, {}, "a model of torchvision"),
+        ("", small, {}, "a text"),
+        (3, small, {}, "a text"),
+        ("own", small(), {}, "a function without arguments"),
+        ("own", small, {"size": 0}, "size is a positive"),
+        ("own", small, {"min_size": 2.5}, "min_size is a positive"),
+        ("own", small, {"size": 32, "min_size": 64}, "contradicts"),
+        ("own", small, {"size": 32, "exact_size": 64}, "contradicts"),
+        ("own", small, {"head": ""}, "head is the name"),
+        ("own", small, {"features": 0}, "features is the length"),
+        ("own", small, {"features": 6, "head": "7"}, "pass one of them"),
+    ],
+)
+def test_unsound_registrations(name: Any, build: Any, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        register_backbone(name, build, **fields)
+
+
+def test_unsound_normalization() -> None:
+    with pytest.raises(PreprocessError, match="std must be positive"):
+        register_backbone("own", small, std=(0.0, 1.0, 1.0))
+
+
+def test_networks_that_fail() -> None:
+    register_backbone("own", lambda: "network", size=48)  # type: ignore[arg-type, return-value]
+    with pytest.raises(TrainingError, match=r"gave a str; expected an nn\.Module"):
+        own()
+    register_backbone("own", nn.Identity, size=48)
+    with pytest.raises(TrainingError, match="found none last"):
+        own()
+    register_backbone("own", lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Linear(2, 2)), size=48)
+    with pytest.raises(TrainingError, match=r"fails on a picture \(1, 3, 48, 48\): RuntimeError"):
+        own()
+
+
+def test_trying_leaves_no_trace() -> None:
+    register_backbone("own", small, size=48)
+    model = own()
+    assert model.backbone.training
+    assert torch.equal(model.backbone.get_buffer("1.running_mean"), torch.zeros(4))
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_a_torchvision_network_under_a_name_of_its_own() -> None:
+    register_backbone("my_resnet", lambda: get_model("resnet18", weights=None, num_classes=5), size=64)
+    model = own("my_resnet")
+    assert model.stages == ("stem", "layer1", "layer2", "layer3", "layer4")

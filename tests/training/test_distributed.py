@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+
+SCRIPT = """
+import json, os, sys, warnings
+from pathlib import Path
+import torch
+warnings.simplefilter("error")
+torch.set_num_threads(1)
+from medimg import fine_tune
+from tests.models.fakes import classifier, images
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    model, val = classifier("resnet18"), images(7, prefix="val", seed=1)
+    result = fine_tune(
+        model, images(13), val, head_epochs=1, epochs=1, batch_size=4, balance=None, progress=False,
+        devices=2, output="out", trainer_kwargs={"accelerator": "cpu", "strategy": "ddp"},
+    )
+    proba = torch.from_numpy(model.predict_proba(val))
+    loss = torch.nn.functional.nll_loss(proba.log(), torch.from_numpy(val.labels))
+    total = sum(float(v.double().sum()) for v in model.state_dict().values())
+    rank = os.environ.get("LOCAL_RANK", "0")
+    found = {"history": result.history, "best": result.best["val_loss"], "loss": float(loss), "total": total}
+    Path(f"rank{rank}.json").write_text(json.dumps(found))
+"""
+
+ASKED = pytest.mark.skipif(not os.environ.get("MEDIMG_SLOW"), reason="trains twice more: set MEDIMG_SLOW=1")
+
+
+@pytest.mark.slow
+def test_two_processes_agree_and_score_each_item_once(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [sys.executable, "train.py"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"rank{n}.json").read_text()) for n in (0, 1))
+    # 7 items in 2 processes: one is repeated, and must not count twice
+    assert first["loss"] == pytest.approx(first["best"], rel=1e-5)
+    assert first["total"] == pytest.approx(second["total"], rel=1e-12)
+    for row, other in zip(first["history"], second["history"], strict=True):
+        del row["seconds"], other["seconds"]
+        assert row == other
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "rank0.json", "rank1.json", "train.py"]
+
+
+EQUAL = """
+import json, os, sys, warnings
+from pathlib import Path
+import numpy as np
+import torch
+warnings.simplefilter("error")
+torch.set_num_threads(1)
+from medimg import fine_tune
+from tests.models.fakes import Images, classifier, images
+
+if __name__ == "__main__":
+    processes = int(sys.argv[1])
+    model = classifier("squeezenet1_1")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # each process drops other units
+    # classes of unequal size: weights must not depend on how a batch is shared out
+    train, val = Images(np.array([0, 0, 0, 1] * 6)), images(9, prefix="val", seed=1)
+    result = fine_tune(
+        model, train, val, head_epochs=2, epochs=3, batch_size=8 // processes, progress=False, lr=3e-3,
+        balance=sys.argv[2], devices=processes, augment=None,
+        trainer_kwargs={"accelerator": "cpu", "strategy": "ddp" if processes > 1 else "auto"},
+    )
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        Path(f"{processes}.json").write_text(json.dumps([result.history, model.predict_proba(val).tolist()]))
+"""
+
+
+@pytest.mark.slow
+@ASKED
+@pytest.mark.parametrize("balance", ["loss", "sampler"])
+def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path: Path, balance: str) -> None:
+    (tmp_path / "train.py").write_text(EQUAL)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    found = []
+    for processes in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "train.py", processes, balance],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads((tmp_path / f"{processes}.json").read_text()))
+    (alone, proba), (shared, other) = found
+    assert len(alone) == len(shared) == 5
+    for row, twin in zip(alone, shared, strict=True):
+        for name in ("train_loss", "val_loss", "val_auroc", "val_f1", "lr"):
+            assert twin[name] == pytest.approx(row[name], abs=1e-4), (row["epoch"], name)
+    assert alone[-1]["train_loss"] < 0.9 * alone[0]["train_loss"]
+    assert np.allclose(proba, other, atol=1e-4)

@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from medimg import FitResult, fine_tune
+from medimg.errors import CheckpointError, MedimgWarning, TrainingError
+from tests.models.fakes import changed, classifier, images, state
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+class CutOffError(Exception):
+    """Stands for whatever ends a process."""
+
+
+def cut_after(epochs: int) -> Any:
+    """A callback that ends training in the middle of the epoch after so many, through all phases."""
+    import pytorch_lightning as pl
+
+    class Cutter(pl.Callback):
+        seen = 0
+
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            if self.seen == epochs:
+                raise CutOffError
+
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            self.seen += 1
+
+    return Cutter()
+
+
+def trained(output: Path | None, model: Any, **settings: Any) -> FitResult:
+    val = images(6, prefix="val", seed=1)
+    return fine_tune(
+        model,
+        images(10),
+        val,
+        **{
+            "head_epochs": 2,
+            "epochs": 3,
+            "batch_size": 4,
+            "output": output,
+            "progress": False,
+            "lr": 3e-3,
+            **settings,
+        },
+    )
+
+
+def without_times(result: FitResult) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in result.history]
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 3])
+def test_a_training_that_was_cut_off_ends_as_the_unbroken_one(tmp_path: Path, epochs: int) -> None:
+    settings: dict[str, Any] = {"ema": 0.9} if epochs == 3 else {}
+    whole = classifier("mobilenet_v3_small")
+    expected = trained(tmp_path / "whole", whole, **settings)
+    with pytest.raises(CutOffError):
+        trained(tmp_path / "cut", classifier("mobilenet_v3_small"), callbacks=[cut_after(epochs)], **settings)
+    # a new process starts with another random head
+    model = classifier("mobilenet_v3_small")
+    torch.nn.init.normal_(model.head.weight)
+    result = trained(tmp_path / "cut", model, resume=True, **settings)
+    assert without_times(result) == without_times(expected)
+    assert not changed(state(model), state(whole))
+    assert result.best_epoch == expected.best_epoch
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("MEDIMG_SLOW"), reason="takes 20 seconds: set MEDIMG_SLOW=1")
+def test_phases_that_are_gradual_sampled_and_accumulated_resume_too(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "gradual": True,
+        "epochs": 4,
+        "balance": "sampler",
+        "accumulate": 2,
+        "mixup": 0.4,
+        "schedule": "cosine",
+        "label_smoothing": 0.1,
+    }
+    whole = classifier("resnet18")
+    expected = trained(tmp_path / "whole", whole, **settings)
+    assert [row["phase"] for row in expected.history] == ["head"] * 2 + ["gradual"] * 3 + ["full"]
+    with pytest.raises(CutOffError):
+        trained(tmp_path / "cut", classifier("resnet18"), callbacks=[cut_after(3)], **settings)
+    model = classifier("resnet18")
+    assert without_times(trained(tmp_path / "cut", model, resume=True, **settings)) == without_times(expected)
+    assert not changed(state(model), state(whole))
+
+
+def test_callbacks_go_on_counting(tmp_path: Path) -> None:
+    from pytorch_lightning.callbacks import EarlyStopping
+
+    def patient() -> EarlyStopping:
+        return EarlyStopping("val_loss", patience=2, min_delta=10.0)
+
+    settings: dict[str, Any] = {"head_epochs": 0, "epochs": 6}
+    expected = trained(tmp_path / "whole", classifier(), callbacks=[patient()], **settings)
+    assert len(expected.history) == 3
+    with pytest.raises(CutOffError):
+        trained(tmp_path / "cut", classifier(), callbacks=[patient(), cut_after(2)], **settings)
+    result = trained(tmp_path / "cut", classifier(), callbacks=[patient()], resume=True, **settings)
+    assert without_times(result) == without_times(expected)
+
+
+def test_what_has_ended_is_not_trained_again(tmp_path: Path) -> None:
+    model = classifier()
+    first = trained(tmp_path, model)
+    again = classifier()
+    second = trained(tmp_path, again, resume=tmp_path)
+    assert second.history == first.history
+    assert not changed(state(model), state(again))
+
+
+def test_resume_without_a_state_starts_anew(tmp_path: Path) -> None:
+    assert len(trained(tmp_path / "new", classifier(), resume=True, head_epochs=0, epochs=1).history) == 1
+    with pytest.raises(TrainingError, match="needs output="):
+        trained(None, classifier(), resume=True)
+    with pytest.raises(TrainingError, match="there is no file"):
+        trained(tmp_path, classifier(), resume=tmp_path / "nothing")
+
+
+def test_another_training_is_refused(tmp_path: Path) -> None:
+    trained(tmp_path, classifier(), head_epochs=1, epochs=1)
+    quick: dict[str, Any] = {"head_epochs": 1, "epochs": 1, "resume": tmp_path}
+    with pytest.raises(TrainingError, match=r"lr=0.001, before 0.003"):
+        trained(tmp_path, classifier(), **{**quick, "lr": 1e-3})
+    with pytest.raises(TrainingError, match="another network"):
+        trained(tmp_path, classifier("resnet18"), **quick)
+    with pytest.raises(TrainingError, match="the train data"):
+        fine_tune(
+            classifier(),
+            images(12),
+            images(6, prefix="val", seed=1),
+            batch_size=4,
+            lr=3e-3,
+            progress=False,
+            **quick,
+        )
+
+
+def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
+    trained(tmp_path, classifier(), head_epochs=0, epochs=1)
+    path = tmp_path / "resume.safetensors"
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", whole[:-9] + b"x" + whole[-8:], b"PK" + whole[2:]):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"resume\.safetensors"):
+            trained(tmp_path, classifier(), head_epochs=0, epochs=1, resume=True)
+    (tmp_path / "resume.safetensors").write_bytes((tmp_path / "best.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match="not the state of a training"):
+        trained(tmp_path, classifier(), head_epochs=0, epochs=1, resume=True)
+
+
+def test_a_callback_whose_state_is_no_json_is_told_of(tmp_path: Path) -> None:
+    import pytorch_lightning as pl
+
+    class Odd(pl.Callback):
+        def state_dict(self) -> dict[str, Any]:
+            return {"what": object}
+
+    with pytest.warns(MedimgWarning, match="state of Odd"):
+        trained(tmp_path, classifier(), head_epochs=0, epochs=2, callbacks=[Odd()])
+
+
+def test_nothing_of_patients_is_written(tmp_path: Path) -> None:
+    trained(tmp_path, classifier(), head_epochs=0, epochs=1)
+    for path in tmp_path.iterdir():
+        content = path.read_bytes()
+        assert b"train0" not in content, path
+        assert b"val0" not in content, path
+
+
+SCRIPT = """
+import sys, warnings
+from pathlib import Path
+import torch
+warnings.simplefilter("error")
+torch.set_num_threads(1)
+from medimg import fine_tune
+from tests.models.fakes import classifier, images
+import pytorch_lightning as pl, time, os
+
+class Slow(pl.Callback):
+    def on_train_batch_end(self, trainer, *_):
+        Path("alive").touch()
+        time.sleep(float(os.environ.get("NAP", "0")))
+
+model = classifier("mobilenet_v3_small")
+fine_tune(model, images(10), images(6, prefix="val", seed=1), head_epochs=1, epochs=3, batch_size=2,
+          output=sys.argv[1], resume=True, progress=False, callbacks=[Slow()])
+model.save(sys.argv[1] + "/final.safetensors")
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    from medimg import TransferClassifier
+
+    (tmp_path / "train.py").write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+
+    def start(name: str, nap: float) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "train.py", name]
+        return subprocess.Popen(command, cwd=tmp_path, env={**environment, "NAP": str(nap)})
+
+    killed = start("cut", 0.3)
+    history = tmp_path / "cut" / "history.csv"
+    until = time.monotonic() + 120
+    while not (history.exists() and len(history.read_text().splitlines()) >= 3):
+        assert time.monotonic() < until
+        assert killed.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)  # in the middle of the next epoch
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    assert len(history.read_text().splitlines()) < 5
+    assert not (tmp_path / "cut" / "final.safetensors").exists()
+    for name in ("cut", "whole"):
+        assert start(name, 0).wait(timeout=240) == 0
+    models = [TransferClassifier.load(tmp_path / name / "final.safetensors") for name in ("cut", "whole")]
+    assert not changed(state(models[0]), state(models[1]))
+    rows = [(tmp_path / name / "history.csv").read_text().splitlines() for name in ("cut", "whole")]
+    assert [row.rpartition(",")[0] for row in rows[0]] == [row.rpartition(",")[0] for row in rows[1]]
+    json.dumps(models[0].training_summary)

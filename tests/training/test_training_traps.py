@@ -1,0 +1,173 @@
+"""Ways in which training goes wrong silently, each closed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Subset
+
+from medimg.errors import LeakageError, TrainingError, WeightsUnavailableError
+from medimg.models.backbones.weights import resolve_weights
+from medimg.models.classifier import TransferClassifier
+from medimg.training.fine_tune import fine_tune
+from tests.models.fakes import classifier, images
+
+QUICK: dict[str, Any] = {"progress": False, "batch_size": 4}
+
+
+def test_an_epoch_without_validation_is_not_the_best() -> None:
+    result = fine_tune(
+        classifier(),
+        images(8),
+        images(8, prefix="val", seed=1),
+        head_epochs=0,
+        epochs=3,
+        trainer_kwargs={"check_val_every_n_epoch": 2},
+        **QUICK,
+    )
+    assert [row["val_loss"] is None for row in result.history] == [True, False, True]
+    assert result.best_epoch == 2
+
+
+def test_attention_is_not_trained_on_single_pictures() -> None:
+    with pytest.raises(TrainingError, match="attention"):
+        fine_tune(classifier(pool="attention"), images(8), **QUICK)
+
+
+def test_training_and_validation_have_the_same_unit() -> None:
+    bags = images(4, unit="series", lengths=(2, 2, 2, 2), prefix="val")
+    with pytest.raises(TrainingError, match="unit"):
+        fine_tune(classifier(pool="mean"), images(8), bags, **QUICK)
+
+
+@pytest.mark.parametrize("what", ["series_uids", "sources"])
+def test_the_same_series_or_file_on_both_sides_is_a_leak(what: str, tmp_path: Path) -> None:
+    train, val = images(8), images(8, prefix="val", seed=1)
+    for data, spelling in ((train, str(tmp_path / "a")), (val, str(tmp_path / "x" / ".." / "a"))):
+        setattr(data, what, (spelling, *(f"{data.prefix}{n}" for n in range(7))))
+    with pytest.raises(LeakageError, match="1 of 8"):
+        fine_tune(classifier(), train, val, **QUICK)
+
+
+def test_callbacks_start_each_phase_anew() -> None:
+    from pytorch_lightning.callbacks import EarlyStopping
+
+    patient = EarlyStopping("val_loss", patience=2, min_delta=10.0)
+    result = fine_tune(
+        classifier(),
+        images(8),
+        images(8, prefix="val", seed=1),
+        head_epochs=3,
+        epochs=6,
+        callbacks=[patient],
+        **QUICK,
+    )
+    assert [row["phase"] for row in result.history].count("full") == 3
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "16-true"])
+def test_a_precision_that_changes_the_model_is_refused(precision: str) -> None:
+    model = classifier()
+    with pytest.raises(TrainingError, match="bf16-mixed"):
+        fine_tune(model, images(8), precision=precision, **QUICK)
+    assert next(model.parameters()).dtype == torch.float32
+
+
+def test_numpy_settings_can_be_saved(tmp_path: Path) -> None:
+    model = classifier()
+    lr: Any = np.float32(1e-3)
+    seed: Any = np.int64(3)
+    fine_tune(model, images(8), lr=lr, seed=seed, head_epochs=0, epochs=1, output=tmp_path, **QUICK)
+    assert model.save(tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"lr": "1e-3"}, {"seed": 1.5}, {"epochs": True}, {"num_workers": "2"}, {"backbone_lr_scale": None}],
+)
+def test_settings_of_the_wrong_kind_are_named(settings: dict[str, Any]) -> None:
+    with pytest.raises(TrainingError, match=next(iter(settings))):
+        fine_tune(classifier(), images(8), **{**QUICK, **settings})
+
+
+def test_an_output_that_is_a_file_is_seen_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match="folder"):
+        fine_tune(classifier(), images(8), output=tmp_path / "file", **QUICK)
+
+
+def test_nothing_to_train_is_an_error() -> None:
+    model = classifier()
+    model.head.requires_grad_(False)
+    with pytest.raises(TrainingError, match="nothing is trainable in the head phase"):
+        fine_tune(model, images(8), **QUICK)
+    with pytest.raises(TrainingError, match="no epoch"):
+        fine_tune(classifier(), images(8), trainer_kwargs={"max_time": {"seconds": 0}}, **QUICK)
+
+
+def test_a_backbone_rate_of_0_keeps_the_backbone() -> None:
+    model = classifier("shufflenet_v2_x0_5")
+    before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
+    fine_tune(model, images(8), head_epochs=0, epochs=1, backbone_lr_scale=0, **QUICK)
+    assert all(torch.equal(value, before[name]) for name, value in model.backbone.state_dict().items())
+
+
+def test_torchs_own_subsets_are_refused_with_advice() -> None:
+    part: Any = Subset(images(8), [0, 1])  # type: ignore[arg-type]  # what its users try first
+    with pytest.raises(TrainingError, match="subset"):
+        fine_tune(classifier(), part, **QUICK)
+
+
+@pytest.mark.parametrize("classes", [2, {"a", "b"}, "ab", None, (n for n in "ab")])
+def test_classes_are_names_in_an_order(classes: Any) -> None:
+    with pytest.raises(TrainingError, match="classes"):
+        TransferClassifier("squeezenet1_1", classes=classes, weights=None)
+
+
+def test_predicting_leaves_random_numbers_and_modes_alone() -> None:
+    model = classifier().train()
+    model.backbone.eval()
+    data = images(4)
+    state = torch.random.get_rng_state()
+    model.predict_proba(data)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert model.training
+    assert not model.backbone.training
+
+
+@pytest.mark.parametrize("source", [None, 3.5, 7])
+def test_predicting_on_nothing_known(source: Any) -> None:
+    with pytest.raises(TrainingError, match="can't predict"):
+        classifier().predict(source)
+
+
+def test_a_date_is_not_called_damage(tmp_path: Path) -> None:
+    path = tmp_path / "best-20240115.pth"
+    torch.save(classifier().state_dict(), path)
+    with pytest.raises(WeightsUnavailableError, match="rename"):
+        classifier(weights=path)
+
+
+def test_a_damaged_cached_file_names_its_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    source = resolve_weights("squeezenet1_1", "DEFAULT")
+    assert source is not None
+    source.path.parent.mkdir(parents=True)
+    source.path.write_bytes(b"cut short")
+    with pytest.raises(WeightsUnavailableError) as caught:
+        classifier(weights="DEFAULT")
+    assert str(source.url) in str(caught.value)
+    assert str(source.path) in str(caught.value)
+
+
+@pytest.mark.parametrize("state", [{0: torch.zeros(1)}, {"a": torch.zeros(2, 2).to_sparse()}])
+def test_odd_state_dicts_are_refused(tmp_path: Path, state: Any) -> None:
+    torch.save(state, tmp_path / "odd.pth")
+    with pytest.raises(WeightsUnavailableError):
+        classifier(weights=tmp_path / "odd.pth")
+    with pytest.raises(WeightsUnavailableError, match="DEFAULT"):
+        classifier(weights=True)
