@@ -106,7 +106,9 @@ class TrainingDistribution:
 
     Examples
     --------
-    >>> seen = TrainingRanges.of([ImageFacts("CT", spacing=(0.6, 0.6)), ImageFacts("CT", spacing=(0.9, 0.9))])
+    >>> seen = TrainingDistribution.of(
+    ...     [ImageFacts("CT", spacing=(0.6, 0.6)), ImageFacts("CT", spacing=(0.9, 0.9))]
+    ... )
     >>> seen.unlike(ImageFacts("MR", spacing=(0.5, 0.5)))
     {'modality': 'MR'}
     >>> seen.unlike(ImageFacts(spacing=(3.0, 3.0))), seen.describe("spacing")

@@ -58,7 +58,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.extend(Path(str(getattr(files[n], "name", files[n]))).name for n in chosen)
         return plain(files, chosen, **options)
 
-    monkeypatch.setattr(_scan_index, "looked_at", noted)
+    monkeypatch.setattr(_scan_index, "scan_headers", noted)
     return names
 
 

@@ -152,7 +152,7 @@ def test_pretrained_networks_on_real_pictures(
 
     assert hits() >= 0.95
     if name == "mobilenet_v2":
-        monkeypatch.setattr(explain_module, "measured", lambda _backbone, layer, *_: layer)
+        monkeypatch.setattr(explain_module, "measure_field_centers", lambda _backbone, layer, *_: layer)
         assert hits() < 0.9, "where its strides say, a trained network does not look"
 
 

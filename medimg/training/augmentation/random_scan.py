@@ -88,7 +88,7 @@ class RandomScanChanges:
 
     Examples
     --------
-    >>> from medimg.prep import Preprocess
+    >>> from medimg import Preprocess
     >>> changes = RandomScanChanges(Preprocess(size=32))
     >>> batch = torch.zeros(2, 3, 32, 32)
     >>> tuple(changes(batch, torch.Generator().manual_seed(0)).shape)
@@ -267,7 +267,7 @@ def make_augmentation(
 
     Examples
     --------
-    >>> from medimg.prep import Preprocess
+    >>> from medimg import Preprocess
     >>> make_augmentation("auto", Preprocess(), ["CT", "CT"]).noise
     0.02
     """
