@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 import operator
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
 from medimg.errors import DatasetError, TrainingError
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["check_choice", "check_count", "check_positive", "checked_seed", "real_number", "whole_number"]
 

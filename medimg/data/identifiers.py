@@ -16,8 +16,6 @@ from medimg.errors import DatasetError, LeakageError
 from medimg.io.dicom.series.volume_reader import StackReader
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from medimg.data._labels import LabeledSeries
     from medimg.io.dicom.header.instance import Frame
     from medimg.io.series import Series

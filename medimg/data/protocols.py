@@ -1,4 +1,4 @@
-"""What evaluation asks of a model, a dataset, a recipe and a training result: structure, not classes."""
+"""What learning and evaluation ask of a model, a dataset, a recipe and a training result."""
 
 from __future__ import annotations
 
@@ -11,18 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
-
     from medimg.preprocessing.preprocess import Preprocess
 
 __all__ = ["EvaluationDataset", "FitHistory", "LabeledDataset", "Model", "Recipe"]
 
 
-class LabeledDataset(Protocol):
-    """What learning asks of a data set; :class:`medimg.ImageDataset` is one."""
+class _Dataset(Protocol):
+    """What learning and evaluation both ask of a dataset."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -37,11 +32,7 @@ class LabeledDataset(Protocol):
         """What an item is: ``"slice"`` or ``"series"``."""
 
     @property
-    def preprocess(self) -> Preprocess:
-        """The recipe the items are made by."""
-
-    @property
-    def labels(self) -> NDArray[np.generic]:
+    def labels(self) -> NDArray[Any]:
         """Class index (n,) or indicators (n, K)."""
 
     @property
@@ -49,6 +40,14 @@ class LabeledDataset(Protocol):
         """Patient of each item. Never shown."""
 
     def __len__(self) -> int: ...
+
+
+class LabeledDataset(_Dataset, Protocol):
+    """What learning asks of a dataset; :class:`medimg.ImageDataset` is one."""
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """The recipe the items are made by."""
 
     def __getitem__(self, index: int, /) -> tuple[Tensor, int | Tensor]: ...
 
@@ -105,32 +104,12 @@ class Model(Protocol):
         """Give the probabilities, of shape (n, K), of every item of a dataset."""
 
 
-class EvaluationDataset(Protocol):
+class EvaluationDataset(_Dataset, Protocol):
     """The part of :class:`medimg.ImageDataset` that evaluation reads."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes."""
-
-    @property
-    def task(self) -> str:
-        """``"multiclass"`` or ``"multilabel"``."""
-
-    @property
-    def unit(self) -> str:
-        """What an item is: ``"slice"`` or ``"series"``."""
 
     @property
     def preprocess(self) -> Recipe:
         """The recipe the items are made by."""
-
-    @property
-    def labels(self) -> NDArray[Any]:
-        """Class index (n,) or indicators (n, K)."""
-
-    @property
-    def patients(self) -> tuple[str, ...]:
-        """Patient of each item. Never shown."""
 
     @property
     def series_uids(self) -> tuple[str, ...]:
@@ -139,8 +118,6 @@ class EvaluationDataset(Protocol):
     @property
     def sources(self) -> tuple[str, ...]:
         """File or folder of each item. Never shown."""
-
-    def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
 

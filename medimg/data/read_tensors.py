@@ -26,13 +26,11 @@ from medimg.preprocessing.preprocess import Preprocess
 from medimg.preprocessing.torch_threads import share_cores
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterator
 
     import numpy.typing as npt
-    import torch
 
     from medimg.data.cache.image_cache import ImageCache
-    from medimg.errors import MedimgError
     from medimg.io.read import Source
 
 __all__ = ["OnError", "SourceTensors", "TensorBatch", "check_sources", "iter_tensors", "read_tensors"]

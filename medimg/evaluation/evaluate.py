@@ -32,7 +32,6 @@ from medimg.metrics.units import THRESHOLD, ScoredUnits, Unit
 if TYPE_CHECKING:
     import pandas as pd
 
-    from medimg.data.protocols import EvaluationDataset, Model
 
 __all__ = ["evaluate", "facts_of", "notes_on_seen"]
 

@@ -34,9 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from medimg.core.volume import Volume
     from medimg.data.cache.keys import Address
-    from medimg.errors import MedimgError
     from medimg.features._cache import Entry
     from medimg.io.read import Source
     from medimg.models.classifier import TransferClassifier

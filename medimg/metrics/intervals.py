@@ -16,13 +16,8 @@ from medimg.metrics.delong import delong, delong_columns, delong_interval
 from medimg.metrics.units import ScoredUnits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
-    from numpy.typing import NDArray
-
-    from medimg.metrics.bootstrap import Estimate
-    from medimg.metrics.classification import Support
-    from medimg.metrics.units import ScoredUnits
 
 __all__ = [
     "IntervalMethod",

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from medimg.errors import PreprocessError, TrainingError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 __all__ = ["check_classes", "check_input", "checked_finite"]
 

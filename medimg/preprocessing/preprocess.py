@@ -21,8 +21,6 @@ from medimg.preprocessing.render import Rendered, count_images, render
 from medimg.preprocessing.resize import Fit
 
 if TYPE_CHECKING:
-    import torch
-
     from medimg.core.volume import Volume
     from medimg.io.read import Source
     from medimg.io.series import Series

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from medimg.core.read_report import ReadReport
-    from medimg.preprocessing._slice_selection import SliceSelection
     from medimg.preprocessing.preprocess import Preprocess
 
 __all__ = ["Rendered", "count_images", "join_reports", "render", "render_series"]

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure, SubFigure
 
-    from medimg.core.volume import Volume
 
 __all__ = ["Explanation", "figure", "image_of", "overlay"]
 

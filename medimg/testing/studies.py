@@ -29,7 +29,6 @@ from medimg.errors import DuplicateSlicesError, MissingSlicesError, TiltedGantry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     import numpy.typing as npt
 

@@ -23,8 +23,6 @@ from medimg.errors import DatasetError, MedimgWarning
 from medimg.io.files.atomic import atomic_path
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from medimg.io.series import Policies, Series
     from medimg.preprocessing.preprocess import Preprocess
 

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, BinaryIO, Final, Literal, TypeAlias
 from medimg.io.dicom.series.volume_reader import StackReader
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from medimg.io.series import Series
 
 __all__ = ["Address", "Compare", "States", "content_digest", "frame_ids", "states_of"]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from medimg.data.dataset import ImageDataset
     from medimg.data.leakage._fingerprints import Fingerprint
-    from medimg.data.leakage._overlaps import Leak, Source
+    from medimg.data.leakage._overlaps import Source
 
 __all__ = [
     "Check",

@@ -5,16 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medimg.metrics.bootstrap import Estimate
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 
 __all__ = ["FEWEST_SHOWN", "FEW_PATIENTS", "ClassCount", "cautions", "decision_rule", "is_undiscerning"]
 

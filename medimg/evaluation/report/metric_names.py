@@ -1,10 +1,5 @@
 """Names of metrics for people."""
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["describe_metric"]
 
 _DESCRIPTIONS = {

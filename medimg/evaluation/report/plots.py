@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from medimg.metrics.curves import Line, Reliability
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 

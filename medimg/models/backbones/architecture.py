@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torchvision.models import Weights
 
-    from medimg.models.backbones.heads import HeadParts
     from medimg.models.backbones.weights import WeightsSource
 
 __all__ = [

@@ -15,7 +15,6 @@ from medimg.io.series import Series
 if TYPE_CHECKING:
     from medimg.io.dicom.scanning.series_table import UniformFiles
     from medimg.io.dicom.series.grouping import Group
-    from medimg.io.series import Series
 
 __all__ = ["build_series", "dicom_series", "regular_series"]
 
