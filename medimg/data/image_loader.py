@@ -1,4 +1,4 @@
-"""From a source to its pictures: the one place where a recipe is carried out for data sets and in bulk."""
+"""Load sources and render their images."""
 
 from __future__ import annotations
 
