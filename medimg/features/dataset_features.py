@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from medimg._validation import whole_number
+from medimg._validation import check_batch_size, check_whole_number
 from medimg.core.parallel import ordered_map
 from medimg.data.cache.image_cache import ImageCache
 from medimg.data.dataloader import collate
@@ -118,7 +118,10 @@ def item_features(
     from tqdm import tqdm
 
     check_recipe(model, dataset)
-    size, processes = checked_size(batch_size), max(0, whole_number("num_workers", num_workers))
+    size, processes = (
+        check_batch_size(batch_size, error=PreprocessError),
+        max(0, check_whole_number("num_workers", num_workers)),
+    )
     kept = _Kept.of(model, dataset, cache)
     found = kept.found() if kept else {}
     missing = [n for n in range(len(dataset)) if n not in found]
@@ -151,14 +154,6 @@ def check_recipe(model: TransferClassifier, dataset: LabeledDataset) -> None:
             f"the data set is made by recipe {dataset.preprocess.fingerprint}, the model takes pictures of "
             f"{model.preprocess.fingerprint}: use dataset.with_preprocess(model.preprocess)"
         )
-
-
-def checked_size(batch_size: int) -> int:
-    """Return how many pictures pass at once, if that is a positive number."""
-    size = whole_number("batch_size", batch_size)
-    if size < 1:
-        raise PreprocessError(f"batch_size is a positive number; found {batch_size}")
-    return size
 
 
 class _Kept:

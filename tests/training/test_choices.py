@@ -215,13 +215,13 @@ def test_scores_that_are_not_there_can_not_be_watched() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layer_decay": 0.0}, "layer_decay is a number above 0"),
+        ({"layer_decay": 0.0}, "layer_decay must be a number, above 0"),
         ({"schedule": "linear"}, 'schedule is "one_cycle", "cosine" or "constant"'),
         ({"label_smoothing": 1.0}, "label_smoothing"),
-        ({"mixup": -0.1}, "mixup is a number of 0 or more"),
+        ({"mixup": -0.1}, "mixup must be a number, 0 or more"),
         ({"ema": 1.0}, "ema is None or a decay"),
-        ({"accumulate": 0}, "accumulate is a whole number, 1 or more"),
-        ({"patience": 0}, "patience is a whole number, 1 or more"),
+        ({"accumulate": 0}, "accumulate must be a whole number, 1 or more"),
+        ({"patience": 0}, "patience must be a whole number, 1 or more"),
         ({"monitor": "loss"}, 'monitor is "auto"'),
         ({"gradual": "yes"}, "gradual is True or False"),
         ({"weight_decay": float("inf")}, "weight_decay"),
