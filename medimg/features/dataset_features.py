@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Generator, Iterator, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from medimg.data.protocols import LabeledDataset
