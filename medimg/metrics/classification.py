@@ -1,7 +1,7 @@
 """
 Metrics of a classifier, by counts: for a set of units, and for thousands of resamples of it at once.
 
-The same counts fill :class:`ClassScores` for an estimate and for its resamples, and :func:`named_metrics` turns
+The same counts fill :class:`ClassScores` for an estimate and for its resamples; :func:`named_metrics` turns
 them into the metrics of the report, so an estimate and its interval cannot mean different things.
 
 Definitions
