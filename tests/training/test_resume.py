@@ -189,7 +189,7 @@ import torch
 warnings.simplefilter("error")
 torch.set_num_threads(1)
 import pytorch_lightning as pl
-from tests.learn.test_resuming import train_and_save
+from tests.training.test_resume import train_and_save
 
 class Slow(pl.Callback):
     def on_train_batch_end(self, trainer, *_):
