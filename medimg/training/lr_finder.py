@@ -12,11 +12,11 @@ import torch
 from medimg.data.dataloader import EpochSampler, epoch_seed, training_loader
 from medimg.errors import TrainingError
 from medimg.models.freezing import freeze_batchnorm_statistics
+from medimg.training._config import FineTuneConfig
+from medimg.training._optimizer import make_optimizer
 from medimg.training.augmentation.random_scan import make_augmentation
 from medimg.training.checks import check_data
-from medimg.training.config import FineTuneConfig
 from medimg.training.losses import class_odds, make_loss
-from medimg.training.optimizer import make_optimizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from medimg.data.dataloader import Batch
     from medimg.data.protocols import LabeledDataset
     from medimg.models.classifier import TransferClassifier
-    from medimg.training.config import BatchStatistics
+    from medimg.training._config import BatchStatistics
     from medimg.training.losses import Balance
 
 __all__ = ["LRFinderResult", "lr_find"]

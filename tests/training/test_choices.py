@@ -15,11 +15,11 @@ import medimg
 from medimg import FitResult, TransferClassifier, fine_tune, lr_find
 from medimg.errors import TrainingError
 from medimg.models.backbones.stages import split_stages
-from medimg.training.config import FineTuneConfig
+from medimg.training._config import FineTuneConfig
 from medimg.training.losses import make_loss, mixup
-from medimg.training.lr_scheduler import make_schedule
-from medimg.training.optimizer import make_optimizer
-from medimg.training.phases import plan_phases
+from medimg.training._lr_scheduler import make_schedule
+from medimg.training._optimizer import make_optimizer
+from medimg.training._phases import plan_phases
 from tests.models.fakes import Images, changed, classifier, images, state
 
 

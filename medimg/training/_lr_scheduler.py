@@ -10,7 +10,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 if TYPE_CHECKING:
-    from medimg.training.config import Schedule
+    from medimg.training._config import Schedule
 
 __all__ = ["make_schedule", "warm_cosine"]
 
