@@ -16,10 +16,10 @@ from medimg import FitResult, TransferClassifier, fine_tune, lr_find
 from medimg.errors import TrainingError
 from medimg.models.backbones.stages import split_stages
 from medimg.training._config import FineTuneConfig
-from medimg.training.losses import make_loss, mixup
 from medimg.training._lr_scheduler import make_schedule
 from medimg.training._optimizer import make_optimizer
 from medimg.training._phases import plan_phases
+from medimg.training.losses import make_loss, mixup
 from tests.models.fakes import Images, changed, classifier, images, state
 
 
