@@ -336,11 +336,11 @@ def _images_per_second(model: TransferClassifier, batch_size: int) -> float:
     """Time a network on pictures in memory, after one batch that is not counted."""
     import torch
 
-    from medimg.features.extractor import extracting
+    from medimg.features.extractor import feature_extractor
 
     pictures = torch.rand(batch_size, 3, *model.preprocess.hw, generator=torch.Generator().manual_seed(0))
     times: list[float] = []
-    with extracting(model) as network:
+    with feature_extractor(model) as network:
         network(pictures)
         began = time.perf_counter()
         while not times or time.perf_counter() - began < _TIMED_S:
