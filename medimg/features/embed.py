@@ -13,6 +13,7 @@ import torch
 
 from medimg._validation import check_batch_size
 from medimg.core.parallel import ordered_map
+from medimg.core.progress import progress_bar
 from medimg.core.volume import Volume
 from medimg.data.cache.keys import find_address
 from medimg.data.dataset import ImageDataset
@@ -114,15 +115,10 @@ class SourceEmbedder:
 
     def read(self, progress: bool | None) -> Generator[EmbeddedSource]:
         """Yield the sources in their order, with cached embeddings, or with images."""
-        from tqdm import tqdm
-
         total = len(self._sources) if isinstance(self._sources, Sized) else None
-        disable = None if progress is None else not progress
         results = ordered_map(self._load, self._sources, self._workers, initializer=share_cores)
         with closing(results):
-            yield from tqdm(
-                results, "embedding", total, unit="source", disable=disable, delay=1.0, leave=False
-            )
+            yield from progress_bar(results, desc="embedding", unit="source", progress=progress, total=total)
 
     def add_rows(self, source: EmbeddedSource, rows: Tensor) -> EmbeddedSource:
         """Return a source with its embeddings, which will be cached."""

@@ -12,9 +12,10 @@ import torch
 
 from medimg import __version__
 from medimg._validation import check_batch_size, check_choice, check_whole_number
+from medimg.core.progress import progress_bar
 from medimg.core.volume import Volume
 from medimg.data.dataloader import evaluation_loader
-from medimg.errors import MedimgWarning, PreprocessError, TrainingError
+from medimg.errors import MedimgWarning, TrainingError
 from medimg.io.series import Series
 from medimg.io.sources import is_buffer
 from medimg.models._scoring import (
@@ -28,6 +29,7 @@ from medimg.models._scoring import (
 from medimg.models.digest import SHOWN, model_digest, parameters_digest
 from medimg.models.module_mode import module_mode
 from medimg.models.probabilities import model_probabilities
+from medimg.preprocessing.preprocess import check_same_preprocessing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -196,18 +198,12 @@ def predict_proba(
     progress: bool = False,
 ) -> NDArray[np.float64]:
     """Predict on every item of a data set; see :meth:`medimg.TransferClassifier.predict_proba`."""
-    from tqdm import tqdm
-
     if not hasattr(dataset, "preprocess"):
         raise TrainingError(
             f"predict_proba takes an ImageDataset; found a {type(dataset).__name__}: images in files are for "
             "model.predict(sources)"
         )
-    if dataset.preprocess.fingerprint != model.preprocess.fingerprint:
-        raise PreprocessError(
-            f"the data set is made by recipe {dataset.preprocess.fingerprint}, the model was trained on "
-            f"{model.preprocess.fingerprint}: use dataset.with_preprocess(model.preprocess)"
-        )
+    check_same_preprocessing(dataset.preprocess, model.preprocess)
     size, processes = check_batch_size(batch_size), max(0, check_whole_number("num_workers", num_workers))
     check_calibration(model)
     bags = dataset.unit == "series"
@@ -215,7 +211,7 @@ def predict_proba(
     device = next(model.parameters()).device
     with module_mode(model, training=False), torch.inference_mode():
         rows = []
-        for batch in tqdm(loader, desc="predicting", unit="batch", disable=not progress):
+        for batch in progress_bar(loader, desc="predicting", unit="batch", progress=progress):
             if bags:
                 parts = torch.split(batch.images[0], size)
                 rows.append(vectors_probabilities(model, bag_embeddings(model, parts, device)))
@@ -235,14 +231,12 @@ def predict(
     progress: bool = False,
 ) -> pd.DataFrame:
     """Predict on raw images; see :meth:`medimg.TransferClassifier.predict`."""
-    from tqdm import tqdm
-
     if unit not in ("series", "slice"):
         raise TrainingError(f'unit is "series" or "slice"; found {unit!r}')
     check_choice("on_error", on_error, ("raise", "collect"))
     size = check_batch_size(batch_size)
     check_calibration(model)
-    given = tqdm(_as_list(sources), desc="predicting", unit="source", disable=not progress)
+    given = progress_bar(_as_list(sources), desc="predicting", unit="source", progress=progress)
     score = by_slice if unit == "slice" else by_series
     device = next(model.parameters()).device
     with module_mode(model, training=False), torch.inference_mode():

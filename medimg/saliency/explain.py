@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from medimg._validation import check_batch_size, check_choice
+from medimg.core.progress import progress_bar
 from medimg.core.volume import Volume
 from medimg.errors import TrainingError
 from medimg.io.read import read
@@ -169,9 +170,7 @@ def _spread(
 def _watched(
     batches: Iterator[tuple[Tensor, Tensor]], total: int, progress: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc="explaining", unit="picture", disable=not progress) as bar:
+    with progress_bar(desc="explaining", unit="image", progress=progress, total=total) as bar:
         for pictures, gradient in batches:
             yield pictures, gradient
             bar.update(len(pictures))

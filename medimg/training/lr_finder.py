@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from medimg.core.progress import progress_bar
 from medimg.data.dataloader import EpochSampler, epoch_seed, training_loader
 from medimg.errors import TrainingError
 from medimg.models.freezing import freeze_batchnorm_statistics
@@ -195,8 +196,6 @@ def _tried(
     progress: bool,
 ) -> tuple[list[float], list[float]]:
     """Return rates and smoothed losses, as far as training did not diverge."""
-    from tqdm import tqdm
-
     device = next(model.parameters()).device
     change = make_augmentation(augment, model.preprocess, getattr(train, "modalities", ()))
     generator = torch.Generator().manual_seed(epoch_seed(settings.seed, 0, 1))
@@ -217,7 +216,7 @@ def _tried(
     losses: list[float] = []
     batches = _endless(train, settings, num_workers, pin=device.type == "cuda")
     for step, (rate, batch) in enumerate(
-        zip(tqdm(rates, desc="rates", disable=not progress), batches, strict=False)
+        zip(progress_bar(rates, desc="rates", unit="step", progress=progress), batches, strict=False)
     ):
         for group, lr in zip(optimizer.param_groups, starts, strict=True):
             group["lr"] = lr * rate / first
