@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 __all__ = [
-    "BIG_ENDIAN",
     "code",
     "codes",
     "description",
@@ -44,13 +43,9 @@ __all__ = [
     "representation",
     "stated_code",
     "text",
-    "transfer_syntax",
     "value",
     "whole",
 ]
-
-#: Explicit VR Big Endian, the one transfer syntax whose binary values have to be swapped.
-BIG_ENDIAN: Final = "1.2.840.10008.1.2.2"
 
 _CODE: Final = re.compile(r"[A-Z0-9 _/%-]{1,16}")
 # Wider than PS3.5 allows: anonymizers write UUIDs
@@ -184,21 +179,6 @@ def identifier(dataset: Dataset, keyword: str) -> str:
     """Return a UID, or what anonymizers write in its place; "" where it is absent or can't be one."""
     found = text(dataset, keyword)
     return found if _IDENTIFIER.fullmatch(found) else ""
-
-
-def transfer_syntax(dataset: Dataset) -> str:
-    """
-    Return the Transfer Syntax UID; "" where a file has no meta information.
-
-    Raises
-    ------
-    DecodeError
-        If it is there and can't be a UID: the pixels may be encoded in any way.
-    """
-    found = identifier(dataset.file_meta, "TransferSyntaxUID")
-    if not found and is_there(dataset.file_meta, "TransferSyntaxUID"):
-        raise DecodeError("TransferSyntaxUID is there, but is not a UID; the file is damaged")
-    return found
 
 
 def description(dataset: Dataset, keyword: str) -> str:

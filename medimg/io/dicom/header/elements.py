@@ -19,14 +19,12 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import read_sequence
 from pydicom.tag import BaseTag
 
-from medimg.io.dicom.pixels.codecs import SYNTAXES
+from medimg.io.dicom.header.transfer_syntax import EXPLICIT, IMPLICIT, SYNTAXES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, MutableSequence
 
 __all__ = [
-    "EXPLICIT",
-    "IMPLICIT",
     "LAST",
     "PIXELS",
     "TRANSFER_SYNTAX",
@@ -39,8 +37,6 @@ __all__ = [
 ]
 
 UNDEFINED: Final = 0xFFFFFFFF
-IMPLICIT: Final = "1.2.840.10008.1.2"
-EXPLICIT: Final = "1.2.840.10008.1.2.1"
 
 _SHORT: Final = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 _LONG: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())

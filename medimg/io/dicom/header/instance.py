@@ -21,7 +21,7 @@ from medimg.io.dicom.header.attributes import (
 from medimg.io.dicom.header.functional_groups import FrameViews
 from medimg.io.dicom.header.mosaic import MOSAIC_TAGS, Mosaic, mosaic_of
 from medimg.io.dicom.header.open import numbers_of, open_header
-from medimg.io.dicom.pixels.frames import NATIVE_SYNTAXES
+from medimg.io.dicom.header.transfer_syntax import NATIVE_SYNTAXES
 from medimg.io.files.blob import Blob, as_blob
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from medimg.errors import DecodeError, NotAnImageError, ReadError, TruncatedError
-from medimg.io.dicom.header.attributes import quiet_pydicom, transfer_syntax
+from medimg.io.dicom.header.attributes import quiet_pydicom
 from medimg.io.dicom.header.elements import UnusualHeaderError, dataset_of, element_offsets
-from medimg.io.dicom.pixels.codecs import SYNTAXES
+from medimg.io.dicom.header.transfer_syntax import SYNTAXES, transfer_syntax
 from medimg.io.files.blob import Blob, as_blob
 from medimg.io.files.prefetch import read_start
 

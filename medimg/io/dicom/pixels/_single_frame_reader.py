@@ -17,7 +17,6 @@ from pydicom.tag import BaseTag
 from medimg.errors import MedimgError
 from medimg.io.dicom.header.attributes import quiet_pydicom
 from medimg.io.dicom.header.elements import (
-    IMPLICIT,
     UNDEFINED,
     UnusualHeaderError,
     dataset_of,
@@ -25,9 +24,9 @@ from medimg.io.dicom.header.elements import (
 )
 from medimg.io.dicom.header.image_pixel import FORMAT_TAGS, FrameFormat, frame_count, frame_format
 from medimg.io.dicom.header.open import numbers_of
+from medimg.io.dicom.header.transfer_syntax import IMPLICIT, NATIVE_SYNTAXES
 from medimg.io.dicom.pixels._encapsulation import codestream_at, is_trailing
 from medimg.io.dicom.pixels.frames import (
-    NATIVE_SYNTAXES,
     WHOLE_SAMPLES,
     decode_frames,
     interpret_bits,

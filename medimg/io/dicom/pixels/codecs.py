@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from medimg.errors import DecodeError, MissingDependencyError, TruncatedError
-from medimg.io.dicom.header.image_pixel import FrameFormat
+from medimg.io.dicom.header.transfer_syntax import SYNTAXES, check_syntax
 from medimg.io.dicom.pixels._codestream import holds_ycc, j2k_end, read_codestream
 from medimg.io.dicom.pixels._native import unpack_bits
 
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["SYNTAXES", "DecodedFrame", "decode_frame", "refuse_syntax"]
+    from medimg.io.dicom.header.image_pixel import FrameFormat
 
-_UID: Final = "1.2.840.10008.1.2."
+__all__ = ["DecodedFrame", "decode_frame"]
+
 _JPEG_END: Final = b"\xff\xd9"
 _RLE_HEADER: Final = 64
 #: Values of a frame. A blank one can be compressed to nothing, and decoders take many times its size.
@@ -123,94 +124,16 @@ def _jpeg_xl(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
     return np.asarray(imagecodecs.jpegxl_decode(data))
 
 
-@dataclass(frozen=True, slots=True)
-class Syntax:
-    """
-    A transfer syntax of compressed frames.
-
-    Attributes
-    ----------
-    name : str
-        As PS3.6 calls it, shortened.
-    decode : callable
-        Codestream and format to values.
-    gives_rgb : frozenset of str
-        Photometric interpretations whose values the decoder gives as RGB.
-    lossy : bool
-        Whether values are approximate, so that they may lie a little outside of the bits stored.
-    is_codestream : bool
-        Whether :func:`read_codestream` knows its frames.
-    sign_in_precision : bool
-        Whether encoders of signed values write two's complements of as many bits as the precision says.
-    """
-
-    name: str
-    decode: Callable[[bytes, FrameFormat], npt.NDArray[Any]]
-    gives_rgb: frozenset[str] = frozenset({"RGB"})
-    lossy: bool = False
-    is_codestream: bool = True
-    sign_in_precision: bool = False
-
-
-_ALL_COLORS: Final = frozenset(
-    {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT", "XYB"}
-)
-_J2K_COLORS: Final = frozenset({"RGB", "YBR_RCT", "YBR_ICT"})
-
-#: By Transfer Syntax UID (PS3.5 annex A).
-SYNTAXES: Final[dict[str, Syntax]] = {
-    _UID + "5": Syntax("RLE Lossless", _rle, is_codestream=False),
-    _UID + "8.1": Syntax("Deflated Image Frame Compression", _deflated, is_codestream=False),
-    _UID + "4.50": Syntax("JPEG Baseline", _jpeg, _ALL_COLORS, lossy=True),
-    _UID + "4.51": Syntax("JPEG Extended", _jpeg, _ALL_COLORS, lossy=True),
-    _UID + "4.57": Syntax("JPEG Lossless", _jpeg_lossless),
-    _UID + "4.70": Syntax("JPEG Lossless SV1", _jpeg_lossless),
-    _UID + "4.80": Syntax("JPEG-LS Lossless", _jpeg_ls, sign_in_precision=True),
-    _UID + "4.81": Syntax("JPEG-LS Near-lossless", _jpeg_ls, lossy=True, sign_in_precision=True),
-    _UID + "4.90": Syntax("JPEG 2000 Lossless", _jpeg_2000, _J2K_COLORS, sign_in_precision=True),
-    _UID + "4.91": Syntax("JPEG 2000", _jpeg_2000, _J2K_COLORS, lossy=True, sign_in_precision=True),
-    _UID + "4.110": Syntax("JPEG XL Lossless", _jpeg_xl, _ALL_COLORS),
-    _UID + "4.111": Syntax("JPEG XL JPEG Recompression", _jpeg_xl, _ALL_COLORS, lossy=True),
-    _UID + "4.112": Syntax("JPEG XL", _jpeg_xl, _ALL_COLORS, lossy=True),
-    _UID + "4.201": Syntax("HTJ2K Lossless", _jpeg_2000, _J2K_COLORS, sign_in_precision=True),
-    _UID + "4.202": Syntax("HTJ2K Lossless RPCL", _jpeg_2000, _J2K_COLORS, sign_in_precision=True),
-    _UID + "4.203": Syntax("HTJ2K", _jpeg_2000, _J2K_COLORS, lossy=True, sign_in_precision=True),
+#: By :attr:`TransferSyntax.codec`.
+_DECODERS: Final[dict[str, Callable[[bytes, FrameFormat], npt.NDArray[Any]]]] = {
+    "rle": _rle,
+    "deflate": _deflated,
+    "jpeg": _jpeg,
+    "jpeg-lossless": _jpeg_lossless,
+    "jpeg-ls": _jpeg_ls,
+    "jpeg-2000": _jpeg_2000,
+    "jpeg-xl": _jpeg_xl,
 }
-
-_VIDEO: Final = "is video: extract its frames with a video tool such as ffmpeg"
-_ELSEWHERE: Final = "leaves the pixels on a server: retrieve the image in another transfer syntax"
-_RETIRED: Final = "is retired: convert it to an uncompressed transfer syntax first"
-_REFUSED: Final[dict[str, tuple[str, str]]] = {
-    **{_UID + f"4.{n}": ("a retired JPEG process", _RETIRED) for n in (*range(52, 57), *range(58, 67))},
-    _UID + "4.92": ("JPEG 2000 Part 2 Lossless", "has no free decoder: convert it to JPEG 2000 or native"),
-    _UID + "4.93": ("JPEG 2000 Part 2", "has no free decoder: convert it to JPEG 2000 or uncompressed"),
-    **{_UID + f"4.{n}": ("JPIP Referenced", _ELSEWHERE) for n in (94, 95, 204, 205)},
-    **{_UID + f"4.{n}": ("MPEG2", _VIDEO) for n in ("100", "100.1", "101", "101.1")},
-    **{_UID + f"4.{n}{f}": ("MPEG-4 AVC/H.264", _VIDEO) for n in range(102, 107) for f in ("", ".1")},
-    **{_UID + f"4.{n}": ("HEVC/H.265", _VIDEO) for n in (107, 108)},
-    **{_UID + f"7.{n}": ("SMPTE ST 2110", _VIDEO) for n in (1, 2, 3)},
-    _UID + "6.1": ("RFC 2557 MIME", "holds no pixels"),
-    _UID + "6.2": ("XML", "holds no pixels"),
-}
-
-
-def refuse_syntax(syntax_uid: str) -> None:
-    """
-    Do nothing if a compressed transfer syntax can be decoded.
-
-    Raises
-    ------
-    DecodeError
-        If it can't; the message says which one it is, and what to do.
-    """
-    if syntax_uid in SYNTAXES:
-        return
-    if syntax_uid in _REFUSED:
-        name, reason = _REFUSED[syntax_uid]
-        raise DecodeError(f"the transfer syntax {syntax_uid} ({name}) {reason}")
-    known = ", ".join(s.name for s in SYNTAXES.values())
-    shown = syntax_uid if syntax_uid.replace(".", "").isdigit() else "of this file"
-    raise DecodeError(f"the transfer syntax {shown} has no decoder here; known are {known}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -262,14 +185,14 @@ def decode_frame(data: bytes, syntax_uid: str, form: FrameFormat, number: int = 
     MissingDependencyError
         If imagecodecs or one of its codecs is not installed.
     """
-    refuse_syntax(syntax_uid)
+    check_syntax(syntax_uid)
     syntax = SYNTAXES[syntax_uid]
     where = f"frame {number + 1} ({syntax.name})"
     if form.count > _MOST_VALUES:
         raise DecodeError(f"{where} is {form.shape}, which is unreasonably large for a compressed one")
     precision = _checked_precision(data, where, form) if syntax.is_codestream else 0
     try:
-        values = syntax.decode(data, form)
+        values = _DECODERS[syntax.codec](data, form)
     except (DecodeError, TruncatedError) as error:
         raise type(error)(f"{where}: {error}; the pixel data is damaged, copy or export it again") from None
     except ImportError:

@@ -8,24 +8,22 @@ import numpy as np
 
 from medimg.errors import DecodeError, NotAnImageError
 from medimg.io.dicom.header.attributes import (
-    BIG_ENDIAN,
     has_undefined_length,
     is_there,
     representation,
-    transfer_syntax,
     value,
 )
 from medimg.io.dicom.header.image_pixel import FrameFormat, frame_count, frame_format
+from medimg.io.dicom.header.transfer_syntax import BIG_ENDIAN, NATIVE_SYNTAXES, check_syntax, transfer_syntax
 from medimg.io.dicom.pixels._encapsulation import EncapsulatedFrames, looks_encapsulated
 from medimg.io.dicom.pixels._native import NativeFrames
-from medimg.io.dicom.pixels.codecs import DecodedFrame, decode_frame, refuse_syntax
+from medimg.io.dicom.pixels.codecs import DecodedFrame, decode_frame
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from pydicom.dataset import Dataset
 
 __all__ = [
-    "NATIVE_SYNTAXES",
     "WHOLE_SAMPLES",
     "StoredFrames",
     "decode_frames",
@@ -34,10 +32,6 @@ __all__ = [
 ]
 
 _PIXELS: Final = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-#: Implicit and explicit little endian, deflated, big endian; "" where a file has no meta information.
-NATIVE_SYNTAXES: Final = frozenset(
-    {"", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", BIG_ENDIAN}
-)
 #: Their values are whole samples, so that the place of the bits in these is as Bits Stored and High Bit say.
 WHOLE_SAMPLES: Final = frozenset({"1.2.840.10008.1.2.5", "1.2.840.10008.1.2.8.1"})
 
@@ -86,7 +80,7 @@ class StoredFrames:
     def __init__(self, dataset: Dataset) -> None:
         self._syntax = transfer_syntax(dataset)
         if self._syntax not in NATIVE_SYNTAXES:
-            refuse_syntax(self._syntax)
+            check_syntax(self._syntax)
         keyword = _pixel_keyword(dataset)
         data = value(dataset, keyword)
         if not isinstance(data, bytes) or not data:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_16, EXPLICIT_VR_LENGTH_32
 
 from medimg.io.dicom.header.elements import (
-    EXPLICIT,
     LAST,
     PIXELS,
     TRANSFER_SYNTAX,
@@ -25,7 +24,7 @@ from medimg.io.dicom.header.elements import (
     UnusualHeaderError,
     element_offsets,
 )
-from medimg.io.dicom.pixels.codecs import SYNTAXES
+from medimg.io.dicom.header.transfer_syntax import EXPLICIT, SYNTAXES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

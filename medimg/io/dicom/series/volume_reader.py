@@ -13,8 +13,8 @@ from medimg.core.read_report import ReadReport
 from medimg.core.regrid import deshear_volume, fill_gaps
 from medimg.core.volume import Volume
 from medimg.errors import DecodeError, GeometryError, MedimgWarning, SeriesError
+from medimg.io.dicom.header.transfer_syntax import NATIVE_SYNTAXES
 from medimg.io.dicom.pixels.frame_reader import FrameReader, first_acquired_at
-from medimg.io.dicom.pixels.frames import NATIVE_SYNTAXES
 from medimg.io.dicom.series._policies import Notes, check_stack, resolve_duplicates
 from medimg.io.dicom.series._stack_plan import StackPlan
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from medimg.errors import DecodeError
-from medimg.io.dicom.header.attributes import BIG_ENDIAN, transfer_syntax, value
+from medimg.io.dicom.header.attributes import value
+from medimg.io.dicom.header.transfer_syntax import BIG_ENDIAN, transfer_syntax
 from medimg.io.dicom.values.voi_lut import table_from
 
 if TYPE_CHECKING:

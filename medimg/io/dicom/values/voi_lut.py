@@ -9,17 +9,16 @@ import numpy as np
 from medimg.core.window import LookupTable, Voi, VoiFunction, Window
 from medimg.errors import DecodeError, PreprocessError
 from medimg.io.dicom.header.attributes import (
-    BIG_ENDIAN,
     code,
     description,
     descriptions,
     floats,
     is_there,
     items,
-    transfer_syntax,
     value,
     whole,
 )
+from medimg.io.dicom.header.transfer_syntax import BIG_ENDIAN, transfer_syntax
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
