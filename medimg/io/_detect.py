@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from medimg.errors import MedimgError, NotAnImageError
-from medimg.io.dicom.dicomdir import looks_like_dicomdir
+from medimg.io.dicom.dicomdir import is_dicomdir
 from medimg.io.dicom.header.instance import Instance, read_instance
-from medimg.io.dicom.header.open import looks_like_dicom
+from medimg.io.dicom.header.open import is_dicom
 from medimg.io.files.blob import Blob, as_blob
 from medimg.io.formats.image_file import image_series, looks_like_image
 from medimg.io.formats.metaimage import looks_like_metaimage, metaimage_series
@@ -73,7 +73,7 @@ def _lasts(blob: Blob, error: MedimgError) -> bool:
         return True
     # the headers of other formats may lead to files with the values
     try:
-        return looks_like_dicom(blob.start())
+        return is_dicom(blob.start())
     except MedimgError:
         return False
 
@@ -102,9 +102,9 @@ def identify(source: str | os.PathLike[str] | Blob) -> Instance | Series:
         found = _other_format(blob, start)
         if found is not None:
             return found
-    if looks_like_dicomdir(start):
+    if is_dicomdir(start):
         raise _DirectoryError(f"{blob.name} is a DICOMDIR: read it by itself")
-    if looks_like_dicom(start):
+    if is_dicom(start):
         return read_instance(blob)
     if looks_like_zip(start):
         raise NotAnImageError(

@@ -20,7 +20,7 @@ from medimg.errors import DecodeError, MissingDependencyError, TruncatedError
 from medimg.io.dicom.header.image_pixel import FrameFormat
 from medimg.io.dicom.header.open import open_dataset
 from medimg.io.dicom.header.transfer_syntax import SYNTAXES, check_syntax
-from medimg.io.dicom.pixels._codestream import codestream_size, j2k_end, read_codestream
+from medimg.io.dicom.pixels._codestream import codestream_size, find_j2k_end, read_codestream
 from medimg.io.dicom.pixels.codecs import decode_frame
 from medimg.io.dicom.pixels.frames import StoredFrames
 from tests.dicom_files import make_instance
@@ -167,7 +167,7 @@ def test_values_that_do_not_fit_into_what_is_allocated() -> None:
 
 def test_a_codestream_without_its_end_marker_is_whole() -> None:
     stream = STREAMS[J2K][0]
-    assert j2k_end(stream) == len(stream) - 2
+    assert find_j2k_end(stream) == len(stream) - 2
     ds = make_instance(FRAMES[0], BitsStored=12, HighBit=11)
     assert np.array_equal(decoded(with_data(ds, J2K, encapsulated([stream[:-2]]))), FRAMES[0])
     with pytest.raises(TruncatedError, match="lacks 1 bytes"):

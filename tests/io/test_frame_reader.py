@@ -12,7 +12,7 @@ import pydicom
 import pytest
 
 from medimg.errors import DecodeError, NotAnImageError, ReadError, TruncatedError
-from medimg.io.dicom.header.attributes import is_there, quiet_pydicom
+from medimg.io.dicom.header.attributes import has_value, quiet_pydicom
 from medimg.io.dicom.header.open import open_dataset
 from medimg.io.dicom.pixels.frames import StoredFrames
 from tests.conformance import Conformance
@@ -105,7 +105,7 @@ def opened(path: Path) -> pydicom.Dataset | None:
         return None
     with quiet_pydicom():
         has_pixels = any(
-            is_there(dataset, name) for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+            has_value(dataset, name) for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
         )
     return dataset if has_pixels else None
 

@@ -122,7 +122,7 @@ def test_pictures_of_real_files_equal_those_of_dcmtk(
         for path in paths:
             dataset = opened(path)
             try:
-                if dataset is None or FrameViews(dataset, 1).differ:
+                if dataset is None or FrameViews(dataset, 1).has_per_frame_groups:
                     continue
                 values = first_slice(dataset)
             except ReadError:

@@ -9,28 +9,28 @@ from pydicom.multival import MultiValue
 
 from medimg.core.read_report import Skipped
 from medimg.errors import ReadError
-from medimg.io.dicom.header.attributes import items, quiet_pydicom, value
+from medimg.io.dicom.header.attributes import get_items, get_value, quiet_pydicom
 from medimg.io.dicom.header.open import open_dataset
 from medimg.io.files.blob import Blob
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["looks_like_dicomdir", "referenced_files"]
+__all__ = ["is_dicomdir", "list_referenced_files"]
 
 #: Media Storage SOP Class UID (0002,0002) of a Basic Directory, as it stands in every DICOMDIR.
 _MARK: Final = b"\x02\x00\x02\x00UI\x14\x001.2.840.10008.1.3.10"
-_MOST_LEVELS: Final = 32
+_MAX_LEVELS: Final = 32
 # wider than PS3.10 8.2 allows, too narrow for what a damaged length swallows
 _SHOWN: Final = re.compile(r"[\w.;()-]{1,64}", re.ASCII)
 
 
-def looks_like_dicomdir(start: bytes) -> bool:
+def is_dicomdir(start: bytes) -> bool:
     """Tell from its first bytes, 1024 or more, whether a file is a DICOMDIR."""
     return start[128:132] == b"DICM" and _MARK in start[:1024]
 
 
-def referenced_files(blob: Blob) -> tuple[list[Blob], list[Skipped]]:
+def list_referenced_files(blob: Blob) -> tuple[list[Blob], list[Skipped]]:
     """
     Return the files that a DICOMDIR names, and those of them that are not there.
 
@@ -46,8 +46,10 @@ def referenced_files(blob: Blob) -> tuple[list[Blob], list[Skipped]]:
         raise ReadError(f"{blob.name} is a DICOMDIR by itself; give its path, or the files that it names")
     with quiet_pydicom():
         dataset = open_dataset(blob)
-        records = items(dataset, "DirectoryRecordSequence")
-        named = list(dict.fromkeys(filter(None, (_file_id(value(r, "ReferencedFileID")) for r in records))))
+        records = get_items(dataset, "DirectoryRecordSequence")
+        named = list(
+            dict.fromkeys(filter(None, (_parse_file_id(get_value(r, "ReferencedFileID")) for r in records)))
+        )
     if not named:
         raise ReadError(f"{blob.name} is a DICOMDIR that names no files; read the folder instead")
     folder = _Folder(blob)
@@ -64,7 +66,7 @@ def referenced_files(blob: Blob) -> tuple[list[Blob], list[Skipped]]:
     return found, absent
 
 
-def _file_id(stated: object) -> tuple[str, ...]:
+def _parse_file_id(stated: object) -> tuple[str, ...]:
     """Return the folders and the name of a Referenced File ID (0004,1500)."""
     if isinstance(stated, str):
         return (stated,) if stated else ()
@@ -73,7 +75,7 @@ def _file_id(stated: object) -> tuple[str, ...]:
 
 def _is_inside(parts: tuple[str, ...]) -> bool:
     sound = all(part.strip(" .") and not set(part) & set("/\\:\0") for part in parts)
-    return sound and len(parts) <= _MOST_LEVELS
+    return sound and len(parts) <= _MAX_LEVELS
 
 
 class _Folder:

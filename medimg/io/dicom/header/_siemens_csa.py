@@ -13,16 +13,16 @@ from typing import Final
 
 from medimg.errors import DecodeError
 
-__all__ = ["csa_fields"]
+__all__ = ["parse_csa"]
 
-_MOST_BYTES: Final = 2**24
-_MOST_TAGS: Final = 1000
-_MOST_ITEMS: Final = 1000
+_MAX_BYTES: Final = 2**24
+_MAX_TAGS: Final = 1000
+_MAX_ITEMS: Final = 1000
 _TAG: Final = struct.Struct("<64si4s3i")
 _ITEM: Final = struct.Struct("<4i")
 
 
-def csa_fields(header: bytes, *names: str) -> dict[str, tuple[str, ...]]:
+def parse_csa(header: bytes, *names: str) -> dict[str, tuple[str, ...]]:
     """
     Return fields of a CSA header.
 
@@ -43,36 +43,36 @@ def csa_fields(header: bytes, *names: str) -> dict[str, tuple[str, ...]]:
     DecodeError
         If it is no CSA header, or ends before its last field.
     """
-    if len(header) > _MOST_BYTES:
-        raise DecodeError(f"a CSA header of {len(header)} bytes is larger than {_MOST_BYTES}; it is damaged")
+    if len(header) > _MAX_BYTES:
+        raise DecodeError(f"a CSA header of {len(header)} bytes is larger than {_MAX_BYTES}; it is damaged")
     try:
-        return _fields(header, frozenset(names))
+        return _parse_fields(header, frozenset(names))
     except struct.error:
         raise DecodeError("the CSA header ends before its last field; the file is damaged") from None
 
 
-def _fields(header: bytes, names: frozenset[str]) -> dict[str, tuple[str, ...]]:
+def _parse_fields(header: bytes, names: frozenset[str]) -> dict[str, tuple[str, ...]]:
     newer = header[:4] == b"SV10"
     start = 8 if newer else 0
     count = struct.unpack_from("<I", header, start)[0]
-    if not 0 < count <= _MOST_TAGS:
-        raise DecodeError(f"the CSA header declares {count} fields, 1 to {_MOST_TAGS} are expected")
+    if not 0 < count <= _MAX_TAGS:
+        raise DecodeError(f"the CSA header declares {count} fields, 1 to {_MAX_TAGS} are expected")
     place, found, less = start + 8, {}, None
     for _ in range(count):
         name, _vm, _vr, _type, items, _check = _TAG.unpack_from(header, place)
         place += _TAG.size
-        if not 0 <= items <= _MOST_ITEMS:
+        if not 0 <= items <= _MAX_ITEMS:
             raise DecodeError(f"a field of the CSA header declares {items} items; the file is damaged")
         # the older layout adds the number of items of the first field to every length
         less = items if less is None else less
-        values, place = _items(header, place, items, 0 if newer else less, newer=newer)
-        key = _text(name)
+        values, place = _parse_items(header, place, items, 0 if newer else less, newer=newer)
+        key = _decode_text(name)
         if key in names:
-            found[key] = tuple(filter(None, map(_text, values)))
+            found[key] = tuple(filter(None, map(_decode_text, values)))
     return found
 
 
-def _items(header: bytes, place: int, count: int, less: int, *, newer: bool) -> tuple[list[bytes], int]:
+def _parse_items(header: bytes, place: int, count: int, less: int, *, newer: bool) -> tuple[list[bytes], int]:
     values = []
     for _ in range(count):
         first, second, _third, _fourth = _ITEM.unpack_from(header, place)
@@ -87,5 +87,5 @@ def _items(header: bytes, place: int, count: int, less: int, *, newer: bool) -> 
     return values, place
 
 
-def _text(value: bytes) -> str:
+def _decode_text(value: bytes) -> str:
     return value.split(b"\0", 1)[0].decode("latin-1").strip()

@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, MutableSequence
 
 __all__ = [
-    "LAST",
-    "PIXELS",
-    "TRANSFER_SYNTAX",
-    "UNDEFINED",
+    "LAST_TAG",
+    "PIXEL_TAGS",
+    "TRANSFER_SYNTAX_TAG",
+    "UNDEFINED_LENGTH",
     "Element",
     "ElementOffsets",
     "UnusualHeaderError",
-    "dataset_of",
-    "element_offsets",
+    "build_dataset",
+    "locate_elements",
 ]
 
-UNDEFINED: Final = 0xFFFFFFFF
+UNDEFINED_LENGTH: Final = 0xFFFFFFFF
 
 _SHORT: Final = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 _LONG: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
@@ -44,20 +44,20 @@ _EXPLICIT_ELEMENT: Final = struct.Struct("<HH2sH").unpack_from
 _IMPLICIT_ELEMENT: Final = struct.Struct("<HHI").unpack_from
 _LENGTH: Final = struct.Struct("<I").unpack_from
 #: Makes a named tuple in a third of the time.
-_new: Final = tuple.__new__
+_make_tuple: Final = tuple.__new__
 _META: Final = 0x0002
 _META_LENGTH: Final = 0x00020000
-TRANSFER_SYNTAX: Final = 0x00020010
+TRANSFER_SYNTAX_TAG: Final = 0x00020010
 _CHARACTER_SET: Final = BaseTag(0x00080005)
-PIXELS: Final = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
-LAST: Final = 0x7FE00010
+PIXEL_TAGS: Final = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
+LAST_TAG: Final = 0x7FE00010
 _ITEM: Final = 0xFFFEE000
 _ITEM_END: Final = 0xFFFEE00D
 _SEQUENCE_END: Final = 0xFFFEE0DD
-_DEEPEST: Final = 16
-_MOST_ELEMENTS: Final = 20_000
+_MAX_DEPTH: Final = 16
+_MAX_ELEMENTS: Final = 20_000
 #: A sequence that is parsed; longer ones go through the parser that counts what they cost.
-_MOST_SEQUENCE_BYTES: Final = 2**16
+_MAX_SEQUENCE_BYTES: Final = 2**16
 
 
 class UnusualHeaderError(Exception):
@@ -132,7 +132,7 @@ class ElementOffsets:
         return (e for e in self.elements if e[0] in tags and e[5] == 0)
 
 
-def element_offsets(head: bytes) -> ElementOffsets:
+def locate_elements(head: bytes) -> ElementOffsets:
     """
     Walk a header.
 
@@ -156,17 +156,17 @@ def element_offsets(head: bytes) -> ElementOffsets:
 
 def _walk_elements(head: bytes) -> ElementOffsets:
     elements: list[Element] = []
-    at = _meta(head, elements)
-    syntax = _syntax(head, elements)
+    at = _walk_meta(head, elements)
+    syntax = _find_syntax(head, elements)
     implicit = syntax == IMPLICIT
     letters = head[at + 4 : at + 6]
     if implicit and letters.isalpha() and letters.isupper():
         raise UnusualHeaderError
-    pixels = _until_pixels(head, at, elements, implicit=implicit)
+    pixels = _walk_dataset(head, at, elements, implicit=implicit)
     return ElementOffsets(syntax, elements, pixels)
 
 
-def _until_pixels(head: bytes, at: int, elements: list[Element], *, implicit: bool) -> Element:
+def _walk_dataset(head: bytes, at: int, elements: list[Element], *, implicit: bool) -> Element:
     """Walk the data set: all in one loop, as it turns a hundred times for every file."""
     last, vr = 0, b""
     while True:
@@ -183,28 +183,28 @@ def _until_pixels(head: bytes, at: int, elements: list[Element], *, implicit: bo
             else:
                 raise UnusualHeaderError
         tag = group << 16 | number
-        if tag <= last or tag > LAST:
+        if tag <= last or tag > LAST_TAG:
             raise UnusualHeaderError
-        element = _new(Element, (tag, at, value, length, vr, 0))
-        if tag in PIXELS:
+        element = _make_tuple(Element, (tag, at, value, length, vr, 0))
+        if tag in PIXEL_TAGS:
             return element
         elements.append(element)
         if not length & 1:
             at = value + length
-            if len(elements) > _MOST_ELEMENTS:
+            if len(elements) > _MAX_ELEMENTS:
                 raise UnusualHeaderError
-        elif length == UNDEFINED:
-            at = _after_sequence(head, element, elements, implicit=implicit)
+        elif length == UNDEFINED_LENGTH:
+            at = _walk_sequence(head, element, elements, implicit=implicit)
         else:
             raise UnusualHeaderError
         last = tag
 
 
-def _meta(head: bytes, elements: list[Element]) -> int:
+def _walk_meta(head: bytes, elements: list[Element]) -> int:
     """Walk the meta information, and return where the data set starts."""
     at, last = 132, 0
     while _IMPLICIT_ELEMENT(head, at)[0] == _META:
-        element = _explicit(head, at, 0)
+        element = _read_explicit(head, at, 0)
         if element.tag <= last or element.length & 1:
             raise UnusualHeaderError
         # parsed at once where it is there: the parser refuses a file for another one
@@ -215,16 +215,16 @@ def _meta(head: bytes, elements: list[Element]) -> int:
     return at
 
 
-def _syntax(head: bytes, elements: list[Element]) -> str:
+def _find_syntax(head: bytes, elements: list[Element]) -> str:
     for tag, _, value, length, vr, _ in elements:
-        if tag == TRANSFER_SYNTAX and vr == b"UI":
+        if tag == TRANSFER_SYNTAX_TAG and vr == b"UI":
             found = head[value : value + length].rstrip(b"\0 ").decode("latin-1")
             if found in (EXPLICIT, IMPLICIT) or found in SYNTAXES:
                 return found
     raise UnusualHeaderError
 
 
-def _explicit(head: bytes, at: int, depth: int) -> Element:
+def _read_explicit(head: bytes, at: int, depth: int) -> Element:
     group, number, vr, length = _EXPLICIT_ELEMENT(head, at)
     if vr in _SHORT:
         return Element(group << 16 | number, at, at + 8, length, vr, depth)
@@ -233,49 +233,49 @@ def _explicit(head: bytes, at: int, depth: int) -> Element:
     raise UnusualHeaderError
 
 
-def _implicit(head: bytes, at: int, depth: int) -> Element:
+def _read_implicit(head: bytes, at: int, depth: int) -> Element:
     group, number, length = _IMPLICIT_ELEMENT(head, at)
     return Element(group << 16 | number, at, at + 8, length, b"", depth)
 
 
-def _after_sequence(head: bytes, sequence: Element, elements: list[Element], *, implicit: bool) -> int:
+def _walk_sequence(head: bytes, sequence: Element, elements: list[Element], *, implicit: bool) -> int:
     """Walk a sequence without length, and return where the next element starts."""
-    if sequence.vr not in (b"SQ", b"") or sequence.depth >= _DEEPEST or len(elements) > _MOST_ELEMENTS:
+    if sequence.vr not in (b"SQ", b"") or sequence.depth >= _MAX_DEPTH or len(elements) > _MAX_ELEMENTS:
         raise UnusualHeaderError
     at = sequence.value
     while True:
-        item = _implicit(head, at, sequence.depth + 1)
+        item = _read_implicit(head, at, sequence.depth + 1)
         elements.append(item)
         if item.tag == _SEQUENCE_END and item.length == 0:
             return item.value
-        if item.tag != _ITEM or (item.length & 1 and item.length != UNDEFINED):
+        if item.tag != _ITEM or (item.length & 1 and item.length != UNDEFINED_LENGTH):
             raise UnusualHeaderError
         at = item.value
-        if item.length == UNDEFINED:
-            at = _after_item(head, item, elements, implicit=implicit)
+        if item.length == UNDEFINED_LENGTH:
+            at = _walk_item(head, item, elements, implicit=implicit)
         else:
             at += item.length
 
 
-def _after_item(head: bytes, item: Element, elements: list[Element], *, implicit: bool) -> int:
+def _walk_item(head: bytes, item: Element, elements: list[Element], *, implicit: bool) -> int:
     at = item.value
     while True:
         if _IMPLICIT_ELEMENT(head, at) == (_ITEM_END >> 16, _ITEM_END & 0xFFFF, 0):
             elements.append(Element(_ITEM_END, at, at + 8, 0, b"", item.depth))
             return at + 8
-        element = (_implicit if implicit else _explicit)(head, at, item.depth)
+        element = (_read_implicit if implicit else _read_explicit)(head, at, item.depth)
         if element.tag >> 16 == _ITEM >> 16:
             raise UnusualHeaderError
         elements.append(element)
-        if element.length == UNDEFINED:
-            at = _after_sequence(head, element, elements, implicit=implicit)
+        if element.length == UNDEFINED_LENGTH:
+            at = _walk_sequence(head, element, elements, implicit=implicit)
         elif element.length & 1:
             raise UnusualHeaderError
         else:
             at = element.value + element.length
 
 
-def dataset_of(outline: ElementOffsets, head: bytes, tags: Collection[int]) -> Dataset:
+def build_dataset(outline: ElementOffsets, head: bytes, tags: Collection[int]) -> Dataset:
     """
     Return a data set of some elements, as pydicom makes it of the file: raw, parsed when they are used.
 
@@ -301,32 +301,32 @@ def dataset_of(outline: ElementOffsets, head: bytes, tags: Collection[int]) -> D
         if depth:
             continue
         if tag >> 16 == _META:
-            meta[BaseTag(tag)] = _raw(element, head, implicit=False)
+            meta[BaseTag(tag)] = _build_raw_element(element, head, implicit=False)
         elif tag == _CHARACTER_SET:
             if vr not in (b"CS", b""):
                 raise UnusualHeaderError
-            raw = _raw(element, head, implicit=implicit)
+            raw = _build_raw_element(element, head, implicit=implicit)
             encoding = convert_encodings(convert_raw_data_element(raw).value)
             found._dict[_CHARACTER_SET] = raw
         elif tag in tags:
-            read = _sequence if length == UNDEFINED else _raw
+            read = _parse_sequence if length == UNDEFINED_LENGTH else _build_raw_element
             found._dict[BaseTag(tag)] = read(element, head, implicit=implicit)
     found.file_meta = meta
     found.set_original_encoding(implicit, True, encoding)
     return found
 
 
-def _raw(element: Element, head: bytes, *, implicit: bool) -> RawDataElement:
+def _build_raw_element(element: Element, head: bytes, *, implicit: bool) -> RawDataElement:
     tag, _, start, length, vr, _ = element
     name = vr.decode() or None
-    if vr in (b"SQ", b"UN", b"") and length > _MOST_SEQUENCE_BYTES:
+    if vr in (b"SQ", b"UN", b"") and length > _MAX_SEQUENCE_BYTES:
         raise UnusualHeaderError
     empty = cast("bytes | None", empty_value_for_VR(name, raw=True))
     value = head[start : start + length] if length else empty
     return RawDataElement(BaseTag(tag), name, length, value, start, implicit, True)
 
 
-def _sequence(element: Element, head: bytes, *, implicit: bool) -> DataElement:
-    file = io.BytesIO(head[element.value : element.value + _MOST_SEQUENCE_BYTES])
-    sequence = read_sequence(file, implicit, True, UNDEFINED, default_encoding)
+def _parse_sequence(element: Element, head: bytes, *, implicit: bool) -> DataElement:
+    file = io.BytesIO(head[element.value : element.value + _MAX_SEQUENCE_BYTES])
+    sequence = read_sequence(file, implicit, True, UNDEFINED_LENGTH, default_encoding)
     return DataElement(BaseTag(element.tag), "SQ", sequence, element.value, is_undefined_length=True)

@@ -14,8 +14,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import BaseTag, Tag
 
 from medimg.errors import DecodeError
-from medimg.io.dicom.header.attributes import items
-from medimg.io.dicom.header.private_tags import items_of
+from medimg.io.dicom.header.attributes import get_items
+from medimg.io.dicom.header.private_tags import to_items
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +63,7 @@ _UNASSIGNED: Final = (
     Tag("UnassignedPerFrameConvertedAttributesSequence"),
 )
 _KEPT_WHOLE: Final = (Tag("RealWorldValueMappingSequence"), Tag("PixelValueTransformationSequence"))
-_LEFT_OUT: Final = frozenset(
+_EXCLUDED: Final = frozenset(
     Tag(keyword)
     for keyword in (
         "PerFrameFunctionalGroupsSequence",
@@ -95,7 +95,7 @@ class FrameViews:
     """
 
     def __init__(self, dataset: Dataset, count: int) -> None:
-        self._per_frame = items(dataset, "PerFrameFunctionalGroupsSequence")
+        self._per_frame = get_items(dataset, "PerFrameFunctionalGroupsSequence")
         if self._per_frame and len(self._per_frame) < count:
             raise DecodeError(
                 f"functional groups describe {len(self._per_frame)} of {count} frames; the file is damaged"
@@ -103,15 +103,15 @@ class FrameViews:
         self._count = count
         self._base = Dataset()
         self._base.file_meta = getattr(dataset, "file_meta", FileMetaDataset())
-        for tag in _tags(dataset):
-            if tag not in _LEFT_OUT:
-                _put(self._base, dataset.get_item(tag, keep_deferred=True))
-        shared = items(dataset, "SharedFunctionalGroupsSequence")
+        for tag in _list_tags(dataset):
+            if tag not in _EXCLUDED:
+                _set_element(self._base, dataset.get_item(tag, keep_deferred=True))
+        shared = get_items(dataset, "SharedFunctionalGroupsSequence")
         if shared:
-            _lay_over(self._base, shared[0])
+            _overlay_group(self._base, shared[0])
 
     @property
-    def differ(self) -> bool:
+    def has_per_frame_groups(self) -> bool:
         """Whether frames have attributes of their own."""
         return bool(self._per_frame)
 
@@ -129,43 +129,43 @@ class FrameViews:
             return self._base
         view = Dataset()
         view.file_meta = self._base.file_meta
-        _copy(view, self._base, private_only=False)
-        _lay_over(view, self._per_frame[number])
+        _copy_elements(view, self._base, private_only=False)
+        _overlay_group(view, self._per_frame[number])
         return view
 
 
-def _tags(dataset: Dataset) -> list[BaseTag]:
+def _list_tags(dataset: Dataset) -> list[BaseTag]:
     """Return the tags of a data set, which itself iterates over elements, and parses each."""
     return list(dataset.keys())
 
 
-def _lay_over(view: Dataset, group: Dataset) -> None:
+def _overlay_group(view: Dataset, group: Dataset) -> None:
     for tag in _UNASSIGNED:
         if tag in group:
-            _copy(view, _first_item(group, tag), private_only=False)
-    for tag in _tags(group):
+            _copy_elements(view, _get_first_item(group, tag), private_only=False)
+    for tag in _list_tags(group):
         if tag in _KEPT_WHOLE:
-            _put(view, group.get_item(tag))
+            _set_element(view, group.get_item(tag))
         private = tag.group in _PRIVATE_GROUPS and tag.elem > _LAST_CREATOR
         if private or tag in _MACROS:
-            _copy(view, _first_item(group, tag), private_only=private)
+            _copy_elements(view, _get_first_item(group, tag), private_only=private)
 
 
-def _first_item(group: Dataset, tag: BaseTag) -> Dataset:
+def _get_first_item(group: Dataset, tag: BaseTag) -> Dataset:
     try:
-        found = items_of(group[tag].value)
+        found = to_items(group[tag].value)
     # a damaged element raises anything when it is first used; without it, the frame lacks what it says
     except Exception:
         found = []
     return found[0] if found else Dataset()
 
 
-def _copy(view: Dataset, source: Dataset, *, private_only: bool) -> None:
-    for tag in _tags(source):
+def _copy_elements(view: Dataset, source: Dataset, *, private_only: bool) -> None:
+    for tag in _list_tags(source):
         if tag.is_private or not private_only:
-            _put(view, source.get_item(tag))
+            _set_element(view, source.get_item(tag))
 
 
-def _put(view: Dataset, element: Any) -> None:
+def _set_element(view: Dataset, element: Any) -> None:
     """Put an element in as it is: assigned, a private one would be parsed, damaged or not."""
     view._dict[element.tag] = element

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from medimg.errors import DecodeError
-from medimg.io.dicom.header.attributes import is_there, stated_code, whole
+from medimg.io.dicom.header.attributes import has_value, parse_code, parse_integer
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["FORMAT_TAGS", "FrameFormat", "frame_count", "frame_format"]
+__all__ = ["FORMAT_TAGS", "FrameFormat", "parse_frame_count", "parse_frame_format"]
 
 #: What a header-only read must include for :func:`frame_format` and :func:`frame_count`, the pixels apart.
 FORMAT_TAGS: Final[list[str | int]] = [
@@ -29,8 +29,8 @@ FORMAT_TAGS: Final[list[str | int]] = [
     "SamplesPerPixel",
 ]
 
-_MOST_BYTES: Final = 2**31
-_MOST_FRAMES: Final = 2**31 - 1
+_MAX_BYTES: Final = 2**31
+_MAX_FRAMES: Final = 2**31 - 1
 #: Bits of a sample of Float Pixel Data (7FE0,0008) and Double Float Pixel Data (7FE0,0009).
 _FLOAT_BITS: Final = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}
 _GRAY: Final = frozenset({"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"})
@@ -107,7 +107,7 @@ class FrameFormat:
         return self.samples == 3 and self.photometric.startswith("YBR_")
 
 
-def frame_format(dataset: Dataset) -> FrameFormat:
+def parse_frame_format(dataset: Dataset) -> FrameFormat:
     """
     Return what the Image Pixel module (PS3.3 C.7.6.3) says, checked.
 
@@ -117,19 +117,19 @@ def frame_format(dataset: Dataset) -> FrameFormat:
         If bits, sizes or colors contradict each other or are not supported, or a frame is unreasonably
         large.
     """
-    floating = next((bits for name, bits in _FLOAT_BITS.items() if is_there(dataset, name)), 0)
-    allocated = whole(dataset, "BitsAllocated", floating)
-    stored = allocated if floating else whole(dataset, "BitsStored", allocated)
+    floating = next((bits for name, bits in _FLOAT_BITS.items() if has_value(dataset, name)), 0)
+    allocated = parse_integer(dataset, "BitsAllocated", floating)
+    stored = allocated if floating else parse_integer(dataset, "BitsStored", allocated)
     form = FrameFormat(
-        rows=whole(dataset, "Rows", 0),
-        columns=whole(dataset, "Columns", 0),
-        samples=whole(dataset, "SamplesPerPixel", 1),
+        rows=parse_integer(dataset, "Rows", 0),
+        columns=parse_integer(dataset, "Columns", 0),
+        samples=parse_integer(dataset, "SamplesPerPixel", 1),
         bits_allocated=allocated,
         bits_stored=stored,
-        high_bit=stored - 1 if floating else whole(dataset, "HighBit", stored - 1),
-        signed=not floating and whole(dataset, "PixelRepresentation", 0) == 1,
-        photometric=stated_code(dataset, "PhotometricInterpretation", "MONOCHROME2"),
-        planar=whole(dataset, "PlanarConfiguration", 0) == 1,
+        high_bit=stored - 1 if floating else parse_integer(dataset, "HighBit", stored - 1),
+        signed=not floating and parse_integer(dataset, "PixelRepresentation", 0) == 1,
+        photometric=parse_code(dataset, "PhotometricInterpretation", "MONOCHROME2"),
+        planar=parse_integer(dataset, "PlanarConfiguration", 0) == 1,
         floating=bool(floating),
     )
     if floating and allocated != floating:
@@ -137,12 +137,12 @@ def frame_format(dataset: Dataset) -> FrameFormat:
     _check_bits(form)
     _check_colors(form)
     size = form.count * form.dtype.itemsize
-    if min(form.rows, form.columns) <= 0 or size > _MOST_BYTES:
+    if min(form.rows, form.columns) <= 0 or size > _MAX_BYTES:
         raise DecodeError(f"a frame of {form.rows}×{form.columns}×{form.samples} is empty or too large")
     return form
 
 
-def frame_count(dataset: Dataset) -> int:
+def parse_frame_count(dataset: Dataset) -> int:
     """
     Return Number of Frames (0028,0008): 1 where it is absent, empty or 0.
 
@@ -151,8 +151,8 @@ def frame_count(dataset: Dataset) -> int:
     DecodeError
         If it is there and no number of frames.
     """
-    count = whole(dataset, "NumberOfFrames", 1) or 1
-    if not 0 < count <= _MOST_FRAMES:
+    count = parse_integer(dataset, "NumberOfFrames", 1) or 1
+    if not 0 < count <= _MAX_FRAMES:
         raise DecodeError(f"Number of Frames is {count}; the file is damaged")
     return count
 

@@ -13,8 +13,8 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from medimg.errors import DecodeError, NotAnImageError, ReadError, TruncatedError
 from medimg.io.dicom.header.attributes import quiet_pydicom
-from medimg.io.dicom.header.elements import UnusualHeaderError, dataset_of, element_offsets
-from medimg.io.dicom.header.transfer_syntax import SYNTAXES, transfer_syntax
+from medimg.io.dicom.header.elements import UnusualHeaderError, build_dataset, locate_elements
+from medimg.io.dicom.header.transfer_syntax import SYNTAXES, parse_transfer_syntax
 from medimg.io.files.blob import Blob, as_blob
 from medimg.io.files.prefetch import read_start
 
@@ -26,33 +26,33 @@ if TYPE_CHECKING:
 
 
 __all__ = [
-    "looks_like_dicom",
-    "numbers_of",
+    "_parse_with_pixels",
+    "is_dicom",
     "open_dataset",
     "open_header",
-    "parse",
-    "parse_with_pixels",
-    "tags_of",
+    "parse_dicom",
+    "to_tag_numbers",
+    "to_tags",
 ]
 
 _DEFLATED: Final = str(DeflatedExplicitVRLittleEndian).encode()
 #: Explicit VR Little Endian, filled up to the same length.
 _INFLATED: Final = b"1.2.840.10008.1.2.1".ljust(len(_DEFLATED), b"\0")
-_MOST_INFLATED: Final = 2**28
+_MAX_INFLATED: Final = 2**28
 _PIECE: Final = 2**24
 _SEQUENCE_DELIMITER: Final = b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
 _ITEMS: Final = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 _PIXEL_GROUPS: Final = (b"\xe0\x7f", b"\x7f\xe0")
 #: What parsing may cost, in reads: so many for any file, and one for so many bytes of it as they are stored.
-_ALWAYS: Final = 2**20
-_BYTES_A_READ: Final = 32
+_MIN_READS: Final = 2**20
+_BYTES_PER_READ: Final = 32
 #: What parsing a longer value later may cost, if it turns out to be a sequence: by the byte, and by the item.
 _SHORT_VALUE: Final = 64
 _BYTES_WITHIN: Final = 16
-_READS_AN_ITEM: Final = 3
+_READS_PER_ITEM: Final = 3
 
 
-def parse(file: BinaryIO, name: str, size: int, **options: Any) -> Dataset:
+def parse_dicom(file: BinaryIO, name: str, size: int, **options: Any) -> Dataset:
     """
     Parse a DICOM file, as :func:`pydicom.dcmread` does.
 
@@ -74,32 +74,32 @@ def parse(file: BinaryIO, name: str, size: int, **options: Any) -> Dataset:
     DecodeError
         If it has too many elements for its size, or inflates to too much.
     """
-    budget = _ALWAYS + size // _BYTES_A_READ
+    budget = _MIN_READS + size // _BYTES_PER_READ
     try:
-        return _read(_Guarded(file, name, budget), options)
+        return _read_guarded(_Guarded(file, name, budget), options)
     except _DeflatedError as found:
-        whole = _inflate(found, name)
-    dataset = _read(_Guarded(whole, name, budget), options)
+        whole = _inflate_dataset(found, name)
+    dataset = _read_guarded(_Guarded(whole, name, budget), options)
     dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     return dataset
 
 
-def parse_with_pixels(file: BinaryIO, name: str, size: int, *, force: bool) -> Dataset:
+def _parse_with_pixels(file: BinaryIO, name: str, size: int, *, force: bool) -> Dataset:
     """
     Parse a whole file; see :func:`parse`.
 
     pydicom finds nothing in a file whose encapsulated pixels lack their delimiter; it is read once more with
     one, and whether all frames are there is found when they are decoded.
     """
-    dataset = parse(file, name, size, force=force)
-    syntax = transfer_syntax(dataset)
+    dataset = parse_dicom(file, name, size, force=force)
+    syntax = parse_transfer_syntax(dataset)
     if "PixelData" in dataset or syntax not in SYNTAXES:
         return dataset
     file.seek(0)
-    return parse(io.BytesIO(file.read() + _SEQUENCE_DELIMITER), name, size, force=force)
+    return parse_dicom(io.BytesIO(file.read() + _SEQUENCE_DELIMITER), name, size, force=force)
 
 
-def _read(file: _Guarded, options: dict[str, Any]) -> Dataset:
+def _read_guarded(file: _Guarded, options: dict[str, Any]) -> Dataset:
     try:
         return pydicom.dcmread(cast("BinaryIO", file), **options)
     finally:
@@ -139,7 +139,7 @@ class _Guarded:
         if size == 8:
             self._in_pixels = data[:2] in _PIXEL_GROUPS
         elif size > _SHORT_VALUE and not self._in_pixels:
-            self._left -= size // _BYTES_WITHIN + _READS_AN_ITEM * sum(map(data.count, _ITEMS))
+            self._left -= size // _BYTES_WITHIN + _READS_PER_ITEM * sum(map(data.count, _ITEMS))
         self.check()
         return data
 
@@ -151,16 +151,16 @@ class _Guarded:
             )
 
 
-def _inflate(found: _DeflatedError, name: str) -> BinaryIO:
+def _inflate_dataset(found: _DeflatedError, name: str) -> BinaryIO:
     """Return the file with its data set inflated, unless it would fill the memory."""
     whole = io.BytesIO()
-    most = whole.write(found.head.replace(_DEFLATED, _INFLATED)) + _MOST_INFLATED
+    most = whole.write(found.head.replace(_DEFLATED, _INFLATED)) + _MAX_INFLATED
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     packed = found.packed
     while data := inflater.decompress(packed, _PIECE):
         packed = inflater.unconsumed_tail
         if whole.write(data) and whole.tell() > most:
-            raise DecodeError(f"{name} inflates to more than {_MOST_INFLATED >> 20} MB; inflate it first")
+            raise DecodeError(f"{name} inflates to more than {_MAX_INFLATED >> 20} MB; inflate it first")
     if not inflater.eof:
         raise TruncatedError(f"{name} ends inside its deflated data set; copy or export it again")
     whole.seek(0)
@@ -173,7 +173,7 @@ _FIRST_GROUPS: Final = frozenset({b"\x02\x00", b"\x08\x00"})
 _HEAD: Final = 2**14
 
 
-def looks_like_dicom(start: bytes) -> bool:
+def is_dicom(start: bytes) -> bool:
     """
     Tell from the first 132 bytes whether a file is DICOM.
 
@@ -214,13 +214,13 @@ def open_dataset(source: str | Path | Blob, *, tags: Sequence[BaseTag] | None = 
         blob = as_blob(source)
         with blob.open() as file, quiet_pydicom():
             start = file.read(132)
-            if not looks_like_dicom(start):
+            if not is_dicom(start):
                 raise NotAnImageError(f"{path} is no DICOM file: neither preamble nor a first element")
             file.seek(0)
             no_preamble = start[128:132] != b"DICM"
             if tags is None:
-                return parse_with_pixels(file, path, blob.stored_size(), force=no_preamble)
-            return parse(
+                return _parse_with_pixels(file, path, blob.stored_size(), force=no_preamble)
+            return parse_dicom(
                 file,
                 path,
                 blob.stored_size(),
@@ -266,17 +266,17 @@ def open_header(blob: Blob, tags: frozenset[int]) -> Dataset:
     if blob.path is not None:
         head = read_start(blob.name, _HEAD)
         try:
-            return dataset_of(element_offsets(head), head, tags)
+            return build_dataset(locate_elements(head), head, tags)
         except UnusualHeaderError:
             pass
     return open_dataset(blob, tags=[BaseTag(tag) for tag in sorted(tags)])
 
 
-def tags_of(*names: str | int) -> tuple[BaseTag, ...]:
+def to_tags(*names: str | int) -> tuple[BaseTag, ...]:
     """Return keywords and numbers as tags, for a reading of headers."""
     return tuple(dict.fromkeys(Tag(name) for name in names))
 
 
-def numbers_of(*names: str | int) -> frozenset[int]:
+def to_tag_numbers(*names: str | int) -> frozenset[int]:
     """Return the numbers of tags by keyword or number: plain ones, as pydicom's take long to compare."""
     return frozenset(int(Tag(name)) for name in names)

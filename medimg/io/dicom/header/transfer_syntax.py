@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from medimg.errors import DecodeError
-from medimg.io.dicom.header.attributes import identifier, is_there
+from medimg.io.dicom.header.attributes import get_identifier, has_value
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -19,7 +19,7 @@ __all__ = [
     "SYNTAXES",
     "TransferSyntax",
     "check_syntax",
-    "transfer_syntax",
+    "parse_transfer_syntax",
 ]
 
 _UID: Final = "1.2.840.10008.1.2."
@@ -114,10 +114,10 @@ def check_syntax(syntax_uid: str) -> None:
     raise DecodeError(f"the transfer syntax {shown} has no decoder here; known are {known}")
 
 
-def transfer_syntax(dataset: Dataset) -> str:
+def parse_transfer_syntax(dataset: Dataset) -> str:
     """Return the Transfer Syntax UID, "" without meta information; raise DecodeError if it is malformed."""
-    found = identifier(dataset.file_meta, "TransferSyntaxUID")
+    found = get_identifier(dataset.file_meta, "TransferSyntaxUID")
     # without it, the pixels may be encoded in any way
-    if not found and is_there(dataset.file_meta, "TransferSyntaxUID"):
+    if not found and has_value(dataset.file_meta, "TransferSyntaxUID"):
         raise DecodeError("TransferSyntaxUID is there, but is not a UID; the file is damaged")
     return found

@@ -13,19 +13,19 @@ from medimg.errors import DecodeError, TruncatedError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["EncapsulatedFrames", "codestream_at", "is_trailing", "looks_encapsulated"]
+__all__ = ["EncapsulatedFrames", "extract_codestream", "is_encapsulated", "is_trailing_padding"]
 
 _ITEM: Final = b"\xfe\xff\x00\xe0"
 _DELIMITER: Final = b"\xfe\xff\xdd\xe0\0\0\0\0"
 _TRAILING_PADDING: Final = b"\xfc\xff\xfc\xff"
 _HEADER: Final = 8
 #: More would be an attack on the memory.
-_MOST_FRAGMENTS: Final = 2**20
+_MAX_FRAGMENTS: Final = 2**20
 _JPEG: Final = (b"\xff\xd8\xff",)
 _JPEG_2000: Final = (b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  ")
 _JPEG_XL: Final = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")
 _RLE: Final = "1.2.840.10008.1.2.5"
-_MOST_SEGMENTS: Final = 15
+_MAX_SEGMENTS: Final = 15
 _RLE_HEADER: Final = 64
 
 
@@ -37,7 +37,7 @@ class _Fragment(NamedTuple):
     stop: int
 
 
-def looks_encapsulated(data: bytes | memoryview) -> bool:
+def is_encapsulated(data: bytes | memoryview) -> bool:
     """Whether pixel data starts with an item, as a Basic Offset Table does."""
     return data[:4] == _ITEM
 
@@ -81,13 +81,13 @@ class EncapsulatedFrames:
         extended: tuple[Sequence[int], Sequence[int]] | None = None,
     ) -> None:
         self._data = memoryview(data)
-        table, fragments = _parsed(data, count, syntax_uid)
+        table, fragments = _parse_fragments(data, count, syntax_uid)
         self._lengths: Sequence[int] | None = None
-        groups = _by_offsets(fragments, extended[0], count) if extended else None
+        groups = _group_by_offsets(fragments, extended[0], count) if extended else None
         if extended and groups is not None and len(extended[1]) >= count:
             self._lengths = extended[1]
-        groups = groups or _by_offsets(fragments, table, count)
-        self._groups = groups or _by_content(self._data, fragments, count, syntax_uid)
+        groups = groups or _group_by_offsets(fragments, table, count)
+        self._groups = groups or _group_by_content(self._data, fragments, count, syntax_uid)
 
     def codestream(self, number: int) -> bytes:
         """Return the bytes of frame `number`, its fragments joined."""
@@ -98,7 +98,7 @@ class EncapsulatedFrames:
         return joined[: self._lengths[number]]
 
 
-def codestream_at(file: bytes, start: int, syntax_uid: str) -> bytes:
+def extract_codestream(file: bytes, start: int, syntax_uid: str) -> bytes:
     """
     Return the codestream of the only frame of a file that is as it should be.
 
@@ -120,12 +120,12 @@ def codestream_at(file: bytes, start: int, syntax_uid: str) -> bytes:
     while file[at : at + 4] == _ITEM:
         at += _HEADER + int.from_bytes(file[at + 4 : at + _HEADER], "little")
     rest = at + len(_DELIMITER)
-    if file[at:rest] != _DELIMITER or not is_trailing(file[rest:], implicit=False):
+    if file[at:rest] != _DELIMITER or not is_trailing_padding(file[rest:], implicit=False):
         raise DecodeError("the items of the pixel data don't end with a delimiter")
     return EncapsulatedFrames(memoryview(file)[start:at], 1, syntax_uid).codestream(0)
 
 
-def is_trailing(rest: bytes, *, implicit: bool) -> bool:
+def is_trailing_padding(rest: bytes, *, implicit: bool) -> bool:
     """Whether what follows the pixel data is nothing, or Data Set Trailing Padding to the end of the file."""
     if not rest:
         return True
@@ -135,25 +135,27 @@ def is_trailing(rest: bytes, *, implicit: bool) -> bool:
     return len(rest) == at + 4 + int.from_bytes(rest[at : at + 4], "little")
 
 
-def _parsed(data: bytes | memoryview, count: int, syntax_uid: str) -> tuple[list[int], list[_Fragment]]:
+def _parse_fragments(
+    data: bytes | memoryview, count: int, syntax_uid: str
+) -> tuple[list[int], list[_Fragment]]:
     """Return the Basic Offset Table and the fragments, which are not copied."""
-    if not looks_encapsulated(data):
+    if not is_encapsulated(data):
         raise DecodeError(
             "the transfer syntax is a compressed one, but the pixel data has no items; the header is wrong, "
             "or the file is damaged"
         )
     fragments: list[_Fragment] = []
-    first = _HEADER + _item_length(data, 0)
-    if _starts_codestream(memoryview(data)[_HEADER:first], syntax_uid):
+    first = _HEADER + _read_item_length(data, 0)
+    if _is_codestream_start(memoryview(data)[_HEADER:first], syntax_uid):
         # the table, which must be there even if it is empty, was forgotten
         first = 0
     at = first
     while data[at : at + 4] == _ITEM:
-        length = _item_length(data, at)
+        length = _read_item_length(data, at)
         if length:
             fragments.append(_Fragment(at - first, at + _HEADER, at + _HEADER + length))
-        if len(fragments) > _MOST_FRAGMENTS:
-            raise DecodeError(f"the pixel data has more than {_MOST_FRAGMENTS} fragments; it is damaged")
+        if len(fragments) > _MAX_FRAGMENTS:
+            raise DecodeError(f"the pixel data has more than {_MAX_FRAGMENTS} fragments; it is damaged")
         at += _HEADER + length
         # lengths must be even; some files count the byte that makes them so, some don't
         at += length % 2 and data[at : at + 4] != _ITEM and data[at + 1 : at + 5] == _ITEM
@@ -167,7 +169,7 @@ def _parsed(data: bytes | memoryview, count: int, syntax_uid: str) -> tuple[list
     return offsets[: count + 1].tolist(), fragments
 
 
-def _item_length(data: bytes | memoryview, at: int) -> int:
+def _read_item_length(data: bytes | memoryview, at: int) -> int:
     length = int.from_bytes(data[at + 4 : at + _HEADER], "little")
     if at + _HEADER + length > len(data):
         raise TruncatedError(
@@ -177,7 +179,7 @@ def _item_length(data: bytes | memoryview, at: int) -> int:
     return length
 
 
-def _by_offsets(
+def _group_by_offsets(
     fragments: Sequence[_Fragment], table: Sequence[int], count: int
 ) -> list[Sequence[_Fragment]] | None:
     """Group fragments by a table of where frames start; None where it can't be right."""
@@ -195,10 +197,10 @@ def _by_offsets(
     return [fragments[a:b] for a, b in zip(places, ends, strict=True)]
 
 
-def _by_content(
+def _group_by_content(
     data: memoryview, fragments: Sequence[_Fragment], count: int, syntax_uid: str
 ) -> list[Sequence[_Fragment]]:
-    starts = [n for n, f in enumerate(fragments) if _starts_codestream(data[f.start : f.stop], syntax_uid)]
+    starts = [n for n, f in enumerate(fragments) if _is_codestream_start(data[f.start : f.stop], syntax_uid)]
     if len(fragments) == count or len(starts) == len(fragments):
         return [[fragment] for fragment in fragments[:count]]
     if count == 1:
@@ -212,7 +214,7 @@ def _by_content(
     )
 
 
-def _starts_codestream(fragment: memoryview, syntax_uid: str) -> bool:
+def _is_codestream_start(fragment: memoryview, syntax_uid: str) -> bool:
     start = bytes(fragment[:_RLE_HEADER])
     if syntax_uid == _RLE:
         return _is_rle_header(start)
@@ -228,7 +230,7 @@ def _is_rle_header(start: bytes) -> bool:
     if len(start) < _RLE_HEADER:
         return False
     segments, *offsets = np.frombuffer(start, "<u4").tolist()
-    if not 1 <= segments <= _MOST_SEGMENTS or offsets[0] != _RLE_HEADER:
+    if not 1 <= segments <= _MAX_SEGMENTS or offsets[0] != _RLE_HEADER:
         return False
     used, unused = offsets[:segments], offsets[segments:]
     return not any(unused) and all(a < b for a, b in pairwise(used))

@@ -23,7 +23,7 @@ _ONLY_COMPRESSED: Final = frozenset({"YBR_PARTIAL_420", "YBR_RCT", "YBR_ICT", "X
 
 
 @dataclass(frozen=True, slots=True)
-class _Layout:
+class _FrameLayout:
     """Bits of a frame, and for halved color whether rows are filled up to whole pairs of pixels."""
 
     bits: int
@@ -76,7 +76,7 @@ class NativeFrames:
             )
         self._data = memoryview(data)
         self._form = form
-        self._layout = _layout(form, count, len(data))
+        self._layout = _choose_layout(form, count, len(data))
         self._swapped = words and big_endian and form.bits_allocated <= 8
         self._dtype = np.dtype(f"{'f' if form.floating else 'u'}{form.dtype.itemsize}")
         self._stored_type = self._dtype.newbyteorder(">" if big_endian else "<")
@@ -96,7 +96,7 @@ class NativeFrames:
         flat = np.frombuffer(self._bytes(start // 8, (start + self._layout.bits) // 8), self._stored_type)
         flat = flat.astype(self._dtype, copy=False)
         if self._layout.halved:
-            return _whole_color(flat, self._form, filled=self._layout.filled_rows)
+            return _upsample_chroma(flat, self._form, filled=self._layout.filled_rows)
         if self._form.samples > 1 and self._form.planar:
             planes = flat.reshape(self._form.samples, self._form.rows, self._form.columns)
             return np.moveaxis(planes, 0, -1)
@@ -112,18 +112,18 @@ class NativeFrames:
         return np.concatenate([words, rest])[start - first : stop - first]
 
 
-def _layout(form: FrameFormat, count: int, size: int) -> _Layout:
+def _choose_layout(form: FrameFormat, count: int, size: int) -> _FrameLayout:
     bits = form.count * form.bits_allocated
     if form.photometric not in _HALF_COLOR or size * 8 >= bits * count:
-        return _Layout(bits)
+        return _FrameLayout(bits)
     filled = form.rows * (form.columns + form.columns % 2) * 2 * form.bits_allocated
     if form.columns % 2 == 0 or size * 8 >= filled * count:
-        return _Layout(filled, halved=True, filled_rows=True)
+        return _FrameLayout(filled, halved=True, filled_rows=True)
     pairs = (form.rows * form.columns + 1) // 2
-    return _Layout(pairs * 4 * form.bits_allocated, halved=True)
+    return _FrameLayout(pairs * 4 * form.bits_allocated, halved=True)
 
 
-def _whole_color(flat: npt.NDArray[Any], form: FrameFormat, *, filled: bool) -> npt.NDArray[Any]:
+def _upsample_chroma(flat: npt.NDArray[Any], form: FrameFormat, *, filled: bool) -> npt.NDArray[Any]:
     """Give each pixel the color differences that it shares with its neighbor."""
     pairs = flat.reshape(-1, 4)
     values = np.empty((len(pairs), 2, 3), flat.dtype)

@@ -6,12 +6,12 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from medimg.errors import DecodeError, MedimgError
-from medimg.io.dicom.header.attributes import identifier, quiet_pydicom
+from medimg.io.dicom.header.attributes import get_identifier, quiet_pydicom
 from medimg.io.dicom.header.functional_groups import FrameViews
 from medimg.io.dicom.header.open import open_dataset
 from medimg.io.dicom.pixels._single_frame_reader import LoadedSlice
 from medimg.io.dicom.pixels.frames import StoredFrames
-from medimg.io.dicom.values.modality_lut import modality_transform
+from medimg.io.dicom.values.modality_lut import parse_modality_transform
 from medimg.io.dicom.values.real_world import apply_real_world_scale
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class ParsedFile:
     kind : {"auto", "rescaled", "suv"}
         How values are scaled; see :func:`medimg.read`.
     first_acquired : float, optional
-        See :func:`medimg.io.dicom.values.suv.suv_factor`.
+        See :func:`medimg.io.dicom.values.suv.compute_suv_factor`.
     frames : int
         How many will be loaded; then the file is let go.
     """
@@ -96,7 +96,7 @@ class ParsedFile:
         with self._lock:
             if self._opened is None:
                 dataset = open_dataset(self._instance.blob)
-                if identifier(dataset, "SOPInstanceUID") != self._instance.sop_instance_uid:
+                if get_identifier(dataset, "SOPInstanceUID") != self._instance.sop_instance_uid:
                     raise DecodeError("another image is there than when it was scanned; scan again")
                 source = StoredFrames(dataset)
                 self._opened = source, FrameViews(dataset, source.count)
@@ -112,10 +112,10 @@ class ParsedFile:
     def _meaning(
         self, source: StoredFrames, views: FrameViews, number: int, dtype: np.dtype[Any], *, is_rgb: bool
     ) -> ModalityTransform:
-        known = None if views.differ else self._meanings.get((dtype, is_rgb))
+        known = None if views.has_per_frame_groups else self._meanings.get((dtype, is_rgb))
         if known is None:
             view = views[number]
-            known = modality_transform(view, source.form, dtype, is_rgb=is_rgb)
+            known = parse_modality_transform(view, source.form, dtype, is_rgb=is_rgb)
             known = apply_real_world_scale(view, known, self._kind, first_acquired=self._first_acquired)
             self._meanings[dtype, is_rgb] = known
         return known

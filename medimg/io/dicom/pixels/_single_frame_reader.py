@@ -17,24 +17,24 @@ from pydicom.tag import BaseTag
 from medimg.errors import MedimgError
 from medimg.io.dicom.header.attributes import quiet_pydicom
 from medimg.io.dicom.header.elements import (
-    UNDEFINED,
+    UNDEFINED_LENGTH,
     UnusualHeaderError,
-    dataset_of,
-    element_offsets,
+    build_dataset,
+    locate_elements,
 )
-from medimg.io.dicom.header.image_pixel import FORMAT_TAGS, FrameFormat, frame_count, frame_format
-from medimg.io.dicom.header.open import numbers_of
+from medimg.io.dicom.header.image_pixel import FORMAT_TAGS, FrameFormat, parse_frame_count, parse_frame_format
+from medimg.io.dicom.header.open import to_tag_numbers
 from medimg.io.dicom.header.transfer_syntax import IMPLICIT, NATIVE_SYNTAXES
-from medimg.io.dicom.pixels._encapsulation import codestream_at, is_trailing
+from medimg.io.dicom.pixels._encapsulation import extract_codestream, is_trailing_padding
 from medimg.io.dicom.pixels.frames import (
     WHOLE_SAMPLES,
-    decode_frames,
+    decode_stored,
     interpret_bits,
-    native_frame,
+    read_native_frame,
 )
 from medimg.io.dicom.scanning.header_template import Header, HeaderTemplateWalker
-from medimg.io.dicom.values.modality_lut import VALUE_TAGS, modality_transform
-from medimg.io.dicom.values.real_world import CALIBRATION_TAGS, apply_real_world_scale
+from medimg.io.dicom.values.modality_lut import VALUE_TAGS, parse_modality_transform
+from medimg.io.dicom.values.real_world import REAL_WORLD_TAGS, apply_real_world_scale
 from medimg.io.dicom.values.suv import SUV_TAGS
 from medimg.io.files.prefetch import OPEN_FLAGS
 
@@ -49,13 +49,13 @@ if TYPE_CHECKING:
     from medimg.io.dicom.values.modality_lut import ModalityTransform
     from medimg.io.series import ValueKind
 
-__all__ = ["LoadedSlice", "PixelSegments", "SingleFrameReader", "read_tags"]
+__all__ = ["LoadedSlice", "RangeReader", "SingleFrameReader", "list_value_tags"]
 
 _HAS_PREAD: Final = hasattr(os, "pread")
 _HAS_PREADV: Final = hasattr(os, "preadv")
 
 
-class PixelSegments:
+class RangeReader:
     """
     An open file; its position belongs to whoever reads, so that only one thread may.
 
@@ -83,7 +83,7 @@ class PixelSegments:
             os.close(self._file)
             raise OSError("no ordinary file")
 
-    def __enter__(self) -> PixelSegments:
+    def __enter__(self) -> RangeReader:
         return self
 
     def __exit__(
@@ -146,13 +146,13 @@ _PIXEL_DATA: Final = 0x7FE00010
 _REPRESENTATIONS: Final = frozenset({b"OW", b"OB", b""})
 _PRIVATE_BLOCKS: Final = range(0x10, 0x100)
 #: Headers that are remembered; where each slice has another one, remembering is of no use.
-_MOST_KNOWN: Final = 64
+_MAX_KNOWN: Final = 64
 #: Bytes of a header up to which it is remembered from one reading to the next.
-_MOST_REMEMBERED: Final = 2**14
+_MAX_REMEMBERED: Final = 2**14
 #: The start of a file that is read first, and what it is tried with where the header is longer.
 _STARTS: Final = (2**13, 2**16, 2**20)
 #: Bytes after the pixels that are looked at.
-_MOST_TRAILING: Final = 2**16
+_MAX_TRAILING: Final = 2**16
 
 
 class LoadedSlice(NamedTuple):
@@ -172,7 +172,7 @@ class LoadedSlice(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class _ParsedHeader:
     """
     What is known of headers that say the same.
 
@@ -200,12 +200,12 @@ class _Known:
     meanings: dict[tuple[np.dtype[Any], bool], ModalityTransform] = field(default_factory=dict)
 
 
-_Memory: TypeAlias = dict[tuple[str, bytes], _Known]
+_HeaderCache: TypeAlias = dict[tuple[str, bytes], _ParsedHeader]
 #: By how values are scaled: what was known in readings before, as X-rays of one device say the same.
-_REMEMBERED: Final[dict[ValueKind, _Memory]] = {}
+_SHARED_HEADERS: Final[dict[ValueKind, _HeaderCache]] = {}
 
 
-class _Ahead(NamedTuple):
+class _ReadAhead(NamedTuple):
     """What to expect of the next file: bytes from the pixels to its end, and bytes of the pixels."""
 
     tail: int
@@ -213,7 +213,7 @@ class _Ahead(NamedTuple):
 
 
 @cache
-def read_tags(kind: ValueKind) -> frozenset[int]:
+def list_value_tags(kind: ValueKind) -> frozenset[int]:
     """
     Return the tags of all attributes that values depend on, the pixels apart.
 
@@ -222,10 +222,10 @@ def read_tags(kind: ValueKind) -> frozenset[int]:
     kind : {"auto", "rescaled", "suv"}
         How values are scaled.
     """
-    names = [*FORMAT_TAGS, *VALUE_TAGS, *(SUV_TAGS if kind == "suv" else CALIBRATION_TAGS)]
+    names = [*FORMAT_TAGS, *VALUE_TAGS, *(SUV_TAGS if kind == "suv" else REAL_WORLD_TAGS)]
     # the character set is that of explanations of windows
     names.append("SpecificCharacterSet")
-    found = set(numbers_of(*names))
+    found = set(to_tag_numbers(*names))
     for tag in [tag for tag in found if tag >> 16 & 1 and tag & 0xFFFF > 0xFF]:
         group = tag & 0xFFFF0000
         found |= {group | block for block in _PRIVATE_BLOCKS}
@@ -242,18 +242,18 @@ class SingleFrameReader:
     kind : {"auto", "rescaled", "suv"}
         How values are scaled; see :func:`medimg.read`.
     first_acquired : float, optional
-        See :func:`medimg.io.dicom.values.suv.suv_factor`.
+        See :func:`medimg.io.dicom.values.suv.compute_suv_factor`.
     """
 
     def __init__(self, kind: ValueKind, first_acquired: float | None) -> None:
         self._kind = kind
         self._first_acquired = first_acquired
-        self._tags = read_tags(kind)
+        self._tags = list_value_tags(kind)
         self._walker = HeaderTemplateWalker(self._tags)
-        self._known: _Memory = {}
+        self._known: _HeaderCache = {}
         # what SUV are depends on other files, too
-        self._remembered = self._known if kind == "suv" else _REMEMBERED.setdefault(kind, {})
-        self._ahead: _Ahead | None = None
+        self._remembered = self._known if kind == "suv" else _SHARED_HEADERS.setdefault(kind, {})
+        self._ahead: _ReadAhead | None = None
         self._whole = False
 
     def load(self, instance: Instance, slot: npt.NDArray[Any] | None = None) -> LoadedSlice | None:
@@ -277,12 +277,12 @@ class SingleFrameReader:
         if in_memory or sys.byteorder != "little":
             return None
         try:
-            with PixelSegments(blob.name) as file:
+            with RangeReader(blob.name) as file:
                 return self._loaded(file, instance.sop_instance_uid, slot)
         except (OSError, ValueError, UnusualHeaderError, MedimgError):
             return None
 
-    def _loaded(self, file: PixelSegments, uid: str, slot: npt.NDArray[Any] | None) -> LoadedSlice | None:
+    def _loaded(self, file: RangeReader, uid: str, slot: npt.NDArray[Any] | None) -> LoadedSlice | None:
         head, header, is_read = self._start(file, slot)
         pixels, syntax = header.pixels, header.syntax
         if header.uid != uid.encode() or pixels.tag != _PIXEL_DATA or pixels.vr not in _REPRESENTATIONS:
@@ -292,16 +292,16 @@ class SingleFrameReader:
             stored = self._native(file, header, known, slot=slot, is_read=is_read)
             is_rgb = known.form.photometric == "RGB"
         else:
-            if pixels.length != UNDEFINED:
+            if pixels.length != UNDEFINED_LENGTH:
                 return None
             if file.size > 2 * known.nbytes + _STARTS[-1]:
                 return None
             self._whole = True
             data = head if len(head) == file.size else file.read(0, file.size)
-            stored, is_rgb = decode_frames(codestream_at(data, pixels.value, syntax), syntax, known.form)
+            stored, is_rgb = decode_stored(extract_codestream(data, pixels.value, syntax), syntax, known.form)
         return LoadedSlice(self._meaning(known, stored.dtype, is_rgb=is_rgb), stored)
 
-    def _start(self, file: PixelSegments, slot: npt.NDArray[Any] | None) -> tuple[bytes, Header, bool]:
+    def _start(self, file: RangeReader, slot: npt.NDArray[Any] | None) -> tuple[bytes, Header, bool]:
         """Return the start of a file, its header, and whether the pixels have been read into the slot."""
         ahead = self._ahead
         # a slot of colors is not in one piece
@@ -331,46 +331,48 @@ class SingleFrameReader:
                     raise
         raise UnusualHeaderError(ends=True)
 
-    def _known_of(self, head: bytes, header: Header) -> _Known:
+    def _known_of(self, head: bytes, header: Header) -> _ParsedHeader:
         key = header.syntax, header.wanted
-        memory = self._known if len(header.wanted) > _MOST_REMEMBERED else self._remembered
+        memory = self._known if len(header.wanted) > _MAX_REMEMBERED else self._remembered
         known = memory.get(key)
         if known is not None:
             return known
         tag, _, start, length, vr, _ = header.pixels
-        with _damage_is_unusual(), quiet_pydicom():
-            view = dataset_of(element_offsets(head), head, self._tags)
+        with _raise_as_unusual(), quiet_pydicom():
+            view = build_dataset(locate_elements(head), head, self._tags)
             # that there are pixels, and of which kind, belongs to their format
             view[BaseTag(tag)] = RawDataElement(
                 BaseTag(tag), vr.decode() or None, length, b"\0\0", start, header.syntax == IMPLICIT, True
             )
-            form = frame_format(view)
-            if frame_count(view) != 1:
+            form = parse_frame_format(view)
+            if parse_frame_count(view) != 1:
                 raise UnusualHeaderError
-        if len(memory) >= _MOST_KNOWN:
+        if len(memory) >= _MAX_KNOWN:
             memory.clear()
         exact = header.syntax in NATIVE_SYNTAXES or header.syntax in WHOLE_SAMPLES
         width = form.dtype.itemsize
         cells = np.dtype(f"u{width}") if form.samples == 1 and form.bits_allocated > 1 else None
-        known = memory[key] = _Known(view, form, exact, cells, form.count * width)
+        known = memory[key] = _ParsedHeader(view, form, exact, cells, form.count * width)
         return known
 
-    def _meaning(self, known: _Known, dtype: np.dtype[Any], *, is_rgb: bool) -> ModalityTransform:
+    def _meaning(self, known: _ParsedHeader, dtype: np.dtype[Any], *, is_rgb: bool) -> ModalityTransform:
         meaning = known.meanings.get((dtype, is_rgb))
         if meaning is not None:
             return meaning
         view = known.view
-        with _damage_is_unusual(), quiet_pydicom():
-            meaning = modality_transform(view, known.form, dtype, is_rgb=is_rgb, exact_bits=known.exact_bits)
+        with _raise_as_unusual(), quiet_pydicom():
+            meaning = parse_modality_transform(
+                view, known.form, dtype, is_rgb=is_rgb, exact_bits=known.exact_bits
+            )
             meaning = apply_real_world_scale(view, meaning, self._kind, first_acquired=self._first_acquired)
         known.meanings[dtype, is_rgb] = meaning
         return meaning
 
     def _native(
         self,
-        file: PixelSegments,
+        file: RangeReader,
         header: Header,
-        known: _Known,
+        known: _ParsedHeader,
         *,
         slot: npt.NDArray[Any] | None,
         is_read: bool,
@@ -378,26 +380,26 @@ class SingleFrameReader:
         """Return the stored values of native pixel data: in the slot, if they are as wide."""
         (_, _, start, length, _, _), form, dtype = header.pixels, known.form, known.cells
         end = start + length
-        if length == UNDEFINED or end > file.size:
+        if length == UNDEFINED_LENGTH or end > file.size:
             raise UnusualHeaderError
-        if end < file.size and not is_trailing(
-            file.read(end, _MOST_TRAILING), implicit=header.syntax == IMPLICIT
+        if end < file.size and not is_trailing_padding(
+            file.read(end, _MAX_TRAILING), implicit=header.syntax == IMPLICIT
         ):
             raise UnusualHeaderError
         if dtype is None or length < known.nbytes:
-            return native_frame(file.read(start, length), form)
+            return read_native_frame(file.read(start, length), form)
         if slot is not None and slot.shape == (form.rows, form.columns) and slot.itemsize == dtype.itemsize:
             cells = slot.view(dtype)
         else:
             cells, is_read = np.empty(form.shape, dtype), False
         if not is_read:
             file.read_into(cells, start)
-        self._ahead = _Ahead(file.size - start, known.nbytes)
+        self._ahead = _ReadAhead(file.size - start, known.nbytes)
         return interpret_bits(cells, form)
 
 
 @contextmanager
-def _damage_is_unusual() -> Iterator[None]:
+def _raise_as_unusual() -> Iterator[None]:
     """Leave a file whose attributes raise anything when they are used to the careful way of reading."""
     try:
         yield

@@ -10,7 +10,7 @@ import numpy as np
 
 from medimg.errors import DecodeError, MissingDependencyError, TruncatedError
 from medimg.io.dicom.header.transfer_syntax import SYNTAXES, check_syntax
-from medimg.io.dicom.pixels._codestream import holds_ycc, j2k_end, read_codestream
+from medimg.io.dicom.pixels._codestream import find_j2k_end, has_ycc, read_codestream
 from medimg.io.dicom.pixels._native import unpack_bits
 
 if TYPE_CHECKING:
@@ -25,12 +25,12 @@ __all__ = ["DecodedFrame", "decode_frame"]
 _JPEG_END: Final = b"\xff\xd9"
 _RLE_HEADER: Final = 64
 #: Values of a frame. A blank one can be compressed to nothing, and decoders take many times its size.
-_MOST_VALUES: Final = 2**27
+_MAX_VALUES: Final = 2**27
 #: Bytes behind the last one that some encoders write into a segment.
 _RLE_SLACK: Final = 4096
 
 
-def _rle(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
+def _decode_rle(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
     """One segment for each byte of a sample, the most significant first (PS3.5 annex G)."""
     import imagecodecs
 
@@ -66,7 +66,7 @@ def _rle(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
     return shaped[0] if form.samples == 1 else np.moveaxis(shaped, 0, -1)
 
 
-def _deflated(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
+def _inflate_frame(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
     """A native frame, deflated (PS3.5 A.4.13)."""
     expected = (form.count * form.bits_allocated + 7) // 8
     inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, expected)
@@ -80,16 +80,16 @@ def _deflated(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
     return flat.reshape(form.shape)
 
 
-def _jpeg(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
+def _decode_jpeg(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
     import imagecodecs
 
     if form.samples != 3:
         return np.asarray(imagecodecs.jpeg8_decode(data))
-    coded = "YCBCR" if holds_ycc(data, declared=form.is_ycc) else "RGB"
+    coded = "YCBCR" if has_ycc(data, declared=form.is_ycc) else "RGB"
     return np.asarray(imagecodecs.jpeg8_decode(data, colorspace=coded, outcolorspace="RGB"))
 
 
-def _jpeg_lossless(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
+def _decode_jpeg_lossless(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
     import imagecodecs
 
     if form.samples != 3:
@@ -98,7 +98,7 @@ def _jpeg_lossless(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
     return np.asarray(imagecodecs.jpeg8_decode(data, colorspace="RGB", outcolorspace="RGB"))
 
 
-def _jpeg_ls(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
+def _decode_jpeg_ls(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
     import imagecodecs
 
     decoded = np.asarray(imagecodecs.jpegls_decode(data))
@@ -106,10 +106,10 @@ def _jpeg_ls(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
     return np.moveaxis(decoded, 0, -1) if planar else decoded
 
 
-def _jpeg_2000(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
+def _decode_jpeg_2000(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
     import imagecodecs
 
-    end = j2k_end(data)
+    end = find_j2k_end(data)
     if end is not None and end > len(data):
         raise TruncatedError(f"the codestream lacks {end - len(data)} bytes")
     if end is not None and data[end : end + 2] != _JPEG_END:
@@ -118,7 +118,7 @@ def _jpeg_2000(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
     return np.asarray(imagecodecs.jpeg2k_decode(data))
 
 
-def _jpeg_xl(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
+def _decode_jpeg_xl(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
     import imagecodecs
 
     return np.asarray(imagecodecs.jpegxl_decode(data))
@@ -126,13 +126,13 @@ def _jpeg_xl(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
 
 #: By :attr:`TransferSyntax.codec`.
 _DECODERS: Final[dict[str, Callable[[bytes, FrameFormat], npt.NDArray[Any]]]] = {
-    "rle": _rle,
-    "deflate": _deflated,
-    "jpeg": _jpeg,
-    "jpeg-lossless": _jpeg_lossless,
-    "jpeg-ls": _jpeg_ls,
-    "jpeg-2000": _jpeg_2000,
-    "jpeg-xl": _jpeg_xl,
+    "rle": _decode_rle,
+    "deflate": _inflate_frame,
+    "jpeg": _decode_jpeg,
+    "jpeg-lossless": _decode_jpeg_lossless,
+    "jpeg-ls": _decode_jpeg_ls,
+    "jpeg-2000": _decode_jpeg_2000,
+    "jpeg-xl": _decode_jpeg_xl,
 }
 
 
@@ -188,9 +188,9 @@ def decode_frame(data: bytes, syntax_uid: str, form: FrameFormat, number: int = 
     check_syntax(syntax_uid)
     syntax = SYNTAXES[syntax_uid]
     where = f"frame {number + 1} ({syntax.name})"
-    if form.count > _MOST_VALUES:
+    if form.count > _MAX_VALUES:
         raise DecodeError(f"{where} is {form.shape}, which is unreasonably large for a compressed one")
-    precision = _checked_precision(data, where, form) if syntax.is_codestream else 0
+    precision = _check_codestream(data, where, form) if syntax.is_codestream else 0
     try:
         values = _DECODERS[syntax.codec](data, form)
     except (DecodeError, TruncatedError) as error:
@@ -215,7 +215,7 @@ def decode_frame(data: bytes, syntax_uid: str, form: FrameFormat, number: int = 
     return DecodedFrame(values, form.photometric in syntax.gives_rgb, sign_bits, syntax.lossy)
 
 
-def _checked_precision(data: bytes, where: str, form: FrameFormat) -> int:
+def _check_codestream(data: bytes, where: str, form: FrameFormat) -> int:
     """Compare sizes before memory is allocated, and find the end, as decoders fill up what is missing."""
     found = read_codestream(data)
     expected = (form.rows, form.columns, form.samples)

@@ -10,11 +10,11 @@ import numpy as np
 
 from medimg.core.parallel import available_cores, parallel_for
 from medimg.io.dicom.header.attributes import quiet_pydicom
-from medimg.io.dicom.header.open import open_dataset, tags_of
+from medimg.io.dicom.header.open import open_dataset, to_tags
 from medimg.io.dicom.pixels._parsed_file import ParsedFile
 from medimg.io.dicom.pixels._single_frame_reader import LoadedSlice, SingleFrameReader
 from medimg.io.dicom.pixels.volume_buffer import VolumeBuffer
-from medimg.io.dicom.values.suv import SUV_TAGS, acquired_at
+from medimg.io.dicom.values.suv import SUV_TAGS, get_acquisition_time
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from medimg.io.dicom.header.instance import Frame, Instance
     from medimg.io.series import ValueKind
 
-__all__ = ["FrameReader", "first_acquired_at"]
+__all__ = ["FrameReader", "find_first_acquisition"]
 
-_SUV_TAGS: Final = tags_of(*SUV_TAGS)
+_SUV_TAGS: Final = to_tags(*SUV_TAGS)
 #: Values beyond float32 become infinite, which is no reason to warn.
-_quietly: Final = partial(np.errstate, over="ignore", invalid="ignore")
+_ignore_overflow: Final = partial(np.errstate, over="ignore", invalid="ignore")
 #: A thread takes as long to start as this takes to read.
-_BYTES_A_WORKER: Final = 2**19
+_BYTES_PER_WORKER: Final = 2**19
 
 
 class FrameReader:
@@ -95,13 +95,13 @@ class FrameReader:
             done.add(place)
             return values is None
 
-        order = _by_file(frames)
+        order = _order_by_file(frames)
         # the first one tells what the array is like
-        parallel_for(order[:1], read_one, workers=1, within=_quietly)
+        parallel_for(order[:1], read_one, workers=1, within=_ignore_overflow)
         workers = available_cores() if workers is None else workers
         while todo := [place for place in order if place not in done]:
-            count = min(workers, 1 + filling.nbytes // _BYTES_A_WORKER)
-            parallel_for(todo, read_one, workers=count, within=_quietly)
+            count = min(workers, 1 + filling.nbytes // _BYTES_PER_WORKER)
+            parallel_for(todo, read_one, workers=count, within=_ignore_overflow)
             filling.widen(misfits)
             misfits.clear()
         return filling
@@ -131,7 +131,7 @@ class FrameReader:
         return ParsedFile(frame.instance, self._kind, self._first_acquired).load(frame)
 
 
-def _by_file(frames: Sequence[Frame]) -> list[int]:
+def _order_by_file(frames: Sequence[Frame]) -> list[int]:
     """Return the places of frames, those of one file together, in the order of their first ones."""
     places: dict[int, list[int]] = defaultdict(list)
     for place, frame in enumerate(frames):
@@ -139,7 +139,7 @@ def _by_file(frames: Sequence[Frame]) -> list[int]:
     return [place for of_file in places.values() for place in of_file]
 
 
-def first_acquired_at(instances: Sequence[Instance]) -> float | None:
+def find_first_acquisition(instances: Sequence[Instance]) -> float | None:
     """
     Return when the first of several files was acquired, in seconds; None where no file says.
 
@@ -149,5 +149,5 @@ def first_acquired_at(instances: Sequence[Instance]) -> float | None:
         If a file can't be read.
     """
     with quiet_pydicom():
-        times = [acquired_at(open_dataset(i.blob, tags=_SUV_TAGS)) for i in instances]
+        times = [get_acquisition_time(open_dataset(i.blob, tags=_SUV_TAGS)) for i in instances]
     return min((time for time in times if time is not None), default=None)

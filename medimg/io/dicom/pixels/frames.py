@@ -8,14 +8,19 @@ import numpy as np
 
 from medimg.errors import DecodeError, NotAnImageError
 from medimg.io.dicom.header.attributes import (
+    get_value,
+    get_vr,
     has_undefined_length,
-    is_there,
-    representation,
-    value,
+    has_value,
 )
-from medimg.io.dicom.header.image_pixel import FrameFormat, frame_count, frame_format
-from medimg.io.dicom.header.transfer_syntax import BIG_ENDIAN, NATIVE_SYNTAXES, check_syntax, transfer_syntax
-from medimg.io.dicom.pixels._encapsulation import EncapsulatedFrames, looks_encapsulated
+from medimg.io.dicom.header.image_pixel import FrameFormat, parse_frame_count, parse_frame_format
+from medimg.io.dicom.header.transfer_syntax import (
+    BIG_ENDIAN,
+    NATIVE_SYNTAXES,
+    check_syntax,
+    parse_transfer_syntax,
+)
+from medimg.io.dicom.pixels._encapsulation import EncapsulatedFrames, is_encapsulated
 from medimg.io.dicom.pixels._native import NativeFrames
 from medimg.io.dicom.pixels.codecs import DecodedFrame, decode_frame
 
@@ -26,12 +31,12 @@ if TYPE_CHECKING:
 __all__ = [
     "WHOLE_SAMPLES",
     "StoredFrames",
-    "decode_frames",
+    "decode_stored",
     "interpret_bits",
-    "native_frame",
+    "read_native_frame",
 ]
 
-_PIXELS: Final = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_PIXEL_KEYWORDS: Final = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 #: Their values are whole samples, so that the place of the bits in these is as Bits Stored and High Bit say.
 WHOLE_SAMPLES: Final = frozenset({"1.2.840.10008.1.2.5", "1.2.840.10008.1.2.8.1"})
 
@@ -78,26 +83,26 @@ class StoredFrames:
     """
 
     def __init__(self, dataset: Dataset) -> None:
-        self._syntax = transfer_syntax(dataset)
+        self._syntax = parse_transfer_syntax(dataset)
         if self._syntax not in NATIVE_SYNTAXES:
             check_syntax(self._syntax)
-        keyword = _pixel_keyword(dataset)
-        data = value(dataset, keyword)
+        keyword = _find_pixel_keyword(dataset)
+        data = get_value(dataset, keyword)
         if not isinstance(data, bytes) or not data:
             raise NotAnImageError(f"the pixel data of this DICOM object ({keyword}) is empty or unreadable")
-        self.form: FrameFormat = frame_format(dataset)
-        self.count: int = frame_count(dataset)
+        self.form: FrameFormat = parse_frame_format(dataset)
+        self.count: int = parse_frame_count(dataset)
         self._native: NativeFrames | None = None
         self._encapsulated: EncapsulatedFrames | None = None
         if self._syntax in NATIVE_SYNTAXES:
             self._native = self._native_frames(dataset, keyword, data)
         else:
             self._encapsulated = EncapsulatedFrames(
-                data, self.count, self._syntax, _extended_offsets(dataset)
+                data, self.count, self._syntax, _get_extended_offsets(dataset)
             )
 
     def _native_frames(self, dataset: Dataset, keyword: str, data: bytes) -> NativeFrames:
-        if has_undefined_length(dataset, keyword) and looks_encapsulated(data):
+        if has_undefined_length(dataset, keyword) and is_encapsulated(data):
             raise DecodeError(
                 "the transfer syntax is an uncompressed one, but the pixel data is encapsulated "
                 "as compressed data is; the header is wrong"
@@ -107,7 +112,7 @@ class StoredFrames:
             self.form,
             self.count,
             big_endian=self._syntax == BIG_ENDIAN,
-            words=representation(dataset, keyword) == "OW",
+            words=get_vr(dataset, keyword) == "OW",
         )
 
     def stored(self, number: int) -> tuple[npt.NDArray[Any], bool]:
@@ -139,27 +144,27 @@ class StoredFrames:
             raise IndexError(f"there is no frame {number} of {self.count}")
         form = self.form
         if self._encapsulated is not None:
-            return decode_frames(self._encapsulated.codestream(number), self._syntax, form, number)
+            return decode_stored(self._encapsulated.codestream(number), self._syntax, form, number)
         assert self._native is not None
-        return _significant_bits(self._native.frame(number), form), form.photometric == "RGB"
+        return _extract_bits(self._native.frame(number), form), form.photometric == "RGB"
 
 
-def decode_frames(
+def decode_stored(
     codestream: bytes, syntax_uid: str, form: FrameFormat, number: int = 0
 ) -> tuple[npt.NDArray[Any], bool]:
     """Decode one compressed frame, as :meth:`StoredFrames.stored` does."""
     frame = decode_frame(codestream, syntax_uid, form, number)
     values = frame.values
     if syntax_uid not in WHOLE_SAMPLES:
-        return _interpreted(frame, form, number), frame.is_rgb
+        return _reconcile_with_header(frame, form, number), frame.is_rgb
     if values.flags.writeable and values.dtype == f"u{form.dtype.itemsize}" and form.bits_allocated > 1:
         return interpret_bits(values, form), frame.is_rgb
-    return _significant_bits(values, form), frame.is_rgb
+    return _extract_bits(values, form), frame.is_rgb
 
 
-def native_frame(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
+def read_native_frame(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
     """Return the only frame of native pixel data, little endian, as :meth:`StoredFrames.stored` does."""
-    return _significant_bits(NativeFrames(data, form, 1).frame(0), form)
+    return _extract_bits(NativeFrames(data, form, 1).frame(0), form)
 
 
 def interpret_bits(cells: npt.NDArray[Any], form: FrameFormat) -> npt.NDArray[Any]:
@@ -189,8 +194,8 @@ def interpret_bits(cells: npt.NDArray[Any], form: FrameFormat) -> npt.NDArray[An
     return cells
 
 
-def _pixel_keyword(dataset: Dataset) -> str:
-    found = [keyword for keyword in _PIXELS if is_there(dataset, keyword)]
+def _find_pixel_keyword(dataset: Dataset) -> str:
+    found = [keyword for keyword in _PIXEL_KEYWORDS if has_value(dataset, keyword)]
     if not found:
         raise NotAnImageError("this DICOM object has no pixel data")
     if len(found) > 1:
@@ -198,25 +203,25 @@ def _pixel_keyword(dataset: Dataset) -> str:
     return found[0]
 
 
-def _extended_offsets(dataset: Dataset) -> tuple[list[int], list[int]] | None:
+def _get_extended_offsets(dataset: Dataset) -> tuple[list[int], list[int]] | None:
     """Return the Extended Offset Table and its lengths (PS3.3 C.7.6.3.1.8), where both are whole."""
-    tables = [value(dataset, f"ExtendedOffsetTable{suffix}") for suffix in ("", "Lengths")]
+    tables = [get_value(dataset, f"ExtendedOffsetTable{suffix}") for suffix in ("", "Lengths")]
     if not all(isinstance(table, bytes) and table for table in tables):
         return None
     offsets, lengths = (np.frombuffer(t[: len(t) // 8 * 8], "<u8").tolist() for t in tables)
     return (offsets, lengths) if len(offsets) == len(lengths) else None
 
 
-def _significant_bits(values: npt.NDArray[Any], form: FrameFormat) -> npt.NDArray[Any]:
+def _extract_bits(values: npt.NDArray[Any], form: FrameFormat) -> npt.NDArray[Any]:
     """Drop the bits around the value, which may hold anything, and extend the sign (PS3.5 8.1.1)."""
     if values.dtype.kind != "u" or form.bits_allocated == 1:
         return values
     shift = form.high_bit + 1 - form.bits_stored
     values = values.astype(f"u{form.dtype.itemsize}", copy=False)
-    return _low_bits(values >> shift if shift else values, form.bits_stored, form)
+    return _extend_sign(values >> shift if shift else values, form.bits_stored, form)
 
 
-def _low_bits(values: npt.NDArray[Any], bits: int, form: FrameFormat) -> npt.NDArray[Any]:
+def _extend_sign(values: npt.NDArray[Any], bits: int, form: FrameFormat) -> npt.NDArray[Any]:
     """Interpret the lowest bits of unsigned values as the header says."""
     unused = 8 * values.dtype.itemsize - bits
     if form.signed:
@@ -225,7 +230,7 @@ def _low_bits(values: npt.NDArray[Any], bits: int, form: FrameFormat) -> npt.NDA
     return values & values.dtype.type(2**bits - 1) if unused else values
 
 
-def _interpreted(frame: DecodedFrame, form: FrameFormat, number: int) -> npt.NDArray[Any]:
+def _reconcile_with_header(frame: DecodedFrame, form: FrameFormat, number: int) -> npt.NDArray[Any]:
     """Bring precision and sign of a codestream together with the header; see :class:`StoredFrames`."""
     values = frame.values
     if values.dtype.kind == "i":
@@ -241,4 +246,4 @@ def _interpreted(frame: DecodedFrame, form: FrameFormat, number: int) -> npt.NDA
     bits = form.bits_stored
     if form.signed and 0 < frame.sign_bits < bits:
         bits = frame.sign_bits
-    return _low_bits(values, bits, form)
+    return _extend_sign(values, bits, form)

@@ -21,7 +21,7 @@ __all__ = ["VolumeBuffer"]
 
 
 #: Stands for a slice that is not there yet.
-_NONE: Final = ModalityTransform(None)
+_MISSING: Final = ModalityTransform(None)
 
 
 class VolumeBuffer:
@@ -47,7 +47,7 @@ class VolumeBuffer:
     """
 
     def __init__(self, count: int, channels: int) -> None:
-        self.meanings: list[ModalityTransform] = [_NONE] * count
+        self.meanings: list[ModalityTransform] = [_MISSING] * count
         self.shapes: list[tuple[int, ...]] = [()] * count
         self._dtypes: list[np.dtype[Any]] = [np.dtype(np.uint8)] * count
         self._depth = count // channels
@@ -103,7 +103,7 @@ class VolumeBuffer:
         if mask is not None:
             self._mark(place, mask)
         assert self._slots is not None  # it is made with the array
-        return _written(meaning, stored, self._slots[place], dtype)
+        return _write_slice(meaning, stored, self._slots[place], dtype)
 
     def _adopted(self, stored: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any] | None:
         """Return the only slice as the array itself, where its memory will do."""
@@ -133,11 +133,11 @@ class VolumeBuffer:
     def result(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
         """Return array and padding, (C, D, H, W), once all slices are there."""
         assert self._array is not None  # it is made by the first slice
-        wide = _stacked_type(self._dtypes, self._channels)
+        wide = _find_stacked_dtype(self._dtypes, self._channels)
         return self._array.astype(wide, copy=False), self._padding
 
 
-def _written(
+def _write_slice(
     meaning: ModalityTransform, stored: npt.NDArray[Any], slot: npt.NDArray[Any], dtype: np.dtype[Any]
 ) -> npt.NDArray[Any] | None:
     """Write values into a slot; return them if they don't fit."""
@@ -154,7 +154,7 @@ def _written(
     return values.copy() if np.may_share_memory(values, slot) else values
 
 
-def _stacked_type(dtypes: Sequence[np.dtype[Any]], channels: int) -> np.dtype[Any]:
+def _find_stacked_dtype(dtypes: Sequence[np.dtype[Any]], channels: int) -> np.dtype[Any]:
     """Return the type that stacking slices, and joining channels of these, gives."""
     if all(dtype == dtypes[0] for dtype in dtypes):
         return dtypes[0]

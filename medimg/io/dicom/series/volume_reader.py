@@ -14,7 +14,7 @@ from medimg.core.regrid import deshear_volume, fill_gaps
 from medimg.core.volume import Volume
 from medimg.errors import DecodeError, GeometryError, MedimgWarning, SeriesError
 from medimg.io.dicom.header.transfer_syntax import NATIVE_SYNTAXES
-from medimg.io.dicom.pixels.frame_reader import FrameReader, first_acquired_at
+from medimg.io.dicom.pixels.frame_reader import FrameReader, find_first_acquisition
 from medimg.io.dicom.series._policies import Notes, check_stack, resolve_duplicates
 from medimg.io.dicom.series._stack_plan import StackPlan
 
@@ -92,7 +92,7 @@ class _Task(NamedTuple):
 
     def reader(self) -> FrameReader:
         """Return what reads these frames."""
-        first_acquired = first_acquired_at(self.plan.instances) if self.kind == "suv" else None
+        first_acquired = find_first_acquisition(self.plan.instances) if self.kind == "suv" else None
         frames = self.frames(range(len(self.chosen)))
         return FrameReader(frames, self.kind, first_acquired=first_acquired)
 

@@ -12,9 +12,16 @@ import numpy as np
 from medimg.core.rescale import rescale_into, rescaled_dtype
 from medimg.core.window import LookupTable
 from medimg.errors import DecodeError
-from medimg.io.dicom.header.attributes import code, codes, is_there, number, real, whole
-from medimg.io.dicom.values.photometric import eight_bits, rgb_from_palette, rgb_from_ycc
-from medimg.io.dicom.values.voi_lut import declared_voi, lookup_table
+from medimg.io.dicom.header.attributes import (
+    get_code,
+    get_codes,
+    has_value,
+    parse_float,
+    parse_integer,
+    parse_number,
+)
+from medimg.io.dicom.values.photometric import apply_palette, convert_ycc_to_rgb, reduce_to_8_bits
+from medimg.io.dicom.values.voi_lut import parse_declared_voi, parse_lookup_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +33,7 @@ if TYPE_CHECKING:
     from medimg.core.window import Voi
     from medimg.io.dicom.header.image_pixel import FrameFormat
 
-__all__ = ["VALUE_TAGS", "ModalityTransform", "SliceValues", "modality_transform", "slice_values"]
+__all__ = ["VALUE_TAGS", "ModalityTransform", "SliceValues", "parse_modality_transform", "slice_values"]
 
 #: What a header-only read must include for :func:`modality_transform`, beside the Image Pixel module.
 VALUE_TAGS: Final[list[str | int]] = [
@@ -54,7 +61,7 @@ VALUE_TAGS: Final[list[str | int]] = [
 
 _SIGN: Final = "the codestream is signed, against Pixel Representation: its values are kept"
 #: The least and the greatest value that can be there, both included.
-Ends: TypeAlias = "tuple[float, float]"
+ValueRange: TypeAlias = "tuple[float, float]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +126,7 @@ class ModalityTransform:
     intercept: float = 0.0
     table: LookupTable | None = None
     factor: float = 1.0
-    padding: Ends | None = None
+    padding: ValueRange | None = None
     rgb: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None = None
     units: str = "raw"
     photometric: Photometric = "RGB"
@@ -194,7 +201,7 @@ class ModalityTransform:
         return np.asarray(found) if found.any() else None
 
 
-def modality_transform(
+def parse_modality_transform(
     view: Dataset, form: FrameFormat, dtype: np.dtype[Any], *, is_rgb: bool, exact_bits: bool = False
 ) -> ModalityTransform:
     """
@@ -219,29 +226,29 @@ def modality_transform(
         If attributes that the values depend on are damaged or contradict each other.
     """
     if form.photometric == "PALETTE COLOR" or form.samples == 3:
-        return _color(view, form, dtype, is_rgb=is_rgb)
-    padding = _padding(view, form, dtype)
-    table, slope, intercept, transform, is_calibrated = _modality(view, dtype)
-    shape = code(view, "PresentationLUTShape")
+        return _build_color_transform(view, form, dtype, is_rgb=is_rgb)
+    padding = _parse_padding(view, form, dtype)
+    table, slope, intercept, transform, is_calibrated = _parse_rescale(view, dtype)
+    shape = get_code(view, "PresentationLUTShape")
     steps = (_SIGN, transform) if dtype.kind == "i" and not form.signed else (transform,)
     bits = form.bits_stored if exact_bits and form.dtype == dtype else 8 * dtype.itemsize
     return ModalityTransform(
-        dtype=_certain_dtype(dtype, bits, slope, intercept) if table is None else table.entries.dtype,
+        dtype=_find_fixed_dtype(dtype, bits, slope, intercept) if table is None else table.entries.dtype,
         slope=slope,
         intercept=intercept,
         table=table,
         padding=padding,
-        units=_units(view, is_calibrated=is_calibrated),
+        units=_get_units(view, is_calibrated=is_calibrated),
         photometric="MONOCHROME1" if form.photometric == "MONOCHROME1" else "MONOCHROME2",
         inverted=form.photometric == "MONOCHROME1" or shape == "INVERSE",
-        voi=declared_voi(view),
+        voi=parse_declared_voi(view),
         transforms=tuple(step for step in steps if step),
     )
 
 
 def slice_values(view: Dataset, form: FrameFormat, stored: npt.NDArray[Any], *, is_rgb: bool) -> SliceValues:
     """Turn the stored values of one frame into modality values; see :func:`modality_transform`."""
-    return slice_values_of(modality_transform(view, form, stored.dtype, is_rgb=is_rgb), stored)
+    return slice_values_of(parse_modality_transform(view, form, stored.dtype, is_rgb=is_rgb), stored)
 
 
 def slice_values_of(meaning: ModalityTransform, stored: npt.NDArray[Any]) -> SliceValues:
@@ -258,25 +265,30 @@ def slice_values_of(meaning: ModalityTransform, stored: npt.NDArray[Any]) -> Sli
     )
 
 
-def _units(dataset: Dataset, *, is_calibrated: bool) -> str:
-    kind = code(dataset, "RescaleType")
-    if code(dataset, "Modality") == "CT":
-        scout = "LOCALIZER" in codes(dataset, "ImageType")
+def _get_units(dataset: Dataset, *, is_calibrated: bool) -> str:
+    kind = get_code(dataset, "RescaleType")
+    if get_code(dataset, "Modality") == "CT":
+        scout = "LOCALIZER" in get_codes(dataset, "ImageType")
         return "HU" if is_calibrated and kind in {"", "HU", "US"} and not scout else "raw"
-    if not kind and code(dataset, "Modality") == "PT":
-        kind = code(dataset, "Units")
+    if not kind and get_code(dataset, "Modality") == "PT":
+        kind = get_code(dataset, "Units")
     return {"": "raw", "US": "raw"}.get(kind, kind)
 
 
-def _modality(dataset: Dataset, dtype: np.dtype[Any]) -> tuple[LookupTable | None, float, float, str, bool]:
+def _parse_rescale(
+    dataset: Dataset, dtype: np.dtype[Any]
+) -> tuple[LookupTable | None, float, float, str, bool]:
     """Return table, slope, intercept, the step, and whether the file says how to get there at all."""
-    table = lookup_table(dataset, "ModalityLUTSequence")
+    table = parse_lookup_table(dataset, "ModalityLUTSequence")
     if table is not None and dtype.kind == "f":
         raise DecodeError("a Modality LUT does not go with float pixel data")
     if table is not None:
         return table, 1.0, 0.0, f"modality LUT of {table.entries.size} entries", True
     absent = float("nan")
-    slope, intercept = number(dataset, "RescaleSlope", absent), number(dataset, "RescaleIntercept", absent)
+    slope, intercept = (
+        parse_number(dataset, "RescaleSlope", absent),
+        parse_number(dataset, "RescaleIntercept", absent),
+    )
     is_calibrated = not (math.isnan(slope) and math.isnan(intercept))
     a, b = (1.0 if math.isnan(slope) else slope), (0.0 if math.isnan(intercept) else intercept)
     if a == 0:
@@ -285,7 +297,9 @@ def _modality(dataset: Dataset, dtype: np.dtype[Any]) -> tuple[LookupTable | Non
     return None, a, b, step, is_calibrated
 
 
-def _certain_dtype(dtype: np.dtype[Any], bits: int, slope: float, intercept: float) -> np.dtype[Any] | None:
+def _find_fixed_dtype(
+    dtype: np.dtype[Any], bits: int, slope: float, intercept: float
+) -> np.dtype[Any] | None:
     """Return the type of rescaled values of so many bits; None where it depends on them."""
     if dtype.kind == "f" or (slope, intercept) == (1.0, 0.0):
         return dtype
@@ -295,36 +309,36 @@ def _certain_dtype(dtype: np.dtype[Any], bits: int, slope: float, intercept: flo
     return None if whole and widest != np.int16 else widest
 
 
-def _padding(view: Dataset, form: FrameFormat, dtype: np.dtype[Any]) -> Ends | None:
+def _parse_padding(view: Dataset, form: FrameFormat, dtype: np.dtype[Any]) -> ValueRange | None:
     """
     Return the ends of the range of padding (PS3.3 C.7.5.1.1.2, C.7.6.24 for floats); None if none can be.
 
     Pixel Padding Value and, if it is there, Pixel Padding Range Limit are the ends, both included.
     """
     if dtype.kind == "f":
-        return _float_padding(view, "Double" if dtype.itemsize == 8 else "", dtype)
-    if not is_there(view, "PixelPaddingValue"):
+        return _parse_float_padding(view, "Double" if dtype.itemsize == 8 else "", dtype)
+    if not has_value(view, "PixelPaddingValue"):
         return None
-    value = whole(view, "PixelPaddingValue", 0)
-    limit = whole(view, "PixelPaddingRangeLimit", value)
-    ends = sorted(_as_stored(v, form, dtype) for v in (value, limit))
+    value = parse_integer(view, "PixelPaddingValue", 0)
+    limit = parse_integer(view, "PixelPaddingRangeLimit", value)
+    ends = sorted(_reinterpret_sign(v, form, dtype) for v in (value, limit))
     # beyond the range of the type, nothing is equal
     low, high = max(ends[0], int(np.iinfo(dtype).min)), min(ends[1], int(np.iinfo(dtype).max))
     return (low, high) if low <= high else None
 
 
-def _float_padding(view: Dataset, kind: str, dtype: np.dtype[Any]) -> Ends | None:
-    value = real(view, f"{kind}FloatPixelPaddingValue")
+def _parse_float_padding(view: Dataset, kind: str, dtype: np.dtype[Any]) -> ValueRange | None:
+    value = parse_float(view, f"{kind}FloatPixelPaddingValue")
     if value is None:
         return None
     if math.isnan(value):
         return value, value
-    limit = real(view, f"{kind}FloatPixelPaddingRangeLimit")
+    limit = parse_float(view, f"{kind}FloatPixelPaddingRangeLimit")
     low, high = np.sort(np.asarray([value, value if limit is None else limit]).astype(dtype))
     return low, high
 
 
-def _as_stored(value: int, form: FrameFormat, dtype: np.dtype[Any]) -> int:
+def _reinterpret_sign(value: int, form: FrameFormat, dtype: np.dtype[Any]) -> int:
     """Read a value that was written with the other signedness than the pixels as what it stands for."""
     bits = 8 * dtype.itemsize
     if dtype.kind == "u" and value < 0:
@@ -337,25 +351,29 @@ def _as_stored(value: int, form: FrameFormat, dtype: np.dtype[Any]) -> int:
     return value
 
 
-def _color(view: Dataset, form: FrameFormat, dtype: np.dtype[Any], *, is_rgb: bool) -> ModalityTransform:
-    rgb, steps = _rgb(view, form, dtype, is_rgb=is_rgb)
+def _build_color_transform(
+    view: Dataset, form: FrameFormat, dtype: np.dtype[Any], *, is_rgb: bool
+) -> ModalityTransform:
+    rgb, steps = _choose_conversion(view, form, dtype, is_rgb=is_rgb)
     # what can't be converted is refused before other attributes are looked at
     one = rgb(np.zeros((1, 1) if form.samples == 1 else (1, 1, 3), dtype))
     return ModalityTransform(dtype=one.dtype, rgb=rgb, transforms=steps)
 
 
-def _rgb(
+def _choose_conversion(
     view: Dataset, form: FrameFormat, dtype: np.dtype[Any], *, is_rgb: bool
 ) -> tuple[Callable[[npt.NDArray[Any]], npt.NDArray[Any]], tuple[str, ...]]:
     """Return what makes RGB of stored values, and the steps."""
     bits = 8 * dtype.itemsize
     if form.photometric == "PALETTE COLOR":
-        return partial(rgb_from_palette, view), ("palette applied",)
+        return partial(apply_palette, view), ("palette applied",)
     deep = bits > 8 and (form.bits_stored < bits or dtype.kind != "u")
     steps = (() if is_rgb else ("YCbCr to RGB",)) + (("scaled to 8 bits",) if deep else ())
-    return partial(_converted, form, is_rgb=is_rgb, deep=deep), steps
+    return partial(_convert_color, form, is_rgb=is_rgb, deep=deep), steps
 
 
-def _converted(form: FrameFormat, stored: npt.NDArray[Any], *, is_rgb: bool, deep: bool) -> npt.NDArray[Any]:
-    values = stored if is_rgb else rgb_from_ycc(stored, form)
-    return eight_bits(values, form.bits_stored) if deep else values
+def _convert_color(
+    form: FrameFormat, stored: npt.NDArray[Any], *, is_rgb: bool, deep: bool
+) -> npt.NDArray[Any]:
+    values = stored if is_rgb else convert_ycc_to_rgb(stored, form)
+    return reduce_to_8_bits(values, form.bits_stored) if deep else values

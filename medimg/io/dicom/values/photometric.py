@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from medimg.errors import DecodeError
-from medimg.io.dicom.header.attributes import value
-from medimg.io.dicom.header.transfer_syntax import BIG_ENDIAN, transfer_syntax
-from medimg.io.dicom.values.voi_lut import table_from
+from medimg.io.dicom.header.attributes import get_value
+from medimg.io.dicom.header.transfer_syntax import BIG_ENDIAN, parse_transfer_syntax
+from medimg.io.dicom.values.voi_lut import build_lookup_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from medimg.core.window import LookupTable
     from medimg.io.dicom.header.image_pixel import FrameFormat
 
-__all__ = ["eight_bits", "expand_segments", "rgb_from_palette", "rgb_from_ycc"]
+__all__ = ["apply_palette", "convert_ycc_to_rgb", "expand_segments", "reduce_to_8_bits"]
 
 _RGB_FROM_FULL: Final = np.array([[1.0, 0.0, 1.402], [1.0, -0.344136, -0.714136], [1.0, 1.772, 0.0]])
 #: The inverse of the rounded matrix that the standard gives, of luminances from 16 to 235.
@@ -32,7 +32,7 @@ _CHUNK: Final = 2**20
 _DISCRETE, _LINEAR, _INDIRECT = range(3)
 
 
-def rgb_from_ycc(values: npt.NDArray[Any], form: FrameFormat) -> npt.NDArray[Any]:
+def convert_ycc_to_rgb(values: npt.NDArray[Any], form: FrameFormat) -> npt.NDArray[Any]:
     """
     Convert color differences.
 
@@ -71,12 +71,12 @@ def rgb_from_ycc(values: npt.NDArray[Any], form: FrameFormat) -> npt.NDArray[Any
     return rgb.reshape(values.shape)
 
 
-def eight_bits(values: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
+def reduce_to_8_bits(values: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
     """Return the highest 8 of that many bits."""
     return (values.astype(np.int64) >> max(0, bits - 8)).clip(0, 255).astype(np.uint8)
 
 
-def rgb_from_palette(view: Dataset, stored: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+def apply_palette(view: Dataset, stored: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """
     Look colors up.
 
@@ -98,27 +98,29 @@ def rgb_from_palette(view: Dataset, stored: npt.NDArray[Any]) -> npt.NDArray[np.
     DecodeError
         If the palette is absent or damaged.
     """
-    tables = [_palette(view, color, signed=stored.dtype.kind == "i") for color in ("Red", "Green", "Blue")]
+    tables = [
+        _parse_palette(view, color, signed=stored.dtype.kind == "i") for color in ("Red", "Green", "Blue")
+    ]
     largest = max(int(table.entries.max()) for table in tables)
     bits = 16 if largest > 255 else 8
     planes = []
     for table in tables:
         index = np.clip(stored.astype(np.int64) - table.first, 0, table.entries.size - 1)
-        planes.append(eight_bits(table.entries, bits)[index])
+        planes.append(reduce_to_8_bits(table.entries, bits)[index])
     return np.stack(planes, axis=-1)
 
 
-def _palette(view: Dataset, color: str, *, signed: bool) -> LookupTable:
+def _parse_palette(view: Dataset, color: str, *, signed: bool) -> LookupTable:
     name = f"{color}PaletteColorLookupTable"
-    big_endian = transfer_syntax(view) == BIG_ENDIAN
-    data = value(view, f"{name}Data")
-    if not data and (segments := value(view, f"Segmented{name}Data")):
+    big_endian = parse_transfer_syntax(view) == BIG_ENDIAN
+    data = get_value(view, f"{name}Data")
+    if not data and (segments := get_value(view, f"Segmented{name}Data")):
         data = segments
         expand = expand_segments
     else:
         expand = None
     try:
-        return table_from(
+        return build_lookup_table(
             view, f"{name}Descriptor", data, signed_input=signed, big_endian=big_endian, expand=expand
         )
     except DecodeError as error:
@@ -165,10 +167,10 @@ def expand_segments(data: Sequence[int], count: int, *, bytes_each: int) -> list
             if len(copied) < length or any(data[place] == _INDIRECT for place in copied):
                 raise DecodeError("an indirect segment names segments that it can't copy")
             for place in copied:
-                _segment(data, place, entries)
+                _expand_segment(data, place, entries)
             following = at + 2 + 4 // bytes_each
         else:
-            following = _segment(data, at, entries)
+            following = _expand_segment(data, at, entries)
         order[at] = len(places)
         places.append(at)
         at = following
@@ -177,7 +179,7 @@ def expand_segments(data: Sequence[int], count: int, *, bytes_each: int) -> list
     return entries[:count]
 
 
-def _segment(data: Sequence[int], at: int, entries: list[int]) -> int:
+def _expand_segment(data: Sequence[int], at: int, entries: list[int]) -> int:
     """Append what a discrete or linear segment stands for; return where the next one starts."""
     operation, length = data[at], data[at + 1]
     if operation == _DISCRETE:

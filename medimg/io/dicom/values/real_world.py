@@ -10,15 +10,15 @@ import numpy as np
 
 from medimg.core.window import LookupTable, Voi, Window
 from medimg.errors import DecodeError
-from medimg.io.dicom.header.attributes import code, items, number, text
-from medimg.io.dicom.header.frame_vectors import dose_scaling
+from medimg.io.dicom.header.attributes import get_code, get_items, get_text, parse_number
+from medimg.io.dicom.header.frame_vectors import parse_dose_scaling
 from medimg.io.dicom.header.private_tags import (
     PrivateTag,
-    is_private_there,
-    private_floats,
-    private_tags,
+    get_private_floats,
+    has_private,
+    list_private_tags,
 )
-from medimg.io.dicom.values.suv import suv_factor
+from medimg.io.dicom.values.suv import compute_suv_factor
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from medimg.io.series import ValueKind
 
 __all__ = [
-    "CALIBRATION_TAGS",
     "PHILIPS_TAGS",
+    "REAL_WORLD_TAGS",
     "apply_real_world_scale",
+    "compute_philips_factor",
     "has_physical_unit",
-    "philips_factor",
 ]
 
 _SCALE_SLOPE: Final = PrivateTag(0x2005, 0x0E, "Philips MR Imaging DD 001", "FL")
@@ -42,20 +42,20 @@ PHILIPS_TAGS: Final[list[str | int]] = [
     "Modality",
     "RealWorldValueMappingSequence",
     "RescaleSlope",
-    *private_tags(_SCALE_SLOPE),
+    *list_private_tags(_SCALE_SLOPE),
 ]
 
 
 def has_physical_unit(view: Dataset) -> bool:
     """Whether the Real World Value Mapping Sequence names a unit, other than that there is none."""
-    for mapping in items(view, "RealWorldValueMappingSequence"):
-        for unit in items(mapping, "MeasurementUnitsCodeSequence")[:1]:
-            if text(unit, "CodeValue").upper() not in _UCUM_NO_UNITS:
+    for mapping in get_items(view, "RealWorldValueMappingSequence"):
+        for unit in get_items(mapping, "MeasurementUnitsCodeSequence")[:1]:
+            if get_text(unit, "CodeValue").upper() not in _UCUM_NO_UNITS:
                 return True
     return False
 
 
-def philips_factor(view: Dataset) -> float | None:
+def compute_philips_factor(view: Dataset) -> float | None:
     """
     Return what display values of Philips MR are multiplied with to get its floating-point values.
 
@@ -75,14 +75,14 @@ def philips_factor(view: Dataset) -> float | None:
     DecodeError
         If Rescale Slope or Scale Slope is there, but 0 or not finite.
     """
-    if code(view, "Modality", "MR") != "MR" or not is_private_there(view, _SCALE_SLOPE):
+    if get_code(view, "Modality", "MR") != "MR" or not has_private(view, _SCALE_SLOPE):
         return None
     if has_physical_unit(view):
         return None
-    scale = private_floats(view, _SCALE_SLOPE, 1)
+    scale = get_private_floats(view, _SCALE_SLOPE, 1)
     if scale is None or scale[0] == 0:
         raise DecodeError("Philips' Scale Slope (2005,100E) is there, but no finite number other than 0")
-    slope = number(view, "RescaleSlope", 1)
+    slope = parse_number(view, "RescaleSlope", 1)
     if slope == 0:
         raise DecodeError("RescaleSlope is 0, so that Philips' floating-point values can't be computed")
     factor = 1 / slope / scale[0]
@@ -92,7 +92,7 @@ def philips_factor(view: Dataset) -> float | None:
 
 
 #: What a header-only read must include for :func:`apply_real_world_scale`, those of SUV apart.
-CALIBRATION_TAGS: Final[list[str | int]] = [*PHILIPS_TAGS, "DoseGridScaling", "DoseUnits", "SOPClassUID"]
+REAL_WORLD_TAGS: Final[list[str | int]] = [*PHILIPS_TAGS, "DoseGridScaling", "DoseUnits", "SOPClassUID"]
 
 
 def apply_real_world_scale(
@@ -112,7 +112,7 @@ def apply_real_world_scale(
         RT dose its dose. "suv" makes activity concentrations of PET standardized uptake values by body
         weight.
     first_acquired : float, optional
-        When the acquisition of the series began; see :func:`medimg.io.dicom.values.suv.suv_factor`.
+        When the acquisition of the series began; see :func:`medimg.io.dicom.values.suv.compute_suv_factor`.
 
     Raises
     ------
@@ -120,33 +120,35 @@ def apply_real_world_scale(
         If "suv" is asked for, and the file is no PET or lacks what SUV takes.
     """
     if kind == "suv":
-        return _scaled(found, suv_factor(view, first_acquired=first_acquired), "SUV by body weight", "SUV")
+        return _scale_transform(
+            found, compute_suv_factor(view, first_acquired=first_acquired), "SUV by body weight", "SUV"
+        )
     if kind == "rescaled" or found.photometric == "RGB":
         return found
-    dose = dose_scaling(view)
+    dose = parse_dose_scaling(view)
     if dose is not None:
-        units = {"GY": "Gy", "RELATIVE": "relative"}.get(code(view, "DoseUnits"), "raw")
-        return _scaled(found, dose, "Dose Grid Scaling", units)
-    factor = philips_factor(view)
+        units = {"GY": "Gy", "RELATIVE": "relative"}.get(get_code(view, "DoseUnits"), "raw")
+        return _scale_transform(found, dose, "Dose Grid Scaling", units)
+    factor = compute_philips_factor(view)
     tables = any(isinstance(voi, LookupTable) for voi in found.voi)
     if factor is None or tables or abs(factor - 1) < 1e-6:
         return found
-    return _scaled(found, factor, "floating-point values of Philips", found.units)
+    return _scale_transform(found, factor, "floating-point values of Philips", found.units)
 
 
-def _scaled(found: ModalityTransform, factor: float, what: str, units: str) -> ModalityTransform:
+def _scale_transform(found: ModalityTransform, factor: float, what: str, units: str) -> ModalityTransform:
     step = f"{what}: times {factor:.6g}" if factor != 1 else what
     return replace(
         found,
         factor=factor,
         dtype=found.dtype if factor == 1 else np.dtype(np.float32),
         units=units,
-        voi=tuple(v for v in (_scaled_voi(v, factor) for v in found.voi) if v is not None),
+        voi=tuple(v for v in (_scale_voi(v, factor) for v in found.voi) if v is not None),
         transforms=(*found.transforms, step),
     )
 
 
-def _scaled_voi(voi: Voi, factor: float) -> Voi | None:
+def _scale_voi(voi: Voi, factor: float) -> Voi | None:
     """Return the window that shows scaled values as the declared one shows the values before."""
     if factor == 1:
         return voi
