@@ -199,7 +199,7 @@ def _of_instance(instance: Instance, frames: Sequence[Frame], calibrate: _Calibr
 def _decoded_frames(instance: Instance, frames: Sequence[Frame], calibrate: _Calibrate) -> list[SliceValues]:
     dataset = open_dataset(instance.blob)
     if get_identifier(dataset, "SOPInstanceUID") != instance.sop_instance_uid:
-        raise DecodeError("another image is there than when it was scanned; scan again")
+        raise DecodeError("the file holds another image than when it was scanned; scan again")
     source = StoredFrames(dataset)
     views = FrameViews(dataset, source.count)
     picture: tuple[int, npt.NDArray[Any], bool] | None = None
@@ -207,14 +207,16 @@ def _decoded_frames(instance: Instance, frames: Sequence[Frame], calibrate: _Cal
     for frame in frames:
         number = frame.facts.number
         if number >= source.count:
-            raise DecodeError(f"frame {number + 1} of {source.count} was asked for; has the file changed?")
+            raise DecodeError(
+                f"frame {number + 1} of {source.count} was requested; the file has changed, scan again"
+            )
         if picture is None or picture[0] != number:
-            picture = (number, *source.stored(number))
+            picture = (number, *source.decode(number))
         _, stored, is_rgb = picture
         if frame.facts.corner is not None:
             row, column = frame.facts.corner
             stored = stored[row : row + instance.rows, column : column + instance.columns]
         view = views[number]
-        found = slice_values(view, source.form, stored, is_rgb=is_rgb)
+        found = slice_values(view, source.format, stored, is_rgb=is_rgb)
         result.append(calibrate(view, found))
     return result

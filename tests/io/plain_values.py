@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 
+from medimg.core.rescale import describe_rescale
 from medimg.core.volume import Photometric
 from medimg.core.window import LookupTable, Voi, Window
 from medimg.errors import DecodeError
@@ -29,7 +30,7 @@ from medimg.io.dicom.values.suv import compute_suv_factor
 from medimg.io.dicom.values.voi_lut import parse_declared_voi, parse_lookup_table
 from medimg.io.series import ValueKind
 
-_SIGN = "the codestream is signed, against Pixel Representation: its values are kept"
+_SIGN = "the codestream is signed, contrary to Pixel Representation: its values are kept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ def slice_values(view: Dataset, form: FrameFormat, stored: npt.NDArray[Any], *, 
     form : FrameFormat
         Of the file.
     stored : numpy.ndarray
-        (rows, columns) or (rows, columns, 3), as :meth:`StoredFrames.stored` gives them, or a part of these.
+        (rows, columns) or (rows, columns, 3), as :meth:`StoredFrames.decode` gives them, or a part of these.
     is_rgb : bool
         Whether colors are RGB already.
 
@@ -115,7 +116,7 @@ def _modality(dataset: Dataset, stored: npt.NDArray[Any]) -> tuple[npt.NDArray[A
     """Return the values, the step, and whether the file says how to get there at all."""
     table = parse_lookup_table(dataset, "ModalityLUTSequence")
     if table is not None and stored.dtype.kind == "f":
-        raise DecodeError("a Modality LUT does not go with float pixel data")
+        raise DecodeError("a Modality LUT can't be applied to float pixel data")
     if table is not None:
         return _mapped(table, stored), f"modality LUT of {table.entries.size} entries", True
     absent = float("nan")
@@ -131,8 +132,8 @@ def _modality(dataset: Dataset, stored: npt.NDArray[Any]) -> tuple[npt.NDArray[A
         return stored, "", is_calibrated
     if stored.dtype.kind == "f":
         values = (stored.astype(np.float64) * a + b).astype(stored.dtype)
-        return values, f"rescaled: {a:g} × stored + {b:g}", is_calibrated
-    return rescaled(stored, a, b), f"rescaled: {a:g} × stored + {b:g}", is_calibrated
+        return values, describe_rescale(a, b), is_calibrated
+    return rescaled(stored, a, b), describe_rescale(a, b), is_calibrated
 
 
 def _mapped(table: LookupTable, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:

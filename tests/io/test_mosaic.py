@@ -282,7 +282,7 @@ def test_without_a_spacing_the_thickness_is_used_and_said() -> None:
 @pytest.mark.parametrize(
     ("csa", "attributes", "error", "message"),
     [
-        (None, {}, DecodeError, "how many is not said"),
+        (None, {}, DecodeError, "number is missing"),
         (b"SV10", {}, DecodeError, "CSA header ends"),
         (csa_header(**NORMAL | {"NumberOfImagesInMosaic": ("0",)}), {}, DecodeError, "declares 0"),
         (csa_header(**NORMAL | {"NumberOfImagesInMosaic": ("17",)}), {}, DecodeError, "equal tiles"),

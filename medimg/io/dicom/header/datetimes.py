@@ -1,4 +1,4 @@
-"""Dates and times of DICOM (PS3.5 6.2: DA, TM, DT) in seconds, so that they can be subtracted."""
+"""Dates and times (PS3.5 6.2: DA, TM, DT) in seconds, so that they can be subtracted."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ _OFFSET: Final = re.compile(r"([+-])(\d{2})(\d{2})", re.ASCII)
 
 
 def _parse_date(written: str) -> float | None:
+    """Return a date (DA) in seconds since the common origin; None if it is malformed."""
     found = _DATE.fullmatch(written)
     if found is None:
         return None
@@ -41,7 +42,7 @@ def _parse_date(written: str) -> float | None:
 
 
 def parse_time(written: str) -> float | None:
-    """Return a time as it is written (TM) in seconds after midnight; None where it is unusable."""
+    """Return a time (TM) in seconds after midnight; None if it is malformed."""
     found = _TIME.fullmatch(written)
     if found is None:
         return None
@@ -50,6 +51,7 @@ def parse_time(written: str) -> float | None:
 
 
 def _parse_utc_offset(written: str) -> float | None:
+    """Return a time zone offset (±ZZZZ) in seconds; None if it is malformed."""
     found = _OFFSET.fullmatch(written)
     if found is None:
         return None
@@ -58,38 +60,27 @@ def _parse_utc_offset(written: str) -> float | None:
 
 
 def get_time(dataset: Dataset, keyword: str) -> float | None:
-    """Return a time (TM) in seconds after midnight; None where it is absent or unusable."""
+    """Return a time attribute (TM) in seconds after midnight; None if it is absent or malformed."""
     return parse_time(get_text(dataset, keyword))
 
 
 def get_datetime(dataset: Dataset, date_keyword: str, time_keyword: str) -> float | None:
-    """Return a date (DA) and a time (TM) in seconds since a common origin; None where either is unusable."""
+    """Return a date (DA) and a time (TM) in seconds since a common origin; None if either is unusable."""
     day, seconds = _parse_date(get_text(dataset, date_keyword)), get_time(dataset, time_keyword)
     return None if day is None or seconds is None else day + seconds
 
 
 def parse_local_datetime(dataset: Dataset, written: str) -> float | None:
-    """
-    Return a date and time (DT) in seconds since the origin of :func:`date_and_time`.
-
-    Parameters
-    ----------
-    dataset : pydicom.Dataset
-        Its Timezone Offset From UTC is the one to which a date and time with an offset is brought; without
-        it, offsets are left out, as local time is meant.
-    written : str
-        Text of the form YYYYMMDDHHMM[SS[.FFFFFF]][±ZZZZ].
-
-    Returns
-    -------
-    float or None
-        None where it is of another form.
-    """
+    """Return a date and time (DT) in seconds, in the dataset's own time zone; see :func:`parse_datetime`."""
     return parse_datetime(written, get_text(dataset, "TimezoneOffsetFromUTC"))
 
 
 def parse_datetime(written: str, offset: str = "") -> float | None:
-    """Return a date and time (DT) in seconds; see :func:`parse_moment`, which takes the `offset`."""
+    """
+    Return a date and time (DT) in seconds since the origin of :func:`get_datetime`; None if it is malformed.
+
+    It is converted to the time zone `offset`, if both state one; without it, local time is meant.
+    """
     found = _DATE_TIME.fullmatch(written)
     if found is None:
         return None

@@ -1,9 +1,9 @@
 """
-The outline of a header: where each of its elements lies, found by their lengths alone.
+Offsets of the elements of a header, found by their lengths alone without parsing a value.
 
-Only what is usual is walked: meta information, explicit or implicit little endian, ascending tags, even
-lengths, pixel data at the end. Whatever else a file may be, pydicom reads it. Nothing is parsed here, so that
-a walk costs a few microseconds, and a data set of the elements that are wanted can be made of it later.
+Only usual headers are walked: meta information, explicit or implicit little endian, ascending tags, even
+lengths, pixel data last; pydicom reads all others. A walk costs a few microseconds, and a dataset of the
+wanted elements can be built from it later.
 """
 
 from __future__ import annotations
@@ -61,14 +61,7 @@ _MAX_SEQUENCE_BYTES: Final = 2**16
 
 
 class UnusualHeaderError(Exception):
-    """
-    The header is not one that can be walked; never seen outside of reading.
-
-    Attributes
-    ----------
-    ends : bool
-        Whether the bytes given end before the header does.
-    """
+    """A header that can't be walked, never raised to users; `ends`: the bytes end before it does."""
 
     def __init__(self, *, ends: bool = False) -> None:
         super().__init__()
@@ -76,76 +69,36 @@ class UnusualHeaderError(Exception):
 
 
 class Element(NamedTuple):
-    """
-    Where an element, or an item of a sequence without length, lies.
-
-    Attributes
-    ----------
-    tag : int
-        Group and element number.
-    at : int
-        Where it starts, in bytes from the start of the file.
-    value : int
-        Where its value starts.
-    length : int
-        Of its value; :data:`UNDEFINED` where sequences are written without.
-    vr : bytes
-        Value representation; empty for items, and where the data set is implicit.
-    depth : int
-        0 for elements of the data set, above for those within sequences without length.
-    """
+    """Offsets in a file of an element, or of an item of a sequence with undefined length."""
 
     tag: int
-    at: int
-    value: int
-    length: int
-    vr: bytes
-    depth: int
+    at: int  # of the element
+    value: int  # of its value
+    length: int  # of the value; UNDEFINED_LENGTH if it has none
+    vr: bytes  # empty for items and implicit VR
+    depth: int  # 0 at the top level, above within sequences of undefined length
 
 
 @dataclass(frozen=True, slots=True)
 class ElementOffsets:
-    """
-    Where the elements of a header lie.
+    """Offsets of all elements of a header, in the order of the file."""
 
-    Attributes
-    ----------
-    syntax : str
-        Transfer Syntax UID.
-    elements : list of Element
-        In the order of the file, before the pixel data.
-    pixels : Element
-        The pixel data.
-    """
-
-    syntax: str
-    elements: list[Element]
+    syntax: str  # Transfer Syntax UID
+    elements: list[Element]  # before the pixel data
     pixels: Element
 
     @property
     def is_implicit(self) -> bool:
-        """Whether the data set has no value representations."""
+        """Whether the dataset is in implicit VR."""
         return self.syntax == IMPLICIT
 
-    def wanted(self, tags: Collection[int]) -> Iterator[Element]:
-        """Yield those elements of the data set, not of sequences, whose tags are among these."""
+    def select(self, tags: Collection[int]) -> Iterator[Element]:
+        """Yield the top-level elements that have one of these tags."""
         return (e for e in self.elements if e[0] in tags and e[5] == 0)
 
 
 def locate_elements(head: bytes) -> ElementOffsets:
-    """
-    Walk a header.
-
-    Parameters
-    ----------
-    head : bytes
-        A file, or as much of its start as holds all that lies before the pixel values.
-
-    Raises
-    ------
-    UnusualHeaderError
-        If it is none that can be walked, or ends before the pixel values start.
-    """
+    """Walk the start of a file; raise UnusualHeaderError if it is unusual or ends before the pixel values."""
     if head[128:132] != b"DICM":
         raise UnusualHeaderError
     try:
@@ -167,7 +120,7 @@ def _walk_elements(head: bytes) -> ElementOffsets:
 
 
 def _walk_dataset(head: bytes, at: int, elements: list[Element], *, implicit: bool) -> Element:
-    """Walk the data set: all in one loop, as it turns a hundred times for every file."""
+    """Walk the dataset up to the pixel data, in one loop as it runs a hundred times per file."""
     last, vr = 0, b""
     while True:
         if implicit:
@@ -201,13 +154,13 @@ def _walk_dataset(head: bytes, at: int, elements: list[Element], *, implicit: bo
 
 
 def _walk_meta(head: bytes, elements: list[Element]) -> int:
-    """Walk the meta information, and return where the data set starts."""
+    """Walk the meta information and return the offset of the dataset."""
     at, last = 132, 0
     while _IMPLICIT_ELEMENT(head, at)[0] == _META:
         element = _read_explicit(head, at, 0)
         if element.tag <= last or element.length & 1:
             raise UnusualHeaderError
-        # parsed at once where it is there: the parser refuses a file for another one
+        # pydicom parses it at once, and refuses a file with another one
         if element.tag == _META_LENGTH and (element.vr, element.length) != (b"UL", 4):
             raise UnusualHeaderError
         elements.append(element)
@@ -216,6 +169,7 @@ def _walk_meta(head: bytes, elements: list[Element]) -> int:
 
 
 def _find_syntax(head: bytes, elements: list[Element]) -> str:
+    """Return the Transfer Syntax UID if it is a known one."""
     for tag, _, value, length, vr, _ in elements:
         if tag == TRANSFER_SYNTAX_TAG and vr == b"UI":
             found = head[value : value + length].rstrip(b"\0 ").decode("latin-1")
@@ -239,7 +193,7 @@ def _read_implicit(head: bytes, at: int, depth: int) -> Element:
 
 
 def _walk_sequence(head: bytes, sequence: Element, elements: list[Element], *, implicit: bool) -> int:
-    """Walk a sequence without length, and return where the next element starts."""
+    """Walk a sequence of undefined length and return the offset of the next element."""
     if sequence.vr not in (b"SQ", b"") or sequence.depth >= _MAX_DEPTH or len(elements) > _MAX_ELEMENTS:
         raise UnusualHeaderError
     at = sequence.value
@@ -258,6 +212,7 @@ def _walk_sequence(head: bytes, sequence: Element, elements: list[Element], *, i
 
 
 def _walk_item(head: bytes, item: Element, elements: list[Element], *, implicit: bool) -> int:
+    """Walk an item of undefined length and return the offset of the next one."""
     at = item.value
     while True:
         if _IMPLICIT_ELEMENT(head, at) == (_ITEM_END >> 16, _ITEM_END & 0xFFFF, 0):
@@ -277,24 +232,12 @@ def _walk_item(head: bytes, item: Element, elements: list[Element], *, implicit:
 
 def build_dataset(outline: ElementOffsets, head: bytes, tags: Collection[int]) -> Dataset:
     """
-    Return a data set of some elements, as pydicom makes it of the file: raw, parsed when they are used.
+    Return a dataset of meta information, character set and the elements `tags`, parsed when used.
 
-    Parameters
-    ----------
-    outline : ElementOffsets
-        Of that header.
-    head : bytes
-        The header.
-    tags : collection of int
-        Those that are wanted, the meta information and the character set apart, which always are.
-
-    Raises
-    ------
-    UnusualHeaderError
-        If a wanted sequence is so long that parsing it takes a guard.
+    UnusualHeaderError is raised if a wanted sequence is so long that parsing it needs a bound.
     """
     implicit = outline.is_implicit
-    meta, found = FileMetaDataset(), Dataset()
+    meta, found = FileMetaDataset(), dict[BaseTag, DataElement | RawDataElement]()
     encoding: str | MutableSequence[str] = default_encoding
     for element in outline.elements:
         tag, _, _, length, vr, depth = element
@@ -307,13 +250,14 @@ def build_dataset(outline: ElementOffsets, head: bytes, tags: Collection[int]) -
                 raise UnusualHeaderError
             raw = _build_raw_element(element, head, implicit=implicit)
             encoding = convert_encodings(convert_raw_data_element(raw).value)
-            found._dict[_CHARACTER_SET] = raw
+            found[_CHARACTER_SET] = raw
         elif tag in tags:
             read = _parse_sequence if length == UNDEFINED_LENGTH else _build_raw_element
-            found._dict[BaseTag(tag)] = read(element, head, implicit=implicit)
-    found.file_meta = meta
-    found.set_original_encoding(implicit, True, encoding)
-    return found
+            found[BaseTag(tag)] = read(element, head, implicit=implicit)
+    dataset = Dataset(found)
+    dataset.file_meta = meta
+    dataset.set_original_encoding(implicit, True, encoding)
+    return dataset
 
 
 def _build_raw_element(element: Element, head: bytes, *, implicit: bool) -> RawDataElement:

@@ -1,4 +1,4 @@
-"""The facts of one frame that grouping, sorting and geometry need, from its view."""
+"""Attributes of a frame that grouping, sorting and geometry need, from its view (see `functional_groups`)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = [
     "get_temporal_attributes",
 ]
 
-#: Bounds beyond which a length can't be meant: no patient is larger, nor a pixel smaller than 1 nm.
+#: Plausible lengths: no patient is larger, and no pixel smaller than 1 nm.
 MAX_COORDINATE_MM: Final = 1e5
 _MIN_MM: Final = 1e-6
 _MAX_MM: Final = 1e4
@@ -52,7 +52,7 @@ _PHILIPS: Final = (
     PrivateTag(0x2001, 0x08, "Philips Imaging DD 001", "IS"),
 )
 
-#: What a header-only read must include for this module.
+#: Tags that a header-only read must include for this module.
 FRAME_ATTRIBUTE_TAGS: Final[list[str | int]] = [
     "AcquisitionDateTime",
     "AcquisitionNumber",
@@ -82,7 +82,7 @@ FRAME_ATTRIBUTE_TAGS: Final[list[str | int]] = [
 
 
 class FrameAttribute(NamedTuple):
-    """A fact that tells frames at one position apart: its name, and its value."""
+    """An attribute that distinguishes frames at one position: a name and a hashable value."""
 
     name: str
     value: Hashable
@@ -92,7 +92,7 @@ FrameAttributes: TypeAlias = tuple[FrameAttribute, ...]
 
 
 def get_position(view: Dataset) -> tuple[float, float, float] | None:
-    """Return Image Position (Patient), LPS millimeters; None where it is absent or absurd."""
+    """Return Image Position (Patient), LPS millimeters; None if it is absent or implausible."""
     found = get_floats(view, "ImagePositionPatient", 3)
     if found is None or max(abs(v) for v in found) > MAX_COORDINATE_MM:
         return None
@@ -100,14 +100,14 @@ def get_position(view: Dataset) -> tuple[float, float, float] | None:
 
 
 def get_orientation(view: Dataset) -> tuple[float, ...] | None:
-    """Return Image Orientation (Patient); None where it is absent or absurd."""
+    """Return Image Orientation (Patient), 6 numbers; None if it is absent or implausible."""
     found = get_floats(view, "ImageOrientationPatient", 6)
     usable = found is not None and max(abs(v) for v in found) <= 2 and any(found[:3]) and any(found[3:])
     return found if usable else None
 
 
 def get_pixel_spacing(view: Dataset) -> tuple[float, float] | None:
-    """Return the distances between rows and between columns, in millimeters or as a ratio."""
+    """Return the spacing of rows and of columns, in millimeters or as a ratio; None if absent."""
     for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
         spacing = get_floats(view, keyword, 2)
         if spacing is not None and min(spacing) >= _MIN_MM and max(spacing) <= _MAX_MM:
@@ -119,21 +119,22 @@ def get_pixel_spacing(view: Dataset) -> tuple[float, float] | None:
 
 
 def get_length(view: Dataset, keyword: str) -> float | None:
-    """Return the size of a length in millimeters, which may be negative; None where absent or absurd."""
+    """Return the absolute value of a length in millimeters; None if it is absent or implausible."""
     found = get_floats(view, keyword, 1)
     return abs(found[0]) if found and _MIN_MM <= abs(found[0]) <= _MAX_MM else None
 
 
 def get_image_type(view: Dataset) -> tuple[str, ...]:
-    """Return Frame Type, which speaks for the frame, or Image Type."""
+    """Return the frame's own Frame Type, or else Image Type."""
     return get_codes(view, "FrameType") or get_codes(view, "ImageType")
 
 
 def get_series_attributes(view: Dataset) -> FrameAttributes:
-    """Return what makes images different in kind, so that they belong into different series."""
+    """Return attributes whose difference puts images into different series."""
     echo = _get_number(view, "EffectiveEchoTime")
     if echo is None:
         echo = _get_number(view, "EchoTime")
+    thickness = get_length(view, "SliceThickness")
     component = get_code(view, "ComplexImageComponent"), get_private_integer(view, _GE_COMPONENT)
     candidates = (
         ("type", (*get_image_type(view), *component)),
@@ -143,13 +144,9 @@ def get_series_attributes(view: Dataset) -> FrameAttributes:
         ("kernel", get_text(view, "ConvolutionKernel") or None),
         ("directionality", _is_trace(view)),
         ("stack", get_identifier(view, "StackID") or None),
-        ("thickness", _rounded(get_length(view, "SliceThickness"))),
+        ("thickness", None if thickness is None else round(thickness, 2)),
     )
     return tuple(FrameAttribute(name, value) for name, value in candidates if value is not None)
-
-
-def _rounded(number: float | None) -> float | None:
-    return None if number is None else round(number, 2)
 
 
 def _get_number(view: Dataset, keyword: str) -> float | None:
@@ -158,13 +155,13 @@ def _get_number(view: Dataset, keyword: str) -> float | None:
 
 
 def _is_trace(view: Dataset) -> bool:
-    """Whether a diffusion image is averaged over directions: no volume of the series it was made from."""
+    """Whether a diffusion image is averaged over directions, and so not a volume of its source series."""
     b_value = _get_number(view, "DiffusionBValue")
     return bool(b_value) and get_code(view, "DiffusionDirectionality") == "ISOTROPIC"
 
 
 def get_temporal_attributes(view: Dataset) -> FrameAttributes:
-    """Return what tells repetitions of the same kind apart, the most telling first."""
+    """Return attributes that distinguish repetitions within a series, the most specific first."""
     candidates = (
         ("time", _get_first_integer(view, "TemporalPositionIndex", "TemporalPositionIdentifier")),
         ("segment", get_integer(view, "ReferencedSegmentNumber")),
@@ -212,6 +209,6 @@ def _get_diffusion(view: Dataset) -> Hashable:
 
 
 def _get_philips_labels(view: Dataset) -> Hashable:
-    """Return b-value and gradient numbers, label and phase of classic Philips files, whose order is free."""
+    """Return b-value, gradient, ASL label and phase of classic Philips files, whose order is free."""
     found = tuple(get_private_text(view, tag).zfill(6) for tag in _PHILIPS)
     return found if any(text.strip("0") for text in found) else None

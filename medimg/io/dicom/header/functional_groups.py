@@ -1,14 +1,14 @@
 """
-Frames of a multi-frame file, each seen as if it were a classic single-frame instance.
+Frames of a multi-frame file as flat datasets, like classic single-frame instances.
 
-An enhanced file says what holds for all its frames in shared functional groups, and what differs in
-per-frame ones (PS3.3 C.7.6.16). A *view* is a flat data set of one frame: the attributes of the file, over
-them those of the shared groups, over them those of the frame's own.
+An enhanced file has attributes common to all frames in shared functional groups, and others in per-frame
+groups (PS3.3 C.7.6.16). The *view* of a frame is a dataset of the attributes of the file, overlaid by those
+of the shared groups, overlaid by those of its own groups.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import BaseTag, Tag
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["FrameViews"]
+
+#: Elements of a dataset, parsed or raw.
+_Elements: TypeAlias = "dict[BaseTag, Any]"
 
 #: Functional groups whose attributes mean for a frame what they mean for a classic instance.
 _MACROS: Final = tuple(
@@ -78,21 +81,7 @@ _EXCLUDED: Final = frozenset(
 
 
 class FrameViews:
-    """
-    The views of all frames of a file.
-
-    Parameters
-    ----------
-    dataset : pydicom.Dataset
-        With its functional groups, if it has any; its pixels are not needed.
-    count : int
-        The number of frames that it has.
-
-    Raises
-    ------
-    DecodeError
-        If functional groups are there for fewer frames than that.
-    """
+    """Sequence of the views of all frames; raises DecodeError if functional groups are missing."""
 
     def __init__(self, dataset: Dataset, count: int) -> None:
         self._per_frame = get_items(dataset, "PerFrameFunctionalGroupsSequence")
@@ -101,14 +90,16 @@ class FrameViews:
                 f"functional groups describe {len(self._per_frame)} of {count} frames; the file is damaged"
             )
         self._count = count
-        self._base = Dataset()
-        self._base.file_meta = getattr(dataset, "file_meta", FileMetaDataset())
-        for tag in _list_tags(dataset):
-            if tag not in _EXCLUDED:
-                _set_element(self._base, dataset.get_item(tag, keep_deferred=True))
+        self._file_meta = getattr(dataset, "file_meta", FileMetaDataset())
+        self._common: _Elements = {
+            tag: dataset.get_item(tag, keep_deferred=True)
+            for tag in _list_tags(dataset)
+            if tag not in _EXCLUDED
+        }
         shared = get_items(dataset, "SharedFunctionalGroupsSequence")
         if shared:
-            _overlay_group(self._base, shared[0])
+            _overlay_group(self._common, shared[0])
+        self._base = self._build_view(self._common)
 
     @property
     def has_per_frame_groups(self) -> bool:
@@ -127,28 +118,32 @@ class FrameViews:
             raise IndexError(number)
         if not self._per_frame:
             return self._base
-        view = Dataset()
-        view.file_meta = self._base.file_meta
-        _copy_elements(view, self._base, private_only=False)
-        _overlay_group(view, self._per_frame[number])
+        elements = dict(self._common)
+        _overlay_group(elements, self._per_frame[number])
+        return self._build_view(elements)
+
+    def _build_view(self, elements: _Elements) -> Dataset:
+        # elements that are assigned one by one would be parsed if private, damaged or not
+        view = Dataset(elements)
+        view.file_meta = self._file_meta
         return view
 
 
 def _list_tags(dataset: Dataset) -> list[BaseTag]:
-    """Return the tags of a data set, which itself iterates over elements, and parses each."""
+    """Return the tags of a dataset; iterating over the dataset itself would parse every element."""
     return list(dataset.keys())
 
 
-def _overlay_group(view: Dataset, group: Dataset) -> None:
+def _overlay_group(elements: _Elements, group: Dataset) -> None:
     for tag in _UNASSIGNED:
         if tag in group:
-            _copy_elements(view, _get_first_item(group, tag), private_only=False)
+            _copy_elements(elements, _get_first_item(group, tag), private_only=False)
     for tag in _list_tags(group):
         if tag in _KEPT_WHOLE:
-            _set_element(view, group.get_item(tag))
+            elements[tag] = group.get_item(tag)
         private = tag.group in _PRIVATE_GROUPS and tag.elem > _LAST_CREATOR
         if private or tag in _MACROS:
-            _copy_elements(view, _get_first_item(group, tag), private_only=private)
+            _copy_elements(elements, _get_first_item(group, tag), private_only=private)
 
 
 def _get_first_item(group: Dataset, tag: BaseTag) -> Dataset:
@@ -160,12 +155,7 @@ def _get_first_item(group: Dataset, tag: BaseTag) -> Dataset:
     return found[0] if found else Dataset()
 
 
-def _copy_elements(view: Dataset, source: Dataset, *, private_only: bool) -> None:
+def _copy_elements(elements: _Elements, source: Dataset, *, private_only: bool) -> None:
     for tag in _list_tags(source):
         if tag.is_private or not private_only:
-            _set_element(view, source.get_item(tag))
-
-
-def _set_element(view: Dataset, element: Any) -> None:
-    """Put an element in as it is: assigned, a private one would be parsed, damaged or not."""
-    view._dict[element.tag] = element
+            elements[tag] = source.get_item(tag)

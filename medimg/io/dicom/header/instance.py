@@ -1,4 +1,4 @@
-"""DICOM files into instances, and instances into frames, without their pixels."""
+"""DICOM files as instances, and instances as frames, without their pixels."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HEADER_TAGS", "Frame", "Instance", "read_instance"]
 
-#: What a header-only read includes.
+#: Tags that a header-only read includes.
 HEADER_TAGS: Final = to_tag_numbers(
     *frame_attributes.FRAME_ATTRIBUTE_TAGS,
     *MOSAIC_TAGS,
@@ -60,7 +60,7 @@ HEADER_TAGS: Final = to_tag_numbers(
     "TotalPixelMatrixColumns",
 )
 
-#: An item of a compressed frame has a header of 8 bytes, and the least codestream is no shorter.
+#: The header of an item has 8 bytes, and no codestream is shorter.
 _MIN_FRAME_BYTES: Final = 16
 _DEFLATION: Final = 1032
 _SLIDE_MICROSCOPY: Final = "1.2.840.10008.5.1.4.1.1.77.1.6"
@@ -68,37 +68,16 @@ _SLIDE_MICROSCOPY: Final = "1.2.840.10008.5.1.4.1.1.77.1.6"
 
 @dataclass(frozen=True, slots=True)
 class FrameFacts:
-    """
-    What is known of one frame.
+    """Position, size and type of one frame."""
 
-    Attributes
-    ----------
-    number : int
-        Its place in the pixel data, from 0.
-    corner : tuple of 2 ints or None
-        (row, column) of its first pixel in the stored picture, where that is a mosaic of several.
-    position : tuple of 3 floats or None
-        LPS millimeters of the center of the first pixel; None where unknown.
-    orientation : tuple of 6 floats or None
-        Direction of the rows, then of the columns.
-    pixel_spacing : tuple of 2 floats or None
-        Between rows, then between columns, in millimeters.
-    slice_spacing, slice_thickness : float or None
-        Spacing Between Slices and Slice Thickness, in millimeters.
-    image_type : tuple of str
-        Frame Type or Image Type.
-    kinds, moments : tuple of Label
-        What tells frames at one position apart.
-    """
-
-    number: int
-    corner: tuple[int, int] | None
-    position: tuple[float, float, float] | None
-    orientation: tuple[float, ...] | None
-    pixel_spacing: tuple[float, float] | None
-    slice_spacing: float | None
-    slice_thickness: float | None
-    image_type: tuple[str, ...]
+    number: int  # index in the pixel data
+    corner: tuple[int, int] | None  # (row, column) of its first pixel, for a tile of a mosaic
+    position: tuple[float, float, float] | None  # LPS millimeters, center of the first pixel
+    orientation: tuple[float, ...] | None  # directions of rows and of columns (6)
+    pixel_spacing: tuple[float, float] | None  # of rows and of columns, in millimeters
+    slice_spacing: float | None  # Spacing Between Slices, in millimeters
+    slice_thickness: float | None  # in millimeters
+    image_type: tuple[str, ...]  # Frame Type or Image Type
     series_attributes: FrameAttributes
     temporal_attributes: FrameAttributes
 
@@ -106,10 +85,10 @@ class FrameFacts:
 @dataclass(frozen=True, slots=True)
 class Instance:
     """
-    One DICOM file that holds images; what identifies the patient stays out of its repr.
+    A DICOM file that holds images; what identifies the patient is excluded from its repr.
 
-    Attributes carry the names of their DICOM attributes. `rows` and `columns` are those of one frame: of a
-    tile, where the file is a mosaic.
+    Fields are named after their DICOM attributes. `rows` and `columns` are those of a frame: of a tile, in a
+    mosaic.
     """
 
     blob: Blob = field(repr=False)
@@ -133,23 +112,23 @@ class Instance:
 
     @property
     def path(self) -> str:
-        """The name of the file."""
+        """Name of the file."""
         return self.blob.name
 
     @property
     def frames(self) -> tuple[Frame, ...]:
-        """Its frames, in the order of the file."""
+        """Frames in the order of the file."""
         return tuple(Frame(self, f) for f in self.facts)
 
     @property
     def is_color(self) -> bool:
-        """Whether its pixels are read as red, green and blue."""
+        """Whether its pixels are read as RGB."""
         return self.samples == 3 or self.photometric == "PALETTE COLOR"
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One image of a DICOM file: the only one, a frame of many, or a tile of a mosaic."""
+    """One image of a DICOM file: the only one, one of many frames, or a tile of a mosaic."""
 
     instance: Instance
     facts: FrameFacts
@@ -161,27 +140,18 @@ class Frame:
 
     @property
     def is_localizer(self) -> bool:
-        """Whether this is a scout: Image Type value 3 is LOCALIZER (PS3.3 C.8.2.1.1.1)."""
+        """Whether this is a localizer: Image Type value 3 is LOCALIZER (PS3.3 C.8.2.1.1.1)."""
         return "LOCALIZER" in self.facts.image_type[2:]
 
     @property
     def sort_key(self) -> tuple[bool, int, str, int]:
-        """A key that sorts frames by Instance Number and their place in the file."""
+        """Key that sorts frames by Instance Number, path and frame number."""
         number = self.instance.instance_number
         return number is None, number or 0, self.instance.path, self.facts.number
 
 
 def read_instance(source: str | Path | Blob) -> Instance:
-    """
-    Read what :class:`Instance` holds from a DICOM file; its pixels are not touched.
-
-    Raises
-    ------
-    NotAnImageError
-        If the file is no DICOM file, or an object without pixels.
-    ReadError
-        If it can't be opened or parsed, or contradicts itself.
-    """
+    """Read the header of a DICOM file; raise NotAnImageError or ReadError, with the name of the file."""
     blob = as_blob(source)
     try:
         with quiet_pydicom():
@@ -205,7 +175,7 @@ def _build_instance(blob: Blob, dataset: Dataset) -> Instance:
     if _is_slide_image(dataset, sop_class):
         raise NotAnImageError(
             f"{blob.name} is a whole slide image: its frames are tiles of a pyramid, not slices; "
-            "read it with a library made for slides, such as wsidicom"
+            "read it with a library for whole slide images, such as wsidicom"
         )
     count = _count_frames(blob, dataset)
     views = FrameViews(dataset, count)
@@ -247,7 +217,7 @@ def _name_sop_class(sop_class: str) -> str:
 
 
 def _count_frames(blob: Blob, dataset: Dataset) -> int:
-    """Return Number of Frames, if the file is large enough for as many."""
+    """Return Number of Frames if the file is large enough for them."""
     count = max(1, get_integer(dataset, "NumberOfFrames") or 1)
     if count == 1:
         return 1
@@ -260,7 +230,7 @@ def _count_frames(blob: Blob, dataset: Dataset) -> int:
     )
     if syntax in NATIVE_SYNTAXES and count * rows * columns * bits > 8 * size:
         raise TruncatedError(
-            f"{blob.name} ends before its {count} frames of {rows}×{columns} do; copy or export it again"
+            f"{blob.name} ends before its {count} frames of {rows}×{columns}; copy or export it again"
         )
     return count
 
@@ -280,10 +250,10 @@ def _describe_frames(views: FrameViews) -> tuple[FrameFacts, ...]:
 
 
 def _describe_by_vectors(view: Dataset, first: FrameFacts, count: int) -> Iterator[FrameFacts]:
-    """Yield the facts of frames without functional groups: dose, nuclear medicine, and cines."""
+    """Yield the frames of a file without functional groups: dose, nuclear medicine, and cines."""
     positions = frame_vectors.compute_frame_positions(view)
     repeats = frame_vectors.parse_frame_vectors(view)
-    # one position for all frames is that of none
+    # one position for all frames belongs to none of them
     orientation = (frame_vectors.get_frame_orientation(view) or first.orientation) if positions else None
     for number in range(count):
         vectors = (frame_attributes.FrameAttribute("vectors", repeats[number]),) if repeats else ()

@@ -33,31 +33,14 @@ NATIVE_SYNTAXES: Final = frozenset({"", IMPLICIT, EXPLICIT, _UID + "1.99", BIG_E
 
 @dataclass(frozen=True, slots=True)
 class TransferSyntax:
-    """
-    A transfer syntax of compressed frames.
+    """A compressed transfer syntax and how its frames are decoded."""
 
-    Attributes
-    ----------
-    name : str
-        Name in PS3.6, shortened.
-    codec : str
-        Decoder in :mod:`medimg.io.dicom.pixels.codecs`.
-    gives_rgb : frozenset of str
-        Photometric interpretations that the decoder converts to RGB.
-    lossy : bool
-        Whether values are approximate, so that they may lie slightly outside the range of Bits Stored.
-    is_codestream : bool
-        Whether frames have a codestream header that states their size.
-    sign_in_precision : bool
-        Whether encoders write signed values as two's complements with as many bits as the precision.
-    """
-
-    name: str
-    codec: str
-    gives_rgb: frozenset[str] = frozenset({"RGB"})
-    lossy: bool = False
-    is_codestream: bool = True
-    sign_in_precision: bool = False
+    name: str  # as in PS3.6, shortened
+    codec: str  # decoder in pixels/codecs.py
+    gives_rgb: frozenset[str] = frozenset({"RGB"})  # photometric interpretations decoded to RGB
+    lossy: bool = False  # values may be slightly outside the range of Bits Stored
+    is_codestream: bool = True  # frames have a header that states their size
+    sign_in_precision: bool = False  # signed values are two's complements of as many bits as the precision
 
 
 _ALL_COLORS: Final = frozenset(
@@ -111,7 +94,7 @@ def check_syntax(syntax_uid: str) -> None:
         raise DecodeError(f"the transfer syntax {syntax_uid} ({name}) {reason}")
     known = ", ".join(s.name for s in SYNTAXES.values())
     shown = syntax_uid if syntax_uid.replace(".", "").isdigit() else "of this file"
-    raise DecodeError(f"the transfer syntax {shown} has no decoder here; known are {known}")
+    raise DecodeError(f"the transfer syntax {shown} has no decoder; supported are {known}")
 
 
 def parse_transfer_syntax(dataset: Dataset) -> str:
@@ -119,5 +102,5 @@ def parse_transfer_syntax(dataset: Dataset) -> str:
     found = get_identifier(dataset.file_meta, "TransferSyntaxUID")
     # without it, the pixels may be encoded in any way
     if not found and has_value(dataset.file_meta, "TransferSyntaxUID"):
-        raise DecodeError("TransferSyntaxUID is there, but is not a UID; the file is damaged")
+        raise DecodeError("TransferSyntaxUID is present but is not a UID; the file is damaged")
     return found

@@ -208,7 +208,7 @@ class _Collector:
             e.tag: ElementSlot(
                 e.value, UNDEFINED_LENGTH if e.length == UNDEFINED_LENGTH else e.value + e.length, e.vr
             )
-            for e in outline.wanted(_WANTED)
+            for e in outline.select(_WANTED)
         }
         key = _key(memoryview(head), places)
         if key is None:

@@ -76,8 +76,8 @@ def drop_copies(items: list[PositionedFrame]) -> tuple[list[PositionedFrame], li
     for item in items:
         instance, facts = item.frame.instance, item.frame.facts
         key = (
-            instance.sop_instance_uid, instance.instance_number, facts.number, item.place, facts.series_attributes,
-            facts.temporal_attributes,
+            instance.sop_instance_uid, instance.instance_number, facts.number, item.place,
+            facts.series_attributes, facts.temporal_attributes,
         )  # fmt: skip
         if not instance.sop_instance_uid or key not in first:
             first[key] = item.frame

@@ -1,4 +1,4 @@
-"""Stored colors into RGB: color differences and palettes (PS3.3 C.7.6.3.1.2 and C.7.9)."""
+"""Stored colors to RGB: color differences and palettes (PS3.3 C.7.6.3.1.2 and C.7.9)."""
 
 from __future__ import annotations
 
@@ -27,40 +27,21 @@ _RGB_FROM_FULL: Final = np.array([[1.0, 0.0, 1.402], [1.0, -0.344136, -0.714136]
 _RGB_FROM_PARTIAL: Final = np.linalg.inv(
     np.array([[0.2568, 0.5041, 0.0979], [-0.1482, -0.2910, 0.4392], [0.4392, -0.3678, -0.0714]])
 )
-_CONVERTED: Final = frozenset({"YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422"})
+_CONVERTIBLE: Final = frozenset({"YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422"})
 _CHUNK: Final = 2**20
 _DISCRETE, _LINEAR, _INDIRECT = range(3)
 
 
-def convert_ycc_to_rgb(values: npt.NDArray[Any], form: FrameFormat) -> npt.NDArray[Any]:
-    """
-    Convert color differences.
-
-    Parameters
-    ----------
-    values : numpy.ndarray
-        (..., 3) luminance, Cb and Cr, unsigned.
-    form : FrameFormat
-        Of the frame; its Photometric Interpretation tells the range of luminances.
-
-    Returns
-    -------
-    numpy.ndarray
-        RGB, the shape and type of `values`.
-
-    Raises
-    ------
-    DecodeError
-        If colors of that kind can't be there.
-    """
-    if form.photometric not in _CONVERTED:
+def convert_ycc_to_rgb(values: npt.NDArray[Any], fmt: FrameFormat) -> npt.NDArray[Any]:
+    """Convert (..., 3) luminance, Cb and Cr, unsigned, to RGB of the same shape and type."""
+    if fmt.photometric not in _CONVERTIBLE:
         raise DecodeError(
-            f"Photometric Interpretation {form.photometric} does not go with this transfer syntax: "
-            "its colors can't be told"
+            f"Photometric Interpretation {fmt.photometric} is not valid for this transfer syntax: "
+            "its colors are ambiguous"
         )
-    most = 2**form.bits_stored - 1
-    half = 2.0 ** (form.bits_stored - 1)
-    partial = form.photometric == "YBR_PARTIAL_422"
+    most = 2**fmt.bits_stored - 1
+    half = 2.0 ** (fmt.bits_stored - 1)
+    partial = fmt.photometric == "YBR_PARTIAL_422"
     matrix = _RGB_FROM_PARTIAL if partial else _RGB_FROM_FULL
     offset = np.array([half / 8 if partial else 0.0, half, half])
     flat = values.reshape(-1, 3)
@@ -72,31 +53,15 @@ def convert_ycc_to_rgb(values: npt.NDArray[Any], form: FrameFormat) -> npt.NDArr
 
 
 def reduce_to_8_bits(values: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
-    """Return the highest 8 of that many bits."""
+    """Return the highest 8 of `bits` bits."""
     return (values.astype(np.int64) >> max(0, bits - 8)).clip(0, 255).astype(np.uint8)
 
 
 def apply_palette(view: Dataset, stored: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """
-    Look colors up.
+    Return the colors (rows, columns, 3) uint8 of (rows, columns) indices, clipped to the palette.
 
-    Parameters
-    ----------
-    view : pydicom.Dataset
-        With its palette, segmented or not.
-    stored : numpy.ndarray
-        (rows, columns) indices, signed or unsigned; those outside of the palette take its end entries.
-
-    Returns
-    -------
-    numpy.ndarray
-        (rows, columns, 3), the highest 8 bits of palettes of 16; 8 bits are taken for what they are where a
-        palette that claims 16 has no entry above 255.
-
-    Raises
-    ------
-    DecodeError
-        If the palette is absent or damaged.
+    A palette of 16 bits is reduced to 8, unless it has no entry above 255.
     """
     tables = [
         _parse_palette(view, color, signed=stored.dtype.kind == "i") for color in ("Red", "Green", "Blue")
@@ -129,50 +94,33 @@ def _parse_palette(view: Dataset, color: str, *, signed: bool) -> LookupTable:
 
 def expand_segments(data: Sequence[int], count: int, *, bytes_each: int) -> list[int]:
     """
-    Expand a segmented palette (PS3.3 C.7.9.2).
+    Return the first `count` entries of a segmented palette (PS3.3 C.7.9.2), from codes, lengths and values.
 
-    Parameters
-    ----------
-    data : sequence of int
-        Operation codes, lengths and values.
-    count : int
-        The number of entries that must come out.
-    bytes_each : int
-        1 or 2: of each number; an indirect segment names its target by the byte.
-
-    Returns
-    -------
-    list of int
-        The first `count` entries.
-
-    Raises
-    ------
-    DecodeError
-        If a segment is unknown, empty or incomplete, or there are too few entries.
+    `bytes_each`, 1 or 2, is the size of a number: indirect segments address their target in bytes.
     """
     entries: list[int] = []
-    places: list[int] = []
+    starts: list[int] = []
     order: dict[int, int] = {}
     at = 0
     while at + 2 < len(data) and len(entries) < count:
         if not data[at + 1]:
-            # without an end to these, a table could take any time
+            # any number of these would take any time
             raise DecodeError("a segment is empty")
         if data[at] == _INDIRECT:
             length, numbers = data[at + 1], data[at + 2 : at + 2 + 4 // bytes_each]
             target = sum(n << (8 * bytes_each * k) for k, n in enumerate(numbers)) // bytes_each
             if target not in order:
-                raise DecodeError("an indirect segment points at no segment before it")
-            copied = places[order[target] : order[target] + length]
-            if len(copied) < length or any(data[place] == _INDIRECT for place in copied):
+                raise DecodeError("an indirect segment points to no earlier segment")
+            copied = starts[order[target] : order[target] + length]
+            if len(copied) < length or any(data[start] == _INDIRECT for start in copied):
                 raise DecodeError("an indirect segment names segments that it can't copy")
-            for place in copied:
-                _expand_segment(data, place, entries)
+            for start in copied:
+                _expand_segment(data, start, entries)
             following = at + 2 + 4 // bytes_each
         else:
             following = _expand_segment(data, at, entries)
-        order[at] = len(places)
-        places.append(at)
+        order[at] = len(starts)
+        starts.append(at)
         at = following
     if len(entries) < count:
         raise DecodeError(f"a segmented table of {count} entries holds {len(entries)}")
@@ -180,13 +128,13 @@ def expand_segments(data: Sequence[int], count: int, *, bytes_each: int) -> list
 
 
 def _expand_segment(data: Sequence[int], at: int, entries: list[int]) -> int:
-    """Append what a discrete or linear segment stands for; return where the next one starts."""
+    """Append the entries of a discrete or linear segment; return the index of the next segment."""
     operation, length = data[at], data[at + 1]
     if operation == _DISCRETE:
         entries.extend(data[at + 2 : at + 2 + length])
         return at + 2 + length
     if operation != _LINEAR or not entries or not length:
-        raise DecodeError("a segment is of an unknown kind, or has nothing to start from")
+        raise DecodeError("a segment is of an unknown type, or has no value to start from")
     start, end = entries[-1], data[at + 2]
     entries.extend((start * (length - k) + end * k + length // 2) // length for k in range(1, length + 1))
     return at + 3

@@ -1,12 +1,11 @@
 """
-PET activity into standardized uptake values for body weight.
+PET activity to standardized uptake values by body weight.
 
-The computation is the vendor-neutral one of RSNA's Quantitative Imaging Biomarkers Alliance
-(qibawiki.rsna.org, "Standardized Uptake Value", SUV_vendorneutral_pseudocode_20180626): what it calls
-impossible is refused here, with the attribute that is missing or contradicts another. Enhanced PET (PS3.3
-C.8.22) gives the dose in MBq and the moment of decay correction itself.
+SUVbw = activity concentration [Bq/ml] · weight [g] / dose decayed to the time of the image [Bq]
 
-    SUVbw = activity concentration [Bq/ml] · weight [g] / dose decayed to the moment of the image [Bq]
+Source: the vendor-neutral pseudocode of RSNA's Quantitative Imaging Biomarkers Alliance (qibawiki.rsna.org,
+"Standardized Uptake Value", SUV_vendorneutral_pseudocode_20180626); what it calls impossible raises an error
+that names the attribute. Enhanced PET (PS3.3 C.8.22) states the dose in MBq and the time of decay correction.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _GE_SCAN: Final = PrivateTag(0x0009, 0x0D, "GEMS_PETD_01", "DT")
 _PHILIPS_SUV: Final = PrivateTag(0x7053, 0x00, "Philips PET Private Group", "DS")
 _PHILIPS_ACTIVITY: Final = PrivateTag(0x7053, 0x09, "Philips PET Private Group", "DS")
 
-#: What a header-only read must include for :func:`suv_factor`.
+#: Tags that a header-only read must include for :func:`compute_suv_factor`.
 SUV_TAGS: Final[list[str | int]] = [
     "AcquisitionDate",
     "AcquisitionTime",
@@ -71,7 +70,7 @@ _ENHANCED_PET: Final = "1.2.840.10008.5.1.4.1.1.130"
 #: Doses in Bq: from a hundredth of what a mouse is given to a hundred times that of a therapy.
 _MIN_BQ, _MAX_BQ = 1e4, 1e12
 _MIN_KG, _MAX_KG = 1e-3, 1e3
-#: Hardly a thousandth of a dose is left then: a date is wrong.
+#: After that, less than a thousandth of a dose is left: a date is wrong.
 _MAX_HALF_LIVES: Final = 10
 #: Dynamic scans begin shortly before the injection.
 _LATEST_INJECTION: Final = 600.0
@@ -79,25 +78,10 @@ _LATEST_INJECTION: Final = 600.0
 
 def compute_suv_factor(dataset: Dataset, *, first_acquired: float | None = None) -> float:
     """
-    Return SUVbw, in g/ml, of one unit of the rescaled values of a PET image.
+    Return the SUVbw, in g/ml, of one unit of the rescaled values of a PET image, or raise ReadError.
 
-    Parameters
-    ----------
-    dataset : pydicom.Dataset
-        The attributes of one PET image or frame.
-    first_acquired : float, optional
-        The least :func:`acquired_at` of all images of the series. Needed where the series was dated anew
-        after the acquisition, to know when its first bed position was measured.
-
-    Returns
-    -------
-    float
-        The factor, greater than 0. It differs between images where their decay is not corrected.
-
-    Raises
-    ------
-    ReadError
-        If the attributes don't allow it; the message names the one that is missing or unusable.
+    `first_acquired` is the least :func:`get_acquisition_time` of the series: needed if the series date was
+    rewritten after the acquisition. The factor differs between images whose decay is not corrected.
     """
     units = _get_units(dataset)
     if units == "GML":
@@ -112,7 +96,7 @@ def compute_suv_factor(dataset: Dataset, *, first_acquired: float | None = None)
 
 
 def _make_error(reason: str) -> ReadError:
-    return ReadError(f"no SUV can be computed: {reason}; read it in the units of the file instead")
+    return ReadError(f"SUV can't be computed: {reason}; read the values in the units of the file instead")
 
 
 def _get_units(dataset: Dataset) -> str:
@@ -137,7 +121,7 @@ def _compute_from_counts(dataset: Dataset, first_acquired: float | None) -> floa
             )
     raise _make_error(
         "Units is CNTS, and neither Philips' SUV factor (7053,1000) nor its activity concentration factor "
-        "(7053,1009) is there and positive"
+        "(7053,1009) is present and positive"
     )
 
 
@@ -146,7 +130,7 @@ def _compute_from_activity(dataset: Dataset, first_acquired: float | None) -> fl
     weight = _get_positive(dataset, "PatientWeight", "kg", _MIN_KG, _MAX_KG)
     drugs = get_items(dataset, "RadiopharmaceuticalInformationSequence")
     if len(drugs) != 1:
-        raise _make_error("RadiopharmaceuticalInformationSequence has not just one item")
+        raise _make_error("RadiopharmaceuticalInformationSequence does not have exactly one item")
     drug = drugs[0]
     megabecquerel = get_identifier(dataset, "SOPClassUID") == _ENHANCED_PET
     unit, scale = ("MBq", 1e6) if megabecquerel else ("Bq", 1.0)
@@ -177,7 +161,7 @@ def _get_positive(dataset: Dataset, keyword: str, unit: str, least: float, most:
 
 
 def _get_decay_correction(dataset: Dataset) -> str:
-    """Return START, ADMIN, NONE or GIVEN: to which moment decay was corrected."""
+    """Return START, ADMIN, NONE or GIVEN: the time to which decay was corrected."""
     corrected = get_codes(dataset, "CorrectedImage")
     if not corrected and has_value(dataset, "AttenuationCorrected"):
         return _check_enhanced_corrections(dataset)
@@ -202,12 +186,12 @@ def _check_enhanced_corrections(dataset: Dataset) -> str:
 
 
 def get_acquisition_time(dataset: Dataset) -> float | None:
-    """Return Acquisition Date and Time in seconds, for comparing; None where they are missing or unusable."""
+    """Return Acquisition Date and Time in seconds, for comparison; None if they are unusable."""
     return get_datetime(dataset, "AcquisitionDate", "AcquisitionTime")
 
 
 def _find_reference_time(dataset: Dataset, correction: str, half_life: float, first: float | None) -> float:
-    """Return the moment, in seconds, to which the values of an image refer."""
+    """Return the time, in seconds, to which the values of an image refer."""
     if correction == "GIVEN":
         return _require(
             parse_local_datetime(dataset, get_text(dataset, "DecayCorrectionDateTime")),
@@ -224,7 +208,7 @@ def _find_reference_time(dataset: Dataset, correction: str, half_life: float, fi
 
 
 def _find_scan_start(dataset: Dataset, acquired: float, half_life: float, first: float | None) -> float:
-    """Return when the scan began, where the series was dated after the acquisition."""
+    """Return when the scan began, if the series date is later than the acquisition."""
     scan = parse_local_datetime(dataset, get_private_text(dataset, _GE_SCAN))
     if scan is not None:
         return scan
@@ -241,7 +225,7 @@ def _find_scan_start(dataset: Dataset, acquired: float, half_life: float, first:
 
 
 def _compute_average_time(dataset: Dataset, half_life: float) -> float:
-    """Return the seconds from the start of a frame to the moment of its average count rate."""
+    """Return the seconds from the start of a frame to its average count rate."""
     duration = (get_floats(dataset, "ActualFrameDuration", 1) or (0.0,))[0] / 1000
     decay = math.log(2) / half_life * duration
     if decay < 1e-6:
@@ -256,7 +240,7 @@ def _require(found: float | None, names: str) -> float:
 
 
 def _compute_decay_time(dataset: Dataset, drug: Dataset, reference: float) -> float:
-    """Return the seconds from the injection to the moment of the image."""
+    """Return the seconds from the injection to the image."""
     keyword = "RadiopharmaceuticalStartDateTime"
     if has_value(drug, keyword):
         decay = reference - _require(parse_local_datetime(dataset, get_text(drug, keyword)), keyword)
@@ -264,6 +248,6 @@ def _compute_decay_time(dataset: Dataset, drug: Dataset, reference: float) -> fl
             raise _make_error(f"{keyword} is later than the image")
         return decay
     time = _require(get_time(drug, "RadiopharmaceuticalStartTime"), "RadiopharmaceuticalStartTime")
-    # it has no date: the last such time before the image is meant, perhaps before midnight
+    # it has no date: it is the last such time before the image, perhaps before midnight
     decay = reference % SECONDS_PER_DAY - time
     return decay if decay >= -_LATEST_INJECTION else decay + SECONDS_PER_DAY

@@ -31,7 +31,7 @@ __all__ = ["build_lookup_table", "parse_declared_voi", "parse_lookup_table"]
 
 def parse_declared_voi(dataset: Dataset) -> tuple[Voi, ...]:
     """
-    Return the VOI LUTs, then the windows that a data set declares; unusable ones are left out.
+    Return the VOI LUTs, then the windows that a dataset declares, without unusable ones.
 
     A display applies one of them: a LUT *or* a window, never both (PS3.3 C.11.2.1).
     """
@@ -44,13 +44,13 @@ def _parse_tables(dataset: Dataset) -> list[LookupTable]:
         try:
             tables.append(_parse_item(item, dataset, signed_input=_has_signed_input(dataset)))
         except DecodeError:
-            # a table for display only: without it, the image is still what it is
+            # only the display needs it, the values do not
             continue
     return tables
 
 
 def parse_lookup_table(dataset: Dataset, keyword: str) -> LookupTable | None:
-    """Return the table in the first item of a sequence, or None if there is none."""
+    """Return the table in the first filled item of a sequence; None if there is none."""
     filled = [
         i for i in get_items(dataset, keyword) if has_value(i, "LUTData") or has_value(i, "LUTDescriptor")
     ]
@@ -59,7 +59,7 @@ def parse_lookup_table(dataset: Dataset, keyword: str) -> LookupTable | None:
 
 
 def _has_signed_input(dataset: Dataset) -> bool:
-    """Whether the values that enter the VOI LUT can be negative."""
+    """Whether the input of the VOI LUT can be negative."""
     intercept = get_floats(dataset, "RescaleIntercept")
     signed = parse_integer(dataset, "PixelRepresentation", 0) == 1 or bool(intercept and intercept[0] < 0)
     return signed and not get_items(dataset, "ModalityLUTSequence")
@@ -82,28 +82,10 @@ def build_lookup_table(
     expand: Callable[..., Sequence[int]] | None = None,
 ) -> LookupTable:
     """
-    Read a table by its descriptor (PS3.3 C.11.1.1 and C.7.6.3.1.5).
+    Return a table by its descriptor (PS3.3 C.11.1.1 and C.7.6.3.1.5): entries, first input value, bits.
 
-    Parameters
-    ----------
-    item : pydicom.Dataset
-        With the descriptor: the number of entries, unsigned, 0 for 65536; the first value that is mapped,
-        signed where the input is; bits of an entry.
-    keyword : str
-        Of the descriptor.
-    data : bytes or sequence of int
-        The entries. Those of 8 bits are written either packed or one in each word; the length tells.
-    signed_input : bool
-        Whether the values that are looked up can be negative.
-    big_endian : bool
-        The byte order of `data`, if it is bytes.
-    expand : callable, optional
-        Numbers, number of entries and ``bytes_each`` of the numbers to entries, where `data` is segmented.
-
-    Raises
-    ------
-    DecodeError
-        If the descriptor or the data is absent, or there are too few entries.
+    Entries of 8 bits are packed or one per word, as the length of `data` shows; `expand` expands segmented
+    `data`.
     """
     descriptor = get_floats(item, keyword, 3)
     if descriptor is None or data is None:
@@ -136,7 +118,7 @@ def _to_words(data: Any, *, big_endian: bool) -> npt.NDArray[np.uint16]:
     try:
         return np.atleast_1d(np.asarray(data, dtype=np.int64)).ravel().astype(np.uint16)
     except (TypeError, ValueError, OverflowError):
-        raise DecodeError("a lookup table holds no whole numbers") from None
+        raise DecodeError("a lookup table does not hold whole numbers") from None
 
 
 def _parse_windows(dataset: Dataset) -> list[Window]:
@@ -149,9 +131,9 @@ def _parse_windows(dataset: Dataset) -> list[Window]:
     if stated == "LINEAR_EXACT":
         function = "LINEAR_EXACT"
     windows = []
-    for place, (center, width) in enumerate(zip(centers, widths, strict=False)):
+    for index, (center, width) in enumerate(zip(centers, widths, strict=False)):
         try:
-            windows.append(Window(center, width, function, names[place] if place < len(names) else ""))
+            windows.append(Window(center, width, function, names[index] if index < len(names) else ""))
         except PreprocessError:
             continue
     return windows
