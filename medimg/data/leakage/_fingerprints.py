@@ -198,6 +198,6 @@ def _frames(reader: StackReader) -> Iterator[_Image]:
         # values beyond float32 become infinite, which is no reason to warn
         with np.errstate(over="ignore", invalid="ignore"):
             meaning, stored = files.load(frame)
-            values = meaning.values(stored)
+            values = meaning.apply(stored)
         is_color = values.ndim == 3
         yield _Image(None if is_color or meaning.is_stored else stored, values, meaning.inverted)
