@@ -13,10 +13,10 @@ import pytest
 from medimg.core.read_report import Skipped
 from medimg.evaluation.evaluate import evaluate
 from medimg.evaluation.report import example_images
-from medimg.evaluation.report._calibration_facts import observed_coverage
-from medimg.evaluation.report.data_flow import count_reasons, shared_patients, split_subsets
+from medimg.evaluation.report._calibration_facts import measure_coverage
+from medimg.evaluation.report.data_flow import count_reasons, count_shared_patients, count_subsets
 from medimg.evaluation.report.example_images import to_pixels
-from medimg.evaluation.report.plots import _steps, thinned
+from medimg.evaluation.report.plots import _make_steps, thin_curve
 from medimg.evaluation.report.report import Report
 from medimg.metrics.classification import Support
 from medimg.metrics.curves import Line, curves_of
@@ -97,8 +97,8 @@ def test_flow_says_what_was_found_and_left_out(tmp_path: Path) -> None:
     assert flow["evaluated"] == {"patients": 10, "series": 50, "slices": 50}
     assert (flow["pictures"], flow["units"], flow["modalities"]) == (50, 10, {"DX": 50})
     text, page = read_page(report, tmp_path)
-    assert "no image (none of DICOM" in page.text
-    assert "50 pictures" in page.text
+    assert "not an image (none of DICOM" in page.text
+    assert "50 images after preprocessing, aggregated to 10 patient-level predictions" in page.text
     assert "DOE" not in text
 
 
@@ -110,20 +110,20 @@ def test_split_is_counted_and_an_overlap_is_said(tmp_path: Path) -> None:
     _, page = read_page(report, tmp_path, split={"train": train, "test": test})
     assert "test (evaluated here)" in page.text
     assert "train (evaluated here)" not in page.text
-    assert "none is on two sides" in page.text
-    assert [(s.patients, s.items) for s in split_subsets({"train": train, "test": test})] == [
+    assert "No patient is in more than one subset" in page.text
+    assert [(s.patients, s.items) for s in count_subsets({"train": train, "test": test})] == [
         (30, 150),
         (20, 100),
     ]
     _, page = read_page(report, tmp_path, split={"train": test, "test": test})
-    assert "20 patients are on more than one side" in page.text
-    assert shared_patients({"a": train, "b": test}) == 0
+    assert "20 patients in more than one subset" in page.text
+    assert count_shared_patients({"a": train, "b": test}) == 0
 
 
 def test_digests_tell_data_apart() -> None:
     one, same, other = (make_pair(n_patients=6, seed=seed)[1] for seed in (0, 0, 1))
     object.__setattr__(other, "patients", tuple(reversed(other.patients)))
-    digests = [side.digest for side in split_subsets({"one": one, "same": same, "other": other})]
+    digests = [side.digest for side in count_subsets({"one": one, "same": same, "other": other})]
     assert digests[0] == digests[1] != digests[2]
 
 
@@ -146,7 +146,7 @@ def test_every_kind_of_task_has_page_and_card(task: Task, classes: tuple[str, ..
 @pytest.mark.parametrize(("task", "classes"), KINDS)
 def test_coverage_of_sets_is_that_of_the_predictions(task: Task, classes: tuple[str, ...]) -> None:
     report = evaluate(*make_pair(task, classes, n_patients=30), unit="image", n_resamples=10)
-    assert observed_coverage(report) is None
+    assert measure_coverage(report) is None
     quantiles = [0.5] if task == "multiclass" else [0.5] * len(classes)
     with_provenance(report, calibration={"quantiles": quantiles})
     held, sizes = [], []
@@ -159,7 +159,7 @@ def test_coverage_of_sets_is_that_of_the_predictions(task: Task, classes: tuple[
         else:
             held += [name in kept for name in classes if row[f"label_{name}"] == 1]
         sizes.append(len(kept))
-    assert observed_coverage(report) == pytest.approx((np.mean(held), np.mean(sizes)))
+    assert measure_coverage(report) == pytest.approx((np.mean(held), np.mean(sizes)))
 
 
 def test_card_has_the_sections_of_its_model(tmp_path: Path) -> None:
@@ -217,18 +217,18 @@ def test_small_groups_are_not_counted_in_page_or_card(tmp_path: Path) -> None:
 
 def test_pictures_with_heat_have_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     heat = np.zeros((40, 30, 3), np.uint8)
-    monkeypatch.setattr(example_images, "_overlay", lambda *_: heat)
+    monkeypatch.setattr(example_images, "_render_overlay", lambda *_: heat)
     report = make_report(saliency=True)
     assert all(picture.overlay is heat for picture in report.pictures)
     assert {picture.explained for picture in report.pictures} == {"normal", "pneumonia"}
     _, page = read_page(report, tmp_path)
     heats = [image for image in page.all("img") if str(image["src"]).startswith("data:image/jpeg")]
     assert len(heats) == len(report.pictures)
-    assert all("heat" in str(image["alt"]) for image in heats)
-    assert "evidence for the class that it predicted (Grad-CAM" in page.text
+    assert all("saliency map" in str(image["alt"]) for image in heats)
+    assert "evidence for the predicted class" in page.text
     pair = make_pair("multilabel", ("a", "b"), n_patients=24)
     _, page = read_page(evaluate(*pair, n_resamples=5, saliency=True), tmp_path)
-    assert "evidence for the label whose probability is given (Grad-CAM" in page.text
+    assert "evidence for the label whose probability is given" in page.text
 
 
 def test_large_pictures_make_no_large_page(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_steps_of_precision_enclose_the_average_precision() -> None:
     scores = (scores - scores.min()) / np.ptp(scores)
     proba = np.stack([1 - scores, scores], axis=1)
     curves = curves_of(truth, proba, Support.of(truth, "multiclass", ("no", "yes")))
-    recall, precision = _steps(curves.precision_recall["yes"])
+    recall, precision = _make_steps(curves.precision_recall["yes"])
     area = float(np.diff(recall) @ precision[1:])
     assert area == pytest.approx(average_precision_score(truth[:, 1], scores), abs=1e-12)
 
@@ -254,13 +254,13 @@ def test_steps_of_precision_enclose_the_average_precision() -> None:
 def test_thinned_curves_keep_ends_and_extremes() -> None:
     x = np.linspace(0, 1, 5000)
     y = np.random.default_rng(0).normal(size=5000)
-    kept_x, kept_y = thinned(x, y)
+    kept_x, kept_y = thin_curve(x, y)
     assert len(kept_x) <= 400
     assert (kept_x[0], kept_x[-1]) == (0, 1)
     assert (kept_y.min(), kept_y.max()) == (y.min(), y.max())
-    assert thinned(x[:10], y[:10])[0] is not None
+    assert thin_curve(x[:10], y[:10])[0] is not None
     line = Line(np.zeros(1), np.ones(1), np.ones(1))
-    assert _steps(line)[1].tolist() == [1.0]
+    assert _make_steps(line)[1].tolist() == [1.0]
 
 
 def test_plain_reports_say_that_nothing_was_fitted(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Names of metrics for people."""
+"""Names of metrics to display."""
 
 __all__ = ["describe_metric"]
 
@@ -9,47 +9,37 @@ _DESCRIPTIONS = {
     "specificity": "Specificity",
     "auroc": "AUROC",
     "recall": "Recall (sensitivity)",
-    "recall_macro": "Recall, mean of the classes",
-    "specificity_macro": "Specificity, mean of the classes",
+    "recall_macro": "Recall (macro average)",
+    "specificity_macro": "Specificity (macro average)",
     "precision": "Precision",
-    "precision_macro": "Precision, mean of the classes",
+    "precision_macro": "Precision (macro average)",
     "f1": "F1",
-    "f1_macro": "F1, mean of the classes",
+    "f1_macro": "F1 (macro average)",
     "auprc": "Average precision (AUPRC)",
-    "auroc_weighted": "AUROC, weighted by class size",
-    "auprc_weighted": "Average precision, weighted by class size",
-    "precision_weighted": "Precision, weighted by class size",
-    "f1_weighted": "F1, weighted by class size",
-    "recall_micro": "Recall, all labels pooled",
-    "precision_micro": "Precision, all labels pooled",
-    "f1_micro": "F1, all labels pooled",
-    "mcc": "Matthews correlation",
+    "auroc_weighted": "AUROC (weighted by class size)",
+    "auprc_weighted": "Average precision (weighted by class size)",
+    "precision_weighted": "Precision (weighted by class size)",
+    "f1_weighted": "F1 (weighted by class size)",
+    "recall_micro": "Recall (micro average)",
+    "precision_micro": "Precision (micro average)",
+    "f1_micro": "F1 (micro average)",
+    "mcc": "Matthews correlation coefficient",
     "kappa": "Cohen’s kappa",
     "brier": "Brier score",
     "ece": "Expected calibration error",
-    "ece_macro": "Expected calibration error, mean of the classes",
+    "ece_macro": "Expected calibration error (macro average)",
 }
 
 
 def describe_metric(name: str) -> str:
     """
-    Put the name of a metric into words.
-
-    Parameters
-    ----------
-    name : str
-        A key of ``Report.metrics``.
-
-    Returns
-    -------
-    str
-        For people to read.
+    Give the name of a metric to display, from its key in ``Report.metrics``.
 
     Examples
     --------
     >>> describe_metric("recall_macro"), describe_metric("f1[viral]")
-    ('Recall, mean of the classes', 'F1: viral')
+    ('Recall (macro average)', 'F1: viral')
     """
-    kind, bracket, of_class = name.partition("[")
-    described = _DESCRIPTIONS[kind]
-    return f"{described}: {of_class.removesuffix(']')}" if bracket else described
+    metric, bracket, label = name.partition("[")
+    description = _DESCRIPTIONS[metric]
+    return f"{description}: {label.removesuffix(']')}" if bracket else description
