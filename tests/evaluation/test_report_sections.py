@@ -90,7 +90,7 @@ def test_flow_says_what_was_found_and_left_out(tmp_path: Path) -> None:
     more = [SimpleNamespace(patient=f"other {n}", series=series[0]) for n in range(7)]
     object.__setattr__(dataset, "skipped", skipped)
     object.__setattr__(dataset, "series", series)
-    object.__setattr__(dataset, "_labeled", labeled + more)
+    object.__setattr__(dataset, "labeled_series", labeled + more)
     report = evaluate(model, dataset, n_resamples=10)
     flow = report.provenance["data"]
     assert flow["found"] == {"patients": 17, "series": 57, "slices": 57}

@@ -96,7 +96,7 @@ def count_data_flow(dataset: EvaluationDataset, units: ScoredUnits) -> dict[str,
     count = getattr(dataset.preprocess, "count", lambda _: 0)
     flow["pictures"] = sum(map(count, series)) if dataset.unit == "series" else len(dataset)
     flow["modalities"] = dict(Counter(one.modality or "unknown" for one in distinct).most_common())
-    labeled = getattr(dataset, "_labeled", ())
+    labeled = getattr(dataset, "labeled_series", ())
     if labeled:
         flow["found"] = {
             "patients": len({one.patient or one.series.uid for one in labeled}),

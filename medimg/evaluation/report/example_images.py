@@ -172,7 +172,7 @@ def _render_overlay(model: Any, dataset: Any, item: int, target: int) -> NDArray
     """Render the saliency map of a class on an item's image, (rows, columns, 3)."""
     from medimg.saliency.explain import explain
 
-    volume = dataset.series[item].read(**asdict(dataset._policies))
+    volume = dataset.series[item].read(**asdict(dataset.policies))
     index = dataset.pictures[item]
     slices = None if index is None else [model.preprocess.render(volume).slices[index]]
     return explain(model, volume, target, slices=slices).overlay()
