@@ -18,15 +18,9 @@ from medimg.data.identifiers import keyed_hash
 from medimg.data.leakage.check_leaks import OnLeak
 from medimg.data.protocols import EvaluationDataset, Model
 from medimg.errors import DatasetError, LeakageError
-<<<<<<< HEAD
-from medimg.evaluation.aggregation import check_pair, check_units, make_units, thresholds_of
+from medimg.evaluation.aggregation import Unit, check_pair, check_units, make_units, thresholds_of
 from medimg.evaluation.report.cautions import ClassCount, describe_constant_predictions, list_cautions
 from medimg.evaluation.report.data_flow import count_data_flow
-=======
-from medimg.evaluation.aggregation import Unit, check_pair, check_units, make_units, thresholds_of
-from medimg.evaluation.report.cautions import ClassCount, cautions, is_undiscerning
-from medimg.evaluation.report.data_flow import data_flow
->>>>>>> main
 from medimg.evaluation.report.example_images import choose_images
 from medimg.evaluation.report.report import Report
 from medimg.evaluation.subgroups import Subgroups, few_in_subgroups, named_groups, subgroup_table

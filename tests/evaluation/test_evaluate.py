@@ -157,7 +157,7 @@ def test_one_patient_has_scores_but_no_intervals() -> None:
     assert np.isnan(report.metrics["accuracy"].low)
     assert np.isnan(report.metrics["auroc"].value)
     assert any("Only 1 patient" in note for note in report.notes)
-    assert any("Nothing evaluated is of class “pneumonia”" in note for note in report.notes)
+    assert any("no example of class “pneumonia”" in note for note in report.notes)
 
 
 def test_few_patients_are_warned_of_and_many_are_not() -> None:

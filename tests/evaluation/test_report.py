@@ -1,4 +1,4 @@
-"""The report: complete, self-contained, escaped, and silent about patients."""
+"""The report: complete, self-contained, escaped, and without patients' names."""
 
 import base64
 import dataclasses
@@ -112,7 +112,7 @@ def test_plots_embed_nothing_from_elsewhere(tmp_path: Path) -> None:
         assert "@import" not in drawing
 
 
-def test_pictures_can_be_left_out(tmp_path: Path) -> None:
+def test_images_can_be_left_out(tmp_path: Path) -> None:
     _, page = read_page(make_report(*KINDS[0]), tmp_path, pictures=False)
     assert len(page.all("img")) == 3  # ROC, precision and recall, reliability
     assert "Example images" not in page.text
@@ -207,7 +207,7 @@ def test_one_patient_makes_a_page_without_roc(tmp_path: Path) -> None:
     assert "ROC" not in page.text.replace("AUROC", "")
 
 
-def test_wrong_pictures_are_the_worst_and_right_ones_are_right() -> None:
+def test_errors_shown_are_the_largest_and_correct_ones_are_correct() -> None:
     model, dataset = make_pair(n_patients=40)
     report = evaluate(model, dataset, unit="image", n_resamples=10)
     error = np.abs(model.probabilities[:, 1] - dataset.labels)
@@ -219,7 +219,7 @@ def test_wrong_pictures_are_the_worst_and_right_ones_are_right() -> None:
     assert {picture.label for picture in report.pictures if picture.right} == {"normal", "pneumonia"}
 
 
-def test_pictures_show_what_the_model_saw() -> None:
+def test_images_show_what_the_model_received() -> None:
     _, dataset = make_pair()
     expected = np.rint(dataset.plane(7) * 255)
     found = to_pixels(dataset[7][0], FakeRecipe())
@@ -230,7 +230,7 @@ def test_pictures_show_what_the_model_saw() -> None:
 @pytest.mark.parametrize(
     ("channels", "shape"), [("repeat", (2, 2, 3)), ("windows", (2, 2)), ("adjacent", (2, 2))]
 )
-def test_color_stays_color_and_channels_of_other_kinds_do_not(channels: str, shape: tuple[int, ...]) -> None:
+def test_color_stays_color_and_other_channels_do_not(channels: str, shape: tuple[int, ...]) -> None:
     recipe = FakeRecipe(mean=(0.0,) * 3, std=(1.0,) * 3, channels=channels)
     image = np.stack([np.full((2, 2), v) for v in (0.0, 0.5, 1.0)])
     pixels = to_pixels(image, recipe)
@@ -250,7 +250,7 @@ def test_two_pages_of_one_report_are_equal(tmp_path: Path) -> None:
     assert first == second
 
 
-def test_right_pictures_of_many_units_are_chosen_in_no_time() -> None:
+def test_correct_images_of_many_units_are_chosen_in_no_time() -> None:
     model, dataset = make_pair(n_patients=40_000, per_patient=5)
     units = make_units(dataset, model.probabilities, "image")
     right = (units.truth == units.predicted).all(axis=1)
@@ -261,7 +261,7 @@ def test_right_pictures_of_many_units_are_chosen_in_no_time() -> None:
     assert units.truth[order[:6]].argmax(axis=1).tolist() == [0, 1] * 3
 
 
-def test_what_is_left_out_of_the_curves_is_said(tmp_path: Path) -> None:
+def test_omitted_curves_are_reported(tmp_path: Path) -> None:
     _, page = read_page(make_report("multilabel", tuple(f"label {n}" for n in range(26))), tmp_path)
     assert page.text.count("Only the first 24 of 26 classes are plotted.") == 3
     _, page = read_page(make_report(*KINDS[1]), tmp_path)
@@ -289,7 +289,7 @@ def test_many_classes_make_no_large_page(tmp_path: Path) -> None:
         ("series", "patient", "all series of a patient are averaged"),
     ],
 )
-def test_what_was_averaged_is_said(item: str, unit: Any, words: str, tmp_path: Path) -> None:
+def test_aggregation_is_reported(item: str, unit: Any, words: str, tmp_path: Path) -> None:
     model, dataset = make_pair()
     report = evaluate(model, dataclasses.replace(dataset, unit=item), unit=unit, n_resamples=5)
     assert words in read_page(report, tmp_path, pictures=False)[1].text
@@ -303,7 +303,7 @@ def test_what_was_averaged_is_said(item: str, unit: Any, words: str, tmp_path: P
         ({"card": True}, "another extension than the card's .md"),
     ],
 )
-def test_what_a_page_can_not_be_made_of(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_invalid_inputs_of_page_and_card(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     report = make_report(*KINDS[0])
     with pytest.raises(DatasetError, match=message):
         report.to_html(tmp_path / "page.md", **options)
@@ -313,14 +313,14 @@ def test_what_a_page_can_not_be_made_of(options: dict[str, Any], message: str, t
     assert not list(tmp_path.iterdir())
 
 
-def test_names_of_folders_that_are_no_utf_8(tmp_path: Path) -> None:
+def test_names_of_folders_that_are_not_utf_8(tmp_path: Path) -> None:
     report = make_report("multiclass", ("a", "b\udcff"))
     page = report.to_html(tmp_path / "r.html", card=True)
     for path in (page, page.with_suffix(".md"), report.to_csv(tmp_path / "r.csv")):
         assert "b\\udcff" in path.read_text(encoding="utf-8").replace("\\\\", "\\")
 
 
-def test_unknown_patients_are_said() -> None:
+def test_unknown_patients_are_reported() -> None:
     from medimg.evaluation.report.cautions import list_cautions
 
     notes = list_cautions(counts=(), n_patients=50, metrics={}, n_resamples=10, n_unknown=30)

@@ -9,11 +9,14 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
 
 from medimg.core.read_report import Skipped
 from medimg.evaluation.evaluate import evaluate
 from medimg.evaluation.report import example_images
 from medimg.evaluation.report._calibration_facts import measure_coverage
+from medimg.evaluation.report._jinja import escape_markdown, render_template
+from medimg.evaluation.report._sections import Table
 from medimg.evaluation.report.data_flow import count_reasons, count_shared_patients, count_subsets
 from medimg.evaluation.report.example_images import to_pixels
 from medimg.evaluation.report.plots import _make_steps, thin_curve
@@ -70,8 +73,8 @@ def test_reasons_are_counted_without_naming_files() -> None:
     assert list(counts)[-1] == "another reason"
 
 
-def test_real_reasons_are_told_apart(tmp_path: Path) -> None:
-    """What reading says of damaged files has words in the report."""
+def test_real_reasons_have_words(tmp_path: Path) -> None:
+    """Messages of reading damaged files have words in the report."""
     import medimg
 
     (tmp_path / "text.txt").write_text("no image")
@@ -82,7 +85,7 @@ def test_real_reasons_are_told_apart(tmp_path: Path) -> None:
     assert "another reason" not in count_reasons(reasons)
 
 
-def test_flow_says_what_was_found_and_left_out(tmp_path: Path) -> None:
+def test_data_flow_counts_what_was_found_and_skipped(tmp_path: Path) -> None:
     model, dataset = make_pair(n_patients=10)
     skipped = (Skipped("/x/DOE.txt", "/x/DOE.txt is none of DICOM, NIfTI, NRRD, MetaImage, PNG and JPEG"),)
     series = tuple(SimpleNamespace(shape=(1, 1, 8, 8), modality="DX") for _ in range(len(dataset)))
@@ -102,7 +105,7 @@ def test_flow_says_what_was_found_and_left_out(tmp_path: Path) -> None:
     assert "DOE" not in text
 
 
-def test_split_is_counted_and_an_overlap_is_said(tmp_path: Path) -> None:
+def test_split_is_counted_and_an_overlap_is_reported(tmp_path: Path) -> None:
     model, test = make_pair(n_patients=20)
     _, train = make_pair(n_patients=30, seed=1)
     object.__setattr__(train, "patients", tuple(f"t{p}" for p in train.patients))
@@ -120,15 +123,15 @@ def test_split_is_counted_and_an_overlap_is_said(tmp_path: Path) -> None:
     assert count_shared_patients({"a": train, "b": test}) == 0
 
 
-def test_digests_tell_data_apart() -> None:
+def test_digests_distinguish_data() -> None:
     one, same, other = (make_pair(n_patients=6, seed=seed)[1] for seed in (0, 0, 1))
     object.__setattr__(other, "patients", tuple(reversed(other.patients)))
-    digests = [side.digest for side in count_subsets({"one": one, "same": same, "other": other})]
+    digests = [subset.digest for subset in count_subsets({"one": one, "same": same, "other": other})]
     assert digests[0] == digests[1] != digests[2]
 
 
 @pytest.mark.parametrize(("task", "classes"), KINDS)
-def test_every_kind_of_task_has_page_and_card(task: Task, classes: tuple[str, ...], tmp_path: Path) -> None:
+def test_every_type_of_task_has_page_and_card(task: Task, classes: tuple[str, ...], tmp_path: Path) -> None:
     model, dataset = make_pair(task, classes, n_patients=30)
     groups = {"sex": ["F" if n % 2 else "M" for n in range(len(dataset))]}
     report = evaluate(model, dataset, unit="image", n_resamples=20, subgroups=groups)
@@ -182,7 +185,7 @@ def test_card_has_the_sections_of_its_model(tmp_path: Path) -> None:
         assert row.endswith("|")
 
 
-def test_card_says_what_people_said(tmp_path: Path) -> None:
+def test_card_has_the_statements_of_its_authors(tmp_path: Path) -> None:
     path = make_report().to_model_card(
         tmp_path / "card.md",
         contact="radiology@example.org",
@@ -207,6 +210,29 @@ def test_names_from_data_are_escaped_in_the_card(tmp_path: Path) -> None:
     assert widths <= {3, 4, 5, 6}
 
 
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("a|b", r"a\|b"),
+        ("two\nlines\r\x0b\x85of text", "two lines of text"),
+        ("`code` *bold* _x_ ~~no~~", r"\`code\` \*bold\* \_x\_ \~\~no\~\~"),
+        ("[a](b) # $x$ \\", r"\[a\](b) \# \$x\$ \\"),
+        ("<b>&amp;", "&lt;b&gt;&amp;amp;"),
+        ("\udcff", "\udcff"),
+        (0.5, "0.5"),
+    ],
+)
+def test_text_is_escaped_for_markdown_once(text: object, escaped: str) -> None:
+    once = escape_markdown(text)
+    assert once == escaped
+    assert escape_markdown(once) is once
+
+
+def test_a_template_lacks_nothing() -> None:
+    with pytest.raises(UndefinedError, match="notes"):
+        render_template("notebook.html.j2", metrics=Table(["Metric"], []))
+
+
 def test_small_groups_are_not_counted_in_page_or_card(tmp_path: Path) -> None:
     model, dataset = make_pair(n_patients=24, per_patient=1)
     report = evaluate(model, dataset, n_resamples=10, subgroups={"site": ["a"] * 21 + ["b"] * 3})
@@ -215,7 +241,7 @@ def test_small_groups_are_not_counted_in_page_or_card(tmp_path: Path) -> None:
     assert "fewer than 5" in (tmp_path / "report.md").read_text()
 
 
-def test_pictures_with_heat_have_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_with_saliency_have_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     heat = np.zeros((40, 30, 3), np.uint8)
     monkeypatch.setattr(example_images, "_render_overlay", lambda *_: heat)
     report = make_report(saliency=True)
@@ -231,7 +257,7 @@ def test_pictures_with_heat_have_both(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "evidence for the label whose probability is given" in page.text
 
 
-def test_large_pictures_make_no_large_page(tmp_path: Path) -> None:
+def test_large_images_make_no_large_page(tmp_path: Path) -> None:
     model, dataset = make_pair(n_patients=12, per_patient=1, size=1100)
     path = evaluate(model, dataset, n_resamples=10).to_html(tmp_path / "report.html")
     assert path.stat().st_size < 5 * 2**20
@@ -251,7 +277,7 @@ def test_steps_of_precision_enclose_the_average_precision() -> None:
     assert area == pytest.approx(average_precision_score(truth[:, 1], scores), abs=1e-12)
 
 
-def test_thinned_curves_keep_ends_and_extremes() -> None:
+def test_thin_curves_keep_ends_and_extremes() -> None:
     x = np.linspace(0, 1, 5000)
     y = np.random.default_rng(0).normal(size=5000)
     kept_x, kept_y = thin_curve(x, y)
@@ -263,14 +289,14 @@ def test_thinned_curves_keep_ends_and_extremes() -> None:
     assert _make_steps(line)[1].tolist() == [1.0]
 
 
-def test_plain_reports_say_that_nothing_was_fitted(tmp_path: Path) -> None:
+def test_report_of_an_uncalibrated_model_says_so(tmp_path: Path) -> None:
     _, page = read_page(make_report(), tmp_path)
     assert "not calibrated" in page.text
     assert isinstance(page, Page)
 
 
 @pytest.mark.parametrize("unit", ["slice", "series"])
-def test_heat_is_that_of_the_slice_shown(
+def test_saliency_map_is_of_the_slice_shown(
     unit: Literal["slice", "series"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import medimg

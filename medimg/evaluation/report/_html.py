@@ -7,7 +7,7 @@ from medimg.data.protocols import EvaluationDataset, FitHistory
 from medimg.evaluation.report import _sections
 from medimg.evaluation.report._calibration_facts import describe_other_intervals
 from medimg.evaluation.report._formats import format_interval, format_number, format_percent
-from medimg.evaluation.report._templates import render_template
+from medimg.evaluation.report._jinja import render_template
 from medimg.evaluation.report.cautions import FEWEST_SHOWN, describe_decision_rule
 from medimg.evaluation.report.metric_names import describe_metric
 

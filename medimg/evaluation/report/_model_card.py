@@ -10,8 +10,8 @@ from medimg.evaluation.report._calibration_facts import (
     describe_training_ranges,
 )
 from medimg.evaluation.report._formats import format_count, format_number, format_percent, format_setting
+from medimg.evaluation.report._jinja import render_template
 from medimg.evaluation.report._sections import Table, headline_metrics
-from medimg.evaluation.report._templates import render_template
 from medimg.evaluation.report.cautions import FEWEST_SHOWN, describe_decision_rule
 from medimg.evaluation.report.data_flow import count_shared_patients, count_subsets
 from medimg.evaluation.report.metric_names import describe_metric

@@ -326,7 +326,9 @@ def build_overall_metrics(report: "Report") -> list[Table]:
 def build_metrics_by_class(report: "Report") -> Table:
     """List the metrics of each class."""
     names = dict.fromkeys(name.partition("[")[0] for name in report.metrics if "[" in name)
-    rows = [[name, *(report.metrics[f"{metric}[{name}]"] for metric in names)] for name in report.classes]
+    rows: list[list[str | Estimate]] = [
+        [name, *(report.metrics[f"{metric}[{name}]"] for metric in names)] for name in report.classes
+    ]
     return Table(["Class", *map(describe_metric, names)], rows, "Metrics by class")
 
 
