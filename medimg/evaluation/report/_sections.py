@@ -386,7 +386,7 @@ def build_calibration(report: "Report") -> CalibrationSection:
         ]
         for point in calibration.get("points", ())
     ]
-    head = ["Class", "Threshold", "Sensitivity", "Specificity", "Positives / negatives"]
+    head = ["Class", "Threshold", "Sensitivity", "Specificity", "Pos. / neg."]
     return CalibrationSection(
         sentences,
         criterion=_describe_criterion(calibration.get("operating_point")),
