@@ -25,10 +25,10 @@ _HOMES = {
     "Series": "medimg.io.series",
     "SliceReader": "medimg.io.series",
     "Volume": "medimg.core.volume",
-    "raster_series": "medimg.io.formats.raster",
+    "raster_series": "medimg.io.formats.raster_reader",
     "register_backbone": "medimg.models.backbones.registry",
-    "register_reader": "medimg.io",
-    "unregister_reader": "medimg.io",
+    "register_reader": "medimg.io._detect",
+    "unregister_reader": "medimg.io._detect",
 }
 
 __all__ = [*_HOMES]  # noqa: PLE0604  # all of them are strings
