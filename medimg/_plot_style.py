@@ -43,8 +43,6 @@ def choose_line_style(number: int) -> tuple[str, tuple[int, ...]]:
     """
     Choose color and dashes of a curve by its number, from 0; they repeat after `MOST_STYLES` curves.
 
-    Examples
-    --------
     >>> choose_line_style(0), choose_line_style(7)
     (('#0063a6', ()), ('#c2410c', (6, 2)))
     """

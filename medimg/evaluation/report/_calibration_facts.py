@@ -30,8 +30,6 @@ def describe_other_intervals(estimates: "Iterable[Estimate]") -> list[str]:
     """
     Name the intervals that do not come from resampling, and their method.
 
-    Examples
-    --------
     >>> from medimg.metrics.bootstrap import Estimate
     >>> describe_other_intervals([Estimate(1.0, 0.839, 1.0, method="exact")])
     ['proportions of 0 or 1 by exact binomial intervals over patients']
@@ -44,8 +42,6 @@ def describe_calibration(calibration: Mapping[str, Any] | None) -> list[str]:
     """
     Put a calibration, as ``facts_of`` gives it, into sentences.
 
-    Examples
-    --------
     >>> describe_calibration(None)[0].partition(":")[0]
     'The probabilities are not calibrated'
     """
@@ -100,8 +96,6 @@ def describe_training_ranges(ranges: Mapping[str, Any] | None) -> dict[str, str]
     """
     Put the ranges of the training data into words, without those that are unknown.
 
-    Examples
-    --------
     >>> describe_training_ranges({"series": 9, "modalities": ["CT", "MR"], "spacing": [0.5, 0.752]})
     {'series': '9', 'modalities': 'CT, MR', 'spacing': '0.5 to 0.752 mm'}
     """

@@ -43,8 +43,6 @@ def format_quantity(n: int, noun: str) -> str:
     """
     Count a noun in the singular or plural.
 
-    Examples
-    --------
     >>> format_quantity(1, "patient"), format_quantity(1200, "image"), format_quantity(2, "series")
     ('1 patient', '1,200 images', '2 series')
     """

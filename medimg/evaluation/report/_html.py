@@ -8,8 +8,8 @@ from medimg.evaluation.report import _sections
 from medimg.evaluation.report._calibration_facts import describe_other_intervals
 from medimg.evaluation.report._formats import format_interval, format_number, format_percent
 from medimg.evaluation.report._jinja import render_template
+from medimg.evaluation.report._metric_names import describe_metric
 from medimg.evaluation.report.cautions import FEWEST_SHOWN, describe_decision_rule
-from medimg.evaluation.report.metric_names import describe_metric
 
 if TYPE_CHECKING:
     from medimg.evaluation.report.report import Report
@@ -31,7 +31,7 @@ def render_report(
         report=report,
         title=title or f"Evaluation of {report.provenance['model']['backbone']}",
         created=report.provenance["created"].replace("T", " ").replace("+00:00", " UTC"),
-        headlines=_sections.headline_metrics(report),
+        headlines=_sections.choose_headlines(report),
         decision_rule=describe_decision_rule(report.task, report.classes, report.provenance["evaluation"]),
         other_intervals=describe_other_intervals(report.metrics.values()),
         data=_sections.build_data(report),

@@ -21,7 +21,7 @@ from medimg.evaluation.report._formats import (
     format_quantity,
     format_setting,
 )
-from medimg.evaluation.report.metric_names import describe_metric
+from medimg.evaluation.report._metric_names import describe_metric
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -11,10 +11,10 @@ from medimg.evaluation.report._calibration_facts import (
 )
 from medimg.evaluation.report._formats import format_count, format_number, format_percent, format_setting
 from medimg.evaluation.report._jinja import render_template
-from medimg.evaluation.report._sections import Table, headline_metrics
+from medimg.evaluation.report._metric_names import describe_metric
+from medimg.evaluation.report._sections import Table, choose_headlines
 from medimg.evaluation.report.cautions import FEWEST_SHOWN, describe_decision_rule
 from medimg.evaluation.report.data_flow import count_shared_patients, count_subsets
-from medimg.evaluation.report.metric_names import describe_metric
 
 if TYPE_CHECKING:
     from medimg.evaluation.report.report import Report
@@ -93,7 +93,7 @@ def _list_metrics_by_class(report: "Report") -> Table:
 
 def _list_subgroups(report: "Report") -> Table:
     assert report.subgroups is not None
-    names = headline_metrics(report)
+    names = choose_headlines(report)
     rows = []
     for (subgroup, group), part in report.subgroups.groupby(["subgroup", "group"], sort=False):
         values = part.set_index("metric")["value"]

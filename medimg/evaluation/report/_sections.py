@@ -21,10 +21,10 @@ from medimg.evaluation.report._formats import (
     format_percent,
     format_setting,
 )
+from medimg.evaluation.report._metric_names import describe_metric
 from medimg.evaluation.report.cautions import FEWEST_SHOWN
 from medimg.evaluation.report.data_flow import count_shared_patients, count_subsets
 from medimg.evaluation.report.example_images import ExampleImage
-from medimg.evaluation.report.metric_names import describe_metric
 from medimg.evaluation.report.plots import plot_curves, plot_reliability, plot_training
 from medimg.metrics.bootstrap import Estimate
 from medimg.metrics.curves import Curves, Reliability
@@ -52,7 +52,7 @@ __all__ = [
     "build_split",
     "build_subgroups",
     "build_training",
-    "headline_metrics",
+    "choose_headlines",
 ]
 
 _HEADLINES = {
@@ -166,7 +166,7 @@ class Gallery:
     has_saliency: bool
 
 
-def headline_metrics(report: "Report") -> tuple[str, ...]:
+def choose_headlines(report: "Report") -> tuple[str, ...]:
     """Name the metrics to read first."""
     return _HEADLINES["binary" if "sensitivity" in report.metrics else report.task]
 
@@ -260,13 +260,13 @@ def _plot_all(report: "Report", curves: Curves) -> list[Plot]:
         lines = _take_first(curves.roc)
         key = [_describe_curve(report, name, "auroc", "AUROC") for name in lines]
         alt = "ROC curve: sensitivity against false positive rate. The areas are listed below."
-        uri = plot_curves(list(lines.values()), kind="roc")
+        uri = plot_curves(list(lines.values()), curve_type="roc")
         plots.append(Plot("ROC curve", uri, alt, key, _note_omitted(lines, curves.roc)))
     if curves.precision_recall:
         lines = _take_first(curves.precision_recall)
         key = [_describe_curve(report, name, "auprc", "average precision") for name in lines]
         alt = "Precision against recall. The average precisions are listed below."
-        uri = plot_curves(list(lines.values()), kind="precision_recall")
+        uri = plot_curves(list(lines.values()), curve_type="precision_recall")
         note = _note_omitted(lines, curves.precision_recall)
         plots.append(Plot("Precision–recall curve", uri, alt, key, note))
     return [*plots, _plot_reliability(report, curves)]
@@ -336,7 +336,7 @@ def build_subgroups(report: "Report") -> list[Table]:
     """List the headline metrics of each group of patients, with its size, one table for each attribute."""
     if report.subgroups is None:
         return []
-    names = headline_metrics(report)
+    names = choose_headlines(report)
     head = ["Group", "Patients", *map(describe_metric, names), "Note"]
     return [
         Table(

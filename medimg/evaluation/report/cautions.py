@@ -53,8 +53,6 @@ def describe_decision_rule(task: str, classes: tuple[str, ...], evaluation: Mapp
     """
     Describe how probabilities become predictions, as part of a sentence.
 
-    Examples
-    --------
     >>> describe_decision_rule("multiclass", ("no", "yes"), {"operating_points": [0.3]})
     '“yes” is predicted if its probability is at least 0.3'
     """
@@ -80,8 +78,6 @@ def list_cautions(
     """
     List the limitations of the scores; `n_unknown` images have no known patient.
 
-    Examples
-    --------
     >>> counts = (ClassCount("no", 2, 2, 40), ClassCount("yes", 1, 1, 20))
     >>> few, *_ = list_cautions(counts=counts, n_patients=3, metrics={}, n_resamples=1000)
     >>> few.partition(".")[0]
@@ -116,8 +112,6 @@ def describe_constant_predictions(
     """
     Describe which classes of `predicted`, (n, K), are predicted for all units, or for none.
 
-    Examples
-    --------
     >>> same = np.array([[True, False], [True, False]])
     >>> describe_constant_predictions(same, ("no", "yes"), "multiclass")[0].partition(":")[0]
     'Every prediction is “no”'

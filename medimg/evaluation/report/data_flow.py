@@ -60,8 +60,6 @@ def count_reasons(reasons: Iterable[str]) -> dict[str, int]:
     """
     Count the reasons why files were skipped, most frequent first, in words that name no file.
 
-    Examples
-    --------
     >>> count_reasons(["/data/DOE^JANE/notes.txt is none of DICOM, NIfTI, NRRD, MetaImage, PNG and JPEG"])
     {'not an image (none of DICOM, NIfTI, NRRD, MetaImage, PNG and JPEG)': 1}
     """

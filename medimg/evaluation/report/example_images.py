@@ -105,8 +105,6 @@ def to_pixels(image: Any, recipe: Recipe) -> NDArray[np.uint8]:
     The result is (H, W), or (H, W, 3) for an image in color. If the channels are several windows or adjacent
     slices, it is the middle channel.
 
-    Examples
-    --------
     >>> import numpy as np
     >>> from types import SimpleNamespace
     >>> recipe = SimpleNamespace(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), channels="repeat")
@@ -130,8 +128,6 @@ def join_class_names(indicators: NDArray[np.bool_], classes: tuple[str, ...]) ->
     """
     Join the names of the classes that are set, (K,); "none" for none.
 
-    Examples
-    --------
     >>> join_class_names(np.array([True, False, True]), ("a", "b", "c"))
     'a, c'
     """

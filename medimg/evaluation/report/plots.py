@@ -39,14 +39,14 @@ _AXIS_LABELS: Final = {
 }
 _MARKERS: Final = "osD^vP*X"
 
-CurveKind: TypeAlias = Literal["roc", "precision_recall"]
+CurveType: TypeAlias = Literal["roc", "precision_recall"]
 Floats: TypeAlias = NDArray[np.float64]
 
 
-def plot_curves(lines: Sequence[Line], *, kind: CurveKind) -> str:
+def plot_curves(lines: Sequence[Line], *, curve_type: CurveType) -> str:
     """Plot ROC or precision-recall curves, each in the style of its number, as a ``data:`` URI."""
     figure, (axes,) = make_axes((4.2, 4.0))
-    is_roc = kind == "roc"
+    is_roc = curve_type == "roc"
     if is_roc:
         axes.plot([0, 1], [0, 1], **REFERENCE_LINE)
     for number, line in enumerate(lines):
@@ -54,7 +54,7 @@ def plot_curves(lines: Sequence[Line], *, kind: CurveKind) -> str:
         x, y = thin_curve(line.x, line.y) if is_roc else _make_steps(line)
         drawstyle = "default" if is_roc else "steps-pre"
         axes.plot(x, y, color=color, linewidth=2, dashes=dashes or (None, None), drawstyle=drawstyle)
-    _set_unit_square(axes, *_AXIS_LABELS[kind])
+    _set_unit_square(axes, *_AXIS_LABELS[curve_type])
     return _encode_svg(figure)
 
 
@@ -75,8 +75,6 @@ def thin_curve(x: Floats, y: Floats, most: int = 400) -> tuple[Floats, Floats]:
     """
     Keep ends and extremes: the first, lowest, highest and last point of each of `most` / 4 stretches.
 
-    Examples
-    --------
     >>> import numpy as np
     >>> thin_curve(np.linspace(0, 1, 9), np.array([0, 1, 1, 1, 9, 1, 1, 1, 1.0]), most=4)[1]
     array([0., 9., 1.])

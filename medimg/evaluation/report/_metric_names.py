@@ -35,8 +35,6 @@ def describe_metric(name: str) -> str:
     """
     Give the name of a metric to display, from its key in ``Report.metrics``.
 
-    Examples
-    --------
     >>> describe_metric("recall_macro"), describe_metric("f1[viral]")
     ('Recall (macro average)', 'F1: viral')
     """
