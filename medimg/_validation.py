@@ -1,106 +1,101 @@
-"""Checks of settings that several methods share."""
+"""Argument checks: each returns the checked value or raises an error that says what was expected."""
 
 from __future__ import annotations
 
 import math
 import operator
-from numbers import Integral, Real
-from typing import Final
+from numbers import Real
+from typing import TYPE_CHECKING, Final, TypeVar
 
-import numpy as np
+from medimg.errors import DatasetError, MedimgError, TrainingError
 
-from medimg.errors import DatasetError, TrainingError
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
-__all__ = ["check_choice", "check_count", "check_positive", "checked_seed", "real_number", "whole_number"]
+__all__ = ["check_batch_size", "check_choice", "check_number", "check_seed", "check_whole_number"]
 
 _MOST_SEED: Final = 2**32 - 1  # scikit-learn's, which draws the folds
+_Choice = TypeVar("_Choice")
 
 
-def checked_seed(seed: object) -> int:
-    """
-    Return a seed as an int, NumPy's integers too.
-
-    Raises
-    ------
-    DatasetError
-        If it is none: without one a split could not be had again.
-    """
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= _MOST_SEED:
-        raise DatasetError(f"seed is a whole number from 0 to 2³² - 1; found {seed!r}")
-    return int(seed)
-
-
-def whole_number(name: str, value: object) -> int:
-    """
-    Return a setting as an int, NumPy's integers too.
-
-    Raises
-    ------
-    TrainingError
-        If it is no whole number.
-    """
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)  # type: ignore[arg-type]  # anything is given, and most of it refused
-    except TypeError:
-        raise TrainingError(f"{name} is a whole number; found {value!r}") from None
+def check_whole_number(
+    name: str,
+    value: object,
+    *,
+    least: int | None = None,
+    most: int | None = None,
+    hint: str = "",
+    error: type[MedimgError] = TrainingError,
+) -> int:
+    """Return a whole number (NumPy's too) from `least` to `most` as an int."""
+    number = None
+    if not isinstance(value, bool):
+        try:
+            number = operator.index(value)  # type: ignore[arg-type]  # anything is given, and most of it refused
+        except TypeError:
+            number = None
+    if number is None or (least is not None and number < least) or (most is not None and number > most):
+        bounds = "" if least is None else f", {least} or more" if most is None else f" from {least} to {most}"
+        raise error(f"{name} must be a whole number{bounds}{hint}; found {value!r}")
+    return number
 
 
-def real_number(name: str, value: object) -> float:
-    """
-    Return a setting as a float, NumPy's too.
+def check_number(
+    name: str,
+    value: object,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    hint: str = "",
+    error: type[MedimgError] = TrainingError,
+) -> float:
+    """Return a finite number (NumPy's too) within bounds as a float; `above` and `below` are exclusive."""
+    number = _as_float(value)
+    inside = (
+        math.isfinite(number)
+        and (least is None or number >= least)
+        and (above is None or number > above)
+        and (most is None or number <= most)
+        and (below is None or number < below)
+    )
+    if not inside:
+        parts = [
+            f"{number:g} or more" if word == "least" else f"{word} {number:g}"
+            for word, number in {"least": least, "above": above, "at most": most, "below": below}.items()
+            if number is not None
+        ]
+        bounds = f", {' and '.join(parts)}" if parts else ""
+        raise error(f"{name} must be a number{bounds}{hint}; found {value!r}")
+    return number
 
-    Raises
-    ------
-    TrainingError
-        If it is no number.
-    """
+
+def check_choice(
+    name: str, value: object, choices: Collection[_Choice], *, error: type[MedimgError] = TrainingError
+) -> _Choice:
+    """Return one of the choices."""
+    for choice in choices:
+        if value is choice or (type(value) is type(choice) and value == choice):
+            return choice
+    listed = [f'"{choice}"' if isinstance(choice, str) else repr(choice) for choice in choices]
+    raise error(f"{name} must be {', '.join(listed[:-1])} or {listed[-1]}; found {value!r}")
+
+
+def check_seed(seed: object, *, error: type[MedimgError] = DatasetError) -> int:
+    """Return a seed from 0 to 2³² - 1 as an int."""
+    return check_whole_number("seed", seed, least=0, most=_MOST_SEED, error=error)
+
+
+def check_batch_size(batch_size: object, *, error: type[MedimgError] = TrainingError) -> int:
+    """Return a batch size, at least 1, as an int."""
+    return check_whole_number("batch_size", batch_size, least=1, error=error)
+
+
+def _as_float(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TrainingError(f"{name} is a number; found {value!r}")
-    return float(value)
-
-
-def check_positive(method: object, **values: object) -> None:
-    """
-    Refuse what is no positive number.
-
-    Raises
-    ------
-    TrainingError
-        It names the setting.
-    """
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
-            raise TrainingError(f"{name} of {type(method).__name__} is a positive number; found {value!r}")
-
-
-def check_count(method: object, **values: object) -> None:
-    """
-    Refuse what is no whole number from 1.
-
-    Raises
-    ------
-    TrainingError
-        It names the setting.
-    """
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
-            raise TrainingError(
-                f"{name} of {type(method).__name__} is a whole number from 1; found {value!r}"
-            )
-
-
-def check_choice(method: object, name: str, value: object, choices: tuple[str, ...]) -> None:
-    """
-    Refuse what is none of the choices.
-
-    Raises
-    ------
-    TrainingError
-        It names the setting.
-    """
-    if value not in choices:
-        raise TrainingError(
-            f"{name} of {type(method).__name__} is one of {', '.join(map(repr, choices))}; found {value!r}"
-        )
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf

@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from medimg._validation import check_count, check_positive
+from medimg._validation import check_number, check_whole_number
 from medimg.adapt.adversarial_losses import (
     adversarial_loss,
     entropy_weights,
@@ -160,8 +160,8 @@ class DANN(Adaptation):
     hidden: int = 256
 
     def __post_init__(self) -> None:
-        check_positive(self, weight=self.weight)
-        check_count(self, hidden=self.hidden)
+        check_number("weight", self.weight, above=0)
+        check_whole_number("hidden", self.hidden, least=1)
 
     def make_term(self, features: int, classes: int, domains: int) -> AdaptationTerm:
         """Return the discriminator; see :class:`Adaptation`."""
@@ -208,8 +208,8 @@ class CDAN(Adaptation):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_positive(self, weight=self.weight)
-        check_count(self, hidden=self.hidden)
+        check_number("weight", self.weight, above=0)
+        check_whole_number("hidden", self.hidden, least=1)
 
     def make_term(self, features: int, classes: int, domains: int) -> AdaptationTerm:
         """Return the discriminator; see :class:`Adaptation`."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, get_args
 
-from medimg._validation import check_choice, check_positive
+from medimg._validation import check_choice, check_number
 from medimg.adapt.base import Adaptation, AdaptationTerm, Images, Side, the_target
 from medimg.adapt.distances import BANDWIDTHS, Estimate, coral_loss, mmd_loss
 
@@ -67,7 +67,7 @@ class CORAL(Adaptation):
     relative: bool = True
 
     def __post_init__(self) -> None:
-        check_positive(self, weight=self.weight)
+        check_number("weight", self.weight, above=0)
 
     def make_term(self, features: int, classes: int, domains: int) -> AdaptationTerm:
         """Return the weighed distance; see :class:`Adaptation`."""
@@ -111,8 +111,9 @@ class MMD(Adaptation):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bandwidths", tuple(self.bandwidths))
-        check_positive(self, weight=self.weight, bandwidths=min(self.bandwidths, default=0.0))
-        check_choice(self, "estimate", self.estimate, get_args(Estimate))
+        check_number("weight", self.weight, above=0)
+        check_number("bandwidths", min(self.bandwidths, default=0.0), above=0)
+        check_choice("estimate", self.estimate, get_args(Estimate))
 
     def make_term(self, features: int, classes: int, domains: int) -> AdaptationTerm:
         """Return the weighed discrepancy; see :class:`Adaptation`."""

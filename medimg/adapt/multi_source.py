@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from medimg._validation import check_choice, check_count, check_positive
+from medimg._validation import check_choice, check_number, check_whole_number
 from medimg.adapt.adversarial_losses import adversarial_loss, mdan_objective, ramp
 from medimg.adapt.base import Adaptation, AdaptationTerm, Images, Side, the_target
 from medimg.adapt.dann import discriminator
@@ -142,9 +142,10 @@ class MultiSource(Adaptation):
     hidden: int = 256
 
     def __post_init__(self) -> None:
-        check_choice(self, "method", self.method, get_args(MultiSourceMethod))
-        check_positive(self, weight=self.strength, gamma=self.gamma)
-        check_count(self, hidden=self.hidden)
+        check_choice("method", self.method, get_args(MultiSourceMethod))
+        check_number("weight", self.strength, above=0)
+        check_number("gamma", self.gamma, above=0)
+        check_whole_number("hidden", self.hidden, least=1)
 
     @property
     def strength(self) -> float:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from medimg._validation import check_count, check_positive
+from medimg._validation import check_number, check_whole_number
 from medimg.adapt.base import Adaptation, Images
-from medimg.errors import TrainingError
 
 if TYPE_CHECKING:
     from medimg.adapt.base import LossOf
@@ -58,14 +57,11 @@ class PGD(Adaptation):
     moves_backbone: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_positive(self, epsilon=self.epsilon, share=self.share)
-        check_count(self, steps=self.steps)
+        check_number("epsilon", self.epsilon, above=0, most=1)
+        check_number("share", self.share, above=0, most=1)
+        check_whole_number("steps", self.steps, least=1)
         if self.step is not None:
-            check_positive(self, step=self.step)
-        if self.share > 1 or self.epsilon > 1:
-            raise TrainingError(
-                f"epsilon and share of PGD are at most 1; found {self.epsilon!r} and {self.share!r}"
-            )
+            check_number("step", self.step, above=0)
 
     def perturb(self, images: Tensor, loss_of: LossOf, recipe: Preprocess) -> Tensor:
         """

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medimg.errors import MedimgWarning, TrainingError
+from medimg._validation import check_number
+from medimg.errors import MedimgWarning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,10 +30,7 @@ def checked_coverage(coverage: object) -> float | None:
     """
     if coverage is None:
         return None
-    number = isinstance(coverage, int | float | np.number) and not isinstance(coverage, bool)
-    if not number or not 0 < coverage < 1:  # type: ignore[operator]  # a number
-        raise TrainingError(f"coverage is a number between 0 and 1, such as 0.9, or None; found {coverage!r}")
-    return float(coverage)  # type: ignore[arg-type]  # a number
+    return check_number("coverage", coverage, above=0, below=1, hint=", such as 0.9, or None")
 
 
 def conformal_quantile(scores: NDArray[np.float64], patients: Sequence[str], coverage: float) -> float:

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
+from medimg._validation import check_whole_number
 from medimg.errors import PreprocessError
 
 if TYPE_CHECKING:
@@ -165,11 +166,9 @@ def worker_count(workers: int | None) -> int:
     """
     if workers is None:
         return available_cores()
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise PreprocessError(
-            f"workers is a positive number of threads, or None for all cores; found {workers!r}"
-        )
-    return workers
+    return check_whole_number(
+        "workers", workers, least=1, hint=", or None for all cores", error=PreprocessError
+    )
 
 
 def ordered_map(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 
 import numpy as np
 
+from medimg._validation import check_choice
 from medimg.core._separable import resample_axes
 from medimg.core.kernels import Interpolation, bands, is_unchanged
 from medimg.errors import PreprocessError
@@ -164,12 +165,8 @@ def checked_interpolation(interpolation: str) -> Interpolation:
     PreprocessError
         If not.
     """
-    for known in get_args(Interpolation):
-        if interpolation == known:
-            return cast("Interpolation", known)
-    raise PreprocessError(
-        f"the interpolation is one of {', '.join(get_args(Interpolation))}; found {interpolation!r}"
-    )
+    choices: tuple[Interpolation, ...] = get_args(Interpolation)
+    return check_choice("interpolation", interpolation, choices, error=PreprocessError)
 
 
 def resample_volume(

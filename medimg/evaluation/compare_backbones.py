@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from medimg._validation import check_whole_number
 from medimg.errors import DatasetError, MedimgError
 from medimg.evaluation.aggregation import check_units
 from medimg.evaluation.cross_validation import Scoring, default_unit, validate_folds
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from medimg.data.dataset import ImageDataset
+    from medimg.evaluation.aggregation import Unit
     from medimg.evaluation.cross_validation import CrossValidation
-    from medimg.metrics.units import Unit
     from medimg.models.backbones.weights import WeightsChoice
     from medimg.models.classifier import TransferClassifier
     from medimg.training.linear_probe import ProbeSearch
@@ -243,7 +244,6 @@ def compare(
     >>> found = medimg.compare(["resnet18", "densenet121"], dataset, cache="features")  # doctest: +SKIP
     >>> found.to_pandas()[["backbone", "auroc", "images_per_second"]]  # doctest: +SKIP
     """
-    from medimg._validation import whole_number
     from medimg.data.splits.kfold import check_folds, fold_of_items
     from medimg.training.fit_head import is_balanced
     from medimg.training.linear_probe import ProbeSearch
@@ -257,7 +257,7 @@ def compare(
         C,
         inner_folds=inner_folds,
         balanced=is_balanced(balance),
-        seed=whole_number("seed", seed),
+        seed=check_whole_number("seed", seed),
     )
     scoring = Scoring(unit or default_unit(dataset), ci, n_resamples, seed)
     check_labels(dataset.labels, dataset.classes, dataset.task)

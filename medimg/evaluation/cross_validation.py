@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medimg.evaluation.aggregation import check_units, make_units
+from medimg._validation import check_whole_number
+from medimg.evaluation.aggregation import Unit, check_units, make_units
 from medimg.metrics.bootstrap import Estimate, resample
-from medimg.metrics.classification import Support, estimate
+from medimg.metrics.classification import Support
+from medimg.metrics.estimate import estimate
 from medimg.metrics.intervals import check_intervals, resample_metrics, with_exact
-from medimg.metrics.units import ScoredUnits, Unit
+from medimg.metrics.units import ScoredUnits
 
 if TYPE_CHECKING:
     import os
@@ -193,7 +195,6 @@ def cross_validate(
     >>> found.metrics["auroc"]  # doctest: +SKIP
     Estimate(value=0.993, low=0.990, high=0.995, dropped=0)
     """
-    from medimg._validation import whole_number
     from medimg.data.splits.kfold import check_folds, fold_of_items
     from medimg.training.checks import check_data
     from medimg.training.fit_head import check_pooling, is_balanced, labeled
@@ -207,7 +208,7 @@ def cross_validate(
         neighbors if method == "knn" else C,
         inner_folds=inner_folds,
         balanced=is_balanced(balance),
-        seed=whole_number("seed", seed),
+        seed=check_whole_number("seed", seed),
     )
     scoring = Scoring(unit or default_unit(dataset), ci, n_resamples, seed)
     check_pooling(model)

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from medimg._validation import check_choice, check_number, check_seed, check_whole_number
 from medimg.errors import DatasetError
 from medimg.metrics.bootstrap import Estimate, interval, resample
-from medimg.metrics.classification import Support, estimate
+from medimg.metrics.classification import Support
 from medimg.metrics.delong import delong, delong_columns, delong_interval
+from medimg.metrics.estimate import estimate
 from medimg.metrics.units import ScoredUnits
 
 if TYPE_CHECKING:
@@ -128,20 +130,10 @@ def check_intervals(ci: float, n_resamples: int, method: str = "auto", seed: int
     DatasetError
         If one is no number, or out of range.
     """
-    from medimg._validation import checked_seed
-
-    checked_seed(seed)
-    if not isinstance(ci, float | np.floating) or not 0 < ci < 1:
-        raise DatasetError(f"ci={ci!r} was asked for; expected a number between 0 and 1, such as 0.95.")
-    whole = isinstance(n_resamples, int | np.integer) and not isinstance(n_resamples, bool)
-    if not whole or n_resamples < 1:
-        raise DatasetError(
-            f"n_resamples={n_resamples!r} was asked for; expected a whole number, at least 1, better 1000 or "
-            "more."
-        )
-    if method not in get_args(IntervalMethod):
-        known = ", ".join(map(repr, get_args(IntervalMethod)))
-        raise DatasetError(f"ci_method={method!r} is unknown; expected one of {known}.")
+    check_seed(seed)
+    check_number("ci", ci, above=0, below=1, hint=", such as 0.95", error=DatasetError)
+    check_whole_number("n_resamples", n_resamples, least=1, hint=", better 1000", error=DatasetError)
+    check_choice("ci_method", method, get_args(IntervalMethod), error=DatasetError)
 
 
 def check_independent(units: ScoredUnits, method: str) -> None:

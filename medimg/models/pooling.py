@@ -10,7 +10,7 @@ from typing import Final, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from medimg._validation import whole_number
+from medimg._validation import check_whole_number
 from medimg.errors import TrainingError
 
 __all__ = [
@@ -221,8 +221,7 @@ def _kept(there: Tensor, grad_slices: int | None) -> Tensor | None:
     """Draw which slices (B, N) keep a gradient; None if all do, or none."""
     if grad_slices is None:
         return None
-    if whole_number("grad_slices", grad_slices) < 1:
-        raise TrainingError(f"grad_slices is a positive number of slices, or None; found {grad_slices!r}")
+    grad_slices = check_whole_number("grad_slices", grad_slices, least=1)
     if not torch.is_grad_enabled() or int(there.sum(dim=1).max()) <= grad_slices:
         return None
     # one number for each slice that is there, so that padding does not change which are drawn

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from medimg import __version__
-from medimg._validation import whole_number
+from medimg._validation import check_batch_size, check_choice, check_whole_number
 from medimg.core.volume import Volume
 from medimg.data.dataloader import evaluation_loader
 from medimg.errors import MedimgWarning, PreprocessError, TrainingError
@@ -208,7 +208,7 @@ def predict_proba(
             f"the data set is made by recipe {dataset.preprocess.fingerprint}, the model was trained on "
             f"{model.preprocess.fingerprint}: use dataset.with_preprocess(model.preprocess)"
         )
-    size, processes = _checked_size(batch_size), max(0, whole_number("num_workers", num_workers))
+    size, processes = check_batch_size(batch_size), max(0, check_whole_number("num_workers", num_workers))
     check_calibration(model)
     bags = dataset.unit == "series"
     loader = evaluation_loader(dataset, batch_size=1 if bags else size, num_workers=processes)
@@ -238,9 +238,8 @@ def predict(
 
     if unit not in ("series", "slice"):
         raise TrainingError(f'unit is "series" or "slice"; found {unit!r}')
-    if on_error not in ("raise", "collect"):
-        raise TrainingError(f'on_error is "raise" or "collect"; found {on_error!r}')
-    size = _checked_size(batch_size)
+    check_choice("on_error", on_error, ("raise", "collect"))
+    size = check_batch_size(batch_size)
     check_calibration(model)
     given = tqdm(_as_list(sources), desc="predicting", unit="source", disable=not progress)
     score = by_slice if unit == "slice" else by_series
@@ -274,13 +273,6 @@ def evaluating(model: TransferClassifier) -> Iterator[torch.device]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-def _checked_size(batch_size: int) -> int:
-    size = whole_number("batch_size", batch_size)
-    if size < 1:
-        raise TrainingError(f"batch_size is a positive number; found {batch_size!r}")
-    return size
 
 
 def _as_list(sources: PredictSource | Iterable[PredictSource]) -> list[PredictSource]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 import torch
 
+from medimg._validation import check_choice
 from medimg.core.display import DECLARED
 from medimg.core.resample import checked_spacing
 from medimg.core.window import PRESETS, Window
@@ -293,10 +294,7 @@ class Preprocess:
 def _check_choices(recipe: Preprocess) -> None:
     choices = {"channels": get_args(Channels), "fit": get_args(Fit), "orientation": get_args(Orientation)}
     for name, known in choices.items():
-        if getattr(recipe, name) not in known:
-            raise PreprocessError(
-                f"{name}={getattr(recipe, name)!r} is none of {', '.join(map(repr, known))}"
-            )
+        check_choice(name, getattr(recipe, name), known, error=PreprocessError)
     slices = recipe.slices
     if slices not in ("all", "middle") and (not isinstance(slices, int) or slices < 1):
         raise PreprocessError(f'slices is "all", "middle" or a positive number; found {slices!r}')

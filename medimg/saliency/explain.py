@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from medimg._validation import check_batch_size, check_choice
 from medimg.core.volume import Volume
 from medimg.errors import TrainingError
 from medimg.io.read import read
@@ -175,10 +176,8 @@ def _watched(
 
 
 def _check(model: TransferClassifier, method: str, batch_size: int) -> None:
-    if method not in METHODS:
-        raise TrainingError(f"method is one of {', '.join(map(repr, METHODS))}; found {method!r}")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise TrainingError(f"batch_size is a positive number; found {batch_size!r}")
+    check_choice("method", method, METHODS)
+    check_batch_size(batch_size)
 
 
 def _class_index(model: TransferClassifier, target: str | int) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from medimg._validation import real_number, whole_number
+from medimg._validation import check_number, check_whole_number
 from medimg.core.display import choose_voi, png, render
 from medimg.core.geometry import display_code
 from medimg.core.volume import Volume
@@ -205,8 +205,7 @@ def overlay(
     explanation: Explanation, index: int, *, alpha: float = 0.6, colormap: str = "inferno"
 ) -> npt.NDArray[np.uint8]:
     """Return a slice with its heat in color; see :meth:`Explanation.overlay`."""
-    if not 0 <= real_number("alpha", alpha) <= 1:
-        raise TrainingError(f"alpha is a number from 0 to 1; found {alpha!r}")
+    alpha = check_number("alpha", alpha, least=0, most=1)
     colors = _colormap(colormap)
     gray, heat = image_of(explanation, index)
     share = alpha * heat[..., None]
@@ -287,8 +286,7 @@ def figure(
     """Draw slices without and with their heat; see :meth:`Explanation.plot`."""
     from matplotlib.figure import Figure
 
-    if whole_number("most", most) < 1:
-        raise TrainingError(f"most is a positive number of slices; found {most!r}")
+    most = check_whole_number("most", most, least=1)
     hottest = np.argsort(-explanation.heat.max(axis=(1, 2)), kind="stable")[:most]
     shown = sorted(explanation.slices[n] for n in hottest)
     weighed = len(explanation.slices) > 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medimg._validation import whole_number
+from medimg._validation import check_whole_number
 from medimg.adapt.base import Adaptation
 from medimg.errors import TrainingError
 from medimg.models.training_distribution import record_training_distribution
@@ -248,7 +248,7 @@ def fine_tune(
         recorder=HistoryRecorder(
             model, folder, summary, monitor=settings.monitor, loggers=make_loggers(logger, folder)
         ),
-        num_workers=max(0, whole_number("num_workers", num_workers)),
+        num_workers=max(0, check_whole_number("num_workers", num_workers)),
         pin_memory=engine.pins_memory,
         channels_last=prefers_channels_last(model, channels_last),
         state_file=folder / FILE if folder is not None else None,

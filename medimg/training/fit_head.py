@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 import torch
 
-from medimg._validation import whole_number
+from medimg._validation import check_choice, check_whole_number
 from medimg.errors import TrainingError
 from medimg.features.dataset_features import item_features
 from medimg.models.training_distribution import record_training_distribution
@@ -138,8 +138,7 @@ def fit_head(
     HeadFit(method='logistic', C=0.01, items=2037, seconds=48.1)
     """
     started = time.perf_counter()
-    if method not in ("logistic", "sgd"):
-        raise TrainingError(f'method is "logistic" or "sgd"; found {method!r}')
+    check_choice("method", method, ("logistic", "sgd"))
     check_pooling(model)
     probing = ProbeSearch(
         model.task,
@@ -148,7 +147,7 @@ def fit_head(
         C,
         inner_folds=inner_folds,
         balanced=is_balanced(balance),
-        seed=whole_number("seed", seed),
+        seed=check_whole_number("seed", seed),
     )
     check_data(model, train, val)
     options = {"cache": cache, "batch_size": batch_size, "num_workers": num_workers, "progress": progress}

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, get_
 
 import numpy as np
 
-from medimg._validation import real_number, whole_number
+from medimg._validation import check_choice, check_number, check_whole_number
 from medimg.data.splits.kfold import fold_of_items, patient_classes, splits
 from medimg.errors import TrainingError
-from medimg.metrics.validation_scores import auroc
+from medimg.metrics.validation_scores import mean_auroc
 from medimg.training._logistic_regression import LinearFit, LinearProbe, class_weights, log_loss
 
 if TYPE_CHECKING:
@@ -112,11 +112,8 @@ class ProbeSearch:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.method not in get_args(Method):
-            known = ", ".join(f'"{name}"' for name in get_args(Method))
-            raise TrainingError(f"method is one of {known}; found {self.method!r}")
-        if whole_number("inner_folds", self.inner_folds) < 2:
-            raise TrainingError(f"inner_folds is a whole number, 2 or more; found {self.inner_folds!r}")
+        check_choice("method", self.method, get_args(Method))
+        check_whole_number("inner_folds", self.inner_folds, least=2)
         self.settings()
 
     @property
@@ -136,9 +133,9 @@ class ProbeSearch:
         if self.setting is None:
             return tuple(map(float, NEIGHBORS)) if self.method == "knn" else STRENGTHS
         given = self.setting if isinstance(self.setting, list | tuple | np.ndarray) else (self.setting,)
-        values = sorted({real_number(self.name, value) for value in given})
-        if not values or not all(np.isfinite(values)) or values[0] <= 0:
-            raise TrainingError(f"{self.name} is a positive number, or several; found {self.setting!r}")
+        values = sorted({check_number(self.name, value, above=0) for value in given})
+        if not values:
+            raise TrainingError(f"{self.name} must be a number above 0, or several; found {self.setting!r}")
         return tuple(values)
 
     def fit(self, data: Labeled, held_out: Labeled | None = None) -> ProbeResult:
@@ -175,7 +172,7 @@ class ProbeSearch:
             proba = np.concatenate(
                 [fit.probabilities(test.x) for fit, (_, test) in zip(fits, parts, strict=True)]
             )
-            area = auroc(truth, proba, self.task)
+            area = mean_auroc(truth, proba, self.task)
             loss = log_loss(truth, proba, self.task, weights)
             # neighbors give probabilities of 0, whose logarithm says nothing
             rank = -area if self.method == "knn" and area is not None else loss

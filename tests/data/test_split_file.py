@@ -278,7 +278,7 @@ def test_seeds_and_data_sets_that_are_none(root: Path, tmp_path: Path) -> None:
     data = data_of(root)
     for cut in (medimg.split, medimg.kfold):
         for wrong in (-1, 2**32, 1.0, None, "a", True):
-            with pytest.raises(DatasetError, match="seed is a whole number"):
+            with pytest.raises(DatasetError, match="seed must be a whole number"):
                 cut(data, seed=wrong, check=None)  # type: ignore[arg-type]  # on purpose
         with pytest.raises(DatasetError, match="found a list"):
             cut([data], check=None)  # type: ignore[arg-type]  # on purpose

@@ -208,7 +208,7 @@ def test_no_resamples(n: Any) -> None:
 
 @pytest.mark.parametrize("seed", [-1, 1.5, "a", None])
 def test_seeds_that_are_none(seed: Any) -> None:
-    with pytest.raises(DatasetError, match="seed is a whole number"):
+    with pytest.raises(DatasetError, match="seed must be a whole number"):
         evaluate(*small(), seed=seed)
 
 

@@ -14,8 +14,9 @@ from medimg.evaluation.aggregation import make_units
 from medimg.metrics import bootstrap
 from medimg.metrics._weighted import Counts, weighted_auprc, weighted_auroc
 from medimg.metrics.bootstrap import Estimate, draw_patients, interval, resample, strata_of
-from medimg.metrics.classification import Support, estimate
+from medimg.metrics.classification import Support
 from medimg.metrics.curves import curves_of
+from medimg.metrics.estimate import estimate
 from medimg.metrics.units import ScoredUnits
 from tests.evaluation.fakes import FakeDataset, Task, make_pair
 from tests.metrics.reference import by_sklearn, plain_resamples
@@ -91,7 +92,7 @@ def test_a_resample_of_everybody_once_is_the_estimate(case: tuple[FakeDataset, N
     dataset, scores = case
     units = make_units(dataset, scores, "image")
     support = support_of(units, dataset)
-    expected = estimate(units.truth, units.predicted, units.probabilities, support)
+    expected = by_sklearn(units.truth, units.predicted, units.probabilities, support)
 
     def everybody(strata: NDArray[np.int64], *_: int) -> list[NDArray[np.float64]]:
         return [np.ones((len(strata), 1))]

@@ -269,7 +269,7 @@ def test_a_network_without_rows_and_columns() -> None:
         ({"target": -1}, "no class -1"),
         ({"target": True}, "no class True"),
         ({"target": 1.0}, "no class 1.0"),
-        ({"method": "lime"}, "method is one of 'gradcam', 'hirescam'"),
+        ({"method": "lime"}, 'method must be "gradcam" or "hirescam"'),
         ({"layer": "layer5"}, "no layer 'layer5'; the nearest are 'layer"),
         ({"layer": ""}, "no layer ''"),
         ({"layer": "avgpool"}, "'avgpool' gives"),

@@ -202,7 +202,7 @@ def test_the_same_seed_gives_the_same_head(data: ImageDataset) -> None:
         ({"method": "knn"}, "method"),
         ({"C": 0.0}, "C is a positive"),
         ({"C": ()}, "C is a positive"),
-        ({"C": "big"}, "C is a number"),
+        ({"C": "big"}, "C must be a number"),
         ({"C": float("nan")}, "C is a positive"),
         ({"inner_folds": 1}, "inner_folds"),
         ({"balance": "sampler"}, "balance"),

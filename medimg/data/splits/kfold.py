@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from medimg._validation import checked_seed
+from medimg._validation import check_seed, check_whole_number
 from medimg.data.leakage.check_leaks import check_datasets, check_one
 from medimg.data.splits.split import check_by
 from medimg.errors import DatasetError, LeakageError
@@ -98,8 +98,7 @@ def check_folds(dataset: ImageDataset, folds: int, check: Check | None = "fast")
     LeakageError
         If a study, series, file or instance stands under two patients.
     """
-    if isinstance(folds, bool) or not isinstance(folds, int) or folds < 2:
-        raise DatasetError(f"folds is a whole number, 2 or more; found {folds!r}")
+    check_whole_number("folds", folds, least=2, error=DatasetError)
     check_one(dataset, check)
 
 
@@ -152,7 +151,7 @@ def fold_of_items(
     from sklearn.model_selection import StratifiedGroupKFold
     from sklearn.utils import check_random_state
 
-    start = checked_seed(seed)
+    start = check_seed(seed)
     groups = np.unique(np.asarray(patients), return_inverse=True)[1]
     count = int(groups.max()) + 1
     if count < folds:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from medimg._validation import checked_seed
+from medimg._validation import check_seed
 from medimg.data.leakage.check_leaks import check_datasets, check_one
 from medimg.errors import DatasetError, LeakageError
 
@@ -81,7 +81,7 @@ def split(
     """
     shares = _checked_fractions(fractions)
     check_by(by)
-    start = checked_seed(seed)
+    start = check_seed(seed)
     check_datasets(dataset)
     check_one(dataset, check)
     groups: dict[Hashable, list[int]] = defaultdict(list)

@@ -10,6 +10,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import list_models
 
+from medimg._validation import check_whole_number
 from medimg.errors import TrainingError
 from medimg.models.backbones.heads import HeadParts, split_head
 from medimg.preprocessing.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
@@ -164,8 +165,8 @@ def register_backbone(
     _check(name, build, head, features)
     side = size if size is not None else exact_size or 224
     for what, value in (("size", side), ("min_size", min_size), ("exact_size", exact_size)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise TrainingError(f"{what} is a positive number of pixels; found {value!r}")
+        if value is not None:
+            check_whole_number(what, value, least=1)
     if side < min_size or exact_size not in (None, side):
         raise TrainingError(
             f"size={side} contradicts min_size={min_size} or exact_size={exact_size}: pass a size that the "
