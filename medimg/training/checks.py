@@ -10,6 +10,7 @@ import numpy as np
 from medimg.data.items import ItemFacts
 from medimg.data.leakage.check_leaks import check_splits
 from medimg.errors import LeakageError, TrainingError
+from medimg.preprocessing.preprocess import check_same_preprocessing
 from medimg.training.losses import check_labels
 
 if TYPE_CHECKING:
@@ -83,16 +84,13 @@ def check_classes(model: TransferClassifier, data: LabeledDataset, which: str) -
 def _check_dataset(model: TransferClassifier, data: LabeledDataset, which: str) -> None:
     """Raise TrainingError if a dataset doesn't match the model, or its labels the classes."""
     check_classes(model, data, which)
-    if data.preprocess.fingerprint != model.preprocess.fingerprint:
-        raise TrainingError(
-            f"the {which} dataset has another preprocessing than the model, which prediction will use "
-            f"({_compare_preprocessing(model, data)}): create the model with preprocess=dataset.preprocess, "
-            "or use dataset.with_preprocess(model.preprocess)"
-        )
+    check_same_preprocessing(
+        data.preprocess, model.preprocess, name=f"the {which} dataset", error=TrainingError
+    )
     if data.unit == "series" and model.pool == "none":
         raise TrainingError(
-            f'the {which} dataset has bags (unit="series"), and a model with pool="none" takes single images: '
-            'use unit="slice", or pool="mean", "max" or "attention"'
+            f'the {which} dataset has bags (unit="series"), and a model with pool="none" takes images: use '
+            'unit="slice", or pool="mean", "max" or "attention"'
         )
     if data.unit == "slice" and model.pool == "attention":
         raise TrainingError(
@@ -111,11 +109,3 @@ def _check_dataset(model: TransferClassifier, data: LabeledDataset, which: str) 
             f"the labels of the {which} dataset range from {labels.min()} to {labels.max()}; expected values "
             f"from 0 to {top}"
         )
-
-
-def _compare_preprocessing(model: TransferClassifier, data: LabeledDataset) -> str:
-    found, expected = data.preprocess.to_dict(), model.preprocess.to_dict()
-    fields = [
-        f"{n}: {found.get(n)!r}, model {expected[n]!r}" for n in expected if found.get(n) != expected[n]
-    ]
-    return "; ".join(fields) or "another version"

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from medimg._plot_style import COLORS, REFERENCE_LINE, add_legend, make_axes
 from medimg.errors import TrainingError
 from medimg.io.files.atomic import write_text
 from medimg.models.checkpoint import save
@@ -273,31 +274,26 @@ _SCORES: Final = {
     "val_f1": "F1",
     "val_accuracy": "accuracy",
 }
-#: Colors of Okabe and Ito, which are distinguishable with color vision deficiency.
-_COLORS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
 
 def plot_learning_curves(result: FitResult) -> Figure:
-    """Return a figure of losses and scores by epoch; pyplot does not know it, so that nothing keeps it."""
-    from matplotlib.figure import Figure
+    """Return a figure of losses and scores by epoch."""
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    axes = figure.subplots(1, 2)
+    figure, axes = make_axes((9, 3.4), columns=2)
     for one, lines, title in zip(axes, (_LOSSES, _SCORES), ("Loss", "Score (validation)"), strict=True):
         _draw_lines(one, result.history, lines.items())
         one.set_title(title)
         one.set_xlabel("epoch")
         one.xaxis.set_major_locator(MaxNLocator(integer=True))
-        one.spines[["top", "right"]].set_visible(False)
-        one.axvline(result.best_epoch, color="0.6", linestyle=":", label="best epoch")
-        one.legend(frameon=False, fontsize="small")
+        one.axvline(result.best_epoch, **REFERENCE_LINE, label="best epoch")
+        add_legend(one)
     axes[0].set_ylim(bottom=0)
     return figure
 
 
 def _draw_lines(axes: Axes, rows: Sequence[dict[str, Any]], lines: Iterable[tuple[str, str]]) -> None:
-    for color, (name, label) in zip(_COLORS, lines, strict=False):
+    for color, (name, label) in zip(COLORS, lines, strict=False):
         points = [(row["epoch"], row[name]) for row in rows if row[name] is not None]
         if points:
             axes.plot(*zip(*points, strict=True), color=color, label=label, marker="o", markersize=3)

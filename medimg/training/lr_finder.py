@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from medimg._plot_style import COLORS, add_legend, make_axes
+from medimg.core.progress import progress_bar
 from medimg.data.dataloader import EpochSampler, epoch_seed, repeat_epochs, training_loader
 from medimg.errors import TrainingError
 from medimg.models.freezing import freeze_batchnorm_statistics
+from medimg.models.module_mode import module_mode
 from medimg.training._config import FineTuneConfig
 from medimg.training._optimizer import make_optimizer
 from medimg.training.augmentation.random_scan import make_augmentation
@@ -66,21 +69,17 @@ class LRFinderResult:
 
     def plot(self) -> Figure:
         """Return a figure of the loss by learning rate, with both suggestions marked."""
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(5.5, 3.4), layout="constrained")
-        axes = figure.subplots()
-        axes.plot(self.lrs, self.losses, color="#0072B2")
+        figure, (axes,) = make_axes((5.5, 3.4))
+        axes.plot(self.lrs, self.losses, color=COLORS[0])
         for rate, color, label in (
-            (self.suggestion, "#D55E00", f"valley {self.suggestion:.1e}"),
-            (self.steepest, "#009E73", f"steepest {self.steepest:.1e}"),
+            (self.suggestion, COLORS[1], f"valley {self.suggestion:.1e}"),
+            (self.steepest, COLORS[2], f"steepest {self.steepest:.1e}"),
         ):
             axes.axvline(rate, color=color, linestyle=":", label=label)
         axes.set_xscale("log")
         axes.set_xlabel("learning rate of the head")
         axes.set_ylabel("training loss, smoothed")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+        add_legend(axes)
         return figure
 
 
@@ -160,12 +159,12 @@ def lr_find(
             "nothing is trainable, because all parameters are frozen: call model.unfreeze() first"
         )
     before = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    modes = [(module, module.training) for module in model.modules()]
     device = next(model.parameters()).device
     gpus = [device] if device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=gpus):
+        with module_mode(model, training=True), torch.random.fork_rng(devices=gpus):
             torch.manual_seed(seed)
+            freeze_batchnorm_statistics(model, config.batch_statistics)
             lrs, losses = _run_test(
                 model,
                 train,
@@ -177,8 +176,6 @@ def lr_find(
             )
     finally:
         model.load_state_dict(before)
-        for module, mode in modes:
-            module.training = mode
         model.zero_grad(set_to_none=True)
     return _suggest(lrs, losses)
 
@@ -194,8 +191,6 @@ def _run_test(
     progress: bool,
 ) -> tuple[list[float], list[float]]:
     """Return learning rates and smoothed losses of all steps before the loss diverged."""
-    from tqdm import tqdm
-
     device = next(model.parameters()).device
     augmentation = make_augmentation(augment, model.preprocess, getattr(train, "modalities", ()))
     generator = torch.Generator().manual_seed(epoch_seed(config.seed, 0, 1))
@@ -221,12 +216,10 @@ def _run_test(
         pin_memory=device.type == "cuda",
         sampler=sampler,
     )
-    model.train()
-    freeze_batchnorm_statistics(model, config.batch_statistics)
     smoothed, lowest = 0.0, math.inf
     lrs: list[float] = []
     losses: list[float] = []
-    bar = tqdm(rates, desc="learning rates", disable=not progress)
+    bar = progress_bar(rates, desc="learning rates", unit="step", progress=progress)
     for step, (rate, batch) in enumerate(zip(bar, repeat_epochs(loader, sampler), strict=False)):
         for group, lr in zip(optimizer.param_groups, starts, strict=True):
             group["lr"] = lr * rate / first
@@ -252,7 +245,7 @@ def _run_test(
 def _suggest(lrs: list[float], losses: list[float]) -> LRFinderResult:
     if len(lrs) < 2 * _FEW:
         raise TrainingError(
-            f"the loss diverged after {len(lrs)} steps: lower start, or check for images with non-finite values"
+            f"the loss diverged after {len(lrs)} steps: lower start, or check for non-finite images"
         )
     values = np.array(losses)
     left, right = _find_longest_descent(values)

@@ -12,7 +12,7 @@ import pydicom
 import pytest
 
 from medimg.errors import DecodeError, NotAnImageError, ReadError, TruncatedError
-from medimg.io.dicom.header.attributes import is_there, quiet_pydicom
+from medimg.io.dicom.header.attributes import has_value, quiet_pydicom
 from medimg.io.dicom.header.open import open_dataset
 from medimg.io.dicom.pixels.frames import StoredFrames
 from tests.conformance import Conformance
@@ -42,12 +42,12 @@ JPEG_LOSSY = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"}
 BROKEN: dict[str, tuple[type[ReadError], str]] = {
     "pydicom/JPEG2000-embedded-sequence-delimiter.dcm": (
         DecodeError,
-        "bytes of a sequence delimiter were written over the size in its codestream",
+        "the size in its codestream is overwritten by a sequence delimiter",
     ),
-    "pydicom/MR_truncated.dcm": (TruncatedError, "cut short"),
+    "pydicom/MR_truncated.dcm": (TruncatedError, "truncated"),
     "pydicom/badVR.dcm": (DecodeError, "Number of Frames is 1A"),
-    "pydicom/meta_missing_tsyntax.dcm": (DecodeError, "two bytes of pixel data, and no size of an image"),
-    "pydicom/nested_priv_SQ.dcm": (DecodeError, "two bytes of pixel data, and no size of an image"),
+    "pydicom/meta_missing_tsyntax.dcm": (DecodeError, "two bytes of pixel data, and no image size"),
+    "pydicom/nested_priv_SQ.dcm": (DecodeError, "two bytes of pixel data, and no image size"),
 }
 
 #: Files that no independent decoder reads, and the same image in another encoding.
@@ -62,15 +62,15 @@ TWINS = {
 #: Files whose values others give otherwise: why, and how values of medimg become theirs.
 DIFFERENT: dict[str, tuple[str, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]]] = {
     "pylibjpeg-data/TOSHIBA_J2K_SIZ1_PixRep0.dcm": (
-        "the codestream is signed, the header says unsigned: others wrap -2048 around to 63488",
+        "the codestream is signed, the header says unsigned: other decoders wrap -2048 to 63488",
         lambda values: values.astype(np.uint16),
     ),
     "wg04_dev/RG3_JPLY": (
-        "lossy JPEG overshoots 10 bits, to 1024: pydicom drops the bits above, so that white becomes black",
+        "lossy JPEG overshoots 10 bits, to 1024: pydicom drops the higher bits, so that white becomes black",
         lambda values: values & 1023,
     ),
     "pylibjpeg-data/SC_rgb_jpeg_lossy_gdcm.dcm": (
-        "the header says RGB, the components are subsampled, which only YCbCr is: others don't convert",
+        "the header says RGB, but the subsampled components must be YCbCr: other decoders do not convert",
         lambda values: np.asarray([]),
     ),
 }
@@ -105,7 +105,7 @@ def opened(path: Path) -> pydicom.Dataset | None:
         return None
     with quiet_pydicom():
         has_pixels = any(
-            is_there(dataset, name) for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+            has_value(dataset, name) for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
         )
     return dataset if has_pixels else None
 
@@ -119,7 +119,7 @@ def compare(path: Path, name: str, dataset: pydicom.Dataset, folder: Path) -> li
     with quiet_pydicom():
         source = StoredFrames(dataset)
     numbers = some_frames(source)
-    ours = [source.stored(number)[0] for number in numbers]
+    ours = [source.decode(number)[0] for number in numbers]
     syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
     tolerance = 2 if syntax in JPEG_LOSSY else 0
     problems: list[str] = []
@@ -146,7 +146,7 @@ def judge(path: Path, name: str, folder: Path) -> tuple[str, list[str]]:
         return "", []
     if name in BROKEN:
         with pytest.raises(BROKEN[name][0]), quiet_pydicom():
-            StoredFrames(dataset).stored(0)
+            StoredFrames(dataset).decode(0)
         return "listed", []
     try:
         found = compare(path, name, dataset, folder)
@@ -177,7 +177,9 @@ def test_stored_values_equal_those_of_independent_decoders(
                 listed.add(name)
                 reasons.append(f"{path.name}: {reason(name)}")
         compared += count
-        conformance.note("stored values", part, count + len(reasons), len(reasons), reasons)
+        conformance.note(
+            "stored values: comparison with other decoders", part, count + len(reasons), len(reasons), reasons
+        )
     assert not problems, "\n".join(problems)
     assert listed == {*BROKEN, *TWINS, *DIFFERENT}, "a file of these lists has disappeared"
     assert compared > 400
@@ -185,7 +187,7 @@ def test_stored_values_equal_those_of_independent_decoders(
 
 def reason(name: str) -> str:
     if name in TWINS:
-        return f"read by no other decoder; equal to {TWINS[name]}"
+        return f"not read by any other decoder; equal to {TWINS[name]}"
     return DIFFERENT[name][0] if name in DIFFERENT else f"broken: {BROKEN[name][1]}"
 
 
@@ -200,7 +202,7 @@ def test_files_without_another_decoder_equal_the_same_image_in_another_encoding(
         assert one.count == other.count
         tolerance = 2 if "jpeg" in file else 0
         for number in range(one.count):
-            values, expected = (source.stored(number)[0].astype(np.int64) for source in (one, other))
+            values, expected = (source.decode(number)[0].astype(np.int64) for source in (one, other))
             assert np.ptp(expected) > 0
             assert np.abs(values - expected).max() <= tolerance, (name, number)
 
@@ -210,9 +212,9 @@ def test_a_wrong_photometric_interpretation_does_not_change_colors(real_data: Pa
     wrong = next(iter((real_data / "dicom_misc" / "pylibjpeg-data").rglob("SC_rgb_jpeg_lossy_gdcm.dcm")))
     right = Path(pydicom.__file__).parent / "data" / "test_files" / "SC_rgb_jpeg_lossy_gdcm.dcm"
     one, other = (StoredFrames(open_dataset(path)) for path in (wrong, right))
-    assert (one.form.photometric, other.form.photometric) == ("RGB", "YBR_FULL")
-    assert one.stored(0)[1]
-    assert np.array_equal(one.stored(0)[0], other.stored(0)[0])
+    assert (one.format.photometric, other.format.photometric) == ("RGB", "YBR_FULL")
+    assert one.decode(0)[1]
+    assert np.array_equal(one.decode(0)[0], other.decode(0)[0])
 
 
 def test_objects_without_pixels_say_so(real_data: Path) -> None:

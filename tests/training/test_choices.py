@@ -224,8 +224,8 @@ def test_scores_that_are_not_there_can_not_be_watched() -> None:
         ({"ema": 1.0}, "ema is None or a decay"),
         ({"accumulate": 0}, "accumulate must be a whole number, 1 or more"),
         ({"patience": 0}, "patience must be a whole number, 1 or more"),
-        ({"monitor": "loss"}, 'monitor is "auto"'),
-        ({"gradual": "yes"}, "gradual is True or False"),
+        ({"monitor": "loss"}, 'monitor must be "auto"'),
+        ({"gradual": "yes"}, "gradual must be True or False"),
         ({"weight_decay": float("inf")}, "weight_decay"),
         ({"channels_last": "yes"}, "channels_last is True"),
         ({"logger": "wandb"}, 'logger is "tensorboard" or a logger'),
@@ -292,7 +292,7 @@ def test_a_rate_is_found_and_the_model_left_alone() -> None:
     model = classifier("shufflenet_v2_x0_5").freeze(upto="conv1")
     before, modes = state(model), [m.training for m in model.modules()]
     random = torch.random.get_rng_state()
-    search = lr_find(model, images(24), batch_size=4, steps=60)
+    search = lr_find(model, images(24), batch_size=4, steps=40)
     assert not changed(before, state(model))
     assert [m.training for m in model.modules()] == modes
     assert torch.equal(torch.random.get_rng_state(), random)
@@ -303,7 +303,7 @@ def test_a_rate_is_found_and_the_model_left_alone() -> None:
     assert list(search.to_pandas().columns) == ["lr", "loss"]
     assert search.lrs[0] == pytest.approx(1e-6)
     assert len(search.plot().axes) == 1
-    assert lr_find(model, images(24), batch_size=4, steps=60).losses == search.losses
+    assert lr_find(model, images(24), batch_size=4, steps=40).losses == search.losses
 
 
 def test_a_rate_can_not_be_found_where_nothing_is_trained() -> None:
