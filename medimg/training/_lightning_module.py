@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from medimg.adapt.base import Side, hold_statistics, total_loss
+from medimg.adapt.base import Side, total_loss
 from medimg.data.dataloader import (
     Batch,
     EpochSampler,
@@ -26,6 +26,7 @@ from medimg.errors import TrainingError
 from medimg.metrics.validation_scores import validation_scores
 from medimg.models.backbones.heads import head_logits
 from medimg.models.freezing import freeze_batchnorm_statistics
+from medimg.models.module_mode import module_mode
 from medimg.models.pooling import pool_embeddings
 from medimg.models.probabilities import probabilities
 from medimg.training._lr_scheduler import make_schedule
@@ -211,7 +212,7 @@ class FineTuneModule(pl.LightningModule):
         """Return a function from images to their mean loss, which leaves batch statistics unchanged."""
 
         def loss_of(images: Tensor) -> Tensor:
-            with hold_statistics(self.model):
+            with module_mode(self.model, training=False):
                 logits = head_logits(self.model.head, self._embed(self.model, images, batch.mask))
                 losses: Tensor = self.loss(logits, batch.labels)
                 return losses.mean()
