@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medimg._validation import check_choice
 from medimg.data.splits.kfold import fold_of_items, splits
 from medimg.errors import TrainingError
 
@@ -145,8 +146,7 @@ def mmd_loss(
     >>> mmd_loss(x, x, estimate="biased")
     tensor(0.)
     """
-    if estimate not in get_args(Estimate):
-        raise TrainingError(f'estimate must be "unbiased" or "biased"; found {estimate!r}')
+    check_choice("estimate", estimate, get_args(Estimate))
     if not bandwidths or min(bandwidths) <= 0:
         raise TrainingError(f"bandwidths must be positive numbers; found {tuple(bandwidths)}")
     with full_precision(source):

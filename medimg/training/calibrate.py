@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from medimg._validation import check_choice
 from medimg.calibration.conformal import checked_coverage, conformal_quantiles
 from medimg.calibration.mahalanobis import MahalanobisDetector
 from medimg.calibration.operating_points import checked_criterion, operating_points
 from medimg.calibration.result import Calibration
 from medimg.calibration.temperature_scaling import CalibrationData, fit_temperature
-from medimg.errors import TrainingError
 from medimg.features.dataset_features import item_features
 from medimg.models._input_checks import checked_finite
 from medimg.models.backbones.heads import head_logits
@@ -111,8 +111,7 @@ def calibrate(
     >>> found.to_pandas()  # doctest: +SKIP
     """
     criterion, wanted = checked_criterion(operating_point), checked_coverage(coverage)
-    if method not in ("temperature", None):
-        raise TrainingError(f'method must be "temperature" or None; found {method!r}')
+    check_choice("method", method, ("temperature", None))
     check_classes(model, val, "validation")
     if train is not None:
         check_classes(model, train, "training")

@@ -398,7 +398,7 @@ def test_transforms_that_can_not_be_used() -> None:
         from monai.transforms import RandBiasFieldd
 
         of_dictionaries: Any = RandBiasFieldd(keys=["image"])
-    with pytest.raises(TrainingError, match="dictionaries"):
+    with pytest.raises(TrainingError, match="dictionary"):
         make_augmentation(of_dictionaries, RECIPE)
 
 

@@ -200,10 +200,10 @@ def test_the_same_seed_gives_the_same_head(data: ImageDataset) -> None:
     ("options", "match"),
     [
         ({"method": "knn"}, "method"),
-        ({"C": 0.0}, "C is a positive"),
-        ({"C": ()}, "C is a positive"),
+        ({"C": 0.0}, "C must be a number, above 0"),
+        ({"C": ()}, "C must be a number above 0, or several"),
         ({"C": "big"}, "C must be a number"),
-        ({"C": float("nan")}, "C is a positive"),
+        ({"C": float("nan")}, "C must be a number, above 0"),
         ({"inner_folds": 1}, "inner_folds"),
         ({"balance": "sampler"}, "balance"),
         ({"seed": 0.5}, "seed"),
