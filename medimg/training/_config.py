@@ -55,15 +55,7 @@ _CHOICES: dict[str, tuple[object, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FineTuneConfig:
-    """
-    Settings of one training, checked; see :func:`medimg.fine_tune`.
-
-    Examples
-    --------
-    >>> FineTuneConfig(mixup=-1.0)
-    Traceback (most recent call last):
-    medimg.errors.TrainingError: mixup must be a number, 0 or more; found -1.0
-    """
+    """Settings of one training, checked; see :func:`medimg.fine_tune`."""
 
     head_epochs: int = 1
     epochs: int = 10
