@@ -1,4 +1,4 @@
-"""The pictures of a data set: mapped from a cache on disk, or kept in memory up to a bound."""
+"""The images of a dataset: mapped from a cache on disk, or in memory up to a bound."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
 from medimg.core.parallel import ordered_map
-from medimg.data.cache.images import DamagedError, RenderedImages
-from medimg.data.cache.keys import states_of
+from medimg.data.cache.images import DamagedError
+from medimg.data.cache.keys import stat_files
 from medimg.data.image_loader import ResolvedSource
 from medimg.preprocessing.torch_threads import share_cores
 
@@ -18,144 +18,130 @@ if TYPE_CHECKING:
 
     import torch
 
-    from medimg.data.cache.keys import Address, States
+    from medimg.data.cache.images import RenderedImages
+    from medimg.data.cache.keys import Address, FileStates
     from medimg.data.image_loader import ImageLoader
     from medimg.io.series import Series
 
-__all__ = ["ImageStore", "MemoryImageStore"]
-
-
-class MemoryImageStore:
-    """
-    A store of tensors that forgets the least recently used ones when it is full.
-
-    Parameters
-    ----------
-    capacity : int
-        Bytes that it may hold; 0 keeps only the last tensor.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self._kept: OrderedDict[int, torch.Tensor] = OrderedDict()
-        self._size = 0
-        self._lock = Lock()
-
-    def get(self, key: int, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Return the tensor of that key, made anew if it is not held."""
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        made = make()
-        with self._lock:
-            if key not in self._kept:
-                self._kept[key] = made
-                self._size += made.nbytes
-            while self._size > self.capacity and len(self._kept) > 1:
-                self._size -= self._kept.popitem(last=False)[1].nbytes
-        return made
-
-    def held(self, key: int) -> torch.Tensor | None:
-        """Return the tensor of that key, if it is held."""
-        with self._lock:
-            return self._kept.get(key)
-
-    def __getstate__(self) -> dict[str, int]:
-        """Return what another process gets: the capacity, not the tensors."""
-        return {"capacity": self.capacity}
-
-    def __setstate__(self, state: dict[str, int]) -> None:
-        self.__init__(state["capacity"])  # type: ignore[misc]  # a fresh, empty store
-
+__all__ = ["ImageStore", "RecentImages"]
 
 # systems let a process map some 65,000 files
 _MOST_MAPPED: Final = 8192
 _THREADS: Final = 8
 
 
-class ImageStore:
+class RecentImages:
     """
-    Gives pictures of series, made when they are first asked for.
+    Images by source, those used last; at least the last one, whatever its size.
 
     Parameters
     ----------
-    maker : ImageLoader
-        Makes them, or takes them from its cache.
-    series : sequence of Series
-        Where there is a cache, their files are looked at once, here.
     capacity : int
-        Bytes of pictures to keep in memory; what is mapped from a cache does not count.
+        Total size that is kept.
+    size : callable
+        Size of one source's images.
     """
 
-    def __init__(self, maker: ImageLoader, series: Sequence[Series], capacity: int) -> None:
-        self.maker = maker
+    def __init__(self, capacity: int, size: Callable[[RenderedImages], int]) -> None:
         self.capacity = capacity
-        self._series = tuple(series)
-        self._memory = MemoryImageStore(capacity)
-        self._mapped: OrderedDict[int, RenderedImages] = OrderedDict()
+        self._size = size
+        self._images: OrderedDict[int, RenderedImages] = OrderedDict()
+        self._total = 0
         self._lock = Lock()
-        self._states: dict[int, States | None] = {}
-        self._addresses: list[Address | None] = self._found() if maker.cache else [None] * len(series)
 
-    def _found(self) -> list[Address | None]:
-        with ThreadPoolExecutor(_THREADS) as pool:
-            self._states = dict(enumerate(pool.map(states_of, self._series)))
-            return list(pool.map(self.maker.address, self._series))
+    def get(self, source: int) -> RenderedImages | None:
+        """Return the images of a source if they are kept."""
+        with self._lock:
+            if source in self._images:
+                self._images.move_to_end(source)
+            return self._images.get(source)
 
-    def state(self, source: int) -> States | None:
-        """Return how the files of a series were when pictures of them were made last; now, if none were."""
-        return self._states[source] if source in self._states else states_of(self._series[source])
+    def put(self, source: int, images: RenderedImages) -> None:
+        """Keep the images of a source in place of the least recently used ones."""
+        with self._lock:
+            self._remove(source)
+            self._images[source] = images
+            self._total += self._size(images)
+            while self._total > self.capacity and len(self._images) > 1:
+                self._remove(next(iter(self._images)))
 
-    def taken(self, source: int, picture: int | None = None) -> torch.Tensor:
+    def discard(self, source: int) -> None:
+        """Forget the images of a source."""
+        with self._lock:
+            self._remove(source)
+
+    def _remove(self, source: int) -> None:
+        images = self._images.pop(source, None)
+        self._total -= self._size(images) if images else 0
+
+
+class ImageStore:
+    """
+    Gives images of series, loaded when they are first asked for.
+
+    Parameters
+    ----------
+    loader : ImageLoader
+        Renders them, or takes them from its cache.
+    series : sequence of Series
+        If there is a cache, their addresses are found here, once.
+    capacity : int
+        Bytes of images to keep in memory; images mapped from a cache do not count.
+    """
+
+    def __init__(self, loader: ImageLoader, series: Sequence[Series], capacity: int) -> None:
+        self.loader = loader
+        self.series = tuple(series)
+        self.capacity = capacity
+        self._states: dict[int, FileStates | None] = {}
+        self._addresses: list[Address | None] = [None] * len(series)
+        self._make_backings()
+        if loader.cache:
+            with ThreadPoolExecutor(_THREADS) as pool:
+                self._states = dict(enumerate(pool.map(stat_files, self.series)))
+                self._addresses = list(pool.map(loader.address, self.series))
+
+    def _make_backings(self) -> None:
+        self._in_memory = RecentImages(self.capacity, lambda images: images.planes.nbytes)
+        self._mapped = RecentImages(_MOST_MAPPED, lambda _: 1)
+
+    def last_states(self, source: int) -> FileStates | None:
+        """Return the states of a series' files when its images were last loaded; now, if none were."""
+        return self._states[source] if source in self._states else stat_files(self.series[source])
+
+    def take(self, source: int, image: int | None = None) -> torch.Tensor:
         """
-        Return one picture (1, 1 or 3, H, W) of a series, or all, in the type that they are kept in.
+        Return one image (1, 1 or 3, H, W) of a series, or all, in the type that they are stored in.
 
         Raises
         ------
         MedimgError
             If the series can't be read.
         """
-        if self._addresses[source] is None:
-            planes = self._memory.get(source, lambda: self.maker.made(self._opened(source), None).planes)
-            return RenderedImages(planes, (), ()).taken(picture)
+        images = self._mapped.get(source) or self._in_memory.get(source) or self._load(source)
         try:
-            return self._from_cache(source).taken(picture)
+            return images.take(image)
         except DamagedError:
-            with self._lock:
-                self._mapped.pop(source, None)
-            made = self.maker.remade(self._opened(source), self._addresses[source])
-            return self._keep(source, made).taken(picture)
+            self._mapped.discard(source)
+            made = self.loader.replace_damaged(self._resolve(source), self._addresses[source])
+            return self._keep(source, made).take(image)
 
-    def _from_cache(self, source: int) -> RenderedImages:
-        with self._lock:
-            if source in self._mapped:
-                self._mapped.move_to_end(source)
-                return self._mapped[source]
-        held = self._memory.held(source)
-        if held is not None:
-            return RenderedImages(held, (), ())
-        return self._keep(source, self.maker.pictures(self._opened(source), self._addresses[source]))
+    def _load(self, source: int) -> RenderedImages:
+        return self._keep(source, self.loader.load(self._resolve(source), self._addresses[source]))
 
-    def _keep(self, source: int, pictures: RenderedImages) -> RenderedImages:
-        """Hold pictures for the next time: the mapping, or in memory where the cache could not take them."""
-        if pictures.checksums is None:
-            self._memory.get(source, lambda: pictures.planes)
-            return pictures
-        with self._lock:
-            self._mapped[source] = pictures
-            if len(self._mapped) > _MOST_MAPPED:
-                self._mapped.popitem(last=False)
-        return pictures
+    def _keep(self, source: int, images: RenderedImages) -> RenderedImages:
+        """Keep the mapping, or in memory what the cache does not hold."""
+        (self._in_memory if images.crc32 is None else self._mapped).put(source, images)
+        return images
 
-    def _opened(self, source: int) -> ResolvedSource:
+    def _resolve(self, source: int) -> ResolvedSource:
         if self._addresses[source] is None:
-            self._states[source] = states_of(self._series[source])
-        return ResolvedSource.of(self._series[source])
+            self._states[source] = stat_files(self.series[source])
+        return ResolvedSource.resolve(self.series[source])
 
     def fill(self, sources: Sequence[int], workers: int | None, progress: bool | None) -> None:
         """
-        Make all pictures of some series that are not in the cache yet.
+        Cache all images of some series that are not in the cache yet.
 
         Raises
         ------
@@ -165,22 +151,20 @@ class ImageStore:
         from tqdm import tqdm
 
         disable = None if progress is None else not progress
-        filled = ordered_map(self._filled, sources, workers, initializer=share_cores)
+        filled = ordered_map(self._fill_one, sources, workers, initializer=share_cores)
         for _ in tqdm(
             filled, "caching", len(sources), unit="series", disable=disable, delay=1.0, leave=False
         ):
             pass
 
-    def _filled(self, source: int) -> None:
-        self.maker.pictures(self._opened(source), self._addresses[source])
+    def _fill_one(self, source: int) -> None:
+        self.loader.load(self._resolve(source), self._addresses[source])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what another process gets: no pictures, but where they are."""
-        names = ("maker", "capacity", "_series", "_memory", "_addresses")
-        return {name: getattr(self, name) for name in names}
+        """Return what another process gets: no images, but their addresses."""
+        return {name: getattr(self, name) for name in ("loader", "series", "capacity", "_addresses")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._states = {}
-        self._mapped = OrderedDict()
-        self._lock = Lock()
+        self._make_backings()

@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 from medimg.data import _labels
 from medimg.data._image_store import ImageStore
 from medimg.data.cache.image_cache import as_cache
-from medimg.data.cache.images import normalize, to_intensity
+from medimg.data.cache.images import decode_intensity, normalize_images
+from medimg.data.cache.keys import ItemKeys
 from medimg.data.image_loader import ImageLoader
 from medimg.data.items import (
     ItemFacts,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from medimg.data.identifiers import FilePatients
     from medimg.data.items import Item
 
-__all__ = ["ImageDataset"]
+__all__ = ["ImageDataset", "find_item_keys"]
 
 _MEMORY: Final = 2 * 2**30
 
@@ -111,8 +112,8 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         self._policies = checked_policies(reading)
         self._targets = encoded(labeled, self.classes, task)
         self._items = all_items(labeled, self.preprocess, unit)
-        maker = ImageLoader(self.preprocess, self._policies, self.cache)
-        self._store = ImageStore(maker, [item.series for item in labeled], memory)
+        loader = ImageLoader(self.preprocess, self._policies, self.cache)
+        self._store = ImageStore(loader, [item.series for item in labeled], memory)
         warn_of_unknown_patients(labeled)
 
     @classmethod
@@ -288,7 +289,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             Index of the class, or (K,) float32.
         """
         item = self._items[index]
-        images = normalize(self.preprocess, [self._store.taken(item.source, item.picture)])
+        images = normalize_images(self.preprocess, [self._store.take(item.source, item.picture)])
         return images if item.picture is None else images[0], self._label(item)
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, int | torch.Tensor]]:
@@ -296,7 +297,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         if self.unit == "series":
             return [self[i] for i in indices]
         items = [self._items[i] for i in indices]
-        images = normalize(self.preprocess, [self._store.taken(i.source, i.picture) for i in items])
+        images = normalize_images(self.preprocess, [self._store.take(i.source, i.picture) for i in items])
         return [(image, self._label(item)) for image, item in zip(images, items, strict=True)]
 
     def _label(self, item: Item) -> int | torch.Tensor:
@@ -313,7 +314,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             float32, 0 (black) to 1 (white): (1 or 3, H, W), or (N, 1 or 3, H, W) where the unit is a series.
         """
         item = self._items[index]
-        planes = to_intensity(self._store.taken(item.source, item.picture).clone())
+        planes = decode_intensity(self._store.take(item.source, item.picture).clone())
         return planes if item.picture is None else planes[0]
 
     def fill_cache(self, *, workers: int | None = None, progress: bool | None = None) -> None:
@@ -350,17 +351,14 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         DatasetError
             If no item is chosen, an index is out of range, or a mask has another length.
         """
-        chosen = chosen_indices(indices, len(self))
         part = object.__new__(type(self))
         part.__dict__.update(self.__dict__)
-        part._items = tuple(self._items[i] for i in chosen)
+        part._items = tuple(self._items[i] for i in chosen_indices(indices, len(self)))
         return part
 
     def with_preprocess(self, preprocess: Preprocess) -> ImageDataset:
         """
-        Return the same images with another recipe.
-
-        Pictures in memory are shared where only mean and standard deviation are others.
+        Return the same images with another recipe; images in memory are shared if only mean and std differ.
 
         Parameters
         ----------
@@ -395,3 +393,8 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
 
     def __repr__(self) -> str:
         return f"ImageDataset({self.summary()})"
+
+
+def find_item_keys(dataset: ImageDataset) -> ItemKeys:
+    """Find the addresses by which a cache recognizes the items of a dataset; its files are opened."""
+    return ItemKeys(dataset._items, dataset._store, dataset.preprocess)

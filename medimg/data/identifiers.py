@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, get_args
 
-from medimg.data.cache.keys import content_digest
+from medimg.data.cache.keys import hash_files
 from medimg.errors import DatasetError, LeakageError
 from medimg.io.dicom.series.volume_reader import StackReader
 
@@ -214,7 +214,7 @@ def _ids(series: Series) -> tuple[str, ...]:
     instances = {frame.instance.sop_instance_uid for frame in _identified(series)}
     if instances:
         return tuple(sorted(_hash([uid]) for uid in instances)[:_SKETCH])
-    found = content_digest(series, "blocks")
+    found = hash_files(series, "blocks")
     return () if found is None else (_hash(sorted(found)),)
 
 
@@ -222,7 +222,7 @@ def _name(series: Series, *, contents: bool) -> ItemId:
     frames = _frames(series)
     content = ""
     if contents or not frames:
-        found = content_digest(series, "bytes")
+        found = hash_files(series, "bytes")
         content = "" if found is None else _hash(sorted(found))
     if not frames and not content:
         raise DatasetError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from medimg.core.volume import Volume
-from medimg.data.cache.images import DamagedError, RenderedImages, normalize
+from medimg.data.cache.images import DamagedError, RenderedImages, normalize_images
 from medimg.errors import DatasetError
 from medimg.io.read import resolve_source
 from medimg.preprocessing.output_buffer import Output, open_output
@@ -36,7 +36,7 @@ class ResolvedSource:
     Attributes
     ----------
     image : Series or Volume
-        What pictures are made of.
+        What images are rendered from.
     finish : callable
         Completes the report of its volume; see :func:`medimg.io.read.resolve_source`.
     """
@@ -45,20 +45,22 @@ class ResolvedSource:
     finish: Callable[[Volume], Volume]
 
     @classmethod
-    def of(cls, source: Source | Volume) -> ResolvedSource:
+    def resolve(cls, source: Source | Volume) -> ResolvedSource:
         """
-        Open a source.
+        Read the headers of a source.
 
         Raises
         ------
         ReadError, SeriesError
             See :func:`medimg.read`.
         """
-        return cls(source, _as_it_is) if isinstance(source, Volume) else cls(*resolve_source(source))
+        return (
+            cls(source, lambda volume: volume) if isinstance(source, Volume) else cls(*resolve_source(source))
+        )
 
     def count(self, recipe: Preprocess) -> int:
         """
-        Return how many pictures its headers promise.
+        Return how many images a recipe makes of it, by its headers.
 
         Raises
         ------
@@ -68,14 +70,10 @@ class ResolvedSource:
         return count_images(recipe, self.image)
 
 
-def _as_it_is(volume: Volume) -> Volume:
-    return volume
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageLoader:
     """
-    Makes pictures of sources, or takes them from a cache.
+    Loads images of sources: from a cache, or rendered.
 
     Attributes
     ----------
@@ -90,14 +88,14 @@ class ImageLoader:
     cache: ImageCache | None = None
 
     def address(self, image: Series | Volume) -> Address | None:
-        """Return where pictures are kept; None if they are not."""
+        """Return where the cache keeps images of this; None if it does not."""
         if self.cache is None or isinstance(image, Volume):
             return None
         return self.cache.address(self.recipe, image, self.policies)
 
-    def pictures(self, source: ResolvedSource, address: Address | None) -> RenderedImages:
+    def load(self, source: ResolvedSource, address: Address | None) -> RenderedImages:
         """
-        Return the pictures of a source, from its address in the cache where they are there.
+        Return the images of a source, from the cache if they are there.
 
         Raises
         ------
@@ -106,60 +104,55 @@ class ImageLoader:
         ReadError, SeriesError
             If it can't be read.
         DatasetError
-            If it has another number of slices than its headers promise.
+            If it has another number of slices than its headers say.
         """
-        kept = self.cache.load(address, self.recipe) if self.cache and address else None
-        return kept or self.made(source, address)
+        cached = self.cache.load(address, self.recipe) if self.cache and address else None
+        return cached or self.render(source, address)
 
-    def made(self, source: ResolvedSource, address: Address | None) -> RenderedImages:
-        """Return the pictures of a source, made anew, and keep them where there is an address."""
-        pictures = RenderedImages.of(self._rendered(source))
-        self._check_count(source, len(pictures.planes))
+    def render(self, source: ResolvedSource, address: Address | None) -> RenderedImages:
+        """Render the images of a source, and cache them if there is an address."""
+        images = RenderedImages.from_rendered(self._render(source))
+        self._check_count(source, len(images.planes))
         if self.cache is None or address is None:
-            return pictures
-        pictures = self.cache.rounded(pictures)
-        # files that changed since their address was found would be kept in the name of what they were
-        return (
-            self.cache.store(address, self.recipe, pictures)
-            if self.address(source.image) == address
-            else pictures
-        )
+            return images
+        images = self.cache.round(images)
+        # files that changed since their address was found would be cached under their former content
+        if self.address(source.image) != address:
+            return images
+        return self.cache.store(address, self.recipe, images)
+
+    def replace_damaged(self, source: ResolvedSource, address: Address | None) -> RenderedImages:
+        """Render images again whose cached pixels turned out to be damaged, with a warning."""
+        if self.cache is not None and address is not None:
+            self.cache.warn_of_damage(address, DamagedError("their pixels don't match their checksums"))
+        return self.render(source, address)
 
     def tensor(
         self, source: ResolvedSource, out: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, Rendered | RenderedImages]:
-        """Return the normalized tensor (N, 3, H, W) of a source, in `out` if given, and where it is from."""
+        """Return the normalized tensor (N, 3, H, W) of a source, in `out` if given, and its images."""
         address = self.address(source.image)
         if address is None:
-            rendered = self._rendered(source, Output.of(out=out, normalized=True))
+            rendered = self._render(source, Output.of(out=out, normalized=True))
             self._check_count(source, len(rendered.planes))
             return rendered.planes, rendered
-        pictures = self.pictures(source, address)
+        images = self.load(source, address)
         with open_output(out):
             with suppress(DamagedError):
-                return normalize(self.recipe, [pictures.taken()], out), pictures
-            pictures = self.remade(source, address)
-            return normalize(self.recipe, [pictures.planes], out), pictures
-
-    def remade(self, source: ResolvedSource, address: Address | None) -> RenderedImages:
-        """Return pictures anew whose kept ones turned out to be damaged, with a warning."""
-        if self.cache is not None and address is not None:
-            self.cache.note_damage(address, DamagedError("their pixels don't match their checksums"))
-        return self.made(source, address)
+                return normalize_images(self.recipe, [images.take()], out), images
+            images = self.replace_damaged(source, address)
+            return normalize_images(self.recipe, [images.planes], out), images
 
     def _check_count(self, source: ResolvedSource, count: int) -> None:
         expected = source.count(self.recipe)
         if count != expected:
+            name = "the volume" if isinstance(source.image, Volume) else source.image.path
             raise DatasetError(
-                f"{_name(source.image)} gave {count} pictures, its headers promise {expected}: "
+                f"{name} gave {count} images, its headers promise {expected}: "
                 "read it alone and look at its report"
             )
 
-    def _rendered(self, source: ResolvedSource, output: Output | None = None) -> Rendered:
+    def _render(self, source: ResolvedSource, output: Output | None = None) -> Rendered:
         if isinstance(source.image, Volume):
             return render(self.recipe, source.image, output)
         return render_series(self.recipe, source.image, self.policies, output, source.finish)
-
-
-def _name(image: Series | Volume) -> str:
-    return "the volume" if isinstance(image, Volume) else image.path

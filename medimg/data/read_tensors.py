@@ -129,7 +129,7 @@ class _Job:
 
     index: int
     source: Any
-    opened: ResolvedSource | None = None
+    resolved: ResolvedSource | None = None
     count: int = 0
     error: MedimgError | None = None
     out: torch.Tensor | None = None
@@ -190,12 +190,12 @@ def iter_tensors(
     0 (2, 3, 224, 224) NoneType
     1 (0, 3, 224, 224) ReadError
     """
-    given, maker = check_sources(sources, recipe, workers, on_error), _maker(recipe, reading, cache)
+    given, loader = check_sources(sources, recipe, workers, on_error), _make_loader(recipe, reading, cache)
     total = len(given) if isinstance(given, Sized) else None
     jobs = (_Job(n, source) for n, source in enumerate(given))
     threads = worker_count(workers) if total is None else min(worker_count(workers), max(1, total))
-    results = ordered_map(partial(_result, maker), jobs, threads, initializer=share_cores)
-    return _shown(_raising(results, on_error), total, progress, "reading")
+    results = ordered_map(partial(_load_tensor, loader), jobs, threads, initializer=share_cores)
+    return _with_progress(_raise_errors(results, on_error), total, progress, "reading")
 
 
 def read_tensors(
@@ -258,22 +258,27 @@ def read_tensors(
     >>> batch, batch.counts, batch.sources.tolist()
     (TensorBatch(3 sources, 1 failed, 4×3×224×224), (2, 0, 2), [0, 0, 2, 2])
     """
-    given, maker = list(check_sources(sources, recipe, workers, on_error)), _maker(recipe, reading, cache)
-    hw = maker.recipe.hw
+    given, loader = (
+        list(check_sources(sources, recipe, workers, on_error)),
+        _make_loader(recipe, reading, cache),
+    )
+    hw = loader.recipe.hw
     if out is not None:
         _check_out(out, hw)
     jobs = [_Job(n, source) for n, source in enumerate(given)]
-    looked_at = _raising(
-        ordered_map(partial(_opened, maker.recipe), jobs, workers, initializer=share_cores), on_error
+    looked_at = _raise_errors(
+        ordered_map(partial(_count_images, loader.recipe), jobs, workers, initializer=share_cores), on_error
     )
-    jobs = list(_shown(looked_at, len(jobs), progress, "opening"))
+    jobs = list(_with_progress(looked_at, len(jobs), progress, "opening"))
     planned = [job.count for job in jobs]
-    memory = _memory(out, sum(planned), hw)
+    memory = _allocate(out, sum(planned), hw)
     places = list(accumulate(planned, initial=0))
     jobs = [replace(job, out=memory[places[job.index] : places[job.index + 1]]) for job in jobs]
-    results = _raising(ordered_map(partial(_result, maker), jobs, workers, initializer=share_cores), on_error)
-    done = list(_shown(results, len(jobs), progress, "reading"))
-    return _together(done, planned, memory)
+    results = _raise_errors(
+        ordered_map(partial(_load_tensor, loader), jobs, workers, initializer=share_cores), on_error
+    )
+    done = list(_with_progress(results, len(jobs), progress, "reading"))
+    return _close_gaps(done, planned, memory)
 
 
 def check_sources(
@@ -302,7 +307,7 @@ def check_sources(
     return cast("Iterable[_Given]", sources)
 
 
-def _maker(
+def _make_loader(
     recipe: Preprocess | None,
     reading: Mapping[str, str] | None,
     cache: str | os.PathLike[str] | ImageCache | None,
@@ -310,31 +315,31 @@ def _maker(
     return ImageLoader(recipe or Preprocess(), checked_policies(reading), as_cache(cache))
 
 
-def _opened(recipe: Preprocess, job: _Job) -> _Job:
+def _count_images(recipe: Preprocess, job: _Job) -> _Job:
+    """Read the headers of a job's source, and count its images."""
     try:
-        opened = ResolvedSource.of(job.source)
-        return _Job(job.index, None, opened, opened.count(recipe))
+        resolved = ResolvedSource.resolve(job.source)
+        return _Job(job.index, None, resolved, resolved.count(recipe))
     except MedimgError as error:
         return _Job(job.index, None, error=error)
 
 
-def _result(maker: ImageLoader, job: _Job) -> SourceTensors:
-    """Carry out a job: the one place where a source becomes its tensor."""
-    empty = torch.empty(0, 3, *maker.recipe.hw, dtype=torch.float32, device="cpu")
+def _load_tensor(loader: ImageLoader, job: _Job) -> SourceTensors:
+    """Make the tensor of a job: the one place where a source becomes its tensor."""
+    empty = torch.empty(0, 3, *loader.recipe.hw, dtype=torch.float32, device="cpu")
     if job.error is not None:
         return SourceTensors(job.index, empty, error=job.error)
     try:
-        tensor, pictures = maker.tensor(job.opened or ResolvedSource.of(job.source), job.out)
+        resolved = job.resolved or ResolvedSource.resolve(job.source)
+        tensor, images = loader.tensor(resolved, job.out)
     except MedimgError as error:
         return SourceTensors(job.index, empty, error=error)
     except MemoryError:
-        return SourceTensors(
-            job.index, empty, error=PreprocessError("no memory for the pictures of a source")
-        )
-    return SourceTensors(job.index, tensor, pictures.slices, pictures.sop_instance_uids)
+        return SourceTensors(job.index, empty, error=PreprocessError("no memory for the images of a source"))
+    return SourceTensors(job.index, tensor, images.slices, images.sop_instance_uids)
 
 
-def _raising(results: Generator[Any], on_error: OnError) -> Generator[Any]:
+def _raise_errors(results: Generator[Any], on_error: OnError) -> Generator[Any]:
     with closing(results):
         for result in results:
             if on_error == "raise" and result.error is not None:
@@ -343,7 +348,9 @@ def _raising(results: Generator[Any], on_error: OnError) -> Generator[Any]:
             yield result
 
 
-def _shown(results: Generator[Any], total: int | None, progress: bool | None, what: str) -> Generator[Any]:
+def _with_progress(
+    results: Generator[Any], total: int | None, progress: bool | None, what: str
+) -> Generator[Any]:
     from tqdm import tqdm
 
     disable = None if progress is None else not progress
@@ -364,7 +371,7 @@ def _check_out(out: object, hw: tuple[int, int]) -> None:
         )
 
 
-def _memory(out: torch.Tensor | None, count: int, hw: tuple[int, int]) -> torch.Tensor:
+def _allocate(out: torch.Tensor | None, count: int, hw: tuple[int, int]) -> torch.Tensor:
     if out is not None:
         if len(out) < count:
             raise PreprocessError(
@@ -381,7 +388,7 @@ def _memory(out: torch.Tensor | None, count: int, hw: tuple[int, int]) -> torch.
         ) from None
 
 
-def _together(done: list[SourceTensors], planned: Sequence[int], memory: torch.Tensor) -> TensorBatch:
+def _close_gaps(done: list[SourceTensors], planned: Sequence[int], memory: torch.Tensor) -> TensorBatch:
     """Close the gaps that failed sources left."""
     counts = [0 if one.error else n for one, n in zip(done, planned, strict=True)]
     end = start = 0

@@ -1,16 +1,18 @@
-"""From predictions of images to predictions of series or patients."""
+"""From probabilities of images to those of the units that are scored: images, series or patients."""
 
 from collections.abc import Hashable, Sequence
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medimg.data.protocols import EvaluationDataset, Model
 from medimg.errors import DatasetError, TrainingError
-from medimg.metrics.units import THRESHOLD, ScoredUnits, Unit
+from medimg.metrics.units import ScoredUnits, decide
 
-__all__ = ["check_pair", "check_units", "make_units", "thresholds_of"]
+__all__ = ["Unit", "check_pair", "check_units", "make_units", "thresholds_of"]
+
+Unit = Literal["patient", "series", "image"]
 
 
 def make_units(
@@ -52,7 +54,7 @@ def make_units(
     means = _means(scores, item_unit, len(first))
     return ScoredUnits(
         truth=truth[first],
-        predicted=_decide(means, dataset.task, thresholds),
+        predicted=decide(means, dataset.task, thresholds),
         probabilities=means,
         patient=patient[first],
         item_unit=item_unit,
@@ -258,15 +260,3 @@ def _means(scores: NDArray[np.float64], item_unit: NDArray[np.int64], n: int) ->
     counts = np.bincount(item_unit, minlength=n)
     sums = [np.bincount(item_unit, weights=column, minlength=n) for column in scores.T]
     return np.stack(sums, axis=1) / counts[:, None]
-
-
-def _decide(
-    probabilities: NDArray[np.float64], task: str, thresholds: tuple[float, ...] | None
-) -> NDArray[np.bool_]:
-    if task == "multilabel":
-        return probabilities >= (THRESHOLD if thresholds is None else np.array(thresholds))
-    if thresholds is not None:
-        found = probabilities[:, 1] >= thresholds[0]
-        return np.column_stack([~found, found])
-    best = probabilities.argmax(axis=1)
-    return cast("NDArray[np.bool_]", best[:, None] == np.arange(probabilities.shape[1]))

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from medimg.data.dataset import ImageDataset
+    from medimg.evaluation.aggregation import Unit
     from medimg.evaluation.cross_validation import CrossValidation
-    from medimg.metrics.units import Unit
     from medimg.models.backbones.weights import WeightsChoice
     from medimg.models.classifier import TransferClassifier
     from medimg.training.linear_probe import ProbeSearch

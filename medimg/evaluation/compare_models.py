@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medimg.errors import DatasetError
-from medimg.evaluation.aggregation import check_pair, check_units, make_units, thresholds_of
+from medimg.evaluation.aggregation import Unit, check_pair, check_units, make_units, thresholds_of
 from medimg.evaluation.evaluate import notes_on_seen
 from medimg.evaluation.report.cautions import cautions
 from medimg.metrics.bootstrap import interval, resample
-from medimg.metrics.classification import Support, estimate
+from medimg.metrics.classification import Support
 from medimg.metrics.delong import delong, delong_columns
+from medimg.metrics.estimate import estimate
 from medimg.metrics.intervals import IntervalMethod, check_independent, check_intervals
-from medimg.metrics.units import ScoredUnits, Unit
+from medimg.metrics.units import ScoredUnits
 
 if TYPE_CHECKING:
     import pandas as pd

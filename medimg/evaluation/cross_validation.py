@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medimg._validation import check_whole_number
-from medimg.evaluation.aggregation import check_units, make_units
+from medimg.evaluation.aggregation import Unit, check_units, make_units
 from medimg.metrics.bootstrap import Estimate, resample
-from medimg.metrics.classification import Support, estimate
+from medimg.metrics.classification import Support
+from medimg.metrics.estimate import estimate
 from medimg.metrics.intervals import check_intervals, resample_metrics, with_exact
-from medimg.metrics.units import ScoredUnits, Unit
+from medimg.metrics.units import ScoredUnits
 
 if TYPE_CHECKING:
     import os

@@ -18,7 +18,7 @@ from medimg.data.identifiers import keyed_hash
 from medimg.data.leakage.check_leaks import OnLeak
 from medimg.data.protocols import EvaluationDataset, Model
 from medimg.errors import DatasetError, LeakageError
-from medimg.evaluation.aggregation import check_pair, check_units, make_units, thresholds_of
+from medimg.evaluation.aggregation import Unit, check_pair, check_units, make_units, thresholds_of
 from medimg.evaluation.report.cautions import ClassCount, cautions, is_undiscerning
 from medimg.evaluation.report.data_flow import data_flow
 from medimg.evaluation.report.example_images import choose_images
@@ -27,7 +27,7 @@ from medimg.evaluation.subgroups import Subgroups, few_in_subgroups, named_group
 from medimg.metrics.classification import Support
 from medimg.metrics.curves import curves_of
 from medimg.metrics.intervals import IntervalMethod, check_intervals, estimates
-from medimg.metrics.units import THRESHOLD, ScoredUnits, Unit
+from medimg.metrics.units import THRESHOLD, ScoredUnits
 
 if TYPE_CHECKING:
     import pandas as pd

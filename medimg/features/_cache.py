@@ -1,4 +1,11 @@
-"""What tells the pictures of a data set: digests of their files, the recipe and the way of reading."""
+"""
+Feature cache: embeddings on disk, by the address of their series and the network that computed them.
+
+One SQLite file for each network, named by a digest; a row for each image. The key of a row is a digest of the
+address of its series (see :mod:`medimg.data.cache.keys`), the index of the image, and the network with its
+weights. Each row has a checksum, so that a damaged row, or one of another image, is never used. Several
+processes may use one folder at once.
+"""
 
 from __future__ import annotations
 
@@ -6,96 +13,47 @@ import hashlib
 import json
 import sqlite3
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
+import torch
 
-from medimg.data.cache.keys import states_of
+from medimg.data.cache.image_cache import make_cache_folder
+from medimg.data.dataset import find_item_keys
 from medimg.errors import MedimgWarning
+from medimg.features.extractor import network_digest
+from medimg.models.backbones.heads import feature_count
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from torch import Tensor
 
-    from medimg.data.cache.image_cache import ImageCache
-    from medimg.data.cache.keys import Address, States
+    from medimg.data.cache.keys import Address
     from medimg.data.dataset import ImageDataset
+    from medimg.models.classifier import TransferClassifier
 
+__all__ = ["FLUSH_AFTER", "DatasetFeatureCache", "FeatureCache", "SeriesFeatures"]
 
-__all__ = ["KEEP_AFTER", "Entry", "FeatureFile", "ItemKeys"]
+#: Rows that are written at once, so that many images don't take as many writes to the disk.
+FLUSH_AFTER: Final = 1024
 
-_THREADS: Final = 8
-
-
-class ItemKeys:
-    """
-    The content of each item of a data set, as it is when this is made.
-
-    Parameters
-    ----------
-    dataset : ImageDataset
-        Its files are opened, and not decoded.
-    cache : ImageCache
-        Tells how files are compared; nothing is kept in it.
-    """
-
-    def __init__(self, dataset: ImageDataset, cache: ImageCache) -> None:
-        self._items = dataset._items
-        self._store = dataset._store
-        self._series = [item.series for item in dataset._labeled]
-        self._recipe = dataset.preprocess
-        sources = sorted({item.source for item in self._items})
-        maker = self._store.maker
-
-        def looked_at(source: int) -> tuple[States | None, Address | None]:
-            series = self._series[source]
-            return states_of(series), cache.address(self._recipe, series, maker.policies)
-
-        with ThreadPoolExecutor(_THREADS) as pool:
-            self._found = dict(zip(sources, pool.map(looked_at, sources), strict=True))
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def address(self, item: int) -> Address | None:
-        """Return what tells the series of an item; None where its files can't tell it."""
-        return self._found[self._items[item].source][1]
-
-    def pictures(self, item: int) -> Sequence[int]:
-        """Return which pictures of its series an item shows."""
-        picture = self._items[item].picture
-        if picture is not None:
-            return (picture,)
-        return range(self._recipe.count(self._series[self._items[item].source]))
-
-    def settled(self, items: Iterable[int]) -> set[int]:
-        """Return those items whose files have not changed since they were looked at, or read before."""
-        of_source: dict[int, list[int]] = {}
-        for item in items:
-            of_source.setdefault(self._items[item].source, []).append(item)
-        return {item for source, some in of_source.items() if self._is_settled(source) for item in some}
-
-    def _is_settled(self, source: int) -> bool:
-        before = self._found[source][0]
-        return before is not None and before == states_of(self._series[source]) == self._store.state(source)
-
-
-#: Rows that are written at once, so that many pictures don't take as many writes to the disk.
-KEEP_AFTER: Final = 1024
-
-#: Raised whenever rows mean something else.
+#: Raised whenever rows have another meaning.
 _SCHEMA: Final = 1
-#: "medf": tells a file of features from any other.
+#: "medf": distinguishes a feature cache from any other SQLite file.
 _APPLICATION: Final = 0x6D656466
 _AT_ONCE: Final = 500
 _TIMEOUT_S: Final = 60.0
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-#: What a row is found by, and what it holds.
-Entry: TypeAlias = tuple[bytes, bytes]
+#: In place of the index of an image: the row of slices and UIDs of a series.
+_NAMES: Final = -1
+_PURPOSE: Final = b"features "
+#: Key and content of a row.
+_Entry: TypeAlias = tuple[bytes, bytes]
 
 _T = TypeVar("_T")
 
@@ -104,14 +62,22 @@ _TABLE: Final = (
 )
 
 
-class FeatureFile:
+class SeriesFeatures(NamedTuple):
+    """Features (n, F) float32 of all images of a series, with the slice and SOP Instance UID of each."""
+
+    rows: NDArray[np.float32]
+    slices: tuple[int, ...]
+    sop_instance_uids: tuple[str, ...]
+
+
+class FeatureCache:
     """
     The features that one network computed.
 
     Parameters
     ----------
     folder : Path
-        Where the file is; it exists.
+        Existing folder of the file.
     network : str
         Digest of the network and all its weights.
     features : int
@@ -126,37 +92,67 @@ class FeatureFile:
         self.features = features
         self._off = False
 
-    def key(self, address: Address, picture: int) -> bytes:
-        """Return what a picture's features are found by."""
-        text = json.dumps([_SCHEMA, self.network, self.features, address.key, picture])
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str], model: TransferClassifier) -> FeatureCache:
+        """
+        Return the features of a model's network as it is now, in a folder that is created if it is missing.
+
+        Raises
+        ------
+        DatasetError
+            If it can't be created.
+        """
+        return cls(make_cache_folder(folder), network_digest(model), feature_count(model))
+
+    def key(self, address: Address, image: int) -> bytes:
+        """Return the key of an image's features."""
+        text = json.dumps([_SCHEMA, self.network, self.features, address.key, image])
         return hashlib.sha256(text.encode()).digest()
 
-    def get(self, keys: Sequence[bytes]) -> dict[bytes, NDArray[np.float32]]:
-        """Return the features (F,) of those keys that are there, whole."""
-        rows = self._taken(keys, 4 * self.features)
-        return {key: np.frombuffer(data, "<f4").astype(np.float32) for key, data in rows}
+    def load(self, keys: Sequence[bytes]) -> dict[bytes, NDArray[np.float32]]:
+        """Return the features (F,) of those keys that are cached."""
+        entries = self._select(keys, 4 * self.features)
+        return {key: np.frombuffer(data, "<f4").astype(np.float32) for key, data in entries}
 
-    def names(self, address: Address) -> tuple[tuple[int, ...], tuple[str, ...]] | None:
-        """Return slices and SOP Instance UIDs of the pictures of a series; None if they are not kept."""
-        for _, data in self._taken([self.key(address, -1)], None):
+    def load_series(self, address: Address, count: int) -> SeriesFeatures | None:
+        """Return the features of the `count` images of a series; None if some are not cached."""
+        keys = [self.key(address, n) for n in range(count)]
+        rows = self.load(keys)
+        names = self._load_names(address)
+        if names is None or len(rows) < count or {len(names[0]), len(names[1])} != {count}:
+            return None
+        return SeriesFeatures(np.stack([rows[key] for key in keys]), *names)
+
+    def _load_names(self, address: Address) -> tuple[tuple[int, ...], tuple[str, ...]] | None:
+        """Return slices and SOP Instance UIDs of the images of a series; None if they are not cached."""
+        for _, data in self._select([self.key(address, _NAMES)], None):
             try:
-                slices, uids = json.loads(_ciphered(data, address))
+                slices, uids = json.loads(address.cipher(data, _PURPOSE))
                 return tuple(int(n) for n in slices), tuple(str(uid) for uid in uids)
             except (ValueError, TypeError, RecursionError):
                 return None
         return None
 
-    def entry(self, address: Address, picture: int, row: NDArray[np.float32]) -> Entry:
-        """Return the features (F,) of a picture, to be put."""
-        return self.key(address, picture), np.ascontiguousarray(row, "<f4").tobytes()
+    def store(self, rows: Iterable[tuple[Address, int, NDArray[np.float32]]]) -> None:
+        """Write the features (F,) of images of series, all of them or none."""
+        self._insert([self._row_entry(*row) for row in rows])
 
-    def names_entry(self, address: Address, slices: Sequence[int], uids: Sequence[str]) -> Entry:
-        """Return slices and UIDs, to be put: enciphered by a key that only the files of the series give."""
-        text = json.dumps([list(slices), list(uids)]).encode()
-        return self.key(address, -1), _ciphered(text, address)
+    def store_series(self, series: Iterable[tuple[Address, SeriesFeatures]]) -> None:
+        """Write the features of whole series, with their names encrypted, all of them or none."""
+        entries: list[_Entry] = []
+        for address, found in series:
+            entries += [self._row_entry(address, n, row) for n, row in enumerate(found.rows)]
+            text = json.dumps([list(found.slices), list(found.sop_instance_uids)]).encode()
+            entries.append((self.key(address, _NAMES), address.cipher(text, _PURPOSE)))
+        self._insert(entries)
 
-    def _taken(self, keys: Sequence[bytes], length: int | None) -> list[Entry]:
-        def selected(database: sqlite3.Connection) -> list[Entry]:
+    def _row_entry(self, address: Address, image: int, row: NDArray[np.float32]) -> _Entry:
+        return self.key(address, image), np.ascontiguousarray(row, "<f4").tobytes()
+
+    def _select(self, keys: Sequence[bytes], length: int | None) -> list[_Entry]:
+        """Return the sound entries of those keys, of that length in bytes if it is given."""
+
+        def select(database: sqlite3.Connection) -> list[_Entry]:
             rows: list[tuple[bytes, bytes, bytes]] = []
             for start in range(0, len(keys), _AT_ONCE):
                 some = keys[start : start + _AT_ONCE]
@@ -165,27 +161,27 @@ class FeatureFile:
             return [
                 (key, data)
                 for key, total, data in rows
-                if isinstance(data, bytes) and length in (None, len(data)) and total == _sum(key, data)
+                if isinstance(data, bytes) and length in (None, len(data)) and total == _checksum(key, data)
             ]
 
         if self._off or not self.path.exists():
             return []
-        return self._tried(selected) or []
+        return self._try(select) or []
 
-    def put(self, entries: Iterable[Entry]) -> None:
-        """Keep entries, all of them or none; the first time that they can't be written warns."""
-        rows = [(key, _sum(key, data), data) for key, data in entries]
+    def _insert(self, entries: Sequence[_Entry]) -> None:
+        """Write entries, all of them or none; the first time that they can't be written warns."""
+        rows = [(key, _checksum(key, data), data) for key, data in entries]
 
-        def inserted(database: sqlite3.Connection) -> bool:
+        def insert(database: sqlite3.Connection) -> bool:
             with database:
                 database.executemany("INSERT OR REPLACE INTO features VALUES (?, ?, ?)", rows)
             return True
 
         # a damaged file is removed by the first try
-        if rows and not self._off and not self._tried(inserted) and not self._off:
-            self._tried(inserted)
+        if rows and not self._off and not self._try(insert) and not self._off:
+            self._try(insert)
 
-    def _opened(self) -> sqlite3.Connection:
+    def _connect(self) -> sqlite3.Connection:
         database = sqlite3.connect(self.path, timeout=_TIMEOUT_S)
         try:
             database.execute("PRAGMA trusted_schema = OFF")
@@ -204,43 +200,71 @@ class FeatureFile:
             raise
         return database
 
-    def _tried(self, work: Callable[[sqlite3.Connection], _T]) -> _T | None:
-        """Work on the file; None, with a warning, where it is damaged, and is removed, or can't be used."""
+    def _try(self, work: Callable[[sqlite3.Connection], _T]) -> _T | None:
+        """Work on the file; None, with a warning, if it is damaged, and is removed, or can't be used."""
         try:
-            with closing(self._opened()) as database:
+            with closing(self._connect()) as database:
                 return work(database)
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", None)
             if (code is not None and code & 0xFF in _DAMAGED) or "no such" in str(error):
-                self._removed()
+                self._remove_damaged()
             else:
-                self._given_up(type(error).__name__)
+                self._give_up(type(error).__name__)
         except OSError as error:
-            self._given_up(error.strerror or type(error).__name__)
+            self._give_up(error.strerror or type(error).__name__)
         return None
 
-    def _removed(self) -> None:
-        warnings.warn(f"{self.path.name} is damaged; it is made anew", MedimgWarning, stacklevel=4)
+    def _remove_damaged(self) -> None:
+        warnings.warn(f"{self.path.name} is damaged; it is rebuilt", MedimgWarning, stacklevel=4)
         try:
             for end in ("", "-journal", "-wal", "-shm"):
                 self.path.with_name(self.path.name + end).unlink(missing_ok=True)
         except OSError as error:
-            self._given_up(error.strerror or type(error).__name__)
+            self._give_up(error.strerror or type(error).__name__)
 
-    def _given_up(self, reason: str) -> None:
+    def _give_up(self, reason: str) -> None:
         self._off = True
         warnings.warn(
-            f"features can't be kept in {self.path.parent} ({reason}); they are computed anew each time",
+            f"features can't be cached in {self.path.parent} ({reason}); they are computed again each time",
             MedimgWarning,
             stacklevel=4,
         )
 
 
-def _sum(key: bytes, data: bytes) -> bytes:
+class DatasetFeatureCache:
+    """The cached features of a dataset's items, for one network."""
+
+    def __init__(
+        self, folder: str | os.PathLike[str], model: TransferClassifier, dataset: ImageDataset
+    ) -> None:
+        self._cache = FeatureCache.open(folder, model)
+        self._keys = find_item_keys(dataset)
+
+    def load(self) -> dict[int, Tensor]:
+        """Return the features (n, F) of those items of which all are cached."""
+        keys = [self._image_keys(item) for item in range(len(self._keys))]
+        rows = self._cache.load([key for some in keys for key in some])
+        return {
+            item: torch.from_numpy(np.stack([rows[key] for key in some]))
+            for item, some in enumerate(keys)
+            if some and all(key in rows for key in some)
+        }
+
+    def _image_keys(self, item: int) -> list[bytes]:
+        address = self._keys.address(item)
+        return [self._cache.key(address, image) for image in self._keys.images(item)] if address else []
+
+    def store(self, items: dict[int, Tensor]) -> None:
+        """Write the features (n, F) of those items whose files have not changed."""
+        rows = []
+        for item in self._keys.select_unchanged(items):
+            address, images, features = self._keys.address(item), self._keys.images(item), items[item]
+            if address is not None and len(images) == len(features):
+                pairs = zip(images, features.numpy(), strict=True)
+                rows += [(address, image, row) for image, row in pairs]
+        self._cache.store(rows)
+
+
+def _checksum(key: bytes, data: bytes) -> bytes:
     return hashlib.blake2b(data, key=key, digest_size=16).digest()
-
-
-def _ciphered(text: bytes, address: Address) -> bytes:
-    """Encipher or decipher: a stream of SHAKE-256 that is used for this one text."""
-    stream = hashlib.shake_256(b"features " + address.secret).digest(len(text))
-    return (np.frombuffer(text, np.uint8) ^ np.frombuffer(stream, np.uint8)).tobytes()

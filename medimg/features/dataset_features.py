@@ -7,19 +7,17 @@ from contextlib import ExitStack, closing, nullcontext
 from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from medimg._validation import check_batch_size, check_whole_number
 from medimg.core.parallel import ordered_map
-from medimg.data.cache.image_cache import ImageCache
 from medimg.data.dataloader import collate
 from medimg.data.dataset import ImageDataset
 from medimg.errors import PreprocessError
-from medimg.features._cache import KEEP_AFTER, FeatureFile, ItemKeys
-from medimg.features.extractor import extracting, network_digest, rebatch
+from medimg.features._cache import FLUSH_AFTER, DatasetFeatureCache
+from medimg.features.extractor import extracting, rebatch
 from medimg.models._input_checks import checked_finite
 from medimg.models.backbones.heads import feature_count
 
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Generator, Iterator, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from medimg.data.protocols import LabeledDataset
@@ -118,26 +117,26 @@ def item_features(
     from tqdm import tqdm
 
     check_recipe(model, dataset)
-    size, processes = (
-        check_batch_size(batch_size, error=PreprocessError),
-        max(0, check_whole_number("num_workers", num_workers)),
-    )
-    kept = _Kept.of(model, dataset, cache)
-    found = kept.found() if kept else {}
+    size = check_batch_size(batch_size, error=PreprocessError)
+    processes = max(0, check_whole_number("num_workers", num_workers))
+    cached = None
+    if cache is not None and isinstance(dataset, ImageDataset):
+        cached = DatasetFeatureCache(cache, model, dataset)
+    found = cached.load() if cached else {}
     missing = [n for n in range(len(dataset)) if n not in found]
-    computing = _Computing(kept)
+    collector = _RowCollector(cached)
     hidden = None if progress is None else not progress
     bar = tqdm(
         total=len(dataset), initial=len(found), desc="embedding", unit="item", disable=hidden, delay=1.0
     )
-    with bar, extracting(model) as network, closing(_read(dataset, missing, size, processes)) as parts:
+    with bar, extracting(model) as network, closing(_read_images(dataset, missing, size, processes)) as parts:
         try:
-            for images in rebatch(computing.noting(parts), size):
-                computing.take(network(images))
-                bar.update(len(found) + len(computing.done) - bar.n)
+            for images in rebatch(collector.expect(parts), size):
+                collector.add(network(images))
+                bar.update(len(found) + len(collector.done) - bar.n)
         finally:
-            computing.keep()
-    return _together(found | computing.done, len(dataset), feature_count(model))
+            collector.flush()
+    return _join_items(found | collector.done, len(dataset), feature_count(model))
 
 
 def check_recipe(model: TransferClassifier, dataset: LabeledDataset) -> None:
@@ -156,80 +155,26 @@ def check_recipe(model: TransferClassifier, dataset: LabeledDataset) -> None:
         )
 
 
-class _Kept:
-    """What is on disk of the features of a data set."""
+class _RowCollector:
+    """Collects rows (n, F) from the network, and assigns them to items."""
 
-    def __init__(self, file: FeatureFile, contents: ItemKeys) -> None:
-        self.file = file
-        self.contents = contents
-
-    @classmethod
-    def of(
-        cls, model: TransferClassifier, dataset: LabeledDataset, cache: str | os.PathLike[str] | None
-    ) -> _Kept | None:
-        if cache is None or not isinstance(dataset, ImageDataset):
-            return None
-        pictures = dataset.cache
-        # pictures from a cache are rounded, and so are their features
-        addressing = ImageCache(
-            cache,
-            dtype=pictures.dtype if pictures else "float32",
-            compare=pictures.compare if pictures else "samples",
-        )
-        file = FeatureFile(addressing.folder, network_digest(model), feature_count(model))
-        return cls(file, ItemKeys(dataset, addressing))
-
-    def _keys(self, item: int) -> list[bytes]:
-        address = self.contents.address(item)
-        if address is None:
-            return []
-        return [self.file.key(address, picture) for picture in self.contents.pictures(item)]
-
-    def found(self) -> dict[int, Tensor]:
-        """Return the features of those items of which all are there."""
-        keys = [self._keys(item) for item in range(len(self.contents))]
-        rows = self.file.get([key for some in keys for key in some])
-        return {
-            item: torch.from_numpy(np.stack([rows[key] for key in some]))
-            for item, some in enumerate(keys)
-            if some and all(key in rows for key in some)
-        }
-
-    def put(self, items: dict[int, Tensor]) -> None:
-        """Keep the features of those items whose files are as they were."""
-        entries = []
-        for item in self.contents.settled(items):
-            address, pictures, features = (
-                self.contents.address(item),
-                self.contents.pictures(item),
-                items[item],
-            )
-            if address is not None and len(pictures) == len(features):
-                pairs = zip(pictures, features.numpy(), strict=True)
-                entries += [self.file.entry(address, picture, row) for picture, row in pairs]
-        self.file.put(entries)
-
-
-class _Computing:
-    """Rows as they come from the network, and which items they are of."""
-
-    def __init__(self, kept: _Kept | None) -> None:
+    def __init__(self, cache: DatasetFeatureCache | None) -> None:
         self.done: dict[int, Tensor] = {}
-        self._kept = kept
+        self._cache = cache
         self._expected: deque[tuple[int, int]] = deque()
         self._rows: list[Tensor] = []
         self._count = 0
-        self._unkept: dict[int, Tensor] = {}
-        self._unkept_rows = 0
+        self._unsaved: dict[int, Tensor] = {}
+        self._unsaved_rows = 0
 
-    def noting(self, parts: Iterator[tuple[list[tuple[int, int]], Tensor]]) -> Iterator[Tensor]:
-        """Note which items pictures are of, and how many each has; yield the pictures."""
+    def expect(self, parts: Iterator[tuple[list[tuple[int, int]], Tensor]]) -> Iterator[Tensor]:
+        """Record which items images are of, and how many each has; yield the images."""
         for items, images in parts:
             self._expected += items
             yield images
 
-    def take(self, rows: Tensor) -> None:
-        """Take the rows of the next pictures."""
+    def add(self, rows: Tensor) -> None:
+        """Add the rows (n, F) of the next images."""
         self._rows.append(checked_finite(rows))
         self._count += len(rows)
         if not self._expected or self._expected[0][1] > self._count:
@@ -238,22 +183,22 @@ class _Computing:
         start = 0
         while self._expected and start + self._expected[0][1] <= len(block):
             item, count = self._expected.popleft()
-            self.done[item] = self._unkept[item] = block[start : start + count]
+            self.done[item] = self._unsaved[item] = block[start : start + count]
             start += count
         self._rows, self._count = [block[start:]], len(block) - start
-        self._unkept_rows += start
-        if self._unkept_rows >= KEEP_AFTER:
-            self.keep()
+        self._unsaved_rows += start
+        if self._unsaved_rows >= FLUSH_AFTER:
+            self.flush()
 
-    def keep(self) -> None:
-        """Write what is not on disk yet."""
-        if self._kept and self._unkept:
-            self._kept.put(self._unkept)
-        self._unkept, self._unkept_rows = {}, 0
+    def flush(self) -> None:
+        """Write the features that are not on disk yet."""
+        if self._cache and self._unsaved:
+            self._cache.store(self._unsaved)
+        self._unsaved, self._unsaved_rows = {}, 0
 
 
 class _Groups(Dataset[Tensor]):
-    """Pictures of several items at once: (n, 3, H, W), or all of one bag."""
+    """Images of several items at once: (n, 3, H, W), or all of one bag."""
 
     def __init__(self, dataset: LabeledDataset, groups: Sequence[Sequence[int]]) -> None:
         self.dataset = dataset
@@ -271,10 +216,10 @@ class _Groups(Dataset[Tensor]):
         return collate([(image, 0, item) for (image, _), item in zip(items, group, strict=True)]).images
 
 
-def _read(
+def _read_images(
     dataset: LabeledDataset, items: Sequence[int], size: int, num_workers: int
 ) -> Generator[tuple[list[tuple[int, int]], Tensor]]:
-    """Yield pictures (n, 3, H, W), and which items they are of, with the number of each."""
+    """Yield images (n, 3, H, W), and their items with the number of images of each."""
     bags = dataset.unit == "series"
     step = 1 if bags else size
     groups = _Groups(dataset, [items[start : start + step] for start in range(0, len(items), step)])
@@ -285,13 +230,13 @@ def _read(
             loader = DataLoader(groups, batch_size=None, num_workers=num_workers, generator=torch.Generator())
             results = iter(loader)
         else:
-            results = stack.enter_context(closing(_ahead(groups, items)))
+            results = stack.enter_context(closing(_read_ahead(groups, items)))
         for group, images in zip(groups.groups, results, strict=True):
             yield ([(group[0], len(images))] if bags else [(item, 1) for item in group]), images
 
 
-def _ahead(groups: _Groups, items: Sequence[int]) -> Generator[Tensor]:
-    """Read in threads, while the network computes; pictures of one series one after the other."""
+def _read_ahead(groups: _Groups, items: Sequence[int]) -> Generator[Tensor]:
+    """Read in threads while the network computes; images of one series one after the other."""
     uids = getattr(groups.dataset, "series_uids", ())
     shared = len({uids[item] for item in items}) < len(items) if uids else True
     lock = Lock() if shared else nullcontext()
@@ -303,10 +248,10 @@ def _ahead(groups: _Groups, items: Sequence[int]) -> Generator[Tensor]:
     return ordered_map(read, range(len(groups)), _READERS if shared else None)
 
 
-def _together(found: dict[int, Tensor], count: int, features: int) -> Features:
+def _join_items(found: dict[int, Tensor], count: int, features: int) -> Features:
     lengths = torch.tensor([len(found[item]) for item in range(count)], dtype=torch.int64)
     offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-    # what is mapped from elsewhere, or part of a larger block, is not kept alive
+    # a copy, so that no larger block of rows stays in memory
     embeddings = torch.cat([torch.empty(0, features), *(found[item] for item in range(count))])
     return Features(embeddings, offsets)
 

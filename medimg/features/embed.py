@@ -1,4 +1,4 @@
-"""Sources on their way to embeddings: opened, looked for among what is kept, read if need be."""
+"""Cached embedding of raw image sources."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from medimg._validation import check_batch_size
 from medimg.core.parallel import ordered_map
 from medimg.core.volume import Volume
-from medimg.data.cache.image_cache import ImageCache
+from medimg.data.cache.keys import find_address
 from medimg.data.dataset import ImageDataset
 from medimg.data.image_loader import ImageLoader, ResolvedSource
 from medimg.data.items import checked_policies
 from medimg.data.read_tensors import check_sources
 from medimg.errors import MedimgError, PreprocessError
-from medimg.features._cache import KEEP_AFTER, FeatureFile
-from medimg.features.dataset_features import Features, checked_size, item_features
-from medimg.features.extractor import extracting, network_digest, rebatch
+from medimg.features._cache import FLUSH_AFTER, FeatureCache, SeriesFeatures
+from medimg.features.dataset_features import Features, item_features
+from medimg.features.extractor import extracting, rebatch
 from medimg.models._input_checks import checked_finite
 from medimg.models.backbones.heads import feature_count
 from medimg.preprocessing.torch_threads import share_cores
@@ -30,42 +31,43 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Generator, Iterable, Iterator, Mapping
 
+    import numpy as np
     import pandas as pd
     from numpy.typing import NDArray
     from torch import Tensor
 
     from medimg.data.cache.keys import Address
-    from medimg.features._cache import Entry
+    from medimg.errors import MedimgError
     from medimg.io.read import Source
     from medimg.models.classifier import TransferClassifier
 
-__all__ = ["EmbeddingCache", "EmbeddingLookup", "Embeddings", "embed"]
+__all__ = ["EmbeddedSource", "Embeddings", "SourceEmbedder", "embed"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EmbeddingLookup:
+class EmbeddedSource:
     """
-    What is known of one source.
+    One source on its way to embeddings.
 
     Attributes
     ----------
-    pictures : Tensor or None
-        (n, 3, H, W) that are still to be computed on.
+    images : Tensor or None
+        (n, 3, H, W) that the network has not seen yet.
     missing : int
-        How many these were.
+        Number n of these images.
     rows : numpy.ndarray or None
         (n, F) float32 embeddings.
     slices, sop_instance_uids : tuple
-        Of each picture.
+        Of each image.
     series_uid, patient : str
         Of the source.
     address : Address or None
-        What tells its content; None where nothing is kept.
+        Where its embeddings are cached; None if they are not.
     error : MedimgError or None
-        Why there is nothing.
+        Why it could not be read.
     """
 
-    pictures: Tensor | None = field(default=None, repr=False)
+    images: Tensor | None = field(default=None, repr=False)
     missing: int = 0
     rows: NDArray[np.float32] | None = field(default=None, repr=False)
     slices: tuple[int, ...] = ()
@@ -76,9 +78,9 @@ class EmbeddingLookup:
     error: MedimgError | None = None
 
 
-class EmbeddingCache:
+class SourceEmbedder:
     """
-    Many sources, and the embeddings of them that are kept.
+    Reads many sources, and loads and stores their embeddings.
 
     Parameters
     ----------
@@ -87,7 +89,7 @@ class EmbeddingCache:
     sources : iterable
         See :func:`medimg.embed`.
     cache : path-like or None
-        Folder of what is kept.
+        Folder of the feature cache.
     workers : int or None
         Threads.
     reading : mapping or None
@@ -105,83 +107,78 @@ class EmbeddingCache:
     ) -> None:
         self._sources = check_sources(sources, model.preprocess, workers, "collect")
         self._workers = workers
-        self._maker = ImageLoader(model.preprocess, checked_policies(reading))
-        self._addressing = ImageCache(cache, dtype="float32") if cache is not None else None
-        self._file: FeatureFile | None = None
-        self._unkept: list[Entry] = []
-        if self._addressing is not None:
-            self._file = FeatureFile(self._addressing.folder, network_digest(model), feature_count(model))
+        self._loader = ImageLoader(model.preprocess, checked_policies(reading))
+        self._cache = FeatureCache.open(cache, model) if cache is not None else None
+        self._unsaved: list[tuple[Address, SeriesFeatures]] = []
+        self._unsaved_rows = 0
 
-    def read(self, progress: bool | None) -> Generator[EmbeddingLookup]:
-        """Yield the sources in their order, read where their embeddings are not kept."""
+    def read(self, progress: bool | None) -> Generator[EmbeddedSource]:
+        """Yield the sources in their order, with cached embeddings, or with images."""
         from tqdm import tqdm
 
         total = len(self._sources) if isinstance(self._sources, Sized) else None
         disable = None if progress is None else not progress
-        results = ordered_map(self._found, self._sources, self._workers, initializer=share_cores)
+        results = ordered_map(self._load, self._sources, self._workers, initializer=share_cores)
         with closing(results):
             yield from tqdm(
                 results, "embedding", total, unit="source", disable=disable, delay=1.0, leave=False
             )
 
-    def completed(self, one: EmbeddingLookup, rows: Tensor) -> EmbeddingLookup:
-        """Return a source with its rows, which are to be kept."""
-        if one.error is not None or one.rows is not None:
-            return one
+    def add_rows(self, source: EmbeddedSource, rows: Tensor) -> EmbeddedSource:
+        """Return a source with its embeddings, which will be cached."""
+        if source.error is not None or source.rows is not None:
+            return source
         array = rows.numpy()
-        if self._file is not None and one.address is not None:
-            self._unkept += [self._file.entry(one.address, n, row) for n, row in enumerate(array)]
-            self._unkept.append(self._file.names_entry(one.address, one.slices, one.sop_instance_uids))
-            if len(self._unkept) >= KEEP_AFTER:
-                self.keep()
-        return replace(one, rows=array)
+        if self._cache is not None and source.address is not None:
+            features = SeriesFeatures(array, source.slices, source.sop_instance_uids)
+            self._unsaved.append((source.address, features))
+            self._unsaved_rows += len(array)
+            if self._unsaved_rows >= FLUSH_AFTER:
+                self.flush()
+        return replace(source, rows=array)
 
-    def keep(self) -> None:
-        """Write what is not on disk yet."""
-        if self._file is not None:
-            self._file.put(self._unkept)
-        self._unkept = []
+    def flush(self) -> None:
+        """Write the embeddings that are not on disk yet."""
+        if self._cache is not None:
+            self._cache.store_series(self._unsaved)
+        self._unsaved, self._unsaved_rows = [], 0
 
-    def _found(self, source: Any) -> EmbeddingLookup:
+    def _load(self, source: Any) -> EmbeddedSource:
         try:
-            opened = ResolvedSource.of(source)
-            image = opened.image
-            known = EmbeddingLookup(
+            resolved = ResolvedSource.resolve(source)
+            image = resolved.image
+            found = EmbeddedSource(
                 series_uid="" if isinstance(image, Volume) else image.uid,
                 patient="" if isinstance(image, Volume) else image.patient_id,
-                address=self._address(opened),
+                address=self._find_address(resolved),
             )
-            return self._kept(known, opened) or self._read(known, opened)
+            return self._load_cached(found, resolved) or self._read(found, resolved)
         except MedimgError as error:
-            # what it was raised in holds pixels: too much to keep of each of many
+            # the frames it was raised in hold pixels: too much to keep for each of many
             error.__context__ = error.__traceback__ = None
-            return EmbeddingLookup(error=error)
+            return EmbeddedSource(error=error)
         except MemoryError:
-            return EmbeddingLookup(error=PreprocessError("no memory for the pictures of a source"))
+            return EmbeddedSource(error=PreprocessError("no memory for the images of a source"))
 
-    def _address(self, opened: ResolvedSource) -> Address | None:
-        if self._addressing is None or isinstance(opened.image, Volume):
+    def _find_address(self, source: ResolvedSource) -> Address | None:
+        if self._cache is None or isinstance(source.image, Volume):
             return None
-        return self._addressing.address(self._maker.recipe, opened.image, self._maker.policies)
+        loader = self._loader
+        return find_address(loader.recipe, source.image, loader.policies, dtype="float32", compare="samples")
 
-    def _kept(self, known: EmbeddingLookup, opened: ResolvedSource) -> EmbeddingLookup | None:
-        if self._file is None or known.address is None:
+    def _load_cached(self, found: EmbeddedSource, source: ResolvedSource) -> EmbeddedSource | None:
+        if self._cache is None or found.address is None:
             return None
-        keys = [self._file.key(known.address, n) for n in range(opened.count(self._maker.recipe))]
-        rows = self._file.get(keys)
-        names = self._file.names(known.address)
-        if names is None or len(rows) < len(keys) or {len(names[0]), len(names[1])} != {len(keys)}:
-            return None
-        array = np.stack([rows[key] for key in keys])
-        return replace(known, rows=array, slices=names[0], sop_instance_uids=names[1])
+        features = self._cache.load_series(found.address, source.count(self._loader.recipe))
+        return replace(found, **features._asdict()) if features else None
 
-    def _read(self, known: EmbeddingLookup, opened: ResolvedSource) -> EmbeddingLookup:
-        tensor, rendered = self._maker.tensor(opened)
-        # files that changed while they were read would be kept in the name of what they were
-        address = known.address if known.address and self._address(opened) == known.address else None
+    def _read(self, found: EmbeddedSource, source: ResolvedSource) -> EmbeddedSource:
+        tensor, rendered = self._loader.tensor(source)
+        # files that changed while they were read would be cached under their former content
+        address = found.address if found.address and self._find_address(source) == found.address else None
         return replace(
-            known,
-            pictures=tensor,
+            found,
+            images=tensor,
             missing=len(tensor),
             slices=rendered.slices,
             sop_instance_uids=rendered.sop_instance_uids,
@@ -339,18 +336,18 @@ def embed(
     >>> found, found.items.tolist(), found.errors.keys()
     (Embeddings(8×512 of 2 items, 1 sources failed), [0, 0, 0, 0, 2, 2, 2, 2], dict_keys([1]))
     """
-    size = checked_size(batch_size)
+    size = check_batch_size(batch_size, error=PreprocessError)
     if isinstance(sources, ImageDataset):
         features = item_features(
             model, sources, cache=cache, batch_size=size, num_workers=num_workers, progress=progress
         )
         return _of_dataset(features, sources)
-    archive = EmbeddingCache(model, sources, cache=cache, workers=workers, reading=reading)
-    with extracting(model) as network, closing(archive.read(progress)) as read:
+    embedder = SourceEmbedder(model, sources, cache=cache, workers=workers, reading=reading)
+    with extracting(model) as network, closing(embedder.read(progress)) as read:
         try:
-            found = list(_computed(archive, read, network, size))
+            found = list(_compute_rows(embedder, read, network, size))
         finally:
-            archive.keep()
+            embedder.flush()
     return _of_sources(found, feature_count(model))
 
 
@@ -367,21 +364,21 @@ def _of_dataset(features: Features, dataset: ImageDataset) -> Embeddings:
     )
 
 
-def _computed(
-    archive: EmbeddingCache, read: Iterator[EmbeddingLookup], network: Any, size: int
-) -> Iterator[EmbeddingLookup]:
-    """Fill batches across sources, and yield each source once its rows are there."""
-    waiting: deque[EmbeddingLookup] = deque()
+def _compute_rows(
+    embedder: SourceEmbedder, read: Iterator[EmbeddedSource], network: Any, size: int
+) -> Iterator[EmbeddedSource]:
+    """Fill batches across sources, and yield each source once it has its rows."""
+    waiting: deque[EmbeddedSource] = deque()
     rows: list[Tensor] = []
     done = 0
 
-    def pictures() -> Iterator[Tensor]:
+    def pending_images() -> Iterator[Tensor]:
         for one in read:
-            waiting.append(replace(one, pictures=None))
-            if one.pictures is not None:
-                yield one.pictures
+            waiting.append(replace(one, images=None))
+            if one.images is not None:
+                yield one.images
 
-    for images in rebatch(pictures(), size):
+    for images in rebatch(pending_images(), size):
         rows.append(checked_finite(network(images)))
         done += len(images)
         if done >= waiting[0].missing:
@@ -389,14 +386,14 @@ def _computed(
             start = 0
             while waiting and start + waiting[0].missing <= len(block):
                 one = waiting.popleft()
-                yield archive.completed(one, block[start : start + one.missing])
+                yield embedder.add_rows(one, block[start : start + one.missing])
                 start += one.missing
             rows, done = [block[start:]], len(block) - start
-    # what has no pictures to compute may be last
-    yield from (archive.completed(one, torch.empty(0, 0)) for one in waiting)
+    # sources without images to compute may be last
+    yield from (embedder.add_rows(one, torch.empty(0, 0)) for one in waiting)
 
 
-def _of_sources(found: list[EmbeddingLookup], features: int) -> Embeddings:
+def _of_sources(found: list[EmbeddedSource], features: int) -> Embeddings:
     arrays = [one.rows for one in found if one.rows is not None]
     counts = [0 if one.rows is None else len(one.rows) for one in found]
     return Embeddings(

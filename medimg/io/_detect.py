@@ -1,11 +1,19 @@
-"""What a single file holds, told by its content."""
+"""
+Format detection by content, and the registry of readers.
+
+A reader is a pair of functions: ``detect`` recognizes a format by the first bytes of a file, ``open`` reads
+its header. Built-in formats and those of plug-ins are entries of one type; built-in ones are asked first.
+"""
 
 from __future__ import annotations
 
+import threading
+import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Final, TypeAlias
 
-from medimg.errors import MedimgError, NotAnImageError
+from medimg.errors import MedimgError, MedimgWarning, NotAnImageError, ReadError
 from medimg.io.dicom.dicomdir import is_dicomdir
 from medimg.io.dicom.header.instance import Instance, read_instance
 from medimg.io.dicom.header.open import is_dicom
@@ -19,11 +27,54 @@ from medimg.io.sources import looks_like_zip
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable
+    from importlib.metadata import EntryPoint
 
-__all__ = ["FORMATS", "Scanned", "Unreadable", "identify", "inspect"]
+__all__ = [
+    "FORMATS",
+    "Reader",
+    "Scanned",
+    "Unreadable",
+    "identify",
+    "inspect",
+    "installed_readers",
+    "is_built_in",
+    "register_reader",
+    "unregister_reader",
+]
 
-#: What can be read, for messages.
-FORMATS = "DICOM, NIfTI, NRRD, MetaImage, PNG or JPEG"
+#: Entry points of this group name readers of other packages.
+GROUP: Final = "medimg.readers"
+
+_FORMATS: Final = ("DICOM", "NIfTI", "NRRD", "MetaImage", "PNG", "JPEG")
+#: What can be read without plug-ins, for messages.
+FORMATS: Final = f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """
+    A format: how files of it are recognized, and how one is opened.
+
+    Attributes
+    ----------
+    name : str
+        Name of the format, unique.
+    detect : callable
+        Whether the first bytes of a file, unpacked if it is compressed with gzip, are of this format.
+    open : callable
+        Blob → Instance or Series; reads the header only.
+    origin : str
+        Where the reader comes from, for messages.
+    version : str
+        Version of the package that it comes from; "" if unknown.
+    """
+
+    name: str
+    detect: Callable[[bytes], bool]
+    open: Callable[[Blob], Instance | Series]
+    origin: str = "medimg"
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +98,220 @@ class Unreadable:
 
 
 Scanned: TypeAlias = Instance | Series | Unreadable
+
+
+class _DirectoryError(NotAnImageError):
+    """The file is a DICOMDIR."""
+
+
+def _has_preamble(start: bytes) -> bool:
+    return start[128:132] == b"DICM"
+
+
+def _refuse_dicomdir(blob: Blob) -> Series:
+    raise _DirectoryError(f"{blob.name} is a DICOMDIR: read it by itself")
+
+
+def _refuse_zip(blob: Blob) -> Series:
+    raise NotAnImageError(
+        f"{blob.name} is a zip archive, which is not entered from outside: read it by itself"
+    )
+
+
+#: In the order in which they are asked: from what is certain to what is only likely.
+_BUILT_IN: Final = (
+    Reader("DICOMDIR", is_dicomdir, _refuse_dicomdir),
+    Reader("DICOM", _has_preamble, read_instance),
+    Reader("PNG or JPEG", looks_like_image, image_series),
+    Reader("NIfTI", looks_like_nifti, nifti_series),
+    Reader("NRRD", looks_like_nrrd, nrrd_series),
+    Reader("MetaImage", looks_like_metaimage, metaimage_series),
+    Reader("DICOM without preamble", is_dicom, read_instance),
+    Reader("zip", looks_like_zip, _refuse_zip),
+)
+_RESERVED: Final = frozenset(name.casefold() for name in (*_FORMATS, *(r.name for r in _BUILT_IN)))
+
+
+class _Plugins:
+    """The readers that are not built in: registered ones first, then those of entry points, by name."""
+
+    def __init__(self) -> None:
+        self._registered: dict[str, Reader] = {}
+        self._installed: dict[str, Reader] = {}
+        self._is_loaded = False
+        # reentrant: a plug-in may read or register something while it is imported
+        self._lock = threading.RLock()
+
+    def add(self, reader: Reader) -> None:
+        with self._lock:
+            if self._is_taken(reader.name):
+                raise ReadError(
+                    f"there is a reader called {reader.name!r} already; choose another name, or call "
+                    f"unregister_reader({reader.name!r}) before if it is yours"
+                )
+            self._registered[reader.name] = reader
+
+    def remove(self, name: str) -> None:
+        with self._lock:
+            if (self._registered.pop(name, None) or self._installed.pop(name, None)) is None:
+                names = ", ".join(repr(r.name) for r in self._readers()) or "none"
+                raise ReadError(f"there is no registered reader called {name!r}; there are: {names}")
+
+    def discard(self, reader: Reader) -> bool:
+        """Stop using a reader; whether it was in use until now."""
+        with self._lock:
+            group = self._registered if reader in self._registered.values() else self._installed
+            if group.get(reader.name) is not reader:
+                return False
+            del group[reader.name]
+            return True
+
+    def readers(self) -> list[Reader]:
+        """Return all readers; the first call imports those of entry points."""
+        with self._lock:
+            if not self._is_loaded:
+                self._is_loaded = True
+                for entry in sorted(entry_points(group=GROUP), key=lambda e: (e.name, e.value)):
+                    self._load(entry)
+            return self._readers()
+
+    def _readers(self) -> list[Reader]:
+        return [*self._registered.values(), *self._installed.values()]
+
+    def _is_taken(self, name: str) -> bool:
+        used = {reader.name.casefold() for reader in self._readers()}
+        return name.casefold() in _RESERVED | used
+
+    def _load(self, entry: EntryPoint) -> None:
+        package = "" if entry.dist is None else f" of {entry.dist.name} {entry.dist.version}"
+        origin = f"the entry point {entry.name!r} ({entry.value}){package}"
+        # importing a package can raise anything
+        try:
+            plugin = entry.load()
+            reader = _checked(
+                entry.name,
+                plugin.detect,
+                plugin.open,
+                origin,
+                "" if entry.dist is None else entry.dist.version,
+            )
+        except Exception as error:
+            _warn(f"{origin} is not used, as loading it raised {type(error).__name__}: {error}")
+            return
+        if self._is_taken(reader.name):
+            _warn(f"{origin} is not used, as there is a reader called {entry.name!r} already")
+        else:
+            self._installed[reader.name] = reader
+
+
+_PLUGINS: Final = _Plugins()
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, MedimgWarning, stacklevel=2)
+
+
+def _checked(
+    name: str, detect: Callable[[bytes], bool], open: Callable[[Blob], Series], origin: str, version: str = ""
+) -> Reader:
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        raise ReadError(f"a reader can't be called {name!r}; expected the name of its format")
+    for function, title in ((detect, "detect"), (open, "open")):
+        if not callable(function):
+            raise ReadError(f"{title} of the reader {name!r} is a {type(function).__name__}, not a function")
+    return Reader(name, detect, open, origin, version)
+
+
+def register_reader(detect: Callable[[bytes], bool], open: Callable[[Blob], Series], *, name: str) -> None:
+    """
+    Add a file format to those that medimg reads, for this process.
+
+    From then on :func:`medimg.read`, :func:`medimg.scan`, datasets and ``model.predict`` find files of the
+    format, by themselves, in folders and in zip archives, compressed with gzip or not. Built-in formats are
+    asked first, so that no plug-in can take DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG or zip files away from
+    medimg; registered readers follow in the order of registration, then those of entry points.
+
+    Parameters
+    ----------
+    detect : callable
+        ``detect(head) -> bool``: whether a file is of this format, given its first 2,048 bytes, or all of a
+        shorter one. It is called for each file that no built-in format recognizes, in several threads at a
+        time. If it raises, a warning is given and the reader is not used any more.
+    open : callable
+        ``open(blob) -> Series``: the series of one file, from its header. ``blob.open()`` and
+        ``blob.stream()`` give its bytes as a binary file; ``blob.name`` is for messages and for
+        ``Series.files``; ``blob.path`` is None unless the bytes are those of a file by itself. A damaged file
+        is to raise a :class:`~medimg.errors.ReadError`; anything that is not a
+        :class:`~medimg.errors.MedimgError` becomes one that names the reader.
+    name : str
+        Name of the format, for messages. It must not be in use.
+
+    Raises
+    ------
+    ReadError
+        If the name is in use or empty, or one of both is not callable.
+
+    See Also
+    --------
+    unregister_reader : Remove it again.
+    medimg.testing : Checks that every reader must pass.
+
+    Notes
+    -----
+    Worker processes that are spawned rather than forked do not inherit what was registered. A package that
+    declares an entry point of the group ``medimg.readers`` is found in every process: the name of the entry
+    point is that of the format, its object has the attributes ``detect`` and ``open`` (a module will do).
+    It is imported for the first file that no built-in format recognizes, with a warning if that fails.
+
+    Examples
+    --------
+    A format of 8 bytes of magic, three sizes as 16-bit numbers, and 8-bit values:
+
+    >>> import numpy as np
+    >>> import medimg
+    >>> from medimg.plugins import Raster, raster_series, register_reader, unregister_reader
+    >>> def is_tiny(head):
+    ...     return head.startswith(b"TINYSCAN")
+    >>> def open_tiny(blob):
+    ...     d, h, w = np.frombuffer(blob.start(14)[8:], "<u2").tolist()
+    ...     affine = np.diag([2.0, 0.5, 0.5, 1.0])[[2, 1, 0, 3]]  # (d, h, w) to LPS millimeters
+    ...     return raster_series(Raster(
+    ...         name=blob.name, format="Tiny", files=(blob.name,), blob=blob, dtype=np.dtype("u1"),
+    ...         grid=(d, h, w), affine=affine, space="patient", start=14,
+    ...     ))
+    >>> register_reader(is_tiny, open_tiny, name="Tiny")
+    >>> medimg.read(b"TINYSCAN" + bytes([2, 0, 3, 0, 4, 0]) + bytes(range(24)))
+    Volume(1×2×3×4 uint8, raw, spacing 2×0.5×0.5 mm, SPL)
+    >>> unregister_reader("Tiny")
+    """
+    _PLUGINS.add(_checked(name, detect, open, f"the registered reader {name!r}"))
+
+
+def unregister_reader(name: str) -> None:
+    """
+    Remove a reader that :func:`register_reader` or an entry point added, for this process.
+
+    Parameters
+    ----------
+    name : str
+        As it was registered.
+
+    Raises
+    ------
+    ReadError
+        If there is none of this name. Built-in formats can't be removed.
+    """
+    _PLUGINS.remove(name)
+
+
+def installed_readers() -> list[str]:
+    """Return names and versions of the readers of plug-ins, which decide what else is an image."""
+    return [f"{reader.name} {reader.version}".rstrip() for reader in _PLUGINS.readers()]
+
+
+def is_built_in(format_name: str) -> bool:
+    """Whether a series of a format is read without plug-ins."""
+    return format_name in _FORMATS
 
 
 def inspect(blob: Blob) -> Scanned | None:
@@ -78,13 +343,9 @@ def _lasts(blob: Blob, error: MedimgError) -> bool:
         return False
 
 
-class _DirectoryError(NotAnImageError):
-    """The file is a DICOMDIR."""
-
-
 def identify(source: str | os.PathLike[str] | Blob) -> Instance | Series:
     """
-    Return what a file holds, told by its content.
+    Return what a file holds, detected by its content.
 
     Raises
     ------
@@ -98,31 +359,42 @@ def identify(source: str | os.PathLike[str] | Blob) -> Instance | Series:
         start = blob.start()
     if not start:
         raise NotAnImageError(f"{blob.name} is empty")
-    if start[128:132] != b"DICM":
-        found = _other_format(blob, start)
-        if found is not None:
-            return found
-    if is_dicomdir(start):
-        raise _DirectoryError(f"{blob.name} is a DICOMDIR: read it by itself")
-    if is_dicom(start):
-        return read_instance(blob)
-    if looks_like_zip(start):
-        raise NotAnImageError(
-            f"{blob.name} is a zip archive, which is not entered from outside: read it by itself"
-        )
+    for reader in _BUILT_IN:
+        if reader.detect(start):
+            return reader.open(blob)
     header = header_beside(blob)
     if header is not None:
         return nifti_series(header)
-    raise NotAnImageError(f"{blob.name} is none of {FORMATS.replace(' or ', ' and ')}")
+    plugins = _PLUGINS.readers()
+    for reader in plugins:
+        if _detects(reader, start):
+            return _open_with(reader, blob)
+    *names, last = (*_FORMATS, *(reader.name for reader in plugins))
+    raise NotAnImageError(f"{blob.name} is none of {', '.join(names)} and {last}")
 
 
-def _other_format(blob: Blob, start: bytes) -> Series | None:
-    if looks_like_image(start):
-        return image_series(blob)
-    if looks_like_nifti(start):
-        return nifti_series(blob)
-    if looks_like_nrrd(start):
-        return nrrd_series(blob)
-    if looks_like_metaimage(start):
-        return metaimage_series(blob)
-    return None
+def _detects(reader: Reader, start: bytes) -> bool:
+    """Whether the reader of a plug-in recognizes a file; one that raises is not asked again."""
+    try:
+        return bool(reader.detect(start))
+    except Exception as error:
+        if _PLUGINS.discard(reader):
+            _warn(f"{reader.origin} is not used any more, as its detect raised {type(error).__name__}")
+        return False
+
+
+def _open_with(reader: Reader, blob: Blob) -> Series:
+    """Open a file by the reader of a plug-in, whose exceptions may quote the file and are not passed on."""
+    try:
+        found = reader.open(blob)
+    except MedimgError:
+        raise
+    except Exception as error:
+        raise ReadError(
+            f"{blob.name} can't be opened: {reader.origin} raised {type(error).__name__}; "
+            "expected a Series or a ReadError, tell its authors"
+        ) from None
+    if not isinstance(found, Series):
+        given = type(found).__name__
+        raise ReadError(f"{blob.name} can't be opened: {reader.origin} returned a {given}; expected a Series")
+    return found

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from medimg import errors
-from medimg.errors import MedimgError, MedimgWarning, ReadError
-from medimg.io._detect import Unreadable, identify
+from medimg.errors import MedimgError, MedimgWarning, NotAnImageError, ReadError
+from medimg.io._detect import Unreadable, identify, installed_readers, is_built_in
 from medimg.io._header_scan import HeaderScan, scan_headers
 from medimg.io.dicom.header.frame_attributes import FrameAttribute
 from medimg.io.dicom.header.instance import FrameFacts, Instance
@@ -336,13 +336,17 @@ def _facts(found: Scanned | None) -> list[Any] | None:
     if found is None:
         return ["directory"]
     if isinstance(found, Unreadable):
-        return ["failed", type(found.error).__name__, str(found.error)] if found.lasts else None
+        said: list[Any] = ["failed", type(found.error).__name__, str(found.error)]
+        if isinstance(found.error, NotAnImageError):
+            said.append(installed_readers())
+        return said if found.lasts else None
     if isinstance(found, Instance):
         return ["instance", _instance_facts(found)]
     if len(found.files) > 1:
         return None
     plain = {f.name: getattr(found, f.name) for f in fields(found) if f.name not in ("reader", "affine")}
-    return ["series", {**plain, "affine": found.affine.tolist()}]
+    series: list[Any] = ["series", {**plain, "affine": found.affine.tolist()}]
+    return series if is_built_in(found.format) else [*series, installed_readers()]
 
 
 def _found(facts: list[Any], name: str) -> Scanned | None:
@@ -354,10 +358,15 @@ def _found(facts: list[Any], name: str) -> Scanned | None:
         error, message = getattr(errors, rest[0]), rest[1]
         if not issubclass(error, MedimgError) or name not in message:
             raise ValueError
+        # other plug-ins may read it; an index of before there were any lists none
+        if issubclass(error, NotAnImageError) and (rest[2] if rest[2:] else []) != installed_readers():
+            raise ValueError
         return Unreadable(name, error(message))
     if kind == "instance":
         return _instance(rest[0], name)
     plain = {key: _tuples(value) for key, value in rest[0].items()}
+    if not is_built_in(plain["format"]) and rest[1] != installed_readers():
+        raise ValueError
     if name not in plain["files"]:
         raise ValueError
     affine = np.array(plain.pop("affine"), np.float64).reshape(4, 4)

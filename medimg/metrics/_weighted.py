@@ -105,11 +105,6 @@ class Ranking:
     negatives: Any
 
     @classmethod
-    def of(cls, units: ScoredUnits, k: int) -> "Ranking":
-        """Rank the units for class k."""
-        return cls.sort(units.truth[:, k], units.probabilities[:, k], units.patient, units.n_patients)
-
-    @classmethod
     def sort(cls, positive: Flags, scores: Floats, patient: Integers, n_patients: int) -> "Ranking":
         """Rank units of which each belongs to a patient."""
         levels, level = np.unique(scores[positive], return_inverse=True)
@@ -174,29 +169,53 @@ class Counts:
     @classmethod
     def of(cls, units: ScoredUnits, support: Support) -> "Counts":
         """Count the units of each patient."""
+        return cls.count(
+            units.truth,
+            units.predicted,
+            units.probabilities,
+            support,
+            patient=units.patient,
+            n_patients=units.n_patients,
+        )
+
+    @classmethod
+    def count(
+        cls,
+        truth: Flags,
+        predicted: Flags,
+        probabilities: Floats,
+        support: Support,
+        *,
+        patient: Integers,
+        n_patients: int,
+    ) -> "Counts":
+        """Count units (n, K), each of a patient (n,)."""
         from scipy.sparse import vstack
 
-        n, k = units.truth.shape
-        top = units.probabilities.argmax(axis=1)
+        n, k = truth.shape
+        top = probabilities.argmax(axis=1)
         rows = np.arange(n)
-        excess = units.truth - units.probabilities
-        bins = bin_probabilities(units.probabilities) + np.arange(k) * N_BINS
-        top_bins = bin_probabilities(units.probabilities[rows, top])
+        excess = truth - probabilities
+        bins = bin_probabilities(probabilities) + np.arange(k) * N_BINS
+        top_bins = bin_probabilities(probabilities[rows, top])
         of_class = np.tile(np.arange(k), n)
-        by_class = (units.truth & units.predicted, units.truth, units.predicted, excess**2)
+        by_class = (truth & predicted, truth, predicted, excess**2)
         blocks = [
             (np.zeros(n, dtype=np.int64), np.ones(n), 1),
-            (np.zeros(n, dtype=np.int64), (units.truth == units.predicted).all(axis=1), 1),
+            (np.zeros(n, dtype=np.int64), (truth == predicted).all(axis=1), 1),
             *((of_class, values.ravel(), k) for values in by_class),
             (bins.ravel(), excess.ravel(), k * N_BINS),
             (top_bins, excess[rows, top], N_BINS),
         ]
         # one after the other: of many classes all at once would take gigabytes
         sums = [
-            _sums(row, np.repeat(units.patient, len(row) // n), values, (size, units.n_patients))
+            _sums(row, np.repeat(patient, len(row) // n), values, (size, n_patients))
             for row, values, size in blocks
         ]
-        rankings = {column: Ranking.of(units, column) for column in curve_columns(support)}
+        rankings = {
+            column: Ranking.sort(truth[:, column], probabilities[:, column], patient, n_patients)
+            for column in curve_columns(support)
+        }
         return cls(vstack(sums, format="csr"), rankings, support)
 
     def scores(self, weights: Floats) -> ClassScores:

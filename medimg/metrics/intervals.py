@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from medimg._validation import check_choice, check_number, check_seed, check_whole_number
 from medimg.errors import DatasetError
 from medimg.metrics.bootstrap import Estimate, interval, resample
-from medimg.metrics.classification import Support, estimate
+from medimg.metrics.classification import Support
 from medimg.metrics.delong import delong, delong_columns, delong_interval
+from medimg.metrics.estimate import estimate
 from medimg.metrics.units import ScoredUnits
 
 if TYPE_CHECKING:

@@ -1,17 +1,15 @@
-"""From probabilities of images to probabilities of the units that are scored: images, series or patients."""
+"""What is scored: truth, decision and probabilities of images, series or patients."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["THRESHOLD", "ScoredUnits", "Unit"]
-
-Unit = Literal["patient", "series", "image"]
+__all__ = ["THRESHOLD", "ScoredUnits", "decide"]
 
 THRESHOLD = 0.5
-"""From this probability on, a label of a multilabel task counts as found."""
+"""A label of a multilabel task is predicted if its probability reaches this."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +45,7 @@ class ScoredUnits:
     patient_names: tuple[str, ...]
 
     def __repr__(self) -> str:
-        return f"Units({len(self)} units of {self.n_patients} patients, {len(self.item_unit)} items)"
+        return f"ScoredUnits({len(self)} units of {self.n_patients} patients, {len(self.item_unit)} items)"
 
     def __len__(self) -> int:
         return len(self.truth)
@@ -92,3 +90,20 @@ class ScoredUnits:
             item_probabilities=self.item_probabilities[items],
             patient_names=tuple(self.patient_names[p] for p in patients),
         )
+
+
+def decide(
+    probabilities: NDArray[np.float64], task: str, thresholds: tuple[float, ...] | None = None
+) -> NDArray[np.bool_]:
+    """
+    Return the decision as indicators (n, K): the most probable class, or every label that reaches 0.5.
+
+    With thresholds: the second of two classes, or every label, that reaches its own.
+    """
+    if task == "multilabel":
+        return probabilities >= (THRESHOLD if thresholds is None else np.array(thresholds))
+    if thresholds is not None:
+        found = probabilities[:, 1] >= thresholds[0]
+        return np.column_stack([~found, found])
+    best = probabilities.argmax(axis=1)
+    return cast("NDArray[np.bool_]", best[:, None] == np.arange(probabilities.shape[1]))

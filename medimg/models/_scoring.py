@@ -134,7 +134,7 @@ def _rendered(model: TransferClassifier, source: PredictSource) -> tuple[Rendere
     ranges = model.training_ranges
     if ranges is None:
         return model.preprocess.render(source), {}
-    opened = ResolvedSource.of(source)
+    opened = ResolvedSource.resolve(source)
     unlike = ranges.unlike(ImageFacts.of(opened.image, tags=bool(ranges.body_parts)))
     if isinstance(opened.image, Volume):
         return model.preprocess.render(opened.image), unlike

@@ -1,4 +1,4 @@
-"""Logits into probabilities, and the few scores that training watches."""
+"""Logits into probabilities."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ _WHOLE_NUMBERS: dict[str, int | None] = {
     "grad_slices": 1,
     "seed": None,
 }
-_NUMBERS: dict[str, dict[str, float]] = {
+_NUMBERS: dict[str, dict[str, Any]] = {
     "lr": {"above": 0},
     "backbone_lr_scale": {"least": 0},
     "layer_decay": {"above": 0, "most": 1},

@@ -10,7 +10,7 @@ import numpy as np
 from medimg._validation import check_choice, check_number, check_whole_number
 from medimg.data.splits.kfold import fold_of_items, patient_classes, splits
 from medimg.errors import TrainingError
-from medimg.metrics.validation_scores import auroc
+from medimg.metrics.validation_scores import mean_auroc
 from medimg.training._logistic_regression import LinearFit, LinearProbe, class_weights, log_loss
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ class ProbeSearch:
             proba = np.concatenate(
                 [fit.probabilities(test.x) for fit, (_, test) in zip(fits, parts, strict=True)]
             )
-            area = auroc(truth, proba, self.task)
+            area = mean_auroc(truth, proba, self.task)
             loss = log_loss(truth, proba, self.task, weights)
             # neighbors give probabilities of 0, whose logarithm says nothing
             rank = -area if self.method == "knn" and area is not None else loss

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import medimg
-from medimg.data._image_store import MemoryImageStore
+from medimg.data._image_store import RecentImages
+from medimg.data.cache.images import RenderedImages
 from medimg.data.dataset import ImageDataset
 from medimg.data.splits.split import split
 from medimg.errors import DatasetError, LeakageError, MedimgWarning, MissingSlicesError
@@ -183,18 +184,26 @@ def test_loader_processes_get_the_same_items(folder: Path) -> None:
 
 
 def test_memory_is_bounded() -> None:
-    memory = MemoryImageStore(capacity=100)
-    made: list[int] = []
+    def images(count: int) -> RenderedImages:
+        return RenderedImages(torch.zeros(count), (), ())
 
-    def make(n: int) -> torch.Tensor:
-        return memory.get(n, lambda: made.append(n) or torch.full((10,), n))  # type: ignore[func-returns-value]  # a fake
-
+    recent = RecentImages(100, lambda kept: kept.planes.nbytes)
+    kept = []
     for n in (0, 0, 1, 0, 1):
-        make(n)
-    assert made == [0, 1, 0, 1], "80 bytes each: only one fits"
-    roomy = MemoryImageStore(capacity=1000)
-    for _ in range(3):
-        assert roomy.get(5, lambda: torch.zeros(10)).nbytes == 40
+        kept.append(recent.get(n) is not None)
+        recent.put(n, images(20))
+    assert kept == [False, True, False, False, False], "80 bytes each: only one fits"
+    recent.put(2, images(1000))
+    assert recent.get(2) is not None, "the last one, whatever its size"
+    for n in range(3):
+        recent.put(n, images(10))
+    assert [recent.get(n) is not None for n in range(3)] == [False, True, True]
+    recent.get(1)
+    recent.put(3, images(10))
+    assert [n for n in range(4) if recent.get(n)] == [1, 3], "2 was used before 1"
+    recent.discard(1)
+    recent.put(4, images(10))
+    assert [n for n in range(5) if recent.get(n)] == [3, 4]
 
 
 class Labels(ImageDataset):

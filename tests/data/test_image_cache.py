@@ -19,7 +19,7 @@ import medimg
 from medimg.data import image_loader
 from medimg.data._labels import LabeledSeries
 from medimg.data.cache.image_cache import ImageCache
-from medimg.data.cache.images import Kept, RenderedImages
+from medimg.data.cache.images import RenderedImages, StoredDtype
 from medimg.data.cache.keys import Address
 from medimg.data.dataset import ImageDataset
 from medimg.data.image_loader import ImageLoader, ResolvedSource
@@ -30,7 +30,7 @@ from medimg.preprocessing.preprocess import IMAGENET_STD, Preprocess
 from tests.dicom_files import write_stack
 
 SMALL = Preprocess(size=16)
-BOUND: dict[Kept, float] = {"float16": 2**-12, "uint8": 1 / 510, "float32": 0.0}
+BOUND: dict[StoredDtype, float] = {"float16": 2**-12, "uint8": 1 / 510, "float32": 0.0}
 
 
 def stack(folder: Path, uid: str = "1.2.3", **attributes: Any) -> Series:
@@ -49,8 +49,8 @@ def cache(tmp_path: Path) -> ImageCache:
 
 
 def made(cache: ImageCache, series: Series, recipe: Preprocess = SMALL) -> RenderedImages:
-    maker = ImageLoader(recipe, Policies(), cache)
-    return maker.pictures(ResolvedSource.of(series), maker.address(series))
+    loader = ImageLoader(recipe, Policies(), cache)
+    return loader.load(ResolvedSource.resolve(series), loader.address(series))
 
 
 def address(cache: ImageCache, series: Series, recipe: Preprocess = SMALL) -> Address:
@@ -72,7 +72,7 @@ def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", list(BOUND))
 def test_what_is_kept_is_what_was_made_but_for_its_rounding(
-    tmp_path: Path, series: Series, kind: Kept, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, series: Series, kind: StoredDtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = ImageCache(tmp_path / "cache", dtype=kind)
     expected = SMALL.render(series)
@@ -249,7 +249,7 @@ def test_an_entry_under_another_name_is_refused(cache: ImageCache, tmp_path: Pat
     target = cache.path(address(cache, other), SMALL)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(entries(cache)[0], target)
-    with pytest.warns(MedimgWarning, match="other pictures than its name"):
+    with pytest.warns(MedimgWarning, match="other images than its name"):
         again = made(cache, other)
     assert torch.equal(again.planes.float(), SMALL.render(other).planes.half().float())
 
@@ -274,7 +274,7 @@ def test_a_writer_that_fails_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("medimg.data.cache.image_cache.save_file", full)
-    with pytest.warns(MedimgWarning, match="no pictures can be kept"):
+    with pytest.warns(MedimgWarning, match="no images can be cached"):
         batch = medimg.read_tensors([series, series], SMALL, cache=cache)
     assert batch.counts == (3, 3)
     assert not [p for p in cache.folder.rglob("*") if p.is_file()]
@@ -289,7 +289,7 @@ def _write(folder: str, scan: str, start: Any) -> None:
     start.wait()
     for _ in range(20):
         pictures = made(cache, series)
-        assert pictures.taken().shape == (3, 1, 16, 16)
+        assert pictures.take().shape == (3, 1, 16, 16)
         cache.store(address(cache, series), SMALL, pictures)
 
 
@@ -308,7 +308,7 @@ def test_two_processes_write_the_same_entry(tmp_path: Path, series: Series) -> N
     cache = ImageCache(tmp_path / "c")
     assert len(entries(cache)) == 1
     assert not list(cache.folder.rglob("*.tmp"))
-    assert torch.equal(made(cache, series).taken(), SMALL.render(series).planes.half())
+    assert torch.equal(made(cache, series).take(), SMALL.render(series).planes.half())
 
 
 def test_threads_write_the_same_entry(cache: ImageCache, series: Series) -> None:

@@ -216,13 +216,13 @@ def test_pictures_are_read_once(data: ImageDataset, weights: dict[str, Path], mo
     from medimg.data import image_loader
 
     read = []
-    before = image_loader.ImageLoader.made
+    before = image_loader.ImageLoader.render
 
     def noted(*arguments: Any) -> Any:
         read.append(1)
         return before(*arguments)
 
-    monkeypatch.setattr(image_loader.ImageLoader, "made", noted)
+    monkeypatch.setattr(image_loader.ImageLoader, "render", noted)
     other = data.with_preprocess(data.preprocess.replace(std=(0.5, 0.5, 0.5))).subset(range(20))
     medimg.compare(list(weights), other, weights=weights, folds=2, C=0.1, n_resamples=10)
     assert len(read) == 20

@@ -351,7 +351,7 @@ def test_what_is_damaged_is_made_anew(
     (path,) = files(cache)
     damage(path)
     if warned:
-        with pytest.warns(MedimgWarning, match="made anew"):
+        with pytest.warns(MedimgWarning, match="rebuilt"):
             found = item_features(model, data, cache=cache).embeddings
     else:
         found = item_features(model, data, cache=cache).embeddings
@@ -376,7 +376,7 @@ def test_rows_of_another_picture_are_not_taken(
 def test_a_folder_that_cant_be_written(model: TransferClassifier, data: ImageDataset, cache: Path) -> None:
     cache.mkdir()
     cache.chmod(0o500)
-    with pytest.warns(MedimgWarning, match="can't be kept"):
+    with pytest.warns(MedimgWarning, match="can't be cached"):
         item_features(model, data, cache=cache)
 
 
@@ -387,7 +387,7 @@ def test_a_file_in_the_way_is_worked_around(
     (path,) = files(cache)
     path.unlink()
     path.mkdir()
-    with pytest.warns(MedimgWarning, match="can't be kept"):
+    with pytest.warns(MedimgWarning, match="can't be cached"):
         found = item_features(model, data, cache=cache)
     assert len(found.embeddings) == len(data)
 

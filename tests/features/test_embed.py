@@ -15,7 +15,7 @@ from medimg.core.geometry import image_affine
 from medimg.data.image_loader import ImageLoader
 from medimg.errors import PreprocessError, ReadError
 from medimg.features import embed
-from medimg.features._cache import FeatureFile
+from medimg.features._cache import FeatureCache
 from tests.dicom_files import write_stack
 from tests.models.fakes import classifier
 from tests.models.images import TINY, picture_data, stacks
@@ -45,7 +45,7 @@ def no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a source was read")
 
-    monkeypatch.setattr(embed.EmbeddingCache, "_read", refuse)
+    monkeypatch.setattr(embed.SourceEmbedder, "_read", refuse)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
@@ -153,13 +153,13 @@ def test_many_sources_take_few_writes(
 ) -> None:
     dataset = picture_data(tmp_path / "pictures", patients=10, each=3)
     writes: list[int] = []
-    before = FeatureFile.put
+    before = FeatureCache._insert
 
     def noted(file: Any, entries: Any) -> None:
         writes.append(len(entries))
         before(file, entries)
 
-    monkeypatch.setattr(FeatureFile, "put", noted)
+    monkeypatch.setattr(FeatureCache, "_insert", noted)
     medimg.embed(model, dataset.series, cache=cache)
     assert writes == [60]
 

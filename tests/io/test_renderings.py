@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,32 @@ KNOWN_DIFFERENCES = {
 }
 
 
+#: Groups of elements that decide how an image looks.
+GROUPS = (0x0002, 0x0008, 0x0020, 0x0028, 0x2050, 0x7FE0)
+
+
+def dictionary(path: Path) -> str:
+    """Write a data dictionary of `GROUPS` alone: dcmtk parses its own, which is long, at every start."""
+    if path.exists():
+        return str(path)
+    from pydicom._dicom_dict import DicomDictionary
+
+    mixed = {"US or SS": "xs", "OB or OW": "ox", "US or OW": "lt", "US or SS or OW": "lt"}
+    lines = [
+        f"({tag >> 16:04x},{tag & 0xFFFF:04x})\t{mixed.get(vr, vr)}\t{keyword}\t{vm}\tDICOM\n"
+        for tag, (vr, vm, _, _, keyword) in DicomDictionary.items()
+        if tag >> 16 in GROUPS and keyword and vr != "NONE"
+    ]
+    path.write_text("".join(lines))
+    return str(path)
+
+
 def by_dcmtk(path: Path, picture: Path, *options: str) -> npt.NDArray[np.int64] | None:
     """An 8-bit picture without overlays; None if dcmtk does not read the file."""
     picture.unlink(missing_ok=True)
     command = [dcmtk("dcmj2pnm"), "-q", "-O", "+op", *options, str(path), str(picture)]
-    done = subprocess.run(command, capture_output=True, check=False)
+    environment = {**os.environ, "DCMDICTPATH": dictionary(picture.with_suffix(".dic"))}
+    done = subprocess.run(command, capture_output=True, check=False, env=environment)
     if done.returncode or not picture.exists() or not picture.stat().st_size:
         return None
     return np.asarray(Image.open(picture)).astype(np.int64)

@@ -26,7 +26,7 @@ import medimg
 from medimg.errors import AmbiguousSeriesError, MedimgError, MedimgWarning, NotAnImageError, ReadError
 from medimg.io.files.blob import Blob, zip_members
 from medimg.io.files.zip_archive import Archive
-from tests.dicom_files import make_instance, stack_pixels, write, write_stack
+from tests.dicom_files import make_instance, stack_pixels, total_of, write, write_stack
 from tests.models.fakes import classifier
 
 POSITIONS = [0.0, 2.0, 4.0, 6.0]
@@ -276,18 +276,14 @@ def test_members_are_read_as_far_as_needed(tmp_path: Path) -> None:
     assert blob.bound() >= blob.size()
 
 
-def _read_elsewhere(series: Any) -> float:
-    return float(series.read().array.sum())
-
-
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_series_of_an_archive_go_to_other_processes(folder: Path, tmp_path: Path, method: str) -> None:
     (series,) = medimg.scan(zipped(folder, tmp_path / "scan.zip"))
     expected = float(series.read().array.sum())
-    assert _read_elsewhere(pickle.loads(pickle.dumps(series))) == expected
+    assert total_of(pickle.loads(pickle.dumps(series))) == expected
     with get_context(method).Pool(2) as pool:
-        assert pool.map(_read_elsewhere, [series] * 4) == [expected] * 4
+        assert pool.map(total_of, [series] * 4) == [expected] * 4
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import numpy as np
 
 from medimg.metrics._weighted import Counts
 from medimg.metrics.bootstrap import resample
-from medimg.metrics.classification import Support, estimate, named_metrics
+from medimg.metrics.classification import Support, named_metrics
+from medimg.metrics.estimate import estimate
 from medimg.metrics.intervals import estimates, resample_metrics
 from medimg.metrics.units import ScoredUnits
 

@@ -37,7 +37,7 @@ NAMES = [
 ]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def one_model_at_a_time() -> Iterator[None]:
     yield
     gc.collect()
@@ -79,6 +79,7 @@ def _frozen(model: TransferClassifier) -> set[int]:
     return {id(p) for p in model.backbone.parameters() if not p.requires_grad}
 
 
+@pytest.mark.usefixtures("one_model_at_a_time")
 @pytest.mark.parametrize("name", NAMES)
 def test_frozen_is_bit_identical(name: str) -> None:
     model = network(name).freeze()

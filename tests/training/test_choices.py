@@ -124,7 +124,7 @@ def test_the_last_phase_trains_everything(epochs: int, phases: int) -> None:
 
 
 def test_what_is_averaged_is_validated_and_kept() -> None:
-    plain, mean = classifier("resnet18"), classifier("resnet18")
+    plain, mean = classifier("shufflenet_v2_x0_5"), classifier("shufflenet_v2_x0_5")
     settings: dict[str, Any] = {"epochs": 3, "lr": 1e-2, "augment": None}
     trained(plain, **settings)
     result = trained(mean, ema=0.999, **settings)
@@ -136,7 +136,7 @@ def test_what_is_averaged_is_validated_and_kept() -> None:
 
 
 def test_the_mean_of_frozen_weights_is_what_they_are() -> None:
-    model = classifier("resnet18").freeze()
+    model = classifier("shufflenet_v2_x0_5").freeze()
     before = state(model.backbone)
     trained(model, ema=0.9, head_epochs=1)
     assert not changed(before, state(model.backbone))
@@ -189,14 +189,16 @@ def test_accumulated_batches_are_as_one_large_batch() -> None:
 def test_patience_ends_a_phase() -> None:
     val = images(8, prefix="val")
     val.labels = 1 - val.labels
-    result = trained(classifier("resnet18"), val=val, epochs=12, lr=1e-2, patience=2, monitor="val_loss")
+    result = trained(
+        classifier("shufflenet_v2_x0_5"), val=val, epochs=12, lr=1e-2, patience=2, monitor="val_loss"
+    )
     assert len(result.history) == result.best_epoch + 2 < 12
     assert result.monitor == "val_loss"
 
 
 @pytest.mark.parametrize("monitor", ["val_loss", "val_accuracy", "val_balanced_accuracy", "val_f1"])
 def test_the_named_score_chooses_the_best_epoch(monitor: Any) -> None:
-    result = trained(classifier("resnet18"), epochs=3, monitor=monitor)
+    result = trained(classifier("shufflenet_v2_x0_5"), epochs=3, monitor=monitor)
     values = [row[monitor] * (-1 if monitor == "val_loss" else 1) for row in result.history]
     assert result.monitor == monitor
     assert values[result.best_epoch - 1] == max(values)
@@ -222,8 +224,8 @@ def test_scores_that_are_not_there_can_not_be_watched() -> None:
         ({"ema": 1.0}, "ema is None or a decay"),
         ({"accumulate": 0}, "accumulate must be a whole number, 1 or more"),
         ({"patience": 0}, "patience must be a whole number, 1 or more"),
-        ({"monitor": "loss"}, 'monitor is "auto"'),
-        ({"gradual": "yes"}, "gradual is True or False"),
+        ({"monitor": "loss"}, 'monitor must be "auto"'),
+        ({"gradual": "yes"}, "gradual must be True or False"),
         ({"weight_decay": float("inf")}, "weight_decay"),
         ({"channels_last": "yes"}, "channels_last is True"),
         ({"logger": "wandb"}, 'logger is "tensorboard" or a logger'),
@@ -287,10 +289,10 @@ def legend(axes: Any) -> list[str]:
 
 
 def test_a_rate_is_found_and_the_model_left_alone() -> None:
-    model = classifier("resnet18").freeze(upto="layer1")
+    model = classifier("shufflenet_v2_x0_5").freeze(upto="conv1")
     before, modes = state(model), [m.training for m in model.modules()]
     random = torch.random.get_rng_state()
-    search = lr_find(model, images(24), batch_size=4, steps=60)
+    search = lr_find(model, images(24), batch_size=4, steps=40)
     assert not changed(before, state(model))
     assert [m.training for m in model.modules()] == modes
     assert torch.equal(torch.random.get_rng_state(), random)
@@ -301,7 +303,7 @@ def test_a_rate_is_found_and_the_model_left_alone() -> None:
     assert list(search.to_pandas().columns) == ["lr", "loss"]
     assert search.lrs[0] == pytest.approx(1e-6)
     assert len(search.plot().axes) == 1
-    assert lr_find(model, images(24), batch_size=4, steps=60).losses == search.losses
+    assert lr_find(model, images(24), batch_size=4, steps=40).losses == search.losses
 
 
 def test_a_rate_can_not_be_found_where_nothing_is_trained() -> None:

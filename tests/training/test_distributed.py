@@ -22,7 +22,7 @@ from tests.models.fakes import classifier, images
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    model, val = classifier("resnet18"), images(7, prefix="val", seed=1)
+    model, val = classifier("shufflenet_v2_x0_5"), images(7, prefix="val", seed=1)
     result = fine_tune(
         model, images(13), val, head_epochs=1, epochs=1, batch_size=4, balance=None, progress=False,
         devices=2, output="out", trainer_kwargs={"accelerator": "cpu", "strategy": "ddp"},

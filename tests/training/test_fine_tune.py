@@ -48,7 +48,7 @@ def test_it_learns(tmp_path: Path, empty_folder: Path) -> None:
 
 
 def test_files_and_restored_weights_are_those_of_the_best_epoch(tmp_path: Path) -> None:
-    model = classifier("resnet18")
+    model = classifier("shufflenet_v2_x0_5")
     val = images(6, prefix="val", seed=1)
     result = quick(model, images(8), val, head_epochs=1, epochs=3, lr=3e-3, output=tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == [
@@ -76,7 +76,7 @@ def test_best_is_not_just_the_last(tmp_path: Path) -> None:
     # validation labels that contradict the training data: the better it learns, the worse they fit
     val = images(8, prefix="val")
     val.labels = 1 - val.labels
-    model = classifier("resnet18")
+    model = classifier("shufflenet_v2_x0_5")
     result = quick(model, images(8), val, epochs=6, lr=1e-2, output=tmp_path)
     assert result.best_epoch < 6
     row = max(result.history, key=lambda row: (row["val_auroc"], -row["val_loss"]))
@@ -171,7 +171,7 @@ def test_loss_that_is_not_finite(tmp_path: Path) -> None:
 
 
 def test_early_failure_leaves_the_model_as_it_came(tmp_path: Path) -> None:
-    model = classifier("resnet18")
+    model = classifier("shufflenet_v2_x0_5")
     before = state(model)
     with pytest.raises(TrainingError, match="loss became nan"):
         quick(model, images(8), augment=lambda batch: batch * torch.nan, output=tmp_path / "out")
@@ -238,7 +238,7 @@ def test_multilabel() -> None:
     labels = np.array([[0, 1], [1, 0], [1, 1], [0, 0], [1, 0], [0, 0]], dtype=np.float32)
     train = Images(labels, task="multilabel")
     val = Images(labels, task="multilabel", prefix="val", seed=1)
-    model = classifier("resnet18", task="multilabel")
+    model = classifier("shufflenet_v2_x0_5", task="multilabel")
     result = quick(model, train, val, epochs=2)
     proba = model.predict_proba(val)
     assert proba.shape == (6, 2)
@@ -256,7 +256,7 @@ def test_multilabel() -> None:
 def test_bags_of_unequal_length(pool: str) -> None:
     train = Images(np.array([0, 1, 0, 1, 0]), unit="series", lengths=(2, 1, 3, 2, 2))
     val = Images(np.array([0, 1]), unit="series", lengths=(1, 2), prefix="val")
-    model = classifier("resnet18", pool=pool)
+    model = classifier("shufflenet_v2_x0_5", pool=pool)
     before = state(model)
     quick(model, train, val, batch_size=2)
     assert changed(before, state(model)) == set(before)

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from medimg.data.dataloader import EpochSampler
-from medimg.metrics.validation_scores import accuracy, auroc
 from medimg.training.losses import class_odds, make_loss
 from medimg.training.lr_scheduler import warm_cosine
 from medimg.training.optimizer import make_optimizer
@@ -68,16 +67,3 @@ def test_schedule(total: int) -> None:
     assert top == int(total * 0.1)
     assert factors[: top + 1] == sorted(factors[: top + 1])
     assert factors[top:] == sorted(factors[top:], reverse=True)
-
-
-def test_scores() -> None:
-    proba = np.array([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.5, 0.4, 0.1], [0.3, 0.4, 0.3]])
-    labels = np.array([0, 1, 1, 0])
-    assert accuracy(labels, proba, "multiclass") == 0.5
-    # class 0: (.7, .3) against (.1, .5): 3 of 4; class 1: (.6, .4) against (.2, .4): 3.5 of 4; class 2: none
-    assert auroc(labels, proba, "multiclass") == pytest.approx((0.75 + 0.875) / 2)
-    assert auroc(np.zeros(4, dtype=int), proba[:, :2], "multiclass") is None
-    indicators = np.array([[1, 0], [0, 1]], dtype=np.float32)
-    scores = np.array([[0.9, 0.6], [0.2, 0.7]])
-    assert accuracy(indicators, scores, "multilabel") == 0.5
-    assert auroc(indicators, scores, "multilabel") == 1.0

@@ -184,25 +184,37 @@ def test_nothing_of_patients_is_written(tmp_path: Path) -> None:
 
 
 SCRIPT = """
-import sys, warnings
-from pathlib import Path
+import sys, time, warnings
 import torch
 warnings.simplefilter("error")
 torch.set_num_threads(1)
-from medimg import fine_tune
-from tests.models.fakes import classifier, images
-import pytorch_lightning as pl, time, os
+import pytorch_lightning as pl
+from tests.training.test_resume import train_and_save
 
 class Slow(pl.Callback):
     def on_train_batch_end(self, trainer, *_):
-        Path("alive").touch()
-        time.sleep(float(os.environ.get("NAP", "0")))
+        time.sleep(float(sys.argv[2]))
 
-model = classifier("mobilenet_v3_small")
-fine_tune(model, images(10), images(6, prefix="val", seed=1), head_epochs=1, epochs=3, batch_size=2,
-          output=sys.argv[1], resume=True, progress=False, callbacks=[Slow()])
-model.save(sys.argv[1] + "/final.safetensors")
+train_and_save(sys.argv[1], callbacks=[Slow()])
 """
+
+
+def train_and_save(folder: str | Path, **settings: Any) -> None:
+    """What the processes of the test below run."""
+    model = classifier("mobilenet_v3_small")
+    fine_tune(
+        model,
+        images(10),
+        images(6, prefix="val", seed=1),
+        head_epochs=1,
+        epochs=3,
+        batch_size=2,
+        output=folder,
+        resume=True,
+        progress=False,
+        **settings,
+    )
+    model.save(Path(folder) / "final.safetensors")
 
 
 @pytest.mark.slow
@@ -213,8 +225,8 @@ def test_a_process_that_is_killed_goes_on_to_the_same_weights(tmp_path: Path) ->
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 
     def start(name: str, nap: float) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "train.py", name]
-        return subprocess.Popen(command, cwd=tmp_path, env={**environment, "NAP": str(nap)})
+        command = [sys.executable, "train.py", name, str(nap)]
+        return subprocess.Popen(command, cwd=tmp_path, env=environment)
 
     killed = start("cut", 0.3)
     history = tmp_path / "cut" / "history.csv"
@@ -228,8 +240,8 @@ def test_a_process_that_is_killed_goes_on_to_the_same_weights(tmp_path: Path) ->
     assert killed.wait() == -signal.SIGKILL
     assert len(history.read_text().splitlines()) < 5
     assert not (tmp_path / "cut" / "final.safetensors").exists()
-    for name in ("cut", "whole"):
-        assert start(name, 0).wait(timeout=240) == 0
+    assert start("cut", 0).wait(timeout=240) == 0
+    train_and_save(tmp_path / "whole")
     models = [TransferClassifier.load(tmp_path / name / "final.safetensors") for name in ("cut", "whole")]
     assert not changed(state(models[0]), state(models[1]))
     rows = [(tmp_path / name / "history.csv").read_text().splitlines() for name in ("cut", "whole")]

@@ -1,76 +1,235 @@
-"""What a series is made of, told from its files without decoding them."""
+"""
+The key of a cache: the content of a series' files, the recipe, the way of reading, and the version of medimg.
+
+The image cache and the feature cache both find what they hold by an :class:`Address`.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
-from dataclasses import dataclass, field
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, Final, Literal, NamedTuple, TypeAlias
 
+import numpy as np
+
+from medimg import __version__
 from medimg.io.dicom.series.volume_reader import StackReader
 
 if TYPE_CHECKING:
-    from medimg.io.series import Series
+    from collections.abc import Iterable, Sequence
 
-__all__ = ["Address", "Compare", "States", "content_digest", "frame_ids", "states_of"]
+    from medimg.data._image_store import ImageStore
+    from medimg.data.items import Item
+    from medimg.io.series import Policies, Series
+    from medimg.preprocessing.preprocess import Preprocess
+
+__all__ = [
+    "SCHEMA",
+    "Address",
+    "Compare",
+    "FileStates",
+    "ItemKeys",
+    "find_address",
+    "hash_files",
+    "stat_files",
+]
+
+#: How files are compared: by samples of their bytes, or by all of them.
+Compare: TypeAlias = Literal["samples", "bytes"]
+
+#: Of each file: inode, size in bytes, times of modification and of change in nanoseconds.
+FileStates: TypeAlias = tuple[tuple[int, int, int, int], ...]
+
+#: Raised when entries can no longer be read, or have another meaning.
+SCHEMA: Final = 1
+
+_BLOCK: Final = 4096
+_BLOCKS: Final = 64
+_WHOLE: Final = 2**18
+_THREADS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
     """
-    Where the pictures of a series are.
+    Where a cache keeps what was made of a series.
 
     Attributes
     ----------
     key : str
         64 hexadecimal digits that only the same files, read by the same recipe, give.
     secret : bytes
-        What UIDs are enciphered with; in no file.
+        Key that UIDs are encrypted with; stored nowhere.
     """
 
     key: str
     secret: bytes = field(repr=False)
 
-
-#: How files are told apart: by samples of their bytes, or by all of them.
-Compare: TypeAlias = Literal["samples", "bytes"]
-
-_BLOCK: Final = 4096
-_BLOCKS: Final = 64
-_WHOLE: Final = 2**18
+    def cipher(self, text: bytes, purpose: bytes = b"") -> bytes:
+        """Encrypt or decrypt one text per purpose: XOR with a SHAKE-256 stream."""
+        stream = hashlib.shake_256(purpose + self.secret).digest(len(text))
+        return (np.frombuffer(text, np.uint8) ^ np.frombuffer(stream, np.uint8)).tobytes()
 
 
-def content_digest(series: Series, compare: Compare | Literal["blocks"]) -> list[str] | None:
+def find_address(
+    recipe: Preprocess, series: Series, policies: Policies, *, dtype: str, compare: Compare
+) -> Address | None:
+    """Return the address of a series' images, kept as `dtype`; None if its files can't identify them."""
+    if policies.on_duplicate == "keep":
+        return None  # stacks files that a series does not list
+    content = hash_files(series, compare)
+    if content is None:
+        return None
+    facts = [
+        [SCHEMA, __version__, recipe.fingerprint, dtype, asdict(policies)],
+        [series.format, "" if series.uid in series.files else series.uid],
+        [list(series.shape), series.affine.tobytes().hex()],
+        [content, _list_frames(series)],
+    ]
+    text = json.dumps(facts, sort_keys=True).encode()
+    key, secret = (hashlib.sha256(purpose + text) for purpose in (b"name ", b"secret "))
+    return Address(key.hexdigest(), secret.digest())
+
+
+class _SourceKey(NamedTuple):
+    """States and address of one series, found at the same time."""
+
+    states: FileStates | None
+    address: Address | None
+
+
+class ItemKeys:
     """
-    Return what tells the content of a series: a digest for each of its files, in their order.
+    The address of each item of a dataset, as its files are when this is made.
+
+    Parameters
+    ----------
+    items : sequence of Item
+        The items of the dataset.
+    store : ImageStore
+        Its series and how they are read. Images from a cache are rounded, so its dtype is part of the key.
+    recipe : Preprocess
+        The dataset's recipe; that of the store may have another mean and standard deviation.
+    """
+
+    def __init__(self, items: Sequence[Item], store: ImageStore, recipe: Preprocess) -> None:
+        self._items = items
+        self._store = store
+        self._recipe = recipe
+        loader, sources = store.loader, sorted({item.source for item in items})
+        dtype, compare = (
+            (loader.cache.dtype, loader.cache.compare) if loader.cache else ("float32", "samples")
+        )
+
+        def find(source: int) -> _SourceKey:
+            series = store.series[source]
+            states = stat_files(series)
+            return _SourceKey(
+                states, find_address(recipe, series, loader.policies, dtype=dtype, compare=compare)
+            )
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            self._keys = dict(zip(sources, pool.map(find, sources), strict=True))
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def address(self, item: int) -> Address | None:
+        """Return the address of an item's series; None if its files can't identify it."""
+        return self._keys[self._items[item].source].address
+
+    def images(self, item: int) -> Sequence[int]:
+        """Return which images of its series an item has."""
+        image = self._items[item].picture
+        if image is not None:
+            return (image,)
+        return range(self._recipe.count(self._store.series[self._items[item].source]))
+
+    def select_unchanged(self, items: Iterable[int]) -> set[int]:
+        """Return the items whose files have not changed since their addresses were found, or last read."""
+        by_source: dict[int, list[int]] = defaultdict(list)
+        for item in items:
+            by_source[self._items[item].source].append(item)
+        return {item for source, some in by_source.items() if self._is_unchanged(source) for item in some}
+
+    def _is_unchanged(self, source: int) -> bool:
+        before = self._keys[source].states
+        return (
+            before is not None
+            and before == stat_files(self._store.series[source])
+            and before == self._store.last_states(source)
+        )
+
+
+def stat_files(series: Series) -> FileStates | None:
+    """
+    Return the states of a series' files, without opening them; None if one is not on a disk.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> stat_files(SimpleNamespace(files=("nowhere.dcm",))) is None
+    True
+    """
+    archives: dict[str, os.stat_result | None] = {}
+    found = []
+    for name in series.files:
+        state = _stat_file(name)
+        if state is None:
+            archive = str(Path(name).parent)
+            if archive not in archives:
+                parents = (str(parent) for parent in Path(name).parents)
+                archives[archive] = next(filter(None, map(_stat_file, parents)), None)
+            state = archives[archive]
+        if state is None:
+            return None
+        found.append((state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns))
+    return tuple(found)
+
+
+def _stat_file(name: str) -> os.stat_result | None:
+    try:
+        state = os.stat(name)  # noqa: PTH116  # a Path for each of many files takes longer than this
+    except (OSError, ValueError):
+        return None
+    return state if stat.S_ISREG(state.st_mode) else None
+
+
+def hash_files(series: Series, compare: Compare | Literal["blocks"]) -> list[str] | None:
+    """
+    Return a digest of each file of a series, in their order, without decoding them.
 
     Parameters
     ----------
     series : Series
-        Its files are opened, and not decoded.
+        Its files are opened.
     compare : {"samples", "blocks", "bytes"}
         "samples": size, time of modification, and bytes from the start, the middle and the end; all bytes of
-        small files. Large files that are not DICOM have no identifier among these, and go by their path too.
-        "blocks": size, and bytes from 64 places: the same for copies, wherever they lie. A few places are not
-        enough, as uncompressed pictures of different people can have the same black borders there.
+        small files. Large files that are not DICOM have no identifier among these, and their path counts too.
+        "blocks": size, and bytes from 64 positions: the same for copies, in whatever folder. Fewer are not
+        enough, as uncompressed images of different people can have the same black borders there.
         "bytes": all bytes and nothing else.
 
     Returns
     -------
     list of str or None
-        None where a file is not on a disk, or can't be opened.
+        None if a file is not on a disk, or can't be opened.
     """
     digests: dict[str, str] = {}
     found = []
     try:
         for name in series.files:
-            path = _on_disk(name)
+            path = _find_on_disk(name)
             if path is None:
                 return None
             if path not in digests:
-                digests[path] = _digest(path, compare, named=series.format != "DICOM" or path != name)
+                digests[path] = _hash_file(path, compare, by_path=series.format != "DICOM" or path != name)
             # the name of a member of an archive
             found.append(digests[path] + hashlib.sha256(os.fsencode(name[len(path) :])).hexdigest()[:16])
     except (OSError, ValueError):
@@ -78,28 +237,7 @@ def content_digest(series: Series, compare: Compare | Literal["blocks"]) -> list
     return found
 
 
-def frame_ids(series: Series) -> list[tuple[int, int, tuple[int, int] | None]]:
-    """
-    Return which frames of its files a series is made of: one file can hold several series.
-
-    Returns
-    -------
-    list of tuple
-        For each frame the number of its file, its own number, and its corner in a mosaic; empty where each
-        file holds one frame.
-    """
-    if not isinstance(series.reader, StackReader):
-        return []
-    # siblings, each of one frame, are no tuple, and would be made one by one
-    channels = [channel for channel in series.reader.plan.channels if isinstance(channel, tuple | list)]
-    frames = [frame for channel in channels for frame in channel]
-    if all(len(frame.instance.facts) == 1 for frame in frames):
-        return []
-    files = {name: n for n, name in enumerate(series.files)}
-    return [(files[f.instance.path], f.facts.number, f.facts.corner) for f in frames]
-
-
-def _on_disk(name: str) -> str | None:
+def _find_on_disk(name: str) -> str | None:
     """Return the file of that name, or the archive that it is a member of."""
     if name.startswith("<"):
         return None
@@ -109,7 +247,7 @@ def _on_disk(name: str) -> str | None:
     return next((str(parent) for parent in path.parents if parent.is_file()), None)
 
 
-def _digest(name: str, compare: Compare | Literal["blocks"], *, named: bool) -> str:
+def _hash_file(name: str, compare: Compare | Literal["blocks"], *, by_path: bool) -> str:
     with Path(name).open("rb", buffering=0) as file:
         if compare == "bytes":
             return hashlib.file_digest(file, "blake2b").hexdigest()
@@ -117,59 +255,30 @@ def _digest(name: str, compare: Compare | Literal["blocks"], *, named: bool) -> 
         dated = f"{state.st_mtime_ns} " if compare == "samples" else ""
         digest = hashlib.blake2b(f"{state.st_size} {dated}".encode(), digest_size=32)
         if state.st_size <= _WHOLE:
-            digest.update(_block(file, 0, _WHOLE))
+            digest.update(_read_block(file, 0, _WHOLE))
             return digest.hexdigest()
         last = state.st_size - _BLOCK
         few, many = (0, state.st_size // 2, last), (last * n // (_BLOCKS - 1) for n in range(_BLOCKS))
         for start in few if compare == "samples" else many:
-            digest.update(_block(file, start, _BLOCK))
-        if named and compare == "samples":
+            digest.update(_read_block(file, start, _BLOCK))
+        if by_path and compare == "samples":
             digest.update(os.fsencode(os.path.realpath(name)))
         return digest.hexdigest()
 
 
-def _block(file: BinaryIO, start: int, count: int) -> bytes:
+def _read_block(file: BinaryIO, start: int, count: int) -> bytes:
     file.seek(start)
     return file.read(count)
 
 
-#: Of each file: number, size in bytes, times of modification and of change in nanoseconds.
-States: TypeAlias = tuple[tuple[int, int, int, int], ...]
-
-
-def states_of(series: Series) -> States | None:
-    """
-    Return the states of the files of a series; None where one is not on a disk, or gone.
-
-    Examples
-    --------
-    >>> from types import SimpleNamespace
-    >>> states_of(SimpleNamespace(files=("nowhere.dcm",))) is None
-    True
-    """
-    known: dict[str, os.stat_result | None] = {}
-    found = []
-    for name in series.files:
-        state = _state(name)
-        if state is None:
-            archive = str(Path(name).parent)
-            if archive not in known:
-                known[archive] = next(filter(None, map(_state, _above(name))), None)
-            state = known[archive]
-        if state is None:
-            return None
-        found.append((state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns))
-    return tuple(found)
-
-
-def _above(name: str) -> list[str]:
-    """Return the folders that a name lies in: one may be the archive that it is a member of."""
-    return [str(parent) for parent in Path(name).parents]
-
-
-def _state(name: str) -> os.stat_result | None:
-    try:
-        state = os.stat(name)  # noqa: PTH116  # a Path for each of many files takes longer than this
-    except (OSError, ValueError):
-        return None
-    return state if stat.S_ISREG(state.st_mode) else None
+def _list_frames(series: Series) -> list[tuple[int, int, tuple[int, int] | None]]:
+    """Return file, number and mosaic corner of each frame; empty if each file holds one frame only."""
+    if not isinstance(series.reader, StackReader):
+        return []
+    # siblings, each of one frame, are no tuple, and would be made one by one
+    channels = [channel for channel in series.reader.plan.channels if isinstance(channel, tuple | list)]
+    frames = [frame for channel in channels for frame in channel]
+    if all(len(frame.instance.facts) == 1 for frame in frames):
+        return []
+    files = {name: n for n, name in enumerate(series.files)}
+    return [(files[f.instance.path], f.facts.number, f.facts.corner) for f in frames]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 import numpy as np
 
 from medimg.core.parallel import ordered_map
-from medimg.data.cache.keys import states_of
+from medimg.data.cache.keys import stat_files
 from medimg.data.leakage._image_hash import THUMBNAIL, perceptual_hash, pixel_digest, thumbnail
 from medimg.errors import MedimgError
 from medimg.io.dicom.header.attributes import quiet_pydicom
@@ -142,7 +142,7 @@ def fingerprints(
 
 
 def _key(series: Series) -> _Key | None:
-    states = states_of(series)
+    states = stat_files(series)
     return None if states is None else (series.uid, series.path, series.shape, states)
 
 
