@@ -27,7 +27,7 @@ from medimg.io.dicom.header.attributes import get_identifier, quiet_pydicom
 from medimg.io.dicom.header.functional_groups import FrameViews
 from medimg.io.dicom.header.instance import Frame, Instance
 from medimg.io.dicom.header.open import open_dataset, to_tags
-from medimg.io.dicom.pixels.frames import StoredFrames
+from medimg.io.dicom.pixels._frames import StoredFrames
 from medimg.io.dicom.series._policies import Notes, check_stack, resolve_duplicates
 from medimg.io.dicom.series._stack_plan import StackPlan
 from medimg.io.dicom.values.suv import SUV_TAGS, get_acquisition_time

@@ -24,7 +24,7 @@ from medimg.errors import PreprocessError, ReadError
 from medimg.io.dicom.header.attributes import quiet_pydicom
 from medimg.io.dicom.header.functional_groups import FrameViews
 from medimg.io.dicom.header.open import open_dataset
-from medimg.io.dicom.pixels.frames import StoredFrames
+from medimg.io.dicom.pixels._frames import StoredFrames
 from medimg.preprocessing.preprocess import Preprocess
 from tests.conformance import Conformance
 from tests.dicom_files import make_instance, write
