@@ -32,7 +32,7 @@ from medimg.io.dicom.series._policies import Notes, check_stack, resolve_duplica
 from medimg.io.dicom.series._stack_plan import StackPlan
 from medimg.io.dicom.values.suv import SUV_TAGS, get_acquisition_time
 from medimg.io.series import Policies, ValueKind
-from tests.io.plain_values import SliceValues, calibrated, slice_values
+from tests.io.dicom.plain_values import SliceValues, calibrated, slice_values
 
 _MOST_VALUES = 2**33
 _SUV_TAGS = to_tags(*SUV_TAGS)

@@ -16,7 +16,7 @@ from medimg.io.dicom.header.attributes import has_value, quiet_pydicom
 from medimg.io.dicom.header.open import open_dataset
 from medimg.io.dicom.pixels._frames import StoredFrames
 from tests.conformance import Conformance
-from tests.io.independent import frames_by_others
+from tests.io.dicom.independent import frames_by_others
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -24,7 +24,7 @@ from medimg.io.dicom.pixels._codecs import decode_frame
 from medimg.io.dicom.pixels._codestream import find_j2k_end, read_codestream
 from medimg.io.dicom.pixels._frames import StoredFrames
 from tests.dicom_files import make_instance
-from tests.io.encodings import (
+from tests.io.dicom.encodings import (
     DEFLATED_FRAMES,
     EXTENDED,
     FRAMES,

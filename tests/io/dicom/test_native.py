@@ -18,7 +18,7 @@ from medimg.io.dicom.header.open import open_dataset
 from medimg.io.dicom.pixels._frames import StoredFrames
 from medimg.io.dicom.pixels._native import NativeFrames
 from tests.dicom_files import make_instance
-from tests.io.encodings import (
+from tests.io.dicom.encodings import (
     BUNDLED,
     RLE,
     RNG,

@@ -1,4 +1,4 @@
-"""The plain way from stored to modality values, one slice at a time; see :mod:`tests.io.plain_reading`."""
+"""The plain way from stored to modality values, one slice at a time; see `tests.io.dicom.plain_reading`."""
 
 from __future__ import annotations
 
