@@ -134,7 +134,7 @@ def _by_position(group: Group, channels: list[list[Frame]]) -> StackPlan:
     first = channels[0]
     facts = first[0].facts
     orientation = facts.orientation
-    assert orientation is not None  # has_place was checked
+    assert orientation is not None  # has_geometry was checked
     positions = np.asarray([_position(frame) for frame in first])
     alone = facts.slice_spacing or facts.slice_thickness or 1.0
     stack = analyze_positions(positions, orientation, fallback_step=alone, stated_gap=facts.slice_spacing)

@@ -20,8 +20,8 @@ from medimg.io.dicom.header.attributes import (
     parse_integer,
     parse_number,
 )
-from medimg.io.dicom.values.photometric import apply_palette, convert_ycc_to_rgb, reduce_to_8_bits
-from medimg.io.dicom.values.voi_lut import parse_declared_voi, parse_lookup_table
+from medimg.io.dicom.values._photometric import apply_palette, convert_ycc_to_rgb, reduce_to_8_bits
+from medimg.io.dicom.values._voi_lut import parse_declared_voi, parse_lookup_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +40,7 @@ VALUE_TAGS: Final[list[str | int]] = [
     *(f"{color}PaletteColorLookupTableDescriptor" for color in ("Red", "Green", "Blue")),
     *(f"{color}PaletteColorLookupTableData" for color in ("Red", "Green", "Blue")),
     *(f"Segmented{color}PaletteColorLookupTableData" for color in ("Red", "Green", "Blue")),
-    *(f"{kind}FloatPixelPadding{name}" for kind in ("", "Double") for name in ("Value", "RangeLimit")),
+    *(f"{prefix}FloatPixelPadding{name}" for prefix in ("", "Double") for name in ("Value", "RangeLimit")),
     "ImageType",
     "LUTExplanation",
     "Modality",

@@ -16,7 +16,7 @@ import medimg
 from medimg.core.stacking import analyze_positions, are_same_positions
 from medimg.errors import DuplicateSlicesError, MissingSlicesError
 from tests.dicom_files import AXIAL, make_instance, write
-from tests.io.test_grouping import PLACES, SHAPE, expected, image, pixels, read, save
+from tests.io.dicom.test_grouping import PLACES, SHAPE, expected, image, pixels, read, save
 
 
 def item(**attributes: Any) -> Dataset:
