@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from medimg.errors import TrainingError
+from medimg.preprocessing.preprocess import check_same_preprocessing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -151,11 +152,14 @@ class Adaptation:
             raise TrainingError(
                 f"the target of {type(self).__name__} has {len(target)} item(s); expected at least 2"
             )
-        if target.preprocess.fingerprint != train.preprocess.fingerprint:
-            raise TrainingError(
-                f"the target of {type(self).__name__} is made by another recipe than the training data: use "
-                "target.with_preprocess(train.preprocess)"
-            )
+        check_same_preprocessing(
+            target.preprocess,
+            train.preprocess,
+            name=f"the target of {type(self).__name__}",
+            other="the training data",
+            hint="use target.with_preprocess(train.preprocess)",
+            error=TrainingError,
+        )
         if target.unit != train.unit:
             raise TrainingError(
                 f"the target of {type(self).__name__} gives items of unit={target.unit!r}, the training data "

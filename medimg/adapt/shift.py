@@ -16,6 +16,7 @@ from medimg.adapt.shift_report import Difference, Distances, ShiftReport
 from medimg.data.acquisition_tags import NUMBERED, NUMBERS, TEXTS, tags_of
 from medimg.errors import TrainingError
 from medimg.features.dataset_features import item_features
+from medimg.preprocessing.preprocess import check_same_preprocessing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -140,11 +141,14 @@ def domain_shift(
     --------
     >>> print(medimg.domain_shift(train, new_scanner, model=model))  # doctest: +SKIP
     """
-    if source.preprocess.fingerprint != target.preprocess.fingerprint:
-        raise TrainingError(
-            "source and target are made by different recipes, whose difference would be taken for theirs: "
-            "use target.with_preprocess(source.preprocess)"
-        )
+    check_same_preprocessing(
+        target.preprocess,
+        source.preprocess,
+        name="the target",
+        other="the source",
+        hint="use target.with_preprocess(source.preprocess)",
+        error=TrainingError,
+    )
     sides = [_Side.of(data, limit, seed) for data in (source, target)]
     statistics = [image_statistics(side.data, side.chosen) for side in sides]
     pictures = [_numeric(name, *(s[:, n] for s in statistics)) for n, name in enumerate(STATISTICS)]

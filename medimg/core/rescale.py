@@ -10,10 +10,15 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["rescale_into", "rescale_values", "rescaled_dtype"]
+__all__ = ["describe_rescale", "rescale_into", "rescale_values", "rescaled_dtype"]
 
 #: Values taken at a time: as float64 they stay in the cache of a core, and calls are few.
 _BLOCK: Final = 2**16
+
+
+def describe_rescale(slope: float, intercept: float) -> str:
+    """Return the step of a report that names a rescale."""
+    return f"rescaled: {slope:g} × stored {'−' if intercept < 0 else '+'} {abs(intercept):g}"
 
 
 def rescaled_dtype(ends: tuple[int, int], slope: float, intercept: float) -> np.dtype[Any]:

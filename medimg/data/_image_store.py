@@ -8,6 +8,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
 from medimg.core.parallel import ordered_map
+from medimg.core.progress import progress_bar
 from medimg.data.cache.images import DamagedError
 from medimg.data.cache.keys import stat_files
 from medimg.data.image_loader import ResolvedSource
@@ -148,13 +149,8 @@ class ImageStore:
         MedimgError
             If one can't be read.
         """
-        from tqdm import tqdm
-
-        disable = None if progress is None else not progress
         filled = ordered_map(self._fill_one, sources, workers, initializer=share_cores)
-        for _ in tqdm(
-            filled, "caching", len(sources), unit="series", disable=disable, delay=1.0, leave=False
-        ):
+        for _ in progress_bar(filled, desc="caching", unit="series", progress=progress, total=len(sources)):
             pass
 
     def _fill_one(self, source: int) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from medimg.core.progress import progress_bar
 from medimg.data.identifiers import FilePatients, with_file_patients
 from medimg.errors import DatasetError, MedimgError
 from medimg.io.read import find_series
@@ -156,16 +157,13 @@ def from_table(
     progress: bool | None = None,
 ) -> list[LabeledSeries]:
     """Return the series that each row of a table names, with its label, patient and domain."""
-    from tqdm import tqdm
-
     labels = [label] if isinstance(label, str) else list(label)
     _check_columns(table, [path, *labels, *(name for name in (patient, domain) if name)])
     rows: list[dict[str, Any]] = table.to_dict("records")  # type: ignore[assignment]  # columns are named by str
     _check_files(rows, root, path)
-    disable = None if progress is None else not progress
     found = []
     problems = []
-    for row in tqdm(rows, desc="indexing", unit="image", disable=disable, delay=1.0, leave=False):
+    for row in progress_bar(rows, desc="indexing", unit="image", progress=progress):
         try:
             series, _ = find_series(root / str(row[path]))
         except MedimgError as error:

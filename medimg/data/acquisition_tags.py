@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Final
 
 from medimg.data.items import ItemFacts
 from medimg.errors import DatasetError
-from medimg.io.dicom.header.attributes import description, floats
+from medimg.io.dicom.header.attributes import get_description, get_floats
 from medimg.io.dicom.header.functional_groups import FrameViews
-from medimg.io.dicom.header.open import numbers_of, open_header
+from medimg.io.dicom.header.open import open_header, to_tag_numbers
 from medimg.io.files.blob import as_blob
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def tags_of(
 def _tags(series: Series, keywords: Sequence[str]) -> dict[str, str | float]:
     if series.format != "DICOM":
         return {keyword: series.modality if keyword == "Modality" else "" for keyword in keywords}
-    wanted = numbers_of(*keywords, "SharedFunctionalGroupsSequence")
+    wanted = to_tag_numbers(*keywords, "SharedFunctionalGroupsSequence")
     # of enhanced files: what holds for all frames
     view = FrameViews(open_header(first_blob(series), wanted), 1)[0]
     return {keyword: _value(view, keyword) for keyword in keywords}
@@ -127,6 +127,6 @@ def first_blob(series: Series) -> Blob:
 
 def _value(view: Dataset, keyword: str) -> str | float:
     if keyword not in NUMBERS:
-        return description(view, keyword)
-    numbers = floats(view, keyword)
+        return get_description(view, keyword)
+    numbers = get_floats(view, keyword)
     return numbers[0] if numbers else ""

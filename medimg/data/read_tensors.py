@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from medimg.core.parallel import ordered_map, worker_count
+from medimg.core.progress import progress_bar
 from medimg.core.volume import Volume
 from medimg.data.cache.image_cache import as_cache
 from medimg.data.image_loader import ImageLoader, ResolvedSource
@@ -351,11 +352,8 @@ def _raise_errors(results: Generator[Any], on_error: OnError) -> Generator[Any]:
 def _with_progress(
     results: Generator[Any], total: int | None, progress: bool | None, what: str
 ) -> Generator[Any]:
-    from tqdm import tqdm
-
-    disable = None if progress is None else not progress
     with closing(results):
-        yield from tqdm(results, what, total, unit="source", disable=disable, delay=1.0, leave=False)
+        yield from progress_bar(results, desc=what, unit="source", progress=progress, total=total)
 
 
 def _check_out(out: object, hw: tuple[int, int]) -> None:

@@ -125,9 +125,9 @@ class Comparison:
         matplotlib Axes
             ``axes.figure.savefig(path)`` writes it to a file.
         """
-        from medimg.evaluation.report.plots import speed_plot
+        from medimg.evaluation.report.plots import plot_speed
 
-        return speed_plot(self.candidates, self.ci, self.device, axes)
+        return plot_speed(self.candidates, self.ci, self.device, axes)
 
     def __repr__(self) -> str:
         lines = [
@@ -336,11 +336,11 @@ def _images_per_second(model: TransferClassifier, batch_size: int) -> float:
     """Time a network on pictures in memory, after one batch that is not counted."""
     import torch
 
-    from medimg.features.extractor import extracting
+    from medimg.features.extractor import feature_extractor
 
     pictures = torch.rand(batch_size, 3, *model.preprocess.hw, generator=torch.Generator().manual_seed(0))
     times: list[float] = []
-    with extracting(model) as network:
+    with feature_extractor(model) as network:
         network(pictures)
         began = time.perf_counter()
         while not times or time.perf_counter() - began < _TIMED_S:

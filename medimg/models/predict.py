@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
@@ -13,9 +12,10 @@ import torch
 
 from medimg import __version__
 from medimg._validation import check_batch_size, check_choice, check_whole_number
+from medimg.core.progress import progress_bar
 from medimg.core.volume import Volume
 from medimg.data.dataloader import evaluation_loader
-from medimg.errors import MedimgWarning, PreprocessError, TrainingError
+from medimg.errors import MedimgWarning, TrainingError
 from medimg.io.series import Series
 from medimg.io.sources import is_buffer
 from medimg.models._scoring import (
@@ -27,7 +27,9 @@ from medimg.models._scoring import (
     vectors_probabilities,
 )
 from medimg.models.digest import SHOWN, model_digest, parameters_digest
+from medimg.models.module_mode import module_mode
 from medimg.models.probabilities import model_probabilities
+from medimg.preprocessing.preprocess import check_same_preprocessing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from medimg.models._scoring import ScoredSource
     from medimg.models.classifier import TransferClassifier
 
-__all__ = ["PredictionTable", "evaluating", "predict", "predict_proba"]
+__all__ = ["PredictionTable", "predict", "predict_proba"]
 
 _EXAMPLES: Final = 3
 
@@ -196,25 +198,20 @@ def predict_proba(
     progress: bool = False,
 ) -> NDArray[np.float64]:
     """Predict on every item of a data set; see :meth:`medimg.TransferClassifier.predict_proba`."""
-    from tqdm import tqdm
-
     if not hasattr(dataset, "preprocess"):
         raise TrainingError(
             f"predict_proba takes an ImageDataset; found a {type(dataset).__name__}: images in files are for "
             "model.predict(sources)"
         )
-    if dataset.preprocess.fingerprint != model.preprocess.fingerprint:
-        raise PreprocessError(
-            f"the data set is made by recipe {dataset.preprocess.fingerprint}, the model was trained on "
-            f"{model.preprocess.fingerprint}: use dataset.with_preprocess(model.preprocess)"
-        )
+    check_same_preprocessing(dataset.preprocess, model.preprocess)
     size, processes = check_batch_size(batch_size), max(0, check_whole_number("num_workers", num_workers))
     check_calibration(model)
     bags = dataset.unit == "series"
     loader = evaluation_loader(dataset, batch_size=1 if bags else size, num_workers=processes)
-    with evaluating(model) as device:
+    device = next(model.parameters()).device
+    with module_mode(model, training=False), torch.inference_mode():
         rows = []
-        for batch in tqdm(loader, desc="predicting", unit="batch", disable=not progress):
+        for batch in progress_bar(loader, desc="predicting", unit="batch", progress=progress):
             if bags:
                 parts = torch.split(batch.images[0], size)
                 rows.append(vectors_probabilities(model, bag_embeddings(model, parts, device)))
@@ -234,16 +231,15 @@ def predict(
     progress: bool = False,
 ) -> pd.DataFrame:
     """Predict on raw images; see :meth:`medimg.TransferClassifier.predict`."""
-    from tqdm import tqdm
-
     if unit not in ("series", "slice"):
         raise TrainingError(f'unit is "series" or "slice"; found {unit!r}')
     check_choice("on_error", on_error, ("raise", "collect"))
     size = check_batch_size(batch_size)
     check_calibration(model)
-    given = tqdm(_as_list(sources), desc="predicting", unit="source", disable=not progress)
+    given = progress_bar(_as_list(sources), desc="predicting", unit="source", progress=progress)
     score = by_slice if unit == "slice" else by_series
-    with evaluating(model) as device:
+    device = next(model.parameters()).device
+    with module_mode(model, training=False), torch.inference_mode():
         found = score(model, resolve_sources(model, given, on_error), device, size)
         rows = PredictionTable(model, unit, collects=on_error == "collect", provenance=provenance)
         return rows.frame(found)
@@ -260,19 +256,6 @@ def check_calibration(model: TransferClassifier) -> None:
     """
     if model.calibration is not None:
         _check_parameters(model, model.calibration)
-
-
-@contextmanager
-def evaluating(model: TransferClassifier) -> Iterator[torch.device]:
-    """Put a model into evaluation mode without gradients, give its device, and set the mode back."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield next(model.parameters()).device
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _as_list(sources: PredictSource | Iterable[PredictSource]) -> list[PredictSource]:

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from medimg.core.progress import progress_bar
 from medimg.errors import DatasetError
 from medimg.phantom._dicom import Identity, file_name
 from medimg.phantom.ct import PhantomCT, chest_ct
@@ -106,7 +107,7 @@ def write_ct_dataset(
     labels: list[Row] = []
     pieces: list[Row] = []
     with _staged(Path(root)) as staging:
-        for entry in _shown(plan, progress):
+        for entry in progress_bar(plan, desc="writing", unit="patient", progress=progress):
             phantom = chest_ct(
                 entry.seed,
                 label=entry.label,
@@ -194,7 +195,7 @@ def write_xray_dataset(
     with _staged(Path(root)) as staging:
         folder = staging / "images"
         folder.mkdir()
-        for entry in _shown(plan, progress):
+        for entry in progress_bar(plan, desc="writing", unit="patient", progress=progress):
             identity = Identity.derive(key, entry.number)
             for exposure, scanner in enumerate(_repeats(entry, scanners)):
                 phantom = chest_xray(
@@ -242,13 +243,6 @@ def _repeats(entry: _Entry, scanners: Sequence[str]) -> tuple[str, ...]:
     more = int(rng.choice([0, 1, 2], p=[0.67, 0.23, 0.10]))
     others = [name for name in scanners if name != entry.scanner]
     return entry.scanner, *(others[i] for i in rng.permutation(len(others))[:more])
-
-
-def _shown(plan: tuple[_Entry, ...], progress: bool | None) -> Iterable[_Entry]:
-    from tqdm import tqdm
-
-    disable = None if progress is None else not progress
-    return iter(tqdm(plan, desc="writing", unit="patient", disable=disable, delay=1.0, leave=False))
 
 
 @contextmanager

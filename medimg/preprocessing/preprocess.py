@@ -7,7 +7,7 @@ import json
 import math
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, get_args
 
 import torch
 
@@ -23,12 +23,13 @@ from medimg.preprocessing.resize import Fit
 
 if TYPE_CHECKING:
     from medimg.core.volume import Volume
+    from medimg.errors import MedimgError
     from medimg.io.read import Source
     from medimg.io.series import Series
     from medimg.preprocessing._slice_selection import SliceChoice
 
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preprocess", "to_tensor"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preprocess", "check_same_preprocessing", "to_tensor"]
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
@@ -289,6 +290,34 @@ class Preprocess:
         torch.Size([4, 3, 224, 224])
         """
         return render(self, source, Output.of(device, out, normalized=True)).planes
+
+
+class _Recipe(Protocol):
+    """The part of :class:`Preprocess` that is compared."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+def check_same_preprocessing(
+    found: _Recipe,
+    expected: _Recipe,
+    *,
+    name: str = "the dataset",
+    other: str = "the model",
+    hint: str = "use dataset.with_preprocess(model.preprocess)",
+    error: type[MedimgError] = PreprocessError,
+) -> None:
+    """Raise an error naming the fields in which two recipes differ."""
+    if found.fingerprint == expected.fingerprint:
+        return
+    here, there = found.to_dict(), expected.to_dict()
+    fields = [f"{n}={here.get(n)!r}, not {there[n]!r}" for n in there if here.get(n) != there[n]]
+    raise error(
+        f"{name} and {other} differ in preprocessing ({'; '.join(fields) or 'another version'}): {hint}"
+    )
 
 
 def _check_choices(recipe: Preprocess) -> None:

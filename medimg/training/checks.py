@@ -10,6 +10,7 @@ import numpy as np
 from medimg.data.items import ItemFacts
 from medimg.data.leakage.check_leaks import check_splits
 from medimg.errors import LeakageError, TrainingError
+from medimg.preprocessing.preprocess import check_same_preprocessing
 from medimg.training.losses import check_labels
 
 if TYPE_CHECKING:
@@ -96,12 +97,9 @@ def _check_fit(model: TransferClassifier, data: LabeledDataset, which: str) -> N
             raise TrainingError(
                 f"the {which} data set has {name}={found!r}, the model has {expected!r}: make both the same"
             )
-    if data.preprocess.fingerprint != model.preprocess.fingerprint:
-        raise TrainingError(
-            f"the {which} data set is made by another recipe than the model's, which prediction will use "
-            f"({_difference(model, data)}): make the model with preprocess=dataset.preprocess, or use "
-            "dataset.with_preprocess(model.preprocess)"
-        )
+    check_same_preprocessing(
+        data.preprocess, model.preprocess, name=f"the {which} dataset", error=TrainingError
+    )
     if data.unit == "series" and model.pool == "none":
         raise TrainingError(
             f'the {which} data set gives bags (unit="series"), and a model with pool="none" takes single '
@@ -124,11 +122,3 @@ def _check_fit(model: TransferClassifier, data: LabeledDataset, which: str) -> N
             f"the labels of the {which} data set range from {labels.min()} to {labels.max()}, expected "
             f"values from 0 to {top}"
         )
-
-
-def _difference(model: TransferClassifier, data: LabeledDataset) -> str:
-    found, expected = data.preprocess.to_dict(), model.preprocess.to_dict()
-    fields = [
-        f"{n}: {found.get(n)!r}, model {expected[n]!r}" for n in expected if found.get(n) != expected[n]
-    ]
-    return "; ".join(fields) or "another version of the recipe"

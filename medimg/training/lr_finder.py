@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from medimg._plot_style import COLORS, add_legend, make_axes
+from medimg.core.progress import progress_bar
 from medimg.data.dataloader import EpochSampler, epoch_seed, training_loader
 from medimg.errors import TrainingError
 from medimg.models.freezing import freeze_batchnorm_statistics
@@ -69,21 +71,17 @@ class LRFinderResult:
 
     def plot(self) -> Figure:
         """Return a figure of the loss by rate, with both suggestions marked."""
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(5.5, 3.4), layout="constrained")
-        axes = figure.subplots()
-        axes.plot(self.lrs, self.losses, color="#0072B2")
+        figure, (axes,) = make_axes((5.5, 3.4))
+        axes.plot(self.lrs, self.losses, color=COLORS[0])
         for rate, color, label in (
-            (self.suggestion, "#D55E00", f"valley {self.suggestion:.1e}"),
-            (self.steepest, "#009E73", f"steepest {self.steepest:.1e}"),
+            (self.suggestion, COLORS[1], f"valley {self.suggestion:.1e}"),
+            (self.steepest, COLORS[2], f"steepest {self.steepest:.1e}"),
         ):
             axes.axvline(rate, color=color, linestyle=":", label=label)
         axes.set_xscale("log")
         axes.set_xlabel("learning rate of the head")
         axes.set_ylabel("training loss, smoothed")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+        add_legend(axes)
         return figure
 
 
@@ -195,8 +193,6 @@ def _tried(
     progress: bool,
 ) -> tuple[list[float], list[float]]:
     """Return rates and smoothed losses, as far as training did not diverge."""
-    from tqdm import tqdm
-
     device = next(model.parameters()).device
     change = make_augmentation(augment, model.preprocess, getattr(train, "modalities", ()))
     generator = torch.Generator().manual_seed(epoch_seed(settings.seed, 0, 1))
@@ -217,7 +213,7 @@ def _tried(
     losses: list[float] = []
     batches = _endless(train, settings, num_workers, pin=device.type == "cuda")
     for step, (rate, batch) in enumerate(
-        zip(tqdm(rates, desc="rates", disable=not progress), batches, strict=False)
+        zip(progress_bar(rates, desc="rates", unit="step", progress=progress), batches, strict=False)
     ):
         for group, lr in zip(optimizer.param_groups, starts, strict=True):
             group["lr"] = lr * rate / first

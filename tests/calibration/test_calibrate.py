@@ -183,7 +183,7 @@ def test_what_does_not_fit() -> None:
     model = classifier()
     with pytest.raises(TrainingError, match="classes="):
         medimg.calibrate(model, images(20, classes=("a", "c")))
-    with pytest.raises(PreprocessError, match="recipe"):
+    with pytest.raises(PreprocessError, match="differ in preprocessing"):
         medimg.calibrate(model, images(20, preprocess=Preprocess(size=32)))
     with pytest.raises(TrainingError, match="ImageDataset"):
         medimg.calibrate(model, [1, 2])  # type: ignore[arg-type]

@@ -9,13 +9,16 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import pydicom
-from pydicom.dataset import FileDataset
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import UID
 
 from medimg.io.dicom.header.attributes import quiet_pydicom
+from medimg.io.dicom.header.image_pixel import FrameFormat
+from medimg.io.dicom.pixels._codestream import CodestreamSize, read_codestream
 from medimg.io.dicom.pixels.frames import StoredFrames
-from medimg.io.dicom.values.modality_lut import SliceValues, slice_values
+from medimg.io.dicom.values.modality_lut import parse_modality_transform
 from tests.dicom_files import make_instance
+from tests.io.plain_values import SliceValues
 
 RNG = np.random.default_rng(11)
 BUNDLED = Path(pydicom.__file__).parent / "data" / "test_files"
@@ -55,14 +58,35 @@ def compressed(pixels: npt.NDArray[Any], syntax: str, streams: list[bytes], **at
 
 
 def decoded(ds: FileDataset, number: int = 0) -> npt.NDArray[Any]:
-    return StoredFrames(ds).stored(number)[0]
+    return StoredFrames(ds).decode(number)[0]
 
 
 def values_of(ds: FileDataset) -> SliceValues:
     with quiet_pydicom():
         source = StoredFrames(ds)
-        stored, is_rgb = source.stored(0)
-        return slice_values(ds, source.form, stored, is_rgb=is_rgb)
+        stored, is_rgb = source.decode(0)
+        return modality_values(ds, source.format, stored, is_rgb=is_rgb)
+
+
+def modality_values(
+    view: Dataset, fmt: FrameFormat, stored: npt.NDArray[Any], *, is_rgb: bool
+) -> SliceValues:
+    transform = parse_modality_transform(view, fmt, stored.dtype, is_rgb=is_rgb)
+    array, padding = transform.apply(stored), transform.find_padding(stored)
+    return SliceValues(
+        array=array if array.ndim == 3 else array[None],
+        padding=None if padding is None else padding[None],
+        units=transform.units,
+        photometric=transform.photometric,
+        inverted=transform.inverted,
+        voi=transform.voi,
+        transforms=transform.transforms,
+    )
+
+
+def codestream_size(data: bytes) -> CodestreamSize | None:
+    found = read_codestream(data)
+    return None if found is None else found.size
 
 
 def rgb_of(ds: FileDataset) -> npt.NDArray[np.int64]:

@@ -23,19 +23,19 @@ from medimg.core.regrid import deshear_volume, fill_gaps
 from medimg.core.volume import Volume
 from medimg.core.window import Voi
 from medimg.errors import DecodeError, GeometryError, MedimgError, MedimgWarning, SeriesError
-from medimg.io.dicom.header.attributes import identifier, quiet_pydicom
+from medimg.io.dicom.header.attributes import get_identifier, quiet_pydicom
 from medimg.io.dicom.header.functional_groups import FrameViews
 from medimg.io.dicom.header.instance import Frame, Instance
-from medimg.io.dicom.header.open import open_dataset, tags_of
+from medimg.io.dicom.header.open import open_dataset, to_tags
 from medimg.io.dicom.pixels.frames import StoredFrames
 from medimg.io.dicom.series._policies import Notes, check_stack, resolve_duplicates
 from medimg.io.dicom.series._stack_plan import StackPlan
-from medimg.io.dicom.values.suv import SUV_TAGS, acquired_at
+from medimg.io.dicom.values.suv import SUV_TAGS, get_acquisition_time
 from medimg.io.series import Policies, ValueKind
 from tests.io.plain_values import SliceValues, calibrated, slice_values
 
 _MOST_VALUES = 2**33
-_SUV_TAGS = tags_of(*SUV_TAGS)
+_SUV_TAGS = to_tags(*SUV_TAGS)
 _Calibrate: TypeAlias = Callable[[Dataset, SliceValues], SliceValues]
 
 
@@ -179,7 +179,7 @@ def read_frames(
 
 def first_acquired_at(instances: Sequence[Instance]) -> float | None:
     with quiet_pydicom():
-        times = [acquired_at(open_dataset(i.blob, tags=_SUV_TAGS)) for i in instances]
+        times = [get_acquisition_time(open_dataset(i.blob, tags=_SUV_TAGS)) for i in instances]
     return min((time for time in times if time is not None), default=None)
 
 
@@ -198,8 +198,8 @@ def _of_instance(instance: Instance, frames: Sequence[Frame], calibrate: _Calibr
 
 def _decoded_frames(instance: Instance, frames: Sequence[Frame], calibrate: _Calibrate) -> list[SliceValues]:
     dataset = open_dataset(instance.blob)
-    if identifier(dataset, "SOPInstanceUID") != instance.sop_instance_uid:
-        raise DecodeError("another image is there than when it was scanned; scan again")
+    if get_identifier(dataset, "SOPInstanceUID") != instance.sop_instance_uid:
+        raise DecodeError("the file holds another image than when it was scanned; scan again")
     source = StoredFrames(dataset)
     views = FrameViews(dataset, source.count)
     picture: tuple[int, npt.NDArray[Any], bool] | None = None
@@ -207,14 +207,16 @@ def _decoded_frames(instance: Instance, frames: Sequence[Frame], calibrate: _Cal
     for frame in frames:
         number = frame.facts.number
         if number >= source.count:
-            raise DecodeError(f"frame {number + 1} of {source.count} was asked for; has the file changed?")
+            raise DecodeError(
+                f"frame {number + 1} of {source.count} was requested; the file has changed, scan again"
+            )
         if picture is None or picture[0] != number:
-            picture = (number, *source.stored(number))
+            picture = (number, *source.decode(number))
         _, stored, is_rgb = picture
         if frame.facts.corner is not None:
             row, column = frame.facts.corner
             stored = stored[row : row + instance.rows, column : column + instance.columns]
         view = views[number]
-        found = slice_values(view, source.form, stored, is_rgb=is_rgb)
+        found = slice_values(view, source.format, stored, is_rgb=is_rgb)
         result.append(calibrate(view, found))
     return result

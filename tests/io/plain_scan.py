@@ -11,7 +11,7 @@ from medimg.core.read_report import Skipped
 from medimg.errors import MedimgError
 from medimg.io._detect import identify
 from medimg.io.dicom.header.instance import Instance
-from medimg.io.dicom.header.open import open_dataset, tags_of
+from medimg.io.dicom.header.open import open_dataset, to_tags
 from medimg.io.dicom.series.build import dicom_series
 from medimg.io.dicom.series.grouping import group_frames
 from medimg.io.dicom.series.volume_reader import StackReader
@@ -57,7 +57,7 @@ def plain_scan(source: str | Path | Sequence[Blob | str]) -> SeriesIndex:
 
 def parsed_header(blob: Blob, tags: frozenset[int]) -> Dataset:
     """Return what pydicom makes of some elements of a header."""
-    return open_dataset(blob, tags=tags_of(*tags))
+    return open_dataset(blob, tags=to_tags(*tags))
 
 
 def differences(fast: SeriesIndex, plain: SeriesIndex) -> list[str]:

@@ -10,19 +10,27 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 
+from medimg.core.rescale import describe_rescale
 from medimg.core.volume import Photometric
 from medimg.core.window import LookupTable, Voi, Window
 from medimg.errors import DecodeError
-from medimg.io.dicom.header.attributes import code, codes, is_there, number, real, whole
-from medimg.io.dicom.header.frame_vectors import dose_scaling
+from medimg.io.dicom.header.attributes import (
+    get_code,
+    get_codes,
+    has_value,
+    parse_float,
+    parse_integer,
+    parse_number,
+)
+from medimg.io.dicom.header.frame_vectors import parse_dose_scaling
 from medimg.io.dicom.header.image_pixel import FrameFormat
-from medimg.io.dicom.values.photometric import eight_bits, rgb_from_palette, rgb_from_ycc
-from medimg.io.dicom.values.real_world import philips_factor
-from medimg.io.dicom.values.suv import suv_factor
-from medimg.io.dicom.values.voi_lut import declared_voi, lookup_table
+from medimg.io.dicom.values.photometric import apply_palette, convert_ycc_to_rgb, reduce_to_8_bits
+from medimg.io.dicom.values.real_world import compute_philips_factor
+from medimg.io.dicom.values.suv import compute_suv_factor
+from medimg.io.dicom.values.voi_lut import parse_declared_voi, parse_lookup_table
 from medimg.io.series import ValueKind
 
-_SIGN = "the codestream is signed, against Pixel Representation: its values are kept"
+_SIGN = "the codestream is signed, contrary to Pixel Representation: its values are kept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +76,7 @@ def slice_values(view: Dataset, form: FrameFormat, stored: npt.NDArray[Any], *, 
     form : FrameFormat
         Of the file.
     stored : numpy.ndarray
-        (rows, columns) or (rows, columns, 3), as :meth:`StoredFrames.stored` gives them, or a part of these.
+        (rows, columns) or (rows, columns, 3), as :meth:`StoredFrames.decode` gives them, or a part of these.
     is_rgb : bool
         Whether colors are RGB already.
 
@@ -81,7 +89,7 @@ def slice_values(view: Dataset, form: FrameFormat, stored: npt.NDArray[Any], *, 
         return _color(view, form, stored, is_rgb=is_rgb)
     padding = padding_mask(view, form, stored)
     values, transform, is_calibrated = _modality(view, stored)
-    shape = code(view, "PresentationLUTShape")
+    shape = get_code(view, "PresentationLUTShape")
     steps = (_SIGN, transform) if stored.dtype.kind == "i" and not form.signed else (transform,)
     return SliceValues(
         array=values[None],
@@ -89,30 +97,33 @@ def slice_values(view: Dataset, form: FrameFormat, stored: npt.NDArray[Any], *, 
         units=_units(view, is_calibrated=is_calibrated),
         photometric="MONOCHROME1" if form.photometric == "MONOCHROME1" else "MONOCHROME2",
         inverted=form.photometric == "MONOCHROME1" or shape == "INVERSE",
-        voi=declared_voi(view),
+        voi=parse_declared_voi(view),
         transforms=tuple(step for step in steps if step),
     )
 
 
 def _units(dataset: Dataset, *, is_calibrated: bool) -> str:
-    kind = code(dataset, "RescaleType")
-    if code(dataset, "Modality") == "CT":
-        scout = "LOCALIZER" in codes(dataset, "ImageType")
+    kind = get_code(dataset, "RescaleType")
+    if get_code(dataset, "Modality") == "CT":
+        scout = "LOCALIZER" in get_codes(dataset, "ImageType")
         return "HU" if is_calibrated and kind in {"", "HU", "US"} and not scout else "raw"
-    if not kind and code(dataset, "Modality") == "PT":
-        kind = code(dataset, "Units")
+    if not kind and get_code(dataset, "Modality") == "PT":
+        kind = get_code(dataset, "Units")
     return {"": "raw", "US": "raw"}.get(kind, kind)
 
 
 def _modality(dataset: Dataset, stored: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], str, bool]:
     """Return the values, the step, and whether the file says how to get there at all."""
-    table = lookup_table(dataset, "ModalityLUTSequence")
+    table = parse_lookup_table(dataset, "ModalityLUTSequence")
     if table is not None and stored.dtype.kind == "f":
-        raise DecodeError("a Modality LUT does not go with float pixel data")
+        raise DecodeError("a Modality LUT can't be applied to float pixel data")
     if table is not None:
         return _mapped(table, stored), f"modality LUT of {table.entries.size} entries", True
     absent = float("nan")
-    slope, intercept = number(dataset, "RescaleSlope", absent), number(dataset, "RescaleIntercept", absent)
+    slope, intercept = (
+        parse_number(dataset, "RescaleSlope", absent),
+        parse_number(dataset, "RescaleIntercept", absent),
+    )
     is_calibrated = not (math.isnan(slope) and math.isnan(intercept))
     a, b = (1.0 if math.isnan(slope) else slope), (0.0 if math.isnan(intercept) else intercept)
     if a == 0:
@@ -121,8 +132,8 @@ def _modality(dataset: Dataset, stored: npt.NDArray[Any]) -> tuple[npt.NDArray[A
         return stored, "", is_calibrated
     if stored.dtype.kind == "f":
         values = (stored.astype(np.float64) * a + b).astype(stored.dtype)
-        return values, f"rescaled: {a:g} × stored + {b:g}", is_calibrated
-    return rescaled(stored, a, b), f"rescaled: {a:g} × stored + {b:g}", is_calibrated
+        return values, describe_rescale(a, b), is_calibrated
+    return rescaled(stored, a, b), describe_rescale(a, b), is_calibrated
 
 
 def _mapped(table: LookupTable, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -139,10 +150,10 @@ def padding_mask(view: Dataset, form: FrameFormat, stored: npt.NDArray[Any]) -> 
     """
     if stored.dtype.kind == "f":
         return _float_padding(view, "Double" if stored.dtype.itemsize == 8 else "", stored)
-    if not is_there(view, "PixelPaddingValue"):
+    if not has_value(view, "PixelPaddingValue"):
         return None
-    value = whole(view, "PixelPaddingValue", 0)
-    limit = whole(view, "PixelPaddingRangeLimit", value)
+    value = parse_integer(view, "PixelPaddingValue", 0)
+    limit = parse_integer(view, "PixelPaddingRangeLimit", value)
     ends = sorted(_as_stored(v, form, stored.dtype) for v in (value, limit))
     # beyond the range of the type, nothing is equal
     low, high = max(ends[0], int(np.iinfo(stored.dtype).min)), min(ends[1], int(np.iinfo(stored.dtype).max))
@@ -150,12 +161,12 @@ def padding_mask(view: Dataset, form: FrameFormat, stored: npt.NDArray[Any]) -> 
 
 
 def _float_padding(view: Dataset, kind: str, stored: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
-    value = real(view, f"{kind}FloatPixelPaddingValue")
+    value = parse_float(view, f"{kind}FloatPixelPaddingValue")
     if value is None:
         return None
     if math.isnan(value):
         return np.asarray(np.isnan(stored))
-    limit = real(view, f"{kind}FloatPixelPaddingRangeLimit")
+    limit = parse_float(view, f"{kind}FloatPixelPaddingRangeLimit")
     ends = np.sort(np.asarray([value, value if limit is None else limit]).astype(stored.dtype))
     return np.asarray((stored >= ends[0]) & (stored <= ends[1]))
 
@@ -175,14 +186,14 @@ def _as_stored(value: int, form: FrameFormat, dtype: np.dtype[Any]) -> int:
 
 def _color(view: Dataset, form: FrameFormat, stored: npt.NDArray[Any], *, is_rgb: bool) -> SliceValues:
     if form.photometric == "PALETTE COLOR":
-        values, steps = rgb_from_palette(view, stored), ["palette applied"]
+        values, steps = apply_palette(view, stored), ["palette applied"]
     elif is_rgb:
         values, steps = stored, []
     else:
-        values, steps = rgb_from_ycc(stored, form), ["YCbCr to RGB"]
+        values, steps = convert_ycc_to_rgb(stored, form), ["YCbCr to RGB"]
     bits = 8 * values.dtype.itemsize
     if bits > 8 and (form.bits_stored < bits or values.dtype.kind != "u"):
-        values = eight_bits(values, form.bits_stored)
+        values = reduce_to_8_bits(values, form.bits_stored)
         steps.append("scaled to 8 bits")
     array = np.ascontiguousarray(np.moveaxis(values, -1, 0))
     return SliceValues(array, None, "raw", "RGB", False, (), tuple(steps))
@@ -224,7 +235,7 @@ def calibrated(
         RT dose its dose. "suv" makes activity concentrations of PET standardized uptake values by body
         weight.
     first_acquired : float, optional
-        When the acquisition of the series began; see :func:`medimg.io.dicom.values.suv.suv_factor`.
+        When the acquisition of the series began; see :func:`medimg.io.dicom.values.suv.compute_suv_factor`.
 
     Raises
     ------
@@ -232,14 +243,16 @@ def calibrated(
         If "suv" is asked for, and the file is no PET or lacks what SUV takes.
     """
     if kind == "suv":
-        return _scaled(found, suv_factor(view, first_acquired=first_acquired), "SUV by body weight", "SUV")
+        return _scaled(
+            found, compute_suv_factor(view, first_acquired=first_acquired), "SUV by body weight", "SUV"
+        )
     if kind == "rescaled" or found.photometric == "RGB":
         return found
-    dose = dose_scaling(view)
+    dose = parse_dose_scaling(view)
     if dose is not None:
-        units = {"GY": "Gy", "RELATIVE": "relative"}.get(code(view, "DoseUnits"), "raw")
+        units = {"GY": "Gy", "RELATIVE": "relative"}.get(get_code(view, "DoseUnits"), "raw")
         return _scaled(found, dose, "Dose Grid Scaling", units)
-    factor = philips_factor(view)
+    factor = compute_philips_factor(view)
     tables = any(isinstance(voi, LookupTable) for voi in found.voi)
     if factor is None or tables or abs(factor - 1) < 1e-6:
         return found

@@ -32,8 +32,8 @@ from medimg.errors import (
     TiltedGantryError,
     TruncatedError,
 )
-from medimg.io.dicom.pixels._codestream import codestream_size
 from tests.dicom_files import make_instance, stack_pixels, write, write_stack
+from tests.io.encodings import codestream_size
 
 RNG = np.random.default_rng(3)
 

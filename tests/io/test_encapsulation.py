@@ -125,7 +125,7 @@ def test_fragments_that_nothing_tells_apart_are_an_error() -> None:
 def test_cut_short(syntax: str) -> None:
     ds = make_instance(FRAMES[0], BitsStored=12, HighBit=11)
     whole = encapsulated(STREAMS[syntax][:1])
-    with pytest.raises(TruncatedError, match="behind the end"):
+    with pytest.raises(TruncatedError, match="after the end"):
         StoredFrames(with_data(ds, syntax, whole[:-40]))
     for part in (0.1, 0.5, 0.98):
         stream = STREAMS[syntax][0]

@@ -348,5 +348,5 @@ def test_a_reader_of_one_file_is_not_one_of_another(tmp_path: Path) -> None:
     for series in (first, second):
         loaded = known.load(plan_of(series).first.instance)
         assert loaded is not None
-        found.append(loaded.meaning.intercept)
+        found.append(loaded.transform.intercept)
     assert found[0] != found[1]

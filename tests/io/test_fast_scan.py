@@ -22,9 +22,9 @@ from pydicom.uid import UID, ImplicitVRLittleEndian
 import medimg
 from medimg.errors import MedimgError
 from medimg.io.dicom.header.attributes import quiet_pydicom
-from medimg.io.dicom.header.elements import UnusualHeaderError, dataset_of, element_offsets
+from medimg.io.dicom.header.elements import UnusualHeaderError, build_dataset, locate_elements
 from medimg.io.dicom.header.instance import HEADER_TAGS, Instance, read_instance
-from medimg.io.dicom.header.open import open_dataset, tags_of
+from medimg.io.dicom.header.open import open_dataset, to_tags
 from medimg.io.dicom.scanning import block_scan
 from medimg.io.dicom.scanning.block_scan import scan_blocks
 from medimg.io.files.blob import Blob
@@ -150,7 +150,7 @@ def test_odd_values_of_some_files_go_through_the_parser(tmp_path: Path, name: st
     names = siblings(tmp_path)
     for number in (2, 5):
         data = Path(names[number]).read_bytes()
-        outline = element_offsets(data)
+        outline = locate_elements(data)
         element = next(e for e in outline.elements if e.tag == tag_for_keyword(keyword))
         changed = data[: element.at] + data[element.at : element.at + 6]
         changed += struct.pack("<H", len(value)) + value + data[element.value + element.length :]
@@ -225,7 +225,7 @@ def test_a_file_that_ends_early_is_not_taken_for_its_neighbor(tmp_path: Path) ->
     """A block is used again: behind the end of a short file lie the bytes of another."""
     names = siblings(tmp_path)
     whole = Path(names[3]).read_bytes()
-    end = element_offsets(whole).pixels.at
+    end = locate_elements(whole).pixels.at
     for count in range(130, end + 1, 7):
         Path(names[3]).write_bytes(whole[:count])
         alike, rest = scan_blocks(names)
@@ -317,8 +317,8 @@ def test_a_data_set_of_an_outline_is_that_of_the_parser(real_data: Path, part: s
     for path in list(dicom_files(real_data / part))[::3]:
         head = path.read_bytes()[:65536]
         try:
-            found = dataset_of(element_offsets(head), head, HEADER_TAGS)
-            expected = open_dataset(path, tags=tags_of(*HEADER_TAGS))
+            found = build_dataset(locate_elements(head), head, HEADER_TAGS)
+            expected = open_dataset(path, tags=to_tags(*HEADER_TAGS))
         except (UnusualHeaderError, MedimgError):
             continue
         assert found.keys() == expected.keys()
@@ -340,6 +340,6 @@ def test_a_header_of_countless_elements_is_left_to_the_parser() -> None:
     meta = b"\x02\x00\x10\x00UI\x14\x00" + b"1.2.840.10008.1.2.1\0"
     many = b"".join(struct.pack("<HH2sH", 9 + 2 * (n >> 16), n & 0xFFFF, b"LO", 0) for n in range(70_000))
     pixels = b"\xe0\x7f\x10\x00OW\0\0\x02\0\0\0\0\0"
-    assert element_offsets(bytes(128) + b"DICM" + meta + many[:80_000] + pixels).pixels.length == 2
+    assert locate_elements(bytes(128) + b"DICM" + meta + many[:80_000] + pixels).pixels.length == 2
     with pytest.raises(UnusualHeaderError):
-        element_offsets(bytes(128) + b"DICM" + meta + many + pixels)
+        locate_elements(bytes(128) + b"DICM" + meta + many + pixels)

@@ -12,7 +12,7 @@ import pydicom
 import pytest
 
 from medimg.errors import DecodeError, NotAnImageError, ReadError, TruncatedError
-from medimg.io.dicom.header.attributes import is_there, quiet_pydicom
+from medimg.io.dicom.header.attributes import has_value, quiet_pydicom
 from medimg.io.dicom.header.open import open_dataset
 from medimg.io.dicom.pixels.frames import StoredFrames
 from tests.conformance import Conformance
@@ -105,7 +105,7 @@ def opened(path: Path) -> pydicom.Dataset | None:
         return None
     with quiet_pydicom():
         has_pixels = any(
-            is_there(dataset, name) for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+            has_value(dataset, name) for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
         )
     return dataset if has_pixels else None
 
@@ -119,7 +119,7 @@ def compare(path: Path, name: str, dataset: pydicom.Dataset, folder: Path) -> li
     with quiet_pydicom():
         source = StoredFrames(dataset)
     numbers = some_frames(source)
-    ours = [source.stored(number)[0] for number in numbers]
+    ours = [source.decode(number)[0] for number in numbers]
     syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
     tolerance = 2 if syntax in JPEG_LOSSY else 0
     problems: list[str] = []
@@ -146,7 +146,7 @@ def judge(path: Path, name: str, folder: Path) -> tuple[str, list[str]]:
         return "", []
     if name in BROKEN:
         with pytest.raises(BROKEN[name][0]), quiet_pydicom():
-            StoredFrames(dataset).stored(0)
+            StoredFrames(dataset).decode(0)
         return "listed", []
     try:
         found = compare(path, name, dataset, folder)
@@ -202,7 +202,7 @@ def test_files_without_another_decoder_equal_the_same_image_in_another_encoding(
         assert one.count == other.count
         tolerance = 2 if "jpeg" in file else 0
         for number in range(one.count):
-            values, expected = (source.stored(number)[0].astype(np.int64) for source in (one, other))
+            values, expected = (source.decode(number)[0].astype(np.int64) for source in (one, other))
             assert np.ptp(expected) > 0
             assert np.abs(values - expected).max() <= tolerance, (name, number)
 
@@ -212,9 +212,9 @@ def test_a_wrong_photometric_interpretation_does_not_change_colors(real_data: Pa
     wrong = next(iter((real_data / "dicom_misc" / "pylibjpeg-data").rglob("SC_rgb_jpeg_lossy_gdcm.dcm")))
     right = Path(pydicom.__file__).parent / "data" / "test_files" / "SC_rgb_jpeg_lossy_gdcm.dcm"
     one, other = (StoredFrames(open_dataset(path)) for path in (wrong, right))
-    assert (one.form.photometric, other.form.photometric) == ("RGB", "YBR_FULL")
-    assert one.stored(0)[1]
-    assert np.array_equal(one.stored(0)[0], other.stored(0)[0])
+    assert (one.format.photometric, other.format.photometric) == ("RGB", "YBR_FULL")
+    assert one.decode(0)[1]
+    assert np.array_equal(one.decode(0)[0], other.decode(0)[0])
 
 
 def test_objects_without_pixels_say_so(real_data: Path) -> None:

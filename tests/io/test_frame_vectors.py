@@ -16,18 +16,18 @@ from pydicom.sequence import Sequence
 from medimg.errors import DecodeError, GeometryError
 from medimg.io.dicom.header.attributes import quiet_pydicom
 from medimg.io.dicom.header.frame_vectors import (
-    NUCLEAR_TAGS,
-    dose_scaling,
-    frame_orientation,
-    frame_positions,
-    frame_temporal_attributes,
-    frame_times,
+    FRAME_VECTOR_TAGS,
+    compute_frame_positions,
+    compute_frame_times,
+    get_frame_orientation,
+    parse_dose_scaling,
+    parse_frame_vectors,
 )
-from medimg.io.dicom.header.open import tags_of
+from medimg.io.dicom.header.open import to_tags
 
 
 def header_of(path: Path) -> Dataset:
-    return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags_of(*NUCLEAR_TAGS)))
+    return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(to_tags(*FRAME_VECTOR_TAGS)))
 
 
 def by_simpleitk(path: Path) -> Any:
@@ -40,15 +40,15 @@ def by_simpleitk(path: Path) -> Any:
 def test_a_real_dose_lies_where_simpleitk_puts_it(real_data: Path) -> None:
     path = next(p for p in sorted((real_data / "dicom_misc").rglob("rtdose.dcm")) if p.stat().st_size > 3000)
     header = header_of(path)
-    positions = frame_positions(header)
+    positions = compute_frame_positions(header)
     image = by_simpleitk(path)
     assert positions is not None
     assert len(positions) == image.GetSize()[2] == 15
     theirs = [image.TransformIndexToPhysicalPoint((0, 0, n)) for n in range(15)]
     np.testing.assert_allclose(positions, theirs, atol=1e-6)
-    assert dose_scaling(header) == 1e-6
-    assert frame_times(header) is None
-    assert frame_temporal_attributes(header) is None
+    assert parse_dose_scaling(header) == 1e-6
+    assert compute_frame_times(header) is None
+    assert parse_frame_vectors(header) is None
 
 
 def dose(**attributes: Any) -> Dataset:
@@ -66,18 +66,22 @@ def dose(**attributes: Any) -> Dataset:
 
 def test_relative_and_absolute_offsets() -> None:
     expected = [(1, 2, 30), (1, 2, 32), (1, 2, 35)]
-    assert frame_positions(dose()) == expected
-    assert frame_positions(dose(GridFrameOffsetVector=[30, 32, 35])) == expected
-    assert frame_positions(dose(GridFrameOffsetVector=[0, -2, -5])) == [(1, 2, 30), (1, 2, 28), (1, 2, 25)]
+    assert compute_frame_positions(dose()) == expected
+    assert compute_frame_positions(dose(GridFrameOffsetVector=[30, 32, 35])) == expected
+    assert compute_frame_positions(dose(GridFrameOffsetVector=[0, -2, -5])) == [
+        (1, 2, 30),
+        (1, 2, 28),
+        (1, 2, 25),
+    ]
 
 
 def test_relative_offsets_follow_the_normal_and_absolute_ones_the_z_axis() -> None:
     feet_first = {"ImageOrientationPatient": [-1, 0, 0, 0, 1, 0]}
-    assert frame_positions(dose(**feet_first)) == [(1, 2, 30), (1, 2, 28), (1, 2, 25)]
+    assert compute_frame_positions(dose(**feet_first)) == [(1, 2, 30), (1, 2, 28), (1, 2, 25)]
     absolute = dose(**feet_first, GridFrameOffsetVector=[30, 28, 25])
-    assert frame_positions(absolute) == frame_positions(dose(**feet_first))
+    assert compute_frame_positions(absolute) == compute_frame_positions(dose(**feet_first))
     sagittal = dose(ImageOrientationPatient=[0, 1, 0, 0, 0, -1])
-    assert frame_positions(sagittal) == [(1, 2, 30), (-1, 2, 30), (-4, 2, 30)]
+    assert compute_frame_positions(sagittal) == [(1, 2, 30), (-1, 2, 30), (-4, 2, 30)]
 
 
 @pytest.mark.parametrize(
@@ -94,20 +98,20 @@ def test_relative_offsets_follow_the_normal_and_absolute_ones_the_z_axis() -> No
 )
 def test_offsets_that_say_no_place_are_refused(attributes: dict[str, Any]) -> None:
     with pytest.raises(GeometryError):
-        frame_positions(dose(**attributes))
+        compute_frame_positions(dose(**attributes))
 
 
 def test_a_single_frame_of_a_dose_lies_at_its_position() -> None:
-    assert frame_positions(dose(NumberOfFrames=1)) == [(1, 2, 30)]
+    assert compute_frame_positions(dose(NumberOfFrames=1)) == [(1, 2, 30)]
 
 
 def test_dose_scaling_is_checked() -> None:
-    assert dose_scaling(dose()) == 1e-4
-    assert dose_scaling(dose(Modality="CT")) is None
-    assert dose_scaling(dose(DoseGridScaling=None)) is None
+    assert parse_dose_scaling(dose()) == 1e-4
+    assert parse_dose_scaling(dose(Modality="CT")) is None
+    assert parse_dose_scaling(dose(DoseGridScaling=None)) is None
     for damaged in (0, -1):
         with pytest.raises(DecodeError, match="DoseGridScaling"):
-            dose_scaling(dose(DoseGridScaling=damaged))
+            parse_dose_scaling(dose(DoseGridScaling=damaged))
 
 
 def tomo(**attributes: Any) -> Dataset:
@@ -130,19 +134,19 @@ def tomo(**attributes: Any) -> Dataset:
 
 
 def test_reconstructed_slices_follow_the_slice_vector() -> None:
-    assert frame_positions(tomo()) == [(-10, -20, 100), (-10, -20, 104)] * 2
-    assert frame_orientation(tomo()) == (1, 0, 0, 0, 1, 0)
+    assert compute_frame_positions(tomo()) == [(-10, -20, 100), (-10, -20, 104)] * 2
+    assert get_frame_orientation(tomo()) == (1, 0, 0, 0, 1, 0)
     # in the order in which the vectors are listed: R-R interval, time slot
-    assert frame_temporal_attributes(tomo()) == [(1, 1), (1, 1), (1, 2), (1, 2)]
+    assert parse_frame_vectors(tomo()) == [(1, 1), (1, 1), (1, 2), (1, 2)]
 
 
 def test_the_sign_of_the_spacing_is_the_direction_of_stacking() -> None:
-    assert frame_positions(tomo(SpacingBetweenSlices=-4.0)) == [(-10, -20, 100), (-10, -20, 96)] * 2
+    assert compute_frame_positions(tomo(SpacingBetweenSlices=-4.0)) == [(-10, -20, 100), (-10, -20, 96)] * 2
 
 
 def test_without_a_slice_vector_frames_are_slices() -> None:
     ds = tomo(SliceVector=None, ImageType=["ORIGINAL", "PRIMARY", "RECON TOMO", "EMISSION"])
-    assert frame_positions(ds) == [(-10, -20, 100 + 4 * n) for n in range(4)]
+    assert compute_frame_positions(ds) == [(-10, -20, 100 + 4 * n) for n in range(4)]
 
 
 def test_a_place_beside_the_detectors_is_taken_too() -> None:
@@ -150,14 +154,14 @@ def test_a_place_beside_the_detectors_is_taken_too() -> None:
     detector = ds.DetectorInformationSequence[0]
     ds.ImagePositionPatient, ds.ImageOrientationPatient = detector.ImagePositionPatient, [1, 0, 0, 0, 1, 0]
     del detector.ImagePositionPatient
-    assert frame_positions(ds) == frame_positions(tomo())
+    assert compute_frame_positions(ds) == compute_frame_positions(tomo())
 
 
 def test_planar_nuclear_medicine_has_no_place() -> None:
     planar = tomo(ImageType=["ORIGINAL", "PRIMARY", "DYNAMIC", "EMISSION"])
-    assert frame_positions(planar) is None
-    assert frame_orientation(planar) is None
-    assert frame_temporal_attributes(planar) == frame_temporal_attributes(tomo())
+    assert compute_frame_positions(planar) is None
+    assert get_frame_orientation(planar) is None
+    assert parse_frame_vectors(planar) == parse_frame_vectors(tomo())
 
 
 @pytest.mark.parametrize(
@@ -175,12 +179,12 @@ def test_unsound_reconstructions_are_refused(
     attributes: dict[str, Any], error: type[DecodeError | GeometryError]
 ) -> None:
     with pytest.raises(error):
-        frame_positions(tomo(**attributes))
+        compute_frame_positions(tomo(**attributes))
 
 
 def test_a_vector_that_is_too_short_tells_nothing_apart() -> None:
     with pytest.raises(DecodeError, match="TimeSlotVector"):
-        frame_temporal_attributes(tomo(TimeSlotVector=[1, 2]))
+        parse_frame_vectors(tomo(TimeSlotVector=[1, 2]))
 
 
 def test_a_real_planar_scan_has_detectors(real_data: Path) -> None:
@@ -188,7 +192,7 @@ def test_a_real_planar_scan_has_detectors(real_data: Path) -> None:
         paths = sorted((real_data / "dicom_misc").rglob("JPEG-lossy.dcm"))
         headers = [h for h in map(header_of, paths) if h.get("Modality") == "NM"]
         assert headers
-        assert all(frame_positions(h) is None for h in headers)
+        assert all(compute_frame_positions(h) is None for h in headers)
 
 
 @pytest.mark.parametrize(
@@ -218,13 +222,13 @@ def test_times_of_cines(attributes: dict[str, Any], expected: tuple[float, ...] 
     ds.Modality, ds.NumberOfFrames = "US", 3
     for keyword, value in attributes.items():
         setattr(ds, keyword, value)
-    found = frame_times(ds)
+    found = compute_frame_times(ds)
     assert found == expected if expected is None else found == pytest.approx(expected)
 
 
 def test_a_real_cine_has_thirty_frames_a_second(real_data: Path) -> None:
     path = next(p for p in (real_data / "dicom_misc").rglob("examples_ybr_color.dcm"))
-    times = frame_times(header_of(path))
+    times = compute_frame_times(header_of(path))
     assert times is not None
     assert len(times) == 30
     assert times[-1] == pytest.approx(29 * 0.033333)

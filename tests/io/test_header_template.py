@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medimg.io.dicom.header.elements import UnusualHeaderError, element_offsets
+from medimg.io.dicom.header.elements import UnusualHeaderError, locate_elements
 from medimg.io.dicom.header.image_pixel import FrameFormat
-from medimg.io.dicom.pixels._single_frame_reader import read_tags
+from medimg.io.dicom.pixels._single_frame_reader import list_value_tags
 from medimg.io.dicom.pixels.frames import interpret_bits
 from medimg.io.dicom.scanning.header_template import Header, HeaderTemplateWalker
 from tests.dicom_files import make_instance, write
@@ -22,7 +22,7 @@ from tests.dicom_files import make_instance, write
 
 def plainly(head: bytes) -> Header | None:
     """The reference: elements of the outline; None where there are many frames."""
-    outline, tags = element_offsets(head), read_tags("auto")
+    outline, tags = locate_elements(head), list_value_tags("auto")
     top = [e for e in outline.elements if e.depth == 0]
     if {e.tag for e in top} & {0x52009229, 0x52009230, 0x7FE00001, 0x7FE00002}:
         return None
@@ -41,8 +41,10 @@ def walked(walker: HeaderTemplateWalker, head: bytes) -> Header | None:
 
 
 def test_real_headers(real_data: Path) -> None:
-    walker, usual = HeaderTemplateWalker(read_tags("auto")), 0
-    walkers: dict[Path, HeaderTemplateWalker] = defaultdict(lambda: HeaderTemplateWalker(read_tags("auto")))
+    walker, usual = HeaderTemplateWalker(list_value_tags("auto")), 0
+    walkers: dict[Path, HeaderTemplateWalker] = defaultdict(
+        lambda: HeaderTemplateWalker(list_value_tags("auto"))
+    )
     for path in sorted(p for p in real_data.rglob("*") if p.is_file() and p.stat().st_size < 2**22):
         head = path.read_bytes()
         try:
@@ -124,20 +126,20 @@ def headers(draw: st.DrawFn) -> list[bytes]:
 @settings(deadline=None, max_examples=400)
 @given(heads=headers())
 def test_a_chain_comes_to_what_a_walk_comes_to(heads: list[bytes]) -> None:
-    walker = HeaderTemplateWalker(read_tags("auto"))
+    walker = HeaderTemplateWalker(list_value_tags("auto"))
     for head in [*heads, *heads]:
         try:
             expected = plainly(head)
         except UnusualHeaderError:
             expected = None
         assert walked(walker, head) == expected
-        assert walked(HeaderTemplateWalker(read_tags("auto")), head) == expected
+        assert walked(HeaderTemplateWalker(list_value_tags("auto")), head) == expected
 
 
 @pytest.mark.parametrize("is_implicit", [False, True])
 def test_what_differs_is_learned(*, is_implicit: bool) -> None:
     """Each element differs in turn, the first of the data set apart; in the end, nothing is walked."""
-    walker, tags = HeaderTemplateWalker(read_tags("auto")), read_tags("auto")
+    walker, tags = HeaderTemplateWalker(list_value_tags("auto")), list_value_tags("auto")
 
     def head(number: int, **others: bytes) -> bytes:
         fixed = {0x00020010: IMPLICIT if is_implicit else EXPLICIT, 0x00080005: b""}
@@ -163,7 +165,7 @@ def test_what_differs_is_learned(*, is_implicit: bool) -> None:
 
 def test_headers_that_have_nothing_in_common_are_given_up() -> None:
     """Chains that never help cost no more than a few."""
-    walker = HeaderTemplateWalker(read_tags("auto"))
+    walker = HeaderTemplateWalker(list_value_tags("auto"))
     for number in range(40):
         tags = [ELEMENTS[n] for n in range(len(ELEMENTS)) if n in (2, 17) or (number >> (n % 6)) & 1]
         parts = (element(tag, vr, values[0], is_implicit=False) for tag, vr, values in tags)
@@ -178,7 +180,7 @@ def test_damaged_headers(tmp_path_factory: pytest.TempPathFactory, at: int, valu
     path = tmp_path_factory.mktemp("one") / "a.dcm"
     data = bytearray(write(make_instance(np.zeros((4, 4), np.uint16)), path).read_bytes())
     data[at % len(data)] = value
-    walker = HeaderTemplateWalker(read_tags("auto"))
+    walker = HeaderTemplateWalker(list_value_tags("auto"))
     for head in (bytes(data), bytes(data[:cut])):
         try:
             expected = plainly(head)

@@ -23,9 +23,9 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.sequence import Sequence
 
 from medimg.errors import DecodeError, GeometryError, MedimgError
-from medimg.io.dicom.header._siemens_csa import csa_fields
-from medimg.io.dicom.header.mosaic import MOSAIC_TAGS, Mosaic, mosaic_of
-from medimg.io.dicom.header.open import tags_of
+from medimg.io.dicom.header._siemens_csa import parse_csa
+from medimg.io.dicom.header.mosaic import MOSAIC_TAGS, Mosaic, parse_mosaic
+from medimg.io.dicom.header.open import to_tags
 from tests.dicom_files import make_instance, write
 
 with warnings.catch_warnings():
@@ -90,7 +90,7 @@ def test_every_mosaic_is_a_volume_of_a_reference_of_dcm2niix(real_data: Path, na
     assert paths
     for path in paths:
         ds = pydicom.dcmread(path)
-        mosaic = mosaic_of(ds)
+        mosaic = parse_mosaic(ds)
         assert mosaic is not None
         assert mosaic.notes == ()
         picture = pixels_by_gdcm(path)
@@ -104,7 +104,7 @@ def test_tiles_lie_where_the_protocol_of_the_scanner_put_its_slices(real_data: P
     reversed_ones = 0
     for path in mosaics(real_data / "dicom_qa" / name):
         ds = pydicom.dcmread(path)
-        mosaic = mosaic_of(ds)
+        mosaic = parse_mosaic(ds)
         assert mosaic is not None
         half = np.array(ds.ImageOrientationPatient[:3]) * float(ds.PixelSpacing[1]) * mosaic.columns / 2
         half = half + np.array(ds.ImageOrientationPatient[3:]) * float(ds.PixelSpacing[0]) * mosaic.rows / 2
@@ -131,7 +131,7 @@ def protocol_centers(ds: Dataset, count: int) -> npt.NDArray[np.float64]:
 def test_header_only_reads_suffice(real_data: Path) -> None:
     path = mosaics(real_data / "dicom_qa" / "me")[0]
     header = header_of(path)
-    assert mosaic_of(header) == mosaic_of(pydicom.dcmread(path)) is not None
+    assert parse_mosaic(header) == parse_mosaic(pydicom.dcmread(path)) is not None
 
 
 @pytest.fixture(params=["siemens_dwi_0.dcm.gz", "siemens_dwi_1000.dcm.gz"])
@@ -145,7 +145,7 @@ def diffusion(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def test_tiles_and_affine_are_those_of_nibabel(diffusion: Path) -> None:
     ds = pydicom.dcmread(diffusion)
-    mosaic = mosaic_of(ds)
+    mosaic = parse_mosaic(ds)
     assert mosaic is not None
     wrapper = MosaicWrapper(ds)
     theirs = nib.Nifti1Image(np.asarray(wrapper.get_unscaled_data()), wrapper.affine, dtype=np.int32)
@@ -160,7 +160,7 @@ def test_tiles_and_affine_are_those_of_a_fresh_dcm2niix(diffusion: Path, tmp_pat
         ["dcm2niix", "-z", "n", "-b", "n", "-o", tmp_path, diffusion.parent], check=True, capture_output=True
     )
     ds = pydicom.dcmread(diffusion)
-    mosaic = mosaic_of(ds)
+    mosaic = parse_mosaic(ds)
     assert mosaic is not None
     assert meets(
         as_nifti(ds, mosaic, ds.pixel_array), nib.Nifti1Image.from_filename(next(tmp_path.glob("*.nii")))
@@ -174,7 +174,7 @@ def test_csa_headers_are_read_as_nibabel_reads_them(real_data: Path, element: tu
         for path in mosaics(real_data / "dicom_qa" / name)[:3]:
             header = pydicom.dcmread(path)[element].value
             theirs = csareader.read(header)["tags"]
-            ours = csa_fields(header, *theirs)
+            ours = parse_csa(header, *theirs)
             for key, tag in theirs.items():
                 convert = csareader._CONVERTERS.get(tag["vr"], str.strip)
                 texts = [v.decode("latin-1") if isinstance(v, bytes) else v for v in tag["items"]]
@@ -185,7 +185,7 @@ def test_csa_headers_are_read_as_nibabel_reads_them(real_data: Path, element: tu
 
 
 def header_of(path: Path) -> pydicom.Dataset:
-    return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags_of(*MOSAIC_TAGS)))
+    return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(to_tags(*MOSAIC_TAGS)))
 
 
 def csa_header(*, older: bool = False, **fields: Any) -> bytes:
@@ -228,8 +228,8 @@ CORNERS = ((0, 0), (0, 6), (0, 12), (4, 0), (4, 6))
 @pytest.mark.parametrize("block", [0x10, 0x13])
 def test_corners_and_positions_by_hand(tmp_path: Path, older: bool, block: int) -> None:
     path = write(siemens(csa=csa_header(older=older, **NORMAL), block=block), tmp_path / "mosaic.dcm")
-    mosaic = mosaic_of(
-        pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags_of(*MOSAIC_TAGS)))
+    mosaic = parse_mosaic(
+        pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(to_tags(*MOSAIC_TAGS)))
     )
     assert mosaic is not None
     assert (mosaic.rows, mosaic.columns, mosaic.corners) == (4, 6, CORNERS)
@@ -238,7 +238,7 @@ def test_corners_and_positions_by_hand(tmp_path: Path, older: bool, block: int) 
 
 def test_a_normal_that_opposes_the_image_plane_numbers_slices_downwards() -> None:
     down = NORMAL | {"SliceNormalVector": ("0.0", "0.0", "-1.0")}
-    mosaic = mosaic_of(siemens(csa=csa_header(**down)))
+    mosaic = parse_mosaic(siemens(csa=csa_header(**down)))
     assert mosaic is not None
     assert mosaic.positions == tuple((FIRST[0], FIRST[1], FIRST[2] - 4.5 * n) for n in range(5))
 
@@ -249,40 +249,40 @@ def test_xa_says_it_in_private_elements_of_its_own() -> None:
     )
     block = ds.private_block(0x0021, "SIEMENS MR SDI 02", create=True)
     block.add_new(0x75, "CS", ["ORIGINAL", "PRIMARY", "M", "MOSAIC"])
-    assert mosaic_of(ds) is None
+    assert parse_mosaic(ds) is None
     block.add_new(0x01, "US", 5)
     block.add_new(0x02, "FD", [0.0, 0.0, -1.0])
-    mosaic = mosaic_of(ds)
+    mosaic = parse_mosaic(ds)
     assert mosaic is not None
     assert mosaic.positions[1] == (FIRST[0], FIRST[1], FIRST[2] - 4.5)
 
 
 def test_files_that_only_look_like_mosaics_are_none() -> None:
-    assert mosaic_of(siemens(ImageType=["ORIGINAL", "PRIMARY", "M"])) is None
-    assert mosaic_of(siemens(NumberOfFrames=3)) is None
-    assert mosaic_of(siemens(FrameType=["ORIGINAL", "PRIMARY", "M", "NONE"])) is None
+    assert parse_mosaic(siemens(ImageType=["ORIGINAL", "PRIMARY", "M"])) is None
+    assert parse_mosaic(siemens(NumberOfFrames=3)) is None
+    assert parse_mosaic(siemens(FrameType=["ORIGINAL", "PRIMARY", "M", "NONE"])) is None
 
 
 def test_the_count_of_the_older_element_is_used_and_the_direction_not_guessed() -> None:
     ds = siemens()
     ds.private_block(0x0019, "SIEMENS MR HEADER", create=True).add_new(0x0A, "US", 5)
     with pytest.raises(GeometryError, match="SliceNormalVector"):
-        mosaic_of(ds)
+        parse_mosaic(ds)
 
 
 def test_without_a_spacing_the_thickness_is_used_and_said() -> None:
-    mosaic = mosaic_of(siemens(csa=csa_header(**NORMAL), SpacingBetweenSlices=""))
+    mosaic = parse_mosaic(siemens(csa=csa_header(**NORMAL), SpacingBetweenSlices=""))
     assert mosaic is not None
     assert mosaic.positions[1] == (FIRST[0], FIRST[1], FIRST[2] + 4.0)
     assert "SliceThickness" in mosaic.notes[0]
     stated = csa_header(**NORMAL, SpacingBetweenSlices=("4.5",))
-    assert mosaic_of(siemens(csa=stated, SpacingBetweenSlices="")) == mosaic_of(siemens(csa=stated))
+    assert parse_mosaic(siemens(csa=stated, SpacingBetweenSlices="")) == parse_mosaic(siemens(csa=stated))
 
 
 @pytest.mark.parametrize(
     ("csa", "attributes", "error", "message"),
     [
-        (None, {}, DecodeError, "how many is not said"),
+        (None, {}, DecodeError, "number is missing"),
         (b"SV10", {}, DecodeError, "CSA header ends"),
         (csa_header(**NORMAL | {"NumberOfImagesInMosaic": ("0",)}), {}, DecodeError, "declares 0"),
         (csa_header(**NORMAL | {"NumberOfImagesInMosaic": ("17",)}), {}, DecodeError, "equal tiles"),
@@ -317,7 +317,7 @@ def test_unsound_mosaics_are_refused_with_a_reason(
     for keyword, value in attributes.items():
         setattr(ds, keyword, value)
     with pytest.raises(error, match=message):
-        mosaic_of(ds)
+        parse_mosaic(ds)
 
 
 def test_a_damaged_csa_header_never_raises_anything_else() -> None:
@@ -328,7 +328,7 @@ def test_a_damaged_csa_header_never_raises_anything_else() -> None:
         for place in generator.integers(len(damaged) or 1, size=3 if damaged else 0):
             damaged[place] = generator.integers(256)
         with contextlib.suppress(DecodeError):
-            csa_fields(bytes(damaged), "NumberOfImagesInMosaic", "SliceNormalVector")
+            parse_csa(bytes(damaged), "NumberOfImagesInMosaic", "SliceNormalVector")
 
 
 def uih(count: int = 5) -> FileDataset:
@@ -348,8 +348,8 @@ def uih(count: int = 5) -> FileDataset:
 
 def test_a_grid_of_uih_is_only_as_high_as_needed(tmp_path: Path) -> None:
     path = write(uih(), tmp_path / "grid.dcm")
-    mosaic = mosaic_of(
-        pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags_of(*MOSAIC_TAGS)))
+    mosaic = parse_mosaic(
+        pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(to_tags(*MOSAIC_TAGS)))
     )
     assert mosaic is not None
     assert (mosaic.rows, mosaic.columns, mosaic.corners) == (4, 6, CORNERS)
@@ -362,9 +362,9 @@ def test_a_grid_of_uih_whose_sequence_became_bytes_is_the_same(tmp_path: Path) -
     path = write(ds, tmp_path / "grid.dcm")
     again = pydicom.dcmread(path)
     again[0x0065, 0x1051].value  # noqa: B018
-    assert mosaic_of(again) == mosaic_of(uih())
+    assert parse_mosaic(again) == parse_mosaic(uih())
 
 
 def test_a_grid_of_uih_with_too_few_positions_is_refused() -> None:
     with pytest.raises(DecodeError, match="describes 4 of them"):
-        mosaic_of(uih(4))
+        parse_mosaic(uih(4))

@@ -50,7 +50,7 @@ def test_single_bits_follow_each_other_without_gaps(
     form = FrameFormat(rows, columns, 1, 1, 1, 0, False, "MONOCHROME2", False)
     frames = NativeFrames(packed, form, count, big_endian=words, words=words)
     for number in reversed(range(count)):
-        assert np.array_equal(frames.frame(number), bits[number])
+        assert np.array_equal(frames.get_frame(number), bits[number])
 
 
 @settings(deadline=None)
@@ -89,7 +89,7 @@ def test_big_endian_files_equal_their_twins_in_little_endian(real_data: Path) ->
         one, other = (StoredFrames(open_dataset(next(iter(root.rglob(name))))) for name in names)
         assert one.count == other.count
         for number in range(one.count):
-            assert np.array_equal(one.stored(number)[0], other.stored(number)[0]), names
+            assert np.array_equal(one.decode(number)[0], other.decode(number)[0]), names
 
 
 @pytest.mark.parametrize("columns", [5, 6])
@@ -188,7 +188,7 @@ def test_more_bytes_than_needed_are_fine() -> None:
 @pytest.mark.parametrize("number", [-1, 1])
 def test_there_is_no_other_frame(number: int) -> None:
     with pytest.raises(IndexError):
-        StoredFrames(make_instance(gray())).stored(number)
+        StoredFrames(make_instance(gray())).decode(number)
 
 
 def test_no_pixels_and_pixels_twice() -> None:

@@ -116,7 +116,7 @@ def test_a_jpeg_knows_its_colors_better_than_the_header(photometric: str, coded:
         stream = without_markers(stream)
     ds = compressed(rgb, JPEG, [stream], PhotometricInterpretation=photometric)
     source = StoredFrames(ds)
-    stored, is_rgb = source.stored(0)
+    stored, is_rgb = source.decode(0)
     assert is_rgb
     wrong = coded == "YCBCR unmarked" and photometric == "RGB"
     assert (np.abs(stored.astype(int) - rgb).max() <= 12) != wrong
@@ -135,13 +135,13 @@ def test_lossless_syntaxes_of_color_differences(syntax: str) -> None:
     }
     stream = bytes(encoders[syntax]())
     ds = compressed(ycc, syntax, [stream], PhotometricInterpretation="YBR_FULL")
-    stored, is_rgb = StoredFrames(ds).stored(0)
+    stored, is_rgb = StoredFrames(ds).decode(0)
     assert not is_rgb
     assert np.array_equal(stored, ycc)
     expected = convert_color_space(ycc, "YBR_FULL", "RGB").astype(int)
     assert np.abs(rgb_of(ds) - expected).max() <= 1
     ds.PhotometricInterpretation = "RGB"
-    stored, is_rgb = StoredFrames(ds).stored(0)
+    stored, is_rgb = StoredFrames(ds).decode(0)
     assert is_rgb
     assert np.array_equal(stored, ycc)
 

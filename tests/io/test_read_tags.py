@@ -14,10 +14,10 @@ from pydicom.tag import Tag
 
 from medimg.errors import MedimgError
 from medimg.io.dicom.header.attributes import quiet_pydicom
-from medimg.io.dicom.header.image_pixel import frame_count, frame_format
+from medimg.io.dicom.header.image_pixel import parse_frame_count, parse_frame_format
 from medimg.io.dicom.header.open import open_dataset
-from medimg.io.dicom.pixels._single_frame_reader import read_tags
-from medimg.io.dicom.values.modality_lut import modality_transform
+from medimg.io.dicom.pixels._single_frame_reader import list_value_tags
+from medimg.io.dicom.values.modality_lut import parse_modality_transform
 from medimg.io.dicom.values.real_world import apply_real_world_scale
 from medimg.io.series import ValueKind
 from tests.dicom_files import make_instance
@@ -60,10 +60,10 @@ def asked_of(dataset: Dataset, kind: ValueKind) -> set[int]:
     recording = Recording(dataset)
     with quiet_pydicom():
         try:
-            form = frame_format(recording)
-            frame_count(recording)
+            form = parse_frame_format(recording)
+            parse_frame_count(recording)
             for dtype in {form.dtype, np.dtype("i2"), np.dtype("f4"), np.dtype("f8")}:
-                meaning = modality_transform(recording, form, dtype, is_rgb=False)
+                meaning = parse_modality_transform(recording, form, dtype, is_rgb=False)
                 apply_real_world_scale(recording, meaning, kind)
         except MedimgError:
             pass
@@ -75,7 +75,7 @@ def asked_of(dataset: Dataset, kind: ValueKind) -> set[int]:
 
 
 def unknown(dataset: Dataset, kind: ValueKind) -> set[str]:
-    return {str(Tag(tag)) for tag in asked_of(dataset, kind) - read_tags(kind) - PIXELS}
+    return {str(Tag(tag)) for tag in asked_of(dataset, kind) - list_value_tags(kind) - PIXELS}
 
 
 def changed(**attributes: Any) -> Callable[[], Dataset]:
@@ -133,7 +133,7 @@ def test_real_files(real_data: Path) -> None:
 def test_what_is_left_out_is_noticed() -> None:
     """The test tests: a tag that is not among those is found."""
     ds = MADE["CT"]()
-    assert asked_of(ds, "auto") - (read_tags("auto") - {0x00281053})
+    assert asked_of(ds, "auto") - (list_value_tags("auto") - {0x00281053})
     assert 0x00281053 in asked_of(ds, "auto")
     assert 0x00101030 in asked_of(MADE["PET"](), "suv")
     assert 0x2005100E in asked_of(MADE["Philips"](), "auto")

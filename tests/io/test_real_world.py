@@ -13,9 +13,9 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from medimg.errors import DecodeError
-from medimg.io.dicom.header.open import tags_of
-from medimg.io.dicom.header.private_tags import PrivateTag, private_floats
-from medimg.io.dicom.values.real_world import PHILIPS_TAGS, philips_factor
+from medimg.io.dicom.header.open import to_tags
+from medimg.io.dicom.header.private_tags import PrivateTag, get_private_floats
+from medimg.io.dicom.values.real_world import PHILIPS_TAGS, compute_philips_factor
 
 
 def frame_views(ds: Dataset) -> Iterator[Dataset]:
@@ -36,7 +36,7 @@ def floating_point(ds: Dataset) -> list[np.ndarray]:
     values = []
     for picture, view in zip(stored, frame_views(ds), strict=True):
         display = picture * float(view.RescaleSlope) + float(view.RescaleIntercept)
-        values.append(display * (philips_factor(view) or 1))
+        values.append(display * (compute_philips_factor(view) or 1))
     return values
 
 
@@ -58,8 +58,8 @@ def test_a_field_map_has_magnitudes_and_hertz(real_data: Path, name: str, prefix
     assert same_values(hertz, folder / "Ref" / f"{prefix}_e2_fieldmaphz.nii")
     assert not same_values(hertz, folder / "Ref" / f"{prefix}_e1.nii")
     views = list(frame_views(pydicom.dcmread(path)))
-    assert philips_factor(views[0]) == pytest.approx(118362.24 / 1.27985347985347, rel=1e-6)
-    assert philips_factor(views[-1]) is None
+    assert compute_philips_factor(views[0]) == pytest.approx(118362.24 / 1.27985347985347, rel=1e-6)
+    assert compute_philips_factor(views[-1]) is None
 
 
 def test_classic_and_enhanced_files_of_one_scan_have_equal_values(real_data: Path) -> None:
@@ -71,7 +71,7 @@ def test_classic_and_enhanced_files_of_one_scan_have_equal_values(real_data: Pat
     assert len(classic) == 40
     from_classic = []
     for ds in classic:
-        factor = philips_factor(ds)
+        factor = compute_philips_factor(ds)
         assert factor is not None
         from_classic.append((ds.pixel_array * float(ds.RescaleSlope) + float(ds.RescaleIntercept)) * factor)
     assert same_values(from_classic, folder / "Ref" / "1901_WIP_3DpCASL_cl.nii.gz")
@@ -89,29 +89,29 @@ def philips(block: int = 0x10, scale: object = 0.25, slope: object = 2.0, kind: 
 
 @pytest.mark.parametrize("block", [0x10, 0x11, 0xFF])
 def test_the_factor_undoes_both_slopes_wherever_the_block_lies(block: int) -> None:
-    assert philips_factor(philips(block)) == 1 / (2.0 * 0.25)
+    assert compute_philips_factor(philips(block)) == 1 / (2.0 * 0.25)
 
 
 def test_an_element_of_another_creator_is_no_scale_slope() -> None:
     ds = philips()
     ds[0x2005, 0x0010].value = "Philips MR Imaging DD 005"
-    assert philips_factor(ds) is None
+    assert compute_philips_factor(ds) is None
     ds[0x2005, 0x0010].value = "PHILIPS MR IMAGING DD 001 "
-    assert philips_factor(ds) == 2
+    assert compute_philips_factor(ds) == 2
 
 
 def test_a_value_of_lost_representation_is_read_as_it_was_written() -> None:
     ds = philips(scale=np.float32(0.25).tobytes(), kind="UN")
-    assert philips_factor(ds) == 2
+    assert compute_philips_factor(ds) == 2
     tag = PrivateTag(0x2005, 0x0E, "Philips MR Imaging DD 001", "DS")
-    assert private_floats(philips(scale=b"1.5\\2 ", kind="UN"), tag) == (1.5, 2)
+    assert get_private_floats(philips(scale=b"1.5\\2 ", kind="UN"), tag) == (1.5, 2)
 
 
 def test_other_modalities_and_manufacturers_have_none() -> None:
-    assert philips_factor(Dataset()) is None
+    assert compute_philips_factor(Dataset()) is None
     ds = philips()
     ds.Modality = "CT"
-    assert philips_factor(ds) is None
+    assert compute_philips_factor(ds) is None
 
 
 @pytest.mark.parametrize(("unit", "expected"), [("Hz", None), ("1", 2.0), ("no units", 2.0)])
@@ -120,7 +120,7 @@ def test_physical_units_need_no_factor(unit: str, expected: float | None) -> Non
     measured.CodeValue = unit
     mapping.MeasurementUnitsCodeSequence = Sequence([measured])
     ds.RealWorldValueMappingSequence = Sequence([mapping])
-    assert philips_factor(ds) == expected
+    assert compute_philips_factor(ds) == expected
 
 
 @pytest.mark.parametrize(
@@ -134,11 +134,11 @@ def test_physical_units_need_no_factor(unit: str, expected: float | None) -> Non
 )
 def test_unusable_slopes_are_refused(scale: float, slope: float, message: str) -> None:
     with pytest.raises(DecodeError, match=message):
-        philips_factor(philips(scale=scale, slope=slope))
+        compute_philips_factor(philips(scale=scale, slope=slope))
 
 
 def test_header_only_reads_suffice(real_data: Path) -> None:
     folder = real_data / "dicom_qa" / "philips_enh_1901" / "In"
     path = next(p for p in folder.rglob("*.dcm") if p.stat().st_size < 100_000)
-    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags_of(*PHILIPS_TAGS)))
-    assert philips_factor(header) == philips_factor(pydicom.dcmread(path)) is not None
+    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(to_tags(*PHILIPS_TAGS)))
+    assert compute_philips_factor(header) == compute_philips_factor(pydicom.dcmread(path)) is not None

@@ -22,8 +22,8 @@ import medimg
 from medimg.errors import DecodeError, NotAnImageError, ReadError, TruncatedError
 from medimg.io import _scan_index
 from medimg.io._detect import Unreadable, inspect
-from medimg.io.dicom.header.elements import Element, UnusualHeaderError, dataset_of, element_offsets
-from medimg.io.dicom.pixels._single_frame_reader import PixelSegments, SingleFrameReader
+from medimg.io.dicom.header.elements import Element, UnusualHeaderError, build_dataset, locate_elements
+from medimg.io.dicom.pixels._single_frame_reader import RangeReader, SingleFrameReader
 from medimg.io.dicom.scanning.header_template import HeaderTemplateWalker
 from medimg.io.files.blob import Blob
 from tests.dicom_files import write_stack
@@ -40,7 +40,7 @@ def age(root: Path) -> None:
 
 
 def element(data: bytes, keyword: str) -> Element:
-    return next(e for e in element_offsets(data).elements if e.tag == tag_for_keyword(keyword))
+    return next(e for e in locate_elements(data).elements if e.tag == tag_for_keyword(keyword))
 
 
 def changed(path: str | Path, change: Callable[[bytes], bytes]) -> None:
@@ -75,7 +75,7 @@ def test_a_character_set_that_is_no_text(tmp_path: Path) -> None:
     changed(names[5], other)
     data = Path(names[5]).read_bytes()
     with pytest.raises(UnusualHeaderError):
-        dataset_of(element_offsets(data), data, ())
+        build_dataset(locate_elements(data), data, ())
     assert differences(medimg.scan(tmp_path), plain_scan(tmp_path)) == []
 
 
@@ -101,18 +101,18 @@ def test_no_more_is_read_ahead_than_a_header(tmp_path: Path, monkeypatch: pytest
     with Path(series.files[4]).open("ab") as file:
         file.write(b"\xfc\xff\xfc\xffOB\0\0" + struct.pack("<I", 3 * 2**20) + bytes(3 * 2**20))
     most: list[int] = []
-    plain, both = PixelSegments.read, PixelSegments.read_both
+    plain, both = RangeReader.read, RangeReader.read_both
 
-    def read(self: PixelSegments, offset: int, length: int) -> bytes:
+    def read(self: RangeReader, offset: int, length: int) -> bytes:
         most.append(length)
         return plain(self, offset, length)
 
-    def read_both(self: PixelSegments, length: int, array: Any) -> bytes:
+    def read_both(self: RangeReader, length: int, array: Any) -> bytes:
         most.append(length)
         return both(self, length, array)
 
-    monkeypatch.setattr(PixelSegments, "read", read)
-    monkeypatch.setattr(PixelSegments, "read_both", read_both)
+    monkeypatch.setattr(RangeReader, "read", read)
+    monkeypatch.setattr(RangeReader, "read_both", read_both)
     assert not compare(series)
     assert max(most) <= 2**20
 

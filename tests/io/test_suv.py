@@ -16,8 +16,8 @@ from pydicom.sequence import Sequence
 
 from medimg.errors import ReadError
 from medimg.io.dicom.header.attributes import quiet_pydicom
-from medimg.io.dicom.header.open import tags_of
-from medimg.io.dicom.values.suv import SUV_TAGS, acquired_at, suv_factor
+from medimg.io.dicom.header.open import to_tags
+from medimg.io.dicom.values.suv import SUV_TAGS, compute_suv_factor, get_acquisition_time
 
 HALF_LIFE = 6586.2
 DOSE = 370e6
@@ -52,8 +52,8 @@ def by_hand(seconds: float, *, dose: float = DOSE, weight: float = WEIGHT) -> fl
 
 def test_an_hour_of_decay() -> None:
     # 370 MBq · 2^(−3600/6586.2) = 253.3 MBq; 70,000 g / 253.3 MBq
-    assert suv_factor(pet()) == pytest.approx(2.7635e-4, rel=1e-4)
-    assert suv_factor(pet()) == pytest.approx(by_hand(3600), rel=1e-12)
+    assert compute_suv_factor(pet()) == pytest.approx(2.7635e-4, rel=1e-4)
+    assert compute_suv_factor(pet()) == pytest.approx(by_hand(3600), rel=1e-12)
 
 
 @given(
@@ -79,30 +79,30 @@ def test_any_scan_equals_a_plain_computation_with_dates(
         **stamps,
     )
     expected = by_hand((scanned - injected).total_seconds(), dose=dose, weight=weight)
-    assert suv_factor(ds) == pytest.approx(expected, rel=1e-6)
+    assert compute_suv_factor(ds) == pytest.approx(expected, rel=1e-6)
 
 
 def test_injection_before_midnight() -> None:
     ds = pet(injected="233000", SeriesTime="003000", AcquisitionTime="003000")
-    assert suv_factor(ds) == pytest.approx(by_hand(3600))
+    assert compute_suv_factor(ds) == pytest.approx(by_hand(3600))
 
 
 def test_an_injection_shortly_after_the_start_of_a_dynamic_scan() -> None:
-    assert suv_factor(pet(injected="110030")) == pytest.approx(by_hand(-30))
+    assert compute_suv_factor(pet(injected="110030")) == pytest.approx(by_hand(-30))
     dated = pet(RadiopharmaceuticalStartDateTime="20240229110030")
-    assert suv_factor(dated) == pytest.approx(by_hand(-30))
+    assert compute_suv_factor(dated) == pytest.approx(by_hand(-30))
 
 
 def test_dates_with_time_zones() -> None:
     ds = pet(RadiopharmaceuticalStartDateTime="20240229090000+0000", TimezoneOffsetFromUTC="+0100")
-    assert suv_factor(ds) == pytest.approx(by_hand(3600))
-    assert suv_factor(pet(RadiopharmaceuticalStartDateTime="20240229100000+0100")) == pytest.approx(
+    assert compute_suv_factor(ds) == pytest.approx(by_hand(3600))
+    assert compute_suv_factor(pet(RadiopharmaceuticalStartDateTime="20240229100000+0100")) == pytest.approx(
         by_hand(3600)
     )
 
 
 def test_decay_corrected_to_the_injection() -> None:
-    assert suv_factor(pet(DecayCorrection="ADMIN")) == pytest.approx(by_hand(0))
+    assert compute_suv_factor(pet(DecayCorrection="ADMIN")) == pytest.approx(by_hand(0))
 
 
 def test_decay_not_corrected_refers_to_the_average_of_the_frame() -> None:
@@ -111,8 +111,8 @@ def test_decay_not_corrected_refers_to_the_average_of_the_frame() -> None:
     # activity averaged over the frame is that of this moment
     average = -math.log((1 - math.exp(-rate * 600)) / (rate * 600)) / rate
     assert 290 < average < 300
-    assert suv_factor(ds) == pytest.approx(by_hand(3900 + average))
-    assert suv_factor(
+    assert compute_suv_factor(ds) == pytest.approx(by_hand(3900 + average))
+    assert compute_suv_factor(
         pet(DecayCorrection="NONE", CorrectedImage="ATTN", ActualFrameDuration=1)
     ) == pytest.approx(by_hand(3900.0005))
 
@@ -127,7 +127,7 @@ def redated(**attributes: Any) -> Dataset:
 def test_ge_says_when_the_scan_began() -> None:
     ds = redated()
     ds.private_block(0x0009, "GEMS_PETD_01", create=True).add_new(0x0D, "DT", "20240229110000.00")
-    assert suv_factor(ds) == pytest.approx(by_hand(3600))
+    assert compute_suv_factor(ds) == pytest.approx(by_hand(3600))
 
 
 def test_the_frame_reference_time_says_when_the_scan_began() -> None:
@@ -135,42 +135,42 @@ def test_the_frame_reference_time_says_when_the_scan_began() -> None:
     average = -math.log((1 - math.exp(-rate * 180)) / (rate * 180)) / rate
     # the frame began 300 s after the scan
     ds = redated(FrameReferenceTime=(300 + average) * 1000, ActualFrameDuration=180_000)
-    assert suv_factor(ds) == pytest.approx(by_hand(3600), rel=1e-6)
+    assert compute_suv_factor(ds) == pytest.approx(by_hand(3600), rel=1e-6)
 
 
 def test_the_first_image_of_the_series_says_when_the_scan_began() -> None:
     with pytest.raises(ReadError, match="SeriesTime is later than AcquisitionTime"):
-        suv_factor(redated())
-    first = acquired_at(redated(AcquisitionTime="110000"))
-    assert suv_factor(redated(), first_acquired=first) == pytest.approx(by_hand(3600))
+        compute_suv_factor(redated())
+    first = get_acquisition_time(redated(AcquisitionTime="110000"))
+    assert compute_suv_factor(redated(), first_acquired=first) == pytest.approx(by_hand(3600))
     # a series dated between the first bed position and this one was dated anew as well
     with_own_time = pet(SeriesTime="110200")
-    assert suv_factor(with_own_time) == pytest.approx(by_hand(3720))
-    assert suv_factor(with_own_time, first_acquired=first) == pytest.approx(by_hand(3600))
+    assert compute_suv_factor(with_own_time) == pytest.approx(by_hand(3720))
+    assert compute_suv_factor(with_own_time, first_acquired=first) == pytest.approx(by_hand(3600))
 
 
 def test_philips_counts() -> None:
     ds = pet(Units="CNTS")
     with pytest.raises(ReadError, match="7053,1000"):
-        suv_factor(ds)
+        compute_suv_factor(ds)
     block = ds.private_block(0x7053, "Philips PET Private Group", create=True)
     block.add_new(0x09, "DS", "2.5")
-    assert suv_factor(ds) == pytest.approx(2.5 * by_hand(3600))
+    assert compute_suv_factor(ds) == pytest.approx(2.5 * by_hand(3600))
     block.add_new(0x00, "DS", "0.00041")
-    assert suv_factor(ds) == 0.00041
+    assert compute_suv_factor(ds) == 0.00041
     block[0x00].value = 0
-    assert suv_factor(ds) == pytest.approx(2.5 * by_hand(3600))
+    assert compute_suv_factor(ds) == pytest.approx(2.5 * by_hand(3600))
 
 
 def test_values_that_are_suv_already() -> None:
     ds = Dataset()
     ds.Units = "GML"
-    assert suv_factor(ds) == 1
+    assert compute_suv_factor(ds) == 1
     ds.SUVType = "BW"
-    assert suv_factor(ds) == 1
+    assert compute_suv_factor(ds) == 1
     ds.SUVType = "LBM"
     with pytest.raises(ReadError, match="SUVType"):
-        suv_factor(ds)
+        compute_suv_factor(ds)
 
 
 def enhanced(**attributes: Any) -> Dataset:
@@ -185,7 +185,7 @@ def enhanced(**attributes: Any) -> Dataset:
 
 
 def test_enhanced_pet_has_megabecquerel_and_its_own_moment() -> None:
-    assert suv_factor(enhanced()) == pytest.approx(by_hand(3600))
+    assert compute_suv_factor(enhanced()) == pytest.approx(by_hand(3600))
     ds = enhanced()
     del ds.RescaleType
     ds.RescaleSlope = 2.0
@@ -194,10 +194,10 @@ def test_enhanced_pet_has_megabecquerel_and_its_own_moment() -> None:
     mapping.RealWorldValueSlope = 2.0
     mapping.MeasurementUnitsCodeSequence = Sequence([unit])
     ds.RealWorldValueMappingSequence = Sequence([mapping])
-    assert suv_factor(ds) == pytest.approx(by_hand(3600))
+    assert compute_suv_factor(ds) == pytest.approx(by_hand(3600))
     mapping.RealWorldValueSlope = 3.0
     with pytest.raises(ReadError, match="Units"):
-        suv_factor(ds)
+        compute_suv_factor(ds)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_refusals_name_the_attribute_and_no_value(attributes: dict[str, Any], na
     with quiet_pydicom():
         ds = pet(**attributes)
     with pytest.raises(ReadError, match=named) as caught:
-        suv_factor(ds)
+        compute_suv_factor(ds)
     written = str(caught.value)
     assert not any(str(v) in written for v in attributes.values() if isinstance(v, str) and len(v) > 4)
     assert "2024" not in written
@@ -246,11 +246,11 @@ def test_several_radiopharmaceuticals_are_refused() -> None:
     ds = pet()
     ds.RadiopharmaceuticalInformationSequence.append(Dataset())
     with pytest.raises(ReadError, match="RadiopharmaceuticalInformationSequence"):
-        suv_factor(ds)
+        compute_suv_factor(ds)
 
 
 def test_a_real_scan_in_counts_per_second_is_refused(real_data: Path) -> None:
     path = next((real_data / "dicom_misc" / "fodicom_dev").rglob("GH610.dcm"))
-    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags_of(*SUV_TAGS)))
+    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(to_tags(*SUV_TAGS)))
     with pytest.raises(ReadError, match="Units"):
-        suv_factor(header)
+        compute_suv_factor(header)

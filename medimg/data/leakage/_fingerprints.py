@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 import numpy as np
 
 from medimg.core.parallel import ordered_map
+from medimg.core.progress import progress_bar
 from medimg.data.cache.keys import stat_files
 from medimg.data.leakage._image_hash import THUMBNAIL, perceptual_hash, pixel_digest, thumbnail
 from medimg.errors import MedimgError
@@ -134,11 +135,9 @@ def fingerprints(
     list of Fingerprint or None
         None where a series can't be decoded.
     """
-    from tqdm import tqdm
-
-    disable = None if progress is None else not progress
     made = ordered_map(_fingerprint, several, workers, initializer=share_cores)
-    return list(tqdm(made, "comparing", len(several), unit="series", disable=disable, delay=1.0, leave=False))
+    bar = progress_bar(made, desc="comparing", unit="series", progress=progress, total=len(several))
+    return list(bar)
 
 
 def _key(series: Series) -> _Key | None:
@@ -199,6 +198,6 @@ def _frames(reader: StackReader) -> Iterator[_Image]:
         # values beyond float32 become infinite, which is no reason to warn
         with np.errstate(over="ignore", invalid="ignore"):
             meaning, stored = files.load(frame)
-            values = meaning.values(stored)
+            values = meaning.apply(stored)
         is_color = values.ndim == 3
         yield _Image(None if is_color or meaning.is_stored else stored, values, meaning.inverted)

@@ -1,4 +1,4 @@
-"""Compressed frames into arrays of stored values, through imagecodecs."""
+"""Decoding of compressed frames by imagecodecs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from medimg.errors import DecodeError, MissingDependencyError, TruncatedError
-from medimg.io.dicom.header.image_pixel import FrameFormat
-from medimg.io.dicom.pixels._codestream import holds_ycc, j2k_end, read_codestream
+from medimg.io.dicom.header.transfer_syntax import SYNTAXES, check_syntax
+from medimg.io.dicom.pixels._codestream import find_j2k_end, has_ycc, read_codestream
 from medimg.io.dicom.pixels._native import unpack_bits
 
 if TYPE_CHECKING:
@@ -18,31 +18,32 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["SYNTAXES", "DecodedFrame", "decode_frame", "refuse_syntax"]
+    from medimg.io.dicom.header.image_pixel import FrameFormat
 
-_UID: Final = "1.2.840.10008.1.2."
+__all__ = ["DecodedFrame", "decode_frame"]
+
 _JPEG_END: Final = b"\xff\xd9"
 _RLE_HEADER: Final = 64
 #: Values of a frame. A blank one can be compressed to nothing, and decoders take many times its size.
-_MOST_VALUES: Final = 2**27
-#: Bytes behind the last one that some encoders write into a segment.
+_MAX_VALUES: Final = 2**27
+#: Bytes after the last one that some encoders write into a segment.
 _RLE_SLACK: Final = 4096
 
 
-def _rle(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
-    """One segment for each byte of a sample, the most significant first (PS3.5 annex G)."""
+def _decode_rle(data: bytes, fmt: FrameFormat) -> npt.NDArray[Any]:
+    """Decode one segment per byte of a sample, the most significant first (PS3.5 annex G)."""
     import imagecodecs
 
     header = np.frombuffer(data[:_RLE_HEADER], "<u4").tolist()
-    size = form.dtype.itemsize
-    segments, plane = form.samples * size, form.rows * form.columns
-    if form.bits_allocated == 1:
+    size = fmt.dtype.itemsize
+    segments, plane = fmt.samples * size, fmt.rows * fmt.columns
+    if fmt.bits_allocated == 1:
         plane = (plane + 7) // 8
     if len(header) < _RLE_HEADER // 4 or header[0] != segments:
         raise DecodeError(f"an RLE frame of {segments} segments was expected, {header[:1]} was found")
     ends = [*header[2 : segments + 1], len(data)]
-    planes = np.empty((form.samples, plane), f"u{size}")
-    # decoders take any buffer, though they are typed otherwise
+    planes = np.empty((fmt.samples, plane), f"u{size}")
+    # decoders accept any buffer, though they are typed otherwise
     whole: Any = memoryview(data)
     for number, (start, end) in enumerate(zip(header[1 : segments + 1], ends, strict=True)):
         segment = whole[start:end]
@@ -59,217 +60,107 @@ def _rle(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
             # passes over whole values are faster than one over every second byte, and than copies
             np.left_shift(into, 8, out=into)
             np.bitwise_or(into, part, out=into)
-    if form.bits_allocated == 1:
-        return np.asarray(unpack_bits(planes.tobytes(), form.count))
-    shaped = planes.reshape(form.samples, form.rows, form.columns)
-    return shaped[0] if form.samples == 1 else np.moveaxis(shaped, 0, -1)
+    if fmt.bits_allocated == 1:
+        return np.asarray(unpack_bits(planes.tobytes(), fmt.count))
+    shaped = planes.reshape(fmt.samples, fmt.rows, fmt.columns)
+    return shaped[0] if fmt.samples == 1 else np.moveaxis(shaped, 0, -1)
 
 
-def _deflated(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
-    """A native frame, deflated (PS3.5 A.4.13)."""
-    expected = (form.count * form.bits_allocated + 7) // 8
+def _inflate_frame(data: bytes, fmt: FrameFormat) -> npt.NDArray[Any]:
+    """Inflate a native frame (PS3.5 A.4.13)."""
+    expected = (fmt.count * fmt.bits_allocated + 7) // 8
     inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, expected)
     if len(inflated) < expected:
         raise TruncatedError(f"a deflated frame of {expected} bytes holds {len(inflated)}")
-    if form.bits_allocated == 1:
-        return np.asarray(unpack_bits(inflated, form.count))
-    flat = np.frombuffer(inflated, f"<{'f' if form.floating else 'u'}{form.dtype.itemsize}")
-    if form.planar and form.samples > 1:
-        return np.moveaxis(flat.reshape(form.samples, form.rows, form.columns), 0, -1)
-    return flat.reshape(form.shape)
+    if fmt.bits_allocated == 1:
+        return np.asarray(unpack_bits(inflated, fmt.count))
+    flat = np.frombuffer(inflated, f"<{'f' if fmt.floating else 'u'}{fmt.dtype.itemsize}")
+    if fmt.planar and fmt.samples > 1:
+        return np.moveaxis(flat.reshape(fmt.samples, fmt.rows, fmt.columns), 0, -1)
+    return flat.reshape(fmt.shape)
 
 
-def _jpeg(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
+def _decode_jpeg(data: bytes, fmt: FrameFormat) -> npt.NDArray[Any]:
     import imagecodecs
 
-    if form.samples != 3:
+    if fmt.samples != 3:
         return np.asarray(imagecodecs.jpeg8_decode(data))
-    coded = "YCBCR" if holds_ycc(data, declared=form.is_ycc) else "RGB"
+    coded = "YCBCR" if has_ycc(data, declared=fmt.is_ycc) else "RGB"
     return np.asarray(imagecodecs.jpeg8_decode(data, colorspace=coded, outcolorspace="RGB"))
 
 
-def _jpeg_lossless(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
+def _decode_jpeg_lossless(data: bytes, fmt: FrameFormat) -> npt.NDArray[Any]:
     import imagecodecs
 
-    if form.samples != 3:
+    if fmt.samples != 3:
         return np.asarray(imagecodecs.jpeg8_decode(data))
-    # lossless JPEG has no color transform: what is called RGB here may be anything
+    # lossless JPEG has no color transform: RGB here stands for any colors
     return np.asarray(imagecodecs.jpeg8_decode(data, colorspace="RGB", outcolorspace="RGB"))
 
 
-def _jpeg_ls(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
+def _decode_jpeg_ls(data: bytes, fmt: FrameFormat) -> npt.NDArray[Any]:
     import imagecodecs
 
     decoded = np.asarray(imagecodecs.jpegls_decode(data))
-    planar = decoded.ndim == 3 and decoded.shape[0] == form.samples and decoded.shape != form.shape
+    planar = decoded.ndim == 3 and decoded.shape[0] == fmt.samples and decoded.shape != fmt.shape
     return np.moveaxis(decoded, 0, -1) if planar else decoded
 
 
-def _jpeg_2000(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
+def _decode_jpeg_2000(data: bytes, fmt: FrameFormat) -> npt.NDArray[Any]:
     import imagecodecs
 
-    end = j2k_end(data)
+    end = find_j2k_end(data)
     if end is not None and end > len(data):
         raise TruncatedError(f"the codestream lacks {end - len(data)} bytes")
     if end is not None and data[end : end + 2] != _JPEG_END:
-        # all is there but the marker of the end, which the decoder insists on
+        # only the end marker is missing, which the decoder insists on
         data = data[:end] + _JPEG_END
     return np.asarray(imagecodecs.jpeg2k_decode(data))
 
 
-def _jpeg_xl(data: bytes, form: FrameFormat) -> npt.NDArray[Any]:
+def _decode_jpeg_xl(data: bytes, fmt: FrameFormat) -> npt.NDArray[Any]:
     import imagecodecs
 
     return np.asarray(imagecodecs.jpegxl_decode(data))
 
 
-@dataclass(frozen=True, slots=True)
-class Syntax:
-    """
-    A transfer syntax of compressed frames.
-
-    Attributes
-    ----------
-    name : str
-        As PS3.6 calls it, shortened.
-    decode : callable
-        Codestream and format to values.
-    gives_rgb : frozenset of str
-        Photometric interpretations whose values the decoder gives as RGB.
-    lossy : bool
-        Whether values are approximate, so that they may lie a little outside of the bits stored.
-    is_codestream : bool
-        Whether :func:`read_codestream` knows its frames.
-    sign_in_precision : bool
-        Whether encoders of signed values write two's complements of as many bits as the precision says.
-    """
-
-    name: str
-    decode: Callable[[bytes, FrameFormat], npt.NDArray[Any]]
-    gives_rgb: frozenset[str] = frozenset({"RGB"})
-    lossy: bool = False
-    is_codestream: bool = True
-    sign_in_precision: bool = False
-
-
-_ALL_COLORS: Final = frozenset(
-    {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT", "XYB"}
-)
-_J2K_COLORS: Final = frozenset({"RGB", "YBR_RCT", "YBR_ICT"})
-
-#: By Transfer Syntax UID (PS3.5 annex A).
-SYNTAXES: Final[dict[str, Syntax]] = {
-    _UID + "5": Syntax("RLE Lossless", _rle, is_codestream=False),
-    _UID + "8.1": Syntax("Deflated Image Frame Compression", _deflated, is_codestream=False),
-    _UID + "4.50": Syntax("JPEG Baseline", _jpeg, _ALL_COLORS, lossy=True),
-    _UID + "4.51": Syntax("JPEG Extended", _jpeg, _ALL_COLORS, lossy=True),
-    _UID + "4.57": Syntax("JPEG Lossless", _jpeg_lossless),
-    _UID + "4.70": Syntax("JPEG Lossless SV1", _jpeg_lossless),
-    _UID + "4.80": Syntax("JPEG-LS Lossless", _jpeg_ls, sign_in_precision=True),
-    _UID + "4.81": Syntax("JPEG-LS Near-lossless", _jpeg_ls, lossy=True, sign_in_precision=True),
-    _UID + "4.90": Syntax("JPEG 2000 Lossless", _jpeg_2000, _J2K_COLORS, sign_in_precision=True),
-    _UID + "4.91": Syntax("JPEG 2000", _jpeg_2000, _J2K_COLORS, lossy=True, sign_in_precision=True),
-    _UID + "4.110": Syntax("JPEG XL Lossless", _jpeg_xl, _ALL_COLORS),
-    _UID + "4.111": Syntax("JPEG XL JPEG Recompression", _jpeg_xl, _ALL_COLORS, lossy=True),
-    _UID + "4.112": Syntax("JPEG XL", _jpeg_xl, _ALL_COLORS, lossy=True),
-    _UID + "4.201": Syntax("HTJ2K Lossless", _jpeg_2000, _J2K_COLORS, sign_in_precision=True),
-    _UID + "4.202": Syntax("HTJ2K Lossless RPCL", _jpeg_2000, _J2K_COLORS, sign_in_precision=True),
-    _UID + "4.203": Syntax("HTJ2K", _jpeg_2000, _J2K_COLORS, lossy=True, sign_in_precision=True),
+#: By :attr:`TransferSyntax.codec`.
+_DECODERS: Final[dict[str, Callable[[bytes, FrameFormat], npt.NDArray[Any]]]] = {
+    "rle": _decode_rle,
+    "deflate": _inflate_frame,
+    "jpeg": _decode_jpeg,
+    "jpeg-lossless": _decode_jpeg_lossless,
+    "jpeg-ls": _decode_jpeg_ls,
+    "jpeg-2000": _decode_jpeg_2000,
+    "jpeg-xl": _decode_jpeg_xl,
 }
-
-_VIDEO: Final = "is video: extract its frames with a video tool such as ffmpeg"
-_ELSEWHERE: Final = "leaves the pixels on a server: retrieve the image in another transfer syntax"
-_RETIRED: Final = "is retired: convert it to an uncompressed transfer syntax first"
-_REFUSED: Final[dict[str, tuple[str, str]]] = {
-    **{_UID + f"4.{n}": ("a retired JPEG process", _RETIRED) for n in (*range(52, 57), *range(58, 67))},
-    _UID + "4.92": ("JPEG 2000 Part 2 Lossless", "has no free decoder: convert it to JPEG 2000 or native"),
-    _UID + "4.93": ("JPEG 2000 Part 2", "has no free decoder: convert it to JPEG 2000 or uncompressed"),
-    **{_UID + f"4.{n}": ("JPIP Referenced", _ELSEWHERE) for n in (94, 95, 204, 205)},
-    **{_UID + f"4.{n}": ("MPEG2", _VIDEO) for n in ("100", "100.1", "101", "101.1")},
-    **{_UID + f"4.{n}{f}": ("MPEG-4 AVC/H.264", _VIDEO) for n in range(102, 107) for f in ("", ".1")},
-    **{_UID + f"4.{n}": ("HEVC/H.265", _VIDEO) for n in (107, 108)},
-    **{_UID + f"7.{n}": ("SMPTE ST 2110", _VIDEO) for n in (1, 2, 3)},
-    _UID + "6.1": ("RFC 2557 MIME", "holds no pixels"),
-    _UID + "6.2": ("XML", "holds no pixels"),
-}
-
-
-def refuse_syntax(syntax_uid: str) -> None:
-    """
-    Do nothing if a compressed transfer syntax can be decoded.
-
-    Raises
-    ------
-    DecodeError
-        If it can't; the message says which one it is, and what to do.
-    """
-    if syntax_uid in SYNTAXES:
-        return
-    if syntax_uid in _REFUSED:
-        name, reason = _REFUSED[syntax_uid]
-        raise DecodeError(f"the transfer syntax {syntax_uid} ({name}) {reason}")
-    known = ", ".join(s.name for s in SYNTAXES.values())
-    shown = syntax_uid if syntax_uid.replace(".", "").isdigit() else "of this file"
-    raise DecodeError(f"the transfer syntax {shown} has no decoder here; known are {known}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodedFrame:
-    """
-    A decoded frame, its bits not yet interpreted.
-
-    Attributes
-    ----------
-    values : numpy.ndarray
-        (rows, columns) or (rows, columns, samples), in the integer type that the decoder chose.
-    is_rgb : bool
-        Whether colors are RGB now.
-    sign_bits : int
-        Bits of a value in the codestream, the highest of which is the sign of two's complements; 0 where it
-        does not say that.
-    is_lossy : bool
-        Whether values are approximate.
-    """
+    """Values (rows, columns[, samples]) of a frame as the decoder returns them."""
 
     values: npt.NDArray[Any]
     is_rgb: bool
-    sign_bits: int
-    is_lossy: bool
+    sign_bits: int  # bits of a signed value in the codestream; 0 if it does not tell
+    is_lossy: bool  # values are approximate
 
 
-def decode_frame(data: bytes, syntax_uid: str, form: FrameFormat, number: int = 0) -> DecodedFrame:
+def decode_frame(data: bytes, syntax_uid: str, fmt: FrameFormat, number: int = 0) -> DecodedFrame:
     """
-    Decode one compressed frame.
+    Decode the codestream of one frame; `number`, from 0, is for messages.
 
-    Parameters
-    ----------
-    data : bytes
-        The codestream of the frame.
-    syntax_uid : str
-        Transfer Syntax UID.
-    form : FrameFormat
-        What the header says.
-    number : int
-        Of the frame, from 0; for messages.
-
-    Raises
-    ------
-    DecodeError
-        If the syntax is unknown, decoding fails, the frame is unreasonably large, or the codestream has
-        another size than the header.
-    TruncatedError
-        If the codestream has no end.
-    MissingDependencyError
-        If imagecodecs or one of its codecs is not installed.
+    DecodeError: unknown syntax, damaged data, or another size than in the header; TruncatedError: no end
+    marker; MissingDependencyError: imagecodecs or one of its codecs is not installed.
     """
-    refuse_syntax(syntax_uid)
+    check_syntax(syntax_uid)
     syntax = SYNTAXES[syntax_uid]
     where = f"frame {number + 1} ({syntax.name})"
-    if form.count > _MOST_VALUES:
-        raise DecodeError(f"{where} is {form.shape}, which is unreasonably large for a compressed one")
-    precision = _checked_precision(data, where, form) if syntax.is_codestream else 0
+    if fmt.count > _MAX_VALUES:
+        raise DecodeError(f"{where} is {fmt.shape}, which is unreasonably large for a compressed frame")
+    precision = _check_codestream(data, where, fmt) if syntax.is_codestream else 0
     try:
-        values = syntax.decode(data, form)
+        values = _DECODERS[syntax.codec](data, fmt)
     except (DecodeError, TruncatedError) as error:
         raise type(error)(f"{where}: {error}; the pixel data is damaged, copy or export it again") from None
     except ImportError:
@@ -282,27 +173,29 @@ def decode_frame(data: bytes, syntax_uid: str, form: FrameFormat, number: int = 
         raise DecodeError(
             f"{where}: decoding failed ({type(error).__name__}); the pixel data is damaged or truncated"
         ) from None
-    if values.shape != form.shape and values.size == form.count:
-        values = values.reshape(form.shape)
-    if values.shape != form.shape:
-        raise DecodeError(f"{where} gave {values.shape} values, the header says {form.shape}")
+    if values.shape != fmt.shape and values.size == fmt.count:
+        values = values.reshape(fmt.shape)
+    if values.shape != fmt.shape:
+        raise DecodeError(f"{where} has decoded shape {values.shape}, the header says {fmt.shape}")
     if values.dtype.kind == "b":
         values = values.astype(np.uint8)
     sign_bits = precision if syntax.sign_in_precision else 0
-    return DecodedFrame(values, form.photometric in syntax.gives_rgb, sign_bits, syntax.lossy)
+    return DecodedFrame(values, fmt.photometric in syntax.gives_rgb, sign_bits, syntax.lossy)
 
 
-def _checked_precision(data: bytes, where: str, form: FrameFormat) -> int:
-    """Compare sizes before memory is allocated, and find the end, as decoders fill up what is missing."""
+def _check_codestream(data: bytes, where: str, fmt: FrameFormat) -> int:
+    """Check size and end of a codestream, which decoders allocate and fill; return its precision."""
     found = read_codestream(data)
-    expected = (form.rows, form.columns, form.samples)
+    expected = (fmt.rows, fmt.columns, fmt.samples)
     if found is None:
-        raise DecodeError(f"{where} is no codestream of that syntax; it is damaged, or of another syntax")
+        raise DecodeError(
+            f"{where} is not a codestream of its transfer syntax; it is damaged, or of another syntax"
+        )
     if tuple(found.size) not in {expected, (*expected[:2], 0)}:
         raise DecodeError(
             f"the codestream of {where} is {tuple(found.size)} (rows, columns, samples), "
             f"the header says {expected}"
         )
     if data[:2] == b"\xff\xd8" and data.rfind(_JPEG_END, 2) < 0:
-        raise TruncatedError(f"{where} has no end: it is cut short; copy or export it again")
+        raise TruncatedError(f"{where} has no end marker: it is truncated; copy or export it again")
     return found.precision

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from medimg.io.dicom.header.elements import TRANSFER_SYNTAX, UNDEFINED, ElementOffsets
+from medimg.io.dicom.header.elements import TRANSFER_SYNTAX_TAG, UNDEFINED_LENGTH, ElementOffsets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -147,7 +147,7 @@ class BlockTemplate:
     @staticmethod
     def signature(outline: ElementOffsets) -> tuple[Any, ...]:
         """Return what two headers have in common if they are of one layout."""
-        parts = [(e.tag, e.vr, e.depth, e.length == UNDEFINED) for e in outline.elements]
+        parts = [(e.tag, e.vr, e.depth, e.length == UNDEFINED_LENGTH) for e in outline.elements]
         return (outline.syntax, outline.pixels.tag, outline.pixels.vr, *parts)
 
     def stretch(self, outline: ElementOffsets) -> None:
@@ -155,7 +155,7 @@ class BlockTemplate:
         differing = {
             number
             for number, (known, found) in enumerate(zip(self.elements, outline.elements, strict=False))
-            if known.length != found.length and known.tag != TRANSFER_SYNTAX
+            if known.length != found.length and known.tag != TRANSFER_SYNTAX_TAG
         }
         if not differing.issubset(self._elastic):
             self._elastic = sorted(differing.union(self._elastic))
@@ -176,7 +176,7 @@ class BlockTemplate:
         parts: list[tuple[int, Iterable[int]]] = [(0, _PREFIX)]
         for number, element in enumerate(self.elements):
             parts.append((self.slot(number), self._header_words(number, element)))
-            if element.tag == TRANSFER_SYNTAX:
+            if element.tag == TRANSFER_SYNTAX_TAG:
                 parts.append((self.slot(number), _value_words(element)))
         gatherer = _Gatherer(parts)
         return gatherer, self._head[gatherer.words]
@@ -188,7 +188,7 @@ class BlockTemplate:
             parts = [
                 (self.slot(n), _value_words(self.elements[n]))
                 for n in numbers
-                if self.elements[n].length != UNDEFINED and not self.is_elastic(n)
+                if self.elements[n].length != UNDEFINED_LENGTH and not self.is_elastic(n)
             ]
             self._tables[tags] = _Gatherer(parts), [n for n in numbers if self.is_elastic(n)]
         return self._tables[tags]
@@ -283,8 +283,8 @@ class Located:
     def _place(self, number: int, row: int, first: int) -> ElementSlot:
         element, slot = self.layout.elements[number], self.layout.slot(number)
         start = element.value + 2 * (int(self.starts[slot][row]) - first)
-        if element.length == UNDEFINED:
-            return ElementSlot(start, UNDEFINED, element.vr)
+        if element.length == UNDEFINED_LENGTH:
+            return ElementSlot(start, UNDEFINED_LENGTH, element.vr)
         length = element.length
         if self.layout.is_elastic(number):
             length += 2 * int(self.starts[slot + 1][row] - self.starts[slot][row])

@@ -9,14 +9,14 @@ import numpy as np
 
 from medimg.errors import MedimgError
 from medimg.io.dicom.header.elements import (
-    UNDEFINED,
+    UNDEFINED_LENGTH,
     ElementOffsets,
     UnusualHeaderError,
-    element_offsets,
+    locate_elements,
 )
 from medimg.io.dicom.header.instance import HEADER_TAGS, read_instance
 from medimg.io.dicom.header.mosaic import CSA_TAGS
-from medimg.io.dicom.header.open import numbers_of
+from medimg.io.dicom.header.open import to_tag_numbers
 from medimg.io.dicom.scanning._templates import Block, BlockTemplate, ElementSlot, Located
 from medimg.io.dicom.scanning.series_table import (
     OF_EACH,
@@ -40,7 +40,7 @@ __all__ = ["scan_blocks"]
 
 _OWN: Final = frozenset(tag for tag, _ in (*OF_EACH, *OF_SERIES))
 #: What must be the same for all. Siemens' own header matters only if the rest says it is a mosaic.
-_COMMON: Final = (HEADER_TAGS | numbers_of("SpecificCharacterSet", "TransferSyntaxUID")) - _OWN.union(
+_COMMON: Final = (HEADER_TAGS | to_tag_numbers("SpecificCharacterSet", "TransferSyntaxUID")) - _OWN.union(
     CSA_TAGS
 )
 _WANTED: Final = _COMMON | _OWN
@@ -50,7 +50,7 @@ _MOST_KNOWN: Final = 64
 _LONGEST_HEAD: Final = 2**20
 _LONGEST_VALUE: Final = 2**14
 #: Where the position may be.
-_GROUPS: Final = numbers_of("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+_GROUPS: Final = to_tag_numbers("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _WIDEST: Final = 2**17
 _FIRST_BLOCK: Final = 64
 #: Kinds of files in a block that are told apart all at once; more are, one by one.
@@ -205,8 +205,10 @@ class _Collector:
             self._rest.append(first + row)
             return None
         places = {
-            e.tag: ElementSlot(e.value, UNDEFINED if e.length == UNDEFINED else e.value + e.length, e.vr)
-            for e in outline.wanted(_WANTED)
+            e.tag: ElementSlot(
+                e.value, UNDEFINED_LENGTH if e.length == UNDEFINED_LENGTH else e.value + e.length, e.vr
+            )
+            for e in outline.select(_WANTED)
         }
         key = _key(memoryview(head), places)
         if key is None:
@@ -236,7 +238,7 @@ def _outlined(head: bytes, name: str, width: int) -> tuple[ElementOffsets, bytes
     """Walk a header, of which more is read as long as it goes on."""
     while True:
         try:
-            return element_offsets(head), head
+            return locate_elements(head), head
         except UnusualHeaderError as error:
             if not error.ends or len(head) < width or width >= _LONGEST_HEAD:
                 raise

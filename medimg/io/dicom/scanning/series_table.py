@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from medimg.io.dicom.header import frame_attributes
-from medimg.io.dicom.header.datetimes import instant, seconds_of
+from medimg.io.dicom.header.datetimes import parse_datetime, parse_time
 from medimg.io.dicom.header.frame_attributes import FrameAttribute
 from medimg.io.files.blob import Blob
 
@@ -118,7 +118,7 @@ class InstanceColumns:
         if not all(written):
             return None
         found = np.array(list(map(float, b"\\".join(written).split(b"\\")))).reshape(-1, 3)
-        return found if np.abs(found).max() <= frame_attributes.FARTHEST_MM else None
+        return found if np.abs(found).max() <= frame_attributes.MAX_COORDINATE_MM else None
 
     def without_odd(self) -> tuple[InstanceColumns, list[int]]:
         """Set files apart that write a value in a way that takes a parser; return those left, and these."""
@@ -191,7 +191,7 @@ class UniformFiles:
                 blob=Blob(self.names[row]),
                 sop_instance_uid=self._rows.columns[_UID][row].decode("ascii"),
                 instance_number=int(number) if number else None,
-                facts=(replace(plain, position=self._place(row), moments=self._moments(row)),),
+                facts=(replace(plain, position=self._place(row), temporal_attributes=self._moments(row)),),
             )
         return self._made[row]
 
@@ -204,7 +204,7 @@ class UniformFiles:
         if not value:
             return None
         x, y, z = map(float, value.split(b"\\"))
-        return (x, y, z) if max(abs(x), abs(y), abs(z)) <= frame_attributes.FARTHEST_MM else None
+        return (x, y, z) if max(abs(x), abs(y), abs(z)) <= frame_attributes.MAX_COORDINATE_MM else None
 
     def _moments(self, row: int) -> tuple[FrameAttribute, ...]:
         columns = self._rows.columns
@@ -212,11 +212,13 @@ class UniformFiles:
             columns[n][row].decode("ascii").strip() for n in (_STARTED, _ACQUIRED, _MADE)
         )
         found = (
-            ("started", instant(started)),
-            ("acquired", seconds_of(acquired)),
-            ("made", seconds_of(made)),
+            ("started", parse_datetime(started)),
+            ("acquired", parse_time(acquired)),
+            ("made", parse_time(made)),
         )
-        same = tuple(label for label in self.prototype.facts[0].moments if label.name not in _TIMES)
+        same = tuple(
+            label for label in self.prototype.facts[0].temporal_attributes if label.name not in _TIMES
+        )
         return (*same, *(FrameAttribute(name, value) for name, value in found if value is not None))
 
 

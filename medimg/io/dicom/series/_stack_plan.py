@@ -98,8 +98,8 @@ def plan_stack(group: Group) -> StackPlan:
     GeometryError
         If the orientation is unsound, or the order can't be known.
     """
-    channels = [sorted(channel, key=lambda frame: frame.order) for channel in group.content.channels]
-    if all(frame.has_place for frame in channels[0]):
+    channels = [sorted(channel, key=lambda frame: frame.sort_key) for channel in group.content.channels]
+    if all(frame.has_geometry for frame in channels[0]):
         return _by_position(group, channels)
     return _by_number(group, channels[0])
 
@@ -110,7 +110,7 @@ def _by_number(group: Group, frames: list[Frame]) -> StackPlan:
     notes = list(group.notes)
     instances = {id(frame.instance): frame.instance for frame in frames}
     if len(instances) > 1:
-        lacking = len({id(frame.instance) for frame in frames if not frame.has_place})
+        lacking = len({id(frame.instance) for frame in frames if not frame.has_geometry})
         notes.append(
             f"positions are missing in {lacking} of {len(instances)} files: "
             "sorted by Instance Number, with a nominal distance between slices"

@@ -9,17 +9,16 @@ import numpy as np
 from medimg.core.window import LookupTable, Voi, VoiFunction, Window
 from medimg.errors import DecodeError, PreprocessError
 from medimg.io.dicom.header.attributes import (
-    BIG_ENDIAN,
-    code,
-    description,
-    descriptions,
-    floats,
-    is_there,
-    items,
-    transfer_syntax,
-    value,
-    whole,
+    get_code,
+    get_description,
+    get_descriptions,
+    get_floats,
+    get_items,
+    get_value,
+    has_value,
+    parse_integer,
 )
+from medimg.io.dicom.header.transfer_syntax import BIG_ENDIAN, parse_transfer_syntax
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,51 +26,53 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from pydicom.dataset import Dataset
 
-__all__ = ["declared_voi", "lookup_table", "table_from"]
+__all__ = ["build_lookup_table", "parse_declared_voi", "parse_lookup_table"]
 
 
-def declared_voi(dataset: Dataset) -> tuple[Voi, ...]:
+def parse_declared_voi(dataset: Dataset) -> tuple[Voi, ...]:
     """
-    Return the VOI LUTs, then the windows that a data set declares; unusable ones are left out.
+    Return the VOI LUTs, then the windows that a dataset declares, without unusable ones.
 
     A display applies one of them: a LUT *or* a window, never both (PS3.3 C.11.2.1).
     """
-    return (*_tables(dataset), *_windows(dataset))
+    return (*_parse_tables(dataset), *_parse_windows(dataset))
 
 
-def _tables(dataset: Dataset) -> list[LookupTable]:
+def _parse_tables(dataset: Dataset) -> list[LookupTable]:
     tables = []
-    for item in items(dataset, "VOILUTSequence"):
+    for item in get_items(dataset, "VOILUTSequence"):
         try:
-            tables.append(_table(item, dataset, signed_input=_signed_input(dataset)))
+            tables.append(_parse_item(item, dataset, signed_input=_has_signed_input(dataset)))
         except DecodeError:
-            # a table for display only: without it, the image is still what it is
+            # only the display needs it, the values do not
             continue
     return tables
 
 
-def lookup_table(dataset: Dataset, keyword: str) -> LookupTable | None:
-    """Return the table in the first item of a sequence, or None if there is none."""
-    filled = [i for i in items(dataset, keyword) if is_there(i, "LUTData") or is_there(i, "LUTDescriptor")]
-    signed = whole(dataset, "PixelRepresentation", 0) == 1
-    return _table(filled[0], dataset, signed_input=signed) if filled else None
+def parse_lookup_table(dataset: Dataset, keyword: str) -> LookupTable | None:
+    """Return the table in the first filled item of a sequence; None if there is none."""
+    filled = [
+        i for i in get_items(dataset, keyword) if has_value(i, "LUTData") or has_value(i, "LUTDescriptor")
+    ]
+    signed = parse_integer(dataset, "PixelRepresentation", 0) == 1
+    return _parse_item(filled[0], dataset, signed_input=signed) if filled else None
 
 
-def _signed_input(dataset: Dataset) -> bool:
-    """Whether the values that enter the VOI LUT can be negative."""
-    intercept = floats(dataset, "RescaleIntercept")
-    signed = whole(dataset, "PixelRepresentation", 0) == 1 or bool(intercept and intercept[0] < 0)
-    return signed and not items(dataset, "ModalityLUTSequence")
+def _has_signed_input(dataset: Dataset) -> bool:
+    """Whether the input of the VOI LUT can be negative."""
+    intercept = get_floats(dataset, "RescaleIntercept")
+    signed = parse_integer(dataset, "PixelRepresentation", 0) == 1 or bool(intercept and intercept[0] < 0)
+    return signed and not get_items(dataset, "ModalityLUTSequence")
 
 
-def _table(item: Dataset, dataset: Dataset, *, signed_input: bool) -> LookupTable:
-    big_endian = transfer_syntax(dataset) == BIG_ENDIAN
-    return table_from(
-        item, "LUTDescriptor", value(item, "LUTData"), signed_input=signed_input, big_endian=big_endian
+def _parse_item(item: Dataset, dataset: Dataset, *, signed_input: bool) -> LookupTable:
+    big_endian = parse_transfer_syntax(dataset) == BIG_ENDIAN
+    return build_lookup_table(
+        item, "LUTDescriptor", get_value(item, "LUTData"), signed_input=signed_input, big_endian=big_endian
     )
 
 
-def table_from(
+def build_lookup_table(
     item: Dataset,
     keyword: str,
     data: Any,
@@ -81,30 +82,12 @@ def table_from(
     expand: Callable[..., Sequence[int]] | None = None,
 ) -> LookupTable:
     """
-    Read a table by its descriptor (PS3.3 C.11.1.1 and C.7.6.3.1.5).
+    Return a table by its descriptor (PS3.3 C.11.1.1 and C.7.6.3.1.5): entries, first input value, bits.
 
-    Parameters
-    ----------
-    item : pydicom.Dataset
-        With the descriptor: the number of entries, unsigned, 0 for 65536; the first value that is mapped,
-        signed where the input is; bits of an entry.
-    keyword : str
-        Of the descriptor.
-    data : bytes or sequence of int
-        The entries. Those of 8 bits are written either packed or one in each word; the length tells.
-    signed_input : bool
-        Whether the values that are looked up can be negative.
-    big_endian : bool
-        The byte order of `data`, if it is bytes.
-    expand : callable, optional
-        Numbers, number of entries and ``bytes_each`` of the numbers to entries, where `data` is segmented.
-
-    Raises
-    ------
-    DecodeError
-        If the descriptor or the data is absent, or there are too few entries.
+    Entries of 8 bits are packed or one per word, as the length of `data` shows; `expand` expands segmented
+    `data`.
     """
-    descriptor = floats(item, keyword, 3)
+    descriptor = get_floats(item, keyword, 3)
     if descriptor is None or data is None:
         raise DecodeError("a lookup table lacks its data, or its descriptor is not three numbers")
     count, first, bits = (int(n) for n in descriptor)
@@ -113,7 +96,7 @@ def table_from(
         first -= 65536
     if not signed_input and first < 0:
         first += 65536
-    words = _words(data, big_endian=big_endian)
+    words = _to_words(data, big_endian=big_endian)
     if expand is not None:
         packed = bits <= 8
         numbers = (words.astype("<u2").view(np.uint8) if packed else words).tolist()
@@ -124,31 +107,33 @@ def table_from(
             entries = words.astype("<u2").view(np.uint8)
     if entries.size < count:
         raise DecodeError(f"a lookup table of {count} entries holds {entries.size}")
-    return LookupTable(first, entries[:count].astype(np.uint16), bits, description(item, "LUTExplanation"))
+    return LookupTable(
+        first, entries[:count].astype(np.uint16), bits, get_description(item, "LUTExplanation")
+    )
 
 
-def _words(data: Any, *, big_endian: bool) -> npt.NDArray[np.uint16]:
+def _to_words(data: Any, *, big_endian: bool) -> npt.NDArray[np.uint16]:
     if isinstance(data, bytes):
         return np.frombuffer(data[: len(data) // 2 * 2], ">u2" if big_endian else "<u2").astype(np.uint16)
     try:
         return np.atleast_1d(np.asarray(data, dtype=np.int64)).ravel().astype(np.uint16)
     except (TypeError, ValueError, OverflowError):
-        raise DecodeError("a lookup table holds no whole numbers") from None
+        raise DecodeError("a lookup table does not hold whole numbers") from None
 
 
-def _windows(dataset: Dataset) -> list[Window]:
-    centers, widths = floats(dataset, "WindowCenter"), floats(dataset, "WindowWidth")
+def _parse_windows(dataset: Dataset) -> list[Window]:
+    centers, widths = get_floats(dataset, "WindowCenter"), get_floats(dataset, "WindowWidth")
     if centers is None or widths is None:
         return []
-    names = descriptions(dataset, "WindowCenterWidthExplanation")
-    stated = code(dataset, "VOILUTFunction")
+    names = get_descriptions(dataset, "WindowCenterWidthExplanation")
+    stated = get_code(dataset, "VOILUTFunction")
     function: VoiFunction = "SIGMOID" if stated == "SIGMOID" else "LINEAR"
     if stated == "LINEAR_EXACT":
         function = "LINEAR_EXACT"
     windows = []
-    for place, (center, width) in enumerate(zip(centers, widths, strict=False)):
+    for index, (center, width) in enumerate(zip(centers, widths, strict=False)):
         try:
-            windows.append(Window(center, width, function, names[place] if place < len(names) else ""))
+            windows.append(Window(center, width, function, names[index] if index < len(names) else ""))
         except PreprocessError:
             continue
     return windows
