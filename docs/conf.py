@@ -10,6 +10,8 @@ release = version = _version("medimg")
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "myst_parser"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_title = f"medimg {release}"
 
 # Docstrings describe types in words, which keeps signatures short.
