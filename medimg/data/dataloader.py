@@ -23,6 +23,7 @@ __all__ = [
     "epoch_seed",
     "evaluation_loader",
     "pad_bags",
+    "repeat_epochs",
     "training_loader",
 ]
 
@@ -308,6 +309,15 @@ def training_loader(
         generator=torch.Generator(),
         persistent_workers=num_workers > 0,
     )
+
+
+def repeat_epochs(loader: DataLoader[tuple[Tensor, Any, int]], sampler: EpochSampler) -> Iterator[Batch]:
+    """Yield the batches of a loader forever, each epoch in its own order."""
+    epoch = 0
+    while True:
+        sampler.set_epoch(epoch)
+        yield from loader
+        epoch += 1
 
 
 def evaluation_loader(

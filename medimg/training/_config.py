@@ -1,4 +1,4 @@
-"""How to train: every choice of a call, checked, and fit to be written down."""
+"""Settings of fine-tuning, checked and serializable."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 __all__ = ["MONITORS", "BatchStatistics", "FineTuneConfig", "Monitor", "Schedule"]
 
-#: How the learning rate runs through a phase.
+#: Learning-rate schedule of a phase.
 Schedule: TypeAlias = Literal["one_cycle", "cosine", "constant"]
 
-#: What may choose the best epoch.
+#: Score that selects the best epoch.
 Monitor: TypeAlias = Literal[
     "auto", "val_auroc", "val_loss", "val_accuracy", "val_balanced_accuracy", "val_f1"
 ]
 MONITORS: tuple[str, ...] = get_args(Monitor)
 
-#: What training does to the running means and variances of BatchNorm layers.
+#: Treatment of the running statistics of BatchNorm layers.
 BatchStatistics: TypeAlias = Literal["auto", "keep", "update"]
 
 _WHOLE_NUMBERS: dict[str, int | None] = {
@@ -56,17 +56,10 @@ _CHOICES: dict[str, tuple[object, ...]] = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FineTuneConfig:
     """
-    The numbers and choices of one training; see :func:`medimg.fine_tune` for what they mean.
-
-    Raises
-    ------
-    TrainingError
-        If one of them can't train anything; it names the setting.
+    Settings of one training, checked; see :func:`medimg.fine_tune`.
 
     Examples
     --------
-    >>> FineTuneConfig(epochs=3).to_dict()["epochs"]
-    3
     >>> FineTuneConfig(mixup=-1.0)
     Traceback (most recent call last):
     medimg.errors.TrainingError: mixup must be a number, 0 or more; found -1.0
@@ -103,18 +96,18 @@ class FineTuneConfig:
             check_choice(name, getattr(self, name), choices)
         if not self.head_epochs + self.epochs:
             raise TrainingError(
-                "head_epochs and epochs are both 0: there is nothing to train; raise one of them"
+                "head_epochs and epochs are both 0, so nothing would be trained: raise one of them"
             )
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all settings by name: numbers, text and None."""
+        """Return all settings by name, as JSON values."""
         return asdict(self)
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
-        """Name the settings that differ from others, with both values."""
+        """Describe the settings that differ from those of another training, with both values."""
         own = self.to_dict()
         names = [f.name for f in fields(self)]
         return [f"{n}={own[n]!r}, before {other.get(n)!r}" for n in names if own[n] != other.get(n)]

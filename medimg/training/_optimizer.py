@@ -1,4 +1,4 @@
-"""Optimizers and schedules: which parameter learns how fast, and when."""
+"""AdamW with parameter groups: discriminative learning rates, weight decay of some parameters only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from medimg.models.classifier import TransferClassifier
 
 __all__ = ["make_optimizer"]
-#: What decays: the weights of layers that multiply. Not norms, biases, embeddings of positions or scales.
+
+#: Parameters with weight decay: not those of normalization layers, biases, position embeddings, layer scales.
 _DECAYING: Final = ("weight", "in_proj_weight")
 
 
@@ -29,42 +30,26 @@ def make_optimizer(
     others: nn.Module | None = None,
 ) -> torch.optim.AdamW:
     """
-    Return AdamW over the trainable parameters.
+    Return AdamW over the trainable parameters of the model and, at the head's rate, of `others`.
 
-    Parameters
-    ----------
-    model : TransferClassifier
-        Whatever is frozen in it takes no part.
-    lr, backbone_lr : float
-        Of head and pooling; of the backbone's last stage.
-    layer_decay : float
-        Each stage before that learns as many times as fast as the next (Howard and Ruder, ULMFiT, ACL 2018:
-        discriminative fine-tuning).
-    weight_decay : float
-        Of weights that multiply: norms, biases, embeddings of positions and scales of layers don't decay.
-    others : nn.Module, optional
-        What else is trained, at the head's rate.
-
-    Returns
-    -------
-    torch.optim.AdamW
-        The first group is the head's.
+    `lr` is that of head and pooling, the first group's; `backbone_lr` that of the last stage. Each stage
+    before has `layer_decay` times the rate of the next (Howard and Ruder, ULMFiT, ACL 2018).
     """
     backbone = set(model.backbone.parameters())
     head = [(n, p) for n, p in model.named_parameters() if p not in backbone]
     head += [] if others is None else list(others.named_parameters())
-    parts = list(split_stages(model.backbone))
     named = {parameter: name for name, parameter in model.backbone.named_parameters()}
-    groups = [*_groups(head, lr, weight_decay)]
-    for depth, stage in enumerate(reversed(parts)):
+    groups = [*_make_groups(head, lr, weight_decay)]
+    for depth, stage in enumerate(reversed(list(split_stages(model.backbone)))):
         members = [(named[p], p) for p in stage.parameters()]
-        groups += _groups(members, backbone_lr * layer_decay**depth, weight_decay)
+        groups += _make_groups(members, backbone_lr * layer_decay**depth, weight_decay)
     return torch.optim.AdamW(groups, lr=lr)
 
 
-def _groups(
+def _make_groups(
     named: Iterable[tuple[str, nn.Parameter]], lr: float, weight_decay: float
 ) -> Iterator[dict[str, Any]]:
+    """Yield a parameter group with weight decay and one without, if they have trainable parameters."""
     trainable = [(name, p) for name, p in named if p.requires_grad]
     decaying = [p for name, p in trainable if p.ndim > 1 and name.rpartition(".")[2] in _DECAYING]
     chosen = set(decaying)

@@ -10,7 +10,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 if TYPE_CHECKING:
-    from medimg.training.config import Schedule
+    from medimg.training._config import Schedule
 
 __all__ = ["make_schedule", "warm_cosine"]
 
@@ -22,23 +22,10 @@ _END: Final = 1e4  # and ends at its start divided by this
 
 def make_schedule(optimizer: torch.optim.Optimizer, kind: Schedule, steps: int) -> LRScheduler:
     """
-    Return how the rates run through the steps of a phase.
+    Return the schedule of a phase, stepped after each step; each parameter group is at its highest rate.
 
-    Parameters
-    ----------
-    optimizer : torch.optim.Optimizer
-        Each group at its highest rate.
-    kind : {"one_cycle", "cosine", "constant"}
-        "one_cycle": up along a cosine for a quarter of the steps and down for the rest, the momentum the
-        other way round (Smith and Topin, Super-Convergence, 2018). "cosine": :func:`warm_cosine`.
-        "constant": no change.
-    steps : int
-        Of the phase.
-
-    Returns
-    -------
-    torch.optim.lr_scheduler.LRScheduler
-        To be stepped after each step of the optimizer.
+    "one_cycle": up along a cosine for a quarter of the steps and down for the rest, the momentum the other
+    way round (Smith and Topin, Super-Convergence, 2018).
     """
     if kind == "one_cycle" and steps > 1:
         return OneCycleLR(
@@ -49,35 +36,20 @@ def make_schedule(optimizer: torch.optim.Optimizer, kind: Schedule, steps: int) 
             div_factor=_START,
             final_div_factor=_END,
         )
-    factor = partial(warm_cosine, total=steps) if kind != "constant" else _same
+    factor = partial(warm_cosine, total=steps) if kind != "constant" else _constant
     return LambdaLR(optimizer, factor)
 
 
-def _same(_: int) -> float:
+def _constant(_: int) -> float:
     return 1.0
 
 
 def warm_cosine(step: int, total: int) -> float:
     """
-    Return by what to multiply the learning rate at a step.
+    Return the factor of a step (from 0): linear over the first tenth, then half a cosine down to 0.
 
-    A linear rise over the first tenth of the steps, then half a cosine down to 0 (Loshchilov and Hutter,
-    SGDR, 2017, without restarts).
+    Loshchilov and Hutter, SGDR, 2017, without restarts.
 
-    Parameters
-    ----------
-    step : int
-        From 0.
-    total : int
-        Steps of the phase.
-
-    Returns
-    -------
-    float
-        Above 0 at every step before the last one has been made.
-
-    Examples
-    --------
     >>> [round(warm_cosine(step, 20), 2) for step in (0, 1, 2, 11, 19, 20)]
     [0.33, 0.67, 1.0, 0.5, 0.01, 0.0]
     """
