@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from medimg.data.cache.image_cache import ImageCache
     from medimg.data.identifiers import FilePatients
     from medimg.data.items import Item
+    from medimg.io.series import Policies
 
 __all__ = ["ImageDataset", "find_item_keys"]
 
@@ -278,6 +279,11 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             cache=cache,
             reading=reading,
         )
+
+    @property
+    def policies(self) -> Policies:
+        """Policies and values that series are read with."""
+        return self._policies
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int | torch.Tensor]:
         """

@@ -73,6 +73,11 @@ class ItemFacts:
         return tuple(self._labeled[item.source].file_patient for item in self._items)
 
     @property
+    def labeled_series(self) -> tuple[LabeledSeries, ...]:
+        """All series that the dataset was made from, also those without an item in this subset."""
+        return tuple(self._labeled)
+
+    @property
     def series(self) -> tuple[Series, ...]:
         """Of each item: where it comes from."""
         return tuple(self._labeled[item.source].series for item in self._items)

@@ -125,9 +125,9 @@ class Comparison:
         matplotlib Axes
             ``axes.figure.savefig(path)`` writes it to a file.
         """
-        from medimg.evaluation.report.plots import speed_plot
+        from medimg.evaluation.report.plots import plot_speed
 
-        return speed_plot(self.candidates, self.ci, self.device, axes)
+        return plot_speed(self.candidates, self.ci, self.device, axes)
 
     def __repr__(self) -> str:
         lines = [

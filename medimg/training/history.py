@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from medimg._plot_style import COLORS, REFERENCE_LINE, add_legend, make_axes
 from medimg.errors import TrainingError
 from medimg.io.files.atomic import write_text
 from medimg.models.checkpoint import save
@@ -293,8 +294,6 @@ _SCORES: Final = {
     "val_f1": "F1",
     "val_accuracy": "accuracy",
 }
-#: Okabe and Ito's colors, which those who see fewer can tell apart.
-_COLORS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
 
 def learning_curves(result: FitResult) -> Figure:
@@ -311,26 +310,23 @@ def learning_curves(result: FitResult) -> Figure:
     matplotlib.figure.Figure
         Not registered with pyplot, so that nothing keeps it alive.
     """
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    axes = figure.subplots(1, 2)
+    figure, axes = make_axes((9, 3.4), columns=2)
     for one, lines, title in zip(axes, (_LOSSES, _SCORES), ("Loss", "Score (validation)"), strict=True):
         _draw(one, result.history, lines.items())
         one.set_title(title)
         one.set_xlabel("epoch")
         one.xaxis.set_major_locator(MaxNLocator(integer=True))
-        one.spines[["top", "right"]].set_visible(False)
-        one.axvline(result.best_epoch, color="0.6", linestyle=":", label="best epoch")
-        one.legend(frameon=False, fontsize="small")
+        one.axvline(result.best_epoch, **REFERENCE_LINE, label="best epoch")
+        add_legend(one)
     axes[0].set_ylim(bottom=0)
     return figure
 
 
 def _draw(axes: Axes, rows: Iterable[dict[str, Any]], lines: Iterable[tuple[str, str]]) -> None:
     rows = list(rows)
-    for color, (name, label) in zip(_COLORS, lines, strict=False):
+    for color, (name, label) in zip(COLORS, lines, strict=False):
         points = [(row["epoch"], row[name]) for row in rows if row[name] is not None]
         if points:
             axes.plot(*zip(*points, strict=True), color=color, label=label, marker="o", markersize=3)

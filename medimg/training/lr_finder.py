@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from medimg._plot_style import COLORS, add_legend, make_axes
 from medimg.core.progress import progress_bar
 from medimg.data.dataloader import EpochSampler, epoch_seed, training_loader
 from medimg.errors import TrainingError
@@ -70,21 +71,17 @@ class LRFinderResult:
 
     def plot(self) -> Figure:
         """Return a figure of the loss by rate, with both suggestions marked."""
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(5.5, 3.4), layout="constrained")
-        axes = figure.subplots()
-        axes.plot(self.lrs, self.losses, color="#0072B2")
+        figure, (axes,) = make_axes((5.5, 3.4))
+        axes.plot(self.lrs, self.losses, color=COLORS[0])
         for rate, color, label in (
-            (self.suggestion, "#D55E00", f"valley {self.suggestion:.1e}"),
-            (self.steepest, "#009E73", f"steepest {self.steepest:.1e}"),
+            (self.suggestion, COLORS[1], f"valley {self.suggestion:.1e}"),
+            (self.steepest, COLORS[2], f"steepest {self.steepest:.1e}"),
         ):
             axes.axvline(rate, color=color, linestyle=":", label=label)
         axes.set_xscale("log")
         axes.set_xlabel("learning rate of the head")
         axes.set_ylabel("training loss, smoothed")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+        add_legend(axes)
         return figure
 
 

@@ -213,7 +213,7 @@ def test_every_series_of_the_data_sets_keeps_the_contract(
             check_series(series, read=partial(series.read, on_missing="keep"))
         except AssertionError as error:
             broken.append(f"{series.path}: {error}")
-    conformance.note("series that keep the contract of a reader", part, len(checked), len(broken))
+    conformance.note("reader contract: series that pass all checks", part, len(checked), len(broken))
     assert not broken, "\n\n".join(broken)
     unexpected = [text for text in refused if text.split(":")[0] not in REFUSED]
     assert not unexpected, "\n".join(unexpected)

@@ -42,12 +42,12 @@ JPEG_LOSSY = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"}
 BROKEN: dict[str, tuple[type[ReadError], str]] = {
     "pydicom/JPEG2000-embedded-sequence-delimiter.dcm": (
         DecodeError,
-        "bytes of a sequence delimiter were written over the size in its codestream",
+        "the size in its codestream is overwritten by a sequence delimiter",
     ),
-    "pydicom/MR_truncated.dcm": (TruncatedError, "cut short"),
+    "pydicom/MR_truncated.dcm": (TruncatedError, "truncated"),
     "pydicom/badVR.dcm": (DecodeError, "Number of Frames is 1A"),
-    "pydicom/meta_missing_tsyntax.dcm": (DecodeError, "two bytes of pixel data, and no size of an image"),
-    "pydicom/nested_priv_SQ.dcm": (DecodeError, "two bytes of pixel data, and no size of an image"),
+    "pydicom/meta_missing_tsyntax.dcm": (DecodeError, "two bytes of pixel data, and no image size"),
+    "pydicom/nested_priv_SQ.dcm": (DecodeError, "two bytes of pixel data, and no image size"),
 }
 
 #: Files that no independent decoder reads, and the same image in another encoding.
@@ -62,15 +62,15 @@ TWINS = {
 #: Files whose values others give otherwise: why, and how values of medimg become theirs.
 DIFFERENT: dict[str, tuple[str, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]]] = {
     "pylibjpeg-data/TOSHIBA_J2K_SIZ1_PixRep0.dcm": (
-        "the codestream is signed, the header says unsigned: others wrap -2048 around to 63488",
+        "the codestream is signed, the header says unsigned: other decoders wrap -2048 to 63488",
         lambda values: values.astype(np.uint16),
     ),
     "wg04_dev/RG3_JPLY": (
-        "lossy JPEG overshoots 10 bits, to 1024: pydicom drops the bits above, so that white becomes black",
+        "lossy JPEG overshoots 10 bits, to 1024: pydicom drops the higher bits, so that white becomes black",
         lambda values: values & 1023,
     ),
     "pylibjpeg-data/SC_rgb_jpeg_lossy_gdcm.dcm": (
-        "the header says RGB, the components are subsampled, which only YCbCr is: others don't convert",
+        "the header says RGB, but the subsampled components must be YCbCr: other decoders do not convert",
         lambda values: np.asarray([]),
     ),
 }
@@ -177,7 +177,9 @@ def test_stored_values_equal_those_of_independent_decoders(
                 listed.add(name)
                 reasons.append(f"{path.name}: {reason(name)}")
         compared += count
-        conformance.note("stored values", part, count + len(reasons), len(reasons), reasons)
+        conformance.note(
+            "stored values: comparison with other decoders", part, count + len(reasons), len(reasons), reasons
+        )
     assert not problems, "\n".join(problems)
     assert listed == {*BROKEN, *TWINS, *DIFFERENT}, "a file of these lists has disappeared"
     assert compared > 400
@@ -185,7 +187,7 @@ def test_stored_values_equal_those_of_independent_decoders(
 
 def reason(name: str) -> str:
     if name in TWINS:
-        return f"read by no other decoder; equal to {TWINS[name]}"
+        return f"not read by any other decoder; equal to {TWINS[name]}"
     return DIFFERENT[name][0] if name in DIFFERENT else f"broken: {BROKEN[name][1]}"
 
 

@@ -35,9 +35,9 @@ from tests.io.test_frame_reader import opened, parts
 
 #: Where dcmtk gives another picture, and why; see DIFFERENT in test_pixels.py.
 KNOWN_DIFFERENCES = {
-    "SC_rgb_jpeg_lossy_gdcm.dcm": "dcmtk believes a header that says RGB of YCbCr",
-    "RG3_JPLY": "dcmtk drops the bit of an overshoot beyond 10 bits",
-    "rtdose_expb.dcm": "dcmtk swaps 32 bits as two words; its twin in little endian shows otherwise",
+    "SC_rgb_jpeg_lossy_gdcm.dcm": "the header says RGB, the data are YCbCr: dcmtk follows the header",
+    "RG3_JPLY": "lossy JPEG overshoots 10 bits: dcmtk drops the higher bit",
+    "rtdose_expb.dcm": "dcmtk swaps 32 bits as two words; the same image in little endian has other values",
     "rtdose_expb_1frame.dcm": "as rtdose_expb.dcm",
 }
 
@@ -161,7 +161,9 @@ def test_pictures_of_real_files_equal_those_of_dcmtk(
                 counts["inverted"] += values.inverted
                 if difference > (2 if what == "color" else 1):
                     problems.append(f"{part}/{path.name}: {what} by {difference}")
-        conformance.note("pictures of dcmtk", part, compared, len(reasons), sorted(set(reasons)))
+        conformance.note(
+            "comparison with dcmtk: rendered images", part, compared, len(reasons), sorted(set(reasons))
+        )
     assert not problems, "\n".join(problems)
     assert known == set(KNOWN_DIFFERENCES)
     least = {"color": 50, "Wi": 50, "Ww": 200, "Wl": 1, "inverted": 10}
