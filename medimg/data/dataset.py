@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from medimg.data import _labels
 from medimg.data._image_store import ImageStore
+from medimg.data.acquisition_tags import read_missing_elements
 from medimg.data.cache.image_cache import as_cache
 from medimg.data.cache.images import decode_intensity, normalize_images
 from medimg.data.cache.keys import ItemKeys
@@ -114,6 +115,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         self._targets = encoded(labeled, self.classes, task)
         self._items = all_items(labeled, self.preprocess, unit)
         loader = ImageLoader(self.preprocess, self._policies, self.cache)
+        self._read_elements = read_missing_elements(item.series for item in labeled)
         self._store = ImageStore(loader, [item.series for item in labeled], memory)
         warn_of_unknown_patients(labeled)
 

@@ -102,6 +102,11 @@ class FrameViews:
         self._base = self._build_view(self._common)
 
     @property
+    def common(self) -> Dataset:
+        """View of the attributes that all frames share."""
+        return self._base
+
+    @property
     def has_per_frame_groups(self) -> bool:
         """Whether frames have attributes of their own."""
         return bool(self._per_frame)

@@ -9,6 +9,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from medimg.errors import DecodeError, MedimgError, NotAnImageError, ReadError, TruncatedError
 from medimg.io.dicom.header import frame_attributes, frame_vectors
+from medimg.io.dicom.header.acquisition import ACQUISITION_TAGS, AcquisitionElements
 from medimg.io.dicom.header.attributes import (
     get_code,
     get_description,
@@ -109,6 +110,7 @@ class Instance:
     facts: tuple[FrameFacts, ...] = field(repr=False)
     times: tuple[float, ...] | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
+    acquisition: AcquisitionElements | None = field(default=None, repr=False, compare=False)
 
     @property
     def path(self) -> str:
@@ -155,7 +157,7 @@ def read_instance(source: str | Path | Blob) -> Instance:
     blob = as_blob(source)
     try:
         with quiet_pydicom():
-            return _build_instance(blob, open_header(blob, HEADER_TAGS))
+            return _build_instance(blob, open_header(blob, HEADER_TAGS | ACQUISITION_TAGS))
     except MedimgError as error:
         if blob.name in str(error):
             raise
@@ -178,6 +180,8 @@ def _build_instance(blob: Blob, dataset: Dataset) -> Instance:
         )
     count = _count_frames(blob, dataset)
     views = FrameViews(dataset, count)
+    # before values are decoded
+    acquisition = AcquisitionElements.from_dataset(views.common)
     mosaic = parse_mosaic(views[0]) if count == 1 else None
     if mosaic is not None:
         rows, columns = mosaic.rows, mosaic.columns
@@ -201,6 +205,7 @@ def _build_instance(blob: Blob, dataset: Dataset) -> Instance:
         facts=_describe_frames(views) if mosaic is None else _describe_tiles(views[0], mosaic),
         times=frame_vectors.compute_frame_times(dataset) if is_plain_multi_frame else None,
         notes=mosaic.notes if mosaic else (),
+        acquisition=acquisition,
     )
 
 
