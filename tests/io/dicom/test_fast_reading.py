@@ -27,7 +27,7 @@ from medimg.testing.studies import Study, write_dicom
 from tests.dicom_files import make_instance, write
 from tests.io.dicom.plain_reading import plain_read
 
-KEEP = Policies("keep", "keep", "keep")
+KEEP = Policies(on_missing="keep", on_duplicate="keep", on_tilt="keep")
 Outcome = tuple[Volume | tuple[str, str], list[str]]
 
 

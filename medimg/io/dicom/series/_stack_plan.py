@@ -28,7 +28,7 @@ _NO_SPACING: Final = "no pixel spacing in the file: 1 mm assumed"
 Frames: TypeAlias = "Sequence[Frame]"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StackPlan:
     """
     How frames become a volume.
@@ -54,13 +54,13 @@ class StackPlan:
     """
 
     channels: tuple[Frames, ...]
-    names: tuple[str, ...]
-    times: tuple[float, ...] | None
     affine: geometry.Affine
     space: Space
-    stack: Stack | None
-    duplicates: tuple[tuple[Frame, Frame], ...]
-    notes: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    times: tuple[float, ...] | None = None
+    stack: Stack | None = None
+    duplicates: tuple[tuple[Frame, Frame], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def first(self) -> Frame:
@@ -127,7 +127,9 @@ def _by_number(group: Group, frames: list[Frame]) -> StackPlan:
         notes.append(_NO_SPACING)
     affine = geometry.image_affine((facts.slice_spacing or 1.0, rows, columns))
     times = frames[0].instance.times if len(instances) == 1 else None
-    return StackPlan((tuple(frames),), (), times, affine, "image", None, (), tuple(notes))
+    return StackPlan(
+        channels=(tuple(frames),), times=times, affine=affine, space="image", notes=tuple(notes)
+    )
 
 
 def _by_position(group: Group, channels: list[list[Frame]]) -> StackPlan:
@@ -179,7 +181,7 @@ def plan_regular_stack(stack: Stack, frames: Frames, positions: npt.NDArray[np.f
     diagonal = None if facts.pixel_spacing is None else _diagonal(first)
     off = _farthest(positions, diagonal, first.instance, affine)
     notes = tuple(_notes(stack, off, facts))
-    return StackPlan((frames,), (), None, affine, "patient", stack, (), notes)
+    return StackPlan(channels=(frames,), affine=affine, space="patient", stack=stack, notes=notes)
 
 
 def _position(frame: Frame) -> npt.NDArray[np.float64]:
