@@ -32,8 +32,8 @@ def domains_of(dataset: Any, by: DomainRule = "Manufacturer") -> tuple[NDArray[n
         The images.
     by : str, callable or sequence
         A DICOM keyword ("Manufacturer", "ManufacturerModelName", "ConvolutionKernel", "InstitutionName", …;
-        see :func:`medimg.data.acquisition_tags.tags_of`), read from the first file of each series.
-        "column": the one given to ``ImageDataset.from_csv(domain=...)``. A function of a
+        see :func:`medimg.data.acquisition_tags.read_acquisition_tags`), read from the first file of each
+        series. "column": the one given to ``ImageDataset.from_csv(domain=...)``. A function of a
         :class:`medimg.Series`. Or a name for each item.
 
     Returns
@@ -86,8 +86,8 @@ def _names(dataset: Any, by: DomainRule) -> list[str]:
 
 def _by_name(dataset: Any, by: str) -> list[str]:
     # "column" goes by what the table says
-    from medimg.data.acquisition_tags import tags_of
+    from medimg.data.acquisition_tags import read_acquisition_tags
 
     if by == "column":
         return list(dataset.domains)
-    return [str(tags[by]) for tags in tags_of(dataset, [by])]
+    return [str(tags[by]) for tags in read_acquisition_tags(dataset, [by])]

@@ -1,4 +1,4 @@
-"""How images were acquired, from DICOM attributes that identify nobody."""
+"""Acquisition attributes of images, from DICOM attributes that don't identify anyone."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from medimg.io.files.blob import Blob
     from medimg.io.series import Series
 
-__all__ = ["NUMBERED", "NUMBERS", "TEXTS", "first_blob", "tags_of"]
+__all__ = ["NUMBERED", "NUMBERS", "TEXTS", "find_first_file", "read_acquisition_tags"]
 
-#: Attributes in words.
+#: Text attributes.
 TEXTS: Final = (
     "Modality",
     "Manufacturer",
@@ -39,9 +39,9 @@ TEXTS: Final = (
     "DetectorType",
     "LossyImageCompression",
 )
-#: Attributes that say where, and are given as "site 1", "site 2", … only.
+#: Attributes that would identify a place, returned as "site 1", "site 2", …
 NUMBERED: Final = {"InstitutionName": "site", "StationName": "station", "DeviceSerialNumber": "device"}
-#: Attributes in numbers; of several values the first.
+#: Numeric attributes; the first of several values.
 NUMBERS: Final = (
     "SliceThickness",
     "SpacingBetweenSlices",
@@ -59,48 +59,32 @@ NUMBERS: Final = (
 )
 
 
-def tags_of(
+def read_acquisition_tags(
     images: ItemFacts | Iterable[Series], keywords: Sequence[str] = (*TEXTS, *NUMBERS)
 ) -> list[dict[str, str | float]]:
     """
-    Return how images were acquired.
+    Return DICOM attributes of each item by keyword; "" if absent or if the file is not DICOM.
 
-    Parameters
-    ----------
-    images : ImageDataset, or Series
-        Of each series, the header of the first file is read, once.
-    keywords : sequence of str
-        DICOM keywords out of a list of attributes that identify nobody. Names of institutions, stations and
-        devices are replaced by numbers ("site 1"), counted over the images of this call.
-
-    Returns
-    -------
-    list of dict
-        One for each item: text, or float; "" where the file does not say, or is not DICOM.
-
-    Raises
-    ------
-    DatasetError
-        If a keyword is none of the list.
-    ReadError
-        If a file can't be read any more.
+    The first header of each series is read, once. Institutions, stations and devices are numbered ("site 1")
+    over the images of this call.
 
     Examples
     --------
-    >>> tags_of([], ["Manufacturer"])
+    >>> read_acquisition_tags([], ["Manufacturer"])
     []
     """
     known = {*TEXTS, *NUMBERED, *NUMBERS}
     unknown = [keyword for keyword in keywords if keyword not in known]
     if unknown:
         raise DatasetError(
-            f"no tags of these names are given out: {unknown}; expected some of {', '.join(sorted(known))}"
+            f"these tags are not available (identifying tags are withheld): {unknown}; expected some of "
+            f"{', '.join(sorted(known))}"
         )
     several: tuple[Series, ...] = images.series if isinstance(images, ItemFacts) else tuple(images)
     read: dict[int, dict[str, str | float]] = {}
     for series in several:
         if id(series) not in read:
-            read[id(series)] = _tags(series, keywords)
+            read[id(series)] = _read_tags(series, keywords)
     for keyword in set(keywords) & set(NUMBERED):
         names = sorted({str(tags[keyword]) for tags in read.values()} - {""})
         shown = {name: f"{NUMBERED[keyword]} {n}" for n, name in enumerate(names, 1)}
@@ -109,23 +93,23 @@ def tags_of(
     return [read[id(series)] for series in several]
 
 
-def _tags(series: Series, keywords: Sequence[str]) -> dict[str, str | float]:
+def _read_tags(series: Series, keywords: Sequence[str]) -> dict[str, str | float]:
     if series.format != "DICOM":
         return {keyword: series.modality if keyword == "Modality" else "" for keyword in keywords}
     wanted = numbers_of(*keywords, "SharedFunctionalGroupsSequence")
-    # of enhanced files: what holds for all frames
-    view = FrameViews(open_header(first_blob(series), wanted), 1)[0]
-    return {keyword: _value(view, keyword) for keyword in keywords}
+    # of enhanced files, the attributes shared by all frames
+    view = FrameViews(open_header(find_first_file(series), wanted), 1)[0]
+    return {keyword: _read_value(view, keyword) for keyword in keywords}
 
 
-def first_blob(series: Series) -> Blob:
+def find_first_file(series: Series) -> Blob:
     """Return the first file of a series."""
     # the path of a member of an archive can't be opened by itself
     plan = getattr(series.reader, "plan", None)
     return as_blob(series.path) if plan is None else plan.first.instance.blob
 
 
-def _value(view: Dataset, keyword: str) -> str | float:
+def _read_value(view: Dataset, keyword: str) -> str | float:
     if keyword not in NUMBERS:
         return description(view, keyword)
     numbers = floats(view, keyword)

@@ -18,8 +18,8 @@ from medimg.data.dataloader import (
     Share,
     concat_batches,
     epoch_seed,
-    evaluation_loader,
-    training_loader,
+    make_evaluation_loader,
+    make_training_loader,
 )
 from medimg.errors import TrainingError
 from medimg.metrics.validation_scores import validation_scores
@@ -116,13 +116,13 @@ class FineTuneModule(pl.LightningModule):
             share=self._share,
             offset=self._place.first,
         )
-        return training_loader(self._items, sampler=sampler, **self._loading)
+        return make_training_loader(self._items, sampler=sampler, **self._loading)
 
     def val_dataloader(self) -> Any:
         """Return batches in order, if there are any."""
         if self._checks is None:
             return []
-        return evaluation_loader(self._checks, share=self._share, **self._loading)
+        return make_evaluation_loader(self._checks, share=self._share, **self._loading)
 
     @property
     def _share(self) -> Share:
@@ -370,7 +370,7 @@ def _endless(items: LabeledDataset, seed: int, share: Share, loading: dict[str, 
     """Yield batches of a target forever, in another order each time round."""
     # a smaller target gives smaller batches, and one of a single item would have no statistics
     sampler = EpochSampler(len(items), seed, share=share)
-    loader = training_loader(items, sampler=sampler, **{**loading, "num_workers": 0})
+    loader = make_training_loader(items, sampler=sampler, **{**loading, "num_workers": 0})
     turn = 0
     while True:
         sampler.set_epoch(turn)

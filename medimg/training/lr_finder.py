@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from medimg.core.progress import progress_bar
-from medimg.data.dataloader import EpochSampler, epoch_seed, training_loader
+from medimg.data.dataloader import EpochSampler, epoch_seed, make_training_loader
 from medimg.errors import TrainingError
 from medimg.models.freezing import freeze_batchnorm_statistics
 from medimg.training.augmentation.random_scan import make_augmentation
@@ -244,7 +244,7 @@ def _endless(
 ) -> Iterator[Batch]:
     odds = class_odds(items.labels, items.task) if settings.balance == "sampler" else None
     sampler = EpochSampler(len(items), settings.seed, odds=odds)
-    loader = training_loader(
+    loader = make_training_loader(
         items, batch_size=settings.batch_size, num_workers=num_workers, pin_memory=pin, sampler=sampler
     )
     turn = 0

@@ -141,7 +141,7 @@ def test_other_bad_input(tmp_path: Path) -> None:
     csv = table_of_pictures(tmp_path, [("a.png", "x", "1")])
     with pytest.raises(DatasetError, match="no column 'finding'; it has 'path', 'label', 'patient'"):
         ImageDataset.from_csv(csv, label="finding")
-    with pytest.raises(DatasetError, match="none of the classes"):
+    with pytest.raises(DatasetError, match="not among the classes"):
         ImageDataset.from_csv(csv, patient="patient", classes=["y"])
     with pytest.raises(DatasetError, match="0 or 1"):
         ImageDataset.from_csv(csv, label=["label", "patient"])
