@@ -1,9 +1,9 @@
 """
-Three axes of an array resampled block by block: small matrix products on all cores.
+Separable resampling of three axes, block by block: small matrix products on all cores.
 
-What an axis does to an array is a matrix that is zero but for a band about its diagonal. Cut into blocks,
-it costs a BLAS library little more than the interpolation itself, in blocks that stay in a core's cache,
-with stored integers turned into numbers on the way.
+The matrix that resamples an axis is zero but for a band about its diagonal. Cut into blocks, it costs a BLAS
+library little more than the interpolation itself, in blocks that stay in a core's cache, with stored integers
+converted on the way.
 """
 
 from __future__ import annotations
@@ -69,28 +69,9 @@ def resample_axes(
     fill: float = 0.0,
 ) -> None:
     """
-    Resample an array along its three axes, those that shrink most first.
+    Resample (D, H, W) along its axes into `out` (D', H', W') float32, those that shrink most first.
 
-    Parameters
-    ----------
-    values : numpy.ndarray
-        (D, H, W) of any real type and byte order; finite but for what `mask` covers.
-    axes : sequence of 3 sequences of Band
-        What to do along D, H and W; see :func:`medimg.core.kernels.bands`.
-    out : numpy.ndarray
-        (D', H', W') float32, overwritten; or bool, which becomes whether the result is above a half.
-    mask : numpy.ndarray, optional
-        (D, H, W) bool: values that count as `fill`.
-    fill : float
-        See `mask`.
-
-    Examples
-    --------
-    >>> from medimg.core.kernels import bands
-    >>> out = np.empty((1, 1, 3), np.float32)
-    >>> resample_axes(np.array([[[0, 1, 2, 3, 4, 5]]]), [bands(1, 1, 1), bands(1, 1, 1), bands(6, 3, 2)], out)
-    >>> print(out)
-    [[[0.71428573 2.5        4.285714  ]]]
+    If `out` is bool, it becomes whether the result is above a half. Values under `mask` (D, H, W) count as `fill`.
     """
     work = _AxisPass(values, mask, fill, axes, out)
     threads = 1 if out.size < _SMALL else min(available_cores(), _MOST_THREADS)
@@ -109,14 +90,14 @@ def _shrinking(bands: Sequence[Band]) -> float:
 
 
 def _slices_first(axes: Sequence[Sequence[Band]]) -> bool:
-    """Whether D comes before the other axes: it shrinks most, or stays."""
+    """Whether D comes before the other axes: it shrinks most, or is unchanged."""
     if axes[0][0].weights is None:
         return True
     return _shrinking(axes[0]) > max(1.0, _shrinking(axes[1]), _shrinking(axes[2]))
 
 
 def _tiles(work: _AxisPass, threads: int) -> Iterator[tuple[Sequence[Band], Band]]:
-    """Parts of the result that need little of the array and of each other: bands of D with one of H."""
+    """Yield parts of the result that need little of the array and of each other: bands of D with one of H."""
     slabs, (depth, _, width) = work.axes[0], work.out.shape
     height = work.axes[1][0].stop - work.axes[1][0].start
     most = _WAITING / (height * width * max(1.0, _shrinking(slabs)))
@@ -152,7 +133,7 @@ def _in_plane(work: _AxisPass, rows: Band) -> list[tuple[int, Sequence[Band]]]:
 
 
 def _planes(work: _AxisPass, slab: Sequence[Band], rows: Band) -> _Floats:
-    """(old slices that the slab needs, new rows, new columns)."""
+    """Return the old slices that a slab needs, with new rows and columns."""
     first, last = min(b.first for b in slab), max(b.last for b in slab)
     result = np.empty((last - first, rows.stop - rows.start, work.out.shape[2]), dtype=np.float32)
     for start in range(first, last, _SLICES):
@@ -165,7 +146,7 @@ def _planes(work: _AxisPass, slab: Sequence[Band], rows: Band) -> _Floats:
 def _chain(
     work: _AxisPass, block: _Floats, steps: Sequence[tuple[int, Sequence[Band]]], out: _Floats
 ) -> None:
-    """Resample a block along some axes; the last one goes straight into the result."""
+    """Resample a block along some axes; the last one is written into the result."""
     steps = [(axis, bands) for axis, bands in steps if bands[0].weights is not None]
     if not steps:
         out[...] = block

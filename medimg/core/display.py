@@ -1,4 +1,4 @@
-"""What a display shows: the choice of a window, and 8-bit pictures for people to look at."""
+"""Choice of the window for display, and 8-bit rendering of slices."""
 
 from __future__ import annotations
 
@@ -29,26 +29,7 @@ _PROJECTION: Final = frozenset({"CR", "DX", "MG", "DR", "RF", "XA", "PX", "IO"})
 
 
 def percentile_window(volume: Volume, percentiles: tuple[float, float] = (0.5, 99.5)) -> Window:
-    """
-    Return the window between two percentiles of what is not padding, over the whole volume.
-
-    Parameters
-    ----------
-    volume : Volume
-        Not a color image.
-    percentiles : tuple of 2 floats
-        Low and high, 0 to 100.
-
-    Returns
-    -------
-    Window
-        LINEAR_EXACT from the low to the high value.
-
-    Raises
-    ------
-    PreprocessError
-        If nothing but padding or non-finite values is there.
-    """
+    """Return the LINEAR_EXACT window between two percentiles of the whole volume, without padding."""
     values = volume.array if volume.padding is None else volume.array[~volume.padding]
     if np.issubdtype(values.dtype, np.floating):
         values = values[np.isfinite(values)]
@@ -59,7 +40,7 @@ def percentile_window(volume: Volume, percentiles: tuple[float, float] = (0.5, 9
 
 
 def _percentiles(values: npt.NDArray[Any], percentiles: tuple[float, float]) -> tuple[float, float]:
-    """Linearly interpolated percentiles; by counting where the values are small integers, as it is faster."""
+    """Return linearly interpolated percentiles, of small integers by counting, which is faster."""
     if values.dtype.itemsize > 2 or not np.issubdtype(values.dtype, np.integer):
         low, high = np.percentile(values, percentiles)
         return float(low), float(high)
@@ -82,31 +63,10 @@ def choose_voi(
     volume: Volume, window: WindowChoice = "auto", percentiles: tuple[float, float] = (0.5, 99.5)
 ) -> tuple[Voi, ...]:
     """
-    Return the window or table of each slice.
+    Return the window or table of all slices (one), or of each.
 
-    Parameters
-    ----------
-    volume : Volume
-        Not a color image.
-    window : str, int, Window or LookupTable
-        "auto" (by modality: CT soft_tissue; CR, DX and MG what the file declares, else percentiles; all
-        others percentiles), "dicom" (the first that the file declares), "dicom:1" or an int (another of its
-        alternatives, by its place, from 0), "dicom:BONE" (the one that the file explains so, in upper or
-        lower case), "percentile", the name of a preset, the explanation of a window in the file where no
-        preset is called so, or a window.
-    percentiles : tuple of 2 floats
-        What "percentile" means.
-
-    Returns
-    -------
-    tuple of (Window or LookupTable)
-        One for all slices, or one for each.
-
-    Raises
-    ------
-    PreprocessError
-        If the file does not declare the window that was asked for (the message lists what it declares), or a
-        name is unknown.
+    The choices are those of :class:`medimg.Preprocess`, an index among the declared windows, a window or table,
+    or the explanation of a window in the file that is not the name of a preset.
     """
     if isinstance(window, Window | LookupTable):
         return (window,)
@@ -125,7 +85,7 @@ def choose_voi(
 
 
 def _chosen(volume: Volume, which: str) -> tuple[Voi, ...]:
-    """Return what a file declares under a number or, where no explanation is that number, a name."""
+    """Return the declared window with an explanation in every slice, else with an index."""
     explained = _explained(volume, which)
     if explained or not which.isdecimal():
         return explained or _undeclared(volume, f"none of them is explained as {which!r} in every slice")
@@ -133,7 +93,7 @@ def _chosen(volume: Volume, which: str) -> tuple[Voi, ...]:
 
 
 def _explained(volume: Volume, name: str) -> tuple[Voi, ...]:
-    """Return the window of each slice that the file explains so; none where one slice has none."""
+    """Return each slice's window with an explanation; none if one slice has none."""
     wanted = name.strip().casefold()
     found = [
         next((v for v in declared if wanted and v.explanation.strip().casefold() == wanted), None)
@@ -185,21 +145,10 @@ def render(
     volume: Volume, *, index: int | None = None, window: WindowChoice = "auto"
 ) -> npt.NDArray[np.uint8]:
     """
-    Render one slice for people to look at: windowed, inverted where the file says so, the right way up.
+    Render one slice for display as (H, W) or (H, W, 3) uint8; the middle one by default.
 
-    Parameters
-    ----------
-    volume : Volume
-        Any.
-    index : int, optional
-        Slice along D of the volume as it is displayed; the middle one by default.
-    window : str, int, Window or LookupTable
-        See :func:`choose_voi`.
-
-    Returns
-    -------
-    numpy.ndarray
-        (H, W) or (H, W, 3) uint8. Pixels may be oblong; padding and what is not finite are black.
+    The slice is windowed, inverted if the file says so, and in display orientation. Pixels may be anisotropic;
+    padding and non-finite values are black.
     """
     if volume.space == "patient":
         volume = volume.reorient(geometry.display_code(volume.affine))
@@ -219,7 +168,7 @@ def render(
 
 
 def png(picture: npt.NDArray[np.uint8]) -> bytes:
-    """Return an (H, W) or (H, W, 3) uint8 picture as a PNG file."""
+    """Encode an (H, W) or (H, W, 3) uint8 image as PNG."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -228,5 +177,5 @@ def png(picture: npt.NDArray[np.uint8]) -> bytes:
 
 
 def data_uri(volume: Volume) -> str:
-    """Return the middle slice as a ``data:`` address."""
+    """Return the middle slice as a ``data:`` URI."""
     return "data:image/png;base64," + b64encode(png(render(volume))).decode("ascii")

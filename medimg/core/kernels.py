@@ -1,4 +1,4 @@
-"""Weights of one axis that is resampled: which old samples make a new one, and how much each counts."""
+"""Interpolation weights of one axis: linear, cubic B-spline and nearest."""
 
 from __future__ import annotations
 
@@ -28,30 +28,13 @@ def interpolation_taps(
     size: int, count: int, scale: float, interpolation: Interpolation = "linear", *, antialias: bool = True
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """
-    Return which old samples make each new one, and their weights.
+    Return the old samples of each new one (count, taps) int64, and their weights (count, taps) float64.
 
-    New sample `i` lies at ``(i + 0.5) * scale - 0.5`` in old samples: the outer edge of the first stays.
-
-    Parameters
-    ----------
-    size, count : int
-        Old and new number of samples.
-    scale : float
-        New spacing over old.
-    interpolation : {"linear", "bspline", "nearest"}
-        "linear": a triangle; at the ends, what lies outside doesn't count. "bspline": the cardinal cubic
-        spline, which interpolates as B-splines of order 3 do, its samples mirrored about the first and the
-        last one (Unser, IEEE Signal Processing Magazine 16(6), 1999). "nearest": one sample.
-    antialias : bool
-        Whether a triangle or a spline is as wide as the new spacing calls for, where that is the coarser
-        one. A nearest sample stays one sample.
-
-    Returns
-    -------
-    index : numpy.ndarray
-        (count, taps) int64, each in the range of the old samples; one may occur twice.
-    weights : numpy.ndarray
-        (count, taps) float64; the sum over each row is 1.
+    New sample `i` is at ``(i + 0.5) * scale - 0.5`` in old samples: the outer edge of the first stays. "linear": a
+    triangle, truncated at the ends. "bspline": the cardinal cubic spline, which interpolates as B-splines of order
+    3 do, with samples mirrored about the first and the last one (Unser, IEEE Signal Processing Magazine 16(6),
+    1999). "nearest": one sample. With `antialias`, a triangle or a spline is widened to the new spacing if that
+    is coarser.
 
     Examples
     --------
@@ -84,7 +67,7 @@ def interpolation_taps(
 
 
 def _cardinal_spline(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Cubic spline that is 1 at 0 and 0 at all other integers, at distances of 0 or more."""
+    """Evaluate the cubic spline that is 1 at 0 and 0 at all other integers, at distances of 0 or more."""
     result = np.zeros_like(distance)
     nearest = np.floor(distance)
     for step in (-1, 0, 1, 2):
@@ -99,18 +82,7 @@ def _cardinal_spline(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float6
 
 
 class Band(NamedTuple):
-    """
-    Neighboring new samples of an axis, and the old ones that make them.
-
-    Attributes
-    ----------
-    start, stop : int
-        The range of new samples.
-    first, last : int
-        The range of old samples, `last` not included.
-    weights : numpy.ndarray, optional
-        (stop - start, last - first) float32; None where new samples equal the old ones.
-    """
+    """Neighboring new samples [start, stop) of an axis, and the old ones [first, last) that make them."""
 
     start: int
     stop: int
@@ -120,26 +92,14 @@ class Band(NamedTuple):
 
 
 def is_unchanged(size: int, count: int, scale: float) -> bool:
-    """Return whether an axis stays as it is, rounding aside; a single sample always does."""
+    """Whether an axis is unchanged but for rounding; a single sample always is."""
     return size == 1 or (count == size and abs(scale - 1.0) * size < _ROUNDING)
 
 
 def bands(
     size: int, count: int, scale: float, interpolation: Interpolation = "linear", *, antialias: bool = True
 ) -> list[Band]:
-    """
-    Cut the matrix that resamples an axis into small dense blocks about its diagonal.
-
-    Parameters
-    ----------
-    size, count, scale, interpolation, antialias
-        See :func:`interpolation_taps`.
-
-    Returns
-    -------
-    list of Band
-        They follow each other and cover all new samples.
-    """
+    """Cut the matrix that resamples an axis into small dense blocks that cover all new samples."""
     step = max(1, round(_BAND / max(scale, 1.0)))
     ranges = [(start, min(start + step, count)) for start in range(0, count, step)]
     if is_unchanged(size, count, scale):

@@ -1,4 +1,4 @@
-"""Numbered pieces of work on several threads, with the errors of one."""
+"""Threads: parallel loops over tasks, with errors as in a serial loop."""
 
 from __future__ import annotations
 
@@ -30,17 +30,7 @@ _MOST_AT_ONCE: Final = 8
 
 
 def available_cores() -> int:
-    """
-    Return how many threads are of use: the cores that this process may run on.
-
-    In a worker process of `multiprocessing`, such as a `DataLoader` starts, that is 1: its siblings have the
-    other cores.
-
-    Examples
-    --------
-    >>> available_cores() >= 1
-    True
-    """
+    """Return the number of cores this process may use; 1 in a worker process, such as a `DataLoader`'s."""
     if multiprocessing.parent_process() is not None:
         return 1
     if hasattr(os, "sched_getaffinity"):
@@ -56,23 +46,9 @@ def parallel_for(
     within: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> None:
     """
-    Do each task, on several threads, and raise the error that doing them one by one would.
+    Do tasks on several threads, and raise the error that a serial loop would.
 
-    Parameters
-    ----------
-    tasks : sequence
-        In the order in which they would be done.
-    do : callable
-        Does a task; False stops them all, so that some are not done.
-    workers : int
-        The most threads, this one included.
-    within : callable
-        Makes a context, which each thread enters once, and does its tasks in.
-
-    Raises
-    ------
-    BaseException
-        Of the first task that raises any; those after it may not be done.
+    If `do` returns False, later tasks may be skipped. Each thread does its tasks inside a context of `within`.
 
     Examples
     --------
@@ -122,7 +98,7 @@ class _SharedTasks(Generic[_Task]):
         self.error: BaseException | None = None
 
     def work(self) -> None:
-        """Take tasks until there are none, or one before them failed."""
+        """Do tasks until there are none, or an earlier one failed."""
         while True:
             with self._lock:
                 start = self._next
@@ -147,7 +123,7 @@ class _SharedTasks(Generic[_Task]):
         return goes_on
 
     def stop(self) -> None:
-        """Leave what has not been begun."""
+        """Skip the tasks that have not been started."""
         self._end = 0
 
 
@@ -156,14 +132,7 @@ _Result = TypeVar("_Result")
 
 
 def worker_count(workers: int | None) -> int:
-    """
-    Return how many threads to work with.
-
-    Raises
-    ------
-    PreprocessError
-        If it is no positive number.
-    """
+    """Return the number of threads; PreprocessError if `workers` is not a positive number."""
     if workers is None:
         return available_cores()
     return check_whole_number(
@@ -179,22 +148,11 @@ def ordered_map(
     initializer: Callable[[int], Callable[[], object]] | None = None,
 ) -> Generator[_Result]:
     """
-    Yield the results of some work in the order of its items.
+    Yield the results of `work` in the order of its items.
 
-    At most ``workers + 2`` items are begun and not yielded yet. Once the iterator is closed, or an
-    exception leaves it, nothing more is begun, and what is running is waited for.
-
-    Parameters
-    ----------
-    work : callable
-        Done in threads; in the caller's if there is one worker.
-    items : iterable
-        Taken as they are needed, in the caller's thread.
-    workers : int, optional
-        Threads; all cores by default.
-    initializer : callable, optional
-        Takes the number of threads and returns what each of them calls first; see
-        :func:`medimg.preprocessing.torch_threads.share_cores`. Not used with one worker.
+    At most ``workers + 2`` items are started and not yielded yet. Once the iterator is closed, or raises, no other
+    is started, and running ones are waited for. `initializer` takes the number of threads and returns what each
+    calls first; it is not used with one worker, which works in the caller's thread.
 
     Examples
     --------

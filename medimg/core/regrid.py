@@ -1,4 +1,4 @@
-"""Stacks with gaps or a tilt, interpolated onto a regular, perpendicular grid."""
+"""Repair of stacks: gaps interpolated, gantry tilt desheared onto a perpendicular grid."""
 
 from __future__ import annotations
 
@@ -32,23 +32,9 @@ def regular_grid(
     array: npt.NDArray[Any], distances: npt.NDArray[np.float64], gap: float, *, empty: bool = False
 ) -> npt.NDArray[Any]:
     """
-    Interpolate slices linearly onto regular places.
+    Interpolate slices (C, D, H, W) at ascending `distances` (D,) linearly to a regular `gap`, in millimeters.
 
-    Parameters
-    ----------
-    array : numpy.ndarray
-        (C, D, H, W).
-    distances : numpy.ndarray
-        (D,) ascending places of the slices, in millimeters.
-    gap : float
-        Distance between the new slices, which start at the first place.
-    empty : bool
-        Whether slices between the old ones are 0, rather than interpolated.
-
-    Returns
-    -------
-    numpy.ndarray
-        (C, D', H, W) of the same type; a new slice within 1 % of an old one is that slice, unchanged.
+    A new slice within 1 % of an old one is that slice, unchanged; with `empty`, slices in between are 0.
     """
     # beyond the last slice, nothing is known
     count = math.floor((distances[-1] - distances[0]) / gap + _BEYOND) + 1
@@ -68,18 +54,7 @@ def regular_grid(
 
 
 class Desheared(NamedTuple):
-    """
-    Slices that were moved within their planes.
-
-    Attributes
-    ----------
-    array : numpy.ndarray
-        (C, D, H', W'), large enough for all; the least value comes in at the borders.
-    outside : numpy.ndarray
-        (C, D, H', W') bool: pixels that no slice covers.
-    first_row, first_column : int
-        The old row and column that the new first pixel lies at, 0 or less.
-    """
+    """Shifted slices (C, D, H', W'), the mask of uncovered pixels, and the old position of the first pixel."""
 
     array: npt.NDArray[Any]
     outside: npt.NDArray[np.bool_]
@@ -91,18 +66,9 @@ def deshear(
     array: npt.NDArray[Any], rows: npt.NDArray[np.float64], columns: npt.NDArray[np.float64]
 ) -> Desheared:
     """
-    Shift each slice within its plane, linearly interpolated.
+    Shift each slice of (C, D, H, W) within its plane by (D,) rows and columns, linearly interpolated.
 
-    Parameters
-    ----------
-    array : numpy.ndarray
-        (C, D, H, W).
-    rows, columns : numpy.ndarray
-        (D,) how far each slice lies towards higher rows and columns, in pixels.
-
-    Returns
-    -------
-    Desheared
+    The grid grows to hold all slices; uncovered pixels get the minimum.
     """
     first_row, height = _extent(rows, array.shape[2])
     first_column, width = _extent(columns, array.shape[3])
@@ -119,7 +85,7 @@ def deshear(
 
 
 def _extent(shifts: npt.NDArray[np.float64], size: int) -> tuple[int, int]:
-    """Return the first old index of the new grid, and its size; shifts by rounding errors add nothing."""
+    """Return the first old index of the new grid, and its size; rounding errors add nothing."""
     first = min(0, math.floor(shifts.min() + _ROUNDING))
     return first, size + max(0, math.ceil(shifts.max() - _ROUNDING)) - first
 
@@ -141,14 +107,7 @@ _MOST_GROWTH: Final = 4
 
 
 def fill_gaps(stack: Stack, volume: Volume) -> Volume:
-    """
-    Interpolate slices so that none is missing; those that a segmentation leaves out are empty.
-
-    Raises
-    ------
-    MissingSlicesError
-        If more than four times as many slices would be needed.
-    """
+    """Interpolate missing slices, empty ones in a segmentation; MissingSlicesError if far too many."""
     extent = stack.distances[-1] - stack.distances[0]
     if extent / stack.gap > _MOST_GROWTH * len(stack.distances):
         raise MissingSlicesError(
@@ -173,14 +132,9 @@ def fill_gaps(stack: Stack, volume: Volume) -> Volume:
 
 def deshear_volume(volume: Volume) -> Volume:
     """
-    Move each slice within its plane so that the slices lie exactly behind each other.
+    Shift each slice within its plane so that the slices are stacked perpendicularly.
 
-    The field of view grows by the way that they are moved; what no slice covers becomes padding.
-
-    Raises
-    ------
-    GeometryError
-        If it would grow more than fourfold.
+    The field of view grows by the shifts; uncovered pixels become padding. GeometryError if it grows fourfold.
     """
     affine = volume.affine
     x, y = (affine[:3, axis] / np.linalg.norm(affine[:3, axis]) for axis in (2, 1))

@@ -1,4 +1,4 @@
-"""Resampling to another spacing, axis by axis."""
+"""Resampling of volumes to another spacing, axis by axis."""
 
 from __future__ import annotations
 
@@ -38,16 +38,7 @@ _GREATEST: Final = float(np.finfo(np.float32).max)
 
 
 class ResampledAxis(NamedTuple):
-    """
-    What becomes of one axis.
-
-    Attributes
-    ----------
-    size, new_size : int
-        Old and new number of voxels.
-    scale : float
-        New spacing over old.
-    """
+    """Old and new number of voxels of an axis, and its scale, new spacing over old."""
 
     size: int
     new_size: int
@@ -55,28 +46,17 @@ class ResampledAxis(NamedTuple):
 
     @property
     def is_unchanged(self) -> bool:
-        """Whether it stays as it is; a single slice always does."""
+        """Whether the axis is unchanged; a single slice always is."""
         return is_unchanged(*self)
 
 
 def resampled_size(size: int, scale: float) -> int:
-    """
-    Return how many voxels an axis has at a spacing that is `scale` times the old one.
-
-    A single slice stays single: there is nothing to interpolate between.
-    """
+    """Return the number of voxels of an axis at `scale` times the spacing; a single slice stays single."""
     return 1 if size == 1 else max(1, round(size / scale))
 
 
 def checked_spacing(spacing: float | Sequence[float]) -> tuple[float, float, float]:
-    """
-    Return a spacing as three numbers (D, H, W).
-
-    Raises
-    ------
-    PreprocessError
-        If it is not one or three positive numbers.
-    """
+    """Return a spacing as three numbers (D, H, W); PreprocessError if it is not positive."""
     given: Any = (spacing,) * 3 if isinstance(spacing, float | int) else spacing
     try:
         wanted = () if isinstance(given, str) else tuple(float(v) for v in given)
@@ -91,29 +71,11 @@ def resampled_axes(
     shape: Sequence[int], spacing: Sequence[float], wanted: float | Sequence[float]
 ) -> tuple[ResampledAxis, ResampledAxis, ResampledAxis]:
     """
-    Return what becomes of the axes (D, H, W) of a volume.
-
-    Parameters
-    ----------
-    shape : sequence of 4 ints
-        (C, D, H, W).
-    spacing : sequence of 3 floats
-        Distance between neighbors along (D, H, W), in millimeters.
-    wanted : float or sequence of 3 floats
-        The new one.
-
-    Returns
-    -------
-    tuple of 3 ResampledAxis
-
-    Raises
-    ------
-    PreprocessError
-        If the spacing is not positive, or the result would be unreasonably large.
+    Return the new axes (D, H, W) of a volume of `shape` (C, D, H, W); PreprocessError if unreasonably large.
 
     Examples
     --------
-    >>> [axis.new_size for axis in resampled_axes((1, 300, 512, 512), (1.25, 0.7, 0.7), 1.0)]
+    >>> [axis.new_size for axis in plan_axes((1, 300, 512, 512), (1.25, 0.7, 0.7), 1.0)]
     [375, 358, 358]
     """
     new = checked_spacing(wanted)
@@ -138,16 +100,7 @@ def _millimeters(spacing: Sequence[float]) -> str:
 
 
 def resampled_affine(affine: Affine, axes: Sequence[ResampledAxis]) -> Affine:
-    """
-    Return the affine of a resampled volume: the outer edges of its first voxel stay in place.
-
-    Parameters
-    ----------
-    affine : numpy.ndarray
-        (4, 4) index (d, h, w) to LPS millimeters.
-    axes : sequence of 3 ResampledAxis
-        See :func:`resampled_axes`.
-    """
+    """Return the affine of a resampled volume: the outer edges of its first voxel stay in place."""
     result = affine.copy()
     for number, axis in enumerate(axes):
         if not axis.is_unchanged:
@@ -157,14 +110,7 @@ def resampled_affine(affine: Affine, axes: Sequence[ResampledAxis]) -> Affine:
 
 
 def checked_interpolation(interpolation: str) -> Interpolation:
-    """
-    Return the name of an interpolation, if it is one.
-
-    Raises
-    ------
-    PreprocessError
-        If not.
-    """
+    """Return the name of an interpolation; PreprocessError if unknown."""
     choices: tuple[Interpolation, ...] = get_args(Interpolation)
     return check_choice("interpolation", interpolation, choices, error=PreprocessError)
 
@@ -176,7 +122,7 @@ def resample_volume(
     interpolation: Interpolation = "linear",
     antialias: bool = True,
 ) -> Volume:
-    """Return the volume at another spacing; see :meth:`medimg.Volume.resample`."""
+    """Resample a volume to another spacing; see :meth:`medimg.Volume.resample`."""
     axes = resampled_axes(volume.shape, volume.spacing, spacing)
     array, padding = resample_array(
         volume.array, axes, padding=volume.padding, interpolation=interpolation, antialias=antialias
@@ -195,31 +141,10 @@ def resample_array(
     antialias: bool = True,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_] | None]:
     """
-    Resample an array, and the mask of what is no part of the image.
+    Resample an array (C, D, H, W) to (C, D', H', W') float32, and its mask of padding.
 
-    Parameters
-    ----------
-    array : numpy.ndarray
-        (C, D, H, W) of any real type.
-    axes : sequence of 3 ResampledAxis
-        What to do along D, H and W; see :func:`resampled_axes`.
-    padding : numpy.ndarray, optional
-        (C, D, H, W) bool: values that count as the least of the others.
-    interpolation, antialias
-        See :meth:`medimg.Volume.resample`.
-
-    Returns
-    -------
-    array : numpy.ndarray
-        (C, D', H', W') float32.
-    padding : numpy.ndarray, optional
-        (C, D', H', W') bool: voxels of which more than half are padding or not finite; None where there was
-        nothing of the kind.
-
-    Raises
-    ------
-    PreprocessError
-        If the interpolation is unknown.
+    Padding and non-finite values count as the minimum of the others; new voxels of which they are more than half
+    are padding. The mask is None if there are none.
     """
     kind = checked_interpolation(interpolation)
     unusable = _unusable(array, padding)
@@ -239,12 +164,12 @@ def resample_array(
 
 
 def mask_interpolation(interpolation: Interpolation) -> Interpolation:
-    """Return how the mask of padding is interpolated: a spline would overshoot."""
+    """Return the interpolation for the mask of padding, on which a spline would overshoot."""
     return "nearest" if interpolation == "nearest" else "linear"
 
 
 def _step(spacing: float | Sequence[float], interpolation: Interpolation, *, antialias: bool) -> str:
-    """What to write into the report."""
+    """Describe the step for the report."""
     how = "" if interpolation == "linear" else f", {interpolation}"
     plain = "" if antialias or interpolation == "nearest" else ", not antialiased"
     return f"resampled to {_millimeters(checked_spacing(spacing))}{how}{plain}"
@@ -275,7 +200,7 @@ def _described(
 
 
 def _unusable(array: npt.NDArray[Any], padding: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.bool_] | None:
-    """Padding, and what is not finite (in single precision) and would spread."""
+    """Return the mask of padding and of values not finite in single precision, which would spread."""
     if not np.issubdtype(array.dtype, np.floating):
         return padding
     greatest = min(_GREATEST, float(np.finfo(array.dtype).max))
@@ -288,9 +213,9 @@ def _unusable(array: npt.NDArray[Any], padding: npt.NDArray[np.bool_] | None) ->
 
 def _least(array: npt.NDArray[Any], unusable: npt.NDArray[np.bool_]) -> float:
     """
-    Return the least of the usable values, 0 where there is none.
+    Return the minimum of the usable values, 0 if there is none.
 
-    Padding often lies far below any tissue, and would bleed into it.
+    Padding is often far below any tissue, and would bleed into it.
     """
     planes = zip(array.reshape(-1, *array.shape[2:]), unusable.reshape(-1, *array.shape[2:]), strict=True)
     return float(min((plane[~mask].min() for plane, mask in planes if not mask.all()), default=0))

@@ -1,4 +1,4 @@
-"""The linear step from stored to modality values."""
+"""Linear rescaling from stored to modality values."""
 
 from __future__ import annotations
 
@@ -18,26 +18,15 @@ _BLOCK: Final = 2**16
 
 def rescaled_dtype(ends: tuple[int, int], slope: float, intercept: float) -> np.dtype[Any]:
     """
-    Return the type of ``slope * stored + intercept`` for integers.
+    Return the dtype of ``slope * stored + intercept`` for integers in the range `ends`.
 
-    Parameters
-    ----------
-    ends : tuple of 2 ints
-        The least and the greatest stored value.
-    slope, intercept : float
-        Finite.
-
-    Returns
-    -------
-    numpy.dtype
-        int16 or int32, whichever holds every value; float32 where neither does, or slope or intercept have
-        fractions.
+    int16 or int32, whichever holds every value; float32 if neither does, or slope or intercept have fractions.
 
     Examples
     --------
-    >>> rescaled_dtype((0, 4095), 1.0, -1024.0)
+    >>> choose_rescaled_dtype((0, 4095), 1.0, -1024.0)
     dtype('int16')
-    >>> rescaled_dtype((0, 4095), 0.5, 0.0)
+    >>> choose_rescaled_dtype((0, 4095), 0.5, 0.0)
     dtype('float32')
     """
     if float(slope).is_integer() and float(intercept).is_integer():
@@ -50,20 +39,9 @@ def rescaled_dtype(ends: tuple[int, int], slope: float, intercept: float) -> np.
 
 def rescale_values(stored: npt.NDArray[Any], slope: float, intercept: float) -> npt.NDArray[Any]:
     """
-    Return ``slope * stored + intercept``; integers stay integers where both numbers are whole.
+    Return ``slope * stored + intercept`` of integers, in the dtype of :func:`choose_rescaled_dtype`.
 
-    Parameters
-    ----------
-    stored : numpy.ndarray
-        Integers of any shape.
-    slope, intercept : float
-        Finite.
-
-    Returns
-    -------
-    numpy.ndarray
-        Of the same shape: int16 or int32, whichever holds every value; float32 where neither does, or slope
-        or intercept have fractions. What is not integer is computed in float64 and rounded once.
+    Results that are not integers are computed in float64 and rounded once.
 
     Examples
     --------
@@ -78,17 +56,10 @@ def rescale_values(stored: npt.NDArray[Any], slope: float, intercept: float) -> 
 
 def rescale_into(stored: npt.NDArray[Any], slope: float, intercept: float, values: npt.NDArray[Any]) -> None:
     """
-    Write ``slope * stored + intercept`` into an array, block by block.
+    Write ``slope * stored + intercept`` (n,) into an array, block by block.
 
-    Parameters
-    ----------
-    stored : numpy.ndarray
-        (n,)
-    slope, intercept : float
-        Whole numbers if `values` are integers.
-    values : numpy.ndarray
-        (n,) of a type that holds the results; may be the memory of `stored` if as wide. Floating-point
-        numbers are computed in float64 and rounded once.
+    The array may be the memory of `stored` if as wide. Floating-point results are computed in float64 and rounded
+    once.
 
     Examples
     --------
@@ -112,7 +83,7 @@ def rescale_into(stored: npt.NDArray[Any], slope: float, intercept: float, value
 
 
 def _whole(stored: npt.NDArray[Any], slope: float, intercept: float, values: npt.NDArray[Any]) -> None:
-    """Compute in the type of the result: what overflows on the way comes back, as integers wrap around."""
+    """Rescale integers in the dtype of the result: overflow on the way is undone, as integers wrap around."""
     dtype = values.dtype
     if stored.dtype.itemsize == dtype.itemsize and stored.dtype.isnative:
         stored = stored.view(dtype)
@@ -128,6 +99,6 @@ def _whole(stored: npt.NDArray[Any], slope: float, intercept: float, values: npt
 
 @lru_cache(maxsize=64)
 def _wrapped(number: float, dtype: np.dtype[Any]) -> Any:
-    """Return a whole number modulo the range of a type of integers."""
+    """Return a whole number modulo the range of an integer dtype."""
     bits = 8 * dtype.itemsize
     return np.array(int(number) % 2**bits, np.uint64).astype(dtype)[()]

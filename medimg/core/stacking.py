@@ -1,4 +1,4 @@
-"""Slices into a stack: sorted by position, gaps, duplicates and tilt found and measured."""
+"""Stacking of slices by position: order, spacing, gaps, duplicates and tilt."""
 
 from __future__ import annotations
 
@@ -35,31 +35,7 @@ _TILT_SHIFT_MM: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """
-    The order and regularity of slices, from their positions.
-
-    Parameters
-    ----------
-    order : tuple of int
-        Indices of the slices, sorted along the normal of the slices; duplicates left out.
-    duplicates : tuple of (int, int)
-        Index of each slice left out, and of the one kept at its position.
-    distances : numpy.ndarray
-        Place of each slice of `order` along the normal, in millimeters.
-    gap : float
-        Median distance between neighbors, in millimeters; where not all are multiples of it, another of them
-        that all are multiples of. 0 for a single slice.
-    missing : tuple of (int, int)
-        Place in `order` after which slices are missing, and how many.
-    irregular : tuple of int
-        Places in `order` after which the distance is off by more than 10 % and not by whole slices.
-    deviation : float
-        Largest relative deviation from the median among the regular distances.
-    step : numpy.ndarray
-        (3,) vector from one slice to the next, in LPS millimeters.
-    tilt : float
-        Angle between `step` and the normal, in degrees; 0 below the tolerance.
-    """
+    """The order and regularity of slices, from their positions."""
 
     order: tuple[int, ...]
     duplicates: tuple[tuple[int, int], ...]
@@ -93,32 +69,15 @@ def are_same_positions(
     positions: npt.ArrayLike, orientation: Sequence[float], *, drifting: bool = False
 ) -> npt.NDArray[np.int64]:
     """
-    Number the distinct places among the positions of parallel slices.
+    Number the distinct positions (n, 3), LPS millimeters, of parallel slices: (n,) int64.
 
-    Parameters
-    ----------
-    positions : array_like
-        (n, 3) Image Position (Patient), LPS millimeters.
-    orientation : sequence of 6 floats
-        Image Orientation (Patient), common to all.
-    drifting : bool
-        Whether places may move between repetitions: by up to 10 % of the distance between slices, and no
-        more than 0.2 mm.
-
-    Returns
-    -------
-    numpy.ndarray
-        (n,) of integers, equal where positions are the same within 1 % of the median distance between
-        slices, or 0.01 mm; of slices closer than 0.05 mm, within a fifth of their distance.
-
-    Raises
-    ------
-    GeometryError
-        If the orientation is unsound.
+    Positions are the same within 1 % of the median distance between slices, or 0.01 mm; of slices closer than
+    0.05 mm, within a fifth of their distance. With `drifting`, repetitions may differ by up to 10 % of the
+    distance, and no more than 0.2 mm.
 
     Examples
     --------
-    >>> are_same_positions([[0, 0, 4], [0, 0, 0], [0, 0, 4.005]], [1, 0, 0, 0, 1, 0]).tolist()
+    >>> number_positions([[0, 0, 4], [0, 0, 0], [0, 0, 4.005]], [1, 0, 0, 0, 1, 0]).tolist()
     [1, 0, 1]
     """
     points = np.asarray(positions, dtype=np.float64).reshape(-1, 3)
@@ -147,21 +106,7 @@ def are_same_positions(
 
 
 def are_distinct_positions(positions: npt.ArrayLike, orientation: Sequence[float]) -> bool:
-    """
-    Whether all slices are so far apart that none is at the place of another, drifting or not.
-
-    Parameters
-    ----------
-    positions : array_like
-        (n, 3) Image Position (Patient), LPS millimeters.
-    orientation : sequence of 6 floats
-        Image Orientation (Patient), common to all.
-
-    Returns
-    -------
-    bool
-        If True, :func:`are_same_positions` finds as many places as there are slices.
-    """
+    """Whether :func:`number_positions` finds as many positions (n, 3) as there are slices, drifting or not."""
     ascending = np.sort(np.asarray(positions, dtype=np.float64).reshape(-1, 3) @ slice_normal(orientation))
     if len(ascending) == 1:
         return True
@@ -181,7 +126,7 @@ def _same_within(ascending: npt.NDArray[np.float64]) -> float:
 
 
 def _drift(ascending: npt.NDArray[np.float64]) -> float:
-    """Return how far a place may move: part of the gap that half of the extent is made of."""
+    """Return the tolerance of drifting positions: part of the gap that half of the extent consists of."""
     gaps = np.sort(np.diff(ascending))
     if not gaps.size or gaps[-1] <= 0:
         return _ABSOLUTE_JITTER_MM
@@ -216,7 +161,7 @@ def _classify(gaps: npt.NDArray[np.float64], gap: float) -> tuple[list[tuple[int
 
 
 def _gap(gaps: npt.NDArray[np.float64], stated: float | None) -> float:
-    """Return the distance between neighbors: that of which all are multiples, where there is one."""
+    """Return the distance between neighbors: one that all distances are multiples of, if there is one."""
     median = float(np.median(gaps))
     if not _classify(gaps, median)[1]:
         return median
@@ -242,28 +187,10 @@ def analyze_positions(
     stated_gap: float | None = None,
 ) -> Stack:
     """
-    Sort slices along their normal and measure how regular they lie.
+    Sort slices at positions (n, 3), LPS millimeters, along their normal, and measure their regularity.
 
-    Parameters
-    ----------
-    positions : array_like
-        (n, 3) Image Position (Patient) of each slice, LPS millimeters.
-    orientation : sequence of 6 floats
-        Image Orientation (Patient), common to all.
-    fallback_step : float
-        The step, in millimeters along the normal, that a single slice gets.
-    stated_gap : float, optional
-        Spacing Between Slices (0018,0088): only where distances are no multiples of their median, and all of
-        them are of this one.
-
-    Returns
-    -------
-    Stack
-
-    Raises
-    ------
-    GeometryError
-        If the orientation is unsound.
+    A single slice gets `fallback_step` millimeters. `stated_gap`, Spacing Between Slices (0018,0088), is used only
+    if distances are multiples of it, but not of their median.
 
     Examples
     --------

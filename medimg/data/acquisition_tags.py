@@ -63,10 +63,27 @@ def read_acquisition_tags(
     images: ItemFacts | Iterable[Series], keywords: Sequence[str] = (*TEXTS, *NUMBERS)
 ) -> list[dict[str, str | float]]:
     """
-    Return DICOM attributes of each item by keyword; "" if absent or if the file is not DICOM.
+    Read DICOM attributes of how images were acquired.
 
-    The first header of each series is read, once. Institutions, stations and devices are numbered ("site 1")
-    over the images of this call.
+    Parameters
+    ----------
+    images : ImageDataset, or Series
+        Images; the first header of each series is read, once.
+    keywords : sequence of str
+        DICOM keywords, from a list of attributes that identify nobody. Names of institutions, stations and
+        devices are replaced by numbers ("site 1"), counted over the images of this call.
+
+    Returns
+    -------
+    list of dict
+        Text or float by keyword for each item; "" if the attribute is absent, or the file is not DICOM.
+
+    Raises
+    ------
+    DatasetError
+        If a keyword is not in the list.
+    ReadError
+        If a file can't be read.
 
     Examples
     --------

@@ -114,7 +114,7 @@ def _check_agreement(labeled: Sequence[LabeledSeries], unit: str) -> None:
     ]
     raise LeakageError(
         f"the table and the files define different patients: {len(shared)} Patient ID(s) (0010,0020) belong "
-        f"to several patients of the table, {len(several)} patient(s) of the table have several Patient IDs. "
+        f"to several patients of the table, {len(several)} patient(s) of the table have several Patient IDs; "
         "the first, by hash:\n"
         + "\n".join(f"  {line}" for line in shown)
         + "\ncorrect the table, or omit patient= to use "

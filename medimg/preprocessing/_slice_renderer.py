@@ -1,4 +1,4 @@
-"""Slices painted into pictures: windowed, resized, normalized, in batches that stay in cache."""
+"""Renders slices to images: windowed, resized and normalized, in batches that stay in cache."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _TORCH_KNOWS: Final = frozenset(map(np.dtype, ("u1", "i1", "u2", "i2", "i4", "f4
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """Where a slice is shown: in one channel of a picture, or all, through the window of slice `center`."""
+    """Output of a slice: one channel of an image, or all, with the window of slice `center`."""
 
     picture: int
     channel: int | None
@@ -45,7 +45,7 @@ class _Target:
 
 @dataclass(slots=True)
 class _Batch:
-    """Consecutive slices of an array that share their windows, and where each goes."""
+    """Consecutive slices of an array with the same windows, and their targets."""
 
     start: int
     voi: tuple[Voi, ...]
@@ -53,26 +53,16 @@ class _Batch:
 
     @property
     def slices(self) -> slice:
-        """Where they lie in the array."""
+        """Their range in the array."""
         return slice(self.start, self.start + len(self.targets))
 
 
 class SliceRenderer:
     """
-    Paints slices as they come; each depends on nothing but itself and its windows.
+    Renders slices as they are read; each depends on nothing but itself and its windows.
 
-    Parameters
-    ----------
-    recipe : Preprocess
-        What to do; its spacing is not looked at.
-    canvas : Canvas
-        Where to.
-    depth : int
-        How many slices the whole has; more of them may come than are shown.
-    pose : DisplayOrientation
-        How they lie.
-    image : Volume
-        Some of them, for their size and kind.
+    `depth` is the number of slices of the whole volume, `image` a piece of it, for size and type. The recipe's
+    spacing is ignored.
     """
 
     def __init__(
@@ -90,21 +80,7 @@ class SliceRenderer:
         self._planes: torch.Tensor | None = None
 
     def paint(self, volume: Volume, stored: Sequence[int]) -> None:
-        """
-        Paint the pictures that some slices belong to.
-
-        Parameters
-        ----------
-        volume : Volume
-            The slices, as they are stored.
-        stored : sequence of int
-            The indices of these slices in the whole.
-
-        Raises
-        ------
-        PreprocessError
-            If a window does not fit.
-        """
+        """Render the images of some slices, given as stored, with their indices in the whole volume."""
         for batch in self._batches(volume, stored):
             planes, targets = self._shown(volume, batch), batch.targets
             if self._pose.turned:
@@ -113,7 +89,7 @@ class SliceRenderer:
                 self._canvas.put(planes[first : first + count], target.picture, target.channel)
 
     def _batches(self, volume: Volume, stored: Sequence[int]) -> Iterator[_Batch]:
-        """Group slices in the order of the array; those that no picture shows are left out."""
+        """Group slices in array order; slices that are in no image are skipped."""
         windows = _windows(self._recipe, volume)
         displayed = [self._depth - 1 - s if self._pose.turned else s for s in stored]
         place = {d: n for n, d in enumerate(displayed)}
@@ -132,7 +108,7 @@ class SliceRenderer:
         yield from batches.values()
 
     def _shown(self, volume: Volume, batch: _Batch) -> torch.Tensor:
-        """(n, 1 or 3, H, W): slices of a batch, 0 to 1."""
+        """Return the slices of a batch as (n, 1 or 3, H, W), 0 to 1."""
         channels = 3 if volume.is_color else len(batch.voi)
         if self._planes is None or self._planes.shape[1] != channels:
             shape = (self._resizer.at_once, channels, *self._recipe.hw)
@@ -149,7 +125,7 @@ class SliceRenderer:
         return planes.clamp_(0.0, 1.0)
 
     def _upright(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        """Return slices as a tensor, the rows of the display first; flips are left to the resizer."""
+        """Return slices as a tensor with the rows of the display first; the resizer flips them."""
         return _tensor(array.transpose(0, 2, 1) if self._pose.swapped else array, self._device)
 
 
@@ -162,7 +138,7 @@ def _load(
     padding: torch.Tensor | None,
     inverted: bool,
 ) -> float:
-    """Write rows over a buffer as brightness above black, and return its unit; a float is a color's white."""
+    """Write rows as intensity above black into a buffer, and return their scale; a float is a color's white."""
     part = values[:, rows]
     if isinstance(voi, float):
         buffer.copy_(part)
@@ -179,7 +155,7 @@ def _load(
 
 
 def _windows(recipe: Preprocess, volume: Volume) -> tuple[tuple[Voi, ...], ...]:
-    """Return for each channel its window of all slices (one), or of each."""
+    """Return for each channel the window of all slices (one), or of each."""
     if volume.is_color:
         return ()
     wanted = recipe.window if isinstance(recipe.window, tuple) else (recipe.window,)
@@ -187,17 +163,17 @@ def _windows(recipe: Preprocess, volume: Volume) -> tuple[tuple[Voi, ...], ...]:
 
 
 def channels_of(recipe: Preprocess, image: Volume) -> int:
-    """Return how many channels differ: 3, or 1 where all are the same picture."""
+    """Return the number of distinct channels: 3, or 1 if all are equal."""
     return 3 if image.is_color or recipe.channels != "repeat" else 1
 
 
 def _is_adjacent(recipe: Preprocess, image: Volume) -> bool:
-    """Whether neighboring slices are channels; colors have channels of their own."""
+    """Whether neighboring slices are channels; color images have channels of their own."""
     return recipe.channels == "adjacent" and not image.is_color
 
 
 def _targets(recipe: Preprocess, depth: int, *, adjacent: bool) -> dict[int, list[_Target]]:
-    """Return for each slice, by its index as it is displayed, where it is shown."""
+    """Return the targets of each slice, by its display index."""
     targets: dict[int, list[_Target]] = defaultdict(list)
     for picture, center in enumerate(choose_slices(depth, recipe.slices)):
         if adjacent:
@@ -209,7 +185,7 @@ def _targets(recipe: Preprocess, depth: int, *, adjacent: bool) -> dict[int, lis
 
 
 def _runs(targets: list[list[_Target]]) -> Iterator[tuple[int, int, _Target]]:
-    """Group planes that go to pictures one after the other: (first plane, count, first target)."""
+    """Group slices of consecutive images: (first slice, count, first target)."""
     pairs = sorted(
         ((t.channel or 0, t.picture, plane, t) for plane, each in enumerate(targets) for t in each),
         key=itemgetter(0, 1),
@@ -220,7 +196,7 @@ def _runs(targets: list[list[_Target]]) -> Iterator[tuple[int, int, _Target]]:
 
 
 def _tensor(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
-    """Return an array as a tensor, without copying where device and type allow; it must not be written to."""
+    """Return an array as a read-only tensor, without copying if device and dtype allow."""
     if array.dtype.kind == "b":
         array = array.view(np.uint8)
     if array.dtype == np.uint16 and device.type != "cpu":
@@ -232,7 +208,7 @@ def _tensor(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
 
 
 def _float32(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Return an array in single precision; what is beyond its range becomes the greatest number."""
+    """Convert an array to float32; values beyond its range become the largest number."""
     with np.errstate(over="ignore", invalid="ignore"):
         single = np.ascontiguousarray(array, np.float32)
         # a sum is faster than a mask, and few images need the mask
@@ -243,7 +219,7 @@ def _float32(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 
 
 class _Readable:
-    """A read-only array that doesn't say so: torch warns of these, and has no tensors that are read-only."""
+    """A read-only array that claims to be writable, since torch warns of read-only ones."""
 
     def __init__(self, array: npt.NDArray[Any]) -> None:
         self._array = array

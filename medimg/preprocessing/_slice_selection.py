@@ -1,4 +1,4 @@
-"""Which slices of a stack become pictures."""
+"""Selection of the slices of a volume that are rendered."""
 
 from __future__ import annotations
 
@@ -23,22 +23,12 @@ SliceChoice: TypeAlias = Literal["all", "middle"] | int
 
 def choose_slices(depth: int, slices: SliceChoice) -> tuple[int, ...]:
     """
-    Return the indices of the chosen slices.
-
-    Parameters
-    ----------
-    depth : int
-        Number of slices, at least 1.
-    slices : "all", "middle" or int
-        An int takes that many, evenly spaced from the first to the last; all where there are fewer, the
-        middle one for 1.
+    Return the indices of the chosen slices out of `depth`; an int chooses that many, evenly spaced.
 
     Examples
     --------
-    >>> choose_slices(500, 3)
-    (0, 250, 499)
-    >>> choose_slices(9, "middle")
-    (4,)
+    >>> choose_slices(500, 3), choose_slices(9, "middle")
+    ((0, 250, 499), (4,))
     """
     if slices in {"middle", 1}:
         return (depth // 2,)
@@ -48,47 +38,30 @@ def choose_slices(depth: int, slices: SliceChoice) -> tuple[int, ...]:
 
 
 def neighbors(index: int, depth: int) -> tuple[int, int, int]:
-    """Return the slice before, the slice itself and the one after; the ends repeat."""
+    """Return the indices of the previous slice, the slice and the next one; the ends repeat."""
     return max(index - 1, 0), index, min(index + 1, depth - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class SliceSelection:
-    """
-    Some slices of a volume, or all.
-
-    Attributes
-    ----------
-    depth : int
-        Number of slices of the whole.
-    stored : tuple of int
-        Their indices as the series has them, ascending.
-    """
+    """Some slices of a volume of `depth` slices, by ascending array indices."""
 
     depth: int
     stored: tuple[int, ...]
 
     @classmethod
     def whole(cls, depth: int) -> SliceSelection:
-        """Return all slices."""
+        """Select all slices."""
         return cls(depth, tuple(range(depth)))
 
     @property
     def is_whole(self) -> bool:
-        """Whether all slices are among these."""
+        """Whether all slices are selected."""
         return len(self.stored) == self.depth
 
 
 def needed_slices(recipe: Preprocess, series: Series, policies: Policies) -> SliceSelection | None:
-    """
-    Return the slices that a recipe takes of a series, if each picture is made of these alone.
-
-    Returns
-    -------
-    Part or None
-        None if the pictures depend on the others: a window by percentiles, resampling, slices that are
-        mended.
-    """
+    """Return the slices needed by a recipe; None if images depend on the other slices too."""
     mends = "fix" in (policies.on_missing, policies.on_tilt) or policies.on_duplicate == "keep"
     if mends or recipe.spacing is not None or not all(_is_local(w, recipe, series) for w in _wanted(recipe)):
         return None
@@ -102,10 +75,10 @@ def needed_slices(recipe: Preprocess, series: Series, policies: Policies) -> Sli
 
 def depends_on_all(recipe: Preprocess, piece: Volume) -> bool:
     """
-    Whether some slices of a series show that the window of each depends on the others after all.
+    Whether some slices show that the windows depend on all slices after all.
 
-    So it is where "auto" means percentiles, or where the number of a window is also the name of one: it is
-    a name only if all slices have it.
+    So it is if "auto" means percentiles, or if the index of a window may also be an explanation: it is one only
+    if all slices have it.
     """
     if piece.is_color:
         return False
@@ -122,7 +95,7 @@ def _wanted(recipe: Preprocess) -> tuple[OneWindow, ...]:
 
 
 def _is_local(window: OneWindow, recipe: Preprocess, series: Series) -> bool:
-    """Whether a window of a slice is known without the other slices."""
+    """Whether the window of a slice is known without the other slices."""
     if isinstance(window, Window) or window in PRESETS:
         return True
     if window == "auto":

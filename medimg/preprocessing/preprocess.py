@@ -1,4 +1,4 @@
-"""The recipe: the whole way from a volume to a tensor as one frozen, serializable value."""
+"""The preprocessing recipe: all steps from a volume to a tensor, as one frozen, serializable object."""
 
 from __future__ import annotations
 
@@ -48,44 +48,44 @@ Orientation: TypeAlias = Literal["display", "stored"]
 @dataclass(frozen=True, slots=True)
 class Preprocess:
     """
-    A recipe from an image to normalized tensors.
+    A preprocessing recipe: all steps from an image to normalized tensors.
 
-    The order of operations is that of PS3.4 N.2: modality values, resampling in modality units, window or
-    VOI LUT, inversion for MONOCHROME1, then resizing and normalization. Color images are taken as they are.
+    The order of operations follows PS3.4 N.2: modality values, resampling in modality units, window or VOI LUT,
+    inversion for MONOCHROME1, then resizing and normalization. Color images are not windowed.
 
     Parameters
     ----------
     window : str, Window, or three of these
-        "auto": by modality (CT: soft_tissue; CR, DX, MG: what the file declares, else percentiles; all
+        "auto": by modality (CT: soft_tissue; CR, DX, MG: the window the file declares, else percentiles; all
         others: percentiles). "dicom": the first window or table that the file declares; "dicom:1": another
-        of its alternatives, by its place, from 0; "dicom:BONE": the one that the file explains so.
-        "percentile". The name of a preset. A :class:`Window`. Three of these make the three channels.
+        alternative, by index from 0; "dicom:BONE": the one with this explanation. "percentile". The name of a
+        preset. A :class:`Window`. Three of these make the three channels.
     channels : {"repeat", "windows", "adjacent"}
-        "repeat": one picture in three equal channels. "windows": one channel for each of three windows.
-        "adjacent": the slice before, the slice, the slice after (2.5-D).
+        "repeat": one image in three equal channels. "windows": one channel for each of three windows.
+        "adjacent": the previous slice, the slice, the next slice (2.5-D).
     slices : "all", "middle" or int
-        Which slices become pictures; an int takes that many, evenly spaced.
+        Slices to render; an int takes that many, evenly spaced.
     spacing : float, tuple of 3 floats, or None
-        Resample to this spacing (D, H, W), in millimeters, before windowing.
+        Spacing (D, H, W) to resample to before windowing, in millimeters; None to keep that of the image.
     size : int or tuple of 2 ints
-        Rows and columns of the pictures.
+        Rows and columns of the output.
     fit : {"pad", "crop", "stretch"}
-        How a picture of another aspect fits, in physical aspect: all of it padded with `fill`, covering all,
-        or distorted.
+        How an image of another aspect ratio is fitted, in physical units: padded with `fill`, cropped about the
+        center, or distorted.
     fill : "background" or float
-        Brightness of what the image does not cover, 0 (black) to 1; "background" is black.
+        Intensity of padding, 0 (black) to 1 (white); "background" is black.
     mean, std : tuple of 3 floats
-        Normalization of the channels; by default ImageNet's.
+        Mean and standard deviation for normalization of the channels; by default ImageNet's.
     percentiles : tuple of 2 floats
-        What "percentile" means; padding and non-finite values take no part.
+        Low and high percentile of "percentile" windows; padding and non-finite values are ignored.
     orientation : {"display", "stored"}
-        "display": the way radiologists look at such slices, whatever the array order, wherever the
-        orientation in the patient is known. "stored": as the array lies.
+        "display": the standard radiological view, whatever the array order, if the orientation in the patient is
+        known. "stored": the array order.
 
     Raises
     ------
     PreprocessError
-        If a field is unsound or two contradict each other.
+        If a field is invalid or two contradict each other.
 
     Examples
     --------
@@ -122,32 +122,32 @@ class Preprocess:
 
     @property
     def hw(self) -> tuple[int, int]:
-        """Rows and columns of the pictures."""
+        """Rows and columns of the output."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
     @property
     def fill_value(self) -> float:
-        """Brightness, 0 to 1, of what the image does not cover."""
+        """Intensity of padding, 0 to 1."""
         return 0.0 if self.fill == "background" else float(self.fill)
 
     @property
     def background(self) -> torch.Tensor:
-        """Return the normalized value of what the image does not cover: (3, 1, 1) float32."""
+        """Normalized value of padding: (3, 1, 1) float32."""
         fill = torch.full((1, 1, 1, 1), self.fill_value, dtype=torch.float32)
         return self.normalize(fill)[0]
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that differ whenever the tensors may."""
+        """Hash of the recipe, 16 hexadecimal digits: equal only if the tensors are."""
         canonical = json.dumps([_REVISION, self.to_dict()], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def replace(self, **changes: Any) -> Preprocess:
-        """Return the recipe with some fields changed."""
+        """Return a copy of the recipe with some fields changed."""
         return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields as values that JSON knows."""
+        """Return all fields as JSON-compatible values."""
 
         def plain(value: Any) -> Any:
             if isinstance(value, Window):
@@ -161,12 +161,12 @@ class Preprocess:
     @classmethod
     def from_dict(cls, recipe: dict[str, Any]) -> Preprocess:
         """
-        Return the recipe that :meth:`to_dict` was called on.
+        Make a recipe from the values of :meth:`to_dict`.
 
         Raises
         ------
         PreprocessError
-            If a field is unknown or unsound.
+            If a field is unknown or invalid.
         """
 
         def rich(value: Any) -> Any:
@@ -184,7 +184,7 @@ class Preprocess:
 
     def count(self, series: Series) -> int:
         """
-        Return how many pictures the recipe makes of a series, without reading its pixels.
+        Return the number of images the recipe makes of a series, without reading its pixels.
 
         Raises
         ------
@@ -195,17 +195,17 @@ class Preprocess:
 
     def render(self, source: Source | Volume, *, device: str | torch.device | None = None) -> Rendered:
         """
-        Make pictures that are not normalized yet.
+        Render images without normalization.
 
-        A series is read a few slices at a time, and only what is needed, unless its windows need all of it:
-        percentiles do.
+        A series is read a few slices at a time, and only the slices needed, unless its windows depend on all of it,
+        as percentiles do.
 
         Parameters
         ----------
         source : str, Path, list of these, Series or Volume
-            What to read.
+            Image; see :func:`medimg.read`.
         device : str or torch.device, optional
-            Where to compute; the CPU by default.
+            Device for computation; the CPU by default.
 
         Returns
         -------
@@ -223,7 +223,7 @@ class Preprocess:
 
     def normalize(self, planes: torch.Tensor) -> torch.Tensor:
         """
-        Normalize pictures.
+        Normalize images.
 
         Parameters
         ----------
@@ -250,32 +250,31 @@ class Preprocess:
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
-        Make normalized pictures.
+        Render and normalize images.
 
-        A series is read a few slices at a time, and only what is needed, unless its windows need all of it:
-        percentiles do.
+        A series is read a few slices at a time, and only the slices needed, unless its windows depend on all of it,
+        as percentiles do.
 
         Parameters
         ----------
         source : str, Path, list of these, Series or Volume
-            What to read; see :func:`medimg.read`.
+            Image; see :func:`medimg.read`.
         device : str or torch.device, optional
-            Where to compute: that of `out`, or the CPU, by default. Stored values are copied there, and all
-            else is done there.
+            Device for computation, to which stored values are copied; by default that of `out`, or the CPU.
         out : torch.Tensor, optional
-            (at least N, 3, H, W) float32, contiguous: takes the pictures. Writing into the same memory again
-            and again saves the time that fresh memory costs. What it holds after an error is undefined.
+            Output buffer, (at least N, 3, H, W) float32, contiguous; reusing one avoids reallocation. Its content
+            after an error is undefined.
 
         Returns
         -------
         torch.Tensor
-            (N, 3, H, W) float32, N slices in the order in which they are displayed; a view of the first N of
-            `out`, if that is given. The same bits as ``normalize(render(source).planes)``.
+            (N, 3, H, W) float32, N slices in display order; a view of the first N of `out`, if given. Bit-for-bit
+            identical to ``normalize(render(source).planes)``.
 
         Raises
         ------
         PreprocessError
-            If the recipe does not fit the image, there is no such device, or `out` has another shape, type or
+            If the recipe does not fit the image, there is no such device, or `out` has another shape, dtype or
             device; nothing is read then.
         ReadError, SeriesError
             If the source can't be read.
@@ -348,7 +347,7 @@ def _check_windows(recipe: Preprocess) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return numbers, alone or in a tuple, as those of Python: JSON knows only these."""
+    """Convert numbers, alone or in a tuple, to Python's, the only ones JSON accepts."""
     if isinstance(value, tuple):
         return tuple(_plain(v) for v in value)
     if isinstance(value, Integral):
@@ -402,23 +401,23 @@ def to_tensor(
     Parameters
     ----------
     source : str, Path, list of these, Series or Volume
-        What to read; see :func:`medimg.read`.
+        Image; see :func:`medimg.read`.
     device : str or torch.device, optional
-        Where to compute; that of `out`, or the CPU, by default.
+        Device for computation; by default that of `out`, or the CPU.
     out : torch.Tensor, optional
-        (at least N, 3, H, W) float32, contiguous: takes the tensors; see :class:`medimg.Preprocess`.
+        Output buffer, (at least N, 3, H, W) float32, contiguous; see :class:`medimg.Preprocess`.
     **recipe_fields
         Fields of :class:`medimg.Preprocess`, such as ``window="lung"``.
 
     Returns
     -------
     torch.Tensor
-        (N, 3, 224, 224) float32 unless `size` says otherwise.
+        (N, 3, H, W) float32, 224×224 by default.
 
     Raises
     ------
     PreprocessError
-        If a field is unknown or unsound, or the recipe does not fit the image.
+        If a field is unknown or invalid, or the recipe does not fit the image.
     ReadError, SeriesError
         If the source can't be read.
 

@@ -1,4 +1,4 @@
-"""A recipe carried out: from a source to pictures, normalized or in the range 0 to 1."""
+"""Rendering: from a source to images, normalized or in the range 0 to 1."""
 
 from __future__ import annotations
 
@@ -34,16 +34,7 @@ _SOME_READ: Final = re.compile(r"\d+ of \d+ slices read")
 
 
 def join_reports(reports: Sequence[ReadReport], part: SliceSelection) -> ReadReport:
-    """
-    Return one report of consecutive slices.
-
-    Parameters
-    ----------
-    reports : sequence of ReadReport
-        Of the pieces, in the order of their slices.
-    part : SliceSelection
-        Which slices they are together.
-    """
+    """Join the reports of consecutive pieces into one."""
     if len(reports) == 1:
         return reports[0]
     steps = [t for t in _once(r.transforms for r in reports) if not _SOME_READ.fullmatch(t)]
@@ -61,7 +52,7 @@ def join_reports(reports: Sequence[ReadReport], part: SliceSelection) -> ReadRep
 
 
 def _once(texts: Iterable[Iterable[str]]) -> tuple[str, ...]:
-    """Return each text once, in the order of appearance."""
+    """Return each text once, in order of first appearance."""
     return tuple(dict.fromkeys(chain.from_iterable(texts)))
 
 
@@ -74,21 +65,20 @@ _PIECE_DEVICE: Final = 2**26
 @dataclass(frozen=True, slots=True, eq=False)
 class Rendered:
     """
-    Pictures, and where they come from.
+    Rendered images and their origin.
 
     Attributes
     ----------
     planes : torch.Tensor
-        (N, 1 or 3, H, W) float32, 0 (black) to 1 (white); (N, 3, H, W) where they are normalized.
+        (N, 1 or 3, H, W) float32, 0 (black) to 1 (white); (N, 3, H, W) if normalized.
     slices : tuple of int
-        For each picture, the index of its slice in the volume as it was read; the nearest one where the
-        volume was resampled.
+        Index of each image's slice in the volume as read; the nearest one if it was resampled.
     sop_instance_uids : tuple of str
-        Of the slice of each picture; "" where there is none.
+        SOP Instance UID of each image's slice; "" if there is none.
     report : ReadReport
-        How the volume came about, the recipe's steps included.
+        How the volume was read and preprocessed.
     normalized : bool
-        Whether the planes are normalized.
+        Whether the images are normalized.
     """
 
     planes: torch.Tensor = field(repr=False)
@@ -99,19 +89,12 @@ class Rendered:
 
     @property
     def series_uid(self) -> str:
-        """Series Instance UID, or "" where there is none."""
+        """Series Instance UID; "" if there is none."""
         return self.report.series_uid
 
 
 def count_images(recipe: Preprocess, image: Volume | Series) -> int:
-    """
-    Return how many pictures a recipe makes of an image.
-
-    Raises
-    ------
-    PreprocessError
-        If there would be unreasonably many.
-    """
+    """Return the number of images a recipe makes of an image; PreprocessError if unreasonably many."""
     channels, depth = image.shape[:2]
     if recipe.spacing is not None:
         size, spacing = DisplayOrientation.of(image, recipe).grid(image)
@@ -121,7 +104,7 @@ def count_images(recipe: Preprocess, image: Volume | Series) -> int:
 
 
 def render(recipe: Preprocess, source: Source | Volume, output: Output | None = None) -> Rendered:
-    """Carry out a recipe; see :meth:`medimg.Preprocess.render`."""
+    """Render a source or a volume; see :meth:`medimg.Preprocess.render`."""
     output = output or Output()
     if not isinstance(source, Volume):
         series, finish = resolve_source(source)
@@ -139,33 +122,9 @@ def render_series(
     finish: Callable[[Volume], Volume] = lambda volume: volume,
 ) -> Rendered:
     """
-    Carry out a recipe on a series.
+    Render a series; `finish` completes the report of its volume.
 
-    Only the slices that it takes are read, and a few at a time, if nothing depends on the others.
-
-    Parameters
-    ----------
-    recipe : Preprocess
-        What to do.
-    series : Series
-        What to read.
-    policies : Policies
-        How to read it.
-    output : Output, optional
-        Where pictures go.
-    finish : callable
-        What is done with the volume after it is read.
-
-    Returns
-    -------
-    Rendered
-
-    Raises
-    ------
-    PreprocessError
-        If the recipe does not fit the image, or the output does not fit either.
-    ReadError, SeriesError
-        If the series can't be read.
+    Only the slices needed are read, a few at a time, unless an image depends on the other slices.
     """
     output = output or Output()
     output.check(recipe, count_images(recipe, series))
@@ -191,7 +150,7 @@ def _bounded(output: Output) -> Iterator[None]:
 
 
 def _pieces(series: Series, part: SliceSelection, policies: Policies, output: Output) -> Iterator[Volume]:
-    """Yield the slices of a part, a few at a time where reading these does not mean to read all again."""
+    """Yield the selected slices, a few at a time if that does not read any file twice."""
     channels, _, height, width = series.shape
     most = _PIECE_CPU if output.device.type == "cpu" else _PIECE_DEVICE
     at_once = max(1, most // (2 * channels * height * width))
@@ -210,7 +169,7 @@ def _of_pieces(
     output: Output,
     finish: Callable[[Volume], Volume],
 ) -> Rendered | None:
-    """Return the pictures of some slices; None if a piece shows that the whole volume is needed for them."""
+    """Render selected slices; None if a piece shows that the whole volume is needed."""
     piece: Volume | None = next(pieces)
     assert piece is not None  # there is no series without slices
     _check_channels(piece)
@@ -272,7 +231,7 @@ def _check_channels(volume: Volume) -> None:
 
 
 def _is_like(piece: Volume, first: Volume, recipe: Preprocess, pose: DisplayOrientation) -> bool:
-    """Whether slices are as the first ones; a whole volume says what is wrong if not."""
+    """Whether a piece has the format of the first one; reading the whole volume reports what differs."""
     facts = [(v.shape[0], v.shape[2:], v.units, v.photometric, v.inverted) for v in (piece, first)]
     if facts[0] != facts[1]:
         return False
@@ -283,7 +242,7 @@ def _is_like(piece: Volume, first: Volume, recipe: Preprocess, pose: DisplayOrie
 
 
 def _stored(displayed: Sequence[int], pose: DisplayOrientation, depth: int) -> tuple[int, ...]:
-    """Return the indices in the array of slices by their indices in the display."""
+    """Return the array indices of slices given by display indices."""
     return tuple(depth - 1 - d if pose.turned else d for d in displayed)
 
 

@@ -1,4 +1,4 @@
-"""Tensors resampled to a spacing, on the device where they are."""
+"""Resampling of tensors to a spacing, on their own device."""
 
 from __future__ import annotations
 
@@ -25,17 +25,7 @@ __all__ = ["ResampledTensor", "resample_tensor"]
 
 
 class ResampledTensor(NamedTuple):
-    """
-    Values at another spacing.
-
-    Attributes
-    ----------
-    values : torch.Tensor
-        (C, D', H', W') float32.
-    padding : torch.Tensor, optional
-        (C, D', H', W') bool: voxels of which more than half are padding or not finite; None where there was
-        nothing of the kind.
-    """
+    """Resampled values, and a mask of voxels more than half of which were padding or not finite."""
 
     values: torch.Tensor
     padding: torch.Tensor | None
@@ -51,36 +41,10 @@ def resample_tensor(
     padding: torch.Tensor | None = None,
 ) -> ResampledTensor:
     """
-    Do what :meth:`medimg.Volume.resample` does, on any device.
+    Resample a tensor (C, D, H, W) on any device, as :meth:`medimg.Volume.resample` does arrays.
 
-    Its place in the patient is :func:`medimg.core.resample.resampled_affine`. Gradients flow back to the
-    values where these ask for them.
-
-    Parameters
-    ----------
-    values : torch.Tensor
-        (C, D, H, W) of any real type.
-    spacing : sequence of 3 floats
-        Distance between neighbors along (D, H, W), in millimeters.
-    new_spacing : float or sequence of 3 floats
-        The one wanted.
-    interpolation : {"linear", "bspline", "nearest"}
-        See :meth:`medimg.Volume.resample`.
-    antialias : bool
-        See :meth:`medimg.Volume.resample`.
-    padding : torch.Tensor, optional
-        (C, D, H, W) bool, on the same device: values that count as the least of the others.
-
-    Returns
-    -------
-    ResampledTensor
-        Colors keep their range.
-
-    Raises
-    ------
-    PreprocessError
-        If the values are not (C, D, H, W), the padding has another shape, the interpolation is unknown, the
-        spacing is not positive, or the result would be unreasonably large.
+    `padding` (C, D, H, W) bool marks values that count as the minimum of the others. Gradients flow back to the
+    values if they require them. The affine is given by :func:`medimg.core.resample.resample_affine`.
 
     Examples
     --------
@@ -126,7 +90,7 @@ def _on_cpu(
 
 
 def _usable(values: torch.Tensor, padding: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Replace what is padding or not finite by the least of the rest; also, where that was."""
+    """Replace padding and non-finite values by the minimum of the rest; also return their mask."""
     unusable = ~torch.isfinite(values)
     if padding is not None:
         unusable |= padding.to(torch.bool)
@@ -139,7 +103,7 @@ def _usable(values: torch.Tensor, padding: torch.Tensor | None) -> tuple[torch.T
 def _along_all(
     values: torch.Tensor, axes: Sequence[ResampledAxis], interpolation: Interpolation, *, antialias: bool
 ) -> torch.Tensor:
-    """Resample the axes that shrink most first."""
+    """Resample (C, D, H, W) along the axes that change, those that shrink most first."""
     for number in sorted(range(3), key=lambda n: -axes[n].scale):
         if not axes[number].is_unchanged:
             index, weights = interpolation_taps(*axes[number], interpolation, antialias=antialias)
