@@ -17,29 +17,37 @@ if TYPE_CHECKING:
 
     from medimg.core.volume import Volume
 
-__all__ = ["DECLARED", "WindowChoice", "choose_voi", "data_uri", "percentile_window", "png", "render"]
+__all__ = [
+    "DECLARED",
+    "WindowChoice",
+    "choose_voi",
+    "compute_percentile_window",
+    "encode_png",
+    "make_data_uri",
+    "render",
+]
 
 WindowChoice: TypeAlias = "str | int | Window | LookupTable"
 
-#: What a choice among the windows of a file starts with: "dicom:1", "dicom:BONE".
+#: Prefix of a choice among the windows of a file: "dicom:1", "dicom:BONE".
 DECLARED: Final = "dicom:"
 
 _COUNTED_AT_ONCE: Final = 2**20
 _PROJECTION: Final = frozenset({"CR", "DX", "MG", "DR", "RF", "XA", "PX", "IO"})
 
 
-def percentile_window(volume: Volume, percentiles: tuple[float, float] = (0.5, 99.5)) -> Window:
+def compute_percentile_window(volume: Volume, percentiles: tuple[float, float] = (0.5, 99.5)) -> Window:
     """Return the LINEAR_EXACT window between two percentiles of the whole volume, without padding."""
     values = volume.array if volume.padding is None else volume.array[~volume.padding]
     if np.issubdtype(values.dtype, np.floating):
         values = values[np.isfinite(values)]
     if values.size == 0:
-        raise PreprocessError("no pixel of this image is usable: all are padding or not finite")
-    low, high = _percentiles(values.ravel(), percentiles)
+        raise PreprocessError("all pixels of this image are padding or not finite")
+    low, high = _compute_percentiles(values.ravel(), percentiles)
     return Window.from_range(low, high)
 
 
-def _percentiles(values: npt.NDArray[Any], percentiles: tuple[float, float]) -> tuple[float, float]:
+def _compute_percentiles(values: npt.NDArray[Any], percentiles: tuple[float, float]) -> tuple[float, float]:
     """Return linearly interpolated percentiles, of small integers by counting, which is faster."""
     if values.dtype.itemsize > 2 or not np.issubdtype(values.dtype, np.integer):
         low, high = np.percentile(values, percentiles)
@@ -47,15 +55,15 @@ def _percentiles(values: npt.NDArray[Any], percentiles: tuple[float, float]) -> 
     least = int(values.min())
     counts = np.zeros(int(values.max()) - least + 1, dtype=np.int64)
     for start in range(0, values.size, _COUNTED_AT_ONCE):
-        # bincount makes int64 of all that it is given
+        # bincount converts its input to int64
         part = values[start : start + _COUNTED_AT_ONCE].astype(np.int64)
         counts += np.bincount(part - least, minlength=counts.size)
     up_to = np.cumsum(counts)
-    places = np.asarray(percentiles) / 100 * (values.size - 1)
-    below, above = np.floor(places), np.ceil(places)
+    ranks = np.asarray(percentiles) / 100 * (values.size - 1)
+    below, above = np.floor(ranks), np.ceil(ranks)
     first = np.searchsorted(up_to, below, side="right") + least
     second = np.searchsorted(up_to, above, side="right") + least
-    low, high = first + (places - below) * (second - first)
+    low, high = first + (ranks - below) * (second - first)
     return float(low), float(high)
 
 
@@ -65,34 +73,34 @@ def choose_voi(
     """
     Return the window or table of all slices (one), or of each.
 
-    The choices are those of :class:`medimg.Preprocess`, an index among the declared windows, a window or table,
-    or the explanation of a window in the file that is not the name of a preset.
+    The choices are those of :class:`medimg.Preprocess`, an index among the declared windows, a window or
+    table, or the explanation of a window in the file that is not the name of a preset.
     """
     if isinstance(window, Window | LookupTable):
         return (window,)
     if window == "auto":
-        window = _automatic(volume)
+        window = _choose_by_modality(volume)
     if window == "percentile":
-        return (percentile_window(volume, percentiles),)
+        return (compute_percentile_window(volume, percentiles),)
     if window == "dicom":
-        return _declared(volume, 0)
+        return _get_declared(volume, 0)
     if isinstance(window, int):
-        return _declared(volume, window)
+        return _get_declared(volume, window)
     if window.startswith(DECLARED):
-        return _chosen(volume, window.removeprefix(DECLARED).strip())
-    named = () if window in PRESETS else _explained(volume, window)
-    return named or (_preset(volume, window),)
+        return _find_by_choice(volume, window.removeprefix(DECLARED).strip())
+    named = () if window in PRESETS else _find_explained(volume, window)
+    return named or (_get_preset(volume, window),)
 
 
-def _chosen(volume: Volume, which: str) -> tuple[Voi, ...]:
+def _find_by_choice(volume: Volume, which: str) -> tuple[Voi, ...]:
     """Return the declared window with an explanation in every slice, else with an index."""
-    explained = _explained(volume, which)
+    explained = _find_explained(volume, which)
     if explained or not which.isdecimal():
-        return explained or _undeclared(volume, f"none of them is explained as {which!r} in every slice")
-    return _declared(volume, int(which))
+        return explained or _raise_undeclared(volume, f"none has the explanation {which!r} in every slice")
+    return _get_declared(volume, int(which))
 
 
-def _explained(volume: Volume, name: str) -> tuple[Voi, ...]:
+def _find_explained(volume: Volume, name: str) -> tuple[Voi, ...]:
     """Return each slice's window with an explanation; none if one slice has none."""
     wanted = name.strip().casefold()
     found = [
@@ -102,39 +110,39 @@ def _explained(volume: Volume, name: str) -> tuple[Voi, ...]:
     return tuple(v for v in found if v is not None) if None not in found else ()
 
 
-def _automatic(volume: Volume) -> str:
+def _choose_by_modality(volume: Volume) -> str:
     if volume.modality == "CT" and volume.units == "HU":
         return "soft_tissue"
     declared = volume.voi and all(volume.voi)
     return "dicom" if declared and volume.modality in _PROJECTION else "percentile"
 
 
-def _preset(volume: Volume, name: str) -> Window:
+def _get_preset(volume: Volume, name: str) -> Window:
     preset = Window.preset(name)
     if volume.units != "HU" and volume.modality not in {"", "CT"}:
         raise PreprocessError(
-            f"the preset {name!r} is in Hounsfield units, and this is {volume.modality} in {volume.units}; "
+            f"the preset {name!r} is in Hounsfield units, the image is {volume.modality} in {volume.units}; "
             'use window="auto", "percentile" or a Window'
         )
     return preset
 
 
-def _declared(volume: Volume, index: int) -> tuple[Voi, ...]:
+def _get_declared(volume: Volume, index: int) -> tuple[Voi, ...]:
     if not volume.voi or any(len(alternatives) <= index for alternatives in volume.voi) or index < 0:
-        return _undeclared(volume, f"number {index} was asked for")
+        return _raise_undeclared(volume, f"index {index} was requested")
     return tuple(alternatives[index] for alternatives in volume.voi)
 
 
-def _undeclared(volume: Volume, wanted: str) -> NoReturn:
+def _raise_undeclared(volume: Volume, wanted: str) -> NoReturn:
     fewest: tuple[Voi, ...] = min(volume.voi, key=len, default=())
-    listed = "; ".join(f"{place}: {_described(voi)}" for place, voi in enumerate(fewest))
+    listed = "; ".join(f"{number}: {_describe_voi(voi)}" for number, voi in enumerate(fewest))
     raise PreprocessError(
         f"the file declares {len(fewest)} window(s) for every slice ({listed or 'none'}), and {wanted}; "
         'use window="auto", "percentile", a preset or a Window'
     )
 
 
-def _described(voi: Voi) -> str:
+def _describe_voi(voi: Voi) -> str:
     name = f"{voi.explanation} " if voi.explanation else ""
     if isinstance(voi, LookupTable):
         return f"{name}table of {voi.entries.size} entries"
@@ -147,8 +155,8 @@ def render(
     """
     Render one slice for display as (H, W) or (H, W, 3) uint8; the middle one by default.
 
-    The slice is windowed, inverted if the file says so, and in display orientation. Pixels may be anisotropic;
-    padding and non-finite values are black.
+    The slice is windowed, inverted if the file says so, and in display orientation. Pixels may be
+    anisotropic; padding and non-finite values are black.
     """
     if volume.space == "patient":
         volume = volume.reorient(geometry.display_code(volume.affine))
@@ -167,15 +175,15 @@ def render(
     return np.rint(shown * 255).astype(np.uint8)
 
 
-def png(picture: npt.NDArray[np.uint8]) -> bytes:
+def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
     """Encode an (H, W) or (H, W, 3) uint8 image as PNG."""
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
+    Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def data_uri(volume: Volume) -> str:
+def make_data_uri(volume: Volume) -> str:
     """Return the middle slice as a ``data:`` URI."""
-    return "data:image/png;base64," + b64encode(png(render(volume))).decode("ascii")
+    return "data:image/png;base64," + b64encode(encode_png(render(volume))).decode("ascii")

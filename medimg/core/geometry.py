@@ -44,7 +44,7 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 _POSITIVE: Final = "LPS"
 _NEGATIVE: Final = "RAI"
 _RAS_FLIP: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
-#: How each anatomical plane is shown: the code (slices, rows, columns) by the axis its slices run along.
+#: Display orientation (slices, rows, columns) by the patient axis along which slices are stacked.
 _DISPLAY: Final = {0: "RIP", 1: "PIL", 2: "SPL"}
 
 
@@ -79,8 +79,8 @@ def affine_from_slices(
     """
     Return the (4, 4) affine, index (d, h, w) to LPS millimeters, of a stack (DICOM PS3.3 C.7.6.2.1.1).
 
-    `origin` is the position of the first slice, `step` the vector from one slice to the next; `pixel_spacing` is the
-    distance between rows, then between columns (PS3.3 10.7.1.3).
+    `origin` is the position of the first slice, `step` the vector from one slice to the next; `pixel_spacing`
+    is the distance between rows, then between columns (PS3.3 10.7.1.3).
 
     Examples
     --------
@@ -95,7 +95,7 @@ def affine_from_slices(
     affine[:3, 2] = x * between_columns
     affine[:3, 3] = origin
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise GeometryError("positions, orientation and spacing of the slices span no volume")
+        raise GeometryError("positions, orientation and spacing of the slices do not span a volume")
     return affine
 
 
@@ -139,7 +139,7 @@ def ras_from_lps(dhw_to_lps: Affine) -> Affine:
     return np.asarray((_RAS_FLIP @ np.asarray(dhw_to_lps, dtype=np.float64))[:, [2, 1, 0, 3]])
 
 
-def _closest_axes(affine: Affine) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+def _find_closest_axes(affine: Affine) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """Return the closest patient axis (0 x, 1 y, 2 z) of each array axis (d, h, w), and its sign."""
     cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     axes = max(permutations(range(3)), key=lambda p: sum(abs(cosines[p[i], i]) for i in range(3)))
@@ -156,7 +156,7 @@ def orientation_code(affine: Affine) -> str:
     >>> orientation_code(affine_from_slices([0, 0, 0], [0, 0, 1], [1, 0, 0, 0, 1, 0], [1, 1]))
     'SPL'
     """
-    axes, signs = _closest_axes(affine)
+    axes, signs = _find_closest_axes(affine)
     return "".join(
         _POSITIVE[axis] if sign > 0 else _NEGATIVE[axis] for axis, sign in zip(axes, signs, strict=True)
     )
@@ -166,10 +166,11 @@ def display_code(affine: Affine) -> str:
     """
     Return the orientation in which radiologists view such slices, keeping the slice axis.
 
-    Axial slices have anterior up and the patient's right on the left of the image ("SPL"), coronal ones the head
-    up and the patient's right on the left ("PIL"), sagittal ones the head up and anterior on the left ("RIP").
+    Axial slices have anterior up and the patient's right on the left of the image ("SPL"), coronal ones the
+    head up and the patient's right on the left ("PIL"), sagittal ones the head up and anterior on the left
+    ("RIP").
     """
-    axes, _ = _closest_axes(affine)
+    axes, _ = _find_closest_axes(affine)
     return _DISPLAY[axes[0]]
 
 
@@ -182,7 +183,7 @@ def _parse_code(code: str) -> list[tuple[int, int]]:
     ]
     if len(letters) != 3 or len(parsed) != 3 or len({axis for axis, _ in parsed}) != 3:
         raise GeometryError(
-            f"an orientation is three letters, one each of L/R, P/A and S/I, for (d, h, w); found {code!r}"
+            f"an orientation must be three letters, one each of L/R, P/A and S/I; found {code!r}"
         )
     return parsed
 
@@ -195,7 +196,7 @@ def reorient(
 
     Returns a view, its affine, the old axis (0 d, 1 h, 2 w) of each new one, and whether that is flipped.
     """
-    axes, signs = _closest_axes(affine)
+    axes, signs = _find_closest_axes(affine)
     wanted = _parse_code(code)
     sources = [axes.index(axis) for axis, _ in wanted]
     flips = [signs[s] != sign for s, (_, sign) in zip(sources, wanted, strict=True)]

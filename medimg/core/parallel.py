@@ -24,7 +24,7 @@ __all__ = ["available_cores", "ordered_map", "parallel_for", "worker_count"]
 
 _Task = TypeVar("_Task")
 
-#: How often each thread comes back for more: seldom enough to cost nothing, often enough to end together.
+#: Times each thread fetches tasks: few enough to cost nothing, many enough to end together.
 _SHARES: Final = 8
 _MOST_AT_ONCE: Final = 8
 
@@ -48,7 +48,8 @@ def parallel_for(
     """
     Do tasks on several threads, and raise the error that a serial loop would.
 
-    If `do` returns False, later tasks may be skipped. Each thread does its tasks inside a context of `within`.
+    If `do` returns False, later tasks may be skipped. Each thread does its tasks inside a context of
+    `within`.
 
     Examples
     --------
@@ -103,23 +104,23 @@ class _SharedTasks(Generic[_Task]):
             with self._lock:
                 start = self._next
                 self._next += self._step
-            for place in range(start, start + self._step):
-                if place >= self._end or not self._done(place):
+            for index in range(start, start + self._step):
+                if index >= self._end or not self._run_task(index):
                     return
 
-    def _done(self, place: int) -> bool:
+    def _run_task(self, index: int) -> bool:
         try:
-            goes_on = self._do(self._tasks[place])
-        except BaseException as error:  # the thread that waits raises it
+            goes_on = self._do(self._tasks[index])
+        except BaseException as error:  # raised by the waiting thread
             with self._lock:
-                if place < self._end:
-                    self._end, self.error = place, error
+                if index < self._end:
+                    self._end, self.error = index, error
             return False
         if not goes_on:
             with self._lock:
-                if place < self._end:
-                    # what a later one raised, one by one would not have come to
-                    self._end, self.error = place, None
+                if index < self._end:
+                    # a serial loop would not have reached later errors
+                    self._end, self.error = index, None
         return goes_on
 
     def stop(self) -> None:
@@ -150,9 +151,9 @@ def ordered_map(
     """
     Yield the results of `work` in the order of its items.
 
-    At most ``workers + 2`` items are started and not yielded yet. Once the iterator is closed, or raises, no other
-    is started, and running ones are waited for. `initializer` takes the number of threads and returns what each
-    calls first; it is not used with one worker, which works in the caller's thread.
+    At most ``workers + 2`` items are started and not yielded yet. Once the iterator is closed, or raises, no
+    other is started, and running ones are waited for. `initializer` takes the number of threads and returns
+    what each calls first; it is not used with one worker, which works in the caller's thread.
 
     Examples
     --------
@@ -160,15 +161,15 @@ def ordered_map(
     [0, 1, 4, 9]
     """
     count = worker_count(workers)
-    return _one_by_one(work, items) if count == 1 else _threaded(work, items, count, initializer)
+    return _map_serially(work, items) if count == 1 else _map_threaded(work, items, count, initializer)
 
 
-def _one_by_one(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Generator[_Result]:
+def _map_serially(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Generator[_Result]:
     for item in items:
         yield work(item)
 
 
-def _threaded(
+def _map_threaded(
     work: Callable[[_Item], _Result],
     items: Iterable[_Item],
     workers: int,

@@ -90,9 +90,9 @@ class ReadReport:
         one_file_each = len(self.files) == (len(uids) or depth) and not self.frame_numbers
         return replace(
             self,
-            files=_of_slices(self.files, chosen, depth) if one_file_each else self.files,
-            sop_instance_uids=_of_slices(uids, chosen, depth),
-            frame_numbers=_of_slices(self.frame_numbers, chosen, depth),
+            files=_select_slices(self.files, chosen, depth) if one_file_each else self.files,
+            sop_instance_uids=_select_slices(uids, chosen, depth),
+            frame_numbers=_select_slices(self.frame_numbers, chosen, depth),
         )
 
     def of_channel(self, channel: int, channels: int) -> ReadReport:
@@ -117,7 +117,7 @@ class ReadReport:
         return "\n".join(lines)
 
 
-def _of_slices(facts: tuple[_Fact, ...], chosen: list[int], depth: int) -> tuple[_Fact, ...]:
+def _select_slices(facts: tuple[_Fact, ...], chosen: list[int], depth: int) -> tuple[_Fact, ...]:
     if len(facts) % depth:
         return ()
     return tuple(facts[start + i] for start in range(0, len(facts), depth) for i in chosen)

@@ -55,8 +55,8 @@ class Volume:
     channels : tuple of str
         Name of each channel.
     voi : tuple of tuple of (Window or LookupTable)
-        Windows declared in the file: for each slice the alternatives, the default first; a single entry applies
-        to all slices.
+        Windows declared in the file: for each slice the alternatives, the default first; a single entry
+        applies to all slices.
     padding : numpy.ndarray, optional
         (C, D, H, W) bool: pixels outside the image (Pixel Padding Value, PS3.3 C.7.5.1.1.2).
     report : ReadReport
@@ -92,12 +92,14 @@ class Volume:
         array = np.asarray(self.array).view()
         affine = np.array(self.affine, dtype=np.float64)
         if array.ndim != 4 or 0 in array.shape:
-            raise GeometryError(f"a volume is (C, D, H, W), none of them 0; found the shape {array.shape}")
+            raise GeometryError(
+                f"a volume must be (C, D, H, W), none of them 0; found the shape {array.shape}"
+            )
         if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
-            raise GeometryError("the affine of a volume is a finite, invertible 4×4 matrix")
+            raise GeometryError("the affine of a volume must be a finite, invertible 4×4 matrix")
         if len(self.voi) not in {0, 1, array.shape[1]}:
             raise GeometryError(
-                f"expected no set of windows, one, or one for each slice; "
+                f"expected no windows, one set, or one for each slice; "
                 f"found {len(self.voi)} for {array.shape[1]} slices"
             )
         array.setflags(write=False)
@@ -175,7 +177,7 @@ class Volume:
         values = np.asarray(array)
         if values.shape[1:] != self.array.shape[1:] or values.ndim != 4:
             raise GeometryError(
-                f"with_array keeps the place of a volume: expected (C, {self.array.shape[1]}, "
+                f"with_array keeps the geometry of a volume: expected (C, {self.array.shape[1]}, "
                 f"{self.array.shape[2]}, {self.array.shape[3]}), found {values.shape}"
             )
         same = values.shape[0] == self.array.shape[0]
@@ -261,8 +263,8 @@ class Volume:
         Returns
         -------
         Volume
-            Each value keeps its position in the patient. Facts of each slice (windows, SOP Instance UIDs) follow
-            a flip of D; they are dropped if another axis becomes D and they differ between slices.
+            Each value keeps its position in the patient. Facts of each slice (windows, SOP Instance UIDs)
+            follow a flip of D; they are dropped if another axis becomes D and they differ between slices.
 
         Raises
         ------
@@ -287,7 +289,7 @@ class Volume:
             depth = self.array.shape[1]
             report = replace(
                 report.at_slices(range(depth - 1, -1, -1), depth),
-                missing=tuple(depth - 2 - place for place in reversed(report.missing)),
+                missing=tuple(depth - 2 - index for index in reversed(report.missing)),
             )
         return replace(self, array=array, affine=affine, padding=padding, voi=voi, report=report)
 
@@ -310,16 +312,16 @@ class Volume:
             SimpleITK's ``sitkBSpline``. "nearest": nearest neighbor, for labels.
         antialias : bool
             Whether structures finer than the new spacing are averaged along axes that become coarser, which
-            prevents aliasing: the triangle, or the cardinal spline, is widened to the new spacing. "nearest" never
-            mixes values.
+            prevents aliasing: the triangle, or the cardinal spline, is widened to the new spacing. "nearest"
+            never mixes values.
 
         Returns
         -------
         Volume
             float32, colors from 0 to 1, covering the same extent, measured from the outer edge of the first
-            voxel, which is unchanged; a single slice stays single. Padded pixels and non-finite values count as
-            the minimum of the image, as a mixture of tissue and padding would be neither; voxels of which they
-            are more than half are padding.
+            voxel, which is unchanged; a single slice stays single. Padded pixels and non-finite values count
+            as the minimum of the image, as a mixture of tissue and padding would be neither; voxels of which
+            they are more than half are padding.
 
         Raises
         ------
@@ -347,15 +349,15 @@ class Volume:
     def _repr_html_(self) -> str:
         from html import escape
 
-        from medimg.core.display import data_uri
+        from medimg.core.display import make_data_uri
 
         try:
-            picture = f'<img src="{data_uri(self)}" alt="middle slice" style="max-width:256px">'
+            image = f'<img src="{make_data_uri(self)}" alt="middle slice" style="max-width:256px">'
         except PreprocessError as error:
-            picture = f"<i>no picture: {escape(str(error))}</i>"
-        return f"<figure>{picture}<figcaption>{escape(repr(self))}</figcaption></figure>"
+            image = f"<i>no image: {escape(str(error))}</i>"
+        return f"<figure>{image}<figcaption>{escape(repr(self))}</figcaption></figure>"
 
     def _repr_png_(self) -> bytes:
-        from medimg.core.display import png, render
+        from medimg.core.display import encode_png, render
 
-        return png(render(self))
+        return encode_png(render(self))

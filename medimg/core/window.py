@@ -215,7 +215,7 @@ class LookupTable:
         entries = np.array(self.entries)
         if entries.ndim != 1 or entries.size == 0 or not np.issubdtype(entries.dtype, np.integer):
             raise PreprocessError(
-                f"a lookup table needs a row of integers; found {entries.dtype} of shape {entries.shape}"
+                f"a lookup table must be a row of integers; found {entries.dtype} of shape {entries.shape}"
             )
         entries.setflags(write=False)
         object.__setattr__(self, "entries", entries)

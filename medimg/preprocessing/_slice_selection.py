@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from medimg.io.series import Policies, Series
     from medimg.preprocessing.preprocess import OneWindow, Preprocess
 
-__all__ = ["SliceChoice", "SliceSelection", "choose_slices", "depends_on_all", "needed_slices", "neighbors"]
+__all__ = [
+    "SliceChoice",
+    "SliceSelection",
+    "choose_slices",
+    "depends_on_all",
+    "find_needed_slices",
+    "list_windows",
+    "neighbor_indices",
+]
 
 SliceChoice: TypeAlias = Literal["all", "middle"] | int
 
@@ -37,7 +45,7 @@ def choose_slices(depth: int, slices: SliceChoice) -> tuple[int, ...]:
     return tuple(int(i) for i in np.floor(np.linspace(0, depth - 1, slices) + 0.5))
 
 
-def neighbors(index: int, depth: int) -> tuple[int, int, int]:
+def neighbor_indices(index: int, depth: int) -> tuple[int, int, int]:
     """Return the indices of the previous slice, the slice and the next one; the ends repeat."""
     return max(index - 1, 0), index, min(index + 1, depth - 1)
 
@@ -60,15 +68,19 @@ class SliceSelection:
         return len(self.stored) == self.depth
 
 
-def needed_slices(recipe: Preprocess, series: Series, policies: Policies) -> SliceSelection | None:
+def find_needed_slices(recipe: Preprocess, series: Series, policies: Policies) -> SliceSelection | None:
     """Return the slices needed by a recipe; None if images depend on the other slices too."""
-    mends = "fix" in (policies.on_missing, policies.on_tilt) or policies.on_duplicate == "keep"
-    if mends or recipe.spacing is not None or not all(_is_local(w, recipe, series) for w in _wanted(recipe)):
+    repairs = "fix" in (policies.on_missing, policies.on_tilt) or policies.on_duplicate == "keep"
+    if (
+        repairs
+        or recipe.spacing is not None
+        or not all(_is_local(w, recipe, series) for w in list_windows(recipe))
+    ):
         return None
     depth = series.shape[1]
     chosen = choose_slices(depth, recipe.slices)
     if recipe.channels == "adjacent":
-        chosen = tuple(sorted({n for d in chosen for n in neighbors(d, depth)}))
+        chosen = tuple(sorted({n for d in chosen for n in neighbor_indices(d, depth)}))
     turned = DisplayOrientation.of(series, recipe).turned
     return SliceSelection(depth, tuple(depth - 1 - d for d in reversed(chosen)) if turned else chosen)
 
@@ -77,12 +89,12 @@ def depends_on_all(recipe: Preprocess, piece: Volume) -> bool:
     """
     Whether some slices show that the windows depend on all slices after all.
 
-    So it is if "auto" means percentiles, or if the index of a window may also be an explanation: it is one only
-    if all slices have it.
+    So it is if "auto" means percentiles, or if the index of a window may also be an explanation: it is one
+    only if all slices have it.
     """
     if piece.is_color:
         return False
-    windows = _wanted(recipe)
+    windows = list_windows(recipe)
     if "auto" in windows and piece.units != "HU":
         return True
     choices = {w.removeprefix(DECLARED).strip() for w in windows if isinstance(w, str)}
@@ -90,7 +102,8 @@ def depends_on_all(recipe: Preprocess, piece: Volume) -> bool:
     return any(v.explanation.strip() in numbers for declared in piece.voi for v in declared)
 
 
-def _wanted(recipe: Preprocess) -> tuple[OneWindow, ...]:
+def list_windows(recipe: Preprocess) -> tuple[OneWindow, ...]:
+    """Return the window of each channel, or the one of all."""
     return recipe.window if isinstance(recipe.window, tuple) else (recipe.window,)
 
 
@@ -100,5 +113,5 @@ def _is_local(window: OneWindow, recipe: Preprocess, series: Series) -> bool:
         return True
     if window == "auto":
         return series.modality == "CT"
-    # an adjacent slice is seen through the window that the slice in the middle declares
+    # adjacent slices use the window that the middle slice declares
     return (window == "dicom" or window.startswith(DECLARED)) and recipe.channels != "adjacent"

@@ -14,9 +14,9 @@ from medimg.core.window import LookupTable, Voi, Window
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["apply_voi", "intensity_into", "normalize_channel", "normalize_into"]
+__all__ = ["apply_voi", "normalize_channel", "normalize_into", "write_intensity"]
 
-#: Width and center of windows for which single precision has room, whatever the values.
+#: Range of widths and centers of windows that single precision can hold, whatever the values.
 _LEAST: Final = 1e-30
 _MOST: Final = 1e30
 
@@ -24,11 +24,11 @@ _MOST: Final = 1e30
 def apply_voi(values: torch.Tensor, voi: Voi) -> torch.Tensor:
     """Map modality values of any shape to 0..1 in float32, as :meth:`medimg.Window.apply` does in float64."""
     shown = torch.empty(values.shape, dtype=torch.float32, device=values.device)
-    scale = intensity_into(shown, values, voi)
+    scale = write_intensity(shown, values, voi)
     return shown.mul_(scale).clamp_(0.0, 1.0)
 
 
-def intensity_into(shown: torch.Tensor, values: torch.Tensor, voi: Voi, *, inverted: bool = False) -> float:
+def write_intensity(shown: torch.Tensor, values: torch.Tensor, voi: Voi, *, inverted: bool = False) -> float:
     """
     Write the intensity above black of `values` into the float32 buffer `shown`, and return its scale.
 
@@ -39,24 +39,24 @@ def intensity_into(shown: torch.Tensor, values: torch.Tensor, voi: Voi, *, inver
     if isinstance(voi, LookupTable):
         table = 1.0 - voi.normalized() if inverted else voi.normalized()
         entries = torch.from_numpy(table).to(values.device, torch.float32)
-        shown.copy_(entries[_places(values, voi)])
+        shown.copy_(entries[_index_table(values, voi)])
         return 1.0
     if not _fits_float32(voi):
-        shown.copy_(_in_float64(values, voi))
+        shown.copy_(_apply_in_float64(values, voi))
         if inverted:
             shown.neg_().add_(1.0)
         return 1.0
     shown.copy_(values)
     if voi.is_step:
-        # for float32 values, no other float32 threshold makes the same difference
+        # the only float32 threshold that separates float32 values as the window does
         compare: Callable[..., torch.Tensor] = torch.le if inverted else torch.gt
-        shown.copy_(compare(shown, _float32_below(voi.threshold)))
+        shown.copy_(compare(shown, _round_down_to_float32(voi.threshold)))
         return 1.0
     if voi.function == "SIGMOID":
         _subtract(shown, voi.center)
         shown.mul_(math.copysign(4.0 / voi.width, -1.0 if inverted else 1.0)).sigmoid_()
         return 1.0
-    return _ramp(shown, voi, inverted=inverted)
+    return _apply_ramp(shown, voi, inverted=inverted)
 
 
 def _fits_float32(window: Window) -> bool:
@@ -65,9 +65,9 @@ def _fits_float32(window: Window) -> bool:
     return _LEAST <= width <= _MOST and abs(window.center) <= _MOST
 
 
-def _in_float64(values: torch.Tensor, window: Window) -> torch.Tensor:
+def _apply_in_float64(values: torch.Tensor, window: Window) -> torch.Tensor:
     """Return the intensity, 0 to 1, in float64: slower, but without overflow."""
-    # not all devices know float64
+    # not all devices have float64
     x = values.cpu().to(torch.float64)
     if window.is_step:
         return (x > window.threshold).to(torch.float32)
@@ -77,7 +77,7 @@ def _in_float64(values: torch.Tensor, window: Window) -> torch.Tensor:
     return shown.to(torch.float32)
 
 
-def _ramp(shown: torch.Tensor, window: Window, *, inverted: bool) -> float:
+def _apply_ramp(shown: torch.Tensor, window: Window, *, inverted: bool) -> float:
     slope, _ = window.ramp()
     if window.function == "LINEAR":
         width, low = window.width - 1.0, window.center - 0.5 - (window.width - 1.0) / 2
@@ -99,17 +99,17 @@ def _subtract(shown: torch.Tensor, value: float) -> None:
         shown.sub_(value - whole)
 
 
-def _float32_below(value: float) -> float:
+def _round_down_to_float32(value: float) -> float:
     """Return the largest float32 that is not above a number."""
     nearest = np.float32(value)
     return float(nearest if float(nearest) <= value else np.nextafter(nearest, np.float32(-np.inf)))
 
 
-def _places(values: torch.Tensor, table: LookupTable) -> torch.Tensor:
+def _index_table(values: torch.Tensor, table: LookupTable) -> torch.Tensor:
     """Return the table indices of values."""
     last = table.entries.size - 1
     if values.is_floating_point():
-        # clamped first: what is far outside, or not finite, is no int64
+        # clamped first, since values far outside, or not finite, are not int64
         whole = torch.nan_to_num(values.to(torch.float32).floor()).clamp_(table.first, table.first + last)
         return whole.to(torch.int64).sub_(table.first).clamp_(0, last)
     return values.to(torch.int64).sub_(table.first).clamp_(0, last)
@@ -117,11 +117,11 @@ def _places(values: torch.Tensor, table: LookupTable) -> torch.Tensor:
 
 def normalize_channel(out: torch.Tensor, plane: torch.Tensor, mean: float, std: float) -> None:
     """Write ``(plane - mean) / std`` into `out`, as one multiply-add that is rounded once."""
-    torch.add(_shift(-mean / std, plane.device), plane, alpha=1.0 / std, out=out)
+    torch.add(_make_constant(-mean / std, plane.device), plane, alpha=1.0 / std, out=out)
 
 
 @lru_cache(maxsize=256)
-def _shift(value: float, device: torch.device) -> torch.Tensor:
+def _make_constant(value: float, device: torch.device) -> torch.Tensor:
     with torch.inference_mode(mode=False):
         return torch.tensor(value, dtype=torch.float32, device=device)
 

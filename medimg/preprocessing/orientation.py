@@ -22,8 +22,8 @@ class DisplayOrientation:
     """
     Orientation of stored slices relative to their display.
 
-    `turned`: the slice order is reversed; `swapped`: rows of the display are columns of the array; `flips`: rows
-    and columns of the display run backwards in the array.
+    `turned`: the slice order is reversed; `swapped`: rows of the display are columns of the array; `flips`:
+    rows and columns of the display run backwards in the array.
     """
 
     turned: bool = False
@@ -45,6 +45,6 @@ class DisplayOrientation:
             return (width, height), (between_columns, between_rows)
         return (height, width), (between_rows, between_columns)
 
-    def upright(self, volume: Volume) -> Volume:
+    def reorient(self, volume: Volume) -> Volume:
         """Reorient a volume of this orientation for display."""
         return volume if self == DisplayOrientation() else volume.reorient(display_code(volume.affine))

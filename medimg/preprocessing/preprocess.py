@@ -13,9 +13,10 @@ import torch
 
 from medimg._validation import check_choice
 from medimg.core.display import DECLARED
-from medimg.core.resample import checked_spacing
+from medimg.core.resample import check_spacing
 from medimg.core.window import PRESETS, Window
 from medimg.errors import PreprocessError
+from medimg.preprocessing._slice_selection import list_windows
 from medimg.preprocessing.intensity import normalize_into
 from medimg.preprocessing.output_buffer import Output
 from medimg.preprocessing.render import Rendered, count_images, render
@@ -34,10 +35,10 @@ __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preprocess", "check_same_preprocess
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
-#: Raised whenever the same fields would give other tensors than before.
+#: Incremented whenever the same fields would give other tensors than before.
 _REVISION: Final = 3
 
-#: Beyond it, single precision has no numbers.
+#: Beyond this, single precision overflows.
 _MOST_DEVIATIONS: Final = 1e30
 
 OneWindow: TypeAlias = str | Window
@@ -50,8 +51,8 @@ class Preprocess:
     """
     A preprocessing recipe: all steps from an image to normalized tensors.
 
-    The order of operations follows PS3.4 N.2: modality values, resampling in modality units, window or VOI LUT,
-    inversion for MONOCHROME1, then resizing and normalization. Color images are not windowed.
+    The order of operations follows PS3.4 N.2: modality values, resampling in modality units, window or VOI
+    LUT, inversion for MONOCHROME1, then resizing and normalization. Color images are not windowed.
 
     Parameters
     ----------
@@ -70,8 +71,8 @@ class Preprocess:
     size : int or tuple of 2 ints
         Rows and columns of the output.
     fit : {"pad", "crop", "stretch"}
-        How an image of another aspect ratio is fitted, in physical units: padded with `fill`, cropped about the
-        center, or distorted.
+        How an image of another aspect ratio is fitted, in physical units: padded with `fill`, cropped about
+        the center, or distorted.
     fill : "background" or float
         Intensity of padding, 0 (black) to 1 (white); "background" is black.
     mean, std : tuple of 3 floats
@@ -79,8 +80,8 @@ class Preprocess:
     percentiles : tuple of 2 floats
         Low and high percentile of "percentile" windows; padding and non-finite values are ignored.
     orientation : {"display", "stored"}
-        "display": the standard radiological view, whatever the array order, if the orientation in the patient is
-        known. "stored": the array order.
+        "display": the standard radiological view, whatever the array order, if the orientation in the patient
+        is known. "stored": the array order.
 
     Raises
     ------
@@ -113,7 +114,7 @@ class Preprocess:
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("size", "slices", "spacing", "fill", "mean", "std", "percentiles"):
-            object.__setattr__(self, name, _plain(getattr(self, name)))
+            object.__setattr__(self, name, _to_python_numbers(getattr(self, name)))
         if self.channels == "repeat" and isinstance(self.window, tuple):
             object.__setattr__(self, "channels", "windows")
         _check_choices(self)
@@ -149,14 +150,14 @@ class Preprocess:
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as JSON-compatible values."""
 
-        def plain(value: Any) -> Any:
+        def to_plain(value: Any) -> Any:
             if isinstance(value, Window):
                 return value.to_dict()
             if isinstance(value, tuple):
-                return [plain(v) for v in value]
+                return [to_plain(v) for v in value]
             return value
 
-        return {f.name: plain(getattr(self, f.name)) for f in fields(self)}
+        return {f.name: to_plain(getattr(self, f.name)) for f in fields(self)}
 
     @classmethod
     def from_dict(cls, recipe: dict[str, Any]) -> Preprocess:
@@ -169,18 +170,18 @@ class Preprocess:
             If a field is unknown or invalid.
         """
 
-        def rich(value: Any) -> Any:
+        def from_plain(value: Any) -> Any:
             if isinstance(value, dict):
                 return Window(**value)
-            return tuple(rich(v) for v in value) if isinstance(value, list) else value
+            return tuple(from_plain(v) for v in value) if isinstance(value, list) else value
 
         unknown = set(recipe) - {f.name for f in fields(cls)}
         if unknown:
-            raise PreprocessError(f"unknown fields in a recipe: {', '.join(sorted(map(repr, unknown)))}")
+            raise PreprocessError(f"unknown fields of a recipe: {', '.join(sorted(map(repr, unknown)))}")
         try:
-            return cls(**{name: rich(value) for name, value in recipe.items()})
+            return cls(**{name: from_plain(value) for name, value in recipe.items()})
         except (TypeError, ValueError) as error:
-            raise PreprocessError(f"a recipe has a field of the wrong kind: {error}") from None
+            raise PreprocessError(f"a recipe has a field of the wrong type: {error}") from None
 
     def count(self, series: Series) -> int:
         """
@@ -197,8 +198,8 @@ class Preprocess:
         """
         Render images without normalization.
 
-        A series is read a few slices at a time, and only the slices needed, unless its windows depend on all of it,
-        as percentiles do.
+        A series is read a few slices at a time, and only the slices needed, unless its windows depend on all
+        of it, as percentiles do.
 
         Parameters
         ----------
@@ -252,8 +253,8 @@ class Preprocess:
         """
         Render and normalize images.
 
-        A series is read a few slices at a time, and only the slices needed, unless its windows depend on all of it,
-        as percentiles do.
+        A series is read a few slices at a time, and only the slices needed, unless its windows depend on all
+        of it, as percentiles do.
 
         Parameters
         ----------
@@ -262,20 +263,20 @@ class Preprocess:
         device : str or torch.device, optional
             Device for computation, to which stored values are copied; by default that of `out`, or the CPU.
         out : torch.Tensor, optional
-            Output buffer, (at least N, 3, H, W) float32, contiguous; reusing one avoids reallocation. Its content
-            after an error is undefined.
+            Output buffer, (at least N, 3, H, W) float32, contiguous; reusing one avoids reallocation. Its
+            content after an error is undefined.
 
         Returns
         -------
         torch.Tensor
-            (N, 3, H, W) float32, N slices in display order; a view of the first N of `out`, if given. Bit-for-bit
-            identical to ``normalize(render(source).planes)``.
+            (N, 3, H, W) float32, N slices in display order; a view of the first N of `out`, if given.
+            Bit-for-bit identical to ``normalize(render(source).planes)``.
 
         Raises
         ------
         PreprocessError
-            If the recipe does not fit the image, there is no such device, or `out` has another shape, dtype or
-            device; nothing is read then.
+            If the recipe does not fit the image, there is no such device, or `out` has another shape, dtype
+            or device; nothing is read then.
         ReadError, SeriesError
             If the source can't be read.
 
@@ -325,14 +326,14 @@ def _check_choices(recipe: Preprocess) -> None:
         check_choice(name, getattr(recipe, name), known, error=PreprocessError)
     slices = recipe.slices
     if slices not in ("all", "middle") and (not isinstance(slices, int) or slices < 1):
-        raise PreprocessError(f'slices is "all", "middle" or a positive number; found {slices!r}')
+        raise PreprocessError(f'slices must be "all", "middle" or a positive number; found {slices!r}')
 
 
 def _check_windows(recipe: Preprocess) -> None:
-    windows = recipe.window if isinstance(recipe.window, tuple) else (recipe.window,)
+    windows = list_windows(recipe)
     if (len(windows) == 3) != (recipe.channels == "windows"):
         raise PreprocessError(
-            f'channels="windows" takes three windows, the others take one; '
+            f'channels="windows" takes three windows, the others one; '
             f"found {len(windows)} with channels={recipe.channels!r}"
         )
     named = {"auto", "dicom", "percentile", *PRESETS}
@@ -341,15 +342,15 @@ def _check_windows(recipe: Preprocess) -> None:
             continue
         if not (isinstance(window, str) and window.startswith(DECLARED) and window[len(DECLARED) :].strip()):
             raise PreprocessError(
-                f"unknown window {window!r}; expected a Window, {DECLARED!r} with a place or an explanation, "
+                f"unknown window {window!r}; expected a Window, {DECLARED!r} with an index or explanation, "
                 f"or one of {', '.join(sorted(named))}"
             )
 
 
-def _plain(value: Any) -> Any:
+def _to_python_numbers(value: Any) -> Any:
     """Convert numbers, alone or in a tuple, to Python's, the only ones JSON accepts."""
     if isinstance(value, tuple):
-        return tuple(_plain(v) for v in value)
+        return tuple(_to_python_numbers(v) for v in value)
     if isinstance(value, Integral):
         return int(value)
     return float(value) if isinstance(value, Real) else value
@@ -367,25 +368,25 @@ def _check_numbers(recipe: Preprocess) -> None:
     sizes: tuple[Any, ...] = recipe.size if isinstance(recipe.size, tuple) else (recipe.size, recipe.size)
     fill: Any = recipe.fill
     if len(sizes) != 2 or not all(isinstance(n, Integral) and 1 <= int(n) <= 16384 for n in sizes):
-        raise PreprocessError(f"size is one or two positive numbers of pixels; found {recipe.size!r}")
+        raise PreprocessError(f"size must be one or two positive numbers of pixels; found {recipe.size!r}")
     if fill != "background" and not (isinstance(fill, Real) and 0 <= float(fill) <= 1):
-        raise PreprocessError(f'fill is "background" or a brightness from 0 to 1; found {recipe.fill!r}')
+        raise PreprocessError(f'fill must be "background" or an intensity from 0 to 1; found {recipe.fill!r}')
     for name in ("mean", "std"):
         if not _are_numbers(getattr(recipe, name), 3):
-            raise PreprocessError(f"{name} is three finite numbers; found {getattr(recipe, name)!r}")
+            raise PreprocessError(f"{name} must be three finite numbers; found {getattr(recipe, name)!r}")
     if min(recipe.std) <= 0:
         raise PreprocessError(f"std must be positive; found {recipe.std!r}")
     if max(max(1.0, abs(m)) / s for m, s in zip(recipe.mean, recipe.std, strict=True)) > _MOST_DEVIATIONS:
         raise PreprocessError(
-            f"mean {recipe.mean!r} and std {recipe.std!r} are out of all proportion to brightness, 0 to 1"
+            f"mean {recipe.mean!r} and std {recipe.std!r} are out of all proportion to intensities, 0 to 1"
         )
     percentiles = recipe.percentiles
     if not _are_numbers(percentiles, 2) or not 0 <= percentiles[0] < percentiles[1] <= 100:
-        raise PreprocessError(f"percentiles are two ascending numbers, 0 to 100; found {percentiles!r}")
+        raise PreprocessError(f"percentiles must be two ascending numbers, 0 to 100; found {percentiles!r}")
     if recipe.spacing is not None:
-        checked_spacing(recipe.spacing)
+        check_spacing(recipe.spacing)
         if not isinstance(recipe.spacing, Real) and not _are_numbers(recipe.spacing, 3):
-            raise PreprocessError(f"spacing is a number or a tuple of three; found {recipe.spacing!r}")
+            raise PreprocessError(f"spacing must be a number or a tuple of three; found {recipe.spacing!r}")
 
 
 def to_tensor(
