@@ -1,4 +1,4 @@
-"""How images were acquired and of what age and sex the patients are, from what headers gave when they were read."""
+"""Acquisition attributes of images, and sex and age of patients, as kept when headers were read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     from medimg.io.files.blob import Blob
     from medimg.io.series import Series
 
-__all__ = ["NUMBERED", "NUMBERS", "TEXTS", "ages_of", "parse_age", "read_missing_elements", "sexes_of", "tags_of"]
+__all__ = [
+    "NUMBERED",
+    "NUMBERS",
+    "TEXTS",
+    "ages_of",
+    "parse_age",
+    "read_acquisition_tags",
+    "read_missing_elements",
+    "sexes_of",
+]
 
 #: Attributes that say where, and are given as "site 1", "site 2", … only.
 NUMBERED: Final = {"InstitutionName": "site", "StationName": "station", "DeviceSerialNumber": "device"}
@@ -34,11 +43,11 @@ _MAX_AGE: Final = 130.0
 _THREADS: Final = 8
 
 
-def tags_of(
+def read_acquisition_tags(
     images: ItemFacts | Iterable[Series], keywords: Sequence[str] = (*TEXTS, *NUMBERS)
 ) -> list[dict[str, str | float]]:
     """
-    Return how images were acquired.
+    Read DICOM attributes of how images were acquired.
 
     Parameters
     ----------
@@ -46,7 +55,7 @@ def tags_of(
         Images to describe by the header of the first file of each series. Only XRayTubeCurrent and Exposure
         are read from the file; the other attributes were kept when headers were read.
     keywords : sequence of str
-        DICOM keywords out of a list of attributes that identify nobody. Names of institutions, stations and
+        DICOM keywords, from a list of attributes that identify nobody. Names of institutions, stations and
         devices are replaced by numbers ("site 1"), counted over the images of this call.
 
     Returns
@@ -64,7 +73,7 @@ def tags_of(
 
     Examples
     --------
-    >>> tags_of([], ["Manufacturer"])
+    >>> read_acquisition_tags([], ["Manufacturer"])
     []
     """
     known = {*TEXTS, *NUMBERED, *NUMBERS}
@@ -106,7 +115,7 @@ def sexes_of(images: ItemFacts | Iterable[Series]) -> list[str]:
 
 
 def ages_of(images: ItemFacts | Iterable[Series]) -> list[float | None]:
-    """Return the age in years of each item's patient at the study; None if unknown; for groups of many only."""
+    """Return the age in years of each item's patient at the study; None if unknown."""
     tags = to_tag_numbers("PatientAge", "PatientBirthDate", "StudyDate")
 
     def find_age(series: Series, kept: AcquisitionElements | None) -> float | None:
