@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from medimg._validation import check_choice
-from medimg.data.splits.kfold import fold_of_items, splits
+from medimg.data.splits.kfold import assign_folds, split_by_fold
 from medimg.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -322,7 +322,7 @@ def _cross_validate(
     from sklearn.preprocessing import StandardScaler
 
     wrong = np.zeros(len(sides), dtype=bool)
-    for learned, held in splits(fold_of_items(sides, groups.tolist(), "multiclass", folds, seed)):
+    for learned, held in split_by_fold(assign_folds(sides, groups.tolist(), "multiclass", folds, seed)):
         classifier = make_pipeline(
             StandardScaler(), LogisticRegression(C=0.01, class_weight="balanced", max_iter=2000)
         )

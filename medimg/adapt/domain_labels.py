@@ -32,9 +32,10 @@ def domains_of(dataset: Any, by: DomainRule = "Manufacturer") -> tuple[NDArray[n
         Images whose domains are determined.
     by : str, callable or sequence
         Definition of the domain: a DICOM keyword ("Manufacturer", "ManufacturerModelName",
-        "ConvolutionKernel", "InstitutionName", …; see :func:`medimg.data.acquisition_tags.tags_of`), read
-        from the first file of each series; "column" for that of ``ImageDataset.from_csv(domain=...)``; a
-        function of a :class:`medimg.Series`; or a name for each item.
+        "ConvolutionKernel", "InstitutionName", …; see
+        :func:`medimg.data.acquisition_tags.read_acquisition_tags`); "column" for that of
+        ``ImageDataset.from_csv(domain=...)``; a function of a :class:`medimg.Series`; or a name for each
+        item.
 
     Returns
     -------
@@ -84,8 +85,8 @@ def _find_names(dataset: Any, by: DomainRule) -> list[str]:
 
 
 def _find_tags(dataset: Any, by: str) -> list[str]:
-    from medimg.data.acquisition_tags import tags_of
+    from medimg.data.acquisition_tags import read_acquisition_tags
 
     if by == "column":
         return list(dataset.domains)
-    return [str(tags[by]) for tags in tags_of(dataset, [by])]
+    return [str(tags[by]) for tags in read_acquisition_tags(dataset, [by])]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from medimg.adapt import coral_loss, mmd_loss, proxy_a_distance
 from medimg.adapt.shift_report import Difference, Distances, ShiftReport
-from medimg.data.acquisition_tags import NUMBERED, NUMBERS, TEXTS, tags_of
+from medimg.data.acquisition_tags import NUMBERED, NUMBERS, TEXTS, read_acquisition_tags
 from medimg.errors import TrainingError
 from medimg.features.dataset_features import item_features
 from medimg.preprocessing.preprocess import check_same_preprocessing
@@ -171,7 +171,7 @@ def _compare_tags(source: LabeledDataset, target: LabeledDataset) -> list[Differ
     several = [list(dict.fromkeys(getattr(data, "series", ()))) for data in (source, target)]
     first: Sequence[Series] = several[0]
     # in one call, so that numbered values, such as sites, get the same numbers
-    tags = tags_of([*several[0], *several[1]], _KEYWORDS)
+    tags = read_acquisition_tags([*several[0], *several[1]], _KEYWORDS)
     sides = tags[: len(first)], tags[len(first) :]
     found = []
     for keyword in _KEYWORDS:

@@ -1,4 +1,4 @@
-"""Progress bars: one look and one rule for when they are shown."""
+"""Progress bars."""
 
 from __future__ import annotations
 

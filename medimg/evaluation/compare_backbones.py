@@ -244,7 +244,7 @@ def compare(
     >>> found = medimg.compare(["resnet18", "densenet121"], dataset, cache="features")  # doctest: +SKIP
     >>> found.to_pandas()[["backbone", "auroc", "images_per_second"]]  # doctest: +SKIP
     """
-    from medimg.data.splits.kfold import check_folds, fold_of_items
+    from medimg.data.splits.kfold import assign_folds, check_folds
     from medimg.training.fit_head import check_balance
     from medimg.training.linear_probe import ProbeSearch
     from medimg.training.losses import check_labels
@@ -263,7 +263,7 @@ def compare(
     check_labels(dataset.labels, dataset.classes, dataset.task)
     check_folds(dataset, folds)
     check_units(dataset, scoring.unit)
-    fold = fold_of_items(np.asarray(dataset.labels), dataset.patients, dataset.task, folds, seed)
+    fold = assign_folds(np.asarray(dataset.labels), dataset.patients, dataset.task, folds, seed)
     options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress}
     trial = _Trial(dataset, fold, probing, scoring, {"cache": cache, **options}, pool, accept_license, device)
     found = [trial.of(name, _weights_of(weights, name)) for name in names]

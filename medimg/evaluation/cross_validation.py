@@ -195,7 +195,7 @@ def cross_validate(
     >>> found.metrics["auroc"]  # doctest: +SKIP
     Estimate(value=0.993, low=0.990, high=0.995, dropped=0)
     """
-    from medimg.data.splits.kfold import check_folds, fold_of_items
+    from medimg.data.splits.kfold import assign_folds, check_folds
     from medimg.training.checks import check_data
     from medimg.training.fit_head import check_balance, check_pooling, embed_items
     from medimg.training.linear_probe import ProbeSearch
@@ -215,7 +215,7 @@ def cross_validate(
     check_data(model, dataset, None)
     check_folds(dataset, folds)
     check_units(dataset, scoring.unit)
-    fold = fold_of_items(np.asarray(dataset.labels), dataset.patients, dataset.task, folds, seed)
+    fold = assign_folds(np.asarray(dataset.labels), dataset.patients, dataset.task, folds, seed)
     data = embed_items(
         model, dataset, cache=cache, batch_size=batch_size, num_workers=num_workers, progress=progress
     )
@@ -237,11 +237,11 @@ def validate_folds(
     started: float,
 ) -> CrossValidation:
     """Fit on all folds but one, predict on that one, in turns; score what comes out."""
-    from medimg.data.splits.kfold import splits
+    from medimg.data.splits.kfold import split_by_fold
 
     probabilities = np.zeros((len(fold), len(probing.classes)))
     settings = []
-    for train, test in splits(fold):
+    for train, test in split_by_fold(fold):
         chosen = probing.fit(data.select(train))
         probabilities[test] = chosen.fit.probabilities(data.x[test])
         settings.append(chosen.setting)

@@ -61,8 +61,8 @@ def groups_of(dataset: Any, name: str, rule: GroupRule) -> list[str]:
         What the groups differ in; values named "age" become bands.
     rule : str, callable, mapping or sequence
         "sex", "age", "scanner", "site", "modality", "domain", or a DICOM keyword (see
-        :func:`medimg.data.acquisition_tags.tags_of`); a function of a :class:`medimg.Series`; a mapping of
-        patients; or a value for each item, such as a column of a table.
+        :func:`medimg.data.acquisition_tags.read_acquisition_tags`); a function of a :class:`medimg.Series`; a
+        mapping of patients; or a value for each item, such as a column of a table.
 
     Returns
     -------
@@ -148,7 +148,7 @@ def _values(dataset: Any, name: str, rule: GroupRule) -> list[Any]:
 
 def _by_name(dataset: Any, rule: str) -> list[Any]:
     # without pictures and files there is nothing to import for
-    from medimg.data.acquisition_tags import tags_of
+    from medimg.data.acquisition_tags import read_acquisition_tags
 
     if rule == "modality":
         return list(dataset.modalities)
@@ -157,12 +157,12 @@ def _by_name(dataset: Any, rule: str) -> list[Any]:
     keyword = _SITE if rule == "site" else _ALIASES.get(rule, rule)
     if keyword in {"PatientSex", "PatientAge"}:
         return _of_people(dataset.series, keyword)
-    return [tags[keyword] for tags in tags_of(dataset.series, [keyword])]
+    return [tags[keyword] for tags in read_acquisition_tags(dataset.series, [keyword])]
 
 
 def _of_people(several: Sequence[Series], keyword: str) -> list[str]:
     """Sex or age: given out as groups of many only."""
-    from medimg.data.acquisition_tags import first_blob
+    from medimg.data.acquisition_tags import find_first_file
     from medimg.io.dicom.header.attributes import get_code
     from medimg.io.dicom.header.open import open_header, to_tag_numbers
 
@@ -170,7 +170,7 @@ def _of_people(several: Sequence[Series], keyword: str) -> list[str]:
     known: dict[int, str] = {}
     for series in several:
         if id(series) not in known:
-            header = open_header(first_blob(series), wanted) if series.format == "DICOM" else None
+            header = open_header(find_first_file(series), wanted) if series.format == "DICOM" else None
             found = "" if header is None else get_code(header, keyword)
             if keyword == "PatientSex":
                 found = found if found in {"F", "M", "O"} else ""

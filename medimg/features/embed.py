@@ -18,7 +18,7 @@ from medimg.core.volume import Volume
 from medimg.data.cache.keys import find_address
 from medimg.data.dataset import ImageDataset
 from medimg.data.image_loader import ImageLoader, ResolvedSource
-from medimg.data.items import checked_policies
+from medimg.data.items import make_policies
 from medimg.data.read_tensors import check_sources
 from medimg.errors import MedimgError, PreprocessError
 from medimg.features._cache import FLUSH_AFTER, FeatureCache, SeriesFeatures
@@ -108,7 +108,7 @@ class SourceEmbedder:
     ) -> None:
         self._sources = check_sources(sources, model.preprocess, workers, "collect")
         self._workers = workers
-        self._loader = ImageLoader(model.preprocess, checked_policies(reading))
+        self._loader = ImageLoader(model.preprocess, make_policies(reading))
         self._cache = FeatureCache.open(cache, model) if cache is not None else None
         self._unsaved: list[tuple[Address, SeriesFeatures]] = []
         self._unsaved_rows = 0

@@ -378,7 +378,9 @@ _SAVED_AS: Final = {"series_attributes": "kinds", "temporal_attributes": "moment
 
 
 def _instance_facts(instance: Instance) -> dict[str, Any]:
-    plain = {f.name: getattr(instance, f.name) for f in fields(instance) if f.name not in ("blob", "facts")}
+    # the date of birth and the names of sites are written nowhere
+    left_out = ("blob", "facts", "acquisition")
+    plain = {f.name: getattr(instance, f.name) for f in fields(instance) if f.name not in left_out}
     frames = [
         {_SAVED_AS.get(f.name, f.name): getattr(frame, f.name) for f in fields(frame)}
         for frame in instance.facts

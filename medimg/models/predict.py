@@ -14,7 +14,7 @@ from medimg import __version__
 from medimg._validation import check_batch_size, check_choice, check_whole_number
 from medimg.core.progress import progress_bar
 from medimg.core.volume import Volume
-from medimg.data.dataloader import evaluation_loader
+from medimg.data.dataloader import make_evaluation_loader
 from medimg.errors import MedimgWarning, TrainingError
 from medimg.io.series import Series
 from medimg.io.sources import is_buffer
@@ -207,7 +207,7 @@ def predict_proba(
     size, processes = check_batch_size(batch_size), max(0, check_whole_number("num_workers", num_workers))
     check_calibration(model)
     bags = dataset.unit == "series"
-    loader = evaluation_loader(dataset, batch_size=1 if bags else size, num_workers=processes)
+    loader = make_evaluation_loader(dataset, batch_size=1 if bags else size, num_workers=processes)
     device = next(model.parameters()).device
     with module_mode(model, training=False), torch.inference_mode():
         rows = []

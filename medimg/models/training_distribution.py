@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from medimg.core.volume import Volume
-from medimg.data.acquisition_tags import tags_of
+from medimg.data.acquisition_tags import read_acquisition_tags
 from medimg.errors import CheckpointError, MedimgError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class ImageFacts:
         found: Mapping[str, Any] = {}
         if tags and not isinstance(image, Volume):
             try:
-                found = tags_of([image], _TAGS)[0]
+                found = read_acquisition_tags([image], _TAGS)[0]
             except MedimgError:
                 # reading the pixels will say what is wrong
                 found = {}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 import numpy as np
 import torch
 
-from medimg.data.identifiers import ids_of, keyed_hash
+from medimg.data.identifiers import hash_series_ids, keyed_hash
 from medimg.errors import CheckpointError, LeakageError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class TrainingImages:
 
     def with_data(self, data: Any, role: Role) -> TrainingImages:
         """Add the images of a data set."""
-        several = ids_of(_distinct(data))
+        several = hash_series_ids(_distinct(data))
         known = frozenset(self._digest(name) for names in several for name in names)
         return replace(
             self,
@@ -107,7 +107,7 @@ class TrainingImages:
 
     def shared(self, data: Any) -> Shared:
         """Compare a data set with what was seen."""
-        series = [{self._digest(name) for name in names} for names in ids_of(_distinct(data))]
+        series = [{self._digest(name) for name in names} for names in hash_series_ids(_distinct(data))]
         patients = _patients(data)
         return Shared(
             {role: sum(not self.series[role].isdisjoint(one) for one in series) for role in _ROLES},

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from medimg._plot_style import make_figure, style_axes
 from medimg._validation import check_number, check_whole_number
-from medimg.core.display import choose_voi, png, render
+from medimg.core.display import choose_voi, encode_png, render
 from medimg.core.geometry import display_code
 from medimg.core.volume import Volume
 from medimg.core.window import Voi, Window
@@ -174,7 +174,7 @@ class Explanation:
         )
 
     def _repr_png_(self) -> bytes:
-        return png(self.overlay())
+        return encode_png(self.overlay())
 
 
 def _heat_volume(place: Volume, heat: npt.NDArray[np.float32]) -> Volume:

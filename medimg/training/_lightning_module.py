@@ -18,9 +18,9 @@ from medimg.data.dataloader import (
     Share,
     concat_batches,
     epoch_seed,
-    evaluation_loader,
+    make_evaluation_loader,
+    make_training_loader,
     repeat_epochs,
-    training_loader,
 )
 from medimg.errors import TrainingError
 from medimg.metrics.validation_scores import validation_scores
@@ -112,13 +112,13 @@ class FineTuneModule(pl.LightningModule):
             share=self._share,
             offset=self._phase.epochs_before + self._start.done,
         )
-        return training_loader(self._train, sampler=sampler, **self._loader_options)
+        return make_training_loader(self._train, sampler=sampler, **self._loader_options)
 
     def val_dataloader(self) -> Any:
         """Return batches in order, if there are validation data."""
         if self._val is None:
             return []
-        return evaluation_loader(self._val, share=self._share, **self._loader_options)
+        return make_evaluation_loader(self._val, share=self._share, **self._loader_options)
 
     @property
     def _share(self) -> Share:
@@ -163,7 +163,7 @@ class FineTuneModule(pl.LightningModule):
             return iter(())
         sampler = EpochSampler(len(target), seed, share=self._share)
         # a last batch of a single item is left out: it would have no batch statistics
-        loader = training_loader(target, sampler=sampler, **{**self._loader_options, "num_workers": 0})
+        loader = make_training_loader(target, sampler=sampler, **{**self._loader_options, "num_workers": 0})
         return repeat_epochs(loader, sampler)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, get_
 import numpy as np
 
 from medimg._validation import check_choice, check_number, check_whole_number
-from medimg.data.splits.kfold import fold_of_items, patient_classes, splits
+from medimg.data.splits.kfold import assign_folds, count_patients_by_class, split_by_fold
 from medimg.errors import TrainingError
 from medimg.metrics.validation_scores import mean_auroc
 from medimg.training._logistic_regression import LinearProbe, class_weights, log_loss
@@ -115,7 +115,7 @@ class ProbeSearch:
         if held_out is not None:
             parts, truth = [(data, held_out)], held_out.labels
         else:
-            folds = splits(self._assign_folds(data))
+            folds = split_by_fold(self._assign_folds(data))
             parts = [(data.select(train), data.select(test)) for train, test in folds]
             truth = np.concatenate([test.labels for _, test in parts])
         weights = class_weights(data.labels, self.task, len(self.classes), self.balanced)
@@ -136,7 +136,7 @@ class ProbeSearch:
 
     def _assign_folds(self, data: LabeledEmbeddings) -> NDArray[np.int64]:
         """Return the inner fold (n,) of each item."""
-        counts = patient_classes(data.labels, data.patients, self.task, len(self.classes))
+        counts = count_patients_by_class(data.labels, data.patients, self.task, len(self.classes))
         least = int(counts.min())
         if least < 2:
             name = self.classes[int(counts.argmin())]
@@ -145,7 +145,7 @@ class ProbeSearch:
                 f"by inner folds: pass {self.name}="
             )
         folds = min(self.inner_folds, least)
-        return fold_of_items(data.labels, data.patients, self.task, folds, self.seed)
+        return assign_folds(data.labels, data.patients, self.task, folds, self.seed)
 
     def _fit_path(self, data: LabeledEmbeddings, settings: Iterable[float]) -> Iterator[Predictor]:
         """Yield a classifier for each setting."""

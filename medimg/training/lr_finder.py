@@ -11,7 +11,7 @@ import torch
 
 from medimg._plot_style import COLORS, add_legend, make_axes
 from medimg.core.progress import progress_bar
-from medimg.data.dataloader import EpochSampler, epoch_seed, repeat_epochs, training_loader
+from medimg.data.dataloader import EpochSampler, epoch_seed, make_training_loader, repeat_epochs
 from medimg.errors import TrainingError
 from medimg.models.freezing import freeze_batchnorm_statistics
 from medimg.models.module_mode import module_mode
@@ -209,7 +209,7 @@ def _run_test(
         config.seed,
         odds=class_odds(train.labels, train.task) if config.balance == "sampler" else None,
     )
-    loader = training_loader(
+    loader = make_training_loader(
         train,
         batch_size=config.batch_size,
         num_workers=num_workers,

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import medimg
-from medimg.data.identifiers import ids_of
+from medimg.data.identifiers import hash_series_ids
 from medimg.errors import CheckpointError, DatasetError, LeakageError
 from medimg.models import safetensors_file
 from medimg.models.training_images import TrainingImages
@@ -266,7 +266,7 @@ def test_uncompressed_volumes_with_black_borders_are_told_apart(tmp_path: Path) 
         values[90:170, 90:170, 1:7] = np.random.default_rng(n).normal(100, 10, (80, 80, 6))
         nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / f"{n}.nii")
     shutil.copyfile(tmp_path / "0.nii", tmp_path / "copy.nii")
-    names = [ids_of([medimg.scan(tmp_path / f"{n}.nii")[0]])[0] for n in (0, 1, 2, "copy")]
+    names = [hash_series_ids([medimg.scan(tmp_path / f"{n}.nii")[0]])[0] for n in (0, 1, 2, "copy")]
     assert len({*names}) == 3
     assert names[0] == names[3]
 

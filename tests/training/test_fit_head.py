@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 import medimg
 from medimg import ImageDataset
-from medimg.data.splits.kfold import fold_of_items, splits
+from medimg.data.splits.kfold import assign_folds, split_by_fold
 from medimg.errors import LeakageError, TrainingError
 from medimg.features.dataset_features import item_features
 from medimg.models.backbones.heads import head_logits
@@ -148,9 +148,9 @@ def test_the_setting_is_that_of_the_best_score_on_inner_folds(method: str, class
 def test_the_loss_that_chooses_is_that_of_held_out_patients() -> None:
     data = gaussians()
     chosen = ProbeSearch("multiclass", ("a", "b"), setting=(0.01, 0.1)).fit(data)
-    fold = fold_of_items(data.labels, data.patients, "multiclass", 3, 0)
+    fold = assign_folds(data.labels, data.patients, "multiclass", 3, 0)
     proba = np.zeros((len(data.labels), 2))
-    for train, test in splits(fold):
+    for train, test in split_by_fold(fold):
         assert not {data.patients[n] for n in train} & {data.patients[n] for n in test}
         proba[test] = reference(data.x[train], data.labels[train], 0.1).predict_proba(data.x[test])
     assert chosen.tried[1]["loss"] == pytest.approx(sklearn_log_loss(data.labels, proba), abs=1e-4)
@@ -261,11 +261,11 @@ def test_weighted_losses() -> None:
 
 def test_folds_keep_patients_together() -> None:
     data = gaussians(90)
-    fold = fold_of_items(data.labels, data.patients, "multiclass", 5, 1)
+    fold = assign_folds(data.labels, data.patients, "multiclass", 5, 1)
     assert sorted(set(fold)) == [0, 1, 2, 3, 4]
     for patient in set(data.patients):
         assert len({f for f, p in zip(fold, data.patients, strict=True) if p == patient}) == 1
     several = np.eye(2)[data.labels]
-    assert len(set(fold_of_items(several, data.patients, "multilabel", 5, 1))) == 5
+    assert len(set(assign_folds(several, data.patients, "multilabel", 5, 1))) == 5
     with pytest.raises(LeakageError, match="folds"):
-        fold_of_items(data.labels[:6], data.patients[:6], "multiclass", 3, 0)
+        assign_folds(data.labels[:6], data.patients[:6], "multiclass", 3, 0)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from medimg.io.dicom.header.acquisition import AcquisitionElements
     from medimg.io.dicom.header.instance import Instance
 
 __all__ = ["OF_EACH", "OF_SERIES", "InstanceColumns", "UniformFiles", "find_uniform_files", "is_plain"]
@@ -90,19 +91,29 @@ class InstanceColumns:
         Its path.
     columns : tuple of list of bytes
         The values of :data:`OF_EACH`, without the zeros that fill them up.
+    acquisitions : list of AcquisitionElements or None
+        Undecoded elements of each; None if unknown.
     """
 
     def __init__(self) -> None:
         self.indices: list[int] = []
         self.names: list[str] = []
+        self.acquisitions: list[AcquisitionElements | None] = []
         self.columns: tuple[list[bytes], ...] = tuple([] for _ in OF_EACH)
 
-    def extend(self, indices: list[int], names: list[str], columns: Sequence[list[bytes]]) -> None:
+    def extend(
+        self,
+        indices: list[int],
+        names: list[str],
+        columns: Sequence[list[bytes]],
+        acquisitions: Sequence[AcquisitionElements | None] | None = None,
+    ) -> None:
         """Add files."""
         if len(columns) != len(OF_EACH):
             raise ValueError(f"{len(columns)} columns")
         self.indices += indices
         self.names += names
+        self.acquisitions += acquisitions or [None] * len(names)
         for mine, more in zip(self.columns, columns, strict=True):
             mine.extend(more)
 
@@ -133,7 +144,12 @@ class InstanceColumns:
         kept = [n for n in range(len(self.names)) if n not in odd]
         rows = InstanceColumns()
         columns = [[column[n] for n in kept] for column in self.columns]
-        rows.extend([self.indices[n] for n in kept], [self.names[n] for n in kept], columns)
+        rows.extend(
+            [self.indices[n] for n in kept],
+            [self.names[n] for n in kept],
+            columns,
+            [self.acquisitions[n] for n in kept],
+        )
         return rows, [self.indices[n] for n in sorted(odd)]
 
     def _are_usual(self) -> bool:
@@ -189,6 +205,7 @@ class UniformFiles:
             self._made[row] = replace(
                 self.prototype,
                 blob=Blob(self.names[row]),
+                acquisition=self._rows.acquisitions[row],
                 sop_instance_uid=self._rows.columns[_UID][row].decode("ascii"),
                 instance_number=int(number) if number else None,
                 facts=(replace(plain, position=self._place(row), temporal_attributes=self._moments(row)),),

@@ -27,12 +27,12 @@ from medimg.io.dicom.header.attributes import get_identifier, quiet_pydicom
 from medimg.io.dicom.header.functional_groups import FrameViews
 from medimg.io.dicom.header.instance import Frame, Instance
 from medimg.io.dicom.header.open import open_dataset, to_tags
-from medimg.io.dicom.pixels.frames import StoredFrames
+from medimg.io.dicom.pixels._frames import StoredFrames
 from medimg.io.dicom.series._policies import Notes, check_stack, resolve_duplicates
 from medimg.io.dicom.series._stack_plan import StackPlan
 from medimg.io.dicom.values.suv import SUV_TAGS, get_acquisition_time
 from medimg.io.series import Policies, ValueKind
-from tests.io.plain_values import SliceValues, calibrated, slice_values
+from tests.io.dicom.plain_values import SliceValues, calibrated, slice_values
 
 _MOST_VALUES = 2**33
 _SUV_TAGS = to_tags(*SUV_TAGS)

@@ -20,11 +20,11 @@ from medimg.errors import DecodeError, MissingDependencyError, TruncatedError
 from medimg.io.dicom.header.image_pixel import FrameFormat
 from medimg.io.dicom.header.open import open_dataset
 from medimg.io.dicom.header.transfer_syntax import SYNTAXES, check_syntax
+from medimg.io.dicom.pixels._codecs import decode_frame
 from medimg.io.dicom.pixels._codestream import find_j2k_end, read_codestream
-from medimg.io.dicom.pixels.codecs import decode_frame
-from medimg.io.dicom.pixels.frames import StoredFrames
+from medimg.io.dicom.pixels._frames import StoredFrames
 from tests.dicom_files import make_instance
-from tests.io.encodings import (
+from tests.io.dicom.encodings import (
     DEFLATED_FRAMES,
     EXTENDED,
     FRAMES,

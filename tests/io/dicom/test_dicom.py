@@ -33,7 +33,7 @@ from medimg.errors import (
     TruncatedError,
 )
 from tests.dicom_files import make_instance, stack_pixels, write, write_stack
-from tests.io.encodings import codestream_size
+from tests.io.dicom.encodings import codestream_size
 
 RNG = np.random.default_rng(3)
 

@@ -15,10 +15,10 @@ from pydicom.uid import UID
 from medimg.errors import DecodeError, NotAnImageError, TruncatedError
 from medimg.io.dicom.header.image_pixel import FrameFormat
 from medimg.io.dicom.header.open import open_dataset
+from medimg.io.dicom.pixels._frames import StoredFrames
 from medimg.io.dicom.pixels._native import NativeFrames
-from medimg.io.dicom.pixels.frames import StoredFrames
 from tests.dicom_files import make_instance
-from tests.io.encodings import (
+from tests.io.dicom.encodings import (
     BUNDLED,
     RLE,
     RNG,

@@ -25,9 +25,9 @@ from medimg.io.dicom.series.volume_reader import StackReader
 from medimg.io.series import Policies, Series, ValueKind
 from medimg.testing.studies import Study, write_dicom
 from tests.dicom_files import make_instance, write
-from tests.io.plain_reading import plain_read
+from tests.io.dicom.plain_reading import plain_read
 
-KEEP = Policies("keep", "keep", "keep")
+KEEP = Policies(on_missing="keep", on_duplicate="keep", on_tilt="keep")
 Outcome = tuple[Volume | tuple[str, str], list[str]]
 
 

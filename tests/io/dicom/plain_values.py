@@ -1,4 +1,4 @@
-"""The plain way from stored to modality values, one slice at a time; see :mod:`tests.io.plain_reading`."""
+"""The plain way from stored to modality values, one slice at a time; see `tests.io.dicom.plain_reading`."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from medimg.io.dicom.header.attributes import (
 )
 from medimg.io.dicom.header.frame_vectors import parse_dose_scaling
 from medimg.io.dicom.header.image_pixel import FrameFormat
-from medimg.io.dicom.values.photometric import apply_palette, convert_ycc_to_rgb, reduce_to_8_bits
+from medimg.io.dicom.values._photometric import apply_palette, convert_ycc_to_rgb, reduce_to_8_bits
+from medimg.io.dicom.values._voi_lut import parse_declared_voi, parse_lookup_table
 from medimg.io.dicom.values.real_world import compute_philips_factor
 from medimg.io.dicom.values.suv import compute_suv_factor
-from medimg.io.dicom.values.voi_lut import parse_declared_voi, parse_lookup_table
 from medimg.io.series import ValueKind
 
 _SIGN = "the codestream is signed, contrary to Pixel Representation: its values are kept"

@@ -9,7 +9,7 @@ import numpy as np
 from medimg.errors import DecodeError
 from medimg.io.dicom.header.attributes import get_value
 from medimg.io.dicom.header.transfer_syntax import BIG_ENDIAN, parse_transfer_syntax
-from medimg.io.dicom.values.voi_lut import build_lookup_table
+from medimg.io.dicom.values._voi_lut import build_lookup_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from medimg.io.dicom.header.elements import UnusualHeaderError, locate_elements
 from medimg.io.dicom.header.image_pixel import FrameFormat
+from medimg.io.dicom.pixels._frames import interpret_bits
 from medimg.io.dicom.pixels._single_frame_reader import list_value_tags
-from medimg.io.dicom.pixels.frames import interpret_bits
 from medimg.io.dicom.scanning.header_template import Header, HeaderTemplateWalker
 from tests.dicom_files import make_instance, write
 

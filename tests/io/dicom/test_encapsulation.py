@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medimg.errors import DecodeError, TruncatedError
-from medimg.io.dicom.pixels.frames import StoredFrames
+from medimg.io.dicom.pixels._frames import StoredFrames
 from tests.dicom_files import make_instance
-from tests.io.encodings import (
+from tests.io.dicom.encodings import (
     DEFLATED_FRAMES,
     FRAMES,
     J2K,

@@ -24,14 +24,14 @@ from medimg.errors import PreprocessError, ReadError
 from medimg.io.dicom.header.attributes import quiet_pydicom
 from medimg.io.dicom.header.functional_groups import FrameViews
 from medimg.io.dicom.header.open import open_dataset
-from medimg.io.dicom.pixels.frames import StoredFrames
+from medimg.io.dicom.pixels._frames import StoredFrames
 from medimg.preprocessing.preprocess import Preprocess
 from tests.conformance import Conformance
 from tests.dicom_files import make_instance, write
-from tests.io.encodings import modality_values
-from tests.io.independent import dcmtk
-from tests.io.plain_values import SliceValues
-from tests.io.test_frame_reader import opened, parts
+from tests.io.dicom.encodings import modality_values
+from tests.io.dicom.independent import dcmtk
+from tests.io.dicom.plain_values import SliceValues
+from tests.io.dicom.test_frame_reader import opened, parts
 
 #: Where dcmtk gives another picture, and why; see DIFFERENT in test_pixels.py.
 KNOWN_DIFFERENCES = {

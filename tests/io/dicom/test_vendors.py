@@ -13,10 +13,10 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import EnhancedMRImageStorage
 
 import medimg
-from medimg.core.stacking import analyze_positions, are_same_positions
+from medimg.core.stacking import analyze_positions, number_positions
 from medimg.errors import DuplicateSlicesError, MissingSlicesError
 from tests.dicom_files import AXIAL, make_instance, write
-from tests.io.test_grouping import PLACES, SHAPE, expected, image, pixels, read, save
+from tests.io.dicom.test_grouping import PLACES, SHAPE, expected, image, pixels, read, save
 
 
 def item(**attributes: Any) -> Dataset:
@@ -216,7 +216,7 @@ def test_slices_of_a_microscanner(tmp_path: Path, gap: float) -> None:
 
 def test_places_that_jitter_are_no_microscanner() -> None:
     z = np.array([0, 0.006, 0.01, 0.003, 2.5, 2.504, 2.508, 2.51])
-    places = are_same_positions(np.stack([0 * z, 0 * z, z], axis=1), AXIAL)
+    places = number_positions(np.stack([0 * z, 0 * z, z], axis=1), AXIAL)
     assert places.tolist() == [0] * 4 + [1] * 4
 
 
@@ -330,10 +330,10 @@ def test_mending_does_not_add_up_the_rounding_of_positions(tmp_path: Path) -> No
 
 def test_mending_does_not_go_beyond_the_last_slice() -> None:
     stack = analyze_positions([[0, 0, z] for z in (0, 2.5, 5, 9, 11.5, 14)], AXIAL)
-    from medimg.core.regrid import regular_grid
+    from medimg.core.regrid import regrid_slices
 
     values = np.broadcast_to(stack.distances[None, :, None, None], (1, 6, 2, 2))
-    assert regular_grid(values, stack.distances, stack.spacing)[0, :, 0, 0] == pytest.approx(
+    assert regrid_slices(values, stack.distances, stack.spacing)[0, :, 0, 0] == pytest.approx(
         2.5 * np.arange(6)
     )
 

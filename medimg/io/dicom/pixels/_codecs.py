@@ -94,7 +94,7 @@ def _decode_jpeg_lossless(data: bytes, fmt: FrameFormat) -> npt.NDArray[Any]:
 
     if fmt.samples != 3:
         return np.asarray(imagecodecs.jpeg8_decode(data))
-    # lossless JPEG has no color transform: RGB here stands for any colors
+    # lossless JPEG has no color transform: "RGB" means any colors
     return np.asarray(imagecodecs.jpeg8_decode(data, colorspace="RGB", outcolorspace="RGB"))
 
 
@@ -142,7 +142,7 @@ class DecodedFrame:
 
     values: npt.NDArray[Any]
     is_rgb: bool
-    sign_bits: int  # bits of a signed value in the codestream; 0 if it does not tell
+    sign_bits: int  # bits of a signed value in the codestream; 0 if unknown
     is_lossy: bool  # values are approximate
 
 
@@ -168,7 +168,7 @@ def decode_frame(data: bytes, syntax_uid: str, fmt: FrameFormat, number: int = 0
             f"{where} needs a codec of imagecodecs that is not installed: "
             "run pip install --upgrade --force-reinstall imagecodecs"
         ) from None
-    # codecs raise errors of many kinds on damaged data
+    # codecs raise various errors on damaged data
     except Exception as error:
         raise DecodeError(
             f"{where}: decoding failed ({type(error).__name__}); the pixel data is damaged or truncated"

@@ -27,9 +27,9 @@ from medimg.io.dicom.pixels._single_frame_reader import RangeReader, SingleFrame
 from medimg.io.dicom.scanning.header_template import HeaderTemplateWalker
 from medimg.io.files.blob import Blob
 from tests.dicom_files import write_stack
-from tests.io.plain_scan import differences, plain_scan
-from tests.io.test_fast_reading import compare, pictures, plan_of, write_series
-from tests.io.test_fast_scan import siblings
+from tests.io.dicom.plain_scan import differences, plain_scan
+from tests.io.dicom.test_fast_reading import compare, pictures, plan_of, write_series
+from tests.io.dicom.test_fast_scan import siblings
 
 AGO = time.time() - 1000
 

@@ -14,9 +14,9 @@ import pytest
 from medimg.errors import DecodeError, NotAnImageError, ReadError, TruncatedError
 from medimg.io.dicom.header.attributes import has_value, quiet_pydicom
 from medimg.io.dicom.header.open import open_dataset
-from medimg.io.dicom.pixels.frames import StoredFrames
+from medimg.io.dicom.pixels._frames import StoredFrames
 from tests.conformance import Conformance
-from tests.io.independent import frames_by_others
+from tests.io.dicom.independent import frames_by_others
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

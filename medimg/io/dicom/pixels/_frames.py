@@ -20,9 +20,9 @@ from medimg.io.dicom.header.transfer_syntax import (
     check_syntax,
     parse_transfer_syntax,
 )
+from medimg.io.dicom.pixels._codecs import DecodedFrame, decode_frame
 from medimg.io.dicom.pixels._encapsulation import EncapsulatedFrames, is_encapsulated
 from medimg.io.dicom.pixels._native import NativeFrames
-from medimg.io.dicom.pixels.codecs import DecodedFrame, decode_frame
 
 if TYPE_CHECKING:
     import numpy.typing as npt

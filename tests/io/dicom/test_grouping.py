@@ -14,7 +14,7 @@ from pydicom.dataset import FileDataset
 from pydicom.uid import MRImageStorage
 
 import medimg
-from medimg.core.stacking import are_same_positions
+from medimg.core.stacking import number_positions
 from medimg.errors import AmbiguousSeriesError, DuplicateSlicesError, MedimgWarning
 from tests.dicom_files import make_instance, write
 
@@ -252,5 +252,5 @@ def test_stacks_between_each_other_are_told_apart(tmp_path: Path) -> None:
 def test_places_beside_each_other_are_different() -> None:
     axial = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
     positions = np.array([[0, 0, 0], [50, 0, 0], [0, 0, 2], [0, 0.001, 0.004], [50, 0, 2]])
-    found = are_same_positions(positions, axial)
+    found = number_positions(positions, axial)
     assert found.tolist() == [0, 1, 2, 0, 3]

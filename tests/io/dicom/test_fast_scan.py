@@ -31,7 +31,7 @@ from medimg.io.files.blob import Blob
 from medimg.io.files.prefetch import FileHeads
 from medimg.testing import strategies, studies
 from tests.dicom_files import make_instance, write
-from tests.io.plain_scan import differences, parsed_header, plain_scan
+from tests.io.dicom.plain_scan import differences, parsed_header, plain_scan
 
 PIXELS = np.zeros((4, 4), np.uint16)
 DATA_SETS = ("dicom_misc", "dicom_qa", "malformed", "cls/covid_ct_md_dev")

@@ -15,10 +15,10 @@ from pydicom.uid import UID
 from medimg.io.dicom.header.attributes import quiet_pydicom
 from medimg.io.dicom.header.image_pixel import FrameFormat
 from medimg.io.dicom.pixels._codestream import CodestreamSize, read_codestream
-from medimg.io.dicom.pixels.frames import StoredFrames
+from medimg.io.dicom.pixels._frames import StoredFrames
 from medimg.io.dicom.values.modality_lut import parse_modality_transform
 from tests.dicom_files import make_instance
-from tests.io.plain_values import SliceValues
+from tests.io.dicom.plain_values import SliceValues
 
 RNG = np.random.default_rng(11)
 BUNDLED = Path(pydicom.__file__).parent / "data" / "test_files"
