@@ -23,7 +23,6 @@ __all__ = [
     "LossOf",
     "Side",
     "require_target",
-    "total_loss",
 ]
 
 #: Function from a batch of images to its mean loss with the current model.
@@ -260,32 +259,3 @@ def require_target(target: Side | None) -> Side:
     if target is None:
         raise TrainingError("this method of adaptation needs a batch of the target in every step; found none")
     return target
-
-
-def total_loss(
-    terms: Sequence[AdaptationTerm],
-    losses: Tensor,
-    source: Side,
-    targets: Sequence[Side | None],
-    progress: float,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """
-    Return the loss of several terms, each with its target, in which the classification loss counts once.
-
-    Examples
-    --------
-    >>> side = Side(torch.zeros(2, 3), torch.zeros(2, 2))
-    >>> total, parts = total_loss([AdaptationTerm(), AdaptationTerm()], torch.ones(2), side, [None, None], 0)
-    >>> float(total), parts
-    (1.0, {})
-    """
-    plain = losses.mean()
-    if len(terms) == 1:
-        total, parts = terms[0](losses, source, targets[0], progress)
-        return total, parts
-    whole, every = plain, {}
-    for term, target in zip(terms, targets, strict=True):
-        total, parts = term(losses, source, target, progress)
-        whole = whole + (total - plain)
-        every.update(parts)
-    return whole, every

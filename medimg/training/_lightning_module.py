@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from medimg.adapt.base import Side, total_loss
+from medimg.adapt.base import Side
+from medimg.adapt.terms import total_loss
 from medimg.data.dataloader import (
     Batch,
     EpochSampler,

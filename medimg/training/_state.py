@@ -1,20 +1,20 @@
-"""What a training is given, and what changes while it runs."""
+"""Inputs of a training, and its state: progress, history, average of the weights."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from medimg.adapt.base import Adaptation
+from medimg.adapt.terms import AdaptationTerms
 from medimg.errors import TrainingError
 from medimg.training import resume
-from medimg.training._adaptation_terms import AdaptationTerms
-from medimg.training._fit_state import FitState
 from medimg.training._phases import plan_phases
-from medimg.training._weight_average import WeightAverage
 
 if TYPE_CHECKING:
     import os
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from medimg.training.history import HistoryRecorder
     from medimg.training.losses import ClassificationLoss
 
-__all__ = ["FineTuneInputs", "PhaseProgress", "TrainingState"]
+__all__ = ["FineTuneInputs", "PhaseProgress", "TrainingState", "WeightAverage"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +83,29 @@ class FineTuneInputs:
         }
 
 
+class WeightAverage(AveragedModel):
+    """
+    Exponential moving average of a model's parameters and buffers.
+
+    Lightning's own callback starts a new average with each fit; this one runs through all phases.
+    """
+
+    def __init__(self, model: TransferClassifier, decay: float) -> None:
+        super().__init__(model, avg_fn=partial(_average, decay=decay), use_buffers=True)
+        self.update_parameters(model)
+
+    @property
+    def classifier(self) -> TransferClassifier:
+        """Model with the averaged weights."""
+        return cast("TransferClassifier", self.module)
+
+
+def _average(average: Tensor, current: Tensor, count: Tensor | int, *, decay: float) -> Tensor:
+    """Return the updated average; it moves faster in the first steps, far from where training ends."""
+    share = 1.0 - min(decay, (1.0 + float(count)) / (10.0 + float(count)))
+    return average + share * (current - average)
+
+
 @dataclass(frozen=True, slots=True)
 class PhaseProgress:
     """Number of the current phase, and how many of its epochs are done."""
@@ -101,7 +124,7 @@ class TrainingState:
     average: WeightAverage | None = None
     progress: PhaseProgress = PhaseProgress()
     #: What the next fit starts from, if it continues one that was interrupted.
-    fit: FitState | None = None
+    fit: resume.FitState | None = None
 
     @property
     def evaluated_model(self) -> TransferClassifier:
@@ -133,7 +156,7 @@ class TrainingState:
             best=best,
             terms=self.terms.state_dict(),
             average={} if self.average is None else self.average.state_dict(),
-            fit=None if trainer is None else FitState.capture(trainer),
+            fit=None if trainer is None else resume.FitState.capture(trainer),
         )
         resume.save(content, self.inputs.resume_file)
 

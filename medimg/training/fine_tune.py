@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from medimg._validation import check_whole_number
 from medimg.adapt.base import Adaptation
+from medimg.adapt.terms import AdaptationTerms
 from medimg.errors import TrainingError
 from medimg.models.training_distribution import record_training_distribution
 from medimg.models.training_images import record_training_images
-from medimg.training._adaptation_terms import AdaptationTerms
 from medimg.training._config import FineTuneConfig
 from medimg.training._loop import run
 from medimg.training._state import FineTuneInputs, TrainingState

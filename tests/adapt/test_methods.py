@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from medimg import Preprocess, adapt
 from medimg.adapt import Side, coral_loss, mmd_loss, moment_distance
-from medimg.adapt.base import Adaptation, AdaptationTerm, total_loss
+from medimg.adapt.base import Adaptation, AdaptationTerm
+from medimg.adapt.terms import total_loss
 from medimg.errors import TrainingError
 from tests.models.fakes import images
 

@@ -1,4 +1,4 @@
-"""Loss terms of domain adaptation, as one training uses them."""
+"""Loss terms of all adaptations of one training."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor, nn
 
+from medimg.adapt.base import AdaptationTerm, Side
 from medimg.data.dataloader import epoch_seed
 
 if TYPE_CHECKING:
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
     from medimg.data.protocols import LabeledDataset
     from medimg.models.classifier import TransferClassifier
 
-__all__ = ["AdaptationTerms"]
+__all__ = ["AdaptationTerms", "total_loss"]
 
-#: Seed purpose of the initial weights; 0 to 3 are those of an epoch, see ``_lightning_module``.
+#: Seed purpose of the initial weights; 0 to 3 are those of an epoch.
 _INITIAL_WEIGHTS: Final = 4
 
 
@@ -51,3 +52,32 @@ class AdaptationTerms(nn.ModuleList):
     def find_active(self, *, backbone_trained: bool) -> list[int]:
         """Return the numbers of the terms that have an effect; most have none on a frozen backbone."""
         return [n for n, on_frozen in enumerate(self._on_frozen) if on_frozen or backbone_trained]
+
+
+def total_loss(
+    terms: Sequence[AdaptationTerm],
+    losses: Tensor,
+    source: Side,
+    targets: Sequence[Side | None],
+    progress: float,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """
+    Return the loss of several terms, each with its target, in which the classification loss counts once.
+
+    Examples
+    --------
+    >>> side = Side(torch.zeros(2, 3), torch.zeros(2, 2))
+    >>> total, parts = total_loss([AdaptationTerm(), AdaptationTerm()], torch.ones(2), side, [None, None], 0)
+    >>> float(total), parts
+    (1.0, {})
+    """
+    plain = losses.mean()
+    if len(terms) == 1:
+        total, parts = terms[0](losses, source, targets[0], progress)
+        return total, parts
+    whole, every = plain, {}
+    for term, target in zip(terms, targets, strict=True):
+        total, parts = term(losses, source, target, progress)
+        whole = whole + (total - plain)
+        every.update(parts)
+    return whole, every
