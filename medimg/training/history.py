@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from medimg.errors import TrainingError
 from medimg.io.files.atomic import write_text
-from medimg.models.checkpoint import save
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -255,7 +254,7 @@ def _saved(model: TransferClassifier, path: Path, summary: dict[str, Any] | None
     before = model.training_summary
     model.training_summary = summary
     try:
-        return save(model, path)
+        return model.save(path)
     finally:
         model.training_summary = before
 
