@@ -98,7 +98,7 @@ def _make_lookup_table(low: float, high: float, highest: int) -> Dataset:
     level = np.clip((np.arange(highest + 1) - low) / (high - low), 0, 1)
     curve = np.rint((0.35 * level + 0.65 * level * level * (3 - 2 * level)) * 65535).astype("<u2")
     table = Dataset()
-    table.add_new("LUTDescriptor", "US", [len(curve) % 65536, 0, 16])  # 0 stands for 65536 entries
+    table.add_new("LUTDescriptor", "US", [len(curve) % 65536, 0, 16])  # 0 means 65536 entries
     table.LUTExplanation = "Chest"
     table.add_new("LUTData", "OW", curve.tobytes())
     return table
