@@ -10,10 +10,15 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["choose_rescaled_dtype", "rescale_into", "rescale_values"]
+__all__ = ["choose_rescaled_dtype", "describe_rescale", "rescale_into", "rescale_values"]
 
 #: Values per block: as float64 they stay in the cache of a core, and calls are few.
 _BLOCK: Final = 2**16
+
+
+def describe_rescale(slope: float, intercept: float) -> str:
+    """Return the step of a report that names a rescale."""
+    return f"rescaled: {slope:g} × stored {'−' if intercept < 0 else '+'} {abs(intercept):g}"
 
 
 def choose_rescaled_dtype(ends: tuple[int, int], slope: float, intercept: float) -> np.dtype[Any]:

@@ -24,6 +24,7 @@ __all__ = [
     "make_evaluation_loader",
     "make_training_loader",
     "pad_bags",
+    "repeat_epochs",
 ]
 
 
@@ -228,6 +229,15 @@ def make_training_loader(
         generator=torch.Generator(),
         persistent_workers=num_workers > 0,
     )
+
+
+def repeat_epochs(loader: DataLoader[tuple[Tensor, Any, int]], sampler: EpochSampler) -> Iterator[Batch]:
+    """Yield the batches of a loader forever, each epoch in its own order."""
+    epoch = 0
+    while True:
+        sampler.set_epoch(epoch)
+        yield from loader
+        epoch += 1
 
 
 def make_evaluation_loader(

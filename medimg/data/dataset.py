@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from medimg._validation import check_choice
 from medimg.data import _labels
 from medimg.data._image_store import ImageStore
+from medimg.data.acquisition_tags import read_missing_elements
 from medimg.data.cache.image_cache import as_cache
 from medimg.data.cache.images import decode_intensity, normalize_images
 from medimg.data.cache.keys import ItemKeys
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from medimg.data.cache.image_cache import ImageCache
     from medimg.data.identifiers import FilePatients
     from medimg.data.items import Item
+    from medimg.io.series import Policies
 
 __all__ = ["ImageDataset"]
 
@@ -112,6 +114,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         self._targets = encode_labels(labeled, self.classes, task)
         self._items = list_items(labeled, self.preprocess, unit)
         loader = ImageLoader(self.preprocess, self._policies, self.cache)
+        self._read_elements = read_missing_elements(item.series for item in labeled)
         self._store = ImageStore(loader, [item.series for item in labeled], memory)
         warn_of_unknown_patients(labeled)
 
@@ -275,6 +278,11 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             cache=cache,
             reading=reading,
         )
+
+    @property
+    def policies(self) -> Policies:
+        """Policies and values that series are read with."""
+        return self._policies
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int | torch.Tensor]:
         """

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from medimg.core.read_report import Skipped
     from medimg.data._labels import LabeledSeries
+    from medimg.io.dicom.header.acquisition import AcquisitionElements
     from medimg.io.series import Series
     from medimg.preprocessing.preprocess import Preprocess
 
@@ -45,6 +46,7 @@ class ItemFacts:
     _items: Sequence[Item]
     _labeled: Sequence[LabeledSeries]
     _targets: npt.NDArray[Any]
+    _read_elements: Mapping[int, AcquisitionElements]
 
     def __len__(self) -> int:
         return len(self._items)
@@ -69,6 +71,11 @@ class ItemFacts:
     def file_patients(self) -> tuple[str, ...]:
         """Patient ID of each item's file if it was compared with the table, else ""; for grouping only."""
         return tuple(self._labeled[item.source].file_patient for item in self._items)
+
+    @property
+    def labeled_series(self) -> tuple[LabeledSeries, ...]:
+        """All series that the dataset was made from, also those without an item in this subset."""
+        return tuple(self._labeled)
 
     @property
     def series(self) -> tuple[Series, ...]:
@@ -99,6 +106,11 @@ class ItemFacts:
     def sources(self) -> tuple[str, ...]:
         """First file of each item's series."""
         return tuple(self._labeled[item.source].series.path for item in self._items)
+
+    @property
+    def read_elements(self) -> Mapping[int, AcquisitionElements]:
+        """Header elements that the pass over headers did not give, by id of the series; they can identify."""
+        return self._read_elements
 
     def class_counts(self) -> dict[str, int]:
         """Return the number of items of each class."""

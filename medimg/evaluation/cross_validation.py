@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from medimg.data.dataset import ImageDataset
     from medimg.models.classifier import TransferClassifier
-    from medimg.training.linear_probe import Labeled, Method, ProbeSearch
+    from medimg.training.linear_probe import LabeledEmbeddings, Method, ProbeSearch
 
 __all__ = ["CrossValidation", "Scoring", "cross_validate", "validate_folds"]
 
@@ -197,7 +197,7 @@ def cross_validate(
     """
     from medimg.data.splits.kfold import assign_folds, check_folds
     from medimg.training.checks import check_data
-    from medimg.training.fit_head import check_pooling, is_balanced, labeled
+    from medimg.training.fit_head import check_balance, check_pooling, embed_items
     from medimg.training.linear_probe import ProbeSearch
 
     started = time.perf_counter()
@@ -207,7 +207,7 @@ def cross_validate(
         method,
         neighbors if method == "knn" else C,
         inner_folds=inner_folds,
-        balanced=is_balanced(balance),
+        balanced=check_balance(balance),
         seed=check_whole_number("seed", seed),
     )
     scoring = Scoring(unit or default_unit(dataset), ci, n_resamples, seed)
@@ -216,7 +216,7 @@ def cross_validate(
     check_folds(dataset, folds)
     check_units(dataset, scoring.unit)
     fold = assign_folds(np.asarray(dataset.labels), dataset.patients, dataset.task, folds, seed)
-    data = labeled(
+    data = embed_items(
         model, dataset, cache=cache, batch_size=batch_size, num_workers=num_workers, progress=progress
     )
     return validate_folds(data, dataset, fold, probing, scoring, started=started)
@@ -228,7 +228,7 @@ def default_unit(dataset: ImageDataset) -> Unit:
 
 
 def validate_folds(
-    data: Labeled,
+    data: LabeledEmbeddings,
     dataset: ImageDataset,
     fold: NDArray[np.int64],
     probing: ProbeSearch,
@@ -242,7 +242,7 @@ def validate_folds(
     probabilities = np.zeros((len(fold), len(probing.classes)))
     settings = []
     for train, test in split_by_fold(fold):
-        chosen = probing.fit(data.part(train))
+        chosen = probing.fit(data.select(train))
         probabilities[test] = chosen.fit.probabilities(data.x[test])
         settings.append(chosen.setting)
     units = make_units(dataset, probabilities, scoring.unit)

@@ -163,15 +163,15 @@ def _by_name(dataset: Any, rule: str) -> list[Any]:
 def _of_people(several: Sequence[Series], keyword: str) -> list[str]:
     """Sex or age: given out as groups of many only."""
     from medimg.data.acquisition_tags import find_first_file
-    from medimg.io.dicom.header.attributes import code
-    from medimg.io.dicom.header.open import numbers_of, open_header
+    from medimg.io.dicom.header.attributes import get_code
+    from medimg.io.dicom.header.open import open_header, to_tag_numbers
 
-    wanted = numbers_of("PatientSex", "PatientAge", "PatientBirthDate", "StudyDate")
+    wanted = to_tag_numbers("PatientSex", "PatientAge", "PatientBirthDate", "StudyDate")
     known: dict[int, str] = {}
     for series in several:
         if id(series) not in known:
             header = open_header(find_first_file(series), wanted) if series.format == "DICOM" else None
-            found = "" if header is None else code(header, keyword)
+            found = "" if header is None else get_code(header, keyword)
             if keyword == "PatientSex":
                 found = found if found in {"F", "M", "O"} else ""
             elif header is not None and age_band(found) == UNKNOWN:
@@ -181,14 +181,16 @@ def _of_people(several: Sequence[Series], keyword: str) -> list[str]:
 
 
 def _age_at_study(header: Any) -> str:
-    from medimg.io.dicom.header.attributes import text
-    from medimg.io.dicom.header.datetimes import DAY, instant
+    from medimg.io.dicom.header.attributes import get_text
+    from medimg.io.dicom.header.datetimes import SECONDS_PER_DAY, parse_datetime
 
-    days = [instant(f"{text(header, keyword)}000000") for keyword in ("PatientBirthDate", "StudyDate")]
+    days = [
+        parse_datetime(f"{get_text(header, keyword)}000000") for keyword in ("PatientBirthDate", "StudyDate")
+    ]
     born, studied = days
     if born is None or studied is None or studied < born:
         return ""
-    return f"{(studied - born) / DAY / _PER_YEAR['D']:.3f}"
+    return f"{(studied - born) / SECONDS_PER_DAY / _PER_YEAR['D']:.3f}"
 
 
 #: Names of rules, or rules by name.

@@ -18,7 +18,7 @@ from medimg.data.dataloader import collate
 from medimg.data.dataset import ImageDataset
 from medimg.errors import PreprocessError
 from medimg.features._cache import FLUSH_AFTER, DatasetFeatureCache
-from medimg.features.extractor import extracting, rebatch
+from medimg.features.extractor import feature_extractor, rebatch
 from medimg.models._input_checks import checked_finite
 from medimg.models.backbones.heads import feature_count
 from medimg.preprocessing.preprocess import check_same_preprocessing
@@ -128,7 +128,11 @@ def item_features(
     bar = progress_bar(
         desc="embedding", unit="item", progress=progress, total=len(dataset), initial=len(found)
     )
-    with bar, extracting(model) as network, closing(_read_images(dataset, missing, size, processes)) as parts:
+    with (
+        bar,
+        feature_extractor(model) as network,
+        closing(_read_images(dataset, missing, size, processes)) as parts,
+    ):
         try:
             for images in rebatch(collector.expect(parts), size):
                 collector.add(network(images))

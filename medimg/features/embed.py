@@ -23,7 +23,7 @@ from medimg.data.read_tensors import check_sources
 from medimg.errors import MedimgError, PreprocessError
 from medimg.features._cache import FLUSH_AFTER, FeatureCache, SeriesFeatures
 from medimg.features.dataset_features import Features, item_features
-from medimg.features.extractor import extracting, rebatch
+from medimg.features.extractor import feature_extractor, rebatch
 from medimg.models._input_checks import checked_finite
 from medimg.models.backbones.heads import feature_count
 from medimg.preprocessing.torch_threads import share_cores
@@ -339,7 +339,7 @@ def embed(
         )
         return _of_dataset(features, sources)
     embedder = SourceEmbedder(model, sources, cache=cache, workers=workers, reading=reading)
-    with extracting(model) as network, closing(embedder.read(progress)) as read:
+    with feature_extractor(model) as network, closing(embedder.read(progress)) as read:
         try:
             found = list(_compute_rows(embedder, read, network, size))
         finally:

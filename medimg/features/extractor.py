@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from medimg.models.module_mode import module_mode
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from medimg.models.classifier import TransferClassifier
 
-__all__ = ["extracting", "network_digest", "rebatch"]
+__all__ = ["feature_extractor", "network_digest", "rebatch"]
 
 
 def network_digest(model: TransferClassifier) -> str:
@@ -50,7 +52,7 @@ def network_digest(model: TransferClassifier) -> str:
 
 
 @contextmanager
-def extracting(model: TransferClassifier) -> Iterator[Callable[[Tensor], Tensor]]:
+def feature_extractor(model: TransferClassifier) -> Iterator[Callable[[Tensor], Tensor]]:
     """
     Give a function that computes embeddings, (n, 3, H, W) to (n, F) float32 on the CPU; then set modes back.
 
@@ -60,8 +62,7 @@ def extracting(model: TransferClassifier) -> Iterator[Callable[[Tensor], Tensor]
     """
     body = model.backbone
     first = next(body.parameters(), model.head.weight)
-    modes = {module: module.training for module in body.modules()}
-    last = sum(isinstance(module, nn.Conv2d) for module in modes) > 1
+    last = sum(isinstance(module, nn.Conv2d) for module in body.modules()) > 1
 
     def embedded(images: Tensor) -> Tensor:
         x = images.to(first.device, first.dtype, non_blocking=True)
@@ -70,13 +71,9 @@ def extracting(model: TransferClassifier) -> Iterator[Callable[[Tensor], Tensor]
         rows: Tensor = body(x)
         return rows.float().cpu()
 
-    body.eval()
-    try:
-        with torch.no_grad(), torch.autocast(first.device.type, enabled=False):
-            yield embedded
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    precision = torch.autocast(first.device.type, enabled=False)
+    with module_mode(body, training=False), torch.no_grad(), precision:
+        yield embedded
 
 
 def rebatch(parts: Iterable[Tensor], size: int) -> Iterator[Tensor]:

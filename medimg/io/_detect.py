@@ -14,9 +14,9 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from medimg.errors import MedimgError, MedimgWarning, NotAnImageError, ReadError
-from medimg.io.dicom.dicomdir import looks_like_dicomdir
+from medimg.io.dicom.dicomdir import is_dicomdir
 from medimg.io.dicom.header.instance import Instance, read_instance
-from medimg.io.dicom.header.open import looks_like_dicom
+from medimg.io.dicom.header.open import is_dicom
 from medimg.io.files.blob import Blob, as_blob
 from medimg.io.formats.image_file import image_series, looks_like_image
 from medimg.io.formats.metaimage import looks_like_metaimage, metaimage_series
@@ -120,13 +120,13 @@ def _refuse_zip(blob: Blob) -> Series:
 
 #: In the order in which they are asked: from what is certain to what is only likely.
 _BUILT_IN: Final = (
-    Reader("DICOMDIR", looks_like_dicomdir, _refuse_dicomdir),
+    Reader("DICOMDIR", is_dicomdir, _refuse_dicomdir),
     Reader("DICOM", _has_preamble, read_instance),
     Reader("PNG or JPEG", looks_like_image, image_series),
     Reader("NIfTI", looks_like_nifti, nifti_series),
     Reader("NRRD", looks_like_nrrd, nrrd_series),
     Reader("MetaImage", looks_like_metaimage, metaimage_series),
-    Reader("DICOM without preamble", looks_like_dicom, read_instance),
+    Reader("DICOM without preamble", is_dicom, read_instance),
     Reader("zip", looks_like_zip, _refuse_zip),
 )
 _RESERVED: Final = frozenset(name.casefold() for name in (*_FORMATS, *(r.name for r in _BUILT_IN)))
@@ -338,7 +338,7 @@ def _lasts(blob: Blob, error: MedimgError) -> bool:
         return True
     # the headers of other formats may lead to files with the values
     try:
-        return looks_like_dicom(blob.start())
+        return is_dicom(blob.start())
     except MedimgError:
         return False
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias, TypeGuard
 
 from medimg.core.read_report import Skipped
 from medimg.errors import ReadError
-from medimg.io.dicom.dicomdir import looks_like_dicomdir, referenced_files
+from medimg.io.dicom.dicomdir import is_dicomdir, list_referenced_files
 from medimg.io.files.blob import Blob, zip_members
 from medimg.io.series import Series
 
@@ -147,8 +147,8 @@ def _expanded(blob: Blob) -> tuple[Sequence[Blob], list[Skipped]]:
         return [blob], []  # the reason turns up where the file is identified
     if looks_like_zip(start):
         return zip_members(blob), []
-    if looks_like_dicomdir(start):
-        return referenced_files(blob)
+    if is_dicomdir(start):
+        return list_referenced_files(blob)
     return [blob], []
 
 

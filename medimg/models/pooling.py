@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final, Literal, TypeAlias, get_args
 
 import torch
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 
 from medimg._validation import check_whole_number
 from medimg.errors import TrainingError
+from medimg.models.module_mode import module_mode
 
 __all__ = [
     "POOLS",
@@ -211,7 +210,7 @@ def embed_slices(
         at_once = len(planes) if _passes_at_once(backbone, bags) else _AT_ONCE
         embeddings = _in_parts(backbone, planes, mask, at_once)
         return embeddings.view(*bags.shape[:2], -1) if mask is None else _placed(embeddings, mask)
-    with torch.no_grad(), _evaluation_mode(backbone):
+    with torch.no_grad(), module_mode(backbone, training=False):
         others = _in_parts(backbone, planes, there & ~kept, _AT_ONCE)
     embeddings = backbone(planes[kept.flatten()])
     return _placed(embeddings, kept) + _placed(others.to(embeddings.dtype), there & ~kept)
@@ -250,14 +249,3 @@ def _placed(embeddings: Tensor, places: Tensor) -> Tensor:
     result = embeddings.new_zeros(*places.shape, embeddings.shape[1])
     result[places] = embeddings
     return result
-
-
-@contextmanager
-def _evaluation_mode(backbone: nn.Module) -> Iterator[None]:
-    training = [module for module in backbone.modules() if module.training]
-    backbone.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

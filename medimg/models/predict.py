@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
@@ -28,6 +27,7 @@ from medimg.models._scoring import (
     vectors_probabilities,
 )
 from medimg.models.digest import SHOWN, model_digest, parameters_digest
+from medimg.models.module_mode import module_mode
 from medimg.models.probabilities import model_probabilities
 from medimg.preprocessing.preprocess import check_same_preprocessing
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from medimg.models._scoring import ScoredSource
     from medimg.models.classifier import TransferClassifier
 
-__all__ = ["PredictionTable", "evaluating", "predict", "predict_proba"]
+__all__ = ["PredictionTable", "predict", "predict_proba"]
 
 _EXAMPLES: Final = 3
 
@@ -208,7 +208,8 @@ def predict_proba(
     check_calibration(model)
     bags = dataset.unit == "series"
     loader = make_evaluation_loader(dataset, batch_size=1 if bags else size, num_workers=processes)
-    with evaluating(model) as device:
+    device = next(model.parameters()).device
+    with module_mode(model, training=False), torch.inference_mode():
         rows = []
         for batch in progress_bar(loader, desc="predicting", unit="batch", progress=progress):
             if bags:
@@ -237,7 +238,8 @@ def predict(
     check_calibration(model)
     given = progress_bar(_as_list(sources), desc="predicting", unit="source", progress=progress)
     score = by_slice if unit == "slice" else by_series
-    with evaluating(model) as device:
+    device = next(model.parameters()).device
+    with module_mode(model, training=False), torch.inference_mode():
         found = score(model, resolve_sources(model, given, on_error), device, size)
         rows = PredictionTable(model, unit, collects=on_error == "collect", provenance=provenance)
         return rows.frame(found)
@@ -254,19 +256,6 @@ def check_calibration(model: TransferClassifier) -> None:
     """
     if model.calibration is not None:
         _check_parameters(model, model.calibration)
-
-
-@contextmanager
-def evaluating(model: TransferClassifier) -> Iterator[torch.device]:
-    """Put a model into evaluation mode without gradients, give its device, and set the mode back."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield next(model.parameters()).device
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _as_list(sources: PredictSource | Iterable[PredictSource]) -> list[PredictSource]:

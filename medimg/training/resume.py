@@ -1,18 +1,15 @@
-"""Where a training stands, written after every epoch, so that it goes on after a break."""
+"""Resume file: the state of a training, written after every epoch."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import torch
-
-from medimg.errors import CheckpointError, MedimgWarning, TrainingError
+from medimg.errors import CheckpointError, TrainingError
 from medimg.models.safetensors_file import read_header, read_tensors, write
+from medimg.training._fit_state import FitState
 
 if TYPE_CHECKING:
     import os
@@ -22,7 +19,7 @@ if TYPE_CHECKING:
 
     from medimg.data.protocols import LabeledDataset
 
-__all__ = ["FILE", "ResumeState", "data_digest", "find_progress", "from_jsonable", "jsonable", "part"]
+__all__ = ["FILE", "ResumeState", "data_digest", "find_resume_file", "load", "save"]
 
 #: Name of the file in the output folder.
 FILE: Final = "resume.safetensors"
@@ -31,72 +28,102 @@ _KEY: Final = "medimg-training"
 _SCHEMA: Final = 1
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResumeState:
-    """
-    All that a training needs to go on.
+    """Content of a resume file: progress, what identifies the training, history, weights."""
 
-    Parameters
-    ----------
-    header : dict
-        ``epochs_done``, ``settings``, ``data``, ``recorder``, and of the phase that has not ended
-        ``schedule``, ``groups``, ``precision`` and ``callbacks``.
-    tensors : dict of str to Tensor
-        "model.…", "best.…", "ema.…", "terms.…", "optimizer.<n>.<name>".
-    """
-
-    header: dict[str, Any]
-    tensors: dict[str, Tensor] = field(repr=False)
-
-    def save(self, path: Path) -> None:
-        """Write the file, as a whole or not at all."""
-        write(path, _KEY, {**self.header, "schema": _SCHEMA}, self.tensors)
-
-    @classmethod
-    def load(cls, path: Path) -> ResumeState:
-        """
-        Read what :meth:`save` wrote.
-
-        Raises
-        ------
-        CheckpointError
-            If the file is damaged, was changed, or is no such file.
-        """
-        header = read_header(path, _KEY, "the state of a training that fine_tune(output=...) wrote")
-        if header.get("schema") != _SCHEMA:
-            raise CheckpointError(
-                f"{path} was written by another version of medimg (schema {header.get('schema')!r}, expected "
-                f"{_SCHEMA}): resume with that version, or train anew"
-            )
-        return cls(header, read_tensors(path, header))
+    phase: int
+    done: int
+    settings: dict[str, Any]
+    adapt: list[dict[str, Any]]
+    data: dict[str, str | None]
+    history: dict[str, Any]
+    model: Mapping[str, Tensor] = field(repr=False)
+    best: Mapping[str, Tensor] = field(repr=False)
+    terms: Mapping[str, Tensor] = field(repr=False)
+    #: Average of the weights; empty if there is none yet.
+    average: Mapping[str, Tensor] = field(repr=False)
+    #: Of a phase under way.
+    fit: FitState | None
 
 
-def find_progress(resume: bool | str | os.PathLike[str] | None, output: Path | None) -> Path | None:
-    """
-    Return the file that a training goes on from.
+def save(state: ResumeState, path: Path) -> None:
+    """Write a resume file, atomically."""
+    tensors = {
+        f"{prefix}.{name}": value
+        for prefix, values in (
+            ("model", state.model),
+            ("best", state.best),
+            ("terms", state.terms),
+            ("ema", state.average),
+            ("optimizer", state.fit.optimizer if state.fit is not None else {}),
+        )
+        for name, value in values.items()
+    }
+    header = {
+        "schema": _SCHEMA,
+        "phase": state.phase,
+        "done": state.done,
+        "settings": state.settings,
+        "adapt": state.adapt,
+        "data": state.data,
+        "recorder": state.history,
+    }
+    if state.fit is not None:
+        header |= {
+            "groups": state.fit.groups,
+            "schedule": state.fit.schedule,
+            "precision": state.fit.precision,
+            "callbacks": state.fit.callbacks,
+        }
+    write(path, _KEY, header, tensors)
 
-    Parameters
-    ----------
-    resume : bool, path-like or None
-        True: the one in the output folder, if there is one; a path: that file, or the one in that folder.
-    output : Path or None
-        The output folder.
 
-    Returns
-    -------
-    Path or None
-        None to start anew.
+def load(path: Path) -> ResumeState:
+    """Read a resume file; raise CheckpointError if it is damaged, changed, or another type of file."""
+    header = read_header(path, _KEY, "the state of a training that fine_tune(output=...) wrote")
+    if header.get("schema") != _SCHEMA:
+        raise CheckpointError(
+            f"{path} was written by another version of medimg (schema {header.get('schema')!r}, expected "
+            f"{_SCHEMA}): resume with that version, or start a new training"
+        )
+    tensors = read_tensors(path, header)
 
-    Raises
-    ------
-    TrainingError
-        If there is no such file, or True stands without an output folder.
-    """
+    def select(prefix: str) -> dict[str, Tensor]:
+        start = f"{prefix}."
+        return {n.removeprefix(start): v for n, v in tensors.items() if n.startswith(start)}
+
+    fit = None
+    if "groups" in header:
+        fit = FitState(
+            optimizer=select("optimizer"),
+            groups=header["groups"],
+            schedule=header["schedule"],
+            precision=header["precision"],
+            callbacks=header["callbacks"],
+        )
+    return ResumeState(
+        phase=header["phase"],
+        done=header["done"],
+        settings=header["settings"],
+        adapt=header["adapt"],
+        data=header["data"],
+        history=header["recorder"],
+        model=select("model"),
+        best=select("best"),
+        terms=select("terms"),
+        average=select("ema"),
+        fit=fit,
+    )
+
+
+def find_resume_file(resume: bool | str | os.PathLike[str] | None, output: Path | None) -> Path | None:
+    """Return the file that ``resume=`` names, None for a new training; TrainingError if it is missing."""
     if resume is None or resume is False:
         return None
     if resume is True:
         if output is None:
-            raise TrainingError("resume=True needs output=, the folder of the training that was cut off")
+            raise TrainingError("resume=True needs output=, the folder of the interrupted training")
         path = output / FILE
         return path if path.is_file() else None
     path = Path(resume)
@@ -109,20 +136,8 @@ def find_progress(resume: bool | str | os.PathLike[str] | None, output: Path | N
     return path
 
 
-def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return those tensors whose names start with a prefix and a dot, without these."""
-    return {n.removeprefix(f"{prefix}."): v for n, v in tensors.items() if n.startswith(f"{prefix}.")}
-
-
 def data_digest(data: LabeledDataset | None) -> str | None:
-    """
-    Return what tells a data set from another: a hash of its labels, series and recipe.
-
-    Returns
-    -------
-    str or None
-        32 hexadecimal digits, from which nothing can be read; None for None.
-    """
+    """Return a hash of a dataset's labels, series and recipe (32 hexadecimal digits); None for None."""
     if data is None:
         return None
     digest = hashlib.sha256(data.preprocess.fingerprint.encode())
@@ -130,43 +145,3 @@ def data_digest(data: LabeledDataset | None) -> str | None:
     for name in ("series_uids", "patients"):
         digest.update("\0".join(getattr(data, name, ())).encode(errors="surrogatepass"))
     return digest.hexdigest()[:32]
-
-
-def jsonable(state: Any, what: str) -> Any:
-    """
-    Return a state that JSON can hold; tensors become lists, what can't be held is left out with a warning.
-
-    Parameters
-    ----------
-    state : object
-        Of a callback.
-    what : str
-        What to call it in the warning.
-    """
-    try:
-        return json.loads(json.dumps(state, default=_encoded))
-    except TypeError:
-        warnings.warn(
-            f"the state of {what} can't be written down: after resume= it starts anew",
-            MedimgWarning,
-            stacklevel=2,
-        )
-        return None
-
-
-def _encoded(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
-    raise TypeError
-
-
-def from_jsonable(state: Any) -> Any:
-    """Return what :func:`jsonable` was given, with its tensors."""
-    if isinstance(state, dict):
-        if state.keys() == {"tensor", "dtype"}:
-            dtype = getattr(torch, str(state["dtype"]), None)
-            if not isinstance(dtype, torch.dtype):
-                raise CheckpointError(f"the state names a type {state['dtype']!r} that torch does not have")
-            return torch.tensor(state["tensor"], dtype=dtype)
-        return {name: from_jsonable(value) for name, value in state.items()}
-    return [from_jsonable(value) for value in state] if isinstance(state, list) else state

@@ -165,7 +165,7 @@ def test_domains_of_parts_are_those_of_their_items(root: Path) -> None:
 def test_domains_that_nobody_names_are_an_error(root: Path) -> None:
     data = dataset(root)
     for by in ("column", "StationName"):
-        with pytest.raises(TrainingError, match="no image names its domain"):
+        with pytest.raises(TrainingError, match="no image has a domain"):
             domains_of(data, by)
     with pytest.raises(TrainingError, match="12 items"):
         domains_of(data, ["a"])

@@ -27,7 +27,7 @@ from medimg.data.leakage.check_leaks import Check
 from medimg.errors import DatasetError, LeakageError, MedimgWarning
 from medimg.io.read import find_series
 from tests.dicom_files import make_instance, write, write_stack
-from tests.io.encodings import HTJ2K, J2K, JPEG_LS, LOSSLESS, RLE, compressed, rle_frame
+from tests.io.dicom.encodings import HTJ2K, J2K, JPEG_LS, LOSSLESS, RLE, compressed, rle_frame
 
 SMALL = Preprocess(size=32)
 Pixels = npt.NDArray[Any]

@@ -21,7 +21,7 @@ from medimg.data.cache.image_cache import ImageCache
 from medimg.errors import DecodeError, MedimgWarning, PreprocessError, ReadError
 from medimg.preprocessing.preprocess import Preprocess
 from tests.dicom_files import stack_pixels, write, write_stack
-from tests.io.test_vendors import enhanced, frame, item
+from tests.io.dicom.test_vendors import enhanced, frame, item
 
 SMALL = Preprocess(size=16)
 WORKERS = [1, 2]

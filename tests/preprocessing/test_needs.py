@@ -89,7 +89,7 @@ def test_all_slices_are_the_whole(tmp_path: Path, fields: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize(
-    "policies", [Policies("fix"), Policies(on_tilt="fix"), Policies(on_duplicate="keep")]
+    "policies", [Policies(on_missing="fix"), Policies(on_tilt="fix"), Policies(on_duplicate="keep")]
 )
 def test_slices_that_are_mended_are_all_read(tmp_path: Path, policies: Policies) -> None:
     assert find_needed_slices(medimg.Preprocess(slices=1), stack(tmp_path, AXIAL), policies) is None

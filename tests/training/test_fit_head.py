@@ -21,7 +21,7 @@ from medimg.features.dataset_features import item_features
 from medimg.models.backbones.heads import head_logits
 from medimg.models.probabilities import probabilities
 from medimg.training._logistic_regression import LinearProbe, class_weights, log_loss
-from medimg.training.linear_probe import STRENGTHS, Labeled, ProbeSearch
+from medimg.training.linear_probe import STRENGTHS, LabeledEmbeddings, ProbeSearch
 from tests.models.fakes import Images, changed, classifier, images, state
 from tests.models.images import TINY, picture_data
 
@@ -127,11 +127,11 @@ def test_adam_on_batches_finds_nearly_the_same(data: ImageDataset) -> None:
     assert np.abs(fit.probabilities(x) - expected).max() < 0.05
 
 
-def gaussians(n: int = 240, features: int = 20, classes: int = 2, seed: int = 0) -> Labeled:
+def gaussians(n: int = 240, features: int = 20, classes: int = 2, seed: int = 0) -> LabeledEmbeddings:
     rng = np.random.default_rng(seed)
     labels = rng.integers(classes, size=n)
     x = rng.normal(size=(n, features)) + 0.7 * np.eye(classes, features)[labels]
-    return Labeled(x.astype(np.float32), labels, [f"{m // 3}" for m in range(n)])
+    return LabeledEmbeddings(x.astype(np.float32), labels, [f"{m // 3}" for m in range(n)])
 
 
 @pytest.mark.parametrize("method", ["logistic", "knn"])
@@ -158,7 +158,7 @@ def test_the_loss_that_chooses_is_that_of_held_out_patients() -> None:
 
 def test_trying_stops_where_the_loss_rises() -> None:
     rng = np.random.default_rng(0)
-    noise = Labeled(
+    noise = LabeledEmbeddings(
         rng.normal(size=(120, 40)).astype(np.float32), rng.integers(2, size=120), [str(n) for n in range(120)]
     )
     chosen = ProbeSearch("multiclass", ("a", "b")).fit(noise)
@@ -200,10 +200,10 @@ def test_the_same_seed_gives_the_same_head(data: ImageDataset) -> None:
     ("options", "match"),
     [
         ({"method": "knn"}, "method"),
-        ({"C": 0.0}, "C is a positive"),
-        ({"C": ()}, "C is a positive"),
+        ({"C": 0.0}, "C must be a number, above 0"),
+        ({"C": ()}, "C must be a number above 0, or several"),
         ({"C": "big"}, "C must be a number"),
-        ({"C": float("nan")}, "C is a positive"),
+        ({"C": float("nan")}, "C must be a number, above 0"),
         ({"inner_folds": 1}, "inner_folds"),
         ({"balance": "sampler"}, "balance"),
         ({"seed": 0.5}, "seed"),

@@ -36,7 +36,7 @@ _AT_ONCE: Final = 8
 #: Images whose fingerprints are cached.
 _MOST_CACHED: Final = 2**18
 #: Images are taken as stored: nothing is repaired, and nothing raises an error.
-_UNCHANGED: Final = Policies("keep", "keep", "keep", "rescaled")
+_UNCHANGED: Final = Policies(on_missing="keep", on_duplicate="keep", on_tilt="keep", values="rescaled")
 _Key: TypeAlias = tuple[Any, ...]
 
 
@@ -176,6 +176,6 @@ def _iter_frames(reader: StackReader) -> Iterator[_Image]:
         # values beyond float32 become infinite, which is no reason to warn
         with np.errstate(over="ignore", invalid="ignore"):
             meaning, stored = files.load(frame)
-            values = meaning.values(stored)
+            values = meaning.apply(stored)
         is_color = values.ndim == 3
         yield _Image(None if is_color or meaning.is_stored else stored, values, meaning.inverted)

@@ -13,6 +13,7 @@ from torchvision.models import list_models
 from medimg._validation import check_whole_number
 from medimg.errors import TrainingError
 from medimg.models.backbones.heads import HeadParts, split_head
+from medimg.models.module_mode import module_mode
 from medimg.preprocessing.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 if TYPE_CHECKING:
@@ -82,19 +83,15 @@ class RegisteredBackbone:
     def _try(self, parts: HeadParts) -> None:
         like = next(parts.body.parameters(), torch.zeros(()))
         picture = torch.zeros(1, 3, *self.recipe.hw, device=like.device, dtype=like.dtype)
-        modes = [(module, module.training) for module in parts.body.modules()]
         try:
-            with torch.no_grad():
-                found: object = parts.body.eval()(picture)
+            with module_mode(parts.body, training=False), torch.no_grad():
+                found: object = parts.body(picture)
         except Exception as error:  # whatever the user's own code raises
             raise TrainingError(
                 f"the backbone {self.name!r} fails on a picture {tuple(picture.shape)}: "
                 f"{type(error).__name__}: {error}. Register it with a size that it takes, and the name of "
                 "its head, if that is not its last linear or convolutional layer"
             ) from error
-        finally:
-            for module, mode in modes:
-                module.training = mode
         wanted = parts.features
         if not isinstance(found, Tensor) or found.shape != (1, wanted):
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from medimg.io.dicom.header.elements import TRANSFER_SYNTAX, UNDEFINED, ElementOffsets
+from medimg.io.dicom.header.elements import TRANSFER_SYNTAX_TAG, UNDEFINED_LENGTH, ElementOffsets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from medimg.io.dicom.header.elements import Element
 
-__all__ = ["Block", "BlockTemplate", "ElementSlot", "Located"]
+__all__ = ["Block", "BlockTemplate", "ElementSlot", "Located", "RawField"]
 
 _PREFIX: Final = (64, 65)
 _PIXEL_GROUP: Final = 0x7FE0
@@ -76,6 +76,22 @@ class ElementSlot(NamedTuple):
     start: int
     stop: int
     vr: bytes
+
+
+class RawField(NamedTuple):
+    """Bytes of a row that hold a value; if its length varies, where its length in words is."""
+
+    tag: int
+    vr: bytes
+    start: int
+    stop: int
+    words: int | None
+
+    def value(self, row: bytes) -> bytes:
+        """Return the value in a row."""
+        if self.words is None:
+            return row[self.start : self.stop]
+        return row[self.start : self.start + 2 * int.from_bytes(row[self.words : self.words + 2], "little")]
 
 
 class _Gatherer:
@@ -147,7 +163,7 @@ class BlockTemplate:
     @staticmethod
     def signature(outline: ElementOffsets) -> tuple[Any, ...]:
         """Return what two headers have in common if they are of one layout."""
-        parts = [(e.tag, e.vr, e.depth, e.length == UNDEFINED) for e in outline.elements]
+        parts = [(e.tag, e.vr, e.depth, e.length == UNDEFINED_LENGTH) for e in outline.elements]
         return (outline.syntax, outline.pixels.tag, outline.pixels.vr, *parts)
 
     def stretch(self, outline: ElementOffsets) -> None:
@@ -155,7 +171,7 @@ class BlockTemplate:
         differing = {
             number
             for number, (known, found) in enumerate(zip(self.elements, outline.elements, strict=False))
-            if known.length != found.length and known.tag != TRANSFER_SYNTAX
+            if known.length != found.length and known.tag != TRANSFER_SYNTAX_TAG
         }
         if not differing.issubset(self._elastic):
             self._elastic = sorted(differing.union(self._elastic))
@@ -176,7 +192,7 @@ class BlockTemplate:
         parts: list[tuple[int, Iterable[int]]] = [(0, _PREFIX)]
         for number, element in enumerate(self.elements):
             parts.append((self.slot(number), self._header_words(number, element)))
-            if element.tag == TRANSFER_SYNTAX:
+            if element.tag == TRANSFER_SYNTAX_TAG:
                 parts.append((self.slot(number), _value_words(element)))
         gatherer = _Gatherer(parts)
         return gatherer, self._head[gatherer.words]
@@ -188,7 +204,7 @@ class BlockTemplate:
             parts = [
                 (self.slot(n), _value_words(self.elements[n]))
                 for n in numbers
-                if self.elements[n].length != UNDEFINED and not self.is_elastic(n)
+                if self.elements[n].length != UNDEFINED_LENGTH and not self.is_elastic(n)
             ]
             self._tables[tags] = _Gatherer(parts), [n for n in numbers if self.is_elastic(n)]
         return self._tables[tags]
@@ -275,16 +291,17 @@ class Located:
     rows: npt.NDArray[np.int64]
     starts: list[npt.NDArray[np.int64]]
 
-    def places(self, row: int) -> dict[int, ElementSlot]:
-        """Return where the wanted values of one of these lie in its file."""
+    def places(self, row: int, tags: frozenset[int]) -> dict[int, ElementSlot]:
+        """Return where the values of some tags of one of these lie in its file."""
         first = int(self.rows[row]) * (self.block.width // 2)
-        return {tag: self._place(number, row, first) for tag, number in self.layout.numbers.items()}
+        numbers = self.layout.numbers
+        return {tag: self._place(number, row, first) for tag, number in numbers.items() if tag in tags}
 
     def _place(self, number: int, row: int, first: int) -> ElementSlot:
         element, slot = self.layout.elements[number], self.layout.slot(number)
         start = element.value + 2 * (int(self.starts[slot][row]) - first)
-        if element.length == UNDEFINED:
-            return ElementSlot(start, UNDEFINED, element.vr)
+        if element.length == UNDEFINED_LENGTH:
+            return ElementSlot(start, UNDEFINED_LENGTH, element.vr)
         length = element.length
         if self.layout.is_elastic(number):
             length += 2 * int(self.starts[slot + 1][row] - self.starts[slot][row])
@@ -302,6 +319,27 @@ class Located:
             words, lengths = self._elastic(number)
             tables += [words, lengths.astype(np.uint16)[:, None]]
         return np.concatenate(tables, axis=1) if len(tables) > 1 else tables[0]
+
+    def raw_rows(self, tags: frozenset[int]) -> tuple[list[RawField], list[bytes]]:
+        """Return undecoded values of some tags, all values of a row in one bytes object, and their fields."""
+        gatherer, elastic = self.layout.tabled(tags)
+        tables = [gatherer.of(self.block.words, self.starts)]
+        fields: list[RawField] = []
+        at = 0
+        for number in sorted(number for tag, number in self.layout.numbers.items() if tag in tags):
+            element = self.layout.elements[number]
+            if element.length == UNDEFINED_LENGTH or number in elastic:
+                continue
+            fields.append(RawField(element.tag, element.vr, at, at + element.length, None))
+            at += element.length
+        for number in elastic:
+            element, (words, lengths) = self.layout.elements[number], self._elastic(number)
+            end = at + 2 * words.shape[1]
+            fields.append(RawField(element.tag, element.vr, at, end, end))
+            tables += [words, lengths.astype(np.uint16)[:, None]]
+            at = end + 2
+        data = np.concatenate(tables, axis=1).tobytes()
+        return fields, [data[at * n : at * (n + 1)] for n in range(len(self.rows))]
 
     def texts(self, tag: int) -> list[bytes]:
         """Return a value of each row, without the zeros that fill it up; empty where it is absent."""

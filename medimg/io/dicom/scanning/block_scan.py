@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 
 from medimg.errors import MedimgError
+from medimg.io.dicom.header.acquisition import ACQUISITION_TAGS, MAX_VALUE_BYTES, AcquisitionElements
 from medimg.io.dicom.header.elements import (
-    UNDEFINED,
+    UNDEFINED_LENGTH,
     ElementOffsets,
     UnusualHeaderError,
-    element_offsets,
+    locate_elements,
 )
 from medimg.io.dicom.header.instance import HEADER_TAGS, read_instance
 from medimg.io.dicom.header.mosaic import CSA_TAGS
-from medimg.io.dicom.header.open import numbers_of
+from medimg.io.dicom.header.open import to_tag_numbers
 from medimg.io.dicom.scanning._templates import Block, BlockTemplate, ElementSlot, Located
 from medimg.io.dicom.scanning.series_table import (
     OF_EACH,
@@ -40,7 +41,7 @@ __all__ = ["scan_blocks"]
 
 _OWN: Final = frozenset(tag for tag, _ in (*OF_EACH, *OF_SERIES))
 #: What must be the same for all. Siemens' own header matters only if the rest says it is a mosaic.
-_COMMON: Final = (HEADER_TAGS | numbers_of("SpecificCharacterSet", "TransferSyntaxUID")) - _OWN.union(
+_COMMON: Final = (HEADER_TAGS | to_tag_numbers("SpecificCharacterSet", "TransferSyntaxUID")) - _OWN.union(
     CSA_TAGS
 )
 _WANTED: Final = _COMMON | _OWN
@@ -50,7 +51,7 @@ _MOST_KNOWN: Final = 64
 _LONGEST_HEAD: Final = 2**20
 _LONGEST_VALUE: Final = 2**14
 #: Where the position may be.
-_GROUPS: Final = numbers_of("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+_GROUPS: Final = to_tag_numbers("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _WIDEST: Final = 2**17
 _FIRST_BLOCK: Final = 64
 #: Kinds of files in a block that are told apart all at once; more are, one by one.
@@ -125,6 +126,7 @@ class _Collector:
         self._layouts: OrderedDict[tuple[Any, ...], BlockTemplate] = OrderedDict()
         self._kinds: dict[tuple[_Name, bytes], _Kind] = {}
         self._rest: list[int] = []
+        self._acquisitions: dict[bytes, AcquisitionElements] = {}
         self.width = 8192
 
     def result(self) -> tuple[list[UniformFiles], list[int]]:
@@ -176,18 +178,31 @@ class _Collector:
 
     def _take(self, located: Located, names: Sequence[str], first: int) -> None:
         values = [located.texts(tag) for tag, _ in OF_EACH]
+        acquisitions = self._pack_acquisitions(located)
         rows = located.rows.tolist()
         for members in _alike(located.table(_SHARED)):
-            chosen, own = rows, values
+            chosen, own, acquired = rows, values, acquisitions
             if len(members) < len(rows):
                 chosen = [rows[m] for m in members]
                 own = [[column[m] for m in members] for column in values]
-            key = _key(located.block.starts[chosen[0]].data, located.places(members[0]))
+                acquired = [acquisitions[m] for m in members]
+            key = _key(located.block.starts[chosen[0]].data, located.places(members[0], _WANTED))
             if key is None:
                 self._rest += [first + n for n in chosen]
                 continue
             kind = self._kind(key[:2], names[chosen[0]])
-            kind.rows(key[2]).extend([first + n for n in chosen], [names[n] for n in chosen], own)
+            kind.rows(key[2]).extend([first + n for n in chosen], [names[n] for n in chosen], own, acquired)
+
+    def _pack_acquisitions(self, located: Located) -> list[AcquisitionElements | None]:
+        """Return what describes the acquisition of each row; equal ones are one object."""
+        fields, rows = located.raw_rows(ACQUISITION_TAGS)
+        if any(field.stop - field.start > MAX_VALUE_BYTES for field in fields):
+            return [None] * len(rows)
+        known: dict[bytes, AcquisitionElements] = {}
+        for row in set(rows):
+            packed = AcquisitionElements.pack((field.tag, field.vr, field.value(row)) for field in fields)
+            known[row] = self._acquisitions.setdefault(packed.packed, packed)
+        return [known[row] for row in rows]
 
     def _kind(self, key: tuple[_Name, bytes], name: str) -> _Kind:
         if key not in self._kinds:
@@ -205,8 +220,10 @@ class _Collector:
             self._rest.append(first + row)
             return None
         places = {
-            e.tag: ElementSlot(e.value, UNDEFINED if e.length == UNDEFINED else e.value + e.length, e.vr)
-            for e in outline.wanted(_WANTED)
+            e.tag: ElementSlot(
+                e.value, UNDEFINED_LENGTH if e.length == UNDEFINED_LENGTH else e.value + e.length, e.vr
+            )
+            for e in outline.select(_WANTED)
         }
         key = _key(memoryview(head), places)
         if key is None:
@@ -214,7 +231,7 @@ class _Collector:
         else:
             own = [[_value(head, places.get(tag, _NOWHERE))] for tag, _ in OF_EACH]
             kind = self._kind(key[:2], names[row])
-            kind.rows(key[2]).extend([first + row], [names[row]], own)
+            kind.rows(key[2]).extend([first + row], [names[row]], own, [_pack_acquisition(outline, head)])
         return outline, head
 
     def _layout(self, outline: ElementOffsets, head: bytes) -> BlockTemplate:
@@ -222,7 +239,7 @@ class _Collector:
         if signature in self._layouts:
             self._layouts[signature].stretch(outline)
         else:
-            self._layouts[signature] = BlockTemplate(outline, head, _WANTED)
+            self._layouts[signature] = BlockTemplate(outline, head, _WANTED | ACQUISITION_TAGS)
             if len(self._layouts) > _MOST_KNOWN:
                 self._layouts.popitem(last=False)
         self._layouts.move_to_end(signature)
@@ -236,7 +253,7 @@ def _outlined(head: bytes, name: str, width: int) -> tuple[ElementOffsets, bytes
     """Walk a header, of which more is read as long as it goes on."""
     while True:
         try:
-            return element_offsets(head), head
+            return locate_elements(head), head
         except UnusualHeaderError as error:
             if not error.ends or len(head) < width or width >= _LONGEST_HEAD:
                 raise
@@ -255,6 +272,13 @@ def _key(head: memoryview, places: Mapping[int, ElementSlot]) -> _Key | None:
     name = tuple((tag, vr, stop - start) for tag, (start, stop, vr) in common)
     values = b"".join(head[start:stop] for _, (start, stop, _) in common)
     return name, values, tuple(_value(head, places.get(tag, _NOWHERE)) for tag, _ in OF_SERIES)
+
+
+def _pack_acquisition(outline: ElementOffsets, head: bytes) -> AcquisitionElements | None:
+    elements = list(outline.select(ACQUISITION_TAGS))
+    if any(element.length > MAX_VALUE_BYTES for element in elements):
+        return None
+    return AcquisitionElements.pack((e.tag, e.vr, head[e.value : e.value + e.length]) for e in elements)
 
 
 _NOWHERE: Final = ElementSlot(0, 0, b"")

@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_16, EXPLICIT_VR_LENGTH_32
 
 from medimg.io.dicom.header.elements import (
-    EXPLICIT,
-    LAST,
-    PIXELS,
-    TRANSFER_SYNTAX,
-    UNDEFINED,
+    LAST_TAG,
+    PIXEL_TAGS,
+    TRANSFER_SYNTAX_TAG,
+    UNDEFINED_LENGTH,
     Element,
     UnusualHeaderError,
-    element_offsets,
+    locate_elements,
 )
-from medimg.io.dicom.pixels.codecs import SYNTAXES
+from medimg.io.dicom.header.transfer_syntax import EXPLICIT, SYNTAXES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -115,15 +114,15 @@ def template_of(head: bytes) -> HeaderTemplate:
     Raises
     ------
     UnusualHeaderError
-        See :func:`medimg.io.dicom.header.elements.element_offsets`.
+        See :func:`medimg.io.dicom.header.elements.locate_elements`.
     """
-    outline = element_offsets(head)
+    outline = locate_elements(head)
     elements = [*(element for element in outline.elements if not element.depth), outline.pixels]
     ends = [*(element.at for element in elements[1:]), outline.pixels.value]
     # what the first element after the meta information looks like tells implicit files from others
     first = next(element.tag for element in elements if element.tag >> 16 != _META)
-    fixed = {TRANSFER_SYNTAX, first, outline.pixels.tag}
-    fixed |= {element.tag for element in elements if element.length == UNDEFINED}
+    fixed = {TRANSFER_SYNTAX_TAG, first, outline.pixels.tag}
+    fixed |= {element.tag for element in elements if element.length == UNDEFINED_LENGTH}
     parts = [head[element.at : end] for element, end in zip(elements, ends, strict=True)]
     return HeaderTemplate(elements, parts, frozenset(fixed))
 
@@ -222,7 +221,7 @@ _LONG_FORMS: Final = frozenset(str(form).encode() for form in EXPLICIT_VR_LENGTH
 _MARK: Final = b"DICM"
 _FIRST: Final = 132
 _SHORT, _LONG = 8, 12
-_UIDS: Final = (TRANSFER_SYNTAX, INSTANCE_UID)
+_UIDS: Final = (TRANSFER_SYNTAX_TAG, INSTANCE_UID)
 #: The meta information comes first; without it, the rest may be written in any way.
 _BEFORE_META: Final = 0x0001FFFF
 _META_LENGTH: Final = 0x00020000
@@ -321,14 +320,14 @@ class HeaderTemplateWalker:
             if step is None:
                 return None
             tag, size, is_special = step
-            if not last < tag <= LAST:
+            if not last < tag <= LAST_TAG:
                 return None
             last = tag
             if not size:
                 if at + _LONG > len(head):
                     raise UnusualHeaderError(ends=True)
                 length = _LENGTH(head, at + _SHORT)[0]
-                if tag in PIXELS:
+                if tag in PIXEL_TAGS:
                     break
                 if length & 1:
                     return None
@@ -355,7 +354,12 @@ class HeaderTemplateWalker:
         is_special = is_uid or tag in _MANY_FRAMES or tag in self._tags
         if tag == _META_LENGTH and (form, length) != (b"UL", 4):
             return None
-        if form in _SHORT_FORMS and not length & 1 and tag not in PIXELS and (not is_uid or form == b"UI"):
+        if (
+            form in _SHORT_FORMS
+            and not length & 1
+            and tag not in PIXEL_TAGS
+            and (not is_uid or form == b"UI")
+        ):
             step = _Step(tag, _SHORT + length, is_special)
         elif form in _LONG_FORMS and not is_uid:
             step = _Step(tag, 0, is_special)
@@ -367,7 +371,7 @@ class HeaderTemplateWalker:
         return step
 
     def _carefully(self, head: bytes) -> Header:
-        outline = element_offsets(head)
+        outline = locate_elements(head)
         wanted: list[bytes] = []
         uid, start = b"", -1
         for tag, at, value, length, _, depth in outline.elements:

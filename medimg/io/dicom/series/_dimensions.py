@@ -101,7 +101,7 @@ def split_repetitions(frames: Sequence[Frame]) -> list[Repetition]:
     list of Repetition
         One where no position repeats, or where nothing tells repetitions apart.
     """
-    if not all(frame.has_place for frame in frames):
+    if not all(frame.has_geometry for frame in frames):
         return [Repetition((tuple(frames),))]
     items, copies = drop_copies(position_frames(frames))
     result = []
@@ -213,7 +213,7 @@ def _in_order(parts: dict[Any, list[PositionedFrame]], name: str) -> list[Any]:
 
 
 def _turn(item: PositionedFrame) -> tuple[Any, ...]:
-    return temporal_attribute_of("philips", item) or (), item.frame.order
+    return temporal_attribute_of("philips", item) or (), item.frame.sort_key
 
 
 def _alike_covered(

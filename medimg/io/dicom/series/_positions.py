@@ -49,7 +49,7 @@ def position_frames(frames: Sequence[Frame]) -> list[PositionedFrame]:
     except GeometryError:
         # the plan of the stack says what is wrong
         return [PositionedFrame(f, n) for n, f in enumerate(frames)]
-    ordered = sorted(zip(frames, places.tolist(), strict=True), key=lambda pair: pair[0].order)
+    ordered = sorted(zip(frames, places.tolist(), strict=True), key=lambda pair: pair[0].sort_key)
     return [PositionedFrame(frame, place) for frame, place in ordered]
 
 
@@ -76,8 +76,8 @@ def drop_copies(items: list[PositionedFrame]) -> tuple[list[PositionedFrame], li
     for item in items:
         instance, facts = item.frame.instance, item.frame.facts
         key = (
-            instance.sop_instance_uid, instance.instance_number, facts.number, item.place, facts.kinds,
-            facts.moments,
+            instance.sop_instance_uid, instance.instance_number, facts.number, item.place,
+            facts.series_attributes, facts.temporal_attributes,
         )  # fmt: skip
         if not instance.sop_instance_uid or key not in first:
             first[key] = item.frame
@@ -120,12 +120,12 @@ def parts_by(
 
 def series_attributes_of(name: str, item: PositionedFrame) -> Hashable:
     """Return what makes a frame different in kind; None where it does not say."""
-    return dict(item.frame.facts.kinds).get(name)
+    return dict(item.frame.facts.series_attributes).get(name)
 
 
 def temporal_attribute_of(name: str, item: PositionedFrame) -> Hashable:
     """Return what may tell a frame from others at its place; None where it does not say."""
-    return dict(item.frame.facts.moments).get(name)
+    return dict(item.frame.facts.temporal_attributes).get(name)
 
 
 def temporal_attributes_of(names: Sequence[str], item: PositionedFrame) -> tuple[Hashable, ...]:

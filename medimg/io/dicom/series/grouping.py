@@ -73,7 +73,7 @@ def group_frames(instances: Iterable[Instance]) -> list[Group]:
         uid, notes = _named(members)
         frames = [frame for instance in members for frame in instance.frames]
         parts = [part for alike in _by_appearance(frames) for part in split_repetitions(alike)]
-        parts.sort(key=lambda part: min(frame.order for channel in part.channels for frame in channel))
+        parts.sort(key=lambda part: min(frame.sort_key for channel in part.channels for frame in channel))
         for part in parts:
             numbers[uid] += 1
             suffix = f"#{numbers[uid]}" if numbers[uid] > 1 else ""
@@ -113,7 +113,7 @@ def _by_appearance(frames: Sequence[Frame]) -> list[list[Frame]]:
             instance.columns,
             instance.is_color,
             frame.is_localizer,
-            None if frame.has_place or instance.modality in _SLICED else instance.path,
+            None if frame.has_geometry or instance.modality in _SLICED else instance.path,
         )
         for group in alike[key]:
             if _same_geometry(group[0], frame):

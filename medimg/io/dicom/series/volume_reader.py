@@ -13,8 +13,8 @@ from medimg.core.read_report import ReadReport
 from medimg.core.regrid import deshear_volume, fill_gaps
 from medimg.core.volume import Volume
 from medimg.errors import DecodeError, GeometryError, MedimgWarning, SeriesError
-from medimg.io.dicom.pixels.frame_reader import FrameReader, first_acquired_at
-from medimg.io.dicom.pixels.frames import NATIVE_SYNTAXES
+from medimg.io.dicom.header.transfer_syntax import NATIVE_SYNTAXES
+from medimg.io.dicom.pixels.frame_reader import FrameReader, find_first_acquisition
 from medimg.io.dicom.series._policies import Notes, check_stack, resolve_duplicates
 from medimg.io.dicom.series._stack_plan import StackPlan
 
@@ -92,7 +92,7 @@ class _Task(NamedTuple):
 
     def reader(self) -> FrameReader:
         """Return what reads these frames."""
-        first_acquired = first_acquired_at(self.plan.instances) if self.kind == "suv" else None
+        first_acquired = find_first_acquisition(self.plan.instances) if self.kind == "suv" else None
         frames = self.frames(range(len(self.chosen)))
         return FrameReader(frames, self.kind, first_acquired=first_acquired)
 
@@ -134,7 +134,7 @@ def _read(task: _Task, reader: FrameReader, part: range, *, workers: int | None 
     plan, chosen, used = task.plan, task.chosen[part.start : part.stop], task.frames(part)
     filling = reader.read(used, len(plan.channels), workers=workers)
     first = _alike(filling, used)
-    array, padding = filling.result()
+    array, padding = filling.get_result()
     instance = used[0].instance
     return Volume(
         array=array,
@@ -145,7 +145,7 @@ def _read(task: _Task, reader: FrameReader, part: range, *, workers: int | None 
         inverted=first.inverted,
         space=plan.space,
         channels=() if instance.is_color else plan.names,
-        voi=_distinct(tuple(meaning.voi for meaning in filling.meanings[: len(chosen)])),
+        voi=_distinct(tuple(meaning.voi for meaning in filling.modality_transforms[: len(chosen)])),
         padding=padding,
         report=_report(task, chosen, used, filling),
     )
@@ -153,7 +153,7 @@ def _read(task: _Task, reader: FrameReader, part: range, *, workers: int | None 
 
 def _report(task: _Task, chosen: Sequence[int], used: Sequence[Frame], filling: VolumeBuffer) -> ReadReport:
     plan, stack = task.plan, task.plan.stack
-    meanings = {id(meaning): meaning for meaning in filling.meanings}
+    meanings = {id(meaning): meaning for meaning in filling.modality_transforms}
     transforms = tuple(dict.fromkeys(step for meaning in meanings.values() for step in meaning.transforms))
     if len(chosen) < plan.depth:
         transforms += (f"{len(chosen)} of {plan.depth} slices read",)
@@ -189,9 +189,9 @@ def _check_size(frames: Sequence[Frame]) -> None:
 
 def _alike(filling: VolumeBuffer, used: Sequence[Frame]) -> ModalityTransform:
     """Return what the first slice means, in units and colors what all of them do."""
-    expected = _facts(filling.meanings[0], filling.shapes[0])
-    seen = {id(filling.meanings[0])}
-    for meaning, shape, frame in zip(filling.meanings, filling.shapes, used, strict=True):
+    expected = _facts(filling.modality_transforms[0], filling.shapes[0])
+    seen = {id(filling.modality_transforms[0])}
+    for meaning, shape, frame in zip(filling.modality_transforms, filling.shapes, used, strict=True):
         if id(meaning) in seen and shape == expected[0]:
             continue
         seen.add(id(meaning))
@@ -200,7 +200,7 @@ def _alike(filling: VolumeBuffer, used: Sequence[Frame]) -> ModalityTransform:
             raise GeometryError(
                 f"{frame.instance.path} differs from the first slice: {facts} against {expected}"
             )
-    return filling.meanings[0]
+    return filling.modality_transforms[0]
 
 
 def _facts(meaning: ModalityTransform, shape: tuple[int, ...]) -> tuple[tuple[int, ...], str, str, bool]:
