@@ -1,4 +1,4 @@
-"""Comparison of source and target: about 0 for equal distributions, 2 for another scanner; tags are counted."""
+"""Comparison of source and target: about 0 for equal distributions, about 2 for another scanner."""
 
 from __future__ import annotations
 
