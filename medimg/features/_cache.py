@@ -21,8 +21,8 @@ import torch
 
 from medimg.data.cache.image_cache import make_cache_folder
 from medimg.errors import MedimgWarning
-from medimg.features.extractor import network_digest
 from medimg.models.backbones.heads import feature_count
+from medimg.models.digest import network_digest
 
 if TYPE_CHECKING:
     import os

@@ -19,8 +19,8 @@ from medimg.data.dataset import ImageDataset
 from medimg.errors import PreprocessError
 from medimg.features._cache import FLUSH_AFTER, DatasetFeatureCache
 from medimg.features.extractor import feature_extractor, rebatch
-from medimg.models._input_checks import checked_finite
 from medimg.models.backbones.heads import feature_count
+from medimg.models.input_checks import check_finite
 from medimg.preprocessing.preprocess import check_same_preprocessing
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class _RowCollector:
 
     def add(self, rows: Tensor) -> None:
         """Add the rows (n, F) of the next images."""
-        self._rows.append(checked_finite(rows))
+        self._rows.append(check_finite(rows))
         self._count += len(rows)
         if not self._expected or self._expected[0][1] > self._count:
             return

@@ -24,8 +24,8 @@ from medimg.errors import MedimgError, PreprocessError
 from medimg.features._cache import FLUSH_AFTER, FeatureCache, SeriesFeatures
 from medimg.features.dataset_features import Features, item_features
 from medimg.features.extractor import feature_extractor, rebatch
-from medimg.models._input_checks import checked_finite
 from medimg.models.backbones.heads import feature_count
+from medimg.models.input_checks import check_finite
 from medimg.preprocessing.torch_threads import share_cores
 
 if TYPE_CHECKING:
@@ -375,7 +375,7 @@ def _compute_rows(
                 yield one.images
 
     for images in rebatch(pending_images(), size):
-        rows.append(checked_finite(network(images)))
+        rows.append(check_finite(network(images)))
         done += len(images)
         if done >= waiting[0].missing:
             block = torch.cat(rows)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,37 +15,7 @@ if TYPE_CHECKING:
 
     from medimg.models.classifier import TransferClassifier
 
-__all__ = ["feature_extractor", "network_digest", "rebatch"]
-
-
-def network_digest(model: TransferClassifier) -> str:
-    """
-    Return 64 hexadecimal digits that differ whenever a backbone's embeddings may.
-
-    They cover its architecture, the kinds and settings of its layers, and every parameter and buffer as it is
-    now, frozen or not. What the forward function of a network of one's own does is not seen: give it another
-    name when that changes.
-
-    Examples
-    --------
-    >>> from medimg import TransferClassifier
-    >>> model = TransferClassifier("squeezenet1_1", classes=["a", "b"], weights=None)
-    >>> before = network_digest(model)
-    >>> nn.init.ones_(model.backbone.features[0].bias).sum().item()
-    64.0
-    >>> network_digest(model) == before
-    False
-    """
-    body = model.backbone
-    facts = [asdict(model.architecture), f"{type(body).__module__}.{type(body).__qualname__}", repr(body)]
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=repr).encode())
-    for kind in (body.named_parameters(), body.named_buffers()):
-        for name, value in kind:
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            flat = value.detach().cpu().contiguous().reshape(-1)
-            if flat.numel():
-                digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+__all__ = ["feature_extractor", "rebatch"]
 
 
 @contextmanager

@@ -82,16 +82,16 @@ class SliceRenderer:
         inner = compute_fitted_size(shape, spacing, recipe.hw, recipe.fit)
         self._device = output.images.device
         self._resizer = Resizer(shape, inner, recipe.hw, orientation.flips, device=self._device)
-        self._planes: torch.Tensor | None = None
+        self._buffer: torch.Tensor | None = None
 
     def render(self, volume: Volume, stored: Sequence[int]) -> None:
         """Render the images of some slices, given as stored, with their indices in the whole volume."""
         for batch in self._group_slices(volume, stored):
-            planes, targets = self._window_batch(volume, batch), batch.targets
+            images, targets = self._window_batch(volume, batch), batch.targets
             if self._orientation.turned:
-                planes, targets = planes.flip(0), targets[::-1]
+                images, targets = images.flip(0), targets[::-1]
             for first, count, target in _group_runs(targets):
-                self._output.write(planes[first : first + count], target.image, target.channel)
+                self._output.write(images[first : first + count], target.image, target.channel)
 
     def _group_slices(self, volume: Volume, stored: Sequence[int]) -> Iterator[_Batch]:
         """Group slices in array order; slices that are in no image are skipped."""
@@ -115,19 +115,19 @@ class SliceRenderer:
     def _window_batch(self, volume: Volume, batch: _Batch) -> torch.Tensor:
         """Return the slices of a batch as (n, 1 or 3, H, W), 0 to 1."""
         channels = 3 if volume.is_color else len(batch.voi)
-        if self._planes is None or self._planes.shape[1] != channels:
+        if self._buffer is None or self._buffer.shape[1] != channels:
             shape = (self._resizer.at_once, channels, *self._recipe.hw)
             fill = self._recipe.fill_value
-            self._planes = torch.full(shape, fill, dtype=torch.float32, device=self._device)
-        planes = self._planes[: len(batch.targets)]
+            self._buffer = torch.full(shape, fill, dtype=torch.float32, device=self._device)
+        images = self._buffer[: len(batch.targets)]
         for c in range(channels):
             values = self._load_slices(volume.array[c if volume.is_color else 0, batch.slices])
             masked = None if volume.is_color else volume.padding
             padding = None if masked is None else self._load_slices(masked[0, batch.slices])
             voi = batch.voi[c] if batch.voi else volume.white
             load = partial(_load_rows, values=values, voi=voi, padding=padding, inverted=volume.inverted)
-            self._resizer(load, planes[:, c])
-        return planes.clamp_(0.0, 1.0)
+            self._resizer(load, images[:, c])
+        return images.clamp_(0.0, 1.0)
 
     def _load_slices(self, array: npt.NDArray[Any]) -> torch.Tensor:
         """Return slices as a tensor with the rows of the display first; the resizer flips them."""
@@ -191,12 +191,12 @@ def _plan_targets(recipe: Preprocess, depth: int, *, adjacent: bool) -> dict[int
 def _group_runs(targets: list[list[_Target]]) -> Iterator[tuple[int, int, _Target]]:
     """Group slices of consecutive images: (first slice, count, first target)."""
     pairs = sorted(
-        ((t.channel or 0, t.image, plane, t) for plane, each in enumerate(targets) for t in each),
+        ((t.channel or 0, t.image, index, t) for index, each in enumerate(targets) for t in each),
         key=itemgetter(0, 1),
     )
     for _, run in groupby(enumerate(pairs), lambda p: (p[1][0], p[1][1] - p[0], p[1][2] - p[0])):
-        (_, (_, _, plane, target)), *rest = run
-        yield plane, 1 + len(rest), target
+        (_, (_, _, index, target)), *rest = run
+        yield index, 1 + len(rest), target
 
 
 def _to_tensor(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:

@@ -115,9 +115,9 @@ def _index_table(values: torch.Tensor, table: LookupTable) -> torch.Tensor:
     return values.to(torch.int64).sub_(table.first).clamp_(0, last)
 
 
-def normalize_channel(out: torch.Tensor, plane: torch.Tensor, mean: float, std: float) -> None:
-    """Write ``(plane - mean) / std`` into `out`, as one multiply-add that is rounded once."""
-    torch.add(_make_constant(-mean / std, plane.device), plane, alpha=1.0 / std, out=out)
+def normalize_channel(out: torch.Tensor, image: torch.Tensor, mean: float, std: float) -> None:
+    """Write ``(image - mean) / std`` into `out`, as one multiply-add that is rounded once."""
+    torch.add(_make_constant(-mean / std, image.device), image, alpha=1.0 / std, out=out)
 
 
 @lru_cache(maxsize=256)
@@ -127,10 +127,10 @@ def _make_constant(value: float, device: torch.device) -> torch.Tensor:
 
 
 def normalize_into(
-    out: torch.Tensor, planes: torch.Tensor, mean: Sequence[float], std: Sequence[float]
+    out: torch.Tensor, images: torch.Tensor, mean: Sequence[float], std: Sequence[float]
 ) -> None:
     """Normalize images (N, 1 or 3, H, W), 0 to 1, into `out` (N, 3, H, W) float32."""
-    channels = planes.unbind(1)
+    channels = images.unbind(1)
     for channel, target in enumerate(out.unbind(1)):
-        plane = channels[channel if len(channels) > 1 else 0]
-        normalize_channel(target, plane, mean[channel], std[channel])
+        image = channels[channel if len(channels) > 1 else 0]
+        normalize_channel(target, image, mean[channel], std[channel])

@@ -85,16 +85,16 @@ class OutputImages:
         self.images = images
         self._normalization = normalization
 
-    def write(self, planes: torch.Tensor, first: int, channel: int | None = None) -> None:
+    def write(self, images: torch.Tensor, first: int, channel: int | None = None) -> None:
         """Write n consecutive images (n, 1 or 3, H, W), 0 to 1, from index `first`; all channels or one."""
-        part = self.images[first : first + len(planes)]
+        part = self.images[first : first + len(images)]
         for c in range(part.shape[1]) if channel is None else (channel,):
-            plane = planes[:, c if planes.shape[1] > 1 else 0]
+            image = images[:, c if images.shape[1] > 1 else 0]
             if self._normalization is None:
-                part[:, c].copy_(plane)
+                part[:, c].copy_(image)
             else:
                 mean, std = self._normalization
-                normalize_channel(part[:, c], plane, mean[c], std[c])
+                normalize_channel(part[:, c], image, mean[c], std[c])
 
 
 def _allocate_uninitialized(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:

@@ -52,17 +52,17 @@ def compute_fitted_size(
 
 
 def resize(
-    planes: torch.Tensor, spacing: Sequence[float], size: tuple[int, int], fit: Fit, fill: float
+    images: torch.Tensor, spacing: Sequence[float], size: tuple[int, int], fit: Fit, fill: float
 ) -> torch.Tensor:
     """
     Resize images (N, C, H, W) float32 to (N, C, *size) with an antialiasing bilinear filter.
 
     Each image is computed independently of the batch, so that one alone gives identical bits.
     """
-    n, c, h, w = planes.shape
-    resizer = Resizer((h, w), compute_fitted_size((h, w), spacing, size, fit), size, device=planes.device)
-    flat = planes.reshape(n * c, h, w)
-    result = planes.new_full((n * c, *size), fill)
+    n, c, h, w = images.shape
+    resizer = Resizer((h, w), compute_fitted_size((h, w), spacing, size, fit), size, device=images.device)
+    flat = images.reshape(n * c, h, w)
+    result = images.new_full((n * c, *size), fill)
     for start in range(0, n * c, resizer.at_once):
         chunk = flat[start : start + resizer.at_once]
 

@@ -14,9 +14,9 @@ from medimg.calibration.operating_points import checked_criterion, operating_poi
 from medimg.calibration.result import Calibration
 from medimg.calibration.temperature_scaling import CalibrationData, fit_temperature
 from medimg.features.dataset_features import item_features
-from medimg.models._input_checks import checked_finite
 from medimg.models.backbones.heads import head_logits
 from medimg.models.digest import parameters_digest
+from medimg.models.input_checks import check_finite
 from medimg.models.pooling import pool_embeddings
 from medimg.models.training_images import check_not_trained_on, record_training_images
 from medimg.training.checks import check_classes, check_disjoint
@@ -164,7 +164,7 @@ def _compute_logits(model: TransferClassifier, vectors: NDArray[np.float32]) -> 
     weight = model.head.weight
     with torch.no_grad():
         rows = torch.from_numpy(vectors).to(weight.device, weight.dtype)
-        return np.asarray(checked_finite(head_logits(model.head, rows), "logits").double().cpu().numpy())
+        return np.asarray(check_finite(head_logits(model.head, rows), "logits").double().cpu().numpy())
 
 
 def _fit_detector(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 from medimg._plot_style import COLORS, REFERENCE_LINE, add_legend, make_axes
 from medimg.errors import TrainingError
 from medimg.io.files.atomic import write_text
-from medimg.models.checkpoint import save
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -235,7 +234,7 @@ def _save_model(model: TransferClassifier, path: Path, summary: dict[str, Any] |
     before = model.training_summary
     model.training_summary = summary
     try:
-        return save(model, path)
+        return model.save(path)
     finally:
         model.training_summary = before
 

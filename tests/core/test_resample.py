@@ -361,7 +361,7 @@ def test_spacings_out_of_all_proportion_are_refused() -> None:
 
 @pytest.mark.parametrize("kind", ["cubic", "Linear", "", None, 3])
 def test_unknown_interpolations_are_refused(kind: Any) -> None:
-    with pytest.raises(PreprocessError, match="linear, bspline, nearest"):
+    with pytest.raises(PreprocessError, match=r"\"linear\", \"bspline\" or \"nearest\""):
         make().resample(1.0, interpolation=kind)
 
 

@@ -90,7 +90,7 @@ def test_defaults_of_torch_change_nothing(
 
 
 def test_a_buffer_that_wants_gradients_is_refused(folders: list[Path]) -> None:
-    with pytest.raises(PreprocessError, match="without gradients"):
+    with pytest.raises(PreprocessError, match="must not require gradients"):
         SMALL(folders[0], out=torch.empty(4, 3, 16, 16, requires_grad=True))
 
 

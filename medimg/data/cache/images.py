@@ -77,16 +77,16 @@ class RenderedImages:
         return self.planes if image is None else self.planes[image : image + 1]
 
 
-def compute_crc32(planes: torch.Tensor) -> npt.NDArray[np.int64]:
+def compute_crc32(images: torch.Tensor) -> npt.NDArray[np.int64]:
     """Return the CRC-32 of each image: (N,) int64."""
-    return np.array([_crc32(plane) for plane in planes], dtype=np.int64)
+    return np.array([_crc32(image) for image in images], dtype=np.int64)
 
 
-def _crc32(plane: torch.Tensor) -> int:
-    return zlib.crc32(plane.numpy().reshape(-1).view(np.uint8).data)
+def _crc32(image: torch.Tensor) -> int:
+    return zlib.crc32(image.numpy().reshape(-1).view(np.uint8).data)
 
 
-def encode_intensity(planes: torch.Tensor, dtype: StoredDtype) -> torch.Tensor:
+def encode_intensity(images: torch.Tensor, dtype: StoredDtype) -> torch.Tensor:
     """
     Convert intensities, 0 to 1, to the stored type.
 
@@ -98,15 +98,15 @@ def encode_intensity(planes: torch.Tensor, dtype: StoredDtype) -> torch.Tensor:
     [0, 128, 255]
     """
     if dtype == "uint8":
-        return (planes * 255.0).round_().clamp_(0.0, 255.0).to(torch.uint8)
-    return planes.to(DTYPES[dtype])
+        return (images * 255.0).round_().clamp_(0.0, 255.0).to(torch.uint8)
+    return images.to(DTYPES[dtype])
 
 
-def decode_intensity(planes: torch.Tensor) -> torch.Tensor:
+def decode_intensity(images: torch.Tensor) -> torch.Tensor:
     """Convert stored images to float32, 0 (black) to 1 (white); float32 images are returned unchanged."""
-    if planes.dtype == torch.uint8:
-        return planes.to(torch.float32).div_(255.0)
-    return planes.to(torch.float32)
+    if images.dtype == torch.uint8:
+        return images.to(torch.float32).div_(255.0)
+    return images.to(torch.float32)
 
 
 def normalize_images(

@@ -75,16 +75,16 @@ def make_thumbnail(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8] | None:
     """Return a (32, 32) grayscale thumbnail of (H, W) or (3, H, W); None if it is constant."""
     from PIL import Image
 
-    plane = values.astype(np.float32) if values.ndim == 2 else values.mean(axis=0, dtype=np.float32)
-    known = np.isfinite(plane)
+    gray = values.astype(np.float32) if values.ndim == 2 else values.mean(axis=0, dtype=np.float32)
+    known = np.isfinite(gray)
     if not known.all():
-        plane = np.where(known, plane, plane[known].min(initial=0))
-    every = max(1, int(np.sqrt(plane.size / _SAMPLED)))
-    low, high = np.percentile(plane[::every, ::every], _TAILS)
+        gray = np.where(known, gray, gray[known].min(initial=0))
+    every = max(1, int(np.sqrt(gray.size / _SAMPLED)))
+    low, high = np.percentile(gray[::every, ::every], _TAILS)
     if not high > low:
         return None
-    plane = (np.clip(plane, low, high) - low) * np.float32(255 / (high - low))
-    small = Image.fromarray(plane).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    gray = (np.clip(gray, low, high) - low) * np.float32(255 / (high - low))
+    small = Image.fromarray(gray).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     found = np.rint(np.asarray(small)).clip(0, 255).astype(np.uint8)
     return None if (found == found[0, 0]).all() else found
 

@@ -275,5 +275,5 @@ def _is_valid(content: dict[str, Any]) -> bool:
     return isinstance(content.get("unit"), str)
 
 
-def _are_all(values: list[Any], kind: type) -> bool:
-    return all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
+def _are_all(values: list[Any], expected: type) -> bool:
+    return all(isinstance(value, expected) and not isinstance(value, bool) for value in values)

@@ -1,4 +1,4 @@
-"""Raw sources: read, and scored as a whole or slice by slice."""
+"""Reading of image sources, and their scores per series or per slice."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 __all__ = [
     "PredictSource",
     "ScoredSource",
-    "bag_embeddings",
-    "by_series",
-    "by_slice",
+    "embed_bag",
+    "mean_probabilities",
     "resolve_sources",
-    "vectors_probabilities",
+    "score_series",
+    "score_slices",
 ]
 
 #: One image or series to predict on.
@@ -48,24 +48,10 @@ PredictSource: TypeAlias = (
 @dataclass(slots=True, eq=False)
 class ScoredSource:
     """
-    One source and what was found of it.
+    Results of one source: per image UID and slice, and in parts probabilities (n, K) and OOD scores (n,).
 
-    Attributes
-    ----------
-    name, series_uid : str
-        What it is called, and its series.
-    uids, slices : tuple
-        SOP Instance UID and index in the volume of each of its pictures.
-    error : str
-        Why it can't be read; "" where it can.
-    proba : list of numpy.ndarray
-        Probabilities (n, K), in parts: one row for each picture, or one for all.
-    weights : numpy.ndarray or None
-        (pictures,): how much each counts in the series.
-    outlying : list of numpy.ndarray
-        In the same parts as the probabilities: how unusual each is, where that can be told.
-    unlike : dict
-        In what the source is unlike the training data, and what it has instead.
+    There is one row of probabilities per image, or one for the whole source; `weights` (images,) are the
+    contributions of the images; `unlike` has the out-of-distribution facts by name; `error` is "" if none.
     """
 
     name: str
@@ -75,47 +61,43 @@ class ScoredSource:
     error: str = ""
     proba: list[NDArray[np.float64]] = field(default_factory=list)
     weights: NDArray[np.float64] | None = None
-    outlying: list[NDArray[np.float64]] = field(default_factory=list)
+    ood: list[NDArray[np.float64]] = field(default_factory=list)
     unlike: dict[str, str] = field(default_factory=dict)
     _embeddings: list[Tensor] = field(default_factory=list)
 
     @property
     def is_complete(self) -> bool:
-        """Whether every picture has its probabilities."""
+        """Whether every image has its probabilities."""
         return sum(map(len, self.proba)) == len(self.slices)
 
-    def add(
-        self, embeddings: Tensor, proba: NDArray[np.float64], outlying: NDArray[np.float64] | None
-    ) -> None:
-        """Take the results of the next pictures."""
+    def add(self, embeddings: Tensor, proba: NDArray[np.float64], ood: NDArray[np.float64] | None) -> None:
+        """Add the results of the next images."""
         self._embeddings.append(embeddings)
         self.proba.append(proba)
-        if outlying is not None:
-            self.outlying.append(outlying)
+        if ood is not None:
+            self.ood.append(ood)
 
-    def weigh(self, model: TransferClassifier) -> None:
-        """Say how much each picture counts, and let the embeddings go."""
+    def with_weights(self, model: TransferClassifier) -> ScoredSource:
+        """Compute the weights of the images, and release their embeddings."""
         if self._embeddings:
             weights = slice_weights(torch.cat(self._embeddings), model.pool, model.attention)
             self.weights = (weights.double() / weights.double().sum()).cpu().numpy()
         self._embeddings = []
+        return self
 
 
 def resolve_sources(
     model: TransferClassifier, sources: Iterable[PredictSource], on_error: str
 ) -> Iterator[tuple[ScoredSource, Tensor]]:
     """
-    Read sources one after the other, each with its pictures (N, 1 or 3, H, W), not normalized yet.
+    Yield sources one after another with their images (N, 1 or 3, H, W), not normalized.
 
-    Raises
-    ------
-    MedimgError
-        If one can't be read, unless ``on_error="collect"``: then there are no pictures of it.
+    With ``on_error="collect"`` a source that can't be read has an error and no images.
     """
     for number, source in enumerate(sources):
-        name = _name(source, number)
+        name = _source_name(source, number)
         try:
-            rendered, unlike = _rendered(model, source)
+            rendered, unlike = _render_source(model, source)
         except MedimgError as error:
             if on_error == "raise":
                 error.add_note(f"while predicting on source {number}, counted from 0")
@@ -126,22 +108,22 @@ def resolve_sources(
             name, rendered.series_uid, rendered.sop_instance_uids, rendered.slices, unlike=unlike
         )
         yield scored, rendered.planes
-        del rendered  # its pictures are gone before the next are made
+        del rendered  # free its images before the next ones are rendered
 
 
-def _rendered(model: TransferClassifier, source: PredictSource) -> tuple[Rendered, dict[str, str]]:
-    """Return pictures, and in what their source is unlike the training data."""
+def _render_source(model: TransferClassifier, source: PredictSource) -> tuple[Rendered, dict[str, str]]:
+    """Return the images of a source, and its out-of-distribution facts."""
     ranges = model.training_ranges
     if ranges is None:
         return model.preprocess.render(source), {}
-    opened = ResolvedSource.resolve(source)
-    unlike = ranges.unlike(ImageFacts.of(opened.image, tags=bool(ranges.body_parts)))
-    if isinstance(opened.image, Volume):
-        return model.preprocess.render(opened.image), unlike
-    return render_series(model.preprocess, opened.image, Policies(), None, opened.finish), unlike
+    resolved = ResolvedSource.resolve(source)
+    unlike = ranges.unlike(ImageFacts.of(resolved.image, tags=bool(ranges.body_parts)))
+    if isinstance(resolved.image, Volume):
+        return model.preprocess.render(resolved.image), unlike
+    return render_series(model.preprocess, resolved.image, Policies(), None, resolved.finish), unlike
 
 
-def _name(source: PredictSource, number: int) -> str:
+def _source_name(source: PredictSource, number: int) -> str:
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
     if isinstance(source, Series):
@@ -151,52 +133,52 @@ def _name(source: PredictSource, number: int) -> str:
     return f"<bytes {number}>" if is_buffer(source) else f"source {number}"
 
 
-def by_series(
+def score_series(
     model: TransferClassifier,
     sources: Iterable[tuple[ScoredSource, Tensor]],
     device: torch.device,
     batch_size: int,
 ) -> Iterator[ScoredSource]:
-    """Score each source as one."""
+    """Score each source as a whole."""
     for scored, planes in sources:
         if not scored.error:
             parts = (model.preprocess.normalize(part) for part in torch.split(planes, batch_size))
-            embeddings = bag_embeddings(model, parts, device)
-            scored.proba = [vectors_probabilities(model, embeddings)]
-            outlying = _outlying(model, embeddings)
-            if outlying is not None:
-                scored.outlying = [outlying.mean(keepdims=True)]
+            embeddings = embed_bag(model, parts, device)
+            scored.proba = [mean_probabilities(model, embeddings)]
+            ood = _ood_percentiles(model, embeddings)
+            if ood is not None:
+                scored.ood = [ood.mean(keepdims=True)]
         yield scored
 
 
-def bag_embeddings(model: TransferClassifier, parts: Iterable[Tensor], device: torch.device) -> Tensor:
-    """Pass the slices of one series in parts (n, 3, H, W) that fit into memory, then pool: (1 or N, F)."""
+def embed_bag(model: TransferClassifier, parts: Iterable[Tensor], device: torch.device) -> Tensor:
+    """Return the pooled embedding (1, F) of a series in parts (n, 3, H, W); without pooling (N, F)."""
     embeddings = torch.cat([model.embed(part.to(device)) for part in parts])
     if model.pool == "none":
         return embeddings
     return pool_embeddings(embeddings[None], None, model.pool, model.attention)
 
 
-def vectors_probabilities(model: TransferClassifier, vectors: Tensor) -> NDArray[np.float64]:
-    """Return (1, K): without pooling, the mean of the slices' probabilities stands for the series."""
-    rows = model_probabilities(model, head_logits(model.head, vectors))
+def mean_probabilities(model: TransferClassifier, embeddings: Tensor) -> NDArray[np.float64]:
+    """Return the mean (1, K) of the probabilities of embeddings (n, F)."""
+    rows = model_probabilities(model, head_logits(model.head, embeddings))
     mean: NDArray[np.float64] = rows.mean(axis=0, keepdims=True)
     return mean
 
 
-def _outlying(model: TransferClassifier, vectors: Tensor) -> NDArray[np.float64] | None:
-    """Return how unusual embeddings are, if it is known what is usual."""
+def _ood_percentiles(model: TransferClassifier, embeddings: Tensor) -> NDArray[np.float64] | None:
+    """Return the out-of-distribution scores (n,) of embeddings (n, F); None if the model has no detector."""
     outliers = model.calibration.outliers if model.calibration is not None else None
-    return None if outliers is None else outliers.percentiles(vectors.float().cpu().numpy())
+    return None if outliers is None else outliers.percentiles(embeddings.float().cpu().numpy())
 
 
-def by_slice(
+def score_slices(
     model: TransferClassifier,
     sources: Iterable[tuple[ScoredSource, Tensor]],
     device: torch.device,
     batch_size: int,
 ) -> Iterator[ScoredSource]:
-    """Score each slice as a bag of its own; batches reach across sources, so that few pictures pass alone."""
+    """Score each slice as a bag of its own; batches extend across sources, so that few images pass alone."""
     pending: deque[ScoredSource] = deque()
     parts: list[tuple[ScoredSource, Tensor]] = []
     room = batch_size
@@ -207,29 +189,27 @@ def by_slice(
             parts.append((scored, rest[:room]))
             rest, room = rest[room:], room - len(parts[-1][1])
             if room == 0:
-                _score(model, parts, device)
+                _score_batch(model, parts, device)
                 parts, room = [], batch_size
         while pending and pending[0].is_complete:
-            yield _weighed(model, pending.popleft())
+            yield pending.popleft().with_weights(model)
         del planes, rest
     if parts:
-        _score(model, parts, device)
-    yield from (_weighed(model, scored) for scored in pending)
+        _score_batch(model, parts, device)
+    yield from (scored.with_weights(model) for scored in pending)
 
 
-def _weighed(model: TransferClassifier, scored: ScoredSource) -> ScoredSource:
-    scored.weigh(model)
-    return scored
-
-
-def _score(model: TransferClassifier, parts: list[tuple[ScoredSource, Tensor]], device: torch.device) -> None:
+def _score_batch(
+    model: TransferClassifier, parts: list[tuple[ScoredSource, Tensor]], device: torch.device
+) -> None:
+    """Add the results of a batch to its sources."""
     images = torch.cat([model.preprocess.normalize(part) for _, part in parts]).to(device)
     embeddings = model.embed(images)
     proba = model_probabilities(model, head_logits(model.head, embeddings))
-    outlying = _outlying(model, embeddings)
+    ood = _ood_percentiles(model, embeddings)
     start = 0
     for scored, part in parts:
         end = start + len(part)
-        some = None if outlying is None else outlying[start:end]
+        some = None if ood is None else ood[start:end]
         scored.add(embeddings[start:end], proba[start:end], some)
         start = end
