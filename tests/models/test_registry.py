@@ -69,7 +69,9 @@ def test_the_head_by_its_name() -> None:
     register_backbone("own", TwoHeads, size=48, head="classify")
     assert own()(torch.zeros(2, 3, 48, 48)).shape == (2, 3)
     register_backbone("own", TwoHeads, size=48)
-    with pytest.raises(TrainingError, match=r"returns \(1, 9\) for one image, expected an embedding \(1, 4\)"):
+    with pytest.raises(
+        TrainingError, match=r"returns \(1, 9\) for one image, expected an embedding \(1, 4\)"
+    ):
         own()
     register_backbone("own", TwoHeads, size=48, head="body")
     with pytest.raises(TrainingError, match=r"layer 'body' as its head; found .*'auxiliary' last"):
@@ -82,7 +84,9 @@ def test_no_head() -> None:
     assert model.eval()(torch.zeros(2, 5, 3, 48, 48)).shape == (2, 3)
     assert not changed(state(model.backbone), state(small(head=None)))
     register_backbone("own", lambda: small(head=None), size=48, features=7)
-    with pytest.raises(TrainingError, match=r"returns \(1, 6\) for one image, expected an embedding \(1, 7\)"):
+    with pytest.raises(
+        TrainingError, match=r"returns \(1, 6\) for one image, expected an embedding \(1, 7\)"
+    ):
         own()
 
 

@@ -213,7 +213,7 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
     with pytest.raises(WeightsUnavailableError) as caught:
         model_from(tmp_path / "mine.pth", "resnet18")
     message = str(caught.value)
-    assert "not those of a resnet18" in message
+    assert "don't fit a resnet18" in message
     assert "missing (conv1.weight" in message
     assert "unexpected (features.0.weight" in message
 
