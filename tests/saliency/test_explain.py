@@ -117,16 +117,24 @@ def test_through_the_pooling(pool: Any) -> None:
     held: list[Tensor] = []
     handle = model.backbone.get_submodule("layer4").register_forward_hook(
         lambda module, inputs, output: held.append(output)
-    ) logits = model(pictures) if pool == "none" else model(pictures[None]) (slope,) =
-    torch.autograd.grad(logits[:, 1].sum(), held) handle.remove() cams = (slope.mean(dim=(2, 3), keepdim=True)
-    * held[0]).sum(dim=1).relu().detach().numpy() axes = measure_field_centers(model.backbone,
-    find_layer(model.backbone, pictures), RECIPE.hw).axes places = PixelMapping.of(volume, RECIPE, range(5))
-    heat = places.to_source(cams, axes) assert heat.max() > 0 np.testing.assert_allclose(found.heat, heat /
-    max(heat.max(), places.padding_heat(cams, axes)[0]), atol=1e-3) one = explain(model, volume, "b",
-    batch_size=100) np.testing.assert_allclose(found.heat, one.heat, atol=1e-3) assert found.weights.sum() ==
-    pytest.approx(1) table = model.predict(volume, unit="slice") np.testing.assert_allclose(found.weights,
-    table["weight"], rtol=1e-5) assert found.probability == pytest.approx(model.predict(volume)["p_b"][0],
-    rel=1e-4)
+    )
+    logits = model(pictures) if pool == "none" else model(pictures[None])
+    (slope,) = torch.autograd.grad(logits[:, 1].sum(), held)
+    handle.remove()
+    cams = (slope.mean(dim=(2, 3), keepdim=True) * held[0]).sum(dim=1).relu().detach().numpy()
+    axes = measure_field_centers(model.backbone, find_layer(model.backbone, pictures), RECIPE.hw).axes
+    places = PixelMapping.of(volume, RECIPE, range(5))
+    heat = places.to_source(cams, axes)
+    assert heat.max() > 0
+    np.testing.assert_allclose(
+        found.heat, heat / max(heat.max(), places.padding_heat(cams, axes)[0]), atol=1e-3
+    )
+    one = explain(model, volume, "b", batch_size=100)
+    np.testing.assert_allclose(found.heat, one.heat, atol=1e-3)
+    assert found.weights.sum() == pytest.approx(1)
+    table = model.predict(volume, unit="slice")
+    np.testing.assert_allclose(found.weights, table["weight"], rtol=1e-5)
+    assert found.probability == pytest.approx(model.predict(volume)["p_b"][0], rel=1e-4)
 
 
 def test_some_slices_are_those_of_all_but_for_the_scale() -> None:
