@@ -1,4 +1,4 @@
-"""How far an embedding is from those of the training data: Mahalanobis distances."""
+"""Out-of-distribution score of embeddings: Mahalanobis distance from the training data."""
 
 from __future__ import annotations
 
@@ -28,32 +28,20 @@ _Floats = np.ndarray[Any, np.dtype[np.float32]]
 @dataclass(frozen=True, slots=True, eq=False)
 class MahalanobisDetector:
     """
-    Means of the classes and one covariance of all, and the distances that held-out images have from them.
+    Squared Mahalanobis distance from the nearest class mean, with a common covariance, and its percentiles.
 
-    Attributes
-    ----------
-    means : numpy.ndarray
-        (C, F) float32.
-    axes : numpy.ndarray
-        (R, F) float32, R at most 256: the directions of the greatest variance within the classes.
-    variances : numpy.ndarray
-        (R + 1,) float32: along each, and last that of every other direction.
-    knots : numpy.ndarray
-        (Q,) float32, ascending: quantiles of the distances of the held-out images.
-
-    Notes
-    -----
     Lee et al., A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial Attacks,
-    NeurIPS 2018: the squared Mahalanobis distance from the nearest class mean, with a covariance common to
-    all classes; of several labels at once, from the mean of all. The covariance is shrunk as Ledoit and Wolf
-    (2004) have it, and the variances beyond the first R are replaced by their mean, so that directions in
-    which the training data hardly vary count, too.
+    NeurIPS 2018; for several labels at once, the distance from the mean of all. The covariance is shrunk by
+    the method of Ledoit and Wolf (2004), and the variances beyond the first R are replaced by their mean, so
+    that directions in which the training data hardly vary are included.
     """
 
-    means: _Floats = field(repr=False)
-    axes: _Floats = field(repr=False)
-    variances: _Floats = field(repr=False)
-    knots: _Floats = field(repr=False)
+    means: _Floats = field(repr=False)  # (C, F): of the classes
+    axes: _Floats = field(
+        repr=False
+    )  # (R, F), R at most 256: directions of the largest variance within classes
+    variances: _Floats = field(repr=False)  # (R + 1,): along each axis, and last in every other direction
+    knots: _Floats = field(repr=False)  # (Q,), ascending: quantiles of the distances of held-out images
 
     @classmethod
     def fit(
@@ -63,32 +51,21 @@ class MahalanobisDetector:
         held_out: NDArray[np.float32],
     ) -> MahalanobisDetector:
         """
-        Describe embeddings.
+        Fit embeddings (n, F) of the training data, of classes (n,), and of similar held-out images (m, F).
 
-        Parameters
-        ----------
-        embeddings : numpy.ndarray
-            (n, F) of the training data.
-        groups : numpy.ndarray
-            (n,) class of each. Classes with a single row give no mean: it would be that image.
-        held_out : numpy.ndarray
-            (m, F) of like images that were not trained on.
-
-        Raises
-        ------
-        TrainingError
-            If there are fewer than ten rows on either side.
+        Raises TrainingError for fewer than ten rows of either. Classes with a single row have no mean, which
+        would be that image.
         """
         if min(len(embeddings), len(held_out)) < _FEWEST:
             raise TrainingError(
-                f"what is usual can't be told from {len(embeddings)} training and {len(held_out)} validation "
-                f"images: at least {_FEWEST} of each are needed; leave train="
+                f"out-of-distribution scores need at least {_FEWEST} training and {_FEWEST} validation images; "
+                f"found {len(embeddings)} and {len(held_out)}: use more, or leave out train="
             )
         kept = [rows for group in np.unique(groups) if len(rows := embeddings[groups == group]) > 1]
         kept = [rows.astype(np.float64) for rows in kept] or [embeddings.astype(np.float64)]
         means = np.stack([rows.mean(axis=0) for rows in kept])
         centered = np.concatenate([rows - mean for rows, mean in zip(kept, means, strict=True)])
-        axes, variances = _covariance(centered)
+        axes, variances = _estimate_covariance(centered)
         rough = cls(means.astype(np.float32), axes, variances, np.zeros(0, np.float32))
         distances = np.sort(rough.distances(held_out))
         # quantiles, not the distances themselves, where there are many
@@ -103,50 +80,51 @@ class MahalanobisDetector:
         gains = 1.0 / self.variances[:-1].astype(np.float64) - 1.0 / rest
         found = np.full(len(rows), np.inf)
         for mean in self.means.astype(np.float64):
-            apart = rows - mean
-            along = apart @ axes.T
-            found = np.minimum(found, (apart**2).sum(axis=1) / rest + (along**2) @ gains)
+            difference = rows - mean
+            along = difference @ axes.T
+            found = np.minimum(found, (difference**2).sum(axis=1) / rest + (along**2) @ gains)
         return found
 
     def percentiles(self, embeddings: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Return which share of the held-out images is nearer than each: (n,) from 0 to 1."""
+        """Return the fraction of held-out images that are nearer, (n,) from 0 to 1."""
         distances = self.distances(embeddings)
         shares = np.interp(distances, self.knots.astype(np.float64), np.linspace(0, 1, len(self.knots)))
         return np.asarray(np.where(np.isfinite(distances), shares, 1.0))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the arrays, as a file holds them."""
+        """Return the arrays as a checkpoint stores them."""
         return {one.name: torch.from_numpy(getattr(self, one.name)) for one in fields(self)}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], features: int) -> MahalanobisDetector:
-        """
-        Take them from a file.
-
-        Raises
-        ------
-        CheckpointError
-            If they don't fit each other, or embeddings of so many features.
-        """
+        """Restore a detector for embeddings (n, features); CheckpointError if a tensor is invalid."""
         names = [one.name for one in fields(cls)]
-        found = [tensors.get(name) for name in names]
-        shapes = [None if t is None or t.dtype != torch.float32 else tuple(t.shape) for t in found]
-        means, axes, variances, knots = shapes
-        sound = (
-            means is not None and axes is not None and variances is not None and knots is not None
-            and len(means) == 2 and means[0] > 0 and means[1] == features
-            and len(axes) == 2 and axes[1] == features and axes[0] <= _MOST_AXES
-            and variances == (axes[0] + 1,) and len(knots) == 1 and 2 <= knots[0] <= _KNOTS
-            and tensors.keys() == set(names)
-        )  # fmt: skip
-        values = [t for t in found if t is not None]
-        if not sound or not all(bool(t.isfinite().all()) for t in values):
+        if tensors.keys() != set(names):
             raise CheckpointError(
-                f"the statistics of embeddings have shapes {shapes} for {features} features"
+                f"the statistics of embeddings must be {', '.join(names)}; found {sorted(tensors)}"
             )
-        if not bool((values[2] > 0).all()) or not bool((values[3].diff() >= 0).all()):
-            raise CheckpointError("the statistics of embeddings have variances that are not positive")
-        return cls(*(t.numpy() for t in values))
+        groups, axes = (len(tensors[name]) if tensors[name].ndim else 0 for name in ("means", "axes"))
+        knots = min(max(len(tensors["knots"]) if tensors["knots"].ndim else 0, 2), _KNOTS)
+        shapes = {
+            "means": (max(groups, 1), features),
+            "axes": (min(axes, _MOST_AXES), features),
+            "variances": (axes + 1,),
+            "knots": (knots,),
+        }
+        for name, shape in shapes.items():
+            found = tensors[name]
+            if found.dtype != torch.float32 or tuple(found.shape) != shape:
+                raise CheckpointError(
+                    f"the statistics of embeddings: {name} must be float32 of shape {shape}; "
+                    f"found {str(found.dtype).removeprefix('torch.')} of shape {tuple(found.shape)}"
+                )
+            if not bool(found.isfinite().all()):
+                raise CheckpointError(f"the statistics of embeddings: {name} must be finite")
+        if not bool((tensors["variances"] > 0).all()):
+            raise CheckpointError("the statistics of embeddings: variances must be positive")
+        if not bool((tensors["knots"].diff() >= 0).all()):
+            raise CheckpointError("the statistics of embeddings: knots must be ascending")
+        return cls(**{name: tensors[name].numpy() for name in names})
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, MahalanobisDetector):
@@ -157,18 +135,18 @@ class MahalanobisDetector:
 
     def __repr__(self) -> str:
         (groups, features), axes = self.means.shape, len(self.axes)
-        return f"Outliers({groups} means of {features} features, {axes} axes)"
+        return f"MahalanobisDetector({groups} means of {features} features, {axes} axes)"
 
 
-def _covariance(centered: NDArray[np.float64]) -> tuple[_Floats, _Floats]:
-    """Return axes and variances of a shrunk covariance."""
+def _estimate_covariance(centered: NDArray[np.float64]) -> tuple[_Floats, _Floats]:
+    """Return axes (R, F) and variances (R + 1,) of a shrunk covariance of centered embeddings (n, F)."""
     from sklearn.covariance import ledoit_wolf_shrinkage
     from sklearn.decomposition import PCA
 
     n, features = centered.shape
     total = float((centered**2).sum() / n)
     if not total > 0:
-        raise TrainingError("all embeddings of a class are the same: the network tells no image from another")
+        raise TrainingError("all embeddings of a class are the same: the network does not distinguish images")
     shrinkage = float(ledoit_wolf_shrinkage(centered, assume_centered=True))
     count = min(_MOST_AXES, n - 1, features)
     solver = "full" if min(n, features) <= 2 * _MOST_AXES else "randomized"

@@ -1,4 +1,4 @@
-"""How images were acquired and of what age and sex the patients are, from what headers gave when they were read."""
+"""Acquisition attributes, age and sex from the elements that were kept when headers were read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     from medimg.io.files.blob import Blob
     from medimg.io.series import Series
 
-__all__ = ["NUMBERED", "NUMBERS", "TEXTS", "ages_of", "parse_age", "read_missing_elements", "sexes_of", "tags_of"]
+__all__ = [
+    "NUMBERED",
+    "NUMBERS",
+    "TEXTS",
+    "ages_of",
+    "parse_age",
+    "read_missing_elements",
+    "sexes_of",
+    "tags_of",
+]
 
 #: Attributes that say where, and are given as "site 1", "site 2", … only.
 NUMBERED: Final = {"InstitutionName": "site", "StationName": "station", "DeviceSerialNumber": "device"}
@@ -106,7 +115,7 @@ def sexes_of(images: ItemFacts | Iterable[Series]) -> list[str]:
 
 
 def ages_of(images: ItemFacts | Iterable[Series]) -> list[float | None]:
-    """Return the age in years of each item's patient at the study; None if unknown; for groups of many only."""
+    """Return the age in years of each item's patient at the study, or None; for groups of many only."""
     tags = to_tag_numbers("PatientAge", "PatientBirthDate", "StudyDate")
 
     def find_age(series: Series, kept: AcquisitionElements | None) -> float | None:

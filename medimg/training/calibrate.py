@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from medimg.calibration.conformal import checked_coverage, conformal_quantiles
+from medimg.calibration.conformal import check_coverage, conformal_quantiles
 from medimg.calibration.mahalanobis import MahalanobisDetector
-from medimg.calibration.operating_points import checked_criterion, operating_points
+from medimg.calibration.operating_points import check_criterion, operating_points
 from medimg.calibration.result import Calibration
 from medimg.calibration.temperature_scaling import CalibrationData, fit_temperature
 from medimg.errors import TrainingError
@@ -108,7 +108,7 @@ def calibrate(
     >>> found = medimg.calibrate(model, val, operating_point={"sensitivity": 0.95})  # doctest: +SKIP
     >>> found.to_pandas()  # doctest: +SKIP
     """
-    criterion, wanted = checked_criterion(operating_point), checked_coverage(coverage)
+    criterion, wanted = check_criterion(operating_point), check_coverage(coverage)
     if method not in ("temperature", None):
         raise TrainingError(f'method is "temperature" or None; found {method!r}')
     _check(model, val, "validation")

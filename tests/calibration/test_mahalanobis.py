@@ -111,5 +111,5 @@ def test_unsound_tensors(name: str) -> None:
             MahalanobisDetector.from_tensors(bad, 20)
     with pytest.raises(CheckpointError):
         MahalanobisDetector.from_tensors(tensors, 21)
-    with pytest.raises(CheckpointError, match="not positive"):
+    with pytest.raises(CheckpointError, match="variances must be positive"):
         MahalanobisDetector.from_tensors({**tensors, "variances": -tensors["variances"]}, 20)

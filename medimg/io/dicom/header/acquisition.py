@@ -113,7 +113,13 @@ class AcquisitionElements:
             value = self.packed[at : at + length] or empty_value_for_VR(name, raw=True)
             at += length
             raw = RawDataElement(
-                BaseTag(number), name, length, value, 0, name is None, self.is_little_endian  # type: ignore[arg-type]
+                BaseTag(number),
+                name,
+                length,
+                value,
+                0,
+                name is None,
+                self.is_little_endian,  # type: ignore[arg-type]
             )
             found[raw.tag] = raw
             if number == _CHARACTER_SET:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 
 from medimg.errors import MedimgError
+from medimg.io.dicom.header.acquisition import ACQUISITION_TAGS, MAX_VALUE_BYTES, AcquisitionElements
 from medimg.io.dicom.header.elements import (
     UNDEFINED_LENGTH,
     ElementOffsets,
     UnusualHeaderError,
     locate_elements,
 )
-from medimg.io.dicom.header.acquisition import ACQUISITION_TAGS, MAX_VALUE_BYTES, AcquisitionElements
 from medimg.io.dicom.header.instance import HEADER_TAGS, read_instance
 from medimg.io.dicom.header.mosaic import CSA_TAGS
 from medimg.io.dicom.header.open import to_tag_numbers
