@@ -58,7 +58,7 @@ class MahalanobisDetector:
         """
         if min(len(embeddings), len(held_out)) < _FEWEST:
             raise TrainingError(
-                f"out-of-distribution scores need at least {_FEWEST} training and {_FEWEST} validation images; "
+                f"out-of-distribution scores need at least {_FEWEST} images for training and validation; "
                 f"found {len(embeddings)} and {len(held_out)}: use more, or leave out train="
             )
         kept = [rows for group in np.unique(groups) if len(rows := embeddings[groups == group]) > 1]

@@ -1,4 +1,4 @@
-"""Result of a calibration: temperature, operating points, prediction sets and out-of-distribution statistics."""
+"""Result of a calibration: temperature, thresholds, prediction sets, out-of-distribution statistics."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 Bootstrap intervals that resample patients, as images of one patient are not independent.
 
 Each resample draws as many patients as there are, with replacement, and takes all units of each [1]_,
-within strata [2]_: patients with the same set of classes. A resample is a vector of how often each patient was
-drawn; counts and ranks weighted by it give every metric for all resamples by matrix products, exactly as if
-the units had been copied.
+within strata [2]_: patients with the same set of classes. A resample is a vector of how often each patient
+was drawn; counts and ranks weighted by it give every metric for all resamples by matrix products, exactly as
+if the units had been copied.
 
 References
 ----------

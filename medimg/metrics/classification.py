@@ -166,8 +166,8 @@ def name_metrics(scores: ClassScores, support: Support) -> dict[str, Floats]:
     ``accuracy``; ``balanced_accuracy`` (multiclass); ``sensitivity`` and ``specificity`` (two classes: of the
     second); ``auroc`` and ``auprc`` (two classes: of the second; else the mean over the classes);
     ``recall_macro``, ``specificity_macro`` (multilabel), ``precision_macro``, ``f1_macro``; weighted and
-    micro averages; ``mcc``, ``kappa``, ``brier``, ``ece``; then ``recall[class]`` and so on for each class. The
-    support is always that of the whole set, never that of a resample.
+    micro averages; ``mcc``, ``kappa``, ``brier``, ``ece``; then ``recall[class]`` and so on for each class.
+    The support is always that of the whole set, never that of a resample.
     """
     occurs, varies = support.has_positives, support.has_negatives
     curves = np.isin(np.arange(len(support.classes)), find_curve_columns(support))

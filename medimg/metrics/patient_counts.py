@@ -112,8 +112,8 @@ class PatientCounts:
     Sums over the units of each of P patients; those of any weighting of the patients are one product.
 
     The rows of `sums` are: units; units predicted entirely correctly; of each class true positives,
-    positives, predicted positives and squared errors; truth minus probability in each bin of each class's probability,
-    and of the top one.
+    positives, predicted positives and squared errors; truth minus probability in each bin of each class's
+    probability, and of the top one.
     """
 
     sums: Any  # sparse (rows, P)

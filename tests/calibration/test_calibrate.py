@@ -276,8 +276,8 @@ def test_through_a_file(tmp_path: Path, task: str, point: Any) -> None:
     ):
         with pytest.raises(CheckpointError, match=f"^calibration.{message}"):
             Calibration.from_dict(values | {name: bad}, None, model.classes, task)
+    kept = {name: value for name, value in values.items() if name not in ("bins", "loss")}
     with pytest.raises(CheckpointError, match="calibration lacks the fields loss, bins"):
-        kept = {name: value for name, value in values.items() if name not in ("bins", "loss")}
         Calibration.from_dict(kept, None, model.classes, task)
 
 
