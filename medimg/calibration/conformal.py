@@ -34,8 +34,8 @@ def conformal_quantile(scores: NDArray[np.float64], patients: Sequence[str], cov
 
     The coverage is 1 - α; the quantile is infinite for fewer than (1 - α) / α patients (n,).
     Patients are exchangeable, images of one patient are not. With N patients, of whom patient k has n_k
-    items, each item has weight 1 / ((N + 1) n_k), and an infinite score the rest, 1 / (N + 1); the result is the
-    1 - α quantile of these (Lee, Barber and Willett, Distribution-free inference with hierarchical data,
+    items, each item has weight 1 / ((N + 1) n_k), and an infinite score the rest, 1 / (N + 1); the result is
+    the 1 - α quantile of these (Lee, Barber and Willett, Distribution-free inference with hierarchical data,
     2023). With one item per patient it is the score of rank ⌈(N + 1)(1 - α)⌉, as usual (Sadinle, Lei and
     Wasserman 2019; Angelopoulos and Bates 2023).
 

@@ -63,16 +63,16 @@ class OperatingPoint:
             raise CheckpointError(f"{name} must have the fields {', '.join(expected)}; found {found}")
         if not isinstance(values["label"], str):
             raise CheckpointError(f"{name}.label must be a text; found a {type(values['label']).__name__}")
-        rates = {
+        threshold, sensitivity, specificity = (
             # the threshold of a class that is never predicted is above 1
-            field: check_number(f"{name}.{field}", values[field], least=0, below=below, error=CheckpointError)
-            for field, below in (("threshold", 1.1), ("sensitivity", None), ("specificity", None))
-        }
-        counts = {
-            field: check_whole_number(f"{name}.{field}", values[field], error=CheckpointError)
-            for field in ("positives", "negatives")
-        }
-        return cls(label=values["label"], **rates, **counts)
+            check_number(f"{name}.{key}", values[key], least=0, below=below, error=CheckpointError)
+            for key, below in (("threshold", 1.1), ("sensitivity", None), ("specificity", None))
+        )
+        positives, negatives = (
+            check_whole_number(f"{name}.{key}", values[key], error=CheckpointError)
+            for key in ("positives", "negatives")
+        )
+        return cls(values["label"], threshold, sensitivity, specificity, positives, negatives)
 
 
 def check_criterion(

@@ -176,9 +176,19 @@ def _check_list(name: str, value: object, count: int | None = None) -> Sequence[
     return value
 
 
-def _check_numbers(name: str, value: object, count: int, **bounds: float) -> tuple[float, ...]:
+def _check_numbers(
+    name: str,
+    value: object,
+    count: int,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+) -> tuple[float, ...]:
     return tuple(
-        check_number(f"{_name(name)}[{n}]", number, **bounds, error=CheckpointError)
+        check_number(
+            f"{_name(name)}[{n}]", number, least=least, above=above, most=most, error=CheckpointError
+        )
         for n, number in enumerate(_check_list(name, value, count))
     )
 

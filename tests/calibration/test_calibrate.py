@@ -266,7 +266,7 @@ def test_through_a_file(tmp_path: Path, task: str, point: Any) -> None:
         ("coverage", None, f"quantiles must be a list of 0; found {n}"),
         ("unit", "patient", 'unit must be "slice" or "series"; found \'patient\''),
         ("operating_point", "best", "operating_point must be None"),
-        ("operating_point", None, "points must be those of"),
+        ("operating_point", None if found.points else "youden", "points must be those of"),
         ("points", [{"label": "a"}], r"points\[0\] must have the fields label, threshold"),
         ("points", [vars_of("z") | {"threshold": 0.5}], r"points must be those of .*found \['z'\]"),
         ("points", [vars_of("z") | {"threshold": -1}], r"points\[0\].threshold must be a number, 0 or more"),
