@@ -1,4 +1,4 @@
-"""Split-conformal prediction sets, with patients as the units that are exchangeable."""
+"""Split-conformal prediction sets, with patients as the exchangeable units."""
 
 from __future__ import annotations
 
@@ -9,58 +9,36 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medimg._validation import check_number
-from medimg.errors import MedimgWarning
+from medimg.errors import MedimgError, MedimgWarning, TrainingError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["checked_coverage", "conformal_quantile", "conformal_quantiles", "prediction_set"]
+__all__ = ["check_coverage", "conformal_quantile", "conformal_quantiles", "prediction_set"]
 
 
-def checked_coverage(coverage: object) -> float | None:
-    """
-    Return a coverage, if it is one.
-
-    Raises
-    ------
-    TrainingError
-        If it is no number between 0 and 1.
-    """
+def check_coverage(
+    coverage: object, name: str = "coverage", *, error: type[MedimgError] = TrainingError
+) -> float | None:
+    """Return a coverage above 0 and below 1 as a float, or None."""
     if coverage is None:
         return None
-    return check_number("coverage", coverage, above=0, below=1, hint=", such as 0.9, or None")
+    return check_number(name, coverage, above=0, below=1, hint=", such as 0.9, or None", error=error)
 
 
 def conformal_quantile(scores: NDArray[np.float64], patients: Sequence[str], coverage: float) -> float:
     """
-    Return which score a new item of a new patient stays below, or at, with a probability of `coverage`.
+    Return the quantile of nonconformity scores (n,) that a new patient's item reaches with probability 1 - α.
 
-    Parameters
-    ----------
-    scores : numpy.ndarray
-        (n,) how unlike its label each item is.
-    patients : sequence of str
-        (n,).
-    coverage : float
-        1 - α.
+    The coverage is 1 - α; the quantile is infinite for fewer than (1 - α) / α patients (n,).
+    Patients are exchangeable, images of one patient are not. With N patients, of whom patient k has n_k
+    items, each item has weight 1 / ((N + 1) n_k), and an infinite score the rest, 1 / (N + 1); the result is
+    the 1 - α quantile of these (Lee, Barber and Willett, Distribution-free inference with hierarchical data,
+    2023). With one item per patient it is the score of rank ⌈(N + 1)(1 - α)⌉, as usual (Sadinle, Lei and
+    Wasserman 2019; Angelopoulos and Bates 2023).
 
-    Returns
-    -------
-    float
-        Infinite where there are fewer than (1 - α) / α patients.
-
-    Notes
-    -----
-    Images of a patient are not exchangeable with those of others, patients are. With N patients, of whom
-    patient k has n_k items, each item weighs 1 / ((N + 1) n_k), and an infinite score the rest, 1 / (N + 1);
-    the result is the 1 - α quantile of that (Lee, Barber and Willett, Distribution-free inference with
-    hierarchical data, 2023). With one item for each patient it is the score of rank ⌈(N + 1)(1 - α)⌉, as
-    usual (Sadinle, Lei and Wasserman 2019; Angelopoulos and Bates 2023).
-
-    Examples
-    --------
     >>> conformal_quantile(np.arange(1.0, 10.0), [*"abcdefghi"], 0.9)
     9.0
     >>> conformal_quantile(np.arange(1.0, 9.0), [*"abcdefgh"], 0.9)
@@ -81,24 +59,10 @@ def conformal_quantiles(
     coverage: float | None,
 ) -> tuple[float, ...]:
     """
-    Return the highest 1 - probability that keeps a class in the set.
+    Return the highest 1 - probability (n, K) with which a class is in the set: one, or one for each label.
 
-    Parameters
-    ----------
-    proba, truth : numpy.ndarray
-        (n, K).
-    patients : sequence of str
-        (n,).
-    task : str
-        What the classes are.
-    coverage : float or None
-        None for no sets.
-
-    Returns
-    -------
-    tuple of float
-        One; or one for each label, of the items that have it. 1, which keeps everything, where there are too
-        few patients, with a warning.
+    It is 1, which keeps every class, with a warning, if there are too few patients; without a coverage there
+    is none.
     """
     if coverage is None:
         return ()
@@ -116,7 +80,7 @@ def conformal_quantiles(
         whose = "" if task == "multiclass" else f" with the label, for {missing} of {len(found)} labels"
         warnings.warn(
             f"sets of {coverage:.0%} coverage need at least {least} patients among the validation data"
-            f"{whose}: with fewer, every set holds everything. Use more, or a lower coverage=",
+            f"{whose}: with fewer, every set contains all classes; use more data, or a lower coverage=",
             MedimgWarning,
             stacklevel=3,
         )
@@ -125,24 +89,10 @@ def conformal_quantiles(
 
 def prediction_set(proba: NDArray[np.float64], quantiles: Sequence[float], task: str) -> NDArray[np.bool_]:
     """
-    Return which classes can't be ruled out.
+    Return which classes are in the prediction set, (n, K) bool.
 
-    Parameters
-    ----------
-    proba : numpy.ndarray
-        (n, K).
-    quantiles : sequence of float
-        Of :func:`conformal_quantiles`.
-    task : str
-        Of exclusive classes the likeliest is always in the set, so that none is empty.
+    Of exclusive classes the most probable is always in the set, so that none is empty.
 
-    Returns
-    -------
-    numpy.ndarray
-        (n, K) bool.
-
-    Examples
-    --------
     >>> prediction_set(np.array([[0.7, 0.2, 0.1], [0.4, 0.35, 0.25]]), [0.7], "multiclass").tolist()
     [[True, False, False], [True, True, False]]
     """

@@ -1,4 +1,4 @@
-"""How far an embedding is from those of the training data: Mahalanobis distances."""
+"""Out-of-distribution score of embeddings: Mahalanobis distance from the training data."""
 
 from __future__ import annotations
 
@@ -29,32 +29,20 @@ _Floats = np.ndarray[Any, np.dtype[np.float32]]
 @dataclass(frozen=True, slots=True, eq=False)
 class MahalanobisDetector:
     """
-    Means of the classes and one covariance of all, and the distances that held-out images have from them.
+    Squared Mahalanobis distance from the nearest class mean, with a common covariance, and its percentiles.
 
-    Attributes
-    ----------
-    means : numpy.ndarray
-        (C, F) float32.
-    axes : numpy.ndarray
-        (R, F) float32, R at most 256: the directions of the greatest variance within the classes.
-    variances : numpy.ndarray
-        (R + 1,) float32: along each, and last that of every other direction.
-    knots : numpy.ndarray
-        (Q,) float32, ascending: quantiles of the distances of the held-out images.
-
-    Notes
-    -----
     Lee et al., A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial Attacks,
-    NeurIPS 2018: the squared Mahalanobis distance from the nearest class mean, with a covariance common to
-    all classes; of several labels at once, from the mean of all. The covariance is shrunk as Ledoit and Wolf
-    (2004) have it, and the variances beyond the first R are replaced by their mean, so that directions in
-    which the training data hardly vary count, too.
+    NeurIPS 2018; for several labels at once, the distance from the mean of all. The covariance is shrunk by
+    the method of Ledoit and Wolf (2004), and the variances beyond the first R are replaced by their mean, so
+    that directions in which the training data hardly vary are included.
     """
 
-    means: _Floats = field(repr=False)
-    axes: _Floats = field(repr=False)
-    variances: _Floats = field(repr=False)
-    knots: _Floats = field(repr=False)
+    means: _Floats = field(repr=False)  # (C, F): of the classes
+    axes: _Floats = field(
+        repr=False
+    )  # (R, F), R at most 256: directions of the largest variance within classes
+    variances: _Floats = field(repr=False)  # (R + 1,): along each axis, and last in every other direction
+    knots: _Floats = field(repr=False)  # (Q,), ascending: quantiles of the distances of held-out images
 
     @classmethod
     def fit(
@@ -64,32 +52,21 @@ class MahalanobisDetector:
         held_out: NDArray[np.float32],
     ) -> MahalanobisDetector:
         """
-        Describe embeddings.
+        Fit embeddings (n, F) of the training data, of classes (n,), and of similar held-out images (m, F).
 
-        Parameters
-        ----------
-        embeddings : numpy.ndarray
-            (n, F) of the training data.
-        groups : numpy.ndarray
-            (n,) class of each. Classes with a single row give no mean: it would be that image.
-        held_out : numpy.ndarray
-            (m, F) of like images that were not trained on.
-
-        Raises
-        ------
-        TrainingError
-            If there are fewer than ten rows on either side.
+        Raises TrainingError for fewer than ten rows of either. Classes with a single row have no mean, which
+        would be that image.
         """
         if min(len(embeddings), len(held_out)) < _FEWEST:
             raise TrainingError(
-                f"what is usual can't be told from {len(embeddings)} training and {len(held_out)} validation "
-                f"images: at least {_FEWEST} of each are needed; leave train="
+                f"out-of-distribution scores need at least {_FEWEST} images for training and validation; "
+                f"found {len(embeddings)} and {len(held_out)}: use more, or leave out train="
             )
         kept = [rows for group in np.unique(groups) if len(rows := embeddings[groups == group]) > 1]
         kept = [rows.astype(np.float64) for rows in kept] or [embeddings.astype(np.float64)]
         means = np.stack([rows.mean(axis=0) for rows in kept])
         centered = np.concatenate([rows - mean for rows, mean in zip(kept, means, strict=True)])
-        axes, variances = _covariance(centered)
+        axes, variances = _estimate_covariance(centered)
         rough = cls(means.astype(np.float32), axes, variances, np.zeros(0, np.float32))
         distances = np.sort(rough.distances(held_out))
         # quantiles, not the distances themselves, where there are many
@@ -104,19 +81,19 @@ class MahalanobisDetector:
         gains = 1.0 / self.variances[:-1].astype(np.float64) - 1.0 / rest
         found = np.full(len(rows), np.inf)
         for mean in self.means.astype(np.float64):
-            apart = rows - mean
-            along = apart @ axes.T
-            found = np.minimum(found, (apart**2).sum(axis=1) / rest + (along**2) @ gains)
+            difference = rows - mean
+            along = difference @ axes.T
+            found = np.minimum(found, (difference**2).sum(axis=1) / rest + (along**2) @ gains)
         return found
 
     def percentiles(self, embeddings: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Return which share of the held-out images is nearer than each: (n,) from 0 to 1."""
+        """Return the fraction of held-out images that are nearer, (n,) from 0 to 1."""
         distances = self.distances(embeddings)
         shares = np.interp(distances, self.knots.astype(np.float64), np.linspace(0, 1, len(self.knots)))
         return np.asarray(np.where(np.isfinite(distances), shares, 1.0))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the arrays, as a file holds them."""
+        """Return the arrays as a checkpoint stores them."""
         return {one.name: torch.from_numpy(getattr(self, one.name)) for one in fields(self)}
 
     @classmethod
@@ -148,7 +125,7 @@ class MahalanobisDetector:
 
     def __repr__(self) -> str:
         (groups, features), axes = self.means.shape, len(self.axes)
-        return f"Outliers({groups} means of {features} features, {axes} axes)"
+        return f"MahalanobisDetector({groups} means of {features} features, {axes} axes)"
 
 
 def _check_array(name: str, tensor: Tensor, sizes: tuple[tuple[int, int | None], ...]) -> _Floats:
@@ -170,15 +147,15 @@ def _check_array(name: str, tensor: Tensor, sizes: tuple[tuple[int, int | None],
     return found
 
 
-def _covariance(centered: NDArray[np.float64]) -> tuple[_Floats, _Floats]:
-    """Return axes and variances of a shrunk covariance."""
+def _estimate_covariance(centered: NDArray[np.float64]) -> tuple[_Floats, _Floats]:
+    """Return axes (R, F) and variances (R + 1,) of a shrunk covariance of centered embeddings (n, F)."""
     from sklearn.covariance import ledoit_wolf_shrinkage
     from sklearn.decomposition import PCA
 
     n, features = centered.shape
     total = float((centered**2).sum() / n)
     if not total > 0:
-        raise TrainingError("all embeddings of a class are the same: the network tells no image from another")
+        raise TrainingError("all embeddings of a class are the same: the network does not distinguish images")
     shrinkage = float(ledoit_wolf_shrinkage(centered, assume_centered=True))
     count = min(_MOST_AXES, n - 1, features)
     solver = "full" if min(n, features) <= 2 * _MOST_AXES else "randomized"

@@ -1,43 +1,43 @@
-"""Operating points: from which probability on something is called."""
+"""Operating points: thresholds on the probabilities of classes."""
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from medimg.errors import TrainingError
+from medimg._validation import check_number, check_whole_number
+from medimg.errors import CheckpointError, MedimgError, TrainingError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["Criterion", "OperatingPoint", "checked_criterion", "operating_point", "operating_points"]
+__all__ = ["Criterion", "OperatingPoint", "check_criterion", "operating_point", "operating_points"]
 
-#: How an operating point is chosen.
+#: Criterion for an operating point.
 Criterion: TypeAlias = Literal["youden"] | Mapping[str, float] | None
 
 
 @dataclass(frozen=True, slots=True)
 class OperatingPoint:
     """
-    A threshold, and what it did on the data that it was chosen on.
+    A threshold, with sensitivity and specificity on the data that it was chosen on.
 
     Attributes
     ----------
     label : str
-        The class that is called where its probability is not below the threshold.
+        Class that is predicted if its probability reaches the threshold.
     threshold : float
-        On calibrated probabilities.
+        Threshold on the calibrated probability.
     sensitivity, specificity : float
-        On the validation data; on others expect less.
+        Values on the validation data; expect lower ones on other data.
     positives, negatives : int
-        How many items these are shares of.
+        Number of items with and without the class.
     """
 
     label: str
@@ -48,46 +48,48 @@ class OperatingPoint:
     negatives: int
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> OperatingPoint:
+    def from_dict(cls, values: Mapping[str, Any], name: str = "operating point") -> OperatingPoint:
         """
-        Take it from a file.
+        Restore an operating point from a mapping of its attributes.
 
         Raises
         ------
-        ValueError, TypeError
-            If a field is missing, one too many, or of another type.
+        CheckpointError
+            If a field is missing, unknown or invalid.
         """
-        found = cls(**values)
-        rates = (found.threshold, found.sensitivity, found.specificity)
-        counts = (found.positives, found.negatives)
-        if not all(type(v) is float and v >= 0 for v in rates) or not all(type(n) is int for n in counts):
-            raise ValueError
-        return found
+        expected = [f.name for f in fields(cls)]
+        if not isinstance(values, Mapping) or values.keys() != set(expected):
+            found = sorted(map(str, values)) if isinstance(values, Mapping) else f"a {type(values).__name__}"
+            raise CheckpointError(f"{name} must have the fields {', '.join(expected)}; found {found}")
+        if not isinstance(values["label"], str):
+            raise CheckpointError(f"{name}.label must be a text; found a {type(values['label']).__name__}")
+        threshold, sensitivity, specificity = (
+            # the threshold of a class that is never predicted is above 1
+            check_number(f"{name}.{key}", values[key], least=0, below=below, error=CheckpointError)
+            for key, below in (("threshold", 1.1), ("sensitivity", None), ("specificity", None))
+        )
+        positives, negatives = (
+            check_whole_number(f"{name}.{key}", values[key], error=CheckpointError)
+            for key in ("positives", "negatives")
+        )
+        return cls(values["label"], threshold, sensitivity, specificity, positives, negatives)
 
 
-def checked_criterion(criterion: Any) -> Criterion:
-    """
-    Return a way to choose operating points, if it is one.
-
-    Raises
-    ------
-    TrainingError
-        If it is none.
-    """
+def check_criterion(
+    criterion: Any, name: str = "operating_point", *, error: type[MedimgError] = TrainingError
+) -> Criterion:
+    """Return a criterion for operating points with its number as a float."""
     if criterion is None or (isinstance(criterion, str) and criterion == "youden"):
         return criterion  # type: ignore[return-value]  # None or "youden"
     if isinstance(criterion, Mapping) and len(criterion) == 1:
-        (name, value), *_ = criterion.items()
-        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        # of a whole number beyond all floats, isfinite is an error
-        if number and abs(value) <= sys.float_info.max:
-            if name == "sensitivity" and 0 < value <= 1:
-                return {"sensitivity": float(value)}
-            if name == "cost" and value > 0:
-                return {"cost": float(value)}
-    raise TrainingError(
-        'operating_point is None, "youden", {"sensitivity": 0.95} (at least that, 0 to 1) or {"cost": 10} (a '
-        f"miss is as bad as so many false alarms); found {criterion!r}"
+        ((key, value),) = criterion.items()
+        if key == "sensitivity":
+            return {key: check_number(f"{name}[{key!r}]", value, above=0, most=1, error=error)}
+        if key == "cost":
+            return {key: check_number(f"{name}[{key!r}]", value, above=0, error=error)}
+    raise error(
+        f'{name} must be None, "youden", {{"sensitivity": 0.95}} (at least that, up to 1) or {{"cost": 10}} '
+        f"(false positives that are as bad as one false negative); found {criterion!r}"
     )
 
 
@@ -99,23 +101,9 @@ def operating_points(
     criterion: Criterion,
 ) -> tuple[OperatingPoint, ...]:
     """
-    Choose a threshold for each class against the rest; of two exclusive classes, for the second.
+    Choose a threshold for each class (n, K) against the rest; of two exclusive classes, for the second.
 
-    Parameters
-    ----------
-    proba, truth : numpy.ndarray
-        (n, K).
-    classes : sequence of str
-        (K,).
-    task : str
-        What the classes are.
-    criterion : Criterion
-        How to choose; None for no points.
-
-    Raises
-    ------
-    TrainingError
-        If a class has no example, or nothing but examples.
+    Raises TrainingError if a class has no positives or no negatives.
     """
     if criterion is None:
         return ()
@@ -127,23 +115,11 @@ def operating_point(
     label: str, scores: NDArray[np.float64], truth: NDArray[np.bool_], criterion: Criterion
 ) -> OperatingPoint:
     """
-    Choose a threshold for one class.
+    Choose a threshold on the scores (n,) of one class with truth (n,).
 
-    Thresholds lie halfway between neighboring scores, as all in between do the same on these data. Between
-    equally good ones the more sensitive is taken; of those that are sensitive enough, the most specific.
+    Thresholds are halfway between neighboring scores, as all values in between are equivalent on these data.
+    Of equally good ones the more sensitive is chosen; of those that are sensitive enough, the most specific.
 
-    Parameters
-    ----------
-    label : str
-        The class.
-    scores, truth : numpy.ndarray
-        (n,) probability, and whether it is there.
-    criterion : Criterion
-        "youden": the highest sensitivity + specificity (Youden 1950). {"sensitivity": x}: the highest
-        specificity with a sensitivity of at least x. {"cost": c}: the lowest c · misses + false alarms.
-
-    Examples
-    --------
     >>> scores, truth = np.array([0.1, 0.3, 0.6, 0.8]), np.array([False, True, False, True])
     >>> found = operating_point("nodule", scores, truth, {"sensitivity": 1.0})
     >>> found.threshold, found.sensitivity, found.specificity
@@ -151,19 +127,19 @@ def operating_point(
     """
     positives, negatives = int(truth.sum()), int((~truth).sum())
     if not positives or not negatives:
-        what = "no example" if not positives else "nothing but examples"
+        missing = "positives" if not positives else "negatives"
         raise TrainingError(
-            f"class {label!r} has {what} among the validation data, so that no operating point can be "
+            f"class {label!r} has no {missing} in the validation data, so that no operating point can be "
             "chosen: use other validation data, or operating_point=None"
         )
     values, where = np.unique(scores, return_inverse=True)
-    # of the thresholds from the highest score down, after one that calls nothing
+    # by thresholds from the highest score down, after one that predicts nothing
     hits = np.append(0, np.cumsum(np.bincount(where, truth, len(values))[::-1]))
     alarms = np.append(0, np.cumsum(np.bincount(where, ~truth, len(values))[::-1]))
-    chosen = _chosen(hits, alarms, positives, negatives, criterion)
+    chosen = _choose_threshold(hits, alarms, positives, negatives, criterion)
     return OperatingPoint(
         label,
-        _between(values[::-1], chosen),
+        _place_threshold(values[::-1], chosen),
         float(hits[chosen] / positives),
         float(1 - alarms[chosen] / negatives),
         positives,
@@ -171,7 +147,7 @@ def operating_point(
     )
 
 
-def _chosen(
+def _choose_threshold(
     hits: NDArray[np.float64],
     alarms: NDArray[np.float64],
     positives: int,
@@ -190,8 +166,8 @@ def _chosen(
     return len(loss) - 1 - int(np.argmin(loss[::-1]))
 
 
-def _between(descending: NDArray[np.float64], count: int) -> float:
-    """Return a threshold that the first so many scores reach, and no other."""
+def _place_threshold(descending: NDArray[np.float64], count: int) -> float:
+    """Return a threshold that the first `count` scores reach, and no other."""
     if count == 0:
         top = float(descending[0])
         return (top + 1) / 2 if top < 1 else math.nextafter(1.0, 2.0)

@@ -1,17 +1,18 @@
-"""What a model's probabilities mean, and what is decided by them."""
+"""Result of a calibration: temperature, thresholds, prediction sets, out-of-distribution statistics."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medimg.calibration.conformal import checked_coverage, prediction_set
+from medimg._validation import check_choice, check_number, check_whole_number
+from medimg.calibration.conformal import check_coverage, prediction_set
 from medimg.calibration.mahalanobis import MahalanobisDetector
-from medimg.calibration.operating_points import Criterion, OperatingPoint, checked_criterion
-from medimg.errors import CheckpointError, TrainingError
+from medimg.calibration.operating_points import Criterion, OperatingPoint, check_criterion
+from medimg.errors import CheckpointError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,35 +24,35 @@ __all__ = ["Calibration"]
 _COLUMNS = ("probabilities", "predicted", "observed", "n")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     """
-    What :func:`medimg.calibrate` found; a model that has one applies it to every prediction.
+    Result of :func:`medimg.calibrate`; a model that has one applies it to every prediction.
 
     Attributes
     ----------
     unit : {"slice", "series"}
-        What an item of the validation data was: what thresholds and sets hold for.
+        Unit of the items of the validation data, for which thresholds and sets are valid.
     items, patients : int
-        How many these were.
+        Number of items and of patients in the validation data.
     temperature : tuple of float
-        What logits are divided by: one number, or one for each label.
+        Divisor of the logits: one number, or one for each label.
     loss : tuple of 2 floats
-        Mean negative log likelihood on the validation data before and after.
+        Mean negative log likelihood on the validation data before and after temperature scaling.
     operating_point : str, mapping or None
-        As asked for.
+        Criterion for the thresholds, as passed to :func:`medimg.calibrate`.
     points : tuple of OperatingPoint
         Thresholds: of the second of two classes, else of each class against the rest.
     coverage : float or None
-        Of the prediction sets, as asked for.
+        Coverage of the prediction sets, as passed to :func:`medimg.calibrate`.
     quantiles : tuple of float
-        A class is in the set where 1 - its probability is at most this; one number, or one for each label.
+        A class is in the set if 1 - its probability is at most this; one number, or one for each label.
     bins : tuple
         Rows of :meth:`reliability`.
     parameters_sha256 : str
-        Of the parameters that were calibrated: for others it does not hold.
+        Hash of the model's parameters; with other parameters the calibration is not valid.
     outliers : MahalanobisDetector or None
-        What usual embeddings are like; there where training data were given.
+        Statistics of the embeddings of in-distribution images; None without training data.
     """
 
     unit: str
@@ -69,14 +70,15 @@ class Calibration:
 
     def reliability(self) -> pd.DataFrame:
         """
-        Return the reliability curve: what was predicted on the validation data against what occurred.
+        Return the reliability curve: predicted probability against observed frequency on the validation data.
 
         Returns
         -------
         pandas.DataFrame
             Columns ``probabilities`` ("raw" or "calibrated"), ``predicted`` (mean probability), ``observed``
-            (share that is so) and ``n``, by 15 bins of equal width, empty ones left out: of the probability
-            of the second of two classes, of the highest probability of more, of all labels together.
+            (observed fraction) and ``n``, for 15 bins of equal width without empty ones: of the probability
+            of the second of two classes, of the highest probability of more classes, or of all labels
+            together.
         """
         import pandas as pd
 
@@ -91,7 +93,7 @@ class Calibration:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all but the statistics of embeddings, as JSON can hold it."""
+        """Return everything but the statistics of embeddings, serializable as JSON."""
         values = asdict(replace(self, outliers=None))
         del values["outliers"]
         listed = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
@@ -106,68 +108,123 @@ class Calibration:
         task: str,
     ) -> Calibration:
         """
-        Take it from a file.
+        Restore a calibration from :meth:`to_dict`.
 
         Raises
         ------
         CheckpointError
-            If it does not fit the classes.
+            If a field is missing or invalid, or does not match the classes.
         """
-        try:
-            found = cls(
-                unit=str(values["unit"]),
-                items=int(values["items"]),
-                patients=int(values["patients"]),
-                temperature=tuple(map(float, values["temperature"])),
-                loss=(float(values["loss"][0]), float(values["loss"][1])),
-                operating_point=checked_criterion(values["operating_point"]),
-                points=tuple(OperatingPoint.from_dict(point) for point in values["points"]),
-                coverage=checked_coverage(values["coverage"]),
-                quantiles=tuple(map(float, values["quantiles"])),
-                bins=tuple((str(a), float(b), float(c), int(d)) for a, b, c, d in values["bins"]),
-                parameters_sha256=str(values["parameters_sha256"]),
-                outliers=outliers,
-            )
-            found._check(classes, task)
-        except (TrainingError, ArithmeticError, KeyError, IndexError, TypeError, ValueError) as error:
-            raise CheckpointError(f"the calibration is unsound ({type(error).__name__})") from None
-        return found
-
-    def _check(self, classes: tuple[str, ...], task: str) -> None:
-        numbers = 1 if task == "multiclass" else len(classes)
-        called = [classes[1:]] if task == "multiclass" and len(classes) == 2 else [classes]
-        sound = (
-            self.unit in ("slice", "series")
-            and len(self.temperature) == numbers
-            and len(self.quantiles) == (0 if self.coverage is None else numbers)
-            and all(np.isfinite(t) and t > 0 for t in self.temperature)
-            and all(0 <= q <= 1 for q in self.quantiles)
-            and (self.operating_point is None) == (not self.points)
-            and (not self.points or tuple(p.label for p in self.points) in called)
-            and all(0 <= p.threshold < 1.1 for p in self.points)
+        if not isinstance(values, Mapping):
+            raise CheckpointError(f"calibration must be a mapping; found a {type(values).__name__}")
+        missing = [f.name for f in fields(cls) if f.name != "outliers" and f.name not in values]
+        if missing:
+            raise CheckpointError(f"calibration lacks the fields {', '.join(missing)}")
+        count = 1 if task == "multiclass" else len(classes)
+        criterion = check_criterion(
+            values["operating_point"], _name("operating_point"), error=CheckpointError
         )
-        if not sound:
-            raise ValueError
+        coverage = check_coverage(values["coverage"], _name("coverage"), error=CheckpointError)
+        before, after = _check_numbers("loss", values["loss"], 2)
+        return cls(
+            unit=check_choice(_name("unit"), values["unit"], ("slice", "series"), error=CheckpointError),
+            items=check_whole_number(_name("items"), values["items"], least=1, error=CheckpointError),
+            patients=check_whole_number(
+                _name("patients"), values["patients"], least=1, error=CheckpointError
+            ),
+            temperature=_check_numbers("temperature", values["temperature"], count, above=0),
+            loss=(before, after),
+            operating_point=criterion,
+            points=_check_points(values["points"], criterion, classes, task),
+            coverage=coverage,
+            quantiles=_check_numbers(
+                "quantiles", values["quantiles"], 0 if coverage is None else count, least=0, most=1
+            ),
+            bins=tuple(
+                _check_bin(f"bins[{n}]", row) for n, row in enumerate(_check_list("bins", values["bins"]))
+            ),
+            parameters_sha256=_check_text("parameters_sha256", values["parameters_sha256"]),
+            outliers=outliers,
+        )
 
     def decided(self, proba: NDArray[np.float64], classes: tuple[str, ...], task: str) -> list[str]:
-        """Return what is predicted by the thresholds, for each row (n, K): a name, or names joined by ";"."""
+        """Return the prediction by the thresholds of each row (n, K): a name, or names joined by ";"."""
         if task == "multiclass" and len(self.points) == 1:
             return [classes[int(p >= self.points[0].threshold)] for p in proba[:, 1]]
         if task == "multilabel" and self.points:
-            return _joined(proba >= self._thresholds(), classes)
+            return self.flagged(proba, classes)
         return []
 
     def flagged(self, proba: NDArray[np.float64], classes: tuple[str, ...]) -> list[str]:
         """Return the classes that reach their threshold against the rest, for each row (n, K)."""
-        return _joined(proba >= self._thresholds(), classes)
+        return _join_names(proba >= np.array([point.threshold for point in self.points]), classes)
 
     def sets(self, proba: NDArray[np.float64], classes: tuple[str, ...], task: str) -> list[str]:
         """Return the prediction set of each row (n, K), joined by ";"."""
-        return _joined(prediction_set(proba, self.quantiles, task), classes)
-
-    def _thresholds(self) -> NDArray[np.float64]:
-        return np.array([point.threshold for point in self.points])
+        return _join_names(prediction_set(proba, self.quantiles, task), classes)
 
 
-def _joined(kept: NDArray[np.bool_], classes: tuple[str, ...]) -> list[str]:
+def _name(name: str) -> str:
+    return f"calibration.{name}"
+
+
+def _check_list(name: str, value: object, count: int | None = None) -> Sequence[Any]:
+    if not isinstance(value, list | tuple) or (count is not None and len(value) != count):
+        expected = "a list" if count is None else f"a list of {count}"
+        found = f"{len(value)}" if isinstance(value, list | tuple) else f"a {type(value).__name__}"
+        raise CheckpointError(f"{_name(name)} must be {expected}; found {found}")
+    return value
+
+
+def _check_numbers(
+    name: str,
+    value: object,
+    count: int,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+) -> tuple[float, ...]:
+    return tuple(
+        check_number(
+            f"{_name(name)}[{n}]", number, least=least, above=above, most=most, error=CheckpointError
+        )
+        for n, number in enumerate(_check_list(name, value, count))
+    )
+
+
+def _check_text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise CheckpointError(f"{_name(name)} must be a text; found a {type(value).__name__}")
+    return value
+
+
+def _check_bin(name: str, row: object) -> tuple[str, float, float, int]:
+    which, predicted, observed, count = _check_list(name, row, 4)
+    return (
+        _check_text(f"{name}[0]", which),
+        check_number(_name(f"{name}[1]"), predicted, error=CheckpointError),
+        check_number(_name(f"{name}[2]"), observed, error=CheckpointError),
+        check_whole_number(_name(f"{name}[3]"), count, error=CheckpointError),
+    )
+
+
+def _check_points(
+    value: object, criterion: Criterion, classes: tuple[str, ...], task: str
+) -> tuple[OperatingPoint, ...]:
+    expected: tuple[str, ...] = ()
+    if criterion is not None:
+        expected = classes[1:] if task == "multiclass" and len(classes) == 2 else classes
+    listed = _check_list("points", value)
+    points = tuple(OperatingPoint.from_dict(one, _name(f"points[{n}]")) for n, one in enumerate(listed))
+    found = tuple(point.label for point in points)
+    if found != expected:
+        raise CheckpointError(
+            f"{_name('points')} must be those of {list(expected)}, as operating_point is {criterion!r}; "
+            f"found {list(found)}"
+        )
+    return points
+
+
+def _join_names(kept: NDArray[np.bool_], classes: tuple[str, ...]) -> list[str]:
     return [";".join(name for name, there in zip(classes, row, strict=True) if there) for row in kept]

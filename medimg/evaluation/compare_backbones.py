@@ -1,4 +1,4 @@
-"""Choosing a backbone: each one's embeddings, cross-validated by the same folds of patients."""
+"""Comparison of backbones by linear probes on their embeddings, with the same folds of patients."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 from medimg._validation import check_whole_number
 from medimg.errors import DatasetError, MedimgError
 from medimg.evaluation.aggregation import check_units
-from medimg.evaluation.cross_validation import Scoring, default_unit, validate_folds
-from medimg.metrics.bootstrap import Estimate, interval
+from medimg.evaluation.cross_validation import ScoringConfig, default_unit, validate_folds
+from medimg.metrics.bootstrap import Estimate, compute_interval
 
 if TYPE_CHECKING:
     import os
@@ -40,20 +40,20 @@ _MEGA: Final = 1e6
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
     """
-    One backbone.
+    A backbone in a :class:`medimg.Comparison`.
 
     Attributes
     ----------
     backbone : str
-        Its name.
+        Name of the backbone.
     scores : CrossValidation or None
-        Of a head on its embeddings; None where it failed.
+        Scores of a head on its embeddings; None if it failed.
     images_per_second : float
-        Embedded by the network from pictures in memory; NaN where it failed.
+        Speed of embedding images in memory; NaN if it failed.
     parameters, megabytes : float
-        Millions of parameters, and the size of them and its statistics, without the head.
+        Millions of parameters, and the size of parameters and buffers, without the head.
     reason : str
-        Why it failed; empty where it did not.
+        Reason for the failure; empty if it did not fail.
     """
 
     backbone: str
@@ -67,16 +67,16 @@ class Candidate:
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
     """
-    Several backbones on one data set.
+    Result of :func:`medimg.compare`.
 
     Attributes
     ----------
     candidates : tuple of Candidate
-        Best first, those that failed last.
+        Backbones, best first, those that failed last.
     ci : float
-        Share of the resamples of patients between the ends of each interval.
+        Confidence level of the intervals.
     device : str
-        What they were timed on.
+        Device on which speed was measured.
     """
 
     candidates: tuple[Candidate, ...]
@@ -86,7 +86,7 @@ class Comparison:
     @property
     def best(self) -> Candidate:
         """
-        The one with the highest AUROC.
+        Backbone with the highest AUROC.
 
         Raises
         ------
@@ -94,31 +94,31 @@ class Comparison:
             If all failed.
         """
         if self.candidates[0].scores is None:
-            raise DatasetError(f"no backbone could be scored; the first says: {self.candidates[0].reason}")
+            raise DatasetError(f"no backbone could be scored; first error: {self.candidates[0].reason}")
         return self.candidates[0]
 
     def to_pandas(self) -> pd.DataFrame:
         """
-        Return a table with one row for each backbone.
+        Return a table with one row per backbone.
 
         Columns are ``backbone``; ``auroc``, ``low`` and ``high``; ``behind``, ``behind_low`` and
-        ``behind_high``: what it lacks to the best on the same patients, with its interval over the same
+        ``behind_high``: the gap to the best backbone on the same patients, with its interval over the same
         resamples; ``balanced_accuracy`` (multiclass); ``f1_macro``; ``images_per_second``; ``parameters``
         (millions); ``megabytes``; and ``reason`` of those that failed.
         """
         import pandas as pd
 
         best = self.candidates[0].scores
-        return pd.DataFrame([_row(one, best, self.ci) for one in self.candidates])
+        return pd.DataFrame([_make_row(one, best, self.ci) for one in self.candidates])
 
     def plot(self, axes: Axes | None = None) -> Axes:
         """
-        Draw the AUROC, with its interval, against the images per second.
+        Draw the AUROC, with its compute_interval, against the images per second.
 
         Parameters
         ----------
         axes : matplotlib Axes, optional
-            Where to; a new figure by default.
+            Axes to draw on; a new figure by default.
 
         Returns
         -------
@@ -139,7 +139,7 @@ class Comparison:
         return "\n".join([f"Comparison({len(self.candidates)} backbones)", *lines])
 
 
-def _row(one: Candidate, best: CrossValidation | None, ci: float) -> dict[str, Any]:
+def _make_row(one: Candidate, best: CrossValidation | None, ci: float) -> dict[str, Any]:
     nothing = Estimate(float("nan"), float("nan"), float("nan"))
     scores, behind = nothing, nothing
     more: dict[str, float] = {}
@@ -147,7 +147,7 @@ def _row(one: Candidate, best: CrossValidation | None, ci: float) -> dict[str, A
         scores = one.scores.metrics["auroc"]
         lacks = best.metrics["auroc"].value - scores.value
         differences = best.samples - one.scores.samples
-        behind = interval(lacks, differences, ci, n_patients=one.scores.n_patients)
+        behind = compute_interval(lacks, differences, ci, n_patients=one.scores.n_patients)
         more = {
             name: one.scores.metrics[name].value
             for name in ("balanced_accuracy", "f1_macro")
@@ -191,30 +191,32 @@ def compare(
     progress: bool = False,
 ) -> Comparison:
     """
-    Compare backbones by the head that logistic regression fits on their embeddings.
+    Compare backbones by logistic regression on their embeddings.
 
-    Each one takes the data set's pictures, normalized as its own weights ask for; all are cross-validated by
-    the same folds of patients. One that can't be had, or takes no such pictures, is a row with the reason.
+    Images are normalized as the weights of each backbone require; all backbones are cross-validated by the
+    same folds of patients. A backbone that is not available, or does not accept such images, is a row with
+    the reason.
 
     Parameters
     ----------
     backbones : sequence of str
-        Names, as :class:`medimg.TransferClassifier` takes them.
+        Names of backbones, as for :class:`medimg.TransferClassifier`.
     dataset : ImageDataset
-        Read once; its recipe, except for mean and standard deviation, is that of all.
+        Labeled images, read once; all backbones use its preprocessing, except for mean and standard
+        deviation.
     weights : str, path, None, or mapping of str to these
-        As :class:`medimg.TransferClassifier` takes them; a mapping gives each backbone's, "DEFAULT" for those
-        that it does not name.
+        Weights, as for :class:`medimg.TransferClassifier`; a mapping gives those of each backbone, "DEFAULT"
+        for backbones not in it.
     folds, C, inner_folds, balance, unit, ci, n_resamples, seed
-        As :func:`medimg.cross_validate` takes them.
+        Settings of :func:`medimg.cross_validate`.
     pool : {"mean", "max"}
-        How bags are pooled.
+        Pooling of series.
     cache : path-like, optional
-        A folder where embeddings are kept; see :func:`medimg.embed`.
+        Folder for cached embeddings; see :func:`medimg.embed`.
     batch_size, num_workers : int
-        Pictures at once; processes that read.
+        Number of images per forward pass; number of processes that read.
     device : str or torch.device, optional
-        Where to compute; the CPU by default.
+        Device to compute on; the CPU by default.
     accept_license : bool
         Whether weights under a license of their own may be used.
     progress : bool
@@ -227,17 +229,17 @@ def compare(
     Raises
     ------
     DatasetError
-        If no backbone is named, or folds can't be.
+        If no backbone is given, or the folds are invalid.
     LeakageError
         If there are fewer patients than folds.
     TrainingError
-        If a setting is unsound, or a class has no example.
+        If a setting is invalid, or a class has no example.
 
     Notes
     -----
-    Images per second are those of the network alone, from pictures in memory, in batches of `batch_size`.
-    Several backbones compared on one data set: the best one's score is a little too high for what it will be
-    on other patients.
+    Images per second are measured for the network alone, with images in memory, in batches of `batch_size`.
+    Selecting the best of several backbones on one dataset is optimistic: its score on other patients will be
+    slightly lower.
 
     Examples
     --------
@@ -249,7 +251,7 @@ def compare(
     from medimg.training.linear_probe import ProbeSearch
     from medimg.training.losses import check_labels
 
-    names = _checked_names(backbones)
+    names = _check_names(backbones)
     probing = ProbeSearch(
         dataset.task,
         dataset.classes,
@@ -259,33 +261,34 @@ def compare(
         balanced=check_balance(balance),
         seed=check_whole_number("seed", seed),
     )
-    scoring = Scoring(unit or default_unit(dataset), ci, n_resamples, seed)
+    scoring = ScoringConfig(unit=unit or default_unit(dataset), ci=ci, n_resamples=n_resamples, seed=seed)
     check_labels(dataset.labels, dataset.classes, dataset.task)
     check_folds(dataset, folds)
     check_units(dataset, scoring.unit)
     fold = assign_folds(np.asarray(dataset.labels), dataset.patients, dataset.task, folds, seed)
     options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress}
     trial = _Trial(dataset, fold, probing, scoring, {"cache": cache, **options}, pool, accept_license, device)
-    found = [trial.of(name, _weights_of(weights, name)) for name in names]
-    ranked = sorted(found, key=lambda one: -_auroc(one))
+    named = weights if isinstance(weights, Mapping) else dict.fromkeys(names, weights)
+    found = [trial.run(name, named.get(name, "DEFAULT")) for name in names]
+    ranked = sorted(found, key=_rank)
     return Comparison(tuple(ranked), ci, str(device or "cpu"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Trial:
-    """What all backbones have in common."""
+    """Data and settings that all backbones share."""
 
     dataset: ImageDataset
     fold: NDArray[np.int64]
     probing: ProbeSearch
-    scoring: Scoring
+    scoring: ScoringConfig
     options: dict[str, Any] = field(repr=False)
     pool: str
     accept_license: bool
     device: Any
 
-    def of(self, name: str, weights: WeightsChoice) -> Candidate:
-        """Try one backbone."""
+    def run(self, name: str, weights: WeightsChoice) -> Candidate:
+        """Cross-validate a backbone and measure its speed."""
         import torch
 
         from medimg.training.checks import check_data
@@ -293,7 +296,7 @@ class _Trial:
 
         started = time.perf_counter()
         try:
-            model = self._model(name, weights)
+            model = self._build_model(name, weights)
             dataset = self.dataset.with_preprocess(model.preprocess)
             check_data(model, dataset, None)
             data = embed_items(model, dataset, **self.options)
@@ -301,17 +304,17 @@ class _Trial:
         except MedimgError as error:
             return Candidate(name, reason=f"{type(error).__name__}: {error}")
         except (MemoryError, torch.OutOfMemoryError):
-            return Candidate(name, reason="memory does not suffice: lower batch_size")
+            return Candidate(name, reason="not enough memory: use a smaller batch_size")
         state = model.backbone.state_dict().values()
         return Candidate(
             name,
             scores,
-            _images_per_second(model, self.options["batch_size"]),
+            _measure_speed(model, self.options["batch_size"]),
             sum(p.numel() for p in model.backbone.parameters()) / _MEGA,
             sum(value.nbytes for value in state) / _MEGA,
         )
 
-    def _model(self, name: str, weights: WeightsChoice) -> TransferClassifier:
+    def _build_model(self, name: str, weights: WeightsChoice) -> TransferClassifier:
         from medimg.models.backbones.architecture import check_backbone, default_recipe
         from medimg.models.backbones.weights import resolve_weights
         from medimg.models.classifier import TransferClassifier
@@ -332,37 +335,34 @@ class _Trial:
         return model if self.device is None else model.to(self.device)
 
 
-def _images_per_second(model: TransferClassifier, batch_size: int) -> float:
-    """Time a network on pictures in memory, after one batch that is not counted."""
+def _measure_speed(model: TransferClassifier, batch_size: int) -> float:
+    """Return images per second of a network on images in memory, after one batch that is not counted."""
     import torch
 
     from medimg.features.extractor import feature_extractor
 
-    pictures = torch.rand(batch_size, 3, *model.preprocess.hw, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(batch_size, 3, *model.preprocess.hw, generator=torch.Generator().manual_seed(0))
     times: list[float] = []
     with feature_extractor(model) as network:
-        network(pictures)
+        network(images)
         began = time.perf_counter()
         while not times or time.perf_counter() - began < _TIMED_S:
             before = time.perf_counter()
-            network(pictures)
+            network(images)
             times.append(time.perf_counter() - before)
     return batch_size / float(np.median(times))
 
 
-def _checked_names(backbones: object) -> tuple[str, ...]:
+def _check_names(backbones: object) -> tuple[str, ...]:
     if isinstance(backbones, str) or not isinstance(backbones, list | tuple) or not backbones:
-        raise DatasetError(f"backbones is a list of names, such as ['resnet18']; found {backbones!r}")
+        raise DatasetError(f"backbones must be a list of names, such as ['resnet18']; found {backbones!r}")
     names = tuple(dict.fromkeys(backbones))
     if not all(isinstance(name, str) for name in names):
-        raise DatasetError(f"backbones is a list of names; found {backbones!r}")
+        raise DatasetError(f"backbones must be a list of names; found {backbones!r}")
     return names
 
 
-def _weights_of(weights: Any, name: str) -> Any:
-    return weights.get(name, "DEFAULT") if isinstance(weights, Mapping) else weights
-
-
-def _auroc(one: Candidate) -> float:
+def _rank(one: Candidate) -> float:
+    """Return a key that sorts by descending AUROC, undefined and failed ones last."""
     value = float("nan") if one.scores is None else one.scores.metrics["auroc"].value
-    return float("-inf") if np.isnan(value) else value
+    return float("inf") if np.isnan(value) else -value

@@ -1,4 +1,4 @@
-"""Two models on the same images: the differences of their metrics, with intervals and p-values."""
+"""Paired comparison of two models: differences of their metrics with intervals and p-values."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medimg.errors import DatasetError
-from medimg.evaluation.aggregation import Unit, check_pair, check_units, make_units, thresholds_of
-from medimg.evaluation.evaluate import notes_on_seen
+from medimg.evaluation.aggregation import Unit, check_pair, check_units, get_thresholds, make_units
+from medimg.evaluation.evaluate import list_training_overlap
 from medimg.evaluation.report.cautions import list_cautions
-from medimg.metrics.bootstrap import interval, resample
+from medimg.metrics.bootstrap import compute_interval, resample_metrics
 from medimg.metrics.classification import Support
-from medimg.metrics.delong import delong, delong_columns
-from medimg.metrics.estimate import estimate
+from medimg.metrics.delong import compute_delong, find_delong_columns
 from medimg.metrics.intervals import IntervalMethod, check_independent, check_intervals
+from medimg.metrics.patient_counts import compute_metrics
 from medimg.metrics.units import ScoredUnits
 
 if TYPE_CHECKING:
@@ -27,26 +27,26 @@ if TYPE_CHECKING:
 
     from medimg.data.protocols import EvaluationDataset, Model
 
-__all__ = ["Difference", "ModelComparison", "compare_models", "paired_differences"]
+__all__ = ["Difference", "ModelComparison", "compare_metrics", "compare_models"]
 
 
 @dataclass(frozen=True)
 class Difference:
     """
-    A metric of two models on the same units.
+    Difference of a metric between two models on the same units.
 
     Attributes
     ----------
     first, second : float
-        The metric of each; NaN where undefined.
+        Metric of each model; NaN if undefined.
     low, high : float
-        Ends of the interval of ``value``; NaN where there is none.
+        Ends of the interval of ``value``; NaN if there is none.
     p : float
-        Two-sided p-value of there being no difference; NaN where there is no interval.
+        Two-sided p-value of the null hypothesis of no difference; NaN if there is no interval.
     dropped : int
-        Resamples left out because the metric was undefined in them.
+        Number of resamples left out because the metric is undefined in them.
     method : str
-        ``"bootstrap"`` or ``"delong"``.
+        Method of the interval: ``"bootstrap"`` or ``"delong"``.
 
     Examples
     --------
@@ -64,7 +64,7 @@ class Difference:
 
     @property
     def value(self) -> float:
-        """First minus second."""
+        """Metric of the first model minus that of the second."""
         return self.first - self.second
 
     def __str__(self) -> str:
@@ -79,22 +79,22 @@ class Difference:
 @dataclass(frozen=True, eq=False, repr=False)
 class ModelComparison:
     """
-    Two models on the same units.
+    Result of :func:`medimg.compare_models`.
 
     Attributes
     ----------
     differences : mapping of str to Difference
-        By name of the metric, as ``Report.metrics`` has them: the first model's minus the second's.
+        First model minus second, by name of the metric as in ``Report.metrics``.
     classes : tuple of str
         Names of the classes.
     unit : str
-        What was scored.
+        Unit of the scores.
     n_units, n_patients : int
-        How many.
+        Number of units and of patients.
     ci : float
-        Share of the resamples between the ends of each interval.
+        Confidence level of the intervals.
     notes : tuple of str
-        What the numbers can't be trusted for: few patients, images that chose something of a model.
+        Limitations: few patients, images that were used to choose an epoch or a calibration.
     """
 
     differences: Mapping[str, Difference]
@@ -107,7 +107,7 @@ class ModelComparison:
 
     def to_pandas(self) -> pd.DataFrame:
         """
-        Give a table with one row for each metric.
+        Return a table with one row per metric.
 
         Returns
         -------
@@ -149,32 +149,32 @@ def compare_models(
     second_dataset: EvaluationDataset | None = None,
 ) -> ModelComparison:
     """
-    Compare two models on the same images, each resample of the patients drawn for both.
+    Compare two models on the same images, with the same resamples of the patients for both.
 
     Parameters
     ----------
     first, second : TransferClassifier
-        The models; their classes and task are the same.
+        Models to compare; they must have the same classes and task.
     dataset : ImageDataset
-        Images with labels that neither was trained on, by the recipe of the first model.
+        Images with labels that neither was trained on, preprocessed as for the first model.
     unit : {"patient", "series", "image"}
-        What is scored; see :func:`medimg.evaluate`.
+        Unit of the scores; see :func:`medimg.evaluate`.
     ci : float
-        Share of the resamples between the ends of each interval.
+        Confidence level of the intervals, in (0, 1).
     ci_method : {"auto", "bootstrap", "delong"}
-        As :func:`medimg.evaluate` takes it: the difference of two AUROC by DeLong's covariance
-        where each patient has one unit.
+        Method of the intervals; see :func:`medimg.evaluate`. "auto" uses DeLong's covariance for the
+        difference of two AUROC if each patient has one unit.
     n_resamples : int
-        How many bootstrap resamples of the patients; no p-value is below 2 / (n_resamples + 1).
+        Number of bootstrap resamples of the patients; no p-value is below 2 / (n_resamples + 1).
     seed : int
-        Of the resamples.
+        Seed for resampling.
     batch_size : int
-        Images given to a model at once.
+        Number of images per forward pass.
     progress : bool
         Whether to show progress bars.
     second_dataset : ImageDataset, optional
-        The same images by the recipe of the second model; made of ``dataset`` by default, which works where
-        only mean and standard deviation differ, or where ``dataset`` is no part of another.
+        The same images, preprocessed as for the second model. By default derived from ``dataset``, which
+        is possible if only mean and standard deviation differ, or if ``dataset`` is not a subset.
 
     Returns
     -------
@@ -183,19 +183,19 @@ def compare_models(
     Raises
     ------
     DatasetError
-        If a model and its dataset don't fit, the two datasets do not hold the same images, or a setting is
-        out of range.
+        If a model does not match its dataset, the two datasets do not contain the same images, or a setting
+        is out of range.
     LeakageError
         If a model was trained on some of the images; see :func:`medimg.evaluate`.
     TrainingError
-        If what a model gives is no probability.
+        If a model's outputs are not probabilities.
 
     Notes
     -----
-    The bootstrap's p-value is twice the share of the differences at or beyond 0 on the rarer side, with one
-    added to both counts [1]_; DeLong's is that of a normal distribution. They are not corrected for there
-    being several metrics: name the one that decides before looking. Differences of calibration errors are
-    reflected at the value, as resamples of the better calibrated model grow more.
+    The bootstrap p-value is twice the fraction of the differences at or beyond 0 on the rarer side, with one
+    added to both counts [1]_; DeLong's is that of a normal distribution. They are not corrected for multiple
+    metrics: prespecify the primary metric. Intervals of differences of calibration errors are reflected at
+    the value, as the error of the better calibrated model increases more in resamples.
 
     References
     ----------
@@ -208,22 +208,22 @@ def compare_models(
     +0.012 (-0.004 to +0.028), p = 0.140
     """
     check_intervals(ci, n_resamples, ci_method, seed)
-    other = _of_recipe(dataset, second) if second_dataset is None else second_dataset
-    _check_same(dataset, other)
+    other = _preprocess_as(dataset, second) if second_dataset is None else second_dataset
+    _check_same_images(dataset, other)
     pairs = ((first, dataset), (second, other))
     notes = []
     for which, (model, images) in zip(("first", "second"), pairs, strict=True):
         check_pair(model, images)
         check_units(images, unit)
-        notes += [f"Of the {which} model: {note}" for note in notes_on_seen(model, images, "raise")]
+        notes += [f"The {which} model: {note}" for note in list_training_overlap(model, images, "raise")]
     found = []
     for model, images in pairs:
         probabilities = model.predict_proba(images, batch_size=batch_size, progress=progress)
-        found.append(make_units(images, probabilities, unit, thresholds_of(model)))
+        found.append(make_units(images, probabilities, unit, get_thresholds(model)))
     classes = tuple(dataset.classes)
-    support = Support.of(found[0].truth, dataset.task, classes)
+    support = Support.count(found[0].truth, dataset.task, classes)
     n_unknown = getattr(dataset, "n_unknown_patients", 0)
-    few = list_cautions(
+    cautions = list_cautions(
         counts=(),
         n_patients=found[0].n_patients,
         metrics={},
@@ -232,17 +232,17 @@ def compare_models(
     )
     settings: dict[str, Any] = {"ci": ci, "n_resamples": n_resamples, "seed": seed, "method": ci_method}
     return ModelComparison(
-        differences=paired_differences(found[0], found[1], support, **settings),
+        differences=compare_metrics(found[0], found[1], support, **settings),
         classes=classes,
         unit=unit,
         n_units=len(found[0]),
         n_patients=found[0].n_patients,
         ci=ci,
-        notes=(*notes, *few),
+        notes=(*notes, *cautions),
     )
 
 
-def paired_differences(
+def compare_metrics(
     first: ScoredUnits,
     second: ScoredUnits,
     support: Support,
@@ -252,50 +252,36 @@ def paired_differences(
     seed: int,
     method: str,
 ) -> dict[str, Difference]:
-    """
-    Compute the difference of every metric on the same units.
-
-    Parameters
-    ----------
-    first, second : ScoredUnits
-        The same units with the probabilities of two models.
-    support : Support
-        Their counts.
-    ci, n_resamples, seed, method
-        See :func:`compare_models`.
-
-    Returns
-    -------
-    dict of str to Difference
-        By name of the metric.
-    """
+    """Return the difference of every metric by name, of the same units as two models score them."""
     check_independent(first, method)
-    values = [estimate(u.truth, u.predicted, u.probabilities, support) for u in (first, second)]
+    values = [compute_metrics(u.truth, u.predicted, u.probabilities, support) for u in (first, second)]
     pairs = {name: (value, values[1][name]) for name, value in values[0].items()}
     nan = float("nan")
     if first.n_patients < 2:
         return {name: Difference(*pair, nan, nan, nan) for name, pair in pairs.items()}
-    samples = [resample(u, support, n_resamples=n_resamples, seed=seed) for u in (first, second)]
+    samples = [resample_metrics(u, support, n_resamples=n_resamples, seed=seed) for u in (first, second)]
     found = {
-        name: _resampled(pair, _differences(name, pair, samples), ci, first.n_patients)
+        name: _compare_resampled(pair, _subtract_samples(name, pair, samples), ci, first.n_patients)
         for name, pair in pairs.items()
     }
     if method != "bootstrap":
-        for name, k in delong_columns(first, support).items():
-            found[name] = _by_delong(first, second, k, ci)
+        for name, k in find_delong_columns(first, support).items():
+            found[name] = _compare_by_delong(first, second, k, ci)
     return found
 
 
-def _differences(
+def _subtract_samples(
     name: str, pair: tuple[float, float], samples: list[dict[str, NDArray[np.float64]]]
 ) -> NDArray[np.float64]:
-    """Differences of resamples; of calibration errors reflected, as these grow by chance, not both alike."""
+    """Return differences of resamples (R,); of calibration errors reflected, as these increase by chance."""
     found = samples[0][name] - samples[1][name]
     return 2 * (pair[0] - pair[1]) - found if name.startswith("ece") else found
 
 
-def _resampled(pair: tuple[float, float], samples: NDArray[np.float64], ci: float, n: int) -> Difference:
-    ends = interval(pair[0] - pair[1], samples, ci, n_patients=n)
+def _compare_resampled(
+    pair: tuple[float, float], samples: NDArray[np.float64], ci: float, n: int
+) -> Difference:
+    ends = compute_interval(pair[0] - pair[1], samples, ci, n_patients=n)
     if math.isnan(ends.low):
         return Difference(*pair, ends.low, ends.high, float("nan"), ends.dropped)
     kept = samples[~np.isnan(samples)]
@@ -303,13 +289,13 @@ def _resampled(pair: tuple[float, float], samples: NDArray[np.float64], ci: floa
     return Difference(*pair, ends.low, ends.high, min(1.0, 2 * (rarer + 1) / (len(kept) + 1)), ends.dropped)
 
 
-def _by_delong(first: ScoredUnits, second: ScoredUnits, k: int, ci: float) -> Difference:
+def _compare_by_delong(first: ScoredUnits, second: ScoredUnits, k: int, ci: float) -> Difference:
     scores = np.stack([first.probabilities[:, k], second.probabilities[:, k]])
-    areas, covariance = delong(first.truth[:, k], scores)
+    areas, covariance = compute_delong(first.truth[:, k], scores)
     value = float(areas[0] - areas[1])
     spread = math.sqrt(max(float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]), 0.0))
     half = NormalDist().inv_cdf((1 + ci) / 2) * spread
-    # two models that rank all alike differ in nothing
+    # two models that rank all units in the same way have no difference
     certain = spread < 1e-12
     p = float(abs(value) < 1e-12) if certain else math.erfc(abs(value) / spread / math.sqrt(2))
     return Difference(
@@ -322,7 +308,8 @@ def _by_delong(first: ScoredUnits, second: ScoredUnits, k: int, ci: float) -> Di
     )
 
 
-def _of_recipe(dataset: Any, model: Model) -> Any:
+def _preprocess_as(dataset: Any, model: Model) -> Any:
+    """Return the dataset preprocessed as for a model; DatasetError if it is a subset."""
     if dataset.preprocess.fingerprint == model.preprocess.fingerprint or not hasattr(
         dataset, "with_preprocess"
     ):
@@ -331,13 +318,13 @@ def _of_recipe(dataset: Any, model: Model) -> Any:
         return dataset.with_preprocess(model.preprocess)
     except DatasetError:
         raise DatasetError(
-            "The two models have different recipes, and this dataset is a part of another, so that it can't "
-            "be made by the second one's. Pass second_dataset=: the same part of a dataset with "
-            "preprocess=second.preprocess."
+            "the two models differ in preprocessing, and this dataset is a subset, whose preprocessing can't "
+            "be changed: pass second_dataset=, the same subset of a dataset with "
+            "preprocess=second.preprocess"
         ) from None
 
 
-def _check_same(dataset: EvaluationDataset, other: EvaluationDataset) -> None:
+def _check_same_images(dataset: EvaluationDataset, other: EvaluationDataset) -> None:
     same = (
         len(dataset) == len(other)
         and np.array_equal(np.asarray(dataset.labels), np.asarray(other.labels))
@@ -347,6 +334,6 @@ def _check_same(dataset: EvaluationDataset, other: EvaluationDataset) -> None:
     )
     if not same:
         raise DatasetError(
-            f"The two datasets, of {len(dataset)} and {len(other)} items, do not hold the same images in the "
-            "same order; a paired comparison needs that. Make both in the same way, only with another recipe."
+            f"the two datasets, of {len(dataset)} and {len(other)} items, do not contain the same images in "
+            "the same order, as a paired comparison needs: they may differ in preprocessing only"
         )

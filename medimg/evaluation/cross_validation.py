@@ -1,19 +1,19 @@
-"""Cross-validation of a head on embeddings: one pass over the images, whatever the number of folds."""
+"""Cross-validation of a head on embeddings, from a single forward pass over the images."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from medimg._validation import check_whole_number
 from medimg.evaluation.aggregation import Unit, check_units, make_units
-from medimg.metrics.bootstrap import Estimate, resample
+from medimg.metrics.bootstrap import Estimate, resample_metrics
 from medimg.metrics.classification import Support
-from medimg.metrics.estimate import estimate
-from medimg.metrics.intervals import check_intervals, resample_metrics, with_exact
+from medimg.metrics.intervals import check_intervals, compute_intervals
+from medimg.metrics.patient_counts import compute_metrics
 from medimg.metrics.units import ScoredUnits
 
 if TYPE_CHECKING:
@@ -27,19 +27,12 @@ if TYPE_CHECKING:
     from medimg.models.classifier import TransferClassifier
     from medimg.training.linear_probe import LabeledEmbeddings, Method, ProbeSearch
 
-__all__ = ["CrossValidation", "Scoring", "cross_validate", "validate_folds"]
+__all__ = ["CrossValidation", "ScoringConfig", "cross_validate", "validate_folds"]
 
 
-@dataclass(frozen=True, slots=True)
-class Scoring:
-    """
-    How out-of-fold probabilities are scored; see :func:`medimg.cross_validate`.
-
-    Raises
-    ------
-    DatasetError
-        If a number is out of range.
-    """
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringConfig:
+    """Settings for scoring out-of-fold probabilities; DatasetError if one is out of range."""
 
     unit: Unit
     ci: float
@@ -53,31 +46,31 @@ class Scoring:
 @dataclass(frozen=True, slots=True, eq=False)
 class CrossValidation:
     """
-    Scores of heads on patients that they were not fitted on.
+    Result of :func:`medimg.cross_validate`: scores of heads on patients that they were not fitted on.
 
     Attributes
     ----------
     metrics : dict of str to Estimate
-        Of all out-of-fold probabilities together, with intervals that resample patients; names as in
-        :class:`medimg.Report`.
+        Metrics of all out-of-fold probabilities together, with intervals that resample patients; names as
+        in :class:`medimg.Report`.
     fold_metrics : tuple of dict of str to float
-        The same metrics of each fold.
+        Metrics of each fold.
     settings : tuple of float
-        Of each fold: the C, or the number of neighbors, that its training part chose.
+        C, or number of neighbors, chosen in the training part of each fold.
     probabilities : numpy.ndarray
-        (n, K) float64: out-of-fold, in the order of the data set.
+        Out-of-fold probabilities, (n, K) float64, in the order of the dataset.
     folds : numpy.ndarray
-        (n,) int64: which fold an item was held out in.
+        Fold in which each item was held out, (n,) int64.
     method, unit : str
-        As asked for.
+        Method of the head and unit of the scores.
     classes : tuple of str
         Names of the classes.
     n_units, n_patients : int
-        How many were scored.
+        Number of units and of patients.
     seconds : float
-        How long it took, embedding included.
+        Duration, including the embedding.
     samples : numpy.ndarray
-        (R,) AUROC of each resample of the patients.
+        AUROC of each resample of the patients, (R,).
     """
 
     metrics: dict[str, Estimate]
@@ -95,7 +88,7 @@ class CrossValidation:
 
     def to_pandas(self) -> pd.DataFrame:
         """
-        Return a table: a row for each metric, with its value, interval, and value in each fold.
+        Return a table with one row per metric: value, interval, and value in each fold.
 
         Columns are ``value``, ``low``, ``high``, ``fold_1``, ``fold_2`` and so on.
         """
@@ -136,40 +129,40 @@ def cross_validate(
     progress: bool = False,
 ) -> CrossValidation:
     """
-    Cross-validate a new head on a model's backbone, patient by patient; the images pass once.
+    Cross-validate a new head on a model's backbone, with folds of patients and a single forward pass.
 
-    The backbone has to be one that none of these patients was trained on. The model is left as it is.
+    The backbone must not have been trained on any of these patients. The model is not changed.
 
     Parameters
     ----------
     model : TransferClassifier
-        Its backbone, pooling and recipe are used; its head is not.
+        Model whose backbone, pooling and preprocessing are used; its head is not.
     dataset : ImageDataset
-        Made by the model's own recipe, of its classes.
+        Labeled images with the model's preprocessing and classes.
     method : {"logistic", "sgd", "knn"}
-        The first two as :func:`medimg.fit_head` has them; "knn", as a baseline: the share of each class among
-        the nearest training items, by the angle between standardized embeddings.
+        Head: the first two as in :func:`medimg.fit_head`; "knn" is a baseline, the fraction of each class
+        among the nearest training items by cosine similarity of standardized embeddings.
     folds : int
-        Stratified; every patient is in one.
+        Number of stratified folds; every patient is in one.
     C, neighbors : number or sequence of numbers, optional
-        The penalty's inverse for the linear methods, k for "knn": one, or several to choose from. Chosen for
-        each fold by inner folds of its training part alone.
+        Inverse regularization strength of the linear methods, k of "knn": one value, or several candidates,
+        chosen for each fold by inner folds of its training part.
     inner_folds : int
-        To choose by.
+        Number of inner folds.
     balance : {"loss"} or None
-        Whether classes weigh alike; "knn" does not heed it.
+        "loss" gives classes equal weight; "knn" ignores it.
     unit : {"patient", "series", "image"}, optional
-        What is scored, as in :func:`medimg.evaluate`; by default each item.
+        Unit of the scores, as in :func:`medimg.evaluate`; each item by default.
     ci : float
-        Share of the resamples of patients between the ends of each interval.
+        Confidence level of the intervals, in (0, 1).
     n_resamples : int
-        How many resamples.
+        Number of bootstrap resamples of the patients.
     seed : int
-        Of folds and resamples.
+        Seed for folds and resampling.
     cache : path-like, optional
-        A folder where embeddings are kept; see :func:`medimg.embed`.
+        Folder for cached embeddings; see :func:`medimg.embed`.
     batch_size, num_workers : int
-        Pictures at once; processes that read.
+        Number of images per forward pass; number of processes that read.
     progress : bool
         Whether to show a progress bar.
 
@@ -180,14 +173,15 @@ def cross_validate(
     Raises
     ------
     LeakageError
-        If there are fewer patients than folds, or one series stands under two patients.
+        If there are fewer patients than folds, or a series is assigned to two patients.
     TrainingError, DatasetError
-        If data and model don't fit, a class has no example, or too few patients, or a setting is unsound.
+        If the dataset does not match the model, a class has no example or too few patients, or a setting is
+        invalid.
 
     Notes
     -----
-    Intervals tell how much the scores depend on who was in the data, for heads of these folds; not how much
-    they depend on the choice of folds.
+    Intervals reflect the variability between patients for the heads of these folds, not the variability due
+    to the choice of folds.
 
     Examples
     --------
@@ -210,7 +204,7 @@ def cross_validate(
         balanced=check_balance(balance),
         seed=check_whole_number("seed", seed),
     )
-    scoring = Scoring(unit or default_unit(dataset), ci, n_resamples, seed)
+    scoring = ScoringConfig(unit=unit or default_unit(dataset), ci=ci, n_resamples=n_resamples, seed=seed)
     check_pooling(model)
     check_data(model, dataset, None)
     check_folds(dataset, folds)
@@ -223,7 +217,7 @@ def cross_validate(
 
 
 def default_unit(dataset: ImageDataset) -> Unit:
-    """Return the unit that is an item of a data set."""
+    """Return the unit that corresponds to an item of a dataset."""
     return "series" if dataset.unit == "series" else "image"
 
 
@@ -232,11 +226,11 @@ def validate_folds(
     dataset: ImageDataset,
     fold: NDArray[np.int64],
     probing: ProbeSearch,
-    scoring: Scoring,
+    scoring: ScoringConfig,
     *,
     started: float,
 ) -> CrossValidation:
-    """Fit on all folds but one, predict on that one, in turns; score what comes out."""
+    """Fit a head without each fold, predict that fold, and score the out-of-fold probabilities."""
     from medimg.data.splits.kfold import split_by_fold
 
     probabilities = np.zeros((len(fold), len(probing.classes)))
@@ -246,10 +240,12 @@ def validate_folds(
         probabilities[test] = chosen.fit.probabilities(data.x[test])
         settings.append(chosen.setting)
     units = make_units(dataset, probabilities, scoring.unit)
-    metrics, samples = _metrics(units, dataset, scoring)
+    support = Support.count(units.truth, dataset.task, dataset.classes)
+    values = compute_metrics(units.truth, units.predicted, units.probabilities, support)
+    samples = resample_metrics(units, support, n_resamples=scoring.n_resamples, seed=scoring.seed)
     return CrossValidation(
-        metrics=metrics,
-        fold_metrics=_by_fold(units, fold[units.first_item], dataset),
+        metrics=compute_intervals(values, samples, units, support, scoring.ci),
+        fold_metrics=_score_folds(units, fold[units.first_item], dataset),
         settings=tuple(settings),
         probabilities=probabilities,
         folds=fold,
@@ -259,28 +255,19 @@ def validate_folds(
         n_units=len(units),
         n_patients=units.n_patients,
         seconds=time.perf_counter() - started,
-        samples=samples,
+        samples=samples["auroc"],
     )
 
 
-def _metrics(
-    units: ScoredUnits, dataset: ImageDataset, scoring: Scoring
-) -> tuple[dict[str, Estimate], NDArray[np.float64]]:
-    support = Support.of(units.truth, dataset.task, dataset.classes)
-    values = estimate(units.truth, units.predicted, units.probabilities, support)
-    samples = resample(units, support, n_resamples=scoring.n_resamples, seed=scoring.seed)
-    found = resample_metrics(values, samples, scoring.ci, units.n_patients)
-    return with_exact(found, units, support, scoring.ci), samples["auroc"]
-
-
-def _by_fold(
+def _score_folds(
     units: ScoredUnits, fold: NDArray[np.int64], dataset: ImageDataset
 ) -> tuple[dict[str, float], ...]:
-    found: list[dict[str, Any]] = []
+    """Return the metrics of the units of each fold; `fold` is (n,)."""
+    found = []
     for n in np.unique(fold):
         truth, predicted, proba = (
             values[fold == n] for values in (units.truth, units.predicted, units.probabilities)
         )
-        support = Support.of(truth, dataset.task, dataset.classes)
-        found.append(estimate(truth, predicted, proba, support))
+        support = Support.count(truth, dataset.task, dataset.classes)
+        found.append(compute_metrics(truth, predicted, proba, support))
     return tuple(found)

@@ -1,10 +1,10 @@
 """
-Intervals by resampling patients: images of one patient are not independent, patients are.
+Bootstrap intervals that resample patients, as images of one patient are not independent.
 
-Each resample draws as many patients as there are, with replacement, and takes all units of each [1]_, within
-strata [2]_: patients with the same set of classes. A resample is only a vector of how often each patient was
-drawn; counts and ranks weighted by it give every metric for all resamples by matrix products, exactly as if
-the units had been copied.
+Each resample draws as many patients as there are, with replacement, and takes all units of each [1]_,
+within strata [2]_: patients with the same set of classes. A resample is a vector of how often each patient
+was drawn; counts and ranks weighted by it give every metric for all resamples by matrix products, exactly as
+if the units had been copied.
 
 References
 ----------
@@ -16,22 +16,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from medimg.metrics._weighted import Counts
-from medimg.metrics.classification import Support, named_metrics
+from medimg.metrics._arrays import Floats, Integers
+from medimg.metrics.classification import Support, name_metrics
+from medimg.metrics.patient_counts import PatientCounts
 from medimg.metrics.units import ScoredUnits
 
-__all__ = ["SMALL_STRATUM", "Estimate", "draw_patients", "interval", "resample", "strata_of"]
+__all__ = [
+    "SMALL_STRATUM",
+    "Estimate",
+    "compute_interval",
+    "draw_patients",
+    "find_strata",
+    "resample_metrics",
+]
 
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
-
+#: Strata of fewer patients are merged: resampled by themselves, they would hardly vary.
 SMALL_STRATUM = 5
-"""Strata of fewer patients are put together: drawn by themselves, they would hardly vary."""
-
+#: Weights, or sums, held at once, which bounds memory to a few times 8 MB.
 _CHUNK_ELEMENTS = 1_000_000
-"""Weights, or sums, held at once, which bounds memory to a few times 8 MB."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +45,14 @@ class Estimate:
     Attributes
     ----------
     value : float
-        The metric on all units; NaN where undefined.
+        The metric on all units; NaN if undefined.
     low, high : float
-        Ends of the interval; NaN where there is none (undefined in more than half of the resamples,
-        or fewer than two patients).
+        Ends of the interval; NaN if there is none (undefined in more than half of the resamples, or fewer
+        than two patients).
     dropped : int
-        Resamples left out because the metric was undefined in them (no unit of a class was drawn).
+        Number of resamples left out because the metric is undefined in them (no unit of a class was drawn).
     method : str
-        How the interval was found: ``"bootstrap"``, ``"delong"``, or ``"exact"`` (binomial).
+        Method of the interval: ``"bootstrap"``, ``"delong"``, or ``"exact"`` (binomial).
 
     Examples
     --------
@@ -71,22 +74,12 @@ class Estimate:
         return f"{self.value:.3f} ({self.low:.3f}–{self.high:.3f})"
 
 
-def strata_of(units: ScoredUnits) -> Integers:
+def find_strata(units: ScoredUnits) -> Integers:
     """
-    Group the patients by the set of classes that their units are of.
+    Return the stratum of each patient, (P,): patients whose units are of the same set of classes.
 
-    Groups of fewer than five patients are put together, and with the smallest of the others if they still
-    are so few.
-
-    Parameters
-    ----------
-    units : ScoredUnits
-        All units.
-
-    Returns
-    -------
-    ndarray of int64, shape (P,)
-        Stratum of each patient, counted from 0.
+    Strata of fewer than five patients are merged, and with the smallest of the others if they still are so
+    few.
     """
     shows = np.zeros((units.n_patients, units.truth.shape[1]), dtype=bool)
     np.logical_or.at(shows, units.patient, units.truth)
@@ -101,23 +94,9 @@ def strata_of(units: ScoredUnits) -> Integers:
 
 def draw_patients(strata: Integers, n_resamples: int, seed: int, columns: int) -> Iterator[Floats]:
     """
-    Draw patients with replacement, as many of each stratum as it has.
+    Draw patients with replacement, as many of each stratum as it has; yield how often each, (P, ≤ columns).
 
-    Parameters
-    ----------
-    strata : ndarray of int64, shape (P,)
-        Stratum of each patient, counted from 0.
-    n_resamples : int
-        How many resamples.
-    seed : int
-        Same seed, same draws, whatever ``columns`` is.
-    columns : int
-        At most so many resamples at a time.
-
-    Yields
-    ------
-    ndarray of float64, shape (P, at most columns)
-        How often each patient was drawn.
+    The draws depend on the seed only, not on `columns`, the number of resamples at a time.
     """
     n = len(strata)
     order = np.argsort(strata, kind="stable")
@@ -127,92 +106,52 @@ def draw_patients(strata: Integers, n_resamples: int, seed: int, columns: int) -
     generator = np.random.default_rng(seed)
     for start in range(0, n_resamples, columns):
         m = min(columns, n_resamples - start)
-        place = generator.random((m, n))
-        place *= size
-        drawn = order[place.astype(np.int64) + first]
+        index = generator.random((m, n))
+        index *= size
+        drawn = order[index.astype(np.int64) + first]
         drawn *= m
         drawn += np.arange(m)[:, None]
         yield np.bincount(drawn.ravel(), minlength=n * m).reshape(n, m).astype(np.float64)
 
 
-def resample(units: ScoredUnits, support: Support, *, n_resamples: int, seed: int) -> dict[str, Floats]:
-    """
-    Compute every metric on resamples of the patients.
-
-    Parameters
-    ----------
-    units : ScoredUnits
-        All units.
-    support : Support
-        Their counts.
-    n_resamples : int
-        R, how many resamples.
-    seed : int
-        Of the draws.
-
-    Returns
-    -------
-    dict of str to ndarray of float64, shape (R,)
-        By name, as ``medimg.metrics.classification.named_metrics`` gives them; NaN where undefined.
-    """
-    counts = Counts.of(units, support)
+def resample_metrics(
+    units: ScoredUnits, support: Support, *, n_resamples: int, seed: int
+) -> dict[str, Floats]:
+    """Return every metric on R resamples of the patients, (R,), by name; NaN if undefined."""
+    counts = PatientCounts.of(units, support)
     columns = max(1, _CHUNK_ELEMENTS // max(len(units), counts.sums.shape[0]))
-    draws = draw_patients(strata_of(units), n_resamples, seed, columns)
-    chunks = [named_metrics(counts.scores(drawn), support) for drawn in draws]
+    draws = draw_patients(find_strata(units), n_resamples, seed, columns)
+    chunks = [name_metrics(counts.scores(drawn), support) for drawn in draws]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
-def interval(
+def compute_interval(
     value: float, samples: Floats, ci: float, *, n_patients: int | None = None, reflected: bool = False
 ) -> Estimate:
     """
-    Take the percentile interval of resamples.
+    Return the percentile interval of resamples (R,), of which undefined ones are dropped and counted.
 
-    Parameters
-    ----------
-    value : float
-        The metric on all units.
-    samples : ndarray of float64, shape (R,)
-        The metric on the resamples; NaN where undefined, those are dropped and counted.
-    ci : float
-        Share of the resamples between the ends, such as 0.95.
-    n_patients : int, optional
-        With it, the share is the larger one that makes up for resamples varying too little where patients are
-        few, as Student's distribution does [1]_.
-    reflected : bool
-        Of what is never negative and only grows by chance, as the calibration error: resamples lie above the
-        value about as much as the value above the truth, so that the interval is reflected at the value [2]_.
-        It is cut at 0 and 1, and reaches the value.
+    With `n_patients` the percentiles are expanded, as resamples vary too little if patients are few
+    (Hesterberg TC, Am Stat 2015;69:371-386, section 5.3). `reflected` is for metrics that are never negative
+    and only increase by chance, as the calibration error: resamples exceed the value about as much as the
+    value exceeds the truth, so that the interval is reflected at the value (Davison and Hinkley, section
+    5.2), clipped to 0 and 1, and extended to the value.
 
-    Returns
-    -------
-    Estimate
-        With NaN ends where the metric is undefined, itself or in more than half of the resamples.
-
-    References
-    ----------
-    .. [1] Hesterberg TC. What teachers should know about the bootstrap. Am Stat 2015;69:371-386, section 5.3
-       (expanded percentiles).
-    .. [2] Davison AC, Hinkley DV. Bootstrap methods and their application. Cambridge 1997, section 5.2.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> interval(0.5, np.array([0.0, 0.25, 0.5, np.nan, 0.75, 1.0]), 0.5)
+    >>> compute_interval(0.5, np.array([0.0, 0.25, 0.5, np.nan, 0.75, 1.0]), 0.5)
     Estimate(value=0.5, low=0.25, high=0.75, dropped=1)
     """
     kept = samples[~np.isnan(samples)]
     dropped = len(samples) - len(kept)
     if np.isnan(value) or dropped > len(kept):
         return Estimate(value, float("nan"), float("nan"), dropped)
-    tail = (1 - ci) / 2 if n_patients is None else _expanded_tail(ci, n_patients)
+    tail = (1 - ci) / 2 if n_patients is None else _expand_tail(ci, n_patients)
     low, high = np.quantile(kept, [tail, 1 - tail])
     if reflected:
         low, high = max(2 * value - high, 0.0), min(max(2 * value - low, value), 1.0)
     return Estimate(value, float(low), float(high), dropped)
 
 
-def _expanded_tail(ci: float, n: int) -> float:
+def _expand_tail(ci: float, n: int) -> float:
     from scipy.stats import norm, t
 
     return float(norm.cdf(np.sqrt(n / (n - 1)) * t.ppf((1 - ci) / 2, n - 1)))

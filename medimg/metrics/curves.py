@@ -1,16 +1,14 @@
-"""The curves that a report draws, as numbers: ROC, precision against recall, and reliability."""
+"""Curves of a classifier as numbers: ROC, precision-recall and reliability."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from medimg.metrics.classification import N_BINS, Support, bin_probabilities, curve_columns
+from medimg.metrics._arrays import Flags, Floats, Integers
+from medimg.metrics.classification import N_BINS, Support, bin_probabilities, find_curve_columns
 
-__all__ = ["Curves", "Line", "Reliability", "curves_of", "reliability_of"]
-
-Floats = NDArray[np.float64]
+__all__ = ["Curves", "Line", "Reliability", "compute_curves", "compute_reliability"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,10 +19,10 @@ class Line:
     Attributes
     ----------
     x, y : ndarray of float64, shape (points,)
-        ROC: false positive rate and sensitivity, ascending. Precision against recall: recall, ascending, and
+        ROC: false positive rate and sensitivity, ascending. Precision-recall: recall, ascending, and
         precision.
     thresholds : ndarray of float64, shape (points,)
-        Probability from which on a unit counts as positive; infinite where none does.
+        Probability from which on a unit counts as positive; infinite if none does.
     """
 
     x: Floats
@@ -38,21 +36,21 @@ class Line:
 @dataclass(frozen=True, eq=False)
 class Reliability:
     """
-    What was predicted against what occurred, in bins of equal width; empty bins are left out.
+    Predicted probability and observed frequency in bins of equal width; empty bins are left out.
 
     Attributes
     ----------
     predicted : ndarray of float64, shape (bins,)
         Mean probability of the units in the bin, ascending.
     observed : ndarray of float64, shape (bins,)
-        Share of them that are of the class (of the top probability: that are right).
+        Fraction of them that are of the class (of the top probability: that are correct).
     n : ndarray of int64, shape (bins,)
-        How many they are.
+        Number of units in the bin.
     """
 
     predicted: Floats
     observed: Floats
-    n: NDArray[np.int64]
+    n: Integers
 
     @property
     def ece(self) -> float:
@@ -63,17 +61,17 @@ class Reliability:
 @dataclass(frozen=True, eq=False)
 class Curves:
     """
-    The curves of an evaluation, by name of the class.
+    Curves of an evaluation, by name of the class.
 
     Attributes
     ----------
     roc, precision_recall : mapping of str to Line
-        Each class against the rest, of two classes the second; without classes of which nothing, or
-        everything, is.
+        Each class against the rest, of two classes the second; without classes that have no positives or no
+        negatives.
     reliability : mapping of str to Reliability
-        The probability of each class; of two classes, of the second.
+        Probability of each class; of two classes, of the second.
     confidence : Reliability or None
-        The top probability, multiclass only: its ``ece`` is the metric of that name.
+        Top probability, multiclass only: its ``ece`` is the metric of that name.
     """
 
     roc: Mapping[str, Line]
@@ -85,70 +83,44 @@ class Curves:
         return f"Curves({len(self.roc)} ROC, {len(self.reliability)} reliability)"
 
 
-def curves_of(truth: NDArray[np.bool_], probabilities: Floats, support: Support) -> Curves:
+def compute_curves(truth: Flags, probabilities: Floats, support: Support) -> Curves:
     """
-    Compute the curves of a set of units.
+    Return the curves of units (n, K).
 
-    Parameters
-    ----------
-    truth : ndarray of bool, shape (n, K)
-        Indicators of the true classes.
-    probabilities : ndarray of float, shape (n, K)
-        Scores of the classes.
-    support : Support
-        Counts of the set.
-
-    Returns
-    -------
-    Curves
-
-    Examples
-    --------
     >>> truth = np.eye(2, dtype=bool)[[0, 0, 1, 1]]
     >>> scores = np.array([[.9, .1], [.4, .6], [.3, .7], [.2, .8]])
-    >>> found = curves_of(truth, scores, Support.of(truth, "multiclass", ("no", "yes")))
-    >>> found.roc["yes"].y
+    >>> compute_curves(truth, scores, Support.count(truth, "multiclass", ("no", "yes"))).roc["yes"].y
     array([0. , 0.5, 1. , 1. ])
     """
     from sklearn.metrics import precision_recall_curve, roc_curve
 
     roc: dict[str, Line] = {}
     precision_recall: dict[str, Line] = {}
-    for k in curve_columns(support):
-        roc[support.classes[k]] = Line(*roc_curve(truth[:, k], probabilities[:, k]))
+    for k in find_curve_columns(support):
+        name = support.classes[k]
+        roc[name] = Line(*roc_curve(truth[:, k], probabilities[:, k]))
         precision, recall, thresholds = precision_recall_curve(truth[:, k], probabilities[:, k])
-        precision_recall[support.classes[k]] = Line(
-            recall[::-1], precision[::-1], np.append(thresholds, np.inf)[::-1]
-        )
-    shown = range(1, 2) if support.binary else range(len(support.classes))
+        precision_recall[name] = Line(recall[::-1], precision[::-1], np.append(thresholds, np.inf)[::-1])
+    shown = range(1, 2) if support.is_binary else range(len(support.classes))
+    confidence = None
+    if support.task == "multiclass":
+        rows, top = np.arange(len(truth)), probabilities.argmax(axis=1)
+        confidence = compute_reliability(truth[rows, top], probabilities[rows, top])
     return Curves(
         roc=roc,
         precision_recall=precision_recall,
-        reliability={support.classes[k]: reliability_of(truth[:, k], probabilities[:, k]) for k in shown},
-        confidence=_confidence(truth, probabilities) if support.task == "multiclass" else None,
+        reliability={
+            support.classes[k]: compute_reliability(truth[:, k], probabilities[:, k]) for k in shown
+        },
+        confidence=confidence,
     )
 
 
-def reliability_of(positive: NDArray[np.bool_], probabilities: Floats, bins: int = N_BINS) -> Reliability:
+def compute_reliability(positive: Flags, probabilities: Floats, bins: int = N_BINS) -> Reliability:
     """
-    Compare probabilities with what occurred.
+    Compare probabilities (n,) with observations (n,) in bins of equal width.
 
-    Parameters
-    ----------
-    positive : ndarray of bool, shape (n,)
-        What occurred.
-    probabilities : ndarray of float, shape (n,)
-        What was predicted.
-    bins : int
-        How many bins of equal width.
-
-    Returns
-    -------
-    Reliability
-
-    Examples
-    --------
-    >>> found = reliability_of(np.array([False, True, True]), np.array([0.2, 0.9, 0.9]))
+    >>> found = compute_reliability(np.array([False, True, True]), np.array([0.2, 0.9, 0.9]))
     >>> found.predicted, found.observed, found.n
     (array([0.2, 0.9]), array([0., 1.]), array([1, 2]))
     """
@@ -160,9 +132,3 @@ def reliability_of(positive: NDArray[np.bool_], probabilities: Floats, bins: int
     )
     predicted, observed = (values / n[filled] for values in sums)
     return Reliability(predicted, observed, n[filled].astype(np.int64))
-
-
-def _confidence(truth: NDArray[np.bool_], probabilities: Floats) -> Reliability:
-    top = probabilities.argmax(axis=1)
-    rows = np.arange(len(top))
-    return reliability_of(truth[rows, top], probabilities[rows, top])

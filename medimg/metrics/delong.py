@@ -1,9 +1,9 @@
 """
-The variance of the AUROC, and of differences of it, where units are independent: one of each patient.
+Variance of the AUROC, and of its differences, for independent units: one unit per patient.
 
-For a positive, the share of the negatives that score lower, and for a negative, that of the positives that
+For a positive, the fraction of the negatives that score lower, and for a negative, that of the positives that
 score higher, ties counting one half, have the AUROC as their mean; their covariances give its own [1]_. Both
-shares come from ranks [2]_.
+fractions come from ranks [2]_.
 
 References
 ----------
@@ -17,38 +17,22 @@ import math
 from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import NDArray
 
+from medimg.metrics._arrays import Flags, Floats
 from medimg.metrics.bootstrap import Estimate
-from medimg.metrics.classification import Support, curve_columns
+from medimg.metrics.classification import Support, find_curve_columns
 from medimg.metrics.units import ScoredUnits
 
-__all__ = ["delong", "delong_columns", "delong_interval"]
-
-Floats = NDArray[np.float64]
+__all__ = ["compute_delong", "compute_delong_interval", "find_delong_columns"]
 
 
-def delong(positive: NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats]:
+def compute_delong(positive: Flags, scores: Floats) -> tuple[Floats, Floats]:
     """
-    Compute the AUROC of several scores of the same units, and its covariances.
+    Return the AUROC (M,) of several scores (M, n) of the same units, and its covariances (M, M).
 
-    Parameters
-    ----------
-    positive : ndarray of bool, shape (n,)
-        Which units are positive; at least two, and at least two not.
-    scores : ndarray of float, shape (M, n)
-        One row for each model; higher for more probably positive.
+    At least two units are positive (n,), and at least two are not.
 
-    Returns
-    -------
-    auroc : ndarray of float64, shape (M,)
-        The areas.
-    covariance : ndarray of float64, shape (M, M)
-        Of the areas.
-
-    Examples
-    --------
-    >>> auroc, covariance = delong(np.array([0, 0, 1, 1], bool), np.array([[0.1, 0.4, 0.35, 0.8]]))
+    >>> auroc, covariance = compute_delong(np.array([0, 0, 1, 1], bool), np.array([[0.1, 0.4, 0.35, 0.8]]))
     >>> auroc, covariance
     (array([0.75]), array([[0.125]]))
     """
@@ -65,50 +49,26 @@ def delong(positive: NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats]
     return won.mean(axis=1), np.atleast_2d(covariance)
 
 
-def delong_columns(units: ScoredUnits, support: Support) -> dict[str, int]:
+def find_delong_columns(units: ScoredUnits, support: Support) -> dict[str, int]:
     """
-    Say of which metrics the interval can be DeLong's.
+    Return the column of the probabilities by name of each metric whose interval can be DeLong's.
 
-    Parameters
-    ----------
-    units : ScoredUnits
-        What is scored.
-    support : Support
-        Its counts.
-
-    Returns
-    -------
-    dict of str to int
-        Column of the probabilities by name of the metric, for the AUROC of single classes with two positives
-        and two negatives or more; empty where a patient has several units.
+    These are AUROC of single classes with two positives and two negatives or more; none if a patient has
+    several units.
     """
     if len(units) != units.n_patients:
         return {}
-    enough = [k for k in curve_columns(support) if support.positives[k] > 1 and support.negatives[k] > 1]
-    single = {"auroc": enough[0]} if enough and len(curve_columns(support)) == 1 else {}
-    return single if support.binary else single | {f"auroc[{support.classes[k]}]": k for k in enough}
+    columns = find_curve_columns(support)
+    enough = [k for k in columns if support.positives[k] > 1 and support.negatives[k] > 1]
+    single = {"auroc": enough[0]} if enough and len(columns) == 1 else {}
+    return single if support.is_binary else single | {f"auroc[{support.classes[k]}]": k for k in enough}
 
 
-def delong_interval(value: float, variance: float, ci: float) -> Estimate:
+def compute_delong_interval(value: float, variance: float, ci: float) -> Estimate:
     """
-    Give the interval of a normal distribution, cut at 0 and 1.
+    Return the interval of a normal distribution, clipped to 0 and 1.
 
-    Parameters
-    ----------
-    value : float
-        The AUROC.
-    variance : float
-        Of it.
-    ci : float
-        Probability between the ends.
-
-    Returns
-    -------
-    Estimate
-
-    Examples
-    --------
-    >>> print(delong_interval(0.9, 0.0004, 0.95))
+    >>> print(compute_delong_interval(0.9, 0.0004, 0.95))
     0.900 (0.861–0.939)
     """
     half = NormalDist().inv_cdf((1 + ci) / 2) * math.sqrt(max(variance, 0.0))

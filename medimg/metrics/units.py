@@ -1,48 +1,30 @@
-"""What is scored: truth, decision and probabilities of images, series or patients."""
+"""The units that are scored, images, series or patients: their truth, probabilities and predictions."""
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["THRESHOLD", "ScoredUnits", "decide"]
+from medimg.metrics._arrays import Flags, Floats, Integers
 
+__all__ = ["THRESHOLD", "ScoredUnits", "decide", "to_indicators"]
+
+#: A label of a multilabel task is predicted if its probability reaches this.
 THRESHOLD = 0.5
-"""A label of a multilabel task is predicted if its probability reaches this."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ScoredUnits:
-    """
-    The rows that are scored.
+    """The n rows that are scored, of K classes, and the items of the dataset that they consist of."""
 
-    Attributes
-    ----------
-    truth : ndarray of bool, shape (n, K)
-        True where the unit belongs to the class (multiclass: one per row).
-    predicted : ndarray of bool, shape (n, K)
-        The decision: the most probable class, or every label with a probability of 0.5 or more; by the
-        model's operating points where it has them.
-    probabilities : ndarray of float64, shape (n, K)
-        Mean over the unit's images.
-    patient : ndarray of int64, shape (n,)
-        Patient of each unit, numbered in the order of the dataset.
-    item_unit : ndarray of int64, shape (items,)
-        Unit of each item of the dataset.
-    item_probabilities : ndarray of float64, shape (items, K)
-        Probabilities of the items.
-    patient_names : tuple of str
-        The patients' identifiers, only for hashing.
-    """
-
-    truth: NDArray[np.bool_]
-    predicted: NDArray[np.bool_]
-    probabilities: NDArray[np.float64]
-    patient: NDArray[np.int64]
-    item_unit: NDArray[np.int64]
-    item_probabilities: NDArray[np.float64]
-    patient_names: tuple[str, ...]
+    truth: Flags  # (n, K): whether the unit is of the class
+    predicted: Flags  # (n, K)
+    probabilities: Floats  # (n, K): mean over the unit's items
+    patient: Integers  # (n,): numbered in the order of the dataset
+    item_unit: Integers  # (items,): unit of each item
+    item_probabilities: Floats  # (items, K)
+    patient_names: tuple[str, ...]  # only for hashing
 
     def __repr__(self) -> str:
         return f"ScoredUnits({len(self)} units of {self.n_patients} patients, {len(self.item_unit)} items)"
@@ -52,32 +34,21 @@ class ScoredUnits:
 
     @property
     def n_patients(self) -> int:
-        """How many patients there are."""
+        """Number of patients."""
         return len(self.patient_names)
 
     @property
-    def first_item(self) -> NDArray[np.int64]:
-        """Position in the dataset of the first item of each unit, shape (n,)."""
+    def first_item(self) -> Integers:
+        """Index in the dataset of the first item of each unit, (n,)."""
         return np.unique(self.item_unit, return_index=True)[1].astype(np.int64)
 
     @property
-    def n_items(self) -> NDArray[np.int64]:
-        """How many items each unit has, shape (n,)."""
+    def n_items(self) -> Integers:
+        """Number of items of each unit, (n,)."""
         return np.bincount(self.item_unit, minlength=len(self)).astype(np.int64)
 
-    def part(self, chosen: NDArray[np.bool_]) -> "ScoredUnits":
-        """
-        Give some of the units, with their patients and items.
-
-        Parameters
-        ----------
-        chosen : ndarray of bool, shape (n,)
-            Which.
-
-        Returns
-        -------
-        ScoredUnits
-        """
+    def part(self, chosen: Flags) -> "ScoredUnits":
+        """Return the units of a mask (n,), with their patients and items."""
         patients, patient = np.unique(self.patient[chosen], return_inverse=True)
         items = chosen[self.item_unit]
         renumbered = np.cumsum(chosen) - 1
@@ -92,18 +63,22 @@ class ScoredUnits:
         )
 
 
-def decide(
-    probabilities: NDArray[np.float64], task: str, thresholds: tuple[float, ...] | None = None
-) -> NDArray[np.bool_]:
+def to_indicators(labels: NDArray[Any], task: str, n_classes: int) -> Flags:
+    """Return class indices (n,) or indicators (n, K) as indicators (n, K)."""
+    if task == "multilabel":
+        return np.asarray(labels.astype(np.float64) > 0.5)
+    return np.asarray(labels[:, None] == np.arange(n_classes))
+
+
+def decide(probabilities: Floats, task: str, thresholds: tuple[float, ...] | None = None) -> Flags:
     """
-    Return the decision as indicators (n, K): the most probable class, or every label that reaches 0.5.
+    Return predictions (n, K): the most probable class, or every label that reaches 0.5.
 
     With thresholds: the second of two classes, or every label, that reaches its own.
     """
     if task == "multilabel":
         return probabilities >= (THRESHOLD if thresholds is None else np.array(thresholds))
     if thresholds is not None:
-        found = probabilities[:, 1] >= thresholds[0]
-        return np.column_stack([~found, found])
-    best = probabilities.argmax(axis=1)
-    return cast("NDArray[np.bool_]", best[:, None] == np.arange(probabilities.shape[1]))
+        second = probabilities[:, 1] >= thresholds[0]
+        return np.column_stack([~second, second])
+    return to_indicators(probabilities.argmax(axis=1), task, probabilities.shape[1])

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from medimg._validation import check_choice
-from medimg.calibration.conformal import checked_coverage, conformal_quantiles
+from medimg.calibration.conformal import check_coverage, conformal_quantiles
 from medimg.calibration.mahalanobis import MahalanobisDetector
-from medimg.calibration.operating_points import checked_criterion, operating_points
+from medimg.calibration.operating_points import check_criterion, operating_points
 from medimg.calibration.result import Calibration
 from medimg.calibration.temperature_scaling import CalibrationData, fit_temperature
 from medimg.features.dataset_features import item_features
@@ -110,7 +110,7 @@ def calibrate(
     >>> found = medimg.calibrate(model, val, operating_point={"sensitivity": 0.95})  # doctest: +SKIP
     >>> found.to_pandas()  # doctest: +SKIP
     """
-    criterion, wanted = checked_criterion(operating_point), checked_coverage(coverage)
+    criterion, wanted = check_criterion(operating_point), check_coverage(coverage)
     check_choice("method", method, ("temperature", None))
     check_classes(model, val, "validation")
     if train is not None:

@@ -69,7 +69,8 @@ def test_read_acquisition_tags_series(root: Path) -> None:
     assert by_uid["1.2.3.1"]["ConvolutionKernel"] == "B30f"
 
 
-def test_headers_are_read_once_per_series(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_headers_are_not_read_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tube current and exposure alone, which differ from slice to slice, are read from the first file."""
     from medimg.data import acquisition_tags as module
     from medimg.io.dicom.header.open import open_header
 
@@ -80,9 +81,41 @@ def test_headers_are_read_once_per_series(root: Path, monkeypatch: pytest.Monkey
         return open_header(*args)
 
     monkeypatch.setattr(module, "open_header", counted)
-    found = read_acquisition_tags(data, ["Manufacturer"])
+    found = read_acquisition_tags(
+        data, [key for key in (*TEXTS, *NUMBERS, *NUMBERED) if key not in ("XRayTubeCurrent", "Exposure")]
+    )
     assert len(found) == len(data) == 12
+    assert domains_of(data, "Manufacturer")[1] == ("Maker A", "Maker B")
+    assert not opened
+    read_acquisition_tags(data, ["Exposure"])
     assert len(opened) == 4
+
+
+def test_kept_elements_give_what_files_do(root: Path, tmp_path: Path) -> None:
+    """Of many files at once, of one by one, in an archive, and by a saved index, which keeps no elements."""
+    from medimg.data.acquisition_tags import read_missing_elements
+    from medimg.io.dicom.header.acquisition import ACQUISITION_TAGS
+    from medimg.io.dicom.header.open import open_header
+
+    def values(dataset: Dataset) -> dict[int, Any]:
+        return {int(element.tag): element.value for element in dataset}
+
+    index = medimg.scan(root)
+    for series in index:
+        instance = series.reader.plan.first.instance  # type: ignore[attr-defined]  # of DICOM
+        expected = values(open_header(instance.blob, ACQUISITION_TAGS))
+        assert len(expected) > 5
+        assert values(instance.acquisition.to_dataset()) == expected
+        alone = medimg.scan(series.path)[0].reader.plan.first.instance  # type: ignore[attr-defined]
+        assert values(alone.acquisition.to_dataset()) == expected
+    assert not read_missing_elements(index)
+    saved = tmp_path / "index.sqlite"
+    for _ in range(2):
+        recalled = medimg.scan(root, index=saved)
+    if any(series.reader.plan.first.instance.acquisition is None for series in recalled):  # type: ignore[attr-defined]
+        assert len(read_missing_elements(recalled)) == 4
+    assert b"Hospital" not in saved.read_bytes()
+    assert read_acquisition_tags(recalled, ["Manufacturer"]) == read_acquisition_tags(index, ["Manufacturer"])
 
 
 def test_sites_are_numbered_and_nobody_is_named(root: Path) -> None:

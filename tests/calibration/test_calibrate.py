@@ -189,7 +189,7 @@ def test_what_does_not_fit() -> None:
         medimg.calibrate(model, [1, 2])  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match="method must be"):
         medimg.calibrate(model, images(20), method="isotonic")  # type: ignore[arg-type]
-    with pytest.raises(TrainingError, match="class 'b' has no example"):
+    with pytest.raises(TrainingError, match="class 'b' has no positives"):
         medimg.calibrate(model, Images(np.zeros(12, np.int64)), operating_point="youden")
     assert model.calibration is None
     assert medimg.calibrate(model, images(20), method=None).temperature == (1.0,)
@@ -257,20 +257,28 @@ def test_through_a_file(tmp_path: Path, task: str, point: Any) -> None:
     text = json.dumps(found.to_dict())
     assert "val1" not in text
     values = json.loads(text)
-    for name, bad in (
-        ("temperature", [0.0] * len(found.temperature)),
-        ("temperature", [1.0] * 7),
-        ("quantiles", [2.0] * len(found.quantiles)),
-        ("coverage", 7),
-        ("unit", "patient"),
-        ("operating_point", "best"),
-        ("points", [{"label": "a"}]),
-        ("points", [{**vars_of("z"), "threshold": 0.5}]),
-        ("bins", [1]),
-        ("items", None),
+    n = len(found.temperature)
+    for name, bad, message in (
+        ("temperature", [0.0] * n, r"temperature\[0\] must be a number, above 0; found 0.0"),
+        ("temperature", [1.0] * 7, f"temperature must be a list of {n}; found 7"),
+        ("quantiles", [2.0] * n, r"quantiles\[0\] must be a number, 0 or more and at most 1; found 2.0"),
+        ("coverage", 7, "coverage must be a number, above 0 and below 1"),
+        ("coverage", None, f"quantiles must be a list of 0; found {n}"),
+        ("unit", "patient", 'unit must be "slice" or "series"; found \'patient\''),
+        ("operating_point", "best", "operating_point must be None"),
+        ("operating_point", None if found.points else "youden", "points must be those of"),
+        ("points", [{"label": "a"}], r"points\[0\] must have the fields label, threshold"),
+        ("points", [vars_of("z") | {"threshold": 0.5}], r"points must be those of .*found \['z'\]"),
+        ("points", [vars_of("z") | {"threshold": -1}], r"points\[0\].threshold must be a number, 0 or more"),
+        ("bins", [1], r"bins\[0\] must be a list of 4; found a int"),
+        ("items", None, "items must be a whole number, 1 or more; found None"),
+        ("parameters_sha256", 5, "parameters_sha256 must be a text; found a int"),
     ):
-        with pytest.raises(CheckpointError, match="calibration is unsound"):
+        with pytest.raises(CheckpointError, match=f"^calibration.{message}"):
             Calibration.from_dict(values | {name: bad}, None, model.classes, task)
+    kept = {name: value for name, value in values.items() if name not in ("bins", "loss")}
+    with pytest.raises(CheckpointError, match="calibration lacks the fields loss, bins"):
+        Calibration.from_dict(kept, None, model.classes, task)
 
 
 def vars_of(label: str) -> dict[str, Any]:

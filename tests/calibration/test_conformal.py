@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from medimg.calibration.conformal import (
-    checked_coverage,
+    check_coverage,
     conformal_quantile,
     conformal_quantiles,
     prediction_set,
@@ -101,5 +101,5 @@ def test_too_few_patients() -> None:
 
 @pytest.mark.parametrize("bad", [0, 1, 90, 10**400, "0.9", True, float("nan")])
 def test_unsound_coverage(bad: Any) -> None:
-    with pytest.raises(TrainingError, match="coverage is"):
-        checked_coverage(bad)
+    with pytest.raises(TrainingError, match="coverage must be a number"):
+        check_coverage(bad)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from medimg.calibration.operating_points import (
     Criterion,
-    checked_criterion,
+    check_criterion,
     operating_point,
     operating_points,
 )
@@ -111,7 +111,7 @@ def test_a_class_without_examples(truth: list[bool]) -> None:
 
 @pytest.mark.parametrize("good", [None, "youden", {"sensitivity": 1}, {"cost": np.float64(3)}])
 def test_criteria(good: Criterion) -> None:
-    assert checked_criterion(good) == good
+    assert check_criterion(good) == good
 
 
 @pytest.mark.parametrize(
@@ -121,5 +121,5 @@ def test_criteria(good: Criterion) -> None:
      np.array([1.0, 2.0])],
 )  # fmt: skip
 def test_unsound_criteria(bad: Any) -> None:
-    with pytest.raises(TrainingError, match="operating_point is"):
-        checked_criterion(bad)
+    with pytest.raises(TrainingError, match="operating_point"):
+        check_criterion(bad)

@@ -14,7 +14,7 @@ from medimg.evaluation.aggregation import make_units
 from medimg.evaluation.compare_models import Difference, compare_models
 from medimg.evaluation.evaluate import evaluate
 from medimg.metrics.classification import Support
-from medimg.metrics.delong import delong
+from medimg.metrics.delong import compute_delong
 from tests.evaluation.fakes import FakeDataset, FakeModel, FakeRecipe, Task, make_pair
 from tests.metrics.reference import plain_resamples
 
@@ -34,7 +34,7 @@ def test_differences_are_those_of_a_double_loop_over_the_same_patients(task: Tas
     loops = []
     for model in (first, second):
         units = make_units(dataset, model.probabilities, "image")
-        support = Support.of(units.truth, task, dataset.classes)
+        support = Support.count(units.truth, task, dataset.classes)
         loops.append(plain_resamples(units, support, n_resamples=25, seed=3))
     reports = [evaluate(model, dataset, unit="image", n_resamples=5).metrics for model in (first, second)]
     assert found.differences.keys() == reports[0].keys()
@@ -54,7 +54,7 @@ def test_auroc_of_independent_units_by_delong() -> None:
     first, second, dataset = three()
     difference = compare_models(first, second, dataset, n_resamples=10).differences["auroc"]
     units = [make_units(dataset, model.probabilities, "patient") for model in (first, second)]
-    areas, covariance = delong(units[0].truth[:, 1], np.stack([u.probabilities[:, 1] for u in units]))
+    areas, covariance = compute_delong(units[0].truth[:, 1], np.stack([u.probabilities[:, 1] for u in units]))
     spread = np.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
     assert difference.method == "delong"
     assert difference.value == pytest.approx(areas[0] - areas[1])
@@ -155,7 +155,7 @@ def test_one_patient_has_differences_and_no_more() -> None:
 def test_images_have_to_be_the_same() -> None:
     first, second, dataset = three()
     turned = dataclasses.replace(dataset, labels=1 - dataset.labels)
-    with pytest.raises(DatasetError, match="do not hold the same images"):
+    with pytest.raises(DatasetError, match="do not contain the same images"):
         compare_models(first, second, dataset, second_dataset=turned)
     other = FakeRecipe(fingerprint="feed")
     with pytest.raises(DatasetError, match="differ in preprocessing"):

@@ -22,7 +22,7 @@ from medimg import ImageDataset
 from medimg.data.splits.kfold import assign_folds
 from medimg.errors import DatasetError, LeakageError, TrainingError
 from medimg.features.dataset_features import item_features
-from medimg.metrics.bootstrap import interval
+from medimg.metrics.bootstrap import compute_interval
 from tests.models.fakes import Images, changed, classifier, images, state
 from tests.models.images import TINY, picture_data, stacks
 
@@ -129,17 +129,17 @@ def test_unsound_requests(data: ImageDataset) -> None:
         medimg.cross_validate(model, data, folds=1)
     with pytest.raises(LeakageError, match="20 patient"):
         medimg.cross_validate(model, data, folds=21)
-    with pytest.raises(DatasetError, match="ci="):
+    with pytest.raises(DatasetError, match="ci must be"):
         medimg.cross_validate(model, data, ci=95)
-    with pytest.raises(DatasetError, match="ci="):
+    with pytest.raises(DatasetError, match="ci must be"):
         medimg.cross_validate(model, data, ci="0.95")  # type: ignore[arg-type]  # refused
-    with pytest.raises(DatasetError, match="n_resamples="):
+    with pytest.raises(DatasetError, match="n_resamples must be"):
         medimg.cross_validate(model, data, n_resamples=0)
-    with pytest.raises(DatasetError, match="n_resamples="):
+    with pytest.raises(DatasetError, match="n_resamples must be"):
         medimg.cross_validate(model, data, n_resamples=2.5)  # type: ignore[arg-type]  # refused
-    with pytest.raises(DatasetError, match="unit='study'"):
+    with pytest.raises(DatasetError, match="unit must be"):
         medimg.cross_validate(model, data, unit="study")  # type: ignore[arg-type]  # refused
-    with pytest.raises(DatasetError, match="unit='study'"):
+    with pytest.raises(DatasetError, match="unit must be"):
         medimg.compare(["squeezenet1_1"], data, unit="study")  # type: ignore[arg-type]  # refused
     with pytest.raises(TrainingError, match="method"):
         medimg.cross_validate(model, data, method="svm")  # type: ignore[arg-type]  # refused
@@ -173,7 +173,7 @@ def test_backbones_side_by_side(data: ImageDataset, weights: dict[str, Path], tm
     assert (scored["behind_low"] <= scored["behind"]).all()
     pair = [one.scores for one in found.candidates if one.scores is not None]
     samples = pair[0].samples - pair[1].samples
-    few = interval(0.0, samples, 0.95, n_patients=20)
+    few = compute_interval(0.0, samples, 0.95, n_patients=20)
     assert (scored["behind_low"].iloc[1], scored["behind_high"].iloc[1]) == (few.low, few.high)
     assert (scored["images_per_second"] > 0).all()
     assert table.loc["squeezenet1_1", "parameters"] == pytest.approx(0.7225, abs=0.001)

@@ -13,7 +13,7 @@ import pytest
 from sklearn.metrics import confusion_matrix, multilabel_confusion_matrix
 
 from medimg.errors import DatasetError, TrainingError
-from medimg.evaluation.evaluate import _subjects, evaluate
+from medimg.evaluation.evaluate import evaluate
 from medimg.evaluation.report.report import Report
 from tests.evaluation.fakes import FakeDataset, FakeModel, FakeRecipe, make_pair
 
@@ -198,13 +198,13 @@ def test_two_thousand_images_take_seconds() -> None:
 
 @pytest.mark.parametrize("ci", [0.0, 1.0, 95, float("nan"), "0.95", None])
 def test_ci_out_of_range(ci: Any) -> None:
-    with pytest.raises(DatasetError, match="between 0 and 1"):
+    with pytest.raises(DatasetError, match="ci must be a number, above 0 and below 1"):
         evaluate(*small(), ci=ci)
 
 
 @pytest.mark.parametrize("n", [0, 10.5, "10", True, None])
 def test_no_resamples(n: Any) -> None:
-    with pytest.raises(DatasetError, match="n_resamples="):
+    with pytest.raises(DatasetError, match="n_resamples must be a whole number, 1 or more"):
         evaluate(*small(), n_resamples=n)
 
 
@@ -216,7 +216,7 @@ def test_seeds_that_are_none(seed: Any) -> None:
 
 @pytest.mark.parametrize("salt", ["", b"SENTINEL", 5])
 def test_salts_that_are_no_secret(salt: Any) -> None:
-    with pytest.raises(DatasetError, match="salt is a secret text") as caught:
+    with pytest.raises(DatasetError, match="salt must be a secret text") as caught:
         evaluate(*small(), salt=salt)
     assert "SENTINEL" not in str(caught.value)
 
@@ -240,13 +240,15 @@ def test_what_can_be_refused_is_refused_before_anything_is_predicted(options: di
 
 
 def test_names_of_folders_that_are_no_utf_8() -> None:
-    assert len(set(_subjects(("x\udcff", "x\udcfe", "x"), b"key"))) == 3
+    model, dataset = make_pair(n_patients=3, per_patient=1)
+    report = evaluate(
+        model, dataclasses.replace(dataset, patients=("x\udcff", "x\udcfe", "x")), n_resamples=10
+    )
+    assert report.predictions["subject"].nunique() == 3
 
 
 def test_unknown_unit() -> None:
-    with pytest.raises(
-        DatasetError, match="'study' is unknown; expected one of 'patient', 'series', 'image'"
-    ):
+    with pytest.raises(DatasetError, match='unit must be "patient", "series" or "image"; found'):
         evaluate(*small(), unit="study")  # type: ignore[arg-type]  # on purpose
 
 
@@ -256,7 +258,7 @@ def test_unknown_unit() -> None:
         ({"labels": np.zeros(0, int), "patients": ()}, "no images"),
         ({"classes": ("pneumonia", "normal")}, "same order"),
         ({"task": "multilabel"}, "task"),
-        ({"preprocess": FakeRecipe(fingerprint="feed")}, "recipe feed"),
+        ({"preprocess": FakeRecipe(fingerprint="feed")}, "differ in preprocessing"),
         ({"labels": np.array([0, 0, 0, 0, 2])}, "from 0 to 1"),
         ({"labels": np.array([0, 1, 0, 0, 1])}, "unit='image'"),
         ({"patients": ("x", "", "x", "y", "z")}, "1 of 5 images have no patient"),

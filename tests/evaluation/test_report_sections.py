@@ -22,7 +22,7 @@ from medimg.evaluation.report.example_images import to_pixels
 from medimg.evaluation.report.plots import _make_steps, thin_curve
 from medimg.evaluation.report.report import Report
 from medimg.metrics.classification import Support
-from medimg.metrics.curves import Line, curves_of
+from medimg.metrics.curves import Line, compute_curves
 from tests.evaluation.fakes import FakeFit, Task, make_history, make_pair
 from tests.evaluation.test_report import HOSTILE, KINDS, Page, read_page
 
@@ -271,7 +271,7 @@ def test_steps_of_precision_enclose_the_average_precision() -> None:
     scores = (truth[:, 1] + rng.normal(0, 1, 80)).round(1)
     scores = (scores - scores.min()) / np.ptp(scores)
     proba = np.stack([1 - scores, scores], axis=1)
-    curves = curves_of(truth, proba, Support.of(truth, "multiclass", ("no", "yes")))
+    curves = compute_curves(truth, proba, Support.count(truth, "multiclass", ("no", "yes")))
     recall, precision = _make_steps(curves.precision_recall["yes"])
     area = float(np.diff(recall) @ precision[1:])
     assert area == pytest.approx(average_precision_score(truth[:, 1], scores), abs=1e-12)

@@ -13,13 +13,15 @@ import pytest
 from pydicom.config import IGNORE
 from pydicom.dataelem import DataElement
 
+import medimg
 from medimg import scan
 from medimg.errors import DatasetError
 from medimg.evaluation.aggregation import make_units
 from medimg.evaluation.evaluate import evaluate
-from medimg.evaluation.subgroups import age_band, groups_of
-from tests.dicom_files import make_instance, write
-from tests.evaluation.fakes import make_pair
+from medimg.evaluation.subgroups import find_groups, find_subgroups, to_age_band
+from tests.dicom_files import make_instance, write, write_stack
+from tests.evaluation.fakes import make_pair, opened_files
+from tests.models.fakes import classifier
 
 
 @pytest.mark.parametrize(
@@ -44,7 +46,7 @@ from tests.evaluation.fakes import make_pair
     ],
 )
 def test_bands_of_ages(age: Any, band: str) -> None:
-    assert age_band(age) == band
+    assert to_age_band(age) == band
 
 
 def grouped(n_patients: int = 80, **options: Any) -> tuple[Any, Any, list[str]]:
@@ -122,7 +124,7 @@ def test_small_numbers_are_noted() -> None:
     report = evaluate(model, dataset, n_resamples=20, subgroups={"sex": sex})
     assert report.subgroups is not None
     assert set(report.subgroups["note"]) == {"fewer than 30 patients"}
-    assert any("can't be relied on: sex F, sex M" in note for note in report.notes)
+    assert any("are not reliable: sex F, sex M" in note for note in report.notes)
     lacking = ["ill" if label else "well" for label in dataset.labels]
     report = evaluate(model, dataset, n_resamples=20, subgroups={"state": lacking})
     assert report.subgroups is not None
@@ -165,7 +167,7 @@ def test_parts_of_units_are_units() -> None:
     [
         ({"sex": ["F"]}, "1 values; expected one for each of the 120"),
         ({"sex": 7}, "no values"),
-        ({"sex": [None] * 120}, "No image says its group"),
+        ({"sex": [None] * 120}, "no image has a group"),
         ({"id": list(range(120))}, "120 groups; expected at most 50"),
         ([], "empty"),
         ([7], "found list"),
@@ -224,17 +226,60 @@ def written(folder: Path) -> SeriesOnly:
 
 def test_groups_told_from_the_files(tmp_path: Path) -> None:
     dataset = written(tmp_path)
-    assert groups_of(dataset, "sex", "sex") == ["F", "F", "M", "unknown", "unknown"]
-    assert groups_of(dataset, "age", "age") == ["40-59", "40-59", "80+", "unknown", "0-17"]
-    assert groups_of(dataset, "years", "PatientAge") == groups_of(dataset, "age", "age")
-    assert groups_of(dataset, "scanner", "scanner") == ["One", "One", "unknown", "Two", "unknown"]
-    assert groups_of(dataset, "site", "site") == ["unknown"] * 4 + ["site 1"]
+    assert find_groups(dataset, "sex", "sex") == ["F", "F", "M", "unknown", "unknown"]
+    assert find_groups(dataset, "age", "age") == ["40-59", "40-59", "80+", "unknown", "0-17"]
+    assert find_groups(dataset, "years", "PatientAge") == find_groups(dataset, "age", "age")
+    assert find_groups(dataset, "scanner", "scanner") == ["One", "One", "unknown", "Two", "unknown"]
+    assert find_groups(dataset, "site", "site") == ["unknown"] * 4 + ["site 1"]
     named = dataclasses.replace(dataset, domains=("A", "A", "B", "B", ""))
     assert (
-        groups_of(named, "site", "site")
-        == groups_of(named, "domain", "domain")
+        find_groups(named, "site", "site")
+        == find_groups(named, "domain", "domain")
         == ["A", "A", "B", "B", "unknown"]
     )
-    assert groups_of(dataset, "kind", lambda series: series.modality) == ["CT"] * 5
+    assert find_groups(dataset, "kind", lambda series: series.modality) == ["CT"] * 5
     with pytest.raises(DatasetError, match="these tags are not available"):
-        groups_of(dataset, "name", "PatientName")
+        find_groups(dataset, "name", "PatientName")
+
+
+def test_evaluation_opens_no_file_for_tags_and_each_once_for_pixels(tmp_path: Path) -> None:
+    for n in range(24):
+        write_stack(
+            tmp_path / "ab"[n // 2 % 2] / f"{n}",
+            [0.0, 2.0, 4.0],
+            SeriesInstanceUID=f"1.2.3.{n}",
+            PatientID=f"p{n}",
+            PatientSex="FM"[n % 2],
+            PatientAge=f"0{20 + 2 * n}Y",
+            Manufacturer="AB"[n % 2],
+            ManufacturerModelName="One",
+            InstitutionName=f"SENTINEL {n % 2}",
+            StationName="SENTINEL station",
+        )
+    recipe = medimg.Preprocess(size=32)
+    data = medimg.ImageDataset.from_folder(tmp_path, recipe, progress=False)
+    names = ["sex", "age", "scanner", "site", "Manufacturer", "StationName", "modality"]
+    with opened_files(tmp_path) as opened:
+        found = find_subgroups(data, names)
+    assert not opened
+    assert found["sex"] == ["FM"[int(patient[1:]) % 2] for patient in data.patients]
+    assert set(found["site"]) == {"site 1", "site 2"}
+    model = classifier(preprocess=recipe, classes=data.classes)
+    part = data.subset(range(len(data)))
+    with opened_files(tmp_path) as opened:
+        report = evaluate(model, part, n_resamples=5, subgroups=names)
+    assert set(opened.values()) == {1}
+    assert len(opened) == 72
+    assert report.subgroups is not None
+    assert set(report.subgroups["subgroup"]) == set(names)
+
+
+def test_datasets_of_a_table_keep_tags(tmp_path: Path) -> None:
+    write_stack(tmp_path / "a", [0.0, 2.0], SeriesInstanceUID="1.2.1", PatientSex="F", Manufacturer="A")
+    write_stack(tmp_path / "b", [0.0, 2.0], SeriesInstanceUID="1.2.2", PatientSex="M", Manufacturer="B")
+    table = pd.DataFrame({"path": ["a", "b"], "label": ["x", "y"], "patient": ["1", "2"]})
+    data = medimg.ImageDataset.from_csv(table, root=tmp_path, patient="patient", progress=False)
+    with opened_files(tmp_path) as opened:
+        found = find_subgroups(data.subset([0, 3]), ["sex", "Manufacturer"])
+    assert found == {"sex": ["F", "M"], "Manufacturer": ["A", "B"]}
+    assert not opened

@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from medimg.metrics._weighted import Counts
-from medimg.metrics.bootstrap import resample
-from medimg.metrics.classification import Support, named_metrics
-from medimg.metrics.estimate import estimate
-from medimg.metrics.intervals import estimates, resample_metrics
+from medimg.metrics.bootstrap import resample_metrics
+from medimg.metrics.classification import Support, name_metrics
+from medimg.metrics.intervals import compute_intervals, estimate_metrics
+from medimg.metrics.patient_counts import PatientCounts, compute_metrics
 from medimg.metrics.units import ScoredUnits
 
 __all__ = ["NAMES", "Design", "coverage"]
@@ -79,7 +78,7 @@ def coverage(
     """Return the share of studies whose 95 % interval holds the truth, by metric."""
     generator = np.random.default_rng(seed)
     many = design.draw(generator, 80_000)
-    truth = estimate(many.truth, many.predicted, many.probabilities, _support(many))
+    truth = compute_metrics(many.truth, many.predicted, many.probabilities, _support(many))
     held = dict.fromkeys(NAMES, 0)
     for study in range(n_studies):
         units = design.draw(generator)
@@ -88,20 +87,22 @@ def coverage(
             units = replace(units, patient=every, patient_names=tuple(map(str, every)))
         support = _support(units)
         if design.per_patient == 1:
-            found = estimates(units, support, ci=0.95, n_resamples=n_resamples, seed=study)
+            found = estimate_metrics(units, support, ci=0.95, n_resamples=n_resamples, seed=study)
         else:
             # the same values as scikit-learn's, in less time
-            values = named_metrics(Counts.of(units, support).scores(np.ones((units.n_patients, 1))), support)
-            samples = resample(units, support, n_resamples=n_resamples, seed=study)
+            values = name_metrics(
+                PatientCounts.of(units, support).scores(np.ones((units.n_patients, 1))), support
+            )
+            samples = resample_metrics(units, support, n_resamples=n_resamples, seed=study)
             one = {name: float(value[0]) for name, value in values.items()}
-            found = resample_metrics(one, samples, 0.95, units.n_patients)
+            found = compute_intervals(one, samples, units, support, 0.95)
         for name in NAMES:
             held[name] += found[name].low <= truth[name] <= found[name].high
     return {name: n / n_studies for name, n in held.items()}
 
 
 def _support(units: ScoredUnits) -> Support:
-    return Support.of(units.truth, "multiclass", _CLASSES)
+    return Support.count(units.truth, "multiclass", _CLASSES)
 
 
 if __name__ == "__main__":

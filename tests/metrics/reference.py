@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
-from medimg.metrics.bootstrap import strata_of
+from medimg.metrics.bootstrap import find_strata
 from medimg.metrics.classification import Support
 from medimg.metrics.units import ScoredUnits
 
@@ -57,7 +57,7 @@ def averages(truth: Flags, predicted: Flags, support: Support) -> dict[str, floa
 
 def areas(truth: Flags, scores: Floats, support: Support) -> dict[str, float]:
     both = [k for k, n in enumerate(support.positives) if n and support.negatives[k]]
-    both = [k for k in both if not support.binary or k == 1]
+    both = [k for k in both if not support.is_binary or k == 1]
     found: dict[str, float] = {}
     for name, score in (("auroc", sk.roc_auc_score), ("auprc", sk.average_precision_score)):
         values = [
@@ -65,7 +65,7 @@ def areas(truth: Flags, scores: Floats, support: Support) -> dict[str, float]:
         ]
         sizes = truth[:, both].sum(axis=0)
         found[name] = float(np.mean(values)) if both else np.nan
-        if not support.binary:
+        if not support.is_binary:
             complete = bool(both) and not np.isnan(values).any()
             found[f"{name}_weighted"] = float(np.average(values, weights=sizes)) if complete else np.nan
     return found
@@ -94,7 +94,7 @@ def calibrations(truth: Flags, scores: Floats, support: Support) -> dict[str, fl
         return found | {"ece": float(np.mean(of_classes))}
     right = truth[np.arange(len(truth)), scores.argmax(axis=1)]
     found["ece"] = plain_ece(right, scores.max(axis=1))
-    return found if support.binary else found | {"ece_macro": float(np.mean(of_classes))}
+    return found if support.is_binary else found | {"ece_macro": float(np.mean(of_classes))}
 
 
 def plain_ece(positive: Flags, probabilities: Floats) -> float:
@@ -119,7 +119,7 @@ def by_class(truth: Flags, predicted: Flags, scores: Floats, support: Support) -
             ("f1", positives, lambda y=y, z=z: sk.f1_score(y, z)),
             ("specificity", negatives, lambda y=y, z=z: sk.recall_score(~y, ~z)),
         ]
-        if not support.binary:
+        if not support.is_binary:
             both = positives and negatives
             columns += [
                 ("auroc", both, lambda y=y, p=p: sk.roc_auc_score(y, p)),
@@ -130,7 +130,7 @@ def by_class(truth: Flags, predicted: Flags, scores: Floats, support: Support) -
                 ("ece", True, lambda y=y, p=p: plain_ece(y, p)),
             ]
         found |= {f"{kind}[{name}]": float(score()) if there else np.nan for kind, there, score in columns}
-    if support.binary:
+    if support.is_binary:
         found |= {"sensitivity": found[f"recall[{support.classes[1]}]"]}
         found |= {"specificity": found[f"specificity[{support.classes[1]}]"]}
     if support.task == "multilabel":
@@ -145,7 +145,7 @@ def plain_resamples(
     units: ScoredUnits, support: Support, *, n_resamples: int, seed: int
 ) -> list[dict[str, float]]:
     """A double loop: over resamples, and over the patients of each, whose units are copied."""
-    strata = strata_of(units)
+    strata = find_strata(units)
     generator = np.random.default_rng(seed)
     members = [np.flatnonzero(strata == s) for s in range(strata.max() + 1)]
     found = []

@@ -12,11 +12,10 @@ from sklearn import metrics as sk
 
 from medimg.evaluation.aggregation import make_units
 from medimg.metrics import bootstrap
-from medimg.metrics._weighted import Counts, weighted_auprc, weighted_auroc
-from medimg.metrics.bootstrap import Estimate, draw_patients, interval, resample, strata_of
+from medimg.metrics.bootstrap import Estimate, compute_interval, draw_patients, find_strata, resample_metrics
 from medimg.metrics.classification import Support
-from medimg.metrics.curves import curves_of
-from medimg.metrics.estimate import estimate
+from medimg.metrics.curves import compute_curves
+from medimg.metrics.patient_counts import PatientCounts, compute_metrics, compute_weighted_areas
 from medimg.metrics.units import ScoredUnits
 from tests.evaluation.fakes import FakeDataset, Task, make_pair
 from tests.metrics.reference import by_sklearn, plain_resamples
@@ -42,7 +41,7 @@ def cases(draw: st.DrawFn) -> tuple[FakeDataset, NDArray[np.float64]]:
 
 
 def support_of(units: ScoredUnits, dataset: FakeDataset) -> Support:
-    return Support.of(units.truth, dataset.task, dataset.classes)
+    return Support.count(units.truth, dataset.task, dataset.classes)
 
 
 @settings(max_examples=60, deadline=None)
@@ -51,7 +50,7 @@ def test_estimates_equal_scikit_learn(case: tuple[FakeDataset, NDArray[np.float6
     dataset, scores = case
     units = make_units(dataset, scores, "image")
     support = support_of(units, dataset)
-    found = estimate(units.truth, units.predicted, units.probabilities, support)
+    found = compute_metrics(units.truth, units.predicted, units.probabilities, support)
     expected = by_sklearn(units.truth, units.predicted, units.probabilities, support)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -64,7 +63,7 @@ def test_resamples_equal_a_double_loop(case: tuple[FakeDataset, NDArray[np.float
     dataset, scores = case
     units = make_units(dataset, scores, "image")
     support = support_of(units, dataset)
-    found = resample(units, support, n_resamples=3, seed=seed)
+    found = resample_metrics(units, support, n_resamples=3, seed=seed)
     for r, expected in enumerate(plain_resamples(units, support, n_resamples=3, seed=seed)):
         assert found.keys() == expected.keys()
         for name, value in expected.items():
@@ -77,9 +76,9 @@ def test_resamples_equal_a_double_loop(case: tuple[FakeDataset, NDArray[np.float
 def test_resamples_within_strata_equal_a_double_loop(task: Task, classes: tuple[str, ...]) -> None:
     model, dataset = make_pair(task, classes)
     units = make_units(dataset, model.probabilities, "image")
-    assert strata_of(units).max() >= 1
+    assert find_strata(units).max() >= 1
     support = support_of(units, dataset)
-    found = resample(units, support, n_resamples=4, seed=7)
+    found = resample_metrics(units, support, n_resamples=4, seed=7)
     for r, expected in enumerate(plain_resamples(units, support, n_resamples=4, seed=7)):
         for name, value in expected.items():
             assert found[name][r] == pytest.approx(value, abs=1e-12), (r, name)
@@ -99,7 +98,7 @@ def test_a_resample_of_everybody_once_is_the_estimate(case: tuple[FakeDataset, N
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bootstrap, "draw_patients", everybody)
-        found = resample(units, support, n_resamples=1, seed=0)
+        found = resample_metrics(units, support, n_resamples=1, seed=0)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert found[name][0] == pytest.approx(value, nan_ok=True, abs=1e-12), name
@@ -109,8 +108,8 @@ def test_multiclass_auroc_is_scikit_learns_one_versus_rest() -> None:
     generator = np.random.default_rng(3)
     labels, scores = generator.integers(3, size=200), generator.dirichlet((1, 1, 1), size=200)
     units = make_units(FakeDataset(labels, ("p",) * 200, CLASSES[:3]), scores, "image")
-    support = Support.of(units.truth, "multiclass", CLASSES[:3])
-    found = estimate(units.truth, units.predicted, scores, support)
+    support = Support.count(units.truth, "multiclass", CLASSES[:3])
+    found = compute_metrics(units.truth, units.predicted, scores, support)
     expected = sk.roc_auc_score(labels, scores, multi_class="ovr", average="macro")
     assert found["auroc"] == pytest.approx(expected, abs=1e-12)
 
@@ -118,8 +117,8 @@ def test_multiclass_auroc_is_scikit_learns_one_versus_rest() -> None:
 def test_specificity_is_recall_of_the_negatives() -> None:
     truth = np.eye(2, dtype=bool)[[0, 0, 0, 1, 1]]
     predicted = np.eye(2, dtype=bool)[[0, 0, 1, 1, 0]]
-    support = Support.of(truth, "multiclass", CLASSES[:2])
-    found = estimate(truth, predicted, predicted.astype(float), support)
+    support = Support.count(truth, "multiclass", CLASSES[:2])
+    found = compute_metrics(truth, predicted, predicted.astype(float), support)
     assert found["specificity"] == pytest.approx(2 / 3)
     assert found["sensitivity"] == pytest.approx(1 / 2)
     assert found["specificity[a]"] == found["sensitivity"]
@@ -129,7 +128,9 @@ def test_an_absent_class_has_no_scores_and_is_left_out_of_the_averages() -> None
     labels = np.array([0, 0, 1, 1])
     scores = np.array([[0.8, 0.1, 0.1], [0.1, 0.1, 0.8], [0.1, 0.8, 0.1], [0.2, 0.7, 0.1]])
     units = make_units(FakeDataset(labels, tuple("wxyz"), CLASSES[:3]), scores, "image")
-    found = estimate(units.truth, units.predicted, scores, Support.of(units.truth, "multiclass", CLASSES[:3]))
+    found = compute_metrics(
+        units.truth, units.predicted, scores, Support.count(units.truth, "multiclass", CLASSES[:3])
+    )
     kinds = ("recall", "precision", "f1", "auroc", "auprc", "mcc", "kappa")
     assert np.isnan([found[f"{kind}[c]"] for kind in kinds]).all()
     assert found["brier[c]"] == pytest.approx((3 * 0.1**2 + 0.8**2) / 4)
@@ -158,7 +159,7 @@ def test_strata_are_the_sets_of_classes_and_small_ones_are_put_together() -> Non
         rows = [(patient, k) for patient, classes in enumerate(sets) for k in classes]
         labels, patients = np.array([k for _, k in rows]), tuple(str(p) for p, _ in rows)
         dataset = FakeDataset(labels, patients, CLASSES)
-        found = strata_of(make_units(dataset, np.full((len(rows), 4), 0.25), "image"))
+        found = find_strata(make_units(dataset, np.full((len(rows), 4), 0.25), "image"))
         return [int(n) for n in found]
 
     def grouped(numbers: list[int]) -> list[tuple[int, ...]]:
@@ -176,11 +177,11 @@ def test_weighted_auroc_equals_copies() -> None:
     generator = np.random.default_rng(1)
     positive, scores = generator.random(30) < 0.5, generator.integers(0, 6, 30) / 5
     weights = generator.integers(0, 4, size=(8, 30))
-    found = weighted_auroc(positive, scores, weights.astype(float))
+    found = compute_weighted_areas(positive, scores, weights.astype(float))[0]
     copies = [(np.repeat(positive, w), np.repeat(scores, w)) for w in weights]
     expected = [sk.roc_auc_score(*copy) for copy in copies]
     np.testing.assert_allclose(found, expected, atol=1e-12)
-    found = weighted_auprc(positive, scores, weights.astype(float))
+    found = compute_weighted_areas(positive, scores, weights.astype(float))[1]
     np.testing.assert_allclose(found, [sk.average_precision_score(*copy) for copy in copies], atol=1e-12)
 
 
@@ -191,12 +192,12 @@ def test_curves_have_the_areas_and_errors_of_the_metrics(task: Task, classes: tu
     model, dataset = make_pair(task, classes)
     units = make_units(dataset, model.probabilities, "image")
     support = support_of(units, dataset)
-    found = estimate(units.truth, units.predicted, units.probabilities, support)
-    curves = curves_of(units.truth, units.probabilities, support)
-    shown = classes[1:] if support.binary else classes
+    found = compute_metrics(units.truth, units.predicted, units.probabilities, support)
+    curves = compute_curves(units.truth, units.probabilities, support)
+    shown = classes[1:] if support.is_binary else classes
     assert set(curves.roc) == set(curves.precision_recall) == set(curves.reliability) == set(shown)
     for name in shown:
-        suffix = "" if support.binary else f"[{name}]"
+        suffix = "" if support.is_binary else f"[{name}]"
         roc, pr = curves.roc[name], curves.precision_recall[name]
         assert sk.auc(roc.x, roc.y) == pytest.approx(found[f"auroc{suffix}"])
         assert np.sum(np.diff(pr.x) * pr.y[1:]) == pytest.approx(found[f"auprc{suffix}"])
@@ -212,17 +213,17 @@ def test_curves_have_the_areas_and_errors_of_the_metrics(task: Task, classes: tu
 
 def test_an_interval_needs_half_of_the_resamples() -> None:
     nan = float("nan")
-    assert interval(0.5, np.array([0.4, nan]), 0.9).low == pytest.approx(0.4)
-    missing = interval(0.5, np.array([0.4, nan, nan]), 0.9)
+    assert compute_interval(0.5, np.array([0.4, nan]), 0.9).low == pytest.approx(0.4)
+    missing = compute_interval(0.5, np.array([0.4, nan, nan]), 0.9)
     assert np.isnan(missing.low)
     assert missing.dropped == 2
-    assert np.isnan(interval(nan, np.array([0.4, 0.4]), 0.9).high)
+    assert np.isnan(compute_interval(nan, np.array([0.4, 0.4]), 0.9).high)
 
 
 def test_few_patients_widen_the_interval_and_many_do_not() -> None:
     samples = np.linspace(0, 1, 100_001)
-    plain = interval(0.5, samples, 0.95)
-    few, many = (interval(0.5, samples, 0.95, n_patients=n) for n in (20, 10**7))
+    plain = compute_interval(0.5, samples, 0.95)
+    few, many = (compute_interval(0.5, samples, 0.95, n_patients=n) for n in (20, 10**7))
     assert (plain.low, plain.high) == pytest.approx((0.025, 0.975))
     assert (many.low, many.high) == pytest.approx((plain.low, plain.high), abs=1e-5)
     # Hesterberg 2015: 2.093 is the quantile of Student's t with 19 degrees of freedom
@@ -232,10 +233,10 @@ def test_few_patients_widen_the_interval_and_many_do_not() -> None:
 
 def test_a_reflected_interval_lies_on_the_other_side_and_holds_the_value() -> None:
     samples = np.linspace(0.3, 0.5, 101)
-    found = interval(0.35, samples, 0.9, reflected=True)
+    found = compute_interval(0.35, samples, 0.9, reflected=True)
     assert (found.low, found.high) == pytest.approx((0.7 - 0.49, 0.7 - 0.31))
-    assert interval(0.2, samples, 0.9, reflected=True) == Estimate(0.2, 0.0, 0.2)
-    assert interval(0.8, samples, 0.9, reflected=True).high == 1
+    assert compute_interval(0.2, samples, 0.9, reflected=True) == Estimate(0.2, 0.0, 0.2)
+    assert compute_interval(0.8, samples, 0.9, reflected=True).high == 1
 
 
 def test_many_classes_take_a_few_times_the_memory_of_their_probabilities() -> None:
@@ -243,7 +244,7 @@ def test_many_classes_take_a_few_times_the_memory_of_their_probabilities() -> No
     units = make_units(dataset, model.probabilities, "image")
     support = support_of(units, dataset)
     tracemalloc.start()
-    Counts.of(units, support)
+    PatientCounts.of(units, support)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 25 * units.probabilities.nbytes

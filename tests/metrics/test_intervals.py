@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest
 
 from medimg import evaluate
-from medimg.metrics.intervals import exact_interval
+from medimg.metrics.intervals import compute_exact_interval
 from tests.evaluation.fakes import FakeDataset, FakeModel
 
 
@@ -16,7 +16,7 @@ from tests.evaluation.fakes import FakeDataset, FakeModel
 def test_as_scipy(n: int, ci: float) -> None:
     for value in (0.0, 1.0):
         expected = binomtest(round(n * value), n).proportion_ci(ci, method="exact")
-        np.testing.assert_allclose(exact_interval(value, n, ci), expected, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(compute_exact_interval(value, n, ci), expected, rtol=1e-9, atol=1e-12)
 
 
 def case(scores: list[float], labels: list[int], patients: list[str]) -> tuple[FakeModel, FakeDataset]:

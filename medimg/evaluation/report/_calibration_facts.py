@@ -40,7 +40,7 @@ def describe_other_intervals(estimates: "Iterable[Estimate]") -> list[str]:
 
 def describe_calibration(calibration: Mapping[str, Any] | None) -> list[str]:
     """
-    Put a calibration, as ``facts_of`` gives it, into sentences.
+    Put a calibration, as ``Report.provenance`` gives it, into sentences.
 
     >>> describe_calibration(None)[0].partition(":")[0]
     'The probabilities are not calibrated'

@@ -32,7 +32,7 @@ class Report:
     Attributes
     ----------
     metrics : mapping of str to Estimate
-        Metrics by name, as ``medimg.metrics.classification.named_metrics`` lists them: ``"accuracy"``,
+        Metrics by name, as ``medimg.metrics.classification.name_metrics`` lists them: ``"accuracy"``,
         ``"auroc"``, ``"recall[class]"``, …
     confusion : ndarray of int64, shape (K, K) or (K, 2, 2)
         Multiclass: rows are the true classes, columns the predicted ones. Multilabel: for each label

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from pydicom.charset import convert_encodings, default_encoding
 from pydicom.dataelem import RawDataElement, convert_raw_data_element, empty_value_for_VR
@@ -86,12 +86,12 @@ class AcquisitionElements:
     @classmethod
     def from_dataset(cls, dataset: Dataset) -> AcquisitionElements | None:
         """Pack elements of a dataset; None if one is decoded already or too long."""
-        parts = []
+        parts: list[bytes] = []
         is_little_endian = True
         for tag in ACQUISITION_TAGS:
             if tag not in dataset:
                 continue
-            raw = dataset.get_item(BaseTag(tag))
+            raw: object = dataset.get_item(BaseTag(tag))
             if not isinstance(raw, RawDataElement):
                 return None
             value = raw.value or b""
@@ -110,21 +110,14 @@ class AcquisitionElements:
             number, vr, length = _ELEMENT.unpack_from(self.packed, at)
             at += _ELEMENT.size
             name = vr.rstrip(b"\0").decode() or None
-            value = self.packed[at : at + length] or empty_value_for_VR(name, raw=True)
+            empty = cast("bytes | None", empty_value_for_VR(name, raw=True))
+            value = self.packed[at : at + length] if length else empty
             at += length
-            raw = RawDataElement(
-                BaseTag(number),
-                name,
-                length,
-                value,
-                0,
-                name is None,
-                self.is_little_endian,  # type: ignore[arg-type]
-            )
+            raw = RawDataElement(BaseTag(number), name, length, value, 0, name is None, self.is_little_endian)
             found[raw.tag] = raw
             if number == _CHARACTER_SET:
                 encodings = _find_encodings(raw)
-        dataset = Dataset(found)  # type: ignore[arg-type]  # raw elements are what a parser gives it, too
+        dataset = Dataset(found)
         dataset.set_original_encoding(False, self.is_little_endian, encodings)
         return dataset
 
