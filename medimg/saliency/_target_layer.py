@@ -38,15 +38,7 @@ class Layer:
     axes: tuple[Axis, Axis] = (Axis(), Axis())
 
     def maps(self, output: Tensor) -> Tensor:
-        """
-        Return an output of the layer, or its gradient, as (B, C, h, w).
-
-        Examples
-        --------
-        >>> layer = Layer("blocks.3.norm", (2, 3), "tokens")
-        >>> layer.maps(torch.zeros(5, 1 + 6, 8)).shape
-        torch.Size([5, 8, 2, 3])
-        """
+        """Return an output of the layer, or its gradient, as (B, C, h, w)."""
         if self.layout == "channels first":
             return output
         if self.layout == "channels last":
@@ -60,17 +52,8 @@ def find_layer(backbone: nn.Module, images: Tensor, name: str | None = None) -> 
     """
     Find the last layer with an output on a grid over images (B, 3, H, W) that acts on embeddings by cell.
 
-    An output is a grid if it is (B, C, h, w) or (B, h, w, C) with the aspect of the images and no finer than
-    the grid before, or (B, T, C) with as many tokens as the last grid has cells and a few more before them.
     It acts by cell if it has a gradient: after the last attention of a vision transformer, where only the
     class token is used, it has none.
-
-    Examples
-    --------
-    >>> body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    >>> found = find_layer(body, torch.randn(1, 3, 16, 12))
-    >>> found.name, found.cells, found.axes[0]
-    ('1', (14, 10), Axis(start=1.0, step=1.0))
     """
     modules = dict(backbone.named_modules())
     if name is not None and (name not in modules or not name):
@@ -138,7 +121,12 @@ def _trace(
 
 
 def _grids(outputs: dict[str, Tensor], size: tuple[int, int], batch: int) -> list[Layer]:
-    """Return the layers with an output on a grid, in the order of computation."""
+    """
+    Return the layers with an output on a grid, in the order of computation.
+
+    A grid is (B, C, h, w) or (B, h, w, C) with the aspect of the images and no finer than the grid before, or
+    (B, T, C) with as many tokens as the last grid has cells and a few more before them.
+    """
     grids: list[Layer] = []
     finest = size
     for name, output in outputs.items():

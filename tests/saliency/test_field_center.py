@@ -184,3 +184,15 @@ def test_layers_of_tokens_can_be_measured() -> None:
     assert layer.layout == "tokens"
     assert isinstance(layer, Layer)
     assert measure_field_centers(network, layer, (64, 64)).axes[0].start == pytest.approx(7, abs=1e-3)
+
+
+def test_last_layer_with_a_grid_is_found() -> None:
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    found = find_layer(body, torch.randn(1, 3, 16, 12))
+    assert (found.name, found.cells, found.axes[0]) == ("1", (14, 10), Axis(start=1.0, step=1.0))
+
+
+def test_tokens_and_trailing_channels_become_maps() -> None:
+    tokens = Layer("blocks.3.norm", (2, 3), "tokens")
+    assert tokens.maps(torch.zeros(5, 1 + 6, 8)).shape == (5, 8, 2, 3)
+    assert Layer("norm", (2, 3), "channels last").maps(torch.zeros(5, 2, 3, 8)).shape == (5, 8, 2, 3)
