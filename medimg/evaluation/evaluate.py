@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg import __version__
-from medimg.data.identifiers import keyed_hash
+from medimg.core.content_hash import keyed_hash
 from medimg.data.leakage.check_leaks import OnLeak
 from medimg.data.protocols import EvaluationDataset, Model
 from medimg.errors import DatasetError, LeakageError
