@@ -28,6 +28,7 @@ __all__ = [
     "NUMBERS",
     "TEXTS",
     "ages_of",
+    "find_first_file",
     "parse_age",
     "read_acquisition_tags",
     "read_missing_elements",
@@ -195,11 +196,12 @@ def _header_of(series: Series, kept: AcquisitionElements | None, tags: frozenset
 
 def _read_header(series: Series, tags: frozenset[int]) -> Dataset:
     # attributes that all frames of an enhanced file share
-    header = open_header(_first_blob(series), tags | to_tag_numbers("SharedFunctionalGroupsSequence"))
+    header = open_header(find_first_file(series), tags | to_tag_numbers("SharedFunctionalGroupsSequence"))
     return FrameViews(header, 1).common
 
 
-def _first_blob(series: Series) -> Blob:
+def find_first_file(series: Series) -> Blob:
+    """Return the first file of a series."""
     # the path of a member of an archive can't be opened by itself
     plan = getattr(series.reader, "plan", None)
     return as_blob(series.path) if plan is None else plan.first.instance.blob

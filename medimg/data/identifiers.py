@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-import secrets
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from medimg._validation import check_choice
+from medimg.core.content_hash import KeyedHash, content_hash, keyed_hash
 from medimg.data.cache.keys import hash_files
 from medimg.errors import DatasetError, LeakageError
 from medimg.io.dicom.series.volume_reader import StackReader
@@ -24,17 +23,13 @@ if TYPE_CHECKING:
 __all__ = [
     "FilePatients",
     "ItemId",
-    "KeyedHash",
     "add_file_patients",
     "compute_item_ids",
     "hash_series_ids",
-    "keyed_hash",
 ]
 
 #: Use of the files' own Patient ID in a dataset whose patients are in a table.
 FilePatients: TypeAlias = Literal["check", "ignore"]
-#: Maps an identifier to a hash that can't be looked up.
-KeyedHash: TypeAlias = Callable[[str], str]
 
 _SHOWN: Final = 3
 _FEW: Final = 2
@@ -43,23 +38,6 @@ _NOBODY: Final = re.compile(
     r"(anon(ym(ous|i[sz]ed)?)?|de?identified|unknown|none|null|na|nn|patient|test|removed|x+|0+)?",
     re.IGNORECASE,
 )
-
-
-def keyed_hash(key: bytes | None = None, *, size: int = 6) -> KeyedHash:
-    """
-    Return a function that maps identifiers to short hashes, with a random salt that is not stored by default.
-
-    Examples
-    --------
-    >>> hash_text = keyed_hash()
-    >>> hash_text("a") == hash_text("a") != hash_text("b"), hash_text("a") == keyed_hash()("a")
-    (True, False)
-    """
-    salt = secrets.token_bytes(32) if key is None else key
-    # file names that are not UTF-8 contain surrogates
-    return lambda name: hashlib.blake2b(
-        name.encode(errors="surrogatepass"), key=salt, digest_size=size
-    ).hexdigest()
 
 
 def add_file_patients(
@@ -199,4 +177,4 @@ def _find_identified_frames(series: Series) -> list[Frame]:
 
 
 def _hash_lines(lines: list[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:_DIGITS]
+    return content_hash("\n".join(lines))[:_DIGITS]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, get_
 import torch
 
 from medimg._validation import check_choice
+from medimg.core.content_hash import content_hash, json_text
 from medimg.core.display import DECLARED
 from medimg.core.resample import check_spacing
 from medimg.core.window import PRESETS, Window
@@ -140,8 +139,7 @@ class Preprocess:
     @property
     def fingerprint(self) -> str:
         """Hash of the recipe, 16 hexadecimal digits: equal only if the tensors are."""
-        canonical = json.dumps([_REVISION, self.to_dict()], sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        return content_hash(json_text([_REVISION, self.to_dict()], compact=True))[:16]
 
     def replace(self, **changes: Any) -> Preprocess:
         """Return a copy of the recipe with some fields changed."""

@@ -8,7 +8,6 @@ each image. UIDs are encrypted with a key that only the files of the series give
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -23,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from medimg._validation import check_choice
+from medimg.core.content_hash import content_hash, json_text
 from medimg.data.cache.images import (
     DTYPES,
     DamagedError,
@@ -195,7 +195,7 @@ def write_entry(path: Path, address: Address, recipe: Preprocess, images: Render
     }
     header["sha256"] = _hash_entry(header, tensors)
     try:
-        save_file(tensors, path, metadata={_META: json.dumps(header, sort_keys=True)})
+        save_file(tensors, path, metadata={_META: json_text(header)})
     except SafetensorError:
         # the operating system's error is only in its text, with the path
         raise OSError("the file can't be written") from None
@@ -241,9 +241,7 @@ def _check_entry(
 def _hash_entry(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
     """Hash everything but the pixels, which count by type, shape and checksums."""
     planes = tensors["planes"]
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    digest.update(f"{planes.dtype} {tuple(planes.shape)}".encode())
+    parts: list[str | bytes] = [json_text(header), f"{planes.dtype} {tuple(planes.shape)}"]
     for name in ("crc32", "slices", "uids"):
-        digest.update(f"{tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].numpy().tobytes())
-    return digest.hexdigest()
+        parts += [f"{tensors[name].dtype} {tuple(tensors[name].shape)}", tensors[name].numpy().tobytes()]
+    return content_hash(parts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import stat
 from collections import defaultdict
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, Literal, NamedTuple, TypeAlia
 import numpy as np
 
 from medimg import __version__
+from medimg.core.content_hash import content_hash, json_text
 from medimg.io.dicom.series.volume_reader import StackReader
 
 if TYPE_CHECKING:
@@ -79,9 +79,8 @@ def find_address(
         [list(series.shape), series.affine.tobytes().hex()],
         [content, _list_frames(series)],
     ]
-    text = json.dumps(facts, sort_keys=True).encode()
-    key, secret = (hashlib.sha256(purpose + text) for purpose in (b"name ", b"secret "))
-    return Address(key.hexdigest(), secret.digest())
+    text = json_text(facts)
+    return Address(content_hash(["name ", text]), bytes.fromhex(content_hash(["secret ", text])))
 
 
 class _SourceKey(NamedTuple):
@@ -201,7 +200,7 @@ def hash_files(series: Series, compare: Compare | Literal["blocks"]) -> list[str
             if path not in digests:
                 digests[path] = _hash_file(path, compare, by_path=series.format != "DICOM" or path != name)
             # the name inside an archive
-            found.append(digests[path] + hashlib.sha256(os.fsencode(name[len(path) :])).hexdigest()[:16])
+            found.append(digests[path] + content_hash(os.fsencode(name[len(path) :]))[:16])
     except (OSError, ValueError):
         return None
     return found

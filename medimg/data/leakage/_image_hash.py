@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+
+from medimg.core.content_hash import content_hash
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -47,9 +48,8 @@ def hash_pixels(values: npt.NDArray[Any]) -> bytes | None:
     plain = _narrow_type(values)
     if plain.size == 0 or (plain == plain.flat[0]).all():
         return None
-    digest = hashlib.sha256(f"{plain.shape} {plain.dtype.str}".encode())
-    digest.update(np.ascontiguousarray(plain).data)
-    return digest.digest()[:_DIGEST_BYTES]
+    digest = content_hash([f"{plain.shape} {plain.dtype.str}", np.ascontiguousarray(plain).data])
+    return bytes.fromhex(digest)[:_DIGEST_BYTES]
 
 
 def _narrow_type(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from medimg.data.identifiers import keyed_hash
+from medimg.core.content_hash import keyed_hash
 from medimg.io.dicom.series.volume_reader import StackReader
 
 if TYPE_CHECKING:

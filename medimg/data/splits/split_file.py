@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 from medimg import __version__
 from medimg._validation import check_choice
+from medimg.core.content_hash import content_hash, json_text
 from medimg.data.identifiers import ItemId, compute_item_ids
 from medimg.data.leakage.check_leaks import check_splits, check_types
 from medimg.errors import DatasetError
@@ -228,7 +228,7 @@ def _raise_if_any(file: Path, total: int, keys: list[str], what: str) -> None:
 
 def _hash_content(content: dict[str, Any]) -> str:
     rest = {name: value for name, value in content.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return content_hash(json_text(rest, compact=True))
 
 
 def _read_file(file: Path) -> dict[str, Any]:
