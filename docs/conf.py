@@ -10,6 +10,8 @@ release = version = _version("medimg")
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "myst_parser"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_title = f"medimg {release}"
 
 # Docstrings describe types in words, which keeps signatures short.
@@ -24,3 +26,17 @@ nitpick_ignore_regex = [
     (r"py:class", r"(Exception|OSError|ImportError|UserWarning|torch\..*|collections\..*|typing\..*)"),
     (r"py:(class|mod)", r"(warnings|Dataset|Module|Sequence|tuple|NamedTuple|int|str|float)"),
 ]
+
+
+def _sort_members_by_source() -> None:
+    """Give autodoc the order of members in the source: public classes name ``medimg`` as their module."""
+    from sphinx.pycode import ModuleAnalyzer
+
+    import medimg
+
+    homes = sorted(set(medimg._HOMES.values()))
+    source = "\n".join(ModuleAnalyzer.for_module(home).code for home in homes)
+    ModuleAnalyzer.cache["module", "medimg"] = ModuleAnalyzer.for_string(source, "medimg")
+
+
+_sort_members_by_source()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from medimg._validation import check_fields
 from medimg.errors import CheckpointError, TrainingError
 
 if TYPE_CHECKING:
@@ -97,34 +98,23 @@ class MahalanobisDetector:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], features: int) -> MahalanobisDetector:
-        """Restore a detector for embeddings (n, features); CheckpointError if a tensor is invalid."""
-        names = [one.name for one in fields(cls)]
-        if tensors.keys() != set(names):
+        """Read the arrays of a file, for embeddings (F,), and check each by its name."""
+        check_fields("outliers", tensors, [one.name for one in fields(cls)], error=CheckpointError)
+
+        def array(name: str, *sizes: tuple[int, int | None]) -> _Floats:
+            return _check_array(f"outliers.{name}", tensors[name], sizes)
+
+        means = array("means", (1, None), (features, features))
+        axes = array("axes", (0, _MOST_AXES), (features, features))
+        variances = array("variances", (len(axes) + 1, len(axes) + 1))
+        knots = array("knots", (2, _KNOTS))
+        if not (variances > 0).all():
+            raise CheckpointError(f"outliers.variances must be above 0; found {float(variances.min()):g}")
+        if (np.diff(knots) < 0).any():
             raise CheckpointError(
-                f"the statistics of embeddings must be {', '.join(names)}; found {sorted(tensors)}"
+                "outliers.knots must be in ascending order; found a smaller one after another"
             )
-        groups, axes = (len(tensors[name]) if tensors[name].ndim else 0 for name in ("means", "axes"))
-        knots = min(max(len(tensors["knots"]) if tensors["knots"].ndim else 0, 2), _KNOTS)
-        shapes = {
-            "means": (max(groups, 1), features),
-            "axes": (min(axes, _MOST_AXES), features),
-            "variances": (axes + 1,),
-            "knots": (knots,),
-        }
-        for name, shape in shapes.items():
-            found = tensors[name]
-            if found.dtype != torch.float32 or tuple(found.shape) != shape:
-                raise CheckpointError(
-                    f"the statistics of embeddings: {name} must be float32 of shape {shape}; "
-                    f"found {str(found.dtype).removeprefix('torch.')} of shape {tuple(found.shape)}"
-                )
-            if not bool(found.isfinite().all()):
-                raise CheckpointError(f"the statistics of embeddings: {name} must be finite")
-        if not bool((tensors["variances"] > 0).all()):
-            raise CheckpointError("the statistics of embeddings: variances must be positive")
-        if not bool((tensors["knots"].diff() >= 0).all()):
-            raise CheckpointError("the statistics of embeddings: knots must be ascending")
-        return cls(**{name: tensors[name].numpy() for name in names})
+        return cls(means, axes, variances, knots)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, MahalanobisDetector):
@@ -136,6 +126,25 @@ class MahalanobisDetector:
     def __repr__(self) -> str:
         (groups, features), axes = self.means.shape, len(self.axes)
         return f"MahalanobisDetector({groups} means of {features} features, {axes} axes)"
+
+
+def _check_array(name: str, tensor: Tensor, sizes: tuple[tuple[int, int | None], ...]) -> _Floats:
+    """Return a finite float32 tensor as an array, if each of its sizes is within its limits."""
+    fits = tensor.ndim == len(sizes) and all(
+        least <= n and (most is None or n <= most)
+        for n, (least, most) in zip(tensor.shape, sizes, strict=True)
+    )
+    if not fits or tensor.dtype != torch.float32:
+        shape = [f"{a}" if a == b else f"{a} or more" if b is None else f"{a} to {b}" for a, b in sizes]
+        raise CheckpointError(
+            f"{name} must be torch.float32 of shape ({', '.join(shape)}); found {tensor.dtype} of shape "
+            f"{tuple(tensor.shape)}"
+        )
+    bad = int((~tensor.isfinite()).sum())
+    if bad:
+        raise CheckpointError(f"{name} must be finite; found {bad:,} values that are not")
+    found: _Floats = tensor.numpy()
+    return found
 
 
 def _estimate_covariance(centered: NDArray[np.float64]) -> tuple[_Floats, _Floats]:

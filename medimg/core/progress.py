@@ -1,4 +1,4 @@
-"""Progress bars: one look and one rule for when they are shown."""
+"""Progress bars."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["progress_bar"]
 
 _Item = TypeVar("_Item")
 
-#: Seconds after which a bar appears that nobody asked for.
+#: Seconds after which a bar appears by default.
 _DELAY: Final = 1.0
 
 

@@ -1,4 +1,4 @@
-"""Acquisition attributes, age and sex from the elements that were kept when headers were read."""
+"""Acquisition attributes of images, and sex and age of patients, as kept when headers were read."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ __all__ = [
     "TEXTS",
     "ages_of",
     "parse_age",
+    "read_acquisition_tags",
     "read_missing_elements",
     "sexes_of",
-    "tags_of",
 ]
 
 #: Attributes that say where, and are given as "site 1", "site 2", … only.
@@ -43,11 +43,11 @@ _MAX_AGE: Final = 130.0
 _THREADS: Final = 8
 
 
-def tags_of(
+def read_acquisition_tags(
     images: ItemFacts | Iterable[Series], keywords: Sequence[str] = (*TEXTS, *NUMBERS)
 ) -> list[dict[str, str | float]]:
     """
-    Return how images were acquired.
+    Read DICOM attributes of how images were acquired.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def tags_of(
         Images to describe by the header of the first file of each series. Only XRayTubeCurrent and Exposure
         are read from the file; the other attributes were kept when headers were read.
     keywords : sequence of str
-        DICOM keywords out of a list of attributes that identify nobody. Names of institutions, stations and
+        DICOM keywords, from a list of attributes that identify nobody. Names of institutions, stations and
         devices are replaced by numbers ("site 1"), counted over the images of this call.
 
     Returns
@@ -73,7 +73,7 @@ def tags_of(
 
     Examples
     --------
-    >>> tags_of([], ["Manufacturer"])
+    >>> read_acquisition_tags([], ["Manufacturer"])
     []
     """
     known = {*TEXTS, *NUMBERED, *NUMBERS}
@@ -115,7 +115,7 @@ def sexes_of(images: ItemFacts | Iterable[Series]) -> list[str]:
 
 
 def ages_of(images: ItemFacts | Iterable[Series]) -> list[float | None]:
-    """Return the age in years of each item's patient at the study, or None; for groups of many only."""
+    """Return the age in years of each item's patient at the study; None if unknown."""
     tags = to_tag_numbers("PatientAge", "PatientBirthDate", "StudyDate")
 
     def find_age(series: Series, kept: AcquisitionElements | None) -> float | None:

@@ -246,8 +246,8 @@ def compare(
     >>> found = medimg.compare(["resnet18", "densenet121"], dataset, cache="features")  # doctest: +SKIP
     >>> found.to_pandas()[["backbone", "auroc", "images_per_second"]]  # doctest: +SKIP
     """
-    from medimg.data.splits.kfold import check_folds, fold_of_items
-    from medimg.training.fit_head import is_balanced
+    from medimg.data.splits.kfold import assign_folds, check_folds
+    from medimg.training.fit_head import check_balance
     from medimg.training.linear_probe import ProbeSearch
     from medimg.training.losses import check_labels
 
@@ -258,14 +258,14 @@ def compare(
         "logistic",
         C,
         inner_folds=inner_folds,
-        balanced=is_balanced(balance),
+        balanced=check_balance(balance),
         seed=check_whole_number("seed", seed),
     )
     scoring = ScoringConfig(unit=unit or default_unit(dataset), ci=ci, n_resamples=n_resamples, seed=seed)
     check_labels(dataset.labels, dataset.classes, dataset.task)
     check_folds(dataset, folds)
     check_units(dataset, scoring.unit)
-    fold = fold_of_items(np.asarray(dataset.labels), dataset.patients, dataset.task, folds, seed)
+    fold = assign_folds(np.asarray(dataset.labels), dataset.patients, dataset.task, folds, seed)
     options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress}
     trial = _Trial(dataset, fold, probing, scoring, {"cache": cache, **options}, pool, accept_license, device)
     named = weights if isinstance(weights, Mapping) else dict.fromkeys(names, weights)
@@ -292,14 +292,14 @@ class _Trial:
         import torch
 
         from medimg.training.checks import check_data
-        from medimg.training.fit_head import labeled
+        from medimg.training.fit_head import embed_items
 
         started = time.perf_counter()
         try:
             model = self._build_model(name, weights)
             dataset = self.dataset.with_preprocess(model.preprocess)
             check_data(model, dataset, None)
-            data = labeled(model, dataset, **self.options)
+            data = embed_items(model, dataset, **self.options)
             scores = validate_folds(data, dataset, self.fold, self.probing, self.scoring, started=started)
         except MedimgError as error:
             return Candidate(name, reason=f"{type(error).__name__}: {error}")

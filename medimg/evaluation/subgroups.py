@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
-from medimg.data.acquisition_tags import ages_of, parse_age, sexes_of, tags_of
+from medimg.data.acquisition_tags import ages_of, parse_age, read_acquisition_tags, sexes_of
 from medimg.data.items import ItemFacts
 from medimg.errors import DatasetError
 from medimg.evaluation.report.cautions import FEWEST_SHOWN
@@ -177,7 +177,7 @@ def _find_named_values(dataset: Any, rule: str) -> list[Any]:
     if rule in {"age", "PatientAge"}:
         return ages_of(images)
     keyword = {"scanner": "ManufacturerModelName", "site": "InstitutionName"}.get(rule, rule)
-    return [tags[keyword] for tags in tags_of(images, [keyword])]
+    return [tags[keyword] for tags in read_acquisition_tags(images, [keyword])]
 
 
 def _to_group_name(value: object) -> str:

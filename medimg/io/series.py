@@ -21,7 +21,7 @@ __all__ = ["Policies", "Series", "SeriesIndex", "SliceReader", "ValueKind"]
 ValueKind: TypeAlias = Literal["auto", "rescaled", "suv"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Policies:
     """
     How to read: what to do about gaps, duplicates and tilt, and how values are scaled.
@@ -76,7 +76,7 @@ class PieceReader(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Series:
     """
     One series of images: a stack of DICOM slices, a NIfTI, NRRD or MetaImage file, a picture.
@@ -169,7 +169,9 @@ class Series:
         SeriesError
             If the slices don't make up a sound stack and the policy is "raise".
         """
-        policies = Policies(on_missing, on_duplicate, on_tilt, values, mapped)
+        policies = Policies(
+            on_missing=on_missing, on_duplicate=on_duplicate, on_tilt=on_tilt, values=values, mapped=mapped
+        )
         self._check(policies)
         try:
             return self.reader(slices, policies)

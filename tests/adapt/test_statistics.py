@@ -12,8 +12,8 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader
 
 from medimg import Preprocess, adapt
-from medimg.adapt.base import hold_statistics
 from medimg.errors import TrainingError
+from medimg.models.module_mode import module_mode
 from tests.models.fakes import SMALL, changed, classifier, images, state
 
 CPU = torch.device("cpu")
@@ -87,7 +87,7 @@ def test_adabn_refuses_networks_without_batch_normalization() -> None:
 
 def loss_of(model: nn.Module, labels: Tensor) -> Any:
     def loss(x: Tensor) -> Tensor:
-        with hold_statistics(model):
+        with module_mode(model, training=False):
             return F.cross_entropy(model(x), labels)
 
     return loss
@@ -135,7 +135,7 @@ def test_pgd_stays_within_its_bounds_and_raises_the_loss(backbone: str, bags: in
         assert F.cross_entropy(model(found), labels) > F.cross_entropy(model((noisy - mean) / std), labels)
 
 
-def test_pgd_changes_channels_apart_where_they_are_different_pictures() -> None:
+def test_pgd_changes_channels_apart_where_they_are_different_images() -> None:
     recipe = Preprocess(size=64, window=("lung", "bone", "brain"))
     model = classifier(preprocess=recipe).eval()
     x = pictures(recipe)

@@ -187,7 +187,7 @@ def test_what_does_not_fit() -> None:
         medimg.calibrate(model, images(20, preprocess=Preprocess(size=32)))
     with pytest.raises(TrainingError, match="ImageDataset"):
         medimg.calibrate(model, [1, 2])  # type: ignore[arg-type]
-    with pytest.raises(TrainingError, match="method is"):
+    with pytest.raises(TrainingError, match="method must be"):
         medimg.calibrate(model, images(20), method="isotonic")  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match="class 'b' has no positives"):
         medimg.calibrate(model, Images(np.zeros(12, np.int64)), operating_point="youden")
@@ -277,7 +277,7 @@ def test_through_a_file(tmp_path: Path, task: str, point: Any) -> None:
         with pytest.raises(CheckpointError, match=f"^calibration.{message}"):
             Calibration.from_dict(values | {name: bad}, None, model.classes, task)
     kept = {name: value for name, value in values.items() if name not in ("bins", "loss")}
-    with pytest.raises(CheckpointError, match="calibration lacks the fields loss, bins"):
+    with pytest.raises(CheckpointError, match="found missing loss, bins"):
         Calibration.from_dict(kept, None, model.classes, task)
 
 

@@ -20,7 +20,8 @@ from medimg import ImageCache, ImageDataset, Preprocess, TransferClassifier
 from medimg.errors import MedimgWarning, PreprocessError, TrainingError
 from medimg.features import dataset_features
 from medimg.features.dataset_features import Features, item_features
-from medimg.features.extractor import feature_extractor, network_digest, rebatch
+from medimg.features.extractor import feature_extractor, rebatch
+from medimg.models.digest import network_digest
 from medimg.models.pooling import Pool
 from tests.models.fakes import classifier, images, state
 from tests.models.images import TINY, picture_data, pixels, stacks, write_pictures

@@ -53,7 +53,16 @@ def sound_series(path: Path) -> Series:
         return volume if slices is None else volume.take(slices)
 
     return Series(
-        str(path), "CT", "", (1, *shape), AFFINE, "patient", (str(path),), "fake", read, patient_id=SECRET
+        uid=str(path),
+        modality="CT",
+        description="",
+        shape=(1, *shape),
+        affine=AFFINE,
+        space="patient",
+        files=(str(path),),
+        format="fake",
+        reader=read,
+        patient_id=SECRET,
     )
 
 
@@ -360,7 +369,17 @@ def _from_nothing(path: Path) -> Series:
 
 
 def _empty(path: Path) -> Series:
-    return Series(str(path), "", "", (1, 1, 1, 1), AFFINE, "patient", (str(path),), "fake", lambda *_: None)  # type: ignore[arg-type]  # that is the mistake
+    return Series(
+        uid=str(path),
+        modality="",
+        description="",
+        shape=(1, 1, 1, 1),
+        affine=AFFINE,
+        space="patient",
+        files=(str(path),),
+        format="fake",
+        reader=lambda *_: None,  # type: ignore[arg-type, return-value]  # that is the mistake
+    )
 
 
 def _padded(path: Path) -> Series:

@@ -210,6 +210,23 @@ with warnings.catch_warnings(record=True) as said:
     assert "ModuleNotFoundError: No module named 'nothing_like_it'" in read
 
 
+def test_spawned_processes_find_readers_of_entry_points(tmp_path: Path) -> None:
+    site, tree = tmp_path / "site", tmp_path / "tree"
+    site.mkdir()
+    tree.mkdir()
+    install(site, "tiny_plugin", PLUGIN, "Tiny = tiny_plugin")
+    (tree / "one.tiny").write_bytes(TINY)
+    code = f"""
+import multiprocessing, medimg
+(series,) = medimg.scan({str(tree)!r})
+with multiprocessing.get_context("spawn").Pool(1) as pool:
+    print(pool.apply(medimg.read, [{str(tree)!r}]), pool.apply(medimg.Series.read, [series]), sep="\\n")
+"""
+    scanned, read = run(code, site).splitlines()
+    assert scanned == read
+    assert scanned.startswith("Volume(1×3×4×5 uint8")
+
+
 def test_the_names_for_authors_are_there_and_load_no_torch() -> None:
     assert all(getattr(plugins, name).__doc__ for name in plugins.__all__)
     assert dir(plugins) == sorted(plugins.__all__)

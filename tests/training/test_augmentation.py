@@ -10,14 +10,14 @@ import torch
 
 from medimg import Preprocess
 from medimg.errors import TrainingError
-from medimg.training.augmentation.random_scan import RandomScanChanges, make_augmentation
+from medimg.training.augmentation.random_scan import RandomScanAugmentation, make_augmentation
 
 RECIPE = Preprocess(size=64)
 STILL = {"rotation": 0.0, "shift": 0.0, "scale": 0.0, "brightness": 0.0, "contrast": 0.0}
 
 
 def pictures(n: int, side: int | tuple[int, int] = 64, at: tuple[float, float] = (0.3, 0.5)) -> torch.Tensor:
-    """A bright disc on black at some height and width, as shares of the picture; in the range 0 to 1."""
+    """A bright disc on black at some height and width, as shares of the image; in the range 0 to 1."""
     height, width = (side, side) if isinstance(side, int) else side
     rows = (torch.arange(height) + 0.5)[:, None] / height - at[0]
     columns = (torch.arange(width) + 0.5)[None] / width - at[1]
@@ -26,7 +26,7 @@ def pictures(n: int, side: int | tuple[int, int] = 64, at: tuple[float, float] =
 
 
 def center(planes: torch.Tensor) -> torch.Tensor:
-    """Centroid of brightness (n, 2), as shares of height and width."""
+    """Centroid of intensity (n, 2), as shares of height and width."""
     mass = planes[:, 0].clamp_min(0)
     height, width = mass.shape[-2:]
     rows = (torch.arange(height) + 0.5) / height
@@ -36,8 +36,8 @@ def center(planes: torch.Tensor) -> torch.Tensor:
 
 
 def apply(planes: torch.Tensor, seed: int = 0, **changes: float) -> torch.Tensor:
-    """Change pictures in the range 0 to 1, and give them in that range."""
-    augment = RandomScanChanges(RECIPE, **{**STILL, **changes})
+    """Change images in the range 0 to 1, and give them in that range."""
+    augment = RandomScanAugmentation(RECIPE, **{**STILL, **changes})
     changed = augment(RECIPE.normalize(planes), torch.Generator().manual_seed(seed))
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (RECIPE.mean, RECIPE.std))
     return changed * std + mean
@@ -86,7 +86,7 @@ def test_left_stays_left() -> None:
 def test_what_moves_in_is_background() -> None:
     planes = torch.full((8, 3, 64, 64), 0.7)
     recipe = Preprocess(size=64, fill=0.25)
-    augment = RandomScanChanges(recipe, **{**STILL, "shift": 0.3})
+    augment = RandomScanAugmentation(recipe, **{**STILL, "shift": 0.3})
     changed = augment(recipe.normalize(planes), torch.Generator().manual_seed(0))
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (recipe.mean, recipe.std))
     corners = (changed * std + mean)[:, :, [0, -1]]
@@ -94,7 +94,7 @@ def test_what_moves_in_is_background() -> None:
     assert corners.min() > 0.25 - 1e-4
 
 
-def test_brightness_and_contrast_keep_their_bounds() -> None:
+def test_intensity_and_contrast_keep_their_bounds() -> None:
     planes = torch.full((256, 3, 8, 8), 0.5)
     bright = apply(planes, brightness=0.1)[:, 0, 0, 0]
     assert 0.4 - 1e-5 <= bright.min() < 0.42
@@ -117,7 +117,7 @@ def test_seed_decides() -> None:
 
 
 def test_slices_of_a_bag_change_alike() -> None:
-    augment = RandomScanChanges(RECIPE)
+    augment = RandomScanAugmentation(RECIPE)
     bags = RECIPE.normalize(pictures(6)).unflatten(0, (2, 3))
     changed = augment(bags, torch.Generator().manual_seed(0))
     assert changed.shape == bags.shape
@@ -154,9 +154,9 @@ def gray(n: int, side: int = 32) -> torch.Tensor:
 
 def changes_of(
     choice: Any, modalities: tuple[str, ...] = (), recipe: Preprocess = RECIPE
-) -> RandomScanChanges:
+) -> RandomScanAugmentation:
     found = make_augmentation(choice, recipe, modalities)
-    assert isinstance(found, RandomScanChanges)
+    assert isinstance(found, RandomScanAugmentation)
     return found
 
 
@@ -176,7 +176,7 @@ def changes_of(
     ],
 )
 def test_automatic_changes_are_those_that_suit_all_data(modalities: tuple[str, ...], expected: str) -> None:
-    assert changes_of("auto", modalities) == RandomScanChanges(RECIPE, **KINDS[expected])
+    assert changes_of("auto", modalities) == RandomScanAugmentation(RECIPE, **KINDS[expected])
     assert changes_of("auto", modalities[::-1]) == changes_of("auto", modalities)
 
 
@@ -186,7 +186,7 @@ def test_a_modality_can_be_named() -> None:
     assert changes_of("MG") == changes_of("DX")
 
 
-def test_geometric_changes_leave_brightness_alone() -> None:
+def test_geometric_changes_leave_intensities_alone() -> None:
     changes = changes_of("geometric", ("MR",))
     assert changes.rotation == 10.0
     planes = RECIPE.normalize(torch.full((8, 3, 64, 64), 0.5))
@@ -201,7 +201,7 @@ def test_unknown_choices(choice: Any) -> None:
         make_augmentation(choice, RECIPE)
 
 
-def test_each_kind_changes_brightness_in_its_way() -> None:
+def test_each_modality_changes_intensities_in_its_way() -> None:
     planes = gray(64)
     still = {name: apply(planes, 0, **changes) for name, changes in KINDS.items()}
     torch.testing.assert_close(still["all"], planes, rtol=0, atol=1e-5)
@@ -220,7 +220,7 @@ def test_each_kind_changes_brightness_in_its_way() -> None:
     assert 1.22 < exponents.max() < 1.251
 
 
-def test_all_channels_of_a_gray_picture_stay_equal(kind: dict[str, float]) -> None:
+def test_all_channels_of_a_gray_image_stay_equal(kind: dict[str, float]) -> None:
     changed = apply(gray(4), 0, **{"rotation": 10.0, **kind})
     torch.testing.assert_close(changed[:, 0], changed[:, 1], rtol=0, atol=1e-5)
     torch.testing.assert_close(changed[:, 0], changed[:, 2], rtol=0, atol=1e-5)
@@ -231,7 +231,7 @@ def test_padding_stays_background(kind: dict[str, float], fill: float) -> None:
     recipe = Preprocess(size=64, fill=fill)
     planes = torch.full((16, 3, 64, 64), fill)
     planes[:, :, 16:48] = gray(16, 64)[:, :, 16:48]
-    augment = RandomScanChanges(recipe, rotation=0.0, shift=0.0, scale=0.0, **kind)
+    augment = RandomScanAugmentation(recipe, rotation=0.0, shift=0.0, scale=0.0, **kind)
     images = recipe.normalize(planes)
     changed = augment(images, torch.Generator().manual_seed(0))
     # grids are rounded: rows next to the content may take a millionth of it
@@ -241,30 +241,30 @@ def test_padding_stays_background(kind: dict[str, float], fill: float) -> None:
     assert not torch.allclose(changed[:, :, 16:48], images[:, :, 16:48], atol=0.02)
 
 
-def test_padding_moves_with_the_picture() -> None:
+def test_padding_moves_with_the_image() -> None:
     """Relit content on its background, moved: as if the background had been laid under it at the end."""
     recipe = Preprocess(size=64, fill=0.0)
     planes = torch.zeros(8, 3, 64, 64)
     planes[:, :, 20:44] = 0.5
-    augment = RandomScanChanges(recipe, scale=0.0, shift=0.0, contrast=0.0, brightness=0.3)
+    augment = RandomScanAugmentation(recipe, scale=0.0, shift=0.0, contrast=0.0, brightness=0.3)
     changed = augment(recipe.normalize(planes), torch.Generator().manual_seed(1))
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (recipe.mean, recipe.std))
     shown = (changed * std + mean)[:, 0]
     middle = shown[:, 28:36, 28:36].mean(dim=(1, 2))
-    for picture, brightness in zip(shown, middle, strict=True):
-        assert picture.min() > -1e-5
-        assert picture.max() <= brightness + 1e-5
-        assert float(picture[:8].max()) < 1e-5  # far from the content
+    for image, brightness in zip(shown, middle, strict=True):
+        assert image.min() > -1e-5
+        assert image.max() <= brightness + 1e-5
+        assert float(image[:8].max()) < 1e-5  # far from the content
 
 
-def test_an_empty_picture_stays_empty(kind: dict[str, float]) -> None:
+def test_an_empty_image_stays_empty(kind: dict[str, float]) -> None:
     images = RECIPE.normalize(torch.zeros(4, 3, 64, 64))
-    augment = RandomScanChanges(RECIPE, **kind)
+    augment = RandomScanAugmentation(RECIPE, **kind)
     assert torch.equal(augment(images, torch.Generator().manual_seed(0)), images)
 
 
 def test_bags_and_padded_bags_change_alike(kind: dict[str, float]) -> None:
-    augment = RandomScanChanges(RECIPE, **kind)
+    augment = RandomScanAugmentation(RECIPE, **kind)
     bags = RECIPE.normalize(gray(6, 64)).unflatten(0, (2, 3))
 
     def changed(images: torch.Tensor) -> torch.Tensor:
@@ -279,17 +279,17 @@ def test_bags_and_padded_bags_change_alike(kind: dict[str, float]) -> None:
 
 
 def test_the_seed_decides_all_kinds(kind: dict[str, float]) -> None:
-    augment = RandomScanChanges(RECIPE, **kind)
+    augment = RandomScanAugmentation(RECIPE, **kind)
     images = RECIPE.normalize(gray(4, 64))
     one, again, other = (augment(images, torch.Generator().manual_seed(n)) for n in (1, 1, 2))
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
 
 
-def test_place_and_brightness_do_not_depend_on_the_kind() -> None:
+def test_geometry_and_intensity_do_not_depend_on_the_modality() -> None:
     images = RECIPE.normalize(pictures(4))
     moved = [
-        center(RandomScanChanges(RECIPE, **{**KINDS[name], "rician": 0.0, "noise": 0.0})(
+        center(RandomScanAugmentation(RECIPE, **{**KINDS[name], "rician": 0.0, "noise": 0.0})(
             images, torch.Generator().manual_seed(0)
         ))
         for name in ("all", "CT")
@@ -299,7 +299,7 @@ def test_place_and_brightness_do_not_depend_on_the_kind() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_types(kind: dict[str, float], dtype: torch.dtype) -> None:
-    augment = RandomScanChanges(RECIPE, **kind)
+    augment = RandomScanAugmentation(RECIPE, **kind)
     images = RECIPE.normalize(gray(2, 64))
     expected = augment(images.to(dtype).float(), torch.Generator().manual_seed(0))
     found = augment(images.to(dtype), torch.Generator().manual_seed(0))
@@ -308,7 +308,7 @@ def test_other_types(kind: dict[str, float], dtype: torch.dtype) -> None:
 
 
 def test_mixed_precision_moves_no_pixel(kind: dict[str, float]) -> None:
-    augment = RandomScanChanges(RECIPE, **kind)
+    augment = RandomScanAugmentation(RECIPE, **kind)
     images = RECIPE.normalize(gray(2, 64))
     plain = augment(images, torch.Generator().manual_seed(0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -316,7 +316,7 @@ def test_mixed_precision_moves_no_pixel(kind: dict[str, float]) -> None:
 
 
 def test_memory_format_does_not_matter(kind: dict[str, float]) -> None:
-    augment = RandomScanChanges(RECIPE, **kind)
+    augment = RandomScanAugmentation(RECIPE, **kind)
     images = RECIPE.normalize(gray(2, 64))
     last = images.to(memory_format=torch.channels_last)
     torch.testing.assert_close(
@@ -326,7 +326,7 @@ def test_memory_format_does_not_matter(kind: dict[str, float]) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_devices_change_alike(kind: dict[str, float]) -> None:
-    augment = RandomScanChanges(RECIPE, **kind)
+    augment = RandomScanAugmentation(RECIPE, **kind)
     images = RECIPE.normalize(gray(4, 64))
     here = augment(images, torch.Generator().manual_seed(0))
     there = augment(images.cuda(), torch.Generator().manual_seed(0))
@@ -376,7 +376,7 @@ def test_transforms_of_libraries(library: str) -> None:
     torch.testing.assert_close(bags[:, 3], one, rtol=1e-4, atol=1e-4)  # all slices of a bag alike
 
 
-def test_transforms_of_libraries_see_brightness() -> None:
+def test_transforms_of_libraries_get_intensities_from_0_to_1() -> None:
     from torchvision.transforms import v2
 
     augment = make_augmentation(v2.RandomInvert(p=1.0), RECIPE)
@@ -398,16 +398,16 @@ def test_transforms_that_can_not_be_used() -> None:
         from monai.transforms import RandBiasFieldd
 
         of_dictionaries: Any = RandBiasFieldd(keys=["image"])
-    with pytest.raises(TrainingError, match="dictionaries"):
+    with pytest.raises(TrainingError, match="dictionary"):
         make_augmentation(of_dictionaries, RECIPE)
 
 
 def test_choices() -> None:
     assert make_augmentation(None, RECIPE) is None
     automatic = make_augmentation("auto", RECIPE)
-    assert isinstance(automatic, RandomScanChanges)
+    assert isinstance(automatic, RandomScanAugmentation)
     assert automatic.rotation == 10.0
-    assert automatic == RandomScanChanges(RECIPE)
+    assert automatic == RandomScanAugmentation(RECIPE)
     own = make_augmentation(lambda batch: batch + math.pi, RECIPE)
     assert own is not None
     assert float(own(torch.zeros(1), torch.Generator())) == pytest.approx(math.pi)

@@ -15,11 +15,11 @@ import medimg
 from medimg import FitResult, TransferClassifier, fine_tune, lr_find
 from medimg.errors import TrainingError
 from medimg.models.backbones.stages import split_stages
-from medimg.training.config import FineTuneConfig
+from medimg.training._config import FineTuneConfig
+from medimg.training._lr_scheduler import make_schedule
+from medimg.training._optimizer import make_optimizer
+from medimg.training._phases import plan_phases
 from medimg.training.losses import make_loss, mixup
-from medimg.training.lr_scheduler import make_schedule
-from medimg.training.optimizer import make_optimizer
-from medimg.training.phases import plan_phases
 from tests.models.fakes import Images, changed, classifier, images, state
 
 
@@ -142,7 +142,7 @@ def test_the_mean_of_frozen_weights_is_what_they_are() -> None:
     assert not changed(before, state(model.backbone))
 
 
-def test_mixup_mixes_pictures_and_losses_alike() -> None:
+def test_mixup_mixes_images_and_losses_alike() -> None:
     batch = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 2, 2)
     blend, pairs = mixup(batch, 0.4, torch.Generator().manual_seed(3))
     assert 0 < pairs.share < 1
@@ -205,9 +205,9 @@ def test_the_named_score_chooses_the_best_epoch(monitor: Any) -> None:
 
 
 def test_scores_that_are_not_there_can_not_be_watched() -> None:
-    with pytest.raises(TrainingError, match="patience= watches the validation data"):
+    with pytest.raises(TrainingError, match="patience= needs validation data"):
         trained(classifier(), val=None, patience=2)
-    with pytest.raises(TrainingError, match="monitor= watches the validation data"):
+    with pytest.raises(TrainingError, match="monitor= needs validation data"):
         trained(classifier(), val=None, monitor="val_loss")
     alone = Images(np.zeros(4, dtype=np.int64), prefix="val")
     with pytest.raises(TrainingError, match="monitor='val_auroc' has no value"):
@@ -218,17 +218,17 @@ def test_scores_that_are_not_there_can_not_be_watched() -> None:
     ("settings", "message"),
     [
         ({"layer_decay": 0.0}, "layer_decay must be a number, above 0"),
-        ({"schedule": "linear"}, 'schedule is "one_cycle", "cosine" or "constant"'),
+        ({"schedule": "linear"}, 'schedule must be "one_cycle", "cosine" or "constant"'),
         ({"label_smoothing": 1.0}, "label_smoothing"),
         ({"mixup": -0.1}, "mixup must be a number, 0 or more"),
-        ({"ema": 1.0}, "ema is None or a decay"),
+        ({"ema": 1.0}, "ema must be a number, above 0 and below 1"),
         ({"accumulate": 0}, "accumulate must be a whole number, 1 or more"),
         ({"patience": 0}, "patience must be a whole number, 1 or more"),
         ({"monitor": "loss"}, 'monitor must be "auto"'),
         ({"gradual": "yes"}, "gradual must be True or False"),
         ({"weight_decay": float("inf")}, "weight_decay"),
-        ({"channels_last": "yes"}, "channels_last is True"),
-        ({"logger": "wandb"}, 'logger is "tensorboard" or a logger'),
+        ({"channels_last": "yes"}, "channels_last must be True"),
+        ({"logger": "wandb"}, 'logger must be "tensorboard" or a logger'),
         ({"logger": "tensorboard"}, "pass output="),
         ({"trainer_kwargs": {"accumulate_grad_batches": 2}}, "pass accumulate to fine_tune"),
     ],
@@ -327,6 +327,6 @@ def test_embeddings_of_a_head_phase_are_kept(tmp_path: Path) -> None:
         model = classifier(classes=data.classes)
         fine_tune(model, data, head_epochs=2, epochs=0, cache=tmp_path / "kept", progress=False)
         states.append(state(model))
-        model.backbone.register_forward_pre_hook(lambda *_: pytest.fail("a picture passed once more"))
+        model.backbone.register_forward_pre_hook(lambda *_: pytest.fail("an image passed once more"))
         fine_tune(model, data, head_epochs=1, epochs=0, cache=tmp_path / "kept", progress=False)
     assert not changed(*states)

@@ -15,10 +15,10 @@ from medimg.io.files.blob import Blob
 
 __all__ = ["is_dicomdir", "list_referenced_files"]
 
-#: Media Storage SOP Class UID (0002,0002) of a Basic Directory, as it stands in every DICOMDIR.
+#: Media Storage SOP Class UID (0002,0002) of a Basic Directory, as in every DICOMDIR.
 _MARK: Final = b"\x02\x00\x02\x00UI\x14\x001.2.840.10008.1.3.10"
 _MAX_LEVELS: Final = 32
-# wider than PS3.10 8.2 allows, too narrow for what a damaged length swallows
+# wider than PS3.10 8.2 allows, too narrow for text swallowed by a damaged length
 _PRINTABLE_NAME: Final = re.compile(r"[\w.;()-]{1,64}", re.ASCII)
 
 

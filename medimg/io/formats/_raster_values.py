@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import numpy as np
 
-from medimg.core.rescale import rescale_into, rescaled_dtype
+from medimg.core.rescale import choose_rescaled_dtype, rescale_into
 from medimg.errors import DecodeError, ReadError, TruncatedError
 from medimg.io.files.decompress import open_inflated
 
@@ -101,7 +101,8 @@ class StoredValues:
         -------
         numpy.ndarray
             (C, len(chosen), H, W): floating-point values keep their type; integers become int16, int32 or
-            float32 (:func:`medimg.core.rescale.rescaled_dtype`), or float64 where float32 can't hold them.
+            float32 (:func:`medimg.core.rescale.choose_rescaled_dtype`), or float64 where float32 can't hold
+            them.
 
         Raises
         ------
@@ -111,7 +112,7 @@ class StoredValues:
         dtype = self._type_rescaled()
         if dtype is None:
             flat, ends = self._flat(chosen, find_ends=True)
-            dtype = rescaled_dtype(ends, self._raster.slope, self._raster.intercept)
+            dtype = choose_rescaled_dtype(ends, self._raster.slope, self._raster.intercept)
             if dtype.itemsize == flat.itemsize:
                 return self._shaped(self._rescale(flat, flat.view(dtype)), chosen)
             if flat.nbytes <= _SPARE:
@@ -128,7 +129,7 @@ class StoredValues:
         if dtype.itemsize == 8 or largest >= _MOST_FLOAT32:
             return np.dtype(np.float64)
         limits = np.iinfo(dtype)
-        bound = rescaled_dtype((int(limits.min), int(limits.max)), raster.slope, raster.intercept)
+        bound = choose_rescaled_dtype((int(limits.min), int(limits.max)), raster.slope, raster.intercept)
         whole = raster.slope.is_integer() and raster.intercept.is_integer()
         return None if whole and bound != np.int16 else bound
 

@@ -75,7 +75,7 @@ _LEAST_VOLUME: Final = 1e-15
 _MOST_MM: Final = 1e9
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Raster:
     """
     An image whose header has been read, and whose values lie in one block.

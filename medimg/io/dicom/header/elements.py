@@ -56,7 +56,7 @@ _ITEM_END: Final = 0xFFFEE00D
 _SEQUENCE_END: Final = 0xFFFEE0DD
 _MAX_DEPTH: Final = 16
 _MAX_ELEMENTS: Final = 20_000
-#: A sequence that is parsed; longer ones go through the parser that counts what they cost.
+#: Bytes of a sequence that is parsed here; longer ones need the bounded parser.
 _MAX_SEQUENCE_BYTES: Final = 2**16
 
 

@@ -25,7 +25,7 @@ __all__ = ["FrameViews"]
 #: Elements of a dataset, parsed or raw.
 _Elements: TypeAlias = "dict[BaseTag, Any]"
 
-#: Functional groups whose attributes mean for a frame what they mean for a classic instance.
+#: Functional groups whose attributes have the same meaning in a classic instance.
 _MACROS: Final = tuple(
     Tag(keyword)
     for keyword in (
@@ -60,7 +60,7 @@ _MACROS: Final = tuple(
 #: Private sequences that repeat private attributes of classic files for each frame: Siemens and Philips.
 _PRIVATE_GROUPS: Final = frozenset({0x0021, 0x2005})
 _LAST_CREATOR: Final = 0xFF
-#: What a conversion of classic files found no group for, such as the echo time (PS3.3 C.7.6.16.2.24).
+#: Attributes without a group in a converted classic file, such as the echo time (PS3.3 C.7.6.16.2.24).
 _UNASSIGNED: Final = (
     Tag("UnassignedSharedConvertedAttributesSequence"),
     Tag("UnassignedPerFrameConvertedAttributesSequence"),
@@ -154,7 +154,7 @@ def _overlay_group(elements: _Elements, group: Dataset) -> None:
 def _get_first_item(group: Dataset, tag: BaseTag) -> Dataset:
     try:
         found = to_items(group[tag].value)
-    # a damaged element raises anything when it is first used; without it, the frame lacks what it says
+    # a damaged element can raise anything when it is first used; the frame then lacks its attributes
     except Exception:
         found = []
     return found[0] if found else Dataset()

@@ -162,15 +162,14 @@ def read_instance(source: str | Path | Blob) -> Instance:
         if blob.name in str(error):
             raise
         raise type(error)(f"{blob.name}: {error}") from None
-    # pydicom raises errors of many kinds when a damaged value is used, and their texts quote it
+    # pydicom raises various errors when a damaged value is used, and their texts quote it
     except Exception as error:
         raise ReadError(f"{blob.name} is damaged ({type(error).__name__} in its header)") from None
 
 
 def _build_instance(blob: Blob, dataset: Dataset) -> Instance:
-    sop_class = get_identifier(dataset, "SOPClassUID") or get_identifier(
-        dataset.file_meta, "MediaStorageSOPClassUID"
-    )
+    sop_class = get_identifier(dataset, "SOPClassUID")
+    sop_class = sop_class or get_identifier(dataset.file_meta, "MediaStorageSOPClassUID")
     rows, columns = get_integer(dataset, "Rows"), get_integer(dataset, "Columns")
     if not rows or not columns or rows < 0 or columns < 0:
         raise NotAnImageError(f"{blob.name} is a DICOM object without pixels ({_name_sop_class(sop_class)})")
@@ -186,6 +185,7 @@ def _build_instance(blob: Blob, dataset: Dataset) -> Instance:
     mosaic = parse_mosaic(views[0]) if count == 1 else None
     if mosaic is not None:
         rows, columns = mosaic.rows, mosaic.columns
+    is_plain_multi_frame = count > 1 and not views.has_per_frame_groups
     return Instance(
         blob=blob,
         sop_class_uid=sop_class,
@@ -203,9 +203,7 @@ def _build_instance(blob: Blob, dataset: Dataset) -> Instance:
         photometric=get_code(dataset, "PhotometricInterpretation", "MONOCHROME2"),
         transfer_syntax=get_identifier(dataset.file_meta, "TransferSyntaxUID"),
         facts=_describe_frames(views) if mosaic is None else _describe_tiles(views[0], mosaic),
-        times=frame_vectors.compute_frame_times(dataset)
-        if count > 1 and not views.has_per_frame_groups
-        else None,
+        times=frame_vectors.compute_frame_times(dataset) if is_plain_multi_frame else None,
         notes=mosaic.notes if mosaic else (),
         acquisition=acquisition,
     )
@@ -242,8 +240,8 @@ def _count_frames(blob: Blob, dataset: Dataset) -> int:
 
 def _describe_tiles(view: Dataset, mosaic: Mosaic) -> tuple[FrameFacts, ...]:
     whole = _describe_frame(0, view)
-    places = zip(mosaic.corners, mosaic.positions, strict=True)
-    return tuple(replace(whole, corner=corner, position=position) for corner, position in places)
+    tiles = zip(mosaic.corners, mosaic.positions, strict=True)
+    return tuple(replace(whole, corner=corner, position=position) for corner, position in tiles)
 
 
 def _describe_frames(views: FrameViews) -> tuple[FrameFacts, ...]:

@@ -92,7 +92,7 @@ class Mosaic:
 
 def parse_mosaic(view: Dataset) -> Mosaic | None:
     """
-    Return the tiles of a mosaic; None for other files; or raise DecodeError or GeometryError.
+    Return the tiles of a mosaic, None for other files; raise ReadError or GeometryError if unusable.
 
     Siemens XA scanners split mosaics into enhanced multi-frame files but leave MOSAIC in Image Type: these
     are not one.

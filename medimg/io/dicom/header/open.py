@@ -147,7 +147,7 @@ def _inflate_dataset(found: _DeflatedError, name: str) -> BinaryIO:
         if whole.write(data) and whole.tell() > most:
             raise DecodeError(f"{name} inflates to more than {_MAX_INFLATED >> 20} MB; inflate it first")
     if not inflater.eof:
-        raise TruncatedError(f"{name} ends inside its deflated data set; copy or export it again")
+        raise TruncatedError(f"{name} ends inside its deflated dataset; copy or export it again")
     whole.seek(0)
     return whole
 
@@ -205,7 +205,7 @@ def open_dataset(source: str | Path | Blob, *, tags: Sequence[BaseTag] | None = 
         raise NotAnImageError(f"{path} is not a DICOM file") from None
     except EOFError:
         raise TruncatedError(f"{path} ends inside a DICOM element; copy or export it again") from None
-    # pydicom raises many kinds of exception on damaged files, and their texts can hold patient data
+    # pydicom raises various errors on damaged files, and their texts can hold patient data
     except Exception as error:
         raise ReadError(f"{path} is damaged: parsing it as DICOM failed ({type(error).__name__})") from None
 

@@ -36,7 +36,7 @@ class TransferSyntax:
     """A compressed transfer syntax and how its frames are decoded."""
 
     name: str  # as in PS3.6, shortened
-    codec: str  # decoder in pixels/codecs.py
+    codec: str  # decoder in pixels/_codecs.py
     gives_rgb: frozenset[str] = frozenset({"RGB"})  # photometric interpretations decoded to RGB
     lossy: bool = False  # values may be slightly outside the range of Bits Stored
     is_codestream: bool = True  # frames have a header that states their size

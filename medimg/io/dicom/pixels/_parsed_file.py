@@ -9,8 +9,8 @@ from medimg.errors import DecodeError, MedimgError
 from medimg.io.dicom.header.attributes import get_identifier, quiet_pydicom
 from medimg.io.dicom.header.functional_groups import FrameViews
 from medimg.io.dicom.header.open import open_dataset
+from medimg.io.dicom.pixels._frames import StoredFrames
 from medimg.io.dicom.pixels._single_frame_reader import LoadedSlice
-from medimg.io.dicom.pixels.frames import StoredFrames
 from medimg.io.dicom.values.modality_lut import parse_modality_transform
 from medimg.io.dicom.values.real_world import apply_real_world_scale
 
@@ -52,7 +52,7 @@ class ParsedFile:
             raise type(error)(f"{path}: {error}") from None
         except MemoryError:
             raise
-        # pydicom raises errors of many kinds when a damaged value is used, and their texts quote it
+        # pydicom raises various errors when a damaged value is used, and their texts quote it
         except Exception as error:
             raise DecodeError(f"{path} is damaged ({type(error).__name__} while decoding)") from None
 

@@ -26,7 +26,7 @@ from medimg.io.dicom.header.image_pixel import FORMAT_TAGS, FrameFormat, parse_f
 from medimg.io.dicom.header.open import to_tag_numbers
 from medimg.io.dicom.header.transfer_syntax import IMPLICIT, NATIVE_SYNTAXES
 from medimg.io.dicom.pixels._encapsulation import extract_codestream, is_trailing_padding
-from medimg.io.dicom.pixels.frames import (
+from medimg.io.dicom.pixels._frames import (
     WHOLE_SAMPLES,
     decode_stored,
     interpret_bits,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medimg.core.stacking import are_same_positions
+from medimg.core.stacking import number_positions
 from medimg.errors import GeometryError
 
 if TYPE_CHECKING:
@@ -55,11 +55,11 @@ def position_frames(frames: Sequence[Frame]) -> list[PositionedFrame]:
 
 def _numbered(positions: Sequence[tuple[float, ...]], orientation: Sequence[float]) -> npt.NDArray[np.int64]:
     """Number places; those that drift from repetition to repetition are the same if all then repeat alike."""
-    places = are_same_positions(positions, orientation)
+    places = number_positions(positions, orientation)
     counts = np.bincount(places)
     if len(positions) == 1 or counts.min() == counts.max() > 1:
         return places
-    drifting = are_same_positions(positions, orientation, drifting=True)
+    drifting = number_positions(positions, orientation, drifting=True)
     counts = np.bincount(drifting)
     return drifting if counts.min() == counts.max() > 1 else places
 

@@ -28,7 +28,7 @@ _NO_SPACING: Final = "no pixel spacing in the file: 1 mm assumed"
 Frames: TypeAlias = "Sequence[Frame]"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StackPlan:
     """
     How frames become a volume.
@@ -54,13 +54,13 @@ class StackPlan:
     """
 
     channels: tuple[Frames, ...]
-    names: tuple[str, ...]
-    times: tuple[float, ...] | None
     affine: geometry.Affine
     space: Space
-    stack: Stack | None
-    duplicates: tuple[tuple[Frame, Frame], ...]
-    notes: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    times: tuple[float, ...] | None = None
+    stack: Stack | None = None
+    duplicates: tuple[tuple[Frame, Frame], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def first(self) -> Frame:
@@ -127,14 +127,14 @@ def _by_number(group: Group, frames: list[Frame]) -> StackPlan:
         notes.append(_NO_SPACING)
     affine = geometry.image_affine((facts.slice_spacing or 1.0, rows, columns))
     times = frames[0].instance.times if len(instances) == 1 else None
-    return StackPlan((tuple(frames),), (), times, affine, "image", None, (), tuple(notes))
+    return StackPlan(channels=(tuple(frames),), times=times, affine=affine, space="image", notes=tuple(notes))
 
 
 def _by_position(group: Group, channels: list[list[Frame]]) -> StackPlan:
     first = channels[0]
     facts = first[0].facts
     orientation = facts.orientation
-    assert orientation is not None  # has_place was checked
+    assert orientation is not None  # has_geometry was checked
     positions = np.asarray([_position(frame) for frame in first])
     alone = facts.slice_spacing or facts.slice_thickness or 1.0
     stack = analyze_positions(positions, orientation, fallback_step=alone, stated_gap=facts.slice_spacing)
@@ -179,7 +179,7 @@ def plan_regular_stack(stack: Stack, frames: Frames, positions: npt.NDArray[np.f
     diagonal = None if facts.pixel_spacing is None else _diagonal(first)
     off = _farthest(positions, diagonal, first.instance, affine)
     notes = tuple(_notes(stack, off, facts))
-    return StackPlan((frames,), (), None, affine, "patient", stack, (), notes)
+    return StackPlan(channels=(frames,), affine=affine, space="patient", stack=stack, notes=notes)
 
 
 def _position(frame: Frame) -> npt.NDArray[np.float64]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
-from medimg.core.rescale import describe_rescale, rescale_into, rescaled_dtype
+from medimg.core.rescale import choose_rescaled_dtype, describe_rescale, rescale_into
 from medimg.core.window import LookupTable
 from medimg.errors import DecodeError
 from medimg.io.dicom.header.attributes import (
@@ -20,8 +20,8 @@ from medimg.io.dicom.header.attributes import (
     parse_integer,
     parse_number,
 )
-from medimg.io.dicom.values.photometric import apply_palette, convert_ycc_to_rgb, reduce_to_8_bits
-from medimg.io.dicom.values.voi_lut import parse_declared_voi, parse_lookup_table
+from medimg.io.dicom.values._photometric import apply_palette, convert_ycc_to_rgb, reduce_to_8_bits
+from medimg.io.dicom.values._voi_lut import parse_declared_voi, parse_lookup_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +40,7 @@ VALUE_TAGS: Final[list[str | int]] = [
     *(f"{color}PaletteColorLookupTableDescriptor" for color in ("Red", "Green", "Blue")),
     *(f"{color}PaletteColorLookupTableData" for color in ("Red", "Green", "Blue")),
     *(f"Segmented{color}PaletteColorLookupTableData" for color in ("Red", "Green", "Blue")),
-    *(f"{kind}FloatPixelPadding{name}" for kind in ("", "Double") for name in ("Value", "RangeLimit")),
+    *(f"{prefix}FloatPixelPadding{name}" for prefix in ("", "Double") for name in ("Value", "RangeLimit")),
     "ImageType",
     "LUTExplanation",
     "Modality",
@@ -100,7 +100,7 @@ class ModalityTransform:
         """Return the type of the modality values: the narrowest one that holds those of this frame."""
         if self.dtype is not None:
             return self.dtype
-        return rescaled_dtype((int(stored.min()), int(stored.max())), self.slope, self.intercept)
+        return choose_rescaled_dtype((int(stored.min()), int(stored.max())), self.slope, self.intercept)
 
     def apply(self, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """
@@ -122,7 +122,7 @@ class ModalityTransform:
             return stored
         if stored.dtype.kind == "f":
             return (stored.astype(np.float64) * self.slope + self.intercept).astype(stored.dtype)
-        dtype = rescaled_dtype((int(stored.min()), int(stored.max())), self.slope, self.intercept)
+        dtype = choose_rescaled_dtype((int(stored.min()), int(stored.max())), self.slope, self.intercept)
         values = np.empty(stored.shape, dtype)
         rescale_into(np.ascontiguousarray(stored).reshape(-1), self.slope, self.intercept, values.reshape(-1))
         return values
@@ -212,7 +212,7 @@ def _find_fixed_dtype(
     if dtype.kind == "f" or (slope, intercept) == (1.0, 0.0):
         return dtype
     low = -(1 << (bits - 1)) if dtype.kind == "i" else 0
-    widest = rescaled_dtype((low, low + (1 << bits) - 1), slope, intercept)
+    widest = choose_rescaled_dtype((low, low + (1 << bits) - 1), slope, intercept)
     whole = slope.is_integer() and intercept.is_integer()
     return None if whole and widest != np.int16 else widest
 

@@ -80,7 +80,7 @@ def compute_philips_factor(view: Dataset) -> float | None:
     return factor
 
 
-#: Tags that a header-only read must include for :func:`apply_real_world_scale`, those of SUV apart.
+#: Tags that a header-only read must include for :func:`apply_real_world_scale`, except those of SUV.
 REAL_WORLD_TAGS: Final[list[str | int]] = [*PHILIPS_TAGS, "DoseGridScaling", "DoseUnits", "SOPClassUID"]
 
 

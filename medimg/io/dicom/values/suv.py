@@ -4,7 +4,7 @@ PET activity to standardized uptake values by body weight.
 SUVbw = activity concentration [Bq/ml] · weight [g] / dose decayed to the time of the image [Bq]
 
 Source: the vendor-neutral pseudocode of RSNA's Quantitative Imaging Biomarkers Alliance (qibawiki.rsna.org,
-"Standardized Uptake Value", SUV_vendorneutral_pseudocode_20180626); what it calls impossible raises an error
+"Standardized Uptake Value", SUV_vendorneutral_pseudocode_20180626); cases it calls impossible raise an error
 that names the attribute. Enhanced PET (PS3.3 C.8.22) states the dose in MBq and the time of decay correction.
 """
 
@@ -67,7 +67,7 @@ SUV_TAGS: Final[list[str | int]] = [
 ]
 
 _ENHANCED_PET: Final = "1.2.840.10008.5.1.4.1.1.130"
-#: Doses in Bq: from a hundredth of what a mouse is given to a hundred times that of a therapy.
+#: Doses in Bq: from a hundredth of that of a mouse to a hundred times that of a therapy.
 _MIN_BQ, _MAX_BQ = 1e4, 1e12
 _MIN_KG, _MAX_KG = 1e-3, 1e3
 #: After that, less than a thousandth of a dose is left: a date is wrong.
@@ -86,7 +86,7 @@ def compute_suv_factor(dataset: Dataset, *, first_acquired: float | None = None)
     units = _get_units(dataset)
     if units == "GML":
         if has_value(dataset, "SUVType") and get_code(dataset, "SUVType") != "BW":
-            raise _make_error("SUVType says that values are normalized by something else than body weight")
+            raise _make_error("SUVType states another normalization than by body weight")
         return 1.0
     if units == "BQML":
         return _compute_from_activity(dataset, first_acquired)
@@ -220,7 +220,7 @@ def _find_scan_start(dataset: Dataset, acquired: float, half_life: float, first:
         return min(first, acquired)
     raise _make_error(
         "SeriesTime is later than AcquisitionTime, and neither GE's (0009,100D) nor FrameReferenceTime with "
-        "ActualFrameDuration says when the scan began"
+        "ActualFrameDuration gives the start of the scan"
     )
 
 
