@@ -201,7 +201,7 @@ def test_a_model_that_was_changed_since_is_refused() -> None:
     with torch.no_grad():
         model.head.weight[0, 0] += 1
     for use in (lambda: model.predict_proba(val), lambda: model.predict([])):
-        with pytest.raises(TrainingError, match="changed after it was calibrated"):
+        with pytest.raises(TrainingError, match="changed after calibration"):
             use()
     model.calibration = None
     model.predict_proba(val)
