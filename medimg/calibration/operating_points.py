@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from medimg._validation import check_number, check_whole_number
+from medimg._validation import check_fields, check_number, check_whole_number
 from medimg.errors import CheckpointError, MedimgError, TrainingError
 
 if TYPE_CHECKING:
@@ -57,10 +57,7 @@ class OperatingPoint:
         CheckpointError
             If a field is missing, unknown or invalid.
         """
-        expected = [f.name for f in fields(cls)]
-        if not isinstance(values, Mapping) or values.keys() != set(expected):
-            found = sorted(map(str, values)) if isinstance(values, Mapping) else f"a {type(values).__name__}"
-            raise CheckpointError(f"{name} must have the fields {', '.join(expected)}; found {found}")
+        check_fields(name, values, [f.name for f in fields(cls)], error=CheckpointError)
         if not isinstance(values["label"], str):
             raise CheckpointError(f"{name}.label must be a text; found a {type(values['label']).__name__}")
         threshold, sensitivity, specificity = (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medimg._validation import check_choice, check_number, check_whole_number
+from medimg._validation import check_choice, check_fields, check_number, check_whole_number
 from medimg.calibration.conformal import check_coverage, prediction_set
 from medimg.calibration.mahalanobis import MahalanobisDetector
 from medimg.calibration.operating_points import Criterion, OperatingPoint, check_criterion
@@ -115,11 +115,8 @@ class Calibration:
         CheckpointError
             If a field is missing or invalid, or does not match the classes.
         """
-        if not isinstance(values, Mapping):
-            raise CheckpointError(f"calibration must be a mapping; found a {type(values).__name__}")
-        missing = [f.name for f in fields(cls) if f.name != "outliers" and f.name not in values]
-        if missing:
-            raise CheckpointError(f"calibration lacks the fields {', '.join(missing)}")
+        names = [f.name for f in fields(cls) if f.name != "outliers"]
+        check_fields("calibration", values, names, others=True, error=CheckpointError)
         count = 1 if task == "multiclass" else len(classes)
         criterion = check_criterion(
             values["operating_point"], _name("operating_point"), error=CheckpointError

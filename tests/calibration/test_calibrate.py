@@ -201,7 +201,7 @@ def test_a_model_that_was_changed_since_is_refused() -> None:
     with torch.no_grad():
         model.head.weight[0, 0] += 1
     for use in (lambda: model.predict_proba(val), lambda: model.predict([])):
-        with pytest.raises(TrainingError, match="changed after it was calibrated"):
+        with pytest.raises(TrainingError, match="changed after calibration"):
             use()
     model.calibration = None
     model.predict_proba(val)
@@ -277,7 +277,7 @@ def test_through_a_file(tmp_path: Path, task: str, point: Any) -> None:
         with pytest.raises(CheckpointError, match=f"^calibration.{message}"):
             Calibration.from_dict(values | {name: bad}, None, model.classes, task)
     kept = {name: value for name, value in values.items() if name not in ("bins", "loss")}
-    with pytest.raises(CheckpointError, match="calibration lacks the fields loss, bins"):
+    with pytest.raises(CheckpointError, match="found missing loss, bins"):
         Calibration.from_dict(kept, None, model.classes, task)
 
 

@@ -132,7 +132,7 @@ def test_validation_images_are_said(sides: Sides) -> None:
     train, val, test = sides
     model = classifier(preprocess=TINY)
     medimg.fit_head(model, train, val)
-    assert "Validation data are among what was evaluated (12 series" in notes(model, val)
+    assert "Validation data are among the evaluation data (12 series" in notes(model, val)
     assert "Validation" not in notes(model, test)
 
 
@@ -161,7 +161,7 @@ def test_adaptation_is_said(sides: Sides) -> None:
         augment=None,
         progress=False,
     )
-    assert "adapted to some of what was evaluated (12 series" in notes(model, test)
+    assert "adapted to some of the evaluation data (12 series" in notes(model, test)
 
 
 def test_training_again_adds(sides: Sides) -> None:
@@ -182,7 +182,7 @@ def test_what_lies_on_no_disk_is_counted(trained: medimg.TransferClassifier, sid
     model = classifier(preprocess=TINY)
     model.images_seen = TrainingImages().with_data(InMemory(), "train")
     assert model.images_seen.unknown == 3
-    assert "3 series that the model was trained on can't be told" in notes(model, sides[2])
+    assert "3 series that the model was trained on can't be identified" in notes(model, sides[2])
 
 
 def test_checkpoint_holds_salted_hashes_and_no_patients(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, cast
 
 from pydicom.charset import convert_encodings, default_encoding
-from pydicom.dataelem import RawDataElement, convert_raw_data_element, empty_value_for_VR
+from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element, empty_value_for_VR
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag
 
@@ -103,7 +103,7 @@ class AcquisitionElements:
 
     def to_dataset(self) -> Dataset:
         """Return the elements as a dataset that decodes them when they are used."""
-        found: dict[BaseTag, RawDataElement] = {}
+        found: dict[BaseTag, DataElement | RawDataElement] = {}
         encodings = default_encoding
         at = 0
         while at < len(self.packed):
