@@ -9,7 +9,7 @@ import numpy as np
 
 from medimg.core.read_report import Skipped
 from medimg.errors import MedimgError
-from medimg.io._detect import identify
+from medimg.io._detect import identify_file
 from medimg.io.dicom.header.instance import Instance
 from medimg.io.dicom.header.open import open_dataset, tags_of
 from medimg.io.dicom.series.build import dicom_series
@@ -17,7 +17,7 @@ from medimg.io.dicom.series.grouping import group_frames
 from medimg.io.dicom.series.volume_reader import StackReader
 from medimg.io.files.blob import as_blob
 from medimg.io.series import Series, SeriesIndex
-from medimg.io.sources import source_files
+from medimg.io.sources import list_source_files
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,11 +34,11 @@ def plain_scan(source: str | Path | Sequence[Blob | str]) -> SeriesIndex:
     """Return the DICOM series of a source, and the DICOM files that belong to none."""
     instances: list[Instance] = []
     skipped: list[Skipped] = []
-    files = source if isinstance(source, list) else source_files(source)[0]
+    files = source if isinstance(source, list) else list_source_files(source)[0]
     for blob in map(as_blob, files):
         try:
             with patch("medimg.io.dicom.header.instance.open_header", parsed_header):
-                found = identify(blob)
+                found = identify_file(blob)
         except MedimgError as error:
             if "is a DICOMDIR" in str(error):
                 continue

@@ -24,7 +24,7 @@ from pydicom.fileset import FileSet
 
 import medimg
 from medimg.errors import AmbiguousSeriesError, MedimgError, MedimgWarning, NotAnImageError, ReadError
-from medimg.io.files.blob import Blob, zip_members
+from medimg.io.files.blob import Blob, list_zip_members
 from medimg.io.files.zip_archive import Archive
 from tests.dicom_files import make_instance, stack_pixels, total_of, write, write_stack
 from tests.models.fakes import classifier
@@ -263,7 +263,7 @@ def test_members_are_read_as_far_as_needed(tmp_path: Path) -> None:
     path = tmp_path / "x.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a", bytes(range(256)) * 4000)
-    (blob,) = zip_members(path)
+    (blob,) = list_zip_members(path)
     with blob.open() as file:
         assert file.read(3) == b"\0\1\2"
         file.seek(1000)

@@ -35,9 +35,7 @@ _AT_ONCE: Final = 8
 #: Pictures whose fingerprints are kept for the next time.
 _MOST_KEPT: Final = 2**18
 #: Nothing is mended, and nothing is in the way: pictures are taken as they are.
-_AS_THEY_ARE: Final = Policies(
-    on_missing="keep", on_duplicate="keep", on_tilt="keep", values="rescaled"
-)
+_AS_THEY_ARE: Final = Policies(on_missing="keep", on_duplicate="keep", on_tilt="keep", values="rescaled")
 _Key: TypeAlias = tuple[Any, ...]
 
 

@@ -81,12 +81,12 @@ def scan_blocks(
     """
     collector = _Collector()
     at, size = 0, _FIRST_BLOCK
-    with FileHeads(workers) as starts:
+    with FileHeads(workers) as heads:
         while at < len(names):
-            some = names[at : at + min(size, starts.most)]
-            collector.add(Block(*starts.read(some)), some, at)
-            starts.width = collector.width
-            at, size = at + len(some), starts.most
+            some = names[at : at + min(size, heads.max_files)]
+            collector.add(Block(*heads.read(some)), some, at)
+            heads.width = collector.width
+            at, size = at + len(some), heads.max_files
             if done is not None:
                 done(len(some))
     return collector.result()

@@ -127,9 +127,7 @@ def _by_number(group: Group, frames: list[Frame]) -> StackPlan:
         notes.append(_NO_SPACING)
     affine = geometry.image_affine((facts.slice_spacing or 1.0, rows, columns))
     times = frames[0].instance.times if len(instances) == 1 else None
-    return StackPlan(
-        channels=(tuple(frames),), times=times, affine=affine, space="image", notes=tuple(notes)
-    )
+    return StackPlan(channels=(tuple(frames),), times=times, affine=affine, space="image", notes=tuple(notes))
 
 
 def _by_position(group: Group, channels: list[list[Frame]]) -> StackPlan:
