@@ -251,7 +251,7 @@ class ScanIndex:
             if text is not None:
                 kinds[number] = text
                 for row, index in enumerate(uniform.indices):
-                    note(index, number, uniform.stored_values(row))
+                    note(index, number, uniform.get_stored_values(row))
         for number, other in found.others:
             note(number, None, serialize_content(other))
         self._saved.save(kinds, records)

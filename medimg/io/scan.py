@@ -13,7 +13,7 @@ from medimg.io._detect import Unreadable
 from medimg.io._header_scan import scan_headers
 from medimg.io._scan_index import ScanIndex
 from medimg.io.dicom.header.instance import Instance
-from medimg.io.dicom.series.build import dicom_series, regular_series
+from medimg.io.dicom.series.build import build_dicom_series, build_regular_series
 from medimg.io.dicom.series.grouping import group_frames
 from medimg.io.series import Series, SeriesIndex
 from medimg.io.sources import Files, is_folder, list_source_files
@@ -117,7 +117,7 @@ def _group_files(
     failed = [(f.name, f.error) for f in found if isinstance(f, Unreadable)]
     for group in group_frames(instances):
         try:
-            series.append(dicom_series(group))
+            series.append(build_dicom_series(group))
         except MedimgError as error:
             failed += [(i.path, error) for i in group.instances]
     skipped = tuple(Skipped(name, str(error)) for name, error in failed)
@@ -133,9 +133,9 @@ def _separate_regular(
     shared.update(instance.series_uid for _, instance in instances)
     series: list[Series] = []
     for some in uniform:
-        found = regular_series(some) if shared[some.prototype.series_uid] == 1 else None
+        found = build_regular_series(some) if shared[some.prototype.series_uid] == 1 else None
         if found is None:
-            instances += ((n, some.instance(row)) for row, n in enumerate(some.indices))
+            instances += ((n, some.get_instance(row)) for row, n in enumerate(some.indices))
         else:
             series.append(found)
     return series, [instance for _, instance in sorted(instances, key=itemgetter(0))]

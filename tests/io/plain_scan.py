@@ -12,7 +12,7 @@ from medimg.errors import MedimgError
 from medimg.io._detect import identify_file
 from medimg.io.dicom.header.instance import Instance
 from medimg.io.dicom.header.open import open_dataset, tags_of
-from medimg.io.dicom.series.build import dicom_series
+from medimg.io.dicom.series.build import build_dicom_series
 from medimg.io.dicom.series.grouping import group_frames
 from medimg.io.dicom.series.volume_reader import StackReader
 from medimg.io.files.blob import as_blob
@@ -49,7 +49,7 @@ def plain_scan(source: str | Path | Sequence[Blob | str]) -> SeriesIndex:
     series: list[Series] = []
     for group in group_frames(instances):
         try:
-            series.append(dicom_series(group))
+            series.append(build_dicom_series(group))
         except MedimgError as error:
             skipped += [Skipped(i.path, str(error)) for i in group.instances]
     return SeriesIndex(tuple(sorted(series, key=lambda s: s.path)), tuple(skipped))

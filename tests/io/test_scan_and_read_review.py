@@ -62,7 +62,7 @@ def test_a_group_length_that_the_parser_refuses(tmp_path: Path, chosen: tuple[in
     assert len(index.skipped) == len(chosen)
     assert differences(index, plain_scan(tmp_path)) == []
     with pytest.raises(UnusualHeaderError):
-        HeaderTemplateWalker({0x00280010}).header_of(Path(names[chosen[0]]).read_bytes())
+        HeaderTemplateWalker({0x00280010}).read_header(Path(names[chosen[0]]).read_bytes())
 
 
 def test_a_character_set_that_is_no_text(tmp_path: Path) -> None:

@@ -223,5 +223,5 @@ def test_what_real_headers_say_survives(real_data: Path) -> None:
             )
             assert back == uniform.prototype
             assert isinstance(uniform, UniformFiles)
-            assert uniform.instance(0).blob == Blob(uniform.names[0])
+            assert uniform.get_instance(0).blob == Blob(uniform.names[0])
     assert compared > 100
