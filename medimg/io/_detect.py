@@ -190,8 +190,7 @@ def _build_reader(
         raise ReadError(f"invalid name of a reader: {name!r}; expected the name of its format")
     for function, title in ((detect, "detect"), (open, "open")):
         if not callable(function):
-            given = type(function).__name__
-            raise ReadError(f"{title} of the reader {name!r} is a {given}; expected a function")
+            raise ReadError(f"{title} of the reader {name!r} is not a function: {type(function).__name__}")
     return Reader(name, detect, open, origin, version)
 
 

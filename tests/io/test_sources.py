@@ -152,9 +152,9 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(ReadError, match="there is no"):
         medimg.read([tmp_path / "absent"])
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(ReadError, match="no ordinary file"):
+    with pytest.raises(ReadError, match="not a regular file"):
         medimg.read(tmp_path / "fifo")
-    assert "no ordinary file" in medimg.scan(tmp_path).skipped[0].reason
+    assert "not a regular file" in medimg.scan(tmp_path).skipped[0].reason
 
 
 def test_formats_are_told_by_content_in_an_archive(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_encrypted_and_unknown_compression(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a", b"x" * 300)
     data = path.read_bytes()
-    for central, local, value, message in [(8, 6, 1, "encrypted"), (10, 8, 99, "unpacked")]:
+    for central, local, value, message in [(8, 6, 1, "encrypted"), (10, 8, 99, "decompressed")]:
         changed = bytearray(data)
         changed[data.index(b"PK\x01\x02") + central] = value
         changed[local] = value
@@ -352,7 +352,7 @@ def test_a_dicomdir_without_its_folder(medium: Path) -> None:
     for path in medium.rglob("*"):
         if path.is_file() and path.name != "DICOMDIR":
             path.unlink()
-    with pytest.raises(NotAnImageError, match="holds no files"):
+    with pytest.raises(NotAnImageError, match="contains no files"):
         medimg.read(medium)
     with pytest.raises(MedimgError, match="no image among"):
         medimg.read(medium / "DICOMDIR")

@@ -94,9 +94,7 @@ def _build_raster(fields: dict[str, str], blob: Blob, end: int) -> Raster:
     w, h, d, t = (*sizes, 1, 1)[:4]
     (samples,) = parse_whole_numbers(fields.get("ElementNumberOfChannels", "1"), 1, f"{name}: channels")
     if samples != 1 and t != 1:
-        raise DecodeError(
-            f"{name} has {samples} channels at {t} time points; only one of them may be several"
-        )
+        raise DecodeError(f"{name} has {samples} channels at {t} time points, which is not supported")
     dtype = _find_dtype(fields, name)
     _check_rescale(fields, name)
     affine, patient, notes = _build_affine(fields, dimension, name)

@@ -304,7 +304,9 @@ def _find_frame_times(fields: dict[str, str], axes: _Axes) -> tuple[float, ...] 
 def _find_encoding(fields: dict[str, str], name: str) -> Encoding:
     stated = fields.get("encoding", "").lower()
     if stated not in _ENCODINGS:
-        raise DecodeError(f"{name} has the encoding {quote_text(stated)}; expected raw, gzip, ascii or hex")
+        raise DecodeError(
+            f"{name} has the encoding {quote_text(stated)}; raw, gzip, ascii and hex are supported"
+        )
     return _ENCODINGS[stated]
 
 
