@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUTPUT ?= demo-output
-PYTEST_OPTIONS ?= -n 2
+PYTEST_OPTIONS ?= -n 2 --dist worksteal
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -18,7 +18,9 @@ DEMO_OPTIONS = --output $(OUTPUT) $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $
 demo: $(STAMP)
 	$(BIN)/python examples/ct_classification.py $(DEMO_OPTIONS)
 
-test: lint types layers unit docs
+# side by side, the longest first; one thread in each process, as all cores are busy
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(MAKE) --jobs=3 --output-sync=target --no-print-directory unit types docs lint layers
 
 install: $(STAMP)
 

@@ -59,7 +59,7 @@ def _faster(row: str, than: str, bound: float) -> Goal:
 
 
 def _near(row: str, bound: float) -> Goal:
-    return Goal(f"{row}: medimg to the limit", (row, "medimg"), (row, "limit"), "≤", bound)
+    return Goal(f"{row}: medimg relative to the limit", (row, "medimg"), (row, "limit"), "≤", bound)
 
 
 def _at_most(row: str, what: str, bound: float) -> Goal:
@@ -72,7 +72,7 @@ GOALS: Final = (
     _faster("scan_cold", "pydicom", 25),
     _faster("scan", "dicomsdl", 8),
     Goal(
-        "scan_layouts: five times the files and layouts, to scan_fewer",
+        "scan_layouts: five times the files and layouts, relative to scan_fewer",
         ("scan_layouts", "medimg"),
         ("scan_fewer", "medimg"),
         "≤",
@@ -98,7 +98,7 @@ GOALS: Final = (
     _faster("xrays_plain", "MONAI ITK", 7),
     _faster("resample_linear", "SimpleITK", 2.5),
     Goal(
-        "resample_linear: error of medimg to that of SimpleITK",
+        "resample_linear: error of medimg relative to SimpleITK",
         ("resample_linear.error", "medimg"),
         ("resample_linear.error", "SimpleITK"),
         "≤",
@@ -108,7 +108,7 @@ GOALS: Final = (
     _faster("resample", "MONAI ITK", 15),
     _faster("nifti_gz", "SimpleITK", 1.5),
     _faster("nifti_gz", "nibabel", 1.7),
-    _at_most("memory_volume", "MB beside the output", 30),
-    _at_most("memory_tensors", "MB beside the output", 30),
-    Goal("epoch: throughput to that of tensors in RAM", ("epoch", "limit"), ("epoch", "medimg"), "≥", 0.9),
+    _at_most("memory_volume", "additional memory in MB", 30),
+    _at_most("memory_tensors", "additional memory in MB", 30),
+    Goal("epoch: throughput relative to tensors in RAM", ("epoch", "limit"), ("epoch", "medimg"), "≥", 0.9),
 )

@@ -69,7 +69,7 @@ _ALL: Final = (
     Work("tensors", "CT → (300, 3, 224, 224), antialiased", "tensors", Data.ct, checks.pictures),
     Work(
         "tensors_plain",
-        "CT → (300, 3, 224, 224), peers not antialiased",
+        "CT → (300, 3, 224, 224), others not antialiased",
         "plain_tensors",
         Data.ct,
         checks.pictures,
@@ -80,7 +80,7 @@ _ALL: Final = (
     Work("xrays", "40 DX 3000×2500 → tensors, antialiased", "xrays", Data.xrays, checks.xrays),
     Work(
         "xrays_plain",
-        "40 DX → tensors, peers not antialiased",
+        "40 DX → tensors, others not antialiased",
         "plain_xrays",
         Data.xrays,
         checks.xrays,
@@ -90,9 +90,9 @@ _ALL: Final = (
     Work("resample_linear", "CT volume to 1 mm, linear", "resample_linear", Data.ct, checks.linear),
     Work("nifti_gz", ".nii.gz → volume", "nifti", Data.zipped_nifti, checks.values),
     Work("nifti", ".nii → volume", "nifti", Data.nifti, checks.values),
-    Work("epoch", "second epoch, from the cache on disk", "epoch", Data.ct),
-    Work("memory_volume", "CT → volume, memory beside it", "volume", Data.ct, measure="memory"),
-    Work("memory_tensors", "CT → tensors, memory beside them", "tensors", Data.ct, measure="memory"),
+    Work("epoch", "second epoch, from the image cache", "epoch", Data.ct),
+    Work("memory_volume", "CT → volume, additional memory", "volume", Data.ct, measure="memory"),
+    Work("memory_tensors", "CT → tensors, additional memory", "tensors", Data.ct, measure="memory"),
 )
 #: Key → work, in the order of the table.
 WORKS: Final = {work.key: work for work in _ALL}

@@ -10,16 +10,18 @@ release = version = _version("medimg")
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "myst_parser"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_title = f"medimg {release}"
 
-# Types stand in the docstrings, in words; signatures stay short enough to read.
+# Docstrings describe types in words, which keeps signatures short.
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 autosummary_generate = False
 numpydoc_show_class_members = False
 numpydoc_xref_param_type = False
 
-# Bases outside medimg: no inventories of other projects are fetched, so that the build needs no network.
+# Base classes outside medimg: inventories of other projects are not fetched, so the build needs no network.
 nitpick_ignore_regex = [
     (r"py:class", r"(Exception|OSError|ImportError|UserWarning|torch\..*|collections\..*|typing\..*)"),
     (r"py:(class|mod)", r"(warnings|Dataset|Module|Sequence|tuple|NamedTuple|int|str|float)"),

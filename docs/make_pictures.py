@@ -1,5 +1,5 @@
 """
-Make the pictures of the documentation from synthetic studies.
+Make the figures of the documentation from synthetic studies.
 
     python docs/make_pictures.py
 """
@@ -22,15 +22,15 @@ IMAGES = Path(__file__).parent / "images"
 
 def save_row(name: str, panels: list[tuple[str, np.ndarray]]) -> None:
     figure = Figure(figsize=(3 * len(panels), 3.4), layout="constrained")
-    for axes, (title, picture) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        axes.imshow(picture, cmap="gray", vmin=0, vmax=255 if picture.dtype == np.uint8 else None)
+    for axes, (title, image) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255 if image.dtype == np.uint8 else None)
         axes.set_title(title, fontsize=10)
         axes.set_axis_off()
     IMAGES.mkdir(exist_ok=True)
     figure.savefig(IMAGES / name, dpi=96, pil_kwargs={"optimize": True})
 
 
-def tensor_picture(volume: medimg.Volume, recipe: medimg.Preprocess, index: int) -> np.ndarray:
+def tensor_image(volume: medimg.Volume, recipe: medimg.Preprocess, index: int) -> np.ndarray:
     plane = recipe.render(volume).planes[index, 0]
     return np.rint(plane.numpy() * 255).astype(np.uint8)
 
@@ -41,15 +41,15 @@ def ct(folder: Path) -> None:
     medimg.phantom.write_ct_series(phantom, folder, identity)
     volume = medimg.read(folder)
     index = int(np.argmax(phantom.lesion_mm2))
-    everything = Window.from_range(float(volume.array.min()), float(volume.array.max()))
+    full_range = Window.from_range(float(volume.array.min()), float(volume.array.max()))
     lung = medimg.Preprocess(window="lung")
     save_row(
         "ct_steps.png",
         [
-            ("all Hounsfield units", render(volume, index=index, window=everything)),
+            ("full range of HU", render(volume, index=index, window=full_range)),
             ("lung, 1500/−600", render(volume, index=index, window="lung")),
             ("soft tissue, 400/40", render(volume, index=index, window="soft_tissue")),
-            ("the tensor (lung)", tensor_picture(volume, lung, index)),
+            ("tensor (lung)", tensor_image(volume, lung, index)),
         ],
     )
 
@@ -65,9 +65,9 @@ def xray(folder: Path) -> None:
         "xray_steps.png",
         [
             ("stored values (MONOCHROME1)", stored.astype(float)),
-            ("the declared window", np.rint(declared * 255).astype(np.uint8)),
-            ("inverted: as it is displayed", render(volume)),
-            ("the tensor", tensor_picture(volume, medimg.Preprocess(), 0)),
+            ("declared window", np.rint(declared * 255).astype(np.uint8)),
+            ("inverted for display", render(volume)),
+            ("tensor", tensor_image(volume, medimg.Preprocess(), 0)),
         ],
     )
 

@@ -1,9 +1,9 @@
 """
-Make the picture of docs/saliency.rst from synthetic chest X-rays.
+Make the figure of docs/saliency.rst from synthetic chest X-rays.
 
     python docs/make_saliency.py squeezenet1_1-b8a52dc0.pth
 
-The argument is a file with weights of SqueezeNet 1.1, or DEFAULT to fetch these.
+The argument is a file with weights of SqueezeNet 1.1, or DEFAULT to download them.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("weights", nargs="?", default="DEFAULT")
     torch.manual_seed(0)
-    model = trained(parser.parse_args().weights)
+    model = train_classifier(parser.parse_args().weights)
     figure = Figure(figsize=(3 * len(SHOWN), 6.6), layout="constrained")
     grid = figure.subplots(2, len(SHOWN))
     for seed, (above, below) in zip(SHOWN, grid.T, strict=True):
-        phantom, volume = sample(seed)
+        phantom, volume = make_image(seed)
         found = medimg.explain(model, volume, "consolidation")
         inside = found.heat[0][phantom.lesion_mask].sum() / found.heat.sum()
         above.imshow(found.overlay(alpha=0.0))
         above.contour(phantom.lesion_mask, levels=[0.5], colors="white", linewidths=0.7)
-        above.set_title("what is to be found", fontsize=10)
+        above.set_title("consolidation (outline)", fontsize=10)
         below.imshow(found.overlay())
         below.set_title(f"probability {found.probability:.2f}, {inside:.0%} of the heat inside", fontsize=10)
-        print(seed, found, f"{inside:.0%} inside, which is {phantom.lesion_mask.mean():.0%} of the picture")
+        print(seed, found, f"{inside:.0%} inside, which is {phantom.lesion_mask.mean():.0%} of the image")
     for axes in grid.flat:
         axes.set_axis_off()
     IMAGES.mkdir(exist_ok=True)
     figure.savefig(IMAGES / "saliency.png", dpi=80, pil_kwargs={"optimize": True})
 
 
-def trained(weights: str) -> medimg.TransferClassifier:
+def train_classifier(weights: str) -> medimg.TransferClassifier:
     with tempfile.TemporaryDirectory() as folder:
         table = medimg.phantom.write_xray_dataset(
             Path(folder, "data"), patients=160, classes=("normal", "consolidation"), size=(256, 224)
@@ -57,7 +57,7 @@ def trained(weights: str) -> medimg.TransferClassifier:
     return model
 
 
-def sample(seed: int) -> tuple[medimg.phantom.PhantomXray, medimg.Volume]:
+def make_image(seed: int) -> tuple[medimg.phantom.PhantomXray, medimg.Volume]:
     phantom = medimg.phantom.chest_xray(seed, label="consolidation", size=(512, 448))
     identity = medimg.phantom.Identity.derive("documentation", seed)
     with tempfile.TemporaryDirectory() as folder:

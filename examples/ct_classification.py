@@ -1,7 +1,7 @@
 """
-Classify slices of chest CT: a table of labels in; a checkpoint, predictions and a report out.
+Fine-tune a classifier of chest CT slices, and write a checkpoint, predictions and an HTML report.
 
-The data is a folder with labels.csv, whose columns are file, label and patient_id; a file is one slice, or a
+--data is a folder with a labels.csv, with the columns file, label and patient_id; a file is one slice, or a
 folder with one series. Without --data, synthetic CT is written as DICOM first.
 
     python examples/ct_classification.py --data scans --backbone resnet18 --epochs 5
@@ -17,13 +17,13 @@ from medimg.errors import LeakageError, MedimgError, WeightsUnavailableError
 
 
 def main() -> None:
-    args = arguments()
-    data = medimg.ImageDataset.from_csv(labels(args), path="file", patient="patient_id")
-    model, settings = classifier(args, data.classes)
+    args = parse_arguments()
+    data = medimg.ImageDataset.from_csv(find_labels(args), path="file", patient="patient_id")
+    model, settings = build_classifier(args, data.classes)
     data = data.with_preprocess(model.preprocess)
     print(f"Data: {data.summary()}")
 
-    train, val, test = split(data)
+    train, val, test = split_data(data)
     settings |= {"epochs": args.epochs} if args.epochs else {}
     fit = medimg.fine_tune(model, train, val, output=args.output, **settings)
     report = medimg.evaluate(model, test, unit="image", progress=True)
@@ -35,7 +35,7 @@ def main() -> None:
         print(f"Written: {path}")
 
 
-def labels(args: argparse.Namespace) -> Path:
+def find_labels(args: argparse.Namespace) -> Path:
     if args.data:
         return Path(args.data, "labels.csv")
     folder = Path(args.output, "data")
@@ -46,7 +46,7 @@ def labels(args: argparse.Namespace) -> Path:
     return folder / "slices.csv"
 
 
-def classifier(
+def build_classifier(
     args: argparse.Namespace, classes: tuple[str, ...]
 ) -> tuple[medimg.TransferClassifier, dict[str, Any]]:
     recipe = medimg.Preprocess(window="lung")
@@ -57,7 +57,9 @@ def classifier(
     except WeightsUnavailableError:
         if weights != "DEFAULT":
             raise
-    print("No ImageNet weights in the cache or from the network: training a small backbone from scratch.")
+    print(
+        "ImageNet weights are neither in the cache nor downloadable: training a small backbone from scratch."
+    )
     recipe = recipe.replace(size=112)
     model = medimg.TransferClassifier("resnet18", classes=classes, weights=None, preprocess=recipe)
     return model, {
@@ -68,19 +70,19 @@ def classifier(
     }
 
 
-def split(
+def split_data(
     data: medimg.ImageDataset,
 ) -> tuple[medimg.ImageDataset, medimg.ImageDataset | None, medimg.ImageDataset]:
     try:
         train, val, test = medimg.split(data)
     except LeakageError as error:
-        print(f"No patients can be held back: {error}")
-        print("Training and evaluating on the same images: THE SCORES BELOW MEAN NOTHING.")
+        print(f"No patients can be held out: {error}")
+        print("Training and evaluating on the same images: THE SCORES BELOW ARE NOT VALID.")
         return data, None, data
     return train, val, test
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -88,8 +90,8 @@ def arguments() -> argparse.Namespace:
     add("--data", type=Path, help="folder with labels.csv; synthetic CT by default")
     add("--weights", default="DEFAULT", help="name, path of a file, or 'none' (default: DEFAULT)")
     add("--backbone", default="resnet18", help="any torchvision classifier (default: resnet18)")
-    add("--epochs", type=int, help="epochs of the whole network (default: 3; 15 from scratch)")
-    add("--output", type=Path, default=Path("ct-output"), help="folder for the results")
+    add("--epochs", type=int, help="epochs of the full network (default: 3; 15 from scratch)")
+    add("--output", type=Path, default=Path("ct-output"), help="output folder")
     return parser.parse_args()
 
 

@@ -1,7 +1,7 @@
 """
-Classify chest X-rays: a table of labels in; a checkpoint, predictions, a report and a model card out.
+Fine-tune a classifier of chest X-rays, and write a checkpoint, predictions, an HTML report and a model card.
 
-The data is a folder with labels.csv, whose columns are file, label and patient_id; the files are DICOM, PNG
+--data is a folder with a labels.csv, with the columns file, label and patient_id; the files are DICOM, PNG
 or JPEG. Without --data, synthetic X-rays are written as DICOM first.
 
     python examples/xray_classification.py --data scans --backbone densenet121 --epochs 5
@@ -16,8 +16,8 @@ from medimg.errors import MedimgError
 
 
 def main() -> None:
-    args = arguments()
-    data = medimg.ImageDataset.from_csv(labels(args), path="file", patient="patient_id")
+    args = parse_arguments()
+    data = medimg.ImageDataset.from_csv(find_labels(args), path="file", patient="patient_id")
     weights = None if args.weights == "none" else args.weights
     model = medimg.TransferClassifier(args.backbone, classes=data.classes, weights=weights)
     data = data.with_preprocess(model.preprocess)
@@ -37,7 +37,7 @@ def main() -> None:
         print(f"Written: {args.output / name}")
 
 
-def labels(args: argparse.Namespace) -> Path:
+def find_labels(args: argparse.Namespace) -> Path:
     if args.data:
         return Path(args.data, "labels.csv")
     folder = Path(args.output, "data")
@@ -47,7 +47,7 @@ def labels(args: argparse.Namespace) -> Path:
     return folder / "labels.csv"
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -55,8 +55,8 @@ def arguments() -> argparse.Namespace:
     add("--data", type=Path, help="folder with labels.csv; synthetic X-rays by default")
     add("--weights", default="DEFAULT", help="name, path of a file, or 'none' (default: DEFAULT)")
     add("--backbone", default="resnet18", help="any torchvision classifier (default: resnet18)")
-    add("--epochs", type=int, default=3, help="epochs of the whole network, after one of the head")
-    add("--output", type=Path, default=Path("xray-output"), help="folder for the results")
+    add("--epochs", type=int, default=3, help="epochs of the full network, after one of the head")
+    add("--output", type=Path, default=Path("xray-output"), help="output folder")
     return parser.parse_args()
 
 

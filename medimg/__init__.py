@@ -43,7 +43,7 @@ _HOMES = {
     "fine_tune": "medimg.training.fine_tune",
     "fit_head": "medimg.training.fit_head",
     "iter_tensors": "medimg.data.read_tensors",
-    "load": "medimg.models.checkpoint",
+    "load": "medimg.models.classifier",
     "LRFinderResult": "medimg.training.lr_finder",
     "lr_find": "medimg.training.lr_finder",
     "read": "medimg.io.read",

@@ -35,8 +35,8 @@ from medimg.io.scan import scan as scan
 from medimg.io.series import Series as Series
 from medimg.io.series import SeriesIndex as SeriesIndex
 from medimg.models.backbones.registry import register_backbone as register_backbone
-from medimg.models.checkpoint import load as load
 from medimg.models.classifier import TransferClassifier as TransferClassifier
+from medimg.models.classifier import load as load
 from medimg.preprocessing.preprocess import Preprocess as Preprocess
 from medimg.preprocessing.preprocess import to_tensor as to_tensor
 from medimg.saliency.explain import explain as explain

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import math
 import operator
+import reprlib
+from collections.abc import Mapping
 from numbers import Real
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from medimg.errors import DatasetError, MedimgError, TrainingError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-__all__ = ["check_batch_size", "check_choice", "check_number", "check_seed", "check_whole_number"]
+__all__ = [
+    "check_batch_size",
+    "check_choice",
+    "check_fields",
+    "check_number",
+    "check_seed",
+    "check_text",
+    "check_texts",
+    "check_whole_number",
+]
 
 _MOST_SEED: Final = 2**32 - 1  # scikit-learn's, which draws the folds
 _Choice = TypeVar("_Choice")
@@ -80,6 +91,40 @@ def check_choice(
             return choice
     listed = [f'"{choice}"' if isinstance(choice, str) else repr(choice) for choice in choices]
     raise error(f"{name} must be {', '.join(listed[:-1])} or {listed[-1]}; found {value!r}")
+
+
+def check_text(name: str, value: object, *, error: type[MedimgError] = TrainingError) -> str:
+    """Return a text."""
+    if not isinstance(value, str):
+        raise error(f"{name} must be text; found {reprlib.repr(value)}")
+    return value
+
+
+def check_texts(name: str, value: object, *, error: type[MedimgError] = TrainingError) -> tuple[str, ...]:
+    """Return the texts of a list or tuple."""
+    if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
+        raise error(f"{name} must be a list of texts; found {reprlib.repr(value)}")
+    return tuple(value)
+
+
+def check_fields(
+    name: str,
+    value: object,
+    fields: Collection[str],
+    *,
+    others: bool = False,
+    error: type[MedimgError] = TrainingError,
+) -> Mapping[str, Any]:
+    """Return a mapping that has all of these fields, and no others unless these are allowed."""
+    if not isinstance(value, Mapping):
+        raise error(f"{name} must be an object with fields; found {reprlib.repr(value)}")
+    missing = [field for field in fields if field not in value]
+    unknown = [] if others else [str(field) for field in value if field not in fields]
+    if missing or unknown:
+        parts = [f"missing {', '.join(missing)}"] if missing else []
+        parts += [f"unknown {reprlib.repr(', '.join(unknown))}"] if unknown else []
+        raise error(f"{name} must have the fields {', '.join(fields)}; found {' and '.join(parts)}")
+    return value
 
 
 def check_seed(seed: object, *, error: type[MedimgError] = DatasetError) -> int:

@@ -260,9 +260,9 @@ def test_cells_are_medians_and_ratios(table: Table) -> None:
 
 def test_goals_are_met_missed_or_not_measured(table: Table) -> None:
     rows = {row[0]: row[1:] for row in goal_rows(table)}
-    assert rows["scan: medimg to the limit"] == ["≤ 1.6", "2", "missed"]
+    assert rows["scan: medimg relative to the limit"] == ["≤ 1.6", "2", "missed"]
     assert rows["tensors.error: largest error of medimg"][-1] == "missed"
-    assert "volume: medimg to the limit" not in rows
+    assert "volume: medimg relative to the limit" not in rows
     goal = Goal("", ("scan", "pydicom"), ("scan", "medimg"), "≥", 20)
     assert goal.met(table) is True
     assert Goal("", ("scan", "pydicom"), ("scan", "medimg"), "≥", 20.1).met(table) is False

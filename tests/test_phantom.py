@@ -22,9 +22,9 @@ from scipy.stats import rankdata
 
 from medimg import phantom
 from medimg.errors import DatasetError
+from medimg.phantom._anatomy import Chest
 from medimg.phantom._shapes import Grid
-from medimg.phantom.anatomy import Chest
-from medimg.phantom.dataset import _plan
+from medimg.phantom.dataset import _plan_patients
 from medimg.phantom.patient import Patient
 
 CT_NAMES = [scanner.name for scanner in phantom.CT_SCANNERS]
@@ -294,7 +294,7 @@ def population() -> dict[str, Any]:
     """48 patients of all classes and scanners: gray means and a local contrast of each slice."""
     scores: dict[str, list[float]] = {"hu": [], "soft": [], "lung": [], "contrast": []}
     labels: list[str] = []
-    for entry in _plan(48, phantom.CLASSES, CT_NAMES, seed=0):
+    for entry in _plan_patients(48, phantom.CLASSES, CT_NAMES, seed=0):
         ct = phantom.chest_ct(
             entry.seed, label=entry.label, scanner=entry.scanner, size=96, habitus=entry.habitus
         )
@@ -334,14 +334,16 @@ def test_local_contrast_tells_lesions(population: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_scanners_are_spread_over_the_classes(seed: int) -> None:
-    counts = Counter((entry.label, entry.scanner) for entry in _plan(60, phantom.CLASSES, CT_NAMES, seed))
+    counts = Counter(
+        (entry.label, entry.scanner) for entry in _plan_patients(60, phantom.CLASSES, CT_NAMES, seed)
+    )
     assert len(counts) == len(phantom.CLASSES) * len(CT_NAMES)
     assert max(counts.values()) - min(counts.values()) <= 1
 
 
 def test_classes_have_the_same_habitus() -> None:
     sizes: dict[str, list[float]] = {label: [] for label in phantom.CLASSES}
-    for entry in _plan(40, phantom.CLASSES, CT_NAMES, seed=1):
+    for entry in _plan_patients(40, phantom.CLASSES, CT_NAMES, seed=1):
         sizes[entry.label].append(entry.habitus.size)
     assert len({tuple(sorted(values)) for values in sizes.values()}) == 1
 
@@ -405,7 +407,7 @@ def test_xray_headers_match_the_unit(unit: phantom.XrayScanner, tmp_path: Path) 
 
 def test_xray_mean_does_not_tell_lesions() -> None:
     means, labels = [], []
-    for entry in _plan(60, phantom.CLASSES, XRAY_NAMES, seed=0):
+    for entry in _plan_patients(60, phantom.CLASSES, XRAY_NAMES, seed=0):
         image = phantom.chest_xray(
             entry.seed, label=entry.label, scanner=entry.scanner, size=(96, 84), habitus=entry.habitus
         )

@@ -154,7 +154,7 @@ def test_from_files_to_report(scans: Path, tmp_path: Path, said: Said) -> None:
     split = {"train": train, "val": val, "test": test}
     page = report.to_html(output / "report.html", fit=fit, split=split, card=True)
     report.to_csv(output / "predictions.csv")
-    assert "no image (none of DICOM" in page.read_text()
+    assert "not an image (none of DICOM" in page.read_text()
     said.add_folder(output)
     said.add_folder(tmp_path / "cache")
     for n, picture in enumerate(pictures_of(page)):

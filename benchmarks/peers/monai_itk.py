@@ -21,7 +21,7 @@ __all__ = [
     "xrays",
 ]
 
-CANNOT: Final = {"codec": "decodes as SimpleITK does, by the same library"}
+CANNOT: Final = {"codec": "decodes with the same library as SimpleITK"}
 
 volume = partial(common.volume, "ITKReader")
 tensors = plain_tensors = partial(common.tensors, "ITKReader")

@@ -12,9 +12,9 @@ __all__ = ["few", "plain_tensors", "tensors", "volume"]
 CANNOT: Final = {
     "codec": "decodes as pydicom does",
     "nifti": "reads DICOM only",
-    "resample": "the same as with the other reader",
-    "resample_linear": "the same as with the other reader",
-    "xrays": "the same as with the other reader but for the reading",
+    "resample": "same as with the other reader",
+    "resample_linear": "same as with the other reader",
+    "xrays": "differs from the other reader only in reading",
 }
 
 volume = partial(common.volume, "PydicomReader")

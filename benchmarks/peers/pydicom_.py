@@ -42,9 +42,9 @@ TAGS: Final = [
     "Columns",
 ]
 CANNOT: Final = {
-    "tensors": "no resizing: see the columns beside",
-    "few": "no resizing: see the columns beside",
-    "xrays": "no resizing: see the columns beside",
+    "tensors": "no resizing: see the next two columns",
+    "few": "no resizing: see the next two columns",
+    "xrays": "no resizing: see the next two columns",
 }
 
 

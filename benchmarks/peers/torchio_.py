@@ -21,7 +21,7 @@ __all__ = ["nifti", "plain_tensors", "resample", "resample_linear", "volume"]
 CANNOT: Final = {
     "tensors": "its Resize does not antialias within the slices alone",
     "few": "reads whole volumes; its Resize does not antialias within the slices alone",
-    "codec": "decodes as SimpleITK does, by the same library",
+    "codec": "decodes with the same library as SimpleITK",
 }
 
 

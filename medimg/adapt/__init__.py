@@ -1,9 +1,9 @@
 """
-Models for scanners and sites that they were not trained on.
+Domain adaptation for scanners and sites without labels, and adversarial training.
 
-The methods are passed to ``medimg.fine_tune(adapt=...)``: with images of the target and without their labels
-(:class:`CORAL`, :class:`MMD`, :class:`DANN`, :class:`CDAN`, :class:`MultiSource`, :class:`AdaBN`), or against
-small changes of any picture (:class:`PGD`). Their losses are functions that can be used alone.
+The methods are passed to ``medimg.fine_tune(adapt=...)``. :class:`CORAL`, :class:`MMD`, :class:`DANN`,
+:class:`CDAN`, :class:`MultiSource` and :class:`AdaBN` use unlabeled images of the target domain; :class:`PGD`
+makes a model robust against small perturbations of any image. The loss functions can also be used alone.
 """
 
 from medimg.adapt.adabn import AdaBN

@@ -1,4 +1,4 @@
-"""Batch normalization with the statistics of the target."""
+"""Adaptive batch normalization."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
-from medimg.adapt.base import Adaptation, Images, hold_statistics
+from medimg.adapt.base import Adaptation, Images
 from medimg.errors import TrainingError
+from medimg.models.module_mode import module_mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,16 +24,16 @@ __all__ = ["AdaBN"]
 @dataclass(frozen=True, repr=False, eq=False)
 class AdaBN(Adaptation):
     """
-    Adaptive batch normalization: after training, the statistics of all layers become those of the target.
+    Adaptive batch normalization: after training, the running statistics are replaced by those of the target.
 
     Li, Wang, Shi, Liu and Hou, Revisiting Batch Normalization for Practical Domain Adaptation, 2016. As in
-    ``torch.optim.swa_utils.update_bn``, the statistics start anew and are the mean over the batches;
-    nothing but BatchNorm layers is in training mode meanwhile. Frozen ones take part: this is asked for.
+    ``torch.optim.swa_utils.update_bn``, the statistics are reset and then averaged over the batches; only
+    BatchNorm layers are in training mode. Frozen layers are included.
 
     Parameters
     ----------
     target : ImageDataset
-        Images of the target; its labels are never looked at.
+        Images of the target domain; their labels are not used.
 
     Examples
     --------
@@ -46,33 +47,33 @@ class AdaBN(Adaptation):
 
     def check_model(self, model: nn.Module) -> None:
         """
-        Refuse a network without batch normalization.
+        Raise an error if a network has no batch normalization.
 
         Raises
         ------
         TrainingError
             If it has no BatchNorm layer that keeps statistics.
         """
-        if not _layers(model):
+        if not _find_batchnorm(model):
             raise TrainingError(
                 "AdaBN replaces the statistics of BatchNorm layers, and this network has none: use a "
-                "backbone with batch normalization (resnet, densenet, efficientnet, vgg*_bn), or CORAL"
+                "backbone with batch normalization (resnet, densenet, efficientnet, vgg*_bn), or use CORAL"
             )
 
     def finish(self, model: nn.Module, device: torch.device, batch_size: int, num_workers: int) -> None:
         """
-        Take the statistics from the target.
+        Replace the running statistics by those of the target.
 
         Parameters
         ----------
         model : nn.Module
-            Changed in place; its modes and momenta are restored.
+            Model to change in place; modes and momenta are restored.
         device : torch.device
-            Where it is.
+            Device of the model.
         batch_size : int
-            The most pictures at once; all batches get the same number, give or take one.
+            Largest number of images per batch; batch sizes differ by one at most.
         num_workers : int
-            Processes that read.
+            Number of worker processes for reading.
 
         Raises
         ------
@@ -81,50 +82,49 @@ class AdaBN(Adaptation):
         """
         self.check_model(model)
         body = getattr(model, "backbone", model)
-        layers = _layers(body)
+        layers = _find_batchnorm(body)
         momenta = [layer.momentum for layer in layers]
         try:
-            with hold_statistics(model), torch.no_grad():
+            with module_mode(model, training=False), torch.no_grad():
                 for layer in layers:
                     layer.reset_running_stats()
                     layer.momentum = None  # the mean over all batches
                     layer.train()
-                for images in _batches(self.target, batch_size, num_workers):
+                for images in _load_batches(self.target, batch_size, num_workers):
                     body(images.to(device))
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum
 
 
-def _layers(model: nn.Module) -> list[_BatchNorm]:
+def _find_batchnorm(model: nn.Module) -> list[_BatchNorm]:
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
 
 
-def _batches(images: Images, batch_size: int, num_workers: int) -> Iterator[Tensor]:
-    """Yield pictures (B, 3, H, W), those of bags one by one, in batches of about one size."""
+def _load_batches(images: Images, batch_size: int, num_workers: int) -> Iterator[Tensor]:
+    """Yield images (B, 3, H, W), also the slices of bags, in batches of about the same size."""
     loader: DataLoader[Any] = DataLoader(
         _Unlabeled(images),  # type: ignore[arg-type]  # has a length and items
-        batch_size=_even(len(images), batch_size),
+        batch_size=_split_evenly(len(images), batch_size),
         num_workers=num_workers,
-        collate_fn=_together,
+        collate_fn=_concat_images,
         generator=torch.Generator(),
     )
-    for pictures in loader:
-        size = _even(len(pictures), batch_size)
-        yield from pictures.split(size)
+    for batch in loader:
+        yield from batch.split(_split_evenly(len(batch), batch_size))
 
 
-def _even(count: int, most: int) -> int:
-    """Return a size that makes batches alike: each counts as much, the last one too."""
+def _split_evenly(count: int, most: int) -> int:
+    """Return the batch size with which all batches, which count equally, have about the same size."""
     return math.ceil(count / math.ceil(count / max(most, 2)))
 
 
-def _together(items: list[Tensor]) -> Tensor:
+def _concat_images(items: list[Tensor]) -> Tensor:
     return torch.cat([image if image.ndim == 4 else image[None] for image in items])
 
 
 class _Unlabeled:
-    """The images of a data set alone."""
+    """Images of a dataset, without labels."""
 
     def __init__(self, images: Images) -> None:
         self._images = images

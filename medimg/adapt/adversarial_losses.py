@@ -1,4 +1,4 @@
-"""Adversarial losses: a discriminator tells domains apart, and the embeddings are moved so that it can't."""
+"""Adversarial losses: gradient reversal, DANN, CDAN, MDAN."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medimg.adapt.distances import full_precision
+from medimg.adapt.distances import as_full_precision, full_precision
 from medimg.errors import TrainingError
 
 __all__ = [
@@ -35,21 +35,21 @@ class _Reversal(torch.autograd.Function):
 
 def gradient_reversal(x: Tensor, scale: float = 1.0) -> Tensor:
     """
-    Return `x` as it is; its gradient is multiplied by ``-scale``.
+    Return `x` unchanged; its gradient is multiplied by ``-scale``.
 
     Ganin et al., Domain-Adversarial Training of Neural Networks, JMLR 2016, section 4.2.
 
     Parameters
     ----------
     x : Tensor
-        Of any shape.
+        Tensor of any shape.
     scale : float
-        How strongly what lies before is trained against what lies behind.
+        Factor of the reversed gradient.
 
     Returns
     -------
     Tensor
-        The same values.
+        Same values as `x`.
 
     Examples
     --------
@@ -63,16 +63,21 @@ def gradient_reversal(x: Tensor, scale: float = 1.0) -> Tensor:
 
 def ramp(progress: float, steepness: float = 10.0) -> float:
     """
-    Return how strongly an adversary counts: ``2 / (1 + exp(-10 p)) - 1``, from 0 towards 1.
+    Return the weight of gradient reversal during training: ``2 / (1 + exp(-10 p)) - 1``, from 0 towards 1.
 
-    Ganin et al., JMLR 2016, section 5.2.2: early on, when discriminators know nothing, they are not obeyed.
+    Ganin et al., JMLR 2016, section 5.2.2: the untrained discriminator has no influence at first.
 
     Parameters
     ----------
     progress : float
-        Share p of the training that is done, 0 to 1.
+        Completed share p of the training, 0 to 1.
     steepness : float
-        10 in the paper.
+        Factor of p in the exponent; 10 in the paper.
+
+    Returns
+    -------
+    float
+        Weight, 0 to 1.
 
     Examples
     --------
@@ -90,7 +95,7 @@ def adversarial_loss(
     target_weights: Tensor | None = None,
 ) -> Tensor:
     """
-    Return the loss of a discriminator, which calls the source 0 and the target 1.
+    Return the loss of a discriminator, whose label is 0 for the source and 1 for the target.
 
     ``-mean_S w log(1 - D) - mean_T w log D`` with D the sigmoid of the logits (Ganin et al., JMLR 2016,
     equation 9; with weights Long, Cao, Wang and Jordan, Conditional Adversarial Domain Adaptation, NeurIPS
@@ -99,14 +104,14 @@ def adversarial_loss(
     Parameters
     ----------
     source, target : Tensor
-        (B,), (B',) logits.
+        (B,), (B',) logits of the discriminator.
     source_weights, target_weights : Tensor, optional
-        (B,), (B',): see :func:`entropy_weights`.
+        (B,), (B',) weights of the items, see :func:`entropy_weights`.
 
     Returns
     -------
     Tensor
-        Scalar: ``2 log 2`` where the discriminator knows nothing.
+        Scalar loss; ``2 log 2`` for an uninformative discriminator.
 
     Examples
     --------
@@ -114,8 +119,8 @@ def adversarial_loss(
     tensor(1.3863)
     """
     with full_precision(source):
-        one = F.softplus(_whole(source))
-        other = F.softplus(-_whole(target))
+        one = F.softplus(as_full_precision(source))
+        other = F.softplus(-as_full_precision(target))
         if source_weights is not None:
             one = one * source_weights
         if target_weights is not None:
@@ -125,55 +130,55 @@ def adversarial_loss(
 
 def entropy_weights(probabilities: Tensor) -> Tensor:
     """
-    Return how much each item counts: ``1 + exp(-H)``, more where the prediction is certain.
+    Return weights ``1 + exp(-H)`` of items, higher for more certain predictions; H is their entropy.
 
     Long et al., NeurIPS 2018, section 3.3 ("CDAN+E").
 
     Parameters
     ----------
     probabilities : Tensor
-        (B, K), each row sums to 1.
+        (B, K) probabilities; each row sums to 1.
 
     Returns
     -------
     Tensor
-        (B,), 1 to 2.
+        (B,) weights, 1 to 2.
 
     Examples
     --------
     >>> entropy_weights(torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
     tensor([2.0000, 1.5000])
     """
-    return 1.0 + torch.exp(-torch.special.entr(_whole(probabilities)).sum(dim=1))
+    return 1.0 + torch.exp(-torch.special.entr(as_full_precision(probabilities)).sum(dim=1))
 
 
 def multilinear_map(
     embeddings: Tensor, probabilities: Tensor, projections: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:
     """
-    Return what a conditional discriminator sees: the outer product of embedding and prediction.
+    Return the outer product of embedding and prediction, the input of a conditional discriminator.
 
-    ``f ⊗ g``, or where that is too long its randomized form ``(R_f f) ⊙ (R_g g) / sqrt(d)``, which has
-    the same inner products on average (Long et al., NeurIPS 2018, section 3.2).
+    ``f ⊗ g``, or its randomized form ``(R_f f) ⊙ (R_g g) / sqrt(d)``, which has the same inner products on
+    average (Long et al., NeurIPS 2018, section 3.2).
 
     Parameters
     ----------
     embeddings : Tensor
-        (B, F).
+        (B, F) embeddings.
     probabilities : Tensor
-        (B, K).
+        (B, K) predicted probabilities.
     projections : tuple of 2 Tensors, optional
-        R_f (F, d) and R_g (K, d), drawn once from a normal distribution of variance 1.
+        R_f (F, d) and R_g (K, d), sampled once from a standard normal distribution.
 
     Returns
     -------
     Tensor
-        (B, K F), or (B, d).
+        (B, K F), or (B, d) with projections.
 
     Raises
     ------
     TrainingError
-        If shapes don't fit.
+        If the shapes don't match.
 
     Examples
     --------
@@ -186,7 +191,7 @@ def multilinear_map(
             f"{tuple(embeddings.shape)} and {tuple(probabilities.shape)}"
         )
     with full_precision(embeddings):
-        f, g = _whole(embeddings), _whole(probabilities)
+        f, g = as_full_precision(embeddings), as_full_precision(probabilities)
         if projections is None:
             return torch.einsum("bk,bf->bkf", g, f).flatten(1)
         first, second = projections
@@ -195,12 +200,12 @@ def multilinear_map(
 
 def mdan_objective(losses: Tensor, adversaries: Tensor, *, gamma: float | None = None) -> Tensor:
     """
-    Return the objective of several sources, whose worst bound is improved.
+    Return the objective of MDAN, the worst bound over several sources.
 
-    With ``v_i = losses_i - adversaries_i``: the largest v_i ("hard max"), or ``1/gamma log sum
-    exp(gamma v_i)`` ("soft max") (Zhao, Zhang, Wu, Moura, Costeira and Gordon, Adversarial Multiple Source
-    Domain Adaptation, NeurIPS 2018, section 4). A source counts for more the worse it is
-    classified, and the easier it is told from the target.
+    With ``v_i = losses_i - adversaries_i``: the largest v_i ("hard max"), or ``1/gamma log sum exp(gamma
+    v_i)`` ("soft max") (Zhao, Zhang, Wu, Moura, Costeira and Gordon, Adversarial Multiple Source Domain
+    Adaptation, NeurIPS 2018, section 4). A source has more weight the worse it is classified, and the more
+    easily it is distinguished from the target.
 
     Parameters
     ----------
@@ -209,12 +214,12 @@ def mdan_objective(losses: Tensor, adversaries: Tensor, *, gamma: float | None =
     adversaries : Tensor
         (N,) loss of each source's discriminator.
     gamma : float, optional
-        For the soft version; 10 in the authors' experiments.
+        Sharpness of the soft maximum, 10 in the authors' experiments; None for the hard maximum.
 
     Returns
     -------
     Tensor
-        Scalar.
+        Scalar objective.
 
     Raises
     ------
@@ -230,9 +235,5 @@ def mdan_objective(losses: Tensor, adversaries: Tensor, *, gamma: float | None =
     if gamma is None:
         return bounds.amax()
     if not gamma > 0:
-        raise TrainingError(f"gamma is a positive number; found {gamma!r}")
+        raise TrainingError(f"gamma must be a positive number; found {gamma!r}")
     return torch.logsumexp(gamma * bounds, dim=0) / gamma
-
-
-def _whole(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()

@@ -1,8 +1,7 @@
-"""What every way of adapting has in common, and what training asks of it."""
+"""Interface between training and methods of domain adaptation."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
@@ -10,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from medimg.errors import TrainingError
+from medimg.preprocessing.preprocess import check_same_preprocessing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from medimg.preprocessing.preprocess import Preprocess
 
@@ -22,25 +22,23 @@ __all__ = [
     "Images",
     "LossOf",
     "Side",
-    "hold_statistics",
-    "the_target",
-    "total_loss",
+    "require_target",
 ]
 
-#: The mean loss of a batch of images, as the model is now.
+#: Function from a batch of images to its mean loss with the current model.
 LossOf: TypeAlias = "Callable[[Tensor], Tensor]"
 
 
 class Images(Protocol):
-    """What adaptation asks of a data set; :class:`medimg.ImageDataset` is one."""
+    """Dataset of a target domain, such as :class:`medimg.ImageDataset`."""
 
     @property
     def preprocess(self) -> Preprocess:
-        """The recipe the items are made by."""
+        """Preprocessing of the items."""
 
     @property
     def unit(self) -> str:
-        """What an item is: ``"slice"`` or ``"series"``."""
+        """Type of an item: ``"slice"`` or ``"series"``."""
 
     @property
     def patients(self) -> tuple[str, ...]:
@@ -53,18 +51,18 @@ class Images(Protocol):
 
 class Side(NamedTuple):
     """
-    A batch of the source, or of the target, as the head sees it.
+    Batch of the source or target domain, as the head sees it.
 
     Attributes
     ----------
     embeddings : Tensor
-        (B, F).
+        (B, F) embeddings.
     logits : Tensor
-        (B, K).
+        (B, K) logits.
     labels : Tensor or None
-        (B,) or (B, K); None for the target.
+        (B,) class indices or (B, K) indicators; None for the target.
     domains : Tensor or None
-        (B,) int64: which source each item is of; None where there is but one.
+        (B,) int64 source domain of each item; None for a single source.
     """
 
     embeddings: Tensor
@@ -75,48 +73,48 @@ class Side(NamedTuple):
 
 class AdaptationTerm(nn.Module):
     """
-    What a way of adapting adds to the loss; its own parameters are those of discriminators.
+    Loss term of a method of domain adaptation; its parameters, such as those of a discriminator, are trained.
 
-    The base class adds nothing.
+    The base class adds nothing to the classification loss.
     """
 
     def forward(
         self, losses: Tensor, source: Side, target: Side | None, progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """
-        Return the loss to descend.
+        Return the total loss.
 
         Parameters
         ----------
         losses : Tensor
-            (B,) classification losses of the source items; their mean is the loss of plain training.
+            (B,) classification losses of the source items; their mean is the loss without adaptation.
         source : Side
-            The labeled batch.
+            Labeled batch of the source.
         target : Side or None
-            The batch of the target; its size may be another one.
+            Unlabeled batch of the target, possibly of another size.
         progress : float
-            How far training is, 0 to 1.
+            Completed share of the training, 0 to 1.
 
         Returns
         -------
         total : Tensor
-            Scalar.
+            Scalar loss, classification included.
         parts : dict of str to Tensor
-            Scalars without gradient, for the log.
+            Scalars without gradient, for logging.
         """
         return losses.mean(), {}
 
 
 class Adaptation:
     """
-    Base of all ways of adapting, as ``fine_tune(adapt=...)`` takes them.
+    Base class of the methods that ``fine_tune(adapt=...)`` accepts.
 
-    Subclasses are frozen dataclasses; what a method has no use for stays as it is here.
+    Subclasses are frozen dataclasses and override what they need.
 
     Attributes
     ----------
     target : ImageDataset or None
-        Images of the target; its labels are never looked at.
+        Images of the target domain; their labels are not used.
     moves_backbone : bool
         Whether the method has no effect on a frozen backbone.
     """
@@ -126,19 +124,19 @@ class Adaptation:
 
     def check(self, classes: Sequence[str], train: Any) -> None:
         """
-        Refuse data that don't fit.
+        Raise an error if the data are unsuitable.
 
         Parameters
         ----------
         classes : sequence of str
-            Of the model.
+            Classes of the model.
         train : ImageDataset
-            The training data.
+            Training data.
 
         Raises
         ------
         TrainingError
-            If the target is empty, or made by another recipe or of other units than the training data.
+            If the target has less than two items, or another preprocessing or unit than the training data.
         """
         target = self.target
         if target is None:
@@ -151,39 +149,42 @@ class Adaptation:
             raise TrainingError(
                 f"the target of {type(self).__name__} has {len(target)} item(s); expected at least 2"
             )
-        if target.preprocess.fingerprint != train.preprocess.fingerprint:
-            raise TrainingError(
-                f"the target of {type(self).__name__} is made by another recipe than the training data: use "
-                "target.with_preprocess(train.preprocess)"
-            )
+        check_same_preprocessing(
+            target.preprocess,
+            train.preprocess,
+            name=f"the target of {type(self).__name__}",
+            other="the training data",
+            hint="use target.with_preprocess(train.preprocess)",
+            error=TrainingError,
+        )
         if target.unit != train.unit:
             raise TrainingError(
-                f"the target of {type(self).__name__} gives items of unit={target.unit!r}, the training data "
-                f"of {train.unit!r}: make both the same"
+                f"the target of {type(self).__name__} has unit={target.unit!r}, the training data "
+                f"{train.unit!r}; expected the same"
             )
 
     def check_model(self, model: nn.Module) -> None:
-        """Refuse a network that the method can do nothing with; by default none is refused."""
+        """Raise TrainingError if the method has no effect on a network; accept all by default."""
 
     def source_domains(self, train: Any) -> Tensor | None:
         """
-        Return which source each training item is of.
+        Return the source domain of each training item.
 
         Parameters
         ----------
         train : ImageDataset
-            The training data.
+            Training data.
 
         Returns
         -------
         Tensor or None
-            (n,) int64 from 0; None where the method knows but one source.
+            (n,) int64 from 0; None if the method has a single source.
         """
         return None
 
     def make_term(self, features: int, classes: int, domains: int) -> AdaptationTerm | None:
         """
-        Return what is added to the loss.
+        Create the loss term.
 
         Parameters
         ----------
@@ -192,12 +193,12 @@ class Adaptation:
         classes : int
             Number K of outputs.
         domains : int
-            Number of sources, 1 where the method knows but one.
+            Number of source domains.
 
         Returns
         -------
         AdaptationTerm or None
-            None where the loss stays as it is.
+            None if the method does not change the loss.
         """
         return None
 
@@ -210,29 +211,28 @@ class Adaptation:
         images : Tensor
             (B, 3, H, W) or (B, N, 3, H, W), normalized.
         loss_of : callable
-            The loss of such images; the caller keeps statistics where they are, see
-            ``hold_statistics``.
+            Function from such images to their mean loss; it does not update batch statistics.
         recipe : Preprocess
-            What the images were normalized by.
+            Preprocessing with which the images were normalized.
 
         Returns
         -------
         Tensor
-            Of the same shape; by default the images as they are.
+            Images of the same shape; by default unchanged.
         """
         return images
 
     def finish(self, model: nn.Module, device: torch.device, batch_size: int, num_workers: int) -> None:
-        """Do what is done once, after training; nothing by default."""
+        """Change the model once, after training; do nothing by default."""
 
     def settings(self) -> dict[str, Any]:
         """
-        Return the method and its settings: names and numbers only, nothing on the images.
+        Return name and settings of the method, without information on the images.
 
         Returns
         -------
         dict
-            Of values that JSON knows.
+            JSON values by name.
         """
         found: dict[str, Any] = {"name": type(self).__name__}
         for field in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
@@ -248,93 +248,14 @@ class Adaptation:
         return found
 
     def __repr__(self) -> str:
-        """Show the settings; of the target only its size."""
+        """Return name and settings, of the target only its size."""
         settings = self.settings()
         name = settings.pop("name")
         return f"{name}({', '.join(f'{key}={value!r}' for key, value in settings.items())})"
 
 
-def the_target(target: Side | None) -> Side:
-    """
-    Return the target's side, which the method can't do without.
-
-    Raises
-    ------
-    TrainingError
-        If there is none.
-    """
+def require_target(target: Side | None) -> Side:
+    """Return the batch of the target; raise TrainingError if there is none."""
     if target is None:
-        raise TrainingError("this way of adapting needs a batch of the target in every step; found none")
+        raise TrainingError("this method of adaptation needs a batch of the target in every step; found none")
     return target
-
-
-def total_loss(
-    terms: Sequence[AdaptationTerm],
-    losses: Tensor,
-    source: Side,
-    targets: Sequence[Side | None],
-    progress: float,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """
-    Return the loss of several terms together: the classification loss counts once.
-
-    Parameters
-    ----------
-    terms : sequence of AdaptationTerm
-        Possibly none.
-    losses, source, progress
-        As a term takes them.
-    targets : sequence of Side or None
-        One for each term.
-
-    Returns
-    -------
-    total : Tensor
-        Scalar: the mean of the losses, and what each term adds to it.
-    parts : dict of str to Tensor
-        Of all terms.
-
-    Examples
-    --------
-    >>> side = Side(torch.zeros(2, 3), torch.zeros(2, 2))
-    >>> total, parts = total_loss([AdaptationTerm(), AdaptationTerm()], torch.ones(2), side, [None, None], 0)
-    >>> float(total), parts
-    (1.0, {})
-    """
-    plain = losses.mean()
-    if len(terms) == 1:
-        total, parts = terms[0](losses, source, targets[0], progress)
-        return total, parts
-    whole, every = plain, {}
-    for term, target in zip(terms, targets, strict=True):
-        total, parts = term(losses, source, target, progress)
-        whole = whole + (total - plain)
-        every.update(parts)
-    return whole, every
-
-
-@contextmanager
-def hold_statistics(model: nn.Module) -> Iterator[None]:
-    """
-    Keep batch statistics and dropout still for a while: passes don't move them.
-
-    Parameters
-    ----------
-    model : nn.Module
-        All of it is in evaluation mode inside the block; each module's mode is restored.
-
-    Examples
-    --------
-    >>> norm = nn.BatchNorm1d(2)
-    >>> with hold_statistics(norm):
-    ...     _ = norm(torch.randn(4, 2))
-    >>> norm.running_mean.tolist(), norm.training
-    ([0.0, 0.0], True)
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

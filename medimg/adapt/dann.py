@@ -1,4 +1,4 @@
-"""Methods whose embeddings are moved so that a discriminator can't tell source from target."""
+"""Domain-adversarial training: DANN, CDAN."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from medimg.adapt.adversarial_losses import (
     multilinear_map,
     ramp,
 )
-from medimg.adapt.base import Adaptation, AdaptationTerm, Images, Side, the_target
+from medimg.adapt.base import Adaptation, AdaptationTerm, Images, Side, require_target
 
-__all__ = ["CDAN", "DANN", "discriminator"]
+__all__ = ["CDAN", "DANN", "make_discriminator"]
 
-#: The longest outer product that a discriminator is given as it is.
+#: Longest outer product of embedding and prediction that is not randomized.
 _LONGEST: Final = 4096
 
 
-def discriminator(inputs: int, hidden: int) -> nn.Sequential:
+def make_discriminator(inputs: int, hidden: int) -> nn.Sequential:
     """
-    Return a network from (B, inputs) to (B,) logits.
+    Create a network from (B, inputs) to (B,) logits.
 
-    Its inputs are normalized over the batch, source and target together, so that it is as quick to learn from
+    Its inputs are normalized over the batch, source and target together, so that it learns equally fast from
     embeddings of any scale.
     """
     return nn.Sequential(
@@ -43,24 +43,24 @@ def discriminator(inputs: int, hidden: int) -> nn.Sequential:
 
 
 def domain_accuracy(source: Tensor, target: Tensor) -> Tensor:
-    """Return how well logits tell the sides apart: the mean of both sides' shares, 0.5 by chance."""
+    """Return the balanced accuracy of a discriminator's logits (B,), (B',); 0.5 by chance."""
     with torch.no_grad():
         return ((source < 0).float().mean() + (target > 0).float().mean()) / 2
 
 
-class _Domain(AdaptationTerm):
-    """The discriminator of DANN."""
+class _DANNTerm(AdaptationTerm):
+    """Discriminator of DANN."""
 
     def __init__(self, features: int, hidden: int, weight: float) -> None:
         super().__init__()
-        self.discriminator = discriminator(features, hidden)
+        self.discriminator = make_discriminator(features, hidden)
         self._weight = weight
 
     def forward(
         self, losses: Tensor, source: Side, target: Side | None, progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Add the discriminator's loss; see :class:`AdaptationTerm`."""
-        both = torch.cat([source.embeddings, the_target(target).embeddings])
+        both = torch.cat([source.embeddings, require_target(target).embeddings])
         logits = self.discriminator(gradient_reversal(both, self._weight * ramp(progress)))
         one, other = logits[: len(losses)], logits[len(losses) :]
         loss = adversarial_loss(one, other)
@@ -68,8 +68,8 @@ class _Domain(AdaptationTerm):
         return losses.mean() + loss, parts
 
 
-class _Conditional(AdaptationTerm):
-    """The discriminator of CDAN, and its random projections."""
+class _CDANTerm(AdaptationTerm):
+    """Discriminator of CDAN, and its random projections."""
 
     projections: tuple[Tensor, Tensor] | None
 
@@ -82,24 +82,24 @@ class _Conditional(AdaptationTerm):
             generator = torch.Generator().manual_seed(settings.seed)
             self.register_buffer("for_embeddings", torch.randn(features, width, generator=generator))
             self.register_buffer("for_predictions", torch.randn(classes, width, generator=generator))
-        self.discriminator = discriminator(width, settings.hidden)
+        self.discriminator = make_discriminator(width, settings.hidden)
 
     def forward(
         self, losses: Tensor, source: Side, target: Side | None, progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Add the discriminator's loss; see :class:`AdaptationTerm`."""
-        other_side = the_target(target)
-        several = source.labels is not None and source.labels.ndim == 2
-        embeddings = torch.cat([source.embeddings, other_side.embeddings])
-        # as the authors train it: the discriminator moves embeddings, not predictions
-        guessed = torch.cat([source.logits, other_side.logits]).detach().float()
-        predictions = guessed.sigmoid() if several else guessed.softmax(dim=1)
-        seen = multilinear_map(
+        other = require_target(target)
+        multilabel = source.labels is not None and source.labels.ndim == 2
+        embeddings = torch.cat([source.embeddings, other.embeddings])
+        # as in the authors' code: the gradient of the discriminator reaches embeddings, not predictions
+        outputs = torch.cat([source.logits, other.logits]).detach().float()
+        predictions = outputs.sigmoid() if multilabel else outputs.softmax(dim=1)
+        inputs = multilinear_map(
             gradient_reversal(embeddings, self._weight * ramp(progress)), predictions, self._projections()
         )
-        logits = self.discriminator(seen)
+        logits = self.discriminator(inputs)
         n = len(losses)
-        weights = self._weights(predictions, several=several)
+        weights = self._weights(predictions, multilabel=multilabel)
         loss = adversarial_loss(
             logits[:n],
             logits[n:],
@@ -114,12 +114,12 @@ class _Conditional(AdaptationTerm):
             return None
         return self.get_buffer("for_embeddings"), self.get_buffer("for_predictions")
 
-    def _weights(self, predictions: Tensor, *, several: bool) -> Tensor | None:
+    def _weights(self, predictions: Tensor, *, multilabel: bool) -> Tensor | None:
         if not self._entropy:
             return None
-        if not several:
+        if not multilabel:
             return entropy_weights(predictions)
-        # of several labels: the mean of the weights that each of them gives
+        # the mean over labels of each one's weight
         pairs = torch.stack([predictions, 1 - predictions], dim=2)
         return entropy_weights(pairs.flatten(0, 1)).view(predictions.shape).mean(dim=1)
 
@@ -129,24 +129,24 @@ class DANN(Adaptation):
     """
     Domain-adversarial training (Ganin et al., JMLR 2016).
 
-    A discriminator learns to tell the embeddings of the target from those of the source; its gradient,
-    reversed, teaches the backbone the opposite. How strongly, grows with the training from 0 to `weight`, see
-    :func:`medimg.adapt.ramp`. Its loss is :func:`medimg.adapt.adversarial_loss`.
+    A discriminator learns to distinguish embeddings of target and source, and its reversed gradient trains
+    the backbone to make them indistinguishable. The weight of the reversed gradient is ramped up from 0 to
+    `weight` (:func:`medimg.adapt.ramp`). The loss is :func:`medimg.adapt.adversarial_loss`.
 
     Parameters
     ----------
     target : ImageDataset
-        Images of the target; its labels are never looked at.
+        Images of the target domain; their labels are not used.
     weight : float
-        How strongly the backbone is trained against the discriminator in the end; 1 in the paper, which can
-        cost more on the source than it gains.
+        Final weight of the reversed gradient; 1 in the paper, which can lose more on the source than it gains
+        on the target.
     hidden : int
-        Width of the discriminator's two inner layers.
+        Width of the discriminator's two hidden layers.
 
     Raises
     ------
     TrainingError
-        If a setting is unsound.
+        If a setting is invalid.
 
     Examples
     --------
@@ -164,8 +164,8 @@ class DANN(Adaptation):
         check_whole_number("hidden", self.hidden, least=1)
 
     def make_term(self, features: int, classes: int, domains: int) -> AdaptationTerm:
-        """Return the discriminator; see :class:`Adaptation`."""
-        return _Domain(features, self.hidden, self.weight)
+        """Create the discriminator; see :class:`Adaptation`."""
+        return _DANNTerm(features, self.hidden, self.weight)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -173,26 +173,26 @@ class CDAN(Adaptation):
     """
     Conditional domain-adversarial training (Long, Cao, Wang and Jordan, NeurIPS 2018).
 
-    As :class:`DANN`, but the discriminator sees the outer product of embedding and prediction, so that
-    classes are matched with classes; where that is longer than 4096, its randomized form.
+    Like :class:`DANN`, but the discriminator receives the outer product of embedding and prediction, so that
+    each class is aligned with itself; if it is longer than 4096, a randomized form of it.
 
     Parameters
     ----------
     target : ImageDataset
-        Images of the target; its labels are never looked at.
+        Images of the target domain; their labels are not used.
     weight : float
-        How strongly the backbone is trained against the discriminator in the end; 1 in the paper.
+        Final weight of the reversed gradient; 1 in the paper.
     hidden : int
-        Width of the discriminator's two inner layers.
+        Width of the discriminator's two hidden layers.
     entropy : bool
-        Whether items count for more the more certain their prediction is ("CDAN+E").
+        Whether to weight items by the certainty of their prediction ("CDAN+E").
     seed : int
-        Of the random projections.
+        Seed for the random projections.
 
     Raises
     ------
     TrainingError
-        If a setting is unsound.
+        If a setting is invalid.
 
     Examples
     --------
@@ -212,5 +212,5 @@ class CDAN(Adaptation):
         check_whole_number("hidden", self.hidden, least=1)
 
     def make_term(self, features: int, classes: int, domains: int) -> AdaptationTerm:
-        """Return the discriminator; see :class:`Adaptation`."""
-        return _Conditional(features, classes, self)
+        """Create the discriminator; see :class:`Adaptation`."""
+        return _CDANTerm(features, classes, self)

@@ -1,4 +1,4 @@
-"""Methods that move statistics of the embeddings of source and target together."""
+"""Discrepancy-based adaptation: CORAL, MMD."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, get_args
 
 from medimg._validation import check_choice, check_number
-from medimg.adapt.base import Adaptation, AdaptationTerm, Images, Side, the_target
+from medimg.adapt.base import Adaptation, AdaptationTerm, Images, Side, require_target
 from medimg.adapt.distances import BANDWIDTHS, Estimate, coral_loss, mmd_loss
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["CORAL", "MMD"]
 
 
-class _Distance(AdaptationTerm):
-    """A distance of the embeddings, weighed."""
+class _DistanceTerm(AdaptationTerm):
+    """Weighted distance of the embeddings."""
 
     def __init__(self, name: str, weight: float, distance: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
@@ -29,26 +29,26 @@ class _Distance(AdaptationTerm):
         self, losses: Tensor, source: Side, target: Side | None, progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Add the distance; see :class:`AdaptationTerm`."""
-        distance = self._distance(source.embeddings, the_target(target).embeddings)
+        distance = self._distance(source.embeddings, require_target(target).embeddings)
         return losses.mean() + self._weight * distance, {self._name: distance.detach()}
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class CORAL(Adaptation):
     """
-    Deep CORAL: source and target get the same covariances.
+    Deep CORAL: alignment of the covariances of source and target.
 
     Sun and Saenko, ECCV Workshops 2016; see :func:`medimg.adapt.coral_loss`.
 
     Parameters
     ----------
     target : ImageDataset
-        Images of the target; its labels are never looked at.
+        Images of the target domain; their labels are not used.
     weight : float
-        How much the distance counts against the classification loss.
+        Weight of the distance relative to the classification loss.
     relative : bool
-        Whether the distance is one of shares of the covariances, so that `weight` means the same for every
-        network; without it, it is that of the paper, whose scale is that of the embeddings.
+        Whether to divide the distance by the size of the covariances, so that `weight` has the same meaning
+        for every network; otherwise it is that of the paper, which depends on the scale of the embeddings.
 
     Raises
     ------
@@ -70,32 +70,32 @@ class CORAL(Adaptation):
         check_number("weight", self.weight, above=0)
 
     def make_term(self, features: int, classes: int, domains: int) -> AdaptationTerm:
-        """Return the weighed distance; see :class:`Adaptation`."""
-        return _Distance("coral", self.weight, partial(coral_loss, relative=self.relative))
+        """Create the weighted distance; see :class:`Adaptation`."""
+        return _DistanceTerm("coral", self.weight, partial(coral_loss, relative=self.relative))
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class MMD(Adaptation):
     """
-    Maximum mean discrepancy, by several Gaussian kernels: source and target get the same distribution.
+    Alignment of the distributions of source and target by the maximum mean discrepancy.
 
     See :func:`medimg.adapt.mmd_loss`.
 
     Parameters
     ----------
     target : ImageDataset
-        Images of the target; its labels are never looked at.
+        Images of the target domain; their labels are not used.
     weight : float
-        How much the discrepancy counts against the classification loss.
+        Weight of the discrepancy relative to the classification loss.
     bandwidths : tuple of float
-        Widths of the kernels, as multiples of the median squared distance in the batch.
+        Widths of the Gaussian kernels, as multiples of the median squared distance in the batch.
     estimate : {"unbiased", "biased"}
-        Of the squared discrepancy.
+        Estimator of the squared discrepancy.
 
     Raises
     ------
     TrainingError
-        If a setting is unsound.
+        If a setting is invalid.
 
     Examples
     --------
@@ -116,6 +116,6 @@ class MMD(Adaptation):
         check_choice("estimate", self.estimate, get_args(Estimate))
 
     def make_term(self, features: int, classes: int, domains: int) -> AdaptationTerm:
-        """Return the weighed discrepancy; see :class:`Adaptation`."""
+        """Create the weighted discrepancy; see :class:`Adaptation`."""
         discrepancy = partial(mmd_loss, bandwidths=self.bandwidths, estimate=self.estimate)
-        return _Distance("mmd", self.weight, discrepancy)
+        return _DistanceTerm("mmd", self.weight, discrepancy)

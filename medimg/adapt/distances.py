@@ -1,4 +1,4 @@
-"""Distances between samples of two distributions or more, to be descended: functions of embeddings alone."""
+"""Distances between samples of distributions: CORAL, MMD, moment distance, proxy A-distance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medimg.data.splits.kfold import fold_of_items, splits
+from medimg._validation import check_choice
+from medimg.data.splits.kfold import assign_folds, split_by_fold
 from medimg.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BANDWIDTHS",
     "Estimate",
+    "as_full_precision",
     "coral_loss",
     "full_precision",
     "mmd_loss",
@@ -28,38 +30,39 @@ __all__ = [
     "proxy_a_distance",
 ]
 
-#: How a squared discrepancy is estimated.
+#: Estimator of a squared discrepancy.
 Estimate: TypeAlias = Literal["unbiased", "biased"]
 
-#: Widths of the kernels, as multiples of the median squared distance.
+#: Widths of the Gaussian kernels, as multiples of the median squared distance.
 BANDWIDTHS: Final = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 @contextmanager
 def full_precision(tensor: Tensor) -> Iterator[None]:
-    """Compute without automatic mixed precision, in which covariances and distances lose their digits."""
+    """Disable automatic mixed precision, in which covariances and distances lose too many digits."""
     with torch.autocast(tensor.device.type, enabled=False):
         yield
 
 
-def _whole(embeddings: Tensor) -> Tensor:
-    """Return half precision as float32; what is wider stays as it is."""
+def as_full_precision(embeddings: Tensor) -> Tensor:
+    """Convert to float32, unless the dtype is float64."""
     return embeddings if embeddings.dtype == torch.float64 else embeddings.float()
 
 
-def _checked(several: Sequence[Tensor], least: int) -> list[Tensor]:
+def _check_embeddings(several: Sequence[Tensor], least: int) -> list[Tensor]:
+    """Return embeddings (B, F) in full precision; raise TrainingError if they have less than `least` rows."""
     for embeddings in several:
         if embeddings.ndim != 2 or len(embeddings) < least or embeddings.shape[1] != several[0].shape[1]:
             raise TrainingError(
-                f"embeddings are (B, F) with at least {least} row(s) and one F; found "
+                f"expected embeddings (B, F) with at least {least} row(s) and the same F; found "
                 f"{[tuple(e.shape) for e in several]}: raise batch_size"
             )
-    return [_whole(embeddings) for embeddings in several]
+    return [as_full_precision(embeddings) for embeddings in several]
 
 
 def coral_loss(source: Tensor, target: Tensor, *, relative: bool = False) -> Tensor:
     """
-    Return the distance of second-order statistics.
+    Return the distance between the covariances of source and target.
 
     ``||C_S - C_T||_F^2 / (4 d^2)``, with C the covariances (divided by n - 1) of d features (Sun and Saenko,
     Deep CORAL, ECCV Workshops 2016, equations 1 to 3).
@@ -67,20 +70,20 @@ def coral_loss(source: Tensor, target: Tensor, *, relative: bool = False) -> Ten
     Parameters
     ----------
     source, target : Tensor
-        (B, F), (B', F) embeddings; at least 2 of each.
+        (B, F), (B', F) embeddings, at least 2 of each.
     relative : bool
-        Divide by ``(||C_S||_F^2 + ||C_T||_F^2) / 2`` instead of ``4 d^2``: the result is 0 to 4 whatever the
-        scale of the embeddings, and shrinking them does not lower it.
+        Whether to divide by ``(||C_S||_F^2 + ||C_T||_F^2) / 2`` instead of ``4 d^2``: the result is 0 to 4
+        whatever the scale of the embeddings, and shrinking them does not lower it.
 
     Returns
     -------
     Tensor
-        Scalar, float32 (float64 where the embeddings are).
+        Scalar, float32 (float64 if the embeddings are).
 
     Raises
     ------
     TrainingError
-        If shapes don't fit.
+        If the shapes don't match.
 
     Examples
     --------
@@ -89,7 +92,7 @@ def coral_loss(source: Tensor, target: Tensor, *, relative: bool = False) -> Ten
     tensor(2.2500)
     """
     with full_precision(source):
-        one, other = _checked((source, target), 2)
+        one, other = _check_embeddings((source, target), 2)
         first, second = torch.cov(one.T), torch.cov(other.T)
         distance: Tensor = (first - second).square().sum()
         if not relative:
@@ -120,22 +123,22 @@ def mmd_loss(
     source, target : Tensor
         (B, F), (B', F) embeddings; at least 2 of each.
     bandwidths : sequence of float
-        The multiples b_u.
+        Multiples b_u.
     estimate : {"unbiased", "biased"}
-        Unbiased: no item is compared with itself; the result is 0 on average, and at times below, where the
-        distributions are one. Biased: never below 0.
+        Estimator. Unbiased: no item is compared with itself; the result is 0 on average, and sometimes
+        negative, if the distributions are equal. Biased: never negative.
     median : float, optional
-        The m to use. By default that of these samples, as a constant: no gradient flows through it.
+        Median squared distance m; by default that of these samples, without gradient.
 
     Returns
     -------
     Tensor
-        Scalar, float32 (float64 where the embeddings are).
+        Scalar, float32 (float64 if the embeddings are).
 
     Raises
     ------
     TrainingError
-        If shapes or settings are unsound.
+        If shapes or settings are invalid.
 
     Examples
     --------
@@ -143,14 +146,13 @@ def mmd_loss(
     >>> mmd_loss(x, x, estimate="biased")
     tensor(0.)
     """
-    if estimate not in get_args(Estimate):
-        raise TrainingError(f'estimate is "unbiased" or "biased"; found {estimate!r}')
+    check_choice("estimate", estimate, get_args(Estimate))
     if not bandwidths or min(bandwidths) <= 0:
-        raise TrainingError(f"bandwidths are positive numbers; found {tuple(bandwidths)}")
+        raise TrainingError(f"bandwidths must be positive numbers; found {tuple(bandwidths)}")
     with full_precision(source):
-        one, other = _checked((source, target), 2)
+        one, other = _check_embeddings((source, target), 2)
         distances = _squared_distances(torch.cat([one, other]))
-        width = median_of(distances) if median is None else median
+        width = _find_median(distances) if median is None else median
         kernel = torch.stack([torch.exp(-distances / (b * width)) for b in bandwidths]).mean(dim=0)
         n = len(one)
         within = _mean_within(kernel[:n, :n], estimate) + _mean_within(kernel[n:, n:], estimate)
@@ -158,15 +160,15 @@ def mmd_loss(
 
 
 def _squared_distances(items: Tensor) -> Tensor:
-    """Return (N, N) squared distances; centered first, so that few digits cancel."""
+    """Return squared distances (N, N) of (N, F), which are centered first so that few digits cancel."""
     centered = items - items.detach().mean(dim=0)
     squares = centered.square().sum(dim=1)
     found = (squares[:, None] + squares[None] - 2 * centered @ centered.T).clamp_min(0)
     return found * (1 - torch.eye(len(found), dtype=found.dtype, device=found.device))
 
 
-def median_of(distances: Tensor) -> Tensor:
-    """Return the median of what is off the diagonal, as a constant; never 0."""
+def _find_median(distances: Tensor) -> Tensor:
+    """Return the median off the diagonal of distances (N, N), without gradient and never 0."""
     n = len(distances)
     off = distances.detach()[torch.triu(torch.ones(n, n, dtype=torch.bool, device=distances.device), 1)]
     return off.quantile(0.5).clamp_min(torch.finfo(off.dtype).tiny ** 0.5)
@@ -193,25 +195,24 @@ def moment_distance(
     Parameters
     ----------
     sources : sequence of Tensor
-        N times (B_i, F) embeddings; at least one of each.
+        N arrays of embeddings (B_i, F), at least one row each.
     target : Tensor
-        (B', F).
+        (B', F) embeddings.
     moments : int
-        The highest k; 2 in the paper.
+        Highest k; 2 in the paper.
     relative : bool
-        Take embeddings in units of their root mean square, and lengths per square root of F: the result does
-        not depend on the scale of the embeddings and hardly on their number, and shrinking them does not
-        lower it.
+        Whether to divide embeddings by their root mean square, and norms by the square root of F: the result
+        does not depend on the scale of the embeddings and hardly on F, and shrinking them does not lower it.
 
     Returns
     -------
     Tensor
-        Scalar, float32 (float64 where the embeddings are).
+        Scalar, float32 (float64 if the embeddings are).
 
     Raises
     ------
     TrainingError
-        If shapes don't fit, or there is no source.
+        If the shapes don't match, or there is no source.
 
     Examples
     --------
@@ -222,7 +223,7 @@ def moment_distance(
     if not sources or moments < 1:
         raise TrainingError(f"expected at least one source and moment; found {len(sources)} and {moments}")
     with full_precision(target):
-        *several, last = _checked([*sources, target], 1)
+        *several, last = _check_embeddings([*sources, target], 1)
         total = last.new_zeros(())
         if relative:
             scale = torch.cat([*several, last]).square().mean().clamp_min(torch.finfo(last.dtype).tiny).sqrt()
@@ -231,15 +232,15 @@ def moment_distance(
         for k in range(1, moments + 1):
             means = [embeddings.pow(k).mean(dim=0) for embeddings in several]
             aim = last.pow(k).mean(dim=0)
-            total = total + torch.stack([_length(m - aim) for m in means]).mean()
+            total = total + torch.stack([_norm(m - aim) for m in means]).mean()
             if pairs:
-                total = total + torch.stack([_length(means[i] - means[j]) for i, j in pairs]).mean()
+                total = total + torch.stack([_norm(means[i] - means[j]) for i, j in pairs]).mean()
         return total / last.shape[1] ** 0.5 if relative else total
 
 
-def _length(vector: Tensor) -> Tensor:
-    length: Tensor = torch.linalg.vector_norm(vector)
-    return length
+def _norm(vector: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(vector)
+    return norm
 
 
 def proxy_a_distance(
@@ -252,33 +253,33 @@ def proxy_a_distance(
     seed: int = 0,
 ) -> float:
     """
-    Return the proxy A-distance: ``2 (1 - 2 e)``, e the error of telling source from target.
+    Return the proxy A-distance ``2 (1 - 2 e)``, e the error of a classifier of source versus target.
 
     Ben-David, Blitzer, Crammer and Pereira, Analysis of Representations for Domain Adaptation, NeurIPS 2006,
     section 5.2; Ben-David et al., Machine Learning 79, 2010. The classifier is a logistic regression on
-    standardized embeddings, cross-validated so that no patient is on both sides; e is the mean of both sides'
-    errors, so that sides of unequal size count alike.
+    standardized embeddings with patient-wise cross-validation; e is its balanced error.
 
     Parameters
     ----------
     source, target : numpy.ndarray
         (n, F), (n', F) embeddings.
     source_patients, target_patients : sequence of str, optional
-        Whose they are; by default each is of a patient of its own.
+        Patient of each embedding; by default each has its own.
     folds : int
-        Of the cross-validation.
+        Number of cross-validation folds.
     seed : int
-        Of the folds.
+        Seed for the folds.
 
     Returns
     -------
     float
-        0 (alike) to 2 (told apart without error); what is below 0 by chance is 0.
+        0 (indistinguishable) to 2 (perfectly distinguishable); values below 0, which occur by chance, are
+        returned as 0.
 
     Raises
     ------
     TrainingError
-        If there are fewer patients than folds on a side, or shapes don't fit.
+        If source or target has fewer patients than folds, or the shapes don't match.
 
     Examples
     --------
@@ -288,19 +289,21 @@ def proxy_a_distance(
     """
     one, other = np.asarray(source, np.float64), np.asarray(target, np.float64)
     if one.ndim != 2 or other.ndim != 2 or one.shape[1] != other.shape[1]:
-        raise TrainingError(f"embeddings are (n, F) and (n', F); found {one.shape} and {other.shape}")
-    groups = np.asarray([*_groups(source_patients, one, "s"), *_groups(target_patients, other, "t")])
+        raise TrainingError(f"expected embeddings (n, F) and (n', F); found {one.shape} and {other.shape}")
+    groups = np.asarray(
+        [*_fill_patients(source_patients, one, "s"), *_fill_patients(target_patients, other, "t")]
+    )
     sides = np.repeat([0, 1], [len(one), len(other)])
     for name, side in (("source", 0), ("target", 1)):
         count = len(set(groups[sides == side]))
         if count < folds:
             raise TrainingError(f"the {name} has {count} patient(s); expected at least folds={folds}")
-    wrong = _errors(np.concatenate([one, other]), sides, groups, folds, seed)
+    wrong = _cross_validate(np.concatenate([one, other]), sides, groups, folds, seed)
     error = (wrong[sides == 0].mean() + wrong[sides == 1].mean()) / 2
     return max(0.0, 2.0 * (1.0 - 2.0 * float(error)))
 
 
-def _groups(patients: Sequence[str] | None, embeddings: NDArray[np.float64], side: str) -> list[str]:
+def _fill_patients(patients: Sequence[str] | None, embeddings: NDArray[np.float64], side: str) -> list[str]:
     if patients is None:
         return [f"{side}{n}" for n in range(len(embeddings))]
     if len(patients) != len(embeddings):
@@ -310,16 +313,16 @@ def _groups(patients: Sequence[str] | None, embeddings: NDArray[np.float64], sid
     return list(patients)
 
 
-def _errors(
+def _cross_validate(
     embeddings: NDArray[np.float64], sides: NDArray[np.int64], groups: NDArray[np.str_], folds: int, seed: int
 ) -> NDArray[np.bool_]:
-    """Return which items a classifier that has not seen their patient puts on the wrong side."""
+    """Return which items (n,) are misclassified by a classifier trained without their patient."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     wrong = np.zeros(len(sides), dtype=bool)
-    for learned, held in splits(fold_of_items(sides, groups.tolist(), "multiclass", folds, seed)):
+    for learned, held in split_by_fold(assign_folds(sides, groups.tolist(), "multiclass", folds, seed)):
         classifier = make_pipeline(
             StandardScaler(), LogisticRegression(C=0.01, class_weight="balanced", max_iter=2000)
         )

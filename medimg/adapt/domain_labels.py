@@ -1,4 +1,4 @@
-"""Which site or scanner each image is of: by DICOM tags, by a column of the table, or by a rule."""
+"""Domains of the items of a dataset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DomainRule", "domains_of"]
 
-#: A DICOM keyword, "column", a function of a series, or a name for each item.
+#: DICOM keyword, "column", function of a series, or a name for each item.
 DomainRule: TypeAlias = "str | Callable[[Series], str] | Sequence[str | int]"
 
 _UNKNOWN: Final = "unknown"
@@ -24,51 +24,51 @@ _UNKNOWN: Final = "unknown"
 
 def domains_of(dataset: Any, by: DomainRule = "Manufacturer") -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """
-    Return which domain each item of a data set is of.
+    Return the domain of each item of a dataset.
 
     Parameters
     ----------
     dataset : ImageDataset
-        The images.
+        Images whose domains are determined.
     by : str, callable or sequence
-        A DICOM keyword ("Manufacturer", "ManufacturerModelName", "ConvolutionKernel", "InstitutionName", …;
-        see :func:`medimg.data.acquisition_tags.tags_of`), read from the first file of each series.
-        "column": the one given to ``ImageDataset.from_csv(domain=...)``. A function of a
-        :class:`medimg.Series`. Or a name for each item.
+        Definition of the domain: a DICOM keyword ("Manufacturer", "ManufacturerModelName",
+        "ConvolutionKernel", "InstitutionName", …; see
+        :func:`medimg.data.acquisition_tags.read_acquisition_tags`); "column" for that of
+        ``ImageDataset.from_csv(domain=...)``; a function of a :class:`medimg.Series`; or a name for each
+        item.
 
     Returns
     -------
     indices : numpy.ndarray
-        (n,) int64.
+        (n,) int64 index of each item's domain in `names`.
     names : tuple of str
-        Sorted; "unknown" for images that name none.
+        Names of the domains, sorted; "unknown" for images without one.
 
     Raises
     ------
     TrainingError
-        If the rule is none of these, its length differs from the data set's, or no image names a domain.
+        If `by` is none of these, its length differs from the dataset's, or no image has a domain.
     DatasetError
-        If a keyword is none of those given out.
+        If a keyword is not available.
 
     Examples
     --------
     >>> domains_of(range(3), by=["b", "a", "b"])
     (array([1, 0, 1]), ('a', 'b'))
     """
-    found = [name or _UNKNOWN for name in _names(dataset, by)]
+    found = [name or _UNKNOWN for name in _find_names(dataset, by)]
     if set(found) <= {_UNKNOWN}:
         raise TrainingError(
-            f"no image names its domain (by={by if isinstance(by, str) else 'own'!r}): give "
-            'ImageDataset.from_csv(domain=column) and domain="column", another DICOM keyword, or a name for '
-            "each item"
+            f"no image has a domain (by={by if isinstance(by, str) else 'own'!r}): pass another DICOM "
+            'keyword, a name for each item, or domain="column" with ImageDataset.from_csv(domain=...)'
         )
     names, indices = np.unique(np.asarray(found, dtype=object).astype(str), return_inverse=True)
     return indices.astype(np.int64), tuple(str(name) for name in names)
 
 
-def _names(dataset: Any, by: DomainRule) -> list[str]:
+def _find_names(dataset: Any, by: DomainRule) -> list[str]:
     if isinstance(by, str):
-        return _by_name(dataset, by)
+        return _find_tags(dataset, by)
     if callable(by):
         known: dict[int, str] = {}
         for series in dataset.series:
@@ -78,16 +78,15 @@ def _names(dataset: Any, by: DomainRule) -> list[str]:
     if not isinstance(by, Sequence | np.ndarray) or len(by) != len(dataset):
         size = f"{len(by)} names" if isinstance(by, Sequence) else type(by).__name__
         raise TrainingError(
-            'a domain is given by a DICOM keyword, "column", a function of a series, or a name for each of '
-            f"the {len(dataset)} items; found {size}"
+            'a domain must be a DICOM keyword, "column", a function of a series, or a name for each of the '
+            f"{len(dataset)} items; found {size}"
         )
     return [str(name) for name in by]
 
 
-def _by_name(dataset: Any, by: str) -> list[str]:
-    # "column" goes by what the table says
-    from medimg.data.acquisition_tags import tags_of
+def _find_tags(dataset: Any, by: str) -> list[str]:
+    from medimg.data.acquisition_tags import read_acquisition_tags
 
     if by == "column":
         return list(dataset.domains)
-    return [str(tags[by]) for tags in tags_of(dataset, [by])]
+    return [str(tags[by]) for tags in read_acquisition_tags(dataset, [by])]

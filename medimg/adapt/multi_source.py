@@ -1,4 +1,4 @@
-"""Several sources: each has a distance of its own to the target."""
+"""Adaptation from several source domains: M3SDA, MDAN."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch.func import functional_call
 
 from medimg._validation import check_choice, check_number, check_whole_number
 from medimg.adapt.adversarial_losses import adversarial_loss, mdan_objective, ramp
-from medimg.adapt.base import Adaptation, AdaptationTerm, Images, Side, the_target
-from medimg.adapt.dann import discriminator
+from medimg.adapt.base import Adaptation, AdaptationTerm, Images, Side, require_target
+from medimg.adapt.dann import make_discriminator
 from medimg.adapt.distances import moment_distance
 from medimg.adapt.domain_labels import domains_of
 from medimg.errors import TrainingError
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 __all__ = ["MultiSource", "MultiSourceMethod"]
 
-#: How several sources are brought together with the target, and each other.
+#: Methods of adaptation from several sources.
 MultiSourceMethod: TypeAlias = Literal["m3sda", "mdan", "mdan-hard"]
 
 
-def _sources(source: Side) -> list[tuple[int, Tensor]]:
-    """Return which sources are in a batch, and which of its items are theirs."""
+def _split_sources(source: Side) -> list[tuple[int, Tensor]]:
+    """Return the number of each source in a batch, and a mask (B,) of its items."""
     if source.domains is None:
         return [(0, torch.ones(len(source.embeddings), dtype=torch.bool, device=source.embeddings.device))]
     return [(int(n), source.domains == n) for n in sorted(set(source.domains.tolist()))]
 
 
-class _Moments(AdaptationTerm):
-    """The moment distance."""
+class _MomentTerm(AdaptationTerm):
+    """Moment distance of M3SDA."""
 
     def __init__(self, weight: float, *, relative: bool) -> None:
         super().__init__()
@@ -44,17 +44,19 @@ class _Moments(AdaptationTerm):
         self, losses: Tensor, source: Side, target: Side | None, progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Add the distance; see :class:`AdaptationTerm`."""
-        several = [source.embeddings[where] for _, where in _sources(source)]
-        distance = moment_distance(several, the_target(target).embeddings, relative=self._relative)
+        several = [source.embeddings[where] for _, where in _split_sources(source)]
+        distance = moment_distance(several, require_target(target).embeddings, relative=self._relative)
         return losses.mean() + self._weight * distance, {"m3sda": distance.detach()}
 
 
-class _Bounds(AdaptationTerm):
-    """A discriminator for each source, and the objective of MDAN."""
+class _MDANTerm(AdaptationTerm):
+    """Discriminator for each source, and the objective of MDAN."""
 
     def __init__(self, features: int, domains: int, settings: MultiSource) -> None:
         super().__init__()
-        self.discriminators = nn.ModuleList(discriminator(features, settings.hidden) for _ in range(domains))
+        self.discriminators = nn.ModuleList(
+            make_discriminator(features, settings.hidden) for _ in range(domains)
+        )
         self._weight = settings.strength
         self._gamma = settings.gamma if settings.method == "mdan" else None
 
@@ -62,68 +64,70 @@ class _Bounds(AdaptationTerm):
         self, losses: Tensor, source: Side, target: Side | None, progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the objective instead of the mean of the losses; see :class:`AdaptationTerm`."""
-        other = the_target(target).embeddings
-        present = _sources(source)
+        other = require_target(target).embeddings
+        present = _split_sources(source)
         by_source = torch.stack([losses[where].mean() for _, where in present])
-        # the backbone is moved against discriminators as they are, these learn from embeddings as they are
-        against = torch.stack([self._told(n, source.embeddings[w], other, held=True) for n, w in present])
+        # two passes: the backbone is trained with fixed discriminators, these with fixed embeddings
+        against = torch.stack(
+            [self._discriminate(n, source.embeddings[w], other, fixed=True) for n, w in present]
+        )
         learning = torch.stack(
-            [self._told(n, source.embeddings[w].detach(), other.detach()) for n, w in present]
+            [self._discriminate(n, source.embeddings[w].detach(), other.detach()) for n, w in present]
         ).sum()
         strength = self._weight * ramp(progress)
         objective = mdan_objective(by_source, strength * against, gamma=self._gamma)
         absent = set(range(len(self.discriminators))) - {n for n, _ in present}
-        # processes that train together wait for a gradient of every parameter
+        # distributed training waits for a gradient of every parameter
         idle = sum(
             (p.sum() for n in absent for p in self.discriminators[n].parameters()), losses.new_zeros(())
         )
         total = objective + (learning - learning.detach()) + 0.0 * idle
         return total, {"mdan": against.detach().mean()}
 
-    def _told(self, number: int, source: Tensor, target: Tensor, *, held: bool = False) -> Tensor:
-        judge = self.discriminators[number]
+    def _discriminate(self, number: int, source: Tensor, target: Tensor, *, fixed: bool = False) -> Tensor:
+        """Return the loss of a source's discriminator, whose parameters are `fixed` or trained."""
+        network = self.discriminators[number]
         both = torch.cat([source, target])
-        if held:
-            fixed = {name: parameter.detach() for name, parameter in judge.named_parameters()}
-            logits = functional_call(judge, fixed, (both,))
+        if fixed:
+            parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
+            logits = functional_call(network, parameters, (both,))
         else:
-            logits = judge(both)
+            logits = network(both)
         return adversarial_loss(logits[: len(source)], logits[len(source) :])
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class MultiSource(Adaptation):
     """
-    Adaptation from several sources at once, such as scanners of several manufacturers.
+    Adaptation from several source domains, such as scanners of several manufacturers.
 
     Parameters
     ----------
     target : ImageDataset
-        Images of the target; its labels are never looked at.
+        Images of the target domain; their labels are not used.
     method : {"m3sda", "mdan", "mdan-hard"}
-        "m3sda": moments of all sources and the target are brought together, see
-        :func:`medimg.adapt.moment_distance` (Peng et al., ICCV 2019; its moment matching, without the pairs
-        of classifiers of the variant "beta"). "mdan": a discriminator for each source, see
-        :func:`medimg.adapt.mdan_objective` (Zhao et al., NeurIPS 2018, soft max); "mdan-hard": only the
-        source with the worst bound counts in each step.
+        Method. "m3sda": moment matching of all sources and the target, see
+        :func:`medimg.adapt.moment_distance` (Peng et al., ICCV 2019, without the classifier pairs of the
+        variant "beta"). "mdan": a discriminator for each source, see :func:`medimg.adapt.mdan_objective`
+        (Zhao et al., NeurIPS 2018, soft max). "mdan-hard": only the source with the worst bound counts in
+        each step.
     domain : str, callable or sequence
-        Which source each training item is of: a DICOM keyword, "column", a function of a series, or a name
-        for each item; see :func:`medimg.adapt.domains_of`.
+        Source of each training item: a DICOM keyword, "column", a function of a series, or a name for each
+        item; see :func:`medimg.adapt.domains_of`.
     weight : float, optional
-        How much the distance counts, by default 0.1; or how strongly the backbone is trained against the
-        discriminators in the end, by default 1.
+        Weight of the distance, by default 0.1; or final weight of the reversed gradient, by default 1.
     relative : bool
-        For "m3sda": whether embeddings are taken in units of their own size, so that `weight` means the same
-        for every network; without it, the distance is that of the paper.
+        For "m3sda": whether to scale embeddings by their root mean square, so that `weight` has the same
+        meaning for every network; otherwise the distance is that of the paper.
     gamma : float
-        For "mdan": how much more the worst sources count.
+        For "mdan": sharpness of the soft maximum over sources.
     hidden : int
-        For "mdan": width of the discriminators' two inner layers.
+        For "mdan": width of the discriminators' two hidden layers.
 
     Raises
     ------
     TrainingError
-        If a setting is unsound.
+        If a setting is invalid.
 
     Examples
     --------
@@ -149,30 +153,30 @@ class MultiSource(Adaptation):
 
     @property
     def strength(self) -> float:
-        """The weight, or its default."""
+        """Weight, or its default."""
         if self.weight is not None:
             return self.weight
         return 0.1 if self.method == "m3sda" else 1.0
 
     def source_domains(self, train: Any) -> Tensor:
         """
-        Return which source each training item is of; see :class:`Adaptation`.
+        Return the source domain of each training item; see :class:`Adaptation`.
 
         Raises
         ------
         TrainingError
-            If there are less than two.
+            If there are less than two domains.
         """
         indices, names = domains_of(train, self.domain)
         if len(names) < 2:
             raise TrainingError(
-                "MultiSource needs training data of two sources or more, and all of them are of one: take "
-                "DANN or CORAL, or tell the sources apart by another domain="
+                "MultiSource needs training data from at least two sources; found one: use DANN or CORAL, or "
+                "distinguish the sources by another domain="
             )
         return torch.from_numpy(indices)
 
     def make_term(self, features: int, classes: int, domains: int) -> AdaptationTerm:
-        """Return the distance, or discriminators; see :class:`Adaptation`."""
+        """Create the distance, or discriminators; see :class:`Adaptation`."""
         if self.method == "m3sda":
-            return _Moments(self.strength, relative=self.relative)
-        return _Bounds(features, domains, self)
+            return _MomentTerm(self.strength, relative=self.relative)
+        return _MDANTerm(features, domains, self)

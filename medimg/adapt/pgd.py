@@ -1,4 +1,4 @@
-"""Training on pictures that are changed against the model, within bounds that no eye notices."""
+"""Adversarial training by projected gradient descent."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ class PGD(Adaptation):
     """
     Adversarial training by projected gradient descent (Madry et al., ICLR 2018).
 
-    Each picture is changed in a few steps along the sign of the gradient of its loss, from a random start, by
-    no more than `epsilon` in any pixel; the model is trained on the result. Pictures stay within black and
-    white, and gray where the recipe repeats one channel.
+    Each image is perturbed in a few steps along the sign of the gradient of its loss, from a random start and
+    by at most `epsilon` in any pixel, and the model is trained on the result. Intensities stay between black
+    and white, and the channels stay equal if the preprocessing repeats one channel.
 
     Parameters
     ----------
     epsilon : float
-        The largest change of a pixel, in units of the picture: black is 0, white is 1.
+        Largest change of a pixel, where black is 0 and white is 1.
     step : float, optional
-        Length of a step; by default ``2.5 epsilon / steps``, the rule of the paper's CIFAR attacks.
+        Step size; by default ``2.5 epsilon / steps``, as for CIFAR in the paper.
     steps : int
-        How many.
+        Number of steps.
     share : float
-        Share of the batch that is changed, 0 to 1; drawn at random.
+        Fraction of the batch that is perturbed, above 0 to 1, sampled at random.
 
     Raises
     ------
     TrainingError
-        If a setting is unsound.
+        If a setting is invalid.
 
     Examples
     --------
@@ -65,32 +65,34 @@ class PGD(Adaptation):
 
     def perturb(self, images: Tensor, loss_of: LossOf, recipe: Preprocess) -> Tensor:
         """
-        Return pictures changed against the model; see :class:`Adaptation`.
+        Return perturbed images; see :class:`Adaptation`.
 
-        Randomness is torch's global one. No gradient stays in the model's parameters.
+        Random numbers are torch's global ones. No gradient remains in the model's parameters.
         """
         chosen = torch.rand(len(images)) < self.share
         if not bool(chosen.any()):
             return images
         mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (recipe.mean, recipe.std))
-        pictures = (images.detach() * std + mean).clamp(0.0, 1.0)
+        originals = (images.detach() * std + mean).clamp(0.0, 1.0)
         gray = recipe.channels == "repeat"
         shape = (*images.shape[:-3], 1, *images.shape[-2:]) if gray else images.shape
         where = chosen.to(images.device).view(-1, *[1] * (images.ndim - 1))
         change = torch.rand(shape).mul_(2.0).sub_(1.0).mul_(self.epsilon).to(images) * where
         length = self.step if self.step is not None else 2.5 * self.epsilon / self.steps
         for _ in range(self.steps):
-            uphill = _ascent(pictures, change, loss_of, (mean, std))
-            change = (change + length * uphill).clamp(-self.epsilon, self.epsilon) * where
-        changed = ((pictures + change).clamp(0.0, 1.0) - mean) / std
+            direction = _gradient_sign(originals, change, loss_of, (mean, std))
+            change = (change + length * direction).clamp(-self.epsilon, self.epsilon) * where
+        changed = ((originals + change).clamp(0.0, 1.0) - mean) / std
         return torch.where(where, changed, images).detach()
 
 
-def _ascent(pictures: Tensor, change: Tensor, loss_of: LossOf, scale: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the sign of the gradient of the loss by the change, which may be one for all channels."""
+def _gradient_sign(
+    originals: Tensor, change: Tensor, loss_of: LossOf, scale: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Return the sign of the gradient of the loss with respect to the change, of one or three channels."""
     mean, std = scale
     with torch.enable_grad():
-        inputs = (((pictures + change).clamp(0.0, 1.0) - mean) / std).requires_grad_(True)
+        inputs = (((originals + change).clamp(0.0, 1.0) - mean) / std).requires_grad_(True)
         # in half precision, the gradient of a mean over the batch would lose digits
         (gradient,) = torch.autograd.grad(loss_of(inputs) * len(inputs), inputs)
     by_channel: Tensor = gradient / std

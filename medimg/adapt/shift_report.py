@@ -1,9 +1,11 @@
-"""What a comparison of two data sets found: as text, as a table, as a figure."""
+"""Report of a domain shift: text, table, figure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
+
+from medimg._plot_style import COLORS, GRAY, add_legend, make_axes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,9 +15,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-__all__ = ["Difference", "Distances", "ShiftReport", "shift_figure"]
+__all__ = ["Difference", "Distances", "ShiftReport", "plot_shift"]
 
-#: Proxy A-distances from which on words change.
+#: Proxy A-distances above which a shift counts as large, or as noticeable.
 _FAR: Final = 1.2
 _NEAR: Final = 0.4
 
@@ -23,17 +25,17 @@ _NEAR: Final = 0.4
 @dataclass(frozen=True, slots=True)
 class Difference:
     """
-    One aspect of two data sets.
+    Difference between two datasets in one aspect.
 
     Attributes
     ----------
     name : str
-        A DICOM keyword, or a statistic of pictures.
+        DICOM keyword, or image statistic.
     source, target : str
-        Counts, or the median with the range.
+        Counts of the values, or median and range.
     size : float
-        0 (alike) to 1 (nothing in common): of words the total variation distance, of numbers the
-        Kolmogorov-Smirnov statistic.
+        Size of the difference, 0 (equal distributions) to 1 (disjoint): the total variation distance of
+        texts, the Kolmogorov-Smirnov statistic of numbers.
     """
 
     name: str
@@ -45,18 +47,18 @@ class Difference:
 @dataclass(frozen=True, slots=True)
 class Distances:
     """
-    How far apart embeddings are.
+    Distances between embeddings.
 
     Attributes
     ----------
     a_distance : float
         Proxy A-distance, 0 to 2; see :func:`medimg.adapt.proxy_a_distance`.
     coral : float
-        See :func:`medimg.adapt.coral_loss`; its scale is that of the network.
+        CORAL distance, see :func:`medimg.adapt.coral_loss`; it depends on the scale of the embeddings.
     mmd : float
-        Squared discrepancy, unbiased; see :func:`medimg.adapt.mmd_loss`.
+        Unbiased squared maximum mean discrepancy, see :func:`medimg.adapt.mmd_loss`.
     source, target : numpy.ndarray
-        (n, 2) float32: embeddings in the plane in which all of them vary most.
+        (n, 2) float32 projections on the first two principal components of all embeddings.
     """
 
     a_distance: float
@@ -67,27 +69,27 @@ class Distances:
 
     @property
     def error(self) -> float:
-        """How often source and target are taken for each other: 0.5 by chance."""
+        """Balanced error of the classifier of source versus target; 0.5 by chance."""
         return (1.0 - self.a_distance / 2.0) / 2.0
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ShiftReport:
     """
-    How far a target is from the source; made by :func:`medimg.domain_shift`.
+    Domain shift between source and target; the result of :func:`medimg.domain_shift`.
 
     Attributes
     ----------
     items, patients : tuple of 2 ints
-        How many, of source and target.
+        Number of items and patients of source and target.
     shared_patients : int
-        How many patients are in both.
+        Number of patients in both.
     tags : tuple of Difference
-        Of the acquisition, the largest first; none where files state none.
+        Differences of acquisition tags, the largest first; empty if the files have none.
     pictures : tuple of Difference
-        Of brightness, contrast, sharpness and noise.
+        Differences of the image statistics brightness, contrast, sharpness and noise.
     distances : Distances or None
-        Of embeddings, where a model was given.
+        Distances between embeddings, if a model was given.
     """
 
     items: tuple[int, int]
@@ -99,28 +101,27 @@ class ShiftReport:
 
     @property
     def meaning(self) -> str:
-        """What the distances say, in a sentence or two."""
+        """Interpretation of the distances, in one sentence."""
         if self.distances is None:
-            return "No model was given: pass model= for the distance of what the network sees."
+            return "No model was given: pass model= to compare embeddings."
         a, wrong = self.distances.a_distance, 100 * self.distances.error
         if a < _NEAR:
-            return f"Source and target are hardly told apart ({wrong:.0f} % errors, 50 % by chance)."
-        advice = "a score on the source says little about the target: adapt to it, or train on its labels"
+            return f"Source and target are hardly distinguishable ({wrong:.0f} % errors, 50 % by chance)."
+        advice = "scores on the source say little about the target: adapt to it, or train with its labels"
         if a >= _FAR:
-            return f"The network tells source from target with {wrong:.0f} % errors only; {advice}."
-        return (
-            f"The network tells source from target with {wrong:.0f} % errors; try adapt.CORAL or adapt.DANN."
-        )
+            return f"Embeddings distinguish source from target with only {wrong:.0f} % errors; {advice}."
+        advice = "try adapt.CORAL or adapt.DANN"
+        return f"Embeddings distinguish source from target with {wrong:.0f} % errors; {advice}."
 
     def to_pandas(self) -> pd.DataFrame:
         """
-        Return a table.
+        Return all differences and distances as a table.
 
         Returns
         -------
         pandas.DataFrame
             Columns ``aspect`` ("tag", "picture", "embedding"), ``name``, ``source``, ``target`` and
-            ``difference``: 0 to 1 for tags and pictures, the distance for embeddings.
+            ``difference``: 0 to 1 for tags and image statistics, the distance for embeddings.
         """
         import pandas as pd
 
@@ -133,15 +134,15 @@ class ShiftReport:
 
     def plot(self) -> Figure:
         """
-        Return a figure.
+        Return a figure of embeddings and differences.
 
         Returns
         -------
         matplotlib.figure.Figure
-            On the left the embeddings of both sides in the plane of their largest variance, where a model was
-            given; on the right the differences of tags and pictures.
+            Embeddings along their first two principal components on the left, if a model was given;
+            differences of tags and image statistics on the right.
         """
-        return shift_figure(self)
+        return plot_shift(self)
 
     def __str__(self) -> str:
         shared = f", {self.shared_patients} in both" if self.shared_patients else ""
@@ -152,69 +153,48 @@ class ShiftReport:
         if self.distances is not None:
             d = self.distances
             lines.append(
-                f"proxy A-distance {d.a_distance:.2f} (0 alike, 2 apart), CORAL {d.coral:.3g}, "
-                f"MMD² {d.mmd:.3g}"
+                f"proxy A-distance {d.a_distance:.2f} (0 to 2), CORAL {d.coral:.3g}, MMD² {d.mmd:.3g}"
             )
         lines.append(self.meaning)
         shown = [d for d in (*self.tags, *self.pictures) if d.size >= 0.1]
         if shown:
             width = max(len(d.name) for d in shown)
-            lines.append("differences from 0 to 1, those below 0.1 left out:")
+            lines.append("differences, 0 to 1 (those below 0.1 are omitted):")
             lines += [f"  {d.size:.2f}  {d.name:<{width}}  {d.source}  →  {d.target}" for d in shown]
         else:
-            lines.append("no tag and no statistic of the pictures differs by 0.1 or more, of 1")
+            lines.append("no tag or image statistic differs by 0.1 or more (0 to 1)")
         return "\n".join(lines)
 
     __repr__ = __str__
 
 
-#: Okabe and Ito's colors, which those who see fewer can tell apart.
-_SOURCE: Final = "#0072B2"
-_TARGET: Final = "#D55E00"
 _MOST: Final = 12
 
 
-def shift_figure(report: ShiftReport) -> Figure:
-    """
-    Draw embeddings and differences.
-
-    Parameters
-    ----------
-    report : ShiftReport
-        Of :func:`medimg.domain_shift`.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Not registered with pyplot, so that nothing keeps it alive.
-    """
-    from matplotlib.figure import Figure
-
+def plot_shift(report: ShiftReport) -> Figure:
+    """Return a figure of embeddings and differences."""
     several = report.distances is not None
-    figure = Figure(figsize=(10 if several else 5.5, 4.2), layout="constrained")
-    axes = figure.subplots(1, 2 if several else 1, squeeze=False)[0]
+    figure, axes = make_axes((10 if several else 5.5, 4.2), columns=2 if several else 1)
     if report.distances is not None:
-        _points(axes[0], report.distances)
-    _bars(axes[-1], report)
-    for one in axes:
-        one.spines[["top", "right"]].set_visible(False)
+        _draw_embeddings(axes[0], report.distances)
+    _draw_differences(axes[-1], report)
     return figure
 
 
-def _points(axes: Axes, distances: Distances) -> None:
-    pairs = ((distances.source, _SOURCE, "o", "source"), (distances.target, _TARGET, "^", "target"))
+def _draw_embeddings(axes: Axes, distances: Distances) -> None:
+    pairs = ((distances.source, COLORS[0], "o", "source"), (distances.target, COLORS[1], "^", "target"))
     for points, color, marker, label in pairs:
         x, y = points.T
         axes.scatter(x, y, s=14, c=color, marker=marker, alpha=0.5, linewidths=0, label=label)
     axes.set_title(f"Embeddings: proxy A-distance {distances.a_distance:.2f} of 2", fontsize="medium")
     axes.set_xlabel("first principal component")
     axes.set_ylabel("second principal component")
-    axes.legend(frameon=False, markerscale=1.6)
+    add_legend(axes, markerscale=1.6)
 
 
-def _bars(axes: Axes, report: ShiftReport) -> None:
+def _draw_differences(axes: Axes, report: ShiftReport) -> None:
     shown = sorted((*report.tags, *report.pictures), key=lambda d: d.size)[-_MOST:]
-    axes.barh([d.name for d in shown], [d.size for d in shown], color="0.55")
+    axes.barh([d.name for d in shown], [d.size for d in shown], color=GRAY)
     axes.set_xlim(0, 1)
-    axes.set_title("Tags and pictures", fontsize="medium")
-    axes.set_xlabel("difference: 0 alike, 1 nothing in common")
+    axes.set_title("Tags and image statistics", fontsize="medium")
+    axes.set_xlabel("difference (0 equal, 1 disjoint)")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from medimg._validation import check_fields
 from medimg.errors import CheckpointError, TrainingError
 
 if TYPE_CHECKING:
@@ -120,33 +121,23 @@ class MahalanobisDetector:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], features: int) -> MahalanobisDetector:
-        """
-        Take them from a file.
+        """Read the arrays of a file, for embeddings (F,), and check each by its name."""
+        check_fields("outliers", tensors, [one.name for one in fields(cls)], error=CheckpointError)
 
-        Raises
-        ------
-        CheckpointError
-            If they don't fit each other, or embeddings of so many features.
-        """
-        names = [one.name for one in fields(cls)]
-        found = [tensors.get(name) for name in names]
-        shapes = [None if t is None or t.dtype != torch.float32 else tuple(t.shape) for t in found]
-        means, axes, variances, knots = shapes
-        sound = (
-            means is not None and axes is not None and variances is not None and knots is not None
-            and len(means) == 2 and means[0] > 0 and means[1] == features
-            and len(axes) == 2 and axes[1] == features and axes[0] <= _MOST_AXES
-            and variances == (axes[0] + 1,) and len(knots) == 1 and 2 <= knots[0] <= _KNOTS
-            and tensors.keys() == set(names)
-        )  # fmt: skip
-        values = [t for t in found if t is not None]
-        if not sound or not all(bool(t.isfinite().all()) for t in values):
+        def array(name: str, *sizes: tuple[int, int | None]) -> _Floats:
+            return _check_array(f"outliers.{name}", tensors[name], sizes)
+
+        means = array("means", (1, None), (features, features))
+        axes = array("axes", (0, _MOST_AXES), (features, features))
+        variances = array("variances", (len(axes) + 1, len(axes) + 1))
+        knots = array("knots", (2, _KNOTS))
+        if not (variances > 0).all():
+            raise CheckpointError(f"outliers.variances must be above 0; found {float(variances.min()):g}")
+        if (np.diff(knots) < 0).any():
             raise CheckpointError(
-                f"the statistics of embeddings have shapes {shapes} for {features} features"
+                "outliers.knots must be in ascending order; found a smaller one after another"
             )
-        if not bool((values[2] > 0).all()) or not bool((values[3].diff() >= 0).all()):
-            raise CheckpointError("the statistics of embeddings have variances that are not positive")
-        return cls(*(t.numpy() for t in values))
+        return cls(means, axes, variances, knots)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, MahalanobisDetector):
@@ -158,6 +149,25 @@ class MahalanobisDetector:
     def __repr__(self) -> str:
         (groups, features), axes = self.means.shape, len(self.axes)
         return f"Outliers({groups} means of {features} features, {axes} axes)"
+
+
+def _check_array(name: str, tensor: Tensor, sizes: tuple[tuple[int, int | None], ...]) -> _Floats:
+    """Return a finite float32 tensor as an array, if each of its sizes is within its limits."""
+    fits = tensor.ndim == len(sizes) and all(
+        least <= n and (most is None or n <= most)
+        for n, (least, most) in zip(tensor.shape, sizes, strict=True)
+    )
+    if not fits or tensor.dtype != torch.float32:
+        shape = [f"{a}" if a == b else f"{a} or more" if b is None else f"{a} to {b}" for a, b in sizes]
+        raise CheckpointError(
+            f"{name} must be torch.float32 of shape ({', '.join(shape)}); found {tensor.dtype} of shape "
+            f"{tuple(tensor.shape)}"
+        )
+    bad = int((~tensor.isfinite()).sum())
+    if bad:
+        raise CheckpointError(f"{name} must be finite; found {bad:,} values that are not")
+    found: _Floats = tensor.numpy()
+    return found
 
 
 def _covariance(centered: NDArray[np.float64]) -> tuple[_Floats, _Floats]:

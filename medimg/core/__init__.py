@@ -1,1 +1,1 @@
-"""Values: geometry, volumes, windows. No input or output, no torch."""
+"""Geometry, volumes and windows, without input, output or torch."""

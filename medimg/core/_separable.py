@@ -1,9 +1,9 @@
 """
-Three axes of an array resampled block by block: small matrix products on all cores.
+Separable resampling of three axes, block by block: small matrix products on all cores.
 
-What an axis does to an array is a matrix that is zero but for a band about its diagonal. Cut into blocks,
-it costs a BLAS library little more than the interpolation itself, in blocks that stay in a core's cache,
-with stored integers turned into numbers on the way.
+The matrix that resamples an axis is zero but for a band about its diagonal. Cut into blocks, it costs a BLAS
+library little more than the interpolation itself, in blocks that stay in a core's cache, with stored integers
+converted on the way.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ __all__ = ["resample_axes"]
 
 _Floats: TypeAlias = "npt.NDArray[np.float32]"
 
-#: Multiplications of one matrix product. Larger ones OpenBLAS would spread over threads of its own, which
-#: wait for each other where several threads call it.
+#: Multiplications of one matrix product. OpenBLAS would spread larger ones over threads of its own, which
+#: wait for each other if several threads call it.
 _PRODUCT: Final = 2**18
-#: Slices that are turned into numbers together.
+#: Slices that are converted together.
 _SLICES: Final = 16
-#: Most numbers that wait for the last axis, in each thread.
+#: Most numbers buffered for the last axis, in each thread.
 _WAITING: Final = 2**22
-#: Fewer new slices at a time would often compute the old ones between them twice.
+#: With fewer new slices at a time, the old ones between them would often be computed twice.
 _FEWEST_SLICES: Final = 64
 _MOST_THREADS: Final = 16
-#: New voxels that are made before a second thread is worth its start.
+#: New voxels for which a second thread is worth starting.
 _SMALL: Final = 2**17
 
 
@@ -69,64 +69,46 @@ def resample_axes(
     fill: float = 0.0,
 ) -> None:
     """
-    Resample an array along its three axes, those that shrink most first.
+    Resample (D, H, W) along its axes into `out` (D', H', W') float32, those that shrink most first.
 
-    Parameters
-    ----------
-    values : numpy.ndarray
-        (D, H, W) of any real type and byte order; finite but for what `mask` covers.
-    axes : sequence of 3 sequences of Band
-        What to do along D, H and W; see :func:`medimg.core.kernels.bands`.
-    out : numpy.ndarray
-        (D', H', W') float32, overwritten; or bool, which becomes whether the result is above a half.
-    mask : numpy.ndarray, optional
-        (D, H, W) bool: values that count as `fill`.
-    fill : float
-        See `mask`.
-
-    Examples
-    --------
-    >>> from medimg.core.kernels import bands
-    >>> out = np.empty((1, 1, 3), np.float32)
-    >>> resample_axes(np.array([[[0, 1, 2, 3, 4, 5]]]), [bands(1, 1, 1), bands(1, 1, 1), bands(6, 3, 2)], out)
-    >>> print(out)
-    [[[0.71428573 2.5        4.285714  ]]]
+    If `out` is bool, it becomes whether the result is above a half. Values under `mask` (D, H, W) count as
+    `fill`.
     """
     work = _AxisPass(values, mask, fill, axes, out)
     threads = 1 if out.size < _SMALL else min(available_cores(), _MOST_THREADS)
-    tiles = list(_tiles(work, threads))
+    tiles = list(_make_tiles(work, threads))
     if threads == 1 or len(tiles) == 1:
         for slab, rows in tiles:
-            _tile(work, slab, rows)
+            _resample_tile(work, slab, rows)
         return
     with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(lambda tile: _tile(work, *tile), tiles):
+        for _ in pool.map(lambda tile: _resample_tile(work, *tile), tiles):
             pass
 
 
-def _shrinking(bands: Sequence[Band]) -> float:
+def _compute_scale(bands: Sequence[Band]) -> float:
     return bands[-1].last / bands[-1].stop
 
 
-def _slices_first(axes: Sequence[Sequence[Band]]) -> bool:
-    """Whether D comes before the other axes: it shrinks most, or stays."""
+def _is_slice_axis_first(axes: Sequence[Sequence[Band]]) -> bool:
+    """Whether D comes before the other axes: it shrinks most, or is unchanged."""
     if axes[0][0].weights is None:
         return True
-    return _shrinking(axes[0]) > max(1.0, _shrinking(axes[1]), _shrinking(axes[2]))
+    return _compute_scale(axes[0]) > max(1.0, _compute_scale(axes[1]), _compute_scale(axes[2]))
 
 
-def _tiles(work: _AxisPass, threads: int) -> Iterator[tuple[Sequence[Band], Band]]:
-    """Parts of the result that need little of the array and of each other: bands of D with one of H."""
+def _make_tiles(work: _AxisPass, threads: int) -> Iterator[tuple[Sequence[Band], Band]]:
+    """Yield parts of the result that need little of the array and of each other: bands of D with one of H."""
     slabs, (depth, _, width) = work.axes[0], work.out.shape
     height = work.axes[1][0].stop - work.axes[1][0].start
-    most = _WAITING / (height * width * max(1.0, _shrinking(slabs)))
+    most = _WAITING / (height * width * max(1.0, _compute_scale(slabs)))
     for_all = depth * len(work.axes[1]) / (4 * threads)
     step = int(max(_FEWEST_SLICES, min(most, for_all))) // (slabs[0].stop - slabs[0].start)
     step = max(step, 1)
     yield from product([slabs[i : i + step] for i in range(0, len(slabs), step)], work.axes[1])
 
 
-def _tile(work: _AxisPass, slab: Sequence[Band], rows: Band) -> None:
+def _resample_tile(work: _AxisPass, slab: Sequence[Band], rows: Band) -> None:
     target = work.out[slab[0].start : slab[-1].stop, rows.start : rows.stop]
     if target.dtype == np.bool_:
         source = work.values[min(b.first for b in slab) : max(b.last for b in slab), rows.first : rows.last]
@@ -135,37 +117,37 @@ def _tile(work: _AxisPass, slab: Sequence[Band], rows: Band) -> None:
             target[...] = covered
             return
     result = target if target.dtype == np.float32 else np.empty(target.shape, dtype=np.float32)
-    if _slices_first(work.axes):
+    if _is_slice_axis_first(work.axes):
         for band in slab:
             block = work.read(slice(band.first, band.last), slice(rows.first, rows.last))
             part = result[band.start - slab[0].start : band.stop - slab[0].start]
-            _chain(work, block, [(0, [band]), *_in_plane(work, rows)], part)
+            _apply_steps(work, block, [(0, [band]), *_order_in_plane_steps(work, rows)], part)
     else:
-        _chain(work, _planes(work, slab, rows), [(0, slab)], result)
+        _apply_steps(work, _resample_slices(work, slab, rows), [(0, slab)], result)
     if result is not target:
         np.greater(result, HALF, out=target)
 
 
-def _in_plane(work: _AxisPass, rows: Band) -> list[tuple[int, Sequence[Band]]]:
+def _order_in_plane_steps(work: _AxisPass, rows: Band) -> list[tuple[int, Sequence[Band]]]:
     steps: list[tuple[int, Sequence[Band]]] = [(1, [rows]), (2, work.axes[2])]
-    return steps if _shrinking(work.axes[1]) >= _shrinking(work.axes[2]) else steps[::-1]
+    return steps if _compute_scale(work.axes[1]) >= _compute_scale(work.axes[2]) else steps[::-1]
 
 
-def _planes(work: _AxisPass, slab: Sequence[Band], rows: Band) -> _Floats:
-    """(old slices that the slab needs, new rows, new columns)."""
+def _resample_slices(work: _AxisPass, slab: Sequence[Band], rows: Band) -> _Floats:
+    """Return the old slices that a slab needs, with new rows and columns."""
     first, last = min(b.first for b in slab), max(b.last for b in slab)
     result = np.empty((last - first, rows.stop - rows.start, work.out.shape[2]), dtype=np.float32)
     for start in range(first, last, _SLICES):
         stop = min(start + _SLICES, last)
         block = work.read(slice(start, stop), slice(rows.first, rows.last))
-        _chain(work, block, _in_plane(work, rows), result[start - first : stop - first])
+        _apply_steps(work, block, _order_in_plane_steps(work, rows), result[start - first : stop - first])
     return result
 
 
-def _chain(
+def _apply_steps(
     work: _AxisPass, block: _Floats, steps: Sequence[tuple[int, Sequence[Band]]], out: _Floats
 ) -> None:
-    """Resample a block along some axes; the last one goes straight into the result."""
+    """Resample a block along some axes; the last one is written into the result."""
     steps = [(axis, bands) for axis, bands in steps if bands[0].weights is not None]
     if not steps:
         out[...] = block
@@ -173,11 +155,11 @@ def _chain(
         size = bands[-1].stop - bands[0].start
         shape = (*block.shape[:axis], size, *block.shape[axis + 1 :])
         result = out if number == len(steps) else np.empty(shape, dtype=np.float32)
-        _along(axis, block, bands, result)
+        _resample_axis(axis, block, bands, result)
         block = result
 
 
-def _along(axis: int, block: _Floats, bands: Sequence[Band], out: _Floats) -> None:
+def _resample_axis(axis: int, block: _Floats, bands: Sequence[Band], out: _Floats) -> None:
     # a block has all columns, but begins with the first slice or row that one of the bands needs
     origin = 0 if axis == 2 else min(b.first for b in bands)
     if axis == 0:

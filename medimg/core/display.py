@@ -1,4 +1,4 @@
-"""What a display shows: the choice of a window, and 8-bit pictures for people to look at."""
+"""Choice of the window for display, and 8-bit rendering of slices."""
 
 from __future__ import annotations
 
@@ -17,64 +17,53 @@ if TYPE_CHECKING:
 
     from medimg.core.volume import Volume
 
-__all__ = ["DECLARED", "WindowChoice", "choose_voi", "data_uri", "percentile_window", "png", "render"]
+__all__ = [
+    "DECLARED",
+    "WindowChoice",
+    "choose_voi",
+    "compute_percentile_window",
+    "encode_png",
+    "make_data_uri",
+    "render",
+]
 
 WindowChoice: TypeAlias = "str | int | Window | LookupTable"
 
-#: What a choice among the windows of a file starts with: "dicom:1", "dicom:BONE".
+#: Prefix of a choice among the windows of a file: "dicom:1", "dicom:BONE".
 DECLARED: Final = "dicom:"
 
 _COUNTED_AT_ONCE: Final = 2**20
 _PROJECTION: Final = frozenset({"CR", "DX", "MG", "DR", "RF", "XA", "PX", "IO"})
 
 
-def percentile_window(volume: Volume, percentiles: tuple[float, float] = (0.5, 99.5)) -> Window:
-    """
-    Return the window between two percentiles of what is not padding, over the whole volume.
-
-    Parameters
-    ----------
-    volume : Volume
-        Not a color image.
-    percentiles : tuple of 2 floats
-        Low and high, 0 to 100.
-
-    Returns
-    -------
-    Window
-        LINEAR_EXACT from the low to the high value.
-
-    Raises
-    ------
-    PreprocessError
-        If nothing but padding or non-finite values is there.
-    """
+def compute_percentile_window(volume: Volume, percentiles: tuple[float, float] = (0.5, 99.5)) -> Window:
+    """Return the LINEAR_EXACT window between two percentiles of the whole volume, without padding."""
     values = volume.array if volume.padding is None else volume.array[~volume.padding]
     if np.issubdtype(values.dtype, np.floating):
         values = values[np.isfinite(values)]
     if values.size == 0:
-        raise PreprocessError("no pixel of this image is usable: all are padding or not finite")
-    low, high = _percentiles(values.ravel(), percentiles)
+        raise PreprocessError("all pixels of this image are padding or not finite")
+    low, high = _compute_percentiles(values.ravel(), percentiles)
     return Window.from_range(low, high)
 
 
-def _percentiles(values: npt.NDArray[Any], percentiles: tuple[float, float]) -> tuple[float, float]:
-    """Linearly interpolated percentiles; by counting where the values are small integers, as it is faster."""
+def _compute_percentiles(values: npt.NDArray[Any], percentiles: tuple[float, float]) -> tuple[float, float]:
+    """Return linearly interpolated percentiles, of small integers by counting, which is faster."""
     if values.dtype.itemsize > 2 or not np.issubdtype(values.dtype, np.integer):
         low, high = np.percentile(values, percentiles)
         return float(low), float(high)
     least = int(values.min())
     counts = np.zeros(int(values.max()) - least + 1, dtype=np.int64)
     for start in range(0, values.size, _COUNTED_AT_ONCE):
-        # bincount makes int64 of all that it is given
+        # bincount converts its input to int64
         part = values[start : start + _COUNTED_AT_ONCE].astype(np.int64)
         counts += np.bincount(part - least, minlength=counts.size)
     up_to = np.cumsum(counts)
-    places = np.asarray(percentiles) / 100 * (values.size - 1)
-    below, above = np.floor(places), np.ceil(places)
+    ranks = np.asarray(percentiles) / 100 * (values.size - 1)
+    below, above = np.floor(ranks), np.ceil(ranks)
     first = np.searchsorted(up_to, below, side="right") + least
     second = np.searchsorted(up_to, above, side="right") + least
-    low, high = first + (places - below) * (second - first)
+    low, high = first + (ranks - below) * (second - first)
     return float(low), float(high)
 
 
@@ -82,58 +71,37 @@ def choose_voi(
     volume: Volume, window: WindowChoice = "auto", percentiles: tuple[float, float] = (0.5, 99.5)
 ) -> tuple[Voi, ...]:
     """
-    Return the window or table of each slice.
+    Return the window or table of all slices (one), or of each.
 
-    Parameters
-    ----------
-    volume : Volume
-        Not a color image.
-    window : str, int, Window or LookupTable
-        "auto" (by modality: CT soft_tissue; CR, DX and MG what the file declares, else percentiles; all
-        others percentiles), "dicom" (the first that the file declares), "dicom:1" or an int (another of its
-        alternatives, by its place, from 0), "dicom:BONE" (the one that the file explains so, in upper or
-        lower case), "percentile", the name of a preset, the explanation of a window in the file where no
-        preset is called so, or a window.
-    percentiles : tuple of 2 floats
-        What "percentile" means.
-
-    Returns
-    -------
-    tuple of (Window or LookupTable)
-        One for all slices, or one for each.
-
-    Raises
-    ------
-    PreprocessError
-        If the file does not declare the window that was asked for (the message lists what it declares), or a
-        name is unknown.
+    The choices are those of :class:`medimg.Preprocess`, an index among the declared windows, a window or
+    table, or the explanation of a window in the file that is not the name of a preset.
     """
     if isinstance(window, Window | LookupTable):
         return (window,)
     if window == "auto":
-        window = _automatic(volume)
+        window = _choose_by_modality(volume)
     if window == "percentile":
-        return (percentile_window(volume, percentiles),)
+        return (compute_percentile_window(volume, percentiles),)
     if window == "dicom":
-        return _declared(volume, 0)
+        return _get_declared(volume, 0)
     if isinstance(window, int):
-        return _declared(volume, window)
+        return _get_declared(volume, window)
     if window.startswith(DECLARED):
-        return _chosen(volume, window.removeprefix(DECLARED).strip())
-    named = () if window in PRESETS else _explained(volume, window)
-    return named or (_preset(volume, window),)
+        return _find_by_choice(volume, window.removeprefix(DECLARED).strip())
+    named = () if window in PRESETS else _find_explained(volume, window)
+    return named or (_get_preset(volume, window),)
 
 
-def _chosen(volume: Volume, which: str) -> tuple[Voi, ...]:
-    """Return what a file declares under a number or, where no explanation is that number, a name."""
-    explained = _explained(volume, which)
+def _find_by_choice(volume: Volume, which: str) -> tuple[Voi, ...]:
+    """Return the declared window with an explanation in every slice, else with an index."""
+    explained = _find_explained(volume, which)
     if explained or not which.isdecimal():
-        return explained or _undeclared(volume, f"none of them is explained as {which!r} in every slice")
-    return _declared(volume, int(which))
+        return explained or _raise_undeclared(volume, f"none has the explanation {which!r} in every slice")
+    return _get_declared(volume, int(which))
 
 
-def _explained(volume: Volume, name: str) -> tuple[Voi, ...]:
-    """Return the window of each slice that the file explains so; none where one slice has none."""
+def _find_explained(volume: Volume, name: str) -> tuple[Voi, ...]:
+    """Return each slice's window with an explanation; none if one slice has none."""
     wanted = name.strip().casefold()
     found = [
         next((v for v in declared if wanted and v.explanation.strip().casefold() == wanted), None)
@@ -142,39 +110,39 @@ def _explained(volume: Volume, name: str) -> tuple[Voi, ...]:
     return tuple(v for v in found if v is not None) if None not in found else ()
 
 
-def _automatic(volume: Volume) -> str:
+def _choose_by_modality(volume: Volume) -> str:
     if volume.modality == "CT" and volume.units == "HU":
         return "soft_tissue"
     declared = volume.voi and all(volume.voi)
     return "dicom" if declared and volume.modality in _PROJECTION else "percentile"
 
 
-def _preset(volume: Volume, name: str) -> Window:
+def _get_preset(volume: Volume, name: str) -> Window:
     preset = Window.preset(name)
     if volume.units != "HU" and volume.modality not in {"", "CT"}:
         raise PreprocessError(
-            f"the preset {name!r} is in Hounsfield units, and this is {volume.modality} in {volume.units}; "
+            f"the preset {name!r} is in Hounsfield units, the image is {volume.modality} in {volume.units}; "
             'use window="auto", "percentile" or a Window'
         )
     return preset
 
 
-def _declared(volume: Volume, index: int) -> tuple[Voi, ...]:
+def _get_declared(volume: Volume, index: int) -> tuple[Voi, ...]:
     if not volume.voi or any(len(alternatives) <= index for alternatives in volume.voi) or index < 0:
-        return _undeclared(volume, f"number {index} was asked for")
+        return _raise_undeclared(volume, f"index {index} was requested")
     return tuple(alternatives[index] for alternatives in volume.voi)
 
 
-def _undeclared(volume: Volume, wanted: str) -> NoReturn:
+def _raise_undeclared(volume: Volume, wanted: str) -> NoReturn:
     fewest: tuple[Voi, ...] = min(volume.voi, key=len, default=())
-    listed = "; ".join(f"{place}: {_described(voi)}" for place, voi in enumerate(fewest))
+    listed = "; ".join(f"{number}: {_describe_voi(voi)}" for number, voi in enumerate(fewest))
     raise PreprocessError(
         f"the file declares {len(fewest)} window(s) for every slice ({listed or 'none'}), and {wanted}; "
         'use window="auto", "percentile", a preset or a Window'
     )
 
 
-def _described(voi: Voi) -> str:
+def _describe_voi(voi: Voi) -> str:
     name = f"{voi.explanation} " if voi.explanation else ""
     if isinstance(voi, LookupTable):
         return f"{name}table of {voi.entries.size} entries"
@@ -185,21 +153,10 @@ def render(
     volume: Volume, *, index: int | None = None, window: WindowChoice = "auto"
 ) -> npt.NDArray[np.uint8]:
     """
-    Render one slice for people to look at: windowed, inverted where the file says so, the right way up.
+    Render one slice for display as (H, W) or (H, W, 3) uint8; the middle one by default.
 
-    Parameters
-    ----------
-    volume : Volume
-        Any.
-    index : int, optional
-        Slice along D of the volume as it is displayed; the middle one by default.
-    window : str, int, Window or LookupTable
-        See :func:`choose_voi`.
-
-    Returns
-    -------
-    numpy.ndarray
-        (H, W) or (H, W, 3) uint8. Pixels may be oblong; padding and what is not finite are black.
+    The slice is windowed, inverted if the file says so, and in display orientation. Pixels may be
+    anisotropic; padding and non-finite values are black.
     """
     if volume.space == "patient":
         volume = volume.reorient(geometry.display_code(volume.affine))
@@ -218,15 +175,15 @@ def render(
     return np.rint(shown * 255).astype(np.uint8)
 
 
-def png(picture: npt.NDArray[np.uint8]) -> bytes:
-    """Return an (H, W) or (H, W, 3) uint8 picture as a PNG file."""
+def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
+    """Encode an (H, W) or (H, W, 3) uint8 image as PNG."""
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
+    Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def data_uri(volume: Volume) -> str:
-    """Return the middle slice as a ``data:`` address."""
-    return "data:image/png;base64," + b64encode(png(render(volume))).decode("ascii")
+def make_data_uri(volume: Volume) -> str:
+    """Return the middle slice as a ``data:`` URI."""
+    return "data:image/png;base64," + b64encode(encode_png(render(volume))).decode("ascii")

@@ -1,8 +1,8 @@
 """
-Axis order, patient coordinates and orientation: the only home of a flip between LPS and RAS.
+Axis order, patient coordinates and orientation, with the only conversions between LPS and RAS.
 
 Arrays are indexed (d, h, w): slice, row, column. Affines are 4×4 and map that index to millimeters in the
-patient coordinate system of DICOM, LPS: x grows to the patient's Left, y to Posterior, z to Superior
+patient coordinate system of DICOM, LPS: x increases to the patient's Left, y to Posterior, z to Superior
 (PS3.3 C.7.6.2.1.1).
 """
 
@@ -44,7 +44,7 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 _POSITIVE: Final = "LPS"
 _NEGATIVE: Final = "RAI"
 _RAS_FLIP: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
-#: How each anatomical plane is shown: the code (slices, rows, columns) by the axis its slices run along.
+#: Display orientation (slices, rows, columns) by the patient axis along which slices are stacked.
 _DISPLAY: Final = {0: "RIP", 1: "PIL", 2: "SPL"}
 
 
@@ -55,19 +55,7 @@ def spacing_of(affine: Affine) -> tuple[float, float, float]:
 
 
 def slice_normal(orientation: Sequence[float]) -> npt.NDArray[np.float64]:
-    """
-    Return the unit normal X×Y of a slice.
-
-    Parameters
-    ----------
-    orientation : sequence of 6 floats
-        Image Orientation (Patient) (0020,0037): direction of the rows (X), then of the columns (Y).
-
-    Raises
-    ------
-    GeometryError
-        If the two directions are not finite, not of unit length or not perpendicular.
-    """
+    """Return the unit normal X×Y of a slice from Image Orientation (Patient) (0020,0037)."""
     # plain numbers: NumPy takes ten times as long for so few
     values = [float(v) for v in orientation]
     x, y = values[:3], values[3:]
@@ -89,24 +77,10 @@ def affine_from_slices(
     pixel_spacing: Sequence[float],
 ) -> Affine:
     """
-    Return the affine of a stack of slices (DICOM PS3.3 C.7.6.2.1.1).
+    Return the (4, 4) affine, index (d, h, w) to LPS millimeters, of a stack (DICOM PS3.3 C.7.6.2.1.1).
 
-    Parameters
-    ----------
-    origin : sequence of 3 floats
-        Image Position (Patient) of the first slice, in LPS millimeters.
-    step : sequence of 3 floats
-        Vector from one slice to the next, in LPS millimeters.
-    orientation : sequence of 6 floats
-        Image Orientation (Patient).
-    pixel_spacing : sequence of 2 floats
-        Pixel Spacing (0028,0030): distance between rows, then between columns, in millimeters
-        (PS3.3 10.7.1.3).
-
-    Returns
-    -------
-    numpy.ndarray
-        (4, 4) float64: index (d, h, w) to LPS millimeters.
+    `origin` is the position of the first slice, `step` the vector from one slice to the next; `pixel_spacing`
+    is the distance between rows, then between columns (PS3.3 10.7.1.3).
 
     Examples
     --------
@@ -121,12 +95,12 @@ def affine_from_slices(
     affine[:3, 2] = x * between_columns
     affine[:3, 3] = origin
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise GeometryError("positions, orientation and spacing of the slices span no volume")
+        raise GeometryError("positions, orientation and spacing of the slices do not span a volume")
     return affine
 
 
 def image_affine(spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> Affine:
-    """Return the affine of an image that has a size but no place in a patient: (d, h, w) times spacing."""
+    """Return the affine of an image with a spacing but no position in a patient."""
     affine = np.zeros((4, 4))
     affine[[2, 1, 0], [0, 1, 2]] = [float(v) for v in spacing]
     affine[3, 3] = 1.0
@@ -135,23 +109,18 @@ def image_affine(spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> Affine:
 
 def lps_from_ras(ijk_to_ras: Affine) -> Affine:
     """
-    Return the affine (d, h, w) → LPS of an array that was stored as (i, j, k) → RAS, as NIfTI does.
+    Return the affine (d, h, w) → LPS of an array stored as (i, j, k) → RAS, as in NIfTI.
 
-    The array itself goes from (i, j, k) to (d, h, w) = (k, j, i), by transposition only.
+    The array is transposed from (i, j, k) to (d, h, w) = (k, j, i).
     """
     return np.asarray((_RAS_FLIP @ np.asarray(ijk_to_ras, dtype=np.float64))[:, [2, 1, 0, 3]])
 
 
 def lps_from_space(ijk_to_space: Affine, code: str) -> Affine:
     """
-    Return the affine (d, h, w) → LPS of an array that was stored as (i, j, k), i fastest.
+    Return the affine (d, h, w) → LPS of an array stored as (i, j, k), i fastest.
 
-    Parameters
-    ----------
-    ijk_to_space : numpy.ndarray
-        (4, 4): index (i, j, k) to millimeters.
-    code : str
-        Where the axes x, y and z of the space lead, such as "RAS", "LAS" or "LPS".
+    `code` gives the directions of the axes x, y and z of the space, such as "RAS", "LAS" or "LPS".
 
     Examples
     --------
@@ -166,12 +135,12 @@ def lps_from_space(ijk_to_space: Affine, code: str) -> Affine:
 
 
 def ras_from_lps(dhw_to_lps: Affine) -> Affine:
-    """Return the affine (i, j, k) → RAS of a (d, h, w) → LPS one; `lps_from_ras` undone."""
+    """Return the affine (i, j, k) → RAS of a (d, h, w) → LPS one: the inverse of `lps_from_ras`."""
     return np.asarray((_RAS_FLIP @ np.asarray(dhw_to_lps, dtype=np.float64))[:, [2, 1, 0, 3]])
 
 
-def _closest_axes(affine: Affine) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """For array axes (d, h, w): the patient axis (0 x, 1 y, 2 z) that each runs along, and its sign."""
+def _find_closest_axes(affine: Affine) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Return the closest patient axis (0 x, 1 y, 2 z) of each array axis (d, h, w), and its sign."""
     cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     axes = max(permutations(range(3)), key=lambda p: sum(abs(cosines[p[i], i]) for i in range(3)))
     signs = [1 if cosines[axes[i], i] >= 0 else -1 for i in range(3)]
@@ -180,16 +149,14 @@ def _closest_axes(affine: Affine) -> tuple[tuple[int, int, int], tuple[int, int,
 
 def orientation_code(affine: Affine) -> str:
     """
-    Return where the axes (d, h, w) lead, as the three letters of the closest patient directions.
+    Return the directions of the axes (d, h, w) as three letters, such as "SPL" for a standard axial CT.
 
     Examples
     --------
-    A standard axial CT: slices to Superior, rows to Posterior, columns to Left.
-
     >>> orientation_code(affine_from_slices([0, 0, 0], [0, 0, 1], [1, 0, 0, 0, 1, 0], [1, 1]))
     'SPL'
     """
-    axes, signs = _closest_axes(affine)
+    axes, signs = _find_closest_axes(affine)
     return "".join(
         _POSITIVE[axis] if sign > 0 else _NEGATIVE[axis] for axis, sign in zip(axes, signs, strict=True)
     )
@@ -197,13 +164,13 @@ def orientation_code(affine: Affine) -> str:
 
 def display_code(affine: Affine) -> str:
     """
-    Return the orientation in which radiologists look at slices like these, keeping the slice axis.
+    Return the orientation in which radiologists view such slices, keeping the slice axis.
 
-    Axial slices are shown with anterior up and the patient's right on the left of the picture ("SPL"),
-    coronal ones with the head up and the patient's right on the left ("PIL"), sagittal ones with the head
-    up and anterior on the left ("RIP").
+    Axial slices have anterior up and the patient's right on the left of the image ("SPL"), coronal ones the
+    head up and the patient's right on the left ("PIL"), sagittal ones the head up and anterior on the left
+    ("RIP").
     """
-    axes, _ = _closest_axes(affine)
+    axes, _ = _find_closest_axes(affine)
     return _DISPLAY[axes[0]]
 
 
@@ -216,7 +183,7 @@ def _parse_code(code: str) -> list[tuple[int, int]]:
     ]
     if len(letters) != 3 or len(parsed) != 3 or len({axis for axis, _ in parsed}) != 3:
         raise GeometryError(
-            f"an orientation is three letters, one each of L/R, P/A and S/I, for (d, h, w); found {code!r}"
+            f"an orientation must be three letters, one each of L/R, P/A and S/I; found {code!r}"
         )
     return parsed
 
@@ -225,34 +192,11 @@ def reorient(
     array: npt.NDArray[_Scalar], affine: Affine, code: str
 ) -> tuple[npt.NDArray[_Scalar], Affine, tuple[int, int, int], tuple[bool, bool, bool]]:
     """
-    Permute and flip the last three axes so that they lead where `code` says; no value is interpolated.
+    Permute and flip the last three axes (..., D, H, W) to the orientation `code`, without interpolation.
 
-    Parameters
-    ----------
-    array : numpy.ndarray
-        (..., D, H, W).
-    affine : numpy.ndarray
-        (4, 4): (d, h, w) to LPS millimeters.
-    code : str
-        Where the new axes (d, h, w) shall lead, such as "SPL".
-
-    Returns
-    -------
-    array : numpy.ndarray
-        A view of the input.
-    affine : numpy.ndarray
-        That of the view: each voxel keeps its place in the patient.
-    axes : tuple of 3 ints
-        The old axis (0 d, 1 h, 2 w) that each new axis came from.
-    flipped : tuple of 3 bools
-        Whether each new axis runs against the old one.
-
-    Raises
-    ------
-    GeometryError
-        If the code is not one of the 48.
+    Returns a view, its affine, the old axis (0 d, 1 h, 2 w) of each new one, and whether that is flipped.
     """
-    axes, signs = _closest_axes(affine)
+    axes, signs = _find_closest_axes(affine)
     wanted = _parse_code(code)
     sources = [axes.index(axis) for axis, _ in wanted]
     flips = [signs[s] != sign for s, (_, sign) in zip(sources, wanted, strict=True)]
@@ -271,14 +215,7 @@ def reorient(
 
 
 def ascending_slices(slices: Sequence[int], depth: int) -> list[int]:
-    """
-    Return indices of slices as a list.
-
-    Raises
-    ------
-    GeometryError
-        If there is none, one is out of range or no whole number, or they are not ascending.
-    """
+    """Return slice indices as a list; GeometryError if they are not ascending indices below `depth`."""
     try:
         chosen = [operator.index(i) for i in slices]
     except TypeError:
@@ -291,11 +228,7 @@ def ascending_slices(slices: Sequence[int], depth: int) -> list[int]:
 
 
 def subset_affine(affine: Affine, slices: Sequence[int]) -> Affine:
-    """
-    Return the affine of some slices of a stack, in the order given; the step is the mean one.
-
-    A single slice keeps the step of the stack.
-    """
+    """Return the affine of some slices of a stack; the step is the mean one, for one slice the stack's."""
     chosen = np.asarray(slices, dtype=np.float64)
     result = affine.copy()
     result[:3, 3] = affine[:3, 3] + chosen[0] * affine[:3, 0]

@@ -1,4 +1,4 @@
-"""Weights of one axis that is resampled: which old samples make a new one, and how much each counts."""
+"""Interpolation weights of one axis: linear, cubic B-spline and nearest."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["HALF", "Band", "Interpolation", "bands", "interpolation_taps", "is_unchanged"]
+__all__ = ["HALF", "Band", "Interpolation", "interpolation_taps", "is_unchanged", "make_bands"]
 
 Interpolation: TypeAlias = Literal["linear", "bspline", "nearest"]
 
-#: The share of a voxel above which a mask covers it: a half, rounding aside.
+#: Fraction of a voxel above which a mask covers it: a half, rounding aside.
 HALF: Final = 0.5 + 1e-5
-#: New samples that one small matrix product makes: fewer are slow, more multiply by zeros.
+#: New samples of one small matrix product: fewer are slow, more multiply by zeros.
 _BAND: Final = 32
 #: Of the poles of the cubic B-spline filter, the one inside the unit circle.
 _POLE: Final = np.sqrt(3.0) - 2.0
-#: How many samples the cardinal spline reaches to each side: beyond, it is less than 2e-8.
+#: Reach of the cardinal spline to each side, in samples: beyond, it is less than 2e-8.
 _REACH: Final = 14
 _ROUNDING: Final = 1e-6
 
@@ -28,30 +28,13 @@ def interpolation_taps(
     size: int, count: int, scale: float, interpolation: Interpolation = "linear", *, antialias: bool = True
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """
-    Return which old samples make each new one, and their weights.
+    Return the old samples of each new one (count, taps) int64, and their weights (count, taps) float64.
 
-    New sample `i` lies at ``(i + 0.5) * scale - 0.5`` in old samples: the outer edge of the first stays.
-
-    Parameters
-    ----------
-    size, count : int
-        Old and new number of samples.
-    scale : float
-        New spacing over old.
-    interpolation : {"linear", "bspline", "nearest"}
-        "linear": a triangle; at the ends, what lies outside doesn't count. "bspline": the cardinal cubic
-        spline, which interpolates as B-splines of order 3 do, its samples mirrored about the first and the
-        last one (Unser, IEEE Signal Processing Magazine 16(6), 1999). "nearest": one sample.
-    antialias : bool
-        Whether a triangle or a spline is as wide as the new spacing calls for, where that is the coarser
-        one. A nearest sample stays one sample.
-
-    Returns
-    -------
-    index : numpy.ndarray
-        (count, taps) int64, each in the range of the old samples; one may occur twice.
-    weights : numpy.ndarray
-        (count, taps) float64; the sum over each row is 1.
+    New sample `i` is at ``(i + 0.5) * scale - 0.5`` in old samples: the outer edge of the first stays.
+    "linear": a triangle, truncated at the ends. "bspline": the cardinal cubic spline, which interpolates as
+    B-splines of order 3 do, with samples mirrored about the first and the last one (Unser, IEEE Signal
+    Processing Magazine 16(6), 1999). "nearest": one sample. With `antialias`, a triangle or a spline is
+    widened to the new spacing if that is coarser.
 
     Examples
     --------
@@ -76,15 +59,15 @@ def interpolation_taps(
         weights[(index < 0) | (index >= size)] = 0.0
         index = np.clip(index, 0, size - 1)
     else:
-        weights = _cardinal_spline(distance)
+        weights = _evaluate_cardinal_spline(distance)
         period = max(2 * (size - 1), 1)
         index = np.abs(index) % period
         index = np.minimum(index, period - index) if size > 1 else np.zeros_like(index)
     return index, weights / weights.sum(axis=1, keepdims=True)
 
 
-def _cardinal_spline(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Cubic spline that is 1 at 0 and 0 at all other integers, at distances of 0 or more."""
+def _evaluate_cardinal_spline(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Evaluate the cubic spline that is 1 at 0 and 0 at all other integers, at distances of 0 or more."""
     result = np.zeros_like(distance)
     nearest = np.floor(distance)
     for step in (-1, 0, 1, 2):
@@ -99,18 +82,7 @@ def _cardinal_spline(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float6
 
 
 class Band(NamedTuple):
-    """
-    Neighboring new samples of an axis, and the old ones that make them.
-
-    Attributes
-    ----------
-    start, stop : int
-        The range of new samples.
-    first, last : int
-        The range of old samples, `last` not included.
-    weights : numpy.ndarray, optional
-        (stop - start, last - first) float32; None where new samples equal the old ones.
-    """
+    """Neighboring new samples [start, stop) of an axis, and the old ones [first, last) that make them."""
 
     start: int
     stop: int
@@ -120,35 +92,23 @@ class Band(NamedTuple):
 
 
 def is_unchanged(size: int, count: int, scale: float) -> bool:
-    """Return whether an axis stays as it is, rounding aside; a single sample always does."""
+    """Whether an axis is unchanged but for rounding; a single sample always is."""
     return size == 1 or (count == size and abs(scale - 1.0) * size < _ROUNDING)
 
 
-def bands(
+def make_bands(
     size: int, count: int, scale: float, interpolation: Interpolation = "linear", *, antialias: bool = True
 ) -> list[Band]:
-    """
-    Cut the matrix that resamples an axis into small dense blocks about its diagonal.
-
-    Parameters
-    ----------
-    size, count, scale, interpolation, antialias
-        See :func:`interpolation_taps`.
-
-    Returns
-    -------
-    list of Band
-        They follow each other and cover all new samples.
-    """
+    """Cut the matrix that resamples an axis into small dense blocks that cover all new samples."""
     step = max(1, round(_BAND / max(scale, 1.0)))
     ranges = [(start, min(start + step, count)) for start in range(0, count, step)]
     if is_unchanged(size, count, scale):
         return [Band(start, stop, start, stop, None) for start, stop in ranges]
     index, weights = interpolation_taps(size, count, scale, interpolation, antialias=antialias)
-    return [_band(start, index[start:stop], weights[start:stop]) for start, stop in ranges]
+    return [_make_band(start, index[start:stop], weights[start:stop]) for start, stop in ranges]
 
 
-def _band(start: int, index: npt.NDArray[np.int64], weights: npt.NDArray[np.float64]) -> Band:
+def _make_band(start: int, index: npt.NDArray[np.int64], weights: npt.NDArray[np.float64]) -> Band:
     first, last = int(index.min()), int(index.max()) + 1
     dense = np.zeros((len(index), last - first))
     np.add.at(dense, (np.arange(len(index))[:, None], index - first), weights)

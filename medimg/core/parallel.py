@@ -1,4 +1,4 @@
-"""Numbered pieces of work on several threads, with the errors of one."""
+"""Threads: parallel loops over tasks, with errors as in a serial loop."""
 
 from __future__ import annotations
 
@@ -24,23 +24,13 @@ __all__ = ["available_cores", "ordered_map", "parallel_for", "worker_count"]
 
 _Task = TypeVar("_Task")
 
-#: How often each thread comes back for more: seldom enough to cost nothing, often enough to end together.
+#: Times each thread fetches tasks: few enough to cost nothing, many enough to end together.
 _SHARES: Final = 8
 _MOST_AT_ONCE: Final = 8
 
 
 def available_cores() -> int:
-    """
-    Return how many threads are of use: the cores that this process may run on.
-
-    In a worker process of `multiprocessing`, such as a `DataLoader` starts, that is 1: its siblings have the
-    other cores.
-
-    Examples
-    --------
-    >>> available_cores() >= 1
-    True
-    """
+    """Return the number of cores this process may use; 1 in a worker process, such as a `DataLoader`'s."""
     if multiprocessing.parent_process() is not None:
         return 1
     if hasattr(os, "sched_getaffinity"):
@@ -56,23 +46,10 @@ def parallel_for(
     within: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> None:
     """
-    Do each task, on several threads, and raise the error that doing them one by one would.
+    Do tasks on several threads, and raise the error that a serial loop would.
 
-    Parameters
-    ----------
-    tasks : sequence
-        In the order in which they would be done.
-    do : callable
-        Does a task; False stops them all, so that some are not done.
-    workers : int
-        The most threads, this one included.
-    within : callable
-        Makes a context, which each thread enters once, and does its tasks in.
-
-    Raises
-    ------
-    BaseException
-        Of the first task that raises any; those after it may not be done.
+    If `do` returns False, later tasks may be skipped. Each thread does its tasks inside a context of
+    `within`.
 
     Examples
     --------
@@ -122,32 +99,32 @@ class _SharedTasks(Generic[_Task]):
         self.error: BaseException | None = None
 
     def work(self) -> None:
-        """Take tasks until there are none, or one before them failed."""
+        """Do tasks until there are none, or an earlier one failed."""
         while True:
             with self._lock:
                 start = self._next
                 self._next += self._step
-            for place in range(start, start + self._step):
-                if place >= self._end or not self._done(place):
+            for index in range(start, start + self._step):
+                if index >= self._end or not self._run_task(index):
                     return
 
-    def _done(self, place: int) -> bool:
+    def _run_task(self, index: int) -> bool:
         try:
-            goes_on = self._do(self._tasks[place])
-        except BaseException as error:  # the thread that waits raises it
+            goes_on = self._do(self._tasks[index])
+        except BaseException as error:  # raised by the waiting thread
             with self._lock:
-                if place < self._end:
-                    self._end, self.error = place, error
+                if index < self._end:
+                    self._end, self.error = index, error
             return False
         if not goes_on:
             with self._lock:
-                if place < self._end:
-                    # what a later one raised, one by one would not have come to
-                    self._end, self.error = place, None
+                if index < self._end:
+                    # a serial loop would not have reached later errors
+                    self._end, self.error = index, None
         return goes_on
 
     def stop(self) -> None:
-        """Leave what has not been begun."""
+        """Skip the tasks that have not been started."""
         self._end = 0
 
 
@@ -156,14 +133,7 @@ _Result = TypeVar("_Result")
 
 
 def worker_count(workers: int | None) -> int:
-    """
-    Return how many threads to work with.
-
-    Raises
-    ------
-    PreprocessError
-        If it is no positive number.
-    """
+    """Return the number of threads; PreprocessError if `workers` is not a positive number."""
     if workers is None:
         return available_cores()
     return check_whole_number(
@@ -179,22 +149,11 @@ def ordered_map(
     initializer: Callable[[int], Callable[[], object]] | None = None,
 ) -> Generator[_Result]:
     """
-    Yield the results of some work in the order of its items.
+    Yield the results of `work` in the order of its items.
 
-    At most ``workers + 2`` items are begun and not yielded yet. Once the iterator is closed, or an
-    exception leaves it, nothing more is begun, and what is running is waited for.
-
-    Parameters
-    ----------
-    work : callable
-        Done in threads; in the caller's if there is one worker.
-    items : iterable
-        Taken as they are needed, in the caller's thread.
-    workers : int, optional
-        Threads; all cores by default.
-    initializer : callable, optional
-        Takes the number of threads and returns what each of them calls first; see
-        :func:`medimg.preprocessing.torch_threads.share_cores`. Not used with one worker.
+    At most ``workers + 2`` items are started and not yielded yet. Once the iterator is closed, or raises, no
+    other is started, and running ones are waited for. `initializer` takes the number of threads and returns
+    what each calls first; it is not used with one worker, which works in the caller's thread.
 
     Examples
     --------
@@ -202,15 +161,15 @@ def ordered_map(
     [0, 1, 4, 9]
     """
     count = worker_count(workers)
-    return _one_by_one(work, items) if count == 1 else _threaded(work, items, count, initializer)
+    return _map_serially(work, items) if count == 1 else _map_threaded(work, items, count, initializer)
 
 
-def _one_by_one(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Generator[_Result]:
+def _map_serially(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Generator[_Result]:
     for item in items:
         yield work(item)
 
 
-def _threaded(
+def _map_threaded(
     work: Callable[[_Item], _Result],
     items: Iterable[_Item],
     workers: int,

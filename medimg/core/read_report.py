@@ -1,4 +1,4 @@
-"""What was read, what was left out, and what was done on the way."""
+"""Record of what was read, skipped and done."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _Fact = TypeVar("_Fact")
 @dataclass(frozen=True, slots=True)
 class Skipped:
     """
-    A file that was found and not used.
+    A file that was found and skipped.
 
     Parameters
     ----------
     path : str
-        The file.
+        Path of the file.
     reason : str
-        Why it was not used.
+        Why it was skipped.
     """
 
     path: str
@@ -33,34 +33,34 @@ class Skipped:
 @dataclass(frozen=True, slots=True)
 class ReadReport:
     """
-    How a volume came about.
+    Record of how a volume was read.
 
     Parameters
     ----------
     format : str
-        "DICOM", "NIfTI", "NRRD", "MetaImage", "PNG", "JPEG", or "array" for one made in memory.
+        "DICOM", "NIfTI", "NRRD", "MetaImage", "PNG", "JPEG", or "array" for a volume made in memory.
     files : tuple of str
-        The files whose pixels are in the volume, in the order of its slices.
+        Files whose pixels are in the volume, in the order of its slices.
     skipped : tuple of Skipped
-        Files that were found and not used.
+        Files that were found and skipped.
     series_uid : str
-        Series Instance UID; empty where the format has none.
+        Series Instance UID; "" if the format has none.
     sop_instance_uids : tuple of str
-        SOP Instance UID of each slice, in the order of the array, channel by channel where there are several
-        that are not colors; empty strings where there is none.
+        SOP Instance UID of each slice, in array order, channel by channel if there are several that are not
+        colors; "" if there is none.
     frame_numbers : tuple of int
-        In the same order, the number of each frame in its instance, from 1; empty where all instances hold
-        one frame.
+        Frame number of each slice in its instance, from 1, in the same order; empty if all instances have one
+        frame.
     missing : tuple of int
         For each gap, the index of the slice after which slices are missing.
     duplicates : tuple of str
-        Files left out because another image lies at their position.
+        Files left out because another image is at their position.
     tilt : float
         Angle between the direction from slice to slice and the normal of the slices, in degrees.
     transforms : tuple of str
-        Every step that was applied to the stored values or their geometry, in order.
+        Steps applied to the stored values or their geometry, in order.
     warnings : tuple of str
-        What deserves a second look.
+        Warnings issued while reading.
     """
 
     format: str = "array"
@@ -76,27 +76,27 @@ class ReadReport:
     warnings: tuple[str, ...] = ()
 
     def then(self, transform: str) -> ReadReport:
-        """Return the report with one more step noted."""
+        """Return the report with one more step."""
         return replace(self, transforms=(*self.transforms, transform))
 
     def at_slices(self, slices: Iterable[int], depth: int) -> ReadReport:
         """
-        Return the report with the facts of some slices of a volume of `depth` slices, in the order given.
+        Return the report of some slices of a volume of `depth` slices, in the order given.
 
-        What is known for each slice, or for each slice of each channel, follows; the rest stays.
+        Facts of each slice, or of each slice of each channel, are selected; the rest is unchanged.
         """
         chosen = list(slices)
         uids = self.sop_instance_uids
         one_file_each = len(self.files) == (len(uids) or depth) and not self.frame_numbers
         return replace(
             self,
-            files=_of_slices(self.files, chosen, depth) if one_file_each else self.files,
-            sop_instance_uids=_of_slices(uids, chosen, depth),
-            frame_numbers=_of_slices(self.frame_numbers, chosen, depth),
+            files=_select_slices(self.files, chosen, depth) if one_file_each else self.files,
+            sop_instance_uids=_select_slices(uids, chosen, depth),
+            frame_numbers=_select_slices(self.frame_numbers, chosen, depth),
         )
 
     def of_channel(self, channel: int, channels: int) -> ReadReport:
-        """Return the report with the facts of one of several channels that are not colors."""
+        """Return the report of one of several channels that are not colors."""
 
         def part(facts: tuple[_Fact, ...]) -> tuple[_Fact, ...]:
             depth, rest = divmod(len(facts), channels)
@@ -117,7 +117,7 @@ class ReadReport:
         return "\n".join(lines)
 
 
-def _of_slices(facts: tuple[_Fact, ...], chosen: list[int], depth: int) -> tuple[_Fact, ...]:
+def _select_slices(facts: tuple[_Fact, ...], chosen: list[int], depth: int) -> tuple[_Fact, ...]:
     if len(facts) % depth:
         return ()
     return tuple(facts[start + i] for start in range(0, len(facts), depth) for i in chosen)

@@ -1,4 +1,4 @@
-"""The linear step from stored to modality values."""
+"""Linear rescaling from stored to modality values."""
 
 from __future__ import annotations
 
@@ -10,34 +10,29 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["rescale_into", "rescale_values", "rescaled_dtype"]
+__all__ = ["choose_rescaled_dtype", "describe_rescale", "rescale_into", "rescale_values"]
 
-#: Values taken at a time: as float64 they stay in the cache of a core, and calls are few.
+#: Values per block: as float64 they stay in the cache of a core, and calls are few.
 _BLOCK: Final = 2**16
 
 
-def rescaled_dtype(ends: tuple[int, int], slope: float, intercept: float) -> np.dtype[Any]:
+def describe_rescale(slope: float, intercept: float) -> str:
+    """Return the step of a report that names a rescale."""
+    return f"rescaled: {slope:g} × stored {'−' if intercept < 0 else '+'} {abs(intercept):g}"
+
+
+def choose_rescaled_dtype(ends: tuple[int, int], slope: float, intercept: float) -> np.dtype[Any]:
     """
-    Return the type of ``slope * stored + intercept`` for integers.
+    Return the dtype of ``slope * stored + intercept`` for integers in the range `ends`.
 
-    Parameters
-    ----------
-    ends : tuple of 2 ints
-        The least and the greatest stored value.
-    slope, intercept : float
-        Finite.
-
-    Returns
-    -------
-    numpy.dtype
-        int16 or int32, whichever holds every value; float32 where neither does, or slope or intercept have
-        fractions.
+    int16 or int32, whichever holds every value; float32 if neither does, or slope or intercept have
+    fractions.
 
     Examples
     --------
-    >>> rescaled_dtype((0, 4095), 1.0, -1024.0)
+    >>> choose_rescaled_dtype((0, 4095), 1.0, -1024.0)
     dtype('int16')
-    >>> rescaled_dtype((0, 4095), 0.5, 0.0)
+    >>> choose_rescaled_dtype((0, 4095), 0.5, 0.0)
     dtype('float32')
     """
     if float(slope).is_integer() and float(intercept).is_integer():
@@ -50,27 +45,16 @@ def rescaled_dtype(ends: tuple[int, int], slope: float, intercept: float) -> np.
 
 def rescale_values(stored: npt.NDArray[Any], slope: float, intercept: float) -> npt.NDArray[Any]:
     """
-    Return ``slope * stored + intercept``; integers stay integers where both numbers are whole.
+    Return ``slope * stored + intercept`` of integers, in the dtype of :func:`choose_rescaled_dtype`.
 
-    Parameters
-    ----------
-    stored : numpy.ndarray
-        Integers of any shape.
-    slope, intercept : float
-        Finite.
-
-    Returns
-    -------
-    numpy.ndarray
-        Of the same shape: int16 or int32, whichever holds every value; float32 where neither does, or slope
-        or intercept have fractions. What is not integer is computed in float64 and rounded once.
+    Results that are not integers are computed in float64 and rounded once.
 
     Examples
     --------
     >>> rescale_values(np.array([0, 1000], np.uint16), 1.0, -1024.0)
     array([-1024,   -24], dtype=int16)
     """
-    dtype = rescaled_dtype((int(stored.min()), int(stored.max())), slope, intercept)
+    dtype = choose_rescaled_dtype((int(stored.min()), int(stored.max())), slope, intercept)
     values = np.empty(stored.shape, dtype)
     rescale_into(stored.reshape(-1), slope, intercept, values.reshape(-1))
     return values
@@ -78,17 +62,10 @@ def rescale_values(stored: npt.NDArray[Any], slope: float, intercept: float) -> 
 
 def rescale_into(stored: npt.NDArray[Any], slope: float, intercept: float, values: npt.NDArray[Any]) -> None:
     """
-    Write ``slope * stored + intercept`` into an array, block by block.
+    Write ``slope * stored + intercept`` (n,) into an array, block by block.
 
-    Parameters
-    ----------
-    stored : numpy.ndarray
-        (n,)
-    slope, intercept : float
-        Whole numbers if `values` are integers.
-    values : numpy.ndarray
-        (n,) of a type that holds the results; may be the memory of `stored` if as wide. Floating-point
-        numbers are computed in float64 and rounded once.
+    The array may be the memory of `stored` if as wide. Floating-point results are computed in float64 and
+    rounded once.
 
     Examples
     --------
@@ -98,25 +75,27 @@ def rescale_into(stored: npt.NDArray[Any], slope: float, intercept: float, value
     array([ -1., 499.], dtype=float32)
     """
     if values.dtype.kind in "iu":
-        _whole(stored, slope, intercept, values)
+        _rescale_integers(stored, slope, intercept, values)
         return
     scratch = np.empty(min(_BLOCK, stored.size), np.float64)
     for start in range(0, stored.size, _BLOCK):
         some, into = stored[start : start + _BLOCK], values[start : start + _BLOCK]
         part = scratch[: some.size]
-        # one pass to convert them is faster than a multiplication that converts on the way
+        # converting first is faster than a multiplication that converts on the way
         part[:] = some
         np.multiply(part, slope, out=part)
         np.add(part, intercept, out=part)
         into[:] = part
 
 
-def _whole(stored: npt.NDArray[Any], slope: float, intercept: float, values: npt.NDArray[Any]) -> None:
-    """Compute in the type of the result: what overflows on the way comes back, as integers wrap around."""
+def _rescale_integers(
+    stored: npt.NDArray[Any], slope: float, intercept: float, values: npt.NDArray[Any]
+) -> None:
+    """Rescale integers in the dtype of the result: overflow on the way is undone, as integers wrap around."""
     dtype = values.dtype
     if stored.dtype.itemsize == dtype.itemsize and stored.dtype.isnative:
         stored = stored.view(dtype)
-    factor, offset = _wrapped(slope, dtype), _wrapped(intercept, dtype)
+    factor, offset = _wrap_integer(slope, dtype), _wrap_integer(intercept, dtype)
     block = 4 * _BLOCK
     for start in range(0, stored.size, block):
         some, into = stored[start : start + block], values[start : start + block]
@@ -127,7 +106,7 @@ def _whole(stored: npt.NDArray[Any], slope: float, intercept: float, values: npt
 
 
 @lru_cache(maxsize=64)
-def _wrapped(number: float, dtype: np.dtype[Any]) -> Any:
-    """Return a whole number modulo the range of a type of integers."""
+def _wrap_integer(number: float, dtype: np.dtype[Any]) -> Any:
+    """Return a whole number modulo the range of an integer dtype."""
     bits = 8 * dtype.itemsize
     return np.array(int(number) % 2**bits, np.uint64).astype(dtype)[()]

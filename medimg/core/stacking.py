@@ -1,4 +1,4 @@
-"""Slices into a stack: sorted by position, gaps, duplicates and tilt found and measured."""
+"""Stacking of slices by position: order, spacing, gaps, duplicates and tilt."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from medimg.core.geometry import slice_normal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Policy", "Stack", "analyze_positions", "are_distinct_positions", "are_same_positions"]
+__all__ = ["Policy", "Stack", "analyze_positions", "are_distinct_positions", "number_positions"]
 
 Policy: TypeAlias = Literal["raise", "warn", "fix", "keep"]
 
 _RELATIVE_JITTER: Final = 0.01
 _ABSOLUTE_JITTER_MM: Final = 0.01
-#: Of the distance between slices: 0.01 mm are no jitter where slices are 0.01 mm apart.
+#: Most jitter as a fraction of the distance between slices, which may itself be 0.01 mm.
 _MOST_JITTER: Final = 0.2
 _THIN_MM: Final = _ABSOLUTE_JITTER_MM / _MOST_JITTER
 _ROUNDING_MM: Final = 1e-6
@@ -27,7 +27,7 @@ _MOSTLY: Final = 0.9
 _MOST_DRIFT_MM: Final = 0.2
 _SAME_IN_PLANE_MM: Final = 0.05
 _TOLERATED_IRREGULARITY: Final = 0.10
-#: How many of the usual distances may make up their median.
+#: Most gaps that may make up their median.
 _MOST_MULTIPLE: Final = 8
 _TILT_DEGREES: Final = 0.1
 _TILT_SHIFT_MM: Final = 0.05
@@ -35,46 +35,31 @@ _TILT_SHIFT_MM: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """
-    The order and regularity of slices, from their positions.
+    """The order and regularity of slices, from their positions."""
 
-    Parameters
-    ----------
-    order : tuple of int
-        Indices of the slices, sorted along the normal of the slices; duplicates left out.
-    duplicates : tuple of (int, int)
-        Index of each slice left out, and of the one kept at its position.
-    distances : numpy.ndarray
-        Place of each slice of `order` along the normal, in millimeters.
-    gap : float
-        Median distance between neighbors, in millimeters; where not all are multiples of it, another of them
-        that all are multiples of. 0 for a single slice.
-    missing : tuple of (int, int)
-        Place in `order` after which slices are missing, and how many.
-    irregular : tuple of int
-        Places in `order` after which the distance is off by more than 10 % and not by whole slices.
-    deviation : float
-        Largest relative deviation from the median among the regular distances.
-    step : numpy.ndarray
-        (3,) vector from one slice to the next, in LPS millimeters.
-    tilt : float
-        Angle between `step` and the normal, in degrees; 0 below the tolerance.
-    """
-
+    #: Indices of the slices, sorted along their normal, without duplicates.
     order: tuple[int, ...]
+    #: Index of each slice left out, and of the one kept at its position.
     duplicates: tuple[tuple[int, int], ...]
+    #: Position of each slice of `order` along the normal, in millimeters.
     distances: npt.NDArray[np.float64]
+    #: Median distance between neighbors, in millimeters, or another that all are multiples of; 0 if single.
     gap: float
+    #: Index in `order` after which slices are missing, and their number.
     missing: tuple[tuple[int, int], ...]
+    #: Index in `order` after which the distance is off by more than 10 %, and not by whole slices.
     irregular: tuple[int, ...]
+    #: Largest relative deviation from `gap` among the regular distances.
     deviation: float
+    #: (3,) vector from one slice to the next, in LPS millimeters.
     step: npt.NDArray[np.float64]
+    #: Angle between `step` and the normal, in degrees; 0 below the tolerance.
     tilt: float
 
     @property
     def is_jittered(self) -> bool:
         """Whether distances vary by more than the tolerance of 1 % or 0.01 mm."""
-        return self.deviation * self.gap > _tolerance(self.gap)
+        return self.deviation * self.gap > _compute_tolerance(self.gap)
 
     @property
     def spacing(self) -> float:
@@ -85,114 +70,85 @@ class Stack:
         return float(self.distances[-1] - self.distances[0]) / (slices - 1)
 
 
-def _tolerance(gap: float) -> float:
+def _compute_tolerance(gap: float) -> float:
     return max(_RELATIVE_JITTER * gap, min(_ABSOLUTE_JITTER_MM, _MOST_JITTER * gap)) + 1e-9
 
 
-def are_same_positions(
+def number_positions(
     positions: npt.ArrayLike, orientation: Sequence[float], *, drifting: bool = False
 ) -> npt.NDArray[np.int64]:
     """
-    Number the distinct places among the positions of parallel slices.
+    Number the distinct positions (n, 3), LPS millimeters, of parallel slices: (n,) int64.
 
-    Parameters
-    ----------
-    positions : array_like
-        (n, 3) Image Position (Patient), LPS millimeters.
-    orientation : sequence of 6 floats
-        Image Orientation (Patient), common to all.
-    drifting : bool
-        Whether places may move between repetitions: by up to 10 % of the distance between slices, and no
-        more than 0.2 mm.
-
-    Returns
-    -------
-    numpy.ndarray
-        (n,) of integers, equal where positions are the same within 1 % of the median distance between
-        slices, or 0.01 mm; of slices closer than 0.05 mm, within a fifth of their distance.
-
-    Raises
-    ------
-    GeometryError
-        If the orientation is unsound.
+    Positions are the same within 1 % of the median distance between slices, or 0.01 mm; of slices closer than
+    0.05 mm, within a fifth of their distance. With `drifting`, repetitions may differ by up to 10 % of the
+    distance, and no more than 0.2 mm.
 
     Examples
     --------
-    >>> are_same_positions([[0, 0, 4], [0, 0, 0], [0, 0, 4.005]], [1, 0, 0, 0, 1, 0]).tolist()
+    >>> number_positions([[0, 0, 4], [0, 0, 0], [0, 0, 4.005]], [1, 0, 0, 0, 1, 0]).tolist()
     [1, 0, 1]
     """
     points = np.asarray(positions, dtype=np.float64).reshape(-1, 3)
     along = points @ slice_normal(orientation)
     order = np.argsort(along, kind="stable")
-    same = _drift(along[order]) if drifting else _same_within(along[order])
-    places = np.empty(len(points), dtype=np.int64)
+    same = _find_drift_tolerance(along[order]) if drifting else _find_position_tolerance(along[order])
+    numbers = np.empty(len(points), dtype=np.int64)
     if (np.diff(along[order]) > same).all():
-        places[order] = np.arange(len(points))
-        return places
-    # the places at the present distance along the normal, which can lie beside each other
+        numbers[order] = np.arange(len(points))
+        return numbers
+    # positions at the current distance along the normal, which can be beside each other
     here: list[tuple[int, int]] = []
     count = 0
     for index in (int(i) for i in order):
         if here and along[index] - along[here[0][0]] > same:
             here = []
-        for first, place in here:
+        for first, number in here:
             if np.abs(points[index] - points[first]).max() <= max(same, _SAME_IN_PLANE_MM):
-                places[index] = place
+                numbers[index] = number
                 break
         else:
-            places[index] = count
+            numbers[index] = count
             here.append((index, count))
             count += 1
-    return places
+    return numbers
 
 
 def are_distinct_positions(positions: npt.ArrayLike, orientation: Sequence[float]) -> bool:
-    """
-    Whether all slices are so far apart that none is at the place of another, drifting or not.
-
-    Parameters
-    ----------
-    positions : array_like
-        (n, 3) Image Position (Patient), LPS millimeters.
-    orientation : sequence of 6 floats
-        Image Orientation (Patient), common to all.
-
-    Returns
-    -------
-    bool
-        If True, :func:`are_same_positions` finds as many places as there are slices.
-    """
+    """Whether all positions (n, 3) are distinct for :func:`number_positions`, drifting or not."""
     ascending = np.sort(np.asarray(positions, dtype=np.float64).reshape(-1, 3) @ slice_normal(orientation))
     if len(ascending) == 1:
         return True
-    return bool(np.diff(ascending).min() > max(_same_within(ascending), _drift(ascending)))
+    return bool(
+        np.diff(ascending).min() > max(_find_position_tolerance(ascending), _find_drift_tolerance(ascending))
+    )
 
 
-def _same_within(ascending: npt.NDArray[np.float64]) -> float:
+def _find_position_tolerance(ascending: npt.NDArray[np.float64]) -> float:
     gaps = np.diff(ascending)
     apart = gaps[gaps > _ABSOLUTE_JITTER_MM]
     thin = gaps[gaps > _ROUNDING_MM]
     if thin.size and ascending[-1] - ascending[0] > _THIN_MM and thin.max() <= _THIN_MM:
         usual = float(np.median(thin))
         if np.mean(np.abs(thin - usual) < usual / 2) > _MOSTLY:
-            # slices of a microscanner, not repetitions that jitter
-            return _tolerance(usual)
-    return _tolerance(float(np.median(apart))) if apart.size else _ABSOLUTE_JITTER_MM
+            # slices of a micro-CT, not repetitions with jitter
+            return _compute_tolerance(usual)
+    return _compute_tolerance(float(np.median(apart))) if apart.size else _ABSOLUTE_JITTER_MM
 
 
-def _drift(ascending: npt.NDArray[np.float64]) -> float:
-    """Return how far a place may move: part of the gap that half of the extent is made of."""
+def _find_drift_tolerance(ascending: npt.NDArray[np.float64]) -> float:
+    """Return the tolerance of drifting positions: part of the gap that half of the extent consists of."""
     gaps = np.sort(np.diff(ascending))
     if not gaps.size or gaps[-1] <= 0:
         return _ABSOLUTE_JITTER_MM
     gap = float(gaps[np.searchsorted(np.cumsum(gaps), gaps.sum() / 2)])
-    return max(_tolerance(gap), min(_TOLERATED_IRREGULARITY * gap, _MOST_DRIFT_MM))
+    return max(_compute_tolerance(gap), min(_TOLERATED_IRREGULARITY * gap, _MOST_DRIFT_MM))
 
 
-def _without_duplicates(
+def _remove_duplicates(
     order: list[int], along: npt.NDArray[np.float64]
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    same = _same_within(along[order])
+    same = _find_position_tolerance(along[order])
     if (np.diff(along[order]) > same).all():
         return order, []
     kept = [order[0]]
@@ -205,29 +161,31 @@ def _without_duplicates(
     return kept, duplicates
 
 
-def _classify(gaps: npt.NDArray[np.float64], gap: float) -> tuple[list[tuple[int, int]], list[int], float]:
+def _classify_gaps(
+    gaps: npt.NDArray[np.float64], gap: float
+) -> tuple[list[tuple[int, int]], list[int], float]:
     whole = np.maximum(1.0, np.rint(gaps / gap))
     off = np.abs(gaps - whole * gap) / gap
-    is_irregular = (off > _TOLERATED_IRREGULARITY) & (off * gap > _tolerance(gap))
+    is_irregular = (off > _TOLERATED_IRREGULARITY) & (off * gap > _compute_tolerance(gap))
     is_missing = (whole > 1) & ~is_irregular
-    missing = [(place, int(whole[place]) - 1) for place in np.flatnonzero(is_missing).tolist()]
+    missing = [(n, int(whole[n]) - 1) for n in np.flatnonzero(is_missing).tolist()]
     deviation = float(off.max(initial=0.0, where=~is_irregular))
     return missing, np.flatnonzero(is_irregular).tolist(), deviation
 
 
-def _gap(gaps: npt.NDArray[np.float64], stated: float | None) -> float:
-    """Return the distance between neighbors: that of which all are multiples, where there is one."""
+def _find_gap(gaps: npt.NDArray[np.float64], stated: float | None) -> float:
+    """Return the distance between neighbors: one that all distances are multiples of, if there is one."""
     median = float(np.median(gaps))
-    if not _classify(gaps, median)[1]:
+    if not _classify_gaps(gaps, median)[1]:
         return median
     others = float(np.percentile(gaps, 50, method="lower")), float(gaps.min()), abs(stated or 0.0)
     for gap in (other for other in others if other > median / _MOST_MULTIPLE):
-        if not _classify(gaps, gap)[1]:
+        if not _classify_gaps(gaps, gap)[1]:
             return gap
     return median
 
 
-def _tilt(step: npt.NDArray[np.float64], normal: npt.NDArray[np.float64], slices: int) -> float:
+def _measure_tilt(step: npt.NDArray[np.float64], normal: npt.NDArray[np.float64], slices: int) -> float:
     along = float(step @ normal)
     across = float(np.linalg.norm(step - along * normal))
     degrees = float(np.degrees(np.arctan2(across, abs(along))))
@@ -242,28 +200,10 @@ def analyze_positions(
     stated_gap: float | None = None,
 ) -> Stack:
     """
-    Sort slices along their normal and measure how regular they lie.
+    Sort slices at positions (n, 3), LPS millimeters, along their normal, and measure their regularity.
 
-    Parameters
-    ----------
-    positions : array_like
-        (n, 3) Image Position (Patient) of each slice, LPS millimeters.
-    orientation : sequence of 6 floats
-        Image Orientation (Patient), common to all.
-    fallback_step : float
-        The step, in millimeters along the normal, that a single slice gets.
-    stated_gap : float, optional
-        Spacing Between Slices (0018,0088): only where distances are no multiples of their median, and all of
-        them are of this one.
-
-    Returns
-    -------
-    Stack
-
-    Raises
-    ------
-    GeometryError
-        If the orientation is unsound.
+    A single slice gets `fallback_step` millimeters. `stated_gap`, Spacing Between Slices (0018,0088), is used
+    only if distances are multiples of it, but not of their median.
 
     Examples
     --------
@@ -275,17 +215,17 @@ def analyze_positions(
     normal = slice_normal(orientation)
     along = points @ normal
     by_position = [int(i) for i in np.argsort(along, kind="stable")]
-    kept, duplicates = _without_duplicates(by_position, along)
+    kept, duplicates = _remove_duplicates(by_position, along)
     distances = along[kept]
     if len(kept) == 1:
         return Stack((kept[0],), tuple(duplicates), distances, 0.0, (), (), 0.0, normal * fallback_step, 0.0)
     gaps = np.diff(distances)
-    gap = _gap(gaps, stated_gap)
-    missing, irregular, deviation = _classify(gaps, gap)
+    gap = _find_gap(gaps, stated_gap)
+    missing, irregular, deviation = _classify_gaps(gaps, gap)
     slices = len(kept) + sum(n for _, n in missing)
     step = (points[kept[-1]] - points[kept[0]]) / (slices - 1)
     if irregular:
-        # whole slices can't be counted, so that the length is no multiple of the step
+        # slices can't be counted, so the length is not a multiple of the step
         step *= gap / float(step @ normal)
     return Stack(
         tuple(kept),
@@ -296,5 +236,5 @@ def analyze_positions(
         tuple(irregular),
         deviation,
         step,
-        _tilt(step, normal, slices),
+        _measure_tilt(step, normal, slices),
     )

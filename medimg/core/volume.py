@@ -1,4 +1,4 @@
-"""The volume: an array of quantitative values with its place in the patient."""
+"""The volume: an array of quantitative values with its geometry."""
 
 from __future__ import annotations
 
@@ -28,39 +28,39 @@ Space = Literal["patient", "image"]
 @dataclass(frozen=True, slots=True, eq=False)
 class Volume:
     """
-    An image of any kind: values, geometry and how both came about.
+    An image: values, geometry and the record of reading.
 
-    The values are quantitative: rescaled to the modality's units, never windowed and never inverted. The
-    array is read-only; :meth:`with_array` makes a volume of other values in the same place.
+    Values are quantitative: rescaled to modality units, never windowed and never inverted. The array is
+    read-only; :meth:`with_array` makes a volume of other values with the same geometry.
 
     Parameters
     ----------
     array : numpy.ndarray
-        (C, D, H, W): channels, slices, rows, columns. C is 1 for a plain image, 3 for RGB, or the number
+        (C, D, H, W): channels, slices, rows, columns. C is 1 for a grayscale image, 3 for RGB, or the number
         of echoes or time points.
     affine : numpy.ndarray
         (4, 4) float64: index (d, h, w) to LPS millimeters.
     modality : str
-        "CT", "MR", "CR", "DX", "MG", …; "" where the format does not say.
+        "CT", "MR", "CR", "DX", "MG", …; "" if unknown.
     units : str
-        "HU", or "raw" where the values have no unit.
+        "HU", or "raw" if the values have no unit.
     photometric : {"MONOCHROME2", "MONOCHROME1", "RGB"}
-        How values turn into brightness: MONOCHROME1 is shown inverted (PS3.3 C.7.6.3.1.2).
+        Photometric interpretation: MONOCHROME1 is displayed inverted (PS3.3 C.7.6.3.1.2).
     inverted : bool
         Whether a display inverts the windowed values: MONOCHROME1, or Presentation LUT Shape INVERSE; both
         together invert once.
     space : {"patient", "image"}
-        "patient" if the affine leads to positions in a patient; "image" if only sizes are known, as in a
+        "patient" if the affine gives positions in a patient; "image" if only sizes are known, as in a
         photograph or a projection X-ray.
     channels : tuple of str
-        A name for each channel.
+        Name of each channel.
     voi : tuple of tuple of (Window or LookupTable)
-        What the file declares for its display: for each slice the alternatives, the default first; a
-        single entry holds for all slices.
+        Windows declared in the file: for each slice the alternatives, the default first; a single entry
+        applies to all slices.
     padding : numpy.ndarray, optional
-        (C, D, H, W) bool: pixels that are no part of the image (Pixel Padding Value, PS3.3 C.7.5.1.1.2).
+        (C, D, H, W) bool: pixels outside the image (Pixel Padding Value, PS3.3 C.7.5.1.1.2).
     report : ReadReport
-        How the volume came about.
+        Record of how the volume was read.
 
     Raises
     ------
@@ -92,12 +92,14 @@ class Volume:
         array = np.asarray(self.array).view()
         affine = np.array(self.affine, dtype=np.float64)
         if array.ndim != 4 or 0 in array.shape:
-            raise GeometryError(f"a volume is (C, D, H, W), none of them 0; found the shape {array.shape}")
+            raise GeometryError(
+                f"a volume must be (C, D, H, W), none of them 0; found the shape {array.shape}"
+            )
         if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
-            raise GeometryError("the affine of a volume is a finite, invertible 4×4 matrix")
+            raise GeometryError("the affine of a volume must be a finite, invertible 4×4 matrix")
         if len(self.voi) not in {0, 1, array.shape[1]}:
             raise GeometryError(
-                f"expected no set of windows, one, or one for each slice; "
+                f"expected no windows, one set, or one for each slice; "
                 f"found {len(self.voi)} for {array.shape[1]} slices"
             )
         array.setflags(write=False)
@@ -123,7 +125,7 @@ class Volume:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """(C, D, H, W)."""
+        """Shape (C, D, H, W)."""
         c, d, h, w = self.array.shape
         return c, d, h, w
 
@@ -134,7 +136,7 @@ class Volume:
 
     @property
     def orientation(self) -> str:
-        """Where the axes (D, H, W) lead, such as "SPL": Superior, Posterior, Left."""
+        """Anatomical direction of the axes (D, H, W), such as "SPL": Superior, Posterior, Left."""
         return geometry.orientation_code(self.affine)
 
     @property
@@ -144,7 +146,7 @@ class Volume:
 
     @property
     def white(self) -> float:
-        """The greatest value of a color channel: that of its integer type, 1 for floating-point numbers."""
+        """Maximum of a color channel: that of its integer dtype, or 1 for floating-point numbers."""
         dtype = self.array.dtype
         return float(np.iinfo(dtype).max) if np.issubdtype(dtype, np.integer) else 1.0
 
@@ -152,16 +154,16 @@ class Volume:
         self, array: npt.NDArray[Any], *, step: str = "values replaced", keep_padding: bool = False
     ) -> Volume:
         """
-        Return a volume with other values in the same place.
+        Return a volume of other values with the same geometry.
 
         Parameters
         ----------
         array : numpy.ndarray
             (C, D, H, W) with the same D, H and W.
         step : str
-            What was done, for the report.
+            Description of the step, for the report.
         keep_padding : bool
-            Whether the mask of padded pixels still holds.
+            Whether the padding mask is kept.
 
         Returns
         -------
@@ -175,7 +177,7 @@ class Volume:
         values = np.asarray(array)
         if values.shape[1:] != self.array.shape[1:] or values.ndim != 4:
             raise GeometryError(
-                f"with_array keeps the place of a volume: expected (C, {self.array.shape[1]}, "
+                f"with_array keeps the geometry of a volume: expected (C, {self.array.shape[1]}, "
                 f"{self.array.shape[2]}, {self.array.shape[3]}), found {values.shape}"
             )
         same = values.shape[0] == self.array.shape[0]
@@ -194,7 +196,7 @@ class Volume:
         Parameters
         ----------
         channel : int or str
-            Its index or its name.
+            Index or name of the channel.
 
         Raises
         ------
@@ -220,14 +222,14 @@ class Volume:
 
     def take(self, slices: Sequence[int]) -> Volume:
         """
-        Return some slices of the volume, in the order given.
+        Return some slices of the volume.
 
-        The step of the affine is the mean distance between them; a report of unevenly spaced ones says so.
+        The step of the affine is the mean distance between them; the report notes uneven spacing.
 
         Parameters
         ----------
         slices : sequence of int
-            Indices along D, ascending and different.
+            Indices along D, ascending and distinct.
 
         Raises
         ------
@@ -250,24 +252,24 @@ class Volume:
 
     def reorient(self, code: str) -> Volume:
         """
-        Permute and flip the axes so that (D, H, W) lead where `code` says; nothing is interpolated.
+        Permute and flip the axes (D, H, W) to another orientation, without interpolation.
 
         Parameters
         ----------
         code : str
-            Three letters for (D, H, W), one each of L/R, P/A and S/I, such as "SPL" for axial slices as
-            radiologists see them.
+            Three letters for the directions of (D, H, W), one each of L/R, P/A and S/I, such as "SPL" for the
+            standard view of axial slices.
 
         Returns
         -------
         Volume
-            Each value keeps its place in the patient. Slice-wise facts (windows, SOP Instance UIDs) follow
-            a flip of D; they are dropped where another axis becomes D and they differ between slices.
+            Each value keeps its position in the patient. Facts of each slice (windows, SOP Instance UIDs)
+            follow a flip of D; they are dropped if another axis becomes D and they differ between slices.
 
         Raises
         ------
         GeometryError
-            If the code is none of the 48, or the volume has no place in a patient.
+            If the code is not one of the 48, or the volume has no position in a patient.
         """
         if self.space != "patient":
             raise GeometryError("this image has no known orientation in a patient, and can't be reoriented")
@@ -287,7 +289,7 @@ class Volume:
             depth = self.array.shape[1]
             report = replace(
                 report.at_slices(range(depth - 1, -1, -1), depth),
-                missing=tuple(depth - 2 - place for place in reversed(report.missing)),
+                missing=tuple(depth - 2 - index for index in reversed(report.missing)),
             )
         return replace(self, array=array, affine=affine, padding=padding, voi=voi, report=report)
 
@@ -306,20 +308,20 @@ class Volume:
         spacing : float or sequence of 3 floats
             Distance between neighbors along (D, H, W), in millimeters.
         interpolation : {"linear", "bspline", "nearest"}
-            "linear". "bspline": cubic B-splines through the values, sharper, and with overshoots at sharp
-            edges, as SimpleITK's ``sitkBSpline``. "nearest": the nearest value, for labels.
+            "linear". "bspline": interpolating cubic B-splines, sharper, with overshoots at sharp edges, as
+            SimpleITK's ``sitkBSpline``. "nearest": nearest neighbor, for labels.
         antialias : bool
-            Whether structures finer than the new spacing are averaged away along axes that get coarser,
-            rather than turned into patterns that are not there: the triangle, or the spline between its
-            knots, is as wide as the new spacing asks for. "nearest" mixes no values, and leaves them.
+            Whether structures finer than the new spacing are averaged along axes that become coarser, which
+            prevents aliasing: the triangle, or the cardinal spline, is widened to the new spacing. "nearest"
+            never mixes values.
 
         Returns
         -------
         Volume
             float32, colors from 0 to 1, covering the same extent, measured from the outer edge of the first
-            voxel, which stays; a single slice stays single. Padded pixels and numbers that are not finite
-            count as the least value of the image, as a mixture of tissue and padding would be neither;
-            voxels that they make more than half of are padding.
+            voxel, which is unchanged; a single slice stays single. Padded pixels and non-finite values count
+            as the minimum of the image, as a mixture of tissue and padding would be neither; voxels of which
+            they are more than half are padding.
 
         Raises
         ------
@@ -347,15 +349,15 @@ class Volume:
     def _repr_html_(self) -> str:
         from html import escape
 
-        from medimg.core.display import data_uri
+        from medimg.core.display import make_data_uri
 
         try:
-            picture = f'<img src="{data_uri(self)}" alt="middle slice" style="max-width:256px">'
+            image = f'<img src="{make_data_uri(self)}" alt="middle slice" style="max-width:256px">'
         except PreprocessError as error:
-            picture = f"<i>no picture: {escape(str(error))}</i>"
-        return f"<figure>{picture}<figcaption>{escape(repr(self))}</figcaption></figure>"
+            image = f"<i>no image: {escape(str(error))}</i>"
+        return f"<figure>{image}<figcaption>{escape(repr(self))}</figcaption></figure>"
 
     def _repr_png_(self) -> bytes:
-        from medimg.core.display import png, render
+        from medimg.core.display import encode_png, render
 
-        return png(render(self))
+        return encode_png(render(self))

@@ -1,4 +1,4 @@
-"""Windows and lookup tables: from modality values to what a display shows."""
+"""Windows and lookup tables: from modality values to display intensities."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ PRESETS: Final[Mapping[str, tuple[float, float]]] = MappingProxyType(
 @dataclass(frozen=True, slots=True)
 class Window:
     """
-    A window: the range of values that a display spreads from black to white.
+    A window: the range of values displayed from black to white.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class Window:
     function : {"LINEAR", "LINEAR_EXACT", "SIGMOID"}
         VOI LUT Function (0028,1056), DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3.
     explanation : str
-        Window Center & Width Explanation (0028,1055), where the file gives one.
+        Window Center & Width Explanation (0028,1055).
 
     Raises
     ------
@@ -96,12 +96,12 @@ class Window:
     @classmethod
     def preset(cls, name: str) -> Window:
         """
-        Return the preset of that name.
+        Return a preset by name.
 
         Parameters
         ----------
         name : str
-            Such as "lung"; an unknown one raises an error that lists all.
+            Name of the preset, such as "lung".
 
         Returns
         -------
@@ -110,7 +110,7 @@ class Window:
         Raises
         ------
         PreprocessError
-            If there is no such preset.
+            If there is no such preset; the message lists all.
         """
         try:
             center, width = PRESETS[name]
@@ -124,7 +124,7 @@ class Window:
         """
         Return the window that maps `low` to black and `high` to white, exactly.
 
-        A range without extent (a constant image) gets the width 1 around it.
+        An empty range, of a constant image, gets a width of 1.
         """
         width = high - low
         return cls((low + high) / 2, width if width > 0 else 1.0, "LINEAR_EXACT")
@@ -151,7 +151,7 @@ class Window:
 
     @property
     def threshold(self) -> float:
-        """The value at and below which a step window is black (C.11.2.1.2.1)."""
+        """Value at and below which a step window is black (C.11.2.1.2.1)."""
         return self.center - 0.5
 
     def apply(self, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -179,7 +179,7 @@ class Window:
         return np.clip(x * slope + intercept, 0.0, 1.0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return center, width and function as JSON-able values."""
+        """Return center, width and function as JSON-compatible values."""
         return {"center": self.center, "width": self.width, "function": self.function}
 
 
@@ -191,9 +191,9 @@ class LookupTable:
     Parameters
     ----------
     first : int
-        The modality value that the first entry stands for.
+        Modality value of the first entry.
     entries : numpy.ndarray
-        The table, one dimension, unsigned integers.
+        (n,) unsigned integers.
     bits : int
         Bits of each entry, from the LUT Descriptor.
     explanation : str
@@ -215,14 +215,14 @@ class LookupTable:
         entries = np.array(self.entries)
         if entries.ndim != 1 or entries.size == 0 or not np.issubdtype(entries.dtype, np.integer):
             raise PreprocessError(
-                f"a lookup table needs a row of integers; found {entries.dtype} of shape {entries.shape}"
+                f"a lookup table must be a row of integers; found {entries.dtype} of shape {entries.shape}"
             )
         entries.setflags(write=False)
         object.__setattr__(self, "entries", entries)
 
     @property
     def maximum(self) -> int:
-        """The output that is white: what `bits` say, or the largest entry where files declare too few."""
+        """Output value of white: by `bits`, or the largest entry if files declare too few bits."""
         return int(max((1 << self.bits) - 1, int(self.entries.max())))
 
     def normalized(self) -> npt.NDArray[np.float64]:
@@ -231,17 +231,9 @@ class LookupTable:
 
     def apply(self, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """
-        Map modality values to the range 0 to 1; values outside the table take its end entries.
+        Map modality values of any shape to 0..1, float64; values outside the table take its end entries.
 
-        Parameters
-        ----------
-        values : array_like
-            Modality values, any shape; fractions are rounded down, as the table has integer inputs.
-
-        Returns
-        -------
-        numpy.ndarray
-            float64, the shape of `values`.
+        Fractions are rounded down, as the table has integer inputs.
         """
         index = np.floor(np.asarray(values, dtype=np.float64)) - self.first
         table = self.normalized()

@@ -8,6 +8,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
 from medimg.core.parallel import ordered_map
+from medimg.core.progress import progress_bar
 from medimg.data.cache.images import DamagedError
 from medimg.data.cache.keys import stat_files
 from medimg.data.image_loader import ResolvedSource
@@ -25,22 +26,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ImageStore", "RecentImages"]
 
-# systems let a process map some 65,000 files
+# a process may map some 65,000 files
 _MOST_MAPPED: Final = 8192
 _THREADS: Final = 8
 
 
 class RecentImages:
-    """
-    Images by source, those used last; at least the last one, whatever its size.
-
-    Parameters
-    ----------
-    capacity : int
-        Total size that is kept.
-    size : callable
-        Size of one source's images.
-    """
+    """Most recently used images by source, up to a total size; at least the last ones, of any size."""
 
     def __init__(self, capacity: int, size: Callable[[RenderedImages], int]) -> None:
         self.capacity = capacity
@@ -50,14 +42,14 @@ class RecentImages:
         self._lock = Lock()
 
     def get(self, source: int) -> RenderedImages | None:
-        """Return the images of a source if they are kept."""
+        """Return the images of a source if present."""
         with self._lock:
             if source in self._images:
                 self._images.move_to_end(source)
             return self._images.get(source)
 
     def put(self, source: int, images: RenderedImages) -> None:
-        """Keep the images of a source in place of the least recently used ones."""
+        """Add the images of a source, and drop the least recently used ones."""
         with self._lock:
             self._remove(source)
             self._images[source] = images
@@ -66,7 +58,7 @@ class RecentImages:
                 self._remove(next(iter(self._images)))
 
     def discard(self, source: int) -> None:
-        """Forget the images of a source."""
+        """Drop the images of a source."""
         with self._lock:
             self._remove(source)
 
@@ -76,18 +68,7 @@ class RecentImages:
 
 
 class ImageStore:
-    """
-    Gives images of series, loaded when they are first asked for.
-
-    Parameters
-    ----------
-    loader : ImageLoader
-        Renders them, or takes them from its cache.
-    series : sequence of Series
-        If there is a cache, their addresses are found here, once.
-    capacity : int
-        Bytes of images to keep in memory; images mapped from a cache do not count.
-    """
+    """Images of series, loaded when first needed, and kept in memory up to `capacity` bytes if not mapped."""
 
     def __init__(self, loader: ImageLoader, series: Sequence[Series], capacity: int) -> None:
         self.loader = loader
@@ -106,18 +87,11 @@ class ImageStore:
         self._mapped = RecentImages(_MOST_MAPPED, lambda _: 1)
 
     def last_states(self, source: int) -> FileStates | None:
-        """Return the states of a series' files when its images were last loaded; now, if none were."""
+        """Return the states of a series' files when its images were last loaded; current ones if never."""
         return self._states[source] if source in self._states else stat_files(self.series[source])
 
     def take(self, source: int, image: int | None = None) -> torch.Tensor:
-        """
-        Return one image (1, 1 or 3, H, W) of a series, or all, in the type that they are stored in.
-
-        Raises
-        ------
-        MedimgError
-            If the series can't be read.
-        """
+        """Return one image (1, 1 or 3, H, W) of a series, or all, in the stored type."""
         images = self._mapped.get(source) or self._in_memory.get(source) or self._load(source)
         try:
             return images.take(image)
@@ -130,7 +104,7 @@ class ImageStore:
         return self._keep(source, self.loader.load(self._resolve(source), self._addresses[source]))
 
     def _keep(self, source: int, images: RenderedImages) -> RenderedImages:
-        """Keep the mapping, or in memory what the cache does not hold."""
+        """Keep the mapping, or in memory the images that the cache does not hold."""
         (self._in_memory if images.crc32 is None else self._mapped).put(source, images)
         return images
 
@@ -140,28 +114,16 @@ class ImageStore:
         return ResolvedSource.resolve(self.series[source])
 
     def fill(self, sources: Sequence[int], workers: int | None, progress: bool | None) -> None:
-        """
-        Cache all images of some series that are not in the cache yet.
-
-        Raises
-        ------
-        MedimgError
-            If one can't be read.
-        """
-        from tqdm import tqdm
-
-        disable = None if progress is None else not progress
+        """Cache all images of some series that are not in the cache yet."""
         filled = ordered_map(self._fill_one, sources, workers, initializer=share_cores)
-        for _ in tqdm(
-            filled, "caching", len(sources), unit="series", disable=disable, delay=1.0, leave=False
-        ):
+        for _ in progress_bar(filled, desc="caching", unit="series", progress=progress, total=len(sources)):
             pass
 
     def _fill_one(self, source: int) -> None:
         self.loader.load(self._resolve(source), self._addresses[source])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what another process gets: no images, but their addresses."""
+        """Return the state for another process: no images, but their addresses."""
         return {name: getattr(self, name) for name in ("loader", "series", "capacity", "_addresses")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Tables and folders into labeled series, every problem named."""
+"""Tables and folders to labeled series."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from medimg.data.identifiers import FilePatients, with_file_patients
+from medimg.core.progress import progress_bar
+from medimg.data.identifiers import FilePatients, add_file_patients
 from medimg.errors import DatasetError, MedimgError
 from medimg.io.read import find_series
 from medimg.io.scan import scan
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
     from medimg.core.read_report import Skipped
     from medimg.io.series import Series
 
-__all__ = ["LabeledSeries", "PatientRule", "class_order", "from_folder", "from_table", "read_table"]
+__all__ = ["LabeledSeries", "PatientRule", "label_folders", "label_rows", "read_table", "sort_classes"]
 
-#: How a patient is told from a path: a regular expression with one group, or a function of the path.
+#: Patient by path: a regular expression with one group, or a function of the path.
 PatientRule: TypeAlias = str | Callable[[Path], str] | None
 
 
@@ -42,27 +43,25 @@ class LabeledSeries:
     file_patient: str = field(default="", repr=False)
 
 
-def _patient_from(rule: PatientRule, path: Path, relative: Path) -> str:
+def _extract_patient(rule: PatientRule, path: Path, relative: Path) -> str:
     if rule is None:
         return ""
     if callable(rule):
         return str(rule(path))
     match = re.search(rule, relative.as_posix())
     if match is None:
-        raise DatasetError(
-            f"the pattern {rule!r} for patients does not match the path {relative.as_posix()!r}"
-        )
+        raise DatasetError(f"patient={rule!r} does not match the path {relative.as_posix()!r}")
     return match.group(1) if match.groups() else match.group(0)
 
 
-def from_folder(
+def label_folders(
     root: str | Path,
     *,
     patient: PatientRule,
     file_patients: FilePatients = "check",
     progress: bool | None,
 ) -> tuple[list[LabeledSeries], list[Skipped]]:
-    """Return the series below each subfolder, labeled with the subfolder's name, and the files left out."""
+    """Return the series below each subfolder, labeled with the subfolder's name, and the skipped files."""
     folder = Path(root)
     try:
         if not folder.is_dir():
@@ -84,9 +83,9 @@ def from_folder(
         skipped += index.skipped
         for series in index:
             path = Path(series.path)
-            known = _patient_from(patient, path, path.relative_to(folder)) or series.patient_id
+            known = _extract_patient(patient, path, path.relative_to(folder)) or series.patient_id
             found.append(LabeledSeries(series, class_folder.name, known))
-    return with_file_patients(found, file_patients, "item"), skipped
+    return add_file_patients(found, file_patients, "item"), skipped
 
 
 def read_table(csv: str | Path | pd.DataFrame) -> pd.DataFrame:
@@ -96,18 +95,18 @@ def read_table(csv: str | Path | pd.DataFrame) -> pd.DataFrame:
     if isinstance(csv, pd.DataFrame):
         return csv
     try:
-        # "NA" and "None" are labels that people use
+        # "NA" and "None" are labels in use
         return pd.read_csv(csv, dtype=str, keep_default_na=False, na_values=[""])
     except FileNotFoundError:
         raise DatasetError(f"there is no file {csv}") from None
     except OSError as error:
         raise DatasetError(f"{csv} can't be opened: {error.strerror or type(error).__name__}") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{csv} is no CSV table in UTF-8 ({type(error).__name__})") from None
+        raise DatasetError(f"{csv} is not a CSV table in UTF-8 ({type(error).__name__})") from None
 
 
-def class_order(names: set[str]) -> list[str]:
-    """Return class names in order: by number where all are whole numbers, so that "10" follows "9"."""
+def sort_classes(names: set[str]) -> list[str]:
+    """Sort class names, numerically if all are whole numbers, so that "10" follows "9"."""
     if all(name.lstrip("-").isdecimal() for name in names):
         return sorted(names, key=int)
     return sorted(names)
@@ -130,7 +129,7 @@ def _check_columns(table: pd.DataFrame, wanted: Sequence[str]) -> None:
             )
 
 
-def _label(row: dict[str, Any], label: str | Sequence[str]) -> str | tuple[float, ...]:
+def _parse_label(row: dict[str, Any], label: str | Sequence[str]) -> str | tuple[float, ...]:
     if isinstance(label, str):
         return str(row[label])
     try:
@@ -139,12 +138,12 @@ def _label(row: dict[str, Any], label: str | Sequence[str]) -> str | tuple[float
         values = ()
     if not values or not all(v in (0.0, 1.0) for v in values):
         raise DatasetError(
-            f"several label columns hold 0 or 1; found {[str(row[name]) for name in label]} in one row"
+            f"several label columns must hold 0 or 1; found {[str(row[name]) for name in label]} in one row"
         )
     return values
 
 
-def from_table(
+def label_rows(
     table: pd.DataFrame,
     root: Path,
     *,
@@ -156,16 +155,13 @@ def from_table(
     progress: bool | None = None,
 ) -> list[LabeledSeries]:
     """Return the series that each row of a table names, with its label, patient and domain."""
-    from tqdm import tqdm
-
     labels = [label] if isinstance(label, str) else list(label)
     _check_columns(table, [path, *labels, *(name for name in (patient, domain) if name)])
     rows: list[dict[str, Any]] = table.to_dict("records")  # type: ignore[assignment]  # columns are named by str
     _check_files(rows, root, path)
-    disable = None if progress is None else not progress
     found = []
     problems = []
-    for row in tqdm(rows, desc="indexing", unit="image", disable=disable, delay=1.0, leave=False):
+    for row in progress_bar(rows, desc="indexing", unit="image", progress=progress):
         try:
             series, _ = find_series(root / str(row[path]))
         except MedimgError as error:
@@ -173,18 +169,18 @@ def from_table(
             continue
         known = str(row[patient]).strip() if patient else series.patient_id
         where = str(row[domain]).strip() if domain else ""
-        found.append(LabeledSeries(series, _label(row, label), known, where))
+        found.append(LabeledSeries(series, _parse_label(row, label), known, where))
     if problems:
         shown = "\n".join(f"  {p}" for p in problems[:5])
         raise DatasetError(
-            f"{len(problems)} of {len(rows)} labeled images can't be read; mend or remove these rows. "
-            f"The first:\n{shown}"
+            f"{len(problems)} of {len(rows)} labeled images can't be read; correct or remove these rows; "
+            f"the first:\n{shown}"
         )
-    return with_file_patients(found, file_patients, "row")
+    return add_file_patients(found, file_patients, "row")
 
 
-def _may_be_there(path: Path) -> bool:
-    """Whether a file is there, or in a folder that can't be looked into: why is told when it is read."""
+def _may_exist(path: Path) -> bool:
+    """Whether a file exists, or is in a folder that can't be opened, which reading it will report."""
     try:
         return path.exists()
     except OSError:
@@ -193,18 +189,18 @@ def _may_be_there(path: Path) -> bool:
 
 def _check_files(rows: list[dict[str, Any]], root: Path, path: str) -> None:
     names = [str(row[path]) for row in rows]
-    absent = [name for name in names if not _may_be_there(root / name)]
+    absent = [name for name in names if not _may_exist(root / name)]
     if absent:
         shown = "\n".join(f"  {name}" for name in absent[:5])
         raise DatasetError(
             f"{len(absent)} of {len(rows)} labels have no file below {root}; pass root=, or remove "
-            f"these rows. The first:\n{shown}"
+            f"these rows; the first:\n{shown}"
         )
-    places = [os.path.realpath(root / name) for name in names]
-    count = Counter(places)
-    if len(count) < len(places):
-        twice = next(name for name, place in zip(names, places, strict=True) if count[place] > 1)
+    paths = [os.path.realpath(root / name) for name in names]
+    count = Counter(paths)
+    if len(count) < len(paths):
+        twice = next(name for name, real in zip(names, paths, strict=True) if count[real] > 1)
         raise DatasetError(
-            f"{len(places) - len(count)} row(s) name a path that stands in the table already, "
-            f"the first is {twice!r}; give each image one row"
+            f"{len(paths) - len(count)} row(s) repeat a path of the table, the first is {twice!r}; "
+            "keep one row for each image"
         )

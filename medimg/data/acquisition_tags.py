@@ -1,132 +1,221 @@
-"""How images were acquired, from DICOM attributes that identify nobody."""
+"""Acquisition attributes of images, and sex and age of patients, as kept when headers were read."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import re
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
 
 from medimg.data.items import ItemFacts
-from medimg.errors import DatasetError
-from medimg.io.dicom.header.attributes import description, floats
+from medimg.errors import DatasetError, MedimgError
+from medimg.io.dicom.header.acquisition import ACQUISITION_TAGS, NUMBERS, TEXTS, AcquisitionElements
+from medimg.io.dicom.header.attributes import get_code, get_description, get_floats, get_text, quiet_pydicom
+from medimg.io.dicom.header.datetimes import SECONDS_PER_DAY, parse_datetime
 from medimg.io.dicom.header.functional_groups import FrameViews
-from medimg.io.dicom.header.open import numbers_of, open_header
+from medimg.io.dicom.header.open import open_header, to_tag_numbers
 from medimg.io.files.blob import as_blob
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from pydicom.dataset import Dataset
 
     from medimg.io.files.blob import Blob
     from medimg.io.series import Series
 
-__all__ = ["NUMBERED", "NUMBERS", "TEXTS", "first_blob", "tags_of"]
+__all__ = [
+    "NUMBERED",
+    "NUMBERS",
+    "TEXTS",
+    "ages_of",
+    "parse_age",
+    "read_acquisition_tags",
+    "read_missing_elements",
+    "sexes_of",
+]
 
-#: Attributes in words.
-TEXTS: Final = (
-    "Modality",
-    "Manufacturer",
-    "ManufacturerModelName",
-    "SoftwareVersions",
-    "ConvolutionKernel",
-    "FilterType",
-    "BodyPartExamined",
-    "PatientPosition",
-    "ViewPosition",
-    "PhotometricInterpretation",
-    "ScanningSequence",
-    "SequenceVariant",
-    "MRAcquisitionType",
-    "DetectorType",
-    "LossyImageCompression",
-)
 #: Attributes that say where, and are given as "site 1", "site 2", … only.
 NUMBERED: Final = {"InstitutionName": "site", "StationName": "station", "DeviceSerialNumber": "device"}
-#: Attributes in numbers; of several values the first.
-NUMBERS: Final = (
-    "SliceThickness",
-    "SpacingBetweenSlices",
-    "PixelSpacing",
-    "KVP",
-    "XRayTubeCurrent",
-    "Exposure",
-    "ReconstructionDiameter",
-    "MagneticFieldStrength",
-    "RepetitionTime",
-    "EchoTime",
-    "InversionTime",
-    "FlipAngle",
-    "BitsStored",
-)
+
+_AGE: Final = re.compile(r"(\d{1,3}(?:\.\d+)?)([YMWD]?)", re.ASCII)
+_PER_YEAR: Final = {"Y": 1.0, "": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}
+_MAX_AGE: Final = 130.0
+_THREADS: Final = 8
 
 
-def tags_of(
+def read_acquisition_tags(
     images: ItemFacts | Iterable[Series], keywords: Sequence[str] = (*TEXTS, *NUMBERS)
 ) -> list[dict[str, str | float]]:
     """
-    Return how images were acquired.
+    Read DICOM attributes of how images were acquired.
 
     Parameters
     ----------
-    images : ImageDataset, or Series
-        Of each series, the header of the first file is read, once.
+    images : ImageDataset, or sequence of Series
+        Images to describe by the header of the first file of each series. Only XRayTubeCurrent and Exposure
+        are read from the file; the other attributes were kept when headers were read.
     keywords : sequence of str
-        DICOM keywords out of a list of attributes that identify nobody. Names of institutions, stations and
+        DICOM keywords, from a list of attributes that identify nobody. Names of institutions, stations and
         devices are replaced by numbers ("site 1"), counted over the images of this call.
 
     Returns
     -------
     list of dict
-        One for each item: text, or float; "" where the file does not say, or is not DICOM.
+        One for each item: text, or float (the first of several values); "" if the file does not say, or is
+        not DICOM.
 
     Raises
     ------
     DatasetError
-        If a keyword is none of the list.
+        If a keyword is not on the list.
     ReadError
-        If a file can't be read any more.
+        If a file can no longer be read.
 
     Examples
     --------
-    >>> tags_of([], ["Manufacturer"])
+    >>> read_acquisition_tags([], ["Manufacturer"])
     []
     """
     known = {*TEXTS, *NUMBERED, *NUMBERS}
     unknown = [keyword for keyword in keywords if keyword not in known]
     if unknown:
         raise DatasetError(
-            f"no tags of these names are given out: {unknown}; expected some of {', '.join(sorted(known))}"
+            f"these tags are not available: {unknown} (identifying tags are withheld); "
+            f"expected some of {', '.join(sorted(known))}"
         )
-    several: tuple[Series, ...] = images.series if isinstance(images, ItemFacts) else tuple(images)
-    read: dict[int, dict[str, str | float]] = {}
-    for series in several:
-        if id(series) not in read:
-            read[id(series)] = _tags(series, keywords)
+    tags = to_tag_numbers(*keywords)
+
+    def describe(series: Series, kept: AcquisitionElements | None) -> dict[str, str | float]:
+        if series.format != "DICOM":
+            return {keyword: series.modality if keyword == "Modality" else "" for keyword in keywords}
+        header = _header_of(series, kept, tags)
+        with quiet_pydicom():
+            return {keyword: _get_tag(header, keyword) for keyword in keywords}
+
+    described = _map_series(images, describe)
+    distinct = list({id(one): one for one in described}.values())
     for keyword in set(keywords) & set(NUMBERED):
-        names = sorted({str(tags[keyword]) for tags in read.values()} - {""})
-        shown = {name: f"{NUMBERED[keyword]} {n}" for n, name in enumerate(names, 1)}
-        for tags in read.values():
-            tags[keyword] = shown.get(str(tags[keyword]), "")
-    return [read[id(series)] for series in several]
+        names = sorted({str(one[keyword]) for one in distinct} - {""})
+        numbered = {name: f"{NUMBERED[keyword]} {n}" for n, name in enumerate(names, 1)}
+        for one in distinct:
+            one[keyword] = numbered.get(str(one[keyword]), "")
+    return described
 
 
-def _tags(series: Series, keywords: Sequence[str]) -> dict[str, str | float]:
-    if series.format != "DICOM":
-        return {keyword: series.modality if keyword == "Modality" else "" for keyword in keywords}
-    wanted = numbers_of(*keywords, "SharedFunctionalGroupsSequence")
-    # of enhanced files: what holds for all frames
-    view = FrameViews(open_header(first_blob(series), wanted), 1)[0]
-    return {keyword: _value(view, keyword) for keyword in keywords}
+def sexes_of(images: ItemFacts | Iterable[Series]) -> list[str]:
+    """Return Patient's Sex of each item: "F", "M", "O", or "" if unknown; for groups of many only."""
+
+    def find_sex(series: Series, kept: AcquisitionElements | None) -> str:
+        if series.format != "DICOM":
+            return ""
+        sex = get_code(_header_of(series, kept, to_tag_numbers("PatientSex")), "PatientSex")
+        return sex if sex in {"F", "M", "O"} else ""
+
+    return _map_series(images, find_sex)
 
 
-def first_blob(series: Series) -> Blob:
-    """Return the first file of a series."""
+def ages_of(images: ItemFacts | Iterable[Series]) -> list[float | None]:
+    """Return the age in years of each item's patient at the study; None if unknown."""
+    tags = to_tag_numbers("PatientAge", "PatientBirthDate", "StudyDate")
+
+    def find_age(series: Series, kept: AcquisitionElements | None) -> float | None:
+        if series.format != "DICOM":
+            return None
+        header = _header_of(series, kept, tags)
+        stated = parse_age(get_code(header, "PatientAge"))
+        return _compute_age(header) if stated is None else stated
+
+    return _map_series(images, find_age)
+
+
+def parse_age(age: object) -> float | None:
+    """
+    Return an age in years, given as a number or as DICOM writes it (PS3.5 6.2, AS); None if it isn't one.
+
+    Examples
+    --------
+    >>> parse_age("045Y"), parse_age("030M"), parse_age(39.9), parse_age("old")
+    (45.0, 2.5, 39.9, None)
+    """
+    match = _AGE.fullmatch(str(age).strip().upper())
+    years = float(match[1]) / _PER_YEAR[match[2]] if match else _MAX_AGE
+    return years if years < _MAX_AGE else None
+
+
+def read_missing_elements(several: Iterable[Series]) -> dict[int, AcquisitionElements]:
+    """
+    Read the elements of series whose headers were read by an earlier scan, by id of the series.
+
+    A saved index does not hold them, as some identify. Series whose file can't be read are left out.
+    """
+    missing = {
+        id(series): series
+        for series in several
+        if series.format == "DICOM" and _kept_elements(series) is None
+    }
+
+    def read(series: Series) -> AcquisitionElements | None:
+        try:
+            return AcquisitionElements.from_dataset(_read_header(series, ACQUISITION_TAGS))
+        except MedimgError:
+            return None
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = zip(missing, pool.map(read, missing.values()), strict=True)
+        return {number: elements for number, elements in found if elements is not None}
+
+
+def _map_series(
+    images: ItemFacts | Iterable[Series], function: Callable[[Series, AcquisitionElements | None], Any]
+) -> list[Any]:
+    """Return the value of a function of each item's series and its kept elements, called once per series."""
+    if isinstance(images, ItemFacts):
+        several: tuple[Series, ...] = images.series
+        extra: Mapping[int, AcquisitionElements] = images.read_elements
+    else:
+        several, extra = tuple(images), {}
+    distinct = {id(series): series for series in several}
+    found = {
+        number: function(series, _kept_elements(series) or extra.get(number))
+        for number, series in distinct.items()
+    }
+    return [found[id(series)] for series in several]
+
+
+def _kept_elements(series: Series) -> AcquisitionElements | None:
+    plan = getattr(series.reader, "plan", None)
+    return None if plan is None else plan.first.instance.acquisition
+
+
+def _header_of(series: Series, kept: AcquisitionElements | None, tags: frozenset[int]) -> Dataset:
+    if kept is not None and tags <= ACQUISITION_TAGS:
+        return kept.to_dataset()
+    return _read_header(series, tags)
+
+
+def _read_header(series: Series, tags: frozenset[int]) -> Dataset:
+    # attributes that all frames of an enhanced file share
+    header = open_header(_first_blob(series), tags | to_tag_numbers("SharedFunctionalGroupsSequence"))
+    return FrameViews(header, 1).common
+
+
+def _first_blob(series: Series) -> Blob:
     # the path of a member of an archive can't be opened by itself
     plan = getattr(series.reader, "plan", None)
     return as_blob(series.path) if plan is None else plan.first.instance.blob
 
 
-def _value(view: Dataset, keyword: str) -> str | float:
+def _get_tag(header: Dataset, keyword: str) -> str | float:
     if keyword not in NUMBERS:
-        return description(view, keyword)
-    numbers = floats(view, keyword)
+        return get_description(header, keyword)
+    numbers = get_floats(header, keyword)
     return numbers[0] if numbers else ""
+
+
+def _compute_age(header: Dataset) -> float | None:
+    born, studied = (
+        parse_datetime(f"{get_text(header, keyword)}000000") for keyword in ("PatientBirthDate", "StudyDate")
+    )
+    if born is None or studied is None or studied < born:
+        return None
+    return round((studied - born) / SECONDS_PER_DAY / _PER_YEAR["D"], 3)

@@ -1,4 +1,4 @@
-"""Batches of a data set, bags of unequal length included."""
+"""Data loaders: batches of items, bags of unequal length included."""
 
 from __future__ import annotations
 
@@ -21,29 +21,16 @@ __all__ = [
     "collate",
     "concat_batches",
     "epoch_seed",
-    "evaluation_loader",
+    "make_evaluation_loader",
+    "make_training_loader",
     "pad_bags",
-    "training_loader",
+    "repeat_epochs",
 ]
 
 
 def epoch_seed(seed: int, epoch: int, purpose: int = 0) -> int:
     """
-    Return the seed of what is drawn in an epoch: a training that goes on after a break draws the same.
-
-    Parameters
-    ----------
-    seed : int
-        Of the training.
-    epoch : int
-        From 0, through all phases.
-    purpose : int
-        Different draws have different ones: order, augmentation, dropout.
-
-    Returns
-    -------
-    int
-        63 bits, without sign.
+    Return a seed (63 bits, unsigned) for one purpose in one epoch, so that a resumed training draws the same.
 
     Examples
     --------
@@ -52,35 +39,22 @@ def epoch_seed(seed: int, epoch: int, purpose: int = 0) -> int:
     """
     import numpy as np
 
-    # negative seeds are torch's too
+    # torch allows negative seeds
     entropy = [seed % 2**64, epoch, purpose]
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1
 
 
 class Batch(NamedTuple):
-    """
-    Several items.
+    """A batch of items; the mask is None if all bags have the same length."""
 
-    Attributes
-    ----------
-    images : Tensor
-        (B, 3, H, W), or (B, N, 3, H, W) with N the length of the longest bag; shorter ones end in zeros.
-    labels : Tensor
-        (B,) int64 or (B, K) float32.
-    mask : Tensor or None
-        (B, N) bool: which slices are there; None where all are.
-    indices : Tensor
-        (B,) int64: which items of the data set these are.
-    """
-
-    images: Tensor
-    labels: Tensor
-    mask: Tensor | None
-    indices: Tensor
+    images: Tensor  # (B, 3, H, W), or (B, N, 3, H, W) with N of the longest bag, zero-padded
+    labels: Tensor  # (B,) int64 or (B, K) float32
+    mask: Tensor | None  # (B, N) bool: slices that are not padding
+    indices: Tensor  # (B,) int64: indices in the dataset
 
 
-class _Indexed(Dataset[tuple[Tensor, Any, int]]):
-    """Items together with their index, by which duplicates of distributed sampling are known."""
+class _IndexedDataset(Dataset[tuple[Tensor, Any, int]]):
+    """Items with their index, which identifies duplicates of distributed sampling."""
 
     def __init__(self, items: LabeledDataset) -> None:
         self.items = items
@@ -100,16 +74,7 @@ class _Indexed(Dataset[tuple[Tensor, Any, int]]):
 
 
 class Share(NamedTuple):
-    """
-    Which part of the work is this process's.
-
-    Attributes
-    ----------
-    rank : int
-        Number of the process.
-    world : int
-        How many there are.
-    """
+    """Rank of this process, and the number of processes."""
 
     rank: int = 0
     world: int = 1
@@ -117,23 +82,11 @@ class Share(NamedTuple):
 
 class EpochSampler(Sampler[int]):
     """
-    Shuffled indices, in an order that the seed and the epoch's number decide, and nothing before.
+    Shuffled indices, in an order that depends only on the seed and the epoch's number.
 
-    Several processes take turns: batches of b items on each of w processes are together what batches of w·b
-    on one would be. What is over when the items are shared out is left out of that epoch.
-
-    Parameters
-    ----------
-    count : int
-        Items of the data set.
-    seed : int
-        Of the training.
-    odds : Tensor, optional
-        (n,): how likely each item is; with replacement then, as often as there are items.
-    share : Share
-        Of the work.
-    offset : int
-        Number of the epoch that :meth:`set_epoch` calls 0.
+    Batches of b items on each of w processes are together the batches of w·b items on one. Items left over
+    when they are shared out are skipped in that epoch. With `odds` (n,), items are drawn with replacement, as
+    many as there are. `offset` is the number of the epoch that :meth:`set_epoch` calls 0.
 
     Examples
     --------
@@ -175,8 +128,8 @@ class EpochSampler(Sampler[int]):
         yield from order[: len(self) * world][rank::world].tolist()
 
 
-class _Shared(Sampler[int]):
-    """Indices in order, shared out; the first ones again where that does not come out even."""
+class _SharedSampler(Sampler[int]):
+    """Indices in order, shared out to processes; the first ones are repeated to make the shares equal."""
 
     def __init__(self, count: int, share: Share) -> None:
         self._count, self._share = count, share
@@ -191,16 +144,7 @@ class _Shared(Sampler[int]):
 
 def collate(items: Sequence[tuple[Tensor, Any, int]]) -> Batch:
     """
-    Put items together.
-
-    Parameters
-    ----------
-    items : sequence of (Tensor, label, index)
-        Images (3, H, W), or bags (N, 3, H, W) of any lengths; or embeddings of these, (F,) or (N, F).
-
-    Returns
-    -------
-    Batch
+    Make a batch of images (3, H, W), bags (N, 3, H, W) of any lengths, or embeddings (F,) or (N, F).
 
     Examples
     --------
@@ -211,7 +155,7 @@ def collate(items: Sequence[tuple[Tensor, Any, int]]) -> Batch:
     images = [image for image, _, _ in items]
     labels = torch.stack([torch.as_tensor(label) for _, label, _ in items])
     indices = torch.tensor([index for _, _, index in items])
-    # odd: a picture (3, H, W) or its embedding (F,); even: a bag of them
+    # odd: an image (3, H, W) or its embedding (F,); even: a bag of them
     if images[0].ndim % 2 or len({len(image) for image in images}) == 1:
         return Batch(_stack(images), labels, None, indices)
     bags, mask = pad_bags(images)
@@ -219,21 +163,7 @@ def collate(items: Sequence[tuple[Tensor, Any, int]]) -> Batch:
 
 
 def pad_bags(bags: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """
-    Put bags of unequal lengths together.
-
-    Parameters
-    ----------
-    bags : sequence of Tensor
-        Each (N, ...), with an N of its own.
-
-    Returns
-    -------
-    bags : Tensor
-        (B, N, ...) with the largest N; shorter ones end in zeros.
-    mask : Tensor
-        (B, N) bool: what is there.
-    """
+    """Pad bags (N, ...) of unequal lengths with zeros: (B, N, ...), and a mask (B, N) of the slices."""
     lengths = torch.tensor([len(bag) for bag in bags])
     most = int(lengths.max())
     rows = bags[0].new_zeros(len(bags), most, *bags[0].shape[1:])
@@ -243,16 +173,7 @@ def pad_bags(bags: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def concat_batches(batches: Sequence[Batch]) -> tuple[Tensor, Tensor | None]:
-    """
-    Put the images of several batches into one, so that all pass a network together.
-
-    Returns
-    -------
-    images : Tensor
-        Those of the first, then those of the next.
-    mask : Tensor or None
-        Of bags of unequal lengths.
-    """
+    """Concatenate the images of several batches, and the mask of bags of unequal lengths."""
     shapes = {batch.images.shape[1:] for batch in batches}
     if len(shapes) == 1 and all(batch.mask is None for batch in batches):
         return torch.cat([batch.images for batch in batches]), None
@@ -266,7 +187,7 @@ def concat_batches(batches: Sequence[Batch]) -> tuple[Tensor, Tensor | None]:
 
 
 def _stack(images: list[Tensor]) -> Tensor:
-    """Stack images; those that lie one behind the other in one block of memory already are not copied."""
+    """Stack images without copying them if they are contiguous in one block of memory."""
     first, size = images[0], images[0].numel()
     block = first.untyped_storage().data_ptr()
     in_a_row = all(
@@ -282,7 +203,7 @@ def _stack(images: list[Tensor]) -> Tensor:
     return first.as_strided((len(images), *first.shape), (size, *first.stride()))
 
 
-def training_loader(
+def make_training_loader(
     items: LabeledDataset,
     *,
     batch_size: int,
@@ -291,26 +212,35 @@ def training_loader(
     sampler: EpochSampler,
 ) -> DataLoader[tuple[Tensor, Any, int]]:
     """
-    Return shuffled batches, in an order that the sampler alone decides.
+    Return shuffled batches, in the sampler's order.
 
-    A last batch of a single item is left out of an epoch, since batch normalization can't be trained on one.
+    A last batch of a single item is skipped, since batch normalization can't be trained on one.
     """
     count = len(sampler)
     return DataLoader(
-        _Indexed(items),
+        _IndexedDataset(items),
         batch_size=batch_size,
         sampler=sampler,
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=pin_memory,
         drop_last=count > batch_size > 1 and count % batch_size == 1,
-        # without one of its own, a loader draws from torch's global random state
+        # otherwise a loader draws from torch's global random state
         generator=torch.Generator(),
         persistent_workers=num_workers > 0,
     )
 
 
-def evaluation_loader(
+def repeat_epochs(loader: DataLoader[tuple[Tensor, Any, int]], sampler: EpochSampler) -> Iterator[Batch]:
+    """Yield the batches of a loader forever, each epoch in its own order."""
+    epoch = 0
+    while True:
+        sampler.set_epoch(epoch)
+        yield from loader
+        epoch += 1
+
+
+def make_evaluation_loader(
     items: LabeledDataset,
     *,
     batch_size: int,
@@ -318,11 +248,11 @@ def evaluation_loader(
     pin_memory: bool = False,
     share: Share | None = None,
 ) -> DataLoader[tuple[Tensor, Any, int]]:
-    """Return batches in the order of the data set; of several processes each has as many."""
+    """Return batches in the order of the dataset; each of several processes has as many."""
     return DataLoader(
-        _Indexed(items),
+        _IndexedDataset(items),
         batch_size=batch_size,
-        sampler=_Shared(len(items), share or Share()),
+        sampler=_SharedSampler(len(items), share or Share()),
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=pin_memory,

@@ -1,4 +1,4 @@
-"""Labeled images as a torch data set."""
+"""Datasets of labeled images, for torch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from medimg._validation import check_choice
 from medimg.data import _labels
 from medimg.data._image_store import ImageStore
+from medimg.data.acquisition_tags import read_missing_elements
 from medimg.data.cache.image_cache import as_cache
 from medimg.data.cache.images import decode_intensity, normalize_images
 from medimg.data.cache.keys import ItemKeys
@@ -21,10 +23,10 @@ from medimg.data.items import (
     ItemFacts,
     Task,
     Unit,
-    all_items,
-    checked_policies,
-    chosen_indices,
-    encoded,
+    check_indices,
+    encode_labels,
+    list_items,
+    make_policies,
     warn_of_unknown_patients,
 )
 from medimg.errors import DatasetError, MedimgWarning
@@ -41,8 +43,9 @@ if TYPE_CHECKING:
     from medimg.data.cache.image_cache import ImageCache
     from medimg.data.identifiers import FilePatients
     from medimg.data.items import Item
+    from medimg.io.series import Policies
 
-__all__ = ["ImageDataset", "find_item_keys"]
+__all__ = ["ImageDataset"]
 
 _MEMORY: Final = 2 * 2**30
 
@@ -51,36 +54,36 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
     """
     Images with labels and patients, read and preprocessed on demand.
 
-    Make one with :meth:`from_folder` or :meth:`from_csv`. Pictures are kept in memory as they are made, up
-    to `memory` bytes, or in a cache on disk; they pass through the same recipe as those that a trained model
-    predicts on: bit by bit, but for what a cache rounds.
+    Use :meth:`from_folder` or :meth:`from_csv` to make one. Images are kept in memory once they are rendered,
+    up to `memory` bytes, or in a cache on disk. Preprocessing is the same as in prediction, bit-for-bit but
+    for rounding in a cache.
 
     Parameters
     ----------
     labeled : sequence of LabeledSeries
-        The series with their labels and patients.
+        Series with their labels and patients.
     classes : sequence of str
         Names of the classes; the label of an item is an index into them.
     preprocess : Preprocess, optional
-        The recipe; the default one by default.
+        Preprocessing; ``Preprocess()`` by default.
     unit : {"slice", "series"}
-        Whether an item is one picture (3, H, W), with its series' label, or a bag of all (N, 3, H, W).
+        Unit of an item: one image (3, H, W) with its series' label, or a bag of all images (N, 3, H, W).
     task : {"multiclass", "multilabel"}
-        Whether a label is the index of a class (int) or a (K,) float32 tensor of 0 and 1.
+        Whether a label is a class index (int) or a (K,) float32 tensor of 0 and 1.
     skipped : sequence of Skipped
-        Files that were found and left out.
+        Files that were found and skipped.
     memory : int
-        Bytes of pictures to keep in memory; 2 GiB by default. What is in a cache does not count.
+        Bytes of images to keep in memory; 2 GiB by default. Cached images do not count.
     cache : str, Path or ImageCache, optional
-        A folder where pictures are kept, so that a second epoch, or another run, never opens a scan; see
-        :class:`ImageCache` for how exactly.
+        Cache of rendered images, so that a second epoch, or another run, does not read the files; see
+        :class:`ImageCache` for its precision.
     reading : mapping, optional
-        How to read: policies and values of :func:`medimg.read`, such as ``{"on_missing": "warn"}``.
+        Policies and values of :func:`medimg.read`, such as ``{"on_missing": "warn"}``.
 
     Raises
     ------
     DatasetError
-        If there is no item, or a label is none of the classes.
+        If there is no item, or a label is not one of the classes.
     """
 
     def __init__(
@@ -96,12 +99,10 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         cache: str | Path | ImageCache | None = None,
         reading: Mapping[str, str] | None = None,
     ) -> None:
-        if unit not in get_args(Unit):
-            raise DatasetError(f'unit is "slice" or "series"; found {unit!r}')
-        if task not in get_args(Task):
-            raise DatasetError(f'task is "multiclass" or "multilabel"; found {task!r}')
+        check_choice("unit", unit, get_args(Unit), error=DatasetError)
+        check_choice("task", task, get_args(Task), error=DatasetError)
         if not labeled:
-            raise DatasetError("a data set needs at least one image")
+            raise DatasetError("a dataset needs at least one image")
         self.classes = tuple(str(c) for c in classes)
         self.preprocess = preprocess or Preprocess()
         self.unit: Unit = unit
@@ -109,10 +110,11 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         self.skipped = tuple(skipped)
         self._labeled = tuple(labeled)
         self.cache = as_cache(cache)
-        self._policies = checked_policies(reading)
-        self._targets = encoded(labeled, self.classes, task)
-        self._items = all_items(labeled, self.preprocess, unit)
+        self._policies = make_policies(reading)
+        self._targets = encode_labels(labeled, self.classes, task)
+        self._items = list_items(labeled, self.preprocess, unit)
         loader = ImageLoader(self.preprocess, self._policies, self.cache)
+        self._read_elements = read_missing_elements(item.series for item in labeled)
         self._store = ImageStore(loader, [item.series for item in labeled], memory)
         warn_of_unknown_patients(labeled)
 
@@ -132,31 +134,31 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         progress: bool | None = None,
     ) -> ImageDataset:
         r"""
-        Make a data set of a folder with one subfolder for each class.
+        Make a dataset of a folder with one subfolder for each class.
 
         Parameters
         ----------
         root : str or Path
-            The folder; below a class's subfolder, series may lie as deep as they like.
+            Folder with a subfolder for each class; series may be at any depth below.
         preprocess : Preprocess, optional
-            The recipe.
+            Preprocessing.
         unit : {"slice", "series"}
-            What an item is.
+            Unit of an item.
         patient : str or callable, optional
-            How to tell the patient from a path, where the files don't: a regular expression, such as
+            Patient by path, if the files have no Patient ID: a regular expression, such as
             ``r"(person\d+)"``, searched in the path below `root`, or a function of the path.
         file_patients : {"check", "ignore"}
-            Whether such patients and the files' own Patient ID (0010,0020) have to agree on who is who.
+            Whether these patients and the files' own Patient ID (0010,0020) must define the same groups.
         classes : sequence of str, optional
-            The order of the classes; alphabetic by default.
+            Order of the classes; alphabetic by default.
         memory : int
-            Bytes of pictures to keep in memory.
+            Bytes of images to keep in memory.
         cache : str, Path or ImageCache, optional
-            A folder where pictures are kept, so that they are made only once.
+            Cache of rendered images.
         reading : mapping, optional
-            How to read: policies and values of :func:`medimg.read`, such as ``{"on_missing": "warn"}``.
+            Policies and values of :func:`medimg.read`, such as ``{"on_missing": "warn"}``.
         progress : bool, optional
-            Whether to show a progress bar.
+            Whether to show a progress bar; by default in an interactive terminal, after 1 s.
 
         Returns
         -------
@@ -169,7 +171,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         LeakageError
             If two patients share a Patient ID, or one has two.
         """
-        labeled, skipped = _labels.from_folder(
+        labeled, skipped = _labels.label_folders(
             root, patient=patient, file_patients=file_patients, progress=progress
         )
         return cls(
@@ -203,40 +205,40 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         progress: bool | None = None,
     ) -> ImageDataset:
         """
-        Make a data set of a table with one row for each image or series.
+        Make a dataset of a table with one row for each image or series.
 
         Parameters
         ----------
         csv : str, Path or DataFrame
-            The table.
+            Table.
         path : str
-            Its column of files, or folders with one series each.
+            Column of files, or folders with one series each.
         label : str or sequence of str
-            Its column of class names; several columns of 0 and 1 make a multilabel data set.
+            Column of class names; several columns of 0 and 1 make a multilabel dataset.
         patient : str, optional
-            Its column of patients; by default the files' Patient ID (0010,0020).
+            Column of patients; by default the files' Patient ID (0010,0020).
         file_patients : {"check", "ignore"}
-            Whether the column and the files' Patient ID have to agree on who is who. A Patient ID that is
-            empty, a word for nobody ("ANON"), or the same in all files says nothing, and is left alone.
+            Whether the column and the files' Patient ID must define the same groups. A Patient ID that is
+            empty, a placeholder ("ANON"), or the same in all files is ignored.
         domain : str, optional
-            Its column of domains, such as the site or the scanner; see :mod:`medimg.adapt`.
+            Column of domains, such as the site or the scanner; see :mod:`medimg.adapt`.
         preprocess : Preprocess, optional
-            The recipe.
+            Preprocessing.
         root : str or Path, optional
-            What paths are relative to; by default the folder of the table.
+            Folder that paths are relative to; by default that of the table.
         unit : {"slice", "series"}
-            What an item is.
+            Unit of an item.
         classes : sequence of str, optional
-            The order of the classes; alphabetic by default, numeric where all are whole numbers. For
-            multilabel, other names for the columns.
+            Order of the classes; alphabetic by default, numeric if all are whole numbers. For multilabel,
+            other names for the columns.
         memory : int
-            Bytes of pictures to keep in memory.
+            Bytes of images to keep in memory.
         cache : str, Path or ImageCache, optional
-            A folder where pictures are kept, so that they are made only once.
+            Cache of rendered images.
         reading : mapping, optional
-            How to read: policies and values of :func:`medimg.read`, such as ``{"on_missing": "warn"}``.
+            Policies and values of :func:`medimg.read`, such as ``{"on_missing": "warn"}``.
         progress : bool, optional
-            Whether to show a progress bar.
+            Whether to show a progress bar; by default in an interactive terminal, after 1 s.
 
         Returns
         -------
@@ -245,14 +247,14 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         Raises
         ------
         DatasetError
-            If a column or a file is missing, a path stands twice, a cell is empty, or a file is no image.
+            If a column or a file is missing, a path occurs twice, a cell is empty, or a file is not an image.
         LeakageError
             If two patients of the table share a Patient ID, or one has two.
         """
         table = _labels.read_table(csv)
         if root is None:
             root = Path(csv).parent if isinstance(csv, str | Path) else Path()
-        labeled = _labels.from_table(
+        labeled = _labels.label_rows(
             table,
             Path(root),
             path=path,
@@ -265,7 +267,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         several = not isinstance(label, str)
         if several and classes is not None and len(classes) != len(label):
             raise DatasetError(f"{len(classes)} classes for {len(label)} label columns")
-        names = label if several else _labels.class_order({str(item.label) for item in labeled})
+        names = label if several else _labels.sort_classes({str(item.label) for item in labeled})
         return cls(
             labeled,
             classes=classes or names,
@@ -277,6 +279,11 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             reading=reading,
         )
 
+    @property
+    def policies(self) -> Policies:
+        """Policies and values that series are read with."""
+        return self._policies
+
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int | torch.Tensor]:
         """
         Return an item and its label.
@@ -284,23 +291,23 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         Returns
         -------
         image : torch.Tensor
-            float32, normalized: (3, H, W), or (N, 3, H, W) where the unit is a series.
+            float32, normalized: (3, H, W), or (N, 3, H, W) if the unit is a series.
         label : int or torch.Tensor
-            Index of the class, or (K,) float32.
+            Class index, or (K,) float32.
         """
         item = self._items[index]
-        images = normalize_images(self.preprocess, [self._store.take(item.source, item.picture)])
-        return images if item.picture is None else images[0], self._label(item)
+        images = normalize_images(self.preprocess, [self._store.take(item.source, item.image)])
+        return images if item.image is None else images[0], self._get_label(item)
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, int | torch.Tensor]]:
-        """Return several items, which is faster than one by one; torch's loaders look for this."""
+        """Return several items, which is faster than one by one; torch's data loaders call this."""
         if self.unit == "series":
             return [self[i] for i in indices]
         items = [self._items[i] for i in indices]
-        images = normalize_images(self.preprocess, [self._store.take(i.source, i.picture) for i in items])
-        return [(image, self._label(item)) for image, item in zip(images, items, strict=True)]
+        images = normalize_images(self.preprocess, [self._store.take(i.source, i.image) for i in items])
+        return [(image, self._get_label(item)) for image, item in zip(images, items, strict=True)]
 
-    def _label(self, item: Item) -> int | torch.Tensor:
+    def _get_label(self, item: Item) -> int | torch.Tensor:
         target = self._targets[item.source]
         return torch.from_numpy(np.array(target)) if self.task == "multilabel" else int(target)
 
@@ -311,22 +318,22 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         Returns
         -------
         torch.Tensor
-            float32, 0 (black) to 1 (white): (1 or 3, H, W), or (N, 1 or 3, H, W) where the unit is a series.
+            float32, 0 (black) to 1 (white): (1 or 3, H, W), or (N, 1 or 3, H, W) if the unit is a series.
         """
         item = self._items[index]
-        planes = decode_intensity(self._store.take(item.source, item.picture).clone())
-        return planes if item.picture is None else planes[0]
+        planes = decode_intensity(self._store.take(item.source, item.image).clone())
+        return planes if item.image is None else planes[0]
 
     def fill_cache(self, *, workers: int | None = None, progress: bool | None = None) -> None:
         """
-        Make all pictures that the cache does not hold yet, on all cores; else the first epoch makes them.
+        Render all images that are not in the cache yet, on all cores, rather than in the first epoch.
 
         Parameters
         ----------
         workers : int, optional
-            Threads.
+            Number of threads; all cores by default.
         progress : bool, optional
-            Whether to show a progress bar.
+            Whether to show a progress bar; by default in an interactive terminal, after 1 s.
 
         Raises
         ------
@@ -334,17 +341,17 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             If there is no cache.
         """
         if self.cache is None:
-            raise DatasetError("this data set has no cache; make it with cache=folder")
+            raise DatasetError("this dataset has no cache; make it with cache=folder")
         self._store.fill(sorted({item.source for item in self._items}), workers, progress)
 
     def subset(self, indices: Sequence[int] | npt.NDArray[np.integer]) -> ImageDataset:
         """
-        Return a data set of some items; pictures in memory are shared.
+        Return a dataset of some items, with which it shares images in memory.
 
         Parameters
         ----------
         indices : sequence of int, or of bool
-            Which items, in which order; or a mask with an entry for each item.
+            Indices of the items, in order; or a mask with an entry for each item.
 
         Raises
         ------
@@ -353,31 +360,33 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         """
         part = object.__new__(type(self))
         part.__dict__.update(self.__dict__)
-        part._items = tuple(self._items[i] for i in chosen_indices(indices, len(self)))
+        part._items = tuple(self._items[i] for i in check_indices(indices, len(self)))
         return part
 
     def with_preprocess(self, preprocess: Preprocess) -> ImageDataset:
         """
-        Return the same images with another recipe; images in memory are shared if only mean and std differ.
+        Return the same images with other preprocessing.
+
+        Images in memory are shared if only mean and standard deviation differ.
 
         Parameters
         ----------
         preprocess : Preprocess
-            The recipe.
+            Preprocessing.
 
         Raises
         ------
         DatasetError
-            If this is a part of a data set, and more than mean and standard deviation are others.
+            If this is a subset, and more than mean and standard deviation differ.
         """
         if preprocess.replace(mean=self.preprocess.mean, std=self.preprocess.std) == self.preprocess:
             same = self.subset(range(len(self)))
             same.preprocess = preprocess
             return same
-        if self._items != all_items(self._labeled, self.preprocess, self.unit):
-            raise DatasetError("change the recipe before splitting")
+        if self._items != list_items(self._labeled, self.preprocess, self.unit):
+            raise DatasetError("can't change the preprocessing of a subset; change it before splitting")
         with warnings.catch_warnings():
-            # said once already, when this data set was made
+            # issued when this dataset was made
             warnings.simplefilter("ignore", MedimgWarning)
             return type(self)(
                 self._labeled,
@@ -391,10 +400,9 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
                 reading=asdict(self._policies),
             )
 
+    def find_item_keys(self) -> ItemKeys:
+        """Return the cache addresses of the items; the files are opened to find them."""
+        return ItemKeys(self._items, self._store, self.preprocess)
+
     def __repr__(self) -> str:
         return f"ImageDataset({self.summary()})"
-
-
-def find_item_keys(dataset: ImageDataset) -> ItemKeys:
-    """Find the addresses by which a cache recognizes the items of a dataset; its files are opened."""
-    return ItemKeys(dataset._items, dataset._store, dataset.preprocess)

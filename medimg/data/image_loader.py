@@ -30,82 +30,39 @@ __all__ = ["ImageLoader", "ResolvedSource"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ResolvedSource:
-    """
-    A source whose headers are read.
-
-    Attributes
-    ----------
-    image : Series or Volume
-        What images are rendered from.
-    finish : callable
-        Completes the report of its volume; see :func:`medimg.io.read.resolve_source`.
-    """
+    """A source whose headers are read; `finish` completes the report of its volume."""
 
     image: Series | Volume
     finish: Callable[[Volume], Volume]
 
     @classmethod
     def resolve(cls, source: Source | Volume) -> ResolvedSource:
-        """
-        Read the headers of a source.
-
-        Raises
-        ------
-        ReadError, SeriesError
-            See :func:`medimg.read`.
-        """
+        """Read the headers of a source."""
         return (
             cls(source, lambda volume: volume) if isinstance(source, Volume) else cls(*resolve_source(source))
         )
 
     def count(self, recipe: Preprocess) -> int:
-        """
-        Return how many images a recipe makes of it, by its headers.
-
-        Raises
-        ------
-        PreprocessError
-            If there would be unreasonably many.
-        """
+        """Return the number of images a recipe makes of it, by its headers."""
         return count_images(recipe, self.image)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageLoader:
-    """
-    Loads images of sources: from a cache, or rendered.
-
-    Attributes
-    ----------
-    recipe : Preprocess
-    policies : Policies
-        How to read.
-    cache : ImageCache or None
-    """
+    """Loads images of sources: from a cache, or rendered."""
 
     recipe: Preprocess
     policies: Policies
     cache: ImageCache | None = None
 
     def address(self, image: Series | Volume) -> Address | None:
-        """Return where the cache keeps images of this; None if it does not."""
+        """Return the cache address of an image; None if it is not cached."""
         if self.cache is None or isinstance(image, Volume):
             return None
         return self.cache.address(self.recipe, image, self.policies)
 
     def load(self, source: ResolvedSource, address: Address | None) -> RenderedImages:
-        """
-        Return the images of a source, from the cache if they are there.
-
-        Raises
-        ------
-        PreprocessError
-            If the recipe does not fit the image.
-        ReadError, SeriesError
-            If it can't be read.
-        DatasetError
-            If it has another number of slices than its headers say.
-        """
+        """Return the images of a source, from the cache if they are there."""
         cached = self.cache.load(address, self.recipe) if self.cache and address else None
         return cached or self.render(source, address)
 
@@ -122,7 +79,7 @@ class ImageLoader:
         return self.cache.store(address, self.recipe, images)
 
     def replace_damaged(self, source: ResolvedSource, address: Address | None) -> RenderedImages:
-        """Render images again whose cached pixels turned out to be damaged, with a warning."""
+        """Render images again whose cached pixels are damaged, with a warning."""
         if self.cache is not None and address is not None:
             self.cache.warn_of_damage(address, DamagedError("their pixels don't match their checksums"))
         return self.render(source, address)

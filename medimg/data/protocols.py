@@ -1,4 +1,4 @@
-"""What learning and evaluation ask of a model, a dataset, a recipe and a training result."""
+"""Protocols of models, datasets, preprocessing and training results, as far as other modules need them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["EvaluationDataset", "FitHistory", "LabeledDataset", "Model", "Recipe
 
 
 class _Dataset(Protocol):
-    """What learning and evaluation both ask of a dataset."""
+    """Dataset attributes needed by both learning and evaluation."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -29,7 +29,7 @@ class _Dataset(Protocol):
 
     @property
     def unit(self) -> str:
-        """What an item is: ``"slice"`` or ``"series"``."""
+        """Unit of an item: ``"slice"`` or ``"series"``."""
 
     @property
     def labels(self) -> NDArray[Any]:
@@ -37,46 +37,46 @@ class _Dataset(Protocol):
 
     @property
     def patients(self) -> tuple[str, ...]:
-        """Patient of each item. Never shown."""
+        """Patient of each item; never shown."""
 
     def __len__(self) -> int: ...
 
 
 class LabeledDataset(_Dataset, Protocol):
-    """What learning asks of a dataset; :class:`medimg.ImageDataset` is one."""
+    """A dataset to learn from; :class:`medimg.ImageDataset` is one."""
 
     @property
     def preprocess(self) -> Preprocess:
-        """The recipe the items are made by."""
+        """Preprocessing of the items."""
 
     def __getitem__(self, index: int, /) -> tuple[Tensor, int | Tensor]: ...
 
 
 class Recipe(Protocol):
-    """The part of :class:`medimg.Preprocess` that a report shows or needs."""
+    """The part of :class:`medimg.Preprocess` that a report needs."""
 
     @property
     def mean(self) -> Sequence[float]:
-        """Subtracted from each channel."""
+        """Mean subtracted from each channel."""
 
     @property
     def std(self) -> Sequence[float]:
-        """Each channel was divided by."""
+        """Standard deviation each channel is divided by."""
 
     @property
     def channels(self) -> str:
-        """What the three channels hold."""
+        """Content of the three channels."""
 
     @property
     def fingerprint(self) -> str:
         """Hash of the recipe."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Give every field in a form that JSON can hold."""
+        """Return every field as JSON-compatible values."""
 
 
 class Model(Protocol):
-    """The part of :class:`medimg.TransferClassifier` that is evaluated."""
+    """The part of :class:`medimg.TransferClassifier` that evaluation needs."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -88,7 +88,7 @@ class Model(Protocol):
 
     @property
     def preprocess(self) -> Recipe:
-        """The recipe the model was trained with."""
+        """Preprocessing the model was trained with."""
 
     @property
     def backbone_name(self) -> str:
@@ -96,34 +96,34 @@ class Model(Protocol):
 
     @property
     def weights_name(self) -> str | None:
-        """Name of the weights training started from; None: from scratch."""
+        """Name of the pretrained weights; None if trained from scratch."""
 
     def predict_proba(
         self, dataset: Any, *, batch_size: int = 32, progress: bool = False
     ) -> NDArray[np.float64]:
-        """Give the probabilities, of shape (n, K), of every item of a dataset."""
+        """Return the probabilities (n, K) of every item of a dataset."""
 
 
 class EvaluationDataset(_Dataset, Protocol):
-    """The part of :class:`medimg.ImageDataset` that evaluation reads."""
+    """The part of :class:`medimg.ImageDataset` that evaluation needs."""
 
     @property
     def preprocess(self) -> Recipe:
-        """The recipe the items are made by."""
+        """Preprocessing of the items."""
 
     @property
     def series_uids(self) -> tuple[str, ...]:
-        """Series of each item; may be empty for images that have none."""
+        """Series UID of each item; may be empty."""
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """File or folder of each item. Never shown."""
+        """File or folder of each item; never shown."""
 
     def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
 
 
 class FitHistory(Protocol):
-    """The part of :class:`medimg.FitResult` that a report draws."""
+    """The part of :class:`medimg.FitResult` that a report needs."""
 
     @property
     def history(self) -> Sequence[Mapping[str, Any]]:
@@ -131,8 +131,8 @@ class FitHistory(Protocol):
 
     @property
     def seconds(self) -> float:
-        """How long training took."""
+        """Training time."""
 
     @property
     def checkpoint(self) -> Path | None:
-        """Where the model was saved."""
+        """Path of the saved model."""

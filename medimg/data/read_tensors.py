@@ -1,4 +1,4 @@
-"""The tensors of many sources, and which of them are of which."""
+"""Tensors of many sources."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args, overl
 import numpy as np
 import torch
 
+from medimg._validation import check_choice
 from medimg.core.parallel import ordered_map, worker_count
+from medimg.core.progress import progress_bar
 from medimg.core.volume import Volume
 from medimg.data.cache.image_cache import as_cache
 from medimg.data.image_loader import ImageLoader, ResolvedSource
-from medimg.data.items import checked_policies
+from medimg.data.items import make_policies
 from medimg.errors import MedimgError, PreprocessError
 from medimg.io.series import Series
 from medimg.io.sources import is_buffer
@@ -44,13 +46,13 @@ class SourceTensors:
     Attributes
     ----------
     index : int
-        Which source, from 0.
+        Index of the source, from 0.
     tensor : torch.Tensor
-        (N, 3, H, W) float32, normalized; N is 0 where the source could not be read.
+        (N, 3, H, W) float32, normalized; N is 0 if the source could not be read.
     slices : tuple of int
-        For each picture, the index of its slice in the volume.
+        Index of each image's slice in the volume.
     sop_instance_uids : tuple of str
-        Of the slice of each picture; "" where there is none.
+        SOP Instance UID of each image's slice; "" if there is none.
     error : MedimgError or None
         Why the source could not be read.
     """
@@ -65,20 +67,20 @@ class SourceTensors:
 @dataclass(frozen=True, slots=True, eq=False)
 class TensorBatch(Sequence["torch.Tensor"]):
     """
-    The tensors of many sources, one after the other.
+    The tensors of many sources, concatenated.
 
-    As a sequence it gives for each source its part of the tensor: (n, 3, H, W), n = 0 where it failed.
+    As a sequence it gives the part of each source: (n, 3, H, W), n = 0 if it failed.
 
     Attributes
     ----------
     tensor : torch.Tensor
         (N, 3, H, W) float32, normalized, in the order of the sources.
     counts : tuple of int
-        How many pictures each source has; 0 where it failed.
+        Number of images of each source; 0 if it failed.
     slices : tuple of int
-        For each picture, the index of its slice in its volume.
+        Index of each image's slice in its volume.
     sop_instance_uids : tuple of str
-        Of the slice of each picture; "" where there is none.
+        SOP Instance UID of each image's slice; "" if there is none.
     errors : mapping of int to MedimgError
         Why sources failed, by their index.
     """
@@ -91,12 +93,12 @@ class TensorBatch(Sequence["torch.Tensor"]):
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        """Where each source begins in the tensor, and where the last one ends: one more than sources."""
+        """Start of each source in the tensor, and the end of the last one: one more than sources."""
         return tuple(accumulate(self.counts, initial=0))
 
     @property
     def sources(self) -> npt.NDArray[np.int64]:
-        """The index of the source of each picture: (N,) int64; ``labels[batch.sources]`` are its labels."""
+        """Index of the source of each image: (N,) int64; ``labels[batch.sources]`` are the images' labels."""
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
     def __len__(self) -> int:
@@ -107,11 +109,11 @@ class TensorBatch(Sequence["torch.Tensor"]):
     @overload
     def __getitem__(self, index: slice) -> tuple[torch.Tensor, ...]: ...
     def __getitem__(self, index: int | slice) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        places = range(len(self))[index]
+        chosen = range(len(self))[index]
         offsets = self.offsets
-        if isinstance(places, int):
-            return self.tensor[offsets[places] : offsets[places + 1]]
-        return tuple(self.tensor[offsets[n] : offsets[n + 1]] for n in places)
+        if isinstance(chosen, int):
+            return self.tensor[offsets[chosen] : offsets[chosen + 1]]
+        return tuple(self.tensor[offsets[n] : offsets[n + 1]] for n in chosen)
 
     def __repr__(self) -> str:
         size = "×".join(map(str, self.tensor.shape))
@@ -120,12 +122,12 @@ class TensorBatch(Sequence["torch.Tensor"]):
 
 OnError: TypeAlias = Literal["collect", "raise"]
 
-_Given: TypeAlias = "Source | Volume"
+_AnySource: TypeAlias = "Source | Volume"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Job:
-    """One source on its way: what is known of it, and where its tensor goes."""
+    """One source to load, with what is known of it and its part of the output."""
 
     index: int
     source: Any
@@ -146,27 +148,27 @@ def iter_tensors(
     progress: bool | None = None,
 ) -> Iterator[SourceTensors]:
     """
-    Make the tensors of many sources, one source after the other.
+    Yield the tensors of many sources, one source at a time.
 
     At most ``workers + 2`` sources are in memory at once, however many there are and however slowly they are
-    taken. Closing the iterator, or an interrupt, begins nothing more.
+    consumed. After the iterator is closed, or an interrupt, no further source is started.
 
     Parameters
     ----------
     sources : iterable of str, Path, bytes, list, Series or Volume
-        Each is what :func:`read` takes; or a :class:`SeriesIndex`.
+        Sources, each as for :func:`read`; or a :class:`SeriesIndex`.
     recipe : Preprocess, optional
-        The default one by default.
+        Preprocessing; ``Preprocess()`` by default.
     workers : int, optional
-        Threads; all cores by default.
+        Number of threads; all cores by default.
     cache : str, Path or ImageCache, optional
-        A folder where pictures are kept, and looked for. Bytes, open files and volumes are not.
+        Cache of rendered images. Bytes, open files and volumes are not cached.
     reading : mapping, optional
         Policies and values of :func:`read`, such as ``{"on_missing": "warn"}``.
     on_error : {"collect", "raise"}
-        Whether an error of a source is part of its result, or ends it all.
+        Whether an error of a source is part of its result, or is raised.
     progress : bool, optional
-        Whether to show a progress bar; by default only where a person watches and it takes longer.
+        Whether to show a progress bar; by default in an interactive terminal, after 1 s.
 
     Yields
     ------
@@ -176,7 +178,7 @@ def iter_tensors(
     Raises
     ------
     PreprocessError
-        If an option is none of these, or `sources` is one source and no collection.
+        If an option is invalid, or `sources` is a single source.
     MedimgError
         Of a source, if ``on_error="raise"``.
 
@@ -195,7 +197,7 @@ def iter_tensors(
     jobs = (_Job(n, source) for n, source in enumerate(given))
     threads = worker_count(workers) if total is None else min(worker_count(workers), max(1, total))
     results = ordered_map(partial(_load_tensor, loader), jobs, threads, initializer=share_cores)
-    return _with_progress(_raise_errors(results, on_error), total, progress, "reading")
+    return _show_progress(_raise_errors(results, on_error), total, progress, "reading")
 
 
 def read_tensors(
@@ -210,32 +212,30 @@ def read_tensors(
     progress: bool | None = None,
 ) -> TensorBatch:
     """
-    Make one tensor of many sources.
+    Read many sources into one tensor.
 
-    First the headers of all sources are read, which tells how many pictures there will be; then each source
-    goes straight to its place in the tensor. Where all of them don't fit into memory, use
-    :func:`iter_tensors`.
+    The headers of all sources are read first, to count the images; then each source is rendered directly into
+    its part of the tensor. If they don't fit into memory, use :func:`iter_tensors`.
 
     Parameters
     ----------
     sources : sequence of str, Path, bytes, list, Series or Volume
-        Each is what :func:`read` takes; or a :class:`SeriesIndex`.
+        Sources, each as for :func:`read`; or a :class:`SeriesIndex`.
     recipe : Preprocess, optional
-        The default one by default.
+        Preprocessing; ``Preprocess()`` by default.
     out : torch.Tensor, optional
-        Memory to fill from its start, (N or more, 3, H, W) float32, contiguous, on the CPU: memory that is
-        used again and again saves the time that fresh memory takes. What lies beyond the pictures is not
-        kept.
+        Buffer to fill from its start, (N or more, 3, H, W) float32, contiguous, on the CPU; reusing one
+        avoids reallocation. Its content beyond the images is undefined.
     workers : int, optional
-        Threads; all cores by default. Each holds one source.
+        Number of threads; all cores by default. Each holds one source.
     cache : str, Path or ImageCache, optional
-        A folder where pictures are kept, and looked for. Bytes, open files and volumes are not.
+        Cache of rendered images. Bytes, open files and volumes are not cached.
     reading : mapping, optional
         Policies and values of :func:`read`, such as ``{"on_missing": "warn"}``.
     on_error : {"collect", "raise"}
-        Whether errors of sources are part of the result, their pictures left out, or the first one is raised.
+        Whether errors of sources are part of the result, without images, or the first one is raised.
     progress : bool, optional
-        Whether to show progress bars; by default only where a person watches and it takes longer.
+        Whether to show progress bars; by default in an interactive terminal, after 1 s.
 
     Returns
     -------
@@ -244,8 +244,8 @@ def read_tensors(
     Raises
     ------
     PreprocessError
-        If `out` does not fit, which is found out before pixels are read, an option is none of these, or
-        `sources` is one source and no collection.
+        If `out` does not fit, which is checked before pixels are read, an option is invalid, or `sources` is
+        a single source.
     MedimgError
         Of a source, if ``on_error="raise"``.
 
@@ -266,36 +266,28 @@ def read_tensors(
     if out is not None:
         _check_out(out, hw)
     jobs = [_Job(n, source) for n, source in enumerate(given)]
-    looked_at = _raise_errors(
+    counted = _raise_errors(
         ordered_map(partial(_count_images, loader.recipe), jobs, workers, initializer=share_cores), on_error
     )
-    jobs = list(_with_progress(looked_at, len(jobs), progress, "opening"))
+    jobs = list(_show_progress(counted, len(jobs), progress, "opening"))
     planned = [job.count for job in jobs]
     memory = _allocate(out, sum(planned), hw)
-    places = list(accumulate(planned, initial=0))
-    jobs = [replace(job, out=memory[places[job.index] : places[job.index + 1]]) for job in jobs]
+    offsets = list(accumulate(planned, initial=0))
+    jobs = [replace(job, out=memory[offsets[job.index] : offsets[job.index + 1]]) for job in jobs]
     results = _raise_errors(
         ordered_map(partial(_load_tensor, loader), jobs, workers, initializer=share_cores), on_error
     )
-    done = list(_with_progress(results, len(jobs), progress, "reading"))
+    done = list(_show_progress(results, len(jobs), progress, "reading"))
     return _close_gaps(done, planned, memory)
 
 
 def check_sources(
     sources: object, recipe: Preprocess | None, workers: int | None, on_error: str
-) -> Iterable[_Given]:
-    """
-    Return several sources, if they and the options are sound.
-
-    Raises
-    ------
-    PreprocessError
-        It says what is not.
-    """
-    if on_error not in get_args(OnError):
-        raise PreprocessError(f"on_error={on_error!r} is none of {', '.join(map(repr, get_args(OnError)))}")
+) -> Iterable[_AnySource]:
+    """Return several sources; PreprocessError if they or the options are invalid."""
+    check_choice("on_error", on_error, get_args(OnError), error=PreprocessError)
     if recipe is not None and not isinstance(recipe, Preprocess):
-        raise PreprocessError(f"recipe is a Preprocess; found a {type(recipe).__name__}")
+        raise PreprocessError(f"recipe must be a Preprocess; found a {type(recipe).__name__}")
     worker_count(workers)
     if isinstance(sources, str | os.PathLike | Series | Volume) or is_buffer(sources):
         raise PreprocessError(
@@ -304,7 +296,7 @@ def check_sources(
         )
     if not isinstance(sources, Iterable):
         raise PreprocessError(f"expected several sources, found a {type(sources).__name__}")
-    return cast("Iterable[_Given]", sources)
+    return cast("Iterable[_AnySource]", sources)
 
 
 def _make_loader(
@@ -312,7 +304,7 @@ def _make_loader(
     reading: Mapping[str, str] | None,
     cache: str | os.PathLike[str] | ImageCache | None,
 ) -> ImageLoader:
-    return ImageLoader(recipe or Preprocess(), checked_policies(reading), as_cache(cache))
+    return ImageLoader(recipe or Preprocess(), make_policies(reading), as_cache(cache))
 
 
 def _count_images(recipe: Preprocess, job: _Job) -> _Job:
@@ -325,7 +317,7 @@ def _count_images(recipe: Preprocess, job: _Job) -> _Job:
 
 
 def _load_tensor(loader: ImageLoader, job: _Job) -> SourceTensors:
-    """Make the tensor of a job: the one place where a source becomes its tensor."""
+    """Load the tensor of one source."""
     empty = torch.empty(0, 3, *loader.recipe.hw, dtype=torch.float32, device="cpu")
     if job.error is not None:
         return SourceTensors(job.index, empty, error=job.error)
@@ -348,14 +340,11 @@ def _raise_errors(results: Generator[Any], on_error: OnError) -> Generator[Any]:
             yield result
 
 
-def _with_progress(
+def _show_progress(
     results: Generator[Any], total: int | None, progress: bool | None, what: str
 ) -> Generator[Any]:
-    from tqdm import tqdm
-
-    disable = None if progress is None else not progress
     with closing(results):
-        yield from tqdm(results, what, total, unit="source", disable=disable, delay=1.0, leave=False)
+        yield from progress_bar(results, desc=what, unit="source", progress=progress, total=total)
 
 
 def _check_out(out: object, hw: tuple[int, int]) -> None:
@@ -375,26 +364,26 @@ def _allocate(out: torch.Tensor | None, count: int, hw: tuple[int, int]) -> torc
     if out is not None:
         if len(out) < count:
             raise PreprocessError(
-                f"out has room for {len(out)} pictures, the sources have {count}; make it larger, or pass "
+                f"out has room for {len(out)} images, the sources have {count}; make it larger, or pass "
                 "fewer sources"
             )
         return out
     try:
-        # numpy's memory comes in huge pages where the system has them
+        # numpy allocates huge pages if the system has them
         return torch.from_numpy(np.empty((count, 3, *hw), np.float32))
     except MemoryError:
         raise PreprocessError(
-            f"no memory for {count} pictures of {hw[0]}×{hw[1]}; use medimg.iter_tensors"
+            f"no memory for {count} images of {hw[0]}×{hw[1]}; use medimg.iter_tensors"
         ) from None
 
 
 def _close_gaps(done: list[SourceTensors], planned: Sequence[int], memory: torch.Tensor) -> TensorBatch:
-    """Close the gaps that failed sources left."""
+    """Move images together to close the gaps of failed sources."""
     counts = [0 if one.error else n for one, n in zip(done, planned, strict=True)]
     end = start = 0
     for count, room in zip(counts, planned, strict=True):
         if end != start:
-            # towards the start, one by one, so that no picture is overwritten before it is moved
+            # one by one from the start, so that no image is overwritten before it is moved
             with open_output(memory):
                 for n in range(count):
                     memory[end + n].copy_(memory[start + n])

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from medimg.data.protocols import EvaluationDataset, Model
 from medimg.errors import DatasetError, TrainingError
 from medimg.metrics.units import ScoredUnits, decide
+from medimg.preprocessing.preprocess import check_same_preprocessing
 
 __all__ = ["Unit", "check_pair", "check_units", "make_units", "thresholds_of"]
 
@@ -130,13 +131,7 @@ def check_pair(model: Model, dataset: EvaluationDataset) -> None:
         raise DatasetError(
             f"The dataset's task is {dataset.task!r}, the model's {model.task!r}; they must be the same."
         )
-    found, expected = dataset.preprocess.fingerprint, model.preprocess.fingerprint
-    if found != expected:
-        raise DatasetError(
-            f"The dataset was prepared by recipe {found[:12]}, the model trained with recipe "
-            f"{expected[:12]}: its scores would not be those of the model in use. Make the dataset with "
-            "preprocess=model.preprocess."
-        )
+    check_same_preprocessing(dataset.preprocess, model.preprocess, error=DatasetError)
 
 
 def _grouped(

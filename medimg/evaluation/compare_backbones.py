@@ -125,9 +125,9 @@ class Comparison:
         matplotlib Axes
             ``axes.figure.savefig(path)`` writes it to a file.
         """
-        from medimg.evaluation.report.plots import speed_plot
+        from medimg.evaluation.report.plots import plot_speed
 
-        return speed_plot(self.candidates, self.ci, self.device, axes)
+        return plot_speed(self.candidates, self.ci, self.device, axes)
 
     def __repr__(self) -> str:
         lines = [
@@ -244,8 +244,8 @@ def compare(
     >>> found = medimg.compare(["resnet18", "densenet121"], dataset, cache="features")  # doctest: +SKIP
     >>> found.to_pandas()[["backbone", "auroc", "images_per_second"]]  # doctest: +SKIP
     """
-    from medimg.data.splits.kfold import check_folds, fold_of_items
-    from medimg.training.fit_head import is_balanced
+    from medimg.data.splits.kfold import assign_folds, check_folds
+    from medimg.training.fit_head import check_balance
     from medimg.training.linear_probe import ProbeSearch
     from medimg.training.losses import check_labels
 
@@ -256,14 +256,14 @@ def compare(
         "logistic",
         C,
         inner_folds=inner_folds,
-        balanced=is_balanced(balance),
+        balanced=check_balance(balance),
         seed=check_whole_number("seed", seed),
     )
     scoring = Scoring(unit or default_unit(dataset), ci, n_resamples, seed)
     check_labels(dataset.labels, dataset.classes, dataset.task)
     check_folds(dataset, folds)
     check_units(dataset, scoring.unit)
-    fold = fold_of_items(np.asarray(dataset.labels), dataset.patients, dataset.task, folds, seed)
+    fold = assign_folds(np.asarray(dataset.labels), dataset.patients, dataset.task, folds, seed)
     options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress}
     trial = _Trial(dataset, fold, probing, scoring, {"cache": cache, **options}, pool, accept_license, device)
     found = [trial.of(name, _weights_of(weights, name)) for name in names]
@@ -289,14 +289,14 @@ class _Trial:
         import torch
 
         from medimg.training.checks import check_data
-        from medimg.training.fit_head import labeled
+        from medimg.training.fit_head import embed_items
 
         started = time.perf_counter()
         try:
             model = self._model(name, weights)
             dataset = self.dataset.with_preprocess(model.preprocess)
             check_data(model, dataset, None)
-            data = labeled(model, dataset, **self.options)
+            data = embed_items(model, dataset, **self.options)
             scores = validate_folds(data, dataset, self.fold, self.probing, self.scoring, started=started)
         except MedimgError as error:
             return Candidate(name, reason=f"{type(error).__name__}: {error}")
@@ -336,11 +336,11 @@ def _images_per_second(model: TransferClassifier, batch_size: int) -> float:
     """Time a network on pictures in memory, after one batch that is not counted."""
     import torch
 
-    from medimg.features.extractor import extracting
+    from medimg.features.extractor import feature_extractor
 
     pictures = torch.rand(batch_size, 3, *model.preprocess.hw, generator=torch.Generator().manual_seed(0))
     times: list[float] = []
-    with extracting(model) as network:
+    with feature_extractor(model) as network:
         network(pictures)
         began = time.perf_counter()
         while not times or time.perf_counter() - began < _TIMED_S:

@@ -13,7 +13,7 @@ import numpy as np
 from medimg.errors import DatasetError
 from medimg.evaluation.aggregation import Unit, check_pair, check_units, make_units, thresholds_of
 from medimg.evaluation.evaluate import notes_on_seen
-from medimg.evaluation.report.cautions import cautions
+from medimg.evaluation.report.cautions import list_cautions
 from medimg.metrics.bootstrap import interval, resample
 from medimg.metrics.classification import Support
 from medimg.metrics.delong import delong, delong_columns
@@ -223,7 +223,7 @@ def compare_models(
     classes = tuple(dataset.classes)
     support = Support.of(found[0].truth, dataset.task, classes)
     n_unknown = getattr(dataset, "n_unknown_patients", 0)
-    few = cautions(
+    few = list_cautions(
         counts=(),
         n_patients=found[0].n_patients,
         metrics={},

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from medimg.data.dataset import ImageDataset
     from medimg.models.classifier import TransferClassifier
-    from medimg.training.linear_probe import Labeled, Method, ProbeSearch
+    from medimg.training.linear_probe import LabeledEmbeddings, Method, ProbeSearch
 
 __all__ = ["CrossValidation", "Scoring", "cross_validate", "validate_folds"]
 
@@ -195,9 +195,9 @@ def cross_validate(
     >>> found.metrics["auroc"]  # doctest: +SKIP
     Estimate(value=0.993, low=0.990, high=0.995, dropped=0)
     """
-    from medimg.data.splits.kfold import check_folds, fold_of_items
+    from medimg.data.splits.kfold import assign_folds, check_folds
     from medimg.training.checks import check_data
-    from medimg.training.fit_head import check_pooling, is_balanced, labeled
+    from medimg.training.fit_head import check_balance, check_pooling, embed_items
     from medimg.training.linear_probe import ProbeSearch
 
     started = time.perf_counter()
@@ -207,7 +207,7 @@ def cross_validate(
         method,
         neighbors if method == "knn" else C,
         inner_folds=inner_folds,
-        balanced=is_balanced(balance),
+        balanced=check_balance(balance),
         seed=check_whole_number("seed", seed),
     )
     scoring = Scoring(unit or default_unit(dataset), ci, n_resamples, seed)
@@ -215,8 +215,8 @@ def cross_validate(
     check_data(model, dataset, None)
     check_folds(dataset, folds)
     check_units(dataset, scoring.unit)
-    fold = fold_of_items(np.asarray(dataset.labels), dataset.patients, dataset.task, folds, seed)
-    data = labeled(
+    fold = assign_folds(np.asarray(dataset.labels), dataset.patients, dataset.task, folds, seed)
+    data = embed_items(
         model, dataset, cache=cache, batch_size=batch_size, num_workers=num_workers, progress=progress
     )
     return validate_folds(data, dataset, fold, probing, scoring, started=started)
@@ -228,7 +228,7 @@ def default_unit(dataset: ImageDataset) -> Unit:
 
 
 def validate_folds(
-    data: Labeled,
+    data: LabeledEmbeddings,
     dataset: ImageDataset,
     fold: NDArray[np.int64],
     probing: ProbeSearch,
@@ -237,12 +237,12 @@ def validate_folds(
     started: float,
 ) -> CrossValidation:
     """Fit on all folds but one, predict on that one, in turns; score what comes out."""
-    from medimg.data.splits.kfold import splits
+    from medimg.data.splits.kfold import split_by_fold
 
     probabilities = np.zeros((len(fold), len(probing.classes)))
     settings = []
-    for train, test in splits(fold):
-        chosen = probing.fit(data.part(train))
+    for train, test in split_by_fold(fold):
+        chosen = probing.fit(data.select(train))
         probabilities[test] = chosen.fit.probabilities(data.x[test])
         settings.append(chosen.setting)
     units = make_units(dataset, probabilities, scoring.unit)

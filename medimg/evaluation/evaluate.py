@@ -19,8 +19,8 @@ from medimg.data.leakage.check_leaks import OnLeak
 from medimg.data.protocols import EvaluationDataset, Model
 from medimg.errors import DatasetError, LeakageError
 from medimg.evaluation.aggregation import Unit, check_pair, check_units, make_units, thresholds_of
-from medimg.evaluation.report.cautions import ClassCount, cautions, is_undiscerning
-from medimg.evaluation.report.data_flow import data_flow
+from medimg.evaluation.report.cautions import ClassCount, describe_constant_predictions, list_cautions
+from medimg.evaluation.report.data_flow import count_data_flow
 from medimg.evaluation.report.example_images import choose_images
 from medimg.evaluation.report.report import Report
 from medimg.evaluation.subgroups import Subgroups, few_in_subgroups, named_groups, subgroup_table
@@ -263,19 +263,19 @@ def evaluate(
         counts=counts,
         notes=(
             *known,
-            *cautions(
+            *list_cautions(
                 counts=counts,
                 n_patients=units.n_patients,
                 n_unknown=getattr(dataset, "n_unknown_patients", 0),
                 metrics=metrics,
                 n_resamples=n_resamples,
             ),
-            *is_undiscerning(units.predicted, classes, dataset.task),
+            *describe_constant_predictions(units.predicted, classes, dataset.task),
             *([] if groups is None else few_in_subgroups(groups)),
         ),
         provenance=_provenance(
             model,
-            data=data_flow(dataset, units),
+            data=count_data_flow(dataset, units),
             unit=unit,
             item=dataset.unit,
             ci=float(ci),

@@ -61,8 +61,8 @@ def groups_of(dataset: Any, name: str, rule: GroupRule) -> list[str]:
         What the groups differ in; values named "age" become bands.
     rule : str, callable, mapping or sequence
         "sex", "age", "scanner", "site", "modality", "domain", or a DICOM keyword (see
-        :func:`medimg.data.acquisition_tags.tags_of`); a function of a :class:`medimg.Series`; a mapping of
-        patients; or a value for each item, such as a column of a table.
+        :func:`medimg.data.acquisition_tags.read_acquisition_tags`); a function of a :class:`medimg.Series`; a
+        mapping of patients; or a value for each item, such as a column of a table.
 
     Returns
     -------
@@ -148,7 +148,7 @@ def _values(dataset: Any, name: str, rule: GroupRule) -> list[Any]:
 
 def _by_name(dataset: Any, rule: str) -> list[Any]:
     # without pictures and files there is nothing to import for
-    from medimg.data.acquisition_tags import tags_of
+    from medimg.data.acquisition_tags import read_acquisition_tags
 
     if rule == "modality":
         return list(dataset.modalities)
@@ -157,21 +157,21 @@ def _by_name(dataset: Any, rule: str) -> list[Any]:
     keyword = _SITE if rule == "site" else _ALIASES.get(rule, rule)
     if keyword in {"PatientSex", "PatientAge"}:
         return _of_people(dataset.series, keyword)
-    return [tags[keyword] for tags in tags_of(dataset.series, [keyword])]
+    return [tags[keyword] for tags in read_acquisition_tags(dataset.series, [keyword])]
 
 
 def _of_people(several: Sequence[Series], keyword: str) -> list[str]:
     """Sex or age: given out as groups of many only."""
-    from medimg.data.acquisition_tags import first_blob
-    from medimg.io.dicom.header.attributes import code
-    from medimg.io.dicom.header.open import numbers_of, open_header
+    from medimg.data.acquisition_tags import find_first_file
+    from medimg.io.dicom.header.attributes import get_code
+    from medimg.io.dicom.header.open import open_header, to_tag_numbers
 
-    wanted = numbers_of("PatientSex", "PatientAge", "PatientBirthDate", "StudyDate")
+    wanted = to_tag_numbers("PatientSex", "PatientAge", "PatientBirthDate", "StudyDate")
     known: dict[int, str] = {}
     for series in several:
         if id(series) not in known:
-            header = open_header(first_blob(series), wanted) if series.format == "DICOM" else None
-            found = "" if header is None else code(header, keyword)
+            header = open_header(find_first_file(series), wanted) if series.format == "DICOM" else None
+            found = "" if header is None else get_code(header, keyword)
             if keyword == "PatientSex":
                 found = found if found in {"F", "M", "O"} else ""
             elif header is not None and age_band(found) == UNKNOWN:
@@ -181,14 +181,16 @@ def _of_people(several: Sequence[Series], keyword: str) -> list[str]:
 
 
 def _age_at_study(header: Any) -> str:
-    from medimg.io.dicom.header.attributes import text
-    from medimg.io.dicom.header.datetimes import DAY, instant
+    from medimg.io.dicom.header.attributes import get_text
+    from medimg.io.dicom.header.datetimes import SECONDS_PER_DAY, parse_datetime
 
-    days = [instant(f"{text(header, keyword)}000000") for keyword in ("PatientBirthDate", "StudyDate")]
+    days = [
+        parse_datetime(f"{get_text(header, keyword)}000000") for keyword in ("PatientBirthDate", "StudyDate")
+    ]
     born, studied = days
     if born is None or studied is None or studied < born:
         return ""
-    return f"{(studied - born) / DAY / _PER_YEAR['D']:.3f}"
+    return f"{(studied - born) / SECONDS_PER_DAY / _PER_YEAR['D']:.3f}"
 
 
 #: Names of rules, or rules by name.

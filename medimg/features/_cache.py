@@ -20,10 +20,9 @@ import numpy as np
 import torch
 
 from medimg.data.cache.image_cache import make_cache_folder
-from medimg.data.dataset import find_item_keys
 from medimg.errors import MedimgWarning
-from medimg.features.extractor import network_digest
 from medimg.models.backbones.heads import feature_count
+from medimg.models.digest import network_digest
 
 if TYPE_CHECKING:
     import os
@@ -239,7 +238,7 @@ class DatasetFeatureCache:
         self, folder: str | os.PathLike[str], model: TransferClassifier, dataset: ImageDataset
     ) -> None:
         self._cache = FeatureCache.open(folder, model)
-        self._keys = find_item_keys(dataset)
+        self._keys = dataset.find_item_keys()
 
     def load(self) -> dict[int, Tensor]:
         """Return the features (n, F) of those items of which all are cached."""

@@ -13,13 +13,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from medimg._validation import check_batch_size, check_whole_number
 from medimg.core.parallel import ordered_map
+from medimg.core.progress import progress_bar
 from medimg.data.dataloader import collate
 from medimg.data.dataset import ImageDataset
 from medimg.errors import PreprocessError
 from medimg.features._cache import FLUSH_AFTER, DatasetFeatureCache
-from medimg.features.extractor import extracting, rebatch
-from medimg.models._input_checks import checked_finite
+from medimg.features.extractor import feature_extractor, rebatch
 from medimg.models.backbones.heads import feature_count
+from medimg.models.input_checks import check_finite
+from medimg.preprocessing.preprocess import check_same_preprocessing
 
 if TYPE_CHECKING:
     import os
@@ -114,9 +116,7 @@ def item_features(
     >>> features.embeddings.shape  # doctest: +SKIP
     torch.Size([2547, 512])
     """
-    from tqdm import tqdm
-
-    check_recipe(model, dataset)
+    check_same_preprocessing(dataset.preprocess, model.preprocess)
     size = check_batch_size(batch_size, error=PreprocessError)
     processes = max(0, check_whole_number("num_workers", num_workers))
     cached = None
@@ -125,11 +125,14 @@ def item_features(
     found = cached.load() if cached else {}
     missing = [n for n in range(len(dataset)) if n not in found]
     collector = _RowCollector(cached)
-    hidden = None if progress is None else not progress
-    bar = tqdm(
-        total=len(dataset), initial=len(found), desc="embedding", unit="item", disable=hidden, delay=1.0
+    bar = progress_bar(
+        desc="embedding", unit="item", progress=progress, total=len(dataset), initial=len(found)
     )
-    with bar, extracting(model) as network, closing(_read_images(dataset, missing, size, processes)) as parts:
+    with (
+        bar,
+        feature_extractor(model) as network,
+        closing(_read_images(dataset, missing, size, processes)) as parts,
+    ):
         try:
             for images in rebatch(collector.expect(parts), size):
                 collector.add(network(images))
@@ -137,22 +140,6 @@ def item_features(
         finally:
             collector.flush()
     return _join_items(found | collector.done, len(dataset), feature_count(model))
-
-
-def check_recipe(model: TransferClassifier, dataset: LabeledDataset) -> None:
-    """
-    Refuse a data set that is made by another recipe than the model's.
-
-    Raises
-    ------
-    PreprocessError
-        It names both.
-    """
-    if dataset.preprocess.fingerprint != model.preprocess.fingerprint:
-        raise PreprocessError(
-            f"the data set is made by recipe {dataset.preprocess.fingerprint}, the model takes pictures of "
-            f"{model.preprocess.fingerprint}: use dataset.with_preprocess(model.preprocess)"
-        )
 
 
 class _RowCollector:
@@ -175,7 +162,7 @@ class _RowCollector:
 
     def add(self, rows: Tensor) -> None:
         """Add the rows (n, F) of the next images."""
-        self._rows.append(checked_finite(rows))
+        self._rows.append(check_finite(rows))
         self._count += len(rows)
         if not self._expected or self._expected[0][1] > self._count:
             return

@@ -13,18 +13,19 @@ import torch
 
 from medimg._validation import check_batch_size
 from medimg.core.parallel import ordered_map
+from medimg.core.progress import progress_bar
 from medimg.core.volume import Volume
 from medimg.data.cache.keys import find_address
 from medimg.data.dataset import ImageDataset
 from medimg.data.image_loader import ImageLoader, ResolvedSource
-from medimg.data.items import checked_policies
+from medimg.data.items import make_policies
 from medimg.data.read_tensors import check_sources
 from medimg.errors import MedimgError, PreprocessError
 from medimg.features._cache import FLUSH_AFTER, FeatureCache, SeriesFeatures
 from medimg.features.dataset_features import Features, item_features
-from medimg.features.extractor import extracting, rebatch
-from medimg.models._input_checks import checked_finite
+from medimg.features.extractor import feature_extractor, rebatch
 from medimg.models.backbones.heads import feature_count
+from medimg.models.input_checks import check_finite
 from medimg.preprocessing.torch_threads import share_cores
 
 if TYPE_CHECKING:
@@ -107,22 +108,17 @@ class SourceEmbedder:
     ) -> None:
         self._sources = check_sources(sources, model.preprocess, workers, "collect")
         self._workers = workers
-        self._loader = ImageLoader(model.preprocess, checked_policies(reading))
+        self._loader = ImageLoader(model.preprocess, make_policies(reading))
         self._cache = FeatureCache.open(cache, model) if cache is not None else None
         self._unsaved: list[tuple[Address, SeriesFeatures]] = []
         self._unsaved_rows = 0
 
     def read(self, progress: bool | None) -> Generator[EmbeddedSource]:
         """Yield the sources in their order, with cached embeddings, or with images."""
-        from tqdm import tqdm
-
         total = len(self._sources) if isinstance(self._sources, Sized) else None
-        disable = None if progress is None else not progress
         results = ordered_map(self._load, self._sources, self._workers, initializer=share_cores)
         with closing(results):
-            yield from tqdm(
-                results, "embedding", total, unit="source", disable=disable, delay=1.0, leave=False
-            )
+            yield from progress_bar(results, desc="embedding", unit="source", progress=progress, total=total)
 
     def add_rows(self, source: EmbeddedSource, rows: Tensor) -> EmbeddedSource:
         """Return a source with its embeddings, which will be cached."""
@@ -343,7 +339,7 @@ def embed(
         )
         return _of_dataset(features, sources)
     embedder = SourceEmbedder(model, sources, cache=cache, workers=workers, reading=reading)
-    with extracting(model) as network, closing(embedder.read(progress)) as read:
+    with feature_extractor(model) as network, closing(embedder.read(progress)) as read:
         try:
             found = list(_compute_rows(embedder, read, network, size))
         finally:
@@ -379,7 +375,7 @@ def _compute_rows(
                 yield one.images
 
     for images in rebatch(pending_images(), size):
-        rows.append(checked_finite(network(images)))
+        rows.append(check_finite(network(images)))
         done += len(images)
         if done >= waiting[0].missing:
             block = torch.cat(rows)

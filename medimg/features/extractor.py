@@ -2,55 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+from medimg.models.module_mode import module_mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from medimg.models.classifier import TransferClassifier
 
-__all__ = ["extracting", "network_digest", "rebatch"]
-
-
-def network_digest(model: TransferClassifier) -> str:
-    """
-    Return 64 hexadecimal digits that differ whenever a backbone's embeddings may.
-
-    They cover its architecture, the kinds and settings of its layers, and every parameter and buffer as it is
-    now, frozen or not. What the forward function of a network of one's own does is not seen: give it another
-    name when that changes.
-
-    Examples
-    --------
-    >>> from medimg import TransferClassifier
-    >>> model = TransferClassifier("squeezenet1_1", classes=["a", "b"], weights=None)
-    >>> before = network_digest(model)
-    >>> nn.init.ones_(model.backbone.features[0].bias).sum().item()
-    64.0
-    >>> network_digest(model) == before
-    False
-    """
-    body = model.backbone
-    facts = [asdict(model.architecture), f"{type(body).__module__}.{type(body).__qualname__}", repr(body)]
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=repr).encode())
-    for kind in (body.named_parameters(), body.named_buffers()):
-        for name, value in kind:
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            flat = value.detach().cpu().contiguous().reshape(-1)
-            if flat.numel():
-                digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+__all__ = ["feature_extractor", "rebatch"]
 
 
 @contextmanager
-def extracting(model: TransferClassifier) -> Iterator[Callable[[Tensor], Tensor]]:
+def feature_extractor(model: TransferClassifier) -> Iterator[Callable[[Tensor], Tensor]]:
     """
     Give a function that computes embeddings, (n, 3, H, W) to (n, F) float32 on the CPU; then set modes back.
 
@@ -60,8 +29,7 @@ def extracting(model: TransferClassifier) -> Iterator[Callable[[Tensor], Tensor]
     """
     body = model.backbone
     first = next(body.parameters(), model.head.weight)
-    modes = {module: module.training for module in body.modules()}
-    last = sum(isinstance(module, nn.Conv2d) for module in modes) > 1
+    last = sum(isinstance(module, nn.Conv2d) for module in body.modules()) > 1
 
     def embedded(images: Tensor) -> Tensor:
         x = images.to(first.device, first.dtype, non_blocking=True)
@@ -70,13 +38,9 @@ def extracting(model: TransferClassifier) -> Iterator[Callable[[Tensor], Tensor]
         rows: Tensor = body(x)
         return rows.float().cpu()
 
-    body.eval()
-    try:
-        with torch.no_grad(), torch.autocast(first.device.type, enabled=False):
-            yield embedded
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    precision = torch.autocast(first.device.type, enabled=False)
+    with module_mode(body, training=False), torch.no_grad(), precision:
+        yield embedded
 
 
 def rebatch(parts: Iterable[Tensor], size: int) -> Iterator[Tensor]:

@@ -14,9 +14,9 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from medimg.errors import MedimgError, MedimgWarning, NotAnImageError, ReadError
-from medimg.io.dicom.dicomdir import looks_like_dicomdir
+from medimg.io.dicom.dicomdir import is_dicomdir
 from medimg.io.dicom.header.instance import Instance, read_instance
-from medimg.io.dicom.header.open import looks_like_dicom
+from medimg.io.dicom.header.open import is_dicom
 from medimg.io.files.blob import Blob, as_blob
 from medimg.io.formats.image_file import image_series, is_png_or_jpeg
 from medimg.io.formats.metaimage import is_metaimage, metaimage_series
@@ -92,13 +92,13 @@ def _refuse_zip(blob: Blob) -> Series:
 
 #: In the order in which they are asked: unambiguous formats first.
 _BUILT_IN: Final = (
-    Reader("DICOMDIR", looks_like_dicomdir, _refuse_dicomdir),
+    Reader("DICOMDIR", is_dicomdir, _refuse_dicomdir),
     Reader("DICOM", _has_preamble, read_instance),
     Reader("PNG or JPEG", is_png_or_jpeg, image_series),
     Reader("NIfTI", is_nifti, nifti_series),
     Reader("NRRD", is_nrrd, nrrd_series),
     Reader("MetaImage", is_metaimage, metaimage_series),
-    Reader("DICOM without preamble", looks_like_dicom, read_instance),
+    Reader("DICOM without preamble", is_dicom, read_instance),
     Reader("zip", is_zip, _refuse_zip),
 )
 _RESERVED: Final = frozenset(name.casefold() for name in (*_FORMATS, *(r.name for r in _BUILT_IN)))
@@ -311,7 +311,7 @@ def _is_permanent(blob: Blob, error: MedimgError) -> bool:
         return True
     # headers of other formats may refer to files with the values
     try:
-        return looks_like_dicom(blob.start())
+        return is_dicom(blob.start())
     except MedimgError:
         return False
 

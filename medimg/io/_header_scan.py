@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from medimg.core.progress import progress_bar
 from medimg.io._detect import inspect_file
 from medimg.io.dicom.scanning.block_scan import scan_blocks
 from medimg.io.files.blob import as_blob
@@ -44,16 +45,9 @@ def scan_headers(
     progress: bool | None = None,
 ) -> HeaderScan:
     """Read the headers of the files with the numbers `chosen`; see :func:`medimg.scan` for the options."""
-    with _progress_bar(len(chosen), progress) as bar:
+    with progress_bar(desc="scanning", unit="file", progress=progress, total=len(chosen)) as bar:
         uniform, rest = _scan_in_blocks(files, chosen, workers, bar)
         return HeaderScan(uniform, list(_inspect_each(files, rest, workers or 1, bar)))
-
-
-def _progress_bar(total: int, progress: bool | None) -> tqdm[Any]:
-    from tqdm import tqdm
-
-    disable = None if progress is None else not progress
-    return tqdm(total=total, desc="scanning", unit="file", disable=disable, delay=1.0, leave=False)
 
 
 def _scan_in_blocks(

@@ -309,9 +309,18 @@ def deserialize_content(facts: list[Any], name: str) -> Scanned | None:
     return Series(**plain, affine=affine, reader=_ReopeningReader(name, plain["shape"]))
 
 
+#: Names of attributes that an index has under another one.
+_SAVED_AS: Final = {"series_attributes": "kinds", "temporal_attributes": "moments"}
+
+
 def _serialize_instance(instance: Instance) -> dict[str, Any]:
-    plain = {f.name: getattr(instance, f.name) for f in fields(instance) if f.name not in ("blob", "facts")}
-    frames = [{f.name: getattr(frame, f.name) for f in fields(frame)} for frame in instance.facts]
+    # the date of birth and the names of sites are written nowhere
+    left_out = ("blob", "facts", "acquisition")
+    plain = {f.name: getattr(instance, f.name) for f in fields(instance) if f.name not in left_out}
+    frames = [
+        {_SAVED_AS.get(f.name, f.name): getattr(frame, f.name) for f in fields(frame)}
+        for frame in instance.facts
+    ]
     return {**plain, "gzipped": instance.blob.gzipped, "facts": frames}
 
 
@@ -323,8 +332,8 @@ def _deserialize_instance(facts: dict[str, Any], name: str) -> Instance:
 
 def _deserialize_frame(facts: dict[str, Any]) -> FrameFacts:
     plain = {key: _to_tuples(value) for key, value in facts.items()}
-    for name in ("kinds", "moments"):
-        plain[name] = tuple(FrameAttribute(*label) for label in plain[name])
+    for name, key in _SAVED_AS.items():
+        plain[name] = tuple(FrameAttribute(*label) for label in plain.pop(key))
     return FrameFacts(**plain)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias, TypeGuard
 
 from medimg.core.read_report import Skipped
 from medimg.errors import ReadError
-from medimg.io.dicom.dicomdir import looks_like_dicomdir, referenced_files
+from medimg.io.dicom.dicomdir import is_dicomdir, list_referenced_files
 from medimg.io.files.blob import Blob, list_zip_members
 from medimg.io.series import Series
 
@@ -57,8 +57,8 @@ def list_source_files(source: object) -> tuple[list[Blob | str], list[Skipped]]:
     """
     Return the files of a source, those of folders by their paths, and missing files that it references.
 
-    Folders are walked with their subfolders, without hidden files, following links to folders. A zip archive
-    or DICOMDIR in a folder is not opened: the folder often has its files as well. Raises ReadError if
+    Folders are walked with their subfolders, hidden files left out, links to folders followed. A zip archive
+    or a DICOMDIR in a folder is not opened: its files often lie in the folder as well. Raises ReadError if
     something does not exist, can't be opened, or has an unsupported type.
     """
     if _is_path(source) and _is_folder(Path(source)):
@@ -142,8 +142,8 @@ def _expand(blob: Blob) -> tuple[Sequence[Blob], list[Skipped]]:
         return [blob], []  # the error is raised again when its format is detected
     if is_zip(start):
         return list_zip_members(blob), []
-    if looks_like_dicomdir(start):
-        return referenced_files(blob)
+    if is_dicomdir(start):
+        return list_referenced_files(blob)
     return [blob], []
 
 

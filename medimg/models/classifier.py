@@ -1,12 +1,15 @@
-"""The classifier: a pretrained backbone, a new head, and the recipe its pictures are made by."""
+"""The classifier: a pretrained backbone, a new head, and the preprocessing of its images."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor, nn
 
-from medimg.models._input_checks import check_classes, check_input
+from medimg.errors import CheckpointError
+from medimg.models import checkpoint
 from medimg.models.backbones.architecture import (
     Architecture,
     architecture_for,
@@ -17,13 +20,14 @@ from medimg.models.backbones.architecture import (
 )
 from medimg.models.backbones.heads import head_logits, new_head
 from medimg.models.backbones.weights import WeightsChoice, resolve_weights, weights_name
-from medimg.models.freezing import Freezable, share_frozen
+from medimg.models.digest import model_digest
+from medimg.models.freezing import Freezable, frozen_fraction
+from medimg.models.input_checks import Task, check_classes, check_input
 from medimg.models.pooling import Pool, embed_slices, make_pooling, pool_embeddings
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
     import numpy as np
     import pandas as pd
@@ -36,70 +40,67 @@ if TYPE_CHECKING:
     from medimg.models.training_images import TrainingImages
     from medimg.preprocessing.preprocess import Preprocess
 
-__all__ = ["Task", "TransferClassifier"]
-
-Task: TypeAlias = Literal["multiclass", "multilabel"]
+__all__ = ["TransferClassifier", "load"]
 
 
 class TransferClassifier(Freezable):
     """
-    Any torchvision classification model with a new head, and the recipe that makes its pictures.
+    A torchvision classification model with a new head, and the preprocessing of its images.
 
     Parameters
     ----------
     backbone : str
-        Name of a torchvision classification model, such as "resnet50" or "vit_b_16", or of a network that
-        :func:`medimg.register_backbone` made known.
+        Name of a torchvision classification model, such as "resnet50" or "vit_b_16", or of a network
+        registered by :func:`medimg.register_backbone`.
     classes : sequence of str
-        Names of the classes, in the order of the outputs.
+        Class names, in the order of the outputs.
     weights : str, path, WeightsEnum or None
-        "DEFAULT", the name of torchvision's weights, the path of a state dict (``.pth`` or ``.safetensors``;
-        where its name carries its SHA-256, as torchvision's do, that is checked), or None for random ones.
+        "DEFAULT", the name of torchvision weights, the path of a state dict (``.pth`` or ``.safetensors``; if
+        its name contains its SHA-256, as torchvision's do, the hash is checked), or None for random weights.
     preprocess : Preprocess, optional
-        The recipe; by default one with the size, mean and standard deviation that the weights were trained
-        with.
+        Preprocessing recipe; by default one with the size, mean and standard deviation of the weights.
     task : {"multiclass", "multilabel"}
-        One class among several (softmax), or several labels at once (sigmoid).
+        One class per image (softmax), or several labels (sigmoid).
     pool : {"none", "mean", "max", "attention"}
-        How the embeddings of the slices of a bag become one; "none" takes single pictures only.
+        Pooling of the embeddings of the slices of a bag; "none" for single images only.
     accept_license : bool
-        Whether weights under a license of their own (SWAG's, non-commercial) may be used.
+        Whether weights under a license of their own (SWAG, non-commercial) may be used.
     progress : bool
-        Whether a download shows its progress.
+        Whether to show the progress of a download.
 
     Attributes
     ----------
     backbone : nn.Module
-        The network without its head: (B, 3, H, W) to (B, F).
+        Network without its head: (B, 3, H, W) to embeddings (B, F).
     head : nn.Linear or nn.Conv2d
-        The new last layer.
+        New last layer.
     attention : GatedAttention or None
-        The pooling, where it has parameters.
+        Layer of attention pooling.
     classes, task, pool, preprocess
         As given.
     architecture : Architecture
-        What the backbone is built by.
+        Description from which the backbone is built.
     backbone_name : str
-        Its name.
+        Name of the backbone.
     weights_name, weights_sha256 : str or None
-        Name and SHA-256 of the weights that training started from.
+        Name and SHA-256 of the initial weights.
     training_summary : dict or None
-        How the model was trained; set by :func:`medimg.fine_tune`.
+        Settings and best epoch of the training; set by :func:`medimg.fine_tune`.
     training_ranges : TrainingDistribution or None
-        What the training data were like: modalities, body parts, spacings; set by training.
+        Modalities, body parts and spacings of the training data; set by training.
     images_seen : TrainingImages or None
-        Hashes of the images that it was trained with, so that evaluation knows these again.
+        Salted hashes of the training images, by which evaluation detects them.
     calibration : Calibration or None
-        What predictions are calibrated and decided by; set by :func:`medimg.calibrate`, None for nothing.
+        Temperature, thresholds and prediction sets; set by :func:`medimg.calibrate`.
 
     Raises
     ------
     TrainingError
-        If a name is unknown, or the classes are unsound.
+        If a name is unknown, or the classes are invalid.
     PreprocessError
-        If the backbone takes no pictures of the recipe's size.
+        If the backbone does not take images of the size of `preprocess`.
     WeightsUnavailableError
-        If the weights are not to be had, damaged, or of another network.
+        If the weights can't be obtained, are damaged, or belong to another network.
 
     Examples
     --------
@@ -128,7 +129,7 @@ class TransferClassifier(Freezable):
         check_backbone(backbone)
         names = check_classes(classes, task)
         source = resolve_weights(backbone, weights, accept_license=accept_license)
-        # weights with a URL may have to be fetched: whether they fit the recipe is settled before
+        # weights with a URL may have to be downloaded: the size of the images is checked before
         local = source.load(progress=progress) if source is not None and source.url is None else None
         recipe = preprocess or default_recipe(backbone, source, local.state if local is not None else None)
         architecture = architecture_for(
@@ -182,21 +183,22 @@ class TransferClassifier(Freezable):
         weights_sha256: str | None = None,
     ) -> TransferClassifier:
         """
-        Build a classifier whose parameters are loaded next, as a checkpoint does: no weights are fetched.
+        Build a classifier without weights, whose parameters are loaded next.
 
         Parameters
         ----------
         architecture : Architecture
-            What the backbone is built by.
+            Description from which the backbone is built.
         classes, preprocess, task, pool
             As in the class.
         weights_name, weights_sha256 : str or None
-            What training once started from.
+            Name and SHA-256 of the weights from which training started.
 
         Returns
         -------
         TransferClassifier
-            With a random backbone, and a head without numbers: classes that a file claims take no memory.
+            With a random backbone, and a head on the meta device, so that any number of classes takes no
+            memory.
         """
         model = cls.__new__(cls)
         nn.Module.__init__(model)
@@ -208,7 +210,7 @@ class TransferClassifier(Freezable):
 
     @property
     def backbone_name(self) -> str:
-        """Name of the backbone, in torchvision or as it was registered."""
+        """Name of the backbone, in torchvision or as registered."""
         return self.architecture.name
 
     def forward(self, x: Tensor, mask: Tensor | None = None, grad_slices: int | None = None) -> Tensor:
@@ -218,27 +220,28 @@ class TransferClassifier(Freezable):
         Parameters
         ----------
         x : Tensor
-            (B, 3, H, W) normalized pictures, or (B, N, 3, H, W) bags of slices.
+            (B, 3, H, W) normalized images, or (B, N, 3, H, W) bags of slices.
         mask : Tensor, optional
-            (B, N) bool: which slices of the bags are there; all by default.
+            (B, N) bool, True for slices and False for padding; all True by default.
         grad_slices : int, optional
-            How many slices of each bag keep a gradient, at most; see ``medimg.models.pooling.embed_slices``.
+            Most slices of each bag that keep a gradient, drawn at random; all by default. The others pass
+            without one, in evaluation mode, a few at a time.
 
         Returns
         -------
         Tensor
-            (B, K).
+            (B, K) logits.
 
         Raises
         ------
         PreprocessError
-            If the shape is another one, or ``pool="none"`` meets bags.
+            If the shape does not fit, or the input is a bag and ``pool="none"``.
         """
         return head_logits(self.head, self.embed(x, mask, grad_slices=grad_slices))
 
     def embed(self, x: Tensor, mask: Tensor | None = None, *, grad_slices: int | None = None) -> Tensor:
         """
-        Compute what the head sees.
+        Compute embeddings.
 
         Parameters
         ----------
@@ -248,13 +251,13 @@ class TransferClassifier(Freezable):
         Returns
         -------
         Tensor
-            (B, F): the embedding of each picture, or the pooled one of each bag.
+            (B, F): the embedding of each image, or the pooled one of each bag.
         """
         check_input(x, mask, self.pool)
         x = x.to(self.head.weight.dtype)
         if x.ndim == 4:
-            pictures: Tensor = self.backbone(x)
-            return pictures
+            embeddings: Tensor = self.backbone(x)
+            return embeddings
         slices = embed_slices(self.backbone, x, mask, grad_slices=grad_slices)
         return pool_embeddings(slices, mask, self.pool, self.attention)
 
@@ -269,21 +272,21 @@ class TransferClassifier(Freezable):
         progress: bool = False,
     ) -> pd.DataFrame:
         """
-        Predict on raw images, preprocessed by the model's own recipe.
+        Predict on image files, series or volumes, with the model's preprocessing.
 
         Parameters
         ----------
         sources : path, Series, Volume, or an iterable of these
             Whatever :func:`medimg.read` takes; a list is several sources, not the files of one.
         unit : {"series", "slice"}
-            One row for each source (without pooling: the mean of its slices' probabilities), or one for each
-            slice that the recipe takes, scored as if it were alone.
+            One row per source (without pooling: the mean of the probabilities of its slices), or one per
+            slice, scored by itself.
         batch_size : int
-            Pictures at once.
+            Number of images per batch.
         on_error : {"raise", "collect"}
-            Whether a source that can't be read ends it all, or has a row without scores that says why.
+            Whether a source that can't be read raises an error, or becomes a row with the error message.
         provenance : bool
-            Whether ``model`` and ``recipe`` stand in columns, too.
+            Whether to add the columns ``model`` and ``recipe``.
         progress : bool
             Whether to show a progress bar.
 
@@ -291,28 +294,29 @@ class TransferClassifier(Freezable):
         -------
         pandas.DataFrame
             Columns ``source``, ``series_uid``; for slices ``sop_instance_uid`` and ``slice`` (index in the
-            volume as it was read); ``predicted`` (for labels: those at 0.5 and above, joined by ";");
-            ``p_<class>`` for each class; for slices ``weight``, how much the slice counts in its series (they
-            sum to 1 over a source: the attention's weights; with "max" the share of features whose maximum
-            lies in the slice; else equal shares); with "collect" ``error``, None where there is none.
+            volume); ``predicted`` (for "multilabel": the labels with a probability of at least 0.5, joined by
+            ";"); ``p_<class>`` for each class; for slices ``weight``, the contribution to the series, which
+            sums to 1 over a source (attention weights; with "max" the fraction of features whose maximum is
+            in the slice; otherwise equal weights); with "collect" ``error``, None without an error.
 
-            A calibrated model adds ``set``, the classes that can't be ruled out, ``flagged``, those of more
-            than two that reach their threshold, and ``ood``, how unusual the image is (the share of held-out
-            ones that are less so); see :func:`medimg.calibrate`. A trained one adds ``unlike``, in what the
-            image is unlike the training data: modality, body part, spacing. ``attrs`` of the table has
-            "model", the first digits of the model's hash, "recipe" and "medimg", the version.
+            A calibrated model adds ``set``, the prediction set, ``flagged``, with more than two classes those
+            that reach their threshold, and ``ood``, an out-of-distribution score (the fraction of held-out
+            images that are closer to the training data); see :func:`medimg.calibrate`. A trained model adds
+            ``unlike``, the modality, body part or spacing that did not occur in the training data. The
+            table's ``attrs`` have "model", the first digits of the model's hash, "recipe" and "medimg", the
+            version.
 
         Raises
         ------
         TrainingError
-            If a setting is unsound, or parameters were changed after the model was calibrated.
+            If a setting is invalid, or parameters were changed after calibration.
         MedimgError
-            If a source can't be read, and errors are not collected.
+            If a source can't be read and ``on_error="raise"``.
 
         Warns
         -----
         MedimgWarning
-            If images are unlike the training data, or were not decided as calibrated.
+            If images are out of distribution, or the calibration does not apply to the unit.
         """
         from medimg.models.predict import predict
 
@@ -330,14 +334,14 @@ class TransferClassifier(Freezable):
         self, dataset: LabeledDataset, *, batch_size: int = 32, num_workers: int = 0, progress: bool = False
     ) -> NDArray[np.float64]:
         """
-        Predict on every item of a data set, in its order.
+        Predict on every item of a dataset, in its order.
 
         Parameters
         ----------
         dataset : ImageDataset
-            Made by the model's own recipe.
+            Dataset with the model's preprocessing.
         batch_size, num_workers : int
-            Items at once; processes that read.
+            Number of items per batch; number of worker processes.
         progress : bool
             Whether to show a progress bar.
 
@@ -349,7 +353,7 @@ class TransferClassifier(Freezable):
         Raises
         ------
         PreprocessError
-            If the data set's recipe is another one.
+            If the dataset has another preprocessing.
         """
         from medimg.models.predict import predict_proba
 
@@ -357,35 +361,68 @@ class TransferClassifier(Freezable):
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """
-        Write parameters, classes, recipe, calibration, hashes and versions to a safetensors file.
+        Write parameters, classes, preprocessing, calibration, hashes and versions to a safetensors file.
 
         Parameters
         ----------
         path : path-like
-            The file, by habit ``.safetensors``; replaced as a whole, or not at all.
+            File to write, usually ``.safetensors``; it is replaced atomically.
 
         Returns
         -------
         pathlib.Path
             The file.
         """
-        from medimg.models.checkpoint import save
-
-        return save(self, path)
+        file = Path(path)
+        checkpoint.Checkpoint(
+            architecture=self.architecture,
+            classes=self.classes,
+            task=self.task,
+            pool=self.pool,
+            preprocess=self.preprocess,
+            state=self.state_dict(),
+            weights_name=self.weights_name,
+            weights_sha256=self.weights_sha256,
+            training_summary=self.training_summary,
+            training_ranges=self.training_ranges,
+            images_seen=self.images_seen,
+            calibration=self.calibration,
+            model_sha256=model_digest(self),
+        ).write(file)
+        return file
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TransferClassifier:
         """
-        Read a model that :meth:`save` wrote; see :func:`medimg.load`.
+        Read a model written by :meth:`save`; see :func:`medimg.load`.
 
         Raises
         ------
         CheckpointError
-            If the file is damaged, was changed, is newer than this version, or is no checkpoint of medimg.
+            If the file is damaged, was changed, is newer than this version, or is not a medimg checkpoint.
         """
-        from medimg.models.checkpoint import load
-
-        return load(path)
+        file = Path(path)
+        saved = checkpoint.read(file)
+        # building draws random parameters, which are replaced: the global random state stays as it was
+        with checkpoint.refuse_unsound(file), torch.random.fork_rng(devices=[]):
+            model = cls.rebuild(
+                saved.architecture,
+                classes=saved.classes,
+                preprocess=saved.preprocess,
+                task=saved.task,
+                pool=saved.pool,
+                weights_name=saved.weights_name,
+                weights_sha256=saved.weights_sha256,
+            )
+        model.load_state_dict(saved.state_for(model.state_dict(), file), strict=True, assign=True)
+        model.training_summary, model.training_ranges = saved.training_summary, saved.training_ranges
+        model.images_seen, model.calibration = saved.images_seen, saved.calibration
+        if saved.model_sha256 not in (None, model_digest(model)):
+            raise CheckpointError(
+                f"the model in {file} is not the one that was saved (its SHA-256 differs): the file was "
+                "changed, or this version of medimg would predict differently"
+            )
+        return model.eval()
 
     def __repr__(self) -> str:
         total = sum(p.numel() for p in self.parameters()) / 1e6
@@ -393,5 +430,28 @@ class TransferClassifier(Freezable):
         return (
             f"TransferClassifier({self.backbone_name}, weights={self.weights_name}, classes={names}, "
             f"task={self.task}, pool={self.pool}, {total:.1f} M parameters, "
-            f"{100 * share_frozen(self):.1f} % frozen)"
+            f"{100 * frozen_fraction(self):.1f} % frozen)"
         )
+
+
+def load(path: str | os.PathLike[str]) -> TransferClassifier:
+    """
+    Read a model written by :meth:`medimg.TransferClassifier.save`.
+
+    Parameters
+    ----------
+    path : path-like
+        File to read.
+
+    Returns
+    -------
+    TransferClassifier
+        On the CPU, in evaluation mode, with nothing frozen; its outputs are bit-for-bit those of the saved
+        model.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged, was changed, is newer than this version, or is not a medimg checkpoint.
+    """
+    return TransferClassifier.load(path)

@@ -1,10 +1,9 @@
-"""What tells a model from every other one."""
+"""Digests of tensors, of a network's parameters, of a backbone, and of a model as a whole."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
@@ -12,33 +11,48 @@ import numpy as np
 import torch
 from torch import nn
 
-from medimg.models.safetensors_file import tensors_sha256
+from medimg.core.content_hash import content_hash, json_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Mapping
 
+    from torch import Tensor
+
+    from medimg.core.content_hash import Buffer
     from medimg.models.classifier import TransferClassifier
 
-__all__ = ["SHOWN", "model_digest", "parameters_digest"]
+__all__ = ["SHOWN", "model_digest", "network_digest", "parameters_digest", "tensors_sha256"]
 
-#: How many digits of a digest stand in tables.
+#: Digits of a digest in tables.
 SHOWN: Final = 12
 
 _Key = tuple[tuple[Any, ...], ...]
 _known: WeakKeyDictionary[nn.Module, tuple[_Key, str]] = WeakKeyDictionary()
 
 
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors on the CPU: name, dtype, shape and bytes of each, ordered by name."""
+
+    def parts() -> Iterator[Buffer]:
+        for name in sorted(tensors):
+            tensor = tensors[name]
+            yield f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0"
+            yield _raw_bytes(tensor).numpy().data
+
+    return content_hash(parts())
+
+
 def parameters_digest(model: nn.Module) -> str:
     """
-    Return the SHA-256 of all parameters and buffers, as a checkpoint has it.
+    Return the SHA-256 of all parameters and buffers, as it is stored in a checkpoint.
 
-    It is computed anew only after they changed, which is told by where they lie, torch's count of changes,
-    and a sum of their bits.
+    It is computed again only if they changed: their addresses, torch's version counters or the sums of their
+    bits.
     """
     state = model.state_dict()
     key = tuple(
         (name, t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype, tuple(t.shape), total)
-        for (name, t), total in zip(state.items(), _sums(state.values()), strict=True)
+        for (name, t), total in zip(state.items(), _sum_bits(state.values()), strict=True)
     )
     kept = _known.get(model)
     if kept is None or kept[0] != key:
@@ -47,13 +61,41 @@ def parameters_digest(model: nn.Module) -> str:
     return kept[1]
 
 
+def network_digest(model: TransferClassifier) -> str:
+    """
+    Return the SHA-256 of a backbone: architecture, layers with their settings, parameters and buffers.
+
+    The code of a registered network's forward method is not covered: its author gives it another name when
+    that changes.
+
+    Examples
+    --------
+    >>> from medimg import TransferClassifier
+    >>> model = TransferClassifier("squeezenet1_1", classes=["a", "b"], weights=None)
+    >>> before = network_digest(model)
+    >>> nn.init.ones_(model.backbone.features[0].bias).sum().item()
+    64.0
+    >>> network_digest(model) == before
+    False
+    """
+    body = model.backbone
+
+    def parts() -> Iterator[Buffer]:
+        facts = [asdict(model.architecture), f"{type(body).__module__}.{type(body).__qualname__}", repr(body)]
+        yield json_text(facts, default=repr)
+        for name, value in chain(body.named_parameters(), body.named_buffers()):
+            yield f"{name} {value.dtype} {tuple(value.shape)}"
+            yield _raw_bytes(value.detach().cpu().contiguous()).numpy().data
+
+    return content_hash(parts())
+
+
 def model_digest(model: TransferClassifier) -> str:
     """
-    Return what tells a model from every other one that predicts otherwise: 64 hexadecimal digits.
+    Return the SHA-256 of all that predictions depend on, the same before a model is saved and after loading.
 
-    It covers parameters, architecture, classes, task, pooling, recipe and calibration, and not the versions
-    of libraries, nor how the model was trained: a model has the same digest before it is saved and after
-    it is loaded.
+    It covers parameters, architecture, classes, task, pooling, preprocessing and calibration; not the
+    versions of libraries, nor how the model was trained.
 
     Examples
     --------
@@ -77,19 +119,24 @@ def model_digest(model: TransferClassifier) -> str:
         "calibration": calibration.to_dict() if calibration is not None else None,
         "outliers": tensors_sha256(outliers.tensors()) if outliers is not None else None,
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return content_hash(json_text(facts))
 
 
-def _sums(tensors: Iterable[torch.Tensor]) -> list[int]:
-    """Return a sum of the bits of each, which changes behind torch's back would change, too."""
+def _raw_bytes(tensor: Tensor) -> Tensor:
+    """Return the bytes of a contiguous tensor as a uint8 view."""
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+def _sum_bits(tensors: Iterable[Tensor]) -> list[int]:
+    """Return a sum of the bits of each tensor; it detects changes that torch's version counters miss."""
     totals = []
     for tensor in tensors:
-        raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+        raw = _raw_bytes(tensor.detach().contiguous())
         raw = raw.clone() if raw.storage_offset() % 8 else raw
         whole = len(raw) - len(raw) % 8
-        # by eights, which is as fast as memory is read
+        # eight bytes at a time, at the speed of memory
         words, rest = raw[:whole].view(torch.int64), raw[whole:].sum(dtype=torch.int64)
-        # NumPy adds whole numbers ten times faster than torch does on a CPU
+        # on a CPU, NumPy adds integers ten times faster than torch
         total = int(np.add.reduce(words.numpy())) if words.device.type == "cpu" else words.sum()
         totals.append(rest + total)
     return [int(total) for total in totals]

@@ -1,4 +1,4 @@
-"""Freezing: a frozen part keeps its parameters and its statistics, bit by bit."""
+"""Freezing of parameters and BatchNorm statistics."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ __all__ = [
     "Freezable",
     "freeze_batchnorm_statistics",
     "freeze_through",
+    "frozen_fraction",
     "set_frozen_to_eval",
-    "share_frozen",
     "unfreeze_from",
 ]
 
 
 class Freezable(nn.Module):
-    """A model whose ``backbone`` can be frozen, whole or up to a part; what is frozen stays as it is."""
+    """A model whose ``backbone`` can be frozen, whole or up to a stage or module."""
 
     backbone: nn.Module
 
     @property
     def stages(self) -> tuple[str, ...]:
         """
-        Names of the backbone's stages, in the order of computation: what ``freeze(upto=...)`` takes.
+        Names of the backbone's stages, in the order of computation, as ``freeze(upto=...)`` takes them.
 
-        The first is always "stem"; each other has the name of its last module with parameters.
+        The first is always "stem"; each other one has the name of its last module with parameters.
         """
         return tuple(stage.name for stage in split_stages(self.backbone))
 
     def freeze(self, upto: str | None = None) -> Self:
         """
-        Freeze the backbone, or its first part: parameters and statistics stay as they are, bit by bit.
+        Freeze the backbone or its first part: parameters and BatchNorm statistics stay bit-for-bit identical.
 
         Parameters
         ----------
         upto : str, optional
-            The last part to freeze: one of :attr:`stages`, or any name in ``backbone.named_modules()``, such
-            as "layer3.0" or "features.5"; by default all of it. The head is never frozen.
+            Last part to freeze: one of :attr:`stages`, or any name in ``backbone.named_modules()``, such as
+            "layer3.0" or "features.5"; by default the whole backbone. The head is never frozen.
 
         Returns
         -------
@@ -73,12 +73,12 @@ class Freezable(nn.Module):
 
     def unfreeze(self, downto: str | None = None) -> Self:
         """
-        Make parameters trainable: all of them, or from the head down to a part.
+        Make all parameters trainable, or those from the head down to a part.
 
         Parameters
         ----------
         downto : str, optional
-            The first part to train, as for :meth:`freeze`; what comes before it stays as it is.
+            First part to train, as for :meth:`freeze`; earlier parts stay as they are.
 
         Returns
         -------
@@ -116,58 +116,46 @@ class Freezable(nn.Module):
         return self
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of every part but the frozen ones, which stay in evaluation mode."""
+        """Set the mode of every part except frozen ones, which stay in evaluation mode."""
         super().train(mode)
         if mode:
             set_frozen_to_eval(self.backbone)
         return self
 
     def summary(self) -> str:
-        """Return a table of stages, pooling and head: how many parameters each has, and whether frozen."""
+        """Return a table of stages, pooling and head with their numbers of parameters, and whether frozen."""
         parts = [(stage.name, stage.parameters()) for stage in split_stages(self.backbone)]
         others = [(name, child) for name, child in self.named_children() if name != "backbone"]
         parts += [(name, own) for name, child in others if (own := list(child.parameters()))]
-        rows = [(name, f"{sum(p.numel() for p in own):,}", _frozen(own)) for name, own in parts]
+        rows = [(name, f"{sum(p.numel() for p in own):,}", _frozen_word(own)) for name, own in parts]
         total = sum(p.numel() for p in self.parameters())
-        rows.append(("all", f"{total:,}", f"{100 * share_frozen(self):.0f} %"))
+        rows.append(("all", f"{total:,}", f"{100 * frozen_fraction(self):.0f} %"))
         table = [("part", "parameters", "frozen"), *rows]
         names, counts = (max(len(row[n]) for row in table) for n in (0, 1))
         return "\n".join(f"{name:{names}}  {count:>{counts}}  {state}" for name, count, state in table)
 
 
-def _frozen(parameters: list[nn.Parameter]) -> str:
+def _frozen_word(parameters: list[nn.Parameter]) -> str:
+    """Return "yes", "no" or "partly"."""
     states = {p.requires_grad for p in parameters}
     return "partly" if len(states) == 2 else "no" if True in states else "yes"
 
 
 def freeze_through(body: nn.Module, upto: str | None) -> None:
     """
-    Stop the gradients of a network's first part, or of all of it.
+    Turn off the gradients of a network up to a stage or module, in the order of computation; None for all.
 
-    Parameters
-    ----------
-    body : nn.Module
-        The network; changed in place.
-    upto : str or None
-        The last stage or module to freeze, by its name in
-        :func:`~medimg.models.backbones.stages.split_stages` or ``named_modules()``; None freezes
-        all. What comes before it in that order, which is the order of
-        computation in torchvision's models, is frozen with it.
-
-    Raises
-    ------
-    TrainingError
-        If there is no such part.
+    That order is the one of ``named_modules()``, which holds for torchvision's models.
     """
     if upto is None:
         body.requires_grad_(False)
         return
     parts = split_stages(body)
-    place = _stage(parts, upto)
-    if place is not None:
-        frozen = [p for stage in parts[: place + 1] for p in stage.parameters()]
+    index = _find_stage(parts, upto)
+    if index is not None:
+        frozen = [p for stage in parts[: index + 1] for p in stage.parameters()]
     else:
-        names = _modules(body, upto, parts)
+        names = _module_names(body, upto, parts)
         last = max(n for n, name in enumerate(names) if name == upto or name.startswith(f"{upto}."))
         frozen = list(_own_parameters(body, names[: last + 1]))
     for parameter in frozen:
@@ -175,51 +163,39 @@ def freeze_through(body: nn.Module, upto: str | None) -> None:
 
 
 def unfreeze_from(body: nn.Module, downto: str) -> None:
-    """
-    Let a network's last part be trained.
-
-    Parameters
-    ----------
-    body : nn.Module
-        The network; changed in place.
-    downto : str
-        The first stage or module to train, by its name; all that comes after it is trained too.
-
-    Raises
-    ------
-    TrainingError
-        If there is no such part.
-    """
+    """Turn on the gradients of a network from a stage or module to its end."""
     parts = split_stages(body)
-    place = _stage(parts, downto)
-    if place is not None:
-        trained = [p for stage in parts[place:] for p in stage.parameters()]
+    index = _find_stage(parts, downto)
+    if index is not None:
+        trained = [p for stage in parts[index:] for p in stage.parameters()]
     else:
-        names = _modules(body, downto, parts)
+        names = _module_names(body, downto, parts)
         trained = list(_own_parameters(body, names[names.index(downto) :]))
     for parameter in trained:
         parameter.requires_grad_(True)
 
 
-def _stage(parts: tuple[Stage, ...], name: str) -> int | None:
+def _find_stage(parts: tuple[Stage, ...], name: str) -> int | None:
+    """Return the index of a stage; None if no stage has that name."""
     return next((n for n, stage in enumerate(parts) if stage.name == name), None)
 
 
-def _modules(body: nn.Module, wanted: Any, parts: tuple[Stage, ...]) -> list[str]:
-    """Return the names of all modules, if the one that is wanted is among them."""
+def _module_names(body: nn.Module, wanted: Any, parts: tuple[Stage, ...]) -> list[str]:
+    """Return the names of all modules, among which the wanted one must be."""
     names = [name for name, _ in body.named_modules()]
     if wanted and wanted in names:
         return names
     known = [stage.name for stage in parts]
     near = difflib.get_close_matches(str(wanted), [*known, *names], n=3)
-    hint = f"; the nearest are {', '.join(map(repr, near))}" if near else ""
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
     raise TrainingError(
-        f"the backbone has no part {wanted!r}{hint}; its stages are {', '.join(map(repr, known))}, and every "
-        "name in backbone.named_modules() is a part too"
+        f"the backbone has no part {wanted!r}; its stages are {', '.join(map(repr, known))}, and every name "
+        f"in backbone.named_modules() is accepted{hint}"
     )
 
 
 def _own_parameters(body: nn.Module, names: list[str]) -> Iterator[nn.Parameter]:
+    """Yield the parameters of modules without those of their submodules."""
     for name in names:
         yield from body.get_submodule(name).parameters(recurse=False)
 
@@ -228,22 +204,16 @@ def set_frozen_to_eval(module: nn.Module) -> None:
     """
     Put every part whose parameters are all frozen into evaluation mode.
 
-    In training mode its batch normalization would go on moving its statistics, and its dropout go on making
-    noise, without a single parameter being trained. A layer that has statistics and no parameters is as
-    frozen as the parameters before it.
-
-    Parameters
-    ----------
-    module : nn.Module
-        The network; changed in place.
+    In training mode its batch normalization would still update its statistics, and its dropout would still be
+    active. A layer that has statistics and no parameters is as frozen as the parameters before it.
     """
     first = next(module.parameters(), None)
     if first is not None:
-        _hold(module, not first.requires_grad)
+        _set_frozen_parts(module, not first.requires_grad)
 
 
-def _hold(module: nn.Module, before: bool) -> bool:
-    """Return whether the last parameters, of this module or else before it, are frozen."""
+def _set_frozen_parts(module: nn.Module, before: bool) -> bool:
+    """Set frozen parts to evaluation mode; return whether the last parameters so far are frozen."""
     parameters = list(module.parameters())
     if not parameters:
         if before and next(module.buffers(), None) is not None:
@@ -256,22 +226,16 @@ def _hold(module: nn.Module, before: bool) -> bool:
     if own:
         before = not any(p.requires_grad for p in own)
     for child in module.children():
-        before = _hold(child, before)
+        before = _set_frozen_parts(child, before)
     return before
 
 
 def freeze_batchnorm_statistics(model: TransferClassifier, choice: str) -> None:
     """
-    Put the backbone's BatchNorm layers into evaluation mode, if their statistics are to be kept.
+    Put the backbone's BatchNorm layers into evaluation mode: "keep", "update", or "auto".
 
-    Their scales and offsets can still be trained.
-
-    Parameters
-    ----------
-    model : TransferClassifier
-        In training mode; changed in place.
-    choice : {"auto", "keep", "update"}
-        "auto" keeps statistics that came with weights: those of random ones are of nothing.
+    "auto" keeps the statistics of pretrained weights; those of random weights are meaningless. Scales and
+    offsets stay trainable.
     """
     if choice == "update" or (choice == "auto" and model.weights_name is None):
         return
@@ -280,8 +244,8 @@ def freeze_batchnorm_statistics(model: TransferClassifier, choice: str) -> None:
             layer.eval()
 
 
-def share_frozen(module: nn.Module) -> float:
-    """Return which share of a network's parameters is frozen, from 0 to 1."""
+def frozen_fraction(module: nn.Module) -> float:
+    """Return the fraction of a network's parameters that is frozen."""
     total = sum(p.numel() for p in module.parameters())
     frozen = sum(p.numel() for p in module.parameters() if not p.requires_grad)
     return frozen / total if total else 0.0

@@ -1,17 +1,15 @@
-"""From the embeddings of the slices of a series to one embedding."""
+"""Embeddings of the slices of bags, and their pooling to one embedding per bag."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
-from medimg._validation import check_whole_number
-from medimg.errors import TrainingError
+from medimg._validation import check_choice, check_whole_number
+from medimg.models.module_mode import module_mode
 
 __all__ = [
     "POOLS",
@@ -25,23 +23,16 @@ __all__ = [
 
 Pool: TypeAlias = Literal["none", "mean", "max", "attention"]
 
-POOLS: Final[tuple[str, ...]] = get_args(Pool)
+POOLS: Final[tuple[Pool, ...]] = get_args(Pool)
 
 
 class GatedAttention(nn.Module):
     """
-    Gated attention pooling of a bag of embeddings.
+    Gated attention pooling of a bag of embeddings (length F; `hidden` is 128 in the paper).
 
     The weight of slice n is the softmax over n of ``w^T (tanh(V h_n) * sigmoid(U h_n))`` (Ilse, Tomczak and
     Welling, Attention-based Deep Multiple Instance Learning, ICML 2018, equation 9); the result is the
     weighted sum of the embeddings.
-
-    Parameters
-    ----------
-    features : int
-        Length F of an embedding.
-    hidden : int
-        Length of the attention's inner layer; 128 in the paper.
 
     Examples
     --------
@@ -57,21 +48,7 @@ class GatedAttention(nn.Module):
         self.score = nn.Linear(hidden, 1)
 
     def weights(self, embeddings: Tensor, mask: Tensor | None = None) -> Tensor:
-        """
-        Return how much each slice counts.
-
-        Parameters
-        ----------
-        embeddings : Tensor
-            (B, N, F).
-        mask : Tensor, optional
-            (B, N) bool: which slices are there; all by default.
-
-        Returns
-        -------
-        Tensor
-            (B, N), each row sums to 1; 0 where there is no slice.
-        """
+        """Return weights (B, N) of embeddings (B, N, F); rows sum to 1, with 0 outside the mask (B, N)."""
         hidden = torch.tanh(self.value(embeddings)) * torch.sigmoid(self.gate(embeddings))
         scores = self.score(hidden).squeeze(-1)
         if mask is not None:
@@ -85,38 +62,16 @@ class GatedAttention(nn.Module):
 
 
 def make_pooling(pool: str, features: int) -> GatedAttention | None:
-    """
-    Return the layer that a pooling needs; None where it needs none.
-
-    Raises
-    ------
-    TrainingError
-        If there is no such pooling.
-    """
-    if pool not in POOLS:
-        raise TrainingError(f"pool is one of {', '.join(map(repr, POOLS))}; found {pool!r}")
+    """Return the layer of a pooling; None if it has no parameters."""
+    check_choice("pool", pool, POOLS)
     return GatedAttention(features) if pool == "attention" else None
 
 
 def pool_embeddings(embeddings: Tensor, mask: Tensor | None, pool: str, layer: nn.Module | None) -> Tensor:
     """
-    Pool the embeddings of slices.
+    Pool embeddings (B, N, F) of slices to (B, F); padding, where the mask (B, N) is False, must be finite.
 
-    Parameters
-    ----------
-    embeddings : Tensor
-        (B, N, F); what is outside the mask must be finite.
-    mask : Tensor or None
-        (B, N) bool: which slices are there; None for all.
-    pool : {"mean", "max", "attention"}
-        How. The mean of embeddings has the mean of the slices' logits, since the head is affine.
-    layer : nn.Module or None
-        The attention.
-
-    Returns
-    -------
-    Tensor
-        (B, F).
+    The head is affine: the logits of the mean embedding are the mean of the logits of the slices.
     """
     if layer is not None:
         pooled: Tensor = layer(embeddings, mask)
@@ -131,22 +86,10 @@ def pool_embeddings(embeddings: Tensor, mask: Tensor | None, pool: str, layer: n
 
 def slice_weights(embeddings: Tensor, pool: str, layer: nn.Module | None) -> Tensor:
     """
-    Return how much each slice of one bag counts.
+    Return the weights (N,) of the slices of one bag (N, F), which sum to 1.
 
-    Parameters
-    ----------
-    embeddings : Tensor
-        (N, F).
-    pool : {"none", "mean", "max", "attention"}
-        "attention": the weights of the sum. "max": the share of the features whose maximum lies in this
-        slice; slices that share a maximum share the feature. Else all count alike.
-    layer : nn.Module or None
-        The attention.
-
-    Returns
-    -------
-    Tensor
-        (N,), sums to 1.
+    They are those of the attention; with "max" the fraction of features whose maximum is in the slice,
+    divided between slices that share a maximum; otherwise equal.
 
     Examples
     --------
@@ -161,7 +104,7 @@ def slice_weights(embeddings: Tensor, pool: str, layer: nn.Module | None) -> Ten
     return embeddings.new_full((len(embeddings),), 1.0 / len(embeddings))
 
 
-#: Slices that pass at once where no gradient is kept.
+#: Slices that pass at once without a gradient.
 _AT_ONCE: Final = 32
 
 
@@ -169,34 +112,12 @@ def embed_slices(
     backbone: nn.Module, bags: Tensor, mask: Tensor | None = None, *, grad_slices: int | None = None
 ) -> Tensor:
     """
-    Compute the embeddings of all slices of some bags.
+    Compute the embeddings (B, N, F) of bags (B, N, 3, H, W), zeros outside the mask (B, N).
 
-    What keeps no gradient passes a few slices at a time, so that its memory does not grow with their number.
-    Padding does not pass at all: it would move the statistics of batch normalization.
-
-    Parameters
-    ----------
-    backbone : nn.Module
-        (B, 3, H, W) to (B, F).
-    bags : Tensor
-        (B, N, 3, H, W).
-    mask : Tensor, optional
-        (B, N) bool: which slices are there; all by default.
-    grad_slices : int, optional
-        How many slices of each bag keep a gradient, at most; all by default. They are drawn anew in each call
-        from torch's global generator, and pass in the mode in which the backbone is. The other slices pass in
-        evaluation mode, as they will when the model predicts: batch normalization uses its running statistics
-        and does not move them, nothing is dropped, and no slice depends on which ones pass beside it.
-
-    Returns
-    -------
-    Tensor
-        (B, N, F); zeros outside the mask.
-
-    Raises
-    ------
-    TrainingError
-        If `grad_slices` is not a positive number.
+    Slices without a gradient pass a few at a time, so that memory does not grow with their number. Padding
+    does not pass, because it would change the statistics of batch normalization. With `grad_slices` at most
+    that many slices of each bag, drawn from torch's global generator, keep a gradient and pass in the mode of
+    the backbone; the others pass in evaluation mode, as they do in prediction.
 
     Examples
     --------
@@ -205,59 +126,49 @@ def embed_slices(
     (2, 7, 5)
     """
     there = bags.new_ones(bags.shape[:2], dtype=torch.bool) if mask is None else mask
-    kept = _kept(there, grad_slices)
+    kept = _draw_gradient_slices(there, grad_slices)
     planes = bags.flatten(0, 1)
     if kept is None:
-        at_once = len(planes) if _passes_at_once(backbone, bags) else _AT_ONCE
-        embeddings = _in_parts(backbone, planes, mask, at_once)
-        return embeddings.view(*bags.shape[:2], -1) if mask is None else _placed(embeddings, mask)
-    with torch.no_grad(), _evaluation_mode(backbone):
-        others = _in_parts(backbone, planes, there & ~kept, _AT_ONCE)
+        at_once = len(planes) if _must_pass_together(backbone, bags) else _AT_ONCE
+        embeddings = _embed_in_parts(backbone, planes, mask, at_once)
+        return embeddings.view(*bags.shape[:2], -1) if mask is None else _scatter(embeddings, mask)
+    with torch.no_grad(), module_mode(backbone, training=False):
+        others = _embed_in_parts(backbone, planes, there & ~kept, _AT_ONCE)
     embeddings = backbone(planes[kept.flatten()])
-    return _placed(embeddings, kept) + _placed(others.to(embeddings.dtype), there & ~kept)
+    return _scatter(embeddings, kept) + _scatter(others.to(embeddings.dtype), there & ~kept)
 
 
-def _kept(there: Tensor, grad_slices: int | None) -> Tensor | None:
-    """Draw which slices (B, N) keep a gradient; None if all do, or none."""
+def _draw_gradient_slices(there: Tensor, grad_slices: int | None) -> Tensor | None:
+    """Draw the slices (B, N) bool that keep a gradient; None if all do, or none."""
     if grad_slices is None:
         return None
     grad_slices = check_whole_number("grad_slices", grad_slices, least=1)
     if not torch.is_grad_enabled() or int(there.sum(dim=1).max()) <= grad_slices:
         return None
-    # one number for each slice that is there, so that padding does not change which are drawn
+    # one random number per slice, so that padding does not change which ones are drawn
     keys = torch.full(there.shape, -1.0)
-    places = there.cpu()
-    keys[places] = torch.rand(int(places.sum()))
+    on_cpu = there.cpu()
+    keys[on_cpu] = torch.rand(int(on_cpu.sum()))
     first = keys.argsort(dim=1, descending=True)[:, :grad_slices]
-    return torch.zeros_like(places).scatter_(1, first, True).to(there.device) & there
+    return torch.zeros_like(on_cpu).scatter_(1, first, True).to(there.device) & there
 
 
-def _passes_at_once(backbone: nn.Module, bags: Tensor) -> bool:
-    """Whether slices have to pass together: for gradients, or for the statistics of a batch."""
+def _must_pass_together(backbone: nn.Module, bags: Tensor) -> bool:
+    """Whether slices must pass together, for gradients or the statistics of a batch."""
     needed = bags.requires_grad or any(parameter.requires_grad for parameter in backbone.parameters())
     return backbone.training or (torch.is_grad_enabled() and needed)
 
 
-def _in_parts(backbone: nn.Module, planes: Tensor, chosen: Tensor | None, at_once: int) -> Tensor:
+def _embed_in_parts(backbone: nn.Module, planes: Tensor, chosen: Tensor | None, at_once: int) -> Tensor:
+    """Return the embeddings (n, F) of the chosen planes (B·N, 3, H, W), `at_once` at a time."""
     if chosen is None:
         return torch.cat([backbone(part) for part in torch.split(planes, at_once)])
     indices = chosen.flatten().nonzero().squeeze(1)
     return torch.cat([backbone(planes[part]) for part in torch.split(indices, at_once)])
 
 
-def _placed(embeddings: Tensor, places: Tensor) -> Tensor:
-    """Return (B, N, F) with embeddings at their places, and zeros elsewhere."""
-    result = embeddings.new_zeros(*places.shape, embeddings.shape[1])
-    result[places] = embeddings
+def _scatter(embeddings: Tensor, mask: Tensor) -> Tensor:
+    """Return (B, N, F) with embeddings (n, F) where the mask (B, N) is True, and zeros elsewhere."""
+    result = embeddings.new_zeros(*mask.shape, embeddings.shape[1])
+    result[mask] = embeddings
     return result
-
-
-@contextmanager
-def _evaluation_mode(backbone: nn.Module) -> Iterator[None]:
-    training = [module for module in backbone.modules() if module.training]
-    backbone.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -1,11 +1,10 @@
-"""Prediction: on data sets, and on raw images by the model's own recipe."""
+"""Prediction on datasets, and on image sources with the model's preprocessing."""
 
 from __future__ import annotations
 
 import os
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
@@ -13,51 +12,40 @@ import torch
 
 from medimg import __version__
 from medimg._validation import check_batch_size, check_choice, check_whole_number
+from medimg.core.progress import progress_bar
 from medimg.core.volume import Volume
-from medimg.data.dataloader import evaluation_loader
-from medimg.errors import MedimgWarning, PreprocessError, TrainingError
+from medimg.data.dataloader import make_evaluation_loader
+from medimg.errors import MedimgWarning, TrainingError
 from medimg.io.series import Series
 from medimg.io.sources import is_buffer
-from medimg.models._scoring import (
+from medimg.models._source_scores import (
     PredictSource,
-    bag_embeddings,
-    by_series,
-    by_slice,
+    embed_bag,
+    mean_probabilities,
     resolve_sources,
-    vectors_probabilities,
+    score_series,
+    score_slices,
 )
 from medimg.models.digest import SHOWN, model_digest, parameters_digest
+from medimg.models.module_mode import module_mode
 from medimg.models.probabilities import model_probabilities
+from medimg.preprocessing.preprocess import check_same_preprocessing
 
 if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-    from medimg.calibration.result import Calibration
     from medimg.data.protocols import LabeledDataset
-    from medimg.models._scoring import ScoredSource
+    from medimg.models._source_scores import ScoredSource
     from medimg.models.classifier import TransferClassifier
 
-__all__ = ["PredictionTable", "evaluating", "predict", "predict_proba"]
+__all__ = ["PredictionTable", "predict", "predict_proba"]
 
 _EXAMPLES: Final = 3
 
 
 class PredictionTable:
-    """
-    Rows for each source or slice, and for each source that can't be read.
-
-    Parameters
-    ----------
-    model : TransferClassifier
-        Its calibration decides.
-    unit : {"series", "slice"}
-        What a row is of.
-    collects : bool
-        Whether there is a column of errors.
-    provenance : bool
-        Whether there are columns of the model and the recipe.
-    """
+    """A table with a row per source or slice, and per source that can't be read if errors are collected."""
 
     def __init__(self, model: TransferClassifier, unit: str, *, collects: bool, provenance: bool) -> None:
         self._model = model
@@ -68,8 +56,8 @@ class PredictionTable:
         self._undecided = 0
         self._unlike: dict[str, list[str]] = {}
 
-    def frame(self, found: Iterable[ScoredSource]) -> pd.DataFrame:
-        """Return the table; warn of what was found on the way."""
+    def to_pandas(self, sources: Iterable[ScoredSource]) -> pd.DataFrame:
+        """Return the table; warn of out-of-distribution images, and of those outside the calibration."""
         import pandas as pd
 
         model = self._model
@@ -78,14 +66,14 @@ class PredictionTable:
             "recipe": model.preprocess.fingerprint,
             "medimg": __version__,
         }
-        rows = [row for scored in found for row in self._rows(scored)]
+        rows = [row for scored in sources for row in self._rows(scored)]
         columns = self._columns()
         if self._provenance:
             columns += ["model", "recipe"]
             rows = [row | {name: attrs[name] for name in ("model", "recipe")} for row in rows]
         frame = pd.DataFrame(rows, columns=columns)
         if self._unit == "slice" and self._collects:
-            # whole numbers, though some are not there
+            # integers, some of which are missing
             frame["slice"] = frame["slice"].astype("Int64")
         frame.attrs |= attrs
         self._warn()
@@ -94,13 +82,13 @@ class PredictionTable:
     def _columns(self) -> list[str]:
         model, calibration = self._model, self._model.calibration
         by_slice = self._unit == "slice"
-        there = {
+        columns = {
             "source": True,
             "series_uid": True,
             "sop_instance_uid": by_slice,
             "slice": by_slice,
             "predicted": True,
-            "flagged": calibration is not None and self._flags(),
+            "flagged": calibration is not None and self._has_flags(),
             "set": calibration is not None and calibration.coverage is not None,
             **{f"p_{name}": True for name in model.classes},
             "weight": by_slice,
@@ -108,10 +96,10 @@ class PredictionTable:
             "unlike": model.training_ranges is not None,
             "error": self._collects,
         }
-        return [name for name, wanted in there.items() if wanted]
+        return [name for name, wanted in columns.items() if wanted]
 
-    def _flags(self) -> bool:
-        """Whether thresholds are of each class against the rest, and decide nothing."""
+    def _has_flags(self) -> bool:
+        """Whether there is a threshold per class against the rest, by which no single class is predicted."""
         calibration, model = self._model.calibration, self._model
         return calibration is not None and model.task == "multiclass" and len(calibration.points) > 1
 
@@ -121,14 +109,14 @@ class PredictionTable:
         if scored.error:
             yield common
             return
-        for kind, value in scored.unlike.items():
-            self._unlike.setdefault(kind, []).append(value)
+        for fact, value in scored.unlike.items():
+            self._unlike.setdefault(fact, []).append(value)
         model, by_slice = self._model, self._unit == "slice"
-        common["unlike"] = "; ".join(f"{kind} {value}" for kind, value in scored.unlike.items())
+        common["unlike"] = "; ".join(f"{fact} {value}" for fact, value in scored.unlike.items())
         proba = np.concatenate(scored.proba)
-        decided = self._decided(scored, proba)
+        decisions = self._decision_columns(scored, proba)
         for n, scores in enumerate(proba):
-            row = common | {name: values[n] for name, values in decided.items()}
+            row = common | {name: values[n] for name, values in decisions.items()}
             row |= {f"p_{name}": float(p) for name, p in zip(model.classes, scores, strict=True)}
             if by_slice and scored.weights is not None:
                 row |= {
@@ -138,20 +126,20 @@ class PredictionTable:
                 }
             yield row
 
-    def _decided(self, scored: ScoredSource, proba: NDArray[np.float64]) -> dict[str, Any]:
-        """Return the columns of decisions: as calibrated, if that was for such units."""
+    def _decision_columns(self, scored: ScoredSource, proba: NDArray[np.float64]) -> dict[str, Any]:
+        """Return the columns of decisions, by the calibration if that is for the unit."""
         model, calibration = self._model, self._model.calibration
         found: dict[str, Any] = {"predicted": plain_text(model, proba)}
         if calibration is None:
             return found
-        # one picture is slice and series alike
+        # a single image is both a slice and a series
         fits = calibration.unit == self._unit or len(scored.slices) == 1
-        if scored.outlying and (fits or model.pool == "none"):
-            found["ood"] = np.concatenate(scored.outlying).tolist()
+        if scored.ood and (fits or model.pool == "none"):
+            found["ood"] = np.concatenate(scored.ood).tolist()
         if not fits:
             self._undecided += bool(calibration.points) or calibration.coverage is not None
             return found
-        if self._flags():
+        if self._has_flags():
             found["flagged"] = calibration.flagged(proba, model.classes)
         elif calibration.points:
             found["predicted"] = calibration.decided(proba, model.classes, model.task)
@@ -161,12 +149,12 @@ class PredictionTable:
 
     def _warn(self) -> None:
         ranges, calibration = self._model.training_ranges, self._model.calibration
-        for kind, values in self._unlike.items():
+        for fact, values in self._unlike.items():
             shown = ", ".join(sorted(set(values))[:_EXAMPLES])
-            expected = ranges.describe(kind) if ranges is not None else ""
+            expected = ranges.describe(fact) if ranges is not None else ""
             warnings.warn(
-                f"{len(values)} of {self._sources} images are unlike the training data in {kind}: {shown}; "
-                f"the model was trained on {expected}. What it says of them was never tested",
+                f"{len(values)} of {self._sources} images are out of distribution in {fact}: {shown}; the "
+                f"model was trained on {expected}; predictions on these images are not validated",
                 MedimgWarning,
                 stacklevel=5,
             )
@@ -174,14 +162,14 @@ class PredictionTable:
             warnings.warn(
                 f"{self._undecided} of {self._sources} images have no prediction set and no operating point: "
                 f"the model was calibrated on unit={calibration.unit!r}, and they are predicted by "
-                f"unit={self._unit!r}. Calibrate on such a data set, or predict by that unit",
+                f"unit={self._unit!r}; calibrate on such a dataset, or predict by that unit",
                 MedimgWarning,
                 stacklevel=5,
             )
 
 
 def plain_text(model: TransferClassifier, proba: NDArray[np.float64]) -> list[str]:
-    """Return the likeliest class, or the labels at 0.5 and above, for each row."""
+    """Return the most probable class of each row (n, K), or with "multilabel" the labels of at least 0.5."""
     if model.task == "multiclass":
         return [model.classes[k] for k in proba.argmax(axis=1)]
     return [";".join(name for name, p in zip(model.classes, row, strict=True) if p >= 0.5) for row in proba]
@@ -195,29 +183,24 @@ def predict_proba(
     num_workers: int = 0,
     progress: bool = False,
 ) -> NDArray[np.float64]:
-    """Predict on every item of a data set; see :meth:`medimg.TransferClassifier.predict_proba`."""
-    from tqdm import tqdm
-
+    """Predict on every item of a dataset; see :meth:`medimg.TransferClassifier.predict_proba`."""
     if not hasattr(dataset, "preprocess"):
         raise TrainingError(
-            f"predict_proba takes an ImageDataset; found a {type(dataset).__name__}: images in files are for "
-            "model.predict(sources)"
+            f"predict_proba takes an ImageDataset; found a {type(dataset).__name__}; use "
+            "model.predict(sources) for image files"
         )
-    if dataset.preprocess.fingerprint != model.preprocess.fingerprint:
-        raise PreprocessError(
-            f"the data set is made by recipe {dataset.preprocess.fingerprint}, the model was trained on "
-            f"{model.preprocess.fingerprint}: use dataset.with_preprocess(model.preprocess)"
-        )
+    check_same_preprocessing(dataset.preprocess, model.preprocess)
     size, processes = check_batch_size(batch_size), max(0, check_whole_number("num_workers", num_workers))
     check_calibration(model)
     bags = dataset.unit == "series"
-    loader = evaluation_loader(dataset, batch_size=1 if bags else size, num_workers=processes)
-    with evaluating(model) as device:
+    loader = make_evaluation_loader(dataset, batch_size=1 if bags else size, num_workers=processes)
+    device = next(model.parameters()).device
+    with module_mode(model, training=False), torch.inference_mode():
         rows = []
-        for batch in tqdm(loader, desc="predicting", unit="batch", disable=not progress):
+        for batch in progress_bar(loader, desc="predicting", unit="batch", progress=progress):
             if bags:
                 parts = torch.split(batch.images[0], size)
-                rows.append(vectors_probabilities(model, bag_embeddings(model, parts, device)))
+                rows.append(mean_probabilities(model, embed_bag(model, parts, device)))
             else:
                 rows.append(model_probabilities(model, model(batch.images.to(device))))
     return np.concatenate(rows)
@@ -233,65 +216,38 @@ def predict(
     provenance: bool = False,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """Predict on raw images; see :meth:`medimg.TransferClassifier.predict`."""
-    from tqdm import tqdm
-
-    if unit not in ("series", "slice"):
-        raise TrainingError(f'unit is "series" or "slice"; found {unit!r}')
+    """Predict on image sources; see :meth:`medimg.TransferClassifier.predict`."""
+    check_choice("unit", unit, ("series", "slice"))
     check_choice("on_error", on_error, ("raise", "collect"))
     size = check_batch_size(batch_size)
     check_calibration(model)
-    given = tqdm(_as_list(sources), desc="predicting", unit="source", disable=not progress)
-    score = by_slice if unit == "slice" else by_series
-    with evaluating(model) as device:
-        found = score(model, resolve_sources(model, given, on_error), device, size)
-        rows = PredictionTable(model, unit, collects=on_error == "collect", provenance=provenance)
-        return rows.frame(found)
+    given = progress_bar(_as_list(sources), desc="predicting", unit="source", progress=progress)
+    score = score_slices if unit == "slice" else score_series
+    device = next(model.parameters()).device
+    with module_mode(model, training=False), torch.inference_mode():
+        scores = score(model, resolve_sources(model, given, on_error), device, size)
+        table = PredictionTable(model, unit, collects=on_error == "collect", provenance=provenance)
+        return table.to_pandas(scores)
 
 
 def check_calibration(model: TransferClassifier) -> None:
-    """
-    Refuse a calibration that was fitted to other parameters.
-
-    Raises
-    ------
-    TrainingError
-        It says what to do.
-    """
-    if model.calibration is not None:
-        _check_parameters(model, model.calibration)
-
-
-@contextmanager
-def evaluating(model: TransferClassifier) -> Iterator[torch.device]:
-    """Put a model into evaluation mode without gradients, give its device, and set the mode back."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield next(model.parameters()).device
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    """Refuse a model whose parameters were changed after it was calibrated."""
+    if model.calibration is None or parameters_digest(model) == model.calibration.parameters_sha256:
+        return
+    raise TrainingError(
+        "the model's parameters or their type were changed after calibration, so the calibration no longer "
+        "holds: use medimg.calibrate(model, val) again, or set model.calibration = None"
+    )
 
 
 def _as_list(sources: PredictSource | Iterable[PredictSource]) -> list[PredictSource]:
+    """Return one source or several as a list."""
     if isinstance(sources, str | os.PathLike | Series | Volume) or is_buffer(sources):
         return [cast("PredictSource", sources)]
     given: object = sources
     if not isinstance(given, Iterable):
         raise TrainingError(
-            f"can't predict on a {type(given).__name__}; expected a path, bytes, a file object, a Series, "
-            "a Volume, or several"
+            f"can't predict on a {type(given).__name__}; expected a path, bytes, a file object, a Series, a "
+            "Volume, or several"
         )
     return list(cast("Iterable[PredictSource]", sources))
-
-
-def _check_parameters(model: TransferClassifier, calibration: Calibration) -> None:
-    """Refuse a model whose parameters were changed after it was calibrated."""
-    if parameters_digest(model) != calibration.parameters_sha256:
-        raise TrainingError(
-            "the model's parameters (or their type) were changed after it was calibrated, so that its "
-            "calibration no longer holds: use medimg.calibrate(model, val) again, or set "
-            "model.calibration = None"
-        )

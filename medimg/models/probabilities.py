@@ -1,4 +1,4 @@
-"""Logits into probabilities."""
+"""Probabilities from logits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medimg.models._input_checks import checked_finite
+from medimg.models.input_checks import check_finite
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,21 +21,9 @@ __all__ = ["model_probabilities", "probabilities"]
 
 def probabilities(logits: Tensor, task: str, temperature: Sequence[float] = (1.0,)) -> NDArray[np.float64]:
     """
-    Turn logits into probabilities, in float64.
+    Return probabilities (n, K) float64 of logits (n, K): softmax, or with "multilabel" a sigmoid of each.
 
-    Parameters
-    ----------
-    logits : Tensor
-        (n, K).
-    task : {"multiclass", "multilabel"}
-        Softmax over the classes, or a sigmoid of each.
-    temperature : sequence of float
-        What logits are divided by: one number, or one for each label.
-
-    Returns
-    -------
-    numpy.ndarray
-        (n, K) float64.
+    Logits are divided by the temperature: one number, or one per label.
 
     Examples
     --------
@@ -53,26 +41,7 @@ def probabilities(logits: Tensor, task: str, temperature: Sequence[float] = (1.0
 
 
 def model_probabilities(model: TransferClassifier, logits: Tensor) -> NDArray[np.float64]:
-    """
-    Turn a model's logits into its probabilities: calibrated ones, if it is calibrated.
-
-    Parameters
-    ----------
-    model : TransferClassifier
-        Its task and calibration count.
-    logits : Tensor
-        (n, K).
-
-    Returns
-    -------
-    numpy.ndarray
-        (n, K) float64.
-
-    Raises
-    ------
-    TrainingError
-        If a logit is not finite, of which no class is the likeliest.
-    """
+    """Return a model's probabilities (n, K) float64 of finite logits (n, K), calibrated if the model is."""
     calibration = model.calibration
-    checked_finite(logits, "logits")
+    check_finite(logits, "logits")
     return probabilities(logits, model.task, calibration.temperature if calibration else (1.0,))

@@ -1,17 +1,19 @@
-"""What the training data were like, as far as aggregates tell it, and whether an image is unlike them."""
+"""Aggregated acquisition facts of the training data, and the detection of images outside them."""
 
 from __future__ import annotations
 
 import math
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from medimg._validation import check_fields, check_number, check_texts, check_whole_number
 from medimg.core.volume import Volume
-from medimg.data.acquisition_tags import tags_of
+from medimg.data.acquisition_tags import read_acquisition_tags
 from medimg.errors import CheckpointError, MedimgError
 
 if TYPE_CHECKING:
@@ -21,14 +23,14 @@ if TYPE_CHECKING:
 
 __all__ = ["ImageFacts", "TrainingDistribution", "record_training_distribution"]
 
-#: Of so many series at most headers are read for tags.
+#: Most series whose headers are read for tags.
 _SAMPLED: Final = 500
-#: How far outside the range of the training data a spacing may lie.
+#: Factor by which a spacing may exceed the range of the training data.
 _TOLERANCE: Final = 1.25
 _MOST_NAMES: Final = 50
-#: No image has a spacing or a side like that, in millimeters or pixels.
+#: Above any spacing in millimeters or size in pixels.
 _FAR: Final = 1e30
-#: A code string of DICOM (PS3.5 6.2), which names and comments are not.
+#: A code string of DICOM (PS3.5 6.2), unlike names and comments.
 _CODE: Final = re.compile(r"[A-Z0-9_][A-Z0-9_ ]{0,15}")
 _TAGS: Final = ("BodyPartExamined", "PhotometricInterpretation", "SliceThickness")
 
@@ -38,17 +40,9 @@ Range = tuple[float, float]
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
     """
-    What one image says of how it was made.
+    Acquisition facts of one image: "", None or () if unknown; lengths in millimeters.
 
-    Attributes
-    ----------
-    modality, format, body_part, photometric : str
-        "" where unknown; what is no code string is unknown.
-    spacing : tuple of float
-        Of rows and columns, in millimeters; empty where unknown.
-    slice_distance, slice_thickness : float or None
-        In millimeters.
-    rows, columns : int
+    `spacing` is that of rows and columns. A value that is not a DICOM code string counts as unknown.
     """
 
     modality: str = ""
@@ -63,7 +57,7 @@ class ImageFacts:
 
     @classmethod
     def of(cls, image: Series | Volume, *, tags: bool = True) -> ImageFacts:
-        """Look at an image's geometry, and at the header of its first file where tags are wanted."""
+        """Return the facts of an image's geometry, and those of the header of its first file if `tags`."""
         spacing = [float(v) for v in image.spacing]
         known = (image.space == "patient" or spacing != [1.0, 1.0, 1.0]) and all(
             math.isfinite(v) and v > 0 for v in spacing
@@ -71,16 +65,16 @@ class ImageFacts:
         found: Mapping[str, Any] = {}
         if tags and not isinstance(image, Volume):
             try:
-                found = tags_of([image], _TAGS)[0]
+                found = read_acquisition_tags([image], _TAGS)[0]
             except MedimgError:
-                # reading the pixels will say what is wrong
+                # reading the pixels raises the same error
                 found = {}
         thickness = found.get("SliceThickness")
         return cls(
-            modality=_code(image.modality),
+            modality=_code_string(image.modality),
             format=image.report.format if isinstance(image, Volume) else image.format,
-            body_part=_code(found.get("BodyPartExamined")),
-            photometric=_code(found.get("PhotometricInterpretation")),
+            body_part=_code_string(found.get("BodyPartExamined")),
+            photometric=_code_string(found.get("PhotometricInterpretation")),
             spacing=tuple(spacing[1:]) if known else (),
             slice_distance=spacing[0] if known and image.shape[1] > 1 else None,
             slice_thickness=thickness if isinstance(thickness, float) and thickness > 0 else None,
@@ -92,16 +86,16 @@ class ImageFacts:
 @dataclass(frozen=True, slots=True)
 class TrainingDistribution:
     """
-    What the training data were like: aggregates only.
+    Acquisition facts of the training data, as aggregates.
 
     Attributes
     ----------
     series : int
-        How many they were of.
+        Number of series.
     modalities, formats, body_parts, photometric : tuple of str
-        What occurs, by the alphabet; without what is unknown.
+        Values that occur, in alphabetical order; unknown ones are left out.
     spacing, slice_distance, slice_thickness, rows, columns : tuple of 2 floats or None
-        Lowest and highest, in millimeters and pixels; None where unknown. The spacing is that of rows and
+        Lowest and highest value, in millimeters or pixels; None if unknown. `spacing` is that of rows and
         columns.
 
     Examples
@@ -128,14 +122,14 @@ class TrainingDistribution:
 
     @classmethod
     def of(cls, facts: Iterable[ImageFacts]) -> TrainingDistribution:
-        """Put together what single images say."""
+        """Aggregate the facts of images."""
         several = list(facts)
         return cls(
             len(several),
-            _names(one.modality for one in several),
-            _names(one.format for one in several),
-            _names(one.body_part for one in several),
-            _names(one.photometric for one in several),
+            _unique_names(one.modality for one in several),
+            _unique_names(one.format for one in several),
+            _unique_names(one.body_part for one in several),
+            _unique_names(one.photometric for one in several),
             _range(value for one in several for value in one.spacing),
             _range(one.slice_distance for one in several),
             _range(one.slice_thickness for one in several),
@@ -145,10 +139,10 @@ class TrainingDistribution:
 
     def unlike(self, facts: ImageFacts) -> dict[str, str]:
         """
-        Return in what an image is unlike the training data, and what it has instead.
+        Return the out-of-distribution facts of an image, by name.
 
-        Only what is known of both is compared: modality, body part, and the spacing of rows and columns and
-        of slices, which may be a quarter beyond the range.
+        Modality, body part, and the spacing of rows, columns and slices are compared, if both are known; a
+        spacing may exceed the range by a quarter.
         """
         found = {}
         if facts.modality and self.modalities and facts.modality not in self.modalities:
@@ -163,56 +157,38 @@ class TrainingDistribution:
             found["slice distance"] = f"{distance:.3g} mm"
         return found
 
-    def describe(self, kind: str) -> str:
-        """Put into words what the training data have, by a key of :meth:`unlike`."""
-        if kind in ("modality", "body part"):
-            return ", ".join(self.modalities if kind == "modality" else self.body_parts)
-        limits = self.spacing if kind == "spacing" else self.slice_distance
+    def describe(self, fact: str) -> str:
+        """Describe the training data in words, by a key of :meth:`unlike`."""
+        if fact in ("modality", "body part"):
+            return ", ".join(self.modalities if fact == "modality" else self.body_parts)
+        limits = self.spacing if fact == "spacing" else self.slice_distance
         return "unknown" if limits is None else f"{limits[0]:.3g} to {limits[1]:.3g} mm"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold."""
+        """Return the fields as JSON values."""
         return {
             name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TrainingDistribution:
-        """
-        Take them from a file.
-
-        Raises
-        ------
-        CheckpointError
-            If a field is missing, or none that there is.
-        """
-        if values.keys() != {one.name for one in fields(cls)} or type(values["series"]) is not int:
-            raise CheckpointError("the ranges of the training data lack a field, or have one too many")
-        read: dict[str, Any] = {"series": values["series"]}
+    def from_dict(cls, values: object) -> TrainingDistribution:
+        """Read :meth:`to_dict` of a file, and check each field by its name."""
+        found = check_fields("ranges", values, [one.name for one in fields(cls)], error=CheckpointError)
+        read: dict[str, Any] = {
+            "series": check_whole_number("ranges.series", found["series"], least=0, error=CheckpointError)
+        }
         for name in ("modalities", "formats", "body_parts", "photometric"):
-            names = values[name]
-            if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-                raise CheckpointError(f"{name} of the training data is no list of names")
-            read[name] = tuple(names)
+            read[name] = check_texts(f"ranges.{name}", found[name], error=CheckpointError)
         for name in ("spacing", "slice_distance", "slice_thickness", "rows", "columns"):
-            limits = values[name]
-            numbers = isinstance(limits, list) and all(type(v) in (int, float) and v < _FAR for v in limits)
-            if limits is not None and not (numbers and len(limits) == 2 and 0 < limits[0] <= limits[1]):
-                raise CheckpointError(f"{name} of the training data is no range")
-            read[name] = None if limits is None else tuple(limits)
+            read[name] = _check_range(f"ranges.{name}", found[name])
         return cls(**read)
 
 
 def record_training_distribution(model: TransferClassifier, train: LabeledDataset) -> None:
     """
-    Note what a model is trained on; its calibration, which was another model's, is dropped.
+    Set ``model.training_ranges`` from a dataset's series, and drop the calibration of the former parameters.
 
-    Parameters
-    ----------
-    model : TransferClassifier
-        Its ``training_ranges`` and ``calibration`` are set.
-    train : ImageDataset
-        Headers are read of 500 of its series at most, evenly chosen; nothing is noted of other data sets.
+    Headers are read for at most 500 series, evenly spaced; a dataset without series records nothing.
     """
     model.calibration = None
     series = {id(one): one for one in getattr(train, "series", ())}
@@ -226,12 +202,24 @@ def record_training_distribution(model: TransferClassifier, train: LabeledDatase
     )
 
 
-def _code(value: object) -> str:
+def _check_range(name: str, limits: object) -> Range | None:
+    """Return two ascending numbers above 0, or None."""
+    if limits is None:
+        return None
+    if not isinstance(limits, list) or len(limits) != 2:
+        raise CheckpointError(f"{name} must be null or two numbers; found {reprlib.repr(limits)}")
+    low, high = (check_number(name, value, above=0, below=_FAR, error=CheckpointError) for value in limits)
+    if low > high:
+        raise CheckpointError(f"{name} must be two ascending numbers; found {low:g} and {high:g}")
+    return low, high
+
+
+def _code_string(value: object) -> str:
     text = str(value or "").strip().upper()
     return text if _CODE.fullmatch(text) else ""
 
 
-def _names(values: Iterable[str]) -> tuple[str, ...]:
+def _unique_names(values: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(values) - {""}))[:_MOST_NAMES]
 
 

@@ -1,8 +1,8 @@
-"""Which images a model has seen in training, so that scores on the same ones are noticed."""
+"""Hashes of the images that a model was trained with, so that their use in evaluation is detected."""
 
 from __future__ import annotations
 
-import hashlib
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 import numpy as np
 import torch
 
-from medimg.data.identifiers import ids_of, keyed_hash
+from medimg._validation import check_fields, check_whole_number
+from medimg.core.content_hash import keyed_hash
+from medimg.data.identifiers import hash_series_ids
 from medimg.errors import CheckpointError, LeakageError
 
 if TYPE_CHECKING:
@@ -28,13 +30,14 @@ __all__ = [
     "record_training_images",
 ]
 
-#: What images were used for: to learn from, to choose by, or to adapt to without their labels.
+#: Use of images: training, model selection, or adaptation without labels.
 Role: TypeAlias = Literal["train", "val", "target"]
 
 _ROLES: Final[tuple[Role, ...]] = get_args(Role)
 _BYTES: Final = 8
-#: Patients are hashed with what no file holds: they are compared only as long as this process lives.
-_hidden: Final = keyed_hash(size=_BYTES)
+_SALT: Final = re.compile(r"[0-9a-f]{32}")
+#: The key of patients is in no file: they are compared within this process only.
+_hash_patient: Final = keyed_hash(size=_BYTES)
 
 _Digests: TypeAlias = frozenset[bytes]
 _Patients: TypeAlias = frozenset[str]
@@ -42,48 +45,30 @@ _Patients: TypeAlias = frozenset[str]
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """
-    What a data set has in common with what a model has seen.
-
-    Attributes
-    ----------
-    series : mapping of {"train", "val", "target"} to int
-        Series of the data set that were used so.
-    patients : mapping of {"train", "val", "target"} to int
-        Patients of the data set of whom any image was; known only of models trained in this process.
-    """
+    """Numbers of series and patients of a dataset that a model was trained with, by role."""
 
     series: Mapping[Role, int]
+    #: Known only for models trained in this process.
     patients: Mapping[Role, int]
 
     def any(self, role: Role) -> bool:
-        """Whether anything was used so."""
+        """Whether anything was used in this role."""
         return bool(self.series[role] or self.patients[role])
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingImages:
     """
-    The series that a model was trained with, as hashes with a salt of this model.
+    The series that a model was trained with, by role, as 8-byte hashes with a salt of this model.
 
-    Series are named by four of their SOP Instance UIDs, others by samples of the bytes of their files: who
-    has an image can tell whether it is among them, and from the hashes nobody can tell which images they are.
-
-    Attributes
-    ----------
-    salt : bytes
-        16 random ones.
-    series : mapping of {"train", "val", "target"} to frozenset of bytes
-        8 bytes for each name.
-    patients : mapping of {"train", "val", "target"} to frozenset of str
-        Of this process, and in no file.
-    unknown : int
-        Training series that can't be named, as they lie on no disk.
+    DICOM series are identified by four of their SOP Instance UIDs, others by samples of the bytes of their
+    files: whoever has an image can check whether it was used; the images can't be recovered from the hashes.
+    `patients` are hashes of this process, in no file; `unknown` counts training series that are not on disk.
 
     Examples
     --------
     >>> TrainingImages()
-    SeenImages(0 train, 0 val, 0 target)
+    TrainingImages(0 train, 0 val, 0 target)
     """
 
     salt: bytes = field(default_factory=lambda: secrets.token_bytes(16))
@@ -92,72 +77,61 @@ class TrainingImages:
     unknown: int = 0
 
     def __repr__(self) -> str:
-        return f"SeenImages({', '.join(f'{len(self.series[role])} {role}' for role in _ROLES)})"
+        return f"TrainingImages({', '.join(f'{len(self.series[role])} {role}' for role in _ROLES)})"
 
     def with_data(self, data: Any, role: Role) -> TrainingImages:
-        """Add the images of a data set."""
-        several = ids_of(_distinct(data))
-        known = frozenset(self._digest(name) for names in several for name in names)
+        """Add the images of a dataset."""
+        several = hash_series_ids(_distinct_series(data))
+        known = frozenset(self.digest(name) for names in several for name in names)
         return replace(
             self,
             series={**self.series, role: self.series[role] | known},
-            patients={**self.patients, role: self.patients[role].union(*_patients(data))},
+            patients={**self.patients, role: self.patients[role].union(*_hash_patients(data))},
             unknown=self.unknown + (several.count(()) if role == "train" else 0),
         )
 
     def shared(self, data: Any) -> Shared:
-        """Compare a data set with what was seen."""
-        series = [{self._digest(name) for name in names} for names in ids_of(_distinct(data))]
-        patients = _patients(data)
+        """Count the series and patients of a dataset that were used."""
+        series = [{self.digest(name) for name in names} for names in hash_series_ids(_distinct_series(data))]
+        patients = _hash_patients(data)
         return Shared(
             {role: sum(not self.series[role].isdisjoint(one) for one in series) for role in _ROLES},
             {role: sum(not self.patients[role].isdisjoint(one) for one in patients) for role in _ROLES},
         )
 
+    def digest(self, name: str) -> bytes:
+        """Return the salted hash of the identifier of an image, 8 bytes."""
+        return bytes.fromhex(keyed_hash(self.salt, size=_BYTES)(name))
+
     def tensors(self) -> dict[str, Tensor]:
-        """Return what a checkpoint stores beside :meth:`to_dict`: (n, 8) uint8 each, without patients."""
+        """Return the hashes of series by role, (n, 8) uint8, which a checkpoint stores as tensors."""
         return {role: _as_tensor(self.series[role]) for role in _ROLES}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold."""
+        """Return salt and count as JSON values, without patients."""
         return {"salt": self.salt.hex(), "unknown": self.unknown}
 
     @classmethod
-    def from_parts(cls, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TrainingImages:
-        """
-        Take them from a file.
-
-        Raises
-        ------
-        CheckpointError
-            If a part is missing, or of another form.
-        """
-        salt, unknown = values.get("salt"), values.get("unknown")
-        sound = (
-            values.keys() == {"salt", "unknown"} and isinstance(salt, str) and len(salt) == 32
-            and type(unknown) is int and unknown >= 0 and tensors.keys() == set(_ROLES)
-            and all(t.dtype == torch.uint8 and t.ndim == 2 and t.shape[1] == _BYTES for t in tensors.values())
-        )  # fmt: skip
-        if not sound:
-            raise CheckpointError("the hashes of the training images are not what medimg writes")
-        series = {role: _from_tensor(tensors[role]) for role in _ROLES}
-        return cls(bytes.fromhex(str(salt)), series, unknown=int(unknown or 0))
-
-    def _digest(self, name: str) -> bytes:
-        return hashlib.blake2b(name.encode(), key=self.salt, digest_size=_BYTES).digest()
+    def from_parts(cls, values: object, tensors: Mapping[str, Tensor]) -> TrainingImages:
+        """Read :meth:`to_dict` and :meth:`tensors` of a file, and check each field by its name."""
+        fields = check_fields("images_seen", values, ("salt", "unknown"), error=CheckpointError)
+        check_fields("images_seen", tensors, _ROLES, error=CheckpointError)
+        salt = fields["salt"]
+        if not isinstance(salt, str) or not _SALT.fullmatch(salt):
+            raise CheckpointError("images_seen.salt must be 32 hexadecimal digits; found something else")
+        unknown = check_whole_number("images_seen.unknown", fields["unknown"], least=0, error=CheckpointError)
+        for role, tensor in tensors.items():
+            if tensor.dtype != torch.uint8 or tensor.ndim != 2 or tensor.shape[1] != _BYTES:
+                raise CheckpointError(
+                    f"images_seen.{role} must be torch.uint8 of shape (n, {_BYTES}); found {tensor.dtype} of "
+                    f"shape {tuple(tensor.shape)}"
+                )
+        series = {role: frozenset(row.tobytes() for row in tensors[role].numpy()) for role in _ROLES}
+        return cls(bytes.fromhex(salt), series, unknown=unknown)
 
 
 def record_training_images(model: TransferClassifier, **data: Any) -> None:
-    """
-    Add what a model is trained with to what it has seen before.
-
-    Parameters
-    ----------
-    model : TransferClassifier
-        Its ``images_seen`` is set.
-    **data : ImageDataset or None
-        By role: ``train``, ``val`` and ``target``; sequences of them, too.
-    """
+    """Add datasets (one or several, or None) to ``model.images_seen``, by role."""
     seen = model.images_seen or TrainingImages()
     for role in _ROLES:
         given = data.get(role)
@@ -169,28 +143,21 @@ def record_training_images(model: TransferClassifier, **data: Any) -> None:
 
 
 def check_not_trained_on(model: TransferClassifier, val: Any) -> None:
-    """
-    Refuse validation data that a model was trained on.
-
-    Raises
-    ------
-    LeakageError
-        It counts what is shared.
-    """
+    """Refuse validation data that a model was trained on."""
     if model.images_seen is None:
         return
     shared = model.images_seen.shared(val)
     if shared.any("train"):
         raise LeakageError(
-            f"the model was trained on {count_words(shared, 'train')} of the validation data, and is surer "
-            "of these than of others: fit on images that it has not learned from, such as a part of "
+            f"the model was trained on {count_words(shared, 'train')} of the validation data, on which it "
+            "is overconfident: fit on images that it was not trained on, such as a subset of "
             "medimg.split(dataset)"
         )
 
 
 def count_words(shared: Shared, role: Role) -> str:
     """
-    Put into words how much is shared.
+    Describe in words how many series and patients are shared.
 
     Examples
     --------
@@ -205,25 +172,23 @@ def count_words(shared: Shared, role: Role) -> str:
     return " and ".join(parts)
 
 
-def _distinct(data: Any) -> Sequence[Any]:
+def _distinct_series(data: Any) -> Sequence[Any]:
+    """Return the series of a dataset, each once."""
     return list({id(one): one for one in getattr(data, "series", None) or ()}.values())
 
 
-def _patients(data: Any) -> list[_Patients]:
-    """Return the digests of each patient: of the name in the table, and of those in the files."""
+def _hash_patients(data: Any) -> list[_Patients]:
+    """Return the hashes of each patient: of the ID in the table, and of those in the files."""
     names: Sequence[str] = getattr(data, "patients", ())
     stated: Sequence[str] = getattr(data, "file_patients", ()) or ("",) * len(names)
     called: dict[str, set[str]] = {}
     for name, file_name in zip(names, stated, strict=True):
         if name:
             called.setdefault(name, {f"table {name}"}).update({f"file {file_name}"} if file_name else ())
-    return [frozenset(map(_hidden, several)) for several in called.values()]
+    return [frozenset(map(_hash_patient, several)) for several in called.values()]
 
 
 def _as_tensor(digests: _Digests) -> Tensor:
+    """Return hashes as (n, 8) uint8, sorted."""
     joined = np.frombuffer(b"".join(sorted(digests)), dtype=np.uint8)
     return torch.from_numpy(joined.reshape(-1, _BYTES).copy())
-
-
-def _from_tensor(rows: Tensor) -> _Digests:
-    return frozenset(row.tobytes() for row in rows.numpy())

@@ -1,11 +1,10 @@
 """
-Synthetic chest CT and X-ray studies, written as genuine DICOM.
+Synthetic chest CT and X-ray studies, written as valid DICOM.
 
-They are for demos and tests where no real scans may be shipped: a schematic chest with lungs, vessels,
-heart, bones and, in some patients, lesions, seen by fictional scanners that differ in kernel, spacing,
-orientation and encoding.
+For demos and tests that can't ship real scans: a schematic chest with lungs, vessels, heart, bones and, in
+some patients, lesions, imaged by fictional scanners that differ in kernel, spacing, orientation and encoding.
 
-No phantom stands for a real person or scanner, and none of it is fit for any medical conclusion.
+Phantoms depict no real person or scanner, and must not be used for any medical conclusion.
 
 Examples
 --------

@@ -1,4 +1,4 @@
-"""What CT and X-ray files share: the modules of patient, study and equipment, and the encoding."""
+"""DICOM modules shared by CT and X-ray files, and their encoding."""
 
 import hashlib
 from dataclasses import dataclass
@@ -12,7 +12,15 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, JPEGLSLossless, RLELossless, generate_uid
 
-__all__ = ["Identity", "common_modules", "derived_uid", "file_name", "fixed", "set_pixels", "write_file"]
+__all__ = [
+    "Identity",
+    "derive_uid",
+    "format_decimals",
+    "make_common_modules",
+    "make_file_name",
+    "set_pixels",
+    "write_file",
+]
 
 _IMPLEMENTATION_NAME = "MEDIMG_PHANTOM"
 
@@ -20,18 +28,18 @@ _IMPLEMENTATION_NAME = "MEDIMG_PHANTOM"
 @dataclass(frozen=True)
 class Identity:
     """
-    Who is imaged, in which study.
+    The patient and study of an image.
 
     Parameters
     ----------
     key : str
-        Text from which every UID and date of the study is derived.
+        Text from which UIDs and dates of the study are derived.
     patient_id : str
         Patient ID, such as "PHANTOM-0001".
     number : int
         Number of the patient, from 1.
     age : int
-        In years.
+        Age in years.
     sex : str
         "M" or "F".
     """
@@ -44,7 +52,7 @@ class Identity:
 
     @classmethod
     def derive(cls, key: str, number: int) -> "Identity":
-        """The fictional patient `number` of the data set `key`."""
+        """Return the fictional patient `number` of the dataset `key`."""
         full = f"{key}/{number}"
         rng = np.random.default_rng(int.from_bytes(hashlib.sha256(full.encode()).digest()[:8], "big"))
         return cls(
@@ -53,42 +61,32 @@ class Identity:
 
     @property
     def study_date(self) -> date:
-        """A fixed date that depends on the patient's number alone."""
+        """Study date, which depends only on the patient's number."""
         return date(2020, 1, 6) + timedelta(days=self.number)
 
 
-def derived_uid(*sources: object) -> UID:
-    """A UID under pydicom's root that follows from `sources` alone."""
+def derive_uid(*sources: object) -> UID:
+    """Return a UID under pydicom's root that depends only on `sources`."""
     return generate_uid(entropy_srcs=["medimg.phantom", *(str(source) for source in sources)])
 
 
-def file_name(uid: str) -> str:
-    """A file name that follows from a UID and tells nothing about position or patient."""
+def make_file_name(uid: str) -> str:
+    """Return a file name derived from a UID that reveals neither position nor patient."""
     return hashlib.sha256(uid.encode()).hexdigest()[:12]
 
 
-def fixed(*values: float) -> list[str]:
-    """Numbers as decimal strings (DS) of at most 16 characters, with 9 decimals at most."""
+def format_decimals(*values: float) -> list[str]:
+    """Format numbers as decimal strings (DS) of at most 16 characters and 9 decimals."""
     return [f"{value:.9f}".rstrip("0").rstrip(".") if abs(value) >= 5e-10 else "0" for value in values]
 
 
-def common_modules(identity: Identity, *, manufacturer: str, model: str, body_part: str = "CHEST") -> Dataset:
+def make_common_modules(
+    identity: Identity, *, manufacturer: str, model: str, body_part: str = "CHEST"
+) -> Dataset:
     """
-    Patient, general study, general series and general equipment modules.
+    Make the patient, general study, general series and general equipment modules.
 
-    Parameters
-    ----------
-    identity : Identity
-        Whose study.
-    manufacturer, model : str
-        Of the scanner.
-    body_part : str
-        Body Part Examined.
-
-    Returns
-    -------
-    Dataset
-        Without UIDs of series and instance, which the caller sets.
+    UIDs of series and instance are set by the caller.
     """
     day = f"{identity.study_date:%Y%m%d}"
     dataset = Dataset()
@@ -97,7 +95,7 @@ def common_modules(identity: Identity, *, manufacturer: str, model: str, body_pa
     dataset.PatientBirthDate = f"{identity.study_date.year - identity.age}0101"
     dataset.PatientSex = identity.sex
     dataset.PatientAge = f"{identity.age:03d}Y"
-    dataset.StudyInstanceUID = derived_uid(identity.key, "study")
+    dataset.StudyInstanceUID = derive_uid(identity.key, "study")
     dataset.StudyDate = dataset.SeriesDate = dataset.AcquisitionDate = dataset.ContentDate = day
     dataset.StudyTime = dataset.SeriesTime = dataset.AcquisitionTime = dataset.ContentTime = "100000"
     dataset.ReferringPhysicianName = ""
@@ -115,18 +113,7 @@ def common_modules(identity: Identity, *, manufacturer: str, model: str, body_pa
 
 
 def set_pixels(dataset: Dataset, stored: NDArray[np.uint16] | NDArray[np.int16], *, bits: int) -> None:
-    """
-    Image pixel module for one gray image.
-
-    Parameters
-    ----------
-    dataset : Dataset
-        Gets the module.
-    stored : numpy.ndarray
-        (H, W) stored values, 16 bits each.
-    bits : int
-        Bits Stored.
-    """
+    """Set the image pixel module of one grayscale image (H, W), 16 bits allocated."""
     dataset.SamplesPerPixel = 1
     dataset.Rows, dataset.Columns = stored.shape
     dataset.BitsAllocated = 16
@@ -139,21 +126,14 @@ def set_pixels(dataset: Dataset, stored: NDArray[np.uint16] | NDArray[np.int16],
 
 def write_file(dataset: Dataset, path: Path, transfer_syntax: str) -> None:
     """
-    Write a dataset as a DICOM Part 10 file, compressing its pixels where the transfer syntax asks for it.
+    Write a dataset with native little-endian pixels as a DICOM file.
 
-    Parameters
-    ----------
-    dataset : Dataset
-        Complete but for the file meta information, with native little-endian pixels.
-    path : Path
-        Where to.
-    transfer_syntax : str
-        UID of the transfer syntax: a native little-endian one, RLE Lossless or JPEG-LS Lossless.
+    Its transfer syntax is a native little-endian one, RLE Lossless or JPEG-LS Lossless.
     """
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    dataset.file_meta.ImplementationClassUID = derived_uid("implementation")
+    dataset.file_meta.ImplementationClassUID = derive_uid("implementation")
     dataset.file_meta.ImplementationVersionName = _IMPLEMENTATION_NAME
     dataset.file_meta.TransferSyntaxUID = UID("1.2.840.10008.1.2.1")
     if transfer_syntax == RLELossless:

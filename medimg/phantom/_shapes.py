@@ -1,4 +1,4 @@
-"""Sampling grids and the few soft-edged shapes that the phantoms are built from."""
+"""Sampling grids and soft-edged shapes of the phantoms."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -6,7 +6,17 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["EDGE_MM", "Array", "Coordinates", "Grid", "Tubes", "blend", "coverage", "draw_tubes", "ellipsoid"]
+__all__ = [
+    "EDGE_MM",
+    "Array",
+    "Coordinates",
+    "Grid",
+    "Tubes",
+    "blend",
+    "compute_coverage",
+    "draw_tubes",
+    "ellipsoid_distance",
+]
 
 Array: TypeAlias = NDArray[np.float32]
 Coordinates: TypeAlias = tuple[Array, Array, Array]
@@ -18,40 +28,22 @@ EDGE_MM = 1.6
 
 @dataclass(frozen=True)
 class Grid:
-    """
-    A regular grid of sample points.
-
-    Parameters
-    ----------
-    shape : tuple of int, int, int
-        Points along (d, h, w): slices, rows, columns.
-    affine : numpy.ndarray
-        4x4 float64, index (d, h, w) to x, y, z in mm (axes LPS).
-    """
+    """A regular grid of points (d, h, w), with a 4×4 affine from index to x, y, z in mm (LPS)."""
 
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """Distances in mm between neighbors along (d, h, w)."""
+        """Distance in mm between neighbors along (d, h, w)."""
         d, h, w = (float(length) for length in np.linalg.norm(self.affine[:3, :3], axis=0))
         return d, h, w
 
     def coordinates(self, box: Box | None = None) -> Coordinates:
         """
-        Coordinates of the grid's points, or of those inside a box of indices.
+        Return x, y and z in mm, float32, of the points, or of those inside a box of indices.
 
-        Parameters
-        ----------
-        box : Box, optional
-            One slice of indices for each axis; None for the whole grid.
-
-        Returns
-        -------
-        tuple of ndarray
-            x, y and z in mm, float32; each has three axes (d, h, w), of length 1 along those on which it
-            doesn't depend, so that they broadcast against each other.
+        Each has three axes (d, h, w), of length 1 along axes it does not depend on, so that they broadcast.
         """
         bounds = [(0, n) for n in self.shape] if box is None else [(s.start, s.stop) for s in box]
         axes = np.ix_(*(np.arange(start, stop, dtype=np.float64) for start, stop in bounds))
@@ -67,19 +59,7 @@ class Grid:
         return total.astype(np.float32)
 
     def boxes(self, low: NDArray[np.float64], high: NDArray[np.float64]) -> list[Box | None]:
-        """
-        Smallest boxes of indices that hold what lies in boxes of space.
-
-        Parameters
-        ----------
-        low, high : numpy.ndarray
-            (n, 3) opposite corners of the boxes, x, y, z in mm.
-
-        Returns
-        -------
-        list
-            One tuple of slices (d, h, w) for each box; None where it holds no point of the grid.
-        """
+        """Return the smallest index box for each box of space, with corners (n, 3) in mm; None if empty."""
         inverse = np.linalg.inv(self.affine)
         middle = (low + high) / 2 @ inverse[:3, :3].T + inverse[:3, 3]
         reach = (high - low) / 2 @ np.abs(inverse[:3, :3]).T
@@ -98,16 +78,7 @@ def _box(start: list[int], stop: list[int]) -> Box:
 
 @dataclass(frozen=True)
 class Tubes:
-    """
-    Straight tubes with round ends and linearly changing radius.
-
-    Parameters
-    ----------
-    start, end : numpy.ndarray
-        (n, 3) end points in mm.
-    radius : numpy.ndarray
-        (n, 2) radius in mm at start and end.
-    """
+    """Straight tubes with round ends (n, 3) and a linearly changing radius (n, 2), in mm."""
 
     start: NDArray[np.float64]
     end: NDArray[np.float64]
@@ -115,45 +86,34 @@ class Tubes:
 
     @classmethod
     def path(cls, points: NDArray[np.float64], radius: float | NDArray[np.float64]) -> "Tubes":
-        """
-        The tube along a polyline.
-
-        Parameters
-        ----------
-        points : numpy.ndarray
-            (n, 3) corners in mm.
-        radius : float or numpy.ndarray
-            One radius in mm, or (n,) one per corner.
-        """
+        """Make the tube along a polyline (n, 3), with one radius in mm, or one per corner (n,)."""
         radii = np.broadcast_to(np.asarray(radius, dtype=np.float64), (len(points),))
         return cls(points[:-1], points[1:], np.stack([radii[:-1], radii[1:]], axis=1))
 
     @classmethod
     def join(cls, *parts: "Tubes") -> "Tubes":
-        """All tubes of several bundles as one."""
+        """Concatenate several sets of tubes."""
         return cls(
             np.concatenate([part.start for part in parts]),
             np.concatenate([part.end for part in parts]),
             np.concatenate([part.radius for part in parts]),
         )
 
-    def widened(self, by: float) -> "Tubes":
-        """The same tubes with `by` mm added to every radius."""
+    def widen(self, by: float) -> "Tubes":
+        """Return the tubes with `by` mm added to every radius."""
         return Tubes(self.start, self.end, self.radius + by)
 
     def __len__(self) -> int:
         return len(self.start)
 
 
-def coverage(distance: Array, edge: float = EDGE_MM) -> Array:
+def compute_coverage(distance: Array, edge: float = EDGE_MM) -> Array:
     """
-    Turn signed distances (mm, negative inside) into coverage.
-
-    It is 1 inside and 0 outside, with a ramp of `edge` mm between.
+    Convert signed distances (mm, negative inside) to coverage from 1 to 0, with a ramp of `edge` mm.
 
     Examples
     --------
-    >>> coverage(np.float32([-5, 0, 5])).tolist()
+    >>> compute_coverage(np.float32([-5, 0, 5])).tolist()
     [1.0, 0.5, 0.0]
     """
     scaled = distance * (-1.0 / edge)
@@ -163,22 +123,17 @@ def coverage(distance: Array, edge: float = EDGE_MM) -> Array:
 
 
 def blend(image: Array, weight: Array, value: float | Array) -> None:
-    """Mix `value` into `image` in place, where `weight` (0 to 1) says how much of it."""
+    """Blend `value` into `image` in place, by `weight` from 0 to 1."""
     image += weight * (value - image)
 
 
-def ellipsoid(
+def ellipsoid_distance(
     at: Coordinates, center: tuple[float, float, float], radii: tuple[float, float, float | None]
 ) -> Array:
     """
-    Approximate signed distance in mm to an ellipsoid, negative inside.
+    Return the approximate signed distance in mm to an ellipsoid, negative inside.
 
-    Parameters
-    ----------
-    at : Coordinates
-        Coordinates of the sample points.
-    center, radii : tuple of 3 floats, tuple of float, float, float or None
-        In mm; a third radius of None makes it an elliptic cylinder along z.
+    A third radius of None makes it an elliptic cylinder along z.
     """
     x, y, z = at
     level: Array = ((x - center[0]) / radii[0]) ** 2 + ((y - center[1]) / radii[1]) ** 2
@@ -198,24 +153,7 @@ def draw_tubes(
     within: Array | None = None,
     edge: float = EDGE_MM,
 ) -> None:
-    """
-    Draw tubes into an image in place.
-
-    Parameters
-    ----------
-    image : Array
-        (D, H, W) float32.
-    grid : Grid
-        Where the points of `image` lie.
-    tubes : Tubes
-        What to draw.
-    value : float
-        The value inside the tubes.
-    within : Array, optional
-        coverage to multiply by, of a shape that broadcasts to that of `image`; None for none.
-    edge : float
-        Width in mm of the soft edge.
-    """
+    """Draw tubes of a value into an image (D, H, W) float32 in place, multiplied by the coverage `within`."""
     inside = None if within is None else np.broadcast_to(within, image.shape)
     reach = tubes.radius.max(axis=1, keepdims=True) + edge / 2
     low, high = np.minimum(tubes.start, tubes.end) - reach, np.maximum(tubes.start, tubes.end) + reach
@@ -224,7 +162,7 @@ def draw_tubes(
     ):
         if box is None:
             continue
-        weight = coverage(_tube_distance(grid.coordinates(box), start, end, radius), edge)
+        weight = compute_coverage(_tube_distance(grid.coordinates(box), start, end, radius), edge)
         blend(image[box], weight if inside is None else weight * inside[box], value)
 
 

@@ -1,15 +1,15 @@
-"""Vessels and airways: trees of tubes that grow from the hila into the lungs."""
+"""Vessels and airways: trees of tubes that branch from the hila into the lungs."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medimg.phantom._anatomy import Chest
 from medimg.phantom._shapes import Tubes
-from medimg.phantom.anatomy import Chest
 from medimg.phantom.patient import Patient
 
-__all__ = ["Tree", "grow_tree", "lung_depth", "mediastinal_airways", "mediastinal_vessels"]
+__all__ = ["Tree", "grow_tree", "make_mediastinal_airways", "make_mediastinal_vessels", "measure_lung_depth"]
 
 _GENERATIONS = 7
 _LOBES = np.array(  # directions of the first branches of the right lung; x is mirrored for the left
@@ -29,71 +29,41 @@ _LOBES = np.array(  # directions of the first branches of the right lung; x is m
 
 @dataclass(frozen=True)
 class Tree:
-    """
-    The tubes within the lungs.
-
-    Parameters
-    ----------
-    vessels : Tubes
-        Pulmonary vessels, from 6 to 0.8 mm in radius.
-    airways : Tubes
-        Lumina of the segmental bronchi that run beside the first of them.
-    """
+    """Pulmonary vessels, 6 to 0.8 mm in radius, and lumina of the segmental bronchi beside them."""
 
     vessels: Tubes
     airways: Tubes
 
 
-def lung_depth(patient: Patient, points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """
-    How deep points lie within the lungs.
-
-    Parameters
-    ----------
-    patient : Patient
-        Whose lungs.
-    points : numpy.ndarray
-        (n, 3) mm.
-
-    Returns
-    -------
-    ndarray
-        (n,) mm below the pleura, negative outside of the lungs.
-    """
+def measure_lung_depth(patient: Patient, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the depth (n,) in mm of points (n, 3) below the pleura, negative outside the lungs."""
     x, y, z = (points[:, axis].astype(np.float32) for axis in range(3))
     return -Chest.of(patient, (x, y, z)).lung.astype(np.float64)
 
 
 def grow_tree(patient: Patient) -> Tree:
-    """
-    Grow a patient's pulmonary vessels and bronchi.
-
-    Parameters
-    ----------
-    patient : Patient
-        Whose; the branching follows from the patient's seed.
-    """
+    """Grow a patient's pulmonary vessels and bronchi, which depend on the patient's seed."""
     rng = np.random.default_rng([patient.seed, 2])
     vessels: list[Tubes] = []
     airways: list[Tubes] = []
     for side in (-1.0, 1.0):
-        start, direction = _roots(side, rng)
+        start, direction = _make_roots(side, rng)
         radius = rng.uniform(4.6, 5.8, len(start))
         for generation in range(_GENERATIONS):
             length = rng.uniform(0.8, 1.25, len(start)) * 24 * 0.86**generation
             end = start + direction * length[:, None]
-            inside = lung_depth(patient, end) > 1.0
+            inside = measure_lung_depth(patient, end) > 1.0
             if generation > 0:
                 start, end, direction, radius = start[inside], end[inside], direction[inside], radius[inside]
             branches = Tubes(start, end, np.stack([radius, radius * 0.88], axis=1))
             vessels.append(branches)
             if generation < 3:
-                airways.append(_beside(branches))
+                airways.append(_make_airways(branches))
             start, direction, radius = _fork(end, direction, radius, rng)
     return Tree(Tubes.join(*vessels), Tubes.join(*airways))
 
 
-def _roots(side: float, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _make_roots(side: float, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     direction = _LOBES * np.array([-side, 1, 1]) + rng.normal(scale=0.13, size=_LOBES.shape)
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     hilum = np.array([side * 27, -2.0, 14.0 if side < 0 else 20.0])
@@ -101,7 +71,7 @@ def _roots(side: float, rng: np.random.Generator) -> tuple[NDArray[np.float64], 
     return start, direction
 
 
-def _beside(vessels: Tubes) -> Tubes:
+def _make_airways(vessels: Tubes) -> Tubes:
     offset = vessels.radius.mean(axis=1, keepdims=True) * np.array([0.0, -1.45, 0.5])
     return Tubes(vessels.start + offset, vessels.end + offset, vessels.radius * 0.55)
 
@@ -112,7 +82,7 @@ def _fork(
     radius: NDArray[np.float64],
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Two children per branch, bent to opposite sides; radii fall as Murray's law has it (2^(-1/3) each)."""
+    """Return two children per branch, bent to opposite sides, with radii by Murray's law (2^(-1/3) each)."""
     sideways = np.cross(direction, rng.normal(size=direction.shape))
     sideways /= np.linalg.norm(sideways, axis=1, keepdims=True)
     first = np.tan(np.radians(rng.uniform(12, 38, len(end))))[:, None] * sideways
@@ -125,8 +95,8 @@ def _fork(
     return np.concatenate([end, end]), children, np.maximum(radii, 0.8)
 
 
-def mediastinal_vessels(patient: Patient) -> Tubes:
-    """Aorta with arch and branches, superior vena cava, pulmonary trunk and arteries."""
+def make_mediastinal_vessels(patient: Patient) -> Tubes:
+    """Return the aorta with arch and branches, superior vena cava, pulmonary trunk and arteries."""
     back = patient.half_depth * 0.42
     aorta = [
         [2, -22, -20],
@@ -157,8 +127,8 @@ def mediastinal_vessels(patient: Patient) -> Tubes:
     return Tubes.join(*parts)
 
 
-def mediastinal_airways(patient: Patient) -> Tubes:
-    """Lumen of the trachea and of the main bronchi."""
+def make_mediastinal_airways(patient: Patient) -> Tubes:
+    """Return the lumina of the trachea and of the main bronchi."""
     middle = 4.0
     carina = [middle, 2.0, 34.0]
     parts = [

@@ -1,4 +1,4 @@
-"""Chest CT phantoms as arrays."""
+"""Synthetic chest CT as arrays."""
 
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medimg.errors import DatasetError
-from medimg.phantom._shapes import Array, Grid, blend, coverage, draw_tubes
-from medimg.phantom._vessels import grow_tree, mediastinal_airways, mediastinal_vessels
-from medimg.phantom.anatomy import Chest, paint_chest
+from medimg.phantom._anatomy import Chest, paint_chest
+from medimg.phantom._shapes import Array, Grid, blend, compute_coverage, draw_tubes
+from medimg.phantom._vessels import grow_tree, make_mediastinal_airways, make_mediastinal_vessels
 from medimg.phantom.lesions import Lesion, check_classes, paint_lesions, plan_lesions
 from medimg.phantom.patient import Habitus, Patient
-from medimg.phantom.scanner import CT_SCANNERS, CTScanner, ct_scanner
+from medimg.phantom.scanner import CT_SCANNERS, CTScanner, find_ct_scanner
 
 __all__ = ["PhantomCT", "chest_ct"]
 
@@ -25,27 +25,27 @@ _FLIPPED = {"supine": (1, 1, 1), "feet_first": (-1, 1, -1), "prone": (1, -1, -1)
 @dataclass(frozen=True)
 class PhantomCT:
     """
-    One synthetic chest CT.
+    A synthetic chest CT.
 
     Parameters
     ----------
     seed : int
-        What it was drawn from.
+        Seed of the patient.
     label : str
         Class of the patient.
     scanner : CTScanner
-        The scanner it was taken with.
+        Scanner and protocol.
     array : numpy.ndarray
         (D, H, W) int16 HU, read-only; D runs along the normal of the slices, (row direction) x (column
         direction).
     affine : numpy.ndarray
         4x4 float64, index (d, h, w) to LPS mm.
     lesion_mask : numpy.ndarray
-        (D, H, W) bool, read-only: where lesions are.
+        (D, H, W) bool, read-only: voxels of lesions.
     outside : numpy.ndarray
-        (H, W) bool, read-only: what lies outside of the field of view of the scanner.
+        (H, W) bool, read-only: pixels outside the field of view of the scanner.
     lesions : tuple of Lesion
-        What the patient has, also beyond the slices; in coordinates about `scan_center`.
+        Lesions of the patient, including those beyond the slices; in coordinates about `scan_center`.
     scan_center : tuple of 3 floats
         LPS position in mm of the origin of the patient's own coordinates.
     """
@@ -62,7 +62,7 @@ class PhantomCT:
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """Distances in mm between slices, rows and columns."""
+        """Distance in mm between slices, rows and columns."""
         return Grid(self._shape, self.affine).spacing
 
     @property
@@ -73,7 +73,7 @@ class PhantomCT:
 
     @property
     def slice_labels(self) -> tuple[str, ...]:
-        """Class of each slice: the patient's where a lesion touches it, else "normal"."""
+        """Class of each slice: the patient's if a lesion is on it, else "normal"."""
         return tuple(self.label if area > 0 else "normal" for area in self.lesion_mm2)
 
     @property
@@ -95,23 +95,23 @@ def chest_ct(
     """
     Make a synthetic chest CT.
 
-    The patient follows from `seed`, `label` and `habitus` alone: two scanners see the same patient, each on
+    The patient depends only on `seed`, `label` and `habitus`: two scanners image the same patient, each on
     its own grid and with its own blur and noise.
 
     Parameters
     ----------
     seed : int
-        Non-negative.
+        Seed of the patient, 0 or more.
     label : str
         "normal", "nodule", "ground_glass" or "consolidation".
     scanner : str or CTScanner
-        One of `CT_SCANNERS`, its name, or a scanner of your own.
+        One of `CT_SCANNERS`, its name, or a custom scanner.
     slices, size : int
-        Number of slices, and of rows and columns. The slices span the lungs, however many they are.
+        Number of slices, and of rows and columns. The slices span the lungs, whatever their number.
     habitus : Habitus, optional
-        Body size and lung density; None draws them from `seed`.
+        Body size and lung density; drawn from `seed` by default.
     noise : bool
-        False leaves out blur and noise.
+        Whether to add blur and noise.
 
     Returns
     -------
@@ -130,7 +130,7 @@ def chest_ct(
     ((4, 64, 64), 'int16', ['nodule', 'normal'])
     """
     check_classes((label,))
-    machine = ct_scanner(scanner) if isinstance(scanner, str) else scanner
+    machine = find_ct_scanner(scanner) if isinstance(scanner, str) else scanner
     if seed < 0 or slices < 1 or size < 16:
         raise DatasetError(
             f"seed {seed}, {slices} slices of {size} x {size} pixels: the seed must not be negative, "
@@ -139,11 +139,11 @@ def chest_ct(
     patient = Patient.draw(seed, habitus)
     heights = (patient.dome - 18, patient.apex - 26)
     lesions = plan_lesions(patient, label, heights)
-    grid = _grid(patient, machine, slices, size, heights)
+    grid = _make_grid(patient, machine, slices, size, heights)
     hu, mask = _paint(patient, grid, lesions, heights, machine)
     if noise:
         hu = _reconstruct(hu, machine, np.random.default_rng([seed, 4]))
-    outside = _outside(machine, size)
+    outside = _find_outside(machine, size)
     hu[:, outside] = -1024
     mask &= ~outside
     flips = _FLIPPED.get(machine.orientation, (1, 1, 1))
@@ -153,17 +153,19 @@ def chest_ct(
         seed=seed,
         label=label,
         scanner=machine,
-        array=_frozen(stored),
-        affine=_frozen(_shifted(_flip_affine(grid, flips), patient.scan_center)),
-        lesion_mask=_frozen(mask),
-        outside=_frozen(outside),
+        array=_make_read_only(stored),
+        affine=_make_read_only(_shift_affine(_flip_affine(grid, flips), patient.scan_center)),
+        lesion_mask=_make_read_only(mask),
+        outside=_make_read_only(outside),
         lesions=lesions,
         scan_center=patient.scan_center,
     )
 
 
-def _grid(patient: Patient, scanner: CTScanner, slices: int, size: int, heights: tuple[float, float]) -> Grid:
-    """The grid in the patient's own coordinates, before flips."""
+def _make_grid(
+    patient: Patient, scanner: CTScanner, slices: int, size: int, heights: tuple[float, float]
+) -> Grid:
+    """Make the grid in the patient's own coordinates, before flips."""
     pixel = scanner.field_of_view / size
     middle = (heights[0] + heights[1]) / 2
     rows, columns, center, extent = (
@@ -180,7 +182,7 @@ def _grid(patient: Patient, scanner: CTScanner, slices: int, size: int, heights:
         )
     axes = np.array([np.cross(columns, rows), rows, columns]).T
     if scanner.orientation == "oblique":
-        axes = _rotation(7.0, 4.0) @ axes
+        axes = _make_rotation(7.0, 4.0) @ axes
     distance = max(round(extent / max(slices - 1, 1) * 4) / 4, 0.25)
     affine = np.eye(4)
     affine[:3, :3] = axes * np.array([distance, pixel, pixel])
@@ -188,7 +190,7 @@ def _grid(patient: Patient, scanner: CTScanner, slices: int, size: int, heights:
     return Grid((slices, size, size), affine)
 
 
-def _rotation(about_x: float, about_z: float) -> NDArray[np.float64]:
+def _make_rotation(about_x: float, about_z: float) -> NDArray[np.float64]:
     a, b = np.radians([about_x, about_z])
     nod = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
     turn = np.array([[np.cos(b), -np.sin(b), 0], [np.sin(b), np.cos(b), 0], [0, 0, 1]])
@@ -205,37 +207,37 @@ def _paint(
 ) -> tuple[Array, NDArray[np.bool_]]:
     chest = Chest.of(patient, grid.coordinates())
     hu = paint_chest(patient, chest)
-    lung = coverage(chest.lung)
+    lung = compute_coverage(chest.lung)
     mask = paint_lesions(hu, grid, chest, lesions, before_vessels=True)
     tree = grow_tree(patient)
-    draw_tubes(hu, grid, mediastinal_vessels(patient), 46.0, within=coverage(chest.cavity + 2))
+    draw_tubes(hu, grid, make_mediastinal_vessels(patient), 46.0, within=compute_coverage(chest.cavity + 2))
     draw_tubes(hu, grid, tree.vessels, 35.0, within=lung)
-    draw_tubes(hu, grid, tree.airways.widened(0.9), -150.0, within=lung)
+    draw_tubes(hu, grid, tree.airways.widen(0.9), -150.0, within=lung)
     draw_tubes(hu, grid, tree.airways, -920.0, within=lung)
     mask |= paint_lesions(hu, grid, chest, lesions, before_vessels=False)
-    windpipe, skin = mediastinal_airways(patient), coverage(chest.skin)
-    draw_tubes(hu, grid, windpipe.widened(1.4), 30.0, within=skin)
+    windpipe, skin = make_mediastinal_airways(patient), compute_coverage(chest.skin)
+    draw_tubes(hu, grid, windpipe.widen(1.4), 30.0, within=skin)
     draw_tubes(hu, grid, windpipe, -985.0, within=skin)
     _paint_table(hu, patient, chest, prone=scanner.orientation == "prone")
     if scanner.orientation == "coronal":
-        _cut(hu, mask, chest, heights)
+        _clear_beyond(hu, mask, chest, heights)
     return hu, mask
 
 
 def _paint_table(hu: Array, patient: Patient, chest: Chest, *, prone: bool) -> None:
-    """The curved table top that the body lies on: a dense shell around foam."""
+    """Paint the curved table top under the body: a dense shell around foam."""
     x, y, _ = chest.at
     down = -y if prone else y
     surface = patient.half_depth + patient.muscle + patient.fat + 14
     below = surface - (x / 200) ** 2 * 20 - down
     board = np.maximum(np.maximum(below, -below - 22), np.abs(x) - 205)
-    clear = 1 - coverage(chest.skin)
-    blend(hu, coverage(board) * clear, -120.0)
-    blend(hu, coverage(board + 2) * clear, -930.0)
+    clear = 1 - compute_coverage(chest.skin)
+    blend(hu, compute_coverage(board) * clear, -120.0)
+    blend(hu, compute_coverage(board + 2) * clear, -930.0)
 
 
-def _cut(hu: Array, mask: NDArray[np.bool_], chest: Chest, heights: tuple[float, float]) -> None:
-    """A reformation holds nothing above and below what was scanned."""
+def _clear_beyond(hu: Array, mask: NDArray[np.bool_], chest: Chest, heights: tuple[float, float]) -> None:
+    """Clear a coronal reformation above and below the scanned range."""
     z = chest.at[2]
     beyond = np.broadcast_to((z < heights[0] - 40) | (z > heights[1] + 40), hu.shape)
     hu[beyond] = -1024
@@ -243,7 +245,7 @@ def _cut(hu: Array, mask: NDArray[np.bool_], chest: Chest, heights: tuple[float,
 
 
 def _reconstruct(hu: Array, scanner: CTScanner, rng: np.random.Generator) -> Array:
-    """Blur and noise of the kernel, within the slices."""
+    """Add the blur and noise of the kernel, within the slices."""
     blurred = ndimage.gaussian_filter(hu, (0, scanner.blur, scanner.blur), truncate=3)
     white = rng.standard_normal(hu.shape, dtype=np.float32)
     smooth = ndimage.gaussian_filter(white, (0, abs(scanner.grain), abs(scanner.grain)), truncate=3)
@@ -252,7 +254,7 @@ def _reconstruct(hu: Array, scanner: CTScanner, rng: np.random.Generator) -> Arr
     return result
 
 
-def _outside(scanner: CTScanner, size: int) -> NDArray[np.bool_]:
+def _find_outside(scanner: CTScanner, size: int) -> NDArray[np.bool_]:
     if scanner.padding is None:
         return np.zeros((size, size), dtype=np.bool_)
     offset = np.arange(size) - (size - 1) / 2
@@ -271,13 +273,13 @@ def _flip_affine(grid: Grid, flips: tuple[int, int, int]) -> NDArray[np.float64]
     return flipped
 
 
-def _shifted(affine: NDArray[np.float64], by: tuple[float, float, float]) -> NDArray[np.float64]:
+def _shift_affine(affine: NDArray[np.float64], by: tuple[float, float, float]) -> NDArray[np.float64]:
     shifted = affine.copy()
     shifted[:3, 3] += by
     return shifted
 
 
-def _frozen(array: NDArray[Scalar]) -> NDArray[Scalar]:
+def _make_read_only(array: NDArray[Scalar]) -> NDArray[Scalar]:
     own = np.ascontiguousarray(array)
     own.setflags(write=False)
     return own

@@ -1,4 +1,4 @@
-"""Whole data sets: many patients, several scanners, and tables of labels."""
+"""Synthetic datasets: many patients, several scanners, and tables of labels."""
 
 import csv
 import os
@@ -11,10 +11,11 @@ from typing import TypeAlias
 
 import numpy as np
 
+from medimg.core.progress import progress_bar
 from medimg.errors import DatasetError
-from medimg.phantom._dicom import Identity, file_name
+from medimg.phantom._dicom import Identity, make_file_name
 from medimg.phantom.ct import PhantomCT, chest_ct
-from medimg.phantom.dicom_ct import ct_series_uid, write_ct_series
+from medimg.phantom.dicom_ct import make_series_uid, write_ct_series
 from medimg.phantom.dicom_xray import write_xray_image
 from medimg.phantom.lesions import CLASSES, check_classes
 from medimg.phantom.patient import Habitus
@@ -43,7 +44,7 @@ _IMAGE_COLUMNS = ("file", "patient_id", "label", "scanner")
 
 @dataclass(frozen=True)
 class _Entry:
-    """One patient of a data set: `number` from 1, the seed of the anatomy, class, scanner and habitus."""
+    """One patient of a dataset: `number` from 1, the seed of the anatomy, class, scanner and habitus."""
 
     number: int
     seed: int
@@ -66,8 +67,8 @@ def write_ct_dataset(
     """
     Write synthetic chest CT series as DICOM files, with tables of labels per series and per slice.
 
-    Each patient has one series. Classes are equally frequent (to within one patient) and alike in body
-    size, lung density and scanner, so that neither a mean gray level nor the header tells them apart. The
+    Each patient has one series. Classes are equally frequent (to within one patient) and balanced in body
+    size, lung density and scanner, so that neither a mean gray level nor the header distinguishes them. The
     same arguments give the same files, byte for byte.
 
     Parameters
@@ -79,21 +80,21 @@ def write_ct_dataset(
     slices, size : int
         Slices per series, and rows and columns of each.
     seed : int
-        Non-negative; another seed gives other patients.
+        Seed of the patients, 0 or more.
     classes : sequence of str
         Some of "normal", "nodule", "ground_glass" and "consolidation".
     scanners : sequence of str
-        Names of scanners of `CT_SCANNERS` to spread the patients over.
+        Names of scanners of `CT_SCANNERS`, among which the patients are distributed.
     progress : bool, optional
-        Whether to show a progress bar; by default only where a person watches and it takes longer.
+        Whether to show a progress bar; by default in an interactive terminal, after 1 s.
 
     Returns
     -------
     Path
         ``labels.csv`` in `root`: path (folder of the series, relative to `root`), patient_id, series_uid,
-        label (class of the patient), scanner. Beside it lies ``slices.csv``: file, sop_instance_uid,
-        series_uid, patient_id, label (class of the slice: "normal" where no lesion touches it), lesion_mm2
-        (area of the lesions on it), patient_label, scanner.
+        label (class of the patient), scanner. ``slices.csv`` beside it: file, sop_instance_uid, series_uid,
+        patient_id, label (class of the slice: "normal" if no lesion is on it), lesion_mm2 (area of the
+        lesions on it), patient_label, scanner.
 
     Raises
     ------
@@ -101,12 +102,12 @@ def write_ct_dataset(
         If a class or scanner is unknown, a number is too small, or `root` is a file or a folder that is not
         empty.
     """
-    plan = _plan(patients, classes, scanners, seed)
+    plan = _plan_patients(patients, classes, scanners, seed)
     key = f"ct/{seed}"
     labels: list[Row] = []
     pieces: list[Row] = []
-    with _staged(Path(root)) as staging:
-        for entry in _shown(plan, progress):
+    with _stage_folder(Path(root)) as staging:
+        for entry in progress_bar(plan, desc="writing", unit="patient", progress=progress):
             phantom = chest_ct(
                 entry.seed,
                 label=entry.label,
@@ -125,8 +126,8 @@ def write_ct_dataset(
 
 def _write_series(phantom: PhantomCT, root: Path, identity: Identity) -> tuple[Row, list[Row]]:
     """Write one series; return its row of labels.csv and those of slices.csv."""
-    uid = ct_series_uid(phantom, identity)
-    folder = root / "series" / file_name(uid)
+    uid = make_series_uid(phantom, identity)
+    folder = root / "series" / make_file_name(uid)
     folder.mkdir(parents=True)
     written = write_ct_series(phantom, folder, identity)
     shared = {"patient_id": identity.patient_id, "series_uid": uid, "scanner": phantom.scanner.name}
@@ -169,13 +170,13 @@ def write_xray_dataset(
     size : tuple of 2 ints
         Rows and columns.
     seed : int
-        Non-negative; another seed gives other patients.
+        Seed of the patients, 0 or more.
     classes : sequence of str
         Some of "normal", "nodule", "ground_glass" and "consolidation".
     scanners : sequence of str
-        Names of units of `XRAY_SCANNERS` to spread the patients over.
+        Names of units of `XRAY_SCANNERS`, among which the patients are distributed.
     progress : bool, optional
-        Whether to show a progress bar; by default only where a person watches and it takes longer.
+        Whether to show a progress bar; by default in an interactive terminal, after 1 s.
 
     Returns
     -------
@@ -188,15 +189,15 @@ def write_xray_dataset(
         If a class or unit is unknown, a number is too small, or `root` is a file or a folder that is not
         empty.
     """
-    plan = _plan(patients, classes, scanners, seed)
+    plan = _plan_patients(patients, classes, scanners, seed)
     key = f"xray/{seed}"
     rows: list[Row] = []
-    with _staged(Path(root)) as staging:
+    with _stage_folder(Path(root)) as staging:
         folder = staging / "images"
         folder.mkdir()
-        for entry in _shown(plan, progress):
+        for entry in progress_bar(plan, desc="writing", unit="patient", progress=progress):
             identity = Identity.derive(key, entry.number)
-            for exposure, scanner in enumerate(_repeats(entry, scanners)):
+            for exposure, scanner in enumerate(_choose_units(entry, scanners)):
                 phantom = chest_xray(
                     entry.seed,
                     label=entry.label,
@@ -212,8 +213,10 @@ def write_xray_dataset(
     return Path(root) / "labels.csv"
 
 
-def _plan(patients: int, classes: Sequence[str], scanners: Sequence[str], seed: int) -> tuple[_Entry, ...]:
-    """Decide who has what, and is scanned where: classes in random order, the rest balanced over them."""
+def _plan_patients(
+    patients: int, classes: Sequence[str], scanners: Sequence[str], seed: int
+) -> tuple[_Entry, ...]:
+    """Plan class, scanner and habitus of each patient, balanced over the classes."""
     check_classes(tuple(classes))
     if patients < len(classes) or seed < 0 or not scanners:
         raise DatasetError(
@@ -236,24 +239,17 @@ def _plan(patients: int, classes: Sequence[str], scanners: Sequence[str], seed: 
     )
 
 
-def _repeats(entry: _Entry, scanners: Sequence[str]) -> tuple[str, ...]:
-    """The units of a patient's images: one for most, two or three different ones for some."""
+def _choose_units(entry: _Entry, scanners: Sequence[str]) -> tuple[str, ...]:
+    """Return the units of a patient's images: one for most, two or three different ones for some."""
     rng = np.random.default_rng([entry.seed, 6])
     more = int(rng.choice([0, 1, 2], p=[0.67, 0.23, 0.10]))
     others = [name for name in scanners if name != entry.scanner]
     return entry.scanner, *(others[i] for i in rng.permutation(len(others))[:more])
 
 
-def _shown(plan: tuple[_Entry, ...], progress: bool | None) -> Iterable[_Entry]:
-    from tqdm import tqdm
-
-    disable = None if progress is None else not progress
-    return iter(tqdm(plan, desc="writing", unit="patient", disable=disable, delay=1.0, leave=False))
-
-
 @contextmanager
-def _staged(root: Path) -> Iterator[Path]:
-    """A folder beside `root` that takes its place on success and is removed on failure."""
+def _stage_folder(root: Path) -> Iterator[Path]:
+    """Make a folder beside `root` that replaces it on success and is removed on failure."""
     if root.is_file() or (root.is_dir() and any(root.iterdir())):
         raise DatasetError(
             f"{root} already exists and is not an empty folder; remove it or name another folder"

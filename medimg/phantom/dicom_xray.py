@@ -9,10 +9,10 @@ from pydicom.uid import ComputedRadiographyImageStorage, DigitalXRayImageStorage
 
 from medimg.phantom._dicom import (
     Identity,
-    common_modules,
-    derived_uid,
-    file_name,
-    fixed,
+    derive_uid,
+    format_decimals,
+    make_common_modules,
+    make_file_name,
     set_pixels,
     write_file,
 )
@@ -28,13 +28,13 @@ def write_xray_image(phantom: PhantomXray, folder: Path, identity: Identity, *, 
     Parameters
     ----------
     phantom : PhantomXray
-        What to write.
+        Phantom to write.
     folder : Path
-        Gets the file; it must exist.
+        Existing folder, in which the file is written.
     identity : Identity
-        Whose image it is.
+        Patient and study of the image.
     number : int
-        Which of the patient's images, from 1.
+        Number of the image among the patient's, from 1.
 
     Returns
     -------
@@ -42,9 +42,9 @@ def write_xray_image(phantom: PhantomXray, folder: Path, identity: Identity, *, 
         The file.
     """
     unit = phantom.scanner
-    dataset = common_modules(identity, manufacturer=unit.manufacturer, model=unit.model)
-    dataset.SOPInstanceUID = derived_uid(identity.key, phantom.seed, unit.name, "image", number)
-    dataset.SeriesInstanceUID = derived_uid(identity.key, phantom.seed, unit.name, "series", number)
+    dataset = make_common_modules(identity, manufacturer=unit.manufacturer, model=unit.model)
+    dataset.SOPInstanceUID = derive_uid(identity.key, phantom.seed, unit.name, "image", number)
+    dataset.SeriesInstanceUID = derive_uid(identity.key, phantom.seed, unit.name, "series", number)
     dataset.SeriesNumber = number
     dataset.InstanceNumber = 1
     dataset.Modality = unit.modality
@@ -53,23 +53,23 @@ def write_xray_image(phantom: PhantomXray, folder: Path, identity: Identity, *, 
     dataset.PatientOrientation = ["L", "F"]
     dataset.KVP = str(unit.kvp)
     dataset.Exposure = 2 + number
-    dataset.ImagerPixelSpacing = fixed(*phantom.spacing)
+    dataset.ImagerPixelSpacing = format_decimals(*phantom.spacing)
     dataset.BurnedInAnnotation = "NO"
     dataset.LossyImageCompression = "00"
     dataset.PhotometricInterpretation = unit.photometric
     if unit.modality == "DX":
-        _dx_modules(dataset, phantom)
+        _set_dx_modules(dataset, phantom)
     else:
-        _cr_modules(dataset, unit.name)
-    _gray_scale(dataset, phantom)
-    set_pixels(dataset, _stored(phantom), bits=unit.bits_stored)
-    path = folder / f"{file_name(dataset.SOPInstanceUID)}.dcm"
+        _set_cr_modules(dataset, unit.name)
+    _set_voi(dataset, phantom)
+    set_pixels(dataset, _make_stored_values(phantom), bits=unit.bits_stored)
+    path = folder / f"{make_file_name(dataset.SOPInstanceUID)}.dcm"
     write_file(dataset, path, unit.transfer_syntax)
     return path
 
 
-def _stored(phantom: PhantomXray) -> NDArray[np.uint16]:
-    """Stored values; bright is low in MONOCHROME1."""
+def _make_stored_values(phantom: PhantomXray) -> NDArray[np.uint16]:
+    """Return the stored values (H, W), inverted for MONOCHROME1."""
     highest = 2**phantom.scanner.bits_stored - 1
     values: NDArray[np.float64] = np.rint(phantom.array.astype(np.float64) * highest)
     if phantom.scanner.photometric == "MONOCHROME1":
@@ -77,53 +77,53 @@ def _stored(phantom: PhantomXray) -> NDArray[np.uint16]:
     return values.astype(np.uint16)
 
 
-def _gray_scale(dataset: Dataset, phantom: PhantomXray) -> None:
-    """VOI LUT module: a window, linear or sigmoid, or a lookup table."""
+def _set_voi(dataset: Dataset, phantom: PhantomXray) -> None:
+    """Add the VOI LUT module: a window, linear or sigmoid, or a lookup table."""
     unit = phantom.scanner
     highest = 2**unit.bits_stored - 1
     low, high = (value * highest for value in phantom.window)
     if unit.photometric == "MONOCHROME1":
         low, high = highest - high, highest - low
     if unit.voi == "LUT":
-        dataset.VOILUTSequence = [_lookup_table(low, high, highest)]
+        dataset.VOILUTSequence = [_make_lookup_table(low, high, highest)]
         return
-    dataset.WindowCenter = fixed(round((low + high) / 2))[0]
-    dataset.WindowWidth = fixed(round(high - low))[0]
+    dataset.WindowCenter = format_decimals(round((low + high) / 2))[0]
+    dataset.WindowWidth = format_decimals(round(high - low))[0]
     dataset.WindowCenterWidthExplanation = "NORMAL"
     dataset.VOILUTFunction = unit.voi
 
 
-def _lookup_table(low: float, high: float, highest: int) -> Dataset:
-    """A smooth curve from black at `low` to white at `high`, over every stored value; 16 bits wide."""
+def _make_lookup_table(low: float, high: float, highest: int) -> Dataset:
+    """Make a smooth curve from black at `low` to white at `high`, over every stored value, 16 bits wide."""
     level = np.clip((np.arange(highest + 1) - low) / (high - low), 0, 1)
     curve = np.rint((0.35 * level + 0.65 * level * level * (3 - 2 * level)) * 65535).astype("<u2")
     table = Dataset()
-    table.add_new("LUTDescriptor", "US", [len(curve) % 65536, 0, 16])  # 0 stands for 65536 entries
+    table.add_new("LUTDescriptor", "US", [len(curve) % 65536, 0, 16])  # 0 means 65536 entries
     table.LUTExplanation = "Chest"
     table.add_new("LUTData", "OW", curve.tobytes())
     return table
 
 
-def _code(value: str, scheme: str, meaning: str) -> Dataset:
+def _make_code(value: str, scheme: str, meaning: str) -> Dataset:
     item = Dataset()
     item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
     return item
 
 
-def _cr_modules(dataset: Dataset, name: str) -> None:
+def _set_cr_modules(dataset: Dataset, name: str) -> None:
     dataset.SOPClassUID = ComputedRadiographyImageStorage
     dataset.ImageType = ["DERIVED", "PRIMARY"]
     dataset.PlateID = name.upper()
 
 
-def _dx_modules(dataset: Dataset, phantom: PhantomXray) -> None:
-    """DX series, anatomy imaged, image, detector and positioning, and the acquisition context."""
+def _set_dx_modules(dataset: Dataset, phantom: PhantomXray) -> None:
+    """Add the DX series, anatomy, image, detector, positioning and acquisition context modules."""
     dataset.SOPClassUID = DigitalXRayImageStorageForPresentation
     dataset.PresentationIntentType = "FOR PRESENTATION"
     dataset.ImageType = ["DERIVED", "PRIMARY"]
     dataset.ImageLaterality = "U"
-    dataset.AnatomicRegionSequence = [_code("816094009", "SCT", "Chest")]
-    dataset.ViewCodeSequence = [_view_code(phantom.view)]
+    dataset.AnatomicRegionSequence = [_make_code("816094009", "SCT", "Chest")]
+    dataset.ViewCodeSequence = [_make_view_code(phantom.view)]
     dataset.PixelIntensityRelationship = "LOG"
     dataset.PixelIntensityRelationshipSign = 1 if phantom.scanner.photometric == "MONOCHROME2" else -1
     dataset.RescaleIntercept, dataset.RescaleSlope, dataset.RescaleType = "0", "1", "US"
@@ -134,7 +134,7 @@ def _dx_modules(dataset: Dataset, phantom: PhantomXray) -> None:
     dataset.AcquisitionContextSequence = []
 
 
-def _view_code(view: str) -> Dataset:
+def _make_view_code(view: str) -> Dataset:
     if view == "PA":
-        return _code("272479007", "SCT", "postero-anterior")
-    return _code("399348003", "SCT", "antero-posterior")
+        return _make_code("272479007", "SCT", "postero-anterior")
+    return _make_code("399348003", "SCT", "antero-posterior")

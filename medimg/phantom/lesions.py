@@ -1,4 +1,4 @@
-"""Lesions: where they lie, what they look like, and the mask that says which points belong to them."""
+"""Lesions: their position, appearance and mask."""
 
 import itertools
 from dataclasses import dataclass
@@ -8,31 +8,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg.errors import DatasetError
-from medimg.phantom._shapes import Array, Coordinates, Grid, Tubes, blend, coverage, draw_tubes
-from medimg.phantom._vessels import lung_depth
-from medimg.phantom.anatomy import Chest
+from medimg.phantom._anatomy import Chest
+from medimg.phantom._shapes import Array, Coordinates, Grid, Tubes, blend, compute_coverage, draw_tubes
+from medimg.phantom._vessels import measure_lung_depth
 from medimg.phantom.patient import Patient
 
 __all__ = ["CLASSES", "Blob", "Lesion", "check_classes", "paint_lesions", "plan_lesions"]
 
 CLASSES: Final = ("normal", "nodule", "ground_glass", "consolidation")
-"""The classes a phantom can have."""
+"""Classes of phantoms."""
 
 Point = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class Blob:
-    """
-    A ball, the building block of a lesion.
-
-    Parameters
-    ----------
-    center : Point
-        x, y, z in mm, in the patient's own coordinates.
-    radius : float
-        In mm.
-    """
+    """A ball, of which lesions are composed: center x, y, z and radius in mm, in patient coordinates."""
 
     center: Point
     radius: float
@@ -41,16 +32,16 @@ class Blob:
 @dataclass(frozen=True)
 class Lesion:
     """
-    One lesion.
+    A lesion.
 
     Parameters
     ----------
     kind : str
         "nodule", "ground_glass" or "consolidation".
     blobs : tuple of Blob
-        The balls it is made of: one for a nodule, a cluster for the others.
+        Balls that compose it: one for a nodule, a cluster for the others.
     hu : float
-        A nodule's or consolidation's own HU; what ground glass adds to the lung, in HU.
+        HU of a nodule or consolidation; HU that ground glass adds to the lung.
     spicules, bronchi : tuple of tuples
         Spicules of a nodule and air bronchograms of a consolidation: polylines of two points, in mm.
     """
@@ -82,14 +73,7 @@ class Lesion:
 
 
 def check_classes(classes: tuple[str, ...]) -> None:
-    """
-    Refuse classes that no phantom has.
-
-    Raises
-    ------
-    DatasetError
-        If `classes` is empty, names a class twice, or names one that is not in `CLASSES`.
-    """
+    """Raise DatasetError if `classes` is empty, repeats a class, or has one not in `CLASSES`."""
     unknown = sorted(set(classes) - set(CLASSES))
     if unknown or not classes or len(set(classes)) != len(classes):
         raise DatasetError(
@@ -100,23 +84,10 @@ def check_classes(classes: tuple[str, ...]) -> None:
 
 def plan_lesions(patient: Patient, label: str, heights: tuple[float, float]) -> tuple[Lesion, ...]:
     """
-    Decide which lesions a patient has.
+    Return the lesions of a patient, which depend on the patient's seed; none for "normal".
 
-    Parameters
-    ----------
-    patient : Patient
-        Whose; the lesions follow from the patient's seed.
-    label : str
-        One of `CLASSES`.
-    heights : tuple of 2 floats
-        Lowest and highest z in mm that the scan covers. The lesions lie in about half of that range, at
-        random upper, middle or lower, so that the height of a slice doesn't tell whether there is one on
-        it, and that each patient has slices with and without.
-
-    Returns
-    -------
-    tuple of Lesion
-        Empty for "normal".
+    They are in about half of the scanned range of heights (z in mm), at random upper, middle or lower, so
+    that the height of a slice does not reveal a lesion, and each patient has slices with and without.
     """
     rng = np.random.default_rng([patient.seed, 3])
     if label == "normal":
@@ -126,70 +97,77 @@ def plan_lesions(patient: Patient, label: str, heights: tuple[float, float]) -> 
         "ground_glass": ((4, 5), 10.0),
         "consolidation": ((3, 4), 8.0),
     }[label]
-    build = {"nodule": _nodule, "ground_glass": _ground_glass, "consolidation": _consolidation}[label]
+    build = {
+        "nodule": _make_nodule,
+        "ground_glass": _make_ground_glass,
+        "consolidation": _make_consolidation,
+    }[label]
     number = int(rng.integers(*count, endpoint=True))
     span = (heights[1] - heights[0]) * 0.55
     lowest = float(rng.uniform(heights[0], heights[1] - span))
     edges = np.linspace(lowest, lowest + span, number + 1)
     return tuple(
-        build(_place(patient, (float(low), float(high)), depth, rng), rng)
+        build(_choose_center(patient, (float(low), float(high)), depth, rng), rng)
         for low, high in itertools.pairwise(edges)
     )
 
 
-def _place(patient: Patient, heights: tuple[float, float], depth: float, rng: np.random.Generator) -> Point:
-    """A random point `depth` mm below the pleura between two heights; else the deepest one tried."""
+def _choose_center(
+    patient: Patient, heights: tuple[float, float], depth: float, rng: np.random.Generator
+) -> Point:
+    """Return a random point `depth` mm below the pleura between two heights; else the deepest one tried."""
     half = np.array([patient.half_width, patient.half_depth])
     points = np.column_stack([rng.uniform(-1, 1, (400, 2)) * half, rng.uniform(*heights, 400)])
-    found = lung_depth(patient, points)
+    found = measure_lung_depth(patient, points)
     deep = np.flatnonzero(found > depth)
     x, y, z = points[deep[0] if len(deep) else int(np.argmax(found))]
     return float(x), float(y), float(z)
 
 
-def _directions(number: int, rng: np.random.Generator) -> NDArray[np.float64]:
+def _draw_directions(number: int, rng: np.random.Generator) -> NDArray[np.float64]:
     vectors = rng.normal(size=(number, 3))
     unit: NDArray[np.float64] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return unit
 
 
-def _point(values: NDArray[np.float64]) -> Point:
+def _to_point(values: NDArray[np.float64]) -> Point:
     x, y, z = (float(v) for v in values)
     return x, y, z
 
 
-def _nodule(center: Point, rng: np.random.Generator) -> Lesion:
+def _make_nodule(center: Point, rng: np.random.Generator) -> Lesion:
     diameter = float(rng.uniform(14, 24) if rng.uniform() < 0.9 else rng.uniform(6, 14))
     middle = np.array(center)
     spicules = [
-        (_point(middle + way * diameter * 0.35), _point(middle + way * diameter * length))
-        for way, length in zip(_directions(10, rng), rng.uniform(0.6, 1.0, 10), strict=True)
+        (_to_point(middle + way * diameter * 0.35), _to_point(middle + way * diameter * length))
+        for way, length in zip(_draw_directions(10, rng), rng.uniform(0.6, 1.0, 10), strict=True)
     ]
     kept = tuple(spicules) if rng.uniform() < 0.6 else ()
     return Lesion("nodule", (Blob(center, diameter / 2),), float(rng.uniform(20, 60)), spicules=kept)
 
 
-def _cluster(
+def _make_cluster(
     center: Point, number: int, spread: float, radius: tuple[float, float], rng: np.random.Generator
 ) -> tuple[Blob, ...]:
     offsets = rng.normal(scale=spread, size=(number, 3))
     offsets[0] = 0
     return tuple(
-        Blob(_point(np.array(center) + offset), float(size))
+        Blob(_to_point(np.array(center) + offset), float(size))
         for offset, size in zip(offsets, rng.uniform(*radius, number), strict=True)
     )
 
 
-def _ground_glass(center: Point, rng: np.random.Generator) -> Lesion:
-    return Lesion("ground_glass", _cluster(center, 9, 14, (14, 26), rng), float(rng.uniform(250, 350)))
+def _make_ground_glass(center: Point, rng: np.random.Generator) -> Lesion:
+    return Lesion("ground_glass", _make_cluster(center, 9, 14, (14, 26), rng), float(rng.uniform(250, 350)))
 
 
-def _consolidation(center: Point, rng: np.random.Generator) -> Lesion:
-    blobs = _cluster(center, 8, 13, (14, 24), rng)
+def _make_consolidation(center: Point, rng: np.random.Generator) -> Lesion:
+    blobs = _make_cluster(center, 8, 13, (14, 24), rng)
     middle = np.array(center)
     hilum = np.array([np.sign(center[0]) * 30, 0, 10.0])
     bronchi = tuple(
-        (_point(middle + 0.3 * (hilum - middle)), _point(middle + way * 24)) for way in _directions(7, rng)
+        (_to_point(middle + 0.3 * (hilum - middle)), _to_point(middle + way * 24))
+        for way in _draw_directions(7, rng)
     )
     return Lesion("consolidation", blobs, float(rng.uniform(5, 45)), bronchi=bronchi)
 
@@ -198,28 +176,12 @@ def paint_lesions(
     hu: Array, grid: Grid, chest: Chest, lesions: tuple[Lesion, ...], *, before_vessels: bool
 ) -> NDArray[np.bool_]:
     """
-    Paint those lesions that vessels run through (`before_vessels`), or those that hide them.
+    Paint lesions that vessels run through (ground glass), or those that hide them, into (D, H, W) in place.
 
-    Parameters
-    ----------
-    hu : Array
-        (D, H, W) float32, changed in place.
-    grid : Grid
-        Where its points lie.
-    chest : Chest
-        The distances at these points; nothing is painted outside of the lungs.
-    lesions : tuple of Lesion
-        What to paint.
-    before_vessels : bool
-        True for ground glass; False for nodules and consolidations.
-
-    Returns
-    -------
-    ndarray
-        (D, H, W) bool: where a lesion covers at least half of the lung.
+    Returns the mask (D, H, W) of voxels at least half of whose lung a lesion covers.
     """
     mask = np.zeros(hu.shape, dtype=np.bool_)
-    lung = coverage(chest.lung)
+    lung = compute_coverage(chest.lung)
     for lesion in lesions:
         if (lesion.kind == "ground_glass") is not before_vessels:
             continue
@@ -228,9 +190,9 @@ def paint_lesions(
         if box is None:
             continue
         at = grid.coordinates(box)
-        weight = _weight(lesion, at) * lung[box]
+        weight = _compute_weight(lesion, at) * lung[box]
         if lesion.kind == "ground_glass":
-            hu[box] += weight * lesion.hu * (1 - 0.12 * _waves(lesion, at))
+            hu[box] += weight * lesion.hu * (1 - 0.12 * _compute_waves(lesion, at))
         else:
             blend(hu[box], weight, lesion.hu)
         mask[box] |= weight > 0.5
@@ -238,14 +200,14 @@ def paint_lesions(
     return mask
 
 
-def _weight(lesion: Lesion, at: Coordinates) -> Array:
-    """How much of the lung the lesion has replaced, 0 to 1, before it is clipped at the pleura."""
+def _compute_weight(lesion: Lesion, at: Coordinates) -> Array:
+    """Return the fraction of the lung that the lesion replaces, before it is clipped at the pleura."""
     if lesion.kind == "nodule":
-        return coverage(_ball(at, lesion.blobs[0]))
-    ragged = _waves(lesion, at) * 1.9
+        return compute_coverage(_ball_distance(at, lesion.blobs[0]))
+    ragged = _compute_waves(lesion, at) * 1.9
     field = np.zeros(np.broadcast_shapes(*(c.shape for c in at)), dtype=np.float32)
     for blob in lesion.blobs:
-        from_middle = (_ball(at, blob) + ragged) * (1 / blob.radius) + 1  # 1 at the edge
+        from_middle = (_ball_distance(at, blob) + ragged) * (1 / blob.radius) + 1  # 1 at the edge
         reach = np.clip(from_middle, 0, 1)
         field = np.maximum(field, 1 - reach * reach)
     sharpness = 1.6 if lesion.kind == "ground_glass" else 4.5
@@ -253,14 +215,14 @@ def _weight(lesion: Lesion, at: Coordinates) -> Array:
     return weight
 
 
-def _ball(at: Coordinates, blob: Blob) -> Array:
+def _ball_distance(at: Coordinates, blob: Blob) -> Array:
     x, y, z = (c - middle for c, middle in zip(at, blob.center, strict=True))
     distance: Array = np.sqrt(x * x + y * y + z * z)
     return distance - np.float32(blob.radius)
 
 
-def _waves(lesion: Lesion, at: Coordinates) -> Array:
-    """An uneven pattern a few mm wide, from -2 to 2."""
+def _compute_waves(lesion: Lesion, at: Coordinates) -> Array:
+    """Return an uneven pattern a few mm wide, from -2 to 2."""
     x, y, z = (c - m for c, m in zip(at, lesion.center, strict=True))
     first = np.sin(x * 0.37 + z * 0.11) * np.cos(y * 0.42 - z * 0.23)
     waves: Array = first + np.sin(x * 0.19 - y * 0.27 + 1) * np.cos(x * 0.24 + y * 0.21 + z * 0.25)

@@ -1,4 +1,4 @@
-"""The patients: a few dozen numbers from which all of the anatomy follows."""
+"""Patients: the parameters that determine the anatomy."""
 
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -13,10 +13,10 @@ __all__ = ["Habitus", "Patient"]
 @dataclass(frozen=True)
 class Habitus:
     """
-    Where a patient stands in the population.
+    Body size and lung density of a patient, as quantiles of the population.
 
-    A data set gives each of its classes the same habitus, so that body size and lung density, which move
-    the mean gray level far more than a lesion does, can't tell the classes apart.
+    A dataset gives each of its classes the same habitus, so that body size and lung density, which affect the
+    mean gray level far more than a lesion does, can't distinguish the classes.
 
     Parameters
     ----------
@@ -36,75 +36,39 @@ class Habitus:
 
     def __post_init__(self) -> None:
         if not (0 <= self.size <= 1 and 0 <= self.density <= 1):
-            raise DatasetError(
-                f"size {self.size} and density {self.density} are no quantiles; give values from 0 to 1"
-            )
+            raise DatasetError(f"size {self.size} and density {self.density} must be quantiles from 0 to 1")
 
 
 @dataclass(frozen=True)
 class Patient:
-    """
-    The measures of one chest, in mm and HU, about an origin in the middle of it (axes LPS).
+    """The parameters of one chest, in mm and HU, about an origin in its middle (axes LPS)."""
 
-    Parameters
-    ----------
-    seed : int
-        What the patient was drawn from; the vessel tree follows from it too.
-    half_width, half_depth : float
-        Half axes of the thoracic cavity.
-    apex, dome : float
-        z of the top of the lungs and of the right dome of the diaphragm.
-    fat, muscle : float
-        Thickness of the subcutaneous fat and of the muscle over the ribs.
-    lung_hu, gradient, dependent : float
-        Mean of the lung parenchyma, its rise from front to back, and the subpleural haze at the back.
-    soft_hu, bone_hu : float
-        Muscle and trabecular bone.
-    heart : float
-        Size of the heart, 1 being average.
-    shift : float
-        How far the spine curves to the left.
-    rib_pitch, rib_phase : float
-        Distance of the ribs along z, and where they start.
-    scan_center : tuple of 3 floats
-        LPS position of the origin in the coordinates of the scanner.
-    """
-
-    seed: int
-    half_width: float
+    seed: int  # also of the vessel tree
+    half_width: float  # half axes of the thoracic cavity
     half_depth: float
-    apex: float
-    dome: float
-    fat: float
-    muscle: float
-    lung_hu: float
-    gradient: float
-    dependent: float
-    soft_hu: float
-    bone_hu: float
-    heart: float
-    shift: float
-    rib_pitch: float
-    rib_phase: float
-    scan_center: tuple[float, float, float]
+    apex: float  # z of the top of the lungs
+    dome: float  # z of the right dome of the diaphragm
+    fat: float  # thickness of the subcutaneous fat
+    muscle: float  # thickness of the muscle over the ribs
+    lung_hu: float  # mean of the lung parenchyma
+    gradient: float  # its rise from front to back
+    dependent: float  # subpleural haze at the back
+    soft_hu: float  # muscle
+    bone_hu: float  # trabecular bone
+    heart: float  # size of the heart, 1 being average
+    shift: float  # curvature of the spine to the left
+    rib_pitch: float  # distance of the ribs along z
+    rib_phase: float  # their offset along z
+    scan_center: tuple[float, float, float]  # LPS position of the origin in the coordinates of the scanner
 
     @classmethod
     def draw(cls, seed: int, habitus: Habitus | None = None) -> "Patient":
-        """
-        Draw a patient.
-
-        Parameters
-        ----------
-        seed : int
-            Non-negative; the same seed and habitus give the same patient.
-        habitus : Habitus, optional
-            Body size and lung density; None draws them too.
-        """
+        """Draw a patient; the same seed and habitus give the same patient."""
         rng = np.random.default_rng([seed, 1])
         size, density = rng.uniform(size=2)
         if habitus is not None:
             size, density = habitus.size, habitus.density
-        big, dense = _normal(size), _normal(density)
+        big, dense = _invert_normal(size), _invert_normal(density)
 
         def around(mean: float, spread: float) -> float:
             return float(mean + spread * np.clip(rng.standard_normal(), -2, 2))
@@ -130,6 +94,6 @@ class Patient:
         )
 
 
-def _normal(quantile: float) -> float:
-    """Standard normal value of a quantile, held within two standard deviations."""
+def _invert_normal(quantile: float) -> float:
+    """Return the standard normal value of a quantile, clipped at two standard deviations."""
     return float(np.clip(NormalDist().inv_cdf(min(max(quantile, 0.01), 0.99)), -2, 2))

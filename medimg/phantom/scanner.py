@@ -1,11 +1,11 @@
-"""The fictional scanners whose habits the synthetic files show."""
+"""Fictional scanners, and the properties of their files."""
 
 from dataclasses import dataclass
 from typing import Final
 
 from medimg.errors import DatasetError
 
-__all__ = ["CT_SCANNERS", "XRAY_SCANNERS", "CTScanner", "XrayScanner", "ct_scanner", "xray_scanner"]
+__all__ = ["CT_SCANNERS", "XRAY_SCANNERS", "CTScanner", "XrayScanner", "find_ct_scanner", "find_xray_scanner"]
 
 EXPLICIT_LE: Final = "1.2.840.10008.1.2.1"
 IMPLICIT_LE: Final = "1.2.840.10008.1.2"
@@ -16,38 +16,38 @@ JPEG_LS_LOSSLESS: Final = "1.2.840.10008.1.2.4.80"
 @dataclass(frozen=True)
 class CTScanner:
     """
-    A CT scanner and the protocol it is used with.
+    A CT scanner and its protocol.
 
     Parameters
     ----------
     name : str
-        Short name, as it stands in the tables.
+        Short name, used in the tables.
     manufacturer, model : str
-        Fictional, as they stand in the files.
+        Fictional names, used in the files.
     orientation : str
         "supine", "feet_first", "prone", "coronal" or "oblique".
     kernel : str
         Name of the reconstruction kernel.
     blur, noise, grain : float
-        What the kernel does: blur (sigma in pixels), noise (standard deviation in HU) and the grain of the
-        noise (sigma in pixels of its correlation; negative for the high-pass noise of a sharp kernel).
+        Properties of the kernel: blur (sigma in pixels), noise (standard deviation in HU) and the correlation
+        of the noise (sigma in pixels; negative for the high-pass noise of a sharp kernel).
     field_of_view : float
         Width of the image in mm.
     thickness : float
-        Slice thickness as a share of the distance between slices: above 1 the slices overlap, below 1 they
-        leave gaps.
+        Slice thickness relative to the distance between slices: above 1 slices overlap, below 1 there are
+        gaps between them.
     intercept : int
         Rescale Intercept.
     signed : bool
         Whether stored values are signed.
     padding : int, optional
-        Pixel Padding Value outside of the round field of view; None for a square one without.
+        Pixel Padding Value outside the round field of view; None for a square one without.
     windows : tuple of tuples
         (center, width, explanation) of each window in the header.
     transfer_syntax : str
         UID of the transfer syntax.
     descending : bool
-        Whether Instance Number falls where the slice position rises.
+        Whether Instance Number decreases as the slice position increases.
     kvp : int
         Tube voltage in kV.
     """
@@ -79,9 +79,9 @@ class XrayScanner:
     Parameters
     ----------
     name : str
-        Short name, as it stands in the tables.
+        Short name, used in the tables.
     manufacturer, model : str
-        Fictional, as they stand in the files.
+        Fictional names, used in the files.
     modality : str
         "DX" or "CR".
     photometric : str
@@ -91,11 +91,11 @@ class XrayScanner:
     voi : str
         "LINEAR" or "SIGMOID" window, or "LUT".
     view : str
-        "PA" or "AP"; "both" where the unit takes one or the other.
+        "PA" or "AP"; "both" if the unit is used for either.
     field_of_view : float
-        Height of the image in mm, in the plane of the detector.
+        Height of the image in mm, at the detector.
     blur, noise : float
-        Blur (sigma in pixels) and noise (standard deviation, as a share of the range of the image).
+        Blur (sigma in pixels) and noise (standard deviation relative to the range of the image).
     transfer_syntax : str
         UID of the transfer syntax.
     kvp : int
@@ -155,7 +155,7 @@ CT_SCANNERS: Final = (
         thickness=0.8, windows=((-600, 1400, "LUNG"),), kvp=140,
     ),
 )  # fmt: skip
-"""All CT scanners, the first being the plainest."""
+"""All CT scanners, the simplest first."""
 
 XRAY_SCANNERS: Final = (
     XrayScanner(
@@ -187,34 +187,20 @@ XRAY_SCANNERS: Final = (
         transfer_syntax=RLE_LOSSLESS, kvp=130,
     ),
 )  # fmt: skip
-"""All X-ray units, the first being the plainest."""
+"""All X-ray units, the simplest first."""
 
 
-def ct_scanner(name: str) -> CTScanner:
-    """
-    Find a CT scanner by name.
-
-    Raises
-    ------
-    DatasetError
-        If there is none of that name.
-    """
+def find_ct_scanner(name: str) -> CTScanner:
+    """Return a CT scanner by name."""
     for scanner in CT_SCANNERS:
         if scanner.name == name:
             return scanner
-    raise DatasetError(f"no CT scanner is named {name!r}; choose one of {[s.name for s in CT_SCANNERS]}")
+    raise DatasetError(f"unknown CT scanner {name!r}; expected one of {[s.name for s in CT_SCANNERS]}")
 
 
-def xray_scanner(name: str) -> XrayScanner:
-    """
-    Find an X-ray unit by name.
-
-    Raises
-    ------
-    DatasetError
-        If there is none of that name.
-    """
+def find_xray_scanner(name: str) -> XrayScanner:
+    """Return an X-ray unit by name."""
     for scanner in XRAY_SCANNERS:
         if scanner.name == name:
             return scanner
-    raise DatasetError(f"no X-ray unit is named {name!r}; choose one of {[s.name for s in XRAY_SCANNERS]}")
+    raise DatasetError(f"unknown X-ray unit {name!r}; expected one of {[s.name for s in XRAY_SCANNERS]}")

@@ -1,4 +1,4 @@
-"""Chest X-ray phantoms as arrays."""
+"""Synthetic chest X-rays as arrays."""
 
 from dataclasses import dataclass, field
 
@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medimg.errors import DatasetError
-from medimg.phantom._projection import attenuation
+from medimg.phantom._projection import project_attenuation
 from medimg.phantom._shapes import Array
 from medimg.phantom.lesions import Lesion, check_classes, plan_lesions
 from medimg.phantom.patient import Habitus, Patient
-from medimg.phantom.scanner import XRAY_SCANNERS, XrayScanner, xray_scanner
+from medimg.phantom.scanner import XRAY_SCANNERS, XrayScanner, find_xray_scanner
 
 __all__ = ["PhantomXray", "chest_xray"]
 
@@ -19,29 +19,29 @@ __all__ = ["PhantomXray", "chest_xray"]
 @dataclass(frozen=True)
 class PhantomXray:
     """
-    One synthetic frontal chest X-ray.
+    A synthetic frontal chest X-ray.
 
     Parameters
     ----------
     seed : int
-        What the patient was drawn from.
+        Seed of the patient.
     label : str
         Class of the patient.
     scanner : XrayScanner
-        The unit it was taken with.
+        X-ray unit.
     view : str
         "PA" or "AP".
     array : numpy.ndarray
-        (H, W) float32, read-only: the processed image, 0 to 1, bright where the body lets little through;
+        (H, W) float32, read-only: the processed image, 0 to 1, bright where the body attenuates strongly;
         rows run from head to feet, columns from the patient's right to left.
     lesion_mask : numpy.ndarray
-        (H, W) bool, read-only: where lesions project to.
+        (H, W) bool, read-only: pixels that lesions project to.
     spacing : tuple of 2 floats
-        Pixel size in mm between rows and columns, in the plane of the detector.
+        Pixel size in mm between rows and columns, at the detector.
     window : tuple of 2 floats
-        Darkest and brightest value of `array` that the image is meant to be shown with.
+        Values of `array` to display as black and white.
     lesions : tuple of Lesion
-        What the patient has.
+        Lesions of the patient.
     """
 
     seed: int
@@ -67,22 +67,22 @@ def chest_xray(
     """
     Make a synthetic chest X-ray.
 
-    It is a projection of the chest that :func:`chest_ct` shows for the same seed and label.
+    It is a projection of the chest that :func:`chest_ct` images for the same seed and label.
 
     Parameters
     ----------
     seed : int
-        Non-negative.
+        Seed of the patient, 0 or more.
     label : str
         "normal", "nodule", "ground_glass" or "consolidation".
     scanner : str or XrayScanner
-        One of `XRAY_SCANNERS`, its name, or a unit of your own.
+        One of `XRAY_SCANNERS`, its name, or a custom unit.
     size : tuple of 2 ints
         Rows and columns.
     habitus : Habitus, optional
-        Body size and lung density; None draws them from `seed`.
+        Body size and lung density; drawn from `seed` by default.
     exposure : int
-        Which of several images of the same patient: position, exposure and noise follow from it.
+        Index of the image among several of the same patient; position, exposure and noise depend on it.
 
     Returns
     -------
@@ -101,7 +101,7 @@ def chest_xray(
     ((64, 56), 'AP', False)
     """
     check_classes((label,))
-    unit = xray_scanner(scanner) if isinstance(scanner, str) else scanner
+    unit = find_xray_scanner(scanner) if isinstance(scanner, str) else scanner
     if min(seed, exposure) < 0 or min(size) < 32:
         raise DatasetError(
             f"seed {seed}, exposure {exposure}, size {size}: seed and exposure must not be negative, "
@@ -113,17 +113,17 @@ def chest_xray(
     view = unit.view if unit.view != "both" else ("PA", "AP")[int(rng.integers(2))]
     pixel = unit.field_of_view / size[0]
     magnification = 1.16 if view == "AP" else 1.05
-    integrals, mask = attenuation(patient, lesions, size, pixel / magnification)
-    array, window = _process(integrals, unit, rng)
+    integrals, mask = project_attenuation(patient, lesions, size, pixel / magnification)
+    array, window = _process_image(integrals, unit, rng)
     for result in (array, mask):
         result.setflags(write=False)
     return PhantomXray(seed, label, unit, view, array, mask, (pixel, pixel), window, lesions)
 
 
-def _process(
+def _process_image(
     integrals: Array, unit: XrayScanner, rng: np.random.Generator
 ) -> tuple[Array, tuple[float, float]]:
-    """Blur, quantum noise and exposure of one image; the window follows from its own histogram."""
+    """Add blur, quantum noise and exposure, and choose the window from the histogram."""
     image = ndimage.gaussian_filter(integrals, unit.blur, truncate=3)
     noise = rng.standard_normal(image.shape, dtype=np.float32) * (unit.noise * np.exp(image / 2 - 0.7))
     gain, offset = float(rng.uniform(0.115, 0.145)), float(rng.uniform(0.04, 0.1))

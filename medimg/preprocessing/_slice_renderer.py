@@ -1,4 +1,4 @@
-"""Slices painted into pictures: windowed, resized, normalized, in batches that stay in cache."""
+"""Renders slices to images: windowed, resized and normalized, in batches that stay in cache."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from medimg.core.display import choose_voi
-from medimg.preprocessing._slice_selection import choose_slices, neighbors
-from medimg.preprocessing.intensity import intensity_into
-from medimg.preprocessing.resize import Resizer, fitted_size
+from medimg.preprocessing._slice_selection import choose_slices, list_windows, neighbor_indices
+from medimg.preprocessing.intensity import write_intensity
+from medimg.preprocessing.resize import Resizer, compute_fitted_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,26 +26,26 @@ if TYPE_CHECKING:
     from medimg.core.volume import Volume
     from medimg.core.window import Voi
     from medimg.preprocessing.orientation import DisplayOrientation
-    from medimg.preprocessing.output_buffer import Canvas
+    from medimg.preprocessing.output_buffer import OutputImages
     from medimg.preprocessing.preprocess import Preprocess
 
-__all__ = ["SliceRenderer", "channels_of"]
+__all__ = ["SliceRenderer", "count_channels"]
 
-_TORCH_KNOWS: Final = frozenset(map(np.dtype, ("u1", "i1", "u2", "i2", "i4", "f4")))
+_TORCH_DTYPES: Final = frozenset(map(np.dtype, ("u1", "i1", "u2", "i2", "i4", "f4")))
 
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """Where a slice is shown: in one channel of a picture, or all, through the window of slice `center`."""
+    """Output of a slice: one channel of an image, or all, with the window of slice `center`."""
 
-    picture: int
+    image: int
     channel: int | None
     center: int
 
 
 @dataclass(slots=True)
 class _Batch:
-    """Consecutive slices of an array that share their windows, and where each goes."""
+    """Consecutive slices of an array with the same windows, and their targets."""
 
     start: int
     voi: tuple[Voi, ...]
@@ -53,107 +53,88 @@ class _Batch:
 
     @property
     def slices(self) -> slice:
-        """Where they lie in the array."""
+        """Their range in the array."""
         return slice(self.start, self.start + len(self.targets))
 
 
 class SliceRenderer:
     """
-    Paints slices as they come; each depends on nothing but itself and its windows.
+    Renders slices as they are read; each depends on nothing but itself and its windows.
 
-    Parameters
-    ----------
-    recipe : Preprocess
-        What to do; its spacing is not looked at.
-    canvas : Canvas
-        Where to.
-    depth : int
-        How many slices the whole has; more of them may come than are shown.
-    pose : DisplayOrientation
-        How they lie.
-    image : Volume
-        Some of them, for their size and kind.
+    `depth` is the number of slices of the whole volume, `image` a piece of it, for size and type. The
+    recipe's spacing is ignored.
     """
 
     def __init__(
-        self, recipe: Preprocess, canvas: Canvas, depth: int, pose: DisplayOrientation, image: Volume
+        self,
+        recipe: Preprocess,
+        output: OutputImages,
+        depth: int,
+        orientation: DisplayOrientation,
+        image: Volume,
     ) -> None:
         self._recipe = recipe
-        self._canvas = canvas
-        self._pose = pose
+        self._output = output
+        self._orientation = orientation
         self._depth = depth
-        self._targets = _targets(recipe, depth, adjacent=_is_adjacent(recipe, image))
-        shape, spacing = pose.grid(image)
-        inner = fitted_size(shape, spacing, recipe.hw, recipe.fit)
-        self._device = canvas.pictures.device
-        self._resizer = Resizer(shape, inner, recipe.hw, pose.flips, device=self._device)
-        self._planes: torch.Tensor | None = None
+        self._targets = _plan_targets(recipe, depth, adjacent=_is_adjacent(recipe, image))
+        shape, spacing = orientation.grid(image)
+        inner = compute_fitted_size(shape, spacing, recipe.hw, recipe.fit)
+        self._device = output.images.device
+        self._resizer = Resizer(shape, inner, recipe.hw, orientation.flips, device=self._device)
+        self._buffer: torch.Tensor | None = None
 
-    def paint(self, volume: Volume, stored: Sequence[int]) -> None:
-        """
-        Paint the pictures that some slices belong to.
+    def render(self, volume: Volume, stored: Sequence[int]) -> None:
+        """Render the images of some slices, given as stored, with their indices in the whole volume."""
+        for batch in self._group_slices(volume, stored):
+            images, targets = self._window_batch(volume, batch), batch.targets
+            if self._orientation.turned:
+                images, targets = images.flip(0), targets[::-1]
+            for first, count, target in _group_runs(targets):
+                self._output.write(images[first : first + count], target.image, target.channel)
 
-        Parameters
-        ----------
-        volume : Volume
-            The slices, as they are stored.
-        stored : sequence of int
-            The indices of these slices in the whole.
-
-        Raises
-        ------
-        PreprocessError
-            If a window does not fit.
-        """
-        for batch in self._batches(volume, stored):
-            planes, targets = self._shown(volume, batch), batch.targets
-            if self._pose.turned:
-                planes, targets = planes.flip(0), targets[::-1]
-            for first, count, target in _runs(targets):
-                self._canvas.put(planes[first : first + count], target.picture, target.channel)
-
-    def _batches(self, volume: Volume, stored: Sequence[int]) -> Iterator[_Batch]:
-        """Group slices in the order of the array; those that no picture shows are left out."""
-        windows = _windows(self._recipe, volume)
-        displayed = [self._depth - 1 - s if self._pose.turned else s for s in stored]
-        place = {d: n for n, d in enumerate(displayed)}
+    def _group_slices(self, volume: Volume, stored: Sequence[int]) -> Iterator[_Batch]:
+        """Group slices in array order; slices that are in no image are skipped."""
+        windows = _choose_windows(self._recipe, volume)
+        displayed = [self._depth - 1 - s if self._orientation.turned else s for s in stored]
+        index = {d: n for n, d in enumerate(displayed)}
         batches: dict[tuple[Voi, ...], _Batch] = {}
         for at, d in enumerate(displayed):
-            shown: dict[tuple[Voi, ...], list[_Target]] = defaultdict(list)
+            by_window: dict[tuple[Voi, ...], list[_Target]] = defaultdict(list)
             for target in self._targets.get(d, ()):
-                shown[tuple(w[place[target.center] if len(w) > 1 else 0] for w in windows)].append(target)
-            for voi in [v for v in batches if v not in shown]:
+                by_window[tuple(w[index[target.center] if len(w) > 1 else 0] for w in windows)].append(target)
+            for voi in [v for v in batches if v not in by_window]:
                 yield batches.pop(voi)
-            for voi, targets in shown.items():
+            for voi, targets in by_window.items():
                 batch = batches.setdefault(voi, _Batch(at, voi, []))
                 batch.targets.append(targets)
                 if len(batch.targets) == self._resizer.at_once:
                     yield batches.pop(voi)
         yield from batches.values()
 
-    def _shown(self, volume: Volume, batch: _Batch) -> torch.Tensor:
-        """(n, 1 or 3, H, W): slices of a batch, 0 to 1."""
+    def _window_batch(self, volume: Volume, batch: _Batch) -> torch.Tensor:
+        """Return the slices of a batch as (n, 1 or 3, H, W), 0 to 1."""
         channels = 3 if volume.is_color else len(batch.voi)
-        if self._planes is None or self._planes.shape[1] != channels:
+        if self._buffer is None or self._buffer.shape[1] != channels:
             shape = (self._resizer.at_once, channels, *self._recipe.hw)
             fill = self._recipe.fill_value
-            self._planes = torch.full(shape, fill, dtype=torch.float32, device=self._device)
-        planes = self._planes[: len(batch.targets)]
+            self._buffer = torch.full(shape, fill, dtype=torch.float32, device=self._device)
+        images = self._buffer[: len(batch.targets)]
         for c in range(channels):
-            values = self._upright(volume.array[c if volume.is_color else 0, batch.slices])
+            values = self._load_slices(volume.array[c if volume.is_color else 0, batch.slices])
             masked = None if volume.is_color else volume.padding
-            padding = None if masked is None else self._upright(masked[0, batch.slices])
+            padding = None if masked is None else self._load_slices(masked[0, batch.slices])
             voi = batch.voi[c] if batch.voi else volume.white
-            load = partial(_load, values=values, voi=voi, padding=padding, inverted=volume.inverted)
-            self._resizer(load, planes[:, c])
-        return planes.clamp_(0.0, 1.0)
+            load = partial(_load_rows, values=values, voi=voi, padding=padding, inverted=volume.inverted)
+            self._resizer(load, images[:, c])
+        return images.clamp_(0.0, 1.0)
 
-    def _upright(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        """Return slices as a tensor, the rows of the display first; flips are left to the resizer."""
-        return _tensor(array.transpose(0, 2, 1) if self._pose.swapped else array, self._device)
+    def _load_slices(self, array: npt.NDArray[Any]) -> torch.Tensor:
+        """Return slices as a tensor with the rows of the display first; the resizer flips them."""
+        return _to_tensor(array.transpose(0, 2, 1) if self._orientation.swapped else array, self._device)
 
 
-def _load(
+def _load_rows(
     rows: slice,
     buffer: torch.Tensor,
     *,
@@ -162,13 +143,13 @@ def _load(
     padding: torch.Tensor | None,
     inverted: bool,
 ) -> float:
-    """Write rows over a buffer as brightness above black, and return its unit; a float is a color's white."""
+    """Write rows as intensity above black into a buffer, and return their scale; a float is a white."""
     part = values[:, rows]
     if isinstance(voi, float):
         buffer.copy_(part)
         scale = 1.0 / voi
     else:
-        scale = intensity_into(buffer, part, voi, inverted=inverted)
+        scale = write_intensity(buffer, part, voi, inverted=inverted)
     # a sum is twenty times faster than a mask, and few images need the mask
     if part.is_floating_point() and not math.isfinite(float(part.sum())):
         buffer.masked_fill_(~torch.isfinite(part), 0.0)
@@ -178,61 +159,60 @@ def _load(
     return scale
 
 
-def _windows(recipe: Preprocess, volume: Volume) -> tuple[tuple[Voi, ...], ...]:
-    """Return for each channel its window of all slices (one), or of each."""
+def _choose_windows(recipe: Preprocess, volume: Volume) -> tuple[tuple[Voi, ...], ...]:
+    """Return for each channel the window of all slices (one), or of each."""
     if volume.is_color:
         return ()
-    wanted = recipe.window if isinstance(recipe.window, tuple) else (recipe.window,)
-    return tuple(choose_voi(volume, window, recipe.percentiles) for window in wanted)
+    return tuple(choose_voi(volume, window, recipe.percentiles) for window in list_windows(recipe))
 
 
-def channels_of(recipe: Preprocess, image: Volume) -> int:
-    """Return how many channels differ: 3, or 1 where all are the same picture."""
+def count_channels(recipe: Preprocess, image: Volume) -> int:
+    """Return the number of distinct channels: 3, or 1 if all are equal."""
     return 3 if image.is_color or recipe.channels != "repeat" else 1
 
 
 def _is_adjacent(recipe: Preprocess, image: Volume) -> bool:
-    """Whether neighboring slices are channels; colors have channels of their own."""
+    """Whether neighboring slices are channels; color images have channels of their own."""
     return recipe.channels == "adjacent" and not image.is_color
 
 
-def _targets(recipe: Preprocess, depth: int, *, adjacent: bool) -> dict[int, list[_Target]]:
-    """Return for each slice, by its index as it is displayed, where it is shown."""
+def _plan_targets(recipe: Preprocess, depth: int, *, adjacent: bool) -> dict[int, list[_Target]]:
+    """Return the targets of each slice, by its display index."""
     targets: dict[int, list[_Target]] = defaultdict(list)
-    for picture, center in enumerate(choose_slices(depth, recipe.slices)):
+    for image, center in enumerate(choose_slices(depth, recipe.slices)):
         if adjacent:
-            for channel, d in enumerate(neighbors(center, depth)):
-                targets[d].append(_Target(picture, channel, center))
+            for channel, d in enumerate(neighbor_indices(center, depth)):
+                targets[d].append(_Target(image, channel, center))
         else:
-            targets[center].append(_Target(picture, None, center))
+            targets[center].append(_Target(image, None, center))
     return targets
 
 
-def _runs(targets: list[list[_Target]]) -> Iterator[tuple[int, int, _Target]]:
-    """Group planes that go to pictures one after the other: (first plane, count, first target)."""
+def _group_runs(targets: list[list[_Target]]) -> Iterator[tuple[int, int, _Target]]:
+    """Group slices of consecutive images: (first slice, count, first target)."""
     pairs = sorted(
-        ((t.channel or 0, t.picture, plane, t) for plane, each in enumerate(targets) for t in each),
+        ((t.channel or 0, t.image, index, t) for index, each in enumerate(targets) for t in each),
         key=itemgetter(0, 1),
     )
     for _, run in groupby(enumerate(pairs), lambda p: (p[1][0], p[1][1] - p[0], p[1][2] - p[0])):
-        (_, (_, _, plane, target)), *rest = run
-        yield plane, 1 + len(rest), target
+        (_, (_, _, index, target)), *rest = run
+        yield index, 1 + len(rest), target
 
 
-def _tensor(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
-    """Return an array as a tensor, without copying where device and type allow; it must not be written to."""
+def _to_tensor(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    """Return an array as a read-only tensor, without copying if device and dtype allow."""
     if array.dtype.kind == "b":
         array = array.view(np.uint8)
     if array.dtype == np.uint16 and device.type != "cpu":
-        # devices compute little with uint16
-        return _tensor(array.view(np.int16), device).to(torch.int32).bitwise_and_(0xFFFF)
-    if array.dtype not in _TORCH_KNOWS or not array.dtype.isnative or min(array.strides) < 0:
-        array = _float32(array)
+        # few operations on devices take uint16
+        return _to_tensor(array.view(np.int16), device).to(torch.int32).bitwise_and_(0xFFFF)
+    if array.dtype not in _TORCH_DTYPES or not array.dtype.isnative or min(array.strides) < 0:
+        array = _to_float32(array)
     return torch.from_numpy(np.asarray(_Readable(array))).to(device, non_blocking=True)
 
 
-def _float32(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Return an array in single precision; what is beyond its range becomes the greatest number."""
+def _to_float32(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Convert an array to float32; values beyond its range become the largest number."""
     with np.errstate(over="ignore", invalid="ignore"):
         single = np.ascontiguousarray(array, np.float32)
         # a sum is faster than a mask, and few images need the mask
@@ -243,7 +223,7 @@ def _float32(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 
 
 class _Readable:
-    """A read-only array that doesn't say so: torch warns of these, and has no tensors that are read-only."""
+    """A read-only array that claims to be writable, since torch warns of read-only ones."""
 
     def __init__(self, array: npt.NDArray[Any]) -> None:
         self._array = array

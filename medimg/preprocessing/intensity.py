@@ -1,4 +1,4 @@
-"""Windows and lookup tables on tensors."""
+"""Windows, lookup tables and normalization of tensors."""
 
 from __future__ import annotations
 
@@ -14,89 +14,60 @@ from medimg.core.window import LookupTable, Voi, Window
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["apply_voi", "intensity_into", "normalize_channel", "normalize_into"]
+__all__ = ["apply_voi", "normalize_channel", "normalize_into", "write_intensity"]
 
-#: Width and center of windows for which single precision has room, whatever the values.
+#: Range of widths and centers of windows that single precision can hold, whatever the values.
 _LEAST: Final = 1e-30
 _MOST: Final = 1e30
 
 
 def apply_voi(values: torch.Tensor, voi: Voi) -> torch.Tensor:
-    """
-    Map modality values to 0..1, as :meth:`medimg.Window.apply` does in float64.
-
-    Parameters
-    ----------
-    values : torch.Tensor
-        Any shape, float32 or integers.
-    voi : Window or LookupTable
-        What to apply.
-
-    Returns
-    -------
-    torch.Tensor
-        float32, the same shape and device.
-    """
+    """Map modality values of any shape to 0..1 in float32, as :meth:`medimg.Window.apply` does in float64."""
     shown = torch.empty(values.shape, dtype=torch.float32, device=values.device)
-    scale = intensity_into(shown, values, voi)
+    scale = write_intensity(shown, values, voi)
     return shown.mul_(scale).clamp_(0.0, 1.0)
 
 
-def intensity_into(shown: torch.Tensor, values: torch.Tensor, voi: Voi, *, inverted: bool = False) -> float:
+def write_intensity(shown: torch.Tensor, values: torch.Tensor, voi: Voi, *, inverted: bool = False) -> float:
     """
-    Write how far values are above black, in a unit that is left to the caller, over a buffer.
+    Write the intensity above black of `values` into the float32 buffer `shown`, and return its scale.
 
-    Linear windows are left in modality units: they are clamped, and what is black is subtracted, which is
-    exact for whole numbers; the one multiplication by the slope can wait until pictures are small.
-
-    Parameters
-    ----------
-    shown : torch.Tensor
-        float32, the buffer.
-    values : torch.Tensor
-        Of the same shape; float32 or integers. What is not finite gives anything.
-    voi : Window or LookupTable
-        What to apply.
-    inverted : bool
-        Whether the greatest brightness is black and 0 white.
-
-    Returns
-    -------
-    float
-        What to multiply with so that white is 1; black is exactly 0 before.
+    Multiplied by the scale, white is 1; black is exactly 0 before. Linear windows are left in modality units,
+    clamped, with black subtracted, which is exact for whole numbers; the multiplication by the slope can wait
+    until images are small. The result for non-finite values is undefined.
     """
     if isinstance(voi, LookupTable):
         table = 1.0 - voi.normalized() if inverted else voi.normalized()
         entries = torch.from_numpy(table).to(values.device, torch.float32)
-        shown.copy_(entries[_places(values, voi)])
+        shown.copy_(entries[_index_table(values, voi)])
         return 1.0
     if not _fits_float32(voi):
-        shown.copy_(_in_float64(values, voi))
+        shown.copy_(_apply_in_float64(values, voi))
         if inverted:
             shown.neg_().add_(1.0)
         return 1.0
     shown.copy_(values)
     if voi.is_step:
-        # for float32 values, no other float32 threshold makes the same difference
+        # the only float32 threshold that separates float32 values as the window does
         compare: Callable[..., torch.Tensor] = torch.le if inverted else torch.gt
-        shown.copy_(compare(shown, _float32_below(voi.threshold)))
+        shown.copy_(compare(shown, _round_down_to_float32(voi.threshold)))
         return 1.0
     if voi.function == "SIGMOID":
         _subtract(shown, voi.center)
         shown.mul_(math.copysign(4.0 / voi.width, -1.0 if inverted else 1.0)).sigmoid_()
         return 1.0
-    return _ramp(shown, voi, inverted=inverted)
+    return _apply_ramp(shown, voi, inverted=inverted)
 
 
 def _fits_float32(window: Window) -> bool:
-    """Whether single precision can tell the window's black from its white, and has both."""
+    """Whether single precision distinguishes the window's black from its white, and holds both."""
     width = window.width - (window.function == "LINEAR" and not window.is_step)
     return _LEAST <= width <= _MOST and abs(window.center) <= _MOST
 
 
-def _in_float64(values: torch.Tensor, window: Window) -> torch.Tensor:
-    """Return the brightness, 0 to 1: slowly, and without a number that overflows."""
-    # not all devices know float64
+def _apply_in_float64(values: torch.Tensor, window: Window) -> torch.Tensor:
+    """Return the intensity, 0 to 1, in float64: slower, but without overflow."""
+    # not all devices have float64
     x = values.cpu().to(torch.float64)
     if window.is_step:
         return (x > window.threshold).to(torch.float32)
@@ -106,7 +77,7 @@ def _in_float64(values: torch.Tensor, window: Window) -> torch.Tensor:
     return shown.to(torch.float32)
 
 
-def _ramp(shown: torch.Tensor, window: Window, *, inverted: bool) -> float:
+def _apply_ramp(shown: torch.Tensor, window: Window, *, inverted: bool) -> float:
     slope, _ = window.ramp()
     if window.function == "LINEAR":
         width, low = window.width - 1.0, window.center - 0.5 - (window.width - 1.0) / 2
@@ -121,65 +92,45 @@ def _ramp(shown: torch.Tensor, window: Window, *, inverted: bool) -> float:
 
 
 def _subtract(shown: torch.Tensor, value: float) -> None:
-    """Subtract in place, in two steps where `value` is no float32: a narrow window may lie far from 0."""
+    """Subtract in place, in two steps if `value` is not a float32: a narrow window may be far from 0."""
     whole = float(np.float32(round(value)))
     shown.sub_(whole)
     if value != whole:
         shown.sub_(value - whole)
 
 
-def _float32_below(value: float) -> float:
-    """Return the greatest float32 that is not above a number."""
+def _round_down_to_float32(value: float) -> float:
+    """Return the largest float32 that is not above a number."""
     nearest = np.float32(value)
     return float(nearest if float(nearest) <= value else np.nextafter(nearest, np.float32(-np.inf)))
 
 
-def _places(values: torch.Tensor, table: LookupTable) -> torch.Tensor:
-    """Where in a table to look values up."""
+def _index_table(values: torch.Tensor, table: LookupTable) -> torch.Tensor:
+    """Return the table indices of values."""
     last = table.entries.size - 1
     if values.is_floating_point():
-        # clamped first: what is far outside, or not finite, is no int64
+        # clamped first, since values far outside, or not finite, are not int64
         whole = torch.nan_to_num(values.to(torch.float32).floor()).clamp_(table.first, table.first + last)
         return whole.to(torch.int64).sub_(table.first).clamp_(0, last)
     return values.to(torch.int64).sub_(table.first).clamp_(0, last)
 
 
-def normalize_channel(out: torch.Tensor, plane: torch.Tensor, mean: float, std: float) -> None:
-    """
-    Write ``(plane - mean) / std`` into `out`, as one multiply-add that is rounded once.
-
-    Parameters
-    ----------
-    out, plane : torch.Tensor
-        Any one shape, float32, on one device.
-    mean, std : float
-        Of the channel.
-    """
-    torch.add(_shift(-mean / std, plane.device), plane, alpha=1.0 / std, out=out)
+def normalize_channel(out: torch.Tensor, image: torch.Tensor, mean: float, std: float) -> None:
+    """Write ``(image - mean) / std`` into `out`, as one multiply-add that is rounded once."""
+    torch.add(_make_constant(-mean / std, image.device), image, alpha=1.0 / std, out=out)
 
 
 @lru_cache(maxsize=256)
-def _shift(value: float, device: torch.device) -> torch.Tensor:
+def _make_constant(value: float, device: torch.device) -> torch.Tensor:
     with torch.inference_mode(mode=False):
         return torch.tensor(value, dtype=torch.float32, device=device)
 
 
 def normalize_into(
-    out: torch.Tensor, planes: torch.Tensor, mean: Sequence[float], std: Sequence[float]
+    out: torch.Tensor, images: torch.Tensor, mean: Sequence[float], std: Sequence[float]
 ) -> None:
-    """
-    Normalize pictures.
-
-    Parameters
-    ----------
-    out : torch.Tensor
-        (N, 3, H, W) float32, overwritten.
-    planes : torch.Tensor
-        (N, 1 or 3, H, W) float32, 0 to 1: one for all channels, or one for each.
-    mean, std : sequence of 3 floats
-        Of the channels.
-    """
-    channels = planes.unbind(1)
+    """Normalize images (N, 1 or 3, H, W), 0 to 1, into `out` (N, 3, H, W) float32."""
+    channels = images.unbind(1)
     for channel, target in enumerate(out.unbind(1)):
-        plane = channels[channel if len(channels) > 1 else 0]
-        normalize_channel(target, plane, mean[channel], std[channel])
+        image = channels[channel if len(channels) > 1 else 0]
+        normalize_channel(target, image, mean[channel], std[channel])

@@ -1,4 +1,4 @@
-"""How slices lie in an array, against how they are displayed."""
+"""Orientation of stored slices relative to their display."""
 
 from __future__ import annotations
 
@@ -20,16 +20,10 @@ __all__ = ["DisplayOrientation"]
 @dataclass(frozen=True, slots=True)
 class DisplayOrientation:
     """
-    How slices lie in an array, against how they are displayed.
+    Orientation of stored slices relative to their display.
 
-    Attributes
-    ----------
-    turned : bool
-        Whether the slices are in reverse order.
-    swapped : bool
-        Whether the rows of the display are columns of the array.
-    flips : tuple of 2 bools
-        Whether rows and columns of the display run backwards in the array.
+    `turned`: the slice order is reversed; `swapped`: rows of the display are columns of the array; `flips`:
+    rows and columns of the display run backwards in the array.
     """
 
     turned: bool = False
@@ -38,7 +32,7 @@ class DisplayOrientation:
 
     @classmethod
     def of(cls, image: Volume | Series, recipe: Preprocess) -> DisplayOrientation:
-        """Return that of an image, for what a recipe calls upright."""
+        """Return the orientation of an image for the display that a recipe asks for."""
         if recipe.orientation == "stored" or image.space != "patient":
             return cls()
         _, _, axes, flips = reorient(np.empty((1, 1, 1)), image.affine, display_code(image.affine))
@@ -51,6 +45,6 @@ class DisplayOrientation:
             return (width, height), (between_columns, between_rows)
         return (height, width), (between_rows, between_columns)
 
-    def upright(self, volume: Volume) -> Volume:
-        """Return a volume of this pose as it is displayed."""
+    def reorient(self, volume: Volume) -> Volume:
+        """Reorient a volume of this orientation for display."""
         return volume if self == DisplayOrientation() else volume.reorient(display_code(volume.affine))

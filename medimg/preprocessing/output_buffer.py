@@ -1,4 +1,4 @@
-"""Where pictures go: a new tensor, or one of the caller."""
+"""Output tensors: new ones, or buffers of the caller."""
 
 from __future__ import annotations
 
@@ -17,25 +17,14 @@ if TYPE_CHECKING:
 
     from medimg.preprocessing.preprocess import Preprocess
 
-__all__ = ["Canvas", "Output", "open_output"]
+__all__ = ["Output", "OutputImages", "open_output"]
 
 _CPU: Final = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Output:
-    """
-    Where pictures go.
-
-    Attributes
-    ----------
-    device : torch.device
-        Where they are computed and lie.
-    out : torch.Tensor or None
-        A tensor of the caller that takes normalized pictures.
-    normalized : bool
-        Whether they are normalized, and have three channels.
-    """
+    """The requested output: its device, the caller's buffer, and whether images are normalized."""
 
     device: torch.device = _CPU
     out: torch.Tensor | None = None
@@ -49,125 +38,90 @@ class Output:
         *,
         normalized: bool = False,
     ) -> Output:
-        """
-        Return the output that a caller asks for; by default on the device of `out`, or the CPU.
-
-        Raises
-        ------
-        PreprocessError
-            If there is no such device, `out` is no tensor, or it lies on another device.
-        """
+        """Return the requested output, by default on the device of `out`, or the CPU."""
         if out is not None and not isinstance(out, torch.Tensor):
-            raise PreprocessError(f"out is a tensor; found a {type(out).__name__}")
-        chosen = _device(device if device is not None else _CPU if out is None else out.device)
-        if out is not None and not _is_same(out.device, chosen):
-            raise PreprocessError(f"out lies on {out.device}, and device is {chosen}; give only one of them")
+            raise PreprocessError(f"out must be a tensor; found a {type(out).__name__}")
+        chosen = _check_device(device if device is not None else _CPU if out is None else out.device)
+        if out is not None and not _is_same_device(out.device, chosen):
+            raise PreprocessError(f"out is on {out.device}, and device is {chosen}; give only one of them")
         return cls(chosen, out, normalized)
 
     def check(self, recipe: Preprocess, count: int) -> None:
-        """
-        Check that the caller's tensor takes `count` normalized pictures.
-
-        Raises
-        ------
-        PreprocessError
-            If its type, shape or layout is another.
-        """
+        """Raise PreprocessError if the caller's buffer does not take `count` normalized images."""
         if self.out is None:
             return
         found, wanted = tuple(self.out.shape), (3, *recipe.hw)
         if len(found) != 4 or found[1:] != wanted or found[0] < count:
             expected = f"at least ({count}, {', '.join(map(str, wanted))})"
-            raise PreprocessError(f"out needs the shape {expected}, for {count} pictures; found {found}")
+            raise PreprocessError(f"out must have the shape {expected}, for {count} images; found {found}")
         if self.out.dtype != torch.float32 or not self.out.is_contiguous():
             layout = "contiguous" if self.out.is_contiguous() else "not contiguous"
-            raise PreprocessError(f"out is a contiguous float32 tensor; found {self.out.dtype}, {layout}")
+            raise PreprocessError(
+                f"out must be a contiguous float32 tensor; found {self.out.dtype}, {layout}"
+            )
         if self.out.requires_grad:
-            raise PreprocessError("out is a tensor without gradients; found one that requires them")
+            raise PreprocessError("out must not require gradients")
 
-    def canvas(self, recipe: Preprocess, count: int, channels: int) -> Canvas:
-        """
-        Return the canvas of `count` pictures; their `channels` are three where they are normalized.
-
-        Raises
-        ------
-        PreprocessError
-            See :meth:`check`.
-        """
+    def allocate(self, recipe: Preprocess, count: int, channels: int) -> OutputImages:
+        """Allocate `count` images of `channels` channels, three if normalized, or use the caller's buffer."""
         self.check(recipe, count)
         if self.out is not None:
-            pictures = self.out[:count]
+            images = self.out[:count]
         else:
-            pictures = _empty((count, 3 if self.normalized else channels, *recipe.hw), self.device)
-        return Canvas(pictures, (recipe.mean, recipe.std) if self.normalized else None)
+            images = _allocate_uninitialized(
+                (count, 3 if self.normalized else channels, *recipe.hw), self.device
+            )
+        return OutputImages(images, (recipe.mean, recipe.std) if self.normalized else None)
 
 
-class Canvas:
-    """
-    Pictures to be painted.
-
-    Parameters
-    ----------
-    pictures : torch.Tensor
-        (N, C, H, W) float32, overwritten: with C = 3 where they are normalized.
-    normalization : tuple of two triples of floats, optional
-        Mean and standard deviation of the channels.
-    """
+class OutputImages:
+    """Images (N, C, H, W) float32 to write, normalized on the way if a mean and std are given."""
 
     def __init__(
         self,
-        pictures: torch.Tensor,
+        images: torch.Tensor,
         normalization: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> None:
-        self.pictures = pictures
+        self.images = images
         self._normalization = normalization
 
-    def put(self, planes: torch.Tensor, first: int, channel: int | None = None) -> None:
-        """
-        Paint consecutive pictures.
-
-        Parameters
-        ----------
-        planes : torch.Tensor
-            (n, 1, H, W) for one or all channels, or (n, 3, H, W), 0 to 1.
-        first : int
-            The first picture.
-        channel : int, optional
-            The only channel that is painted.
-        """
-        part = self.pictures[first : first + len(planes)]
+    def write(self, images: torch.Tensor, first: int, channel: int | None = None) -> None:
+        """Write n consecutive images (n, 1 or 3, H, W), 0 to 1, from index `first`; all channels or one."""
+        part = self.images[first : first + len(images)]
         for c in range(part.shape[1]) if channel is None else (channel,):
-            plane = planes[:, c if planes.shape[1] > 1 else 0]
+            image = images[:, c if images.shape[1] > 1 else 0]
             if self._normalization is None:
-                part[:, c].copy_(plane)
+                part[:, c].copy_(image)
             else:
                 mean, std = self._normalization
-                normalize_channel(part[:, c], plane, mean[c], std[c])
+                normalize_channel(part[:, c], image, mean[c], std[c])
 
 
-def _empty(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Return a float32 tensor of whatever was there; NumPy's memory comes in large pages, where these are."""
+def _allocate_uninitialized(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Allocate an uninitialized float32 tensor; NumPy's memory uses huge pages if available."""
     if device.type == "cpu":
         return torch.from_numpy(np.empty(shape, np.float32))
     return torch.empty(shape, dtype=torch.float32, device=device)
 
 
 def open_output(out: torch.Tensor | None) -> AbstractContextManager[object]:
-    """Return a context without gradients: the inference mode for what was made in it, as torch demands."""
+    """Return a context without gradients: inference mode if `out` was made in it, as torch requires."""
     return torch.inference_mode() if out is not None and out.is_inference() else torch.no_grad()
 
 
-def _is_same(found: torch.device, wanted: torch.device) -> bool:
-    """Whether a tensor's device is the one that was asked for: "cuda" means any of its numbers."""
+def _is_same_device(found: torch.device, wanted: torch.device) -> bool:
+    """Whether a tensor's device is the requested one: "cuda" means any index."""
     return found.type == wanted.type and wanted.index in {None, found.index}
 
 
-def _device(wanted: str | torch.device) -> torch.device:
-    """Return a device that computes."""
+def _check_device(wanted: str | torch.device) -> torch.device:
+    """Return a device that is available."""
     try:
         device = torch.device(wanted)
         torch.zeros(1, device=device).item()
-    # torch says in many ways that a device is unknown or not there
+    # torch raises many types of error for unknown or missing devices
     except (RuntimeError, AssertionError, TypeError, ValueError, NotImplementedError, ImportError):
-        raise PreprocessError(f'no device {wanted!r} here; expected one of torch, such as "cpu"') from None
+        raise PreprocessError(
+            f'no device {wanted!r} is available; expected a device of torch, such as "cpu"'
+        ) from None
     return device

@@ -1,4 +1,4 @@
-"""The recipe: the whole way from a volume to a tensor as one frozen, serializable value."""
+"""The preprocessing recipe: all steps from a volume to a tensor, as one frozen, serializable object."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import json
 import math
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, get_args
 
 import torch
 
 from medimg._validation import check_choice
 from medimg.core.display import DECLARED
-from medimg.core.resample import checked_spacing
+from medimg.core.resample import check_spacing
 from medimg.core.window import PRESETS, Window
 from medimg.errors import PreprocessError
+from medimg.preprocessing._slice_selection import list_windows
 from medimg.preprocessing.intensity import normalize_into
 from medimg.preprocessing.output_buffer import Output
 from medimg.preprocessing.render import Rendered, count_images, render
@@ -23,20 +24,21 @@ from medimg.preprocessing.resize import Fit
 
 if TYPE_CHECKING:
     from medimg.core.volume import Volume
+    from medimg.errors import MedimgError
     from medimg.io.read import Source
     from medimg.io.series import Series
     from medimg.preprocessing._slice_selection import SliceChoice
 
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preprocess", "to_tensor"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preprocess", "check_same_preprocessing", "to_tensor"]
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
-#: Raised whenever the same fields would give other tensors than before.
+#: Incremented whenever the same fields would give other tensors than before.
 _REVISION: Final = 3
 
-#: Beyond it, single precision has no numbers.
+#: Beyond this, single precision overflows.
 _MOST_DEVIATIONS: Final = 1e30
 
 OneWindow: TypeAlias = str | Window
@@ -47,44 +49,44 @@ Orientation: TypeAlias = Literal["display", "stored"]
 @dataclass(frozen=True, slots=True)
 class Preprocess:
     """
-    A recipe from an image to normalized tensors.
+    A preprocessing recipe: all steps from an image to normalized tensors.
 
-    The order of operations is that of PS3.4 N.2: modality values, resampling in modality units, window or
-    VOI LUT, inversion for MONOCHROME1, then resizing and normalization. Color images are taken as they are.
+    The order of operations follows PS3.4 N.2: modality values, resampling in modality units, window or VOI
+    LUT, inversion for MONOCHROME1, then resizing and normalization. Color images are not windowed.
 
     Parameters
     ----------
     window : str, Window, or three of these
-        "auto": by modality (CT: soft_tissue; CR, DX, MG: what the file declares, else percentiles; all
+        "auto": by modality (CT: soft_tissue; CR, DX, MG: the window the file declares, else percentiles; all
         others: percentiles). "dicom": the first window or table that the file declares; "dicom:1": another
-        of its alternatives, by its place, from 0; "dicom:BONE": the one that the file explains so.
-        "percentile". The name of a preset. A :class:`Window`. Three of these make the three channels.
+        alternative, by index from 0; "dicom:BONE": the one with this explanation. "percentile". The name of a
+        preset. A :class:`Window`. Three of these make the three channels.
     channels : {"repeat", "windows", "adjacent"}
-        "repeat": one picture in three equal channels. "windows": one channel for each of three windows.
-        "adjacent": the slice before, the slice, the slice after (2.5-D).
+        "repeat": one image in three equal channels. "windows": one channel for each of three windows.
+        "adjacent": the previous slice, the slice, the next slice (2.5-D).
     slices : "all", "middle" or int
-        Which slices become pictures; an int takes that many, evenly spaced.
+        Slices to render; an int takes that many, evenly spaced.
     spacing : float, tuple of 3 floats, or None
-        Resample to this spacing (D, H, W), in millimeters, before windowing.
+        Spacing (D, H, W) to resample to before windowing, in millimeters; None to keep that of the image.
     size : int or tuple of 2 ints
-        Rows and columns of the pictures.
+        Rows and columns of the output.
     fit : {"pad", "crop", "stretch"}
-        How a picture of another aspect fits, in physical aspect: all of it padded with `fill`, covering all,
-        or distorted.
+        How an image of another aspect ratio is fitted, in physical units: padded with `fill`, cropped about
+        the center, or distorted.
     fill : "background" or float
-        Brightness of what the image does not cover, 0 (black) to 1; "background" is black.
+        Intensity of padding, 0 (black) to 1 (white); "background" is black.
     mean, std : tuple of 3 floats
-        Normalization of the channels; by default ImageNet's.
+        Mean and standard deviation for normalization of the channels; by default ImageNet's.
     percentiles : tuple of 2 floats
-        What "percentile" means; padding and non-finite values take no part.
+        Low and high percentile of "percentile" windows; padding and non-finite values are ignored.
     orientation : {"display", "stored"}
-        "display": the way radiologists look at such slices, whatever the array order, wherever the
-        orientation in the patient is known. "stored": as the array lies.
+        "display": the standard radiological view, whatever the array order, if the orientation in the patient
+        is known. "stored": the array order.
 
     Raises
     ------
     PreprocessError
-        If a field is unsound or two contradict each other.
+        If a field is invalid or two contradict each other.
 
     Examples
     --------
@@ -112,7 +114,7 @@ class Preprocess:
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("size", "slices", "spacing", "fill", "mean", "std", "percentiles"):
-            object.__setattr__(self, name, _plain(getattr(self, name)))
+            object.__setattr__(self, name, _to_python_numbers(getattr(self, name)))
         if self.channels == "repeat" and isinstance(self.window, tuple):
             object.__setattr__(self, "channels", "windows")
         _check_choices(self)
@@ -121,69 +123,69 @@ class Preprocess:
 
     @property
     def hw(self) -> tuple[int, int]:
-        """Rows and columns of the pictures."""
+        """Rows and columns of the output."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
     @property
     def fill_value(self) -> float:
-        """Brightness, 0 to 1, of what the image does not cover."""
+        """Intensity of padding, 0 to 1."""
         return 0.0 if self.fill == "background" else float(self.fill)
 
     @property
     def background(self) -> torch.Tensor:
-        """Return the normalized value of what the image does not cover: (3, 1, 1) float32."""
+        """Normalized value of padding: (3, 1, 1) float32."""
         fill = torch.full((1, 1, 1, 1), self.fill_value, dtype=torch.float32)
         return self.normalize(fill)[0]
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that differ whenever the tensors may."""
+        """Hash of the recipe, 16 hexadecimal digits: equal only if the tensors are."""
         canonical = json.dumps([_REVISION, self.to_dict()], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def replace(self, **changes: Any) -> Preprocess:
-        """Return the recipe with some fields changed."""
+        """Return a copy of the recipe with some fields changed."""
         return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields as values that JSON knows."""
+        """Return all fields as JSON-compatible values."""
 
-        def plain(value: Any) -> Any:
+        def to_plain(value: Any) -> Any:
             if isinstance(value, Window):
                 return value.to_dict()
             if isinstance(value, tuple):
-                return [plain(v) for v in value]
+                return [to_plain(v) for v in value]
             return value
 
-        return {f.name: plain(getattr(self, f.name)) for f in fields(self)}
+        return {f.name: to_plain(getattr(self, f.name)) for f in fields(self)}
 
     @classmethod
     def from_dict(cls, recipe: dict[str, Any]) -> Preprocess:
         """
-        Return the recipe that :meth:`to_dict` was called on.
+        Make a recipe from the values of :meth:`to_dict`.
 
         Raises
         ------
         PreprocessError
-            If a field is unknown or unsound.
+            If a field is unknown or invalid.
         """
 
-        def rich(value: Any) -> Any:
+        def from_plain(value: Any) -> Any:
             if isinstance(value, dict):
                 return Window(**value)
-            return tuple(rich(v) for v in value) if isinstance(value, list) else value
+            return tuple(from_plain(v) for v in value) if isinstance(value, list) else value
 
         unknown = set(recipe) - {f.name for f in fields(cls)}
         if unknown:
-            raise PreprocessError(f"unknown fields in a recipe: {', '.join(sorted(map(repr, unknown)))}")
+            raise PreprocessError(f"unknown fields of a recipe: {', '.join(sorted(map(repr, unknown)))}")
         try:
-            return cls(**{name: rich(value) for name, value in recipe.items()})
+            return cls(**{name: from_plain(value) for name, value in recipe.items()})
         except (TypeError, ValueError) as error:
-            raise PreprocessError(f"a recipe has a field of the wrong kind: {error}") from None
+            raise PreprocessError(f"a recipe has a field of the wrong type: {error}") from None
 
     def count(self, series: Series) -> int:
         """
-        Return how many pictures the recipe makes of a series, without reading its pixels.
+        Return the number of images the recipe makes of a series, without reading its pixels.
 
         Raises
         ------
@@ -194,17 +196,17 @@ class Preprocess:
 
     def render(self, source: Source | Volume, *, device: str | torch.device | None = None) -> Rendered:
         """
-        Make pictures that are not normalized yet.
+        Render images without normalization.
 
-        A series is read a few slices at a time, and only what is needed, unless its windows need all of it:
-        percentiles do.
+        A series is read a few slices at a time, and only the slices needed, unless its windows depend on all
+        of it, as percentiles do.
 
         Parameters
         ----------
         source : str, Path, list of these, Series or Volume
-            What to read.
+            Image; see :func:`medimg.read`.
         device : str or torch.device, optional
-            Where to compute; the CPU by default.
+            Device for computation; the CPU by default.
 
         Returns
         -------
@@ -222,7 +224,7 @@ class Preprocess:
 
     def normalize(self, planes: torch.Tensor) -> torch.Tensor:
         """
-        Normalize pictures.
+        Normalize images.
 
         Parameters
         ----------
@@ -249,33 +251,32 @@ class Preprocess:
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
-        Make normalized pictures.
+        Render and normalize images.
 
-        A series is read a few slices at a time, and only what is needed, unless its windows need all of it:
-        percentiles do.
+        A series is read a few slices at a time, and only the slices needed, unless its windows depend on all
+        of it, as percentiles do.
 
         Parameters
         ----------
         source : str, Path, list of these, Series or Volume
-            What to read; see :func:`medimg.read`.
+            Image; see :func:`medimg.read`.
         device : str or torch.device, optional
-            Where to compute: that of `out`, or the CPU, by default. Stored values are copied there, and all
-            else is done there.
+            Device for computation, to which stored values are copied; by default that of `out`, or the CPU.
         out : torch.Tensor, optional
-            (at least N, 3, H, W) float32, contiguous: takes the pictures. Writing into the same memory again
-            and again saves the time that fresh memory costs. What it holds after an error is undefined.
+            Output buffer, (at least N, 3, H, W) float32, contiguous; reusing one avoids reallocation. Its
+            content after an error is undefined.
 
         Returns
         -------
         torch.Tensor
-            (N, 3, H, W) float32, N slices in the order in which they are displayed; a view of the first N of
-            `out`, if that is given. The same bits as ``normalize(render(source).planes)``.
+            (N, 3, H, W) float32, N slices in display order; a view of the first N of `out`, if given.
+            Bit-for-bit identical to ``normalize(render(source).planes)``.
 
         Raises
         ------
         PreprocessError
-            If the recipe does not fit the image, there is no such device, or `out` has another shape, type or
-            device; nothing is read then.
+            If the recipe does not fit the image, there is no such device, or `out` has another shape, dtype
+            or device; nothing is read then.
         ReadError, SeriesError
             If the source can't be read.
 
@@ -291,20 +292,48 @@ class Preprocess:
         return render(self, source, Output.of(device, out, normalized=True)).planes
 
 
+class _Recipe(Protocol):
+    """The part of :class:`Preprocess` that is compared."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+def check_same_preprocessing(
+    found: _Recipe,
+    expected: _Recipe,
+    *,
+    name: str = "the dataset",
+    other: str = "the model",
+    hint: str = "use dataset.with_preprocess(model.preprocess)",
+    error: type[MedimgError] = PreprocessError,
+) -> None:
+    """Raise an error naming the fields in which two recipes differ."""
+    if found.fingerprint == expected.fingerprint:
+        return
+    here, there = found.to_dict(), expected.to_dict()
+    fields = [f"{n}={here.get(n)!r}, not {there[n]!r}" for n in there if here.get(n) != there[n]]
+    raise error(
+        f"{name} and {other} differ in preprocessing ({'; '.join(fields) or 'another version'}): {hint}"
+    )
+
+
 def _check_choices(recipe: Preprocess) -> None:
     choices = {"channels": get_args(Channels), "fit": get_args(Fit), "orientation": get_args(Orientation)}
     for name, known in choices.items():
         check_choice(name, getattr(recipe, name), known, error=PreprocessError)
     slices = recipe.slices
     if slices not in ("all", "middle") and (not isinstance(slices, int) or slices < 1):
-        raise PreprocessError(f'slices is "all", "middle" or a positive number; found {slices!r}')
+        raise PreprocessError(f'slices must be "all", "middle" or a positive number; found {slices!r}')
 
 
 def _check_windows(recipe: Preprocess) -> None:
-    windows = recipe.window if isinstance(recipe.window, tuple) else (recipe.window,)
+    windows = list_windows(recipe)
     if (len(windows) == 3) != (recipe.channels == "windows"):
         raise PreprocessError(
-            f'channels="windows" takes three windows, the others take one; '
+            f'channels="windows" takes three windows, the others one; '
             f"found {len(windows)} with channels={recipe.channels!r}"
         )
     named = {"auto", "dicom", "percentile", *PRESETS}
@@ -313,15 +342,15 @@ def _check_windows(recipe: Preprocess) -> None:
             continue
         if not (isinstance(window, str) and window.startswith(DECLARED) and window[len(DECLARED) :].strip()):
             raise PreprocessError(
-                f"unknown window {window!r}; expected a Window, {DECLARED!r} with a place or an explanation, "
+                f"unknown window {window!r}; expected a Window, {DECLARED!r} with an index or explanation, "
                 f"or one of {', '.join(sorted(named))}"
             )
 
 
-def _plain(value: Any) -> Any:
-    """Return numbers, alone or in a tuple, as those of Python: JSON knows only these."""
+def _to_python_numbers(value: Any) -> Any:
+    """Convert numbers, alone or in a tuple, to Python's, the only ones JSON accepts."""
     if isinstance(value, tuple):
-        return tuple(_plain(v) for v in value)
+        return tuple(_to_python_numbers(v) for v in value)
     if isinstance(value, Integral):
         return int(value)
     return float(value) if isinstance(value, Real) else value
@@ -339,25 +368,25 @@ def _check_numbers(recipe: Preprocess) -> None:
     sizes: tuple[Any, ...] = recipe.size if isinstance(recipe.size, tuple) else (recipe.size, recipe.size)
     fill: Any = recipe.fill
     if len(sizes) != 2 or not all(isinstance(n, Integral) and 1 <= int(n) <= 16384 for n in sizes):
-        raise PreprocessError(f"size is one or two positive numbers of pixels; found {recipe.size!r}")
+        raise PreprocessError(f"size must be one or two positive numbers of pixels; found {recipe.size!r}")
     if fill != "background" and not (isinstance(fill, Real) and 0 <= float(fill) <= 1):
-        raise PreprocessError(f'fill is "background" or a brightness from 0 to 1; found {recipe.fill!r}')
+        raise PreprocessError(f'fill must be "background" or an intensity from 0 to 1; found {recipe.fill!r}')
     for name in ("mean", "std"):
         if not _are_numbers(getattr(recipe, name), 3):
-            raise PreprocessError(f"{name} is three finite numbers; found {getattr(recipe, name)!r}")
+            raise PreprocessError(f"{name} must be three finite numbers; found {getattr(recipe, name)!r}")
     if min(recipe.std) <= 0:
         raise PreprocessError(f"std must be positive; found {recipe.std!r}")
     if max(max(1.0, abs(m)) / s for m, s in zip(recipe.mean, recipe.std, strict=True)) > _MOST_DEVIATIONS:
         raise PreprocessError(
-            f"mean {recipe.mean!r} and std {recipe.std!r} are out of all proportion to brightness, 0 to 1"
+            f"mean {recipe.mean!r} and std {recipe.std!r} are out of all proportion to intensities, 0 to 1"
         )
     percentiles = recipe.percentiles
     if not _are_numbers(percentiles, 2) or not 0 <= percentiles[0] < percentiles[1] <= 100:
-        raise PreprocessError(f"percentiles are two ascending numbers, 0 to 100; found {percentiles!r}")
+        raise PreprocessError(f"percentiles must be two ascending numbers, 0 to 100; found {percentiles!r}")
     if recipe.spacing is not None:
-        checked_spacing(recipe.spacing)
+        check_spacing(recipe.spacing)
         if not isinstance(recipe.spacing, Real) and not _are_numbers(recipe.spacing, 3):
-            raise PreprocessError(f"spacing is a number or a tuple of three; found {recipe.spacing!r}")
+            raise PreprocessError(f"spacing must be a number or a tuple of three; found {recipe.spacing!r}")
 
 
 def to_tensor(
@@ -373,23 +402,23 @@ def to_tensor(
     Parameters
     ----------
     source : str, Path, list of these, Series or Volume
-        What to read; see :func:`medimg.read`.
+        Image; see :func:`medimg.read`.
     device : str or torch.device, optional
-        Where to compute; that of `out`, or the CPU, by default.
+        Device for computation; by default that of `out`, or the CPU.
     out : torch.Tensor, optional
-        (at least N, 3, H, W) float32, contiguous: takes the tensors; see :class:`medimg.Preprocess`.
+        Output buffer, (at least N, 3, H, W) float32, contiguous; see :class:`medimg.Preprocess`.
     **recipe_fields
         Fields of :class:`medimg.Preprocess`, such as ``window="lung"``.
 
     Returns
     -------
     torch.Tensor
-        (N, 3, 224, 224) float32 unless `size` says otherwise.
+        (N, 3, H, W) float32, 224×224 by default.
 
     Raises
     ------
     PreprocessError
-        If a field is unknown or unsound, or the recipe does not fit the image.
+        If a field is unknown or invalid, or the recipe does not fit the image.
     ReadError, SeriesError
         If the source can't be read.
 

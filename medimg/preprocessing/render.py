@@ -1,4 +1,4 @@
-"""A recipe carried out: from a source to pictures, normalized or in the range 0 to 1."""
+"""Rendering: from a source to images, normalized or in the range 0 to 1."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ import numpy as np
 import torch
 
 from medimg.core.geometry import display_code
-from medimg.core.resample import resampled_axes
+from medimg.core.resample import plan_axes
 from medimg.core.volume import Volume
 from medimg.errors import PreprocessError
 from medimg.io.read import Source, resolve_source
 from medimg.io.series import PieceReader, Policies, Series
-from medimg.preprocessing._slice_renderer import SliceRenderer, channels_of
-from medimg.preprocessing._slice_selection import SliceSelection, choose_slices, depends_on_all, needed_slices
+from medimg.preprocessing._slice_renderer import SliceRenderer, count_channels
+from medimg.preprocessing._slice_selection import (
+    SliceSelection,
+    choose_slices,
+    depends_on_all,
+    find_needed_slices,
+)
 from medimg.preprocessing.orientation import DisplayOrientation
 from medimg.preprocessing.output_buffer import Output, open_output
 
@@ -34,39 +39,29 @@ _SOME_READ: Final = re.compile(r"\d+ of \d+ slices read")
 
 
 def join_reports(reports: Sequence[ReadReport], part: SliceSelection) -> ReadReport:
-    """
-    Return one report of consecutive slices.
-
-    Parameters
-    ----------
-    reports : sequence of ReadReport
-        Of the pieces, in the order of their slices.
-    part : SliceSelection
-        Which slices they are together.
-    """
+    """Join the reports of consecutive pieces into one."""
     if len(reports) == 1:
         return reports[0]
-    steps = [t for t in _once(r.transforms for r in reports) if not _SOME_READ.fullmatch(t)]
+    steps = [t for t in _deduplicate(r.transforms for r in reports) if not _SOME_READ.fullmatch(t)]
     if not part.is_whole:
         steps.append(f"{len(part.stored)} of {part.depth} slices read")
     numbers = tuple(chain.from_iterable(r.frame_numbers for r in reports))
     return replace(
         reports[0],
-        files=_once(r.files for r in reports),
+        files=_deduplicate(r.files for r in reports),
         sop_instance_uids=tuple(chain.from_iterable(r.sop_instance_uids for r in reports)),
         frame_numbers=numbers if len(numbers) == len(part.stored) else (),
         transforms=tuple(steps),
-        warnings=_once(r.warnings for r in reports),
+        warnings=_deduplicate(r.warnings for r in reports),
     )
 
 
-def _once(texts: Iterable[Iterable[str]]) -> tuple[str, ...]:
-    """Return each text once, in the order of appearance."""
+def _deduplicate(texts: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    """Return each text once, in order of first appearance."""
     return tuple(dict.fromkeys(chain.from_iterable(texts)))
 
 
-# stored bytes that are read at once: so many that reading and computing take turns seldom, and that little
-# memory is held
+# stored bytes read at once: enough that reading and computing alternate rarely, and memory stays small
 _PIECE_CPU: Final = 2**23
 _PIECE_DEVICE: Final = 2**26
 
@@ -74,21 +69,20 @@ _PIECE_DEVICE: Final = 2**26
 @dataclass(frozen=True, slots=True, eq=False)
 class Rendered:
     """
-    Pictures, and where they come from.
+    Rendered images and their origin.
 
     Attributes
     ----------
     planes : torch.Tensor
-        (N, 1 or 3, H, W) float32, 0 (black) to 1 (white); (N, 3, H, W) where they are normalized.
+        (N, 1 or 3, H, W) float32, 0 (black) to 1 (white); (N, 3, H, W) if normalized.
     slices : tuple of int
-        For each picture, the index of its slice in the volume as it was read; the nearest one where the
-        volume was resampled.
+        Index of each image's slice in the volume as read; the nearest one if it was resampled.
     sop_instance_uids : tuple of str
-        Of the slice of each picture; "" where there is none.
+        SOP Instance UID of each image's slice; "" if there is none.
     report : ReadReport
-        How the volume came about, the recipe's steps included.
+        How the volume was read and preprocessed.
     normalized : bool
-        Whether the planes are normalized.
+        Whether the images are normalized.
     """
 
     planes: torch.Tensor = field(repr=False)
@@ -99,36 +93,29 @@ class Rendered:
 
     @property
     def series_uid(self) -> str:
-        """Series Instance UID, or "" where there is none."""
+        """Series Instance UID; "" if there is none."""
         return self.report.series_uid
 
 
 def count_images(recipe: Preprocess, image: Volume | Series) -> int:
-    """
-    Return how many pictures a recipe makes of an image.
-
-    Raises
-    ------
-    PreprocessError
-        If there would be unreasonably many.
-    """
+    """Return the number of images a recipe makes of an image; PreprocessError if unreasonably many."""
     channels, depth = image.shape[:2]
     if recipe.spacing is not None:
         size, spacing = DisplayOrientation.of(image, recipe).grid(image)
         shape = (channels, depth, *size)
-        depth = resampled_axes(shape, (image.spacing[0], *spacing), recipe.spacing)[0].new_size
+        depth = plan_axes(shape, (image.spacing[0], *spacing), recipe.spacing)[0].new_size
     return len(choose_slices(depth, recipe.slices))
 
 
 def render(recipe: Preprocess, source: Source | Volume, output: Output | None = None) -> Rendered:
-    """Carry out a recipe; see :meth:`medimg.Preprocess.render`."""
+    """Render a source or a volume; see :meth:`medimg.Preprocess.render`."""
     output = output or Output()
     if not isinstance(source, Volume):
         series, finish = resolve_source(source)
         return render_series(recipe, series, Policies(), output, finish)
     output.check(recipe, count_images(recipe, source))
-    with _bounded(output):
-        return _of_volume(recipe, source, output)
+    with _guard_memory(output):
+        return _render_volume(recipe, source, output)
 
 
 def render_series(
@@ -139,59 +126,37 @@ def render_series(
     finish: Callable[[Volume], Volume] = lambda volume: volume,
 ) -> Rendered:
     """
-    Carry out a recipe on a series.
+    Render a series; `finish` completes the report of its volume.
 
-    Only the slices that it takes are read, and a few at a time, if nothing depends on the others.
-
-    Parameters
-    ----------
-    recipe : Preprocess
-        What to do.
-    series : Series
-        What to read.
-    policies : Policies
-        How to read it.
-    output : Output, optional
-        Where pictures go.
-    finish : callable
-        What is done with the volume after it is read.
-
-    Returns
-    -------
-    Rendered
-
-    Raises
-    ------
-    PreprocessError
-        If the recipe does not fit the image, or the output does not fit either.
-    ReadError, SeriesError
-        If the series can't be read.
+    Only the slices needed are read, a few at a time, unless an image depends on the other slices.
     """
     output = output or Output()
     output.check(recipe, count_images(recipe, series))
-    part = needed_slices(recipe, series, policies)
-    with _bounded(output):
+    part = find_needed_slices(recipe, series, policies)
+    with _guard_memory(output):
         if part is not None:
-            pieces = _pieces(series, part, policies, output)
-            rendered = _of_pieces(recipe, pieces, part, output, finish)
+            pieces = _read_pieces(series, part, policies, output)
+            rendered = _render_pieces(recipe, pieces, part, output, finish)
             if rendered is not None:
                 return rendered
-        return _of_volume(recipe, finish(series.read(**asdict(policies))), output)
+        return _render_volume(recipe, finish(series.read(**asdict(policies))), output)
 
 
 @contextmanager
-def _bounded(output: Output) -> Iterator[None]:
+def _guard_memory(output: Output) -> Iterator[None]:
     with open_output(output.out):
         try:
             yield
         except MemoryError:
             raise PreprocessError(
-                "no memory for these pictures; choose fewer by slices=, a smaller size or a coarser spacing"
+                "no memory for these images; choose fewer by slices=, a smaller size or a coarser spacing"
             ) from None
 
 
-def _pieces(series: Series, part: SliceSelection, policies: Policies, output: Output) -> Iterator[Volume]:
-    """Yield the slices of a part, a few at a time where reading these does not mean to read all again."""
+def _read_pieces(
+    series: Series, part: SliceSelection, policies: Policies, output: Output
+) -> Iterator[Volume]:
+    """Yield the selected slices, a few at a time if that does not read any file twice."""
     channels, _, height, width = series.shape
     most = _PIECE_CPU if output.device.type == "cpu" else _PIECE_DEVICE
     at_once = max(1, most // (2 * channels * height * width))
@@ -203,27 +168,27 @@ def _pieces(series: Series, part: SliceSelection, policies: Policies, output: Ou
         yield series.read(slices, **asdict(policies))
 
 
-def _of_pieces(
+def _render_pieces(
     recipe: Preprocess,
     pieces: Iterator[Volume],
     part: SliceSelection,
     output: Output,
     finish: Callable[[Volume], Volume],
 ) -> Rendered | None:
-    """Return the pictures of some slices; None if a piece shows that the whole volume is needed for them."""
+    """Render selected slices; None if a piece shows that the whole volume is needed."""
     piece: Volume | None = next(pieces)
     assert piece is not None  # there is no series without slices
     _check_channels(piece)
-    first, pose = piece.take([0]), DisplayOrientation.of(piece, recipe)
+    first, orientation = piece.take([0]), DisplayOrientation.of(piece, recipe)
     chosen = choose_slices(part.depth, recipe.slices)
-    canvas = output.canvas(recipe, len(chosen), channels_of(recipe, first))
-    painter = SliceRenderer(recipe, canvas, part.depth, pose, first)
+    images = output.allocate(recipe, len(chosen), count_channels(recipe, first))
+    renderer = SliceRenderer(recipe, images, part.depth, orientation, first)
     reports: list[ReadReport] = []
     done = 0
     while piece is not None:
-        if depends_on_all(recipe, piece) or not _is_like(piece, first, recipe, pose):
+        if depends_on_all(recipe, piece) or not _is_uniform(piece, first, recipe, orientation):
             return None
-        painter.paint(piece, part.stored[done : done + piece.shape[1]])
+        renderer.render(piece, part.stored[done : done + piece.shape[1]])
         done += piece.shape[1]
         reports.append(piece.report)
         piece = None  # its memory is free before the next is read
@@ -231,34 +196,34 @@ def _of_pieces(
     if done != len(part.stored):
         return None
     report = join_reports(reports, part)
-    shown = _stored(chosen, pose, part.depth)
+    shown = _to_stored_indices(chosen, orientation, part.depth)
     uids = dict(zip(part.stored, report.sop_instance_uids, strict=False))
     return Rendered(
-        planes=canvas.pictures,
+        planes=images.images,
         slices=shown,
         sop_instance_uids=tuple(uids.get(d, "") for d in shown),
-        report=_noted(finish(replace(first, report=report)), recipe),
+        report=_complete_report(finish(replace(first, report=report)), recipe),
         normalized=output.normalized,
     )
 
 
-def _of_volume(recipe: Preprocess, original: Volume, output: Output) -> Rendered:
+def _render_volume(recipe: Preprocess, original: Volume, output: Output) -> Rendered:
     _check_channels(original)
-    pose, depth = DisplayOrientation.of(original, recipe), original.shape[1]
-    # the two cover the same extent along D, from one outer edge on
-    volume = original if recipe.spacing is None else pose.upright(original).resample(recipe.spacing)
+    orientation, depth = DisplayOrientation.of(original, recipe), original.shape[1]
+    # both cover the same extent along D, from the same outer edge
+    volume = original if recipe.spacing is None else orientation.reorient(original).resample(recipe.spacing)
     scale = volume.spacing[0] / original.spacing[0] if recipe.spacing is not None else 1.0
     chosen = choose_slices(volume.shape[1], recipe.slices)
-    canvas = output.canvas(recipe, len(chosen), channels_of(recipe, volume))
-    painter = SliceRenderer(recipe, canvas, volume.shape[1], DisplayOrientation.of(volume, recipe), volume)
-    painter.paint(volume, range(volume.shape[1]))
-    shown = _stored([min(depth - 1, int((d + 0.5) * scale)) for d in chosen], pose, depth)
+    images = output.allocate(recipe, len(chosen), count_channels(recipe, volume))
+    renderer = SliceRenderer(recipe, images, volume.shape[1], DisplayOrientation.of(volume, recipe), volume)
+    renderer.render(volume, range(volume.shape[1]))
+    shown = _to_stored_indices([min(depth - 1, int((d + 0.5) * scale)) for d in chosen], orientation, depth)
     uids = original.report.sop_instance_uids
     return Rendered(
-        planes=canvas.pictures,
+        planes=images.images,
         slices=shown,
         sop_instance_uids=tuple(uids[d] if len(uids) == depth else "" for d in shown),
-        report=_noted(volume, recipe),
+        report=_complete_report(volume, recipe),
         normalized=output.normalized,
     )
 
@@ -271,24 +236,26 @@ def _check_channels(volume: Volume) -> None:
         )
 
 
-def _is_like(piece: Volume, first: Volume, recipe: Preprocess, pose: DisplayOrientation) -> bool:
-    """Whether slices are as the first ones; a whole volume says what is wrong if not."""
+def _is_uniform(piece: Volume, first: Volume, recipe: Preprocess, orientation: DisplayOrientation) -> bool:
+    """Whether a piece has the format of the first one; reading the whole volume reports what differs."""
     facts = [(v.shape[0], v.shape[2:], v.units, v.photometric, v.inverted) for v in (piece, first)]
     if facts[0] != facts[1]:
         return False
     return (
         np.array_equal(piece.affine[:3, :3], first.affine[:3, :3])
-        or DisplayOrientation.of(piece, recipe) == pose
+        or DisplayOrientation.of(piece, recipe) == orientation
     )
 
 
-def _stored(displayed: Sequence[int], pose: DisplayOrientation, depth: int) -> tuple[int, ...]:
-    """Return the indices in the array of slices by their indices in the display."""
-    return tuple(depth - 1 - d if pose.turned else d for d in displayed)
+def _to_stored_indices(
+    displayed: Sequence[int], orientation: DisplayOrientation, depth: int
+) -> tuple[int, ...]:
+    """Return the array indices of slices given by display indices."""
+    return tuple(depth - 1 - d if orientation.turned else d for d in displayed)
 
 
-def _noted(volume: Volume, recipe: Preprocess) -> ReadReport:
-    report, pose = volume.report, DisplayOrientation.of(volume, recipe)
-    if pose != DisplayOrientation():
+def _complete_report(volume: Volume, recipe: Preprocess) -> ReadReport:
+    report, orientation = volume.report, DisplayOrientation.of(volume, recipe)
+    if orientation != DisplayOrientation():
         report = report.then(f"reoriented from {volume.orientation} to {display_code(volume.affine)}")
     return report.then(f"preprocessed by recipe {recipe.fingerprint}")

@@ -1,4 +1,4 @@
-"""Tensors resampled to a spacing, on the device where they are."""
+"""Resampling of tensors to a spacing, on their own device."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 
 from medimg.core.kernels import HALF, Interpolation, interpolation_taps
 from medimg.core.resample import (
-    checked_interpolation,
-    mask_interpolation,
+    check_interpolation,
+    choose_mask_interpolation,
+    plan_axes,
     resample_array,
-    resampled_axes,
 )
 from medimg.errors import PreprocessError
 
@@ -25,20 +25,10 @@ __all__ = ["ResampledTensor", "resample_tensor"]
 
 
 class ResampledTensor(NamedTuple):
-    """
-    Values at another spacing.
+    """Resampled values, and a mask of voxels more than half of which were padding or not finite."""
 
-    Attributes
-    ----------
-    values : torch.Tensor
-        (C, D', H', W') float32.
-    padding : torch.Tensor, optional
-        (C, D', H', W') bool: voxels of which more than half are padding or not finite; None where there was
-        nothing of the kind.
-    """
-
-    values: torch.Tensor
-    padding: torch.Tensor | None
+    values: torch.Tensor  # (C, D', H', W') float32
+    padding: torch.Tensor | None  # (C, D', H', W') bool; None if there is none
 
 
 def resample_tensor(
@@ -51,36 +41,10 @@ def resample_tensor(
     padding: torch.Tensor | None = None,
 ) -> ResampledTensor:
     """
-    Do what :meth:`medimg.Volume.resample` does, on any device.
+    Resample a tensor (C, D, H, W) on any device, as :meth:`medimg.Volume.resample` does arrays.
 
-    Its place in the patient is :func:`medimg.core.resample.resampled_affine`. Gradients flow back to the
-    values where these ask for them.
-
-    Parameters
-    ----------
-    values : torch.Tensor
-        (C, D, H, W) of any real type.
-    spacing : sequence of 3 floats
-        Distance between neighbors along (D, H, W), in millimeters.
-    new_spacing : float or sequence of 3 floats
-        The one wanted.
-    interpolation : {"linear", "bspline", "nearest"}
-        See :meth:`medimg.Volume.resample`.
-    antialias : bool
-        See :meth:`medimg.Volume.resample`.
-    padding : torch.Tensor, optional
-        (C, D, H, W) bool, on the same device: values that count as the least of the others.
-
-    Returns
-    -------
-    ResampledTensor
-        Colors keep their range.
-
-    Raises
-    ------
-    PreprocessError
-        If the values are not (C, D, H, W), the padding has another shape, the interpolation is unknown, the
-        spacing is not positive, or the result would be unreasonably large.
+    `padding` (C, D, H, W) bool marks values that count as the minimum of the others. Gradients flow back to
+    the values if they require them. The affine is given by :func:`medimg.core.resample.resample_affine`.
 
     Examples
     --------
@@ -94,20 +58,20 @@ def resample_tensor(
         )
     if padding is not None and padding.shape != values.shape:
         raise PreprocessError(f"the padding is {tuple(padding.shape)}, the values {tuple(values.shape)}")
-    checked_interpolation(interpolation)
-    axes = resampled_axes(values.shape, spacing, new_spacing)
+    check_interpolation(interpolation)
+    axes = plan_axes(values.shape, spacing, new_spacing)
     if values.device.type == "cpu" and not values.requires_grad:
-        return _on_cpu(values, axes, interpolation, antialias=antialias, padding=padding)
-    numbers, unusable = _usable(values.to(torch.float32), padding)
-    result = _along_all(numbers, axes, interpolation, antialias=antialias)
+        return _resample_on_cpu(values, axes, interpolation, antialias=antialias, padding=padding)
+    numbers, unusable = _replace_unusable(values.to(torch.float32), padding)
+    result = _resample_axes(numbers, axes, interpolation, antialias=antialias)
     if unusable is None:
         return ResampledTensor(result, None)
-    kind = mask_interpolation(interpolation)
-    covered = _along_all(unusable.to(torch.float32), axes, kind, antialias=antialias) > HALF
+    kind = choose_mask_interpolation(interpolation)
+    covered = _resample_axes(unusable.to(torch.float32), axes, kind, antialias=antialias) > HALF
     return ResampledTensor(result, covered)
 
 
-def _on_cpu(
+def _resample_on_cpu(
     values: torch.Tensor,
     axes: Sequence[ResampledAxis],
     interpolation: Interpolation,
@@ -125,8 +89,10 @@ def _on_cpu(
     return ResampledTensor(torch.from_numpy(array), None if covered is None else torch.from_numpy(covered))
 
 
-def _usable(values: torch.Tensor, padding: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Replace what is padding or not finite by the least of the rest; also, where that was."""
+def _replace_unusable(
+    values: torch.Tensor, padding: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Replace padding and non-finite values by the minimum of the rest; also return their mask."""
     unusable = ~torch.isfinite(values)
     if padding is not None:
         unusable |= padding.to(torch.bool)
@@ -136,23 +102,23 @@ def _usable(values: torch.Tensor, padding: torch.Tensor | None) -> tuple[torch.T
     return torch.where(unusable, torch.where(torch.isinf(least), 0.0, least), values), unusable
 
 
-def _along_all(
+def _resample_axes(
     values: torch.Tensor, axes: Sequence[ResampledAxis], interpolation: Interpolation, *, antialias: bool
 ) -> torch.Tensor:
-    """Resample the axes that shrink most first."""
+    """Resample (C, D, H, W) along the axes that change, those that shrink most first."""
     for number in sorted(range(3), key=lambda n: -axes[n].scale):
         if not axes[number].is_unchanged:
             index, weights = interpolation_taps(*axes[number], interpolation, antialias=antialias)
-            values = _along(values, number + 1, index, weights)
+            values = _resample_axis(values, number + 1, index, weights)
     return values
 
 
-def _along(values: torch.Tensor, axis: int, index: np.ndarray, weights: np.ndarray) -> torch.Tensor:
+def _resample_axis(values: torch.Tensor, axis: int, index: np.ndarray, weights: np.ndarray) -> torch.Tensor:
     # no matrix product: on a GPU it may be rounded to ten bits, as settings for training ask for
-    places = torch.from_numpy(np.ascontiguousarray(index.T)).to(values.device)
-    shares = torch.from_numpy(np.ascontiguousarray(weights.T, dtype=np.float32)).to(values.device)
+    taps = torch.from_numpy(np.ascontiguousarray(index.T)).to(values.device)
+    factors = torch.from_numpy(np.ascontiguousarray(weights.T, dtype=np.float32)).to(values.device)
     shape = [-1 if n == axis else 1 for n in range(values.ndim)]
-    result = values.index_select(axis, places[0]) * shares[0].reshape(shape)
-    for place, share in zip(places[1:], shares[1:], strict=True):
-        result = result.addcmul_(values.index_select(axis, place), share.reshape(shape))
+    result = values.index_select(axis, taps[0]) * factors[0].reshape(shape)
+    for tap, factor in zip(taps[1:], factors[1:], strict=True):
+        result = result.addcmul_(values.index_select(axis, tap), factor.reshape(shape))
     return result

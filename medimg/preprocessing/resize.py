@@ -1,4 +1,4 @@
-"""Pictures to a fixed size: antialiased, in physical aspect, padded or cropped about the middle."""
+"""Antialiased resizing to a fixed size, in physical aspect, padded or cropped about the center."""
 
 from __future__ import annotations
 
@@ -17,44 +17,30 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["Fit", "Resizer", "fitted_size", "resize"]
+__all__ = ["Fit", "Resizer", "compute_fitted_size", "resize"]
 
 Fit: TypeAlias = Literal["pad", "crop", "stretch"]
 
 _MOST_PIXELS: Final = 2**26
-# float32 values that lie in the caches of two cores together with what is made of them; a graphics card
-# wants all that it can get
+# float32 values that fit in the caches of two cores with their results; GPUs are faster with more
 _AT_ONCE_CPU: Final = 3 * 2**19
 _AT_ONCE_DEVICE: Final = 2**26
 
 
-def fitted_size(
+def compute_fitted_size(
     shape: Sequence[int], spacing: Sequence[float], size: tuple[int, int], fit: Fit
 ) -> tuple[int, int]:
     """
-    Return the size that a picture is resized to before it is padded or cropped to `size`.
+    Return the rows and columns an image is resized to, before it is padded or cropped to `size`.
 
-    Parameters
-    ----------
-    shape : sequence of 2 ints
-        Rows and columns of the picture.
-    spacing : sequence of 2 floats
-        Distance between its rows and between its columns, in any one unit.
-    size : tuple of 2 ints
-        Rows and columns wanted.
-    fit : {"pad", "crop", "stretch"}
-        "pad": all of the picture is inside; "crop": it covers all; "stretch": exactly `size`.
-
-    Returns
-    -------
-    tuple of 2 ints
-        Rows and columns, each at least 1.
+    "pad": all of the image is inside `size`; "crop": it covers `size`; "stretch": exactly `size`. `spacing`
+    is the distance between rows and between columns, in any one unit.
 
     Examples
     --------
-    >>> fitted_size((512, 256), (1.0, 1.0), (224, 224), "pad")
+    >>> compute_fitted_size((512, 256), (1.0, 1.0), (224, 224), "pad")
     (224, 112)
-    >>> fitted_size((100, 100), (2.0, 1.0), (224, 224), "crop")
+    >>> compute_fitted_size((100, 100), (2.0, 1.0), (224, 224), "crop")
     (448, 224)
     """
     if fit == "stretch":
@@ -66,34 +52,17 @@ def fitted_size(
 
 
 def resize(
-    planes: torch.Tensor, spacing: Sequence[float], size: tuple[int, int], fit: Fit, fill: float
+    images: torch.Tensor, spacing: Sequence[float], size: tuple[int, int], fit: Fit, fill: float
 ) -> torch.Tensor:
     """
-    Resize pictures with an antialiasing bilinear filter.
+    Resize images (N, C, H, W) float32 to (N, C, *size) with an antialiasing bilinear filter.
 
-    Parameters
-    ----------
-    planes : torch.Tensor
-        (N, C, H, W) float32.
-    spacing : sequence of 2 floats
-        Distance between rows and between columns, in millimeters.
-    size : tuple of 2 ints
-        Rows and columns of the result.
-    fit : {"pad", "crop", "stretch"}
-        See :func:`fitted_size`.
-    fill : float
-        The value of what the picture does not cover.
-
-    Returns
-    -------
-    torch.Tensor
-        (N, C, *size) float32. Each picture is computed independently of the others in the batch, so that
-        one alone gives the same bits.
+    Each image is computed independently of the batch, so that one alone gives identical bits.
     """
-    n, c, h, w = planes.shape
-    resizer = Resizer((h, w), fitted_size((h, w), spacing, size, fit), size, device=planes.device)
-    flat = planes.reshape(n * c, h, w)
-    result = planes.new_full((n * c, *size), fill)
+    n, c, h, w = images.shape
+    resizer = Resizer((h, w), compute_fitted_size((h, w), spacing, size, fit), size, device=images.device)
+    flat = images.reshape(n * c, h, w)
+    result = images.new_full((n * c, *size), fill)
     for start in range(0, n * c, resizer.at_once):
         chunk = flat[start : start + resizer.at_once]
 
@@ -107,30 +76,15 @@ def resize(
 
 class Resizer:
     """
-    Resizes pictures of one size with a triangle filter.
+    Resizes images of one size with a triangle filter.
 
-    It interpolates linearly where they grow, and is as wide as two steps of the result where they shrink.
-    Rows are combined first, then columns, as sums of few weighted rows (an embedding bag, which all
-    devices have in a vectorized form); the order of additions is fixed, so that the same picture gives the
-    same bits in every batch. Weights are computed in float64.
+    The filter interpolates linearly in enlarging, and is as wide as two steps of the result in shrinking.
+    Rows are combined first, then columns, as sums of few weighted rows (an embedding bag, which all devices
+    have in vectorized form); the order of additions is fixed, so that an image gives the same bits in every
+    batch. Weights are computed in float64.
 
-    Parameters
-    ----------
-    shape : tuple of 2 ints
-        Rows and columns of the pictures as they lie.
-    inner : tuple of 2 ints
-        Rows and columns to resize to; see :func:`fitted_size`.
-    size : tuple of 2 ints
-        Rows and columns of the result; what `inner` has more is cut off about the middle.
-    flips : tuple of 2 bools
-        Whether rows and columns run backwards in the result.
-    device : torch.device
-        Where to compute.
-
-    Raises
-    ------
-    PreprocessError
-        If the pictures would grow beyond reason.
+    Images of `shape` are resized to `inner`, see :func:`compute_fitted_size`, and cropped or padded about the
+    center to `size`; `flips` reverses rows and columns of the result.
     """
 
     def __init__(
@@ -144,22 +98,22 @@ class Resizer:
     ) -> None:
         if inner[0] * inner[1] > _MOST_PIXELS:
             raise PreprocessError(
-                f"a picture of {shape[0]}×{shape[1]} pixels would grow to {inner[0]}×{inner[1]}; "
+                f"an image of {shape[0]}×{shape[1]} pixels would grow to {inner[0]}×{inner[1]}; "
                 'use fit="pad", or look at its spacing'
             )
         self.shape = shape
         self.device = torch.device(device)
         self._rows, self._columns = (
-            _taps(n, k, min(k, want), flip)
+            _compute_taps(n, k, min(k, want), flip)
             for n, k, want, flip in zip(shape, inner, size, flips, strict=True)
         )
         kept = [min(k, want) for k, want in zip(inner, size, strict=True)]
         starts = [(want - k) // 2 for k, want in zip(kept, size, strict=True)]
         self._target = tuple(slice(a, a + k) for a, k in zip(starts, kept, strict=True))
-        self._pitch = _odd_pitch(shape[1]), _odd_pitch(kept[0])
+        self._pitch = _round_to_odd_pitch(shape[1]), _round_to_odd_pitch(kept[0])
         budget = _AT_ONCE_CPU if self.device.type == "cpu" else _AT_ONCE_DEVICE
         rows = shape[0] * self._pitch[0] + shape[1] * self._pitch[1]
-        #: The most pictures that are resized at once
+        #: Most images that are resized at once
         self.at_once = max(1, min(256, budget // rows))
         self._bands = self._rows.bands(max(1, budget // self._pitch[0])) if self.at_once == 1 else None
         self._buffers: dict[str, torch.Tensor] = {}
@@ -167,40 +121,35 @@ class Resizer:
 
     def __call__(self, load: Callable[[slice, torch.Tensor], float], result: torch.Tensor) -> None:
         """
-        Resize some pictures.
+        Resize n images, at most `at_once`, into `result` (n, *size) float32.
 
-        Parameters
-        ----------
-        load : callable
-            ``load(rows, buffer)`` writes these rows of all pictures over a buffer, (n, rows, W) float32, and
-            says what the result is to be multiplied with, always the same.
-        result : torch.Tensor
-            (n, *size) float32, at most `at_once` pictures; what they cover is overwritten.
+        ``load(rows, buffer)`` writes these rows of all images into a buffer (n, rows, W) float32, and returns
+        the constant factor of the result.
         """
         n = len(result)
         height, width = self.shape
         scale = 1.0
-        middle = self._buffer("middle", (n, width, self._pitch[1]))
+        middle = self._get_buffer("middle", (n, width, self._pitch[1]))
         bands = self._bands or ((0, self._rows.count, 0, height),)
         for start, stop, first, last in bands:
-            values = self._buffer("values", (n, last - first, self._pitch[0]))
+            values = self._get_buffer("values", (n, last - first, self._pitch[0]))
             scale = load(slice(first, last), values[..., :width])
-            rows = self._combined(self._rows, values, (start, stop, first))
+            rows = self._combine(self._rows, values, (start, stop, first))
             middle[..., start:stop].copy_(rows[..., :width].transpose(1, 2))
-        columns = self._combined(self._columns, middle, (0, self._columns.count, 0))
+        columns = self._combine(self._columns, middle, (0, self._columns.count, 0))
         target = result[:, self._target[0], self._target[1]]
         torch.mul(columns[..., : self._rows.count].transpose(1, 2), scale, out=target)
 
-    def _buffer(self, name: str, shape: tuple[int, int, int]) -> torch.Tensor:
-        """A part of a buffer that lives as long as this; what is between the columns is never NaN."""
+    def _get_buffer(self, name: str, shape: tuple[int, int, int]) -> torch.Tensor:
+        """Return a part of a reused buffer; its gaps between columns are never NaN."""
         count = shape[0] * shape[1] * shape[2]
         held = self._buffers.get(name)
         if held is None or held.numel() < count:
             held = self._buffers[name] = torch.zeros(count, dtype=torch.float32, device=self.device)
         return held[:count].view(shape)
 
-    def _combined(self, taps: _Taps, values: torch.Tensor, part: tuple[int, int, int]) -> torch.Tensor:
-        """(n, rows wanted, pitch): the weighted sums of rows of (n, rows, pitch)."""
+    def _combine(self, taps: _Taps, values: torch.Tensor, part: tuple[int, int, int]) -> torch.Tensor:
+        """Return weighted sums of rows, (n, rows wanted, pitch), of values (n, rows, pitch)."""
         n, height, pitch = values.shape
         key = (id(taps), n, height, *part)
         if key not in self._bags:
@@ -219,7 +168,7 @@ class Resizer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Taps:
-    """The weights of one axis: those of result i are at ``ends[i]`` to ``ends[i + 1]``."""
+    """Weights of one axis: those of result i are at ``ends[i]`` to ``ends[i + 1]``."""
 
     index: npt.NDArray[np.int32]
     weights: npt.NDArray[np.float32]
@@ -231,7 +180,7 @@ class _Taps:
         return len(self.ends) - 1
 
     def bands(self, most: int) -> tuple[tuple[int, int, int, int], ...]:
-        """Return parts of the result that take up to `most` inputs: (start, stop, first input, end)."""
+        """Return parts of the result that need up to `most` inputs: (start, stop, first input, end)."""
         lows = np.minimum.reduceat(self.index, self.ends[:-1])
         highs = np.maximum.reduceat(self.index, self.ends[:-1]) + 1
         bands = []
@@ -244,7 +193,7 @@ class _Taps:
         return tuple(bands)
 
     def bags(self, n: int, height: int, start: int, stop: int, first: int) -> tuple[torch.Tensor, ...]:
-        """Return index, offsets and weights of the results of n pictures, whose inputs start at `first`."""
+        """Return index, offsets and weights of the results of n images, whose inputs start at `first`."""
         part = slice(self.ends[start], self.ends[stop])
         index = self.index[part] - first
         ends = self.ends[start : stop + 1] - self.ends[start]
@@ -260,7 +209,7 @@ class _Taps:
 
 
 @lru_cache(maxsize=128)
-def _taps(size: int, count: int, kept: int, flip: bool) -> _Taps:
+def _compute_taps(size: int, count: int, kept: int, flip: bool) -> _Taps:
     """Return the weights that resize an axis to `count`, of which the middle `kept` are computed."""
     scale = size / count
     support = max(scale, 1.0)
@@ -273,15 +222,15 @@ def _taps(size: int, count: int, kept: int, flip: bool) -> _Taps:
     weights /= weights.sum(axis=1, keepdims=True)
     used = weights > 0
     ends = np.append(0, np.cumsum(used.sum(axis=1)))
-    places = index[used]
+    kept_index = index[used]
     return _Taps(
-        (size - 1 - places if flip else places).astype(np.int32),
+        (size - 1 - kept_index if flip else kept_index).astype(np.int32),
         weights[used].astype(np.float32),
         ends.astype(np.int32),
     )
 
 
-def _odd_pitch(count: int) -> int:
-    """Return a length of rows whose columns do not all compete for the same few lines of the cache."""
+def _round_to_odd_pitch(count: int) -> int:
+    """Return a row length whose columns do not all compete for the same few cache lines."""
     lines = -(-count // 16)
     return 16 * (lines + 1 - lines % 2)

@@ -1,4 +1,4 @@
-"""Torch's threads and ours on the same cores."""
+"""Limits torch to its share of the cores inside worker threads."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["limit_this_thread", "share_cores"]
 
 
 def share_cores(threads: int) -> Callable[[], None]:
-    """Return what each of several threads calls, so that together they use the cores torch may use."""
+    """Return an initializer for each of several threads, so that together they use torch's cores."""
     return partial(limit_this_thread, max(1, torch.get_num_threads() // threads))
 
 
 def limit_this_thread(count: int) -> None:
     """
-    Let torch compute on so many cores in this thread; other threads stay as they are.
+    Limit torch to `count` cores in this thread only.
 
-    OpenMP has a number for each thread that starts others, and :func:`torch.set_num_threads` is for all.
+    OpenMP has a setting for each thread that starts others; :func:`torch.set_num_threads` applies to all.
     """
     torch.get_num_threads()  # sets the number of this thread to torch's default, once
     _controller().limit(limits=count, user_api="openmp")

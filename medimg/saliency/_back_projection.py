@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from medimg.core.geometry import spacing_of
-from medimg.core.resample import ResampledAxis, resampled_affine, resampled_axes
+from medimg.core.resample import ResampledAxis, plan_axes, resample_affine
 from medimg.core.volume import Volume
 from medimg.preprocessing.orientation import DisplayOrientation
 from medimg.preprocessing.preprocess import Preprocess
-from medimg.preprocessing.resize import fitted_size
+from medimg.preprocessing.resize import compute_fitted_size
 from medimg.saliency._receptive_field import Axis
 
 __all__ = ["PixelMapping", "interpolation"]
@@ -145,15 +145,15 @@ class PixelMapping:
         resampled, scales = size, (1.0, 1.0)
         slices, shares = _nearest(pictured)
         if recipe.spacing is not None:
-            upright = pose.upright(volume)
-            axes = resampled_axes(upright.shape, upright.spacing, recipe.spacing)
-            _, *between = spacing_of(resampled_affine(upright.affine, axes))
+            upright = pose.reorient(volume)
+            axes = plan_axes(upright.shape, upright.spacing, recipe.spacing)
+            _, *between = spacing_of(resample_affine(upright.affine, axes))
             spacing = (between[0], between[1])
             resampled = (axes[1].new_size, axes[2].new_size)
             scales = (_scale(axes[1]), _scale(axes[2]))
             if len(pictured) == axes[0].new_size > 1:
                 slices, shares = _between(axes[0], turned=pose.turned)
-        inner = fitted_size(resampled, spacing, recipe.hw, recipe.fit)
+        inner = compute_fitted_size(resampled, spacing, recipe.hw, recipe.fit)
         rows, columns = (_Side(*side) for side in zip(size, resampled, scales, inner, recipe.hw, strict=True))
         return cls(pose, rows, columns, slices, shares)
 

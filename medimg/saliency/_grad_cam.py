@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import numpy as np
@@ -14,23 +13,15 @@ from torch import Tensor, nn
 from medimg.errors import TrainingError
 from medimg.models.backbones.heads import head_logits
 from medimg.models.pooling import pool_embeddings
-from medimg.models.predict import evaluating
 from medimg.saliency._target_layer import Layer, capture_activation
 
 if TYPE_CHECKING:
     from medimg.models.classifier import TransferClassifier
 
-__all__ = ["METHODS", "Method", "activation_maps", "differentiating", "head_gradient", "logits_of"]
+__all__ = ["METHODS", "Method", "activation_maps", "head_gradient", "logits_of"]
 
 Method: TypeAlias = Literal["gradcam", "hirescam"]
 METHODS: Final[tuple[str, ...]] = ("gradcam", "hirescam")
-
-
-@contextmanager
-def differentiating(model: TransferClassifier) -> Iterator[torch.device]:
-    """Put a model into evaluation mode with gradients, whatever mode the caller is in, and set it back."""
-    with evaluating(model) as device, torch.inference_mode(mode=False), torch.enable_grad():
-        yield device
 
 
 def logits_of(model: TransferClassifier, embeddings: Tensor) -> Tensor:

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from medimg._validation import check_batch_size, check_choice
+from medimg.core.progress import progress_bar
 from medimg.core.volume import Volume
 from medimg.errors import TrainingError
 from medimg.io.read import read
+from medimg.models.module_mode import module_mode
 from medimg.models.pooling import slice_weights
 from medimg.models.predict import check_calibration
 from medimg.models.probabilities import model_probabilities
@@ -24,7 +26,6 @@ from medimg.saliency._grad_cam import (
     METHODS,
     Method,
     activation_maps,
-    differentiating,
     head_gradient,
     logits_of,
 )
@@ -111,7 +112,9 @@ def explain(
     check_calibration(model)
     wanted = None if target is None else _class_index(model, target)
     volume = source if isinstance(source, Volume) else read(source)
-    with differentiating(model) as device:
+    device = next(model.parameters()).device
+    # callers may be in inference mode
+    with module_mode(model, training=False), torch.inference_mode(mode=False), torch.enable_grad():
         with torch.no_grad():
             rendered = model.preprocess.render(volume)
         places = PixelMapping.of(volume, model.preprocess, rendered.slices)
@@ -167,9 +170,7 @@ def _spread(
 def _watched(
     batches: Iterator[tuple[Tensor, Tensor]], total: int, progress: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc="explaining", unit="picture", disable=not progress) as bar:
+    with progress_bar(desc="explaining", unit="image", progress=progress, total=total) as bar:
         for pictures, gradient in batches:
             yield pictures, gradient
             bar.update(len(pictures))

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from medimg._plot_style import make_figure, style_axes
 from medimg._validation import check_number, check_whole_number
-from medimg.core.display import choose_voi, png, render
+from medimg.core.display import choose_voi, encode_png, render
 from medimg.core.geometry import display_code
 from medimg.core.volume import Volume
 from medimg.core.window import Voi, Window
@@ -173,7 +174,7 @@ class Explanation:
         )
 
     def _repr_png_(self) -> bytes:
-        return png(self.overlay())
+        return encode_png(self.overlay())
 
 
 def _heat_volume(place: Volume, heat: npt.NDArray[np.float32]) -> Volume:
@@ -284,8 +285,6 @@ def figure(
     explanation: Explanation, *, most: int = 6, alpha: float = 0.6, colormap: str = "inferno"
 ) -> Figure:
     """Draw slices without and with their heat; see :meth:`Explanation.plot`."""
-    from matplotlib.figure import Figure
-
     most = check_whole_number("most", most, least=1)
     hottest = np.argsort(-explanation.heat.max(axis=(1, 2)), kind="stable")[:most]
     shown = sorted(explanation.slices[n] for n in hottest)
@@ -295,7 +294,7 @@ def figure(
     aspect = max(picture.shape[0] / picture.shape[1] for picture in plain)
     height = 2 * 2.4 * aspect if weighed else 3.4 * aspect
     width = max(2.4 * len(shown), 4.0) if weighed else 6.8
-    whole = Figure(figsize=(width + 1.0, height + (1.9 if weighed else 0.5)), layout="constrained")
+    whole = make_figure((width + 1.0, height + (1.9 if weighed else 0.5)))
     if not weighed:
         _panels(whole, [[(plain[0], ""), (hot[0], "")]], colormap)
         _title(whole, explanation)
@@ -335,5 +334,4 @@ def _weights(parent: SubFigure, explanation: Explanation, shown: Sequence[int]) 
     axes.bar(explanation.slices, explanation.weights, width=0.9, color=colors)
     ends = (explanation.slices[0] - 0.7, explanation.slices[-1] + 0.7)
     axes.set(xlabel="slice", ylabel="weight", xlim=ends, ylim=(0.0, None))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
+    style_axes(axes, grid=False)

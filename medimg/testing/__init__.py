@@ -1,22 +1,21 @@
 """
-The contract of a reader, written down and executable.
+Checks that a reader fulfills its contract.
 
-Whatever reads images for medimg, its own readers or yours, hands out :class:`medimg.Series`, which read into
-:class:`medimg.Volume`. What these must satisfy is a list of named checks, each with its rule in one sentence:
+Every reader of images for medimg, built in or yours, returns :class:`medimg.Series`, which read into
+:class:`medimg.Volume`. Their contract is a list of named checks, each with its rule in one sentence:
 
-- ``VOLUME_CHECKS``: a volume by itself — four axes, read-only plain numbers in memory, a sound affine,
-  channels, colors, windows and padding that fit, voxels that keep their places.
-- ``READER_CHECKS``: a series and its reader — the promised shape and place, some slices equal to those
-  of all bit by bit, equal values again and in threads, warnings that the report repeats, nothing printed,
-  written, left open or changed, nobody named. They include those of volumes, and for DICOM what the files say
-  as pydicom alone sees them: positions, spacing, SOP Instance UIDs, rescaled stored values.
-- ``FILE_CHECKS``: a format of single files — renamed, with others beside it, gone, cut short, damaged.
+- ``VOLUME_CHECKS``: a volume by itself — four axes, read-only plain numbers in memory, a valid affine,
+  channels, colors, windows and padding that fit, voxels that keep their positions.
+- ``READER_CHECKS``: a series and its reader — the promised shape and geometry, some slices bit-for-bit
+  identical to those of the whole, equal values again and in threads, warnings repeated in the report, nothing
+  printed, written, left open or changed, no patient named. They include the checks of volumes, and for DICOM
+  compare with the files as pydicom reads them: positions, spacing, SOP Instance UIDs, rescaled stored values.
+- ``FILE_CHECKS``: a format of single files — renamed, with others beside it, missing, truncated, damaged.
 
-Beside that, :mod:`medimg.testing.studies` writes DICOM whose content is known, and
-:mod:`medimg.testing.strategies` draws such studies, volumes and affines for Hypothesis
-(``pip install "medimg[testing]"``).
+:mod:`medimg.testing.studies` writes DICOM of known content, and :mod:`medimg.testing.strategies` draws such
+studies, volumes and affines for Hypothesis (``pip install "medimg[testing]"``).
 
-A reader is tested like this::
+Test a reader like this::
 
     import pytest
     import medimg.testing
@@ -74,62 +73,62 @@ __all__ = [
     "damaged",
 ]
 
-#: What every series and its reader must satisfy.
+#: Checks of every series and its reader.
 READER_CHECKS: Final[tuple[Check, ...]] = (*_READER_CHECKS, *DICOM_CHECKS, *VOLUME_CHECKS)
 
 
 def check_series(series: Series, *, read: Read | None = None, secrets: Sequence[str] = ()) -> Volume:
     """
-    Hold a series and its reader to the whole contract.
+    Check that a series and its reader fulfill the whole contract.
 
     Parameters
     ----------
     series : Series
-        What :func:`medimg.scan` found, or your reader made.
+        Series from :func:`medimg.scan`, or from your reader.
     read : callable, optional
-        Reads some slices, or all for None; ``series.read`` by default. Policies are given by
+        Function that reads some slices, or all for None; ``series.read`` by default. Set policies by
         ``functools.partial(series.read, on_missing="keep")``; those that resample or keep duplicates change
-        the shape, and are no matter of this contract.
+        the shape, and are outside the contract.
     secrets : sequence of str
-        Texts of the file that identify the patient, which must turn up nowhere; those of DICOM are known.
+        Texts of the file that identify the patient, which must not appear anywhere; those of DICOM are known.
 
     Returns
     -------
     Volume
-        What was read.
+        The volume.
 
     Raises
     ------
     AssertionError
-        If a rule does not hold; the message names all that don't.
+        If a rule is broken; the message lists all that are.
     MedimgError
         If the reader refuses the series, so that there is nothing to check.
     """
     reading = Reading(series, read=read, secrets=secrets)
-    _run(READER_CHECKS, reading)
+    _run_checks(READER_CHECKS, reading)
     return reading.volume
 
 
 def check_volume(volume: Volume, *, secrets: Sequence[str] = ()) -> None:
     """
-    Hold a volume to the contract.
+    Check that a volume fulfills the contract.
 
     Parameters
     ----------
     volume : Volume
-        Read from anything, or made in memory.
+        Volume read from any format, or made in memory.
     secrets : sequence of str
-        Texts that identify the patient, which must turn up nowhere.
+        Texts that identify the patient, which must not appear anywhere.
 
     Raises
     ------
     AssertionError
-        If a rule does not hold; the message names all that don't.
+        If a rule is broken; the message lists all that are.
     """
-    _run(VOLUME_CHECKS, Reading.of_volume(volume, secrets=secrets))
+    _run_checks(VOLUME_CHECKS, Reading.of_volume(volume, secrets=secrets))
 
 
-def _run(checks: Sequence[Check], reading: Reading) -> None:
+def _run_checks(checks: Sequence[Check], reading: Reading) -> None:
     broken = []
     for check in checks:
         try:

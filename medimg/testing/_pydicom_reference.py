@@ -1,4 +1,4 @@
-"""The files of a series as pydicom alone sees them: an opinion of its own on what medimg makes of them."""
+"""The files of a series as pydicom reads them: a reference independent of medimg's reader."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
     from medimg.core.volume import Volume
 
-__all__ = ["FileFacts", "FramePlace", "dataset_of", "file_facts", "frames_of", "native_values"]
+__all__ = ["FileFacts", "FramePosition", "compute_values", "list_frames", "read_dataset", "read_facts"]
 
 _NATIVE: Final = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian})
 
 
 @dataclass(frozen=True, slots=True)
-class FramePlace:
-    """Where one frame lies, as its header says: position (3,), orientation (6,), pixel spacing (2,)."""
+class FramePosition:
+    """Position (3,), orientation (6,) and pixel spacing (2,) of one frame, from its header."""
 
     position: npt.NDArray[np.float64]
     orientation: npt.NDArray[np.float64]
@@ -39,32 +39,23 @@ class FramePlace:
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """
-    What a header says.
-
-    Attributes
-    ----------
-    uid : str
-        SOP Instance UID.
-    places : tuple of FramePlace
-        Of each frame; empty where one of them does not say, or holds several slices side by side.
-    """
+    """SOP Instance UID and position of each frame; no positions if one is unknown or a mosaic."""
 
     uid: str
-    places: tuple[FramePlace, ...]
+    positions: tuple[FramePosition, ...]
 
 
-def dataset_of(name: str, *, pixels: bool = False) -> Dataset | None:
-    """Return a DICOM file, or member of a zip archive, as pydicom reads it; None if it can't."""
+def read_dataset(name: str, *, pixels: bool = False) -> Dataset | None:
+    """Read a DICOM file, or member of a zip archive, by pydicom; None if it can't be read."""
     try:
         with quiet_pydicom():
-            return pydicom.dcmread(io.BytesIO(_content(name)), force=True, stop_before_pixels=not pixels)
-    # a header that can't be read holds no facts to compare with
+            return pydicom.dcmread(io.BytesIO(_read_content(name)), force=True, stop_before_pixels=not pixels)
+    # an unreadable header has no facts to compare with
     except Exception:
         return None
 
 
-def _content(name: str) -> bytes:
+def _read_content(name: str) -> bytes:
     path = Path(name)
     if path.is_file():
         return path.read_bytes()
@@ -73,25 +64,25 @@ def _content(name: str) -> bytes:
         return opened.read(path.relative_to(archive).as_posix())
 
 
-def file_facts(name: str) -> FileFacts:
-    """Return what a header says; nothing where it can't be read."""
+def read_facts(name: str) -> FileFacts:
+    """Return the facts of a header; none if it can't be read."""
     path = Path(name)
     found = path.stat() if path.is_file() else None
-    return _file_facts(name, (found.st_mtime_ns, found.st_size) if found else None)
+    return _read_facts(name, (found.st_mtime_ns, found.st_size) if found else None)
 
 
 @lru_cache(maxsize=2048)
-def _file_facts(name: str, stamp: tuple[int, int] | None) -> FileFacts:
-    """Keep what was read until the file changes."""
+def _read_facts(name: str, stamp: tuple[int, int] | None) -> FileFacts:
+    """Read the facts of a header, once while the file does not change."""
     del stamp
-    dataset = dataset_of(name)
+    dataset = read_dataset(name)
     if dataset is None:
         return FileFacts("", ())
     with quiet_pydicom():
-        return FileFacts(_uid(dataset), () if _is_mosaic(dataset) else _places(dataset))
+        return FileFacts(_get_uid(dataset), () if _is_mosaic(dataset) else _list_positions(dataset))
 
 
-def _uid(dataset: Dataset) -> str:
+def _get_uid(dataset: Dataset) -> str:
     try:
         return str(dataset.get("SOPInstanceUID") or "")
     # damaged attributes
@@ -100,14 +91,14 @@ def _uid(dataset: Dataset) -> str:
 
 
 def _is_mosaic(dataset: Dataset) -> bool:
-    """Whether slices lie side by side in one frame, so that its position is not that of a slice."""
-    kinds = str(dataset.get("ImageType", ""))
-    return "MOSAIC" in kinds or "VFRAME" in kinds
+    """Whether a frame holds several slices side by side, so that its position is not that of a slice."""
+    types = str(dataset.get("ImageType", ""))
+    return "MOSAIC" in types or "VFRAME" in types
 
 
-def _places(dataset: Dataset) -> tuple[FramePlace, ...]:
+def _list_positions(dataset: Dataset) -> tuple[FramePosition, ...]:
     try:
-        found = tuple(_place(groups) for groups in _groups(dataset))
+        found = tuple(_read_position(groups) for groups in _list_groups(dataset))
         # without functional groups, the position is that of the first frame
         return found if len(found) == int(dataset.get("NumberOfFrames") or 1) else ()
     # absent or damaged attributes
@@ -115,8 +106,8 @@ def _places(dataset: Dataset) -> tuple[FramePlace, ...]:
         return ()
 
 
-def _groups(dataset: Dataset) -> Iterator[list[Dataset]]:
-    """Give, for each frame, the items that its facts stand in, the most specific first."""
+def _list_groups(dataset: Dataset) -> Iterator[list[Dataset]]:
+    """Yield, for each frame, the items that hold its attributes, the most specific first."""
     if "PerFrameFunctionalGroupsSequence" not in dataset:
         yield [dataset]
         return
@@ -125,7 +116,7 @@ def _groups(dataset: Dataset) -> Iterator[list[Dataset]]:
         yield [own, *shared]
 
 
-def _number(groups: list[Dataset], sequence: str, keyword: str) -> Any:
+def _find_value(groups: list[Dataset], sequence: str, keyword: str) -> Any:
     for group in groups:
         item = group[sequence].value[0] if sequence in group else group
         if keyword in item and item.get(keyword) is not None:
@@ -133,26 +124,19 @@ def _number(groups: list[Dataset], sequence: str, keyword: str) -> Any:
     return None
 
 
-def _place(groups: list[Dataset]) -> FramePlace:
-    def numbers(sequence: str, keyword: str) -> npt.NDArray[np.float64]:
-        return np.asarray([float(v) for v in _number(groups, sequence, keyword)])
+def _read_position(groups: list[Dataset]) -> FramePosition:
+    def read_numbers(sequence: str, keyword: str) -> npt.NDArray[np.float64]:
+        return np.asarray([float(v) for v in _find_value(groups, sequence, keyword)])
 
-    return FramePlace(
-        numbers("PlanePositionSequence", "ImagePositionPatient"),
-        numbers("PlaneOrientationSequence", "ImageOrientationPatient"),
-        numbers("PixelMeasuresSequence", "PixelSpacing"),
+    return FramePosition(
+        read_numbers("PlanePositionSequence", "ImagePositionPatient"),
+        read_numbers("PlaneOrientationSequence", "ImageOrientationPatient"),
+        read_numbers("PixelMeasuresSequence", "PixelSpacing"),
     )
 
 
-def frames_of(volume: Volume) -> list[tuple[str, int]]:
-    """
-    Return the file and the frame, from 0, of each slice, channel by channel.
-
-    Returns
-    -------
-    list
-        D long, or C·D; empty where the report doesn't tell.
-    """
+def list_frames(volume: Volume) -> list[tuple[str, int]]:
+    """Return file and frame, from 0, of each slice, channel by channel; none if the report is unclear."""
     report = volume.report
     if report.format != "DICOM":
         return []
@@ -160,29 +144,29 @@ def frames_of(volume: Volume) -> list[tuple[str, int]]:
     numbers = report.frame_numbers or (1,) * count
     files = report.files
     if len(files) != count:
-        by_uid = {file_facts(name).uid: name for name in files}
+        by_uid = {read_facts(name).uid: name for name in files}
         if len(by_uid) < len(files) or not set(report.sop_instance_uids) <= set(by_uid):
             return []
         files = tuple(by_uid[uid] for uid in report.sop_instance_uids)
     return [(name, number - 1) for name, number in zip(files, numbers, strict=True)] if files else []
 
 
-def native_values(dataset: Dataset, frame: int = 0) -> npt.NDArray[np.float64] | None:
+def compute_values(dataset: Dataset, frame: int = 0) -> npt.NDArray[np.float64] | None:
     """
-    Return slope · stored + intercept (PS3.3 C.11.1) of a frame of plain gray pixels; (H, W).
+    Return slope · stored + intercept (PS3.3 C.11.1) of a grayscale frame (H, W).
 
-    None where they are compressed or colored, mapped by a table, or hold several slices side by side.
+    None if it is compressed, in color, mapped by a table, or a mosaic.
     """
     try:
         with quiet_pydicom():
-            return _native_values(dataset, frame)
+            return _compute_values(dataset, frame)
     # absent or damaged attributes
     except Exception:
         return None
 
 
-def _native_values(dataset: Dataset, frame: int) -> npt.NDArray[np.float64] | None:
-    groups = list(_groups(dataset))
+def _compute_values(dataset: Dataset, frame: int) -> npt.NDArray[np.float64] | None:
+    groups = list(_list_groups(dataset))
     groups_of_frame = [*groups[frame if len(groups) > 1 else 0], dataset]
     transformation = "PixelValueTransformationSequence"
     plain = (
@@ -196,13 +180,13 @@ def _native_values(dataset: Dataset, frame: int) -> npt.NDArray[np.float64] | No
     )
     if not plain:
         return None
-    slope = _number(groups_of_frame, transformation, "RescaleSlope")
-    intercept = _number(groups_of_frame, transformation, "RescaleIntercept")
-    return _stored(dataset, frame) * float(1 if slope is None else slope) + float(intercept or 0)
+    slope = _find_value(groups_of_frame, transformation, "RescaleSlope")
+    intercept = _find_value(groups_of_frame, transformation, "RescaleIntercept")
+    return _extract_stored(dataset, frame) * float(1 if slope is None else slope) + float(intercept or 0)
 
 
-def _stored(dataset: Dataset, frame: int) -> npt.NDArray[Any]:
-    """Take Bits Stored up to High Bit of each cell (PS3.5 8.1.1), with their sign."""
+def _extract_stored(dataset: Dataset, frame: int) -> npt.NDArray[Any]:
+    """Return the bits from Bits Stored to High Bit of each cell (PS3.5 8.1.1), with their sign."""
     rows, columns, bits = dataset.Rows, dataset.Columns, dataset.BitsStored
     order = ">" if dataset.file_meta.TransferSyntaxUID == ExplicitVRBigEndian else "<"
     if order == ">" and dataset.BitsAllocated == 8 and dataset["PixelData"].VR == "OW":

@@ -1,4 +1,4 @@
-"""A named check: one sentence of the contract, and the code that holds a reader or a volume to it."""
+"""Named checks: one rule of the contract each, and the code that checks it."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ if TYPE_CHECKING:
     from medimg.io.series import Series
     from medimg.testing.observed_read import Read
 
-__all__ = ["Check", "breaches_of", "contract", "on_volumes", "require", "rule_of"]
+__all__ = ["Check", "get_rule", "report_breach", "require", "series_check", "volume_check"]
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
     """
-    One sentence of the contract, executable.
+    One rule of the contract, executable.
 
     Attributes
     ----------
     name : str
-        What pytest shows.
+        Name of the check, as shown by pytest.
     rule : str
-        What must hold.
+        The rule, in one sentence.
     function : callable
-        Raises AssertionError where it does not.
+        Function that raises AssertionError if the rule is broken.
     needs_series : bool
-        Whether a volume by itself can't be checked.
+        Whether a volume without a series can't be checked.
     """
 
     name: str
@@ -57,20 +57,20 @@ class Check:
         Parameters
         ----------
         subject : Series, Volume or Reading
-            What to check; a Reading shares what was read with other checks.
+            Series or volume to check; a Reading shares reads with other checks.
         read : callable, optional
-            Reads some slices, or all for None; `subject.read` by default.
+            Function that reads some slices, or all for None; `subject.read` by default.
         secrets : sequence of str
-            Texts of the file that identify the patient, which must turn up nowhere.
+            Texts of the file that identify the patient, which must not appear anywhere.
 
         Raises
         ------
         AssertionError
-            If the rule does not hold; the message says what was found.
+            If the rule is broken; the message says what was found.
         MedimgError
             If the reader refuses the series, so that there is nothing to check.
         TypeError
-            If a volume is given where a series is needed.
+            If the check needs a series, and a volume is given.
         """
         reading = subject
         if isinstance(reading, Volume):
@@ -80,13 +80,13 @@ class Check:
         if self.needs_series and reading.is_volume_only:
             raise TypeError(f"{self.name} checks a series, not a volume")
         _ = reading.volume  # a refusal is the caller's to judge
-        with breaches_of(self.name, self.rule):
+        with report_breach(self.name, self.rule):
             self.function(reading)
 
 
 @contextmanager
-def breaches_of(name: str, rule: str) -> Iterator[None]:
-    """Say of what goes wrong inside which rule it breaks; an error of medimg breaks it as well."""
+def report_breach(name: str, rule: str) -> Iterator[None]:
+    """Add name and rule to an AssertionError; an error of medimg breaks the rule as well."""
     try:
         yield
     except AssertionError as error:
@@ -95,24 +95,24 @@ def breaches_of(name: str, rule: str) -> Iterator[None]:
         raise AssertionError(f"{name}: {rule}\nfound: {type(error).__name__}: {error}") from error
 
 
-def contract(function: Callable[[Reading], None]) -> Check:
+def series_check(function: Callable[[Reading], None]) -> Check:
     """Make a check of a series; the docstring is its rule."""
-    return Check(function.__name__, rule_of(function), function)
+    return Check(function.__name__, get_rule(function), function)
 
 
-def on_volumes(function: Callable[[Volume], None]) -> Check:
-    """Make a check of a volume, which holds for that of a series too; the docstring is its rule."""
+def volume_check(function: Callable[[Volume], None]) -> Check:
+    """Make a check of a volume, which applies to that of a series too; the docstring is its rule."""
     return Check(
-        function.__name__, rule_of(function), lambda reading: function(reading.volume), needs_series=False
+        function.__name__, get_rule(function), lambda reading: function(reading.volume), needs_series=False
     )
 
 
-def rule_of(function: Callable[..., None]) -> str:
+def get_rule(function: Callable[..., None]) -> str:
     """Return the docstring of a check on one line."""
     return " ".join((function.__doc__ or "").split())
 
 
 def require(condition: object, found: str) -> None:
-    """Raise AssertionError with what was found, also where Python runs with -O."""
+    """Raise AssertionError with what was found, also if Python runs with -O."""
     if not condition:
         raise AssertionError(found)

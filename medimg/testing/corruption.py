@@ -1,4 +1,4 @@
-"""Damaged copies of files, by a seed: cut, overwritten, with lengths that lie."""
+"""Corrupted copies of files, by seed: truncated, overwritten, with wrong lengths."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 __all__ = ["damaged"]
 
-#: Numbers that headers hardly expect, as little endian bytes.
-_NASTY: Final = (
+#: Unusual numbers, as little-endian bytes.
+_UNUSUAL: Final = (
     b"\x00\x00", b"\xff\xff", b"\xff\xff\xff\xff", b"\x00\x00\x00\x80", b"\xff\xff\xff\x7f", b"\x00\x80",
     b"\x00\x00\xc0\x7f", b"\x00\x00\x80\xff", b"\\", b"-1", b"1e308", b"nan",
 )  # fmt: skip
@@ -20,22 +20,22 @@ _NASTY: Final = (
 
 def damaged(data: bytes, *, count: int, seed: int = 0, header: int = 4096) -> Iterator[bytes]:
     """
-    Yield damaged copies of a file.
+    Yield corrupted copies of a file.
 
-    A sixth of them is cut short. Of the others one to eight places are overwritten: single bytes, bits, or
-    numbers such as −1, NaN and the largest one. Three in four places lie in the header, where damage does
+    A sixth of them is truncated. In the others one to eight positions are overwritten: single bytes, bits, or
+    numbers such as −1, NaN and the largest one. Three in four positions are in the header, where damage does
     more than change a value.
 
     Parameters
     ----------
     data : bytes
-        A sound file.
+        Content of a valid file.
     count : int
-        How many copies.
+        Number of copies.
     seed : int
-        Equal seeds give equal copies.
+        Seed; equal seeds give equal copies.
     header : int
-        How many bytes count as the header.
+        Number of bytes that count as the header.
 
     Yields
     ------
@@ -53,18 +53,18 @@ def damaged(data: bytes, *, count: int, seed: int = 0, header: int = 4096) -> It
             continue
         copy = bytearray(data)
         for _ in range(int(rng.integers(1, 9))):
-            _hurt(copy, rng, min(len(copy), header) if rng.random() < 0.75 else len(copy))
+            _overwrite(copy, rng, min(len(copy), header) if rng.random() < 0.75 else len(copy))
         yield bytes(copy)
 
 
-def _hurt(copy: bytearray, rng: np.random.Generator, end: int) -> None:
-    place = int(rng.integers(0, max(1, end)))
-    kind = rng.integers(0, 3)
-    if kind == 0:
-        copy[place : place + 1] = bytes([int(rng.integers(256))])
-    elif kind == 1 and place < len(copy):
-        copy[place] ^= 1 << int(rng.integers(8))
+def _overwrite(copy: bytearray, rng: np.random.Generator, end: int) -> None:
+    start = int(rng.integers(0, max(1, end)))
+    choice = rng.integers(0, 3)
+    if choice == 0:
+        copy[start : start + 1] = bytes([int(rng.integers(256))])
+    elif choice == 1 and start < len(copy):
+        copy[start] ^= 1 << int(rng.integers(8))
     else:
-        nasty = _NASTY[int(rng.integers(len(_NASTY)))]
-        fits = nasty[: len(copy) - place]
-        copy[place : place + len(fits)] = fits
+        unusual = _UNUSUAL[int(rng.integers(len(_UNUSUAL)))]
+        part = unusual[: len(copy) - start]
+        copy[start : start + len(part)] = part

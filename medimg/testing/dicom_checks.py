@@ -1,4 +1,4 @@
-"""What a series of DICOM files must satisfy, told by the files themselves; other formats pass."""
+"""Checks of DICOM series against their files; other formats pass."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from medimg.core import geometry
-from medimg.testing._pydicom_reference import dataset_of, file_facts, frames_of, native_values
-from medimg.testing.check import contract, require
+from medimg.testing._pydicom_reference import compute_values, list_frames, read_dataset, read_facts
+from medimg.testing.check import require, series_check
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from medimg.core.volume import Volume
-    from medimg.testing._pydicom_reference import FramePlace
+    from medimg.testing._pydicom_reference import FramePosition
     from medimg.testing.observed_read import Reading
 
 __all__ = ["DICOM_CHECKS"]
@@ -24,35 +24,35 @@ _DIRECTION: Final = 2e-3
 _COMPARED: Final = 5
 
 
-@contract
+@series_check
 def slices_lie_where_their_files_say(reading: Reading) -> None:
-    """The affine leads each slice to the position that its file states, or a warning says that it doesn't."""
+    """The affine maps each slice to the position stated in its file, or a warning says that it does not."""
     volume = reading.volume
-    places = _places(volume)
-    if not places or volume.report.missing:
+    positions = _list_positions(volume)
+    if not positions or volume.report.missing:
         return
     depth = volume.shape[1]
-    corners = geometry.index_to_lps(volume.affine, [(n % depth, 0, 0) for n in range(len(places))])
-    off = np.linalg.norm(corners - np.stack([p.position for p in places]), axis=1)
+    corners = geometry.index_to_lps(volume.affine, [(n % depth, 0, 0) for n in range(len(positions))])
+    off = np.linalg.norm(corners - np.stack([p.position for p in positions]), axis=1)
     sound = off.max() <= max(_MISPLACED_MM, 0.01 * volume.spacing[0])
     found = f"slice {off.argmax() % depth} is {off.max():.3g} mm off its stated position"
     require(sound or volume.report.warnings, found)
 
 
-@contract
+@series_check
 def pixels_lie_as_their_files_say(reading: Reading) -> None:
     """Rows and columns have the directions and the spacing that the files state (PS3.3 C.7.6.2.1.1)."""
     volume = reading.volume
-    for place in _places(volume):
-        x, y = place.orientation.reshape(2, 3)
-        expected = np.stack([y * place.spacing[0], x * place.spacing[1]], axis=1)
+    for frame_position in _list_positions(volume):
+        x, y = frame_position.orientation.reshape(2, 3)
+        expected = np.stack([y * frame_position.spacing[0], x * frame_position.spacing[1]], axis=1)
         off = float(np.abs(volume.affine[:3, 1:3] - expected).max())
-        require(off <= _DIRECTION * float(place.spacing.max()), f"axes that are {off:.3g} mm off")
+        require(off <= _DIRECTION * float(frame_position.spacing.max()), f"axes that are {off:.3g} mm off")
 
 
-@contract
+@series_check
 def slices_ascend_along_their_normal(reading: Reading) -> None:
-    """Slices of DICOM are sorted along X×Y, rows before columns: the axes (W, H, D) are right-handed."""
+    """DICOM slices are sorted along X×Y, rows before columns: the axes (W, H, D) are right-handed."""
     volume = reading.volume
     if reading.series.format != "DICOM" or volume.space != "patient":
         return
@@ -60,65 +60,65 @@ def slices_ascend_along_their_normal(reading: Reading) -> None:
     require(np.linalg.det(w_h_d) > 0, "axes (W, H, D) that are left-handed")
 
 
-@contract
+@series_check
 def instances_are_those_of_the_files(reading: Reading) -> None:
-    """SOP Instance UIDs are those of the files, one after another where each holds one slice."""
+    """SOP Instance UIDs are those of the files, in order if each file holds one slice."""
     report = reading.volume.report
     uids = report.sop_instance_uids
     if reading.series.format != "DICOM" or not uids:
         return
-    stated = [file_facts(name).uid for name in report.files]
+    stated = [read_facts(name).uid for name in report.files]
     require(set(filter(None, uids)) <= set(stated), "UIDs that are those of no file")
     if len(stated) == len(uids):
         wrong = [n for n, (s, found) in enumerate(zip(stated, uids, strict=True)) if found and s != found]
         require(not wrong, f"{len(wrong)} UIDs of other files, the first at {wrong[:1]}")
 
 
-@contract
+@series_check
 def values_are_rescaled_stored_values(reading: Reading) -> None:
-    """Values are slope · stored + intercept: never windowed, inverted or normalized, MONOCHROME1 neither."""
+    """Values are slope · stored + intercept: never windowed, inverted or normalized, not even MONOCHROME1."""
     volume = reading.volume
     c, depth = volume.shape[:2]
-    frames = frames_of(volume)
+    frames = list_frames(volume)
     if volume.is_color or len(frames) not in {depth, c * depth}:
         return
-    # body weight, dose and what manufacturers add scale all values of a slice alike, and the report says so
+    # SUV, dose and manufacturers' scales multiply all values of a slice, and are in the report
     is_scaled = any(not step.startswith("rescaled") for step in volume.report.transforms)
     name, header = "", None
     for n in sorted({round(share * (len(frames) - 1) / (_COMPARED - 1)) for share in range(_COMPARED)}):
         before, (name, frame) = name, frames[n]
-        header = header if name == before else dataset_of(name, pixels=True)
-        expected = None if header is None else native_values(header, frame)
+        header = header if name == before else read_dataset(name, pixels=True)
+        expected = None if header is None else compute_values(header, frame)
         if expected is None:
             continue
         found = volume.array[n // depth, n % depth].astype(np.float64)
         require(found.shape == expected.shape, f"a slice of the shape {found.shape}")
         if is_scaled:
-            expected = expected * max(0.0, _ratio(found, expected))
+            expected = expected * max(0.0, _fit_ratio(found, expected))
         scale = max(1.0, float(np.abs(expected).max()))
         off = float(np.abs(found - expected).max())
         require(off <= 1e-5 * scale, f"values of slice {n % depth} that are {off:g} off")
 
 
-def _ratio(found: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]) -> float:
+def _fit_ratio(found: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]) -> float:
     total = float((expected * expected).sum())
     return float((found * expected).sum()) / total if total else 1.0
 
 
-def _places(volume: Volume) -> list[FramePlace]:
-    """Return where each slice lies, channel by channel; nothing where a file doesn't say."""
-    places: list[FramePlace] = []
+def _list_positions(volume: Volume) -> list[FramePosition]:
+    """Return the position of each slice, channel by channel; none if a file does not state it."""
+    positions: list[FramePosition] = []
     if volume.space != "patient":
-        return places
-    for name, frame in frames_of(volume):
-        known = file_facts(name).places
+        return positions
+    for name, frame in list_frames(volume):
+        known = read_facts(name).positions
         if frame >= len(known):
             return []
-        places.append(known[frame])
-    return places
+        positions.append(known[frame])
+    return positions
 
 
-#: What series of DICOM must satisfy, beside what all series must.
+#: Checks of DICOM series, in addition to those of all series.
 DICOM_CHECKS: Final = (
     slices_lie_where_their_files_say,
     pixels_lie_as_their_files_say,

@@ -1,4 +1,4 @@
-"""What a format must satisfy when its files are renamed, cut, damaged or gone."""
+"""Checks of file formats: renamed, truncated, damaged and missing files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import numpy as np
 
 from medimg.errors import MedimgError, MedimgWarning, NotAnImageError
-from medimg.testing.check import breaches_of, require, rule_of
+from medimg.testing.check import get_rule, report_breach, require
 from medimg.testing.corruption import damaged
 
 if TYPE_CHECKING:
@@ -30,16 +30,16 @@ _DAMAGED: Final = 60
 @dataclass(frozen=True, slots=True)
 class FileCheck:
     """
-    One sentence of the contract about single files, executable.
+    One rule of the contract about single files, executable.
 
     Attributes
     ----------
     name : str
-        What pytest shows.
+        Name of the check, as shown by pytest.
     rule : str
-        What must hold.
+        The rule, in one sentence.
     function : callable
-        Takes the function that opens a file, a copy of the file, and a folder to write in.
+        Function of the opener, a copy of the file, and a folder to write in.
     """
 
     name: str
@@ -52,38 +52,31 @@ class FileCheck:
 
     def __call__(self, path: str | Path, opener: Open | None = None) -> None:
         """
-        Check the format of a sound file; everything is done to copies.
+        Check the format of a valid file, on copies.
 
         Parameters
         ----------
         path : str or Path
-            One file that holds one series by itself.
+            File that holds one series by itself.
         opener : callable, optional
             Path → Series; :func:`medimg.scan` by default.
 
         Raises
         ------
         AssertionError
-            If the rule does not hold.
+            If the rule is broken.
         """
         source = Path(path)
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / "source" / source.name
             copy.parent.mkdir()
             copy.write_bytes(source.read_bytes())
-            with breaches_of(self.name, self.rule):
+            with report_breach(self.name, self.rule):
                 self.function(opener or open_one, copy, Path(folder))
 
 
 def open_one(path: Path) -> Series:
-    """
-    Return the one series of a file, by :func:`medimg.scan`.
-
-    Raises
-    ------
-    NotAnImageError
-        If there is none, or several.
-    """
+    """Return the one series of a file, by :func:`medimg.scan`; NotAnImageError if there is not one."""
     from medimg.io.scan import scan
 
     index = scan(path, progress=False)
@@ -92,8 +85,8 @@ def open_one(path: Path) -> Series:
     return index[0]
 
 
-def _file_check(function: Callable[[Open, Path, Path], None]) -> FileCheck:
-    return FileCheck(function.__name__, rule_of(function), function)
+def _make_check(function: Callable[[Open, Path, Path], None]) -> FileCheck:
+    return FileCheck(function.__name__, get_rule(function), function)
 
 
 def _read(opener: Open, path: Path) -> Volume:
@@ -102,7 +95,7 @@ def _read(opener: Open, path: Path) -> Volume:
         return opener(path).read()
 
 
-@_file_check
+@_make_check
 def folder_and_stem_do_not_matter(opener: Open, path: Path, folder: Path) -> None:
     """A file reads the same under another name, in a folder with spaces and letters of any script."""
     expected = _read(opener, path)
@@ -114,9 +107,9 @@ def folder_and_stem_do_not_matter(opener: Open, path: Path, folder: Path) -> Non
     require(np.array_equal(expected.affine, found.affine), "another affine")
 
 
-@_file_check
+@_make_check
 def file_beside_it_does_not_matter(opener: Open, path: Path, folder: Path) -> None:
-    """A file reads the same with others beside it, of the same name with another ending too."""
+    """A file reads the same with others beside it, even of the same name with another extension."""
     expected = _read(opener, path)
     stem = path.name.removesuffix("".join(path.suffixes))
     for name in (stem, f"{stem}.nii", f"{stem}.json", f"{stem}.txt", f"{path.name}.bak"):
@@ -127,9 +120,9 @@ def file_beside_it_does_not_matter(opener: Open, path: Path, folder: Path) -> No
     require(expected.array.tobytes() == found.array.tobytes(), "other values")
 
 
-@_file_check
+@_make_check
 def file_that_is_gone_is_refused(opener: Open, path: Path, folder: Path) -> None:
-    """A file that is not there, or has gone since it was opened, is a MedimgError that names it."""
+    """A file that does not exist, or was removed since it was opened, is a MedimgError that names it."""
     series = opener(path)
     path.unlink()
     for source in (path, series):
@@ -143,40 +136,40 @@ def file_that_is_gone_is_refused(opener: Open, path: Path, folder: Path) -> None
             require(False, "a volume")
 
 
-@_file_check
+@_make_check
 def file_without_content_is_refused(opener: Open, path: Path, folder: Path) -> None:
-    """An empty file, one of zeros and one of noise under its name end in a MedimgError."""
+    """An empty file, one of zeros and one of noise under its name raise a MedimgError."""
     noise = np.random.default_rng(0).integers(0, 256, 5000, dtype=np.uint8).tobytes()
     for content in (b"", bytes(5000), noise):
         path.write_bytes(content)
-        require(_outcome(opener, path) is None, f"a volume of {len(content)} bytes without sense")
+        require(_try_read(opener, path) is None, f"a volume of {len(content)} bytes without sense")
 
 
-@_file_check
+@_make_check
 def file_cut_short_is_refused(opener: Open, path: Path, folder: Path) -> None:
-    """A file that ends within its pixels ends in a MedimgError: never in a volume padded with something."""
+    """A file that ends within its pixels raises a MedimgError, and is never padded."""
     whole = path.read_bytes()
     expected = _read(opener, path)
     for share in (0.999, 0.9, 0.6):
         path.write_bytes(whole[: int(len(whole) * share)])
-        found = _outcome(opener, path)
-        # what stands behind the pixels may be lost
+        found = _try_read(opener, path)
+        # data after the pixels may be lost
         same = found is not None and found.array.tobytes() == expected.array.tobytes()
         require(found is None or same, f"other values from {share:.1%} of the file")
 
 
-@_file_check
+@_make_check
 def damaged_file_is_a_volume_or_a_medimg_error(opener: Open, path: Path, folder: Path) -> None:
     """A damaged file gives a volume or a MedimgError, no other exception and no other warning."""
     for number, content in enumerate(damaged(path.read_bytes(), count=_DAMAGED)):
         path.write_bytes(content)
         try:
-            _outcome(opener, path)
+            _try_read(opener, path)
         except AssertionError as error:
             raise AssertionError(f"{error} (copy {number} of medimg.testing.damaged)") from error
 
 
-def _outcome(opener: Open, path: Path) -> Volume | None:
+def _try_read(opener: Open, path: Path) -> Volume | None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.simplefilter("ignore", MedimgWarning)
@@ -188,7 +181,7 @@ def _outcome(opener: Open, path: Path) -> Volume | None:
             raise AssertionError(f"{type(error).__name__} instead of a MedimgError") from error
 
 
-#: What every format of single files must satisfy.
+#: Checks of every format of single files.
 FILE_CHECKS: Final = (
     folder_and_stem_do_not_matter,
     file_beside_it_does_not_matter,

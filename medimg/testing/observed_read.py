@@ -1,4 +1,4 @@
-"""A series under observation: what a read returns, and what it does besides."""
+"""Observed reads: what a read returns, and its side effects."""
 
 from __future__ import annotations
 
@@ -25,51 +25,34 @@ if TYPE_CHECKING:
     from medimg.core.volume import Volume
     from medimg.io.series import Series
 
-__all__ = ["Observation", "Read", "Reading", "folders_of"]
+__all__ = ["Observation", "Read", "Reading", "list_folders"]
 
 Read: TypeAlias = "Callable[[Sequence[int] | None], Volume]"
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """
-    What one read returned and did besides.
-
-    Attributes
-    ----------
-    volume : Volume
-        What it returned.
-    warnings : tuple of (type, str)
-        Category and text of each warning.
-    said : str
-        What was printed and logged.
-    changed : tuple of str
-        Settings of the process that are not what they were.
-    touched : tuple of str
-        Files beside the source that appeared, vanished or changed.
-    left_open : tuple of str
-        Files of the series that are still open.
-    """
+    """What one read returned, and its side effects."""
 
     volume: Volume
-    warnings: tuple[tuple[type[Warning], str], ...] = ()
-    said: str = ""
-    changed: tuple[str, ...] = ()
-    touched: tuple[str, ...] = ()
-    left_open: tuple[str, ...] = ()
+    warnings: tuple[tuple[type[Warning], str], ...] = ()  # category and text
+    said: str = ""  # printed and logged text
+    changed: tuple[str, ...] = ()  # settings of the process
+    touched: tuple[str, ...] = ()  # files beside the source that appeared, vanished or changed
+    left_open: tuple[str, ...] = ()  # files of the series that are still open
 
 
 class Reading:
     """
-    A series, and what reading it gives; read once for all checks.
+    A series and its volume, read once for all checks.
 
     Parameters
     ----------
     series : Series
-        What to read.
+        Series to read.
     read : callable, optional
-        Reads some slices, or all for None; ``series.read`` by default. Policies that resample or that keep
-        duplicates change the shape: they are no matter of this contract.
+        Function that reads some slices, or all for None; ``series.read`` by default. Policies that resample
+        or keep duplicates change the shape, and are outside the contract.
     secrets : sequence of str
         Texts of the file that identify the patient.
     """
@@ -81,7 +64,7 @@ class Reading:
 
     @classmethod
     def of_volume(cls, volume: Volume, *, secrets: Sequence[str] = ()) -> Reading:
-        """Return what checks of volumes need, without a series."""
+        """Return the reading of a volume without a series."""
         self = cls.__new__(cls)
         self._series = None
         self.secrets = tuple(secrets)
@@ -97,32 +80,32 @@ class Reading:
     def series(self) -> Series:
         """The series."""
         if self._series is None:
-            raise TypeError("there is only a volume, and no series")
+            raise TypeError("there is a volume only, no series")
         return self._series
 
     @cached_property
     def first(self) -> Observation:
         """The first read of all slices, which may import what it needs."""
-        return self._observed(watch=False)
+        return self._observe(watch=False)
 
     @cached_property
     def second(self) -> Observation:
-        """The second read of all slices, with an eye on what it does besides."""
+        """The second read of all slices, observed for side effects."""
         _ = self.first
-        return self._observed(watch=True)
+        return self._observe(watch=True)
 
     @property
     def volume(self) -> Volume:
-        """What the first read returned."""
+        """The volume of the first read."""
         return self.first.volume
 
     def read(self, slices: Sequence[int] | None = None) -> Volume:
-        """Read again, with warnings ignored: those of the first read are known."""
+        """Read again, without warnings, which the first read has recorded."""
         return self.read_at_once([slices], 1)[0]
 
     def read_at_once(self, choices: Sequence[Sequence[int] | None], threads: int) -> list[Volume]:
-        """Read several choices of slices, in threads where there are more than one, with warnings ignored."""
-        # filters belong to the process: threads that set and restore them would do so for each other
+        """Read several choices of slices, in several threads if more than one, without warnings."""
+        # warning filters are global: threads that set and restore them would interfere
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if threads == 1:
@@ -130,24 +113,24 @@ class Reading:
             with ThreadPoolExecutor(threads) as pool:
                 return list(pool.map(self._read, choices))
 
-    def _observed(self, *, watch: bool) -> Observation:
-        folders = folders_of(self.series.files) if watch else ()
-        before = _listing(folders)
+    def _observe(self, *, watch: bool) -> Observation:
+        folders = list_folders(self.series.files) if watch else ()
+        before = _list_entries(folders)
         said = io.StringIO()
-        with _listening(said) as caught:
-            state = _settings() if watch else {}
-            volume = self._checked_read()
-            after = _settings() if watch else {}
+        with _capture_output(said) as caught:
+            state = _read_settings() if watch else {}
+            volume = self._read_all()
+            after = _read_settings() if watch else {}
         return Observation(
             volume,
             tuple((w.category, str(w.message)) for w in caught),
             said.getvalue(),
             tuple(sorted(name for name in state if state[name] != after[name])),
-            tuple(sorted(dict(before ^ _listing(folders)))),
-            _open_files(self.series.files) if watch else (),
+            tuple(sorted(dict(before ^ _list_entries(folders)))),
+            _find_open_files(self.series.files) if watch else (),
         )
 
-    def _checked_read(self) -> Volume:
+    def _read_all(self) -> Volume:
         try:
             return self._read(None)
         except MedimgError:
@@ -160,7 +143,7 @@ class Reading:
 
 
 @contextmanager
-def _listening(said: io.StringIO) -> Iterator[list[warnings.WarningMessage]]:
+def _capture_output(said: io.StringIO) -> Iterator[list[warnings.WarningMessage]]:
     handler = logging.StreamHandler(said)
     root = logging.getLogger()
     root.addHandler(handler)
@@ -176,9 +159,9 @@ def _listening(said: io.StringIO) -> Iterator[list[warnings.WarningMessage]]:
         root.removeHandler(handler)
 
 
-def _settings() -> dict[str, Any]:
-    """Return what belongs to the process, and no reader may change."""
-    random_numbers = np.random.get_state(legacy=False)  # noqa: NPY002  # what a reader may not touch
+def _read_settings() -> dict[str, Any]:
+    """Return the settings of the process that no reader may change."""
+    random_numbers = np.random.get_state(legacy=False)  # noqa: NPY002  # readers must not change it
     pydicom_config = vars(sys.modules["pydicom.config"]) if "pydicom.config" in sys.modules else {}
     return {
         "working folder": str(Path.cwd()),
@@ -195,18 +178,18 @@ def _settings() -> dict[str, Any]:
     }
 
 
-def folders_of(files: Sequence[str]) -> tuple[Path, ...]:
-    """Return the folders that files lie in, as far as they exist."""
+def list_folders(files: Sequence[str]) -> tuple[Path, ...]:
+    """Return the existing folders of files."""
     return tuple({Path(name).parent: None for name in files if Path(name).exists()})
 
 
-def _listing(folders: Sequence[Path]) -> set[tuple[str, tuple[int, int]]]:
+def _list_entries(folders: Sequence[Path]) -> set[tuple[str, tuple[int, int]]]:
     entries = (entry for folder in folders for entry in os.scandir(folder))
     return {(e.name, (s.st_mtime_ns, s.st_size)) for e in entries if e.is_file() and (s := e.stat())}
 
 
-def _open_files(files: Sequence[str]) -> tuple[str, ...]:
-    """Return which files are open; none where the system does not tell."""
+def _find_open_files(files: Sequence[str]) -> tuple[str, ...]:
+    """Return the files that are open; none if the system does not tell."""
     descriptors = Path("/proc/self/fd")
     if not descriptors.is_dir():
         return ()

@@ -48,19 +48,19 @@ _DTYPES: Final = ("u1", "i2", "u2", "i4", "f4", "f8")
 _TILTS: Final = (0.0, 0.02, -0.1, 0.3)
 
 
-def _lengths(least: float = 0.1, most: float = 8.0) -> SearchStrategy[float]:
+def _draw_lengths(least: float = 0.1, most: float = 8.0) -> SearchStrategy[float]:
     return st.floats(least, most).map(lambda v: round(v, 4))
 
 
 @st.composite
 def directions(draw: DrawFn, *, oblique: bool = True, mirrored: bool = True) -> Any:
     """
-    Draw a (3, 3) matrix of unit columns, perpendicular: one of the 48 orientations, possibly turned off it.
+    Draw a (3, 3) matrix of perpendicular unit columns: one of the 48 orientations, possibly rotated.
 
     Parameters
     ----------
     oblique : bool
-        Whether axes may lie between those of the patient.
+        Whether axes may be rotated off those of the patient.
     mirrored : bool
         Whether determinants of −1 are drawn too.
     """
@@ -68,11 +68,11 @@ def directions(draw: DrawFn, *, oblique: bool = True, mirrored: bool = True) -> 
     if not oblique or draw(st.booleans()):
         return axes
     turn = np.asarray(draw(st.tuples(*[st.floats(-0.6, 0.6)] * 3)))
-    return _rotation(turn) @ axes
+    return _make_rotation(turn) @ axes
 
 
-def _rotation(turn: Any) -> Any:
-    """Rotate by a Cayley transform: orthogonal for any three numbers."""
+def _make_rotation(turn: Any) -> Any:
+    """Return a rotation by a Cayley transform, orthogonal for any three numbers."""
     a, b, c = turn
     skew = np.array([[0, -c, b], [c, 0, -a], [-b, a, 0]])
     return np.linalg.solve(np.eye(3) + skew, np.eye(3) - skew)
@@ -81,16 +81,16 @@ def _rotation(turn: Any) -> Any:
 @st.composite
 def affines(draw: DrawFn, *, sheared: bool = True, mirrored: bool = True) -> Affine:
     """
-    Draw an affine, index (d, h, w) to LPS millimeters: any orientation, oblique, anisotropic, anywhere.
+    Draw an affine, index (d, h, w) to LPS millimeters: any orientation, oblique, anisotropic, any origin.
 
     Parameters
     ----------
     sheared : bool
-        Whether slices may be shifted against each other, as by a tilted gantry.
+        Whether slices may be shifted relative to each other, as by gantry tilt.
     mirrored : bool
         Whether axes (w, h, d) may be left-handed, as never in DICOM.
     """
-    matrix = draw(directions(mirrored=mirrored)) * draw(st.tuples(*[_lengths()] * 3))
+    matrix = draw(directions(mirrored=mirrored)) * draw(st.tuples(*[_draw_lengths()] * 3))
     if sheared:
         matrix[:, 2] += matrix[:, 1] * draw(st.sampled_from(_TILTS))
     affine = np.eye(4)
@@ -103,14 +103,14 @@ def affines(draw: DrawFn, *, sheared: bool = True, mirrored: bool = True) -> Aff
 @st.composite
 def volumes(draw: DrawFn, *, color: bool = True, most: int = 6) -> Volume:
     """
-    Draw a small volume: any type, orientation and number of channels, with or without padding and windows.
+    Draw a small volume: any dtype, orientation and number of channels, with or without padding and windows.
 
     Parameters
     ----------
     color : bool
         Whether color images are drawn too.
     most : int
-        The largest D, H and W.
+        Largest D, H and W.
     """
     is_color = color and draw(st.booleans())
     size = draw(st.tuples(*[st.integers(1, most)] * 3))
@@ -118,27 +118,27 @@ def volumes(draw: DrawFn, *, color: bool = True, most: int = 6) -> Volume:
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     dtype = np.dtype("u1" if is_color else draw(st.sampled_from(_DTYPES)))
     in_patient = draw(st.booleans())
-    spacing = draw(st.tuples(*[_lengths()] * 3))
+    spacing = draw(st.tuples(*[_draw_lengths()] * 3))
     return Volume(
-        array=_values(rng, shape, dtype),
+        array=_draw_values(rng, shape, dtype),
         affine=draw(affines()) if in_patient else geometry.image_affine(spacing),
         modality=draw(st.sampled_from(["", "MR", "DX"])),
         photometric="RGB" if is_color else "MONOCHROME2",
         inverted=not is_color and draw(st.booleans()),
         space="patient" if in_patient else "image",
-        voi=() if is_color else _windows(draw, size[0]),
+        voi=() if is_color else _draw_windows(draw, size[0]),
         padding=rng.random(shape) < 0.2 if draw(st.booleans()) else None,
     )
 
 
-def _values(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+def _draw_values(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
     if dtype.kind == "f":
         return rng.normal(0, 1000, shape).astype(dtype)
     ends = np.iinfo(dtype)
     return rng.integers(ends.min, ends.max, shape, dtype=dtype, endpoint=True)
 
 
-def _windows(draw: DrawFn, depth: int) -> tuple[tuple[Window, ...], ...]:
+def _draw_windows(draw: DrawFn, depth: int) -> tuple[tuple[Window, ...], ...]:
     count = draw(st.sampled_from([0, 1, depth]))
     width = draw(st.integers(1, 4000))
     return tuple((Window(float(n), float(width)),) for n in range(count))
@@ -147,15 +147,15 @@ def _windows(draw: DrawFn, depth: int) -> tuple[tuple[Window, ...], ...]:
 @st.composite
 def studies(draw: DrawFn, *, sound: bool = False) -> Study:
     """
-    Draw a study to be written by :func:`medimg.testing.studies.write_dicom`.
+    Draw a study to write with :func:`medimg.testing.studies.write_dicom`.
 
     Any orientation, tilt, size, number format, rescale, transfer syntax, order of files and numbers, time
-    points or echoes, missing and copied slices, absent UIDs.
+    points or echoes, missing and duplicate slices, missing UIDs.
 
     Parameters
     ----------
     sound : bool
-        Whether to leave out missing and copied slices, tilt and absent identifiers.
+        Whether to exclude missing and duplicate slices, tilt and missing identifiers.
     """
     slices = draw(st.integers(1, 9))
     rows, columns = draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))
@@ -164,7 +164,7 @@ def studies(draw: DrawFn, *, sound: bool = False) -> Study:
     allocated = draw(st.sampled_from([8, 16, 16, 16]))
     stored = draw(st.integers(allocated // 2 + 1, allocated))
     several = draw(st.sampled_from(["", "", "times", "echoes"]))
-    damage = {} if sound else _damage(draw, slices, is_series=several == "times")
+    damage = {} if sound else _draw_defects(draw, slices, is_series=several == "times")
     shuffled = draw(st.booleans())
     slope, intercept = draw(st.sampled_from([(1, 0), (1, -1024), (2, -4096), (0.25, 10), (-1, 5)]))
     return Study(
@@ -173,9 +173,9 @@ def studies(draw: DrawFn, *, sound: bool = False) -> Study:
         columns=columns,
         times=draw(st.integers(2, 4)) if several == "times" else 1,
         echoes=draw(st.integers(2, 3)) if several == "echoes" else 1,
-        spacing=draw(st.tuples(*[_lengths()] * 3)),
+        spacing=draw(st.tuples(*[_draw_lengths()] * 3)),
         orientation=orientation,  # type: ignore[arg-type]  # six of them
-        origin=draw(st.tuples(*[_lengths(-300, 300)] * 3)),
+        origin=draw(st.tuples(*[_draw_lengths(-300, 300)] * 3)),
         modality="MR" if several else draw(st.sampled_from(["CT", "MR"])),
         bits_allocated=allocated,
         bits_stored=stored,
@@ -191,8 +191,8 @@ def studies(draw: DrawFn, *, sound: bool = False) -> Study:
     )
 
 
-def _damage(draw: DrawFn, slices: int, *, is_series: bool) -> dict[str, Any]:
-    """Draw what is wrong with a study, such that what it gives can still be told."""
+def _draw_defects(draw: DrawFn, slices: int, *, is_series: bool) -> dict[str, Any]:
+    """Draw defects of a study that still leave its content determined."""
     found: dict[str, Any] = {}
     if slices >= 6 and draw(st.booleans()):
         first = draw(st.integers(1, slices - 4))

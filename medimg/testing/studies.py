@@ -1,4 +1,4 @@
-"""Small DICOM studies whose content is known: a description, written as files, and what reading must give."""
+"""Small DICOM studies of known content: a description, its files, and the expected volumes."""
 
 from __future__ import annotations
 
@@ -42,23 +42,23 @@ __all__ = ["SENTINEL", "Study", "ToldBy", "TransferSyntax", "Truth", "write_dico
 TransferSyntax: TypeAlias = Literal["implicit", "little", "big", "deflated", "rle"]
 ToldBy: TypeAlias = Literal["temporal", "acquisition", "trigger", "time", "number"]
 
-#: Stands in every text of a study that identifies a patient.
+#: Part of every text of a study that identifies a patient.
 SENTINEL: Final = "Sentinel"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
     """
-    What to write: one scan of one patient, as single-frame DICOM.
+    One scan of one patient, to write as single-frame DICOM.
 
     Attributes
     ----------
     slices, rows, columns : int
-        Size, of the complete scan.
+        Size of the complete scan.
     times : int
-        Time points at the same positions.
+        Number of time points at the same positions.
     echoes : int
-        Echoes at the same positions.
+        Number of echoes at the same positions.
     spacing : tuple of 3 floats
         Distance between neighbors along (D, H, W), in millimeters.
     orientation : tuple of 6 floats
@@ -66,34 +66,34 @@ class Study:
     origin : tuple of 3 floats
         Position of the first slice, LPS millimeters.
     shear : tuple of 2 floats
-        How far each slice lies off the one before it along (Y, X), in millimeters: a tilted gantry.
+        Shift of each slice relative to the previous one along (Y, X), in millimeters, as by gantry tilt.
     modality : {"CT", "MR", "PT"}
         Modality.
     bits_allocated, bits_stored : int
-        Bits of a cell, and of a value in it.
+        Bits Allocated and Bits Stored.
     signed : bool
-        Whether stored values are.
+        Whether stored values are signed.
     dirty : bool
         Whether the bits above the values hold noise.
     slope, intercept : float
-        From stored to modality values.
+        Rescale Slope and Intercept.
     syntax : {"implicit", "little", "big", "deflated", "rle"}
         Transfer syntax.
     told_by : {"temporal", "acquisition", "trigger", "time", "number"}
-        What tells time points apart: Temporal Position Identifier, Acquisition Number, Trigger Time,
-        Acquisition Time, or nothing but the Instance Number.
+        Attribute that distinguishes time points: Temporal Position Identifier, Acquisition Number, Trigger
+        Time, Acquisition Time, or only the Instance Number.
     missing : tuple of int
         Slices that are not written.
     copied : tuple of int
-        Slices of which a second file is written, equal byte by byte.
+        Slices written twice, in files that are equal byte by byte.
     shuffled : bool
-        Whether file names, and Instance Numbers where nothing depends on them, are in random order.
+        Whether file names, and Instance Numbers unless needed, are in random order.
     numbered : bool
         Whether there are Instance Numbers.
     series_uid, instance_uids : bool
-        Whether Series and SOP Instance UIDs are there.
+        Whether there are Series and SOP Instance UIDs.
     seed : int
-        Of the values and the order.
+        Seed of the values and the order.
     """
 
     slices: int = 8
@@ -125,15 +125,15 @@ class Study:
     def __post_init__(self) -> None:
         gaps = np.diff(self.present)
         if not self.present or (gaps.size and np.median(gaps) != 1):
-            raise ValueError("so many slices are missing that the distance between them is lost")
+            raise ValueError("too many slices are missing to determine the distance between them")
         if not 0 < self.bits_stored <= self.bits_allocated:
             raise ValueError(f"{self.bits_stored} bits stored in {self.bits_allocated}")
         if set(self.copied) - set(self.present):
-            raise ValueError("a slice that is missing can't be copied")
+            raise ValueError("a missing slice can't be copied")
 
     @property
     def present(self) -> tuple[int, ...]:
-        """The slices that are written, ascending."""
+        """Indices of the slices that are written, ascending."""
         return tuple(n for n in range(self.slices) if n not in self.missing)
 
     def positions(self) -> npt.NDArray[np.float64]:
@@ -147,23 +147,24 @@ class Study:
         low = -(1 << (self.bits_stored - 1)) if self.signed else 0
         shape = (self.echoes, self.times, self.slices, self.rows, self.columns)
         values = np.random.default_rng(self.seed).integers(low, low + (1 << self.bits_stored), shape)
-        # both ends, whatever is drawn
+        # include both ends of the range
         values[..., 0, 0], values[..., -1, -1] = low, low + (1 << self.bits_stored) - 1
         return values
 
     def truth(self) -> tuple[Truth, ...]:
-        """Return what reading must give, for each echo."""
+        """Return the expected result of reading, for each echo."""
         present = list(self.present)
         values = self.stored()[:, :, present] * self.slope + self.intercept
         gaps = tuple((n, int(gap) - 1) for n, gap in enumerate(np.diff(present)) if gap > 1)
         across = math.hypot(*self.shear)
         tilt = math.degrees(math.atan2(across, self.spacing[0])) if len(present) > 1 else 0.0
         return tuple(
-            Truth(array, self._affine(present), gaps, len(self.copied) * self.times, tilt) for array in values
+            Truth(array, self._compute_affine(present), gaps, len(self.copied) * self.times, tilt)
+            for array in values
         )
 
-    def _affine(self, present: list[int]) -> Affine:
-        """Index to LPS (PS3.3 C.7.6.2.1.1), written out once more so that it is no copy of what it checks."""
+    def _compute_affine(self, present: list[int]) -> Affine:
+        """Return index to LPS (PS3.3 C.7.6.2.1.1), implemented independently of the code it checks."""
         positions = self.positions()
         first, last = positions[present[0]], positions[present[-1]]
         x, y = np.asarray(self.orientation).reshape(2, 3)
@@ -178,20 +179,20 @@ class Study:
 @dataclass(frozen=True, slots=True, eq=False)
 class Truth:
     """
-    What reading one series of a study must give.
+    Expected result of reading one series of a study.
 
     Attributes
     ----------
     array : numpy.ndarray
         (C, D, H, W) float64: modality values of the slices that were written.
     affine : numpy.ndarray
-        (4, 4): index to LPS millimeters, where no slice is missing.
+        (4, 4): index to LPS millimeters, if no slice is missing.
     missing : tuple of (int, int)
-        Slices that are followed by a gap, and how many are missing there.
+        Index of each slice before a gap, and the number of missing slices.
     copies : int
-        Files that are there twice.
+        Number of duplicate files.
     tilt : float
-        Degrees.
+        Gantry tilt in degrees.
     """
 
     array: npt.NDArray[np.float64]
@@ -203,7 +204,7 @@ class Truth:
     def error(
         self, *, on_missing: Policy = "raise", on_duplicate: Policy = "warn", on_tilt: Policy = "warn"
     ) -> type[MedimgError] | None:
-        """Return the error that reading must end in under these policies; None for a volume."""
+        """Return the error that reading must raise under these policies; None for a volume."""
         if self.missing and on_missing == "raise":
             return MissingSlicesError
         if self.tilt and on_tilt == "raise":
@@ -227,14 +228,14 @@ def write_dicom(study: Study, folder: str | Path) -> tuple[Truth, ...]:
     Parameters
     ----------
     study : Study
-        What to write.
+        Study to write.
     folder : str or Path
-        Where to; made where it is missing.
+        Output folder, created if missing.
 
     Returns
     -------
     tuple of Truth
-        What reading it must give, for each echo.
+        Expected result of reading, for each echo.
     """
     write_study(study, Path(folder))
     return study.truth()
@@ -259,68 +260,68 @@ def write_study(study: Study, folder: Path) -> list[Path]:
     """Write the files of a study; return their paths in the order echoes, times, slices, copies last."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([study.seed, 1])
-    places = [(e, t, s) for e in range(study.echoes) for t in range(study.times) for s in study.present]
-    written = len(places) + len(study.copied) * study.times * study.echoes
+    images = [(e, t, s) for e in range(study.echoes) for t in range(study.times) for s in study.present]
+    written = len(images) + len(study.copied) * study.times * study.echoes
     order = rng.permutation(written) if study.shuffled else np.arange(written)
     names = [f"{rng.integers(2**32):08x}-{n}" if study.shuffled else f"{n:04d}.dcm" for n in order]
     shuffle_numbers = study.shuffled and study.told_by != "number"
-    numbers = rng.permutation(len(places)) if shuffle_numbers else np.arange(len(places))
+    numbers = rng.permutation(len(images)) if shuffle_numbers else np.arange(len(images))
     series, frame = generate_uid(), generate_uid()
     stored, positions = study.stored(), study.positions()
     paths, copies = [], []
-    for n, (e, t, s) in enumerate(places):
-        ds = _instance(study, stored[e, t, s], rng)
+    for n, (e, t, s) in enumerate(images):
+        ds = _make_instance(study, stored[e, t, s], rng)
         ds.FrameOfReferenceUID = frame
         if study.series_uid:
             ds.SeriesInstanceUID = series
         if study.numbered:
             ds.InstanceNumber = int(numbers[n]) + 1
-        ds.ImagePositionPatient = _decimal(positions[s])
+        ds.ImagePositionPatient = _format_decimals(positions[s])
         if study.echoes > 1:
-            ds.EchoNumbers, ds.EchoTime = e + 1, _decimal([4.6 * (e + 1)])[0]
+            ds.EchoNumbers, ds.EchoTime = e + 1, _format_decimals([4.6 * (e + 1)])[0]
         if study.times > 1:
-            _TOLD[study.told_by](ds, t)
+            _TIME_SETTERS[study.told_by](ds, t)
         paths.append(_save(ds, study, folder / names[n]))
         copies += [paths[-1]] if s in study.copied else []
     for n, path in enumerate(copies):
-        shutil.copyfile(path, folder / names[len(places) + n])
-    return paths + [folder / name for name in names[len(places) :]]
+        shutil.copyfile(path, folder / names[len(images) + n])
+    return paths + [folder / name for name in names[len(images) :]]
 
 
-def _temporal(ds: FileDataset, t: int) -> None:
+def _set_temporal_position(ds: FileDataset, t: int) -> None:
     ds.TemporalPositionIdentifier = t + 1
 
 
-def _acquisition(ds: FileDataset, t: int) -> None:
+def _set_acquisition_number(ds: FileDataset, t: int) -> None:
     ds.AcquisitionNumber = t + 1
 
 
-def _trigger(ds: FileDataset, t: int) -> None:
+def _set_trigger_time(ds: FileDataset, t: int) -> None:
     ds.TriggerTime = str(40 * t)
 
 
-def _time(ds: FileDataset, t: int) -> None:
+def _set_acquisition_time(ds: FileDataset, t: int) -> None:
     ds.AcquisitionTime = f"1200{_SECONDS_APART * t:02d}"
 
 
-def _nothing(ds: FileDataset, t: int) -> None:
-    """Leave it to the Instance Number."""
+def _set_nothing(ds: FileDataset, t: int) -> None:
+    """Set nothing: the Instance Number distinguishes time points."""
 
 
-_TOLD: Final[dict[str, Callable[[FileDataset, int], None]]] = {
-    "temporal": _temporal,
-    "acquisition": _acquisition,
-    "trigger": _trigger,
-    "time": _time,
-    "number": _nothing,
+_TIME_SETTERS: Final[dict[str, Callable[[FileDataset, int], None]]] = {
+    "temporal": _set_temporal_position,
+    "acquisition": _set_acquisition_number,
+    "trigger": _set_trigger_time,
+    "time": _set_acquisition_time,
+    "number": _set_nothing,
 }
 
 
-def _decimal(values: Any) -> list[str]:
+def _format_decimals(values: Any) -> list[str]:
     return [format_number_as_ds(float(v)) for v in values]
 
 
-def _instance(study: Study, stored: npt.NDArray[np.int64], rng: np.random.Generator) -> FileDataset:
+def _make_instance(study: Study, stored: npt.NDArray[np.int64], rng: np.random.Generator) -> FileDataset:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = _CLASSES[study.modality]
     meta.MediaStorageSOPInstanceUID = generate_uid()
@@ -335,13 +336,13 @@ def _instance(study: Study, stored: npt.NDArray[np.int64], rng: np.random.Genera
     ds.PatientID, ds.PatientName = f"{SENTINEL}-17", f"{SENTINEL}^Anna"
     ds.PatientBirthDate = "19011231"
     ds.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL" if study.modality == "CT" else "OTHER"]
-    ds.PixelSpacing = _decimal(study.spacing[1:])
-    ds.ImageOrientationPatient = _decimal(study.orientation)
+    ds.PixelSpacing = _format_decimals(study.spacing[1:])
+    ds.ImageOrientationPatient = _format_decimals(study.orientation)
     if len(study.present) == 1:
-        # the only way to know it; elsewhere positions tell
-        ds.SpacingBetweenSlices = _decimal(study.spacing[:1])[0]
-    ds.SliceThickness = _decimal([study.spacing[0] * 1.5])[0]
-    ds.RescaleSlope, ds.RescaleIntercept = _decimal([study.slope, study.intercept])
+        # the only source for a single slice; otherwise positions determine it
+        ds.SpacingBetweenSlices = _format_decimals(study.spacing[:1])[0]
+    ds.SliceThickness = _format_decimals([study.spacing[0] * 1.5])[0]
+    ds.RescaleSlope, ds.RescaleIntercept = _format_decimals([study.slope, study.intercept])
     ds.Rows, ds.Columns = stored.shape
     ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
     ds.BitsAllocated, ds.BitsStored, ds.HighBit = (

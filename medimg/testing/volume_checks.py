@@ -1,4 +1,4 @@
-"""What a volume must satisfy, whatever it was read from."""
+"""Checks of volumes of any format."""
 
 from __future__ import annotations
 
@@ -13,59 +13,59 @@ from medimg.core.read_report import ReadReport, Skipped
 from medimg.core.volume import Photometric, Space, Volume
 from medimg.core.window import LookupTable, Window
 from medimg.errors import GeometryError
-from medimg.testing.check import on_volumes, require
+from medimg.testing.check import require, volume_check
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 __all__ = ["VOLUME_CHECKS"]
 
-#: Lengths beyond which a voxel can't be meant, in millimeters.
+#: Range of plausible voxel sizes, in millimeters.
 _LEAST_MM, _MOST_MM = 1e-6, 1e4
 _CODES: Final = ("SPL", "RAS", "PIR", "ILA")
 
 
-@on_volumes
+@volume_check
 def volume_is_a_volume(volume: Volume) -> None:
     """A reader returns a medimg.Volume."""
     require(isinstance(volume, Volume), f"a {type(volume).__name__}")
 
 
-@on_volumes
+@volume_check
 def array_has_four_axes(volume: Volume) -> None:
     """The array is a plain numpy.ndarray (C, D, H, W), none of them 0."""
     require(type(volume.array) is np.ndarray, f"a {type(volume.array).__name__}")
     require(volume.array.ndim == 4 and 0 not in volume.array.shape, f"the shape {volume.array.shape}")
 
 
-@on_volumes
+@volume_check
 def arrays_are_read_only(volume: Volume) -> None:
-    """Array, affine and padding can't be written to, as a volume is a value."""
+    """Array, affine and padding are read-only."""
     arrays = {"array": volume.array, "affine": volume.affine, "padding": volume.padding}
     writeable = [name for name, a in arrays.items() if a is not None and a.flags.writeable]
     require(not writeable, f"{' and '.join(writeable)} can be written to")
 
 
-@on_volumes
+@volume_check
 def array_holds_plain_numbers(volume: Volume) -> None:
-    """Values are booleans, integers or floats of up to 8 bytes in the byte order of the machine."""
+    """Values are booleans, integers or floats of up to 8 bytes in native byte order."""
     dtype = volume.array.dtype
     require(dtype.kind in "biuf" and dtype.itemsize <= 8, f"values of type {dtype}")
     require(dtype.isnative, f"values in foreign byte order ({dtype.str})")
 
 
-@on_volumes
+@volume_check
 def array_is_in_memory(volume: Volume) -> None:
-    """The values don't change or die with the file: no memory map lies below the array."""
+    """The values do not depend on the file: no memory map underlies the array."""
     base: Any = volume.array
     while base is not None:
         require(not isinstance(base, np.memmap), "a memory map of a file")
         base = getattr(base, "base", None)
 
 
-@on_volumes
+@volume_check
 def affine_is_sound(volume: Volume) -> None:
-    """The affine is a finite, invertible 4×4 float64 matrix with voxels of a size that can be meant."""
+    """The affine is a finite, invertible 4×4 float64 matrix with a plausible voxel size."""
     affine = volume.affine
     require(
         affine.shape == (4, 4) and affine.dtype == np.float64, f"{affine.dtype} of the shape {affine.shape}"
@@ -75,12 +75,12 @@ def affine_is_sound(volume: Volume) -> None:
     spacing = geometry.spacing_of(affine)
     require(all(_LEAST_MM <= v <= _MOST_MM for v in spacing), f"the spacing {spacing} mm")
     flatness = abs(float(np.linalg.det(affine[:3, :3]))) / math.prod(spacing)
-    require(flatness > 1e-3, f"axes that almost lie in one plane (determinant {flatness:.2g} of the cosines)")
+    require(flatness > 1e-3, f"axes that are almost coplanar (determinant {flatness:.2g} of the cosines)")
 
 
-@on_volumes
+@volume_check
 def space_without_patient_has_no_directions(volume: Volume) -> None:
-    """In space "image" the affine holds sizes only, and no orientation is claimed."""
+    """In space "image" the affine holds sizes only, and there is no orientation."""
     require(volume.space in get_args(Space), f"the space {volume.space!r}")
     if volume.space == "patient":
         return
@@ -91,12 +91,12 @@ def space_without_patient_has_no_directions(volume: Volume) -> None:
         volume.reorient("SPL")
     except GeometryError:
         return
-    require(False, "reorient() turned it all the same")
+    require(False, "reorient() did not raise an error")
 
 
-@on_volumes
+@volume_check
 def colors_are_red_green_blue(volume: Volume) -> None:
-    """Photometric is RGB exactly where the channels are R, G, B; colors are unsigned and not inverted."""
+    """Photometric is RGB exactly if the channels are R, G, B; colors are unsigned and not inverted."""
     require(volume.photometric in get_args(Photometric), f"the photometric {volume.photometric!r}")
     is_color = volume.channels == ("R", "G", "B")
     require(
@@ -107,15 +107,15 @@ def colors_are_red_green_blue(volume: Volume) -> None:
         require(not volume.inverted, "inverted colors")
 
 
-@on_volumes
+@volume_check
 def monochrome1_is_shown_inverted(volume: Volume) -> None:
-    """MONOCHROME1 says so by `inverted`, for the display; the values stay as they are."""
+    """MONOCHROME1 sets `inverted`, for the display; the values are unchanged."""
     require(volume.photometric != "MONOCHROME1" or volume.inverted, "MONOCHROME1 that is not `inverted`")
 
 
-@on_volumes
+@volume_check
 def channels_are_named(volume: Volume) -> None:
-    """Each channel has a name of its own; a single one may go without."""
+    """Each channel has a unique name; a single one may have none."""
     names = volume.channels
     require(isinstance(names, tuple) and all(isinstance(n, str) for n in names), f"{type(names).__name__}")
     require(len(names) == volume.array.shape[0], f"{len(names)} names for {volume.array.shape[0]} channels")
@@ -123,9 +123,9 @@ def channels_are_named(volume: Volume) -> None:
     require(all(n.isprintable() for n in names), "names with control characters")
 
 
-@on_volumes
+@volume_check
 def windows_fit_the_slices(volume: Volume) -> None:
-    """Windows are declared for no slice, for all alike or for each, and each of them can be applied."""
+    """Windows are declared for no slice, once for all or for each, and each can be applied."""
     depth = volume.array.shape[1]
     require(len(volume.voi) in {0, 1, depth}, f"{len(volume.voi)} sets for {depth} slices")
     for alternatives in volume.voi:
@@ -137,18 +137,18 @@ def windows_fit_the_slices(volume: Volume) -> None:
     require(volume.voi != ((),), "one empty set, where () says that nothing is declared")
 
 
-@on_volumes
+@volume_check
 def padding_has_the_shape_of_the_array(volume: Volume) -> None:
-    """The mask of padded pixels is boolean and has the shape of the array; None where there is none."""
+    """The padding mask is boolean and has the shape of the array; None if there is no padding."""
     if volume.padding is None:
         return
     require(volume.padding.dtype == np.bool_, f"a mask of {volume.padding.dtype}")
     require(volume.padding.shape == volume.array.shape, f"the shape {volume.padding.shape}")
 
 
-@on_volumes
+@volume_check
 def units_are_said(volume: Volume) -> None:
-    """Units are a short word, "raw" where there are none; Hounsfield units are of CT."""
+    """Units are a short word, "raw" if there are none; Hounsfield units are of CT."""
     units = volume.units
     require(
         isinstance(units, str) and 0 < len(units) <= 32 and units.isprintable(), "no short, printable word"
@@ -156,15 +156,15 @@ def units_are_said(volume: Volume) -> None:
     require(units != "HU" or volume.modality in {"CT", ""}, f"HU of {volume.modality}")
 
 
-@on_volumes
+@volume_check
 def modality_is_a_code(volume: Volume) -> None:
-    """The modality is a DICOM code such as "CT" or "MR", and "" where the format does not say."""
+    """The modality is a DICOM code such as "CT" or "MR", or "" if the format has none."""
     text = volume.modality
     sound = isinstance(text, str) and len(text) <= 16 and text == text.strip().upper() and text.isprintable()
     require(sound, "no code")
 
 
-@on_volumes
+@volume_check
 def report_says_what_was_done(volume: Volume) -> None:
     """The report holds files, steps and warnings as texts, and none, D or C·D SOP Instance UIDs."""
     report = volume.report
@@ -177,13 +177,13 @@ def report_says_what_was_done(volume: Volume) -> None:
     c, d = volume.array.shape[:2]
     uids = report.sop_instance_uids
     require(len(uids) in {0, d, c * d}, f"{len(uids)} SOP Instance UIDs for {c} channels of {d} slices")
-    require(all(0 <= place < d for place in report.missing), f"missing after {report.missing} of {d} slices")
+    require(all(0 <= index < d for index in report.missing), f"missing after {report.missing} of {d} slices")
     require(0 <= report.tilt < 90, f"a tilt of {report.tilt}°")
     both = set(report.files) & set(report.duplicates)
     require(not both, "files that are both used and left out as duplicates")
 
 
-@on_volumes
+@volume_check
 def picture_and_repr_can_be_shown(volume: Volume) -> None:
     """The repr is one short line, and a notebook can show the volume without an error."""
     text = repr(volume)
@@ -193,9 +193,9 @@ def picture_and_repr_can_be_shown(volume: Volume) -> None:
     require(str(volume.report), "an empty report")
 
 
-@on_volumes
+@volume_check
 def turning_keeps_each_voxel_in_place(volume: Volume) -> None:
-    """Reorienting permutes and flips, so that each value keeps its place in the patient."""
+    """Reorienting permutes and flips, so that each value keeps its position in the patient."""
     if volume.space != "patient":
         return
     rng = np.random.default_rng(0)
@@ -204,43 +204,47 @@ def turning_keeps_each_voxel_in_place(volume: Volume) -> None:
     scale = 1e-6 * (1 + np.abs(world).max()) / min(volume.spacing)
     for code in _CODES:
         turned = volume.reorient(code)
-        as_asked = turned.orientation == code or _halfway(volume.affine)
+        as_asked = turned.orientation == code or _is_ambiguous(volume.affine)
         require(as_asked, f"{turned.orientation} instead of {code}")
         found = (world - turned.affine[:3, 3]) @ np.linalg.inv(turned.affine[:3, :3]).T
-        places = np.rint(found).astype(np.int64)
-        require(np.abs(found - places).max() <= scale, f"voxels off their places after reorient({code!r})")
-        require(_inside(places, turned.shape[1:]), f"voxels outside after reorient({code!r})")
-        same = _equal(volume.array[:, *index.T], turned.array[:, *places.T])
+        indices = np.rint(found).astype(np.int64)
+        require(
+            np.abs(found - indices).max() <= scale, f"voxels off their positions after reorient({code!r})"
+        )
+        require(_is_inside(indices, turned.shape[1:]), f"voxels outside after reorient({code!r})")
+        same = _has_equal_values(volume.array[:, *index.T], turned.array[:, *indices.T])
         require(same, f"other values after reorient({code!r})")
 
 
-@on_volumes
+@volume_check
 def taking_slices_keeps_them_in_place(volume: Volume) -> None:
-    """Slices taken out of a volume keep values and places."""
+    """Slices taken from a volume keep values and positions."""
     depth = volume.shape[1]
     for chosen in ([0], [depth - 1], list(range(0, depth, 2))):
         part = volume.take(chosen)
-        require(_equal(part.array, volume.array[:, chosen]), f"other values in slices {chosen[:4]}")
+        require(
+            _has_equal_values(part.array, volume.array[:, chosen]), f"other values in slices {chosen[:4]}"
+        )
         corner = geometry.index_to_lps(volume.affine, (chosen[0], 0, 0))
-        require(np.allclose(part.affine[:3, 3], corner), f"another place of slices {chosen[:4]}")
+        require(np.allclose(part.affine[:3, 3], corner), f"another position of slices {chosen[:4]}")
 
 
-def _halfway(affine: geometry.Affine) -> bool:
-    """Whether the axes lie exactly between those of the patient, so that several codes fit equally well."""
+def _is_ambiguous(affine: geometry.Affine) -> bool:
+    """Whether the axes are exactly between those of the patient, so that several codes fit equally well."""
     cosines = np.abs(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0))
     fits = sorted(sum(cosines[axis, n] for n, axis in enumerate(p)) for p in permutations(range(3)))
     return bool(fits[-1] - fits[-2] < 1e-6)
 
 
-def _inside(places: npt.NDArray[np.int64], shape: tuple[int, ...]) -> bool:
-    return bool(((places >= 0) & (places < np.asarray(shape))).all())
+def _is_inside(indices: npt.NDArray[np.int64], shape: tuple[int, ...]) -> bool:
+    return bool(((indices >= 0) & (indices < np.asarray(shape))).all())
 
 
-def _equal(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
+def _has_equal_values(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
     return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
 
 
-#: What every volume must satisfy.
+#: Checks of every volume.
 VOLUME_CHECKS: Final = (
     volume_is_a_volume,
     array_has_four_axes,

@@ -1,4 +1,4 @@
-"""The training steps, for Lightning; imported only when training starts, since Lightning takes seconds."""
+"""Training and validation steps; imported only when training starts, since Lightning takes seconds."""
 
 from __future__ import annotations
 
@@ -11,25 +11,29 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from medimg.adapt.base import Side, hold_statistics, total_loss
+from medimg.adapt.base import Side
+from medimg.adapt.terms import total_loss
 from medimg.data.dataloader import (
     Batch,
     EpochSampler,
     Share,
     concat_batches,
     epoch_seed,
-    evaluation_loader,
-    training_loader,
+    make_evaluation_loader,
+    make_training_loader,
+    repeat_epochs,
 )
 from medimg.errors import TrainingError
 from medimg.metrics.validation_scores import validation_scores
 from medimg.models.backbones.heads import head_logits
 from medimg.models.freezing import freeze_batchnorm_statistics
+from medimg.models.module_mode import module_mode
 from medimg.models.pooling import pool_embeddings
 from medimg.models.probabilities import probabilities
+from medimg.training._lr_scheduler import make_schedule
+from medimg.training._optimizer import make_optimizer
+from medimg.training._state import PhaseProgress
 from medimg.training.losses import MixedBatch, mixup
-from medimg.training.lr_scheduler import make_schedule
-from medimg.training.optimizer import make_optimizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,141 +42,143 @@ if TYPE_CHECKING:
 
     from medimg.data.protocols import LabeledDataset
     from medimg.models.classifier import TransferClassifier
-    from medimg.training.state import PhaseProgress, TrainingState
+    from medimg.training._phases import Phase
+    from medimg.training._state import TrainingState
 
 __all__ = ["FineTuneModule"]
 
-#: What is drawn in an epoch: order of the items, augmentation, dropout, order of the target.
+#: Seed purposes of an epoch: order of the items (the sampler's), augmentation, dropout, order of the target.
 _ORDER, _AUGMENT, _GLOBAL, _TARGET = range(4)
-#: On a GPU each look at a loss waits for it.
-_LOOK_EVERY: Final = 16
+#: On a GPU each check of a loss waits for it.
+_CHECK_EVERY: Final = 16
 
 
 class FineTuneModule(pl.LightningModule):
-    """
-    One phase of fine-tuning, or what a break has left of it.
-
-    Parameters
-    ----------
-    work : TrainingState
-        What is trained, on what, and how.
-    place : PhaseProgress
-        Which phase, and how much of it is done.
-    train, val : LabeledDataset
-        Images, or their embeddings where the backbone is not to be passed again; the second may be None.
-    cached : bool
-        Whether they are embeddings.
-    """
+    """One phase of fine-tuning, from where it was interrupted; `cached` datasets hold embeddings."""
 
     def __init__(
         self,
-        work: TrainingState,
-        place: PhaseProgress,
+        state: TrainingState,
+        phase: Phase,
         *,
         train: LabeledDataset,
         val: LabeledDataset | None,
         cached: bool,
     ) -> None:
         super().__init__()
-        self.model = work.model
-        self.loss = work.loss
-        self.terms = work.terms
-        self._work, self._place, self._settings = work, place, work.settings
-        self._items, self._checks, self._cached = train, val, cached
-        self._active = work.active_terms()
+        inputs = state.inputs
+        self.model = inputs.model
+        self.loss = inputs.loss
+        self.terms = state.terms
+        self._state, self._inputs, self._config, self._phase = state, inputs, inputs.config, phase
+        self._train, self._val, self._cached = train, val, cached
+        self._start = state.progress
+        trained = inputs.is_backbone_trained()
+        self._active = state.terms.find_active(backbone_trained=trained)
+        self._augments = inputs.augment is not None and (inputs.augment_frozen or trained)
         self._generator = torch.Generator()
         self._targets: list[Iterator[Batch]] = []
-        self._seen: list[tuple[Tensor, Tensor, int]] = []
+        self._losses: list[tuple[Tensor, Tensor, int]] = []
         self._predicted: list[tuple[Tensor, Tensor]] = []
         self._scores: dict[str, float | None] = {}
-        self._lr = place.phase.lr
+        self._lr = phase.lr
         self._started = 0.0
         self._steps = 0
-        self._ended = 0
+        self._epoch_ended = False
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW with its schedule, step by step."""
-        settings, phase = self._settings, self._place.phase
+        """Return AdamW and its schedule, which is stepped after every step."""
+        config, phase = self._config, self._phase
         optimizer = make_optimizer(
             self.model,
             phase.lr,
             phase.backbone_lr,
-            layer_decay=settings.layer_decay,
-            weight_decay=settings.weight_decay,
+            layer_decay=config.layer_decay,
+            weight_decay=config.weight_decay,
             others=self.terms if self._active else None,
         )
-        left = phase.epochs - self._place.done
+        left = phase.epochs - self._start.done
         steps = int(self.trainer.estimated_stepping_batches) * phase.epochs // left
-        schedule = make_schedule(optimizer, settings.schedule, steps)
-        self._work.continue_from(optimizer, schedule)
+        schedule = make_schedule(optimizer, config.schedule, steps)
+        if self._state.fit is not None:
+            self._state.fit.restore_optimizer(optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled batches; Lightning asks once it knows how many processes there are."""
         sampler = EpochSampler(
-            len(self._items),
-            self._settings.seed,
-            odds=self._work.odds,
+            len(self._train),
+            self._config.seed,
+            odds=self._inputs.odds,
             share=self._share,
-            offset=self._place.first,
+            offset=self._phase.epochs_before + self._start.done,
         )
-        return training_loader(self._items, sampler=sampler, **self._loading)
+        return make_training_loader(self._train, sampler=sampler, **self._loader_options)
 
     def val_dataloader(self) -> Any:
-        """Return batches in order, if there are any."""
-        if self._checks is None:
+        """Return batches in order, if there are validation data."""
+        if self._val is None:
             return []
-        return evaluation_loader(self._checks, share=self._share, **self._loading)
+        return make_evaluation_loader(self._val, share=self._share, **self._loader_options)
 
     @property
     def _share(self) -> Share:
         return Share(self.trainer.global_rank, self.trainer.world_size)
 
     @property
-    def _loading(self) -> dict[str, Any]:
+    def _loader_options(self) -> dict[str, Any]:
         return {
-            "batch_size": self._settings.batch_size,
-            # embeddings lie in memory
-            "num_workers": 0 if self._cached else self._work.num_workers,
-            "pin_memory": self._work.pin_memory,
+            "batch_size": self._config.batch_size,
+            # embeddings are in memory
+            "num_workers": 0 if self._cached else self._inputs.num_workers,
+            "pin_memory": self._inputs.pin_memory,
         }
 
     def on_fit_start(self) -> None:
-        """Start the mean of the weights, and go on where a break was."""
-        self._work.averaged(self.device)
-        self._work.continue_callbacks(self.trainer)
+        """Start the average of the weights, and continue callbacks that were interrupted."""
+        self._state.start_average(self.device)
+        if self._state.fit is not None:
+            self._state.fit.restore_callbacks(self.trainer)
+            self._state.fit = None
 
     def on_train_epoch_start(self) -> None:
-        """Set the mode, in which frozen parts stay in evaluation mode, and seed what the epoch draws."""
-        self._write_state(over=False)
+        """Write the resume file, set the mode of each layer, and seed the random numbers of the epoch."""
+        if self._epoch_ended and self.trainer.is_global_zero:
+            # only now, because callbacks change their state at the end of an epoch too
+            self._state.save(self.trainer)
         self.train()
-        freeze_batchnorm_statistics(self.model, self._settings.batch_statistics)
+        freeze_batchnorm_statistics(self.model, self._config.batch_statistics)
         self._started = time.perf_counter()
-        self._seen, self._scores = [], {}
-        seed, epoch = self._settings.seed, self._epoch - 1
+        self._losses, self._scores = [], {}
+        seed, epoch = self._config.seed, self._epoch - 1
         rank = self.trainer.global_rank
-        # processes draw different changes, and different units that drop out
+        # processes draw different augmentations and different dropout
         self._generator.manual_seed(epoch_seed(seed, epoch, _AUGMENT + 8 * rank))
         torch.manual_seed(epoch_seed(seed, epoch, _GLOBAL + 8 * rank))
-        self._targets = [
-            _endless(self._work.targets[n], epoch_seed(seed, epoch, _TARGET), self._share, self._loading)
-            if self._work.targets[n] is not None
-            else iter(())
-            for n in self._active
-        ]
+        self._targets = [self._load_target(n, epoch_seed(seed, epoch, _TARGET)) for n in self._active]
+
+    def _load_target(self, term: int, seed: int) -> Iterator[Batch]:
+        """Yield batches of a term's target forever; none if it has no target."""
+        target = self.terms.targets[term]
+        if target is None:
+            return iter(())
+        sampler = EpochSampler(len(target), seed, share=self._share)
+        # a last batch of a single item is left out: it would have no batch statistics
+        loader = make_training_loader(target, sampler=sampler, **{**self._loader_options, "num_workers": 0})
+        return repeat_epochs(loader, sampler)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
-        batch = self._changed(batch)
+        batch = self._augment(batch)
         pairs: MixedBatch | None = None
-        if self._settings.mixup and batch.images.ndim == 4 and not self._cached:
-            images, pairs = mixup(batch.images, self._settings.mixup, self._generator)
+        if self._config.mixup and batch.images.ndim == 4 and not self._cached:
+            images, pairs = mixup(batch.images, self._config.mixup, self._generator)
             batch = batch._replace(images=images)
         targets = [
-            None if self._work.targets[n] is None else self._on_device(next(found))
-            for n, found in zip(self._active, self._targets, strict=True)
+            None if self.terms.targets[n] is None else self._move_to_device(next(batches))
+            for n, batches in zip(self._active, self._targets, strict=True)
         ]
-        source, sides = self._sides(batch, [target for target in targets if target is not None])
+        source, sides = self._embed_sides(batch, [target for target in targets if target is not None])
         if pairs is None:
             losses = self.loss(source.logits, batch.labels)
         else:
@@ -183,47 +189,49 @@ class FineTuneModule(pl.LightningModule):
             rest = iter(sides)
             each = [None if target is None else next(rest) for target in targets]
             terms: Any = [self.terms[n] for n in self._active]
-            total, parts = total_loss(terms, losses, source, each, self._progress(batch_idx))
+            total, parts = total_loss(terms, losses, source, each, self._adaptation_progress(batch_idx))
             self._log(parts, len(batch.labels))
-        self._seen.append((plain.detach(), (total - plain).detach(), len(batch.labels)))
-        if self.device.type == "cpu" or batch_idx % _LOOK_EVERY == 0:
+        self._losses.append((plain.detach(), (total - plain).detach(), len(batch.labels)))
+        if self.device.type == "cpu" or batch_idx % _CHECK_EVERY == 0:
             self._check_finite(total, batch_idx)
         self._lr = float(self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"])  # type: ignore[union-attr]  # one optimizer
         self._log({"train_loss": plain.detach()}, len(batch.labels))
         return total
 
-    def _changed(self, batch: Batch) -> Batch:
-        """Augment a batch, and let adaptations have their way with it."""
-        work, images = self._work, batch.images
+    def _augment(self, batch: Batch) -> Batch:
+        """Augment a batch, then let adaptations perturb it."""
+        inputs, images = self._inputs, batch.images
         if self._cached:
             return batch
-        if work.augment is not None and (work.always or work.trains_backbone()):
-            images = work.augment(images, self._generator)
-        for adaptation in work.adaptations:
-            images = adaptation.perturb(images, self._loss_of(batch), work.model.preprocess)
+        if self._augments and inputs.augment is not None:
+            images = inputs.augment(images, self._generator)
+        for adaptation in inputs.adaptations:
+            images = adaptation.perturb(images, self._make_loss(batch), inputs.model.preprocess)
         return batch._replace(images=images)
 
-    def _loss_of(self, batch: Batch) -> Any:
+    def _make_loss(self, batch: Batch) -> Any:
+        """Return a function from images to their mean loss, which leaves batch statistics unchanged."""
+
         def loss_of(images: Tensor) -> Tensor:
-            with hold_statistics(self.model):
-                logits = head_logits(self.model.head, self._embedded(self.model, images, batch.mask))
+            with module_mode(self.model, training=False):
+                logits = head_logits(self.model.head, self._embed(self.model, images, batch.mask))
                 losses: Tensor = self.loss(logits, batch.labels)
                 return losses.mean()
 
         return loss_of
 
-    def _on_device(self, batch: Batch) -> Batch:
+    def _move_to_device(self, batch: Batch) -> Batch:
         moved: Batch = self.transfer_batch_to_device(batch, self.device, 0)
         return moved
 
-    def _sides(self, batch: Batch, targets: list[Batch]) -> tuple[Side, list[Side]]:
-        """Pass source and targets through the network together, so that all share batch statistics."""
+    def _embed_sides(self, batch: Batch, targets: list[Batch]) -> tuple[Side, list[Side]]:
+        """Pass source and targets through the network together, so that they share batch statistics."""
         images, mask = concat_batches([batch, *targets]) if targets else (batch.images, batch.mask)
-        embeddings = self._embedded(self.model, images, mask)
+        embeddings = self._embed(self.model, images, mask)
         logits = head_logits(self.model.head, embeddings)
         sizes = [len(one.labels) for one in (batch, *targets)]
         rows = list(zip(torch.split(embeddings, sizes), torch.split(logits, sizes), strict=True))
-        domains = self._work.domains
+        domains = self.terms.domains
         source = Side(
             *rows[0],
             labels=batch.labels,
@@ -231,23 +239,24 @@ class FineTuneModule(pl.LightningModule):
         )
         return source, [Side(*row) for row in rows[1:]]
 
-    def _embedded(self, model: TransferClassifier, images: Tensor, mask: Tensor | None) -> Tensor:
+    def _embed(self, model: TransferClassifier, images: Tensor, mask: Tensor | None) -> Tensor:
+        """Return embeddings (B, F) of images (B, 3, H, W), bags (B, N, 3, H, W) or cached embeddings."""
         if self._cached:
             if images.ndim == 2:
                 return images
             return pool_embeddings(images, mask, model.pool, model.attention)
         if images.ndim == 4:
-            if self._work.channels_last:
+            if self._inputs.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
             return model.embed(images)
-        slices = self._settings.grad_slices if model.training else None
+        slices = self._config.grad_slices if model.training else None
         return model.embed(images, mask, grad_slices=slices)
 
-    def _progress(self, batch_idx: int) -> float:
-        """Return how much of the phases that adapt is done, 0 to 1."""
-        settings = self._settings
-        before = settings.head_epochs if self._place.phase.name != "head" else 0
-        total = settings.head_epochs + settings.epochs - before
+    def _adaptation_progress(self, batch_idx: int) -> float:
+        """Return the completed share, 0 to 1, of the phases that adapt."""
+        config = self._config
+        before = config.head_epochs if self._phase.name != "head" else 0
+        total = config.head_epochs + config.epochs - before
         step = batch_idx / max(int(self.trainer.num_training_batches), 1)
         return min((self._epoch - 1 - before + step) / total, 1.0)
 
@@ -260,83 +269,84 @@ class FineTuneModule(pl.LightningModule):
     def _check_finite(self, loss: Tensor, batch_idx: int) -> None:
         if not bool(torch.isfinite(loss)):
             raise TrainingError(
-                f"the loss became {loss.item()} in epoch {self._epoch} ({self._place.phase.name} phase), "
-                f"step {batch_idx + 1}: lower lr (now {self._place.phase.lr:g}), pass "
-                'trainer_kwargs={"gradient_clip_val": 1.0}, or precision="32-true"; and look for images '
-                "that aren't finite. The model holds the weights of the best epoch before, or those it "
-                "came with"
+                f"the loss became {loss.item()} in epoch {self._epoch} ({self._phase.name} phase), step "
+                f"{batch_idx + 1}: lower lr (now {self._phase.lr:g}), pass "
+                'trainer_kwargs={"gradient_clip_val": 1.0} or precision="32-true", or check for images with '
+                "non-finite values. The model has the weights of the best epoch so far, or its initial ones"
             )
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Let the mean of the weights follow each step of the optimizer."""
-        if self._work.average is not None and self.trainer.global_step != self._steps:
-            self._work.average.update_parameters(self.model)
+        """Update the average of the weights after each step of the optimizer."""
+        if self._state.average is not None and self.trainer.global_step != self._steps:
+            self._state.average.update_parameters(self.model)
         self._steps = self.trainer.global_step
 
     def on_validation_start(self) -> None:
-        """Let all processes validate with the same batch statistics, those of the one that saves."""
+        """Let all processes validate with the batch statistics of the main one, whose model is saved."""
         if self.trainer.world_size > 1:
-            for statistics in self._work.evaluated().buffers():
+            for statistics in self._state.evaluated_model.buffers():
                 torch.distributed.broadcast(statistics, src=0)
 
     def validation_step(self, batch: Batch, _: int) -> None:
-        """Keep the logits of a batch, with which items they belong to."""
-        model = self._work.evaluated()
-        logits = head_logits(model.head, self._embedded(model, batch.images, batch.mask))
+        """Store the logits of a batch with the indices of its items."""
+        model = self._state.evaluated_model
+        logits = head_logits(model.head, self._embed(model, batch.images, batch.mask))
         self._predicted.append((logits.float(), batch.indices))
 
     def on_validation_epoch_end(self) -> None:
-        """Score the whole validation data at once, each item counted once."""
+        """Score all validation data at once, each item counted once."""
         logits = torch.cat([rows for rows, _ in self._predicted])
         indices = torch.cat([numbers for _, numbers in self._predicted])
         self._predicted = []
         if self.trainer.sanity_checking:
             return
         if self.trainer.world_size > 1:
-            # each process has as many rows: items are repeated until that is so
-            logits, indices = (self._gathered(t) for t in (logits, indices))
-        where, first = np.unique(indices.cpu().numpy(), return_index=True)
-        self._scores = self._scored(logits[torch.from_numpy(first).to(logits.device)], where)
+            # each process has the same number of rows, because items are repeated
+            logits, indices = (self._gather(t) for t in (logits, indices))
+        items, first = np.unique(indices.cpu().numpy(), return_index=True)
+        self._scores = self._score(logits[torch.from_numpy(first).to(logits.device)], items)
         for name, value in self._scores.items():
             if value is not None:
                 self.log(name, value, prog_bar=True, sync_dist=True)
 
-    def _scored(self, logits: Tensor, where: NDArray[np.int64]) -> dict[str, float | None]:
-        every = self._work.val_labels
-        if every is None:
+    def _score(self, logits: Tensor, items: NDArray[np.int64]) -> dict[str, float | None]:
+        """Return loss and scores of logits (n, K)."""
+        labels = self._inputs.val_labels
+        if labels is None:
             raise RuntimeError("validation ran without labels")
-        labels, task = every[where], self.model.task
+        labels, task = labels[items], self.model.task
         loss = float(self.loss(logits, torch.from_numpy(labels).to(logits.device)).mean())
         if not np.isfinite(loss):
             raise TrainingError(
                 f"the validation loss became {loss} in epoch {self._epoch}: lower lr (now "
-                f"{self._place.phase.lr:g}), and look for images that aren't finite. The model holds the "
-                "weights of the best epoch before, or those it came with"
+                f"{self._phase.lr:g}), or check for images with non-finite values. The model has the weights "
+                "of the best epoch so far, or its initial ones"
             )
         return {"val_loss": loss, **validation_scores(labels, probabilities(logits, task), task)}
 
-    def _gathered(self, rows: Tensor) -> Tensor:
+    def _gather(self, rows: Tensor) -> Tensor:
+        """Return the rows (n, ...) of all processes."""
         every = [torch.empty_like(rows) for _ in range(self.trainer.world_size)]
         torch.distributed.all_gather(every, rows.contiguous())
         return torch.cat(every)
 
-    def _train_losses(self) -> tuple[float, float]:
-        """Means over the items that all processes saw in this epoch: of classification, of the rest."""
-        losses = torch.stack([torch.stack([plain.float(), rest.float()]) for plain, rest, _ in self._seen])
-        sizes = torch.tensor([size for *_, size in self._seen], device=losses.device, dtype=torch.float32)
+    def _mean_losses(self) -> tuple[float, float]:
+        """Return the epoch's mean losses over the items of all processes: classification, adaptation."""
+        losses = torch.stack([torch.stack([plain.float(), rest.float()]) for plain, rest, _ in self._losses])
+        sizes = torch.tensor([size for *_, size in self._losses], device=losses.device, dtype=torch.float32)
         sums = torch.cat([(losses * sizes[:, None]).sum(dim=0), sizes.sum()[None]])
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(sums)
         return float(sums[0] / sums[2]), float(sums[1] / sums[2])
 
     def on_train_epoch_end(self) -> None:
-        """Hand the epoch's row over."""
-        work, phase = self._work, self._place.phase
-        loss, rest = self._train_losses()
-        self._check_finite(torch.tensor(loss + rest), len(self._seen) - 1)
+        """Add the epoch to the history, and stop the phase if patience has run out."""
+        state, history = self._state, self._state.history
+        loss, rest = self._mean_losses()
+        self._check_finite(torch.tensor(loss + rest), len(self._losses) - 1)
         row = {
             "epoch": self._epoch,
-            "phase": phase.name,
+            "phase": self._phase.name,
             "train_loss": loss,
             "adapt_loss": rest if self._active else None,
             "val_loss": None,
@@ -345,34 +355,21 @@ class FineTuneModule(pl.LightningModule):
             "lr": self._lr,
             "seconds": round(time.perf_counter() - self._started, 3),
         }
-        write = bool(self.trainer.is_global_zero)
-        work.recorder.end_epoch(row, evaluated=work.evaluated(), write=write)
-        patience = self._settings.patience
-        if patience is not None and work.recorder.waited >= patience:
+        history.end_epoch(row, evaluated=state.evaluated_model, write=bool(self.trainer.is_global_zero))
+        patience = self._config.patience
+        if patience is not None and history.waited >= patience:
             self.trainer.should_stop = True
-        self._ended = self.current_epoch + 1
+        state.progress = PhaseProgress(self._start.number, self._start.done + self.current_epoch + 1)
+        self._epoch_ended = True
 
     def on_train_end(self) -> None:
-        """Write that the phase is over."""
-        self._write_state(over=True)
-
-    def _write_state(self, *, over: bool) -> None:
-        """Write how far training is, once the callbacks too are done with the epoch before."""
-        if self._ended and self.trainer.is_global_zero:
-            self._work.save(self.trainer, self._place, self._ended, over=over)
+        """Write the resume file: the phase is done."""
+        if self._epoch_ended:
+            self._state.progress = PhaseProgress(self._start.number + 1)
+            if self.trainer.is_global_zero:
+                self._state.save()
 
     @property
     def _epoch(self) -> int:
-        return self._place.first + self.current_epoch + 1
-
-
-def _endless(items: LabeledDataset, seed: int, share: Share, loading: dict[str, Any]) -> Iterator[Batch]:
-    """Yield batches of a target forever, in another order each time round."""
-    # a smaller target gives smaller batches, and one of a single item would have no statistics
-    sampler = EpochSampler(len(items), seed, share=share)
-    loader = training_loader(items, sampler=sampler, **{**loading, "num_workers": 0})
-    turn = 0
-    while True:
-        sampler.set_epoch(turn)
-        yield from loader
-        turn += 1
+        """Number of the current epoch, from 1 through all phases."""
+        return self._phase.epochs_before + self._start.done + self.current_epoch + 1

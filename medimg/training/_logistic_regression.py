@@ -1,4 +1,4 @@
-"""Logistic regression on embeddings, as the layer that it is."""
+"""Logistic regression on embeddings, returned as the weights of a linear layer."""
 
 from __future__ import annotations
 
@@ -20,31 +20,20 @@ _MOST_STEPS: Final = 1000
 _SGD_EPOCHS: Final = 30
 _SGD_BATCH: Final = 256
 _SGD_RATE: Final = 3e-3
-#: Of a class that has no example: its probability is next to nothing.
+#: Logit of a class without examples, whose probability is then about 0.
 _ABSENT: Final = -30.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LinearFit:
-    """
-    One linear layer on embeddings as they are: their standardization is folded into it.
-
-    Attributes
-    ----------
-    weight : numpy.ndarray
-        (K, F) float64.
-    bias : numpy.ndarray
-        (K,) float64.
-    task : str
-        ``"multiclass"`` or ``"multilabel"``.
-    """
+    """Linear layer on embeddings, standardization included: weight (K, F) and bias (K,) in float64."""
 
     weight: NDArray[np.float64]
     bias: NDArray[np.float64]
     task: str
 
     def probabilities(self, x: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Return softmax or sigmoids: (n, K) float64."""
+        """Return probabilities (n, K) float64 of embeddings (n, F), by softmax or sigmoid."""
         from scipy.special import expit, softmax
 
         logits = x.astype(np.float64) @ self.weight.T + self.bias
@@ -54,21 +43,10 @@ class LinearFit:
 @dataclass(frozen=True, slots=True)
 class LinearProbe:
     """
-    How to fit one.
+    Fit of K outputs: softmax for "multiclass", one logistic regression per label for "multilabel".
 
-    Parameters
-    ----------
-    task : {"multiclass", "multilabel"}
-        Softmax over the classes; or one logistic regression for each label.
-    outputs : int
-        Number K of classes.
-    method : {"logistic", "sgd"}
-        scikit-learn's ``LogisticRegression`` (L-BFGS); or Adam on batches of 256 items, 30 epochs, with the
-        same penalty, for data that L-BFGS takes too long for.
-    balanced : bool
-        Whether classes weigh alike.
-    seed : int
-        Of the order of batches.
+    "logistic" is scikit-learn's ``LogisticRegression`` (L-BFGS); "sgd" minimizes the same penalized loss by
+    Adam, in 30 epochs with batches of 256 items, for large data.
     """
 
     task: str
@@ -80,32 +58,17 @@ class LinearProbe:
     def path(
         self, x: NDArray[np.float32], labels: NDArray[np.generic], strengths: Iterable[float]
     ) -> Iterator[LinearFit]:
-        """
-        Fit for one C after the other, each begun where the last one ended.
-
-        Parameters
-        ----------
-        x : numpy.ndarray
-            (n, F) embeddings.
-        labels : numpy.ndarray
-            (n,) class indices or (n, K) indicators.
-        strengths : iterable of float
-            C: the inverse of the penalty, as in scikit-learn.
-
-        Yields
-        ------
-        LinearFit
-        """
+        """Yield a fit for each C (`strengths`), warm-started from the one before; `x` is (n, F)."""
         from sklearn.preprocessing import StandardScaler
 
         scaler = StandardScaler()
         scaled = scaler.fit_transform(x.astype(np.float64))
-        fits = self._sgd(scaled, labels, strengths) if self.method == "sgd" else None
-        for weight, bias in fits or self._logistic(scaled, labels, strengths):
+        fits = self._fit_sgd(scaled, labels, strengths) if self.method == "sgd" else None
+        for weight, bias in fits or self._fit_logistic(scaled, labels, strengths):
             folded = weight / scaler.scale_
             yield LinearFit(folded, bias - folded @ scaler.mean_, self.task)
 
-    def _logistic(
+    def _fit_logistic(
         self, x: NDArray[np.float64], labels: NDArray[np.generic], strengths: Iterable[float]
     ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
         if self.task == "multiclass":
@@ -115,11 +78,11 @@ class LinearProbe:
         for strength in strengths:
             fitted = [model.fit(x, strength) for model in models]
             if self.task == "multiclass":
-                yield _of_classes(*fitted[0], self.outputs)
+                yield _expand_classes(*fitted[0], self.outputs)
             else:
-                yield _of_labels(fitted)
+                yield _join_labels(fitted)
 
-    def _sgd(
+    def _fit_sgd(
         self, x: NDArray[np.float64], labels: NDArray[np.generic], strengths: Iterable[float]
     ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
         inputs = torch.from_numpy(x.astype(np.float32))
@@ -139,7 +102,7 @@ class LinearProbe:
                 order = torch.randperm(len(x), generator=generator)
                 for batch in torch.split(order, _SGD_BATCH):
                     logits = inputs[batch] @ weight.T + bias
-                    loss = _each_loss(logits, targets[batch], one_label) * weights[batch]
+                    loss = _item_losses(logits, targets[batch], one_label) * weights[batch]
                     penalty = share * weight.square().sum() / (strength * len(x))
                     optimizer.zero_grad()
                     torch.autograd.backward(loss.sum() / len(batch) + penalty)
@@ -149,7 +112,7 @@ class LinearProbe:
 
 
 class _Regression:
-    """scikit-learn's logistic regression, which may have met a single class only."""
+    """scikit-learn's logistic regression, also for labels of a single class."""
 
     def __init__(self, labels: NDArray[np.int64], balanced: bool) -> None:
         from sklearn.linear_model import LogisticRegression
@@ -163,22 +126,22 @@ class _Regression:
     def fit(
         self, x: NDArray[np.float64], strength: float
     ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-        """Return the classes, and the weights and intercepts: one row for two classes, as scikit-learn."""
+        """Return classes, weights and intercepts, in one row for two classes like scikit-learn's."""
         from sklearn.exceptions import ConvergenceWarning
 
         if len(self.classes) < 2:
             return self.classes, np.zeros((1, x.shape[1])), np.zeros(1)
         with warnings.catch_warnings():
-            # classes that a plane separates move its weights, ever more slowly, as far as C lets them
+            # weights of separable classes grow, ever more slowly, as far as C permits
             warnings.simplefilter("ignore", ConvergenceWarning)
             self.model.set_params(C=strength).fit(x, self.labels)
         return self.classes, self.model.coef_.copy(), self.model.intercept_.copy()
 
 
-def _of_classes(
+def _expand_classes(
     classes: NDArray[np.int64], weight: NDArray[np.float64], bias: NDArray[np.float64], outputs: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Spread rows over the classes; of two, each gets half the difference, which is the same softmax."""
+    """Return weights (K, F) and biases (K,); two classes get half the difference each: the same softmax."""
     if len(classes) == 2:
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     full_weight, full_bias = np.zeros((outputs, weight.shape[1])), np.full(outputs, _ABSENT)
@@ -186,9 +149,10 @@ def _of_classes(
     return full_weight, full_bias
 
 
-def _of_labels(
+def _join_labels(
     fitted: list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return weights (K, F) and biases (K,) of the regressions of K labels."""
     weight = np.concatenate([w for _, w, _ in fitted])
     alone = {0: _ABSENT, 1: -_ABSENT}
     bias = [b[0] if len(classes) == 2 else alone[int(classes[0])] for classes, _, b in fitted]
@@ -199,12 +163,10 @@ def class_weights(
     labels: NDArray[np.generic], task: str, outputs: int, balanced: bool
 ) -> NDArray[np.float64]:
     """
-    Return what an item weighs: (K,) by its class, or (2, K) by the absence and presence of each label.
+    Return weights (K,) of classes, or (2, K) of the absence and presence of each label.
 
-    Balanced is scikit-learn's: n / (classes · items of the class).
+    Balanced is scikit-learn's n / (number of classes x items of the class).
 
-    Examples
-    --------
     >>> class_weights(np.array([0, 0, 0, 1]), "multiclass", 2, balanced=True).round(3).tolist()
     [0.667, 2.0]
     """
@@ -212,8 +174,8 @@ def class_weights(
         return np.ones(outputs if task == "multiclass" else (2, outputs))
     if task == "multiclass":
         counts = np.bincount(labels.astype(np.int64), minlength=outputs)
-        there = counts > 0
-        return np.asarray(np.where(there, len(labels) / (there.sum() * np.maximum(counts, 1)), 0.0))
+        present = counts > 0
+        return np.asarray(np.where(present, len(labels) / (present.sum() * np.maximum(counts, 1)), 0.0))
     positives = np.sum(np.asarray(labels) > 0.5, axis=0)
     counts = np.stack([len(labels) - positives, positives])
     return np.asarray(len(labels) / (2 * np.maximum(counts, 1)))
@@ -223,31 +185,18 @@ def log_loss(
     labels: NDArray[np.generic], probabilities: NDArray[np.float64], task: str, weights: NDArray[np.float64]
 ) -> float:
     """
-    Return the mean negative logarithm of the probability of what is true.
+    Return the weighted mean negative log-likelihood of probabilities (n, K); for weights see `class_weights`.
 
-    Parameters
-    ----------
-    labels : numpy.ndarray
-        (n,) class indices or (n, K) indicators.
-    probabilities : numpy.ndarray
-        (n, K).
-    task : {"multiclass", "multilabel"}
-        What the labels are.
-    weights : numpy.ndarray
-        From :func:`class_weights`.
-
-    Examples
-    --------
     >>> round(log_loss(np.array([0, 1]), np.full((2, 2), 0.5), "multiclass", np.ones(2)), 4)
     0.6931
     """
-    sure = np.clip(probabilities, 1e-15, 1 - 1e-15)
+    clipped = np.clip(probabilities, 1e-15, 1 - 1e-15)
     if task == "multiclass":
         classes = labels.astype(np.int64)
-        losses, weight = -np.log(sure[np.arange(len(sure)), classes]), weights[classes]
+        losses, weight = -np.log(clipped[np.arange(len(clipped)), classes]), weights[classes]
     else:
         true = np.asarray(labels) > 0.5
-        losses = -np.log(np.where(true, sure, 1 - sure))
+        losses = -np.log(np.where(true, clipped, 1 - clipped))
         weight = np.where(true, weights[1], weights[0])
     return float((losses * weight).sum() / weight.sum())
 
@@ -262,7 +211,8 @@ def _item_weights(
     return np.asarray(np.where(np.asarray(labels) > 0.5, weights[1], weights[0]))
 
 
-def _each_loss(logits: torch.Tensor, targets: torch.Tensor, one_label: bool) -> torch.Tensor:
+def _item_losses(logits: torch.Tensor, targets: torch.Tensor, one_label: bool) -> torch.Tensor:
+    """Return losses (n,), or (n, K) of each label."""
     if one_label:
         return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     return torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")

@@ -1,4 +1,4 @@
-"""Fitting on validation data what a model's probabilities mean."""
+"""Calibration of a model on validation data: temperature, thresholds, prediction sets, outliers."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from medimg._validation import check_choice
 from medimg.calibration.conformal import checked_coverage, conformal_quantiles
 from medimg.calibration.mahalanobis import MahalanobisDetector
 from medimg.calibration.operating_points import checked_criterion, operating_points
 from medimg.calibration.result import Calibration
 from medimg.calibration.temperature_scaling import CalibrationData, fit_temperature
-from medimg.errors import TrainingError
 from medimg.features.dataset_features import item_features
-from medimg.models._input_checks import checked_finite
 from medimg.models.backbones.heads import head_logits
 from medimg.models.digest import parameters_digest
+from medimg.models.input_checks import check_finite
 from medimg.models.pooling import pool_embeddings
 from medimg.models.training_images import check_not_trained_on, record_training_images
-from medimg.training.checks import check_apart
+from medimg.training.checks import check_classes, check_disjoint
 
 if TYPE_CHECKING:
     import os
@@ -50,58 +50,60 @@ def calibrate(
     progress: bool | None = False,
 ) -> Calibration:
     """
-    Fit on validation data what a model's probabilities mean, and what is decided by them.
+    Fit temperature, decision thresholds and prediction sets of a model on validation data.
 
     The result is stored in ``model.calibration`` and in its checkpoint. From then on ``predict_proba`` and
-    ``predict`` give calibrated probabilities, and ``predict`` decides by the operating point and tells
-    prediction sets; ``model.calibration = None`` goes back. Training drops it.
+    ``predict`` return calibrated probabilities, and ``predict`` decides by the operating point and returns
+    prediction sets. ``model.calibration = None`` removes it, and so does training.
 
     Parameters
     ----------
     model : TransferClassifier
-        Trained. Its parameters are left as they are.
+        Trained model; its parameters are not changed.
     val : ImageDataset
-        Images that the model was not trained on, best not those either that it is evaluated on. Its unit is
-        what thresholds and sets will hold for; with ``pool="none"`` the probability of a series is the mean
-        of its slices'.
+        Images that the model was not trained on, and preferably not those of its evaluation. Thresholds and
+        sets hold for the unit of its items; with ``pool="none"`` the probability of a series is the mean over
+        its slices.
     train : ImageDataset, optional
-        The training data: what usual images are like, so that ``predict`` tells how unusual others are.
+        Training data, to which an out-of-distribution detector is fitted.
     method : {"temperature"} or None
-        Divide the logits by one number, of several labels by one each, that gives the lowest negative log
-        likelihood; None leaves them.
+        Temperature scaling of the logits, for "multilabel" with one temperature per label, by the lowest
+        negative log-likelihood; None for no scaling.
     operating_point : "youden", {"sensitivity": x}, {"cost": c} or None
-        The threshold of the second of two classes, and of each label: that of the highest sensitivity +
-        specificity; of the highest specificity with at least this sensitivity; of the lowest cost, where a
-        miss costs as much as `c` false alarms. Of more classes each against the rest, in a column of its
-        own. None: the likeliest class, labels from 0.5 on.
+        Threshold of the second of two classes, of each of several classes against the rest (in a separate
+        column), or of each label: by the highest sensitivity + specificity; the highest specificity with at
+        least this sensitivity; or the lowest cost, if a false negative costs as much as `c` false positives.
+        None: the most likely class, and 0.5 for labels.
     coverage : float or None
-        How often a prediction set holds the class of an image of a new patient, at least. Of several labels:
-        how often one that is there is in the set. None: no sets.
+        Smallest probability that a prediction set contains the class of an image of a new patient; for
+        "multilabel", that it contains a label that is present. None: no sets.
     cache : path-like, optional
-        A folder where embeddings are kept; see :func:`medimg.embed`.
+        Folder for cached embeddings; see :func:`medimg.embed`.
     batch_size, num_workers : int
-        Pictures at once; processes that read.
+        Number of images per batch; number of worker processes for reading.
     progress : bool, optional
-        Whether to show a progress bar; None shows one where a person watches.
+        Whether to show a progress bar; None for only in an interactive terminal.
 
     Returns
     -------
     Calibration
+        Fitted temperature, thresholds, set quantiles and out-of-distribution detector.
 
     Raises
     ------
     TrainingError
-        If data and model don't fit, a setting is unsound, or a class has no example for its threshold.
+        If data and model don't match, a setting is invalid, or a class has no example for its threshold.
     PreprocessError
-        If a data set is made by another recipe.
+        If a dataset has another preprocessing than the model.
     LeakageError
         If the model was trained on images of `val`, or `train` shares a patient, series or file with it.
 
     Notes
     -----
-    Temperature: Guo et al., ICML 2017. Sets: least ambiguous ones (Sadinle, Lei and Wasserman, 2019) with
-    quantiles over patients; see ``medimg.calibration.conformal``. Their coverage is that of data which chose
-    neither the model's epoch nor the temperature; that of two classes does not depend on the temperature.
+    Temperature: Guo et al., ICML 2017. Sets: least ambiguous set-valued classifiers (Sadinle, Lei and
+    Wasserman, 2019) with quantiles over patients; see ``medimg.calibration.conformal``. The coverage is
+    guaranteed for validation data that selected neither the model's epoch nor the temperature; with two
+    classes it does not depend on the temperature.
 
     Examples
     --------
@@ -109,15 +111,14 @@ def calibrate(
     >>> found.to_pandas()  # doctest: +SKIP
     """
     criterion, wanted = checked_criterion(operating_point), checked_coverage(coverage)
-    if method not in ("temperature", None):
-        raise TrainingError(f'method is "temperature" or None; found {method!r}')
-    _check(model, val, "validation")
+    check_choice("method", method, ("temperature", None))
+    check_classes(model, val, "validation")
     if train is not None:
-        _check(model, train, "training")
-        check_apart(train, val)
+        check_classes(model, train, "training")
+        check_disjoint(train, val)
     check_not_trained_on(model, val)
     options = {"cache": cache, "batch_size": batch_size, "num_workers": num_workers, "progress": progress}
-    vectors, starts = _vectors(model, val, **options)
+    vectors, starts = _embed_items(model, val, **options)
     judged = CalibrationData(_logits(model, vectors), starts, np.asarray(val.labels), model.task)
     temperature = fit_temperature(judged) if method else np.ones(len(judged.losses()))
     proba, truth = judged.probabilities(temperature), judged.truth()
@@ -132,38 +133,21 @@ def calibrate(
         coverage=wanted,
         quantiles=conformal_quantiles(proba, truth, val.patients, model.task, wanted),
         bins=(
-            *_bins("raw", judged.probabilities(), truth, model.task),
-            *_bins("calibrated", proba, truth, model.task),
+            *_bin_probabilities("raw", judged.probabilities(), truth, model.task),
+            *_bin_probabilities("calibrated", proba, truth, model.task),
         ),
         parameters_sha256=parameters_digest(model),
-        outliers=None if train is None else _outliers(model, train, vectors, options),
+        outliers=None if train is None else _fit_detector(model, train, vectors, options),
     )
     model.calibration = calibration
     record_training_images(model, val=val)
     return calibration
 
 
-def _check(model: TransferClassifier, data: LabeledDataset, which: str) -> None:
-    """Refuse data that don't fit the model; series of slices that are scored apart do."""
-    if not hasattr(data, "preprocess") or not hasattr(data, "patients") or len(data) == 0:
-        raise TrainingError(
-            f"the {which} data are to be an ImageDataset with items: take a part of one with "
-            "medimg.split(dataset)"
-        )
-    for name, found, expected in (
-        ("classes", tuple(data.classes), model.classes),
-        ("task", data.task, model.task),
-    ):
-        if found != expected:
-            raise TrainingError(
-                f"the {which} data set has {name}={found!r}, the model has {expected!r}: make both the same"
-            )
-
-
-def _vectors(
+def _embed_items(
     model: TransferClassifier, data: LabeledDataset, **options: Any
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return what the head sees, and the first row of each item: one row, or one for each slice."""
+    """Return inputs of the head (n, F), and the first row of each item: one per item, or one per slice."""
     features = item_features(model, data, **options)
     if data.unit == "slice" or model.pool == "none":
         return features.embeddings.numpy(), features.offsets[:-1].numpy()
@@ -179,25 +163,27 @@ def _logits(model: TransferClassifier, vectors: NDArray[np.float32]) -> NDArray[
     weight = model.head.weight
     with torch.no_grad():
         rows = torch.from_numpy(vectors).to(weight.device, weight.dtype)
-        return np.asarray(checked_finite(head_logits(model.head, rows), "logits").double().cpu().numpy())
+        return np.asarray(check_finite(head_logits(model.head, rows), "logits").double().cpu().numpy())
 
 
-def _outliers(
+def _fit_detector(
     model: TransferClassifier,
     train: LabeledDataset,
     held_out: NDArray[np.float32],
     options: Mapping[str, Any],
 ) -> MahalanobisDetector:
-    vectors, starts = _vectors(model, train, **options)
+    """Return a detector fitted to the embeddings of the training data, calibrated by `held_out` (n, F)."""
+    vectors, starts = _embed_items(model, train, **options)
     counts = np.diff(np.append(starts, len(vectors)))
     labels = np.asarray(train.labels)
     groups = labels if model.task == "multiclass" else np.zeros(len(labels))
     return MahalanobisDetector.fit(vectors, np.repeat(groups.astype(np.int64), counts), held_out)
 
 
-def _bins(
+def _bin_probabilities(
     name: str, proba: NDArray[np.float64], truth: NDArray[np.bool_], task: str
 ) -> list[tuple[str, float, float, int]]:
+    """Return name, mean probability, frequency and count of each bin of a reliability diagram."""
     if task == "multilabel":
         scores, hits = proba.ravel(), truth.ravel()
     elif proba.shape[1] == 2:

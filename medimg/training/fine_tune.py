@@ -1,24 +1,26 @@
-"""Fine-tuning: first the head alone, then everything that isn't frozen."""
+"""Fine-tuning: first the head alone, then all layers that aren't frozen."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medimg._validation import check_whole_number
 from medimg.adapt.base import Adaptation
+from medimg.adapt.terms import AdaptationTerms
 from medimg.errors import TrainingError
 from medimg.models.training_distribution import record_training_distribution
 from medimg.models.training_images import record_training_images
+from medimg.training._config import FineTuneConfig
+from medimg.training._loop import run
+from medimg.training._state import FineTuneInputs, TrainingState
+from medimg.training._trainer import TrainerConfig, make_loggers, prefers_channels_last
 from medimg.training.augmentation.random_scan import make_augmentation
 from medimg.training.checks import check_data
-from medimg.training.config import FineTuneConfig
 from medimg.training.history import HistoryRecorder
-from medimg.training.loop import restore_state, run
 from medimg.training.losses import class_odds, make_loss
-from medimg.training.resume import FILE, data_digest, find_progress
-from medimg.training.state import TrainingState
-from medimg.training.trainer import TrainerConfig, make_loggers, prefers_channels_last
+from medimg.training.resume import FILE, find_resume_file
 
 if TYPE_CHECKING:
     import os
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
 
     from medimg.data.protocols import LabeledDataset
     from medimg.models.classifier import TransferClassifier
+    from medimg.training._config import BatchStatistics, Monitor, Schedule
     from medimg.training.augmentation.random_scan import AugmentChoice
-    from medimg.training.config import BatchStatistics, Monitor, Schedule
     from medimg.training.history import FitResult
     from medimg.training.losses import Balance
 
@@ -77,123 +79,130 @@ def fine_tune(
     progress: bool = True,
 ) -> FitResult:
     """
-    Train a classifier: first its head on the frozen backbone, then everything, the backbone more slowly.
+    Train a classifier: first the head alone, then all layers, the backbone with lower learning rates.
 
-    What was frozen by :meth:`medimg.TransferClassifier.freeze` stays as it is, bit by bit, batch statistics
-    included. Where the backbone is frozen and nothing is augmented, images pass it once, and epochs are
-    epochs over their embeddings. With validation data the weights of the best epoch are restored at the end:
-    that of the highest AUROC (lower loss between equals), of the lowest loss where no AUROC is defined.
+    Layers frozen by :meth:`medimg.TransferClassifier.freeze` stay bit-for-bit identical, batch statistics
+    included. Without augmentation the images go through a frozen backbone once, and the head is trained on
+    cached embeddings. With validation data the model ends with the weights of the best epoch: the one with
+    the highest AUROC (lower loss if equal), or with the lowest loss if no AUROC is defined.
 
     Parameters
     ----------
     model : TransferClassifier
-        Trained in place. It ends in evaluation mode, on the device where it was.
+        Model to train in place. It ends in evaluation mode, on the device where it was.
     train, val : ImageDataset
-        Made by the model's own recipe, of its classes; without a patient in common.
+        Training and validation data with the model's preprocessing and classes, and without a patient in
+        common.
     head_epochs, epochs : int
-        Epochs with the head alone, and with everything; one of them may be 0.
+        Number of epochs for the head alone, and for all layers; one of them may be 0.
     lr : float
-        Highest learning rate of the head in each phase; :func:`medimg.lr_find` looks for one.
+        Peak learning rate of the head in each phase; :func:`medimg.lr_find` suggests one.
     backbone_lr_scale : float
-        The rate of the backbone's last stage is `lr` times this; 0 keeps it frozen.
+        Learning rate of the backbone's last stage relative to `lr`; 0 keeps the backbone frozen.
     layer_decay : float
-        The rate of each stage before is that of the next one times this; 1 for the same.
+        Learning rate of each stage relative to the next one (discriminative learning rates); 1 for equal
+        rates.
     gradual : bool
-        Whether the stages are unfrozen one after the other, from the last, one epoch each, before all of
-        the backbone is trained for the rest of `epochs`.
+        Whether to unfreeze the stages one after the other from the last, one epoch each, before the whole
+        backbone is trained for the rest of `epochs`.
     schedule : {"one_cycle", "cosine", "constant"}
-        How rates run through a phase: up for a quarter of it and down again, the momentum the other way
-        round; a short linear warm-up and half a cosine; or no change.
+        Learning-rate schedule of each phase: one cycle (up for a quarter of the phase and down again,
+        momentum the other way round), a short linear warm-up and half a cosine, or constant.
     weight_decay : float
-        Of AdamW; norms, biases, embeddings of positions and scales of layers don't decay.
+        Weight decay of AdamW. It is not applied to normalization layers, biases, position embeddings and
+        layer scales.
     batch_size : int
-        Items at once, on each device; bags count as one. A last batch of a single item is left out of an
-        epoch.
+        Number of items per batch on each device; a bag counts as one. A last batch of a single item is left
+        out of an epoch.
     accumulate : int
-        Batches whose gradients are put together for a step.
+        Number of gradient accumulation steps.
     balance : {"loss", "sampler"} or None
-        Against classes of unequal size: weigh the loss, draw rare ones more often, or do nothing.
+        Correction for class imbalance: class weights in the loss, oversampling of rare classes, or none.
     label_smoothing : float
-        Share of the target that is spread over all classes.
+        Label smoothing factor.
     mixup : float
-        Mix pairs of single pictures by a share from Beta(mixup, mixup); 0 is off.
+        Parameter alpha of mixup for single images, whose weights are drawn from Beta(alpha, alpha); 0
+        disables it.
     ema : float, optional
-        Decay of a moving mean of the weights, such as 0.999, which is then what is validated and kept.
+        Decay of an exponential moving average of the weights, such as 0.999; the average is then validated
+        and saved.
     augment : "auto", str, callable or None
-        "auto": small changes that suit the modality, never a mirroring, in those phases that train the
-        backbone; see the user guide. A callable takes and gives a batch (B, 3, H, W), in all phases. None:
-        off.
+        Augmentation. "auto": small random changes that suit the modality, without flips, in phases that train
+        the backbone; see the user guide. A callable takes and returns a batch (B, 3, H, W), in all phases.
+        None: no augmentation.
     monitor : str
-        The score that chooses the best epoch: "val_auroc", "val_loss", "val_accuracy",
-        "val_balanced_accuracy" or "val_f1"; "auto" as told above.
+        Score that selects the best epoch: "val_auroc", "val_loss", "val_accuracy", "val_balanced_accuracy" or
+        "val_f1"; "auto" as described above.
     patience : int, optional
-        End a phase after so many epochs without a better score.
+        Number of epochs without a better score after which a phase ends.
     grad_slices : int, optional
-        Of bags: the most slices of each that gradients flow through, chosen anew for each step.
+        Largest number of slices per bag that gradients flow through, sampled in each step.
     batch_statistics : {"auto", "keep", "update"}
-        Whether BatchNorm layers of the backbone normalize by the means and variances that came with the
-        weights, while their scales and offsets are trained ("keep"), or by those of each batch, and follow
-        them by running means ("update"). "auto" keeps those of pretrained weights, and updates those of
-        random ones.
+        Whether BatchNorm layers of the backbone normalize by their running statistics, which stay unchanged
+        while scale and offset are trained ("keep"), or by those of each batch ("update"). "auto" keeps the
+        statistics of pretrained weights, and updates those of random ones.
     adapt : Adaptation or sequence of Adaptation, optional
-        What is done about another domain, or against perturbed images; see :mod:`medimg.adapt`.
+        Methods of domain adaptation or adversarial training; see :mod:`medimg.adapt`.
     precision : str or int
-        Lightning's; "auto" is bf16-mixed on GPUs that have it, 16-mixed on others, 32 bits on the CPU.
+        Lightning's precision; "auto" is bf16-mixed on GPUs that support it, 16-mixed on others, 32 bits on
+        the CPU.
     devices : "auto", int or sequence of int
-        "auto" is one device: the GPU that the model is on or the first there is, else the CPU. More than one
-        trains distributed, as Lightning does it; what the loss is does not depend on their number.
+        Devices of Lightning's trainer. "auto" is one device: the GPU of the model or the first there is, else
+        the CPU. Several train distributed; the loss does not depend on their number.
     channels_last : bool or "auto"
-        Whether pictures lie in memory pixel by pixel, which convolutions on GPUs are faster with; "auto" for
-        convolutional backbones.
+        Whether the backbone runs in channels-last memory format, which is faster for convolutions on GPUs;
+        "auto" for convolutional backbones.
     compile : bool
-        Whether the backbone is compiled by ``torch.compile``: minutes at first, then faster steps.
+        Whether to compile the backbone with ``torch.compile``: minutes at first, then faster steps.
     resume : bool or path-like, optional
-        True: go on with the training that `output` is of, if it was cut off; it ends with the weights that
-        it would have had without the break. A path: the folder of another one.
+        True: continue the interrupted training of `output`; it ends with the same weights as without the
+        interruption. A path: the folder of another training.
     output : path-like, optional
-        Folder for ``best.safetensors``, ``last.safetensors``, ``history.csv`` and what `resume` needs, all
+        Folder for ``best.safetensors``, ``last.safetensors``, ``history.csv`` and the resume file, all
         written after each epoch.
     cache : path-like, optional
-        A folder where embeddings of a frozen backbone are kept for other trainings; see :func:`medimg.embed`.
+        Folder for cached embeddings of a frozen backbone, shared between trainings; see :func:`medimg.embed`.
     logger : "tensorboard", Lightning logger, or several, optional
-        Where the numbers of each epoch go, besides ``history.csv``.
+        Loggers of each epoch's metrics, in addition to ``history.csv``.
     callbacks : sequence of pytorch_lightning.Callback
-        They see one fit per phase, and start each with the state that they came with. The metrics are
-        ``train_loss``, ``val_loss``, ``val_accuracy``, ``val_balanced_accuracy``, ``val_f1``, ``val_auroc``.
+        Lightning callbacks. They see one fit per phase, and start each from their initial state. The metrics
+        are ``train_loss``, ``val_loss``, ``val_accuracy``, ``val_balanced_accuracy``, ``val_f1`` and
+        ``val_auroc``.
     trainer_kwargs : mapping, optional
-        More for ``pytorch_lightning.Trainer``: ``accelerator``, ``gradient_clip_val``, ``strategy``, ...
+        Further arguments of ``pytorch_lightning.Trainer``: ``accelerator``, ``gradient_clip_val``,
+        ``strategy``, ...
     seed : int
-        Of order, augmentation and dropout; the new head was drawn when the model was made. torch's own
-        random state is left as it was.
+        Seed for sampling order, augmentation and dropout; the head was initialized when the model was
+        created. torch's global random state is restored.
     num_workers : int
-        Processes that read.
+        Number of worker processes for reading.
     progress : bool
         Whether to show a progress bar.
 
     Returns
     -------
     FitResult
-        History, best epoch, checkpoint.
+        History, best epoch and checkpoint.
 
     Raises
     ------
     TrainingError
-        If data and model don't fit, a class has no example, a setting is unsound, what is resumed was
-        another training, or the loss is not finite.
+        If data and model don't match, a class has no example, a setting is invalid, the resume file belongs
+        to another training, or the loss is not finite.
     LeakageError
-        If a patient is in both data sets.
+        If a patient is in both datasets.
     CheckpointError
-        If the file to resume from is damaged.
+        If the resume file is damaged.
 
     Notes
     -----
-    The validation loss is that of training, class weights included. AUROC is each class's against the rest,
-    averaged over those classes that have both examples and counterexamples.
+    The validation loss is computed like the training loss, class weights included. AUROC is one-vs-rest,
+    averaged over the classes that have both positive and negative examples.
 
-    What an epoch draws depends on the seed and its number alone, so that a training that was cut off and
-    resumed sees the same batches.
+    The random numbers of an epoch depend only on the seed and the epoch's number, so that a resumed training
+    sees the same batches.
     """
-    settings = FineTuneConfig(
+    config = FineTuneConfig(
         head_epochs=head_epochs,
         epochs=epochs,
         lr=lr,
@@ -215,61 +224,66 @@ def fine_tune(
         seed=seed,
     )
     check_data(model, train, val)
-    _check_watched(settings, val)
-    adaptations = _adaptations(adapt, model, train)
+    _check_monitored(config, val)
+    adaptations = _check_adaptations(adapt, model, train)
     folder = Path(output) if output is not None else None
-    engine = TrainerConfig.make(
+    trainer = TrainerConfig.make(
         next(model.parameters()).device,
         precision=precision,
         devices=devices,
         progress=progress,
-        accumulate=settings.accumulate,
+        accumulate=config.accumulate,
         callbacks=callbacks,
         more=trainer_kwargs or {},
     )
+    inputs = FineTuneInputs(
+        model=model,
+        config=config,
+        train=train,
+        val=val,
+        loss=make_loss(train.labels, len(model.classes), model.task, config.balance, config.label_smoothing),
+        odds=class_odds(train.labels, model.task) if config.balance == "sampler" else None,
+        augment=make_augmentation(augment, model.preprocess, getattr(train, "modalities", ())),
+        augment_frozen=callable(augment),
+        adaptations=adaptations,
+        num_workers=max(0, check_whole_number("num_workers", num_workers)),
+        pin_memory=trainer.uses_gpu,
+        channels_last=prefers_channels_last(model, channels_last),
+        cache=cache,
+        resume_file=folder / FILE if folder is not None else None,
+    )
     summary = {
-        **settings.to_dict(),
+        **config.to_dict(),
         "augment": augment if augment is None or isinstance(augment, str) else "own",
         "adapt": [one.settings() for one in adaptations],
         "train_items": len(train),
         "val_items": len(val) if val is not None else 0,
     }
-    loss = make_loss(train.labels, len(model.classes), model.task, settings.balance, settings.label_smoothing)
-    work = TrainingState(
-        model=model,
-        settings=settings,
-        train=train,
-        val=val,
-        loss=loss,
-        augment=make_augmentation(augment, model.preprocess, getattr(train, "modalities", ())),
-        always=callable(augment),
-        odds=class_odds(train.labels, model.task) if settings.balance == "sampler" else None,
-        adaptations=adaptations,
-        recorder=HistoryRecorder(
-            model, folder, summary, monitor=settings.monitor, loggers=make_loggers(logger, folder)
-        ),
-        num_workers=max(0, check_whole_number("num_workers", num_workers)),
-        pin_memory=engine.pins_memory,
-        channels_last=prefers_channels_last(model, channels_last),
-        state_file=folder / FILE if folder is not None else None,
-        cache=cache,
-        digests={"train": data_digest(train), "val": data_digest(val)},
+    loggers = make_loggers(logger, folder)
+    state = TrainingState(
+        inputs,
+        history=HistoryRecorder(model, folder, summary, monitor=config.monitor, loggers=loggers),
+        terms=AdaptationTerms(adaptations, train, model, config.seed),
     )
-    start = restore_state(work, find_progress(resume, folder))
+    resume_file = find_resume_file(resume, folder)
+    if resume_file is not None:
+        state.restore(resume_file)
+        logging.getLogger("medimg").info("resuming after %d epochs", len(state.history.rows))
     record_training_distribution(model, train)
     record_training_images(model, train=train, val=val, target=[one.target for one in adaptations])
-    return run(work, engine, start, compiled=compile)
+    if resume_file is None and trainer.is_main_process:
+        # a resumed training starts from the same random head
+        state.save()
+    return run(state, trainer, compiled=compile)
 
 
-def _check_watched(settings: FineTuneConfig, val: LabeledDataset | None) -> None:
-    if val is None and (settings.patience is not None or settings.monitor != "auto"):
-        name = "patience" if settings.patience is not None else "monitor"
-        raise TrainingError(
-            f"{name}= watches the validation data, and there are none: pass val=, or leave it"
-        )
+def _check_monitored(config: FineTuneConfig, val: LabeledDataset | None) -> None:
+    if val is None and (config.patience is not None or config.monitor != "auto"):
+        name = "patience" if config.patience is not None else "monitor"
+        raise TrainingError(f"{name}= needs validation data: pass val=, or leave {name} at its default")
 
 
-def _adaptations(
+def _check_adaptations(
     adapt: Adaptation | Sequence[Adaptation] | None, model: TransferClassifier, train: LabeledDataset
 ) -> tuple[Adaptation, ...]:
     if adapt is None:
@@ -277,7 +291,8 @@ def _adaptations(
     several: Any = (adapt,) if isinstance(adapt, Adaptation) else adapt
     if not isinstance(several, list | tuple) or not all(isinstance(one, Adaptation) for one in several):
         raise TrainingError(
-            f"adapt is one of medimg.adapt, such as medimg.adapt.DANN(target), or several; found {adapt!r}"
+            "adapt must be a method of medimg.adapt, such as medimg.adapt.DANN(target), or several; found "
+            f"{adapt!r}"
         )
     for one in several:
         one.check(model.classes, train)

@@ -1,4 +1,4 @@
-"""A head fitted on embeddings that are computed once."""
+"""Linear probe: the head fitted on cached embeddings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from medimg.models.training_distribution import record_training_distribution
 from medimg.models.training_images import record_training_images
 from medimg.training._logistic_regression import LinearFit
 from medimg.training.checks import check_data
-from medimg.training.linear_probe import Labeled, ProbeSearch
+from medimg.training.linear_probe import LabeledEmbeddings, ProbeSearch
 
 if TYPE_CHECKING:
     import os
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from medimg.data.protocols import LabeledDataset
     from medimg.models.classifier import TransferClassifier
 
-__all__ = ["HeadFit", "check_pooling", "fit_head", "is_balanced", "labeled"]
+__all__ = ["HeadFit", "check_balance", "check_pooling", "embed_items", "fit_head"]
 
 _COLUMNS: Final = ("C", "log_loss", "auroc")
 
@@ -35,21 +35,21 @@ _COLUMNS: Final = ("C", "log_loss", "auroc")
 @dataclass(frozen=True, slots=True)
 class HeadFit:
     """
-    What :func:`medimg.fit_head` did.
+    Result of :func:`medimg.fit_head`: the selected penalty, and the scores of all.
 
     Attributes
     ----------
     method : str
         ``"logistic"`` or ``"sgd"``.
     C : float
-        The inverse of the penalty.
+        Inverse of the regularization strength.
     tried : tuple of dict
-        For each C that was tried its ``log_loss`` and ``auroc`` on data held out: the validation data, or the
-        inner folds. Empty where C was given, and no validation data.
+        ``log_loss`` and ``auroc`` of each C on held-out data: the validation data, or the inner folds. Empty
+        if C was given without validation data.
     items : int
-        How many it was fitted on.
+        Number of training items.
     seconds : float
-        How long it took, embedding included.
+        Duration, including that of computing embeddings.
     """
 
     method: str
@@ -60,11 +60,11 @@ class HeadFit:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The row of the C that was chosen; None where nothing was held out."""
+        """Row of the selected C; None without held-out data."""
         return next((row for row in self.tried if row["C"] == self.C), None)
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a table with one row for each C that was tried."""
+        """Return a table with one row per C."""
         import pandas as pd
 
         return pd.DataFrame(list(self.tried), columns=list(_COLUMNS))
@@ -86,50 +86,53 @@ def fit_head(
     progress: bool = False,
 ) -> HeadFit:
     """
-    Fit a classifier's head by logistic regression on embeddings: one pass over the images, no epochs.
+    Fit the head of a classifier by logistic regression on embeddings (linear probe).
 
-    The embeddings are standardized, and the standardization is folded into the head's weights: what the model
-    predicts afterwards is the regression's probability. The backbone stays as it is, whether frozen or not.
+    Each image passes the backbone once. The embeddings are standardized, and the standardization is folded
+    into the head's weights, so that the model predicts the probabilities of the regression. The backbone is
+    not changed, whether frozen or not.
 
     Parameters
     ----------
     model : TransferClassifier
-        Its head is set in place; it ends in evaluation mode. Bags are pooled by ``pool="mean"`` or ``"max"``.
+        Model whose head is fitted in place; it ends in evaluation mode. Bags are pooled by ``pool="mean"`` or
+        ``"max"``.
     train : ImageDataset
-        Made by the model's own recipe, of its classes.
+        Training data with the model's preprocessing and classes.
     val : ImageDataset, optional
-        To choose C by; without a patient in common with `train`. Else inner folds of `train` are used.
+        Validation data for selecting C, without a patient in common with `train`; by default inner folds of
+        `train` are used.
     method : {"logistic", "sgd"}
-        scikit-learn's ``LogisticRegression``; or the same penalized loss by Adam on batches, for data that
-        the former takes too long for.
+        scikit-learn's ``LogisticRegression``; or the same penalized loss minimized by Adam on batches, for
+        large data.
     C : float or sequence of float, optional
-        The inverse of the penalty, or several to choose from by the lowest log loss; by default 13 from
-        0.0001 to 100. Values are tried in ascending order until the loss has risen twice.
+        Inverse of the regularization strength, or several values to select from by the lowest log loss; by
+        default 13 from 0.0001 to 100. They are tried in ascending order until the loss has risen twice.
     inner_folds : int
-        Patient-wise, stratified folds; fewer where a class has fewer patients.
+        Number of patient-wise, stratified folds; fewer if a class has fewer patients.
     balance : {"loss"} or None
-        Whether classes weigh alike.
+        Whether to weight classes inversely to their frequency.
     cache : path-like, optional
-        A folder where embeddings are kept; see :func:`medimg.embed`.
+        Folder for cached embeddings; see :func:`medimg.embed`.
     batch_size, num_workers : int
-        Pictures at once; processes that read.
+        Number of images per batch; number of worker processes for reading.
     seed : int
-        Of inner folds.
+        Seed for the inner folds.
     progress : bool
         Whether to show a progress bar.
 
     Returns
     -------
     HeadFit
-        The C chosen, and the scores of all.
+        Selected C, and the scores of all.
 
     Raises
     ------
     TrainingError
-        If data and model don't fit, a class has no example or too few patients, a setting is unsound, or the
-        model has ``pool="attention"``, whose parameters take training.
+        If data and model don't match, a class has no example or too few patients, a setting is invalid, or
+        the model has ``pool="attention"``, whose parameters need training.
     LeakageError
-        If a patient is in both data sets.
+        If a patient is in both datasets.
 
     Examples
     --------
@@ -140,19 +143,19 @@ def fit_head(
     started = time.perf_counter()
     check_choice("method", method, ("logistic", "sgd"))
     check_pooling(model)
-    probing = ProbeSearch(
+    search = ProbeSearch(
         model.task,
         model.classes,
         method,
         C,
         inner_folds=inner_folds,
-        balanced=is_balanced(balance),
+        balanced=check_balance(balance),
         seed=check_whole_number("seed", seed),
     )
     check_data(model, train, val)
     options = {"cache": cache, "batch_size": batch_size, "num_workers": num_workers, "progress": progress}
-    data = labeled(model, train, **options)
-    chosen = probing.fit(data, None if val is None else labeled(model, val, **options))
+    data = embed_items(model, train, **options)
+    chosen = search.fit(data, None if val is None else embed_items(model, val, **options))
     assert isinstance(chosen.fit, LinearFit)
     _set_head(model, chosen.fit)
     record_training_distribution(model, train)
@@ -174,43 +177,31 @@ def fit_head(
 
 
 def check_pooling(model: TransferClassifier) -> None:
-    """
-    Refuse a model whose pooling has parameters.
-
-    Raises
-    ------
-    TrainingError
-        It says how they are trained.
-    """
+    """Raise TrainingError if the pooling of a model has parameters."""
     if model.pool == "attention":
         raise TrainingError(
-            'pool="attention" has parameters that no regression fits: train them with '
+            'pool="attention" has parameters that a linear probe does not fit: train them with '
             'medimg.fine_tune(model, train, head_epochs=10, epochs=0), or use pool="mean" or "max"'
         )
 
 
-def is_balanced(balance: object) -> bool:
-    """
-    Return whether classes are to weigh alike.
-
-    Raises
-    ------
-    TrainingError
-        If it is something else: nothing is drawn here that a sampler could draw.
-    """
+def check_balance(balance: object) -> bool:
+    """Return whether classes are weighted; raise TrainingError if `balance` is not one of a linear probe."""
     if balance not in ("loss", None):
-        raise TrainingError(f'balance is "loss" or None where a head is fitted; found {balance!r}')
+        raise TrainingError(f'balance must be "loss" or None for a linear probe; found {balance!r}')
     return balance == "loss"
 
 
-def labeled(model: TransferClassifier, dataset: LabeledDataset, **options: Any) -> Labeled:
-    """Return one embedding for each item, bags pooled, with labels and patients."""
+def embed_items(model: TransferClassifier, dataset: LabeledDataset, **options: Any) -> LabeledEmbeddings:
+    """Return one embedding per item, bags pooled, with labels and patients."""
     features = item_features(model, dataset, **options)
-    return Labeled(features.pooled(model.pool).numpy(), np.asarray(dataset.labels), dataset.patients)
+    return LabeledEmbeddings(
+        features.pooled(model.pool).numpy(), np.asarray(dataset.labels), dataset.patients
+    )
 
 
 def _set_head(model: TransferClassifier, fit: LinearFit) -> None:
-    """Give a model's head the weights of a regression."""
+    """Set the weights of a model's head to those of a regression."""
     with torch.no_grad():
         weight = torch.from_numpy(fit.weight)
         model.head.weight.copy_(weight.view_as(model.head.weight))

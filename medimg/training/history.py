@@ -1,4 +1,4 @@
-"""What training went through, which epoch was best, and the files that tell of both."""
+"""History of a training: rows, best epoch, the files of both, and learning curves."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from medimg._plot_style import COLORS, REFERENCE_LINE, add_legend, make_axes
 from medimg.errors import TrainingError
 from medimg.io.files.atomic import write_text
-from medimg.models.checkpoint import save
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from medimg.models.classifier import TransferClassifier
 
 
-__all__ = ["COLUMNS", "FitResult", "HistoryRecorder", "learning_curves"]
+__all__ = ["COLUMNS", "FitResult", "HistoryRecorder", "plot_learning_curves"]
 
-#: Of a row of the history, in this order.
+#: Columns of the history, in this order.
 COLUMNS: Final = (
     "epoch",
     "phase",
@@ -47,24 +47,24 @@ _WORST: Final = (-math.inf, -math.inf)
 @dataclass(frozen=True, slots=True)
 class FitResult:
     """
-    What :func:`medimg.fine_tune` did.
+    Result of :func:`medimg.fine_tune`: history, best epoch, checkpoint.
 
     Parameters
     ----------
     history : tuple of dict
         One row per epoch: ``epoch`` (from 1, through all phases), ``phase`` ("head", "gradual" or "full"),
-        ``train_loss`` (of classification), ``adapt_loss`` (what adaptation added to it), ``val_loss``,
-        ``val_accuracy``, ``val_balanced_accuracy``, ``val_f1``, ``val_auroc`` (None where there is no such
-        score), ``monitor`` (the score that chose the best epoch), ``lr`` (of the head, at the epoch's last
-        step) and ``seconds``.
+        ``train_loss`` (of classification), ``adapt_loss`` (added by domain adaptation), ``val_loss``,
+        ``val_accuracy``, ``val_balanced_accuracy``, ``val_f1``, ``val_auroc`` (None if undefined),
+        ``monitor`` (the score that selected the best epoch), ``lr`` (of the head, in the epoch's last step)
+        and ``seconds``.
     best_epoch : int
-        The epoch whose weights the model holds.
+        Epoch whose weights the model has.
     monitor : str or None
-        The score that chose it; None without validation: then the last epoch stands for the best.
+        Score that selected it; None without validation data, when the last epoch counts as the best.
     seconds : float
-        How long it all took.
+        Duration of the training.
     checkpoint : Path or None
-        The file of the best epoch, where there is an output folder.
+        File of the best epoch, if there is an output folder.
     """
 
     history: tuple[dict[str, Any], ...] = field(repr=False)
@@ -75,7 +75,7 @@ class FitResult:
 
     @property
     def best(self) -> dict[str, Any]:
-        """The row of the best epoch."""
+        """Row of the best epoch."""
         return next(row for row in self.history if row["epoch"] == self.best_epoch)
 
     def to_pandas(self) -> pd.DataFrame:
@@ -92,31 +92,19 @@ class FitResult:
         Returns
         -------
         matplotlib.figure.Figure
-            The losses on the left, the scores on the right, the best epoch marked; what no epoch has is
+            Losses on the left, scores on the right, with the best epoch marked; scores that no epoch has are
             left out.
         """
-        return learning_curves(self)
+        return plot_learning_curves(self)
 
 
 class HistoryRecorder:
     """
-    Keep the rows, and the weights of the best epoch; write both as they come.
+    Records the rows and the weights of the best epoch, and writes both to `output`.
 
-    With "auto" the highest ``val_auroc`` is best, a lower ``val_loss`` decides between equals; where the
-    AUROC is undefined the lowest ``val_loss`` is best; without validation, the last epoch.
-
-    Parameters
-    ----------
-    model : TransferClassifier
-        The model in training.
-    output : Path or None
-        Folder for ``best.safetensors``, ``last.safetensors`` and ``history.csv``.
-    settings : mapping
-        What the checkpoint says of the training, besides its scores.
-    monitor : str
-        The score that chooses the best epoch, or "auto".
-    loggers : sequence of pytorch_lightning.loggers.Logger
-        Each is given the numbers of every row.
+    With "auto" the highest ``val_auroc`` is best, then the lowest ``val_loss``; if the AUROC is undefined,
+    the lowest ``val_loss``; without validation, the last epoch. The checkpoint's summary starts with
+    `settings`.
     """
 
     def __init__(
@@ -133,10 +121,10 @@ class HistoryRecorder:
         if output is not None:
             _make_folder(output)
         self._settings = dict(settings)
-        self._wanted = monitor
+        self._monitored = monitor
         self._loggers = loggers
         self._best_score = _WORST
-        self._best_state = _copied(model)
+        self._best_state = _copy_state(model)
         self._best_summary = model.training_summary
         self.rows: list[dict[str, Any]] = []
         self.best_epoch = 0
@@ -147,18 +135,7 @@ class HistoryRecorder:
     def end_epoch(
         self, row: dict[str, Any], *, evaluated: TransferClassifier | None = None, write: bool = True
     ) -> None:
-        """
-        Take the row of an epoch that has just ended.
-
-        Parameters
-        ----------
-        row : dict
-            All columns but ``monitor``.
-        evaluated : TransferClassifier, optional
-            What the scores are of, where it is not the model itself but a mean of its weights.
-        write : bool
-            Whether this process is the one that writes files.
-        """
+        """Add a row (all columns but ``monitor``); `evaluated` is the model that has these scores."""
         source = evaluated or self._model
         monitor, score = self._score(row)
         self.rows.append({name: {**row, "monitor": monitor}[name] for name in COLUMNS})
@@ -167,14 +144,14 @@ class HistoryRecorder:
         self.waited = 0 if better else self.waited + (monitor is not None)
         if better and not _is_finite(source):
             raise TrainingError(
-                f"parameters are not finite after epoch {row['epoch']}: lower lr, or look for images with "
-                "extreme values. The model holds the best weights before"
+                f"parameters are not finite after epoch {row['epoch']}: lower lr, or check for images with "
+                "extreme values. The model has the best weights so far"
             )
         if better:
             self._best_score = score
             self.monitor, self.best_epoch = monitor, row["epoch"]
-            self._best_state = _copied(source)
-            self._best_summary = self._summary()
+            self._best_state = _copy_state(source)
+            self._best_summary = self._summarize()
         if write:
             self._write(source, better=better)
 
@@ -185,21 +162,21 @@ class HistoryRecorder:
         if self._output is None:
             return
         if better:
-            self.checkpoint = _saved(source, self._output / "best.safetensors", self._best_summary)
-        _saved(source, self._output / "last.safetensors", self._summary())
-        write_text(self._output / "history.csv", _csv(self.rows))
+            self.checkpoint = _save_model(source, self._output / "best.safetensors", self._best_summary)
+        _save_model(source, self._output / "last.safetensors", self._summarize())
+        write_text(self._output / "history.csv", _format_csv(self.rows))
 
     def start_phase(self) -> None:
-        """Wait for something better anew."""
+        """Restart the count of epochs without a better score."""
         self.waited = 0
 
-    def restore(self) -> None:
-        """Give the model the weights of the best epoch; those it came with, if none has ended."""
+    def restore_best(self) -> None:
+        """Give the model the weights of the best epoch; its initial ones, if no epoch has ended."""
         self._model.load_state_dict(self._best_state)
         self._model.training_summary = self._best_summary
 
-    def state(self) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
-        """Return all that a recorder needs to go on: what JSON can hold, and the best weights."""
+    def state_dict(self) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
+        """Return the state as JSON values, and the best weights."""
         header = {
             "rows": self.rows,
             "best_score": list(self._best_score),
@@ -210,8 +187,8 @@ class HistoryRecorder:
         }
         return header, self._best_state
 
-    def load_state(self, header: Mapping[str, Any], best: Mapping[str, Tensor]) -> None:
-        """Go on from what :meth:`state` gave."""
+    def load_state_dict(self, header: Mapping[str, Any], best: Mapping[str, Tensor]) -> None:
+        """Continue from the result of :meth:`state_dict`."""
         self.rows = [dict(row) for row in header["rows"]]
         self._best_score = (float(header["best_score"][0]), float(header["best_score"][1]))
         self.best_epoch, self.monitor = header["best_epoch"], header["monitor"]
@@ -222,40 +199,42 @@ class HistoryRecorder:
         self.checkpoint = path if path is not None and path.is_file() else None
 
     def finish(self) -> None:
-        """Let the loggers write what they hold back."""
+        """Flush the loggers."""
         for logger in self._loggers:
             logger.finalize("success")
 
     def replace_best(self) -> None:
-        """Take the model as it is now for the best, as adaptation after training makes it; write it."""
-        self._best_state = _copied(self._model)
+        """Take the model as it is now, after adaptation, for the best; write it."""
+        self._best_state = _copy_state(self._model)
         if self.checkpoint is not None:
-            _saved(self._model, self.checkpoint, self._best_summary)
+            _save_model(self._model, self.checkpoint, self._best_summary)
 
     def _score(self, row: Mapping[str, Any]) -> tuple[str | None, tuple[float, float]]:
+        """Return the monitored column, and the score by which epochs are compared; higher is better."""
         if row["val_loss"] is None:
             return None, _WORST
-        name = self._wanted
+        name = self._monitored
         if name == "auto":
             name = "val_loss" if row["val_auroc"] is None else "val_auroc"
         if row[name] is None:
             raise TrainingError(
-                f"monitor={name!r} has no value: no class has both examples and counterexamples among the "
-                'validation data; split otherwise, or watch "val_loss"'
+                f"monitor={name!r} has no value, because no class has both positive and negative examples "
+                'in the validation data: use another split, or monitor="val_loss"'
             )
         value = row[name]
         return name, (-value, 0.0) if name == "val_loss" else (value, -row["val_loss"])
 
-    def _summary(self) -> dict[str, Any]:
+    def _summarize(self) -> dict[str, Any]:
         best = {name: value for name, value in self.rows[-1].items() if name != "seconds"}
         return {**self._settings, "epochs_run": len(self.rows), "best": best}
 
 
-def _saved(model: TransferClassifier, path: Path, summary: dict[str, Any] | None) -> Path:
+def _save_model(model: TransferClassifier, path: Path, summary: dict[str, Any] | None) -> Path:
+    """Save a model with another training summary than its own."""
     before = model.training_summary
     model.training_summary = summary
     try:
-        return save(model, path)
+        return model.save(path)
     finally:
         model.training_summary = before
 
@@ -273,14 +252,15 @@ def _is_finite(model: TransferClassifier) -> bool:
     return all(bool(v.isfinite().all()) for v in model.state_dict().values() if v.is_floating_point())
 
 
-def _copied(model: TransferClassifier) -> Mapping[str, Tensor]:
+def _copy_state(model: TransferClassifier) -> Mapping[str, Tensor]:
+    """Return a copy of the state dict on the CPU."""
     state = model.state_dict()
     for name, value in state.items():  # in place: a new dict would lose the versions of the layers
         state[name] = value.detach().to("cpu", copy=True)
     return state
 
 
-def _csv(rows: list[dict[str, Any]]) -> str:
+def _format_csv(rows: list[dict[str, Any]]) -> str:
     lines = [",".join(COLUMNS)]
     lines += [",".join("" if row[name] is None else str(row[name]) for name in COLUMNS) for row in rows]
     return "\n".join(lines) + "\n"
@@ -293,44 +273,26 @@ _SCORES: Final = {
     "val_f1": "F1",
     "val_accuracy": "accuracy",
 }
-#: Okabe and Ito's colors, which those who see fewer can tell apart.
-_COLORS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
 
-def learning_curves(result: FitResult) -> Figure:
-    """
-    Draw losses and scores by epoch.
-
-    Parameters
-    ----------
-    result : FitResult
-        Of a training.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Not registered with pyplot, so that nothing keeps it alive.
-    """
-    from matplotlib.figure import Figure
+def plot_learning_curves(result: FitResult) -> Figure:
+    """Return a figure of losses and scores by epoch."""
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    axes = figure.subplots(1, 2)
+    figure, axes = make_axes((9, 3.4), columns=2)
     for one, lines, title in zip(axes, (_LOSSES, _SCORES), ("Loss", "Score (validation)"), strict=True):
-        _draw(one, result.history, lines.items())
+        _draw_lines(one, result.history, lines.items())
         one.set_title(title)
         one.set_xlabel("epoch")
         one.xaxis.set_major_locator(MaxNLocator(integer=True))
-        one.spines[["top", "right"]].set_visible(False)
-        one.axvline(result.best_epoch, color="0.6", linestyle=":", label="best epoch")
-        one.legend(frameon=False, fontsize="small")
+        one.axvline(result.best_epoch, **REFERENCE_LINE, label="best epoch")
+        add_legend(one)
     axes[0].set_ylim(bottom=0)
     return figure
 
 
-def _draw(axes: Axes, rows: Iterable[dict[str, Any]], lines: Iterable[tuple[str, str]]) -> None:
-    rows = list(rows)
-    for color, (name, label) in zip(_COLORS, lines, strict=False):
+def _draw_lines(axes: Axes, rows: Sequence[dict[str, Any]], lines: Iterable[tuple[str, str]]) -> None:
+    for color, (name, label) in zip(COLORS, lines, strict=False):
         points = [(row["epoch"], row[name]) for row in rows if row[name] is not None]
         if points:
             axes.plot(*zip(*points, strict=True), color=color, label=label, marker="o", markersize=3)

@@ -1,4 +1,4 @@
-"""Classes of unequal size: what the loss or the sampling does about them."""
+"""Classification loss with class weights and label smoothing, class-balanced sampling, mixup."""
 
 from __future__ import annotations
 
@@ -19,26 +19,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Balance", "ClassificationLoss", "MixedBatch", "check_labels", "class_odds", "make_loss", "mixup"]
 
-#: What ``balance=`` takes.
+#: Values of ``balance=``.
 Balance: TypeAlias = Literal["loss", "sampler"] | None
 
 
 class ClassificationLoss(nn.Module):
     """
-    Cross-entropy of each sample, for one class among several or for several labels at once.
+    Cross-entropy of each sample, softmax for "multiclass", sigmoid for "multilabel".
 
     A batch's loss is the plain mean over its samples, weighted or not: so the mean over several processes is
-    that of their batches together. The weights of a data set have a mean of 1.
-
-    Parameters
-    ----------
-    task : {"multiclass", "multilabel"}
-        Softmax or sigmoid.
-    weight : Tensor, optional
-        (K,): for "multiclass" the weight of each class, for "multilabel" that of its positives.
-    smoothing : float
-        Share of the target that is spread evenly over the classes (Szegedy et al., Rethinking the Inception
-        Architecture, CVPR 2016), or halfway between 0 and 1 for labels.
+    that of their batches together. `weight` (K,) is that of each class, or of each label's positives. Label
+    smoothing: Szegedy et al., Rethinking the Inception Architecture, CVPR 2016.
 
     Examples
     --------
@@ -67,36 +58,19 @@ class ClassificationLoss(nn.Module):
 
 
 def check_labels(labels: NDArray[np.generic], classes: Sequence[str], task: str) -> None:
-    """
-    Refuse training labels that can't teach every class.
-
-    Parameters
-    ----------
-    labels : numpy.ndarray
-        (n,) int or (n, K) float.
-    classes : sequence of str
-        Names of the classes.
-    task : {"multiclass", "multilabel"}
-        What the labels are.
-
-    Raises
-    ------
-    TrainingError
-        If a class has no example, or, for "multilabel", no counterexample: its output would never be trained,
-        and a probability would be reported for it all the same.
-    """
+    """Raise TrainingError if a class has no example, or a label no negative one; it could not be learned."""
     if task == "multiclass":
         counts = np.bincount(labels.astype(np.int64), minlength=len(classes))
-        untaught = [name for name, n in zip(classes, counts, strict=True) if n == 0]
+        missing = [name for name, n in zip(classes, counts, strict=True) if n == 0]
     else:
         positives = np.sum(labels.astype(np.float64) > 0.5, axis=0)
         pairs = zip(classes, positives, strict=True)
-        untaught = [name for name, n in pairs if n in (0, len(labels))]
-    if untaught:
-        lacking = "example" if task == "multiclass" else "example, or no counterexample,"
+        missing = [name for name, n in pairs if n in (0, len(labels))]
+    if missing:
+        needed = "example" if task == "multiclass" else "positive or no negative example"
         raise TrainingError(
-            f"no {lacking} of {', '.join(map(repr, untaught))} among the {len(labels)} training items; add "
-            "some, split otherwise, or leave the class out of the data set and the model"
+            f"no {needed} of {', '.join(map(repr, missing))} among the {len(labels)} training items: add "
+            "some, use another split, or remove the class from dataset and model"
         )
 
 
@@ -104,25 +78,10 @@ def make_loss(
     labels: NDArray[np.generic], outputs: int, task: str, balance: Balance, smoothing: float = 0.0
 ) -> ClassificationLoss:
     """
-    Return the loss to train with.
+    Return the loss for training labels (n,) or (n, K).
 
-    Parameters
-    ----------
-    labels : numpy.ndarray
-        (n,) int or (n, K) float; every class is there.
-    outputs : int
-        Number K of classes.
-    task : {"multiclass", "multilabel"}
-        What the labels are.
-    balance : {"loss", "sampler"} or None
-        With "loss", class k weighs n / (K n_k) (scikit-learn's "balanced"), and the positives of a label
-        weigh negatives / positives.
-    smoothing : float
-        Of the targets.
-
-    Returns
-    -------
-    ClassificationLoss
+    With balance "loss", class k has weight n / (K n_k) (scikit-learn's "balanced"), and the positives of a
+    label negatives / positives.
     """
     if balance != "loss":
         return ClassificationLoss(task, smoothing=smoothing)
@@ -137,12 +96,7 @@ def make_loss(
 
 def class_odds(labels: NDArray[np.generic], task: str) -> Tensor:
     """
-    Return how likely each item is to be drawn, (n,) float64, so that every class is drawn equally often.
-
-    Raises
-    ------
-    TrainingError
-        For "multilabel", where drawing one label more often draws the others along.
+    Return sampling weights (n,) float64 of multiclass items, by which every class is drawn equally often.
 
     Examples
     --------
@@ -150,29 +104,23 @@ def class_odds(labels: NDArray[np.generic], task: str) -> Tensor:
     [0.5, 0.5, 1.0]
     """
     if task != "multiclass":
-        raise TrainingError('balance="sampler" is for task="multiclass"; use balance="loss" for labels')
+        # drawing the positives of one label more often changes how often the others are drawn
+        raise TrainingError(
+            'balance="sampler" needs task="multiclass": use balance="loss" for task="multilabel"'
+        )
     classes = labels.astype(np.int64)
     return torch.from_numpy(1.0 / np.bincount(classes)[classes])
 
 
 @dataclass(frozen=True, slots=True)
 class MixedBatch:
-    """
-    Which pictures were mixed, and how.
-
-    Parameters
-    ----------
-    share : float
-        Of the first of each pair.
-    partners : Tensor
-        (B,) int64: the second of each pair.
-    """
+    """Pairs of a mixed batch: the weight of the first image, and the index (B,) int64 of the second."""
 
     share: float
     partners: Tensor
 
     def losses(self, loss: ClassificationLoss, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return (B,) losses against both labels of each pair, by their shares."""
+        """Return losses (B,) against both labels of each pair, weighted by their shares."""
         first: Tensor = loss(logits, labels)
         second: Tensor = loss(logits, labels[self.partners])
         return self.share * first + (1.0 - self.share) * second
@@ -180,23 +128,9 @@ class MixedBatch:
 
 def mixup(images: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, MixedBatch]:
     """
-    Mix each picture of a batch with another one of it (Zhang et al., mixup, ICLR 2018).
+    Mix each image of a batch (B, 3, H, W) with another one (Zhang et al., mixup, ICLR 2018).
 
-    Parameters
-    ----------
-    images : Tensor
-        (B, 3, H, W).
-    alpha : float
-        The share is drawn from Beta(alpha, alpha), once for the batch.
-    generator : torch.Generator
-        Of the CPU.
-
-    Returns
-    -------
-    images : Tensor
-        Of the same shape.
-    pairs : MixedBatch
-        For the loss.
+    The weight is drawn from Beta(alpha, alpha), once per batch, by a generator of the CPU.
 
     Examples
     --------

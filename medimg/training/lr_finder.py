@@ -1,4 +1,4 @@
-"""A search for the learning rate: a short training whose rate grows with every step."""
+"""Learning-rate range test."""
 
 from __future__ import annotations
 
@@ -9,51 +9,51 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from medimg.data.dataloader import EpochSampler, epoch_seed, training_loader
+from medimg._plot_style import COLORS, add_legend, make_axes
+from medimg.core.progress import progress_bar
+from medimg.data.dataloader import EpochSampler, epoch_seed, make_training_loader, repeat_epochs
 from medimg.errors import TrainingError
 from medimg.models.freezing import freeze_batchnorm_statistics
+from medimg.models.module_mode import module_mode
+from medimg.training._config import FineTuneConfig
+from medimg.training._optimizer import make_optimizer
 from medimg.training.augmentation.random_scan import make_augmentation
 from medimg.training.checks import check_data
-from medimg.training.config import FineTuneConfig
 from medimg.training.losses import class_odds, make_loss
-from medimg.training.optimizer import make_optimizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import pandas as pd
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from medimg.data.dataloader import Batch
     from medimg.data.protocols import LabeledDataset
     from medimg.models.classifier import TransferClassifier
-    from medimg.training.config import BatchStatistics
+    from medimg.training._config import BatchStatistics
     from medimg.training.losses import Balance
 
 __all__ = ["LRFinderResult", "lr_find"]
 
 _SMOOTHING: Final = 0.9
 _DIVERGED: Final = 4.0  # times the lowest loss
-_FEW: Final = 5  # steps whose mean loss says nothing yet
+_FEW: Final = 5  # steps before the mean loss is stable
 
 
 @dataclass(frozen=True, slots=True)
 class LRFinderResult:
     """
-    What :func:`medimg.lr_find` found.
+    Result of :func:`medimg.lr_find`: losses by learning rate, and suggestions.
 
     Parameters
     ----------
     lrs : tuple of float
-        The rates tried, growing.
+        Learning rates of the head, in ascending order.
     losses : tuple of float
-        The loss at each, smoothed by a moving mean.
+        Training loss at each, smoothed by an exponential moving average.
     suggestion : float
-        The rate in the middle of the longest valley of the loss, where it falls most steadily.
+        Learning rate in the middle of the longest descent of the loss.
     steepest : float
-        The rate at which the loss falls fastest.
+        Learning rate at which the loss falls fastest.
     """
 
     lrs: tuple[float, ...] = field(repr=False)
@@ -62,28 +62,24 @@ class LRFinderResult:
     steepest: float
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return rates and losses as a table."""
+        """Return learning rates and losses as a table."""
         import pandas as pd
 
         return pd.DataFrame({"lr": self.lrs, "loss": self.losses})
 
     def plot(self) -> Figure:
-        """Return a figure of the loss by rate, with both suggestions marked."""
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(5.5, 3.4), layout="constrained")
-        axes = figure.subplots()
-        axes.plot(self.lrs, self.losses, color="#0072B2")
+        """Return a figure of the loss by learning rate, with both suggestions marked."""
+        figure, (axes,) = make_axes((5.5, 3.4))
+        axes.plot(self.lrs, self.losses, color=COLORS[0])
         for rate, color, label in (
-            (self.suggestion, "#D55E00", f"valley {self.suggestion:.1e}"),
-            (self.steepest, "#009E73", f"steepest {self.steepest:.1e}"),
+            (self.suggestion, COLORS[1], f"valley {self.suggestion:.1e}"),
+            (self.steepest, COLORS[2], f"steepest {self.steepest:.1e}"),
         ):
             axes.axvline(rate, color=color, linestyle=":", label=label)
         axes.set_xscale("log")
         axes.set_xlabel("learning rate of the head")
         axes.set_ylabel("training loss, smoothed")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+        add_legend(axes)
         return figure
 
 
@@ -107,41 +103,41 @@ def lr_find(
     progress: bool = False,
 ) -> LRFinderResult:
     """
-    Look for a learning rate: train with one that grows at every step until the loss diverges.
+    Run a learning-rate range test: a short training whose rate grows in every step until the loss diverges.
 
-    Smith, Cyclical Learning Rates for Training Neural Networks (WACV 2017), section 3.3. The model is
-    trained on what is not frozen, and set back to what it was.
+    Smith, Cyclical Learning Rates for Training Neural Networks (WACV 2017), section 3.3. All layers that are
+    not frozen are trained; the model is restored at the end.
 
     Parameters
     ----------
     model : TransferClassifier
-        On the device where it is to be trained; unchanged in the end.
+        Model to train, on the device for training; unchanged at the end.
     train : ImageDataset
-        The training data.
+        Training data.
     start, end : float
-        First and last rate of the head.
+        First and last learning rate of the head.
     steps : int
-        How many rates, 10 or more; the data are gone through as often as that takes.
+        Number of learning rates, at least 10; the data are repeated as often as necessary.
     batch_size, backbone_lr_scale, layer_decay, weight_decay, balance, augment, grad_slices, batch_statistics
         As in :func:`medimg.fine_tune`.
     seed : int
-        Of order, augmentation and dropout.
+        Seed for sampling order, augmentation and dropout.
     num_workers : int
-        Processes that read.
+        Number of worker processes for reading.
     progress : bool
         Whether to show a progress bar.
 
     Returns
     -------
     LRFinderResult
-        With a suggestion for `lr` of :func:`medimg.fine_tune`.
+        Losses by learning rate, and a suggestion for `lr` of :func:`medimg.fine_tune`.
 
     Raises
     ------
     TrainingError
-        If data and model don't fit, nothing is trainable, or the loss is not finite from the start.
+        If data and model don't match, nothing is trainable, or the loss diverges from the start.
     """
-    settings = FineTuneConfig(
+    config = FineTuneConfig(
         lr=start,
         backbone_lr_scale=backbone_lr_scale,
         layer_decay=layer_decay,
@@ -159,18 +155,20 @@ def lr_find(
         )
     check_data(model, train, None)
     if not any(p.requires_grad for p in model.parameters()):
-        raise TrainingError("nothing is trainable, as all is frozen: model.unfreeze() before")
+        raise TrainingError(
+            "nothing is trainable, because all parameters are frozen: call model.unfreeze() first"
+        )
     before = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    modes = [(module, module.training) for module in model.modules()]
     device = next(model.parameters()).device
     gpus = [device] if device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=gpus):
+        with module_mode(model, training=True), torch.random.fork_rng(devices=gpus):
             torch.manual_seed(seed)
-            found = _tried(
+            freeze_batchnorm_statistics(model, config.batch_statistics)
+            lrs, losses = _run_test(
                 model,
                 train,
-                settings,
+                config,
                 rates=np.geomspace(start, end, steps),
                 augment=augment,
                 num_workers=num_workers,
@@ -178,53 +176,57 @@ def lr_find(
             )
     finally:
         model.load_state_dict(before)
-        for module, mode in modes:
-            module.training = mode
         model.zero_grad(set_to_none=True)
-    return _suggested(*found)
+    return _suggest(lrs, losses)
 
 
-def _tried(
+def _run_test(
     model: TransferClassifier,
     train: LabeledDataset,
-    settings: FineTuneConfig,
+    config: FineTuneConfig,
     *,
     rates: NDArray[np.float64],
     augment: Any,
     num_workers: int,
     progress: bool,
 ) -> tuple[list[float], list[float]]:
-    """Return rates and smoothed losses, as far as training did not diverge."""
-    from tqdm import tqdm
-
+    """Return learning rates and smoothed losses of all steps before the loss diverged."""
     device = next(model.parameters()).device
-    change = make_augmentation(augment, model.preprocess, getattr(train, "modalities", ()))
-    generator = torch.Generator().manual_seed(epoch_seed(settings.seed, 0, 1))
-    loss_of = make_loss(train.labels, len(model.classes), model.task, settings.balance).to(device)
-    first = settings.lr
+    augmentation = make_augmentation(augment, model.preprocess, getattr(train, "modalities", ()))
+    generator = torch.Generator().manual_seed(epoch_seed(config.seed, 0, 1))
+    loss_of = make_loss(train.labels, len(model.classes), model.task, config.balance).to(device)
+    first = config.lr
     optimizer = make_optimizer(
         model,
         first,
-        first * settings.backbone_lr_scale,
-        layer_decay=settings.layer_decay,
-        weight_decay=settings.weight_decay,
+        first * config.backbone_lr_scale,
+        layer_decay=config.layer_decay,
+        weight_decay=config.weight_decay,
     )
     starts = [group["lr"] for group in optimizer.param_groups]
-    model.train()
-    freeze_batchnorm_statistics(model, settings.batch_statistics)
+    sampler = EpochSampler(
+        len(train),
+        config.seed,
+        odds=class_odds(train.labels, train.task) if config.balance == "sampler" else None,
+    )
+    loader = make_training_loader(
+        train,
+        batch_size=config.batch_size,
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda",
+        sampler=sampler,
+    )
     smoothed, lowest = 0.0, math.inf
     lrs: list[float] = []
     losses: list[float] = []
-    batches = _endless(train, settings, num_workers, pin=device.type == "cuda")
-    for step, (rate, batch) in enumerate(
-        zip(tqdm(rates, desc="rates", disable=not progress), batches, strict=False)
-    ):
+    bar = progress_bar(rates, desc="learning rates", unit="step", progress=progress)
+    for step, (rate, batch) in enumerate(zip(bar, repeat_epochs(loader, sampler), strict=False)):
         for group, lr in zip(optimizer.param_groups, starts, strict=True):
             group["lr"] = lr * rate / first
         images = batch.images.to(device)
-        images = images if change is None else change(images, generator)
+        images = images if augmentation is None else augmentation(images, generator)
         mask = None if batch.mask is None else batch.mask.to(device)
-        logits = model(images, mask, grad_slices=settings.grad_slices)
+        logits = model(images, mask, grad_slices=config.grad_slices)
         loss: Tensor = loss_of(logits, batch.labels.to(device)).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch's
@@ -240,40 +242,25 @@ def _tried(
     return lrs, losses
 
 
-def _endless(
-    items: LabeledDataset, settings: FineTuneConfig, num_workers: int, *, pin: bool
-) -> Iterator[Batch]:
-    odds = class_odds(items.labels, items.task) if settings.balance == "sampler" else None
-    sampler = EpochSampler(len(items), settings.seed, odds=odds)
-    loader = training_loader(
-        items, batch_size=settings.batch_size, num_workers=num_workers, pin_memory=pin, sampler=sampler
-    )
-    turn = 0
-    while True:
-        sampler.set_epoch(turn)
-        yield from loader
-        turn += 1
-
-
-def _suggested(lrs: list[float], losses: list[float]) -> LRFinderResult:
+def _suggest(lrs: list[float], losses: list[float]) -> LRFinderResult:
     if len(lrs) < 2 * _FEW:
         raise TrainingError(
-            f"the loss diverged after {len(lrs)} steps: lower start, or look for images that aren't finite"
+            f"the loss diverged after {len(lrs)} steps: lower start, or check for non-finite images"
         )
     values = np.array(losses)
-    left, right = _longest_fall(values)
+    left, right = _find_longest_descent(values)
     slopes = np.gradient(values, np.log(lrs))
     steepest = _FEW + int(np.argmin(slopes[_FEW:]))
     middle = (left + right) // 2
     return LRFinderResult(tuple(lrs), tuple(losses), float(lrs[middle]), float(lrs[steepest]))
 
 
-def _longest_fall(values: NDArray[np.float64]) -> tuple[int, int]:
-    """Return first and last index of the longest falling subsequence: a valley, noise or not."""
+def _find_longest_descent(values: NDArray[np.float64]) -> tuple[int, int]:
+    """Return first and last index of the longest decreasing subsequence, which tolerates noise."""
     lengths, firsts = [1] * len(values), list(range(len(values)))
-    for place in range(len(values)):
-        for before in range(place):
-            if values[before] > values[place] and lengths[before] + 1 > lengths[place]:
-                lengths[place], firsts[place] = lengths[before] + 1, firsts[before]
+    for index in range(len(values)):
+        for before in range(index):
+            if values[before] > values[index] and lengths[before] + 1 > lengths[index]:
+                lengths[index], firsts[index] = lengths[before] + 1, firsts[before]
     last = int(np.argmax(lengths))
     return firsts[last], last

@@ -1,10 +1,11 @@
-"""Where a training stands, written after every epoch, so that it goes on after a break."""
+"""Resume file: the state of a training, written after every epoch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import warnings
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,13 +17,13 @@ from medimg.models.safetensors_file import read_header, read_tensors, write
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
     from medimg.data.protocols import LabeledDataset
 
-__all__ = ["FILE", "ResumeState", "data_digest", "find_progress", "from_jsonable", "jsonable", "part"]
+__all__ = ["FILE", "FitState", "ResumeState", "data_digest", "find_resume_file", "load", "save"]
 
 #: Name of the file in the output folder.
 FILE: Final = "resume.safetensors"
@@ -31,72 +32,150 @@ _KEY: Final = "medimg-training"
 _SCHEMA: Final = 1
 
 
-@dataclass(slots=True)
-class ResumeState:
-    """
-    All that a training needs to go on.
+@dataclass(frozen=True, slots=True)
+class FitState:
+    """State of one fit between two epochs: optimizer, schedule, gradient scaling, callbacks."""
 
-    Parameters
-    ----------
-    header : dict
-        ``epochs_done``, ``settings``, ``data``, ``recorder``, and of the phase that has not ended
-        ``schedule``, ``groups``, ``precision`` and ``callbacks``.
-    tensors : dict of str to Tensor
-        "model.…", "best.…", "ema.…", "terms.…", "optimizer.<n>.<name>".
-    """
-
-    header: dict[str, Any]
-    tensors: dict[str, Tensor] = field(repr=False)
-
-    def save(self, path: Path) -> None:
-        """Write the file, as a whole or not at all."""
-        write(path, _KEY, {**self.header, "schema": _SCHEMA}, self.tensors)
+    #: State of each parameter, by "<number>.<name>".
+    optimizer: dict[str, Tensor] = field(repr=False)
+    groups: list[dict[str, Any]]
+    schedule: dict[str, Any]
+    precision: dict[str, Any]
+    callbacks: dict[str, Any]
 
     @classmethod
-    def load(cls, path: Path) -> ResumeState:
-        """
-        Read what :meth:`save` wrote.
+    def capture(cls, trainer: Any) -> FitState:
+        """Return the state of a Lightning trainer."""
+        optimizer = trainer.optimizers[0].state_dict()
+        return cls(
+            optimizer={
+                f"{number}.{name}": value
+                for number, values in optimizer["state"].items()
+                for name, value in values.items()
+            },
+            groups=optimizer["param_groups"],
+            schedule=trainer.lr_scheduler_configs[0].scheduler.state_dict(),
+            precision=trainer.precision_plugin.state_dict(),
+            callbacks={
+                key: _to_json(callback.state_dict(), type(callback).__name__)
+                for key, callback in _key_callbacks(trainer.callbacks)
+            },
+        )
 
-        Raises
-        ------
-        CheckpointError
-            If the file is damaged, was changed, or is no such file.
-        """
-        header = read_header(path, _KEY, "the state of a training that fine_tune(output=...) wrote")
-        if header.get("schema") != _SCHEMA:
-            raise CheckpointError(
-                f"{path} was written by another version of medimg (schema {header.get('schema')!r}, expected "
-                f"{_SCHEMA}): resume with that version, or train anew"
-            )
-        return cls(header, read_tensors(path, header))
+    def restore_optimizer(self, optimizer: torch.optim.Optimizer, schedule: Any) -> None:
+        """Restore optimizer and schedule."""
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in self.optimizer.items():
+            number, _, name = key.partition(".")
+            state.setdefault(int(number), {})[name] = value
+        optimizer.load_state_dict({"state": state, "param_groups": self.groups})
+        schedule.load_state_dict(self.schedule)
+
+    def restore_callbacks(self, trainer: Any) -> None:
+        """Restore gradient scaling and callbacks of a Lightning trainer."""
+        trainer.precision_plugin.load_state_dict(self.precision)
+        for key, callback in _key_callbacks(trainer.callbacks):
+            state = _from_json(self.callbacks.get(key))
+            if state:
+                callback.load_state_dict(state)
 
 
-def find_progress(resume: bool | str | os.PathLike[str] | None, output: Path | None) -> Path | None:
-    """
-    Return the file that a training goes on from.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeState:
+    """Content of a resume file: progress, what identifies the training, history, weights."""
 
-    Parameters
-    ----------
-    resume : bool, path-like or None
-        True: the one in the output folder, if there is one; a path: that file, or the one in that folder.
-    output : Path or None
-        The output folder.
+    phase: int
+    done: int
+    settings: dict[str, Any]
+    adapt: list[dict[str, Any]]
+    data: dict[str, str | None]
+    history: dict[str, Any]
+    model: Mapping[str, Tensor] = field(repr=False)
+    best: Mapping[str, Tensor] = field(repr=False)
+    terms: Mapping[str, Tensor] = field(repr=False)
+    #: Average of the weights; empty if there is none yet.
+    average: Mapping[str, Tensor] = field(repr=False)
+    #: Of a phase under way.
+    fit: FitState | None
 
-    Returns
-    -------
-    Path or None
-        None to start anew.
 
-    Raises
-    ------
-    TrainingError
-        If there is no such file, or True stands without an output folder.
-    """
+def save(state: ResumeState, path: Path) -> None:
+    """Write a resume file, atomically."""
+    tensors = {
+        f"{prefix}.{name}": value
+        for prefix, values in (
+            ("model", state.model),
+            ("best", state.best),
+            ("terms", state.terms),
+            ("ema", state.average),
+            ("optimizer", state.fit.optimizer if state.fit is not None else {}),
+        )
+        for name, value in values.items()
+    }
+    header = {
+        "schema": _SCHEMA,
+        "phase": state.phase,
+        "done": state.done,
+        "settings": state.settings,
+        "adapt": state.adapt,
+        "data": state.data,
+        "recorder": state.history,
+    }
+    if state.fit is not None:
+        header |= {
+            "groups": state.fit.groups,
+            "schedule": state.fit.schedule,
+            "precision": state.fit.precision,
+            "callbacks": state.fit.callbacks,
+        }
+    write(path, _KEY, header, tensors)
+
+
+def load(path: Path) -> ResumeState:
+    """Read a resume file; raise CheckpointError if it is damaged, changed, or another type of file."""
+    header = read_header(path, _KEY, "the state of a training that fine_tune(output=...) wrote")
+    if header.get("schema") != _SCHEMA:
+        raise CheckpointError(
+            f"{path} was written by another version of medimg (schema {header.get('schema')!r}, expected "
+            f"{_SCHEMA}): resume with that version, or start a new training"
+        )
+    tensors = read_tensors(path, header)
+
+    def select(prefix: str) -> dict[str, Tensor]:
+        start = f"{prefix}."
+        return {n.removeprefix(start): v for n, v in tensors.items() if n.startswith(start)}
+
+    fit = None
+    if "groups" in header:
+        fit = FitState(
+            optimizer=select("optimizer"),
+            groups=header["groups"],
+            schedule=header["schedule"],
+            precision=header["precision"],
+            callbacks=header["callbacks"],
+        )
+    return ResumeState(
+        phase=header["phase"],
+        done=header["done"],
+        settings=header["settings"],
+        adapt=header["adapt"],
+        data=header["data"],
+        history=header["recorder"],
+        model=select("model"),
+        best=select("best"),
+        terms=select("terms"),
+        average=select("ema"),
+        fit=fit,
+    )
+
+
+def find_resume_file(resume: bool | str | os.PathLike[str] | None, output: Path | None) -> Path | None:
+    """Return the file that ``resume=`` names, None for a new training; TrainingError if it is missing."""
     if resume is None or resume is False:
         return None
     if resume is True:
         if output is None:
-            raise TrainingError("resume=True needs output=, the folder of the training that was cut off")
+            raise TrainingError("resume=True needs output=, the folder of the interrupted training")
         path = output / FILE
         return path if path.is_file() else None
     path = Path(resume)
@@ -109,20 +188,8 @@ def find_progress(resume: bool | str | os.PathLike[str] | None, output: Path | N
     return path
 
 
-def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return those tensors whose names start with a prefix and a dot, without these."""
-    return {n.removeprefix(f"{prefix}."): v for n, v in tensors.items() if n.startswith(f"{prefix}.")}
-
-
 def data_digest(data: LabeledDataset | None) -> str | None:
-    """
-    Return what tells a data set from another: a hash of its labels, series and recipe.
-
-    Returns
-    -------
-    str or None
-        32 hexadecimal digits, from which nothing can be read; None for None.
-    """
+    """Return a hash of a dataset's labels, series and recipe (32 hexadecimal digits); None for None."""
     if data is None:
         return None
     digest = hashlib.sha256(data.preprocess.fingerprint.encode())
@@ -132,41 +199,43 @@ def data_digest(data: LabeledDataset | None) -> str | None:
     return digest.hexdigest()[:32]
 
 
-def jsonable(state: Any, what: str) -> Any:
-    """
-    Return a state that JSON can hold; tensors become lists, what can't be held is left out with a warning.
+def _key_callbacks(callbacks: Sequence[Any]) -> list[tuple[str, Any]]:
+    """Return callbacks with keys that are the same in another process, whatever comes between them."""
+    counts: Counter[str] = Counter()
+    keyed = []
+    for callback in callbacks:
+        key = str(callback.state_key)
+        keyed.append((f"{key} {counts[key]}", callback))
+        counts[key] += 1
+    return keyed
 
-    Parameters
-    ----------
-    state : object
-        Of a callback.
-    what : str
-        What to call it in the warning.
-    """
+
+def _to_json(state: Any, name: str) -> Any:
+    """Return a callback's state in JSON's types, tensors as lists; None, with a warning, if it has others."""
+
+    def encode(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
+        raise TypeError
+
     try:
-        return json.loads(json.dumps(state, default=_encoded))
+        return json.loads(json.dumps(state, default=encode))
     except TypeError:
         warnings.warn(
-            f"the state of {what} can't be written down: after resume= it starts anew",
+            f"the state of {name} can't be saved as JSON: after resume= it starts from its initial state",
             MedimgWarning,
             stacklevel=2,
         )
         return None
 
 
-def _encoded(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
-    raise TypeError
-
-
-def from_jsonable(state: Any) -> Any:
-    """Return what :func:`jsonable` was given, with its tensors."""
+def _from_json(state: Any) -> Any:
+    """Return what ``_to_json`` was given, tensors included."""
     if isinstance(state, dict):
         if state.keys() == {"tensor", "dtype"}:
             dtype = getattr(torch, str(state["dtype"]), None)
             if not isinstance(dtype, torch.dtype):
-                raise CheckpointError(f"the state names a type {state['dtype']!r} that torch does not have")
+                raise CheckpointError(f"the state has a dtype that torch does not know: {state['dtype']!r}")
             return torch.tensor(state["tensor"], dtype=dtype)
-        return {name: from_jsonable(value) for name, value in state.items()}
-    return [from_jsonable(value) for value in state] if isinstance(state, list) else state
+        return {name: _from_json(value) for name, value in state.items()}
+    return [_from_json(value) for value in state] if isinstance(state, list) else state

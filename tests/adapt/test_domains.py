@@ -13,7 +13,7 @@ from pydicom.sequence import Sequence as DicomSequence
 
 import medimg
 from medimg.adapt import MultiSource, domains_of
-from medimg.data.acquisition_tags import NUMBERED, NUMBERS, TEXTS, tags_of
+from medimg.data.acquisition_tags import NUMBERED, NUMBERS, TEXTS, read_acquisition_tags
 from medimg.errors import DatasetError, TrainingError
 from tests.dicom_files import make_instance, stack_pixels, write, write_stack
 from tests.models.fakes import images
@@ -56,9 +56,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_tags_of_series(root: Path) -> None:
+def test_read_acquisition_tags_series(root: Path) -> None:
     index = medimg.scan(root)
-    found = tags_of(index, ["Manufacturer", "KVP", "ConvolutionKernel", "EchoTime"])
+    found = read_acquisition_tags(index, ["Manufacturer", "KVP", "ConvolutionKernel", "EchoTime"])
     by_uid = dict(zip([s.uid for s in index], found, strict=True))
     assert by_uid["1.2.3.0"] == {
         "Manufacturer": "Maker A",
@@ -80,60 +80,67 @@ def test_headers_are_read_once_per_series(root: Path, monkeypatch: pytest.Monkey
         return open_header(*args)
 
     monkeypatch.setattr(module, "open_header", counted)
-    found = tags_of(data, ["Manufacturer"])
+    found = read_acquisition_tags(data, ["Manufacturer"])
     assert len(found) == len(data) == 12
     assert len(opened) == 4
 
 
 def test_sites_are_numbered_and_nobody_is_named(root: Path) -> None:
-    found = tags_of(medimg.scan(root), [*TEXTS, *NUMBERS, *NUMBERED])
+    found = read_acquisition_tags(medimg.scan(root), [*TEXTS, *NUMBERS, *NUMBERED])
     assert {tags["InstitutionName"] for tags in found} == {"site 1", "site 2"}
     shown = repr(found)
     for secret in ("SENTINEL", "Sentinel", "Hospital", "Alpha"):
         assert secret not in shown
 
 
-def test_tags_of_an_archive(root: Path, tmp_path: Path) -> None:
+def test_read_acquisition_tags_an_archive(root: Path, tmp_path: Path) -> None:
     path = tmp_path / "all.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for file in sorted((root / "s1").iterdir()):
             archive.write(file, f"deep/{file.name}")
-    assert tags_of(medimg.scan(path), ["Manufacturer"]) == [{"Manufacturer": "Maker B"}]
+    assert read_acquisition_tags(medimg.scan(path), ["Manufacturer"]) == [{"Manufacturer": "Maker B"}]
 
 
-def test_tags_of_an_index_from_another_process(root: Path) -> None:
+def test_read_acquisition_tags_an_index_from_another_process(root: Path) -> None:
     import pickle  # as it is passed to processes that read
 
     index = pickle.loads(pickle.dumps(medimg.scan(root)))
-    assert {tags["Manufacturer"] for tags in tags_of(index, ["Manufacturer"])} == {"Maker A", "Maker B"}
+    assert {tags["Manufacturer"] for tags in read_acquisition_tags(index, ["Manufacturer"])} == {
+        "Maker A",
+        "Maker B",
+    }
 
 
-def test_tags_of_shared_functional_groups(tmp_path: Path) -> None:
+def test_read_acquisition_tags_shared_functional_groups(tmp_path: Path) -> None:
     group, kernel = Dataset(), Dataset()
     kernel.ConvolutionKernel = "Br40"
     group.CTReconstructionSequence = DicomSequence([kernel])
     instance = make_instance(stack_pixels(0.0), SharedFunctionalGroupsSequence=DicomSequence([group]))
     write(instance, tmp_path / "a.dcm")
-    assert tags_of(medimg.scan(tmp_path), ["ConvolutionKernel"]) == [{"ConvolutionKernel": "Br40"}]
+    assert read_acquisition_tags(medimg.scan(tmp_path), ["ConvolutionKernel"]) == [
+        {"ConvolutionKernel": "Br40"}
+    ]
 
 
 def test_other_formats_have_no_tags(tmp_path: Path) -> None:
     from PIL import Image
 
     Image.fromarray(np.full((16, 16), 7, np.uint8)).save(tmp_path / "a.png")
-    assert tags_of(medimg.scan(tmp_path), ["Manufacturer", "KVP"]) == [{"Manufacturer": "", "KVP": ""}]
+    assert read_acquisition_tags(medimg.scan(tmp_path), ["Manufacturer", "KVP"]) == [
+        {"Manufacturer": "", "KVP": ""}
+    ]
 
 
 @pytest.mark.parametrize("keyword", ["PatientName", "OperatorsName", "StudyDate", "nothing"])
 def test_tags_that_may_identify_are_not_given_out(keyword: str) -> None:
     with pytest.raises(DatasetError, match="Manufacturer"):
-        tags_of([], [keyword])
+        read_acquisition_tags([], [keyword])
 
 
 def test_damaged_values_are_no_tags(tmp_path: Path) -> None:
     instance = make_instance(stack_pixels(0.0), Manufacturer="Doe^Jane")
     write(instance, tmp_path / "a.dcm")
-    assert tags_of(medimg.scan(tmp_path), ["Manufacturer"]) == [{"Manufacturer": ""}]
+    assert read_acquisition_tags(medimg.scan(tmp_path), ["Manufacturer"]) == [{"Manufacturer": ""}]
 
 
 def test_domains_by_keyword_by_column_by_rule_and_by_name(root: Path) -> None:
@@ -158,7 +165,7 @@ def test_domains_of_parts_are_those_of_their_items(root: Path) -> None:
 def test_domains_that_nobody_names_are_an_error(root: Path) -> None:
     data = dataset(root)
     for by in ("column", "StationName"):
-        with pytest.raises(TrainingError, match="no image names its domain"):
+        with pytest.raises(TrainingError, match="no image has a domain"):
             domains_of(data, by)
     with pytest.raises(TrainingError, match="12 items"):
         domains_of(data, ["a"])

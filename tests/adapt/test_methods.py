@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from medimg import Preprocess, adapt
 from medimg.adapt import Side, coral_loss, mmd_loss, moment_distance
-from medimg.adapt.base import Adaptation, AdaptationTerm, hold_statistics, total_loss
+from medimg.adapt.base import Adaptation, AdaptationTerm
+from medimg.adapt.terms import total_loss
 from medimg.errors import TrainingError
 from tests.models.fakes import images
 
@@ -300,13 +301,3 @@ def test_targets_that_do_not_fit_are_refused() -> None:
         adapt.CORAL([1, 2]).check(("a", "b"), train)  # type: ignore[arg-type]  # refused
     adapt.CORAL(images(4)).check(("a", "b"), train)
     adapt.PGD().check(("a", "b"), train)
-
-
-def test_held_statistics_come_back_to_their_modes() -> None:
-    model = nn.Sequential(nn.BatchNorm1d(2).eval(), nn.BatchNorm1d(2), nn.Dropout())
-    with hold_statistics(model):
-        assert not any(module.training for module in model.modules())
-    assert [module.training for module in model] == [False, True, True]
-    with pytest.raises(ZeroDivisionError), hold_statistics(model):
-        1 / 0  # noqa: B018  # raises
-    assert [module.training for module in model] == [False, True, True]

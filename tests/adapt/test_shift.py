@@ -12,7 +12,7 @@ from torch import Tensor
 
 import medimg
 from medimg.adapt import proxy_a_distance
-from medimg.adapt.shift import STATISTICS, statistics_of
+from medimg.adapt.shift import STATISTICS, compute_statistics
 from medimg.errors import TrainingError
 from tests.adapt.test_domains import dataset, study
 from tests.models.fakes import SMALL, Images, classifier, images
@@ -51,7 +51,7 @@ def test_halves_of_one_distribution_are_alike_and_another_scanner_is_not() -> No
     assert apart.distances.a_distance > 1.7
     assert abs(alike.distances.mmd) < 0.05 < apart.distances.mmd
     assert alike.distances.coral < apart.distances.coral
-    assert "hardly told apart" in str(alike)
+    assert "hardly distinguishable" in str(alike)
     assert "adapt" in str(apart)
     sizes = {d.name: d.size for d in apart.pictures}
     assert sizes["brightness"] > 0.9
@@ -94,15 +94,15 @@ def test_too_few_patients_and_wrong_shapes_are_refused() -> None:
         proxy_a_distance(np.zeros((9, 2)), np.zeros((9, 2)), source_patients=["a"])
 
 
-def test_statistics_of_pictures() -> None:
+def test_statistics_of_images() -> None:
     assert STATISTICS == ("brightness", "contrast", "sharpness", "noise")
     noisy = 0.5 + 0.1 * torch.randn(1, 256, 256, generator=torch.Generator().manual_seed(0))
-    found = statistics_of(noisy)[0]
+    found = compute_statistics(noisy)[0]
     assert found[0].item() == pytest.approx(0.5, abs=0.01)
     assert found[1].item() == pytest.approx(0.1, rel=0.02)
     assert found[3].item() == pytest.approx(0.1, rel=0.03)  # all of it is noise
     ramp = torch.linspace(0, 1, 256).expand(1, 256, 256)
-    assert statistics_of(ramp)[0, 3].item() == pytest.approx(0.0, abs=1e-6)  # none of it is
+    assert compute_statistics(ramp)[0, 3].item() == pytest.approx(0.0, abs=1e-6)  # none of it is
 
 
 def test_tags_are_counted_by_series(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader
 
 from medimg import Preprocess, adapt
-from medimg.adapt.base import hold_statistics
 from medimg.errors import TrainingError
+from medimg.models.module_mode import module_mode
 from tests.models.fakes import SMALL, changed, classifier, images, state
 
 CPU = torch.device("cpu")
@@ -87,7 +87,7 @@ def test_adabn_refuses_networks_without_batch_normalization() -> None:
 
 def loss_of(model: nn.Module, labels: Tensor) -> Any:
     def loss(x: Tensor) -> Tensor:
-        with hold_statistics(model):
+        with module_mode(model, training=False):
             return F.cross_entropy(model(x), labels)
 
     return loss

@@ -183,11 +183,11 @@ def test_what_does_not_fit() -> None:
     model = classifier()
     with pytest.raises(TrainingError, match="classes="):
         medimg.calibrate(model, images(20, classes=("a", "c")))
-    with pytest.raises(PreprocessError, match="recipe"):
+    with pytest.raises(PreprocessError, match="differ in preprocessing"):
         medimg.calibrate(model, images(20, preprocess=Preprocess(size=32)))
     with pytest.raises(TrainingError, match="ImageDataset"):
         medimg.calibrate(model, [1, 2])  # type: ignore[arg-type]
-    with pytest.raises(TrainingError, match="method is"):
+    with pytest.raises(TrainingError, match="method must be"):
         medimg.calibrate(model, images(20), method="isotonic")  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match="class 'b' has no example"):
         medimg.calibrate(model, Images(np.zeros(12, np.int64)), operating_point="youden")

@@ -98,18 +98,27 @@ def test_through_tensors() -> None:
 @pytest.mark.parametrize("name", ["means", "axes", "variances", "knots"])
 def test_unsound_tensors(name: str) -> None:
     tensors = fitted().tensors()
-    for bad in (
-        {**tensors, name: tensors[name].double()},
-        {**tensors, name: tensors[name][:1]}
-        if name in ("variances", "knots")
-        else {**tensors, name: tensors[name][:, :-1]},
-        {**tensors, name: torch.full_like(tensors[name], torch.nan)},
-        {key: value for key, value in tensors.items() if key != name},
-        {**tensors, "more": torch.zeros(1)},
+    value = tensors[name]
+    short = value[:1] if name in ("variances", "knots") else value[:, :-1]
+    for bad, message in (
+        ({**tensors, name: value.double()}, rf"outliers\.{name} must be torch\.float32"),
+        ({**tensors, name: value.to(torch.float8_e5m2)}, rf"outliers\.{name} must be torch\.float32"),
+        ({**tensors, name: short}, rf"outliers\.{name} must .* of shape"),
+        ({**tensors, name: torch.full_like(value, torch.nan)}, rf"outliers\.{name} must be finite"),
+        ({key: value for key, value in tensors.items() if key != name}, f"found missing {name}"),
+        ({**tensors, "more": torch.zeros(1)}, "found unknown 'more'"),
     ):
-        with pytest.raises(CheckpointError, match="statistics of embeddings"):
+        with pytest.raises(CheckpointError, match=message):
             MahalanobisDetector.from_tensors(bad, 20)
-    with pytest.raises(CheckpointError):
+
+
+def test_tensors_of_another_network_or_impossible_values() -> None:
+    tensors = fitted().tensors()
+    with pytest.raises(
+        CheckpointError, match=r"outliers.means must be torch.float32 of shape \(1 or more, 21\)"
+    ):
         MahalanobisDetector.from_tensors(tensors, 21)
-    with pytest.raises(CheckpointError, match="not positive"):
+    with pytest.raises(CheckpointError, match=r"outliers.variances must be above 0; found -"):
         MahalanobisDetector.from_tensors({**tensors, "variances": -tensors["variances"]}, 20)
+    with pytest.raises(CheckpointError, match=r"outliers.knots must be in ascending order"):
+        MahalanobisDetector.from_tensors({**tensors, "knots": tensors["knots"].flip(0)}, 20)

@@ -17,7 +17,7 @@ from scipy import ndimage
 from medimg.core import _separable, geometry
 from medimg.core.kernels import Interpolation
 from medimg.core.read_report import ReadReport
-from medimg.core.resample import resampled_axes
+from medimg.core.resample import plan_axes
 from medimg.core.volume import Volume
 from medimg.core.window import Window
 from medimg.errors import PreprocessError
@@ -356,12 +356,12 @@ def test_unsound_spacings_are_refused(spacing: Any) -> None:
 def test_spacings_out_of_all_proportion_are_refused() -> None:
     for old, new in ((1e200, 1e-200), (1e-200, 1e200)):
         with pytest.raises(PreprocessError, match="spacing"):
-            resampled_axes((1, 2, 2, 2), (1.0, 1.0, old), (1.0, 1.0, new))
+            plan_axes((1, 2, 2, 2), (1.0, 1.0, old), (1.0, 1.0, new))
 
 
 @pytest.mark.parametrize("kind", ["cubic", "Linear", "", None, 3])
 def test_unknown_interpolations_are_refused(kind: Any) -> None:
-    with pytest.raises(PreprocessError, match="linear, bspline, nearest"):
+    with pytest.raises(PreprocessError, match=r"\"linear\", \"bspline\" or \"nearest\""):
         make().resample(1.0, interpolation=kind)
 
 

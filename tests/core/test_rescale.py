@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medimg.core import rescale
-from medimg.core.rescale import rescale_into, rescale_values, rescaled_dtype
+from medimg.core.rescale import choose_rescaled_dtype, rescale_into, rescale_values
 
 DTYPES = ("u1", "i1", "<u2", ">u2", "<i2", ">i2", "u4", "<i4", ">i4")
 
@@ -84,7 +84,7 @@ def test_any_integers(
     ],
 )
 def test_types(ends: tuple[int, int], linear: tuple[float, float], expected: str) -> None:
-    assert rescaled_dtype(ends, *linear) == expected
+    assert choose_rescaled_dtype(ends, *linear) == expected
     assert rescale_values(np.array(ends, np.int64), *linear).dtype == expected
 
 

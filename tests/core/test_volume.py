@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from medimg.core import geometry
-from medimg.core.display import choose_voi, percentile_window, render
+from medimg.core.display import choose_voi, compute_percentile_window, render
 from medimg.core.read_report import ReadReport
-from medimg.core.regrid import deshear, regular_grid
+from medimg.core.regrid import regrid_slices, shift_slices
 from medimg.core.volume import Volume
 from medimg.core.window import Window
 from medimg.errors import GeometryError, PreprocessError
@@ -90,7 +90,7 @@ def test_selecting_a_channel() -> None:
 def test_percentiles_by_counting_equal_numpys() -> None:
     for dtype in (np.int16, np.uint16, np.uint8, np.float32):
         array = RNG.normal(100, 30, (1, 3, 40, 40)).clip(0, 250).astype(dtype)
-        window = percentile_window(Volume(array, geometry.image_affine()), (0.5, 99.5))
+        window = compute_percentile_window(Volume(array, geometry.image_affine()), (0.5, 99.5))
         low, high = np.percentile(array.astype(np.float64), [0.5, 99.5])
         assert (window.center, window.width) == pytest.approx(((low + high) / 2, high - low), rel=1e-6)
 
@@ -100,10 +100,10 @@ def test_padding_takes_no_part_in_percentiles() -> None:
     array[..., 5:] = np.arange(5)
     padding = array == -2000
     plain = Volume(array, geometry.image_affine(), "MR", padding=padding)
-    window = percentile_window(plain, (0, 100))
+    window = compute_percentile_window(plain, (0, 100))
     assert (window.center, window.width) == (2, 4)
     with pytest.raises(PreprocessError):
-        percentile_window(replace(plain, padding=np.ones_like(padding)))
+        compute_percentile_window(replace(plain, padding=np.ones_like(padding)))
 
 
 def test_automatic_windows_go_by_modality() -> None:
@@ -111,7 +111,7 @@ def test_automatic_windows_go_by_modality() -> None:
     assert choose_voi(make(voi=declared)) == (Window.preset("soft_tissue"),)
     assert choose_voi(make(voi=declared, modality="DX", units="raw")) == (Window(5, 10),)
     volume = make(voi=declared, modality="MR", units="raw")
-    assert choose_voi(volume) == (percentile_window(volume),)
+    assert choose_voi(volume) == (compute_percentile_window(volume),)
     assert choose_voi(make(modality="DX", units="raw"))[0] not in declared[0]
     with pytest.raises(PreprocessError, match="Hounsfield"):
         choose_voi(volume, "lung")
@@ -152,7 +152,7 @@ def test_nothing_of_the_files_stands_in_a_repr() -> None:
 def test_gaps_are_interpolated_and_present_slices_unchanged() -> None:
     distances = np.array([0.0, 2.0, 4.0, 8.0, 10.0])
     array = (distances * 10).reshape(1, -1, 1, 1) * np.ones((1, 1, 3, 3))
-    filled = regular_grid(array.astype(np.int16), distances, 2.0)
+    filled = regrid_slices(array.astype(np.int16), distances, 2.0)
     assert filled[0, :, 0, 0].tolist() == [0, 20, 40, 60, 80, 100]
     assert filled.dtype == np.int16
 
@@ -160,7 +160,7 @@ def test_gaps_are_interpolated_and_present_slices_unchanged() -> None:
 def test_deshearing_moves_slices_to_where_they_lie() -> None:
     array = np.zeros((1, 3, 9, 9), np.float32)
     array[0, :, 4, 4] = 1
-    found = deshear(array, np.array([0.0, 1.0, 2.0]), np.array([0.0, -1.0, -0.5]))
+    found = shift_slices(array, np.array([0.0, 1.0, 2.0]), np.array([0.0, -1.0, -0.5]))
     moved, outside = found.array, found.outside
     assert (found.first_row, found.first_column) == (0, -1)
     assert moved.shape == (1, 3, 11, 10)
@@ -176,7 +176,7 @@ def test_deshearing_moves_slices_to_where_they_lie() -> None:
 
 def test_deshearing_loses_nothing() -> None:
     array = RNG.integers(0, 99, (2, 5, 6, 7)).astype(np.int16)
-    found = deshear(array, np.arange(5.0) * -2, np.arange(5.0) * 3)
+    found = shift_slices(array, np.arange(5.0) * -2, np.arange(5.0) * 3)
     for d in range(5):
         rows, columns = slice(8 - 2 * d, 14 - 2 * d), slice(3 * d, 3 * d + 7)
         assert np.array_equal(found.array[:, d, rows, columns], array[:, d])

@@ -22,12 +22,12 @@ from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, generate_ui
 import medimg
 from medimg import ImageDataset, Preprocess
 from medimg.data.leakage import _fingerprints
-from medimg.data.leakage._near_duplicates import near_pairs
+from medimg.data.leakage._near_duplicates import find_near_pairs
 from medimg.data.leakage.check_leaks import Check
 from medimg.errors import DatasetError, LeakageError, MedimgWarning
 from medimg.io.read import find_series
 from tests.dicom_files import make_instance, write, write_stack
-from tests.io.encodings import HTJ2K, J2K, JPEG_LS, LOSSLESS, RLE, compressed, rle_frame
+from tests.io.dicom.encodings import HTJ2K, J2K, JPEG_LS, LOSSLESS, RLE, compressed, rle_frame
 
 SMALL = Preprocess(size=32)
 Pixels = npt.NDArray[Any]
@@ -229,9 +229,9 @@ def test_identifiers_on_two_sides(tmp_path: Path, shared: dict[str, str], found:
     assert {leak.items for leak in report.leaks} == {(0, 1)}
     assert "pixels not compared" in report.notes
     for check in (medimg.split, medimg.kfold):
-        with pytest.raises(LeakageError, match="two patients"):
+        with pytest.raises(LeakageError, match="different patients share"):
             check(data, check="fast")
-    with pytest.raises(LeakageError, match="two sides"):
+    with pytest.raises(LeakageError, match="different subsets share"):
         medimg.check_leaks(data.subset([0, 2]), data.subset([1, 3]), pixels=False)
     assert medimg.check_leaks(data.subset([0, 1]), data.subset([2, 3]), pixels=False).is_clean
 
@@ -285,14 +285,14 @@ def test_split_decodes_what_it_can_afford(tmp_path: Path, monkeypatch: pytest.Mo
     medimg.split(data, fractions=halves, check="fast")
     checks: tuple[Check, ...] = ("auto", "pixels")
     for check in checks:
-        with pytest.raises(LeakageError, match="two patients") as error:
+        with pytest.raises(LeakageError, match="different patients share") as error:
             medimg.split(data, fractions=halves, check=check)
         assert "SENTINEL" not in str(error.value)
     monkeypatch.setattr("medimg.data.leakage.check_leaks._AFFORDABLE", 0)
     # what was decoded is known
     with pytest.raises(LeakageError):
         medimg.split(data, fractions=halves)
-    monkeypatch.setattr("medimg.data.leakage._fingerprints._KEPT", _fingerprints._Kept())
+    monkeypatch.setattr("medimg.data.leakage._fingerprints._CACHE", _fingerprints._FingerprintCache())
     assert len(medimg.split(data, fractions=halves)) == 2
     with pytest.raises(DatasetError, match="check"):
         medimg.split(data, check="slow")  # type: ignore[arg-type]  # on purpose
@@ -306,11 +306,11 @@ def test_files_that_change_are_decoded_again(tmp_path: Path) -> None:
 
 
 def test_what_is_decoded_is_remembered_up_to_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_fingerprints, "_MOST_KEPT", 8)
-    monkeypatch.setattr(_fingerprints, "_KEPT", _fingerprints._Kept())
+    monkeypatch.setattr(_fingerprints, "_MOST_CACHED", 8)
+    monkeypatch.setattr(_fingerprints, "_CACHE", _fingerprints._FingerprintCache())
     data = table(tmp_path, pictures(tmp_path, 10))
     medimg.check_leaks(data)
-    known = [_fingerprints.known_fingerprint(series) is not None for series in data.series]
+    known = [_fingerprints.find_fingerprint(series) is not None for series in data.series]
     assert sum(known) == 4
     assert known[-1]
 
@@ -334,14 +334,14 @@ def test_lossy_copies_are_warned_of(tmp_path: Path) -> None:
         image.save(tmp_path / "lossy.jpg", quality=50)
         image.resize((96, 96)).save(tmp_path / "small.png")
     data = table(tmp_path, [*rows, ("lossy.jpg", "x"), ("small.png", "y")])
-    with pytest.warns(MedimgWarning, match=r"3 pair\(s\) of pictures of different patients look alike"):
+    with pytest.warns(MedimgWarning, match=r"3 pair\(s\) of images in different patients look alike"):
         report = medimg.check_leaks(data)
     assert report.is_clean
     assert {leak.items for leak in report.near_duplicates} == {(3, 6), (3, 7), (6, 7)}
     assert all(0.9 <= leak.similarity <= 1 for leak in report.near_duplicates)
     shown = report.to_pandas()
     assert shown["kind"].tolist() == ["near"] * 3
-    with pytest.warns(MedimgWarning, match="on two sides look alike"):
+    with pytest.warns(MedimgWarning, match="in different subsets look alike"):
         medimg.check_leaks(data.subset([3]), data.subset([6]))
     with pytest.warns(MedimgWarning, match="look alike"):
         medimg.split(data, fractions=(0.5, 0.5), check="pixels")
@@ -406,7 +406,7 @@ def test_planted_leaks_are_found_among_real_pictures(real_data: Path, tmp_path: 
     # another picture of the same child may be there twice: the first one is shown
     first = {leak.items[1]: data.patients[leak.items[0]] for leak in report.leaks}
     assert first == {len(rows) + k: rows.patient_id[n] for k, n in enumerate(chosen)}
-    with pytest.raises(LeakageError, match=f"{len(chosen)} × picture") as error:
+    with pytest.raises(LeakageError, match=f"{len(chosen)} × image") as error:
         medimg.split(data)
     assert "SENTINEL" not in str(error.value)
     assert not any(str(patient) in str(error.value) for patient in rows.patient_id)
@@ -458,11 +458,11 @@ def test_nema_images_in_all_syntaxes(real_data: Path) -> None:
     for name in ("CT1", "MR1", "RG3"):
         chosen = [path for path in files if path.name.startswith(name)]
         exact = [path for path in chosen if not path.name.endswith(lossy)]
-        prints = _fingerprints.fingerprints([find_series(path)[0] for path in chosen])
+        prints = _fingerprints.compute_fingerprints([find_series(path)[0] for path in chosen])
         digests = {path: p.digests for path, p in zip(chosen, prints, strict=True) if p is not None}
         assert len(digests) == len(chosen)
         assert len(exact) >= 3
         assert all(digests[path] & digests[exact[0]] for path in exact)
         assert not any(digests[path] & digests[exact[0]] for path in chosen if path not in exact)
-        pairs = near_pairs(prints, [str(path) for path in chosen])
+        pairs = find_near_pairs(prints, [str(path) for path in chosen])
         assert len(pairs) == len(chosen) * (len(chosen) - 1) // 2

@@ -113,7 +113,7 @@ def test_patients_from_paths(tmp_path: Path) -> None:
 
 def bad_tables() -> Iterator[tuple[str, list[tuple[str, str, str]], str]]:
     yield "a label without a file", [("a.png", "x", "1"), ("gone.png", "y", "2")], "have no file"
-    yield "the same path twice", [("a.png", "x", "1"), ("a.png", "y", "2")], "stands in the table already"
+    yield "the same path twice", [("a.png", "x", "1"), ("a.png", "y", "2")], "repeat a path of the table"
     yield "an empty label", [("a.png", "", "1")], "column 'label' is empty"
     yield "no rows", [], "no rows"
     yield "a text file", [("a.png", "x", "1"), ("notes.txt", "y", "2")], "can't be read"
@@ -141,7 +141,7 @@ def test_other_bad_input(tmp_path: Path) -> None:
     csv = table_of_pictures(tmp_path, [("a.png", "x", "1")])
     with pytest.raises(DatasetError, match="no column 'finding'; it has 'path', 'label', 'patient'"):
         ImageDataset.from_csv(csv, label="finding")
-    with pytest.raises(DatasetError, match="none of the classes"):
+    with pytest.raises(DatasetError, match="not among the classes"):
         ImageDataset.from_csv(csv, patient="patient", classes=["y"])
     with pytest.raises(DatasetError, match="0 or 1"):
         ImageDataset.from_csv(csv, label=["label", "patient"])
@@ -291,12 +291,12 @@ def test_the_same_series_under_two_patients_is_a_leak(tmp_path: Path) -> None:
     rows = [(f"a/{n:03d}.dcm", "xy"[n % 2], f"p{n}") for n in range(3)]
     table = pd.DataFrame(rows, columns=["path", "label", "patient"])
     dataset = ImageDataset.from_csv(table, patient="patient", root=tmp_path)
-    with pytest.raises(LeakageError, match="two patients"):
+    with pytest.raises(LeakageError, match="different patients share"):
         split(dataset, fractions=(0.5, 0.5))
 
 
 def test_nothing_smaller_than_a_patient_is_split() -> None:
-    with pytest.raises(DatasetError, match="leaks"):
+    with pytest.raises(DatasetError, match="finer groups leak"):
         split(Labels([0, 1] * 9, ["a"] * 18, 2), by="image")  # type: ignore[arg-type]  # on purpose
 
 
@@ -334,7 +334,7 @@ def test_one_file_under_two_spellings(tmp_path: Path) -> None:
     table_of_pictures(tmp_path, [("a.png", "x", "1"), ("b.png", "y", "2")])
     rows = [("a.png", "x", "1"), ("x/../a.png", "y", "2")]
     table = pd.DataFrame(rows, columns=["path", "label", "patient"])
-    with pytest.raises(DatasetError, match="stands in the table already"):
+    with pytest.raises(DatasetError, match="repeat a path of the table"):
         ImageDataset.from_csv(table, root=tmp_path, patient="patient")
 
 

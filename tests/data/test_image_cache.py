@@ -249,7 +249,7 @@ def test_an_entry_under_another_name_is_refused(cache: ImageCache, tmp_path: Pat
     target = cache.path(address(cache, other), SMALL)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(entries(cache)[0], target)
-    with pytest.warns(MedimgWarning, match="other images than its name"):
+    with pytest.warns(MedimgWarning, match="images other than its name"):
         again = made(cache, other)
     assert torch.equal(again.planes.float(), SMALL.render(other).planes.half().float())
 
@@ -274,7 +274,7 @@ def test_a_writer_that_fails_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("medimg.data.cache.image_cache.save_file", full)
-    with pytest.warns(MedimgWarning, match="no images can be cached"):
+    with pytest.warns(MedimgWarning, match="images can't be cached"):
         batch = medimg.read_tensors([series, series], SMALL, cache=cache)
     assert batch.counts == (3, 3)
     assert not [p for p in cache.folder.rglob("*") if p.is_file()]
@@ -394,11 +394,11 @@ def test_a_subset_and_another_recipe_use_the_cache(folder: Path, cache: ImageCac
 
 def test_unsound_caches(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DatasetError, match="no cache can be kept"):
+    with pytest.raises(DatasetError, match="can't make a cache"):
         ImageCache(tmp_path / "file")
-    with pytest.raises(DatasetError, match="dtype='int4'"):
+    with pytest.raises(DatasetError, match=r"dtype must be .*'int4'"):
         ImageCache(tmp_path, dtype="int4")  # type: ignore[arg-type]  # on purpose
-    with pytest.raises(DatasetError, match="compare='name'"):
+    with pytest.raises(DatasetError, match=r"compare must be .*'name'"):
         ImageCache(tmp_path, compare="name")  # type: ignore[arg-type]  # on purpose
     with pytest.raises(DatasetError, match="no cache"):
         labeled(folder, None).fill_cache()

@@ -18,7 +18,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 import medimg
 from medimg import ImageDataset, Preprocess
-from medimg.data.splits.kfold import fold_of_items, splits
+from medimg.data.splits.kfold import assign_folds, split_by_fold
 from medimg.errors import DatasetError, LeakageError
 from medimg.models.training_images import TrainingImages
 from medimg.training.resume import data_digest
@@ -74,7 +74,7 @@ def test_folds_keep_patients_and_classes(root: Path) -> None:
         assert not set(train.patients) & set(test.patients)
         assert len(train) + len(test) == len(data)
         assert set(np.unique(train.labels)) == set(np.unique(test.labels)) == {0, 1}
-    expected = fold_of_items(data.labels, data.patients, data.task, 3, 2)
+    expected = assign_folds(data.labels, data.patients, data.task, 3, 2)
     assert [len(test) for _, test in folds] == np.bincount(expected).tolist()
     assert [t._items for t, _ in medimg.kfold(data, 3, seed=2)] == [t._items for t, _ in folds]
     assert [t._items for t, _ in medimg.kfold(data, 3, seed=3)] != [t._items for t, _ in folds]
@@ -87,7 +87,7 @@ def test_folds_that_can_not_be_are_refused(root: Path) -> None:
             medimg.kfold(data, wrong)  # type: ignore[arg-type]  # on purpose
     with pytest.raises(LeakageError, match=r"class 'a' has 6 patient\(s\)"):
         medimg.kfold(data, 7)
-    with pytest.raises(DatasetError, match="leaks"):
+    with pytest.raises(DatasetError, match="finer groups leak"):
         medimg.kfold(data, 2, by="image")  # type: ignore[arg-type]  # on purpose
 
 
@@ -109,7 +109,7 @@ def test_a_split_is_had_again(root: Path, tmp_path: Path, unit: str) -> None:
         assert before.patients == after.patients
         assert [Path(p).name for p in before.sources] == [Path(p).name for p in after.sources]
         assert before.labels.tolist() == after.labels.tolist()
-        assert [i.picture for i in before._items] == [i.picture for i in after._items]
+        assert before.pictures == after.pictures
 
 
 def test_what_is_missing_changed_or_new_is_counted(root: Path, tmp_path: Path) -> None:
@@ -125,12 +125,12 @@ def test_what_is_missing_changed_or_new_is_counted(root: Path, tmp_path: Path) -
         )
 
     with pytest.raises(
-        DatasetError, match=r"2 of 14 series of .* missing from the data set.*By hash: \w{12}, \w{12}$"
+        DatasetError, match=r"2 of 14 series of .* missing from the dataset.*by hash: \w{12}, \w{12}$"
     ):
         loaded(table.iloc[2:])
     Image.fromarray(np.eye(16, dtype=np.uint8)).save(root / "new.png")
     more = pd.concat([table, pd.DataFrame([("new.png", "a", "new")], columns=list(table.columns))])
-    with pytest.raises(DatasetError, match="1 of 29 items are on no side"):
+    with pytest.raises(DatasetError, match="1 of 29 items are in no subset"):
         loaded(more)
     assert sum(map(len, loaded(more, on_additional="ignore").values())) == len(data)
     with pytest.raises(DatasetError, match="on_additional"):
@@ -148,18 +148,18 @@ def test_files_that_changed_are_refused_unless_that_is_known(root: Path, tmp_pat
     content = bytearray(name.read_bytes())
     content[-3] ^= 1
     name.write_bytes(content)
-    with pytest.raises(DatasetError, match=r"1 of 14 series of .* other files than those that were split"):
+    with pytest.raises(DatasetError, match=r"1 of 14 series of .* of other files than those that were split"):
         medimg.load_split(path, data_of(root))
     assert len(medimg.load_split(path, data_of(root), verify=False)["all"]) == len(data)
 
 
 def test_another_recipe_or_unit_is_told(root: Path, tmp_path: Path) -> None:
     path = medimg.save_split(tmp_path / "split.json", all=data_of(root))
-    with pytest.raises(DatasetError, match=r"7 of 14 series of .* another number of pictures"):
+    with pytest.raises(DatasetError, match=r"7 of 14 series of .* another number of images"):
         medimg.load_split(path, data_of(root, preprocess=SMALL.replace(slices=2)))
     with pytest.raises(DatasetError, match="unit='series'"):
         medimg.load_split(path, data_of(root, unit="series"))
-    with pytest.raises(DatasetError, match="are not in the data set"):
+    with pytest.raises(DatasetError, match="are not in the dataset"):
         medimg.load_split(path, data_of(root).subset([n for n in range(28) if n != 1]))
 
 
@@ -213,10 +213,10 @@ def test_damaged_and_foreign_files_are_refused(root: Path, tmp_path: Path) -> No
     path = medimg.save_split(tmp_path / "split.json", all=data)
     text = path.read_text()
     for wrong, match in (
-        (text[:-20], "no split"),
+        (text[:-20], "not a file of medimg.save_split"),
         (text.replace('"slice"', '"series"'), "not as it was saved"),
-        ("[1]", "no split"),
-        ("[" * 10**5, "no split"),
+        ("[1]", "not a file of medimg.save_split"),
+        ("[" * 10**5, "not a file of medimg.save_split"),
         ('{"what": "medimg split", "schema": 2}', "update medimg"),
         ('{"what": "medimg split"}', "schema unknown"),
     ):
@@ -230,7 +230,7 @@ def test_damaged_and_foreign_files_are_refused(root: Path, tmp_path: Path) -> No
     series = rewritten_text["series"]
     series[0][2] = 10**12
     rewritten(path, series=series, parts={"all": [[0, 0, 10**12]]})
-    with pytest.raises(DatasetError, match="another number of pictures"):
+    with pytest.raises(DatasetError, match="another number of images"):
         medimg.load_split(path, data)
 
 
@@ -256,8 +256,8 @@ def test_folds_are_those_of_scikit_learn() -> None:
     labels = rng.integers(0, 3, 200)
     for seed in range(5):
         cut = StratifiedGroupKFold(5, shuffle=True, random_state=seed).split(labels, labels, patients)
-        fold = fold_of_items(labels, patients, "multiclass", 5, seed)
-        assert [held.tolist() for _, held in cut] == [held.tolist() for _, held in splits(fold)]
+        fold = assign_folds(labels, patients, "multiclass", 5, seed)
+        assert [held.tolist() for _, held in cut] == [held.tolist() for _, held in split_by_fold(fold)]
 
 
 def test_the_split_of_real_pictures_is_had_again(real_data: Path, tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_values_as_deep_as_python_goes_are_refused(root: Path, tmp_path: Path) -
     path = tmp_path / "split.json"
     for depth in range(900, 1000):
         path.write_text('{"what": "medimg split", "schema": 1, "x": ' + "[" * depth + "]" * depth + "}")
-        with pytest.raises(DatasetError, match=r"no split|not as it was saved"):
+        with pytest.raises(DatasetError, match=r"not a file of|not as it was saved"):
             medimg.load_split(path, data)
     with pytest.raises(DatasetError, match="can't be opened"):
         medimg.load_split("a\0b", data)

@@ -21,7 +21,7 @@ from medimg.data.cache.image_cache import ImageCache
 from medimg.errors import DecodeError, MedimgWarning, PreprocessError, ReadError
 from medimg.preprocessing.preprocess import Preprocess
 from tests.dicom_files import stack_pixels, write, write_stack
-from tests.io.test_vendors import enhanced, frame, item
+from tests.io.dicom.test_vendors import enhanced, frame, item
 
 SMALL = Preprocess(size=16)
 WORKERS = [1, 2]
@@ -90,7 +90,7 @@ def test_defaults_of_torch_change_nothing(
 
 
 def test_a_buffer_that_wants_gradients_is_refused(folders: list[Path]) -> None:
-    with pytest.raises(PreprocessError, match="without gradients"):
+    with pytest.raises(PreprocessError, match="must not require gradients"):
         SMALL(folders[0], out=torch.empty(4, 3, 16, 16, requires_grad=True))
 
 
@@ -104,7 +104,7 @@ def test_a_disk_that_is_full(folders: list[Path], tmp_path: Path) -> None:
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         after.callback(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
-        with pytest.warns(MedimgWarning, match="no images can be cached"):
+        with pytest.warns(MedimgWarning, match="images can't be cached"):
             (found,) = medimg.read_tensors(folders[:1], recipe, cache=cache)
     assert (found - expected).abs().max() < 0.002
     assert not [path for path in cache.folder.rglob("*") if path.is_file()]

@@ -158,7 +158,7 @@ def test_images_have_to_be_the_same() -> None:
     with pytest.raises(DatasetError, match="do not hold the same images"):
         compare_models(first, second, dataset, second_dataset=turned)
     other = FakeRecipe(fingerprint="feed")
-    with pytest.raises(DatasetError, match="recipe"):
+    with pytest.raises(DatasetError, match="differ in preprocessing"):
         compare_models(first, dataclasses.replace(second, preprocess=other), dataset)
     same = dataclasses.replace(dataset, preprocess=other)
     found = compare_models(first, dataclasses.replace(second, preprocess=other), dataset, second_dataset=same)

@@ -19,7 +19,7 @@ from torchvision.models import get_model
 
 import medimg
 from medimg import ImageDataset
-from medimg.data.splits.kfold import fold_of_items
+from medimg.data.splits.kfold import assign_folds
 from medimg.errors import DatasetError, LeakageError, TrainingError
 from medimg.features.dataset_features import item_features
 from medimg.metrics.bootstrap import interval
@@ -38,7 +38,7 @@ def by_hand(data: ImageDataset, x: Any, estimator: Any, folds: int = 5) -> Any:
         make_pipeline(StandardScaler(), estimator),
         x.astype(np.float64),
         data.labels,
-        cv=PredefinedSplit(fold_of_items(data.labels, data.patients, data.task, folds, 0)),
+        cv=PredefinedSplit(assign_folds(data.labels, data.patients, data.task, folds, 0)),
         method="predict_proba",
     )
 
@@ -208,7 +208,7 @@ def test_a_series_of_two_patients_is_refused(tmp_path: Path, weights: dict[str, 
     for label in "ab":
         stacks(tmp_path / "all" / label, 2)
     twice = ImageDataset.from_folder(tmp_path / "all", TINY, patient=r"(\w/\d)", file_patients="ignore")
-    with pytest.raises(LeakageError, match="two patients"):
+    with pytest.raises(LeakageError, match="different patients share"):
         medimg.compare(["squeezenet1_1"], twice, weights=weights, folds=2, C=0.1)
 
 

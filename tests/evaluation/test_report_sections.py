@@ -9,14 +9,17 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
 
 from medimg.core.read_report import Skipped
 from medimg.evaluation.evaluate import evaluate
 from medimg.evaluation.report import example_images
-from medimg.evaluation.report._calibration_facts import observed_coverage
-from medimg.evaluation.report.data_flow import count_reasons, shared_patients, split_subsets
+from medimg.evaluation.report._calibration_facts import measure_coverage
+from medimg.evaluation.report._jinja import escape_markdown, render_template
+from medimg.evaluation.report._sections import Table
+from medimg.evaluation.report.data_flow import count_reasons, count_shared_patients, count_subsets
 from medimg.evaluation.report.example_images import to_pixels
-from medimg.evaluation.report.plots import _steps, thinned
+from medimg.evaluation.report.plots import _make_steps, thin_curve
 from medimg.evaluation.report.report import Report
 from medimg.metrics.classification import Support
 from medimg.metrics.curves import Line, curves_of
@@ -70,8 +73,8 @@ def test_reasons_are_counted_without_naming_files() -> None:
     assert list(counts)[-1] == "another reason"
 
 
-def test_real_reasons_are_told_apart(tmp_path: Path) -> None:
-    """What reading says of damaged files has words in the report."""
+def test_real_reasons_have_words(tmp_path: Path) -> None:
+    """Messages of reading damaged files have words in the report."""
     import medimg
 
     (tmp_path / "text.txt").write_text("no image")
@@ -82,7 +85,7 @@ def test_real_reasons_are_told_apart(tmp_path: Path) -> None:
     assert "another reason" not in count_reasons(reasons)
 
 
-def test_flow_says_what_was_found_and_left_out(tmp_path: Path) -> None:
+def test_data_flow_counts_what_was_found_and_skipped(tmp_path: Path) -> None:
     model, dataset = make_pair(n_patients=10)
     skipped = (Skipped("/x/DOE.txt", "/x/DOE.txt is none of DICOM, NIfTI, NRRD, MetaImage, PNG and JPEG"),)
     series = tuple(SimpleNamespace(shape=(1, 1, 8, 8), modality="DX") for _ in range(len(dataset)))
@@ -90,19 +93,19 @@ def test_flow_says_what_was_found_and_left_out(tmp_path: Path) -> None:
     more = [SimpleNamespace(patient=f"other {n}", series=series[0]) for n in range(7)]
     object.__setattr__(dataset, "skipped", skipped)
     object.__setattr__(dataset, "series", series)
-    object.__setattr__(dataset, "_labeled", labeled + more)
+    object.__setattr__(dataset, "labeled_series", labeled + more)
     report = evaluate(model, dataset, n_resamples=10)
     flow = report.provenance["data"]
     assert flow["found"] == {"patients": 17, "series": 57, "slices": 57}
     assert flow["evaluated"] == {"patients": 10, "series": 50, "slices": 50}
     assert (flow["pictures"], flow["units"], flow["modalities"]) == (50, 10, {"DX": 50})
     text, page = read_page(report, tmp_path)
-    assert "no image (none of DICOM" in page.text
-    assert "50 pictures" in page.text
+    assert "not an image (none of DICOM" in page.text
+    assert "50 images after preprocessing, aggregated to 10 patient-level predictions" in page.text
     assert "DOE" not in text
 
 
-def test_split_is_counted_and_an_overlap_is_said(tmp_path: Path) -> None:
+def test_split_is_counted_and_an_overlap_is_reported(tmp_path: Path) -> None:
     model, test = make_pair(n_patients=20)
     _, train = make_pair(n_patients=30, seed=1)
     object.__setattr__(train, "patients", tuple(f"t{p}" for p in train.patients))
@@ -110,25 +113,25 @@ def test_split_is_counted_and_an_overlap_is_said(tmp_path: Path) -> None:
     _, page = read_page(report, tmp_path, split={"train": train, "test": test})
     assert "test (evaluated here)" in page.text
     assert "train (evaluated here)" not in page.text
-    assert "none is on two sides" in page.text
-    assert [(s.patients, s.items) for s in split_subsets({"train": train, "test": test})] == [
+    assert "No patient is in more than one subset" in page.text
+    assert [(s.patients, s.items) for s in count_subsets({"train": train, "test": test})] == [
         (30, 150),
         (20, 100),
     ]
     _, page = read_page(report, tmp_path, split={"train": test, "test": test})
-    assert "20 patients are on more than one side" in page.text
-    assert shared_patients({"a": train, "b": test}) == 0
+    assert "20 patients in more than one subset" in page.text
+    assert count_shared_patients({"a": train, "b": test}) == 0
 
 
-def test_digests_tell_data_apart() -> None:
+def test_digests_distinguish_data() -> None:
     one, same, other = (make_pair(n_patients=6, seed=seed)[1] for seed in (0, 0, 1))
     object.__setattr__(other, "patients", tuple(reversed(other.patients)))
-    digests = [side.digest for side in split_subsets({"one": one, "same": same, "other": other})]
+    digests = [subset.digest for subset in count_subsets({"one": one, "same": same, "other": other})]
     assert digests[0] == digests[1] != digests[2]
 
 
 @pytest.mark.parametrize(("task", "classes"), KINDS)
-def test_every_kind_of_task_has_page_and_card(task: Task, classes: tuple[str, ...], tmp_path: Path) -> None:
+def test_every_type_of_task_has_page_and_card(task: Task, classes: tuple[str, ...], tmp_path: Path) -> None:
     model, dataset = make_pair(task, classes, n_patients=30)
     groups = {"sex": ["F" if n % 2 else "M" for n in range(len(dataset))]}
     report = evaluate(model, dataset, unit="image", n_resamples=20, subgroups=groups)
@@ -146,7 +149,7 @@ def test_every_kind_of_task_has_page_and_card(task: Task, classes: tuple[str, ..
 @pytest.mark.parametrize(("task", "classes"), KINDS)
 def test_coverage_of_sets_is_that_of_the_predictions(task: Task, classes: tuple[str, ...]) -> None:
     report = evaluate(*make_pair(task, classes, n_patients=30), unit="image", n_resamples=10)
-    assert observed_coverage(report) is None
+    assert measure_coverage(report) is None
     quantiles = [0.5] if task == "multiclass" else [0.5] * len(classes)
     with_provenance(report, calibration={"quantiles": quantiles})
     held, sizes = [], []
@@ -159,7 +162,7 @@ def test_coverage_of_sets_is_that_of_the_predictions(task: Task, classes: tuple[
         else:
             held += [name in kept for name in classes if row[f"label_{name}"] == 1]
         sizes.append(len(kept))
-    assert observed_coverage(report) == pytest.approx((np.mean(held), np.mean(sizes)))
+    assert measure_coverage(report) == pytest.approx((np.mean(held), np.mean(sizes)))
 
 
 def test_card_has_the_sections_of_its_model(tmp_path: Path) -> None:
@@ -182,7 +185,7 @@ def test_card_has_the_sections_of_its_model(tmp_path: Path) -> None:
         assert row.endswith("|")
 
 
-def test_card_says_what_people_said(tmp_path: Path) -> None:
+def test_card_has_the_statements_of_its_authors(tmp_path: Path) -> None:
     path = make_report().to_model_card(
         tmp_path / "card.md",
         contact="radiology@example.org",
@@ -207,6 +210,29 @@ def test_names_from_data_are_escaped_in_the_card(tmp_path: Path) -> None:
     assert widths <= {3, 4, 5, 6}
 
 
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("a|b", r"a\|b"),
+        ("two\nlines\r\x0b\x85of text", "two lines of text"),
+        ("`code` *bold* _x_ ~~no~~", r"\`code\` \*bold\* \_x\_ \~\~no\~\~"),
+        ("[a](b) # $x$ \\", r"\[a\](b) \# \$x\$ \\"),
+        ("<b>&amp;", "&lt;b&gt;&amp;amp;"),
+        ("\udcff", "\udcff"),
+        (0.5, "0.5"),
+    ],
+)
+def test_text_is_escaped_for_markdown_once(text: object, escaped: str) -> None:
+    once = escape_markdown(text)
+    assert once == escaped
+    assert escape_markdown(once) is once
+
+
+def test_a_template_lacks_nothing() -> None:
+    with pytest.raises(UndefinedError, match="notes"):
+        render_template("notebook.html.j2", metrics=Table(["Metric"], []))
+
+
 def test_small_groups_are_not_counted_in_page_or_card(tmp_path: Path) -> None:
     model, dataset = make_pair(n_patients=24, per_patient=1)
     report = evaluate(model, dataset, n_resamples=10, subgroups={"site": ["a"] * 21 + ["b"] * 3})
@@ -215,23 +241,23 @@ def test_small_groups_are_not_counted_in_page_or_card(tmp_path: Path) -> None:
     assert "fewer than 5" in (tmp_path / "report.md").read_text()
 
 
-def test_pictures_with_heat_have_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_with_saliency_have_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     heat = np.zeros((40, 30, 3), np.uint8)
-    monkeypatch.setattr(example_images, "_overlay", lambda *_: heat)
+    monkeypatch.setattr(example_images, "_render_overlay", lambda *_: heat)
     report = make_report(saliency=True)
     assert all(picture.overlay is heat for picture in report.pictures)
     assert {picture.explained for picture in report.pictures} == {"normal", "pneumonia"}
     _, page = read_page(report, tmp_path)
     heats = [image for image in page.all("img") if str(image["src"]).startswith("data:image/jpeg")]
     assert len(heats) == len(report.pictures)
-    assert all("heat" in str(image["alt"]) for image in heats)
-    assert "evidence for the class that it predicted (Grad-CAM" in page.text
+    assert all("saliency map" in str(image["alt"]) for image in heats)
+    assert "evidence for the predicted class" in page.text
     pair = make_pair("multilabel", ("a", "b"), n_patients=24)
     _, page = read_page(evaluate(*pair, n_resamples=5, saliency=True), tmp_path)
-    assert "evidence for the label whose probability is given (Grad-CAM" in page.text
+    assert "evidence for the label whose probability is given" in page.text
 
 
-def test_large_pictures_make_no_large_page(tmp_path: Path) -> None:
+def test_large_images_make_no_large_page(tmp_path: Path) -> None:
     model, dataset = make_pair(n_patients=12, per_patient=1, size=1100)
     path = evaluate(model, dataset, n_resamples=10).to_html(tmp_path / "report.html")
     assert path.stat().st_size < 5 * 2**20
@@ -246,31 +272,31 @@ def test_steps_of_precision_enclose_the_average_precision() -> None:
     scores = (scores - scores.min()) / np.ptp(scores)
     proba = np.stack([1 - scores, scores], axis=1)
     curves = curves_of(truth, proba, Support.of(truth, "multiclass", ("no", "yes")))
-    recall, precision = _steps(curves.precision_recall["yes"])
+    recall, precision = _make_steps(curves.precision_recall["yes"])
     area = float(np.diff(recall) @ precision[1:])
     assert area == pytest.approx(average_precision_score(truth[:, 1], scores), abs=1e-12)
 
 
-def test_thinned_curves_keep_ends_and_extremes() -> None:
+def test_thin_curves_keep_ends_and_extremes() -> None:
     x = np.linspace(0, 1, 5000)
     y = np.random.default_rng(0).normal(size=5000)
-    kept_x, kept_y = thinned(x, y)
+    kept_x, kept_y = thin_curve(x, y)
     assert len(kept_x) <= 400
     assert (kept_x[0], kept_x[-1]) == (0, 1)
     assert (kept_y.min(), kept_y.max()) == (y.min(), y.max())
-    assert thinned(x[:10], y[:10])[0] is not None
+    assert thin_curve(x[:10], y[:10])[0] is not None
     line = Line(np.zeros(1), np.ones(1), np.ones(1))
-    assert _steps(line)[1].tolist() == [1.0]
+    assert _make_steps(line)[1].tolist() == [1.0]
 
 
-def test_plain_reports_say_that_nothing_was_fitted(tmp_path: Path) -> None:
+def test_report_of_an_uncalibrated_model_says_so(tmp_path: Path) -> None:
     _, page = read_page(make_report(), tmp_path)
     assert "not calibrated" in page.text
     assert isinstance(page, Page)
 
 
 @pytest.mark.parametrize("unit", ["slice", "series"])
-def test_heat_is_that_of_the_slice_shown(
+def test_saliency_map_is_of_the_slice_shown(
     unit: Literal["slice", "series"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import medimg

@@ -236,5 +236,5 @@ def test_groups_told_from_the_files(tmp_path: Path) -> None:
         == ["A", "A", "B", "B", "unknown"]
     )
     assert groups_of(dataset, "kind", lambda series: series.modality) == ["CT"] * 5
-    with pytest.raises(DatasetError, match="no tags of these names"):
+    with pytest.raises(DatasetError, match="these tags are not available"):
         groups_of(dataset, "name", "PatientName")

@@ -17,9 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import medimg
-from medimg.data.identifiers import ids_of
+from medimg.data.identifiers import hash_series_ids
 from medimg.errors import CheckpointError, DatasetError, LeakageError
 from medimg.models import safetensors_file
+from medimg.models.digest import tensors_sha256
 from medimg.models.training_images import TrainingImages
 from tests.dicom_files import make_instance, write
 from tests.models.fakes import classifier
@@ -168,7 +169,7 @@ def test_training_again_adds(sides: Sides) -> None:
     model = classifier(preprocess=TINY)
     for part in (train, val):
         medimg.fit_head(model, part)
-    assert repr(model.images_seen) == "SeenImages(36 train, 0 val, 0 target)"
+    assert repr(model.images_seen) == "TrainingImages(36 train, 0 val, 0 target)"
     with pytest.raises(LeakageError):
         medimg.evaluate(model, train, n_resamples=10)
 
@@ -205,8 +206,23 @@ def test_other_models_have_other_hashes(sides: Sides) -> None:
     assert not found[0] & found[1]
 
 
-@pytest.mark.parametrize("change", ["salt", "shape", "type", "role", "header", "unknown"])
-def test_tampered_hashes_are_refused(trained: medimg.TransferClassifier, tmp_path: Path, change: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("salt", r"images_seen\.salt must be 32 hexadecimal digits"),
+        (
+            "shape",
+            r"images_seen\.train must be torch.uint8 of shape \(n, 8\); found torch.uint8 of shape \(192,\)",
+        ),
+        ("type", r"images_seen\.train must be torch.uint8 .*; found torch.int8"),
+        ("role", "images_seen must have the fields train, val, target; found missing val"),
+        ("header", "images_seen must be an object"),
+        ("unknown", r"images_seen\.unknown must be a whole number, 0 or more; found -1"),
+    ],
+)
+def test_tampered_hashes_are_refused(
+    trained: medimg.TransferClassifier, tmp_path: Path, change: str, message: str
+) -> None:
     path = trained.save(tmp_path / "model.safetensors")
     with safe_open(path, framework="pt") as opened:
         header = json.loads(opened.metadata()["medimg"])
@@ -223,10 +239,10 @@ def test_tampered_hashes_are_refused(trained: medimg.TransferClassifier, tmp_pat
         header["images_seen"] = None
     else:
         header["images_seen"]["unknown"] = -1
-    header["tensors_sha256"] = safetensors_file.tensors_sha256(tensors)
+    header["tensors_sha256"] = tensors_sha256(tensors)
     header["header_sha256"] = safetensors_file.header_sha256(header)
     save_file(tensors, path, metadata={"medimg": json.dumps(header)})
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match=message):
         medimg.load(path)
 
 
@@ -266,7 +282,7 @@ def test_uncompressed_volumes_with_black_borders_are_told_apart(tmp_path: Path) 
         values[90:170, 90:170, 1:7] = np.random.default_rng(n).normal(100, 10, (80, 80, 6))
         nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / f"{n}.nii")
     shutil.copyfile(tmp_path / "0.nii", tmp_path / "copy.nii")
-    names = [ids_of([medimg.scan(tmp_path / f"{n}.nii")[0]])[0] for n in (0, 1, 2, "copy")]
+    names = [hash_series_ids([medimg.scan(tmp_path / f"{n}.nii")[0]])[0] for n in (0, 1, 2, "copy")]
     assert len({*names}) == 3
     assert names[0] == names[3]
 

@@ -20,7 +20,8 @@ from medimg import ImageCache, ImageDataset, Preprocess, TransferClassifier
 from medimg.errors import MedimgWarning, PreprocessError, TrainingError
 from medimg.features import dataset_features
 from medimg.features.dataset_features import Features, item_features
-from medimg.features.extractor import extracting, network_digest, rebatch
+from medimg.features.extractor import feature_extractor, rebatch
+from medimg.models.digest import network_digest
 from medimg.models.pooling import Pool
 from tests.models.fakes import classifier, images, state
 from tests.models.images import TINY, picture_data, pixels, stacks, write_pictures
@@ -116,7 +117,7 @@ def test_autocast_and_random_state_are_left_alone(model: TransferClassifier, dat
 
 
 def failing_after_a_look(model: TransferClassifier) -> None:
-    with extracting(model):
+    with feature_extractor(model):
         assert not model.backbone.training
         raise RuntimeError
 
@@ -439,7 +440,7 @@ def test_unsound_requests(model: TransferClassifier, data: ImageDataset) -> None
         item_features(classifier(), data)
     with pytest.raises(PreprocessError, match="batch_size"):
         item_features(model, data, batch_size=0)
-    with pytest.raises(TrainingError, match="batch_size"):
+    with pytest.raises(PreprocessError, match="batch_size"):
         item_features(model, data, batch_size=2.5)  # type: ignore[arg-type]  # refused
     with torch.no_grad():
         next(model.backbone.parameters()).fill_(float("nan"))

@@ -88,9 +88,11 @@ def main() -> None:
     import nibabel  # noqa: F401
     import SimpleITK  # noqa: F401
 
-    import medimg.io
-    import medimg.testing  # noqa: F401
+    import medimg
+    import medimg.testing
 
+    # resolved here, and not in each child
+    _ = medimg.read, medimg.scan
     with tempfile.TemporaryDirectory() as folder:
         for line in sys.stdin:
             answer(json.loads(line), Path(folder))

@@ -228,7 +228,7 @@ def test_the_same_scan_in_every_format(
     assert expected.std() > 0.1
     assert expected.shape == tensor.shape
     off = (expected - tensor).abs().max()
-    conformance.note("tensors of one scan from every format", kind, 1, int(off > 1e-5))
+    conformance.note("tensors of one scan in every format", kind, 1, int(off > 1e-5))
     assert off <= 1e-5
 
 

@@ -24,10 +24,10 @@ from PIL import Image
 
 import medimg
 from medimg.errors import DecodeError, MedimgError, MedimgWarning, ReadError
-from medimg.io.dicom.pixels._codestream import codestream_size
-from medimg.io.dicom.values.photometric import expand_segments
+from medimg.io.dicom.values._photometric import expand_segments
 from medimg.io.read import find_series
 from tests.dicom_files import make_instance, stack_pixels, write, write_stack
+from tests.io.dicom.encodings import codestream_size
 
 ITEM = b"\xfe\xff\x00\xe0\x00\x00\x00\x00"
 DELIMITER = b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"

@@ -24,7 +24,7 @@ from tests.conformance import Conformance
 SCRIPT = Path(__file__).with_name("hostile.py")
 ROOT = Path(medimg.__file__).parents[1]
 #: Damaged copies of each file; MEDIMG_FUZZ=2000 looks longer.
-COPIES = int(os.environ.get("MEDIMG_FUZZ", "15"))
+COPIES = int(os.environ.get("MEDIMG_FUZZ", "8"))
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="limits of memory need a fork")
 

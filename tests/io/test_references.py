@@ -23,16 +23,16 @@ SETS = (
 #: Output of a fresh dcm2niix that medimg does not meet, by folder and file, and who is right.
 EXPLAINED = {
     ("dicom_qa/ct_philips", "201_0_1.nii"): (
-        "a tilted gantry: dcm2niix keeps the slices and drops their shear from the affine; medimg keeps it"
+        "gantry tilt: dcm2niix keeps the slices and removes the shear from the affine; medimg keeps it"
     ),
     ("dicom_qa/ct_philips", "201_0_1_Tilt_1.nii"): (
-        'met by on_tilt="fix", tested by itself: the same grid, and values that differ at the borders only'
+        'equal with on_tilt="fix" (a separate test): the same grid; values differ only at the borders'
     ),
     ("dicom_misc/nema_enhmr_dev", "1_0_1.nii"): (
-        "slices lie 6 mm apart by their positions; dcm2niix takes Slice Thickness, 5 mm, for the distance"
+        "slice positions are 6 mm apart; dcm2niix uses Slice Thickness, 5 mm, as the distance"
     ),
     ("dicom_misc/nema_enhmr_dev", "1_0_1a.nii"): (
-        "stacks of several orientations in one file: dcm2niix makes one volume of them, medimg four series"
+        "stacks of several orientations in one file: one volume by dcm2niix, four series by medimg"
     ),
     ("dicom_misc/nema_enhmr_dev", "3_0_1.nii"): "as 1_0_1.nii",
     ("dicom_misc/nema_enhmr_dev", "4_0_1.nii"): "as 1_0_1.nii",
@@ -55,7 +55,9 @@ def test_published_references_are_met(real_data: Path, name: str, conformance: C
     expected = [reference(p) for p in sorted((real_data / "dicom_qa" / name / "Ref").glob("*.nii*"))]
     assert expected, "no references"
     missed = {image.name: why for image in expected if (why := met_by(image, found)[1])}
-    conformance.note("references of dcm2niix", f"dicom_qa/{name}", len(expected), len(missed))
+    conformance.note(
+        "comparison with dcm2niix: published references", f"dicom_qa/{name}", len(expected), len(missed)
+    )
     assert not missed
 
 
@@ -85,7 +87,7 @@ def test_what_dcm2niix_makes_now_is_met(
     assert not stale, f"explained, and yet met: {stale}"
     unexplained = {image: why for image, why in missed.items() if (name, image) not in EXPLAINED}
     reasons = [f"{image}: {EXPLAINED[name, image]}" for image in missed if (name, image) in EXPLAINED]
-    conformance.note("fresh runs of dcm2niix", name, compared, len(missed), reasons)
+    conformance.note("comparison with dcm2niix: new conversions", name, compared, len(missed), reasons)
     assert not unexplained
 
 

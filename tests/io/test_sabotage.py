@@ -79,37 +79,39 @@ TILT = "tilted"
 TWICE = "position of another"
 
 SPOILED: dict[str, s.Spoil] = {
-    "nothing": lambda files: files,
+    "unmodified": lambda files: files,
     "one slice removed": s.without(5),
     "two neighbors removed": s.without(5, 6),
-    "slices removed here and there": s.without(3, 8),
+    "two separate slices removed": s.without(3, 8),
     "last slice removed": s.without(11),
     "first slice removed": s.without(0),
     "one file copied": s.plus(5, lambda ds: ds),
-    "one slice again, new UID": s.plus(5, s.with_new_uid),
-    "other pixels at one position": s.plus(5, s.with_other_pixels),
-    "names shuffled": s.named_at_random,
-    "numbers shuffled": s.numbered_at_random,
-    "names and numbers shuffled": s.both(s.named_at_random, s.numbered_at_random),
+    "one slice duplicated, new UID": s.plus(5, s.with_new_uid),
+    "different pixels at one position": s.plus(5, s.with_other_pixels),
+    "file names shuffled": s.named_at_random,
+    "instance numbers shuffled": s.numbered_at_random,
+    "file names and instance numbers shuffled": s.both(s.named_at_random, s.numbered_at_random),
     "second series": s.with_second(s.setting(SeriesInstanceUID="1.2.3.99")),
-    "second series, halfway": s.with_second(s.setting(SeriesInstanceUID="1.2.3.99"), s.moved(s.halfway)),
+    "second series, interleaved": s.with_second(s.setting(SeriesInstanceUID="1.2.3.99"), s.moved(s.halfway)),
     "one UID, two patients": s.with_second(s.setting(PatientID="someone else"), s.moved(s.halfway)),
     "one UID, two studies": s.with_second(s.setting(StudyInstanceUID="1.2.3.98"), s.moved(s.halfway)),
     "one UID, two series numbers": s.with_second(s.setting(SeriesNumber=977), s.moved(s.halfway)),
     "sheared by 15°": s.moved(s.sheared),
     "sheared by a row": s.moved(s.sheared_by_a_row),
     "jitter of 10 µm": s.moved(s.jittered),
-    "one slice off by 3 %": s.moved(s.jittered_by_percent),
-    "one slice off by 30 %": s.moved(s.uneven),
+    "one slice displaced by 3 %": s.moved(s.jittered_by_percent),
+    "one slice displaced by 30 %": s.moved(s.uneven),
     "phase, acquisition number": s.phases(s.numbers_go_on, AcquisitionNumber=(1, 2)),
     "phase, temporal position": s.phases(s.numbers_go_on, TemporalPositionIdentifier=(1, 2)),
     "phase, acquisition time": s.phases(s.numbers_go_on, AcquisitionTime=("120000", "120130.5")),
     "phase, b-value": s.phases(s.numbers_go_on, DiffusionBValue=(0.0, 1000.0)),
     "phase, instance number": s.with_second(s.numbers_go_on),
-    "phase, nothing": s.with_second(),
-    "phase, acquisition, unequal": s.phases(s.numbers_go_on, s.without(0, 1, 2, 3), AcquisitionNumber=(1, 2)),
-    "phase, instance number, unequal": s.with_second(s.numbers_go_on, s.without(0, 1, 2, 3)),
-    "phase, shuffled": s.both(s.phases(AcquisitionNumber=(1, 2)), s.named_at_random),
+    "phase, no distinguishing attribute": s.with_second(),
+    "phase, acquisition number, unequal coverage": s.phases(
+        s.numbers_go_on, s.without(0, 1, 2, 3), AcquisitionNumber=(1, 2)
+    ),
+    "phase, instance number, unequal coverage": s.with_second(s.numbers_go_on, s.without(0, 1, 2, 3)),
+    "phase, file names shuffled": s.both(s.phases(AcquisitionNumber=(1, 2)), s.named_at_random),
     "echo": s.with_second(s.setting(EchoTime="99", EchoNumbers=2), s.numbers_go_on),
     "image type": s.with_second(s.setting(ImageType=["ORIGINAL", "PRIMARY", "X"]), s.numbers_go_on),
     "no series UID": s.stripped("SeriesInstanceUID"),
@@ -136,7 +138,7 @@ SPOILED: dict[str, s.Spoil] = {
 
 # name, policies, what comes of it: an error, or the series that are read
 TABLE: list[tuple[str, dict[str, Any], type[MedimgError] | Stack | list[Stack]]] = [
-    ("nothing", {"on_missing": "raise", "on_duplicate": "raise", "on_tilt": "raise"}, Stack()),
+    ("unmodified", {"on_missing": "raise", "on_duplicate": "raise", "on_tilt": "raise"}, Stack()),
     ("one slice removed", {}, MissingSlicesError),
     ("one slice removed", {"on_missing": "warn"}, Stack(less(5), says=GAP, placed=5)),
     ("one slice removed", {"on_missing": "keep"}, Stack(less(5), placed=5)),
@@ -145,10 +147,10 @@ TABLE: list[tuple[str, dict[str, Any], type[MedimgError] | Stack | list[Stack]]]
     ("two neighbors removed", {"on_missing": "warn"}, Stack(less(5, 6), says=GAP, placed=5)),
     ("two neighbors removed", {"on_missing": "keep"}, Stack(less(5, 6), placed=5)),
     ("two neighbors removed", {"on_missing": "fix"}, Stack(filled(5, 6))),
-    ("slices removed here and there", {}, MissingSlicesError),
-    ("slices removed here and there", {"on_missing": "warn"}, Stack(less(3, 8), says=GAP, placed=3)),
-    ("slices removed here and there", {"on_missing": "keep"}, Stack(less(3, 8), placed=3)),
-    ("slices removed here and there", {"on_missing": "fix"}, Stack(filled(3, 8))),
+    ("two separate slices removed", {}, MissingSlicesError),
+    ("two separate slices removed", {"on_missing": "warn"}, Stack(less(3, 8), says=GAP, placed=3)),
+    ("two separate slices removed", {"on_missing": "keep"}, Stack(less(3, 8), placed=3)),
+    ("two separate slices removed", {"on_missing": "fix"}, Stack(filled(3, 8))),
     # what is missing at an end can't be known
     ("last slice removed", {"on_missing": "raise"}, Stack(less(11))),
     ("last slice removed", {"on_missing": "fix"}, Stack(less(11))),
@@ -157,19 +159,19 @@ TABLE: list[tuple[str, dict[str, Any], type[MedimgError] | Stack | list[Stack]]]
     ("one file copied", {"on_duplicate": "warn"}, Stack(says=TWICE)),
     ("one file copied", {"on_duplicate": "fix"}, Stack()),
     ("one file copied", {"on_duplicate": "keep"}, Stack(twice(5), notes="position", placed=1)),
-    ("one slice again, new UID", {"on_duplicate": "raise"}, DuplicateSlicesError),
-    ("one slice again, new UID", {"on_duplicate": "warn"}, Stack(says=TWICE)),
-    ("one slice again, new UID", {"on_duplicate": "fix"}, Stack()),
-    ("one slice again, new UID", {"on_duplicate": "keep"}, Stack(twice(5), notes="position", placed=1)),
-    ("other pixels at one position", {"on_duplicate": "raise"}, DuplicateSlicesError),
-    ("other pixels at one position", {"on_duplicate": "warn"}, DuplicateSlicesError),
-    ("other pixels at one position", {"on_duplicate": "fix"}, DuplicateSlicesError),
-    ("other pixels at one position", {"on_duplicate": "keep"}, Stack((), notes="position", placed=1)),
-    ("names shuffled", {}, Stack()),
-    ("numbers shuffled", {}, Stack()),
-    ("names and numbers shuffled", {}, Stack()),
+    ("one slice duplicated, new UID", {"on_duplicate": "raise"}, DuplicateSlicesError),
+    ("one slice duplicated, new UID", {"on_duplicate": "warn"}, Stack(says=TWICE)),
+    ("one slice duplicated, new UID", {"on_duplicate": "fix"}, Stack()),
+    ("one slice duplicated, new UID", {"on_duplicate": "keep"}, Stack(twice(5), notes="position", placed=1)),
+    ("different pixels at one position", {"on_duplicate": "raise"}, DuplicateSlicesError),
+    ("different pixels at one position", {"on_duplicate": "warn"}, DuplicateSlicesError),
+    ("different pixels at one position", {"on_duplicate": "fix"}, DuplicateSlicesError),
+    ("different pixels at one position", {"on_duplicate": "keep"}, Stack((), notes="position", placed=1)),
+    ("file names shuffled", {}, Stack()),
+    ("instance numbers shuffled", {}, Stack()),
+    ("file names and instance numbers shuffled", {}, Stack()),
     ("second series", {}, TWO),
-    ("second series, halfway", {}, TWO),
+    ("second series, interleaved", {}, TWO),
     ("one UID, two patients", {}, TWO),
     ("one UID, two studies", {}, TWO),
     ("one UID, two series numbers", {}, TWO),
@@ -183,24 +185,24 @@ TABLE: list[tuple[str, dict[str, Any], type[MedimgError] | Stack | list[Stack]]]
     ("sheared by a row", {"on_tilt": "fix"}, Stack(straightened=True)),
     ("jitter of 10 µm", {}, Stack()),
     ("jitter of 10 µm", {"on_missing": "fix", "on_duplicate": "fix", "on_tilt": "fix"}, Stack()),
-    ("one slice off by 3 %", {}, Stack(says="vary", placed=5)),
-    ("one slice off by 30 %", {}, MissingSlicesError),
-    ("one slice off by 30 %", {"on_missing": "warn"}, Stack(says="uneven", placed=5)),
-    ("one slice off by 30 %", {"on_missing": "keep"}, Stack(placed=5)),
-    ("one slice off by 30 %", {"on_missing": "fix"}, Stack(filled(5), placed=5)),
+    ("one slice displaced by 3 %", {}, Stack(says="vary", placed=5)),
+    ("one slice displaced by 30 %", {}, MissingSlicesError),
+    ("one slice displaced by 30 %", {"on_missing": "warn"}, Stack(says="uneven", placed=5)),
+    ("one slice displaced by 30 %", {"on_missing": "keep"}, Stack(placed=5)),
+    ("one slice displaced by 30 %", {"on_missing": "fix"}, Stack(filled(5), placed=5)),
     ("phase, acquisition number", {}, Stack(channels=2)),
     ("phase, acquisition number", {"on_duplicate": "raise"}, Stack(channels=2)),
     ("phase, temporal position", {}, Stack(channels=2)),
     ("phase, acquisition time", {}, Stack(channels=2)),
     ("phase, b-value", {}, Stack(channels=2)),
     ("phase, instance number", {}, Stack(channels=2, says="Instance Number")),
-    ("phase, nothing", {"on_duplicate": "raise"}, DuplicateSlicesError),
-    ("phase, nothing", {"on_duplicate": "warn"}, DuplicateSlicesError),
-    ("phase, nothing", {"on_duplicate": "fix"}, DuplicateSlicesError),
-    ("phase, nothing", {"on_duplicate": "keep"}, Stack((), notes="position", placed=1)),
-    ("phase, acquisition, unequal", {}, [Stack(), Stack(less(0, 1, 2, 3), second=True)]),
-    ("phase, instance number, unequal", {}, DuplicateSlicesError),
-    ("phase, shuffled", {}, Stack(channels=2)),
+    ("phase, no distinguishing attribute", {"on_duplicate": "raise"}, DuplicateSlicesError),
+    ("phase, no distinguishing attribute", {"on_duplicate": "warn"}, DuplicateSlicesError),
+    ("phase, no distinguishing attribute", {"on_duplicate": "fix"}, DuplicateSlicesError),
+    ("phase, no distinguishing attribute", {"on_duplicate": "keep"}, Stack((), notes="position", placed=1)),
+    ("phase, acquisition number, unequal coverage", {}, [Stack(), Stack(less(0, 1, 2, 3), second=True)]),
+    ("phase, instance number, unequal coverage", {}, DuplicateSlicesError),
+    ("phase, file names shuffled", {}, Stack(channels=2)),
     ("echo", {}, TWO),
     ("image type", {}, TWO),
     ("no series UID", {}, Stack(says="Series Instance UID")),
@@ -235,8 +237,11 @@ def told(expected: Stack | list[Stack]) -> str:
     first = stacks[0]
     facts = [f"{len(stacks)} series" if len(stacks) > 1 else "", f"{first.channels} channels"]
     facts[1] = facts[1] if first.channels > 1 else ""
-    facts += ["some slices interpolated" if None in first.slices else "", "warned" if first.says else ""]
-    facts += ["noted in the report" if first.notes else "", "straightened" if first.straightened else ""]
+    facts += [
+        "some slices interpolated" if None in first.slices else "",
+        "with a warning" if first.says else "",
+    ]
+    facts += ["noted in the report" if first.notes else "", "desheared" if first.straightened else ""]
     return ", ".join(["read", *(fact for fact in facts if fact)])
 
 
@@ -251,7 +256,7 @@ def test_spoiled_series(
 ) -> None:
     name, policies, expected = row
     outcome = expected.__name__ if isinstance(expected, type) else told(expected)
-    conformance.note("spoiled series: the outcome for each policy", f"{id_of(row)}: {outcome}", 1, 0)
+    conformance.note("modified series: outcome under each policy", f"{id_of(row)}: {outcome}", 1, 0)
     original = originals(scan)
     files = SPOILED[name](original.copies())
     stated = s.stated_places(files)

@@ -23,7 +23,7 @@ from medimg.io._scan_index import deserialize_content, serialize_content
 from medimg.io.dicom.scanning.series_table import UniformFiles
 from medimg.io.files.blob import Blob
 from tests.dicom_files import make_instance, write, write_stack
-from tests.io.plain_scan import differences, plain_scan
+from tests.io.dicom.plain_scan import differences, plain_scan
 
 AGO = time.time() - 1000
 

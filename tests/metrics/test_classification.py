@@ -45,7 +45,7 @@ def support_of(units: ScoredUnits, dataset: FakeDataset) -> Support:
     return Support.of(units.truth, dataset.task, dataset.classes)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(cases())
 def test_estimates_equal_scikit_learn(case: tuple[FakeDataset, NDArray[np.float64]]) -> None:
     dataset, scores = case
@@ -58,14 +58,14 @@ def test_estimates_equal_scikit_learn(case: tuple[FakeDataset, NDArray[np.float6
         assert found[name] == pytest.approx(value, nan_ok=True, abs=1e-12), name
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(cases(), st.integers(0, 1000))
 def test_resamples_equal_a_double_loop(case: tuple[FakeDataset, NDArray[np.float64]], seed: int) -> None:
     dataset, scores = case
     units = make_units(dataset, scores, "image")
     support = support_of(units, dataset)
-    found = resample(units, support, n_resamples=5, seed=seed)
-    for r, expected in enumerate(plain_resamples(units, support, n_resamples=5, seed=seed)):
+    found = resample(units, support, n_resamples=3, seed=seed)
+    for r, expected in enumerate(plain_resamples(units, support, n_resamples=3, seed=seed)):
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             assert found[name][r] == pytest.approx(value, nan_ok=True, abs=1e-12), (r, name)

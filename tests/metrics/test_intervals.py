@@ -54,7 +54,7 @@ def test_none_found() -> None:
     recall = report.metrics["sensitivity"]
     assert (recall.value, recall.low) == (0.0, 0.0)
     assert recall.high == pytest.approx(1 - 0.025 ** (1 / 10))
-    assert any("Everything was predicted to be “normal”" in note for note in report.notes)
+    assert any("Every prediction is “normal”" in note for note in report.notes)
     # never predicted: no patient to count
     assert report.metrics["precision[pneumonia]"].method == "bootstrap"
 

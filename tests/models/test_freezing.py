@@ -10,7 +10,7 @@ from torchvision.models import get_model
 
 from medimg import Preprocess, fine_tune
 from medimg.errors import TrainingError
-from medimg.models.freezing import freeze_batchnorm_statistics, share_frozen
+from medimg.models.freezing import freeze_batchnorm_statistics, frozen_fraction
 from tests.models.fakes import changed, classifier, images, state
 
 FAMILIES = [
@@ -138,5 +138,5 @@ def test_unknown_part() -> None:
 def test_share() -> None:
     layers = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 1, bias=False))
     layers[0].requires_grad_(False)
-    assert share_frozen(layers) == 0.75
-    assert share_frozen(nn.ReLU()) == 0.0
+    assert frozen_fraction(layers) == 0.75
+    assert frozen_fraction(nn.ReLU()) == 0.0

@@ -94,7 +94,7 @@ def test_other_data_sets_tell_nothing() -> None:
         ({}, "", ""),
         ({"PixelSpacing": [1.1, 1.1]}, "", ""),
         ({"BodyPartExamined": None}, "", ""),
-        ({"Modality": "MR"}, "modality MR", "unlike the training data in modality: MR; .* trained on CT"),
+        ({"Modality": "MR"}, "modality MR", "out of distribution in modality: MR; .* trained on CT"),
         ({"BodyPartExamined": "KNEE"}, "body part KNEE", "in body part: KNEE; .* trained on CHEST"),
         ({"PixelSpacing": [2.0, 2.0]}, "spacing 2 mm", "in spacing: 2 mm; .* trained on 0.6 to 0.9 mm"),
         ({"PixelSpacing": [0.6, 0.2]}, "spacing 0.2 mm", "in spacing: 0.2 mm"),
@@ -127,8 +127,8 @@ def test_one_warning_for_each_kind_not_for_each_image(tmp_path: Path) -> None:
         table = model.predict(paths, unit="slice", batch_size=2)
     texts = [str(one.message) for one in caught]
     assert len(texts) == 2
-    assert "4 of 5 images are unlike the training data in modality: MR, PT; the model" in texts[0]
-    assert "5 of 5 images are unlike the training data in spacing: 3 mm" in texts[1]
+    assert "4 of 5 images are out of distribution in modality: MR, PT; the model" in texts[0]
+    assert "5 of 5 images are out of distribution in spacing: 3 mm" in texts[1]
     assert caught[0].filename == __file__
     assert table["unlike"].tolist()[0] == "modality MR; spacing 3 mm"
     assert not any("sentinel" in text.lower() for text in texts)
@@ -163,13 +163,18 @@ def test_through_json(tmp_path: Path) -> None:
     assert ranges is not None
     values = json.loads(json.dumps(ranges.to_dict()))
     assert TrainingDistribution.from_dict(values) == ranges
-    for bad in (
-        {**values, "more": 1},
-        {**values, "modalities": "CT"},
-        {**values, "spacing": [2, 1]},
-        {**values, "rows": ["a", "b"]},
-        {**values, "series": None},
-        {},
+    for bad, message in (
+        ({**values, "more": 1}, "ranges must have the fields .*; found unknown 'more'"),
+        ({**values, "modalities": "CT"}, r"ranges\.modalities must be a list of texts; found 'CT'"),
+        ({**values, "spacing": [2, 1]}, r"ranges\.spacing must be two ascending numbers; found 2 and 1"),
+        (
+            {**values, "rows": ["a", "b"]},
+            r"ranges\.rows must be a number, above 0 and below 1e\+30; found 'a'",
+        ),
+        ({**values, "columns": [1]}, r"ranges\.columns must be null or two numbers; found \[1\]"),
+        ({**values, "series": None}, r"ranges\.series must be a whole number, 0 or more; found None"),
+        ({}, "ranges must have the fields .*; found missing series, "),
+        ("CT", "ranges must be an object with fields; found 'CT'"),
     ):
-        with pytest.raises(CheckpointError, match="training data"):
+        with pytest.raises(CheckpointError, match=message):
             TrainingDistribution.from_dict(bad)

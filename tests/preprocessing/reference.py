@@ -11,9 +11,9 @@ import numpy.typing as npt
 from medimg.core import geometry
 from medimg.core.display import choose_voi
 from medimg.core.volume import Volume
-from medimg.preprocessing._slice_selection import choose_slices, neighbors
+from medimg.preprocessing._slice_selection import choose_slices, neighbor_indices
 from medimg.preprocessing.preprocess import Preprocess
-from medimg.preprocessing.resize import fitted_size
+from medimg.preprocessing.resize import compute_fitted_size
 
 Floats = npt.NDArray[np.float64]
 
@@ -44,7 +44,7 @@ def reference_planes(volume: Volume, recipe: Preprocess) -> Floats:
         if volume.is_color:
             shown = [volume.array[c, center] / volume.white for c in range(3)]
         elif recipe.channels == "adjacent":
-            shown = [seen(volume, recipe, recipe.window, d, center) for d in neighbors(center, depth)]
+            shown = [seen(volume, recipe, recipe.window, d, center) for d in neighbor_indices(center, depth)]
         else:
             windows = recipe.window if isinstance(recipe.window, tuple) else (recipe.window,) * 3
             shown = [seen(volume, recipe, window, center, center) for window in windows]
@@ -65,7 +65,7 @@ def seen(volume: Volume, recipe: Preprocess, window: Any, d: int, center: int) -
 
 
 def fitted(picture: Floats, spacing: Any, recipe: Preprocess) -> Floats:
-    rows, columns = fitted_size(picture.shape, spacing, recipe.hw, recipe.fit)
+    rows, columns = compute_fitted_size(picture.shape, spacing, recipe.hw, recipe.fit)
     small = triangle(picture.shape[0], rows) @ picture @ triangle(picture.shape[1], columns).T
     canvas = np.full(recipe.hw, recipe.fill_value)
     for axis, (have, want) in enumerate(zip((rows, columns), recipe.hw, strict=True)):

@@ -13,7 +13,7 @@ import torch
 import medimg
 from medimg.errors import MedimgWarning, ReadError
 from medimg.io.series import Policies
-from medimg.preprocessing._slice_selection import SliceSelection, needed_slices
+from medimg.preprocessing._slice_selection import SliceSelection, find_needed_slices
 from tests.dicom_files import write_stack
 
 AXIAL: list[float] = [1, 0, 0, 0, 1, 0]
@@ -51,7 +51,7 @@ def test_pictures_are_those_of_the_whole(tmp_path: Path, name: str, orientation:
     series = stack(tmp_path, orientation)
     recipe = medimg.Preprocess(size=24, **RECIPES[name])
     expected = recipe.render(series.read())
-    needed = needed_slices(recipe, series, Policies())
+    needed = find_needed_slices(recipe, series, Policies())
     assert needed is not None
     for place, path in enumerate(series.files):
         if place not in needed.stored:
@@ -78,12 +78,12 @@ def test_pictures_are_those_of_the_whole(tmp_path: Path, name: str, orientation:
 )
 def test_what_depends_on_all_slices_reads_all(tmp_path: Path, fields: dict[str, Any]) -> None:
     series = stack(tmp_path, AXIAL)
-    assert needed_slices(medimg.Preprocess(**fields), series, Policies()) is None
+    assert find_needed_slices(medimg.Preprocess(**fields), series, Policies()) is None
 
 
 @pytest.mark.parametrize("fields", [{"slices": "all"}, {"slices": 9}, {"slices": 8, "channels": "adjacent"}])
 def test_all_slices_are_the_whole(tmp_path: Path, fields: dict[str, Any]) -> None:
-    assert needed_slices(
+    assert find_needed_slices(
         medimg.Preprocess(**fields), stack(tmp_path, AXIAL), Policies()
     ) == SliceSelection.whole(9)
 
@@ -92,7 +92,7 @@ def test_all_slices_are_the_whole(tmp_path: Path, fields: dict[str, Any]) -> Non
     "policies", [Policies(on_missing="fix"), Policies(on_tilt="fix"), Policies(on_duplicate="keep")]
 )
 def test_slices_that_are_mended_are_all_read(tmp_path: Path, policies: Policies) -> None:
-    assert needed_slices(medimg.Preprocess(slices=1), stack(tmp_path, AXIAL), policies) is None
+    assert find_needed_slices(medimg.Preprocess(slices=1), stack(tmp_path, AXIAL), policies) is None
 
 
 def test_a_ct_that_is_not_in_hu_gets_percentiles_of_all(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from medimg.core.window import LookupTable, Voi, Window
 from medimg.errors import PreprocessError
 from medimg.preprocessing.intensity import apply_voi
 from medimg.preprocessing.preprocess import Preprocess, to_tensor
-from medimg.preprocessing.resize import fitted_size, resize
+from medimg.preprocessing.resize import compute_fitted_size, resize
 from tests.dicom_files import make_instance, write, write_stack
 from tests.preprocessing.reference import reference
 
@@ -233,11 +233,11 @@ def test_counting_without_reading(tmp_path: Path, slices: Any, spacing: Any) -> 
 @given(size=st.tuples(st.integers(1, 300), st.integers(1, 300)), ratio=st.floats(0.2, 5))
 def test_fitting_keeps_the_aspect(size: tuple[int, int], ratio: float) -> None:
     spacing = (ratio, 1.0)
-    height, width = fitted_size(size, spacing, (224, 200), "pad")
+    height, width = compute_fitted_size(size, spacing, (224, 200), "pad")
     assert height <= 224
     assert width <= 200
     assert height == 224 or width == 200
-    height, width = fitted_size(size, spacing, (224, 200), "crop")
+    height, width = compute_fitted_size(size, spacing, (224, 200), "crop")
     assert height >= 224
     assert width >= 200
     assert height == 224 or width == 200

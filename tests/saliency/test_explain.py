@@ -18,9 +18,10 @@ from medimg.core.display import render
 from medimg.core.geometry import image_affine
 from medimg.errors import GeometryError, TrainingError
 from medimg.models.backbones import registry
+from medimg.models.module_mode import module_mode
 from medimg.saliency._back_projection import PixelMapping
 from medimg.saliency._field_center import measure_field_centers
-from medimg.saliency._grad_cam import activation_maps, differentiating, head_gradient
+from medimg.saliency._grad_cam import activation_maps, head_gradient
 from medimg.saliency._target_layer import find_layer
 from tests.dicom_files import write_stack
 from tests.saliency.planted import SEEN
@@ -47,7 +48,7 @@ def noise(depth: int = 4, height: int = 50, width: int = 60) -> Volume:
 def maps(
     model: TransferClassifier, pictures: Tensor, target: int, layer: str | None = None, **options: Any
 ) -> Any:
-    with differentiating(model):
+    with module_mode(model, training=False), torch.enable_grad():
         gradient = head_gradient(model, model.embed(pictures), target)
         found = find_layer(model.backbone, pictures, layer)
         return activation_maps(model.backbone, found, [(pictures, gradient)], **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,18 @@ def _gray(name: Path) -> npt.NDArray[np.float32]:
         return np.asarray(picture.convert("L").resize((SIZE, SIZE)), np.float32)
 
 
-@pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenet_v2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            "squeezenet1_1",
+            marks=pytest.mark.skipif(
+                not os.environ.get("MEDIMG_SLOW"), reason="a second network: set MEDIMG_SLOW=1"
+            ),
+        ),
+        "mobilenet_v2",
+    ],
+)
 def test_pretrained_networks_on_real_pictures(
     real_data: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from medimg import Preprocess
 from medimg.errors import TrainingError
-from medimg.training.augmentation.random_scan import RandomScanChanges, make_augmentation
+from medimg.training.augmentation.random_scan import RandomScanAugmentation, make_augmentation
 
 RECIPE = Preprocess(size=64)
 STILL = {"rotation": 0.0, "shift": 0.0, "scale": 0.0, "brightness": 0.0, "contrast": 0.0}
@@ -37,7 +37,7 @@ def center(planes: torch.Tensor) -> torch.Tensor:
 
 def apply(planes: torch.Tensor, seed: int = 0, **changes: float) -> torch.Tensor:
     """Change pictures in the range 0 to 1, and give them in that range."""
-    augment = RandomScanChanges(RECIPE, **{**STILL, **changes})
+    augment = RandomScanAugmentation(RECIPE, **{**STILL, **changes})
     changed = augment(RECIPE.normalize(planes), torch.Generator().manual_seed(seed))
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (RECIPE.mean, RECIPE.std))
     return changed * std + mean
@@ -86,7 +86,7 @@ def test_left_stays_left() -> None:
 def test_what_moves_in_is_background() -> None:
     planes = torch.full((8, 3, 64, 64), 0.7)
     recipe = Preprocess(size=64, fill=0.25)
-    augment = RandomScanChanges(recipe, **{**STILL, "shift": 0.3})
+    augment = RandomScanAugmentation(recipe, **{**STILL, "shift": 0.3})
     changed = augment(recipe.normalize(planes), torch.Generator().manual_seed(0))
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (recipe.mean, recipe.std))
     corners = (changed * std + mean)[:, :, [0, -1]]
@@ -117,7 +117,7 @@ def test_seed_decides() -> None:
 
 
 def test_slices_of_a_bag_change_alike() -> None:
-    augment = RandomScanChanges(RECIPE)
+    augment = RandomScanAugmentation(RECIPE)
     bags = RECIPE.normalize(pictures(6)).unflatten(0, (2, 3))
     changed = augment(bags, torch.Generator().manual_seed(0))
     assert changed.shape == bags.shape
@@ -154,9 +154,9 @@ def gray(n: int, side: int = 32) -> torch.Tensor:
 
 def changes_of(
     choice: Any, modalities: tuple[str, ...] = (), recipe: Preprocess = RECIPE
-) -> RandomScanChanges:
+) -> RandomScanAugmentation:
     found = make_augmentation(choice, recipe, modalities)
-    assert isinstance(found, RandomScanChanges)
+    assert isinstance(found, RandomScanAugmentation)
     return found
 
 
@@ -176,7 +176,7 @@ def changes_of(
     ],
 )
 def test_automatic_changes_are_those_that_suit_all_data(modalities: tuple[str, ...], expected: str) -> None:
-    assert changes_of("auto", modalities) == RandomScanChanges(RECIPE, **KINDS[expected])
+    assert changes_of("auto", modalities) == RandomScanAugmentation(RECIPE, **KINDS[expected])
     assert changes_of("auto", modalities[::-1]) == changes_of("auto", modalities)
 
 
@@ -231,7 +231,7 @@ def test_padding_stays_background(kind: dict[str, float], fill: float) -> None:
     recipe = Preprocess(size=64, fill=fill)
     planes = torch.full((16, 3, 64, 64), fill)
     planes[:, :, 16:48] = gray(16, 64)[:, :, 16:48]
-    augment = RandomScanChanges(recipe, rotation=0.0, shift=0.0, scale=0.0, **kind)
+    augment = RandomScanAugmentation(recipe, rotation=0.0, shift=0.0, scale=0.0, **kind)
     images = recipe.normalize(planes)
     changed = augment(images, torch.Generator().manual_seed(0))
     # grids are rounded: rows next to the content may take a millionth of it
@@ -246,7 +246,7 @@ def test_padding_moves_with_the_picture() -> None:
     recipe = Preprocess(size=64, fill=0.0)
     planes = torch.zeros(8, 3, 64, 64)
     planes[:, :, 20:44] = 0.5
-    augment = RandomScanChanges(recipe, scale=0.0, shift=0.0, contrast=0.0, brightness=0.3)
+    augment = RandomScanAugmentation(recipe, scale=0.0, shift=0.0, contrast=0.0, brightness=0.3)
     changed = augment(recipe.normalize(planes), torch.Generator().manual_seed(1))
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (recipe.mean, recipe.std))
     shown = (changed * std + mean)[:, 0]
@@ -259,12 +259,12 @@ def test_padding_moves_with_the_picture() -> None:
 
 def test_an_empty_picture_stays_empty(kind: dict[str, float]) -> None:
     images = RECIPE.normalize(torch.zeros(4, 3, 64, 64))
-    augment = RandomScanChanges(RECIPE, **kind)
+    augment = RandomScanAugmentation(RECIPE, **kind)
     assert torch.equal(augment(images, torch.Generator().manual_seed(0)), images)
 
 
 def test_bags_and_padded_bags_change_alike(kind: dict[str, float]) -> None:
-    augment = RandomScanChanges(RECIPE, **kind)
+    augment = RandomScanAugmentation(RECIPE, **kind)
     bags = RECIPE.normalize(gray(6, 64)).unflatten(0, (2, 3))
 
     def changed(images: torch.Tensor) -> torch.Tensor:
@@ -279,7 +279,7 @@ def test_bags_and_padded_bags_change_alike(kind: dict[str, float]) -> None:
 
 
 def test_the_seed_decides_all_kinds(kind: dict[str, float]) -> None:
-    augment = RandomScanChanges(RECIPE, **kind)
+    augment = RandomScanAugmentation(RECIPE, **kind)
     images = RECIPE.normalize(gray(4, 64))
     one, again, other = (augment(images, torch.Generator().manual_seed(n)) for n in (1, 1, 2))
     assert torch.equal(one, again)
@@ -289,7 +289,7 @@ def test_the_seed_decides_all_kinds(kind: dict[str, float]) -> None:
 def test_place_and_brightness_do_not_depend_on_the_kind() -> None:
     images = RECIPE.normalize(pictures(4))
     moved = [
-        center(RandomScanChanges(RECIPE, **{**KINDS[name], "rician": 0.0, "noise": 0.0})(
+        center(RandomScanAugmentation(RECIPE, **{**KINDS[name], "rician": 0.0, "noise": 0.0})(
             images, torch.Generator().manual_seed(0)
         ))
         for name in ("all", "CT")
@@ -299,7 +299,7 @@ def test_place_and_brightness_do_not_depend_on_the_kind() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_types(kind: dict[str, float], dtype: torch.dtype) -> None:
-    augment = RandomScanChanges(RECIPE, **kind)
+    augment = RandomScanAugmentation(RECIPE, **kind)
     images = RECIPE.normalize(gray(2, 64))
     expected = augment(images.to(dtype).float(), torch.Generator().manual_seed(0))
     found = augment(images.to(dtype), torch.Generator().manual_seed(0))
@@ -308,7 +308,7 @@ def test_other_types(kind: dict[str, float], dtype: torch.dtype) -> None:
 
 
 def test_mixed_precision_moves_no_pixel(kind: dict[str, float]) -> None:
-    augment = RandomScanChanges(RECIPE, **kind)
+    augment = RandomScanAugmentation(RECIPE, **kind)
     images = RECIPE.normalize(gray(2, 64))
     plain = augment(images, torch.Generator().manual_seed(0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -316,7 +316,7 @@ def test_mixed_precision_moves_no_pixel(kind: dict[str, float]) -> None:
 
 
 def test_memory_format_does_not_matter(kind: dict[str, float]) -> None:
-    augment = RandomScanChanges(RECIPE, **kind)
+    augment = RandomScanAugmentation(RECIPE, **kind)
     images = RECIPE.normalize(gray(2, 64))
     last = images.to(memory_format=torch.channels_last)
     torch.testing.assert_close(
@@ -326,7 +326,7 @@ def test_memory_format_does_not_matter(kind: dict[str, float]) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_devices_change_alike(kind: dict[str, float]) -> None:
-    augment = RandomScanChanges(RECIPE, **kind)
+    augment = RandomScanAugmentation(RECIPE, **kind)
     images = RECIPE.normalize(gray(4, 64))
     here = augment(images, torch.Generator().manual_seed(0))
     there = augment(images.cuda(), torch.Generator().manual_seed(0))
@@ -398,16 +398,16 @@ def test_transforms_that_can_not_be_used() -> None:
         from monai.transforms import RandBiasFieldd
 
         of_dictionaries: Any = RandBiasFieldd(keys=["image"])
-    with pytest.raises(TrainingError, match="dictionaries"):
+    with pytest.raises(TrainingError, match="dictionary"):
         make_augmentation(of_dictionaries, RECIPE)
 
 
 def test_choices() -> None:
     assert make_augmentation(None, RECIPE) is None
     automatic = make_augmentation("auto", RECIPE)
-    assert isinstance(automatic, RandomScanChanges)
+    assert isinstance(automatic, RandomScanAugmentation)
     assert automatic.rotation == 10.0
-    assert automatic == RandomScanChanges(RECIPE)
+    assert automatic == RandomScanAugmentation(RECIPE)
     own = make_augmentation(lambda batch: batch + math.pi, RECIPE)
     assert own is not None
     assert float(own(torch.zeros(1), torch.Generator())) == pytest.approx(math.pi)

@@ -189,14 +189,14 @@ def test_early_failure_leaves_the_model_as_it_came(tmp_path: Path) -> None:
         ({"lr": 0.0}, "lr must be a number, above 0"),
         ({"lr": float("nan")}, "lr must be a number, above 0"),
         ({"backbone_lr_scale": -1.0}, "backbone_lr_scale"),
-        ({"balance": "weights"}, "balance is"),
-        ({"augment": "strong"}, "augment is"),
-        ({"adapt": "coral"}, "adapt is one of medimg.adapt"),
+        ({"balance": "weights"}, "balance must be"),
+        ({"augment": "strong"}, "augment must be"),
+        ({"adapt": "coral"}, "adapt must be a method of medimg.adapt"),
         ({"resume": "last.ckpt"}, "there is no file last.ckpt"),
         ({"trainer_kwargs": {"max_epochs": 3}}, "pass head_epochs and epochs to fine_tune"),
-        ({"trainer_kwargs": {"no_such": 3}}, "Lightning refuses these settings"),
-        ({"precision": "12-bit"}, "Lightning refuses these settings"),
-        ({"augment": lambda batch: batch[:1]}, "must give a tensor of the same shape"),
+        ({"trainer_kwargs": {"no_such": 3}}, "Lightning rejects these settings"),
+        ({"precision": "12-bit"}, "Lightning rejects these settings"),
+        ({"augment": lambda batch: batch[:1]}, "expected a tensor of the same shape"),
     ],
 )
 def test_unsound_settings(settings: dict[str, Any], message: str) -> None:
@@ -207,15 +207,15 @@ def test_unsound_settings(settings: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        (images(0), "training data set is empty"),
-        (images(4, classes=("b", "a")), r"classes=\('b', 'a'\), the model has \('a', 'b'\)"),
+        (images(0), "training dataset is empty"),
+        (images(4, classes=("b", "a")), r"classes=\('b', 'a'\), the model \('a', 'b'\)"),
         (images(4, task="multilabel"), "task='multilabel'"),
-        (images(4, preprocess=Preprocess(size=64, window="lung")), "window: 'lung', model 'auto'"),
-        (images(4, unit="series"), 'pool="none" takes single'),
+        (images(4, preprocess=Preprocess(size=64, window="lung")), "window='lung', not 'auto'"),
+        (images(4, unit="series"), 'pool="none" takes images'),
         (Images(np.zeros(4, dtype=np.int64)), "no example of 'b' among the 4"),
         (Images(np.array([0, 1, 2])), "range from 0 to 2"),
         (Images(np.array([0, 1, -1])), "range from -1 to 1"),
-        (Images(np.zeros((4, 2), dtype=np.float32)), r"shape \(4, 2\), expected \(4,\)"),
+        (Images(np.zeros((4, 2), dtype=np.float32)), r"shape \(4, 2\); expected \(4,\)"),
     ],
 )
 def test_data_that_do_not_fit(train: Images, message: str) -> None:
@@ -224,7 +224,7 @@ def test_data_that_do_not_fit(train: Images, message: str) -> None:
 
 
 def test_validation_data_are_checked_too() -> None:
-    with pytest.raises(TrainingError, match="the validation data set has classes"):
+    with pytest.raises(TrainingError, match="the validation dataset has classes"):
         quick(classifier(), images(4), images(4, classes=("b", "a"), prefix="val"))
 
 
@@ -244,9 +244,9 @@ def test_multilabel() -> None:
     assert proba.shape == (6, 2)
     assert not np.allclose(proba.sum(axis=1), 1.0)
     assert result.monitor == "val_auroc"
-    with pytest.raises(TrainingError, match='is for task="multiclass"'):
+    with pytest.raises(TrainingError, match='needs task="multiclass"'):
         quick(model, train, balance="sampler")
-    with pytest.raises(TrainingError, match="or no counterexample, of 'a'"):
+    with pytest.raises(TrainingError, match="or no negative example of 'a'"):
         quick(
             model, Images(np.ones((3, 2), np.float32) * [1, 0] + [[0, 1], [0, 0], [0, 0]], task="multilabel")
         )

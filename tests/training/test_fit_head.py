@@ -15,13 +15,13 @@ from sklearn.preprocessing import StandardScaler
 
 import medimg
 from medimg import ImageDataset
-from medimg.data.splits.kfold import fold_of_items, splits
+from medimg.data.splits.kfold import assign_folds, split_by_fold
 from medimg.errors import LeakageError, TrainingError
 from medimg.features.dataset_features import item_features
 from medimg.models.backbones.heads import head_logits
 from medimg.models.probabilities import probabilities
 from medimg.training._logistic_regression import LinearProbe, class_weights, log_loss
-from medimg.training.linear_probe import STRENGTHS, Labeled, ProbeSearch
+from medimg.training.linear_probe import STRENGTHS, LabeledEmbeddings, ProbeSearch
 from tests.models.fakes import Images, changed, classifier, images, state
 from tests.models.images import TINY, picture_data
 
@@ -127,11 +127,11 @@ def test_adam_on_batches_finds_nearly_the_same(data: ImageDataset) -> None:
     assert np.abs(fit.probabilities(x) - expected).max() < 0.05
 
 
-def gaussians(n: int = 240, features: int = 20, classes: int = 2, seed: int = 0) -> Labeled:
+def gaussians(n: int = 240, features: int = 20, classes: int = 2, seed: int = 0) -> LabeledEmbeddings:
     rng = np.random.default_rng(seed)
     labels = rng.integers(classes, size=n)
     x = rng.normal(size=(n, features)) + 0.7 * np.eye(classes, features)[labels]
-    return Labeled(x.astype(np.float32), labels, [f"{m // 3}" for m in range(n)])
+    return LabeledEmbeddings(x.astype(np.float32), labels, [f"{m // 3}" for m in range(n)])
 
 
 @pytest.mark.parametrize("method", ["logistic", "knn"])
@@ -148,9 +148,9 @@ def test_the_setting_is_that_of_the_best_score_on_inner_folds(method: str, class
 def test_the_loss_that_chooses_is_that_of_held_out_patients() -> None:
     data = gaussians()
     chosen = ProbeSearch("multiclass", ("a", "b"), setting=(0.01, 0.1)).fit(data)
-    fold = fold_of_items(data.labels, data.patients, "multiclass", 3, 0)
+    fold = assign_folds(data.labels, data.patients, "multiclass", 3, 0)
     proba = np.zeros((len(data.labels), 2))
-    for train, test in splits(fold):
+    for train, test in split_by_fold(fold):
         assert not {data.patients[n] for n in train} & {data.patients[n] for n in test}
         proba[test] = reference(data.x[train], data.labels[train], 0.1).predict_proba(data.x[test])
     assert chosen.tried[1]["loss"] == pytest.approx(sklearn_log_loss(data.labels, proba), abs=1e-4)
@@ -158,7 +158,7 @@ def test_the_loss_that_chooses_is_that_of_held_out_patients() -> None:
 
 def test_trying_stops_where_the_loss_rises() -> None:
     rng = np.random.default_rng(0)
-    noise = Labeled(
+    noise = LabeledEmbeddings(
         rng.normal(size=(120, 40)).astype(np.float32), rng.integers(2, size=120), [str(n) for n in range(120)]
     )
     chosen = ProbeSearch("multiclass", ("a", "b")).fit(noise)
@@ -200,10 +200,10 @@ def test_the_same_seed_gives_the_same_head(data: ImageDataset) -> None:
     ("options", "match"),
     [
         ({"method": "knn"}, "method"),
-        ({"C": 0.0}, "C is a positive"),
-        ({"C": ()}, "C is a positive"),
+        ({"C": 0.0}, "C must be a number, above 0"),
+        ({"C": ()}, "C must be a number above 0, or several"),
         ({"C": "big"}, "C must be a number"),
-        ({"C": float("nan")}, "C is a positive"),
+        ({"C": float("nan")}, "C must be a number, above 0"),
         ({"inner_folds": 1}, "inner_folds"),
         ({"balance": "sampler"}, "balance"),
         ({"seed": 0.5}, "seed"),
@@ -261,11 +261,11 @@ def test_weighted_losses() -> None:
 
 def test_folds_keep_patients_together() -> None:
     data = gaussians(90)
-    fold = fold_of_items(data.labels, data.patients, "multiclass", 5, 1)
+    fold = assign_folds(data.labels, data.patients, "multiclass", 5, 1)
     assert sorted(set(fold)) == [0, 1, 2, 3, 4]
     for patient in set(data.patients):
         assert len({f for f, p in zip(fold, data.patients, strict=True) if p == patient}) == 1
     several = np.eye(2)[data.labels]
-    assert len(set(fold_of_items(several, data.patients, "multilabel", 5, 1))) == 5
+    assert len(set(assign_folds(several, data.patients, "multilabel", 5, 1))) == 5
     with pytest.raises(LeakageError, match="folds"):
-        fold_of_items(data.labels[:6], data.patients[:6], "multiclass", 3, 0)
+        assign_folds(data.labels[:6], data.patients[:6], "multiclass", 3, 0)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from medimg.data.dataloader import EpochSampler
+from medimg.training._lr_scheduler import warm_cosine
+from medimg.training._optimizer import make_optimizer
 from medimg.training.losses import class_odds, make_loss
-from medimg.training.lr_scheduler import warm_cosine
-from medimg.training.optimizer import make_optimizer
 from tests.models.fakes import classifier
 
 LABELS = np.array([0] * 6 + [1] * 2)

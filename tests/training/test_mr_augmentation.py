@@ -9,11 +9,11 @@ import torch
 
 from medimg.errors import TrainingError
 from medimg.training.augmentation._mr import (
+    add_rician_noise,
     bias_fields,
-    coefficients_of,
+    count_coefficients,
     draw_seeds,
     normal_pairs,
-    with_rician_noise,
 )
 
 
@@ -30,7 +30,7 @@ def monai() -> Any:
 @pytest.mark.parametrize("size", [(32, 32), (24, 40)])
 def test_bias_fields_are_those_of_monai(monai: Any, degree: int, size: tuple[int, int]) -> None:
     coefficients = (
-        torch.rand(4, coefficients_of(degree), generator=torch.Generator().manual_seed(degree)) * 0.1
+        torch.rand(4, count_coefficients(degree), generator=torch.Generator().manual_seed(degree)) * 0.1
     )
     picture = torch.rand(1, *size)
     for field, row in zip(bias_fields(coefficients, *size), coefficients, strict=True):
@@ -44,7 +44,7 @@ def test_bias_fields_are_those_of_monai(monai: Any, degree: int, size: tuple[int
 def test_there_are_as_many_coefficients_as_monai_draws(monai: Any) -> None:
     other = monai.RandBiasField(degree=3, prob=1.0)
     other.randomize((8, 8))
-    assert len(other._coeff) == coefficients_of(3) == 10
+    assert len(other._coeff) == count_coefficients(3) == 10
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 4, 9, 11])
@@ -62,17 +62,17 @@ def test_rician_noise_is_that_of_monai(monai: Any) -> None:
     other = monai.RandRicianNoise(prob=1.0, std=0.1, sample_std=False).set_random_state(seed=3)
     expected = torch.as_tensor(np.asarray(other(picture.clone())))
     first, second = (torch.as_tensor(np.asarray(noise)) for noise in (other._noise1, other._noise2))
-    torch.testing.assert_close(with_rician_noise(picture, first, second), expected)
-    assert not torch.allclose(with_rician_noise(picture, second, first), expected)
+    torch.testing.assert_close(add_rician_noise(picture, first, second), expected)
+    assert not torch.allclose(add_rician_noise(picture, second, first), expected)
 
 
 def test_moments_of_rician_noise() -> None:
     """Rayleigh where there is no signal; for strong signals as Gaussian noise on ``A + s^2 / 2A``."""
     first, second = (0.05 * field for field in normal_pairs(torch.tensor([7]), 512, 512))
-    nothing = with_rician_noise(torch.zeros(1, 1, 512, 512), first, second)
+    nothing = add_rician_noise(torch.zeros(1, 1, 512, 512), first, second)
     assert float(nothing.mean()) == pytest.approx(0.05 * (np.pi / 2) ** 0.5, rel=5e-3)
     assert float(nothing.std()) == pytest.approx(0.05 * (2 - np.pi / 2) ** 0.5, rel=5e-3)
-    strong = with_rician_noise(torch.ones(1, 1, 512, 512), first, second)
+    strong = add_rician_noise(torch.ones(1, 1, 512, 512), first, second)
     assert float(strong.mean()) == pytest.approx(1 + 0.05**2 / 2, abs=3e-4)
     assert float(strong.std()) == pytest.approx(0.05, rel=5e-3)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,9 +63,11 @@ def without_times(result: FitResult) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in result.history]
 
 
-@pytest.mark.parametrize("epochs", [0, 1, 3])
-def test_a_training_that_was_cut_off_ends_as_the_unbroken_one(tmp_path: Path, epochs: int) -> None:
-    settings: dict[str, Any] = {"ema": 0.9} if epochs == 3 else {}
+@pytest.mark.parametrize(("epochs", "ema"), [(0, None), (0, 0.9), (1, None), (3, 0.9)])
+def test_a_training_that_was_cut_off_ends_as_the_unbroken_one(
+    tmp_path: Path, epochs: int, ema: float | None
+) -> None:
+    settings: dict[str, Any] = {"ema": ema}
     whole = classifier("mobilenet_v3_small")
     expected = trained(tmp_path / "whole", whole, **settings)
     with pytest.raises(CutOffError):
@@ -98,6 +101,61 @@ def test_phases_that_are_gradual_sampled_and_accumulated_resume_too(tmp_path: Pa
     model = classifier("resnet18")
     assert without_times(trained(tmp_path / "cut", model, resume=True, **settings)) == without_times(expected)
     assert not changed(state(model), state(whole))
+
+
+WRITTEN_BEFORE = Path(__file__).parent / "written_before"
+
+
+def tiny_backbone() -> torch.nn.Module:
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, stride=4),
+        torch.nn.BatchNorm2d(4),
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+    )
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_files_of_earlier_versions_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int
+) -> None:
+    """The files, and the result of the unbroken training, were written when its state was one class."""
+    from pytorch_lightning.callbacks import EarlyStopping
+    from safetensors.torch import load_file
+
+    import medimg
+    from medimg.adapt import DANN
+    from medimg.models.backbones import registry
+
+    monkeypatch.setattr(registry, "_OWN", {})
+    medimg.register_backbone("tiny", tiny_backbone, size=64, features=4)
+    shutil.copy(WRITTEN_BEFORE / f"after_epoch_{epochs}.safetensors", tmp_path / "resume.safetensors")
+    model = classifier("tiny")
+    torch.nn.init.normal_(model.head.weight)
+    result = fine_tune(
+        model,
+        images(10),
+        images(6, prefix="val", seed=1),
+        head_epochs=1,
+        epochs=3,
+        batch_size=4,
+        lr=3e-3,
+        ema=0.9,
+        adapt=DANN(images(6, prefix="target", seed=2), hidden=4),
+        callbacks=[EarlyStopping("val_loss", patience=9)],
+        output=tmp_path,
+        resume=True,
+        progress=False,
+    )
+    expected = json.loads((WRITTEN_BEFORE / "history.json").read_text())
+    numbers = {name for name in expected[0] if name not in ("phase", "monitor", "adapt_loss")}
+    for row, before in zip(without_times(result), expected, strict=True):
+        assert row["phase"] == before["phase"]
+        assert row["adapt_loss"] == pytest.approx(before["adapt_loss"], rel=1e-4)
+        assert {n: row[n] for n in numbers} == pytest.approx({n: before[n] for n in numbers}, rel=1e-4)
+    for name, value in load_file(WRITTEN_BEFORE / "weights.safetensors").items():
+        torch.testing.assert_close(state(model)[name], value, rtol=1e-4, atol=1e-6)
 
 
 def test_callbacks_go_on_counting(tmp_path: Path) -> None:

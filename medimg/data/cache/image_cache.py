@@ -1,9 +1,9 @@
 """
 Rendered images cached on disk, by the content of their files and the recipe that made them.
 
-An entry is a safetensors file for each series: its library verifies that the header fits the length of the
+An entry is a safetensors file for each series: the library verifies that the header fits the length of the
 file to the byte. The header holds the recipe and a hash of everything but the pixels, which have a CRC-32 for
-each image. UIDs are encrypted by a key that only the files of the series give.
+each image. UIDs are encrypted with a key that only the files of the series give.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from medimg._validation import check_choice
 from medimg.data.cache.images import (
     DTYPES,
     DamagedError,
@@ -49,25 +50,26 @@ class ImageCache:
     """
     A folder of rendered images, for :func:`read_tensors` and :class:`ImageDataset`.
 
-    Images are stored before normalization, in one channel where three would be equal, and mapped into memory
-    when they are needed. Several processes may use one folder at once. An entry is found by the content of
-    its files, the recipe, how series are read, and the version of medimg: a file that was changed or replaced
-    has another entry, and one that was only moved has the same.
+    Images are stored before normalization, in one channel if all three would be equal, and memory-mapped when
+    needed. Several processes may use one folder at once. An entry is identified by the content of its files,
+    the preprocessing, the reading policies and the version of medimg: a file that was changed or replaced has
+    another entry, and one that was only moved has the same.
 
     Parameters
     ----------
     folder : str or Path
-        Created if it is missing. It may be deleted at any time while no process uses it; it has a subfolder
-        for each recipe, named by its fingerprint. Keep it as private as the images themselves.
+        Folder of the cache, created if missing, with a subfolder for each preprocessing recipe, named by its
+        fingerprint. It may be deleted at any time while no process uses it. Keep it as private as the images
+        themselves.
     dtype : {"float16", "uint8", "float32"}
-        Type that intensities, 0 to 1, are stored in. The largest rounding error is 0.00025 in "float16", or
+        Type in which intensities, 0 to 1, are stored. The largest rounding error is 0.00025 in "float16", or
         0.0011 after ImageNet normalization; 0.002 and 0.009 in "uint8", which takes half the space; none in
         "float32".
     compare : {"samples", "bytes"}
-        How a file is recognized. "samples": by its size, time of modification to the nanosecond, and bytes
-        from its start, middle and end; by all bytes if it is smaller than 256 KiB. For larger files that are
-        not DICOM, and for archives, the path counts too. A larger file whose pixels were changed elsewhere,
-        with size and time kept on purpose, is not noticed. "bytes": by all bytes, which reads every file
+        How a file is identified. "samples": by its size, modification time to the nanosecond, and bytes from
+        its start, middle and end; by all bytes if it is smaller than 256 KiB. The path counts too for larger
+        files that are not DICOM, and for archives. A larger file whose pixels were changed elsewhere, with
+        size and time preserved on purpose, is not noticed. "bytes": by all bytes, which reads every file
         completely each time.
 
     Raises
@@ -85,12 +87,9 @@ class ImageCache:
     def __init__(
         self, folder: str | os.PathLike[str], *, dtype: StoredDtype = "float16", compare: Compare = "samples"
     ) -> None:
-        for name, value, known in (("dtype", dtype, StoredDtype), ("compare", compare, Compare)):
-            if value not in get_args(known):
-                raise DatasetError(f"{name}={value!r} is none of {', '.join(map(repr, get_args(known)))}")
+        self.dtype: StoredDtype = check_choice("dtype", dtype, get_args(StoredDtype), error=DatasetError)
+        self.compare: Compare = check_choice("compare", compare, get_args(Compare), error=DatasetError)
         self.folder = make_cache_folder(folder)
-        self.dtype: StoredDtype = dtype
-        self.compare: Compare = compare
         self._warned = False
 
     def __repr__(self) -> str:
@@ -131,12 +130,9 @@ class ImageCache:
 
     def store(self, address: Address, recipe: Preprocess, images: RenderedImages) -> RenderedImages:
         """
-        Store images of the cache's type, completely or not at all, and return them.
+        Store images of the cache's type atomically, and return them mapped.
 
-        Returns
-        -------
-        RenderedImages
-            Mapped; as given if they can't be written, with a warning the first time.
+        They are returned as given if they can't be written, with a warning the first time.
         """
         path = self.path(address, recipe)
         try:
@@ -146,7 +142,7 @@ class ImageCache:
             return read_entry(path, address, recipe, self.dtype)
         except (OSError, DamagedError) as error:
             # on Windows, a file that another process has mapped can't be replaced
-            self._warn_once(f"no images can be cached in {self.folder} ({type(error).__name__})")
+            self._warn_once(f"images can't be cached in {self.folder} ({type(error).__name__})")
             return images
 
     def _warn_once(self, text: str) -> None:
@@ -161,19 +157,12 @@ def as_cache(cache: str | os.PathLike[str] | ImageCache | None) -> ImageCache | 
 
 
 def make_cache_folder(folder: str | os.PathLike[str]) -> Path:
-    """
-    Create the folder of a cache if it is missing, and return its absolute path.
-
-    Raises
-    ------
-    DatasetError
-        If it can't be created.
-    """
+    """Create the folder of a cache if it is missing, and return its absolute path."""
     path = Path(folder).absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DatasetError(f"no cache can be kept in {path}: {error.strerror}") from None
+        raise DatasetError(f"can't make a cache in {path}: {error.strerror}") from None
     return path
 
 
@@ -189,14 +178,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def write_entry(path: Path, address: Address, recipe: Preprocess, images: RenderedImages) -> None:
-    """
-    Write the images of a series, of any type that they can be stored in.
-
-    Raises
-    ------
-    OSError
-        If they can't be written: the disk may be full.
-    """
+    """Write the images of a series, of any stored type; OSError if they can't be written."""
     planes = images.planes.contiguous()
     uids = address.cipher("\n".join(images.sop_instance_uids).encode())
     tensors = {
@@ -215,23 +197,12 @@ def write_entry(path: Path, address: Address, recipe: Preprocess, images: Render
     try:
         save_file(tensors, path, metadata={_META: json.dumps(header, sort_keys=True)})
     except SafetensorError:
-        # the system's message is in its text alone, with the path
+        # the operating system's error is only in its text, with the path
         raise OSError("the file can't be written") from None
 
 
 def read_entry(path: Path, address: Address, recipe: Preprocess, dtype: StoredDtype) -> RenderedImages:
-    """
-    Map the images of a series.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there are none.
-    DamagedError
-        If the file is not one that :func:`write_entry` wrote for that address, complete.
-    OSError
-        If it can't be opened.
-    """
+    """Return the mapped images of an entry; DamagedError if it is not what was written."""
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})[_META])
@@ -240,7 +211,7 @@ def read_entry(path: Path, address: Address, recipe: Preprocess, dtype: StoredDt
         raise
     # the bindings raise OSError only for errors of the system
     except (SafetensorError, KeyError, ValueError, TypeError, RecursionError, RuntimeError) as error:
-        raise DamagedError(f"it is no complete file of images ({type(error).__name__})") from None
+        raise DamagedError(f"it is not a complete file of images ({type(error).__name__})") from None
     _check_entry(header, tensors, address, recipe, dtype)
     try:
         uids = address.cipher(tensors["uids"].numpy().tobytes()).decode().split("\n")
@@ -248,7 +219,7 @@ def read_entry(path: Path, address: Address, recipe: Preprocess, dtype: StoredDt
         raise DamagedError("its identifiers can't be read") from None
     slices = tuple(int(n) for n in tensors["slices"])
     if len(uids) != len(slices):
-        raise DamagedError("it has identifiers for another number of images")
+        raise DamagedError("its identifiers are of another number of images")
     return RenderedImages(tensors["planes"], slices, tuple(uids), tensors["crc32"].numpy())
 
 
@@ -256,7 +227,7 @@ def _check_entry(
     header: Any, tensors: dict[str, torch.Tensor], address: Address, recipe: Preprocess, dtype: StoredDtype
 ) -> None:
     if not isinstance(header, dict) or header.get("key") != address.key or header.get("schema") != SCHEMA:
-        raise DamagedError("it holds other images than its name says")
+        raise DamagedError("it holds images other than its name indicates")
     stated = header.pop("sha256", None)
     if stated != _hash_entry(header, tensors):
         raise DamagedError("its header does not match its checksum")
@@ -268,7 +239,7 @@ def _check_entry(
 
 
 def _hash_entry(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
-    """Hash everything but the pixels, of which it covers type, shape and checksums."""
+    """Hash everything but the pixels, which count by type, shape and checksums."""
     planes = tensors["planes"]
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     digest.update(f"{planes.dtype} {tuple(planes.shape)}".encode())

@@ -50,39 +50,23 @@ class RenderedImages:
     """
     The images of one source, before normalization.
 
-    Attributes
-    ----------
-    planes : torch.Tensor
-        (N, 1 or 3, H, W) float32 or float16, 0 (black) to 1 (white), or uint8, 0 to 255; may be mapped from
-        a file, and must not be written to.
-    slices : tuple of int
-        See :class:`medimg.prep.Rendered`.
-    sop_instance_uids : tuple of str
-        See :class:`medimg.prep.Rendered`.
-    crc32 : numpy.ndarray or None
-        (N,) CRC-32 of each mapped image, checked when it is first taken; None for images in memory.
+    They may be mapped from a file, and must not be written to.
     """
 
-    planes: torch.Tensor
+    planes: torch.Tensor  # (N, 1 or 3, H, W) float32 or float16, 0 to 1, or uint8, 0 to 255
     slices: tuple[int, ...]
     sop_instance_uids: tuple[str, ...] = field(repr=False)
+    #: (N,) of each mapped image, checked when it is first taken; None for images in memory
     crc32: npt.NDArray[np.int64] | None = field(default=None, repr=False)
     _checked: set[int] = field(default_factory=set, init=False, repr=False)
 
     @classmethod
     def from_rendered(cls, rendered: Rendered) -> RenderedImages:
-        """Return images that were just rendered."""
+        """Wrap images that were just rendered."""
         return cls(rendered.planes, rendered.slices, rendered.sop_instance_uids)
 
     def take(self, image: int | None = None) -> torch.Tensor:
-        """
-        Return one image (1, 1 or 3, H, W), or all, in the type that they are stored in.
-
-        Raises
-        ------
-        DamagedError
-            If they are mapped, and their bytes have changed.
-        """
+        """Return one image (1, 1 or 3, H, W), or all, as stored; DamagedError if mapped bytes changed."""
         wanted = range(len(self.planes)) if image is None else (image,)
         if self.crc32 is not None:
             for n in wanted:
@@ -93,18 +77,18 @@ class RenderedImages:
         return self.planes if image is None else self.planes[image : image + 1]
 
 
-def compute_crc32(planes: torch.Tensor) -> npt.NDArray[np.int64]:
+def compute_crc32(images: torch.Tensor) -> npt.NDArray[np.int64]:
     """Return the CRC-32 of each image: (N,) int64."""
-    return np.array([_crc32(plane) for plane in planes], dtype=np.int64)
+    return np.array([_crc32(image) for image in images], dtype=np.int64)
 
 
-def _crc32(plane: torch.Tensor) -> int:
-    return zlib.crc32(plane.numpy().reshape(-1).view(np.uint8).data)
+def _crc32(image: torch.Tensor) -> int:
+    return zlib.crc32(image.numpy().reshape(-1).view(np.uint8).data)
 
 
-def encode_intensity(planes: torch.Tensor, dtype: StoredDtype) -> torch.Tensor:
+def encode_intensity(images: torch.Tensor, dtype: StoredDtype) -> torch.Tensor:
     """
-    Convert intensities, 0 to 1, to the type that they are stored in.
+    Convert intensities, 0 to 1, to the stored type.
 
     Rounding errors are at most 2⁻¹² (0.00025) in float16, 1/510 (0.002) in uint8, 0 in float32.
 
@@ -114,31 +98,32 @@ def encode_intensity(planes: torch.Tensor, dtype: StoredDtype) -> torch.Tensor:
     [0, 128, 255]
     """
     if dtype == "uint8":
-        return (planes * 255.0).round_().clamp_(0.0, 255.0).to(torch.uint8)
-    return planes.to(DTYPES[dtype])
+        return (images * 255.0).round_().clamp_(0.0, 255.0).to(torch.uint8)
+    return images.to(DTYPES[dtype])
 
 
-def decode_intensity(planes: torch.Tensor) -> torch.Tensor:
-    """Convert stored images to float32, 0 (black) to 1 (white); float32 ones are returned as they are."""
-    if planes.dtype == torch.uint8:
-        return planes.to(torch.float32).div_(255.0)
-    return planes.to(torch.float32)
+def decode_intensity(images: torch.Tensor) -> torch.Tensor:
+    """Convert stored images to float32, 0 (black) to 1 (white); float32 images are returned unchanged."""
+    if images.dtype == torch.uint8:
+        return images.to(torch.float32).div_(255.0)
+    return images.to(torch.float32)
 
 
 def normalize_images(
     recipe: Preprocess, images: list[torch.Tensor], out: torch.Tensor | None = None
 ) -> torch.Tensor:
     """
-    Normalize stored images, (n, 1 or 3, H, W) each, a few at a time so that they stay in a core's cache.
+    Normalize stored images (n, 1 or 3, H, W) into `out` or a new tensor, (N, 3, H, W) float32.
 
-    Returns `out`, or a new tensor, (N, 3, H, W) float32: bit-for-bit what ``recipe.normalize`` gives.
+    A few images at a time, so that they stay in a core's cache; bit-for-bit what ``recipe.normalize``
+    returns.
     """
     count = sum(given.shape[0] for given in images)
     if out is None:
-        # numpy's memory comes in huge pages where the system has them
+        # numpy allocates huge pages if the system has them
         out = torch.from_numpy(np.empty((count, 3, *recipe.hw), np.float32))
     done = 0
-    for group in _group_alike(images):
+    for group in _group_by_layout(images):
         planes = decode_intensity(torch.cat(group) if len(group) > 1 else group[0])
         more = done + planes.shape[0]
         normalize_into(out[done:more], planes, recipe.mean, recipe.std)
@@ -146,8 +131,8 @@ def normalize_images(
     return out
 
 
-def _group_alike(images: list[torch.Tensor]) -> list[list[torch.Tensor]]:
-    """Group neighbors of one type and number of channels, up to the size of a chunk."""
+def _group_by_layout(images: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """Group neighbors of the same dtype and number of channels, up to the size of a chunk."""
     groups: list[list[torch.Tensor]] = []
     last, room = None, 0
     for given in images:

@@ -1,8 +1,4 @@
-"""
-The key of a cache: the content of a series' files, the recipe, the way of reading, and the version of medimg.
-
-The image cache and the feature cache both find what they hold by an :class:`Address`.
-"""
+"""Keys of the image and feature caches: file contents, preprocessing, reading policies, medimg version."""
 
 from __future__ import annotations
 
@@ -43,10 +39,10 @@ __all__ = [
 #: How files are compared: by samples of their bytes, or by all of them.
 Compare: TypeAlias = Literal["samples", "bytes"]
 
-#: Of each file: inode, size in bytes, times of modification and of change in nanoseconds.
+#: Inode, size in bytes, times of modification and of change in nanoseconds of each file.
 FileStates: TypeAlias = tuple[tuple[int, int, int, int], ...]
 
-#: Raised when entries can no longer be read, or have another meaning.
+#: Incremented when entries can no longer be read, or have another meaning.
 SCHEMA: Final = 1
 
 _BLOCK: Final = 4096
@@ -57,18 +53,9 @@ _THREADS: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """
-    Where a cache keeps what was made of a series.
+    """Where a cache stores results for a series; `secret`, the key of encrypted UIDs, is stored nowhere."""
 
-    Attributes
-    ----------
-    key : str
-        64 hexadecimal digits that only the same files, read by the same recipe, give.
-    secret : bytes
-        Key that UIDs are encrypted with; stored nowhere.
-    """
-
-    key: str
+    key: str  # 64 hexadecimal digits
     secret: bytes = field(repr=False)
 
     def cipher(self, text: bytes, purpose: bytes = b"") -> bytes:
@@ -80,7 +67,7 @@ class Address:
 def find_address(
     recipe: Preprocess, series: Series, policies: Policies, *, dtype: str, compare: Compare
 ) -> Address | None:
-    """Return the address of a series' images, kept as `dtype`; None if its files can't identify them."""
+    """Return the address of a series' images, stored as `dtype`; None if its files can't identify them."""
     if policies.on_duplicate == "keep":
         return None  # stacks files that a series does not list
     content = hash_files(series, compare)
@@ -106,16 +93,10 @@ class _SourceKey(NamedTuple):
 
 class ItemKeys:
     """
-    The address of each item of a dataset, as its files are when this is made.
+    The cache address of each item of a dataset, for its files as they are when this is made.
 
-    Parameters
-    ----------
-    items : sequence of Item
-        The items of the dataset.
-    store : ImageStore
-        Its series and how they are read. Images from a cache are rounded, so its dtype is part of the key.
-    recipe : Preprocess
-        The dataset's recipe; that of the store may have another mean and standard deviation.
+    Images from a cache are rounded, so the dtype of the store's cache is part of the key. The recipe may
+    differ from the store's in mean and standard deviation.
     """
 
     def __init__(self, items: Sequence[Item], store: ImageStore, recipe: Preprocess) -> None:
@@ -145,8 +126,8 @@ class ItemKeys:
         return self._keys[self._items[item].source].address
 
     def images(self, item: int) -> Sequence[int]:
-        """Return which images of its series an item has."""
-        image = self._items[item].picture
+        """Return the indices of an item's images in its series."""
+        image = self._items[item].image
         if image is not None:
             return (image,)
         return range(self._recipe.count(self._store.series[self._items[item].source]))
@@ -169,7 +150,7 @@ class ItemKeys:
 
 def stat_files(series: Series) -> FileStates | None:
     """
-    Return the states of a series' files, without opening them; None if one is not on a disk.
+    Return the states of a series' files, without opening them; None if one is not on disk.
 
     Examples
     --------
@@ -203,23 +184,12 @@ def _stat_file(name: str) -> os.stat_result | None:
 
 def hash_files(series: Series, compare: Compare | Literal["blocks"]) -> list[str] | None:
     """
-    Return a digest of each file of a series, in their order, without decoding them.
+    Return a digest of each file of a series, in order, without decoding; None if one can't be read from disk.
 
-    Parameters
-    ----------
-    series : Series
-        Its files are opened.
-    compare : {"samples", "blocks", "bytes"}
-        "samples": size, time of modification, and bytes from the start, the middle and the end; all bytes of
-        small files. Large files that are not DICOM have no identifier among these, and their path counts too.
-        "blocks": size, and bytes from 64 positions: the same for copies, in whatever folder. Fewer are not
-        enough, as uncompressed images of different people can have the same black borders there.
-        "bytes": all bytes and nothing else.
-
-    Returns
-    -------
-    list of str or None
-        None if a file is not on a disk, or can't be opened.
+    "samples": size, modification time, and bytes from the start, the middle and the end; all bytes of small
+    files. Large files that are not DICOM have no identifier among these, so their path counts too. "blocks":
+    size, and bytes from 64 positions, equal for copies in any folder; fewer are not enough, as uncompressed
+    images of different people can have the same black borders there. "bytes": all bytes and nothing else.
     """
     digests: dict[str, str] = {}
     found = []
@@ -230,7 +200,7 @@ def hash_files(series: Series, compare: Compare | Literal["blocks"]) -> list[str
                 return None
             if path not in digests:
                 digests[path] = _hash_file(path, compare, by_path=series.format != "DICOM" or path != name)
-            # the name of a member of an archive
+            # the name inside an archive
             found.append(digests[path] + hashlib.sha256(os.fsencode(name[len(path) :])).hexdigest()[:16])
     except (OSError, ValueError):
         return None
@@ -238,7 +208,7 @@ def hash_files(series: Series, compare: Compare | Literal["blocks"]) -> list[str
 
 
 def _find_on_disk(name: str) -> str | None:
-    """Return the file of that name, or the archive that it is a member of."""
+    """Return the file of that name, or the archive that contains it."""
     if name.startswith("<"):
         return None
     path = Path(name)
@@ -275,7 +245,7 @@ def _list_frames(series: Series) -> list[tuple[int, int, tuple[int, int] | None]
     """Return file, number and mosaic corner of each frame; empty if each file holds one frame only."""
     if not isinstance(series.reader, StackReader):
         return []
-    # siblings, each of one frame, are no tuple, and would be made one by one
+    # readers of single-frame files are not a tuple, and would build their frames one by one
     channels = [channel for channel in series.reader.plan.channels if isinstance(channel, tuple | list)]
     frames = [frame for channel in channels for frame in channel]
     if all(len(frame.instance.facts) == 1 for frame in frames):

@@ -1,4 +1,4 @@
-"""Fingerprints of series: what their pixels are, whatever their headers, names and encoding say."""
+"""Fingerprints of the pixels of series, whatever their headers, names and encoding."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 import numpy as np
 
 from medimg.core.parallel import ordered_map
+from medimg.core.progress import progress_bar
 from medimg.data.cache.keys import stat_files
-from medimg.data.leakage._image_hash import THUMBNAIL, perceptual_hash, pixel_digest, thumbnail
+from medimg.data.leakage._image_hash import THUMBNAIL, hash_perceptually, hash_pixels, make_thumbnail
 from medimg.errors import MedimgError
 from medimg.io.dicom.header.attributes import quiet_pydicom
 from medimg.io.dicom.pixels.frame_reader import FrameReader
@@ -27,49 +28,41 @@ if TYPE_CHECKING:
 
     from medimg.io.series import Series
 
-__all__ = ["Fingerprint", "fingerprints", "known_fingerprint", "pixel_count"]
+__all__ = ["Fingerprint", "compute_fingerprints", "count_unknown_pixels", "find_fingerprint"]
 
-#: Pictures of a series that near-duplicates are looked for among.
+#: Images of a series that are compared for near-duplicates.
 _MOST_THUMBNAILS: Final = 32
 _AT_ONCE: Final = 8
-#: Pictures whose fingerprints are kept for the next time.
-_MOST_KEPT: Final = 2**18
-#: Nothing is mended, and nothing is in the way: pictures are taken as they are.
-_AS_THEY_ARE: Final = Policies(on_missing="keep", on_duplicate="keep", on_tilt="keep", values="rescaled")
+#: Images whose fingerprints are cached.
+_MOST_CACHED: Final = 2**18
+#: Images are taken as stored: nothing is repaired, and nothing raises an error.
+_UNCHANGED: Final = Policies(on_missing="keep", on_duplicate="keep", on_tilt="keep", values="rescaled")
 _Key: TypeAlias = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fingerprint:
     """
-    What the pixels of a series are.
+    Digests of all images of a series, and perceptual hashes and thumbnails of at most 32.
 
-    Attributes
-    ----------
-    digests : frozenset of bytes
-        Of each picture one over its values as stored and one over its values in modality units; pictures of
-        one value have none.
-    hashes : numpy.ndarray
-        (m,) uint64: see :func:`medimg.data.leakage._image_hash.perceptual_hash`, of at most 32 pictures.
-    thumbnails : numpy.ndarray
-        (m, 32, 32) uint8 of the same.
+    Each image has a digest of its stored values and one of its modality values; constant images have none.
     """
 
     digests: frozenset[bytes] = field(repr=False)
-    hashes: npt.NDArray[np.uint64] = field(repr=False)
-    thumbnails: npt.NDArray[np.uint8] = field(repr=False)
+    hashes: npt.NDArray[np.uint64] = field(repr=False)  # (m,)
+    thumbnails: npt.NDArray[np.uint8] = field(repr=False)  # (m, 32, 32)
 
 
 class _Image(NamedTuple):
-    """Values as stored and in modality units, (H, W) or (3, H, W), and whether a display inverts them."""
+    """Stored and modality values, (H, W) or (3, H, W), and whether a display inverts them."""
 
     stored: npt.NDArray[Any] | None
     values: npt.NDArray[Any]
     inverted: bool
 
 
-class _Kept:
-    """Fingerprints of files that have not changed since, those used last."""
+class _FingerprintCache:
+    """Fingerprints of unchanged files, those used last."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -95,110 +88,94 @@ class _Kept:
                 return
             self._found[key] = fingerprint, size
             self._size += size
-            while self._size > _MOST_KEPT:
+            while self._size > _MOST_CACHED:
                 self._size -= self._found.popitem(last=False)[1][1]
 
 
-_KEPT: Final = _Kept()
+_CACHE: Final = _FingerprintCache()
 
 
-def pixel_count(several: Sequence[Series]) -> int:
-    """Return how many pixels series have whose fingerprints are not known yet, by their headers."""
-    return sum(math.prod(series.shape) for series in several if known_fingerprint(series) is None)
+def count_unknown_pixels(several: Sequence[Series]) -> int:
+    """Return the number of pixels, by the headers, of series whose fingerprints are not known yet."""
+    return sum(math.prod(series.shape) for series in several if find_fingerprint(series) is None)
 
 
-def known_fingerprint(series: Series) -> Fingerprint | None:
-    """Return the fingerprint of a series if it was made before, and its files are as they were."""
-    return _KEPT.get(_key(series)) if _KEPT else None
+def find_fingerprint(series: Series) -> Fingerprint | None:
+    """Return the fingerprint of a series if it was computed before and its files have not changed."""
+    return _CACHE.get(_make_key(series)) if _CACHE else None
 
 
-def fingerprints(
+def compute_fingerprints(
     several: Sequence[Series], *, workers: int | None = None, progress: bool | None = None
 ) -> list[Fingerprint | None]:
     """
-    Decode series, a few pictures of each at a time, and return their fingerprints.
+    Decode series, a few images at a time, and return their fingerprints; None if one can't be decoded.
 
-    They are kept in memory, so that the same files are decoded once in a process.
-
-    Parameters
-    ----------
-    several : sequence of Series
-        What to decode.
-    workers : int, optional
-        Threads; all cores by default.
-    progress : bool, optional
-        Whether to show a progress bar.
-
-    Returns
-    -------
-    list of Fingerprint or None
-        None where a series can't be decoded.
+    They are kept in memory, so that a process decodes the same files once.
     """
-    from tqdm import tqdm
-
-    disable = None if progress is None else not progress
-    made = ordered_map(_fingerprint, several, workers, initializer=share_cores)
-    return list(tqdm(made, "comparing", len(several), unit="series", disable=disable, delay=1.0, leave=False))
+    found = ordered_map(_find_or_decode, several, workers, initializer=share_cores)
+    bar = progress_bar(found, desc="comparing", unit="series", progress=progress, total=len(several))
+    return list(bar)
 
 
-def _key(series: Series) -> _Key | None:
+def _make_key(series: Series) -> _Key | None:
     states = stat_files(series)
     return None if states is None else (series.uid, series.path, series.shape, states)
 
 
-def _fingerprint(series: Series) -> Fingerprint | None:
-    key = _key(series)
-    known = _KEPT.get(key)
+def _find_or_decode(series: Series) -> Fingerprint | None:
+    key = _make_key(series)
+    known = _CACHE.get(key)
     if known is not None:
         return known
     try:
-        made = _made(series)
+        found = _decode(series)
     except (MedimgError, MemoryError):
         return None
-    _KEPT.put(key if key == _key(series) else None, made)
-    return made
+    _CACHE.put(key if key == _make_key(series) else None, found)
+    return found
 
 
-def _made(series: Series) -> Fingerprint:
+def _decode(series: Series) -> Fingerprint:
     digests: set[bytes] = set()
     small = []
-    shown = _shown(series)
+    shown = _choose_thumbnails(series)
     with quiet_pydicom():
-        for number, picture in enumerate(_images(series)):
-            found_digests = (pixel_digest(v) for v in (picture.stored, picture.values) if v is not None)
+        for number, image in enumerate(_iter_images(series)):
+            found_digests = (hash_pixels(v) for v in (image.stored, image.values) if v is not None)
             digests.update(digest for digest in found_digests if digest is not None)
-            found = thumbnail(picture.values) if number in shown else None
+            found = make_thumbnail(image.values) if number in shown else None
             if found is not None:
-                small.append(255 - found if picture.inverted else found)
+                small.append(255 - found if image.inverted else found)
     thumbnails = np.stack(small) if small else np.empty((0, THUMBNAIL, THUMBNAIL), np.uint8)
-    return Fingerprint(frozenset(digests), perceptual_hash(thumbnails), thumbnails)
+    return Fingerprint(frozenset(digests), hash_perceptually(thumbnails), thumbnails)
 
 
-def _shown(series: Series) -> frozenset[int]:
-    """Return which pictures of a series have a thumbnail: all, or some at even distances."""
+def _choose_thumbnails(series: Series) -> frozenset[int]:
+    """Return the indices of the images that get a thumbnail: all, or some at even distances."""
     channels, depth = series.shape[:2]
     count = depth if channels == 3 else channels * depth
     return frozenset(int(n) for n in np.rint(np.linspace(0, count - 1, min(count, _MOST_THUMBNAILS))))
 
 
-def _images(series: Series) -> Iterator[_Image]:
+def _iter_images(series: Series) -> Iterator[_Image]:
     if isinstance(series.reader, StackReader):
-        yield from _frames(series.reader)
+        yield from _iter_frames(series.reader)
         return
-    for volume in series.pieces(_AT_ONCE, policies=_AS_THEY_ARE):
+    for volume in series.pieces(_AT_ONCE, policies=_UNCHANGED):
         for d in range(volume.shape[1]):
-            planes = volume.array[:, d]
-            for values in [planes] if volume.photometric == "RGB" else planes:
+            channels = volume.array[:, d]
+            for values in [channels] if volume.photometric == "RGB" else channels:
                 yield _Image(None, values, volume.inverted)
 
 
-def _frames(reader: StackReader) -> Iterator[_Image]:
+def _iter_frames(reader: StackReader) -> Iterator[_Image]:
     frames = [frame for channel in reader.plan.channels for frame in channel]
     files = FrameReader(frames)
     for frame in frames:
         # values beyond float32 become infinite, which is no reason to warn
         with np.errstate(over="ignore", invalid="ignore"):
             meaning, stored = files.load(frame)
-            values = meaning.values(stored)
+            values = meaning.apply(stored)
         is_color = values.ndim == 3
         yield _Image(None if is_color or meaning.is_stored else stored, values, meaning.inverted)

@@ -1,4 +1,4 @@
-"""What tells a picture: a digest of its values, and a hash that pictures that look alike share."""
+"""Hashes of images: exact digests of values, and perceptual hashes that similar images share."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["THUMBNAIL", "hamming", "perceptual_hash", "pixel_digest", "similarity", "thumbnail"]
+__all__ = [
+    "THUMBNAIL",
+    "compare_details",
+    "count_different_bits",
+    "hash_perceptually",
+    "hash_pixels",
+    "make_thumbnail",
+]
 
-#: Side of a thumbnail.
+#: Rows and columns of a thumbnail.
 THUMBNAIL: Final = 32
 _KEPT: Final = 8
 _DIGEST_BYTES: Final = 16
@@ -21,36 +28,23 @@ _DIGEST_BYTES: Final = 16
 _LEAST_DETAIL: Final = 0.5
 _TAILS: Final = (1.0, 99.0)
 _SAMPLED: Final = 2**14
-#: Types that whole numbers are hashed in, from the narrowest.
+#: Types in which whole numbers are hashed, from the narrowest.
 _WHOLE: Final = tuple(np.dtype(t) for t in ("<u1", "<i2", "<i4", "<i8"))
 
 
-def pixel_digest(values: npt.NDArray[Any]) -> bytes | None:
+def hash_pixels(values: npt.NDArray[Any]) -> bytes | None:
     """
-    Return a digest of the values of a picture, whatever type they are kept in.
-
-    Parameters
-    ----------
-    values : numpy.ndarray
-        (H, W), or (3, H, W) of colors; three equal ones count as gray.
-
-    Returns
-    -------
-    bytes or None
-        The first 16 bytes of a SHA-256 over shape and values; None where all values are equal, as then the
-        picture is no one's.
+    Return 16 bytes of a SHA-256 of values (H, W) or (3, H, W), whatever their type; None if constant.
 
     Examples
     --------
     >>> gray = np.arange(12).reshape(3, 4)
-    >>> pixel_digest(gray) == pixel_digest(gray.astype(np.float32)) != pixel_digest(gray.T)
-    True
-    >>> pixel_digest(np.zeros((3, 4))) is None
+    >>> hash_pixels(gray) == hash_pixels(gray.astype(np.float32)) != hash_pixels(gray.T)
     True
     """
     if values.ndim == 3 and (values == values[:1]).all():
         values = values[0]
-    plain = _plain(values)
+    plain = _narrow_type(values)
     if plain.size == 0 or (plain == plain.flat[0]).all():
         return None
     digest = hashlib.sha256(f"{plain.shape} {plain.dtype.str}".encode())
@@ -58,13 +52,13 @@ def pixel_digest(values: npt.NDArray[Any]) -> bytes | None:
     return digest.digest()[:_DIGEST_BYTES]
 
 
-def _plain(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _narrow_type(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return values in the narrowest type that holds them: whole numbers, or float32."""
     if values.dtype.kind == "f":
         with np.errstate(invalid="ignore"):
             whole = values.astype(np.int64)
         if not (whole == values).all():
-            # one way of writing zero, and one of what is no number
+            # one representation of zero, and one of NaN
             return np.where(np.isnan(values), np.float32(np.nan), values).astype("<f4") + np.float32(0)
         values = whole
     elif values.dtype.kind not in "iu":
@@ -77,124 +71,85 @@ def _plain(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return values.astype("<u8")
 
 
-def thumbnail(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8] | None:
-    """
-    Return a picture small and gray, between its 1st and 99th percentile.
-
-    Parameters
-    ----------
-    values : numpy.ndarray
-        (H, W), or (3, H, W) of colors, whose mean is taken.
-
-    Returns
-    -------
-    numpy.ndarray or None
-        (32, 32); None where there is nothing to see.
-    """
+def make_thumbnail(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8] | None:
+    """Return a (32, 32) grayscale thumbnail of (H, W) or (3, H, W); None if it is constant."""
     from PIL import Image
 
-    plane = values.astype(np.float32) if values.ndim == 2 else values.mean(axis=0, dtype=np.float32)
-    known = np.isfinite(plane)
+    gray = values.astype(np.float32) if values.ndim == 2 else values.mean(axis=0, dtype=np.float32)
+    known = np.isfinite(gray)
     if not known.all():
-        plane = np.where(known, plane, plane[known].min(initial=0))
-    every = max(1, int(np.sqrt(plane.size / _SAMPLED)))
-    low, high = np.percentile(plane[::every, ::every], _TAILS)
+        gray = np.where(known, gray, gray[known].min(initial=0))
+    every = max(1, int(np.sqrt(gray.size / _SAMPLED)))
+    low, high = np.percentile(gray[::every, ::every], _TAILS)
     if not high > low:
         return None
-    plane = (np.clip(plane, low, high) - low) * np.float32(255 / (high - low))
-    small = Image.fromarray(plane).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    gray = (np.clip(gray, low, high) - low) * np.float32(255 / (high - low))
+    small = Image.fromarray(gray).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     found = np.rint(np.asarray(small)).clip(0, 255).astype(np.uint8)
     return None if (found == found[0, 0]).all() else found
 
 
-def perceptual_hash(thumbnails: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
+def hash_perceptually(thumbnails: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
     """
-    Return which of the lowest frequencies of each thumbnail are above their median, as bits.
+    Hash thumbnails (n, 32, 32) to (n,) uint64: which of the 8×8 lowest frequencies exceed their median.
 
-    Parameters
-    ----------
-    thumbnails : numpy.ndarray
-        (n, 32, 32).
-
-    Returns
-    -------
-    numpy.ndarray
-        (n,) uint64: the 8×8 lowest coefficients of the discrete cosine transform (Zauner, "Implementation
-        and benchmarking of perceptual image hash functions", 2010); in place of the mean, which is one of
-        them, the next one along the rows.
+    Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010; the mean, one of the
+    frequencies, is replaced by the next one along the rows.
     """
-    spectrum = _spectrum(thumbnails)
+    spectrum = _transform_cosine(thumbnails)
     lowest = spectrum[:, :_KEPT, :_KEPT].reshape(-1, _KEPT * _KEPT).copy()
     lowest[:, 0] = spectrum[:, 0, _KEPT]
     bits = lowest > np.median(lowest, axis=1, keepdims=True)
     return np.packbits(bits, axis=1).view(np.uint64)[:, 0]
 
 
-def _spectrum(thumbnails: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Return the orthonormal discrete cosine transform of type II of each."""
-    basis = _cosines()
+def _transform_cosine(thumbnails: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Return the orthonormal discrete cosine transform (type II) of (n, 32, 32)."""
+    basis = _make_cosines()
     return np.asarray(basis @ thumbnails.astype(np.float32) @ basis.T)
 
 
 @cache
-def _cosines() -> npt.NDArray[np.float32]:
+def _make_cosines() -> npt.NDArray[np.float32]:
     k, n = np.arange(THUMBNAIL)[:, None], np.arange(THUMBNAIL)
     rows = np.sqrt(2 / THUMBNAIL) * np.cos(np.pi * k * (2 * n + 1) / (2 * THUMBNAIL))
     rows[0] /= np.sqrt(2)
     return np.asarray(rows, np.float32)
 
 
-def hamming(a: npt.NDArray[np.uint64], b: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
-    """
-    Return in how many bits hashes differ.
-
-    Examples
-    --------
-    >>> hamming(np.array([0, 7], np.uint64), np.array([1, 1], np.uint64)).tolist()
-    [1, 2]
-    """
+def count_different_bits(a: npt.NDArray[np.uint64], b: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
+    """Count the bits in which hashes differ; inputs broadcast."""
     different = np.bitwise_xor(a, b)
     if hasattr(np, "bitwise_count"):
         return np.asarray(np.bitwise_count(different))
-    return _counted(different)
+    return _count_bits(different)
 
 
-def _counted(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
+def _count_bits(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
     """Count bits, 16 at a time, for NumPy before 2.0."""
     quarters = np.ascontiguousarray(values).view(np.uint16).reshape(*values.shape, 4)
-    return np.asarray(_counts()[quarters].sum(axis=-1, dtype=np.uint8))
+    return np.asarray(_make_bit_table()[quarters].sum(axis=-1, dtype=np.uint8))
 
 
 @cache
-def _counts() -> npt.NDArray[np.uint8]:
+def _make_bit_table() -> npt.NDArray[np.uint8]:
     bits = np.unpackbits(np.arange(2**16, dtype=np.uint16).view(np.uint8).reshape(-1, 2), axis=1)
     return np.asarray(bits.sum(axis=1, dtype=np.uint8))
 
 
-def similarity(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+def compare_details(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """
-    Return how alike each pair of thumbnails is in its details.
+    Return the correlation (n,) of the details of thumbnails (n, 32, 32): their higher frequencies.
 
-    Outlines are much the same in all images of one part of the body; what tells two apart, and outlasts
-    compression, another size or brightness, lies in higher frequencies.
-
-    Parameters
-    ----------
-    a, b : numpy.ndarray
-        (n, 32, 32) each.
-
-    Returns
-    -------
-    numpy.ndarray
-        (n,), 1 where they differ in brightness and contrast alone: the correlation of what is left of them
-        without their 8×8 lowest frequencies; 0 where less is left than half a gray level.
+    Outlines are much the same in all images of one part of the body; higher frequencies distinguish two, and
+    survive compression, resizing and changes of intensity. It is 0 if less than half a gray level remains.
     """
-    x, y = _details(a), _details(b)
+    x, y = _extract_details(a), _extract_details(b)
     return np.asarray((x * y).sum(axis=(1, 2)))
 
 
-def _details(thumbnails: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    spectrum = _spectrum(thumbnails)
+def _extract_details(thumbnails: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    spectrum = _transform_cosine(thumbnails)
     spectrum[:, :_KEPT, :_KEPT] = 0
     norms = np.sqrt((spectrum * spectrum).sum(axis=(1, 2), keepdims=True))
     faint = norms < _LEAST_DETAIL * THUMBNAIL

@@ -1,4 +1,4 @@
-"""What stands on two sides of a split, told by identifiers, files and pixels."""
+"""What two subsets share, by identifiers, files and pixels."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ if TYPE_CHECKING:
     from medimg.data.leakage._fingerprints import Fingerprint
     from medimg.io.series import Series
 
-__all__ = ["Kind", "Leak", "Overlaps", "Source", "sources_of"]
+__all__ = ["Kind", "Leak", "Overlaps", "Source", "list_sources"]
 
-#: What can stand on two sides.
+#: What two subsets can share.
 Kind: TypeAlias = Literal["patient", "study", "series", "file", "instance", "pixels", "near"]
 
 _SHOWN_BYTES: Final = 6
-#: From so many patients on, a study that all series are in is what an anonymizer wrote for everybody.
+#: If more patients than this share one study, an anonymizer wrote the same UID for all.
 _MOST_IN_A_STUDY: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Leak:
     """
-    One thing on two sides.
+    An item shared by two subsets.
 
     Attributes
     ----------
     kind : str
-        "patient", "study", "series", "file", "instance", "pixels", or "near" for pictures that look alike.
+        "patient", "study", "series", "file", "instance", "pixels", or "near" for images that look alike.
     digest : str
-        12 hexadecimal digits: for "pixels" and "near" of the pictures' SHA-256, else a hash with a salt that
-        is forgotten.
+        12 hexadecimal digits: of the images' SHA-256 for "pixels" and "near", else of a hash with a random
+        salt that is not stored.
     parts : tuple of 2 ints
-        Which of the data sets; the same twice where one was looked at.
+        Indices of the two datasets; equal if a single dataset was checked.
     items : tuple of 2 ints
-        Where: the first item of the series in each.
+        Index of the first item of the series in each.
     similarity : float
-        1, but for "near": how the thumbnails' details correlate.
+        Correlation of the thumbnails' details for "near", else 1.
     """
 
     kind: Kind
@@ -53,9 +53,9 @@ class Leak:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Source:
-    """A series on one side: where its items are, and what names it."""
+    """A series in one subset, with its identifiers and the index of its first item."""
 
-    side: Hashable = field(repr=False)
+    group: Hashable = field(repr=False)
     part: int
     item: int
     uid: str = field(repr=False)
@@ -64,15 +64,8 @@ class Source:
     series: Series | None = field(repr=False)
 
 
-def sources_of(parts: Sequence[Any]) -> list[Source]:
-    """
-    Return the series of data sets, each with its side: the data set, or where there is one, the patient.
-
-    Parameters
-    ----------
-    parts : sequence of ImageDataset
-        Or what has their facts of items.
-    """
+def list_sources(parts: Sequence[Any]) -> list[Source]:
+    """Return the series of datasets; their groups are the datasets, or the patients of a single one."""
     found = []
     for number, part in enumerate(parts):
         several = getattr(part, "series", None) or (None,) * len(part)
@@ -80,34 +73,23 @@ def sources_of(parts: Sequence[Any]) -> list[Source]:
         facts = zip(several, part.series_uids, part.sources, part.patients, stated, strict=True)
         seen: set[Hashable] = set()
         for item, (series, uid, path, patient, file_patient) in enumerate(facts):
-            # a series that stands under two patients is there for each
+            # a series of two patients is a source for each
             key = (uid, path, patient) if series is None else (id(series), patient)
             if key in seen:
                 continue
             seen.add(key)
             names = (f"table {patient}", *([f"file {file_patient}"] if file_patient else []))
-            side = patient if len(parts) == 1 else number
-            found.append(Source(side, number, item, uid, path, names, series))
+            group = patient if len(parts) == 1 else number
+            found.append(Source(group, number, item, uid, path, names, series))
     return found
 
 
 class Overlaps:
     """
-    Looks for what stands on two sides.
+    Finds what different groups of sources share.
 
-    Parameters
-    ----------
-    sources : sequence of Source
-        All of them.
-
-    Attributes
-    ----------
-    leaks : list of Leak
-        Found so far: of each kind, one for two series that share something.
-    involved : set of int
-        Which of the sources have something that others on another side have.
-    notes : list of str
-        What was not compared.
+    `leaks` has one leak of each kind for two series that share something, `involved` the indices of all
+    sources that share something with another group, `notes` what was not compared.
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:
@@ -116,36 +98,36 @@ class Overlaps:
         self.involved: set[int] = set()
         self.notes: list[str] = []
 
-    def by_identifiers(self) -> None:
+    def compare_identifiers(self) -> None:
         """Compare patients, studies, series, files and instances; no file is opened."""
-        hidden = keyed_hash()
-        self._compare("patient", lambda s: s.patients, hidden)
-        if self._is_study_of_all():
+        hash_text = keyed_hash()
+        self._compare("patient", lambda s: s.patients, hash_text)
+        if self._is_one_study_for_all():
             self.notes.append(
-                "all series carry one Study Instance UID, as some anonymizers write: studies not compared"
+                "all series have the same Study Instance UID, as some anonymizers write: studies not compared"
             )
         else:
-            self._compare("study", _studies, hidden)
-        self._compare("series", _series_uids, hidden)
-        self._compare("file", lambda s: (os.path.realpath(s.path),) if s.path else (), hidden)
-        self._compare("instance", _instances, hidden)
+            self._compare("study", _list_studies, hash_text)
+        self._compare("series", _list_series_uids, hash_text)
+        self._compare("file", lambda s: (os.path.realpath(s.path),) if s.path else (), hash_text)
+        self._compare("instance", _list_instances, hash_text)
 
-    def by_pixels(self, prints: Sequence[Fingerprint | None]) -> None:
-        """Compare the pictures of the sources, of which some may be unknown."""
+    def compare_pixels(self, prints: Sequence[Fingerprint | None]) -> None:
+        """Compare the pixels of the sources, some of which may be unknown."""
         known = {id(s): p.digests for s, p in zip(self._sources, prints, strict=True) if p is not None}
         self._compare(
             "pixels", lambda s: known.get(id(s), ()), lambda digest: digest.hex()[: 2 * _SHOWN_BYTES]
         )
 
-    def _is_study_of_all(self) -> bool:
-        studies = {study for source in self._sources for study in _studies(source)}
+    def _is_one_study_for_all(self) -> bool:
+        studies = {study for source in self._sources for study in _list_studies(source)}
         many = len({s.patients[0] for s in self._sources}) > _MOST_IN_A_STUDY
-        return len(studies) == 1 and many and all(map(_studies, self._sources))
+        return len(studies) == 1 and many and all(map(_list_studies, self._sources))
 
     def _compare(
-        self, kind: Kind, keys: Callable[[Source], Iterable[Any]], shown: Callable[[Any], str]
+        self, kind: Kind, keys: Callable[[Source], Iterable[Any]], make_digest: Callable[[Any], str]
     ) -> None:
-        found = dict(_on_two_sides((key, s) for s in self._sources for key in keys(s)))
+        found = dict(_find_shared((key, s) for s in self._sources for key in keys(s)))
         if not found:
             return
         self.involved |= {n for n, s in enumerate(self._sources) if any(key in found for key in keys(s))}
@@ -154,30 +136,30 @@ class Overlaps:
             for other in others:
                 parts, items = (one.part, other.part), (one.item, other.item)
                 if (*parts, *items) not in seen:
-                    self.leaks.append(Leak(kind, shown(key), parts, items))
+                    self.leaks.append(Leak(kind, make_digest(key), parts, items))
                 seen.add((*parts, *items))
 
 
-def _on_two_sides(entries: Iterable[tuple[Hashable, Source]]) -> Iterator[tuple[Hashable, list[Source]]]:
+def _find_shared(entries: Iterable[tuple[Hashable, Source]]) -> Iterator[tuple[Hashable, list[Source]]]:
     first: dict[Hashable, Source] = {}
     several: dict[Hashable, dict[Hashable, Source]] = {}
     for key, source in entries:
         before = first.setdefault(key, source)
-        if before.side != source.side:
-            several.setdefault(key, {before.side: before}).setdefault(source.side, source)
-    return ((key, list(sides.values())) for key, sides in several.items())
+        if before.group != source.group:
+            several.setdefault(key, {before.group: before}).setdefault(source.group, source)
+    return ((key, list(groups.values())) for key, groups in several.items())
 
 
-def _studies(source: Source) -> tuple[str, ...]:
+def _list_studies(source: Source) -> tuple[str, ...]:
     return (source.series.study_uid,) if source.series is not None and source.series.study_uid else ()
 
 
-def _series_uids(source: Source) -> tuple[str, ...]:
-    """Return the UID; formats without one have the path in its place, which is compared as such."""
+def _list_series_uids(source: Source) -> tuple[str, ...]:
+    """Return the UID; formats without one have the path instead, which is compared as a file."""
     return (source.uid,) if source.uid and source.uid != source.path else ()
 
 
-def _instances(source: Source) -> set[str]:
+def _list_instances(source: Source) -> set[str]:
     if source.series is None or not isinstance(source.series.reader, StackReader):
         return set()
     channels = source.series.reader.plan.channels

@@ -1,4 +1,4 @@
-"""The same patient, study or picture on two sides: found before it makes scores too good to be true."""
+"""Data leakage: patients, studies or images shared between splits."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
+from medimg._validation import check_choice
 from medimg.data.items import ItemFacts
-from medimg.data.leakage._fingerprints import fingerprints, known_fingerprint, pixel_count
-from medimg.data.leakage._near_duplicates import MOST_PAIRS, near_pairs
-from medimg.data.leakage._overlaps import Leak, Overlaps, sources_of
+from medimg.data.leakage._fingerprints import compute_fingerprints, count_unknown_pixels, find_fingerprint
+from medimg.data.leakage._near_duplicates import MOST_PAIRS, find_near_pairs
+from medimg.data.leakage._overlaps import Leak, Overlaps, list_sources
 from medimg.errors import DatasetError, LeakageError, MedimgWarning
 
 if TYPE_CHECKING:
@@ -26,12 +27,12 @@ __all__ = [
     "Check",
     "LeakReport",
     "OnLeak",
-    "check_datasets",
     "check_leaks",
-    "check_one",
+    "check_patients",
     "check_splits",
-    "refuse",
-    "warn_of",
+    "check_types",
+    "raise_leaks",
+    "warn_of_near_duplicates",
 ]
 
 _SHOWN: Final = 5
@@ -41,27 +42,27 @@ _ONE: Final = {
     "series": "series",
     "file": "file",
     "instance": "image (SOP instance)",
-    "pixels": "picture (same pixels)",
+    "pixels": "image (identical pixels)",
 }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LeakReport:
     """
-    What data sets share.
+    Result of :func:`check_leaks`.
 
     Attributes
     ----------
     leaks : tuple of Leak
-        What stands on two sides: its ``kind``, ``digest``, ``parts`` and ``items``.
+        Shared items: ``kind``, ``digest``, ``parts`` and ``items``.
     near_duplicates : tuple of Leak
-        Pictures on two sides that look alike, with their ``similarity``, the most alike first.
+        Images in different subsets that look alike, with their ``similarity``, the most similar first.
     items : tuple of tuple of int
-        For each data set the indices of all items whose series is in a leak.
+        For each dataset, the indices of all items whose series is in a leak.
     sizes : tuple of int
-        How many items each data set has.
+        Number of items of each dataset.
     notes : tuple of str
-        What was not compared.
+        Comparisons that were not made.
     """
 
     leaks: tuple[Leak, ...]
@@ -72,12 +73,12 @@ class LeakReport:
 
     @property
     def is_clean(self) -> bool:
-        """Whether there is no leak; near-duplicates are none."""
+        """Whether there is no leak; near-duplicates don't count."""
         return not self.leaks
 
     def to_pandas(self) -> pd.DataFrame:
         """
-        Return a table: a row for each leak and near-duplicate.
+        Return a table with a row for each leak and near-duplicate.
 
         Columns are ``kind``, ``digest``, ``part_a``, ``item_a``, ``part_b``, ``item_b`` and ``similarity``.
         """
@@ -92,65 +93,49 @@ class LeakReport:
 
     def __repr__(self) -> str:
         sizes = " and ".join(map(str, self.sizes))
-        found = _counted(self.leaks) or "no leak"
+        found = _count_by_kind(self.leaks) or "no leak"
         return f"LeakReport({sizes} items: {found}; {len(self.near_duplicates)} near-duplicates)"
 
 
-def _counted(leaks: Sequence[Leak]) -> str:
+def _count_by_kind(leaks: Sequence[Leak]) -> str:
     counts = Counter(leak.kind for leak in leaks)
     return ", ".join(f"{count} × {_ONE[kind]}" for kind, count in counts.items())
 
 
-def _place(leak: Leak, n: int, *, single: bool) -> str:
+def _format_item(leak: Leak, n: int, *, single: bool) -> str:
     return f"item {leak.items[n]}" if single else f"part {leak.parts[n]} item {leak.items[n]}"
 
 
-def _listed(leaks: Sequence[Leak], *, single: bool) -> str:
+def _format_leaks(leaks: Sequence[Leak], *, single: bool) -> str:
     return "\n".join(
         f"  {leak.kind} {leak.digest}: "
-        + " and ".join(_place(leak, n, single=single) for n in (0, 1))
+        + " and ".join(_format_item(leak, n, single=single) for n in (0, 1))
         + (f", similarity {leak.similarity:.3f}" if leak.kind == "near" else "")
         for leak in leaks[:_SHOWN]
     )
 
 
-def refuse(report: LeakReport) -> None:
-    """
-    Do nothing if a report is clean.
-
-    Raises
-    ------
-    LeakageError
-        If it is not; by hashes and the indices of items.
-    """
+def raise_leaks(report: LeakReport) -> None:
+    """Raise LeakageError if a report has leaks, with hashes and indices of items."""
     if report.is_clean:
         return
     single = len(report.sizes) == 1
-    # pictures first: that a patient is there twice may be no news
+    # identical images first: that subsets share a patient may be known
     leaks = sorted(report.leaks, key=lambda leak: leak.kind != "pixels")
-    where = "under two patients" if single else f"on two sides of {len(report.sizes)}"
+    where = "different patients" if single else "different subsets"
     todo = (
-        "a split by patient would put them on two sides. Give both the same patient, or leave items out"
+        "a split by patient could separate them: give them the same patient, or leave items out"
         if single
-        else "leave items out of one side, or split all data at once with medimg.split(dataset)"
+        else "leave items out of one subset, or split all data at once with medimg.split(dataset)"
     )
     raise LeakageError(
-        f"{where} stand: {_counted(leaks)}. The first, by hash:\n{_listed(leaks, single=single)}\n"
+        f"{where} share {_count_by_kind(leaks)}; the first, by hash:\n{_format_leaks(leaks, single=single)}\n"
         f'{todo}; medimg.check_leaks(…, on_leak="report").items lists all items concerned'
     )
 
 
-def warn_of(report: LeakReport, lost: int) -> None:
-    """
-    Warn of near-duplicates, and of what was not compared.
-
-    Parameters
-    ----------
-    report : LeakReport
-        What was found.
-    lost : int
-        How many series could not be decoded.
-    """
+def warn_of_near_duplicates(report: LeakReport, lost: int) -> None:
+    """Warn of near-duplicates, and of `lost` series that could not be decoded."""
     if lost:
         warnings.warn(
             f"{lost} series can't be decoded, and their pixels were not compared", MedimgWarning, stacklevel=3
@@ -161,20 +146,21 @@ def warn_of(report: LeakReport, lost: int) -> None:
     single = len(report.sizes) == 1
     count = f"{len(alike)}" if len(alike) < MOST_PAIRS else f"{MOST_PAIRS} or more"
     warnings.warn(
-        f"{count} pair(s) of pictures {'of different patients' if single else 'on two sides'} look alike, "
-        f"and may be copies, saved again or edited. The closest:\n{_listed(alike, single=single)}\n"
-        "Look at both of a pair; medimg.check_leaks(…).near_duplicates lists all",
+        f"{count} pair(s) of images in different {'patients' if single else 'subsets'} look alike, "
+        "and may be copies, saved again or edited; the most similar:\n"
+        f"{_format_leaks(alike, single=single)}\n"
+        "compare them by eye; medimg.check_leaks(…).near_duplicates lists all",
         MedimgWarning,
         stacklevel=3,
     )
 
 
-#: How closely a split looks: identifiers alone, pixels too, or as much as takes seconds.
+#: What a split compares: identifiers alone, pixels too, or as much as takes seconds.
 Check: TypeAlias = Literal["auto", "pixels", "fast"]
-#: Whether what is shared is an error.
+#: Whether a leak raises an error.
 OnLeak: TypeAlias = Literal["raise", "report"]
 
-#: Values, by the headers, that are decoded in a few seconds.
+#: Number of values that are decoded in a few seconds.
 _AFFORDABLE: Final = 2**29
 
 
@@ -187,27 +173,27 @@ def check_leaks(
     progress: bool | None = None,
 ) -> LeakReport:
     """
-    Look for patients, studies, series, files, SOP instances and pixels that stand on two sides.
+    Look for patients, studies, series, files, SOP instances and pixels shared between subsets.
 
     Pixels are compared decoded, so that the same image is found in another transfer syntax or format, under
-    another name, and with other headers. Pictures of a single value are left out.
+    another name, and with other headers. Constant images are ignored.
 
     Parameters
     ----------
     *parts : ImageDataset
-        The sides, such as training, validation and test; of a single data set, its patients are the sides.
+        Subsets, such as training, validation and test. In a single dataset, its patients are compared.
     pixels : bool
-        Whether to decode all images, which takes as long as reading them once. What was decoded is remembered
-        as long as its files don't change.
+        Whether to decode and compare all images, which takes as long as reading them once. Results are reused
+        while the files don't change.
     near_duplicates : bool
-        Whether to warn of pictures that look alike, as after lossy compression, resizing, or a change of
-        brightness. They are compared in up to 32 pictures of each series, and only if `pixels` are.
+        Whether to warn of images that look alike, as after lossy compression, resizing or a change of
+        intensity. At most 32 images of each series are compared, and only if `pixels` are.
     on_leak : {"raise", "report"}
-        Whether a leak is an error.
+        Whether a leak raises an error.
     workers : int, optional
-        Threads that decode; all cores by default.
+        Number of decoding threads; all cores by default.
     progress : bool, optional
-        Whether to show a progress bar.
+        Whether to show a progress bar; by default in an interactive terminal, after 1 s.
 
     Returns
     -------
@@ -216,9 +202,9 @@ def check_leaks(
     Raises
     ------
     LeakageError
-        If there is a leak; it lists what is shared by hash and by the indices of the items.
+        If there is a leak; the message lists hashes and indices of items.
     DatasetError
-        If there is no data set, or something else.
+        If no dataset is given, or something else.
 
     Warns
     -----
@@ -227,9 +213,9 @@ def check_leaks(
 
     Notes
     -----
-    Near-duplicates have perceptual hashes (64 bits, of the lowest frequencies of a thumbnail of 32×32) that
+    Near-duplicates have perceptual hashes (64 bits, of the lowest frequencies of a 32×32 thumbnail) that
     differ in at most 6 bits, and thumbnails whose details (all but the lowest 8×8 frequencies) correlate by
-    0.9 or more. Pictures with few details, such as synthetic ones, can be alike without being copies.
+    0.9 or more. Images with few details, such as synthetic ones, can be similar without being copies.
 
     Examples
     --------
@@ -238,30 +224,24 @@ def check_leaks(
     LeakReport(1782 and 382 and 383 items: no leak; 0 near-duplicates)
     """
     if not parts:
-        raise DatasetError("check_leaks takes data sets, such as check_leaks(train, test); none was given")
-    check_datasets(*parts)
-    if on_leak not in get_args(OnLeak):
-        raise DatasetError(f'on_leak is "raise" or "report"; found {on_leak!r}')
-    sources = sources_of(parts)
+        raise DatasetError("check_leaks takes datasets, such as check_leaks(train, test); none was given")
+    check_types(*parts)
+    check_choice("on_leak", on_leak, get_args(OnLeak), error=DatasetError)
+    sources = list_sources(parts)
     prints: Sequence[Fingerprint | None] | None = None
     if pixels:
-        prints = fingerprints([s.series for s in sources if s.series], workers=workers, progress=progress)
-    report = _report(parts, sources, prints, near=near_duplicates)
+        prints = compute_fingerprints(
+            [s.series for s in sources if s.series], workers=workers, progress=progress
+        )
+    report = _find_leaks(parts, sources, prints, near=near_duplicates)
     if on_leak == "raise":
-        refuse(report)
-    warn_of(report, lost=sum(p is None for p in prints or ()))
+        raise_leaks(report)
+    warn_of_near_duplicates(report, lost=sum(p is None for p in prints or ()))
     return report
 
 
-def check_datasets(*parts: object) -> None:
-    """
-    Refuse what is no data set.
-
-    Raises
-    ------
-    DatasetError
-        It names the type.
-    """
+def check_types(*parts: object) -> None:
+    """Raise DatasetError for anything that is not a dataset."""
     for part in parts:
         if not isinstance(part, ItemFacts):
             raise DatasetError(
@@ -270,62 +250,35 @@ def check_datasets(*parts: object) -> None:
             )
 
 
-def check_one(dataset: ImageDataset, check: Check | None = "fast") -> None:
-    """
-    Refuse a data set in which different patients have the same study, series, file, instance or pixels.
-
-    Parameters
-    ----------
-    dataset : ImageDataset
-        To be split by patient.
-    check : {"auto", "pixels", "fast"} or None
-        See :func:`medimg.split`.
-
-    Raises
-    ------
-    LeakageError
-        If there is a leak.
-    DatasetError
-        If `check` is none of these.
-    """
+def check_patients(dataset: ImageDataset, check: Check | None = "fast") -> None:
+    """Raise LeakageError if patients share a study, series, file, instance or, by `check`, pixels."""
     if check is None:
         return
-    if check not in get_args(Check):
-        raise DatasetError(f'check is "auto", "pixels", "fast" or None; found {check!r}')
-    sources = sources_of([dataset])
-    # what identifiers tell needs no decoding
-    refuse(_report([dataset], sources, None, near=False))
+    check_choice("check", check, (*get_args(Check), None), error=DatasetError)
+    sources = list_sources([dataset])
+    # identifiers first, since they need no decoding
+    raise_leaks(_find_leaks([dataset], sources, None, near=False))
     several = [s.series for s in sources if s.series]
-    if check == "fast" or (check == "auto" and pixel_count(several) > _AFFORDABLE):
+    if check == "fast" or (check == "auto" and count_unknown_pixels(several) > _AFFORDABLE):
         return
-    prints = fingerprints(several)
-    report = _report([dataset], sources, prints, near=check == "pixels")
-    refuse(report)
-    warn_of(report, lost=sum(p is None for p in prints or ()))
+    prints = compute_fingerprints(several)
+    report = _find_leaks([dataset], sources, prints, near=check == "pixels")
+    raise_leaks(report)
+    warn_of_near_duplicates(report, lost=sum(p is None for p in prints or ()))
 
 
 def check_splits(*parts: Any) -> None:
     """
-    Refuse data sets that share anything, as far as it is known without decoding.
+    Raise LeakageError if datasets share anything, as far as is known without decoding.
 
-    Pixels are compared where they were decoded before, as by :func:`medimg.split`.
-
-    Parameters
-    ----------
-    *parts : ImageDataset
-        Or what has their facts of items.
-
-    Raises
-    ------
-    LeakageError
-        If there is a leak.
+    Pixels are compared if they were decoded before, as by :func:`medimg.split`.
     """
-    sources = sources_of(parts)
-    prints = [known_fingerprint(s.series) for s in sources if s.series]
-    refuse(_report(parts, sources, prints, near=False))
+    sources = list_sources(parts)
+    prints = [find_fingerprint(s.series) for s in sources if s.series]
+    raise_leaks(_find_leaks(parts, sources, prints, near=False))
 
 
-def _report(
+def _find_leaks(
     parts: Sequence[Any],
     sources: Sequence[Source],
     prints: Sequence[Fingerprint | None] | None,
@@ -333,7 +286,7 @@ def _report(
     near: bool,
 ) -> LeakReport:
     overlaps = Overlaps(sources)
-    overlaps.by_identifiers()
+    overlaps.compare_identifiers()
     alike: list[Leak] = []
     notes = overlaps.notes
     if prints is None:
@@ -341,34 +294,34 @@ def _report(
     else:
         waiting = iter(prints)
         of_sources = [next(waiting) if s.series else None for s in sources]
-        overlaps.by_pixels(of_sources)
-        alike = _near(sources, of_sources) if near else []
+        overlaps.compare_pixels(of_sources)
+        alike = _find_near_duplicates(sources, of_sources) if near else []
     return LeakReport(
         tuple(overlaps.leaks),
         tuple(alike),
-        _items(parts, [sources[n] for n in overlaps.involved]),
+        _list_items(parts, [sources[n] for n in overlaps.involved]),
         tuple(len(part) for part in parts),
         tuple(notes),
     )
 
 
-def _near(sources: Sequence[Source], prints: Sequence[Fingerprint | None]) -> list[Leak]:
-    """Return what looks alike and is not the same."""
+def _find_near_duplicates(sources: Sequence[Source], prints: Sequence[Fingerprint | None]) -> list[Leak]:
+    """Return near-duplicates that don't have identical pixels."""
     found = []
-    for one, other, value in near_pairs(prints, [s.side for s in sources]):
-        (a, of_a), (b, of_b) = ((sources[n], _digests(prints[n])) for n in (one, other))
+    for one, other, value in find_near_pairs(prints, [s.group for s in sources]):
+        (a, of_a), (b, of_b) = ((sources[n], _get_digests(prints[n])) for n in (one, other))
         if not of_a & of_b:
             digest = min(of_a, default=b"").hex()[:12]
             found.append(Leak("near", digest, (a.part, b.part), (a.item, b.item), round(value, 4)))
     return found
 
 
-def _digests(fingerprint: Fingerprint | None) -> frozenset[bytes]:
+def _get_digests(fingerprint: Fingerprint | None) -> frozenset[bytes]:
     return fingerprint.digests if fingerprint else frozenset()
 
 
-def _items(parts: Sequence[Any], involved: Sequence[Source]) -> tuple[tuple[int, ...], ...]:
-    """Return the items of series, part by part."""
+def _list_items(parts: Sequence[Any], involved: Sequence[Source]) -> tuple[tuple[int, ...], ...]:
+    """Return the indices of the items of series, for each part."""
     wanted = {(s.part, s.uid, s.path) for s in involved}
     return tuple(
         tuple(

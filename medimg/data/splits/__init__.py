@@ -1,1 +1,1 @@
-"""Splits that keep patients apart."""
+"""Splits and folds by patient."""

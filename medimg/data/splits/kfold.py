@@ -1,4 +1,4 @@
-"""Folds that keep patients together, stratified by class."""
+"""Folds by patient, stratified by class."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from medimg._validation import check_seed, check_whole_number
-from medimg.data.leakage.check_leaks import check_datasets, check_one
+from medimg.data.leakage.check_leaks import check_patients, check_types
 from medimg.data.splits.split import check_by
 from medimg.errors import DatasetError, LeakageError
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from medimg.data.leakage.check_leaks import Check
     from medimg.data.splits.split import SplitBy
 
-__all__ = ["Indices", "check_folds", "fold_of_items", "kfold", "patient_classes", "splits"]
+__all__ = ["Indices", "assign_folds", "check_folds", "count_patients_by_class", "kfold", "split_by_fold"]
 
 Indices: TypeAlias = "NDArray[np.int64]"
 
@@ -35,34 +35,34 @@ def kfold(
     check: Check | None = "auto",
 ) -> list[tuple[ImageDataset, ImageDataset]]:
     """
-    Divide a data set for cross-validation, stratified by class, with every patient in one fold only.
+    Divide a dataset into folds by patient, stratified by class, for cross-validation.
 
     Parameters
     ----------
     dataset : ImageDataset
-        What to divide.
+        Dataset to divide.
     folds : int
-        How many, 2 or more.
+        Number of folds, 2 or more.
     by : {"patient"}
-        What stays together.
+        Grouping.
     seed : int
-        Of the shuffling, from 0 to 2³² - 1; the same seed gives the same folds, and those of
+        Seed for shuffling, from 0 to 2³² - 1; the same seed gives the same folds, which are those of
         :func:`medimg.cross_validate`.
     check : {"auto", "pixels", "fast"} or None
-        What is looked for under two patients; see :func:`medimg.split`.
+        What is compared between patients; see :func:`medimg.split`.
 
     Returns
     -------
     list of tuple of ImageDataset
-        For each fold what is outside of it, to train on, and the fold, to test on; each holds every class.
+        For each fold the items outside it, to train on, and those in it, to test on; each holds every class.
 
     Raises
     ------
     LeakageError
-        If it can't be clean: a class has fewer patients than there are folds, or would be absent from one,
+        If no clean folds exist: a class has fewer patients than there are folds, or would be absent from one,
         or the same study, series, file, SOP instance or pixels belong to two patients.
     DatasetError
-        If the number of folds or the seed is unsound, or `dataset` is none.
+        If the number of folds or the seed is invalid, or `dataset` is not a dataset.
 
     Examples
     --------
@@ -70,40 +70,31 @@ def kfold(
     ...     medimg.fine_tune(model, train)
     """
     check_by(by)
-    check_datasets(dataset)
+    check_types(dataset)
     check_folds(dataset, folds, check)
     labels = np.asarray(dataset.labels)
-    counts = patient_classes(labels, dataset.patients, dataset.task, len(dataset.classes))
+    counts = count_patients_by_class(labels, dataset.patients, dataset.task, len(dataset.classes))
     for name, count in zip(dataset.classes, counts, strict=True):
         if count < folds:
             raise LeakageError(
-                f"class {name!r} has {count} patient(s), and {folds} clean folds take at least {folds}: "
+                f"class {name!r} has {count} patient(s), and {folds} folds need at least {folds}: "
                 "collect more, drop the class, or use fewer folds"
             )
-    fold = fold_of_items(labels, dataset.patients, dataset.task, folds, seed)
-    parts = splits(fold)
+    fold = assign_folds(labels, dataset.patients, dataset.task, folds, seed)
+    parts = split_by_fold(fold)
     for _, held_out in parts:
         _check_classes(dataset, labels[held_out])
     return [(dataset.subset(train), dataset.subset(test)) for train, test in parts]
 
 
 def check_folds(dataset: ImageDataset, folds: int, check: Check | None = "fast") -> None:
-    """
-    Refuse folds that can't be, and data that would leak between them.
-
-    Raises
-    ------
-    DatasetError
-        If the number is none of folds.
-    LeakageError
-        If a study, series, file or instance stands under two patients.
-    """
+    """Raise an error if the number of folds is invalid, or data would leak between them."""
     check_whole_number("folds", folds, least=2, error=DatasetError)
-    check_one(dataset, check)
+    check_patients(dataset, check)
 
 
 def _check_classes(dataset: ImageDataset, labels: NDArray[np.generic]) -> None:
-    shown = patient_classes(labels, range(len(labels)), dataset.task, len(dataset.classes))
+    shown = count_patients_by_class(labels, range(len(labels)), dataset.task, len(dataset.classes))
     absent = [name for name, count in zip(dataset.classes, shown, strict=True) if not count]
     if absent:
         raise LeakageError(
@@ -112,40 +103,17 @@ def _check_classes(dataset: ImageDataset, labels: NDArray[np.generic]) -> None:
         )
 
 
-def fold_of_items(
+def assign_folds(
     labels: NDArray[np.generic], patients: Sequence[str], task: str, folds: int, seed: int
 ) -> Indices:
     """
-    Return the fold of each item: every patient is in one, classes are shared out as evenly as may be.
+    Return the fold of each item, (n,) int64, by scikit-learn's ``StratifiedGroupKFold`` over patients.
 
-    Parameters
-    ----------
-    labels : numpy.ndarray
-        (n,) class indices, or (n, K) indicators, of which each combination counts as a class.
-    patients : sequence of str
-        (n,).
-    task : {"multiclass", "multilabel"}
-        What the labels are.
-    folds : int
-        How many, 2 or more.
-    seed : int
-        Of the shuffling.
-
-    Returns
-    -------
-    numpy.ndarray
-        (n,) int64, 0 to ``folds - 1``; by scikit-learn's ``StratifiedGroupKFold``.
-
-    Raises
-    ------
-    LeakageError
-        If there are fewer patients than folds.
-    DatasetError
-        If the seed is none.
+    Labels are (n,) class indices, or (n, K) indicators, of which each combination counts as a class.
 
     Examples
     --------
-    >>> fold_of_items(np.array([0, 1, 0, 1]), ["a", "a", "b", "b"], "multiclass", 2, seed=0).tolist()
+    >>> assign_folds(np.array([0, 1, 0, 1]), ["a", "a", "b", "b"], "multiclass", 2, seed=0).tolist()
     [1, 1, 0, 0]
     """
     from sklearn.model_selection import StratifiedGroupKFold
@@ -155,32 +123,29 @@ def fold_of_items(
     groups = np.unique(np.asarray(patients), return_inverse=True)[1]
     count = int(groups.max()) + 1
     if count < folds:
-        raise LeakageError(
-            f"{count} patient(s) can't be shared out to {folds} folds with each in one: use fewer folds, or "
-            "more patients"
-        )
+        raise LeakageError(f"found {count} patient(s) for {folds} folds; use fewer folds, or more patients")
     # as shuffle=True does since scikit-learn 1.8: before, that gave each patient the classes of another
     groups = np.argsort(check_random_state(start).permutation(count))[groups]
-    kinds = labels if task == "multiclass" else np.unique(labels, axis=0, return_inverse=True)[1]
+    strata = labels if task == "multiclass" else np.unique(labels, axis=0, return_inverse=True)[1]
     fold = np.zeros(len(labels), np.int64)
     with warnings.catch_warnings():
-        # that a class has fewer items than there are folds
+        # of classes with fewer items than there are folds
         warnings.simplefilter("ignore", UserWarning)
         cut = StratifiedGroupKFold(folds)
-        for number, (_, held_out) in enumerate(cut.split(labels, np.ravel(kinds), groups)):
+        for number, (_, held_out) in enumerate(cut.split(labels, np.ravel(strata), groups)):
             fold[held_out] = number
     return fold
 
 
-def splits(fold: Indices) -> list[tuple[Indices, Indices]]:
-    """Return for each fold the items outside, and those in it; empty folds are left out."""
+def split_by_fold(fold: Indices) -> list[tuple[Indices, Indices]]:
+    """Return for each fold the items outside it, and those in it; empty folds are left out."""
     return [(np.flatnonzero(fold != n), np.flatnonzero(fold == n)) for n in np.unique(fold)]
 
 
-def patient_classes(
+def count_patients_by_class(
     labels: NDArray[np.generic], patients: Sequence[Hashable], task: str, outputs: int
 ) -> NDArray[np.int64]:
-    """Return how many patients have each class: (K,)."""
+    """Return the number of patients of each class: (K,)."""
     shown = labels[:, None] == np.arange(outputs) if task == "multiclass" else np.asarray(labels) > 0
     names = np.asarray(patients)
     return np.array([len(set(names[shown[:, k]])) for k in range(outputs)], np.int64)

@@ -1,4 +1,4 @@
-"""Splits that keep patients apart."""
+"""Splits by patient, stratified by class."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 import numpy as np
 
 from medimg._validation import check_seed
-from medimg.data.leakage.check_leaks import check_datasets, check_one
+from medimg.data.leakage.check_leaks import check_patients, check_types
 from medimg.errors import DatasetError, LeakageError
 
 if TYPE_CHECKING:
@@ -33,27 +33,27 @@ def split(
     check: Check | None = "auto",
 ) -> tuple[ImageDataset, ...]:
     """
-    Split a data set, stratified by class, with every patient on one side only.
+    Split a dataset by patient, stratified by class.
 
     Parameters
     ----------
     dataset : ImageDataset
-        What to split.
+        Dataset to split.
     by : {"patient"}
-        What stays together; nothing smaller than a patient can be split without a leak.
+        Grouping; anything finer than patients would leak.
     fractions : sequence of float
         Size of each part; they add up to 1. The default is training, validation, test.
     seed : int
-        Of the shuffling, from 0 to 2³² - 1; the same seed gives the same split.
+        Seed for shuffling, from 0 to 2³² - 1; the same seed gives the same split.
     check : {"auto", "pixels", "fast"} or None
-        What is looked for under two patients, as a split would put it on two sides:
+        What is compared between patients, since a split could put it into two subsets:
 
         ==========  ======================================================================================
-        "fast"      studies, series, files and SOP instances, by what the headers say
-        "pixels"    pixels too, decoded, which takes as long as reading all images once; pictures that
-                    look alike are warned of, see :func:`medimg.check_leaks`
-        "auto"      pixels, but not what looks alike, where there are no more than 2²⁹ values (some 2,000
-                    pictures of 512×512), which takes seconds; else as "fast"
+        "fast"      studies, series, files and SOP instances, by the headers
+        "pixels"    decoded pixels too, which takes as long as reading all images once; images that look
+                    alike cause a warning, see :func:`medimg.check_leaks`
+        "auto"      pixels, but not images that look alike, if there are no more than 2²⁹ values (some
+                    2,000 images of 512×512), which takes seconds; else as "fast"
         None        nothing
         ==========  ======================================================================================
 
@@ -65,144 +65,142 @@ def split(
     Raises
     ------
     LeakageError
-        If it can't be clean: a class has fewer patients than there are parts, or the same study, series,
+        If no clean split exists: a class has fewer patients than there are parts, or the same study, series,
         file, SOP instance or pixels belong to two patients.
     DatasetError
-        If the fractions or the seed are unsound, or `dataset` is none.
+        If the fractions or the seed are invalid, or `dataset` is not a dataset.
 
     Warns
     -----
     MedimgWarning
-        Of near-duplicates and of what can't be decoded, where these are looked for.
+        Of near-duplicates and of series that can't be decoded, if these are compared.
 
     Examples
     --------
     >>> train, val, test = medimg.split(data, seed=1)  # doctest: +SKIP
     """
-    shares = _checked_fractions(fractions)
+    shares = _check_fractions(fractions)
     check_by(by)
     start = check_seed(seed)
-    check_datasets(dataset)
-    check_one(dataset, check)
+    check_types(dataset)
+    check_patients(dataset, check)
     groups: dict[Hashable, list[int]] = defaultdict(list)
     for index, patient in enumerate(dataset.patients):
         groups[patient].append(index)
-    positive = _positive(dataset)
+    positive = _mark_classes(dataset)
     classes = {
         key: frozenset(int(k) for k in np.flatnonzero(positive[members].any(axis=0)))
         for key, members in groups.items()
     }
-    _check_enough(dataset, classes, len(shares))
-    sides = _assigned(classes, shares, np.random.default_rng(start))
-    _check_sides(dataset, classes, sides, len(shares))
+    _check_patient_counts(dataset, classes, len(shares))
+    parts_by_group = _assign_groups(classes, shares, np.random.default_rng(start))
+    _check_classes(dataset, classes, parts_by_group, len(shares))
     parts: list[list[int]] = [[] for _ in shares]
     for key, members in groups.items():
-        parts[sides[key]] += members
+        parts[parts_by_group[key]] += members
     return tuple(dataset.subset(sorted(part)) for part in parts)
 
 
 def check_by(by: str) -> None:
-    """
-    Refuse groups that leak.
-
-    Raises
-    ------
-    DatasetError
-        If it is not "patient".
-    """
+    """Raise DatasetError if the grouping would leak."""
     if by not in get_args(SplitBy):
-        raise DatasetError(f'by is "patient", as anything smaller leaks; found {by!r}')
+        raise DatasetError(f'by must be "patient", as finer groups leak; found {by!r}')
 
 
-def _checked_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
+def _check_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
     try:
         shares = tuple(float(f) for f in fractions)
     except (TypeError, ValueError, OverflowError):
         shares = ()
-    # written so that what is no number fails, too
+    # written so that NaN fails too
     if len(shares) < 2 or not all(f > 0 for f in shares) or not abs(sum(shares) - 1) <= 1e-6:
-        raise DatasetError(f"fractions are two or more positive numbers that add up to 1; found {fractions}")
+        raise DatasetError(
+            f"fractions must be two or more positive numbers that add up to 1; found {fractions}"
+        )
     return shares
 
 
-def _positive(dataset: ImageDataset) -> npt.NDArray[np.bool_]:
-    """Return which classes each item shows: (n, K)."""
+def _mark_classes(dataset: ImageDataset) -> npt.NDArray[np.bool_]:
+    """Return the classes of each item as indicators (n, K)."""
     labels = dataset.labels
     if dataset.task == "multilabel":
         return np.asarray(labels > 0)
     return np.asarray(labels[:, None] == np.arange(len(dataset.classes)))
 
 
-def _check_enough(dataset: ImageDataset, classes: dict[Hashable, frozenset[int]], parts: int) -> None:
+def _check_patient_counts(dataset: ImageDataset, classes: dict[Hashable, frozenset[int]], parts: int) -> None:
     for k, name in enumerate(dataset.classes):
         count = sum(k in c for c in classes.values())
         if count < parts:
             raise LeakageError(
-                f"class {name!r} has {count} patient(s), and a clean split in {parts} parts takes at least "
-                f"{parts}: collect more, drop the class, or split in fewer parts"
+                f"class {name!r} has {count} patient(s), and a split into {parts} parts needs at least "
+                f"{parts}: collect more, drop the class, or use fewer parts"
             )
 
 
-class _Sides:
-    """Who is on which side, and how many of each class each side is still owed."""
+class _Assignment:
+    """The part of each group, and the number of groups of each class that each part still lacks."""
 
     def __init__(self, classes: dict[Hashable, frozenset[int]], shares: tuple[float, ...]) -> None:
         count = Counter(k for present in classes.values() for k in present)
         self.classes = classes
-        self.sides: dict[Hashable, int] = {}
-        self.owed = {k: np.asarray(shares) * n for k, n in count.items()}
-        self.owed_at_all = np.asarray(shares) * len(classes)
+        self.parts_by_group: dict[Hashable, int] = {}
+        self.lacking = {k: np.asarray(shares) * n for k, n in count.items()}
+        self.lacking_groups = np.asarray(shares) * len(classes)
         self.without = {k: set(range(len(shares))) for k in count}
 
-    def give(self, key: Hashable, wanted: npt.NDArray[np.float64]) -> None:
-        """Put a group on the side that wants it most; of equals, on the one that is owed most at all."""
-        best = np.flatnonzero(wanted >= wanted.max() - 1e-9)
-        side = int(best[np.argmax(self.owed_at_all[best])])
-        self.sides[key] = side
-        self.owed_at_all[side] -= 1
+    def assign(self, key: Hashable, needs: npt.NDArray[np.float64]) -> None:
+        """Assign a group to the part with the highest need; of equals, to the one that lacks most groups."""
+        best = np.flatnonzero(needs >= needs.max() - 1e-9)
+        part = int(best[np.argmax(self.lacking_groups[best])])
+        self.parts_by_group[key] = part
+        self.lacking_groups[part] -= 1
         for k in self.classes[key]:
-            self.owed[k][side] -= 1
-            self.without[k].discard(side)
+            self.lacking[k][part] -= 1
+            self.without[k].discard(part)
 
-    def wanted(self, k: int, left: int) -> npt.NDArray[np.float64]:
-        """Return how much each side wants a class of which so many groups are left."""
-        wanted = self.owed[k].copy()
+    def needs(self, k: int, left: int) -> npt.NDArray[np.float64]:
+        """Return each part's need of a class of which `left` groups remain."""
+        needs = self.lacking[k].copy()
         if self.without[k] and left <= len(self.without[k]):
-            # the last chance to have this class on every side
-            wanted[[side for side in range(len(wanted)) if side not in self.without[k]]] = -np.inf
-        return wanted
+            # the last chance to have this class in every part
+            needs[[part for part in range(len(needs)) if part not in self.without[k]]] = -np.inf
+        return needs
 
 
-def _assigned(
+def _assign_groups(
     classes: dict[Hashable, frozenset[int]], shares: tuple[float, ...], rng: np.random.Generator
 ) -> dict[Hashable, int]:
     """
-    Give each group a side by iterative stratification (Sechidis et al., ECML PKDD 2011).
+    Assign a part to each group by iterative stratification (Sechidis et al., ECML PKDD 2011).
 
-    The class with the fewest groups left comes first, and each of its groups goes to the side that is owed
-    most of that class, then most of all.
+    The class with the fewest groups left comes first; each of its groups goes to the part that lacks most of
+    that class, then most overall.
     """
     every = list(classes)
     keys = [every[i] for i in rng.permutation(len(every))]
-    chosen = _Sides(classes, shares)
-    left = {k: [key for key in keys if k in classes[key]] for k in chosen.owed}
+    chosen = _Assignment(classes, shares)
+    left = {k: [key for key in keys if k in classes[key]] for k in chosen.lacking}
     while left:
         rarest = min(left, key=lambda k: (len(left[k]), k))
         members = left.pop(rarest)
-        for place, key in enumerate(members):
-            chosen.give(key, chosen.wanted(rarest, len(members) - place))
-        left = {k: [key for key in rest if key not in chosen.sides] for k, rest in left.items()}
+        for position, key in enumerate(members):
+            chosen.assign(key, chosen.needs(rarest, len(members) - position))
+        left = {k: [key for key in rest if key not in chosen.parts_by_group] for k, rest in left.items()}
     for key in keys:
-        if key not in chosen.sides:
-            chosen.give(key, chosen.owed_at_all)
-    return chosen.sides
+        if key not in chosen.parts_by_group:
+            chosen.assign(key, chosen.lacking_groups)
+    return chosen.parts_by_group
 
 
-def _check_sides(
-    dataset: ImageDataset, classes: dict[Hashable, frozenset[int]], sides: dict[Hashable, int], parts: int
+def _check_classes(
+    dataset: ImageDataset,
+    classes: dict[Hashable, frozenset[int]],
+    parts_by_group: dict[Hashable, int],
+    parts: int,
 ) -> None:
     for k, name in enumerate(dataset.classes):
-        present = {sides[key] for key, c in classes.items() if k in c}
+        present = {parts_by_group[key] for key, c in classes.items() if k in c}
         if len(present) < parts:
             raise LeakageError(
                 f"class {name!r} would be absent from {parts - len(present)} of {parts} parts, as few "

@@ -1,112 +1,81 @@
-"""What a model was fitted with to decide, in words: temperature, operating points, prediction sets."""
+"""Calibration, prediction sets, training ranges and intervals in words."""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medimg.evaluation.report._formats import format_quantity
+
 if TYPE_CHECKING:
     from medimg.evaluation.report.report import Report
     from medimg.metrics.bootstrap import Estimate
 
-__all__ = ["decision_facts", "observed_coverage", "other_intervals", "training_range_facts"]
+__all__ = ["describe_calibration", "describe_other_intervals", "describe_training_ranges", "measure_coverage"]
 
 _IN_MM = ("spacing", "slice_distance", "slice_thickness")
 
-_OTHERS = {
-    "delong": "those of the AUROC of a class from DeLong’s variance",
-    "exact": "those of shares of 0 or 1 from the binomial distribution, by patients",
+_OTHER_METHODS = {
+    "delong": "the AUROC of a class by DeLong’s method",
+    "exact": "proportions of 0 or 1 by exact binomial intervals over patients",
 }
 
 _NOT_CALIBRATED = (
-    "The probabilities were not calibrated: that of a class need not be how often it occurs. "
-    "medimg.calibrate fits that on validation data."
+    "The probabilities are not calibrated: they may not match observed frequencies. medimg.calibrate fits a "
+    "calibration on validation data."
 )
 
 
-def other_intervals(estimates: "Iterable[Estimate]") -> str:
+def describe_other_intervals(estimates: "Iterable[Estimate]") -> list[str]:
     """
-    Say which intervals were not found by resampling.
+    Name the intervals that do not come from resampling, and their method.
 
-    Parameters
-    ----------
-    estimates : iterable of Estimate
-        The metrics.
-
-    Returns
-    -------
-    str
-        In parentheses behind a space, or "".
-
-    Examples
-    --------
     >>> from medimg.metrics.bootstrap import Estimate
-    >>> other_intervals([Estimate(1.0, 0.839, 1.0, method="exact")])
-    ' (those of shares of 0 or 1 from the binomial distribution, by patients)'
+    >>> describe_other_intervals([Estimate(1.0, 0.839, 1.0, method="exact")])
+    ['proportions of 0 or 1 by exact binomial intervals over patients']
     """
     methods = {estimate.method for estimate in estimates}
-    found = [text for method, text in _OTHERS.items() if method in methods]
-    return f" ({'; '.join(found)})" if found else ""
+    return [text for method, text in _OTHER_METHODS.items() if method in methods]
 
 
-def decision_facts(calibration: Mapping[str, Any] | None) -> list[str]:
+def describe_calibration(calibration: Mapping[str, Any] | None) -> list[str]:
     """
-    Put a calibration into sentences.
+    Put a calibration, as ``facts_of`` gives it, into sentences.
 
-    Parameters
-    ----------
-    calibration : mapping or None
-        What ``Calibration.to_dict`` gives, and whether it has statistics of embeddings (``outliers``); None
-        where the model is not calibrated.
-
-    Returns
-    -------
-    list of str
-        Sentences.
-
-    Examples
-    --------
-    >>> decision_facts(None)[0].partition(":")[0]
-    'The probabilities were not calibrated'
+    >>> describe_calibration(None)[0].partition(":")[0]
+    'The probabilities are not calibrated'
     """
     if not calibration:
         return [_NOT_CALIBRATED]
     before, after = calibration["loss"]
     temperatures = ", ".join(f"{t:.3g}" for t in calibration["temperature"])
     sentences = [
-        f"Fitted on {calibration['items']:,} items ({calibration['unit']}) of {calibration['patients']:,} "
-        "validation patients; the numbers in this part are of these, not of the images evaluated here.",
-        f"Temperature {temperatures}: mean negative log likelihood {before:.3f} before, {after:.3f} after.",
+        f"Fitted on {format_quantity(calibration['items'], calibration['unit'])} of "
+        f"{format_quantity(calibration['patients'], 'patient')} of the validation data; the values in this "
+        "section are of these data, not of the evaluation data.",
+        f"Temperature {temperatures}: mean negative log-likelihood {before:.3f} before, {after:.3f} after.",
     ]
     if calibration["coverage"] is not None:
         cuts = ", ".join(f"{q:.3g}" for q in calibration["quantiles"])
         sentences.append(
-            f"Prediction sets hold the class with a probability of {100 * calibration['coverage']:g} %, for "
-            f"patients like those (split-conformal; 1 − probability at most {cuts})."
+            f"Prediction sets contain the true class with a probability of {100 * calibration['coverage']:g} "
+            f"% for patients of the same distribution (split conformal prediction; 1 − probability ≤ {cuts})."
         )
     sentences.append(
-        "Each prediction is told how unusual its image is: the share of held-out images that lie nearer to "
-        "the training data (Mahalanobis distance of embeddings)."
+        "Each prediction has an out-of-distribution score: the share of held-out images closer to the "
+        "training data (Mahalanobis distance of embeddings)."
         if calibration.get("outliers")
-        else "How unusual an image is, is not told: no statistics of the training data were fitted."
+        else "Predictions have no out-of-distribution score: no statistics of embeddings were fitted."
     )
     return sentences
 
 
-def observed_coverage(report: "Report") -> tuple[float, float] | None:
+def measure_coverage(report: "Report") -> tuple[float, float] | None:
     """
-    Look how often the prediction sets hold the truth on what was evaluated.
+    Measure the coverage of the prediction sets on the evaluation data, and their mean size.
 
-    Parameters
-    ----------
-    report : Report
-        What was evaluated; its provenance tells the quantiles.
-
-    Returns
-    -------
-    tuple of 2 floats, or None
-        Share of the units whose class is in the set (multilabel: of the labels that are there), and mean size
-        of the sets. None where there are no sets, or nothing to look for.
+    Coverage is the share of units whose class is in the set (multilabel: of true labels in the set). None if
+    there are no sets, or no true labels.
     """
     from medimg.calibration.conformal import prediction_set
 
@@ -123,26 +92,14 @@ def observed_coverage(report: "Report") -> tuple[float, float] | None:
     return (float(sets[truth].mean()), float(sets.sum(axis=1).mean())) if truth.any() else None
 
 
-def training_range_facts(ranges: Mapping[str, Any] | None) -> dict[str, str]:
+def describe_training_ranges(ranges: Mapping[str, Any] | None) -> dict[str, str]:
     """
-    Put the ranges of the training data into words.
+    Put the ranges of the training data into words, without those that are unknown.
 
-    Parameters
-    ----------
-    ranges : mapping or None
-        What ``TrainingRanges.to_dict`` gives; None where they were not noted.
-
-    Returns
-    -------
-    dict of str to str
-        Without what is not known.
-
-    Examples
-    --------
-    >>> training_range_facts({"series": 9, "modalities": ["CT", "MR"], "spacing": [0.5, 0.752]})
+    >>> describe_training_ranges({"series": 9, "modalities": ["CT", "MR"], "spacing": [0.5, 0.752]})
     {'series': '9', 'modalities': 'CT, MR', 'spacing': '0.5 to 0.752 mm'}
     """
-    found = {}
+    words = {}
     for name, value in (ranges or {}).items():
         if value is None or value == []:
             continue
@@ -153,5 +110,5 @@ def training_range_facts(ranges: Mapping[str, Any] | None) -> dict[str, str]:
         else:
             ends = " to ".join(dict.fromkeys(f"{end:.3g}" if name in _IN_MM else f"{end:g}" for end in value))
             text = f"{ends} mm" if name in _IN_MM else ends
-        found[name.replace("_", " ")] = text
-    return found
+        words[name.replace("_", " ")] = text
+    return words

@@ -1,35 +1,31 @@
-"""Sections of the report on what lies behind the scores: data flow, split, training, subgroups, methods."""
+"""The sections of the page as plain values for the template: tables, plots and counts."""
 
 import math
-from collections.abc import Mapping
-from html import escape
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from medimg._plot_style import MOST_STYLES
 from medimg.data.protocols import EvaluationDataset, FitHistory
 from medimg.evaluation.report._calibration_facts import (
-    decision_facts,
-    observed_coverage,
-    training_range_facts,
+    describe_calibration,
+    describe_training_ranges,
+    measure_coverage,
 )
-from medimg.evaluation.report._html_elements import (
-    duration,
-    estimate_cell,
-    facts,
-    number,
-    percent,
-    plot,
-    scrolling,
-    section,
-    shown,
-    span,
-    table,
+from medimg.evaluation.report._formats import (
+    format_count,
+    format_interval,
+    format_number,
+    format_percent,
+    format_setting,
 )
+from medimg.evaluation.report._metric_names import describe_metric
 from medimg.evaluation.report.cautions import FEWEST_SHOWN
-from medimg.evaluation.report.data_flow import shared_patients, split_subsets
-from medimg.evaluation.report.metric_names import describe_metric
-from medimg.evaluation.report.plots import MOST_STYLES, curve_plot, reliability_plot, training_plots
+from medimg.evaluation.report.data_flow import count_shared_patients, count_subsets
+from medimg.evaluation.report.example_images import ExampleImage
+from medimg.evaluation.report.plots import plot_curves, plot_reliability, plot_training
 from medimg.metrics.bootstrap import Estimate
 from medimg.metrics.curves import Curves, Reliability
 
@@ -39,15 +35,24 @@ if TYPE_CHECKING:
     from medimg.evaluation.report.report import Report
 
 __all__ = [
-    "curves_section",
-    "data_section",
-    "deciding_section",
-    "headline_metrics",
-    "method_section",
-    "scores_section",
-    "split_section",
-    "subgroups_section",
-    "training_section",
+    "CalibrationSection",
+    "CurvesSection",
+    "DataSection",
+    "Gallery",
+    "SplitSection",
+    "Table",
+    "TrainingSection",
+    "build_calibration",
+    "build_curves",
+    "build_data",
+    "build_gallery",
+    "build_metrics_by_class",
+    "build_overall_metrics",
+    "build_settings",
+    "build_split",
+    "build_subgroups",
+    "build_training",
+    "choose_headlines",
 ]
 
 _HEADLINES = {
@@ -55,7 +60,7 @@ _HEADLINES = {
     "multiclass": ("auroc", "balanced_accuracy", "accuracy", "f1_macro"),
     "multilabel": ("auroc", "recall_macro", "specificity_macro", "f1_macro"),
 }
-_COLUMNS = {
+_HISTORY_COLUMNS = {
     "phase": "Phase",
     "train_loss": "Training loss",
     "adapt_loss": "Adaptation loss",
@@ -64,417 +69,394 @@ _COLUMNS = {
     "val_balanced_accuracy": "Balanced accuracy",
     "val_f1": "F1",
     "val_auroc": "AUROC",
-    "monitor": "Chosen by",
+    "monitor": "Monitored score",
     "lr": "Learning rate",
 }
-_FLOW = ("patients", "series", "slices")
+_CORRECT_COLOR, _ERROR_COLOR = (109, 179, 232), (242, 166, 90)
+_LONG_TABLE = 8  # rows; a longer one is set in two columns
+_MOST_CLASSES = 100  # of a matrix that can be read; that of 1,000 classes would take 68 MB
+_MOST_CONFUSIONS = 50
+_Curve = TypeVar("_Curve")
 
 
-def headline_metrics(report: "Report") -> tuple[str, ...]:
-    """Give the names of the metrics that are read first."""
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows below a head: the first cell names the row, the others are texts, estimates or a last note."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str | Estimate]]
+    label: str = ""
+    caption: str = ""
+    has_notes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A plot below a heading, with what each curve is and a note."""
+
+    heading: str
+    uri: str
+    alt: str
+    key: Sequence[str]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DataSection:
+    """Units of each class, and the files, series and slices they come from."""
+
+    classes: Table
+    flow: Table
+    skipped: Table | None
+
+
+@dataclass(frozen=True, slots=True)
+class SplitSection:
+    """The subsets of a split, and how many patients are in more than one."""
+
+    subsets: Table
+    n_shared: int
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixCell:
+    """A count of a confusion matrix, with its share of the row (None: an empty row) and a color."""
+
+    n: int
+    share: float | None
+    color: str
+
+
+@dataclass(frozen=True, slots=True)
+class CurvesSection:
+    """Curves, and the errors as a confusion matrix or a table."""
+
+    plots: Sequence[Plot]
+    matrix: Mapping[str, Sequence[MatrixCell]] | None
+    errors: Table | None
+    n_confusions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationSection:
+    """What was fitted on validation data, in sentences, operating points, a plot and ranges."""
+
+    sentences: Sequence[str]
+    criterion: str
+    points: Table | None
+    plot: Plot | None
+    ranges: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSection:
+    """Plots and a table of the epochs."""
+
+    n_epochs: int
+    has_two_phases: bool
+    plots: Sequence[tuple[str, str]]
+    epochs: Table
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """Example images by heading."""
+
+    groups: Mapping[str, Sequence[ExampleImage]]
+    has_saliency: bool
+
+
+def choose_headlines(report: "Report") -> tuple[str, ...]:
+    """Name the metrics to read first."""
     return _HEADLINES["binary" if "sensitivity" in report.metrics else report.task]
 
 
-def data_section(report: "Report") -> str:
-    """Show how files became scores, and how many of each class there are."""
-    flow = report.provenance.get("data", {})
-    content = f'<div class="beside"><div><h3>By class</h3>{_classes(report)}</div>{_flow(report, flow)}</div>'
-    return section("What was evaluated", content)
-
-
-def _classes(report: "Report") -> str:
+def build_data(report: "Report") -> DataSection:
+    """Count patients and images of each class, and how files became predictions."""
     of_series = report.provenance["evaluation"]["item"] == "series"
-    unit_column = report.unit == "series" and not of_series
+    has_units = report.unit == "series" and not of_series
+    sizes = [(c.name, c.patients, c.units, c.images) for c in report.counts]
     rows = [
-        [c.name, f"{c.patients:,}", *([f"{c.units:,}"] if unit_column else []), f"{c.images:,}"]
-        for c in report.counts
+        [name, *map(format_count, (patients, units, images) if has_units else (patients, images))]
+        for name, patients, units, images in (
+            *sizes,
+            ("All", report.n_patients, report.n_units, report.n_images),
+        )
     ]
-    head = ["Class", "Patients", *(["Series"] if unit_column else []), "Series" if of_series else "Images"]
-    sizes = (report.n_patients, *((report.n_units,) if unit_column else ()), report.n_images)
-    extra = "" if report.task == "multiclass" else _soft("An image may carry several labels, or none.")
-    return table(head, [*rows, ["All", *(f"{n:,}" for n in sizes)]]) + extra
+    head = ["Class", "Patients", *(["Series"] if has_units else []), "Series" if of_series else "Images"]
+    flow = report.provenance["data"]
+    steps = {"Full dataset": flow.get("found"), "Evaluated": flow["evaluated"]}
+    keys = ("patients", "series", "slices")
+    found = [[name, *(format_count(step.get(k)) for k in keys)] for name, step in steps.items() if step]
+    skipped = [[reason, format_count(n)] for reason, n in flow["skipped"].items()]
+    return DataSection(
+        Table(head, rows, "Classes"),
+        Table(["", "Patients", "Series", "Slices"], found, "Data flow"),
+        Table(["Skipped files", "Files"], skipped, "Skipped files") if skipped else None,
+    )
 
 
-def _flow(report: "Report", flow: Mapping[str, Any]) -> str:
-    if not flow:
-        return ""
-    head = ["", *(name.capitalize() for name in _FLOW)]
-    steps = [("All that was found", flow.get("found")), ("Evaluated", flow["evaluated"])]
-    rows = [[name, *(_count(step.get(key)) for key in _FLOW)] for name, step in steps if step]
-    left = [[reason, f"{n:,}"] for reason, n in flow["skipped"].items()]
-    parts = [table(head, rows, caption="From files to what was scored")]
-    pictures = flow.get("pictures")
-    made = f"The recipe made {pictures:,} pictures of them; they" if pictures else "They"
-    parts.append(_soft(f"{made} gave {flow['units']:,} scores, one for each {report.unit}."))
-    if flow.get("modalities"):
-        listed = ", ".join(f"{name} {n:,}" for name, n in flow["modalities"].items())
-        parts.append(_soft(f"Series by modality: {listed}."))
-    if left:
-        parts.append(table(["Left out because", "Files"], left, caption="Files that were found and skipped"))
-    else:
-        parts.append(_soft("No file was skipped."))
-    return f"<div><h3>Data flow</h3>{''.join(parts)}</div>"
-
-
-def split_section(report: "Report", split: Mapping[str, EvaluationDataset] | None) -> str:
-    """Show how large the sides of the split are, and whether a patient is on two of them."""
+def build_split(report: "Report", split: Mapping[str, EvaluationDataset] | None) -> SplitSection | None:
+    """Count the subsets of a split, and the patients in more than one of them."""
     if not split:
-        return ""
-    sides = split_subsets(split)
-    evaluated = report.provenance.get("data", {}).get("digest")
-    classes = list(dict.fromkeys(name for side in sides for name in side.classes))
+        return None
+    subsets = count_subsets(split)
+    classes = list(dict.fromkeys(name for subset in subsets for name in subset.classes))
     rows = [
         [
-            side.name + (" (evaluated here)" if side.digest == evaluated else ""),
-            *(f"{n:,}" for n in (side.patients, side.series, side.items)),
-            *(f"{side.classes.get(name, 0):,}" for name in classes),
-            side.digest[:12],
+            subset.name
+            + (" (evaluated here)" if subset.digest == report.provenance["data"]["digest"] else ""),
+            *map(format_count, (subset.patients, subset.series, subset.items)),
+            *(format_count(subset.classes.get(name, 0)) for name in classes),
+            subset.digest[:12],
         ]
-        for side in sides
+        for subset in subsets
     ]
-    shared = shared_patients(split)
-    said = (
-        '<div class="notice" role="note" aria-label="Caution"><p>'
-        f"{shared:,} patients are on more than one side: scores are better than they would be on new "
-        "patients.</p></div>"
-        if shared
-        else _soft("Split by patient: none is on two sides. The digest tells these images and labels again.")
-    )
-    return section("Split", table(["Side", "Patients", "Series", "Items", *classes, "Digest"], rows) + said)
+    head = ["Subset", "Patients", "Series", "Items", *classes, "Digest"]
+    return SplitSection(Table(head, rows, "Split"), count_shared_patients(split))
 
 
-def training_section(fit: FitHistory | None) -> str:
-    """Draw the losses and scores of training by epoch, with the numbers below."""
-    if fit is None or not fit.history:
-        return ""
-    phases = [row.get("phase") for row in fit.history]
-    text = f"{len(phases)} epoch{'s' if len(phases) > 1 else ''} in {duration(fit.seconds)}."
-    if "head" in phases and "full" in phases:
-        text += " Before the dashed line only the head was trained, after it the whole network."
-    plots = "".join(
-        f'<figure class="plot"><img src="{address}" alt="{alt}"></figure>'
-        for alt, address in training_plots(fit.history)
-    )
-    return section("Training", f'{_soft(text)}<div class="columns">{plots}</div>{_epochs(fit)}')
+def build_curves(report: "Report") -> CurvesSection:
+    """Plot ROC, precision-recall and reliability curves, and count the errors."""
+    plots = [] if report.curves is None else _plot_all(report, report.curves)
+    if report.task == "multilabel":
+        rows = [
+            [name, *map(format_count, (matrix[1, 1], matrix[1, 0], matrix[0, 1], matrix[0, 0]))]
+            for name, matrix in zip(report.classes, report.confusion, strict=True)
+        ]
+        head = ["Label", "True positives", "False negatives", "False positives", "True negatives"]
+        return CurvesSection(plots, None, Table(head, rows, "Predictions by label"))
+    if len(report.classes) > _MOST_CLASSES:
+        return CurvesSection(plots, None, *_rank_confusions(report))
+    matrix = {
+        name: [
+            _shade(int(n), int(row.sum()), _CORRECT_COLOR if i == j else _ERROR_COLOR)
+            for j, n in enumerate(row)
+        ]
+        for i, (name, row) in enumerate(zip(report.classes, report.confusion, strict=True))
+    }
+    return CurvesSection(plots, matrix, None)
 
 
-def _epochs(fit: FitHistory) -> str:
-    keys = [key for key in fit.history[0] if key not in {"epoch", "seconds"}]
-    filled = [key for key in keys if any(row.get(key) is not None for row in fit.history)]
-    rows = [[str(i), *(shown(row.get(key)) for key in filled)] for i, row in enumerate(fit.history, 1)]
-    return table(["Epoch", *(_COLUMNS.get(key, key) for key in filled)], rows)
-
-
-def subgroups_section(report: "Report") -> str:
-    """Show the first metrics of each group of patients, with its size."""
-    if report.subgroups is None or report.subgroups.empty:
-        return ""
-    text = (
-        f"Each group of patients by itself, with {percent(report.ci)} intervals. Groups of fewer than "
-        f"{FEWEST_SHOWN} patients are put together, or not shown. Differences between small groups are often "
-        "chance: look whether the intervals overlap."
-    )
-    tables = [
-        _groups(report, str(name), rows) for name, rows in report.subgroups.groupby("subgroup", sort=False)
+def _rank_confusions(report: "Report") -> tuple[Table, int]:
+    errors = report.confusion * ~np.eye(len(report.classes), dtype=bool)
+    order = np.argsort(-errors, axis=None, kind="stable")[:_MOST_CONFUSIONS]
+    pairs = [divmod(int(index), len(errors)) for index in order]
+    rows = [
+        [report.classes[i], report.classes[j], format_count(errors[i, j])] for i, j in pairs if errors[i, j]
     ]
-    return section("Subgroups", _soft(text) + "".join(tables), long=True)
+    return Table(["True", "Predicted", "Units"], rows, "Confusions"), int(np.count_nonzero(errors))
 
 
-def _groups(report: "Report", subgroup: str, table: "pd.DataFrame") -> str:
-    names = headline_metrics(report)
-    head = "".join(
-        f'<th scope="col" class="number">{escape(text)}</th>'
-        for text in ("Patients", *(describe_metric(name) for name in names))
-    )
-    rows = "".join(
-        f'<tr><th scope="row">{escape(str(label))}</th><td class="number">{_patients(group)}</td>'
-        + "".join(estimate_cell(_estimate(group, name)) for name in names)
-        + f'<td class="note">{escape(str(group["note"].iloc[0]))}</td></tr>'
-        for label, group in table.groupby("group", sort=False)
-    )
-    whole = (
-        f"<table><caption>By {escape(subgroup)}</caption>"
-        f'<thead><tr><th scope="col">Group</th>{head}<th scope="col" class="note">Note</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table>"
-    )
-    return scrolling(whole, f"Scores by {subgroup}")
+def _shade(n: int, total: int, full: tuple[int, int, int]) -> MatrixCell:
+    share = n / total if total else 0.0
+    color = ", ".join(str(round(255 - (255 - channel) * share)) for channel in full)
+    return MatrixCell(n, share if total else None, f"rgb({color})")
 
 
-def _patients(group: "pd.DataFrame") -> str:
-    n = group["n_patients"].iloc[0]
-    return f"&lt;{FEWEST_SHOWN}" if group["n_patients"].isna().iloc[0] else f"{int(n):,}"
+def _plot_all(report: "Report", curves: Curves) -> list[Plot]:
+    plots = []
+    if curves.roc:
+        lines = _take_first(curves.roc)
+        key = [_describe_curve(report, name, "auroc", "AUROC") for name in lines]
+        alt = "ROC curve: sensitivity against false positive rate. The areas are listed below."
+        uri = plot_curves(list(lines.values()), curve_type="roc")
+        plots.append(Plot("ROC curve", uri, alt, key, _note_omitted(lines, curves.roc)))
+    if curves.precision_recall:
+        lines = _take_first(curves.precision_recall)
+        key = [_describe_curve(report, name, "auprc", "average precision") for name in lines]
+        alt = "Precision against recall. The average precisions are listed below."
+        uri = plot_curves(list(lines.values()), curve_type="precision_recall")
+        note = _note_omitted(lines, curves.precision_recall)
+        plots.append(Plot("Precision–recall curve", uri, alt, key, note))
+    return [*plots, _plot_reliability(report, curves)]
 
 
-def _estimate(group: "pd.DataFrame", metric: str) -> Estimate:
+def _plot_reliability(report: "Report", curves: Curves) -> Plot:
+    shown = _take_first(curves.reliability)
+    if len(shown) > 1 and curves.confidence is not None:
+        shown, omitted = {"": curves.confidence}, ""
+    else:
+        omitted = _note_omitted(shown, curves.reliability)
+    key = [
+        f"{_name_curve(report, name) if name else 'probability of the predicted class'}: ECE {curve.ece:.3f}"
+        for name, curve in shown.items()
+    ]
+    alt = "Reliability diagram: observed frequency against predicted probability, in bins. The expected "
+    alt += "calibration errors are listed below."
+    note = "Larger markers are bins with more units. ECE: expected calibration error, the mean distance from "
+    note += f"the diagonal, weighted by bin size. {omitted}"
+    return Plot("Reliability diagram", plot_reliability(list(shown.values())), alt, key, note)
+
+
+def _take_first(curves: Mapping[str, _Curve]) -> dict[str, _Curve]:
+    """Take as many curves as there are styles."""
+    return dict(list(curves.items())[:MOST_STYLES])
+
+
+def _note_omitted(shown: Mapping[str, _Curve], curves: Mapping[str, _Curve]) -> str:
+    if len(shown) >= len(curves):
+        return ""
+    return f"Only the first {len(shown)} of {len(curves):,} classes are plotted."
+
+
+def _describe_curve(report: "Report", name: str, metric: str, words: str) -> str:
+    by_class = f"{metric}[{name}]"
+    estimate = report.metrics[by_class if by_class in report.metrics else metric]
+    return f"{_name_curve(report, name)}: {words} {estimate}"
+
+
+def _name_curve(report: "Report", name: str) -> str:
+    several = report.task == "multiclass" and "sensitivity" not in report.metrics
+    return f"{name} (versus rest)" if several else name
+
+
+def build_overall_metrics(report: "Report") -> list[Table]:
+    """List the metrics that are not of one class, a long list as two tables."""
+    rows = [
+        [describe_metric(name), format_number(e.value), format_interval(e)]
+        for name, e in report.metrics.items()
+        if "[" not in name
+    ]
+    head = ["Metric", "Value", f"{format_percent(report.ci)} CI"]
+    half = -(-len(rows) // 2) if len(rows) > _LONG_TABLE else len(rows)
+    return [Table(head, part, "Overall metrics") for part in (rows[:half], rows[half:]) if part]
+
+
+def build_metrics_by_class(report: "Report") -> Table:
+    """List the metrics of each class."""
+    names = dict.fromkeys(name.partition("[")[0] for name in report.metrics if "[" in name)
+    rows: list[list[str | Estimate]] = [
+        [name, *(report.metrics[f"{metric}[{name}]"] for metric in names)] for name in report.classes
+    ]
+    return Table(["Class", *map(describe_metric, names)], rows, "Metrics by class")
+
+
+def build_subgroups(report: "Report") -> list[Table]:
+    """List the headline metrics of each group of patients, with its size, one table for each attribute."""
+    if report.subgroups is None:
+        return []
+    names = choose_headlines(report)
+    head = ["Group", "Patients", *map(describe_metric, names), "Note"]
+    return [
+        Table(
+            head,
+            [
+                [
+                    str(group),
+                    f"<{FEWEST_SHOWN}"
+                    if part["n_patients"].isna().any()
+                    else f"{part['n_patients'].iloc[0]:,}",
+                    *(_find_estimate(part, name) for name in names),
+                    str(part["note"].iloc[0]),
+                ]
+                for group, part in rows.groupby("group", sort=False)
+            ],
+            f"Metrics by {subgroup}",
+            caption=f"By {subgroup}",
+            has_notes=True,
+        )
+        for subgroup, rows in report.subgroups.groupby("subgroup", sort=False)
+    ]
+
+
+def _find_estimate(group: "pd.DataFrame", metric: str) -> Estimate:
     rows = group.loc[group["metric"] == metric, ["value", "low", "high"]]
     values = rows.to_numpy(dtype=float).tolist() or [[math.nan] * 3]
     return Estimate(*values[0])
 
 
-def method_section(report: "Report") -> str:
-    """Show model, recipe, settings and versions in full."""
-    provenance = report.provenance
-    training = provenance.get("training") or {}
-    tables = (
-        ("Model", provenance["model"] | {"classes": ", ".join(report.classes)}),
-        ("Recipe", {"fingerprint": provenance["recipe_fingerprint"]} | provenance["recipe"]),
-        ("Training", training),
-        ("Evaluation", provenance["evaluation"] | _digest(provenance)),
-        ("Versions", provenance["versions"]),
-    )
-    parts = "".join(f"<div><h3>{name}</h3>{facts(rows)}</div>" for name, rows in tables if rows)
-    return section("How it was done", f'<div class="columns">{parts}</div>', long=True)
-
-
-def _digest(provenance: Mapping[str, Any]) -> dict[str, str]:
-    digest = provenance.get("data", {}).get("digest")
-    return {"data digest": digest} if digest else {}
-
-
-def _count(n: int | None) -> str:
-    return "–" if n is None else f"{n:,}"
-
-
-def _soft(text: str) -> str:
-    return f'<p class="soft">{escape(text)}</p>'
-
-
-_ALT = (
-    "Reliability on the validation data, before and after calibration: observed share against predicted "
-    "probability, in bins. The mean distances from the diagonal are listed below."
-)
-
-
-def deciding_section(report: "Report") -> str:
-    """Show what the model's decisions were fitted with, and what its training data were like."""
-    calibration, ranges = report.provenance.get("calibration"), report.provenance.get("ranges")
-    sentences = [*decision_facts(calibration), *_observed(report)]
-    said = "".join(f'<p class="soft">{escape(text)}</p>' for text in sentences)
-    parts = [f"<div>{said}{_points(calibration)}</div>" if calibration else said]
-    if calibration and calibration["bins"]:
-        parts.append(_calibration_curve(calibration["bins"]))
-    if ranges:
-        text = "What the training data were like; the model warns of images that are unlike these."
-        parts.append(
-            f'<div><h3>Training data</h3><p class="soft">{text}</p>'
-            f"{facts(training_range_facts(ranges))}</div>"
+def build_calibration(report: "Report") -> CalibrationSection:
+    """Describe calibration, operating points, prediction sets and the ranges of the training data."""
+    calibration = report.provenance.get("calibration") or {}
+    sentences = describe_calibration(calibration)
+    coverage = measure_coverage(report)
+    if coverage is not None:
+        share, size = coverage
+        of = f"the {report.n_units:,} units" if report.task == "multiclass" else "the true labels"
+        sentences.append(
+            f"Empirical coverage on the evaluation data: {100 * share:.0f} % of {of}; mean set size "
+            f"{size:.2f}."
         )
-    return section("Calibration and limits", f'<div class="columns">{"".join(parts)}</div>')
-
-
-def _observed(report: "Report") -> list[str]:
-    found = observed_coverage(report)
-    if found is None:
-        return []
-    share, size = found
-    of = f"class of {100 * share:.0f} % of the {report.n_units:,} units"
-    of = of if report.task == "multiclass" else f"{100 * share:.0f} % of the labels that were there"
-    return [f"On what was evaluated here, the sets held the {of}; their mean size was {size:.2f}."]
-
-
-def _points(calibration: Mapping[str, Any]) -> str:
     rows = [
         [
             point["label"],
             *(f"{point[key]:.3f}" for key in ("threshold", "sensitivity", "specificity")),
-            f"{point['positives']:,}/{point['negatives']:,}",
+            f"{point['positives']:,} / {point['negatives']:,}",
         ]
-        for point in calibration["points"]
+        for point in calibration.get("points", ())
     ]
-    head = ["Class", "Threshold", "Sensitivity", "Specificity", "With/without"]
-    how = f"Operating points, chosen by {_criterion(calibration['operating_point'])}:"
-    return f'<p class="soft">{how}</p>{table(head, rows, label="Operating points")}' if rows else ""
+    head = ["Class", "Threshold", "Sensitivity", "Specificity", "Pos. / neg."]
+    return CalibrationSection(
+        sentences,
+        criterion=_describe_criterion(calibration.get("operating_point")),
+        points=Table(head, rows, "Operating points") if rows else None,
+        plot=_plot_calibration(calibration["bins"]) if calibration.get("bins") else None,
+        ranges=describe_training_ranges(report.provenance.get("ranges")),
+    )
 
 
-def _criterion(criterion: Any) -> str:
+def _describe_criterion(criterion: Any) -> str:
     if not isinstance(criterion, Mapping):
-        return "the highest sensitivity + specificity"
-    (name, value), *_ = criterion.items()
-    return f"a sensitivity of at least {value:g}" if name == "sensitivity" else f"a miss costing {value:g}"
+        return "the highest sensitivity + specificity (Youden’s J)"
+    ((name, value),) = criterion.items()
+    if name == "sensitivity":
+        return f"the highest specificity at a sensitivity of at least {value:g}"
+    return f"the lowest cost, with a false negative costing {value:g} false positives"
 
 
-def _calibration_curve(bins: list[tuple[str, float, float, int]]) -> str:
+def _plot_calibration(bins: Sequence[tuple[str, float, float, int]]) -> Plot:
     curves = {}
     for name in dict.fromkeys(row[0] for row in bins):
         predicted, observed, n = zip(*(row[1:] for row in bins if row[0] == name), strict=True)
         curves[name] = Reliability(np.array(predicted), np.array(observed), np.array(n, dtype=np.int64))
-    key = [f"{name}: mean distance {curve.ece:.3f}" for name, curve in curves.items()]
-    return plot("Reliability on the validation data", reliability_plot(list(curves.values())), _ALT, key)
+    alt = "Reliability diagram of the validation data, before and after calibration: observed frequency "
+    alt += "against predicted probability, in bins. The expected calibration errors are listed below."
+    key = [f"{name}: ECE {curve.ece:.3f}" for name, curve in curves.items()]
+    return Plot("Reliability diagram (validation data)", plot_reliability(list(curves.values())), alt, key)
 
 
-_RIGHT_COLOR, _WRONG_COLOR = (109, 179, 232), (242, 166, 90)
-_LONG = 8
-_MOST_CLASSES = 100
-"""In a matrix that can still be read; that of 1,000 classes would take 68 MB of a page."""
-_MOST_CONFUSED = 50
-_Curve = TypeVar("_Curve")
-
-
-def curves_section(report: "Report") -> str:
-    """
-    Draw ROC, precision against recall and reliability beside the confusion matrix.
-
-    Parameters
-    ----------
-    report : Report
-        What to show.
-
-    Returns
-    -------
-    str
-        A section of HTML; without the curves that no class has.
-    """
-    confusion = _confusion(report) if report.task == "multiclass" else _label_counts(report)
-    plots = [] if report.curves is None else _plots(report, report.curves)
-    heading = "Discrimination, calibration and errors" if plots else "Errors"
-    return section(heading, f'<div class="columns">{"".join(plots)}{confusion}</div>')
-
-
-def _plots(report: "Report", curves: Curves) -> list[str]:
-    plots = []
-    if curves.roc:
-        lines = _first(curves.roc)
-        key = [_in_key(report, name, "auroc", "AUROC") for name in lines]
-        alt = "Receiver operating characteristic: sensitivity against the false positive rate."
-        address = curve_plot(list(lines.values()), kind="roc")
-        note = _left_out(lines, curves.roc)
-        plots.append(plot("ROC", address, f"{alt} The areas are listed below.", key, note=note))
-    if curves.precision_recall:
-        lines = _first(curves.precision_recall)
-        key = [_in_key(report, name, "auprc", "average precision") for name in lines]
-        alt = "Precision against recall. The average precisions are listed below."
-        address = curve_plot(list(lines.values()), kind="precision_recall")
-        note = _left_out(lines, curves.precision_recall)
-        plots.append(plot("Precision and recall", address, alt, key, note=note))
-    return [*plots, _reliability(report, curves)]
-
-
-def _reliability(report: "Report", curves: Curves) -> str:
-    shown = _first(curves.reliability)
-    if len(shown) > 1 and curves.confidence is not None:
-        shown = {"": curves.confidence}
-    key = [
-        f"{_against(report, name) if name else 'probability of the predicted class'}: "
-        f"mean distance {curve.ece:.3f}"
-        for name, curve in shown.items()
-    ]
-    alt = "Reliability: observed share against predicted probability, in bins. The mean distances from the "
-    alt += "diagonal are listed below."
-    left_out = _left_out(shown, {} if "" in shown else curves.reliability)
-    note = f"The larger a mark, the more units are in its bin; the distances are weighted by them. {left_out}"
-    return plot("Reliability", reliability_plot(list(shown.values())), alt, key, note=note)
-
-
-def _first(curves: Mapping[str, _Curve]) -> dict[str, _Curve]:
-    """As many curves as there are styles."""
-    return dict(list(curves.items())[:MOST_STYLES])
-
-
-def _left_out(drawn: Mapping[str, _Curve], curves: Mapping[str, _Curve]) -> str:
-    if len(drawn) >= len(curves):
-        return ""
-    return f"Only the first {len(drawn)} of {len(curves):,} classes are drawn."
-
-
-def _in_key(report: "Report", name: str, metric: str, words: str) -> str:
-    own = f"{metric}[{name}]"
-    estimate = report.metrics[own if own in report.metrics else metric]
-    return f"{_against(report, name)}: {words} {estimate}"
-
-
-def _against(report: "Report", name: str) -> str:
-    several = report.task == "multiclass" and "sensitivity" not in report.metrics
-    return f"{name} (against the rest)" if several else name
-
-
-def _confusion(report: "Report") -> str:
-    if len(report.classes) > _MOST_CLASSES:
-        return _most_confused(report)
-    totals = report.confusion.sum(axis=1)
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in report.classes)
-    rows = []
-    for i, name in enumerate(report.classes):
-        cells = "".join(
-            _cell(int(n), int(totals[i]), right=i == j) for j, n in enumerate(report.confusion[i])
-        )
-        rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
-    body = (
-        f'<table class="confusion"><thead><tr><th scope="col">true ↓<br>predicted →</th>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table>"
+def build_gallery(report: "Report") -> Gallery:
+    """Group the example images: errors, then correct predictions."""
+    errors = [image for image in report.pictures if not image.right]
+    correct = [image for image in report.pictures if image.right]
+    n_errors = round((1 - report.metrics["accuracy"].value) * report.n_units)
+    shown = (
+        f"all {n_errors:,}" if len(errors) == n_errors else f"{len(errors)} most confident of {n_errors:,}"
     )
-    text = '<p class="soft">Rows: true class. Columns: predicted class. Percentages are of the row.</p>'
-    return f"<div><h3>Confusion matrix</h3>{text}{scrolling(body, 'Confusion matrix')}</div>"
-
-
-def _most_confused(report: "Report") -> str:
-    wrong = report.confusion * ~np.eye(len(report.classes), dtype=bool)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:_MOST_CONFUSED]
-    pairs = [divmod(int(place), len(wrong)) for place in order]
-    rows = [[report.classes[i], report.classes[j], f"{wrong[i, j]:,}"] for i, j in pairs if wrong[i, j]]
-    text = (
-        f'<p class="soft">A matrix of {len(wrong):,} classes is too large to be read; these are the '
-        f"{len(rows)} most frequent errors of {np.count_nonzero(wrong):,} kinds.</p>"
+    groups = {f"Errors ({shown})": errors, "Correct (random sample)": correct}
+    return Gallery(
+        {heading: images for heading, images in groups.items() if images},
+        has_saliency=any(image.overlay is not None for image in report.pictures),
     )
-    return f"<div><h3>Confusions</h3>{text}{table(['True', 'Predicted', 'Units'], rows)}</div>"
 
 
-def _cell(n: int, total: int, *, right: bool) -> str:
-    share = n / total if total else 0.0
-    full = _RIGHT_COLOR if right else _WRONG_COLOR
-    shade = ", ".join(str(round(255 - (255 - channel) * share)) for channel in full)
-    of_row = f"<small>{100 * share:.0f} %</small>" if total else ""
-    return f'<td style="background: rgb({shade})">{n:,}{of_row}</td>'
-
-
-def _label_counts(report: "Report") -> str:
+def build_training(fit: FitHistory | None) -> TrainingSection | None:
+    """Plot and list losses and scores by epoch."""
+    if fit is None or not fit.history:
+        return None
+    phases = [row.get("phase") for row in fit.history]
+    keys = [key for key in fit.history[0] if key not in {"epoch", "seconds"}]
+    filled = [key for key in keys if any(row.get(key) is not None for row in fit.history)]
     rows = [
-        [name, *(f"{n:,}" for n in (matrix[1, 1], matrix[1, 0], matrix[0, 1], matrix[0, 0]))]
-        for name, matrix in zip(report.classes, report.confusion, strict=True)
+        [str(i), *(format_setting(row.get(key)) for key in filled)] for i, row in enumerate(fit.history, 1)
     ]
-    return (
-        "<div><h3>Decisions by label</h3>"
-        + table(["Label", "Found", "Missed", "False alarm", "Rightly none"], rows)
-        + "</div>"
+    return TrainingSection(
+        n_epochs=len(phases),
+        has_two_phases="head" in phases and "full" in phases,
+        plots=plot_training(fit.history),
+        epochs=Table(["Epoch", *(_HISTORY_COLUMNS.get(key, key) for key in filled)], rows, "Epochs"),
     )
 
 
-def scores_section(report: "Report") -> str:
-    """
-    List every metric, averages first, then by class.
-
-    Parameters
-    ----------
-    report : Report
-        What to show.
-
-    Returns
-    -------
-    str
-        A section of HTML.
-    """
-    kinds = dict.fromkeys(name.partition("[")[0] for name in report.metrics if "[" in name)
-    head = "".join(f'<th scope="col" class="number">{describe_metric(kind)}</th>' for kind in kinds)
-    rows = []
-    for name in report.classes:
-        cells = "".join(estimate_cell(report.metrics[f"{kind}[{name}]"]) for kind in kinds)
-        rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
-    by_class = scrolling(
-        f'<table class="dense"><thead><tr><th scope="col">Class</th>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table>",
-        "Scores by class",
-    )
-    overall = [
-        [describe_metric(name), number(e.value), span(e)]
-        for name, e in report.metrics.items()
-        if "[" not in name
-    ]
-    head_of_all = ["Metric", "Value", f"{percent(report.ci)} interval"]
-    half = -(-len(overall) // 2) if len(overall) > _LONG else len(overall)
-    halves = [part for part in (overall[:half], overall[half:]) if part]
-    averages = "".join(table(head_of_all, part, label="Scores overall") for part in halves)
-    return section(
-        "All scores",
-        f'<h3>Overall</h3><div class="columns">{averages}</div>'
-        f"<h3>Each class against the rest</h3>{by_class}",
-        long=True,
-    )
+def build_settings(report: "Report") -> dict[str, Mapping[str, Any]]:
+    """Collect model, preprocessing, settings and versions by heading."""
+    provenance = report.provenance
+    tables = {
+        "Model": provenance["model"] | {"classes": ", ".join(report.classes)},
+        "Preprocessing": {"fingerprint": provenance["recipe_fingerprint"]} | provenance["recipe"],
+        "Training": provenance.get("training") or {},
+        "Evaluation": provenance["evaluation"] | {"data digest": provenance["data"]["digest"]},
+        "Versions": provenance["versions"],
+    }
+    return {heading: rows for heading, rows in tables.items() if rows}

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from medimg.data.protocols import EvaluationDataset, FitHistory
 from medimg.errors import DatasetError
+from medimg.evaluation.report._formats import format_percent, format_quantity
 from medimg.evaluation.report.cautions import ClassCount
 from medimg.evaluation.report.example_images import ExampleImage
 from medimg.io.files.atomic import write_text
@@ -21,49 +22,48 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["Report"]
-_PLURALS = {"patient": "patients", "series": "series", "image": "images"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Report:
     """
-    What ``medimg.evaluate`` found. Nothing in it names a patient.
+    Result of :func:`medimg.evaluate`. It contains no patient's name or ID.
 
     Attributes
     ----------
     metrics : mapping of str to Estimate
-        By name, as ``medimg.metrics.classification.named_metrics`` lists them: ``"accuracy"``, ``"auroc"``,
-        ``"recall[class]"``, …
+        Metrics by name, as ``medimg.metrics.classification.named_metrics`` lists them: ``"accuracy"``,
+        ``"auroc"``, ``"recall[class]"``, …
     confusion : ndarray of int64, shape (K, K) or (K, 2, 2)
         Multiclass: rows are the true classes, columns the predicted ones. Multilabel: for each label
         [[TN, FP], [FN, TP]], as scikit-learn's ``multilabel_confusion_matrix``.
     classes : tuple of str
-        Names, K of them.
+        Names of the K classes.
     task : str
         ``"multiclass"`` or ``"multilabel"``.
     unit : str
-        What was scored: ``"patient"``, ``"series"`` or ``"image"``.
+        Unit of the scores: ``"patient"``, ``"series"`` or ``"image"``.
     n_units, n_patients, n_images : int
-        How many were scored, of how many patients, from how many items of the dataset.
+        Number of units, of patients, and of items of the dataset.
     predictions : pandas.DataFrame
-        One row per unit: ``subject`` (salted hash of the patient), ``item`` (position in the dataset of the
+        One row per unit: ``subject`` (salted hash of the patient), ``item`` (index in the dataset of the
         unit's first image), ``n_images``, ``label``, ``predicted`` and ``p_<class>``; multilabel:
         ``label_<class>`` and ``predicted_<class>`` instead of the two.
     counts : tuple of ClassCount
         Patients, units and images of each class.
     notes : tuple of str
-        What the numbers can't be trusted for, in plain sentences.
+        Limitations of the scores, in plain sentences.
     provenance : mapping
-        Model with its hash, training, recipe with fingerprint, data flow with digest (see
-        ``medimg.evaluation.report.data_flow``), settings of the evaluation, versions, time; fit for JSON.
+        Model with its hash, training, preprocessing with fingerprint, data flow with digest, settings of the
+        evaluation, versions and time; serializable as JSON.
     pictures : tuple of ExampleImage
-        The worst wrong units and some right ones.
+        The units with the largest errors, and a random sample of correct ones.
     subgroups : pandas.DataFrame or None
-        What ``subgroups=`` asked for, one row per subgroup, group and metric: ``subgroup`` ("sex"), ``group``
-        ("F"), ``n_patients`` and ``n_units`` (missing where fewer than 5 patients), ``metric``, ``value``,
-        ``low``, ``high``, ``dropped`` and ``note``, which says where numbers are small.
+        Metrics of ``subgroups=``, one row per subgroup, group and metric: ``subgroup`` ("sex"), ``group``
+        ("F"), ``n_patients`` and ``n_units`` (missing for fewer than 5 patients), ``metric``, ``value``,
+        ``low``, ``high``, ``dropped`` and ``note``, which warns of small numbers.
     curves : Curves or None
-        ROC, precision against recall, and reliability.
+        ROC, precision-recall and reliability curves.
     """
 
     metrics: Mapping[str, Estimate]
@@ -84,13 +84,13 @@ class Report:
 
     @property
     def ci(self) -> float:
-        """Share of the resamples between the ends of each interval."""
+        """Confidence level of the intervals, in (0, 1)."""
         return float(self.provenance["evaluation"]["ci"])
 
     @property
     def size(self) -> str:
         """
-        How much was evaluated, in words.
+        Number of patients and images, in words.
 
         Examples
         --------
@@ -98,20 +98,20 @@ class Report:
         '40 patients, 812 images'
         """
         item = "series" if self.provenance["evaluation"]["item"] == "series" else "image"
-        parts = [_count(self.n_patients, "patient")]
+        parts = [format_quantity(self.n_patients, "patient")]
         if self.unit == "series" and item == "image":
-            parts.append(_count(self.n_units, "series"))
-        return ", ".join([*parts, _count(self.n_images, item)])
+            parts.append(format_quantity(self.n_units, "series"))
+        return ", ".join([*parts, format_quantity(self.n_images, item)])
 
     def to_pandas(self) -> "pd.DataFrame":
         """
-        Give the metrics as a table.
+        Return the metrics as a table.
 
         Returns
         -------
         pandas.DataFrame
-            Columns ``metric``, ``value``, ``low``, ``high`` and ``dropped`` (resamples in which the metric
-            was undefined).
+            Columns ``metric``, ``value``, ``low``, ``high`` and ``dropped`` (number of resamples in which the
+            metric was undefined).
         """
         import pandas as pd
 
@@ -125,14 +125,14 @@ class Report:
         Parameters
         ----------
         path : path-like
-            The file; an old one is replaced, never left half-written.
+            Output file; an existing one is replaced atomically.
 
         Returns
         -------
         pathlib.Path
-            The file.
+            Path of the file.
         """
-        return _write(path, self.predictions.to_csv(index=False, lineterminator="\n"))
+        return _write_text(path, self.predictions.to_csv(index=False, lineterminator="\n"))
 
     def to_html(
         self,
@@ -145,39 +145,43 @@ class Report:
         card: bool = False,
     ) -> Path:
         """
-        Write one self-contained page: what was found and scored, metrics, curves, errors, how it was done.
+        Write a self-contained HTML page: data, metrics, curves, errors, example images and methods.
 
         Parameters
         ----------
         path : path-like
-            The file; an old one is replaced, never left half-written.
+            Output file; an existing one is replaced atomically.
         fit : FitResult, optional
-            What :func:`medimg.fine_tune` returned; its history is drawn.
+            Result of :func:`medimg.fine_tune`, to show the training.
         split : mapping of str to ImageDataset, optional
-            The sides of the split, such as ``{"train": train, "val": val, "test": test}``; they are counted.
+            Subsets of the split by name, such as ``{"train": train, "val": val, "test": test}``, to show
+            their sizes.
         title : str, optional
             Heading of the page.
         pictures : bool
-            Whether to show images. They are what the model saw: text burned into the pixels is not removed.
+            Whether to show example images. They are shown as the model received them: text burned into the
+            pixels is not removed.
         card : bool
-            Whether to write the model card beside it, under the same name with the ending ``.md``.
+            Whether to write the model card too, to the same path with the extension ``.md``.
 
         Returns
         -------
         pathlib.Path
-            The file of the page.
+            Path of the page.
 
         Raises
         ------
         DatasetError
-            If `split` names no sides, `fit` has no history, or page and card would be one file.
+            If `split` is not a mapping, `fit` has no history, or page and card would be one file.
         """
         from medimg.evaluation.report._html import render_report
 
-        _check(fit, split)
+        _check_inputs(fit, split)
         if card and Path(path).suffix.lower() == ".md":
-            raise DatasetError("The ending .md is that of the card; give the page another, such as .html.")
-        page = _write(path, render_report(self, fit=fit, split=split, title=title, pictures=pictures))
+            raise DatasetError(
+                "expected a page with another extension than the card's .md; rename it, for example to .html"
+            )
+        page = _write_text(path, render_report(self, fit=fit, split=split, title=title, pictures=pictures))
         if card:
             self.to_model_card(page.with_suffix(".md"), fit=fit, split=split)
         return page
@@ -194,29 +198,29 @@ class Report:
         caveats: str | None = None,
     ) -> Path:
         """
-        Write a model card: what the model is, what it is for, how it did on what, and what is not known.
+        Write a model card in Markdown.
 
         Parameters
         ----------
         path : path-like
-            The file, Markdown; an old one is replaced, never left half-written.
+            Output file; an existing one is replaced atomically.
         fit : FitResult, optional
-            What :func:`medimg.fine_tune` returned.
+            Result of :func:`medimg.fine_tune`.
         split : mapping of str to ImageDataset, optional
-            The sides of the split, as for :meth:`to_html`.
+            Subsets of the split by name, as for :meth:`to_html`.
         contact, intended_use, out_of_scope, caveats : str, optional
-            Whom to ask; what the model is for, and what not; what else to know. Markdown, as it stands;
-            where one is missing, the card says so, or what holds of any such model.
+            Statements about the model, in Markdown. Without one, the card has a general text, or says that it
+            was not stated.
 
         Returns
         -------
         pathlib.Path
-            The file.
+            Path of the card.
 
         Raises
         ------
         DatasetError
-            If `split` names no sides, or `fit` has no history.
+            If `split` is not a mapping, or `fit` has no history.
 
         Notes
         -----
@@ -224,46 +228,42 @@ class Report:
         """
         from medimg.evaluation.report._model_card import render_card
 
-        said = {
+        statements = {
             "contact": contact,
             "intended_use": intended_use,
             "out_of_scope": out_of_scope,
             "caveats": caveats,
         }
-        _check(fit, split)
-        return _write(path, render_card(self, fit=fit, split=split, said=said))
+        _check_inputs(fit, split)
+        return _write_text(path, render_card(self, fit=fit, split=split, statements=statements))
 
     def __str__(self) -> str:
         overall = {name: estimate for name, estimate in self.metrics.items() if "[" not in name}
         width = max(len(name) for name in overall)
         rows = [f"  {name:<{width}}  {estimate}" for name, estimate in overall.items()]
         head = f"Report: {len(self.classes)} classes, by {self.unit}, {self.size}"
-        column = f"  {'metric':<{width}}  value ({self.ci * 100:g} % interval)"
+        column = f"  {'metric':<{width}}  value ({format_percent(self.ci)} interval)"
         return "\n".join([head, column, *rows, *(f"  ! {note}" for note in self.notes)])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        """Show the metrics in a notebook."""
-        from medimg.evaluation.report._html import notebook_table
+        """Return the metrics as HTML for notebooks."""
+        from medimg.evaluation.report._html import render_notebook_table
 
-        return notebook_table(self)
+        return render_notebook_table(self)
 
 
-def _check(fit: object, split: object) -> None:
+def _check_inputs(fit: object, split: object) -> None:
     if fit is not None and not hasattr(fit, "history"):
-        raise DatasetError(f"fit is what medimg.fine_tune returned, or None; found a {type(fit).__name__}.")
+        raise DatasetError(f"fit must be a result of medimg.fine_tune or None; found a {type(fit).__name__}")
     if split is not None and not isinstance(split, Mapping):
         raise DatasetError(
-            'split names the sides, such as {"train": train, "val": val, "test": test}; found a '
-            f"{type(split).__name__}."
+            'split must map names to subsets, such as {"train": train, "val": val, "test": test}; found a '
+            f"{type(split).__name__}"
         )
 
 
-def _write(path: str | os.PathLike[str], text: str) -> Path:
-    """Write a text; names of folders that are no UTF-8 leave surrogates in those of classes."""
+def _write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write a text; names of folders that are not UTF-8 leave surrogates in the names of classes."""
     return write_text(path, text.encode(errors="backslashreplace").decode())
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what if n == 1 else _PLURALS[what]}"

@@ -3,69 +3,63 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from pydicom.multival import MultiValue
 
 from medimg.core.read_report import Skipped
 from medimg.errors import ReadError
-from medimg.io.dicom.header.attributes import items, quiet_pydicom, value
+from medimg.io.dicom.header.attributes import get_items, get_value, quiet_pydicom
 from medimg.io.dicom.header.open import open_dataset
 from medimg.io.files.blob import Blob
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+__all__ = ["is_dicomdir", "list_referenced_files"]
 
-__all__ = ["looks_like_dicomdir", "referenced_files"]
-
-#: Media Storage SOP Class UID (0002,0002) of a Basic Directory, as it stands in every DICOMDIR.
+#: Media Storage SOP Class UID (0002,0002) of a Basic Directory, as in every DICOMDIR.
 _MARK: Final = b"\x02\x00\x02\x00UI\x14\x001.2.840.10008.1.3.10"
-_MOST_LEVELS: Final = 32
-# wider than PS3.10 8.2 allows, too narrow for what a damaged length swallows
-_SHOWN: Final = re.compile(r"[\w.;()-]{1,64}", re.ASCII)
+_MAX_LEVELS: Final = 32
+# wider than PS3.10 8.2 allows, too narrow for text swallowed by a damaged length
+_PRINTABLE_NAME: Final = re.compile(r"[\w.;()-]{1,64}", re.ASCII)
 
 
-def looks_like_dicomdir(start: bytes) -> bool:
-    """Tell from its first bytes, 1024 or more, whether a file is a DICOMDIR."""
+def is_dicomdir(start: bytes) -> bool:
+    """Whether a file is a DICOMDIR, by its first 1024 bytes."""
     return start[128:132] == b"DICM" and _MARK in start[:1024]
 
 
-def referenced_files(blob: Blob) -> tuple[list[Blob], list[Skipped]]:
+def list_referenced_files(blob: Blob) -> tuple[list[Blob], list[Skipped]]:
     """
-    Return the files that a DICOMDIR names, and those of them that are not there.
+    Return the files that a DICOMDIR references, and those that are missing or outside its folder.
 
-    Names are met without regard to case, as copies of a CD often change it. A name that leads out of the
-    folder of the DICOMDIR is not followed.
-
-    Raises
-    ------
-    ReadError
-        If the file is damaged or names nothing, or there can be no files beside it.
+    Names are compared without regard to case, which copies of a CD often change. ReadError is raised if the
+    DICOMDIR is damaged, references nothing, or is not in a folder.
     """
     if blob.path is None:
         raise ReadError(f"{blob.name} is a DICOMDIR by itself; give its path, or the files that it names")
     with quiet_pydicom():
         dataset = open_dataset(blob)
-        records = items(dataset, "DirectoryRecordSequence")
-        named = list(dict.fromkeys(filter(None, (_file_id(value(r, "ReferencedFileID")) for r in records))))
-    if not named:
+        records = get_items(dataset, "DirectoryRecordSequence")
+        references = list(
+            dict.fromkeys(filter(None, (_parse_file_id(get_value(r, "ReferencedFileID")) for r in records)))
+        )
+    if not references:
         raise ReadError(f"{blob.name} is a DICOMDIR that names no files; read the folder instead")
     folder = _Folder(blob)
-    found, absent = [], []
-    for parts in named:
-        place = folder.find(parts)
-        shown = "/".join(parts) if all(map(_SHOWN.fullmatch, parts)) else "(its name is damaged)"
-        if place is not None:
-            found.append(place)
+    found, missing = [], []
+    for parts in references:
+        file = folder.find(parts)
+        shown = "/".join(parts) if all(map(_PRINTABLE_NAME.fullmatch, parts)) else "(its name is damaged)"
+        if file is not None:
+            found.append(file)
         elif not _is_inside(parts):
-            absent.append(Skipped(shown, f"{blob.name} names a file outside of its own folder"))
+            missing.append(Skipped(shown, f"{blob.name} names a file outside of its own folder"))
         else:
-            absent.append(Skipped(shown, f"{blob.name} names a file that is not there: {shown}"))
-    return found, absent
+            missing.append(Skipped(shown, f"{blob.name} names a file that is not there: {shown}"))
+    return found, missing
 
 
-def _file_id(stated: object) -> tuple[str, ...]:
-    """Return the folders and the name of a Referenced File ID (0004,1500)."""
+def _parse_file_id(stated: object) -> tuple[str, ...]:
+    """Return folders and name of a Referenced File ID (0004,1500)."""
     if isinstance(stated, str):
         return (stated,) if stated else ()
     return tuple(str(part) for part in stated) if isinstance(stated, MultiValue | list | tuple) else ()
@@ -73,11 +67,11 @@ def _file_id(stated: object) -> tuple[str, ...]:
 
 def _is_inside(parts: tuple[str, ...]) -> bool:
     sound = all(part.strip(" .") and not set(part) & set("/\\:\0") for part in parts)
-    return sound and len(parts) <= _MOST_LEVELS
+    return sound and len(parts) <= _MAX_LEVELS
 
 
 class _Folder:
-    """The folder of a DICOMDIR, each of whose subfolders is listed once."""
+    """The folder of a DICOMDIR; each subfolder is listed once."""
 
     def __init__(self, blob: Blob) -> None:
         assert blob.path is not None  # was checked
@@ -89,26 +83,19 @@ class _Folder:
             return None
         path = ""
         for part in parts:
-            name = self._names(path).get(part.casefold())
+            name = self._list_names(path).get(part.casefold())
             if name is None:
                 return None
             path = f"{path}/{name}" if path else name
-        place = self._root / path
-        return Blob(str(place)) if place.is_file() else None
+        file = self._root / path
+        return Blob(str(file)) if file.is_file() else None
 
-    def _names(self, folder: str) -> dict[str, str]:
+    def _list_names(self, folder: str) -> dict[str, str]:
+        """Return the names in a folder, by their case-folded form without the version of ISO 9660."""
         if folder not in self._listed:
-            self._listed[folder] = dict(_spellings(self._entries(folder)))
+            try:
+                entries = sorted(entry.name for entry in (self._root / folder).iterdir())
+            except OSError:
+                entries = []
+            self._listed[folder] = {name.casefold().removesuffix(";1"): name for name in entries}
         return self._listed[folder]
-
-    def _entries(self, folder: str) -> list[str]:
-        try:
-            return sorted(entry.name for entry in (self._root / folder).iterdir())
-        except OSError:
-            return []
-
-
-def _spellings(names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Give each name without regard to case, and without the version that ISO 9660 appends."""
-    for name in names:
-        yield name.casefold().removesuffix(";1"), name

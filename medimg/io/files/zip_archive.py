@@ -56,6 +56,7 @@ class Archive:
 
     def release(self) -> None:
         """Forget the open file."""
+        """Forget the open file."""
         if self._closing is not None:
             self._closing.detach()
         self._opened = self._closing = None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import numpy as np
 
-from medimg.core.rescale import rescale_into, rescaled_dtype
+from medimg.core.rescale import choose_rescaled_dtype, rescale_into
 from medimg.errors import DecodeError, ReadError, TruncatedError
 from medimg.io.files.decompress import open_inflated
 
@@ -70,7 +70,7 @@ class StoredValues:
         dtype = self._find_dtype()
         if dtype is None:
             flat, value_range = self._read_flat(chosen, find_range=True)
-            dtype = rescaled_dtype(value_range, self._raster.slope, self._raster.intercept)
+            dtype = choose_rescaled_dtype(value_range, self._raster.slope, self._raster.intercept)
             if dtype.itemsize == flat.itemsize:
                 return self._reshape(self._rescale(flat, flat.view(dtype)), chosen)
             if flat.nbytes <= _SPARE:
@@ -87,7 +87,7 @@ class StoredValues:
         if dtype.itemsize == 8 or largest >= _MAX_FLOAT32:
             return np.dtype(np.float64)
         limits = np.iinfo(dtype)
-        bound = rescaled_dtype((int(limits.min), int(limits.max)), raster.slope, raster.intercept)
+        bound = choose_rescaled_dtype((int(limits.min), int(limits.max)), raster.slope, raster.intercept)
         whole = raster.slope.is_integer() and raster.intercept.is_integer()
         return None if whole and bound != np.int16 else bound
 

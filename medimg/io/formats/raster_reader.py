@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from medimg.core import geometry
 from medimg.core.read_report import ReadReport
+from medimg.core.rescale import describe_rescale
 from medimg.core.volume import Volume
 from medimg.errors import DecodeError, MedimgWarning, TruncatedError
 from medimg.io.files.decompress import MAX_EXPANSION
@@ -154,7 +155,7 @@ def _read_values(
     raster: Raster, values: StoredValues, chosen: Sequence[int], *, mapped: bool
 ) -> tuple[npt.NDArray[Any], tuple[str, ...]]:
     if (raster.slope, raster.intercept) != (1.0, 0.0):
-        step = f"rescaled: {raster.slope:g} × stored + {raster.intercept:g}"
+        step = describe_rescale(raster.slope, raster.intercept)
         return values.read_rescaled(chosen), (step,)
     stored = map_values(raster, chosen) if mapped else None
     stored = values.read_stored(chosen) if stored is None else stored

@@ -1,4 +1,4 @@
-"""Any torchvision classification model, or one of a user's own: how it is built, and for which pictures."""
+"""Architectures of torchvision and registered networks: how they are built, and for which image sizes."""
 
 from __future__ import annotations
 
@@ -35,22 +35,16 @@ __all__ = [
 ]
 
 _WITH_AUXILIARY_HEADS: Final = ("googlenet", "inception_v3")
-_SWIN_MIN: Final = 32  # it pads to its windows: the training size that its metadata names is no minimum
+_SWIN_MIN: Final = 32  # it pads to its windows: the training size in its metadata is not a minimum
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """
-    All that is needed to build a network again, without its weights.
+    Description from which a network is built, without its weights.
 
-    Parameters
-    ----------
-    name : str
-        Name in torchvision, or of a network of one's own.
-    transform_input : bool
-        Whether GoogLeNet and Inception re-scale their input to what their ImageNet weights were trained on.
-    image_size : int or None
-        The size a ViT is built for; None for all others.
+    `name` is torchvision's or a registered one; `transform_input` makes GoogLeNet and Inception rescale their
+    input to the range of their ImageNet weights; `image_size` is the size of a ViT, None for all others.
     """
 
     name: str
@@ -59,26 +53,11 @@ class Architecture:
 
     def build(self, *, initialize: bool = True) -> HeadParts:
         """
-        Build the network with random weights, and take it apart.
+        Build the network with random weights, and split off its head.
 
-        Parameters
-        ----------
-        initialize : bool
-            False where weights are loaded next: spares GoogLeNet and Inception their slow initialization.
-
-        Returns
-        -------
-        HeadParts
-
-        Raises
-        ------
-        TrainingError
-            If a network of one's own is unsound.
-
-        Notes
-        -----
-        The head is the last ``nn.Linear`` or ``nn.Conv2d`` in ``named_modules()``: so it is in all 80
-        classification models of torchvision 0.29.
+        `initialize` is False if weights are loaded next, to skip the slow initialization of GoogLeNet and
+        Inception. The head is the last ``nn.Linear`` or ``nn.Conv2d`` in ``named_modules()``, as it is in all
+        80 classification models of torchvision 0.29.
         """
         own = registered_backbone(self.name)
         if own is not None:
@@ -96,39 +75,27 @@ class Architecture:
 
 
 def backbone_names() -> tuple[str, ...]:
-    """
-    Return the names of all classification models of the installed torchvision.
-
-    Examples
-    --------
-    >>> "resnet50" in backbone_names()
-    True
-    """
+    """Return the names of all classification models of the installed torchvision."""
     return tuple(list_models(module=torchvision.models))
 
 
 def check_backbone(name: str) -> None:
     """
-    Refuse a name that torchvision has no classification model for, and that was not registered.
-
-    Raises
-    ------
-    TrainingError
-        It names the nearest ones.
+    Refuse a name of neither a torchvision classification model nor a registered network.
 
     Examples
     --------
     >>> check_backbone("resnet-50")
     Traceback (most recent call last):
-    medimg.errors.TrainingError: torchvision has no classification model 'resnet-50'; the nearest ...
+    medimg.errors.TrainingError: torchvision has no classification model 'resnet-50'; did you mean ...
     """
     known = (*backbone_names(), *registered_names())
     if name not in known:
         near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4)
-        hint = f"the nearest are {', '.join(near)}" if near else f"it has {', '.join(known)}"
+        hint = f"did you mean {' or '.join(near)}" if near else f"it has {', '.join(known)}"
         raise TrainingError(
-            f"torchvision has no classification model {name!r}; {hint}. A network of your own is made known "
-            "by medimg.register_backbone, before a checkpoint of it is loaded too"
+            f"torchvision has no classification model {name!r}; {hint}? A network of your own must be "
+            "registered by medimg.register_backbone, also before a checkpoint of it is loaded"
         )
 
 
@@ -136,21 +103,10 @@ def default_recipe(
     name: str, source: WeightsSource | None, state: dict[str, Tensor] | None = None
 ) -> Preprocess:
     """
-    Return the recipe that a backbone and its weights ask for.
+    Return the default preprocessing of a backbone and its weights.
 
-    Parameters
-    ----------
-    name : str
-        The backbone.
-    source : WeightsSource or None
-        The weights. Those chosen by name bring their own size, mean and standard deviation; for a file or for
-        none the mean and standard deviation of the default weights hold, and 224 pixels.
-    state : dict of str to Tensor, optional
-        The content of a file: a ViT's tells the only size that it takes.
-
-    Returns
-    -------
-    Preprocess
+    Weights chosen by name have their own size, mean and standard deviation. For a file or random weights
+    those of the default weights are used, with 224 pixels or the size of the ViT in the file (`state`).
     """
     own = registered_backbone(name)
     if own is not None:
@@ -164,29 +120,7 @@ def default_recipe(
 def architecture_for(
     name: str, *, entry: Weights | None, state: dict[str, Tensor] | None, recipe: Preprocess
 ) -> Architecture:
-    """
-    Return what to build for these weights and this recipe.
-
-    Parameters
-    ----------
-    name : str
-        The backbone.
-    entry : Weights or None
-        torchvision's description of weights chosen by name.
-    state : dict of str to Tensor, or None
-        The content of a file chosen by path.
-    recipe : Preprocess
-        The recipe.
-
-    Returns
-    -------
-    Architecture
-
-    Raises
-    ------
-    PreprocessError
-        If the network takes no pictures of the recipe's size.
-    """
+    """Return the architecture for weights by name (`entry`) or from a file (`state`), and for a recipe."""
     pretrained = entry is not None or state is not None
     transform_input = pretrained and name in _WITH_AUXILIARY_HEADS
     is_vit = name.startswith("vit_") and registered_backbone(name) is None
@@ -197,31 +131,24 @@ def architecture_for(
 
 
 def check_size(architecture: Architecture, recipe: Preprocess) -> None:
-    """
-    Refuse a recipe whose pictures the network can't take.
-
-    Raises
-    ------
-    PreprocessError
-        It names the size found and the one expected.
-    """
+    """Refuse a recipe whose images have a size that the network does not take."""
     name = architecture.name
     exact, least = _sizes(architecture)
     if exact is not None and recipe.hw != (exact, exact):
         raise PreprocessError(
-            f"{name} with these weights takes pictures of {exact} by {exact} only; the recipe makes "
-            f"{recipe.hw[0]} by {recipe.hw[1]}: use preprocess.replace(size={exact}), or give no recipe, and "
-            "it follows the weights"
+            f"{name} with these weights takes images of {exact}×{exact} only; found a recipe with "
+            f"{recipe.hw[0]}×{recipe.hw[1]}: use preprocess.replace(size={exact}), or no recipe, to use "
+            "that of the weights"
         )
     if min(recipe.hw) < least:
         raise PreprocessError(
-            f"{name} takes pictures of at least {least} by {least}; the recipe makes "
-            f"{recipe.hw[0]} by {recipe.hw[1]}: use preprocess.replace(size={max(least, 224)})"
+            f"{name} takes images of at least {least}×{least}; found a recipe with "
+            f"{recipe.hw[0]}×{recipe.hw[1]}: use preprocess.replace(size={max(least, 224)})"
         )
 
 
 def _sizes(architecture: Architecture) -> tuple[int | None, int]:
-    """Return the only size that a network takes, if there is one, and the least."""
+    """Return the only size that a network takes, or None, and the smallest size."""
     name = architecture.name
     own = registered_backbone(name)
     if own is not None:
@@ -236,57 +163,42 @@ def _sizes(architecture: Architecture) -> tuple[int | None, int]:
 
 
 def _vit_size(name: str, entry: Weights | None, state: dict[str, Tensor] | None, recipe: Preprocess) -> int:
-    """Pick the size a ViT is built for: that of the weights, or for none that of the recipe."""
+    """Return the size of a ViT: that of the weights, or without weights that of the recipe."""
     if entry is not None:
         return int(entry.meta["min_size"][0])
     stated = _stated_size(name, state)
     if stated is not None:
         return stated
-    patch = _patch(name)
+    patch = _patch_size(name)
     rows, columns = recipe.hw
     if rows != columns or rows % patch:
         raise PreprocessError(
-            f"{name} takes square pictures whose side is a multiple of {patch}; the recipe makes "
-            f"{rows} by {columns}: use preprocess.replace(size=224)"
+            f"{name} takes square images with a side that is a multiple of {patch}; found a recipe with "
+            f"{rows}×{columns}: use preprocess.replace(size=224)"
         )
     return rows
 
 
 def _stated_size(name: str, state: dict[str, Tensor] | None) -> int | None:
-    """Return the size that a ViT's file of weights was made for."""
+    """Return the size of a ViT by the position embeddings in its weights; None for others."""
     positions = (state or {}).get("encoder.pos_embedding")
     if not name.startswith("vit_") or positions is None or positions.ndim != 3 or positions.shape[1] < 2:
         return None
-    return math.isqrt(positions.shape[1] - 1) * _patch(name)
+    return math.isqrt(positions.shape[1] - 1) * _patch_size(name)
 
 
-def _patch(name: str) -> int:
+def _patch_size(name: str) -> int:
+    """Return the patch size of a ViT by its name."""
     return int(name.rsplit("_", 1)[1])
 
 
 _AUXILIARY: Final = ("aux1.", "aux2.", "AuxLogits.")
-# torchvision's own first DenseNet files spell "norm.1" for "norm1"
+# torchvision's first DenseNet files have "norm.1" for "norm1"
 _OLD_DENSENET: Final = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\.\w+)$")
 
 
 def load_backbone(parts: HeadParts, state: OrderedDict[str, Tensor], *, backbone: str, source: str) -> None:
-    """
-    Load pretrained weights into a body; those of the head, of whatever size, are left out.
-
-    Parameters
-    ----------
-    parts : HeadParts
-        The network; its body is changed.
-    state : OrderedDict of str to Tensor
-        The state dict of the whole network.
-    backbone, source : str
-        What to call the network and the weights in a message.
-
-    Raises
-    ------
-    WeightsUnavailableError
-        If names or shapes don't fit, or a value is not finite.
-    """
+    """Load pretrained weights into a body, without those of the head; names are for messages."""
     left_out = (f"{parts.head_name}.", *_AUXILIARY)
     wanted = OrderedDict(
         (_OLD_DENSENET.sub(r"\1\2", name), value)
@@ -301,7 +213,8 @@ def load_backbone(parts: HeadParts, state: OrderedDict[str, Tensor], *, backbone
 
 
 def _check_fit(own: dict[str, Tensor], found: dict[str, Tensor], backbone: str, source: str) -> None:
-    # files from before 2018 don't count batches, and nothing here depends on the count
+    """Refuse tensors whose names, shapes or types are not those of the network, or that are not finite."""
+    # files from before 2018 have no count of batches, which nothing here uses
     missing = [n for n in own if n not in found and not n.endswith("num_batches_tracked")]
     unexpected = [n for n in found if n not in own]
     shapes = [
@@ -309,29 +222,29 @@ def _check_fit(own: dict[str, Tensor], found: dict[str, Tensor], backbone: str, 
         for n in own
         if n in found and found[n].shape != own[n].shape
     ]
-    kinds = [
+    dtypes = [
         f"{n} {found[n].dtype}"
         for n in own
         if n in found and found[n].is_floating_point() != own[n].is_floating_point()
     ]
     problems = [
-        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for kind, names in (
+        f"{len(names)} {problem} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for problem, names in (
             ("missing", missing),
             ("unexpected", unexpected),
             ("of another shape", shapes),
-            ("of another type", kinds),
+            ("of another type", dtypes),
         )
         if names
     ]
     if problems:
         raise WeightsUnavailableError(
-            f"the weights {source} are not those of a {backbone}: {'; '.join(problems)}. Pass the backbone "
-            "they were made for, or other weights"
+            f"the weights {source} don't fit a {backbone}: {'; '.join(problems)}; pass the backbone of "
+            "these weights, or other weights"
         )
     broken = [n for n, v in found.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
     if broken:
         raise WeightsUnavailableError(
-            f"the weights {source} hold values that are not finite in {', '.join(broken[:3])}; they can't be "
-            "trained on (torchvision's IMAGENET1K_FEATURES, for one, have no classifier): choose other ones"
+            f"the weights {source} have values that are not finite in {', '.join(broken[:3])} (torchvision's "
+            "IMAGENET1K_FEATURES, for example, have no classifier): choose other weights"
         )

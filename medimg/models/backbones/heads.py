@@ -1,4 +1,4 @@
-"""A network taken apart into a body, which makes embeddings, and the head behind it."""
+"""The head of a network: found, split off, and replaced."""
 
 from __future__ import annotations
 
@@ -18,18 +18,7 @@ __all__ = ["HeadParts", "feature_count", "head_logits", "new_head", "split_head"
 
 @dataclass(frozen=True, slots=True)
 class HeadParts:
-    """
-    A model without its head, and the head.
-
-    Parameters
-    ----------
-    body : nn.Module
-        (B, 3, H, W) to embeddings (B, F); an identity stands where the head was.
-    head : nn.Linear or nn.Conv2d
-        The layer that was taken out.
-    head_name : str
-        What it was called in the model; empty for a model that had none.
-    """
+    """A network (B, 3, H, W) to embeddings (B, F), its former head, and its name ("" if it had none)."""
 
     body: nn.Module
     head: nn.Linear | nn.Conv2d
@@ -42,33 +31,14 @@ class HeadParts:
 
 
 def split_head(model: nn.Module, head_name: str | None = None) -> HeadParts:
-    """
-    Take the head out of a network.
-
-    Parameters
-    ----------
-    model : nn.Module
-        The whole network; changed in place.
-    head_name : str, optional
-        The head's name in ``model.named_modules()``; by default the last ``nn.Linear`` or ``nn.Conv2d`` there
-        is it.
-
-    Returns
-    -------
-    HeadParts
-
-    Raises
-    ------
-    TrainingError
-        If there is no such layer.
-    """
+    """Replace the head of a network (by default its last linear or convolutional layer) by an identity."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d) and name}
     chosen = head_name if head_name is not None else next(reversed(layers), "")
     if chosen not in layers:
         raise TrainingError(
-            f"expected a network with a linear or convolutional layer {chosen!r} as its head; "
-            f"found {', '.join(map(repr, list(layers)[-3:])) or 'none'} last. A network without a head is "
-            "registered with features=<length of its embeddings>"
+            f"expected a network with a linear or convolutional layer {chosen!r} as its head; found "
+            f"{', '.join(map(repr, list(layers)[-3:])) or 'none'} last; register a network without a head "
+            "with features=<length of its embeddings>"
         )
     head = layers[chosen]
     parent_name, _, child = chosen.rpartition(".")
@@ -80,7 +50,7 @@ def split_head(model: nn.Module, head_name: str | None = None) -> HeadParts:
 
 
 def _drop_activations(parent: nn.Module, head: str) -> None:
-    """Take out SqueezeNet's ReLU after its head: with it no logit is ever negative."""
+    """Remove the ReLU after SqueezeNet's head, which would clip negative logits."""
     children = list(parent.named_children())
     after = [name for name, _ in children].index(head) + 1
     for name, child in children[after:]:
@@ -90,22 +60,10 @@ def _drop_activations(parent: nn.Module, head: str) -> None:
 
 def new_head(old: nn.Linear | nn.Conv2d, outputs: int, *, device: str | None = None) -> nn.Linear | nn.Conv2d:
     """
-    Return a fresh layer of the same kind and inputs.
+    Return a new layer with the inputs of the old head and K outputs.
 
-    Parameters
-    ----------
-    old : nn.Linear or nn.Conv2d
-        The pretrained head.
-    outputs : int
-        Number K of outputs.
-    device : str, optional
-        "meta" for a layer that takes no memory.
-
-    Returns
-    -------
-    nn.Linear or nn.Conv2d
-        Weights normal with a deviation of 0.01, biases 0, as torchvision starts most of its heads: training
-        begins from nearly equal probabilities, however large a backbone's embeddings are.
+    Weights are normal with a standard deviation of 0.01, biases 0, as in most heads of torchvision: training
+    starts from nearly equal probabilities, however large the embeddings are.
     """
     head: nn.Linear | nn.Conv2d
     if isinstance(old, nn.Conv2d):
@@ -120,20 +78,10 @@ def new_head(old: nn.Linear | nn.Conv2d, outputs: int, *, device: str | None = N
 
 def head_logits(head: nn.Module, embedding: Tensor) -> Tensor:
     """
-    Apply a head to embeddings.
+    Return the logits (B, K) of embeddings (B, F).
 
-    Parameters
-    ----------
-    head : nn.Linear or nn.Conv2d
-        A convolution's 1 x 1 kernel is applied to the average over the picture: both are linear, so this is
-        the average of what SqueezeNet computes at each position.
-    embedding : Tensor
-        (B, F).
-
-    Returns
-    -------
-    Tensor
-        (B, K).
+    A 1×1 convolution is applied to the average over positions: both are linear, so this equals the average
+    of the logits that SqueezeNet computes at each position.
     """
     if isinstance(head, nn.Conv2d):
         return torch.flatten(head(embedding[:, :, None, None]), 1)

@@ -1,4 +1,4 @@
-"""Networks of users' own, made known by name."""
+"""Registry of networks other than torchvision's."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torchvision.models import list_models
 from medimg._validation import check_whole_number
 from medimg.errors import TrainingError
 from medimg.models.backbones.heads import HeadParts, split_head
+from medimg.models.module_mode import module_mode
 from medimg.preprocessing.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AS_BUILT", "RegisteredBackbone", "register_backbone", "registered_backbone", "registered_names"]
 
-#: How the weights of an own network are called that come from its function.
+#: Name of the weights with which a registered network is built.
 AS_BUILT: Final = "as built"
 
 _OWN: Final[dict[str, RegisteredBackbone]] = {}
@@ -29,24 +30,10 @@ _OWN: Final[dict[str, RegisteredBackbone]] = {}
 @dataclass(frozen=True, slots=True)
 class RegisteredBackbone:
     """
-    A network of a user's own, and what its pictures are like.
+    A registered network and its input.
 
-    Parameters
-    ----------
-    name : str
-        What it is called.
-    make : callable
-        Gives the network, without arguments.
-    recipe : Preprocess
-        Size, mean and standard deviation.
-    min_size : int
-        The smallest side of a picture that it takes.
-    exact_size : int or None
-        The only side that it takes.
-    head : str or None
-        The name of its head; None for the last linear or convolutional layer.
-    features : int or None
-        Length of its embeddings, if it has no head.
+    `exact_size` is the only size that it takes, or None; `head` is the name of its head, None for the last
+    linear or convolutional layer; `features` is the length of its embeddings if it has no head.
     """
 
     name: str
@@ -58,50 +45,40 @@ class RegisteredBackbone:
     features: int | None
 
     def build(self) -> HeadParts:
-        """
-        Make the network, take it apart, and try it on one black picture.
-
-        Raises
-        ------
-        TrainingError
-            If that gives no (1, F) embedding.
-        """
+        """Build the network, split off its head, and test it on one black image."""
         network = self.make()
         if not isinstance(network, nn.Module):
             raise TrainingError(
-                f"the function of the backbone {self.name!r} gave a {type(network).__name__}; expected an "
-                "nn.Module"
+                f"the function of the backbone {self.name!r} returned a {type(network).__name__}; expected "
+                "an nn.Module"
             )
         if self.features is not None:
             parts = HeadParts(network, nn.Linear(self.features, 1), "")
         else:
             parts = split_head(network, self.head)
-        self._try(parts)
+        self._check_embedding(parts)
         return parts
 
-    def _try(self, parts: HeadParts) -> None:
+    def _check_embedding(self, parts: HeadParts) -> None:
+        """Refuse a network whose embedding of a black image is not (1, F)."""
         like = next(parts.body.parameters(), torch.zeros(()))
-        picture = torch.zeros(1, 3, *self.recipe.hw, device=like.device, dtype=like.dtype)
-        modes = [(module, module.training) for module in parts.body.modules()]
+        image = torch.zeros(1, 3, *self.recipe.hw, device=like.device, dtype=like.dtype)
         try:
-            with torch.no_grad():
-                found: object = parts.body.eval()(picture)
+            with module_mode(parts.body, training=False), torch.no_grad():
+                found: object = parts.body(image)
         except Exception as error:  # whatever the user's own code raises
             raise TrainingError(
-                f"the backbone {self.name!r} fails on a picture {tuple(picture.shape)}: "
-                f"{type(error).__name__}: {error}. Register it with a size that it takes, and the name of "
-                "its head, if that is not its last linear or convolutional layer"
+                f"the backbone {self.name!r} fails on an image {tuple(image.shape)}: "
+                f"{type(error).__name__}: {error}; register it with a size that it takes, and with the name "
+                "of its head if that is not its last linear or convolutional layer"
             ) from error
-        finally:
-            for module, mode in modes:
-                module.training = mode
         wanted = parts.features
         if not isinstance(found, Tensor) or found.shape != (1, wanted):
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise TrainingError(
-                f"without its head the backbone {self.name!r} makes {shape} of one picture, expected an "
-                f"embedding (1, {wanted}): name the layer that is its head, or, for a network without one, "
-                "give the length of its embeddings as features="
+                f"without its head the backbone {self.name!r} returns {shape} for one image, expected an "
+                f"embedding (1, {wanted}): pass the name of its head as head=, or for a network without one "
+                "the length of its embeddings as features="
             )
 
 
@@ -118,39 +95,39 @@ def register_backbone(
     features: int | None = None,
 ) -> None:
     """
-    Make a network of your own known, so that a classifier is made from it by its name.
+    Register a network of your own, so that a classifier can be built from its name.
 
-    Its modules are taken in the order in which it registers them, which should be that of computation. A
-    checkpoint holds the name and the parameters, not the network: to load it, register the network first.
-    What is registered again under the same name replaces what was.
+    Its modules are taken in the order in which it registers them, which should be the order of computation. A
+    checkpoint has the name and the parameters, not the network: register the network before loading one.
+    Registering a name again replaces the former network.
 
     Parameters
     ----------
     name : str
-        Any name that torchvision has no classification model of.
+        Name that no torchvision classification model has.
     build : callable
-        Gives the network, without arguments: (B, 3, H, W) to logits or, with `features`, to embeddings
-        (B, F). It may load pretrained weights; ``TransferClassifier(name, weights=path)`` replaces them.
+        Function without arguments that returns the network: (B, 3, H, W) to logits or, with `features`, to
+        embeddings (B, F). It may load pretrained weights; ``TransferClassifier(name, weights=path)``
+        replaces them.
     mean, std : tuple of 3 floats
-        Normalization of the channels that it expects; by default ImageNet's.
+        Normalization of the channels; by default ImageNet's.
     size : int, optional
-        Side of its pictures in pixels; by default `exact_size`, or else 224.
+        Image size in pixels; by default `exact_size`, or else 224.
     min_size : int
-        The smallest side that it takes.
+        Smallest image size that the network takes.
     exact_size : int, optional
-        The only side that it takes; by default there are others.
+        Only image size that the network takes; by default any size.
     head : str, optional
-        Name in ``named_modules()`` of the ``nn.Linear`` or ``nn.Conv2d`` to replace; by default the last one
-        there is.
+        Name in ``named_modules()`` of the ``nn.Linear`` or ``nn.Conv2d`` to replace; by default the last one.
     features : int, optional
-        Length F of the embeddings of a network that has no head: nothing is replaced then.
+        Length F of the embeddings of a network without a head; nothing is replaced.
 
     Raises
     ------
     TrainingError
-        If the name is taken, or a setting is unsound.
+        If the name is taken, or a setting is invalid.
     PreprocessError
-        If mean, standard deviation or size are unsound.
+        If mean, standard deviation or size are invalid.
 
     Examples
     --------
@@ -162,7 +139,7 @@ def register_backbone(
     >>> TransferClassifier("small", classes=["normal", "pneumonia"]).preprocess.size
     64
     """
-    _check(name, build, head, features)
+    _check_settings(name, build, head, features)
     side = size if size is not None else exact_size or 224
     for what, value in (("size", side), ("min_size", min_size), ("exact_size", exact_size)):
         if value is not None:
@@ -177,28 +154,32 @@ def register_backbone(
 
 
 def registered_backbone(name: str) -> RegisteredBackbone | None:
-    """Return what was registered under a name; None if nothing was."""
+    """Return the registered network of a name, or None."""
     return _OWN.get(name)
 
 
 def registered_names() -> tuple[str, ...]:
-    """Return the names that were registered."""
+    """Return the names of the registered networks."""
     return tuple(_OWN)
 
 
-def _check(name: object, build: object, head: object, features: object) -> None:
+def _check_settings(name: object, build: object, head: object, features: object) -> None:
+    """Refuse settings of another type, and names of torchvision's models."""
     if not isinstance(name, str) or not name.strip():
-        raise TrainingError(f"the name of a backbone is a text; found {name!r}")
+        raise TrainingError(f"the name of a backbone must be text; found {name!r}")
     if name in list_models(module=torchvision.models):
-        raise TrainingError(f"{name!r} is a model of torchvision: give your own network another name")
+        raise TrainingError(f"{name!r} is a model of torchvision: choose another name")
     if not callable(build) or isinstance(build, nn.Module):
         raise TrainingError(
-            f"build is a function without arguments that gives a new network each time; found a "
-            f"{type(build).__name__}. Pass lambda: MyNetwork(...)"
+            f"build must be a function without arguments that returns a new network each time; found a "
+            f"{type(build).__name__}; pass lambda: MyNetwork(...)"
         )
     if head is not None and (not isinstance(head, str) or not head):
-        raise TrainingError(f"head is the name of a layer in named_modules(); found {head!r}")
-    if features is not None and (type(features) is not int or features < 1):
-        raise TrainingError(f"features is the length of an embedding; found {features!r}")
+        raise TrainingError(f"head must be the name of a layer in named_modules(); found {head!r}")
+    if features is not None:
+        check_whole_number("features", features, least=1)
     if head is not None and features is not None:
-        raise TrainingError("a network with a head to replace has no use for features=: pass one of them")
+        raise TrainingError(
+            "head= and features= exclude each other: features= is for networks without a head; pass one of "
+            "them"
+        )

@@ -1,4 +1,4 @@
-"""The stages of a network: parts in the order of computation, between which the pictures get smaller."""
+"""The stages of a network: parts in the order of computation, split where resolution drops."""
 
 from __future__ import annotations
 
@@ -20,30 +20,23 @@ __all__ = ["STEM", "Stage", "split_stages"]
 _Part: TypeAlias = tuple[str, nn.Module]
 _T = TypeVar("_T")
 
-#: What the first stage of every network is called.
+#: Name of the first stage of every network.
 STEM: Final = "stem"
 
-_FEW: Final = 4  # with fewer parts than that, the largest is taken apart
-_MOST: Final = 12  # stages of a network whose pictures never get smaller, its stem apart
+_FEW: Final = 4  # with fewer parts, the largest is split into its children
+_MOST: Final = 12  # stages beside the stem, if the resolution never drops
 _ADAPTIVE: Final = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _STRIDED: Final = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
-_MERGING: Final = (PatchMerging, PatchMergingV2)  # they shrink by indexing, which no stride tells
+_MERGING: Final = (PatchMerging, PatchMergingV2)  # they reduce the resolution by indexing, without a stride
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stage:
     """
-    One part of a network.
+    One part of a network: its modules by name, in order, none inside another.
 
-    Parameters
-    ----------
-    name : str
-        "stem" for the first; for all others the name of its last module with parameters.
-    modules : tuple of (str, nn.Module)
-        Its modules by their names in ``body.named_modules()``, in order, none inside another.
-    loose : tuple of (str, nn.Module)
-        For the first stage: modules that were taken apart, of whose tensors only their very own belong here,
-        such as a class token or the embedding of positions.
+    `loose` are modules of the first stage that were split into children, of whose tensors only their own
+    belong to it, such as a class token or position embeddings.
     """
 
     name: str
@@ -63,24 +56,13 @@ class Stage:
 
 def split_stages(body: nn.Module) -> tuple[Stage, ...]:
     """
-    Divide a network into stages, in the order in which its modules are registered.
+    Split a network into stages, in the order in which its modules are registered.
 
-    The children of the network are its parts; while fewer than four of them hold parameters, the one that
-    holds the most tensors gives way to its children. A part that makes pictures smaller (a stride, merged
-    patches, global pooling) begins a stage; norms belong to what is before them. Where this gives fewer than
-    three stages, as in a ViT, the first part is the stem and the others are stages, neighbors joined so that
-    there are at most twelve of them.
-
-    Parameters
-    ----------
-    body : nn.Module
-        The network, without its head.
-
-    Returns
-    -------
-    tuple of Stage
-        Together they hold every parameter and every buffer of the network exactly once. Empty for a network
-        that has neither.
+    The parts are the children of the network; while fewer than four of them have parameters, the largest is
+    replaced by its children. A part that reduces the resolution (a stride, merged patches, global pooling)
+    starts a stage; norms belong to the part before them. If this gives fewer than three stages, as in a ViT,
+    the first part is the stem and the others are joined into at most twelve stages. Together the stages have
+    every parameter and buffer exactly once.
 
     Examples
     --------
@@ -88,11 +70,11 @@ def split_stages(body: nn.Module) -> tuple[Stage, ...]:
     >>> [stage.name for stage in split_stages(resnet18())]
     ['stem', 'layer1', 'layer2', 'layer3', 'layer4', 'fc']
     """
-    parts, opened = _parts(body)
-    groups = _by_resolution(parts)
+    parts, opened = _split_parts(body)
+    groups = _group_by_resolution(parts)
     if len(groups) < 3:
-        groups = _evenly(_with_norms(parts))
-    loose = [(name, module) for name, module in opened if _own(module)]
+        groups = _merge_groups(_group_norms(parts))
+    loose = [(name, module) for name, module in opened if _own_tensors(module)]
     if loose and not groups:
         groups = [[]]
     first = groups[0][-1][0] if groups and groups[0] else ""
@@ -103,8 +85,8 @@ def split_stages(body: nn.Module) -> tuple[Stage, ...]:
     )
 
 
-def _parts(body: nn.Module) -> tuple[list[_Part], list[_Part]]:
-    """Return the parts in order, those without tensors too, and the modules that were taken apart."""
+def _split_parts(body: nn.Module) -> tuple[list[_Part], list[_Part]]:
+    """Return the parts in order, also those without tensors, and the modules that were split."""
     parts: list[_Part] = list(body.named_children())
     opened: list[_Part] = [("", body)]
     while sum(_has_tensors(module) for _, module in parts) < _FEW:
@@ -118,12 +100,12 @@ def _parts(body: nn.Module) -> tuple[list[_Part], list[_Part]]:
     return parts, opened
 
 
-def _by_resolution(parts: list[_Part]) -> list[list[_Part]]:
-    """Begin a group wherever pictures get smaller."""
+def _group_by_resolution(parts: list[_Part]) -> list[list[_Part]]:
+    """Start a group wherever the resolution drops."""
     groups: list[list[_Part]] = [[]]
     smaller = False
     for name, module in parts:
-        smaller = smaller or _shrinks(module)
+        smaller = smaller or _reduces_resolution(module)
         if not _has_tensors(module):
             continue
         if smaller and not _is_norm(module):
@@ -134,7 +116,8 @@ def _by_resolution(parts: list[_Part]) -> list[list[_Part]]:
     return [group for group in groups if group]
 
 
-def _with_norms(parts: list[_Part]) -> list[list[_Part]]:
+def _group_norms(parts: list[_Part]) -> list[list[_Part]]:
+    """Group each part with the norms after it."""
     groups: list[list[_Part]] = []
     for name, module in parts:
         if not _has_tensors(module):
@@ -146,18 +129,20 @@ def _with_norms(parts: list[_Part]) -> list[list[_Part]]:
     return groups
 
 
-def _evenly(groups: list[list[_Part]]) -> list[list[_Part]]:
+def _merge_groups(groups: list[list[_Part]]) -> list[list[_Part]]:
+    """Merge neighboring groups after the first into at most twelve."""
     stem, rest = groups[:1], groups[1:]
     step = max(1, math.ceil(len(rest) / _MOST))
     return stem + [list(chain(*rest[n : n + step])) for n in range(0, len(rest), step)]
 
 
-def _shrinks(module: nn.Module) -> bool:
+def _reduces_resolution(module: nn.Module) -> bool:
+    """Whether a module has a stride, merges patches, or begins with global pooling."""
     if any(isinstance(m, _MERGING) for m in module.modules()):
         return True
     if any(isinstance(m, _STRIDED) and _stride(m.stride) > 1 for m in module.modules()):
         return True
-    # global pooling in front; that within a squeeze-and-excitation block shrinks nothing
+    # global pooling within a squeeze-and-excitation block does not reduce the resolution
     first: nn.Module | None = module
     while isinstance(first, nn.Sequential):
         first = next(iter(first.children()), None)
@@ -176,12 +161,12 @@ def _has_tensors(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None or next(module.buffers(), None) is not None
 
 
-def _own(module: nn.Module) -> list[Tensor]:
+def _own_tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
 
 
 def _is_free(body: nn.Module, groups: list[list[_Part]], first: str) -> bool:
-    """Whether "stem" means the first stage and nothing else."""
+    """Whether the name "stem" is unambiguous for the first stage."""
     named = any(name == STEM for name, _ in body.named_modules())
     return not named or (first == STEM and len(groups[0]) == 1)
 

@@ -1,4 +1,4 @@
-"""Random changes that a scan might have come with, made on batches, on the model's device."""
+"""Random augmentation of batches of scans, on the device of the model."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from torch import Tensor
 from medimg.errors import TrainingError
 from medimg.training.augmentation._library_transforms import (
     LibraryTransform,
-    is_of_library,
-    same_shape,
+    check_shape,
+    is_library_transform,
 )
 from medimg.training.augmentation._mr import (
+    add_rician_noise,
     bias_fields,
-    coefficients_of,
+    count_coefficients,
     draw_seeds,
     normal_pairs,
-    with_rician_noise,
 )
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
     from medimg.preprocessing.preprocess import Preprocess
 
-__all__ = ["AugmentChoice", "RandomScanChanges", "make_augmentation"]
+__all__ = ["AugmentChoice", "RandomScanAugmentation", "make_augmentation"]
 
-#: What ``augment=`` takes.
+#: Values of ``augment=``.
 AugmentChoice: TypeAlias = (
     Literal["auto", "geometric", "CT", "MR", "CR", "DX", "IO", "MG", "PX", "RF", "XA"]
     | Callable[[Tensor], Any]
@@ -41,155 +41,124 @@ AugmentChoice: TypeAlias = (
 )
 
 _XRAY: Final = {"gamma": 0.25}
-#: By modality: what is changed beside place and brightness.
+#: By modality: settings besides those of geometry and intensity.
 _BY_MODALITY: Final[dict[str, dict[str, float]]] = {
     "MR": {"bias": 0.1, "rician": 0.05},
     "CT": {"noise": 0.02},
     **dict.fromkeys(("CR", "DX", "IO", "MG", "PX", "RF", "XA"), _XRAY),
 }
 _BIAS_DEGREE: Final = 3
-# a cache rounds brightness to steps of 1/255
+# a cache rounds intensities to steps of 1/255
 _ROUNDED: Final = 0.75 / 255.0
 
 
 @dataclass(frozen=True, slots=True)
-class RandomScanChanges:
+class RandomScanAugmentation:
     """
-    Turn, shift, scale and re-light pictures a little, each sample in its own way.
+    Random rotation, translation, scaling and intensity changes, drawn for each sample.
 
-    There is no mirroring: left and right differ in the body. All slices of one series change alike, noise
-    included. Black stays black, and what a picture was padded with stays as it is: rows and columns at its
-    edges that are background all along.
-
-    Parameters
-    ----------
-    recipe : Preprocess
-        What the pictures were normalized by: its background fills what moves into the picture, and brightness
-        is changed in its range of 0 to 1.
-    rotation : float
-        Largest angle, in degrees, either way.
-    shift : float
-        Largest shift, as a share of the picture's side.
-    scale : float
-        Largest change of scale, as a share.
-    brightness : float
-        Largest change of brightness, where black is 0 and white is 1.
-    contrast : float
-        Largest change of contrast, as a share, about mid-gray.
-    gamma : float
-        Largest exponent that brightness is raised to, less 1; the smallest is the inverse of that exponent.
-    bias : float
-        Largest coefficient of a smooth field of degree 3 that brightness is multiplied by; see
-        ``medimg.training.augmentation._mr.bias_fields``.
-    rician : float
-        Largest standard deviation of Rician noise.
-    noise : float
-        Largest standard deviation of Gaussian noise.
+    There are no flips, because left and right differ in the body. All slices of a series change alike, noise
+    included. Black stays black, and padding stays unchanged: rows and columns at the edges that contain only
+    background.
 
     Examples
     --------
     >>> from medimg import Preprocess
-    >>> changes = RandomScanChanges(Preprocess(size=32))
+    >>> augmentation = RandomScanAugmentation(Preprocess(size=32))
     >>> batch = torch.zeros(2, 3, 32, 32)
-    >>> tuple(changes(batch, torch.Generator().manual_seed(0)).shape)
+    >>> tuple(augmentation(batch, torch.Generator().manual_seed(0)).shape)
     (2, 3, 32, 32)
     """
 
     recipe: Preprocess
+    #: Largest angle, in degrees.
     rotation: float = 10.0
+    #: Largest translation, relative to the image size.
     shift: float = 0.05
+    #: Largest relative change of size, intensity (0 to 1) and contrast about mid-gray.
     scale: float = 0.10
     brightness: float = 0.10
     contrast: float = 0.10
+    #: Largest exponent less 1; the smallest exponent is the inverse of the largest.
     gamma: float = 0.0
+    #: Largest coefficient of a bias field of degree 3.
     bias: float = 0.0
+    #: Largest standard deviations of Rician and Gaussian noise.
     rician: float = 0.0
     noise: float = 0.0
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """
-        Change a batch.
-
-        Parameters
-        ----------
-        images : Tensor
-            (B, 3, H, W) or (B, N, 3, H, W), normalized.
-        generator : torch.Generator, optional
-            A generator of the CPU, whatever the device of the images: the same seed gives the same changes.
-
-        Returns
-        -------
-        Tensor
-            Of the same shape and type.
-        """
+        """Augment normalized images (B, 3, H, W) or (B, N, 3, H, W); the generator is of the CPU."""
         draws = _Draws.make(len(images), generator, images.shape[1] if images.ndim == 5 else 1)
-        planes = images.flatten(0, 1) if images.ndim == 5 else images
+        slices = images.flatten(0, 1) if images.ndim == 5 else images
         with _full_precision(images.device):
-            changed = self._changed(planes if planes.element_size() > 2 else planes.float(), draws)
+            changed = self._augment(slices if slices.element_size() > 2 else slices.float(), draws)
         return changed.to(images.dtype).reshape(images.shape)
 
-    def _changed(self, planes: Tensor, draws: _Draws) -> Tensor:
-        mean, std = (planes.new_tensor(v).view(3, 1, 1) for v in (self.recipe.mean, self.recipe.std))
-        background = self.recipe.background.to(planes)
-        content, inside = self._moved(planes - background, _ROUNDED / std, draws)
-        lit = self._lit(content * std + self.recipe.fill_value, draws)
+    def _augment(self, images: Tensor, draws: _Draws) -> Tensor:
+        """Augment normalized images (B, 3, H, W)."""
+        mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (self.recipe.mean, self.recipe.std))
+        background = self.recipe.background.to(images)
+        content, inside = self._transform(images - background, _ROUNDED / std, draws)
+        lit = self._change_intensity(content * std + self.recipe.fill_value, draws)
         return torch.lerp(background, (lit - mean) / std, inside)
 
-    def _moved(self, content: Tensor, least: Tensor, draws: _Draws) -> tuple[Tensor, Tensor]:
-        """Return what is not padding, where it moves to, and how much of each pixel it covers."""
-        inside = _extent((content.abs() > least).any(dim=1)).to(content)
-        grid = F.affine_grid(self._theta(content, draws), list(content.shape), align_corners=False)
-        # outside of the picture are zeros, which is the background here
+    def _transform(self, content: Tensor, least: Tensor, draws: _Draws) -> tuple[Tensor, Tensor]:
+        """Return the transformed image without padding, and the fraction of each pixel that it covers."""
+        inside = _find_extent((content.abs() > least).any(dim=1)).to(content)
+        grid = F.affine_grid(self._affine_matrices(content, draws), list(content.shape), align_corners=False)
+        # outside of the image are zeros, which are the background here
         moved = F.grid_sample(torch.cat([content, inside], dim=1), grid, align_corners=False)
         content, inside = moved[:, :3], moved[:, 3:]
         return content / inside.clamp_min(1e-3), inside
 
-    def _theta(self, planes: Tensor, draws: _Draws) -> Tensor:
-        height, width = planes.shape[-2:]
+    def _affine_matrices(self, images: Tensor, draws: _Draws) -> Tensor:
+        """Return affine matrices (B, 2, 3) of normalized grid coordinates."""
+        height, width = images.shape[-2:]
         angle = draws.signed[:, 0] * math.radians(self.rotation)
         zoom = 1.0 / (1.0 + draws.signed[:, 1] * self.scale)
         shifts = draws.signed[:, 2:4] * self.shift * 2.0  # grid coordinates run from -1 to 1
         cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
-        # coordinates are shares of each side: turning a picture that is not square needs its aspect
+        # coordinates are relative to each side: rotating an image that is not square needs its aspect ratio
         aspect = height / width
         rows = [cos, -sin * aspect, shifts[:, 0]], [sin / aspect, cos, shifts[:, 1]]
-        return draws.of_slices(torch.stack([torch.stack(row, dim=1) for row in rows], dim=1), planes)
+        return draws.expand(torch.stack([torch.stack(row, dim=1) for row in rows], dim=1), images)
 
-    def _lit(self, pictures: Tensor, draws: _Draws) -> Tensor:
-        """Change brightness as the scanner would, then as who chose the window."""
-        size = pictures.shape[-2:]
+    def _change_intensity(self, images: Tensor, draws: _Draws) -> Tensor:
+        """Change intensities (0 to 1) like a scanner, then like another window."""
+        size = images.shape[-2:]
 
         def each(values: Tensor) -> Tensor:
-            return draws.of_slices(values.view(-1, 1, 1, 1), pictures)
+            return draws.expand(values.view(-1, 1, 1, 1), images)
 
         def normal(largest: float, seeds: Tensor) -> list[Tensor]:
-            spread = (draws.spread * largest).view(-1, 1, 1, 1).to(pictures)
-            fields = normal_pairs(seeds.to(pictures.device), *size)
-            return [draws.of_slices(field * spread, pictures) for field in fields]
+            spread = (draws.spread * largest).view(-1, 1, 1, 1).to(images)
+            fields = normal_pairs(seeds.to(images.device), *size)
+            return [draws.expand(field * spread, images) for field in fields]
 
         if self.bias:
-            fields = bias_fields((draws.coefficients * self.bias).to(pictures.device), *size)
-            pictures = pictures * draws.of_slices(fields, pictures)
+            fields = bias_fields((draws.coefficients * self.bias).to(images.device), *size)
+            images = images * draws.expand(fields, images)
         if self.rician:
-            pictures = with_rician_noise(pictures, *normal(self.rician, draws.seeds[:, 0]))
+            images = add_rician_noise(images, *normal(self.rician, draws.seeds[:, 0]))
         if self.noise:
-            pictures = pictures + normal(self.noise, draws.seeds[:, 1])[0]
+            images = images + normal(self.noise, draws.seeds[:, 1])[0]
         if self.gamma:
             exponents = torch.exp(draws.exponent * math.log1p(self.gamma))
-            pictures = pictures.clamp(0.0, 1.0).pow(each(exponents))
+            images = images.clamp(0.0, 1.0).pow(each(exponents))
         brightness = each(draws.signed[:, 4] * self.brightness)
         contrast = each(1.0 + draws.signed[:, 5] * self.contrast)
-        more = (pictures - 0.5) * (contrast - 1.0) + brightness
-        # black stays black, as with any other window; darker than this, less is added, so that order is kept
+        more = (images - 0.5) * (contrast - 1.0) + brightness
+        # black stays black, as with any other window; below `full` less is added, so that the order is kept
         full = 2.0 * self.brightness + self.contrast
         if full:
-            more = more * (pictures / full).clamp(0.0, 1.0)
-        return (pictures + more).clamp(0.0, 1.0)
+            more = more * (images / full).clamp(0.0, 1.0)
+        return (images + more).clamp(0.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class _Draws:
-    """All random numbers of a batch, made on the CPU; one row for each sample."""
+    """Random numbers of a batch, drawn on the CPU; one row per sample."""
 
     signed: Tensor
     exponent: Tensor
@@ -200,23 +169,23 @@ class _Draws:
 
     @classmethod
     def make(cls, samples: int, generator: torch.Generator | None, slices: int) -> _Draws:
-        """Draw for so many samples; what is drawn does not depend on what is used."""
+        """Draw the numbers of a batch, whichever of them are used."""
         return cls(
             signed=2.0 * torch.rand(samples, 6, generator=generator) - 1.0,
             exponent=2.0 * torch.rand(samples, generator=generator) - 1.0,
-            coefficients=torch.rand(samples, coefficients_of(_BIAS_DEGREE), generator=generator),
+            coefficients=torch.rand(samples, count_coefficients(_BIAS_DEGREE), generator=generator),
             spread=torch.rand(samples, generator=generator),
             seeds=draw_seeds(2 * samples, generator).view(samples, 2),
             slices=slices,
         )
 
-    def of_slices(self, values: Tensor, like: Tensor) -> Tensor:
-        """Repeat each sample's values for all of its slices, on the device where they are used."""
+    def expand(self, values: Tensor, like: Tensor) -> Tensor:
+        """Repeat each sample's values for all of its slices, on the device and in the dtype of `like`."""
         return values.to(like).repeat_interleave(self.slices, dim=0) if self.slices > 1 else values.to(like)
 
 
-def _extent(covered: Tensor) -> Tensor:
-    """Return which pixels (B, 1, H, W) lie between the outermost rows and columns with something in them."""
+def _find_extent(covered: Tensor) -> Tensor:
+    """Return a mask (B, 1, H, W) of the bounding box of covered pixels (B, H, W)."""
 
     def between(line: Tensor) -> Tensor:
         from_start = line.cumsum(dim=1) > 0
@@ -228,7 +197,7 @@ def _extent(covered: Tensor) -> Tensor:
 
 
 def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Keep mixed precision away: with 8 bits of a coordinate, pixels would jump."""
+    """Disable mixed precision: with 8 bits per coordinate, pixels would jump."""
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
@@ -238,32 +207,13 @@ def make_augmentation(
     choice: AugmentChoice, recipe: Preprocess, modalities: Sequence[str] = ()
 ) -> Callable[[Tensor, torch.Generator], Tensor] | None:
     """
-    Return a function of a batch and a generator.
+    Return the augmentation of a choice, a function of a batch and a generator.
 
-    Parameters
-    ----------
-    choice : "auto", "geometric", modality, callable or None
-        "auto": turns, shifts, scales, brightness and contrast; where all data are of one kind also what is
-        typical of it: for MR an uneven brightness and Rician noise, for CT a little Gaussian noise, for
-        X-rays and pictures that name no modality another gamma. "geometric": turns, shifts and scales. The
-        name of a modality ("CT", "MR", "DX", …): as "auto" for data of that one. A transform of torchvision
-        or MONAI: on each sample by itself, with brightness from 0 to 1. Another callable takes and gives a
-        normalized batch; its randomness is torch's global one, which :func:`medimg.fine_tune` seeds. None: no
-        augmentation.
-    recipe : Preprocess
-        The model's.
-    modalities : sequence of str
-        Those of the training data, in any order and number; "" where none is known. A batch does not say
-        what it holds, so that data of several kinds get only what suits all.
-
-    Returns
-    -------
-    callable or None
-
-    Raises
-    ------
-    TrainingError
-        If it is none of these, or later if a callable changes the shape of a batch.
+    "auto": rotation, translation, scaling, intensity and contrast; if all data have the same modality also
+    its typical changes: a bias field and Rician noise for MR, Gaussian noise for CT, gamma for X-rays and
+    images without a modality. "geometric": rotation, translation and scaling. A modality ("CT", "MR", "DX",
+    …): as "auto" for data of this one. A transform of torchvision or MONAI: on each sample, with intensities
+    from 0 to 1. Another callable receives and returns a normalized batch; it uses torch's global generator.
 
     Examples
     --------
@@ -274,31 +224,31 @@ def make_augmentation(
     if choice is None:
         return None
     if isinstance(choice, str):
-        return RandomScanChanges(recipe, **_settings(choice, modalities))
+        return RandomScanAugmentation(recipe, **_choose_settings(choice, modalities))
     if not callable(choice):
-        raise _unknown(choice)
-    if is_of_library(choice):
+        raise _unknown_choice(choice)
+    if is_library_transform(choice):
         return LibraryTransform(recipe, choice)
 
-    def checked(images: Tensor, _: torch.Generator) -> Tensor:
-        return same_shape(choice(images), images)
+    def augment(images: Tensor, _: torch.Generator) -> Tensor:
+        return check_shape(choice(images), images)
 
-    return checked
+    return augment
 
 
-def _settings(choice: str, modalities: Sequence[str]) -> dict[str, float]:
+def _choose_settings(choice: str, modalities: Sequence[str]) -> dict[str, float]:
     if choice == "geometric":
         return {"brightness": 0.0, "contrast": 0.0}
     if choice in _BY_MODALITY:
         return _BY_MODALITY[choice]
     if choice != "auto":
-        raise _unknown(choice)
-    # pictures without a modality are changed as X-rays are: gamma does no harm to anything
+        raise _unknown_choice(choice)
+    # images without a modality are augmented like X-rays: gamma is harmless for any of them
     kinds = [_XRAY if name == "" else _BY_MODALITY.get(name, {}) for name in set(modalities)]
     return kinds[0] if kinds and all(kind == kinds[0] for kind in kinds) else {}
 
 
-def _unknown(choice: object) -> TrainingError:
+def _unknown_choice(choice: object) -> TrainingError:
     names = ", ".join(map(repr, ("auto", "geometric", *_BY_MODALITY)))
     found = repr(choice) if isinstance(choice, str) else f"a {type(choice).__name__}"
-    return TrainingError(f"augment is one of {names}, a function of a batch, or None; found {found}")
+    return TrainingError(f"augment must be one of {names}, a function of a batch, or None; found {found}")

@@ -1,1 +1,1 @@
-"""Attributes of DICOM headers: one file at a time."""
+"""DICOM headers: attributes, instances and frames, without pixels."""

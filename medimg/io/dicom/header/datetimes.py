@@ -1,4 +1,4 @@
-"""Dates and times of DICOM (PS3.5 6.2: DA, TM, DT) in seconds, so that they can be subtracted."""
+"""Dates and times (PS3.5 6.2: DA, TM, DT) in seconds, so that they can be subtracted."""
 
 from __future__ import annotations
 
@@ -6,15 +6,22 @@ import re
 from datetime import date
 from typing import TYPE_CHECKING, Final
 
-from medimg.io.dicom.header.attributes import text
+from medimg.io.dicom.header.attributes import get_text
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["DAY", "date_and_time", "instant", "parse_moment", "seconds_of", "time_of_day"]
+__all__ = [
+    "SECONDS_PER_DAY",
+    "get_datetime",
+    "get_time",
+    "parse_datetime",
+    "parse_local_datetime",
+    "parse_time",
+]
 
 #: Seconds of a day.
-DAY: Final = 86400.0
+SECONDS_PER_DAY: Final = 86400.0
 
 _DATE: Final = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})", re.ASCII)
 _TIME: Final = re.compile(r"(\d{2}):?(\d{2})?:?(\d{2}(?:\.\d{1,6})?)?", re.ASCII)
@@ -22,19 +29,20 @@ _DATE_TIME: Final = re.compile(r"(\d{8})(\d{4}(?:\d{2}(?:\.\d{1,6})?)?)([+-]\d{4
 _OFFSET: Final = re.compile(r"([+-])(\d{2})(\d{2})", re.ASCII)
 
 
-def _day(written: str) -> float | None:
+def _parse_date(written: str) -> float | None:
+    """Return a date (DA) in seconds since the common origin; None if it is malformed."""
     found = _DATE.fullmatch(written)
     if found is None:
         return None
     year, month, day = map(int, found.groups())
     try:
-        return date(year, month, day).toordinal() * DAY
+        return date(year, month, day).toordinal() * SECONDS_PER_DAY
     except ValueError:
         return None
 
 
-def seconds_of(written: str) -> float | None:
-    """Return a time as it is written (TM) in seconds after midnight; None where it is unusable."""
+def parse_time(written: str) -> float | None:
+    """Return a time (TM) in seconds after midnight; None if it is malformed."""
     found = _TIME.fullmatch(written)
     if found is None:
         return None
@@ -42,7 +50,8 @@ def seconds_of(written: str) -> float | None:
     return hour * 3600 + minute * 60 + second if hour < 24 and minute < 60 and second < 61 else None
 
 
-def _offset(written: str) -> float | None:
+def _parse_utc_offset(written: str) -> float | None:
+    """Return a time zone offset (±ZZZZ) in seconds; None if it is malformed."""
     found = _OFFSET.fullmatch(written)
     if found is None:
         return None
@@ -50,44 +59,33 @@ def _offset(written: str) -> float | None:
     return (-1 if sign == "-" else 1) * (int(hours) * 3600.0 + int(minutes) * 60.0)
 
 
-def time_of_day(dataset: Dataset, keyword: str) -> float | None:
-    """Return a time (TM) in seconds after midnight; None where it is absent or unusable."""
-    return seconds_of(text(dataset, keyword))
+def get_time(dataset: Dataset, keyword: str) -> float | None:
+    """Return a time attribute (TM) in seconds after midnight; None if it is absent or malformed."""
+    return parse_time(get_text(dataset, keyword))
 
 
-def date_and_time(dataset: Dataset, date_keyword: str, time_keyword: str) -> float | None:
-    """Return a date (DA) and a time (TM) in seconds since a common origin; None where either is unusable."""
-    day, seconds = _day(text(dataset, date_keyword)), time_of_day(dataset, time_keyword)
+def get_datetime(dataset: Dataset, date_keyword: str, time_keyword: str) -> float | None:
+    """Return a date (DA) and a time (TM) in seconds since a common origin; None if either is unusable."""
+    day, seconds = _parse_date(get_text(dataset, date_keyword)), get_time(dataset, time_keyword)
     return None if day is None or seconds is None else day + seconds
 
 
-def parse_moment(dataset: Dataset, written: str) -> float | None:
+def parse_local_datetime(dataset: Dataset, written: str) -> float | None:
+    """Return a date and time (DT) in seconds, in the dataset's own time zone; see :func:`parse_datetime`."""
+    return parse_datetime(written, get_text(dataset, "TimezoneOffsetFromUTC"))
+
+
+def parse_datetime(written: str, offset: str = "") -> float | None:
     """
-    Return a date and time (DT) in seconds since the origin of :func:`date_and_time`.
+    Return a date and time (DT) in seconds since the origin of :func:`get_datetime`; None if it is malformed.
 
-    Parameters
-    ----------
-    dataset : pydicom.Dataset
-        Its Timezone Offset From UTC is the one to which a date and time with an offset is brought; without
-        it, offsets are left out, as local time is meant.
-    written : str
-        Text of the form YYYYMMDDHHMM[SS[.FFFFFF]][±ZZZZ].
-
-    Returns
-    -------
-    float or None
-        None where it is of another form.
+    It is converted to the time zone `offset`, if both state one; without it, local time is meant.
     """
-    return instant(written, text(dataset, "TimezoneOffsetFromUTC"))
-
-
-def instant(written: str, offset: str = "") -> float | None:
-    """Return a date and time (DT) in seconds; see :func:`parse_moment`, which takes the `offset`."""
     found = _DATE_TIME.fullmatch(written)
     if found is None:
         return None
-    day, seconds = _day(found.group(1)), seconds_of(found.group(2))
+    day, seconds = _parse_date(found.group(1)), parse_time(found.group(2))
     if day is None or seconds is None:
         return None
-    there, here = _offset(found.group(3) or ""), _offset(offset)
+    there, here = _parse_utc_offset(found.group(3) or ""), _parse_utc_offset(offset)
     return day + seconds + (here - there if here is not None and there is not None else 0.0)

@@ -1,9 +1,9 @@
 """
-The outline of a header: where each of its elements lies, found by their lengths alone.
+Offsets of the elements of a header, found by their lengths alone without parsing a value.
 
-Only what is usual is walked: meta information, explicit or implicit little endian, ascending tags, even
-lengths, pixel data at the end. Whatever else a file may be, pydicom reads it. Nothing is parsed here, so that
-a walk costs a few microseconds, and a data set of the elements that are wanted can be made of it later.
+Only usual headers are walked: meta information, explicit or implicit little endian, ascending tags, even
+lengths, pixel data last; pydicom reads all others. A walk costs a few microseconds, and a dataset of the
+wanted elements can be built from it later.
 """
 
 from __future__ import annotations
@@ -19,28 +19,24 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import read_sequence
 from pydicom.tag import BaseTag
 
-from medimg.io.dicom.pixels.codecs import SYNTAXES
+from medimg.io.dicom.header.transfer_syntax import EXPLICIT, IMPLICIT, SYNTAXES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, MutableSequence
 
 __all__ = [
-    "EXPLICIT",
-    "IMPLICIT",
-    "LAST",
-    "PIXELS",
-    "TRANSFER_SYNTAX",
-    "UNDEFINED",
+    "LAST_TAG",
+    "PIXEL_TAGS",
+    "TRANSFER_SYNTAX_TAG",
+    "UNDEFINED_LENGTH",
     "Element",
     "ElementOffsets",
     "UnusualHeaderError",
-    "dataset_of",
-    "element_offsets",
+    "build_dataset",
+    "locate_elements",
 ]
 
-UNDEFINED: Final = 0xFFFFFFFF
-IMPLICIT: Final = "1.2.840.10008.1.2"
-EXPLICIT: Final = "1.2.840.10008.1.2.1"
+UNDEFINED_LENGTH: Final = 0xFFFFFFFF
 
 _SHORT: Final = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 _LONG: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
@@ -48,31 +44,24 @@ _EXPLICIT_ELEMENT: Final = struct.Struct("<HH2sH").unpack_from
 _IMPLICIT_ELEMENT: Final = struct.Struct("<HHI").unpack_from
 _LENGTH: Final = struct.Struct("<I").unpack_from
 #: Makes a named tuple in a third of the time.
-_new: Final = tuple.__new__
+_make_tuple: Final = tuple.__new__
 _META: Final = 0x0002
 _META_LENGTH: Final = 0x00020000
-TRANSFER_SYNTAX: Final = 0x00020010
+TRANSFER_SYNTAX_TAG: Final = 0x00020010
 _CHARACTER_SET: Final = BaseTag(0x00080005)
-PIXELS: Final = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
-LAST: Final = 0x7FE00010
+PIXEL_TAGS: Final = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
+LAST_TAG: Final = 0x7FE00010
 _ITEM: Final = 0xFFFEE000
 _ITEM_END: Final = 0xFFFEE00D
 _SEQUENCE_END: Final = 0xFFFEE0DD
-_DEEPEST: Final = 16
-_MOST_ELEMENTS: Final = 20_000
-#: A sequence that is parsed; longer ones go through the parser that counts what they cost.
-_MOST_SEQUENCE_BYTES: Final = 2**16
+_MAX_DEPTH: Final = 16
+_MAX_ELEMENTS: Final = 20_000
+#: Bytes of a sequence that is parsed here; longer ones need the bounded parser.
+_MAX_SEQUENCE_BYTES: Final = 2**16
 
 
 class UnusualHeaderError(Exception):
-    """
-    The header is not one that can be walked; never seen outside of reading.
-
-    Attributes
-    ----------
-    ends : bool
-        Whether the bytes given end before the header does.
-    """
+    """A header that can't be walked, never raised to users; `ends`: the bytes end before it does."""
 
     def __init__(self, *, ends: bool = False) -> None:
         super().__init__()
@@ -80,76 +69,36 @@ class UnusualHeaderError(Exception):
 
 
 class Element(NamedTuple):
-    """
-    Where an element, or an item of a sequence without length, lies.
-
-    Attributes
-    ----------
-    tag : int
-        Group and element number.
-    at : int
-        Where it starts, in bytes from the start of the file.
-    value : int
-        Where its value starts.
-    length : int
-        Of its value; :data:`UNDEFINED` where sequences are written without.
-    vr : bytes
-        Value representation; empty for items, and where the data set is implicit.
-    depth : int
-        0 for elements of the data set, above for those within sequences without length.
-    """
+    """Offsets in a file of an element, or of an item of a sequence with undefined length."""
 
     tag: int
-    at: int
-    value: int
-    length: int
-    vr: bytes
-    depth: int
+    at: int  # of the element
+    value: int  # of its value
+    length: int  # of the value; UNDEFINED_LENGTH if it has none
+    vr: bytes  # empty for items and implicit VR
+    depth: int  # 0 at the top level, above within sequences of undefined length
 
 
 @dataclass(frozen=True, slots=True)
 class ElementOffsets:
-    """
-    Where the elements of a header lie.
+    """Offsets of all elements of a header, in the order of the file."""
 
-    Attributes
-    ----------
-    syntax : str
-        Transfer Syntax UID.
-    elements : list of Element
-        In the order of the file, before the pixel data.
-    pixels : Element
-        The pixel data.
-    """
-
-    syntax: str
-    elements: list[Element]
+    syntax: str  # Transfer Syntax UID
+    elements: list[Element]  # before the pixel data
     pixels: Element
 
     @property
     def is_implicit(self) -> bool:
-        """Whether the data set has no value representations."""
+        """Whether the dataset is in implicit VR."""
         return self.syntax == IMPLICIT
 
-    def wanted(self, tags: Collection[int]) -> Iterator[Element]:
-        """Yield those elements of the data set, not of sequences, whose tags are among these."""
+    def select(self, tags: Collection[int]) -> Iterator[Element]:
+        """Yield the top-level elements that have one of these tags."""
         return (e for e in self.elements if e[0] in tags and e[5] == 0)
 
 
-def element_offsets(head: bytes) -> ElementOffsets:
-    """
-    Walk a header.
-
-    Parameters
-    ----------
-    head : bytes
-        A file, or as much of its start as holds all that lies before the pixel values.
-
-    Raises
-    ------
-    UnusualHeaderError
-        If it is none that can be walked, or ends before the pixel values start.
-    """
+def locate_elements(head: bytes) -> ElementOffsets:
+    """Walk the start of a file; raise UnusualHeaderError if it is unusual or ends before the pixel values."""
     if head[128:132] != b"DICM":
         raise UnusualHeaderError
     try:
@@ -160,18 +109,18 @@ def element_offsets(head: bytes) -> ElementOffsets:
 
 def _walk_elements(head: bytes) -> ElementOffsets:
     elements: list[Element] = []
-    at = _meta(head, elements)
-    syntax = _syntax(head, elements)
+    at = _walk_meta(head, elements)
+    syntax = _find_syntax(head, elements)
     implicit = syntax == IMPLICIT
     letters = head[at + 4 : at + 6]
     if implicit and letters.isalpha() and letters.isupper():
         raise UnusualHeaderError
-    pixels = _until_pixels(head, at, elements, implicit=implicit)
+    pixels = _walk_dataset(head, at, elements, implicit=implicit)
     return ElementOffsets(syntax, elements, pixels)
 
 
-def _until_pixels(head: bytes, at: int, elements: list[Element], *, implicit: bool) -> Element:
-    """Walk the data set: all in one loop, as it turns a hundred times for every file."""
+def _walk_dataset(head: bytes, at: int, elements: list[Element], *, implicit: bool) -> Element:
+    """Walk the dataset up to the pixel data, in one loop as it runs a hundred times per file."""
     last, vr = 0, b""
     while True:
         if implicit:
@@ -187,31 +136,31 @@ def _until_pixels(head: bytes, at: int, elements: list[Element], *, implicit: bo
             else:
                 raise UnusualHeaderError
         tag = group << 16 | number
-        if tag <= last or tag > LAST:
+        if tag <= last or tag > LAST_TAG:
             raise UnusualHeaderError
-        element = _new(Element, (tag, at, value, length, vr, 0))
-        if tag in PIXELS:
+        element = _make_tuple(Element, (tag, at, value, length, vr, 0))
+        if tag in PIXEL_TAGS:
             return element
         elements.append(element)
         if not length & 1:
             at = value + length
-            if len(elements) > _MOST_ELEMENTS:
+            if len(elements) > _MAX_ELEMENTS:
                 raise UnusualHeaderError
-        elif length == UNDEFINED:
-            at = _after_sequence(head, element, elements, implicit=implicit)
+        elif length == UNDEFINED_LENGTH:
+            at = _walk_sequence(head, element, elements, implicit=implicit)
         else:
             raise UnusualHeaderError
         last = tag
 
 
-def _meta(head: bytes, elements: list[Element]) -> int:
-    """Walk the meta information, and return where the data set starts."""
+def _walk_meta(head: bytes, elements: list[Element]) -> int:
+    """Walk the meta information and return the offset of the dataset."""
     at, last = 132, 0
     while _IMPLICIT_ELEMENT(head, at)[0] == _META:
-        element = _explicit(head, at, 0)
+        element = _read_explicit(head, at, 0)
         if element.tag <= last or element.length & 1:
             raise UnusualHeaderError
-        # parsed at once where it is there: the parser refuses a file for another one
+        # pydicom parses it at once, and refuses a file with another one
         if element.tag == _META_LENGTH and (element.vr, element.length) != (b"UL", 4):
             raise UnusualHeaderError
         elements.append(element)
@@ -219,16 +168,17 @@ def _meta(head: bytes, elements: list[Element]) -> int:
     return at
 
 
-def _syntax(head: bytes, elements: list[Element]) -> str:
+def _find_syntax(head: bytes, elements: list[Element]) -> str:
+    """Return the Transfer Syntax UID if it is a known one."""
     for tag, _, value, length, vr, _ in elements:
-        if tag == TRANSFER_SYNTAX and vr == b"UI":
+        if tag == TRANSFER_SYNTAX_TAG and vr == b"UI":
             found = head[value : value + length].rstrip(b"\0 ").decode("latin-1")
             if found in (EXPLICIT, IMPLICIT) or found in SYNTAXES:
                 return found
     raise UnusualHeaderError
 
 
-def _explicit(head: bytes, at: int, depth: int) -> Element:
+def _read_explicit(head: bytes, at: int, depth: int) -> Element:
     group, number, vr, length = _EXPLICIT_ELEMENT(head, at)
     if vr in _SHORT:
         return Element(group << 16 | number, at, at + 8, length, vr, depth)
@@ -237,100 +187,90 @@ def _explicit(head: bytes, at: int, depth: int) -> Element:
     raise UnusualHeaderError
 
 
-def _implicit(head: bytes, at: int, depth: int) -> Element:
+def _read_implicit(head: bytes, at: int, depth: int) -> Element:
     group, number, length = _IMPLICIT_ELEMENT(head, at)
     return Element(group << 16 | number, at, at + 8, length, b"", depth)
 
 
-def _after_sequence(head: bytes, sequence: Element, elements: list[Element], *, implicit: bool) -> int:
-    """Walk a sequence without length, and return where the next element starts."""
-    if sequence.vr not in (b"SQ", b"") or sequence.depth >= _DEEPEST or len(elements) > _MOST_ELEMENTS:
+def _walk_sequence(head: bytes, sequence: Element, elements: list[Element], *, implicit: bool) -> int:
+    """Walk a sequence of undefined length and return the offset of the next element."""
+    if sequence.vr not in (b"SQ", b"") or sequence.depth >= _MAX_DEPTH or len(elements) > _MAX_ELEMENTS:
         raise UnusualHeaderError
     at = sequence.value
     while True:
-        item = _implicit(head, at, sequence.depth + 1)
+        item = _read_implicit(head, at, sequence.depth + 1)
         elements.append(item)
         if item.tag == _SEQUENCE_END and item.length == 0:
             return item.value
-        if item.tag != _ITEM or (item.length & 1 and item.length != UNDEFINED):
+        if item.tag != _ITEM or (item.length & 1 and item.length != UNDEFINED_LENGTH):
             raise UnusualHeaderError
         at = item.value
-        if item.length == UNDEFINED:
-            at = _after_item(head, item, elements, implicit=implicit)
+        if item.length == UNDEFINED_LENGTH:
+            at = _walk_item(head, item, elements, implicit=implicit)
         else:
             at += item.length
 
 
-def _after_item(head: bytes, item: Element, elements: list[Element], *, implicit: bool) -> int:
+def _walk_item(head: bytes, item: Element, elements: list[Element], *, implicit: bool) -> int:
+    """Walk an item of undefined length and return the offset of the next one."""
     at = item.value
     while True:
         if _IMPLICIT_ELEMENT(head, at) == (_ITEM_END >> 16, _ITEM_END & 0xFFFF, 0):
             elements.append(Element(_ITEM_END, at, at + 8, 0, b"", item.depth))
             return at + 8
-        element = (_implicit if implicit else _explicit)(head, at, item.depth)
+        element = (_read_implicit if implicit else _read_explicit)(head, at, item.depth)
         if element.tag >> 16 == _ITEM >> 16:
             raise UnusualHeaderError
         elements.append(element)
-        if element.length == UNDEFINED:
-            at = _after_sequence(head, element, elements, implicit=implicit)
+        if element.length == UNDEFINED_LENGTH:
+            at = _walk_sequence(head, element, elements, implicit=implicit)
         elif element.length & 1:
             raise UnusualHeaderError
         else:
             at = element.value + element.length
 
 
-def dataset_of(outline: ElementOffsets, head: bytes, tags: Collection[int]) -> Dataset:
+def build_dataset(outline: ElementOffsets, head: bytes, tags: Collection[int]) -> Dataset:
     """
-    Return a data set of some elements, as pydicom makes it of the file: raw, parsed when they are used.
+    Return a dataset of meta information, character set and the elements `tags`, parsed when used.
 
-    Parameters
-    ----------
-    outline : ElementOffsets
-        Of that header.
-    head : bytes
-        The header.
-    tags : collection of int
-        Those that are wanted, the meta information and the character set apart, which always are.
-
-    Raises
-    ------
-    UnusualHeaderError
-        If a wanted sequence is so long that parsing it takes a guard.
+    UnusualHeaderError is raised if a wanted sequence is so long that parsing it needs a bound.
     """
     implicit = outline.is_implicit
-    meta, found = FileMetaDataset(), Dataset()
+    meta, found = FileMetaDataset(), dict[BaseTag, DataElement | RawDataElement]()
     encoding: str | MutableSequence[str] = default_encoding
     for element in outline.elements:
         tag, _, _, length, vr, depth = element
         if depth:
             continue
         if tag >> 16 == _META:
-            meta[BaseTag(tag)] = _raw(element, head, implicit=False)
+            meta[BaseTag(tag)] = _build_raw_element(element, head, implicit=False)
         elif tag == _CHARACTER_SET:
             if vr not in (b"CS", b""):
                 raise UnusualHeaderError
-            raw = _raw(element, head, implicit=implicit)
+            raw = _build_raw_element(element, head, implicit=implicit)
             encoding = convert_encodings(convert_raw_data_element(raw).value)
-            found._dict[_CHARACTER_SET] = raw
+            found[_CHARACTER_SET] = raw
         elif tag in tags:
-            read = _sequence if length == UNDEFINED else _raw
-            found._dict[BaseTag(tag)] = read(element, head, implicit=implicit)
-    found.file_meta = meta
-    found.set_original_encoding(implicit, True, encoding)
-    return found
+            read = _parse_sequence if length == UNDEFINED_LENGTH else _build_raw_element
+            found[BaseTag(tag)] = read(element, head, implicit=implicit)
+    dataset = Dataset(found)
+    dataset.file_meta = meta
+    dataset.set_original_encoding(implicit, True, encoding)
+    return dataset
 
 
-def _raw(element: Element, head: bytes, *, implicit: bool) -> RawDataElement:
+def _build_raw_element(element: Element, head: bytes, *, implicit: bool) -> RawDataElement:
     tag, _, start, length, vr, _ = element
     name = vr.decode() or None
-    if vr in (b"SQ", b"UN", b"") and length > _MOST_SEQUENCE_BYTES:
+    if vr in (b"SQ", b"UN", b"") and length > _MAX_SEQUENCE_BYTES:
         raise UnusualHeaderError
     empty = cast("bytes | None", empty_value_for_VR(name, raw=True))
     value = head[start : start + length] if length else empty
     return RawDataElement(BaseTag(tag), name, length, value, start, implicit, True)
 
 
-def _sequence(element: Element, head: bytes, *, implicit: bool) -> DataElement:
-    file = io.BytesIO(head[element.value : element.value + _MOST_SEQUENCE_BYTES])
-    sequence = read_sequence(file, implicit, True, UNDEFINED, default_encoding)
+def _parse_sequence(element: Element, head: bytes, *, implicit: bool) -> DataElement:
+    file = io.BytesIO(head[element.value : element.value + _MAX_SEQUENCE_BYTES])
+    sequence = read_sequence(file, implicit, True, UNDEFINED_LENGTH, default_encoding)
     return DataElement(BaseTag(element.tag), "SQ", sequence, element.value, is_undefined_length=True)

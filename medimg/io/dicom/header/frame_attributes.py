@@ -1,12 +1,25 @@
-"""The facts of one frame that grouping, sorting and geometry need, from its view."""
+"""Attributes of a frame that grouping, sorting and geometry need, from its view (see `functional_groups`)."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from medimg.io.dicom.header.attributes import code, codes, floats, identifier, integer, items, text
-from medimg.io.dicom.header.datetimes import parse_moment, time_of_day
-from medimg.io.dicom.header.private_tags import PrivateTag, private_integer, private_tags, private_text
+from medimg.io.dicom.header.attributes import (
+    get_code,
+    get_codes,
+    get_floats,
+    get_identifier,
+    get_integer,
+    get_items,
+    get_text,
+)
+from medimg.io.dicom.header.datetimes import get_time, parse_local_datetime
+from medimg.io.dicom.header.private_tags import (
+    PrivateTag,
+    get_private_integer,
+    get_private_text,
+    list_private_tags,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -14,20 +27,20 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 __all__ = [
-    "FACT_TAGS",
-    "FARTHEST_MM",
+    "FRAME_ATTRIBUTE_TAGS",
+    "MAX_COORDINATE_MM",
     "FrameAttribute",
-    "orientation",
-    "pixel_spacing",
-    "position",
-    "series_attributes",
-    "temporal_attributes",
+    "get_orientation",
+    "get_pixel_spacing",
+    "get_position",
+    "get_series_attributes",
+    "get_temporal_attributes",
 ]
 
-#: Bounds beyond which a length can't be meant: no patient is larger, nor a pixel smaller than 1 nm.
-FARTHEST_MM: Final = 1e5
-_LEAST_MM: Final = 1e-6
-_MOST_MM: Final = 1e4
+#: Plausible lengths: no patient is larger, and no pixel smaller than 1 nm.
+MAX_COORDINATE_MM: Final = 1e5
+_MIN_MM: Final = 1e-6
+_MAX_MM: Final = 1e4
 
 _GE_COMPONENT: Final = PrivateTag(0x0043, 0x2F, "GEMS_PARM_01", "SS")
 _SIEMENS_COIL: Final = PrivateTag(0x0051, 0x0F, "SIEMENS MR HEADER", "LO")
@@ -39,8 +52,8 @@ _PHILIPS: Final = (
     PrivateTag(0x2001, 0x08, "Philips Imaging DD 001", "IS"),
 )
 
-#: What a header-only read must include for this module.
-FACT_TAGS: Final[list[str | int]] = [
+#: Tags that a header-only read must include for this module.
+FRAME_ATTRIBUTE_TAGS: Final[list[str | int]] = [
     "AcquisitionDateTime",
     "AcquisitionNumber",
     "AcquisitionTime",
@@ -64,12 +77,12 @@ FACT_TAGS: Final[list[str | int]] = [
     "SpacingBetweenSlices",
     "TemporalPositionIdentifier",
     "TriggerTime",
-    *private_tags(_GE_COMPONENT, _SIEMENS_COIL, *_PHILIPS),
+    *list_private_tags(_GE_COMPONENT, _SIEMENS_COIL, *_PHILIPS),
 ]
 
 
 class FrameAttribute(NamedTuple):
-    """A fact that tells frames at one position apart: its name, and its value."""
+    """An attribute that distinguishes frames at one position: a name and a hashable value."""
 
     name: str
     value: Hashable
@@ -78,124 +91,124 @@ class FrameAttribute(NamedTuple):
 FrameAttributes: TypeAlias = tuple[FrameAttribute, ...]
 
 
-def position(view: Dataset) -> tuple[float, float, float] | None:
-    """Return Image Position (Patient), LPS millimeters; None where it is absent or absurd."""
-    found = floats(view, "ImagePositionPatient", 3)
-    if found is None or max(abs(v) for v in found) > FARTHEST_MM:
+def get_position(view: Dataset) -> tuple[float, float, float] | None:
+    """Return Image Position (Patient), LPS millimeters; None if it is absent or implausible."""
+    found = get_floats(view, "ImagePositionPatient", 3)
+    if found is None or max(abs(v) for v in found) > MAX_COORDINATE_MM:
         return None
     return found[0], found[1], found[2]
 
 
-def orientation(view: Dataset) -> tuple[float, ...] | None:
-    """Return Image Orientation (Patient); None where it is absent or absurd."""
-    found = floats(view, "ImageOrientationPatient", 6)
+def get_orientation(view: Dataset) -> tuple[float, ...] | None:
+    """Return Image Orientation (Patient), 6 numbers; None if it is absent or implausible."""
+    found = get_floats(view, "ImageOrientationPatient", 6)
     usable = found is not None and max(abs(v) for v in found) <= 2 and any(found[:3]) and any(found[3:])
     return found if usable else None
 
 
-def pixel_spacing(view: Dataset) -> tuple[float, float] | None:
-    """Return the distances between rows and between columns, in millimeters or as a ratio."""
+def get_pixel_spacing(view: Dataset) -> tuple[float, float] | None:
+    """Return the spacing of rows and of columns, in millimeters or as a ratio; None if absent."""
     for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
-        spacing = floats(view, keyword, 2)
-        if spacing is not None and min(spacing) >= _LEAST_MM and max(spacing) <= _MOST_MM:
+        spacing = get_floats(view, keyword, 2)
+        if spacing is not None and min(spacing) >= _MIN_MM and max(spacing) <= _MAX_MM:
             return spacing[0], spacing[1]
-    aspect = floats(view, "PixelAspectRatio", 2)
+    aspect = get_floats(view, "PixelAspectRatio", 2)
     if aspect is not None and min(aspect) > 0 and 1e-2 <= aspect[0] / aspect[1] <= 1e2:
         return aspect[0] / aspect[1], 1.0
     return None
 
 
-def length(view: Dataset, keyword: str) -> float | None:
-    """Return the size of a length in millimeters, which may be negative; None where absent or absurd."""
-    found = floats(view, keyword, 1)
-    return abs(found[0]) if found and _LEAST_MM <= abs(found[0]) <= _MOST_MM else None
+def get_length(view: Dataset, keyword: str) -> float | None:
+    """Return the absolute value of a length in millimeters; None if it is absent or implausible."""
+    found = get_floats(view, keyword, 1)
+    return abs(found[0]) if found and _MIN_MM <= abs(found[0]) <= _MAX_MM else None
 
 
-def image_type(view: Dataset) -> tuple[str, ...]:
-    """Return Frame Type, which speaks for the frame, or Image Type."""
-    return codes(view, "FrameType") or codes(view, "ImageType")
+def get_image_type(view: Dataset) -> tuple[str, ...]:
+    """Return the frame's own Frame Type, or else Image Type."""
+    return get_codes(view, "FrameType") or get_codes(view, "ImageType")
 
 
-def series_attributes(view: Dataset) -> FrameAttributes:
-    """Return what makes images different in kind, so that they belong into different series."""
-    echo = _number(view, "EffectiveEchoTime")
+def get_series_attributes(view: Dataset) -> FrameAttributes:
+    """Return attributes whose difference puts images into different series."""
+    echo = _get_number(view, "EffectiveEchoTime")
     if echo is None:
-        echo = _number(view, "EchoTime")
-    component = code(view, "ComplexImageComponent"), private_integer(view, _GE_COMPONENT)
+        echo = _get_number(view, "EchoTime")
+    thickness = get_length(view, "SliceThickness")
+    component = get_code(view, "ComplexImageComponent"), get_private_integer(view, _GE_COMPONENT)
     candidates = (
-        ("type", (*image_type(view), *component)),
-        ("echo", integer(view, "EchoNumbers")),
+        ("type", (*get_image_type(view), *component)),
+        ("echo", get_integer(view, "EchoNumbers")),
         ("echo time", echo),
-        ("coil", private_text(view, _SIEMENS_COIL) or None),
-        ("kernel", text(view, "ConvolutionKernel") or None),
+        ("coil", get_private_text(view, _SIEMENS_COIL) or None),
+        ("kernel", get_text(view, "ConvolutionKernel") or None),
         ("directionality", _is_trace(view)),
-        ("stack", identifier(view, "StackID") or None),
-        ("thickness", _rounded(length(view, "SliceThickness"))),
+        ("stack", get_identifier(view, "StackID") or None),
+        ("thickness", None if thickness is None else round(thickness, 2)),
     )
     return tuple(FrameAttribute(name, value) for name, value in candidates if value is not None)
 
 
-def _rounded(number: float | None) -> float | None:
-    return None if number is None else round(number, 2)
-
-
-def _number(view: Dataset, keyword: str) -> float | None:
-    found = floats(view, keyword)
+def _get_number(view: Dataset, keyword: str) -> float | None:
+    found = get_floats(view, keyword)
     return found[0] if found else None
 
 
 def _is_trace(view: Dataset) -> bool:
-    """Whether a diffusion image is averaged over directions: no volume of the series it was made from."""
-    b_value = _number(view, "DiffusionBValue")
-    return bool(b_value) and code(view, "DiffusionDirectionality") == "ISOTROPIC"
+    """Whether a diffusion image is averaged over directions, and so not a volume of its source series."""
+    b_value = _get_number(view, "DiffusionBValue")
+    return bool(b_value) and get_code(view, "DiffusionDirectionality") == "ISOTROPIC"
 
 
-def temporal_attributes(view: Dataset) -> FrameAttributes:
-    """Return what tells repetitions of the same kind apart, the most telling first."""
+def get_temporal_attributes(view: Dataset) -> FrameAttributes:
+    """Return attributes that distinguish repetitions within a series, the most specific first."""
     candidates = (
-        ("time", _first(view, "TemporalPositionIndex", "TemporalPositionIdentifier")),
-        ("segment", integer(view, "ReferencedSegmentNumber")),
-        ("reference time", _number(view, "FrameReferenceTime")),
-        ("trigger", _first_number(view, "NominalCardiacTriggerDelayTime", "TriggerTime")),
-        ("diffusion", _diffusion(view)),
-        ("philips", _philips(view)),
-        ("label", code(view, "ASLContext") or None),
-        ("velocity", floats(view, "VelocityEncodingDirection", 3)),
-        ("dimensions", floats(view, "DimensionIndexValues")),
-        ("acquisition", integer(view, "AcquisitionNumber")),
-        ("frame acquisition", integer(view, "FrameAcquisitionNumber")),
-        ("offset", _number(view, "TemporalPositionTimeOffset")),
-        ("started", _started(view)),
-        ("acquired", time_of_day(view, "AcquisitionTime")),
-        ("made", time_of_day(view, "ContentTime")),
+        ("time", _get_first_integer(view, "TemporalPositionIndex", "TemporalPositionIdentifier")),
+        ("segment", get_integer(view, "ReferencedSegmentNumber")),
+        ("reference time", _get_number(view, "FrameReferenceTime")),
+        ("trigger", _get_first_number(view, "NominalCardiacTriggerDelayTime", "TriggerTime")),
+        ("diffusion", _get_diffusion(view)),
+        ("philips", _get_philips_labels(view)),
+        ("label", get_code(view, "ASLContext") or None),
+        ("velocity", get_floats(view, "VelocityEncodingDirection", 3)),
+        ("dimensions", get_floats(view, "DimensionIndexValues")),
+        ("acquisition", get_integer(view, "AcquisitionNumber")),
+        ("frame acquisition", get_integer(view, "FrameAcquisitionNumber")),
+        ("offset", _get_number(view, "TemporalPositionTimeOffset")),
+        ("started", _get_start(view)),
+        ("acquired", get_time(view, "AcquisitionTime")),
+        ("made", get_time(view, "ContentTime")),
     )
     return tuple(FrameAttribute(name, value) for name, value in candidates if value is not None)
 
 
-def _started(view: Dataset) -> float | None:
-    starts = (parse_moment(view, text(view, k)) for k in ("FrameAcquisitionDateTime", "AcquisitionDateTime"))
+def _get_start(view: Dataset) -> float | None:
+    starts = (
+        parse_local_datetime(view, get_text(view, k))
+        for k in ("FrameAcquisitionDateTime", "AcquisitionDateTime")
+    )
     return next((start for start in starts if start is not None), None)
 
 
-def _first(view: Dataset, *keywords: str) -> int | None:
-    return next((n for n in (integer(view, k) for k in keywords) if n is not None), None)
+def _get_first_integer(view: Dataset, *keywords: str) -> int | None:
+    return next((n for n in (get_integer(view, k) for k in keywords) if n is not None), None)
 
 
-def _first_number(view: Dataset, *keywords: str) -> float | None:
-    return next((n for n in (_number(view, k) for k in keywords) if n is not None), None)
+def _get_first_number(view: Dataset, *keywords: str) -> float | None:
+    return next((n for n in (_get_number(view, k) for k in keywords) if n is not None), None)
 
 
-def _diffusion(view: Dataset) -> Hashable:
-    b_value = _number(view, "DiffusionBValue")
+def _get_diffusion(view: Dataset) -> Hashable:
+    b_value = _get_number(view, "DiffusionBValue")
     if b_value is None:
         return None
-    direction = floats(view, "DiffusionGradientOrientation", 3)
-    for item in items(view, "DiffusionGradientDirectionSequence")[:1]:
-        direction = floats(item, "DiffusionGradientOrientation", 3)
+    direction = get_floats(view, "DiffusionGradientOrientation", 3)
+    for item in get_items(view, "DiffusionGradientDirectionSequence")[:1]:
+        direction = get_floats(item, "DiffusionGradientOrientation", 3)
     return b_value, None if direction is None else tuple(round(v, 4) for v in direction)
 
 
-def _philips(view: Dataset) -> Hashable:
-    """Return b-value and gradient numbers, label and phase of classic Philips files, whose order is free."""
-    found = tuple(private_text(view, tag).zfill(6) for tag in _PHILIPS)
+def _get_philips_labels(view: Dataset) -> Hashable:
+    """Return b-value, gradient, ASL label and phase of classic Philips files, whose order is free."""
+    found = tuple(get_private_text(view, tag).zfill(6) for tag in _PHILIPS)
     return found if any(text.strip("0") for text in found) else None

@@ -1,11 +1,10 @@
 """
-Frames of multi-frame files that have no functional groups: where they lie, and what tells them apart.
+Position, time and labels of frames in multi-frame files without functional groups.
 
-- RT Dose: Grid Frame Offset Vector, PS3.3 C.8.8.3.2.
-- Reconstructed nuclear medicine: position and orientation of the first slice in the Detector Information
-  Sequence (C.8.4.11), Slice Vector, and Spacing Between Slices, whose sign tells the direction (C.8.4.15);
-  what the other vectors count (C.8.4.8).
-- Cines: Frame Time, Frame Time Vector, Cine Rate, Recommended Display Frame Rate (C.7.6.5).
+RT Dose: Grid Frame Offset Vector (PS3.3 C.8.8.3.2). Reconstructed nuclear medicine: the first slice in the
+Detector Information Sequence (C.8.4.11), Slice Vector, and Spacing Between Slices, whose sign gives the
+direction (C.8.4.15); labels are the other vectors (C.8.4.8). Cines: Frame Time (Vector), Cine Rate,
+Recommended Display Frame Rate (C.7.6.5).
 """
 
 from __future__ import annotations
@@ -17,33 +16,34 @@ import numpy as np
 
 from medimg.errors import DecodeError, GeometryError
 from medimg.io.dicom.header.attributes import (
-    code,
-    codes,
-    floats,
-    identifier,
-    integer,
-    is_there,
-    items,
-    number,
-    value,
+    get_code,
+    get_codes,
+    get_floats,
+    get_identifier,
+    get_integer,
+    get_items,
+    get_value,
+    has_value,
+    parse_number,
 )
+from medimg.io.dicom.header.frame_attributes import MAX_COORDINATE_MM
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from pydicom.dataset import Dataset
 
 __all__ = [
-    "NUCLEAR_TAGS",
-    "dose_scaling",
-    "frame_orientation",
-    "frame_positions",
-    "frame_temporal_attributes",
-    "frame_times",
+    "FRAME_VECTOR_TAGS",
+    "compute_frame_positions",
+    "compute_frame_times",
+    "get_frame_orientation",
+    "parse_dose_scaling",
+    "parse_frame_vectors",
 ]
 
 Point: TypeAlias = tuple[float, float, float]
 
-_MOMENTS: Final = (
+_VECTORS: Final = (
     "EnergyWindowVector",
     "DetectorVector",
     "PhaseVector",
@@ -53,9 +53,9 @@ _MOMENTS: Final = (
     "AngularViewVector",
 )
 
-#: What a header-only read must include for this module.
-NUCLEAR_TAGS: Final[list[str | int]] = [
-    *_MOMENTS,
+#: Tags that a header-only read must include for this module.
+FRAME_VECTOR_TAGS: Final[list[str | int]] = [
+    *_VECTORS,
     "CineRate",
     "DetectorInformationSequence",
     "DoseGridScaling",
@@ -76,219 +76,170 @@ NUCLEAR_TAGS: Final[list[str | int]] = [
 
 _RT_DOSE: Final = "1.2.840.10008.5.1.4.1.1.481.2"
 _RECONSTRUCTED: Final = frozenset({"RECON TOMO", "RECON GATED TOMO"})
-_MOST_FRAMES: Final = 2**20
-_FARTHEST_MM: Final = 1e5
+_MAX_FRAMES: Final = 2**20
 _FRAME_TIME_VECTOR: Final = 0x00181065
 #: Absolute offsets begin with the z of Image Position (Patient), which writers round.
 _SAME_PLANE_MM: Final = 1e-2
 
 
-def frame_positions(dataset: Dataset) -> list[Point] | None:
+def compute_frame_positions(dataset: Dataset) -> list[Point] | None:
     """
-    Return where the frames of an RT Dose or of reconstructed nuclear medicine lie.
+    Return the LPS positions, in millimeters, of the frames of an RT Dose or reconstructed NM file.
 
-    Parameters
-    ----------
-    dataset : pydicom.Dataset
-        The attributes of the file; those of :data:`NUCLEAR_TAGS` suffice.
-
-    Returns
-    -------
-    list of (float, float, float) or None
-        LPS millimeters of the center of the first pixel of each frame; None where the file says it another
-        way, or not at all, as planar nuclear medicine.
-
-    Raises
-    ------
-    GeometryError
-        If what is said doesn't fit Number of Frames, is missing in part, or contradicts itself.
+    None for other files and planar nuclear medicine; GeometryError if vectors contradict each other or Number
+    of Frames.
     """
-    if _is_dose(dataset) and is_there(dataset, "GridFrameOffsetVector"):
-        return _dose_positions(dataset)
+    if _is_dose(dataset) and has_value(dataset, "GridFrameOffsetVector"):
+        return _compute_dose_positions(dataset)
     if _is_reconstructed(dataset):
-        return _reconstructed_positions(dataset)
+        return _compute_reconstructed_positions(dataset)
     return None
 
 
-def frame_orientation(dataset: Dataset) -> tuple[float, ...] | None:
-    """
-    Return the direction of rows, then of columns, that the Detector Information Sequence gives.
-
-    Returns
-    -------
-    tuple of 6 floats or None
-        None where it is not reconstructed nuclear medicine, or says none.
-    """
+def get_frame_orientation(dataset: Dataset) -> tuple[float, ...] | None:
+    """Return row and column directions (6) of reconstructed nuclear medicine; None for other files."""
     if not _is_reconstructed(dataset):
         return None
-    found = floats(_first_slice(dataset), "ImageOrientationPatient", 6)
-    return found if found is not None and _is_orientation(found) else None
+    found = get_floats(_find_first_slice(dataset), "ImageOrientationPatient", 6)
+    return found if found is not None and _is_orthonormal(found) else None
 
 
 def _is_dose(dataset: Dataset) -> bool:
-    return code(dataset, "Modality") == "RTDOSE" or identifier(dataset, "SOPClassUID") == _RT_DOSE
+    return get_code(dataset, "Modality") == "RTDOSE" or get_identifier(dataset, "SOPClassUID") == _RT_DOSE
 
 
 def _is_reconstructed(dataset: Dataset) -> bool:
-    kind = codes(dataset, "ImageType")[2:3]
-    return bool(kind) and kind[0] in _RECONSTRUCTED and is_there(dataset, "DetectorInformationSequence")
+    image_type = get_codes(dataset, "ImageType")[2:3]
+    return (
+        bool(image_type)
+        and image_type[0] in _RECONSTRUCTED
+        and has_value(dataset, "DetectorInformationSequence")
+    )
 
 
-def _frames(dataset: Dataset) -> int:
-    count = integer(dataset, "NumberOfFrames") or 1
-    if not 1 <= count <= _MOST_FRAMES:
-        raise DecodeError(f"NumberOfFrames is {count}, 1 to {_MOST_FRAMES} are expected; the file is damaged")
+def _get_frame_count(dataset: Dataset) -> int:
+    count = get_integer(dataset, "NumberOfFrames") or 1
+    if not 1 <= count <= _MAX_FRAMES:
+        raise DecodeError(f"NumberOfFrames is {count}, 1 to {_MAX_FRAMES} are expected; the file is damaged")
     return count
 
 
-def _is_orientation(found: tuple[float, ...]) -> bool:
+def _is_orthonormal(found: tuple[float, ...]) -> bool:
     pair = np.array(found).reshape(2, 3)
     return bool(np.allclose(pair @ pair.T, np.eye(2), atol=1e-3))
 
 
-def _plane(dataset: Dataset) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _get_plane(dataset: Dataset) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return position (3,) and normal (3,) of the first frame."""
-    position = floats(dataset, "ImagePositionPatient", 3)
-    orientation = floats(dataset, "ImageOrientationPatient", 6)
-    if position is None or max(abs(v) for v in position) > _FARTHEST_MM:
+    position = get_floats(dataset, "ImagePositionPatient", 3)
+    orientation = get_floats(dataset, "ImageOrientationPatient", 6)
+    if position is None or max(abs(v) for v in position) > MAX_COORDINATE_MM:
         raise GeometryError("ImagePositionPatient of the first frame is missing or unusable")
-    if orientation is None or not _is_orientation(orientation):
+    if orientation is None or not _is_orthonormal(orientation):
         raise GeometryError("ImageOrientationPatient of the first frame is missing or unusable")
     return np.array(position), np.cross(orientation[:3], orientation[3:])
 
 
-def _points(places: npt.NDArray[np.float64]) -> list[Point]:
-    return [(float(p[0]), float(p[1]), float(p[2])) for p in places]
+def _to_points(points: npt.NDArray[np.float64]) -> list[Point]:
+    return [(float(p[0]), float(p[1]), float(p[2])) for p in points]
 
 
-def _dose_positions(dataset: Dataset) -> list[Point]:
-    count = _frames(dataset)
-    offsets = floats(dataset, "GridFrameOffsetVector")
-    position, normal = _plane(dataset)
+def _compute_dose_positions(dataset: Dataset) -> list[Point]:
+    count = _get_frame_count(dataset)
+    offsets = get_floats(dataset, "GridFrameOffsetVector")
+    position, normal = _get_plane(dataset)
     if count == 1:
-        return _points(position[None])
-    if offsets is None or len(offsets) != count or max(abs(v) for v in offsets) > _FARTHEST_MM:
+        return _to_points(position[None])
+    if offsets is None or len(offsets) != count or max(abs(v) for v in offsets) > MAX_COORDINATE_MM:
         raise GeometryError(
-            f"GridFrameOffsetVector has not {count} usable numbers, one for each of the NumberOfFrames"
+            f"GridFrameOffsetVector does not hold {count} usable numbers, one for each of the NumberOfFrames"
         )
     if offsets[0] == 0:
-        return _points(position + np.array(offsets)[:, None] * normal)
+        return _to_points(position + np.array(offsets)[:, None] * normal)
     if abs(offsets[0] - position[2]) > _SAME_PLANE_MM or abs(normal[2]) < 1 - 1e-6:
         raise GeometryError(
             "GridFrameOffsetVector begins neither with 0 nor with the z of ImagePositionPatient of axial "
-            "frames (PS3.3 C.8.8.3.2); where the frames lie can't be told"
+            "frames (PS3.3 C.8.8.3.2); the positions of the frames are ambiguous"
         )
-    places = np.repeat(position[None], count, axis=0)
-    places[:, 2] = offsets
-    return _points(places)
+    points = np.repeat(position[None], count, axis=0)
+    points[:, 2] = offsets
+    return _to_points(points)
 
 
-def _first_slice(dataset: Dataset) -> Dataset:
-    """Return what has position and orientation of the first slice: a detector, or else the file itself."""
-    detectors = items(dataset, "DetectorInformationSequence")[:1]
-    return next((d for d in detectors if is_there(d, "ImagePositionPatient")), dataset)
+def _find_first_slice(dataset: Dataset) -> Dataset:
+    """Return the dataset with the position of the first slice: that of a detector, or the file itself."""
+    detectors = get_items(dataset, "DetectorInformationSequence")[:1]
+    return next((d for d in detectors if has_value(d, "ImagePositionPatient")), dataset)
 
 
-def _reconstructed_positions(dataset: Dataset) -> list[Point]:
-    count = _frames(dataset)
-    position, normal = _plane(_first_slice(dataset))
-    slices = _vector(dataset, "SliceVector", count) or tuple(range(1, count + 1))
+def _compute_reconstructed_positions(dataset: Dataset) -> list[Point]:
+    count = _get_frame_count(dataset)
+    position, normal = _get_plane(_find_first_slice(dataset))
+    slices = _parse_vector(dataset, "SliceVector", count) or tuple(range(1, count + 1))
     if max(slices) == 1:
-        return _points(np.repeat(position[None], count, axis=0))
-    gap = floats(dataset, "SpacingBetweenSlices", 1)
-    if gap is None or not 0 < abs(gap[0]) * max(slices) <= _FARTHEST_MM:
+        return _to_points(np.repeat(position[None], count, axis=0))
+    gap = get_floats(dataset, "SpacingBetweenSlices", 1)
+    if gap is None or not 0 < abs(gap[0]) * max(slices) <= MAX_COORDINATE_MM:
         raise GeometryError("SpacingBetweenSlices of reconstructed slices is missing or unusable")
-    return _points(position + (np.array(slices)[:, None] - 1) * gap[0] * normal)
+    return _to_points(position + (np.array(slices)[:, None] - 1) * gap[0] * normal)
 
 
-def _vector(dataset: Dataset, keyword: str, count: int) -> tuple[int, ...] | None:
-    """Return a vector of frames: 1 or greater for each of them; None where it is absent."""
-    if not is_there(dataset, keyword):
+def _parse_vector(dataset: Dataset, keyword: str, count: int) -> tuple[int, ...] | None:
+    """Return a frame vector, positive integers, one per frame; None if it is absent."""
+    if not has_value(dataset, keyword):
         return None
-    found = floats(dataset, keyword, count)
-    if found is None or not all(v.is_integer() and 1 <= v <= _MOST_FRAMES for v in found):
-        raise DecodeError(f"{keyword} has not {count} positive whole numbers, one for each frame")
+    found = get_floats(dataset, keyword, count)
+    if found is None or not all(v.is_integer() and 1 <= v <= _MAX_FRAMES for v in found):
+        raise DecodeError(f"{keyword} does not hold {count} positive whole numbers, one for each frame")
     return tuple(int(v) for v in found)
 
 
-def frame_temporal_attributes(dataset: Dataset) -> list[tuple[int, ...]] | None:
-    """
-    Return what tells frames of nuclear medicine at one position apart.
-
-    Returns
-    -------
-    list of tuple of int or None
-        For each frame its numbers of energy window, detector, phase, rotation, R-R interval, time slot and
-        angular view, as far as the file has them; None where it has none, or a single frame.
-
-    Raises
-    ------
-    DecodeError
-        If a vector doesn't have a number for each frame.
-    """
-    if code(dataset, "Modality") not in {"NM", "PT"} or (count := _frames(dataset)) == 1:
+def parse_frame_vectors(dataset: Dataset) -> list[tuple[int, ...]] | None:
+    """Return, per frame, its vector values (energy window, detector, phase, …); None if there are none."""
+    if get_code(dataset, "Modality") not in {"NM", "PT"} or (count := _get_frame_count(dataset)) == 1:
         return None
-    vectors = [v for v in (_vector(dataset, keyword, count) for keyword in _MOMENTS) if v is not None]
+    vectors = [v for v in (_parse_vector(dataset, keyword, count) for keyword in _VECTORS) if v is not None]
     return list(zip(*vectors, strict=True)) if vectors else None
 
 
-def frame_times(dataset: Dataset) -> tuple[float, ...] | None:
-    """
-    Return when the frames of a cine were taken.
-
-    Returns
-    -------
-    tuple of float or None
-        Seconds after the first frame, one for each; None for a single frame, and where nothing is said.
-    """
-    count = _frames(dataset)
+def compute_frame_times(dataset: Dataset) -> tuple[float, ...] | None:
+    """Return the times of the frames of a cine in seconds after the first one; None if unknown."""
+    count = _get_frame_count(dataset)
     if count == 1:
         return None
-    if _points_to_vector(dataset):
-        return _times_of_vector(dataset, count)
+    if _has_time_vector_pointer(dataset):
+        return _accumulate_times(dataset, count)
     for keyword, per_second in (
         ("FrameTime", False),
         ("CineRate", True),
         ("RecommendedDisplayFrameRate", True),
     ):
-        found = floats(dataset, keyword, 1)
+        found = get_floats(dataset, keyword, 1)
         if found is not None and found[0] > 0:
             step = 1 / found[0] if per_second else found[0] / 1000
             return tuple(step * n for n in range(count))
-    return _times_of_vector(dataset, count)
+    return _accumulate_times(dataset, count)
 
 
-def _points_to_vector(dataset: Dataset) -> bool:
-    pointer = value(dataset, "FrameIncrementPointer")
+def _has_time_vector_pointer(dataset: Dataset) -> bool:
+    pointer = get_value(dataset, "FrameIncrementPointer")
     several = pointer if isinstance(pointer, list | tuple) or hasattr(pointer, "__iter__") else [pointer]
     return any(tag == _FRAME_TIME_VECTOR for tag in several)
 
 
-def _times_of_vector(dataset: Dataset, count: int) -> tuple[float, ...] | None:
-    """Return the sums of Frame Time Vector, whose first increment is that before the first frame."""
-    increments = floats(dataset, "FrameTimeVector", count)
+def _accumulate_times(dataset: Dataset, count: int) -> tuple[float, ...] | None:
+    """Return the sums of Frame Time Vector, whose first increment precedes the first frame."""
+    increments = get_floats(dataset, "FrameTimeVector", count)
     if increments is None or min(increments) < 0 or not any(increments[1:]):
         return None
     return tuple(v / 1000 for v in accumulate((0.0, *increments[1:])))
 
 
-def dose_scaling(dataset: Dataset) -> float | None:
-    """
-    Return Dose Grid Scaling: what stored values of an RT Dose are multiplied with (PS3.3 C.8.8.3).
-
-    Returns
-    -------
-    float or None
-        The dose of one stored unit, in Gy if Dose Units is GY; None where it is no RT Dose or has none.
-
-    Raises
-    ------
-    DecodeError
-        If it is there, but not a positive finite number.
-    """
-    if not _is_dose(dataset) or not is_there(dataset, "DoseGridScaling"):
+def parse_dose_scaling(dataset: Dataset) -> float | None:
+    """Return Dose Grid Scaling (PS3.3 C.8.8.3), the dose of one stored unit; None if it is not an RT Dose."""
+    if not _is_dose(dataset) or not has_value(dataset, "DoseGridScaling"):
         return None
-    scaling = number(dataset, "DoseGridScaling", 1)
+    scaling = parse_number(dataset, "DoseGridScaling", 1)
     if scaling <= 0:
         raise DecodeError("DoseGridScaling is not positive; doses can't be computed")
     return scaling

@@ -1,28 +1,31 @@
 """
-Frames of a multi-frame file, each seen as if it were a classic single-frame instance.
+Frames of a multi-frame file as flat datasets, like classic single-frame instances.
 
-An enhanced file says what holds for all its frames in shared functional groups, and what differs in
-per-frame ones (PS3.3 C.7.6.16). A *view* is a flat data set of one frame: the attributes of the file, over
-them those of the shared groups, over them those of the frame's own.
+An enhanced file has attributes common to all frames in shared functional groups, and others in per-frame
+groups (PS3.3 C.7.6.16). The *view* of a frame is a dataset of the attributes of the file, overlaid by those
+of the shared groups, overlaid by those of its own groups.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import BaseTag, Tag
 
 from medimg.errors import DecodeError
-from medimg.io.dicom.header.attributes import items
-from medimg.io.dicom.header.private_tags import items_of
+from medimg.io.dicom.header.attributes import get_items
+from medimg.io.dicom.header.private_tags import to_items
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["FrameViews"]
 
-#: Functional groups whose attributes mean for a frame what they mean for a classic instance.
+#: Elements of a dataset, parsed or raw.
+_Elements: TypeAlias = "dict[BaseTag, Any]"
+
+#: Functional groups whose attributes have the same meaning in a classic instance.
 _MACROS: Final = tuple(
     Tag(keyword)
     for keyword in (
@@ -57,13 +60,13 @@ _MACROS: Final = tuple(
 #: Private sequences that repeat private attributes of classic files for each frame: Siemens and Philips.
 _PRIVATE_GROUPS: Final = frozenset({0x0021, 0x2005})
 _LAST_CREATOR: Final = 0xFF
-#: What a conversion of classic files found no group for, such as the echo time (PS3.3 C.7.6.16.2.24).
+#: Attributes without a group in a converted classic file, such as the echo time (PS3.3 C.7.6.16.2.24).
 _UNASSIGNED: Final = (
     Tag("UnassignedSharedConvertedAttributesSequence"),
     Tag("UnassignedPerFrameConvertedAttributesSequence"),
 )
 _KEPT_WHOLE: Final = (Tag("RealWorldValueMappingSequence"), Tag("PixelValueTransformationSequence"))
-_LEFT_OUT: Final = frozenset(
+_EXCLUDED: Final = frozenset(
     Tag(keyword)
     for keyword in (
         "PerFrameFunctionalGroupsSequence",
@@ -78,40 +81,33 @@ _LEFT_OUT: Final = frozenset(
 
 
 class FrameViews:
-    """
-    The views of all frames of a file.
-
-    Parameters
-    ----------
-    dataset : pydicom.Dataset
-        With its functional groups, if it has any; its pixels are not needed.
-    count : int
-        The number of frames that it has.
-
-    Raises
-    ------
-    DecodeError
-        If functional groups are there for fewer frames than that.
-    """
+    """Sequence of the views of all frames; raises DecodeError if functional groups are missing."""
 
     def __init__(self, dataset: Dataset, count: int) -> None:
-        self._per_frame = items(dataset, "PerFrameFunctionalGroupsSequence")
+        self._per_frame = get_items(dataset, "PerFrameFunctionalGroupsSequence")
         if self._per_frame and len(self._per_frame) < count:
             raise DecodeError(
                 f"functional groups describe {len(self._per_frame)} of {count} frames; the file is damaged"
             )
         self._count = count
-        self._base = Dataset()
-        self._base.file_meta = getattr(dataset, "file_meta", FileMetaDataset())
-        for tag in _tags(dataset):
-            if tag not in _LEFT_OUT:
-                _put(self._base, dataset.get_item(tag, keep_deferred=True))
-        shared = items(dataset, "SharedFunctionalGroupsSequence")
+        self._file_meta = getattr(dataset, "file_meta", FileMetaDataset())
+        self._common: _Elements = {
+            tag: dataset.get_item(tag, keep_deferred=True)
+            for tag in _list_tags(dataset)
+            if tag not in _EXCLUDED
+        }
+        shared = get_items(dataset, "SharedFunctionalGroupsSequence")
         if shared:
-            _lay_over(self._base, shared[0])
+            _overlay_group(self._common, shared[0])
+        self._base = self._build_view(self._common)
 
     @property
-    def differ(self) -> bool:
+    def common(self) -> Dataset:
+        """View of the attributes that all frames share."""
+        return self._base
+
+    @property
+    def has_per_frame_groups(self) -> bool:
         """Whether frames have attributes of their own."""
         return bool(self._per_frame)
 
@@ -127,45 +123,44 @@ class FrameViews:
             raise IndexError(number)
         if not self._per_frame:
             return self._base
-        view = Dataset()
-        view.file_meta = self._base.file_meta
-        _copy(view, self._base, private_only=False)
-        _lay_over(view, self._per_frame[number])
+        elements = dict(self._common)
+        _overlay_group(elements, self._per_frame[number])
+        return self._build_view(elements)
+
+    def _build_view(self, elements: _Elements) -> Dataset:
+        # elements that are assigned one by one would be parsed if private, damaged or not
+        view = Dataset(elements)
+        view.file_meta = self._file_meta
         return view
 
 
-def _tags(dataset: Dataset) -> list[BaseTag]:
-    """Return the tags of a data set, which itself iterates over elements, and parses each."""
+def _list_tags(dataset: Dataset) -> list[BaseTag]:
+    """Return the tags of a dataset; iterating over the dataset itself would parse every element."""
     return list(dataset.keys())
 
 
-def _lay_over(view: Dataset, group: Dataset) -> None:
+def _overlay_group(elements: _Elements, group: Dataset) -> None:
     for tag in _UNASSIGNED:
         if tag in group:
-            _copy(view, _first_item(group, tag), private_only=False)
-    for tag in _tags(group):
+            _copy_elements(elements, _get_first_item(group, tag), private_only=False)
+    for tag in _list_tags(group):
         if tag in _KEPT_WHOLE:
-            _put(view, group.get_item(tag))
+            elements[tag] = group.get_item(tag)
         private = tag.group in _PRIVATE_GROUPS and tag.elem > _LAST_CREATOR
         if private or tag in _MACROS:
-            _copy(view, _first_item(group, tag), private_only=private)
+            _copy_elements(elements, _get_first_item(group, tag), private_only=private)
 
 
-def _first_item(group: Dataset, tag: BaseTag) -> Dataset:
+def _get_first_item(group: Dataset, tag: BaseTag) -> Dataset:
     try:
-        found = items_of(group[tag].value)
-    # a damaged element raises anything when it is first used; without it, the frame lacks what it says
+        found = to_items(group[tag].value)
+    # a damaged element can raise anything when it is first used; the frame then lacks its attributes
     except Exception:
         found = []
     return found[0] if found else Dataset()
 
 
-def _copy(view: Dataset, source: Dataset, *, private_only: bool) -> None:
-    for tag in _tags(source):
+def _copy_elements(elements: _Elements, source: Dataset, *, private_only: bool) -> None:
+    for tag in _list_tags(source):
         if tag.is_private or not private_only:
-            _put(view, source.get_item(tag))
-
-
-def _put(view: Dataset, element: Any) -> None:
-    """Put an element in as it is: assigned, a private one would be parsed, damaged or not."""
-    view._dict[element.tag] = element
+            elements[tag] = source.get_item(tag)

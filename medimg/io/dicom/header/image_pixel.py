@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from medimg.errors import DecodeError
-from medimg.io.dicom.header.attributes import is_there, stated_code, whole
+from medimg.io.dicom.header.attributes import has_value, parse_code, parse_integer
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["FORMAT_TAGS", "FrameFormat", "frame_count", "frame_format"]
+__all__ = ["FORMAT_TAGS", "FrameFormat", "parse_frame_count", "parse_frame_format"]
 
-#: What a header-only read must include for :func:`frame_format` and :func:`frame_count`, the pixels apart.
+#: Tags of the Image Pixel module that a header-only read must include, except the pixels.
 FORMAT_TAGS: Final[list[str | int]] = [
     "BitsAllocated",
     "BitsStored",
@@ -29,8 +29,8 @@ FORMAT_TAGS: Final[list[str | int]] = [
     "SamplesPerPixel",
 ]
 
-_MOST_BYTES: Final = 2**31
-_MOST_FRAMES: Final = 2**31 - 1
+_MAX_BYTES: Final = 2**31
+_MAX_FRAMES: Final = 2**31 - 1
 #: Bits of a sample of Float Pixel Data (7FE0,0008) and Double Float Pixel Data (7FE0,0009).
 _FLOAT_BITS: Final = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}
 _GRAY: Final = frozenset({"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"})
@@ -51,37 +51,18 @@ _RETIRED: Final = frozenset({"ARGB", "CMYK", "HSV"})
 
 @dataclass(frozen=True, slots=True)
 class FrameFormat:
-    """
-    What a header says about its frames.
-
-    Attributes
-    ----------
-    rows, columns : int
-        Of one frame.
-    samples : int
-        Samples per Pixel: 1 or 3.
-    bits_allocated, bits_stored, high_bit : int
-        1, 8, 16 or 32 bits are allocated; for floats 32 or 64, and all of them count.
-    signed : bool
-        Whether Pixel Representation is 1.
-    photometric : str
-        Photometric Interpretation.
-    planar : bool
-        Whether Planar Configuration is 1: one plane for each color.
-    floating : bool
-        Whether samples are floating point numbers.
-    """
+    """Format of the stored frames of a file, as its header describes it."""
 
     rows: int
     columns: int
-    samples: int
-    bits_allocated: int
+    samples: int  # 1 or 3
+    bits_allocated: int  # 1, 8, 16 or 32; 32 or 64 for floats
     bits_stored: int
     high_bit: int
     signed: bool
     photometric: str
-    planar: bool
-    floating: bool = False
+    planar: bool  # Planar Configuration 1: one plane per color
+    floating: bool = False  # floating-point samples
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -91,12 +72,12 @@ class FrameFormat:
 
     @property
     def count(self) -> int:
-        """The number of values in a frame."""
+        """Number of values in a frame."""
         return self.rows * self.columns * self.samples
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the stored values; uint8 for single bits."""
+        """Type of the stored values; uint8 for single bits."""
         size = max(1, self.bits_allocated // 8)
         kind = "f" if self.floating else "i" if self.signed else "u"
         return np.dtype(f"{kind}{size}")
@@ -107,86 +88,71 @@ class FrameFormat:
         return self.samples == 3 and self.photometric.startswith("YBR_")
 
 
-def frame_format(dataset: Dataset) -> FrameFormat:
-    """
-    Return what the Image Pixel module (PS3.3 C.7.6.3) says, checked.
-
-    Raises
-    ------
-    DecodeError
-        If bits, sizes or colors contradict each other or are not supported, or a frame is unreasonably
-        large.
-    """
-    floating = next((bits for name, bits in _FLOAT_BITS.items() if is_there(dataset, name)), 0)
-    allocated = whole(dataset, "BitsAllocated", floating)
-    stored = allocated if floating else whole(dataset, "BitsStored", allocated)
-    form = FrameFormat(
-        rows=whole(dataset, "Rows", 0),
-        columns=whole(dataset, "Columns", 0),
-        samples=whole(dataset, "SamplesPerPixel", 1),
+def parse_frame_format(dataset: Dataset) -> FrameFormat:
+    """Return the format of the frames; raise DecodeError if it is contradictory or not supported."""
+    floating = next((bits for name, bits in _FLOAT_BITS.items() if has_value(dataset, name)), 0)
+    allocated = parse_integer(dataset, "BitsAllocated", floating)
+    stored = allocated if floating else parse_integer(dataset, "BitsStored", allocated)
+    fmt = FrameFormat(
+        rows=parse_integer(dataset, "Rows", 0),
+        columns=parse_integer(dataset, "Columns", 0),
+        samples=parse_integer(dataset, "SamplesPerPixel", 1),
         bits_allocated=allocated,
         bits_stored=stored,
-        high_bit=stored - 1 if floating else whole(dataset, "HighBit", stored - 1),
-        signed=not floating and whole(dataset, "PixelRepresentation", 0) == 1,
-        photometric=stated_code(dataset, "PhotometricInterpretation", "MONOCHROME2"),
-        planar=whole(dataset, "PlanarConfiguration", 0) == 1,
+        high_bit=stored - 1 if floating else parse_integer(dataset, "HighBit", stored - 1),
+        signed=not floating and parse_integer(dataset, "PixelRepresentation", 0) == 1,
+        photometric=parse_code(dataset, "PhotometricInterpretation", "MONOCHROME2"),
+        planar=parse_integer(dataset, "PlanarConfiguration", 0) == 1,
         floating=bool(floating),
     )
     if floating and allocated != floating:
-        raise DecodeError(f"Bits Allocated is {allocated}; this kind of float pixel data has {floating}")
-    _check_bits(form)
-    _check_colors(form)
-    size = form.count * form.dtype.itemsize
-    if min(form.rows, form.columns) <= 0 or size > _MOST_BYTES:
-        raise DecodeError(f"a frame of {form.rows}×{form.columns}×{form.samples} is empty or too large")
-    return form
+        raise DecodeError(f"Bits Allocated is {allocated}, but this type of float pixel data has {floating}")
+    _check_bits(fmt)
+    _check_colors(fmt)
+    size = fmt.count * fmt.dtype.itemsize
+    if min(fmt.rows, fmt.columns) <= 0 or size > _MAX_BYTES:
+        raise DecodeError(f"a frame of {fmt.rows}×{fmt.columns}×{fmt.samples} is empty or too large")
+    return fmt
 
 
-def frame_count(dataset: Dataset) -> int:
-    """
-    Return Number of Frames (0028,0008): 1 where it is absent, empty or 0.
-
-    Raises
-    ------
-    DecodeError
-        If it is there and no number of frames.
-    """
-    count = whole(dataset, "NumberOfFrames", 1) or 1
-    if not 0 < count <= _MOST_FRAMES:
+def parse_frame_count(dataset: Dataset) -> int:
+    """Return Number of Frames, 1 if it is absent, empty or 0; raise DecodeError if it is implausible."""
+    count = parse_integer(dataset, "NumberOfFrames", 1) or 1
+    if not 0 < count <= _MAX_FRAMES:
         raise DecodeError(f"Number of Frames is {count}; the file is damaged")
     return count
 
 
-def _check_bits(form: FrameFormat) -> None:
-    if form.bits_allocated == 64 and not form.floating:
+def _check_bits(fmt: FrameFormat) -> None:
+    if fmt.bits_allocated == 64 and not fmt.floating:
         raise DecodeError("Bits Allocated is 64: integers of 64 bits are not supported; 1, 8, 16 and 32 are")
-    if form.bits_allocated not in {1, 8, 16, 32} and not form.floating:
-        raise DecodeError(f"Bits Allocated is {form.bits_allocated}; 1, 8, 16 and 32 are supported")
-    if not 0 < form.bits_stored <= form.bits_allocated:
-        raise DecodeError(f"Bits Stored is {form.bits_stored} of {form.bits_allocated} Bits Allocated")
-    if not form.bits_stored - 1 <= form.high_bit < form.bits_allocated:
+    if fmt.bits_allocated not in {1, 8, 16, 32} and not fmt.floating:
+        raise DecodeError(f"Bits Allocated is {fmt.bits_allocated}; 1, 8, 16 and 32 are supported")
+    if not 0 < fmt.bits_stored <= fmt.bits_allocated:
+        raise DecodeError(f"Bits Stored is {fmt.bits_stored} of {fmt.bits_allocated} Bits Allocated")
+    if not fmt.bits_stored - 1 <= fmt.high_bit < fmt.bits_allocated:
         raise DecodeError(
-            f"High Bit {form.high_bit} contradicts {form.bits_stored} Bits Stored "
-            f"of {form.bits_allocated} Bits Allocated"
+            f"High Bit {fmt.high_bit} contradicts {fmt.bits_stored} Bits Stored "
+            f"of {fmt.bits_allocated} Bits Allocated"
         )
-    if form.bits_allocated == 1 and (form.signed or form.samples != 1):
+    if fmt.bits_allocated == 1 and (fmt.signed or fmt.samples != 1):
         raise DecodeError("pixels of 1 bit must be unsigned, with one sample per pixel")
 
 
-def _check_colors(form: FrameFormat) -> None:
-    photometric = form.photometric
-    if photometric in _RETIRED or form.samples == 4:
+def _check_colors(fmt: FrameFormat) -> None:
+    photometric = fmt.photometric
+    if photometric in _RETIRED or fmt.samples == 4:
         raise DecodeError(
-            f"Photometric Interpretation {photometric} with {form.samples} samples per pixel: ARGB, CMYK and "
+            f"Photometric Interpretation {photometric} with {fmt.samples} samples per pixel: ARGB, CMYK and "
             "HSV are retired and not supported; convert the file to RGB"
         )
-    if form.samples not in {1, 3}:
-        raise DecodeError(f"Samples per Pixel is {form.samples}; 1 and 3 are supported")
+    if fmt.samples not in {1, 3}:
+        raise DecodeError(f"Samples per Pixel is {fmt.samples}; 1 and 3 are supported")
     if photometric not in _GRAY | _COLOR:
         raise DecodeError(f"Photometric Interpretation {photometric!r} is not supported")
-    if (photometric in _COLOR) != (form.samples == 3):
+    if (photometric in _COLOR) != (fmt.samples == 3):
         raise DecodeError(
-            f"Photometric Interpretation {photometric} contradicts {form.samples} sample(s) per pixel"
+            f"Photometric Interpretation {photometric} contradicts {fmt.samples} sample(s) per pixel"
         )
-    if form.floating and (form.samples != 1 or photometric == "PALETTE COLOR"):
-        raise DecodeError("float pixel data has one sample per pixel, and is gray")
+    if fmt.floating and (fmt.samples != 1 or photometric == "PALETTE COLOR"):
+        raise DecodeError("float pixel data must be grayscale, with one sample per pixel")

@@ -1,4 +1,4 @@
-"""DICOM files into instances, and instances into frames, without their pixels."""
+"""DICOM files as instances, and instances as frames, without their pixels."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from medimg.errors import DecodeError, MedimgError, NotAnImageError, ReadError, TruncatedError
 from medimg.io.dicom.header import frame_attributes, frame_vectors
+from medimg.io.dicom.header.acquisition import ACQUISITION_TAGS, AcquisitionElements
 from medimg.io.dicom.header.attributes import (
-    code,
-    description,
-    identifier,
-    integer,
-    is_there,
+    get_code,
+    get_description,
+    get_identifier,
+    get_integer,
+    get_text,
+    has_value,
     quiet_pydicom,
-    text,
 )
 from medimg.io.dicom.header.functional_groups import FrameViews
-from medimg.io.dicom.header.mosaic import MOSAIC_TAGS, Mosaic, mosaic_of
-from medimg.io.dicom.header.open import numbers_of, open_header
-from medimg.io.dicom.pixels.frames import NATIVE_SYNTAXES
+from medimg.io.dicom.header.mosaic import MOSAIC_TAGS, Mosaic, parse_mosaic
+from medimg.io.dicom.header.open import open_header, to_tag_numbers
+from medimg.io.dicom.header.transfer_syntax import NATIVE_SYNTAXES
 from medimg.io.files.blob import Blob, as_blob
 
 if TYPE_CHECKING:
@@ -34,11 +35,11 @@ if TYPE_CHECKING:
 
 __all__ = ["HEADER_TAGS", "Frame", "Instance", "read_instance"]
 
-#: What a header-only read includes.
-HEADER_TAGS: Final = numbers_of(
-    *frame_attributes.FACT_TAGS,
+#: Tags that a header-only read includes.
+HEADER_TAGS: Final = to_tag_numbers(
+    *frame_attributes.FRAME_ATTRIBUTE_TAGS,
     *MOSAIC_TAGS,
-    *frame_vectors.NUCLEAR_TAGS,
+    *frame_vectors.FRAME_VECTOR_TAGS,
     "BitsAllocated",
     "Columns",
     "InstanceNumber",
@@ -60,56 +61,35 @@ HEADER_TAGS: Final = numbers_of(
     "TotalPixelMatrixColumns",
 )
 
-#: An item of a compressed frame has a header of 8 bytes, and the least codestream is no shorter.
-_LEAST_FRAME_BYTES: Final = 16
+#: The header of an item has 8 bytes, and no codestream is shorter.
+_MIN_FRAME_BYTES: Final = 16
 _DEFLATION: Final = 1032
 _SLIDE_MICROSCOPY: Final = "1.2.840.10008.5.1.4.1.1.77.1.6"
 
 
 @dataclass(frozen=True, slots=True)
 class FrameFacts:
-    """
-    What is known of one frame.
+    """Position, size and type of one frame."""
 
-    Attributes
-    ----------
-    number : int
-        Its place in the pixel data, from 0.
-    corner : tuple of 2 ints or None
-        (row, column) of its first pixel in the stored picture, where that is a mosaic of several.
-    position : tuple of 3 floats or None
-        LPS millimeters of the center of the first pixel; None where unknown.
-    orientation : tuple of 6 floats or None
-        Direction of the rows, then of the columns.
-    pixel_spacing : tuple of 2 floats or None
-        Between rows, then between columns, in millimeters.
-    slice_spacing, slice_thickness : float or None
-        Spacing Between Slices and Slice Thickness, in millimeters.
-    image_type : tuple of str
-        Frame Type or Image Type.
-    kinds, moments : tuple of Label
-        What tells frames at one position apart.
-    """
-
-    number: int
-    corner: tuple[int, int] | None
-    position: tuple[float, float, float] | None
-    orientation: tuple[float, ...] | None
-    pixel_spacing: tuple[float, float] | None
-    slice_spacing: float | None
-    slice_thickness: float | None
-    image_type: tuple[str, ...]
-    kinds: FrameAttributes
-    moments: FrameAttributes
+    number: int  # index in the pixel data
+    corner: tuple[int, int] | None  # (row, column) of its first pixel, for a tile of a mosaic
+    position: tuple[float, float, float] | None  # LPS millimeters, center of the first pixel
+    orientation: tuple[float, ...] | None  # directions of rows and of columns (6)
+    pixel_spacing: tuple[float, float] | None  # of rows and of columns, in millimeters
+    slice_spacing: float | None  # Spacing Between Slices, in millimeters
+    slice_thickness: float | None  # in millimeters
+    image_type: tuple[str, ...]  # Frame Type or Image Type
+    series_attributes: FrameAttributes
+    temporal_attributes: FrameAttributes
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
     """
-    One DICOM file that holds images; what identifies the patient stays out of its repr.
+    A DICOM file that holds images; what identifies the patient is excluded from its repr.
 
-    Attributes carry the names of their DICOM attributes. `rows` and `columns` are those of one frame: of a
-    tile, where the file is a mosaic.
+    Fields are named after their DICOM attributes. `rows` and `columns` are those of a frame: of a tile, in a
+    mosaic.
     """
 
     blob: Blob = field(repr=False)
@@ -130,155 +110,154 @@ class Instance:
     facts: tuple[FrameFacts, ...] = field(repr=False)
     times: tuple[float, ...] | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
+    acquisition: AcquisitionElements | None = field(default=None, repr=False, compare=False)
 
     @property
     def path(self) -> str:
-        """The name of the file."""
+        """Name of the file."""
         return self.blob.name
 
     @property
     def frames(self) -> tuple[Frame, ...]:
-        """Its frames, in the order of the file."""
+        """Frames in the order of the file."""
         return tuple(Frame(self, f) for f in self.facts)
 
     @property
     def is_color(self) -> bool:
-        """Whether its pixels are read as red, green and blue."""
+        """Whether its pixels are read as RGB."""
         return self.samples == 3 or self.photometric == "PALETTE COLOR"
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One image of a DICOM file: the only one, a frame of many, or a tile of a mosaic."""
+    """One image of a DICOM file: the only one, one of many frames, or a tile of a mosaic."""
 
     instance: Instance
     facts: FrameFacts
 
     @property
-    def has_place(self) -> bool:
+    def has_geometry(self) -> bool:
         """Whether position and orientation in the patient are known."""
         return self.facts.position is not None and self.facts.orientation is not None
 
     @property
     def is_localizer(self) -> bool:
-        """Whether this is a scout: Image Type value 3 is LOCALIZER (PS3.3 C.8.2.1.1.1)."""
+        """Whether this is a localizer: Image Type value 3 is LOCALIZER (PS3.3 C.8.2.1.1.1)."""
         return "LOCALIZER" in self.facts.image_type[2:]
 
     @property
-    def order(self) -> tuple[bool, int, str, int]:
-        """A key that sorts frames by Instance Number and their place in the file."""
+    def sort_key(self) -> tuple[bool, int, str, int]:
+        """Key that sorts frames by Instance Number, path and frame number."""
         number = self.instance.instance_number
         return number is None, number or 0, self.instance.path, self.facts.number
 
 
 def read_instance(source: str | Path | Blob) -> Instance:
-    """
-    Read what :class:`Instance` holds from a DICOM file; its pixels are not touched.
-
-    Raises
-    ------
-    NotAnImageError
-        If the file is no DICOM file, or an object without pixels.
-    ReadError
-        If it can't be opened or parsed, or contradicts itself.
-    """
+    """Read the header of a DICOM file; raise NotAnImageError or ReadError, with the name of the file."""
     blob = as_blob(source)
     try:
         with quiet_pydicom():
-            return _instance(blob, open_header(blob, HEADER_TAGS))
+            return _build_instance(blob, open_header(blob, HEADER_TAGS | ACQUISITION_TAGS))
     except MedimgError as error:
         if blob.name in str(error):
             raise
         raise type(error)(f"{blob.name}: {error}") from None
-    # pydicom raises errors of many kinds when a damaged value is used, and their texts quote it
+    # pydicom raises various errors when a damaged value is used, and their texts quote it
     except Exception as error:
         raise ReadError(f"{blob.name} is damaged ({type(error).__name__} in its header)") from None
 
 
-def _instance(blob: Blob, dataset: Dataset) -> Instance:
-    sop_class = identifier(dataset, "SOPClassUID") or identifier(dataset.file_meta, "MediaStorageSOPClassUID")
-    rows, columns = integer(dataset, "Rows"), integer(dataset, "Columns")
+def _build_instance(blob: Blob, dataset: Dataset) -> Instance:
+    sop_class = get_identifier(dataset, "SOPClassUID")
+    sop_class = sop_class or get_identifier(dataset.file_meta, "MediaStorageSOPClassUID")
+    rows, columns = get_integer(dataset, "Rows"), get_integer(dataset, "Columns")
     if not rows or not columns or rows < 0 or columns < 0:
-        raise NotAnImageError(f"{blob.name} is a DICOM object without pixels ({_kind(sop_class)})")
-    if _is_slide(dataset, sop_class):
+        raise NotAnImageError(f"{blob.name} is a DICOM object without pixels ({_name_sop_class(sop_class)})")
+    if _is_slide_image(dataset, sop_class):
         raise NotAnImageError(
             f"{blob.name} is a whole slide image: its frames are tiles of a pyramid, not slices; "
-            "read it with a library made for slides, such as wsidicom"
+            "read it with a library for whole slide images, such as wsidicom"
         )
-    count = _frame_count(blob, dataset)
+    count = _count_frames(blob, dataset)
     views = FrameViews(dataset, count)
-    mosaic = mosaic_of(views[0]) if count == 1 else None
+    # before values are decoded
+    acquisition = AcquisitionElements.from_dataset(views.common)
+    mosaic = parse_mosaic(views[0]) if count == 1 else None
     if mosaic is not None:
         rows, columns = mosaic.rows, mosaic.columns
+    is_plain_multi_frame = count > 1 and not views.has_per_frame_groups
     return Instance(
         blob=blob,
         sop_class_uid=sop_class,
-        sop_instance_uid=identifier(dataset, "SOPInstanceUID"),
-        series_uid=identifier(dataset, "SeriesInstanceUID"),
-        study_uid=identifier(dataset, "StudyInstanceUID"),
-        patient_id=text(dataset, "PatientID"),
-        modality=code(dataset, "Modality"),
-        description=description(dataset, "SeriesDescription"),
-        series_number=integer(dataset, "SeriesNumber"),
-        instance_number=integer(dataset, "InstanceNumber"),
+        sop_instance_uid=get_identifier(dataset, "SOPInstanceUID"),
+        series_uid=get_identifier(dataset, "SeriesInstanceUID"),
+        study_uid=get_identifier(dataset, "StudyInstanceUID"),
+        patient_id=get_text(dataset, "PatientID"),
+        modality=get_code(dataset, "Modality"),
+        description=get_description(dataset, "SeriesDescription"),
+        series_number=get_integer(dataset, "SeriesNumber"),
+        instance_number=get_integer(dataset, "InstanceNumber"),
         rows=rows,
         columns=columns,
-        samples=integer(dataset, "SamplesPerPixel") or 1,
-        photometric=code(dataset, "PhotometricInterpretation", "MONOCHROME2"),
-        transfer_syntax=identifier(dataset.file_meta, "TransferSyntaxUID"),
-        facts=_frames(views) if mosaic is None else _tiles(views[0], mosaic),
-        times=frame_vectors.frame_times(dataset) if count > 1 and not views.differ else None,
+        samples=get_integer(dataset, "SamplesPerPixel") or 1,
+        photometric=get_code(dataset, "PhotometricInterpretation", "MONOCHROME2"),
+        transfer_syntax=get_identifier(dataset.file_meta, "TransferSyntaxUID"),
+        facts=_describe_frames(views) if mosaic is None else _describe_tiles(views[0], mosaic),
+        times=frame_vectors.compute_frame_times(dataset) if is_plain_multi_frame else None,
         notes=mosaic.notes if mosaic else (),
+        acquisition=acquisition,
     )
 
 
-def _is_slide(dataset: Dataset, sop_class: str) -> bool:
-    slide = sop_class == _SLIDE_MICROSCOPY or is_there(dataset, "TotalPixelMatrixColumns")
-    return slide and (integer(dataset, "NumberOfFrames") or 1) > 1
+def _is_slide_image(dataset: Dataset, sop_class: str) -> bool:
+    slide = sop_class == _SLIDE_MICROSCOPY or has_value(dataset, "TotalPixelMatrixColumns")
+    return slide and (get_integer(dataset, "NumberOfFrames") or 1) > 1
 
 
-def _kind(sop_class: str) -> str:
+def _name_sop_class(sop_class: str) -> str:
     name = UID(sop_class).name
     return name if name != sop_class else "unknown SOP class"
 
 
-def _frame_count(blob: Blob, dataset: Dataset) -> int:
-    """Return Number of Frames, if the file is large enough for as many."""
-    count = max(1, integer(dataset, "NumberOfFrames") or 1)
+def _count_frames(blob: Blob, dataset: Dataset) -> int:
+    """Return Number of Frames if the file is large enough for them."""
+    count = max(1, get_integer(dataset, "NumberOfFrames") or 1)
     if count == 1:
         return 1
-    syntax = identifier(dataset.file_meta, "TransferSyntaxUID")
+    syntax = get_identifier(dataset.file_meta, "TransferSyntaxUID")
     size = blob.size() * (_DEFLATION if syntax == DeflatedExplicitVRLittleEndian else 1)
-    if count > size // _LEAST_FRAME_BYTES:
+    if count > size // _MIN_FRAME_BYTES:
         raise DecodeError(f"{blob.name} declares {count} frames, but is only {size} bytes long")
-    rows, columns, bits = (integer(dataset, keyword) or 1 for keyword in ("Rows", "Columns", "BitsAllocated"))
+    rows, columns, bits = (
+        get_integer(dataset, keyword) or 1 for keyword in ("Rows", "Columns", "BitsAllocated")
+    )
     if syntax in NATIVE_SYNTAXES and count * rows * columns * bits > 8 * size:
         raise TruncatedError(
-            f"{blob.name} ends before its {count} frames of {rows}×{columns} do; copy or export it again"
+            f"{blob.name} ends before its {count} frames of {rows}×{columns}; copy or export it again"
         )
     return count
 
 
-def _tiles(view: Dataset, mosaic: Mosaic) -> tuple[FrameFacts, ...]:
-    whole = _facts(0, view)
-    places = zip(mosaic.corners, mosaic.positions, strict=True)
-    return tuple(replace(whole, corner=corner, position=position) for corner, position in places)
+def _describe_tiles(view: Dataset, mosaic: Mosaic) -> tuple[FrameFacts, ...]:
+    whole = _describe_frame(0, view)
+    tiles = zip(mosaic.corners, mosaic.positions, strict=True)
+    return tuple(replace(whole, corner=corner, position=position) for corner, position in tiles)
 
 
-def _frames(views: FrameViews) -> tuple[FrameFacts, ...]:
+def _describe_frames(views: FrameViews) -> tuple[FrameFacts, ...]:
     count = len(views)
-    if views.differ:
-        return tuple(_facts(number, view) for number, view in enumerate(views))
-    first = _facts(0, views[0])
-    return (first,) if count == 1 else tuple(_without_groups(views[0], first, count))
+    if views.has_per_frame_groups:
+        return tuple(_describe_frame(number, view) for number, view in enumerate(views))
+    first = _describe_frame(0, views[0])
+    return (first,) if count == 1 else tuple(_describe_by_vectors(views[0], first, count))
 
 
-def _without_groups(view: Dataset, first: FrameFacts, count: int) -> Iterator[FrameFacts]:
-    """Yield the facts of frames without functional groups: dose, nuclear medicine, and cines."""
-    positions = frame_vectors.frame_positions(view)
-    repeats = frame_vectors.frame_temporal_attributes(view)
-    # one position for all frames is that of none
-    orientation = (frame_vectors.frame_orientation(view) or first.orientation) if positions else None
+def _describe_by_vectors(view: Dataset, first: FrameFacts, count: int) -> Iterator[FrameFacts]:
+    """Yield the frames of a file without functional groups: dose, nuclear medicine, and cines."""
+    positions = frame_vectors.compute_frame_positions(view)
+    repeats = frame_vectors.parse_frame_vectors(view)
+    # one position for all frames belongs to none of them
+    orientation = (frame_vectors.get_frame_orientation(view) or first.orientation) if positions else None
     for number in range(count):
         vectors = (frame_attributes.FrameAttribute("vectors", repeats[number]),) if repeats else ()
         yield replace(
@@ -286,20 +265,20 @@ def _without_groups(view: Dataset, first: FrameFacts, count: int) -> Iterator[Fr
             number=number,
             position=positions[number] if positions else None,
             orientation=orientation,
-            moments=(*first.moments, *vectors),
+            temporal_attributes=(*first.temporal_attributes, *vectors),
         )
 
 
-def _facts(number: int, view: Dataset) -> FrameFacts:
+def _describe_frame(number: int, view: Dataset) -> FrameFacts:
     return FrameFacts(
         number=number,
         corner=None,
-        position=frame_attributes.position(view),
-        orientation=frame_attributes.orientation(view),
-        pixel_spacing=frame_attributes.pixel_spacing(view),
-        slice_spacing=frame_attributes.length(view, "SpacingBetweenSlices"),
-        slice_thickness=frame_attributes.length(view, "SliceThickness"),
-        image_type=frame_attributes.image_type(view),
-        kinds=frame_attributes.series_attributes(view),
-        moments=frame_attributes.temporal_attributes(view),
+        position=frame_attributes.get_position(view),
+        orientation=frame_attributes.get_orientation(view),
+        pixel_spacing=frame_attributes.get_pixel_spacing(view),
+        slice_spacing=frame_attributes.get_length(view, "SpacingBetweenSlices"),
+        slice_thickness=frame_attributes.get_length(view, "SliceThickness"),
+        image_type=frame_attributes.get_image_type(view),
+        series_attributes=frame_attributes.get_series_attributes(view),
+        temporal_attributes=frame_attributes.get_temporal_attributes(view),
     )

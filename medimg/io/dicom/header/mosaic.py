@@ -1,21 +1,21 @@
 """
-Volumes stored as one picture: Siemens mosaics and the grids of United Imaging (UIH).
+Volumes stored as one image: Siemens mosaics and the grids of United Imaging (UIH).
 
-The slices of a volume lie beside each other, left to right and then down, as equal tiles of one big picture.
+Slices are equal tiles of one large image, from left to right and then down.
 
-Siemens: Image Type has MOSAIC. The number of slices is NumberOfImagesInMosaic of the CSA image header, or
-(0019,xx0A) "SIEMENS MR HEADER", or (0021,xx01) "SIEMENS MR SDI 02"; the grid is square, its side the square
-root of the number, rounded up. Image Position (Patient) is that of a picture as large as all tiles together
-that has the center of the first slice: the corner of a tile lies half the difference of the sizes further
-along rows and columns. From one tile to the next it is Spacing Between Slices along SliceNormalVector of the
-CSA header, or (0021,xx02) "SIEMENS MR SDI 02", which points against the normal of the image plane where
-slices were numbered in reverse. See https://nipy.org/nibabel/dicom/dicom_mosaic.html. The positions are those
-that the protocol in the CSA series header states for every slice.
+Siemens: Image Type contains MOSAIC. The number of slices is NumberOfImagesInMosaic of the CSA image header,
+(0019,xx0A) "SIEMENS MR HEADER" or (0021,xx01) "SIEMENS MR SDI 02"; the grid is square, its side the square
+root of the number, rounded up. Image Position (Patient) is that of an image as large as all tiles together
+with the center of the first slice: the corner of a tile is half the difference of the sizes further along
+rows and columns. The step between slices is Spacing Between Slices along SliceNormalVector of the CSA header,
+or (0021,xx02) "SIEMENS MR SDI 02", which points against the normal of the image plane if slices were numbered
+in reverse. Source: https://nipy.org/nibabel/dicom/dicom_mosaic.html. The positions equal those that the
+protocol in the CSA series header states for every slice.
 
-UIH: Image Type has VFRAME. (0065,xx50) "Image Private Header" is the number of slices; the grid is as wide as
-its square root, rounded up, and only as high as needed; each item of (0065,xx51) has the Image Position
-(Patient) of its tile. This is from the description that UIH gave to the authors of dcm2niix (its folder UIH),
-and was not verified on a file of a scanner.
+UIH: Image Type contains VFRAME. (0065,xx50) "Image Private Header" is the number of slices; the grid is as
+wide as its square root, rounded up, and only as high as needed; each item of (0065,xx51) has the Image
+Position (Patient) of its tile. This follows the description that UIH gave to the authors of dcm2niix (its
+folder UIH), and was not verified on a file of a scanner.
 """
 
 from __future__ import annotations
@@ -27,24 +27,25 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import numpy as np
 
 from medimg.errors import DecodeError, GeometryError
-from medimg.io.dicom.header._siemens_csa import csa_fields
-from medimg.io.dicom.header.attributes import codes, floats, integer, is_there
+from medimg.io.dicom.header._siemens_csa import parse_csa
+from medimg.io.dicom.header.attributes import get_codes, get_floats, get_integer, has_value
+from medimg.io.dicom.header.frame_attributes import MAX_COORDINATE_MM
 from medimg.io.dicom.header.private_tags import (
     PrivateTag,
-    is_private_there,
-    private_bytes,
-    private_codes,
-    private_floats,
-    private_integer,
-    private_items,
-    private_tags,
+    get_private_bytes,
+    get_private_codes,
+    get_private_floats,
+    get_private_integer,
+    get_private_items,
+    has_private,
+    list_private_tags,
 )
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from pydicom.dataset import Dataset
 
-__all__ = ["CSA_TAGS", "MOSAIC_TAGS", "Mosaic", "mosaic_of"]
+__all__ = ["CSA_TAGS", "MOSAIC_TAGS", "Mosaic", "parse_mosaic"]
 
 Point: TypeAlias = tuple[float, float, float]
 
@@ -56,7 +57,7 @@ _XA_IMAGE_TYPE: Final = PrivateTag(0x0021, 0x75, "SIEMENS MR SDI 02", "CS")
 _UIH_COUNT: Final = PrivateTag(0x0065, 0x50, "Image Private Header", "DS")
 _UIH_TILES: Final = PrivateTag(0x0065, 0x51, "Image Private Header", "SQ")
 
-#: What a header-only read must include for :func:`mosaic_of`, beside the attributes of the image plane.
+#: Tags that a header-only read must include for :func:`parse_mosaic`, besides the image plane.
 MOSAIC_TAGS: Final[list[str | int]] = [
     "Columns",
     "ImageOrientationPatient",
@@ -67,128 +68,104 @@ MOSAIC_TAGS: Final[list[str | int]] = [
     "Rows",
     "SliceThickness",
     "SpacingBetweenSlices",
-    *private_tags(_CSA, _COUNT, _XA_COUNT, _XA_NORMAL, _XA_IMAGE_TYPE, _UIH_COUNT, _UIH_TILES),
+    *list_private_tags(_CSA, _COUNT, _XA_COUNT, _XA_NORMAL, _XA_IMAGE_TYPE, _UIH_COUNT, _UIH_TILES),
 ]
 
-#: Those that are asked only where the others say that a file is a mosaic.
+#: Tags read only if the others show that a file is a mosaic.
 CSA_TAGS: Final = tuple(_CSA.group << 16 | block << 8 | _CSA.element for block in range(0x10, 0x20))
 
-_MOST_TILES: Final = 4096
-_FARTHEST_MM: Final = 1e5
+_MAX_TILES: Final = 4096
 #: Least cosine between the stated direction from slice to slice and the normal of the image plane.
 _PARALLEL: Final = 0.999
 
 
 @dataclass(frozen=True, slots=True)
 class Mosaic:
-    """
-    Where the slices of a volume lie in one big picture, and where in the patient.
+    """Tiles of a mosaic: their size, their corners in the image, and their positions in the patient."""
 
-    Attributes
-    ----------
-    rows, columns : int
-        Size of one tile, in pixels.
-    corners : tuple of (int, int)
-        (row, column) in the big picture of the upper left pixel of each tile, in the order of the slices.
-    positions : tuple of (float, float, float)
-        LPS millimeters of the center of the upper left pixel of each tile, as Image Position (Patient) of a
-        single-frame file of that slice would say.
-    notes : tuple of str
-        What had to be assumed; empty as a rule.
-    """
-
-    rows: int
+    rows: int  # of one tile
     columns: int
-    corners: tuple[tuple[int, int], ...]
-    positions: tuple[Point, ...]
-    notes: tuple[str, ...] = ()
+    corners: tuple[tuple[int, int], ...]  # (row, column) of the first pixel of each tile, in slice order
+    positions: tuple[Point, ...]  # LPS millimeters, center of the first pixel of each tile
+    notes: tuple[str, ...] = ()  # assumptions made
 
 
-def mosaic_of(view: Dataset) -> Mosaic | None:
+def parse_mosaic(view: Dataset) -> Mosaic | None:
     """
-    Return where the slices lie in a file that stores them as one picture.
+    Return the tiles of a mosaic, None for other files; raise ReadError or GeometryError if unusable.
 
-    Parameters
-    ----------
-    view : pydicom.Dataset
-        The attributes of the file; those of :data:`MOSAIC_TAGS` suffice.
-
-    Returns
-    -------
-    Mosaic or None
-        None where the file is no mosaic. Siemens' XA scanners take mosaics apart for enhanced files and leave
-        MOSAIC in Image Type: files of several frames are none.
-
-    Raises
-    ------
-    DecodeError
-        If it is a mosaic, but how many slices it holds isn't said, or doesn't fit its size.
-    GeometryError
-        If position, orientation, spacing, or the direction from slice to slice is missing or unsound.
+    Siemens XA scanners split mosaics into enhanced multi-frame files but leave MOSAIC in Image Type: these
+    are not one.
     """
-    if (integer(view, "NumberOfFrames") or 1) > 1:
+    if (get_integer(view, "NumberOfFrames") or 1) > 1:
         return None
-    image_type = codes(view, "ImageType")
-    if "VFRAME" in image_type or is_private_there(view, _UIH_TILES):
-        return _uih(view)
-    if "MOSAIC" in image_type or "MOSAIC" in private_codes(view, _XA_IMAGE_TYPE):
-        return _siemens(view)
+    image_type = get_codes(view, "ImageType")
+    if "VFRAME" in image_type or has_private(view, _UIH_TILES):
+        return _parse_uih(view)
+    if "MOSAIC" in image_type or "MOSAIC" in get_private_codes(view, _XA_IMAGE_TYPE):
+        return _parse_siemens(view)
     return None
 
 
-def _siemens(view: Dataset) -> Mosaic | None:
-    header = private_bytes(view, _CSA)
+def _parse_siemens(view: Dataset) -> Mosaic | None:
+    header = get_private_bytes(view, _CSA)
     names = ("NumberOfImagesInMosaic", "SliceNormalVector", "SpacingBetweenSlices")
-    csa = {} if header is None else csa_fields(header, *names)
-    count = _siemens_count(view, csa)
-    if count is None and is_there(view, "FrameType"):
+    csa = {} if header is None else parse_csa(header, *names)
+    count = _get_siemens_count(view, csa)
+    if count is None and has_value(view, "FrameType"):
         return None
-    count = _possible(count)
-    side = _rounded_root(count)
-    rows, columns, corners = _tiles(view, count, side, side)
-    orientation = _orientation(view)
-    spacing = _numbers(view, "PixelSpacing", 2)
+    count = _check_count(count)
+    side = _ceil_sqrt(count)
+    rows, columns, corners = _split_tiles(view, count, side, side)
+    orientation = _get_orientation(view)
+    spacing = _get_numbers(view, "PixelSpacing", 2)
     if min(spacing) <= 0:
-        raise GeometryError("PixelSpacing of a mosaic is not positive; its slices can't be placed")
+        raise GeometryError(
+            "PixelSpacing of a mosaic is not positive; the positions of its slices can't be computed"
+        )
     first = (
-        np.array(_numbers(view, "ImagePositionPatient", 3))
+        np.array(_get_numbers(view, "ImagePositionPatient", 3))
         + orientation[0] * spacing[1] * (columns * (side - 1) / 2)
         + orientation[1] * spacing[0] * (rows * (side - 1) / 2)
     )
     if len(corners) == 1:
-        return Mosaic(rows, columns, corners, (_point(first),))
-    gap, notes = _gap(view, csa)
-    step = gap * _normal(view, csa, orientation)
-    return Mosaic(rows, columns, corners, tuple(_point(first + n * step) for n in range(len(corners))), notes)
+        return Mosaic(rows, columns, corners, (_to_point(first),))
+    gap, notes = _get_spacing(view, csa)
+    step = gap * _get_slice_direction(view, csa, orientation)
+    return Mosaic(
+        rows, columns, corners, tuple(_to_point(first + n * step) for n in range(len(corners))), notes
+    )
 
 
-def _siemens_count(view: Dataset, csa: dict[str, tuple[str, ...]]) -> int | None:
+def _get_siemens_count(view: Dataset, csa: dict[str, tuple[str, ...]]) -> int | None:
     stated = csa.get("NumberOfImagesInMosaic", ())
     if stated and stated[0].isdecimal():
         return int(stated[0][:9])
-    count = private_integer(view, _COUNT)
-    return private_integer(view, _XA_COUNT) if count is None else count
+    count = get_private_integer(view, _COUNT)
+    return get_private_integer(view, _XA_COUNT) if count is None else count
 
 
-def _possible(count: int | None) -> int:
+def _check_count(count: int | None) -> int:
     if count is None:
         raise DecodeError(
-            "ImageType says that this is a mosaic of several slices, but how many is not said: the private "
-            "header of the manufacturer was removed; export it again with its private elements"
+            "ImageType declares a mosaic of several slices, but their number is missing: the private header "
+            "of the manufacturer was removed; export the file again with its private elements"
         )
-    if not 1 <= count <= _MOST_TILES:
-        raise DecodeError(f"a mosaic declares {count} slices, 1 to {_MOST_TILES} are expected")
+    if not 1 <= count <= _MAX_TILES:
+        raise DecodeError(f"a mosaic declares {count} slices, 1 to {_MAX_TILES} are expected")
     return count
 
 
-def _rounded_root(count: int) -> int:
-    """Return the square root of a positive number, rounded up."""
+def _ceil_sqrt(count: int) -> int:
+    """Return the square root of a positive integer, rounded up."""
     return math.isqrt(count - 1) + 1
 
 
-def _tiles(view: Dataset, count: int, high: int, wide: int) -> tuple[int, int, tuple[tuple[int, int], ...]]:
+def _split_tiles(
+    view: Dataset, count: int, high: int, wide: int
+) -> tuple[int, int, tuple[tuple[int, int], ...]]:
     """Return height and width of a tile, and the corners of all."""
-    rows, columns = integer(view, "Rows") or 0, integer(view, "Columns") or 0
+    rows, columns = get_integer(view, "Rows") or 0, get_integer(view, "Columns") or 0
     if rows < 1 or columns < 1 or rows % high or columns % wide:
         raise DecodeError(
             f"a mosaic of {rows}×{columns} pixels can't hold {count} slices as {high}×{wide} equal tiles; "
@@ -198,36 +175,40 @@ def _tiles(view: Dataset, count: int, high: int, wide: int) -> tuple[int, int, t
     return rows, columns, tuple((n // wide * rows, n % wide * columns) for n in range(count))
 
 
-def _numbers(view: Dataset, keyword: str, count: int) -> tuple[float, ...]:
-    found = floats(view, keyword, count)
-    if found is None or max(abs(v) for v in found) > _FARTHEST_MM:
-        raise GeometryError(f"{keyword} of a mosaic is missing or unusable; its slices can't be placed")
+def _get_numbers(view: Dataset, keyword: str, count: int) -> tuple[float, ...]:
+    found = get_floats(view, keyword, count)
+    if found is None or max(abs(v) for v in found) > MAX_COORDINATE_MM:
+        raise GeometryError(
+            f"{keyword} of a mosaic is missing or unusable; the positions of its slices can't be computed"
+        )
     return found
 
 
-def _orientation(view: Dataset) -> npt.NDArray[np.float64]:
+def _get_orientation(view: Dataset) -> npt.NDArray[np.float64]:
     """Return the directions of rows and columns, (2, 3)."""
-    found = np.array(_numbers(view, "ImageOrientationPatient", 6)).reshape(2, 3)
+    found = np.array(_get_numbers(view, "ImageOrientationPatient", 6)).reshape(2, 3)
     if not np.allclose(found @ found.T, np.eye(2), atol=1e-3):
-        raise GeometryError("ImageOrientationPatient of a mosaic is not two perpendicular directions")
+        raise GeometryError(
+            "ImageOrientationPatient of a mosaic does not hold two perpendicular unit vectors"
+        )
     return found
 
 
-def _gap(view: Dataset, csa: dict[str, tuple[str, ...]]) -> tuple[float, tuple[str, ...]]:
-    """Return the distance between slices in millimeters, and what was assumed."""
-    stated = _csa_numbers(csa, "SpacingBetweenSlices", 1) or (0.0,)
-    for gap in (floats(view, "SpacingBetweenSlices", 1) or (0.0,))[0], stated[0]:
-        if 0 < abs(gap) <= _FARTHEST_MM:
+def _get_spacing(view: Dataset, csa: dict[str, tuple[str, ...]]) -> tuple[float, tuple[str, ...]]:
+    """Return the distance between slices in millimeters, and notes on assumptions."""
+    stated = _parse_csa_numbers(csa, "SpacingBetweenSlices", 1) or (0.0,)
+    for gap in (get_floats(view, "SpacingBetweenSlices", 1) or (0.0,))[0], stated[0]:
+        if 0 < abs(gap) <= MAX_COORDINATE_MM:
             return abs(gap), ()
-    thickness = floats(view, "SliceThickness", 1)
-    if thickness is None or not 0 < thickness[0] <= _FARTHEST_MM:
-        raise GeometryError("SpacingBetweenSlices of a mosaic is missing; its slices can't be placed")
-    return thickness[0], (
-        "the distance between slices of a mosaic was taken from SliceThickness: no gaps assumed",
-    )
+    thickness = get_floats(view, "SliceThickness", 1)
+    if thickness is None or not 0 < thickness[0] <= MAX_COORDINATE_MM:
+        raise GeometryError(
+            "SpacingBetweenSlices of a mosaic is missing; the positions of its slices can't be computed"
+        )
+    return thickness[0], ("the slice spacing of a mosaic was taken from SliceThickness, assuming no gaps",)
 
 
-def _csa_numbers(csa: dict[str, tuple[str, ...]], name: str, count: int) -> tuple[float, ...] | None:
+def _parse_csa_numbers(csa: dict[str, tuple[str, ...]], name: str, count: int) -> tuple[float, ...] | None:
     try:
         found = tuple(float(v) for v in csa.get(name, ()))
     except ValueError:
@@ -235,15 +216,15 @@ def _csa_numbers(csa: dict[str, tuple[str, ...]], name: str, count: int) -> tupl
     return found if len(found) == count and all(map(math.isfinite, found)) else None
 
 
-def _normal(
+def _get_slice_direction(
     view: Dataset, csa: dict[str, tuple[str, ...]], orientation: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
     """Return the direction from one tile to the next, (3,)."""
-    stated = _csa_numbers(csa, "SliceNormalVector", 3) or private_floats(view, _XA_NORMAL, 3)
+    stated = _parse_csa_numbers(csa, "SliceNormalVector", 3) or get_private_floats(view, _XA_NORMAL, 3)
     if stated is None:
         raise GeometryError(
-            "the direction from slice to slice of a mosaic is missing (SliceNormalVector of the CSA header): "
-            "its slices may be upside down; export it again with its private elements"
+            "the slice direction of a mosaic is missing (SliceNormalVector of the CSA header): its slices "
+            "may be upside down; export the file again with its private elements"
         )
     normal = np.cross(*orientation)
     cosine = float(normal @ stated)
@@ -252,16 +233,16 @@ def _normal(
     return normal * math.copysign(1, cosine)
 
 
-def _point(place: npt.NDArray[np.float64]) -> Point:
-    return float(place[0]), float(place[1]), float(place[2])
+def _to_point(position: npt.NDArray[np.float64]) -> Point:
+    return float(position[0]), float(position[1]), float(position[2])
 
 
-def _uih(view: Dataset) -> Mosaic:
-    count = _possible(private_integer(view, _UIH_COUNT))
-    wide = _rounded_root(count)
-    rows, columns, corners = _tiles(view, count, -(-count // wide), wide)
-    items = private_items(view, _UIH_TILES)
+def _parse_uih(view: Dataset) -> Mosaic:
+    count = _check_count(get_private_integer(view, _UIH_COUNT))
+    wide = _ceil_sqrt(count)
+    rows, columns, corners = _split_tiles(view, count, -(-count // wide), wide)
+    items = get_private_items(view, _UIH_TILES)
     if len(items) != count:
         raise DecodeError(f"a grid of {count} slices describes {len(items)} of them; the file is damaged")
-    positions = (_numbers(item, "ImagePositionPatient", 3) for item in items)
+    positions = (_get_numbers(item, "ImagePositionPatient", 3) for item in items)
     return Mosaic(rows, columns, corners, tuple((p[0], p[1], p[2]) for p in positions))

@@ -1,10 +1,10 @@
 """
-Safe access to private elements of a DICOM data set.
+Checked access to private elements of a DICOM dataset.
 
-A manufacturer's elements lie in a block of a group that the file itself assigns: (gggg,00bb) holds the name
-of the creator, and its elements are (gggg,bbee) (PS3.5 7.8.1). Therefore elements are asked for by group,
-creator and the last two digits. Where the representation was lost on the way (UN), a value is read as it was
-written.
+Private elements are in a block of a group that the file itself assigns: (gggg,00bb) holds the creator, and
+its elements are (gggg,bbee) (PS3.5 7.8.1). They are therefore looked up by group, creator and the last two
+digits. If the value representation was lost (UN), a value is decoded by the one that its manufacturer
+documents.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PrivateTag",
-    "is_private_there",
-    "items_of",
-    "private_bytes",
-    "private_codes",
-    "private_floats",
-    "private_integer",
-    "private_items",
-    "private_tags",
-    "private_text",
+    "get_private_bytes",
+    "get_private_codes",
+    "get_private_floats",
+    "get_private_integer",
+    "get_private_items",
+    "get_private_text",
+    "has_private",
+    "list_private_tags",
+    "to_items",
 ]
 
 _FIRST_BLOCK: Final = 0x10
@@ -38,65 +38,52 @@ _LAST_BLOCK: Final = 0xFF
 #: Blocks that a header-only read includes: writers assign them upwards from the first.
 _USUAL_BLOCKS: Final = range(_FIRST_BLOCK, 0x20)
 _BINARY: Final = {"FL": "f", "FD": "d", "US": "H", "SS": "h", "UL": "I", "SL": "i"}
-_MOST_VALUES: Final = 4096
-_MOST_SEQUENCE_BYTES: Final = 2**26
+_MAX_VALUES: Final = 4096
+_MAX_SEQUENCE_BYTES: Final = 2**26
 
 
 class PrivateTag(NamedTuple):
-    """
-    A private element.
-
-    Attributes
-    ----------
-    group : int
-        The odd group number.
-    element : int
-        The last two digits of its number.
-    creator : str
-        The private creator; upper or lower case doesn't matter.
-    kind : str
-        The value representation that its manufacturer gives it: "FL", "US", "DS", …
-    """
+    """Group, last two digits, creator (case-insensitive) and value representation of a private element."""
 
     group: int
     element: int
     creator: str
-    kind: str
+    vr: str
 
 
-def private_tags(*elements: PrivateTag) -> list[int]:
+def list_private_tags(*elements: PrivateTag) -> list[int]:
     """
-    Return the tags that a header-only read has to include for private elements.
+    Return all tags that private elements and their creators can have in the first 16 blocks.
 
-    They are the creators and the elements of the first 16 blocks; files with more have not been seen.
+    No file with more blocks has been seen.
     """
     creators = {tag.group << 16 | block for tag in elements for block in _USUAL_BLOCKS}
     wanted = {tag.group << 16 | block << 8 | tag.element for tag in elements for block in _USUAL_BLOCKS}
     return sorted(creators | wanted)
 
 
-def _normal(creator: object) -> str:
+def _normalize_creator(creator: object) -> str:
     words = creator.decode("latin-1") if isinstance(creator, bytes) else str(creator)
     return " ".join(words.strip(" \0").upper().split())
 
 
-def _find(dataset: Dataset, tag: PrivateTag) -> int | None:
-    """Return the number of a private element, None where it or its creator is missing."""
+def _find_number(dataset: Dataset, tag: PrivateTag) -> int | None:
+    """Return the tag of a private element; None if it or its creator is absent."""
     first, last = tag.group << 16 | _FIRST_BLOCK, tag.group << 16 | _LAST_BLOCK
     # pydicom's tags are compared much more slowly than numbers
     there = list(map(int, dataset.keys()))
     owners = [number for number in there if first <= number <= last]
     if not owners:
         return None
-    wanted = _normal(tag.creator)
+    wanted = _normalize_creator(tag.creator)
     for owner in sorted(owners):
         number = owner & 0xFFFF0000 | (owner & 0xFF) << 8 | tag.element
-        if number in there and _normal(_value(dataset, owner)) == wanted:
+        if number in there and _normalize_creator(_get_value(dataset, owner)) == wanted:
             return number
     return None
 
 
-def _value(dataset: Dataset, number: int) -> Any:
+def _get_value(dataset: Dataset, number: int) -> Any:
     try:
         return dataset[number].value
     # a value is parsed when it is first used, and a damaged one can raise anything
@@ -104,65 +91,51 @@ def _value(dataset: Dataset, number: int) -> Any:
         return None
 
 
-def _private_value(dataset: Dataset, tag: PrivateTag) -> Any:
-    number = _find(dataset, tag)
-    return None if number is None else _value(dataset, number)
+def _get_private_value(dataset: Dataset, tag: PrivateTag) -> Any:
+    number = _find_number(dataset, tag)
+    return None if number is None else _get_value(dataset, number)
 
 
-def is_private_there(dataset: Dataset, tag: PrivateTag) -> bool:
-    """Whether a private element is there, readable or not, empty or not."""
-    return _find(dataset, tag) is not None
+def has_private(dataset: Dataset, tag: PrivateTag) -> bool:
+    """Whether a private element is present, readable or not, empty or not."""
+    return _find_number(dataset, tag) is not None
 
 
-def private_bytes(dataset: Dataset, tag: PrivateTag) -> bytes | None:
-    """Return the bytes of a private element; None where it is absent, empty or something else."""
-    found = _private_value(dataset, tag)
+def get_private_bytes(dataset: Dataset, tag: PrivateTag) -> bytes | None:
+    """Return the bytes of a private element; None if it is absent, empty or of another type."""
+    found = _get_private_value(dataset, tag)
     return found if isinstance(found, bytes) and found else None
 
 
-def _texts(dataset: Dataset, tag: PrivateTag) -> list[str]:
-    found = _private_value(dataset, tag)
+def _get_texts(dataset: Dataset, tag: PrivateTag) -> list[str]:
+    found = _get_private_value(dataset, tag)
     if isinstance(found, bytes):
         found = found.decode("latin-1").split("\\")
     several = isinstance(found, MultiValue | list | tuple)
     return [] if found is None else [str(v).strip(" \0") for v in (found if several else [found])]
 
 
-def private_text(dataset: Dataset, tag: PrivateTag) -> str:
-    """Return the first value as text, whatever it holds: not for messages. "" where there is none."""
-    found = _texts(dataset, tag)
+def get_private_text(dataset: Dataset, tag: PrivateTag) -> str:
+    """Return the first value as text, unchecked and so not for messages; "" if there is none."""
+    found = _get_texts(dataset, tag)
     return found[0] if found else ""
 
 
-def private_codes(dataset: Dataset, tag: PrivateTag) -> tuple[str, ...]:
-    """Return all values in upper case, whatever they hold: not for messages."""
-    return tuple(v.upper() for v in _texts(dataset, tag))
+def get_private_codes(dataset: Dataset, tag: PrivateTag) -> tuple[str, ...]:
+    """Return all values in upper case, unchecked and so not for messages."""
+    return tuple(v.upper() for v in _get_texts(dataset, tag))
 
 
-def private_floats(dataset: Dataset, tag: PrivateTag, count: int | None = None) -> tuple[float, ...] | None:
-    """
-    Return numbers of a private element.
-
-    Parameters
-    ----------
-    dataset : pydicom.Dataset
-        The data set that has the element and its creator.
-    tag : PrivateTag
-        The element.
-    count : int, optional
-        How many numbers there must be.
-
-    Returns
-    -------
-    tuple of float or None
-        None if absent, not finite, not numbers, or of another count.
-    """
-    found = _private_value(dataset, tag)
+def get_private_floats(
+    dataset: Dataset, tag: PrivateTag, count: int | None = None
+) -> tuple[float, ...] | None:
+    """Return finite numbers; None if absent, malformed, or not `count` of them."""
+    found = _get_private_value(dataset, tag)
     if found is None or (isinstance(found, bytes | str) and not found):
         return None
     try:
         if isinstance(found, bytes):
-            numbers = _from_bytes(found, tag.kind)
+            numbers = _parse_bytes(found, tag.vr)
         else:
             several = isinstance(found, MultiValue | list | tuple)
             numbers = tuple(float(v) for v in (found if several else [found]))
@@ -172,29 +145,29 @@ def private_floats(dataset: Dataset, tag: PrivateTag, count: int | None = None) 
     return numbers if usable else None
 
 
-def _from_bytes(found: bytes, kind: str) -> tuple[float, ...]:
+def _parse_bytes(found: bytes, vr: str) -> tuple[float, ...]:
     """Return numbers from a value of unknown representation, which is little endian (PS3.5 6.2.2)."""
-    if kind not in _BINARY:
+    if vr not in _BINARY:
         return tuple(float(v) for v in found.decode("ascii").strip(" \0").split("\\"))
-    form = _BINARY[kind]
-    count = min(len(found) // struct.calcsize("<" + form), _MOST_VALUES)
-    return tuple(float(v) for v in struct.unpack_from(f"<{count}{form}", found))
+    letter = _BINARY[vr]
+    count = min(len(found) // struct.calcsize("<" + letter), _MAX_VALUES)
+    return tuple(float(v) for v in struct.unpack_from(f"<{count}{letter}", found))
 
 
-def private_integer(dataset: Dataset, tag: PrivateTag) -> int | None:
-    """Return a whole number of a private element; None where it is absent or unusable."""
-    numbers = private_floats(dataset, tag)
+def get_private_integer(dataset: Dataset, tag: PrivateTag) -> int | None:
+    """Return an integer; None if it is absent or malformed."""
+    numbers = get_private_floats(dataset, tag)
     return int(numbers[0]) if numbers is not None and numbers[0].is_integer() else None
 
 
-def private_items(dataset: Dataset, tag: PrivateTag) -> list[Dataset]:
-    """Return the items of a private sequence, also one that became mere bytes; none where it is damaged."""
-    return items_of(_private_value(dataset, tag))
+def get_private_items(dataset: Dataset, tag: PrivateTag) -> list[Dataset]:
+    """Return the items of a private sequence, also of one stored as bytes; an empty list if it is damaged."""
+    return to_items(_get_private_value(dataset, tag))
 
 
-def items_of(found: Any) -> list[Dataset]:
+def to_items(found: Any) -> list[Dataset]:
     """Return the items of a value that is a sequence, or was one before its representation was lost."""
-    if isinstance(found, bytes) and len(found) <= _MOST_SEQUENCE_BYTES:
+    if isinstance(found, bytes) and len(found) <= _MAX_SEQUENCE_BYTES:
         try:
             found = convert_SQ(found, is_implicit_VR=True, is_little_endian=True)
         # bytes that are no sequence raise anything

@@ -1,1 +1,1 @@
-"""Pixel data: encapsulation, codecs, frames."""
+"""Decoding of frames, and the array of a volume."""

@@ -1,10 +1,10 @@
-"""What a compressed frame says of itself, read before it is decoded: a forged size can't claim all memory."""
+"""Size and color space of a codestream, read before decoding: a forged size must not exhaust memory."""
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-__all__ = ["Codestream", "CodestreamSize", "codestream_size", "holds_ycc", "j2k_end", "read_codestream"]
+__all__ = ["Codestream", "CodestreamSize", "find_j2k_end", "has_ycc", "read_codestream"]
 
 _JPEG_STARTS_OF_FRAME: Final = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
 _J2K_START: Final = b"\xff\x4f\xff\x51"
@@ -13,8 +13,8 @@ _J2K_END: Final = b"\xff\xd9"
 _JP2_START: Final = b"\x00\x00\x00\x0cjP  "
 _JXL_START: Final = b"\xff\x0a"
 _JXL_BOXES: Final = b"\x00\x00\x00\x0cJXL "
-#: Before the codestream lie a few boxes, of colors and the like.
-_MOST_BOXES: Final = 1000
+#: A few boxes precede the codestream, with colors and the like.
+_MAX_BOXES: Final = 1000
 _EXTENDED_LENGTH: Final = 1
 _JPEG_STANDALONE: Final = frozenset({0x01, *range(0xD0, 0xD9)})
 _JXL_RATIOS: Final = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
@@ -22,7 +22,7 @@ _JXL_SIZE_BITS: Final = (9, 13, 18, 30)
 
 
 class CodestreamSize(NamedTuple):
-    """Rows, columns and components that a codestream declares; 0 components where it was not asked."""
+    """Rows, columns and components of a codestream; 0 components if not read."""
 
     rows: int
     columns: int
@@ -30,43 +30,26 @@ class CodestreamSize(NamedTuple):
 
 
 class Codestream(NamedTuple):
-    """
-    What a codestream declares.
-
-    Attributes
-    ----------
-    size : CodestreamSize
-        Rows, columns, components.
-    precision : int
-        Bits of a value of the first component; 0 where it was not asked.
-    signed : bool
-        Whether values are signed; only JPEG 2000 can say so.
-    """
+    """Size, bits per value (0 if not read) and signedness (JPEG 2000 only) of a codestream."""
 
     size: CodestreamSize
     precision: int
     signed: bool
 
 
-def codestream_size(data: bytes) -> CodestreamSize | None:
-    """Return the size that a codestream declares, or None; see :func:`read_codestream`."""
-    found = read_codestream(data)
-    return None if found is None else found.size
-
-
 def read_codestream(data: bytes) -> Codestream | None:
     """
-    Return what a codestream declares; None if it is no JPEG, JPEG-LS, JPEG 2000 or JPEG XL.
+    Return size and precision of a codestream; None if it is not JPEG, JPEG-LS, JPEG 2000 or JPEG XL.
 
     Sources: ITU-T T.81 B.2.2 (SOF), T.87 C.2.2 (SOF55), T.800 A.5.1 (SIZ), ISO/IEC 18181-1 (SizeHeader).
     """
     if data[:2] == b"\xff\xd8":
-        return _jpeg(data)
+        return _read_jpeg(data)
     if data[:2] == _JXL_START or data[:8] == _JXL_BOXES:
-        return _jpeg_xl(data)
+        return _read_jpeg_xl(data)
     if data[:4] != _J2K_START and data[:8] != _JP2_START:
         return None
-    at = _j2k_start(data)
+    at = _find_j2k_start(data)
     if at < 0 or len(data) < at + 45:
         return None
     x1, y1, x0, y0 = (int.from_bytes(data[at + i : at + i + 4], "big") for i in (8, 12, 16, 20))
@@ -74,18 +57,18 @@ def read_codestream(data: bytes) -> Codestream | None:
     return Codestream(size, (data[at + 42] & 0x7F) + 1, data[at + 42] >= 0x80)
 
 
-def _boxed(data: bytes, kind: bytes) -> int:
+def _find_box(data: bytes, box_type: bytes) -> int:
     """
-    Return where the contents of the first box of a kind start; -1 if there is none.
+    Return the offset of the contents of the first box of a type; -1 if there is none.
 
-    Boxes are followed by their lengths: a mere search would find a codestream that another one pretends.
+    Boxes are followed by their lengths, as a search could find a forged codestream.
     """
     at = 0
-    for _ in range(_MOST_BOXES):
+    for _ in range(_MAX_BOXES):
         length, header = int.from_bytes(data[at : at + 4], "big"), 8
         if length == _EXTENDED_LENGTH:
             length, header = int.from_bytes(data[at + 8 : at + 16], "big"), 16
-        if data[at + 4 : at + 8] == kind:
+        if data[at + 4 : at + 8] == box_type:
             return at + header
         if length < header:
             break
@@ -93,30 +76,30 @@ def _boxed(data: bytes, kind: bytes) -> int:
     return -1
 
 
-def _j2k_start(data: bytes) -> int:
-    """Return where the codestream of JPEG 2000 starts, by itself or in boxes; -1 if there is none."""
-    at = 0 if data[:4] == _J2K_START else _boxed(data, b"jp2c")
+def _find_j2k_start(data: bytes) -> int:
+    """Return the offset of a JPEG 2000 codestream, bare or in boxes; -1 if there is none."""
+    at = 0 if data[:4] == _J2K_START else _find_box(data, b"jp2c")
     return at if at >= 0 and data[at : at + 4] == _J2K_START else -1
 
 
-def _jxl_start(data: bytes) -> int:
-    """Return where the codestream of JPEG XL starts, whole or in parts that begin with their number."""
-    at = 0 if data[:2] == _JXL_START else _boxed(data, b"jxlc")
+def _find_jxl_start(data: bytes) -> int:
+    """Return the offset of a JPEG XL codestream, whole or in numbered parts; -1 if there is none."""
+    at = 0 if data[:2] == _JXL_START else _find_box(data, b"jxlc")
     if at < 0:
-        at = _boxed(data, b"jxlp") + 4
+        at = _find_box(data, b"jxlp") + 4
     return at if data[at : at + 2] == _JXL_START else -1
 
 
-def _jpeg(data: bytes) -> Codestream | None:
-    for marker, start in _jpeg_segments(data):
+def _read_jpeg(data: bytes) -> Codestream | None:
+    for marker, start in _list_jpeg_segments(data):
         if marker in _JPEG_STARTS_OF_FRAME and start + 8 <= len(data):
             rows, columns = (int.from_bytes(data[start + i : start + i + 2], "big") for i in (3, 5))
             return Codestream(CodestreamSize(rows, columns, data[start + 7]), data[start + 2], False)
     return None
 
 
-def _jpeg_segments(data: bytes) -> list[tuple[int, int]]:
-    """Marker and place of the length field of each segment up to the first scan."""
+def _list_jpeg_segments(data: bytes) -> list[tuple[int, int]]:
+    """Return marker and offset of the length of each segment up to the first scan."""
     segments = []
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
@@ -134,23 +117,16 @@ def _jpeg_segments(data: bytes) -> list[tuple[int, int]]:
     return segments
 
 
-def holds_ycc(data: bytes, *, declared: bool) -> bool:
+def has_ycc(data: bytes, *, declared: bool) -> bool:
     """
     Whether the three components of a JPEG are YCbCr, not RGB.
 
-    What the codestream says of itself goes before the header of the file, which often is wrong: Adobe's
-    segment (transform 0 is RGB, 1 is YCbCr), then a JFIF segment (YCbCr), components called R, G and B, and
-    components of different sampling, which only YCbCr has. Where it says nothing, the header counts.
-
-    Parameters
-    ----------
-    data : bytes
-        A JPEG.
-    declared : bool
-        Whether Photometric Interpretation says YCbCr.
+    It takes precedence over Photometric Interpretation (`declared`), which often is wrong: Adobe segment
+    (transform 0 is RGB, 1 YCbCr), JFIF segment (YCbCr), components named R, G, B, subsampled components
+    (YCbCr).
     """
     jfif = False
-    for marker, start in _jpeg_segments(data):
+    for marker, start in _list_jpeg_segments(data):
         if marker == 0xEE and data[start + 2 : start + 7] == b"Adobe":
             length = int.from_bytes(data[start : start + 2], "big")
             if length >= 14 and data[start + 13] <= 1:
@@ -165,17 +141,13 @@ def holds_ycc(data: bytes, *, declared: bool) -> bool:
     return jfif or declared
 
 
-def j2k_end(data: bytes) -> int | None:
+def find_j2k_end(data: bytes) -> int | None:
     """
-    Return where the tile-parts of a JPEG 2000 codestream end, by their lengths (ITU-T T.800 A.4.2).
+    Return the end of the tile-parts of a JPEG 2000 codestream by their lengths (ITU-T T.800 A.4.2).
 
-    Returns
-    -------
-    int or None
-        A place behind the end of `data` where it is cut short; None where the last tile-part goes up to
-        the end of the codestream, whatever that is, or there is none.
+    It exceeds the data if that is truncated; None if the last tile-part extends to the end, or there is none.
     """
-    at = _j2k_start(data) + 2
+    at = _find_j2k_start(data) + 2
     # segments of the main header: marker, then a length that does not count the marker
     while at + 4 <= len(data) and data[at : at + 2] != _J2K_TILE_PART:
         if data[at] != 0xFF:
@@ -190,35 +162,35 @@ def j2k_end(data: bytes) -> int | None:
     return at if found else None
 
 
-class _Bits:
-    """Bits of a JPEG XL header, the lowest of a byte first."""
+class _BitReader:
+    """Bits of a JPEG XL header, lowest bit of a byte first."""
 
     def __init__(self, data: bytes) -> None:
         self._value = int.from_bytes(data, "little")
 
-    def take(self, count: int) -> int:
+    def read(self, count: int) -> int:
         taken = self._value & ((1 << count) - 1)
         self._value >>= count
         return taken
 
 
-def _jpeg_xl(data: bytes) -> Codestream | None:
-    start = _jxl_start(data)
+def _read_jpeg_xl(data: bytes) -> Codestream | None:
+    start = _find_jxl_start(data)
     if start < 0:
         return None
-    bits = _Bits(data[start + 2 : start + 14])
-    small = bits.take(1)
-    rows = _jxl_extent(bits, small)
-    ratio = bits.take(3)
+    bits = _BitReader(data[start + 2 : start + 14])
+    small = bits.read(1)
+    rows = _read_jxl_extent(bits, small)
+    ratio = bits.read(3)
     if ratio:
         across, down = _JXL_RATIOS[ratio - 1]
         columns = rows * across // down
     else:
-        columns = _jxl_extent(bits, small)
+        columns = _read_jxl_extent(bits, small)
     return Codestream(CodestreamSize(rows, columns, 0), 0, False)
 
 
-def _jxl_extent(bits: _Bits, small: int) -> int:
+def _read_jxl_extent(bits: _BitReader, small: int) -> int:
     if small:
-        return 8 * (bits.take(5) + 1)
-    return bits.take(_JXL_SIZE_BITS[bits.take(2)]) + 1
+        return 8 * (bits.read(5) + 1)
+    return bits.read(_JXL_SIZE_BITS[bits.read(2)]) + 1

@@ -1,4 +1,4 @@
-"""Compressed frames out of the fragments that hold them (PS3.5 A.4)."""
+"""Codestreams of frames from encapsulated pixel data (PS3.5 A.4)."""
 
 from __future__ import annotations
 
@@ -13,64 +13,42 @@ from medimg.errors import DecodeError, TruncatedError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["EncapsulatedFrames", "codestream_at", "is_trailing", "looks_encapsulated"]
+__all__ = ["EncapsulatedFrames", "extract_codestream", "is_encapsulated", "is_trailing_padding"]
 
 _ITEM: Final = b"\xfe\xff\x00\xe0"
 _DELIMITER: Final = b"\xfe\xff\xdd\xe0\0\0\0\0"
 _TRAILING_PADDING: Final = b"\xfc\xff\xfc\xff"
 _HEADER: Final = 8
-#: More would be an attack on the memory.
-_MOST_FRAGMENTS: Final = 2**20
+#: More would be an attack on memory.
+_MAX_FRAGMENTS: Final = 2**20
 _JPEG: Final = (b"\xff\xd8\xff",)
 _JPEG_2000: Final = (b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  ")
 _JPEG_XL: Final = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")
 _RLE: Final = "1.2.840.10008.1.2.5"
-_MOST_SEGMENTS: Final = 15
+_MAX_SEGMENTS: Final = 15
 _RLE_HEADER: Final = 64
 
 
 class _Fragment(NamedTuple):
-    """Where the item of a fragment starts, from the first fragment's, and where its bytes lie."""
+    """Offset of the item of a fragment from the first one, and the range of its bytes."""
 
     offset: int
     start: int
     stop: int
 
 
-def looks_encapsulated(data: bytes | memoryview) -> bool:
+def is_encapsulated(data: bytes | memoryview) -> bool:
     """Whether pixel data starts with an item, as a Basic Offset Table does."""
     return data[:4] == _ITEM
 
 
 class EncapsulatedFrames:
     """
-    The codestreams of encapsulated pixel data.
+    Codestreams of encapsulated pixel data, by the first rule that gives `count` frames.
 
-    Parameters
-    ----------
-    data : bytes
-        All of the pixel data, from the item of the Basic Offset Table on. What is no item after the last
-        one, a sequence delimiter or anything else, is ignored.
-    count : int
-        The number of frames.
-    syntax_uid : str
-        Transfer Syntax UID, which tells how a codestream starts.
-    extended : tuple of (sequence of int, sequence of int), optional
-        Extended Offset Table and Extended Offset Table Lengths (PS3.3 C.7.6.3.1.8).
-
-    Raises
-    ------
-    TruncatedError
-        If the fragments end before the frames do.
-    DecodeError
-        If the items are damaged, or no rule tells which fragments make up which frame.
-
-    Notes
-    -----
-    These rules are tried, and the first that gives the number of frames is followed: the Extended Offset
-    Table; the Basic Offset Table; both only if every entry meets the start of an item and they ascend;
-    as many fragments as frames; every fragment a codestream (the first ones count); a single frame; and
-    frames from each fragment on that starts as a codestream does. Fragments without a byte count for none.
+    Extended Offset Table (`extended`: offsets, lengths) or Basic Offset Table, if every entry is the start of
+    an item and they ascend; a fragment per frame; every fragment a codestream; a single frame; a frame from
+    each fragment on that starts a codestream.
     """
 
     def __init__(
@@ -81,15 +59,15 @@ class EncapsulatedFrames:
         extended: tuple[Sequence[int], Sequence[int]] | None = None,
     ) -> None:
         self._data = memoryview(data)
-        table, fragments = _parsed(data, count, syntax_uid)
+        table, fragments = _parse_fragments(data, count, syntax_uid)
         self._lengths: Sequence[int] | None = None
-        groups = _by_offsets(fragments, extended[0], count) if extended else None
+        groups = _group_by_offsets(fragments, extended[0], count) if extended else None
         if extended and groups is not None and len(extended[1]) >= count:
             self._lengths = extended[1]
-        groups = groups or _by_offsets(fragments, table, count)
-        self._groups = groups or _by_content(self._data, fragments, count, syntax_uid)
+        groups = groups or _group_by_offsets(fragments, table, count)
+        self._groups = groups or _group_by_content(self._data, fragments, count, syntax_uid)
 
-    def codestream(self, number: int) -> bytes:
+    def get_codestream(self, number: int) -> bytes:
         """Return the bytes of frame `number`, its fragments joined."""
         fragments = self._groups[number]
         joined = b"".join(self._data[f.start : f.stop] for f in fragments)
@@ -98,35 +76,19 @@ class EncapsulatedFrames:
         return joined[: self._lengths[number]]
 
 
-def codestream_at(file: bytes, start: int, syntax_uid: str) -> bytes:
-    """
-    Return the codestream of the only frame of a file that is as it should be.
-
-    Parameters
-    ----------
-    file : bytes
-        All of it.
-    start : int
-        Where the item of the Basic Offset Table starts.
-    syntax_uid : str
-        Transfer Syntax UID.
-
-    Raises
-    ------
-    DecodeError
-        If the items don't lead to a delimiter, with nothing else behind it.
-    """
+def extract_codestream(file: bytes, start: int, syntax_uid: str) -> bytes:
+    """Return the codestream of the only frame of a regular file, with its pixel data at `start`."""
     at = start
     while file[at : at + 4] == _ITEM:
         at += _HEADER + int.from_bytes(file[at + 4 : at + _HEADER], "little")
     rest = at + len(_DELIMITER)
-    if file[at:rest] != _DELIMITER or not is_trailing(file[rest:], implicit=False):
+    if file[at:rest] != _DELIMITER or not is_trailing_padding(file[rest:], implicit=False):
         raise DecodeError("the items of the pixel data don't end with a delimiter")
-    return EncapsulatedFrames(memoryview(file)[start:at], 1, syntax_uid).codestream(0)
+    return EncapsulatedFrames(memoryview(file)[start:at], 1, syntax_uid).get_codestream(0)
 
 
-def is_trailing(rest: bytes, *, implicit: bool) -> bool:
-    """Whether what follows the pixel data is nothing, or Data Set Trailing Padding to the end of the file."""
+def is_trailing_padding(rest: bytes, *, implicit: bool) -> bool:
+    """Whether the rest of a file after the pixel data is empty or Data Set Trailing Padding."""
     if not rest:
         return True
     at = 4 if implicit else 8
@@ -135,25 +97,27 @@ def is_trailing(rest: bytes, *, implicit: bool) -> bool:
     return len(rest) == at + 4 + int.from_bytes(rest[at : at + 4], "little")
 
 
-def _parsed(data: bytes | memoryview, count: int, syntax_uid: str) -> tuple[list[int], list[_Fragment]]:
-    """Return the Basic Offset Table and the fragments, which are not copied."""
-    if not looks_encapsulated(data):
+def _parse_fragments(
+    data: bytes | memoryview, count: int, syntax_uid: str
+) -> tuple[list[int], list[_Fragment]]:
+    """Return the Basic Offset Table and the fragments, without copying them."""
+    if not is_encapsulated(data):
         raise DecodeError(
             "the transfer syntax is a compressed one, but the pixel data has no items; the header is wrong, "
             "or the file is damaged"
         )
     fragments: list[_Fragment] = []
-    first = _HEADER + _item_length(data, 0)
-    if _starts_codestream(memoryview(data)[_HEADER:first], syntax_uid):
-        # the table, which must be there even if it is empty, was forgotten
+    first = _HEADER + _read_item_length(data, 0)
+    if _is_codestream_start(memoryview(data)[_HEADER:first], syntax_uid):
+        # the table, which is mandatory even if empty, is missing
         first = 0
     at = first
     while data[at : at + 4] == _ITEM:
-        length = _item_length(data, at)
+        length = _read_item_length(data, at)
         if length:
             fragments.append(_Fragment(at - first, at + _HEADER, at + _HEADER + length))
-        if len(fragments) > _MOST_FRAGMENTS:
-            raise DecodeError(f"the pixel data has more than {_MOST_FRAGMENTS} fragments; it is damaged")
+        if len(fragments) > _MAX_FRAGMENTS:
+            raise DecodeError(f"the pixel data has more than {_MAX_FRAGMENTS} fragments; it is damaged")
         at += _HEADER + length
         # lengths must be even; some files count the byte that makes them so, some don't
         at += length % 2 and data[at : at + 4] != _ITEM and data[at + 1 : at + 5] == _ITEM
@@ -167,38 +131,38 @@ def _parsed(data: bytes | memoryview, count: int, syntax_uid: str) -> tuple[list
     return offsets[: count + 1].tolist(), fragments
 
 
-def _item_length(data: bytes | memoryview, at: int) -> int:
+def _read_item_length(data: bytes | memoryview, at: int) -> int:
     length = int.from_bytes(data[at + 4 : at + _HEADER], "little")
     if at + _HEADER + length > len(data):
         raise TruncatedError(
-            f"a fragment of {length} bytes ends {at + _HEADER + length - len(data)} bytes behind the end of "
+            f"a fragment of {length} bytes ends {at + _HEADER + length - len(data)} bytes after the end of "
             "the pixel data; copy or export the file again"
         )
     return length
 
 
-def _by_offsets(
+def _group_by_offsets(
     fragments: Sequence[_Fragment], table: Sequence[int], count: int
 ) -> list[Sequence[_Fragment]] | None:
-    """Group fragments by a table of where frames start; None where it can't be right."""
+    """Group fragments by a table of frame offsets; None if it is inconsistent."""
     offsets = list(table[:count])
     if len(offsets) < count or any(b <= a for a, b in pairwise(offsets)):
         return None
     starts = [f.offset for f in fragments]
-    places = [bisect_left(starts, offset) for offset in offsets]
-    if any(p == len(starts) or starts[p] != o for p, o in zip(places, offsets, strict=True)) or places[0]:
+    firsts = [bisect_left(starts, offset) for offset in offsets]
+    if any(p == len(starts) or starts[p] != o for p, o in zip(firsts, offsets, strict=True)) or firsts[0]:
         return None
     end = len(fragments)
     if len(table) > count:
         end = bisect_left(starts, table[count])
-    ends = [*places[1:], max(end, places[-1] + 1)]
-    return [fragments[a:b] for a, b in zip(places, ends, strict=True)]
+    ends = [*firsts[1:], max(end, firsts[-1] + 1)]
+    return [fragments[a:b] for a, b in zip(firsts, ends, strict=True)]
 
 
-def _by_content(
+def _group_by_content(
     data: memoryview, fragments: Sequence[_Fragment], count: int, syntax_uid: str
 ) -> list[Sequence[_Fragment]]:
-    starts = [n for n, f in enumerate(fragments) if _starts_codestream(data[f.start : f.stop], syntax_uid)]
+    starts = [n for n, f in enumerate(fragments) if _is_codestream_start(data[f.start : f.stop], syntax_uid)]
     if len(fragments) == count or len(starts) == len(fragments):
         return [[fragment] for fragment in fragments[:count]]
     if count == 1:
@@ -208,11 +172,11 @@ def _by_content(
         return [fragments[a:b] for a, b in zip(starts, ends, strict=True)]
     raise DecodeError(
         f"the header says {count} frames, the pixel data has {len(fragments)} fragments of which "
-        f"{len(starts)} start as a codestream does, and no offset table tells which belong together"
+        f"{len(starts)} start a codestream, and no offset table assigns them to frames"
     )
 
 
-def _starts_codestream(fragment: memoryview, syntax_uid: str) -> bool:
+def _is_codestream_start(fragment: memoryview, syntax_uid: str) -> bool:
     start = bytes(fragment[:_RLE_HEADER])
     if syntax_uid == _RLE:
         return _is_rle_header(start)
@@ -224,11 +188,11 @@ def _starts_codestream(fragment: memoryview, syntax_uid: str) -> bool:
 
 
 def _is_rle_header(start: bytes) -> bool:
-    """Whether these are the number of segments and where they lie (PS3.5 G.5)."""
+    """Whether these are the number of RLE segments and their offsets (PS3.5 G.5)."""
     if len(start) < _RLE_HEADER:
         return False
     segments, *offsets = np.frombuffer(start, "<u4").tolist()
-    if not 1 <= segments <= _MOST_SEGMENTS or offsets[0] != _RLE_HEADER:
+    if not 1 <= segments <= _MAX_SEGMENTS or offsets[0] != _RLE_HEADER:
         return False
     used, unused = offsets[:segments], offsets[segments:]
     return not any(unused) and all(a < b for a, b in pairwise(used))

@@ -1,4 +1,4 @@
-"""Parts of a file, read without a buffer between: each costs one call of the system."""
+"""Fast reading of single-frame files: headers by template, pixels straight into the array of the volume."""
 
 from __future__ import annotations
 
@@ -17,25 +17,24 @@ from pydicom.tag import BaseTag
 from medimg.errors import MedimgError
 from medimg.io.dicom.header.attributes import quiet_pydicom
 from medimg.io.dicom.header.elements import (
-    IMPLICIT,
-    UNDEFINED,
+    UNDEFINED_LENGTH,
     UnusualHeaderError,
-    dataset_of,
-    element_offsets,
+    build_dataset,
+    locate_elements,
 )
-from medimg.io.dicom.header.image_pixel import FORMAT_TAGS, FrameFormat, frame_count, frame_format
-from medimg.io.dicom.header.open import numbers_of
-from medimg.io.dicom.pixels._encapsulation import codestream_at, is_trailing
-from medimg.io.dicom.pixels.frames import (
-    NATIVE_SYNTAXES,
+from medimg.io.dicom.header.image_pixel import FORMAT_TAGS, FrameFormat, parse_frame_count, parse_frame_format
+from medimg.io.dicom.header.open import to_tag_numbers
+from medimg.io.dicom.header.transfer_syntax import IMPLICIT, NATIVE_SYNTAXES
+from medimg.io.dicom.pixels._encapsulation import extract_codestream, is_trailing_padding
+from medimg.io.dicom.pixels._frames import (
     WHOLE_SAMPLES,
-    decode_frames,
+    decode_stored,
     interpret_bits,
-    native_frame,
+    read_native_frame,
 )
 from medimg.io.dicom.scanning.header_template import Header, HeaderTemplateWalker
-from medimg.io.dicom.values.modality_lut import VALUE_TAGS, modality_transform
-from medimg.io.dicom.values.real_world import CALIBRATION_TAGS, apply_real_world_scale
+from medimg.io.dicom.values.modality_lut import VALUE_TAGS, parse_modality_transform
+from medimg.io.dicom.values.real_world import REAL_WORLD_TAGS, apply_real_world_scale
 from medimg.io.dicom.values.suv import SUV_TAGS
 from medimg.io.files.prefetch import OPEN_FLAGS
 
@@ -50,50 +49,37 @@ if TYPE_CHECKING:
     from medimg.io.dicom.values.modality_lut import ModalityTransform
     from medimg.io.series import ValueKind
 
-__all__ = ["LoadedSlice", "PixelSegments", "SingleFrameReader", "read_tags"]
+__all__ = ["LoadedSlice", "RangeReader", "SingleFrameReader", "list_value_tags"]
 
 _HAS_PREAD: Final = hasattr(os, "pread")
 _HAS_PREADV: Final = hasattr(os, "preadv")
 
 
-class PixelSegments:
+class RangeReader:
     """
-    An open file; its position belongs to whoever reads, so that only one thread may.
+    Unbuffered reads of byte ranges of a file, one system call each; for one thread only.
 
-    Parameters
-    ----------
-    path : str
-        Of an ordinary file.
-
-    Raises
-    ------
-    OSError
-        If it can't be opened, or is no ordinary file.
-
-    Attributes
-    ----------
-    size : int
-        Bytes of the file.
+    OSError is raised if the file can't be opened, is not a regular file, or ends early.
     """
 
     def __init__(self, path: str) -> None:
         self._file = os.open(path, OPEN_FLAGS)
-        facts = os.fstat(self._file)
-        self.size = facts.st_size
-        if not S_ISREG(facts.st_mode):
+        status = os.fstat(self._file)
+        self.size = status.st_size
+        if not S_ISREG(status.st_mode):
             os.close(self._file)
-            raise OSError("no ordinary file")
+            raise OSError("not a regular file")
 
-    def __enter__(self) -> PixelSegments:
+    def __enter__(self) -> RangeReader:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, exc_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._file)
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return so many bytes, or those up to the end of the file."""
+        """Return `length` bytes, or those up to the end of the file."""
         length = min(length, self.size - offset)
         if length <= 0:
             return b""
@@ -107,14 +93,7 @@ class PixelSegments:
         return data
 
     def read_into(self, array: npt.NDArray[Any], offset: int) -> None:
-        """
-        Fill a contiguous array.
-
-        Raises
-        ------
-        OSError
-            If the file ends before.
-        """
+        """Fill a contiguous array."""
         if _HAS_PREADV:
             count = os.preadv(self._file, [array.data], offset)
         else:
@@ -125,14 +104,7 @@ class PixelSegments:
             raise OSError("the file ended early")
 
     def read_both(self, length: int, array: npt.NDArray[Any]) -> bytes:
-        """
-        Return the first bytes, and fill an array with those that follow.
-
-        Raises
-        ------
-        OSError
-            If the file ends before.
-        """
+        """Return the first `length` bytes and fill a contiguous array with those that follow."""
         if not _HAS_PREADV:
             head = self.read(0, length)
             self.read_into(array, length)
@@ -146,87 +118,54 @@ class PixelSegments:
 _PIXEL_DATA: Final = 0x7FE00010
 _REPRESENTATIONS: Final = frozenset({b"OW", b"OB", b""})
 _PRIVATE_BLOCKS: Final = range(0x10, 0x100)
-#: Headers that are remembered; where each slice has another one, remembering is of no use.
-_MOST_KNOWN: Final = 64
-#: Bytes of a header up to which it is remembered from one reading to the next.
-_MOST_REMEMBERED: Final = 2**14
-#: The start of a file that is read first, and what it is tried with where the header is longer.
+#: Headers kept; keeping them is of no use if each slice has another one.
+_MAX_HEADERS: Final = 64
+#: Bytes of a header up to which it is shared by all readers.
+_MAX_SHARED_BYTES: Final = 2**14
+#: Bytes of the start of a file that are read, until they hold the header.
 _STARTS: Final = (2**13, 2**16, 2**20)
-#: Bytes after the pixels that are looked at.
-_MOST_TRAILING: Final = 2**16
+#: Bytes after the pixels that are checked.
+_MAX_TRAILING: Final = 2**16
 
 
 class LoadedSlice(NamedTuple):
-    """
-    One image as it is stored.
+    """Stored values of a frame, (rows, columns[, 3]) and maybe read-only, with their transform."""
 
-    Attributes
-    ----------
-    meaning : ModalityTransform
-        What its values mean.
-    stored : numpy.ndarray
-        (rows, columns) or (rows, columns, 3); maybe not writable.
-    """
-
-    meaning: ModalityTransform
+    transform: ModalityTransform
     stored: npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
-    """
-    What is known of headers that say the same.
-
-    Attributes
-    ----------
-    view : pydicom.Dataset
-        The attributes that values depend on.
-    form : FrameFormat
-        Of the pixels.
-    exact_bits : bool
-        Whether no stored value has more bits than Bits Stored.
-    cells : numpy.dtype or None
-        Unsigned integers of Bits Allocated; None where native pixels are no such cells, one each.
-    nbytes : int
-        Of the pixels, if native.
-    meanings : dict
-        What stored values mean, by their type and whether they are RGB.
-    """
+class _ParsedHeader:
+    """What was parsed from headers that are equal in all attributes that values depend on."""
 
     view: Dataset
-    form: FrameFormat
-    exact_bits: bool
-    cells: np.dtype[Any] | None
-    nbytes: int
-    meanings: dict[tuple[np.dtype[Any], bool], ModalityTransform] = field(default_factory=dict)
+    fmt: FrameFormat
+    exact_bits: bool  # no stored value has more bits than Bits Stored
+    cells: np.dtype[Any] | None  # unsigned integers of Bits Allocated; None if pixels are not such cells
+    nbytes: int  # of native pixels
+    transforms: dict[tuple[np.dtype[Any], bool], ModalityTransform] = field(default_factory=dict)
 
 
-_Memory: TypeAlias = dict[tuple[str, bytes], _Known]
-#: By how values are scaled: what was known in readings before, as X-rays of one device say the same.
-_REMEMBERED: Final[dict[ValueKind, _Memory]] = {}
+_HeaderCache: TypeAlias = dict[tuple[str, bytes], _ParsedHeader]
+#: Headers shared by all readers, as X-rays of one device have equal ones.
+_SHARED_HEADERS: Final[dict[ValueKind, _HeaderCache]] = {}
 
 
-class _Ahead(NamedTuple):
-    """What to expect of the next file: bytes from the pixels to its end, and bytes of the pixels."""
+class _ReadAhead(NamedTuple):
+    """Expected layout of the next file: bytes from the pixels to its end, and bytes of the pixels."""
 
     tail: int
     pixels: int
 
 
 @cache
-def read_tags(kind: ValueKind) -> frozenset[int]:
-    """
-    Return the tags of all attributes that values depend on, the pixels apart.
-
-    Parameters
-    ----------
-    kind : {"auto", "rescaled", "suv"}
-        How values are scaled.
-    """
-    names = [*FORMAT_TAGS, *VALUE_TAGS, *(SUV_TAGS if kind == "suv" else CALIBRATION_TAGS)]
-    # the character set is that of explanations of windows
+def list_value_tags(values: ValueKind) -> frozenset[int]:
+    """Return the tags of all attributes that values depend on, except the pixels."""
+    names = [*FORMAT_TAGS, *VALUE_TAGS, *(SUV_TAGS if values == "suv" else REAL_WORLD_TAGS)]
+    # for explanations of windows
     names.append("SpecificCharacterSet")
-    found = set(numbers_of(*names))
+    found = set(to_tag_numbers(*names))
     for tag in [tag for tag in found if tag >> 16 & 1 and tag & 0xFFFF > 0xFF]:
         group = tag & 0xFFFF0000
         found |= {group | block for block in _PRIVATE_BLOCKS}
@@ -235,75 +174,54 @@ def read_tags(kind: ValueKind) -> frozenset[int]:
 
 
 class SingleFrameReader:
-    """
-    Reads files of one image each, best those of one series, from any thread.
+    """Reads single-frame files, preferably of one series, from any thread."""
 
-    Parameters
-    ----------
-    kind : {"auto", "rescaled", "suv"}
-        How values are scaled; see :func:`medimg.read`.
-    first_acquired : float, optional
-        See :func:`medimg.io.dicom.values.suv.suv_factor`.
-    """
-
-    def __init__(self, kind: ValueKind, first_acquired: float | None) -> None:
-        self._kind = kind
+    def __init__(self, values: ValueKind, first_acquired: float | None) -> None:
+        self._values = values
         self._first_acquired = first_acquired
-        self._tags = read_tags(kind)
+        self._tags = list_value_tags(values)
         self._walker = HeaderTemplateWalker(self._tags)
-        self._known: _Memory = {}
-        # what SUV are depends on other files, too
-        self._remembered = self._known if kind == "suv" else _REMEMBERED.setdefault(kind, {})
-        self._ahead: _Ahead | None = None
-        self._whole = False
+        self._own_headers: _HeaderCache = {}
+        # SUV depends on other files, too
+        self._shared_headers = (
+            self._own_headers if values == "suv" else _SHARED_HEADERS.setdefault(values, {})
+        )
+        self._ahead: _ReadAhead | None = None
+        self._reads_whole_files = False
 
     def load(self, instance: Instance, slot: npt.NDArray[Any] | None = None) -> LoadedSlice | None:
-        """
-        Read the image of a file.
-
-        Parameters
-        ----------
-        instance : Instance
-            The file, of one image.
-        slot : numpy.ndarray, optional
-            (rows, columns), contiguous: where stored values are read into, if they are as wide as its type.
-
-        Returns
-        -------
-        Loaded or None
-            None where the file is not as usual, or anything is wrong with it.
-        """
+        """Return the frame of a file, in `slot` if its type is as wide; None if the file is unusual."""
         blob = instance.blob
         in_memory = blob.archive is not None or blob.data is not None or blob.gzipped
         if in_memory or sys.byteorder != "little":
             return None
         try:
-            with PixelSegments(blob.name) as file:
-                return self._loaded(file, instance.sop_instance_uid, slot)
+            with RangeReader(blob.name) as file:
+                return self._load(file, instance.sop_instance_uid, slot)
         except (OSError, ValueError, UnusualHeaderError, MedimgError):
             return None
 
-    def _loaded(self, file: PixelSegments, uid: str, slot: npt.NDArray[Any] | None) -> LoadedSlice | None:
-        head, header, is_read = self._start(file, slot)
+    def _load(self, file: RangeReader, uid: str, slot: npt.NDArray[Any] | None) -> LoadedSlice | None:
+        head, header, is_read = self._read_header(file, slot)
         pixels, syntax = header.pixels, header.syntax
         if header.uid != uid.encode() or pixels.tag != _PIXEL_DATA or pixels.vr not in _REPRESENTATIONS:
             return None
-        known = self._known_of(head, header)
+        parsed = self._parse_header(head, header)
         if syntax in NATIVE_SYNTAXES:
-            stored = self._native(file, header, known, slot=slot, is_read=is_read)
-            is_rgb = known.form.photometric == "RGB"
+            stored = self._read_native(file, header, parsed, slot=slot, is_read=is_read)
+            is_rgb = parsed.fmt.photometric == "RGB"
         else:
-            if pixels.length != UNDEFINED:
+            if pixels.length != UNDEFINED_LENGTH:
                 return None
-            if file.size > 2 * known.nbytes + _STARTS[-1]:
+            if file.size > 2 * parsed.nbytes + _STARTS[-1]:
                 return None
-            self._whole = True
+            self._reads_whole_files = True
             data = head if len(head) == file.size else file.read(0, file.size)
-            stored, is_rgb = decode_frames(codestream_at(data, pixels.value, syntax), syntax, known.form)
-        return LoadedSlice(self._meaning(known, stored.dtype, is_rgb=is_rgb), stored)
+            stored, is_rgb = decode_stored(extract_codestream(data, pixels.value, syntax), syntax, parsed.fmt)
+        return LoadedSlice(self._get_transform(parsed, stored.dtype, is_rgb=is_rgb), stored)
 
-    def _start(self, file: PixelSegments, slot: npt.NDArray[Any] | None) -> tuple[bytes, Header, bool]:
-        """Return the start of a file, its header, and whether the pixels have been read into the slot."""
+    def _read_header(self, file: RangeReader, slot: npt.NDArray[Any] | None) -> tuple[bytes, Header, bool]:
+        """Return the start of a file, its header, and whether the pixels were read into the slot."""
         ahead = self._ahead
         # a slot of colors is not in one piece
         if slot is not None and slot.ndim != 2:
@@ -322,7 +240,7 @@ class SingleFrameReader:
             except UnusualHeaderError as error:
                 if not error.ends:
                     raise
-        starts = (file.size,) if self._whole and file.size < _STARTS[-1] else _STARTS
+        starts = (file.size,) if self._reads_whole_files and file.size < _STARTS[-1] else _STARTS
         for length in starts:
             head = file.read(0, length)
             try:
@@ -332,74 +250,80 @@ class SingleFrameReader:
                     raise
         raise UnusualHeaderError(ends=True)
 
-    def _known_of(self, head: bytes, header: Header) -> _Known:
+    def _parse_header(self, head: bytes, header: Header) -> _ParsedHeader:
         key = header.syntax, header.wanted
-        memory = self._known if len(header.wanted) > _MOST_REMEMBERED else self._remembered
-        known = memory.get(key)
-        if known is not None:
-            return known
+        headers = self._own_headers if len(header.wanted) > _MAX_SHARED_BYTES else self._shared_headers
+        parsed = headers.get(key)
+        if parsed is not None:
+            return parsed
         tag, _, start, length, vr, _ = header.pixels
-        with _damage_is_unusual(), quiet_pydicom():
-            view = dataset_of(element_offsets(head), head, self._tags)
-            # that there are pixels, and of which kind, belongs to their format
+        with _raise_as_unusual(), quiet_pydicom():
+            view = build_dataset(locate_elements(head), head, self._tags)
+            # the type of the pixel data belongs to its format
             view[BaseTag(tag)] = RawDataElement(
                 BaseTag(tag), vr.decode() or None, length, b"\0\0", start, header.syntax == IMPLICIT, True
             )
-            form = frame_format(view)
-            if frame_count(view) != 1:
+            fmt = parse_frame_format(view)
+            if parse_frame_count(view) != 1:
                 raise UnusualHeaderError
-        if len(memory) >= _MOST_KNOWN:
-            memory.clear()
+        if len(headers) >= _MAX_HEADERS:
+            headers.clear()
         exact = header.syntax in NATIVE_SYNTAXES or header.syntax in WHOLE_SAMPLES
-        width = form.dtype.itemsize
-        cells = np.dtype(f"u{width}") if form.samples == 1 and form.bits_allocated > 1 else None
-        known = memory[key] = _Known(view, form, exact, cells, form.count * width)
-        return known
+        width = fmt.dtype.itemsize
+        cells = np.dtype(f"u{width}") if fmt.samples == 1 and fmt.bits_allocated > 1 else None
+        parsed = headers[key] = _ParsedHeader(view, fmt, exact, cells, fmt.count * width)
+        return parsed
 
-    def _meaning(self, known: _Known, dtype: np.dtype[Any], *, is_rgb: bool) -> ModalityTransform:
-        meaning = known.meanings.get((dtype, is_rgb))
-        if meaning is not None:
-            return meaning
-        view = known.view
-        with _damage_is_unusual(), quiet_pydicom():
-            meaning = modality_transform(view, known.form, dtype, is_rgb=is_rgb, exact_bits=known.exact_bits)
-            meaning = apply_real_world_scale(view, meaning, self._kind, first_acquired=self._first_acquired)
-        known.meanings[dtype, is_rgb] = meaning
-        return meaning
+    def _get_transform(
+        self, parsed: _ParsedHeader, dtype: np.dtype[Any], *, is_rgb: bool
+    ) -> ModalityTransform:
+        transform = parsed.transforms.get((dtype, is_rgb))
+        if transform is not None:
+            return transform
+        view = parsed.view
+        with _raise_as_unusual(), quiet_pydicom():
+            transform = parse_modality_transform(
+                view, parsed.fmt, dtype, is_rgb=is_rgb, exact_bits=parsed.exact_bits
+            )
+            transform = apply_real_world_scale(
+                view, transform, self._values, first_acquired=self._first_acquired
+            )
+        parsed.transforms[dtype, is_rgb] = transform
+        return transform
 
-    def _native(
+    def _read_native(
         self,
-        file: PixelSegments,
+        file: RangeReader,
         header: Header,
-        known: _Known,
+        parsed: _ParsedHeader,
         *,
         slot: npt.NDArray[Any] | None,
         is_read: bool,
     ) -> npt.NDArray[Any]:
-        """Return the stored values of native pixel data: in the slot, if they are as wide."""
-        (_, _, start, length, _, _), form, dtype = header.pixels, known.form, known.cells
+        """Return the stored values of native pixel data, in the slot if they are as wide."""
+        (_, _, start, length, _, _), fmt, dtype = header.pixels, parsed.fmt, parsed.cells
         end = start + length
-        if length == UNDEFINED or end > file.size:
+        if length == UNDEFINED_LENGTH or end > file.size:
             raise UnusualHeaderError
-        if end < file.size and not is_trailing(
-            file.read(end, _MOST_TRAILING), implicit=header.syntax == IMPLICIT
+        if end < file.size and not is_trailing_padding(
+            file.read(end, _MAX_TRAILING), implicit=header.syntax == IMPLICIT
         ):
             raise UnusualHeaderError
-        if dtype is None or length < known.nbytes:
-            return native_frame(file.read(start, length), form)
-        if slot is not None and slot.shape == (form.rows, form.columns) and slot.itemsize == dtype.itemsize:
+        if dtype is None or length < parsed.nbytes:
+            return read_native_frame(file.read(start, length), fmt)
+        if slot is not None and slot.shape == (fmt.rows, fmt.columns) and slot.itemsize == dtype.itemsize:
             cells = slot.view(dtype)
         else:
-            cells, is_read = np.empty(form.shape, dtype), False
+            cells, is_read = np.empty(fmt.shape, dtype), False
         if not is_read:
             file.read_into(cells, start)
-        self._ahead = _Ahead(file.size - start, known.nbytes)
-        return interpret_bits(cells, form)
+        self._ahead = _ReadAhead(file.size - start, parsed.nbytes)
+        return interpret_bits(cells, fmt)
 
 
 @contextmanager
-def _damage_is_unusual() -> Iterator[None]:
-    """Leave a file whose attributes raise anything when they are used to the careful way of reading."""
+def _raise_as_unusual() -> Iterator[None]:
+    """Raise UnusualHeaderError for any error, so that the file is parsed by pydicom instead."""
     try:
         yield
     except Exception:

@@ -20,50 +20,36 @@ if TYPE_CHECKING:
 __all__ = ["VolumeBuffer"]
 
 
-#: Stands for a slice that is not there yet.
-_NONE: Final = ModalityTransform(None)
+#: Transform of a slice that is not stored yet.
+_MISSING: Final = ModalityTransform(None)
 
 
 class VolumeBuffer:
     """
-    The array of a volume while it is filled, in any order and from any thread.
+    The array of a volume while it is filled in any order from any thread, channel by channel.
 
-    Its type is that of the first slice, and becomes a wider one where a later slice needs that; in the end it
-    is what stacking arrays of the slices would give.
-
-    Parameters
-    ----------
-    count : int
-        Slices of all channels.
-    channels : int
-        How many channels of images that are not colors; slices are numbered channel after channel.
-
-    Attributes
-    ----------
-    meanings : list of ModalityTransform
-        Of each slice, once it is there.
-    shapes : list of tuple of int
-        (C, H, W) of each slice.
+    Its type is that of the first slice, widened if a later slice needs it; the result equals stacking the
+    slices.
     """
 
     def __init__(self, count: int, channels: int) -> None:
-        self.meanings: list[ModalityTransform] = [_NONE] * count
+        self.modality_transforms: list[ModalityTransform] = [_MISSING] * count
         self.shapes: list[tuple[int, ...]] = [()] * count
         self._dtypes: list[np.dtype[Any]] = [np.dtype(np.uint8)] * count
         self._depth = count // channels
         self._channels = channels
         self._lock = threading.Lock()
         self._array: npt.NDArray[Any] | None = None
-        #: The same memory, by place: (channels * slices, H, W), or (slices, 3, H, W) of colors.
+        #: The same memory by slice: (channels * slices, H, W), or (slices, 3, H, W) of colors.
         self._slots: npt.NDArray[Any] | None = None
         self._padding: npt.NDArray[np.bool_] | None = None
 
-    def slot(self, place: int) -> npt.NDArray[Any] | None:
-        """Return where a slice will lie, (H, W) or (3, H, W) of colors; None before there is an array."""
+    def get_slot(self, index: int) -> npt.NDArray[Any] | None:
+        """Return the memory of a slice, (H, W) or (3, H, W) for colors; None before the array exists."""
         slots = self._slots
-        return None if slots is None else slots[place]
+        return None if slots is None else slots[index]
 
-    def _by_place(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def _reshape_by_slice(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if self.shapes[0][0] > 1:
             return array.swapaxes(0, 1)
         return array.reshape(-1, *array.shape[2:])
@@ -73,89 +59,75 @@ class VolumeBuffer:
         """Bytes of the array."""
         return 0 if self._array is None else self._array.nbytes
 
-    def put(self, place: int, loaded: LoadedSlice) -> npt.NDArray[Any] | None:
-        """
-        Put a slice in its place; the first that is put must be the first one of all.
-
-        Parameters
-        ----------
-        place : int
-            Channel · slices + slice.
-        loaded : LoadedSlice
-            Stored values, maybe in the memory of :meth:`slot`.
-
-        Returns
-        -------
-        numpy.ndarray or None
-            The values, where the array must become wider before they can be put there; see :meth:`widen`.
-        """
-        meaning, stored = loaded
-        mask, dtype = meaning.mask(stored), meaning.dtype_of(stored)
-        shape = (1, *stored.shape) if meaning.rgb is None else (3, *stored.shape[:2])
-        self.meanings[place], self.shapes[place], self._dtypes[place] = meaning, shape, dtype
+    def put(self, index: int, loaded: LoadedSlice) -> npt.NDArray[Any] | None:
+        """Store a slice, slice 0 first; return its values if the array must be widened before."""
+        transform, stored = loaded
+        mask, dtype = transform.find_padding(stored), transform.find_dtype(stored)
+        shape = (1, *stored.shape) if transform.rgb is None else (3, *stored.shape[:2])
+        self.modality_transforms[index], self.shapes[index], self._dtypes[index] = transform, shape, dtype
         if self._array is None:
-            self._array = self._adopted(stored, dtype) if meaning.rgb is None else None
+            self._array = self._adopt(stored, dtype) if transform.rgb is None else None
             if self._array is None:
                 self._array = np.empty((self._channels * shape[0], self._depth, *shape[1:]), dtype)
-            self._slots = self._by_place(self._array)
+            self._slots = self._reshape_by_slice(self._array)
         if shape != self.shapes[0]:
             return None
         if mask is not None:
-            self._mark(place, mask)
-        assert self._slots is not None  # it is made with the array
-        return _written(meaning, stored, self._slots[place], dtype)
+            self._mark_padding(index, mask)
+        assert self._slots is not None  # made with the array
+        return _write_slice(transform, stored, self._slots[index], dtype)
 
-    def _adopted(self, stored: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any] | None:
-        """Return the only slice as the array itself, where its memory will do."""
+    def _adopt(self, stored: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any] | None:
+        """Return the only slice as the array itself, if its memory is suitable."""
         plain = stored.flags.c_contiguous and stored.flags.writeable and stored.ndim == 2
-        if len(self.meanings) > 1 or not plain or stored.itemsize != dtype.itemsize:
+        if len(self.modality_transforms) > 1 or not plain or stored.itemsize != dtype.itemsize:
             return None
         return stored.view(dtype)[None, None]
 
-    def _mark(self, place: int, mask: npt.NDArray[np.bool_]) -> None:
+    def _mark_padding(self, index: int, mask: npt.NDArray[np.bool_]) -> None:
         with self._lock:
             if self._padding is None:
-                assert self._array is not None  # it is made by the first slice
+                assert self._array is not None  # made by the first slice
                 self._padding = np.zeros(self._array.shape, np.bool_)
-        self._by_place(self._padding)[place] = mask
+        self._reshape_by_slice(self._padding)[index] = mask
 
     def widen(self, misfits: Mapping[int, npt.NDArray[Any]]) -> None:
-        """Make the array wide enough for slices that did not fit, and put them there."""
+        """Widen the type of the array for slices that did not fit, and store them."""
         if not misfits:
             return
-        assert self._array is not None  # it is made by the first slice
+        assert self._array is not None  # made by the first slice
         wide = np.result_type(self._array.dtype, *{values.dtype for values in misfits.values()})
         self._array = self._array.astype(wide)
-        self._slots = self._by_place(self._array)
-        for place, values in misfits.items():
-            self._slots[place] = values
+        self._slots = self._reshape_by_slice(self._array)
+        for index, values in misfits.items():
+            self._slots[index] = values
 
-    def result(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
-        """Return array and padding, (C, D, H, W), once all slices are there."""
-        assert self._array is not None  # it is made by the first slice
-        wide = _stacked_type(self._dtypes, self._channels)
+    def get_result(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
+        """Return array and padding, (C, D, H, W), once all slices are stored."""
+        assert self._array is not None  # made by the first slice
+        wide = _find_stacked_dtype(self._dtypes, self._channels)
         return self._array.astype(wide, copy=False), self._padding
 
 
-def _written(
-    meaning: ModalityTransform, stored: npt.NDArray[Any], slot: npt.NDArray[Any], dtype: np.dtype[Any]
+def _write_slice(
+    transform: ModalityTransform, stored: npt.NDArray[Any], slot: npt.NDArray[Any], dtype: np.dtype[Any]
 ) -> npt.NDArray[Any] | None:
-    """Write values into a slot; return them if they don't fit."""
-    if meaning.is_linear and slot.dtype == dtype and stored.dtype.kind != "f":
-        if not meaning.is_stored:
-            rescale_into(stored.reshape(-1), meaning.slope, meaning.intercept, slot.reshape(-1))
+    """Write modality values into a slot; return them if they do not fit."""
+    if transform.is_linear and slot.dtype == dtype and stored.dtype.kind != "f":
+        if not transform.is_stored:
+            rescale_into(stored.reshape(-1), transform.slope, transform.intercept, slot.reshape(-1))
         elif not np.may_share_memory(slot, stored):
             slot[...] = stored
         return None
-    values = meaning.values(stored)
+    values = transform.apply(stored)
     if np.can_cast(values.dtype, slot.dtype) and np.result_type(values.dtype, slot.dtype) == slot.dtype:
         slot[...] = values
         return None
     return values.copy() if np.may_share_memory(values, slot) else values
 
 
-def _stacked_type(dtypes: Sequence[np.dtype[Any]], channels: int) -> np.dtype[Any]:
-    """Return the type that stacking slices, and joining channels of these, gives."""
+def _find_stacked_dtype(dtypes: Sequence[np.dtype[Any]], channels: int) -> np.dtype[Any]:
+    """Return the type of stacking slices of these types, and of joining the channels."""
     if all(dtype == dtypes[0] for dtype in dtypes):
         return dtypes[0]
     depth = len(dtypes) // channels

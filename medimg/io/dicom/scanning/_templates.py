@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from medimg.io.dicom.header.elements import TRANSFER_SYNTAX, UNDEFINED, ElementOffsets
+from medimg.io.dicom.header.elements import TRANSFER_SYNTAX_TAG, UNDEFINED_LENGTH, ElementOffsets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from medimg.io.dicom.header.elements import Element
 
-__all__ = ["Block", "BlockTemplate", "ElementSlot", "LocatedRows"]
+__all__ = ["Block", "BlockTemplate", "ElementSlot", "LocatedRows", "RawField"]
 
 _PREFIX: Final = (64, 65)
 _PIXEL_GROUP: Final = 0x7FE0
@@ -64,6 +64,22 @@ class ElementSlot(NamedTuple):
     start: int
     stop: int
     vr: bytes
+
+
+class RawField(NamedTuple):
+    """Bytes of a row that hold a value; if its length varies, where its length in words is."""
+
+    tag: int
+    vr: bytes
+    start: int
+    stop: int
+    words: int | None
+
+    def value(self, row: bytes) -> bytes:
+        """Return the value in a row."""
+        if self.words is None:
+            return row[self.start : self.stop]
+        return row[self.start : self.start + 2 * int.from_bytes(row[self.words : self.words + 2], "little")]
 
 
 class _Gatherer:
@@ -113,7 +129,7 @@ class BlockTemplate:
     @staticmethod
     def make_signature(offsets: ElementOffsets) -> tuple[Any, ...]:
         """Return what headers of one template have in common."""
-        parts = [(e.tag, e.vr, e.depth, e.length == UNDEFINED) for e in offsets.elements]
+        parts = [(e.tag, e.vr, e.depth, e.length == UNDEFINED_LENGTH) for e in offsets.elements]
         return (offsets.syntax, offsets.pixels.tag, offsets.pixels.vr, *parts)
 
     def stretch(self, offsets: ElementOffsets) -> None:
@@ -121,7 +137,7 @@ class BlockTemplate:
         differing = {
             number
             for number, (known, found) in enumerate(zip(self.elements, offsets.elements, strict=False))
-            if known.length != found.length and known.tag != TRANSFER_SYNTAX
+            if known.length != found.length and known.tag != TRANSFER_SYNTAX_TAG
         }
         if not differing.issubset(self._elastic):
             self._elastic = sorted(differing.union(self._elastic))
@@ -142,7 +158,7 @@ class BlockTemplate:
         parts: list[tuple[int, Iterable[int]]] = [(0, _PREFIX)]
         for number, element in enumerate(self.elements):
             parts.append((self.count_elastic_before(number), self._list_header_words(number, element)))
-            if element.tag == TRANSFER_SYNTAX:
+            if element.tag == TRANSFER_SYNTAX_TAG:
                 parts.append((self.count_elastic_before(number), _list_value_words(element)))
         gatherer = _Gatherer(parts)
         return gatherer, self._head[gatherer.words]
@@ -154,7 +170,7 @@ class BlockTemplate:
             parts = [
                 (self.count_elastic_before(n), _list_value_words(self.elements[n]))
                 for n in numbers
-                if self.elements[n].length != UNDEFINED and not self.is_elastic(n)
+                if self.elements[n].length != UNDEFINED_LENGTH and not self.is_elastic(n)
             ]
             self._tables[tags] = _Gatherer(parts), [n for n in numbers if self.is_elastic(n)]
         return self._tables[tags]
@@ -216,19 +232,17 @@ class LocatedRows:
     rows: npt.NDArray[np.int64]
     starts: list[npt.NDArray[np.int64]]
 
-    def get_slots(self, row: int) -> dict[int, ElementSlot]:
+    def get_slots(self, row: int, tags: frozenset[int]) -> dict[int, ElementSlot]:
         """Return the slots of the wanted values of one row."""
         first = int(self.rows[row]) * (self.block.width // 2)
-        return {tag: self._get_slot(number, row, first) for tag, number in self.template.numbers.items()}
+        numbers = self.template.numbers
+        return {tag: self._get_slot(number, row, first) for tag, number in numbers.items() if tag in tags}
 
     def _get_slot(self, number: int, row: int, first: int) -> ElementSlot:
-        element, slot = (
-            self.template.elements[number],
-            self.template.count_elastic_before(number),
-        )
+        element, slot = self.template.elements[number], self.template.count_elastic_before(number)
         start = element.value + 2 * (int(self.starts[slot][row]) - first)
-        if element.length == UNDEFINED:
-            return ElementSlot(start, UNDEFINED, element.vr)
+        if element.length == UNDEFINED_LENGTH:
+            return ElementSlot(start, UNDEFINED_LENGTH, element.vr)
         length = element.length
         if self.template.is_elastic(number):
             length += 2 * int(self.starts[slot + 1][row] - self.starts[slot][row])
@@ -242,6 +256,27 @@ class LocatedRows:
             words, lengths = self._elastic(number)
             tables += [words, lengths.astype(np.uint16)[:, None]]
         return np.concatenate(tables, axis=1) if len(tables) > 1 else tables[0]
+
+    def raw_rows(self, tags: frozenset[int]) -> tuple[list[RawField], list[bytes]]:
+        """Return undecoded values of some tags, all values of a row in one bytes object, and their fields."""
+        gatherer, elastic = self.template.get_gatherer(tags)
+        tables = [gatherer.gather(self.block.words, self.starts)]
+        fields: list[RawField] = []
+        at = 0
+        for number in sorted(number for tag, number in self.template.numbers.items() if tag in tags):
+            element = self.template.elements[number]
+            if element.length == UNDEFINED_LENGTH or number in elastic:
+                continue
+            fields.append(RawField(element.tag, element.vr, at, at + element.length, None))
+            at += element.length
+        for number in elastic:
+            element, (words, lengths) = self.template.elements[number], self._elastic(number)
+            end = at + 2 * words.shape[1]
+            fields.append(RawField(element.tag, element.vr, at, end, end))
+            tables += [words, lengths.astype(np.uint16)[:, None]]
+            at = end + 2
+        data = np.concatenate(tables, axis=1).tobytes()
+        return fields, [data[at * n : at * (n + 1)] for n in range(len(self.rows))]
 
     def read_texts(self, tag: int) -> list[bytes]:
         """Return a value of each row, without zero padding; empty if absent."""
@@ -262,10 +297,7 @@ class LocatedRows:
 
     def _elastic(self, number: int) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64]]:
         """Return a value of varying length (n, words), padded with zeros, and its lengths in words."""
-        element, slot = (
-            self.template.elements[number],
-            self.template.count_elastic_before(number),
-        )
+        element, slot = self.template.elements[number], self.template.count_elastic_before(number)
         lengths = element.length // 2 + self.starts[slot + 1] - self.starts[slot]
         within = np.arange(lengths.max())
         at = (self.starts[slot] + element.value // 2)[:, None] + within

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 
 from medimg.errors import MedimgError
+from medimg.io.dicom.header.acquisition import ACQUISITION_TAGS, MAX_VALUE_BYTES, AcquisitionElements
 from medimg.io.dicom.header.elements import (
-    UNDEFINED,
+    UNDEFINED_LENGTH,
     ElementOffsets,
     UnusualHeaderError,
-    element_offsets,
+    locate_elements,
 )
 from medimg.io.dicom.header.instance import HEADER_TAGS, read_instance
 from medimg.io.dicom.header.mosaic import CSA_TAGS
-from medimg.io.dicom.header.open import numbers_of
+from medimg.io.dicom.header.open import to_tag_numbers
 from medimg.io.dicom.scanning._templates import Block, BlockTemplate, ElementSlot, LocatedRows
 from medimg.io.dicom.scanning.series_table import (
     FILE_ELEMENTS,
@@ -40,7 +41,7 @@ __all__ = ["scan_blocks"]
 
 _OWN: Final = frozenset(tag for tag, _ in (*FILE_ELEMENTS, *SERIES_ELEMENTS))
 #: Elements that must be equal. The Siemens header matters only if others indicate a mosaic.
-_COMMON: Final = (HEADER_TAGS | numbers_of("SpecificCharacterSet", "TransferSyntaxUID")) - _OWN.union(
+_COMMON: Final = (HEADER_TAGS | to_tag_numbers("SpecificCharacterSet", "TransferSyntaxUID")) - _OWN.union(
     CSA_TAGS
 )
 _WANTED: Final = _COMMON | _OWN
@@ -50,7 +51,7 @@ _MAX_KNOWN: Final = 64
 _MAX_HEAD: Final = 2**20
 _MAX_VALUE: Final = 2**14
 #: Sequences that may contain the position.
-_GROUPS: Final = numbers_of("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+_GROUPS: Final = to_tag_numbers("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _MAX_WIDTH: Final = 2**17
 _FIRST_BLOCK: Final = 64
 #: Groups of a block that are found by comparing arrays; further ones row by row.
@@ -111,6 +112,7 @@ class _Collector:
         self._templates: OrderedDict[tuple[Any, ...], BlockTemplate] = OrderedDict()
         self._classes: dict[tuple[_Name, bytes], _HeaderClass] = {}
         self._rest: list[int] = []
+        self._acquisitions: dict[bytes, AcquisitionElements] = {}
         self.width = 8192
 
     def finish(self) -> tuple[list[UniformFiles], list[int]]:
@@ -164,20 +166,33 @@ class _Collector:
 
     def _assign(self, located: LocatedRows, names: Sequence[str], first: int) -> None:
         values = [located.read_texts(tag) for tag, _ in FILE_ELEMENTS]
+        acquisitions = self._pack_acquisitions(located)
         rows = located.rows.tolist()
         for members in _group_rows(located.read_table(_SHARED)):
-            chosen, own = rows, values
+            chosen, own, acquired = rows, values, acquisitions
             if len(members) < len(rows):
                 chosen = [rows[m] for m in members]
                 own = [[column[m] for m in members] for column in values]
-            key = _make_key(located.block.starts[chosen[0]].data, located.get_slots(members[0]))
+                acquired = [acquisitions[m] for m in members]
+            key = _make_key(located.block.starts[chosen[0]].data, located.get_slots(members[0], _WANTED))
             if key is None:
                 self._rest += [first + n for n in chosen]
                 continue
             header_class = self._get_class(key[:2], names[chosen[0]])
             header_class.get_columns(key[2]).extend(
-                [first + n for n in chosen], [names[n] for n in chosen], own
+                [first + n for n in chosen], [names[n] for n in chosen], own, acquired
             )
+
+    def _pack_acquisitions(self, located: LocatedRows) -> list[AcquisitionElements | None]:
+        """Return what describes the acquisition of each row; equal ones are one object."""
+        fields, rows = located.raw_rows(ACQUISITION_TAGS)
+        if any(field.stop - field.start > MAX_VALUE_BYTES for field in fields):
+            return [None] * len(rows)
+        known: dict[bytes, AcquisitionElements] = {}
+        for row in set(rows):
+            packed = AcquisitionElements.pack((field.tag, field.vr, field.value(row)) for field in fields)
+            known[row] = self._acquisitions.setdefault(packed.packed, packed)
+        return [known[row] for row in rows]
 
     def _get_class(self, key: tuple[_Name, bytes], name: str) -> _HeaderClass:
         if key not in self._classes:
@@ -195,8 +210,10 @@ class _Collector:
             self._rest.append(first + row)
             return None
         slots = {
-            e.tag: ElementSlot(e.value, UNDEFINED if e.length == UNDEFINED else e.value + e.length, e.vr)
-            for e in offsets.wanted(_WANTED)
+            e.tag: ElementSlot(
+                e.value, UNDEFINED_LENGTH if e.length == UNDEFINED_LENGTH else e.value + e.length, e.vr
+            )
+            for e in offsets.select(_WANTED)
         }
         key = _make_key(memoryview(head), slots)
         if key is None:
@@ -204,7 +221,9 @@ class _Collector:
         else:
             own = [[_get_value(head, slots.get(tag, _NO_SLOT))] for tag, _ in FILE_ELEMENTS]
             header_class = self._get_class(key[:2], names[row])
-            header_class.get_columns(key[2]).extend([first + row], [names[row]], own)
+            header_class.get_columns(key[2]).extend(
+                [first + row], [names[row]], own, [_pack_acquisition(offsets, head)]
+            )
         return offsets, head
 
     def _get_template(self, offsets: ElementOffsets, head: bytes) -> BlockTemplate:
@@ -212,7 +231,7 @@ class _Collector:
         if signature in self._templates:
             self._templates[signature].stretch(offsets)
         else:
-            self._templates[signature] = BlockTemplate(offsets, head, _WANTED)
+            self._templates[signature] = BlockTemplate(offsets, head, _WANTED | ACQUISITION_TAGS)
             if len(self._templates) > _MAX_KNOWN:
                 self._templates.popitem(last=False)
         self._templates.move_to_end(signature)
@@ -226,7 +245,7 @@ def _walk_header(head: bytes, name: str, width: int) -> tuple[ElementOffsets, by
     """Walk a header, reading more of it as needed."""
     while True:
         try:
-            return element_offsets(head), head
+            return locate_elements(head), head
         except UnusualHeaderError as error:
             if not error.ends or len(head) < width or width >= _MAX_HEAD:
                 raise
@@ -245,6 +264,13 @@ def _make_key(head: memoryview, slots: Mapping[int, ElementSlot]) -> _Key | None
     name = tuple((tag, vr, stop - start) for tag, (start, stop, vr) in common)
     values = b"".join(head[start:stop] for _, (start, stop, _) in common)
     return name, values, tuple(_get_value(head, slots.get(tag, _NO_SLOT)) for tag, _ in SERIES_ELEMENTS)
+
+
+def _pack_acquisition(offsets: ElementOffsets, head: bytes) -> AcquisitionElements | None:
+    elements = list(offsets.select(ACQUISITION_TAGS))
+    if any(element.length > MAX_VALUE_BYTES for element in elements):
+        return None
+    return AcquisitionElements.pack((e.tag, e.vr, head[e.value : e.value + e.length]) for e in elements)
 
 
 _NO_SLOT: Final = ElementSlot(0, 0, b"")

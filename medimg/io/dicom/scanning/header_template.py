@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_16, EXPLICIT_VR_LENGTH_32
 
 from medimg.io.dicom.header.elements import (
-    EXPLICIT,
-    LAST,
-    PIXELS,
-    TRANSFER_SYNTAX,
-    UNDEFINED,
+    LAST_TAG,
+    PIXEL_TAGS,
+    TRANSFER_SYNTAX_TAG,
+    UNDEFINED_LENGTH,
     Element,
     UnusualHeaderError,
-    element_offsets,
+    locate_elements,
 )
-from medimg.io.dicom.pixels.codecs import SYNTAXES
+from medimg.io.dicom.header.transfer_syntax import EXPLICIT, SYNTAXES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -84,13 +83,13 @@ class HeaderTemplate(NamedTuple):
 
 def build_template(head: bytes) -> HeaderTemplate:
     """Return the template of a header that is complete up to the pixel values."""
-    offsets = element_offsets(head)
+    offsets = locate_elements(head)
     elements = [*(element for element in offsets.elements if not element.depth), offsets.pixels]
     ends = [*(element.at for element in elements[1:]), offsets.pixels.value]
     # the first element after the meta information distinguishes implicit from explicit files
     first = next(element.tag for element in elements if element.tag >> 16 != _META)
-    fixed = {TRANSFER_SYNTAX, first, offsets.pixels.tag}
-    fixed |= {element.tag for element in elements if element.length == UNDEFINED}
+    fixed = {TRANSFER_SYNTAX_TAG, first, offsets.pixels.tag}
+    fixed |= {element.tag for element in elements if element.length == UNDEFINED_LENGTH}
     parts = [head[element.at : end] for element, end in zip(elements, ends, strict=True)]
     return HeaderTemplate(elements, parts, frozenset(fixed))
 
@@ -176,7 +175,7 @@ _LONG_FORMS: Final = frozenset(str(form).encode() for form in EXPLICIT_VR_LENGTH
 _MARK: Final = b"DICM"
 _FIRST: Final = 132
 _SHORT, _LONG = 8, 12
-_UIDS: Final = (TRANSFER_SYNTAX, INSTANCE_UID)
+_UIDS: Final = (TRANSFER_SYNTAX_TAG, INSTANCE_UID)
 #: The meta information comes first; without it, the encoding is unknown.
 _BEFORE_META: Final = 0x0001FFFF
 _META_LENGTH: Final = 0x00020000
@@ -260,14 +259,14 @@ class HeaderTemplateWalker:
             if step is None:
                 return None
             tag, size, is_special = step
-            if not last < tag <= LAST:
+            if not last < tag <= LAST_TAG:
                 return None
             last = tag
             if not size:
                 if at + _LONG > len(head):
                     raise UnusualHeaderError(ends=True)
                 length = _LENGTH(head, at + _SHORT)[0]
-                if tag in PIXELS:
+                if tag in PIXEL_TAGS:
                     break
                 if length & 1:
                     return None
@@ -294,7 +293,12 @@ class HeaderTemplateWalker:
         is_special = is_uid or tag in _MANY_FRAMES or tag in self._tags
         if tag == _META_LENGTH and (form, length) != (b"UL", 4):
             return None
-        if form in _SHORT_FORMS and not length & 1 and tag not in PIXELS and (not is_uid or form == b"UI"):
+        if (
+            form in _SHORT_FORMS
+            and not length & 1
+            and tag not in PIXEL_TAGS
+            and (not is_uid or form == b"UI")
+        ):
             step = _Step(tag, _SHORT + length, is_special)
         elif form in _LONG_FORMS and not is_uid:
             step = _Step(tag, 0, is_special)
@@ -306,7 +310,7 @@ class HeaderTemplateWalker:
         return step
 
     def _walk_carefully(self, head: bytes) -> Header:
-        offsets = element_offsets(head)
+        offsets = locate_elements(head)
         wanted: list[bytes] = []
         uid, start = b"", -1
         for tag, at, value, length, _, depth in offsets.elements:

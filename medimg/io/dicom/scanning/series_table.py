@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from medimg.io.dicom.header import frame_attributes
-from medimg.io.dicom.header.datetimes import instant, seconds_of
+from medimg.io.dicom.header.datetimes import parse_datetime, parse_time
 from medimg.io.dicom.header.frame_attributes import FrameAttribute
 from medimg.io.files.blob import Blob
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from medimg.io.dicom.header.acquisition import AcquisitionElements
     from medimg.io.dicom.header.instance import Instance
 
 __all__ = [
@@ -91,14 +92,22 @@ class InstanceColumns:
     def __init__(self) -> None:
         self.indices: list[int] = []
         self.names: list[str] = []
+        self.acquisitions: list[AcquisitionElements | None] = []
         self.columns: tuple[list[bytes], ...] = tuple([] for _ in FILE_ELEMENTS)
 
-    def extend(self, indices: list[int], names: list[str], columns: Sequence[list[bytes]]) -> None:
+    def extend(
+        self,
+        indices: list[int],
+        names: list[str],
+        columns: Sequence[list[bytes]],
+        acquisitions: Sequence[AcquisitionElements | None] | None = None,
+    ) -> None:
         """Add files."""
         if len(columns) != len(FILE_ELEMENTS):
             raise ValueError(f"{len(columns)} columns")
         self.indices += indices
         self.names += names
+        self.acquisitions += acquisitions or [None] * len(names)
         for mine, more in zip(self.columns, columns, strict=True):
             mine.extend(more)
 
@@ -114,7 +123,7 @@ class InstanceColumns:
         if not all(written):
             return None
         found = np.array(list(map(float, b"\\".join(written).split(b"\\")))).reshape(-1, 3)
-        return found if np.abs(found).max() <= frame_attributes.FARTHEST_MM else None
+        return found if np.abs(found).max() <= frame_attributes.MAX_COORDINATE_MM else None
 
     def split_irregular(self) -> tuple[InstanceColumns, list[int]]:
         """Return the files whose values need no parser, and the numbers of the others."""
@@ -129,7 +138,12 @@ class InstanceColumns:
         kept = [n for n in range(len(self.names)) if n not in irregular]
         rows = InstanceColumns()
         columns = [[column[n] for n in kept] for column in self.columns]
-        rows.extend([self.indices[n] for n in kept], [self.names[n] for n in kept], columns)
+        rows.extend(
+            [self.indices[n] for n in kept],
+            [self.names[n] for n in kept],
+            columns,
+            [self.acquisitions[n] for n in kept],
+        )
         return rows, [self.indices[n] for n in sorted(irregular)]
 
     def _is_regular(self) -> bool:
@@ -169,11 +183,14 @@ class UniformFiles:
             self._instances[row] = replace(
                 self.prototype,
                 blob=Blob(self.names[row]),
+                acquisition=self._rows.acquisitions[row],
                 sop_instance_uid=self._rows.columns[_UID][row].decode("ascii"),
                 instance_number=int(number) if number else None,
                 facts=(
                     replace(
-                        plain, position=self._get_position(row), moments=self._get_temporal_attributes(row)
+                        plain,
+                        position=self._get_position(row),
+                        temporal_attributes=self._get_temporal_attributes(row),
                     ),
                 ),
             )
@@ -188,7 +205,7 @@ class UniformFiles:
         if not value:
             return None
         x, y, z = map(float, value.split(b"\\"))
-        return (x, y, z) if max(abs(x), abs(y), abs(z)) <= frame_attributes.FARTHEST_MM else None
+        return (x, y, z) if max(abs(x), abs(y), abs(z)) <= frame_attributes.MAX_COORDINATE_MM else None
 
     def _get_temporal_attributes(self, row: int) -> tuple[FrameAttribute, ...]:
         columns = self._rows.columns
@@ -196,11 +213,13 @@ class UniformFiles:
             columns[n][row].decode("ascii").strip() for n in (_STARTED, _ACQUIRED, _MADE)
         )
         found = (
-            ("started", instant(started)),
-            ("acquired", seconds_of(acquired)),
-            ("made", seconds_of(made)),
+            ("started", parse_datetime(started)),
+            ("acquired", parse_time(acquired)),
+            ("made", parse_time(made)),
         )
-        same = tuple(label for label in self.prototype.facts[0].moments if label.name not in _TIMES)
+        same = tuple(
+            label for label in self.prototype.facts[0].temporal_attributes if label.name not in _TIMES
+        )
         return (*same, *(FrameAttribute(name, value) for name, value in found if value is not None))
 
 

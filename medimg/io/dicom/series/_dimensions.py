@@ -88,7 +88,7 @@ class Repetition:
 
 def split_repetitions(frames: Sequence[Frame]) -> list[Repetition]:
     """Split frames of equal orientation, size and spacing into volumes without repeated positions."""
-    if not all(frame.has_place for frame in frames):
+    if not all(frame.has_geometry for frame in frames):
         return [Repetition((tuple(frames),))]
     items, copies = drop_copies(position_frames(frames))
     result = []
@@ -202,7 +202,7 @@ def _sort_values(parts: dict[Any, list[PositionedFrame]], name: str) -> list[Any
 
 
 def _sort_key(item: PositionedFrame) -> tuple[Any, ...]:
-    return get_temporal_attribute("philips", item) or (), item.frame.order
+    return get_temporal_attribute("philips", item) or (), item.frame.sort_key
 
 
 def _merge_classes(

@@ -121,6 +121,6 @@ def _count_different(duplicates: Sequence[tuple[Frame, Frame]]) -> int:
     count = 0
     reader = FrameReader([frame for pair in duplicates for frame in pair])
     for pair in duplicates:
-        left, kept = (reader.read([frame]).result()[0] for frame in pair)
+        left, kept = (reader.read([frame]).get_result()[0] for frame in pair)
         count += not np.array_equal(left, kept)
     return count

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medimg.core.stacking import are_same_positions
+from medimg.core.stacking import number_positions
 from medimg.errors import GeometryError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def position_frames(frames: Sequence[Frame]) -> list[PositionedFrame]:
     except GeometryError:
         # the stack plan raises the error
         return [PositionedFrame(f, n) for n, f in enumerate(frames)]
-    ordered = sorted(zip(frames, locations.tolist(), strict=True), key=lambda pair: pair[0].order)
+    ordered = sorted(zip(frames, locations.tolist(), strict=True), key=lambda pair: pair[0].sort_key)
     return [PositionedFrame(frame, location) for frame, location in ordered]
 
 
@@ -57,11 +57,11 @@ def _index_positions(
     positions: Sequence[tuple[float, ...]], orientation: Sequence[float]
 ) -> npt.NDArray[np.int64]:
     """Return the index of each position (n,); drifting ones are equal if all then repeat equally often."""
-    locations = are_same_positions(positions, orientation)
+    locations = number_positions(positions, orientation)
     counts = np.bincount(locations)
     if len(positions) == 1 or counts.min() == counts.max() > 1:
         return locations
-    drifting = are_same_positions(positions, orientation, drifting=True)
+    drifting = number_positions(positions, orientation, drifting=True)
     counts = np.bincount(drifting)
     return drifting if counts.min() == counts.max() > 1 else locations
 
@@ -78,8 +78,8 @@ def drop_copies(items: list[PositionedFrame]) -> tuple[list[PositionedFrame], li
     for item in items:
         instance, facts = item.frame.instance, item.frame.facts
         key = (
-            instance.sop_instance_uid, instance.instance_number, facts.number, item.location, facts.kinds,
-            facts.moments,
+            instance.sop_instance_uid, instance.instance_number, facts.number, item.location,
+            facts.series_attributes, facts.temporal_attributes,
         )  # fmt: skip
         if not instance.sop_instance_uid or key not in first:
             first[key] = item.frame
@@ -122,12 +122,12 @@ def group_by(
 
 def get_series_attribute(name: str, item: PositionedFrame) -> Hashable:
     """Return a series attribute of a frame; None if absent."""
-    return dict(item.frame.facts.kinds).get(name)
+    return dict(item.frame.facts.series_attributes).get(name)
 
 
 def get_temporal_attribute(name: str, item: PositionedFrame) -> Hashable:
     """Return a temporal attribute of a frame; None if absent."""
-    return dict(item.frame.facts.moments).get(name)
+    return dict(item.frame.facts.temporal_attributes).get(name)
 
 
 def get_temporal_attributes(names: Sequence[str], item: PositionedFrame) -> tuple[Hashable, ...]:

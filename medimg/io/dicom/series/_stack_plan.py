@@ -76,8 +76,8 @@ class StackPlan:
 
 def plan_stack(group: Group) -> StackPlan:
     """Sort frames by position, or else by Instance Number; raise GeometryError if the order is unknown."""
-    channels = [sorted(channel, key=lambda frame: frame.order) for channel in group.content.channels]
-    if all(frame.has_place for frame in channels[0]):
+    channels = [sorted(channel, key=lambda frame: frame.sort_key) for channel in group.content.channels]
+    if all(frame.has_geometry for frame in channels[0]):
         return _plan_by_position(group, channels)
     return _plan_by_number(group, channels[0])
 
@@ -88,7 +88,7 @@ def _plan_by_number(group: Group, frames: list[Frame]) -> StackPlan:
     notes = list(group.notes)
     instances = {id(frame.instance): frame.instance for frame in frames}
     if len(instances) > 1:
-        lacking = len({id(frame.instance) for frame in frames if not frame.has_place})
+        lacking = len({id(frame.instance) for frame in frames if not frame.has_geometry})
         notes.append(
             f"positions are missing in {lacking} of {len(instances)} files: "
             "sorted by Instance Number, with a nominal slice distance"
@@ -112,7 +112,7 @@ def _plan_by_position(group: Group, channels: list[list[Frame]]) -> StackPlan:
     first = channels[0]
     facts = first[0].facts
     orientation = facts.orientation
-    assert orientation is not None  # has_place was checked
+    assert orientation is not None  # has_geometry was checked
     positions = np.asarray([_get_position(frame) for frame in first])
     alone = facts.slice_spacing or facts.slice_thickness or 1.0
     stack = analyze_positions(positions, orientation, fallback_step=alone, stated_gap=facts.slice_spacing)

@@ -56,7 +56,7 @@ def group_frames(instances: Iterable[Instance]) -> list[Group]:
         uid, notes = _name_series(members)
         frames = [frame for instance in members for frame in instance.frames]
         parts = [part for alike in _group_by_appearance(frames) for part in split_repetitions(alike)]
-        parts.sort(key=lambda part: min(frame.order for channel in part.channels for frame in channel))
+        parts.sort(key=lambda part: min(frame.sort_key for channel in part.channels for frame in channel))
         for part in parts:
             numbers[uid] += 1
             suffix = f"#{numbers[uid]}" if numbers[uid] > 1 else ""
@@ -96,7 +96,7 @@ def _group_by_appearance(frames: Sequence[Frame]) -> list[list[Frame]]:
             instance.columns,
             instance.is_color,
             frame.is_localizer,
-            None if frame.has_place or instance.modality in _SLICE_MODALITIES else instance.path,
+            None if frame.has_geometry or instance.modality in _SLICE_MODALITIES else instance.path,
         )
         for group in alike[key]:
             if _has_same_geometry(group[0], frame):

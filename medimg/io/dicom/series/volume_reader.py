@@ -13,8 +13,8 @@ from medimg.core.read_report import ReadReport
 from medimg.core.regrid import deshear_volume, fill_gaps
 from medimg.core.volume import Volume
 from medimg.errors import DecodeError, GeometryError, MedimgWarning, SeriesError
-from medimg.io.dicom.pixels.frame_reader import FrameReader, first_acquired_at
-from medimg.io.dicom.pixels.frames import NATIVE_SYNTAXES
+from medimg.io.dicom.header.transfer_syntax import NATIVE_SYNTAXES
+from medimg.io.dicom.pixels.frame_reader import FrameReader, find_first_acquisition
 from medimg.io.dicom.series._policies import Notes, check_stack, resolve_duplicates
 from medimg.io.dicom.series._stack_plan import StackPlan
 
@@ -87,7 +87,7 @@ class _Task(NamedTuple):
 
     def make_reader(self) -> FrameReader:
         """Return a reader of these frames."""
-        first_acquired = first_acquired_at(self.plan.instances) if self.kind == "suv" else None
+        first_acquired = find_first_acquisition(self.plan.instances) if self.kind == "suv" else None
         frames = self.get_frames(range(len(self.chosen)))
         return FrameReader(frames, self.kind, first_acquired=first_acquired)
 
@@ -129,7 +129,7 @@ def _read_volume(task: _Task, reader: FrameReader, part: range, *, workers: int 
     plan, chosen, used = task.plan, task.chosen[part.start : part.stop], task.get_frames(part)
     buffer = reader.read(used, len(plan.channels), workers=workers)
     first = _check_uniform(buffer, used)
-    array, padding = buffer.result()
+    array, padding = buffer.get_result()
     instance = used[0].instance
     return Volume(
         array=array,
@@ -140,7 +140,7 @@ def _read_volume(task: _Task, reader: FrameReader, part: range, *, workers: int 
         inverted=first.inverted,
         space=plan.space,
         channels=() if instance.is_color else plan.names,
-        voi=_merge_voi(tuple(transform.voi for transform in buffer.meanings[: len(chosen)])),
+        voi=_merge_voi(tuple(transform.voi for transform in buffer.modality_transforms[: len(chosen)])),
         padding=padding,
         report=_make_report(task, chosen, used, buffer),
     )
@@ -150,7 +150,7 @@ def _make_report(
     task: _Task, chosen: Sequence[int], used: Sequence[Frame], buffer: VolumeBuffer
 ) -> ReadReport:
     plan, stack = task.plan, task.plan.stack
-    meanings = {id(transform): transform for transform in buffer.meanings}
+    meanings = {id(transform): transform for transform in buffer.modality_transforms}
     transforms = tuple(
         dict.fromkeys(step for transform in meanings.values() for step in transform.transforms)
     )
@@ -188,9 +188,9 @@ def _check_size(frames: Sequence[Frame]) -> None:
 
 def _check_uniform(buffer: VolumeBuffer, used: Sequence[Frame]) -> ModalityTransform:
     """Return the transform of the first slice; raise GeometryError if units or colors of others differ."""
-    expected = _describe(buffer.meanings[0], buffer.shapes[0])
-    seen = {id(buffer.meanings[0])}
-    for transform, shape, frame in zip(buffer.meanings, buffer.shapes, used, strict=True):
+    expected = _describe(buffer.modality_transforms[0], buffer.shapes[0])
+    seen = {id(buffer.modality_transforms[0])}
+    for transform, shape, frame in zip(buffer.modality_transforms, buffer.shapes, used, strict=True):
         if id(transform) in seen and shape == expected[0]:
             continue
         seen.add(id(transform))
@@ -199,7 +199,7 @@ def _check_uniform(buffer: VolumeBuffer, used: Sequence[Frame]) -> ModalityTrans
             raise GeometryError(
                 f"{frame.instance.path} differs from the first slice: found {facts}, expected {expected}"
             )
-    return buffer.meanings[0]
+    return buffer.modality_transforms[0]
 
 
 def _describe(transform: ModalityTransform, shape: tuple[int, ...]) -> tuple[tuple[int, ...], str, str, bool]:

@@ -1,1 +1,1 @@
-"""From stored values to modality values and windows."""
+"""Stored values to modality values and windows."""

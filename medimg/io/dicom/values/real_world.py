@@ -1,4 +1,4 @@
-"""Rescaled values into those that can be compared: Philips' floating-point values, SUV, dose."""
+"""Rescaled values to quantitative ones: Philips' floating-point values, SUV, dose."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 
 from medimg.core.window import LookupTable, Voi, Window
 from medimg.errors import DecodeError
-from medimg.io.dicom.header.attributes import code, items, number, text
-from medimg.io.dicom.header.frame_vectors import dose_scaling
+from medimg.io.dicom.header.attributes import get_code, get_items, get_text, parse_number
+from medimg.io.dicom.header.frame_vectors import parse_dose_scaling
 from medimg.io.dicom.header.private_tags import (
     PrivateTag,
-    is_private_there,
-    private_floats,
-    private_tags,
+    get_private_floats,
+    has_private,
+    list_private_tags,
 )
-from medimg.io.dicom.values.suv import suv_factor
+from medimg.io.dicom.values.suv import compute_suv_factor
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -27,62 +27,51 @@ if TYPE_CHECKING:
     from medimg.io.series import ValueKind
 
 __all__ = [
-    "CALIBRATION_TAGS",
     "PHILIPS_TAGS",
+    "REAL_WORLD_TAGS",
     "apply_real_world_scale",
+    "compute_philips_factor",
     "has_physical_unit",
-    "philips_factor",
 ]
 
 _SCALE_SLOPE: Final = PrivateTag(0x2005, 0x0E, "Philips MR Imaging DD 001", "FL")
 _UCUM_NO_UNITS: Final = frozenset({"1", "{NO UNITS}", "NO UNITS", ""})
 
-#: What a header-only read must include for :func:`philips_factor`.
+#: Tags that a header-only read must include for :func:`compute_philips_factor`.
 PHILIPS_TAGS: Final[list[str | int]] = [
     "Modality",
     "RealWorldValueMappingSequence",
     "RescaleSlope",
-    *private_tags(_SCALE_SLOPE),
+    *list_private_tags(_SCALE_SLOPE),
 ]
 
 
 def has_physical_unit(view: Dataset) -> bool:
-    """Whether the Real World Value Mapping Sequence names a unit, other than that there is none."""
-    for mapping in items(view, "RealWorldValueMappingSequence"):
-        for unit in items(mapping, "MeasurementUnitsCodeSequence")[:1]:
-            if text(unit, "CodeValue").upper() not in _UCUM_NO_UNITS:
+    """Whether the Real World Value Mapping Sequence names a physical unit."""
+    for mapping in get_items(view, "RealWorldValueMappingSequence"):
+        for unit in get_items(mapping, "MeasurementUnitsCodeSequence")[:1]:
+            if get_text(unit, "CodeValue").upper() not in _UCUM_NO_UNITS:
                 return True
     return False
 
 
-def philips_factor(view: Dataset) -> float | None:
+def compute_philips_factor(view: Dataset) -> float | None:
     """
-    Return what display values of Philips MR are multiplied with to get its floating-point values.
+    Return 1 / (Rescale Slope · Scale Slope), from display values of Philips MR to its floating-point values.
 
-    Parameters
-    ----------
-    view : pydicom.Dataset
-        The attributes of one frame, as a single-frame file would have them, with private elements.
-
-    Returns
-    -------
-    float or None
-        1 / (RS · SS). None where it is no Philips MR, where Scale Slope is not said, and where the rescaled
-        values are in a physical unit already.
-
-    Raises
-    ------
-    DecodeError
-        If Rescale Slope or Scale Slope is there, but 0 or not finite.
+    None if it is not Philips MR, has no Scale Slope, or is in a physical unit already; DecodeError if a slope
+    is unusable.
     """
-    if code(view, "Modality", "MR") != "MR" or not is_private_there(view, _SCALE_SLOPE):
+    if get_code(view, "Modality", "MR") != "MR" or not has_private(view, _SCALE_SLOPE):
         return None
     if has_physical_unit(view):
         return None
-    scale = private_floats(view, _SCALE_SLOPE, 1)
+    scale = get_private_floats(view, _SCALE_SLOPE, 1)
     if scale is None or scale[0] == 0:
-        raise DecodeError("Philips' Scale Slope (2005,100E) is there, but no finite number other than 0")
-    slope = number(view, "RescaleSlope", 1)
+        raise DecodeError(
+            "Philips' Scale Slope (2005,100E) is present but is not a finite number other than 0"
+        )
+    slope = parse_number(view, "RescaleSlope", 1)
     if slope == 0:
         raise DecodeError("RescaleSlope is 0, so that Philips' floating-point values can't be computed")
     factor = 1 / slope / scale[0]
@@ -91,63 +80,52 @@ def philips_factor(view: Dataset) -> float | None:
     return factor
 
 
-#: What a header-only read must include for :func:`apply_real_world_scale`, those of SUV apart.
-CALIBRATION_TAGS: Final[list[str | int]] = [*PHILIPS_TAGS, "DoseGridScaling", "DoseUnits", "SOPClassUID"]
+#: Tags that a header-only read must include for :func:`apply_real_world_scale`, except those of SUV.
+REAL_WORLD_TAGS: Final[list[str | int]] = [*PHILIPS_TAGS, "DoseGridScaling", "DoseUnits", "SOPClassUID"]
 
 
 def apply_real_world_scale(
-    view: Dataset, found: ModalityTransform, kind: ValueKind, *, first_acquired: float | None = None
+    view: Dataset, transform: ModalityTransform, values: ValueKind, *, first_acquired: float | None = None
 ) -> ModalityTransform:
     """
-    Multiply rescaled values with what the file says makes them comparable.
+    Return a transform to quantitative values.
 
-    Parameters
-    ----------
-    view : pydicom.Dataset
-        The attributes of the frame.
-    found : ModalityTransform
-        Of its rescaled values.
-    kind : {"auto", "rescaled", "suv"}
-        "rescaled" changes nothing. "auto" makes display values of Philips MR its floating-point values, and
-        RT dose its dose. "suv" makes activity concentrations of PET standardized uptake values by body
-        weight.
-    first_acquired : float, optional
-        When the acquisition of the series began; see :func:`medimg.io.dicom.values.suv.suv_factor`.
-
-    Raises
-    ------
-    ReadError
-        If "suv" is asked for, and the file is no PET or lacks what SUV takes.
+    "auto" converts Philips MR to floating-point values and RT Dose to dose; "suv" converts PET activity to
+    SUV by body weight, or raises ReadError; "rescaled" changes nothing.
     """
-    if kind == "suv":
-        return _scaled(found, suv_factor(view, first_acquired=first_acquired), "SUV by body weight", "SUV")
-    if kind == "rescaled" or found.photometric == "RGB":
-        return found
-    dose = dose_scaling(view)
+    if values == "suv":
+        return _scale_transform(
+            transform, compute_suv_factor(view, first_acquired=first_acquired), "SUV by body weight", "SUV"
+        )
+    if values == "rescaled" or transform.photometric == "RGB":
+        return transform
+    dose = parse_dose_scaling(view)
     if dose is not None:
-        units = {"GY": "Gy", "RELATIVE": "relative"}.get(code(view, "DoseUnits"), "raw")
-        return _scaled(found, dose, "Dose Grid Scaling", units)
-    factor = philips_factor(view)
-    tables = any(isinstance(voi, LookupTable) for voi in found.voi)
+        units = {"GY": "Gy", "RELATIVE": "relative"}.get(get_code(view, "DoseUnits"), "raw")
+        return _scale_transform(transform, dose, "Dose Grid Scaling", units)
+    factor = compute_philips_factor(view)
+    tables = any(isinstance(voi, LookupTable) for voi in transform.voi)
     if factor is None or tables or abs(factor - 1) < 1e-6:
-        return found
-    return _scaled(found, factor, "floating-point values of Philips", found.units)
+        return transform
+    return _scale_transform(transform, factor, "floating-point values of Philips", transform.units)
 
 
-def _scaled(found: ModalityTransform, factor: float, what: str, units: str) -> ModalityTransform:
-    step = f"{what}: times {factor:.6g}" if factor != 1 else what
+def _scale_transform(
+    transform: ModalityTransform, factor: float, description: str, units: str
+) -> ModalityTransform:
+    step = f"{description}: times {factor:.6g}" if factor != 1 else description
     return replace(
-        found,
+        transform,
         factor=factor,
-        dtype=found.dtype if factor == 1 else np.dtype(np.float32),
+        dtype=transform.dtype if factor == 1 else np.dtype(np.float32),
         units=units,
-        voi=tuple(v for v in (_scaled_voi(v, factor) for v in found.voi) if v is not None),
-        transforms=(*found.transforms, step),
+        voi=tuple(v for v in (_scale_voi(v, factor) for v in transform.voi) if v is not None),
+        transforms=(*transform.transforms, step),
     )
 
 
-def _scaled_voi(voi: Voi, factor: float) -> Voi | None:
-    """Return the window that shows scaled values as the declared one shows the values before."""
+def _scale_voi(voi: Voi, factor: float) -> Voi | None:
+    """Return the window that displays scaled values as the declared one displays the unscaled ones."""
     if factor == 1:
         return voi
     if isinstance(voi, LookupTable):

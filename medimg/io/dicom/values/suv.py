@@ -1,12 +1,11 @@
 """
-PET activity into standardized uptake values for body weight.
+PET activity to standardized uptake values by body weight.
 
-The computation is the vendor-neutral one of RSNA's Quantitative Imaging Biomarkers Alliance
-(qibawiki.rsna.org, "Standardized Uptake Value", SUV_vendorneutral_pseudocode_20180626): what it calls
-impossible is refused here, with the attribute that is missing or contradicts another. Enhanced PET (PS3.3
-C.8.22) gives the dose in MBq and the moment of decay correction itself.
+SUVbw = activity concentration [Bq/ml] · weight [g] / dose decayed to the time of the image [Bq]
 
-    SUVbw = activity concentration [Bq/ml] · weight [g] / dose decayed to the moment of the image [Bq]
+Source: the vendor-neutral pseudocode of RSNA's Quantitative Imaging Biomarkers Alliance (qibawiki.rsna.org,
+"Standardized Uptake Value", SUV_vendorneutral_pseudocode_20180626); cases it calls impossible raise an error
+that names the attribute. Enhanced PET (PS3.3 C.8.22) states the dose in MBq and the time of decay correction.
 """
 
 from __future__ import annotations
@@ -15,20 +14,33 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from medimg.errors import ReadError
-from medimg.io.dicom.header.attributes import code, codes, floats, identifier, is_there, items, text
-from medimg.io.dicom.header.datetimes import DAY, date_and_time, parse_moment, time_of_day
-from medimg.io.dicom.header.private_tags import PrivateTag, private_floats, private_tags, private_text
+from medimg.io.dicom.header.attributes import (
+    get_code,
+    get_codes,
+    get_floats,
+    get_identifier,
+    get_items,
+    get_text,
+    has_value,
+)
+from medimg.io.dicom.header.datetimes import SECONDS_PER_DAY, get_datetime, get_time, parse_local_datetime
+from medimg.io.dicom.header.private_tags import (
+    PrivateTag,
+    get_private_floats,
+    get_private_text,
+    list_private_tags,
+)
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["SUV_TAGS", "acquired_at", "suv_factor"]
+__all__ = ["SUV_TAGS", "compute_suv_factor", "get_acquisition_time"]
 
 _GE_SCAN: Final = PrivateTag(0x0009, 0x0D, "GEMS_PETD_01", "DT")
 _PHILIPS_SUV: Final = PrivateTag(0x7053, 0x00, "Philips PET Private Group", "DS")
 _PHILIPS_ACTIVITY: Final = PrivateTag(0x7053, 0x09, "Philips PET Private Group", "DS")
 
-#: What a header-only read must include for :func:`suv_factor`.
+#: Tags that a header-only read must include for :func:`compute_suv_factor`.
 SUV_TAGS: Final[list[str | int]] = [
     "AcquisitionDate",
     "AcquisitionTime",
@@ -51,201 +63,191 @@ SUV_TAGS: Final[list[str | int]] = [
     "SeriesTime",
     "TimezoneOffsetFromUTC",
     "Units",
-    *private_tags(_GE_SCAN, _PHILIPS_SUV, _PHILIPS_ACTIVITY),
+    *list_private_tags(_GE_SCAN, _PHILIPS_SUV, _PHILIPS_ACTIVITY),
 ]
 
 _ENHANCED_PET: Final = "1.2.840.10008.5.1.4.1.1.130"
-#: Doses in Bq: from a hundredth of what a mouse is given to a hundred times that of a therapy.
-_LEAST_BQ, _MOST_BQ = 1e4, 1e12
-_LEAST_KG, _MOST_KG = 1e-3, 1e3
-#: Hardly a thousandth of a dose is left then: a date is wrong.
-_MOST_HALF_LIVES: Final = 10
+#: Doses in Bq: from a hundredth of that of a mouse to a hundred times that of a therapy.
+_MIN_BQ, _MAX_BQ = 1e4, 1e12
+_MIN_KG, _MAX_KG = 1e-3, 1e3
+#: After that, less than a thousandth of a dose is left: a date is wrong.
+_MAX_HALF_LIVES: Final = 10
 #: Dynamic scans begin shortly before the injection.
 _LATEST_INJECTION: Final = 600.0
 
 
-def suv_factor(dataset: Dataset, *, first_acquired: float | None = None) -> float:
+def compute_suv_factor(dataset: Dataset, *, first_acquired: float | None = None) -> float:
     """
-    Return SUVbw, in g/ml, of one unit of the rescaled values of a PET image.
+    Return the SUVbw, in g/ml, of one unit of the rescaled values of a PET image, or raise ReadError.
 
-    Parameters
-    ----------
-    dataset : pydicom.Dataset
-        The attributes of one PET image or frame.
-    first_acquired : float, optional
-        The least :func:`acquired_at` of all images of the series. Needed where the series was dated anew
-        after the acquisition, to know when its first bed position was measured.
-
-    Returns
-    -------
-    float
-        The factor, greater than 0. It differs between images where their decay is not corrected.
-
-    Raises
-    ------
-    ReadError
-        If the attributes don't allow it; the message names the one that is missing or unusable.
+    `first_acquired` is the least :func:`get_acquisition_time` of the series: needed if the series date was
+    rewritten after the acquisition. The factor differs between images whose decay is not corrected.
     """
-    units = _units(dataset)
+    units = _get_units(dataset)
     if units == "GML":
-        if is_there(dataset, "SUVType") and code(dataset, "SUVType") != "BW":
-            raise _refusal("SUVType says that values are normalized by something else than body weight")
+        if has_value(dataset, "SUVType") and get_code(dataset, "SUVType") != "BW":
+            raise _make_error("SUVType states another normalization than by body weight")
         return 1.0
     if units == "BQML":
-        return _from_activity(dataset, first_acquired)
+        return _compute_from_activity(dataset, first_acquired)
     if units == "CNTS":
-        return _from_counts(dataset, first_acquired)
-    raise _refusal("Units is none of BQML, CNTS and GML")
+        return _compute_from_counts(dataset, first_acquired)
+    raise _make_error("Units is none of BQML, CNTS and GML")
 
 
-def _refusal(reason: str) -> ReadError:
-    return ReadError(f"no SUV can be computed: {reason}; read it in the units of the file instead")
+def _make_error(reason: str) -> ReadError:
+    return ReadError(f"SUV can't be computed: {reason}; read the values in the units of the file instead")
 
 
-def _units(dataset: Dataset) -> str:
-    stated = code(dataset, "Units") or code(dataset, "RescaleType")
+def _get_units(dataset: Dataset) -> str:
+    stated = get_code(dataset, "Units") or get_code(dataset, "RescaleType")
     if stated:
         return stated
-    for mapping in items(dataset, "RealWorldValueMappingSequence")[:1]:
-        same = floats(mapping, "RealWorldValueSlope", 1) == floats(dataset, "RescaleSlope", 1)
-        for unit in items(mapping, "MeasurementUnitsCodeSequence")[:1]:
-            if same and code(unit, "CodeValue") == "BQ/ML":
+    for mapping in get_items(dataset, "RealWorldValueMappingSequence")[:1]:
+        same = get_floats(mapping, "RealWorldValueSlope", 1) == get_floats(dataset, "RescaleSlope", 1)
+        for unit in get_items(mapping, "MeasurementUnitsCodeSequence")[:1]:
+            if same and get_code(unit, "CodeValue") == "BQ/ML":
                 return "BQML"
-    raise _refusal("Units is missing")
+    raise _make_error("Units is missing")
 
 
-def _from_counts(dataset: Dataset, first_acquired: float | None) -> float:
-    _check_corrections(dataset)
+def _compute_from_counts(dataset: Dataset, first_acquired: float | None) -> float:
+    _get_decay_correction(dataset)
     for tag in (_PHILIPS_SUV, _PHILIPS_ACTIVITY):
-        factor = private_floats(dataset, tag, 1)
+        factor = get_private_floats(dataset, tag, 1)
         if factor is not None and factor[0] > 0:
-            return factor[0] * (1.0 if tag is _PHILIPS_SUV else _from_activity(dataset, first_acquired))
-    raise _refusal(
+            return factor[0] * (
+                1.0 if tag is _PHILIPS_SUV else _compute_from_activity(dataset, first_acquired)
+            )
+    raise _make_error(
         "Units is CNTS, and neither Philips' SUV factor (7053,1000) nor its activity concentration factor "
-        "(7053,1009) is there and positive"
+        "(7053,1009) is present and positive"
     )
 
 
-def _from_activity(dataset: Dataset, first_acquired: float | None) -> float:
-    correction = _check_corrections(dataset)
-    weight = _positive(dataset, "PatientWeight", "kg", _LEAST_KG, _MOST_KG)
-    drugs = items(dataset, "RadiopharmaceuticalInformationSequence")
+def _compute_from_activity(dataset: Dataset, first_acquired: float | None) -> float:
+    correction = _get_decay_correction(dataset)
+    weight = _get_positive(dataset, "PatientWeight", "kg", _MIN_KG, _MAX_KG)
+    drugs = get_items(dataset, "RadiopharmaceuticalInformationSequence")
     if len(drugs) != 1:
-        raise _refusal("RadiopharmaceuticalInformationSequence has not just one item")
+        raise _make_error("RadiopharmaceuticalInformationSequence does not have exactly one item")
     drug = drugs[0]
-    megabecquerel = identifier(dataset, "SOPClassUID") == _ENHANCED_PET
+    megabecquerel = get_identifier(dataset, "SOPClassUID") == _ENHANCED_PET
     unit, scale = ("MBq", 1e6) if megabecquerel else ("Bq", 1.0)
-    dose = scale * _positive(drug, "RadionuclideTotalDose", unit, _LEAST_BQ / scale, _MOST_BQ / scale)
+    dose = scale * _get_positive(drug, "RadionuclideTotalDose", unit, _MIN_BQ / scale, _MAX_BQ / scale)
     if correction == "ADMIN":
         return weight * 1000 / dose
-    half_life = _positive(drug, "RadionuclideHalfLife", "s", 1.0, 1e10)
-    decay = _decay_time(dataset, drug, _reference(dataset, correction, half_life, first_acquired))
-    if decay > _MOST_HALF_LIVES * half_life:
-        raise _refusal(
-            f"the image is more than {_MOST_HALF_LIVES} half lives later than the injection; a date among "
+    half_life = _get_positive(drug, "RadionuclideHalfLife", "s", 1.0, 1e10)
+    decay = _compute_decay_time(
+        dataset, drug, _find_reference_time(dataset, correction, half_life, first_acquired)
+    )
+    if decay > _MAX_HALF_LIVES * half_life:
+        raise _make_error(
+            f"the image is more than {_MAX_HALF_LIVES} half lives later than the injection; a date among "
             "RadiopharmaceuticalStartDateTime, SeriesDate and AcquisitionDate is wrong"
         )
     return weight * 1000 / (dose * math.exp2(-decay / half_life))
 
 
-def _positive(dataset: Dataset, keyword: str, unit: str, least: float, most: float) -> float:
-    found = floats(dataset, keyword, 1)
+def _get_positive(dataset: Dataset, keyword: str, unit: str, least: float, most: float) -> float:
+    found = get_floats(dataset, keyword, 1)
     if found is None or found[0] == 0:
-        raise _refusal(f"{keyword} is missing, empty or 0")
+        raise _make_error(f"{keyword} is missing, empty or 0")
     if not least <= found[0] <= most:
-        raise _refusal(
+        raise _make_error(
             f"{keyword} is not between {least:g} and {most:g} {unit}, as if it were in another unit"
         )
     return found[0]
 
 
-def _check_corrections(dataset: Dataset) -> str:
-    """Return START, ADMIN, NONE or GIVEN: to which moment decay was corrected."""
-    corrected = codes(dataset, "CorrectedImage")
-    if not corrected and is_there(dataset, "AttenuationCorrected"):
-        return _enhanced_corrections(dataset)
+def _get_decay_correction(dataset: Dataset) -> str:
+    """Return START, ADMIN, NONE or GIVEN: the time to which decay was corrected."""
+    corrected = get_codes(dataset, "CorrectedImage")
+    if not corrected and has_value(dataset, "AttenuationCorrected"):
+        return _check_enhanced_corrections(dataset)
     if not corrected:
-        raise _refusal("CorrectedImage is missing")
+        raise _make_error("CorrectedImage is missing")
     if "ATTN" not in corrected:
-        raise _refusal("CorrectedImage lacks ATTN: attenuation was not corrected")
-    correction = code(dataset, "DecayCorrection")
+        raise _make_error("CorrectedImage lacks ATTN: attenuation was not corrected")
+    correction = get_code(dataset, "DecayCorrection")
     if correction not in {"START", "ADMIN", "NONE"}:
-        raise _refusal("DecayCorrection is none of START, ADMIN and NONE")
+        raise _make_error("DecayCorrection is none of START, ADMIN and NONE")
     if ("DECY" in corrected) is (correction == "NONE"):
-        raise _refusal("CorrectedImage and DecayCorrection contradict each other about decay")
+        raise _make_error("CorrectedImage and DecayCorrection contradict each other about decay")
     return correction
 
 
-def _enhanced_corrections(dataset: Dataset) -> str:
-    if code(dataset, "AttenuationCorrected") != "YES":
-        raise _refusal("AttenuationCorrected is not YES")
-    if code(dataset, "DecayCorrected") != "YES" or not is_there(dataset, "DecayCorrectionDateTime"):
-        raise _refusal("DecayCorrected is not YES, or DecayCorrectionDateTime is missing")
+def _check_enhanced_corrections(dataset: Dataset) -> str:
+    if get_code(dataset, "AttenuationCorrected") != "YES":
+        raise _make_error("AttenuationCorrected is not YES")
+    if get_code(dataset, "DecayCorrected") != "YES" or not has_value(dataset, "DecayCorrectionDateTime"):
+        raise _make_error("DecayCorrected is not YES, or DecayCorrectionDateTime is missing")
     return "GIVEN"
 
 
-def acquired_at(dataset: Dataset) -> float | None:
-    """Return Acquisition Date and Time in seconds, for comparing; None where they are missing or unusable."""
-    return date_and_time(dataset, "AcquisitionDate", "AcquisitionTime")
+def get_acquisition_time(dataset: Dataset) -> float | None:
+    """Return Acquisition Date and Time in seconds, for comparison; None if they are unusable."""
+    return get_datetime(dataset, "AcquisitionDate", "AcquisitionTime")
 
 
-def _reference(dataset: Dataset, correction: str, half_life: float, first: float | None) -> float:
-    """Return the moment, in seconds, to which the values of an image refer."""
+def _find_reference_time(dataset: Dataset, correction: str, half_life: float, first: float | None) -> float:
+    """Return the time, in seconds, to which the values of an image refer."""
     if correction == "GIVEN":
-        return _required(
-            parse_moment(dataset, text(dataset, "DecayCorrectionDateTime")), "DecayCorrectionDateTime"
+        return _require(
+            parse_local_datetime(dataset, get_text(dataset, "DecayCorrectionDateTime")),
+            "DecayCorrectionDateTime",
         )
-    acquired = _required(acquired_at(dataset), "AcquisitionDate or AcquisitionTime")
+    acquired = _require(get_acquisition_time(dataset), "AcquisitionDate or AcquisitionTime")
     if correction == "NONE":
-        _positive(dataset, "ActualFrameDuration", "ms", 1e-3, 1e9)
-        return acquired + _average(dataset, half_life)
-    series = _required(date_and_time(dataset, "SeriesDate", "SeriesTime"), "SeriesDate or SeriesTime")
+        _get_positive(dataset, "ActualFrameDuration", "ms", 1e-3, 1e9)
+        return acquired + _compute_average_time(dataset, half_life)
+    series = _require(get_datetime(dataset, "SeriesDate", "SeriesTime"), "SeriesDate or SeriesTime")
     if series <= (acquired if first is None else min(first, acquired)):
         return series
-    return _redated(dataset, acquired, half_life, first)
+    return _find_scan_start(dataset, acquired, half_life, first)
 
 
-def _redated(dataset: Dataset, acquired: float, half_life: float, first: float | None) -> float:
-    """Return when the scan began, where the series was dated after the acquisition."""
-    scan = parse_moment(dataset, private_text(dataset, _GE_SCAN))
+def _find_scan_start(dataset: Dataset, acquired: float, half_life: float, first: float | None) -> float:
+    """Return when the scan began, if the series date is later than the acquisition."""
+    scan = parse_local_datetime(dataset, get_private_text(dataset, _GE_SCAN))
     if scan is not None:
         return scan
-    reference = floats(dataset, "FrameReferenceTime", 1)
-    duration = floats(dataset, "ActualFrameDuration", 1)
+    reference = get_floats(dataset, "FrameReferenceTime", 1)
+    duration = get_floats(dataset, "ActualFrameDuration", 1)
     if reference and duration and reference[0] > 0 and duration[0] > 0:
-        return acquired - reference[0] / 1000 + _average(dataset, half_life)
+        return acquired - reference[0] / 1000 + _compute_average_time(dataset, half_life)
     if first is not None:
         return min(first, acquired)
-    raise _refusal(
+    raise _make_error(
         "SeriesTime is later than AcquisitionTime, and neither GE's (0009,100D) nor FrameReferenceTime with "
-        "ActualFrameDuration says when the scan began"
+        "ActualFrameDuration gives the start of the scan"
     )
 
 
-def _average(dataset: Dataset, half_life: float) -> float:
-    """Return the seconds from the start of a frame to the moment of its average count rate."""
-    duration = (floats(dataset, "ActualFrameDuration", 1) or (0.0,))[0] / 1000
+def _compute_average_time(dataset: Dataset, half_life: float) -> float:
+    """Return the seconds from the start of a frame to its average count rate."""
+    duration = (get_floats(dataset, "ActualFrameDuration", 1) or (0.0,))[0] / 1000
     decay = math.log(2) / half_life * duration
     if decay < 1e-6:
         return duration / 2
     return half_life / math.log(2) * math.log(decay / -math.expm1(-decay))
 
 
-def _required(found: float | None, names: str) -> float:
+def _require(found: float | None, names: str) -> float:
     if found is None:
-        raise _refusal(f"{names} is missing or unusable")
+        raise _make_error(f"{names} is missing or unusable")
     return found
 
 
-def _decay_time(dataset: Dataset, drug: Dataset, reference: float) -> float:
-    """Return the seconds from the injection to the moment of the image."""
+def _compute_decay_time(dataset: Dataset, drug: Dataset, reference: float) -> float:
+    """Return the seconds from the injection to the image."""
     keyword = "RadiopharmaceuticalStartDateTime"
-    if is_there(drug, keyword):
-        decay = reference - _required(parse_moment(dataset, text(drug, keyword)), keyword)
+    if has_value(drug, keyword):
+        decay = reference - _require(parse_local_datetime(dataset, get_text(drug, keyword)), keyword)
         if decay < -_LATEST_INJECTION:
-            raise _refusal(f"{keyword} is later than the image")
+            raise _make_error(f"{keyword} is later than the image")
         return decay
-    time = _required(time_of_day(drug, "RadiopharmaceuticalStartTime"), "RadiopharmaceuticalStartTime")
-    # it has no date: the last such time before the image is meant, perhaps before midnight
-    decay = reference % DAY - time
-    return decay if decay >= -_LATEST_INJECTION else decay + DAY
+    time = _require(get_time(drug, "RadiopharmaceuticalStartTime"), "RadiopharmaceuticalStartTime")
+    # it has no date: it is the last such time before the image, perhaps before midnight
+    decay = reference % SECONDS_PER_DAY - time
+    return decay if decay >= -_LATEST_INJECTION else decay + SECONDS_PER_DAY

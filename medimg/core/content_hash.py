@@ -1,0 +1,67 @@
+"""Hashes of content (SHA-256) and keyed hashes of identifiers (BLAKE2b)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
+
+__all__ = ["Buffer", "KeyedHash", "content_hash", "json_text", "keyed_digest", "keyed_hash"]
+
+#: Bytes in memory; `str` is hashed as UTF-8.
+Buffer: TypeAlias = str | bytes | bytearray | memoryview
+#: Replaces an identifier by a hash that can't be looked up.
+KeyedHash: TypeAlias = Callable[[str], str]
+
+
+def content_hash(content: Buffer | Iterable[Buffer]) -> str:
+    """
+    Return the SHA-256 of bytes or text, or of several one after another, as 64 hexadecimal digits.
+
+    Examples
+    --------
+    >>> content_hash("abc") == content_hash([b"a", "bc"])
+    True
+    """
+    parts = [content] if isinstance(content, str | bytes | bytearray | memoryview) else content
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part)
+    return digest.hexdigest()
+
+
+def json_text(facts: Any, *, compact: bool = False, default: Callable[[Any], Any] | None = None) -> str:
+    """
+    Return canonical JSON (keys sorted), so that equal facts have equal hashes.
+
+    Examples
+    --------
+    >>> json_text({"b": 1, "a": [2, None]}), json_text([1, 2], compact=True)
+    ('{"a": [2, null], "b": 1}', '[1,2]')
+    """
+    separators = (",", ":") if compact else None
+    return json.dumps(facts, sort_keys=True, separators=separators, default=default)
+
+
+def keyed_digest(content: bytes, key: bytes, size: int) -> bytes:
+    """Return the keyed BLAKE2b digest of bytes, `size` bytes long."""
+    return hashlib.blake2b(content, key=key, digest_size=size).digest()
+
+
+def keyed_hash(key: bytes | None = None, *, size: int = 6) -> KeyedHash:
+    """
+    Return a function that hashes identifiers with a key to `2 * size` hexadecimal digits.
+
+    Without a key a random one is used and not stored, so that the hashes can't be looked up.
+
+    Examples
+    --------
+    >>> pseudonym = keyed_hash()
+    >>> pseudonym("a") == pseudonym("a") != pseudonym("b"), pseudonym("a") == keyed_hash()("a")
+    (True, False)
+    """
+    salt = secrets.token_bytes(32) if key is None else key
+    # file names that are not UTF-8 contain surrogates
+    return lambda name: keyed_digest(name.encode(errors="surrogatepass"), salt, size).hex()

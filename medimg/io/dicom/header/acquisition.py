@@ -1,0 +1,137 @@
+"""Elements of a header that describe acquisition and patient, kept undecoded by the pass over headers."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from pydicom.charset import convert_encodings, default_encoding
+from pydicom.dataelem import RawDataElement, convert_raw_data_element, empty_value_for_VR
+from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag
+
+from medimg.io.dicom.header.open import to_tag_numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["ACQUISITION_TAGS", "MAX_VALUE_BYTES", "NUMBERS", "SITES", "TEXTS", "AcquisitionElements"]
+
+#: Attributes in words.
+TEXTS: Final = (
+    "Modality",
+    "Manufacturer",
+    "ManufacturerModelName",
+    "SoftwareVersions",
+    "ConvolutionKernel",
+    "FilterType",
+    "BodyPartExamined",
+    "PatientPosition",
+    "ViewPosition",
+    "PhotometricInterpretation",
+    "ScanningSequence",
+    "SequenceVariant",
+    "MRAcquisitionType",
+    "DetectorType",
+    "LossyImageCompression",
+)
+#: Attributes that name an institution or a device.
+SITES: Final = ("InstitutionName", "StationName", "DeviceSerialNumber")
+#: Attributes in numbers.
+NUMBERS: Final = (
+    "SliceThickness",
+    "SpacingBetweenSlices",
+    "PixelSpacing",
+    "KVP",
+    "XRayTubeCurrent",
+    "Exposure",
+    "ReconstructionDiameter",
+    "MagneticFieldStrength",
+    "RepetitionTime",
+    "EchoTime",
+    "InversionTime",
+    "FlipAngle",
+    "BitsStored",
+)
+_CHARACTER_SET: Final = 0x00080005
+#: Without tube current and exposure, which differ from slice to slice: keeping them would take much memory.
+ACQUISITION_TAGS: Final = to_tag_numbers(
+    *TEXTS,
+    *SITES,
+    *NUMBERS,
+    "PatientSex",
+    "PatientAge",
+    "PatientBirthDate",
+    "StudyDate",
+    "SpecificCharacterSet",
+) - to_tag_numbers("XRayTubeCurrent", "Exposure")
+#: No element is kept of a header in which one of them is longer.
+MAX_VALUE_BYTES: Final = 1024
+_ELEMENT: Final = struct.Struct("<I2sI")
+
+
+@dataclass(frozen=True, slots=True)
+class AcquisitionElements:
+    """Values of :data:`ACQUISITION_TAGS` as bytes; excluded from the repr, as they can identify."""
+
+    packed: bytes = field(repr=False)
+    is_little_endian: bool = True
+
+    @classmethod
+    def pack(cls, elements: Iterable[tuple[int, bytes, bytes]]) -> AcquisitionElements:
+        """Pack the tag, VR (empty if implicit) and little-endian value of elements."""
+        return cls(b"".join(_ELEMENT.pack(tag, vr, len(value)) + value for tag, vr, value in elements))
+
+    @classmethod
+    def from_dataset(cls, dataset: Dataset) -> AcquisitionElements | None:
+        """Pack elements of a dataset; None if one is decoded already or too long."""
+        parts = []
+        is_little_endian = True
+        for tag in ACQUISITION_TAGS:
+            if tag not in dataset:
+                continue
+            raw = dataset.get_item(BaseTag(tag))
+            if not isinstance(raw, RawDataElement):
+                return None
+            value = raw.value or b""
+            if len(value) > MAX_VALUE_BYTES:
+                return None
+            is_little_endian = raw.is_little_endian
+            parts.append(_ELEMENT.pack(tag, (raw.VR or "").encode(), len(value)) + value)
+        return cls(b"".join(parts), is_little_endian)
+
+    def to_dataset(self) -> Dataset:
+        """Return the elements as a dataset that decodes them when they are used."""
+        found: dict[BaseTag, RawDataElement] = {}
+        encodings = default_encoding
+        at = 0
+        while at < len(self.packed):
+            number, vr, length = _ELEMENT.unpack_from(self.packed, at)
+            at += _ELEMENT.size
+            name = vr.rstrip(b"\0").decode() or None
+            value = self.packed[at : at + length] or empty_value_for_VR(name, raw=True)
+            at += length
+            raw = RawDataElement(
+                BaseTag(number),
+                name,
+                length,
+                value,
+                0,
+                name is None,
+                self.is_little_endian,  # type: ignore[arg-type]
+            )
+            found[raw.tag] = raw
+            if number == _CHARACTER_SET:
+                encodings = _find_encodings(raw)
+        dataset = Dataset(found)  # type: ignore[arg-type]  # raw elements are what a parser gives it, too
+        dataset.set_original_encoding(False, self.is_little_endian, encodings)
+        return dataset
+
+
+def _find_encodings(raw: RawDataElement) -> str:
+    # a damaged value raises anything when it is first used
+    try:
+        return convert_encodings(convert_raw_data_element(raw).value)  # type: ignore[return-value]
+    except Exception:
+        return default_encoding

@@ -1,0 +1,201 @@
+"""Decoding of compressed frames by imagecodecs."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from medimg.errors import DecodeError, MissingDependencyError, TruncatedError
+from medimg.io.dicom.header.transfer_syntax import SYNTAXES, check_syntax
+from medimg.io.dicom.pixels._codestream import find_j2k_end, has_ycc, read_codestream
+from medimg.io.dicom.pixels._native import unpack_bits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy.typing as npt
+
+    from medimg.io.dicom.header.image_pixel import FrameFormat
+
+__all__ = ["DecodedFrame", "decode_frame"]
+
+_JPEG_END: Final = b"\xff\xd9"
+_RLE_HEADER: Final = 64
+#: Values of a frame. A blank one can be compressed to nothing, and decoders take many times its size.
+_MAX_VALUES: Final = 2**27
+#: Bytes after the last one that some encoders write into a segment.
+_RLE_SLACK: Final = 4096
+
+
+def _decode_rle(data: bytes, fmt: FrameFormat) -> npt.NDArray[Any]:
+    """Decode one segment per byte of a sample, the most significant first (PS3.5 annex G)."""
+    import imagecodecs
+
+    header = np.frombuffer(data[:_RLE_HEADER], "<u4").tolist()
+    size = fmt.dtype.itemsize
+    segments, plane = fmt.samples * size, fmt.rows * fmt.columns
+    if fmt.bits_allocated == 1:
+        plane = (plane + 7) // 8
+    if len(header) < _RLE_HEADER // 4 or header[0] != segments:
+        raise DecodeError(f"an RLE frame of {segments} segments was expected, {header[:1]} was found")
+    ends = [*header[2 : segments + 1], len(data)]
+    planes = np.empty((fmt.samples, plane), f"u{size}")
+    # decoders accept any buffer, though they are typed otherwise
+    whole: Any = memoryview(data)
+    for number, (start, end) in enumerate(zip(header[1 : segments + 1], ends, strict=True)):
+        segment = whole[start:end]
+        try:
+            unpacked = imagecodecs.packbits_decode(segment, out=plane)
+        except imagecodecs.PackbitsError:
+            unpacked = imagecodecs.packbits_decode(segment, out=plane + _RLE_SLACK)
+        if len(unpacked) < plane:
+            raise TruncatedError(f"an RLE segment of {plane} bytes holds {len(unpacked)}")
+        part, into = np.frombuffer(unpacked, np.uint8, plane), planes[number // size]
+        if number % size == 0:
+            into[:] = part
+        else:
+            # passes over whole values are faster than one over every second byte, and than copies
+            np.left_shift(into, 8, out=into)
+            np.bitwise_or(into, part, out=into)
+    if fmt.bits_allocated == 1:
+        return np.asarray(unpack_bits(planes.tobytes(), fmt.count))
+    shaped = planes.reshape(fmt.samples, fmt.rows, fmt.columns)
+    return shaped[0] if fmt.samples == 1 else np.moveaxis(shaped, 0, -1)
+
+
+def _inflate_frame(data: bytes, fmt: FrameFormat) -> npt.NDArray[Any]:
+    """Inflate a native frame (PS3.5 A.4.13)."""
+    expected = (fmt.count * fmt.bits_allocated + 7) // 8
+    inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, expected)
+    if len(inflated) < expected:
+        raise TruncatedError(f"a deflated frame of {expected} bytes holds {len(inflated)}")
+    if fmt.bits_allocated == 1:
+        return np.asarray(unpack_bits(inflated, fmt.count))
+    flat = np.frombuffer(inflated, f"<{'f' if fmt.floating else 'u'}{fmt.dtype.itemsize}")
+    if fmt.planar and fmt.samples > 1:
+        return np.moveaxis(flat.reshape(fmt.samples, fmt.rows, fmt.columns), 0, -1)
+    return flat.reshape(fmt.shape)
+
+
+def _decode_jpeg(data: bytes, fmt: FrameFormat) -> npt.NDArray[Any]:
+    import imagecodecs
+
+    if fmt.samples != 3:
+        return np.asarray(imagecodecs.jpeg8_decode(data))
+    coded = "YCBCR" if has_ycc(data, declared=fmt.is_ycc) else "RGB"
+    return np.asarray(imagecodecs.jpeg8_decode(data, colorspace=coded, outcolorspace="RGB"))
+
+
+def _decode_jpeg_lossless(data: bytes, fmt: FrameFormat) -> npt.NDArray[Any]:
+    import imagecodecs
+
+    if fmt.samples != 3:
+        return np.asarray(imagecodecs.jpeg8_decode(data))
+    # lossless JPEG has no color transform: "RGB" means any colors
+    return np.asarray(imagecodecs.jpeg8_decode(data, colorspace="RGB", outcolorspace="RGB"))
+
+
+def _decode_jpeg_ls(data: bytes, fmt: FrameFormat) -> npt.NDArray[Any]:
+    import imagecodecs
+
+    decoded = np.asarray(imagecodecs.jpegls_decode(data))
+    planar = decoded.ndim == 3 and decoded.shape[0] == fmt.samples and decoded.shape != fmt.shape
+    return np.moveaxis(decoded, 0, -1) if planar else decoded
+
+
+def _decode_jpeg_2000(data: bytes, fmt: FrameFormat) -> npt.NDArray[Any]:
+    import imagecodecs
+
+    end = find_j2k_end(data)
+    if end is not None and end > len(data):
+        raise TruncatedError(f"the codestream lacks {end - len(data)} bytes")
+    if end is not None and data[end : end + 2] != _JPEG_END:
+        # only the end marker is missing, which the decoder insists on
+        data = data[:end] + _JPEG_END
+    return np.asarray(imagecodecs.jpeg2k_decode(data))
+
+
+def _decode_jpeg_xl(data: bytes, fmt: FrameFormat) -> npt.NDArray[Any]:
+    import imagecodecs
+
+    return np.asarray(imagecodecs.jpegxl_decode(data))
+
+
+#: By :attr:`TransferSyntax.codec`.
+_DECODERS: Final[dict[str, Callable[[bytes, FrameFormat], npt.NDArray[Any]]]] = {
+    "rle": _decode_rle,
+    "deflate": _inflate_frame,
+    "jpeg": _decode_jpeg,
+    "jpeg-lossless": _decode_jpeg_lossless,
+    "jpeg-ls": _decode_jpeg_ls,
+    "jpeg-2000": _decode_jpeg_2000,
+    "jpeg-xl": _decode_jpeg_xl,
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodedFrame:
+    """Values (rows, columns[, samples]) of a frame as the decoder returns them."""
+
+    values: npt.NDArray[Any]
+    is_rgb: bool
+    sign_bits: int  # bits of a signed value in the codestream; 0 if unknown
+    is_lossy: bool  # values are approximate
+
+
+def decode_frame(data: bytes, syntax_uid: str, fmt: FrameFormat, number: int = 0) -> DecodedFrame:
+    """
+    Decode the codestream of one frame; `number`, from 0, is for messages.
+
+    DecodeError: unknown syntax, damaged data, or another size than in the header; TruncatedError: no end
+    marker; MissingDependencyError: imagecodecs or one of its codecs is not installed.
+    """
+    check_syntax(syntax_uid)
+    syntax = SYNTAXES[syntax_uid]
+    where = f"frame {number + 1} ({syntax.name})"
+    if fmt.count > _MAX_VALUES:
+        raise DecodeError(f"{where} is {fmt.shape}, which is unreasonably large for a compressed frame")
+    precision = _check_codestream(data, where, fmt) if syntax.is_codestream else 0
+    try:
+        values = _DECODERS[syntax.codec](data, fmt)
+    except (DecodeError, TruncatedError) as error:
+        raise type(error)(f"{where}: {error}; the pixel data is damaged, copy or export it again") from None
+    except ImportError:
+        raise MissingDependencyError(
+            f"{where} needs a codec of imagecodecs that is not installed: "
+            "run pip install --upgrade --force-reinstall imagecodecs"
+        ) from None
+    # codecs raise various errors on damaged data
+    except Exception as error:
+        raise DecodeError(
+            f"{where}: decoding failed ({type(error).__name__}); the pixel data is damaged or truncated"
+        ) from None
+    if values.shape != fmt.shape and values.size == fmt.count:
+        values = values.reshape(fmt.shape)
+    if values.shape != fmt.shape:
+        raise DecodeError(f"{where} has decoded shape {values.shape}, the header says {fmt.shape}")
+    if values.dtype.kind == "b":
+        values = values.astype(np.uint8)
+    sign_bits = precision if syntax.sign_in_precision else 0
+    return DecodedFrame(values, fmt.photometric in syntax.gives_rgb, sign_bits, syntax.lossy)
+
+
+def _check_codestream(data: bytes, where: str, fmt: FrameFormat) -> int:
+    """Check size and end of a codestream, which decoders allocate and fill; return its precision."""
+    found = read_codestream(data)
+    expected = (fmt.rows, fmt.columns, fmt.samples)
+    if found is None:
+        raise DecodeError(
+            f"{where} is not a codestream of its transfer syntax; it is damaged, or of another syntax"
+        )
+    if tuple(found.size) not in {expected, (*expected[:2], 0)}:
+        raise DecodeError(
+            f"the codestream of {where} is {tuple(found.size)} (rows, columns, samples), "
+            f"the header says {expected}"
+        )
+    if data[:2] == b"\xff\xd8" and data.rfind(_JPEG_END, 2) < 0:
+        raise TruncatedError(f"{where} has no end marker: it is truncated; copy or export it again")
+    return found.precision

@@ -1,0 +1,139 @@
+"""Lookup tables and windows that a file declares (PS3.3 C.11.1 and C.11.2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medimg.core.window import LookupTable, Voi, VoiFunction, Window
+from medimg.errors import DecodeError, PreprocessError
+from medimg.io.dicom.header.attributes import (
+    get_code,
+    get_description,
+    get_descriptions,
+    get_floats,
+    get_items,
+    get_value,
+    has_value,
+    parse_integer,
+)
+from medimg.io.dicom.header.transfer_syntax import BIG_ENDIAN, parse_transfer_syntax
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy.typing as npt
+    from pydicom.dataset import Dataset
+
+__all__ = ["build_lookup_table", "parse_declared_voi", "parse_lookup_table"]
+
+
+def parse_declared_voi(dataset: Dataset) -> tuple[Voi, ...]:
+    """
+    Return the VOI LUTs, then the windows that a dataset declares, without unusable ones.
+
+    A display applies one of them: a LUT *or* a window, never both (PS3.3 C.11.2.1).
+    """
+    return (*_parse_tables(dataset), *_parse_windows(dataset))
+
+
+def _parse_tables(dataset: Dataset) -> list[LookupTable]:
+    tables = []
+    for item in get_items(dataset, "VOILUTSequence"):
+        try:
+            tables.append(_parse_item(item, dataset, signed_input=_has_signed_input(dataset)))
+        except DecodeError:
+            # only the display needs it, the values do not
+            continue
+    return tables
+
+
+def parse_lookup_table(dataset: Dataset, keyword: str) -> LookupTable | None:
+    """Return the table in the first filled item of a sequence; None if there is none."""
+    filled = [
+        i for i in get_items(dataset, keyword) if has_value(i, "LUTData") or has_value(i, "LUTDescriptor")
+    ]
+    signed = parse_integer(dataset, "PixelRepresentation", 0) == 1
+    return _parse_item(filled[0], dataset, signed_input=signed) if filled else None
+
+
+def _has_signed_input(dataset: Dataset) -> bool:
+    """Whether the input of the VOI LUT can be negative."""
+    intercept = get_floats(dataset, "RescaleIntercept")
+    signed = parse_integer(dataset, "PixelRepresentation", 0) == 1 or bool(intercept and intercept[0] < 0)
+    return signed and not get_items(dataset, "ModalityLUTSequence")
+
+
+def _parse_item(item: Dataset, dataset: Dataset, *, signed_input: bool) -> LookupTable:
+    big_endian = parse_transfer_syntax(dataset) == BIG_ENDIAN
+    return build_lookup_table(
+        item, "LUTDescriptor", get_value(item, "LUTData"), signed_input=signed_input, big_endian=big_endian
+    )
+
+
+def build_lookup_table(
+    item: Dataset,
+    keyword: str,
+    data: Any,
+    *,
+    signed_input: bool,
+    big_endian: bool,
+    expand: Callable[..., Sequence[int]] | None = None,
+) -> LookupTable:
+    """
+    Return a table by its descriptor (PS3.3 C.11.1.1 and C.7.6.3.1.5): entries, first input value, bits.
+
+    Entries of 8 bits are packed or one per word, as the length of `data` shows; `expand` expands segmented
+    `data`.
+    """
+    descriptor = get_floats(item, keyword, 3)
+    if descriptor is None or data is None:
+        raise DecodeError("a lookup table lacks its data, or its descriptor is not three numbers")
+    count, first, bits = (int(n) for n in descriptor)
+    count, bits = count & 0xFFFF or 65536, min(max(bits & 0xFFFF, 1), 16)
+    if signed_input and first >= 32768:
+        first -= 65536
+    if not signed_input and first < 0:
+        first += 65536
+    words = _to_words(data, big_endian=big_endian)
+    if expand is not None:
+        packed = bits <= 8
+        numbers = (words.astype("<u2").view(np.uint8) if packed else words).tolist()
+        entries = np.asarray(expand(numbers, count, bytes_each=1 if packed else 2), np.uint16)
+    else:
+        entries = words
+        if words.size < count and bits <= 8:
+            entries = words.astype("<u2").view(np.uint8)
+    if entries.size < count:
+        raise DecodeError(f"a lookup table of {count} entries holds {entries.size}")
+    return LookupTable(
+        first, entries[:count].astype(np.uint16), bits, get_description(item, "LUTExplanation")
+    )
+
+
+def _to_words(data: Any, *, big_endian: bool) -> npt.NDArray[np.uint16]:
+    if isinstance(data, bytes):
+        return np.frombuffer(data[: len(data) // 2 * 2], ">u2" if big_endian else "<u2").astype(np.uint16)
+    try:
+        return np.atleast_1d(np.asarray(data, dtype=np.int64)).ravel().astype(np.uint16)
+    except (TypeError, ValueError, OverflowError):
+        raise DecodeError("a lookup table does not hold whole numbers") from None
+
+
+def _parse_windows(dataset: Dataset) -> list[Window]:
+    centers, widths = get_floats(dataset, "WindowCenter"), get_floats(dataset, "WindowWidth")
+    if centers is None or widths is None:
+        return []
+    names = get_descriptions(dataset, "WindowCenterWidthExplanation")
+    stated = get_code(dataset, "VOILUTFunction")
+    function: VoiFunction = "SIGMOID" if stated == "SIGMOID" else "LINEAR"
+    if stated == "LINEAR_EXACT":
+        function = "LINEAR_EXACT"
+    windows = []
+    for index, (center, width) in enumerate(zip(centers, widths, strict=False)):
+        try:
+            windows.append(Window(center, width, function, names[index] if index < len(names) else ""))
+        except PreprocessError:
+            continue
+    return windows

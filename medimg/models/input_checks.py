@@ -1,0 +1,69 @@
+"""Checks of input tensors, network outputs, class names and preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
+
+from medimg._validation import check_choice
+from medimg.errors import PreprocessError, TrainingError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+__all__ = ["TASKS", "Task", "check_classes", "check_finite", "check_input"]
+
+Task: TypeAlias = Literal["multiclass", "multilabel"]
+
+TASKS: Final[tuple[Task, ...]] = get_args(Task)
+
+
+def check_finite(rows: Tensor, name: str = "embeddings") -> Tensor:
+    """Return embeddings or logits (n, F), all of which must be finite."""
+    bad = int((~rows.isfinite()).any(dim=1).sum())
+    if bad:
+        raise TrainingError(
+            f"the {name} of {bad} of {len(rows)} images are not finite: the weights may be damaged, or "
+            "training may have diverged; load other weights"
+        )
+    return rows
+
+
+def check_input(x: Tensor, mask: Tensor | None, pool: str) -> None:
+    """Refuse an input x, or a mask (B, N), of a shape that a classifier does not take."""
+    if x.ndim not in (4, 5) or x.shape[-3] != 3 or 0 in x.shape:
+        raise PreprocessError(
+            f"the model takes (B, 3, H, W) or (B, N, 3, H, W); found {tuple(x.shape)}; make tensors with "
+            "model.preprocess(source)"
+        )
+    if x.ndim == 5 and pool == "none":
+        raise PreprocessError(
+            f'a model with pool="none" takes single images (B, 3, H, W); found bags {tuple(x.shape)}; '
+            'use pool="mean", "max" or "attention", or a dataset with unit="slice"'
+        )
+    if mask is None:
+        return
+    if x.ndim == 4 or mask.shape != x.shape[:2] or not bool(mask.any(dim=1).all()):
+        raise PreprocessError(
+            "a mask must be (B, N) for bags (B, N, 3, H, W), with at least one slice per bag; found "
+            f"{tuple(mask.shape)} for {tuple(x.shape)}"
+        )
+
+
+def check_classes(classes: Sequence[str], task: str) -> tuple[str, ...]:
+    """Return the class names of a task; they must be unique, and at least two (one for "multilabel")."""
+    check_choice("task", task, TASKS)
+    is_list = isinstance(classes, Sequence) and not isinstance(classes, str)
+    if not is_list or not all(isinstance(name, str) and name for name in classes):
+        raise TrainingError(
+            f"classes must be a list of names, in the order of the outputs; found {classes!r}"
+        )
+    names = tuple(classes)
+    least = 2 if task == "multiclass" else 1
+    if len(names) < least or len(set(names)) < len(names):
+        raise TrainingError(
+            f"a {task} model needs at least {least} different class names; found {names!r}; for one finding "
+            'that is present or absent, name both, such as ("normal", "pneumonia")'
+        )
+    return names

@@ -1,0 +1,131 @@
+"""The phases of a training, one after the other."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from medimg.adapt.base import Adaptation
+from medimg.errors import TrainingError
+from medimg.features.dataset_features import EmbeddedDataset, item_features
+from medimg.training._phases import make_trainable
+from medimg.training._state import PhaseProgress
+from medimg.training._trainer import memory_format
+from medimg.training.history import FitResult
+
+if TYPE_CHECKING:
+    import torch
+
+    from medimg.data.protocols import LabeledDataset
+    from medimg.training._phases import Phase
+    from medimg.training._state import FineTuneInputs, TrainingState
+    from medimg.training._trainer import TrainerConfig
+
+__all__ = ["run"]
+
+logger = logging.getLogger("medimg")
+
+
+def run(state: TrainingState, trainer: TrainerConfig, *, compiled: bool) -> FitResult:
+    """Train through the remaining phases; the model ends with the best weights, whatever happens."""
+    model, history = state.inputs.model, state.history
+    device = next(model.parameters()).device
+    started = time.perf_counter()
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    phases = state.inputs.phases
+    try:
+        layout = memory_format(model, channels_last=state.inputs.channels_last, compiled=compiled)
+        with trainer.running(state.inputs.config.seed), layout:
+            initial = [copy.deepcopy(callback.state_dict()) for callback in trainer.callbacks]
+            for number in range(state.progress.number, len(phases)):
+                # a callback that counts, such as EarlyStopping, starts each phase from its initial state
+                for callback, values in zip(trainer.callbacks, initial, strict=True):
+                    callback.load_state_dict(copy.deepcopy(values))
+                if not state.progress.done:
+                    history.start_phase()
+                make_trainable(model, model.backbone, trainable, phases[number])
+                _check_trainable(state.inputs, phases[number])
+                _fit_phase(state, phases[number], trainer)
+                state.progress = PhaseProgress(number + 1)
+    finally:
+        make_trainable(model, model.backbone, trainable)
+        model.to(device)
+        history.restore_best()
+        model.eval()
+        history.finish()
+    if not history.rows:
+        raise TrainingError(
+            "no epoch was completed: a limit among trainer_kwargs stops training before; raise it"
+        )
+    _finish_adaptations(state, trainer.device, device)
+    return FitResult(
+        history=tuple(history.rows),
+        best_epoch=history.best_epoch,
+        monitor=history.monitor,
+        seconds=time.perf_counter() - started,
+        checkpoint=history.checkpoint,
+    )
+
+
+def _fit_phase(state: TrainingState, phase: Phase, trainer: TrainerConfig) -> None:
+    """Train for one phase: on images, or on cached embeddings if these are the same in every epoch."""
+    # Lightning takes seconds to import
+    from medimg.training._lightning_module import FineTuneModule
+
+    inputs, cached = state.inputs, _can_cache(state)
+    logger.info("%s phase: %d epochs%s", phase.name, phase.epochs, " on embeddings" if cached else "")
+    train, val = inputs.train, inputs.val
+    if cached:
+        inputs.model.to(trainer.device)
+        train, val = _embed(inputs, train), None if val is None else _embed(inputs, val)
+    module = FineTuneModule(state, phase, train=train, val=val, cached=cached)
+    trainer.fit(module, phase.epochs - state.progress.done)
+
+
+def _can_cache(state: TrainingState) -> bool:
+    """Return whether the input of the head is the same in every epoch of a phase that begins now."""
+    inputs = state.inputs
+    augmented = inputs.augment is not None and inputs.augment_frozen
+    changing = augmented or inputs.perturbs or bool(inputs.config.mixup)
+    trained = inputs.is_backbone_trained()
+    return not (changing or trained or state.terms.find_active(backbone_trained=trained))
+
+
+def _embed(inputs: FineTuneInputs, data: LabeledDataset) -> LabeledDataset:
+    """Return a dataset of embeddings; each image passes the backbone once."""
+    features = item_features(
+        inputs.model,
+        data,
+        cache=inputs.cache,
+        batch_size=inputs.config.batch_size,
+        num_workers=inputs.num_workers,
+    )
+    return EmbeddedDataset(data, features.embeddings, features.offsets)
+
+
+def _finish_adaptations(state: TrainingState, device: torch.device, home: torch.device) -> None:
+    """Let adaptations change the trained model, such as its batch statistics."""
+    inputs = state.inputs
+    if all(type(one).finish is Adaptation.finish for one in inputs.adaptations):
+        return
+    inputs.model.to(device)
+    for one in inputs.adaptations:
+        one.finish(inputs.model, device, inputs.config.batch_size, inputs.num_workers)
+    inputs.model.to(home).eval()
+    state.history.replace_best()
+
+
+def _check_trainable(inputs: FineTuneInputs, phase: Phase) -> None:
+    if not any(parameter.requires_grad for parameter in inputs.model.parameters()):
+        raise TrainingError(
+            f"nothing is trainable in the {phase.name} phase, because all parameters are frozen: unfreeze "
+            "the head, or give the phase 0 epochs"
+        )
+    idle = [type(one).__name__ for one in inputs.adaptations if one.moves_backbone]
+    if phase.name == "full" and idle and not inputs.is_backbone_trained():
+        raise TrainingError(
+            f"adapt={idle[0]} trains the backbone, and all of it is frozen: call model.unfreeze(), "
+            "model.freeze(upto=...) for a part of it, or set backbone_lr_scale above 0"
+        )

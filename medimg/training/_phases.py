@@ -1,0 +1,58 @@
+"""Phases of a training: what is trained, for how long, and how fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from medimg.models.backbones.stages import split_stages
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from medimg.training._config import FineTuneConfig
+
+__all__ = ["Phase", "make_trainable", "plan_phases"]
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Part of a training with its own optimizer and schedule."""
+
+    #: The head is trained; the head and the last stages; everything that isn't frozen.
+    name: Literal["head", "gradual", "full"]
+    epochs: int
+    epochs_before: int
+    #: Highest learning rates, of the head and of the backbone's last stage; 0 freezes the backbone.
+    lr: float
+    backbone_lr: float
+    #: How many of the backbone's last stages are trained; None for all.
+    stages: int | None = None
+
+
+def plan_phases(config: FineTuneConfig, body: nn.Module) -> tuple[Phase, ...]:
+    """Return the phases in order, each of at least one epoch; `body` is the backbone."""
+    lr, backbone_lr = config.lr, config.lr * config.backbone_lr_scale
+    phases = [Phase("head", config.head_epochs, 0, lr, 0.0)]
+    done, left = config.head_epochs, config.epochs
+    if config.gradual and backbone_lr:
+        # one epoch for each further stage, as long as one is left for the last phase
+        for count in range(1, min(len(split_stages(body)), left)):
+            phases.append(Phase("gradual", 1, done, lr, backbone_lr, count))
+            done, left = done + 1, left - 1
+    phases.append(Phase("full", left, done, lr, backbone_lr))
+    return tuple(phase for phase in phases if phase.epochs)
+
+
+def make_trainable(model: nn.Module, body: nn.Module, names: set[str], phase: Phase | None = None) -> None:
+    """Make the named parameters trainable, in the backbone `body` only those of `phase`; freeze others."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+    if phase is None:
+        return
+    if not phase.backbone_lr:
+        body.requires_grad_(False)
+    elif phase.stages is not None:
+        for stage in split_stages(body)[: -phase.stages]:
+            for parameter in stage.parameters():
+                parameter.requires_grad_(False)

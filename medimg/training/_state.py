@@ -1,0 +1,195 @@
+"""Inputs of a training, and its state: progress, history, average of the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from medimg.adapt.base import Adaptation
+from medimg.adapt.terms import AdaptationTerms
+from medimg.errors import TrainingError
+from medimg.training import resume
+from medimg.training._phases import plan_phases
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from medimg.data.protocols import LabeledDataset
+    from medimg.models.classifier import TransferClassifier
+    from medimg.training._config import FineTuneConfig
+    from medimg.training._phases import Phase
+    from medimg.training.history import HistoryRecorder
+    from medimg.training.losses import ClassificationLoss
+
+__all__ = ["FineTuneInputs", "PhaseProgress", "TrainingState", "WeightAverage"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FineTuneInputs:
+    """Model, data and settings of a training."""
+
+    model: TransferClassifier
+    config: FineTuneConfig
+    train: LabeledDataset
+    val: LabeledDataset | None
+    loss: ClassificationLoss
+    #: (n,) sampling weight of each training item; None for each item once per epoch.
+    odds: Tensor | None
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None
+    #: Whether images are also augmented while the backbone is frozen.
+    augment_frozen: bool
+    adaptations: tuple[Adaptation, ...]
+    num_workers: int
+    pin_memory: bool
+    channels_last: bool
+    #: Folder for cached embeddings.
+    cache: str | os.PathLike[str] | None
+    resume_file: Path | None
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """Phases in order."""
+        return plan_phases(self.config, self.model.backbone)
+
+    @property
+    def val_labels(self) -> NDArray[Any] | None:
+        """Labels of the validation data."""
+        return None if self.val is None else self.val.labels
+
+    @property
+    def perturbs(self) -> bool:
+        """Whether an adaptation changes the images."""
+        return any(type(one).perturb is not Adaptation.perturb for one in self.adaptations)
+
+    def is_backbone_trained(self) -> bool:
+        """Return whether any parameter of the backbone is trainable now."""
+        return any(parameter.requires_grad for parameter in self.model.backbone.parameters())
+
+    def describe(self) -> dict[str, Any]:
+        """Return what identifies a training: ``settings``, ``adapt`` and digests of the ``data``."""
+        return {
+            "settings": self.config.to_dict(),
+            "adapt": [one.settings() for one in self.adaptations],
+            "data": {"train": resume.data_digest(self.train), "val": resume.data_digest(self.val)},
+        }
+
+
+class WeightAverage(AveragedModel):
+    """
+    Exponential moving average of a model's parameters and buffers.
+
+    Lightning's own callback starts a new average with each fit; this one runs through all phases.
+    """
+
+    def __init__(self, model: TransferClassifier, decay: float) -> None:
+        super().__init__(model, avg_fn=partial(_average, decay=decay), use_buffers=True)
+        self.update_parameters(model)
+
+    @property
+    def classifier(self) -> TransferClassifier:
+        """Model with the averaged weights."""
+        return cast("TransferClassifier", self.module)
+
+
+def _average(average: Tensor, current: Tensor, count: Tensor | int, *, decay: float) -> Tensor:
+    """Return the updated average; it moves faster in the first steps, far from where training ends."""
+    share = 1.0 - min(decay, (1.0 + float(count)) / (10.0 + float(count)))
+    return average + share * (current - average)
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseProgress:
+    """Number of the current phase, and how many of its epochs are done."""
+
+    number: int = 0
+    done: int = 0
+
+
+@dataclass(slots=True)
+class TrainingState:
+    """What changes during a training; the weights of the model change too."""
+
+    inputs: FineTuneInputs
+    history: HistoryRecorder
+    terms: AdaptationTerms
+    average: WeightAverage | None = None
+    progress: PhaseProgress = PhaseProgress()
+    #: What the next fit starts from, if it continues one that was interrupted.
+    fit: resume.FitState | None = None
+
+    @property
+    def evaluated_model(self) -> TransferClassifier:
+        """Model that is validated and saved: the one being trained, or the average of its weights."""
+        return self.inputs.model if self.average is None else self.average.classifier
+
+    def start_average(self, device: torch.device) -> None:
+        """Move the average of the weights to a device, if there is to be one; create it if it's missing."""
+        inputs = self.inputs
+        if inputs.config.ema is None:
+            return
+        if self.average is None:
+            self.average = WeightAverage(inputs.model, inputs.config.ema)
+        self.average.to(device).eval()
+        if inputs.channels_last:
+            self.average.classifier.backbone.to(memory_format=torch.channels_last)
+
+    def save(self, trainer: Any = None) -> None:
+        """Write the resume file, if there is an output folder; `trainer` is that of a phase under way."""
+        if self.inputs.resume_file is None:
+            return
+        history, best = self.history.state_dict()
+        content = resume.ResumeState(
+            phase=self.progress.number,
+            done=self.progress.done,
+            **self.inputs.describe(),
+            history=history,
+            model=self.inputs.model.state_dict(),
+            best=best,
+            terms=self.terms.state_dict(),
+            average={} if self.average is None else self.average.state_dict(),
+            fit=None if trainer is None else resume.FitState.capture(trainer),
+        )
+        resume.save(content, self.inputs.resume_file)
+
+    def restore(self, path: Path) -> None:
+        """Continue from a resume file; raise TrainingError if it belongs to another training."""
+        inputs, saved = self.inputs, resume.load(path)
+        _check_same_training(inputs, saved, path)
+        inputs.model.load_state_dict(saved.model)
+        self.terms.load_state_dict(saved.terms)
+        self.history.load_state_dict(saved.history, saved.best)
+        # a file from before the first step has none
+        if inputs.config.ema is not None and saved.average:
+            self.average = WeightAverage(inputs.model, inputs.config.ema)
+            self.average.load_state_dict(saved.average)
+        self.progress = PhaseProgress(saved.phase, saved.done)
+        self.fit = saved.fit
+
+
+def _check_same_training(inputs: FineTuneInputs, saved: resume.ResumeState, path: Path) -> None:
+    own = inputs.describe()
+    differing = inputs.config.differences(saved.settings)
+    if saved.adapt != own["adapt"]:
+        differing.append("adapt")
+    differing += [
+        f"the {name} data" for name, digest in own["data"].items() if saved.data.get(name) != digest
+    ]
+    if differing:
+        raise TrainingError(
+            f"{path} belongs to another training, which differs in {'; '.join(differing)}: pass the same "
+            "arguments as then, or resume=None to start a new training"
+        )
+    shapes = {name: value.shape for name, value in inputs.model.state_dict().items()}
+    if shapes != {name: value.shape for name, value in saved.model.items()}:
+        raise TrainingError(
+            f"{path} belongs to another network than {inputs.model.backbone_name}: create the same model"
+        )

@@ -1,0 +1,236 @@
+"""Options of Lightning's trainer: device, precision, loggers, memory format."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import nn
+
+from medimg.errors import MissingDependencyError, TrainingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from pytorch_lightning import Callback
+    from pytorch_lightning.loggers import Logger
+
+    from medimg.models.classifier import TransferClassifier
+    from medimg.training._lightning_module import FineTuneModule
+
+__all__ = ["TrainerConfig", "make_loggers", "memory_format", "prefers_channels_last"]
+
+#: Arguments of Lightning's trainer that are arguments of ``fine_tune`` under these names.
+_OWN_ARGUMENTS: Final = {
+    "max_epochs": "head_epochs and epochs",
+    "accumulate_grad_batches": "accumulate",
+    "callbacks": "callbacks",
+    "precision": "precision",
+    "devices": "devices",
+}
+
+#: Lightning's warnings about choices that are made on purpose here, or by the user.
+_IGNORED_WARNINGS: Final = (
+    r".*module\(s\) in eval mode at the start of training.*",  # the frozen ones
+    r"Total length of `list` across ranks is zero.*",  # validation data are optional
+    r"You defined a `validation_step` but have no `val_dataloader`.*",  # validation data are optional
+    r".*does not have many workers which may be a bottleneck.*",  # images are kept in memory
+    r".*available but not used.*",  # the device is the caller's choice
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated.*",  # Lightning 2.6 with torch 2.15
+)
+
+#: A vision transformer has one convolution, the patch embedding.
+_FEW_CONVOLUTIONS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerConfig:
+    """Arguments of ``pytorch_lightning.Trainer``, except for the number of epochs."""
+
+    options: dict[str, Any]
+
+    @classmethod
+    def make(
+        cls,
+        device: torch.device,
+        *,
+        precision: Any,
+        devices: Any,
+        progress: bool,
+        accumulate: int,
+        callbacks: Sequence[Callback],
+        more: Mapping[str, Any],
+    ) -> TrainerConfig:
+        """Choose device and precision, for a model on `device`; the other arguments are ``fine_tune``'s."""
+        for name, own in _OWN_ARGUMENTS.items():
+            if name in more:
+                raise TrainingError(f"trainer_kwargs contains {name!r}; pass {own} to fine_tune instead")
+        if devices == "auto":
+            devices = [device.index] if device.type == "cuda" and device.index is not None else 1
+            if more.get("accelerator") == "cpu":
+                devices = 1
+        options: dict[str, Any] = {
+            "accelerator": "auto",
+            "devices": devices,
+            "callbacks": list(callbacks),
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_model_summary": False,
+            "enable_progress_bar": progress,
+            "num_sanity_val_steps": 0,
+            "accumulate_grad_batches": accumulate,
+            # EpochSampler distributes items so that several processes train as one would
+            "use_distributed_sampler": False,
+            **more,
+        }
+        if str(precision).endswith("-true") and str(precision) != "32-true":
+            raise TrainingError(
+                f"precision={precision!r} would convert the model itself to that dtype; use 'bf16-mixed', "
+                "'16-mixed', 32 or 'auto'"
+            )
+        if precision == "auto":
+            precision = _choose_precision(options["accelerator"])
+        return cls({**options, "precision": precision})
+
+    @property
+    def callbacks(self) -> list[Callback]:
+        """The user's callbacks."""
+        return list(self.options["callbacks"])
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the first process."""
+        if not self.uses_gpu:
+            return torch.device("cpu")
+        devices = self.options["devices"]
+        return torch.device("cuda", devices[0] if isinstance(devices, list) and devices else 0)
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this process writes files, as far as launchers of several processes tell."""
+        return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0"
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether training runs on a GPU, and batches use pinned memory."""
+        return torch.cuda.is_available() and self.options["accelerator"] in ("auto", "gpu", "cuda")
+
+    @contextmanager
+    def running(self, seed: int) -> Iterator[None]:
+        """Seed torch, silence Lightning, and restore both and the signal handler at the end."""
+        import pytorch_lightning  # noqa: F401  # its import sets levels of loggers, which are changed next
+
+        loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+        levels = [one.level for one in loggers]
+        main = threading.current_thread() is threading.main_thread()
+        handler = signal.getsignal(signal.SIGINT) if main else None
+        gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+        with torch.random.fork_rng(devices=gpus), warnings.catch_warnings():
+            for message in _IGNORED_WARNINGS:
+                warnings.filterwarnings("ignore", message=message)
+            torch.manual_seed(seed)
+            for one in loggers:
+                one.setLevel(logging.WARNING)
+            try:
+                yield
+            except SystemExit as error:
+                # Lightning ends the whole process after Ctrl+C, and ignores the next one
+                if isinstance(error.__context__, KeyboardInterrupt):
+                    raise KeyboardInterrupt from None
+                raise
+            finally:
+                for one, level in zip(loggers, levels, strict=True):
+                    one.setLevel(level)
+                # None: a handler that was not installed from Python can't be restored from here
+                if handler is not None:
+                    signal.signal(signal.SIGINT, handler)
+
+    def fit(self, module: FineTuneModule, epochs: int) -> None:
+        """Train for a number of epochs; raise TrainingError if Lightning rejects the options."""
+        import pytorch_lightning as pl
+        from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+        try:
+            trainer = pl.Trainer(max_epochs=epochs, **self.options)
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            raise _lightning_error(error) from error
+        try:
+            trainer.fit(module)
+        except MisconfigurationException as error:
+            raise _lightning_error(error) from error
+
+
+def _lightning_error(error: Exception) -> TrainingError:
+    return TrainingError(
+        f"Lightning rejects these settings: {error}. Correct devices, precision, callbacks or trainer_kwargs"
+    )
+
+
+def _choose_precision(accelerator: object) -> str:
+    """Return the fastest precision of the device that training tolerates."""
+    if accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+        return "32-true"
+    native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if native else "16-mixed"
+
+
+def make_loggers(choice: Any, folder: Path | None) -> tuple[Logger, ...]:
+    """Return the loggers of ``logger=``; TensorBoard's writes into `folder`."""
+    if choice is None:
+        return ()
+    several = choice if isinstance(choice, list | tuple) else (choice,)
+    return tuple(_make_logger(one, folder) for one in several)
+
+
+def _make_logger(choice: Any, folder: Path | None) -> Logger:
+    from pytorch_lightning.loggers import Logger, TensorBoardLogger
+
+    if isinstance(choice, Logger):
+        return choice
+    if choice != "tensorboard":
+        raise TrainingError(
+            f'logger must be "tensorboard" or a logger of pytorch_lightning.loggers; found {choice!r}. '
+            "history.csv is written to output= in any case"
+        )
+    if folder is None:
+        raise TrainingError('logger="tensorboard" writes to the output folder: pass output=')
+    try:
+        return TensorBoardLogger(save_dir=folder, name="tensorboard", version="")
+    except ModuleNotFoundError:
+        raise MissingDependencyError(
+            'logger="tensorboard" needs a package that is not installed: run pip install tensorboard'
+        ) from None
+
+
+def prefers_channels_last(model: TransferClassifier, choice: bool | str) -> bool:
+    """Return whether the backbone runs in channels-last format: for "auto", if it is convolutional."""
+    if isinstance(choice, bool):
+        return choice
+    if choice != "auto":
+        raise TrainingError(f'channels_last must be True, False or "auto"; found {choice!r}')
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in model.backbone.modules())
+    return convolutions > _FEW_CONVOLUTIONS
+
+
+@contextmanager
+def memory_format(model: TransferClassifier, *, channels_last: bool, compiled: bool) -> Iterator[None]:
+    """Convert the backbone to channels-last format and compile it, inside the block; values stay the same."""
+    if channels_last:
+        model.backbone.to(memory_format=torch.channels_last)
+    if compiled:
+        model.backbone.compile()
+    try:
+        yield
+    finally:
+        if compiled:
+            model.backbone._compiled_call_impl = None  # torch has no public way back
+        if channels_last:
+            model.backbone.to(memory_format=torch.contiguous_format)

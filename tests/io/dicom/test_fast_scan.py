@@ -1,0 +1,345 @@
+"""Headers read in blocks, against each file by itself."""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence as DicomSequence
+from pydicom.uid import UID, ImplicitVRLittleEndian
+
+import medimg
+from medimg.errors import MedimgError
+from medimg.io.dicom.header.attributes import quiet_pydicom
+from medimg.io.dicom.header.elements import UnusualHeaderError, build_dataset, locate_elements
+from medimg.io.dicom.header.instance import HEADER_TAGS, Instance, read_instance
+from medimg.io.dicom.header.open import open_dataset, to_tags
+from medimg.io.dicom.scanning import block_scan
+from medimg.io.dicom.scanning.block_scan import scan_blocks
+from medimg.io.files.blob import Blob
+from medimg.io.files.prefetch import FileHeads
+from medimg.testing import strategies, studies
+from tests.dicom_files import make_instance, write
+from tests.io.dicom.plain_scan import differences, parsed_header, plain_scan
+
+PIXELS = np.zeros((4, 4), np.uint16)
+DATA_SETS = ("dicom_misc", "dicom_qa", "malformed", "cls/covid_ct_md_dev")
+
+
+def parsed(name: str) -> Instance:
+    """Return what pydicom makes of the header of a file."""
+    with patch("medimg.io.dicom.header.instance.open_header", parsed_header):
+        return read_instance(Blob(name))
+
+
+def check(names: list[str], *, workers: int | None = None) -> int:
+    """Compare what is collected with each file read by itself; return how many took the fast way."""
+    alike, rest = scan_blocks(names, workers=workers)
+    taken = [n for files in alike for n in files.indices]
+    assert sorted(taken + rest) == list(range(len(names)))
+    for files in alike:
+        for row, name in enumerate(files.names):
+            assert names[files.indices[row]] == name
+            assert files.get_instance(row) == parsed(name), name
+    return len(taken)
+
+
+def siblings(folder: Path, count: int = 8, *, syntax: str | None = None, **attributes: Any) -> list[str]:
+    """Slices of one series, whose numbers and positions are written in more or fewer letters."""
+    names = []
+    for n in range(count):
+        facts: dict[str, Any] = {
+            "SeriesInstanceUID": "1.2.3",
+            "SOPInstanceUID": f"1.2.3.{10**n}",
+            "InstanceNumber": 3**n,
+            "ImagePositionPatient": [-10, -20.5, 2.25 * n],
+            "ContentTime": f"1200{n:02d}" + ".5" * (n % 2),
+            "SliceLocation": 2.25 * n,
+            "SeriesDescription": "chest",
+        }
+        ds = make_instance(PIXELS, **facts)
+        for keyword, value in attributes.items():
+            if value is not None:
+                setattr(ds, keyword, value)
+            elif keyword in ds:
+                delattr(ds, keyword)
+        if syntax:
+            ds.file_meta.TransferSyntaxUID = UID(syntax)
+        names.append(str(write(ds, folder / f"{n}.dcm")))
+    return names
+
+
+@pytest.mark.parametrize("syntax", [None, ImplicitVRLittleEndian])
+def test_siblings_are_read_without_a_parser(tmp_path: Path, syntax: str | None) -> None:
+    names = siblings(tmp_path, syntax=syntax)
+    assert check(names) == len(names)
+    alike, _ = scan_blocks(names)
+    assert len(alike) == 1
+    index = medimg.scan(tmp_path)
+    assert index[0].shape == (1, 8, 4, 4)
+    assert differences(index, plain_scan(tmp_path)) == []
+
+
+def test_series_are_told_apart(tmp_path: Path) -> None:
+    names = siblings(tmp_path / "a") + siblings(tmp_path / "b", SeriesInstanceUID="1.2.4")
+    names += siblings(tmp_path / "c", SeriesInstanceUID="1.2.5", PatientID="other")
+    names += siblings(tmp_path / "d", SeriesInstanceUID="1.2.6", StudyInstanceUID="9.9")
+    names += siblings(tmp_path / "e", SeriesInstanceUID="1.2.7", ConvolutionKernel="B70")
+    assert check(random.Random(1).sample(names, len(names))) == 40
+    index = medimg.scan(tmp_path)
+    assert [s.uid for s in index] == ["1.2.3", "1.2.4", "1.2.5", "1.2.6", "1.2.7"]
+    assert differences(index, plain_scan(tmp_path)) == []
+
+
+# pydicom warns of values that are no times when it writes them
+@pytest.mark.filterwarnings("ignore:.*value for VR:UserWarning")
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"InstanceNumber": None},
+        {"ImagePositionPatient": None},
+        {"ImagePositionPatient": [1e6, 0, 0]},
+        {"PatientID": "Müller", "SpecificCharacterSet": "ISO_IR 100"},
+        {"PatientID": "a~b", "SpecificCharacterSet": "ISO_IR 13"},
+        {"SeriesInstanceUID": None},
+        {"NumberOfFrames": 1},
+        {"ContentTime": "12:00:01", "AcquisitionTime": "240000", "AcquisitionDateTime": "20200101120000.5"},
+        {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]},
+        {"ImageOrientationPatient": None},
+        {"Modality": "MR", "EchoTime": 30, "EchoNumbers": 2, "TriggerTime": 12.5},
+    ],
+    ids=",".join,
+)
+def test_every_fact_is_as_a_parser_finds_it(tmp_path: Path, attributes: dict[str, Any]) -> None:
+    names = siblings(tmp_path, **attributes)
+    check(names)
+    assert differences(medimg.scan(tmp_path), plain_scan(tmp_path)) == []
+
+
+ODD = {
+    "sop_uid": ("SOPInstanceUID", b"1.2 3\\4 "),
+    "number": ("InstanceNumber", b"1\\2 "),
+    "position": ("ImagePositionPatient", b"1\\2\\3\\4 "),
+    "two_numbers": ("ImagePositionPatient", b"1\\2 "),
+    "no_number": ("ImagePositionPatient", b"1\\\\3"),
+    "infinite": ("ImagePositionPatient", b"1\\2\\1e999 "),
+    "words": ("ImagePositionPatient", b"a\\b\\c "),
+    "time": ("ContentTime", b"12\\13 "),
+    "inner_zero": ("SOPInstanceUID", b"1.2\0003.4"),
+    "leading_space": ("SOPInstanceUID", b" 1.2.3"),
+    "underscore": ("ImagePositionPatient", b"1_0\\2\\3 "),
+    "patient": ("PatientID", b"a\\b\n"),
+    "series": ("SeriesInstanceUID", b"1.2\\3."),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_values_of_some_files_go_through_the_parser(tmp_path: Path, name: str) -> None:
+    keyword, value = ODD[name]
+    names = siblings(tmp_path)
+    for number in (2, 5):
+        data = Path(names[number]).read_bytes()
+        outline = locate_elements(data)
+        element = next(e for e in outline.elements if e.tag == tag_for_keyword(keyword))
+        changed = data[: element.at] + data[element.at : element.at + 6]
+        changed += struct.pack("<H", len(value)) + value + data[element.value + element.length :]
+        Path(names[number]).write_bytes(changed)
+    assert check(names) >= 6 - 2 * (name in ("patient", "series"))
+
+
+def nested(value: str, count: int, *, endless: bool) -> Dataset:
+    ds = Dataset()
+    items = []
+    for n in range(count):
+        item = Dataset()
+        item.ReferencedSOPInstanceUID = f"{value}.{n}"
+        item.is_undefined_length_sequence_item = endless
+        items.append(item)
+    ds.ReferencedImageSequence = DicomSequence(items)
+    return ds
+
+
+@pytest.mark.parametrize("endless", [False, True], ids=["with_length", "without_length"])
+@pytest.mark.parametrize("syntax", [None, ImplicitVRLittleEndian], ids=["explicit", "implicit"])
+def test_sequences_are_walked(tmp_path: Path, syntax: str | None, *, endless: bool) -> None:
+    names = []
+    for n in range(8):
+        ds = make_instance(
+            PIXELS, SOPInstanceUID=f"1.2.{n}", ImagePositionPatient=[0, 0, n], SeriesDescription="x"
+        )
+        ds.update(nested("1.2" + ".3" * (n % 3), 1 + (n > 5), endless=endless))
+        ds["ReferencedImageSequence"].is_undefined_length = endless
+        if syntax:
+            ds.file_meta.TransferSyntaxUID = UID(syntax)
+        names.append(str(write(ds, tmp_path / f"{n}.dcm")))
+    assert check(names) == 8
+
+
+def test_headers_longer_than_what_is_read_first(tmp_path: Path) -> None:
+    names = siblings(tmp_path / "long", TextValue="x" * 9000)
+    names += siblings(tmp_path / "longer", TextValue="y" * 60000, SeriesInstanceUID="1.2.9")
+    names += siblings(tmp_path / "short", SeriesInstanceUID="1.2.10")
+    assert check(names) == 24
+
+
+def test_many_layouts(tmp_path: Path) -> None:
+    names = []
+    for n in range(60):
+        ds = make_instance(PIXELS, SOPInstanceUID=f"1.2.{n}", ImagePositionPatient=[0, 0, n])
+        block = ds.private_block(0x0011, "TEST", create=True)
+        for bit in range(6):
+            if n >> bit & 1:
+                block.add_new(bit, "LO", f"value {bit}")
+        names.append(str(write(ds, tmp_path / f"{n}.dcm")))
+    assert check(names * 3) == 180
+    assert len(scan_blocks(names)[0]) == 1
+
+
+def test_what_is_no_usual_file_is_left(tmp_path: Path) -> None:
+    names = siblings(tmp_path)
+    (tmp_path / "empty").touch()
+    (tmp_path / "text").write_text("hello " * 1000)
+    (tmp_path / "cut").write_bytes(Path(names[0]).read_bytes()[:300])
+    (tmp_path / "bare").write_bytes(Path(names[0]).read_bytes()[132:])
+    others = [str(tmp_path / name) for name in ("empty", "text", "cut", "bare", "absent")]
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        others.append(str(tmp_path / "pipe"))
+    alike, rest = scan_blocks([others[0], *names, *others[1:], "null\0character"])
+    assert [len(files.names) for files in alike] == [8]
+    assert rest == [0, *range(9, 9 + len(others))]
+
+
+def test_a_file_that_ends_early_is_not_taken_for_its_neighbor(tmp_path: Path) -> None:
+    """A block is used again: behind the end of a short file lie the bytes of another."""
+    names = siblings(tmp_path)
+    whole = Path(names[3]).read_bytes()
+    end = locate_elements(whole).pixels.at
+    for count in range(130, end + 1, 7):
+        Path(names[3]).write_bytes(whole[:count])
+        alike, rest = scan_blocks(names)
+        assert rest == [3], count
+        assert sum(len(files.names) for files in alike) == 7
+
+
+@pytest.mark.parametrize("workers", [1, 2, 7])
+def test_threads_change_nothing(tmp_path: Path, workers: int) -> None:
+    names = siblings(tmp_path) * 30
+    assert check(names, workers=workers) == 240
+
+
+@pytest.mark.parametrize("limits", [("_WAIT_SECONDS",), ("_WAIT_SECONDS", "_SLOW_SECONDS")], ids=len)
+def test_slow_files_are_asked_for_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: tuple[str, ...]
+) -> None:
+    for name in limits:
+        monkeypatch.setattr(f"medimg.io.files.prefetch.{name}", 0.0)
+    names = [*siblings(tmp_path), str(tmp_path / "absent"), str(tmp_path)] * 90
+    taken = check(names)
+    assert taken == 720
+
+
+def test_blocks_of_starts(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"a" * 100)
+    (tmp_path / "b").write_bytes(b"b" * 5)
+    names = [str(tmp_path / name) for name in ("a", "absent", "b")]
+    with FileHeads(width=16) as starts:
+        read, counts = starts.read(names)
+        assert counts.tolist() == [16, 0, 5]
+        assert read[0].tobytes() == b"a" * 16
+        assert read[2, :5].tobytes() == b"b" * 5
+
+
+@settings(max_examples=25, deadline=None)
+@given(study=strategies.studies())
+def test_generated_studies(tmp_path_factory: pytest.TempPathFactory, study: studies.Study) -> None:
+    folder = tmp_path_factory.mktemp("study")
+    studies.write_dicom(study, folder)
+    check([str(p) for p in sorted(folder.rglob("*")) if p.is_file()])
+    assert differences(medimg.scan(folder), plain_scan(folder)) == []
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return siblings(tmp_path_factory.mktemp("eight"))
+
+
+@settings(max_examples=150, deadline=None)
+@given(where=st.floats(0, 1), value=st.integers(0, 255), data=st.data())
+def test_any_byte_may_differ(eight: list[str], where: float, value: int, data: st.DataObject) -> None:
+    """A changed byte anywhere in a header is seen by both, or by none."""
+    name = Path(data.draw(st.sampled_from(eight[1:])))
+    before = name.read_bytes()
+    at = 128 + int(where * (len(before) - 129))
+    try:
+        name.write_bytes(before[:at] + bytes([value]) + before[at + 1 :])
+        alike, rest = scan_blocks(eight)
+        for files in alike:
+            for row, path in enumerate(files.names):
+                assert files.get_instance(row) == parsed(path)
+        assert len(rest) <= 1 or name == Path(eight[1])
+    finally:
+        name.write_bytes(before)
+
+
+def dicom_files(root: Path) -> Iterable[Path]:
+    return (path for path in sorted(root.rglob("*")) if path.is_file())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", DATA_SETS)
+def test_real_trees_give_the_same_series(real_data: Path, part: str) -> None:
+    fast, wrong = 0, []
+    for folder in sorted(p for p in (real_data / part).iterdir() if p.is_dir()):
+        index = medimg.scan(folder)
+        wrong += differences(index, plain_scan(folder))
+        alike, _ = scan_blocks([str(p) for p in dicom_files(folder)])
+        fast += sum(len(files.names) for files in alike)
+    assert wrong == []
+    assert fast >= {"dicom_misc": 250, "dicom_qa": 1400, "malformed": 80}.get(part, 40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", DATA_SETS)
+def test_a_data_set_of_an_outline_is_that_of_the_parser(real_data: Path, part: str) -> None:
+    compared = 0
+    for path in list(dicom_files(real_data / part))[::3]:
+        head = path.read_bytes()[:65536]
+        try:
+            found = build_dataset(locate_elements(head), head, HEADER_TAGS)
+            expected = open_dataset(path, tags=to_tags(*HEADER_TAGS))
+        except (UnusualHeaderError, MedimgError):
+            continue
+        assert found.keys() == expected.keys()
+        assert found.file_meta.keys() == expected.file_meta.keys()
+        with quiet_pydicom():
+            for tag in list(expected.keys()):
+                assert found[tag].VR == expected[tag].VR
+                assert repr(found[tag].value) == repr(expected[tag].value)
+        compared += 1
+    assert compared > 10
+
+
+def test_what_is_tried_is_bounded() -> None:
+    assert block_scan._MAX_TRIED <= 8
+
+
+def test_a_header_of_countless_elements_is_left_to_the_parser() -> None:
+    """Empty elements take eight bytes each, and much more memory once they are noted."""
+    meta = b"\x02\x00\x10\x00UI\x14\x00" + b"1.2.840.10008.1.2.1\0"
+    many = b"".join(struct.pack("<HH2sH", 9 + 2 * (n >> 16), n & 0xFFFF, b"LO", 0) for n in range(70_000))
+    pixels = b"\xe0\x7f\x10\x00OW\0\0\x02\0\0\0\0\0"
+    assert locate_elements(bytes(128) + b"DICM" + meta + many[:80_000] + pixels).pixels.length == 2
+    with pytest.raises(UnusualHeaderError):
+        locate_elements(bytes(128) + b"DICM" + meta + many + pixels)
