@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from medimg.calibration.result import Calibration
     from medimg.data.protocols import LabeledDataset
-    from medimg.models._scoring import PredictSource
+    from medimg.models._source_scores import PredictSource
     from medimg.models.training_distribution import TrainingDistribution
     from medimg.models.training_images import TrainingImages
     from medimg.preprocessing.preprocess import Preprocess

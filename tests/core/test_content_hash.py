@@ -9,7 +9,7 @@ from medimg.core.content_hash import content_hash, json_text, keyed_digest, keye
 
 
 def test_content_hash_is_sha256_of_the_concatenation() -> None:
-    parts = ["grün", b"\x00", memoryview(b"ab"), bytearray(b"c")]
+    parts: list[str | bytes | bytearray | memoryview] = ["grün", b"\x00", memoryview(b"ab"), bytearray(b"c")]
     expected = hashlib.sha256("grün".encode() + b"\x00abc").hexdigest()
     assert content_hash(parts) == content_hash(iter(parts)) == expected
     assert content_hash("grün") == hashlib.sha256("grün".encode()).hexdigest()

@@ -11,9 +11,10 @@ from medimg.models.module_mode import module_mode
 
 
 def mixed() -> nn.Sequential:
-    network = nn.Sequential(nn.Dropout(), nn.Sequential(nn.BatchNorm1d(2), nn.Dropout()), nn.Linear(2, 2))
+    inner = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout())
+    network = nn.Sequential(nn.Dropout(), inner, nn.Linear(2, 2))
     network[0].eval()
-    network[1][0].eval()
+    inner[0].eval()
     return network
 
 
