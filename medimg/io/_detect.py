@@ -18,10 +18,10 @@ from medimg.io.dicom.dicomdir import is_dicomdir
 from medimg.io.dicom.header.instance import Instance, read_instance
 from medimg.io.dicom.header.open import is_dicom
 from medimg.io.files.blob import Blob, as_blob
-from medimg.io.formats.image_file import image_series, is_png_or_jpeg
-from medimg.io.formats.metaimage import is_metaimage, metaimage_series
-from medimg.io.formats.nifti import find_header, is_nifti, nifti_series
-from medimg.io.formats.nrrd import is_nrrd, nrrd_series
+from medimg.io.formats.image_file import is_png_or_jpeg, open_image
+from medimg.io.formats.metaimage import is_metaimage, open_metaimage
+from medimg.io.formats.nifti import find_header, is_nifti, open_nifti
+from medimg.io.formats.nrrd import is_nrrd, open_nrrd
 from medimg.io.series import Series
 from medimg.io.sources import is_zip
 
@@ -94,10 +94,10 @@ def _refuse_zip(blob: Blob) -> Series:
 _BUILT_IN: Final = (
     Reader("DICOMDIR", is_dicomdir, _refuse_dicomdir),
     Reader("DICOM", _has_preamble, read_instance),
-    Reader("PNG or JPEG", is_png_or_jpeg, image_series),
-    Reader("NIfTI", is_nifti, nifti_series),
-    Reader("NRRD", is_nrrd, nrrd_series),
-    Reader("MetaImage", is_metaimage, metaimage_series),
+    Reader("PNG or JPEG", is_png_or_jpeg, open_image),
+    Reader("NIfTI", is_nifti, open_nifti),
+    Reader("NRRD", is_nrrd, open_nrrd),
+    Reader("MetaImage", is_metaimage, open_metaimage),
     Reader("DICOM without preamble", is_dicom, read_instance),
     Reader("zip", is_zip, _refuse_zip),
 )
@@ -138,7 +138,7 @@ class _Plugins:
             del group[reader.name]
             return True
 
-    def readers(self) -> list[Reader]:
+    def list_readers(self) -> list[Reader]:
         """Return all readers; the first call imports those of entry points."""
         with self._lock:
             if not self._is_loaded:
@@ -279,7 +279,7 @@ def unregister_reader(name: str) -> None:
 
 def list_plugin_readers() -> list[str]:
     """Return the names and versions of the readers of plug-ins."""
-    return [f"{reader.name} {reader.version}".rstrip() for reader in _PLUGINS.readers()]
+    return [f"{reader.name} {reader.version}".rstrip() for reader in _PLUGINS.list_readers()]
 
 
 def is_built_in(format_name: str) -> bool:
@@ -330,8 +330,8 @@ def identify_file(source: str | os.PathLike[str] | Blob) -> Instance | Series:
             return reader.open(blob)
     header = find_header(blob)
     if header is not None:
-        return nifti_series(header)
-    plugins = _PLUGINS.readers()
+        return open_nifti(header)
+    plugins = _PLUGINS.list_readers()
     for reader in plugins:
         if _is_recognized(reader, start):
             return _open_with(reader, blob)

@@ -65,7 +65,7 @@ class Record(NamedTuple):
     """State of a file when it was read, the number of its series' common values, and its own ones in JSON."""
 
     state: State
-    kind: int | None
+    group: int | None
     facts: str
 
 
@@ -74,13 +74,13 @@ class SavedIndex:
     """
     Records of a folder, read from and written to an index file.
 
-    `records` are by path below `root`, with slashes, so that folder and index can be moved; `kinds` holds the
-    common values of files by number, in JSON. Raises ReadError if the file exists and is not an index.
+    `records` are by path below `root`, with slashes, so that both can be moved; `groups` holds common values
+    of files by number, in JSON. Raises ReadError if the file exists and is not an index.
     """
 
     path: Path
     root: Path
-    kinds: dict[int, str] = field(default_factory=dict, init=False)
+    groups: dict[int, str] = field(default_factory=dict, init=False)
     records: dict[str, Record] = field(default_factory=dict, init=False)
     began: int = field(default_factory=time.time_ns, init=False)
 
@@ -96,7 +96,7 @@ class SavedIndex:
             self._load()
         # damaged files raise errors of many types
         except Exception as error:
-            self.kinds, self.records = {}, {}
+            self.groups, self.records = {}, {}
             warnings.warn(
                 f"{self.path} is damaged or of another version ({type(error).__name__}); it is rebuilt",
                 MedimgWarning,
@@ -108,28 +108,28 @@ class SavedIndex:
             (version,) = database.execute("PRAGMA user_version").fetchone()
             if version != _VERSION:
                 raise ValueError
-            self.kinds = dict(database.execute("SELECT * FROM kinds"))
+            self.groups = dict(database.execute("SELECT * FROM kinds"))
             self.records = {
-                path: Record(State(size, modified), kind, facts)
-                for path, size, modified, kind, facts in database.execute("SELECT * FROM files")
+                path: Record(State(size, modified), group, facts)
+                for path, size, modified, group, facts in database.execute("SELECT * FROM files")
             }
 
-    def key(self, name: str) -> str:
+    def make_key(self, name: str) -> str:
         """Return the path of a file below the folder, with slashes."""
         start = str(self.root / "_")[:-1]
         below = name[len(start) :] if name.startswith(start) else os.path.relpath(name, self.root)
         return below.replace(os.sep, "/")
 
-    def save(self, kinds: Mapping[int, str], records: Mapping[str, Record]) -> None:
+    def save(self, groups: Mapping[int, str], records: Mapping[str, Record]) -> None:
         """Replace the file atomically, without files modified just now; raise ReadError if that fails."""
         rows = (
-            (path, *record.state, record.kind, record.facts)
+            (path, *record.state, record.group, record.facts)
             for path, record in records.items()
             if record.state.modified < self.began - _FRESH_NS and _is_text(path)
         )
         try:
             with atomic_path(self.path) as temporary:
-                _write(temporary, kinds, rows)
+                _write(temporary, groups, rows)
         # a name with a null character is a ValueError
         except (OSError, sqlite3.Error, ValueError) as error:
             reason = getattr(error, "strerror", None) or type(error).__name__
@@ -154,7 +154,7 @@ def _is_index(path: Path) -> bool:
     return start[:16] == _SQLITE and int.from_bytes(start[68:72], "big") == _APPLICATION
 
 
-def _write(path: Path, kinds: Mapping[int, str], rows: Iterable[tuple[Any, ...]]) -> None:
+def _write(path: Path, groups: Mapping[int, str], rows: Iterable[tuple[Any, ...]]) -> None:
     with closing(sqlite3.connect(path)) as database:
         # the file is moved to its place when it is complete
         database.execute("PRAGMA journal_mode = OFF")
@@ -163,7 +163,7 @@ def _write(path: Path, kinds: Mapping[int, str], rows: Iterable[tuple[Any, ...]]
         database.execute(f"PRAGMA user_version = {_VERSION}")
         for table in _TABLES:
             database.execute(table)
-        database.executemany("INSERT INTO kinds VALUES (?, ?)", kinds.items())
+        database.executemany("INSERT INTO kinds VALUES (?, ?)", groups.items())
         database.executemany("INSERT INTO files VALUES (?, ?, ?, ?, ?)", rows)
         database.commit()
 
@@ -212,49 +212,49 @@ class ScanIndex:
         rows: dict[int, InstanceColumns] = defaultdict(InstanceColumns)
         others: list[tuple[int, Scanned | None]] = []
         for number, state in states.items():
-            record = self._saved.records.get(self._saved.key(names[number]))
+            record = self._saved.records.get(self._saved.make_key(names[number]))
             if record is None or record.state != state:
                 continue
             # a damaged record can be anything
             try:
                 facts = json.loads(record.facts)
-                if record.kind is None:
+                if record.group is None:
                     others.append((number, deserialize_content(facts, names[number])))
                 else:
                     values = [[value.encode("ascii")] for value in facts]
-                    rows[record.kind].extend([number], [names[number]], values)
+                    rows[record.group].extend([number], [names[number]], values)
             except Exception:
                 continue
         return HeaderScan(list(self._restore_uniform(rows)), others)
 
     def _restore_uniform(self, rows: Mapping[int, InstanceColumns]) -> Iterator[UniformFiles]:
-        for kind, some in rows.items():
+        for group, some in rows.items():
             usual, _ = some.split_irregular()
             if usual.names:
                 try:
-                    prototype = _deserialize_instance(json.loads(self._saved.kinds[kind]), usual.names[0])
+                    prototype = _deserialize_instance(json.loads(self._saved.groups[group]), usual.names[0])
                 except Exception:
                     continue
                 yield UniformFiles(prototype, usual)
 
     def _save(self, found: HeaderScan, names: Sequence[str], states: Mapping[int, State | None]) -> None:
-        kinds: dict[int, str] = {}
+        groups: dict[int, str] = {}
         records: dict[str, Record] = {}
 
-        def note(number: int, kind: int | None, facts: Any) -> None:
+        def note(number: int, group: int | None, facts: Any) -> None:
             state, text = states[number], _to_json(facts)
             if state is not None and text is not None:
-                records[self._saved.key(names[number])] = Record(state, kind, text)
+                records[self._saved.make_key(names[number])] = Record(state, group, text)
 
         for number, uniform in enumerate(found.uniform):
             text = _to_json(_serialize_instance(uniform.prototype))
             if text is not None:
-                kinds[number] = text
+                groups[number] = text
                 for row, index in enumerate(uniform.indices):
                     note(index, number, uniform.get_stored_values(row))
         for number, other in found.others:
             note(number, None, serialize_content(other))
-        self._saved.save(kinds, records)
+        self._saved.save(groups, records)
 
 
 def _to_json(facts: Any) -> str | None:
@@ -287,10 +287,10 @@ def serialize_content(found: Scanned | None) -> list[Any] | None:
 
 def deserialize_content(facts: list[Any], name: str) -> Scanned | None:
     """Rebuild the content of a file from :func:`serialize_content`."""
-    kind, *rest = facts
-    if kind == "directory":
+    content_type, *rest = facts
+    if content_type == "directory":
         return None
-    if kind == "failed":
+    if content_type == "failed":
         error, message = getattr(errors, rest[0]), rest[1]
         if not issubclass(error, MedimgError) or name not in message:
             raise ValueError
@@ -298,7 +298,7 @@ def deserialize_content(facts: list[Any], name: str) -> Scanned | None:
         if issubclass(error, NotAnImageError) and (rest[2] if rest[2:] else []) != list_plugin_readers():
             raise ValueError
         return Unreadable(name, error(message))
-    if kind == "instance":
+    if content_type == "instance":
         return _deserialize_instance(rest[0], name)
     plain = {key: _to_tuples(value) for key, value in rest[0].items()}
     if not is_built_in(plain["format"]) and rest[1] != list_plugin_readers():

@@ -158,7 +158,7 @@ def _find_in_source(
         return source, SeriesIndex((source,)), []
     index, errors = build_index(source)
     if not index:
-        raise _no_image_error(source, index, errors)
+        raise _make_error(source, index, errors)
     if series is not None:
         return _select_series(index, series), index, errors
     if len(index) > 1:
@@ -169,7 +169,7 @@ def _find_in_source(
     return index[0], index, errors
 
 
-def _no_image_error(source: object, index: SeriesIndex, errors: list[MedimgError]) -> MedimgError:
+def _make_error(source: object, index: SeriesIndex, errors: list[MedimgError]) -> MedimgError:
     if len(errors) == 1:
         return errors[0]
     where = name_source(source)

@@ -58,7 +58,7 @@ def list_source_files(source: object) -> tuple[list[Blob | str], list[Skipped]]:
     Return the files of a source, those of folders by their paths, and missing files that it references.
 
     Folders are walked with their subfolders, hidden files left out, links to folders followed. A zip archive
-    or a DICOMDIR in a folder is not opened: its files often lie in the folder as well. Raises ReadError if
+    or a DICOMDIR in a folder is not opened: the folder often has its files as well. Raises ReadError if
     something does not exist, can't be opened, or has an unsupported type.
     """
     if _is_path(source) and _is_folder(Path(source)):

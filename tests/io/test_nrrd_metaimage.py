@@ -297,7 +297,7 @@ def test_values_at_the_end_of_a_file(tmp_path: Path) -> None:
         ({"encoding": "hex", "data": b"0g" * 24}, "not numbers"),
         ({"encoding": "ascii", "data": b"1 2 x " * 9}, "not numbers"),
         ({"encoding": "ascii", "data": b"999 " * 24}, "not numbers"),
-        ({"encoding": "ascii", "data": b"9 " * 12 + b" " * 40}, "holds 12"),
+        ({"encoding": "ascii", "data": b"9 " * 12 + b" " * 40}, "has 12 values"),
     ],
 )
 def test_nrrd_that_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -437,7 +437,7 @@ def test_a_contradicting_orientation_is_noted(tmp_path: Path) -> None:
         ({"BinaryData": "False"}, "declares"),
         ({"ElementToIntensityFunctionSlope": "2"}, "Slope"),
         ({"DistanceUnits": "parsec"}, "DistanceUnits"),
-        ({"ObjectType": "Mesh"}, "no image"),
+        ({"ObjectType": "Mesh"}, "not an image"),
     ],
 )  # fmt: skip
 def test_metaimage_that_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

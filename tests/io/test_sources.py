@@ -414,7 +414,7 @@ def test_an_archive_in_a_cycle_of_garbage_is_closed(tmp_path: Path, order: tuple
 
     def leave() -> None:
         archive = Archive(str(tmp_path / "a.zip"))
-        opened = archive.directory()
+        opened = archive.open_directory()
         things: tuple[object, ...] = (archive, opened, opened.fp)
         cycle = [things[n] for n in order]
         del archive, opened, things

@@ -111,7 +111,7 @@ class Blob:
             If the file does not exist, can't be opened, or its compressed data are damaged.
         """
         if self.archive is not None and not self.gzipped:
-            return self.archive.entry(self.member).file_size
+            return self.archive.get_entry(self.member).file_size
         with self.stream() as file:
             if not self.gzipped:
                 return file.seek(0, io.SEEK_END)
@@ -127,7 +127,7 @@ class Blob:
             If the file does not exist or can't be opened.
         """
         if self.archive is not None:
-            return self.archive.entry(self.member).compress_size
+            return self.archive.get_entry(self.member).compress_size
         with self._open_stored() as file:
             return file.seek(0, io.SEEK_END)
 
@@ -141,7 +141,7 @@ class Blob:
             If the file does not exist or can't be opened.
         """
         if self.archive is not None:
-            entry = self.archive.entry(self.member)
+            entry = self.archive.get_entry(self.member)
             size = entry.file_size
             if entry.compress_type == zipfile.ZIP_DEFLATED:
                 size = min(size, entry.compress_size * MAX_EXPANSION)
@@ -164,7 +164,7 @@ class Blob:
             return None
         if self.archive is not None:
             member = posixpath.join(posixpath.dirname(self.member), relative)
-            if member not in self.archive.directory().NameToInfo:
+            if member not in self.archive.open_directory().NameToInfo:
                 return None
             return Blob(f"{self.archive.name}/{member}", self.archive, member)
         path = Path(self.name).parent / relative
@@ -174,7 +174,7 @@ class Blob:
         if self.data is not None:
             return io.BytesIO(self.data)
         if self.archive is not None:
-            return self.archive.stream(self.member)
+            return self.archive.open_member(self.member)
         path = Path(self.name)
         try:
             if path.exists() and not path.is_file():
@@ -204,7 +204,7 @@ def list_zip_members(source: str | os.PathLike[str] | Blob) -> list[Blob]:
     archive = Archive(blob.name, blob.data)
     names = [
         e.filename
-        for e in archive.directory().infolist()
+        for e in archive.open_directory().infolist()
         if not e.filename.endswith(("/", "\\")) and e.filename
     ]
     if len(names) > MAX_MEMBERS:

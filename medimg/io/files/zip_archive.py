@@ -41,7 +41,7 @@ class Archive:
     def __reduce__(self) -> tuple[type[Archive], tuple[str, bytes | None]]:
         return Archive, (self.name, self._data)
 
-    def directory(self) -> zipfile.ZipFile:
+    def open_directory(self) -> zipfile.ZipFile:
         """Return the open archive; raise ReadError if it can't be opened or is damaged."""
         with self._lock:
             opened = self._opened
@@ -81,21 +81,21 @@ class Archive:
         except Exception as error:
             raise ReadError(f"{self.name} is a damaged zip archive ({type(error).__name__})") from None
 
-    def entry(self, member: str) -> zipfile.ZipInfo:
+    def get_entry(self, member: str) -> zipfile.ZipInfo:
         """Return the directory entry of a member; raise ReadError if there is none."""
         try:
-            return self.directory().getinfo(member)
+            return self.open_directory().getinfo(member)
         except KeyError:
             raise ReadError(f"there is no file {member} in {self.name}") from None
 
-    def stream(self, member: str) -> BinaryIO:
+    def open_member(self, member: str) -> BinaryIO:
         """Open a member for reading forward; raise ReadError if it is missing, encrypted or damaged."""
-        entry = self.entry(member)
+        entry = self.get_entry(member)
         name = f"{self.name}/{member}"
         if entry.flag_bits & _ENCRYPTED:
             raise ReadError(f"{name} is encrypted; unpack the archive with its password first")
         try:
-            file = self.directory().open(entry)
+            file = self.open_directory().open(entry)
         # unknown compression and damage raise errors of many types
         except Exception as error:
             raise ReadError(f"{name} is damaged or can't be decompressed ({type(error).__name__})") from None

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL import Image
 
-__all__ = ["image_series", "is_png_or_jpeg"]
+__all__ = ["is_png_or_jpeg", "open_image"]
 
 _MAX_PIXELS: Final = 2**27
 _ORIENTATION_TAG: Final = 0x0112
@@ -46,7 +46,7 @@ def is_png_or_jpeg(start: bytes) -> bool:
     return start[:8] == b"\x89PNG\r\n\x1a\n" or start[:3] == b"\xff\xd8\xff"
 
 
-def image_series(source: str | os.PathLike[str] | Blob) -> Series:
+def open_image(source: str | os.PathLike[str] | Blob) -> Series:
     """
     Return the series of a PNG or JPEG file, from its header.
 
@@ -54,7 +54,7 @@ def image_series(source: str | os.PathLike[str] | Blob) -> Series:
     for other files, and ReadError if it can't be opened.
     """
     blob = as_blob(source)
-    with _open_image(blob) as image:
+    with _decode_image(blob) as image:
         width, height = image.size
         if _find_orientation(image, blob.name) in _SIDEWAYS:
             width, height = height, width
@@ -74,7 +74,7 @@ def image_series(source: str | os.PathLike[str] | Blob) -> Series:
 
 
 @contextmanager
-def _open_image(blob: Blob) -> Iterator[Image.Image]:
+def _decode_image(blob: Blob) -> Iterator[Image.Image]:
     """Yield the image, whose pixels are read from the file while it is used."""
     with blob.open() as file:
         image = _decode_header(file, blob.name)
@@ -133,7 +133,7 @@ def _read_volume(blob: Blob, slices: Sequence[int] | None, policies: Policies) -
     path = blob.name
     if slices is not None and list(slices) != [0]:
         raise ReadError(f"{path} is a single image with slice 0; slices {list(slices)} were requested")
-    with _open_image(blob) as image:
+    with _decode_image(blob) as image:
         format_ = str(image.format)
         transposition = _find_orientation(image, path)
         try:

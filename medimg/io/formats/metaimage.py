@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from medimg.io.series import Series
 
-__all__ = ["is_metaimage", "metaimage_series"]
+__all__ = ["is_metaimage", "open_metaimage"]
 
 #: MET_LONG has four bytes, whatever the machine.
 _TYPES: Final = {
@@ -54,7 +54,7 @@ def is_metaimage(start: bytes) -> bool:
     return _FIRST_FIELD.match(start) is not None and re.search(rb"(^|\n)\s*NDims\s*[=:]", start) is not None
 
 
-def metaimage_series(source: str | os.PathLike[str] | Blob) -> Series:
+def open_metaimage(source: str | os.PathLike[str] | Blob) -> Series:
     """
     Return the series of a MetaImage file, from its header.
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from medimg.io.series import Series
 
-__all__ = ["find_header", "is_nifti", "nifti_series"]
+__all__ = ["find_header", "is_nifti", "open_nifti"]
 
 #: Sizes of the headers, in their first four bytes, which also give the byte order.
 _NIFTI_1, _NIFTI_2 = 348, 540
@@ -82,7 +82,7 @@ def _unzip(blob: Blob) -> Blob:
     return blob.unzipped() if not blob.gzipped and blob.start(2) == b"\x1f\x8b" else blob
 
 
-def nifti_series(source: str | os.PathLike[str] | Blob) -> Series:
+def open_nifti(source: str | os.PathLike[str] | Blob) -> Series:
     """
     Return the series of a ``.nii`` file or the ``.hdr`` file of a pair, from its header.
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from medimg.io.series import Series
 
-__all__ = ["is_nrrd", "nrrd_series"]
+__all__ = ["is_nrrd", "open_nrrd"]
 
 #: Maximum number of time points listed; the header is not checked against the file yet.
 _MAX_TIMES: Final = 2**20
@@ -83,7 +83,7 @@ def is_nrrd(start: bytes) -> bool:
     return start[:7] == b"NRRD000"
 
 
-def nrrd_series(source: str | os.PathLike[str] | Blob) -> Series:
+def open_nrrd(source: str | os.PathLike[str] | Blob) -> Series:
     """
     Return the series of an NRRD file, from its header.
 

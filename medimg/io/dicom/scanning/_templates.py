@@ -53,7 +53,7 @@ class Block:
         """Bytes per row."""
         return int(self.starts.shape[1])
 
-    def head(self, row: int) -> bytes:
+    def get_head(self, row: int) -> bytes:
         """Return the bytes of one file."""
         return self.starts[row, : self.counts[row]].tobytes()
 
@@ -207,10 +207,10 @@ class BlockTemplate:
         for number in self._elastic:
             element = self.elements[number]
             offset, size = _find_length_field(element)
-            place = start + (element.at + offset) // 2
-            length = block.words.take(place, mode="clip").astype(np.int64)
+            position = start + (element.at + offset) // 2
+            length = block.words.take(position, mode="clip").astype(np.int64)
             if size > 2:
-                length |= block.words.take(place + 1, mode="clip").astype(np.int64) << 16
+                length |= block.words.take(position + 1, mode="clip").astype(np.int64) << 16
             most = block.width if element.vr else _LETTERS - 1
             is_usual &= (length & 1 == 0) & (length <= most)
             start = start + ((length - element.length) >> 1)
@@ -253,11 +253,11 @@ class LocatedRows:
         gatherer, elastic = self.template.get_gatherer(tags)
         tables = [gatherer.gather(self.block.words, self.starts)]
         for number in elastic:
-            words, lengths = self._elastic(number)
+            words, lengths = self._gather_elastic(number)
             tables += [words, lengths.astype(np.uint16)[:, None]]
         return np.concatenate(tables, axis=1) if len(tables) > 1 else tables[0]
 
-    def raw_rows(self, tags: frozenset[int]) -> tuple[list[RawField], list[bytes]]:
+    def gather_raw_rows(self, tags: frozenset[int]) -> tuple[list[RawField], list[bytes]]:
         """Return undecoded values of some tags, all values of a row in one bytes object, and their fields."""
         gatherer, elastic = self.template.get_gatherer(tags)
         tables = [gatherer.gather(self.block.words, self.starts)]
@@ -270,7 +270,7 @@ class LocatedRows:
             fields.append(RawField(element.tag, element.vr, at, at + element.length, None))
             at += element.length
         for number in elastic:
-            element, (words, lengths) = self.template.elements[number], self._elastic(number)
+            element, (words, lengths) = self.template.elements[number], self._gather_elastic(number)
             end = at + 2 * words.shape[1]
             fields.append(RawField(element.tag, element.vr, at, end, end))
             tables += [words, lengths.astype(np.uint16)[:, None]]
@@ -284,7 +284,7 @@ class LocatedRows:
         if number is None:
             return [b""] * len(self.rows)
         if self.template.is_elastic(number):
-            words, _ = self._elastic(number)
+            words, _ = self._gather_elastic(number)
         else:
             starts = self.starts[self.template.count_elastic_before(number)][:, None]
             words = self.block.words.take(
@@ -295,7 +295,7 @@ class LocatedRows:
         found: list[bytes] = words.view(f"S{2 * words.shape[1]}").ravel().tolist()
         return found
 
-    def _elastic(self, number: int) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64]]:
+    def _gather_elastic(self, number: int) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64]]:
         """Return a value of varying length (n, words), padded with zeros, and its lengths in words."""
         element, slot = self.template.elements[number], self.template.count_elastic_before(number)
         lengths = element.length // 2 + self.starts[slot + 1] - self.starts[slot]

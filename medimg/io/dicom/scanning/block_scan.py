@@ -185,7 +185,7 @@ class _Collector:
 
     def _pack_acquisitions(self, located: LocatedRows) -> list[AcquisitionElements | None]:
         """Return what describes the acquisition of each row; equal ones are one object."""
-        fields, rows = located.raw_rows(ACQUISITION_TAGS)
+        fields, rows = located.gather_raw_rows(ACQUISITION_TAGS)
         if any(field.stop - field.start > MAX_VALUE_BYTES for field in fields):
             return [None] * len(rows)
         known: dict[bytes, AcquisitionElements] = {}
@@ -203,7 +203,7 @@ class _Collector:
         self, block: Block, row: int, names: Sequence[str], first: int
     ) -> tuple[ElementOffsets, bytes] | None:
         """Add a file by walking its header; return element offsets and header."""
-        head = block.head(row)
+        head = block.get_head(row)
         try:
             offsets, head = _walk_header(head, names[row], block.width)
         except UnusualHeaderError:

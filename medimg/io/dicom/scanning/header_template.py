@@ -148,9 +148,9 @@ class HeaderTemplateReader:
             return None
         value = at + len(self._last)
         pixels = _new(Element, (self._tag, value - self._header_size, value, *self._pixels))
-        return self._header(pixels, kept)
+        return self._make_header(pixels, kept)
 
-    def _header(self, pixels: Element, kept: list[bytes]) -> Header:
+    def _make_header(self, pixels: Element, kept: list[bytes]) -> Header:
         uid, wanted = self._uid, self._wanted
         if self._uid_index >= 0:
             uid = kept.pop(self._uid_index)[self._uid_header :].rstrip(b"\0 ")

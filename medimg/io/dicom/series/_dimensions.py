@@ -310,14 +310,14 @@ def _find_first_number(numbered: list[tuple[PositionedFrame, int]], period: int)
     locations = np.asarray([item.location for item, _ in numbered])
     first = int(numbers.min())
 
-    def faults(start: int) -> tuple[int, bool, bool, int]:
+    def count_faults(start: int) -> tuple[int, bool, bool, int]:
         volumes, ranks_in_period = np.divmod(numbers - start, period)
         _, sizes = np.unique(volumes, return_counts=True)
         steps = np.diff(locations[np.unique(ranks_in_period, return_index=True)[1]])
         disordered = not ((steps > 0).all() or (steps < 0).all())
         return int((sizes < len(steps) + 1).sum()), disordered, start != 1, first - start
 
-    return min(range(first - period + 1, first + 1), key=faults)
+    return min(range(first - period + 1, first + 1), key=count_faults)
 
 
 def _split_into_runs(items: list[PositionedFrame]) -> list[list[PositionedFrame]]:
