@@ -71,8 +71,6 @@ class _DANNTerm(AdaptationTerm):
 class _CDANTerm(AdaptationTerm):
     """Discriminator of CDAN, and its random projections."""
 
-    projections: tuple[Tensor, Tensor] | None
-
     def __init__(self, features: int, classes: int, settings: CDAN) -> None:
         super().__init__()
         self._weight, self._entropy = settings.weight, settings.entropy
@@ -95,11 +93,11 @@ class _CDANTerm(AdaptationTerm):
         outputs = torch.cat([source.logits, other.logits]).detach().float()
         predictions = outputs.sigmoid() if multilabel else outputs.softmax(dim=1)
         inputs = multilinear_map(
-            gradient_reversal(embeddings, self._weight * ramp(progress)), predictions, self._projections()
+            gradient_reversal(embeddings, self._weight * ramp(progress)), predictions, self._get_projections()
         )
         logits = self.discriminator(inputs)
         n = len(losses)
-        weights = self._weights(predictions, multilabel=multilabel)
+        weights = self._compute_weights(predictions, multilabel=multilabel)
         loss = adversarial_loss(
             logits[:n],
             logits[n:],
@@ -109,12 +107,12 @@ class _CDANTerm(AdaptationTerm):
         parts = {"cdan": loss.detach(), "cdan_accuracy": domain_accuracy(logits[:n], logits[n:])}
         return losses.mean() + loss, parts
 
-    def _projections(self) -> tuple[Tensor, Tensor] | None:
+    def _get_projections(self) -> tuple[Tensor, Tensor] | None:
         if not self._randomized:
             return None
         return self.get_buffer("for_embeddings"), self.get_buffer("for_predictions")
 
-    def _weights(self, predictions: Tensor, *, multilabel: bool) -> Tensor | None:
+    def _compute_weights(self, predictions: Tensor, *, multilabel: bool) -> Tensor | None:
         if not self._entropy:
             return None
         if not multilabel:

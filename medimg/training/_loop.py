@@ -79,7 +79,7 @@ def _fit_phase(state: TrainingState, phase: Phase, trainer: TrainerConfig) -> No
     train, val = inputs.train, inputs.val
     if cached:
         inputs.model.to(trainer.device)
-        train, val = _embed(inputs, train), None if val is None else _embed(inputs, val)
+        train, val = _embed_dataset(inputs, train), None if val is None else _embed_dataset(inputs, val)
     module = FineTuneModule(state, phase, train=train, val=val, cached=cached)
     trainer.fit(module, phase.epochs - state.progress.done)
 
@@ -93,7 +93,7 @@ def _can_cache(state: TrainingState) -> bool:
     return not (changing or trained or state.terms.find_active(backbone_trained=trained))
 
 
-def _embed(inputs: FineTuneInputs, data: LabeledDataset) -> LabeledDataset:
+def _embed_dataset(inputs: FineTuneInputs, data: LabeledDataset) -> LabeledDataset:
     """Return a dataset of embeddings; each image passes the backbone once."""
     features = item_features(
         inputs.model,

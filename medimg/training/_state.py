@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["FineTuneInputs", "PhaseProgress", "TrainingState", "WeightAverage"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FineTuneInputs:
     """Model, data and settings of a training."""
 

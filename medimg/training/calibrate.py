@@ -118,22 +118,22 @@ def calibrate(
         check_disjoint(train, val)
     check_not_trained_on(model, val)
     options = {"cache": cache, "batch_size": batch_size, "num_workers": num_workers, "progress": progress}
-    vectors, starts = _embed_items(model, val, **options)
-    judged = CalibrationData(_logits(model, vectors), starts, np.asarray(val.labels), model.task)
-    temperature = fit_temperature(judged) if method else np.ones(len(judged.losses()))
-    proba, truth = judged.probabilities(temperature), judged.truth()
+    vectors, starts = _compute_head_inputs(model, val, **options)
+    data = CalibrationData(_compute_logits(model, vectors), starts, np.asarray(val.labels), model.task)
+    temperature = fit_temperature(data) if method else np.ones(len(data.losses()))
+    proba, truth = data.probabilities(temperature), data.truth()
     calibration = Calibration(
         unit=val.unit,
         items=len(val),
         patients=len(set(val.patients)),
         temperature=tuple(temperature.tolist()),
-        loss=(float(judged.losses().mean()), float(judged.losses(temperature).mean())),
+        loss=(float(data.losses().mean()), float(data.losses(temperature).mean())),
         operating_point=criterion,
         points=operating_points(proba, truth, model.classes, model.task, criterion),
         coverage=wanted,
         quantiles=conformal_quantiles(proba, truth, val.patients, model.task, wanted),
         bins=(
-            *_bin_probabilities("raw", judged.probabilities(), truth, model.task),
+            *_bin_probabilities("raw", data.probabilities(), truth, model.task),
             *_bin_probabilities("calibrated", proba, truth, model.task),
         ),
         parameters_sha256=parameters_digest(model),
@@ -144,7 +144,7 @@ def calibrate(
     return calibration
 
 
-def _embed_items(
+def _compute_head_inputs(
     model: TransferClassifier, data: LabeledDataset, **options: Any
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return inputs of the head (n, F), and the first row of each item: one per item, or one per slice."""
@@ -159,7 +159,8 @@ def _embed_items(
     return torch.cat(pooled).float().cpu().numpy(), np.arange(len(pooled))
 
 
-def _logits(model: TransferClassifier, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+def _compute_logits(model: TransferClassifier, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return logits (n, K) of inputs of the head (n, F)."""
     weight = model.head.weight
     with torch.no_grad():
         rows = torch.from_numpy(vectors).to(weight.device, weight.dtype)
@@ -173,7 +174,7 @@ def _fit_detector(
     options: Mapping[str, Any],
 ) -> MahalanobisDetector:
     """Return a detector fitted to the embeddings of the training data, calibrated by `held_out` (n, F)."""
-    vectors, starts = _embed_items(model, train, **options)
+    vectors, starts = _compute_head_inputs(model, train, **options)
     counts = np.diff(np.append(starts, len(vectors)))
     labels = np.asarray(train.labels)
     groups = labels if model.task == "multiclass" else np.zeros(len(labels))

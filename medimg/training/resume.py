@@ -32,7 +32,7 @@ _KEY: Final = "medimg-training"
 _SCHEMA: Final = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class FitState:
     """State of one fit between two epochs: optimizer, schedule, gradient scaling, callbacks."""
 
@@ -80,7 +80,7 @@ class FitState:
                 callback.load_state_dict(state)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ResumeState:
     """Content of a resume file: progress, what identifies the training, history, weights."""
 

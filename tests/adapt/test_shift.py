@@ -1,4 +1,4 @@
-"""The comparison of source and target: alike is near 0, a scanner apart near 2, and tags are counted."""
+"""Comparison of source and target: about 0 for equal distributions, about 2 for another scanner."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.models.fakes import SMALL, Images, classifier, images
 
 
 class Smooth(Images):
-    """Smooth pictures within black and white."""
+    """Smooth images within black and white."""
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(self.seed)
@@ -73,8 +73,8 @@ def test_the_a_distance_is_the_closed_form_of_a_known_error() -> None:
     assert apart == pytest.approx(2 * (1 - 2 * error), abs=0.06)
 
 
-def test_patients_are_not_told_apart_by_heart() -> None:
-    """Each patient looks different from all others, and in no way that tells the sides apart."""
+def test_patients_are_not_memorized() -> None:
+    """Each patient looks different from all others, and not by domain."""
     rng = np.random.default_rng(0)
     looks = rng.normal(size=(40, 30)).repeat(10, axis=0) + 0.01 * rng.normal(size=(400, 30))
     patients = [str(n) for n in np.arange(40).repeat(10)]

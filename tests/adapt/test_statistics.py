@@ -135,7 +135,7 @@ def test_pgd_stays_within_its_bounds_and_raises_the_loss(backbone: str, bags: in
         assert F.cross_entropy(model(found), labels) > F.cross_entropy(model((noisy - mean) / std), labels)
 
 
-def test_pgd_changes_channels_apart_where_they_are_different_pictures() -> None:
+def test_pgd_changes_channels_apart_where_they_are_different_images() -> None:
     recipe = Preprocess(size=64, window=("lung", "bone", "brain"))
     model = classifier(preprocess=recipe).eval()
     x = pictures(recipe)

@@ -28,7 +28,7 @@ def domained(n: int) -> Any:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_methods_train_and_are_told_in_the_summary(name: str) -> None:
+def test_methods_train_and_are_named_in_the_summary(name: str) -> None:
     method = METHODS[name](images(6, prefix="t", seed=3))
     model, result = trained(method)
     assert result.history[0]["adapt_loss"] is not None
@@ -48,13 +48,13 @@ def test_adabn_after_training_changes_nothing_but_statistics() -> None:
     }
 
 
-def test_pgd_trains_on_other_pictures() -> None:
+def test_pgd_trains_on_other_images() -> None:
     assert changed(state(trained(None)[0]), state(trained(adapt.PGD(steps=1))[0]))
 
 
 def test_labels_of_the_target_play_no_part() -> None:
     first, second = images(6, prefix="t", seed=3), images(6, prefix="t", seed=3)
-    second.labels = 1 - second.labels  # the pictures stay as they were made
+    second.labels = 1 - second.labels  # the images stay as they were made
     for name in ("coral", "cdan", "mdan"):
         one, other = (trained(METHODS[name](target))[0] for target in (first, second))
         assert not changed(state(one), state(other))

@@ -17,7 +17,7 @@ STILL = {"rotation": 0.0, "shift": 0.0, "scale": 0.0, "brightness": 0.0, "contra
 
 
 def pictures(n: int, side: int | tuple[int, int] = 64, at: tuple[float, float] = (0.3, 0.5)) -> torch.Tensor:
-    """A bright disc on black at some height and width, as shares of the picture; in the range 0 to 1."""
+    """A bright disc on black at some height and width, as shares of the image; in the range 0 to 1."""
     height, width = (side, side) if isinstance(side, int) else side
     rows = (torch.arange(height) + 0.5)[:, None] / height - at[0]
     columns = (torch.arange(width) + 0.5)[None] / width - at[1]
@@ -26,7 +26,7 @@ def pictures(n: int, side: int | tuple[int, int] = 64, at: tuple[float, float] =
 
 
 def center(planes: torch.Tensor) -> torch.Tensor:
-    """Centroid of brightness (n, 2), as shares of height and width."""
+    """Centroid of intensity (n, 2), as shares of height and width."""
     mass = planes[:, 0].clamp_min(0)
     height, width = mass.shape[-2:]
     rows = (torch.arange(height) + 0.5) / height
@@ -36,7 +36,7 @@ def center(planes: torch.Tensor) -> torch.Tensor:
 
 
 def apply(planes: torch.Tensor, seed: int = 0, **changes: float) -> torch.Tensor:
-    """Change pictures in the range 0 to 1, and give them in that range."""
+    """Change images in the range 0 to 1, and give them in that range."""
     augment = RandomScanAugmentation(RECIPE, **{**STILL, **changes})
     changed = augment(RECIPE.normalize(planes), torch.Generator().manual_seed(seed))
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (RECIPE.mean, RECIPE.std))
@@ -94,7 +94,7 @@ def test_what_moves_in_is_background() -> None:
     assert corners.min() > 0.25 - 1e-4
 
 
-def test_brightness_and_contrast_keep_their_bounds() -> None:
+def test_intensity_and_contrast_keep_their_bounds() -> None:
     planes = torch.full((256, 3, 8, 8), 0.5)
     bright = apply(planes, brightness=0.1)[:, 0, 0, 0]
     assert 0.4 - 1e-5 <= bright.min() < 0.42
@@ -186,7 +186,7 @@ def test_a_modality_can_be_named() -> None:
     assert changes_of("MG") == changes_of("DX")
 
 
-def test_geometric_changes_leave_brightness_alone() -> None:
+def test_geometric_changes_leave_intensities_alone() -> None:
     changes = changes_of("geometric", ("MR",))
     assert changes.rotation == 10.0
     planes = RECIPE.normalize(torch.full((8, 3, 64, 64), 0.5))
@@ -201,7 +201,7 @@ def test_unknown_choices(choice: Any) -> None:
         make_augmentation(choice, RECIPE)
 
 
-def test_each_kind_changes_brightness_in_its_way() -> None:
+def test_each_modality_changes_intensities_in_its_way() -> None:
     planes = gray(64)
     still = {name: apply(planes, 0, **changes) for name, changes in KINDS.items()}
     torch.testing.assert_close(still["all"], planes, rtol=0, atol=1e-5)
@@ -220,7 +220,7 @@ def test_each_kind_changes_brightness_in_its_way() -> None:
     assert 1.22 < exponents.max() < 1.251
 
 
-def test_all_channels_of_a_gray_picture_stay_equal(kind: dict[str, float]) -> None:
+def test_all_channels_of_a_gray_image_stay_equal(kind: dict[str, float]) -> None:
     changed = apply(gray(4), 0, **{"rotation": 10.0, **kind})
     torch.testing.assert_close(changed[:, 0], changed[:, 1], rtol=0, atol=1e-5)
     torch.testing.assert_close(changed[:, 0], changed[:, 2], rtol=0, atol=1e-5)
@@ -241,7 +241,7 @@ def test_padding_stays_background(kind: dict[str, float], fill: float) -> None:
     assert not torch.allclose(changed[:, :, 16:48], images[:, :, 16:48], atol=0.02)
 
 
-def test_padding_moves_with_the_picture() -> None:
+def test_padding_moves_with_the_image() -> None:
     """Relit content on its background, moved: as if the background had been laid under it at the end."""
     recipe = Preprocess(size=64, fill=0.0)
     planes = torch.zeros(8, 3, 64, 64)
@@ -251,13 +251,13 @@ def test_padding_moves_with_the_picture() -> None:
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (recipe.mean, recipe.std))
     shown = (changed * std + mean)[:, 0]
     middle = shown[:, 28:36, 28:36].mean(dim=(1, 2))
-    for picture, brightness in zip(shown, middle, strict=True):
-        assert picture.min() > -1e-5
-        assert picture.max() <= brightness + 1e-5
-        assert float(picture[:8].max()) < 1e-5  # far from the content
+    for image, brightness in zip(shown, middle, strict=True):
+        assert image.min() > -1e-5
+        assert image.max() <= brightness + 1e-5
+        assert float(image[:8].max()) < 1e-5  # far from the content
 
 
-def test_an_empty_picture_stays_empty(kind: dict[str, float]) -> None:
+def test_an_empty_image_stays_empty(kind: dict[str, float]) -> None:
     images = RECIPE.normalize(torch.zeros(4, 3, 64, 64))
     augment = RandomScanAugmentation(RECIPE, **kind)
     assert torch.equal(augment(images, torch.Generator().manual_seed(0)), images)
@@ -286,7 +286,7 @@ def test_the_seed_decides_all_kinds(kind: dict[str, float]) -> None:
     assert not torch.equal(one, other)
 
 
-def test_place_and_brightness_do_not_depend_on_the_kind() -> None:
+def test_geometry_and_intensity_do_not_depend_on_the_modality() -> None:
     images = RECIPE.normalize(pictures(4))
     moved = [
         center(RandomScanAugmentation(RECIPE, **{**KINDS[name], "rician": 0.0, "noise": 0.0})(
@@ -376,7 +376,7 @@ def test_transforms_of_libraries(library: str) -> None:
     torch.testing.assert_close(bags[:, 3], one, rtol=1e-4, atol=1e-4)  # all slices of a bag alike
 
 
-def test_transforms_of_libraries_see_brightness() -> None:
+def test_transforms_of_libraries_get_intensities_from_0_to_1() -> None:
     from torchvision.transforms import v2
 
     augment = make_augmentation(v2.RandomInvert(p=1.0), RECIPE)

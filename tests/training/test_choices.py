@@ -142,7 +142,7 @@ def test_the_mean_of_frozen_weights_is_what_they_are() -> None:
     assert not changed(before, state(model.backbone))
 
 
-def test_mixup_mixes_pictures_and_losses_alike() -> None:
+def test_mixup_mixes_images_and_losses_alike() -> None:
     batch = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 2, 2)
     blend, pairs = mixup(batch, 0.4, torch.Generator().manual_seed(3))
     assert 0 < pairs.share < 1
@@ -327,6 +327,6 @@ def test_embeddings_of_a_head_phase_are_kept(tmp_path: Path) -> None:
         model = classifier(classes=data.classes)
         fine_tune(model, data, head_epochs=2, epochs=0, cache=tmp_path / "kept", progress=False)
         states.append(state(model))
-        model.backbone.register_forward_pre_hook(lambda *_: pytest.fail("a picture passed once more"))
+        model.backbone.register_forward_pre_hook(lambda *_: pytest.fail("an image passed once more"))
         fine_tune(model, data, head_epochs=1, epochs=0, cache=tmp_path / "kept", progress=False)
     assert not changed(*states)

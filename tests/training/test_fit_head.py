@@ -71,7 +71,7 @@ def test_folded_weights_give_the_same_probabilities(data: ImageDataset) -> None:
     with torch.no_grad():
         logits = head_logits(model.head, torch.from_numpy(x))
     assert np.allclose(probabilities(logits, "multiclass"), expected, rtol=0, atol=1e-6)
-    # the pictures pass through the network once more, in another order of memory
+    # the images pass through the network once more, in another order of memory
     assert np.allclose(model.predict_proba(data), expected, rtol=0, atol=1e-4)
 
 
@@ -211,7 +211,7 @@ def test_the_same_seed_gives_the_same_head(data: ImageDataset) -> None:
 )
 def test_unsound_settings_are_refused_before_any_image_passes(options: dict[str, Any], match: str) -> None:
     model = classifier()
-    model.backbone.register_forward_pre_hook(lambda *_: pytest.fail("a picture passed"))
+    model.backbone.register_forward_pre_hook(lambda *_: pytest.fail("an image passed"))
     with pytest.raises(TrainingError, match=match):
         medimg.fit_head(model, images(8), **options)
 

@@ -40,7 +40,7 @@ def compared(data: ImageDataset, weights: Path, cache: Path, tolerance: float, s
     probe = medimg.cross_validate(model, data, cache=cache, balance=None, C=0.01, n_resamples=200)
     hand = by_hand(plain_features(data.sources, weights, size), data.labels, data.patients, 0.01)
     assert probe.metrics["auroc"].value >= hand - tolerance
-    model.backbone.register_forward_pre_hook(lambda *_: pytest.fail("a picture passed once more"))
+    model.backbone.register_forward_pre_hook(lambda *_: pytest.fail("an image passed once more"))
     # on the same embeddings, to the last digits
     x = item_features(model, data, cache=cache).embeddings.numpy()
     again = by_hand(x, data.labels, data.patients, 0.01)

@@ -182,7 +182,7 @@ def test_what_has_ended_is_not_trained_again(tmp_path: Path) -> None:
     assert not changed(state(model), state(again))
 
 
-def test_resume_without_a_state_starts_anew(tmp_path: Path) -> None:
+def test_resume_without_a_state_starts_from_the_beginning(tmp_path: Path) -> None:
     assert len(trained(tmp_path / "new", classifier(), resume=True, head_epochs=0, epochs=1).history) == 1
     with pytest.raises(TrainingError, match="needs output="):
         trained(None, classifier(), resume=True)
@@ -222,7 +222,7 @@ def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
         trained(tmp_path, classifier(), head_epochs=0, epochs=1, resume=True)
 
 
-def test_a_callback_whose_state_is_no_json_is_told_of(tmp_path: Path) -> None:
+def test_a_callback_state_that_is_no_json_gives_a_warning(tmp_path: Path) -> None:
     import pytorch_lightning as pl
 
     class Odd(pl.Callback):

@@ -33,7 +33,7 @@ def test_an_epoch_without_validation_is_not_the_best() -> None:
     assert result.best_epoch == 2
 
 
-def test_attention_is_not_trained_on_single_pictures() -> None:
+def test_attention_is_not_trained_on_single_images() -> None:
     with pytest.raises(TrainingError, match="attention"):
         fine_tune(classifier(pool="attention"), images(8), **QUICK)
 
@@ -53,7 +53,7 @@ def test_the_same_series_or_file_on_both_sides_is_a_leak(what: str, tmp_path: Pa
         fine_tune(classifier(), train, val, **QUICK)
 
 
-def test_callbacks_start_each_phase_anew() -> None:
+def test_callbacks_start_each_phase_from_their_initial_state() -> None:
     from pytorch_lightning.callbacks import EarlyStopping
 
     patient = EarlyStopping("val_loss", patience=2, min_delta=10.0)

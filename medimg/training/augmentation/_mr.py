@@ -30,7 +30,7 @@ def bias_fields(coefficients: Tensor, height: int, width: int) -> Tensor:
     degree = (math.isqrt(8 * count + 1) - 3) // 2
     if degree < 1 or count_coefficients(degree) != count:
         raise TrainingError(f"a bias field must have 3, 6, 10, 15, … coefficients; found {count}")
-    rows, columns = (_legendre(side, degree).to(coefficients.device) for side in (height, width))
+    rows, columns = (_evaluate_legendre(side, degree).to(coefficients.device) for side in (height, width))
     logarithm = coefficients.new_zeros((len(coefficients), height, width), dtype=torch.float32)
     start = 0
     for i in range(degree + 1):
@@ -42,7 +42,7 @@ def bias_fields(coefficients: Tensor, height: int, width: int) -> Tensor:
     return logarithm.exp_().unsqueeze(1)
 
 
-def _legendre(side: int, degree: int) -> Tensor:
+def _evaluate_legendre(side: int, degree: int) -> Tensor:
     """Return Legendre polynomials (degree + 1, side) float32 along a side."""
     values = np.polynomial.legendre.legvander(np.linspace(-1.0, 1.0, side), degree)
     return torch.from_numpy(np.ascontiguousarray(values.T, dtype=np.float32))
