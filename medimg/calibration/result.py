@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medimg._public import set_module
 from medimg.calibration.conformal import checked_coverage, prediction_set
 from medimg.calibration.mahalanobis import MahalanobisDetector
 from medimg.calibration.operating_points import Criterion, OperatingPoint, checked_criterion
@@ -23,6 +24,7 @@ __all__ = ["Calibration"]
 _COLUMNS = ("probabilities", "predicted", "observed", "n")
 
 
+@set_module("medimg")
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg import __version__
+from medimg._public import set_module
 from medimg.data.identifiers import keyed_hash
 from medimg.data.leakage.check_leaks import OnLeak
 from medimg.data.protocols import EvaluationDataset, Model
@@ -149,6 +150,7 @@ def notes_on_seen(model: Model, dataset: EvaluationDataset, on_leak: OnLeak) -> 
     return tuple(notes)
 
 
+@set_module("medimg")
 def evaluate(
     model: Model,
     dataset: EvaluationDataset,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
+from medimg._public import set_module
 from medimg.errors import (
     AmbiguousSeriesError,
     MedimgError,
@@ -31,6 +32,7 @@ __all__ = ["Source", "find_series", "read", "resolve_source"]
 Source: TypeAlias = Files | Series
 
 
+@set_module("medimg")
 def read(
     source: Source,
     *,

@@ -7,6 +7,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medimg._public import set_module
 from medimg.core.read_report import Skipped
 from medimg.errors import MedimgError, ReadError
 from medimg.io._detect import Unreadable
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["build_index", "scan"]
 
 
+@set_module("medimg")
 def scan(
     source: Files,
     *,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args, overload, runtime_checkable
 
+from medimg._public import set_module
 from medimg.core import geometry
 from medimg.core.read_report import Skipped
 from medimg.core.stacking import Policy
@@ -88,6 +89,7 @@ class PieceReader(Protocol):
         ...
 
 
+@set_module("medimg")
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Series:
     """
@@ -243,6 +245,7 @@ class Series:
         return f"{kind}: {size}, {spacing} mm, {len(self.files)} file(s), uid {self.uid}"
 
 
+@set_module("medimg")
 @dataclass(frozen=True, slots=True)
 class SeriesIndex(Sequence[Series]):
     """

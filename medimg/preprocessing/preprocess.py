@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, get_
 
 import torch
 
+from medimg._public import set_module
 from medimg._validation import check_choice
 from medimg.core.display import DECLARED
 from medimg.core.resample import check_spacing
@@ -46,6 +47,7 @@ Channels: TypeAlias = Literal["repeat", "windows", "adjacent"]
 Orientation: TypeAlias = Literal["display", "stored"]
 
 
+@set_module("medimg")
 @dataclass(frozen=True, slots=True)
 class Preprocess:
     """
@@ -389,6 +391,7 @@ def _check_numbers(recipe: Preprocess) -> None:
             raise PreprocessError(f"spacing must be a number or a tuple of three; found {recipe.spacing!r}")
 
 
+@set_module("medimg")
 def to_tensor(
     source: Source | Volume,
     *,
