@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from medimg.core.progress import progress_bar
-from medimg.io._detect import inspect_file
+from medimg.io.detect import inspect_file
 from medimg.io.dicom.scanning.block_scan import scan_blocks
 from medimg.io.files.blob import as_blob
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from tqdm import tqdm
 
-    from medimg.io._detect import Scanned
+    from medimg.io.detect import Scanned
     from medimg.io.dicom.scanning.series_table import UniformFiles
     from medimg.io.files.blob import Blob
 

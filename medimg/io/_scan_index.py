@@ -23,8 +23,8 @@ import numpy as np
 
 from medimg import errors
 from medimg.errors import MedimgError, MedimgWarning, NotAnImageError, ReadError
-from medimg.io._detect import Unreadable, identify_file, is_built_in, list_plugin_readers
 from medimg.io._header_scan import HeaderScan, scan_headers
+from medimg.io.detect import Unreadable, identify_file, is_built_in, list_plugin_readers
 from medimg.io.dicom.header.frame_attributes import FrameAttribute
 from medimg.io.dicom.header.instance import FrameFacts, Instance
 from medimg.io.dicom.scanning.series_table import InstanceColumns, UniformFiles
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from medimg.core.volume import Volume
-    from medimg.io._detect import Scanned
+    from medimg.io.detect import Scanned
     from medimg.io.series import Policies
 
 __all__ = ["Record", "SavedIndex", "ScanIndex", "State", "get_state"]

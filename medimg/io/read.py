@@ -15,7 +15,7 @@ from medimg.errors import (
     NotAnImageError,
     SeriesError,
 )
-from medimg.io._detect import FORMATS
+from medimg.io.detect import FORMATS
 from medimg.io.scan import build_index
 from medimg.io.series import Series, SeriesIndex, ValueKind
 from medimg.io.sources import Files, name_source

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from medimg._public import set_module
 from medimg.core.read_report import Skipped
 from medimg.errors import MedimgError, ReadError
-from medimg.io._detect import Unreadable
 from medimg.io._header_scan import scan_headers
 from medimg.io._scan_index import ScanIndex
+from medimg.io.detect import Unreadable
 from medimg.io.dicom.header.instance import Instance
 from medimg.io.dicom.series.build import build_dicom_series, build_regular_series
 from medimg.io.dicom.series.grouping import group_frames
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from medimg.io._detect import Scanned
+    from medimg.io.detect import Scanned
     from medimg.io.dicom.scanning.series_table import UniformFiles
     from medimg.io.files.blob import Blob
 

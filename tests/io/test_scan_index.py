@@ -18,8 +18,8 @@ from PIL import Image
 import medimg
 from medimg.errors import MedimgWarning, ReadError
 from medimg.io import _header_scan, _scan_index
-from medimg.io._detect import Unreadable
 from medimg.io._scan_index import deserialize_content, serialize_content
+from medimg.io.detect import Unreadable
 from medimg.io.dicom.scanning.series_table import UniformFiles
 from medimg.io.files.blob import Blob
 from tests.dicom_files import make_instance, write, write_stack

@@ -9,7 +9,7 @@ import numpy as np
 
 from medimg.core.read_report import Skipped
 from medimg.errors import MedimgError
-from medimg.io._detect import identify_file
+from medimg.io.detect import identify_file
 from medimg.io.dicom.header.instance import Instance
 from medimg.io.dicom.header.open import open_dataset, to_tags
 from medimg.io.dicom.series.build import build_dicom_series

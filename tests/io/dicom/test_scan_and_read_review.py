@@ -21,7 +21,7 @@ from pydicom.dataelem import RawDataElement
 import medimg
 from medimg.errors import DecodeError, NotAnImageError, ReadError, TruncatedError
 from medimg.io import _scan_index
-from medimg.io._detect import Unreadable, inspect_file
+from medimg.io.detect import Unreadable, inspect_file
 from medimg.io.dicom.header.elements import Element, UnusualHeaderError, build_dataset, locate_elements
 from medimg.io.dicom.pixels._single_frame_reader import RangeReader, SingleFrameReader
 from medimg.io.dicom.scanning.header_template import HeaderTemplateWalker
