@@ -192,7 +192,7 @@ def test_what_the_system_refused_is_tried_again(tmp_path: Path, monkeypatch: pyt
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", refused)
-        patch.setattr("medimg.io.files.prefetch._opened", lambda name: -1)
+        patch.setattr("medimg.io.files.prefetch._open", lambda name: -1)
         found = inspect_file(Blob(str(tree / "000.dcm")))
         assert isinstance(found, Unreadable)
         assert not found.is_permanent
