@@ -1,15 +1,13 @@
 """
-Feature cache: embeddings on disk, by the address of their series and the network that computed them.
+Feature cache: embeddings on disk, one SQLite file per network, one row per image.
 
-One SQLite file for each network, named by a digest; a row for each image. The key of a row is a digest of the
-address of its series (see :mod:`medimg.data.cache.keys`), the index of the image, and the network with its
-weights. Each row has a checksum, so that a damaged row, or one of another image, is never used. Several
+The key of a row is a digest of the address of its series (see :mod:`medimg.data.cache.keys`), the index of
+the image, and the network with its weights. A checksum per row detects damaged or misplaced rows. Several
 processes may use one folder at once.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 import warnings
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 import torch
 
+from medimg.core.content_hash import content_hash, json_text, keyed_digest
 from medimg.data.cache.image_cache import make_cache_folder
 from medimg.errors import MedimgWarning
 from medimg.models.backbones.heads import feature_count
@@ -38,10 +37,10 @@ if TYPE_CHECKING:
 
 __all__ = ["FLUSH_AFTER", "DatasetFeatureCache", "FeatureCache", "SeriesFeatures"]
 
-#: Rows that are written at once, so that many images don't take as many writes to the disk.
+#: Rows per transaction.
 FLUSH_AFTER: Final = 1024
 
-#: Raised whenever rows have another meaning.
+#: Raised when the meaning of rows changes.
 _SCHEMA: Final = 1
 #: "medf": distinguishes a feature cache from any other SQLite file.
 _APPLICATION: Final = 0x6D656466
@@ -70,22 +69,11 @@ class SeriesFeatures(NamedTuple):
 
 
 class FeatureCache:
-    """
-    The features that one network computed.
-
-    Parameters
-    ----------
-    folder : Path
-        Existing folder of the file.
-    network : str
-        Digest of the network and all its weights.
-    features : int
-        Length F of an embedding.
-    """
+    """Features (F,) of images, computed by one network (a digest), in a file of an existing folder."""
 
     def __init__(self, folder: Path, network: str, features: int) -> None:
         # files of another schema are never opened
-        name = hashlib.sha256(f"{_SCHEMA} {network}".encode()).hexdigest()
+        name = content_hash(f"{_SCHEMA} {network}")
         self.path = folder / f"{name[:32]}.features"
         self.network = network
         self.features = features
@@ -93,20 +81,13 @@ class FeatureCache:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], model: TransferClassifier) -> FeatureCache:
-        """
-        Return the features of a model's network as it is now, in a folder that is created if it is missing.
-
-        Raises
-        ------
-        DatasetError
-            If it can't be created.
-        """
+        """Return the cache of a model's backbone in a folder, which is created if it is missing."""
         return cls(make_cache_folder(folder), network_digest(model), feature_count(model))
 
     def key(self, address: Address, image: int) -> bytes:
         """Return the key of an image's features."""
-        text = json.dumps([_SCHEMA, self.network, self.features, address.key, image])
-        return hashlib.sha256(text.encode()).digest()
+        text = json_text([_SCHEMA, self.network, self.features, address.key, image])
+        return bytes.fromhex(content_hash(text))
 
     def load(self, keys: Sequence[bytes]) -> dict[bytes, NDArray[np.float32]]:
         """Return the features (F,) of those keys that are cached."""
@@ -266,4 +247,5 @@ class DatasetFeatureCache:
 
 
 def _checksum(key: bytes, data: bytes) -> bytes:
-    return hashlib.blake2b(data, key=key, digest_size=16).digest()
+    """Return the checksum of a row, 16 bytes."""
+    return keyed_digest(data, key, 16)

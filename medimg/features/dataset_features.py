@@ -1,4 +1,4 @@
-"""The embeddings of a data set, computed once, and kept on disk if wanted."""
+"""Embeddings of a dataset, computed once and optionally cached on disk."""
 
 from __future__ import annotations
 
@@ -41,14 +41,9 @@ _READERS: Final = 2
 
 class Features(NamedTuple):
     """
-    The embeddings of a data set.
+    Embeddings of a dataset: (total, F) float32 on the CPU, and offsets (n + 1,) int64.
 
-    Attributes
-    ----------
-    embeddings : Tensor
-        (total, F) float32 on the CPU, made without gradients: it can be trained on.
-    offsets : Tensor
-        (n + 1,) int64: the rows of item i are ``offsets[i]:offsets[i + 1]``, one where items are pictures.
+    The rows of item i are ``offsets[i]:offsets[i + 1]``, one row if items are images.
     """
 
     embeddings: Tensor
@@ -56,7 +51,7 @@ class Features(NamedTuple):
 
     def pooled(self, pool: str) -> Tensor:
         """
-        Return one embedding for each item: the mean, or for "max" the greatest of each feature, of its rows.
+        Return one row per item: the mean of its rows, or with "max" the maximum of each feature.
 
         Examples
         --------
@@ -80,35 +75,11 @@ def item_features(
     progress: bool | None = False,
 ) -> Features:
     """
-    Compute the embeddings of every picture of a data set, each once.
+    Compute the embeddings of all images of a dataset, each once, in the order of the dataset.
 
-    Parameters
-    ----------
-    model : TransferClassifier
-        Its backbone computes, in evaluation mode; modes are set back after.
-    dataset : ImageDataset
-        Made by the model's own recipe.
-    cache : path-like, optional
-        A folder where embeddings are kept, and looked for. They are found by what the files hold, which
-        picture it is, how it is read, the recipe, and the network with its weights as they are now. What
-        comes of files that were changed since they were read is not kept, nor what is on no disk.
-    batch_size, num_workers : int
-        Pictures at once; processes that read, none by default: the next pictures are read in threads then,
-        while the network computes.
-    progress : bool, optional
-        Whether to show a progress bar; None shows one where a person watches.
-
-    Returns
-    -------
-    Features
-        In the order of the data set.
-
-    Raises
-    ------
-    PreprocessError
-        If the data set's recipe is another one.
-    TrainingError
-        If embeddings are not finite.
+    With a cache folder, cached embeddings are used and new ones are stored; files that changed since they
+    were read are not cached. Without worker processes the next images are read in threads while the network
+    computes. With ``progress=None`` a progress bar is shown in an interactive terminal.
 
     Examples
     --------
@@ -236,6 +207,7 @@ def _read_ahead(groups: _Groups, items: Sequence[int]) -> Generator[Tensor]:
 
 
 def _join_items(found: dict[int, Tensor], count: int, features: int) -> Features:
+    """Return the rows (n, F) of items as one tensor with offsets."""
     lengths = torch.tensor([len(found[item]) for item in range(count)], dtype=torch.int64)
     offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     # a copy, so that no larger block of rows stays in memory
@@ -244,18 +216,7 @@ def _join_items(found: dict[int, Tensor], count: int, features: int) -> Features
 
 
 class EmbeddedDataset:
-    """
-    The items of a data set as a frozen backbone sees them.
-
-    Parameters
-    ----------
-    images : LabeledDataset
-        Where labels and all else come from.
-    embeddings : Tensor
-        (total, F) float32.
-    offsets : Tensor
-        (n + 1,) int64: item i has the rows from offsets[i] to offsets[i + 1].
-    """
+    """Items of a dataset as embeddings; item i has the rows ``offsets[i]:offsets[i + 1]`` of (total, F)."""
 
     def __init__(self, images: LabeledDataset, embeddings: Tensor, offsets: Tensor) -> None:
         self._images = images
@@ -277,29 +238,29 @@ class EmbeddedDataset:
 
     @property
     def unit(self) -> str:
-        """What an item is: ``"slice"`` or ``"series"``."""
+        """Unit of an item: ``"slice"`` or ``"series"``."""
         return self._images.unit
 
     @property
     def preprocess(self) -> Preprocess:
-        """The recipe the images were made by."""
+        """Preprocessing of the images."""
         return self._images.preprocess
 
     @property
     def labels(self) -> NDArray[np.generic]:
-        """Of each item."""
+        """Labels of the items."""
         return self._labels
 
     @property
     def patients(self) -> tuple[str, ...]:
-        """Of each item."""
+        """Patient of each item."""
         return self._images.patients
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
-        """Return (F,), or of a bag (N, F), and the label."""
+        """Return the embedding (F,), or those of a bag (N, F), and the label."""
         start, end = self._offsets[index], self._offsets[index + 1]
         rows = self._embeddings[start:end] if self._bags else self._embeddings[start]
         label = self._labels[index]

@@ -1,4 +1,4 @@
-"""Cached embedding of raw image sources."""
+"""Embeddings of datasets and of many image sources."""
 
 from __future__ import annotations
 
@@ -49,24 +49,9 @@ __all__ = ["EmbeddedSource", "Embeddings", "SourceEmbedder", "embed"]
 @dataclass(frozen=True, slots=True, eq=False)
 class EmbeddedSource:
     """
-    One source on its way to embeddings.
+    One source with images (n, 3, H, W) to embed, or with embeddings (n, F) float32, or with an error.
 
-    Attributes
-    ----------
-    images : Tensor or None
-        (n, 3, H, W) that the network has not seen yet.
-    missing : int
-        Number n of these images.
-    rows : numpy.ndarray or None
-        (n, F) float32 embeddings.
-    slices, sop_instance_uids : tuple
-        Of each image.
-    series_uid, patient : str
-        Of the source.
-    address : Address or None
-        Where its embeddings are cached; None if they are not.
-    error : MedimgError or None
-        Why it could not be read.
+    `missing` is the number of images to embed; `address` is the cache key, None if it is not cached.
     """
 
     images: Tensor | None = field(default=None, repr=False)
@@ -81,22 +66,7 @@ class EmbeddedSource:
 
 
 class SourceEmbedder:
-    """
-    Reads many sources, and loads and stores their embeddings.
-
-    Parameters
-    ----------
-    model : TransferClassifier
-        The network and the recipe.
-    sources : iterable
-        See :func:`medimg.embed`.
-    cache : path-like or None
-        Folder of the feature cache.
-    workers : int or None
-        Threads.
-    reading : mapping or None
-        Policies.
-    """
+    """Reads many sources in threads, and loads and stores their embeddings."""
 
     def __init__(
         self,
@@ -151,11 +121,11 @@ class SourceEmbedder:
             )
             return self._load_cached(found, resolved) or self._read(found, resolved)
         except MedimgError as error:
-            # the frames it was raised in hold pixels: too much to keep for each of many
+            # its frames have references to pixels, too many for many errors
             error.__context__ = error.__traceback__ = None
             return EmbeddedSource(error=error)
         except MemoryError:
-            return EmbeddedSource(error=PreprocessError("no memory for the images of a source"))
+            return EmbeddedSource(error=PreprocessError("not enough memory for the images of a source"))
 
     def _find_address(self, source: ResolvedSource) -> Address | None:
         if self._cache is None or isinstance(source.image, Volume):
@@ -171,7 +141,7 @@ class SourceEmbedder:
 
     def _read(self, found: EmbeddedSource, source: ResolvedSource) -> EmbeddedSource:
         tensor, rendered = self._loader.tensor(source)
-        # files that changed while they were read would be cached under their former content
+        # files that changed during reading would be cached under the hash of their former contents
         address = found.address if found.address and self._find_address(source) == found.address else None
         return replace(
             found,
@@ -187,26 +157,26 @@ class SourceEmbedder:
 @dataclass(frozen=True, slots=True, eq=False)
 class Embeddings:
     """
-    What a backbone makes of pictures: a row for each.
+    Feature vectors, one row per image.
 
     Attributes
     ----------
     array : numpy.ndarray
         (n, F) float32.
     items : numpy.ndarray
-        (n,) int64: which item of the data set, or which source, a row is of; in ascending order.
+        (n,) int64 index of the dataset item or source of each row, ascending.
     labels : numpy.ndarray or None
-        (n,) int64 class indices, or (n, K) float32; None where the images have no labels.
+        (n,) int64 class indices, or (n, K) float32; None for sources without labels.
     patients : tuple of str
-        Patient of each row, for grouping; never shown. Empty where not known.
+        Patient of each row, for grouping; not part of any repr or table. Empty if unknown.
     series_uids : tuple of str
-        Of each row.
+        Series Instance UID of each row.
     sop_instance_uids : tuple of str
-        Of each row; "" where it has none, or a data set does not tell.
+        SOP Instance UID of each row, "" if it has none; empty for a dataset.
     slices : tuple of int
-        Of each row: index of the slice in its volume; -1 where a data set does not tell.
+        Slice index of each row in its volume; empty for a dataset.
     errors : mapping of int to MedimgError
-        Why sources have no rows.
+        Errors of the sources that could not be read, by their index.
     """
 
     array: NDArray[np.float32] = field(repr=False)
@@ -223,7 +193,7 @@ class Embeddings:
 
     def pooled(self, how: Literal["mean", "max"] = "mean") -> Embeddings:
         """
-        Return one row for each item that has any: the mean of its rows, or the greatest of each feature.
+        Return one row per item: the mean of its rows, or with "max" the maximum of each feature.
 
         Examples
         --------
@@ -247,9 +217,9 @@ class Embeddings:
 
     def to_pandas(self) -> pd.DataFrame:
         """
-        Return a table: where each row is from, its label, and its features ``f0``, ``f1`` and so on.
+        Return a table with item, UIDs, slice, label and the features ``f0``, ``f1``, … of each row.
 
-        Several labels are ``label_0`` and so on. Patients are not in it.
+        Several labels are ``label_0``, ``label_1``, …. Patients are not included.
         """
         import pandas as pd
 
@@ -284,44 +254,44 @@ def embed(
     progress: bool | None = None,
 ) -> Embeddings:
     """
-    Compute the embedding of every picture of a data set, or of a whole archive in bounded memory.
+    Compute the embeddings of all images of a dataset or of many sources, in bounded memory.
 
     Parameters
     ----------
     model : TransferClassifier
-        Its backbone computes, in evaluation mode, and its recipe makes the pictures.
+        Model whose backbone (in evaluation mode) and preprocessing are used.
     sources : ImageDataset, or iterable of str, Path, bytes, list, Series or Volume
-        A data set; or what :func:`medimg.read_tensors` takes, such as the :class:`SeriesIndex` of
-        :func:`medimg.scan`: at most ``workers + 2`` of these are in memory at once, and errors are collected.
+        Dataset, or sources as for :func:`medimg.read_tensors`, such as the :class:`SeriesIndex` of
+        :func:`medimg.scan`; at most ``workers + 2`` sources are in memory at once, and errors are collected.
     cache : path-like, optional
-        A folder where embeddings are kept, so that no picture passes twice through the same network. They are
-        found by what the files hold, the recipe, the way of reading, and the network with its weights: what
-        changes any of these gives new ones. Bytes, open files and volumes are not kept. The folder holds
-        nothing that names a patient; keep it as private as the images themselves all the same.
+        Folder for a cache of embeddings. Its keys cover the contents of the files, the preprocessing, the
+        reading policies, and the network with its weights, so that any change computes new embeddings. Bytes,
+        open files and volumes are not cached. The folder does not identify patients; keep it as private as
+        the images.
     batch_size : int
-        Pictures at once.
+        Number of images per batch.
     workers : int, optional
-        Threads that read sources; all cores by default.
+        Number of threads that read sources; all cores by default.
     num_workers : int
-        Processes that read a data set; none by default, it is read in threads then.
+        Number of processes that read a dataset; 0 by default, which reads in threads.
     reading : mapping, optional
-        Policies and values of :func:`medimg.read` for sources; a data set has its own.
+        Policies and values of :func:`medimg.read` for sources; a dataset has its own.
     progress : bool, optional
-        Whether to show a progress bar; by default where a person watches.
+        Whether to show a progress bar; by default in an interactive terminal, after 1 s.
 
     Returns
     -------
     Embeddings
-        In the order of the sources.
+        Rows in the order of the sources.
 
     Raises
     ------
     PreprocessError
-        If the data set's recipe is not the model's, or `sources` is one source and no collection.
+        If the dataset has another preprocessing, or `sources` is one source and not a collection.
     TrainingError
         If embeddings are not finite.
     MedimgError
-        If an item of a data set can't be read.
+        If an item of a dataset can't be read.
 
     Examples
     --------
@@ -340,17 +310,18 @@ def embed(
         features = item_features(
             model, sources, cache=cache, batch_size=size, num_workers=num_workers, progress=progress
         )
-        return _of_dataset(features, sources)
+        return _dataset_embeddings(features, sources)
     embedder = SourceEmbedder(model, sources, cache=cache, workers=workers, reading=reading)
     with feature_extractor(model) as network, closing(embedder.read(progress)) as read:
         try:
             found = list(_compute_rows(embedder, read, network, size))
         finally:
             embedder.flush()
-    return _of_sources(found, feature_count(model))
+    return _source_embeddings(found, feature_count(model))
 
 
-def _of_dataset(features: Features, dataset: ImageDataset) -> Embeddings:
+def _dataset_embeddings(features: Features, dataset: ImageDataset) -> Embeddings:
+    """Return the embeddings of a dataset with labels, patients and series."""
     counts = features.offsets.diff().numpy()
     items = np.repeat(np.arange(len(counts)), counts)
     patients, uids = dataset.patients, dataset.series_uids
@@ -392,7 +363,8 @@ def _compute_rows(
     yield from (embedder.add_rows(one, torch.empty(0, 0)) for one in waiting)
 
 
-def _of_sources(found: list[EmbeddedSource], features: int) -> Embeddings:
+def _source_embeddings(found: list[EmbeddedSource], features: int) -> Embeddings:
+    """Return the embeddings of sources with UIDs, slices and errors."""
     arrays = [one.rows for one in found if one.rows is not None]
     counts = [0 if one.rows is None else len(one.rows) for one in found]
     return Embeddings(

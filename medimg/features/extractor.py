@@ -1,4 +1,4 @@
-"""Pictures through a network whose weights stay as they are."""
+"""Forward pass of images through a frozen backbone."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ __all__ = ["feature_extractor", "rebatch"]
 @contextmanager
 def feature_extractor(model: TransferClassifier) -> Iterator[Callable[[Tensor], Tensor]]:
     """
-    Give a function that computes embeddings, (n, 3, H, W) to (n, F) float32 on the CPU; then set modes back.
+    Give a function from images (n, 3, H, W) to embeddings (n, F) float32 on the CPU, and restore modes after.
 
-    The backbone is in evaluation mode and in its own precision, whatever autocast says, and gradients are
-    off; not in inference mode, so that what is computed can be trained on. Convolutional networks take
-    pictures with their channels last, which is faster on a CPU; their weights are left as they lie in memory.
+    The backbone is in evaluation mode and in its own precision, whatever autocast says, without gradients;
+    not in inference mode, so that embeddings can be trained on. Convolutional networks get images with
+    channels last, which is faster on a CPU; the memory format of their weights is not changed.
     """
     body = model.backbone
     first = next(body.parameters(), model.head.weight)
-    last = sum(isinstance(module, nn.Conv2d) for module in body.modules()) > 1
+    channels_last = sum(isinstance(module, nn.Conv2d) for module in body.modules()) > 1
 
-    def embedded(images: Tensor) -> Tensor:
+    def embed_images(images: Tensor) -> Tensor:
         x = images.to(first.device, first.dtype, non_blocking=True)
-        if last:
+        if channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         rows: Tensor = body(x)
         return rows.float().cpu()
 
     precision = torch.autocast(first.device.type, enabled=False)
     with module_mode(body, training=False), torch.no_grad(), precision:
-        yield embedded
+        yield embed_images
 
 
 def rebatch(parts: Iterable[Tensor], size: int) -> Iterator[Tensor]:
     """
-    Yield the same rows in pieces of one size, the last one excepted; what has that size is not copied.
+    Yield the same rows in pieces of one size, except for the last; a part of that size is not copied.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""From the cells of a network's last grid back to the pixels of the source: what the recipe did, undone."""
+"""Mapping from the cells of a layer back to the pixels of the source, inverting the preprocessing."""
 
 from __future__ import annotations
 
@@ -17,54 +17,32 @@ from medimg.preprocessing.preprocess import Preprocess
 from medimg.preprocessing.resize import compute_fitted_size
 from medimg.saliency._receptive_field import Axis
 
-__all__ = ["PixelMapping", "interpolation"]
+__all__ = ["PixelMapping", "interpolation_weights"]
 
 
-def interpolation(centers: npt.NDArray[np.floating[Any]], count: int) -> npt.NDArray[np.float32]:
+def interpolation_weights(centers: npt.NDArray[np.floating[Any]], count: int) -> npt.NDArray[np.float32]:
     """
-    Return the weights that interpolate linearly between samples.
-
-    Parameters
-    ----------
-    centers : numpy.ndarray
-        (n,) where to, in samples: 0 is the first; beyond the ends their values hold.
-    count : int
-        How many samples there are.
-
-    Returns
-    -------
-    numpy.ndarray
-        (n, count) float32, each row sums to 1.
+    Return weights (n, count) float32 of linear interpolation between samples, rows of which sum to 1.
 
     Examples
     --------
-    >>> interpolation(np.array([-3.0, 0.25, 1.0]), 2).tolist()
+    >>> interpolation_weights(np.array([-3.0, 0.25, 1.0]), 2).tolist()
     [[1.0, 0.0], [0.75, 0.25], [0.0, 1.0]]
     """
-    places = np.clip(centers, 0.0, count - 1.0)
+    clipped = np.clip(centers, 0.0, count - 1.0)
     weights: npt.NDArray[np.float32] = np.clip(
-        1.0 - np.abs(places[:, None] - np.arange(count)), 0.0, None
+        1.0 - np.abs(clipped[:, None] - np.arange(count)), 0.0, None
     ).astype(np.float32)
     return weights
 
 
 @dataclass(frozen=True, slots=True)
-class _Side:
+class _PixelAxis:
     """
-    Rows or columns of the display, on their way into a picture.
+    Rows or columns between the display and an image.
 
-    Attributes
-    ----------
-    size : int
-        How many the source has.
-    resampled : int
-        How many there are at the recipe's spacing.
-    scale : float
-        Its spacing over the source's.
-    inner : int
-        How many they are resized to.
-    wanted : int
-        How many the picture has.
+    Their numbers: in the source (`size`), at the recipe's spacing (`resampled`, coarser by `scale`), resized
+    (`inner`), and in the image (`wanted`).
     """
 
     size: int
@@ -75,75 +53,58 @@ class _Side:
 
     @property
     def covered(self) -> slice:
-        """Which pixels of the picture the source covers."""
+        """The pixels of the image that the source covers."""
         kept = min(self.inner, self.wanted)
         start = (self.wanted - kept) // 2
         return slice(start, start + kept)
 
-    def in_picture(self) -> npt.NDArray[np.float64]:
-        """(size,): where the source's pixels have their centers; 0 is the picture's outer edge."""
-        # at another spacing the last pixel may be cut, or filled up
+    def centers_in_image(self) -> npt.NDArray[np.float64]:
+        """Return the centers (size,) of the source's pixels in the image; 0 is its outer edge."""
+        # at another spacing the last pixel may be cropped or padded
         resampled = np.clip((np.arange(self.size) + 0.5) / self.scale, 0.0, self.resampled)
         cut = (self.inner - min(self.inner, self.wanted)) // 2
-        places: npt.NDArray[np.float64] = resampled * (self.inner / self.resampled) + self.covered.start - cut
-        return places
+        centers: npt.NDArray[np.float64] = (
+            resampled * (self.inner / self.resampled) + self.covered.start - cut
+        )
+        return centers
 
     def from_cells(self, cells: int, axis: Axis) -> npt.NDArray[np.float32]:
-        """(size, cells): the weights of the cells in each of the source's pixels; 0 where it was cropped."""
-        places = self.in_picture()
+        """Return the weights (size, cells) of cells in the source's pixels; 0 where it was cropped."""
+        centers = self.centers_in_image()
         half = 0.5 / self.scale * (self.inner / self.resampled)
-        # of a pixel that the edge of the picture cuts, the part that is seen
-        seen = np.clip(places, 0.0, self.wanted)
-        weights = interpolation((seen - 0.5 - axis.start) / axis.step, cells)
-        weights[np.abs(seen - places) > half * (1 - 1e-6)] = 0.0
+        # the visible part of a pixel at the edge of the image
+        seen = np.clip(centers, 0.0, self.wanted)
+        weights = interpolation_weights((seen - 0.5 - axis.start) / axis.step, cells)
+        weights[np.abs(seen - centers) > half * (1 - 1e-6)] = 0.0
         return weights
 
-    def over_picture(self, cells: int, axis: Axis) -> npt.NDArray[np.float32]:
-        """(wanted, cells): the weights of the cells in each pixel of the picture."""
-        return interpolation((np.arange(self.wanted) - axis.start) / axis.step, cells)
+    def weights_in_image(self, cells: int, axis: Axis) -> npt.NDArray[np.float32]:
+        """Return the weights (wanted, cells) of cells in the pixels of the image."""
+        return interpolation_weights((np.arange(self.wanted) - axis.start) / axis.step, cells)
 
 
 @dataclass(frozen=True, slots=True)
 class PixelMapping:
     """
-    Where the pictures that a recipe makes of a volume come from.
+    Mapping between the pixels of a volume and those of the images that a recipe renders from it.
 
-    Attributes
-    ----------
-    pose : DisplayOrientation
-        How the slices lie in the array.
-    rows, columns : _Side
-        Of the display.
-    slices : tuple of int
-        The slices of the volume that have a part in a picture, ascending.
-    shares : numpy.ndarray
-        (slices, pictures) float32: how much each picture says about each slice; rows sum to 1.
+    `slices` are those that contribute to an image, ascending; `shares` (slices, images) float32 are the
+    weights of the images in each slice, rows of which sum to 1.
     """
 
     pose: DisplayOrientation
-    rows: _Side
-    columns: _Side
+    rows: _PixelAxis
+    columns: _PixelAxis
     slices: tuple[int, ...]
     shares: npt.NDArray[np.float32]
 
     @classmethod
-    def of(cls, volume: Volume, recipe: Preprocess, pictured: Sequence[int]) -> PixelMapping:
-        """
-        Return those of a volume.
-
-        Parameters
-        ----------
-        volume : Volume
-            As it was read.
-        recipe : Preprocess
-            What was done with it.
-        pictured : sequence of int
-            For each picture its slice in the volume, as :class:`medimg.preprocessing.render.Rendered` has it.
-        """
+    def of(cls, volume: Volume, recipe: Preprocess, rendered: Sequence[int]) -> PixelMapping:
+        """Return the mapping of a volume; `rendered` has the slice in the volume of each image."""
         pose = DisplayOrientation.of(volume, recipe)
         size, spacing = pose.grid(volume)
         resampled, scales = size, (1.0, 1.0)
-        slices, shares = _nearest(pictured)
+        slices, shares = _mean_of_images(rendered)
         if recipe.spacing is not None:
             upright = pose.reorient(volume)
             axes = plan_axes(upright.shape, upright.spacing, recipe.spacing)
@@ -151,40 +112,32 @@ class PixelMapping:
             spacing = (between[0], between[1])
             resampled = (axes[1].new_size, axes[2].new_size)
             scales = (_scale(axes[1]), _scale(axes[2]))
-            if len(pictured) == axes[0].new_size > 1:
-                slices, shares = _between(axes[0], turned=pose.turned)
+            if len(rendered) == axes[0].new_size > 1:
+                slices, shares = _interpolate_slices(axes[0], turned=pose.turned)
         inner = compute_fitted_size(resampled, spacing, recipe.hw, recipe.fit)
-        rows, columns = (_Side(*side) for side in zip(size, resampled, scales, inner, recipe.hw, strict=True))
+        rows, columns = (
+            _PixelAxis(*values) for values in zip(size, resampled, scales, inner, recipe.hw, strict=True)
+        )
         return cls(pose, rows, columns, slices, shares)
 
-    def chosen(self, slices: Sequence[int]) -> PixelMapping:
-        """Return those of some slices only, in ascending order; all of them must be there."""
+    def select_slices(self, slices: Sequence[int]) -> PixelMapping:
+        """Return the mapping of some of its slices, in ascending order."""
         kept = sorted(set(slices))
         shares = self.shares[[self.slices.index(n) for n in kept]]
         return PixelMapping(self.pose, self.rows, self.columns, tuple(kept), shares)
 
     @property
-    def pictures(self) -> tuple[int, ...]:
-        """The pictures that have a part in a slice."""
+    def images(self) -> tuple[int, ...]:
+        """The images that contribute to a slice."""
         return tuple(np.flatnonzero(self.shares.any(axis=0)).tolist())
 
-    def spread(self, cams: npt.NDArray[np.float32], axes: tuple[Axis, Axis]) -> npt.NDArray[np.float32]:
+    def to_source(self, cams: npt.NDArray[np.float32], axes: tuple[Axis, Axis]) -> npt.NDArray[np.float32]:
         """
-        Spread the cells of pictures over the pixels of the volume.
+        Return heat (slices, H, W) float32 from maps (images, h, w) with cell centers on these axes.
 
-        Parameters
-        ----------
-        cams : numpy.ndarray
-            (pictures, h, w) float32: one of each in :attr:`pictures`.
-        axes : tuple of 2 Axis
-            Where in the pictures the cells lie.
-
-        Returns
-        -------
-        numpy.ndarray
-            (slices, H, W) float32, as the array lies; 0 where the recipe cropped.
+        It is 0 where the recipe cropped.
         """
-        by_slice = np.tensordot(self.shares[:, list(self.pictures)], cams, axes=1)
+        by_slice = np.tensordot(self.shares[:, list(self.images)], cams, axes=1)
         down = self.rows.from_cells(cams.shape[1], axes[0])
         across = self.columns.from_cells(cams.shape[2], axes[1])
         down = down[::-1] if self.pose.flips[0] else down
@@ -193,50 +146,39 @@ class PixelMapping:
             by_slice, down, across = by_slice.transpose(0, 2, 1), across, down
         return np.stack([down @ plane @ across.T for plane in by_slice]).astype(np.float32, copy=False)
 
-    def outside(self, cams: npt.NDArray[np.float32], axes: tuple[Axis, Axis]) -> tuple[float, float]:
-        """
-        Say what lies where the source covers nothing, in the padding.
-
-        Parameters
-        ----------
-        cams : numpy.ndarray
-            (pictures, h, w) float32.
-        axes : tuple of 2 Axis
-            Where in the pictures the cells lie.
-
-        Returns
-        -------
-        tuple of 2 floats
-            The greatest value there, and the share of the sum over the pictures.
-        """
+    def padding_heat(self, cams: npt.NDArray[np.float32], axes: tuple[Axis, Axis]) -> tuple[float, float]:
+        """Return the maximum of maps (images, h, w) in the padding, and the fraction of their sum there."""
         rows, columns = self.rows, self.columns
         if (rows.covered.stop, columns.covered.stop) == (rows.wanted, columns.wanted):
             return 0.0, 0.0
-        down = rows.over_picture(cams.shape[1], axes[0])
-        across = columns.over_picture(cams.shape[2], axes[1])
+        down = rows.weights_in_image(cams.shape[1], axes[0])
+        across = columns.weights_in_image(cams.shape[2], axes[1])
         highest, total, inside = 0.0, 0.0, 0.0
         for cam in cams:
-            picture = down @ cam @ across.T
-            total += float(picture.sum())
-            inside += float(picture[rows.covered, columns.covered].sum())
-            picture[rows.covered, columns.covered] = 0.0
-            highest = max(highest, float(picture.max()))
+            image = down @ cam @ across.T
+            total += float(image.sum())
+            inside += float(image[rows.covered, columns.covered].sum())
+            image[rows.covered, columns.covered] = 0.0
+            highest = max(highest, float(image.max()))
         return highest, 1.0 - inside / total if total > 0 else 0.0
 
 
 def _scale(axis: ResampledAxis) -> float:
+    """Return the spacing of a resampled axis over the original one."""
     return 1.0 if axis.is_unchanged else axis.scale
 
 
-def _nearest(pictured: Sequence[int]) -> tuple[tuple[int, ...], npt.NDArray[np.float32]]:
-    """Return the slices that have pictures, and the mean of the pictures of each."""
-    slices, owner, counts = np.unique(np.asarray(pictured), return_inverse=True, return_counts=True)
-    shares = np.zeros((len(slices), len(pictured)), np.float32)
-    shares[owner, np.arange(len(pictured))] = 1.0 / counts[owner]
+def _mean_of_images(rendered: Sequence[int]) -> tuple[tuple[int, ...], npt.NDArray[np.float32]]:
+    """Return the slices that have images, and the shares (slices, images) of the mean of these."""
+    slices, owner, counts = np.unique(np.asarray(rendered), return_inverse=True, return_counts=True)
+    shares = np.zeros((len(slices), len(rendered)), np.float32)
+    shares[owner, np.arange(len(rendered))] = 1.0 / counts[owner]
     return tuple(slices.tolist()), shares
 
 
-def _between(axis: ResampledAxis, *, turned: bool) -> tuple[tuple[int, ...], npt.NDArray[np.float32]]:
-    """Return all slices of a volume whose resampled slices all are pictures, and what lies between these."""
-    shares = interpolation((np.arange(axis.size) + 0.5) / axis.scale - 0.5, axis.new_size)
+def _interpolate_slices(
+    axis: ResampledAxis, *, turned: bool
+) -> tuple[tuple[int, ...], npt.NDArray[np.float32]]:
+    """Return all slices of a volume, and the shares (slices, images) of its resampled slices in them."""
+    shares = interpolation_weights((np.arange(axis.size) + 0.5) / axis.scale - 0.5, axis.new_size)
     return tuple(range(axis.size)), shares[::-1] if turned else shares

@@ -1,4 +1,4 @@
-"""Class activation maps: how much each cell of a layer speaks for a class."""
+"""Class activation maps by Grad-CAM and HiResCAM."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from medimg.saliency._target_layer import Layer, capture_activation
 if TYPE_CHECKING:
     from medimg.models.classifier import TransferClassifier
 
-__all__ = ["METHODS", "Method", "activation_maps", "head_gradient", "logits_of"]
+__all__ = ["METHODS", "Method", "activation_maps", "head_gradient", "source_logits"]
 
 Method: TypeAlias = Literal["gradcam", "hirescam"]
 METHODS: Final[tuple[str, ...]] = ("gradcam", "hirescam")
 
 
-def logits_of(model: TransferClassifier, embeddings: Tensor) -> Tensor:
-    """Return the logits of all pictures (N, K), or with pooling those of the series (1, K)."""
+def source_logits(model: TransferClassifier, embeddings: Tensor) -> Tensor:
+    """Return the logits (N, K) of embeddings (N, F), or with pooling those of the series (1, K)."""
     if model.pool == "none":
         return head_logits(model.head, embeddings)
     pooled = pool_embeddings(embeddings[None], None, model.pool, model.attention)
@@ -34,24 +34,13 @@ def logits_of(model: TransferClassifier, embeddings: Tensor) -> Tensor:
 
 def head_gradient(model: TransferClassifier, embeddings: Tensor, target: int) -> Tensor:
     """
-    Return the gradient of a class's logit with respect to the embedding of each picture.
+    Return the gradient (N, F) of the logit of a class with respect to the embeddings (N, F) of a source.
 
-    Parameters
-    ----------
-    model : TransferClassifier
-        In evaluation mode.
-    embeddings : Tensor
-        (N, F) of all pictures of a source.
-    target : int
-        The class.
-
-    Returns
-    -------
-    Tensor
-        (N, F): of the logit of the series, through the pooling; without pooling of each picture's own.
+    With pooling it is the logit of the series; without it that of each image. The model is in evaluation
+    mode.
     """
     leaves = embeddings.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(logits_of(model, leaves)[:, target].sum(), leaves)
+    (gradient,) = torch.autograd.grad(source_logits(model, leaves)[:, target].sum(), leaves)
     return gradient
 
 
@@ -62,38 +51,16 @@ def activation_maps(
     method: Method = "gradcam",
 ) -> npt.NDArray[np.float32]:
     """
-    Compute the class activation map of each picture.
+    Return class activation maps (N, h, w) float32 of images (B, 3, H, W) with logit gradients (B, F).
 
-    "gradcam": ``ReLU(sum_c w_c A_c)`` with the activations A and ``w_c`` the mean over the cells of their
-    gradient (Selvaraju et al., Grad-CAM, ICCV 2017, equations 1 and 2). "hirescam":
-    ``ReLU(sum_c (dy/dA_c * A_c))``, each cell with its own gradient (Draelos and Carin, HiResCAM, 2020).
-
-    Parameters
-    ----------
-    backbone : nn.Module
-        (B, 3, H, W) to (B, F), in evaluation mode.
-    layer : Layer
-        Whose activations.
-    batches : iterable of (Tensor, Tensor)
-        Pictures (B, 3, H, W), and the gradient (B, F) of what is explained with respect to their embeddings.
-    method : {"gradcam", "hirescam"}
-        How.
-
-    Returns
-    -------
-    numpy.ndarray
-        (N, h, w) float32, 0 or greater.
-
-    Raises
-    ------
-    TrainingError
-        If the network gives numbers that are not finite.
+    Grad-CAM: ``ReLU(sum_c w_c A_c)``, ``w_c`` the mean gradient over cells (Selvaraju et al., ICCV 2017,
+    equations 1 and 2); HiResCAM: ``ReLU(sum_c (dy/dA_c * A_c))`` (Draelos and Carin, 2020).
     """
     maps = []
     with capture_activation(backbone, layer) as held:
-        for pictures, gradient in batches:
-            # the pictures ask for gradients, so that there are some though all parameters are frozen
-            embeddings = backbone(pictures.detach().requires_grad_())
+        for images, gradient in batches:
+            # the images require a gradient, because all parameters may be frozen
+            embeddings = backbone(images.detach().requires_grad_())
             (slope,) = torch.autograd.grad(embeddings, held, gradient.to(embeddings.dtype))
             weights, activations = layer.maps(slope).float(), layer.maps(held[0].detach()).float()
             if method == "gradcam":
@@ -102,7 +69,7 @@ def activation_maps(
     found: npt.NDArray[np.float32] = torch.cat(maps).numpy()
     if not np.isfinite(found).all():
         raise TrainingError(
-            "the network gives numbers that are not finite, and has no heat map; look at its training, or at "
-            "the mean and std of its recipe"
+            "activations or gradients of the network are not finite, so there is no heat map; check its "
+            "training, and the mean and std of its preprocessing"
         )
     return found

@@ -1,4 +1,4 @@
-"""The layer of a network whose activations a heat map is made of: the last that still tells places apart."""
+"""The layer of a network for saliency maps: the last with spatial resolution."""
 
 from __future__ import annotations
 
@@ -20,25 +20,16 @@ __all__ = ["Layer", "capture_activation", "find_layer"]
 
 TensorLayout: TypeAlias = Literal["channels first", "channels last", "tokens"]
 
-#: Class, distillation and register tokens that may stand before those of the picture.
+#: Most class, distillation and register tokens before those of the image.
 _MOST_EXTRA_TOKENS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
     """
-    A layer whose output lies on a grid of cells over the picture.
+    A layer with an output on a grid of (rows, columns) cells: (B, C, h, w), (B, h, w, C) or (B, T, C).
 
-    Attributes
-    ----------
-    name : str
-        In ``backbone.named_modules()``.
-    cells : tuple of 2 ints
-        Rows and columns of the grid.
-    layout : {"channels first", "channels last", "tokens"}
-        (B, C, h, w), (B, h, w, C), or (B, extra + h·w, C).
-    axes : tuple of 2 Axis
-        Where in a picture the cells lie.
+    `axes` are the centers of the cells in the image.
     """
 
     name: str
@@ -48,7 +39,7 @@ class Layer:
 
     def maps(self, output: Tensor) -> Tensor:
         """
-        Return what the layer gave, or a gradient of it, as (B, C, h, w).
+        Return an output of the layer, or its gradient, as (B, C, h, w).
 
         Examples
         --------
@@ -65,33 +56,14 @@ class Layer:
         return tokens.reshape(*tokens.shape[:2], rows, columns)
 
 
-def find_layer(backbone: nn.Module, pictures: Tensor, name: str | None = None) -> Layer:
+def find_layer(backbone: nn.Module, images: Tensor, name: str | None = None) -> Layer:
     """
-    Find the last layer whose output lies on a grid over the picture and acts on the embedding cell by cell.
+    Find the last layer with an output on a grid over images (B, 3, H, W) that acts on embeddings by cell.
 
-    All layers are watched while some pictures pass. An output is a grid if it is (B, C, h, w) or (B, h, w, C)
-    with h and w above 1, as wide for its height as the pictures, and no finer than the grid before; or if it
-    is (B, T, C) with as many tokens as the last grid has cells, and some more before them. It acts cell by
-    cell if the embedding has a gradient there: behind the last attention of a vision transformer, which only
-    the class token leaves, it has none.
-
-    Parameters
-    ----------
-    backbone : nn.Module
-        (B, 3, H, W) to (B, F), in evaluation mode.
-    pictures : Tensor
-        (B, 3, H, W), one or more.
-    name : str, optional
-        The layer, if it is chosen by hand.
-
-    Returns
-    -------
-    Layer
-
-    Raises
-    ------
-    TrainingError
-        If there is no such layer.
+    An output is a grid if it is (B, C, h, w) or (B, h, w, C) with the aspect of the images and no finer than
+    the grid before, or (B, T, C) with as many tokens as the last grid has cells and a few more before them.
+    It acts by cell if it has a gradient: after the last attention of a vision transformer, where only the
+    class token is used, it has none.
 
     Examples
     --------
@@ -104,16 +76,16 @@ def find_layer(backbone: nn.Module, pictures: Tensor, name: str | None = None) -
     if name is not None and (name not in modules or not name):
         near = difflib.get_close_matches(str(name), modules, n=3, cutoff=0.3)
         raise TrainingError(
-            f"the backbone has no layer {name!r}; the nearest are {', '.join(map(repr, near)) or 'none'}. "
-            "Its layers are the names in model.backbone.named_modules()"
+            f"the backbone has no layer {name!r}; the nearest are {', '.join(map(repr, near)) or 'none'}; "
+            "its layers are the names in model.backbone.named_modules()"
         )
-    # two pictures at least: windows of one picture would look like a batch
-    batch = pictures[:2] if len(pictures) > 1 else pictures.repeat(2, 1, 1, 1)
+    # at least two images: windows of one image would look like a batch
+    batch = images[:2] if len(images) > 1 else images.repeat(2, 1, 1, 1)
     fields = ReceptiveField((int(batch.shape[2]), int(batch.shape[3])))
     outputs, gradients = _trace(backbone, batch, modules, fields)
     grids = [replace(grid, axes=fields.of(grid.cells)) for grid in _grids(outputs, fields.size, len(batch))]
     if name is not None:
-        return _named(name, grids, outputs)
+        return _select_layer(name, grids, outputs)
     for layer in reversed(grids):
         gradient = gradients.get(layer.name)
         if gradient is not None and bool(layer.maps(gradient).any()):
@@ -121,41 +93,42 @@ def find_layer(backbone: nn.Module, pictures: Tensor, name: str | None = None) -
     if grids:
         return grids[-1]
     raise TrainingError(
-        "no layer of this backbone keeps rows and columns, so that it has no heat map; expected an output "
-        "(B, C, h, w) or (B, h, w, C) with h and w above 1. With larger pictures the last layers keep more"
+        "no layer of this backbone has spatial resolution, so there is no heat map; expected an output "
+        "(B, C, h, w) or (B, h, w, C) with h and w above 1, which larger images may give"
     )
 
 
-def _named(name: str, grids: list[Layer], outputs: dict[str, Tensor]) -> Layer:
+def _select_layer(name: str, grids: list[Layer], outputs: dict[str, Tensor]) -> Layer:
+    """Return the layer of a name, whose output must be a grid."""
     for layer in grids:
         if layer.name == name:
             return layer
     shape = tuple(outputs[name].shape) if name in outputs else "no single tensor"
     raise TrainingError(
-        f"the layer {name!r} gives {shape}, expected rows and columns above 1 of a grid over the picture; "
-        f"such layers are {', '.join(repr(layer.name) for layer in grids[-4:]) or 'none'}"
+        f"the output of the layer {name!r} is {shape}, expected a grid with rows and columns above 1; "
+        f"layers with a grid are {', '.join(repr(layer.name) for layer in grids[-4:]) or 'none'}"
     )
 
 
 def _trace(
     backbone: nn.Module, batch: Tensor, modules: dict[str, nn.Module], fields: ReceptiveField
 ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
-    """Return the last output of each module, in the order of computation, and a gradient there."""
+    """Return the last output of each module, in the order of computation, and its gradient."""
     outputs: dict[str, Tensor] = {}
 
-    def note(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        fields.note(module, inputs, output)
+    def record(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        fields.record(module, inputs, output)
         outputs.pop(name, None)
         if isinstance(output, Tensor):
             outputs[name] = output
 
-    handles = [m.register_forward_hook(partial(note, name)) for name, m in modules.items() if name]
+    handles = [m.register_forward_hook(partial(record, name)) for name, m in modules.items() if name]
     try:
         embedding = backbone(batch.detach().requires_grad_())
     finally:
         for handle in handles:
             handle.remove()
-    # any direction will do, if no part of the embedding is at right angles to it
+    # any direction that is not orthogonal to a part of the embedding
     direction = torch.linspace(1.0, 2.0, embedding.shape[1], device=embedding.device, dtype=embedding.dtype)
     direction[1::2] *= -1.0
     known = {name: output for name, output in outputs.items() if output.requires_grad}
@@ -165,14 +138,14 @@ def _trace(
 
 
 def _grids(outputs: dict[str, Tensor], size: tuple[int, int], batch: int) -> list[Layer]:
-    """Return the layers whose outputs lie on a grid, in the order of computation."""
+    """Return the layers with an output on a grid, in the order of computation."""
     grids: list[Layer] = []
     finest = size
     for name, output in outputs.items():
         if output.shape[0] != batch or not output.is_floating_point():
             continue
         if output.ndim == 4:
-            found = _spatial(name, tuple(output.shape), size)
+            found = _grid_layer(name, tuple(output.shape), size)
             if found is not None and all(n <= most for n, most in zip(found.cells, finest, strict=True)):
                 grids.append(found)
                 finest = found.cells
@@ -183,8 +156,8 @@ def _grids(outputs: dict[str, Tensor], size: tuple[int, int], batch: int) -> lis
     return grids
 
 
-def _spatial(name: str, shape: tuple[int, ...], size: tuple[int, int]) -> Layer | None:
-    """Tell which axes of (B, ., ., .) are rows and columns, by the aspect of the picture."""
+def _grid_layer(name: str, shape: tuple[int, ...], size: tuple[int, int]) -> Layer | None:
+    """Return the layer of an output (B, ., ., .), rows and columns of which have the aspect of the image."""
     _, a, b, c = shape
     aspect = np.log(size[0] / size[1])
     first = Layer(name, (b, c))
@@ -196,10 +169,10 @@ def _spatial(name: str, shape: tuple[int, ...], size: tuple[int, int]) -> Layer 
 @contextmanager
 def capture_activation(backbone: nn.Module, layer: Layer) -> Iterator[list[Tensor]]:
     """
-    Hold on to what a layer gives, in a list of one, while the context lasts.
+    Give a list that receives the output of a layer.
 
-    It is the tensor itself: where a layer behind changes it in place, as DenseNet's last ReLU does, it and
-    its gradient are what the layers behind see.
+    It is the tensor itself: if a later layer changes it in place, as DenseNet's last ReLU does, output and
+    gradient are those that later layers see.
     """
     held: list[Tensor] = []
 

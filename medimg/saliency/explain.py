@@ -1,4 +1,4 @@
-"""Where a classifier looks: heat maps in the geometry of the source."""
+"""Saliency maps of a classifier, in the geometry of the source."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from medimg.saliency._grad_cam import (
     Method,
     activation_maps,
     head_gradient,
-    logits_of,
+    source_logits,
 )
 from medimg.saliency._target_layer import Layer, find_layer
 from medimg.saliency.explanation import Explanation
@@ -53,48 +53,47 @@ def explain(
     progress: bool = False,
 ) -> Explanation:
     """
-    Show where in an image a classifier finds a class.
+    Compute the saliency map of a class for an image or series.
 
-    The heat map of a picture is made of the activations of the last layer that keeps rows and columns
-    (Selvaraju et al., Grad-CAM, ICCV 2017), and is mapped back through the recipe to the pixels of the
-    source. It shows where evidence for the class was found, not what the evidence is, nor whether it is
-    right.
+    The saliency map is made of the activations of the last layer with spatial resolution (Grad-CAM, Selvaraju
+    et al., ICCV 2017), and mapped back through the preprocessing to the pixels of the source. It shows where
+    evidence for the class was found, not what the evidence is, nor whether it is correct.
 
     Parameters
     ----------
     model : TransferClassifier
-        Its recipe makes the pictures. Neither its parameters nor their gradients nor its mode change.
+        Model to explain; its parameters, gradients and modes do not change.
     source : str, Path, list of these, Series or Volume
         One image or series; see :func:`medimg.read`.
     target : str or int, optional
-        The class, by its name or its place; by default the likeliest one. With pooling the logit of the
-        series is explained, through the pooling; without it each slice's own.
+        Name or index of the class; by default the most probable one. With pooling the logit of the series is
+        explained, through the pooling; without pooling that of each slice.
     slices : int or sequence of int, optional
-        Which slices to make heat maps of, as indices in the volume as it was read; by default all that the
-        recipe takes. The prediction is made of all of these in any case.
+        Indices in the volume of the slices to map; by default all that the preprocessing uses. The prediction
+        is always that of all of these.
     method : {"gradcam", "hirescam"}
-        "hirescam" weighs each cell by its own gradient rather than by the mean over the picture (Draelos and
-        Carin, 2020): the same behind a mean over the cells, more exact where places are told apart behind
-        the layer, as in AlexNet, VGG and vision transformers.
+        "hirescam" weights each cell by its own gradient instead of the mean over the image (Draelos and
+        Carin, 2020): identical before global average pooling, more exact if later layers distinguish
+        positions, as in AlexNet, VGG and vision transformers.
     layer : str, optional
-        A layer of ``model.backbone`` to take the activations of, by its name in ``named_modules()``.
+        Layer of ``model.backbone`` with the activations, by its name in ``named_modules()``.
     batch_size : int
-        Pictures at once.
+        Number of images per batch.
     progress : bool
         Whether to show a progress bar.
 
     Returns
     -------
     Explanation
-        Heat from 0 to 1, the same scale in all slices.
+        Heat from 0 to 1, on the same scale in all slices.
 
     Raises
     ------
     TrainingError
-        If there is no such class, method or layer, the recipe takes no such slice, no layer of the network
-        keeps rows and columns, or its calibration no longer holds.
+        If the class, method, layer or slice does not exist, no layer of the network has spatial resolution,
+        or parameters were changed after calibration.
     PreprocessError
-        If the recipe does not fit the image.
+        If the preprocessing does not fit the image.
     ReadError, SeriesError
         If the source can't be read.
 
@@ -110,7 +109,8 @@ def explain(
     >>> found.heat.shape, found.target, found.slices
     ((4, 64, 80), 'nodule', (0, 1, 2, 3))
     """
-    _check(model, method, batch_size)
+    check_choice("method", method, METHODS)
+    check_batch_size(batch_size)
     check_calibration(model)
     wanted = None if target is None else _class_index(model, target)
     volume = source if isinstance(source, Volume) else read(source)
@@ -119,9 +119,9 @@ def explain(
     with module_mode(model, training=False), torch.inference_mode(mode=False), torch.enable_grad():
         with torch.no_grad():
             rendered = model.preprocess.render(volume)
-        places = PixelMapping.of(volume, model.preprocess, rendered.slices)
+        mapping = PixelMapping.of(volume, model.preprocess, rendered.slices)
         if slices is not None:
-            places = places.chosen(_checked_slices(slices, places.slices))
+            mapping = mapping.select_slices(_check_slices(slices, mapping.slices))
         planes = rendered.planes
 
         def batches(indices: Sequence[int]) -> Iterator[tuple[Tensor, list[int]]]:
@@ -130,22 +130,24 @@ def explain(
                 yield model.preprocess.normalize(planes[part]).to(device), part
 
         with torch.no_grad():
-            embeddings = torch.cat([model.embed(pictures) for pictures, _ in batches(range(len(planes)))])
-            scores = model_probabilities(model, logits_of(model, embeddings)).mean(axis=0)
+            embeddings = torch.cat([model.embed(images) for images, _ in batches(range(len(planes)))])
+            scores = model_probabilities(model, source_logits(model, embeddings)).mean(axis=0)
             weights = slice_weights(embeddings, model.pool, model.attention)
         chosen = int(scores.argmax()) if wanted is None else wanted
         gradient = head_gradient(model, embeddings, chosen)
-        first, _ = next(batches(places.pictures[:2]))
+        first, _ = next(batches(mapping.images[:2]))
         grid = find_layer(model.backbone, first, layer)
         grid = measure_field_centers(model.backbone, grid, model.preprocess.hw, batch_size)
-        parts = ((pictures, gradient[part]) for pictures, part in batches(places.pictures))
-        cams = activation_maps(model.backbone, grid, _watched(parts, len(places.pictures), progress), method)
-    heat, outside = _spread(places, cams, grid)
+        parts = ((images, gradient[part]) for images, part in batches(mapping.images))
+        cams = activation_maps(
+            model.backbone, grid, _with_progress(parts, len(mapping.images), progress), method
+        )
+    heat, outside = _source_heat(mapping, cams, grid)
     counts = np.bincount(rendered.slices, weights.double().cpu().numpy(), volume.shape[1])
     return Explanation(
         heat=heat,
-        slices=places.slices,
-        weights=counts[list(places.slices)] / counts.sum(),
+        slices=mapping.slices,
+        weights=counts[list(mapping.slices)] / counts.sum(),
         target=model.classes[chosen],
         probability=float(scores[chosen]),
         outside=outside,
@@ -157,58 +159,58 @@ def explain(
     )
 
 
-def _spread(
-    places: PixelMapping, cams: npt.NDArray[np.float32], layer: Layer
+def _source_heat(
+    mapping: PixelMapping, cams: npt.NDArray[np.float32], layer: Layer
 ) -> tuple[npt.NDArray[np.float32], float]:
-    """Return the heat of the slices, the greatest being 1, and how much of it lies in the padding."""
-    heat = places.spread(cams, layer.axes)
-    highest, outside = places.outside(cams, layer.axes)
+    """Return heat (slices, H, W) with a maximum of 1, and its fraction in the padding."""
+    heat = mapping.to_source(cams, layer.axes)
+    highest, outside = mapping.padding_heat(cams, layer.axes)
     most = max(float(heat.max()), highest)
     if most > 0:
         np.divide(heat, most, out=heat)
     return heat, outside
 
 
-def _watched(
+def _with_progress(
     batches: Iterator[tuple[Tensor, Tensor]], total: int, progress: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches, with a progress bar if it is wanted."""
     with progress_bar(desc="explaining", unit="image", progress=progress, total=total) as bar:
-        for pictures, gradient in batches:
-            yield pictures, gradient
-            bar.update(len(pictures))
-
-
-def _check(model: TransferClassifier, method: str, batch_size: int) -> None:
-    check_choice("method", method, METHODS)
-    check_batch_size(batch_size)
+        for images, gradient in batches:
+            yield images, gradient
+            bar.update(len(images))
 
 
 def _class_index(model: TransferClassifier, target: str | int) -> int:
+    """Return the index of a class by its name or index."""
     if isinstance(target, str) and target in model.classes:
         return model.classes.index(target)
     if not isinstance(target, str | bool):
         try:
-            place = operator.index(target)
+            index = operator.index(target)
         except TypeError:
-            place = -1
-        if 0 <= place < len(model.classes):
-            return place
+            index = -1
+        if 0 <= index < len(model.classes):
+            return index
     raise TrainingError(
-        f"no class {target!r}; the model knows {', '.join(map(repr, model.classes))}, or their places from 0"
+        f"the model has no class {target!r}; expected {', '.join(map(repr, model.classes))}, or an index "
+        "from 0"
     )
 
 
-def _checked_slices(slices: int | Sequence[int], taken: tuple[int, ...]) -> list[int]:
+def _check_slices(slices: int | Sequence[int], taken: tuple[int, ...]) -> list[int]:
+    """Return slice indices, which the preprocessing must use."""
     given = [slices] if isinstance(slices, int | np.integer) else slices
     try:
         wanted = [operator.index(n) for n in given]
     except TypeError:
-        raise TrainingError(f"slices is an index or several; found {slices!r}") from None
+        raise TrainingError(f"slices must be an index or several; found {slices!r}") from None
     missing = sorted(set(wanted) - set(taken))
     if missing or not wanted:
         known = f"{taken[0]} to {taken[-1]}" if len(taken) == taken[-1] - taken[0] + 1 else f"{list(taken)}"
         raise TrainingError(
-            f"slices={missing or 'none at all'} were asked for; the recipe takes {known} of this volume. "
-            'Slices are counted from 0 as they lie in the volume; a recipe with slices="all" takes all'
+            f"slices={missing or '[]'} are not among those that the preprocessing uses of this volume, "
+            f"{known}; "
+            'indices count from 0 in the volume; a recipe with slices="all" uses all'
         )
     return wanted

@@ -1,4 +1,4 @@
-"""What an explanation holds: heat maps as they lie in the source, and pictures of them."""
+"""Saliency maps in the geometry of the source, and figures of them."""
 
 from __future__ import annotations
 
@@ -32,37 +32,36 @@ __all__ = ["Explanation", "figure", "image_of", "overlay"]
 @dataclass(frozen=True, slots=True, eq=False)
 class Explanation:
     """
-    Where in an image a classifier found a class.
+    Saliency map of a class, in the geometry of the source.
 
     Attributes
     ----------
     heat : numpy.ndarray
-        (N, H, W) float32, 0 to 1: rows and columns as they lie in the source's array, zero where the recipe
-        cropped. 1 is the greatest heat of all N slices, padding included, so that slices can be compared with
-        each other, and sources can't. All zeros where nothing speaks for the class.
+        (N, H, W) float32, 0 to 1, with the rows and columns of the source's array; 0 where the preprocessing
+        cropped. 1 is the maximum over all N slices and the padding, so that slices of one source can be
+        compared, and different sources can't. All zeros if there is no evidence for the class.
     slices : tuple of int
-        The N slices, as indices in the volume as it was read, ascending.
+        Indices of the N slices in the volume, ascending.
     weights : numpy.ndarray
-        (N,) float64: how much each slice counts in the prediction. The attention's weights; with "max" the
-        share of features whose maximum lies in the slice; else equal shares. They sum to 1 over all slices
-        that the recipe takes.
+        (N,) float64 contributions of the slices to the prediction: attention weights; with "max" the fraction
+        of features whose maximum is in the slice; otherwise equal weights. They sum to 1 over all slices that
+        the preprocessing uses.
     target : str
-        The class.
+        Name of the class.
     probability : float
-        That of the class in the whole source, calibrated where the model is.
+        Probability of the class in the whole source, calibrated if the model is.
     outside : float
-        Share of the heat that lies in the recipe's padding, where there is no image: a model that looks there
-        has learned something else than anatomy.
+        Fraction of the heat in the padding, outside the image: evidence there is not anatomy.
     method : str
-        How the heat was computed.
+        Method, "gradcam" or "hirescam".
     layer : str
-        The layer whose activations it was made of.
+        Layer with the activations.
     cells : tuple of 2 ints
-        Rows and columns of its grid over a picture: nothing finer is told apart.
+        Rows and columns of the layer's grid over an image, which is the resolution of the map.
     volume : Volume
-        The source, as it was read.
+        Source, as it was read.
     recipe : Preprocess
-        How its pictures were made.
+        Preprocessing of its images.
     """
 
     heat: npt.NDArray[np.float32] = field(repr=False)
@@ -79,7 +78,7 @@ class Explanation:
 
     @property
     def hottest(self) -> int:
-        """The slice with the greatest heat, as an index in the volume."""
+        """Index in the volume of the slice with the maximum heat."""
         return self.slices[int(self.heat.max(axis=(1, 2)).argmax())]
 
     def of_slice(self, index: int) -> npt.NDArray[np.float32]:
@@ -93,30 +92,30 @@ class Explanation:
         """
         if index not in self.slices:
             raise TrainingError(
-                f"slice {index} has no heat map; these have: {_listed(self.slices)}. "
-                "explain(slices=...) chooses them"
+                f"slice {index} has no heat map; expected one of {_slice_words(self.slices)}; choose slices "
+                "by explain(slices=...)"
             )
         plane: npt.NDArray[np.float32] = self.heat[self.slices.index(index)]
         return plane
 
     def to_volume(self) -> Volume:
         """
-        Return the heat as a volume in the same place in the patient.
+        Return the heat as a volume at the same position in the patient.
 
         Returns
         -------
         Volume
-            (1, N, H, W) float32, with the source's affine, or that of its explained slices.
+            (1, N, H, W) float32, with the affine of the source, or of its explained slices.
 
         Raises
         ------
         GeometryError
-            If the explained slices are unevenly spaced, as no affine fits these.
+            If the explained slices are unevenly spaced, so that no affine describes them.
         """
         if len(set(np.diff(self.slices).tolist())) > 1:
             raise GeometryError(
-                f"the explained slices {_listed(self.slices)} are unevenly spaced, and make no volume; "
-                "explain all of them, or look at heat and slices"
+                f"the explained slices {_slice_words(self.slices)} are unevenly spaced and don't form a "
+                "volume; explain all of them, or use heat and slices"
             )
         return _heat_volume(self.volume.take(self.slices), self.heat[None])
 
@@ -124,46 +123,45 @@ class Explanation:
         self, slice: int | None = None, *, alpha: float = 0.6, colormap: str = "inferno"
     ) -> npt.NDArray[np.uint8]:
         """
-        Return a picture of a slice with its heat in color.
+        Return an image of a slice with its heat in color.
 
         Parameters
         ----------
         slice : int, optional
-            Index in the volume as it was read; by default the one with the greatest heat.
+            Index in the volume; by default the slice with the maximum heat.
         alpha : float
-            How much of the color is seen where the heat is 1, from 0 to 1; where it is 0, none is.
+            Opacity of the color where the heat is 1, from 0 to 1; it is 0 where the heat is 0.
         colormap : str
-            One of matplotlib's. "inferno", "magma", "plasma" and "viridis" are perceptually uniform: equal
-            steps of heat look equal, also to those who see fewer colors.
+            Name of a matplotlib colormap; "inferno", "magma", "plasma" and "viridis" are perceptually
+            uniform, also with color vision deficiency.
 
         Returns
         -------
         numpy.ndarray
-            (rows, columns, 3) uint8, the way radiologists look at it, in the recipe's window, its pixels as
-            high as they are wide.
+            (rows, columns, 3) uint8 in display orientation, in the recipe's window, with square pixels.
 
         Raises
         ------
         TrainingError
-            If the slice has no heat map, or `alpha` or `colormap` is unsound.
+            If the slice has no heat map, or `alpha` or `colormap` is invalid.
         """
         return overlay(self, self.hottest if slice is None else slice, alpha=alpha, colormap=colormap)
 
     def plot(self, *, most: int = 6, alpha: float = 0.6, colormap: str = "inferno") -> Figure:
         """
-        Return a figure: slices beside the same with their heat, the scale, and the weights of the slices.
+        Return a figure of slices with and without their heat, a color scale, and the weights of the slices.
 
         Parameters
         ----------
         most : int
-            At most so many slices, those with the greatest heat.
+            Largest number of slices; those with the maximum heat are shown.
         alpha, colormap
             As for :meth:`overlay`.
 
         Returns
         -------
         matplotlib.figure.Figure
-            Not registered with pyplot, so that nothing keeps it alive; ``figure.savefig(path)`` writes it.
+            Not registered with pyplot; ``figure.savefig(path)`` writes it.
         """
         return figure(self, most=most, alpha=alpha, colormap=colormap)
 
@@ -179,10 +177,10 @@ class Explanation:
         return encode_png(self.overlay())
 
 
-def _heat_volume(place: Volume, heat: npt.NDArray[np.float32]) -> Volume:
-    """Return heat (1, D, H, W) in the place of a volume."""
+def _heat_volume(source: Volume, heat: npt.NDArray[np.float32]) -> Volume:
+    """Return heat (1, D, H, W) in the geometry of a volume."""
     return replace(
-        place,
+        source,
         array=heat,
         units="raw",
         photometric="MONOCHROME2",
@@ -190,11 +188,12 @@ def _heat_volume(place: Volume, heat: npt.NDArray[np.float32]) -> Volume:
         channels=("heat",),
         voi=((Window.from_range(0.0, 1.0),),),
         padding=None,
-        report=place.report.then("replaced by the heat map of a class"),
+        report=source.report.then("replaced by the heat map of a class"),
     )
 
 
-def _listed(slices: tuple[int, ...]) -> str:
+def _slice_words(slices: tuple[int, ...]) -> str:
+    """Return slice indices as words."""
     if len(slices) > 1 and len(slices) == slices[-1] - slices[0] + 1:
         return f"{slices[0]} to {slices[-1]}"
     return ", ".join(map(str, slices[:8])) + (" and more" if len(slices) > 8 else "")
@@ -219,54 +218,42 @@ def overlay(
 
 def image_of(explanation: Explanation, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
     """
-    Return a slice and its heat as they are looked at.
+    Return a slice (rows, columns, 3) uint8 and its heat (rows, columns) float32 in display orientation.
 
-    Parameters
-    ----------
-    explanation : Explanation
-        What to show.
-    index : int
-        The slice, as it lies in the volume.
-
-    Returns
-    -------
-    picture : numpy.ndarray
-        (rows, columns, 3) uint8, in the recipe's window, its pixels as high as they are wide.
-    heat : numpy.ndarray
-        (rows, columns) float32, 0 to 1.
+    The slice is in the recipe's window; pixels are square.
     """
     values = explanation.of_slice(index)
-    place = explanation.volume.take([index])
-    shown = render(place, window=_window(explanation, index))
-    picture = shown if shown.ndim == 3 else np.repeat(shown[..., None], 3, axis=2)
-    heat = replace(place, array=values[None, None], photometric="MONOCHROME2", channels=(), padding=None)
-    if place.space == "patient":
+    single = explanation.volume.take([index])
+    rendered = render(single, window=_window(explanation, index))
+    image = rendered if rendered.ndim == 3 else np.repeat(rendered[..., None], 3, axis=2)
+    heat = replace(single, array=values[None, None], photometric="MONOCHROME2", channels=(), padding=None)
+    if single.space == "patient":
         heat = heat.reorient(display_code(heat.affine))
-    size = _square(heat)
-    return _resized(picture, size), np.clip(_resized(heat.array[0, 0], size), 0.0, 1.0)
+    size = _square_pixel_size(heat)
+    return _resize(image, size), np.clip(_resize(heat.array[0, 0], size), 0.0, 1.0)
 
 
 def _window(explanation: Explanation, index: int) -> Voi:
-    """Return what the recipe sees a slice through; of three windows the middle one."""
+    """Return the recipe's window for a slice; the middle one of three."""
     volume, recipe = explanation.volume, explanation.recipe
     if volume.is_color:
-        return Window.from_range(0.0, 1.0)  # not looked at
+        return Window.from_range(0.0, 1.0)  # not used
     window = recipe.window[1] if isinstance(recipe.window, tuple) else recipe.window
     found = choose_voi(volume, window, recipe.percentiles)
     return found[index if len(found) > 1 else 0]
 
 
-def _square(volume: Volume) -> tuple[int, int]:
-    """Return the rows and columns of a slice whose pixels are as high as they are wide; none are lost."""
+def _square_pixel_size(volume: Volume) -> tuple[int, int]:
+    """Return the rows and columns of a slice with square pixels, not fewer than it has."""
     (_, _, height, width), (_, between_rows, between_columns) = volume.shape, volume.spacing
     ratio = between_rows / between_columns
-    # what differs by less shows no difference, and an absurd spacing is no picture
+    # smaller differences are invisible, and an absurd spacing is ignored
     if not 1.01 < max(ratio, 1 / ratio) < 50:
         return height, width
     return (round(height * ratio), width) if ratio > 1 else (height, round(width / ratio))
 
 
-def _resized(array: npt.NDArray[_Number], size: tuple[int, int]) -> npt.NDArray[_Number]:
+def _resize(array: npt.NDArray[_Number], size: tuple[int, int]) -> npt.NDArray[_Number]:
     from PIL import Image
 
     if array.shape[:2] == size:
@@ -279,58 +266,59 @@ def _colormap(name: str) -> Colormap:
     from matplotlib import colormaps
 
     if not isinstance(name, str) or name not in colormaps:
-        raise TrainingError(f"matplotlib has no colormap {name!r}; take inferno, magma, plasma or viridis")
+        raise TrainingError(f"matplotlib has no colormap {name!r}; use inferno, magma, plasma or viridis")
     return colormaps[name]
 
 
 def figure(
     explanation: Explanation, *, most: int = 6, alpha: float = 0.6, colormap: str = "inferno"
 ) -> Figure:
-    """Draw slices without and with their heat; see :meth:`Explanation.plot`."""
+    """Plot slices without and with their heat; see :meth:`Explanation.plot`."""
     most = check_whole_number("most", most, least=1)
     hottest = np.argsort(-explanation.heat.max(axis=(1, 2)), kind="stable")[:most]
     shown = sorted(explanation.slices[n] for n in hottest)
-    weighed = len(explanation.slices) > 1
+    has_weights = len(explanation.slices) > 1
     plain = [image_of(explanation, n)[0] for n in shown]
     hot = [overlay(explanation, n, alpha=alpha, colormap=colormap) for n in shown]
-    aspect = max(picture.shape[0] / picture.shape[1] for picture in plain)
-    height = 2 * 2.4 * aspect if weighed else 3.4 * aspect
-    width = max(2.4 * len(shown), 4.0) if weighed else 6.8
-    whole = make_figure((width + 1.0, height + (1.9 if weighed else 0.5)))
-    if not weighed:
-        _panels(whole, [[(plain[0], ""), (hot[0], "")]], colormap)
-        _title(whole, explanation)
+    aspect = max(image.shape[0] / image.shape[1] for image in plain)
+    height = 2 * 2.4 * aspect if has_weights else 3.4 * aspect
+    width = max(2.4 * len(shown), 4.0) if has_weights else 6.8
+    whole = make_figure((width + 1.0, height + (1.9 if has_weights else 0.5)))
+    if not has_weights:
+        _draw_panels(whole, [[(plain[0], ""), (hot[0], "")]], colormap)
+        _draw_title(whole, explanation)
         return whole
     both: Any = whole.subfigures(2, 1, height_ratios=(height + 0.5, 1.4))
     above, below = both
     titles = [f"slice {n}" for n in shown]
-    rows = [list(zip(plain, titles, strict=True)), [(picture, "") for picture in hot]]
-    _panels(above, rows, colormap)
-    _title(above, explanation)
-    _weights(below, explanation, shown)
+    rows = [list(zip(plain, titles, strict=True)), [(image, "") for image in hot]]
+    _draw_panels(above, rows, colormap)
+    _draw_title(above, explanation)
+    _draw_weights(below, explanation, shown)
     return whole
 
 
-def _panels(parent: Figure | SubFigure, rows: Sequence[Sequence[_Panel]], colormap: str) -> None:
+def _draw_panels(parent: Figure | SubFigure, rows: Sequence[Sequence[_Panel]], colormap: str) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
     grid = parent.subplots(len(rows), len(rows[0]), squeeze=False)
-    for axes, (picture, title) in zip(grid.flat, chain(*rows), strict=True):
-        axes.imshow(picture)
+    for axes, (image, title) in zip(grid.flat, chain(*rows), strict=True):
+        axes.imshow(image)
         axes.set_title(title, fontsize=9)
         axes.set_axis_off()
     scale = ScalarMappable(Normalize(0.0, 1.0), colormap)
     parent.colorbar(scale, ax=list(grid.flat), label="heat", aspect=40, ticks=[0.0, 0.5, 1.0])
 
 
-def _title(parent: Figure | SubFigure, explanation: Explanation) -> None:
-    said = parent.suptitle(f"{explanation.target}, probability {explanation.probability:.2f}", fontsize=11)
-    said.set_parse_math(False)  # names of classes are no formulas
+def _draw_title(parent: Figure | SubFigure, explanation: Explanation) -> None:
+    """Draw the class and its probability."""
+    title = parent.suptitle(f"{explanation.target}, probability {explanation.probability:.2f}", fontsize=11)
+    title.set_parse_math(False)  # class names are not formulas
 
 
-def _weights(parent: SubFigure, explanation: Explanation, shown: Sequence[int]) -> None:
-    """How much each slice counts; those above are dark."""
+def _draw_weights(parent: SubFigure, explanation: Explanation, shown: Sequence[int]) -> None:
+    """Draw the weights of the slices, dark for those shown."""
     axes = parent.subplots()
     colors = ["0.25" if n in shown else "0.7" for n in explanation.slices]
     axes.bar(explanation.slices, explanation.weights, width=0.9, color=colors)

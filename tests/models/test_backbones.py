@@ -147,7 +147,7 @@ def test_vit_is_built_for_the_size_of_its_weights(tmp_path: Path) -> None:
     with torch.device("meta"):
         shapes = get_model("vit_b_32", weights=None, image_size=96).state_dict()
     torch.save({name: torch.zeros(tensor.shape) for name, tensor in shapes.items()}, path)
-    with pytest.raises(PreprocessError, match=r"96 by 96 only.*size=96"):
+    with pytest.raises(PreprocessError, match=r"96×96 only.*size=96"):
         TransferClassifier("vit_b_32", classes=("a", "b"), weights=path, preprocess=Preprocess(size=224))
     # a recipe that nobody gave follows the weights
     for recipe in (None, Preprocess(size=96)):
@@ -181,7 +181,7 @@ def test_weights_say_size_normalization_and_license(name: str, monkeypatch: pyte
         assert (architecture.image_size is not None) == name.startswith("vit_")
         if name.startswith("vit_") or name == "maxvit_t":
             other = Preprocess(size=recipe.hw[0] - 14)
-            with pytest.raises(PreprocessError, match=f"by {recipe.hw[0]} only.*size={recipe.hw[0]}"):
+            with pytest.raises(PreprocessError, match=f"×{recipe.hw[0]} only.*size={recipe.hw[0]}"):
                 TransferClassifier(
                     name, classes=("a", "b"), weights=entry, preprocess=other, accept_license=True
                 )
@@ -192,10 +192,10 @@ def test_weights_say_size_normalization_and_license(name: str, monkeypatch: pyte
     [
         ("vit_b_16", 65, "multiple of 16"),
         ("vit_b_16", (64, 96), "square"),
-        ("maxvit_t", 192, "224 by 224 only"),
-        ("inception_v3", 64, "at least 75 by 75"),
-        ("swin_t", 16, "at least 32 by 32"),
-        ("alexnet", (224, 40), "at least 63 by 63"),
+        ("maxvit_t", 192, "224×224 only"),
+        ("inception_v3", 64, "at least 75×75"),
+        ("swin_t", 16, "at least 32×32"),
+        ("alexnet", (224, 40), "at least 63×63"),
     ],
 )
 def test_sizes_that_a_network_cannot_take(name: str, size: int | tuple[int, int], message: str) -> None:

@@ -39,7 +39,7 @@ def test_shapes_that_are_refused(shape: tuple[int, ...]) -> None:
 
 
 def test_bags_need_pooling() -> None:
-    with pytest.raises(PreprocessError, match='pool="none" takes single pictures'):
+    with pytest.raises(PreprocessError, match='pool="none" takes single images'):
         classifier()(torch.zeros(1, 2, 3, 64, 64))
 
 
@@ -47,12 +47,12 @@ def test_bags_need_pooling() -> None:
     "mask", [torch.ones(1, 3, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.bool)], ids=["shape", "empty"]
 )
 def test_unsound_masks(mask: torch.Tensor) -> None:
-    with pytest.raises(PreprocessError, match="a mask is"):
+    with pytest.raises(PreprocessError, match="a mask must be"):
         classifier(pool="mean")(torch.zeros(1, 2, 3, 64, 64), mask)
 
 
 def test_unknown_pool() -> None:
-    with pytest.raises(TrainingError, match="pool is one of"):
+    with pytest.raises(TrainingError, match="pool must be"):
         classifier(pool="median")
 
 

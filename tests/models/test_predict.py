@@ -233,7 +233,7 @@ def test_no_source_no_row() -> None:
 
 def test_unsound_calls() -> None:
     model = classifier()
-    with pytest.raises(TrainingError, match="unit is"):
+    with pytest.raises(TrainingError, match="unit must be"):
         model.predict(volume(1), unit="patient")  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match="on_error"):
         model.predict(volume(1), on_error="ignore")  # type: ignore[arg-type]

@@ -69,7 +69,9 @@ def test_the_head_by_its_name() -> None:
     register_backbone("own", TwoHeads, size=48, head="classify")
     assert own()(torch.zeros(2, 3, 48, 48)).shape == (2, 3)
     register_backbone("own", TwoHeads, size=48)
-    with pytest.raises(TrainingError, match=r"makes \(1, 9\) of one picture, expected an embedding \(1, 4\)"):
+    with pytest.raises(
+        TrainingError, match=r"returns \(1, 9\) for one image, expected an embedding \(1, 4\)"
+    ):
         own()
     register_backbone("own", TwoHeads, size=48, head="body")
     with pytest.raises(TrainingError, match=r"layer 'body' as its head; found .*'auxiliary' last"):
@@ -82,7 +84,9 @@ def test_no_head() -> None:
     assert model.eval()(torch.zeros(2, 5, 3, 48, 48)).shape == (2, 3)
     assert not changed(state(model.backbone), state(small(head=None)))
     register_backbone("own", lambda: small(head=None), size=48, features=7)
-    with pytest.raises(TrainingError, match=r"makes \(1, 6\) of one picture, expected an embedding \(1, 7\)"):
+    with pytest.raises(
+        TrainingError, match=r"returns \(1, 6\) for one image, expected an embedding \(1, 7\)"
+    ):
         own()
 
 
@@ -134,7 +138,7 @@ def test_weights_of_a_file(tmp_path: Path) -> None:
     assert model.weights_name == "mine.pth"
     assert torch.equal(model.backbone.get_parameter("0.weight"), other.get_parameter("0.weight"))
     assert own(weights=None).weights_name == "as built"
-    with pytest.raises(WeightsUnavailableError, match=r"has no weights 'IMAGENET1K_V1'.*as its function"):
+    with pytest.raises(WeightsUnavailableError, match=r"has no weights 'IMAGENET1K_V1'.*as it is built"):
         own(weights="IMAGENET1K_V1")
 
 
@@ -143,9 +147,9 @@ def test_sizes() -> None:
     register_backbone("least", small, min_size=32)
     assert own("exact").preprocess.size == 48
     assert own("least").preprocess.size == 224
-    with pytest.raises(PreprocessError, match="48 by 48 only"):
+    with pytest.raises(PreprocessError, match="48×48 only"):
         own("exact", preprocess=Preprocess(size=64))
-    with pytest.raises(PreprocessError, match="at least 32 by 32"):
+    with pytest.raises(PreprocessError, match="at least 32×32"):
         own("least", preprocess=Preprocess(size=31))
 
 
@@ -159,15 +163,15 @@ def test_a_name_close_to_a_registered_one() -> None:
     ("name", "build", "fields", "message"),
     [
         ("resnet18", small, {}, "a model of torchvision"),
-        ("", small, {}, "a text"),
-        (3, small, {}, "a text"),
+        ("", small, {}, "must be text"),
+        (3, small, {}, "must be text"),
         ("own", small(), {}, "a function without arguments"),
         ("own", small, {"size": 0}, "size must be a whole number, 1 or more"),
         ("own", small, {"min_size": 2.5}, "min_size must be a whole number, 1 or more"),
         ("own", small, {"size": 32, "min_size": 64}, "contradicts"),
         ("own", small, {"size": 32, "exact_size": 64}, "contradicts"),
-        ("own", small, {"head": ""}, "head is the name"),
-        ("own", small, {"features": 0}, "features is the length"),
+        ("own", small, {"head": ""}, "head must be the name"),
+        ("own", small, {"features": 0}, "features must be a whole number, 1 or more"),
         ("own", small, {"features": 6, "head": "7"}, "pass one of them"),
     ],
 )
@@ -183,13 +187,13 @@ def test_unsound_normalization() -> None:
 
 def test_networks_that_fail() -> None:
     register_backbone("own", lambda: "network", size=48)  # type: ignore[arg-type, return-value]
-    with pytest.raises(TrainingError, match=r"gave a str; expected an nn\.Module"):
+    with pytest.raises(TrainingError, match=r"returned a str; expected an nn\.Module"):
         own()
     register_backbone("own", nn.Identity, size=48)
     with pytest.raises(TrainingError, match="found none last"):
         own()
     register_backbone("own", lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Linear(2, 2)), size=48)
-    with pytest.raises(TrainingError, match=r"fails on a picture \(1, 3, 48, 48\): RuntimeError"):
+    with pytest.raises(TrainingError, match=r"fails on an image \(1, 3, 48, 48\): RuntimeError"):
         own()
 
 

@@ -141,7 +141,7 @@ def _point_default_at(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
 def test_truncated_file_in_the_cache(cache: Path) -> None:
     cache.mkdir(parents=True)
     (cache / "resnet18-f37072fd.pth").write_bytes(b"PK\x03\x04 and then the line broke")
-    with pytest.raises(WeightsUnavailableError, match=r"promises f37072fd.*Delete it"):
+    with pytest.raises(WeightsUnavailableError, match=r"expected f37072fd.*delete it"):
         TransferClassifier("resnet18", classes=("a", "b"))
 
 
@@ -152,7 +152,7 @@ def test_real_truncated_downloads(real_data: Path, tmp_path: Path, name: str, re
     if renamed:  # without digits in its name, only its content can tell
         (tmp_path / "mine.pth").write_bytes(path.read_bytes())
         path = tmp_path / "mine.pth"
-    expected = "can't be read as weights" if renamed else "its name promises"
+    expected = "can't be read as weights" if renamed else "by its name"
     with pytest.raises(WeightsUnavailableError, match=expected):
         model_from(path, "resnet18")
 
@@ -213,7 +213,7 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
     with pytest.raises(WeightsUnavailableError) as caught:
         model_from(tmp_path / "mine.pth", "resnet18")
     message = str(caught.value)
-    assert "not those of a resnet18" in message
+    assert "don't fit a resnet18" in message
     assert "missing (conv1.weight" in message
     assert "unexpected (features.0.weight" in message
 
@@ -260,7 +260,7 @@ def test_mnasnet_without_version(tmp_path: Path) -> None:
 
 def test_swag_needs_an_opt_in() -> None:
     name = "ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1"
-    with pytest.raises(WeightsUnavailableError, match=r"under their own: .*accept_license=True"):
+    with pytest.raises(WeightsUnavailableError, match=r"under a license of their own: .*accept_license=True"):
         resolve_weights("vit_b_16", name)
     source = resolve_weights("vit_b_16", name, accept_license=True)
     assert source is not None
@@ -268,7 +268,7 @@ def test_swag_needs_an_opt_in() -> None:
 
 
 def test_size_is_checked_before_any_download() -> None:
-    with pytest.raises(PreprocessError, match="takes pictures of 224 by 224 only"):
+    with pytest.raises(PreprocessError, match="takes images of 224×224 only"):
         TransferClassifier("vit_b_16", classes=("a", "b"), preprocess=Preprocess(size=256))
 
 

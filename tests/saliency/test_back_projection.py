@@ -15,7 +15,7 @@ from torch import nn
 from medimg import Explanation, Preprocess, TransferClassifier, Volume, explain, register_backbone
 from medimg.core.geometry import affine_from_slices, image_affine, index_to_lps, reorient
 from medimg.models.backbones import registry
-from medimg.saliency._back_projection import PixelMapping, interpolation
+from medimg.saliency._back_projection import PixelMapping, interpolation_weights
 from medimg.saliency._receptive_field import Axis, ReceptiveField
 from tests.saliency.planted import SEEN
 
@@ -183,10 +183,10 @@ def test_places_of_slices() -> None:
     assert places.slices == (0, 1, 2, 3)
     cams = np.arange(4, dtype=np.float32)[:, None, None] * np.ones((4, 2, 2), np.float32)
     tiles = (Axis.tiles(8, 2), Axis.tiles(8, 2))
-    assert places.spread(cams, tiles)[:, 0, 0].tolist() == [3, 2, 1, 0]
-    chosen = places.chosen([2, 0])
-    assert (chosen.slices, chosen.pictures) == ((0, 2), (1, 3))
-    assert chosen.spread(cams[[1, 3]], tiles)[:, 0, 0].tolist() == [3, 1]
+    assert places.to_source(cams, tiles)[:, 0, 0].tolist() == [3, 2, 1, 0]
+    chosen = places.select_slices([2, 0])
+    assert (chosen.slices, chosen.images) == ((0, 2), (1, 3))
+    assert chosen.to_source(cams[[1, 3]], tiles)[:, 0, 0].tolist() == [3, 1]
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_fields_against_impulses(kernel: int, stride: int, padding: int) -> None
             nn.init.ones_(parameter)
         before = y
         y = layer(before)
-        fields.note(layer, (before,), y)
+        fields.record(layer, (before,), y)
     rows, _ = fields.of((int(y.shape[2]), int(y.shape[3])))
     middle = y.shape[2] // 2
     (slope,) = torch.autograd.grad(y[0, 0, middle, middle], x)
@@ -217,7 +217,7 @@ def test_unknown_grids_are_tiles() -> None:
 
 
 def test_interpolation() -> None:
-    weights = interpolation(np.array([-1.0, 0.0, 0.5, 2.0, 9.0]), 3)
+    weights = interpolation_weights(np.array([-1.0, 0.0, 0.5, 2.0, 9.0]), 3)
     np.testing.assert_allclose(weights @ np.array([1.0, 2.0, 4.0]), [1.0, 1.0, 1.5, 4.0, 4.0])
 
 

@@ -124,9 +124,11 @@ def test_through_the_pooling(pool: Any) -> None:
     cams = (slope.mean(dim=(2, 3), keepdim=True) * held[0]).sum(dim=1).relu().detach().numpy()
     axes = measure_field_centers(model.backbone, find_layer(model.backbone, pictures), RECIPE.hw).axes
     places = PixelMapping.of(volume, RECIPE, range(5))
-    heat = places.spread(cams, axes)
+    heat = places.to_source(cams, axes)
     assert heat.max() > 0
-    np.testing.assert_allclose(found.heat, heat / max(heat.max(), places.outside(cams, axes)[0]), atol=1e-3)
+    np.testing.assert_allclose(
+        found.heat, heat / max(heat.max(), places.padding_heat(cams, axes)[0]), atol=1e-3
+    )
     one = explain(model, volume, "b", batch_size=100)
     np.testing.assert_allclose(found.heat, one.heat, atol=1e-3)
     assert found.weights.sum() == pytest.approx(1)
@@ -258,14 +260,14 @@ def test_a_network_without_rows_and_columns() -> None:
     register_backbone(
         "flat", lambda: nn.Sequential(nn.Flatten(), nn.Linear(768, 4), nn.Linear(4, 2)), size=16
     )
-    with pytest.raises(TrainingError, match="keeps rows and columns"):
+    with pytest.raises(TrainingError, match="has spatial resolution"):
         explain(network("flat", preprocess=RECIPE.replace(size=16)), noise(1))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": "d"}, "no class 'd'; the model knows 'a', 'b', 'c'"),
+        ({"target": "d"}, "no class 'd'; expected 'a', 'b', 'c'"),
         ({"target": 3}, "no class 3"),
         ({"target": -1}, "no class -1"),
         ({"target": True}, "no class True"),
@@ -273,9 +275,9 @@ def test_a_network_without_rows_and_columns() -> None:
         ({"method": "lime"}, 'method must be "gradcam" or "hirescam"'),
         ({"layer": "layer5"}, "no layer 'layer5'; the nearest are 'layer"),
         ({"layer": ""}, "no layer ''"),
-        ({"layer": "avgpool"}, "'avgpool' gives"),
-        ({"slices": 4}, "the recipe takes 0 to 3"),
-        ({"slices": []}, "none at all"),
+        ({"layer": "avgpool"}, "output of the layer 'avgpool' is"),
+        ({"slices": 4}, "uses of this volume, 0 to 3"),
+        ({"slices": []}, r"slices=\[\] are not"),
         ({"slices": "all"}, "an index or several"),
         ({"slices": 1.5}, "an index or several"),
         ({"batch_size": 0}, "batch_size"),
@@ -290,9 +292,9 @@ def test_only_what_the_recipe_takes() -> None:
     model = network("mobilenet_v3_small", preprocess=RECIPE.replace(slices=2))
     found = explain(model, noise(6), "b")
     assert found.slices == (0, 5)
-    with pytest.raises(TrainingError, match="takes \\[0, 5\\]"):
+    with pytest.raises(TrainingError, match="this volume, \\[0, 5\\]"):
         explain(model, noise(6), slices=3)
-    with pytest.raises(TrainingError, match="slice 3 has no heat map; these have: 0, 5"):
+    with pytest.raises(TrainingError, match="slice 3 has no heat map; expected one of 0, 5"):
         found.overlay(3)
     uneven = network("mobilenet_v3_small", preprocess=RECIPE.replace(slices=3))
     with pytest.raises(GeometryError, match="unevenly"):

@@ -87,14 +87,14 @@ def check_backbone(name: str) -> None:
     --------
     >>> check_backbone("resnet-50")
     Traceback (most recent call last):
-    medimg.errors.TrainingError: torchvision has no classification model 'resnet-50'; did you mean ...
+    medimg.errors.TrainingError: torchvision has no classification model 'resnet-50'; the nearest ...
     """
     known = (*backbone_names(), *registered_names())
     if name not in known:
         near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}" if near else f"it has {', '.join(known)}"
+        hint = f"the nearest are {', '.join(near)}" if near else f"it has {', '.join(known)}"
         raise TrainingError(
-            f"torchvision has no classification model {name!r}; {hint}? A network of your own must be "
+            f"torchvision has no classification model {name!r}; {hint}; a network of your own must be "
             "registered by medimg.register_backbone, also before a checkpoint of it is loaded"
         )
 

@@ -105,7 +105,8 @@ def resolve_weights(
     if registered_backbone(backbone) is not None:
         if weights != "DEFAULT":
             raise WeightsUnavailableError(
-                f"{backbone!r} is a registered network without weights {weights!r}; it starts as it is built "
+                f"{backbone!r} is a registered network and has no weights {weights!r}; it starts as it is "
+                "built "
                 '("DEFAULT" or None), or from a file: weights="./weights.pth"'
             )
         return None
