@@ -27,8 +27,8 @@ _HOMES = {
     "Volume": "medimg.core.volume",
     "raster_series": "medimg.io.formats.raster_reader",
     "register_backbone": "medimg.models.backbones.registry",
-    "register_reader": "medimg.io._detect",
-    "unregister_reader": "medimg.io._detect",
+    "register_reader": "medimg.io.detect",
+    "unregister_reader": "medimg.io.detect",
 }
 
 __all__ = [*_HOMES]  # noqa: PLE0604  # all of them are strings

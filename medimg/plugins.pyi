@@ -2,8 +2,8 @@ from medimg.adapt.base import Adaptation as Adaptation
 from medimg.adapt.base import AdaptationTerm as AdaptationTerm
 from medimg.core.read_report import ReadReport as ReadReport
 from medimg.core.volume import Volume as Volume
-from medimg.io._detect import register_reader as register_reader
-from medimg.io._detect import unregister_reader as unregister_reader
+from medimg.io.detect import register_reader as register_reader
+from medimg.io.detect import unregister_reader as unregister_reader
 from medimg.io.files.blob import Blob as Blob
 from medimg.io.formats.raster import Raster as Raster
 from medimg.io.formats.raster_reader import raster_series as raster_series

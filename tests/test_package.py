@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import doctest
+import inspect
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +40,32 @@ def test_the_reference_names_everything_public() -> None:
     reference = (ROOT.parent / "docs" / "reference.rst").read_text()
     for name in set(medimg.__all__) - {"__version__"}:
         assert f":: {name}\n" in reference or f"medimg.{name}" in reference, name
+
+
+def public_classes_and_functions() -> list[str]:
+    return sorted(set(medimg.__all__) - {"__version__", "adapt", "errors", "phantom"})
+
+
+@pytest.mark.parametrize("name", public_classes_and_functions())
+def test_public_names_belong_to_the_package(name: str) -> None:
+    value = getattr(medimg, name)
+    assert value.__module__ == "medimg"
+    if inspect.isclass(value):
+        assert repr(value) == f"<class 'medimg.{name}'>"
+    assert pickle.loads(pickle.dumps(value)) is value
+
+
+def test_public_names_are_found_by_processes_that_import_nothing() -> None:
+    code = f"import pickle; print(pickle.loads({pickle.dumps(medimg.Window(40, 400))!r}))"
+    assert run(code) == repr(medimg.Window(40, 400))
+
+
+def test_doctests_of_public_names_are_collected_at_home() -> None:
+    found = doctest.DocTestFinder().find(sys.modules[medimg.Window.apply.__module__])
+    with_examples = {test.name for test in found if test.examples}
+    assert any(name.startswith("medimg.core.window.Window") for name in with_examples)
+    found = doctest.DocTestFinder().find(sys.modules["medimg"])
+    assert not [test.name for test in found if test.examples]
 
 
 def test_unknown_names_are_attribute_errors() -> None:

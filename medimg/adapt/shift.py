@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medimg._public import set_module
 from medimg.adapt import coral_loss, mmd_loss, proxy_a_distance
 from medimg.adapt.shift_report import Difference, Distances, ShiftReport
 from medimg.data.acquisition_tags import NUMBERED, NUMBERS, TEXTS, read_acquisition_tags
@@ -69,6 +70,7 @@ def _compute_item_statistics(data: LabeledDataset, indices: Sequence[int]) -> ND
 _KEYWORDS: Final = (*TEXTS, *NUMBERED, *NUMBERS)
 
 
+@set_module("medimg")
 def domain_shift(
     source: LabeledDataset,
     target: LabeledDataset,

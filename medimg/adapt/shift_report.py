@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from medimg._plot_style import COLORS, GRAY, add_legend, make_axes
+from medimg._public import set_module
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,6 +74,7 @@ class Distances:
         return (1.0 - self.a_distance / 2.0) / 2.0
 
 
+@set_module("medimg")
 @dataclass(frozen=True, slots=True, repr=False)
 class ShiftReport:
     """

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medimg._public import set_module
 from medimg._validation import check_choice, check_fields, check_number, check_whole_number
 from medimg.calibration.conformal import check_coverage, prediction_set
 from medimg.calibration.mahalanobis import MahalanobisDetector
@@ -24,6 +25,7 @@ __all__ = ["Calibration"]
 _COLUMNS = ("probabilities", "predicted", "observed", "n")
 
 
+@set_module("medimg")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     """

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
+from medimg._public import set_module
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -30,6 +32,7 @@ class Skipped:
     reason: str
 
 
+@set_module("medimg")
 @dataclass(frozen=True, slots=True)
 class ReadReport:
     """

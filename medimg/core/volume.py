@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from medimg._public import set_module
 from medimg.core import geometry
 from medimg.core.read_report import ReadReport
 from medimg.errors import GeometryError, PreprocessError
@@ -25,6 +26,7 @@ Photometric = Literal["MONOCHROME1", "MONOCHROME2", "RGB"]
 Space = Literal["patient", "image"]
 
 
+@set_module("medimg")
 @dataclass(frozen=True, slots=True, eq=False)
 class Volume:
     """

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
 
+from medimg._public import set_module
 from medimg.errors import PreprocessError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ PRESETS: Final[Mapping[str, tuple[float, float]]] = MappingProxyType(
 )
 
 
+@set_module("medimg")
 @dataclass(frozen=True, slots=True)
 class Window:
     """

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from medimg._public import set_module
 from medimg._validation import check_choice
 from medimg.data import _labels
 from medimg.data._image_store import ImageStore
@@ -50,6 +51,7 @@ __all__ = ["ImageDataset"]
 _MEMORY: Final = 2 * 2**30
 
 
+@set_module("medimg")
 class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]):
     """
     Images with labels and patients, read and preprocessed on demand.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args, overl
 import numpy as np
 import torch
 
+from medimg._public import set_module
 from medimg._validation import check_choice
 from medimg.core.parallel import ordered_map, worker_count
 from medimg.core.progress import progress_bar
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["OnError", "SourceTensors", "TensorBatch", "check_sources", "iter_tensors", "read_tensors"]
 
 
+@set_module("medimg")
 @dataclass(frozen=True, slots=True, eq=False)
 class SourceTensors:
     """
@@ -64,6 +66,7 @@ class SourceTensors:
     error: MedimgError | None = None
 
 
+@set_module("medimg")
 @dataclass(frozen=True, slots=True, eq=False)
 class TensorBatch(Sequence["torch.Tensor"]):
     """
@@ -137,6 +140,7 @@ class _Job:
     out: torch.Tensor | None = None
 
 
+@set_module("medimg")
 def iter_tensors(
     sources: Iterable[Source | Volume],
     recipe: Preprocess | None = None,
@@ -200,6 +204,7 @@ def iter_tensors(
     return _show_progress(_raise_errors(results, on_error), total, progress, "reading")
 
 
+@set_module("medimg")
 def read_tensors(
     sources: Sequence[Source | Volume],
     recipe: Preprocess | None = None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from medimg._public import set_module
 from medimg._validation import check_whole_number
 from medimg.errors import DatasetError, MedimgError
 from medimg.evaluation.aggregation import check_units
@@ -64,6 +65,7 @@ class Candidate:
     reason: str = ""
 
 
+@set_module("medimg")
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
     """
@@ -169,6 +171,7 @@ def _make_row(one: Candidate, best: CrossValidation | None, ci: float) -> dict[s
     }
 
 
+@set_module("medimg")
 def compare(
     backbones: Sequence[str],
     dataset: ImageDataset,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medimg._public import set_module
 from medimg.errors import DatasetError
 from medimg.evaluation.aggregation import Unit, check_pair, check_units, get_thresholds, make_units
 from medimg.evaluation.evaluate import list_training_overlap
@@ -76,6 +77,7 @@ class Difference:
         return f"{self.value:+.3f} ({self.low:+.3f} to {self.high:+.3f}), {p}"
 
 
+@set_module("medimg")
 @dataclass(frozen=True, eq=False, repr=False)
 class ModelComparison:
     """
@@ -134,6 +136,7 @@ class ModelComparison:
         )
 
 
+@set_module("medimg")
 def compare_models(
     first: Model,
     second: Model,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from medimg._public import set_module
 from medimg._validation import check_whole_number
 from medimg.evaluation.aggregation import Unit, check_units, make_units
 from medimg.metrics.bootstrap import Estimate, resample_metrics
@@ -43,6 +44,7 @@ class ScoringConfig:
         check_intervals(self.ci, self.n_resamples, seed=self.seed)
 
 
+@set_module("medimg")
 @dataclass(frozen=True, slots=True, eq=False)
 class CrossValidation:
     """
@@ -109,6 +111,7 @@ class CrossValidation:
         )
 
 
+@set_module("medimg")
 def cross_validate(
     model: TransferClassifier,
     dataset: ImageDataset,

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from medimg import __version__
+from medimg._public import set_module
 from medimg._validation import check_choice
-from medimg.data.identifiers import keyed_hash
+from medimg.core.content_hash import keyed_hash
 from medimg.data.leakage.check_leaks import OnLeak
 from medimg.data.protocols import EvaluationDataset, Model
 from medimg.errors import DatasetError, LeakageError
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["evaluate", "list_training_overlap"]
 
 
+@set_module("medimg")
 def evaluate(
     model: Model,
     dataset: EvaluationDataset,

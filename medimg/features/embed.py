@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from medimg._public import set_module
 from medimg._validation import check_batch_size
 from medimg.core.parallel import ordered_map
 from medimg.core.progress import progress_bar
@@ -152,6 +153,7 @@ class SourceEmbedder:
         )
 
 
+@set_module("medimg")
 @dataclass(frozen=True, slots=True, eq=False)
 class Embeddings:
     """
@@ -239,6 +241,7 @@ class Embeddings:
         return f"Embeddings({n}×{features} of {len(np.unique(self.items))} items{failed})"
 
 
+@set_module("medimg")
 def embed(
     model: TransferClassifier,
     sources: ImageDataset | Iterable[Source | Volume],

@@ -1,4 +1,4 @@
-"""What the headers of many files say: the usual DICOM ones in blocks, the others one by one."""
+"""Headers of many files: regular DICOM files in blocks, all others one by one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from medimg.core.progress import progress_bar
-from medimg.io._detect import inspect
+from medimg.io.detect import inspect_file
 from medimg.io.dicom.scanning.block_scan import scan_blocks
 from medimg.io.files.blob import as_blob
 
@@ -15,29 +15,25 @@ if TYPE_CHECKING:
 
     from tqdm import tqdm
 
-    from medimg.io._detect import Scanned
+    from medimg.io.detect import Scanned
     from medimg.io.dicom.scanning.series_table import UniformFiles
     from medimg.io.files.blob import Blob
 
 __all__ = ["HeaderScan", "scan_headers"]
 
-#: Fewer files are parsed one by one, as each needs a look anyway.
+#: Fewer files are parsed one by one.
 _FEWEST: Final = 2
 
 
 class HeaderScan(NamedTuple):
     """
-    What files hold.
+    Headers of files, by the numbers of the files as given.
 
-    Attributes
-    ----------
-    alike : list of UniformFiles
-        Usual DICOM files, by series and kind.
-    others : list of (int, Found or None)
-        Of all others, the number of the file and what it holds; None for a DICOMDIR.
+    `uniform` holds regular DICOM files, by series; `others` the number and the content of each other file,
+    None for a DICOMDIR.
     """
 
-    alike: list[UniformFiles]
+    uniform: list[UniformFiles]
     others: list[tuple[int, Scanned | None]]
 
 
@@ -48,54 +44,36 @@ def scan_headers(
     workers: int | None = None,
     progress: bool | None = None,
 ) -> HeaderScan:
-    """
-    Read the headers of files.
-
-    Parameters
-    ----------
-    files : sequence of Blob or str
-        Files, by their paths where they are such.
-    chosen : sequence of int
-        Which of them to read.
-    workers : int, optional
-        Threads; see :func:`medimg.scan`.
-    progress : bool, optional
-        Whether to show a progress bar; see :func:`medimg.scan`.
-
-    Returns
-    -------
-    HeaderScan
-        With the numbers of the files as given.
-    """
+    """Read the headers of the files with the numbers `chosen`; see :func:`medimg.scan` for the options."""
     with progress_bar(desc="scanning", unit="file", progress=progress, total=len(chosen)) as bar:
-        alike, rest = _scan_in_blocks(files, chosen, workers, bar)
-        return HeaderScan(alike, list(_inspect_one(files, rest, workers or 1, bar)))
+        uniform, rest = _scan_in_blocks(files, chosen, workers, bar)
+        return HeaderScan(uniform, list(_inspect_each(files, rest, workers or 1, bar)))
 
 
 def _scan_in_blocks(
     files: Sequence[Blob | str], chosen: Sequence[int], workers: int | None, bar: tqdm[Any]
 ) -> tuple[list[UniformFiles], list[int]]:
-    """Return what is found of usual DICOM files, and the numbers of the others."""
+    """Return the regular DICOM files, and the numbers of the others."""
     numbers = [n for n in chosen if isinstance(files[n], str) or as_blob(files[n]).path is not None]
     names = [file if isinstance(file, str) else file.name for file in map(files.__getitem__, numbers)]
     if len(names) < _FEWEST:
         return [], list(chosen)
-    alike, rest = scan_blocks(names, workers=workers, done=bar.update)
+    uniform, rest = scan_blocks(names, workers=workers, done=bar.update)
     bar.update(-len(rest))
-    for some in alike:
+    for some in uniform:
         some.indices[:] = [numbers[n] for n in some.indices]
     if len(numbers) == len(chosen):
-        return alike, [numbers[n] for n in rest]
-    taken = {n for some in alike for n in some.indices}
-    return alike, [n for n in chosen if n not in taken]
+        return uniform, [numbers[n] for n in rest]
+    taken = {n for some in uniform for n in some.indices}
+    return uniform, [n for n in chosen if n not in taken]
 
 
-def _inspect_one(
+def _inspect_each(
     files: Sequence[Blob | str], chosen: Sequence[int], workers: int, bar: tqdm[Any]
 ) -> Iterator[tuple[int, Scanned | None]]:
     blobs = (as_blob(files[n]) for n in chosen)
     with ThreadPoolExecutor(workers) as pool:
-        found = map(inspect, blobs) if workers == 1 else pool.map(inspect, blobs)
+        found = map(inspect_file, blobs) if workers == 1 else pool.map(inspect_file, blobs)
         for number, result in zip(chosen, found, strict=True):
             bar.update()
             yield number, result

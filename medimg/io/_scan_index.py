@@ -1,4 +1,9 @@
-"""What headers said, as records of a saved index, and back."""
+"""
+Saved index of the headers of a folder (SQLite), refreshed by reading only files that changed.
+
+`SavedIndex` is the file; `ScanIndex` uses it in a scan. A record holds the size, modification time and
+header values of a file in JSON; what the files of a series have in common is stored once, in a second table.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +23,8 @@ import numpy as np
 
 from medimg import errors
 from medimg.errors import MedimgError, MedimgWarning, NotAnImageError, ReadError
-from medimg.io._detect import Unreadable, identify, installed_readers, is_built_in
 from medimg.io._header_scan import HeaderScan, scan_headers
+from medimg.io.detect import Unreadable, identify_file, is_built_in, list_plugin_readers
 from medimg.io.dicom.header.frame_attributes import FrameAttribute
 from medimg.io.dicom.header.instance import FrameFacts, Instance
 from medimg.io.dicom.scanning.series_table import InstanceColumns, UniformFiles
@@ -31,14 +36,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from medimg.core.volume import Volume
-    from medimg.io._detect import Scanned
+    from medimg.io.detect import Scanned
     from medimg.io.series import Policies
 
-__all__ = ["Record", "SavedIndex", "ScanIndex", "State", "state_of"]
+__all__ = ["Record", "SavedIndex", "ScanIndex", "State", "get_state"]
 
-#: "medi": tells an index from any other file.
+#: "medi": identifies an index file.
 _APPLICATION: Final = 0x6D656469
-#: Raised whenever records mean something else.
+#: Incremented when the meaning of records changes.
 _VERSION: Final = 1
 _SQLITE: Final = b"SQLite format 3\0"
 _FRESH_NS: Final = 2_000_000_000
@@ -57,52 +62,25 @@ class State(NamedTuple):
 
 
 class Record(NamedTuple):
-    """
-    What is known of a file.
-
-    Attributes
-    ----------
-    state : State
-        When it was read.
-    kind : int or None
-        Number of what it has in common with others.
-    facts : str
-        What is its own, in JSON.
-    """
+    """State of a file when it was read, the number of its series' common values, and its own ones in JSON."""
 
     state: State
-    kind: int | None
+    group: int | None
     facts: str
 
 
 @dataclass(slots=True)
 class SavedIndex:
     """
-    The records of a folder.
+    Records of a folder, read from and written to an index file.
 
-    Parameters
-    ----------
-    path : Path
-        The file that keeps them.
-    root : Path
-        The folder; records are by path below it, so that both can be moved.
-
-    Attributes
-    ----------
-    kinds : dict of int to str
-        What files have in common, in JSON.
-    records : dict of str to Record
-        By path below the folder, with slashes.
-
-    Raises
-    ------
-    ReadError
-        If there is a file of that name that is no index; it is left as it is.
+    `records` are by path below `root`, with slashes, so that both can be moved; `groups` holds common values
+    of files by number, in JSON. Raises ReadError if the file exists and is not an index.
     """
 
     path: Path
     root: Path
-    kinds: dict[int, str] = field(default_factory=dict, init=False)
+    groups: dict[int, str] = field(default_factory=dict, init=False)
     records: dict[str, Record] = field(default_factory=dict, init=False)
     began: int = field(default_factory=time.time_ns, init=False)
 
@@ -113,14 +91,14 @@ class SavedIndex:
         except OSError as error:
             raise ReadError(f"the index {self.path} can't be read: {error.strerror}") from None
         if not _is_index(self.path):
-            raise ReadError(f"{self.path} is there, but is no index of medimg; name another file")
+            raise ReadError(f"{self.path} exists, but is not an index of medimg; choose another file")
         try:
             self._load()
-        # what is damaged raises errors of many kinds
+        # damaged files raise errors of many types
         except Exception as error:
-            self.kinds, self.records = {}, {}
+            self.groups, self.records = {}, {}
             warnings.warn(
-                f"{self.path} is damaged or of another version ({type(error).__name__}); it is made anew",
+                f"{self.path} is damaged or of another version ({type(error).__name__}); it is rebuilt",
                 MedimgWarning,
                 stacklevel=5,
             )
@@ -130,42 +108,28 @@ class SavedIndex:
             (version,) = database.execute("PRAGMA user_version").fetchone()
             if version != _VERSION:
                 raise ValueError
-            self.kinds = dict(database.execute("SELECT * FROM kinds"))
+            self.groups = dict(database.execute("SELECT * FROM kinds"))
             self.records = {
-                path: Record(State(size, modified), kind, facts)
-                for path, size, modified, kind, facts in database.execute("SELECT * FROM files")
+                path: Record(State(size, modified), group, facts)
+                for path, size, modified, group, facts in database.execute("SELECT * FROM files")
             }
 
-    def key(self, name: str) -> str:
+    def make_key(self, name: str) -> str:
         """Return the path of a file below the folder, with slashes."""
         start = str(self.root / "_")[:-1]
         below = name[len(start) :] if name.startswith(start) else os.path.relpath(name, self.root)
         return below.replace(os.sep, "/")
 
-    def save(self, kinds: Mapping[int, str], records: Mapping[str, Record]) -> None:
-        """
-        Replace the file, whole or not at all.
-
-        Parameters
-        ----------
-        kinds : mapping of int to str
-            As :attr:`kinds`.
-        records : mapping of str to Record
-            As :attr:`records`; those of files that were written just now are left out.
-
-        Raises
-        ------
-        ReadError
-            If it can't be written.
-        """
+    def save(self, groups: Mapping[int, str], records: Mapping[str, Record]) -> None:
+        """Replace the file atomically, without files modified just now; raise ReadError if that fails."""
         rows = (
-            (path, *record.state, record.kind, record.facts)
+            (path, *record.state, record.group, record.facts)
             for path, record in records.items()
             if record.state.modified < self.began - _FRESH_NS and _is_text(path)
         )
         try:
             with atomic_path(self.path) as temporary:
-                _write(temporary, kinds, rows)
+                _write(temporary, groups, rows)
         # a name with a null character is a ValueError
         except (OSError, sqlite3.Error, ValueError) as error:
             reason = getattr(error, "strerror", None) or type(error).__name__
@@ -173,7 +137,7 @@ class SavedIndex:
 
 
 def _is_text(path: str) -> bool:
-    """Whether a path can be kept: names of files can be any bytes, and SQLite keeps text."""
+    """Whether a path can be stored: file names can be any bytes, and SQLite stores text."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -190,22 +154,22 @@ def _is_index(path: Path) -> bool:
     return start[:16] == _SQLITE and int.from_bytes(start[68:72], "big") == _APPLICATION
 
 
-def _write(path: Path, kinds: Mapping[int, str], rows: Iterable[tuple[Any, ...]]) -> None:
+def _write(path: Path, groups: Mapping[int, str], rows: Iterable[tuple[Any, ...]]) -> None:
     with closing(sqlite3.connect(path)) as database:
-        # the file takes its place when it is whole
+        # the file is moved to its place when it is complete
         database.execute("PRAGMA journal_mode = OFF")
         database.execute("PRAGMA synchronous = OFF")
         database.execute(f"PRAGMA application_id = {_APPLICATION}")
         database.execute(f"PRAGMA user_version = {_VERSION}")
         for table in _TABLES:
             database.execute(table)
-        database.executemany("INSERT INTO kinds VALUES (?, ?)", kinds.items())
+        database.executemany("INSERT INTO kinds VALUES (?, ?)", groups.items())
         database.executemany("INSERT INTO files VALUES (?, ?, ?, ?, ?)", rows)
         database.commit()
 
 
-def state_of(name: str) -> State | None:
-    """Return size and time of a file; None where there is none."""
+def get_state(name: str) -> State | None:
+    """Return size and modification time of a file; None if it does not exist."""
     try:
         found = Path(name).stat()
     except (OSError, ValueError):
@@ -214,115 +178,87 @@ def state_of(name: str) -> State | None:
 
 
 class ScanIndex:
-    """
-    A saved index that is refreshed.
-
-    Parameters
-    ----------
-    path : Path
-        Where it is kept.
-    root : Path
-        The folder that it is of.
-
-    Raises
-    ------
-    ReadError
-        If another file is in its place.
-    """
+    """The saved index of a folder, used and refreshed by a scan."""
 
     def __init__(self, path: Path, root: Path) -> None:
         self._saved = SavedIndex(path, root)
 
-    def refreshed(
+    def refresh(
         self, files: Sequence[Blob | str], *, workers: int | None = None, progress: bool | None = None
     ) -> HeaderScan:
-        """
-        Read the headers of files that are new or have changed, recall the others, and save what is new.
-
-        Parameters
-        ----------
-        files : sequence of Blob or str
-            The files of the folder.
-        workers, progress
-            See :func:`medimg.scan`.
-
-        Raises
-        ------
-        ReadError
-            If the index can't be written.
-        """
+        """Read the headers of new and changed files, restore the others from the index, and save it."""
         names = [file if isinstance(file, str) else file.name for file in files]
-        places = [n for n in range(len(names)) if not self._is_mine(names[n])]
-        states = {n: state_of(names[n]) for n in places}
-        recalled = self._recalled(names, states)
-        known = {n for alike in recalled.alike for n in alike.indices}.union(n for n, _ in recalled.others)
-        changed = [n for n in places if n not in known]
+        numbers = [n for n in range(len(names)) if not self._is_index_file(names[n])]
+        states = {n: get_state(names[n]) for n in numbers}
+        restored = self._restore(names, states)
+        known = {n for files in restored.uniform for n in files.indices}.union(n for n, _ in restored.others)
+        changed = [n for n in numbers if n not in known]
         new = scan_headers(files, changed, workers=workers, progress=progress)
         found = HeaderScan(
-            [*recalled.alike, *new.alike], sorted([*recalled.others, *new.others], key=itemgetter(0))
+            [*restored.uniform, *new.uniform], sorted([*restored.others, *new.others], key=itemgetter(0))
         )
-        kept = any(_facts(other) is not None for _, other in new.others)
-        if new.alike or kept or len(known) < len(self._saved.records):
+        kept = any(serialize_content(other) is not None for _, other in new.others)
+        if new.uniform or kept or len(known) < len(self._saved.records):
             self._save(found, names, states)
         return found
 
-    def _is_mine(self, name: str) -> bool:
+    def _is_index_file(self, name: str) -> bool:
         """Whether a file of the folder is the index itself."""
         mine = self._saved.path
         return name.endswith(mine.name) and Path(name).resolve() == mine.resolve()
 
-    def _recalled(self, names: Sequence[str], states: Mapping[int, State | None]) -> HeaderScan:
-        """Return what the records of unchanged files say, as far as they can be used."""
+    def _restore(self, names: Sequence[str], states: Mapping[int, State | None]) -> HeaderScan:
+        """Return the headers of unchanged files whose records can be used."""
         rows: dict[int, InstanceColumns] = defaultdict(InstanceColumns)
         others: list[tuple[int, Scanned | None]] = []
-        for place, state in states.items():
-            record = self._saved.records.get(self._saved.key(names[place]))
+        for number, state in states.items():
+            record = self._saved.records.get(self._saved.make_key(names[number]))
             if record is None or record.state != state:
                 continue
             # a damaged record can be anything
             try:
                 facts = json.loads(record.facts)
-                if record.kind is None:
-                    others.append((place, _found(facts, names[place])))
+                if record.group is None:
+                    others.append((number, deserialize_content(facts, names[number])))
                 else:
                     values = [[value.encode("ascii")] for value in facts]
-                    rows[record.kind].extend([place], [names[place]], values)
+                    rows[record.group].extend([number], [names[number]], values)
             except Exception:
                 continue
-        return HeaderScan(list(self._alike(rows)), others)
+        return HeaderScan(list(self._restore_uniform(rows)), others)
 
-    def _alike(self, rows: Mapping[int, InstanceColumns]) -> Iterator[UniformFiles]:
-        for kind, some in rows.items():
-            usual, _ = some.without_odd()
+    def _restore_uniform(self, rows: Mapping[int, InstanceColumns]) -> Iterator[UniformFiles]:
+        for group, some in rows.items():
+            usual, _ = some.split_irregular()
             if usual.names:
                 try:
-                    prototype = _instance(json.loads(self._saved.kinds[kind]), usual.names[0])
+                    prototype = _deserialize_instance(json.loads(self._saved.groups[group]), usual.names[0])
                 except Exception:
                     continue
                 yield UniformFiles(prototype, usual)
 
     def _save(self, found: HeaderScan, names: Sequence[str], states: Mapping[int, State | None]) -> None:
-        kinds: dict[int, str] = {}
+        groups: dict[int, str] = {}
         records: dict[str, Record] = {}
 
-        def note(place: int, kind: int | None, facts: Any) -> None:
-            state, text = states[place], _text(facts)
+        def note(number: int, group: int | None, facts: Any) -> None:
+            state, text = states[number], _to_json(facts)
             if state is not None and text is not None:
-                records[self._saved.key(names[place])] = Record(state, kind, text)
+                records[self._saved.make_key(names[number])] = Record(state, group, text)
 
-        for number, alike in enumerate(found.alike):
-            text = _text(_instance_facts(alike.prototype))
+        for number, uniform in enumerate(found.uniform):
+            text = _to_json(_serialize_instance(uniform.prototype))
             if text is not None:
-                kinds[number] = text
-                for row, place in enumerate(alike.indices):
-                    note(place, number, alike.written(row))
-        for place, other in found.others:
-            note(place, None, _facts(other))
-        self._saved.save(kinds, records)
+                groups[number] = text
+                for row, index in enumerate(uniform.indices):
+                    note(index, number, uniform.get_stored_values(row))
+        for number, other in found.others:
+            note(number, None, serialize_content(other))
+        self._saved.save(groups, records)
 
 
-def _text(facts: Any) -> str | None:
-    """Return facts as JSON; None for what it does not know, and which is read anew each time."""
+def _to_json(facts: Any) -> str | None:
+    """Return values as JSON; None if they have no JSON form, so that the file is read again each time."""
     if facts is None:
         return None
     try:
@@ -331,53 +267,53 @@ def _text(facts: Any) -> str | None:
         return None
 
 
-def _facts(found: Scanned | None) -> list[Any] | None:
-    """Return what a file holds, in values that JSON knows; None where that depends on more than the file."""
+def serialize_content(found: Scanned | None) -> list[Any] | None:
+    """Return the content of a file as JSON values; None if it depends on more than the file."""
     if found is None:
         return ["directory"]
     if isinstance(found, Unreadable):
         said: list[Any] = ["failed", type(found.error).__name__, str(found.error)]
         if isinstance(found.error, NotAnImageError):
-            said.append(installed_readers())
-        return said if found.lasts else None
+            said.append(list_plugin_readers())
+        return said if found.is_permanent else None
     if isinstance(found, Instance):
-        return ["instance", _instance_facts(found)]
+        return ["instance", _serialize_instance(found)]
     if len(found.files) > 1:
         return None
     plain = {f.name: getattr(found, f.name) for f in fields(found) if f.name not in ("reader", "affine")}
     series: list[Any] = ["series", {**plain, "affine": found.affine.tolist()}]
-    return series if is_built_in(found.format) else [*series, installed_readers()]
+    return series if is_built_in(found.format) else [*series, list_plugin_readers()]
 
 
-def _found(facts: list[Any], name: str) -> Scanned | None:
-    """Return what :func:`_facts` was told."""
-    kind, *rest = facts
-    if kind == "directory":
+def deserialize_content(facts: list[Any], name: str) -> Scanned | None:
+    """Rebuild the content of a file from :func:`serialize_content`."""
+    content_type, *rest = facts
+    if content_type == "directory":
         return None
-    if kind == "failed":
+    if content_type == "failed":
         error, message = getattr(errors, rest[0]), rest[1]
         if not issubclass(error, MedimgError) or name not in message:
             raise ValueError
-        # other plug-ins may read it; an index of before there were any lists none
-        if issubclass(error, NotAnImageError) and (rest[2] if rest[2:] else []) != installed_readers():
+        # other plug-ins may read it; an index written before there were any lists none
+        if issubclass(error, NotAnImageError) and (rest[2] if rest[2:] else []) != list_plugin_readers():
             raise ValueError
         return Unreadable(name, error(message))
-    if kind == "instance":
-        return _instance(rest[0], name)
-    plain = {key: _tuples(value) for key, value in rest[0].items()}
-    if not is_built_in(plain["format"]) and rest[1] != installed_readers():
+    if content_type == "instance":
+        return _deserialize_instance(rest[0], name)
+    plain = {key: _to_tuples(value) for key, value in rest[0].items()}
+    if not is_built_in(plain["format"]) and rest[1] != list_plugin_readers():
         raise ValueError
     if name not in plain["files"]:
         raise ValueError
     affine = np.array(plain.pop("affine"), np.float64).reshape(4, 4)
-    return Series(**plain, affine=affine, reader=_Reopened(name, plain["shape"]))
+    return Series(**plain, affine=affine, reader=_ReopeningReader(name, plain["shape"]))
 
 
 #: Names of attributes that an index has under another one.
 _SAVED_AS: Final = {"series_attributes": "kinds", "temporal_attributes": "moments"}
 
 
-def _instance_facts(instance: Instance) -> dict[str, Any]:
+def _serialize_instance(instance: Instance) -> dict[str, Any]:
     # the date of birth and the names of sites are written nowhere
     left_out = ("blob", "facts", "acquisition")
     plain = {f.name: getattr(instance, f.name) for f in fields(instance) if f.name not in left_out}
@@ -388,39 +324,39 @@ def _instance_facts(instance: Instance) -> dict[str, Any]:
     return {**plain, "gzipped": instance.blob.gzipped, "facts": frames}
 
 
-def _instance(facts: dict[str, Any], name: str) -> Instance:
-    plain = {key: _tuples(value) for key, value in facts.items() if key not in ("facts", "gzipped")}
-    frames = tuple(_frame(frame) for frame in facts["facts"])
+def _deserialize_instance(facts: dict[str, Any], name: str) -> Instance:
+    plain = {key: _to_tuples(value) for key, value in facts.items() if key not in ("facts", "gzipped")}
+    frames = tuple(_deserialize_frame(frame) for frame in facts["facts"])
     return Instance(blob=Blob(name, gzipped=facts["gzipped"]), facts=frames, **plain)
 
 
-def _frame(facts: dict[str, Any]) -> FrameFacts:
-    plain = {key: _tuples(value) for key, value in facts.items()}
+def _deserialize_frame(facts: dict[str, Any]) -> FrameFacts:
+    plain = {key: _to_tuples(value) for key, value in facts.items()}
     for name, key in _SAVED_AS.items():
         plain[name] = tuple(FrameAttribute(*label) for label in plain.pop(key))
     return FrameFacts(**plain)
 
 
-def _tuples(value: Any) -> Any:
-    """Return a value that JSON gave, with tuples for its lists."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def _to_tuples(value: Any) -> Any:
+    """Return a JSON value with its lists as tuples."""
+    return tuple(map(_to_tuples, value)) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True, slots=True)
-class _Reopened:
-    """Reads a file of another format, whose header is looked at once more before."""
+class _ReopeningReader:
+    """Reads a file of another format, whose header is checked again first."""
 
     name: str
     shape: tuple[int, ...]
 
     def __call__(self, slices: Sequence[int] | None, policies: Policies) -> Volume:
-        return self._series().reader(slices, policies)
+        return self._open_series().reader(slices, policies)
 
     def pieces(self, size: int, slices: Sequence[int] | None, policies: Policies) -> Iterator[Volume]:
-        return self._series().pieces(size, slices, policies=policies)
+        return self._open_series().pieces(size, slices, policies=policies)
 
-    def _series(self) -> Series:
-        found = identify(self.name)
+    def _open_series(self) -> Series:
+        found = identify_file(self.name)
         if not isinstance(found, Series) or found.shape != self.shape:
-            raise ReadError(f"{self.name} holds another image than when it was scanned; scan again")
+            raise ReadError(f"{self.name} has changed since it was scanned; scan again")
         return found

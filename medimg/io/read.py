@@ -1,4 +1,4 @@
-"""From a path to a volume."""
+"""``medimg.read``: one image as a volume, from any source."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
+from medimg._public import set_module
 from medimg.errors import (
     AmbiguousSeriesError,
     MedimgError,
@@ -14,10 +15,10 @@ from medimg.errors import (
     NotAnImageError,
     SeriesError,
 )
-from medimg.io._detect import FORMATS
+from medimg.io.detect import FORMATS
 from medimg.io.scan import build_index
 from medimg.io.series import Series, SeriesIndex, ValueKind
-from medimg.io.sources import Files, source_name
+from medimg.io.sources import Files, name_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +32,7 @@ __all__ = ["Source", "find_series", "read", "resolve_source"]
 Source: TypeAlias = Files | Series
 
 
+@set_module("medimg")
 def read(
     source: Source,
     *,
@@ -42,59 +44,61 @@ def read(
     mapped: bool = False,
 ) -> Volume:
     """
-    Read one image: a DICOM series, a NIfTI, NRRD or MetaImage file, a PNG or JPEG picture.
+    Read one image: a DICOM series, or a NIfTI, NRRD, MetaImage, PNG or JPEG file.
 
     Parameters
     ----------
     source : str, Path, bytes, binary file object, list of these, or Series
-        What to read:
+        Source of the image:
 
         ==================  ====================================================================
-        folder              the one series in it and below; several raise an error that lists them
-        file                that file alone, also if others of its series lie beside it; gzip of
-                            any of them counts as the file
+        folder              the one series in it and its subfolders; several raise an error that
+                            lists them
+        file                that file alone, even if the folder has more files of its series;
+                            compressed with gzip or not
         zip archive         as a folder, but read in place: nothing is written to disk
-        DICOMDIR            the files that it names
-        bytes, file object  a file, zip archives included, that is in memory or open; what can be
-                            rewound is read from its start
-        list of these       the one series that they make up (no folders)
+        DICOMDIR            the files that it references
+        bytes, file object  a file or zip archive in memory, or an open one; seekable files are
+                            read from the start
+        list of these       the one series that they form (no folders)
         Series              from :func:`medimg.scan`
         ==================  ====================================================================
     series : str or int, optional
-        Which one of several: its UID, or its place in the list that the error shows.
+        UID of one of several series, or its index in the list that the error shows.
     on_missing : {"raise", "warn", "fix", "keep"}
-        What to do about missing or unevenly spaced slices; "fix" interpolates them.
+        Policy for missing or unevenly spaced slices; "fix" interpolates them.
     on_duplicate : {"raise", "warn", "fix", "keep"}
-        What to do about the same image twice at one position; "warn" and "fix" use one of them. Different
-        images at one position are an error unless "keep" stacks them all.
+        Policy for identical images at one position; "warn" and "fix" use one of them. Different images at
+        one position raise an error, except with "keep", which stacks them all.
     on_tilt : {"raise", "warn", "fix", "keep"}
-        What to do about a tilted gantry; "warn" and "keep" keep the shear in the affine, "fix" resamples
-        onto a perpendicular grid.
+        Policy for a tilted gantry; "warn" and "keep" keep the shear in the affine, "fix" resamples onto a
+        perpendicular grid.
     values : {"auto", "rescaled", "suv"}
-        "rescaled": as the modality LUT or the rescale of the file gives them (PS3.3 C.11.1). "auto": the
-        same, but Philips MR in the floating-point values that can be compared between series, where the
-        file has their scale, and dose in its units. "suv": PET as standardized uptake values by body weight.
+        Values of the volume. "rescaled": output of the modality LUT or rescale of the file (PS3.3 C.11.1).
+        "auto": the same, except for Philips MR, in floating-point values that are comparable across series if
+        the file has their scale, and dose, in its units. "suv": PET as standardized uptake values by body
+        weight.
     mapped : bool
-        Whether the array may be a view of its file, of which only what is looked at is read: where an
-        uncompressed NIfTI, NRRD or MetaImage file holds the values as they are. Such a file must not be
+        Whether the array may be a memory map of its file, so that only accessed values are read: for
+        uncompressed NIfTI, NRRD or MetaImage files whose values need no conversion. Such a file must not be
         shortened or overwritten while the volume is in use, which would change its values or end the
-        process. Other images are read as ever.
+        process. Other images are read into memory.
 
     Returns
     -------
     Volume
-        (C, D, H, W) in modality units, slices sorted by position; its ``report`` says what was done.
+        (C, D, H, W) in modality units, slices sorted by position; ``report`` records how it was read.
 
     Raises
     ------
     AmbiguousSeriesError
-        If several series are there and none is named.
+        If the source has several series and `series` is not given.
     NotAnImageError
-        If there is no image.
+        If it has no image.
     TruncatedError, DecodeError
         If an image is damaged.
     MissingSlicesError, DuplicateSlicesError, TiltedGantryError, GeometryError
-        If the slices make up no sound stack, as the policies say.
+        If the slices do not form a regular stack and the policy is "raise", or the geometry is invalid.
 
     Examples
     --------
@@ -113,24 +117,15 @@ def read(
 def resolve_source(
     source: Source, series: str | int | None = None
 ) -> tuple[Series, Callable[[Volume], Volume]]:
-    """
-    Return the one series of a source, and a function that completes the report of its volume.
-
-    It notes what was skipped beside the series, and warns of what may be lost slices.
-
-    Raises
-    ------
-    AmbiguousSeriesError, NotAnImageError, ReadError
-        See :func:`find_series`.
-    """
+    """Return the one series of a source, and a function that adds skipped files to the report of a volume."""
     chosen, index, errors = _find_in_source(source, series)
-    return chosen, partial(_with_skipped, index=index, errors=errors)
+    return chosen, partial(_add_skipped, index=index, errors=errors)
 
 
-def _with_skipped(volume: Volume, index: SeriesIndex, errors: list[MedimgError]) -> Volume:
+def _add_skipped(volume: Volume, index: SeriesIndex, errors: list[MedimgError]) -> Volume:
     if not index.skipped:
         return volume
-    note = _skipped_note(errors)
+    note = _describe_skipped(errors)
     if note:
         warnings.warn(note, MedimgWarning, stacklevel=3)
     report = replace(
@@ -141,24 +136,18 @@ def _with_skipped(volume: Volume, index: SeriesIndex, errors: list[MedimgError])
     return replace(volume, report=report)
 
 
-def _skipped_note(errors: list[MedimgError]) -> str:
-    """Name files that may be lost slices; a text file beside a series deserves no warning."""
+def _describe_skipped(errors: list[MedimgError]) -> str:
+    """Return a note on files that may be lost slices; other files, such as text, need none."""
     lost = [e for e in errors if not isinstance(e, NotAnImageError)]
-    return f"{len(lost)} file(s) skipped that can't be read, the first: {lost[0]}" if lost else ""
+    return f"{len(lost)} unreadable file(s) skipped, the first: {lost[0]}" if lost else ""
 
 
 def find_series(source: Source, series: str | int | None = None) -> tuple[Series, SeriesIndex]:
     """
     Return the one series of a source, and the index it was found in.
 
-    Raises
-    ------
-    AmbiguousSeriesError
-        If several are there and none is named.
-    NotAnImageError
-        If there is none.
-    ReadError
-        If the source does not exist or is of a kind that can't be read.
+    Raises AmbiguousSeriesError if there are several and none is named, NotAnImageError if there is none, and
+    ReadError if the source does not exist or has an unsupported type.
     """
     return _find_in_source(source, series)[:2]
 
@@ -166,28 +155,28 @@ def find_series(source: Source, series: str | int | None = None) -> tuple[Series
 def _find_in_source(
     source: Source, series: str | int | None
 ) -> tuple[Series, SeriesIndex, list[MedimgError]]:
-    """Return the series, the index it was found in, and why files were skipped."""
+    """Return the series, the index it was found in, and the errors of skipped files."""
     if isinstance(source, Series):
         return source, SeriesIndex((source,)), []
     index, errors = build_index(source)
     if not index:
-        raise _nothing_found(source, index, errors)
+        raise _make_error(source, index, errors)
     if series is not None:
-        return _named(index, series), index, errors
+        return _select_series(index, series), index, errors
     if len(index) > 1:
         raise AmbiguousSeriesError(
-            f"{len(index)} series in {source_name(source)}, expected one:\n{_listing(index)}\n"
-            "name one by series=UID or its number, or read each from medimg.scan(path)"
+            f"{len(index)} series in {name_source(source)}, expected one:\n{_list_series(index)}\n"
+            "choose one by series=UID or its number, or read each from medimg.scan(path)"
         )
     return index[0], index, errors
 
 
-def _nothing_found(source: object, index: SeriesIndex, errors: list[MedimgError]) -> MedimgError:
+def _make_error(source: object, index: SeriesIndex, errors: list[MedimgError]) -> MedimgError:
     if len(errors) == 1:
         return errors[0]
-    where = source_name(source)
+    where = name_source(source)
     if not index.skipped:
-        return NotAnImageError(f"{where} holds no files; expected {FORMATS}")
+        return NotAnImageError(f"{where} contains no files; expected {FORMATS}")
     reasons = "\n".join(f"  {s.reason}" for s in index.skipped[:5])
     more = f"\n  and {len(index.skipped) - 5} more" if len(index.skipped) > 5 else ""
     return NotAnImageError(
@@ -196,15 +185,15 @@ def _nothing_found(source: object, index: SeriesIndex, errors: list[MedimgError]
     )
 
 
-def _listing(index: SeriesIndex) -> str:
+def _list_series(index: SeriesIndex) -> str:
     lines = [f"  [{n}] {s.summary()}" for n, s in enumerate(index[:20])]
     return "\n".join([*lines, f"  and {len(index) - 20} more"] if len(index) > 20 else lines)
 
 
-def _named(index: SeriesIndex, series: str | int) -> Series:
+def _select_series(index: SeriesIndex, series: str | int) -> Series:
     if isinstance(series, int) and 0 <= series < len(index):
         return index[series]
     for candidate in index:
         if candidate.uid == series:
             return candidate
-    raise SeriesError(f"no series {series!r} here; there are\n{_listing(index)}")
+    raise SeriesError(f"no series {series!r} in the source; expected one of\n{_list_series(index)}")

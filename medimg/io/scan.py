@@ -1,4 +1,4 @@
-"""Finding out what is in a tree of files: headers only, no pixels."""
+"""``medimg.scan``: the series in a folder or archive, from headers alone."""
 
 from __future__ import annotations
 
@@ -7,28 +7,30 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medimg._public import set_module
 from medimg.core.read_report import Skipped
 from medimg.errors import MedimgError, ReadError
-from medimg.io._detect import Unreadable
 from medimg.io._header_scan import scan_headers
 from medimg.io._scan_index import ScanIndex
+from medimg.io.detect import Unreadable
 from medimg.io.dicom.header.instance import Instance
-from medimg.io.dicom.series.build import dicom_series, regular_series
+from medimg.io.dicom.series.build import build_dicom_series, build_regular_series
 from medimg.io.dicom.series.grouping import group_frames
 from medimg.io.series import Series, SeriesIndex
-from medimg.io.sources import Files, is_folder, source_files
+from medimg.io.sources import Files, is_folder, list_source_files
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from medimg.io._detect import Scanned
+    from medimg.io.detect import Scanned
     from medimg.io.dicom.scanning.series_table import UniformFiles
     from medimg.io.files.blob import Blob
 
 __all__ = ["build_index", "scan"]
 
 
+@set_module("medimg")
 def scan(
     source: Files,
     *,
@@ -37,40 +39,39 @@ def scan(
     index: str | os.PathLike[str] | None = None,
 ) -> SeriesIndex:
     """
-    Find all series in a folder and below, or in a zip archive, without touching their pixels.
+    Find all series in a folder and its subfolders, or in a zip archive, without reading pixels.
 
-    Files are told apart by what they hold, not by their names: DICOM with or without preamble and
-    extension, NIfTI, NRRD, MetaImage, PNG and JPEG, each by itself or compressed with gzip. Instances are
-    grouped into series that can be stacked: by Series Instance UID, size, orientation, localizer or not, and
-    by echo or acquisition where these tell images at the same position apart.
+    The format of a file is detected from its content, not from its name: DICOM with or without preamble,
+    NIfTI, NRRD, MetaImage, PNG and JPEG, each also compressed with gzip. DICOM instances are grouped into
+    series that can be stacked: by Series Instance UID, size, orientation, and whether they are localizers;
+    images at the same position also by attributes that distinguish them, such as echo or acquisition.
 
     Parameters
     ----------
     source : str, Path, bytes, binary file object, or list of these
-        A folder, a zip archive (read in place), a DICOMDIR (which stands for the files that it names), or
-        single files. A zip archive inside a folder is listed among those skipped, as it often lies beside
-        what it holds: read it by itself. A DICOMDIR inside a folder needs no reading.
+        Folder, zip archive (read in place), DICOMDIR (for the files that it references), or single files. A
+        zip archive inside a folder is skipped, as the folder often contains its content as well: read it by
+        itself. A DICOMDIR inside a folder is ignored.
     workers : int, optional
-        Threads that read headers; by default one, and 16 where files turn out to be slow to open, as on
-        network drives.
+        Number of threads that read headers; by default one, or 16 if files are slow to open, as on network
+        drives.
     progress : bool, optional
-        Whether to show a progress bar; by default only where a person watches and it takes longer.
-
+        Whether to show a progress bar; by default in an interactive terminal, after 1 s.
     index : str or Path, optional
-        Where to keep what the headers of a folder said, a SQLite file: the next scan with the same one reads
-        only the files whose size or time of modification has changed. It holds the patients' IDs and the
-        descriptions of series: keep it where the images are kept.
+        SQLite file in which the headers of a folder are saved: the next scan with the same index reads only
+        the files whose size or modification time has changed. It contains patient IDs and series
+        descriptions: store it where the images are stored.
 
     Returns
     -------
     SeriesIndex
-        Possibly empty; its ``skipped`` lists every file that belongs to no series, with the reason.
+        Series found, possibly none; ``skipped`` lists every file that belongs to no series, with the reason.
 
     Raises
     ------
     ReadError
-        If the path does not exist, the source is of a kind that can't be read, or the index is another file
-        or can't be written.
+        If the path does not exist, the source has an unsupported type, or the index is another file or can't
+        be written.
 
     Examples
     --------
@@ -88,67 +89,67 @@ def build_index(
     progress: bool | None = None,
     index: str | os.PathLike[str] | None = None,
 ) -> tuple[SeriesIndex, list[MedimgError]]:
-    """Return the series of a source, and the error behind each of its skipped files; see :func:`scan`."""
-    memory = None if index is None else _memory(source, Path(index))
-    files, absent = source_files(source)
-    found, errors = _grouped(files, workers, progress, memory)
+    """Return the series of a source, and the error of each of its skipped files; see :func:`scan`."""
+    saved = None if index is None else _open_index(source, Path(index))
+    files, absent = list_source_files(source)
+    found, errors = _group_files(files, workers, progress, saved)
     if absent:
         found = SeriesIndex(found.series, (*found.skipped, *absent))
         errors += [ReadError(skipped.reason) for skipped in absent]
     return found, errors
 
 
-def _memory(source: object, path: Path) -> ScanIndex:
+def _open_index(source: object, path: Path) -> ScanIndex:
     if not is_folder(source):
-        raise ReadError("an index is kept of a folder; scan a file, an archive or a list without index=")
+        raise ReadError("index= is for scans of a folder; scan a file, an archive or a list without it")
     return ScanIndex(path, Path(str(source)))
 
 
-def _grouped(
-    files: Sequence[Blob | str], workers: int | None, progress: bool | None, memory: ScanIndex | None
+def _group_files(
+    files: Sequence[Blob | str], workers: int | None, progress: bool | None, saved: ScanIndex | None
 ) -> tuple[SeriesIndex, list[MedimgError]]:
-    if memory is None:
-        findings = scan_headers(files, range(len(files)), workers=workers, progress=progress)
+    if saved is None:
+        headers = scan_headers(files, range(len(files)), workers=workers, progress=progress)
     else:
-        findings = memory.refreshed(files, workers=workers, progress=progress)
-    others = [(n, f) for n, f in findings.others if f is not None]
-    series, instances = _by_series(findings.alike, others)
-    found = _without_companions([f for _, f in others if not isinstance(f, Instance)])
+        headers = saved.refresh(files, workers=workers, progress=progress)
+    others = [(n, f) for n, f in headers.others if f is not None]
+    series, instances = _separate_regular(headers.uniform, others)
+    found = _drop_companions([f for _, f in others if not isinstance(f, Instance)])
     series += [f for f in found if isinstance(f, Series)]
     failed = [(f.name, f.error) for f in found if isinstance(f, Unreadable)]
     for group in group_frames(instances):
         try:
-            series.append(dicom_series(group))
+            series.append(build_dicom_series(group))
         except MedimgError as error:
             failed += [(i.path, error) for i in group.instances]
     skipped = tuple(Skipped(name, str(error)) for name, error in failed)
     return SeriesIndex(tuple(sorted(series, key=lambda s: s.path)), skipped), [error for _, error in failed]
 
 
-def _by_series(
-    alike: Sequence[UniformFiles], others: Sequence[tuple[int, Scanned]]
+def _separate_regular(
+    uniform: Sequence[UniformFiles], others: Sequence[tuple[int, Scanned]]
 ) -> tuple[list[Series], list[Instance]]:
-    """Return the series that are plain to see, and the files of all others, in their order."""
+    """Return the series that need no grouping, and the files of all others, in their order."""
     instances = [(n, f) for n, f in others if isinstance(f, Instance)]
-    shared = Counter(some.prototype.series_uid for some in alike)
+    shared = Counter(some.prototype.series_uid for some in uniform)
     shared.update(instance.series_uid for _, instance in instances)
     series: list[Series] = []
-    for some in alike:
-        found = regular_series(some) if shared[some.prototype.series_uid] == 1 else None
+    for some in uniform:
+        found = build_regular_series(some) if shared[some.prototype.series_uid] == 1 else None
         if found is None:
-            instances += ((n, some.instance(row)) for row, n in enumerate(some.indices))
+            instances += ((n, some.get_instance(row)) for row, n in enumerate(some.indices))
         else:
             series.append(found)
     return series, [instance for _, instance in sorted(instances, key=itemgetter(0))]
 
 
-def _without_companions(found: list[Series | Unreadable]) -> list[Series | Unreadable]:
-    """Drop files that merely hold the values of a header beside them."""
+def _drop_companions(found: list[Series | Unreadable]) -> list[Series | Unreadable]:
+    """Drop files that only hold the values of a header beside them."""
     companions = {name for f in found if isinstance(f, Series) for name in f.files[1:]}
     kept: dict[str, Series | Unreadable] = {}
     for number, item in enumerate(found):
         if isinstance(item, Unreadable) and item.name in companions:
             continue
-        # an .img is found as the pair that it belongs to
+        # an .img yields the series of its pair
         kept.setdefault(item.uid if isinstance(item, Series) else f"{number}", item)
     return list(kept.values())

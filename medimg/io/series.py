@@ -1,4 +1,4 @@
-"""A series: what its headers say, eagerly; its pixels, on demand."""
+"""Series: header data of a stack of images, and a reader of its pixels."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args, overload, runtime_checkable
 
+from medimg._public import set_module
 from medimg.core import geometry
 from medimg.core.read_report import Skipped
 from medimg.core.stacking import Policy
@@ -24,14 +25,21 @@ ValueKind: TypeAlias = Literal["auto", "rescaled", "suv"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policies:
     """
-    How to read: what to do about gaps, duplicates and tilt, and how values are scaled.
+    Policies for gaps, duplicates and tilt, and the kind of values to read.
 
-    See :func:`medimg.read`.
+    Parameters
+    ----------
+    on_missing, on_duplicate, on_tilt : {"raise", "warn", "fix", "keep"}
+        See :func:`medimg.read`.
+    values : {"auto", "rescaled", "suv"}
+        See :func:`medimg.read`.
+    mapped : bool
+        See :func:`medimg.read`.
 
     Raises
     ------
     ReadError
-        If one is none of these.
+        If a value is not one of these.
     """
 
     on_missing: Policy = "raise"
@@ -44,14 +52,14 @@ class Policies:
         for name in ("on_missing", "on_duplicate", "on_tilt"):
             if getattr(self, name) not in get_args(Policy):
                 raise ReadError(
-                    f"{name}={getattr(self, name)!r} is none of {', '.join(map(repr, get_args(Policy)))}"
+                    f"{name}={getattr(self, name)!r}; expected {', '.join(map(repr, get_args(Policy)))}"
                 )
         if self.values not in get_args(ValueKind):
-            raise ReadError(f"values={self.values!r} is none of {', '.join(map(repr, get_args(ValueKind)))}")
+            raise ReadError(f"values={self.values!r}; expected {', '.join(map(repr, get_args(ValueKind)))}")
 
 
 class SliceReader(Protocol):
-    """Reads the pixels of one series; every format has one."""
+    """Reader of the pixels of one series."""
 
     def __call__(self, slices: Sequence[int] | None, policies: Policies) -> Volume:
         """
@@ -60,54 +68,62 @@ class SliceReader(Protocol):
         Parameters
         ----------
         slices : sequence of int or None
-            Ascending indices along D.
+            Ascending indices along D; None for all.
         policies : Policies
-            What to do about gaps, duplicates and tilt, and how values are scaled.
+            Policies for gaps, duplicates and tilt, and the kind of values.
+
+        Returns
+        -------
+        Volume
+            (C, D, H, W), with the given slices along D.
         """
         ...
 
 
 @runtime_checkable
 class PieceReader(Protocol):
-    """A reader that opens its file once for many pieces."""
+    """Reader that opens its file once for several pieces."""
 
     def pieces(self, size: int, slices: Sequence[int] | None, policies: Policies) -> Iterator[Volume]:
         """Yield up to `size` slices at a time; see :meth:`Series.pieces`."""
         ...
 
 
+@set_module("medimg")
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Series:
     """
-    One series of images: a stack of DICOM slices, a NIfTI, NRRD or MetaImage file, a picture.
+    One series of images: a stack of DICOM slices, or a NIfTI, NRRD, MetaImage, PNG or JPEG file.
 
-    Made by :func:`medimg.scan`. What identifies the patient is there for grouping, and in no repr.
+    Returned by :func:`medimg.scan`. Its repr contains nothing that identifies the patient.
 
     Attributes
     ----------
     uid : str
-        Series Instance UID, with "#2", "#3", … where one series of the scanner holds several stacks; the
-        path for formats without UIDs.
+        Series Instance UID, with "#2", "#3", … if a series of the scanner has several stacks; the path for
+        formats without UIDs.
     modality : str
-        "CT", "MR", …; "" where the format does not say.
+        "CT", "MR", …; "" if the format does not state it.
     description : str
         Series Description.
     shape : tuple of 4 ints
         (C, D, H, W).
     affine : numpy.ndarray
-        (4, 4): index (d, h, w) to LPS millimeters, as the headers give it.
+        (4, 4): index (d, h, w) to LPS millimeters, from the headers.
     space : {"patient", "image"}
-        Whether the affine leads into a patient.
+        Whether the affine maps to patient coordinates.
     files : tuple of str
-        In the order of the slices.
+        Paths, in the order of the slices.
     format : str
-        "DICOM", "NIfTI", "NRRD", "MetaImage", "PNG" or "JPEG".
+        "DICOM", "NIfTI", "NRRD", "MetaImage", "PNG", "JPEG", or the format of a plug-in.
+    reader : SliceReader
+        Reader of the pixels; :meth:`read` calls it.
     patient_id : str
-        "" where unknown.
+        Patient ID; "" if unknown.
     study_uid : str
-        "" where unknown.
+        Study Instance UID; "" if unknown.
     frame_times : tuple of float or None
-        Seconds from the first time point: for each channel of a time series, or each frame of a cine.
+        Seconds from the first time point, for each channel of a time series or each frame of a cine.
     """
 
     uid: str
@@ -125,12 +141,12 @@ class Series:
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """Distance between neighbors along (D, H, W), in millimeters."""
+        """Distance between neighboring voxels along (D, H, W), in millimeters."""
         return geometry.spacing_of(self.affine)
 
     @property
     def path(self) -> str:
-        """The first of its files."""
+        """Path of the first file."""
         return self.files[0]
 
     def read(
@@ -149,7 +165,7 @@ class Series:
         Parameters
         ----------
         slices : sequence of int, optional
-            Ascending indices along D; only these are decoded. All by default.
+            Ascending indices along D; only these are decoded. By default all.
         on_missing, on_duplicate, on_tilt : {"raise", "warn", "fix", "keep"}
             See :func:`medimg.read`.
         values : {"auto", "rescaled", "suv"}
@@ -160,47 +176,48 @@ class Series:
         Returns
         -------
         Volume
+            (C, D, H, W).
 
         Raises
         ------
         ReadError
-            If a file can't be read or decoded, does not fit into memory, or SUV are asked for where there
-            are none.
+            If a file can't be read or decoded, the volume does not fit into memory, or `values` is "suv" and
+            SUV can't be computed.
         SeriesError
-            If the slices don't make up a sound stack and the policy is "raise".
+            If the slices do not form a regular stack and the policy is "raise".
         """
         policies = Policies(
             on_missing=on_missing, on_duplicate=on_duplicate, on_tilt=on_tilt, values=values, mapped=mapped
         )
-        self._check(policies)
+        self._check_suv(policies)
         try:
             return self.reader(slices, policies)
         except MemoryError:
             size = "×".join(map(str, self.shape))
             raise ReadError(
-                f"{self.path}: no memory for C×D×H×W = {size} values; choose some by slices="
+                f"{self.path}: no memory for C×D×H×W = {size} values; choose fewer by slices="
             ) from None
 
-    def _check(self, policies: Policies) -> None:
+    def _check_suv(self, policies: Policies) -> None:
         if policies.values == "suv" and self.format != "DICOM":
             raise ReadError(
-                f"{self.path} is {self.format}, which does not say how to make SUV; read the DICOM"
+                f"{self.path} is {self.format}, which has no data to compute SUV; read the DICOM files"
             )
 
     def pieces(
         self, size: int, slices: Sequence[int] | None = None, *, policies: Policies | None = None
     ) -> Iterator[Volume]:
         """
-        Read the pixels a few slices at a time, so that the whole need not fit into memory.
+        Read the pixels a few slices at a time, so that the volume need not fit into memory.
 
         Parameters
         ----------
         size : int
-            The most slices of one piece.
+            Maximum number of slices in a piece.
         slices : sequence of int, optional
-            Ascending indices along D; all by default.
+            Ascending indices along D; by default all.
         policies : Policies, optional
-            See :func:`medimg.read`; policies that resample need the whole, and can't be taken.
+            See :func:`medimg.read`; policies that resample the volume are not supported.
 
         Yields
         ------
@@ -212,7 +229,7 @@ class Series:
         ReadError, SeriesError
             See :meth:`read`.
         """
-        self._check(policies or Policies())
+        self._check_suv(policies or Policies())
         if isinstance(self.reader, PieceReader):
             yield from self.reader.pieces(size, slices, policies or Policies())
             return
@@ -221,23 +238,25 @@ class Series:
             yield self.reader(chosen[start : start + size], policies or Policies())
 
     def summary(self) -> str:
-        """Return one line for a person: modality, size, spacing, description, UID."""
+        """Return one line with modality, size, spacing, description and UID."""
         size = "×".join(str(n) for n in self.shape)
         spacing = "×".join(f"{v:.3g}" for v in self.spacing)
         kind = " ".join(part for part in (self.modality or self.format, self.description) if part)
         return f"{kind}: {size}, {spacing} mm, {len(self.files)} file(s), uid {self.uid}"
 
 
+@set_module("medimg")
 @dataclass(frozen=True, slots=True)
 class SeriesIndex(Sequence[Series]):
     """
-    The series found in a tree of files, and the files that belong to none.
+    Series found by :func:`medimg.scan`, and the files that were skipped.
 
     Attributes
     ----------
     series : tuple of Series
+        Series, sorted by path.
     skipped : tuple of Skipped
-        Files that are no image, or damaged, with the reason.
+        Files that are not images or are damaged, with the reason.
     """
 
     series: tuple[Series, ...]
@@ -260,11 +279,18 @@ class SeriesIndex(Sequence[Series]):
         """
         Return a table with one row for each series.
 
-        Its column ``patient_id`` identifies patients: keep the table where the images are kept.
+        The column ``patient_id`` identifies patients: store the table where the images are stored.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns ``uid``, ``modality``, ``description``, ``channels``, ``slices``, ``rows``, ``columns``,
+            ``slice_spacing``, ``row_spacing``, ``column_spacing``, ``files``, ``format``, ``path``,
+            ``patient_id`` and ``study_uid``.
         """
         import pandas as pd
 
-        return pd.DataFrame([_row(s) for s in self.series], columns=list(_COLUMNS))
+        return pd.DataFrame([_to_row(s) for s in self.series], columns=list(_COLUMNS))
 
 
 _COLUMNS = (
@@ -273,7 +299,7 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def _row(series: Series) -> dict[str, Any]:
+def _to_row(series: Series) -> dict[str, Any]:
     values = (
         series.uid, series.modality, series.description, *series.shape, *series.spacing, len(series.files),
         series.format, series.path, series.patient_id, series.study_uid,

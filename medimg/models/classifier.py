@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from medimg._public import set_module
 from medimg.errors import CheckpointError
 from medimg.models import checkpoint
 from medimg.models.backbones.architecture import (
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["TransferClassifier", "load"]
 
 
+@set_module("medimg")
 class TransferClassifier(Freezable):
     """
     A torchvision classification model with a new head, and the preprocessing of its images.
@@ -434,6 +436,7 @@ class TransferClassifier(Freezable):
         )
 
 
+@set_module("medimg")
 def load(path: str | os.PathLike[str]) -> TransferClassifier:
     """
     Read a model written by :meth:`medimg.TransferClassifier.save`.

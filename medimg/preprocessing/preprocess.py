@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, get_
 
 import torch
 
+from medimg._public import set_module
 from medimg._validation import check_choice
 from medimg.core.content_hash import content_hash, json_text
 from medimg.core.display import DECLARED
@@ -45,6 +46,7 @@ Channels: TypeAlias = Literal["repeat", "windows", "adjacent"]
 Orientation: TypeAlias = Literal["display", "stored"]
 
 
+@set_module("medimg")
 @dataclass(frozen=True, slots=True)
 class Preprocess:
     """
@@ -387,6 +389,7 @@ def _check_numbers(recipe: Preprocess) -> None:
             raise PreprocessError(f"spacing must be a number or a tuple of three; found {recipe.spacing!r}")
 
 
+@set_module("medimg")
 def to_tensor(
     source: Source | Volume,
     *,

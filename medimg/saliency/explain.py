@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from medimg._public import set_module
 from medimg._validation import check_batch_size, check_choice
 from medimg.core.progress import progress_bar
 from medimg.core.volume import Volume
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["explain"]
 
 
+@set_module("medimg")
 def explain(
     model: TransferClassifier,
     source: Source | Volume,

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medimg._plot_style import make_figure, style_axes
+from medimg._public import set_module
 from medimg._validation import check_number, check_whole_number
 from medimg.core.display import choose_voi, encode_png, render
 from medimg.core.geometry import display_code
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Explanation", "figure", "image_of", "overlay"]
 
 
+@set_module("medimg")
 @dataclass(frozen=True, slots=True, eq=False)
 class Explanation:
     """

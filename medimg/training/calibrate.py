@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from medimg._public import set_module
 from medimg._validation import check_choice
 from medimg.calibration.conformal import check_coverage, conformal_quantiles
 from medimg.calibration.mahalanobis import MahalanobisDetector
@@ -36,6 +37,7 @@ __all__ = ["calibrate"]
 _BINS = 15
 
 
+@set_module("medimg")
 def calibrate(
     model: TransferClassifier,
     val: LabeledDataset,

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medimg._public import set_module
 from medimg._validation import check_whole_number
 from medimg.adapt.base import Adaptation
 from medimg.adapt.terms import AdaptationTerms
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["fine_tune"]
 
 
+@set_module("medimg")
 def fine_tune(
     model: TransferClassifier,
     train: LabeledDataset,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 import torch
 
+from medimg._public import set_module
 from medimg._validation import check_choice, check_whole_number
 from medimg.errors import TrainingError
 from medimg.features.dataset_features import item_features
@@ -32,6 +33,7 @@ __all__ = ["HeadFit", "check_balance", "check_pooling", "embed_items", "fit_head
 _COLUMNS: Final = ("C", "log_loss", "auroc")
 
 
+@set_module("medimg")
 @dataclass(frozen=True, slots=True)
 class HeadFit:
     """
@@ -70,6 +72,7 @@ class HeadFit:
         return pd.DataFrame(list(self.tried), columns=list(_COLUMNS))
 
 
+@set_module("medimg")
 def fit_head(
     model: TransferClassifier,
     train: LabeledDataset,

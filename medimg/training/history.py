@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from medimg._plot_style import COLORS, REFERENCE_LINE, add_legend, make_axes
+from medimg._public import set_module
 from medimg.errors import TrainingError
 from medimg.io.files.atomic import write_text
 
@@ -44,6 +45,7 @@ COLUMNS: Final = (
 _WORST: Final = (-math.inf, -math.inf)
 
 
+@set_module("medimg")
 @dataclass(frozen=True, slots=True)
 class FitResult:
     """

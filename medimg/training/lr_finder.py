@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from medimg._plot_style import COLORS, add_legend, make_axes
+from medimg._public import set_module
 from medimg.core.progress import progress_bar
 from medimg.data.dataloader import EpochSampler, epoch_seed, make_training_loader, repeat_epochs
 from medimg.errors import TrainingError
@@ -39,6 +40,7 @@ _DIVERGED: Final = 4.0  # times the lowest loss
 _FEW: Final = 5  # steps before the mean loss is stable
 
 
+@set_module("medimg")
 @dataclass(frozen=True, slots=True)
 class LRFinderResult:
     """
@@ -83,6 +85,7 @@ class LRFinderResult:
         return figure
 
 
+@set_module("medimg")
 def lr_find(
     model: TransferClassifier,
     train: LabeledDataset,

@@ -22,7 +22,7 @@ from medimg.io.files.decompress import open_inflated
 def unpacked(data: bytes, piece: int = 2**16) -> bytes:
     """What medimg unpacks, with the file read in pieces of some length."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decompress, "_PIECE", piece)
+        patch.setattr(decompress, "_PIECE_BYTES", piece)
         return open_inflated(io.BytesIO(data), "x").read()
 
 

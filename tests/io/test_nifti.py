@@ -285,7 +285,7 @@ def test_truncation_and_checksums(tmp_path: Path) -> None:
     plain = gzip.decompress(whole)
     for length in (400, len(plain) - 1):
         (tmp_path / "c.nii").write_bytes(plain[:length])
-        with pytest.raises(TruncatedError, match="promises"):
+        with pytest.raises(TruncatedError, match="declares"):
             medimg.read(tmp_path / "c.nii")
     (tmp_path / "c.nii").write_bytes(plain[:200])
     with pytest.raises(NotAnImageError):

@@ -113,7 +113,7 @@ def test_a_name_that_is_taken_or_none_is_refused(name: str) -> None:
 
 
 def test_what_is_not_registered_is_not_removed() -> None:
-    with pytest.raises(ReadError, match="no registered reader called 'DICOM'"):
+    with pytest.raises(ReadError, match="no reader named 'DICOM' is registered"):
         plugins.unregister_reader("DICOM")
 
 

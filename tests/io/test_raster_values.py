@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import medimg
 from medimg.core.geometry import image_affine
 from medimg.errors import MedimgError, TruncatedError
-from medimg.io.files.blob import Blob, zip_members
+from medimg.io.files.blob import Blob, list_zip_members
 from medimg.io.formats import _raster_values
 from medimg.io.formats.raster import Encoding, Raster
 from medimg.io.formats.raster_reader import raster_series
@@ -90,7 +90,7 @@ def written(folder: Path, array: npt.NDArray[Any], how: str, order: Order, inter
     elif how == "in zip":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("v", content)
-        blob = zip_members(path)[0]
+        blob = list_zip_members(path)[0]
     elif how == "in memory":
         blob = Blob("<bytes>", data=content)
     else:
@@ -134,7 +134,7 @@ def test_any_raster(
     chosen = sorted(data.draw(st.sets(st.integers(0, depth - 1), min_size=1)))
     size, mapped = data.draw(st.integers(1, depth)), data.draw(st.booleans())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_raster_values, "_PIECE", limits[0])
+        patch.setattr(_raster_values, "_PIECE_BYTES", limits[0])
         patch.setattr(_raster_values, "_SPARE", limits[1])
         whole = series.read(mapped=mapped).array
         some = series.read(chosen, mapped=mapped).array

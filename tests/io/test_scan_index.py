@@ -18,8 +18,8 @@ from PIL import Image
 import medimg
 from medimg.errors import MedimgWarning, ReadError
 from medimg.io import _header_scan, _scan_index
-from medimg.io._detect import Unreadable
-from medimg.io._scan_index import _facts, _found
+from medimg.io._scan_index import deserialize_content, serialize_content
+from medimg.io.detect import Unreadable
 from medimg.io.dicom.scanning.series_table import UniformFiles
 from medimg.io.files.blob import Blob
 from tests.dicom_files import make_instance, write, write_stack
@@ -137,13 +137,13 @@ def test_the_index_may_lie_in_the_folder(tree: Path, opened: list[str]) -> None:
 def test_another_file_is_not_overwritten(tree: Path, tmp_path: Path, other: bytes) -> None:
     path = tmp_path / "mine"
     path.write_bytes(other)
-    with pytest.raises(ReadError, match="no index of medimg"):
+    with pytest.raises(ReadError, match="not an index of medimg"):
         medimg.scan(tree, index=path)
     assert path.read_bytes() == other
 
 
 def test_an_index_is_of_a_folder(tree: Path, tmp_path: Path) -> None:
-    with pytest.raises(ReadError, match="of a folder"):
+    with pytest.raises(ReadError, match="scans of a folder"):
         medimg.scan(tree / "x.dcm", index=tmp_path / "i")
     with pytest.raises(ReadError, match="can't be written"):
         medimg.scan(tree, index=tree / "x.dcm" / "i")
@@ -157,11 +157,11 @@ def damages(path: Path) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("number", range(3))
-def test_a_damaged_index_is_made_anew(tree: Path, tmp_path: Path, number: int) -> None:
+def test_a_damaged_index_is_rebuilt(tree: Path, tmp_path: Path, number: int) -> None:
     path = tmp_path / "index.sqlite"
     expected = facts(medimg.scan(tree, index=path))
     path.write_bytes(list(damages(path))[number])
-    with pytest.warns(MedimgWarning, match="made anew"):
+    with pytest.warns(MedimgWarning, match="rebuilt"):
         assert facts(medimg.scan(tree, index=path)) == expected
     assert facts(medimg.scan(tree, index=path)) == expected
 
@@ -182,7 +182,7 @@ def test_records_that_say_nothing_usable_are_read_again(tree: Path, tmp_path: Pa
     assert facts(medimg.scan(tree, index=path)) == expected
 
 
-def test_another_version_is_made_anew(tree: Path, tmp_path: Path) -> None:
+def test_another_version_is_rebuilt(tree: Path, tmp_path: Path) -> None:
     path = tmp_path / "index.sqlite"
     expected = facts(medimg.scan(tree, index=path))
     with sqlite3.connect(path) as database:
@@ -199,16 +199,16 @@ def test_what_real_headers_say_survives(real_data: Path) -> None:
         files = [str(p) for p in sorted((real_data / part).rglob("*")) if p.is_file()]
         found = _header_scan.scan_headers(files, range(len(files)))
         for number, other in found.others:
-            facts = _facts(other)
+            facts = serialize_content(other)
             if facts is None:
                 # what several files make, or what may be otherwise tomorrow, is not kept
                 if isinstance(other, Unreadable):
-                    assert not other.lasts
+                    assert not other.is_permanent
                 else:
                     assert isinstance(other, medimg.io.series.Series)
                     assert len(other.files) > 1
                 continue
-            back = _found(json.loads(json.dumps(facts)), files[number])
+            back = deserialize_content(json.loads(json.dumps(facts)), files[number])
             if isinstance(other, medimg.io.series.Series):
                 assert isinstance(back, medimg.io.series.Series)
                 assert (back.shape, back.files) == (other.shape, other.files)
@@ -217,9 +217,11 @@ def test_what_real_headers_say_survives(real_data: Path) -> None:
             else:
                 assert back == other
             compared += 1
-        for alike in found.alike:
-            back = _found(json.loads(json.dumps(_facts(alike.prototype))), alike.prototype.path)
-            assert back == alike.prototype
-            assert isinstance(alike, UniformFiles)
-            assert alike.instance(0).blob == Blob(alike.names[0])
+        for uniform in found.uniform:
+            back = deserialize_content(
+                json.loads(json.dumps(serialize_content(uniform.prototype))), uniform.prototype.path
+            )
+            assert back == uniform.prototype
+            assert isinstance(uniform, UniformFiles)
+            assert uniform.get_instance(0).blob == Blob(uniform.names[0])
     assert compared > 100

@@ -24,7 +24,7 @@ from pydicom.fileset import FileSet
 
 import medimg
 from medimg.errors import AmbiguousSeriesError, MedimgError, MedimgWarning, NotAnImageError, ReadError
-from medimg.io.files.blob import Blob, zip_members
+from medimg.io.files.blob import Blob, list_zip_members
 from medimg.io.files.zip_archive import Archive
 from tests.dicom_files import make_instance, stack_pixels, total_of, write, write_stack
 from tests.models.fakes import classifier
@@ -152,9 +152,9 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(ReadError, match="there is no"):
         medimg.read([tmp_path / "absent"])
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(ReadError, match="no ordinary file"):
+    with pytest.raises(ReadError, match="not a regular file"):
         medimg.read(tmp_path / "fifo")
-    assert "no ordinary file" in medimg.scan(tmp_path).skipped[0].reason
+    assert "not a regular file" in medimg.scan(tmp_path).skipped[0].reason
 
 
 def test_formats_are_told_by_content_in_an_archive(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_encrypted_and_unknown_compression(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a", b"x" * 300)
     data = path.read_bytes()
-    for central, local, value, message in [(8, 6, 1, "encrypted"), (10, 8, 99, "unpacked")]:
+    for central, local, value, message in [(8, 6, 1, "encrypted"), (10, 8, 99, "decompressed")]:
         changed = bytearray(data)
         changed[data.index(b"PK\x01\x02") + central] = value
         changed[local] = value
@@ -263,7 +263,7 @@ def test_members_are_read_as_far_as_needed(tmp_path: Path) -> None:
     path = tmp_path / "x.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a", bytes(range(256)) * 4000)
-    (blob,) = zip_members(path)
+    (blob,) = list_zip_members(path)
     with blob.open() as file:
         assert file.read(3) == b"\0\1\2"
         file.seek(1000)
@@ -352,7 +352,7 @@ def test_a_dicomdir_without_its_folder(medium: Path) -> None:
     for path in medium.rglob("*"):
         if path.is_file() and path.name != "DICOMDIR":
             path.unlink()
-    with pytest.raises(NotAnImageError, match="holds no files"):
+    with pytest.raises(NotAnImageError, match="contains no files"):
         medimg.read(medium)
     with pytest.raises(MedimgError, match="no image among"):
         medimg.read(medium / "DICOMDIR")
@@ -414,7 +414,7 @@ def test_an_archive_in_a_cycle_of_garbage_is_closed(tmp_path: Path, order: tuple
 
     def leave() -> None:
         archive = Archive(str(tmp_path / "a.zip"))
-        opened = archive.directory()
+        opened = archive.open_directory()
         things: tuple[object, ...] = (archive, opened, opened.fp)
         cycle = [things[n] for n in order]
         del archive, opened, things

@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from medimg._public import set_module
 from medimg._validation import check_choice
 from medimg.core.content_hash import content_hash, json_text
 from medimg.data.cache.images import (
@@ -46,6 +47,7 @@ _STALE_SECONDS: Final = 24 * 3600
 _META: Final = "medimg_pictures"
 
 
+@set_module("medimg")
 class ImageCache:
     """
     A folder of rendered images, for :func:`read_tensors` and :class:`ImageDataset`.

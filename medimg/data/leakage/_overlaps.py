@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
+from medimg._public import set_module
 from medimg.core.content_hash import keyed_hash
 from medimg.io.dicom.series.volume_reader import StackReader
 
@@ -24,6 +25,7 @@ _SHOWN_BYTES: Final = 6
 _MOST_IN_A_STUDY: Final = 2
 
 
+@set_module("medimg")
 @dataclass(frozen=True, slots=True)
 class Leak:
     """

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
+from medimg._public import set_module
 from medimg._validation import check_choice
 from medimg.data.items import ItemFacts
 from medimg.data.leakage._fingerprints import compute_fingerprints, count_unknown_pixels, find_fingerprint
@@ -46,6 +47,7 @@ _ONE: Final = {
 }
 
 
+@set_module("medimg")
 @dataclass(frozen=True, slots=True, eq=False)
 class LeakReport:
     """
@@ -164,6 +166,7 @@ OnLeak: TypeAlias = Literal["raise", "report"]
 _AFFORDABLE: Final = 2**29
 
 
+@set_module("medimg")
 def check_leaks(
     *parts: ImageDataset,
     pixels: bool = True,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from medimg._public import set_module
 from medimg._validation import check_seed, check_whole_number
 from medimg.data.leakage.check_leaks import check_patients, check_types
 from medimg.data.splits.split import check_by
@@ -26,6 +27,7 @@ __all__ = ["Indices", "assign_folds", "check_folds", "count_patients_by_class", 
 Indices: TypeAlias = "NDArray[np.int64]"
 
 
+@set_module("medimg")
 def kfold(
     dataset: ImageDataset,
     folds: int = 5,

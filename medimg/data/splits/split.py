@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from medimg._public import set_module
 from medimg._validation import check_seed
 from medimg.data.leakage.check_leaks import check_patients, check_types
 from medimg.errors import DatasetError, LeakageError
@@ -24,6 +25,7 @@ __all__ = ["SplitBy", "check_by", "split"]
 SplitBy: TypeAlias = Literal["patient"]
 
 
+@set_module("medimg")
 def split(
     dataset: ImageDataset,
     *,

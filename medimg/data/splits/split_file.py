@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 from medimg import __version__
+from medimg._public import set_module
 from medimg._validation import check_choice
 from medimg.core.content_hash import content_hash, json_text
 from medimg.data.identifiers import ItemId, compute_item_ids
@@ -33,6 +34,7 @@ _MOST_BYTES: Final = 2**29
 _SHOWN: Final = 3
 
 
+@set_module("medimg")
 def save_split(path: str | os.PathLike[str], **parts: ImageDataset) -> Path:
     """
     Save the images of each subset, so that the split can be restored.
@@ -99,6 +101,7 @@ def save_split(path: str | os.PathLike[str], **parts: ImageDataset) -> Path:
     return write_text(path, json.dumps(content, separators=(",", ":")) + "\n")
 
 
+@set_module("medimg")
 def load_split(
     path: str | os.PathLike[str],
     dataset: ImageDataset,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medimg._public import set_module
 from medimg.data.protocols import EvaluationDataset, FitHistory
 from medimg.errors import DatasetError
 from medimg.evaluation.report._formats import format_percent, format_quantity
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Report"]
 
 
+@set_module("medimg")
 @dataclass(frozen=True, eq=False, repr=False)
 class Report:
     """

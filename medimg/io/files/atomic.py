@@ -1,4 +1,4 @@
-"""Writing a file so that it is there whole or not at all, and hashing one."""
+"""Atomic writing of files, and their hash."""
 
 from __future__ import annotations
 
@@ -12,24 +12,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["atomic_path", "file_sha256", "write_text"]
+__all__ = ["atomic_path", "hash_file", "write_text"]
 
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """
-    Give a temporary path beside a file, and put it in the file's place once the block has ended well.
-
-    Parameters
-    ----------
-    target : Path
-        The file to write; its folder is made where it is missing, an old file is replaced.
-
-    Yields
-    ------
-    Path
-        Where to write. It is flushed to the disk, then renamed; after an error it is removed.
-    """
+    """Yield a temporary path beside a file, and replace the file by it when the block ends without error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:
@@ -45,28 +33,14 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """
-    Write UTF-8 text, whole or not at all.
-
-    Parameters
-    ----------
-    path : path-like
-        The file; its folder is made where it is missing, an old file is replaced.
-    text : str
-        The content.
-
-    Returns
-    -------
-    pathlib.Path
-        The file written.
-    """
+    """Write UTF-8 text atomically, into a new folder if need be, and return the path."""
     target = Path(path)
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
     return target
 
 
-def file_sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file's content as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Bytes that can be opened again and again: a file, a member of a zip archive, or a buffer in memory."""
+"""Blob: bytes that can be reopened: a file, a member of a zip archive, or a buffer in memory."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from typing import BinaryIO, cast
 
 from medimg.errors import ReadError
 from medimg.io.files.decompress import (
-    MOST_EXPANSION,
+    MAX_EXPANSION,
     as_seekable,
     open_inflated,
 )
-from medimg.io.files.zip_archive import _MOST_MEMBERS, Archive
+from medimg.io.files.zip_archive import MAX_MEMBERS, Archive
 
-__all__ = ["Blob", "as_blob", "zip_members"]
+__all__ = ["Blob", "as_blob", "list_zip_members"]
 
 
 @dataclass(frozen=True, slots=True)
 class Blob:
     """
-    Where the bytes of one image file are.
+    Location of the bytes of one image file.
 
     Attributes
     ----------
     name : str
-        For messages and reports: a path, ``archive.zip/member``, or ``<bytes>``.
+        Name for messages and reports: a path, ``archive.zip/member``, or ``<bytes>``.
     archive : Archive or None
-        The zip archive that it is a member of.
+        Zip archive that contains it.
     member : str
-        Its name in the archive.
+        Name in the archive.
     data : bytes or None
-        The bytes themselves, for what never was a file.
+        Bytes in memory.
     gzipped : bool
-        Whether what is meant is what they unpack to.
+        Whether the bytes are to be decompressed by gzip.
     """
 
     name: str
@@ -48,42 +48,47 @@ class Blob:
 
     @property
     def path(self) -> Path | None:
-        """The file, where the bytes are one by themselves."""
+        """Path of the file; None if the bytes are not a whole file on disk."""
         plain = self.archive is None and self.data is None and not self.gzipped
         return Path(self.name) if plain else None
 
     def unzipped(self) -> Blob:
-        """Return what the bytes of a gzip file unpack to."""
+        """Return the decompressed content of a gzip file."""
         return replace(self, gzipped=True)
 
     def stream(self) -> BinaryIO:
         """
-        Open the bytes for reading forward, which takes little memory however much they unpack to.
+        Open the bytes for reading forward; memory stays bounded whatever the decompressed size.
 
         Raises
         ------
         ReadError
-            If the file is not there or can't be opened. What is damaged raises one while it is read.
+            If the file does not exist or can't be opened. Damaged data raise one while they are read.
         """
-        packed = self._packed()
-        return open_inflated(packed, self.name) if self.gzipped else packed
+        stored = self._open_stored()
+        return open_inflated(stored, self.name) if self.gzipped else stored
 
     def open(self) -> BinaryIO:
         """
-        Open the bytes for reading back and forth; what is unpacked for that is kept in memory.
+        Open the bytes for random access; decompressed bytes are kept in memory.
 
         Raises
         ------
         ReadError
-            As :meth:`stream`; while reading, if more than 2 GiB are unpacked.
+            As :meth:`stream`; while reading, if more than 2 GiB are decompressed.
         """
         if self.archive is None and not self.gzipped:
-            return self._packed()
+            return self._open_stored()
         return as_seekable(self.stream(), self.name)
 
     def start(self, count: int = 2048) -> bytes:
         """
         Return the first bytes.
+
+        Parameters
+        ----------
+        count : int
+            Maximum number of bytes.
 
         Raises
         ------
@@ -98,15 +103,15 @@ class Blob:
 
     def size(self) -> int:
         """
-        Return the number of bytes; a gzip file, which does not say, is unpacked to count them.
+        Return the number of bytes; a gzip file is decompressed to count them.
 
         Raises
         ------
         ReadError
-            If the file is not there, can't be opened, or its compression is damaged.
+            If the file does not exist, can't be opened, or its compressed data are damaged.
         """
         if self.archive is not None and not self.gzipped:
-            return self.archive.entry(self.member).file_size
+            return self.archive.get_entry(self.member).file_size
         with self.stream() as file:
             if not self.gzipped:
                 return file.seek(0, io.SEEK_END)
@@ -114,61 +119,66 @@ class Blob:
 
     def stored_size(self) -> int:
         """
-        Return the number of bytes as they are stored, packed or not.
+        Return the number of bytes as stored, compressed or not.
 
         Raises
         ------
         ReadError
-            If the file is not there or can't be opened.
+            If the file does not exist or can't be opened.
         """
         if self.archive is not None:
-            return self.archive.entry(self.member).compress_size
-        with self._packed() as file:
+            return self.archive.get_entry(self.member).compress_size
+        with self._open_stored() as file:
             return file.seek(0, io.SEEK_END)
 
     def bound(self) -> int:
         """
-        Return the most bytes that :meth:`stream` can give, known without unpacking.
+        Return an upper bound of the bytes of :meth:`stream`, known without decompression.
 
         Raises
         ------
         ReadError
-            If the file is not there or can't be opened.
+            If the file does not exist or can't be opened.
         """
         if self.archive is not None:
-            entry = self.archive.entry(self.member)
+            entry = self.archive.get_entry(self.member)
             size = entry.file_size
             if entry.compress_type == zipfile.ZIP_DEFLATED:
-                size = min(size, entry.compress_size * MOST_EXPANSION)
+                size = min(size, entry.compress_size * MAX_EXPANSION)
         else:
             size = self.stored_size()
-        return size * MOST_EXPANSION if self.gzipped else size
+        return size * MAX_EXPANSION if self.gzipped else size
 
     def sibling(self, relative: str) -> Blob | None:
         """
-        Return a file by its path relative to the folder of this one; None where there is none.
+        Return a file by its path relative to the folder of this one; None if it does not exist.
 
-        Files in memory have no siblings.
+        Bytes in memory have no siblings.
+
+        Parameters
+        ----------
+        relative : str
+            Path with slashes.
         """
         if self.data is not None:
             return None
         if self.archive is not None:
             member = posixpath.join(posixpath.dirname(self.member), relative)
-            if member not in self.archive.directory().NameToInfo:
+            if member not in self.archive.open_directory().NameToInfo:
                 return None
             return Blob(f"{self.archive.name}/{member}", self.archive, member)
         path = Path(self.name).parent / relative
         return Blob(str(path)) if path.is_file() else None
 
-    def _packed(self) -> BinaryIO:
+    def _open_stored(self) -> BinaryIO:
         if self.data is not None:
             return io.BytesIO(self.data)
         if self.archive is not None:
-            return self.archive.stream(self.member)
+            return self.archive.open_member(self.member)
         path = Path(self.name)
         try:
             if path.exists() and not path.is_file():
-                raise ReadError(f"{self.name} is {'a folder' if path.is_dir() else 'no ordinary file'}")
+                raise ReadError(f"{self.name} is {'a folder' if path.is_dir() else 'not a regular file'}")
             return cast("BinaryIO", path.open("rb"))
         except FileNotFoundError:
             raise ReadError(f"there is no file {self.name}") from None
@@ -179,32 +189,30 @@ class Blob:
 
 
 def as_blob(source: str | os.PathLike[str] | Blob) -> Blob:
-    """Return a path as a blob; a blob as it is."""
+    """Return a path as a blob, and a blob as it is."""
     return source if isinstance(source, Blob) else Blob(os.fspath(source))
 
 
-def zip_members(source: str | os.PathLike[str] | Blob) -> list[Blob]:
+def list_zip_members(source: str | os.PathLike[str] | Blob) -> list[Blob]:
     """
     Return the files in a zip archive, sorted by name, without unpacking it.
 
-    Hidden files are left out, and so is what macOS adds (``__MACOSX``).
-
-    Raises
-    ------
-    ReadError
-        If the archive is damaged, or holds more than a million files.
+    Hidden files and ``__MACOSX`` are left out. Raises ReadError if the archive is damaged or has more than a
+    million files.
     """
     blob = as_blob(source)
     archive = Archive(blob.name, blob.data)
     names = [
         e.filename
-        for e in archive.directory().infolist()
+        for e in archive.open_directory().infolist()
         if not e.filename.endswith(("/", "\\")) and e.filename
     ]
-    if len(names) > _MOST_MEMBERS:
-        raise ReadError(f"{archive.name} holds {len(names)} files; up to {_MOST_MEMBERS} are read")
-    return [Blob(f"{archive.name}/{name}", archive, name) for name in sorted(set(names)) if not _hidden(name)]
+    if len(names) > MAX_MEMBERS:
+        raise ReadError(f"{archive.name} has {len(names)} files; at most {MAX_MEMBERS} are supported")
+    return [
+        Blob(f"{archive.name}/{name}", archive, name) for name in sorted(set(names)) if not _is_hidden(name)
+    ]
 
 
-def _hidden(member: str) -> bool:
+def _is_hidden(member: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in member.split("/"))

@@ -1,4 +1,4 @@
-"""The starts of many files in one block of memory, which is used again and again."""
+"""Reads the first bytes of many files into one reused buffer, with read-ahead."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 __all__ = ["OPEN_FLAGS", "FileHeads", "read_start"]
 
 _BLOCK_BYTES: Final = 2**22
-_FEWEST: Final = 16
-#: Where reading a file takes longer than this, it is not in memory: the system is asked for many ahead.
+_MIN_FILES: Final = 16
+#: If reading a file takes longer than this, it is not in the page cache: files are requested ahead.
 _WAIT_SECONDS: Final = 3e-5
-#: Where it takes longer even then, files are slow to open, as on a network: many are waited for at once.
+#: If it takes longer even then, files are slow to open, as on a network: threads wait for many at once.
 _SLOW_SECONDS: Final = 4e-4
-_AT_ONCE: Final = 16
-#: Files that are open at the same time in one thread.
-_AHEAD: Final = 64
-# Windows would translate ends of lines; a pipe in place of a file would be waited for
+_THREADS: Final = 16
+#: Files open at the same time in one thread.
+_FILES_AHEAD: Final = 64
+# binary on Windows; without waiting for a pipe in place of a file
 OPEN_FLAGS: Final = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 _HAS_READV: Final = hasattr(os, "readv")
 _HAS_ADVICE: Final = hasattr(os, "posix_fadvise")
 
 
 def read_start(name: str, count: int) -> bytes:
-    """Return the first bytes of a file; none where it can't be read."""
-    file = _opened(name)
+    """Return the first bytes of a file; none if it can't be read."""
+    file = _open(name)
     if file < 0:
         return b""
     try:
@@ -47,18 +47,11 @@ def read_start(name: str, count: int) -> bytes:
 
 class FileHeads:
     """
-    Reads the starts of files, in as many threads as it takes to keep the disk busy.
+    Reads the first bytes of files, with as many threads as keep the disk busy.
 
-    Parameters
-    ----------
-    workers : int, optional
-        Threads; by default one, and 16 where files turn out to be slow to open. Files that are not in memory
-        are asked for ahead, where the system can be asked.
-
-    Attributes
-    ----------
-    width : int
-        Bytes that are read of each file, a multiple of 8; may be changed between blocks.
+    Without `workers` it uses one thread, and 16 if files turn out to be slow to open; files that are not in
+    the page cache are requested ahead. `width` is the number of bytes per file, a multiple of 8, and may be
+    changed between blocks.
     """
 
     def __init__(self, workers: int | None = None, width: int = 8192) -> None:
@@ -76,25 +69,15 @@ class FileHeads:
             self._pool.shutdown()
 
     @property
-    def most(self) -> int:
-        """How many files a block has room for."""
-        return max(_FEWEST, _BLOCK_BYTES // self.width)
+    def max_files(self) -> int:
+        """Maximum number of files in a block."""
+        return max(_MIN_FILES, _BLOCK_BYTES // self.width)
 
     def read(self, names: Sequence[str]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
         """
-        Read the starts of some files.
+        Return the first bytes of up to `max_files` files, and the number read of each, 0 after an error.
 
-        Parameters
-        ----------
-        names : sequence of str
-            Up to :attr:`most` paths.
-
-        Returns
-        -------
-        starts : numpy.ndarray
-            (files, width) uint8, valid until the next call.
-        counts : numpy.ndarray
-            (files,) int64: how many bytes were read of each; 0 where it can't be.
+        The bytes, (files, width) uint8, are valid until the next call; the counts are (files,) int64.
         """
         size = len(names) * self.width
         if self._memory.size < size:
@@ -103,13 +86,13 @@ class FileHeads:
         began = time.perf_counter()
         counts = self._read(names, memory)
         if self._workers is None:
-            self._hurry((time.perf_counter() - began) / len(names))
+            self._adapt((time.perf_counter() - began) / len(names))
         return self._memory[:size].reshape(len(names), self.width), np.asarray(counts, np.int64)
 
-    def _hurry(self, seconds: float) -> None:
-        """Choose how to read on, from how long a file took."""
+    def _adapt(self, seconds: float) -> None:
+        """Choose how to read the next block, by the seconds per file."""
         if self._is_ahead and seconds > _SLOW_SECONDS and self._pool is None:
-            self._pool = ThreadPoolExecutor(_AT_ONCE)
+            self._pool = ThreadPoolExecutor(_THREADS)
         if seconds > _WAIT_SECONDS:
             self._is_ahead = _HAS_READV and _HAS_ADVICE
 
@@ -117,30 +100,30 @@ class FileHeads:
         if self._pool is None and (self._workers or 1) > 1:
             self._pool = ThreadPoolExecutor(self._workers)
         if self._pool is None:
-            return self._read_some(names, memory)
-        step = max(1, min(_AHEAD, -(-len(names) // _AT_ONCE)))
+            return self._read_part(names, memory)
+        step = max(1, min(_FILES_AHEAD, -(-len(names) // _THREADS)))
         parts = [
-            self._pool.submit(self._read_some, names[n : n + step], memory[n * self.width :])
+            self._pool.submit(self._read_part, names[n : n + step], memory[n * self.width :])
             for n in range(0, len(names), step)
         ]
         return [count for part in parts for count in part.result()]
 
-    def _read_some(self, names: Sequence[str], memory: memoryview) -> list[int]:
+    def _read_part(self, names: Sequence[str], memory: memoryview) -> list[int]:
         width = self.width
         if self._is_ahead:
             return _request_readahead(names, memory, width)
-        read = _into if _HAS_READV else _copied
+        read = _read_into if _HAS_READV else _copy_into
         return [read(name, memory[n * width : (n + 1) * width]) for n, name in enumerate(names)]
 
 
-def _opened(name: str) -> int:
+def _open(name: str) -> int:
     try:
         return os.open(name, OPEN_FLAGS)
     except (OSError, ValueError):
         return -1
 
 
-def _filled(file: int, memory: memoryview) -> int:
+def _fill(file: int, memory: memoryview) -> int:
     try:
         return os.readv(file, (memory,))
     except OSError:
@@ -149,31 +132,31 @@ def _filled(file: int, memory: memoryview) -> int:
         os.close(file)
 
 
-def _into(name: str, memory: memoryview) -> int:
-    file = _opened(name)
-    return 0 if file < 0 else _filled(file, memory)
+def _read_into(name: str, memory: memoryview) -> int:
+    file = _open(name)
+    return 0 if file < 0 else _fill(file, memory)
 
 
-def _copied(name: str, memory: memoryview) -> int:
+def _copy_into(name: str, memory: memoryview) -> int:
     start = read_start(name, len(memory))
     memory[: len(start)] = start
     return len(start)
 
 
 def _request_readahead(names: Sequence[str], memory: memoryview, width: int) -> list[int]:
-    """Ask the system for many files before the first is waited for."""
+    """Request many files from the system before waiting for the first."""
     counts = []
-    for first in range(0, len(names), _AHEAD):
-        files = [_opened(name) for name in names[first : first + _AHEAD]]
+    for first in range(0, len(names), _FILES_AHEAD):
+        files = [_open(name) for name in names[first : first + _FILES_AHEAD]]
         for file in files:
             if file >= 0:
-                _advise(file, width)
+                _request(file, width)
         for number, file in enumerate(files, first):
-            counts.append(_filled(file, memory[number * width : (number + 1) * width]) if file >= 0 else 0)
+            counts.append(_fill(file, memory[number * width : (number + 1) * width]) if file >= 0 else 0)
     return counts
 
 
-def _advise(file: int, width: int) -> None:
-    # what can't be advised, such as a pipe, is merely waited for
+def _request(file: int, width: int) -> None:
+    # pipes and the like have no read-ahead
     with suppress(OSError):
         os.posix_fadvise(file, 0, width, os.POSIX_FADV_WILLNEED)

@@ -16,27 +16,19 @@ from medimg.io.files.decompress import (
     as_buffered,
 )
 
-__all__ = ["Archive"]
+__all__ = ["MAX_MEMBERS", "Archive"]
 
-_MOST_MEMBERS: Final = 2**20
-#: Archives that are kept open at the same time: a process may open a thousand files, and a study has more.
-_MOST_OPEN: Final = 32
+MAX_MEMBERS: Final = 2**20
+#: Archives kept open at the same time: the limit of open files is often 1024 per process.
+_MAX_OPEN: Final = 32
 _ENCRYPTED: Final = 1
 
 
 class Archive:
     """
-    A zip archive, in a file or in memory, that is read in place.
+    Zip archive, in a file or in memory.
 
-    Its directory is kept while few others are read in the same process; what is pickled is only where the
-    archive is.
-
-    Parameters
-    ----------
-    name : str
-        Its path, or a name for messages if there are `data`.
-    data : bytes, optional
-        The archive itself.
+    The directory stays open while few other archives are read in the process; a pickle has only the path.
     """
 
     def __init__(self, name: str, data: bytes | None = None) -> None:
@@ -49,40 +41,35 @@ class Archive:
     def __reduce__(self) -> tuple[type[Archive], tuple[str, bytes | None]]:
         return Archive, (self.name, self._data)
 
-    def directory(self) -> zipfile.ZipFile:
-        """
-        Return the open archive.
-
-        Raises
-        ------
-        ReadError
-            If it can't be opened, or is damaged.
-        """
+    def open_directory(self) -> zipfile.ZipFile:
+        """Return the open archive; raise ReadError if it can't be opened or is damaged."""
         with self._lock:
             opened = self._opened
-            # after a fork, two processes would move the position of one file
+            # after a fork, two processes would share the position in one file
             if opened is None or opened[0] != os.getpid():
-                self._let_go()
+                self.release()
                 self._opened = opened = os.getpid(), self._open()
-                # in a cycle of garbage, the file could be collected before what closes it
+                # in a garbage cycle, the file could be collected before its archive
                 self._closing = weakref.finalize(self, opened[1].close)
                 self._close_others()
             return opened[1]
 
-    def _let_go(self) -> None:
+    def release(self) -> None:
+        """Forget the open file."""
+        """Forget the open file."""
         if self._closing is not None:
             self._closing.detach()
         self._opened = self._closing = None
 
     def _close_others(self) -> None:
-        """Let go of the archive opened first; it closes when no member of it is read any more."""
+        """Release the archive opened first; it closes when none of its members is read any more."""
         if self._data is not None:
             return
-        _OPEN.append(weakref.ref(self))
-        while len(_OPEN) > _MOST_OPEN:
-            first = _OPEN.popleft()()
+        _OPEN_ARCHIVES.append(weakref.ref(self))
+        while len(_OPEN_ARCHIVES) > _MAX_OPEN:
+            first = _OPEN_ARCHIVES.popleft()()
             if first is not None and first is not self:
-                first._let_go()
+                first.release()
 
     def _open(self) -> zipfile.ZipFile:
         try:
@@ -90,43 +77,29 @@ class Archive:
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise ReadError(f"{self.name} can't be opened: {reason}") from None
-        # a damaged directory raises errors of many kinds
+        # a damaged directory raises errors of many types
         except Exception as error:
             raise ReadError(f"{self.name} is a damaged zip archive ({type(error).__name__})") from None
 
-    def entry(self, member: str) -> zipfile.ZipInfo:
-        """
-        Return what the directory says of a file.
-
-        Raises
-        ------
-        ReadError
-            If there is no such file.
-        """
+    def get_entry(self, member: str) -> zipfile.ZipInfo:
+        """Return the directory entry of a member; raise ReadError if there is none."""
         try:
-            return self.directory().getinfo(member)
+            return self.open_directory().getinfo(member)
         except KeyError:
             raise ReadError(f"there is no file {member} in {self.name}") from None
 
-    def stream(self, member: str) -> BinaryIO:
-        """
-        Open a file for reading forward.
-
-        Raises
-        ------
-        ReadError
-            If there is no such file, or it is encrypted or packed in a way that can't be read.
-        """
-        entry = self.entry(member)
+    def open_member(self, member: str) -> BinaryIO:
+        """Open a member for reading forward; raise ReadError if it is missing, encrypted or damaged."""
+        entry = self.get_entry(member)
         name = f"{self.name}/{member}"
         if entry.flag_bits & _ENCRYPTED:
             raise ReadError(f"{name} is encrypted; unpack the archive with its password first")
         try:
-            file = self.directory().open(entry)
-        # unknown methods of compression and damage raise errors of many kinds
+            file = self.open_directory().open(entry)
+        # unknown compression and damage raise errors of many types
         except Exception as error:
-            raise ReadError(f"{name} is damaged or can't be unpacked ({type(error).__name__})") from None
+            raise ReadError(f"{name} is damaged or can't be decompressed ({type(error).__name__})") from None
         return as_buffered(DecompressedStream(file.read, file.close, name))
 
 
-_OPEN: Final[deque[weakref.ref[Archive]]] = deque()
+_OPEN_ARCHIVES: Final[deque[weakref.ref[Archive]]] = deque()

@@ -1,4 +1,4 @@
-"""The stored values of a raster: where they lie, unpacked, in the byte order of this machine."""
+"""Values of a raster: read from the file, decompressed, in native byte order."""
 
 from __future__ import annotations
 
@@ -19,31 +19,26 @@ if TYPE_CHECKING:
 
     from medimg.io.formats.raster import Raster
 
-__all__ = ["MOST_TEXT", "StoredValues"]
+__all__ = ["MAX_TEXT", "StoredValues"]
 
-#: The longest file of text that is read.
-MOST_TEXT: Final = 2**28
-#: Bytes at a time: they are looked at, swapped or rescaled while they are in the cache.
-_PIECE: Final = 2**20
-#: Bytes that may be held beside the result.
+#: Maximum size of a text file.
+MAX_TEXT: Final = 2**28
+#: Bytes processed at once: checked, swapped or rescaled while in the cache.
+_PIECE_BYTES: Final = 2**20
+#: Bytes that may be allocated beside the result.
 _SPARE: Final = 2**24
-#: Bytes behind the values that are unpacked to reach the checksum; damage can make the data longer.
-_MOST_BEHIND: Final = 2**28
-_MOST_FLOAT32: Final = 3e38
+#: Bytes after the values that are decompressed to reach the checksum; damage can lengthen the data.
+_MAX_TRAILING: Final = 2**28
+_MAX_FLOAT32: Final = 3e38
 _SEPARATOR: Final = re.compile(rb"[\s,]")
 
 
 class StoredValues:
     """
-    The values of a raster, read from its file slice by slice.
+    Values of a raster, read slice by slice; a context manager.
 
-    A context manager. It keeps its place: slices that are asked for in ascending order, in one call or many,
-    unpack a compressed file once; only the bytes of those slices are read of one that is not compressed.
-
-    Parameters
-    ----------
-    raster : Raster
-        With sizes that have been compared with the file.
+    It keeps its position: slices requested in ascending order, in one call or several, decompress a file
+    once; of an uncompressed one only the bytes of those slices are read.
     """
 
     def __init__(self, raster: Raster) -> None:
@@ -61,72 +56,35 @@ class StoredValues:
     ) -> None:
         self._close()
 
-    def stored(self, chosen: Sequence[int]) -> npt.NDArray[Any]:
+    def read_stored(self, chosen: Sequence[int]) -> npt.NDArray[Any]:
+        """Return stored values (C, slices, H, W) of ascending slices, in native byte order."""
+        return self._reshape(self._read_flat(chosen)[0], chosen)
+
+    def read_rescaled(self, chosen: Sequence[int]) -> npt.NDArray[Any]:
         """
-        Return the values of some slices as they are stored.
+        Return rescaled values (C, slices, H, W) of ascending slices, with little memory beside the result.
 
-        Parameters
-        ----------
-        chosen : sequence of int
-            Ascending indices along D; only these are kept in memory.
-
-        Returns
-        -------
-        numpy.ndarray
-            (C, len(chosen), H, W) in the byte order of this machine.
-
-        Raises
-        ------
-        TruncatedError
-            If the file ends too early.
-        DecodeError
-            If its compression is damaged, or text is no number.
-        ReadError
-            If it can't be read.
+        Floating-point values keep their type; integers become int16, int32, float32 or, if that can't hold
+        them, float64 (:func:`medimg.core.rescale.rescaled_dtype`).
         """
-        return self._shaped(self._flat(chosen)[0], chosen)
-
-    def rescaled(self, chosen: Sequence[int]) -> npt.NDArray[Any]:
-        """
-        Return the values of some slices, rescaled by slope and intercept.
-
-        Little is held in memory beside the result.
-
-        Parameters
-        ----------
-        chosen : sequence of int
-            Ascending indices along D.
-
-        Returns
-        -------
-        numpy.ndarray
-            (C, len(chosen), H, W): floating-point values keep their type; integers become int16, int32 or
-            float32 (:func:`medimg.core.rescale.choose_rescaled_dtype`), or float64 where float32 can't hold
-            them.
-
-        Raises
-        ------
-        TruncatedError, DecodeError, ReadError
-            As :meth:`stored`.
-        """
-        dtype = self._type_rescaled()
+        dtype = self._find_dtype()
         if dtype is None:
-            flat, ends = self._flat(chosen, find_ends=True)
-            dtype = choose_rescaled_dtype(ends, self._raster.slope, self._raster.intercept)
+            flat, value_range = self._read_flat(chosen, find_range=True)
+            dtype = choose_rescaled_dtype(value_range, self._raster.slope, self._raster.intercept)
             if dtype.itemsize == flat.itemsize:
-                return self._shaped(self._rescale(flat, flat.view(dtype)), chosen)
+                return self._reshape(self._rescale(flat, flat.view(dtype)), chosen)
             if flat.nbytes <= _SPARE:
-                return self._shaped(self._rescale(flat, np.empty(flat.size, dtype)), chosen)
-            del flat  # and read again: two arrays at once take more memory than promised
-        return self._shaped(self._converted(chosen, dtype), chosen)
+                return self._reshape(self._rescale(flat, np.empty(flat.size, dtype)), chosen)
+            del flat  # read again, as two arrays would take too much memory
+        return self._reshape(self._read_converted(chosen, dtype), chosen)
 
-    def _type_rescaled(self) -> np.dtype[Any] | None:
+    def _find_dtype(self) -> np.dtype[Any] | None:
         """Return the type of the result; None if it depends on the values."""
         raster, dtype = self._raster, self._dtype
         if dtype.kind == "f":
             return dtype
         largest = 2.0 ** (8 * dtype.itemsize) * abs(raster.slope) + abs(raster.intercept)
-        if dtype.itemsize == 8 or largest >= _MOST_FLOAT32:
+        if dtype.itemsize == 8 or largest >= _MAX_FLOAT32:
             return np.dtype(np.float64)
         limits = np.iinfo(dtype)
         bound = choose_rescaled_dtype((int(limits.min), int(limits.max)), raster.slope, raster.intercept)
@@ -138,32 +96,32 @@ class StoredValues:
             rescale_into(stored, self._raster.slope, self._raster.intercept, values)
         return values
 
-    def _shaped(self, flat: npt.NDArray[Any], chosen: Sequence[int]) -> npt.NDArray[Any]:
+    def _reshape(self, flat: npt.NDArray[Any], chosen: Sequence[int]) -> npt.NDArray[Any]:
         _, height, width = self._raster.grid
         if self._raster.interleaved:
             return flat.reshape(len(chosen), height, width, -1).transpose(3, 0, 1, 2)
         return flat.reshape(-1, len(chosen), height, width)
 
-    def _flat(
-        self, chosen: Sequence[int], *, find_ends: bool = False
+    def _read_flat(
+        self, chosen: Sequence[int], *, find_range: bool = False
     ) -> tuple[npt.NDArray[Any], tuple[int, int]]:
-        """Return the values in the order of the file, and if asked for the least and the greatest."""
-        pieces = self._pieces(chosen)
+        """Return the values in file order, and their minimum and maximum if requested."""
+        pieces = self._list_pieces(chosen)
         flat = np.empty(sum(length for _, length in pieces) // self._dtype.itemsize, self._dtype)
         least, greatest, filled = [], [], 0
         for position, length in pieces:
             piece = flat[filled : filled + length // self._dtype.itemsize]
             self._load(position, piece)
-            if find_ends:
+            if find_range:
                 least.append(int(piece.min()))
                 greatest.append(int(piece.max()))
             filled += piece.size
-        self._verify()
-        return flat, (min(least), max(greatest)) if find_ends else (0, 0)
+        self._verify_checksum()
+        return flat, (min(least), max(greatest)) if find_range else (0, 0)
 
-    def _converted(self, chosen: Sequence[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        """Return rescaled values in the order of the file, read piece by piece."""
-        pieces = self._pieces(chosen)
+    def _read_converted(self, chosen: Sequence[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """Return rescaled values in file order, read in pieces."""
+        pieces = self._list_pieces(chosen)
         values = np.empty(sum(length for _, length in pieces) // self._dtype.itemsize, dtype)
         buffer = np.empty(max(length for _, length in pieces) // self._dtype.itemsize, self._dtype)
         filled = 0
@@ -172,11 +130,11 @@ class StoredValues:
             self._load(position, piece)
             self._rescale(piece, values[filled : filled + piece.size])
             filled += piece.size
-        self._verify()
+        self._verify_checksum()
         return values
 
-    def _pieces(self, chosen: Sequence[int]) -> list[tuple[int, int]]:
-        """Return where in the values the slices are: positions and lengths in bytes, ascending."""
+    def _list_pieces(self, chosen: Sequence[int]) -> list[tuple[int, int]]:
+        """Return positions and lengths of the slices in bytes, ascending."""
         depth, height, width = self._raster.grid
         outer, inner = (1, self._raster.channels) if self._raster.interleaved else (self._raster.channels, 1)
         slab = height * width * inner * self._dtype.itemsize
@@ -187,14 +145,16 @@ class StoredValues:
             else:
                 runs.append([number * slab, (number + 1) * slab])
         return [
-            (start, min(_PIECE, end - start)) for first, end in runs for start in range(first, end, _PIECE)
+            (start, min(_PIECE_BYTES, end - start))
+            for first, end in runs
+            for start in range(first, end, _PIECE_BYTES)
         ]
 
     def _load(self, position: int, piece: npt.NDArray[Any]) -> None:
-        """Fill an array with the values from a byte on."""
+        """Fill an array with the values from a byte position on."""
         if self._raster.encoding in ("text", "hex"):
             if self._text is None:
-                self._text = _from_text(self._raster)
+                self._text = _read_text(self._raster)
             start = position // self._dtype.itemsize
             piece[:] = self._text[start : start + piece.size]
             return
@@ -221,13 +181,13 @@ class StoredValues:
         self._at = 0
         return file
 
-    def _verify(self) -> None:
-        """Let compressed data verify their checksum, where all values have been read."""
+    def _verify_checksum(self) -> None:
+        """Let compressed data verify their checksum if all values have been read."""
         if self._file is None or self._at < self._raster.nbytes:
             return
         packed = not self._file.seekable()
-        left = _MOST_BEHIND
-        while packed and left > 0 and (behind := self._file.read(_PIECE)):
+        left = _MAX_TRAILING
+        while packed and left > 0 and (behind := self._file.read(_PIECE_BYTES)):
             left -= len(behind)
         self._close()
 
@@ -257,16 +217,16 @@ def _skip(file: BinaryIO, count: int, name: str) -> None:
         count -= dropped
 
 
-def _numbers(text: bytes, raster: Raster) -> npt.NDArray[Any]:
-    """Return the numbers of a text, which is taken apart piece by piece, as words take much memory."""
+def _parse_numbers(text: bytes, raster: Raster) -> npt.NDArray[Any]:
+    """Return the numbers of a text, parsed in pieces, as words take much memory."""
     number = float if raster.dtype.kind == "f" else int
     values = np.empty(raster.count, raster.dtype)
     filled = at = 0
     while at < len(text) and filled < raster.count:
-        end = _end_of_word(text, at + _PIECE)
+        end = _find_word_end(text, at + _PIECE_BYTES)
         words = text[at:end].replace(b",", b" ").split()[: raster.count - filled]
         found = [number(word) for word in words]
-        # NumPy before 2 wraps what the type can't hold
+        # NumPy before 2 wraps values out of range
         if found and raster.dtype.kind in "iu":
             limits = np.iinfo(raster.dtype)
             if min(found) < limits.min or max(found) > limits.max:
@@ -276,25 +236,27 @@ def _numbers(text: bytes, raster: Raster) -> npt.NDArray[Any]:
     return values[:filled]
 
 
-def _end_of_word(text: bytes, at: int) -> int:
-    """Return the first place, from `at` on, where a word ends; one of a thousand letters ends anywhere."""
+def _find_word_end(text: bytes, at: int) -> int:
+    """Return the first position from `at` on where a word ends, at most a thousand letters away."""
     found = _SEPARATOR.search(text, at, at + 1000)
     return min(len(text), found.start() if found else at + 1000)
 
 
-def _from_text(raster: Raster) -> npt.NDArray[Any]:
-    """Return all values in the order of the file, and in the byte order of this machine."""
+def _read_text(raster: Raster) -> npt.NDArray[Any]:
+    """Return all values in file order, in native byte order."""
     with raster.blob.stream() as file:
         _skip(file, raster.start, raster.name)
         _skip(file, raster.skip, raster.name)
-        text = file.read(MOST_TEXT)
+        text = file.read(MAX_TEXT)
     try:
         if raster.encoding == "hex":
             values = np.frombuffer(bytes.fromhex(text.decode("ascii")), raster.dtype, raster.count)
         else:
-            values = _numbers(text, raster)
+            values = _parse_numbers(text, raster)
     except (ValueError, OverflowError):
-        raise DecodeError(f"{raster.name}: its values are no numbers of the type {raster.dtype}") from None
+        raise DecodeError(f"{raster.name}: its values are not numbers of type {raster.dtype}") from None
     if values.size < raster.count:
-        raise TruncatedError(f"{raster.name} holds {values.size} values, its header promises {raster.count}")
+        raise TruncatedError(
+            f"{raster.name} has {values.size} values, but its header declares {raster.count}"
+        )
     return values.astype(raster.dtype.newbyteorder("="), copy=False)

@@ -1,4 +1,4 @@
-"""Headers that are text: bounded lines, numbers, and the name of the file with the values."""
+"""Text headers: bounded lines, numbers, and the name of the file with the values."""
 
 from __future__ import annotations
 
@@ -11,44 +11,31 @@ from medimg.errors import DecodeError, ReadError
 if TYPE_CHECKING:
     from medimg.io.files.blob import Blob
 
-__all__ = ["data_file", "numbers", "quoted", "text_lines", "whole_numbers"]
+__all__ = ["find_data_file", "parse_numbers", "parse_whole_numbers", "quote_text", "read_text_lines"]
 
-_LONGEST: Final = 2**24
-_MOST_LINES: Final = 2**17
+_MAX_BYTES: Final = 2**24
+_MAX_LINES: Final = 2**17
 _WORD: Final = re.compile(r"[A-Za-z0-9_ -]{0,30}")
 _NUMBERS: Final = re.compile(r"(?:[-+0-9.eE,() ]|nan|inf){0,60}", re.IGNORECASE)
 _FILE_NAME: Final = re.compile(r"[\w ./()+-]{0,200}")
 
 
-def text_lines(blob: Blob, *, blank_ends: bool = False, last: str = "") -> tuple[list[str], int]:
+def read_text_lines(blob: Blob, *, blank_ends: bool = False, last: str = "") -> tuple[list[str], int]:
     """
-    Return the lines of a header, and where it ends in the file.
+    Return the lines of a header, and the position where it ends in the file.
 
-    Parameters
-    ----------
-    blob : Blob
-        The file.
-    blank_ends : bool
-        Whether an empty line ends the header.
-    last : str
-        With what the last line starts.
-
-    Raises
-    ------
-    DecodeError
-        If no end comes within 16 MB and 131072 lines.
-    ReadError
-        If the file can't be read.
+    An empty line ends it if `blank_ends`, or a line that starts with the word `last`. Raises DecodeError if
+    it does not end within 16 MB and 131072 lines.
     """
     lines: list[str] = []
     end = 0
     with blob.stream() as file:
-        while line := file.readline(_LONGEST + 1 - end):
+        while line := file.readline(_MAX_BYTES + 1 - end):
             end += len(line)
-            if end > _LONGEST:
-                raise DecodeError(f"{blob.name}: its header does not end within {_LONGEST >> 20} MB")
-            if len(lines) == _MOST_LINES:
-                raise DecodeError(f"{blob.name}: its header does not end within {_MOST_LINES} lines")
+            if end > _MAX_BYTES:
+                raise DecodeError(f"{blob.name}: its header does not end within {_MAX_BYTES >> 20} MB")
+            if len(lines) == _MAX_LINES:
+                raise DecodeError(f"{blob.name}: its header does not end within {_MAX_LINES} lines")
             text = line.decode("latin-1").rstrip("\r\n")
             if blank_ends and not text and lines:
                 break
@@ -58,71 +45,50 @@ def text_lines(blob: Blob, *, blank_ends: bool = False, last: str = "") -> tuple
     return lines, end
 
 
-def quoted(text: str, pattern: re.Pattern[str] = _WORD) -> str:
+def quote_text(text: str, pattern: re.Pattern[str] = _WORD) -> str:
     """
-    Return a text of a header for a message, unless it is of another kind than expected.
+    Return header text for a message, or "something else" if it does not match the pattern.
 
-    Where the end of a line is damaged, a value holds the next line too: a comment, or a patient's name.
+    If the end of a line is damaged, a value includes the next line: a comment, or a patient's name.
     """
     return repr(text) if pattern.fullmatch(text) else "something else"
 
 
-def numbers(text: str, what: str, count: int | None = None) -> list[float]:
-    """
-    Return numbers that are separated by spaces; they can be infinite or not a number.
-
-    Raises
-    ------
-    DecodeError
-        If one is no number, or there are not as many as asked for.
-    """
+def parse_numbers(text: str, what: str, count: int | None = None) -> list[float]:
+    """Return numbers separated by spaces, inf and nan included; raise DecodeError for other text."""
     words = text.split()
     try:
         found = [float(word) for word in words]
     except ValueError:
         found = []
     if not found or count not in (None, len(found)):
-        raise DecodeError(f"{what}: expected {count or 'some'} number(s), found {quoted(text, _NUMBERS)}")
+        raise DecodeError(f"{what}: expected {count or 'some'} number(s), found {quote_text(text, _NUMBERS)}")
     return found
 
 
-def whole_numbers(text: str, count: int, what: str) -> list[int]:
-    """
-    Return whole numbers that are separated by spaces.
-
-    Raises
-    ------
-    DecodeError
-        If one is no whole number of a sensible size, or there are not as many as asked for.
-    """
-    found = numbers(text, what, count)
+def parse_whole_numbers(text: str, count: int, what: str) -> list[int]:
+    """Return `count` whole numbers separated by spaces; raise DecodeError for anything else."""
+    found = parse_numbers(text, what, count)
     if not all(math.isfinite(v) and v.is_integer() and abs(v) < 2**53 for v in found):
-        raise DecodeError(f"{what}: expected {count} whole number(s), found {quoted(text, _NUMBERS)}")
+        raise DecodeError(f"{what}: expected {count} whole number(s), found {quote_text(text, _NUMBERS)}")
     return [int(v) for v in found]
 
 
-def data_file(header: Blob, stated: str) -> Blob:
-    """
-    Return the file beside a header, or below its folder, that holds the values.
-
-    Raises
-    ------
-    ReadError
-        If it is not there, lies elsewhere, or there are several.
-    """
+def find_data_file(header: Blob, stated: str) -> Blob:
+    """Return the file with the values, in the folder of the header or below; raise ReadError otherwise."""
     if re.match(r"LIST\b", stated) or "%" in stated:
         raise ReadError(
-            f"{header.name} has its values in several files, which is not supported; join them into one"
+            f"{header.name} has its values in several files, which is not supported; merge them into one"
         )
     parts = stated.split("/")
     if not stated or ".." in parts or stated.startswith("/") or set(stated) & set("\\:\0"):
         raise ReadError(
-            f"{header.name} names a file of values that does not lie in its own folder or below, which is "
-            "not followed"
+            f"{header.name} names a file of values outside of its own folder, which is not read; move "
+            "it beside the header"
         )
     found = header.sibling(stated)
     if found is None:
-        shown = quoted(stated, _FILE_NAME)
+        shown = quote_text(stated, _FILE_NAME)
         where = "a header in memory has no files beside it" if header.data is not None else "it is not there"
         raise ReadError(f"{header.name} has its values in the file {shown}: {where}")
     return found

@@ -1,4 +1,4 @@
-"""PNG and JPEG pictures, as X-ray data sets come, through Pillow."""
+"""PNG and JPEG images, through Pillow."""
 
 from __future__ import annotations
 
@@ -24,47 +24,41 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL import Image
 
-__all__ = ["image_series", "looks_like_image"]
+__all__ = ["is_png_or_jpeg", "open_image"]
 
-_MOST_PIXELS: Final = 2**27
+_MAX_PIXELS: Final = 2**27
 _ORIENTATION_TAG: Final = 0x0112
 # Image.Transpose: TRANSPOSE, TRANSVERSE, ROTATE_90 and ROTATE_270 exchange rows and columns
 _SIDEWAYS: Final = frozenset({2, 4, 5, 6})
-_GRAY: Final = frozenset({"1", "L", "I", "I;16", "I;16B", "I;16L", "F"})
+_GRAYSCALE_MODES: Final = frozenset({"1", "L", "I", "I;16", "I;16B", "I;16L", "F"})
 
 
-def _says_no_values(record: logging.LogRecord) -> bool:
+def _is_not_debug(record: logging.LogRecord) -> bool:
     return record.levelno > logging.DEBUG
 
 
-# what it logs while it looks for bugs are the values of EXIF tags: descriptions, artists, dates
-logging.getLogger("PIL.TiffImagePlugin").addFilter(_says_no_values)
+# its debug log contains values of EXIF tags: descriptions, artists, dates
+logging.getLogger("PIL.TiffImagePlugin").addFilter(_is_not_debug)
 
 
-def looks_like_image(start: bytes) -> bool:
+def is_png_or_jpeg(start: bytes) -> bool:
     """Whether a file begins like PNG or JPEG."""
     return start[:8] == b"\x89PNG\r\n\x1a\n" or start[:3] == b"\xff\xd8\xff"
 
 
-def image_series(source: str | os.PathLike[str] | Blob) -> Series:
+def open_image(source: str | os.PathLike[str] | Blob) -> Series:
     """
-    Read the size of a picture.
+    Return the series of a PNG or JPEG file, from its header.
 
-    A color picture counts as gray, with one channel, once it is read and its colors turn out to be equal.
-
-    Raises
-    ------
-    NotAnImageError
-        If it is neither PNG nor JPEG.
-    ReadError
-        If it can't be opened.
+    A color image with three equal channels becomes a grayscale one when it is read. Raises NotAnImageError
+    for other files, and ReadError if it can't be opened.
     """
     blob = as_blob(source)
-    with _opened(blob) as image:
+    with _decode_image(blob) as image:
         width, height = image.size
-        if _turn(image, blob.name) in _SIDEWAYS:
+        if _find_orientation(image, blob.name) in _SIDEWAYS:
             width, height = height, width
-        channels = 1 if image.mode in _GRAY else 3
+        channels = 1 if image.mode in _GRAYSCALE_MODES else 3
         format_ = str(image.format)
     return Series(
         uid=blob.name,
@@ -75,23 +69,23 @@ def image_series(source: str | os.PathLike[str] | Blob) -> Series:
         space="image",
         files=(blob.name,),
         format=format_,
-        reader=partial(_read, blob),
+        reader=partial(_read_volume, blob),
     )
 
 
 @contextmanager
-def _opened(blob: Blob) -> Iterator[Image.Image]:
-    """Give the picture, whose pixels are read from the file while it is used."""
+def _decode_image(blob: Blob) -> Iterator[Image.Image]:
+    """Yield the image, whose pixels are read from the file while it is used."""
     with blob.open() as file:
-        image = _image(file, blob.name)
-        if image.width * image.height > _MOST_PIXELS:
+        image = _decode_header(file, blob.name)
+        if image.width * image.height > _MAX_PIXELS:
             raise DecodeError(
                 f"{blob.name} declares {image.width}×{image.height} pixels, which is unreasonably large"
             )
         yield image
 
 
-def _image(file: BinaryIO, name: str) -> Image.Image:
+def _decode_header(file: BinaryIO, name: str) -> Image.Image:
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -101,16 +95,16 @@ def _image(file: BinaryIO, name: str) -> Image.Image:
         raise
     except UnidentifiedImageError:
         raise NotAnImageError(f"{name} is neither PNG nor JPEG") from None
-    # Pillow raises many kinds of exception on damaged headers
+    # Pillow raises exceptions of many types on damaged headers
     except Exception as error:
         raise ReadError(f"{name} is damaged ({type(error).__name__})") from None
 
 
-def _turn(image: Image.Image, path: str) -> Image.Transpose | None:
-    """Return how a picture has to be turned to stand upright, by its EXIF tag."""
+def _find_orientation(image: Image.Image, path: str) -> Image.Transpose | None:
+    """Return the transposition that makes an image upright, by its EXIF tag."""
     from PIL import Image
 
-    turns = (
+    transpositions = (
         Image.Transpose.FLIP_LEFT_RIGHT,
         Image.Transpose.ROTATE_180,
         Image.Transpose.FLIP_TOP_BOTTOM,
@@ -127,34 +121,32 @@ def _turn(image: Image.Image, path: str) -> Image.Transpose | None:
     except (OSError, EOFError) as error:
         # a PNG is read to its end for its EXIF tags
         raise TruncatedError(f"{path} is truncated or damaged ({type(error).__name__})") from None
-    # damaged EXIF tags raise errors of many kinds, and say nothing about the pixels
+    # damaged EXIF tags raise errors of many types, and do not affect the pixels
     except Exception:
         return None
-    if not isinstance(orientation, int) or not 2 <= orientation <= len(turns) + 1:
+    if not isinstance(orientation, int) or not 2 <= orientation <= len(transpositions) + 1:
         return None
-    return turns[orientation - 2]
+    return transpositions[orientation - 2]
 
 
-def _read(blob: Blob, slices: Sequence[int] | None, policies: Policies) -> Volume:
+def _read_volume(blob: Blob, slices: Sequence[int] | None, policies: Policies) -> Volume:
     path = blob.name
     if slices is not None and list(slices) != [0]:
-        raise ReadError(
-            f"{path} is a single picture; slice 0 is all it has, and {list(slices)} were asked for"
-        )
-    with _opened(blob) as image:
+        raise ReadError(f"{path} is a single image with slice 0; slices {list(slices)} were requested")
+    with _decode_image(blob) as image:
         format_ = str(image.format)
-        turn = _turn(image, path)
+        transposition = _find_orientation(image, path)
         try:
             with quiet_pydicom():
-                array = _pixels(image if turn is None else image.transpose(turn))
+                array = _to_channels(image if transposition is None else image.transpose(transposition))
         except ReadError:
             raise
         except (OSError, EOFError, SyntaxError, ValueError) as error:
             raise TruncatedError(f"{path} is truncated or damaged ({type(error).__name__})") from None
-        # codecs raise errors of many kinds on damaged data
+        # codecs raise errors of many types on damaged data
         except Exception as error:
             raise DecodeError(f"{path} is damaged ({type(error).__name__})") from None
-    steps = [] if turn is None else ["turned upright by its EXIF tag"]
+    steps = [] if transposition is None else ["turned upright by its EXIF tag"]
     if array.shape[0] == 3 and (array == array[:1]).all():
         array, steps = array[:1], [*steps, "gray in three equal channels: one kept"]
     return Volume(
@@ -166,11 +158,11 @@ def _read(blob: Blob, slices: Sequence[int] | None, policies: Policies) -> Volum
     )
 
 
-def _pixels(image: Image.Image) -> npt.NDArray[Any]:
-    """(C, H, W): gray in its own depth, everything else as 8-bit RGB; transparency is dropped."""
+def _to_channels(image: Image.Image) -> npt.NDArray[Any]:
+    """Return (C, H, W): grayscale in its own depth, everything else as 8-bit RGB; transparency is dropped."""
     if image.mode in {"LA", "1"}:
         image = image.convert("L")
-    elif image.mode not in _GRAY:
+    elif image.mode not in _GRAYSCALE_MODES:
         image = image.convert("RGB")
     array = np.asarray(image)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)

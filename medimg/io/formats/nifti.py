@@ -11,7 +11,7 @@ import numpy as np
 from medimg.core import geometry
 from medimg.errors import DecodeError, GeometryError, NotAnImageError, ReadError
 from medimg.io.files.blob import Blob, as_blob
-from medimg.io.formats.raster import Raster, sound_affine
+from medimg.io.formats.raster import Raster, check_affine
 from medimg.io.formats.raster_reader import raster_series
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from medimg.io.series import Series
 
-__all__ = ["header_beside", "looks_like_nifti", "nifti_series"]
+__all__ = ["find_header", "is_nifti", "open_nifti"]
 
-#: Sizes of the headers, which are their first four bytes and tell the byte order, too.
+#: Sizes of the headers, in their first four bytes, which also give the byte order.
 _NIFTI_1, _NIFTI_2 = 348, 540
 _NIFTI_2_MARK: Final = b"\0\r\n\x1a\n"
 #: Code of datatype: kind of NumPy, bytes (nifti1.h, section "DATATYPE").
@@ -34,20 +34,20 @@ _REFUSED: Final = {
     1: "single bits", 32: "complex64 numbers", 1536: "float128 numbers", 1792: "complex128 numbers",
     2048: "complex256 numbers",
 }  # fmt: skip
-#: xyzt_units: millimeters in the lower three bits; seconds, or something else than time, in the next three.
+#: xyzt_units: unit of length in the lower three bits (to mm), of time in the next three (to s).
 _LENGTHS: Final = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 1e-3}
 _TIMES: Final = {0: 1.0, 8: 1.0, 16: 1e-3, 24: 1e-6}
-#: Points in time that are listed; the header, which is not compared with the file yet, may say any number.
-_MOST_TIMES: Final = 2**20
-_LEAST_OFFSET: Final = {_NIFTI_1: 352, _NIFTI_2: 544}
+#: Maximum number of time points listed; the header is not checked against the file yet.
+_MAX_TIMES: Final = 2**20
+_MIN_OFFSET: Final = {_NIFTI_1: 352, _NIFTI_2: 544}
 
 
-def looks_like_nifti(start: bytes) -> bool:
-    """Whether a file begins with a header of NIfTI, or of ANALYZE 7.5, which NIfTI came from."""
-    return _header_size(start) != 0
+def is_nifti(start: bytes) -> bool:
+    """Whether a file begins with a header of NIfTI, or of ANALYZE 7.5, from which NIfTI derives."""
+    return _find_header_size(start) != 0
 
 
-def _header_size(start: bytes) -> int:
+def _find_header_size(start: bytes) -> int:
     orders: tuple[Literal["little", "big"], ...] = ("little", "big")
     for order in orders:
         size = int.from_bytes(start[:4], order)
@@ -60,13 +60,13 @@ def _header_size(start: bytes) -> int:
     return 0
 
 
-def header_beside(blob: Blob) -> Blob | None:
-    """Return the ``.hdr`` that belongs to a file called ``.img``; None where there is none."""
-    found = _beside(blob, ".img", ".hdr")
-    return found if found is not None and looks_like_nifti(found.start()) else None
+def find_header(blob: Blob) -> Blob | None:
+    """Return the ``.hdr`` file of a ``.img`` file; None if there is none."""
+    found = _find_partner(blob, ".img", ".hdr")
+    return found if found is not None and is_nifti(found.start()) else None
 
 
-def _beside(blob: Blob, suffix: str, wanted: str) -> Blob | None:
+def _find_partner(blob: Blob, suffix: str, wanted: str) -> Blob | None:
     """Return the file of the same name with another suffix, compressed or not, in the same case."""
     name = blob.name.replace("\\", "/").rsplit("/", 1)[-1]
     stem = name[:-3] if name.lower().endswith(".gz") else name
@@ -75,45 +75,35 @@ def _beside(blob: Blob, suffix: str, wanted: str) -> Blob | None:
     wanted = wanted.upper() if stem[-len(suffix) :].isupper() else wanted
     names = [stem[: -len(suffix)] + wanted + gz for gz in ("", ".gz", ".GZ")]
     found = next((s for s in map(blob.sibling, names) if s is not None), None)
-    return None if found is None else _unzipped(found)
+    return None if found is None else _unzip(found)
 
 
-def _unzipped(blob: Blob) -> Blob:
+def _unzip(blob: Blob) -> Blob:
     return blob.unzipped() if not blob.gzipped and blob.start(2) == b"\x1f\x8b" else blob
 
 
-def nifti_series(source: str | os.PathLike[str] | Blob) -> Series:
+def open_nifti(source: str | os.PathLike[str] | Blob) -> Series:
     """
-    Read the header of a NIfTI file.
+    Return the series of a ``.nii`` file or the ``.hdr`` file of a pair, from its header.
 
-    Parameters
-    ----------
-    source : path-like or Blob
-        A ``.nii`` file, or the ``.hdr`` of a pair, compressed by gzip or not.
-
-    Raises
-    ------
-    NotAnImageError
-        If it is none.
-    ReadError
-        If it can't be opened, is damaged, or holds what medimg does not read: complex numbers, both time and
-        a vector at each place, ANALYZE 7.5 (which does not say what is left and right).
+    Raises NotAnImageError for other files, and ReadError if the file is damaged or has unsupported content:
+    complex numbers, time and vectors, ANALYZE 7.5 (whose left and right are ambiguous).
     """
-    blob = _unzipped(as_blob(source))
+    blob = _unzip(as_blob(source))
     start = blob.start(_NIFTI_2)
-    size = _header_size(start)
+    size = _find_header_size(start)
     if not size:
-        raise NotAnImageError(f"{blob.name} is no NIfTI file")
-    header, single = _header(start, size, blob.name)
-    values = blob if single else _beside(blob, ".hdr", ".img")
+        raise NotAnImageError(f"{blob.name} is not a NIfTI file")
+    header, is_single = _read_header(start, size, blob.name)
+    values = blob if is_single else _find_partner(blob, ".hdr", ".img")
     if values is None:
         raise ReadError(
-            f"{blob.name} is the header of a NIfTI pair, and the .img file with its values is not beside it"
+            f"{blob.name} is the header of a NIfTI pair, but its .img file is missing; put both in one folder"
         )
-    return raster_series(_raster(header, single, blob, values))
+    return raster_series(_build_raster(header, is_single, blob, values))
 
 
-def _header(start: bytes, size: int, name: str) -> tuple[Any, bool]:
+def _read_header(start: bytes, size: int, name: str) -> tuple[Any, bool]:
     """Return nibabel's header, checked, and whether the values are in the same file."""
     from nibabel.nifti1 import Nifti1Header, Nifti1PairHeader
     from nibabel.nifti2 import Nifti2Header, Nifti2PairHeader
@@ -121,72 +111,70 @@ def _header(start: bytes, size: int, name: str) -> tuple[Any, bool]:
     magic = start[344:348] if size == _NIFTI_1 else start[4:8]
     if magic[:2] not in (b"n+", b"ni") or magic[2:3] not in (b"1", b"2"):
         raise ReadError(
-            f"{name} is ANALYZE 7.5, which does not say what is left and right; convert it to NIfTI first"
+            f"{name} is ANALYZE 7.5, in which left and right are ambiguous; convert it to NIfTI first"
         )
     if size == _NIFTI_2 and start[7:12] != _NIFTI_2_MARK:
         raise DecodeError(f"{name} is NIfTI-2, damaged by a transfer as text; copy it again in binary mode")
-    single = magic[1:2] == b"+"
+    is_single = magic[1:2] == b"+"
     if size == _NIFTI_1:
-        kind: Any = Nifti1Header if single else Nifti1PairHeader
+        kind: Any = Nifti1Header if is_single else Nifti1PairHeader
     else:
-        kind = Nifti2Header if single else Nifti2PairHeader
+        kind = Nifti2Header if is_single else Nifti2PairHeader
     try:
         header = kind(start[:size], check=False)
         _check_type(int(header["datatype"]), name)
-        # what nibabel logs here are the values of the header that it repairs
+        # nibabel would log the header values that it repairs
         silent = logging.Logger("silent", logging.CRITICAL + 1)
         header.check_fix(logger=silent, error_level=40)
     except DecodeError:
         raise
-    # damaged headers raise errors of many kinds
+    # damaged headers raise errors of many types
     except Exception as error:
         raise DecodeError(f"{name} has a damaged NIfTI header ({type(error).__name__})") from None
-    return header, single
+    return header, is_single
 
 
 def _check_type(code: int, name: str) -> None:
     if code not in _TYPES:
         found = _REFUSED.get(code, f"values of the unknown type {code}")
-        raise DecodeError(
-            f"{name} holds {found}; numbers of up to 8 bytes and colors of 3 or 4 are supported"
-        )
+        raise DecodeError(f"{name} has {found}; numbers of up to 8 bytes and colors of 3 or 4 are supported")
 
 
-def _raster(header: Any, single: bool, blob: Blob, values: Blob) -> Raster:
+def _build_raster(header: Any, is_single: bool, blob: Blob, values: Blob) -> Raster:
     code = int(header["datatype"])
     order = ">" if header.endianness == ">" else "<"
-    (i, j, k), count, vector = _shape(header, blob.name)
+    (i, j, k), count, vector = _find_shape(header, blob.name)
     color: Literal["", "vector", "RGB", "RGBA"] = "vector" if vector else ""
     if code in _COLORS:
         if count != 1:
-            raise DecodeError(f"{blob.name} is a color image of {count} time points; one is supported")
+            raise DecodeError(f"{blob.name} is a color image with {count} time points; one is supported")
         color, count = _COLORS[code], len(_COLORS[code])
-    slope, intercept = (1.0, 0.0) if code in _COLORS else _scaling(header, blob.name)
-    affine, placed = _affine(header, blob.name)
+    slope, intercept = (1.0, 0.0) if code in _COLORS else _find_scaling(header, blob.name)
+    affine, is_placed = _build_affine(header, blob.name)
     return Raster(
         name=blob.name,
         format="NIfTI",
-        files=(blob.name,) if single else (blob.name, values.name),
+        files=(blob.name,) if is_single else (blob.name, values.name),
         blob=values,
         dtype=np.dtype(order + _TYPES[code]),
         grid=(k, j, i),
         affine=affine,
-        space="patient" if placed else "image",
-        start=_offset(header, single, blob.name),
+        space="patient" if is_placed else "image",
+        start=_find_offset(header, is_single, blob.name),
         channels=count,
         interleaved=code in _COLORS,
         color=color,
         slope=slope,
         intercept=intercept,
-        frame_times=None if color else _frame_times(header, count),
+        frame_times=None if color else _find_frame_times(header, count),
     )
 
 
-def _shape(header: Any, name: str) -> tuple[tuple[int, int, int], int, bool]:
-    """Return the grid (i, j, k), the channels, and whether these are a vector rather than points in time."""
+def _find_shape(header: Any, name: str) -> tuple[tuple[int, int, int], int, bool]:
+    """Return the grid (i, j, k), the number of channels, and whether these are a vector."""
     try:
         shape = [int(n) for n in header.get_data_shape()]
-    # FreeSurfer's way to write long vectors is taken for a damaged header where it is incomplete
+    # long vectors as FreeSurfer writes them raise this if incomplete
     except Exception as error:
         raise DecodeError(f"{name} has a damaged NIfTI header ({type(error).__name__})") from None
     i, j, k, t, v, *more = (*shape, *(1,) * (7 - len(shape)))
@@ -197,8 +185,8 @@ def _shape(header: Any, name: str) -> tuple[tuple[int, int, int], int, bool]:
     return (i, j, k), t * v, v != 1
 
 
-def _scaling(header: Any, name: str) -> tuple[float, float]:
-    """Return scl_slope and scl_inter; a slope of 0 or none means that values are as stored (nifti1.h)."""
+def _find_scaling(header: Any, name: str) -> tuple[float, float]:
+    """Return scl_slope and scl_inter; a slope of 0 or NaN means stored values (nifti1.h)."""
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or not math.isfinite(slope):
         return 1.0, 0.0
@@ -207,40 +195,40 @@ def _scaling(header: Any, name: str) -> tuple[float, float]:
     return slope, intercept
 
 
-def _offset(header: Any, single: bool, name: str) -> int:
+def _find_offset(header: Any, is_single: bool, name: str) -> int:
     offset = float(header["vox_offset"])
-    least = _LEAST_OFFSET[header.sizeof_hdr] if single else 0
+    least = _MIN_OFFSET[header.sizeof_hdr] if is_single else 0
     if not math.isfinite(offset) or not offset.is_integer() or not least <= offset < 2**40:
         raise DecodeError(f"{name}: vox_offset is {offset:g}; expected a whole number of at least {least}")
     return int(offset)
 
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")
-def _affine(header: Any, name: str) -> tuple[geometry.Affine, bool]:
+def _build_affine(header: Any, name: str) -> tuple[geometry.Affine, bool]:
     """
-    Return the affine to LPS millimeters, and whether it leads into a patient.
+    Return the (4, 4) affine to LPS millimeters, and whether it maps to a patient.
 
-    Sform if its code is above 0, else qform, else voxel sizes only: the rule of the NIfTI standard. Sizes
-    are in the unit of xyzt_units, millimeters where it says nothing.
+    Sform if its code is positive, else qform, else voxel sizes only (NIfTI standard), in the unit of
+    xyzt_units.
     """
-    placed = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
-    if placed:
+    is_placed = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
+    if is_placed:
         try:
             ras = header.get_best_affine()
-        # a quaternion can be impossible
+        # a quaternion can be invalid
         except Exception as error:
-            raise GeometryError(f"{name}: its qform is no rotation ({type(error).__name__})") from None
-        affine = geometry.lps_from_ras(sound_affine(ras, name))
+            raise GeometryError(f"{name}: its qform is not a rotation ({type(error).__name__})") from None
+        affine = geometry.lps_from_ras(check_affine(ras, name))
     else:
         i, j, k = (abs(float(v)) or 1.0 for v in header["pixdim"][1:4])
         affine = geometry.image_affine((k, j, i))
     affine[:3] *= _LENGTHS.get(int(header["xyzt_units"]) & 0x07, 1.0)
-    return affine, placed
+    return affine, is_placed
 
 
-def _frame_times(header: Any, count: int) -> tuple[float, ...] | None:
+def _find_frame_times(header: Any, count: int) -> tuple[float, ...] | None:
     unit = _TIMES.get(int(header["xyzt_units"]) & 0x38)
     step = float(header["pixdim"][4]) * (unit or 0.0)
-    if not 1 < count <= _MOST_TIMES or not math.isfinite(step) or step <= 0:
+    if not 1 < count <= _MAX_TIMES or not math.isfinite(step) or step <= 0:
         return None
     return tuple(step * t for t in range(count))

@@ -1,8 +1,8 @@
 """
-Values one after the other in a file, as in NIfTI, NRRD and MetaImage: from a checked header to a volume.
+Raster: checked header of a raw-array format, such as NIfTI, NRRD and MetaImage, and its memory map.
 
-Each of these formats has a module that turns its header into a :class:`Raster`. What is the same for all is
-here: bounds that are checked before memory is allocated, byte order, compression, color and rescaling.
+Each format has a module that turns its header into a `Raster`; bounds, byte order, compression, color and
+rescaling are handled once, by `raster_reader` and `_raster_values`.
 """
 
 from __future__ import annotations
@@ -24,34 +24,15 @@ if TYPE_CHECKING:
 
     from medimg.io.files.blob import Blob
 
-__all__ = ["Encoding", "Raster", "map_values", "sound_affine"]
+__all__ = ["Encoding", "Raster", "check_affine", "map_values"]
 
 
 def map_values(raster: Raster, chosen: Sequence[int]) -> npt.NDArray[Any] | None:
     """
-    Return the values of some slices as a read-only view of their file.
+    Return the values of some slices as a read-only memory map (C, D, H, W); None if they need a conversion.
 
-    What is not looked at is never read. The file must not be shortened or overwritten while the array is in
-    use: the array changes with it, and looking at what was cut off ends the process (SIGBUS). Windows
-    refuses to replace the file meanwhile.
-
-    Parameters
-    ----------
-    raster : Raster
-        With sizes that have been compared with the file.
-    chosen : sequence of int
-        Ascending indices along D.
-
-    Returns
-    -------
-    numpy.ndarray or None
-        (C, len(chosen), H, W); None where the values can't be used as they lie: packed, text, in an archive
-        or in memory, in the other byte order, at an odd place, rescaled, or slices that are not evenly apart.
-
-    Raises
-    ------
-    TruncatedError
-        If the file has become too short.
+    The file must not be shortened or overwritten while the array is in use: accessing what was cut off ends
+    the process (SIGBUS). Windows refuses to replace the file meanwhile.
     """
     path = raster.blob.path
     steps = set(np.diff(chosen).tolist()) or {1}
@@ -71,52 +52,51 @@ def map_values(raster: Raster, chosen: Sequence[int]) -> npt.NDArray[Any] | None
 
 
 Encoding: TypeAlias = Literal["raw", "deflated", "text", "hex"]
-_LEAST_VOLUME: Final = 1e-15
-_MOST_MM: Final = 1e9
+_MIN_VOLUME: Final = 1e-15
+_MAX_MM: Final = 1e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Raster:
     """
-    An image whose header has been read, and whose values lie in one block.
+    Header of an image whose values are stored in one block.
 
     Attributes
     ----------
     name : str
-        The file with the header, for messages.
+        File with the header, for messages.
     format : str
-        "NIfTI", "NRRD" or "MetaImage".
+        Name of the format.
     files : tuple of str
-        The file with the header, and that with the values where it is another.
+        File with the header, and the file with the values if it is another one.
     blob : Blob
-        Where the values are.
+        File with the values.
     dtype : numpy.dtype
-        Of a stored value, with its byte order.
+        Type of the stored values, with byte order.
     grid : tuple of 3 ints
         (D, H, W); W varies fastest.
     affine : numpy.ndarray
         (4, 4): index (d, h, w) to LPS millimeters.
     space : {"patient", "image"}
-        Whether the affine leads into a patient.
+        Whether the affine maps to patient coordinates.
     start : int
-        Bytes of the file before the values.
+        Bytes in the file before the values.
     skip : int
-        Bytes before the values once they are unpacked.
+        Bytes before the values after decompression.
     encoding : {"raw", "deflated", "text", "hex"}
-        How they are written.
+        Encoding of the values.
     channels : int
-        Values at each place.
+        Number of values per voxel.
     interleaved : bool
-        Whether the channels vary fastest; else they vary slowest.
+        Whether the channels vary fastest; otherwise they vary slowest.
     color : {"", "vector", "RGB", "RGBA"}
-        What the channels are: "" for points in time or anything else; a "vector" of three bytes is taken for
-        a color.
+        Meaning of the channels: "" for time points and others; a "vector" of three bytes is read as RGB.
     slope, intercept : float
-        To be applied to the stored values.
+        Rescale of the stored values.
     frame_times : tuple of float or None
-        Seconds from the first point in time, for each channel.
+        Seconds from the first time point, for each channel.
     steps, warnings : tuple of str
-        For the report.
+        Entries of the report.
     """
 
     name: str
@@ -141,35 +121,28 @@ class Raster:
 
     @property
     def count(self) -> int:
-        """The number of stored values."""
+        """Number of stored values."""
         return math.prod(self.grid) * self.channels
 
     @property
     def nbytes(self) -> int:
-        """The size of the stored values, unpacked."""
+        """Size of the stored values in bytes, decompressed."""
         return self.count * self.dtype.itemsize
 
     @property
     def photometric(self) -> Photometric:
-        """Whether the channels are red, green and blue."""
+        """Photometric interpretation: "RGB", or else "MONOCHROME2"."""
         if self.dtype.itemsize != 1 or self.dtype.kind != "u" or (self.slope, self.intercept) != (1.0, 0.0):
             return "MONOCHROME2"
         bytes_of = {"vector": 3, "RGB": 3, "RGBA": 4}
         return "RGB" if self.channels == bytes_of.get(self.color) else "MONOCHROME2"
 
 
-def sound_affine(affine: geometry.Affine, name: str) -> geometry.Affine:
-    """
-    Return an affine to millimeters as it is.
-
-    Raises
-    ------
-    GeometryError
-        If it is singular, not finite, or absurdly large.
-    """
-    finite = np.isfinite(affine).all() and float(np.abs(affine).max()) <= _MOST_MM
-    if not finite or abs(np.linalg.det(affine[:3, :3])) < _LEAST_VOLUME:
+def check_affine(affine: geometry.Affine, name: str) -> geometry.Affine:
+    """Return an affine to millimeters; raise GeometryError if it is singular, infinite or absurdly large."""
+    finite = np.isfinite(affine).all() and float(np.abs(affine).max()) <= _MAX_MM
+    if not finite or abs(np.linalg.det(affine[:3, :3])) < _MIN_VOLUME:
         raise GeometryError(
-            f"{name}: its affine is singular or not finite; mend its directions and spacings, or remove them"
+            f"{name}: its affine is singular or not finite; correct or remove its directions and spacings"
         )
     return affine

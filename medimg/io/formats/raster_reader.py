@@ -1,4 +1,4 @@
-"""From a checked raster header to a series."""
+"""``raster_series``: series of a raw-array format, from its checked header."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from medimg.core.read_report import ReadReport
 from medimg.core.rescale import describe_rescale
 from medimg.core.volume import Volume
 from medimg.errors import DecodeError, MedimgWarning, TruncatedError
-from medimg.io.files.decompress import MOST_EXPANSION
-from medimg.io.formats._raster_values import MOST_TEXT, StoredValues
-from medimg.io.formats.raster import Raster, map_values, sound_affine
+from medimg.io.files.decompress import MAX_EXPANSION
+from medimg.io.formats._raster_values import MAX_TEXT, StoredValues
+from medimg.io.formats.raster import Raster, check_affine, map_values
 from medimg.io.series import Policies, Series
 
 if TYPE_CHECKING:
@@ -25,12 +25,22 @@ if TYPE_CHECKING:
 
 __all__ = ["raster_series"]
 
-_MOST_BYTES: Final = 2**35
+_MAX_BYTES: Final = 2**35
 
 
 def raster_series(raster: Raster) -> Series:
     """
     Return the series of a header.
+
+    Parameters
+    ----------
+    raster : Raster
+        Header of the image.
+
+    Returns
+    -------
+    Series
+        Series with a reader of the values.
 
     Raises
     ------
@@ -48,42 +58,42 @@ def raster_series(raster: Raster) -> Series:
         modality="",
         description="",
         shape=(channels, *raster.grid),
-        affine=sound_affine(raster.affine, raster.name),
+        affine=check_affine(raster.affine, raster.name),
         space=raster.space,
         files=raster.files,
         format=raster.format,
-        reader=_Reader(raster, _state_of(raster.name)),
+        reader=_RasterReader(raster, _get_state(raster.name)),
         frame_times=raster.frame_times,
     )
 
 
 def _check_size(raster: Raster) -> None:
-    """Compare what the header promises with what the file can hold, before anything is allocated."""
+    """Compare the declared size with the file, before anything is allocated."""
     shape = (raster.channels, *raster.grid)
-    if min(shape) < 1 or raster.nbytes > _MOST_BYTES:
+    if min(shape) < 1 or raster.nbytes > _MAX_BYTES:
         size = "×".join(map(str, shape))
         raise DecodeError(
             f"{raster.name} declares C×D×H×W = {size} values, which is empty or unreasonably large"
         )
-    there = max(0, raster.blob.bound() - raster.start)
+    available = max(0, raster.blob.bound() - raster.start)
     if raster.encoding == "text":
         needed = 2 * raster.count - 1
     elif raster.encoding == "hex":
         needed = 2 * raster.nbytes
     else:
-        there *= MOST_EXPANSION if raster.encoding == "deflated" else 1
+        available *= MAX_EXPANSION if raster.encoding == "deflated" else 1
         needed = raster.skip + raster.nbytes
-    if there < needed:
+    if available < needed:
         raise TruncatedError(
-            f"{raster.blob.name} holds at most {there} bytes of values, its header promises {needed}; "
+            f"{raster.blob.name} has at most {available} bytes of values, but its header declares {needed}; "
             "copy or export it again"
         )
-    if raster.encoding in ("text", "hex") and raster.blob.bound() > MOST_TEXT:
-        raise DecodeError(f"{raster.name} holds more than {MOST_TEXT >> 20} MB of text; store it in binary")
+    if raster.encoding in ("text", "hex") and raster.blob.bound() > MAX_TEXT:
+        raise DecodeError(f"{raster.name} has more than {MAX_TEXT >> 20} MB of text; store it in binary")
 
 
-def _state_of(name: str) -> tuple[int, int] | None:
-    """Return size and time of modification of the file with the header; None if it is in none by itself."""
+def _get_state(name: str) -> tuple[int, int] | None:
+    """Return size and modification time of the file with the header; None if it is not a file on disk."""
     try:
         found = Path(name).stat()
     # a name with a null character is a ValueError
@@ -93,38 +103,38 @@ def _state_of(name: str) -> tuple[int, int] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reader:
-    """Reads the values of one raster, whose header is still the one that was read."""
+class _RasterReader:
+    """Reads the values of a raster, if its header has not changed since it was read."""
 
     raster: Raster
     state: tuple[int, int] | None
 
     def __call__(self, slices: Sequence[int] | None, policies: Policies) -> Volume:
         with StoredValues(self.raster) as values:
-            volume = self._volume(values, self._chosen(slices), policies)
+            volume = self._read_volume(values, self._choose_slices(slices), policies)
         for note in self.raster.warnings:
             warnings.warn(f"{self.raster.name}: {note}", MedimgWarning, stacklevel=4)
         return volume
 
     def pieces(self, size: int, slices: Sequence[int] | None, policies: Policies) -> Iterator[Volume]:
         """Yield a few slices at a time; the file is opened and unpacked once."""
-        chosen = self._chosen(slices)
+        chosen = self._choose_slices(slices)
         for note in self.raster.warnings:
             warnings.warn(f"{self.raster.name}: {note}", MedimgWarning, stacklevel=4)
         with StoredValues(self.raster) as values:
             for start in range(0, len(chosen), size):
-                yield self._volume(values, chosen[start : start + size], policies)
+                yield self._read_volume(values, chosen[start : start + size], policies)
 
-    def _chosen(self, slices: Sequence[int] | None) -> list[int]:
+    def _choose_slices(self, slices: Sequence[int] | None) -> list[int]:
         _check_size(self.raster)
-        if self.state is not None and _state_of(self.raster.name) != self.state:
+        if self.state is not None and _get_state(self.raster.name) != self.state:
             raise DecodeError(f"{self.raster.name} has changed since it was scanned; scan again")
         depth = self.raster.grid[0]
         return geometry.ascending_slices(range(depth) if slices is None else slices, depth)
 
-    def _volume(self, values: StoredValues, chosen: list[int], policies: Policies) -> Volume:
+    def _read_volume(self, values: StoredValues, chosen: list[int], policies: Policies) -> Volume:
         raster = self.raster
-        array, steps = _modality_values(raster, values, chosen, mapped=policies.mapped)
+        array, steps = _read_values(raster, values, chosen, mapped=policies.mapped)
         if len(chosen) < raster.grid[0]:
             steps = (*steps, f"{len(chosen)} of {raster.grid[0]} slices read")
         return Volume(
@@ -141,17 +151,17 @@ class _Reader:
         )
 
 
-def _modality_values(
+def _read_values(
     raster: Raster, values: StoredValues, chosen: Sequence[int], *, mapped: bool
 ) -> tuple[npt.NDArray[Any], tuple[str, ...]]:
     if (raster.slope, raster.intercept) != (1.0, 0.0):
         step = describe_rescale(raster.slope, raster.intercept)
-        return values.rescaled(chosen), (step,)
+        return values.read_rescaled(chosen), (step,)
     stored = map_values(raster, chosen) if mapped else None
-    stored = values.stored(chosen) if stored is None else stored
+    stored = values.read_stored(chosen) if stored is None else stored
     if raster.photometric != "RGB":
         return stored, ()
     if raster.channels == 4:
         return stored[:3], ("transparency dropped",)
     stated = raster.color == "RGB"
-    return stored, () if stated else ("three bytes at each place taken for red, green and blue",)
+    return stored, () if stated else ("three bytes per voxel read as red, green and blue",)

@@ -10,6 +10,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import list_models
 
+from medimg._public import set_module
 from medimg._validation import check_whole_number
 from medimg.errors import TrainingError
 from medimg.models.backbones.heads import HeadParts, split_head
@@ -82,6 +83,7 @@ class RegisteredBackbone:
             )
 
 
+@set_module("medimg")
 def register_backbone(
     name: str,
     build: Callable[[], nn.Module],

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.models import WeightsEnum, get_model_weights
 
 from medimg.errors import WeightsUnavailableError
-from medimg.io.files.atomic import file_sha256
+from medimg.io.files.atomic import hash_file
 from medimg.models.backbones.registry import AS_BUILT, registered_backbone
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _download(url: str, path: Path, progress: bool) -> None:
 
 def _verify_digest(path: Path, url: str | None) -> str:
     """Return the file's SHA-256, which must agree with the digits in its name, if it has any."""
-    digest = file_sha256(path)
+    digest = hash_file(path)
     match = _HASH_IN_NAME.search(path.name)
     if match and not digest.startswith(match.group(1)):
         remedy = (

@@ -54,7 +54,7 @@ def _volume(plan: StackPlan, slices: Sequence[int] | None, policies: Policies) -
     chosen = geometry.ascending_slices(everything if slices is None else slices, plan.depth)
     fixes = _fixes(plan, policies)
     if fixes and slices is not None:
-        raise GeometryError('slices can\'t be chosen together with a policy "fix" that resamples the stack')
+        raise GeometryError('slices= is not supported with a policy "fix" that resamples the stack')
     volume = _decoded(plan, chosen, notes.all, policies.values)
     for fix in fixes:
         volume = fix(volume)
@@ -121,7 +121,7 @@ def _check_size(used: Sequence[Frame]) -> None:
     if size > _MOST_VALUES:
         raise DecodeError(
             f"{len(used)} images of {instance.rows}×{instance.columns} are too many to read at once; "
-            "choose some by slices="
+            "choose fewer by slices="
         )
 
 

@@ -9,15 +9,15 @@ import numpy as np
 
 from medimg.core.read_report import Skipped
 from medimg.errors import MedimgError
-from medimg.io._detect import identify
+from medimg.io.detect import identify_file
 from medimg.io.dicom.header.instance import Instance
 from medimg.io.dicom.header.open import open_dataset, to_tags
-from medimg.io.dicom.series.build import dicom_series
+from medimg.io.dicom.series.build import build_dicom_series
 from medimg.io.dicom.series.grouping import group_frames
 from medimg.io.dicom.series.volume_reader import StackReader
 from medimg.io.files.blob import as_blob
 from medimg.io.series import Series, SeriesIndex
-from medimg.io.sources import source_files
+from medimg.io.sources import list_source_files
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,11 +34,11 @@ def plain_scan(source: str | Path | Sequence[Blob | str]) -> SeriesIndex:
     """Return the DICOM series of a source, and the DICOM files that belong to none."""
     instances: list[Instance] = []
     skipped: list[Skipped] = []
-    files = source if isinstance(source, list) else source_files(source)[0]
+    files = source if isinstance(source, list) else list_source_files(source)[0]
     for blob in map(as_blob, files):
         try:
             with patch("medimg.io.dicom.header.instance.open_header", parsed_header):
-                found = identify(blob)
+                found = identify_file(blob)
         except MedimgError as error:
             if "is a DICOMDIR" in str(error):
                 continue
@@ -49,7 +49,7 @@ def plain_scan(source: str | Path | Sequence[Blob | str]) -> SeriesIndex:
     series: list[Series] = []
     for group in group_frames(instances):
         try:
-            series.append(dicom_series(group))
+            series.append(build_dicom_series(group))
         except MedimgError as error:
             skipped += [Skipped(i.path, str(error)) for i in group.instances]
     return SeriesIndex(tuple(sorted(series, key=lambda s: s.path)), tuple(skipped))

@@ -77,7 +77,7 @@ def compare(series: Series, slices: list[int] | None = None, policies: Policies 
     return problem or ("" if said == warned else f"warnings {said}, expected {warned}")
 
 
-def dicom_series(root: Path) -> Iterator[Series]:
+def build_dicom_series(root: Path) -> Iterator[Series]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         index = medimg.scan(root)
@@ -93,7 +93,7 @@ def test_every_real_series(real_data: Path, part: str) -> None:
     kinds = get_args(ValueKind)
     # of the largest part one kind of values of each series, where there is little time
     each = 1 if part == "dicom_misc" and not os.environ.get("MEDIMG_SLOW") else len(kinds)
-    for n, series in enumerate(dicom_series(real_data / part)):
+    for n, series in enumerate(build_dicom_series(real_data / part)):
         for kind in (kinds[(n + k) % len(kinds)] for k in range(each)):
             problem = compare(series, policies=replace(KEEP, values=kind))
             compared += 1
@@ -129,7 +129,7 @@ def test_generated_studies(data: st.DataObject, tmp_path_factory: pytest.TempPat
     except ValueError:
         # more bits stored than allocated, or what pydicom does not encode
         reject()
-    for series in dicom_series(folder):
+    for series in build_dicom_series(folder):
         assert not compare(series)
         assert not compare(series, sorted({0, series.shape[1] - 1}))
 

@@ -51,7 +51,7 @@ def check(names: list[str], *, workers: int | None = None) -> int:
     for files in alike:
         for row, name in enumerate(files.names):
             assert names[files.indices[row]] == name
-            assert files.instance(row) == parsed(name), name
+            assert files.get_instance(row) == parsed(name), name
     return len(taken)
 
 
@@ -287,7 +287,7 @@ def test_any_byte_may_differ(eight: list[str], where: float, value: int, data: s
         alike, rest = scan_blocks(eight)
         for files in alike:
             for row, path in enumerate(files.names):
-                assert files.instance(row) == parsed(path)
+                assert files.get_instance(row) == parsed(path)
         assert len(rest) <= 1 or name == Path(eight[1])
     finally:
         name.write_bytes(before)
@@ -332,7 +332,7 @@ def test_a_data_set_of_an_outline_is_that_of_the_parser(real_data: Path, part: s
 
 
 def test_what_is_tried_is_bounded() -> None:
-    assert block_scan._MOST_TRIED <= 8
+    assert block_scan._MAX_TRIED <= 8
 
 
 def test_a_header_of_countless_elements_is_left_to_the_parser() -> None:

@@ -26,7 +26,7 @@ from medimg.io.dicom.header.frame_vectors import (
 from medimg.io.dicom.header.open import to_tags
 
 
-def header_of(path: Path) -> Dataset:
+def read_header(path: Path) -> Dataset:
     return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(to_tags(*FRAME_VECTOR_TAGS)))
 
 
@@ -39,7 +39,7 @@ def by_simpleitk(path: Path) -> Any:
 
 def test_a_real_dose_lies_where_simpleitk_puts_it(real_data: Path) -> None:
     path = next(p for p in sorted((real_data / "dicom_misc").rglob("rtdose.dcm")) if p.stat().st_size > 3000)
-    header = header_of(path)
+    header = read_header(path)
     positions = compute_frame_positions(header)
     image = by_simpleitk(path)
     assert positions is not None
@@ -190,7 +190,7 @@ def test_a_vector_that_is_too_short_tells_nothing_apart() -> None:
 def test_a_real_planar_scan_has_detectors(real_data: Path) -> None:
     with quiet_pydicom():
         paths = sorted((real_data / "dicom_misc").rglob("JPEG-lossy.dcm"))
-        headers = [h for h in map(header_of, paths) if h.get("Modality") == "NM"]
+        headers = [h for h in map(read_header, paths) if h.get("Modality") == "NM"]
         assert headers
         assert all(compute_frame_positions(h) is None for h in headers)
 
@@ -228,7 +228,7 @@ def test_times_of_cines(attributes: dict[str, Any], expected: tuple[float, ...] 
 
 def test_a_real_cine_has_thirty_frames_a_second(real_data: Path) -> None:
     path = next(p for p in (real_data / "dicom_misc").rglob("examples_ybr_color.dcm"))
-    times = compute_frame_times(header_of(path))
+    times = compute_frame_times(read_header(path))
     assert times is not None
     assert len(times) == 30
     assert times[-1] == pytest.approx(29 * 0.033333)

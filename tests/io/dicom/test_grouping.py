@@ -200,7 +200,7 @@ def test_a_volume_that_lacks_a_slice_is_not_mixed_with_the_next(tmp_path: Path) 
 def test_one_doubled_slice_is_a_duplicate_and_no_time_series(tmp_path: Path) -> None:
     made = [image(z, 0, n + 1) for n, z in enumerate(PLACES)]
     folder = save([*made, image(PLACES[1], 0, 9)], tmp_path)
-    with pytest.warns(MedimgWarning, match="1 image"):
+    with pytest.warns(MedimgWarning, match="1 of 5 image"):
         volume = medimg.read(folder)
     assert np.array_equal(volume.array, expected([0]))
     assert len(volume.report.duplicates) == 1

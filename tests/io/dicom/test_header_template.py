@@ -35,7 +35,7 @@ def plainly(head: bytes) -> Header | None:
 
 def walked(walker: HeaderTemplateWalker, head: bytes) -> Header | None:
     try:
-        return walker.header_of(head)
+        return walker.read_header(head)
     except UnusualHeaderError:
         return None
 
@@ -149,18 +149,18 @@ def test_what_differs_is_learned(*, is_implicit: bool) -> None:
         return bytes(128) + b"DICM" + b"".join(parts)
 
     for number in range(6):
-        walker.header_of(head(number))
+        walker.read_header(head(number))
     before = walker._followed
     for number in range(6, 12):
-        found = walker.header_of(head(number))
-        assert found == plainly(head(number)) == HeaderTemplateWalker(tags).header_of(head(number))
+        found = walker.read_header(head(number))
+        assert found == plainly(head(number)) == HeaderTemplateWalker(tags).read_header(head(number))
     assert walker._followed == before + 6
-    assert walker.header_of(head(0)) != walker.header_of(head(1))
+    assert walker.read_header(head(0)) != walker.read_header(head(1))
     # what would still follow, were nothing else looked at
     assert walked(walker, head(0, t00080018=b"1.2.3")) is None
     if not is_implicit:
-        assert walker.header_of(head(0, t00020010=RLE)).syntax == "1.2.840.10008.1.2.5"
-        assert walker.header_of(head(0)).syntax == "1.2.840.10008.1.2.1"
+        assert walker.read_header(head(0, t00020010=RLE)).syntax == "1.2.840.10008.1.2.5"
+        assert walker.read_header(head(0)).syntax == "1.2.840.10008.1.2.1"
 
 
 def test_headers_that_have_nothing_in_common_are_given_up() -> None:

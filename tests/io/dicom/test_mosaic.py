@@ -130,7 +130,7 @@ def protocol_centers(ds: Dataset, count: int) -> npt.NDArray[np.float64]:
 
 def test_header_only_reads_suffice(real_data: Path) -> None:
     path = mosaics(real_data / "dicom_qa" / "me")[0]
-    header = header_of(path)
+    header = read_header(path)
     assert parse_mosaic(header) == parse_mosaic(pydicom.dcmread(path)) is not None
 
 
@@ -184,7 +184,7 @@ def test_csa_headers_are_read_as_nibabel_reads_them(real_data: Path, element: tu
     assert compared > 500
 
 
-def header_of(path: Path) -> pydicom.Dataset:
+def read_header(path: Path) -> pydicom.Dataset:
     return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(to_tags(*MOSAIC_TAGS)))
 
 

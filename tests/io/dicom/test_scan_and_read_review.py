@@ -21,7 +21,7 @@ from pydicom.dataelem import RawDataElement
 import medimg
 from medimg.errors import DecodeError, NotAnImageError, ReadError, TruncatedError
 from medimg.io import _scan_index
-from medimg.io._detect import Unreadable, inspect
+from medimg.io.detect import Unreadable, inspect_file
 from medimg.io.dicom.header.elements import Element, UnusualHeaderError, build_dataset, locate_elements
 from medimg.io.dicom.pixels._single_frame_reader import RangeReader, SingleFrameReader
 from medimg.io.dicom.scanning.header_template import HeaderTemplateWalker
@@ -62,7 +62,7 @@ def test_a_group_length_that_the_parser_refuses(tmp_path: Path, chosen: tuple[in
     assert len(index.skipped) == len(chosen)
     assert differences(index, plain_scan(tmp_path)) == []
     with pytest.raises(UnusualHeaderError):
-        HeaderTemplateWalker({0x00280010}).header_of(Path(names[chosen[0]]).read_bytes())
+        HeaderTemplateWalker({0x00280010}).read_header(Path(names[chosen[0]]).read_bytes())
 
 
 def test_a_character_set_that_is_no_text(tmp_path: Path) -> None:
@@ -192,10 +192,10 @@ def test_what_the_system_refused_is_tried_again(tmp_path: Path, monkeypatch: pyt
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", refused)
-        patch.setattr("medimg.io.files.prefetch._opened", lambda name: -1)
-        found = inspect(Blob(str(tree / "000.dcm")))
+        patch.setattr("medimg.io.files.prefetch._open", lambda name: -1)
+        found = inspect_file(Blob(str(tree / "000.dcm")))
         assert isinstance(found, Unreadable)
-        assert not found.lasts
+        assert not found.is_permanent
         assert len(medimg.scan(tree, index=path)) == 0
     assert len(medimg.scan(tree, index=path)) == 1
 
@@ -204,12 +204,12 @@ def test_errors_of_many_files_keep_none_of_them_in_memory(tmp_path: Path) -> Non
     (tmp_path / "text").write_text("nothing to see " * 1000)
     (tmp_path / "cut").write_bytes(bytes(128) + b"DICM\x08\0\x05\0CS" + b"x" * 50000)
     for name, kind in (("text", NotAnImageError), ("cut", ReadError)):
-        found = inspect(Blob(str(tmp_path / name)))
+        found = inspect_file(Blob(str(tmp_path / name)))
         assert isinstance(found, Unreadable)
         assert isinstance(found.error, kind)
         assert found.error.__traceback__ is None
         assert found.error.__context__ is None
-        assert found.lasts
+        assert found.is_permanent
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")

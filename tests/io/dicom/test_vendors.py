@@ -124,7 +124,7 @@ def test_converted_echoes_are_series(tmp_path: Path) -> None:
 
 def test_frames_in_no_order_are_not_guessed(tmp_path: Path) -> None:
     write(enhanced([frame(z, r) for r in range(3) for z in PLACES]), tmp_path / "a.dcm")
-    with pytest.raises(DuplicateSlicesError, match="nothing tells them apart"):
+    with pytest.raises(DuplicateSlicesError, match="no attribute distinguishes them"):
         medimg.read(tmp_path)
 
 
@@ -200,7 +200,7 @@ def test_a_time_series_that_drifts_is_one(tmp_path: Path, axis: int) -> None:
             made.append(ds)
     volume = read(save(made, tmp_path))
     assert np.array_equal(volume.array, expected(range(8)))
-    assert "misses the stated place" in " ".join(volume.report.warnings)
+    assert "differs from the stated position" in " ".join(volume.report.warnings)
 
 
 @pytest.mark.parametrize("gap", [0.1, 0.02, 0.01, 0.005])

@@ -235,7 +235,7 @@ class SingleFrameReader:
         ):
             head = file.read_both(length, slot)
             try:
-                header = self._walker.header_of(head)
+                header = self._walker.read_header(head)
                 return head, header, header.pixels.value == len(head)
             except UnusualHeaderError as error:
                 if not error.ends:
@@ -244,7 +244,7 @@ class SingleFrameReader:
         for length in starts:
             head = file.read(0, length)
             try:
-                return head, self._walker.header_of(head), False
+                return head, self._walker.read_header(head), False
             except UnusualHeaderError as error:
                 if not error.ends or len(head) == file.size:
                     raise

@@ -1,12 +1,9 @@
 """
-Layouts: files of one kind have the same elements in the same order, so that one walk serves many.
+Block templates: files with the same elements in the same order, walked once and verified for many.
 
-Many headers lie in one block of memory, one to a row. Where the elements of a row lie is known once the
-lengths are that may differ; that they lie there is then proved by comparing every element header, tag,
-representation and length, with those expected. Whoever walked the row would visit the same headers: each one
-tells where the next one starts.
-
-DICOM's lengths are even, so that all is counted in words of two bytes.
+Many headers are in one block of memory, one per row. Given the lengths that may differ, the position of every
+element is known, and verified by comparing every element header (tag, VR, length) with the expected one. A
+walk of the row would visit the same headers. DICOM lengths are even: everything is counted in 16-bit words.
 """
 
 from __future__ import annotations
@@ -27,33 +24,24 @@ if TYPE_CHECKING:
 
     from medimg.io.dicom.header.elements import Element
 
-__all__ = ["Block", "BlockTemplate", "ElementSlot", "Located", "RawField"]
+__all__ = ["Block", "BlockTemplate", "ElementSlot", "LocatedRows", "RawField"]
 
 _PREFIX: Final = (64, 65)
 _PIXEL_GROUP: Final = 0x7FE0
-#: What differs in length between the files of most series: UIDs, dates and times, current and exposure,
-#: numbers and places.
+#: Elements whose length varies in most series: UIDs, dates and times, current and exposure, numbers and
+#: positions.
 _USUALLY_ELASTIC: Final = frozenset(
     (
         0x00020003, 0x00080013, 0x00080018, 0x0008002A, 0x00080032, 0x00080033, 0x00181151, 0x00181152,
         0x00200013, 0x00200032, 0x00201041,
     )
 )  # fmt: skip
-#: In implicit headers, the least length of which two bytes could be taken for a value representation.
+#: In implicit headers, the least length whose two bytes could be read as a VR.
 _LETTERS: Final = 0x4141
 
 
 class Block:
-    """
-    The starts of files, one to a row.
-
-    Parameters
-    ----------
-    starts : numpy.ndarray
-        (files, width) uint8; the width is a multiple of 8.
-    counts : numpy.ndarray
-        (files,) int64: how many bytes of each row are of its file.
-    """
+    """First bytes of files: `starts` (files, width), width a multiple of 8, and `counts` (files,) read."""
 
     def __init__(self, starts: npt.NDArray[np.uint8], counts: npt.NDArray[np.int64]) -> None:
         self.starts = starts
@@ -62,16 +50,16 @@ class Block:
 
     @property
     def width(self) -> int:
-        """Bytes of a row."""
+        """Bytes per row."""
         return int(self.starts.shape[1])
 
-    def head(self, row: int) -> bytes:
-        """Return what is there of one file."""
+    def get_head(self, row: int) -> bytes:
+        """Return the bytes of one file."""
         return self.starts[row, : self.counts[row]].tobytes()
 
 
 class ElementSlot(NamedTuple):
-    """Where a value starts and stops, and its representation; it stops at UNDEFINED if it has no length."""
+    """Start and end of a value, and its VR; the end is the undefined length if it has no length."""
 
     start: int
     stop: int
@@ -95,14 +83,7 @@ class RawField(NamedTuple):
 
 
 class _Gatherer:
-    """
-    Words of a layout, in runs between the elements whose length varies.
-
-    Parameters
-    ----------
-    parts : iterable of (int, iterable of int)
-        The number of elements of varying length before some words, ascending, and where these words are.
-    """
+    """Words of a template, in runs between the elements whose length varies."""
 
     def __init__(self, parts: Iterable[tuple[int, Iterable[int]]]) -> None:
         runs: dict[int, list[int]] = {}
@@ -117,17 +98,13 @@ class _Gatherer:
             self._runs.append((slot, slice(at, at + len(run))))
             at += len(run)
 
-    def of(
+    def gather(
         self, words: npt.NDArray[np.uint16], starts: Sequence[npt.NDArray[np.int64]]
     ) -> npt.NDArray[np.uint16]:
-        """
-        Return these words of each row, (rows, words), valid until the next call.
-
-        `starts` has for each run the start of its rows.
-        """
+        """Return these words (rows, words), valid until the next call, given the start of each run."""
         count = len(starts[0])
         if len(self._at) < count:
-            # used again, as fresh memory costs more than what is done with it
+            # reused, as allocation costs more than the work
             self._at = np.empty((count, self.words.size), np.int64)
             self._found = np.empty((count, self.words.size), np.uint16)
         at = self._at[:count]
@@ -137,49 +114,38 @@ class _Gatherer:
 
 
 class BlockTemplate:
-    """
-    Elements in their order, with lengths of which some may differ from file to file.
+    """Elements in their order, some of varying length, and which of them are `wanted`."""
 
-    Parameters
-    ----------
-    outline : ElementOffsets
-        Of a header that has it.
-    head : bytes
-        That header.
-    wanted : frozenset of int
-        Tags of the elements whose values :class:`Located` gives.
-    """
-
-    def __init__(self, outline: ElementOffsets, head: bytes, wanted: frozenset[int]) -> None:
-        self.elements = [*outline.elements, outline.pixels]
-        self.end = outline.pixels.value
+    def __init__(self, offsets: ElementOffsets, head: bytes, wanted: frozenset[int]) -> None:
+        self.elements = [*offsets.elements, offsets.pixels]
+        self.end = offsets.pixels.value
         self.numbers = {
-            e.tag: number for number, e in enumerate(outline.elements) if e.depth == 0 and e.tag in wanted
+            e.tag: number for number, e in enumerate(offsets.elements) if e.depth == 0 and e.tag in wanted
         }
         self._head = np.frombuffer(head[: self.end], np.uint16)
-        self._elastic = [n for n, e in enumerate(outline.elements) if e.tag in _USUALLY_ELASTIC]
+        self._elastic = [n for n, e in enumerate(offsets.elements) if e.tag in _USUALLY_ELASTIC]
         self._tables: dict[frozenset[int], tuple[_Gatherer, list[int]]] = {}
 
     @staticmethod
-    def signature(outline: ElementOffsets) -> tuple[Any, ...]:
-        """Return what two headers have in common if they are of one layout."""
-        parts = [(e.tag, e.vr, e.depth, e.length == UNDEFINED_LENGTH) for e in outline.elements]
-        return (outline.syntax, outline.pixels.tag, outline.pixels.vr, *parts)
+    def make_signature(offsets: ElementOffsets) -> tuple[Any, ...]:
+        """Return what headers of one template have in common."""
+        parts = [(e.tag, e.vr, e.depth, e.length == UNDEFINED_LENGTH) for e in offsets.elements]
+        return (offsets.syntax, offsets.pixels.tag, offsets.pixels.vr, *parts)
 
-    def stretch(self, outline: ElementOffsets) -> None:
-        """Let the lengths vary in which another header of the same signature differs."""
+    def stretch(self, offsets: ElementOffsets) -> None:
+        """Let lengths vary that differ in another header of the same signature."""
         differing = {
             number
-            for number, (known, found) in enumerate(zip(self.elements, outline.elements, strict=False))
+            for number, (known, found) in enumerate(zip(self.elements, offsets.elements, strict=False))
             if known.length != found.length and known.tag != TRANSFER_SYNTAX_TAG
         }
         if not differing.issubset(self._elastic):
             self._elastic = sorted(differing.union(self._elastic))
-            self.__dict__.pop("_checked", None)
+            self.__dict__.pop("_fixed_words", None)
             self._tables.clear()
 
-    def slot(self, number: int) -> int:
-        """Return how many elements of varying length lie before the value of an element."""
+    def count_elastic_before(self, number: int) -> int:
+        """Return the number of elements of varying length before the value of an element."""
         return bisect_left(self._elastic, number)
 
     def is_elastic(self, number: int) -> bool:
@@ -187,30 +153,30 @@ class BlockTemplate:
         return number in self._elastic
 
     @cached_property
-    def _checked(self) -> tuple[_Gatherer, npt.NDArray[np.uint16]]:
-        """The words that all rows must have, and what they are."""
+    def _fixed_words(self) -> tuple[_Gatherer, npt.NDArray[np.uint16]]:
+        """Words that all rows must have, and their values."""
         parts: list[tuple[int, Iterable[int]]] = [(0, _PREFIX)]
         for number, element in enumerate(self.elements):
-            parts.append((self.slot(number), self._header_words(number, element)))
+            parts.append((self.count_elastic_before(number), self._list_header_words(number, element)))
             if element.tag == TRANSFER_SYNTAX_TAG:
-                parts.append((self.slot(number), _value_words(element)))
+                parts.append((self.count_elastic_before(number), _list_value_words(element)))
         gatherer = _Gatherer(parts)
         return gatherer, self._head[gatherer.words]
 
-    def tabled(self, tags: frozenset[int]) -> tuple[_Gatherer, list[int]]:
-        """Return what gathers the values of some tags, and the elements of these whose length varies."""
+    def get_gatherer(self, tags: frozenset[int]) -> tuple[_Gatherer, list[int]]:
+        """Return a gatherer of the values of some tags, and those of them with varying length."""
         if tags not in self._tables:
             numbers = sorted(number for tag, number in self.numbers.items() if tag in tags)
             parts = [
-                (self.slot(n), _value_words(self.elements[n]))
+                (self.count_elastic_before(n), _list_value_words(self.elements[n]))
                 for n in numbers
                 if self.elements[n].length != UNDEFINED_LENGTH and not self.is_elastic(n)
             ]
             self._tables[tags] = _Gatherer(parts), [n for n in numbers if self.is_elastic(n)]
         return self._tables[tags]
 
-    def _header_words(self, number: int, element: Element) -> list[int]:
-        first, offset = element.at // 2, _length_field(element)[0] // 2
+    def _list_header_words(self, number: int, element: Element) -> list[int]:
+        first, offset = element.at // 2, _find_length_field(element)[0] // 2
         named = [first + n for n in range(3 if element.vr else 2)]
         if element.tag >> 16 == _PIXEL_GROUP or self.is_elastic(number):
             return named
@@ -218,122 +184,93 @@ class BlockTemplate:
 
     def locate(
         self, block: Block, rows: npt.NDArray[np.int64]
-    ) -> tuple[Located | None, npt.NDArray[np.int64]]:
-        """
-        Find the rows of a block that have this layout.
-
-        Parameters
-        ----------
-        block : Block
-            The starts of files.
-        rows : numpy.ndarray
-            Which of its rows to look at.
-
-        Returns
-        -------
-        found : Located or None
-            Those that have it.
-        rest : numpy.ndarray
-            The others.
-        """
-        starts, usual = self._starts(block, rows)
-        usual &= 2 * (starts[-1] - rows * (block.width // 2)) + self.end <= block.counts[rows]
-        candidates = np.flatnonzero(usual)
-        gatherer, expected = self._checked
-        words = gatherer.of(block.words, [start[candidates] for start in starts])
+    ) -> tuple[LocatedRows | None, npt.NDArray[np.int64]]:
+        """Return those of the `rows` (n,) of a block that match the template, and the others."""
+        starts, is_usual = self._find_starts(block, rows)
+        is_usual &= 2 * (starts[-1] - rows * (block.width // 2)) + self.end <= block.counts[rows]
+        candidates = np.flatnonzero(is_usual)
+        gatherer, expected = self._fixed_words
+        words = gatherer.gather(block.words, [start[candidates] for start in starts])
         met = candidates[(words == expected).all(axis=1)]
         if not met.size:
             return None, rows
-        usual[:] = False
-        usual[met] = True
-        return Located(self, block, rows[met], [start[met] for start in starts]), rows[~usual]
+        is_usual[:] = False
+        is_usual[met] = True
+        return LocatedRows(self, block, rows[met], [start[met] for start in starts]), rows[~is_usual]
 
-    def _starts(
+    def _find_starts(
         self, block: Block, rows: npt.NDArray[np.int64]
     ) -> tuple[list[npt.NDArray[np.int64]], npt.NDArray[np.bool_]]:
-        """Return for each run the words before it, less those of the layout, and which lengths are usual."""
+        """Return the words before each run, less those of the template, and which lengths are valid."""
         start = rows * (block.width // 2)
-        starts, usual = [start], np.ones(len(rows), np.bool_)
+        starts, is_usual = [start], np.ones(len(rows), np.bool_)
         for number in self._elastic:
             element = self.elements[number]
-            offset, size = _length_field(element)
-            place = start + (element.at + offset) // 2
-            length = block.words.take(place, mode="clip").astype(np.int64)
+            offset, size = _find_length_field(element)
+            position = start + (element.at + offset) // 2
+            length = block.words.take(position, mode="clip").astype(np.int64)
             if size > 2:
-                length |= block.words.take(place + 1, mode="clip").astype(np.int64) << 16
+                length |= block.words.take(position + 1, mode="clip").astype(np.int64) << 16
             most = block.width if element.vr else _LETTERS - 1
-            usual &= (length & 1 == 0) & (length <= most)
+            is_usual &= (length & 1 == 0) & (length <= most)
             start = start + ((length - element.length) >> 1)
             starts.append(start)
-        return starts, usual
+        return starts, is_usual
 
 
 @dataclass(frozen=True, slots=True)
-class Located:
+class LocatedRows:
     """
-    Rows of a block whose layout is known.
+    Rows of a block that match a template.
 
-    Attributes
-    ----------
-    layout : BlockTemplate
-        What they have.
-    block : Block
-        Where they are.
-    rows : numpy.ndarray
-        (n,) int64: which rows they are.
-    starts : list of numpy.ndarray
-        For each run of elements between those of varying length, (n,) int64: the words before it in all of
-        the block, less those of the layout.
+    `rows` (n,) are their indices; `starts` has for each run between elements of varying length the words
+    before it in the block, less those of the template, (n,).
     """
 
-    layout: BlockTemplate
+    template: BlockTemplate
     block: Block
     rows: npt.NDArray[np.int64]
     starts: list[npt.NDArray[np.int64]]
 
-    def places(self, row: int, tags: frozenset[int]) -> dict[int, ElementSlot]:
-        """Return where the values of some tags of one of these lie in its file."""
+    def get_slots(self, row: int, tags: frozenset[int]) -> dict[int, ElementSlot]:
+        """Return the slots of the wanted values of one row."""
         first = int(self.rows[row]) * (self.block.width // 2)
-        numbers = self.layout.numbers
-        return {tag: self._place(number, row, first) for tag, number in numbers.items() if tag in tags}
+        numbers = self.template.numbers
+        return {tag: self._get_slot(number, row, first) for tag, number in numbers.items() if tag in tags}
 
-    def _place(self, number: int, row: int, first: int) -> ElementSlot:
-        element, slot = self.layout.elements[number], self.layout.slot(number)
+    def _get_slot(self, number: int, row: int, first: int) -> ElementSlot:
+        element, slot = self.template.elements[number], self.template.count_elastic_before(number)
         start = element.value + 2 * (int(self.starts[slot][row]) - first)
         if element.length == UNDEFINED_LENGTH:
             return ElementSlot(start, UNDEFINED_LENGTH, element.vr)
         length = element.length
-        if self.layout.is_elastic(number):
+        if self.template.is_elastic(number):
             length += 2 * int(self.starts[slot + 1][row] - self.starts[slot][row])
         return ElementSlot(start, start + length, element.vr)
 
-    def table(self, tags: frozenset[int]) -> npt.NDArray[np.uint16]:
-        """
-        Return values side by side, (n, words): rows are equal if all of these values are.
-
-        They are valid until the next call for rows of this layout.
-        """
-        gatherer, elastic = self.layout.tabled(tags)
-        tables = [gatherer.of(self.block.words, self.starts)]
+    def read_table(self, tags: frozenset[int]) -> npt.NDArray[np.uint16]:
+        """Return values side by side (n, words), valid until the next call: equal rows have equal values."""
+        gatherer, elastic = self.template.get_gatherer(tags)
+        tables = [gatherer.gather(self.block.words, self.starts)]
         for number in elastic:
-            words, lengths = self._elastic(number)
+            words, lengths = self._gather_elastic(number)
             tables += [words, lengths.astype(np.uint16)[:, None]]
         return np.concatenate(tables, axis=1) if len(tables) > 1 else tables[0]
 
-    def raw_rows(self, tags: frozenset[int]) -> tuple[list[RawField], list[bytes]]:
+    def gather_raw_rows(self, tags: frozenset[int]) -> tuple[list[RawField], list[bytes]]:
         """Return undecoded values of some tags, all values of a row in one bytes object, and their fields."""
-        gatherer, elastic = self.layout.tabled(tags)
-        tables = [gatherer.of(self.block.words, self.starts)]
+        gatherer, elastic = self.template.get_gatherer(tags)
+        tables = [gatherer.gather(self.block.words, self.starts)]
         fields: list[RawField] = []
         at = 0
-        for number in sorted(number for tag, number in self.layout.numbers.items() if tag in tags):
-            element = self.layout.elements[number]
+        for number in sorted(number for tag, number in self.template.numbers.items() if tag in tags):
+            element = self.template.elements[number]
             if element.length == UNDEFINED_LENGTH or number in elastic:
                 continue
             fields.append(RawField(element.tag, element.vr, at, at + element.length, None))
             at += element.length
         for number in elastic:
-            element, (words, lengths) = self.layout.elements[number], self._elastic(number)
+            element, (words, lengths) = self.template.elements[number], self._gather_elastic(number)
             end = at + 2 * words.shape[1]
             fields.append(RawField(element.tag, element.vr, at, end, end))
             tables += [words, lengths.astype(np.uint16)[:, None]]
@@ -341,26 +278,26 @@ class Located:
         data = np.concatenate(tables, axis=1).tobytes()
         return fields, [data[at * n : at * (n + 1)] for n in range(len(self.rows))]
 
-    def texts(self, tag: int) -> list[bytes]:
-        """Return a value of each row, without the zeros that fill it up; empty where it is absent."""
-        number = self.layout.numbers.get(tag)
+    def read_texts(self, tag: int) -> list[bytes]:
+        """Return a value of each row, without zero padding; empty if absent."""
+        number = self.template.numbers.get(tag)
         if number is None:
             return [b""] * len(self.rows)
-        if self.layout.is_elastic(number):
-            words, _ = self._elastic(number)
+        if self.template.is_elastic(number):
+            words, _ = self._gather_elastic(number)
         else:
-            starts = self.starts[self.layout.slot(number)][:, None]
+            starts = self.starts[self.template.count_elastic_before(number)][:, None]
             words = self.block.words.take(
-                starts + np.array(_value_words(self.layout.elements[number]), np.int64)
+                starts + np.array(_list_value_words(self.template.elements[number]), np.int64)
             )
         if not words.shape[1]:
             return [b""] * len(self.rows)
         found: list[bytes] = words.view(f"S{2 * words.shape[1]}").ravel().tolist()
         return found
 
-    def _elastic(self, number: int) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64]]:
-        """Return a value of varying length, (n, words), filled up with zeros, and its lengths in words."""
-        element, slot = self.layout.elements[number], self.layout.slot(number)
+    def _gather_elastic(self, number: int) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64]]:
+        """Return a value of varying length (n, words), padded with zeros, and its lengths in words."""
+        element, slot = self.template.elements[number], self.template.count_elastic_before(number)
         lengths = element.length // 2 + self.starts[slot + 1] - self.starts[slot]
         within = np.arange(lengths.max())
         at = (self.starts[slot] + element.value // 2)[:, None] + within
@@ -369,12 +306,12 @@ class Located:
         return words, lengths
 
 
-def _value_words(element: Element) -> range:
+def _list_value_words(element: Element) -> range:
     return range(element.value // 2, (element.value + element.length) // 2)
 
 
-def _length_field(element: Element) -> tuple[int, int]:
-    """Return where the length stands in the header of an element, and how many bytes it has."""
+def _find_length_field(element: Element) -> tuple[int, int]:
+    """Return offset and size of the length in the header of an element, in bytes."""
     if not element.vr:
         return 4, 4
     return (6, 2) if element.value - element.at == 8 else (8, 4)

@@ -1,4 +1,4 @@
-"""Which of many DICOM files are alike, block by block; what is unusual is left for the parser."""
+"""Block scan: groups many DICOM files into uniform ones; irregular files are left to the parser."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from medimg.io.dicom.header.elements import (
 from medimg.io.dicom.header.instance import HEADER_TAGS, read_instance
 from medimg.io.dicom.header.mosaic import CSA_TAGS
 from medimg.io.dicom.header.open import to_tag_numbers
-from medimg.io.dicom.scanning._templates import Block, BlockTemplate, ElementSlot, Located
+from medimg.io.dicom.scanning._templates import Block, BlockTemplate, ElementSlot, LocatedRows
 from medimg.io.dicom.scanning.series_table import (
-    OF_EACH,
-    OF_SERIES,
+    FILE_ELEMENTS,
+    SERIES_ELEMENTS,
     InstanceColumns,
     UniformFiles,
-    find_uniform_files,
+    build_uniform_files,
     is_plain,
 )
 from medimg.io.files.blob import Blob
@@ -39,81 +39,67 @@ if TYPE_CHECKING:
 
 __all__ = ["scan_blocks"]
 
-_OWN: Final = frozenset(tag for tag, _ in (*OF_EACH, *OF_SERIES))
-#: What must be the same for all. Siemens' own header matters only if the rest says it is a mosaic.
+_OWN: Final = frozenset(tag for tag, _ in (*FILE_ELEMENTS, *SERIES_ELEMENTS))
+#: Elements that must be equal. The Siemens header matters only if others indicate a mosaic.
 _COMMON: Final = (HEADER_TAGS | to_tag_numbers("SpecificCharacterSet", "TransferSyntaxUID")) - _OWN.union(
     CSA_TAGS
 )
 _WANTED: Final = _COMMON | _OWN
-#: Layouts tried on a block, and walks that may find new ones, before its files are walked one by one.
-_MOST_TRIED: Final = 6
-_MOST_KNOWN: Final = 64
-_LONGEST_HEAD: Final = 2**20
-_LONGEST_VALUE: Final = 2**14
-#: Where the position may be.
+#: Templates tried on a block, and walks that may find new ones, before files are walked one by one.
+_MAX_TRIED: Final = 6
+_MAX_KNOWN: Final = 64
+_MAX_HEAD: Final = 2**20
+_MAX_VALUE: Final = 2**14
+#: Sequences that may contain the position.
 _GROUPS: Final = to_tag_numbers("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-_WIDEST: Final = 2**17
+_MAX_WIDTH: Final = 2**17
 _FIRST_BLOCK: Final = 64
-#: Kinds of files in a block that are told apart all at once; more are, one by one.
-_FEW: Final = 6
+#: Groups of a block that are found by comparing arrays; further ones row by row.
+_FEW_GROUPS: Final = 6
 
 
 def scan_blocks(
     names: Sequence[str], *, workers: int | None = None, done: Callable[[int], object] | None = None
 ) -> tuple[list[UniformFiles], list[int]]:
     """
-    Read the headers of files.
+    Return the regular DICOM files among `names`, by series, and the indices of the others, ascending.
 
-    Parameters
-    ----------
-    names : sequence of str
-        Their paths.
-    workers : int, optional
-        Threads that read; see :class:`medimg.io.files.prefetch.FileHeads`.
-    done : callable, optional
-        Is told after each block how many files it had.
-
-    Returns
-    -------
-    alike : list of UniformFiles
-        Usual DICOM files, by series and kind.
-    rest : list of int
-        Which files are none, ascending.
+    `done` is called after each block with the number of its files.
     """
     collector = _Collector()
     at, size = 0, _FIRST_BLOCK
-    with FileHeads(workers) as starts:
+    with FileHeads(workers) as heads:
         while at < len(names):
-            some = names[at : at + min(size, starts.most)]
-            collector.add(Block(*starts.read(some)), some, at)
-            starts.width = collector.width
-            at, size = at + len(some), starts.most
+            some = names[at : at + min(size, heads.max_files)]
+            collector.add(Block(*heads.read(some)), some, at)
+            heads.width = collector.width
+            at, size = at + len(some), heads.max_files
             if done is not None:
                 done(len(some))
-    return collector.result()
+    return collector.finish()
 
 
-_SHARED: Final = _COMMON.union(tag for tag, _ in OF_SERIES)
-#: Tag, representation and length of all that is common; its values; what tells series apart.
+_SHARED: Final = _COMMON.union(tag for tag, _ in SERIES_ELEMENTS)
+#: Tag, VR and length of common elements; their values; the values of the series.
 _Name: TypeAlias = tuple[tuple[int, bytes, int], ...]
 _Key: TypeAlias = tuple[_Name, bytes, tuple[bytes, ...]]
 
 
-class _Kind:
-    """Files that have all in common but what tells series apart and what is of each file."""
+class _HeaderClass:
+    """Files that differ only in series and file elements."""
 
     def __init__(self, first: str) -> None:
         self._first = first
         self.series: dict[tuple[bytes, ...], InstanceColumns] = {}
 
-    def rows(self, series: tuple[bytes, ...]) -> InstanceColumns:
+    def get_columns(self, series: tuple[bytes, ...]) -> InstanceColumns:
         """Return the files of a series."""
         if series not in self.series:
             self.series[series] = InstanceColumns()
         return self.series[series]
 
-    def prototype(self) -> Instance | None:
-        """Return what is common; None where it takes more than one image, or is none."""
+    def read_prototype(self) -> Instance | None:
+        """Return the common header; None if the files are not single images."""
         try:
             found = read_instance(Blob(self._first))
         except MedimgError:
@@ -123,79 +109,83 @@ class _Kind:
 
 class _Collector:
     def __init__(self) -> None:
-        self._layouts: OrderedDict[tuple[Any, ...], BlockTemplate] = OrderedDict()
-        self._kinds: dict[tuple[_Name, bytes], _Kind] = {}
+        self._templates: OrderedDict[tuple[Any, ...], BlockTemplate] = OrderedDict()
+        self._classes: dict[tuple[_Name, bytes], _HeaderClass] = {}
         self._rest: list[int] = []
         self._acquisitions: dict[bytes, AcquisitionElements] = {}
         self.width = 8192
 
-    def result(self) -> tuple[list[UniformFiles], list[int]]:
-        """Return what has been found."""
+    def finish(self) -> tuple[list[UniformFiles], list[int]]:
+        """Return the uniform files, and the indices of the others."""
         found, rest = [], list(self._rest)
-        for kind in self._kinds.values():
-            prototype = kind.prototype()
-            for series, rows in kind.series.items():
-                plain, odd = rows.without_odd()
-                alike = find_uniform_files(prototype, series, plain) if prototype and plain.names else None
-                if alike is None:
-                    odd = rows.indices
+        for header_class in self._classes.values():
+            prototype = header_class.read_prototype()
+            for series, rows in header_class.series.items():
+                regular, irregular = rows.split_irregular()
+                uniform = (
+                    build_uniform_files(prototype, series, regular) if prototype and regular.names else None
+                )
+                if uniform is None:
+                    irregular = rows.indices
                 else:
-                    found.append(alike)
-                rest += odd
+                    found.append(uniform)
+                rest += irregular
         return found, sorted(rest)
 
     def add(self, block: Block, names: Sequence[str], first: int) -> None:
-        """Sort the files of a block."""
+        """Group the files of a block."""
         pending = np.arange(len(names))
-        for signature in reversed(tuple(self._layouts)[-_MOST_TRIED:]):
+        for signature in reversed(tuple(self._templates)[-_MAX_TRIED:]):
             before = pending.size
-            pending = self._match(self._layouts[signature], block, pending, (names, first))
+            pending = self._match(self._templates[signature], block, pending, (names, first))
             if pending.size < before:
-                self._layouts.move_to_end(signature)
+                self._templates.move_to_end(signature)
             if not pending.size:
                 return
-        for _ in range(_MOST_TRIED):
+        for _ in range(_MAX_TRIED):
             if not pending.size:
                 return
-            walked = self._walked(block, int(pending[0]), names, first)
+            walk = self._walk(block, int(pending[0]), names, first)
             pending = pending[1:]
-            if walked is not None:
-                pending = self._match(self._layout(*walked), block, pending, (names, first))
+            if walk is not None:
+                pending = self._match(self._get_template(*walk), block, pending, (names, first))
         for row in pending.tolist():
-            self._walked(block, row, names, first)
+            self._walk(block, row, names, first)
 
     def _match(
         self,
-        layout: BlockTemplate,
+        template: BlockTemplate,
         block: Block,
         pending: npt.NDArray[np.int64],
         files: tuple[Sequence[str], int],
     ) -> npt.NDArray[np.int64]:
-        located, rest = layout.locate(block, pending)
+        located, rest = template.locate(block, pending)
         if located is not None:
-            self._take(located, *files)
+            self._assign(located, *files)
         return rest
 
-    def _take(self, located: Located, names: Sequence[str], first: int) -> None:
-        values = [located.texts(tag) for tag, _ in OF_EACH]
+    def _assign(self, located: LocatedRows, names: Sequence[str], first: int) -> None:
+        values = [located.read_texts(tag) for tag, _ in FILE_ELEMENTS]
         acquisitions = self._pack_acquisitions(located)
         rows = located.rows.tolist()
-        for members in _alike(located.table(_SHARED)):
+        for members in _group_rows(located.read_table(_SHARED)):
             chosen, own, acquired = rows, values, acquisitions
             if len(members) < len(rows):
                 chosen = [rows[m] for m in members]
                 own = [[column[m] for m in members] for column in values]
                 acquired = [acquisitions[m] for m in members]
-            key = _key(located.block.starts[chosen[0]].data, located.places(members[0], _WANTED))
+            key = _make_key(located.block.starts[chosen[0]].data, located.get_slots(members[0], _WANTED))
             if key is None:
                 self._rest += [first + n for n in chosen]
                 continue
-            kind = self._kind(key[:2], names[chosen[0]])
-            kind.rows(key[2]).extend([first + n for n in chosen], [names[n] for n in chosen], own, acquired)
+            header_class = self._get_class(key[:2], names[chosen[0]])
+            header_class.get_columns(key[2]).extend(
+                [first + n for n in chosen], [names[n] for n in chosen], own, acquired
+            )
 
-    def _pack_acquisitions(self, located: Located) -> list[AcquisitionElements | None]:
+    def _pack_acquisitions(self, located: LocatedRows) -> list[AcquisitionElements | None]:
         """Return what describes the acquisition of each row; equal ones are one object."""
-        fields, rows = located.raw_rows(ACQUISITION_TAGS)
+        fields, rows = located.gather_raw_rows(ACQUISITION_TAGS)
         if any(field.stop - field.start > MAX_VALUE_BYTES for field in fields):
             return [None] * len(rows)
         known: dict[bytes, AcquisitionElements] = {}
@@ -204,96 +194,98 @@ class _Collector:
             known[row] = self._acquisitions.setdefault(packed.packed, packed)
         return [known[row] for row in rows]
 
-    def _kind(self, key: tuple[_Name, bytes], name: str) -> _Kind:
-        if key not in self._kinds:
-            self._kinds[key] = _Kind(name)
-        return self._kinds[key]
+    def _get_class(self, key: tuple[_Name, bytes], name: str) -> _HeaderClass:
+        if key not in self._classes:
+            self._classes[key] = _HeaderClass(name)
+        return self._classes[key]
 
-    def _walked(
+    def _walk(
         self, block: Block, row: int, names: Sequence[str], first: int
     ) -> tuple[ElementOffsets, bytes] | None:
-        """Take a file by walking its header; return the walk and the header."""
-        head = block.head(row)
+        """Add a file by walking its header; return element offsets and header."""
+        head = block.get_head(row)
         try:
-            outline, head = _outlined(head, names[row], block.width)
+            offsets, head = _walk_header(head, names[row], block.width)
         except UnusualHeaderError:
             self._rest.append(first + row)
             return None
-        places = {
+        slots = {
             e.tag: ElementSlot(
                 e.value, UNDEFINED_LENGTH if e.length == UNDEFINED_LENGTH else e.value + e.length, e.vr
             )
-            for e in outline.select(_WANTED)
+            for e in offsets.select(_WANTED)
         }
-        key = _key(memoryview(head), places)
+        key = _make_key(memoryview(head), slots)
         if key is None:
             self._rest.append(first + row)
         else:
-            own = [[_value(head, places.get(tag, _NOWHERE))] for tag, _ in OF_EACH]
-            kind = self._kind(key[:2], names[row])
-            kind.rows(key[2]).extend([first + row], [names[row]], own, [_pack_acquisition(outline, head)])
-        return outline, head
+            own = [[_get_value(head, slots.get(tag, _NO_SLOT))] for tag, _ in FILE_ELEMENTS]
+            header_class = self._get_class(key[:2], names[row])
+            header_class.get_columns(key[2]).extend(
+                [first + row], [names[row]], own, [_pack_acquisition(offsets, head)]
+            )
+        return offsets, head
 
-    def _layout(self, outline: ElementOffsets, head: bytes) -> BlockTemplate:
-        signature = BlockTemplate.signature(outline)
-        if signature in self._layouts:
-            self._layouts[signature].stretch(outline)
+    def _get_template(self, offsets: ElementOffsets, head: bytes) -> BlockTemplate:
+        signature = BlockTemplate.make_signature(offsets)
+        if signature in self._templates:
+            self._templates[signature].stretch(offsets)
         else:
-            self._layouts[signature] = BlockTemplate(outline, head, _WANTED | ACQUISITION_TAGS)
-            if len(self._layouts) > _MOST_KNOWN:
-                self._layouts.popitem(last=False)
-        self._layouts.move_to_end(signature)
-        end = outline.pixels.value
-        if self.width < end <= _WIDEST:
-            self.width = min(_WIDEST, -(-(end + end // 8) // 4096) * 4096)
-        return self._layouts[signature]
+            self._templates[signature] = BlockTemplate(offsets, head, _WANTED | ACQUISITION_TAGS)
+            if len(self._templates) > _MAX_KNOWN:
+                self._templates.popitem(last=False)
+        self._templates.move_to_end(signature)
+        end = offsets.pixels.value
+        if self.width < end <= _MAX_WIDTH:
+            self.width = min(_MAX_WIDTH, -(-(end + end // 8) // 4096) * 4096)
+        return self._templates[signature]
 
 
-def _outlined(head: bytes, name: str, width: int) -> tuple[ElementOffsets, bytes]:
-    """Walk a header, of which more is read as long as it goes on."""
+def _walk_header(head: bytes, name: str, width: int) -> tuple[ElementOffsets, bytes]:
+    """Walk a header, reading more of it as needed."""
     while True:
         try:
             return locate_elements(head), head
         except UnusualHeaderError as error:
-            if not error.ends or len(head) < width or width >= _LONGEST_HEAD:
+            if not error.ends or len(head) < width or width >= _MAX_HEAD:
                 raise
         width *= 8
         head = read_start(name, width)
 
 
-def _key(head: memoryview, places: Mapping[int, ElementSlot]) -> _Key | None:
-    """Return what a file shares with others; None where something is not as it usually is."""
-    for tag, vr in (*OF_EACH, *OF_SERIES):
-        if tag in places and places[tag].vr not in (vr, b""):
+def _make_key(head: memoryview, slots: Mapping[int, ElementSlot]) -> _Key | None:
+    """Return the values that a file shares with others; None if it is irregular."""
+    for tag, vr in (*FILE_ELEMENTS, *SERIES_ELEMENTS):
+        if tag in slots and slots[tag].vr not in (vr, b""):
             return None
-    if not _GROUPS.isdisjoint(places) or any(p.stop - p.start > _LONGEST_VALUE for p in places.values()):
+    if not _GROUPS.isdisjoint(slots) or any(p.stop - p.start > _MAX_VALUE for p in slots.values()):
         return None
-    common = [(tag, place) for tag, place in places.items() if tag in _COMMON]
+    common = [(tag, slot) for tag, slot in slots.items() if tag in _COMMON]
     name = tuple((tag, vr, stop - start) for tag, (start, stop, vr) in common)
     values = b"".join(head[start:stop] for _, (start, stop, _) in common)
-    return name, values, tuple(_value(head, places.get(tag, _NOWHERE)) for tag, _ in OF_SERIES)
+    return name, values, tuple(_get_value(head, slots.get(tag, _NO_SLOT)) for tag, _ in SERIES_ELEMENTS)
 
 
-def _pack_acquisition(outline: ElementOffsets, head: bytes) -> AcquisitionElements | None:
-    elements = list(outline.select(ACQUISITION_TAGS))
+def _pack_acquisition(offsets: ElementOffsets, head: bytes) -> AcquisitionElements | None:
+    elements = list(offsets.select(ACQUISITION_TAGS))
     if any(element.length > MAX_VALUE_BYTES for element in elements):
         return None
     return AcquisitionElements.pack((e.tag, e.vr, head[e.value : e.value + e.length]) for e in elements)
 
 
-_NOWHERE: Final = ElementSlot(0, 0, b"")
+_NO_SLOT: Final = ElementSlot(0, 0, b"")
 
 
-def _value(head: memoryview | bytes, place: ElementSlot) -> bytes:
-    """Return a value without the zeros that fill it up."""
-    return bytes(head[place.start : place.stop]).rstrip(b"\0")
+def _get_value(head: memoryview | bytes, slot: ElementSlot) -> bytes:
+    """Return a value without zero padding."""
+    return bytes(head[slot.start : slot.stop]).rstrip(b"\0")
 
 
-def _alike(table: npt.NDArray[np.uint16]) -> list[npt.NDArray[np.int64]]:
-    """Return which rows of a table are the same."""
+def _group_rows(table: npt.NDArray[np.uint16]) -> list[npt.NDArray[np.int64]]:
+    """Return groups of equal rows of a table."""
     found: list[npt.NDArray[np.int64]] = []
     rest = np.arange(len(table))
-    while rest.size and len(found) < _FEW:
+    while rest.size and len(found) < _FEW_GROUPS:
         same = (table[rest] == table[rest[0]]).all(axis=1)
         found.append(rest[same])
         rest = rest[~same]

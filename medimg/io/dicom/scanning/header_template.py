@@ -1,10 +1,9 @@
 """
-Headers that repeat the one before, but for a few values.
+Header templates: headers that repeat the one before, except for a few values.
 
-A chain is made of one header: runs of bytes that every header must repeat, and between these, elements whose
-values may differ. A run holds whole elements, and ends right before the length of one that may differ. Each
-step of a walk depends on nothing but the first bytes of the element that it has come to: a header that
-follows the chain has the same elements as that one, but for those values and their lengths.
+A template has runs of bytes that every header must repeat, and between these, elements whose values may
+differ. A run has whole elements, and ends before the length of one that may differ. As each step of a walk
+depends only on the first bytes of the next element, a header that matches has the elements of the template.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ __all__ = [
     "HeaderTemplate",
     "HeaderTemplateReader",
     "HeaderTemplateWalker",
-    "template_of",
+    "build_template",
 ]
 
 INSTANCE_UID: Final = 0x00080018
@@ -44,28 +43,15 @@ _START: Final = 128
 _SHORT_HEADER: Final = 8
 _SHORT_LENGTH: Final = struct.Struct("<H").unpack_from
 _LONG_LENGTH: Final = struct.Struct("<I").unpack_from
-#: Makes a named tuple in a third of the time.
+#: Builds a named tuple in a third of the time.
 _new: Final = tuple.__new__
-#: A run and its size, what reads the length that comes next, the bytes of that, and how many bytes of the
-#: element are before it; 0 where the element is not kept.
+#: Run and its size, reader of the next length, size of the length, and bytes of the element before it, 0 if
+#: the element is not kept.
 _Link: TypeAlias = "tuple[bytes, int, Callable[[bytes, int], tuple[int]], int, int]"
 
 
 class Header(NamedTuple):
-    """
-    A header that was walked.
-
-    Attributes
-    ----------
-    pixels : Element
-        Where the pixel data lies.
-    syntax : str
-        Transfer Syntax UID.
-    uid : bytes
-        SOP Instance UID, without padding.
-    wanted : bytes
-        The elements that are wanted, as they are, one after the other.
-    """
+    """Result of a walk: pixel data, transfer syntax UID, SOP Instance UID, and the wanted elements."""
 
     pixels: Element
     syntax: str
@@ -75,16 +61,9 @@ class Header(NamedTuple):
 
 class HeaderTemplate(NamedTuple):
     """
-    The elements of a header, those within sequences left out.
+    Elements of a header, without those in sequences, and the bytes of each (without pixel values).
 
-    Attributes
-    ----------
-    elements : list of Element
-        In the order of the file, the pixels included.
-    parts : list of bytes
-        All bytes of each, of the pixels those before their values.
-    fixed : frozenset of int
-        Tags of elements that decide how others are read, or whose ends depend on their values.
+    `fixed` are the tags of elements that decide how others are read, or whose ends depend on their values.
     """
 
     elements: list[Element]
@@ -92,75 +71,50 @@ class HeaderTemplate(NamedTuple):
     fixed: frozenset[int]
 
     @property
-    def kinds(self) -> list[tuple[int, bytes]]:
-        """Tag and value representation of each element."""
+    def element_types(self) -> list[tuple[int, bytes]]:
+        """Tag and VR of each element."""
         return [(element.tag, element.vr) for element in self.elements]
 
-    def differing(self, other: HeaderTemplate) -> set[int]:
-        """Return the tags of elements that differ from those of a layout of the same kinds, and may."""
+    def find_differing(self, other: HeaderTemplate) -> set[int]:
+        """Return the tags of variable elements that differ from a template of the same types."""
         pairs = zip(self.elements, self.parts, other.parts, strict=True)
         return {element.tag for element, one, two in pairs if one != two} - self.fixed - other.fixed
 
 
-def template_of(head: bytes) -> HeaderTemplate:
-    """
-    Return the elements of a header.
-
-    Parameters
-    ----------
-    head : bytes
-        The start of a file, at least up to the pixel values.
-
-    Raises
-    ------
-    UnusualHeaderError
-        See :func:`medimg.io.dicom.header.elements.locate_elements`.
-    """
-    outline = locate_elements(head)
-    elements = [*(element for element in outline.elements if not element.depth), outline.pixels]
-    ends = [*(element.at for element in elements[1:]), outline.pixels.value]
-    # what the first element after the meta information looks like tells implicit files from others
+def build_template(head: bytes) -> HeaderTemplate:
+    """Return the template of a header that is complete up to the pixel values."""
+    offsets = locate_elements(head)
+    elements = [*(element for element in offsets.elements if not element.depth), offsets.pixels]
+    ends = [*(element.at for element in elements[1:]), offsets.pixels.value]
+    # the first element after the meta information distinguishes implicit from explicit files
     first = next(element.tag for element in elements if element.tag >> 16 != _META)
-    fixed = {TRANSFER_SYNTAX_TAG, first, outline.pixels.tag}
+    fixed = {TRANSFER_SYNTAX_TAG, first, offsets.pixels.tag}
     fixed |= {element.tag for element in elements if element.length == UNDEFINED_LENGTH}
     parts = [head[element.at : end] for element, end in zip(elements, ends, strict=True)]
     return HeaderTemplate(elements, parts, frozenset(fixed))
 
 
 class HeaderTemplateReader:
-    """
-    What a header must be like to have the elements of another.
-
-    Parameters
-    ----------
-    layout : HeaderTemplate
-        Of the other header.
-    header : Header
-        What a walk of that came to.
-    differing : collection of int
-        Tags of elements whose values may differ.
-    tags : collection of int
-        Elements that are wanted; none of the UIDs.
-    """
+    """Reads headers that match a template, except for `differing` elements; `tags` are wanted."""
 
     def __init__(
-        self, layout: HeaderTemplate, header: Header, differing: Collection[int], tags: Collection[int]
+        self, template: HeaderTemplate, header: Header, differing: Collection[int], tags: Collection[int]
     ) -> None:
         self._syntax, self._uid, self._wanted = header.syntax, header.uid, header.wanted
         self._links: list[_Link] = []
-        # wanted elements before each one that may differ and is wanted, and those behind the last one
+        # wanted elements before each wanted one that may differ, and those after the last one
         between: list[list[bytes]] = [[]]
-        #: Which of the elements that are kept is the SOP Instance UID.
-        self._uid_place, self._uid_header = -1, 0
+        #: Index of the SOP Instance UID among the elements kept.
+        self._uid_index, self._uid_header = -1, 0
         run = [b"DICM"]
-        for element, part in zip(layout.elements, layout.parts, strict=True):
-            if element.tag in differing and element.tag not in layout.fixed:
+        for element, part in zip(template.elements, template.parts, strict=True):
+            if element.tag in differing and element.tag not in template.fixed:
                 if element.tag == INSTANCE_UID:
-                    self._uid_place, self._uid_header = len(between) - 1, element.value - element.at
+                    self._uid_index, self._uid_header = len(between) - 1, element.value - element.at
                 elif element.tag in tags:
                     between.append([])
                 is_kept = element.tag == INSTANCE_UID or element.tag in tags
-                self._links.append(_link(element, part, run, is_kept=is_kept))
+                self._links.append(_make_link(element, part, run, is_kept=is_kept))
                 run = []
                 continue
             run.append(part)
@@ -172,8 +126,8 @@ class HeaderTemplateReader:
         self._tag, self._header_size = pixels.tag, pixels.value - pixels.at
         self._pixels = pixels.length, pixels.vr, pixels.depth
 
-    def header_of(self, head: bytes) -> Header | None:
-        """Return what a walk of a header would come to; None where it does not follow the chain."""
+    def read_header(self, head: bytes) -> Header | None:
+        """Return the header, as a walk would; None if it does not match."""
         at, kept = _START, list[bytes]()
         follows = head.startswith
         try:
@@ -194,18 +148,18 @@ class HeaderTemplateReader:
             return None
         value = at + len(self._last)
         pixels = _new(Element, (self._tag, value - self._header_size, value, *self._pixels))
-        return self._header(pixels, kept)
+        return self._make_header(pixels, kept)
 
-    def _header(self, pixels: Element, kept: list[bytes]) -> Header:
+    def _make_header(self, pixels: Element, kept: list[bytes]) -> Header:
         uid, wanted = self._uid, self._wanted
-        if self._uid_place >= 0:
-            uid = kept.pop(self._uid_place)[self._uid_header :].rstrip(b"\0 ")
+        if self._uid_index >= 0:
+            uid = kept.pop(self._uid_index)[self._uid_header :].rstrip(b"\0 ")
         if kept:
             wanted = b"".join(chain.from_iterable(zip(self._between, [*kept, b""], strict=True)))
         return _new(Header, (pixels, self._syntax, uid, wanted))
 
 
-def _link(element: Element, part: bytes, run: list[bytes], *, is_kept: bool) -> _Link:
+def _make_link(element: Element, part: bytes, run: list[bytes], *, is_kept: bool) -> _Link:
     """Return a link that ends with an element."""
     header = element.value - element.at
     width = 2 if element.vr and header == _SHORT_HEADER else 4
@@ -222,28 +176,28 @@ _MARK: Final = b"DICM"
 _FIRST: Final = 132
 _SHORT, _LONG = 8, 12
 _UIDS: Final = (TRANSFER_SYNTAX_TAG, INSTANCE_UID)
-#: The meta information comes first; without it, the rest may be written in any way.
+#: The meta information comes first; without it, the encoding is unknown.
 _BEFORE_META: Final = 0x0001FFFF
 _META_LENGTH: Final = 0x00020000
-#: Functional groups and offset tables: not what a file of one classic image has.
+#: Functional groups and offset tables, which single-frame files do not have.
 _MANY_FRAMES: Final = frozenset({0x52009229, 0x52009230, 0x7FE00001, 0x7FE00002})
-#: Beginnings of elements that are remembered; a series has some hundreds.
-_MOST_KNOWN: Final = 2**14
-#: What usually differs between slices: identity, time, exposure, place, and extremes. Elements that are
-#: wanted cost more where they may differ; these are learned.
-_USUAL: Final = frozenset(
+#: Maximum number of first bytes kept; a series has some hundreds.
+_MAX_KNOWN: Final = 2**14
+#: Elements that usually differ between slices: identity, time, exposure, position, extremes. Wanted elements
+#: cost more if they may differ; these are learned.
+_USUALLY_DIFFERENT: Final = frozenset(
     {
         *(0x00020000, 0x00020003, 0x00080012, 0x00080013, 0x00080018, 0x00080022, 0x0008002A, 0x00080032),
         *(0x00080033, 0x00181150, 0x00181151, 0x00181152, 0x00181153, 0x00189345, 0x00200013, 0x00200032),
         *(0x00201041, 0x00280106, 0x00280107),
     }
 )
-#: How often no chain helped before that is held to be the rule.
-_MOST_FAILURES: Final = 8
+#: Headers without a match, beyond those with one, after which no template is built.
+_MAX_FAILURES: Final = 8
 
 
 class _Step(NamedTuple):
-    """What the first bytes of an element say: its size, 0 if that follows, and whether to look at it."""
+    """Tag and size of an element from its first bytes, 0 if the size follows, and whether it is wanted."""
 
     tag: int
     size: int
@@ -251,72 +205,57 @@ class _Step(NamedTuple):
 
 
 class HeaderTemplateWalker:
-    """
-    Walks headers of files of one image each, from any thread.
-
-    Parameters
-    ----------
-    tags : collection of int
-        Elements that are wanted.
-    """
+    """Walks headers of single-frame files, from any thread; `tags` are the wanted elements."""
 
     def __init__(self, tags: Collection[int]) -> None:
         self._tags = tags
         self._steps: dict[bytes, _Step] = {}
-        self._differing = _USUAL
+        self._differing = _USUALLY_DIFFERENT
         self._first: bytes | None = None
-        self._layout: HeaderTemplate | None = None
-        self._chain: HeaderTemplateReader | None = None
+        self._template: HeaderTemplate | None = None
+        self._reader: HeaderTemplateReader | None = None
         self._followed = self._failures = 0
 
-    def header_of(self, head: bytes) -> Header:
+    def read_header(self, head: bytes) -> Header:
         """
-        Walk a header.
+        Return the header of a file, from bytes that are complete up to the pixel values.
 
-        Parameters
-        ----------
-        head : bytes
-            The start of a file, at least up to the pixel values.
-
-        Raises
-        ------
-        UnusualHeaderError
-            If it can't be walked, ends before the pixel values start, or is that of many frames.
+        Raises UnusualHeaderError if it can't be walked, is incomplete, or has several frames.
         """
-        chain = self._chain
-        found = None if chain is None else chain.header_of(head)
+        reader = self._reader
+        found = None if reader is None else reader.read_header(head)
         if found is not None:
             self._followed += 1
             return found
-        found = self._walked(head) or self._carefully(head)
-        if self._failures < _MOST_FAILURES + self._followed:
+        found = self._walk(head) or self._walk_carefully(head)
+        if self._failures < _MAX_FAILURES + self._followed:
             self._failures += 1
-            self._link(head[: found.pixels.value], found)
+            self._update_template(head[: found.pixels.value], found)
         return found
 
-    def _link(self, head: bytes, header: Header) -> None:
-        """Make a chain of a header that none was there for, once it is not the only one."""
+    def _update_template(self, head: bytes, header: Header) -> None:
+        """Build a template from the second header on that matches none."""
         if self._first is None:
             self._first = head
             return
         try:
-            layout, last = template_of(head), self._layout or template_of(self._first)
+            template, last = build_template(head), self._template or build_template(self._first)
         except UnusualHeaderError:
             return
-        if layout.kinds == last.kinds:
-            self._differing = self._differing | layout.differing(last)
-        self._layout = layout
-        self._chain = HeaderTemplateReader(layout, header, self._differing, self._tags)
+        if template.element_types == last.element_types:
+            self._differing = self._differing | template.find_differing(last)
+        self._template = template
+        self._reader = HeaderTemplateReader(template, header, self._differing, self._tags)
 
-    def _walked(self, head: bytes) -> Header | None:
-        """Walk a header of elements with lengths and representations; None where it has others."""
+    def _walk(self, head: bytes) -> Header | None:
+        """Walk an explicit VR header; None if it is another one."""
         if head[128:_FIRST] != _MARK:
             return None
         steps, special = self._steps, dict[int, bytes]()
         at, last = _FIRST, _BEFORE_META
         while True:
             start = head[at : at + _SHORT]
-            step = steps.get(start) or self._learned(start)
+            step = steps.get(start) or self._learn(start)
             if step is None:
                 return None
             tag, size, is_special = step
@@ -344,8 +283,8 @@ class HeaderTemplateWalker:
         pixels = Element(tag, at, at + _LONG, length, start[4:6], 0)
         return Header(pixels, syntax, uid, b"".join(special.values()))
 
-    def _learned(self, start: bytes) -> _Step | None:
-        """Take the first bytes of an element apart; None where they are unusual."""
+    def _learn(self, start: bytes) -> _Step | None:
+        """Parse the first bytes of an element; None if they are irregular."""
         if len(start) < _SHORT:
             raise UnusualHeaderError(ends=True)
         group, number, form, length = _START_OF_ITEM.unpack(start)
@@ -365,16 +304,16 @@ class HeaderTemplateWalker:
             step = _Step(tag, 0, is_special)
         else:
             return None
-        if len(self._steps) >= _MOST_KNOWN:
+        if len(self._steps) >= _MAX_KNOWN:
             self._steps.clear()
         self._steps[start] = step
         return step
 
-    def _carefully(self, head: bytes) -> Header:
-        outline = locate_elements(head)
+    def _walk_carefully(self, head: bytes) -> Header:
+        offsets = locate_elements(head)
         wanted: list[bytes] = []
         uid, start = b"", -1
-        for tag, at, value, length, _, depth in outline.elements:
+        for tag, at, value, length, _, depth in offsets.elements:
             if depth:
                 continue
             if start >= 0:
@@ -387,5 +326,5 @@ class HeaderTemplateWalker:
             elif tag in _MANY_FRAMES:
                 raise UnusualHeaderError
         if start >= 0:
-            wanted.append(head[start : outline.pixels.at])
-        return Header(outline.pixels, outline.syntax, uid, b"".join(wanted))
+            wanted.append(head[start : offsets.pixels.at])
+        return Header(offsets.pixels, offsets.syntax, uid, b"".join(wanted))

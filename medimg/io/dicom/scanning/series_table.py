@@ -1,8 +1,8 @@
 """
-Files of one series that say the same of everything but themselves.
+Uniform files: files of one series whose headers differ only in a few elements.
 
-Of most files of a series, only the instance's UID, its number, position and times differ. What all the others
-are is read once, as carefully as for any file; what each one is, is a row of a table.
+In most files of a series, only the UID, number, position and times differ. All other values are read once,
+from one header; the values of each file are a row of a table.
 """
 
 from __future__ import annotations
@@ -29,11 +29,18 @@ if TYPE_CHECKING:
     from medimg.io.dicom.header.acquisition import AcquisitionElements
     from medimg.io.dicom.header.instance import Instance
 
-__all__ = ["OF_EACH", "OF_SERIES", "InstanceColumns", "UniformFiles", "find_uniform_files", "is_plain"]
+__all__ = [
+    "FILE_ELEMENTS",
+    "SERIES_ELEMENTS",
+    "InstanceColumns",
+    "UniformFiles",
+    "build_uniform_files",
+    "is_plain",
+]
 
 _UID, _NUMBER, _POSITION, _STARTED, _ACQUIRED, _MADE = range(6)
-#: What differs from file to file, with the representation that it must have, in the order of a row.
-OF_EACH: Final = (
+#: Elements that differ between files, with the VR that they must have, in the order of a row.
+FILE_ELEMENTS: Final = (
     (0x00080018, b"UI"),  # SOP Instance UID
     (0x00200013, b"IS"),  # Instance Number
     (0x00200032, b"DS"),  # Image Position (Patient)
@@ -41,8 +48,8 @@ OF_EACH: Final = (
     (0x00080032, b"TM"),  # Acquisition Time
     (0x00080033, b"TM"),  # Content Time
 )
-#: What differs from series to series, likewise.
-OF_SERIES: Final = (
+#: Elements that differ between series.
+SERIES_ELEMENTS: Final = (
     (0x0020000E, b"UI"),  # Series Instance UID
     (0x0020000D, b"UI"),  # Study Instance UID
     (0x00200011, b"IS"),  # Series Number
@@ -52,7 +59,7 @@ OF_SERIES: Final = (
 
 _TIMES: Final = frozenset({"started", "acquired", "made"})
 _IDENTIFIER: Final = re.compile(rb"[0-9A-Za-z._-]{0,64}")
-#: Without what means something else in some character sets.
+#: Without characters that differ in some character sets.
 _PLAIN_TEXT: Final = re.compile(rb"[ !-\[\]-}]*")
 _DESCRIPTION: Final = re.compile(rb"[ !-\[\]_-}]{0,64}")
 _WHOLE: Final = re.compile(rb" *[+-]?[0-9]{1,9} *")
@@ -60,46 +67,33 @@ _FLOAT: Final = rb" *[+-]?[0-9]{1,9}(?:\.[0-9]{0,14})?(?:[eE][+-]?[0-9]{1,2})? *
 _POINT: Final = re.compile(rb"\\".join([_FLOAT] * 3))
 _TIME: Final = re.compile(rb"[0-9.:+-]* *")
 _GRAMMARS: Final = (_IDENTIFIER, _WHOLE, _POINT, _TIME, _TIME, _TIME)
-#: For each column, the letters of which these are made, and a length that none exceeds.
+#: For each column, the characters of regular values, and their maximum length.
 _DIGITS: Final = string.digits.encode()
-_LETTERS: Final = (
+_CHARACTERS: Final = (
     _DIGITS + string.ascii_letters.encode() + b"._-",
     _DIGITS + b"+- ",
     _DIGITS + b"+-.eE\\ ",
     *(_DIGITS + b".:+- ",) * 3,
 )
-_LONGEST: Final = (64, 9, 64, 64, 64, 64)
+_MAX_LENGTHS: Final = (64, 9, 64, 64, 64, 64)
 _SEPARATORS: Final = methodcaller("count", b"\\")
 
 
 def is_plain(instance: Instance) -> bool:
-    """Whether a file holds one plain image, so that a row can stand for it."""
+    """Whether a file is a single image without further attributes, so that a row can represent it."""
     if len(instance.facts) != 1 or instance.notes or instance.times is not None:
         return False
     return instance.facts[0].corner is None
 
 
 class InstanceColumns:
-    """
-    Values of files as they are written, one list for each attribute.
-
-    Attributes
-    ----------
-    indices : list of int
-        Which file each is.
-    names : list of str
-        Its path.
-    columns : tuple of list of bytes
-        The values of :data:`OF_EACH`, without the zeros that fill them up.
-    acquisitions : list of AcquisitionElements or None
-        Undecoded elements of each; None if unknown.
-    """
+    """Values of :data:`FILE_ELEMENTS` as written, without zero padding, one list for each attribute."""
 
     def __init__(self) -> None:
         self.indices: list[int] = []
         self.names: list[str] = []
         self.acquisitions: list[AcquisitionElements | None] = []
-        self.columns: tuple[list[bytes], ...] = tuple([] for _ in OF_EACH)
+        self.columns: tuple[list[bytes], ...] = tuple([] for _ in FILE_ELEMENTS)
 
     def extend(
         self,
@@ -109,7 +103,7 @@ class InstanceColumns:
         acquisitions: Sequence[AcquisitionElements | None] | None = None,
     ) -> None:
         """Add files."""
-        if len(columns) != len(OF_EACH):
+        if len(columns) != len(FILE_ELEMENTS):
             raise ValueError(f"{len(columns)} columns")
         self.indices += indices
         self.names += names
@@ -119,29 +113,29 @@ class InstanceColumns:
 
     @cached_property
     def numbers(self) -> list[int | None]:
-        """Instance Number of each."""
+        """Instance Number of each file."""
         return [int(value) if value else None for value in self.columns[_NUMBER]]
 
     @cached_property
     def positions(self) -> npt.NDArray[np.float64] | None:
-        """(n, 3) Image Position (Patient), LPS millimeters; None if one has none, or an absurd one."""
+        """Image Position (Patient) (n, 3), LPS millimeters; None if one is missing or absurd."""
         written = self.columns[_POSITION]
         if not all(written):
             return None
         found = np.array(list(map(float, b"\\".join(written).split(b"\\")))).reshape(-1, 3)
         return found if np.abs(found).max() <= frame_attributes.MAX_COORDINATE_MM else None
 
-    def without_odd(self) -> tuple[InstanceColumns, list[int]]:
-        """Set files apart that write a value in a way that takes a parser; return those left, and these."""
-        if self._are_usual():
+    def split_irregular(self) -> tuple[InstanceColumns, list[int]]:
+        """Return the files whose values need no parser, and the numbers of the others."""
+        if self._is_regular():
             return self, []
-        odd = {
+        irregular = {
             number
             for grammar, column in zip(_GRAMMARS, self.columns, strict=True)
             for number, value in enumerate(column)
             if value and grammar.fullmatch(value) is None
         }
-        kept = [n for n in range(len(self.names)) if n not in odd]
+        kept = [n for n in range(len(self.names)) if n not in irregular]
         rows = InstanceColumns()
         columns = [[column[n] for n in kept] for column in self.columns]
         rows.extend(
@@ -150,11 +144,11 @@ class InstanceColumns:
             columns,
             [self.acquisitions[n] for n in kept],
         )
-        return rows, [self.indices[n] for n in sorted(odd)]
+        return rows, [self.indices[n] for n in sorted(irregular)]
 
-    def _are_usual(self) -> bool:
-        """Whether all values are, told quickly: some that are may be missed."""
-        for letters, longest, column in zip(_LETTERS, _LONGEST, self.columns, strict=True):
+    def _is_regular(self) -> bool:
+        """Whether all values are regular, by a fast test that may miss some."""
+        for letters, longest, column in zip(_CHARACTERS, _MAX_LENGTHS, self.columns, strict=True):
             if b"".join(column).translate(None, letters) or max(map(len, column), default=0) > longest:
                 return False
         written = self.columns[_POSITION]
@@ -167,63 +161,53 @@ class InstanceColumns:
 
 
 class UniformFiles:
-    """
-    Files of one series that differ in nothing but what :data:`OF_EACH` lists.
-
-    Parameters
-    ----------
-    prototype : Instance
-        What is the same for all.
-    rows : InstanceColumns
-        What differs.
-
-    Attributes
-    ----------
-    names : list of str
-        The paths of the files.
-    indices : list of int
-        Their numbers.
-    """
+    """Files of one series that differ from `prototype` only in :data:`FILE_ELEMENTS`."""
 
     def __init__(self, prototype: Instance, rows: InstanceColumns) -> None:
         self.prototype = prototype
         self.names = rows.names
         self.indices = rows.indices
         self._rows = rows
-        self._made: dict[int, Instance] = {}
+        self._instances: dict[int, Instance] = {}
 
     @property
     def positions(self) -> npt.NDArray[np.float64] | None:
-        """(n, 3) Image Position (Patient), LPS millimeters; None if one has none, or an absurd one."""
+        """Image Position (Patient) (n, 3), LPS millimeters; None if one is missing or absurd."""
         return self._rows.positions
 
-    def instance(self, row: int) -> Instance:
-        """Return what reading the header of that file alone gives."""
-        if row not in self._made:
+    def get_instance(self, row: int) -> Instance:
+        """Return the instance that reading the header of that file gives."""
+        if row not in self._instances:
             number = self._rows.columns[_NUMBER][row]
             plain = self.prototype.facts[0]
-            self._made[row] = replace(
+            self._instances[row] = replace(
                 self.prototype,
                 blob=Blob(self.names[row]),
                 acquisition=self._rows.acquisitions[row],
                 sop_instance_uid=self._rows.columns[_UID][row].decode("ascii"),
                 instance_number=int(number) if number else None,
-                facts=(replace(plain, position=self._place(row), temporal_attributes=self._moments(row)),),
+                facts=(
+                    replace(
+                        plain,
+                        position=self._get_position(row),
+                        temporal_attributes=self._get_temporal_attributes(row),
+                    ),
+                ),
             )
-        return self._made[row]
+        return self._instances[row]
 
-    def written(self, row: int) -> list[str]:
-        """Return the values of :data:`OF_EACH` of a file, as they are written."""
+    def get_stored_values(self, row: int) -> list[str]:
+        """Return the values of :data:`FILE_ELEMENTS` of a file, as written."""
         return [column[row].decode("ascii") for column in self._rows.columns]
 
-    def _place(self, row: int) -> tuple[float, float, float] | None:
+    def _get_position(self, row: int) -> tuple[float, float, float] | None:
         value = self._rows.columns[_POSITION][row]
         if not value:
             return None
         x, y, z = map(float, value.split(b"\\"))
         return (x, y, z) if max(abs(x), abs(y), abs(z)) <= frame_attributes.MAX_COORDINATE_MM else None
 
-    def _moments(self, row: int) -> tuple[FrameAttribute, ...]:
+    def _get_temporal_attributes(self, row: int) -> tuple[FrameAttribute, ...]:
         columns = self._rows.columns
         started, acquired, made = (
             columns[n][row].decode("ascii").strip() for n in (_STARTED, _ACQUIRED, _MADE)
@@ -239,34 +223,22 @@ class UniformFiles:
         return (*same, *(FrameAttribute(name, value) for name, value in found if value is not None))
 
 
-def find_uniform_files(
+def build_uniform_files(
     prototype: Instance, series: tuple[bytes, ...], rows: InstanceColumns
 ) -> UniformFiles | None:
     """
-    Return the files of a series.
+    Return the files of a series, given the values of :data:`SERIES_ELEMENTS` without zero padding.
 
-    Parameters
-    ----------
-    prototype : Instance
-        A file that is as these in all but what :data:`OF_EACH` and :data:`OF_SERIES` list.
-    series : tuple of bytes
-        The values of :data:`OF_SERIES`, without the zeros that fill them up.
-    rows : InstanceColumns
-        The files.
-
-    Returns
-    -------
-    Alike or None
-        None if what identifies the series is written in a way that takes a parser.
+    `prototype` is equal in all other elements. None if the values of the series need a parser.
     """
     *uids, number, patient, described = series
-    usual = (
+    is_regular = (
         all(_IDENTIFIER.fullmatch(uid) for uid in uids)
         and (not number or _WHOLE.fullmatch(number))
         and _PLAIN_TEXT.fullmatch(patient)
         and _DESCRIPTION.fullmatch(described)
     )
-    if not usual:
+    if not is_regular:
         return None
     series_uid, study_uid = (uid.decode("ascii") for uid in uids)
     found = replace(

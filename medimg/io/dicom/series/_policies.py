@@ -1,4 +1,4 @@
-"""Policies for gaps, tilt and duplicates, applied to the plan of a volume."""
+"""Policies for gaps, tilt and duplicates, applied to a stack plan."""
 
 from __future__ import annotations
 
@@ -23,22 +23,13 @@ __all__ = ["Notes", "check_stack", "resolve_duplicates"]
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """
-    What deserves a second look.
-
-    Attributes
-    ----------
-    warned : list of str
-        What a warning is given for.
-    silent : list of str
-        What only the report says, as the policy is "keep".
-    """
+    """Notes of a reading: those with a warning, and those only in the report, by the policy "keep"."""
 
     warned: list[str]
     silent: list[str]
 
     def add(self, note: str, policy: Policy) -> None:
-        """Note what the policies "warn" and "keep" leave as it is."""
+        """Add a note, if the policy is "warn" or "keep"."""
         if policy == "warn":
             self.warned.append(note)
         elif policy == "keep":
@@ -46,32 +37,26 @@ class Notes:
 
     @property
     def all(self) -> list[str]:
-        """All of them, for the report."""
+        """All notes, for the report."""
         return [*self.warned, *self.silent]
 
 
 def check_stack(plan: StackPlan, policies: Policies, notes: Notes) -> None:
-    """
-    Apply the policies to gaps and tilt, as far as they don't mend them.
-
-    Raises
-    ------
-    MissingSlicesError, TiltedGantryError
-        If there is a gap or a tilt, and the policy is "raise".
-    """
+    """Add notes on gaps and tilt; raise MissingSlicesError or TiltedGantryError if the policy says so."""
     if plan.stack is None:
         return
     if plan.stack.missing or plan.stack.irregular:
-        found = _gaps(plan.stack, plan.depth)
+        found = _describe_gaps(plan.stack, plan.depth)
         if policies.on_missing == "raise":
             segments = plan.first.instance.modality == "SEG"
-            mend = "add the empty ones that a segmentation leaves out" if segments else "interpolate"
+            fix = "add the empty slices that segmentations omit" if segments else "interpolate"
             raise MissingSlicesError(
-                f'{found}; get the whole series, or choose on_missing="fix" to {mend}, "warn" or "keep" '
-                "to take the slices as they are"
+                f'{found}; get the complete series, or choose on_missing="fix" to {fix}, "warn" or "keep" '
+                "to use the slices as they are"
             )
         notes.add(
-            f"{found}; the affine counts neighbors as {plan.stack.spacing:.4g} mm apart", policies.on_missing
+            f"{found}; the affine assumes a slice distance of {plan.stack.spacing:.4g} mm",
+            policies.on_missing,
         )
     if plan.stack.tilt:
         found = f"tilted gantry: slices are sheared by {plan.stack.tilt:.2f}°"
@@ -83,7 +68,7 @@ def check_stack(plan: StackPlan, policies: Policies, notes: Notes) -> None:
         notes.add(f"{found}; the affine keeps the shear", policies.on_tilt)
 
 
-def _gaps(stack: Stack, depth: int) -> str:
+def _describe_gaps(stack: Stack, depth: int) -> str:
     found = []
     if stack.missing:
         found.append("missing slices: " + ", ".join(f"{n} after slice {place}" for place, n in stack.missing))
@@ -94,48 +79,45 @@ def _gaps(stack: Stack, depth: int) -> str:
 
 def resolve_duplicates(plan: StackPlan, policies: Policies, notes: Notes) -> StackPlan:
     """
-    Return the plan without duplicates, or with all of them stacked.
+    Return the plan without duplicates, or with all of them stacked by the policy "keep".
 
-    Raises
-    ------
-    DuplicateSlicesError
-        If there are some and the policy is "raise"; if they hold other images, unless it is "keep"; and if
-        they can't be stacked.
+    Raises DuplicateSlicesError by the policy "raise", for different images at one position, and if they can't
+    be stacked.
     """
     if not plan.duplicates:
         return plan
     count = len(plan.duplicates)
     found = (
-        f"{count} image(s) lie at the position of another, of {plan.depth * len(plan.channels) + count}, "
-        "and nothing tells them apart"
+        f"{count} of {plan.depth * len(plan.channels) + count} image(s) have the position of another, "
+        "and no attribute distinguishes them"
     )
     if policies.on_duplicate == "raise":
         raise DuplicateSlicesError(f'{found}; remove them, or choose on_duplicate="warn"')
     if policies.on_duplicate == "keep":
-        notes.add(f"{found}; all are stacked, so that the affine does not give their positions", "keep")
-        return _with_duplicates(plan, policies, found)
-    different = _different(plan.duplicates)
+        notes.add(f"{found}; all are stacked, and the affine does not give their positions", "keep")
+        return _stack_duplicates(plan, policies, found)
+    different = _count_different(plan.duplicates)
     if different:
         raise DuplicateSlicesError(
-            f"{found}, though {different} of them hold other images: they may be phases, time points or "
+            f"{found}, though {different} of them differ in pixels: they may be phases, time points or "
             'series in one; read the files of one of them, or choose on_duplicate="keep" to stack them all'
         )
-    notes.add(f"{found}; they hold the same image, and one of each is used", policies.on_duplicate)
+    notes.add(f"{found}; their pixels are identical, and one of each is used", policies.on_duplicate)
     return plan
 
 
-def _with_duplicates(plan: StackPlan, policies: Policies, found: str) -> StackPlan:
+def _stack_duplicates(plan: StackPlan, policies: Policies, found: str) -> StackPlan:
     if "fix" in (policies.on_missing, policies.on_tilt) or len(plan.channels) > 1:
         raise DuplicateSlicesError(
-            f'{found}: on_duplicate="keep" stacks them all, and then nothing can be resampled by '
-            'position, nor can there be time points; choose on_duplicate="fix"'
+            f'{found}: on_duplicate="keep" stacks them all, which excludes resampling by position and '
+            'time points; choose on_duplicate="fix"'
         )
     frames = (*plan.channels[0], *(left for left, _ in plan.duplicates))
-    return replace(plan, channels=(tuple(sorted(frames, key=plan.along)),), duplicates=())
+    return replace(plan, channels=(tuple(sorted(frames, key=plan.distance_along)),), duplicates=())
 
 
-def _different(duplicates: Sequence[tuple[Frame, Frame]]) -> int:
-    """Count the duplicates whose pixels are not those of the image that is kept."""
+def _count_different(duplicates: Sequence[tuple[Frame, Frame]]) -> int:
+    """Count duplicates whose pixels differ from those of the image kept."""
     count = 0
     reader = FrameReader([frame for pair in duplicates for frame in pair])
     for pair in duplicates:

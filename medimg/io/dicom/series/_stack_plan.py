@@ -1,4 +1,4 @@
-"""The plan of a volume: the order of its frames and its affine, before any pixel is read."""
+"""Stack plan: order of the frames and affine of a volume, before pixels are read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StackPlan", "plan_regular_stack", "plan_stack"]
 
-_MISPLACED_MM: Final = 0.02
+_MAX_MISFIT_MM: Final = 0.02
 _NO_SPACING: Final = "no pixel spacing in the file: 1 mm assumed"
 
 Frames: TypeAlias = "Sequence[Frame]"
@@ -31,26 +31,11 @@ Frames: TypeAlias = "Sequence[Frame]"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackPlan:
     """
-    How frames become a volume.
+    Order of frames and affine (4, 4), index (d, h, w) to LPS millimeters, of a volume.
 
-    Attributes
-    ----------
-    channels : tuple of sequence of Frame
-        For each channel its frames, in the order of the slices; all of the same length.
-    names : tuple of str
-        A name for each channel; empty where nothing repeats.
-    times : tuple of float or None
-        Seconds from the first channel, or of each frame of a cine.
-    affine : numpy.ndarray
-        (4, 4): index (d, h, w) to LPS millimeters.
-    space : {"patient", "image"}
-        Whether positions in the patient are known.
-    stack : Stack or None
-        The regularity of the positions, where they are known.
-    duplicates : tuple of (Frame, Frame)
-        Each frame left out, and the one kept at its position.
-    notes : tuple of str
-        What deserves a second look.
+    `channels` has the frames of each channel in slice order; `times` are seconds from the first channel, or
+    of each frame of a cine; `stack` is None without positions; `duplicates` are pairs of a frame left out and
+    the one kept at its position.
     """
 
     channels: tuple[Frames, ...]
@@ -64,7 +49,7 @@ class StackPlan:
 
     @property
     def first(self) -> Frame:
-        """The first slice of the first channel."""
+        """First slice of the first channel."""
         return self.channels[0][0]
 
     @property
@@ -74,37 +59,30 @@ class StackPlan:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Each file that is used once, in the order of its first slice."""
+        """Files used, each once, in the order of their first slice."""
         return tuple(instance.path for instance in self.instances)
 
     @property
     def instances(self) -> tuple[Instance, ...]:
-        """Each file as it was read, in the same order."""
+        """Instances of these files."""
         frames = (frame for channel in self.channels for frame in channel)
         return tuple({frame.instance.path: frame.instance for frame in frames}.values())
 
-    def along(self, frame: Frame) -> float:
-        """Return the place of a frame along the direction from slice to slice, in millimeters."""
+    def distance_along(self, frame: Frame) -> float:
+        """Return the position of a frame along the slice direction, in millimeters."""
         step = self.affine[:3, 0]
-        return float(_position(frame) @ step / np.linalg.norm(step))
+        return float(_get_position(frame) @ step / np.linalg.norm(step))
 
 
 def plan_stack(group: Group) -> StackPlan:
-    """
-    Sort frames by position, or by Instance Number where there is none, and find their affine.
-
-    Raises
-    ------
-    GeometryError
-        If the orientation is unsound, or the order can't be known.
-    """
+    """Sort frames by position, or else by Instance Number; raise GeometryError if the order is unknown."""
     channels = [sorted(channel, key=lambda frame: frame.sort_key) for channel in group.content.channels]
     if all(frame.has_geometry for frame in channels[0]):
-        return _by_position(group, channels)
-    return _by_number(group, channels[0])
+        return _plan_by_position(group, channels)
+    return _plan_by_number(group, channels[0])
 
 
-def _by_number(group: Group, frames: list[Frame]) -> StackPlan:
+def _plan_by_number(group: Group, frames: list[Frame]) -> StackPlan:
     facts = frames[0].facts
     rows, columns = facts.pixel_spacing or (1.0, 1.0)
     notes = list(group.notes)
@@ -113,7 +91,7 @@ def _by_number(group: Group, frames: list[Frame]) -> StackPlan:
         lacking = len({id(frame.instance) for frame in frames if not frame.has_geometry})
         notes.append(
             f"positions are missing in {lacking} of {len(instances)} files: "
-            "sorted by Instance Number, with a nominal distance between slices"
+            "sorted by Instance Number, with a nominal slice distance"
         )
         numbers = [instance.instance_number for instance in instances.values()]
         if None in numbers or len(set(numbers)) < len(numbers):
@@ -130,20 +108,20 @@ def _by_number(group: Group, frames: list[Frame]) -> StackPlan:
     return StackPlan(channels=(tuple(frames),), times=times, affine=affine, space="image", notes=tuple(notes))
 
 
-def _by_position(group: Group, channels: list[list[Frame]]) -> StackPlan:
+def _plan_by_position(group: Group, channels: list[list[Frame]]) -> StackPlan:
     first = channels[0]
     facts = first[0].facts
     orientation = facts.orientation
     assert orientation is not None  # has_geometry was checked
-    positions = np.asarray([_position(frame) for frame in first])
+    positions = np.asarray([_get_position(frame) for frame in first])
     alone = facts.slice_spacing or facts.slice_thickness or 1.0
     stack = analyze_positions(positions, orientation, fallback_step=alone, stated_gap=facts.slice_spacing)
     ordered = tuple(first[i] for i in stack.order)
-    origin = _position(ordered[0])
+    origin = _get_position(ordered[0])
     affine = geometry.affine_from_slices(origin, stack.step, orientation, facts.pixel_spacing or (1.0, 1.0))
-    sorted_channels = (ordered, *(_along(channel, stack.step) for channel in channels[1:]))
-    off = max(_farthest_corner(channel, affine) for channel in sorted_channels)
-    notes = [*group.notes, *_notes(stack, off, facts)]
+    sorted_channels = (ordered, *(_sort_along(channel, stack.step) for channel in channels[1:]))
+    misfit = max(_measure_misfit(channel, affine) for channel in sorted_channels)
+    notes = [*group.notes, *_list_notes(stack, misfit, facts)]
     doubles = tuple((first[left], first[kept]) for left, kept in stack.duplicates)
     content = group.content
     return StackPlan(
@@ -160,78 +138,71 @@ def _by_position(group: Group, channels: list[list[Frame]]) -> StackPlan:
 
 def plan_regular_stack(stack: Stack, frames: Frames, positions: npt.NDArray[np.float64]) -> StackPlan:
     """
-    Return the plan of a stack without doubles whose frames differ in nothing but their places.
+    Return the plan of a stack without duplicates whose frames differ in position alone.
 
-    Parameters
-    ----------
-    stack : Stack
-        Of these frames.
-    frames : sequence of Frame
-        In the order of the stack; only the first is looked at.
-    positions : numpy.ndarray
-        (n, 3) where each is, LPS millimeters.
+    `frames` are in stack order, and only the first is accessed; `positions` (n, 3) are in LPS millimeters.
     """
     first = frames[0]
     facts = first.facts
     assert facts.orientation is not None  # there is a stack
     spacing = facts.pixel_spacing or (1.0, 1.0)
     affine = geometry.affine_from_slices(positions[0], stack.step, facts.orientation, spacing)
-    diagonal = None if facts.pixel_spacing is None else _diagonal(first)
-    off = _farthest(positions, diagonal, first.instance, affine)
-    notes = tuple(_notes(stack, off, facts))
+    diagonal = None if facts.pixel_spacing is None else _compute_diagonal(first)
+    misfit = _measure_corner_distance(positions, diagonal, first.instance, affine)
+    notes = tuple(_list_notes(stack, misfit, facts))
     return StackPlan(channels=(frames,), affine=affine, space="patient", stack=stack, notes=notes)
 
 
-def _position(frame: Frame) -> npt.NDArray[np.float64]:
+def _get_position(frame: Frame) -> npt.NDArray[np.float64]:
     return np.asarray(frame.facts.position, dtype=np.float64)
 
 
-def _along(frames: list[Frame], step: npt.NDArray[np.float64]) -> Frames:
-    return tuple(sorted(frames, key=lambda frame: float(_position(frame) @ step)))
+def _sort_along(frames: list[Frame], step: npt.NDArray[np.float64]) -> Frames:
+    return tuple(sorted(frames, key=lambda frame: float(_get_position(frame) @ step)))
 
 
-def _notes(stack: Stack, off: float, facts: FrameFacts) -> Iterator[str]:
+def _list_notes(stack: Stack, misfit: float, facts: FrameFacts) -> Iterator[str]:
     if stack.is_jittered:
         yield f"distances between slices vary by up to {stack.deviation:.1%} of {stack.gap:.4g} mm"
     regular = not (stack.missing or stack.irregular)
-    if regular and off > max(_MISPLACED_MM, 0.01 * stack.gap):
-        yield f"the affine misses the stated place of a slice by up to {off:.3g} mm"
+    if regular and misfit > max(_MAX_MISFIT_MM, 0.01 * stack.gap):
+        yield f"the affine differs from the stated position of a slice by up to {misfit:.3g} mm"
     if facts.pixel_spacing is None:
         yield _NO_SPACING
 
 
-def _farthest_corner(frames: Frames, affine: geometry.Affine) -> float:
-    """Return :func:`_farthest` of frames that may differ in orientation and spacing."""
-    positions = np.asarray([_position(frame) for frame in frames])
+def _measure_misfit(frames: Frames, affine: geometry.Affine) -> float:
+    """Return the maximum distance in millimeters of frames that may differ in orientation and spacing."""
+    positions = np.asarray([_get_position(frame) for frame in frames])
     diagonals = None
     if all(frame.facts.pixel_spacing is not None for frame in frames):
-        diagonals = np.asarray([_diagonal(frame) for frame in frames])
-    return _farthest(positions, diagonals, frames[0].instance, affine)
+        diagonals = np.asarray([_compute_diagonal(frame) for frame in frames])
+    return _measure_corner_distance(positions, diagonals, frames[0].instance, affine)
 
 
-def _farthest(
+def _measure_corner_distance(
     positions: npt.NDArray[np.float64],
     diagonals: npt.NDArray[np.float64] | None,
     instance: Instance,
     affine: geometry.Affine,
 ) -> float:
     """
-    Return how far, in millimeters, the affine puts a corner of a slice from where the slice says it is.
+    Return the maximum distance, in millimeters, of a slice corner from its position by the affine.
 
     The first and the last pixel of each slice are compared with its own position, orientation and spacing.
     """
     d = np.arange(len(positions), dtype=np.float64)
     zero = np.zeros_like(d)
     starts = geometry.index_to_lps(affine, np.stack([d, zero, zero], axis=1))
-    off = np.abs(starts - positions).max()
+    misfit = np.abs(starts - positions).max()
     if diagonals is None:
-        return float(off)
+        return float(misfit)
     last = np.stack([d, zero + instance.rows - 1, zero + instance.columns - 1], axis=1)
-    return float(max(off, np.abs(geometry.index_to_lps(affine, last) - (positions + diagonals)).max()))
+    return float(max(misfit, np.abs(geometry.index_to_lps(affine, last) - (positions + diagonals)).max()))
 
 
-def _diagonal(frame: Frame) -> npt.NDArray[np.float64]:
-    """Return the way from the first pixel to the last."""
+def _compute_diagonal(frame: Frame) -> npt.NDArray[np.float64]:
+    """Return the vector from the first pixel to the last."""
     x, y = np.asarray(frame.facts.orientation, dtype=np.float64).reshape(2, 3)
     between_rows, between_columns = frame.facts.pixel_spacing or (1.0, 1.0)
     instance = frame.instance

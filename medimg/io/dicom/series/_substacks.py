@@ -1,4 +1,4 @@
-"""Several stacks of one orientation in one series: between, behind or beside each other."""
+"""Substacks of one orientation in one series: interleaved, consecutive, or side by side."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from medimg.core.stacking import Stack, analyze_positions
 from medimg.errors import GeometryError
 from medimg.io.dicom.series._positions import (
     PositionedFrame,
-    parts_by,
-    series_attributes_of,
-    temporal_attribute_of,
+    get_series_attribute,
+    get_temporal_attribute,
+    group_by,
 )
 
 if TYPE_CHECKING:
@@ -24,59 +24,54 @@ if TYPE_CHECKING:
 
 __all__ = ["split_substacks"]
 
-_LEAST_SLICES: Final = 3
-#: Where Stack ID or the places say that there are several.
-_LEAST_STATED: Final = 2
-#: How far stacks beside each other are apart; what moves less is the same one.
-_LEAST_BESIDE_MM: Final = 20.0
-#: How many slices a gap between stacks has room for; a smaller uneven one is a gap within a stack.
-_LEAST_GAP: Final = 4
+_MIN_SLICES: Final = 3
+#: If Stack ID or the positions indicate several stacks.
+_MIN_SLICES_STATED: Final = 2
+#: Minimum distance of stacks side by side.
+_MIN_OFFSET_MM: Final = 20.0
+#: Minimum gap between stacks, in slices; a smaller uneven gap is within a stack.
+_MIN_GAP: Final = 4
 
 
 def split_substacks(items: list[PositionedFrame]) -> list[list[PositionedFrame]]:
     """
-    Split stacks that share an orientation, where each is regular and the whole is not.
+    Split stacks that share an orientation, if each is regular and the whole is not.
 
-    They are told apart by Stack ID, Image Type, or Acquisition Number; as stations of a moving table, which
-    lie beside each other; or by a gap that is wide and no multiple of the distance between slices, as between
-    the slabs of two breasts.
-
-    Parameters
-    ----------
-    items : list of PositionedFrame
-        Of one orientation and pixel spacing; places can repeat.
-
-    Returns
-    -------
-    list of list of Placed
-        No place is in two of them; only one where nothing tells stacks apart.
+    They are distinguished by Stack ID, Image Type or Acquisition Number; as stations of a moving table, side
+    by side; or by a wide gap that is not a multiple of the slice distance, as between the slabs of two
+    breasts. No position is in two of them.
     """
-    firsts = {item.place: item for item in reversed(items)}
-    listed = list(firsts)
-    points = np.asarray([firsts[place].frame.facts.position for place in listed], dtype=np.float64)
-    stack = _stack(points, items)
+    firsts = {item.location: item for item in reversed(items)}
+    locations = list(firsts)
+    points = np.asarray([firsts[location].frame.facts.position for location in locations], dtype=np.float64)
+    stack = _analyze_stack(points, items)
     if stack is None or _is_regular(stack):
         return [items]
-    columns, runs = _columns(stack, points, items), _runs(stack)
-    for label, least in (
-        (partial(series_attributes_of, "stack"), _LEAST_STATED),
-        (partial(series_attributes_of, "type"), _LEAST_SLICES),
-        (partial(temporal_attribute_of, "acquisition"), _LEAST_SLICES),
-        (_numbered(listed, columns), _LEAST_STATED),
-        (_numbered(listed, runs), _LEAST_SLICES),
+    columns, runs = _number_columns(stack, points, items), _number_runs(stack)
+    for label, minimum in (
+        (partial(get_series_attribute, "stack"), _MIN_SLICES_STATED),
+        (partial(get_series_attribute, "type"), _MIN_SLICES),
+        (partial(get_temporal_attribute, "acquisition"), _MIN_SLICES),
+        (_number_getter(locations, columns), _MIN_SLICES_STATED),
+        (_number_getter(locations, runs), _MIN_SLICES),
     ):
-        parts = list(parts_by(items, label).values())
-        depths = [len({item.place for item in part}) for part in parts]
-        if len(parts) > 1 and sum(depths) == len(listed) and min(depths) >= least and _all_regular(parts):
+        parts = list(group_by(items, label).values())
+        depths = [len({item.location for item in part}) for part in parts]
+        if (
+            len(parts) > 1
+            and sum(depths) == len(locations)
+            and min(depths) >= minimum
+            and _are_regular(parts)
+        ):
             return parts
     return [items]
 
 
-def _stack(points: npt.NDArray[np.float64], items: Sequence[PositionedFrame]) -> Stack | None:
+def _analyze_stack(points: npt.NDArray[np.float64], items: Sequence[PositionedFrame]) -> Stack | None:
     try:
         return analyze_positions(points, items[0].frame.facts.orientation or ())
     except GeometryError:
-        # the plan of the stack says what is wrong
+        # the stack plan raises the error
         return None
 
 
@@ -84,24 +79,26 @@ def _is_regular(stack: Stack) -> bool:
     return not (stack.missing or stack.irregular or stack.duplicates)
 
 
-def _all_regular(parts: Sequence[list[PositionedFrame]]) -> bool:
+def _are_regular(parts: Sequence[list[PositionedFrame]]) -> bool:
     for part in parts:
-        firsts = {item.place: item.frame.facts.position for item in reversed(part)}
-        stack = _stack(np.asarray(list(firsts.values()), dtype=np.float64), part)
+        firsts = {item.location: item.frame.facts.position for item in reversed(part)}
+        stack = _analyze_stack(np.asarray(list(firsts.values()), dtype=np.float64), part)
         if stack is None or not _is_regular(stack):
             return False
     return True
 
 
-def _numbered(places: Sequence[int], numbers: dict[int, int]) -> Callable[[PositionedFrame], Hashable]:
-    of_place = {place: numbers.get(n, 0) for n, place in enumerate(places)}
-    return lambda item: of_place[item.place]
+def _number_getter(
+    locations: Sequence[int], numbers: dict[int, int]
+) -> Callable[[PositionedFrame], Hashable]:
+    by_location = {location: numbers.get(n, 0) for n, location in enumerate(locations)}
+    return lambda item: by_location[item.location]
 
 
-def _columns(
+def _number_columns(
     stack: Stack, points: npt.NDArray[np.float64], items: Sequence[PositionedFrame]
 ) -> dict[int, int]:
-    """Number what lies in one plane, where all planes have equally many images far apart."""
+    """Number the images in one plane, if all planes have equally many images far apart."""
     planes = {n: [n] for n in stack.order}
     for left, kept in stack.duplicates:
         planes[kept].append(left)
@@ -109,7 +106,7 @@ def _columns(
         np.linalg.norm(points[a] - points[b]) for plane in planes.values() for a, b in combinations(plane, 2)
     ]
     uneven = len({len(plane) for plane in planes.values()}) > 1
-    if uneven or min(distances, default=0.0) < _LEAST_BESIDE_MM:
+    if uneven or min(distances, default=0.0) < _MIN_OFFSET_MM:
         return {}
     axes = np.asarray(items[0].frame.facts.orientation, dtype=np.float64).reshape(2, 3)
     in_plane = np.round(points @ axes.T, 1)
@@ -120,11 +117,9 @@ def _columns(
     }
 
 
-def _runs(stack: Stack) -> dict[int, int]:
-    """Number what lies between wide gaps that are no multiples of the distance between slices."""
-    wide = [
-        n for n in stack.irregular if stack.distances[n + 1] - stack.distances[n] > _LEAST_GAP * stack.gap
-    ]
+def _number_runs(stack: Stack) -> dict[int, int]:
+    """Number the images between wide gaps that are not multiples of the slice distance."""
+    wide = [n for n in stack.irregular if stack.distances[n + 1] - stack.distances[n] > _MIN_GAP * stack.gap]
     if stack.duplicates:
         return {}
     return {n: int(np.searchsorted(wide, rank)) for rank, n in enumerate(stack.order)}

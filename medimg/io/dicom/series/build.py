@@ -1,4 +1,4 @@
-"""Groups of frames into series."""
+"""Series from groups of DICOM frames, or directly from regular files."""
 
 from __future__ import annotations
 
@@ -16,45 +16,22 @@ if TYPE_CHECKING:
     from medimg.io.dicom.scanning.series_table import UniformFiles
     from medimg.io.dicom.series.grouping import Group
 
-__all__ = ["build_series", "dicom_series", "regular_series"]
+__all__ = ["build_dicom_series", "build_regular_series", "build_series"]
 
 
-def dicom_series(group: Group) -> Series:
-    """
-    Return the series of frames that belong into one volume.
-
-    Raises
-    ------
-    GeometryError
-        If their order can't be known.
-    """
+def build_dicom_series(group: Group) -> Series:
+    """Return the series of frames of one volume; raise GeometryError if their order is unknown."""
     plan = plan_stack(group)
     return build_series(group.uid, plan, plan.files)
 
 
 def build_series(uid: str, plan: StackPlan, files: tuple[str, ...]) -> Series:
-    """
-    Return the series of a plan.
-
-    Parameters
-    ----------
-    uid : str
-        What it is called.
-    plan : StackPlan
-        Its frames.
-    files : tuple of str
-        Their files, as :attr:`StackPlan.files` says.
-
-    Raises
-    ------
-    GeometryError
-        If there are several color images at each position.
-    """
+    """Return the series of a plan; raise GeometryError for several color images at each position."""
     instance = plan.first.instance
     colors = 3 if instance.is_color else 1
     if colors > 1 and len(plan.channels) > 1:
         raise GeometryError(
-            f"{len(plan.channels)} color images lie at each position: channels are colors already; "
+            f"{len(plan.channels)} color images at each position, but channels are colors; "
             "read the files one by one"
         )
     return Series(
@@ -73,8 +50,8 @@ def build_series(uid: str, plan: StackPlan, files: tuple[str, ...]) -> Series:
     )
 
 
-class _Frames(Sequence[Frame]):
-    """The frames of files in the order of a stack, made when they are asked for."""
+class _LazyFrames(Sequence[Frame]):
+    """Frames of files in stack order, built on access."""
 
     def __init__(self, files: UniformFiles, rows: Sequence[int]) -> None:
         self._files = files
@@ -89,25 +66,17 @@ class _Frames(Sequence[Frame]):
     def __getitem__(self, index: slice) -> Sequence[Frame]: ...
     def __getitem__(self, index: int | slice) -> Frame | Sequence[Frame]:
         if isinstance(index, slice):
-            return _Frames(self._files, self._rows[index])
-        instance = self._files.instance(self._rows[index])
+            return _LazyFrames(self._files, self._rows[index])
+        instance = self._files.get_instance(self._rows[index])
         return Frame(instance, instance.facts[0])
 
 
-def regular_series(files: UniformFiles) -> Series | None:
+def build_regular_series(files: UniformFiles) -> Series | None:
     """
-    Return the series of files that share it with no other file.
+    Return the series of files that are the only files of their series, as `build_dicom_series` would.
 
-    Parameters
-    ----------
-    files : UniformFiles
-        All files of their series.
-
-    Returns
-    -------
-    Series or None
-        As :func:`medimg.io.dicom.series.build.dicom_series` makes it of their only group; None where they may
-        be several groups: a place repeats, is missing, or is off. Then each file has to be looked at.
+    None if they may be several groups, because a position repeats, is missing or uneven: then each file is
+    examined.
     """
     prototype = files.prototype
     orientation, positions = prototype.facts[0].orientation, files.positions
@@ -124,6 +93,6 @@ def regular_series(files: UniformFiles) -> Series | None:
     if stack.missing or stack.irregular or stack.duplicates:
         return None
     rows = stack.order
-    plan = plan_regular_stack(stack, _Frames(files, rows), positions[list(rows)])
+    plan = plan_regular_stack(stack, _LazyFrames(files, rows), positions[list(rows)])
     names = files.names
     return build_series(prototype.series_uid, plan, files=tuple([names[row] for row in rows]))

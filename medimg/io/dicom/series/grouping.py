@@ -1,4 +1,4 @@
-"""Frames into groups that can be stacked: one series of the scanner can hold several."""
+"""Grouping of DICOM frames into series that can be stacked; a Series Instance UID can have several."""
 
 from __future__ import annotations
 
@@ -16,27 +16,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Group", "group_frames"]
 
-# with room for the rounding of binary numbers: writers round to 4 decimals
+# writers round to 4 decimals; plus the rounding of binary numbers
 _ORIENTATION_TOLERANCE: Final = 1e-4 + 1e-9
 _SPACING_TOLERANCE: Final = 1e-3
-#: Modalities whose images are slices, even where their position is not in the file.
-_SLICED: Final = frozenset({"CT", "MR", "PT"})
+#: Modalities whose images are slices even without a position.
+_SLICE_MODALITIES: Final = frozenset({"CT", "MR", "PT"})
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """
-    Frames that make up one volume.
-
-    Attributes
-    ----------
-    uid : str
-        Series Instance UID, with "#2", "#3", … where a series holds several groups.
-    content : Repetition
-        Its frames, channel by channel.
-    notes : tuple of str
-        What deserves a second look.
-    """
+    """Frames of one volume; the UID has a suffix "#2", "#3", … if a series has several groups."""
 
     uid: str
     content: Repetition
@@ -44,7 +33,7 @@ class Group:
 
     @property
     def instances(self) -> list[Instance]:
-        """Its files, each once."""
+        """Files of the group, each once."""
         frames = (frame for channel in self.content.channels for frame in channel)
         return list({id(f.instance): f.instance for f in frames}.values())
 
@@ -53,26 +42,20 @@ def group_frames(instances: Iterable[Instance]) -> list[Group]:
     """
     Group the frames of files into volumes.
 
-    By Series Instance UID, and patient, study and Series Number, which a constant UID of a careless
-    anonymizer can't mix up; by size, color, localizer or not, orientation and pixel spacing; and where
-    images lie at the same positions, as :func:`medimg.io.dicom.series._dimensions.split_repetitions` says.
-    Files without Series Instance UID go by folder, study and Series Number. An image without a place in the
-    patient, such as an X-ray or an ultrasound clip, is a group of its own, unless it is a slice of a CT, MR
-    or PET.
-
-    Returns
-    -------
-    list of Group
+    By Series Instance UID, patient, study and Series Number (for anonymizers that write a constant UID), or
+    by folder if there is no UID; by size, color, localizer, orientation and pixel spacing; then by
+    repetition. A frame without a position, such as an X-ray or an ultrasound clip, is its own group, except
+    in CT, MR and PET.
     """
     by_series: dict[Hashable, list[Instance]] = defaultdict(list)
     for instance in instances:
-        by_series[_series_key(instance)].append(instance)
+        by_series[_make_series_key(instance)].append(instance)
     result: list[Group] = []
     numbers: dict[str, int] = defaultdict(int)
     for members in by_series.values():
-        uid, notes = _named(members)
+        uid, notes = _name_series(members)
         frames = [frame for instance in members for frame in instance.frames]
-        parts = [part for alike in _by_appearance(frames) for part in split_repetitions(alike)]
+        parts = [part for alike in _group_by_appearance(frames) for part in split_repetitions(alike)]
         parts.sort(key=lambda part: min(frame.sort_key for channel in part.channels for frame in channel))
         for part in parts:
             numbers[uid] += 1
@@ -82,7 +65,7 @@ def group_frames(instances: Iterable[Instance]) -> list[Group]:
     return result
 
 
-def _series_key(instance: Instance) -> Hashable:
+def _make_series_key(instance: Instance) -> Hashable:
     where = "" if instance.series_uid else str(PurePath(instance.path).parent)
     return (
         instance.series_uid,
@@ -94,7 +77,7 @@ def _series_key(instance: Instance) -> Hashable:
     )
 
 
-def _named(members: Sequence[Instance]) -> tuple[str, tuple[str, ...]]:
+def _name_series(members: Sequence[Instance]) -> tuple[str, tuple[str, ...]]:
     if members[0].series_uid:
         return members[0].series_uid, ()
     uid = f"no series UID: {min(m.path for m in members)}"
@@ -103,7 +86,7 @@ def _named(members: Sequence[Instance]) -> tuple[str, tuple[str, ...]]:
     return uid, ("no Series Instance UID: grouped by folder, study, Series Number and appearance",)
 
 
-def _by_appearance(frames: Sequence[Frame]) -> list[list[Frame]]:
+def _group_by_appearance(frames: Sequence[Frame]) -> list[list[Frame]]:
     alike: dict[Hashable, list[list[Frame]]] = defaultdict(list)
     for frame in frames:
         instance = frame.instance
@@ -113,10 +96,10 @@ def _by_appearance(frames: Sequence[Frame]) -> list[list[Frame]]:
             instance.columns,
             instance.is_color,
             frame.is_localizer,
-            None if frame.has_geometry or instance.modality in _SLICED else instance.path,
+            None if frame.has_geometry or instance.modality in _SLICE_MODALITIES else instance.path,
         )
         for group in alike[key]:
-            if _same_geometry(group[0], frame):
+            if _has_same_geometry(group[0], frame):
                 group.append(frame)
                 break
         else:
@@ -124,15 +107,15 @@ def _by_appearance(frames: Sequence[Frame]) -> list[list[Frame]]:
     return [group for groups in alike.values() for group in groups]
 
 
-def _same_geometry(one: Frame, other: Frame) -> bool:
-    """Whether two images have the same orientation and pixel spacing, as far as they say."""
+def _has_same_geometry(one: Frame, other: Frame) -> bool:
+    """Whether two images have equal orientation and pixel spacing, as far as stated."""
     a, b = one.facts, other.facts
-    return _close(a.orientation, b.orientation, atol=_ORIENTATION_TOLERANCE) and _close(
+    return _is_close(a.orientation, b.orientation, atol=_ORIENTATION_TOLERANCE) and _is_close(
         a.pixel_spacing, b.pixel_spacing, rtol=_SPACING_TOLERANCE
     )
 
 
-def _close(
+def _is_close(
     one: Sequence[float] | None, other: Sequence[float] | None, *, rtol: float = 0.0, atol: float = 0.0
 ) -> bool:
     if one is other:

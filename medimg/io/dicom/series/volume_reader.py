@@ -1,4 +1,4 @@
-"""Plans of stacks into volumes: whole ones, some of their slices, or a few slices at a time."""
+"""Volumes of stack plans: all slices, some of them, or a few at a time."""
 
 from __future__ import annotations
 
@@ -29,30 +29,23 @@ if TYPE_CHECKING:
 
 __all__ = ["StackReader"]
 
-_MOST_VALUES: Final = 2**33
+_MAX_VALUES: Final = 2**33
 
 
 @dataclass(frozen=True, slots=True)
 class StackReader:
-    """
-    Reads the pixels of one stack.
-
-    Attributes
-    ----------
-    plan : StackPlan
-        Its frames, in order.
-    """
+    """Reader of the pixels of one stack."""
 
     plan: StackPlan
 
     def __call__(self, slices: Sequence[int] | None, policies: Policies) -> Volume:
         """Return the volume of some slices, or of all; see :meth:`medimg.io.series.Series.read`."""
-        with _named(self.plan):
-            task = _task(self.plan, slices, policies)
+        with _name_errors(self.plan):
+            task = _plan_task(self.plan, slices, policies)
             everything = range(len(task.chosen))
-            _check_size(task.frames(everything))
-            volume = _read(task, task.reader(), everything)
-            for fix in _fixes(task.plan, policies):
+            _check_size(task.get_frames(everything))
+            volume = _read_volume(task, task.make_reader(), everything)
+            for fix in _list_fixes(task.plan, policies):
                 volume = fix(volume)
         for note in task.notes.warned:
             warnings.warn(note, MedimgWarning, stacklevel=4)
@@ -60,25 +53,27 @@ class StackReader:
 
     def pieces(self, size: int, slices: Sequence[int] | None, policies: Policies) -> Iterator[Volume]:
         """Yield up to `size` slices at a time; see :meth:`medimg.io.series.Series.pieces`."""
-        with _named(self.plan):
-            task = _task(self.plan, slices, policies)
-            if _fixes(task.plan, policies):
-                raise GeometryError('a stack that a policy "fix" resamples is read as a whole, not in pieces')
+        with _name_errors(self.plan):
+            task = _plan_task(self.plan, slices, policies)
+            if _list_fixes(task.plan, policies):
+                raise GeometryError(
+                    'a policy "fix" that resamples the stack is not supported in pieces; read all at once'
+                )
         for note in task.notes.warned:
             warnings.warn(note, MedimgWarning, stacklevel=3)
         count = len(task.chosen)
         parts = [range(start, min(start + size, count)) for start in range(0, count, size)]
-        _check_size(task.frames(parts[0]))
-        reader = task.reader()
-        # a piece without compression is read sooner than a second thread has started
+        _check_size(task.get_frames(parts[0]))
+        reader = task.make_reader()
+        # starting a second thread takes longer than reading an uncompressed piece
         workers = 1 if self.plan.first.instance.transfer_syntax in NATIVE_SYNTAXES else None
-        with _named(self.plan):
+        with _name_errors(self.plan):
             for part in parts:
-                yield _read(task, reader, part, workers=workers)
+                yield _read_volume(task, reader, part, workers=workers)
 
 
 class _Task(NamedTuple):
-    """What to read, once policies were applied: the slices chosen, and for each channel their frames."""
+    """A plan after policies: the slices chosen, and their frames for each channel."""
 
     plan: StackPlan
     chosen: list[int]
@@ -86,38 +81,38 @@ class _Task(NamedTuple):
     notes: Notes
     kind: ValueKind
 
-    def frames(self, part: range) -> list[Frame]:
+    def get_frames(self, part: range) -> list[Frame]:
         """Return the frames of some of the chosen slices, channel after channel."""
         return [frame for channel in self.channels for frame in channel[part.start : part.stop]]
 
-    def reader(self) -> FrameReader:
-        """Return what reads these frames."""
+    def make_reader(self) -> FrameReader:
+        """Return a reader of these frames."""
         first_acquired = find_first_acquisition(self.plan.instances) if self.kind == "suv" else None
-        frames = self.frames(range(len(self.chosen)))
+        frames = self.get_frames(range(len(self.chosen)))
         return FrameReader(frames, self.kind, first_acquired=first_acquired)
 
 
 @contextmanager
-def _named(plan: StackPlan) -> Iterator[None]:
+def _name_errors(plan: StackPlan) -> Iterator[None]:
     try:
         yield
     except SeriesError as error:
         raise type(error)(f"series of {plan.first.instance.path}: {error}") from None
 
 
-def _task(plan: StackPlan, slices: Sequence[int] | None, policies: Policies) -> _Task:
+def _plan_task(plan: StackPlan, slices: Sequence[int] | None, policies: Policies) -> _Task:
     notes = Notes([*plan.notes], [])
     check_stack(plan, policies, notes)
     plan = resolve_duplicates(plan, policies, notes)
     everything = range(plan.depth)
     chosen = geometry.ascending_slices(everything if slices is None else slices, plan.depth)
-    if slices is not None and _fixes(plan, policies):
-        raise GeometryError('slices can\'t be chosen together with a policy "fix" that resamples the stack')
+    if slices is not None and _list_fixes(plan, policies):
+        raise GeometryError('slices= is not supported with a policy "fix" that resamples the stack')
     channels = [[channel[i] for i in chosen] for channel in plan.channels]
     return _Task(plan, chosen, channels, notes, policies.values)
 
 
-def _fixes(plan: StackPlan, policies: Policies) -> list[Callable[[Volume], Volume]]:
+def _list_fixes(plan: StackPlan, policies: Policies) -> list[Callable[[Volume], Volume]]:
     stack = plan.stack
     fixes: list[Callable[[Volume], Volume]] = []
     if stack is None:
@@ -129,12 +124,12 @@ def _fixes(plan: StackPlan, policies: Policies) -> list[Callable[[Volume], Volum
     return fixes
 
 
-def _read(task: _Task, reader: FrameReader, part: range, *, workers: int | None = None) -> Volume:
+def _read_volume(task: _Task, reader: FrameReader, part: range, *, workers: int | None = None) -> Volume:
     """Return the volume of some of the chosen slices."""
-    plan, chosen, used = task.plan, task.chosen[part.start : part.stop], task.frames(part)
-    filling = reader.read(used, len(plan.channels), workers=workers)
-    first = _alike(filling, used)
-    array, padding = filling.get_result()
+    plan, chosen, used = task.plan, task.chosen[part.start : part.stop], task.get_frames(part)
+    buffer = reader.read(used, len(plan.channels), workers=workers)
+    first = _check_uniform(buffer, used)
+    array, padding = buffer.get_result()
     instance = used[0].instance
     return Volume(
         array=array,
@@ -145,16 +140,20 @@ def _read(task: _Task, reader: FrameReader, part: range, *, workers: int | None 
         inverted=first.inverted,
         space=plan.space,
         channels=() if instance.is_color else plan.names,
-        voi=_distinct(tuple(meaning.voi for meaning in filling.modality_transforms[: len(chosen)])),
+        voi=_merge_voi(tuple(transform.voi for transform in buffer.modality_transforms[: len(chosen)])),
         padding=padding,
-        report=_report(task, chosen, used, filling),
+        report=_make_report(task, chosen, used, buffer),
     )
 
 
-def _report(task: _Task, chosen: Sequence[int], used: Sequence[Frame], filling: VolumeBuffer) -> ReadReport:
+def _make_report(
+    task: _Task, chosen: Sequence[int], used: Sequence[Frame], buffer: VolumeBuffer
+) -> ReadReport:
     plan, stack = task.plan, task.plan.stack
-    meanings = {id(meaning): meaning for meaning in filling.modality_transforms}
-    transforms = tuple(dict.fromkeys(step for meaning in meanings.values() for step in meaning.transforms))
+    meanings = {id(transform): transform for transform in buffer.modality_transforms}
+    transforms = tuple(
+        dict.fromkeys(step for transform in meanings.values() for step in transform.transforms)
+    )
     if len(chosen) < plan.depth:
         transforms += (f"{len(chosen)} of {plan.depth} slices read",)
     instances = [frame.instance for frame in used]
@@ -168,52 +167,52 @@ def _report(task: _Task, chosen: Sequence[int], used: Sequence[Frame], filling: 
         missing=tuple(place for place, _ in stack.missing) if stack else (),
         duplicates=tuple(left.instance.path for left, _ in plan.duplicates),
         tilt=stack.tilt if stack else 0.0,
-        transforms=_few(transforms),
+        transforms=_shorten(transforms),
         warnings=tuple(task.notes.all),
     )
 
 
-def _values(frames: Sequence[Frame]) -> int:
+def _count_values(frames: Sequence[Frame]) -> int:
     instance = frames[0].instance
     return len(frames) * instance.rows * instance.columns * (3 if instance.is_color else 1)
 
 
 def _check_size(frames: Sequence[Frame]) -> None:
     instance = frames[0].instance
-    if _values(frames) > _MOST_VALUES:
+    if _count_values(frames) > _MAX_VALUES:
         raise DecodeError(
             f"{len(frames)} images of {instance.rows}×{instance.columns} are too many to read at once; "
-            "choose some by slices="
+            "choose fewer by slices="
         )
 
 
-def _alike(filling: VolumeBuffer, used: Sequence[Frame]) -> ModalityTransform:
-    """Return what the first slice means, in units and colors what all of them do."""
-    expected = _facts(filling.modality_transforms[0], filling.shapes[0])
-    seen = {id(filling.modality_transforms[0])}
-    for meaning, shape, frame in zip(filling.modality_transforms, filling.shapes, used, strict=True):
-        if id(meaning) in seen and shape == expected[0]:
+def _check_uniform(buffer: VolumeBuffer, used: Sequence[Frame]) -> ModalityTransform:
+    """Return the transform of the first slice; raise GeometryError if units or colors of others differ."""
+    expected = _describe(buffer.modality_transforms[0], buffer.shapes[0])
+    seen = {id(buffer.modality_transforms[0])}
+    for transform, shape, frame in zip(buffer.modality_transforms, buffer.shapes, used, strict=True):
+        if id(transform) in seen and shape == expected[0]:
             continue
-        seen.add(id(meaning))
-        facts = _facts(meaning, shape)
+        seen.add(id(transform))
+        facts = _describe(transform, shape)
         if facts != expected:
             raise GeometryError(
-                f"{frame.instance.path} differs from the first slice: {facts} against {expected}"
+                f"{frame.instance.path} differs from the first slice: found {facts}, expected {expected}"
             )
-    return filling.modality_transforms[0]
+    return buffer.modality_transforms[0]
 
 
-def _facts(meaning: ModalityTransform, shape: tuple[int, ...]) -> tuple[tuple[int, ...], str, str, bool]:
-    return shape, meaning.units, meaning.photometric, meaning.inverted
+def _describe(transform: ModalityTransform, shape: tuple[int, ...]) -> tuple[tuple[int, ...], str, str, bool]:
+    return shape, transform.units, transform.photometric, transform.inverted
 
 
-def _distinct(voi: tuple[tuple[Voi, ...], ...]) -> tuple[tuple[Voi, ...], ...]:
-    """Return one entry where all slices declare the same, none where they declare nothing."""
+def _merge_voi(voi: tuple[tuple[Voi, ...], ...]) -> tuple[tuple[Voi, ...], ...]:
+    """Return one entry if all slices declare the same, none if they declare nothing."""
     if any(v != voi[0] for v in voi):
         return voi
     return (voi[0],) if voi[0] else ()
 
 
-def _few(transforms: tuple[str, ...]) -> tuple[str, ...]:
-    """Keep the list readable where every slice has a rescale of its own."""
+def _shorten(transforms: tuple[str, ...]) -> tuple[str, ...]:
+    """Shorten the list if every slice has its own rescale."""
     return transforms if len(transforms) <= 8 else (*transforms[:7], f"… {len(transforms) - 7} more alike")

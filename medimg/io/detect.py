@@ -2,7 +2,7 @@
 Format detection by content, and the registry of readers.
 
 A reader is a pair of functions: ``detect`` recognizes a format by the first bytes of a file, ``open`` reads
-its header. Built-in formats and those of plug-ins are entries of one type; built-in ones are asked first.
+its header. Built-in formats and plug-ins are entries of one type; built-in ones are asked first.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from medimg.io.dicom.dicomdir import is_dicomdir
 from medimg.io.dicom.header.instance import Instance, read_instance
 from medimg.io.dicom.header.open import is_dicom
 from medimg.io.files.blob import Blob, as_blob
-from medimg.io.formats.image_file import image_series, looks_like_image
-from medimg.io.formats.metaimage import looks_like_metaimage, metaimage_series
-from medimg.io.formats.nifti import header_beside, looks_like_nifti, nifti_series
-from medimg.io.formats.nrrd import looks_like_nrrd, nrrd_series
+from medimg.io.formats.image_file import is_png_or_jpeg, open_image
+from medimg.io.formats.metaimage import is_metaimage, open_metaimage
+from medimg.io.formats.nifti import find_header, is_nifti, open_nifti
+from medimg.io.formats.nrrd import is_nrrd, open_nrrd
 from medimg.io.series import Series
-from medimg.io.sources import looks_like_zip
+from medimg.io.sources import is_zip
 
 if TYPE_CHECKING:
     import os
@@ -35,10 +35,10 @@ __all__ = [
     "Reader",
     "Scanned",
     "Unreadable",
-    "identify",
-    "inspect",
-    "installed_readers",
+    "identify_file",
+    "inspect_file",
     "is_built_in",
+    "list_plugin_readers",
     "register_reader",
     "unregister_reader",
 ]
@@ -53,55 +53,29 @@ FORMATS: Final = f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """
-    A format: how files of it are recognized, and how one is opened.
-
-    Attributes
-    ----------
-    name : str
-        Name of the format, unique.
-    detect : callable
-        Whether the first bytes of a file, unpacked if it is compressed with gzip, are of this format.
-    open : callable
-        Blob → Instance or Series; reads the header only.
-    origin : str
-        Where the reader comes from, for messages.
-    version : str
-        Version of the package that it comes from; "" if unknown.
-    """
+    """A format: how its files are recognized, and how one is opened from its header."""
 
     name: str
     detect: Callable[[bytes], bool]
     open: Callable[[Blob], Instance | Series]
-    origin: str = "medimg"
+    origin: str = "medimg"  # for messages
     version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """
-    A file that holds no image, or a damaged one.
-
-    Attributes
-    ----------
-    name : str
-        The file.
-    error : MedimgError
-        Why.
-    lasts : bool
-        Whether that holds as long as the file is unchanged: it is not that of another file, or of the system.
-    """
+    """A file that holds no image or a damaged one, and the error that says why."""
 
     name: str
     error: MedimgError
-    lasts: bool = True
+    is_permanent: bool = True  # as long as the file is unchanged
 
 
 Scanned: TypeAlias = Instance | Series | Unreadable
 
 
 class _DirectoryError(NotAnImageError):
-    """The file is a DICOMDIR."""
+    """Raised for a DICOMDIR, which is skipped silently."""
 
 
 def _has_preamble(start: bytes) -> bool:
@@ -109,31 +83,29 @@ def _has_preamble(start: bytes) -> bool:
 
 
 def _refuse_dicomdir(blob: Blob) -> Series:
-    raise _DirectoryError(f"{blob.name} is a DICOMDIR: read it by itself")
+    raise _DirectoryError(f"{blob.name} is a DICOMDIR; read it by itself")
 
 
 def _refuse_zip(blob: Blob) -> Series:
-    raise NotAnImageError(
-        f"{blob.name} is a zip archive, which is not entered from outside: read it by itself"
-    )
+    raise NotAnImageError(f"{blob.name} is a zip archive in a folder, which is not opened; read it by itself")
 
 
-#: In the order in which they are asked: from what is certain to what is only likely.
+#: In the order in which they are asked: unambiguous formats first.
 _BUILT_IN: Final = (
     Reader("DICOMDIR", is_dicomdir, _refuse_dicomdir),
     Reader("DICOM", _has_preamble, read_instance),
-    Reader("PNG or JPEG", looks_like_image, image_series),
-    Reader("NIfTI", looks_like_nifti, nifti_series),
-    Reader("NRRD", looks_like_nrrd, nrrd_series),
-    Reader("MetaImage", looks_like_metaimage, metaimage_series),
+    Reader("PNG or JPEG", is_png_or_jpeg, open_image),
+    Reader("NIfTI", is_nifti, open_nifti),
+    Reader("NRRD", is_nrrd, open_nrrd),
+    Reader("MetaImage", is_metaimage, open_metaimage),
     Reader("DICOM without preamble", is_dicom, read_instance),
-    Reader("zip", looks_like_zip, _refuse_zip),
+    Reader("zip", is_zip, _refuse_zip),
 )
 _RESERVED: Final = frozenset(name.casefold() for name in (*_FORMATS, *(r.name for r in _BUILT_IN)))
 
 
 class _Plugins:
-    """The readers that are not built in: registered ones first, then those of entry points, by name."""
+    """Readers that are not built in: registered ones first, then those of entry points, by name."""
 
     def __init__(self) -> None:
         self._registered: dict[str, Reader] = {}
@@ -146,19 +118,19 @@ class _Plugins:
         with self._lock:
             if self._is_taken(reader.name):
                 raise ReadError(
-                    f"there is a reader called {reader.name!r} already; choose another name, or call "
-                    f"unregister_reader({reader.name!r}) before if it is yours"
+                    f"a reader named {reader.name!r} exists already; choose another name, or remove yours by "
+                    f"unregister_reader({reader.name!r}) first"
                 )
             self._registered[reader.name] = reader
 
     def remove(self, name: str) -> None:
         with self._lock:
             if (self._registered.pop(name, None) or self._installed.pop(name, None)) is None:
-                names = ", ".join(repr(r.name) for r in self._readers()) or "none"
-                raise ReadError(f"there is no registered reader called {name!r}; there are: {names}")
+                names = ", ".join(repr(r.name) for r in self._list_loaded()) or "none"
+                raise ReadError(f"no reader named {name!r} is registered; registered readers: {names}")
 
     def discard(self, reader: Reader) -> bool:
-        """Stop using a reader; whether it was in use until now."""
+        """Stop using a reader; return whether it was in use until now."""
         with self._lock:
             group = self._registered if reader in self._registered.values() else self._installed
             if group.get(reader.name) is not reader:
@@ -166,20 +138,20 @@ class _Plugins:
             del group[reader.name]
             return True
 
-    def readers(self) -> list[Reader]:
+    def list_readers(self) -> list[Reader]:
         """Return all readers; the first call imports those of entry points."""
         with self._lock:
             if not self._is_loaded:
                 self._is_loaded = True
                 for entry in sorted(entry_points(group=GROUP), key=lambda e: (e.name, e.value)):
                     self._load(entry)
-            return self._readers()
+            return self._list_loaded()
 
-    def _readers(self) -> list[Reader]:
+    def _list_loaded(self) -> list[Reader]:
         return [*self._registered.values(), *self._installed.values()]
 
     def _is_taken(self, name: str) -> bool:
-        used = {reader.name.casefold() for reader in self._readers()}
+        used = {reader.name.casefold() for reader in self._list_loaded()}
         return name.casefold() in _RESERVED | used
 
     def _load(self, entry: EntryPoint) -> None:
@@ -188,7 +160,7 @@ class _Plugins:
         # importing a package can raise anything
         try:
             plugin = entry.load()
-            reader = _checked(
+            reader = _build_reader(
                 entry.name,
                 plugin.detect,
                 plugin.open,
@@ -196,10 +168,10 @@ class _Plugins:
                 "" if entry.dist is None else entry.dist.version,
             )
         except Exception as error:
-            _warn(f"{origin} is not used, as loading it raised {type(error).__name__}: {error}")
+            _warn(f"{origin} is not used: loading it raised {type(error).__name__}: {error}")
             return
         if self._is_taken(reader.name):
-            _warn(f"{origin} is not used, as there is a reader called {entry.name!r} already")
+            _warn(f"{origin} is not used: a reader named {entry.name!r} exists already")
         else:
             self._installed[reader.name] = reader
 
@@ -211,61 +183,62 @@ def _warn(text: str) -> None:
     warnings.warn(text, MedimgWarning, stacklevel=2)
 
 
-def _checked(
+def _build_reader(
     name: str, detect: Callable[[bytes], bool], open: Callable[[Blob], Series], origin: str, version: str = ""
 ) -> Reader:
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
-        raise ReadError(f"a reader can't be called {name!r}; expected the name of its format")
+        raise ReadError(f"invalid name of a reader: {name!r}; expected the name of its format")
     for function, title in ((detect, "detect"), (open, "open")):
         if not callable(function):
-            raise ReadError(f"{title} of the reader {name!r} is a {type(function).__name__}, not a function")
+            raise ReadError(f"{title} of the reader {name!r} is not a function: {type(function).__name__}")
     return Reader(name, detect, open, origin, version)
 
 
 def register_reader(detect: Callable[[bytes], bool], open: Callable[[Blob], Series], *, name: str) -> None:
     """
-    Add a file format to those that medimg reads, for this process.
+    Register a reader of a file format for this process.
 
-    From then on :func:`medimg.read`, :func:`medimg.scan`, datasets and ``model.predict`` find files of the
-    format, by themselves, in folders and in zip archives, compressed with gzip or not. Built-in formats are
-    asked first, so that no plug-in can take DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG or zip files away from
-    medimg; registered readers follow in the order of registration, then those of entry points.
+    From then on :func:`medimg.read`, :func:`medimg.scan`, datasets and ``model.predict`` recognize files of
+    the format: single files, in folders and in zip archives, compressed with gzip or not. Built-in formats
+    are asked first, so that a plug-in cannot override DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG or zip;
+    registered readers follow in the order of registration, then those of entry points.
 
     Parameters
     ----------
     detect : callable
-        ``detect(head) -> bool``: whether a file is of this format, given its first 2,048 bytes, or all of a
-        shorter one. It is called for each file that no built-in format recognizes, in several threads at a
-        time. If it raises, a warning is given and the reader is not used any more.
+        ``detect(head) -> bool``: whether a file is of this format, given its first 2,048 bytes, or the whole
+        of a shorter file. Called for each file that no built-in format recognizes, from several threads at
+        once. If it raises, a warning is given and the reader is not used any more.
     open : callable
         ``open(blob) -> Series``: the series of one file, from its header. ``blob.open()`` and
-        ``blob.stream()`` give its bytes as a binary file; ``blob.name`` is for messages and for
-        ``Series.files``; ``blob.path`` is None unless the bytes are those of a file by itself. A damaged file
-        is to raise a :class:`~medimg.errors.ReadError`; anything that is not a
-        :class:`~medimg.errors.MedimgError` becomes one that names the reader.
+        ``blob.stream()`` return its bytes as a binary file; ``blob.name`` is for messages and for
+        ``Series.files``; ``blob.path`` is None unless the bytes are a whole file on disk. A damaged file must
+        raise a :class:`~medimg.errors.ReadError`; any other exception that is not a
+        :class:`~medimg.errors.MedimgError` is replaced by one that names the reader.
     name : str
-        Name of the format, for messages. It must not be in use.
+        Name of the format, for messages. It must be unique.
 
     Raises
     ------
     ReadError
-        If the name is in use or empty, or one of both is not callable.
+        If the name is in use or empty, or `detect` or `open` is not callable.
 
     See Also
     --------
-    unregister_reader : Remove it again.
+    unregister_reader : Remove a reader.
     medimg.testing : Checks that every reader must pass.
 
     Notes
     -----
-    Worker processes that are spawned rather than forked do not inherit what was registered. A package that
+    Worker processes that are spawned rather than forked do not inherit registered readers. A package that
     declares an entry point of the group ``medimg.readers`` is found in every process: the name of the entry
-    point is that of the format, its object has the attributes ``detect`` and ``open`` (a module will do).
-    It is imported for the first file that no built-in format recognizes, with a warning if that fails.
+    point is the name of the format, and its object, such as a module, has the attributes ``detect`` and
+    ``open``. It is imported for the first file that no built-in format recognizes; if that fails, a warning
+    is given.
 
     Examples
     --------
-    A format of 8 bytes of magic, three sizes as 16-bit numbers, and 8-bit values:
+    A format with an 8-byte signature, three 16-bit sizes, and 8-bit values:
 
     >>> import numpy as np
     >>> import medimg
@@ -284,7 +257,7 @@ def register_reader(detect: Callable[[bytes], bool], open: Callable[[Blob], Seri
     Volume(1×2×3×4 uint8, raw, spacing 2×0.5×0.5 mm, SPL)
     >>> unregister_reader("Tiny")
     """
-    _PLUGINS.add(_checked(name, detect, open, f"the registered reader {name!r}"))
+    _PLUGINS.add(_build_reader(name, detect, open, f"the registered reader {name!r}"))
 
 
 def unregister_reader(name: str) -> None:
@@ -294,19 +267,19 @@ def unregister_reader(name: str) -> None:
     Parameters
     ----------
     name : str
-        As it was registered.
+        Name of the reader.
 
     Raises
     ------
     ReadError
-        If there is none of this name. Built-in formats can't be removed.
+        If no reader has this name. Built-in formats can't be removed.
     """
     _PLUGINS.remove(name)
 
 
-def installed_readers() -> list[str]:
-    """Return names and versions of the readers of plug-ins, which decide what else is an image."""
-    return [f"{reader.name} {reader.version}".rstrip() for reader in _PLUGINS.readers()]
+def list_plugin_readers() -> list[str]:
+    """Return the names and versions of the readers of plug-ins."""
+    return [f"{reader.name} {reader.version}".rstrip() for reader in _PLUGINS.list_readers()]
 
 
 def is_built_in(format_name: str) -> bool:
@@ -314,21 +287,21 @@ def is_built_in(format_name: str) -> bool:
     return format_name in _FORMATS
 
 
-def inspect(blob: Blob) -> Scanned | None:
-    """Return what a file holds; None for a DICOMDIR, which merely lists what lies around it."""
+def inspect_file(blob: Blob) -> Scanned | None:
+    """Return what a file holds; None for a DICOMDIR."""
     try:
-        return identify(blob)
+        return identify_file(blob)
     except _DirectoryError:
         return None
     except MedimgError as error:
-        failed = Unreadable(blob.name, error, _lasts(blob, error))
-        # what it was raised in holds the start of the file: too much to keep of each of many
+        failed = Unreadable(blob.name, error, _is_permanent(blob, error))
+        # its traceback holds the start of the file: too much memory for many files
         error.__context__ = error.__traceback__ = None
         return failed
 
 
-def _lasts(blob: Blob, error: MedimgError) -> bool:
-    """Whether a file alone is to blame, as far as can be told."""
+def _is_permanent(blob: Blob, error: MedimgError) -> bool:
+    """Whether an error will occur again as long as the file is unchanged."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno is not None:
@@ -336,22 +309,15 @@ def _lasts(blob: Blob, error: MedimgError) -> bool:
         cause = cause.__context__
     if isinstance(error, NotAnImageError):
         return True
-    # the headers of other formats may lead to files with the values
+    # headers of other formats may refer to files with the values
     try:
         return is_dicom(blob.start())
     except MedimgError:
         return False
 
 
-def identify(source: str | os.PathLike[str] | Blob) -> Instance | Series:
-    """
-    Return what a file holds, detected by its content.
-
-    Raises
-    ------
-    ReadError
-        If it holds no image, or can't be read.
-    """
+def identify_file(source: str | os.PathLike[str] | Blob) -> Instance | Series:
+    """Detect the format of a file by its content and read its header; raise ReadError if it is no image."""
     blob = as_blob(source)
     start = blob.start()
     if start[:2] == b"\x1f\x8b":
@@ -362,29 +328,29 @@ def identify(source: str | os.PathLike[str] | Blob) -> Instance | Series:
     for reader in _BUILT_IN:
         if reader.detect(start):
             return reader.open(blob)
-    header = header_beside(blob)
+    header = find_header(blob)
     if header is not None:
-        return nifti_series(header)
-    plugins = _PLUGINS.readers()
+        return open_nifti(header)
+    plugins = _PLUGINS.list_readers()
     for reader in plugins:
-        if _detects(reader, start):
+        if _is_recognized(reader, start):
             return _open_with(reader, blob)
     *names, last = (*_FORMATS, *(reader.name for reader in plugins))
     raise NotAnImageError(f"{blob.name} is none of {', '.join(names)} and {last}")
 
 
-def _detects(reader: Reader, start: bytes) -> bool:
-    """Whether the reader of a plug-in recognizes a file; one that raises is not asked again."""
+def _is_recognized(reader: Reader, start: bytes) -> bool:
+    """Whether a plug-in recognizes a file; one that raises is not asked again."""
     try:
         return bool(reader.detect(start))
     except Exception as error:
         if _PLUGINS.discard(reader):
-            _warn(f"{reader.origin} is not used any more, as its detect raised {type(error).__name__}")
+            _warn(f"{reader.origin} is not used any more: its detect raised {type(error).__name__}")
         return False
 
 
 def _open_with(reader: Reader, blob: Blob) -> Series:
-    """Open a file by the reader of a plug-in, whose exceptions may quote the file and are not passed on."""
+    """Open a file with a plug-in, whose exceptions may quote the file and are not passed on."""
     try:
         found = reader.open(blob)
     except MedimgError:
@@ -392,7 +358,7 @@ def _open_with(reader: Reader, blob: Blob) -> Series:
     except Exception as error:
         raise ReadError(
             f"{blob.name} can't be opened: {reader.origin} raised {type(error).__name__}; "
-            "expected a Series or a ReadError, tell its authors"
+            "expected a Series or a ReadError; report it to its authors"
         ) from None
     if not isinstance(found, Series):
         given = type(found).__name__
