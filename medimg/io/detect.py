@@ -18,10 +18,10 @@ from medimg.io.dicom.dicomdir import is_dicomdir
 from medimg.io.dicom.header.instance import Instance, read_instance
 from medimg.io.dicom.header.open import is_dicom
 from medimg.io.files.blob import Blob, as_blob
-from medimg.io.formats.image_file import is_png_or_jpeg, open_image
 from medimg.io.formats.metaimage import is_metaimage, open_metaimage
 from medimg.io.formats.nifti import find_header, is_nifti, open_nifti
 from medimg.io.formats.nrrd import is_nrrd, open_nrrd
+from medimg.io.formats.png_jpeg import is_png_or_jpeg, open_image
 from medimg.io.series import Series
 from medimg.io.sources import is_zip
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from medimg.core.volume import Volume
     from medimg.core.window import Voi
-    from medimg.preprocessing.orientation import DisplayOrientation
+    from medimg.preprocessing.display_orientation import DisplayOrientation
     from medimg.preprocessing.output_buffer import OutputImages
     from medimg.preprocessing.preprocess import Preprocess
 

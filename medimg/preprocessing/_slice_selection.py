@@ -9,7 +9,7 @@ import numpy as np
 
 from medimg.core.display import DECLARED
 from medimg.core.window import PRESETS, Window
-from medimg.preprocessing.orientation import DisplayOrientation
+from medimg.preprocessing.display_orientation import DisplayOrientation
 
 if TYPE_CHECKING:
     from medimg.core.volume import Volume

@@ -24,7 +24,7 @@ from medimg.preprocessing._slice_selection import (
     depends_on_all,
     find_needed_slices,
 )
-from medimg.preprocessing.orientation import DisplayOrientation
+from medimg.preprocessing.display_orientation import DisplayOrientation
 from medimg.preprocessing.output_buffer import Output, open_output
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from medimg.core.geometry import spacing_of
 from medimg.core.resample import ResampledAxis, plan_axes, resample_affine
 from medimg.core.volume import Volume
-from medimg.preprocessing.orientation import DisplayOrientation
+from medimg.preprocessing.display_orientation import DisplayOrientation
 from medimg.preprocessing.preprocess import Preprocess
 from medimg.preprocessing.resize import compute_fitted_size
 from medimg.saliency._receptive_field import Axis

@@ -10,7 +10,7 @@ from PIL import Image
 from medimg.core import geometry
 from medimg.core.display import choose_voi, compute_percentile_window, render
 from medimg.core.read_report import ReadReport
-from medimg.core.regrid import regrid_slices, shift_slices
+from medimg.core.stack_repair import regrid_slices, shift_slices
 from medimg.core.volume import Volume
 from medimg.core.window import Window
 from medimg.errors import GeometryError, PreprocessError

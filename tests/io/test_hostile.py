@@ -24,7 +24,7 @@ from PIL import Image
 
 import medimg
 from medimg.errors import DecodeError, MedimgError, MedimgWarning, ReadError
-from medimg.io.dicom.values._photometric import expand_segments
+from medimg.io.dicom.values._color_conversion import expand_segments
 from medimg.io.read import find_series
 from tests.dicom_files import make_instance, stack_pixels, write, write_stack
 from tests.io.dicom.encodings import codestream_size

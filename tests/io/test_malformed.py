@@ -164,7 +164,7 @@ def test_the_rule_is_kept_by_the_test_itself(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(path)
     script = (
-        "import sys; sys.path.insert(0, {where!r}); import hostile, os, medimg.io.formats.image_file as p\n"
+        "import sys; sys.path.insert(0, {where!r}); import hostile, os, medimg.io.formats.png_jpeg as p\n"
         "hostile.SECONDS = 1\n"
         "def bad(*_): {what}\n"
         "hostile.read_here = bad\n"

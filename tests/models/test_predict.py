@@ -190,7 +190,7 @@ def test_collected_errors_say_nothing_of_a_patient(tmp_path: Path) -> None:
 
 
 def test_only_bad_sources(tmp_path: Path) -> None:
-    table = classifier().predict([tmp_path / "a.dcm", 3], unit="slice", on_error="collect")
+    table = classifier().predict([tmp_path / "a.dcm", 3], unit="slice", on_error="collect")  # type: ignore[list-item]
     assert table["error"].notna().all()
     assert len(table) == 2
     assert list(classifier().predict([], on_error="collect").columns)[-1] == "error"

@@ -19,7 +19,7 @@ from pydicom.dataset import Dataset
 
 from medimg.core import geometry
 from medimg.core.read_report import ReadReport
-from medimg.core.regrid import deshear_volume, fill_gaps
+from medimg.core.stack_repair import deshear_volume, fill_gaps
 from medimg.core.volume import Volume
 from medimg.core.window import Voi
 from medimg.errors import DecodeError, GeometryError, MedimgError, MedimgWarning, SeriesError

@@ -24,7 +24,7 @@ from medimg.io.dicom.header.attributes import (
 )
 from medimg.io.dicom.header.frame_vectors import parse_dose_scaling
 from medimg.io.dicom.header.image_pixel import FrameFormat
-from medimg.io.dicom.values._photometric import apply_palette, convert_ycc_to_rgb, reduce_to_8_bits
+from medimg.io.dicom.values._color_conversion import apply_palette, convert_ycc_to_rgb, reduce_to_8_bits
 from medimg.io.dicom.values._voi_lut import parse_declared_voi, parse_lookup_table
 from medimg.io.dicom.values.real_world import compute_philips_factor
 from medimg.io.dicom.values.suv import compute_suv_factor

@@ -282,7 +282,7 @@ def test_usual_files_are_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def none(*_: object, **__: object) -> None:
         raise AssertionError("pydicom parses a file")
 
-    monkeypatch.setattr("medimg.io.dicom.pixels._parsed_file.open_dataset", none)
+    monkeypatch.setattr("medimg.io.dicom.pixels._multi_frame_reader.open_dataset", none)
     series.read()
     list(series.pieces(4))
 

@@ -330,7 +330,7 @@ def test_mending_does_not_add_up_the_rounding_of_positions(tmp_path: Path) -> No
 
 def test_mending_does_not_go_beyond_the_last_slice() -> None:
     stack = analyze_positions([[0, 0, z] for z in (0, 2.5, 5, 9, 11.5, 14)], AXIAL)
-    from medimg.core.regrid import regrid_slices
+    from medimg.core.stack_repair import regrid_slices
 
     values = np.broadcast_to(stack.distances[None, :, None, None], (1, 6, 2, 2))
     assert regrid_slices(values, stack.distances, stack.spacing)[0, :, 0, 0] == pytest.approx(

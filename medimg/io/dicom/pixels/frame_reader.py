@@ -11,7 +11,7 @@ import numpy as np
 from medimg.core.parallel import available_cores, parallel_for
 from medimg.io.dicom.header.attributes import quiet_pydicom
 from medimg.io.dicom.header.open import open_dataset, to_tags
-from medimg.io.dicom.pixels._parsed_file import ParsedFile
+from medimg.io.dicom.pixels._multi_frame_reader import MultiFrameReader
 from medimg.io.dicom.pixels._single_frame_reader import LoadedSlice, SingleFrameReader
 from medimg.io.dicom.pixels.volume_buffer import VolumeBuffer
 from medimg.io.dicom.values.suv import SUV_TAGS, get_acquisition_time
@@ -45,7 +45,7 @@ class FrameReader:
         many = [frame for frame in frames if len(frame.instance.facts) > 1]
         counts = Counter(id(frame.instance) for frame in many)
         self._files = {
-            id(f.instance): ParsedFile(f.instance, values, first_acquired, frames=counts[id(f.instance)])
+            id(f.instance): MultiFrameReader(f.instance, values, first_acquired, frames=counts[id(f.instance)])
             for f in many
         }
 
@@ -85,7 +85,7 @@ class FrameReader:
         found = self._single_frames.load(frame.instance, slot) if frame.facts.corner is None else None
         if found is not None:
             return found
-        return ParsedFile(frame.instance, self._values, self._first_acquired).load(frame)
+        return MultiFrameReader(frame.instance, self._values, self._first_acquired).load(frame)
 
 
 def _order_by_file(frames: Sequence[Frame]) -> list[int]:

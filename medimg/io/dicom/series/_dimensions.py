@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
-from medimg.io.dicom.series._positions import (
+from medimg.io.dicom.series._repeated_positions import (
     PositionedFrame,
     attribute_getter,
     count_repeats,

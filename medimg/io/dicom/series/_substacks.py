@@ -10,7 +10,7 @@ import numpy as np
 
 from medimg.core.stacking import Stack, analyze_positions
 from medimg.errors import GeometryError
-from medimg.io.dicom.series._positions import (
+from medimg.io.dicom.series._repeated_positions import (
     PositionedFrame,
     get_series_attribute,
     get_temporal_attribute,

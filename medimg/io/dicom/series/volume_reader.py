@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from medimg.core import geometry
 from medimg.core.read_report import ReadReport
-from medimg.core.regrid import deshear_volume, fill_gaps
+from medimg.core.stack_repair import deshear_volume, fill_gaps
 from medimg.core.volume import Volume
 from medimg.errors import DecodeError, GeometryError, MedimgWarning, SeriesError
 from medimg.io.dicom.header.transfer_syntax import NATIVE_SYNTAXES

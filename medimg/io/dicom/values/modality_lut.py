@@ -20,7 +20,7 @@ from medimg.io.dicom.header.attributes import (
     parse_integer,
     parse_number,
 )
-from medimg.io.dicom.values._photometric import apply_palette, convert_ycc_to_rgb, reduce_to_8_bits
+from medimg.io.dicom.values._color_conversion import apply_palette, convert_ycc_to_rgb, reduce_to_8_bits
 from medimg.io.dicom.values._voi_lut import parse_declared_voi, parse_lookup_table
 
 if TYPE_CHECKING:

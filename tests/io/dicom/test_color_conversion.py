@@ -13,7 +13,7 @@ from pydicom.pixels.processing import apply_color_lut, convert_color_space
 from medimg.errors import DecodeError
 from medimg.io.dicom.header.open import open_dataset
 from medimg.io.dicom.pixels._frames import StoredFrames
-from medimg.io.dicom.values._photometric import expand_segments
+from medimg.io.dicom.values._color_conversion import expand_segments
 from tests.dicom_files import make_instance
 from tests.io.dicom.encodings import (
     J2K,

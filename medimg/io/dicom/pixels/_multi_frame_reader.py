@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from medimg.io.dicom.values.modality_lut import ModalityTransform
     from medimg.io.series import ValueKind
 
-__all__ = ["ParsedFile"]
+__all__ = ["MultiFrameReader"]
 
 
-class ParsedFile:
+class MultiFrameReader:
     """A file whose frames are decoded on demand, on any thread; released after `frames` of them."""
 
     def __init__(
