@@ -27,22 +27,7 @@ _IMPLEMENTATION_NAME = "MEDIMG_PHANTOM"
 
 @dataclass(frozen=True)
 class Identity:
-    """
-    The patient and study of an image.
-
-    Parameters
-    ----------
-    key : str
-        Text from which UIDs and dates of the study are derived.
-    patient_id : str
-        Patient ID, such as "PHANTOM-0001".
-    number : int
-        Number of the patient, from 1.
-    age : int
-        Age in years.
-    sex : str
-        "M" or "F".
-    """
+    """The patient and study of an image; UIDs and dates are derived from `key`, `number` counts from 1."""
 
     key: str
     patient_id: str

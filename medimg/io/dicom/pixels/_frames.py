@@ -46,17 +46,17 @@ class StoredFrames:
     The frames of one parsed DICOM file, decoded on demand.
 
     Bits Stored, High Bit and Pixel Representation give the meaning of the bits of a sample (PS3.5 8.1.1);
-    bits outside the value are dropped, and its sign is extended. Codestreams have a precision of their own,
-    JPEG 2000 also a sign. If these differ from the header:
-
-    - Codestream unsigned, header signed: values are two's complements, as encoders without signed values
-      write them. In JPEG-LS and JPEG 2000, their sign is the highest bit of the precision, if that is less
-      than Bits Stored.
-    - Codestream signed: its values are final. If the header says unsigned, the header is wrong: wrapped
-      around, a value below 0 would become the highest.
-    - Codestream lossy and unsigned, like the header: values are kept even if they slightly exceed Bits
-      Stored, as dropping bits would turn the brightest pixels black.
+    bits outside the value are dropped, and its sign is extended.
     """
+
+    # Codestreams have a precision of their own, JPEG 2000 also a sign. If these differ from the header:
+    # - Codestream unsigned, header signed: values are two's complements, as encoders without signed values
+    #   write them. In JPEG-LS and JPEG 2000, their sign is the highest bit of the precision, if that is less
+    #   than Bits Stored.
+    # - Codestream signed: its values are final. If the header says unsigned, the header is wrong: wrapped
+    #   around, a value below 0 would become the highest.
+    # - Codestream lossy and unsigned, like the header: values are kept even if they slightly exceed Bits
+    #   Stored, as dropping bits would turn the brightest pixels black.
 
     def __init__(self, dataset: Dataset) -> None:
         self._syntax = parse_transfer_syntax(dataset)

@@ -45,7 +45,9 @@ class FrameReader:
         many = [frame for frame in frames if len(frame.instance.facts) > 1]
         counts = Counter(id(frame.instance) for frame in many)
         self._files = {
-            id(f.instance): MultiFrameReader(f.instance, values, first_acquired, frames=counts[id(f.instance)])
+            id(f.instance): MultiFrameReader(
+                f.instance, values, first_acquired, frames=counts[id(f.instance)]
+            )
             for f in many
         }
 
