@@ -51,7 +51,7 @@ _HOMES = {
     "register_backbone": "medimg.models.backbones.registry",
     "scan": "medimg.io.scan",
     "split": "medimg.data.splits.split",
-    "Leak": "medimg.data.leakage._overlaps",
+    "Leak": "medimg.data.leakage.overlaps",
     "LeakReport": "medimg.data.leakage.check_leaks",
     "check_leaks": "medimg.data.leakage.check_leaks",
     "kfold": "medimg.data.splits.kfold",

@@ -37,8 +37,6 @@ def hash_pixels(values: npt.NDArray[Any]) -> bytes | None:
     """
     Return 16 bytes of a SHA-256 of values (H, W) or (3, H, W), whatever their type; None if constant.
 
-    Examples
-    --------
     >>> gray = np.arange(12).reshape(3, 4)
     >>> hash_pixels(gray) == hash_pixels(gray.astype(np.float32)) != hash_pixels(gray.T)
     True

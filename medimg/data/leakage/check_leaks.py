@@ -12,7 +12,7 @@ from medimg._validation import check_choice
 from medimg.data.items import ItemFacts
 from medimg.data.leakage._fingerprints import compute_fingerprints, count_unknown_pixels, find_fingerprint
 from medimg.data.leakage._near_duplicates import MOST_PAIRS, find_near_pairs
-from medimg.data.leakage._overlaps import Leak, Overlaps, list_sources
+from medimg.data.leakage.overlaps import Leak, Overlaps, list_sources
 from medimg.errors import DatasetError, LeakageError, MedimgWarning
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from medimg.data.dataset import ImageDataset
     from medimg.data.leakage._fingerprints import Fingerprint
-    from medimg.data.leakage._overlaps import Source
+    from medimg.data.leakage.overlaps import Source
 
 __all__ = [
     "Check",
