@@ -13,10 +13,10 @@ Examples
 (3, 64, 64)
 """
 
-from medimg.phantom._dicom import Identity
 from medimg.phantom.ct import PhantomCT, chest_ct
 from medimg.phantom.dataset import write_ct_dataset, write_xray_dataset
 from medimg.phantom.dicom_ct import WrittenSlice, write_ct_series
+from medimg.phantom.dicom_modules import Identity
 from medimg.phantom.dicom_xray import write_xray_image
 from medimg.phantom.lesions import CLASSES, Lesion
 from medimg.phantom.patient import Habitus

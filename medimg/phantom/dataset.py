@@ -13,9 +13,9 @@ import numpy as np
 
 from medimg.core.progress import progress_bar
 from medimg.errors import DatasetError
-from medimg.phantom._dicom import Identity, make_file_name
 from medimg.phantom.ct import PhantomCT, chest_ct
 from medimg.phantom.dicom_ct import make_series_uid, write_ct_series
+from medimg.phantom.dicom_modules import Identity, make_file_name
 from medimg.phantom.dicom_xray import write_xray_image
 from medimg.phantom.lesions import CLASSES, check_classes
 from medimg.phantom.patient import Habitus

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.uid import CTImageStorage
 
-from medimg.phantom._dicom import (
+from medimg.phantom.ct import PhantomCT
+from medimg.phantom.dicom_modules import (
     Identity,
     derive_uid,
     format_decimals,
@@ -17,7 +18,6 @@ from medimg.phantom._dicom import (
     set_pixels,
     write_file,
 )
-from medimg.phantom.ct import PhantomCT
 
 __all__ = ["WrittenSlice", "make_series_uid", "write_ct_series"]
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.uid import ComputedRadiographyImageStorage, DigitalXRayImageStorageForPresentation
 
-from medimg.phantom._dicom import (
+from medimg.phantom.dicom_modules import (
     Identity,
     derive_uid,
     format_decimals,
