@@ -185,7 +185,7 @@ def test_strategies_draw_what_they_say() -> None:
 
 
 def test_a_study_without_a_distance_is_refused() -> None:
-    with pytest.raises(ValueError, match="lost"):
+    with pytest.raises(ValueError, match="missing"):
         Study(slices=5, missing=(1, 3))
     with pytest.raises(ValueError, match="copied"):
         Study(missing=(1,), copied=(1,))
