@@ -2,7 +2,7 @@
 The exceptions and warnings of medimg.
 
 Every error that bad input can cause is a :class:`MedimgError`; its message says what was found, what was
-expected and what to do. Names, birth dates and identifiers of patients never stand in one.
+expected and what to do. Names, birth dates and identifiers of patients never appear in one.
 
 ::
 
@@ -84,7 +84,7 @@ class MissingSlicesError(SeriesError):
 
 
 class DuplicateSlicesError(SeriesError):
-    """Several images lie at the same position."""
+    """Several images are at the same position."""
 
 
 class TiltedGantryError(SeriesError):
@@ -104,7 +104,7 @@ class DatasetError(MedimgError):
 
 
 class LeakageError(DatasetError):
-    """A split would put the same patient, study or image on two sides."""
+    """A split would put the same patient, study or image on two subsets."""
 
 
 class TrainingError(MedimgError):

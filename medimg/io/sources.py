@@ -1,4 +1,4 @@
-"""Sources of images (paths, lists, archives, bytes, open files) as the files that they stand for."""
+"""Sources of images (paths, lists, archives, bytes, open files) as files."""
 
 from __future__ import annotations
 
