@@ -139,7 +139,7 @@ def _check_alike(values: Sequence[SliceValues], used: Sequence[Frame]) -> None:
         expected = (first.array.shape, first.units, first.photometric, first.inverted)
         if facts != expected:
             raise GeometryError(
-                f"{frame.instance.path} differs from the first slice: {facts} against {expected}"
+                f"{frame.instance.path} differs from the first slice: found {facts}, expected {expected}"
             )
 
 

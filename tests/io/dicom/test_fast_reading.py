@@ -261,7 +261,7 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
     series = write_series(tmp_path, pictures(3, 0, 1000))
     Path(series.files[1]).unlink()
     os.mkfifo(series.files[1])
-    with pytest.raises(medimg.errors.ReadError, match="no ordinary file"):
+    with pytest.raises(medimg.errors.ReadError, match="not a regular file"):
         series.read()
 
 
