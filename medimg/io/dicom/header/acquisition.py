@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, Literal, cast
 
 from pydicom.charset import convert_encodings, default_encoding
 from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element, empty_value_for_VR
@@ -14,7 +14,9 @@ from pydicom.tag import BaseTag
 from medimg.io.dicom.header.open import to_tag_numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from medimg.io.dicom.header.elements import Element
 
 __all__ = ["ACQUISITION_TAGS", "MAX_VALUE_BYTES", "NUMBERS", "SITES", "TEXTS", "AcquisitionElements"]
 
@@ -69,6 +71,8 @@ ACQUISITION_TAGS: Final = to_tag_numbers(
 #: No element is kept of a header in which one of them is longer.
 MAX_VALUE_BYTES: Final = 1024
 _ELEMENT: Final = struct.Struct("<I2sI")
+_EXPLICIT: Final = struct.Struct("<HH2sH")
+_IMPLICIT: Final = struct.Struct("<HHI")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,19 @@ class AcquisitionElements:
 
     packed: bytes = field(repr=False)
     is_little_endian: bool = True
+    #: Whether the elements are as in the header of the file, explicit or implicit; else as packed here.
+    header: Literal["explicit", "implicit"] | None = None
+
+    @classmethod
+    def from_header(cls, head: bytes, elements: Sequence[Element]) -> AcquisitionElements | None:
+        """Copy elements of a little-endian header; None if one is too long."""
+        parts = [head[element.at : element.value + element.length] for element in elements]
+        if max(map(len, parts), default=0) > MAX_VALUE_BYTES:
+            return None
+        if any(element.value - element.at != _EXPLICIT.size for element in elements):
+            return cls.pack((e.tag, e.vr, head[e.value : e.value + e.length]) for e in elements)
+        explicit = bool(elements and elements[0].vr)
+        return cls(b"".join(parts), header="explicit" if explicit else "implicit")
 
     @classmethod
     def pack(cls, elements: Iterable[tuple[int, bytes, bytes]]) -> AcquisitionElements:
@@ -101,18 +118,30 @@ class AcquisitionElements:
             parts.append(_ELEMENT.pack(tag, (raw.VR or "").encode(), len(value)) + value)
         return cls(b"".join(parts), is_little_endian)
 
+    def _split(self) -> Iterator[tuple[int, bytes, bytes]]:
+        """Yield tag, VR (empty if implicit) and value of each element."""
+        at, vr = 0, b""
+        while at < len(self.packed):
+            if self.header is None:
+                number, vr, length = _ELEMENT.unpack_from(self.packed, at)
+                at += _ELEMENT.size
+            else:
+                if self.header == "explicit":
+                    group, element, vr, length = _EXPLICIT.unpack_from(self.packed, at)
+                else:
+                    group, element, length = _IMPLICIT.unpack_from(self.packed, at)
+                number, at = group << 16 | element, at + _EXPLICIT.size
+            yield number, vr, self.packed[at : at + length]
+            at += length
+
     def to_dataset(self) -> Dataset:
         """Return the elements as a dataset that decodes them when they are used."""
         found: dict[BaseTag, DataElement | RawDataElement] = {}
         encodings = default_encoding
-        at = 0
-        while at < len(self.packed):
-            number, vr, length = _ELEMENT.unpack_from(self.packed, at)
-            at += _ELEMENT.size
+        for number, vr, kept in self._split():
             name = vr.rstrip(b"\0").decode() or None
             empty = cast("bytes | None", empty_value_for_VR(name, raw=True))
-            value = self.packed[at : at + length] if length else empty
-            at += length
+            length, value = len(kept), kept or empty
             raw = RawDataElement(BaseTag(number), name, length, value, 0, name is None, self.is_little_endian)
             found[raw.tag] = raw
             if number == _CHARACTER_SET:

@@ -275,7 +275,10 @@ class LocatedRows:
             fields.append(RawField(element.tag, element.vr, at, end, end))
             tables += [words, lengths.astype(np.uint16)[:, None]]
             at = end + 2
-        data = np.concatenate(tables, axis=1).tobytes()
+        table = np.concatenate(tables, axis=1) if len(tables) > 1 else tables[0]
+        if (table == table[0]).all():
+            return fields, [table[0].tobytes()] * len(self.rows)
+        data = table.tobytes()
         return fields, [data[at * n : at * (n + 1)] for n in range(len(self.rows))]
 
     def read_texts(self, tag: int) -> list[bytes]:

@@ -45,6 +45,7 @@ _COMMON: Final = (HEADER_TAGS | to_tag_numbers("SpecificCharacterSet", "Transfer
     CSA_TAGS
 )
 _WANTED: Final = _COMMON | _OWN
+_KEPT: Final = _WANTED | ACQUISITION_TAGS
 #: Templates tried on a block, and walks that may find new ones, before files are walked one by one.
 _MAX_TRIED: Final = 6
 _MAX_KNOWN: Final = 64
@@ -209,11 +210,13 @@ class _Collector:
         except UnusualHeaderError:
             self._rest.append(first + row)
             return None
+        elements = list(offsets.select(_KEPT))
         slots = {
             e.tag: ElementSlot(
                 e.value, UNDEFINED_LENGTH if e.length == UNDEFINED_LENGTH else e.value + e.length, e.vr
             )
-            for e in offsets.select(_WANTED)
+            for e in elements
+            if e.tag in _WANTED
         }
         key = _make_key(memoryview(head), slots)
         if key is None:
@@ -221,9 +224,10 @@ class _Collector:
         else:
             own = [[_get_value(head, slots.get(tag, _NO_SLOT))] for tag, _ in FILE_ELEMENTS]
             header_class = self._get_class(key[:2], names[row])
-            header_class.get_columns(key[2]).extend(
-                [first + row], [names[row]], own, [_pack_acquisition(offsets, head)]
+            acquisition = AcquisitionElements.from_header(
+                head, [e for e in elements if e.tag in ACQUISITION_TAGS]
             )
+            header_class.get_columns(key[2]).extend([first + row], [names[row]], own, [acquisition])
         return offsets, head
 
     def _get_template(self, offsets: ElementOffsets, head: bytes) -> BlockTemplate:
@@ -231,7 +235,7 @@ class _Collector:
         if signature in self._templates:
             self._templates[signature].stretch(offsets)
         else:
-            self._templates[signature] = BlockTemplate(offsets, head, _WANTED | ACQUISITION_TAGS)
+            self._templates[signature] = BlockTemplate(offsets, head, _KEPT)
             if len(self._templates) > _MAX_KNOWN:
                 self._templates.popitem(last=False)
         self._templates.move_to_end(signature)
@@ -264,13 +268,6 @@ def _make_key(head: memoryview, slots: Mapping[int, ElementSlot]) -> _Key | None
     name = tuple((tag, vr, stop - start) for tag, (start, stop, vr) in common)
     values = b"".join(head[start:stop] for _, (start, stop, _) in common)
     return name, values, tuple(_get_value(head, slots.get(tag, _NO_SLOT)) for tag, _ in SERIES_ELEMENTS)
-
-
-def _pack_acquisition(offsets: ElementOffsets, head: bytes) -> AcquisitionElements | None:
-    elements = list(offsets.select(ACQUISITION_TAGS))
-    if any(element.length > MAX_VALUE_BYTES for element in elements):
-        return None
-    return AcquisitionElements.pack((e.tag, e.vr, head[e.value : e.value + e.length]) for e in elements)
 
 
 _NO_SLOT: Final = ElementSlot(0, 0, b"")
