@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from medimg.io.dicom.header.elements import Element
 
-__all__ = ["Block", "BlockTemplate", "ElementSlot", "LocatedRows", "RawField"]
+__all__ = ["Block", "BlockTemplate", "ElementSlot", "LocatedRows"]
 
 _PREFIX: Final = (64, 65)
 _PIXEL_GROUP: Final = 0x7FE0
@@ -64,22 +64,6 @@ class ElementSlot(NamedTuple):
     start: int
     stop: int
     vr: bytes
-
-
-class RawField(NamedTuple):
-    """Bytes of a row that hold a value; if its length varies, where its length in words is."""
-
-    tag: int
-    vr: bytes
-    start: int
-    stop: int
-    words: int | None
-
-    def value(self, row: bytes) -> bytes:
-        """Return the value in a row."""
-        if self.words is None:
-            return row[self.start : self.stop]
-        return row[self.start : self.start + 2 * int.from_bytes(row[self.words : self.words + 2], "little")]
 
 
 class _Gatherer:
@@ -256,30 +240,6 @@ class LocatedRows:
             words, lengths = self._gather_elastic(number)
             tables += [words, lengths.astype(np.uint16)[:, None]]
         return np.concatenate(tables, axis=1) if len(tables) > 1 else tables[0]
-
-    def gather_raw_rows(self, tags: frozenset[int]) -> tuple[list[RawField], list[bytes]]:
-        """Return undecoded values of some tags, all values of a row in one bytes object, and their fields."""
-        gatherer, elastic = self.template.get_gatherer(tags)
-        tables = [gatherer.gather(self.block.words, self.starts)]
-        fields: list[RawField] = []
-        at = 0
-        for number in sorted(number for tag, number in self.template.numbers.items() if tag in tags):
-            element = self.template.elements[number]
-            if element.length == UNDEFINED_LENGTH or number in elastic:
-                continue
-            fields.append(RawField(element.tag, element.vr, at, at + element.length, None))
-            at += element.length
-        for number in elastic:
-            element, (words, lengths) = self.template.elements[number], self._gather_elastic(number)
-            end = at + 2 * words.shape[1]
-            fields.append(RawField(element.tag, element.vr, at, end, end))
-            tables += [words, lengths.astype(np.uint16)[:, None]]
-            at = end + 2
-        table = np.concatenate(tables, axis=1) if len(tables) > 1 else tables[0]
-        if (table == table[0]).all():
-            return fields, [table[0].tobytes()] * len(self.rows)
-        data = table.tobytes()
-        return fields, [data[at * n : at * (n + 1)] for n in range(len(self.rows))]
 
     def read_texts(self, tag: int) -> list[bytes]:
         """Return a value of each row, without zero padding; empty if absent."""

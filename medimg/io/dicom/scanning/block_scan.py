@@ -167,33 +167,35 @@ class _Collector:
 
     def _assign(self, located: LocatedRows, names: Sequence[str], first: int) -> None:
         values = [located.read_texts(tag) for tag, _ in FILE_ELEMENTS]
-        acquisitions = self._pack_acquisitions(located)
         rows = located.rows.tolist()
-        for members in _group_rows(located.read_table(_SHARED)):
-            chosen, own, acquired = rows, values, acquisitions
+        for members in _group_rows(located.read_table(_SHARED | ACQUISITION_TAGS)):
+            chosen, own = rows, values
             if len(members) < len(rows):
                 chosen = [rows[m] for m in members]
                 own = [[column[m] for m in members] for column in values]
-                acquired = [acquisitions[m] for m in members]
-            key = _make_key(located.block.starts[chosen[0]].data, located.get_slots(members[0], _WANTED))
+            head = located.block.starts[chosen[0]].data
+            slots = located.get_slots(members[0], _KEPT)
+            key = _make_key(head, {tag: slot for tag, slot in slots.items() if tag in _WANTED})
             if key is None:
                 self._rest += [first + n for n in chosen]
                 continue
+            acquisition = self._pack_acquisition(head, slots)
             header_class = self._get_class(key[:2], names[chosen[0]])
             header_class.get_columns(key[2]).extend(
-                [first + n for n in chosen], [names[n] for n in chosen], own, acquired
+                [first + n for n in chosen], [names[n] for n in chosen], own, [acquisition] * len(chosen)
             )
 
-    def _pack_acquisitions(self, located: LocatedRows) -> list[AcquisitionElements | None]:
-        """Return what describes the acquisition of each row; equal ones are one object."""
-        fields, rows = located.gather_raw_rows(ACQUISITION_TAGS)
-        if any(field.stop - field.start > MAX_VALUE_BYTES for field in fields):
-            return [None] * len(rows)
-        known: dict[bytes, AcquisitionElements] = {}
-        for row in set(rows):
-            packed = AcquisitionElements.pack((field.tag, field.vr, field.value(row)) for field in fields)
-            known[row] = self._acquisitions.setdefault(packed.packed, packed)
-        return [known[row] for row in rows]
+    def _pack_acquisition(
+        self, head: memoryview, slots: Mapping[int, ElementSlot]
+    ) -> AcquisitionElements | None:
+        """Return what describes the acquisition of files; equal ones are one object."""
+        chosen = [(tag, slot) for tag, slot in slots.items() if tag in ACQUISITION_TAGS]
+        if any(slot.stop - slot.start > MAX_VALUE_BYTES for _, slot in chosen):
+            return None
+        packed = AcquisitionElements.pack(
+            (tag, slot.vr, bytes(head[slot.start : slot.stop])) for tag, slot in chosen
+        )
+        return self._acquisitions.setdefault(packed.packed, packed)
 
     def _get_class(self, key: tuple[_Name, bytes], name: str) -> _HeaderClass:
         if key not in self._classes:
