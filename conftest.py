@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+# the stub lacks it: doctest has no public way to say which objects a module defines
 _plain: Any = doctest.DocTestFinder._from_module  # type: ignore[attr-defined]
 
 
@@ -28,4 +29,4 @@ def _is_from_module(finder: doctest.DocTestFinder, module: ModuleType | None, va
     return inspect.isclass(value) and value.__name__ in _classes_in(str(module.__file__))
 
 
-doctest.DocTestFinder._from_module = _is_from_module  # type: ignore[attr-defined]
+doctest.DocTestFinder._from_module = _is_from_module  # type: ignore[attr-defined]  # as above

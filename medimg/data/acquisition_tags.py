@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from medimg.data.items import ItemFacts
 from medimg.errors import DatasetError, MedimgError
-from medimg.io.dicom.header.acquisition import ACQUISITION_TAGS, NUMBERS, TEXTS, AcquisitionElements
+from medimg.io.dicom.header.acquisition import (
+    ACQUISITION_TAGS,
+    NUMBERED,
+    NUMBERS,
+    TEXTS,
+    AcquisitionElements,
+)
 from medimg.io.dicom.header.attributes import get_code, get_description, get_floats, get_text, quiet_pydicom
 from medimg.io.dicom.header.datetimes import SECONDS_PER_DAY, parse_datetime
 from medimg.io.dicom.header.functional_groups import FrameViews
@@ -28,15 +34,11 @@ __all__ = [
     "NUMBERS",
     "TEXTS",
     "ages_of",
-    "find_first_file",
     "parse_age",
     "read_acquisition_tags",
     "read_missing_elements",
     "sexes_of",
 ]
-
-#: Attributes that say where, and are given as "site 1", "site 2", … only.
-NUMBERED: Final = {"InstitutionName": "site", "StationName": "station", "DeviceSerialNumber": "device"}
 
 _AGE: Final = re.compile(r"(\d{1,3}(?:\.\d+)?)([YMWD]?)", re.ASCII)
 _PER_YEAR: Final = {"Y": 1.0, "": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}
@@ -196,11 +198,11 @@ def _header_of(series: Series, kept: AcquisitionElements | None, tags: frozenset
 
 def _read_header(series: Series, tags: frozenset[int]) -> Dataset:
     # attributes that all frames of an enhanced file share
-    header = open_header(find_first_file(series), tags | to_tag_numbers("SharedFunctionalGroupsSequence"))
+    header = open_header(_find_first_file(series), tags | to_tag_numbers("SharedFunctionalGroupsSequence"))
     return FrameViews(header, 1).common
 
 
-def find_first_file(series: Series) -> Blob:
+def _find_first_file(series: Series) -> Blob:
     """Return the first file of a series."""
     # the path of a member of an archive can't be opened by itself
     plan = getattr(series.reader, "plan", None)

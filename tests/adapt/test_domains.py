@@ -106,13 +106,14 @@ def test_kept_elements_give_what_files_do(root: Path, tmp_path: Path) -> None:
         expected = values(open_header(instance.blob, ACQUISITION_TAGS))
         assert len(expected) > 5
         assert values(instance.acquisition.to_dataset()) == expected
-        alone = medimg.scan(series.path)[0].reader.plan.first.instance  # type: ignore[attr-defined]
+        alone = medimg.scan(series.path)[0].reader.plan.first.instance  # type: ignore[attr-defined]  # of DICOM
         assert values(alone.acquisition.to_dataset()) == expected
     assert not read_missing_elements(index)
     saved = tmp_path / "index.sqlite"
     for _ in range(2):
         recalled = medimg.scan(root, index=saved)
-    if any(series.reader.plan.first.instance.acquisition is None for series in recalled):  # type: ignore[attr-defined]
+    readers: list[Any] = [series.reader for series in recalled]
+    if any(reader.plan.first.instance.acquisition is None for reader in readers):
         assert len(read_missing_elements(recalled)) == 4
     assert b"Hospital" not in saved.read_bytes()
     assert read_acquisition_tags(recalled, ["Manufacturer"]) == read_acquisition_tags(index, ["Manufacturer"])

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,9 +42,9 @@ def is_tiny(head: bytes) -> bool:
 
 
 def open_tiny(blob: plugins.Blob) -> plugins.Series:
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(PLUGIN, names)
-    found = names["open"](blob)  # type: ignore[operator]
+    found = names["open"](blob)
     assert isinstance(found, plugins.Series)
     return found
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -190,7 +190,8 @@ def test_collected_errors_say_nothing_of_a_patient(tmp_path: Path) -> None:
 
 
 def test_only_bad_sources(tmp_path: Path) -> None:
-    table = classifier().predict([tmp_path / "a.dcm", 3], unit="slice", on_error="collect")  # type: ignore[list-item]
+    sources: Any = [tmp_path / "a.dcm", 3]
+    table = classifier().predict(sources, unit="slice", on_error="collect")
     assert table["error"].notna().all()
     assert len(table) == 2
     assert list(classifier().predict([], on_error="collect").columns)[-1] == "error"

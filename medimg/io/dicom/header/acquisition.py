@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from medimg.io.dicom.header.elements import Element
 
-__all__ = ["ACQUISITION_TAGS", "MAX_VALUE_BYTES", "NUMBERS", "SITES", "TEXTS", "AcquisitionElements"]
+__all__ = ["ACQUISITION_TAGS", "MAX_VALUE_BYTES", "NUMBERED", "NUMBERS", "TEXTS", "AcquisitionElements"]
 
 #: Attributes in words.
 TEXTS: Final = (
@@ -38,8 +38,8 @@ TEXTS: Final = (
     "DetectorType",
     "LossyImageCompression",
 )
-#: Attributes that name an institution or a device.
-SITES: Final = ("InstitutionName", "StationName", "DeviceSerialNumber")
+#: Attributes that say where, and are given as "site 1", "site 2", … only.
+NUMBERED: Final = {"InstitutionName": "site", "StationName": "station", "DeviceSerialNumber": "device"}
 #: Attributes in numbers.
 NUMBERS: Final = (
     "SliceThickness",
@@ -60,7 +60,7 @@ _CHARACTER_SET: Final = 0x00080005
 #: Without tube current and exposure, which differ from slice to slice: keeping them would take much memory.
 ACQUISITION_TAGS: Final = to_tag_numbers(
     *TEXTS,
-    *SITES,
+    *NUMBERED,
     *NUMBERS,
     "PatientSex",
     "PatientAge",
@@ -154,6 +154,7 @@ class AcquisitionElements:
 def _find_encodings(raw: RawDataElement) -> str:
     # a damaged value raises anything when it is first used
     try:
+        # a list of names, where pydicom's own stub of set_original_encoding wants one
         return convert_encodings(convert_raw_data_element(raw).value)  # type: ignore[return-value]
     except Exception:
         return default_encoding
