@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from medimg._validation import check_fields, check_number, check_whole_number
+from medimg._validation import check_fields, check_number, check_text, check_whole_number
 from medimg.errors import CheckpointError, MedimgError, TrainingError
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ class OperatingPoint:
             If a field is missing, unknown or invalid.
         """
         check_fields(name, values, [f.name for f in fields(cls)], error=CheckpointError)
-        if not isinstance(values["label"], str):
-            raise CheckpointError(f"{name}.label must be a text; found a {type(values['label']).__name__}")
+        label = check_text(f"{name}.label", values["label"], error=CheckpointError)
         threshold, sensitivity, specificity = (
             # the threshold of a class that is never predicted is above 1
             check_number(f"{name}.{key}", values[key], least=0, below=below, error=CheckpointError)
@@ -69,7 +68,7 @@ class OperatingPoint:
             check_whole_number(f"{name}.{key}", values[key], error=CheckpointError)
             for key in ("positives", "negatives")
         )
-        return cls(values["label"], threshold, sensitivity, specificity, positives, negatives)
+        return cls(label, threshold, sensitivity, specificity, positives, negatives)
 
 
 def check_criterion(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medimg._public import set_module
-from medimg._validation import check_choice, check_fields, check_number, check_whole_number
+from medimg._validation import check_choice, check_fields, check_number, check_text, check_whole_number
 from medimg.calibration.conformal import check_coverage, prediction_set
 from medimg.calibration.mahalanobis import MahalanobisDetector
 from medimg.calibration.operating_points import Criterion, OperatingPoint, check_criterion
@@ -142,7 +142,9 @@ class Calibration:
             bins=tuple(
                 _check_bin(f"bins[{n}]", row) for n, row in enumerate(_check_list("bins", values["bins"]))
             ),
-            parameters_sha256=_check_text("parameters_sha256", values["parameters_sha256"]),
+            parameters_sha256=check_text(
+                _name("parameters_sha256"), values["parameters_sha256"], error=CheckpointError
+            ),
             outliers=outliers,
         )
 
@@ -192,16 +194,10 @@ def _check_numbers(
     )
 
 
-def _check_text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise CheckpointError(f"{_name(name)} must be a text; found a {type(value).__name__}")
-    return value
-
-
 def _check_bin(name: str, row: object) -> tuple[str, float, float, int]:
     which, predicted, observed, count = _check_list(name, row, 4)
     return (
-        _check_text(f"{name}[0]", which),
+        check_text(_name(f"{name}[0]"), which, error=CheckpointError),
         check_number(_name(f"{name}[1]"), predicted, error=CheckpointError),
         check_number(_name(f"{name}[2]"), observed, error=CheckpointError),
         check_whole_number(_name(f"{name}[3]"), count, error=CheckpointError),

@@ -250,9 +250,9 @@ def compare(
     >>> found.to_pandas()[["backbone", "auroc", "images_per_second"]]  # doctest: +SKIP
     """
     from medimg.data.splits.kfold import assign_folds, check_folds
+    from medimg.training.class_weights import check_labels
     from medimg.training.fit_head import check_balance
     from medimg.training.linear_probe import ProbeSearch
-    from medimg.training.losses import check_labels
 
     names = _check_names(backbones)
     probing = ProbeSearch(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args, overload, runtime_checkable
 
 from medimg._public import set_module
+from medimg._validation import check_choice
 from medimg.core import geometry
 from medimg.core.read_report import Skipped
 from medimg.core.stacking import Policy
@@ -50,12 +51,8 @@ class Policies:
 
     def __post_init__(self) -> None:
         for name in ("on_missing", "on_duplicate", "on_tilt"):
-            if getattr(self, name) not in get_args(Policy):
-                raise ReadError(
-                    f"{name}={getattr(self, name)!r}; expected {', '.join(map(repr, get_args(Policy)))}"
-                )
-        if self.values not in get_args(ValueKind):
-            raise ReadError(f"values={self.values!r}; expected {', '.join(map(repr, get_args(ValueKind)))}")
+            check_choice(name, getattr(self, name), get_args(Policy), error=ReadError)
+        check_choice("values", self.values, get_args(ValueKind), error=ReadError)
 
 
 class SliceReader(Protocol):

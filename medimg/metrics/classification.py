@@ -54,20 +54,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medimg.metrics._arrays import Flags, Floats, Integers
+from medimg.metrics._arrays import Flags, Floats
 
 __all__ = [
-    "N_BINS",
     "ClassScores",
     "Support",
-    "bin_probabilities",
     "compute_ratio",
     "find_curve_columns",
     "name_metrics",
 ]
-
-#: Bins of the expected calibration error.
-N_BINS = 15
 
 _PER_CLASS = ("recall", "specificity", "precision", "f1")
 #: With two classes, those of one are those of the other, or are among the overall ones.
@@ -139,17 +134,6 @@ def find_curve_columns(support: Support) -> tuple[int, ...]:
     """
     both = np.flatnonzero(support.has_positives & support.has_negatives)
     return tuple(int(k) for k in both if not support.is_binary or k == 1)
-
-
-def bin_probabilities(probabilities: Floats, bins: int = N_BINS) -> Integers:
-    """
-    Return the bin of equal width of each probability; a bin includes its upper end, the first also 0.
-
-    >>> bin_probabilities(np.array([0.0, 0.2, 0.21, 1.0]), 5)
-    array([0, 0, 1, 4])
-    """
-    edges = np.linspace(0, 1, bins + 1)[1:-1]
-    return np.searchsorted(edges, probabilities, side="left").astype(np.int64)
 
 
 def compute_ratio(part: Floats, whole: Floats) -> Floats:

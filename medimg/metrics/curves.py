@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from medimg.metrics._arrays import Flags, Floats, Integers
-from medimg.metrics.classification import N_BINS, Support, bin_probabilities, find_curve_columns
+from medimg.metrics.calibration_error import N_BINS, bin_probabilities, expected_calibration_error
+from medimg.metrics.classification import Support, find_curve_columns
 
 __all__ = ["Curves", "Line", "Reliability", "compute_curves", "compute_reliability"]
 
@@ -55,7 +56,7 @@ class Reliability:
     @property
     def ece(self) -> float:
         """Expected calibration error: the mean distance of the two, weighted by ``n``."""
-        return float(np.abs(self.predicted - self.observed) @ self.n / self.n.sum())
+        return float(expected_calibration_error((self.observed - self.predicted) * self.n, self.n.sum()))
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg.metrics._arrays import Flags, Floats, Integers
+from medimg.metrics.calibration_error import N_BINS, bin_probabilities, expected_calibration_error
 from medimg.metrics.classification import (
-    N_BINS,
     ClassScores,
     Support,
-    bin_probabilities,
     compute_ratio,
     find_curve_columns,
     name_metrics,
@@ -178,7 +177,8 @@ class PatientCounts:
         sums = np.ascontiguousarray((self.sums @ weights).T)
         total, right = sums[:, :1], sums[:, 1]
         hits, true, predicted, error = np.moveaxis(sums[:, 2 : 2 + 4 * k].reshape(n_resamples, 4, k), 1, 0)
-        gaps = np.abs(sums[:, 2 + 4 * k :]).reshape(n_resamples, k + 1, N_BINS).sum(axis=-1) / total
+        excess = sums[:, 2 + 4 * k :].reshape(n_resamples, k + 1, N_BINS)
+        ece = expected_calibration_error(excess, total)
         precision = compute_ratio(hits, np.maximum(predicted, 1))  # never predicted: no hits, so 0
         auroc, auprc = (np.full((n_resamples, k), np.nan) for _ in range(2))
         for column, ranking in self.rankings.items():
@@ -192,7 +192,7 @@ class PatientCounts:
             overall[:] = _compute_agreement(right, true, predicted)
         return ClassScores(
             accuracy=right / total[:, 0],
-            confidence_ece=gaps[:, -1],
+            confidence_ece=ece[:, -1],
             mcc_overall=overall[0],
             kappa_overall=overall[1],
             hits=hits,
@@ -207,7 +207,7 @@ class PatientCounts:
             mcc=mcc,
             kappa=kappa,
             brier=error / total,
-            ece=gaps[:, :-1],
+            ece=ece[:, :-1],
         )
 
 

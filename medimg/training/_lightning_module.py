@@ -30,10 +30,10 @@ from medimg.models.freezing import freeze_batchnorm_statistics
 from medimg.models.module_mode import module_mode
 from medimg.models.pooling import pool_embeddings
 from medimg.models.probabilities import probabilities
-from medimg.training._lr_scheduler import make_schedule
-from medimg.training._optimizer import make_optimizer
 from medimg.training._state import PhaseProgress
-from medimg.training.losses import MixedBatch, mixup
+from medimg.training.augmentation.mixup import MixedBatch, mixup
+from medimg.training.optimization.lr_scheduler import make_schedule
+from medimg.training.optimization.optimizer import make_optimizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -356,8 +356,7 @@ class FineTuneModule(pl.LightningModule):
             "seconds": round(time.perf_counter() - self._started, 3),
         }
         history.end_epoch(row, evaluated=state.evaluated_model, write=bool(self.trainer.is_global_zero))
-        patience = self._config.patience
-        if patience is not None and history.waited >= patience:
+        if history.early_stopping.is_due:
             self.trainer.should_stop = True
         state.progress = PhaseProgress(self._start.number, self._start.done + self.current_epoch + 1)
         self._epoch_ended = True

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from medimg.training.class_weights import class_weights
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
-__all__ = ["LinearFit", "LinearProbe", "class_weights", "log_loss"]
+__all__ = ["LinearFit", "LinearProbe", "log_loss"]
 
 _MOST_STEPS: Final = 1000
 _SGD_EPOCHS: Final = 30
@@ -157,28 +159,6 @@ def _join_labels(
     alone = {0: _ABSENT, 1: -_ABSENT}
     bias = [b[0] if len(classes) == 2 else alone[int(classes[0])] for classes, _, b in fitted]
     return weight, np.array(bias)
-
-
-def class_weights(
-    labels: NDArray[np.generic], task: str, outputs: int, balanced: bool
-) -> NDArray[np.float64]:
-    """
-    Return weights (K,) of classes, or (2, K) of the absence and presence of each label.
-
-    Balanced is scikit-learn's n / (number of classes x items of the class).
-
-    >>> class_weights(np.array([0, 0, 0, 1]), "multiclass", 2, balanced=True).round(3).tolist()
-    [0.667, 2.0]
-    """
-    if not balanced:
-        return np.ones(outputs if task == "multiclass" else (2, outputs))
-    if task == "multiclass":
-        counts = np.bincount(labels.astype(np.int64), minlength=outputs)
-        present = counts > 0
-        return np.asarray(np.where(present, len(labels) / (present.sum() * np.maximum(counts, 1)), 0.0))
-    positives = np.sum(np.asarray(labels) > 0.5, axis=0)
-    counts = np.stack([len(labels) - positives, positives])
-    return np.asarray(len(labels) / (2 * np.maximum(counts, 1)))
 
 
 def log_loss(

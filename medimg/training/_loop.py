@@ -40,11 +40,11 @@ def run(state: TrainingState, trainer: TrainerConfig, *, compiled: bool) -> FitR
         with trainer.running(state.inputs.config.seed), layout:
             initial = [copy.deepcopy(callback.state_dict()) for callback in trainer.callbacks]
             for number in range(state.progress.number, len(phases)):
-                # a callback that counts, such as EarlyStopping, starts each phase from its initial state
+                # a callback of the caller that counts starts each phase from its initial state
                 for callback, values in zip(trainer.callbacks, initial, strict=True):
                     callback.load_state_dict(copy.deepcopy(values))
                 if not state.progress.done:
-                    history.start_phase()
+                    history.early_stopping.start_phase()
                 make_trainable(model, model.backbone, trainable, phases[number])
                 _check_trainable(state.inputs, phases[number])
                 _fit_phase(state, phases[number], trainer)

@@ -11,7 +11,7 @@ from medimg.data.items import ItemFacts
 from medimg.data.leakage.check_leaks import check_splits
 from medimg.errors import LeakageError, TrainingError
 from medimg.preprocessing.preprocess import check_same_preprocessing
-from medimg.training.losses import check_labels
+from medimg.training.class_weights import check_labels
 
 if TYPE_CHECKING:
     from medimg.data.protocols import LabeledDataset

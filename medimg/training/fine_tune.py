@@ -19,8 +19,9 @@ from medimg.training._state import FineTuneInputs, TrainingState
 from medimg.training._trainer import TrainerConfig, make_loggers, prefers_channels_last
 from medimg.training.augmentation.random_scan import make_augmentation
 from medimg.training.checks import check_data
+from medimg.training.class_weights import sampling_weights
 from medimg.training.history import HistoryRecorder
-from medimg.training.losses import class_odds, make_loss
+from medimg.training.losses import make_loss
 from medimg.training.resume import FILE, find_resume_file
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from medimg.models.classifier import TransferClassifier
     from medimg.training._config import BatchStatistics, Monitor, Schedule
     from medimg.training.augmentation.random_scan import AugmentChoice
+    from medimg.training.class_weights import Balance
     from medimg.training.history import FitResult
-    from medimg.training.losses import Balance
 
 __all__ = ["fine_tune"]
 
@@ -244,7 +245,7 @@ def fine_tune(
         train=train,
         val=val,
         loss=make_loss(train.labels, len(model.classes), model.task, config.balance, config.label_smoothing),
-        odds=class_odds(train.labels, model.task) if config.balance == "sampler" else None,
+        odds=sampling_weights(train.labels, model.task) if config.balance == "sampler" else None,
         augment=make_augmentation(augment, model.preprocess, getattr(train, "modalities", ())),
         augment_frozen=callable(augment),
         adaptations=adaptations,
@@ -264,7 +265,9 @@ def fine_tune(
     loggers = make_loggers(logger, folder)
     state = TrainingState(
         inputs,
-        history=HistoryRecorder(model, folder, summary, monitor=config.monitor, loggers=loggers),
+        history=HistoryRecorder(
+            model, folder, summary, monitor=config.monitor, patience=config.patience, loggers=loggers
+        ),
         terms=AdaptationTerms(adaptations, train, model, config.seed),
     )
     resume_file = find_resume_file(resume, folder)

@@ -10,6 +10,7 @@ from medimg._plot_style import COLORS, REFERENCE_LINE, add_legend, make_axes
 from medimg._public import set_module
 from medimg.errors import TrainingError
 from medimg.io.files.atomic import write_text
+from medimg.training.optimization.early_stopping import EarlyStopping
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -116,6 +117,7 @@ class HistoryRecorder:
         settings: Mapping[str, Any],
         *,
         monitor: str = "auto",
+        patience: int | None = None,
         loggers: Sequence[Logger] = (),
     ) -> None:
         self._model = model
@@ -132,7 +134,7 @@ class HistoryRecorder:
         self.best_epoch = 0
         self.monitor: str | None = None
         self.checkpoint: Path | None = None
-        self.waited = 0
+        self.early_stopping = EarlyStopping(patience)
 
     def end_epoch(
         self, row: dict[str, Any], *, evaluated: TransferClassifier | None = None, write: bool = True
@@ -143,7 +145,7 @@ class HistoryRecorder:
         self.rows.append({name: {**row, "monitor": monitor}[name] for name in COLUMNS})
         # an epoch without validation is best only as long as none was validated
         better = self.monitor is None if monitor is None else score > self._best_score
-        self.waited = 0 if better else self.waited + (monitor is not None)
+        self.early_stopping.end_epoch(better=better, validated=monitor is not None)
         if better and not _is_finite(source):
             raise TrainingError(
                 f"parameters are not finite after epoch {row['epoch']}: lower lr, or check for images with "
@@ -168,10 +170,6 @@ class HistoryRecorder:
         _save_model(source, self._output / "last.safetensors", self._summarize())
         write_text(self._output / "history.csv", _format_csv(self.rows))
 
-    def start_phase(self) -> None:
-        """Restart the count of epochs without a better score."""
-        self.waited = 0
-
     def restore_best(self) -> None:
         """Give the model the weights of the best epoch; its initial ones, if no epoch has ended."""
         self._model.load_state_dict(self._best_state)
@@ -184,7 +182,7 @@ class HistoryRecorder:
             "best_score": list(self._best_score),
             "best_epoch": self.best_epoch,
             "monitor": self.monitor,
-            "waited": self.waited,
+            "waited": self.early_stopping.waited,
             "summary": self._best_summary,
         }
         return header, self._best_state
@@ -194,7 +192,7 @@ class HistoryRecorder:
         self.rows = [dict(row) for row in header["rows"]]
         self._best_score = (float(header["best_score"][0]), float(header["best_score"][1]))
         self.best_epoch, self.monitor = header["best_epoch"], header["monitor"]
-        self.waited, self._best_summary = header["waited"], header["summary"]
+        self.early_stopping.waited, self._best_summary = header["waited"], header["summary"]
         for name, value in self._best_state.items():
             value.copy_(best[name])
         path = self._output / "best.safetensors" if self._output is not None else None

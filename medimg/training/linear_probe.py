@@ -11,7 +11,8 @@ from medimg._validation import check_choice, check_number, check_whole_number
 from medimg.data.splits.kfold import assign_folds, count_patients_by_class, split_by_fold
 from medimg.errors import TrainingError
 from medimg.metrics.validation_scores import mean_auroc
-from medimg.training._logistic_regression import LinearProbe, class_weights, log_loss
+from medimg.training._logistic_regression import LinearProbe, log_loss
+from medimg.training.class_weights import class_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

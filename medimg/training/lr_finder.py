@@ -17,10 +17,11 @@ from medimg.errors import TrainingError
 from medimg.models.freezing import freeze_batchnorm_statistics
 from medimg.models.module_mode import module_mode
 from medimg.training._config import FineTuneConfig
-from medimg.training._optimizer import make_optimizer
 from medimg.training.augmentation.random_scan import make_augmentation
 from medimg.training.checks import check_data
-from medimg.training.losses import class_odds, make_loss
+from medimg.training.class_weights import sampling_weights
+from medimg.training.losses import make_loss
+from medimg.training.optimization.optimizer import make_optimizer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from medimg.data.protocols import LabeledDataset
     from medimg.models.classifier import TransferClassifier
     from medimg.training._config import BatchStatistics
-    from medimg.training.losses import Balance
+    from medimg.training.class_weights import Balance
 
 __all__ = ["LRFinderResult", "lr_find"]
 
@@ -210,7 +211,7 @@ def _run_test(
     sampler = EpochSampler(
         len(train),
         config.seed,
-        odds=class_odds(train.labels, train.task) if config.balance == "sampler" else None,
+        odds=sampling_weights(train.labels, train.task) if config.balance == "sampler" else None,
     )
     loader = make_training_loader(
         train,

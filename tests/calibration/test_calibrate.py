@@ -272,7 +272,7 @@ def test_through_a_file(tmp_path: Path, task: str, point: Any) -> None:
         ("points", [vars_of("z") | {"threshold": -1}], r"points\[0\].threshold must be a number, 0 or more"),
         ("bins", [1], r"bins\[0\] must be a list of 4; found a int"),
         ("items", None, "items must be a whole number, 1 or more; found None"),
-        ("parameters_sha256", 5, "parameters_sha256 must be a text; found a int"),
+        ("parameters_sha256", 5, "parameters_sha256 must be text; found 5"),
     ):
         with pytest.raises(CheckpointError, match=f"^calibration.{message}"):
             Calibration.from_dict(values | {name: bad}, None, model.classes, task)

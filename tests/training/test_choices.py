@@ -16,10 +16,11 @@ from medimg import FitResult, TransferClassifier, fine_tune, lr_find
 from medimg.errors import TrainingError
 from medimg.models.backbones.stages import split_stages
 from medimg.training._config import FineTuneConfig
-from medimg.training._lr_scheduler import make_schedule
-from medimg.training._optimizer import make_optimizer
 from medimg.training._phases import plan_phases
-from medimg.training.losses import make_loss, mixup
+from medimg.training.augmentation.mixup import mixup
+from medimg.training.losses import make_loss
+from medimg.training.optimization.lr_scheduler import make_schedule
+from medimg.training.optimization.optimizer import make_optimizer
 from tests.models.fakes import Images, changed, classifier, images, state
 
 

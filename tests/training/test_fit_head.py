@@ -20,7 +20,7 @@ from medimg.errors import LeakageError, TrainingError
 from medimg.features.dataset_features import item_features
 from medimg.models.backbones.heads import head_logits
 from medimg.models.probabilities import probabilities
-from medimg.training._logistic_regression import LinearProbe, class_weights, log_loss
+from medimg.training._logistic_regression import LinearProbe, log_loss
 from medimg.training.linear_probe import STRENGTHS, LabeledEmbeddings, ProbeSearch
 from tests.models.fakes import Images, changed, classifier, images, state
 from tests.models.images import TINY, picture_data

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from medimg.data.dataloader import EpochSampler
-from medimg.training._lr_scheduler import warm_cosine
-from medimg.training._optimizer import make_optimizer
-from medimg.training.losses import class_odds, make_loss
+from medimg.training.class_weights import sampling_weights
+from medimg.training.losses import make_loss
+from medimg.training.optimization.lr_scheduler import warm_cosine
+from medimg.training.optimization.optimizer import make_optimizer
 from tests.models.fakes import classifier
 
 LABELS = np.array([0] * 6 + [1] * 2)
@@ -38,7 +39,7 @@ def test_weighted_labels() -> None:
 
 def test_sampler_draws_classes_equally() -> None:
     labels = np.array([0] * 900 + [1] * 100)
-    drawn = labels[list(EpochSampler(len(labels), 0, odds=class_odds(labels, "multiclass")))]
+    drawn = labels[list(EpochSampler(len(labels), 0, odds=sampling_weights(labels, "multiclass")))]
     assert len(drawn) == 1000
     assert 0.44 < drawn.mean() < 0.56
 
