@@ -87,10 +87,13 @@ class AcquisitionElements:
     @classmethod
     def from_header(cls, head: bytes, elements: Sequence[Element]) -> AcquisitionElements | None:
         """Copy elements of a little-endian header; None if one is too long."""
-        parts = [head[element.at : element.value + element.length] for element in elements]
-        if max(map(len, parts), default=0) > MAX_VALUE_BYTES:
-            return None
-        if any(element.value - element.at != _EXPLICIT.size for element in elements):
+        parts, is_short = [], True
+        for element in elements:
+            if element.length > MAX_VALUE_BYTES:
+                return None
+            is_short &= element.value - element.at == _EXPLICIT.size
+            parts.append(head[element.at : element.value + element.length])
+        if not is_short:
             return cls.pack((e.tag, e.vr, head[e.value : e.value + e.length]) for e in elements)
         explicit = bool(elements and elements[0].vr)
         return cls(b"".join(parts), header="explicit" if explicit else "implicit")

@@ -126,6 +126,7 @@ class BlockTemplate:
         if not differing.issubset(self._elastic):
             self._elastic = sorted(differing.union(self._elastic))
             self.__dict__.pop("_fixed_words", None)
+            self.__dict__.pop("places", None)
             self._tables.clear()
 
     def count_elastic_before(self, number: int) -> int:
@@ -135,6 +136,15 @@ class BlockTemplate:
     def is_elastic(self, number: int) -> bool:
         """Whether the length of an element varies."""
         return number in self._elastic
+
+    @cached_property
+    def places(self) -> dict[int, tuple[Element, int, int]]:
+        """The wanted elements by tag, and the numbers of the runs in which each value begins and ends."""
+        found = {}
+        for tag, number in self.numbers.items():
+            slot = self.count_elastic_before(number)
+            found[tag] = self.elements[number], slot, slot + self.is_elastic(number)
+        return found
 
     @cached_property
     def _fixed_words(self) -> tuple[_Gatherer, npt.NDArray[np.uint16]]:
@@ -219,18 +229,15 @@ class LocatedRows:
     def get_slots(self, row: int, tags: frozenset[int]) -> dict[int, ElementSlot]:
         """Return the slots of the wanted values of one row."""
         first = int(self.rows[row]) * (self.block.width // 2)
-        numbers = self.template.numbers
-        return {tag: self._get_slot(number, row, first) for tag, number in numbers.items() if tag in tags}
-
-    def _get_slot(self, number: int, row: int, first: int) -> ElementSlot:
-        element, slot = self.template.elements[number], self.template.count_elastic_before(number)
-        start = element.value + 2 * (int(self.starts[slot][row]) - first)
-        if element.length == UNDEFINED_LENGTH:
-            return ElementSlot(start, UNDEFINED_LENGTH, element.vr)
-        length = element.length
-        if self.template.is_elastic(number):
-            length += 2 * int(self.starts[slot + 1][row] - self.starts[slot][row])
-        return ElementSlot(start, start + length, element.vr)
+        shifts = [2 * (int(start[row]) - first) for start in self.starts]
+        found = {}
+        for tag, (element, begins, ends) in self.template.places.items():
+            if tag in tags:
+                stop = element.length
+                if stop != UNDEFINED_LENGTH:
+                    stop += element.value + shifts[ends]
+                found[tag] = ElementSlot(element.value + shifts[begins], stop, element.vr)
+        return found
 
     def read_table(self, tags: frozenset[int]) -> npt.NDArray[np.uint16]:
         """Return values side by side (n, words), valid until the next call: equal rows have equal values."""

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["scan_blocks"]
 
-_OWN: Final = frozenset(tag for tag, _ in (*FILE_ELEMENTS, *SERIES_ELEMENTS))
+_OWN_VRS: Final = (*FILE_ELEMENTS, *SERIES_ELEMENTS)
+_OWN: Final = frozenset(tag for tag, _ in _OWN_VRS)
 #: Elements that must be equal. The Siemens header matters only if others indicate a mosaic.
 _COMMON: Final = (HEADER_TAGS | to_tag_numbers("SpecificCharacterSet", "TransferSyntaxUID")) - _OWN.union(
     CSA_TAGS
@@ -261,15 +262,20 @@ def _walk_header(head: bytes, name: str, width: int) -> tuple[ElementOffsets, by
 
 def _make_key(head: memoryview, slots: Mapping[int, ElementSlot]) -> _Key | None:
     """Return the values that a file shares with others; None if it is irregular."""
-    for tag, vr in (*FILE_ELEMENTS, *SERIES_ELEMENTS):
+    for tag, vr in _OWN_VRS:
         if tag in slots and slots[tag].vr not in (vr, b""):
             return None
-    if not _GROUPS.isdisjoint(slots) or any(p.stop - p.start > _MAX_VALUE for p in slots.values()):
+    if not _GROUPS.isdisjoint(slots):
         return None
-    common = [(tag, slot) for tag, slot in slots.items() if tag in _COMMON]
-    name = tuple((tag, vr, stop - start) for tag, (start, stop, vr) in common)
-    values = b"".join(head[start:stop] for _, (start, stop, _) in common)
-    return name, values, tuple(_get_value(head, slots.get(tag, _NO_SLOT)) for tag, _ in SERIES_ELEMENTS)
+    name, values = [], []
+    for tag, (start, stop, vr) in slots.items():
+        if stop - start > _MAX_VALUE:
+            return None
+        if tag in _COMMON:
+            name.append((tag, vr, stop - start))
+            values.append(head[start:stop])
+    series = tuple([_get_value(head, slots.get(tag, _NO_SLOT)) for tag, _ in SERIES_ELEMENTS])
+    return tuple(name), b"".join(values), series
 
 
 _NO_SLOT: Final = ElementSlot(0, 0, b"")
