@@ -30,7 +30,7 @@ RECIPE = Preprocess(window=SEEN, size=64)
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+def fresh(monkeypatch: pytest.MonkeyPatch, narrow: None) -> None:
     monkeypatch.setattr(registry, "_OWN", {})
 
 
