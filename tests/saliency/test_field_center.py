@@ -147,7 +147,7 @@ def test_pretrained_networks_on_real_pictures(
     (weights,) = (real_data / "weights" / name).glob("*.pth")
     recipe = Preprocess(window=Window.from_range(0, 255), size=SIZE)
     model = TransferClassifier(name, classes=["plain", "board"], weights=weights, preprocess=recipe).eval()
-    n, trained = (100, 60) if SLOW else (60, 40)
+    n, trained = (100, 60) if SLOW else (48, 32)
     volume, labels, places = chest_pictures(real_data, n)
     with torch.no_grad():
         x = torch.cat([model.embed(part) for part in model.preprocess(volume).split(16)]).numpy()
