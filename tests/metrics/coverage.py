@@ -2,7 +2,7 @@
 How often intervals hold the truth, by simulation; ``python -m tests.metrics.coverage`` prints the table.
 
 Scores are normal, with a part that the images of a patient share: 100 patients with 10 slices each, half of
-them ill. The truth is that of 80,000 patients drawn in the same way.
+them ill. The truth is that of 80,000 patients, or as stated, drawn in the same way.
 """
 
 from dataclasses import dataclass, replace
@@ -73,11 +73,12 @@ def coverage(
     *,
     n_resamples: int = 1000,
     seed: int = 0,
+    n_true: int = 80_000,
     slices_are_patients: bool = False,
 ) -> dict[str, float]:
     """Return the share of studies whose 95 % interval holds the truth, by metric."""
     generator = np.random.default_rng(seed)
-    many = design.draw(generator, 80_000)
+    many = design.draw(generator, n_true)
     truth = compute_metrics(many.truth, many.predicted, many.probabilities, _support(many))
     held = dict.fromkeys(NAMES, 0)
     for study in range(n_studies):

@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import sklearn
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
@@ -14,11 +15,13 @@ from medimg.metrics.units import ScoredUnits
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
+#: Checks of arguments take most of the time that scikit-learn needs for a few images.
+UNCHECKED: dict[str, Any] = {"assume_finite": True, "skip_parameter_validation": True}
 
 
 def by_sklearn(truth: Flags, predicted: Flags, scores: Floats, support: Support) -> dict[str, float]:
     """Every metric; NaN where the whole set has it but this one has not."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), sklearn.config_context(**UNCHECKED):
         warnings.simplefilter("ignore")
         found = {"accuracy": sk.accuracy_score(truth, predicted), **averages(truth, predicted, support)}
         found |= areas(truth, scores, support)
@@ -35,7 +38,6 @@ def by_sklearn(truth: Flags, predicted: Flags, scores: Floats, support: Support)
 def averages(truth: Flags, predicted: Flags, support: Support) -> dict[str, float]:
     present = [k for k, n in enumerate(support.positives) if n]
     lacking = any(not truth[:, k].any() for k in present) or not present
-    scores = {"recall": sk.recall_score, "precision": sk.precision_score, "f1": sk.f1_score}
     if support.task == "multiclass":
         y, z = truth.argmax(axis=1), predicted.argmax(axis=1)
         kinds = ["macro", "weighted"]
@@ -44,14 +46,17 @@ def averages(truth: Flags, predicted: Flags, support: Support) -> dict[str, floa
         y, z = (np.column_stack([x, np.zeros(len(x), bool)]).astype(int) for x in (truth, predicted))
         kinds = ["macro", "weighted", "micro"]
     found: dict[str, float] = {}
-    for name, score in scores.items():
-        for kind in kinds:
-            if (name, kind) == ("recall", "weighted"):
-                continue
-            labels = present if kind != "micro" else list(range(len(support.classes)))
-            undefined = lacking if kind != "micro" else not truth.any()
-            value = np.nan if undefined else score(y, z, labels=labels, average=kind, zero_division=0)
-            found[f"{name}_{kind}"] = float(value)
+    for kind in kinds:
+        labels = present if kind != "micro" else list(range(len(support.classes)))
+        undefined = lacking if kind != "micro" else not truth.any()
+        scores = (
+            (np.nan,) * 3
+            if undefined
+            else sk.precision_recall_fscore_support(y, z, labels=labels, average=kind, zero_division=0)[:3]
+        )
+        names = (f"{name}_{kind}" for name in ("precision", "recall", "f1"))
+        found |= dict(zip(names, map(float, scores), strict=True))
+    del found["recall_weighted"]
     return found
 
 
@@ -113,10 +118,11 @@ def by_class(truth: Flags, predicted: Flags, scores: Floats, support: Support) -
     for k, name in enumerate(support.classes):
         y, z, p = truth[:, k], predicted[:, k], scores[:, k]
         positives, negatives = bool(y.any()), not y.all()
+        precision, recall, f1, _ = sk.precision_recall_fscore_support(y, z, average="binary", zero_division=0)
         columns: list[tuple[str, bool, Any]] = [
-            ("recall", positives, lambda y=y, z=z: sk.recall_score(y, z)),
-            ("precision", positives, lambda y=y, z=z: sk.precision_score(y, z, zero_division=0)),
-            ("f1", positives, lambda y=y, z=z: sk.f1_score(y, z)),
+            ("recall", positives, lambda recall=recall: recall),
+            ("precision", positives, lambda precision=precision: precision),
+            ("f1", positives, lambda f1=f1: f1),
             ("specificity", negatives, lambda y=y, z=z: sk.recall_score(~y, ~z)),
         ]
         if not support.is_binary:

@@ -19,6 +19,7 @@ from medimg.metrics.patient_counts import PatientCounts, compute_metrics, comput
 from medimg.metrics.units import ScoredUnits
 from tests.evaluation.fakes import FakeDataset, Task, make_pair
 from tests.metrics.reference import by_sklearn, plain_resamples
+from tests.sampling import SLOW
 
 CLASSES = ("a", "b", "c", "d")
 
@@ -44,7 +45,7 @@ def support_of(units: ScoredUnits, dataset: FakeDataset) -> Support:
     return Support.count(units.truth, dataset.task, dataset.classes)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60 if SLOW else 25, deadline=None)
 @given(cases())
 def test_estimates_equal_scikit_learn(case: tuple[FakeDataset, NDArray[np.float64]]) -> None:
     dataset, scores = case
@@ -57,14 +58,15 @@ def test_estimates_equal_scikit_learn(case: tuple[FakeDataset, NDArray[np.float6
         assert found[name] == pytest.approx(value, nan_ok=True, abs=1e-12), name
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30 if SLOW else 12, deadline=None)
 @given(cases(), st.integers(0, 1000))
 def test_resamples_equal_a_double_loop(case: tuple[FakeDataset, NDArray[np.float64]], seed: int) -> None:
     dataset, scores = case
     units = make_units(dataset, scores, "image")
     support = support_of(units, dataset)
-    found = resample_metrics(units, support, n_resamples=3, seed=seed)
-    for r, expected in enumerate(plain_resamples(units, support, n_resamples=3, seed=seed)):
+    n = 3 if SLOW else 2
+    found = resample_metrics(units, support, n_resamples=n, seed=seed)
+    for r, expected in enumerate(plain_resamples(units, support, n_resamples=n, seed=seed)):
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             assert found[name][r] == pytest.approx(value, nan_ok=True, abs=1e-12), (r, name)
@@ -85,7 +87,7 @@ def test_resamples_within_strata_equal_a_double_loop(task: Task, classes: tuple[
     assert all(len(np.unique(found[name])) == 4 for name in ("accuracy", "auroc", "auprc", "brier", "ece"))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60 if SLOW else 25, deadline=None)
 @given(cases())
 def test_a_resample_of_everybody_once_is_the_estimate(case: tuple[FakeDataset, NDArray[np.float64]]) -> None:
     dataset, scores = case

@@ -19,7 +19,7 @@ def test_95_percent_intervals_hold_the_truth_in_93_to_97_percent() -> None:
 
 def test_the_simulation_can_tell() -> None:
     """Slices taken for patients give intervals that hold the truth far too seldom."""
-    naive = coverage(Design(n_patients=60), 40, n_resamples=200, slices_are_patients=True)
-    sound = coverage(Design(n_patients=60), 40, n_resamples=200)
+    naive = coverage(Design(n_patients=60), 40, n_resamples=200, n_true=5000, slices_are_patients=True)
+    sound = coverage(Design(n_patients=60), 40, n_resamples=200, n_true=5000)
     assert naive["auroc"] < 0.75
     assert sound["auroc"] > 0.85

@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+import sklearn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score, recall_score, roc_auc_score
 
 from medimg.metrics.validation_scores import mean_auroc, validation_scores
+from tests.metrics.reference import UNCHECKED
+from tests.sampling import SLOW
 
 Floats = NDArray[np.float64]
 
@@ -50,7 +53,7 @@ def by_sklearn(labels: NDArray[np.int64], proba: Floats, task: str) -> dict[str,
     }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150 if SLOW else 60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(1, 4), st.booleans())
 def test_scores_equal_scikit_learn(seed: int, n: int, k: int, several: bool) -> None:
     generator = np.random.default_rng(seed)
@@ -62,7 +65,8 @@ def test_scores_equal_scikit_learn(seed: int, n: int, k: int, several: bool) -> 
         proba = scores / scores.sum(axis=1, keepdims=True) if k > 1 else scores
         proba = np.column_stack([1 - scores[:, 0], scores[:, 0]]) if k == 1 else proba
         labels, task = generator.integers(k + 1, size=n), "multiclass"
-    expected = by_sklearn(labels, proba, task)
+    with sklearn.config_context(**UNCHECKED):
+        expected = by_sklearn(labels, proba, task)
     found = validation_scores(labels, proba, task)
     assert found.keys() == expected.keys()
     for name, value in expected.items():

@@ -1,19 +1,136 @@
-"""All torchvision networks, built fast: shapes first, then plain random numbers."""
+"""All torchvision networks, built fast: shapes first, then plain random numbers; or a few channels wide."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import (
+    convnext,
+    densenet,
+    get_model_builder,
+    get_model_weights,
+    maxvit,
+    resnet,
+    swin_transformer,
+    vgg,
+    vision_transformer,
+)
 
 from medimg import Preprocess, TransferClassifier
+from medimg.models import checkpoint
+from medimg.models.backbones.architecture import backbone_names
+from tests.sampling import SLOW
 
 #: Sides of pictures for networks that don't take 64.
 SIDES = {"inception_v3": 96, "maxvit_t": 224, "vit_h_14": 70}
+
+
+def _smallest() -> set[str]:
+    families: dict[str, list[str]] = {}
+    for name in backbone_names():
+        families.setdefault(get_model_builder(name).__module__, []).append(name)
+    return {
+        min(names, key=lambda name: int(get_model_weights(name)["DEFAULT"].value.meta["num_params"]))
+        for names in families.values()
+    }
+
+
+#: The smallest network of each family.
+SMALLEST = _smallest()
+#: All networks; only the smallest of each family unless asked for all.
+NAMES = [
+    name
+    if name in SMALLEST
+    else pytest.param(
+        name,
+        marks=[
+            pytest.mark.slow,
+            pytest.mark.skipif(not SLOW, reason="all networks: set MEDIMG_SLOW=1"),
+        ],
+    )
+    for name in backbone_names()
+]
+
+
+def _eighth(channels: int) -> int:
+    """An eighth of the channels, but all colors."""
+    return max(channels // 8, 3)
+
+
+class _Conv2d(nn.Conv2d):
+    def __init__(self, inputs: int, outputs: int, *args: Any, **options: Any) -> None:
+        super().__init__(_eighth(inputs), _eighth(outputs), *args, **options)
+
+
+class _Linear(nn.Linear):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(_eighth(inputs), _eighth(outputs))
+
+
+class _BatchNorm2d(nn.BatchNorm2d):
+    def __init__(self, channels: int) -> None:
+        super().__init__(_eighth(channels))
+
+
+def _with_eighths(build: Callable[..., nn.Module], **settings: Any) -> Callable[..., nn.Module]:
+    """What builds a network with other settings."""
+
+    def narrow(*args: Any, **options: Any) -> nn.Module:
+        changed = {name: change(options[name]) for name, change in settings.items()}
+        return build(*args, **options | changed)
+
+    return narrow
+
+
+def _narrow_blocks(blocks: list[convnext.CNBlockConfig], *args: Any, **options: Any) -> nn.Module:
+    eighths = [
+        convnext.CNBlockConfig(b.input_channels // 8, b.out_channels and b.out_channels // 8, b.num_layers)
+        for b in blocks
+    ]
+    return _build_convnext(eighths, *args, **options)
+
+
+_build_convnext = convnext._convnext
+
+
+@contextmanager
+def narrowed() -> Iterator[None]:
+    """
+    Let the largest families of torchvision have an eighth of their channels.
+
+    Layers, strides and names are those of the network that is asked for.
+    """
+    layers = SimpleNamespace(
+        **{**vars(nn), "Conv2d": _Conv2d, "Linear": _Linear, "BatchNorm2d": _BatchNorm2d}
+    )
+    width: dict[str, Any] = {"hidden_dim": _eighth, "mlp_dim": _eighth}
+    channels: dict[str, Any] = {
+        "stem_channels": _eighth,
+        "head_dim": _eighth,
+        "block_channels": lambda sizes: [_eighth(n) for n in sizes],
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        # the function alexnet hides its module
+        for module in (sys.modules["torchvision.models.alexnet"], densenet, resnet, vgg):
+            patch.setattr(module, "nn", layers)
+        for owner, name, settings in (
+            (vision_transformer, "_vision_transformer", width),
+            (swin_transformer, "_swin_transformer", {"embed_dim": _eighth}),
+            (maxvit, "_maxvit", channels),
+        ):
+            patch.setattr(owner, name, _with_eighths(getattr(owner, name), **settings))
+        patch.setattr(convnext, "_convnext", _narrow_blocks)
+        # a checkpoint may be smaller than the network that it is of
+        patch.setattr(checkpoint, "_LEAST_SHARE", 0.0)
+        yield
 
 
 @contextmanager

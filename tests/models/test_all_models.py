@@ -3,50 +3,30 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import nn
-from torchvision.models import get_model_builder, get_model_weights
 
 from medimg import TransferClassifier
-from medimg.models.backbones.architecture import backbone_names
 from medimg.models.backbones.stages import STEM, split_stages
-from tests.models.networks import digests, network, shapes, step
-
-
-def _parameters(name: str) -> int:
-    return int(get_model_weights(name)["DEFAULT"].value.meta["num_params"])
-
-
-def _smallest() -> set[str]:
-    """One of each family, but for ViT, whose smallest has 86 million parameters."""
-    families: dict[str, list[str]] = {}
-    for name in backbone_names():
-        families.setdefault(get_model_builder(name).__module__, []).append(name)
-    return {min(names, key=_parameters) for names in families.values()} - {"vit_b_16", "vit_b_32"}
-
-
-SMALLEST = _smallest()
-ASKED = pytest.mark.skipif(not os.environ.get("MEDIMG_SLOW"), reason="all networks: set MEDIMG_SLOW=1")
-NAMES = [
-    name if name in SMALLEST else pytest.param(name, marks=[pytest.mark.slow, ASKED])
-    for name in backbone_names()
-]
+from tests.models.networks import NAMES, digests, network, shapes, step
+from tests.sampling import SLOW
 
 
 @pytest.fixture
-def one_model_at_a_time() -> Iterator[None]:
+def one_model_at_a_time(narrow: None) -> Iterator[None]:
     yield
-    gc.collect()
+    if SLOW:
+        gc.collect()
 
 
 def test_there_are_80() -> None:
     assert len(NAMES) >= 80
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("name", NAMES)
 def test_stages(name: str) -> None:
     model = shapes(name)
@@ -95,13 +75,12 @@ def test_frozen_is_bit_identical(name: str) -> None:
     names = model.stages
     middle = len(names) // 2
     model.unfreeze().freeze(upto=names[middle - 1])
-    before = digests(model.backbone.state_dict())
     step(model)
     now = digests(model.backbone.state_dict())
-    moved = {key for key in before if now[key] != before[key]}
+    moved = {key for key in body if now[key] != body[key]}
     owner = _owners(model.backbone)
     assert {owner[key] for key in moved} == set(names[middle:])
-    statistics = {key for key in before if key.endswith("running_mean")}
+    statistics = {key for key in body if key.endswith("running_mean")}
     assert {key for key in statistics if owner[key] in names[middle:]} <= moved, "what is trained goes on"
 
 

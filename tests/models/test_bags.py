@@ -55,6 +55,7 @@ def trained(model: TransferClassifier, x: Tensor, mask: Tensor | None, **more: A
     return logits.detach()
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("training", [True, False])
 def test_padding_changes_neither_results_nor_gradients(pool: str, training: bool) -> None:
@@ -228,8 +229,8 @@ def ct(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 RECIPES = {
-    "adjacent": Preprocess(size=64, channels="adjacent"),
-    "windows": Preprocess(size=64, window=("lung", "soft_tissue", "bone")),
+    "adjacent": Preprocess(size=32, channels="adjacent"),
+    "windows": Preprocess(size=32, window=("lung", "soft_tissue", "bone")),
 }
 
 

@@ -25,6 +25,7 @@ from medimg.models.digest import tensors_sha256
 from medimg.models.training_distribution import ImageFacts, TrainingDistribution
 from medimg.models.training_images import TrainingImages
 from tests.models.fakes import changed, classifier, images, state
+from tests.sampling import sample
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,7 @@ def sealed(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     header["header_sha256"] = safetensors_file.header_sha256(header)
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
@@ -307,7 +309,7 @@ def test_any_byte_changed_is_refused_or_without_effect(
     path = tmp_path / "changed.safetensors"
     rng = random.Random(part)
     harmless = 0
-    for place in range(part, len(content), 4):
+    for place in sorted({*range(part, 16, 4), *sample(range(part, len(content), 4))}):
         # every byte in turn, by a few of the changes that it can take
         changed_bytes = bytearray(content)
         changed_bytes[place] ^= rng.choice([1, 2, 4, 8, 16, 32, 64, 128, rng.randrange(1, 256)])
@@ -529,8 +531,8 @@ def test_odd_values_anywhere(tiny: TransferClassifier, tmp_path: Path, field: st
     source = tiny.save(tmp_path / "model.safetensors")
     header = checkpoint.read_header(source)
     path = tmp_path / "changed.safetensors"
-    for place in _places(header[field], (field,)):
-        for odd in ODD:
+    for n, place in enumerate(_places(header[field], (field,))):
+        for odd in sample([*ODD[n % 3 :], *ODD[: n % 3]]):
 
             def change(
                 header: dict[str, Any], tensors: dict[str, torch.Tensor], place: Any = place, odd: Any = odd

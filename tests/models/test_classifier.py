@@ -74,6 +74,7 @@ def test_pooling_a_bag(pool: str) -> None:
     torch.testing.assert_close(logits, head_logits(model.head, pooled), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("pool", ["mean", "max", "attention"])
 def test_masked_slices_count_for_nothing(pool: str) -> None:
     model = classifier("resnet18", pool=pool).train()
@@ -111,6 +112,7 @@ def test_repr_is_short_and_tells_what_is_frozen() -> None:
     assert len(repr(many)) < 200
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "vgg11"])
 def test_training_starts_from_nearly_equal_probabilities(name: str) -> None:
     model = classifier(name).eval()

@@ -12,7 +12,9 @@ from medimg import Preprocess, fine_tune
 from medimg.errors import TrainingError
 from medimg.models.freezing import freeze_batchnorm_statistics, frozen_fraction
 from tests.models.fakes import changed, classifier, images, state
+from tests.models.networks import shapes
 
+TINY = Preprocess(size=32)
 FAMILIES = [
     ("resnet18", "layer2", "layer3."),
     ("squeezenet1_1", "features.6", "features.7."),
@@ -25,24 +27,26 @@ FAMILIES = [
 ]
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize(("name", "upto", "after"), FAMILIES)
 def test_frozen_is_bit_identical(name: str, upto: str, after: str) -> None:
-    model = classifier(name, preprocess=Preprocess(size=64)).freeze()
+    model = classifier(name, preprocess=TINY).freeze()
     before, head = state(model.backbone), state(model.head)
-    fine_tune(model, images(4), head_epochs=1, epochs=1, batch_size=4, progress=False)
+    fine_tune(model, images(4, preprocess=TINY), head_epochs=1, epochs=1, batch_size=4, progress=False)
     assert not changed(before, state(model.backbone))
     assert "weight" in changed(head, state(model.head))
     assert not any(p.requires_grad for p in model.backbone.parameters())
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize(("name", "upto", "after"), FAMILIES)
 def test_partly_frozen(name: str, upto: str, after: str) -> None:
-    model = classifier(name, preprocess=Preprocess(size=64)).freeze(upto=upto)
+    model = classifier(name, preprocess=TINY).freeze(upto=upto)
     names = [n for n, _ in model.backbone.named_modules()]
     assert upto in names
     frozen = {n for n, p in model.backbone.named_parameters() if not p.requires_grad}
     before = state(model.backbone)
-    fine_tune(model, images(4), head_epochs=1, epochs=2, batch_size=4, progress=False)
+    fine_tune(model, images(4, preprocess=TINY), head_epochs=1, epochs=2, batch_size=4, progress=False)
     moved = changed(before, state(model.backbone))
     assert frozen
     assert not moved & frozen
@@ -53,18 +57,20 @@ def test_partly_frozen(name: str, upto: str, after: str) -> None:
     assert {n for n, p in model.backbone.named_parameters() if not p.requires_grad} == frozen
 
 
+@pytest.mark.usefixtures("narrow")
 def test_head_phase_leaves_an_unfrozen_backbone_alone() -> None:
-    model = classifier("resnet18")
+    model = classifier("resnet18", preprocess=TINY)
     before = state(model.backbone)
-    fine_tune(model, images(4), head_epochs=2, epochs=0, batch_size=4, progress=False)
+    fine_tune(model, images(4, preprocess=TINY), head_epochs=2, epochs=0, batch_size=4, progress=False)
     assert not changed(before, state(model.backbone))
     assert all(p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.usefixtures("narrow")
 def test_full_phase_trains_everything() -> None:
-    model = classifier("resnet18")
+    model = classifier("resnet18", preprocess=TINY)
     before = state(model)
-    fine_tune(model, images(4), head_epochs=0, epochs=2, batch_size=4, progress=False)
+    fine_tune(model, images(4, preprocess=TINY), head_epochs=0, epochs=2, batch_size=4, progress=False)
     assert changed(before, state(model)) == set(before)
 
 
@@ -75,10 +81,13 @@ def test_full_phase_trains_everything() -> None:
 def test_statistics_of_batches(tmp_path: Path, choice: Any, pretrained: bool, kept: bool) -> None:
     """Kept means to the last bit, while scales and offsets are trained."""
     weights = tmp_path / "weights.pth"
-    torch.save(get_model("mobilenet_v3_small").state_dict(), weights)
-    model = classifier("mobilenet_v3_small", weights=weights if pretrained else None)
+    if pretrained:
+        torch.save(get_model("mobilenet_v3_small").state_dict(), weights)
+    model = classifier("mobilenet_v3_small", weights=weights if pretrained else None, preprocess=TINY)
     before = state(model.backbone)
-    fine_tune(model, images(8), epochs=2, batch_size=4, batch_statistics=choice, progress=False)
+    fine_tune(
+        model, images(8, preprocess=TINY), epochs=2, batch_size=4, batch_statistics=choice, progress=False
+    )
     moved = changed(before, state(model.backbone))
     statistics = {name for name in before if "running_" in name or name.endswith("batches_tracked")}
     assert statistics
@@ -88,6 +97,7 @@ def test_statistics_of_batches(tmp_path: Path, choice: Any, pretrained: bool, ke
     assert not model.training
 
 
+@pytest.mark.usefixtures("narrow")
 def test_statistics_kept_in_training_give_the_outputs_of_evaluation() -> None:
     model = classifier("resnet18").train()
     x = torch.randn(4, 3, 64, 64)
@@ -103,16 +113,17 @@ def test_statistics_kept_in_training_give_the_outputs_of_evaluation() -> None:
     assert layer.training, "a layer without statistics has none to keep"
 
 
+@pytest.mark.usefixtures("narrow")
 def test_parameters_frozen_by_hand_stay_so() -> None:
-    model = classifier("resnet18")
+    model = classifier("resnet18", preprocess=TINY)
     model.backbone.get_submodule("layer1").requires_grad_(False)
     before = state(model.backbone.get_submodule("layer1"))
-    fine_tune(model, images(4), epochs=1, batch_size=4, progress=False)
+    fine_tune(model, images(4, preprocess=TINY), epochs=1, batch_size=4, progress=False)
     assert not changed(before, state(model.backbone.get_submodule("layer1")))
 
 
 def test_frozen_parts_stay_in_evaluation_mode() -> None:
-    model = classifier("vgg11_bn", preprocess=Preprocess(size=64))
+    model = shapes("vgg11_bn")
     assert any(m.training for m in model.backbone.modules() if isinstance(m, nn.BatchNorm2d))
     model.freeze(upto="features").train()
     norms = [m for m in model.backbone.modules() if isinstance(m, nn.BatchNorm2d)]

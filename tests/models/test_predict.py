@@ -17,7 +17,7 @@ from medimg.errors import PreprocessError, ReadError, TrainingError
 from tests.dicom_files import make_instance, write
 from tests.models.fakes import Images, classifier, images
 
-RECIPE = Preprocess(size=64, window="percentile")
+RECIPE = Preprocess(size=32, window="percentile")
 
 
 def volume(slices: int, seed: int = 0) -> medimg.Volume:
@@ -37,10 +37,11 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.usefixtures("narrow")
 def test_training_evaluation_and_prediction_see_the_same(photographs: Path, tmp_path: Path) -> None:
     dataset = ImageDataset.from_folder(photographs, RECIPE, patient=r"(p\d+_\w)")
     model = classifier("resnet18", preprocess=RECIPE)
-    medimg.fine_tune(model, dataset, epochs=1, batch_size=4, progress=False)
+    medimg.fine_tune(model, dataset, head_epochs=1, epochs=1, batch_size=4, progress=False)
     loaded = medimg.load(model.save(tmp_path / "model.safetensors"))
     for index, source in enumerate(dataset.sources):
         assert torch.equal(loaded.preprocess(source)[0], dataset[index][0])

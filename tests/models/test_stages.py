@@ -7,7 +7,7 @@ from torchvision.models import get_model
 from medimg.errors import TrainingError
 from medimg.models.backbones.stages import split_stages
 from tests.models.fakes import changed, classifier, state
-from tests.models.networks import step
+from tests.models.networks import no_storage, shapes, step
 
 
 @pytest.mark.parametrize(
@@ -24,12 +24,11 @@ from tests.models.networks import step
     ],
 )
 def test_stages_are_those_of_the_papers(name: str, expected: str) -> None:
-    model = classifier(name, preprocess=None)
-    assert model.stages == tuple(expected.split())
+    assert shapes(name).stages == tuple(expected.split())
 
 
 def test_tokens_and_positions_belong_to_the_stem_and_the_last_norm_to_the_last() -> None:
-    model = classifier("vit_b_32", preprocess=None)
+    model = shapes("vit_b_32")
     first, *_, last = split_stages(model.backbone)
     stem = {id(p) for p in first.parameters()}
     for name in ("class_token", "encoder.pos_embedding", "conv_proj.weight"):
@@ -39,7 +38,8 @@ def test_tokens_and_positions_belong_to_the_stem_and_the_last_norm_to_the_last()
 
 
 def test_a_network_inside_others_is_found() -> None:
-    inner = get_model("resnet18", weights=None)
+    with no_storage():
+        inner = get_model("resnet18", weights=None)
     wrapped = nn.Sequential(nn.Identity(), nn.Sequential(inner))
     layers = [f"1.0.layer{n}" for n in range(1, 5)]
     assert [s.name for s in split_stages(wrapped)] == ["stem", *layers, "1.0.fc"]
@@ -85,6 +85,7 @@ def test_shared_layers_are_held_once() -> None:
     assert len(held) == len(set(held)) == 8
 
 
+@pytest.mark.usefixtures("narrow")
 def test_unfreezing_goes_down_from_the_head() -> None:
     model = classifier("resnet18", pool="attention").freeze()
     for parameter in [*model.head.parameters(), *model.attention.parameters()]:  # type: ignore[union-attr]
@@ -105,6 +106,7 @@ def _names(body: nn.Module) -> list[str]:
     return [name for name, _ in body.named_parameters()]
 
 
+@pytest.mark.usefixtures("narrow")
 def test_stages_in_steps_from_the_last() -> None:
     model = classifier("resnet18").freeze()
     for name in reversed(model.stages):
@@ -123,9 +125,12 @@ def test_unknown_part_to_unfreeze() -> None:
         classifier("resnet18").freeze(upto=3)  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("narrow")
 def test_statistics_without_parameters_are_frozen_with_what_is_before_them() -> None:
     model = classifier("resnet18")
-    model.backbone.add_module("bn1", nn.BatchNorm2d(64, affine=False))
+    model.backbone.add_module(
+        "bn1", nn.BatchNorm2d(model.backbone.get_parameter("conv1.weight").shape[0], affine=False)
+    )
     model.freeze(upto="layer2")
     before = state(model.backbone)
     step(model)
@@ -136,6 +141,7 @@ def test_statistics_without_parameters_are_frozen_with_what_is_before_them() -> 
     assert model.backbone.get_submodule("bn1").training
 
 
+@pytest.mark.usefixtures("narrow")
 def test_summary_lists_stages_pooling_and_head() -> None:
     model = classifier("resnet18", pool="attention").freeze(upto="layer1")
     model.backbone.get_parameter("layer4.0.conv1.weight").requires_grad_(False)

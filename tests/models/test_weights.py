@@ -218,6 +218,7 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
     assert "unexpected (features.0.weight" in message
 
 
+@pytest.mark.usefixtures("narrow")
 def test_weights_of_another_width(tmp_path: Path) -> None:
     torch.save(get_model("resnet34", weights=None).state_dict(), tmp_path / "mine.pth")
     with pytest.raises(WeightsUnavailableError, match=r"of another shape \(layer1.0.conv1.weight"):
@@ -237,6 +238,7 @@ def test_missing_file(tmp_path: Path) -> None:
         model_from(tmp_path / "none.pth")
 
 
+@pytest.mark.usefixtures("narrow")
 def test_old_spelling_of_densenet(tmp_path: Path) -> None:
     import re
 

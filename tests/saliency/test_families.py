@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -22,8 +21,9 @@ from tests.saliency.planted import (
     see_without_attention,
     tell_brightness,
 )
+from tests.sampling import SLOW
 
-PICTURES = 40
+PICTURES = 40 if SLOW else 20
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,14 @@ FAMILIES = {
     "Wide ResNet": Family("wide_resnet50_2", "layer4"),
 }
 QUICK = ("MNASNet", "MobileNet v3", "ResNet", "ShuffleNet v2", "SqueezeNet")
-ASKED = pytest.mark.skipif(not os.environ.get("MEDIMG_SLOW"), reason="a large network: set MEDIMG_SLOW=1")
+ASKED = pytest.mark.skipif(not SLOW, reason="a large network: set MEDIMG_SLOW=1")
 
 
 @pytest.fixture(autouse=True)
-def one_model_at_a_time() -> Iterator[None]:
+def one_model_at_a_time(narrow: None) -> Iterator[None]:
     yield
-    gc.collect()
+    if SLOW:
+        gc.collect()
 
 
 def test_there_are_22() -> None:
@@ -106,5 +107,5 @@ def test_half_a_cell_is_too_far(monkeypatch: pytest.MonkeyPatch) -> None:
     model = classifier("resnet18", 128, 0.05)
     see_plainly(model.backbone)
     depend_on_patch(model, 128, 48)
-    volume, places = planted(PICTURES, 128, 48)
+    volume, places = planted(40, 128, 48)
     assert on_patch(explain(model, volume, "patch"), places, 48).mean() < 0.9
