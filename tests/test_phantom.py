@@ -26,9 +26,11 @@ from medimg.phantom._anatomy import Chest
 from medimg.phantom._shapes import Grid
 from medimg.phantom.dataset import _plan_patients
 from medimg.phantom.patient import Patient
+from tests.sampling import SLOW
 
 CT_NAMES = [scanner.name for scanner in phantom.CT_SCANNERS]
 XRAY_NAMES = [scanner.name for scanner in phantom.XRAY_SCANNERS]
+XRAY_SIZE = (96, 84) if SLOW else (48, 42)
 SOMEONE = phantom.Identity.derive("test", 7)
 
 
@@ -74,7 +76,7 @@ def ct_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def xray_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("phantom") / "xray"
-    phantom.write_xray_dataset(root, patients=15, size=(96, 84), seed=3)
+    phantom.write_xray_dataset(root, patients=15, size=XRAY_SIZE, seed=3)
     return root
 
 
@@ -196,10 +198,14 @@ def _away_from_table(ct: phantom.PhantomCT) -> NDArray[np.bool_]:
     return np.broadcast_to(np.abs(y - ct.scan_center[1]) < 80, ct.array.shape)
 
 
+@pytest.fixture(scope="module")
+def dense() -> phantom.PhantomCT:
+    return phantom.chest_ct(6, label="consolidation", slices=90, size=256 if SLOW else 208, noise=False)
+
+
 @pytest.mark.parametrize("orientation", ["coronal", "oblique"])
-def test_other_planes_hold_the_same_patient(orientation: str) -> None:
+def test_other_planes_hold_the_same_patient(dense: phantom.PhantomCT, orientation: str) -> None:
     base = phantom.CT_SCANNERS[0]
-    dense = phantom.chest_ct(6, label="consolidation", slices=90, size=256, noise=False)
     other = phantom.chest_ct(
         6,
         label="consolidation",
@@ -291,12 +297,18 @@ def test_nodules_lie_where_the_list_says() -> None:
 
 @pytest.fixture(scope="module")
 def population() -> dict[str, Any]:
-    """48 patients of all classes and scanners: gray means and a local contrast of each slice."""
+    """Patients of all classes and scanners: gray means and a local contrast of each slice."""
     scores: dict[str, list[float]] = {"hu": [], "soft": [], "lung": [], "contrast": []}
     labels: list[str] = []
-    for entry in _plan_patients(48, phantom.CLASSES, CT_NAMES, seed=0):
+    count, slices, size = (48, 12, 96) if SLOW else (20, 8, 64)
+    for entry in _plan_patients(count, phantom.CLASSES, CT_NAMES, seed=0):
         ct = phantom.chest_ct(
-            entry.seed, label=entry.label, scanner=entry.scanner, size=96, habitus=entry.habitus
+            entry.seed,
+            label=entry.label,
+            scanner=entry.scanner,
+            slices=slices,
+            size=size,
+            habitus=entry.habitus,
         )
         affine = ct.affine.copy()
         affine[:3, 3] -= ct.scan_center
@@ -407,9 +419,9 @@ def test_xray_headers_match_the_unit(unit: phantom.XrayScanner, tmp_path: Path) 
 
 def test_xray_mean_does_not_tell_lesions() -> None:
     means, labels = [], []
-    for entry in _plan_patients(60, phantom.CLASSES, XRAY_NAMES, seed=0):
+    for entry in _plan_patients(60 if SLOW else 40, phantom.CLASSES, XRAY_NAMES, seed=0):
         image = phantom.chest_xray(
-            entry.seed, label=entry.label, scanner=entry.scanner, size=(96, 84), habitus=entry.habitus
+            entry.seed, label=entry.label, scanner=entry.scanner, size=XRAY_SIZE, habitus=entry.habitus
         )
         means.append(float(image.array.mean()))
         labels.append(entry.label)
@@ -421,7 +433,7 @@ def test_xray_mean_does_not_tell_lesions() -> None:
 
 def test_same_seed_same_bytes(ct_root: Path, xray_root: Path, tmp_path: Path) -> None:
     phantom.write_ct_dataset(tmp_path / "ct", patients=8, slices=5, size=64, seed=3)
-    phantom.write_xray_dataset(tmp_path / "xray", patients=15, size=(96, 84), seed=3)
+    phantom.write_xray_dataset(tmp_path / "xray", patients=15, size=XRAY_SIZE, seed=3)
     assert digests(tmp_path / "ct") == digests(ct_root)
     assert digests(tmp_path / "xray") == digests(xray_root)
 

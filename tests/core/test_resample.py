@@ -21,6 +21,7 @@ from medimg.core.resample import plan_axes
 from medimg.core.volume import Volume
 from medimg.core.window import Window
 from medimg.errors import PreprocessError
+from tests.sampling import SLOW
 
 RNG = np.random.default_rng(7)
 KINDS: tuple[Interpolation, ...] = get_args(Interpolation)
@@ -130,7 +131,7 @@ def test_blocks_and_threads_change_nothing(
     waiting: int,
     matrix_size: int,
 ) -> None:
-    volume = make((1, 150, 70, 90))
+    volume = make((1, 150, 70, 90) if SLOW else (1, 60, 50, 70))
     monkeypatch.setattr(_separable, "_SMALL", 0)
     monkeypatch.setattr(_separable, "available_cores", lambda: 3)
     monkeypatch.setattr(_separable, "_WAITING", waiting)

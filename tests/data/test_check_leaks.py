@@ -28,6 +28,7 @@ from medimg.errors import DatasetError, LeakageError, MedimgWarning
 from medimg.io.read import find_series
 from tests.dicom_files import make_instance, write, write_stack
 from tests.io.dicom.encodings import HTJ2K, J2K, JPEG_LS, LOSSLESS, RLE, compressed, rle_frame
+from tests.sampling import SLOW
 
 SMALL = Preprocess(size=32)
 Pixels = npt.NDArray[Any]
@@ -378,9 +379,10 @@ def test_a_leak_is_found_when_training_starts(tmp_path: Path) -> None:
 
 
 def test_planted_leaks_are_found_among_real_pictures(real_data: Path, tmp_path: Path) -> None:
-    """Chest X-rays of 1,364 children are clean; what is saved again under another name is found."""
+    """Chest X-rays of hundreds of children are clean; what is saved again under another name is found."""
     root = real_data / "cls" / "kermany_cxr224_dev"
     rows = pd.read_csv(root / "labels.csv", dtype=str)[["file", "label", "patient_id"]]
+    rows = rows.iloc[:: 1 if SLOW else 6].reset_index(drop=True)
     data = ImageDataset.from_csv(rows, path="file", patient="patient_id", root=root)
     parts = medimg.split(data)
     clean = medimg.check_leaks(*parts)

@@ -293,8 +293,12 @@ def _write(folder: str, scan: str, start: Any) -> None:
         cache.store(address(cache, series), SMALL, pictures)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a process with threads that is forked
 def test_two_processes_write_the_same_entry(tmp_path: Path, series: Series) -> None:
-    context = multiprocessing.get_context("spawn")
+    # a process that is spawned imports PyTorch first, which takes seconds
+    context = multiprocessing.get_context(
+        "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+    )
     start = context.Barrier(2)
     writers = [
         context.Process(target=_write, args=(str(tmp_path / "c"), str(tmp_path / "scan"), start))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 import medimg
 from medimg.errors import MedimgError, MedimgWarning
+from medimg.io.series import SeriesIndex
 
 AFFINE_MM = 2e-2
 VALUES = 1e-3
@@ -50,10 +52,17 @@ def of_volume(volume: medimg.Volume, name: str) -> Image:
     return canonical(nib.Nifti1Image(values, affine, dtype=values.dtype), name)
 
 
+@cache
+def scanned(folder: Path) -> SeriesIndex:
+    """What is in a folder that does not change: scanned once for all tests."""
+    return medimg.scan(folder)
+
+
+@cache
 def images_of(folder: Path, **policies: Any) -> list[Image]:
-    """All series of a folder that can be read."""
+    """All series of a folder that can be read; it does not change, and is read once for all tests."""
     images = []
-    for series in medimg.scan(folder):
+    for series in scanned(folder):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", MedimgWarning)
             try:
@@ -78,9 +87,11 @@ def difference(found: Image, expected: Image) -> str:
 
 def met_by(expected: Image, found: list[Image]) -> tuple[str, str]:
     """Name of the image that meets a reference and "", or "" and how the closest one differs."""
-    differences = [difference(image, expected) for image in found]
-    for image, text in zip(found, differences, strict=True):
+    differences = []
+    for image in found:
+        text = difference(image, expected)
         if not text:
             return image.name, ""
+        differences.append(text)
     ranked = sorted(differences, key=lambda text: ("shape" in text, "affine" in text))
     return "", ranked[0] if ranked else "no series"

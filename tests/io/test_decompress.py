@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from medimg.errors import DecodeError, ReadError, TruncatedError
 from medimg.io.files import decompress
 from medimg.io.files.decompress import open_inflated
+from tests.sampling import SLOW
 
 
 def unpacked(data: bytes, piece: int = 2**16) -> bytes:
@@ -36,7 +37,7 @@ def contents(draw: st.DrawFn) -> bytes:
     return rng.randbytes(count) if kind == "noise" else bytes(rng.choices(b"abcd", k=count))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=150 if SLOW else 60)
 @given(
     members=st.lists(st.tuples(contents(), st.sampled_from([0, 1, 6, 9])), min_size=1, max_size=3),
     padding=st.sampled_from([0, 1, 600]),
@@ -73,7 +74,7 @@ def plainly(data: bytes) -> bytes | None:
     return found if inflater.eof else None
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=400 if SLOW else 150)
 @given(
     data=contents(),
     level=st.sampled_from([0, 1, 6]),
@@ -125,7 +126,7 @@ def test_what_follows_the_data_is_no_part_of_them() -> None:
 
 
 def test_a_bomb_takes_little_memory() -> None:
-    packed = gzip.compress(bytes(2**28), 9)
+    packed = gzip.compress(bytes(2**28), 1)
     tracemalloc.start()
     try:
         file = open_inflated(io.BytesIO(packed), "x")

@@ -24,6 +24,7 @@ from medimg.errors import (
     TruncatedError,
 )
 from tests.io.volumes import SIGNS, affines, arrays, assert_same
+from tests.sampling import SLOW, sample
 
 AFFINE = np.array([[0.6, 0, 0, -10], [0, 0.8, 0, -20], [0, 0, 2.5, 5], [0, 0, 0, 1.0]])
 DTYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")
@@ -43,7 +44,11 @@ def save(path: Path, array: Any, affine: Any = AFFINE, kind: Any = nib.Nifti1Ima
     return path
 
 
-@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None,
+    max_examples=200 if SLOW else 80,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     array=arrays(DTYPES),
     affine=affines(),
@@ -72,12 +77,15 @@ def test_any_volume_as_nibabel_writes_it(
 
 
 def test_every_nifti_of_the_data_sets_equals_nibabel(real_data: Path) -> None:
-    """Values and affines are nibabel's; what is refused is named here."""
+    """Values and affines are nibabel's; what is refused is named here. Folders hold files of one kind."""
     refused = {"not-nifti.nii": "is none of", "complex.nii.gz": "complex64"}
     suffixes = (".nii", ".nii.gz", ".hdr", ".hdr.gz")
     files = [p for p in sorted(real_data.rglob("*")) if p.name.lower().endswith(suffixes)]
+    folders = {path.parent: [other for other in files if other.parent == path.parent] for path in files}
+    every = {path for alike in folders.values() for path in sample(alike)}
+    every |= {path for path in files if path.name in refused or "nifti_reader_js" in path.parts}
     compared = 0
-    for path in files:
+    for path in sorted(every):
         if path.name in refused:
             with pytest.raises(ReadError, match=refused.pop(path.name)):
                 medimg.read(path)
@@ -97,7 +105,7 @@ def test_every_nifti_of_the_data_sets_equals_nibabel(real_data: Path) -> None:
             assert image.header["sform_code"] == image.header["qform_code"] == 0
         compared += 1
     assert not refused
-    assert compared > 100
+    assert compared > (100 if SLOW else 40)
 
 
 def test_one_volume_in_many_orientations(real_data: Path) -> None:
@@ -323,7 +331,11 @@ def test_nifti_2_after_a_transfer_as_text(tmp_path: Path) -> None:
         medimg.read(path)
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None,
+    max_examples=300 if SLOW else 120,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     flips=st.lists(st.tuples(st.integers(0, 347), st.integers(0, 255)), min_size=1, max_size=4),
     kind=st.sampled_from(["a.nii", "a.nii.gz"]),

@@ -27,6 +27,7 @@ from medimg.errors import (
     TruncatedError,
 )
 from tests.io.volumes import SIGNS, affines, arrays, assert_same
+from tests.sampling import SLOW
 
 DTYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")
 AFFINE = np.array([[0.6, 0, 0, -10], [0, 0.8, 0, -20], [0, 0, 2.5, 5], [0, 0, 0, 1.0]])
@@ -48,7 +49,11 @@ def itk_image(array: npt.NDArray[Any], ras: npt.NDArray[np.float64]) -> Any:
     return image
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None,
+    max_examples=150 if SLOW else 60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     array=arrays(DTYPES),
     affine=affines(),
@@ -488,7 +493,11 @@ def sample(path: Path, name: str) -> bytes:
     return mha(path, BinaryData="False", data=text, **places).read_bytes()
 
 
-@settings(deadline=None, max_examples=600, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None,
+    max_examples=600 if SLOW else 200,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     name=st.sampled_from(SAMPLES),
     flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4),

@@ -12,6 +12,7 @@ import SimpleITK as sitk  # noqa: N813  # the name that its users know
 import medimg
 from medimg.errors import MedimgError, MedimgWarning
 from medimg.io.dicom.header.instance import read_instance
+from tests.sampling import SLOW
 
 # Where the independent reader gives other values on purpose or by mistake, and why
 KNOWN_DIFFERENCES = {
@@ -60,7 +61,12 @@ def test_single_frames_equal_gdcm(real_data: Path, part: str) -> None:
     """Values as an independent decoder gives them; ITK inverts MONOCHROME1, medimg never does."""
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     compared = 0
-    for path in sorted(p for p in (real_data / "dicom_misc" / part).rglob("*") if p.is_file()):
+    files = sorted(p for p in (real_data / "dicom_misc" / part).rglob("*") if p.is_file())
+    if part != "pydicom-data" and not SLOW:
+        # the others have many files of this one
+        known = {(p.name, p.stat().st_size) for p in (real_data / "dicom_misc/pydicom-data").rglob("*")}
+        files = [p for p in files if (p.name, p.stat().st_size) not in known]
+    for path in files:
         if path.name in KNOWN_DIFFERENCES:
             continue
         try:

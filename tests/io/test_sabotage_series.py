@@ -33,9 +33,10 @@ def series_files(real_data: Path) -> list[Path]:
     return files
 
 
-def times_by_pixels(files: list[Path]) -> dict[bytes, int]:
+@pytest.fixture(scope="module")
+def time_of(series_files: list[Path]) -> dict[bytes, int]:
     """The time point of each picture; they were numbered volume by volume."""
-    return {pydicom.dcmread(p).pixel_array.tobytes(): n // DEPTH for n, p in enumerate(files)}
+    return {pydicom.dcmread(p).pixel_array.tobytes(): n // DEPTH for n, p in enumerate(series_files)}
 
 
 Choice = Callable[[list[Path]], list[Path]]
@@ -52,9 +53,10 @@ SPOILED: dict[str, tuple[Choice, set[tuple[int, int]]]] = {
 
 
 @pytest.mark.parametrize("name", SPOILED)
-def test_time_points_are_never_mixed(series_files: list[Path], tmp_path: Path, name: str) -> None:
+def test_time_points_are_never_mixed(
+    series_files: list[Path], time_of: dict[bytes, int], tmp_path: Path, name: str
+) -> None:
     choose, shapes = SPOILED[name]
-    time_of = times_by_pixels(series_files)
     files = choose(series_files)
     for n, path in enumerate(files):
         shutil.copyfile(path, tmp_path / f"{n * 37 % 151:03d}")

@@ -24,6 +24,7 @@ from medimg.io.dicom.scanning.series_table import UniformFiles
 from medimg.io.files.blob import Blob
 from tests.dicom_files import make_instance, write, write_stack
 from tests.io.dicom.plain_scan import differences, plain_scan
+from tests.sampling import SLOW, sample
 
 AGO = time.time() - 1000
 
@@ -196,7 +197,7 @@ def test_another_version_is_rebuilt(tree: Path, tmp_path: Path) -> None:
 def test_what_real_headers_say_survives(real_data: Path) -> None:
     compared = 0
     for part in ("dicom_misc", "dicom_qa/enh", "dicom_qa/mosaic_ep2d", "dicom_qa/fmap"):
-        files = [str(p) for p in sorted((real_data / part).rglob("*")) if p.is_file()]
+        files = sample([str(p) for p in sorted((real_data / part).rglob("*")) if p.is_file()])
         found = _header_scan.scan_headers(files, range(len(files)))
         for number, other in found.others:
             facts = serialize_content(other)
@@ -224,4 +225,4 @@ def test_what_real_headers_say_survives(real_data: Path) -> None:
             assert back == uniform.prototype
             assert isinstance(uniform, UniformFiles)
             assert uniform.get_instance(0).blob == Blob(uniform.names[0])
-    assert compared > 100
+    assert compared > (100 if SLOW else 50)
