@@ -1,4 +1,4 @@
-"""A small network for tests of anything but networks: what training treats in a way of its own, and no more."""
+"""A small network for tests of anything but networks: what training treats in its own way, and no more."""
 
 from __future__ import annotations
 
