@@ -41,7 +41,7 @@ def plain(model: TransferClassifier, items: Any) -> Tensor:
 
 @pytest.fixture
 def model() -> TransferClassifier:
-    return classifier(preprocess=TINY)
+    return small_classifier(preprocess=TINY)
 
 
 @pytest.fixture
