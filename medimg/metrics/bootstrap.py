@@ -14,6 +14,7 @@ References
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 
@@ -151,6 +152,7 @@ def compute_interval(
     return Estimate(value, float(low), float(high), dropped)
 
 
+@cache
 def _expand_tail(ci: float, n: int) -> float:
     from scipy.stats import norm, t
 

@@ -15,6 +15,7 @@ from medimg import Preprocess, adapt
 from medimg.errors import TrainingError
 from medimg.models.module_mode import module_mode
 from tests.models.fakes import SMALL, changed, classifier, images, state
+from tests.models.small_network import small_classifier
 
 CPU = torch.device("cpu")
 
@@ -24,7 +25,7 @@ def target(n: int = 8, **fields: Any) -> Any:
 
 
 def test_adabn_is_update_bn_on_the_target() -> None:
-    model, same = classifier("resnet18").eval(), classifier("resnet18")
+    model, same = small_classifier("resnet18").eval(), small_classifier("resnet18")
     data = target(8)
     adapt.AdaBN(data).finish(model, CPU, 4, 0)
     update_bn(DataLoader([data[n][0] for n in range(8)], batch_size=4), same)  # type: ignore[arg-type]  # a list will do
@@ -34,7 +35,7 @@ def test_adabn_is_update_bn_on_the_target() -> None:
 
 
 def test_adabn_moves_statistics_alone_frozen_ones_too_and_restores_modes_and_momenta() -> None:
-    model = classifier("resnet18").freeze(upto="layer2").train()
+    model = small_classifier("resnet18").freeze(upto="layer2").train()
     before, modes = state(model), [m.training for m in model.modules()]
     momenta = [m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     adapt.AdaBN(target()).finish(model, CPU, 3, 0)
@@ -51,7 +52,7 @@ def test_adabn_moves_statistics_alone_frozen_ones_too_and_restores_modes_and_mom
 
 def test_adabn_leaves_dropout_still_and_takes_no_random_numbers() -> None:
     torch.manual_seed(0)
-    model = classifier("mobilenet_v2")
+    model = small_classifier("mobilenet_v2")
     before = torch.get_rng_state()
     adapt.AdaBN(target()).finish(model, CPU, 4, 0)
     assert torch.equal(before, torch.get_rng_state())
@@ -60,7 +61,7 @@ def test_adabn_leaves_dropout_still_and_takes_no_random_numbers() -> None:
 def test_adabn_counts_every_item_alike_whatever_the_batch_size() -> None:
     found = []
     for batch_size in (2, 5, 8):
-        model = classifier("resnet18")
+        model = small_classifier("resnet18")
         adapt.AdaBN(target(8)).finish(model, CPU, batch_size, 0)
         found.append(model.state_dict()["backbone.bn1.running_mean"])
     torch.testing.assert_close(found[0], found[1])
@@ -69,7 +70,7 @@ def test_adabn_counts_every_item_alike_whatever_the_batch_size() -> None:
 
 def test_adabn_takes_bags_slice_by_slice() -> None:
     bags = target(4, unit="series", lengths=(1, 3, 2, 2))
-    model, flat = classifier("resnet18", pool="mean"), classifier("resnet18")
+    model, flat = small_classifier("resnet18", pool="mean"), small_classifier("resnet18")
     adapt.AdaBN(bags).finish(model, CPU, 8, 0)
     slices = torch.cat([bags[n][0] for n in range(4)])
     update_bn([slices], flat)
@@ -106,9 +107,9 @@ def brightness(x: Tensor, recipe: Preprocess) -> Tensor:
 
 
 @pytest.mark.parametrize("bags", [0, 2])
-@pytest.mark.parametrize("backbone", ["squeezenet1_1", "resnet18"])
-def test_pgd_stays_within_its_bounds_and_raises_the_loss(backbone: str, bags: int) -> None:
-    model = classifier(backbone, pool="mean" if bags else "none").train()
+@pytest.mark.parametrize("make", [classifier, lambda **fields: small_classifier("resnet18", **fields)])
+def test_pgd_stays_within_its_bounds_and_raises_the_loss(make: Any, bags: int) -> None:
+    model = make(pool="mean" if bags else "none").train()
     labels = torch.arange(4) % 2
     x = pictures(SMALL, bags=bags)
     before = state(model)
@@ -137,7 +138,7 @@ def test_pgd_stays_within_its_bounds_and_raises_the_loss(backbone: str, bags: in
 
 def test_pgd_changes_channels_apart_where_they_are_different_images() -> None:
     recipe = Preprocess(size=64, window=("lung", "bone", "brain"))
-    model = classifier(preprocess=recipe).eval()
+    model = small_classifier(preprocess=recipe).eval()
     x = pictures(recipe)
     found = adapt.PGD().perturb(x, loss_of(model, torch.arange(4) % 2), recipe)
     change = brightness(found, recipe) - brightness(x, recipe)
@@ -145,7 +146,7 @@ def test_pgd_changes_channels_apart_where_they_are_different_images() -> None:
 
 
 def test_pgd_can_leave_a_share_of_the_batch_as_it_is() -> None:
-    model = classifier().eval()
+    model = small_classifier().eval()
     x = pictures(SMALL, 32)
     torch.manual_seed(0)
     found = adapt.PGD(share=0.5, steps=1).perturb(x, loss_of(model, torch.arange(32) % 2), SMALL)
@@ -154,7 +155,7 @@ def test_pgd_can_leave_a_share_of_the_batch_as_it_is() -> None:
 
 
 def test_pgd_is_the_same_for_the_same_seed_and_more_steps_go_further() -> None:
-    model = classifier().eval()
+    model = small_classifier().eval()
     x, labels = pictures(SMALL), torch.arange(4) % 2
 
     def made(seed: int, steps: int = 3) -> Tensor:

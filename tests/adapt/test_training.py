@@ -10,11 +10,12 @@ import torch
 from medimg import adapt, fine_tune
 from medimg.errors import TrainingError
 from tests.adapt.test_methods import METHODS
-from tests.models.fakes import changed, classifier, images, state
+from tests.models.fakes import changed, images, state
+from tests.models.small_network import small_classifier
 
 
 def trained(method: Any, backbone: str = "squeezenet1_1") -> tuple[Any, Any]:
-    model = classifier(backbone)
+    model = small_classifier(backbone)
     result = fine_tune(
         model, domained(8), head_epochs=0, epochs=1, batch_size=4, augment=None, adapt=method, progress=False
     )
@@ -61,7 +62,7 @@ def test_labels_of_the_target_play_no_part() -> None:
 
 
 def test_a_frozen_backbone_is_an_error() -> None:
-    model = classifier().freeze()
+    model = small_classifier().freeze()
     target = images(6, prefix="t", seed=3)
     with pytest.raises(TrainingError):
         fine_tune(model, images(8), epochs=1, adapt=adapt.CORAL(target), progress=False)

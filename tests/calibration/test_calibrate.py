@@ -16,15 +16,16 @@ from medimg.core import geometry
 from medimg.errors import CheckpointError, LeakageError, MedimgWarning, PreprocessError, TrainingError
 from medimg.models.digest import model_digest, parameters_digest
 from medimg.models.predict import plain_text
-from tests.models.fakes import Images, changed, classifier, images, state
+from tests.models.fakes import Images, changed, images, state
 from tests.models.images import picture_data
+from tests.models.small_network import small_classifier
 
 RECIPE = Preprocess(size=64, window="percentile")
 
 
 def sharpened(pool: str = "none", **fields: Any) -> TransferClassifier:
     """A model whose logits are far apart."""
-    model = classifier(pool=pool, **fields)
+    model = small_classifier(pool=pool, **fields)
     with torch.no_grad():
         model.head.weight.mul_(40)
     return model
@@ -148,7 +149,7 @@ def test_labels_have_temperatures_thresholds_and_sets_of_their_own() -> None:
 
 
 def test_unusual_images() -> None:
-    model, train, val = classifier(), images(40), images(40, prefix="val", seed=1)
+    model, train, val = small_classifier(), images(40), images(40, prefix="val", seed=1)
     found = medimg.calibrate(model, val, train=train)
     assert found.outliers is not None
     assert len(found.outliers.means) == 2
@@ -166,7 +167,7 @@ def test_unusual_series(pool: str) -> None:
     train, val = (
         Images(np.arange(12) % 2, unit="series", lengths=(3, 2) * 6, seed=n, prefix=str(n)) for n in (0, 1)
     )
-    model = classifier(pool=pool)
+    model = small_classifier(pool=pool)
     medimg.calibrate(model, val, train=train, coverage=None)
     model.preprocess = RECIPE
     assert model.predict(volume(4))["ood"].between(0, 1).all()
@@ -176,11 +177,11 @@ def test_unusual_series(pool: str) -> None:
 
 def test_training_data_may_not_be_the_validation_data() -> None:
     with pytest.raises(LeakageError, match="patients of the validation data"):
-        medimg.calibrate(classifier(), images(20), train=images(20, seed=1))
+        medimg.calibrate(small_classifier(), images(20), train=images(20, seed=1))
 
 
 def test_what_does_not_fit() -> None:
-    model = classifier()
+    model = small_classifier()
     with pytest.raises(TrainingError, match="classes="):
         medimg.calibrate(model, images(20, classes=("a", "c")))
     with pytest.raises(PreprocessError, match="differ in preprocessing"):
@@ -196,7 +197,7 @@ def test_what_does_not_fit() -> None:
 
 
 def test_a_model_that_was_changed_since_is_refused() -> None:
-    model, val = classifier(), images(20)
+    model, val = small_classifier(), images(20)
     medimg.calibrate(model, val)
     with torch.no_grad():
         model.head.weight[0, 0] += 1
@@ -208,7 +209,7 @@ def test_a_model_that_was_changed_since_is_refused() -> None:
 
 
 def test_changes_behind_torchs_back_are_seen() -> None:
-    model = classifier()
+    model = small_classifier()
     before = parameters_digest(model)
     assert parameters_digest(model) == before
     model.head.weight.data[0, 0] += 1
@@ -220,7 +221,7 @@ def test_changes_behind_torchs_back_are_seen() -> None:
 
 
 def test_digest_of_a_model(tmp_path: Path) -> None:
-    model = classifier()
+    model = small_classifier()
     plain = model_digest(model)
     assert model_digest(medimg.load(model.save(tmp_path / "m.safetensors"))) == plain
     model.training_summary = {"seed": 1}
@@ -229,12 +230,16 @@ def test_digest_of_a_model(tmp_path: Path) -> None:
     calibrated = model_digest(model)
     assert calibrated != plain
     assert model_digest(medimg.load(model.save(tmp_path / "m.safetensors"))) == calibrated
-    others = [classifier(classes=("a", "c")), classifier(pool="mean"), classifier(preprocess=RECIPE)]
+    others = [
+        small_classifier(classes=("a", "c")),
+        small_classifier(pool="mean"),
+        small_classifier(preprocess=RECIPE),
+    ]
     assert len({plain, calibrated, *map(model_digest, others)}) == 5
 
 
 def test_provenance_of_predictions() -> None:
-    model = classifier(preprocess=RECIPE)
+    model = small_classifier(preprocess=RECIPE)
     table = model.predict(volume(2), provenance=True)
     assert list(table.columns)[-2:] == ["model", "recipe"]
     assert table["model"].tolist() == [model_digest(model)[:12]]
@@ -288,7 +293,7 @@ def vars_of(label: str) -> dict[str, Any]:
 def test_nothing_of_a_patient(tmp_path: Path) -> None:
     """Neither in the file nor in what is shown; embeddings are taken from a cache when there is one."""
     data = picture_data(tmp_path / "SENTINEL", patients=24, each=1)
-    model = classifier(preprocess=data.preprocess)
+    model = small_classifier(preprocess=data.preprocess)
     train, val = medimg.split(data, fractions=(0.5, 0.5))
     medimg.fit_head(model, train, C=1.0)
     found = medimg.calibrate(model, val, train=train, operating_point="youden", cache=tmp_path / "kept")

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 import medimg
 from medimg.calibration.mahalanobis import MahalanobisDetector
 from medimg.data._labels import read_table
 from medimg.errors import MedimgWarning
+from tests.sampling import SLOW
 
 pytestmark = pytest.mark.slow
 
@@ -58,17 +60,28 @@ def changed(pictures: torch.Tensor, how: str) -> torch.Tensor:
     return pictures.flip(-2)
 
 
-@pytest.mark.parametrize("how", ["inverted", "noise", "noisy", "upside down"])
-def test_changed_pictures(
-    model: medimg.TransferClassifier, parts: list[medimg.ImageDataset], how: str
-) -> None:
-    pictures = torch.stack([parts[2].planes(n) for n in range(len(parts[2]))])
+def percentiles(model: medimg.TransferClassifier, pictures: torch.Tensor) -> NDArray[np.float64]:
     model.eval()
     with torch.no_grad():
-        usual, unusual = (
-            outliers(model).percentiles(model.embed(RECIPE.normalize(some)).numpy())
-            for some in (pictures, changed(pictures, how))
-        )
+        return outliers(model).percentiles(model.embed(RECIPE.normalize(pictures)).numpy())
+
+
+@pytest.fixture(scope="module")
+def others(parts: list[medimg.ImageDataset]) -> torch.Tensor:
+    """Pictures of the third part."""
+    return torch.stack([parts[2].planes(n) for n in range(len(parts[2]))])
+
+
+@pytest.fixture(scope="module")
+def usual(model: medimg.TransferClassifier, others: torch.Tensor) -> NDArray[np.float64]:
+    return percentiles(model, others)
+
+
+@pytest.mark.parametrize("how", ["inverted", "noise", "noisy", "upside down"])
+def test_changed_pictures(
+    model: medimg.TransferClassifier, others: torch.Tensor, usual: NDArray[np.float64], how: str
+) -> None:
+    unusual = percentiles(model, changed(others, how))
     truth = np.repeat([0, 1], [len(usual), len(unusual)])
     area = roc_auc_score(truth, np.concatenate([usual, unusual]))
     assert area > 0.9
@@ -81,12 +94,12 @@ def test_other_modalities(
 ) -> None:
     usual = model.predict(parts[2].series, unit="slice")["ood"].to_numpy()
     found: dict[str, list[float]] = {"CT": [], "MR": []}
-    roots = {"CT": "cls/covid_ct_md_dev", "MR": "dicom_misc"}
-    for modality, root in roots.items():
+    roots = {"CT": ("cls/covid_ct_md_dev", 15 if SLOW else 5), "MR": ("dicom_misc", 15)}
+    for modality, (root, count) in roots.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", MedimgWarning)
             index = medimg.scan(real_data / root, progress=False)
-            several = [one for one in index if one.modality == modality][:15]
+            several = [one for one in index if one.modality == modality][:count]
             table = model.predict(several, unit="slice", on_error="collect")
         rows = table[table["error"].isna()].groupby("series_uid").head(10)
         found[modality] = rows["ood"].tolist()

@@ -27,9 +27,9 @@ from tests.models.fakes import Images, changed, classifier, images, state
 from tests.models.images import TINY, picture_data, stacks
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> ImageDataset:
-    return picture_data(tmp_path / "pictures", patients=20, each=2)
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> ImageDataset:
+    return picture_data(tmp_path_factory.mktemp("pictures"), patients=20, each=2)
 
 
 def by_hand(data: ImageDataset, x: Any, estimator: Any, folds: int = 5) -> Any:
@@ -149,23 +149,33 @@ def test_unsound_requests(data: ImageDataset) -> None:
         medimg.cross_validate(classifier(pool="attention"), images(8, unit="series"))  # type: ignore[arg-type]
 
 
-@pytest.fixture
-def weights(tmp_path: Path) -> dict[str, Path]:
-    found = {}
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    found, folder = {}, tmp_path_factory.mktemp("weights")
     for name in ("squeezenet1_1", "mobilenet_v3_small"):
-        found[name] = tmp_path / f"{name}.safetensors"
+        found[name] = folder / f"{name}.safetensors"
         save_file(get_model(name, weights=None).state_dict(), found[name])
     return found
 
 
-def test_backbones_side_by_side(data: ImageDataset, weights: dict[str, Path], tmp_path: Path) -> None:
-    names = [*weights, "resnet18", "maxvit_t", "nonsense"]
-    chosen = {**weights, "resnet18": tmp_path / "absent.pth", "maxvit_t": None}
-    found = medimg.compare(
-        names, data, weights=chosen, folds=3, C=0.1, n_resamples=100, cache=tmp_path / "kept"
-    )
+FAILING = ("resnet18", "maxvit_t", "nonsense")
+
+
+@pytest.fixture(scope="module")
+def compared(
+    data: ImageDataset, weights: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> medimg.Comparison:
+    """Two networks, and three that can't be compared."""
+    folder = tmp_path_factory.mktemp("compared")
+    chosen = {**weights, "resnet18": folder / "absent.pth", "maxvit_t": None}
+    names = [*weights, *FAILING]
+    return medimg.compare(names, data, weights=chosen, folds=3, C=0.1, n_resamples=100, cache=folder / "kept")
+
+
+def test_backbones_side_by_side(compared: medimg.Comparison, weights: dict[str, Path]) -> None:
+    found = compared
     table = found.to_pandas().set_index("backbone")
-    assert set(table.index) == set(names)
+    assert set(table.index) == {*weights, *FAILING}
     scored = table[table["reason"] == ""]
     assert set(scored.index) == set(weights)
     assert list(scored["auroc"]) == sorted(scored["auroc"], reverse=True)
@@ -178,7 +188,7 @@ def test_backbones_side_by_side(data: ImageDataset, weights: dict[str, Path], tm
     assert (scored["images_per_second"] > 0).all()
     assert table.loc["squeezenet1_1", "parameters"] == pytest.approx(0.7225, abs=0.001)
     assert table.loc["squeezenet1_1", "megabytes"] == pytest.approx(2.89, abs=0.01)
-    failed = table.loc[["resnet18", "maxvit_t", "nonsense"], "reason"]
+    failed = table.loc[list(FAILING), "reason"]
     assert failed.str.contains("WeightsUnavailableError|PreprocessError|TrainingError").all()
     assert found.best.backbone == table.index[0]
     assert "Comparison(5 backbones)" in repr(found)
@@ -212,7 +222,7 @@ def test_a_series_of_two_patients_is_refused(tmp_path: Path, weights: dict[str, 
         medimg.compare(["squeezenet1_1"], twice, weights=weights, folds=2, C=0.1)
 
 
-def test_pictures_are_read_once(data: ImageDataset, weights: dict[str, Path], monkeypatch: Any) -> None:
+def test_pictures_are_read_once(tmp_path: Path, weights: dict[str, Path], monkeypatch: Any) -> None:
     from medimg.data import image_loader
 
     read = []
@@ -223,6 +233,7 @@ def test_pictures_are_read_once(data: ImageDataset, weights: dict[str, Path], mo
         return before(*arguments)
 
     monkeypatch.setattr(image_loader.ImageLoader, "render", noted)
+    data = picture_data(tmp_path / "pictures", patients=20, each=2)
     other = data.with_preprocess(data.preprocess.replace(std=(0.5, 0.5, 0.5))).subset(range(20))
     medimg.compare(list(weights), other, weights=weights, folds=2, C=0.1, n_resamples=10)
     assert len(read) == 20
@@ -240,8 +251,8 @@ def test_nothing_could_be_scored(data: ImageDataset, tmp_path: Path) -> None:
             medimg.compare(nothing, data)
 
 
-def test_the_plot(data: ImageDataset, weights: dict[str, Path], tmp_path: Path) -> None:
-    found = medimg.compare(list(weights), data, weights=weights, folds=2, C=0.1, n_resamples=50)
+def test_the_plot(compared: medimg.Comparison, weights: dict[str, Path], tmp_path: Path) -> None:
+    found = compared
     before = matplotlib.get_backend()
     axes = found.plot()
     figure = axes.get_figure(root=True)

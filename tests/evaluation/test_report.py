@@ -20,6 +20,7 @@ from medimg.evaluation.report.example_images import _alternate_classes, to_pixel
 from medimg.evaluation.report.plots import plot_training
 from medimg.evaluation.report.report import Report
 from tests.evaluation.fakes import FakeFit, FakeRecipe, Task, make_history, make_pair
+from tests.sampling import SLOW
 
 SENTINEL = "DOE^SENTINEL"
 HOSTILE = "<img src=x onerror=alert(1)> & \"q\" 'r' $\\frac{$ _中"
@@ -194,6 +195,7 @@ def test_metrics_as_a_table_and_as_text() -> None:
     assert len(text.splitlines()) < 25
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_limitations_are_at_the_top(tmp_path: Path) -> None:
     report = make_report(*KINDS[0], n_patients=3)
     _, page = read_page(report, tmp_path)
@@ -201,6 +203,7 @@ def test_limitations_are_at_the_top(tmp_path: Path) -> None:
     assert "! Only 3 patients: these scores are meaningless" in str(report)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_patient_makes_a_page_without_roc(tmp_path: Path) -> None:
     _, page = read_page(make_report(*KINDS[0], n_patients=1), tmp_path)
     assert "no interval" in page.text
@@ -261,6 +264,7 @@ def test_correct_images_of_many_units_are_chosen_in_no_time() -> None:
     assert units.truth[order[:6]].argmax(axis=1).tolist() == [0, 1] * 3
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_omitted_curves_are_reported(tmp_path: Path) -> None:
     _, page = read_page(make_report("multilabel", tuple(f"label {n}" for n in range(26))), tmp_path)
     assert page.text.count("Only the first 24 of 26 classes are plotted.") == 3
@@ -268,8 +272,11 @@ def test_omitted_curves_are_reported(tmp_path: Path) -> None:
     assert "Only the first" not in page.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_many_classes_make_no_large_page(tmp_path: Path) -> None:
-    report = make_report("multiclass", tuple(f"kind {n}" for n in range(150)), n_patients=300)
+    report = make_report(
+        "multiclass", tuple(f"kind {n}" for n in range(150)), n_patients=300 if SLOW else 150
+    )
     text, page = read_page(report, tmp_path, pictures=False)
     wrong = report.confusion - np.diag(np.diag(report.confusion))
     assert f"most frequent of {np.count_nonzero(wrong):,} confusions" in page.text
@@ -289,6 +296,7 @@ def test_many_classes_make_no_large_page(tmp_path: Path) -> None:
         ("series", "patient", "all series of a patient are averaged"),
     ],
 )
+@pytest.mark.usefixtures("undrawn")
 def test_aggregation_is_reported(item: str, unit: Any, words: str, tmp_path: Path) -> None:
     model, dataset = make_pair()
     report = evaluate(model, dataclasses.replace(dataset, unit=item), unit=unit, n_resamples=5)
@@ -313,6 +321,7 @@ def test_invalid_inputs_of_page_and_card(options: dict[str, Any], message: str, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_names_of_folders_that_are_not_utf_8(tmp_path: Path) -> None:
     report = make_report("multiclass", ("a", "b\udcff"))
     page = report.to_html(tmp_path / "r.html", card=True)

@@ -26,6 +26,9 @@ from medimg.metrics.curves import Line, compute_curves
 from tests.evaluation.fakes import FakeFit, Task, make_history, make_pair
 from tests.evaluation.test_report import HOSTILE, KINDS, Page, read_page
 
+# how plots look is for the tests of the page
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 CALIBRATION: dict[str, Any] = {
     "unit": "slice",
     "items": 200,

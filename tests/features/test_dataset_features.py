@@ -25,6 +25,7 @@ from medimg.models.digest import network_digest
 from medimg.models.pooling import Pool
 from tests.models.fakes import classifier, images, state
 from tests.models.images import TINY, picture_data, pixels, stacks, write_pictures
+from tests.models.small_network import small_classifier
 
 
 def plain(model: TransferClassifier, items: Any) -> Tensor:
@@ -40,7 +41,7 @@ def plain(model: TransferClassifier, items: Any) -> Tensor:
 
 @pytest.fixture
 def model() -> TransferClassifier:
-    return classifier(preprocess=TINY)
+    return small_classifier(preprocess=TINY)
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_rows_are_those_of_one_picture_after_the_other(backbone: str) -> None:
 def test_bags_of_unequal_lengths() -> None:
     lengths = (3, 1, 5, 2)
     items = images(4, unit="series", lengths=lengths)
-    model = classifier(pool="mean")
+    model = small_classifier(pool="mean")
     found = item_features(model, items, batch_size=4)
     assert torch.allclose(found.embeddings, plain(model, items), rtol=1e-4, atol=1e-5)
     assert found.offsets.diff().tolist() == list(lengths)
@@ -94,7 +95,7 @@ def test_bags_of_unequal_lengths() -> None:
 
 
 def test_it_can_be_trained_on_and_leaves_the_model_as_it_was() -> None:
-    model = classifier("resnet18").freeze("layer1").train()
+    model = small_classifier("resnet18").freeze("layer1").train()
     modes = [module.training for module in model.modules()]
     strides = [p.stride() for p in model.parameters()]
     before = state(model)
@@ -167,7 +168,7 @@ def test_parts_and_orders_of_a_data_set_share_rows(
 def test_slices_and_series_share_rows(tmp_path: Path, cache: Path) -> None:
     stacks(tmp_path / "all" / "a", 2)
     stacks(tmp_path / "all" / "b", 1)
-    model = classifier(preprocess=TINY, pool="mean")
+    model = small_classifier(preprocess=TINY, pool="mean")
     passed = Counting(model)
     slices = item_features(model, ImageDataset.from_folder(tmp_path / "all", TINY), cache=cache)
     bags = item_features(model, ImageDataset.from_folder(tmp_path / "all", TINY, unit="series"), cache=cache)
@@ -193,7 +194,7 @@ def changed_layer(model: TransferClassifier) -> None:
 @pytest.mark.parametrize("change", [changed_weight, changed_statistics, changed_layer])
 @pytest.mark.parametrize("frozen", [True, False])
 def test_another_network_has_other_rows(data: ImageDataset, cache: Path, change: Any, frozen: bool) -> None:
-    model = classifier("resnet18", preprocess=TINY)
+    model = small_classifier("resnet18", preprocess=TINY)
     if frozen:
         model.freeze()
     passed = Counting(model)
@@ -215,10 +216,10 @@ def test_the_head_does_not_matter(data: ImageDataset, cache: Path, model: Transf
     [{"mean": (0.1, 0.2, 0.3)}, {"size": 40}, {"fill": 1.0}, {"percentiles": (5.0, 80.0)}],
 )
 def test_another_recipe_has_other_rows(data: ImageDataset, cache: Path, change: dict[str, Any]) -> None:
-    before = item_features(classifier(preprocess=TINY), data, cache=cache)
+    before = item_features(small_classifier(preprocess=TINY), data, cache=cache)
     recipe = TINY.replace(**change)
-    other, model = data.with_preprocess(recipe), classifier(preprocess=recipe)
-    assert network_digest(model) == network_digest(classifier(preprocess=TINY))
+    other, model = data.with_preprocess(recipe), small_classifier(preprocess=recipe)
+    assert network_digest(model) == network_digest(small_classifier(preprocess=TINY))
     passed = Counting(model)
     after = item_features(model, other, cache=cache)
     assert passed.count == len(data)
@@ -400,7 +401,7 @@ def test_several_writers_at_once(model: TransferClassifier, data: ImageDataset, 
     def work(own: TransferClassifier) -> None:
         found.append(item_features(own, data, cache=cache, batch_size=1).embeddings)
 
-    models = [classifier(preprocess=TINY) for _ in range(4)]
+    models = [small_classifier(preprocess=TINY) for _ in range(4)]
     threads = [threading.Thread(target=work, args=(own,)) for own in models]
     for thread in threads:
         thread.start()

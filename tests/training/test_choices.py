@@ -22,6 +22,8 @@ from medimg.training.losses import make_loss
 from medimg.training.optimization.lr_scheduler import make_schedule
 from medimg.training.optimization.optimizer import make_optimizer
 from tests.models.fakes import Images, changed, classifier, images, state
+from tests.models.small_network import small_classifier
+from tests.sampling import SLOW
 
 
 def trained(model: TransferClassifier, **settings: Any) -> FitResult:
@@ -72,7 +74,7 @@ def test_only_weights_that_multiply_decay(backbone: str) -> None:
 
 @pytest.mark.parametrize("steps", [2, 3, 10, 200])
 def test_one_cycle_rises_and_falls_with_the_momentum_against_it(steps: int) -> None:
-    optimizer = make_optimizer(classifier(), 1e-2, 1e-3)
+    optimizer = make_optimizer(small_classifier(), 1e-2, 1e-3)
     schedule = make_schedule(optimizer, "one_cycle", steps)
     rates, momenta = [], []
     for _ in range(steps):
@@ -95,13 +97,13 @@ def test_one_cycle_rises_and_falls_with_the_momentum_against_it(steps: int) -> N
 
 @pytest.mark.parametrize("kind", ["one_cycle", "cosine", "constant"])
 def test_the_rate_of_the_last_step_is_in_the_history(kind: Any) -> None:
-    rows = trained(classifier(), schedule=kind, epochs=3).history
+    rows = trained(small_classifier(), schedule=kind, epochs=3).history
     assert (len({row["lr"] for row in rows}) == 1) == (kind == "constant")
     assert (rows[-1]["lr"] < 0.7e-3) == (kind != "constant")
 
 
 def test_gradual_unfreezing_trains_one_stage_more_each_epoch() -> None:
-    model = classifier("resnet18")
+    model = small_classifier("resnet18")
     names = {p: name for name, p in model.named_parameters()}
     callback, found = seen_by(
         "on_train_epoch_start",
@@ -125,7 +127,7 @@ def test_the_last_phase_trains_everything(epochs: int, phases: int) -> None:
 
 
 def test_what_is_averaged_is_validated_and_kept() -> None:
-    plain, mean = classifier("shufflenet_v2_x0_5"), classifier("shufflenet_v2_x0_5")
+    plain, mean = small_classifier("shufflenet_v2_x0_5"), small_classifier("shufflenet_v2_x0_5")
     settings: dict[str, Any] = {"epochs": 3, "lr": 1e-2, "augment": None}
     trained(plain, **settings)
     result = trained(mean, ema=0.999, **settings)
@@ -137,7 +139,7 @@ def test_what_is_averaged_is_validated_and_kept() -> None:
 
 
 def test_the_mean_of_frozen_weights_is_what_they_are() -> None:
-    model = classifier("shufflenet_v2_x0_5").freeze()
+    model = small_classifier("shufflenet_v2_x0_5").freeze()
     before = state(model.backbone)
     trained(model, ema=0.9, head_epochs=1)
     assert not changed(before, state(model.backbone))
@@ -191,7 +193,7 @@ def test_patience_ends_a_phase() -> None:
     val = images(8, prefix="val")
     val.labels = 1 - val.labels
     result = trained(
-        classifier("shufflenet_v2_x0_5"), val=val, epochs=12, lr=1e-2, patience=2, monitor="val_loss"
+        small_classifier("shufflenet_v2_x0_5"), val=val, epochs=12, lr=1e-2, patience=2, monitor="val_loss"
     )
     assert len(result.history) == result.best_epoch + 2 < 12
     assert result.monitor == "val_loss"
@@ -199,7 +201,7 @@ def test_patience_ends_a_phase() -> None:
 
 @pytest.mark.parametrize("monitor", ["val_loss", "val_accuracy", "val_balanced_accuracy", "val_f1"])
 def test_the_named_score_chooses_the_best_epoch(monitor: Any) -> None:
-    result = trained(classifier("shufflenet_v2_x0_5"), epochs=3, monitor=monitor)
+    result = trained(small_classifier("shufflenet_v2_x0_5"), epochs=3, monitor=monitor)
     values = [row[monitor] * (-1 if monitor == "val_loss" else 1) for row in result.history]
     assert result.monitor == monitor
     assert values[result.best_epoch - 1] == max(values)
@@ -207,12 +209,12 @@ def test_the_named_score_chooses_the_best_epoch(monitor: Any) -> None:
 
 def test_scores_that_are_not_there_can_not_be_watched() -> None:
     with pytest.raises(TrainingError, match="patience= needs validation data"):
-        trained(classifier(), val=None, patience=2)
+        trained(small_classifier(), val=None, patience=2)
     with pytest.raises(TrainingError, match="monitor= needs validation data"):
-        trained(classifier(), val=None, monitor="val_loss")
+        trained(small_classifier(), val=None, monitor="val_loss")
     alone = Images(np.zeros(4, dtype=np.int64), prefix="val")
     with pytest.raises(TrainingError, match="monitor='val_auroc' has no value"):
-        trained(classifier(), val=alone, monitor="val_auroc")
+        trained(small_classifier(), val=alone, monitor="val_auroc")
 
 
 @pytest.mark.parametrize(
@@ -236,11 +238,11 @@ def test_scores_that_are_not_there_can_not_be_watched() -> None:
 )
 def test_unsound_choices(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(TrainingError, match=message):
-        trained(classifier(), **settings)
+        trained(small_classifier(), **settings)
 
 
 def test_memory_layout_changes_no_weight_that_is_frozen_and_is_set_back() -> None:
-    model = classifier("resnet18").freeze(upto="layer3")
+    model = small_classifier("resnet18").freeze(upto="layer3")
     before = state(model.backbone)
     trained(model, channels_last=True)
     assert changed(before, state(model.backbone))
@@ -265,7 +267,7 @@ def test_a_compiled_backbone_trains_alike() -> None:
 def test_loggers_get_a_row_for_each_epoch_of_all_phases(tmp_path: Path) -> None:
     from pytorch_lightning.loggers import CSVLogger
 
-    result = trained(classifier(), head_epochs=1, logger=CSVLogger(tmp_path, name="log"))
+    result = trained(small_classifier(), head_epochs=1, logger=CSVLogger(tmp_path, name="log"))
     table = pd.read_csv(tmp_path / "log" / "version_0" / "metrics.csv")
     assert table["step"].tolist() == [1, 2, 3]
     assert table["train_loss"].tolist() == [row["train_loss"] for row in result.history]
@@ -273,16 +275,16 @@ def test_loggers_get_a_row_for_each_epoch_of_all_phases(tmp_path: Path) -> None:
 
 def test_tensorboard(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    trained(classifier(), output=tmp_path, logger="tensorboard")
+    trained(small_classifier(), output=tmp_path, logger="tensorboard")
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
 
 
 def test_curves_show_what_there_is() -> None:
-    result = trained(classifier(), epochs=3)
+    result = trained(small_classifier(), epochs=3)
     losses, scores = result.plot().axes
     assert legend(losses) == ["training", "validation", "best epoch"]
     assert "AUROC" in legend(scores)
-    assert legend(trained(classifier(), val=None).plot().axes[0]) == ["training", "best epoch"]
+    assert legend(trained(small_classifier(), val=None).plot().axes[0]) == ["training", "best epoch"]
 
 
 def legend(axes: Any) -> list[str]:
@@ -293,7 +295,8 @@ def test_a_rate_is_found_and_the_model_left_alone() -> None:
     model = classifier("shufflenet_v2_x0_5").freeze(upto="conv1")
     before, modes = state(model), [m.training for m in model.modules()]
     random = torch.random.get_rng_state()
-    search = lr_find(model, images(24), batch_size=4, steps=40)
+    steps = 40 if SLOW else 20
+    search = lr_find(model, images(24), batch_size=4, steps=steps)
     assert not changed(before, state(model))
     assert [m.training for m in model.modules()] == modes
     assert torch.equal(torch.random.get_rng_state(), random)
@@ -304,18 +307,18 @@ def test_a_rate_is_found_and_the_model_left_alone() -> None:
     assert list(search.to_pandas().columns) == ["lr", "loss"]
     assert search.lrs[0] == pytest.approx(1e-6)
     assert len(search.plot().axes) == 1
-    assert lr_find(model, images(24), batch_size=4, steps=40).losses == search.losses
+    assert lr_find(model, images(24), batch_size=4, steps=steps).losses == search.losses
 
 
 def test_a_rate_can_not_be_found_where_nothing_is_trained() -> None:
-    model = classifier()
+    model = small_classifier()
     model.requires_grad_(False)
     with pytest.raises(TrainingError, match="nothing is trainable"):
         lr_find(model, images(8))
     with pytest.raises(TrainingError, match="expected 0 < start < end"):
-        lr_find(classifier(), images(8), start=1.0, end=0.1)
+        lr_find(small_classifier(), images(8), start=1.0, end=0.1)
     with pytest.raises(TrainingError, match="diverged"):
-        lr_find(classifier(), images(8), augment=lambda batch: batch * torch.nan)
+        lr_find(small_classifier(), images(8), augment=lambda batch: batch * torch.nan)
 
 
 def test_embeddings_of_a_head_phase_are_kept(tmp_path: Path) -> None:
@@ -325,7 +328,7 @@ def test_embeddings_of_a_head_phase_are_kept(tmp_path: Path) -> None:
     )
     states = []
     for _ in range(2):
-        model = classifier(classes=data.classes)
+        model = small_classifier(classes=data.classes)
         fine_tune(model, data, head_epochs=2, epochs=0, cache=tmp_path / "kept", progress=False)
         states.append(state(model))
         model.backbone.register_forward_pre_hook(lambda *_: pytest.fail("an image passed once more"))

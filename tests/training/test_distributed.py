@@ -12,17 +12,28 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 
 SCRIPT = """
-import json, os, sys, warnings
+import json, os, socket, sys, warnings
 from pathlib import Path
 import torch
 warnings.simplefilter("error")
 torch.set_num_threads(1)
+import pytorch_lightning
 from medimg import fine_tune
-from tests.models.fakes import classifier, images
+from tests.models.fakes import images
+from tests.models.small_network import register_small_network, small_classifier
 
 if __name__ == "__main__":
+    child = None
+    if sys.argv[1:] == ["fork"]:
+        # as a launcher of processes does, but what was imported is so for both
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+        child = os.fork()
+        os.environ["LOCAL_RANK"] = "0" if child else "1"
+    register_small_network()
     torch.manual_seed(0)
-    model, val = classifier("shufflenet_v2_x0_5"), images(7, prefix="val", seed=1)
+    model, val = small_classifier("shufflenet_v2_x0_5"), images(7, prefix="val", seed=1)
     result = fine_tune(
         model, images(13), val, head_epochs=1, epochs=1, batch_size=4, balance=None, progress=False,
         devices=2, output="out", trainer_kwargs={"accelerator": "cpu", "strategy": "ddp"},
@@ -33,17 +44,22 @@ if __name__ == "__main__":
     rank = os.environ.get("LOCAL_RANK", "0")
     found = {"history": result.history, "best": result.best["val_loss"], "loss": float(loss), "total": total}
     Path(f"rank{rank}.json").write_text(json.dumps(found))
+    assert not child or os.waitpid(child, 0)[1] == 0
 """
 
-ASKED = pytest.mark.skipif(not os.environ.get("MEDIMG_SLOW"), reason="trains twice more: set MEDIMG_SLOW=1")
+ASKED = pytest.mark.skipif(
+    not os.environ.get("MEDIMG_SLOW"), reason="trains in more processes: set MEDIMG_SLOW=1"
+)
 
 
 @pytest.mark.slow
-def test_two_processes_agree_and_score_each_item_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("start", ["fork", pytest.param("script", marks=ASKED)])
+def test_two_processes_agree_and_score_each_item_once(tmp_path: Path, start: str) -> None:
+    """However they are started: by a launcher, or by Lightning, which runs the script once more."""
     (tmp_path / "train.py").write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(
-        [sys.executable, "train.py"],
+        [sys.executable, "train.py", start],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

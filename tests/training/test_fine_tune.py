@@ -14,6 +14,8 @@ import torch
 from medimg import FitResult, Preprocess, TransferClassifier, fine_tune
 from medimg.errors import LeakageError, TrainingError
 from tests.models.fakes import SMALL, Images, changed, classifier, images, state
+from tests.models.small_network import small_classifier
+from tests.sampling import SLOW
 
 
 def quick(model: TransferClassifier, train: Any, val: Any = None, **settings: Any) -> FitResult:
@@ -32,9 +34,11 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_it_learns(tmp_path: Path, empty_folder: Path) -> None:
-    model = classifier("resnet18").train()
+    model = small_classifier("resnet18").train()
     val = images(10, prefix="val", seed=1)
-    result = quick(model, images(24), val, head_epochs=1, epochs=4, output=tmp_path / "out")
+    # a small network takes larger steps
+    rate: dict[str, Any] = {} if SLOW else {"lr": 3e-2}
+    result = quick(model, images(24), val, head_epochs=1, epochs=4, output=tmp_path / "out", **rate)
     assert [row["epoch"] for row in result.history] == [1, 2, 3, 4, 5]
     assert [row["phase"] for row in result.history] == ["head"] + 4 * ["full"]
     assert result.history[-1]["train_loss"] < 0.5 * result.history[0]["train_loss"]
@@ -48,7 +52,7 @@ def test_it_learns(tmp_path: Path, empty_folder: Path) -> None:
 
 
 def test_files_and_restored_weights_are_those_of_the_best_epoch(tmp_path: Path) -> None:
-    model = classifier("shufflenet_v2_x0_5")
+    model = small_classifier("shufflenet_v2_x0_5")
     val = images(6, prefix="val", seed=1)
     result = quick(model, images(8), val, head_epochs=1, epochs=3, lr=3e-3, output=tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == [
@@ -76,7 +80,7 @@ def test_best_is_not_just_the_last(tmp_path: Path) -> None:
     # validation labels that contradict the training data: the better it learns, the worse they fit
     val = images(8, prefix="val")
     val.labels = 1 - val.labels
-    model = classifier("shufflenet_v2_x0_5")
+    model = small_classifier("shufflenet_v2_x0_5")
     result = quick(model, images(8), val, epochs=6, lr=1e-2, output=tmp_path)
     assert result.best_epoch < 6
     row = max(result.history, key=lambda row: (row["val_auroc"], -row["val_loss"]))
@@ -85,7 +89,7 @@ def test_best_is_not_just_the_last(tmp_path: Path) -> None:
 
 
 def test_without_validation_the_last_epoch_stands() -> None:
-    result = quick(classifier(), images(6), epochs=2)
+    result = quick(small_classifier(), images(6), epochs=2)
     assert result.monitor is None
     assert result.best_epoch == 2
     assert result.history[0]["val_loss"] is None
@@ -94,7 +98,7 @@ def test_without_validation_the_last_epoch_stands() -> None:
 
 def test_one_class_in_validation_is_watched_by_its_loss() -> None:
     val = Images(np.zeros(4, dtype=np.int64), prefix="val")
-    result = quick(classifier(), images(6), val, epochs=2)
+    result = quick(small_classifier(), images(6), val, epochs=2)
     assert result.monitor == "val_loss"
     assert result.history[0]["val_auroc"] is None
     assert result.best["val_loss"] == min(row["val_loss"] for row in result.history)
@@ -105,7 +109,7 @@ def test_same_seed_same_result(balance: Any) -> None:
     train = Images(np.array([0, 0, 0, 0, 0, 1, 1]))
     runs = []
     for seed in (3, 3, 4):
-        model = classifier("mobilenet_v3_small")
+        model = small_classifier("mobilenet_v3_small")
         result = quick(model, train, head_epochs=1, seed=seed, balance=balance)
         runs.append((state(model), [row["train_loss"] for row in result.history]))
         torch.rand(5)  # the caller's random numbers change nothing
@@ -116,8 +120,8 @@ def test_same_seed_same_result(balance: Any) -> None:
 
 def test_callers_random_state_and_signals_are_left_alone() -> None:
     logger = logging.getLogger("pytorch_lightning")
-    quick(classifier(), images(4))  # the first import of Lightning does change things
-    model = classifier()
+    quick(small_classifier(), images(4))  # the first import of Lightning does change things
+    model = small_classifier()
     torch.manual_seed(11)
     random.seed(11)
     np.random.seed(11)  # noqa: NPY002  # the legacy state is what must not be touched
@@ -145,7 +149,7 @@ def test_interrupted_training_keeps_the_best_and_raises(tmp_path: Path) -> None:
             if trainer.current_epoch == 1:
                 raise KeyboardInterrupt
 
-    model = classifier()
+    model = small_classifier()
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         quick(model, images(4), epochs=3, output=tmp_path, callbacks=[ControlC()])
@@ -156,7 +160,7 @@ def test_interrupted_training_keeps_the_best_and_raises(tmp_path: Path) -> None:
 
 
 def test_loss_that_is_not_finite(tmp_path: Path) -> None:
-    model = classifier()
+    model = small_classifier()
     calls = []
 
     def spoil(batch: torch.Tensor) -> torch.Tensor:
@@ -171,7 +175,7 @@ def test_loss_that_is_not_finite(tmp_path: Path) -> None:
 
 
 def test_early_failure_leaves_the_model_as_it_came(tmp_path: Path) -> None:
-    model = classifier("shufflenet_v2_x0_5")
+    model = small_classifier("shufflenet_v2_x0_5")
     before = state(model)
     with pytest.raises(TrainingError, match="loss became nan"):
         quick(model, images(8), augment=lambda batch: batch * torch.nan, output=tmp_path / "out")
@@ -201,7 +205,7 @@ def test_early_failure_leaves_the_model_as_it_came(tmp_path: Path) -> None:
 )
 def test_unsound_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(TrainingError, match=message):
-        quick(classifier(), images(4), **settings)
+        quick(small_classifier(), images(4), **settings)
 
 
 @pytest.mark.parametrize(
@@ -220,17 +224,17 @@ def test_unsound_settings(settings: dict[str, Any], message: str) -> None:
 )
 def test_data_that_do_not_fit(train: Images, message: str) -> None:
     with pytest.raises(TrainingError, match=message):
-        quick(classifier(), train)
+        quick(small_classifier(), train)
 
 
 def test_validation_data_are_checked_too() -> None:
     with pytest.raises(TrainingError, match="the validation dataset has classes"):
-        quick(classifier(), images(4), images(4, classes=("b", "a"), prefix="val"))
+        quick(small_classifier(), images(4), images(4, classes=("b", "a"), prefix="val"))
 
 
 def test_a_patient_on_both_sides_is_refused_and_not_named() -> None:
     with pytest.raises(LeakageError, match="2 of 2 patients") as caught:
-        quick(classifier(), images(4), images(2))
+        quick(small_classifier(), images(4), images(2))
     assert "train0" not in str(caught.value)
 
 
@@ -238,7 +242,7 @@ def test_multilabel() -> None:
     labels = np.array([[0, 1], [1, 0], [1, 1], [0, 0], [1, 0], [0, 0]], dtype=np.float32)
     train = Images(labels, task="multilabel")
     val = Images(labels, task="multilabel", prefix="val", seed=1)
-    model = classifier("shufflenet_v2_x0_5", task="multilabel")
+    model = small_classifier("shufflenet_v2_x0_5", task="multilabel")
     result = quick(model, train, val, epochs=2)
     proba = model.predict_proba(val)
     assert proba.shape == (6, 2)
@@ -256,7 +260,7 @@ def test_multilabel() -> None:
 def test_bags_of_unequal_length(pool: str) -> None:
     train = Images(np.array([0, 1, 0, 1, 0]), unit="series", lengths=(2, 1, 3, 2, 2))
     val = Images(np.array([0, 1]), unit="series", lengths=(1, 2), prefix="val")
-    model = classifier("shufflenet_v2_x0_5", pool=pool)
+    model = small_classifier("shufflenet_v2_x0_5", pool=pool)
     before = state(model)
     quick(model, train, val, batch_size=2)
     assert changed(before, state(model)) == set(before)
@@ -279,17 +283,17 @@ def test_callbacks_and_loggers_pass_through(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path, name="log")
     val = images(4, prefix="val", seed=1)
     settings = {"logger": logger, "log_every_n_steps": 1, "gradient_clip_val": 1.0}
-    result = quick(classifier(), images(4), val, epochs=5, callbacks=[stop], trainer_kwargs=settings)
+    result = quick(small_classifier(), images(4), val, epochs=5, callbacks=[stop], trainer_kwargs=settings)
     assert len(result.history) == 2
     table = pd.read_csv(tmp_path / "log" / "version_0" / "metrics.csv")
     assert {"train_loss", "val_loss", "val_accuracy", "val_auroc"} <= set(table.columns)
 
 
 def test_progress_is_shown_only_if_asked(capfd: pytest.CaptureFixture[str]) -> None:
-    quick(classifier(), images(4))
+    quick(small_classifier(), images(4))
     quiet = capfd.readouterr()
     assert quiet.out == quiet.err == ""
-    quick(classifier(), images(4), progress=True)
+    quick(small_classifier(), images(4), progress=True)
     shown = capfd.readouterr()
     assert "Epoch 0" in shown.out + shown.err
 
@@ -297,7 +301,7 @@ def test_progress_is_shown_only_if_asked(capfd: pytest.CaptureFixture[str]) -> N
 def test_workers_give_the_same_result() -> None:
     results = []
     for workers in (0, 1):
-        model = classifier()
+        model = small_classifier()
         quick(model, images(6), num_workers=workers)
         results.append(state(model))
     assert not changed(*results)
@@ -305,4 +309,4 @@ def test_workers_give_the_same_result() -> None:
 
 def test_recipe_of_the_model_is_what_counts() -> None:
     same = Preprocess.from_dict(SMALL.to_dict())
-    assert quick(classifier(), images(4, preprocess=same)).best_epoch == 1
+    assert quick(small_classifier(), images(4, preprocess=same)).best_epoch == 1

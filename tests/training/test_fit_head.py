@@ -24,6 +24,7 @@ from medimg.training._logistic_regression import LinearProbe, log_loss
 from medimg.training.linear_probe import STRENGTHS, LabeledEmbeddings, ProbeSearch
 from tests.models.fakes import Images, changed, classifier, images, state
 from tests.models.images import TINY, picture_data
+from tests.models.small_network import small_classifier
 
 
 @pytest.fixture
@@ -43,11 +44,11 @@ def reference(x: Any, y: Any, C: float, weight: str | None = None) -> Any:
     return model.fit(x.astype(np.float64), y)
 
 
-@pytest.mark.parametrize("backbone", ["squeezenet1_1", "resnet18"])
+@pytest.mark.parametrize("make", [classifier, lambda **fields: small_classifier("resnet18", **fields)])
 @pytest.mark.parametrize("C", [0.001, 0.1])
 @pytest.mark.parametrize("balance", ["loss", None])
-def test_two_classes_are_the_regression(data: ImageDataset, backbone: str, C: float, balance: Any) -> None:
-    model = classifier(backbone, preprocess=TINY)
+def test_two_classes_are_the_regression(data: ImageDataset, make: Any, C: float, balance: Any) -> None:
+    model = make(preprocess=TINY)
     part = data.subset(range(24))
     fit = medimg.fit_head(model, part, C=C, balance=balance)
     x = item_features(model, data).embeddings.numpy()
@@ -58,7 +59,7 @@ def test_two_classes_are_the_regression(data: ImageDataset, backbone: str, C: fl
 
 
 def test_folded_weights_give_the_same_probabilities(data: ImageDataset) -> None:
-    model = classifier("resnet18", preprocess=TINY)
+    model = small_classifier("resnet18", preprocess=TINY)
     medimg.fit_head(model, data, C=0.01)
     x = item_features(model, data).embeddings.numpy()
     probe = LinearProbe("multiclass", 2, "logistic", balanced=True, seed=0)
@@ -76,7 +77,7 @@ def test_folded_weights_give_the_same_probabilities(data: ImageDataset) -> None:
 
 
 def test_three_classes(three: ImageDataset) -> None:
-    model = classifier(preprocess=TINY, classes=("a", "b", "c"))
+    model = small_classifier(preprocess=TINY, classes=("a", "b", "c"))
     medimg.fit_head(model, three, C=0.1)
     x = item_features(model, three).embeddings.numpy()
     expected = reference(x, three.labels, 0.1, "balanced").predict_proba(x.astype(np.float64))
@@ -86,7 +87,7 @@ def test_three_classes(three: ImageDataset) -> None:
 def test_several_labels_are_one_regression_each() -> None:
     labels = np.array([[0, 1], [1, 1], [1, 0], [0, 0]] * 4, np.float32)
     items = Images(labels, task="multilabel")
-    model = classifier(task="multilabel")
+    model = small_classifier(task="multilabel")
     medimg.fit_head(model, items, C=0.1, balance=None)
     x = item_features(model, items).embeddings.numpy()
     for k in range(2):
@@ -97,7 +98,7 @@ def test_several_labels_are_one_regression_each() -> None:
 @pytest.mark.parametrize("pool", ["mean", "max"])
 def test_bags_are_pooled(pool: str) -> None:
     items = images(12, unit="series", lengths=(2, 3, 1) * 4)
-    model = classifier(pool=pool)
+    model = small_classifier(pool=pool)
     medimg.fit_head(model, items, C=0.1, balance=None)
     x = item_features(model, items).pooled(pool).numpy()
     expected = reference(x, items.labels, 0.1).predict_proba(x.astype(np.float64))
@@ -106,11 +107,11 @@ def test_bags_are_pooled(pool: str) -> None:
 
 def test_attention_is_refused() -> None:
     with pytest.raises(TrainingError, match="fine_tune"):
-        medimg.fit_head(classifier(pool="attention"), images(4, unit="series"))
+        medimg.fit_head(small_classifier(pool="attention"), images(4, unit="series"))
 
 
 def test_only_the_head_changes(data: ImageDataset) -> None:
-    model = classifier("resnet18", preprocess=TINY).train()
+    model = small_classifier("resnet18", preprocess=TINY).train()
     before = state(model)
     medimg.fit_head(model, data, C=0.1)
     assert changed(before, model.state_dict()) == {"head.weight", "head.bias"}
@@ -118,7 +119,7 @@ def test_only_the_head_changes(data: ImageDataset) -> None:
 
 
 def test_adam_on_batches_finds_nearly_the_same(data: ImageDataset) -> None:
-    x = item_features(classifier(preprocess=TINY), data).embeddings.numpy()
+    x = item_features(small_classifier(preprocess=TINY), data).embeddings.numpy()
     for method in ("logistic", "sgd"):
         probe = LinearProbe("multiclass", 2, method, balanced=True, seed=0)
         *_, fit = probe.path(x, data.labels, [0.001, 0.01])
@@ -168,16 +169,16 @@ def test_trying_stops_where_the_loss_rises() -> None:
 
 def test_validation_data_choose(data: ImageDataset) -> None:
     train, val = medimg.split(data, fractions=(0.6, 0.4))
-    fit = medimg.fit_head(classifier(preprocess=TINY), train, val, C=(0.001, 0.1))
+    fit = medimg.fit_head(small_classifier(preprocess=TINY), train, val, C=(0.001, 0.1))
     assert [row["C"] for row in fit.tried] == [0.001, 0.1]
     assert fit.best == min(fit.tried, key=lambda row: row["log_loss"])
     assert list(fit.to_pandas().columns) == ["C", "log_loss", "auroc"]
     with pytest.raises(LeakageError):
-        medimg.fit_head(classifier(preprocess=TINY), data, val)
+        medimg.fit_head(small_classifier(preprocess=TINY), data, val)
 
 
 def test_a_checkpoint_tells_how_the_head_was_fitted(data: ImageDataset, tmp_path: Path) -> None:
-    model = classifier(preprocess=TINY)
+    model = small_classifier(preprocess=TINY)
     fit = medimg.fit_head(model, data, C=(0.01, 0.1))
     loaded = medimg.load(model.save(tmp_path / "model.safetensors"))
     assert loaded.training_summary is not None
@@ -190,7 +191,7 @@ def test_a_checkpoint_tells_how_the_head_was_fitted(data: ImageDataset, tmp_path
 def test_the_same_seed_gives_the_same_head(data: ImageDataset) -> None:
     heads = []
     for _ in range(2):
-        model = classifier(preprocess=TINY)
+        model = small_classifier(preprocess=TINY)
         medimg.fit_head(model, data, method="sgd", C=(0.01, 0.1), seed=3)
         heads.append(model.head.weight.detach().clone())
     assert torch.equal(*heads)
@@ -210,7 +211,7 @@ def test_the_same_seed_gives_the_same_head(data: ImageDataset) -> None:
     ],
 )
 def test_unsound_settings_are_refused_before_any_image_passes(options: dict[str, Any], match: str) -> None:
-    model = classifier()
+    model = small_classifier()
     model.backbone.register_forward_pre_hook(lambda *_: pytest.fail("an image passed"))
     with pytest.raises(TrainingError, match=match):
         medimg.fit_head(model, images(8), **options)
@@ -219,8 +220,8 @@ def test_unsound_settings_are_refused_before_any_image_passes(options: dict[str,
 def test_too_few_patients_to_choose_by(data: ImageDataset) -> None:
     few = data.subset([0, 1, 2, 3, 4, 5])  # one patient of each class
     with pytest.raises(TrainingError, match="pass C="):
-        medimg.fit_head(classifier(preprocess=TINY), few)
-    medimg.fit_head(classifier(preprocess=TINY), few, C=0.1)
+        medimg.fit_head(small_classifier(preprocess=TINY), few)
+    medimg.fit_head(small_classifier(preprocess=TINY), few, C=0.1)
 
 
 def test_features_that_never_change_count_for_nothing() -> None:

@@ -16,6 +16,7 @@ import torch
 from medimg import FitResult, fine_tune
 from medimg.errors import CheckpointError, MedimgWarning, TrainingError
 from tests.models.fakes import changed, classifier, images, state
+from tests.models.small_network import small_classifier
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -68,12 +69,17 @@ def test_a_training_that_was_cut_off_ends_as_the_unbroken_one(
     tmp_path: Path, epochs: int, ema: float | None
 ) -> None:
     settings: dict[str, Any] = {"ema": ema}
-    whole = classifier("mobilenet_v3_small")
+    whole = small_classifier("mobilenet_v3_small")
     expected = trained(tmp_path / "whole", whole, **settings)
     with pytest.raises(CutOffError):
-        trained(tmp_path / "cut", classifier("mobilenet_v3_small"), callbacks=[cut_after(epochs)], **settings)
+        trained(
+            tmp_path / "cut",
+            small_classifier("mobilenet_v3_small"),
+            callbacks=[cut_after(epochs)],
+            **settings,
+        )
     # a new process starts with another random head
-    model = classifier("mobilenet_v3_small")
+    model = small_classifier("mobilenet_v3_small")
     torch.nn.init.normal_(model.head.weight)
     result = trained(tmp_path / "cut", model, resume=True, **settings)
     assert without_times(result) == without_times(expected)
@@ -93,12 +99,12 @@ def test_phases_that_are_gradual_sampled_and_accumulated_resume_too(tmp_path: Pa
         "schedule": "cosine",
         "label_smoothing": 0.1,
     }
-    whole = classifier("resnet18")
+    whole = small_classifier("resnet18")
     expected = trained(tmp_path / "whole", whole, **settings)
     assert [row["phase"] for row in expected.history] == ["head"] * 2 + ["gradual"] * 3 + ["full"]
     with pytest.raises(CutOffError):
-        trained(tmp_path / "cut", classifier("resnet18"), callbacks=[cut_after(3)], **settings)
-    model = classifier("resnet18")
+        trained(tmp_path / "cut", small_classifier("resnet18"), callbacks=[cut_after(3)], **settings)
+    model = small_classifier("resnet18")
     assert without_times(trained(tmp_path / "cut", model, resume=True, **settings)) == without_times(expected)
     assert not changed(state(model), state(whole))
 
@@ -163,41 +169,43 @@ def test_callbacks_go_on_counting(tmp_path: Path) -> None:
         return EarlyStopping("val_loss", patience=2, min_delta=10.0)
 
     settings: dict[str, Any] = {"head_epochs": 0, "epochs": 6}
-    expected = trained(tmp_path / "whole", classifier(), callbacks=[patient()], **settings)
+    expected = trained(tmp_path / "whole", small_classifier(), callbacks=[patient()], **settings)
     assert len(expected.history) == 3
     with pytest.raises(CutOffError):
-        trained(tmp_path / "cut", classifier(), callbacks=[patient(), cut_after(2)], **settings)
-    result = trained(tmp_path / "cut", classifier(), callbacks=[patient()], resume=True, **settings)
+        trained(tmp_path / "cut", small_classifier(), callbacks=[patient(), cut_after(2)], **settings)
+    result = trained(tmp_path / "cut", small_classifier(), callbacks=[patient()], resume=True, **settings)
     assert without_times(result) == without_times(expected)
 
 
 def test_what_has_ended_is_not_trained_again(tmp_path: Path) -> None:
-    model = classifier()
+    model = small_classifier()
     first = trained(tmp_path, model)
-    again = classifier()
+    again = small_classifier()
     second = trained(tmp_path, again, resume=tmp_path)
     assert second.history == first.history
     assert not changed(state(model), state(again))
 
 
 def test_resume_without_a_state_starts_from_the_beginning(tmp_path: Path) -> None:
-    assert len(trained(tmp_path / "new", classifier(), resume=True, head_epochs=0, epochs=1).history) == 1
+    assert (
+        len(trained(tmp_path / "new", small_classifier(), resume=True, head_epochs=0, epochs=1).history) == 1
+    )
     with pytest.raises(TrainingError, match="needs output="):
-        trained(None, classifier(), resume=True)
+        trained(None, small_classifier(), resume=True)
     with pytest.raises(TrainingError, match="there is no file"):
-        trained(tmp_path, classifier(), resume=tmp_path / "nothing")
+        trained(tmp_path, small_classifier(), resume=tmp_path / "nothing")
 
 
 def test_another_training_is_refused(tmp_path: Path) -> None:
-    trained(tmp_path, classifier(), head_epochs=1, epochs=1)
+    trained(tmp_path, small_classifier(), head_epochs=1, epochs=1)
     quick: dict[str, Any] = {"head_epochs": 1, "epochs": 1, "resume": tmp_path}
     with pytest.raises(TrainingError, match=r"lr=0.001, before 0.003"):
-        trained(tmp_path, classifier(), **{**quick, "lr": 1e-3})
+        trained(tmp_path, small_classifier(), **{**quick, "lr": 1e-3})
     with pytest.raises(TrainingError, match="another network"):
         trained(tmp_path, classifier("resnet18"), **quick)
     with pytest.raises(TrainingError, match="the train data"):
         fine_tune(
-            classifier(),
+            small_classifier(),
             images(12),
             images(6, prefix="val", seed=1),
             batch_size=4,
@@ -208,16 +216,16 @@ def test_another_training_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
-    trained(tmp_path, classifier(), head_epochs=0, epochs=1)
+    trained(tmp_path, small_classifier(), head_epochs=0, epochs=1)
     path = tmp_path / "resume.safetensors"
     whole = path.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", whole[:-9] + b"x" + whole[-8:], b"PK" + whole[2:]):
         path.write_bytes(damaged)
         with pytest.raises(CheckpointError, match=r"resume\.safetensors"):
-            trained(tmp_path, classifier(), head_epochs=0, epochs=1, resume=True)
+            trained(tmp_path, small_classifier(), head_epochs=0, epochs=1, resume=True)
     (tmp_path / "resume.safetensors").write_bytes((tmp_path / "best.safetensors").read_bytes())
     with pytest.raises(CheckpointError, match="not the state of a training"):
-        trained(tmp_path, classifier(), head_epochs=0, epochs=1, resume=True)
+        trained(tmp_path, small_classifier(), head_epochs=0, epochs=1, resume=True)
 
 
 def test_a_callback_state_that_is_no_json_gives_a_warning(tmp_path: Path) -> None:
@@ -228,11 +236,11 @@ def test_a_callback_state_that_is_no_json_gives_a_warning(tmp_path: Path) -> Non
             return {"what": object}
 
     with pytest.warns(MedimgWarning, match="state of Odd"):
-        trained(tmp_path, classifier(), head_epochs=0, epochs=2, callbacks=[Odd()])
+        trained(tmp_path, small_classifier(), head_epochs=0, epochs=2, callbacks=[Odd()])
 
 
 def test_nothing_of_patients_is_written(tmp_path: Path) -> None:
-    trained(tmp_path, classifier(), head_epochs=0, epochs=1)
+    trained(tmp_path, small_classifier(), head_epochs=0, epochs=1)
     for path in tmp_path.iterdir():
         content = path.read_bytes()
         assert b"train0" not in content, path
@@ -245,19 +253,21 @@ import torch
 warnings.simplefilter("error")
 torch.set_num_threads(1)
 import pytorch_lightning as pl
+from tests.models.small_network import register_small_network
 from tests.training.test_resume import train_and_save
 
 class Slow(pl.Callback):
     def on_train_batch_end(self, trainer, *_):
-        time.sleep(float(sys.argv[2]))
+        time.sleep(0.3)
 
+register_small_network()
 train_and_save(sys.argv[1], callbacks=[Slow()])
 """
 
 
 def train_and_save(folder: str | Path, **settings: Any) -> None:
-    """What the processes of the test below run."""
-    model = classifier("mobilenet_v3_small")
+    """What is killed in the test below, and what goes on."""
+    model = small_classifier("mobilenet_v3_small")
     fine_tune(
         model,
         images(10),
@@ -280,11 +290,7 @@ def test_a_process_that_is_killed_goes_on_to_the_same_weights(tmp_path: Path) ->
     (tmp_path / "train.py").write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 
-    def start(name: str, nap: float) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "train.py", name, str(nap)]
-        return subprocess.Popen(command, cwd=tmp_path, env=environment)
-
-    killed = start("cut", 0.3)
+    killed = subprocess.Popen([sys.executable, "train.py", "cut"], cwd=tmp_path, env=environment)
     history = tmp_path / "cut" / "history.csv"
     until = time.monotonic() + 120
     while not (history.exists() and len(history.read_text().splitlines()) >= 3):
@@ -296,7 +302,8 @@ def test_a_process_that_is_killed_goes_on_to_the_same_weights(tmp_path: Path) ->
     assert killed.wait() == -signal.SIGKILL
     assert len(history.read_text().splitlines()) < 5
     assert not (tmp_path / "cut" / "final.safetensors").exists()
-    assert start("cut", 0).wait(timeout=240) == 0
+    # this is another process, which knows of the first what is on disk
+    train_and_save(tmp_path / "cut")
     train_and_save(tmp_path / "whole")
     models = [TransferClassifier.load(tmp_path / name / "final.safetensors") for name in ("cut", "whole")]
     assert not changed(state(models[0]), state(models[1]))
