@@ -24,8 +24,8 @@ PRESENT = (
     "VOILUTFunction", "VOILUTSequence", "WindowCenter",
 )  # fmt: skip
 
-#: Files in a folder that are taken for one long series.
-LONG = 30
+#: Files in a folder that are taken for one long series, and how many of these are taken.
+LONG, FEW = 30, 12
 
 
 @cache
@@ -60,9 +60,9 @@ def of_each_kind(paths: Iterable[Path], always: Container[str] = ()) -> list[Pat
 
 
 def of_each_folder(root: Path) -> Iterator[Path]:
-    """Yield the files of each folder, of long series every fifth; all with ``MEDIMG_SLOW=1``."""
+    """Yield the files of each folder, of long series twelve alone; all with ``MEDIMG_SLOW=1``."""
     folders: dict[Path, list[Path]] = defaultdict(list)
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
         folders[path.parent].append(path)
     for paths in folders.values():
-        yield from paths if len(paths) <= LONG else sample(paths, every=5)
+        yield from paths if len(paths) <= LONG else sample(paths, every=-(-len(paths) // FEW))

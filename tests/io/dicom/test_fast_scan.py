@@ -306,23 +306,24 @@ def test_any_byte_may_differ(eight: list[str], where: float, value: int, data: s
 
 
 #: How many files are taken without a parser, at least.
-FAST = {"dicom_misc": 250, "dicom_qa": 1400, "malformed": 80, "cls/covid_ct_md_dev": 40}
+FAST = {"dicom_misc": 250, "dicom_qa": 1400 if SLOW else 130, "malformed": 80, "cls/covid_ct_md_dev": 40}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", DATA_SETS)
 def test_real_trees_give_the_same_series(real_data: Path, part: str) -> None:
-    fast, count, wrong = 0, 0, []
+    fast, wrong = 0, []
     for folder in sorted(p for p in (real_data / part).iterdir() if p.is_dir()):
-        paths = list(of_each_folder(folder)) if part == "dicom_qa" else every_file(folder)
-        names = [str(path) for path in paths]
-        source = folder if len(names) == len(every_file(folder)) else names
+        names = [str(path) for path in every_file(folder)]
+        source: Path | list[str] = folder
+        if part == "dicom_qa" and not SLOW:
+            # without what names the files that are left out
+            source = names = [str(path) for path in of_each_folder(folder) if path.name != "DICOMDIR"]
         wrong += differences(medimg.scan(source), plain_scan(source))
         alike, _ = scan_blocks(names)
         fast += sum(len(files.names) for files in alike)
-        count += len(names)
     assert wrong == []
-    assert fast >= FAST[part] * count / len(every_file(real_data / part))
+    assert fast >= FAST[part]
 
 
 @pytest.mark.slow
