@@ -98,4 +98,5 @@ def _plan(series: Series) -> tuple[object, ...]:
     frames = tuple(
         tuple((places[id(frame.instance)], frame.facts) for frame in channel) for channel in plan.channels
     )
-    return tuple(used.values()), frames, plan.names, plan.times, plan.space, plan.duplicates, plan.notes, stack
+    rest = plan.names, plan.times, plan.space, plan.duplicates, plan.notes, stack
+    return tuple(used.values()), frames, *rest
