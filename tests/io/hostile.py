@@ -7,6 +7,7 @@ copies. Answers with a line of JSON for each read.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -84,7 +85,9 @@ def answer(task: dict[str, Any], folder: Path) -> None:
 
 def main() -> None:
     # loaded once, so that a child only forks
-    import imagecodecs  # noqa: F401
+    import multiprocessing.synchronize  # noqa: F401
+
+    import imagecodecs
     import nibabel  # noqa: F401
     import SimpleITK  # noqa: F401
 
@@ -93,6 +96,11 @@ def main() -> None:
 
     # resolved here, and not in each child
     _ = medimg.read, medimg.scan
+    for name in ("jpeg8", "jpeg2k", "htj2k", "jpegls", "packbits", "jpegxl", "deflate"):
+        getattr(imagecodecs, f"{name}_decode")
+    # or each child copies what its collector looks at
+    gc.collect()
+    gc.freeze()
     with tempfile.TemporaryDirectory() as folder:
         for line in sys.stdin:
             answer(json.loads(line), Path(folder))

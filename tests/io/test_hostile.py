@@ -24,10 +24,12 @@ from PIL import Image
 
 import medimg
 from medimg.errors import DecodeError, MedimgError, MedimgWarning, ReadError
+from medimg.io.dicom.header import open as opening
 from medimg.io.dicom.values._color_conversion import expand_segments
 from medimg.io.read import find_series
 from tests.dicom_files import make_instance, stack_pixels, write, write_stack
 from tests.io.dicom.encodings import codestream_size
+from tests.sampling import SLOW
 
 ITEM = b"\xfe\xff\x00\xe0\x00\x00\x00\x00"
 DELIMITER = b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
@@ -47,19 +49,28 @@ def deflated(data: bytes, *, meta_length: bool, inserted: bytes = b"", times: in
     syntax = b"\x02\x00\x10\x00UI\x16\x001.2.840.10008.1.2.1.99"
     length = b"\x02\x00\x00\x00UL\x04\x00" + struct.pack("<I", len(syntax)) if meta_length else b""
     squeezer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
-    packed = squeezer.compress(body[:at])
-    for _ in range(times):
-        packed += squeezer.compress(inserted)
+    packed = squeezer.compress(body[:at]) + squeezer.flush(zlib.Z_FULL_FLUSH)
+    # after a full flush nothing refers to what is before: it may be repeated
+    packed += (squeezer.compress(inserted) + squeezer.flush(zlib.Z_FULL_FLUSH)) * times
     return bytes(128) + b"DICM" + length + syntax + packed + squeezer.compress(body[at:]) + squeezer.flush()
 
 
+ASKED = pytest.mark.skipif(not os.environ.get("MEDIMG_SLOW"), reason="takes seconds: set MEDIMG_SLOW=1")
+
+
 @pytest.mark.parametrize("meta_length", [True, False])
-def test_a_deflated_file_is_inflated_only_so_far(meta_length: bool) -> None:
+@pytest.mark.parametrize("most", [2**25, pytest.param(2**28, marks=ASKED)])
+def test_a_deflated_file_is_inflated_only_so_far(
+    most: int, meta_length: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to the limit, and up to a lower one alike, which takes less time."""
+    assert most <= opening._MAX_INFLATED <= 2**28
+    monkeypatch.setattr(opening, "_MAX_INFLATED", most)
     sound = deflated(dicom_bytes(), meta_length=meta_length)
     assert np.array_equal(medimg.read(sound).array, medimg.read(dicom_bytes()).array)
     (series,) = medimg.scan(sound)
     assert series.shape == (1, 1, 12, 16)
-    bomb = deflated(dicom_bytes(), meta_length=meta_length, inserted=bytes(2**24), times=20)
+    bomb = deflated(dicom_bytes(), meta_length=meta_length, inserted=bytes(2**24), times=5 * most // 2**26)
     assert len(bomb) < 2**20
     with pytest.raises(DecodeError, match="inflates to more"):
         medimg.read(bomb)
@@ -67,21 +78,22 @@ def test_a_deflated_file_is_inflated_only_so_far(meta_length: bool) -> None:
         medimg.read(sound[:-20])
 
 
-ASKED = pytest.mark.skipif(not os.environ.get("MEDIMG_SLOW"), reason="takes seconds: set MEDIMG_SLOW=1")
+@pytest.mark.parametrize("kind", ["plain", "deflated", "gzip", "defined length", "per frame"])
+@pytest.mark.parametrize("most", [2**14, pytest.param(2**20, marks=ASKED)])
+def test_millions_of_empty_items(most: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Each takes 8 bytes of a file, which an archive packs to nothing, and 600 of memory.
 
-
-@pytest.mark.parametrize(
-    "kind",
-    ["plain", *(pytest.param(k, marks=ASKED) for k in ("deflated", "gzip", "defined length", "per frame"))],
-)
-def test_millions_of_empty_items(kind: str) -> None:
-    """Each takes 8 bytes of a file, which an archive packs to nothing, and 600 of memory."""
+    Millions are as many as the limit lets pass and more; thousands, where it is as much lower.
+    """
+    assert most <= opening._MIN_READS <= 2**20
+    monkeypatch.setattr(opening, "_MIN_READS", most)
     sound = dicom_bytes()
     at = sound.index(b"\x28\x00\x02\x00US")
-    items = ITEM * 2**21
+    items = ITEM * (2 * most)
     if kind == "deflated":
         undefined = SEQUENCE + b"\xff\xff\xff\xff"
-        data = deflated(sound, meta_length=True, inserted=undefined + ITEM * 2**20 + DELIMITER, times=20)
+        data = deflated(sound, meta_length=True, inserted=undefined + ITEM * most + DELIMITER, times=20)
     elif kind == "defined length":
         data = sound[:at] + SEQUENCE + struct.pack("<I", len(items)) + items + sound[at:]
     elif kind == "per frame":
@@ -252,9 +264,12 @@ def test_a_blank_picture_that_would_fill_the_memory() -> None:
         medimg.read(file.getvalue())
 
 
-def test_numbers_of_text_take_little_memory() -> None:
-    values = np.random.default_rng(0).integers(-99, 99, 2**20)
-    header = b"NRRD0004\ntype: short\ndimension: 2\nsizes: 1024 1024\nencoding: ascii\n\n"
+def test_numbers_of_text_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    # the pieces that text is taken in grow with the picture
+    side = 1024 if SLOW else 512
+    monkeypatch.setattr("medimg.io.formats._raster_values._PIECE_BYTES", side**2)
+    values = np.random.default_rng(0).integers(-99, 99, side**2)
+    header = b"NRRD0004\ntype: short\ndimension: 2\nsizes: %d %d\nencoding: ascii\n\n" % (side, side)
     data = header + b", \n".join(b"%d" % v for v in values)
     tracemalloc.start()
     try:
@@ -263,7 +278,7 @@ def test_numbers_of_text_take_little_memory() -> None:
     finally:
         tracemalloc.stop()
     assert np.array_equal(volume.array.ravel(), values)
-    assert most < 64 * 2**20
+    assert most < 64 * side**2
     with pytest.raises(DecodeError, match="not numbers"):
         medimg.read(header + b"9" * 2**21)
 
@@ -281,14 +296,15 @@ def test_more_archives_than_files_can_be_open(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     files = write_stack(tmp_path / "s", [0.0, 1.0, 2.0])
     expected = medimg.read(tmp_path / "s").array
-    for n in range(120):
+    count = 120 if SLOW else 80
+    for n in range(count):
         with zipfile.ZipFile(tmp_path / f"{n}.zip", "w") as archive:
             for path in files:
                 archive.write(path, path.name)
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 60, before[1]))
     try:
-        found = [find_series(tmp_path / f"{n}.zip")[0] for n in range(120)]
+        found = [find_series(tmp_path / f"{n}.zip")[0] for n in range(count)]
         assert all(np.array_equal(series.read().array, expected) for series in found)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -92,5 +92,11 @@ def _plan(series: Series) -> tuple[object, ...]:
     stack = plan.stack and (
         plan.stack.missing, plan.stack.irregular, plan.stack.gap, plan.stack.deviation, plan.stack.tilt,
     )  # fmt: skip
-    frames = tuple(tuple(channel) for channel in plan.channels)
-    return frames, plan.names, plan.times, plan.space, plan.duplicates, plan.notes, stack
+    # each instance once: it holds the facts of all its frames
+    used = {id(frame.instance): frame.instance for channel in plan.channels for frame in channel}
+    places = {key: place for place, key in enumerate(used)}
+    frames = tuple(
+        tuple((places[id(frame.instance)], frame.facts) for frame in channel) for channel in plan.channels
+    )
+    rest = plan.names, plan.times, plan.space, plan.duplicates, plan.notes, stack
+    return tuple(used.values()), frames, *rest

@@ -28,6 +28,7 @@ from medimg.errors import (
     ReadError,
 )
 from tests.dicom_files import make_instance, stack_pixels, write, write_stack
+from tests.sampling import SLOW
 
 
 def test_a_wrong_length_shows_nobody(tmp_path: Path) -> None:
@@ -60,7 +61,7 @@ def test_random_damage_gives_a_volume_or_a_medimg_error(
     samples["one.jpg"] = buffer.getvalue()
     read, said = 0, []
     for name, whole in samples.items():
-        for _ in range(400):
+        for _ in range(400 if SLOW else 200):
             data = bytearray(whole)
             start = 132 if name.endswith("dcm") else 0
             for place in rng.integers(start, len(data), rng.integers(1, 5)):
@@ -71,7 +72,7 @@ def test_random_damage_gives_a_volume_or_a_medimg_error(
                 read += medimg.read(path).array.ndim == 4
             except (MedimgError, MedimgWarning) as problem:
                 said.append(str(problem).lower())
-    assert read > 100
+    assert read > (100 if SLOW else 50)
     assert not any("sentinel" in text for text in said)
     assert "sentinel" not in caplog.text.lower()
 
@@ -238,9 +239,9 @@ def test_a_deflated_file_that_would_fill_the_memory(tmp_path: Path) -> None:
     length = (meta - 144 + 2).to_bytes(4, "little")
     header = header[:8] + length + header[12:]
     squeezer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
-    bomb = squeezer.compress(data[meta:])
-    for _ in range(40):
-        bomb += squeezer.compress(bytes(2**24))
+    bomb = squeezer.compress(data[meta:]) + squeezer.flush(zlib.Z_FULL_FLUSH)
+    # after a full flush nothing refers to what is before: it may be repeated
+    bomb += (squeezer.compress(bytes(2**24)) + squeezer.flush(zlib.Z_FULL_FLUSH)) * 40
     path.write_bytes(data[:132] + header + bomb + squeezer.flush())
     assert path.stat().st_size < 2**20
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

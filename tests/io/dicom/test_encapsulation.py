@@ -24,6 +24,7 @@ from tests.io.dicom.encodings import (
     item,
     with_data,
 )
+from tests.sampling import SLOW
 
 
 def cut(stream: bytes, places: list[int]) -> list[bytes]:
@@ -32,7 +33,7 @@ def cut(stream: bytes, places: list[int]) -> list[bytes]:
 
 
 @pytest.mark.parametrize("syntax", list(STREAMS))
-@settings(deadline=None)
+@settings(deadline=None, max_examples=100 if SLOW else 40)
 @given(
     places=st.lists(st.lists(st.integers(0, 10**6), max_size=4), min_size=3, max_size=3),
     table=st.sampled_from(["none", "right", "zeros", "without headers", "short", "forgotten"]),

@@ -17,6 +17,8 @@ from medimg.io.dicom.header.open import open_dataset
 from medimg.io.dicom.pixels._frames import StoredFrames
 from tests.conformance import Conformance
 from tests.io.dicom.independent import frames_by_others
+from tests.io.dicom.kinds import of_each_kind
+from tests.sampling import SLOW
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -166,9 +168,11 @@ def test_stored_values_equal_those_of_independent_decoders(
     problems, listed, compared = [], set(), 0
     every = parts(real_data)
     assert set(MISC) <= set(every), "a part of the data has disappeared"
+    lists = {Path(name).name for name in (*BROKEN, *TWINS, *DIFFERENT)}
+    chosen = set(of_each_kind((path for paths in every.values() for path in paths), lists))
     for part, paths in every.items():
         reasons, count = [], 0
-        for path in paths:
+        for path in (path for path in paths if path in chosen):
             name = f"{part}/{path.name}"
             outcome, found = judge(path, name, tmp_path)
             problems += found
@@ -182,7 +186,7 @@ def test_stored_values_equal_those_of_independent_decoders(
         )
     assert not problems, "\n".join(problems)
     assert listed == {*BROKEN, *TWINS, *DIFFERENT}, "a file of these lists has disappeared"
-    assert compared > 400
+    assert compared > (400 if SLOW else 120)
 
 
 def reason(name: str) -> str:

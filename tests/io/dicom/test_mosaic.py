@@ -10,6 +10,7 @@ import shutil
 import struct
 import subprocess
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 CSA_IMAGE, CSA_SERIES = (0x0029, 0x1010), (0x0029, 0x1020)
 
 
+@cache
 def mosaics(folder: Path) -> list[Path]:
     found = []
     for path in sorted(p for p in (folder / "In").rglob("*") if p.is_file()):
@@ -72,9 +74,16 @@ def as_nifti(ds: Dataset, mosaic: Mosaic, picture: npt.NDArray[Any]) -> nib.Nift
     return turned
 
 
+@cache
+def canonical(reference: nib.Nifti1Image) -> nib.Nifti1Image:
+    """A reference as nearly RAS as can be, its values loaded."""
+    turned = nib.as_closest_canonical(reference)
+    return nib.Nifti1Image(np.asarray(turned.dataobj), turned.affine)
+
+
 def meets(image: nib.Nifti1Image, reference: nib.Nifti1Image) -> bool:
     """Whether an image is one of the volumes of a reference, voxel by voxel at the same places."""
-    reference = nib.as_closest_canonical(reference)
+    reference = canonical(reference)
     if image.shape != reference.shape[:3] or not np.allclose(image.affine, reference.affine, atol=2e-2):
         return False
     volumes = np.asarray(reference.dataobj).reshape(*image.shape, -1)
