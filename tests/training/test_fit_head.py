@@ -21,6 +21,7 @@ from medimg.features.dataset_features import item_features
 from medimg.models.backbones.heads import head_logits
 from medimg.models.probabilities import probabilities
 from medimg.training._logistic_regression import LinearProbe, log_loss
+from medimg.training.class_weights import class_weights
 from medimg.training.linear_probe import STRENGTHS, LabeledEmbeddings, ProbeSearch
 from tests.models.fakes import Images, changed, classifier, images, state
 from tests.models.images import TINY, picture_data
