@@ -9,7 +9,7 @@ from pydicom.multival import MultiValue
 
 from medimg.core.read_report import Skipped
 from medimg.errors import ReadError
-from medimg.io.dicom.header.attributes import get_items, get_value, quiet_pydicom
+from medimg.io.dicom.header.attributes import get_value, parse_items, quiet_pydicom
 from medimg.io.dicom.header.open import open_dataset
 from medimg.io.files.blob import Blob
 
@@ -38,7 +38,7 @@ def list_referenced_files(blob: Blob) -> tuple[list[Blob], list[Skipped]]:
         raise ReadError(f"{blob.name} is a DICOMDIR by itself; give its path, or the files that it names")
     with quiet_pydicom():
         dataset = open_dataset(blob)
-        records = get_items(dataset, "DirectoryRecordSequence")
+        records = parse_items(dataset, "DirectoryRecordSequence")
         references = list(
             dict.fromkeys(filter(None, (_parse_file_id(get_value(r, "ReferencedFileID")) for r in records)))
         )

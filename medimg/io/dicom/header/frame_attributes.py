@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
+from medimg.errors import DecodeError
 from medimg.io.dicom.header.attributes import (
     get_code,
     get_codes,
@@ -11,9 +12,12 @@ from medimg.io.dicom.header.attributes import (
     get_identifier,
     get_integer,
     get_items,
+    get_number,
     get_text,
+    parse_numbers,
 )
-from medimg.io.dicom.header.datetimes import get_time, parse_local_datetime
+from medimg.io.dicom.header.datetimes import get_local_datetime, get_time
+from medimg.io.dicom.header.element_values import note_finding
 from medimg.io.dicom.header.private_tags import (
     PrivateTag,
     get_private_integer,
@@ -30,11 +34,11 @@ __all__ = [
     "FRAME_ATTRIBUTE_TAGS",
     "MAX_COORDINATE_MM",
     "FrameAttribute",
-    "get_orientation",
-    "get_pixel_spacing",
-    "get_position",
     "get_series_attributes",
     "get_temporal_attributes",
+    "parse_orientation",
+    "parse_pixel_spacing",
+    "parse_position",
 ]
 
 #: Plausible lengths: no patient is larger, and no pixel smaller than 1 nm.
@@ -91,37 +95,61 @@ class FrameAttribute(NamedTuple):
 FrameAttributes: TypeAlias = tuple[FrameAttribute, ...]
 
 
-def get_position(view: Dataset) -> tuple[float, float, float] | None:
-    """Return Image Position (Patient), LPS millimeters; None if it is absent or implausible."""
-    found = get_floats(view, "ImagePositionPatient", 3)
-    if found is None or max(abs(v) for v in found) > MAX_COORDINATE_MM:
+def parse_position(view: Dataset) -> tuple[float, float, float] | None:
+    """Return Image Position (Patient), LPS millimeters, None if it is absent; raise DecodeError if unusable."""
+    found = parse_numbers(view, "ImagePositionPatient", 3)
+    if found is None:
         return None
+    if max(abs(v) for v in found) > MAX_COORDINATE_MM:
+        raise DecodeError(
+            f"ImagePositionPatient is more than {MAX_COORDINATE_MM / 1000:g} m away; the file is damaged"
+        )
     return found[0], found[1], found[2]
 
 
-def get_orientation(view: Dataset) -> tuple[float, ...] | None:
-    """Return Image Orientation (Patient), 6 numbers; None if it is absent or implausible."""
-    found = get_floats(view, "ImageOrientationPatient", 6)
-    usable = found is not None and max(abs(v) for v in found) <= 2 and any(found[:3]) and any(found[3:])
-    return found if usable else None
+def parse_orientation(view: Dataset) -> tuple[float, ...] | None:
+    """Return Image Orientation (Patient), 6 numbers, None if it is absent; raise DecodeError if unusable."""
+    found = parse_numbers(view, "ImageOrientationPatient", 6)
+    if found is not None and not (max(abs(v) for v in found) <= 2 and any(found[:3]) and any(found[3:])):
+        raise DecodeError("ImageOrientationPatient is not two directions; the file is damaged")
+    return found
 
 
-def get_pixel_spacing(view: Dataset) -> tuple[float, float] | None:
-    """Return the spacing of rows and of columns, in millimeters or as a ratio; None if absent."""
+def parse_pixel_spacing(view: Dataset) -> tuple[float, float] | None:
+    """
+    Return the spacing of rows and of columns, in millimeters or as a ratio; None if absent.
+
+    DecodeError is raised if the first attribute present is unusable: another one means something else.
+    """
     for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
-        spacing = get_floats(view, keyword, 2)
-        if spacing is not None and min(spacing) >= _MIN_MM and max(spacing) <= _MAX_MM:
-            return spacing[0], spacing[1]
-    aspect = get_floats(view, "PixelAspectRatio", 2)
-    if aspect is not None and min(aspect) > 0 and 1e-2 <= aspect[0] / aspect[1] <= 1e2:
-        return aspect[0] / aspect[1], 1.0
-    return None
+        spacing = parse_numbers(view, keyword, 2)
+        if spacing is None:
+            continue
+        if min(spacing) < _MIN_MM or max(spacing) > _MAX_MM:
+            raise DecodeError(
+                f"{keyword} is {spacing[0]:g} and {spacing[1]:g}, which no pixel measures in millimeters; "
+                "the file is damaged"
+            )
+        return spacing[0], spacing[1]
+    aspect = parse_numbers(view, "PixelAspectRatio", 2)
+    if aspect is None:
+        return None
+    if min(aspect) <= 0 or not 1e-2 <= aspect[0] / aspect[1] <= 1e2:
+        raise DecodeError(
+            f"PixelAspectRatio is {aspect[0]:g} to {aspect[1]:g}, which no pixel has; the file is damaged"
+        )
+    return aspect[0] / aspect[1], 1.0
 
 
 def get_length(view: Dataset, keyword: str) -> float | None:
-    """Return the absolute value of a length in millimeters; None if it is absent or implausible."""
-    found = get_floats(view, keyword, 1)
-    return abs(found[0]) if found and _MIN_MM <= abs(found[0]) <= _MAX_MM else None
+    """Return the absolute value of a length in millimeters; None if it is absent, 0 or, noted, implausible."""
+    found = get_number(view, keyword)
+    if not found:
+        return None
+    if _MIN_MM <= abs(found) <= _MAX_MM:
+        return abs(found)
+    note_finding(f"{keyword} is {found:g}, which is no plausible length in millimeters; it is not used")
+    return None
 
 
 def get_image_type(view: Dataset) -> tuple[str, ...]:
@@ -131,9 +159,9 @@ def get_image_type(view: Dataset) -> tuple[str, ...]:
 
 def get_series_attributes(view: Dataset) -> FrameAttributes:
     """Return attributes whose difference puts images into different series."""
-    echo = _get_number(view, "EffectiveEchoTime")
+    echo = get_number(view, "EffectiveEchoTime")
     if echo is None:
-        echo = _get_number(view, "EchoTime")
+        echo = get_number(view, "EchoTime")
     thickness = get_length(view, "SliceThickness")
     component = get_code(view, "ComplexImageComponent"), get_private_integer(view, _GE_COMPONENT)
     candidates = (
@@ -149,14 +177,9 @@ def get_series_attributes(view: Dataset) -> FrameAttributes:
     return tuple(FrameAttribute(name, value) for name, value in candidates if value is not None)
 
 
-def _get_number(view: Dataset, keyword: str) -> float | None:
-    found = get_floats(view, keyword)
-    return found[0] if found else None
-
-
 def _is_trace(view: Dataset) -> bool:
     """Whether a diffusion image is averaged over directions, and so not a volume of its source series."""
-    b_value = _get_number(view, "DiffusionBValue")
+    b_value = get_number(view, "DiffusionBValue")
     return bool(b_value) and get_code(view, "DiffusionDirectionality") == "ISOTROPIC"
 
 
@@ -165,7 +188,7 @@ def get_temporal_attributes(view: Dataset) -> FrameAttributes:
     candidates = (
         ("time", _get_first_integer(view, "TemporalPositionIndex", "TemporalPositionIdentifier")),
         ("segment", get_integer(view, "ReferencedSegmentNumber")),
-        ("reference time", _get_number(view, "FrameReferenceTime")),
+        ("reference time", get_number(view, "FrameReferenceTime")),
         ("trigger", _get_first_number(view, "NominalCardiacTriggerDelayTime", "TriggerTime")),
         ("diffusion", _get_diffusion(view)),
         ("philips", _get_philips_labels(view)),
@@ -174,7 +197,7 @@ def get_temporal_attributes(view: Dataset) -> FrameAttributes:
         ("dimensions", get_floats(view, "DimensionIndexValues")),
         ("acquisition", get_integer(view, "AcquisitionNumber")),
         ("frame acquisition", get_integer(view, "FrameAcquisitionNumber")),
-        ("offset", _get_number(view, "TemporalPositionTimeOffset")),
+        ("offset", get_number(view, "TemporalPositionTimeOffset")),
         ("started", _get_start(view)),
         ("acquired", get_time(view, "AcquisitionTime")),
         ("made", get_time(view, "ContentTime")),
@@ -183,10 +206,7 @@ def get_temporal_attributes(view: Dataset) -> FrameAttributes:
 
 
 def _get_start(view: Dataset) -> float | None:
-    starts = (
-        parse_local_datetime(view, get_text(view, k))
-        for k in ("FrameAcquisitionDateTime", "AcquisitionDateTime")
-    )
+    starts = (get_local_datetime(view, k) for k in ("FrameAcquisitionDateTime", "AcquisitionDateTime"))
     return next((start for start in starts if start is not None), None)
 
 
@@ -195,11 +215,11 @@ def _get_first_integer(view: Dataset, *keywords: str) -> int | None:
 
 
 def _get_first_number(view: Dataset, *keywords: str) -> float | None:
-    return next((n for n in (_get_number(view, k) for k in keywords) if n is not None), None)
+    return next((n for n in (get_number(view, k) for k in keywords) if n is not None), None)
 
 
 def _get_diffusion(view: Dataset) -> Hashable:
-    b_value = _get_number(view, "DiffusionBValue")
+    b_value = get_number(view, "DiffusionBValue")
     if b_value is None:
         return None
     direction = get_floats(view, "DiffusionGradientOrientation", 3)

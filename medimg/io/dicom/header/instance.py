@@ -15,10 +15,13 @@ from medimg.io.dicom.header.attributes import (
     get_description,
     get_identifier,
     get_integer,
-    get_text,
     has_value,
+    parse_code,
+    parse_integer,
+    parse_text,
     quiet_pydicom,
 )
+from medimg.io.dicom.header.element_values import collect_findings, parse_decimal
 from medimg.io.dicom.header.functional_groups import FrameViews
 from medimg.io.dicom.header.mosaic import MOSAIC_TAGS, Mosaic, parse_mosaic
 from medimg.io.dicom.header.open import open_header, to_tag_numbers
@@ -100,7 +103,7 @@ class Instance:
     patient_id: str = field(repr=False)
     modality: str
     description: str = field(repr=False)
-    series_number: int | None
+    series_number: int | str | None  # text if it is no number: it groups files, too
     instance_number: int | None
     rows: int
     columns: int
@@ -156,8 +159,9 @@ def read_instance(source: str | Path | Blob) -> Instance:
     """Read the header of a DICOM file; raise NotAnImageError or ReadError, with the name of the file."""
     blob = as_blob(source)
     try:
-        with quiet_pydicom():
-            return _build_instance(blob, open_header(blob, HEADER_TAGS | ACQUISITION_TAGS))
+        with quiet_pydicom(), collect_findings() as findings:
+            found = _build_instance(blob, open_header(blob, HEADER_TAGS | ACQUISITION_TAGS))
+        return replace(found, notes=(*found.notes, *findings)) if findings else found
     except MedimgError as error:
         if blob.name in str(error):
             raise
@@ -170,8 +174,8 @@ def read_instance(source: str | Path | Blob) -> Instance:
 def _build_instance(blob: Blob, dataset: Dataset) -> Instance:
     sop_class = get_identifier(dataset, "SOPClassUID")
     sop_class = sop_class or get_identifier(dataset.file_meta, "MediaStorageSOPClassUID")
-    rows, columns = get_integer(dataset, "Rows"), get_integer(dataset, "Columns")
-    if not rows or not columns or rows < 0 or columns < 0:
+    rows, columns = parse_integer(dataset, "Rows", 0), parse_integer(dataset, "Columns", 0)
+    if rows <= 0 or columns <= 0:
         raise NotAnImageError(f"{blob.name} is a DICOM object without pixels ({_name_sop_class(sop_class)})")
     if _is_slide_image(dataset, sop_class):
         raise NotAnImageError(
@@ -192,21 +196,30 @@ def _build_instance(blob: Blob, dataset: Dataset) -> Instance:
         sop_instance_uid=get_identifier(dataset, "SOPInstanceUID"),
         series_uid=get_identifier(dataset, "SeriesInstanceUID"),
         study_uid=get_identifier(dataset, "StudyInstanceUID"),
-        patient_id=get_text(dataset, "PatientID"),
+        patient_id=parse_text(dataset, "PatientID"),
         modality=get_code(dataset, "Modality"),
         description=get_description(dataset, "SeriesDescription"),
-        series_number=get_integer(dataset, "SeriesNumber"),
+        series_number=_get_series_number(dataset),
         instance_number=get_integer(dataset, "InstanceNumber"),
         rows=rows,
         columns=columns,
-        samples=get_integer(dataset, "SamplesPerPixel") or 1,
-        photometric=get_code(dataset, "PhotometricInterpretation", "MONOCHROME2"),
+        samples=parse_integer(dataset, "SamplesPerPixel", 1) or 1,
+        photometric=parse_code(dataset, "PhotometricInterpretation", "MONOCHROME2"),
         transfer_syntax=get_identifier(dataset.file_meta, "TransferSyntaxUID"),
         facts=_describe_frames(views) if mosaic is None else _describe_tiles(views[0], mosaic),
         times=frame_vectors.compute_frame_times(dataset) if is_plain_multi_frame else None,
         notes=mosaic.notes if mosaic else (),
         acquisition=acquisition,
     )
+
+
+def _get_series_number(dataset: Dataset) -> int | str | None:
+    """Return Series Number, as text if it is no whole number; None if it is absent."""
+    found = get_identifier(dataset, "SeriesNumber")
+    number = parse_decimal(found)
+    if number is None or not number.is_integer():
+        return found or None
+    return int(number)
 
 
 def _is_slide_image(dataset: Dataset, sop_class: str) -> bool:
@@ -273,9 +286,9 @@ def _describe_frame(number: int, view: Dataset) -> FrameFacts:
     return FrameFacts(
         number=number,
         corner=None,
-        position=frame_attributes.get_position(view),
-        orientation=frame_attributes.get_orientation(view),
-        pixel_spacing=frame_attributes.get_pixel_spacing(view),
+        position=frame_attributes.parse_position(view),
+        orientation=frame_attributes.parse_orientation(view),
+        pixel_spacing=frame_attributes.parse_pixel_spacing(view),
         slice_spacing=frame_attributes.get_length(view, "SpacingBetweenSlices"),
         slice_thickness=frame_attributes.get_length(view, "SliceThickness"),
         image_type=frame_attributes.get_image_type(view),

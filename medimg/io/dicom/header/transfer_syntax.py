@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from medimg.errors import DecodeError
-from medimg.io.dicom.header.attributes import get_identifier, has_value
+from medimg.io.dicom.header.attributes import get_identifier
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -22,6 +23,7 @@ __all__ = [
     "parse_transfer_syntax",
 ]
 
+_UID_GRAMMAR: Final = re.compile(r"[0-9.]{1,64}")
 _UID: Final = "1.2.840.10008.1.2."
 IMPLICIT: Final = "1.2.840.10008.1.2"
 EXPLICIT: Final = _UID + "1"
@@ -101,6 +103,6 @@ def parse_transfer_syntax(dataset: Dataset) -> str:
     """Return the Transfer Syntax UID, "" without meta information; raise DecodeError if it is malformed."""
     found = get_identifier(dataset.file_meta, "TransferSyntaxUID")
     # without it, the pixels may be encoded in any way
-    if not found and has_value(dataset.file_meta, "TransferSyntaxUID"):
+    if found and not _UID_GRAMMAR.fullmatch(found):
         raise DecodeError("TransferSyntaxUID is present but is not a UID; the file is damaged")
     return found
