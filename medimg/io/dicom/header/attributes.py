@@ -61,6 +61,7 @@ __all__ = [
     "quiet_pydicom",
 ]
 
+_DIGITS: Final = re.compile(r"[+-]?[0-9]{1,64}")
 _CODE: Final = re.compile(r"[A-Z0-9 _/%-]{1,16}")
 # Wider than PS3.5 allows: anonymizers write UUIDs, hashes and words
 _PRINTABLE: Final = re.compile(r"[^\x00-\x1f\x7f^]{1,128}")
@@ -283,10 +284,14 @@ def get_number(dataset: Dataset, keyword: str) -> float | None:
 def get_integer(dataset: Dataset, keyword: str) -> int | None:
     """Return a single whole number; None if it is absent or, noted, malformed."""
     found = get_number(dataset, keyword)
-    if found is None or found.is_integer():
-        return None if found is None else int(found)
-    _note(keyword, "a whole number")
-    return None
+    if found is None:
+        return None
+    if not found.is_integer():
+        _note(keyword, "a whole number")
+        return None
+    # a float would round numbers of more than 15 digits
+    written = get_text(dataset, keyword)
+    return int(written) if _DIGITS.fullmatch(written) else int(found)
 
 
 def parse_number(dataset: Dataset, keyword: str, default: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
@@ -21,7 +21,7 @@ from medimg.io.dicom.header.attributes import (
     parse_text,
     quiet_pydicom,
 )
-from medimg.io.dicom.header.element_values import collect_findings, parse_decimal
+from medimg.io.dicom.header.element_values import collect_findings, note_finding, parse_decimal
 from medimg.io.dicom.header.functional_groups import FrameViews
 from medimg.io.dicom.header.mosaic import MOSAIC_TAGS, Mosaic, parse_mosaic
 from medimg.io.dicom.header.open import open_header, to_tag_numbers
@@ -29,7 +29,7 @@ from medimg.io.dicom.header.transfer_syntax import NATIVE_SYNTAXES
 from medimg.io.files.blob import Blob, as_blob
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from pydicom.dataset import Dataset
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from medimg.io.dicom.header.frame_attributes import FrameAttributes
 
 __all__ = ["HEADER_TAGS", "Frame", "Instance", "read_instance"]
+
+_Plane = TypeVar("_Plane")
 
 #: Tags that a header-only read includes.
 HEADER_TAGS: Final = to_tag_numbers(
@@ -283,15 +285,28 @@ def _describe_by_vectors(view: Dataset, first: FrameFacts, count: int) -> Iterat
 
 
 def _describe_frame(number: int, view: Dataset) -> FrameFacts:
+    position = frame_attributes.parse_position(view)
     return FrameFacts(
         number=number,
         corner=None,
-        position=frame_attributes.parse_position(view),
-        orientation=frame_attributes.parse_orientation(view),
-        pixel_spacing=frame_attributes.parse_pixel_spacing(view),
+        position=position,
+        orientation=_parse_plane(frame_attributes.parse_orientation, view, position),
+        pixel_spacing=_parse_plane(frame_attributes.parse_pixel_spacing, view, position),
         slice_spacing=frame_attributes.get_length(view, "SpacingBetweenSlices"),
         slice_thickness=frame_attributes.get_length(view, "SliceThickness"),
         image_type=frame_attributes.get_image_type(view),
         series_attributes=frame_attributes.get_series_attributes(view),
         temporal_attributes=frame_attributes.get_temporal_attributes(view),
     )
+
+
+def _parse_plane(parse: Callable[[Dataset], _Plane], view: Dataset, position: object) -> _Plane | None:
+    """Return orientation or spacing; if a frame without a position has a damaged one, None with a note."""
+    try:
+        return parse(view)
+    except DecodeError as error:
+        # where an image is in the patient depends on it; an X-ray or a photograph can be used without
+        if position is not None:
+            raise
+        note_finding(str(error).replace("the file is damaged", "it is not used"))
+        return None

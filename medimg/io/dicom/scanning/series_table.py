@@ -58,16 +58,27 @@ SERIES_ELEMENTS: Final = (
 )
 
 _TIMES: Final = frozenset({"started", "acquired", "made"})
-_IDENTIFIER: Final = re.compile(rb"[0-9A-Za-z._-]{0,64}")
+#: Any text identifies; without characters that are hidden, or differ in some character sets.
+_IDENTIFIER: Final = re.compile(rb"(?:[!-\[\]_-}](?:[ !-\[\]_-}]{0,126}[!-\[\]_-}])?)?")
 #: Without characters that differ in some character sets.
 _PLAIN_TEXT: Final = re.compile(rb"[ !-\[\]-}]*")
 _DESCRIPTION: Final = re.compile(rb"[ !-\[\]_-}]{0,64}")
 _WHOLE: Final = re.compile(rb" *[+-]?[0-9]{1,9} *")
 _FLOAT: Final = rb" *[+-]?[0-9]{1,9}(?:\.[0-9]{0,14})?(?:[eE][+-]?[0-9]{1,2})? *"
 _POINT: Final = re.compile(rb"\\".join([_FLOAT] * 3))
-_TIME: Final = re.compile(rb"[0-9.:+-]* *")
-_GRAMMARS: Final = (_IDENTIFIER, _WHOLE, _POINT, _TIME, _TIME, _TIME)
+_CLOCK: Final = rb"(?:[01][0-9]|2[0-3])%b(?:[0-5][0-9](?:%b(?:[0-5][0-9]|60)(?:\.[0-9]*)?)?)?"
+_TIME: Final = re.compile(_CLOCK % (b":?", b":?") + b" *")
+#: Or a date alone, which is no time. Leap days are left to the parser.
+_DATE_TIME: Final = re.compile(
+    rb"[0-9]{4}(?:[0-9]{2}){0,3}(?:[+-][0-9]{4})? *|(?!0000)[0-9]{4}"
+    rb"(?:(?:0[1-9]|1[0-2])(?:0[1-9]|1[0-9]|2[0-8])|(?:0[13-9]|1[0-2])(?:29|30)|(?:0[13578]|1[02])31)"
+    rb"(?:[01][0-9]|2[0-3])[0-5][0-9](?:(?:[0-5][0-9]|60)(?:\.[0-9]*)?)?(?:[+-][0-9]{4})? *"
+)
+_GRAMMARS: Final = (_IDENTIFIER, _WHOLE, _POINT, _DATE_TIME, _TIME, _TIME)
+#: Columns of times, and the length of the date before each.
+_DATES: Final = {_STARTED: 8, _ACQUIRED: 0, _MADE: 0}
 #: For each column, the characters of regular values, and their maximum length.
+_POINT_CODE: Final = np.uint8(ord(".") - ord("0") & 0xFF)
 _DIGITS: Final = string.digits.encode()
 _CHARACTERS: Final = (
     _DIGITS + string.ascii_letters.encode() + b"._-",
@@ -135,6 +146,7 @@ class InstanceColumns:
             for number, value in enumerate(column)
             if value and grammar.fullmatch(value) is None
         }
+        irregular.update(n for n, value in enumerate(self.columns[_POSITION]) if _is_far(value))
         kept = [n for n in range(len(self.names)) if n not in irregular]
         rows = InstanceColumns()
         columns = [[column[n] for n in kept] for column in self.columns]
@@ -151,6 +163,8 @@ class InstanceColumns:
         for letters, longest, column in zip(_CHARACTERS, _MAX_LENGTHS, self.columns, strict=True):
             if b"".join(column).translate(None, letters) or max(map(len, column), default=0) > longest:
                 return False
+        if not all(_are_times(self.columns[n], _GRAMMARS[n], date) for n, date in _DATES.items()):
+            return False
         written = self.columns[_POSITION]
         try:
             list(map(int, filter(None, self.columns[_NUMBER])))
@@ -158,6 +172,30 @@ class InstanceColumns:
         except ValueError:
             return False
         return points or not any(written)
+
+
+def _are_times(column: Sequence[bytes], grammar: re.Pattern[bytes], date: int) -> bool:
+    """Whether all values are empty or times of day, each after a date of so many bytes."""
+    values = list(filter(None, column))
+    lengths = set(map(len, values))
+    end = date + 6
+    if len(lengths) != 1 or min(lengths) < end:
+        return all(map(grammar.fullmatch, values))
+    table = np.frombuffer(b"".join(values), np.uint8).reshape(len(values), -1) - ord("0")
+    clock = table[:, date:end]
+    fraction = table[:, end : end + 1] == _POINT_CODE
+    if (clock > 9).any() or not fraction.all() or (table[:, end + 1 :] > 9).any():
+        return all(map(grammar.fullmatch, values))
+    hours, minutes, seconds = (clock[:, ::2] * np.uint8(10) + clock[:, 1::2]).T
+    is_clock = (hours < 24).all() and (minutes < 60).all() and (seconds < 61).all()
+    return bool(is_clock) and all(grammar.fullmatch(d + b"0000") for d in {v[:date] for v in values} - {b""})
+
+
+def _is_far(written: bytes) -> bool:
+    """Whether a regular position is no place in a patient."""
+    if _POINT.fullmatch(written) is None:
+        return False
+    return max(map(abs, map(float, written.split(b"\\")))) > frame_attributes.MAX_COORDINATE_MM
 
 
 class UniformFiles:
@@ -205,7 +243,7 @@ class UniformFiles:
         if not value:
             return None
         x, y, z = map(float, value.split(b"\\"))
-        return (x, y, z) if max(abs(x), abs(y), abs(z)) <= frame_attributes.MAX_COORDINATE_MM else None
+        return x, y, z
 
     def _get_temporal_attributes(self, row: int) -> tuple[FrameAttribute, ...]:
         columns = self._rows.columns
