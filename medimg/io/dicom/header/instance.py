@@ -16,13 +16,13 @@ from medimg.io.dicom.header.attributes import (
     get_identifier,
     get_integer,
     has_value,
-    parse_code,
     parse_integer,
     parse_text,
     quiet_pydicom,
 )
 from medimg.io.dicom.header.element_values import collect_findings, note_finding, parse_decimal
 from medimg.io.dicom.header.functional_groups import FrameViews
+from medimg.io.dicom.header.image_pixel import parse_photometric
 from medimg.io.dicom.header.mosaic import MOSAIC_TAGS, Mosaic, parse_mosaic
 from medimg.io.dicom.header.open import open_header, to_tag_numbers
 from medimg.io.dicom.header.transfer_syntax import NATIVE_SYNTAXES
@@ -206,7 +206,7 @@ def _build_instance(blob: Blob, dataset: Dataset) -> Instance:
         rows=rows,
         columns=columns,
         samples=parse_integer(dataset, "SamplesPerPixel", 1) or 1,
-        photometric=parse_code(dataset, "PhotometricInterpretation", "MONOCHROME2"),
+        photometric=parse_photometric(dataset),
         transfer_syntax=get_identifier(dataset.file_meta, "TransferSyntaxUID"),
         facts=_describe_frames(views) if mosaic is None else _describe_tiles(views[0], mosaic),
         times=frame_vectors.compute_frame_times(dataset) if is_plain_multi_frame else None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medimg.core.window import LookupTable, Voi, VoiFunction, Window
-from medimg.errors import DecodeError, PreprocessError
+from medimg.errors import DecodeError
 from medimg.io.dicom.header.attributes import (
     get_code,
     get_description,
@@ -17,7 +17,9 @@ from medimg.io.dicom.header.attributes import (
     get_value,
     has_value,
     parse_integer,
+    parse_items,
 )
+from medimg.io.dicom.header.element_values import note_finding
 from medimg.io.dicom.header.transfer_syntax import BIG_ENDIAN, parse_transfer_syntax
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ __all__ = ["build_lookup_table", "parse_declared_voi", "parse_lookup_table"]
 
 def parse_declared_voi(dataset: Dataset) -> tuple[Voi, ...]:
     """
-    Return the VOI LUTs, then the windows that a dataset declares, without unusable ones.
+    Return the VOI LUTs, then the windows that a dataset declares, without unusable ones, which are noted.
 
     A display applies one of them: a LUT *or* a window, never both (PS3.3 C.11.2.1).
     """
@@ -43,16 +45,16 @@ def _parse_tables(dataset: Dataset) -> list[LookupTable]:
     for item in get_items(dataset, "VOILUTSequence"):
         try:
             tables.append(_parse_item(item, dataset, signed_input=_has_signed_input(dataset)))
-        except DecodeError:
+        except DecodeError as error:
             # only the display needs it, the values do not
-            continue
+            note_finding(f"VOILUTSequence: {error}; it is not used")
     return tables
 
 
 def parse_lookup_table(dataset: Dataset, keyword: str) -> LookupTable | None:
     """Return the table in the first filled item of a sequence; None if there is none."""
     filled = [
-        i for i in get_items(dataset, keyword) if has_value(i, "LUTData") or has_value(i, "LUTDescriptor")
+        i for i in parse_items(dataset, keyword) if has_value(i, "LUTData") or has_value(i, "LUTDescriptor")
     ]
     signed = parse_integer(dataset, "PixelRepresentation", 0) == 1
     return _parse_item(filled[0], dataset, signed_input=signed) if filled else None
@@ -122,9 +124,12 @@ def _to_words(data: Any, *, big_endian: bool) -> npt.NDArray[np.uint16]:
 
 
 def _parse_windows(dataset: Dataset) -> list[Window]:
-    centers, widths = get_floats(dataset, "WindowCenter"), get_floats(dataset, "WindowWidth")
-    if centers is None or widths is None:
-        return []
+    centers, widths = get_floats(dataset, "WindowCenter") or (), get_floats(dataset, "WindowWidth") or ()
+    if len(centers) != len(widths):
+        note_finding(
+            f"WindowCenter has {len(centers)} usable value(s) and WindowWidth {len(widths)}; "
+            f"{min(len(centers), len(widths))} window(s) are used"
+        )
     names = get_descriptions(dataset, "WindowCenterWidthExplanation")
     stated = get_code(dataset, "VOILUTFunction")
     function: VoiFunction = "SIGMOID" if stated == "SIGMOID" else "LINEAR"
@@ -132,8 +137,15 @@ def _parse_windows(dataset: Dataset) -> list[Window]:
         function = "LINEAR_EXACT"
     windows = []
     for index, (center, width) in enumerate(zip(centers, widths, strict=False)):
-        try:
-            windows.append(Window(center, width, function, names[index] if index < len(names) else ""))
-        except PreprocessError:
+        if width <= 0:
+            note_finding(f"WindowWidth is {width:g}, more than 0 is expected; the window is not used")
             continue
+        shape = function
+        if function == "LINEAR" and width < 1:
+            note_finding(
+                f"WindowWidth is {width:g}, but at least 1 for the VOI LUT function LINEAR; "
+                "LINEAR_EXACT is used"
+            )
+            shape = "LINEAR_EXACT"
+        windows.append(Window(center, width, shape, names[index] if index < len(names) else ""))
     return windows

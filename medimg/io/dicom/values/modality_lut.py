@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -20,6 +20,7 @@ from medimg.io.dicom.header.attributes import (
     parse_integer,
     parse_number,
 )
+from medimg.io.dicom.header.element_values import collect_findings
 from medimg.io.dicom.values._color_conversion import apply_palette, convert_ycc_to_rgb, reduce_to_8_bits
 from medimg.io.dicom.values._voi_lut import parse_declared_voi, parse_lookup_table
 
@@ -60,6 +61,9 @@ VALUE_TAGS: Final[list[str | int]] = [
 ]
 
 _SIGN: Final = "the codestream is signed, contrary to Pixel Representation: its values are kept"
+_LABELS: Final = "palette not applied: pixel values are segment numbers"
+#: Rescaled values are stored in float32.
+_MIN_SLOPE: Final = 1e-38
 #: Least and greatest value, both included.
 ValueRange: TypeAlias = "tuple[float, float]"
 
@@ -85,6 +89,7 @@ class ModalityTransform:
     inverted: bool = False  # whether a display inverts windowed values
     voi: tuple[Voi, ...] = ()
     transforms: tuple[str, ...] = ()  # descriptions of the steps
+    notes: tuple[str, ...] = ()  # attributes that are present but not used
 
     @property
     def is_stored(self) -> bool:
@@ -152,12 +157,22 @@ def parse_modality_transform(
 
     `is_rgb`: colors are RGB already; `exact_bits`: no stored value has more bits than Bits Stored.
     """
+    with collect_findings() as findings:
+        found = _parse_transform(view, fmt, dtype, is_rgb=is_rgb, exact_bits=exact_bits)
+    return replace(found, notes=tuple(findings))
+
+
+def _parse_transform(
+    view: Dataset, fmt: FrameFormat, dtype: np.dtype[Any], *, is_rgb: bool, exact_bits: bool
+) -> ModalityTransform:
     if fmt.photometric == "PALETTE COLOR" or fmt.samples == 3:
         return _build_color_transform(view, fmt, dtype, is_rgb=is_rgb)
     padding = _parse_padding(view, fmt, dtype)
     table, slope, intercept, step, is_calibrated = _parse_rescale(view, dtype)
     shape = get_code(view, "PresentationLUTShape")
     steps = (_SIGN, step) if dtype.kind == "i" and not fmt.signed else (step,)
+    if get_code(view, "PhotometricInterpretation") == "PALETTE COLOR":
+        steps = (_LABELS, *steps)
     bits = fmt.bits_stored if exact_bits and fmt.dtype == dtype else 8 * dtype.itemsize
     return ModalityTransform(
         dtype=_find_fixed_dtype(dtype, bits, slope, intercept) if table is None else table.entries.dtype,
@@ -201,6 +216,8 @@ def _parse_rescale(
     a, b = (1.0 if math.isnan(slope) else slope), (0.0 if math.isnan(intercept) else intercept)
     if a == 0:
         raise DecodeError("Rescale Slope is 0, so that all pixels would be equal")
+    if abs(a) < _MIN_SLOPE:
+        raise DecodeError(f"Rescale Slope is {a:g}, so that float32 could not distinguish any values from 0")
     step = "" if (a, b) == (1.0, 0.0) else describe_rescale(a, b)
     return None, a, b, step, is_calibrated
 

@@ -11,6 +11,7 @@ import numpy as np
 from medimg.core.window import LookupTable, Voi, Window
 from medimg.errors import DecodeError
 from medimg.io.dicom.header.attributes import get_code, get_items, get_text, parse_number
+from medimg.io.dicom.header.element_values import collect_findings, note_finding
 from medimg.io.dicom.header.frame_vectors import parse_dose_scaling
 from medimg.io.dicom.header.private_tags import (
     PrivateTag,
@@ -35,6 +36,8 @@ __all__ = [
 ]
 
 _SCALE_SLOPE: Final = PrivateTag(0x2005, 0x0E, "Philips MR Imaging DD 001", "FL")
+#: Smallest factor whose products float32 can hold.
+_MIN_FACTOR: Final = 1e-38
 _UCUM_NO_UNITS: Final = frozenset({"1", "{NO UNITS}", "NO UNITS", ""})
 
 #: Tags that a header-only read must include for :func:`compute_philips_factor`.
@@ -75,7 +78,7 @@ def compute_philips_factor(view: Dataset) -> float | None:
     if slope == 0:
         raise DecodeError("RescaleSlope is 0, so that Philips' floating-point values can't be computed")
     factor = 1 / slope / scale[0]
-    if not math.isfinite(factor) or factor == 0:
+    if not math.isfinite(factor) or abs(factor) < _MIN_FACTOR:
         raise DecodeError("RescaleSlope and Philips' Scale Slope (2005,100E) have no usable product")
     return factor
 
@@ -93,6 +96,14 @@ def apply_real_world_scale(
     "auto" converts Philips MR to floating-point values and RT Dose to dose; "suv" converts PET activity to
     SUV by body weight, or raises ReadError; "rescaled" changes nothing.
     """
+    with collect_findings() as findings:
+        found = _apply_scale(view, transform, values, first_acquired)
+    return replace(found, notes=(*found.notes, *findings)) if findings else found
+
+
+def _apply_scale(
+    view: Dataset, transform: ModalityTransform, values: ValueKind, first_acquired: float | None
+) -> ModalityTransform:
     if values == "suv":
         return _scale_transform(
             transform, compute_suv_factor(view, first_acquired=first_acquired), "SUV by body weight", "SUV"
@@ -129,10 +140,12 @@ def _scale_voi(voi: Voi, factor: float) -> Voi | None:
     if factor == 1:
         return voi
     if isinstance(voi, LookupTable):
+        note_finding("VOILUTSequence does not apply to scaled values; it is not used")
         return None
     if voi.function != "LINEAR":
         return Window(voi.center * factor, voi.width * factor, voi.function, voi.explanation)
     if voi.width <= 1:
+        note_finding("a LINEAR window of width 1 has no counterpart in scaled values; it is not used")
         return None
     # LINEAR is LINEAR_EXACT half a value lower and one narrower (PS3.3 C.11.2.1.3.2)
     return Window((voi.center - 0.5) * factor, (voi.width - 1) * factor, "LINEAR_EXACT", voi.explanation)
