@@ -42,7 +42,7 @@ def parse_declared_voi(dataset: Dataset) -> tuple[Voi, ...]:
 
 def _parse_tables(dataset: Dataset) -> list[LookupTable]:
     tables = []
-    for item in get_items(dataset, "VOILUTSequence"):
+    for item in _list_filled(get_items(dataset, "VOILUTSequence")):
         try:
             tables.append(_parse_item(item, dataset, signed_input=_has_signed_input(dataset)))
         except DecodeError as error:
@@ -53,11 +53,13 @@ def _parse_tables(dataset: Dataset) -> list[LookupTable]:
 
 def parse_lookup_table(dataset: Dataset, keyword: str) -> LookupTable | None:
     """Return the table in the first filled item of a sequence; None if there is none."""
-    filled = [
-        i for i in parse_items(dataset, keyword) if has_value(i, "LUTData") or has_value(i, "LUTDescriptor")
-    ]
+    filled = _list_filled(parse_items(dataset, keyword))
     signed = parse_integer(dataset, "PixelRepresentation", 0) == 1
     return _parse_item(filled[0], dataset, signed_input=signed) if filled else None
+
+
+def _list_filled(items: Sequence[Dataset]) -> list[Dataset]:
+    return [item for item in items if has_value(item, "LUTData") or has_value(item, "LUTDescriptor")]
 
 
 def _has_signed_input(dataset: Dataset) -> bool:
