@@ -48,6 +48,11 @@ class StackPlan:
     notes: tuple[str, ...] = ()
 
     @property
+    def findings(self) -> tuple[str, ...]:
+        """Attributes that are present but not used, which may be why images can't be stacked."""
+        return tuple(dict.fromkeys(note for instance in self.instances for note in instance.notes))
+
+    @property
     def first(self) -> Frame:
         """First slice of the first channel."""
         return self.channels[0][0]

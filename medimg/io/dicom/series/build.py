@@ -21,7 +21,12 @@ __all__ = ["build_dicom_series", "build_regular_series", "build_series"]
 
 def build_dicom_series(group: Group) -> Series:
     """Return the series of frames of one volume; raise GeometryError if their order is unknown."""
-    plan = plan_stack(group)
+    try:
+        plan = plan_stack(group)
+    except GeometryError as error:
+        # attributes that are present but not used may be why
+        found = dict.fromkeys(note for instance in group.instances for note in instance.notes)
+        raise GeometryError("; ".join((str(error), *found))) from None
     return build_series(group.uid, plan, plan.files)
 
 

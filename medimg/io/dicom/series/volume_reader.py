@@ -103,7 +103,8 @@ def _name_errors(plan: StackPlan) -> Iterator[None]:
     try:
         yield
     except SeriesError as error:
-        raise type(error)(f"series of {plan.first.instance.path}: {error}") from None
+        found = "; ".join((str(error), *plan.findings))
+        raise type(error)(f"series of {plan.first.instance.path}: {found}") from None
 
 
 def _plan_task(plan: StackPlan, slices: Sequence[int] | None, policies: Policies) -> _Task:
