@@ -31,7 +31,7 @@ _PREFIX: Final = 8  # bytes of the header's length in the safetensors format
 
 
 def write(path: Path, key: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors and a JSON header under a key that names the type of file, atomically; OSError if that fails."""
+    """Write tensors and a JSON header under a key that names the type of file, atomically."""
     # a copy of each: safetensors refuses tensors that share memory
     copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     whole = {**header, "tensors_sha256": tensors_sha256(copies)}

@@ -179,7 +179,7 @@ def test_records_that_say_nothing_usable_are_read_again(tree: Path, tmp_path: Pa
     columns = {"files": "path, size, modified, kind", "kinds": "number"}
     for table, own in columns.items():
         with sqlite3.connect(path) as database:
-            database.create_function("crc", -1, lambda *row: compute_crc32(*row))
+            database.create_function("crc", -1, compute_crc32)
             database.execute(f"UPDATE {table} SET facts = ?1, crc32 = crc({own}, ?1)", (facts_of,))
         database.close()
         with warnings.catch_warnings():
@@ -187,7 +187,7 @@ def test_records_that_say_nothing_usable_are_read_again(tree: Path, tmp_path: Pa
             assert facts(medimg.scan(tree, index=path)) == expected
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.integers(0, 10**9), bit=st.integers(0, 7))
 def test_one_flipped_bit_changes_nothing(tree: Path, tmp_path: Path, position: int, bit: int) -> None:
     path = tmp_path / "index.sqlite"
@@ -198,12 +198,13 @@ def test_one_flipped_bit_changes_nothing(tree: Path, tmp_path: Path, position: i
     damaged = bytearray((tmp_path / "good").read_bytes())
     damaged[position % len(damaged)] ^= 1 << bit
     path.write_bytes(damaged)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", MedimgWarning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MedimgWarning)
+        if _scan_index._is_index(path):
             assert facts(medimg.scan(tree, index=path)) == expected
-    except ReadError as error:
-        assert "not an index of medimg" in str(error)
+        else:
+            with pytest.raises(ReadError, match="not an index of medimg"):
+                medimg.scan(tree, index=path)
 
 
 @pytest.mark.parametrize("change", ["path", "size", "modified", "kind", "facts"])

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from medimg.errors import DecodeError
-from medimg.io.dicom.header.attributes import has_value, parse_code, parse_integer
+from medimg.io.dicom.header.attributes import has_value, parse_code, parse_enumerated, parse_integer
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["FORMAT_TAGS", "FrameFormat", "parse_frame_count", "parse_frame_format"]
+__all__ = ["FORMAT_TAGS", "FrameFormat", "is_signed", "parse_frame_count", "parse_frame_format"]
 
 #: Tags of the Image Pixel module that a header-only read must include, except the pixels.
 FORMAT_TAGS: Final[list[str | int]] = [
@@ -100,9 +100,9 @@ def parse_frame_format(dataset: Dataset) -> FrameFormat:
         bits_allocated=allocated,
         bits_stored=stored,
         high_bit=stored - 1 if floating else parse_integer(dataset, "HighBit", stored - 1),
-        signed=not floating and parse_integer(dataset, "PixelRepresentation", 0) == 1,
+        signed=not floating and is_signed(dataset),
         photometric=parse_code(dataset, "PhotometricInterpretation", "MONOCHROME2"),
-        planar=parse_integer(dataset, "PlanarConfiguration", 0) == 1,
+        planar=parse_enumerated(dataset, "PlanarConfiguration", (0, 1), 0) == 1,
         floating=bool(floating),
     )
     if floating and allocated != floating:
@@ -113,6 +113,11 @@ def parse_frame_format(dataset: Dataset) -> FrameFormat:
     if min(fmt.rows, fmt.columns) <= 0 or size > _MAX_BYTES:
         raise DecodeError(f"a frame of {fmt.rows}×{fmt.columns}×{fmt.samples} is empty or too large")
     return fmt
+
+
+def is_signed(dataset: Dataset) -> bool:
+    """Whether pixels are signed, by Pixel Representation; raise DecodeError if it is neither 0 nor 1."""
+    return parse_enumerated(dataset, "PixelRepresentation", (0, 1), 0) == 1
 
 
 def parse_frame_count(dataset: Dataset) -> int:
