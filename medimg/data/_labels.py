@@ -15,6 +15,7 @@ import numpy as np
 from medimg.core.progress import progress_bar
 from medimg.data.identifiers import FilePatients, add_file_patients
 from medimg.errors import DatasetError, MedimgError
+from medimg.io.files.regular_file import explain_irregular
 from medimg.io.read import find_series
 from medimg.io.scan import scan
 
@@ -94,6 +95,9 @@ def read_table(csv: str | Path | pd.DataFrame) -> pd.DataFrame:
 
     if isinstance(csv, pd.DataFrame):
         return csv
+    irregular = "" if _is_special(csv) else explain_irregular(csv)
+    if irregular:
+        raise DatasetError(f"{csv} is {irregular}; expected a CSV table")
     try:
         # "NA" and "None" are labels in use
         return pd.read_csv(csv, dtype=str, keep_default_na=False, na_values=[""])
@@ -103,6 +107,11 @@ def read_table(csv: str | Path | pd.DataFrame) -> pd.DataFrame:
         raise DatasetError(f"{csv} can't be opened: {error.strerror or type(error).__name__}") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise DatasetError(f"{csv} is not a CSV table in UTF-8 ({type(error).__name__})") from None
+
+
+def _is_special(csv: object) -> bool:
+    """Whether a table is no path on disk: a buffer, or the pipe that a shell makes of a command."""
+    return not isinstance(csv, str | os.PathLike) or str(csv).startswith(("/dev/", "/proc/"))
 
 
 def sort_classes(names: set[str]) -> list[str]:

@@ -12,6 +12,7 @@ from medimg.errors import ReadError
 from medimg.io.dicom.header.attributes import get_value, parse_items, quiet_pydicom
 from medimg.io.dicom.header.open import open_dataset
 from medimg.io.files.blob import Blob
+from medimg.io.files.regular_file import is_regular_file
 
 __all__ = ["is_dicomdir", "list_referenced_files"]
 
@@ -88,7 +89,7 @@ class _Folder:
                 return None
             path = f"{path}/{name}" if path else name
         file = self._root / path
-        return Blob(str(file)) if file.is_file() else None
+        return Blob(str(file)) if is_regular_file(file) else None
 
     def _list_names(self, folder: str) -> dict[str, str]:
         """Return the names in a folder, by their case-folded form without the version of ISO 9660."""

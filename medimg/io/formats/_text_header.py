@@ -87,7 +87,7 @@ def find_data_file(header: Blob, stated: str) -> Blob:
         )
     found = header.sibling(stated)
     if found is None:
-        shown = quote_text(stated, _FILE_NAME)
+        shown = f"the file {stated!r}" if _FILE_NAME.fullmatch(stated) else "a file with an unusual name"
         where = "a header in memory has no files beside it" if header.data is not None else "it is not there"
-        raise ReadError(f"{header.name} has its values in the file {shown}: {where}")
+        raise ReadError(f"{header.name} has its values in {shown}: {where}")
     return found

@@ -34,6 +34,8 @@ from medimg.io.dicom.header.element_values import (
 from medimg.io.dicom.header.private_tags import to_items
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from pydicom.dataset import Dataset
 
 __all__ = [
@@ -52,6 +54,8 @@ __all__ = [
     "has_undefined_length",
     "has_value",
     "parse_code",
+    "parse_defined_term",
+    "parse_enumerated",
     "parse_float",
     "parse_integer",
     "parse_items",
@@ -320,6 +324,27 @@ def parse_integer(dataset: Dataset, keyword: str, default: int) -> int:
     if not float(found).is_integer():
         raise _make_error(keyword, "a whole number")
     return int(found)
+
+
+def parse_enumerated(dataset: Dataset, keyword: str, values: Collection[int], default: int) -> int:
+    """Return one of the defined integers, the default if absent or empty; raise DecodeError for another."""
+    found = parse_integer(dataset, keyword, default)
+    if found not in values:
+        raise DecodeError(f"{keyword} is {found}; expected {_list_choices(values)}; the file is damaged")
+    return found
+
+
+def parse_defined_term(dataset: Dataset, keyword: str, values: Collection[str], default: str) -> str:
+    """Return one of the defined codes, the default if absent or empty; raise DecodeError for another."""
+    found = parse_code(dataset, keyword, default)
+    if found not in values:
+        raise DecodeError(f"{keyword} is {found!r}; expected {_list_choices(values)}; the file is damaged")
+    return found
+
+
+def _list_choices(values: Collection[object]) -> str:
+    *others, last = map(str, values)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _read_items(dataset: Dataset, keyword: str) -> list[Dataset] | None:

@@ -13,13 +13,21 @@ from medimg.io.dicom.header.attributes import (
     get_identifier,
     has_value,
     parse_code,
+    parse_enumerated,
     parse_integer,
 )
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["FORMAT_TAGS", "FrameFormat", "parse_frame_count", "parse_frame_format", "parse_photometric"]
+__all__ = [
+    "FORMAT_TAGS",
+    "FrameFormat",
+    "is_signed",
+    "parse_frame_count",
+    "parse_frame_format",
+    "parse_photometric",
+]
 
 #: Tags of the Image Pixel module that a header-only read must include, except the pixels.
 FORMAT_TAGS: Final[list[str | int]] = [
@@ -110,9 +118,9 @@ def parse_frame_format(dataset: Dataset) -> FrameFormat:
         bits_allocated=allocated,
         bits_stored=stored,
         high_bit=stored - 1 if floating else parse_integer(dataset, "HighBit", stored - 1),
-        signed=not floating and parse_integer(dataset, "PixelRepresentation", 0) == 1,
+        signed=not floating and is_signed(dataset),
         photometric=parse_photometric(dataset),
-        planar=parse_integer(dataset, "PlanarConfiguration", 0) == 1,
+        planar=parse_enumerated(dataset, "PlanarConfiguration", (0, 1), 0) == 1,
         floating=bool(floating),
     )
     if floating and allocated != floating:
@@ -138,6 +146,11 @@ def parse_photometric(dataset: Dataset) -> str:
         get_identifier(dataset, "SOPClassUID") in _SEGMENTATIONS or get_code(dataset, "Modality") == "SEG"
     )
     return "MONOCHROME2" if is_label_map else found
+
+
+def is_signed(dataset: Dataset) -> bool:
+    """Whether pixels are signed, by Pixel Representation; raise DecodeError if it is neither 0 nor 1."""
+    return parse_enumerated(dataset, "PixelRepresentation", (0, 1), 0) == 1
 
 
 def parse_frame_count(dataset: Dataset) -> int:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 import numpy as np
 
 from medimg.core.window import LookupTable, Voi, VoiFunction, Window
 from medimg.errors import DecodeError
 from medimg.io.dicom.header.attributes import (
-    get_code,
     get_description,
     get_descriptions,
     get_floats,
     get_items,
     get_value,
     has_value,
-    parse_integer,
+    parse_defined_term,
     parse_items,
 )
 from medimg.io.dicom.header.element_values import note_finding
+from medimg.io.dicom.header.image_pixel import is_signed
 from medimg.io.dicom.header.transfer_syntax import BIG_ENDIAN, parse_transfer_syntax
 
 if TYPE_CHECKING:
@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
     from pydicom.dataset import Dataset
+
+#: Bits per entry (PS3.3 C.11.1.1.1, C.11.2.1.1).
+_MOST_BITS: Final = 16
+#: Entries beyond the stated number that pad the data.
+_PADDING: Final = 1
 
 __all__ = ["build_lookup_table", "parse_declared_voi", "parse_lookup_table"]
 
@@ -54,7 +59,7 @@ def _parse_tables(dataset: Dataset) -> list[LookupTable]:
 def parse_lookup_table(dataset: Dataset, keyword: str) -> LookupTable | None:
     """Return the table in the first filled item of a sequence; None if there is none."""
     filled = _list_filled(parse_items(dataset, keyword))
-    signed = parse_integer(dataset, "PixelRepresentation", 0) == 1
+    signed = is_signed(dataset)
     return _parse_item(filled[0], dataset, signed_input=signed) if filled else None
 
 
@@ -65,7 +70,7 @@ def _list_filled(items: Sequence[Dataset]) -> list[Dataset]:
 def _has_signed_input(dataset: Dataset) -> bool:
     """Whether the input of the VOI LUT can be negative."""
     intercept = get_floats(dataset, "RescaleIntercept")
-    signed = parse_integer(dataset, "PixelRepresentation", 0) == 1 or bool(intercept and intercept[0] < 0)
+    signed = is_signed(dataset) or bool(intercept and intercept[0] < 0)
     return signed and not get_items(dataset, "ModalityLUTSequence")
 
 
@@ -95,7 +100,10 @@ def build_lookup_table(
     if descriptor is None or data is None:
         raise DecodeError("a lookup table lacks its data, or its descriptor is not three numbers")
     count, first, bits = (int(n) for n in descriptor)
-    count, bits = count & 0xFFFF or 65536, min(max(bits & 0xFFFF, 1), 16)
+    count, bits = count & 0xFFFF or 65536, bits & 0xFFFF
+    # too few bits are a slip: white is then the largest entry
+    if not 1 <= bits <= _MOST_BITS:
+        raise DecodeError(f"a lookup table declares {bits} bits per entry; expected 8 to {_MOST_BITS}")
     if signed_input and first >= 32768:
         first -= 65536
     if not signed_input and first < 0:
@@ -109,7 +117,7 @@ def build_lookup_table(
         entries = words
         if words.size < count and bits <= 8:
             entries = words.astype("<u2").view(np.uint8)
-    if entries.size < count:
+    if not count <= entries.size <= count + _PADDING:
         raise DecodeError(f"a lookup table of {count} entries holds {entries.size}")
     return LookupTable(
         first, entries[:count].astype(np.uint16), bits, get_description(item, "LUTExplanation")
@@ -133,10 +141,8 @@ def _parse_windows(dataset: Dataset) -> list[Window]:
             f"{min(len(centers), len(widths))} window(s) are used"
         )
     names = get_descriptions(dataset, "WindowCenterWidthExplanation")
-    stated = get_code(dataset, "VOILUTFunction")
-    function: VoiFunction = "SIGMOID" if stated == "SIGMOID" else "LINEAR"
-    if stated == "LINEAR_EXACT":
-        function = "LINEAR_EXACT"
+    stated = parse_defined_term(dataset, "VOILUTFunction", get_args(VoiFunction), "LINEAR")
+    function = cast("VoiFunction", stated)
     windows = []
     for index, (center, width) in enumerate(zip(centers, widths, strict=False)):
         if width <= 0:

@@ -15,7 +15,9 @@ from medimg.errors import DecodeError
 from medimg.io.dicom.header.attributes import (
     get_code,
     get_codes,
+    get_text,
     has_value,
+    parse_defined_term,
     parse_float,
     parse_integer,
     parse_number,
@@ -64,6 +66,8 @@ _SIGN: Final = "the codestream is signed, contrary to Pixel Representation: its 
 _LABELS: Final = "palette not applied: pixel values are segment numbers"
 #: Rescaled values are stored in float32.
 _MIN_SLOPE: Final = 1e-38
+#: Defined terms of Presentation LUT Shape; LIN OD is that of films.
+_LUT_SHAPES: Final = ("IDENTITY", "INVERSE", "LIN OD")
 #: Least and greatest value, both included.
 ValueRange: TypeAlias = "tuple[float, float]"
 
@@ -169,7 +173,7 @@ def _parse_transform(
         return _build_color_transform(view, fmt, dtype, is_rgb=is_rgb)
     padding = _parse_padding(view, fmt, dtype)
     table, slope, intercept, step, is_calibrated = _parse_rescale(view, dtype)
-    shape = get_code(view, "PresentationLUTShape")
+    shape = parse_defined_term(view, "PresentationLUTShape", _LUT_SHAPES, "IDENTITY")
     steps = (_SIGN, step) if dtype.kind == "i" and not fmt.signed else (step,)
     if get_code(view, "PhotometricInterpretation") == "PALETTE COLOR":
         steps = (_LABELS, *steps)
@@ -190,6 +194,8 @@ def _parse_transform(
 
 def _get_units(dataset: Dataset, *, is_calibrated: bool) -> str:
     units = get_code(dataset, "RescaleType")
+    if not units and get_text(dataset, "RescaleType"):
+        return "raw"
     if get_code(dataset, "Modality") == "CT":
         scout = "LOCALIZER" in get_codes(dataset, "ImageType")
         return "HU" if is_calibrated and units in {"", "HU", "US"} and not scout else "raw"
