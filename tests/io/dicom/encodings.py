@@ -23,6 +23,7 @@ from tests.io.dicom.plain_values import SliceValues
 RNG = np.random.default_rng(11)
 BUNDLED = Path(pydicom.__file__).parent / "data" / "test_files"
 RLE, DEFLATED_FRAMES = "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.8.1"
+UNCOMPRESSED_FRAMES = "1.2.840.10008.1.2.1.98"
 JPEG, EXTENDED, LOSSLESS, JPEG_LS, J2K, JPEG_XL, HTJ2K = (
     f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 70, 80, 90, 110, 201)
 )
