@@ -80,7 +80,7 @@ def _unpack_segment(segment: Any, size: int) -> bytes:
 
 
 def _find_last_run(segment: bytes, size: int) -> tuple[int, int]:
-    """Return the end of the run that completes `size` bytes, or of the last whole one, and the bytes so far."""
+    """Return the end of the run that completes `size` bytes, or of the last one, and the bytes so far."""
     at = count = 0
     while count < size:
         at = _RLE_NO_OPERATIONS.match(segment, at).end()  # type: ignore[union-attr]  # it matches anything
