@@ -44,7 +44,7 @@ __all__ = ["Record", "SavedIndex", "ScanIndex", "State", "get_state"]
 #: "medi": identifies an index file.
 _APPLICATION: Final = 0x6D656469
 #: Incremented when the meaning of records changes.
-_VERSION: Final = 1
+_VERSION: Final = 2
 _SQLITE: Final = b"SQLite format 3\0"
 _FRESH_NS: Final = 2_000_000_000
 _TABLES: Final = (

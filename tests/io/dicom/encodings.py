@@ -14,8 +14,8 @@ from pydicom.uid import UID
 
 from medimg.io.dicom.header.attributes import quiet_pydicom
 from medimg.io.dicom.header.image_pixel import FrameFormat
-from medimg.io.dicom.pixels._codestream import CodestreamSize, read_codestream
 from medimg.io.dicom.pixels._frames import StoredFrames
+from medimg.io.dicom.pixels.codestream import CodestreamSize, read_codestream
 from medimg.io.dicom.values.modality_lut import parse_modality_transform
 from tests.dicom_files import make_instance
 from tests.io.dicom.plain_values import SliceValues

@@ -21,9 +21,9 @@ from medimg.io.dicom.header.image_pixel import FrameFormat
 from medimg.io.dicom.header.open import open_dataset
 from medimg.io.dicom.header.transfer_syntax import SYNTAXES, check_syntax
 from medimg.io.dicom.pixels._codecs import decode_frame
-from medimg.io.dicom.pixels._codestream import find_j2k_end, read_codestream
 from medimg.io.dicom.pixels._frames import StoredFrames
 from medimg.io.dicom.pixels._native import NativeFrames
+from medimg.io.dicom.pixels.codestream import find_j2k_end, read_codestream
 from tests.dicom_files import make_instance
 from tests.io.dicom.encodings import (
     DEFLATED_FRAMES,

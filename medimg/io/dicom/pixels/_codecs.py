@@ -11,8 +11,8 @@ import numpy as np
 
 from medimg.errors import DecodeError, MissingDependencyError, TruncatedError
 from medimg.io.dicom.header.transfer_syntax import SYNTAXES, check_syntax
-from medimg.io.dicom.pixels._codestream import find_j2k_end, has_ycc, read_codestream
 from medimg.io.dicom.pixels._native import NativeFrames, unpack_bits
+from medimg.io.dicom.pixels.codestream import find_j2k_end, find_jpeg_scan, has_ycc, read_codestream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -226,6 +226,7 @@ def _check_codestream(data: bytes, where: str, fmt: FrameFormat) -> int:
             f"the codestream of {where} is {tuple(found.size)} (rows, columns, samples), "
             f"the header says {expected}"
         )
-    if data[:2] == b"\xff\xd8" and data.rfind(_JPEG_END, 2) < 0:
+    # a segment before the scan, such as a thumbnail, may have an end marker of its own
+    if data[:2] == b"\xff\xd8" and data.rfind(_JPEG_END, find_jpeg_scan(data)) < 0:
         raise TruncatedError(f"{where} has no end marker: it is truncated; copy or export it again")
     return found.precision
