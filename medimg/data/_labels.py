@@ -15,6 +15,7 @@ import numpy as np
 from medimg.core.progress import progress_bar
 from medimg.data.identifiers import FilePatients, add_file_patients
 from medimg.errors import DatasetError, MedimgError
+from medimg.io.detect import FORMATS
 from medimg.io.files.regular_file import explain_irregular
 from medimg.io.read import find_series
 from medimg.io.scan import scan
@@ -79,7 +80,7 @@ def label_folders(
         if not index:
             raise DatasetError(
                 f"no image in the class folder {class_folder} ({len(index.skipped)} files skipped); "
-                "expected DICOM, NIfTI, NRRD, MetaImage, PNG or JPEG"
+                f"expected {FORMATS}"
             )
         skipped += index.skipped
         for series in index:

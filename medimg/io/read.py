@@ -44,7 +44,7 @@ def read(
     mapped: bool = False,
 ) -> Volume:
     """
-    Read one image: a DICOM series, or a NIfTI, NRRD, MetaImage, PNG or JPEG file.
+    Read one image: a DICOM series, or a file of another format.
 
     Parameters
     ----------

@@ -90,7 +90,7 @@ class PieceReader(Protocol):
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Series:
     """
-    One series of images: a stack of DICOM slices, or a NIfTI, NRRD, MetaImage, PNG or JPEG file.
+    One series of images: a stack of DICOM slices, or a file of another format.
 
     Returned by :func:`medimg.scan`. Its repr contains nothing that identifies the patient.
 
@@ -112,7 +112,8 @@ class Series:
     files : tuple of str
         Paths, in the order of the slices.
     format : str
-        "DICOM", "NIfTI", "NRRD", "MetaImage", "PNG", "JPEG", or the format of a plug-in.
+        "DICOM", "NIfTI", "NRRD", "MetaImage", "PNG", "JPEG", "TIFF", "BMP", "WebP", "GIF", or the format of a
+        plug-in.
     reader : SliceReader
         Reader of the pixels; :meth:`read` calls it.
     patient_id : str

@@ -65,8 +65,8 @@ def with_provenance(report: Report, **facts: Any) -> Report:
 
 def test_reasons_are_counted_without_naming_files() -> None:
     reasons = [
-        "/a/DOE^JANE.txt is none of DICOM, NIfTI, NRRD, MetaImage, PNG and JPEG",
-        "/b/DOE^JOHN.dcm is none of DICOM, NIfTI, NRRD, MetaImage, PNG and JPEG",
+        "/a/DOE^JANE.txt is none of DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG, TIFF, BMP, WebP and GIF",
+        "/b/DOE^JOHN.dcm is none of DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG, TIFF, BMP, WebP and GIF",
         "/a/DOE.dcm is a DICOM object without pixels (RT Plan Storage)",
         "DOE was not understood",
     ]
@@ -90,7 +90,12 @@ def test_real_reasons_have_words(tmp_path: Path) -> None:
 
 def test_data_flow_counts_what_was_found_and_skipped(tmp_path: Path) -> None:
     model, dataset = make_pair(n_patients=10)
-    skipped = (Skipped("/x/DOE.txt", "/x/DOE.txt is none of DICOM, NIfTI, NRRD, MetaImage, PNG and JPEG"),)
+    skipped = (
+        Skipped(
+            "/x/DOE.txt",
+            "/x/DOE.txt is none of DICOM, NIfTI and GIF",
+        ),
+    )
     series = tuple(SimpleNamespace(shape=(1, 1, 8, 8), modality="DX") for _ in range(len(dataset)))
     labeled = [SimpleNamespace(patient=p, series=s) for p, s in zip(dataset.patients, series, strict=True)]
     more = [SimpleNamespace(patient=f"other {n}", series=series[0]) for n in range(7)]

@@ -35,13 +35,13 @@ NATIVE_SYNTAXES: Final = frozenset({"", IMPLICIT, EXPLICIT, _UID + "1.99", BIG_E
 
 @dataclass(frozen=True, slots=True)
 class TransferSyntax:
-    """A compressed transfer syntax and how its frames are decoded."""
+    """An encapsulated transfer syntax and how its frames are decoded."""
 
     name: str  # as in PS3.6, shortened
     codec: str  # decoder in pixels/_codecs.py
     gives_rgb: frozenset[str] = frozenset({"RGB"})  # photometric interpretations decoded to RGB
     lossy: bool = False  # values may be slightly outside the range of Bits Stored
-    is_codestream: bool = True  # frames have a header that states their size
+    is_codestream: bool = True  # frames have a header that states their size; others hold whole samples
     sign_in_precision: bool = False  # signed values are two's complements of as many bits as the precision
 
 
@@ -50,8 +50,9 @@ _ALL_COLORS: Final = frozenset(
 )
 _J2K_COLORS: Final = frozenset({"RGB", "YBR_RCT", "YBR_ICT"})
 
-#: Compressed transfer syntaxes that are decoded, by UID.
+#: Encapsulated transfer syntaxes that are decoded, by UID.
 SYNTAXES: Final[dict[str, TransferSyntax]] = {
+    _UID + "1.98": TransferSyntax("Encapsulated Uncompressed", "native", is_codestream=False),
     _UID + "5": TransferSyntax("RLE Lossless", "rle", is_codestream=False),
     _UID + "8.1": TransferSyntax("Deflated Image Frame Compression", "deflate", is_codestream=False),
     _UID + "4.50": TransferSyntax("JPEG Baseline", "jpeg", _ALL_COLORS, lossy=True),

@@ -218,7 +218,9 @@ class SingleFrameReader:
             self._reads_whole_files = True
             data = head if len(head) == file.size else file.read(0, file.size)
             stored, is_rgb = decode_stored(extract_codestream(data, pixels.value, syntax), syntax, parsed.fmt)
-        return LoadedSlice(self._get_transform(parsed, stored.dtype, is_rgb=is_rgb), stored)
+        transform = self._get_transform(parsed, stored.dtype, is_rgb=is_rgb)
+        transform.check_slope(stored)
+        return LoadedSlice(transform, stored)
 
     def _read_header(self, file: RangeReader, slot: npt.NDArray[Any] | None) -> tuple[bytes, Header, bool]:
         """Return the start of a file, its header, and whether the pixels were read into the slot."""

@@ -136,6 +136,17 @@ class ModalityTransform:
         rescale_into(np.ascontiguousarray(stored).reshape(-1), self.slope, self.intercept, values.reshape(-1))
         return values
 
+    def check_slope(self, stored: npt.NDArray[Any]) -> None:
+        """Raise DecodeError if a slope of 0 makes different values of the image equal."""
+        if self.slope != 0 or not stored.size:
+            return
+        padding = self.find_padding(stored)
+        values = stored if padding is None else stored[~padding]
+        if values.size and values.min() != values.max():
+            raise DecodeError(
+                "Rescale Slope is 0, so that all pixels would be equal, but the stored values are not"
+            )
+
     def find_padding(self, stored: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
         """Return a mask of padding, (rows, columns) bool; None if there is none."""
         if self.padding is None:
@@ -220,9 +231,7 @@ def _parse_rescale(
     )
     is_calibrated = not (math.isnan(slope) and math.isnan(intercept))
     a, b = (1.0 if math.isnan(slope) else slope), (0.0 if math.isnan(intercept) else intercept)
-    if a == 0:
-        raise DecodeError("Rescale Slope is 0, so that all pixels would be equal")
-    if abs(a) < _MIN_SLOPE:
+    if 0 < abs(a) < _MIN_SLOPE:
         raise DecodeError(f"Rescale Slope is {a:g}, so that float32 could not distinguish any values from 0")
     step = "" if (a, b) == (1.0, 0.0) else describe_rescale(a, b)
     return None, a, b, step, is_calibrated
