@@ -25,7 +25,7 @@ from medimg import errors
 from medimg.errors import MedimgError, MedimgWarning, NotAnImageError, ReadError
 from medimg.io._header_scan import HeaderScan, scan_headers
 from medimg.io.detect import Unreadable, identify_file, is_built_in, list_plugin_readers
-from medimg.io.dicom.header.frame_attributes import FrameAttribute
+from medimg.io.dicom.header.distinguishing_attributes import FrameAttribute
 from medimg.io.dicom.header.instance import FrameFacts, Instance
 from medimg.io.dicom.scanning.series_table import InstanceColumns, UniformFiles
 from medimg.io.files.atomic import atomic_path
@@ -44,7 +44,7 @@ __all__ = ["Record", "SavedIndex", "ScanIndex", "State", "get_state"]
 #: "medi": identifies an index file.
 _APPLICATION: Final = 0x6D656469
 #: Incremented when the meaning of records changes.
-_VERSION: Final = 1
+_VERSION: Final = 2
 _SQLITE: Final = b"SQLite format 3\0"
 _FRESH_NS: Final = 2_000_000_000
 _TABLES: Final = (

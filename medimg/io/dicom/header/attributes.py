@@ -37,6 +37,7 @@ __all__ = [
     "get_integer",
     "get_items",
     "get_text",
+    "get_texts",
     "get_value",
     "get_vr",
     "has_undefined_length",
@@ -147,6 +148,11 @@ def get_text(dataset: Dataset, keyword: str) -> str:
     """Return the first value as text, unchecked and so not for messages; "" if there is none."""
     found = _get_values(dataset, keyword)
     return str(found[0]).strip(" \0") if found else ""
+
+
+def get_texts(dataset: Dataset, keyword: str) -> tuple[str, ...]:
+    """Return all values as texts, unchecked and so not for messages; empty if there is none."""
+    return tuple(str(v).strip(" \0") for v in _get_values(dataset, keyword))
 
 
 def get_code(dataset: Dataset, keyword: str, default: str = "") -> str:

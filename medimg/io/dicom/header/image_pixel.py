@@ -13,7 +13,13 @@ from medimg.io.dicom.header.attributes import has_value, parse_code, parse_integ
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["FORMAT_TAGS", "FrameFormat", "parse_frame_count", "parse_frame_format"]
+__all__ = [
+    "FORMAT_TAGS",
+    "FrameFormat",
+    "describe_frame_count",
+    "parse_frame_count",
+    "parse_frame_format",
+]
 
 #: Tags of the Image Pixel module that a header-only read must include, except the pixels.
 FORMAT_TAGS: Final[list[str | int]] = [
@@ -121,6 +127,11 @@ def parse_frame_count(dataset: Dataset) -> int:
     if not 0 < count <= _MAX_FRAMES:
         raise DecodeError(f"Number of Frames is {count}; the file is damaged")
     return count
+
+
+def describe_frame_count(count: int) -> str:
+    """Return what the header says of Number of Frames, for messages: 1 may be no more than its absence."""
+    return f"Number of Frames is {count}" + (" or missing" if count == 1 else "")
 
 
 def _check_bits(fmt: FrameFormat) -> None:

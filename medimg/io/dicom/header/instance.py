@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from medimg.errors import DecodeError, MedimgError, NotAnImageError, ReadError, TruncatedError
-from medimg.io.dicom.header import frame_attributes, frame_vectors
+from medimg.io.dicom.header import distinguishing_attributes, frame_attributes, frame_vectors
 from medimg.io.dicom.header.acquisition import ACQUISITION_TAGS, AcquisitionElements
 from medimg.io.dicom.header.attributes import (
     get_code,
@@ -22,6 +22,7 @@ from medimg.io.dicom.header.attributes import (
 from medimg.io.dicom.header.functional_groups import FrameViews
 from medimg.io.dicom.header.mosaic import MOSAIC_TAGS, Mosaic, parse_mosaic
 from medimg.io.dicom.header.open import open_header, to_tag_numbers
+from medimg.io.dicom.header.pixel_spacing import PIXEL_SPACING_TAGS, find_pixel_spacing
 from medimg.io.dicom.header.transfer_syntax import NATIVE_SYNTAXES
 from medimg.io.files.blob import Blob, as_blob
 
@@ -31,13 +32,15 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
 
-    from medimg.io.dicom.header.frame_attributes import FrameAttributes
+    from medimg.io.dicom.header.distinguishing_attributes import FrameAttributes
 
 __all__ = ["HEADER_TAGS", "Frame", "Instance", "read_instance"]
 
 #: Tags that a header-only read includes.
 HEADER_TAGS: Final = to_tag_numbers(
+    *distinguishing_attributes.DISTINGUISHING_TAGS,
     *frame_attributes.FRAME_ATTRIBUTE_TAGS,
+    *PIXEL_SPACING_TAGS,
     *MOSAIC_TAGS,
     *frame_vectors.FRAME_VECTOR_TAGS,
     "BitsAllocated",
@@ -74,8 +77,11 @@ class FrameFacts:
     number: int  # index in the pixel data
     corner: tuple[int, int] | None  # (row, column) of its first pixel, for a tile of a mosaic
     position: tuple[float, float, float] | None  # LPS millimeters, center of the first pixel
+    in_patient: bool  # False if position and orientation are those of an ultrasound volume
     orientation: tuple[float, ...] | None  # directions of rows and of columns (6)
     pixel_spacing: tuple[float, float] | None  # of rows and of columns, in millimeters
+    spacing_warning: str  # what is assumed of it, if anything
+    spacing_remark: str  # what it refers to, if not to the patient
     slice_spacing: float | None  # Spacing Between Slices, in millimeters
     slice_thickness: float | None  # in millimeters
     image_type: tuple[str, ...]  # Frame Type or Image Type
@@ -137,7 +143,7 @@ class Frame:
 
     @property
     def has_geometry(self) -> bool:
-        """Whether position and orientation in the patient are known."""
+        """Whether position and orientation, in the patient or an ultrasound volume, are known."""
         return self.facts.position is not None and self.facts.orientation is not None
 
     @property
@@ -259,7 +265,7 @@ def _describe_by_vectors(view: Dataset, first: FrameFacts, count: int) -> Iterat
     # one position for all frames belongs to none of them
     orientation = (frame_vectors.get_frame_orientation(view) or first.orientation) if positions else None
     for number in range(count):
-        vectors = (frame_attributes.FrameAttribute("vectors", repeats[number]),) if repeats else ()
+        vectors = (distinguishing_attributes.FrameAttribute("vectors", repeats[number]),) if repeats else ()
         yield replace(
             first,
             number=number,
@@ -270,15 +276,20 @@ def _describe_by_vectors(view: Dataset, first: FrameFacts, count: int) -> Iterat
 
 
 def _describe_frame(number: int, view: Dataset) -> FrameFacts:
+    reference = frame_attributes.choose_frame_of_reference(view)
+    spacing = find_pixel_spacing(view)
     return FrameFacts(
         number=number,
         corner=None,
-        position=frame_attributes.get_position(view),
-        orientation=frame_attributes.get_orientation(view),
-        pixel_spacing=frame_attributes.get_pixel_spacing(view),
+        position=frame_attributes.get_position(view, reference),
+        in_patient=reference == "Patient",
+        orientation=frame_attributes.get_orientation(view, reference),
+        pixel_spacing=spacing.lengths,
+        spacing_warning=spacing.warning,
+        spacing_remark=spacing.remark,
         slice_spacing=frame_attributes.get_length(view, "SpacingBetweenSlices"),
         slice_thickness=frame_attributes.get_length(view, "SliceThickness"),
-        image_type=frame_attributes.get_image_type(view),
-        series_attributes=frame_attributes.get_series_attributes(view),
-        temporal_attributes=frame_attributes.get_temporal_attributes(view),
+        image_type=distinguishing_attributes.get_image_type(view),
+        series_attributes=distinguishing_attributes.get_series_attributes(view),
+        temporal_attributes=distinguishing_attributes.get_temporal_attributes(view),
     )
