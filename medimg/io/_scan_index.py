@@ -27,7 +27,7 @@ from medimg import errors
 from medimg.errors import MedimgError, MedimgWarning, NotAnImageError, ReadError
 from medimg.io._header_scan import HeaderScan, scan_headers
 from medimg.io.detect import Unreadable, identify_file, is_built_in, list_plugin_readers
-from medimg.io.dicom.header.frame_attributes import FrameAttribute
+from medimg.io.dicom.header.distinguishing_attributes import FrameAttribute
 from medimg.io.dicom.header.instance import FrameFacts, Instance
 from medimg.io.dicom.scanning.series_table import InstanceColumns, UniformFiles
 from medimg.io.files.atomic import atomic_path

@@ -103,9 +103,7 @@ _STUDIES: dict[str, Callable[[], list[FileDataset]]] = {
     "DiffusionBValue": lambda: _make_pair("DiffusionBValue", 0.5, 1000.5),
     "AcquisitionTime": lambda: _make_pair("AcquisitionTime", "101010.5", "101020.5"),
     "ContentTime": lambda: _make_pair("ContentTime", "101010.5", "101020.5"),
-    "AcquisitionDateTime": lambda: _make_pair(
-        "AcquisitionDateTime", "20200131101010.5", "20200131101020.5"
-    ),
+    "AcquisitionDateTime": lambda: _make_pair("AcquisitionDateTime", "20200131101010.5", "20200131101020.5"),
     "InstanceNumber": _make_unplaced,
 }
 _WAYS = ("blank", "too long", "text VR", "unknown VR", "separator", "two too many", "garbled")
@@ -127,7 +125,9 @@ def _make_unusual(vr: str, value: bytes, way: str) -> tuple[str, bytes]:
         (number,) = struct.unpack(f"<{letter}", value)
         if way == "two too many":
             return vr, value * 3
-        text = f"{number:g}" if way == "text VR" else f"{number:020g}" if way == "too long" else f"{number:g},"
+        text = (
+            f"{number:g}" if way == "text VR" else f"{number:020g}" if way == "too long" else f"{number:g},"
+        )
         return "DS", text.encode()
     text = value.decode("ascii").strip(" \0")
     if way == "text VR":
@@ -314,7 +314,8 @@ def test_a_position_that_is_none_is_damage(tmp_path: Path, value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("slope", "intercept"), [("1e308", "0"), ("1", "1e39"), ("1e36", "-1"), ("0.5", "-1e300"), ("1e-320", "0")]
+    ("slope", "intercept"),
+    [("1e308", "0"), ("1", "1e39"), ("1e36", "-1"), ("0.5", "-1e300"), ("1e-320", "0")],
 )
 def test_values_beyond_float32_are_an_error(tmp_path: Path, slope: str, intercept: str) -> None:
     for number in (1, 2):

@@ -25,6 +25,7 @@ from medimg.errors import DecodeError
 from medimg.io.dicom.header.element_values import (
     InvalidValueError,
     find_tag,
+    is_blank,
     note_finding,
     parse_decimal,
     read_numbers,
@@ -49,6 +50,7 @@ __all__ = [
     "get_items",
     "get_number",
     "get_text",
+    "get_texts",
     "get_value",
     "get_vr",
     "has_undefined_length",
@@ -142,7 +144,7 @@ def has_value(dataset: Dataset, keyword: str) -> bool:
         element = dataset.get_item(find_tag(keyword))
     except Exception:
         return True
-    if element is None or element.value is None:
+    if element is None or element.value is None or is_blank(element):
         return False
     return not (isinstance(element.value, str | bytes | MultiValue | list) and len(element.value) == 0)
 
@@ -170,6 +172,15 @@ def parse_text(dataset: Dataset, keyword: str) -> str:
         return "\\".join(read_texts(dataset, keyword))
     except InvalidValueError:
         raise _make_error(keyword, "text") from None
+
+
+def get_texts(dataset: Dataset, keyword: str) -> tuple[str, ...]:
+    """Return all values as texts, unchecked and so not for messages; () if absent or, noted, no text."""
+    try:
+        return tuple(read_texts(dataset, keyword))
+    except InvalidValueError:
+        _note(keyword, "text")
+        return ()
 
 
 def get_code(dataset: Dataset, keyword: str, default: str = "") -> str:

@@ -24,12 +24,14 @@ from pydicom.valuerep import IS, DSdecimal, DSfloat, PersonName
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pydicom.dataelem import DataElement
     from pydicom.dataset import Dataset
 
 __all__ = [
     "InvalidValueError",
     "collect_findings",
     "find_tag",
+    "is_blank",
     "note_finding",
     "parse_decimal",
     "read_numbers",
@@ -42,9 +44,11 @@ Values: TypeAlias = "list[str | float]"
 #: A decimal string (PS3.5 6.2): Python's own grammar also takes "1_0", "nan", and digits of other scripts.
 _DECIMAL: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _MAX_DIGITS: Final = 1024
-_TEXT_VRS: Final = frozenset("AE AS CS DA DS DT IS LO LT PN SH ST TM UC UI UR UT".split())
-_NUMBER_VRS: Final = frozenset("FD FL SL SS SV UL US UV".split())
-_BYTE_VRS: Final = frozenset("OB OD OF OL OV OW UN".split())
+_TEXT_VRS: Final = frozenset(
+    ["AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"]
+)
+_NUMBER_VRS: Final = frozenset(["FD", "FL", "SL", "SS", "SV", "UL", "US", "UV"])
+_BYTE_VRS: Final = frozenset(["OB", "OD", "OF", "OL", "OV", "OW", "UN"])
 _UNPRINTABLE: Final = re.compile(rb"[\x00-\x1f\x7f]")
 _PADDING: Final = " \0"
 
@@ -132,6 +136,16 @@ def read_values(dataset: Dataset, keyword: str) -> Values:
     except Exception:
         raise InvalidValueError from None
     return found if any(value != "" for value in found) else []
+
+
+def is_blank(element: DataElement | RawDataElement) -> bool:
+    """Whether the value of an element that holds text is padding alone."""
+    value: Any = element.value
+    if (element.VR or _find_vr(element.tag)) not in _TEXT_VRS:
+        return False
+    return isinstance(value, str | bytes) and not value.strip(
+        b" \0\\" if isinstance(value, bytes) else " \0\\"
+    )
 
 
 def _read_raw(dataset: Dataset, element: RawDataElement) -> Values:

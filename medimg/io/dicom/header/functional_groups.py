@@ -16,6 +16,7 @@ from pydicom.tag import BaseTag, Tag
 
 from medimg.errors import DecodeError
 from medimg.io.dicom.header.attributes import parse_items
+from medimg.io.dicom.header.image_pixel import describe_frame_count
 from medimg.io.dicom.header.private_tags import to_items
 
 if TYPE_CHECKING:
@@ -26,36 +27,60 @@ __all__ = ["FrameViews"]
 #: Elements of a dataset, parsed or raw.
 _Elements: TypeAlias = "dict[BaseTag, Any]"
 
-#: Functional groups whose attributes have the same meaning in a classic instance.
+#: Functional groups whose attributes have the same meaning in a classic instance: those of PS3.3 C.7.6.16.2
+#: and of the modules of each modality, except what describes pixels in other ways or refers to other images.
 _MACROS: Final = tuple(
     Tag(keyword)
     for keyword in (
+        "CTAcquisitionDetailsSequence",
+        "CTAcquisitionTypeSequence",
+        "CTGeometrySequence",
         "CTImageFrameTypeSequence",
         "CTReconstructionSequence",
+        "CTXRayDetailsSequence",
         "CardiacSynchronizationSequence",
         "ContrastBolusUsageSequence",
+        "FrameAnatomySequence",
         "FrameContentSequence",
+        "FramePixelDataPropertiesSequence",
         "FrameVOILUTSequence",
+        "ImageDataTypeSequence",
+        "IrradiationEventIdentificationSequence",
         "MRArterialSpinLabelingSequence",
+        "MRAveragesSequence",
         "MRDiffusionSequence",
         "MREchoSequence",
         "MRImageFrameTypeSequence",
+        "MRImagingModifierSequence",
+        "MRMetaboliteMapSequence",
+        "MRModifierSequence",
+        "MRReceiveCoilSequence",
+        "MRSpectroscopyFrameTypeSequence",
         "MRTimingAndRelatedParametersSequence",
+        "MRTransmitCoilSequence",
         "MRVelocityEncodingSequence",
+        "MultienergyCTCharacteristicsSequence",
+        "MultienergyCTProcessingSequence",
         "PETFrameAcquisitionSequence",
         "PETFrameCorrectionFactorsSequence",
         "PETFrameTypeSequence",
         "PETReconstructionSequence",
         "ParametricMapFrameTypeSequence",
+        "PatientPhysiologicalStateSequence",
         "PixelMeasuresSequence",
         "PixelValueTransformationSequence",
         "PlaneOrientationSequence",
+        "PlaneOrientationVolumeSequence",
         "PlanePositionSequence",
         "PlanePositionVolumeSequence",
-        "PlaneOrientationVolumeSequence",
+        "ProjectionPixelCalibrationSequence",
+        "RadiopharmaceuticalUsageSequence",
+        "RespiratorySynchronizationSequence",
         "SegmentIdentificationSequence",
         "TemporalPositionSequence",
+        "USImageDescriptionSequence",
         "XAXRFFrameCharacteristicsSequence",
+        "XRay3DFrameTypeSequence",
     )
 )
 #: Groups whose item a frame has exactly once, as a second one would place or scale it otherwise.
@@ -99,6 +124,12 @@ class FrameViews:
         if self._per_frame and len(self._per_frame) < count:
             raise DecodeError(
                 f"functional groups describe {len(self._per_frame)} of {count} frames; the file is damaged"
+            )
+        if len(self._per_frame) > count:
+            raise DecodeError(
+                f"functional groups are those of {len(self._per_frame)} frames, but "
+                f"{describe_frame_count(count)}; "
+                "correct it, or export the file again"
             )
         self._count = count
         self._file_meta = getattr(dataset, "file_meta", FileMetaDataset())

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FORMAT_TAGS",
     "FrameFormat",
+    "describe_frame_count",
     "is_signed",
     "parse_frame_count",
     "parse_frame_format",
@@ -159,6 +160,11 @@ def parse_frame_count(dataset: Dataset) -> int:
     if not 0 < count <= _MAX_FRAMES:
         raise DecodeError(f"Number of Frames is {count}; the file is damaged")
     return count
+
+
+def describe_frame_count(count: int) -> str:
+    """Return what the header says of Number of Frames, for messages: 1 may be no more than its absence."""
+    return f"Number of Frames is {count}" + (" or missing" if count == 1 else "")
 
 
 def _check_bits(fmt: FrameFormat) -> None:

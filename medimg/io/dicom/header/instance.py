@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from medimg.errors import DecodeError, MedimgError, NotAnImageError, ReadError, TruncatedError
-from medimg.io.dicom.header import frame_attributes, frame_vectors
+from medimg.io.dicom.header import distinguishing_attributes, frame_attributes, frame_vectors
 from medimg.io.dicom.header.acquisition import ACQUISITION_TAGS, AcquisitionElements
 from medimg.io.dicom.header.attributes import (
     get_code,
@@ -25,24 +25,26 @@ from medimg.io.dicom.header.functional_groups import FrameViews
 from medimg.io.dicom.header.image_pixel import parse_photometric
 from medimg.io.dicom.header.mosaic import MOSAIC_TAGS, Mosaic, parse_mosaic
 from medimg.io.dicom.header.open import open_header, to_tag_numbers
+from medimg.io.dicom.header.pixel_spacing import PIXEL_SPACING_TAGS, PixelSpacing, find_pixel_spacing
 from medimg.io.dicom.header.transfer_syntax import NATIVE_SYNTAXES
 from medimg.io.files.blob import Blob, as_blob
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from pydicom.dataset import Dataset
 
-    from medimg.io.dicom.header.frame_attributes import FrameAttributes
+    from medimg.io.dicom.header.distinguishing_attributes import FrameAttributes
+    from medimg.io.dicom.header.frame_attributes import FrameOfReference
 
 __all__ = ["HEADER_TAGS", "Frame", "Instance", "read_instance"]
 
-_Plane = TypeVar("_Plane")
-
 #: Tags that a header-only read includes.
 HEADER_TAGS: Final = to_tag_numbers(
+    *distinguishing_attributes.DISTINGUISHING_TAGS,
     *frame_attributes.FRAME_ATTRIBUTE_TAGS,
+    *PIXEL_SPACING_TAGS,
     *MOSAIC_TAGS,
     *frame_vectors.FRAME_VECTOR_TAGS,
     "BitsAllocated",
@@ -79,8 +81,11 @@ class FrameFacts:
     number: int  # index in the pixel data
     corner: tuple[int, int] | None  # (row, column) of its first pixel, for a tile of a mosaic
     position: tuple[float, float, float] | None  # LPS millimeters, center of the first pixel
+    in_patient: bool  # False if position and orientation are those of an ultrasound volume
     orientation: tuple[float, ...] | None  # directions of rows and of columns (6)
     pixel_spacing: tuple[float, float] | None  # of rows and of columns, in millimeters
+    spacing_warning: str  # what is assumed of it, if anything
+    spacing_remark: str  # what it refers to, if not to the patient
     slice_spacing: float | None  # Spacing Between Slices, in millimeters
     slice_thickness: float | None  # in millimeters
     image_type: tuple[str, ...]  # Frame Type or Image Type
@@ -142,7 +147,7 @@ class Frame:
 
     @property
     def has_geometry(self) -> bool:
-        """Whether position and orientation in the patient are known."""
+        """Whether position and orientation, in the patient or an ultrasound volume, are known."""
         return self.facts.position is not None and self.facts.orientation is not None
 
     @property
@@ -274,7 +279,7 @@ def _describe_by_vectors(view: Dataset, first: FrameFacts, count: int) -> Iterat
     # one position for all frames belongs to none of them
     orientation = (frame_vectors.get_frame_orientation(view) or first.orientation) if positions else None
     for number in range(count):
-        vectors = (frame_attributes.FrameAttribute("vectors", repeats[number]),) if repeats else ()
+        vectors = (distinguishing_attributes.FrameAttribute("vectors", repeats[number]),) if repeats else ()
         yield replace(
             first,
             number=number,
@@ -285,28 +290,46 @@ def _describe_by_vectors(view: Dataset, first: FrameFacts, count: int) -> Iterat
 
 
 def _describe_frame(number: int, view: Dataset) -> FrameFacts:
-    position = frame_attributes.parse_position(view)
+    reference = frame_attributes.choose_frame_of_reference(view)
+    position = frame_attributes.parse_position(view, reference)
+    spacing = _find_spacing(view, position)
     return FrameFacts(
         number=number,
         corner=None,
         position=position,
-        orientation=_parse_plane(frame_attributes.parse_orientation, view, position),
-        pixel_spacing=_parse_plane(frame_attributes.parse_pixel_spacing, view, position),
+        in_patient=reference == "Patient",
+        orientation=_find_orientation(view, reference, position),
+        pixel_spacing=spacing.lengths,
+        spacing_warning=spacing.warning,
+        spacing_remark=spacing.remark,
         slice_spacing=frame_attributes.get_length(view, "SpacingBetweenSlices"),
         slice_thickness=frame_attributes.get_length(view, "SliceThickness"),
-        image_type=frame_attributes.get_image_type(view),
-        series_attributes=frame_attributes.get_series_attributes(view),
-        temporal_attributes=frame_attributes.get_temporal_attributes(view),
+        image_type=distinguishing_attributes.get_image_type(view),
+        series_attributes=distinguishing_attributes.get_series_attributes(view),
+        temporal_attributes=distinguishing_attributes.get_temporal_attributes(view),
     )
 
 
-def _parse_plane(parse: Callable[[Dataset], _Plane], view: Dataset, position: object) -> _Plane | None:
-    """Return orientation or spacing; if a frame without a position has a damaged one, None with a note."""
+# Where an image is in the patient depends on orientation and spacing; without a position, as of an X-ray or a
+# photograph, it is read without them.
+def _find_orientation(
+    view: Dataset, reference: FrameOfReference, position: object
+) -> tuple[float, ...] | None:
+    """Return the directions of rows and columns; of a frame without a position, None if they are damaged."""
     try:
-        return parse(view)
+        return frame_attributes.parse_orientation(view, reference)
     except DecodeError as error:
-        # where an image is in the patient depends on it; an X-ray or a photograph can be used without
         if position is not None:
             raise
         note_finding(str(error).replace("the file is damaged", "it is not used"))
         return None
+
+
+def _find_spacing(view: Dataset, position: object) -> PixelSpacing:
+    """Return the spacing of pixels; of a frame without a position, none with a warning if it is damaged."""
+    try:
+        return find_pixel_spacing(view)
+    except DecodeError as error:
+        if position is not None:
+            raise
+        return PixelSpacing(None, str(error).replace("the file is damaged", "1 mm is assumed"))

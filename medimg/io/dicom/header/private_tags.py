@@ -135,7 +135,7 @@ def get_private_floats(
     """Return finite numbers; None if absent or, noted, malformed or not `count` of them."""
     found = _get_private_value(dataset, tag)
     blank = isinstance(found, bytes | str) and not found.strip(" \0" if isinstance(found, str) else b" \0")
-    if found is None or blank and tag.vr not in _BINARY:
+    if found is None or (blank and tag.vr not in _BINARY):
         return None
     try:
         numbers = _parse_value(found, tag.vr)

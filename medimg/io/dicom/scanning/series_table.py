@@ -18,7 +18,7 @@ import numpy as np
 
 from medimg.io.dicom.header import frame_attributes
 from medimg.io.dicom.header.datetimes import parse_datetime, parse_time
-from medimg.io.dicom.header.frame_attributes import FrameAttribute
+from medimg.io.dicom.header.distinguishing_attributes import FrameAttribute
 from medimg.io.files.blob import Blob
 
 if TYPE_CHECKING:

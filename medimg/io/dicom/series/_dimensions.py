@@ -16,6 +16,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
+from medimg.io.dicom.header.distinguishing_attributes import (
+    NAMED_BY_VALUE,
+    SERIES_ATTRIBUTES,
+    TEMPORAL_ATTRIBUTES,
+    UNORDERED,
+    UNPRINTABLE,
+)
 from medimg.io.dicom.series._repeated_positions import (
     PositionedFrame,
     attribute_getter,
@@ -37,30 +44,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Repetition", "split_repetitions"]
 
-_SERIES_ATTRIBUTES: Final = (
-    "type",
-    "echo",
-    "echo time",
-    "directionality",
-    "coil",
-    "kernel",
-    "stack",
-    "thickness",
-)
-_TEMPORAL_ATTRIBUTES: Final = (
-    "time", "segment", "reference time", "trigger", "diffusion", "philips", "label", "velocity", "vectors",
-    "dimensions", "acquisition", "frame acquisition", "offset", "started", "acquired", "made",
-)  # fmt: skip
 #: Attributes that can distinguish repetitions together, such as label and repetition in ASL.
-_COMBINABLE: Final = (
-    "time", "reference time", "trigger", "segment", "vectors", "philips", "label", "velocity", "diffusion",
-    "acquisition", "frame acquisition",
-)  # fmt: skip
+_COMBINABLE: Final = tuple(
+    name
+    for name in TEMPORAL_ATTRIBUTES
+    if name not in {"dimensions", "offset", "started", "referenced", "acquired", "made"}
+)
 #: Attributes ordered by value; the others are ordered by Instance Number.
-_ORDERED_BY_VALUE: Final = frozenset(_TEMPORAL_ATTRIBUTES) - {"diffusion", "velocity", "dimensions"}
+_ORDERED_BY_VALUE: Final = frozenset(TEMPORAL_ATTRIBUTES) - UNORDERED
 #: Attributes of time, with the factor to seconds.
 _SECONDS: Final = {
-    "reference time": 1e-3, "trigger": 1e-3, "offset": 1.0, "started": 1.0, "acquired": 1.0,
+    "reference time": 1e-3, "trigger": 1e-3, "respiratory trigger": 1e-3, "offset": 1.0, "started": 1.0,
+    "acquired": 1.0,
 }  # fmt: skip
 _BY_NUMBER: Final = "images at the same positions are distinguished by their Instance Numbers alone"
 
@@ -92,7 +87,7 @@ def split_repetitions(frames: Sequence[Frame]) -> list[Repetition]:
         return [Repetition((tuple(frames),))]
     items, copies = drop_copies(position_frames(frames))
     result = []
-    for part in _split_by_series_attributes(items, _SERIES_ATTRIBUTES):
+    for part in _split_by_series_attributes(items, SERIES_ATTRIBUTES):
         result += _split_by_time(part)
     return _assign_copies(result, copies)
 
@@ -135,7 +130,7 @@ def _split_by_attribute(items: list[PositionedFrame]) -> list[Repetition]:
 
 
 def _try_single_attributes(items: list[PositionedFrame]) -> Iterator[_Candidate]:
-    for name in _TEMPORAL_ATTRIBUTES:
+    for name in TEMPORAL_ATTRIBUTES:
         parts = group_by(items, attribute_getter(items, name))
         if _is_partition(parts):
             values = _sort_values(parts, name)
@@ -226,7 +221,10 @@ def _merge_classes(
 def _name_channels(values: Sequence[Any], name: str) -> tuple[str, ...]:
     if name == "diffusion":
         return tuple(f"b={value[0]:g} ({n})" for n, value in enumerate(values))
-    plain = all(isinstance(value, int | str) for value in values)
+    if name in NAMED_BY_VALUE:
+        numbers = (value if isinstance(value, tuple) else (value,) for value in values)
+        return tuple(f"{name} {' '.join(f'{v:g}' for v in several)}" for several in numbers)
+    plain = name not in UNPRINTABLE and all(isinstance(value, int | str) for value in values)
     return tuple(f"{name} {value if plain else n}" for n, value in enumerate(values))
 
 

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from medimg.io.dicom.header.instance import Frame, FrameFacts, Instance
     from medimg.io.dicom.series.grouping import Group
 
-__all__ = ["StackPlan", "plan_regular_stack", "plan_stack"]
+__all__ = ["StackPlan", "find_extent", "plan_regular_stack", "plan_stack"]
 
 _MAX_MISFIT_MM: Final = 0.02
-_NO_SPACING: Final = "no pixel spacing in the file: 1 mm assumed"
+#: Modalities whose images have an extent along their normal; others are projections.
+_SLICE_MODALITIES: Final = frozenset({"CT", "MR", "PT"})
+_IN_VOLUME: Final = "positions are those of the ultrasound volume, not of the patient"
 
 Frames: TypeAlias = "Sequence[Frame]"
 
@@ -35,7 +37,7 @@ class StackPlan:
 
     `channels` has the frames of each channel in slice order; `times` are seconds from the first channel, or
     of each frame of a cine; `stack` is None without positions; `duplicates` are pairs of a frame left out and
-    the one kept at its position.
+    the one kept at its position. `notes` are warnings; `remarks` appear in the report only.
     """
 
     channels: tuple[Frames, ...]
@@ -46,6 +48,7 @@ class StackPlan:
     stack: Stack | None = None
     duplicates: tuple[tuple[Frame, Frame], ...] = ()
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -92,11 +95,13 @@ def _plan_by_number(group: Group, frames: list[Frame]) -> StackPlan:
     rows, columns = facts.pixel_spacing or (1.0, 1.0)
     notes = list(group.notes)
     instances = {id(frame.instance): frame.instance for frame in frames}
+    instance = frames[0].instance
+    gap, origin = _find_nominal_gap(facts)
     if len(instances) > 1:
         lacking = len({id(frame.instance) for frame in frames if not frame.has_geometry})
         notes.append(
             f"positions are missing in {lacking} of {len(instances)} files: "
-            "sorted by Instance Number, with a nominal slice distance"
+            f"sorted by Instance Number, with a nominal slice distance{origin}"
         )
         numbers = [instance.instance_number for instance in instances.values()]
         if None in numbers or len(set(numbers)) < len(numbers):
@@ -105,12 +110,37 @@ def _plan_by_number(group: Group, frames: list[Frame]) -> StackPlan:
                 "their order is unknown; read them one by one"
             )
     elif len(frames) > 1:
-        notes.append(f"{len(frames)} frames without positions are stacked in the order of the file")
-    if facts.pixel_spacing is None:
-        notes.append(_NO_SPACING)
-    affine = geometry.image_affine((facts.slice_spacing or 1.0, rows, columns))
-    times = frames[0].instance.times if len(instances) == 1 else None
-    return StackPlan(channels=(tuple(frames),), times=times, affine=affine, space="image", notes=tuple(notes))
+        notes.append(
+            f"{len(frames)} frames without positions are stacked in the order of the file, with a nominal "
+            f"slice distance{origin}"
+        )
+    if facts.spacing_warning:
+        notes.append(facts.spacing_warning)
+    affine = geometry.image_affine((gap, rows, columns))
+    times = instance.times if len(instances) == 1 else None
+    return StackPlan(
+        channels=(tuple(frames),),
+        times=times,
+        affine=affine,
+        space="image",
+        notes=tuple(notes),
+        remarks=_list_remarks(facts, single=len(frames) == 1 and instance.modality in _SLICE_MODALITIES),
+    )
+
+
+def _find_nominal_gap(facts: FrameFacts) -> tuple[float, str]:
+    """Return the distance of slices without positions, in millimeters, and where it is from."""
+    if facts.slice_spacing is not None:
+        return facts.slice_spacing, f" of {facts.slice_spacing:.4g} mm (Spacing Between Slices)"
+    if facts.slice_thickness is not None:
+        gap = facts.slice_thickness
+        return gap, f" (none is stated: the slice thickness of {gap:.4g} mm is assumed)"
+    return 1.0, " (none is stated: 1 mm is assumed)"
+
+
+def find_extent(facts: FrameFacts) -> float:
+    """Return the extent of a single slice along its normal, in millimeters."""
+    return facts.slice_spacing or facts.slice_thickness or 1.0
 
 
 def _plan_by_position(group: Group, channels: list[list[Frame]]) -> StackPlan:
@@ -119,8 +149,14 @@ def _plan_by_position(group: Group, channels: list[list[Frame]]) -> StackPlan:
     orientation = facts.orientation
     assert orientation is not None  # has_geometry was checked
     positions = np.asarray([_get_position(frame) for frame in first])
-    alone = facts.slice_spacing or facts.slice_thickness or 1.0
-    stack = analyze_positions(positions, orientation, fallback_step=alone, stated_gap=facts.slice_spacing)
+    stack = analyze_positions(
+        positions,
+        orientation,
+        fallback_step=find_extent(facts),
+        stated_gap=facts.slice_spacing,
+        # segmentations leave out empty frames
+        trust_stated=first[0].instance.modality == "SEG",
+    )
     ordered = tuple(first[i] for i in stack.order)
     origin = _get_position(ordered[0])
     affine = geometry.affine_from_slices(origin, stack.step, orientation, facts.pixel_spacing or (1.0, 1.0))
@@ -134,8 +170,9 @@ def _plan_by_position(group: Group, channels: list[list[Frame]]) -> StackPlan:
         names=content.names,
         times=content.times,
         affine=affine,
-        space="patient",
+        space="patient" if facts.in_patient else "image",
         stack=stack,
+        remarks=_list_remarks(facts, single=len(ordered) == 1),
         duplicates=(*content.copies, *doubles),
         notes=tuple(notes),
     )
@@ -155,7 +192,14 @@ def plan_regular_stack(stack: Stack, frames: Frames, positions: npt.NDArray[np.f
     diagonal = None if facts.pixel_spacing is None else _compute_diagonal(first)
     misfit = _measure_corner_distance(positions, diagonal, first.instance, affine)
     notes = tuple(_list_notes(stack, misfit, facts))
-    return StackPlan(channels=(frames,), affine=affine, space="patient", stack=stack, notes=notes)
+    return StackPlan(
+        channels=(frames,),
+        affine=affine,
+        space="patient" if facts.in_patient else "image",
+        stack=stack,
+        notes=notes,
+        remarks=_list_remarks(facts, single=len(frames) == 1),
+    )
 
 
 def _get_position(frame: Frame) -> npt.NDArray[np.float64]:
@@ -172,8 +216,18 @@ def _list_notes(stack: Stack, misfit: float, facts: FrameFacts) -> Iterator[str]
     regular = not (stack.missing or stack.irregular)
     if regular and misfit > max(_MAX_MISFIT_MM, 0.01 * stack.gap):
         yield f"the affine differs from the stated position of a slice by up to {misfit:.3g} mm"
-    if facts.pixel_spacing is None:
-        yield _NO_SPACING
+    if facts.spacing_warning:
+        yield facts.spacing_warning
+
+
+def _list_remarks(facts: FrameFacts, *, single: bool) -> tuple[str, ...]:
+    """Return what the report says of the geometry, without a warning."""
+    extent = ""
+    if single and facts.slice_spacing is None:
+        thickness = facts.slice_thickness
+        extent = f"the only slice has an assumed extent of {find_extent(facts):.4g} mm along its normal: "
+        extent += "none is stated" if thickness is None else "the slice thickness"
+    return tuple(filter(None, ("" if facts.in_patient else _IN_VOLUME, facts.spacing_remark, extent)))
 
 
 def _measure_misfit(frames: Frames, affine: geometry.Affine) -> float:

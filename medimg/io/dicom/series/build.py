@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, overload
 from medimg.core.stacking import analyze_positions, are_distinct_positions
 from medimg.errors import GeometryError
 from medimg.io.dicom.header.instance import Frame
-from medimg.io.dicom.series._stack_plan import StackPlan, plan_regular_stack, plan_stack
+from medimg.io.dicom.series._stack_plan import StackPlan, find_extent, plan_regular_stack, plan_stack
 from medimg.io.dicom.series.volume_reader import StackReader
 from medimg.io.series import Series
 
@@ -85,14 +85,13 @@ def build_regular_series(files: UniformFiles) -> Series | None:
     """
     prototype = files.prototype
     orientation, positions = prototype.facts[0].orientation, files.positions
-    if not prototype.series_uid or orientation is None or positions is None:
+    if not prototype.series_uid or orientation is None or positions is None or prototype.modality == "SEG":
         return None
     try:
         if not are_distinct_positions(positions, orientation):
             return None
-        facts = prototype.facts[0]
-        alone = facts.slice_spacing or facts.slice_thickness or 1.0
-        stack = analyze_positions(positions, orientation, fallback_step=alone)
+        extent = find_extent(prototype.facts[0])
+        stack = analyze_positions(positions, orientation, fallback_step=extent)
     except GeometryError:
         return None
     if stack.missing or stack.irregular or stack.duplicates:

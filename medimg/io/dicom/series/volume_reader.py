@@ -108,7 +108,7 @@ def _name_errors(plan: StackPlan) -> Iterator[None]:
 
 
 def _plan_task(plan: StackPlan, slices: Sequence[int] | None, policies: Policies) -> _Task:
-    notes = Notes([*plan.notes], [])
+    notes = Notes([*plan.notes], [*plan.remarks])
     check_stack(plan, policies, notes)
     plan = resolve_duplicates(plan, policies, notes)
     everything = range(plan.depth)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from medimg.core.window import Voi
     from medimg.io.dicom.header.image_pixel import FrameFormat
 
-__all__ = ["VALUE_TAGS", "ModalityTransform", "parse_modality_transform"]
+__all__ = ["RADIANS", "VALUE_TAGS", "ModalityTransform", "normalize_angle", "parse_modality_transform"]
 
 #: Tags that a header-only read must include for :func:`parse_modality_transform`, besides Image Pixel.
 VALUE_TAGS: Final[list[str | int]] = [
@@ -68,6 +68,14 @@ _LABELS: Final = "palette not applied: pixel values are segment numbers"
 _MIN_SLOPE: Final = 1e-38
 #: Defined terms of Presentation LUT Shape; LIN OD is that of films.
 _LUT_SHAPES: Final = ("IDENTITY", "INVERSE", "LIN OD")
+#: Names of angles as manufacturers write them, and in UCUM.
+_ANGLES: Final = {
+    **dict.fromkeys(("RAD", "RADIAN", "RADIANS", "RADIAL", "RADIALS"), "rad"),
+    **dict.fromkeys(("MRAD", "MILLIRADIAN", "MILLIRADIANS", "MILLIRADIAL", "MILLIRADIALS"), "mrad"),
+    **dict.fromkeys(("DEG", "DEGREE", "DEGREES"), "deg"),
+}
+#: Units of angles in radians.
+RADIANS: Final = {"rad": 1.0, "mrad": 1e-3, "deg": math.pi / 180}
 #: Least and greatest value, both included.
 ValueRange: TypeAlias = "tuple[float, float]"
 
@@ -212,7 +220,12 @@ def _get_units(dataset: Dataset, *, is_calibrated: bool) -> str:
         return "HU" if is_calibrated and units in {"", "HU", "US"} and not scout else "raw"
     if not units and get_code(dataset, "Modality") == "PT":
         units = get_code(dataset, "Units")
-    return {"": "raw", "US": "raw"}.get(units, units)
+    return {"": "raw", "US": "raw"}.get(units, normalize_angle(units))
+
+
+def normalize_angle(units: str) -> str:
+    """Return "rad", "mrad" or "deg" for the names of these units, and others unchanged."""
+    return _ANGLES.get(units, units)
 
 
 def _parse_rescale(
