@@ -101,8 +101,8 @@ class StoredValues:
                 rescale_into(stored, slope, intercept, values)
         except FloatingPointError:
             raise DecodeError(
-                f"{self._raster.name}: values rescaled by slope {slope:g} and intercept {intercept:g} are beyond "
-                f"those of {values.dtype}; the file is damaged"
+                f"{self._raster.name}: values rescaled by slope {slope:g} and intercept {intercept:g} are "
+                f"beyond those of {values.dtype}; the file is damaged"
             ) from None
         return values
 

@@ -104,6 +104,14 @@ _STUDIES: dict[str, Callable[[], list[FileDataset]]] = {
     "AcquisitionTime": lambda: _make_pair("AcquisitionTime", "101010.5", "101020.5"),
     "ContentTime": lambda: _make_pair("ContentTime", "101010.5", "101020.5"),
     "AcquisitionDateTime": lambda: _make_pair("AcquisitionDateTime", "20200131101010.5", "20200131101020.5"),
+    "InversionTime": lambda: _make_pair("InversionTime", "100.5", "200.5"),
+    "FlipAngle": lambda: _make_pair("FlipAngle", "10.5", "20.5"),
+    "RepetitionTime": lambda: _make_pair("RepetitionTime", "100.5", "200.5"),
+    "KVP": lambda: _make_pair("KVP", "80.5", "120.5", Modality="CT"),
+    "NominalPercentageOfCardiacPhase": lambda: _make_pair("NominalPercentageOfCardiacPhase", 10.5, 20.5),
+    "ScanOptions": lambda: _make_pair("ScanOptions", "FS", "FC"),
+    "ReceiveCoilName": lambda: _make_pair("ReceiveCoilName", "HEAD 1", "HEAD 2"),
+    "ImageLaterality": lambda: _make_pair("ImageLaterality", "L", "R"),
     "InstanceNumber": _make_unplaced,
 }
 _WAYS = ("blank", "too long", "text VR", "unknown VR", "separator", "two too many", "garbled")
@@ -125,22 +133,24 @@ def _make_unusual(vr: str, value: bytes, way: str) -> tuple[str, bytes]:
         (number,) = struct.unpack(f"<{letter}", value)
         if way == "two too many":
             return vr, value * 3
-        text = (
-            f"{number:g}" if way == "text VR" else f"{number:020g}" if way == "too long" else f"{number:g},"
-        )
-        return "DS", text.encode()
+        shapes = {"text VR": f"{number:g}", "too long": f"{number:020g}"}
+        return "DS", shapes.get(way, f"{number:g},").encode()
+    return _make_unusual_text(vr, value, way)
+
+
+def _make_unusual_text(vr: str, value: bytes, way: str) -> tuple[str, bytes]:
     text = value.decode("ascii").strip(" \0")
-    if way == "text VR":
-        return "UT", text.encode()
+    parts = text.split("\\")
     if way == "two too many":
-        return vr, "\\".join((text, *text.split("\\")[-1:] * 2)).encode()
-    if way == "too long":
-        parts = [_lengthen(vr, part) for part in text.split("\\")]
-        return vr, "\\".join(parts).encode()
-    if way == "garbled":
-        return vr, b"~\x01" + text.encode()
-    other = text.replace("\\", ",").replace(".", ",")
-    return vr, (other if other != text else f"{text[:1]},{text[1:]}").encode()
+        text = "\\".join((*parts, parts[-1], parts[-1]))
+    elif way == "too long":
+        text = "\\".join(_lengthen(vr, part) for part in parts)
+    elif way == "garbled":
+        text = f"~\x01{text}"
+    elif way == "separator":
+        other = text.replace("\\", ",").replace(".", ",")
+        text = other if other != text else f"{text[:1]},{text[1:]}"
+    return "UT" if way == "text VR" else vr, text.encode()
 
 
 def _lengthen(vr: str, text: str) -> str:
@@ -321,7 +331,7 @@ def test_values_beyond_float32_are_an_error(tmp_path: Path, slope: str, intercep
     for number in (1, 2):
         ds = _make_slice(float(number), number, RescaleSlope=slope, RescaleIntercept=intercept)
         write(ds, tmp_path / f"{number}.dcm")
-    with pytest.raises(DecodeError, match="Rescale ?Slope"):
+    with pytest.raises(DecodeError, match=r"Rescale ?Slope"):
         medimg.read(tmp_path)
 
 

@@ -283,7 +283,7 @@ def get_floats(dataset: Dataset, keyword: str, count: int | None = None) -> tupl
 
 
 def parse_numbers(dataset: Dataset, keyword: str, count: int | None = None) -> tuple[float, ...] | None:
-    """Return all values as finite numbers, None if absent or blank; raise DecodeError if they are malformed."""
+    """Return all values as finite numbers, None if absent or blank; raise DecodeError if malformed."""
     try:
         return _read_numbers(dataset, keyword, count)
     except InvalidValueError:

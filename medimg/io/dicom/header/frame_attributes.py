@@ -40,7 +40,7 @@ FRAME_ATTRIBUTE_TAGS: Final[list[str | int]] = [
 
 
 def parse_position(view: Dataset, of: FrameOfReference = "Patient") -> tuple[float, float, float] | None:
-    """Return Image Position (Patient), LPS millimeters, or (Volume); None if absent, DecodeError if unusable."""
+    """Return Image Position (Patient), LPS millimeters, or (Volume); None if absent; raise if unusable."""
     keyword = f"ImagePosition{of}"
     found = parse_numbers(view, keyword, 3)
     if found is None:
@@ -51,7 +51,7 @@ def parse_position(view: Dataset, of: FrameOfReference = "Patient") -> tuple[flo
 
 
 def parse_orientation(view: Dataset, of: FrameOfReference = "Patient") -> tuple[float, ...] | None:
-    """Return Image Orientation (Patient), 6 numbers, or (Volume); None if absent, DecodeError if unusable."""
+    """Return Image Orientation (Patient), 6 numbers, or (Volume); None if absent; raise if unusable."""
     keyword = f"ImageOrientation{of}"
     found = parse_numbers(view, keyword, 6)
     if found is not None and not (max(abs(v) for v in found) <= 2 and any(found[:3]) and any(found[3:])):
@@ -88,7 +88,7 @@ def get_lengths(view: Dataset, keyword: str) -> tuple[float, float] | None:
 
 
 def get_length(view: Dataset, keyword: str) -> float | None:
-    """Return the absolute value of a length in millimeters; None if it is absent, 0 or, noted, implausible."""
+    """Return the absolute value of a length in millimeters; None if absent, 0 or, noted, implausible."""
     found = get_number(view, keyword)
     if not found:
         return None

@@ -126,7 +126,7 @@ def _measure_region(region: Dataset) -> tuple[float, float] | None:
 
 
 def _find_aspect(view: Dataset) -> PixelSpacing | None:
-    """Return the spacing by Pixel Aspect Ratio, for columns of 1 mm; None if absent, DecodeError if unusable."""
+    """Return the spacing by Pixel Aspect Ratio, for columns of 1 mm; None if absent; raise if unusable."""
     aspect = parse_numbers(view, "PixelAspectRatio", 2)
     if aspect is None:
         return None
