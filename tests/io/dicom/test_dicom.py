@@ -182,7 +182,8 @@ def test_declared_windows_and_tables(tmp_path: Path) -> None:
     ds.WindowCenterWidthExplanation = ["SOFT", "LUNG", "BROKEN"]
     ds.VOILUTFunction = "SIGMOID"
     ds.VOILUTSequence = Sequence([lut(-1024, [0, 1, 2], bits=2)])
-    table, soft, lung = read_one(ds, tmp_path).voi[0]
+    with pytest.warns(MedimgWarning, match="WindowWidth is 0"):
+        table, soft, lung = read_one(ds, tmp_path).voi[0]
     assert isinstance(table, LookupTable)
     assert (table.first, table.maximum) == (-1024, 3)
     assert (soft, lung) == (Window(40, 400, "SIGMOID"), Window(-600, 1500, "SIGMOID"))

@@ -78,7 +78,9 @@ _GRAMMARS: Final = (_IDENTIFIER, _WHOLE, _POINT, _DATE_TIME, _TIME, _TIME)
 #: Columns of times, and the length of the date before each.
 _DATES: Final = {_STARTED: 8, _ACQUIRED: 0, _MADE: 0}
 #: For each column, the characters of regular values, and their maximum length.
-_POINT_CODE: Final = np.uint8(ord(".") - ord("0") & 0xFF)
+#: Hours are at most 29 here, if the least and the greatest of each character match.
+_CLOCK_LIKE: Final = re.compile(rb"[0-2][0-9](?:[0-5][0-9]){2}(?:\.[0-9]*)?")
+_LAST_HOUR: Final = int.from_bytes(b"23", "big")
 _DIGITS: Final = string.digits.encode()
 _CHARACTERS: Final = (
     _DIGITS + string.ascii_letters.encode() + b"._-",
@@ -176,19 +178,21 @@ class InstanceColumns:
 
 def _are_times(column: Sequence[bytes], grammar: re.Pattern[bytes], date: int) -> bool:
     """Whether all values are empty or times of day, each after a date of so many bytes."""
-    values = list(filter(None, column))
-    lengths = set(map(len, values))
-    end = date + 6
-    if len(lengths) != 1 or min(lengths) < end:
-        return all(map(grammar.fullmatch, values))
-    table = np.frombuffer(b"".join(values), np.uint8).reshape(len(values), -1) - ord("0")
-    clock = table[:, date:end]
-    fraction = table[:, end : end + 1] == _POINT_CODE
-    if (clock > 9).any() or not fraction.all() or (table[:, end + 1 :] > 9).any():
-        return all(map(grammar.fullmatch, values))
-    hours, minutes, seconds = (clock[:, ::2] * np.uint8(10) + clock[:, 1::2]).T
-    is_clock = (hours < 24).all() and (minutes < 60).all() and (seconds < 61).all()
-    return bool(is_clock) and all(grammar.fullmatch(d + b"0000") for d in {v[:date] for v in values} - {b""})
+    lengths = set(map(len, column)) - {0}
+    if not lengths:
+        return True
+    (longest, *others), end = lengths, date + 6
+    if others or longest < end:
+        return all(map(grammar.fullmatch, filter(None, column)))
+    # each position is compared by its least and greatest character
+    table = np.frombuffer(b"".join(column), np.uint8).reshape(-1, longest)
+    least, most = table.min(axis=0).tobytes()[date:], table.max(axis=0).tobytes()[date:]
+    if not (_CLOCK_LIKE.fullmatch(least) and _CLOCK_LIKE.fullmatch(most)):
+        return all(map(grammar.fullmatch, filter(None, column)))
+    if most[:1] == b"2" and np.ascontiguousarray(table[:, date : date + 2]).view(">u2").max() > _LAST_HOUR:
+        return False
+    days = [*filter(None, column)][:1] if (table[:, :date] == table[0, :date]).all() else column
+    return not date or all(grammar.fullmatch(d + b"0000") for d in {value[:date] for value in days} - {b""})
 
 
 def _is_far(written: bytes) -> bool:
