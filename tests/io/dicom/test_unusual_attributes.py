@@ -48,7 +48,7 @@ def _make_single(**attributes: Any) -> list[FileDataset]:
 
 
 def _make_xray(**attributes: Any) -> list[FileDataset]:
-    without = dict.fromkeys(("ImagePositionPatient", "ImageOrientationPatient"))
+    without: dict[str, Any] = dict.fromkeys(("ImagePositionPatient", "ImageOrientationPatient"))
     kind = {"SOPClassUID": DigitalXRayImageStorageForPresentation, "Modality": "DX"}
     return [_make_slice(**{**kind, **without, **attributes})]
 
@@ -60,7 +60,7 @@ def _make_pair(keyword: str, one: Any, other: Any, **attributes: Any) -> list[Fi
 
 
 def _make_unplaced() -> list[FileDataset]:
-    without = dict.fromkeys(("ImagePositionPatient", "ImageOrientationPatient"))
+    without: dict[str, Any] = dict.fromkeys(("ImagePositionPatient", "ImageOrientationPatient"))
     return [_make_slice(number=n, **without) for n in (2, 3, 1)]
 
 
@@ -165,7 +165,7 @@ def _lengthen(vr: str, text: str) -> str:
 def _rewrite(path: Path, keyword: str, way: str) -> None:
     """Replace an element of a file."""
     parsed = pydicom.dcmread(path)
-    element = parsed.get_item(keyword)
+    element: Any = parsed.get_item(keyword)
     assert isinstance(element, pydicom.dataelem.RawDataElement)
     vr, value = _make_unusual(*_split(element), way)
     value += b"\0" * (len(value) % 2) if vr in {"UI", "UN", "OB"} else b" " * (len(value) % 2)

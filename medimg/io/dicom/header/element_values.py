@@ -32,6 +32,7 @@ __all__ = [
     "collect_findings",
     "find_tag",
     "is_blank",
+    "is_padding",
     "note_finding",
     "parse_decimal",
     "read_numbers",
@@ -124,7 +125,7 @@ def read_values(dataset: Dataset, keyword: str) -> Values:
     tag = find_tag(keyword)
     # an element is parsed when it is first used, and a damaged one can raise anything
     try:
-        element = dataset.get_item(tag)
+        element: Any = dataset.get_item(tag)
         if element is None or element.value is None:
             return []
         if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
@@ -140,12 +141,17 @@ def read_values(dataset: Dataset, keyword: str) -> Values:
 
 def is_blank(element: DataElement | RawDataElement) -> bool:
     """Whether the value of an element that holds text is padding alone."""
-    value: Any = element.value
     if (element.VR or _find_vr(element.tag)) not in _TEXT_VRS:
         return False
-    return isinstance(value, str | bytes) and not value.strip(
-        b" \0\\" if isinstance(value, bytes) else " \0\\"
-    )
+    value: Any = element.value
+    return is_padding(value)
+
+
+def is_padding(value: object) -> bool:
+    """Whether a value is text of padding and separators alone."""
+    if isinstance(value, bytes):
+        return not value.strip(b" \0\\")
+    return isinstance(value, str) and not value.strip(" \0\\")
 
 
 def _read_raw(dataset: Dataset, element: RawDataElement) -> Values:
@@ -155,7 +161,7 @@ def _read_raw(dataset: Dataset, element: RawDataElement) -> Values:
     stated = element.VR or expected
     if stated == "UN":
         stated = expected or stated
-    if not data.strip(b" \0\\") and (stated in _TEXT_VRS or expected in _TEXT_VRS):
+    if is_padding(data) and (stated in _TEXT_VRS or expected in _TEXT_VRS):
         return []
     is_text = stated in _TEXT_VRS or (stated in _NUMBER_VRS | _BYTE_VRS and expected in _TEXT_VRS)
     if is_text and data.isascii() and b"\x1b" not in data:

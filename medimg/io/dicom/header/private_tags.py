@@ -18,7 +18,7 @@ from pydicom.sequence import Sequence as DicomSequence
 from pydicom.valuerep import IS, DSdecimal, DSfloat
 from pydicom.values import convert_SQ
 
-from medimg.io.dicom.header.element_values import note_finding, parse_decimal
+from medimg.io.dicom.header.element_values import is_padding, note_finding, parse_decimal
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -134,8 +134,7 @@ def get_private_floats(
 ) -> tuple[float, ...] | None:
     """Return finite numbers; None if absent or, noted, malformed or not `count` of them."""
     found = _get_private_value(dataset, tag)
-    blank = isinstance(found, bytes | str) and not found.strip(" \0" if isinstance(found, str) else b" \0")
-    if found is None or (blank and tag.vr not in _BINARY):
+    if found is None or (is_padding(found) and tag.vr not in _BINARY):
         return None
     try:
         numbers = _parse_value(found, tag.vr)
