@@ -110,7 +110,7 @@ class Series:
     space : {"patient", "image"}
         Whether the affine maps to patient coordinates.
     files : tuple of str
-        Paths, in the order of the slices.
+        Paths, in the order of the slices; duplicates of images are listed last.
     format : str
         "DICOM", "NIfTI", "NRRD", "MetaImage", "PNG", "JPEG", or the format of a plug-in.
     reader : SliceReader

@@ -203,13 +203,21 @@ def _walk_folders(root: Path, note: Callable[[OSError], None]) -> Iterator[tuple
         yield folder, names
 
 
+def _is_folder_entry(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder; a link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def _list_entries(folder: Path) -> tuple[list[str], list[str]]:
     """Return the names of subfolders, links last so that a folder has its own name, and of files."""
     subfolders: list[tuple[bool, str]] = []
     names: list[str] = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if not entry.is_dir():
+            if not _is_folder_entry(entry):
                 names.append(entry.name)
             elif not entry.name.startswith("."):
                 subfolders.append((entry.is_symlink(), entry.name))

@@ -23,6 +23,7 @@ from medimg.errors import (
     AmbiguousSeriesError,
     DecodeError,
     DuplicateSlicesError,
+    GeometryError,
     MedimgError,
     MedimgWarning,
     MissingSlicesError,
@@ -316,6 +317,72 @@ def test_another_image_at_the_same_position_is_an_error(tmp_path: Path) -> None:
     for policy in ("raise", "warn", "fix"):
         with pytest.raises(DuplicateSlicesError):
             medimg.read(tmp_path, on_duplicate=policy)
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_each_of_many_copies_counts(tmp_path: Path, renamed: bool) -> None:
+    """Copies of files, and images sent again under another UID."""
+    write_stack(tmp_path, [0.0, 2.0, 4.0])
+    originals = sorted(tmp_path.iterdir())
+    for n in range(27):
+        ds = pydicom.dcmread(originals[n % 3])
+        if renamed:
+            ds.SOPInstanceUID = f"1.2.{n}"
+        ds.save_as(tmp_path / f"copy {n}")
+    (series,) = index = medimg.scan(tmp_path)
+    assert len(set(series.files)) + len(index.skipped) == 30
+    assert list(series.files[:3]) == sorted(series.files[:3])
+    with pytest.warns(MedimgWarning, match="27 of 30 image"):
+        volume = series.read()
+    assert volume.shape[1] == 3
+    assert set(volume.report.files) | set(volume.report.duplicates) == set(series.files)
+    assert len(volume.report.duplicates) == 27
+    assert series.read(on_duplicate="keep").shape[1] == 30
+
+
+@pytest.mark.parametrize("aside", [1.5, 8.0])
+@pytest.mark.parametrize("which", [0, 2, 4])
+def test_a_displaced_slice_does_not_move_the_others(tmp_path: Path, aside: float, which: int) -> None:
+    write_stack(tmp_path, [2.0 * n for n in range(5)])
+    path = sorted(tmp_path.iterdir())[which]
+    ds = pydicom.dcmread(path)
+    ds.ImagePositionPatient = [ds.ImagePositionPatient[0] + aside, *ds.ImagePositionPatient[1:]]
+    ds.save_as(path)
+    for policy in ("raise", "warn", "fix"):
+        with pytest.raises(GeometryError, match="half of the slice distance"):
+            medimg.read(tmp_path, on_tilt=policy)
+        with pytest.raises(GeometryError, match="half of the slice distance"):
+            next(medimg.scan(tmp_path)[0].pieces(2))
+    with pytest.warns(MedimgWarning, match="differs from the stated position"):
+        assert medimg.read(tmp_path, on_tilt="keep").shape[1] == 5
+
+
+@pytest.mark.parametrize(("aside", "plausible"), [(0.57, True), (0.59, False), (-2.0, False)])
+def test_no_gantry_tilts_by_more_than_30_degrees(tmp_path: Path, aside: float, plausible: bool) -> None:
+    for n in range(4):
+        position = [0.0, aside * n, float(n)]
+        write(
+            make_instance(np.full((8, 8), n, np.int16), ImagePositionPatient=position), tmp_path / f"{n}.dcm"
+        )
+    if plausible:
+        with pytest.warns(MedimgWarning, match="tilted gantry"):
+            medimg.read(tmp_path)
+    else:
+        for policy in ("raise", "warn", "fix"):
+            with pytest.raises(TiltedGantryError, match="no gantry tilts"):
+                medimg.read(tmp_path, on_tilt=policy)
+        assert medimg.read(tmp_path, on_tilt="keep").report.tilt > 30
+
+
+def test_distances_that_drift_are_not_averaged(tmp_path: Path) -> None:
+    """Each differs by 5 % from the median, but the mean distance is off by several slices in the middle."""
+    heights = np.cumsum([0.0, *[1.9] * 40, *[2.1] * 40])
+    write_stack(tmp_path, heights.round(4).tolist())
+    with pytest.raises(GeometryError, match="vary too much for one affine"):
+        medimg.read(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MedimgWarning)
+        assert medimg.read(tmp_path, on_missing="keep").shape[1] == 81
 
 
 def test_a_tilted_gantry(tmp_path: Path) -> None:
