@@ -162,7 +162,7 @@ def encode_labels(labeled: Sequence[LabeledSeries], classes: tuple[str, ...], ta
     if unknown:
         # labels are not quoted: those of a wrong column can be names
         raise DatasetError(
-            f"{len(unknown)} of {len(labeled)} labels are not among the classes {list(classes)}, the first in "
+            f"{len(unknown)} of {len(labeled)} labels are not among the classes {list(classes)}, first in "
             f"row {unknown[0]}; check the column of labels, and classes="
         )
     return np.asarray([classes.index(str(item.label)) for item in labeled], dtype=np.int64)

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
@@ -317,6 +319,66 @@ def test_another_image_at_the_same_position_is_an_error(tmp_path: Path) -> None:
     for policy in ("raise", "warn", "fix"):
         with pytest.raises(DuplicateSlicesError):
             medimg.read(tmp_path, on_duplicate=policy)
+
+
+CODED: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "PixelRepresentation": ("US", (0, 1)),
+    "PlanarConfiguration": ("US", (0, 1)),
+    "SamplesPerPixel": ("US", (1, 3)),
+    "BitsAllocated": ("US", (1, 8, 16, 32)),
+    "PhotometricInterpretation": ("CS", ("MONOCHROME1", "MONOCHROME2", "RGB", "PALETTE COLOR")),
+    "VOILUTFunction": ("CS", ("LINEAR", "LINEAR_EXACT", "SIGMOID")),
+    "PresentationLUTShape": ("CS", ("IDENTITY", "INVERSE", "LIN OD")),
+}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(keyword=st.sampled_from(sorted(CODED)), bit=st.integers(0, 63), choice=st.integers(0, 7))
+def test_a_coded_attribute_has_a_defined_value_or_is_an_error(
+    tmp_path: Path, keyword: str, bit: int, choice: int
+) -> None:
+    """One flipped bit: another defined value, white space, or an error."""
+    vr, defined = CODED[keyword]
+    ds = make_instance(np.full((8, 8), -24, np.int16), WindowCenter=40, WindowWidth=400)
+    before = ds.get(keyword)
+    if before is None:
+        before = defined[choice % len(defined)]
+    if vr == "US":
+        after: Any = before ^ (1 << bit % 16)
+    else:
+        text = bytearray(str(before).encode())
+        text[bit // 8 % len(text)] ^= 1 << bit % 8
+        after = text.decode("latin-1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ds.add_new(keyword, vr, after)
+        path = write(ds, tmp_path / "x.dcm")
+    read_back = after.strip(" \0").upper() if vr == "CS" else after
+    if read_back in (*defined, ""):
+        return
+    with pytest.raises(DecodeError):
+        medimg.read(path)
+
+
+def test_a_lut_declares_its_bits_and_all_its_entries(tmp_path: Path) -> None:
+    for bits, entries, message in (
+        (0, [1, 2, 3], "0 bits"),
+        (48, [1, 2, 3], "48 bits"),
+        (8, [1] * 9, "holds"),
+    ):
+        ds = make_instance(np.zeros((8, 8), np.uint16))
+        del ds.RescaleSlope, ds.RescaleIntercept
+        item = lut(0, entries, bits=bits)
+        item.LUTDescriptor[0] = min(len(entries), 3)
+        ds.ModalityLUTSequence = Sequence([item])
+        with pytest.raises(DecodeError, match=message):
+            read_one(ds, tmp_path)
+
+
+def test_a_damaged_unit_is_not_hounsfield(tmp_path: Path) -> None:
+    assert read_one(make_instance(np.zeros((8, 8), np.int16), RescaleType="HU"), tmp_path).units == "HU"
+    ds = make_instance(np.zeros((8, 8), np.int16), RescaleType="H\x15")
+    assert read_one(ds, tmp_path).units == "raw"
 
 
 @pytest.mark.parametrize("renamed", [False, True])
