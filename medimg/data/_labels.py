@@ -111,7 +111,7 @@ def read_table(csv: str | Path | pd.DataFrame) -> pd.DataFrame:
         raise DatasetError(f"there is no file {csv}") from None
     except OSError as error:
         raise DatasetError(f"{csv} can't be opened: {error.strerror or type(error).__name__}") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise DatasetError(f"{csv} is not a CSV table in UTF-8 ({type(error).__name__})") from None
 
 

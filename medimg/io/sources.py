@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -164,8 +165,8 @@ def _is_absent(path: Path) -> bool:
     """Whether a path certainly does not exist."""
     try:
         return not path.exists()
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
 
 
 def _list_folder(root: Path) -> tuple[list[Blob | str], list[Skipped]]:

@@ -355,7 +355,8 @@ INJECTED = (
 def test_statements_cannot_change_the_card_around_them(tmp_path: Path, statement: str) -> None:
     report = make_report()
     plain = report.to_model_card(tmp_path / "plain.md").read_text()
-    card = report.to_model_card(tmp_path / "card.md", **dict.fromkeys(STATEMENTS, statement)).read_text()
+    stated: dict[str, Any] = dict.fromkeys(STATEMENTS, statement)
+    card = report.to_model_card(tmp_path / "card.md", **stated).read_text()
 
     def outline(text: str) -> list[str]:
         return [line for line in text.splitlines() if re.match(r"\s*(#|=+$|```|~~~|\|)", line)]

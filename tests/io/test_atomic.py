@@ -88,3 +88,9 @@ def test_a_pipe_is_no_checkpoint(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(CheckpointError, match="not a regular file"):
         safetensors_file.read_header(tmp_path / "pipe", "key", "a checkpoint")
+
+
+def test_a_name_that_no_file_can_have_is_an_error_of_the_system(tmp_path: Path) -> None:
+    for name in ("x" * 300, "a\0b"):
+        with pytest.raises(OSError, match=r"null character|[Nn]ame too long"):
+            write_text(tmp_path / name, "text")

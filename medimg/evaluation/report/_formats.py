@@ -37,7 +37,7 @@ def escape_formulas(table: "pd.DataFrame") -> "pd.DataFrame":
     safe = table.rename(columns=escape)
     for n, dtype in enumerate(table.dtypes):
         if not isinstance(dtype, np.dtype) or dtype.kind == "O":
-            safe.isetitem(n, table.iloc[:, n].map(escape))
+            safe.isetitem(n, table.iloc[:, n].map(escape).to_numpy())
     return safe
 
 
