@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -164,8 +165,8 @@ def _is_absent(path: Path) -> bool:
     """Whether a path certainly does not exist."""
     try:
         return not path.exists()
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
 
 
 def _list_folder(root: Path) -> tuple[list[Blob | str], list[Skipped]]:
@@ -203,13 +204,21 @@ def _walk_folders(root: Path, note: Callable[[OSError], None]) -> Iterator[tuple
         yield folder, names
 
 
+def _is_folder_entry(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder; a link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def _list_entries(folder: Path) -> tuple[list[str], list[str]]:
     """Return the names of subfolders, links last so that a folder has its own name, and of files."""
     subfolders: list[tuple[bool, str]] = []
     names: list[str] = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if not entry.is_dir():
+            if not _is_folder_entry(entry):
                 names.append(entry.name)
             elif not entry.name.startswith("."):
                 subfolders.append((entry.is_symlink(), entry.name))

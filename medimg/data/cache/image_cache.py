@@ -161,8 +161,10 @@ def make_cache_folder(folder: str | os.PathLike[str]) -> Path:
     path = Path(folder).absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DatasetError(f"can't make a cache in {path}: {error.strerror}") from None
+    # a null character is a ValueError
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DatasetError(f"can't make a cache in {path}: {reason}") from None
     return path
 
 

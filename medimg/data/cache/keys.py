@@ -70,7 +70,7 @@ def find_address(
 ) -> Address | None:
     """Return the address of a series' images, stored as `dtype`; None if its files can't identify them."""
     if policies.on_duplicate == "keep":
-        return None  # stacks files that a series does not list
+        return None  # stacks frames that are not in the plan
     content = hash_files(series, compare)
     if content is None:
         return None

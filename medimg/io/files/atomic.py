@@ -8,15 +8,14 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]  # absent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,6 +38,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
     The path is in a temporary folder beside the file; leftovers of writers that were killed are removed.
     """
+    if "\0" in str(target):
+        raise OSError(errno.EINVAL, "the name has a null character")
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists() and not target.is_file():
         raise OSError(errno.EINVAL, "not a regular file", str(target))
@@ -71,7 +72,7 @@ def _make_locked_folder(parent: Path) -> tuple[Path, int | None]:
     while True:
         folder = parent / f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}"
         folder.mkdir()
-        if fcntl is None:
+        if sys.platform == "win32":
             return folder, None
         try:
             lock = os.open(folder, os.O_RDONLY)
@@ -99,7 +100,7 @@ def remove_leftovers(folder: Path) -> None:
 
 def _remove_if_abandoned(folder: Path) -> None:
     is_old = time.time() - folder.stat().st_mtime > _STALE_SECONDS
-    if fcntl is None:
+    if sys.platform == "win32":
         if is_old:
             shutil.rmtree(folder, ignore_errors=True)
         return

@@ -363,8 +363,12 @@ def _split_by_file(items: list[PositionedFrame]) -> list[Repetition]:
 def _assign_copies(found: list[Repetition], copies: list[tuple[Frame, Frame]]) -> list[Repetition]:
     if not copies:
         return found
-    of_frame = {id(kept): (copy, kept) for copy, kept in copies}
+    of_frame: dict[int, list[tuple[Frame, Frame]]] = defaultdict(list)
+    for copy, kept in copies:
+        of_frame[id(kept)].append((copy, kept))
     return [
-        replace(part, copies=tuple(of_frame[id(f)] for c in part.channels for f in c if id(f) in of_frame))
+        replace(
+            part, copies=tuple(pair for c in part.channels for f in c for pair in of_frame.get(id(f), ()))
+        )
         for part in found
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from medimg.io.dicom.header.instance import Frame, FrameFacts, Instance
     from medimg.io.dicom.series.grouping import Group
 
-__all__ = ["StackPlan", "find_extent", "plan_regular_stack", "plan_stack"]
+__all__ = ["Miss", "StackPlan", "find_extent", "plan_regular_stack", "plan_stack"]
 
 _MAX_MISFIT_MM: Final = 0.02
 #: Modalities whose images have an extent along their normal; others are projections.
@@ -30,6 +30,16 @@ _IN_VOLUME: Final = "positions are those of the ultrasound volume, not of the pa
 Frames: TypeAlias = "Sequence[Frame]"
 
 
+class Miss(NamedTuple):
+    """Maximum distances of slices from their positions in millimeters: in plane, and along the normal."""
+
+    across: float
+    along: float
+
+
+_NO_MISS: Final = Miss(0.0, 0.0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackPlan:
     """
@@ -37,7 +47,8 @@ class StackPlan:
 
     `channels` has the frames of each channel in slice order; `times` are seconds from the first channel, or
     of each frame of a cine; `stack` is None without positions; `duplicates` are pairs of a frame left out and
-    the one kept at its position. `notes` are warnings; `remarks` appear in the report only.
+    the one kept at its position; `miss` is how far slices are from their positions by the affine. `notes` are
+    warnings; `remarks` appear in the report only.
     """
 
     channels: tuple[Frames, ...]
@@ -46,6 +57,7 @@ class StackPlan:
     names: tuple[str, ...] = ()
     times: tuple[float, ...] | None = None
     stack: Stack | None = None
+    miss: Miss = _NO_MISS
     duplicates: tuple[tuple[Frame, Frame], ...] = ()
     notes: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
@@ -67,12 +79,13 @@ class StackPlan:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Files used, each once, in the order of their first slice."""
-        return tuple(instance.path for instance in self.instances)
+        """Files, each once: those used in the order of their first slice, then those of duplicates."""
+        used = (instance.path for instance in self.instances)
+        return tuple(dict.fromkeys([*used, *(left.instance.path for left, _ in self.duplicates)]))
 
     @property
     def instances(self) -> tuple[Instance, ...]:
-        """Instances of these files."""
+        """Instances used, each once, in the order of their first slice."""
         frames = (frame for channel in self.channels for frame in channel)
         return tuple({frame.instance.path: frame.instance for frame in frames}.values())
 
@@ -173,6 +186,7 @@ def _plan_by_position(group: Group, channels: list[list[Frame]]) -> StackPlan:
         space="patient" if facts.in_patient else "image",
         stack=stack,
         remarks=_list_remarks(facts, single=len(ordered) == 1),
+        miss=_measure_miss([_list_positions(channel) for channel in sorted_channels], stack, orientation),
         duplicates=(*content.copies, *doubles),
         notes=tuple(notes),
     )
@@ -197,13 +211,35 @@ def plan_regular_stack(stack: Stack, frames: Frames, positions: npt.NDArray[np.f
         affine=affine,
         space="patient" if facts.in_patient else "image",
         stack=stack,
+        miss=_measure_miss([positions], stack, facts.orientation),
         notes=notes,
         remarks=_list_remarks(facts, single=len(frames) == 1),
     )
 
 
+def _measure_miss(
+    channels: Sequence[npt.NDArray[np.float64]], stack: Stack, orientation: Sequence[float]
+) -> Miss:
+    """Compare the positions (n, 3) of each channel with the line from the first slice along the step."""
+    normal = geometry.slice_normal(orientation)
+    gap = float(stack.step @ normal)
+    across = along = 0.0
+    for positions in channels:
+        offsets = positions - channels[0][0]
+        heights = offsets @ normal
+        beside = offsets - np.outer(heights / gap, stack.step)
+        across = max(across, float(np.linalg.norm(beside, axis=1).max()))
+        if not (stack.missing or stack.irregular):
+            along = max(along, float(np.abs(heights - gap * np.arange(len(heights))).max()))
+    return Miss(across, along)
+
+
 def _get_position(frame: Frame) -> npt.NDArray[np.float64]:
     return np.asarray(frame.facts.position, dtype=np.float64)
+
+
+def _list_positions(frames: Frames) -> npt.NDArray[np.float64]:
+    return np.asarray([_get_position(frame) for frame in frames])
 
 
 def _sort_along(frames: list[Frame], step: npt.NDArray[np.float64]) -> Frames:
@@ -232,7 +268,7 @@ def _list_remarks(facts: FrameFacts, *, single: bool) -> tuple[str, ...]:
 
 def _measure_misfit(frames: Frames, affine: geometry.Affine) -> float:
     """Return the maximum distance in millimeters of frames that may differ in orientation and spacing."""
-    positions = np.asarray([_get_position(frame) for frame in frames])
+    positions = _list_positions(frames)
     diagonals = None
     if all(frame.facts.pixel_spacing is not None for frame in frames):
         diagonals = np.asarray([_compute_diagonal(frame) for frame in frames])
