@@ -192,10 +192,12 @@ def test_absurd_sizes_take_no_memory(side: int) -> None:
     size = struct.pack(">II", side, side)
     plain = png(np.zeros((2, 2, 1), np.uint8), 0)
     forged = plain[:8] + chunk(b"IHDR", size + plain[24:29]) + plain[33:]
+    webp = bytearray(saved(np.zeros((8, 8, 3), np.uint8), "WEBP", lossless=True))
+    webp[21:25] = struct.pack("<I", 0x0FFFFFFF)
     jpeg = bytearray(saved(np.zeros((8, 8), np.uint8), "JPEG"))
     at = jpeg.index(b"\xff\xc0") + 5
     jpeg[at : at + 4] = struct.pack(">HH", side, side)
-    for data in (forged, bytes(jpeg)):
+    for data in (forged, bytes(jpeg), bytes(webp)):
         tracemalloc.start()
         with pytest.raises(MedimgError, match=r"unreasonably large|too many|truncated"):
             medimg.read(data)

@@ -7,7 +7,7 @@ import struct
 import tracemalloc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +48,7 @@ def directory(tags: Tags, at: int, order: str, big: bool, last: bool) -> bytes:
 def tiff(
     pages: Sequence[npt.NDArray[Any]],
     *,
-    order: str = "<",
+    order: Literal["<", ">"] = "<",
     big: bool = False,
     planar: bool = False,
     **tags: Any,
@@ -103,7 +103,7 @@ def draw_values(dtype: str, shape: tuple[int, ...], seed: int) -> npt.NDArray[An
     seed=st.integers(0, 99),
 )
 def test_any_tiff_is_read_without_loss(
-    *, dtype: str, order: str, big: bool, pages: int, samples: int, planar: bool, alpha: bool,
+    *, dtype: str, order: Literal["<", ">"], big: bool, pages: int, samples: int, planar: bool, alpha: bool,
     orientation: int, seed: int,
 ) -> None:  # fmt: skip
     shape = (3, 5) if samples == 1 else (3, 5, samples)
@@ -191,7 +191,7 @@ def test_gray_of_few_bits_fills_the_range(bits: int, white: bool) -> None:
     packed = RNG.integers(0, 256, (4, bits)).astype(np.uint8)
     places = np.unpackbits(packed, axis=1).reshape(4, 8, bits)
     values = places @ (1 << np.arange(bits)[::-1])
-    tags = {"t256": (4, [8]), "t258": (3, [bits]), "t262": (3, [0 if white else 1])}
+    tags: dict[str, Any] = {"t256": (4, [8]), "t258": (3, [bits]), "t262": (3, [0 if white else 1])}
     volume = medimg.read(tiff([packed], **tags))
     assert np.array_equal(volume.array[0, 0], values * (255 // (2**bits - 1)))
     assert (volume.photometric, volume.inverted) == ("MONOCHROME1" if white else "MONOCHROME2", white)

@@ -39,7 +39,7 @@ __all__ = ["find_still_format", "is_still_image", "open_image"]
 #: Bytes of the values of an image.
 _MAX_BYTES: Final = 2**31
 #: Pixels per byte of a file that its compression allows; a header that declares more is wrong.
-_MAX_EXPANSION: Final = {"PNG": 8 * 1032, "JPEG": 2**12, "GIF": 2**12}
+_MAX_EXPANSION: Final = {"PNG": 8 * 1032, "JPEG": 2**12, "GIF": 2**12, "BMP": 2**13, "WebP": 2**16}
 _ORIENTATION_TAG: Final = 0x0112
 _GRAYSCALE_MODES: Final = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F"})
 _COLOR_MODES: Final = frozenset({"P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr"})
@@ -124,6 +124,9 @@ def _read_header(blob: Blob) -> _Header:
     format_ = find_still_format(start)
     if not format_:
         raise NotAnImageError(f"{blob.name} is none of PNG, JPEG, BMP, WebP and GIF")
+    if format_ == "WebP":
+        # its decoder allocates all pixels when it is opened
+        _check_size(_Header(format_, _parse_webp_size(start, blob.name), channels=3, orientation=1), blob)
     deep = _read_deep_jpeg(blob) if format_ == "JPEG" else None
     if deep is None:
         with _open_pillow(blob, format_) as image:
@@ -141,6 +144,21 @@ def _read_header(blob: Blob) -> _Header:
     return deep
 
 
+def _parse_webp_size(start: bytes, name: str) -> tuple[int, int]:
+    """Return (height, width) of a WebP image: extended, lossless or lossy (RFC 9649)."""
+    kind, height, width = start[12:16], 0, 0
+    if kind == b"VP8X":
+        width, height = (1 + int.from_bytes(start[at : at + 3], "little") for at in (24, 27))
+    elif kind == b"VP8L":
+        bits = int.from_bytes(start[21:25], "little")
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    elif start[23:26] == b"\x9d\x01\x2a":
+        width, height = (int.from_bytes(start[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+    if not (width and height):
+        raise ReadError(f"{name} is a damaged WebP file")
+    return height, width
+
+
 def _check_size(header: _Header, blob: Blob) -> None:
     """Compare the declared size with what is supported and with the file, before anything is allocated."""
     height, width = header.size
@@ -151,8 +169,7 @@ def _check_size(header: _Header, blob: Blob) -> None:
             f"{shown}, which is unreasonably large: at most {_MAX_BYTES >> 30} GB of values are supported; "
             "cut it into parts"
         )
-    limit = _MAX_EXPANSION.get(header.format)
-    if limit is not None and height * width > limit * blob.bound():
+    if height * width > _MAX_EXPANSION[header.format] * blob.bound():
         raise TruncatedError(f"{shown}, too many for its {blob.bound()} bytes; copy or export it again")
 
 
@@ -177,16 +194,17 @@ def _decode_header(file: BinaryIO, format_: str, name: str) -> ImageFile:
     from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
     # opened without Image.open, which refuses sound images of many pixels
-    open_ = {
+    open_: dict[str, Any] = {
         "PNG": PngImagePlugin.PngImageFile,
         "JPEG": JpegImagePlugin.JpegImageFile,
         "GIF": GifImagePlugin.GifImageFile,
         "WebP": WebPImagePlugin.WebPImageFile,
         "BMP": BmpImagePlugin.BmpImageFile,
-    }[format_]
+    }
     try:
         with quiet_pydicom():
-            return open_(file, "")
+            image: ImageFile = open_[format_](file, "")
+            return image
     except ReadError:
         raise
     except Image.DecompressionBombError:
