@@ -205,6 +205,20 @@ def test_absurd_sizes_take_no_memory(side: int) -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize(("kind", "count"), [(b"zTXt", 1), (b"zTXt", 70), (b"iTXt", 1), (b"tEXt", 1)])
+def test_long_texts_do_not_damage_a_png(kind: bytes, count: int, behind: bool) -> None:
+    """Pillow refuses texts of more than 1 MB each, and of more than 64 MB in all."""
+    values = RNG.integers(0, 256, (5, 7, 1)).astype(np.uint8)
+    long = b" " * (2**20 + (1 if count == 1 else -99))
+    packed = zlib.compress(long, 1)
+    contents = {b"zTXt": b"k\0\0" + packed, b"iTXt": b"k\0\1\0\0\0" + packed, b"tEXt": b"k\0" + long}
+    whole = png(values, 0)
+    at = len(whole) - 12 if behind else 33
+    data = whole[:at] + chunk(kind, contents[kind]) * count + whole[at:]
+    assert np.array_equal(medimg.read(data).array[0, 0], values[..., 0])
+
+
 def test_color_spaces_are_named() -> None:
     cmyk = Image.fromarray(RNG.integers(0, 256, (9, 13, 4)).astype(np.uint8), "CMYK")
     assert "CMYK to RGB" in medimg.read(saved(cmyk, "JPEG")).report.transforms

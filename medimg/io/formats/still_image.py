@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import zlib
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
@@ -40,12 +42,17 @@ __all__ = ["find_still_format", "is_still_image", "open_image"]
 _MAX_BYTES: Final = 2**31
 #: Pixels per byte of a file that its compression allows; a header that declares more is wrong.
 _MAX_EXPANSION: Final = {"PNG": 8 * 1032, "JPEG": 2**12, "GIF": 2**12, "BMP": 2**13, "WebP": 2**16}
+#: Bytes of a text in a PNG, and of all its texts, that Pillow accepts.
+_MAX_TEXT: Final = 2**20
+_MAX_TEXTS: Final = 2**26
+_PNG_TEXTS: Final = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 _ORIENTATION_TAG: Final = 0x0112
 _GRAYSCALE_MODES: Final = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F"})
 _COLOR_MODES: Final = frozenset({"P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr"})
 _TRANSPARENT_MODES: Final = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 #: Color types of PNG whose 16 bits Pillow reduces to 8: RGB, grayscale with alpha, RGB with alpha.
-_PNG_REDUCED: Final = frozenset({2, 4, 6})
+_PNG_GRAY_AND_ALPHA: Final = 4
+_PNG_REDUCED: Final = frozenset({2, _PNG_GRAY_AND_ALPHA, 6})
 #: Start of frame (ITU-T T.81 B.1.1.3) of JPEG processes that Pillow decodes: baseline, extended, progressive,
 #: the latter two also with arithmetic coding.
 _PILLOW_PROCESSES: Final = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})
@@ -104,7 +111,8 @@ def open_image(source: str | os.PathLike[str] | Blob) -> Series:
     for other files, and ReadError if it can't be opened, is an animation or has an unsupported type.
     """
     blob = as_blob(source)
-    header = _read_header(blob)
+    with _open_still(blob) as (header, _):
+        pass
     height, width = header.size[::-1] if is_turned_sideways(header.orientation) else header.size
     return Series(
         uid=blob.name,
@@ -119,7 +127,9 @@ def open_image(source: str | os.PathLike[str] | Blob) -> Series:
     )
 
 
-def _read_header(blob: Blob) -> _Header:
+@contextmanager
+def _open_still(blob: Blob) -> Iterator[tuple[_Header, ImageFile | None]]:
+    """Yield the header of an image, and the image unless Pillow can't decode it without a loss."""
     start = blob.start()
     format_ = find_still_format(start)
     if not format_:
@@ -128,20 +138,24 @@ def _read_header(blob: Blob) -> _Header:
         # its decoder allocates all pixels when it is opened
         _check_size(_Header(format_, _parse_webp_size(start, blob.name), channels=3, orientation=1), blob)
     deep = _read_deep_jpeg(blob) if format_ == "JPEG" else None
-    if deep is None:
-        with _open_pillow(blob, format_) as image:
-            width, height = image.size
-            deep = _Header(
-                format=format_,
-                size=(height, width),
-                channels=1 if image.mode in _GRAYSCALE_MODES else 3,
-                orientation=_find_orientation(image, blob.name),
-                deep=16 if format_ == "PNG" and start[24] == 16 and start[25] in _PNG_REDUCED else 0,
-            )
-            if deep.deep and start[25] == 4:
-                deep = _Header(format_, deep.size, 1, deep.orientation, 16)
-    _check_size(deep, blob)
-    return deep
+    if deep is not None:
+        _check_size(deep, blob)
+        yield deep, None
+        return
+    with _open_pillow(blob, format_) as image:
+        is_deep = format_ == "PNG" and start[24] == 16 and start[25] in _PNG_REDUCED
+        is_gray = image.mode in _GRAYSCALE_MODES or (is_deep and start[25] == _PNG_GRAY_AND_ALPHA)
+        header = _Header(
+            format=format_,
+            size=image.size[::-1],
+            channels=1 if is_gray else 3,
+            orientation=1,
+            deep=16 if is_deep else 0,
+        )
+        _check_size(header, blob)
+        # a PNG is decoded for it
+        header = replace(header, orientation=_find_orientation(image, blob.name))
+        yield header, None if is_deep else image
 
 
 def _parse_webp_size(start: bytes, name: str) -> tuple[int, int]:
@@ -177,7 +191,8 @@ def _check_size(header: _Header, blob: Blob) -> None:
 def _open_pillow(blob: Blob, format_: str) -> Iterator[ImageFile]:
     """Yield the image, whose pixels are read from the file while it is used."""
     with blob.open() as file:
-        image = _decode_header(file, format_, blob.name)
+        source = _skip_long_texts(file) if format_ == "PNG" else file
+        image = _decode_header(source, format_, blob.name)
         if image.mode not in _GRAYSCALE_MODES | _COLOR_MODES:
             raise DecodeError(
                 f"{blob.name} has the color mode {image.mode}, which is not supported; save it as RGB"
@@ -188,6 +203,50 @@ def _open_pillow(blob: Blob, format_: str) -> Iterator[ImageFile]:
                 "image of its own"
             )
         yield image
+
+
+def _skip_long_texts(file: BinaryIO) -> BinaryIO:
+    """Return a PNG file without texts that are longer than Pillow accepts, if it has any."""
+    kept, skipped, total = [(0, 8)], False, 0
+    at = file.seek(8)
+    while len(head := file.read(8)) == 8:
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        end = at + 12 + length
+        size = 0
+        if kind in _PNG_TEXTS:
+            size = _measure_text(kind, file.read(min(length, _MAX_TEXT)))
+            size = max(size, length if kind == b"tEXt" else 0)
+        if size > _MAX_TEXT or total + size > _MAX_TEXTS:
+            skipped = True
+        else:
+            total += size
+            kept.append((at, end))
+        if kind == b"IEND":
+            break
+        at = file.seek(end)
+    file.seek(0)
+    if not skipped:
+        return file
+    parts = []
+    for start, end in kept:
+        file.seek(start)
+        parts.append(file.read(end - start))
+    return io.BytesIO(b"".join(parts))
+
+
+def _measure_text(kind: bytes, data: bytes) -> int:
+    """Return the size of a text chunk, decompressed up to a little more than Pillow accepts."""
+    _, _, rest = data.partition(b"\0")
+    if kind == b"iTXt":
+        is_packed, rest = rest[:1] == b"\1", rest[2:].partition(b"\0")[2].partition(b"\0")[2]
+    else:
+        is_packed, rest = kind == b"zTXt", rest[1:] if kind == b"zTXt" else rest
+    if not is_packed:
+        return len(rest)
+    try:
+        return len(zlib.decompressobj().decompress(rest, _MAX_TEXT + 1))
+    except zlib.error:
+        return 0
 
 
 def _decode_header(file: BinaryIO, format_: str, name: str) -> ImageFile:
@@ -291,17 +350,8 @@ def _read_volume(blob: Blob, slices: Sequence[int] | None, policies: Policies) -
     path = blob.name
     if slices is not None and list(slices) != [0]:
         raise ReadError(f"{path} is a single image with slice 0; slices {list(slices)} were requested")
-    header = _read_header(blob)
-    try:
-        with quiet_pydicom():
-            array, steps = _decode(blob, header)
-    except (ReadError, MemoryError):
-        raise
-    except (OSError, EOFError, SyntaxError, ValueError) as error:
-        raise TruncatedError(f"{path} is truncated or damaged ({type(error).__name__})") from None
-    # codecs raise errors of many types on damaged data
-    except Exception as error:
-        raise DecodeError(f"{path} is damaged ({type(error).__name__})") from None
+    with _open_still(blob) as (header, image):
+        array, steps = _decode(blob, header, image)
     if array.shape[1:] != header.size:
         raise DecodeError(f"{path} has decoded size {array.shape[1:]}, its header says {header.size}")
     array = turn_upright(array, header.orientation)
@@ -317,14 +367,22 @@ def _read_volume(blob: Blob, slices: Sequence[int] | None, policies: Policies) -
     )
 
 
-def _decode(blob: Blob, header: _Header) -> tuple[npt.NDArray[Any], tuple[str, ...]]:
+def _decode(blob: Blob, header: _Header, image: ImageFile | None) -> tuple[npt.NDArray[Any], tuple[str, ...]]:
     """Return (C, H, W) as stored, and the steps of the report."""
-    if not header.deep:
-        with _open_pillow(blob, header.format) as image:
-            return _to_channels(image)
-    with blob.stream() as file:
-        data = file.read()
-    return _decode_png(data) if header.format == "PNG" else _decode_deep_jpeg(data, blob.name)
+    try:
+        with quiet_pydicom():
+            if image is not None:
+                return _to_channels(image)
+            with blob.stream() as file:
+                data = file.read()
+            return _decode_png(data) if header.format == "PNG" else _decode_deep_jpeg(data, blob.name)
+    except (ReadError, MemoryError):
+        raise
+    except (OSError, EOFError, SyntaxError, ValueError) as error:
+        raise TruncatedError(f"{blob.name} is truncated or damaged ({type(error).__name__})") from None
+    # codecs raise errors of many types on damaged data
+    except Exception as error:
+        raise DecodeError(f"{blob.name} is damaged ({type(error).__name__})") from None
 
 
 def _to_channels(image: ImageFile) -> tuple[npt.NDArray[Any], tuple[str, ...]]:
