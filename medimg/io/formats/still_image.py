@@ -8,7 +8,7 @@ import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
 import numpy as np
 
@@ -46,6 +46,9 @@ _MAX_EXPANSION: Final = {"PNG": 8 * 1032, "JPEG": 2**12, "GIF": 2**12, "BMP": 2*
 _MAX_TEXT: Final = 2**20
 _MAX_TEXTS: Final = 2**26
 _PNG_TEXTS: Final = frozenset({b"tEXt", b"zTXt", b"iTXt"})
+_PNG_TAGS: Final = _PNG_TEXTS | {b"eXIf"}
+#: Bytes of a file that need not be counted.
+_FEW_BYTES: Final = 2**8
 _ORIENTATION_TAG: Final = 0x0112
 _GRAYSCALE_MODES: Final = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F"})
 _COLOR_MODES: Final = frozenset({"P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr"})
@@ -59,8 +62,9 @@ _PILLOW_PROCESSES: Final = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})
 _LOSSLESS_PROCESS: Final = 0xC3
 _JPEG_LS_PROCESS: Final = 0xF7
 _JPEG_END: Final = b"\xff\xd9"
-#: Bytes at the start of a JPEG that are searched for its frame header.
-_JPEG_STARTS: Final = (2**16, 2**22)
+#: Bytes at the start of a file that are read first, and of a JPEG at most to find its frame header.
+_FIRST_BYTES: Final = 2**12
+_MAX_JPEG_START: Final = 2**24
 #: Sizes of the header of a BMP image, by version.
 _BMP_HEADERS: Final = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
 
@@ -130,19 +134,21 @@ def open_image(source: str | os.PathLike[str] | Blob) -> Series:
 @contextmanager
 def _open_still(blob: Blob) -> Iterator[tuple[_Header, ImageFile | None]]:
     """Yield the header of an image, and the image unless Pillow can't decode it without a loss."""
-    start = blob.start()
-    format_ = find_still_format(start)
-    if not format_:
-        raise NotAnImageError(f"{blob.name} is none of PNG, JPEG, BMP, WebP and GIF")
-    if format_ == "WebP":
-        # its decoder allocates all pixels when it is opened
-        _check_size(_Header(format_, _parse_webp_size(start, blob.name), channels=3, orientation=1), blob)
-    deep = _read_deep_jpeg(blob) if format_ == "JPEG" else None
-    if deep is not None:
-        _check_size(deep, blob)
-        yield deep, None
-        return
-    with _open_pillow(blob, format_) as image:
+    with blob.open() as file:
+        start = file.read(_FIRST_BYTES)
+        format_ = find_still_format(start)
+        if not format_:
+            raise NotAnImageError(f"{blob.name} is none of PNG, JPEG, BMP, WebP and GIF")
+        if format_ == "WebP":
+            # its decoder allocates all pixels when it is opened
+            _check_size(_Header(format_, _parse_webp_size(start, blob.name), channels=3, orientation=1), blob)
+        deep = _read_deep_jpeg(file, start, blob.name) if format_ == "JPEG" else None
+        if deep is not None:
+            _check_size(deep, blob)
+            yield deep, None
+            return
+        chunks = _list_png_chunks(file) if format_ == "PNG" else []
+        image = _open_pillow(file, format_, chunks, blob.name)
         is_deep = format_ == "PNG" and start[24] == 16 and start[25] in _PNG_REDUCED
         is_gray = image.mode in _GRAYSCALE_MODES or (is_deep and start[25] == _PNG_GRAY_AND_ALPHA)
         header = _Header(
@@ -153,8 +159,9 @@ def _open_still(blob: Blob) -> Iterator[tuple[_Header, ImageFile | None]]:
             deep=16 if is_deep else 0,
         )
         _check_size(header, blob)
-        # a PNG is decoded for it
-        header = replace(header, orientation=_find_orientation(image, blob.name))
+        # a PNG is decoded for its tags
+        if not chunks or chunks[-1].kind != b"IEND" or any(c.kind in _PNG_TAGS for c in chunks):
+            header = replace(header, orientation=_find_orientation(image, blob.name))
         yield header, None if is_deep else image
 
 
@@ -183,54 +190,59 @@ def _check_size(header: _Header, blob: Blob) -> None:
             f"{shown}, which is unreasonably large: at most {_MAX_BYTES >> 30} GB of values are supported; "
             "cut it into parts"
         )
-    if height * width > _MAX_EXPANSION[header.format] * blob.bound():
+    expansion = _MAX_EXPANSION[header.format]
+    if height * width > expansion * _FEW_BYTES and height * width > expansion * blob.bound():
         raise TruncatedError(f"{shown}, too many for its {blob.bound()} bytes; copy or export it again")
 
 
-@contextmanager
-def _open_pillow(blob: Blob, format_: str) -> Iterator[ImageFile]:
-    """Yield the image, whose pixels are read from the file while it is used."""
-    with blob.open() as file:
-        source = _skip_long_texts(file) if format_ == "PNG" else file
-        image = _decode_header(source, format_, blob.name)
-        if image.mode not in _GRAYSCALE_MODES | _COLOR_MODES:
-            raise DecodeError(
-                f"{blob.name} has the color mode {image.mode}, which is not supported; save it as RGB"
-            )
-        if _is_animated(image):
-            raise DecodeError(
-                f"{blob.name} is an animation of several frames, which is not supported; save each as an "
-                "image of its own"
-            )
-        yield image
+def _open_pillow(file: BinaryIO, format_: str, chunks: Sequence[_Chunk], name: str) -> ImageFile:
+    """Return the image, whose pixels are read from the file while it is used."""
+    image = _decode_header(_skip_long_texts(file, chunks), format_, name)
+    if image.mode not in _GRAYSCALE_MODES | _COLOR_MODES:
+        raise DecodeError(f"{name} has the color mode {image.mode}, which is not supported; save it as RGB")
+    if _is_animated(image):
+        raise DecodeError(
+            f"{name} is an animation of several frames, which is not supported; save each as an image"
+        )
+    return image
 
 
-def _skip_long_texts(file: BinaryIO) -> BinaryIO:
-    """Return a PNG file without texts that are longer than Pillow accepts, if it has any."""
-    kept, skipped, total = [(0, 8)], False, 0
-    at = file.seek(8)
+class _Chunk(NamedTuple):
+    """A chunk of a PNG: its type, its range in the file, and the size of its text, decompressed."""
+
+    kind: bytes
+    start: int
+    stop: int
+    text: int
+
+
+def _list_png_chunks(file: BinaryIO) -> list[_Chunk]:
+    """Return the chunks up to the end of the image, or of the file."""
+    found: list[_Chunk] = []
+    at, texts = file.seek(8), 0
     while len(head := file.read(8)) == 8:
         length, kind = int.from_bytes(head[:4], "big"), head[4:]
-        end = at + 12 + length
-        size = 0
-        if kind in _PNG_TEXTS:
-            size = _measure_text(kind, file.read(min(length, _MAX_TEXT)))
-            size = max(size, length if kind == b"tEXt" else 0)
-        if size > _MAX_TEXT or total + size > _MAX_TEXTS:
-            skipped = True
-        else:
-            total += size
-            kept.append((at, end))
+        is_measured = kind in _PNG_TEXTS and texts <= _MAX_TEXTS
+        text = _measure_text(kind, file.read(min(length, _MAX_TEXT))) if is_measured else 0
+        texts += text
+        found.append(_Chunk(kind, at, at + 12 + length, text))
         if kind == b"IEND":
             break
-        at = file.seek(end)
+        at = file.seek(at + 12 + length)
+    return found
+
+
+def _skip_long_texts(file: BinaryIO, chunks: Sequence[_Chunk]) -> BinaryIO:
+    """Return a PNG file without texts if they are longer than Pillow accepts, else the file itself."""
     file.seek(0)
-    if not skipped:
+    texts = [chunk.text for chunk in chunks]
+    if max(texts, default=0) <= _MAX_TEXT and sum(texts) <= _MAX_TEXTS:
         return file
-    parts = []
-    for start, end in kept:
-        file.seek(start)
-        parts.append(file.read(end - start))
+    parts = [file.read(8)]
+    for chunk in chunks:
+        if chunk.kind not in _PNG_TEXTS:
+            file.seek(chunk.start)
+            parts.append(file.read(chunk.stop - chunk.start))
     return io.BytesIO(b"".join(parts))
 
 
@@ -300,15 +312,13 @@ def _find_orientation(image: ImageFile, path: str) -> int:
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
-def _read_deep_jpeg(blob: Blob) -> _Header | None:
+def _read_deep_jpeg(file: BinaryIO, start: bytes, name: str) -> _Header | None:
     """Return the header of a JPEG that Pillow can't decode: 12 bits, lossless, JPEG-LS; None for others."""
-    found = start = None
-    for length in _JPEG_STARTS:
-        start = blob.start(length)
+    found = read_codestream(start)
+    while found is None and len(start) < _MAX_JPEG_START and (more := file.read(15 * len(start))):
+        start += more
         found = read_codestream(start)
-        if found is not None:
-            break
-    if found is None or start is None:
+    if found is None:
         return None
     process, bits = find_jpeg_process(start), found.precision
     is_deep = bits > 8 and process in (0xC1, 0xC2)
@@ -316,12 +326,12 @@ def _read_deep_jpeg(blob: Blob) -> _Header | None:
         if process in _PILLOW_PROCESSES and bits == 8:
             return None
         raise DecodeError(
-            f"{blob.name} is JPEG of the process SOF{process - 0xC0} with {bits} bits, which has no decoder; "
+            f"{name} is JPEG of the process SOF{process - 0xC0} with {bits} bits, which has no decoder; "
             "convert it to lossless JPEG or PNG"
         )
     if found.size.components not in (1, 3):
         raise DecodeError(
-            f"{blob.name} is JPEG of {bits} bits with {found.size.components} components; expected 1 or 3"
+            f"{name} is JPEG of {bits} bits with {found.size.components} components; expected 1 or 3"
         )
     return _Header(
         format="JPEG",

@@ -201,7 +201,8 @@ def decode_frame(data: bytes, syntax_uid: str, fmt: FrameFormat, number: int = 0
     # codecs raise various errors on damaged data
     except Exception as error:
         raise DecodeError(
-            f"{where}: decoding failed ({type(error).__name__}); the pixel data is damaged or truncated"
+            f"{where}: decoding failed ({type(error).__name__}); the pixel data is damaged, truncated, or "
+            "of a kind that the decoder does not support"
         ) from None
     if values.shape != fmt.shape and values.size == fmt.count:
         values = values.reshape(fmt.shape)
