@@ -234,6 +234,8 @@ def test_dimensions_of_a_stack(content: str, shape: tuple[int, ...], first: list
     assert series.shape == volume.shape == shape
     assert volume.array[..., 0, 0].tolist() == first
     assert np.array_equal(series.read([1]).array, volume.array[:, 1:2])
+    pieces = [piece.array for piece in series.pieces(2)]
+    assert np.array_equal(np.concatenate(pieces, axis=1), volume.array)
     for check in medimg.testing.READER_CHECKS:
         check(series)
 
