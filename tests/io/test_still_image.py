@@ -219,6 +219,15 @@ def test_long_texts_do_not_damage_a_png(kind: bytes, count: int, behind: bool) -
     assert np.array_equal(medimg.read(data).array[0, 0], values[..., 0])
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_gray_of_few_bits_fills_the_range(bits: int) -> None:
+    values = np.arange(2**bits, dtype=np.uint8)[None]
+    image = Image.fromarray(values * 255).convert("1") if bits == 1 else Image.fromarray(values)
+    volume = medimg.read(saved(image, "PNG", bits=bits))
+    assert np.array_equal(volume.array[0, 0], values * (255 // (2**bits - 1)))
+    assert volume.report.transforms == ((f"{bits} bits scaled to 8",) if bits < 8 else ())
+
+
 def test_color_spaces_are_named() -> None:
     cmyk = Image.fromarray(RNG.integers(0, 256, (9, 13, 4)).astype(np.uint8), "CMYK")
     assert "CMYK to RGB" in medimg.read(saved(cmyk, "JPEG")).report.transforms

@@ -105,6 +105,7 @@ class _Header:
     channels: int  # 1 or 3
     orientation: int  # of EXIF: 1 is upright
     deep: int = 0
+    scaled: int = 0  # bits of grayscale values that are scaled to 8; 0 if they are not
 
 
 def open_image(source: str | os.PathLike[str] | Blob) -> Series:
@@ -157,6 +158,7 @@ def _open_still(blob: Blob) -> Iterator[tuple[_Header, ImageFile | None]]:
             channels=1 if is_gray else 3,
             orientation=1,
             deep=16 if is_deep else 0,
+            scaled=start[24] if format_ == "PNG" and start[24] < 8 and start[25] == 0 else 0,
         )
         _check_size(header, blob)
         # a PNG is decoded for its tags
@@ -365,6 +367,8 @@ def _read_volume(blob: Blob, slices: Sequence[int] | None, policies: Policies) -
     if array.shape[1:] != header.size:
         raise DecodeError(f"{path} has decoded size {array.shape[1:]}, its header says {header.size}")
     array = turn_upright(array, header.orientation)
+    if header.scaled:
+        steps = (*steps, f"{header.scaled} bits scaled to 8")
     steps = (*steps, *describe_turn(header.orientation, "EXIF"))
     if array.shape[0] == 3 and (array == array[:1]).all():
         array, steps = array[:1], (*steps, "gray in three equal channels: one kept")
