@@ -317,6 +317,15 @@ def test_a_form_of_an_unknown_code_still_places_the_image(tmp_path: Path, form: 
     assert_same(found, array, expected)
 
 
+def test_an_unknown_unit_of_length_is_noted(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(stored(), AFFINE), tmp_path / "a.nii")
+    raw = bytearray((tmp_path / "a.nii").read_bytes())
+    raw[123] = 5
+    (tmp_path / "a.nii").write_bytes(raw)
+    with pytest.warns(MedimgWarning, match="unknown unit of length 5"):
+        medimg.read(tmp_path / "a.nii")
+
+
 @pytest.mark.parametrize(("size", "message"), [(0.0, "is 0"), (-2.0, "negative")])
 @pytest.mark.parametrize("code", [0, 1])
 def test_a_voxel_size_that_is_none_is_noted(tmp_path: Path, size: float, message: str, code: int) -> None:

@@ -372,7 +372,7 @@ def test_spacings_are_in_the_unit_of_their_axis(tmp_path: Path, unit: str) -> No
         ({"spacings": "nan nan nan"}, (1, 1, 1)),
     ],
 )
-def test_spacings_from_ranges(tmp_path: Path, changes: dict[str, str], spacing: tuple[float, ...]) -> None:
+def test_spacings_from_ranges(tmp_path: Path, changes: dict[str, Any], spacing: tuple[float, ...]) -> None:
     plain: dict[str, Any] = {"space": "", "space_directions": "", "space_origin": ""}
     assert medimg.read(nrrd(tmp_path / "a", **plain, **changes)).spacing == pytest.approx(spacing)
 
@@ -406,7 +406,8 @@ def test_a_space_with_time(tmp_path: Path, space: str, first: bool) -> None:
 def test_four_axes_of_which_none_is_marked(tmp_path: Path) -> None:
     """The last one holds channels, as in MetaImage and NIfTI."""
     plain: dict[str, Any] = {"space": "", "space_directions": "", "space_origin": ""}
-    for changes in ({}, {"kinds": "domain domain domain domain"}, {"spacings": "1 2 3 4"}):
+    choices: list[dict[str, Any]] = [{}, {"kinds": "domain domain domain domain"}, {"spacings": "1 2 3 4"}]
+    for changes in choices:
         volume = medimg.read(nrrd(tmp_path / "a", dimension="4", sizes="2 3 2 2", **plain, **changes))
         assert volume.shape == (2, 2, 3, 2)
 

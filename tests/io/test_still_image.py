@@ -192,15 +192,40 @@ def test_absurd_sizes_take_no_memory(side: int) -> None:
     size = struct.pack(">II", side, side)
     plain = png(np.zeros((2, 2, 1), np.uint8), 0)
     forged = plain[:8] + chunk(b"IHDR", size + plain[24:29]) + plain[33:]
+    webp = bytearray(saved(np.zeros((8, 8, 3), np.uint8), "WEBP", lossless=True))
+    webp[21:25] = struct.pack("<I", 0x0FFFFFFF)
     jpeg = bytearray(saved(np.zeros((8, 8), np.uint8), "JPEG"))
     at = jpeg.index(b"\xff\xc0") + 5
     jpeg[at : at + 4] = struct.pack(">HH", side, side)
-    for data in (forged, bytes(jpeg)):
+    for data in (forged, bytes(jpeg), bytes(webp)):
         tracemalloc.start()
         with pytest.raises(MedimgError, match=r"unreasonably large|too many|truncated"):
             medimg.read(data)
         assert tracemalloc.get_traced_memory()[1] < 2**22
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize(("kind", "count"), [(b"zTXt", 1), (b"zTXt", 70), (b"iTXt", 1), (b"tEXt", 1)])
+def test_long_texts_do_not_damage_a_png(kind: bytes, count: int, behind: bool) -> None:
+    """Pillow refuses texts of more than 1 MB each, and of more than 64 MB in all."""
+    values = RNG.integers(0, 256, (5, 7, 1)).astype(np.uint8)
+    long = b" " * (2**20 + (1 if count == 1 else -99))
+    packed = zlib.compress(long, 1)
+    contents = {b"zTXt": b"k\0\0" + packed, b"iTXt": b"k\0\1\0\0\0" + packed, b"tEXt": b"k\0" + long}
+    whole = png(values, 0)
+    at = len(whole) - 12 if behind else 33
+    data = whole[:at] + chunk(kind, contents[kind]) * count + whole[at:]
+    assert np.array_equal(medimg.read(data).array[0, 0], values[..., 0])
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_gray_of_few_bits_fills_the_range(bits: int) -> None:
+    values = np.arange(2**bits, dtype=np.uint8)[None]
+    image = Image.fromarray(values * 255).convert("1") if bits == 1 else Image.fromarray(values)
+    volume = medimg.read(saved(image, "PNG", bits=bits))
+    assert np.array_equal(volume.array[0, 0], values * (255 // (2**bits - 1)))
+    assert volume.report.transforms == ((f"{bits} bits scaled to 8",) if bits < 8 else ())
 
 
 def test_color_spaces_are_named() -> None:

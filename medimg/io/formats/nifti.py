@@ -216,7 +216,8 @@ def _build_affine(
     Sform if its code is positive, else qform, else voxel sizes only (NIfTI standard), in the unit of
     xyzt_units.
     """
-    ras, notes, is_placed = np.eye(4), (), True
+    ras, is_placed = np.eye(4), True
+    notes: tuple[str, ...] = ()
     if int(header["sform_code"]) > 0:
         ras[:3] = [header[f"srow_{axis}"] for axis in "xyz"]
     else:

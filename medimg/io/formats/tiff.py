@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
 
 import numpy as np
@@ -25,7 +24,7 @@ from medimg.io.series import Policies, Series
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -152,7 +151,7 @@ def open_tiff(source: str | os.PathLike[str] | Blob) -> Series:
         space="image",
         files=(blob.name,),
         format="TIFF",
-        reader=partial(_read_volume, blob),
+        reader=_TiffReader(blob),
     )
 
 
@@ -374,13 +373,33 @@ def _parse_dimensions(text: str, pages: Sequence[_Page], name: str) -> tuple[str
     return order.group(1), {"C": channels, "Z": sizes.get("Z", 1), "T": sizes.get("T", 1)}
 
 
-def _read_volume(blob: Blob, slices: Sequence[int] | None, policies: Policies) -> Volume:
-    stack = _read_stack(blob)
+@dataclass(frozen=True, slots=True)
+class _TiffReader:
+    """Reads the pages of a file, whose directories are read again first."""
+
+    blob: Blob
+
+    def __call__(self, slices: Sequence[int] | None, policies: Policies) -> Volume:
+        stack, data, chosen = self._open(slices)
+        return _build_volume(self.blob.name, stack, data, chosen)
+
+    def pieces(self, size: int, slices: Sequence[int] | None, policies: Policies) -> Iterator[Volume]:
+        """Yield a few slices at a time; the file is read once."""
+        stack, data, chosen = self._open(slices)
+        for start in range(0, len(chosen), size):
+            yield _build_volume(self.blob.name, stack, data, chosen[start : start + size])
+
+    def _open(self, slices: Sequence[int] | None) -> tuple[_Stack, bytes, list[int]]:
+        stack = _read_stack(self.blob)
+        depth = stack.shape[1]
+        chosen = geometry.ascending_slices(range(depth) if slices is None else slices, depth)
+        with self.blob.stream() as file:
+            return stack, file.read(), chosen
+
+
+def _build_volume(name: str, stack: _Stack, data: bytes, chosen: Sequence[int]) -> Volume:
     first = stack.first
-    chosen = geometry.ascending_slices(range(stack.shape[1]) if slices is None else slices, stack.shape[1])
-    with blob.stream() as file:
-        data = file.read()
-    array = _read_pages(data, stack, chosen, blob.name)
+    array = _read_pages(data, stack, chosen, name)
     steps = (*stack.steps, *_describe_steps(first), *describe_turn(first.orientation, "orientation"))
     if len(chosen) < stack.shape[1]:
         steps = (*steps, f"{len(chosen)} of {stack.shape[1]} slices read")
@@ -398,7 +417,7 @@ def _read_volume(blob: Blob, slices: Sequence[int] | None, policies: Policies) -
         photometric="RGB" if is_color else "MONOCHROME1" if is_inverted else "MONOCHROME2",
         inverted=is_inverted,
         space="image",
-        report=ReadReport(format="TIFF", files=(blob.name,), transforms=steps),
+        report=ReadReport(format="TIFF", files=(name,), transforms=steps),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import tracemalloc
 import zlib
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.uid import UID
 
+import medimg
 from medimg.errors import DecodeError, MissingDependencyError, TruncatedError
 from medimg.io.dicom.header.image_pixel import FrameFormat
 from medimg.io.dicom.header.open import open_dataset
@@ -279,6 +281,27 @@ def test_damaged_rle(damage: str) -> None:
     ds = make_instance(FRAMES[0])
     with pytest.raises((DecodeError, TruncatedError)):
         decoded(with_data(ds, RLE, encapsulated([bytes(stream)])))
+
+
+@pytest.mark.parametrize("bits", [-15, 15, 31])
+def test_deflated_data_in_a_wrapper(bits: int) -> None:
+    """PS3.5 A.5 and A.4.13 mean raw deflate; some writers add the header of zlib, or of gzip."""
+
+    def pack(data: bytes) -> bytes:
+        packer = zlib.compressobj(wbits=bits)
+        return packer.compress(data) + packer.flush()
+
+    pixels = gray(8)
+    ds = make_instance(pixels, RescaleIntercept=0)
+    frames = with_data(make_instance(pixels), DEFLATED_FRAMES, encapsulated([pack(pixels.tobytes())]))
+    assert np.array_equal(decoded(frames), pixels)
+    ds.file_meta.TransferSyntaxUID = UID("1.2.840.10008.1.2.1.99")
+    file = io.BytesIO()
+    ds.save_as(file, enforce_file_format=True)
+    data = file.getvalue()
+    start = 144 + int.from_bytes(data[140:144], "little")
+    plain = zlib.decompress(data[start:], -15)
+    assert np.array_equal(medimg.read(data[:start] + pack(plain)).array[0, 0], pixels)
 
 
 def test_a_deflated_bomb_takes_no_memory() -> None:

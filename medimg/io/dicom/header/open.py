@@ -16,6 +16,7 @@ from medimg.io.dicom.header.attributes import quiet_pydicom
 from medimg.io.dicom.header.elements import UnusualHeaderError, build_dataset, locate_elements
 from medimg.io.dicom.header.transfer_syntax import SYNTAXES, parse_transfer_syntax
 from medimg.io.files.blob import Blob, as_blob
+from medimg.io.files.decompress import find_window_bits
 from medimg.io.files.prefetch import read_start
 
 if TYPE_CHECKING:
@@ -140,8 +141,8 @@ def _inflate_dataset(found: _DeflatedError, name: str) -> BinaryIO:
     """Return the file with its dataset inflated, up to a bound."""
     whole = io.BytesIO()
     most = whole.write(found.head.replace(_DEFLATED, _INFLATED)) + _MAX_INFLATED
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     packed = found.packed
+    inflater = zlib.decompressobj(find_window_bits(packed))
     while data := inflater.decompress(packed, _CHUNK_BYTES):
         packed = inflater.unconsumed_tail
         if whole.write(data) and whole.tell() > most:

@@ -13,6 +13,7 @@ from medimg.errors import DecodeError, MissingDependencyError, TruncatedError
 from medimg.io.dicom.header.transfer_syntax import SYNTAXES, check_syntax
 from medimg.io.dicom.pixels._native import NativeFrames, unpack_bits
 from medimg.io.dicom.pixels.codestream import find_j2k_end, find_jpeg_scan, has_ycc, read_codestream
+from medimg.io.files.decompress import find_window_bits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,7 +107,7 @@ def _read_native(data: bytes, fmt: FrameFormat) -> npt.NDArray[Any]:
 def _inflate_frame(data: bytes, fmt: FrameFormat) -> npt.NDArray[Any]:
     """Inflate a native frame (PS3.5 A.4.13)."""
     expected = (fmt.count * fmt.bits_allocated + 7) // 8
-    return _read_native(zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, expected), fmt)
+    return _read_native(zlib.decompressobj(find_window_bits(data)).decompress(data, expected), fmt)
 
 
 def _decode_jpeg(data: bytes, fmt: FrameFormat) -> npt.NDArray[Any]:
@@ -201,7 +202,8 @@ def decode_frame(data: bytes, syntax_uid: str, fmt: FrameFormat, number: int = 0
     # codecs raise various errors on damaged data
     except Exception as error:
         raise DecodeError(
-            f"{where}: decoding failed ({type(error).__name__}); the pixel data is damaged or truncated"
+            f"{where}: decoding failed ({type(error).__name__}); the pixel data is damaged, truncated, or "
+            "of a kind that the decoder does not support"
         ) from None
     if values.shape != fmt.shape and values.size == fmt.count:
         values = values.reshape(fmt.shape)
