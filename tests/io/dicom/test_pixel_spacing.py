@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
@@ -198,6 +198,7 @@ def write_groups(
     return write(ds, path)
 
 
+@settings(deadline=None)
 @given(steps=st.lists(st.integers(1, 5), min_size=1, max_size=5), gap=st.sampled_from([0.5, 2.0, 3.0]))
 def test_the_stated_spacing_gives_the_grid_of_a_segmentation(
     tmp_path_factory: pytest.TempPathFactory, steps: list[int], gap: float

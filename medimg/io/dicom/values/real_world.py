@@ -54,6 +54,7 @@ PHILIPS_TAGS: Final[list[str | int]] = [
     "Modality",
     "BitsStored",
     "ComplexImageComponent",
+    "FrameType",
     "ImageType",
     "RealWorldValueMappingSequence",
     "RescaleSlope",
