@@ -211,6 +211,39 @@ def test_an_attribute_that_is_not_asked_leaves_duplicates(tmp_path: Path) -> Non
         medimg.read(write_classic(tmp_path, "ImageComments"), values="rescaled")
 
 
+def test_what_distinguishes_images_that_form_no_repetition_is_named(tmp_path: Path) -> None:
+    for n, (z, phase) in enumerate([(0, 0), (2, 0), (4, 0), (2, 50)]):
+        ds = make_instance(
+            make_pixels(z, n), ImagePositionPatient=[0, 0, z], NominalPercentageOfRespiratoryPhase=phase
+        )
+        write(ds, tmp_path / f"{n}.dcm")
+    with pytest.raises(
+        DuplicateSlicesError, match=r"distinguishes them \(respiratory phase\) forms no complete"
+    ):
+        medimg.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "places",
+    [((0, 2, 4), (2,)), ((0, 2), (4, 6)), ((0, 2), (2, 4)), ((0,), (0, 2)), ((0, 2), (0, 2)), ((0,), (2,))],
+)
+def test_segments_are_never_mixed(tmp_path: Path, places: tuple[tuple[float, ...], ...]) -> None:
+    for number, some in enumerate(places):
+        for z in some:
+            ds = make_instance(
+                make_pixels(z, number), ImagePositionPatient=[0, 0, z], ReferencedSegmentNumber=number + 1
+            )
+            write(ds, tmp_path / f"{number}-{z}.dcm")
+    found = {}
+    for series in medimg.scan(tmp_path):
+        volume = series.read(values="rescaled")
+        for name, values in zip(volume.channels, volume.array, strict=True):
+            found[name] = [int(v) + 1024 for v in values[:, 0, 0]]
+    assert found == {
+        f"segment {number + 1}": [100 * number + z for z in some] for number, some in enumerate(places)
+    }
+
+
 def test_two_attributes_distinguish_images_together(tmp_path: Path) -> None:
     for number, (angle, delay) in enumerate([(5, 0), (5, 50), (20, 0), (20, 50)]):
         for z in PLACES:

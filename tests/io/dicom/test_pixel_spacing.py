@@ -218,6 +218,12 @@ def test_the_stated_spacing_gives_the_grid_of_a_segmentation(
     assert volume.spacing[0] == pytest.approx(gap)
 
 
+def test_a_stated_spacing_that_contradicts_positions_is_named(tmp_path: Path) -> None:
+    path = write_groups(tmp_path / "seg.dcm", [0, 9], "SEG", SpacingBetweenSlices=4)
+    with pytest.warns(medimg.errors.MedimgWarning, match="no multiples of Spacing Between Slices, 4 mm"):
+        assert medimg.read(path).spacing[0] == 9
+
+
 def test_the_stated_spacing_of_other_images_is_not_believed(tmp_path: Path) -> None:
     path = write_groups(tmp_path / "ct.dcm", [0, 4, 8], "CT", SpacingBetweenSlices=2)
     assert medimg.read(path).spacing[0] == 4
