@@ -14,7 +14,9 @@ from pydicom.sequence import Sequence
 import medimg
 from medimg.errors import DuplicateSlicesError
 from medimg.io.dicom.header import distinguishing_attributes
+from medimg.io.dicom.header.functional_groups import FrameViews
 from tests.dicom_files import make_instance, write
+from tests.sampling import sample
 
 PLACES = (0.0, 2.0)
 #: Attributes by the sequence that holds them in functional groups (PS3.3 C.7.6.16.2 and the modules of IODs).
@@ -161,21 +163,40 @@ def check_separated(source: Path, keyword: str) -> None:
         assert len(set(index[0].read().channels)) == 2
 
 
-@pytest.mark.parametrize(
-    "keyword",
-    sorted(
-        {"ImageType", "ComplexImageComponent"}
-        | {k for row in _TABLE if row.in_classic for k in row.keywords} - {"FrameAcquisitionDateTime"}
-    ),
+CLASSIC = sorted(
+    {"ImageType", "ComplexImageComponent"}
+    | {k for row in _TABLE if row.in_classic for k in row.keywords} - {"FrameAcquisitionDateTime"}
 )
+GROUPED = [(macro, keyword) for macro, keywords in MACROS.items() for keyword in keywords]
+
+
+@pytest.mark.parametrize("keyword", sample(CLASSIC))
 def test_attributes_of_classic_files_distinguish_images(tmp_path: Path, keyword: str) -> None:
     check_separated(write_classic(tmp_path, keyword), keyword)
 
 
 @pytest.mark.filterwarnings("ignore:The value length")
-@pytest.mark.parametrize(
-    ("macro", "keyword"), [(macro, keyword) for macro, keywords in MACROS.items() for keyword in keywords]
-)
+def test_every_attribute_of_a_view_is_read() -> None:
+    for macro, keyword in [*(("", keyword) for keyword in CLASSIC), *GROUPED]:
+        found = []
+        for value in find_values(keyword):
+            content, ds = Dataset(), Dataset()
+            for name, other in {**BESIDE.get(keyword, {}), keyword: value}.items():
+                setattr(content, name, other)
+            if macro:
+                group = Dataset()
+                setattr(group, macro, Sequence([content]))
+                ds.PerFrameFunctionalGroupsSequence = Sequence([group])
+            view = FrameViews(ds if macro else content, 1)[0]
+            attributes = distinguishing_attributes.get_series_attributes(view)
+            if keyword not in SERIES_KEYWORDS:
+                attributes = distinguishing_attributes.get_temporal_attributes(view)
+            found.append(attributes)
+        assert found[0] != found[1], keyword
+
+
+@pytest.mark.filterwarnings("ignore:The value length")
+@pytest.mark.parametrize(("macro", "keyword"), sample(GROUPED))
 def test_attributes_of_functional_groups_distinguish_frames(tmp_path: Path, macro: str, keyword: str) -> None:
     check_separated(write_enhanced(tmp_path / "enhanced.dcm", macro, keyword), keyword)
 

@@ -136,7 +136,7 @@ def test_us_regions_in_a_folder(tmp_path: Path) -> None:
             )  # fmt: skip
             ds["SequenceOfUltrasoundRegions"].is_undefined_length = undefined
             write(ds, tmp_path / f"{n}{undefined}.dcm")
-    spacings = [series.spacing[1:] for series in medimg.scan(tmp_path)]
+    spacings = np.array([series.spacing[1:] for series in medimg.scan(tmp_path)])
     assert np.allclose(spacings, [(0.1, 0.2), (0.1, 0.2), (0.2, 0.4), (0.2, 0.4)])
 
 
