@@ -14,7 +14,9 @@ from pydicom.sequence import Sequence
 import medimg
 from medimg.errors import DuplicateSlicesError
 from medimg.io.dicom.header import distinguishing_attributes
+from medimg.io.dicom.header.functional_groups import FrameViews
 from tests.dicom_files import make_instance, write
+from tests.sampling import sample
 
 PLACES = (0.0, 2.0)
 #: Attributes by the sequence that holds them in functional groups (PS3.3 C.7.6.16.2 and the modules of IODs).
@@ -161,21 +163,40 @@ def check_separated(source: Path, keyword: str) -> None:
         assert len(set(index[0].read().channels)) == 2
 
 
-@pytest.mark.parametrize(
-    "keyword",
-    sorted(
-        {"ImageType", "ComplexImageComponent"}
-        | {k for row in _TABLE if row.in_classic for k in row.keywords} - {"FrameAcquisitionDateTime"}
-    ),
+CLASSIC = sorted(
+    {"ImageType", "ComplexImageComponent"}
+    | {k for row in _TABLE if row.in_classic for k in row.keywords} - {"FrameAcquisitionDateTime"}
 )
+GROUPED = [(macro, keyword) for macro, keywords in MACROS.items() for keyword in keywords]
+
+
+@pytest.mark.parametrize("keyword", sample(CLASSIC))
 def test_attributes_of_classic_files_distinguish_images(tmp_path: Path, keyword: str) -> None:
     check_separated(write_classic(tmp_path, keyword), keyword)
 
 
 @pytest.mark.filterwarnings("ignore:The value length")
-@pytest.mark.parametrize(
-    ("macro", "keyword"), [(macro, keyword) for macro, keywords in MACROS.items() for keyword in keywords]
-)
+def test_every_attribute_of_a_view_is_read() -> None:
+    for macro, keyword in [*(("", keyword) for keyword in CLASSIC), *GROUPED]:
+        found = []
+        for value in find_values(keyword):
+            content, ds = Dataset(), Dataset()
+            for name, other in {**BESIDE.get(keyword, {}), keyword: value}.items():
+                setattr(content, name, other)
+            if macro:
+                group = Dataset()
+                setattr(group, macro, Sequence([content]))
+                ds.PerFrameFunctionalGroupsSequence = Sequence([group])
+            view = FrameViews(ds if macro else content, 1)[0]
+            attributes = distinguishing_attributes.get_series_attributes(view)
+            if keyword not in SERIES_KEYWORDS:
+                attributes = distinguishing_attributes.get_temporal_attributes(view)
+            found.append(attributes)
+        assert found[0] != found[1], keyword
+
+
+@pytest.mark.filterwarnings("ignore:The value length")
+@pytest.mark.parametrize(("macro", "keyword"), sample(GROUPED))
 def test_attributes_of_functional_groups_distinguish_frames(tmp_path: Path, macro: str, keyword: str) -> None:
     check_separated(write_enhanced(tmp_path / "enhanced.dcm", macro, keyword), keyword)
 
@@ -209,6 +230,39 @@ def test_every_attribute_for_functional_groups_alone_is_tried_in_its_macro() -> 
 def test_an_attribute_that_is_not_asked_leaves_duplicates(tmp_path: Path) -> None:
     with pytest.raises(DuplicateSlicesError):
         medimg.read(write_classic(tmp_path, "ImageComments"), values="rescaled")
+
+
+def test_what_distinguishes_images_that_form_no_repetition_is_named(tmp_path: Path) -> None:
+    for n, (z, phase) in enumerate([(0, 0), (2, 0), (4, 0), (2, 50)]):
+        ds = make_instance(
+            make_pixels(z, n), ImagePositionPatient=[0, 0, z], NominalPercentageOfRespiratoryPhase=phase
+        )
+        write(ds, tmp_path / f"{n}.dcm")
+    with pytest.raises(
+        DuplicateSlicesError, match=r"distinguishes them \(respiratory phase\) forms no complete"
+    ):
+        medimg.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "places",
+    [((0, 2, 4), (2,)), ((0, 2), (4, 6)), ((0, 2), (2, 4)), ((0,), (0, 2)), ((0, 2), (0, 2)), ((0,), (2,))],
+)
+def test_segments_are_never_mixed(tmp_path: Path, places: tuple[tuple[float, ...], ...]) -> None:
+    for number, some in enumerate(places):
+        for z in some:
+            ds = make_instance(
+                make_pixels(z, number), ImagePositionPatient=[0, 0, z], ReferencedSegmentNumber=number + 1
+            )
+            write(ds, tmp_path / f"{number}-{z}.dcm")
+    found = {}
+    for series in medimg.scan(tmp_path):
+        volume = series.read(values="rescaled")
+        for name, values in zip(volume.channels, volume.array, strict=True):
+            found[name] = [int(v) + 1024 for v in values[:, 0, 0]]
+    assert found == {
+        f"segment {number + 1}": [100 * number + z for z in some] for number, some in enumerate(places)
+    }
 
 
 def test_two_attributes_distinguish_images_together(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_more_codestreams_than_frames_are_an_error(count: int | None, table: str
     if table == "extended":
         ds.ExtendedOffsetTable = np.array(starts, "<u8").tobytes()
         ds.ExtendedOffsetTableLengths = np.array([len(s) for s in streams], "<u8").tobytes()
-    with pytest.raises(DecodeError, match=f"{len(streams)} frames, but Number of Frames is {count or 1} or"):
+    with pytest.raises(DecodeError, match=f"{len(streams)} frames, but Number of Frames is {count or 1}"):
         StoredFrames(ds)
 
 

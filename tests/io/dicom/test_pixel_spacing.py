@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
@@ -136,7 +136,7 @@ def test_us_regions_in_a_folder(tmp_path: Path) -> None:
             )  # fmt: skip
             ds["SequenceOfUltrasoundRegions"].is_undefined_length = undefined
             write(ds, tmp_path / f"{n}{undefined}.dcm")
-    spacings = [series.spacing[1:] for series in medimg.scan(tmp_path)]
+    spacings = np.array([series.spacing[1:] for series in medimg.scan(tmp_path)])
     assert np.allclose(spacings, [(0.1, 0.2), (0.1, 0.2), (0.2, 0.4), (0.2, 0.4)])
 
 
@@ -198,6 +198,7 @@ def write_groups(
     return write(ds, path)
 
 
+@settings(deadline=None)
 @given(steps=st.lists(st.integers(1, 5), min_size=1, max_size=5), gap=st.sampled_from([0.5, 2.0, 3.0]))
 def test_the_stated_spacing_gives_the_grid_of_a_segmentation(
     tmp_path_factory: pytest.TempPathFactory, steps: list[int], gap: float
@@ -215,6 +216,12 @@ def test_the_stated_spacing_gives_the_grid_of_a_segmentation(
     expected[places] = np.arange(1, len(places) + 1)
     assert np.array_equal(volume.array[0, :, 0, 0], expected)
     assert volume.spacing[0] == pytest.approx(gap)
+
+
+def test_a_stated_spacing_that_contradicts_positions_is_named(tmp_path: Path) -> None:
+    path = write_groups(tmp_path / "seg.dcm", [0, 9], "SEG", SpacingBetweenSlices=4)
+    with pytest.warns(medimg.errors.MedimgWarning, match="no multiples of Spacing Between Slices, 4 mm"):
+        assert medimg.read(path).spacing[0] == 9
 
 
 def test_the_stated_spacing_of_other_images_is_not_believed(tmp_path: Path) -> None:

@@ -169,7 +169,8 @@ def make_phase(unit: float, **attributes: Any) -> Any:
     ds = make_instance(
         np.array([[0, 2048, 4095]], np.uint16), Modality="MR", BitsStored=12, HighBit=11,
         ImageType=["ORIGINAL", "PRIMARY", "PHASE MAP", "P", "FFE"],
-        RescaleSlope=f"{math.tau / unit / 4095:.10g}", RescaleIntercept=f"{-math.pi / unit:.10g}", **attributes,
+        RescaleSlope=f"{math.tau / unit / 4095:.10g}", RescaleIntercept=f"{-math.pi / unit:.10g}",
+        **attributes,
     )  # fmt: skip
     block = ds.private_block(0x2005, "Philips MR Imaging DD 001", create=True)
     block.add_new(0x0E, "FL", 0.37)

@@ -6,7 +6,10 @@ The tables are in the order in which attributes are tried; docs/reading.rst list
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+from pydicom.tag import Tag
 
 from medimg.io.dicom.header.attributes import (
     get_code,
@@ -288,14 +291,33 @@ DISTINGUISHING_TAGS: Final[list[str | int]] = [
 
 def get_series_attributes(view: Dataset) -> FrameAttributes:
     """Return attributes whose difference puts images into different series."""
-    return _get_attributes(view, _SERIES_TABLE)
+    return _get_attributes(view, _SERIES_TABLE, _SERIES_ROWS)
 
 
 def get_temporal_attributes(view: Dataset) -> FrameAttributes:
     """Return attributes that distinguish repetitions within a series, the most specific first."""
-    return _get_attributes(view, _TEMPORAL_TABLE)
+    return _get_attributes(view, _TEMPORAL_TABLE, _TEMPORAL_ROWS)
 
 
-def _get_attributes(view: Dataset, table: tuple[_Attribute, ...]) -> FrameAttributes:
-    found = ((attribute.name, attribute.get(view, attribute.keywords)) for attribute in table)
-    return tuple(FrameAttribute(name, value) for name, value in found if value is not None)
+def _index_tags(table: tuple[_Attribute, ...]) -> dict[int, frozenset[int]]:
+    """Return the numbers of the attributes that read each tag; under tag 0 those that are always read."""
+    rows: dict[int, set[int]] = defaultdict(set)
+    for number, attribute in enumerate(table):
+        is_always = attribute.get in {_get_type, _is_trace} or not attribute.keywords
+        for tag in (0,) if is_always else map(int, map(Tag, attribute.keywords)):
+            rows[tag].add(number)
+    return {tag: frozenset(numbers) for tag, numbers in rows.items()}
+
+
+_SERIES_ROWS: Final = _index_tags(_SERIES_TABLE)
+_TEMPORAL_ROWS: Final = _index_tags(_TEMPORAL_TABLE)
+
+
+def _get_attributes(
+    view: Dataset, table: tuple[_Attribute, ...], rows: dict[int, frozenset[int]]
+) -> FrameAttributes:
+    """Return the attributes of a view; as few have a tag that is present, only these are looked at."""
+    present = rows[0].union(*[rows[tag] for tag in view.keys() & rows.keys()])
+    chosen = [table[number] for number in sorted(present)]
+    found = [(attribute.name, attribute.get(view, attribute.keywords)) for attribute in chosen]
+    return tuple([FrameAttribute(name, value) for name, value in found if value is not None])

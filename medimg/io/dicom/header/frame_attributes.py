@@ -61,8 +61,8 @@ def parse_orientation(view: Dataset, of: FrameOfReference = "Patient") -> tuple[
 
 def choose_frame_of_reference(view: Dataset) -> FrameOfReference:
     """Return what positions refer to: ultrasound volumes have coordinates of their own (PS3.3 C.8.24.3)."""
-    in_patient = has_value(view, "ImagePositionPatient") or not has_value(view, "ImagePositionVolume")
-    return "Patient" if in_patient else "Volume"
+    in_volume = has_value(view, "ImagePositionVolume") and not has_value(view, "ImagePositionPatient")
+    return "Volume" if in_volume else "Patient"
 
 
 def parse_lengths(view: Dataset, keyword: str) -> tuple[float, float] | None:

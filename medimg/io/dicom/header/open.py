@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from functools import cache
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
 import pydicom
@@ -219,7 +220,12 @@ def open_header(blob: Blob, tags: frozenset[int]) -> Dataset:
             return build_dataset(locate_elements(head), head, tags)
         except UnusualHeaderError:
             pass
-    return open_dataset(blob, tags=[BaseTag(tag) for tag in sorted(tags)])
+    return open_dataset(blob, tags=_sort_tags(tags))
+
+
+@cache
+def _sort_tags(tags: frozenset[int]) -> list[BaseTag]:
+    return [BaseTag(tag) for tag in sorted(tags)]
 
 
 def to_tags(*names: str | int) -> tuple[BaseTag, ...]:

@@ -106,6 +106,9 @@ def _split_by_series_attributes(
 
 
 def _split_by_time(items: list[PositionedFrame]) -> list[Repetition]:
+    segments = _split_by_segment(items)
+    if segments:
+        return segments
     parts = split_substacks(items)
     if len(parts) > 1:
         return [found for part in parts for found in _split_by_time(part)]
@@ -122,6 +125,15 @@ def _split_by_time(items: list[PositionedFrame]) -> list[Repetition]:
 
 def _make_single(items: Sequence[PositionedFrame]) -> Repetition:
     return Repetition((tuple(item.frame for item in items),))
+
+
+def _split_by_segment(items: list[PositionedFrame]) -> list[Repetition]:
+    """Split segments of a segmentation, wherever each has frames: empty ones are left out."""
+    parts = group_by(items, attribute_getter(items, "segment"))
+    if not _is_partition(parts):
+        return []
+    numbers = sorted(parts)
+    return _merge_classes([parts[number] for number in numbers], numbers, "segment")
 
 
 def _split_by_attribute(items: list[PositionedFrame]) -> list[Repetition]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from medimg.errors import DuplicateSlicesError, GeometryError, MissingSlicesError, TiltedGantryError
+from medimg.io.dicom.header.distinguishing_attributes import SERIES_ATTRIBUTES, TEMPORAL_ATTRIBUTES
 from medimg.io.dicom.pixels.frame_reader import FrameReader
 
 if TYPE_CHECKING:
@@ -117,8 +118,8 @@ def resolve_duplicates(plan: StackPlan, policies: Policies, notes: Notes) -> Sta
         return plan
     count = len(plan.duplicates)
     found = (
-        f"{count} of {plan.depth * len(plan.channels) + count} image(s) have the position of another, "
-        "and no attribute distinguishes them"
+        f"{count} of {plan.depth * len(plan.channels) + count} image(s) have the position of another, and "
+        + _describe_difference(plan.duplicates)
     )
     if policies.on_duplicate == "raise":
         raise DuplicateSlicesError(f'{found}; remove them, or choose on_duplicate="warn"')
@@ -133,6 +134,21 @@ def resolve_duplicates(plan: StackPlan, policies: Policies, notes: Notes) -> Sta
         )
     notes.add(f"{found}; their pixels are identical, and one of each is used", policies.on_duplicate)
     return plan
+
+
+def _describe_difference(duplicates: Sequence[tuple[Frame, Frame]]) -> str:
+    """Return which attributes differ between images at one position, though they form no repetitions."""
+    differing = {
+        attribute.name: None
+        for pair in duplicates
+        for one, other in (pair, pair[::-1])
+        for attribute in (*one.facts.series_attributes, *one.facts.temporal_attributes)
+        if attribute not in (*other.facts.series_attributes, *other.facts.temporal_attributes)
+    }
+    if not differing:
+        return "no attribute distinguishes them"
+    names = [name for name in (*SERIES_ATTRIBUTES, *TEMPORAL_ATTRIBUTES) if name in differing]
+    return f"what distinguishes them ({', '.join(names)}) forms no complete repetitions"
 
 
 def _stack_duplicates(plan: StackPlan, policies: Policies, found: str) -> StackPlan:

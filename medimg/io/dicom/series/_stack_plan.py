@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Miss", "StackPlan", "find_extent", "plan_regular_stack", "plan_stack"]
 
 _MAX_MISFIT_MM: Final = 0.02
+_SAME_SPACING: Final = 0.1
 #: Modalities whose images have an extent along their normal; others are projections.
 _SLICE_MODALITIES: Final = frozenset({"CT", "MR", "PT"})
 _IN_VOLUME: Final = "positions are those of the ultrasound volume, not of the patient"
@@ -176,6 +177,8 @@ def _plan_by_position(group: Group, channels: list[list[Frame]]) -> StackPlan:
     sorted_channels = (ordered, *(_sort_along(channel, stack.step) for channel in channels[1:]))
     misfit = max(_measure_misfit(channel, affine) for channel in sorted_channels)
     notes = [*group.notes, *_list_notes(stack, misfit, facts)]
+    if first[0].instance.modality == "SEG" and facts.slice_spacing and len(stack.order) > 1:
+        notes += _check_stated_spacing(stack, facts.slice_spacing)
     doubles = tuple((first[left], first[kept]) for left, kept in stack.duplicates)
     content = group.content
     return StackPlan(
@@ -190,6 +193,14 @@ def _plan_by_position(group: Group, channels: list[list[Frame]]) -> StackPlan:
         duplicates=(*content.copies, *doubles),
         notes=tuple(notes),
     )
+
+
+def _check_stated_spacing(stack: Stack, stated: float) -> Iterator[str]:
+    if abs(stack.gap - stated) > _SAME_SPACING * stated:
+        yield (
+            f"distances between frames are no multiples of Spacing Between Slices, {stated:.4g} mm: that of "
+            f"their positions, {stack.gap:.4g} mm, is used"
+        )
 
 
 def plan_regular_stack(stack: Stack, frames: Frames, positions: npt.NDArray[np.float64]) -> StackPlan:
