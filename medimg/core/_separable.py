@@ -17,6 +17,7 @@ import numpy as np
 
 from medimg.core.kernels import HALF
 from medimg.core.parallel import available_cores
+from medimg.errors import PreprocessError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -53,8 +54,13 @@ class _AxisPass:
 
     def read(self, slices: slice, rows: slice) -> _Floats:
         block = np.empty(self.values[slices, rows].shape, dtype=np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):
-            np.copyto(block, self.values[slices, rows], casting="unsafe")
+        try:
+            with np.errstate(over="raise", invalid="ignore"):
+                np.copyto(block, self.values[slices, rows], casting="unsafe")
+        except FloatingPointError:
+            raise PreprocessError(
+                "values beyond those of float32 can't be resampled; rescale or clip the array first"
+            ) from None
         if self.mask is not None:
             np.copyto(block, np.float32(self.fill), where=self.mask[slices, rows])
         return block

@@ -29,6 +29,7 @@ __all__ = [
 
 WindowChoice: TypeAlias = "str | int | Window | LookupTable"
 
+_NO_CONTENT: Final = "all pixels of this image are padding or not finite"
 #: Prefix of a choice among the windows of a file: "dicom:1", "dicom:BONE".
 DECLARED: Final = "dicom:"
 
@@ -42,9 +43,21 @@ def compute_percentile_window(volume: Volume, percentiles: tuple[float, float] =
     if np.issubdtype(values.dtype, np.floating):
         values = values[np.isfinite(values)]
     if values.size == 0:
-        raise PreprocessError("all pixels of this image are padding or not finite")
+        raise PreprocessError(_NO_CONTENT)
     low, high = _compute_percentiles(values.ravel(), percentiles)
     return Window.from_range(low, high)
+
+
+def has_content(volume: Volume) -> bool:
+    """Whether a pixel of the volume is finite and no padding; a slice with one ends the search."""
+    floating = volume.array.dtype.kind == "f"
+    if not floating and volume.padding is None:
+        return True
+    for d in range(volume.shape[1]):
+        shown = np.isfinite(volume.array[:, d]) if floating else np.True_
+        if (shown if volume.padding is None else shown & ~volume.padding[:, d]).any():
+            return True
+    return False
 
 
 def _compute_percentiles(values: npt.NDArray[Any], percentiles: tuple[float, float]) -> tuple[float, float]:
@@ -165,6 +178,8 @@ def render(
         colors = np.ascontiguousarray(volume.array[:, d].transpose(1, 2, 0))
         return colors if colors.dtype == np.uint8 else np.rint(colors * (255 / volume.white)).astype(np.uint8)
     voi = choose_voi(volume, window)
+    if not has_content(volume):
+        raise PreprocessError(_NO_CONTENT)
     values = volume.array[0, d]
     shown = voi[d if len(voi) > 1 else 0].apply(np.nan_to_num(values))
     if volume.inverted:

@@ -173,8 +173,10 @@ def _classify_gaps(
     return missing, np.flatnonzero(is_irregular).tolist(), deviation
 
 
-def _find_gap(gaps: npt.NDArray[np.float64], stated: float | None) -> float:
+def _find_gap(gaps: npt.NDArray[np.float64], stated: float | None, *, trust_stated: bool) -> float:
     """Return the distance between neighbors: one that all distances are multiples of, if there is one."""
+    if trust_stated and stated and not _classify_gaps(gaps, abs(stated))[1]:
+        return abs(stated)
     median = float(np.median(gaps))
     if not _classify_gaps(gaps, median)[1]:
         return median
@@ -198,12 +200,14 @@ def analyze_positions(
     *,
     fallback_step: float = 1.0,
     stated_gap: float | None = None,
+    trust_stated: bool = False,
 ) -> Stack:
     """
     Sort slices at positions (n, 3), LPS millimeters, along their normal, and measure their regularity.
 
     A single slice gets `fallback_step` millimeters. `stated_gap`, Spacing Between Slices (0018,0088), is used
-    only if distances are multiples of it, but not of their median.
+    only if distances are multiples of it, but not of their median; with `trust_stated`, whenever they are
+    multiples of it.
 
     Examples
     --------
@@ -220,7 +224,7 @@ def analyze_positions(
     if len(kept) == 1:
         return Stack((kept[0],), tuple(duplicates), distances, 0.0, (), (), 0.0, normal * fallback_step, 0.0)
     gaps = np.diff(distances)
-    gap = _find_gap(gaps, stated_gap)
+    gap = _find_gap(gaps, stated_gap, trust_stated=trust_stated)
     missing, irregular, deviation = _classify_gaps(gaps, gap)
     slices = len(kept) + sum(n for _, n in missing)
     step = (points[kept[-1]] - points[kept[0]]) / (slices - 1)

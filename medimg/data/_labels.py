@@ -8,13 +8,15 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
 from medimg.core.progress import progress_bar
 from medimg.data.identifiers import FilePatients, add_file_patients
 from medimg.errors import DatasetError, MedimgError
+from medimg.io.detect import FORMATS
+from medimg.io.files.regular_file import explain_irregular
 from medimg.io.read import find_series
 from medimg.io.scan import scan
 
@@ -30,6 +32,12 @@ __all__ = ["LabeledSeries", "PatientRule", "label_folders", "label_rows", "read_
 
 #: Patient by path: a regular expression with one group, or a function of the path.
 PatientRule: TypeAlias = str | Callable[[Path], str] | None
+
+
+#: File names as images have.
+_FILE_NAME: Final = re.compile(
+    r"\.(dcm|dicom|ima|nii|hdr|img|nrrd|nhdr|mha|mhd|png|jpe?g|tiff?|bmp|webp|gif|zip)(\.gz)?$", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +86,7 @@ def label_folders(
         if not index:
             raise DatasetError(
                 f"no image in the class folder {class_folder} ({len(index.skipped)} files skipped); "
-                "expected DICOM, NIfTI, NRRD, MetaImage, PNG or JPEG"
+                f"expected {FORMATS}"
             )
         skipped += index.skipped
         for series in index:
@@ -94,6 +102,9 @@ def read_table(csv: str | Path | pd.DataFrame) -> pd.DataFrame:
 
     if isinstance(csv, pd.DataFrame):
         return csv
+    irregular = "" if _is_special(csv) else explain_irregular(csv)
+    if irregular:
+        raise DatasetError(f"{csv} can't be opened: it is {irregular}; expected a CSV table")
     try:
         # "NA" and "None" are labels in use
         return pd.read_csv(csv, dtype=str, keep_default_na=False, na_values=[""])
@@ -101,8 +112,13 @@ def read_table(csv: str | Path | pd.DataFrame) -> pd.DataFrame:
         raise DatasetError(f"there is no file {csv}") from None
     except OSError as error:
         raise DatasetError(f"{csv} can't be opened: {error.strerror or type(error).__name__}") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise DatasetError(f"{csv} is not a CSV table in UTF-8 ({type(error).__name__})") from None
+
+
+def _is_special(csv: object) -> bool:
+    """Whether a table is no path on disk: a buffer, or the pipe that a shell makes of a command."""
+    return not isinstance(csv, str | os.PathLike) or str(csv).startswith(("/dev/", "/proc/"))
 
 
 def sort_classes(names: set[str]) -> list[str]:
@@ -129,18 +145,27 @@ def _check_columns(table: pd.DataFrame, wanted: Sequence[str]) -> None:
             )
 
 
-def _parse_label(row: dict[str, Any], label: str | Sequence[str]) -> str | tuple[float, ...]:
+def _parse_label(row: dict[str, Any], label: str | Sequence[str], number: int) -> str | tuple[float, ...]:
     if isinstance(label, str):
         return str(row[label])
-    try:
-        values = tuple(float(row[name]) for name in label)
-    except ValueError:
-        values = ()
-    if not values or not all(v in (0.0, 1.0) for v in values):
+    values = {name: _parse_flag(row[name]) for name in label}
+    wrong = [name for name, value in values.items() if value is None]
+    if wrong:
+        # cells are not quoted: those of a wrong column can be names
         raise DatasetError(
-            f"several label columns must hold 0 or 1; found {[str(row[name]) for name in label]} in one row"
+            f"several label columns must hold 0 or 1; found something else in {', '.join(map(repr, wrong))} "
+            f"of row {number}; check the columns of labels"
         )
-    return values
+    return tuple(value for value in values.values() if value is not None)
+
+
+def _parse_flag(cell: object) -> float | None:
+    """Return 0 or 1; None for anything else."""
+    try:
+        value = float(str(cell))
+    except ValueError:
+        return None
+    return value if value in (0.0, 1.0) else None
 
 
 def label_rows(
@@ -161,7 +186,7 @@ def label_rows(
     _check_files(rows, root, path)
     found = []
     problems = []
-    for row in progress_bar(rows, desc="indexing", unit="image", progress=progress):
+    for number, row in enumerate(progress_bar(rows, desc="indexing", unit="image", progress=progress)):
         try:
             series, _ = find_series(root / str(row[path]))
         except MedimgError as error:
@@ -169,7 +194,7 @@ def label_rows(
             continue
         known = str(row[patient]).strip() if patient else series.patient_id
         where = str(row[domain]).strip() if domain else ""
-        found.append(LabeledSeries(series, _parse_label(row, label), known, where))
+        found.append(LabeledSeries(series, _parse_label(row, label, number), known, where))
     if problems:
         shown = "\n".join(f"  {p}" for p in problems[:5])
         raise DatasetError(
@@ -187,14 +212,19 @@ def _may_exist(path: Path) -> bool:
         return True
 
 
+def _quote_file_name(cell: str) -> str:
+    """Return a file name for a message; "" for other text, as cells of a wrong column can be names."""
+    return f": {cell}" if _FILE_NAME.search(cell) else ""
+
+
 def _check_files(rows: list[dict[str, Any]], root: Path, path: str) -> None:
     names = [str(row[path]) for row in rows]
-    absent = [name for name in names if not _may_exist(root / name)]
+    absent = [n for n, name in enumerate(names) if not _may_exist(root / name)]
     if absent:
-        shown = "\n".join(f"  {name}" for name in absent[:5])
+        shown = "\n".join(f"  row {n}{_quote_file_name(names[n])}" for n in absent[:5])
         raise DatasetError(
             f"{len(absent)} of {len(rows)} labels have no file below {root}; pass root=, or remove "
-            f"these rows; the first:\n{shown}"
+            f"these rows, or check the column of paths ({path!r}); the first:\n{shown}"
         )
     paths = [os.path.realpath(root / name) for name in names]
     count = Counter(paths)

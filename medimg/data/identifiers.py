@@ -145,7 +145,7 @@ def _sketch_ids(series: Series) -> tuple[str, ...]:
     if instances:
         return tuple(sorted(_hash_lines([uid]) for uid in instances)[:_SKETCH])
     found = hash_files(series, "blocks")
-    return () if found is None else (_hash_lines(sorted(found)),)
+    return () if found is None else (_hash_lines(sorted(set(found))),)
 
 
 def _identify_series(series: Series, *, contents: bool) -> ItemId:
@@ -153,7 +153,8 @@ def _identify_series(series: Series, *, contents: bool) -> ItemId:
     content = ""
     if contents or not frames:
         found = hash_files(series, "bytes")
-        content = "" if found is None else _hash_lines(sorted(found))
+        # copies of a file do not change what a series is
+        content = "" if found is None else _hash_lines(sorted(set(found)))
     if not frames and not content:
         raise DatasetError(
             f"{series.path} has no SOP Instance UIDs and can't be read from disk, so it can't be identified: "

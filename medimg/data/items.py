@@ -157,9 +157,14 @@ def encode_labels(labeled: Sequence[LabeledSeries], classes: tuple[str, ...], ta
         return np.asarray([item.label for item in labeled], dtype=np.float32)
     if len(set(classes)) < len(classes):
         raise DatasetError(f"a class occurs twice in {classes}")
-    unknown = {str(item.label) for item in labeled} - set(classes)
+    known = set(classes)
+    unknown = [n for n, item in enumerate(labeled) if str(item.label) not in known]
     if unknown:
-        raise DatasetError(f"labels {sorted(unknown)} are not among the classes {list(classes)}")
+        # labels are not quoted: those of a wrong column can be names
+        raise DatasetError(
+            f"{len(unknown)} of {len(labeled)} labels are not among the classes {list(classes)}, first in "
+            f"row {unknown[0]}; check the column of labels, and classes="
+        )
     return np.asarray([classes.index(str(item.label)) for item in labeled], dtype=np.int64)
 
 

@@ -3,6 +3,7 @@ Saved index of the headers of a folder (SQLite), refreshed by reading only files
 
 `SavedIndex` is the file; `ScanIndex` uses it in a scan. A record holds the size, modification time and
 header values of a file in JSON; what the files of a series have in common is stored once, in a second table.
+Each row has a CRC-32.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import sqlite3
 import time
 import warnings
+import zlib
 from collections import defaultdict
 from contextlib import closing
 from dataclasses import dataclass, field, fields
@@ -25,11 +27,12 @@ from medimg import errors
 from medimg.errors import MedimgError, MedimgWarning, NotAnImageError, ReadError
 from medimg.io._header_scan import HeaderScan, scan_headers
 from medimg.io.detect import Unreadable, identify_file, is_built_in, list_plugin_readers
-from medimg.io.dicom.header.frame_attributes import FrameAttribute
+from medimg.io.dicom.header.distinguishing_attributes import FrameAttribute
 from medimg.io.dicom.header.instance import FrameFacts, Instance
 from medimg.io.dicom.scanning.series_table import InstanceColumns, UniformFiles
 from medimg.io.files.atomic import atomic_path
 from medimg.io.files.blob import Blob
+from medimg.io.files.regular_file import explain_irregular
 from medimg.io.series import Series
 
 if TYPE_CHECKING:
@@ -39,18 +42,19 @@ if TYPE_CHECKING:
     from medimg.io.detect import Scanned
     from medimg.io.series import Policies
 
-__all__ = ["Record", "SavedIndex", "ScanIndex", "State", "get_state"]
+__all__ = ["Record", "SavedIndex", "ScanIndex", "State", "compute_crc32", "get_state"]
 
 #: "medi": identifies an index file.
 _APPLICATION: Final = 0x6D656469
-#: Incremented when the meaning of records changes.
-_VERSION: Final = 1
+#: Incremented when the meaning of records changes. Version 1 had no checksums.
+_VERSION: Final = 2
 _SQLITE: Final = b"SQLite format 3\0"
+_DAMAGED: Final = "damaged (a checksum differs)"
 _FRESH_NS: Final = 2_000_000_000
 _TABLES: Final = (
-    "CREATE TABLE kinds (number INTEGER PRIMARY KEY, facts TEXT NOT NULL)",
+    "CREATE TABLE kinds (number INTEGER PRIMARY KEY, facts TEXT NOT NULL, crc32 INTEGER)",
     "CREATE TABLE files (path TEXT PRIMARY KEY, size INTEGER NOT NULL, modified INTEGER NOT NULL, "
-    "kind INTEGER, facts TEXT NOT NULL) WITHOUT ROWID",
+    "kind INTEGER, facts TEXT NOT NULL, crc32 INTEGER) WITHOUT ROWID",
 )
 
 
@@ -93,26 +97,29 @@ class SavedIndex:
         if not _is_index(self.path):
             raise ReadError(f"{self.path} exists, but is not an index of medimg; choose another file")
         try:
-            self._load()
+            problem = self._load()
         # damaged files raise errors of many types
         except Exception as error:
+            problem = f"damaged ({type(error).__name__})"
+        if problem:
             self.groups, self.records = {}, {}
-            warnings.warn(
-                f"{self.path} is damaged or of another version ({type(error).__name__}); it is rebuilt",
-                MedimgWarning,
-                stacklevel=5,
-            )
+            warnings.warn(f"{self.path} is {problem}; it is rebuilt", MedimgWarning, stacklevel=5)
 
-    def _load(self) -> None:
+    def _load(self) -> str:
+        """Read all rows; return what is wrong with the file, "" if nothing is."""
         with closing(sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True)) as database:
             (version,) = database.execute("PRAGMA user_version").fetchone()
             if version != _VERSION:
-                raise ValueError
-            self.groups = dict(database.execute("SELECT * FROM kinds"))
-            self.records = {
-                path: Record(State(size, modified), group, facts)
-                for path, size, modified, group, facts in database.execute("SELECT * FROM files")
-            }
+                return "of another version of medimg"
+            for number, facts, crc32 in database.execute("SELECT * FROM kinds"):
+                if crc32 != compute_crc32(number, facts):
+                    return _DAMAGED
+                self.groups[number] = facts
+            for path, size, modified, group, facts, crc32 in database.execute("SELECT * FROM files"):
+                if crc32 != compute_crc32(path, size, modified, group, facts):
+                    return _DAMAGED
+                self.records[path] = Record(State(size, modified), group, facts)
+        return ""
 
     def make_key(self, name: str) -> str:
         """Return the path of a file below the folder, with slashes."""
@@ -123,7 +130,7 @@ class SavedIndex:
     def save(self, groups: Mapping[int, str], records: Mapping[str, Record]) -> None:
         """Replace the file atomically, without files modified just now; raise ReadError if that fails."""
         rows = (
-            (path, *record.state, record.group, record.facts)
+            _add_crc32(path, *record.state, record.group, record.facts)
             for path, record in records.items()
             if record.state.modified < self.began - _FRESH_NS and _is_text(path)
         )
@@ -136,6 +143,15 @@ class SavedIndex:
             raise ReadError(f"the index {self.path} can't be written: {reason}") from None
 
 
+def compute_crc32(*row: object) -> int:
+    """Return the checksum of a row."""
+    return zlib.crc32(repr(row).encode())
+
+
+def _add_crc32(*row: object) -> tuple[object, ...]:
+    return *row, compute_crc32(*row)
+
+
 def _is_text(path: str) -> bool:
     """Whether a path can be stored: file names can be any bytes, and SQLite stores text."""
     try:
@@ -146,6 +162,9 @@ def _is_text(path: str) -> bool:
 
 
 def _is_index(path: Path) -> bool:
+    irregular = explain_irregular(path)
+    if irregular:
+        raise ReadError(f"the index {path} can't be read: it is {irregular}; choose another path")
     try:
         with path.open("rb") as file:
             start = file.read(72)
@@ -163,8 +182,10 @@ def _write(path: Path, groups: Mapping[int, str], rows: Iterable[tuple[Any, ...]
         database.execute(f"PRAGMA user_version = {_VERSION}")
         for table in _TABLES:
             database.execute(table)
-        database.executemany("INSERT INTO kinds VALUES (?, ?)", groups.items())
-        database.executemany("INSERT INTO files VALUES (?, ?, ?, ?, ?)", rows)
+        database.executemany(
+            "INSERT INTO kinds VALUES (?, ?, ?)", (_add_crc32(*group) for group in groups.items())
+        )
+        database.executemany("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)", rows)
         database.commit()
 
 

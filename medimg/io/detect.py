@@ -21,7 +21,8 @@ from medimg.io.files.blob import Blob, as_blob
 from medimg.io.formats.metaimage import is_metaimage, open_metaimage
 from medimg.io.formats.nifti import find_header, is_nifti, open_nifti
 from medimg.io.formats.nrrd import is_nrrd, open_nrrd
-from medimg.io.formats.png_jpeg import is_png_or_jpeg, open_image
+from medimg.io.formats.still_image import is_still_image, open_image
+from medimg.io.formats.tiff import is_tiff, open_tiff
 from medimg.io.series import Series
 from medimg.io.sources import is_zip
 
@@ -46,7 +47,7 @@ __all__ = [
 #: Entry points of this group name readers of other packages.
 GROUP: Final = "medimg.readers"
 
-_FORMATS: Final = ("DICOM", "NIfTI", "NRRD", "MetaImage", "PNG", "JPEG")
+_FORMATS: Final = ("DICOM", "NIfTI", "NRRD", "MetaImage", "PNG", "JPEG", "TIFF", "BMP", "WebP", "GIF")
 #: What can be read without plug-ins, for messages.
 FORMATS: Final = f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
 
@@ -94,10 +95,11 @@ def _refuse_zip(blob: Blob) -> Series:
 _BUILT_IN: Final = (
     Reader("DICOMDIR", is_dicomdir, _refuse_dicomdir),
     Reader("DICOM", _has_preamble, read_instance),
-    Reader("PNG or JPEG", is_png_or_jpeg, open_image),
+    Reader("PNG, JPEG, BMP, WebP or GIF", is_still_image, open_image),
     Reader("NIfTI", is_nifti, open_nifti),
     Reader("NRRD", is_nrrd, open_nrrd),
     Reader("MetaImage", is_metaimage, open_metaimage),
+    Reader("TIFF", is_tiff, open_tiff),
     Reader("DICOM without preamble", is_dicom, read_instance),
     Reader("zip", is_zip, _refuse_zip),
 )
@@ -200,7 +202,7 @@ def register_reader(detect: Callable[[bytes], bool], open: Callable[[Blob], Seri
 
     From then on :func:`medimg.read`, :func:`medimg.scan`, datasets and ``model.predict`` recognize files of
     the format: single files, in folders and in zip archives, compressed with gzip or not. Built-in formats
-    are asked first, so that a plug-in cannot override DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG or zip;
+    are asked first, so that a plug-in cannot override DICOM, NIfTI, NRRD, MetaImage, images or zip;
     registered readers follow in the order of registration, then those of entry points.
 
     Parameters

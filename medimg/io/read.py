@@ -13,6 +13,7 @@ from medimg.errors import (
     MedimgError,
     MedimgWarning,
     NotAnImageError,
+    ReadError,
     SeriesError,
 )
 from medimg.io.detect import FORMATS
@@ -44,7 +45,7 @@ def read(
     mapped: bool = False,
 ) -> Volume:
     """
-    Read one image: a DICOM series, or a NIfTI, NRRD, MetaImage, PNG or JPEG file.
+    Read one image: a DICOM series, or a file of another format.
 
     Parameters
     ----------
@@ -175,10 +176,18 @@ def _make_error(source: object, index: SeriesIndex, errors: list[MedimgError]) -
     if len(errors) == 1:
         return errors[0]
     where = name_source(source)
+    lost = [error for error in errors if not isinstance(error, NotAnImageError)]
     if not index.skipped:
         return NotAnImageError(f"{where} contains no files; expected {FORMATS}")
     reasons = "\n".join(f"  {s.reason}" for s in index.skipped[:5])
     more = f"\n  and {len(index.skipped) - 5} more" if len(index.skipped) > 5 else ""
+    if lost:
+        # damaged images are no absent ones
+        kinds = {type(error) for error in lost}
+        error_type = kinds.pop() if len(kinds) == 1 else ReadError
+        return error_type(
+            f"no readable image among the {len(index.skipped)} file(s) of {where}. Skipped:\n{reasons}{more}"
+        )
     return NotAnImageError(
         f"no image among the {len(index.skipped)} file(s) of {where}; expected {FORMATS}. "
         f"Skipped:\n{reasons}{more}"

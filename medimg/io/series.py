@@ -90,7 +90,7 @@ class PieceReader(Protocol):
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Series:
     """
-    One series of images: a stack of DICOM slices, or a NIfTI, NRRD, MetaImage, PNG or JPEG file.
+    One series of images: a stack of DICOM slices, or a file of another format.
 
     Returned by :func:`medimg.scan`. Its repr contains nothing that identifies the patient.
 
@@ -104,15 +104,17 @@ class Series:
     description : str
         Series Description.
     shape : tuple of 4 ints
-        (C, D, H, W).
+        (C, D, H, W), from the headers. C is 3 for a color PNG or JPEG file; if its three channels turn out to
+        be equal, it is read as grayscale, with C = 1, and the report notes it.
     affine : numpy.ndarray
         (4, 4): index (d, h, w) to LPS millimeters, from the headers.
     space : {"patient", "image"}
         Whether the affine maps to patient coordinates.
     files : tuple of str
-        Paths, in the order of the slices.
+        Paths, in the order of the slices; duplicates of images are listed last.
     format : str
-        "DICOM", "NIfTI", "NRRD", "MetaImage", "PNG", "JPEG", or the format of a plug-in.
+        "DICOM", "NIfTI", "NRRD", "MetaImage", "PNG", "JPEG", "TIFF", "BMP", "WebP", "GIF", or the format of a
+        plug-in.
     reader : SliceReader
         Reader of the pixels; :meth:`read` calls it.
     patient_id : str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -164,8 +165,8 @@ def _is_absent(path: Path) -> bool:
     """Whether a path certainly does not exist."""
     try:
         return not path.exists()
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
 
 
 def _list_folder(root: Path) -> tuple[list[Blob | str], list[Skipped]]:
@@ -186,18 +187,39 @@ def _list_folder(root: Path) -> tuple[list[Blob | str], list[Skipped]]:
 def _walk_folders(root: Path, note: Callable[[OSError], None]) -> Iterator[tuple[Path, list[str]]]:
     """Yield each folder once, though links may lead to it again or in a circle."""
     seen: set[tuple[int, int]] = set()
-    for name, subfolders, names in os.walk(root, onerror=note, followlinks=True):
-        folder = Path(name)
+    waiting = [root]
+    # os.walk is recursive in Python 3.11
+    while waiting:
+        folder = waiting.pop()
         try:
             state = folder.stat()
+            if (state.st_dev, state.st_ino) in seen:
+                continue
+            seen.add((state.st_dev, state.st_ino))
+            subfolders, names = _list_entries(folder)
         except OSError as error:
             note(error)
             continue
-        identity = state.st_dev, state.st_ino
-        shown = [] if identity in seen else [s for s in subfolders if not s.startswith(".")]
-        # links last, so that a folder is reported by its own name
-        links = {s: (folder / s).is_symlink() for s in shown}
-        subfolders[:] = sorted(shown, key=lambda s: (links[s], s))
-        if identity not in seen:
-            yield folder, names
-        seen.add(identity)
+        waiting += [folder / name for name in reversed(subfolders)]
+        yield folder, names
+
+
+def _is_folder_entry(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder; a link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _list_entries(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the names of subfolders, links last so that a folder has its own name, and of files."""
+    subfolders: list[tuple[bool, str]] = []
+    names: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not _is_folder_entry(entry):
+                names.append(entry.name)
+            elif not entry.name.startswith("."):
+                subfolders.append((entry.is_symlink(), entry.name))
+    return [name for _, name in sorted(subfolders)], names

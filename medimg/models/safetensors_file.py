@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from medimg.core.content_hash import content_hash, json_text
 from medimg.errors import CheckpointError
-from medimg.io.files.atomic import atomic_path
+from medimg.io.files.atomic import atomic_path, to_os_error
+from medimg.io.files.regular_file import explain_irregular
 from medimg.models.digest import tensors_sha256
 
 if TYPE_CHECKING:
@@ -36,7 +37,10 @@ def write(path: Path, key: str, header: Mapping[str, Any], tensors: Mapping[str,
     whole = {**header, "tensors_sha256": tensors_sha256(copies)}
     whole["header_sha256"] = header_sha256(whole)
     with atomic_path(path) as temporary:
-        save_file(copies, temporary, metadata={key: json_text(whole)})
+        try:
+            save_file(copies, temporary, metadata={key: json_text(whole)})
+        except SafetensorError as error:
+            raise to_os_error(error, path) from None
 
 
 def read_header(
@@ -94,6 +98,9 @@ def read_tensors(path: Path, header: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _check_envelope(path: Path, what: str, limit: int) -> None:
     """Check the first bytes before anything is parsed or allocated."""
+    irregular = explain_irregular(path)
+    if irregular:
+        raise CheckpointError(f"{path} can't be opened: it is {irregular}; expected {what}")
     try:
         size = path.stat().st_size
         with path.open("rb") as opened:

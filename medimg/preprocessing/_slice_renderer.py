@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from medimg.core.display import choose_voi
+from medimg.errors import PreprocessError
 from medimg.preprocessing._slice_selection import choose_slices, list_windows, neighbor_indices
 from medimg.preprocessing.intensity import write_intensity
 from medimg.preprocessing.resize import Resizer, compute_fitted_size
@@ -41,6 +42,14 @@ class _Target:
     image: int
     channel: int | None
     center: int
+
+
+@dataclass(slots=True)
+class _Content:
+    """Whether a pixel was seen that is finite, and one that is no padding."""
+
+    has_finite: bool = False
+    has_unpadded: bool = False
 
 
 @dataclass(slots=True)
@@ -83,6 +92,13 @@ class SliceRenderer:
         self._device = output.images.device
         self._resizer = Resizer(shape, inner, recipe.hw, orientation.flips, device=self._device)
         self._buffer: torch.Tensor | None = None
+        self._content = _Content()
+
+    def check_content(self) -> None:
+        """Raise PreprocessError if no pixel of the rendered slices has a value, so that all is black."""
+        is_whole = len(self._targets) == self._depth
+        if not self._content.has_finite or (is_whole and not self._content.has_unpadded):
+            raise PreprocessError("all pixels of this image are padding or not finite")
 
     def render(self, volume: Volume, stored: Sequence[int]) -> None:
         """Render the images of some slices, given as stored, with their indices in the whole volume."""
@@ -125,7 +141,14 @@ class SliceRenderer:
             masked = None if volume.is_color else volume.padding
             padding = None if masked is None else self._load_slices(masked[0, batch.slices])
             voi = batch.voi[c] if batch.voi else volume.white
-            load = partial(_load_rows, values=values, voi=voi, padding=padding, inverted=volume.inverted)
+            load = partial(
+                _load_rows,
+                values=values,
+                voi=voi,
+                padding=padding,
+                inverted=volume.inverted,
+                content=self._content,
+            )
             self._resizer(load, images[:, c])
         return images.clamp_(0.0, 1.0)
 
@@ -142,6 +165,7 @@ def _load_rows(
     voi: Voi | float,
     padding: torch.Tensor | None,
     inverted: bool,
+    content: _Content,
 ) -> float:
     """Write rows as intensity above black into a buffer, and return their scale; a float is a white."""
     part = values[:, rows]
@@ -152,8 +176,15 @@ def _load_rows(
         scale = write_intensity(buffer, part, voi, inverted=inverted)
     # a sum is twenty times faster than a mask, and few images need the mask
     if part.is_floating_point() and not math.isfinite(float(part.sum())):
-        buffer.masked_fill_(~torch.isfinite(part), 0.0)
-    if padding is not None:
+        finite = torch.isfinite(part)
+        content.has_finite = content.has_finite or bool(finite.any())
+        buffer.masked_fill_(~finite, 0.0)
+    else:
+        content.has_finite = True
+    if padding is None:
+        content.has_unpadded = True
+    else:
+        content.has_unpadded = content.has_unpadded or not bool(padding[:, rows].all())
         # the same as masked_fill_ for what is finite, ten times faster
         buffer.addcmul_(buffer, padding[:, rows].to(torch.float32), value=-1.0)
     return scale

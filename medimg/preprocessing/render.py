@@ -195,6 +195,7 @@ def _render_pieces(
         piece = next(pieces, None)
     if done != len(part.stored):
         return None
+    renderer.check_content()
     report = join_reports(reports, part)
     shown = _to_stored_indices(chosen, orientation, part.depth)
     uids = dict(zip(part.stored, report.sop_instance_uids, strict=False))
@@ -217,6 +218,7 @@ def _render_volume(recipe: Preprocess, original: Volume, output: Output) -> Rend
     images = output.allocate(recipe, len(chosen), count_channels(recipe, volume))
     renderer = SliceRenderer(recipe, images, volume.shape[1], DisplayOrientation.of(volume, recipe), volume)
     renderer.render(volume, range(volume.shape[1]))
+    renderer.check_content()
     shown = _to_stored_indices([min(depth - 1, int((d + 0.5) * scale)) for d in chosen], orientation, depth)
     uids = original.report.sop_instance_uids
     return Rendered(

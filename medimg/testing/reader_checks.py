@@ -68,7 +68,7 @@ def _read_secrets(path: str) -> frozenset[str]:
 
 
 _THREADS: Final = 4
-_IMAGE_FILES: Final = ("PNG", "JPEG")
+_IMAGE_FILES: Final = ("PNG", "JPEG", "TIFF", "BMP", "WebP", "GIF")
 
 
 @series_check
@@ -103,7 +103,7 @@ def times_fit_channels_or_frames(reading: Reading) -> None:
 
 @series_check
 def shape_is_as_promised(reading: Reading) -> None:
-    """The volume has the shape of its series; a PNG or JPEG may be grayscale, with one channel for three."""
+    """The volume has the shape of its series; an image file may be grayscale, with one channel for three."""
     promised, found = reading.series.shape, reading.volume.shape
     gray = reading.series.format in _IMAGE_FILES and promised[0] == 3 and found == (1, *promised[1:])
     require(found == promised or gray, f"{found}, promised {promised}")

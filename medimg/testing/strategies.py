@@ -164,7 +164,8 @@ def studies(draw: DrawFn, *, sound: bool = False) -> Study:
     allocated = draw(st.sampled_from([8, 16, 16, 16]))
     stored = draw(st.integers(allocated // 2 + 1, allocated))
     several = draw(st.sampled_from(["", "", "times", "echoes"]))
-    damage = {} if sound else _draw_defects(draw, slices, is_series=several == "times")
+    spacing = draw(st.tuples(*[_draw_lengths()] * 3))
+    damage = {} if sound else _draw_defects(draw, slices, spacing[0], is_series=several == "times")
     shuffled = draw(st.booleans())
     slope, intercept = draw(st.sampled_from([(1, 0), (1, -1024), (2, -4096), (0.25, 10), (-1, 5)]))
     return Study(
@@ -173,7 +174,7 @@ def studies(draw: DrawFn, *, sound: bool = False) -> Study:
         columns=columns,
         times=draw(st.integers(2, 4)) if several == "times" else 1,
         echoes=draw(st.integers(2, 3)) if several == "echoes" else 1,
-        spacing=draw(st.tuples(*[_draw_lengths()] * 3)),
+        spacing=spacing,
         orientation=orientation,  # type: ignore[arg-type]  # six of them
         origin=draw(st.tuples(*[_draw_lengths(-300, 300)] * 3)),
         modality="MR" if several else draw(st.sampled_from(["CT", "MR"])),
@@ -191,8 +192,8 @@ def studies(draw: DrawFn, *, sound: bool = False) -> Study:
     )
 
 
-def _draw_defects(draw: DrawFn, slices: int, *, is_series: bool) -> dict[str, Any]:
-    """Draw defects of a study that still leave its content determined."""
+def _draw_defects(draw: DrawFn, slices: int, apart: float, *, is_series: bool) -> dict[str, Any]:
+    """Draw defects of a study, slices `apart` mm, that still leave its content determined."""
     found: dict[str, Any] = {}
     if slices >= 6 and draw(st.booleans()):
         first = draw(st.integers(1, slices - 4))
@@ -201,7 +202,11 @@ def _draw_defects(draw: DrawFn, slices: int, *, is_series: bool) -> dict[str, An
     if draw(st.booleans()):
         found["copied"] = tuple(sorted(draw(st.sets(st.sampled_from(present), max_size=2))))
     if slices > 1 and draw(st.booleans()):
-        found["shear"] = (draw(st.sampled_from([-2.0, 1.0])), draw(st.sampled_from([0.0, 0.5])))
+        # no gantry tilts by more than 30°
+        found["shear"] = (
+            apart * draw(st.sampled_from([-0.5, 0.3])),
+            apart * draw(st.sampled_from([0.0, 0.2])),
+        )
     if not is_series:
         found["numbered"] = draw(st.booleans())
         found["series_uid"] = draw(st.booleans())

@@ -44,6 +44,8 @@ ToldBy: TypeAlias = Literal["temporal", "acquisition", "trigger", "time", "numbe
 
 #: Part of every text of a study that identifies a patient.
 SENTINEL: Final = "Sentinel"
+#: Degrees; more is taken for damage.
+_MOST_TILT: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,7 +209,7 @@ class Truth:
         """Return the error that reading must raise under these policies; None for a volume."""
         if self.missing and on_missing == "raise":
             return MissingSlicesError
-        if self.tilt and on_tilt == "raise":
+        if (self.tilt and on_tilt == "raise") or (self.tilt > _MOST_TILT and on_tilt != "keep"):
             return TiltedGantryError
         if self.copies and on_duplicate == "raise":
             return DuplicateSlicesError

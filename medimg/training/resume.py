@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from medimg.errors import CheckpointError, MedimgWarning, TrainingError
+from medimg.io.files.regular_file import is_folder_at, is_regular_file
 from medimg.models.safetensors_file import read_header, read_tensors, write
 
 if TYPE_CHECKING:
@@ -177,10 +178,10 @@ def find_resume_file(resume: bool | str | os.PathLike[str] | None, output: Path 
         if output is None:
             raise TrainingError("resume=True needs output=, the folder of the interrupted training")
         path = output / FILE
-        return path if path.is_file() else None
+        return path if is_regular_file(path) else None
     path = Path(resume)
-    path = path / FILE if path.is_dir() else path
-    if not path.is_file():
+    path = path / FILE if is_folder_at(path) else path
+    if not is_regular_file(path):
         raise TrainingError(
             f"resume={str(resume)!r}: there is no file {path}; it is written after each epoch of a training "
             "with output="

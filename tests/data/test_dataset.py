@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -390,3 +391,24 @@ def test_series_with_gaps_name_themselves_and_can_be_read_by_policy(tmp_path: Pa
     assert lenient.with_preprocess(Preprocess(size=8))[0][0].shape == (3, 8, 8)
     with pytest.raises(DatasetError, match="on_gap"):
         ImageDataset.from_folder(tmp_path, SMALL, reading={"on_gap": "keep"})
+
+
+SENTINEL = "Sentinel^Name"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"label": ["finding", "name"]}, {"path": "name"}, {"classes": ["x"], "label": "name"}]
+)
+def test_cells_of_a_wrong_column_are_not_quoted(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
+    table = pd.DataFrame([("a.png", 1, SENTINEL, "p")], columns=["path", "finding", "name", "patient"])
+    options = {"path": "path", "label": "finding", "patient": "patient", **wrong}
+    with pytest.raises(DatasetError, match="check the column") as raised:
+        ImageDataset.from_csv(table, root=tmp_path, preprocess=SMALL, **options)
+    assert "sentinel" not in str(raised.value).lower()
+
+
+def test_a_pipe_is_no_table(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DatasetError, match="not a regular file"):
+        ImageDataset.from_csv(tmp_path / "pipe")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -65,8 +67,8 @@ def with_provenance(report: Report, **facts: Any) -> Report:
 
 def test_reasons_are_counted_without_naming_files() -> None:
     reasons = [
-        "/a/DOE^JANE.txt is none of DICOM, NIfTI, NRRD, MetaImage, PNG and JPEG",
-        "/b/DOE^JOHN.dcm is none of DICOM, NIfTI, NRRD, MetaImage, PNG and JPEG",
+        "/a/DOE^JANE.txt is none of DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG, TIFF, BMP, WebP and GIF",
+        "/b/DOE^JOHN.dcm is none of DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG, TIFF, BMP, WebP and GIF",
         "/a/DOE.dcm is a DICOM object without pixels (RT Plan Storage)",
         "DOE was not understood",
     ]
@@ -90,7 +92,12 @@ def test_real_reasons_have_words(tmp_path: Path) -> None:
 
 def test_data_flow_counts_what_was_found_and_skipped(tmp_path: Path) -> None:
     model, dataset = make_pair(n_patients=10)
-    skipped = (Skipped("/x/DOE.txt", "/x/DOE.txt is none of DICOM, NIfTI, NRRD, MetaImage, PNG and JPEG"),)
+    skipped = (
+        Skipped(
+            "/x/DOE.txt",
+            "/x/DOE.txt is none of DICOM, NIfTI and GIF",
+        ),
+    )
     series = tuple(SimpleNamespace(shape=(1, 1, 8, 8), modality="DX") for _ in range(len(dataset)))
     labeled = [SimpleNamespace(patient=p, series=s) for p, s in zip(dataset.patients, series, strict=True)]
     more = [SimpleNamespace(patient=f"other {n}", series=series[0]) for n in range(7)]
@@ -335,3 +342,57 @@ def test_saliency_map_is_of_the_slice_shown(
     flow = report.provenance["data"]
     assert flow["found"] == flow["evaluated"] == {"patients": 4, "series": 4, "slices": 20}
     assert (flow["pictures"], flow["units"]) == (12, 4)
+
+
+STATEMENTS = ("contact", "intended_use", "out_of_scope", "caveats")
+INJECTED = (
+    "<script>alert(1)</script>",
+    "a\n# Metrics\nAUROC 1.0",
+    "a\nMetrics\n=======",
+    "a\r## Metrics",
+    "```\nunclosed",
+    "[click](javascript:alert(1)) [x]: javascript:alert(2)",
+    "a\x1b[31m\u202eb",
+)
+
+
+@pytest.mark.parametrize("statement", INJECTED)
+def test_statements_cannot_change_the_card_around_them(tmp_path: Path, statement: str) -> None:
+    report = make_report()
+    plain = report.to_model_card(tmp_path / "plain.md").read_text()
+    stated: dict[str, Any] = dict.fromkeys(STATEMENTS, statement)
+    card = report.to_model_card(tmp_path / "card.md", **stated).read_text()
+
+    def outline(text: str) -> list[str]:
+        return [line for line in text.splitlines() if re.match(r"\s*(#|=+$|```|~~~|\|)", line)]
+
+    assert outline(card) == outline(plain)
+    assert "<" not in card
+    assert not re.search(r"(?<!\\)\]\(?\s*:?\s*javascript", card)
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", card)
+
+
+def test_links_to_pages_stay_in_statements(tmp_path: Path) -> None:
+    stated = "See [the protocol](https://example.org/p_1), *as of today*:\n\n- one\n- two"
+    assert stated in make_report().to_model_card(tmp_path / "card.md", intended_use=stated).read_text()
+
+
+@pytest.mark.parametrize("name", ["=1+1", "@SUM(A1)", "\tx", "+cmd|' /C calc'!A0", "-2+3", "-1", "+", "a=b"])
+def test_no_class_is_a_formula_in_a_spreadsheet(tmp_path: Path, name: str) -> None:
+    model, dataset = make_pair("multiclass", (name, "plain"))
+    report = evaluate(model, dataset, n_resamples=10)
+    with report.to_csv(tmp_path / "p.csv").open(encoding="utf-8", newline="") as file:
+        cells = {cell for row in csv.reader(file) for cell in row}
+    harmless = name in ("-1", "+", "a=b")
+    assert (name in cells) == harmless
+    assert (f"'{name}" in cells) != harmless
+
+
+def test_pages_hold_no_control_characters(tmp_path: Path) -> None:
+    model, dataset = make_pair("multiclass", ("a\x00b\x1b[31m", "c\u202ed\x9b"))
+    report = evaluate(model, dataset, n_resamples=10)
+    page = report.to_html(tmp_path / "r.html", title="x\x07y", card=True).read_text(encoding="utf-8")
+    card = (tmp_path / "r.md").read_text(encoding="utf-8")
+    for text in (page, card, report._repr_html_()):
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", text)
+    assert "a\ufffdb\ufffd[31m" in page

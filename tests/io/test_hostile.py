@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import struct
+import subprocess
 import sys
 import time
 import tracemalloc
@@ -308,6 +309,62 @@ def test_more_archives_than_files_can_be_open(tmp_path: Path) -> None:
         assert all(np.array_equal(series.read().array, expected) for series in found)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_folders_may_be_nested_deeply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_stack(tmp_path / "s", [0.0, 1.0])
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1100):
+        Path("d").mkdir()
+        os.chdir("d")
+    write_stack(Path(), [2.0])
+    monkeypatch.chdir(tmp_path)
+    try:
+        (series,) = medimg.scan(tmp_path)
+        assert series.shape[1] == 3
+    finally:
+        # shutil.rmtree is recursive
+        subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "é" * 130, "a/" * 2100 + "x"])
+@pytest.mark.parametrize("header", ["x.mhd", "x.nhdr"])
+def test_a_header_may_name_a_file_that_cannot_exist(tmp_path: Path, header: str, name: str) -> None:
+    write_stack(tmp_path, [0.0, 1.0, 2.0])
+    write_header(tmp_path / header, name)
+    index = medimg.scan(tmp_path)
+    assert [s.shape[1] for s in index] == [3]
+    assert "it is not there" in index.skipped[0].reason
+    assert len(index.skipped[0].reason) < 1000
+
+
+def write_header(path: Path, name: str) -> None:
+    """A header of 4 × 5 × 6 bytes in another file."""
+    texts = {
+        ".mhd": "ObjectType = Image\nNDims = 3\nDimSize = 6 5 4\nElementType = MET_UCHAR\nElementDataFile = ",
+        ".nhdr": "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 6 5 4\nencoding: raw\ndata file: ",
+    }
+    path.write_text(texts[path.suffix] + name + "\n\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("header", ["x.mhd", "x.nhdr"])
+def test_values_are_not_read_behind_a_link_out_of_the_folder(tmp_path: Path, header: str) -> None:
+    within, secret = tmp_path / "set", tmp_path / "secret.raw"
+    (within / "below").mkdir(parents=True)
+    secret.write_bytes(bytes(120))
+    write_header(within / header, "below/v.raw")
+    (within / "below/v.raw").symlink_to(secret)
+    with pytest.raises(ReadError, match="link out of its own folder"):
+        medimg.read(within / header)
+    (within / "below/v.raw").unlink()
+    (within / "own.raw").write_bytes(bytes(120))
+    (within / "below/v.raw").symlink_to("../own.raw")
+    assert medimg.read(within / header).shape == (1, 4, 5, 6)
+    # a folder of links to headers and values elsewhere
+    (tmp_path / "links/below").mkdir(parents=True)
+    for name in (header, "below/v.raw"):
+        (tmp_path / "links" / name).symlink_to(within / name)
+    assert medimg.read(tmp_path / "links" / header).shape == (1, 4, 5, 6)
 
 
 def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:

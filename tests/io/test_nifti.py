@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import medimg
@@ -19,6 +19,7 @@ from medimg.errors import (
     DecodeError,
     GeometryError,
     MedimgError,
+    MedimgWarning,
     NotAnImageError,
     ReadError,
     TruncatedError,
@@ -247,6 +248,94 @@ def test_a_sheared_sform_stays(tmp_path: Path) -> None:
     image.set_sform(sheared, 1)
     nib.save(image, tmp_path / "a.nii")
     assert_same(medimg.read(tmp_path / "a.nii"), array, sheared)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    imaginary=st.lists(st.floats(-1, 1, width=32), min_size=3, max_size=3),
+    real=st.floats(0, 1, width=32),
+    excess=st.integers(0, 40),
+    qfac=st.sampled_from([1.0, -1.0, 0.0]),
+)
+def test_a_rounded_quaternion_is_still_a_rotation(
+    tmp_path: Path, imaginary: list[float], real: float, excess: int, qfac: float
+) -> None:
+    """Whatever rounding to 32 bits, once or often, made of its length."""
+    exact = np.array([real, *imaginary])
+    assume(np.linalg.norm(exact) > 0.1)
+    exact /= np.linalg.norm(exact)
+    a, b, c, d = exact
+    rotation = np.array(
+        [
+            [1 - 2 * (c * c + d * d), 2 * (b * c - a * d), 2 * (b * d + a * c)],
+            [2 * (b * c + a * d), 1 - 2 * (b * b + d * d), 2 * (c * d - a * b)],
+            [2 * (b * d - a * c), 2 * (c * d + a * b), 1 - 2 * (b * b + c * c)],
+        ]
+    )
+    image = nib.Nifti1Image(stored(), None)
+    image.header["qform_code"] = 1
+    image.header["pixdim"][:4] = qfac, 2, 3, 4
+    for name, value in zip("bcd", exact[1:], strict=True):
+        rounded = np.float32(value)
+        for _ in range(excess):
+            rounded = np.nextafter(rounded, np.float32(2 * np.sign(value)))
+        image.header[f"quatern_{name}"] = rounded
+    nib.save(image, tmp_path / "a.nii")
+    found = medimg.read(tmp_path / "a.nii")
+    expected = np.eye(4)
+    expected[:3, :3] = rotation * [2, 3, 4 * (qfac or 1)]
+    # if the real part is small, a rounding error of the others means its root in the real one
+    assert np.allclose(geometry.ras_from_lps(found.affine), expected, atol=0.05)
+    assert found.report.warnings == ()
+
+
+def test_a_quaternion_that_is_scaled_visibly_is_noted(tmp_path: Path) -> None:
+    array = stored()
+    image = nib.Nifti1Image(array, None)
+    image.header["qform_code"], image.header["quatern_b"] = 1, 1.0005
+    nib.save(image, tmp_path / "a.nii")
+    with pytest.warns(MedimgWarning, match="length 1\\.0005"):
+        assert_same(medimg.read(tmp_path / "a.nii"), array, np.diag([1.0, -1, -1, 1]))
+
+
+@pytest.mark.parametrize("code", [6, 99])
+@pytest.mark.parametrize("form", ["sform_code", "qform_code"])
+def test_a_form_of_an_unknown_code_still_places_the_image(tmp_path: Path, form: str, code: int) -> None:
+    array = stored()
+    image = nib.Nifti1Image(array, AFFINE)
+    other = "qform_code" if form == "sform_code" else "sform_code"
+    image.set_qform(np.diag([1.0, 2, 3, 1]), 1)
+    expected = AFFINE if form == "sform_code" else np.diag([1.0, 2, 3, 1])
+    nib.save(image, tmp_path / "a.nii")
+    raw = bytearray((tmp_path / "a.nii").read_bytes())
+    offsets = {"qform_code": 252, "sform_code": 254}
+    raw[offsets[form] : offsets[form] + 2] = code.to_bytes(2, "little")
+    raw[offsets[other] : offsets[other] + 2] = bytes(2)
+    (tmp_path / "a.nii").write_bytes(raw)
+    found = medimg.read(tmp_path / "a.nii")
+    assert found.space == "patient"
+    assert_same(found, array, expected)
+
+
+def test_an_unknown_unit_of_length_is_noted(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(stored(), AFFINE), tmp_path / "a.nii")
+    raw = bytearray((tmp_path / "a.nii").read_bytes())
+    raw[123] = 5
+    (tmp_path / "a.nii").write_bytes(raw)
+    with pytest.warns(MedimgWarning, match="unknown unit of length 5"):
+        medimg.read(tmp_path / "a.nii")
+
+
+@pytest.mark.parametrize(("size", "message"), [(0.0, "is 0"), (-2.0, "negative")])
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_voxel_size_that_is_none_is_noted(tmp_path: Path, size: float, message: str, code: int) -> None:
+    nib.save(nib.Nifti1Image(stored(), None), tmp_path / "a.nii")
+    raw = bytearray((tmp_path / "a.nii").read_bytes())
+    raw[84:88] = struct.pack("<f", size)
+    raw[252:256] = struct.pack("<2h", code, 0)
+    (tmp_path / "a.nii").write_bytes(raw)
+    with pytest.warns(MedimgWarning, match=message):
+        assert medimg.read(tmp_path / "a.nii").spacing[1] == (abs(size) or 1)
 
 
 def test_an_impossible_quaternion_is_refused(tmp_path: Path) -> None:

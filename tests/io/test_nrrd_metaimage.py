@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import SimpleITK as sitk  # noqa: N813  # the field's habit
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import medimg
@@ -66,14 +66,15 @@ def test_any_volume_as_simpleitk_writes_it(
     for old in tmp_path.iterdir():
         old.unlink()
     sitk.WriteImage(itk_image(array, affine), tmp_path / name, useCompression=packed)
-    if name in ("a.nrrd", "a.nhdr") and array.ndim == 4:
-        # four directions in no known space: nothing says which of them is time
-        with pytest.raises(DecodeError, match="4 axes in space"):
-            medimg.read(tmp_path / name)
-        return
     index = medimg.scan(tmp_path)
     assert len(index) == 1
     assert index.skipped == ()
+    if name in ("a.nrrd", "a.nhdr") and array.ndim == 4:
+        with pytest.warns(MedimgWarning, match="no anatomical space"):
+            volume = index[0].read()
+        assert np.array_equal(volume.array, array.transpose(3, 2, 1, 0))
+        np.testing.assert_allclose(volume.spacing[::-1], np.linalg.norm(affine[:3, :3], axis=0), rtol=1e-5)
+        return
     volume = index[0].read()
     assert_same(volume, array, affine)
     some = list(range(0, volume.shape[1], 2))
@@ -276,6 +277,13 @@ def test_values_at_the_end_of_a_file(tmp_path: Path) -> None:
         ({"sizes": "2 3 5"}, "declares"),
         ({"space_directions": "(1,0,0) (0,2,0)"}, "space directions"),
         ({"space_directions": "(1,0,0) (0,2,0) (0,0)"}, "three components"),
+        ({"space_directions": "(1,0) (0,2) (3,3)"}, "three components"),
+        ({"space": "", "space_dimension": "4"}, "4 components"),
+        ({"space": "", "space_dimension": "x"}, "space dimension"),
+        ({"space": "", "space_directions": "(1,0,0,0) (0,2,0,1) (0,0,3,0)", "space_origin": ""}, "time"),
+        ({"space": "", "space_directions": "(1,0,0,0) (0,0,0,1) (0,0,0,3)", "space_origin": ""}, "time"),
+        ({"units": '"furlong" "mm" "mm"', "space_directions": "", "spacings": "1 1 1"}, "units"),
+        ({"units": '"mm" "mm"', "space_directions": "", "spacings": "1 1 1"}, "expected 3 units"),
         ({"space_directions": "(1,0,0) (0,2,0) (0,4,0)"}, "singular"),
         ({"space_directions": "(1,0,0) (0,2,0) (0,0,inf)"}, "finite"),
         ({"space_directions": "(1,0,0) (0,2,0) (0,0,x)"}, "space directions"),
@@ -318,9 +326,111 @@ def test_a_field_that_stands_twice(tmp_path: Path) -> None:
         medimg.read(mha(tmp_path / "b", "Origin = 1 2 3", Offset="1 2 3"))
 
 
-def test_what_users_add_to_nrrd_is_passed_over(tmp_path: Path) -> None:
-    path = nrrd(tmp_path / "a", "sizes:=1 1 1", "# sizes: 1 1 1", "unknown field: 7")
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    key=st.text(st.sampled_from("abz :=#_é"), min_size=1, max_size=12).filter(lambda k: k[0] != "#"),
+    value=st.text(st.sampled_from("19 :=#é"), max_size=12),
+    start=st.sampled_from(["", "DICOM_", "sizes", "sizes ", "type", "space"]),
+)
+def test_key_value_pairs_are_passed_over(tmp_path: Path, key: str, value: str, start: str) -> None:
+    """Whatever is in them, colons and the names of fields included; teem prefers a field that it knows."""
+    line = f"{start}{key}:={value}"
+    assume(":" not in key or line.partition(":")[0].strip() not in ("sizes", "type", "space"))
+    path = nrrd(tmp_path / "a", line, "# sizes: 1 1 1", "sizes:=1 1 1", "unknown field: 7")
     assert medimg.read(path).shape == (1, 4, 3, 2)
+
+
+UNITS = {
+    "mm": 1.0,
+    "cm": 10.0,
+    "m": 1000.0,
+    "um": 1e-3,
+    "µm": 1e-3,
+    "μm": 1e-3,
+    "Microns": 1e-3,
+    "nm": 1e-6,
+    "": 1.0,
+}
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_spacings_are_in_the_unit_of_their_axis(tmp_path: Path, unit: str) -> None:
+    plain: dict[str, Any] = {"space": "", "space_directions": "", "space_origin": ""}
+    units = f'"mm" "{unit}" "cm"'
+    volume = medimg.read(nrrd(tmp_path / "a", spacings="0.5 2 3", units=units, **plain))
+    assert volume.spacing == pytest.approx((30, 2 * UNITS[unit], 0.5))
+    volume = medimg.read(nrrd(tmp_path / "b", space_units=f'"{unit}" "mm" "mm"'))
+    assert volume.spacing == pytest.approx((3, 2, UNITS[unit]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "spacing"),
+    [
+        ({"axis mins": "0 0 0", "axis maxs": "2 6 20"}, (5, 2, 1)),
+        ({"axis mins": "0 0 9", "axis maxs": "2 6 0", "centers": "cell cell node"}, (3, 2, 1)),
+        ({"axis mins": "nan nan 9", "axis maxs": "2 nan 0", "units": '"mm" "mm" "cm"'}, (22.5, 1, 1)),
+        ({"spacings": "nan nan nan"}, (1, 1, 1)),
+    ],
+)
+def test_spacings_from_ranges(tmp_path: Path, changes: dict[str, Any], spacing: tuple[float, ...]) -> None:
+    plain: dict[str, Any] = {"space": "", "space_directions": "", "space_origin": ""}
+    assert medimg.read(nrrd(tmp_path / "a", **plain, **changes)).spacing == pytest.approx(spacing)
+
+
+@pytest.mark.parametrize(("spacing", "used"), [("0", 1), ("-2", 2), ("inf", 1)])
+def test_a_spacing_that_is_none_is_noted(tmp_path: Path, spacing: str, used: float) -> None:
+    plain: dict[str, Any] = {"space": "", "space_directions": "", "space_origin": ""}
+    path = nrrd(tmp_path / "a", spacings=f"1 1 {spacing}", **plain)
+    with pytest.warns(MedimgWarning, match="the spacing of axis 2 is"):
+        assert medimg.read(path).spacing == (used, 1, 1)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("space", ["left-posterior-superior-time", "LPST"])
+def test_a_space_with_time(tmp_path: Path, space: str, first: bool) -> None:
+    array = np.arange(48, dtype=np.uint8).reshape((2, 2, 3, 4) if first else (2, 3, 4, 2), order="F")
+    directions = ["(1,0,0,0)", "(0,2,0,0)", "(0,0,3,0)"]
+    directions.insert(0 if first else 3, "(0,0,0,500)")
+    path = nrrd(
+        tmp_path / "a", dimension="4", sizes=" ".join(map(str, array.shape)), space=space,
+        space_directions=" ".join(directions), space_origin="(5,6,7,0)",
+        space_units='"mm" "mm" "mm" "ms"', data=array.tobytes(order="F"),
+    )  # fmt: skip
+    (series,) = medimg.scan(path)
+    volume = series.read()
+    assert np.array_equal(volume.array, np.moveaxis(array, 0 if first else 3, 3).transpose(3, 2, 1, 0))
+    np.testing.assert_allclose(volume.affine[:, [2, 1, 0, 3]], expected_affine())
+    assert (volume.space, series.frame_times) == ("patient", (0.0, 0.5))
+
+
+def test_four_axes_of_which_none_is_marked(tmp_path: Path) -> None:
+    """The last one holds channels, as in MetaImage and NIfTI."""
+    plain: dict[str, Any] = {"space": "", "space_directions": "", "space_origin": ""}
+    choices: list[dict[str, Any]] = [{}, {"kinds": "domain domain domain domain"}, {"spacings": "1 2 3 4"}]
+    for changes in choices:
+        volume = medimg.read(nrrd(tmp_path / "a", dimension="4", sizes="2 3 2 2", **plain, **changes))
+        assert volume.shape == (2, 2, 3, 2)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
+@pytest.mark.parametrize(
+    ("shape", "vector"), [((5, 4), False), ((5, 4, 3), True), ((2, 3, 5, 4), False), ((3, 5, 4, 2), True)]
+)
+@pytest.mark.filterwarnings("ignore:.*no anatomical space")
+def test_one_itk_image_in_every_format(
+    tmp_path: Path, dtype: str, shape: tuple[int, ...], vector: bool
+) -> None:
+    image = sitk.GetImageFromArray(RNG.integers(0, 200, shape).astype(dtype), isVector=vector)
+    image.SetSpacing([0.2, 0.3, 0.4, 1.5][: image.GetDimension()])
+    volumes = []
+    for ending in ("mha", "nii", "nrrd"):
+        sitk.WriteImage(image, tmp_path / f"a.{ending}")
+        volumes.append(medimg.read(tmp_path / f"a.{ending}"))
+    for volume in volumes[1:]:
+        assert volume.array.dtype == volumes[0].array.dtype
+        assert np.array_equal(volume.array, volumes[0].array)
+        assert volume.spacing == pytest.approx(volumes[0].spacing)
+        assert volume.photometric == volumes[0].photometric
 
 
 def mha(path: Path, *lines: str, data: bytes = VALUES.tobytes(order="F"), **changes: Any) -> Path:

@@ -86,7 +86,10 @@ def test_scanning_a_folder_finds_them_beside_the_others(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing to see")
     index = medimg.scan(tmp_path)
     assert sorted(s.format for s in index) == ["DICOM", "Tiny"]
-    assert "none of DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG and Tiny" in index.skipped[0].reason
+    assert (
+        "none of DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG, TIFF, BMP, WebP, GIF and Tiny"
+        in index.skipped[0].reason
+    )
 
 
 def test_a_plug_in_can_take_no_built_in_format(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import sqlite3
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import medimg
 from medimg.errors import MedimgWarning, ReadError
 from medimg.io import _header_scan, _scan_index
-from medimg.io._scan_index import deserialize_content, serialize_content
+from medimg.io._scan_index import compute_crc32, deserialize_content, serialize_content
 from medimg.io.detect import Unreadable
 from medimg.io.dicom.scanning.series_table import UniformFiles
 from medimg.io.files.blob import Blob
@@ -173,14 +176,69 @@ def test_a_damaged_index_is_rebuilt(tree: Path, tmp_path: Path, number: int) -> 
 def test_records_that_say_nothing_usable_are_read_again(tree: Path, tmp_path: Path, facts_of: str) -> None:
     path = tmp_path / "index.sqlite"
     expected = facts(medimg.scan(tree, index=path))
+    columns = {"files": "path, size, modified, kind", "kinds": "number"}
+    for table, own in columns.items():
+        with sqlite3.connect(path) as database:
+            database.create_function("crc", -1, compute_crc32)
+            database.execute(f"UPDATE {table} SET facts = ?1, crc32 = crc({own}, ?1)", (facts_of,))
+        database.close()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert facts(medimg.scan(tree, index=path)) == expected
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(position=st.integers(0, 10**9), bit=st.integers(0, 7))
+def test_one_flipped_bit_changes_nothing(tree: Path, tmp_path: Path, position: int, bit: int) -> None:
+    path = tmp_path / "index.sqlite"
+    expected = facts(medimg.scan(tree))
+    if not path.exists():
+        medimg.scan(tree, index=path)
+        (tmp_path / "good").write_bytes(path.read_bytes())
+    damaged = bytearray((tmp_path / "good").read_bytes())
+    damaged[position % len(damaged)] ^= 1 << bit
+    path.write_bytes(damaged)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MedimgWarning)
+        if _scan_index._is_index(path):
+            assert facts(medimg.scan(tree, index=path)) == expected
+        else:
+            with pytest.raises(ReadError, match="not an index of medimg"):
+                medimg.scan(tree, index=path)
+
+
+@pytest.mark.parametrize("change", ["path", "size", "modified", "kind", "facts"])
+def test_each_value_of_a_record_counts(tree: Path, tmp_path: Path, change: str) -> None:
+    path = tmp_path / "index.sqlite"
+    expected = facts(medimg.scan(tree, index=path))
     with sqlite3.connect(path) as database:
-        database.execute("UPDATE files SET facts = ?", (facts_of,))
+        value = "'0'" if change in ("path", "facts") else f"ifnull({change}, 0) + 1"
+        database.execute(
+            f"UPDATE files SET {change} = {value} WHERE path = (SELECT max(path) FROM files WHERE kind = 0)"
+        )
     database.close()
-    assert facts(medimg.scan(tree, index=path)) == expected
+    with pytest.warns(MedimgWarning, match="a checksum differs"):
+        assert facts(medimg.scan(tree, index=path)) == expected
+
+
+def test_an_index_without_checksums_is_rebuilt(tree: Path, tmp_path: Path) -> None:
+    """As it was written before."""
+    path = tmp_path / "index.sqlite"
+    expected = facts(medimg.scan(tree, index=path))
     with sqlite3.connect(path) as database:
-        database.execute("UPDATE kinds SET facts = ?", (facts_of,))
+        for table in ("kinds", "files"):
+            database.execute(f"ALTER TABLE {table} DROP COLUMN crc32")
+        database.execute("PRAGMA user_version = 1")
     database.close()
-    assert facts(medimg.scan(tree, index=path)) == expected
+    with pytest.warns(MedimgWarning, match="another version"):
+        assert facts(medimg.scan(tree, index=path)) == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_is_not_waited_for(tree: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ReadError, match="not a regular file"):
+        medimg.scan(tree, index=tmp_path / "pipe")
 
 
 def test_another_version_is_rebuilt(tree: Path, tmp_path: Path) -> None:

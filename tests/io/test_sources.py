@@ -364,7 +364,7 @@ def test_a_dicomdir_without_its_folder(medium: Path) -> None:
             path.unlink()
     with pytest.raises(NotAnImageError, match="contains no files"):
         medimg.read(medium)
-    with pytest.raises(MedimgError, match="no image among"):
+    with pytest.raises(MedimgError, match="no readable image among"):
         medimg.read(medium / "DICOMDIR")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from medimg.core.display import render
 from medimg.core.geometry import image_affine
 from medimg.core.volume import Volume
 from medimg.core.window import Window
@@ -92,3 +93,28 @@ def test_numbers_of_numpy_are_numbers() -> None:
 def test_unsound_recipes(fields: Any) -> None:
     with pytest.raises(PreprocessError):
         Preprocess(**fields)
+
+
+@pytest.mark.parametrize("window", [Window(40, 400), "auto", "percentile", Window(0, 1, "SIGMOID")])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("spacing", [None, (1.0, 1.0, 1.0)])
+def test_an_image_without_a_value_is_an_error(window: Any, bad: float, spacing: Any) -> None:
+    recipe = Preprocess(size=8, window=window, spacing=spacing)
+    empty = volume(np.full((1, 3, 9, 9), bad, np.float32))
+    with pytest.raises(PreprocessError, match="padding or not finite"):
+        recipe(empty)
+    with pytest.raises(PreprocessError, match="padding or not finite"):
+        render(empty, window=window)
+    array = empty.array.copy()
+    array[0, 1, 4, 4] = 7
+    assert recipe(volume(array)).isfinite().all()
+
+
+def test_an_image_of_nothing_but_padding_is_an_error() -> None:
+    padding = np.ones((1, 3, 9, 9), np.bool_)
+    empty = volume(np.zeros((1, 3, 9, 9), np.int16), padding=padding)
+    with pytest.raises(PreprocessError, match="padding or not finite"):
+        Preprocess(size=8, window=Window(40, 400))(empty)
+    padding[0, 1, 4, 4] = False
+    some = volume(np.zeros((1, 3, 9, 9), np.int16), padding=padding)
+    assert len(Preprocess(size=8, window=Window(40, 400))(some)) == 3

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +33,8 @@ from medimg.data.cache.images import (
 )
 from medimg.data.cache.keys import SCHEMA, Compare, find_address
 from medimg.errors import DatasetError, MedimgWarning
-from medimg.io.files.atomic import atomic_path
+from medimg.io.files.atomic import atomic_path, to_os_error
+from medimg.io.files.regular_file import explain_irregular
 
 if TYPE_CHECKING:
     from medimg.data.cache.keys import Address
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ImageCache", "as_cache", "make_cache_folder", "read_entry", "write_entry"]
 
-_STALE_SECONDS: Final = 24 * 3600
 _META: Final = "medimg_pictures"
 
 
@@ -140,7 +139,6 @@ class ImageCache:
         try:
             with atomic_path(path) as temporary:
                 write_entry(temporary, address, recipe, images)
-            _remove_leftovers(path.parent)
             return read_entry(path, address, recipe, self.dtype)
         except (OSError, DamagedError) as error:
             # on Windows, a file that another process has mapped can't be replaced
@@ -163,20 +161,11 @@ def make_cache_folder(folder: str | os.PathLike[str]) -> Path:
     path = Path(folder).absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DatasetError(f"can't make a cache in {path}: {error.strerror}") from None
+    # a null character is a ValueError
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DatasetError(f"can't make a cache in {path}: {reason}") from None
     return path
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of writers that were killed a day ago or more."""
-    for leftover in folder.glob(".*.tmp"):
-        try:
-            if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
-                leftover.unlink()
-        # another process was faster
-        except OSError:
-            continue
 
 
 def write_entry(path: Path, address: Address, recipe: Preprocess, images: RenderedImages) -> None:
@@ -198,13 +187,15 @@ def write_entry(path: Path, address: Address, recipe: Preprocess, images: Render
     header["sha256"] = _hash_entry(header, tensors)
     try:
         save_file(tensors, path, metadata={_META: json_text(header)})
-    except SafetensorError:
-        # the operating system's error is only in its text, with the path
-        raise OSError("the file can't be written") from None
+    except SafetensorError as error:
+        raise to_os_error(error, path) from None
 
 
 def read_entry(path: Path, address: Address, recipe: Preprocess, dtype: StoredDtype) -> RenderedImages:
     """Return the mapped images of an entry; DamagedError if it is not what was written."""
+    irregular = explain_irregular(path)
+    if irregular:
+        raise DamagedError(f"it is {irregular}")
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})[_META])

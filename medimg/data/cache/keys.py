@@ -16,6 +16,7 @@ import numpy as np
 from medimg import __version__
 from medimg.core.content_hash import content_hash, json_text
 from medimg.io.dicom.series.volume_reader import StackReader
+from medimg.io.files.regular_file import is_regular_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -69,7 +70,7 @@ def find_address(
 ) -> Address | None:
     """Return the address of a series' images, stored as `dtype`; None if its files can't identify them."""
     if policies.on_duplicate == "keep":
-        return None  # stacks files that a series does not list
+        return None  # stacks frames that are not in the plan
     content = hash_files(series, compare)
     if content is None:
         return None
@@ -210,10 +211,9 @@ def _find_on_disk(name: str) -> str | None:
     """Return the file of that name, or the archive that contains it."""
     if name.startswith("<"):
         return None
-    path = Path(name)
-    if path.is_file():
+    if is_regular_file(name):
         return name
-    return next((str(parent) for parent in path.parents if parent.is_file()), None)
+    return next((str(parent) for parent in Path(name).parents if is_regular_file(parent)), None)
 
 
 def _hash_file(name: str, compare: Compare | Literal["blocks"], *, by_path: bool) -> str:

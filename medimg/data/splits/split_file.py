@@ -15,6 +15,7 @@ from medimg.data.identifiers import ItemId, compute_item_ids
 from medimg.data.leakage.check_leaks import check_splits, check_types
 from medimg.errors import DatasetError
 from medimg.io.files.atomic import write_text
+from medimg.io.files.regular_file import explain_irregular
 
 if TYPE_CHECKING:
     import os
@@ -235,6 +236,9 @@ def _hash_content(content: dict[str, Any]) -> str:
 
 
 def _read_file(file: Path) -> dict[str, Any]:
+    irregular = explain_irregular(file)
+    if irregular:
+        raise DatasetError(f"{file} can't be opened: it is {irregular}; expected a file of medimg.save_split")
     try:
         size = file.stat().st_size
         text = file.read_bytes() if size <= _MOST_BYTES else b""

@@ -27,21 +27,27 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
-__all__ = ["escape_markdown", "render_template"]
+__all__ = ["escape_markdown", "escape_statement", "render_template"]
 
 _SPECIAL: Final = re.compile(r"([\\`*_{}\[\]#|~$])")
+#: Control characters, and those that reorder text.
+_CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+#: Headings, underlines of headings, rules, fences and tables, which would divide the card.
+_BLOCK: Final = re.compile(r"^(\s*)(#|=+\s*$|-+\s*$|[-*_](?:\s*[-*_]){2,}\s*$|```|~~~|\|)", re.MULTILINE)
+#: A link, inline or by reference, to anything but pages and addresses.
+_LINK: Final = re.compile(r"\](?=\s*:|\((?!\s*(?:https?://|mailto:)))", re.IGNORECASE)
 _MOST_PIXELS: Final = 448  # of an image in the page, along its longer side
 
 
 def render_template(name: str, **context: Any) -> str:
     """Render a template; whatever is put into it is escaped, for Markdown if its name ends in ``.md.j2``."""
-    return _make_environment(is_markdown=name.endswith(".md.j2")).get_template(name).render(context)
+    page = _make_environment(is_markdown=name.endswith(".md.j2")).get_template(name).render(context)
+    return _CONTROL.sub("\ufffd", page)
 
 
 @cache
 def _make_environment(*, is_markdown: bool) -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
 
     environment = Environment(
         loader=PackageLoader("medimg.evaluation.report"),
@@ -64,7 +70,7 @@ def _make_environment(*, is_markdown: bool) -> Environment:
         "png": partial(_encode_image, format="PNG", optimize=True),
         "quantity": format_quantity,
         "setting": format_setting,
-        "verbatim": Markup,
+        "statement": escape_statement,
     }
     return environment
 
@@ -78,6 +84,14 @@ def escape_markdown(value: object) -> Markup:
     one_line = " ".join(str(value).split())
     escaped = one_line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return Markup(_SPECIAL.sub(r"\\\1", escaped))
+
+
+def escape_statement(value: str) -> Markup:
+    """Keep emphasis, lists and links of a statement in Markdown, but no HTML, headings or scripts."""
+    from markupsafe import Markup
+
+    text = "\n".join(value.splitlines()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return Markup(_LINK.sub(r"\\]", _BLOCK.sub(r"\1\\\2", text)))
 
 
 def _encode_image(pixels: NDArray[np.uint8], *, format: Literal["JPEG", "PNG"], **options: Any) -> str:

@@ -31,7 +31,7 @@ def render_card(
     split: Mapping[str, EvaluationDataset] | None,
     statements: Mapping[str, str | None],
 ) -> str:
-    """Render the card; names that come from data are escaped, what people state about the model is not."""
+    """Render the card; names from data are escaped, statements about the model may be in Markdown."""
     provenance = report.provenance
     return render_template(
         "model_card.md.j2",

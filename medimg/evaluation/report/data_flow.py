@@ -17,7 +17,10 @@ __all__ = ["Subset", "count_data_flow", "count_reasons", "count_shared_patients"
 
 #: Pattern of a message, and the words for it: messages name files, and files may be named after patients.
 _REASONS: Final = (
-    (r"none of DICOM", "not an image (none of DICOM, NIfTI, NRRD, MetaImage, PNG and JPEG)"),
+    (
+        r"none of DICOM",
+        "not an image (none of DICOM and the other formats)",
+    ),
     (r"without pixels", "DICOM object without pixels"),
     (r"whole slide image", "whole slide image"),
     (r"Instance Numbers|order is unknown", "slices whose order is unknown"),
@@ -63,8 +66,8 @@ def count_reasons(reasons: Iterable[str]) -> dict[str, int]:
     """
     Count the reasons why files were skipped, most frequent first, in words that name no file.
 
-    >>> count_reasons(["/data/DOE^JANE/notes.txt is none of DICOM, NIfTI, NRRD, MetaImage, PNG and JPEG"])
-    {'not an image (none of DICOM, NIfTI, NRRD, MetaImage, PNG and JPEG)': 1}
+    >>> count_reasons(["/data/DOE^JANE/notes.txt is none of DICOM, NIfTI and TIFF"])
+    {'not an image (none of DICOM and the other formats)': 1}
     """
     return dict(Counter(map(_describe_reason, reasons)).most_common())
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from medimg._public import set_module
 from medimg.data.protocols import EvaluationDataset, FitHistory
 from medimg.errors import DatasetError
-from medimg.evaluation.report._formats import format_percent, format_quantity
+from medimg.evaluation.report._formats import escape_formulas, format_percent, format_quantity
 from medimg.evaluation.report.cautions import ClassCount
 from medimg.evaluation.report.example_images import ExampleImage
 from medimg.io.files.atomic import write_text
@@ -124,6 +124,8 @@ class Report:
         """
         Write the predictions, one row per unit, as UTF-8 CSV.
 
+        Texts that spreadsheets take for formulas, such as a class ``=1+1``, get an apostrophe in front.
+
         Parameters
         ----------
         path : path-like
@@ -134,7 +136,8 @@ class Report:
         pathlib.Path
             Path of the file.
         """
-        return _write_text(path, self.predictions.to_csv(index=False, lineterminator="\n"))
+        table = escape_formulas(self.predictions)
+        return _write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
     def to_html(
         self,
@@ -211,8 +214,8 @@ class Report:
         split : mapping of str to ImageDataset, optional
             Subsets of the split by name, as for :meth:`to_html`.
         contact, intended_use, out_of_scope, caveats : str, optional
-            Statements about the model, in Markdown. Without one, the card has a general text, or says that it
-            was not stated.
+            Statements about the model, in Markdown without HTML and headings. Without one, the card has a
+            general text, or says that it was not stated.
 
         Returns
         -------

@@ -9,9 +9,10 @@ from pydicom.multival import MultiValue
 
 from medimg.core.read_report import Skipped
 from medimg.errors import ReadError
-from medimg.io.dicom.header.attributes import get_items, get_value, quiet_pydicom
+from medimg.io.dicom.header.attributes import get_value, parse_items, quiet_pydicom
 from medimg.io.dicom.header.open import open_dataset
 from medimg.io.files.blob import Blob
+from medimg.io.files.regular_file import is_regular_file
 
 __all__ = ["is_dicomdir", "list_referenced_files"]
 
@@ -38,7 +39,7 @@ def list_referenced_files(blob: Blob) -> tuple[list[Blob], list[Skipped]]:
         raise ReadError(f"{blob.name} is a DICOMDIR by itself; give its path, or the files that it names")
     with quiet_pydicom():
         dataset = open_dataset(blob)
-        records = get_items(dataset, "DirectoryRecordSequence")
+        records = parse_items(dataset, "DirectoryRecordSequence")
         references = list(
             dict.fromkeys(filter(None, (_parse_file_id(get_value(r, "ReferencedFileID")) for r in records)))
         )
@@ -88,7 +89,7 @@ class _Folder:
                 return None
             path = f"{path}/{name}" if path else name
         file = self._root / path
-        return Blob(str(file)) if file.is_file() else None
+        return Blob(str(file)) if is_regular_file(file) else None
 
     def _list_names(self, folder: str) -> dict[str, str]:
         """Return the names in a folder, by their case-folded form without the version of ISO 9660."""

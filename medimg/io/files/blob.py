@@ -16,6 +16,7 @@ from medimg.io.files.decompress import (
     as_seekable,
     open_inflated,
 )
+from medimg.io.files.regular_file import explain_irregular, is_inside, is_regular_file
 from medimg.io.files.zip_archive import MAX_MEMBERS, Archive
 
 __all__ = ["Blob", "as_blob", "list_zip_members"]
@@ -159,6 +160,11 @@ class Blob:
         ----------
         relative : str
             Path with slashes.
+
+        Raises
+        ------
+        ReadError
+            If it is a link to a file outside of the folder.
         """
         if self.data is not None:
             return None
@@ -167,8 +173,17 @@ class Blob:
             if member not in self.archive.open_directory().NameToInfo:
                 return None
             return Blob(f"{self.archive.name}/{member}", self.archive, member)
-        path = Path(self.name).parent / relative
-        return Blob(str(path)) if path.is_file() else None
+        header = Path(self.name)
+        path = header.parent / relative
+        if not is_regular_file(path):
+            return None
+        # the header can be a link, too
+        if not is_inside(path, header.parent) and not is_inside(path, Path(os.path.realpath(header)).parent):
+            raise ReadError(
+                f"{self.name} has its values behind a link out of its own folder, which is not followed; "
+                "copy the file there"
+            )
+        return Blob(str(path))
 
     def _open_stored(self) -> BinaryIO:
         if self.data is not None:
@@ -177,8 +192,9 @@ class Blob:
             return self.archive.open_member(self.member)
         path = Path(self.name)
         try:
-            if path.exists() and not path.is_file():
-                raise ReadError(f"{self.name} is {'a folder' if path.is_dir() else 'not a regular file'}")
+            irregular = explain_irregular(path)
+            if irregular:
+                raise ReadError(f"{self.name} is {irregular}")
             return cast("BinaryIO", path.open("rb"))
         except FileNotFoundError:
             raise ReadError(f"there is no file {self.name}") from None

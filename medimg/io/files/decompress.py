@@ -14,7 +14,14 @@ from medimg.errors import DecodeError, ReadError, TruncatedError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MAX_EXPANSION", "DecompressedStream", "as_buffered", "as_seekable", "open_inflated"]
+__all__ = [
+    "MAX_EXPANSION",
+    "DecompressedStream",
+    "as_buffered",
+    "as_seekable",
+    "find_window_bits",
+    "open_inflated",
+]
 
 #: Maximum expansion of deflate; a header that declares more values is wrong.
 MAX_EXPANSION: Final = 1032
@@ -118,6 +125,15 @@ class _Inflater:
             self._inflater = isal_zlib.decompressobj(_ANY_WRAPPER)
             self._held = rest
         self._more_held = False
+
+
+def find_window_bits(packed: bytes) -> int:
+    """Return zlib's `wbits` of data that should be raw deflate: some writers wrap it as zlib or gzip."""
+    try:
+        zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed[:_PIECE_BYTES], 1)
+    except zlib.error:
+        return 32 + zlib.MAX_WBITS
+    return -zlib.MAX_WBITS
 
 
 def open_inflated(packed: BinaryIO, name: str) -> BinaryIO:

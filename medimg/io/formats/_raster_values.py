@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
@@ -30,6 +31,8 @@ _SPARE: Final = 2**24
 #: Bytes after the values that are decompressed to reach the checksum; damage can lengthen the data.
 _MAX_TRAILING: Final = 2**28
 _MAX_FLOAT32: Final = 3e38
+#: Finds an exponent of three digits: if a number is infinite, it is one that overflowed.
+_OVERFLOW: Final = re.compile(rb"[eE]\+?[0-9]{3}")
 _SEPARATOR: Final = re.compile(rb"[\s,]")
 
 
@@ -92,8 +95,15 @@ class StoredValues:
         return None if whole and bound != np.int16 else bound
 
     def _rescale(self, stored: npt.NDArray[Any], values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        with np.errstate(over="ignore", invalid="ignore"):
-            rescale_into(stored, self._raster.slope, self._raster.intercept, values)
+        slope, intercept = self._raster.slope, self._raster.intercept
+        try:
+            with np.errstate(over="raise", invalid="ignore"):
+                rescale_into(stored, slope, intercept, values)
+        except FloatingPointError:
+            raise DecodeError(
+                f"{self._raster.name}: values rescaled by slope {slope:g} and intercept {intercept:g} are "
+                f"beyond those of {values.dtype}; the file is damaged"
+            ) from None
         return values
 
     def _reshape(self, flat: npt.NDArray[Any], chosen: Sequence[int]) -> npt.NDArray[Any]:
@@ -225,13 +235,19 @@ def _parse_numbers(text: bytes, raster: Raster) -> npt.NDArray[Any]:
     while at < len(text) and filled < raster.count:
         end = _find_word_end(text, at + _PIECE_BYTES)
         words = text[at:end].replace(b",", b" ").split()[: raster.count - filled]
+        # numbers in Python only
+        if any(b"_" in word for word in words):
+            raise ValueError
         found = [number(word) for word in words]
         # NumPy before 2 wraps values out of range
         if found and raster.dtype.kind in "iu":
             limits = np.iinfo(raster.dtype)
             if min(found) < limits.min or max(found) > limits.max:
                 raise OverflowError
-        values[filled : filled + len(words)] = np.array(found, raster.dtype)
+        with np.errstate(over="raise"):
+            values[filled : filled + len(words)] = np.array(found, raster.dtype)
+        if raster.dtype.kind == "f" and any(map(math.isinf, found)) and _OVERFLOW.search(b" ".join(words)):
+            raise OverflowError
         filled, at = filled + len(words), end
     return values[:filled]
 
@@ -253,7 +269,7 @@ def _read_text(raster: Raster) -> npt.NDArray[Any]:
             values = np.frombuffer(bytes.fromhex(text.decode("ascii")), raster.dtype, raster.count)
         else:
             values = _parse_numbers(text, raster)
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, FloatingPointError):
         raise DecodeError(f"{raster.name}: its values are not numbers of type {raster.dtype}") from None
     if values.size < raster.count:
         raise TruncatedError(

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from medimg.errors import DecodeError, ReadError
+from medimg.io.dicom.header.element_values import parse_decimal
 
 if TYPE_CHECKING:
     from medimg.io.files.blob import Blob
@@ -17,6 +18,7 @@ _MAX_BYTES: Final = 2**24
 _MAX_LINES: Final = 2**17
 _WORD: Final = re.compile(r"[A-Za-z0-9_ -]{0,30}")
 _NUMBERS: Final = re.compile(r"(?:[-+0-9.eE,() ]|nan|inf){0,60}", re.IGNORECASE)
+_NOT_FINITE: Final = re.compile(r"[-+]?(?:nan|inf|infinity)", re.IGNORECASE)
 _FILE_NAME: Final = re.compile(r"[\w ./()+-]{0,200}")
 
 
@@ -57,11 +59,8 @@ def quote_text(text: str, pattern: re.Pattern[str] = _WORD) -> str:
 def parse_numbers(text: str, what: str, count: int | None = None) -> list[float]:
     """Return numbers separated by spaces, inf and nan included; raise DecodeError for other text."""
     words = text.split()
-    try:
-        found = [float(word) for word in words]
-    except ValueError:
-        found = []
-    if not found or count not in (None, len(found)):
+    found = [float(word) for word in words if _NOT_FINITE.fullmatch(word) or parse_decimal(word) is not None]
+    if not found or len(found) < len(words) or count not in (None, len(found)):
         raise DecodeError(f"{what}: expected {count or 'some'} number(s), found {quote_text(text, _NUMBERS)}")
     return found
 
@@ -88,7 +87,7 @@ def find_data_file(header: Blob, stated: str) -> Blob:
         )
     found = header.sibling(stated)
     if found is None:
-        shown = quote_text(stated, _FILE_NAME)
+        shown = f"the file {stated!r}" if _FILE_NAME.fullmatch(stated) else "a file with an unusual name"
         where = "a header in memory has no files beside it" if header.data is not None else "it is not there"
-        raise ReadError(f"{header.name} has its values in the file {shown}: {where}")
+        raise ReadError(f"{header.name} has its values in {shown}: {where}")
     return found

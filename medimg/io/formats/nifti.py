@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -16,6 +15,8 @@ from medimg.io.formats.raster_reader import raster_series
 
 if TYPE_CHECKING:
     import os
+
+    import numpy.typing as npt
 
     from medimg.io.series import Series
 
@@ -39,6 +40,11 @@ _LENGTHS: Final = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 1e-3}
 _TIMES: Final = {0: 1.0, 8: 1.0, 16: 1e-3, 24: 1e-6}
 #: Maximum number of time points listed; the header is not checked against the file yet.
 _MAX_TIMES: Final = 2**20
+#: Lengths of a quaternion: that rounding to 32 bits explains, and that are accepted at all.
+_ROUNDING: Final = 1e-5
+_MAX_LENGTH: Final = 1.001
+#: Squared real part of a quaternion that counts as 0 (nifti_quatern_to_mat44).
+_LEAST_SQUARE: Final = 1e-7
 _MIN_OFFSET: Final = {_NIFTI_1: 352, _NIFTI_2: 544}
 
 
@@ -120,17 +126,13 @@ def _read_header(start: bytes, size: int, name: str) -> tuple[Any, bool]:
         kind: Any = Nifti1Header if is_single else Nifti1PairHeader
     else:
         kind = Nifti2Header if is_single else Nifti2PairHeader
+    # nibabel's own checks repair a header silently: unknown codes of a form, for example, become none
     try:
         header = kind(start[:size], check=False)
-        _check_type(int(header["datatype"]), name)
-        # nibabel would log the header values that it repairs
-        silent = logging.Logger("silent", logging.CRITICAL + 1)
-        header.check_fix(logger=silent, error_level=40)
-    except DecodeError:
-        raise
     # damaged headers raise errors of many types
     except Exception as error:
         raise DecodeError(f"{name} has a damaged NIfTI header ({type(error).__name__})") from None
+    _check_type(int(header["datatype"]), name)
     return header, is_single
 
 
@@ -150,7 +152,7 @@ def _build_raster(header: Any, is_single: bool, blob: Blob, values: Blob) -> Ras
             raise DecodeError(f"{blob.name} is a color image with {count} time points; one is supported")
         color, count = _COLORS[code], len(_COLORS[code])
     slope, intercept = (1.0, 0.0) if code in _COLORS else _find_scaling(header, blob.name)
-    affine, is_placed = _build_affine(header, blob.name)
+    affine, is_placed, notes = _build_affine(header, (i, j, k), blob.name)
     return Raster(
         name=blob.name,
         format="NIfTI",
@@ -167,6 +169,7 @@ def _build_raster(header: Any, is_single: bool, blob: Blob, values: Blob) -> Ras
         slope=slope,
         intercept=intercept,
         frame_times=None if color else _find_frame_times(header, count),
+        warnings=notes,
     )
 
 
@@ -204,26 +207,82 @@ def _find_offset(header: Any, is_single: bool, name: str) -> int:
 
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")
-def _build_affine(header: Any, name: str) -> tuple[geometry.Affine, bool]:
+def _build_affine(
+    header: Any, grid: tuple[int, int, int], name: str
+) -> tuple[geometry.Affine, bool, tuple[str, ...]]:
     """
-    Return the (4, 4) affine to LPS millimeters, and whether it maps to a patient.
+    Return the (4, 4) affine to LPS millimeters, whether it maps to a patient, and warnings.
 
     Sform if its code is positive, else qform, else voxel sizes only (NIfTI standard), in the unit of
     xyzt_units.
     """
-    is_placed = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
-    if is_placed:
-        try:
-            ras = header.get_best_affine()
-        # a quaternion can be invalid
-        except Exception as error:
-            raise GeometryError(f"{name}: its qform is not a rotation ({type(error).__name__})") from None
-        affine = geometry.lps_from_ras(check_affine(ras, name))
+    ras, is_placed = np.eye(4), True
+    notes: tuple[str, ...] = ()
+    if int(header["sform_code"]) > 0:
+        ras[:3] = [header[f"srow_{axis}"] for axis in "xyz"]
     else:
-        i, j, k = (abs(float(v)) or 1.0 for v in header["pixdim"][1:4])
-        affine = geometry.image_affine((k, j, i))
-    affine[:3] *= _LENGTHS.get(int(header["xyzt_units"]) & 0x07, 1.0)
-    return affine, is_placed
+        sizes, notes = _find_voxel_sizes(header, grid)
+        is_placed = int(header["qform_code"]) > 0
+        if is_placed:
+            rotation, scaled = _compute_rotation(header, name)
+            handed = -1.0 if header["pixdim"][0] < 0 else 1.0
+            ras[:3, :3] = rotation * np.array([*sizes[:2], handed * sizes[2]])
+            ras[:3, 3] = [header[f"qoffset_{axis}"] for axis in "xyz"]
+            notes += scaled
+    affine = (
+        geometry.lps_from_ras(check_affine(ras, name)) if is_placed else geometry.image_affine(sizes[::-1])
+    )
+    unit = int(header["xyzt_units"]) & 0x07
+    if unit not in _LENGTHS:
+        notes += (f"xyzt_units has the unknown unit of length {unit}; millimeters are assumed",)
+    affine[:3] *= _LENGTHS.get(unit, 1.0)
+    return affine, is_placed, notes
+
+
+def _find_voxel_sizes(
+    header: Any, grid: tuple[int, int, int]
+) -> tuple[tuple[float, float, float], tuple[str, ...]]:
+    """Return pixdim[1] to pixdim[3], and warnings; an axis of one voxel needs no size."""
+    sizes: list[float] = []
+    notes: tuple[str, ...] = ()
+    for number, (stated, count) in enumerate(zip(header["pixdim"][1:4].tolist(), grid, strict=True), 1):
+        if stated < 0:
+            notes += (f"pixdim[{number}] is negative; its absolute value is used",)
+        if stated == 0 and count > 1:
+            notes += (f"pixdim[{number}], a voxel size, is 0; 1 is assumed",)
+        sizes.append(abs(stated) or 1.0)
+    return (sizes[0], sizes[1], sizes[2]), notes
+
+
+def _compute_rotation(header: Any, name: str) -> tuple[npt.NDArray[np.float64], tuple[str, ...]]:
+    """
+    Return the rotation (3, 3) of the quaternion (nifti1.h, method 2), and warnings.
+
+    As in the reference implementation (nifti_quatern_to_mat44), one that rounding made longer than 1 is
+    scaled.
+    """
+    b, c, d = (float(header[f"quatern_{axis}"]) for axis in "bcd")
+    square = b * b + c * c + d * d
+    if not square <= _MAX_LENGTH**2:
+        raise GeometryError(
+            f"{name}: its qform is not a rotation: the quaternion has the length {math.sqrt(square):.6g}, "
+            "expected at most 1; correct the header, or store an sform"
+        )
+    rest = 1 - square
+    if rest < _LEAST_SQUARE:
+        a, length = 0.0, math.sqrt(square)
+        b, c, d = b / length, c / length, d / length
+    else:
+        a, length = math.sqrt(rest), 1.0
+    rotation = np.array(
+        [
+            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - c * c - b * b],
+        ]
+    )
+    is_rounded = length <= 1 + _ROUNDING
+    return rotation, () if is_rounded else (f"the quaternion has the length {length:.6g}; it is scaled to 1",)
 
 
 def _find_frame_times(header: Any, count: int) -> tuple[float, ...] | None:

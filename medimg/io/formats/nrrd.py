@@ -28,11 +28,14 @@ from medimg.io.formats.raster_reader import raster_series
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
     from medimg.io.series import Series
 
 __all__ = ["is_nrrd", "open_nrrd"]
 
+#: Maximum number of axes in teem, the reference implementation.
+_MAX_DIMENSION: Final = 16
 #: Maximum number of time points listed; the header is not checked against the file yet.
 _MAX_TIMES: Final = 2**20
 _TYPES: Final = {
@@ -56,13 +59,67 @@ _ENCODINGS: Final[dict[str, Encoding]] = {
     "raw": "raw", "gz": "deflated", "gzip": "deflated", "txt": "text", "text": "text", "ascii": "text",
     "hex": "hex",
 }  # fmt: skip
-_SPACES: Final = {
-    "right-anterior-superior": "RAS", "ras": "RAS", "left-anterior-superior": "LAS", "las": "LAS",
-    "left-posterior-superior": "LPS", "lps": "LPS",
+#: Fields of the definition; in other lines the text before ": " is the key of a key/value pair.
+_FIELDS: Final = frozenset(
+    {
+        "dimension",
+        "type",
+        "block size",
+        "blocksize",
+        "encoding",
+        "endian",
+        "content",
+        "min",
+        "max",
+        "old min",
+        "oldmin",
+        "old max",
+        "oldmax",
+        "data file",
+        "datafile",
+        "line skip",
+        "lineskip",
+        "byte skip",
+        "byteskip",
+        "number",
+        "sample units",
+        "sampleunits",
+        "sizes",
+        "spacings",
+        "thicknesses",
+        "axis mins",
+        "axismins",
+        "axis maxs",
+        "axismaxs",
+        "centers",
+        "centerings",
+        "labels",
+        "units",
+        "kinds",
+        "space",
+        "space dimension",
+        "space units",
+        "space origin",
+        "space directions",
+        "measurement frame",
+    }
+)
+_SYNONYMS: Final = {
+    "datafile": "data file", "lineskip": "line skip", "byteskip": "byte skip", "axismins": "axis mins",
+    "axismaxs": "axis maxs", "centerings": "centers",
 }  # fmt: skip
-_SPACES_WITH_TIME: Final = ("right-anterior-superior-time", "rast", "left-anterior-superior-time", "last",
-                 "left-posterior-superior-time", "lpst", "scanner-xyz-time", "3d-right-handed-time",
-                 "3d-left-handed-time")  # fmt: skip
+#: Spaces: anatomical orientation, if any, and number of dimensions, of which the fourth is time.
+_SPACES: Final = {
+    name + suffix: (code, dimension)
+    for names, code in (
+        (("right-anterior-superior", "ras"), "RAS"),
+        (("left-anterior-superior", "las"), "LAS"),
+        (("left-posterior-superior", "lps"), "LPS"),
+        (("scanner-xyz", "3d-right-handed", "3d-left-handed"), ""),
+    )
+    for name in names
+    for suffix, dimension in (("", 3), ("t" if len(name) == 3 else "-time", 4))
+}
 _SPATIAL: Final = frozenset({"domain", "space"})
 _UNKNOWN: Final = frozenset({"???", "none"})
 #: Kinds of non-spatial axes, and the meaning of their values.
@@ -70,11 +127,34 @@ _CHANNELS: Final[dict[str, Literal["", "vector", "RGB", "RGBA"]]] = {
     "list": "", "time": "", "point": "vector", "vector": "vector", "covariant-vector": "vector",
     "normal": "vector", "2-vector": "vector", "3-vector": "vector", "4-vector": "vector",
     "3-normal": "vector", "3-gradient": "vector", "3-color": "RGB", "rgb-color": "RGB", "4-color": "RGBA",
-    "rgba-color": "RGBA", "scalar": "", "stub": "",
+    "rgba-color": "RGBA", "scalar": "", "stub": "", "hsv-color": "", "xyz-color": "", "quaternion": "",
+    "2d-symmetric-matrix": "", "2d-masked-symmetric-matrix": "", "2d-matrix": "", "2d-masked-matrix": "",
+    "3d-symmetric-matrix": "", "3d-masked-symmetric-matrix": "", "3d-matrix": "", "3d-masked-matrix": "",
 }  # fmt: skip
-_MILLIMETERS: Final = {"": 1.0, "mm": 1.0, "millimeter": 1.0, "millimeters": 1.0, "cm": 10.0, "m": 1000.0,
-                       "um": 1e-3, "µm": 1e-3, "micron": 1e-3, "microns": 1e-3}  # fmt: skip
-_SECONDS: Final = {"s": 1.0, "sec": 1.0, "second": 1.0, "seconds": 1.0, "ms": 1e-3, "us": 1e-6}
+_MILLIMETERS: Final = {
+    name: factor
+    for factor, names in {
+        1.0: ("", "mm", "millimeter", "millimeters", "millimetre", "millimetres"),
+        10.0: ("cm", "centimeter", "centimeters", "centimetre", "centimetres"),
+        1000.0: ("m", "meter", "meters", "metre", "metres"),
+        # with the micro sign, and with the Greek letter
+        1e-3: (
+            "um",
+            "µm",
+            "μm",
+            "micron",
+            "microns",
+            "micrometer",
+            "micrometers",
+            "micrometre",
+            "micrometres",
+        ),
+        1e-6: ("nm", "nanometer", "nanometers", "nanometre", "nanometres"),
+    }.items()
+    for name in names
+}
+_SECONDS: Final = {"s": 1.0, "sec": 1.0, "second": 1.0, "seconds": 1.0, "ms": 1e-3, "msec": 1e-3,
+                   "millisecond": 1e-3, "milliseconds": 1e-3, "us": 1e-6, "min": 60.0}  # fmt: skip
 _VECTOR: Final = re.compile(r"\([^()]*\)|none", re.IGNORECASE)
 
 
@@ -99,17 +179,17 @@ def open_nrrd(source: str | os.PathLike[str] | Blob) -> Series:
 
 
 def _parse_fields(lines: list[str], name: str) -> dict[str, str]:
-    """Return the fields, without comments and key/value pairs."""
+    """Return the fields, without comments and key/value pairs, whose keys and values may have colons."""
     fields: dict[str, str] = {}
     for line in lines:
-        separator = re.search(r":=|: ?", line)
-        if line.startswith("#") or separator is None or separator.group() == ":=":
+        key, _, value = line.partition(":")
+        key = key.strip().lower()
+        if line.startswith("#") or key not in _FIELDS or value.startswith("="):
             continue
-        key = line[: separator.start()].strip().lower()
-        key = {"datafile": "data file", "lineskip": "line skip", "byteskip": "byte skip"}.get(key, key)
+        key = _SYNONYMS.get(key, key)
         if key in fields:
             raise DecodeError(f"{name}: the field {quote_text(key)} appears twice in the header")
-        fields[key] = line[separator.end() :].strip()
+        fields[key] = value.strip()
     return fields
 
 
@@ -163,7 +243,7 @@ def _build_raster(fields: dict[str, str], blob: Blob, end: int) -> Raster:
         channels=axes.channels,
         interleaved=axes.is_interleaved,
         color=color,
-        frame_times=_find_frame_times(fields, axes),
+        frame_times=_find_frame_times(fields, axes, name),
         warnings=notes,
     )
 
@@ -178,15 +258,18 @@ def _split_words(fields: dict[str, str], key: str, count: int, name: str) -> lis
 
 def _find_axes(fields: dict[str, str], name: str) -> _Axes:
     (dimension,) = parse_whole_numbers(fields.get("dimension", ""), 1, f"{name}: dimension")
-    if not 2 <= dimension <= 5:
-        raise DecodeError(f"{name} has {dimension} dimensions; 2 to 4 are supported")
+    if not 2 <= dimension <= _MAX_DIMENSION:
+        raise DecodeError(f"{name} has {dimension} dimensions; expected 2 to {_MAX_DIMENSION}")
     sizes = tuple(parse_whole_numbers(fields.get("sizes", ""), dimension, f"{name}: sizes"))
     kinds = (
         tuple(kind.lower() for kind in _split_words(fields, "kinds", dimension, name)) or ("???",) * dimension
     )
     spatial, others = _separate_axes(fields, kinds, name)
+    if len(spatial) == 4 and "space directions" not in fields:
+        # four axes of which none is marked: the last one is no direction in space, as in other formats
+        others.append(spatial.pop())
     others = [a for a in others if sizes[a] != 1]
-    unsupported = [a for a in others if kinds[a] not in _CHANNELS and kinds[a] not in _UNKNOWN]
+    unsupported = [a for a in others if kinds[a] not in {*_CHANNELS, *_UNKNOWN, *_SPATIAL}]
     if unsupported:
         raise DecodeError(
             f"{name} has an axis of kind {quote_text(kinds[unsupported[0]])}, which is not supported"
@@ -209,14 +292,15 @@ def _separate_axes(fields: dict[str, str], kinds: tuple[str, ...], name: str) ->
     everything = range(len(kinds))
     if "space directions" in fields:
         directions = _parse_directions(fields, len(kinds), name)
-        spatial = [a for a in everything if directions[a] is not None]
+        time = _find_time_axis(directions, name)
+        spatial = [a for a in everything if directions[a] is not None and a != time]
     elif any(kind not in _UNKNOWN for kind in kinds):
         spatial = [a for a in everything if kinds[a] in _SPATIAL]
         if not spatial:
             spatial = [a for a in everything if kinds[a] not in _CHANNELS]
     elif len(kinds) > 3:
         spacings = _split_words(fields, "spacings", len(kinds), name)
-        spatial = [a for a in everything if spacings and spacings[a].lower() != "nan"]
+        spatial = [a for a in everything if not spacings or spacings[a].lower() != "nan"]
     else:
         spatial = list(everything)
     return spatial, [a for a in everything if a not in spatial]
@@ -235,69 +319,153 @@ def _parse_directions(fields: dict[str, str], dimension: int, name: str) -> list
     return [None if v is None or any(map(math.isnan, v)) else v for v in vectors]
 
 
+def _find_time_axis(directions: Sequence[list[float] | None], name: str) -> int | None:
+    """Return the axis along the fourth dimension of a space; None if the space has no fourth one."""
+    sizes = {len(v) for v in directions if v is not None}
+    if len(sizes) > 1 or not sizes <= {2, 3, 4}:
+        raise GeometryError(f"{name}: its space directions do not have two, three components or four each")
+    if sizes != {4}:
+        return None
+    time = [a for a, v in enumerate(directions) if v is not None and v[3] and not any(v[:3])]
+    mixed = [a for a, v in enumerate(directions) if v is not None and v[3] and any(v[:3])]
+    if mixed or len(time) > 1:
+        raise GeometryError(f"{name}: its space directions mix the fourth dimension, time, with space")
+    return time[0] if time else None
+
+
+def _find_space(fields: dict[str, str], vectors: Sequence[list[float]], name: str) -> str:
+    """Return the anatomical space, "" if it is none; raise GeometryError if the directions contradict it."""
+    stated = fields.get("space", "").lower()
+    code, dimension = _SPACES.get(stated, ("", 0))
+    if not dimension and "space dimension" in fields:
+        (dimension,) = parse_whole_numbers(fields["space dimension"], 1, f"{name}: space dimension")
+    if dimension and {len(v) for v in vectors} - {dimension}:
+        shown = f"space {stated}" if stated in _SPACES else "space"
+        raise GeometryError(
+            f"{name}: its {shown} has {dimension} dimensions, but its space directions do not have "
+            f"{'three components' if dimension == 3 else f'{dimension} components'}"
+        )
+    return code
+
+
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def _build_affine(
     fields: dict[str, str], axes: _Axes, name: str
 ) -> tuple[geometry.Affine, bool, tuple[str, ...]]:
     """Return the (4, 4) affine to LPS millimeters, whether it maps to a patient, and warnings."""
-    space = fields.get("space", "").lower()
-    if space in _SPACES_WITH_TIME:
-        raise DecodeError(
-            f"{name} has the space {space!r}, with time as a direction; only 3D spaces are supported"
-        )
     if "space directions" not in fields:
-        spacings = _split_words(fields, "spacings", len(axes.sizes), name)
-        steps = [
-            parse_numbers(spacings[a], f"{name}: spacings")[0] if spacings else 1.0 for a in axes.spatial
-        ]
-        w, h, d = (*(abs(s) if math.isfinite(s) and s else 1.0 for s in steps), 1.0)[:3]
-        return geometry.image_affine((d, h, w)), False, ()
-    columns = _build_columns(fields, axes, name)
-    columns *= _find_unit(fields, name)
-    if space in _SPACES:
-        return geometry.lps_from_space(check_affine(columns, name), _SPACES[space]), True, ()
-    sizes = np.linalg.norm(columns[:3, :3], axis=0)
-    w, h, d = (float(v) if math.isfinite(v) and v else 1.0 for v in sizes)
+        spacings, notes = _find_spacings(fields, axes, name)
+        w, h, d = (*spacings, 1.0)[:3]
+        return geometry.image_affine((d, h, w)), False, notes
+    directions = _parse_directions(fields, len(axes.sizes), name)
+    code = _find_space(fields, [v for v in directions if v is not None], name)
+    vectors = [v for v in (directions[a] for a in axes.spatial) if v is not None]
+    units = _find_space_units(fields, len(vectors[0]), name)
+    if code:
+        columns = _build_columns(fields, vectors, name)
+        columns[:3] *= np.array(units[:3])[:, None]
+        return geometry.lps_from_space(check_affine(columns, name), code), True, ()
+    sizes = [float(np.linalg.norm(np.multiply(v, units)[:3])) for v in vectors]
+    w, h, d = (*(s if math.isfinite(s) and s else 1.0 for s in sizes), 1.0)[:3]
     note = "the header names no anatomical space (RAS, LAS or LPS): directions and origin are ignored"
-    return geometry.image_affine((d, h, w)), False, (note,)
+    return geometry.image_affine((d, h, w)), False, () if len(units) == 2 else (note,)
 
 
-def _build_columns(fields: dict[str, str], axes: _Axes, name: str) -> geometry.Affine:
+def _build_columns(fields: dict[str, str], vectors: Sequence[list[float]], name: str) -> geometry.Affine:
     """Return the (4, 4) affine (i, j, k) to the space of the file; a single slice steps along its normal."""
-    vectors = [v for v in _parse_directions(fields, len(axes.sizes), name) if v is not None]
-    if {len(v) for v in vectors} != {3}:
-        raise GeometryError(f"{name}: its space directions do not have three components")
     columns = np.eye(4)
-    columns[:3, : len(vectors)] = np.array(vectors).T
+    columns[:3, : len(vectors)] = np.array(vectors)[:, :3].T
     if len(vectors) == 2:
         normal = np.cross(columns[:3, 0], columns[:3, 1])
         columns[:3, 2] = normal / (np.linalg.norm(normal) or 1.0)
     if "space origin" in fields:
         origin = fields["space origin"].strip("() ").replace(",", " ")
-        columns[:3, 3] = parse_numbers(origin, f"{name}: space origin", 3)
+        columns[:3, 3] = parse_numbers(origin, f"{name}: space origin", len(vectors[0]))[:3]
     return columns
 
 
-def _find_unit(fields: dict[str, str], name: str) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    units = {unit.lower() for unit in re.findall(r'"([^"]*)"', fields.get("space units", ""))} or {""}
-    if len(units) > 1 or not units <= set(_MILLIMETERS):
-        raise GeometryError(f"{name}: its space units are not one of mm, cm, m and um")
-    factor = _MILLIMETERS[units.pop()]
-    return np.array([[factor] * 4] * 3 + [[1.0] * 4])
+def _find_spacings(fields: dict[str, str], axes: _Axes, name: str) -> tuple[list[float], tuple[str, ...]]:
+    """
+    Return the spacing of each spatial axis in the unit of the axis, and warnings.
+
+    NaN means unknown; without spacings, the range of an axis and its number of samples give them.
+    """
+    count = len(axes.sizes)
+    stated = _split_words(fields, "spacings", count, name)
+    units = _split_units(fields, "units", count, name)
+    spacings: list[float] = []
+    notes: tuple[str, ...] = ()
+    for a in axes.spatial:
+        if units[a] not in _MILLIMETERS:
+            raise GeometryError(f"{name}: its units of spacings are not one of mm, cm, m, um and nm")
+        if stated:
+            spacing = parse_numbers(stated[a], f"{name}: spacings")[0]
+        else:
+            spacing = _measure_range(fields, a, axes.sizes, name)
+        if math.isinf(spacing) or spacing <= 0:
+            used = abs(spacing) if math.isfinite(spacing) and spacing else 1.0
+            notes += (f"the spacing of axis {a} is {spacing:g}; {used:g} is used",)
+            spacing = used
+        spacings.append(1.0 if math.isnan(spacing) else spacing * _MILLIMETERS[units[a]])
+    return spacings, notes
 
 
-def _find_frame_times(fields: dict[str, str], axes: _Axes) -> tuple[float, ...] | None:
-    """Return seconds if an axis of time has a spacing with a unit."""
-    spacings = fields.get("spacings", "").split()
-    units = re.findall(r'"([^"]*)"', fields.get("units", ""))
-    if axes.other is None or axes.kinds[axes.other] != "time" or axes.channels > _MAX_TIMES:
-        return None
-    if len(spacings) != len(axes.sizes) or len(units) != len(axes.sizes):
-        return None
+def _measure_range(fields: dict[str, str], axis: int, sizes: tuple[int, ...], name: str) -> float:
+    """Return the spacing of samples in the range of an axis; NaN if the range is not given."""
+    ends = [_split_words(fields, key, len(sizes), name) for key in ("axis mins", "axis maxs")]
+    if not all(ends):
+        return math.nan
+    low, high = (parse_numbers(words[axis], f"{name}: range of an axis")[0] for words in ends)
+    centers = _split_words(fields, "centers", len(sizes), name)
+    # samples are centers of cells unless the header says that they are nodes
+    is_node = bool(centers) and centers[axis].lower() == "node"
+    return abs(high - low) / max(1, sizes[axis] - is_node)
+
+
+def _split_units(fields: dict[str, str], key: str, count: int, name: str) -> list[str]:
+    """Return the unit of each axis, or of each dimension of the space; "" if not given."""
+    stated = fields.get(key, "")
+    if not stated:
+        return [""] * count
+    units = re.findall(r'"([^"]*)"', stated)
+    if len(units) != count:
+        raise DecodeError(f"{name}: expected {count} {key}, each in quotes, found {len(units)}")
+    return [_decode_utf8(unit).strip().lower() for unit in units]
+
+
+def _decode_utf8(text: str) -> str:
+    """Return text that was read as Latin-1 as UTF-8, if it is that."""
     try:
-        step = float(spacings[axes.other]) * _SECONDS.get(units[axes.other].lower(), 0.0)
-    except ValueError:
+        return text.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        return text
+
+
+def _find_space_units(fields: dict[str, str], dimension: int, name: str) -> list[float]:
+    """Return millimeters per unit of each dimension of the space; 1 for the fourth, which is time."""
+    units = _split_units(fields, "space units", dimension, name)
+    if not set(units[:3]) <= set(_MILLIMETERS):
+        raise GeometryError(f"{name}: its space units are not one of mm, cm, m, um and nm")
+    return [_MILLIMETERS[unit] for unit in units[:3]] + [1.0] * (dimension - 3)
+
+
+def _find_frame_times(fields: dict[str, str], axes: _Axes, name: str) -> tuple[float, ...] | None:
+    """Return seconds if an axis of time has a spacing, or a direction, with a unit."""
+    axis = axes.other
+    if axis is None or axes.channels > _MAX_TIMES:
         return None
+    count = len(axes.sizes)
+    vectors = _parse_directions(fields, count, name) if "space directions" in fields else [None] * count
+    vector = vectors[axis]
+    if vector is not None:
+        step, unit = vector[3], _split_units(fields, "space units", len(vector), name)[3]
+    elif axes.kinds[axis] == "time":
+        spacings = _split_words(fields, "spacings", count, name)
+        step = parse_numbers(spacings[axis], f"{name}: spacings")[0] if spacings else math.nan
+        unit = _split_units(fields, "units", count, name)[axis]
+    else:
+        return None
+    step *= _SECONDS.get(unit, 0.0)
     return tuple(step * t for t in range(axes.channels)) if 0 < step < math.inf else None
 
 

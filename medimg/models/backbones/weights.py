@@ -19,6 +19,7 @@ from torchvision.models import WeightsEnum, get_model_weights
 
 from medimg.errors import WeightsUnavailableError
 from medimg.io.files.atomic import hash_file
+from medimg.io.files.regular_file import is_regular_file
 from medimg.models.backbones.registry import AS_BUILT, registered_backbone
 
 if TYPE_CHECKING:
@@ -66,9 +67,9 @@ class WeightsSource:
 
     def load(self, *, progress: bool = True) -> LoadedWeights:
         """Read the weights; download them first if they have a URL and are not in the cache."""
-        if self.url is not None and not self.path.exists():
+        if self.url is not None and not is_regular_file(self.path):
             _download(self.url, self.path, progress)
-        if not self.path.is_file():
+        if not is_regular_file(self.path):
             raise WeightsUnavailableError(
                 f"there is no file of weights at {self.path}; correct the path, or pass the name of "
                 "torchvision weights, or weights=None for random weights"

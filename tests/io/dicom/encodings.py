@@ -14,8 +14,8 @@ from pydicom.uid import UID
 
 from medimg.io.dicom.header.attributes import quiet_pydicom
 from medimg.io.dicom.header.image_pixel import FrameFormat
-from medimg.io.dicom.pixels._codestream import CodestreamSize, read_codestream
 from medimg.io.dicom.pixels._frames import StoredFrames
+from medimg.io.dicom.pixels.codestream import CodestreamSize, read_codestream
 from medimg.io.dicom.values.modality_lut import parse_modality_transform
 from tests.dicom_files import make_instance
 from tests.io.dicom.plain_values import SliceValues
@@ -23,6 +23,7 @@ from tests.io.dicom.plain_values import SliceValues
 RNG = np.random.default_rng(11)
 BUNDLED = Path(pydicom.__file__).parent / "data" / "test_files"
 RLE, DEFLATED_FRAMES = "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.8.1"
+UNCOMPRESSED_FRAMES = "1.2.840.10008.1.2.1.98"
 JPEG, EXTENDED, LOSSLESS, JPEG_LS, J2K, JPEG_XL, HTJ2K = (
     f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 70, 80, 90, 110, 201)
 )

@@ -47,7 +47,7 @@ def plain_read(plan: StackPlan, slices: Sequence[int] | None, policies: Policies
 
 
 def _volume(plan: StackPlan, slices: Sequence[int] | None, policies: Policies) -> Volume:
-    notes = Notes([*plan.notes], [])
+    notes = Notes([*plan.notes], [*plan.remarks])
     check_stack(plan, policies, notes)
     plan = resolve_duplicates(plan, policies, notes)
     everything = range(plan.depth)

@@ -126,7 +126,7 @@ def _modality(dataset: Dataset, stored: npt.NDArray[Any]) -> tuple[npt.NDArray[A
     )
     is_calibrated = not (math.isnan(slope) and math.isnan(intercept))
     a, b = (1.0 if math.isnan(slope) else slope), (0.0 if math.isnan(intercept) else intercept)
-    if a == 0:
+    if a == 0 and stored.min() != stored.max():
         raise DecodeError("Rescale Slope is 0, so that all pixels would be equal")
     if (a, b) == (1.0, 0.0):
         return stored, "", is_calibrated

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import tracemalloc
 import zlib
@@ -16,13 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.uid import UID
 
+import medimg
 from medimg.errors import DecodeError, MissingDependencyError, TruncatedError
 from medimg.io.dicom.header.image_pixel import FrameFormat
 from medimg.io.dicom.header.open import open_dataset
 from medimg.io.dicom.header.transfer_syntax import SYNTAXES, check_syntax
 from medimg.io.dicom.pixels._codecs import decode_frame
-from medimg.io.dicom.pixels._codestream import find_j2k_end, read_codestream
 from medimg.io.dicom.pixels._frames import StoredFrames
+from medimg.io.dicom.pixels._native import NativeFrames
+from medimg.io.dicom.pixels.codestream import find_j2k_end, read_codestream
 from tests.dicom_files import make_instance
 from tests.io.dicom.encodings import (
     DEFLATED_FRAMES,
@@ -34,7 +37,9 @@ from tests.io.dicom.encodings import (
     LOSSLESS,
     LOSSY_J2K,
     RLE,
+    RNG,
     STREAMS,
+    UNCOMPRESSED_FRAMES,
     codestream_size,
     compressed,
     decoded,
@@ -189,6 +194,81 @@ def test_bytes_behind_the_end_of_an_rle_segment(zeros: int) -> None:
     assert np.array_equal(decoded(with_data(ds, RLE, data)), FRAMES[0])
 
 
+def packed(draw: st.DrawFn, data: bytes) -> bytes:
+    """PackBits of bytes, as any encoder may choose the runs."""
+    segment, at = b"", 0
+    while at < len(data):
+        count = draw(st.integers(1, 128))
+        run = len(data[at : at + count]) - len(data[at : at + count].lstrip(data[at : at + 1]))
+        if run > 1 and draw(st.booleans()):
+            segment += bytes([257 - run]) + data[at : at + 1]
+            at += run
+        else:
+            segment += bytes([len(data[at : at + count]) - 1]) + data[at : at + count]
+            at += count
+        segment += b"\x80" * draw(st.integers(0, 2))
+    return segment
+
+
+@st.composite
+def segments(draw: st.DrawFn) -> tuple[bytes, bytes, bytes]:
+    """The bytes of a plane, their segment, which may run past them, and what a file has behind it."""
+    plane = draw(st.binary(min_size=6, max_size=6)) * 4
+    behind = draw(st.binary(max_size=5)) if draw(st.booleans()) else b""
+    return plane, packed(draw, plane + behind), draw(st.binary(max_size=200))
+
+
+@settings(deadline=None)
+@given(drawn=segments())
+def test_nothing_after_the_last_byte_of_an_rle_segment_matters(drawn: tuple[bytes, bytes, bytes]) -> None:
+    plane, segment, tail = drawn
+    form = FrameFormat(4, 6, 1, 8, 8, 7, False, "MONOCHROME2", False)
+    header = b"".join(n.to_bytes(4, "little") for n in (1, 64, *[0] * 14))
+    assert decode_frame(header + segment + tail, RLE, form).values.tobytes() == plane
+
+
+@settings(deadline=None)
+@given(data=st.binary(min_size=24, max_size=24), left=st.integers(0, 24))
+def test_an_rle_segment_that_is_too_short_is_an_error(data: bytes, left: int) -> None:
+    form = FrameFormat(4, 6, 1, 8, 8, 7, False, "MONOCHROME2", False)
+    header = b"".join(n.to_bytes(4, "little") for n in (1, 64, *[0] * 14))
+    with pytest.raises(TruncatedError, match="24 bytes holds"):
+        decode_frame(header + (bytes([23]) + data)[:left], RLE, form)
+
+
+@pytest.mark.parametrize(
+    ("photometric", "samples", "planar", "bits"),
+    [
+        ("MONOCHROME2", 1, False, 1),
+        ("MONOCHROME2", 1, False, 8),
+        ("MONOCHROME2", 1, False, 16),
+        ("RGB", 3, False, 8),
+        ("RGB", 3, True, 8),
+        ("YBR_FULL_422", 3, False, 8),
+    ],
+)
+@pytest.mark.parametrize("syntax", [UNCOMPRESSED_FRAMES, DEFLATED_FRAMES])
+def test_encapsulated_frames_are_the_native_ones(
+    syntax: str, photometric: str, samples: int, planar: bool, bits: int
+) -> None:
+    """Frames of an odd number of bytes start at an even one; those of single bits at a byte of their own."""
+    form = FrameFormat(3, 6 if samples == 3 else 5, samples, bits, bits, bits - 1, False, photometric, planar)
+    per_pixel = 2 if photometric == "YBR_FULL_422" else samples
+    size = (form.rows * form.columns * per_pixel * bits + 7) // 8
+    frames = [RNG.integers(0, 256, size).astype(np.uint8).tobytes() for _ in range(3)]
+    ds = make_instance(np.zeros(form.shape, f"u{max(1, bits // 8)}"), NumberOfFrames=3)
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = bits, bits, bits - 1
+    ds.PhotometricInterpretation, ds.PlanarConfiguration = photometric, int(planar)
+    deflated = [zlib.compress(f, wbits=-15) for f in frames]
+    stored = deflated if syntax == DEFLATED_FRAMES else frames
+    with_data(ds, syntax, encapsulated([f + b"\0" * (len(f) % 2) for f in stored]))
+    for number, frame in enumerate(frames):
+        assert np.array_equal(decoded(ds, number), NativeFrames(frame, form, 1).get_frame(0))
+    with_data(ds, UNCOMPRESSED_FRAMES, encapsulated([f[:-1] for f in frames]))
+    with pytest.raises(TruncatedError, match="too few"):
+        decoded(ds)
+
+
 @pytest.mark.parametrize("damage", ["segments", "offset", "short"])
 def test_damaged_rle(damage: str) -> None:
     stream = bytearray(STREAMS[RLE][0])
@@ -201,6 +281,27 @@ def test_damaged_rle(damage: str) -> None:
     ds = make_instance(FRAMES[0])
     with pytest.raises((DecodeError, TruncatedError)):
         decoded(with_data(ds, RLE, encapsulated([bytes(stream)])))
+
+
+@pytest.mark.parametrize("bits", [-15, 15, 31])
+def test_deflated_data_in_a_wrapper(bits: int) -> None:
+    """PS3.5 A.5 and A.4.13 mean raw deflate; some writers add the header of zlib, or of gzip."""
+
+    def pack(data: bytes) -> bytes:
+        packer = zlib.compressobj(wbits=bits)
+        return packer.compress(data) + packer.flush()
+
+    pixels = gray(8)
+    ds = make_instance(pixels, RescaleIntercept=0)
+    frames = with_data(make_instance(pixels), DEFLATED_FRAMES, encapsulated([pack(pixels.tobytes())]))
+    assert np.array_equal(decoded(frames), pixels)
+    ds.file_meta.TransferSyntaxUID = UID("1.2.840.10008.1.2.1.99")
+    file = io.BytesIO()
+    ds.save_as(file, enforce_file_format=True)
+    data = file.getvalue()
+    start = 144 + int.from_bytes(data[140:144], "little")
+    plain = zlib.decompress(data[start:], -15)
+    assert np.array_equal(medimg.read(data[:start] + pack(plain)).array[0, 0], pixels)
 
 
 def test_a_deflated_bomb_takes_no_memory() -> None:
@@ -236,7 +337,7 @@ def test_syntaxes_that_are_refused_are_named(uid: str, said: str) -> None:
         StoredFrames(ds)
 
 
-@pytest.mark.parametrize("syntax", [s for s in SYNTAXES if s != DEFLATED_FRAMES])
+@pytest.mark.parametrize("syntax", [s for s in SYNTAXES if s not in (DEFLATED_FRAMES, UNCOMPRESSED_FRAMES)])
 def test_a_missing_codec_is_named_with_the_command(syntax: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = gray(8)
     form = FrameFormat(32, 40, 1, 8, 8, 7, False, "MONOCHROME2", False)

@@ -93,6 +93,40 @@ def test_an_empty_rescale_is_none(tmp_path: Path) -> None:
     assert volume.units == "raw"
 
 
+@pytest.mark.filterwarnings("ignore:2 frames without positions")
+@pytest.mark.parametrize("stored", [0, 7])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("multiframe", [False, True])
+def test_a_slope_of_0_loses_nothing_where_all_pixels_are_equal(
+    tmp_path: Path, stored: int, padded: bool, multiframe: bool
+) -> None:
+    """As PET writes a slice without counts; the others of the series have slopes of their own."""
+    others = {"PixelPaddingValue": 9} if padded else {}
+    blank = np.full((4, 5), stored, np.int16)
+    if padded:
+        blank[0] = 9
+    if multiframe:
+        ds = make_instance(blank, RescaleSlope=0, RescaleIntercept=-3, NumberOfFrames=2, **others)
+        ds.PixelData = blank.tobytes() * 2
+        volume = medimg.read(write(ds, tmp_path / "two.dcm"))
+    else:
+        for n, slope in enumerate((0, 1.5, 2)):
+            pixels = blank if slope == 0 else np.full((4, 5), 100 * n, np.int16)
+            ds = make_instance(
+                pixels, RescaleSlope=slope, RescaleIntercept=-3, ImagePositionPatient=[0, 0, 3 * n], **others
+            )
+            write(ds, tmp_path / f"{n}.dcm")
+        volume = medimg.read(tmp_path)
+        assert volume.array[0, 1:, 0, 0].tolist() == [147, 397]
+    assert np.all(volume.array[0, 0, 1:] == -3)
+
+
+def test_a_slope_of_0_that_loses_values_is_an_error(tmp_path: Path) -> None:
+    path = write(make_instance(stack_pixels(0), RescaleSlope=0), tmp_path / "one.dcm")
+    with pytest.raises(DecodeError, match="Rescale Slope is 0"):
+        medimg.read(path)
+
+
 def test_hounsfield_units_take_a_rescale(tmp_path: Path) -> None:
     ds = make_instance(
         stack_pixels(0), RescaleSlope=None, RescaleIntercept=None, SOPClassUID=SecondaryCaptureImageStorage

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
@@ -23,6 +25,7 @@ from medimg.errors import (
     AmbiguousSeriesError,
     DecodeError,
     DuplicateSlicesError,
+    GeometryError,
     MedimgError,
     MedimgWarning,
     MissingSlicesError,
@@ -182,7 +185,8 @@ def test_declared_windows_and_tables(tmp_path: Path) -> None:
     ds.WindowCenterWidthExplanation = ["SOFT", "LUNG", "BROKEN"]
     ds.VOILUTFunction = "SIGMOID"
     ds.VOILUTSequence = Sequence([lut(-1024, [0, 1, 2], bits=2)])
-    table, soft, lung = read_one(ds, tmp_path).voi[0]
+    with pytest.warns(MedimgWarning, match="WindowWidth is 0"):
+        table, soft, lung = read_one(ds, tmp_path).voi[0]
     assert isinstance(table, LookupTable)
     assert (table.first, table.maximum) == (-1024, 3)
     assert (soft, lung) == (Window(40, 400, "SIGMOID"), Window(-600, 1500, "SIGMOID"))
@@ -316,6 +320,133 @@ def test_another_image_at_the_same_position_is_an_error(tmp_path: Path) -> None:
     for policy in ("raise", "warn", "fix"):
         with pytest.raises(DuplicateSlicesError):
             medimg.read(tmp_path, on_duplicate=policy)
+
+
+CODED: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "PixelRepresentation": ("US", (0, 1)),
+    "PlanarConfiguration": ("US", (0, 1)),
+    "SamplesPerPixel": ("US", (1, 3)),
+    "BitsAllocated": ("US", (1, 8, 16, 32)),
+    "PhotometricInterpretation": ("CS", ("MONOCHROME1", "MONOCHROME2", "RGB", "PALETTE COLOR")),
+    "VOILUTFunction": ("CS", ("LINEAR", "LINEAR_EXACT", "SIGMOID")),
+    "PresentationLUTShape": ("CS", ("IDENTITY", "INVERSE", "LIN OD")),
+}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(keyword=st.sampled_from(sorted(CODED)), bit=st.integers(0, 63), choice=st.integers(0, 7))
+def test_a_coded_attribute_has_a_defined_value_or_is_an_error(
+    tmp_path: Path, keyword: str, bit: int, choice: int
+) -> None:
+    """One flipped bit: another defined value, white space, or an error."""
+    vr, defined = CODED[keyword]
+    ds = make_instance(np.full((8, 8), -24, np.int16), WindowCenter=40, WindowWidth=400)
+    before = ds.get(keyword)
+    if before is None:
+        before = defined[choice % len(defined)]
+    if vr == "US":
+        after: Any = before ^ (1 << bit % 16)
+    else:
+        text = bytearray(str(before).encode())
+        text[bit // 8 % len(text)] ^= 1 << bit % 8
+        after = text.decode("latin-1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ds.add_new(keyword, vr, after)
+        path = write(ds, tmp_path / "x.dcm")
+    read_back = after.strip(" \0").upper() if vr == "CS" else after
+    if read_back in (*defined, ""):
+        return
+    with pytest.raises(DecodeError):
+        medimg.read(path)
+
+
+def test_a_lut_declares_its_bits_and_all_its_entries(tmp_path: Path) -> None:
+    for bits, entries, message in (
+        (0, [1, 2, 3], "0 bits"),
+        (48, [1, 2, 3], "48 bits"),
+        (8, [1] * 9, "holds"),
+    ):
+        ds = make_instance(np.zeros((8, 8), np.uint16))
+        del ds.RescaleSlope, ds.RescaleIntercept
+        item = lut(0, entries, bits=bits)
+        item.LUTDescriptor[0] = min(len(entries), 3)
+        ds.ModalityLUTSequence = Sequence([item])
+        with pytest.raises(DecodeError, match=message):
+            read_one(ds, tmp_path)
+
+
+def test_a_damaged_unit_is_not_hounsfield(tmp_path: Path) -> None:
+    assert read_one(make_instance(np.zeros((8, 8), np.int16), RescaleType="HU"), tmp_path).units == "HU"
+    ds = make_instance(np.zeros((8, 8), np.int16), RescaleType="H\x15")
+    with pytest.warns(MedimgWarning, match="RescaleType"):
+        assert read_one(ds, tmp_path).units == "raw"
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_each_of_many_copies_counts(tmp_path: Path, renamed: bool) -> None:
+    """Copies of files, and images sent again under another UID."""
+    write_stack(tmp_path, [0.0, 2.0, 4.0])
+    originals = sorted(tmp_path.iterdir())
+    for n in range(27):
+        ds = pydicom.dcmread(originals[n % 3])
+        if renamed:
+            ds.SOPInstanceUID = f"1.2.{n}"
+        ds.save_as(tmp_path / f"copy {n}")
+    (series,) = index = medimg.scan(tmp_path)
+    assert len(set(series.files)) + len(index.skipped) == 30
+    assert list(series.files[:3]) == sorted(series.files[:3])
+    with pytest.warns(MedimgWarning, match="27 of 30 image"):
+        volume = series.read()
+    assert volume.shape[1] == 3
+    assert set(volume.report.files) | set(volume.report.duplicates) == set(series.files)
+    assert len(volume.report.duplicates) == 27
+    assert series.read(on_duplicate="keep").shape[1] == 30
+
+
+@pytest.mark.parametrize("aside", [1.5, 8.0])
+@pytest.mark.parametrize("which", [0, 2, 4])
+def test_a_displaced_slice_does_not_move_the_others(tmp_path: Path, aside: float, which: int) -> None:
+    write_stack(tmp_path, [2.0 * n for n in range(5)])
+    path = sorted(tmp_path.iterdir())[which]
+    ds = pydicom.dcmread(path)
+    ds.ImagePositionPatient = [ds.ImagePositionPatient[0] + aside, *ds.ImagePositionPatient[1:]]
+    ds.save_as(path)
+    for policy in ("raise", "warn", "fix"):
+        with pytest.raises(GeometryError, match="half of the slice distance"):
+            medimg.read(tmp_path, on_tilt=policy)
+        with pytest.raises(GeometryError, match="half of the slice distance"):
+            next(medimg.scan(tmp_path)[0].pieces(2))
+    with pytest.warns(MedimgWarning, match="differs from the stated position"):
+        assert medimg.read(tmp_path, on_tilt="keep").shape[1] == 5
+
+
+@pytest.mark.parametrize(("aside", "plausible"), [(0.57, True), (0.59, False), (-2.0, False)])
+def test_no_gantry_tilts_by_more_than_30_degrees(tmp_path: Path, aside: float, plausible: bool) -> None:
+    for n in range(4):
+        position = [0.0, aside * n, float(n)]
+        write(
+            make_instance(np.full((8, 8), n, np.int16), ImagePositionPatient=position), tmp_path / f"{n}.dcm"
+        )
+    if plausible:
+        with pytest.warns(MedimgWarning, match="tilted gantry"):
+            medimg.read(tmp_path)
+    else:
+        for policy in ("raise", "warn", "fix"):
+            with pytest.raises(TiltedGantryError, match="no gantry tilts"):
+                medimg.read(tmp_path, on_tilt=policy)
+        assert medimg.read(tmp_path, on_tilt="keep").report.tilt > 30
+
+
+def test_distances_that_drift_are_not_averaged(tmp_path: Path) -> None:
+    """Each differs by 5 % from the median, but the mean distance is off by several slices in the middle."""
+    heights = np.cumsum([0.0, *[1.9] * 40, *[2.1] * 40])
+    write_stack(tmp_path, heights.round(4).tolist())
+    with pytest.raises(GeometryError, match="vary too much for one affine"):
+        medimg.read(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MedimgWarning)
+        assert medimg.read(tmp_path, on_missing="keep").shape[1] == 81
 
 
 def test_a_tilted_gantry(tmp_path: Path) -> None:

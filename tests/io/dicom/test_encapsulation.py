@@ -96,16 +96,23 @@ def test_extended_offset_tables(lengths: bool) -> None:
     assert np.array_equal(decoded(ds, 2), FRAMES[2])
 
 
-def test_more_codestreams_than_frames_are_ignored() -> None:
-    for count in (1, 2):
-        ds = make_instance(FRAMES[0], NumberOfFrames=count, BitsStored=12, HighBit=11)
-        with_data(ds, LOSSLESS, encapsulated(STREAMS[LOSSLESS]))
-        assert np.array_equal(decoded(ds, count - 1), FRAMES[count - 1])
+@pytest.mark.parametrize("count", [None, 1, 2])
+@pytest.mark.parametrize("table", ["none", "basic", "extended"])
+def test_more_codestreams_than_frames_are_an_error(count: int | None, table: str) -> None:
+    streams = [s + b"\0" * (len(s) % 2) for s in STREAMS[LOSSLESS]]
+    starts = [sum(8 + len(s) for s in streams[:n]) for n in range(len(streams))]
+    ds = make_instance(FRAMES[0], NumberOfFrames=count or "", BitsStored=12, HighBit=11)
+    with_data(ds, LOSSLESS, encapsulated(streams, starts if table == "basic" else None))
+    if table == "extended":
+        ds.ExtendedOffsetTable = np.array(starts, "<u8").tobytes()
+        ds.ExtendedOffsetTableLengths = np.array([len(s) for s in streams], "<u8").tobytes()
+    with pytest.raises(DecodeError, match=f"{len(streams)} frames, but Number of Frames is {count or 1}"):
+        StoredFrames(ds)
 
 
 def test_offset_tables_that_do_not_start_with_the_first_frame_are_not_believed() -> None:
-    streams = [s + b"\0" * (len(s) % 2) for s in STREAMS[LOSSLESS]]
-    first, second = (8 + len(s) for s in streams[:2])
+    streams = [s + b"\0" * (len(s) % 2) for s in STREAMS[LOSSLESS][:2]]
+    first, second = (8 + len(s) for s in streams)
     ds = make_instance(FRAMES[0], NumberOfFrames=2, BitsStored=12, HighBit=11)
     with_data(ds, LOSSLESS, encapsulated(streams, [first, first + second]))
     assert np.array_equal(decoded(ds, 0), FRAMES[0])

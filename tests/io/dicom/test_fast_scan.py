@@ -196,6 +196,26 @@ def test_sequences_are_walked(tmp_path: Path, syntax: str | None, *, endless: bo
     assert check(names) == 8
 
 
+@pytest.mark.parametrize("endless", [False, True], ids=["with_length", "without_length"])
+@pytest.mark.parametrize("syntax", [None, ImplicitVRLittleEndian], ids=["explicit", "implicit"])
+def test_values_within_sequences_are_compared(tmp_path: Path, syntax: str | None, *, endless: bool) -> None:
+    names = []
+    for n in range(12):
+        region = Dataset()
+        region.PhysicalUnitsXDirection = region.PhysicalUnitsYDirection = 3
+        region.RegionSpatialFormat = 1
+        region.PhysicalDeltaX, region.PhysicalDeltaY = (0.01, 0.02) if n % 3 else (0.03, 0.04)
+        region.ImageComments = "x" * (n % 2)
+        region.is_undefined_length_sequence_item = endless
+        ds = make_instance(PIXELS, SOPInstanceUID=f"1.2.{n}", PixelSpacing=None, SeriesDescription="x")
+        ds.SequenceOfUltrasoundRegions = DicomSequence([region] * (1 + (n > 8)))
+        ds["SequenceOfUltrasoundRegions"].is_undefined_length = endless
+        if syntax:
+            ds.file_meta.TransferSyntaxUID = UID(syntax)
+        names.append(str(write(ds, tmp_path / f"{n:02d}.dcm")))
+    assert check(names) == 12
+
+
 def test_headers_longer_than_what_is_read_first(tmp_path: Path) -> None:
     names = siblings(tmp_path / "long", TextValue="x" * 9000)
     names += siblings(tmp_path / "longer", TextValue="y" * 60000, SeriesInstanceUID="1.2.9")

@@ -102,7 +102,10 @@ def test_offsets_that_say_no_place_are_refused(attributes: dict[str, Any]) -> No
 
 
 def test_a_single_frame_of_a_dose_lies_at_its_position() -> None:
-    assert compute_frame_positions(dose(NumberOfFrames=1)) == [(1, 2, 30)]
+    assert compute_frame_positions(dose(NumberOfFrames=1, GridFrameOffsetVector=[0])) == [(1, 2, 30)]
+    for missing in (1, ""):
+        with pytest.raises(GeometryError, match="does not hold 1 usable"):
+            compute_frame_positions(dose(NumberOfFrames=missing))
 
 
 def test_dose_scaling_is_checked() -> None:

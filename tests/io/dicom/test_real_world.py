@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -12,10 +14,12 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
+import medimg
 from medimg.errors import DecodeError
 from medimg.io.dicom.header.open import to_tags
 from medimg.io.dicom.header.private_tags import PrivateTag, get_private_floats
 from medimg.io.dicom.values.real_world import PHILIPS_TAGS, compute_philips_factor
+from tests.dicom_files import make_instance, write
 
 
 def frame_views(ds: Dataset) -> Iterator[Dataset]:
@@ -142,3 +146,59 @@ def test_header_only_reads_suffice(real_data: Path) -> None:
     path = next(p for p in folder.rglob("*.dcm") if p.stat().st_size < 100_000)
     header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(to_tags(*PHILIPS_TAGS)))
     assert compute_philips_factor(header) == compute_philips_factor(pydicom.dcmread(path)) is not None
+
+
+#: Rescale Type, radians of a rescaled value, and the unit and slope of a mapping relative to the rescale.
+PHASES = (
+    ("MILLIRADIALS", 1e-3, None),
+    ("MILLIRADIANS", 1e-3, None),
+    ("mrad", 1e-3, None),
+    ("RADIANS", 1, None),
+    ("RAD", 1, None),
+    ("DEGREES", math.pi / 180, None),
+    ("US", 1e-3, None),
+    ("US", 1, None),
+    ("US", 1e-3, ("mrad", 1)),
+    ("US", 1e-3, ("rad", 1e-3)),
+    ("US", 0.5, ("rad", 0.5)),
+)
+
+
+def make_phase(unit: float, **attributes: Any) -> Any:
+    """A Philips phase image of 12 bits whose rescaled values run from -π to π in units of `unit` radians."""
+    ds = make_instance(
+        np.array([[0, 2048, 4095]], np.uint16), Modality="MR", BitsStored=12, HighBit=11,
+        ImageType=["ORIGINAL", "PRIMARY", "PHASE MAP", "P", "FFE"],
+        RescaleSlope=f"{math.tau / unit / 4095:.10g}", RescaleIntercept=f"{-math.pi / unit:.10g}",
+        **attributes,
+    )  # fmt: skip
+    block = ds.private_block(0x2005, "Philips MR Imaging DD 001", create=True)
+    block.add_new(0x0E, "FL", 0.37)
+    return ds
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR CS")
+@pytest.mark.parametrize(("name", "unit", "mapped"), PHASES)
+def test_phase_is_in_radians(
+    tmp_path: Path, name: str, unit: float, mapped: tuple[str, float] | None
+) -> None:
+    ds = make_phase(unit, RescaleType=name)
+    if mapped is not None:
+        code, mapping = Dataset(), Dataset()
+        code.CodeValue = mapped[0]
+        mapping.MeasurementUnitsCodeSequence = Sequence([code])
+        mapping.RealWorldValueSlope = float(ds.RescaleSlope) * mapped[1]
+        mapping.RealWorldValueIntercept = float(ds.RescaleIntercept) * mapped[1]
+        ds.RealWorldValueMappingSequence = Sequence([mapping])
+    path = write(ds, tmp_path / "phase.dcm")
+    volume = medimg.read(path)
+    assert volume.units == "rad"
+    assert np.allclose(volume.array.ravel()[[0, 2]], [-math.pi, math.pi], atol=1e-4)
+    rescaled = medimg.read(path, values="rescaled")
+    assert np.allclose(rescaled.array.ravel()[[0, 2]], [-math.pi / unit, math.pi / unit], rtol=1e-4)
+
+
+def test_magnitude_of_philips_is_no_phase(tmp_path: Path) -> None:
+    ds = make_phase(1e-3, RescaleType="US")
+    ds.ImageType = ["ORIGINAL", "PRIMARY", "M_FFE", "M", "FFE"]
+    assert medimg.read(write(ds, tmp_path / "magnitude.dcm")).units == "raw"

@@ -3,28 +3,40 @@ Checked access to the attributes of a DICOM dataset.
 
 A damaged element can raise anything when its value is first used, and a wrong length can swallow its
 neighbors, the patient's name among them. Other modules therefore read values only through these functions,
-which check text before it can appear in a message. ``get_…`` returns a default for an unusable value,
+which check text before it can appear in a message. An attribute that is absent or blank gives a default; for
+one that is present but unusable, ``get_…`` gives the default and notes it (see `collect_findings`), and
 ``parse_…`` raises.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import math
 import os
 import re
 import threading
 import warnings
-from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as DicomSequence
-from pydicom.tag import BaseTag, Tag
 
 from medimg.errors import DecodeError
+from medimg.io.dicom.header.element_values import (
+    InvalidValueError,
+    find_tag,
+    is_blank,
+    note_finding,
+    parse_decimal,
+    read_numbers,
+    read_texts,
+    read_values,
+)
+from medimg.io.dicom.header.private_tags import to_items
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from pydicom.dataset import Dataset
 
 __all__ = [
@@ -36,22 +48,29 @@ __all__ = [
     "get_identifier",
     "get_integer",
     "get_items",
+    "get_number",
     "get_text",
+    "get_texts",
     "get_value",
     "get_vr",
     "has_undefined_length",
     "has_value",
     "parse_code",
+    "parse_defined_term",
+    "parse_enumerated",
     "parse_float",
     "parse_integer",
+    "parse_items",
     "parse_number",
+    "parse_numbers",
+    "parse_text",
     "quiet_pydicom",
 ]
 
+_DIGITS: Final = re.compile(r"[+-]?[0-9]{1,64}")
 _CODE: Final = re.compile(r"[A-Z0-9 _/%-]{1,16}")
-# Wider than PS3.5 allows: anonymizers write UUIDs
-_IDENTIFIER: Final = re.compile(r"[0-9A-Za-z._-]{1,64}")
-_PRINTABLE: Final = re.compile(r"[^\x00-\x1f\x7f^]{1,64}")
+# Wider than PS3.5 allows: anonymizers write UUIDs, hashes and words
+_PRINTABLE: Final = re.compile(r"[^\x00-\x1f\x7f^]{1,128}")
 
 
 class _QuietPydicom:
@@ -107,15 +126,9 @@ def quiet_pydicom() -> _QuietPydicom:
     return _QUIET
 
 
-@cache
-def _find_tag(keyword: str) -> BaseTag:
-    """Return the tag of a keyword; cached, as pydicom's lookup is slow."""
-    return Tag(keyword)
-
-
 def get_value(dataset: Dataset, keyword: str) -> Any:
     """Return a value as pydicom parses it; None if it is absent or can't be parsed."""
-    tag = _find_tag(keyword)
+    tag = find_tag(keyword)
     if tag not in dataset:
         return None
     try:
@@ -125,72 +138,115 @@ def get_value(dataset: Dataset, keyword: str) -> Any:
         return None
 
 
-def _get_values(dataset: Dataset, keyword: str) -> list[Any]:
-    found = get_value(dataset, keyword)
-    if found is None or (isinstance(found, str | bytes) and not found):
-        return []
-    return list(found) if isinstance(found, MultiValue | list | tuple) else [found]
-
-
 def has_value(dataset: Dataset, keyword: str) -> bool:
     """Whether an attribute is present and not empty, readable or not."""
     try:
-        element = dataset.get_item(_find_tag(keyword))
+        element = dataset.get_item(find_tag(keyword))
     except Exception:
         return True
-    if element is None or element.value is None:
+    if element is None or element.value is None or is_blank(element):
         return False
     return not (isinstance(element.value, str | bytes | MultiValue | list) and len(element.value) == 0)
 
 
+def _note(keyword: str, expected: str) -> None:
+    note_finding(f"{keyword} is present but is not {expected}; it is not used")
+
+
+def _make_error(keyword: str, expected: str) -> DecodeError:
+    return DecodeError(f"{keyword} is present but is not {expected}; the file is damaged")
+
+
 def get_text(dataset: Dataset, keyword: str) -> str:
-    """Return the first value as text, unchecked and so not for messages; "" if there is none."""
-    found = _get_values(dataset, keyword)
-    return str(found[0]).strip(" \0") if found else ""
+    """Return an attribute as text, unchecked and so not for messages; "" if absent or, noted, no text."""
+    try:
+        return "\\".join(read_texts(dataset, keyword))
+    except InvalidValueError:
+        _note(keyword, "text")
+        return ""
+
+
+def parse_text(dataset: Dataset, keyword: str) -> str:
+    """Return an attribute as text, unchecked; "" if it is absent; raise DecodeError if it is no text."""
+    try:
+        return "\\".join(read_texts(dataset, keyword))
+    except InvalidValueError:
+        raise _make_error(keyword, "text") from None
+
+
+def get_texts(dataset: Dataset, keyword: str) -> tuple[str, ...]:
+    """Return all values as texts, unchecked and so not for messages; () if absent or, noted, no text."""
+    try:
+        return tuple(read_texts(dataset, keyword))
+    except InvalidValueError:
+        _note(keyword, "text")
+        return ()
 
 
 def get_code(dataset: Dataset, keyword: str, default: str = "") -> str:
-    """Return a code string in upper case; the default if it is absent or malformed."""
+    """Return a code string in upper case; the default if it is absent or, noted, malformed."""
     found = get_text(dataset, keyword).upper()
-    return found if _CODE.fullmatch(found) else default
+    if _CODE.fullmatch(found):
+        return found
+    if found:
+        _note(keyword, "a code string")
+    return default
 
 
 def parse_code(dataset: Dataset, keyword: str, default: str) -> str:
-    """Return a code string, the default if it is absent or empty; raise DecodeError if it is malformed."""
-    found = get_code(dataset, keyword)
-    if not found and has_value(dataset, keyword):
-        raise DecodeError(f"{keyword} is present but is not a code string; the file is damaged")
+    """Return a code string, the default if it is absent or blank; raise DecodeError if it is malformed."""
+    found = parse_text(dataset, keyword).upper()
+    if found and not _CODE.fullmatch(found):
+        raise _make_error(keyword, "a code string")
     return found or default
 
 
 def get_codes(dataset: Dataset, keyword: str) -> tuple[str, ...]:
-    """Return all values of a code string in upper case, "" for malformed ones."""
-    found = (str(v).strip(" \0").upper() for v in _get_values(dataset, keyword))
-    return tuple(v if _CODE.fullmatch(v) else "" for v in found)
+    """Return all values of a code string in upper case; unusual ones as any text, see `_make_safe`."""
+    try:
+        found = read_texts(dataset, keyword)
+    except InvalidValueError:
+        _note(keyword, "code strings")
+        return ()
+    return tuple(v if _CODE.fullmatch(v) else _make_safe(v) for v in (text.upper() for text in found))
+
+
+def _make_safe(text: str) -> str:
+    """Return an identifying text; its digest if it may have swallowed other elements."""
+    if not text or _PRINTABLE.fullmatch(text):
+        return text
+    return f"sha256-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
 def get_identifier(dataset: Dataset, keyword: str) -> str:
-    """Return a UID, or what anonymizers write instead; "" if it is absent or malformed."""
-    found = get_text(dataset, keyword)
-    return found if _IDENTIFIER.fullmatch(found) else ""
+    """
+    Return a UID, or what is written in place of one: any text identifies; "" if it is absent or blank.
+
+    DecodeError is raised if it is no text; a text that is not printable, or very long, is replaced by its
+    digest.
+    """
+    return _make_safe(parse_text(dataset, keyword))
 
 
 def get_description(dataset: Dataset, keyword: str) -> str:
     """Return a short text for display; "" if it is absent, too long or not printable."""
-    found = get_text(dataset, keyword)
-    return found if _PRINTABLE.fullmatch(found) else ""
+    found = get_descriptions(dataset, keyword)
+    return found[0] if found else ""
 
 
 def get_descriptions(dataset: Dataset, keyword: str) -> tuple[str, ...]:
     """Return all values of a short text for display, "" for those too long or not printable."""
-    found = (str(v).strip(" \0") for v in _get_values(dataset, keyword))
+    try:
+        found = read_texts(dataset, keyword)
+    except InvalidValueError:
+        return ()
     return tuple(v if _PRINTABLE.fullmatch(v) else "" for v in found)
 
 
 def get_vr(dataset: Dataset, keyword: str) -> str:
     """Return the value representation (VR) of an element; "" if it is absent or can't be parsed."""
     try:
-        return str(dataset[_find_tag(keyword)].VR)
+        return str(dataset[find_tag(keyword)].VR)
     # an element is parsed when it is first used, and a damaged one can raise anything
     except Exception:
         return ""
@@ -199,58 +255,130 @@ def get_vr(dataset: Dataset, keyword: str) -> str:
 def has_undefined_length(dataset: Dataset, keyword: str) -> bool:
     """Whether an element has undefined length, as encapsulated pixel data has."""
     try:
-        return bool(dataset[_find_tag(keyword)].is_undefined_length)
+        return bool(dataset[find_tag(keyword)].is_undefined_length)
     except Exception:
         return False
 
 
+def _read_numbers(dataset: Dataset, keyword: str, count: int | None) -> tuple[float, ...] | None:
+    found = read_numbers(dataset, keyword)
+    if found and count not in {None, len(found)}:
+        raise InvalidValueError
+    return found or None
+
+
+def _name_numbers(count: int | None) -> str:
+    if count is None:
+        return "finite numbers"
+    return "one finite number" if count == 1 else f"{count} finite numbers"
+
+
 def get_floats(dataset: Dataset, keyword: str, count: int | None = None) -> tuple[float, ...] | None:
-    """Return all values as floats; None if absent, not finite, or not `count` of them."""
-    found = _get_values(dataset, keyword)
-    if not found or count not in {None, len(found)} or any(isinstance(v, BaseTag) for v in found):
-        return None
+    """Return all values as finite numbers; None if absent or, noted, malformed or not `count` of them."""
     try:
-        numbers = tuple(float(v) for v in found)
-    except (TypeError, ValueError, OverflowError):
+        return _read_numbers(dataset, keyword, count)
+    except InvalidValueError:
+        _note(keyword, _name_numbers(count))
         return None
-    return numbers if all(math.isfinite(v) for v in numbers) else None
+
+
+def parse_numbers(dataset: Dataset, keyword: str, count: int | None = None) -> tuple[float, ...] | None:
+    """Return all values as finite numbers, None if absent or blank; raise DecodeError if malformed."""
+    try:
+        return _read_numbers(dataset, keyword, count)
+    except InvalidValueError:
+        raise _make_error(keyword, _name_numbers(count)) from None
+
+
+def get_number(dataset: Dataset, keyword: str) -> float | None:
+    """Return a single finite number; None if it is absent or, noted, malformed."""
+    found = get_floats(dataset, keyword, 1)
+    return None if found is None else found[0]
 
 
 def get_integer(dataset: Dataset, keyword: str) -> int | None:
-    """Return the first value as an integer; None if it is absent or unusable."""
-    numbers = get_floats(dataset, keyword)
-    return None if numbers is None else int(numbers[0])
+    """Return a single whole number; None if it is absent or, noted, malformed."""
+    found = get_number(dataset, keyword)
+    if found is None:
+        return None
+    if not found.is_integer():
+        _note(keyword, "a whole number")
+        return None
+    # a float would round numbers of more than 15 digits
+    written = get_text(dataset, keyword)
+    return int(written) if _DIGITS.fullmatch(written) else int(found)
 
 
 def parse_number(dataset: Dataset, keyword: str, default: float) -> float:
-    """Return a finite number, the default if it is absent or empty; raise DecodeError if it is malformed."""
-    found = get_floats(dataset, keyword, 1)
-    if found is None and has_value(dataset, keyword):
-        raise DecodeError(f"{keyword} is present but is not one finite number; the file is damaged")
+    """Return a finite number, the default if it is absent or blank; raise DecodeError if it is malformed."""
+    found = parse_numbers(dataset, keyword, 1)
     return default if found is None else found[0]
 
 
 def parse_float(dataset: Dataset, keyword: str) -> float | None:
     """Return a number that may be infinite or NaN, None if it is absent; raise DecodeError if malformed."""
-    found = _get_values(dataset, keyword)
-    if not found and not has_value(dataset, keyword):
-        return None
     try:
-        (single,) = found
-        return float(single)
-    except (TypeError, ValueError, OverflowError):
-        raise DecodeError(f"{keyword} is present but is not a number; the file is damaged") from None
+        found = read_values(dataset, keyword)
+    except InvalidValueError:
+        raise _make_error(keyword, "a number") from None
+    if not found:
+        return None
+    number = parse_decimal(found[0]) if isinstance(found[0], str) else found[0]
+    if number is None or len(found) > 1:
+        raise _make_error(keyword, "a number")
+    return number
 
 
 def parse_integer(dataset: Dataset, keyword: str, default: int) -> int:
-    """Return an integer, the default if it is absent or empty; raise DecodeError if it is malformed."""
+    """Return an integer, the default if it is absent or blank; raise DecodeError if it is malformed."""
     found = parse_number(dataset, keyword, default)
     if not float(found).is_integer():
-        raise DecodeError(f"{keyword} is present but is not a whole number; the file is damaged")
+        raise _make_error(keyword, "a whole number")
     return int(found)
 
 
-def get_items(dataset: Dataset, keyword: str) -> list[Dataset]:
-    """Return the items of a sequence; an empty list if it is absent or damaged."""
+def parse_enumerated(dataset: Dataset, keyword: str, values: Collection[int], default: int) -> int:
+    """Return one of the defined integers, the default if absent or empty; raise DecodeError for another."""
+    found = parse_integer(dataset, keyword, default)
+    if found not in values:
+        raise DecodeError(f"{keyword} is {found}; expected {_list_choices(values)}; the file is damaged")
+    return found
+
+
+def parse_defined_term(dataset: Dataset, keyword: str, values: Collection[str], default: str) -> str:
+    """Return one of the defined codes, the default if absent or empty; raise DecodeError for another."""
+    found = parse_code(dataset, keyword, default)
+    if found not in values:
+        raise DecodeError(f"{keyword} is {found!r}; expected {_list_choices(values)}; the file is damaged")
+    return found
+
+
+def _list_choices(values: Collection[object]) -> str:
+    *others, last = map(str, values)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _read_items(dataset: Dataset, keyword: str) -> list[Dataset] | None:
+    """Return the items of a sequence, [] if it is absent or empty, None if it can't be parsed."""
     found = get_value(dataset, keyword)
-    return list(found) if isinstance(found, DicomSequence) else []
+    if isinstance(found, DicomSequence):
+        return list(found)
+    if not has_value(dataset, keyword):
+        return []
+    return to_items(found) or None
+
+
+def get_items(dataset: Dataset, keyword: str) -> list[Dataset]:
+    """Return the items of a sequence; an empty list if it is absent or, noted, damaged."""
+    found = _read_items(dataset, keyword)
+    if found is None:
+        _note(keyword, "a sequence that can be parsed")
+    return found or []
+
+
+def parse_items(dataset: Dataset, keyword: str) -> list[Dataset]:
+    """Return the items of a sequence, an empty list if it is absent; raise DecodeError if it is damaged."""
+    found = _read_items(dataset, keyword)
+    if found is None:
+        raise _make_error(keyword, "a sequence that can be parsed")
+    return found

@@ -7,6 +7,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Final
 
 from medimg.io.dicom.header.attributes import get_text
+from medimg.io.dicom.header.element_values import note_finding
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SECONDS_PER_DAY",
     "get_datetime",
+    "get_local_datetime",
     "get_time",
     "parse_datetime",
     "parse_local_datetime",
@@ -24,8 +26,10 @@ __all__ = [
 SECONDS_PER_DAY: Final = 86400.0
 
 _DATE: Final = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})", re.ASCII)
-_TIME: Final = re.compile(r"(\d{2}):?(\d{2})?:?(\d{2}(?:\.\d{1,6})?)?", re.ASCII)
-_DATE_TIME: Final = re.compile(r"(\d{8})(\d{4}(?:\d{2}(?:\.\d{1,6})?)?)([+-]\d{4})?", re.ASCII)
+_TIME: Final = re.compile(r"(\d{2}):?(\d{2})?:?(\d{2}(?:\.\d*)?)?", re.ASCII)
+_DATE_TIME: Final = re.compile(r"(\d{8})(\d{4}(?:\d{2}(?:\.\d*)?)?)([+-]\d{4})?", re.ASCII)
+#: A date and time (DT) that states less than the minute (PS3.5 6.2), or a time zone alone.
+_WITHOUT_TIME: Final = re.compile(r"\d{4}(?:\d{2}){0,3}(?:[+-]\d{4})?", re.ASCII)
 _OFFSET: Final = re.compile(r"([+-])(\d{2})(\d{2})", re.ASCII)
 
 
@@ -60,14 +64,30 @@ def _parse_utc_offset(written: str) -> float | None:
 
 
 def get_time(dataset: Dataset, keyword: str) -> float | None:
-    """Return a time attribute (TM) in seconds after midnight; None if it is absent or malformed."""
-    return parse_time(get_text(dataset, keyword))
+    """Return a time attribute (TM) in seconds after midnight; None if it is absent or, noted, malformed."""
+    written = get_text(dataset, keyword)
+    found = parse_time(written)
+    if written and found is None:
+        note_finding(f"{keyword} is present but is not a time; it is not used")
+    return found
 
 
 def get_datetime(dataset: Dataset, date_keyword: str, time_keyword: str) -> float | None:
     """Return a date (DA) and a time (TM) in seconds since a common origin; None if either is unusable."""
     day, seconds = _parse_date(get_text(dataset, date_keyword)), get_time(dataset, time_keyword)
     return None if day is None or seconds is None else day + seconds
+
+
+def get_local_datetime(dataset: Dataset, keyword: str) -> float | None:
+    """Return a date and time attribute (DT) in seconds; None if it is absent or, noted, malformed."""
+    offset = get_text(dataset, "TimezoneOffsetFromUTC")
+    if offset and _parse_utc_offset(offset) is None:
+        note_finding("TimezoneOffsetFromUTC is present but is not a time zone; it is not used")
+    written = get_text(dataset, keyword)
+    found = parse_datetime(written, offset)
+    if written and found is None and not _WITHOUT_TIME.fullmatch(written):
+        note_finding(f"{keyword} is present but is not a date and time; it is not used")
+    return found
 
 
 def parse_local_datetime(dataset: Dataset, written: str) -> float | None:

@@ -96,6 +96,13 @@ class ElementOffsets:
         """Yield the top-level elements that have one of these tags."""
         return (e for e in self.elements if e[0] in tags and e[5] == 0)
 
+    def find_end(self, element: Element) -> int:
+        """Return the offset of the end of a top-level element: a sequence ends where the next one begins."""
+        if element.length != UNDEFINED_LENGTH:
+            return element.value + element.length
+        following = self.elements[self.elements.index(element) + 1 :]
+        return next((e.at for e in following if e.depth == 0), self.pixels.at)
+
 
 def locate_elements(head: bytes) -> ElementOffsets:
     """Walk the start of a file; raise UnusualHeaderError if it is unusual or ends before the pixel values."""

@@ -148,8 +148,6 @@ def _compute_dose_positions(dataset: Dataset) -> list[Point]:
     count = _get_frame_count(dataset)
     offsets = get_floats(dataset, "GridFrameOffsetVector")
     position, normal = _get_plane(dataset)
-    if count == 1:
-        return _to_points(position[None])
     if offsets is None or len(offsets) != count or max(abs(v) for v in offsets) > MAX_COORDINATE_MM:
         raise GeometryError(
             f"GridFrameOffsetVector does not hold {count} usable numbers, one for each of the NumberOfFrames"

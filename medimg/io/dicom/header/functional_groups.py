@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import BaseTag, Tag
 
 from medimg.errors import DecodeError
-from medimg.io.dicom.header.attributes import get_items
+from medimg.io.dicom.header.attributes import parse_items
+from medimg.io.dicom.header.image_pixel import describe_frame_count
 from medimg.io.dicom.header.private_tags import to_items
 
 if TYPE_CHECKING:
@@ -25,36 +27,70 @@ __all__ = ["FrameViews"]
 #: Elements of a dataset, parsed or raw.
 _Elements: TypeAlias = "dict[BaseTag, Any]"
 
-#: Functional groups whose attributes have the same meaning in a classic instance.
+#: Functional groups whose attributes have the same meaning in a classic instance: those of PS3.3 C.7.6.16.2
+#: and of the modules of each modality, except what describes pixels in other ways or refers to other images.
 _MACROS: Final = tuple(
     Tag(keyword)
     for keyword in (
+        "CTAcquisitionDetailsSequence",
+        "CTAcquisitionTypeSequence",
+        "CTGeometrySequence",
         "CTImageFrameTypeSequence",
         "CTReconstructionSequence",
+        "CTXRayDetailsSequence",
         "CardiacSynchronizationSequence",
         "ContrastBolusUsageSequence",
+        "FrameAnatomySequence",
         "FrameContentSequence",
+        "FramePixelDataPropertiesSequence",
         "FrameVOILUTSequence",
+        "ImageDataTypeSequence",
+        "IrradiationEventIdentificationSequence",
         "MRArterialSpinLabelingSequence",
+        "MRAveragesSequence",
         "MRDiffusionSequence",
         "MREchoSequence",
         "MRImageFrameTypeSequence",
+        "MRImagingModifierSequence",
+        "MRMetaboliteMapSequence",
+        "MRModifierSequence",
+        "MRReceiveCoilSequence",
+        "MRSpectroscopyFrameTypeSequence",
         "MRTimingAndRelatedParametersSequence",
+        "MRTransmitCoilSequence",
         "MRVelocityEncodingSequence",
+        "MultienergyCTCharacteristicsSequence",
+        "MultienergyCTProcessingSequence",
         "PETFrameAcquisitionSequence",
         "PETFrameCorrectionFactorsSequence",
         "PETFrameTypeSequence",
         "PETReconstructionSequence",
         "ParametricMapFrameTypeSequence",
+        "PatientPhysiologicalStateSequence",
+        "PixelMeasuresSequence",
+        "PixelValueTransformationSequence",
+        "PlaneOrientationSequence",
+        "PlaneOrientationVolumeSequence",
+        "PlanePositionSequence",
+        "PlanePositionVolumeSequence",
+        "ProjectionPixelCalibrationSequence",
+        "RadiopharmaceuticalUsageSequence",
+        "RespiratorySynchronizationSequence",
+        "SegmentIdentificationSequence",
+        "TemporalPositionSequence",
+        "USImageDescriptionSequence",
+        "XAXRFFrameCharacteristicsSequence",
+        "XRay3DFrameTypeSequence",
+    )
+)
+#: Groups whose item a frame has exactly once, as a second one would place or scale it otherwise.
+_SINGLE: Final = frozenset(
+    Tag(keyword)
+    for keyword in (
         "PixelMeasuresSequence",
         "PixelValueTransformationSequence",
         "PlaneOrientationSequence",
         "PlanePositionSequence",
-        "PlanePositionVolumeSequence",
-        "PlaneOrientationVolumeSequence",
-        "SegmentIdentificationSequence",
-        "TemporalPositionSequence",
-        "XAXRFFrameCharacteristicsSequence",
     )
 )
 #: Private sequences that repeat private attributes of classic files for each frame: Siemens and Philips.
@@ -84,10 +120,16 @@ class FrameViews:
     """Sequence of the views of all frames; raises DecodeError if functional groups are missing."""
 
     def __init__(self, dataset: Dataset, count: int) -> None:
-        self._per_frame = get_items(dataset, "PerFrameFunctionalGroupsSequence")
+        self._per_frame = parse_items(dataset, "PerFrameFunctionalGroupsSequence")
         if self._per_frame and len(self._per_frame) < count:
             raise DecodeError(
                 f"functional groups describe {len(self._per_frame)} of {count} frames; the file is damaged"
+            )
+        if len(self._per_frame) > count:
+            raise DecodeError(
+                f"functional groups are those of {len(self._per_frame)} frames, but "
+                f"{describe_frame_count(count)}; "
+                "correct it, or export the file again"
             )
         self._count = count
         self._file_meta = getattr(dataset, "file_meta", FileMetaDataset())
@@ -96,7 +138,7 @@ class FrameViews:
             for tag in _list_tags(dataset)
             if tag not in _EXCLUDED
         }
-        shared = get_items(dataset, "SharedFunctionalGroupsSequence")
+        shared = parse_items(dataset, "SharedFunctionalGroupsSequence")
         if shared:
             _overlay_group(self._common, shared[0])
         self._base = self._build_view(self._common)
@@ -142,21 +184,28 @@ def _list_tags(dataset: Dataset) -> list[BaseTag]:
 def _overlay_group(elements: _Elements, group: Dataset) -> None:
     for tag in _UNASSIGNED:
         if tag in group:
-            _copy_elements(elements, _get_first_item(group, tag), private_only=False)
+            _copy_elements(elements, _parse_first_item(group, tag), private_only=False)
     for tag in _list_tags(group):
         if tag in _KEPT_WHOLE:
             elements[tag] = group.get_item(tag)
         private = tag.group in _PRIVATE_GROUPS and tag.elem > _LAST_CREATOR
         if private or tag in _MACROS:
-            _copy_elements(elements, _get_first_item(group, tag), private_only=private)
+            _copy_elements(elements, _parse_first_item(group, tag), private_only=private)
 
 
-def _get_first_item(group: Dataset, tag: BaseTag) -> Dataset:
+def _parse_first_item(group: Dataset, tag: BaseTag) -> Dataset:
+    """Return the item of a functional group, an empty one if there is none; raise DecodeError if damaged."""
     try:
-        found = to_items(group[tag].value)
-    # a damaged element can raise anything when it is first used; the frame then lacks its attributes
+        value = group[tag].value
+        found = to_items(value)
+        damaged = not found and bool(value)
+    # a damaged element can raise anything when it is first used
     except Exception:
-        found = []
+        found, damaged = [], True
+    several = tag in _SINGLE and len(found) > 1
+    if several or (damaged and not tag.is_private):
+        what = f"has {len(found)} items, 1 is expected" if several else "can't be parsed"
+        raise DecodeError(f"{keyword_for_tag(tag)} of a functional group {what}; the file is damaged")
     return found[0] if found else Dataset()
 
 

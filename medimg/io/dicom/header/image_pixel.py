@@ -8,12 +8,27 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from medimg.errors import DecodeError
-from medimg.io.dicom.header.attributes import has_value, parse_code, parse_integer
+from medimg.io.dicom.header.attributes import (
+    get_code,
+    get_identifier,
+    has_value,
+    parse_code,
+    parse_enumerated,
+    parse_integer,
+)
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["FORMAT_TAGS", "FrameFormat", "parse_frame_count", "parse_frame_format"]
+__all__ = [
+    "FORMAT_TAGS",
+    "FrameFormat",
+    "describe_frame_count",
+    "is_signed",
+    "parse_frame_count",
+    "parse_frame_format",
+    "parse_photometric",
+]
 
 #: Tags of the Image Pixel module that a header-only read must include, except the pixels.
 FORMAT_TAGS: Final[list[str | int]] = [
@@ -21,11 +36,13 @@ FORMAT_TAGS: Final[list[str | int]] = [
     "BitsStored",
     "Columns",
     "HighBit",
+    "Modality",
     "NumberOfFrames",
     "PhotometricInterpretation",
     "PixelRepresentation",
     "PlanarConfiguration",
     "Rows",
+    "SOPClassUID",
     "SamplesPerPixel",
 ]
 
@@ -33,6 +50,8 @@ _MAX_BYTES: Final = 2**31
 _MAX_FRAMES: Final = 2**31 - 1
 #: Bits of a sample of Float Pixel Data (7FE0,0008) and Double Float Pixel Data (7FE0,0009).
 _FLOAT_BITS: Final = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}
+#: Segmentation Storage and Label Map Segmentation Storage.
+_SEGMENTATIONS: Final = frozenset({"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"})
 _GRAY: Final = frozenset({"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"})
 _COLOR: Final = frozenset(
     {
@@ -100,9 +119,9 @@ def parse_frame_format(dataset: Dataset) -> FrameFormat:
         bits_allocated=allocated,
         bits_stored=stored,
         high_bit=stored - 1 if floating else parse_integer(dataset, "HighBit", stored - 1),
-        signed=not floating and parse_integer(dataset, "PixelRepresentation", 0) == 1,
-        photometric=parse_code(dataset, "PhotometricInterpretation", "MONOCHROME2"),
-        planar=parse_integer(dataset, "PlanarConfiguration", 0) == 1,
+        signed=not floating and is_signed(dataset),
+        photometric=parse_photometric(dataset),
+        planar=parse_enumerated(dataset, "PlanarConfiguration", (0, 1), 0) == 1,
         floating=bool(floating),
     )
     if floating and allocated != floating:
@@ -115,12 +134,37 @@ def parse_frame_format(dataset: Dataset) -> FrameFormat:
     return fmt
 
 
+def parse_photometric(dataset: Dataset) -> str:
+    """
+    Return Photometric Interpretation, MONOCHROME2 if it is absent or a label map has a palette.
+
+    The pixel values of a segmentation are segment numbers (PS3.3 C.8.20.2); its palette is for display.
+    """
+    found = parse_code(dataset, "PhotometricInterpretation", "MONOCHROME2")
+    if found != "PALETTE COLOR":
+        return found
+    is_label_map = (
+        get_identifier(dataset, "SOPClassUID") in _SEGMENTATIONS or get_code(dataset, "Modality") == "SEG"
+    )
+    return "MONOCHROME2" if is_label_map else found
+
+
+def is_signed(dataset: Dataset) -> bool:
+    """Whether pixels are signed, by Pixel Representation; raise DecodeError if it is neither 0 nor 1."""
+    return parse_enumerated(dataset, "PixelRepresentation", (0, 1), 0) == 1
+
+
 def parse_frame_count(dataset: Dataset) -> int:
     """Return Number of Frames, 1 if it is absent, empty or 0; raise DecodeError if it is implausible."""
     count = parse_integer(dataset, "NumberOfFrames", 1) or 1
     if not 0 < count <= _MAX_FRAMES:
         raise DecodeError(f"Number of Frames is {count}; the file is damaged")
     return count
+
+
+def describe_frame_count(count: int) -> str:
+    """Return what the header says of Number of Frames, for messages: 1 may be no more than its absence."""
+    return f"Number of Frames is {count}" + (" or missing" if count == 1 else "")
 
 
 def _check_bits(fmt: FrameFormat) -> None:

@@ -8,20 +8,24 @@ from typing import TYPE_CHECKING, Final
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from medimg.errors import DecodeError, MedimgError, NotAnImageError, ReadError, TruncatedError
-from medimg.io.dicom.header import frame_attributes, frame_vectors
+from medimg.io.dicom.header import distinguishing_attributes, frame_attributes, frame_vectors
 from medimg.io.dicom.header.acquisition import ACQUISITION_TAGS, AcquisitionElements
 from medimg.io.dicom.header.attributes import (
     get_code,
     get_description,
     get_identifier,
     get_integer,
-    get_text,
     has_value,
+    parse_integer,
+    parse_text,
     quiet_pydicom,
 )
+from medimg.io.dicom.header.element_values import collect_findings, note_finding, parse_decimal
 from medimg.io.dicom.header.functional_groups import FrameViews
+from medimg.io.dicom.header.image_pixel import parse_photometric
 from medimg.io.dicom.header.mosaic import MOSAIC_TAGS, Mosaic, parse_mosaic
 from medimg.io.dicom.header.open import open_header, to_tag_numbers
+from medimg.io.dicom.header.pixel_spacing import PIXEL_SPACING_TAGS, PixelSpacing, find_pixel_spacing
 from medimg.io.dicom.header.transfer_syntax import NATIVE_SYNTAXES
 from medimg.io.files.blob import Blob, as_blob
 
@@ -31,13 +35,16 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
 
-    from medimg.io.dicom.header.frame_attributes import FrameAttributes
+    from medimg.io.dicom.header.distinguishing_attributes import FrameAttributes
+    from medimg.io.dicom.header.frame_attributes import FrameOfReference
 
 __all__ = ["HEADER_TAGS", "Frame", "Instance", "read_instance"]
 
 #: Tags that a header-only read includes.
 HEADER_TAGS: Final = to_tag_numbers(
+    *distinguishing_attributes.DISTINGUISHING_TAGS,
     *frame_attributes.FRAME_ATTRIBUTE_TAGS,
+    *PIXEL_SPACING_TAGS,
     *MOSAIC_TAGS,
     *frame_vectors.FRAME_VECTOR_TAGS,
     "BitsAllocated",
@@ -74,8 +81,11 @@ class FrameFacts:
     number: int  # index in the pixel data
     corner: tuple[int, int] | None  # (row, column) of its first pixel, for a tile of a mosaic
     position: tuple[float, float, float] | None  # LPS millimeters, center of the first pixel
+    in_patient: bool  # False if position and orientation are those of an ultrasound volume
     orientation: tuple[float, ...] | None  # directions of rows and of columns (6)
     pixel_spacing: tuple[float, float] | None  # of rows and of columns, in millimeters
+    spacing_warning: str  # what is assumed of it, if anything
+    spacing_remark: str  # what it refers to, if not to the patient
     slice_spacing: float | None  # Spacing Between Slices, in millimeters
     slice_thickness: float | None  # in millimeters
     image_type: tuple[str, ...]  # Frame Type or Image Type
@@ -100,7 +110,7 @@ class Instance:
     patient_id: str = field(repr=False)
     modality: str
     description: str = field(repr=False)
-    series_number: int | None
+    series_number: int | str | None  # text if it is no number: it groups files, too
     instance_number: int | None
     rows: int
     columns: int
@@ -137,7 +147,7 @@ class Frame:
 
     @property
     def has_geometry(self) -> bool:
-        """Whether position and orientation in the patient are known."""
+        """Whether position and orientation, in the patient or an ultrasound volume, are known."""
         return self.facts.position is not None and self.facts.orientation is not None
 
     @property
@@ -156,8 +166,9 @@ def read_instance(source: str | Path | Blob) -> Instance:
     """Read the header of a DICOM file; raise NotAnImageError or ReadError, with the name of the file."""
     blob = as_blob(source)
     try:
-        with quiet_pydicom():
-            return _build_instance(blob, open_header(blob, HEADER_TAGS | ACQUISITION_TAGS))
+        with quiet_pydicom(), collect_findings() as findings:
+            found = _build_instance(blob, open_header(blob, HEADER_TAGS | ACQUISITION_TAGS))
+        return replace(found, notes=(*found.notes, *findings)) if findings else found
     except MedimgError as error:
         if blob.name in str(error):
             raise
@@ -170,8 +181,8 @@ def read_instance(source: str | Path | Blob) -> Instance:
 def _build_instance(blob: Blob, dataset: Dataset) -> Instance:
     sop_class = get_identifier(dataset, "SOPClassUID")
     sop_class = sop_class or get_identifier(dataset.file_meta, "MediaStorageSOPClassUID")
-    rows, columns = get_integer(dataset, "Rows"), get_integer(dataset, "Columns")
-    if not rows or not columns or rows < 0 or columns < 0:
+    rows, columns = parse_integer(dataset, "Rows", 0), parse_integer(dataset, "Columns", 0)
+    if rows <= 0 or columns <= 0:
         raise NotAnImageError(f"{blob.name} is a DICOM object without pixels ({_name_sop_class(sop_class)})")
     if _is_slide_image(dataset, sop_class):
         raise NotAnImageError(
@@ -192,21 +203,30 @@ def _build_instance(blob: Blob, dataset: Dataset) -> Instance:
         sop_instance_uid=get_identifier(dataset, "SOPInstanceUID"),
         series_uid=get_identifier(dataset, "SeriesInstanceUID"),
         study_uid=get_identifier(dataset, "StudyInstanceUID"),
-        patient_id=get_text(dataset, "PatientID"),
+        patient_id=parse_text(dataset, "PatientID"),
         modality=get_code(dataset, "Modality"),
         description=get_description(dataset, "SeriesDescription"),
-        series_number=get_integer(dataset, "SeriesNumber"),
+        series_number=_get_series_number(dataset),
         instance_number=get_integer(dataset, "InstanceNumber"),
         rows=rows,
         columns=columns,
-        samples=get_integer(dataset, "SamplesPerPixel") or 1,
-        photometric=get_code(dataset, "PhotometricInterpretation", "MONOCHROME2"),
+        samples=parse_integer(dataset, "SamplesPerPixel", 1) or 1,
+        photometric=parse_photometric(dataset),
         transfer_syntax=get_identifier(dataset.file_meta, "TransferSyntaxUID"),
         facts=_describe_frames(views) if mosaic is None else _describe_tiles(views[0], mosaic),
         times=frame_vectors.compute_frame_times(dataset) if is_plain_multi_frame else None,
         notes=mosaic.notes if mosaic else (),
         acquisition=acquisition,
     )
+
+
+def _get_series_number(dataset: Dataset) -> int | str | None:
+    """Return Series Number, as text if it is no whole number; None if it is absent."""
+    found = get_identifier(dataset, "SeriesNumber")
+    number = parse_decimal(found)
+    if number is None or not number.is_integer():
+        return found or None
+    return int(number)
 
 
 def _is_slide_image(dataset: Dataset, sop_class: str) -> bool:
@@ -259,7 +279,7 @@ def _describe_by_vectors(view: Dataset, first: FrameFacts, count: int) -> Iterat
     # one position for all frames belongs to none of them
     orientation = (frame_vectors.get_frame_orientation(view) or first.orientation) if positions else None
     for number in range(count):
-        vectors = (frame_attributes.FrameAttribute("vectors", repeats[number]),) if repeats else ()
+        vectors = (distinguishing_attributes.FrameAttribute("vectors", repeats[number]),) if repeats else ()
         yield replace(
             first,
             number=number,
@@ -270,15 +290,46 @@ def _describe_by_vectors(view: Dataset, first: FrameFacts, count: int) -> Iterat
 
 
 def _describe_frame(number: int, view: Dataset) -> FrameFacts:
+    reference = frame_attributes.choose_frame_of_reference(view)
+    position = frame_attributes.parse_position(view, reference)
+    spacing = _find_spacing(view, position)
     return FrameFacts(
         number=number,
         corner=None,
-        position=frame_attributes.get_position(view),
-        orientation=frame_attributes.get_orientation(view),
-        pixel_spacing=frame_attributes.get_pixel_spacing(view),
+        position=position,
+        in_patient=reference == "Patient",
+        orientation=_find_orientation(view, reference, position),
+        pixel_spacing=spacing.lengths,
+        spacing_warning=spacing.warning,
+        spacing_remark=spacing.remark,
         slice_spacing=frame_attributes.get_length(view, "SpacingBetweenSlices"),
         slice_thickness=frame_attributes.get_length(view, "SliceThickness"),
-        image_type=frame_attributes.get_image_type(view),
-        series_attributes=frame_attributes.get_series_attributes(view),
-        temporal_attributes=frame_attributes.get_temporal_attributes(view),
+        image_type=distinguishing_attributes.get_image_type(view),
+        series_attributes=distinguishing_attributes.get_series_attributes(view),
+        temporal_attributes=distinguishing_attributes.get_temporal_attributes(view),
     )
+
+
+# Where an image is in the patient depends on orientation and spacing; without a position, as of an X-ray or a
+# photograph, it is read without them.
+def _find_orientation(
+    view: Dataset, reference: FrameOfReference, position: object
+) -> tuple[float, ...] | None:
+    """Return the directions of rows and columns; of a frame without a position, None if they are damaged."""
+    try:
+        return frame_attributes.parse_orientation(view, reference)
+    except DecodeError as error:
+        if position is not None:
+            raise
+        note_finding(str(error).replace("the file is damaged", "it is not used"))
+        return None
+
+
+def _find_spacing(view: Dataset, position: object) -> PixelSpacing:
+    """Return the spacing of pixels; of a frame without a position, none with a warning if it is damaged."""
+    try:
+        return find_pixel_spacing(view)
+    except DecodeError as error:
+        if position is not None:
+            raise
+        return PixelSpacing(None, str(error).replace("the file is damaged", "1 mm is assumed"))

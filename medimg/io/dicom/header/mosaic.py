@@ -29,6 +29,7 @@ import numpy as np
 from medimg.errors import DecodeError, GeometryError
 from medimg.io.dicom.header._siemens_csa import parse_csa
 from medimg.io.dicom.header.attributes import get_codes, get_floats, get_integer, has_value
+from medimg.io.dicom.header.element_values import parse_decimal
 from medimg.io.dicom.header.frame_attributes import MAX_COORDINATE_MM
 from medimg.io.dicom.header.private_tags import (
     PrivateTag,
@@ -139,8 +140,9 @@ def _parse_siemens(view: Dataset) -> Mosaic | None:
 
 def _get_siemens_count(view: Dataset, csa: dict[str, tuple[str, ...]]) -> int | None:
     stated = csa.get("NumberOfImagesInMosaic", ())
-    if stated and stated[0].isdecimal():
-        return int(stated[0][:9])
+    number = parse_decimal(stated[0]) if stated else None
+    if number is not None and number.is_integer():
+        return int(number)
     count = get_private_integer(view, _COUNT)
     return get_private_integer(view, _XA_COUNT) if count is None else count
 
@@ -209,11 +211,8 @@ def _get_spacing(view: Dataset, csa: dict[str, tuple[str, ...]]) -> tuple[float,
 
 
 def _parse_csa_numbers(csa: dict[str, tuple[str, ...]], name: str, count: int) -> tuple[float, ...] | None:
-    try:
-        found = tuple(float(v) for v in csa.get(name, ()))
-    except ValueError:
-        return None
-    return found if len(found) == count and all(map(math.isfinite, found)) else None
+    found = tuple(v for v in map(parse_decimal, csa.get(name, ())) if v is not None)
+    return found if len(found) == count == len(csa.get(name, ())) else None
 
 
 def _get_slice_direction(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from functools import cache
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
 import pydicom
@@ -16,6 +17,7 @@ from medimg.io.dicom.header.attributes import quiet_pydicom
 from medimg.io.dicom.header.elements import UnusualHeaderError, build_dataset, locate_elements
 from medimg.io.dicom.header.transfer_syntax import SYNTAXES, parse_transfer_syntax
 from medimg.io.files.blob import Blob, as_blob
+from medimg.io.files.decompress import find_window_bits
 from medimg.io.files.prefetch import read_start
 
 if TYPE_CHECKING:
@@ -140,8 +142,8 @@ def _inflate_dataset(found: _DeflatedError, name: str) -> BinaryIO:
     """Return the file with its dataset inflated, up to a bound."""
     whole = io.BytesIO()
     most = whole.write(found.head.replace(_DEFLATED, _INFLATED)) + _MAX_INFLATED
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     packed = found.packed
+    inflater = zlib.decompressobj(find_window_bits(packed))
     while data := inflater.decompress(packed, _CHUNK_BYTES):
         packed = inflater.unconsumed_tail
         if whole.write(data) and whole.tell() > most:
@@ -218,7 +220,12 @@ def open_header(blob: Blob, tags: frozenset[int]) -> Dataset:
             return build_dataset(locate_elements(head), head, tags)
         except UnusualHeaderError:
             pass
-    return open_dataset(blob, tags=[BaseTag(tag) for tag in sorted(tags)])
+    return open_dataset(blob, tags=_sort_tags(tags))
+
+
+@cache
+def _sort_tags(tags: frozenset[int]) -> list[BaseTag]:
+    return [BaseTag(tag) for tag in sorted(tags)]
 
 
 def to_tags(*names: str | int) -> tuple[BaseTag, ...]:

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as DicomSequence
+from pydicom.valuerep import IS, DSdecimal, DSfloat
 from pydicom.values import convert_SQ
+
+from medimg.io.dicom.header.element_values import is_padding, note_finding, parse_decimal
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -129,26 +132,46 @@ def get_private_codes(dataset: Dataset, tag: PrivateTag) -> tuple[str, ...]:
 def get_private_floats(
     dataset: Dataset, tag: PrivateTag, count: int | None = None
 ) -> tuple[float, ...] | None:
-    """Return finite numbers; None if absent, malformed, or not `count` of them."""
+    """Return finite numbers; None if absent or, noted, malformed or not `count` of them."""
     found = _get_private_value(dataset, tag)
-    if found is None or (isinstance(found, bytes | str) and not found):
+    if found is None or (is_padding(found) and tag.vr not in _BINARY):
         return None
     try:
-        if isinstance(found, bytes):
-            numbers = _parse_bytes(found, tag.vr)
-        else:
-            several = isinstance(found, MultiValue | list | tuple)
-            numbers = tuple(float(v) for v in (found if several else [found]))
+        numbers = _parse_value(found, tag.vr)
+        usable = bool(numbers) and count in {None, len(numbers)} and all(map(math.isfinite, numbers))
     except (TypeError, ValueError, OverflowError, struct.error):
-        return None
-    usable = bool(numbers) and count in {None, len(numbers)} and all(math.isfinite(v) for v in numbers)
-    return numbers if usable else None
+        usable = False
+    if usable:
+        return numbers
+    if found not in ("", b""):
+        note_finding(
+            f"the private attribute ({tag.group:04x},xx{tag.element:02x}) of {tag.creator} is present but is "
+            f"not {'' if count is None else f'{count} '}finite number(s); it is not used"
+        )
+    return None
+
+
+def _parse_value(found: Any, vr: str) -> tuple[float, ...]:
+    if isinstance(found, bytes):
+        return _parse_bytes(found, vr)
+    several = isinstance(found, MultiValue | list | tuple)
+    return tuple(_parse_single(v) for v in (found if several else [found]))
+
+
+def _parse_single(value: Any) -> float:
+    """Return a number, of text only if it is a decimal string; raise ValueError otherwise."""
+    if not isinstance(value, str | IS | DSfloat | DSdecimal):
+        return float(value)
+    number = parse_decimal(str(value))
+    if number is None:
+        raise ValueError
+    return number
 
 
 def _parse_bytes(found: bytes, vr: str) -> tuple[float, ...]:
     """Return numbers from a value of unknown representation, which is little endian (PS3.5 6.2.2)."""
     if vr not in _BINARY:
-        return tuple(float(v) for v in found.decode("ascii").strip(" \0").split("\\"))
+        return tuple(_parse_single(v) for v in found.decode("ascii").strip(" \0").split("\\"))
     letter = _BINARY[vr]
     count = min(len(found) // struct.calcsize("<" + letter), _MAX_VALUES)
     return tuple(float(v) for v in struct.unpack_from(f"<{count}{letter}", found))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from medimg.errors import DecodeError
-from medimg.io.dicom.header.attributes import get_identifier, has_value
+from medimg.io.dicom.header.attributes import get_identifier
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -22,6 +23,7 @@ __all__ = [
     "parse_transfer_syntax",
 ]
 
+_UID_GRAMMAR: Final = re.compile(r"[0-9.]{1,64}")
 _UID: Final = "1.2.840.10008.1.2."
 IMPLICIT: Final = "1.2.840.10008.1.2"
 EXPLICIT: Final = _UID + "1"
@@ -33,13 +35,13 @@ NATIVE_SYNTAXES: Final = frozenset({"", IMPLICIT, EXPLICIT, _UID + "1.99", BIG_E
 
 @dataclass(frozen=True, slots=True)
 class TransferSyntax:
-    """A compressed transfer syntax and how its frames are decoded."""
+    """An encapsulated transfer syntax and how its frames are decoded."""
 
     name: str  # as in PS3.6, shortened
     codec: str  # decoder in pixels/_codecs.py
     gives_rgb: frozenset[str] = frozenset({"RGB"})  # photometric interpretations decoded to RGB
     lossy: bool = False  # values may be slightly outside the range of Bits Stored
-    is_codestream: bool = True  # frames have a header that states their size
+    is_codestream: bool = True  # frames have a header that states their size; others hold whole samples
     sign_in_precision: bool = False  # signed values are two's complements of as many bits as the precision
 
 
@@ -48,8 +50,9 @@ _ALL_COLORS: Final = frozenset(
 )
 _J2K_COLORS: Final = frozenset({"RGB", "YBR_RCT", "YBR_ICT"})
 
-#: Compressed transfer syntaxes that are decoded, by UID.
+#: Encapsulated transfer syntaxes that are decoded, by UID.
 SYNTAXES: Final[dict[str, TransferSyntax]] = {
+    _UID + "1.98": TransferSyntax("Encapsulated Uncompressed", "native", is_codestream=False),
     _UID + "5": TransferSyntax("RLE Lossless", "rle", is_codestream=False),
     _UID + "8.1": TransferSyntax("Deflated Image Frame Compression", "deflate", is_codestream=False),
     _UID + "4.50": TransferSyntax("JPEG Baseline", "jpeg", _ALL_COLORS, lossy=True),
@@ -101,6 +104,6 @@ def parse_transfer_syntax(dataset: Dataset) -> str:
     """Return the Transfer Syntax UID, "" without meta information; raise DecodeError if it is malformed."""
     found = get_identifier(dataset.file_meta, "TransferSyntaxUID")
     # without it, the pixels may be encoded in any way
-    if not found and has_value(dataset.file_meta, "TransferSyntaxUID"):
+    if found and not _UID_GRAMMAR.fullmatch(found):
         raise DecodeError("TransferSyntaxUID is present but is not a UID; the file is damaged")
     return found

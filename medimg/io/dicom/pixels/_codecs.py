@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -10,8 +11,9 @@ import numpy as np
 
 from medimg.errors import DecodeError, MissingDependencyError, TruncatedError
 from medimg.io.dicom.header.transfer_syntax import SYNTAXES, check_syntax
-from medimg.io.dicom.pixels._codestream import find_j2k_end, has_ycc, read_codestream
-from medimg.io.dicom.pixels._native import unpack_bits
+from medimg.io.dicom.pixels._native import NativeFrames, unpack_bits
+from medimg.io.dicom.pixels.codestream import find_j2k_end, find_jpeg_scan, has_ycc, read_codestream
+from medimg.io.files.decompress import find_window_bits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,12 +30,12 @@ _RLE_HEADER: Final = 64
 _MAX_VALUES: Final = 2**27
 #: Bytes after the last one that some encoders write into a segment.
 _RLE_SLACK: Final = 4096
+_RLE_NO_OPERATION: Final = 128
+_RLE_NO_OPERATIONS: Final = re.compile(rb"\x80*")
 
 
 def _decode_rle(data: bytes, fmt: FrameFormat) -> npt.NDArray[Any]:
     """Decode one segment per byte of a sample, the most significant first (PS3.5 annex G)."""
-    import imagecodecs
-
     header = np.frombuffer(data[:_RLE_HEADER], "<u4").tolist()
     size = fmt.dtype.itemsize
     segments, plane = fmt.samples * size, fmt.rows * fmt.columns
@@ -46,13 +48,7 @@ def _decode_rle(data: bytes, fmt: FrameFormat) -> npt.NDArray[Any]:
     # decoders accept any buffer, though they are typed otherwise
     whole: Any = memoryview(data)
     for number, (start, end) in enumerate(zip(header[1 : segments + 1], ends, strict=True)):
-        segment = whole[start:end]
-        try:
-            unpacked = imagecodecs.packbits_decode(segment, out=plane)
-        except imagecodecs.PackbitsError:
-            unpacked = imagecodecs.packbits_decode(segment, out=plane + _RLE_SLACK)
-        if len(unpacked) < plane:
-            raise TruncatedError(f"an RLE segment of {plane} bytes holds {len(unpacked)}")
+        unpacked = _unpack_segment(whole[start:end], plane)
         part, into = np.frombuffer(unpacked, np.uint8, plane), planes[number // size]
         if number % size == 0:
             into[:] = part
@@ -66,18 +62,52 @@ def _decode_rle(data: bytes, fmt: FrameFormat) -> npt.NDArray[Any]:
     return shaped[0] if fmt.samples == 1 else np.moveaxis(shaped, 0, -1)
 
 
+def _unpack_segment(segment: Any, size: int) -> bytes:
+    """Unpack the first `size` bytes of an RLE segment; whatever follows them is not decoded (PS3.5 G.3.2)."""
+    import imagecodecs
+
+    # the decoder insists on whole runs up to the end; most segments that are not have one byte of padding
+    for some, most in ((segment, size), (segment, size + _RLE_SLACK), (segment[:-1], size + _RLE_SLACK)):
+        try:
+            unpacked = imagecodecs.packbits_decode(some, out=most)
+        except imagecodecs.PackbitsError:
+            continue
+        if len(unpacked) >= size:
+            return bytes(unpacked[:size])
+    end, count = _find_last_run(bytes(segment), size)
+    if count < size:
+        raise TruncatedError(f"an RLE segment of {size} bytes holds {count}")
+    return bytes(imagecodecs.packbits_decode(segment[:end], out=count)[:size])
+
+
+def _find_last_run(segment: bytes, size: int) -> tuple[int, int]:
+    """Return the end of the run that completes `size` bytes, or of the last one, and the bytes so far."""
+    at = count = 0
+    while count < size:
+        at = _RLE_NO_OPERATIONS.match(segment, at).end()  # type: ignore[union-attr]  # it matches anything
+        if at >= len(segment):
+            break
+        code = segment[at]
+        is_literal = code < _RLE_NO_OPERATION
+        end = at + 2 + (code if is_literal else 0)
+        if end > len(segment):
+            break
+        at, count = end, count + (code + 1 if is_literal else 257 - code)
+    return at, count
+
+
+def _read_native(data: bytes, fmt: FrameFormat) -> npt.NDArray[Any]:
+    """Return the frame of a fragment, stored as in native pixel data (PS3.5 A.4.11)."""
+    try:
+        return NativeFrames(data, fmt, 1).get_frame(0)
+    except TruncatedError:
+        raise TruncatedError(f"{len(data)} bytes are too few for values of the shape {fmt.shape}") from None
+
+
 def _inflate_frame(data: bytes, fmt: FrameFormat) -> npt.NDArray[Any]:
     """Inflate a native frame (PS3.5 A.4.13)."""
     expected = (fmt.count * fmt.bits_allocated + 7) // 8
-    inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, expected)
-    if len(inflated) < expected:
-        raise TruncatedError(f"a deflated frame of {expected} bytes holds {len(inflated)}")
-    if fmt.bits_allocated == 1:
-        return np.asarray(unpack_bits(inflated, fmt.count))
-    flat = np.frombuffer(inflated, f"<{'f' if fmt.floating else 'u'}{fmt.dtype.itemsize}")
-    if fmt.planar and fmt.samples > 1:
-        return np.moveaxis(flat.reshape(fmt.samples, fmt.rows, fmt.columns), 0, -1)
-    return flat.reshape(fmt.shape)
+    return _read_native(zlib.decompressobj(find_window_bits(data)).decompress(data, expected), fmt)
 
 
 def _decode_jpeg(data: bytes, fmt: FrameFormat) -> npt.NDArray[Any]:
@@ -126,6 +156,7 @@ def _decode_jpeg_xl(data: bytes, fmt: FrameFormat) -> npt.NDArray[Any]:
 
 #: By :attr:`TransferSyntax.codec`.
 _DECODERS: Final[dict[str, Callable[[bytes, FrameFormat], npt.NDArray[Any]]]] = {
+    "native": _read_native,
     "rle": _decode_rle,
     "deflate": _inflate_frame,
     "jpeg": _decode_jpeg,
@@ -171,7 +202,8 @@ def decode_frame(data: bytes, syntax_uid: str, fmt: FrameFormat, number: int = 0
     # codecs raise various errors on damaged data
     except Exception as error:
         raise DecodeError(
-            f"{where}: decoding failed ({type(error).__name__}); the pixel data is damaged or truncated"
+            f"{where}: decoding failed ({type(error).__name__}); the pixel data is damaged, truncated, or "
+            "of a kind that the decoder does not support"
         ) from None
     if values.shape != fmt.shape and values.size == fmt.count:
         values = values.reshape(fmt.shape)
@@ -196,6 +228,7 @@ def _check_codestream(data: bytes, where: str, fmt: FrameFormat) -> int:
             f"the codestream of {where} is {tuple(found.size)} (rows, columns, samples), "
             f"the header says {expected}"
         )
-    if data[:2] == b"\xff\xd8" and data.rfind(_JPEG_END, 2) < 0:
+    # a segment before the scan, such as a thumbnail, may have an end marker of its own
+    if data[:2] == b"\xff\xd8" and data.rfind(_JPEG_END, find_jpeg_scan(data)) < 0:
         raise TruncatedError(f"{where} has no end marker: it is truncated; copy or export it again")
     return found.precision

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from medimg.errors import DecodeError, TruncatedError
+from medimg.io.dicom.header.image_pixel import describe_frame_count
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,8 +48,8 @@ class EncapsulatedFrames:
     Codestreams of encapsulated pixel data, by the first rule that gives `count` frames.
 
     Extended Offset Table (`extended`: offsets, lengths) or Basic Offset Table, if every entry is the start of
-    an item and they ascend; a fragment per frame; every fragment a codestream; a single frame; a frame from
-    each fragment on that starts a codestream.
+    an item and they ascend; a fragment per frame; a single frame; a frame from each fragment on that starts a
+    codestream. DecodeError if there are more frames.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class EncapsulatedFrames:
     ) -> None:
         self._data = memoryview(data)
         table, fragments = _parse_fragments(data, count, syntax_uid)
+        _check_count(self._data, fragments, (table, extended[0] if extended else ()), count, syntax_uid)
         self._lengths: Sequence[int] | None = None
         groups = _group_by_offsets(fragments, extended[0], count) if extended else None
         if extended and groups is not None and len(extended[1]) >= count:
@@ -128,7 +130,7 @@ def _parse_fragments(
         )
     table = data[_HEADER:first] if first else b""
     offsets = np.frombuffer(table[: len(table) // 4 * 4], "<u4")
-    return offsets[: count + 1].tolist(), fragments
+    return offsets.tolist(), fragments
 
 
 def _read_item_length(data: bytes | memoryview, at: int) -> int:
@@ -139,6 +141,30 @@ def _read_item_length(data: bytes | memoryview, at: int) -> int:
             "the pixel data; copy or export the file again"
         )
     return length
+
+
+def _check_count(
+    data: memoryview,
+    fragments: Sequence[_Fragment],
+    tables: tuple[Sequence[int], ...],
+    count: int,
+    syntax_uid: str,
+) -> None:
+    """Raise DecodeError if an offset table or the codestreams are those of more than `count` frames."""
+    if len(fragments) == count:
+        return
+    most, where = 0, ""
+    for table in tables:
+        if len(table) > most and _group_by_offsets(fragments, table, len(table)) is not None:
+            most, where = len(table), "offset table lists"
+    if most <= count:
+        most = sum(_is_codestream_start(data[f.start : f.stop], syntax_uid) for f in fragments)
+        where = "pixel data holds"
+    if most > count:
+        raise DecodeError(
+            f"the {where} {most} frames, but {describe_frame_count(count)}; correct it, or export "
+            "the file again"
+        )
 
 
 def _group_by_offsets(
@@ -152,10 +178,7 @@ def _group_by_offsets(
     firsts = [bisect_left(starts, offset) for offset in offsets]
     if any(p == len(starts) or starts[p] != o for p, o in zip(firsts, offsets, strict=True)) or firsts[0]:
         return None
-    end = len(fragments)
-    if len(table) > count:
-        end = bisect_left(starts, table[count])
-    ends = [*firsts[1:], max(end, firsts[-1] + 1)]
+    ends = [*firsts[1:], len(fragments)]
     return [fragments[a:b] for a, b in zip(firsts, ends, strict=True)]
 
 
@@ -163,8 +186,8 @@ def _group_by_content(
     data: memoryview, fragments: Sequence[_Fragment], count: int, syntax_uid: str
 ) -> list[Sequence[_Fragment]]:
     starts = [n for n, f in enumerate(fragments) if _is_codestream_start(data[f.start : f.stop], syntax_uid)]
-    if len(fragments) == count or len(starts) == len(fragments):
-        return [[fragment] for fragment in fragments[:count]]
+    if len(fragments) == count:
+        return [[fragment] for fragment in fragments]
     if count == 1:
         return [fragments]
     if len(starts) == count and starts[0] == 0:

@@ -17,6 +17,7 @@ from medimg.io.dicom.header.image_pixel import FrameFormat, parse_frame_count, p
 from medimg.io.dicom.header.transfer_syntax import (
     BIG_ENDIAN,
     NATIVE_SYNTAXES,
+    SYNTAXES,
     check_syntax,
     parse_transfer_syntax,
 )
@@ -38,7 +39,7 @@ __all__ = [
 
 _PIXEL_KEYWORDS: Final = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 #: Their values are whole samples, with the bits at the position of Bits Stored and High Bit.
-WHOLE_SAMPLES: Final = frozenset({"1.2.840.10008.1.2.5", "1.2.840.10008.1.2.8.1"})
+WHOLE_SAMPLES: Final = frozenset(uid for uid, syntax in SYNTAXES.items() if not syntax.is_codestream)
 
 
 class StoredFrames:

@@ -68,6 +68,7 @@ class MultiFrameReader:
             row, column = corner
             stored = stored[row : row + self._instance.rows, column : column + self._instance.columns]
         transform = self._get_transform(source, views, number, stored.dtype, is_rgb=is_rgb)
+        transform.check_slope(stored)
         with self._lock:
             self._remaining -= 1
             if self._remaining <= 0:

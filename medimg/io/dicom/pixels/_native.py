@@ -8,18 +8,22 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from medimg.errors import DecodeError, TruncatedError
+from medimg.io.dicom.header.image_pixel import describe_frame_count
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from medimg.io.dicom.header.image_pixel import FrameFormat
 
-__all__ = ["NativeFrames", "unpack_bits"]
+__all__ = ["NativeFrames", "check_excess", "unpack_bits"]
 
 #: Two luminances share their color differences: four values for each two pixels.
 _HALF_COLOR: Final = frozenset({"YBR_FULL_422", "YBR_PARTIAL_422"})
 #: What only codestreams hold: their color transforms, and subsampling without a layout of its own.
 _ONLY_COMPRESSED: Final = frozenset({"YBR_PARTIAL_420", "YBR_RCT", "YBR_ICT", "XYB"})
+#: Bits that make the length even, and bytes that some writers add.
+_PADDING_BITS: Final = 8
+_MOST_PADDING: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ class NativeFrames:
                 f"the header says {expected} bytes of pixel data in {count} frame(s), "
                 f"the file holds {len(data)}; copy or export it again"
             )
+        check_excess(len(data), self._layout.bits, count)
 
     def get_frame(self, number: int) -> npt.NDArray[Any]:
         """Return frame `number` as stored, (rows, columns[, 3]), unsigned or float, read-only."""
@@ -88,11 +93,25 @@ class NativeFrames:
         return np.concatenate([words, rest])[start - first : stop - first]
 
 
+def check_excess(size: int, bits: int, count: int) -> None:
+    """Raise DecodeError if `size` bytes hold more than `count` frames of `bits`, besides padding."""
+    expected = (bits * count + 7) // 8
+    if size - expected > _MOST_PADDING and size * 8 >= bits * (count + 1):
+        raise DecodeError(
+            f"the pixel data holds {size * 8 // bits} frames, but {describe_frame_count(count)}; "
+            "correct it, or export the file again"
+        )
+
+
 def _choose_layout(fmt: FrameFormat, count: int, size: int) -> _FrameLayout:
     bits = fmt.count * fmt.bits_allocated
-    if fmt.photometric not in _HALF_COLOR or size * 8 >= bits * count:
+    if fmt.photometric not in _HALF_COLOR:
         return _FrameLayout(bits)
     filled = fmt.rows * (fmt.columns + fmt.columns % 2) * 2 * fmt.bits_allocated
+    if size * 8 >= bits * count:
+        # not a multiple of frames with three values per pixel, but of several others
+        is_filled = size * 8 % bits > _PADDING_BITS and size * 8 % filled <= _PADDING_BITS
+        return _FrameLayout(filled, halved=True, filled_rows=True) if is_filled else _FrameLayout(bits)
     if fmt.columns % 2 == 0 or size * 8 >= filled * count:
         return _FrameLayout(filled, halved=True, filled_rows=True)
     pairs = (fmt.rows * fmt.columns + 1) // 2

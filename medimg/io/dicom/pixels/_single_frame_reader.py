@@ -32,6 +32,7 @@ from medimg.io.dicom.pixels._frames import (
     interpret_bits,
     read_native_frame,
 )
+from medimg.io.dicom.pixels._native import check_excess
 from medimg.io.dicom.scanning.header_template import Header, HeaderTemplateWalker
 from medimg.io.dicom.values.modality_lut import VALUE_TAGS, parse_modality_transform
 from medimg.io.dicom.values.real_world import REAL_WORLD_TAGS, apply_real_world_scale
@@ -218,7 +219,9 @@ class SingleFrameReader:
             self._reads_whole_files = True
             data = head if len(head) == file.size else file.read(0, file.size)
             stored, is_rgb = decode_stored(extract_codestream(data, pixels.value, syntax), syntax, parsed.fmt)
-        return LoadedSlice(self._get_transform(parsed, stored.dtype, is_rgb=is_rgb), stored)
+        transform = self._get_transform(parsed, stored.dtype, is_rgb=is_rgb)
+        transform.check_slope(stored)
+        return LoadedSlice(transform, stored)
 
     def _read_header(self, file: RangeReader, slot: npt.NDArray[Any] | None) -> tuple[bytes, Header, bool]:
         """Return the start of a file, its header, and whether the pixels were read into the slot."""
@@ -311,6 +314,7 @@ class SingleFrameReader:
             raise UnusualHeaderError
         if dtype is None or length < parsed.nbytes:
             return read_native_frame(file.read(start, length), fmt)
+        check_excess(length, 8 * parsed.nbytes, 1)
         if slot is not None and slot.shape == (fmt.rows, fmt.columns) and slot.itemsize == dtype.itemsize:
             cells = slot.view(dtype)
         else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from medimg.core.parallel import available_cores, parallel_for
+from medimg.errors import DecodeError
 from medimg.io.dicom.header.attributes import quiet_pydicom
 from medimg.io.dicom.header.open import open_dataset, to_tags
 from medimg.io.dicom.pixels._multi_frame_reader import MultiFrameReader
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from medimg.io.dicom.header.instance import Frame, Instance
+    from medimg.io.dicom.values.modality_lut import ModalityTransform
     from medimg.io.series import ValueKind
 
 __all__ = ["FrameReader", "find_first_acquisition"]
 
 _SUV_TAGS: Final = to_tags(*SUV_TAGS)
-#: Values beyond float32 become infinite without a warning.
-_ignore_overflow: Final = partial(np.errstate, over="ignore", invalid="ignore")
+#: Values beyond float32 would become infinite.
+_raise_overflow: Final = partial(np.errstate, over="raise", invalid="ignore")
 #: A thread takes as long to start as this takes to read.
 _BYTES_PER_WORKER: Final = 2**19
 
@@ -62,7 +64,11 @@ class FrameReader:
         misfits: dict[int, npt.NDArray[Any]] = {}
 
         def read_one(index: int) -> bool:
-            misfit = buffer.put(index, self.load(frames[index], buffer.get_slot(index)))
+            loaded = self.load(frames[index], buffer.get_slot(index))
+            try:
+                misfit = buffer.put(index, loaded)
+            except FloatingPointError:
+                raise _make_overflow_error(frames[index], loaded.transform) from None
             if misfit is not None:
                 misfits[index] = misfit
             done.add(index)
@@ -70,11 +76,11 @@ class FrameReader:
 
         order = _order_by_file(frames)
         # the first slice determines the array
-        parallel_for(order[:1], read_one, workers=1, within=_ignore_overflow)
+        parallel_for(order[:1], read_one, workers=1, within=_raise_overflow)
         workers = available_cores() if workers is None else workers
         while todo := [index for index in order if index not in done]:
             count = min(workers, 1 + buffer.nbytes // _BYTES_PER_WORKER)
-            parallel_for(todo, read_one, workers=count, within=_ignore_overflow)
+            parallel_for(todo, read_one, workers=count, within=_raise_overflow)
             buffer.widen(misfits)
             misfits.clear()
         return buffer
@@ -88,6 +94,14 @@ class FrameReader:
         if found is not None:
             return found
         return MultiFrameReader(frame.instance, self._values, self._first_acquired).load(frame)
+
+
+def _make_overflow_error(frame: Frame, transform: ModalityTransform) -> DecodeError:
+    scale = "" if transform.factor == 1 else f", times {transform.factor:g}"
+    return DecodeError(
+        f"{frame.instance.path}: RescaleSlope {transform.slope:g} and RescaleIntercept "
+        f"{transform.intercept:g}{scale} give values beyond those of float32; the file is damaged"
+    )
 
 
 def _order_by_file(frames: Sequence[Frame]) -> list[int]:

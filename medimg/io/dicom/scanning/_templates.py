@@ -59,7 +59,7 @@ class Block:
 
 
 class ElementSlot(NamedTuple):
-    """Start and end of a value, and its VR; the end is the undefined length if it has no length."""
+    """Start and end of a value, and its VR."""
 
     start: int
     stop: int
@@ -138,13 +138,22 @@ class BlockTemplate:
         return number in self._elastic
 
     @cached_property
-    def places(self) -> dict[int, tuple[Element, int, int]]:
-        """The wanted elements by tag, and the numbers of the runs in which each value begins and ends."""
+    def places(self) -> dict[int, tuple[Element, int, int, int]]:
+        """The wanted elements by tag, the runs in which each value begins and ends, and where it ends."""
         found = {}
         for tag, number in self.numbers.items():
-            slot = self.count_elastic_before(number)
-            found[tag] = self.elements[number], slot, slot + self.is_elastic(number)
+            element, slot = self.elements[number], self.count_elastic_before(number)
+            if element.length != UNDEFINED_LENGTH:
+                stop = element.value + element.length
+                found[tag] = element, slot, slot + self.is_elastic(number), stop
+                continue
+            following = self._find_following(number)
+            found[tag] = element, slot, self.count_elastic_before(following), self.elements[following].at
         return found
+
+    def _find_following(self, number: int) -> int:
+        """Return the number of the next element at the top level."""
+        return next(n for n in range(number + 1, len(self.elements)) if self.elements[n].depth == 0)
 
     @cached_property
     def _fixed_words(self) -> tuple[_Gatherer, npt.NDArray[np.uint16]]:
@@ -160,7 +169,10 @@ class BlockTemplate:
     def get_gatherer(self, tags: frozenset[int]) -> tuple[_Gatherer, list[int]]:
         """Return a gatherer of the values of some tags, and those of them with varying length."""
         if tags not in self._tables:
-            numbers = sorted(number for tag, number in self.numbers.items() if tag in tags)
+            chosen = [number for tag, number in self.numbers.items() if tag in tags]
+            # elements of sequences of undefined length follow these
+            nested = (n for number in chosen for n in range(number + 1, self._find_following(number)))
+            numbers = sorted({*chosen, *nested})
             parts = [
                 (self.count_elastic_before(n), _list_value_words(self.elements[n]))
                 for n in numbers
@@ -231,12 +243,9 @@ class LocatedRows:
         first = int(self.rows[row]) * (self.block.width // 2)
         shifts = [2 * (int(start[row]) - first) for start in self.starts]
         found = {}
-        for tag, (element, begins, ends) in self.template.places.items():
+        for tag, (element, begins, ends, stop) in self.template.places.items():
             if tag in tags:
-                stop = element.length
-                if stop != UNDEFINED_LENGTH:
-                    stop += element.value + shifts[ends]
-                found[tag] = ElementSlot(element.value + shifts[begins], stop, element.vr)
+                found[tag] = ElementSlot(element.value + shifts[begins], stop + shifts[ends], element.vr)
         return found
 
     def read_table(self, tags: frozenset[int]) -> npt.NDArray[np.uint16]:

@@ -216,7 +216,7 @@ class _Collector:
         elements = list(offsets.select(_KEPT))
         slots = {
             e.tag: ElementSlot(
-                e.value, UNDEFINED_LENGTH if e.length == UNDEFINED_LENGTH else e.value + e.length, e.vr
+                e.value, offsets.find_end(e) if e.length == UNDEFINED_LENGTH else e.value + e.length, e.vr
             )
             for e in elements
             if e.tag in _WANTED

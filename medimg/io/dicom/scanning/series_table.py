@@ -18,7 +18,7 @@ import numpy as np
 
 from medimg.io.dicom.header import frame_attributes
 from medimg.io.dicom.header.datetimes import parse_datetime, parse_time
-from medimg.io.dicom.header.frame_attributes import FrameAttribute
+from medimg.io.dicom.header.distinguishing_attributes import FrameAttribute
 from medimg.io.files.blob import Blob
 
 if TYPE_CHECKING:
@@ -58,16 +58,29 @@ SERIES_ELEMENTS: Final = (
 )
 
 _TIMES: Final = frozenset({"started", "acquired", "made"})
-_IDENTIFIER: Final = re.compile(rb"[0-9A-Za-z._-]{0,64}")
+#: Any text identifies; without characters that are hidden, or differ in some character sets.
+_IDENTIFIER: Final = re.compile(rb"(?:[!-\[\]_-}](?:[ !-\[\]_-}]{0,126}[!-\[\]_-}])?)?")
 #: Without characters that differ in some character sets.
 _PLAIN_TEXT: Final = re.compile(rb"[ !-\[\]-}]*")
 _DESCRIPTION: Final = re.compile(rb"[ !-\[\]_-}]{0,64}")
 _WHOLE: Final = re.compile(rb" *[+-]?[0-9]{1,9} *")
 _FLOAT: Final = rb" *[+-]?[0-9]{1,9}(?:\.[0-9]{0,14})?(?:[eE][+-]?[0-9]{1,2})? *"
 _POINT: Final = re.compile(rb"\\".join([_FLOAT] * 3))
-_TIME: Final = re.compile(rb"[0-9.:+-]* *")
-_GRAMMARS: Final = (_IDENTIFIER, _WHOLE, _POINT, _TIME, _TIME, _TIME)
+_CLOCK: Final = rb"(?:[01][0-9]|2[0-3])%b(?:[0-5][0-9](?:%b(?:[0-5][0-9]|60)(?:\.[0-9]*)?)?)?"
+_TIME: Final = re.compile(_CLOCK % (b":?", b":?") + b" *")
+#: Or a date alone, which is no time. Leap days are left to the parser.
+_DATE_TIME: Final = re.compile(
+    rb"[0-9]{4}(?:[0-9]{2}){0,3}(?:[+-][0-9]{4})? *|(?!0000)[0-9]{4}"
+    rb"(?:(?:0[1-9]|1[0-2])(?:0[1-9]|1[0-9]|2[0-8])|(?:0[13-9]|1[0-2])(?:29|30)|(?:0[13578]|1[02])31)"
+    rb"(?:[01][0-9]|2[0-3])[0-5][0-9](?:(?:[0-5][0-9]|60)(?:\.[0-9]*)?)?(?:[+-][0-9]{4})? *"
+)
+_GRAMMARS: Final = (_IDENTIFIER, _WHOLE, _POINT, _DATE_TIME, _TIME, _TIME)
+#: Columns of times, and the length of the date before each.
+_DATES: Final = {_STARTED: 8, _ACQUIRED: 0, _MADE: 0}
 #: For each column, the characters of regular values, and their maximum length.
+#: Hours are at most 29 here, if the least and the greatest of each character match.
+_CLOCK_LIKE: Final = re.compile(rb"[0-2][0-9](?:[0-5][0-9]){2}(?:\.[0-9]*)?")
+_LAST_HOUR: Final = int.from_bytes(b"23", "big")
 _DIGITS: Final = string.digits.encode()
 _CHARACTERS: Final = (
     _DIGITS + string.ascii_letters.encode() + b"._-",
@@ -135,6 +148,7 @@ class InstanceColumns:
             for number, value in enumerate(column)
             if value and grammar.fullmatch(value) is None
         }
+        irregular.update(n for n, value in enumerate(self.columns[_POSITION]) if _is_far(value))
         kept = [n for n in range(len(self.names)) if n not in irregular]
         rows = InstanceColumns()
         columns = [[column[n] for n in kept] for column in self.columns]
@@ -151,6 +165,8 @@ class InstanceColumns:
         for letters, longest, column in zip(_CHARACTERS, _MAX_LENGTHS, self.columns, strict=True):
             if b"".join(column).translate(None, letters) or max(map(len, column), default=0) > longest:
                 return False
+        if not all(_are_times(self.columns[n], _GRAMMARS[n], date) for n, date in _DATES.items()):
+            return False
         written = self.columns[_POSITION]
         try:
             list(map(int, filter(None, self.columns[_NUMBER])))
@@ -158,6 +174,32 @@ class InstanceColumns:
         except ValueError:
             return False
         return points or not any(written)
+
+
+def _are_times(column: Sequence[bytes], grammar: re.Pattern[bytes], date: int) -> bool:
+    """Whether all values are empty or times of day, each after a date of so many bytes."""
+    lengths = set(map(len, column)) - {0}
+    if not lengths:
+        return True
+    (longest, *others), end = lengths, date + 6
+    if others or longest < end:
+        return all(map(grammar.fullmatch, filter(None, column)))
+    # each position is compared by its least and greatest character
+    table = np.frombuffer(b"".join(column), np.uint8).reshape(-1, longest)
+    least, most = table.min(axis=0).tobytes()[date:], table.max(axis=0).tobytes()[date:]
+    if not (_CLOCK_LIKE.fullmatch(least) and _CLOCK_LIKE.fullmatch(most)):
+        return all(map(grammar.fullmatch, filter(None, column)))
+    if most[:1] == b"2" and np.ascontiguousarray(table[:, date : date + 2]).view(">u2").max() > _LAST_HOUR:
+        return False
+    days = [*filter(None, column)][:1] if (table[:, :date] == table[0, :date]).all() else column
+    return not date or all(grammar.fullmatch(d + b"0000") for d in {value[:date] for value in days} - {b""})
+
+
+def _is_far(written: bytes) -> bool:
+    """Whether a regular position is no place in a patient."""
+    if _POINT.fullmatch(written) is None:
+        return False
+    return max(map(abs, map(float, written.split(b"\\")))) > frame_attributes.MAX_COORDINATE_MM
 
 
 class UniformFiles:
@@ -205,7 +247,7 @@ class UniformFiles:
         if not value:
             return None
         x, y, z = map(float, value.split(b"\\"))
-        return (x, y, z) if max(abs(x), abs(y), abs(z)) <= frame_attributes.MAX_COORDINATE_MM else None
+        return x, y, z
 
     def _get_temporal_attributes(self, row: int) -> tuple[FrameAttribute, ...]:
         columns = self._rows.columns

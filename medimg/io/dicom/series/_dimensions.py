@@ -16,6 +16,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
+from medimg.io.dicom.header.distinguishing_attributes import (
+    NAMED_BY_VALUE,
+    SERIES_ATTRIBUTES,
+    TEMPORAL_ATTRIBUTES,
+    UNORDERED,
+    UNPRINTABLE,
+)
 from medimg.io.dicom.series._repeated_positions import (
     PositionedFrame,
     attribute_getter,
@@ -37,30 +44,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Repetition", "split_repetitions"]
 
-_SERIES_ATTRIBUTES: Final = (
-    "type",
-    "echo",
-    "echo time",
-    "directionality",
-    "coil",
-    "kernel",
-    "stack",
-    "thickness",
-)
-_TEMPORAL_ATTRIBUTES: Final = (
-    "time", "segment", "reference time", "trigger", "diffusion", "philips", "label", "velocity", "vectors",
-    "dimensions", "acquisition", "frame acquisition", "offset", "started", "acquired", "made",
-)  # fmt: skip
 #: Attributes that can distinguish repetitions together, such as label and repetition in ASL.
-_COMBINABLE: Final = (
-    "time", "reference time", "trigger", "segment", "vectors", "philips", "label", "velocity", "diffusion",
-    "acquisition", "frame acquisition",
-)  # fmt: skip
+_COMBINABLE: Final = tuple(
+    name
+    for name in TEMPORAL_ATTRIBUTES
+    if name not in {"dimensions", "offset", "started", "referenced", "acquired", "made"}
+)
 #: Attributes ordered by value; the others are ordered by Instance Number.
-_ORDERED_BY_VALUE: Final = frozenset(_TEMPORAL_ATTRIBUTES) - {"diffusion", "velocity", "dimensions"}
+_ORDERED_BY_VALUE: Final = frozenset(TEMPORAL_ATTRIBUTES) - UNORDERED
 #: Attributes of time, with the factor to seconds.
 _SECONDS: Final = {
-    "reference time": 1e-3, "trigger": 1e-3, "offset": 1.0, "started": 1.0, "acquired": 1.0,
+    "reference time": 1e-3, "trigger": 1e-3, "respiratory trigger": 1e-3, "offset": 1.0, "started": 1.0,
+    "acquired": 1.0,
 }  # fmt: skip
 _BY_NUMBER: Final = "images at the same positions are distinguished by their Instance Numbers alone"
 
@@ -92,7 +87,7 @@ def split_repetitions(frames: Sequence[Frame]) -> list[Repetition]:
         return [Repetition((tuple(frames),))]
     items, copies = drop_copies(position_frames(frames))
     result = []
-    for part in _split_by_series_attributes(items, _SERIES_ATTRIBUTES):
+    for part in _split_by_series_attributes(items, SERIES_ATTRIBUTES):
         result += _split_by_time(part)
     return _assign_copies(result, copies)
 
@@ -111,6 +106,9 @@ def _split_by_series_attributes(
 
 
 def _split_by_time(items: list[PositionedFrame]) -> list[Repetition]:
+    segments = _split_by_segment(items)
+    if segments:
+        return segments
     parts = split_substacks(items)
     if len(parts) > 1:
         return [found for part in parts for found in _split_by_time(part)]
@@ -129,13 +127,22 @@ def _make_single(items: Sequence[PositionedFrame]) -> Repetition:
     return Repetition((tuple(item.frame for item in items),))
 
 
+def _split_by_segment(items: list[PositionedFrame]) -> list[Repetition]:
+    """Split segments of a segmentation, wherever each has frames: empty ones are left out."""
+    parts = group_by(items, attribute_getter(items, "segment"))
+    if not _is_partition(parts):
+        return []
+    numbers = sorted(parts)
+    return _merge_classes([parts[number] for number in numbers], numbers, "segment")
+
+
 def _split_by_attribute(items: list[PositionedFrame]) -> list[Repetition]:
     """Split by the first attribute that assigns each frame to a repetition."""
     return _choose_split(items, _try_single_attributes(items))
 
 
 def _try_single_attributes(items: list[PositionedFrame]) -> Iterator[_Candidate]:
-    for name in _TEMPORAL_ATTRIBUTES:
+    for name in TEMPORAL_ATTRIBUTES:
         parts = group_by(items, attribute_getter(items, name))
         if _is_partition(parts):
             values = _sort_values(parts, name)
@@ -226,7 +233,10 @@ def _merge_classes(
 def _name_channels(values: Sequence[Any], name: str) -> tuple[str, ...]:
     if name == "diffusion":
         return tuple(f"b={value[0]:g} ({n})" for n, value in enumerate(values))
-    plain = all(isinstance(value, int | str) for value in values)
+    if name in NAMED_BY_VALUE:
+        numbers = (value if isinstance(value, tuple) else (value,) for value in values)
+        return tuple(f"{name} {' '.join(f'{v:g}' for v in several)}" for several in numbers)
+    plain = name not in UNPRINTABLE and all(isinstance(value, int | str) for value in values)
     return tuple(f"{name} {value if plain else n}" for n, value in enumerate(values))
 
 
@@ -365,8 +375,12 @@ def _split_by_file(items: list[PositionedFrame]) -> list[Repetition]:
 def _assign_copies(found: list[Repetition], copies: list[tuple[Frame, Frame]]) -> list[Repetition]:
     if not copies:
         return found
-    of_frame = {id(kept): (copy, kept) for copy, kept in copies}
+    of_frame: dict[int, list[tuple[Frame, Frame]]] = defaultdict(list)
+    for copy, kept in copies:
+        of_frame[id(kept)].append((copy, kept))
     return [
-        replace(part, copies=tuple(of_frame[id(f)] for c in part.channels for f in c if id(f) in of_frame))
+        replace(
+            part, copies=tuple(pair for c in part.channels for f in c for pair in of_frame.get(id(f), ()))
+        )
         for part in found
     ]

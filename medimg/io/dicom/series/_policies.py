@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from medimg.errors import DuplicateSlicesError, MissingSlicesError, TiltedGantryError
+from medimg.errors import DuplicateSlicesError, GeometryError, MissingSlicesError, TiltedGantryError
+from medimg.io.dicom.header.distinguishing_attributes import SERIES_ATTRIBUTES, TEMPORAL_ATTRIBUTES
 from medimg.io.dicom.pixels.frame_reader import FrameReader
 
 if TYPE_CHECKING:
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from medimg.io.dicom.header.instance import Frame
     from medimg.io.dicom.series._stack_plan import StackPlan
     from medimg.io.series import Policies
+
+#: Most that a slice may be from its position, in distances between slices.
+_MOST_MISS: Final = 0.5
+#: Degrees.
+_MOST_TILT: Final = 30.0
 
 __all__ = ["Notes", "check_stack", "resolve_duplicates"]
 
@@ -42,7 +48,7 @@ class Notes:
 
 
 def check_stack(plan: StackPlan, policies: Policies, notes: Notes) -> None:
-    """Add notes on gaps and tilt; raise MissingSlicesError or TiltedGantryError if the policy says so."""
+    """Add notes on gaps and tilt; raise SeriesError if the policy says so, or the geometry is implausible."""
     if plan.stack is None:
         return
     if plan.stack.missing or plan.stack.irregular:
@@ -58,6 +64,7 @@ def check_stack(plan: StackPlan, policies: Policies, notes: Notes) -> None:
             f"{found}; the affine assumes a slice distance of {plan.stack.spacing:.4g} mm",
             policies.on_missing,
         )
+    _check_plausible(plan, plan.stack, policies)
     if plan.stack.tilt:
         found = f"tilted gantry: slices are sheared by {plan.stack.tilt:.2f}°"
         if policies.on_tilt == "raise":
@@ -66,6 +73,29 @@ def check_stack(plan: StackPlan, policies: Policies, notes: Notes) -> None:
                 "to keep the shear in the affine"
             )
         notes.add(f"{found}; the affine keeps the shear", policies.on_tilt)
+
+
+def _check_plausible(plan: StackPlan, stack: Stack, policies: Policies) -> None:
+    """Raise GeometryError or TiltedGantryError for positions that are likely damaged, except with "keep"."""
+    most = _MOST_MISS * stack.gap
+    if plan.miss.across > most and policies.on_tilt != "keep":
+        raise GeometryError(
+            f"a slice is {plan.miss.across:.3g} mm beside the line through the first and the last one, more "
+            f"than half of the slice distance of {stack.gap:.4g} mm; a position may be damaged: correct or "
+            'remove that file, or choose on_tilt="keep" to use the affine of that line'
+        )
+    if plan.miss.along > most and policies.on_missing != "keep":
+        raise GeometryError(
+            f"a slice is {plan.miss.along:.3g} mm from its position by the mean distance of "
+            f"{stack.spacing:.4g} mm, more than half of it: the distances vary too much for one affine; "
+            'choose on_missing="keep" to use the mean distance'
+        )
+    if stack.tilt > _MOST_TILT and policies.on_tilt != "keep":
+        raise TiltedGantryError(
+            f"slices are sheared by {stack.tilt:.2f}°, and no gantry tilts by more than {_MOST_TILT:g}°; a "
+            "position may be damaged: correct or remove that file, or choose "
+            'on_tilt="keep" to keep the shear in the affine'
+        )
 
 
 def _describe_gaps(stack: Stack, depth: int) -> str:
@@ -88,8 +118,8 @@ def resolve_duplicates(plan: StackPlan, policies: Policies, notes: Notes) -> Sta
         return plan
     count = len(plan.duplicates)
     found = (
-        f"{count} of {plan.depth * len(plan.channels) + count} image(s) have the position of another, "
-        "and no attribute distinguishes them"
+        f"{count} of {plan.depth * len(plan.channels) + count} image(s) have the position of another, and "
+        + _describe_difference(plan.duplicates)
     )
     if policies.on_duplicate == "raise":
         raise DuplicateSlicesError(f'{found}; remove them, or choose on_duplicate="warn"')
@@ -104,6 +134,21 @@ def resolve_duplicates(plan: StackPlan, policies: Policies, notes: Notes) -> Sta
         )
     notes.add(f"{found}; their pixels are identical, and one of each is used", policies.on_duplicate)
     return plan
+
+
+def _describe_difference(duplicates: Sequence[tuple[Frame, Frame]]) -> str:
+    """Return which attributes differ between images at one position, though they form no repetitions."""
+    differing = {
+        attribute.name: None
+        for pair in duplicates
+        for one, other in (pair, pair[::-1])
+        for attribute in (*one.facts.series_attributes, *one.facts.temporal_attributes)
+        if attribute not in (*other.facts.series_attributes, *other.facts.temporal_attributes)
+    }
+    if not differing:
+        return "no attribute distinguishes them"
+    names = [name for name in (*SERIES_ATTRIBUTES, *TEMPORAL_ATTRIBUTES) if name in differing]
+    return f"what distinguishes them ({', '.join(names)}) forms no complete repetitions"
 
 
 def _stack_duplicates(plan: StackPlan, policies: Policies, found: str) -> StackPlan:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, overload
 from medimg.core.stacking import analyze_positions, are_distinct_positions
 from medimg.errors import GeometryError
 from medimg.io.dicom.header.instance import Frame
-from medimg.io.dicom.series._stack_plan import StackPlan, plan_regular_stack, plan_stack
+from medimg.io.dicom.series._stack_plan import StackPlan, find_extent, plan_regular_stack, plan_stack
 from medimg.io.dicom.series.volume_reader import StackReader
 from medimg.io.series import Series
 
@@ -21,7 +21,12 @@ __all__ = ["build_dicom_series", "build_regular_series", "build_series"]
 
 def build_dicom_series(group: Group) -> Series:
     """Return the series of frames of one volume; raise GeometryError if their order is unknown."""
-    plan = plan_stack(group)
+    try:
+        plan = plan_stack(group)
+    except GeometryError as error:
+        # attributes that are present but not used may be why
+        found = dict.fromkeys(note for instance in group.instances for note in instance.notes)
+        raise GeometryError("; ".join((str(error), *found))) from None
     return build_series(group.uid, plan, plan.files)
 
 
@@ -80,14 +85,13 @@ def build_regular_series(files: UniformFiles) -> Series | None:
     """
     prototype = files.prototype
     orientation, positions = prototype.facts[0].orientation, files.positions
-    if not prototype.series_uid or orientation is None or positions is None:
+    if not prototype.series_uid or orientation is None or positions is None or prototype.modality == "SEG":
         return None
     try:
         if not are_distinct_positions(positions, orientation):
             return None
-        facts = prototype.facts[0]
-        alone = facts.slice_spacing or facts.slice_thickness or 1.0
-        stack = analyze_positions(positions, orientation, fallback_step=alone)
+        extent = find_extent(prototype.facts[0])
+        stack = analyze_positions(positions, orientation, fallback_step=extent)
     except GeometryError:
         return None
     if stack.missing or stack.irregular or stack.duplicates:

@@ -47,8 +47,9 @@ class StackReader:
             volume = _read_volume(task, task.make_reader(), everything)
             for fix in _list_fixes(task.plan, policies):
                 volume = fix(volume)
-        for note in task.notes.warned:
-            warnings.warn(note, MedimgWarning, stacklevel=4)
+        for note in volume.report.warnings:
+            if note not in task.notes.silent:
+                warnings.warn(note, MedimgWarning, stacklevel=4)
         return volume
 
     def pieces(self, size: int, slices: Sequence[int] | None, policies: Policies) -> Iterator[Volume]:
@@ -67,9 +68,14 @@ class StackReader:
         reader = task.make_reader()
         # starting a second thread takes longer than reading an uncompressed piece
         workers = 1 if self.plan.first.instance.transfer_syntax in NATIVE_SYNTAXES else None
+        said = set(task.notes.all)
         with _name_errors(self.plan):
             for part in parts:
-                yield _read_volume(task, reader, part, workers=workers)
+                volume = _read_volume(task, reader, part, workers=workers)
+                for note in set(volume.report.warnings) - said:
+                    warnings.warn(note, MedimgWarning, stacklevel=3)
+                said |= {*volume.report.warnings}
+                yield volume
 
 
 class _Task(NamedTuple):
@@ -97,11 +103,12 @@ def _name_errors(plan: StackPlan) -> Iterator[None]:
     try:
         yield
     except SeriesError as error:
-        raise type(error)(f"series of {plan.first.instance.path}: {error}") from None
+        found = "; ".join((str(error), *plan.findings))
+        raise type(error)(f"series of {plan.first.instance.path}: {found}") from None
 
 
 def _plan_task(plan: StackPlan, slices: Sequence[int] | None, policies: Policies) -> _Task:
-    notes = Notes([*plan.notes], [])
+    notes = Notes([*plan.notes], [*plan.remarks])
     check_stack(plan, policies, notes)
     plan = resolve_duplicates(plan, policies, notes)
     everything = range(plan.depth)
@@ -154,6 +161,7 @@ def _make_report(
     transforms = tuple(
         dict.fromkeys(step for transform in meanings.values() for step in transform.transforms)
     )
+    notes = (note for transform in meanings.values() for note in transform.notes)
     if len(chosen) < plan.depth:
         transforms += (f"{len(chosen)} of {plan.depth} slices read",)
     instances = [frame.instance for frame in used]
@@ -168,7 +176,7 @@ def _make_report(
         duplicates=tuple(left.instance.path for left, _ in plan.duplicates),
         tilt=stack.tilt if stack else 0.0,
         transforms=_shorten(transforms),
-        warnings=tuple(task.notes.all),
+        warnings=tuple(dict.fromkeys((*task.notes.all, *notes))),
     )
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 import numpy as np
 
 from medimg.core.window import LookupTable, Voi, VoiFunction, Window
-from medimg.errors import DecodeError, PreprocessError
+from medimg.errors import DecodeError
 from medimg.io.dicom.header.attributes import (
-    get_code,
     get_description,
     get_descriptions,
     get_floats,
     get_items,
     get_value,
     has_value,
-    parse_integer,
+    parse_defined_term,
+    parse_items,
 )
+from medimg.io.dicom.header.element_values import note_finding
+from medimg.io.dicom.header.image_pixel import is_signed
 from medimg.io.dicom.header.transfer_syntax import BIG_ENDIAN, parse_transfer_syntax
 
 if TYPE_CHECKING:
@@ -26,12 +28,17 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from pydicom.dataset import Dataset
 
+#: Bits per entry (PS3.3 C.11.1.1.1, C.11.2.1.1).
+_MOST_BITS: Final = 16
+#: Entries beyond the stated number that pad the data.
+_PADDING: Final = 1
+
 __all__ = ["build_lookup_table", "parse_declared_voi", "parse_lookup_table"]
 
 
 def parse_declared_voi(dataset: Dataset) -> tuple[Voi, ...]:
     """
-    Return the VOI LUTs, then the windows that a dataset declares, without unusable ones.
+    Return the VOI LUTs, then the windows that a dataset declares, without unusable ones, which are noted.
 
     A display applies one of them: a LUT *or* a window, never both (PS3.3 C.11.2.1).
     """
@@ -40,28 +47,30 @@ def parse_declared_voi(dataset: Dataset) -> tuple[Voi, ...]:
 
 def _parse_tables(dataset: Dataset) -> list[LookupTable]:
     tables = []
-    for item in get_items(dataset, "VOILUTSequence"):
+    for item in _list_filled(get_items(dataset, "VOILUTSequence")):
         try:
             tables.append(_parse_item(item, dataset, signed_input=_has_signed_input(dataset)))
-        except DecodeError:
+        except DecodeError as error:
             # only the display needs it, the values do not
-            continue
+            note_finding(f"VOILUTSequence: {error}; it is not used")
     return tables
 
 
 def parse_lookup_table(dataset: Dataset, keyword: str) -> LookupTable | None:
     """Return the table in the first filled item of a sequence; None if there is none."""
-    filled = [
-        i for i in get_items(dataset, keyword) if has_value(i, "LUTData") or has_value(i, "LUTDescriptor")
-    ]
-    signed = parse_integer(dataset, "PixelRepresentation", 0) == 1
+    filled = _list_filled(parse_items(dataset, keyword))
+    signed = is_signed(dataset)
     return _parse_item(filled[0], dataset, signed_input=signed) if filled else None
+
+
+def _list_filled(items: Sequence[Dataset]) -> list[Dataset]:
+    return [item for item in items if has_value(item, "LUTData") or has_value(item, "LUTDescriptor")]
 
 
 def _has_signed_input(dataset: Dataset) -> bool:
     """Whether the input of the VOI LUT can be negative."""
     intercept = get_floats(dataset, "RescaleIntercept")
-    signed = parse_integer(dataset, "PixelRepresentation", 0) == 1 or bool(intercept and intercept[0] < 0)
+    signed = is_signed(dataset) or bool(intercept and intercept[0] < 0)
     return signed and not get_items(dataset, "ModalityLUTSequence")
 
 
@@ -91,7 +100,10 @@ def build_lookup_table(
     if descriptor is None or data is None:
         raise DecodeError("a lookup table lacks its data, or its descriptor is not three numbers")
     count, first, bits = (int(n) for n in descriptor)
-    count, bits = count & 0xFFFF or 65536, min(max(bits & 0xFFFF, 1), 16)
+    count, bits = count & 0xFFFF or 65536, bits & 0xFFFF
+    # too few bits are a slip: white is then the largest entry
+    if not 1 <= bits <= _MOST_BITS:
+        raise DecodeError(f"a lookup table declares {bits} bits per entry; expected 8 to {_MOST_BITS}")
     if signed_input and first >= 32768:
         first -= 65536
     if not signed_input and first < 0:
@@ -105,7 +117,7 @@ def build_lookup_table(
         entries = words
         if words.size < count and bits <= 8:
             entries = words.astype("<u2").view(np.uint8)
-    if entries.size < count:
+    if not count <= entries.size <= count + _PADDING:
         raise DecodeError(f"a lookup table of {count} entries holds {entries.size}")
     return LookupTable(
         first, entries[:count].astype(np.uint16), bits, get_description(item, "LUTExplanation")
@@ -122,18 +134,26 @@ def _to_words(data: Any, *, big_endian: bool) -> npt.NDArray[np.uint16]:
 
 
 def _parse_windows(dataset: Dataset) -> list[Window]:
-    centers, widths = get_floats(dataset, "WindowCenter"), get_floats(dataset, "WindowWidth")
-    if centers is None or widths is None:
-        return []
+    centers, widths = get_floats(dataset, "WindowCenter") or (), get_floats(dataset, "WindowWidth") or ()
+    if len(centers) != len(widths):
+        note_finding(
+            f"WindowCenter has {len(centers)} usable value(s) and WindowWidth {len(widths)}; "
+            f"{min(len(centers), len(widths))} window(s) are used"
+        )
     names = get_descriptions(dataset, "WindowCenterWidthExplanation")
-    stated = get_code(dataset, "VOILUTFunction")
-    function: VoiFunction = "SIGMOID" if stated == "SIGMOID" else "LINEAR"
-    if stated == "LINEAR_EXACT":
-        function = "LINEAR_EXACT"
+    stated = parse_defined_term(dataset, "VOILUTFunction", get_args(VoiFunction), "LINEAR")
+    function = cast("VoiFunction", stated)
     windows = []
     for index, (center, width) in enumerate(zip(centers, widths, strict=False)):
-        try:
-            windows.append(Window(center, width, function, names[index] if index < len(names) else ""))
-        except PreprocessError:
+        if width <= 0:
+            note_finding(f"WindowWidth is {width:g}, more than 0 is expected; the window is not used")
             continue
+        shape = function
+        if function == "LINEAR" and width < 1:
+            note_finding(
+                f"WindowWidth is {width:g}, but at least 1 for the VOI LUT function LINEAR; "
+                "LINEAR_EXACT is used"
+            )
+            shape = "LINEAR_EXACT"
+        windows.append(Window(center, width, shape, names[index] if index < len(names) else ""))
     return windows

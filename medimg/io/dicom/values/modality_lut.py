@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -15,11 +15,14 @@ from medimg.errors import DecodeError
 from medimg.io.dicom.header.attributes import (
     get_code,
     get_codes,
+    get_text,
     has_value,
+    parse_defined_term,
     parse_float,
     parse_integer,
     parse_number,
 )
+from medimg.io.dicom.header.element_values import collect_findings
 from medimg.io.dicom.values._color_conversion import apply_palette, convert_ycc_to_rgb, reduce_to_8_bits
 from medimg.io.dicom.values._voi_lut import parse_declared_voi, parse_lookup_table
 
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from medimg.core.window import Voi
     from medimg.io.dicom.header.image_pixel import FrameFormat
 
-__all__ = ["VALUE_TAGS", "ModalityTransform", "parse_modality_transform"]
+__all__ = ["RADIANS", "VALUE_TAGS", "ModalityTransform", "normalize_angle", "parse_modality_transform"]
 
 #: Tags that a header-only read must include for :func:`parse_modality_transform`, besides Image Pixel.
 VALUE_TAGS: Final[list[str | int]] = [
@@ -60,6 +63,19 @@ VALUE_TAGS: Final[list[str | int]] = [
 ]
 
 _SIGN: Final = "the codestream is signed, contrary to Pixel Representation: its values are kept"
+_LABELS: Final = "palette not applied: pixel values are segment numbers"
+#: Rescaled values are stored in float32.
+_MIN_SLOPE: Final = 1e-38
+#: Defined terms of Presentation LUT Shape; LIN OD is that of films.
+_LUT_SHAPES: Final = ("IDENTITY", "INVERSE", "LIN OD")
+#: Names of angles as manufacturers write them, and in UCUM.
+_ANGLES: Final = {
+    **dict.fromkeys(("RAD", "RADIAN", "RADIANS", "RADIAL", "RADIALS"), "rad"),
+    **dict.fromkeys(("MRAD", "MILLIRADIAN", "MILLIRADIANS", "MILLIRADIAL", "MILLIRADIALS"), "mrad"),
+    **dict.fromkeys(("DEG", "DEGREE", "DEGREES"), "deg"),
+}
+#: Units of angles in radians.
+RADIANS: Final = {"rad": 1.0, "mrad": 1e-3, "deg": math.pi / 180}
 #: Least and greatest value, both included.
 ValueRange: TypeAlias = "tuple[float, float]"
 
@@ -85,6 +101,7 @@ class ModalityTransform:
     inverted: bool = False  # whether a display inverts windowed values
     voi: tuple[Voi, ...] = ()
     transforms: tuple[str, ...] = ()  # descriptions of the steps
+    notes: tuple[str, ...] = ()  # attributes that are present but not used
 
     @property
     def is_stored(self) -> bool:
@@ -127,6 +144,17 @@ class ModalityTransform:
         rescale_into(np.ascontiguousarray(stored).reshape(-1), self.slope, self.intercept, values.reshape(-1))
         return values
 
+    def check_slope(self, stored: npt.NDArray[Any]) -> None:
+        """Raise DecodeError if a slope of 0 makes different values of the image equal."""
+        if self.slope != 0 or not stored.size:
+            return
+        padding = self.find_padding(stored)
+        values = stored if padding is None else stored[~padding]
+        if values.size and values.min() != values.max():
+            raise DecodeError(
+                "Rescale Slope is 0, so that all pixels would be equal, but the stored values are not"
+            )
+
     def find_padding(self, stored: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
         """Return a mask of padding, (rows, columns) bool; None if there is none."""
         if self.padding is None:
@@ -152,12 +180,22 @@ def parse_modality_transform(
 
     `is_rgb`: colors are RGB already; `exact_bits`: no stored value has more bits than Bits Stored.
     """
+    with collect_findings() as findings:
+        found = _parse_transform(view, fmt, dtype, is_rgb=is_rgb, exact_bits=exact_bits)
+    return replace(found, notes=tuple(findings))
+
+
+def _parse_transform(
+    view: Dataset, fmt: FrameFormat, dtype: np.dtype[Any], *, is_rgb: bool, exact_bits: bool
+) -> ModalityTransform:
     if fmt.photometric == "PALETTE COLOR" or fmt.samples == 3:
         return _build_color_transform(view, fmt, dtype, is_rgb=is_rgb)
     padding = _parse_padding(view, fmt, dtype)
     table, slope, intercept, step, is_calibrated = _parse_rescale(view, dtype)
-    shape = get_code(view, "PresentationLUTShape")
+    shape = parse_defined_term(view, "PresentationLUTShape", _LUT_SHAPES, "IDENTITY")
     steps = (_SIGN, step) if dtype.kind == "i" and not fmt.signed else (step,)
+    if get_code(view, "PhotometricInterpretation") == "PALETTE COLOR":
+        steps = (_LABELS, *steps)
     bits = fmt.bits_stored if exact_bits and fmt.dtype == dtype else 8 * dtype.itemsize
     return ModalityTransform(
         dtype=_find_fixed_dtype(dtype, bits, slope, intercept) if table is None else table.entries.dtype,
@@ -175,12 +213,19 @@ def parse_modality_transform(
 
 def _get_units(dataset: Dataset, *, is_calibrated: bool) -> str:
     units = get_code(dataset, "RescaleType")
+    if not units and get_text(dataset, "RescaleType"):
+        return "raw"
     if get_code(dataset, "Modality") == "CT":
         scout = "LOCALIZER" in get_codes(dataset, "ImageType")
         return "HU" if is_calibrated and units in {"", "HU", "US"} and not scout else "raw"
     if not units and get_code(dataset, "Modality") == "PT":
         units = get_code(dataset, "Units")
-    return {"": "raw", "US": "raw"}.get(units, units)
+    return {"": "raw", "US": "raw"}.get(units, normalize_angle(units))
+
+
+def normalize_angle(units: str) -> str:
+    """Return "rad", "mrad" or "deg" for the names of these units, and others unchanged."""
+    return _ANGLES.get(units, units)
 
 
 def _parse_rescale(
@@ -199,8 +244,8 @@ def _parse_rescale(
     )
     is_calibrated = not (math.isnan(slope) and math.isnan(intercept))
     a, b = (1.0 if math.isnan(slope) else slope), (0.0 if math.isnan(intercept) else intercept)
-    if a == 0:
-        raise DecodeError("Rescale Slope is 0, so that all pixels would be equal")
+    if 0 < abs(a) < _MIN_SLOPE:
+        raise DecodeError(f"Rescale Slope is {a:g}, so that float32 could not distinguish any values from 0")
     step = "" if (a, b) == (1.0, 0.0) else describe_rescale(a, b)
     return None, a, b, step, is_calibrated
 

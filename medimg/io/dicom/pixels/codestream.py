@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-__all__ = ["Codestream", "CodestreamSize", "find_j2k_end", "has_ycc", "read_codestream"]
+__all__ = [
+    "Codestream",
+    "CodestreamSize",
+    "find_j2k_end",
+    "find_jpeg_process",
+    "find_jpeg_scan",
+    "find_jpeg_segment",
+    "has_ycc",
+    "read_codestream",
+]
 
 _JPEG_STARTS_OF_FRAME: Final = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
 _J2K_START: Final = b"\xff\x4f\xff\x51"
@@ -16,6 +25,7 @@ _JXL_BOXES: Final = b"\x00\x00\x00\x0cJXL "
 #: A few boxes precede the codestream, with colors and the like.
 _MAX_BOXES: Final = 1000
 _EXTENDED_LENGTH: Final = 1
+_JPEG_SCAN: Final = 0xDA
 _JPEG_STANDALONE: Final = frozenset({0x01, *range(0xD0, 0xD9)})
 _JXL_RATIOS: Final = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 _JXL_SIZE_BITS: Final = (9, 13, 18, 30)
@@ -111,10 +121,28 @@ def _list_jpeg_segments(data: bytes) -> list[tuple[int, int]]:
             at += 2
             continue
         segments.append((marker, at + 2))
-        if marker == 0xDA:
+        if marker == _JPEG_SCAN:
             break
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return segments
+
+
+def find_jpeg_process(data: bytes) -> int:
+    """Return the second byte of the start of frame of a JPEG, which names the process; 0 if there is none."""
+    return next((m for m, _ in _list_jpeg_segments(data) if m in _JPEG_STARTS_OF_FRAME), 0)
+
+
+def find_jpeg_scan(data: bytes) -> int:
+    """Return the offset of the first scan of a JPEG or JPEG-LS; the end of the data if there is none."""
+    return next((start for marker, start in _list_jpeg_segments(data) if marker == _JPEG_SCAN), len(data))
+
+
+def find_jpeg_segment(data: bytes, wanted: int, start: bytes) -> bytes:
+    """Return the first segment of a marker whose content starts so, without its length; b"" if none."""
+    for marker, at in _list_jpeg_segments(data):
+        if marker == wanted and data[at + 2 : at + 2 + len(start)] == start:
+            return data[at + 2 : at + int.from_bytes(data[at : at + 2], "big")]
+    return b""
 
 
 def has_ycc(data: bytes, *, declared: bool) -> bool:

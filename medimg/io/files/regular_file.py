@@ -1,0 +1,42 @@
+"""Regular files: not folders, pipes or devices, which can wait without end."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+__all__ = ["explain_irregular", "is_folder_at", "is_inside", "is_regular_file"]
+
+
+def is_regular_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a path leads to a regular file; False for names that the system refuses."""
+    return stat.S_ISREG(_get_mode(path))
+
+
+def is_folder_at(path: str | os.PathLike[str]) -> bool:
+    """Whether a path leads to a folder; False for names that the system refuses."""
+    return stat.S_ISDIR(_get_mode(path))
+
+
+def explain_irregular(path: str | os.PathLike[str]) -> str:
+    """Return what a path leads to, if it exists and is not a regular file; "" otherwise."""
+    mode = _get_mode(path)
+    if not mode or stat.S_ISREG(mode):
+        return ""
+    return "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path is in a folder or below, links resolved."""
+    inner, outer = os.path.realpath(path), os.path.realpath(folder)
+    return inner.startswith(outer.rstrip(os.sep) + os.sep)
+
+
+def _get_mode(path: str | os.PathLike[str]) -> int:
+    """Return the type of a file; 0 if there is none that the system lets see."""
+    try:
+        return Path(path).stat().st_mode
+    # too long a name, or a null character
+    except (OSError, ValueError):
+        return 0
