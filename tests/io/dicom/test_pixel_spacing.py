@@ -219,7 +219,7 @@ def test_the_stated_spacing_gives_the_grid_of_a_segmentation(
 
 
 def test_a_segmentation_with_a_damaged_position_is_not_filled(tmp_path: Path) -> None:
-    path = write_groups(tmp_path / "seg.dcm", [0, 1, 90_000], "SEG", SpacingBetweenSlices=1)
+    path = write_groups(tmp_path / "seg.dcm", [0, 1, 2, 3, 90_000], "SEG", SpacingBetweenSlices=1)
     with pytest.raises(MissingSlicesError, match="a position may be damaged"):
         medimg.read(path, on_missing="fix")
 
