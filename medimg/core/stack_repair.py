@@ -104,17 +104,19 @@ def _shift(
 
 #: Most that a repair may multiply the number of slices or pixels by.
 _MOST_GROWTH: Final = 4
+#: Most slices of a segmentation, whose empty frames are left out.
+_MOST_EMPTY: Final = 4096
 
 
 def fill_gaps(stack: Stack, volume: Volume) -> Volume:
     """Interpolate missing slices, empty ones in a segmentation; MissingSlicesError if far too many."""
     extent = stack.distances[-1] - stack.distances[0]
-    if extent / stack.gap > _MOST_GROWTH * len(stack.distances):
+    empty = volume.modality == "SEG"
+    if extent / stack.gap > (_MOST_EMPTY if empty else _MOST_GROWTH * len(stack.distances)):
         raise MissingSlicesError(
             f"{len(stack.distances)} slices {stack.gap:.4g} mm apart spread over {extent:.4g} mm: "
             "too few to interpolate the rest; a position may be damaged"
         )
-    empty = volume.modality == "SEG"
     array = regrid_slices(volume.array, stack.distances, stack.spacing, empty=empty)
     padding = None
     if volume.padding is not None:

@@ -218,6 +218,12 @@ def test_the_stated_spacing_gives_the_grid_of_a_segmentation(
     assert volume.spacing[0] == pytest.approx(gap)
 
 
+def test_a_segmentation_with_a_damaged_position_is_not_filled(tmp_path: Path) -> None:
+    path = write_groups(tmp_path / "seg.dcm", [0, 1, 2, 3, 90_000], "SEG", SpacingBetweenSlices=1)
+    with pytest.raises(MissingSlicesError, match="a position may be damaged"):
+        medimg.read(path, on_missing="fix")
+
+
 def test_a_stated_spacing_that_contradicts_positions_is_named(tmp_path: Path) -> None:
     path = write_groups(tmp_path / "seg.dcm", [0, 9], "SEG", SpacingBetweenSlices=4)
     with pytest.warns(medimg.errors.MedimgWarning, match="no multiples of Spacing Between Slices, 4 mm"):
