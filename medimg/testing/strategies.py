@@ -48,6 +48,10 @@ _DTYPES: Final = ("u1", "i2", "u2", "i4", "f4", "f8")
 _TILTS: Final = (0.0, 0.02, -0.1, 0.3)
 
 
+#: Least distance of slices, in millimeters, that are drawn with a shear.
+_LEAST_SHEARED: Final = 0.5
+
+
 def _draw_lengths(least: float = 0.1, most: float = 8.0) -> SearchStrategy[float]:
     return st.floats(least, most).map(lambda v: round(v, 4))
 
@@ -201,8 +205,8 @@ def _draw_defects(draw: DrawFn, slices: int, apart: float, *, is_series: bool) -
     present = [n for n in range(slices) if n not in found.get("missing", ())]
     if draw(st.booleans()):
         found["copied"] = tuple(sorted(draw(st.sets(st.sampled_from(present), max_size=2))))
-    if slices > 1 and draw(st.booleans()):
-        # no gantry tilts by more than 30°
+    # a shear of less than 0.05 mm is none, and no gantry tilts by more than 30°
+    if slices > 1 and apart >= _LEAST_SHEARED and draw(st.booleans()):
         found["shear"] = (
             apart * draw(st.sampled_from([-0.5, 0.3])),
             apart * draw(st.sampled_from([0.0, 0.2])),
