@@ -15,6 +15,7 @@ from medimg._public import set_module
 from medimg.adapt import coral_loss, mmd_loss, proxy_a_distance
 from medimg.adapt.shift_report import Difference, Distances, ShiftReport
 from medimg.data.acquisition_tags import NUMBERED, NUMBERS, TEXTS, read_acquisition_tags
+from medimg.data.patients import patient_key
 from medimg.errors import TrainingError
 from medimg.features.dataset_features import item_features
 from medimg.preprocessing.preprocess import check_same_preprocessing
@@ -135,7 +136,9 @@ def domain_shift(
     return ShiftReport(
         items=(len(source), len(target)),
         patients=(len(set(source.patients)), len(set(target.patients))),
-        shared_patients=len(set(source.patients) & set(target.patients)),
+        shared_patients=len(
+            {patient_key(p) for p in set(source.patients)} & {patient_key(p) for p in set(target.patients)}
+        ),
         tags=tuple(_compare_tags(source, target)),
         pictures=tuple(pictures),
         distances=distances,

@@ -20,6 +20,7 @@ from medimg.data.cache.keys import find_address
 from medimg.data.dataset import ImageDataset
 from medimg.data.image_loader import ImageLoader, ResolvedSource
 from medimg.data.items import make_policies
+from medimg.data.patients import normalize_patient
 from medimg.data.read_tensors import check_sources
 from medimg.errors import MedimgError, PreprocessError
 from medimg.features._cache import FLUSH_AFTER, FeatureCache, SeriesFeatures
@@ -116,7 +117,7 @@ class SourceEmbedder:
             image = resolved.image
             found = EmbeddedSource(
                 series_uid="" if isinstance(image, Volume) else image.uid,
-                patient="" if isinstance(image, Volume) else image.patient_id,
+                patient="" if isinstance(image, Volume) else normalize_patient(image.patient_id),
                 address=self._find_address(resolved),
             )
             return self._load_cached(found, resolved) or self._read(found, resolved)

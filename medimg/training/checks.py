@@ -9,6 +9,7 @@ import numpy as np
 
 from medimg.data.items import ItemFacts
 from medimg.data.leakage.check_leaks import check_splits
+from medimg.data.patients import patient_key
 from medimg.errors import LeakageError, TrainingError
 from medimg.preprocessing.preprocess import check_same_preprocessing
 from medimg.training.class_weights import check_labels
@@ -37,7 +38,8 @@ def check_data(model: TransferClassifier, train: LabeledDataset, val: LabeledDat
 def check_disjoint(train: LabeledDataset, val: LabeledDataset) -> None:
     """Raise LeakageError if a patient, study, series, file, instance or known image is in both datasets."""
     _check_sources_disjoint(train, val)
-    shared = set(train.patients) & set(val.patients) - {""}
+    first, second = ({patient_key(patient) for patient in set(data.patients)} for data in (train, val))
+    shared = first & second - {""}
     if shared:
         raise LeakageError(
             f"{len(shared)} of {len(set(val.patients))} patients of the validation data are also in the "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from medimg._public import set_module
 from medimg.core.content_hash import keyed_hash
+from medimg.data.patients import patient_key
 from medimg.io.dicom.series.volume_reader import StackReader
 
 if TYPE_CHECKING:
@@ -80,8 +81,11 @@ def list_sources(parts: Sequence[Any]) -> list[Source]:
             if key in seen:
                 continue
             seen.add(key)
-            names = (f"table {patient}", *([f"file {file_patient}"] if file_patient else []))
-            group = patient if len(parts) == 1 else number
+            names = (
+                f"table {patient_key(patient)}",
+                *([f"file {patient_key(file_patient)}"] if file_patient else []),
+            )
+            group = patient_key(patient) if len(parts) == 1 else number
             found.append(Source(group, number, item, uid, path, names, series))
     return found
 
