@@ -74,7 +74,8 @@ def label_folders(
     classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not classes:
         raise DatasetError(
-            f"{folder} has no subfolders; expected one for each class, or label=None for images without labels"
+            f"{folder} has no subfolders; expected one for each class, or label=None for images without "
+            "labels"
         )
     found: list[LabeledSeries] = []
     skipped: list[Skipped] = []
@@ -149,14 +150,15 @@ def _check_columns(table: pd.DataFrame, wanted: Sequence[str]) -> None:
     if absent:
         raise DatasetError(
             f"the table has no column {', '.join(map(repr, absent))}; it has "
-            f"{', '.join(map(repr, map(str, table.columns)))}"
+            f"{', '.join(map(repr, map(str, table.columns)))}; name columns by path=, label= (None for "
+            "images without labels), patient= and domain="
         )
     counts = Counter(table.columns)
     twice = [name for name in wanted if counts[name] > 1]
     if twice:
         raise DatasetError(
-            f"the table has {counts[twice[0]]} columns named {twice[0]!r}; expected one: rename or remove the "
-            "others"
+            f"the table has {counts[twice[0]]} columns named {twice[0]!r}; expected one: rename or remove "
+            "the others"
         )
     if table.empty:
         raise DatasetError("the table has no rows")
@@ -189,8 +191,8 @@ def _parse_label(
     if bad:
         raise DatasetError(
             f"several label columns must hold 0 or 1, or False or True; found something else in column "
-            f"{bad[0]!r} of row {number}: a label that is uncertain or unknown must be decided, or its row be "
-            "removed"
+            f"{bad[0]!r} of row {number}: a label that is uncertain or unknown must be decided, or its row "
+            "be removed"
         )
     return tuple(value for value in values if value is not None)
 
@@ -211,7 +213,9 @@ def label_rows(
     if len(set(labels)) < len(labels):
         raise DatasetError(f"label={labels} has a column twice; expected each once")
     if label is not None and not labels:
-        raise DatasetError("label=[] has no column; expected one or several, or None for images without labels")
+        raise DatasetError(
+            "label=[] has no column; expected one or several, or None for images without labels"
+        )
     wanted = list(dict.fromkeys([path, *labels, *(name for name in (patient, domain) if name)]))
     _check_columns(table, wanted)
     if patient:

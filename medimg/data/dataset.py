@@ -262,8 +262,8 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         Raises
         ------
         DatasetError
-            If a column or a file is missing, a column or a path occurs twice, a cell is empty, or a file is not
-            an image.
+            If a column or a file is missing, a column or a path occurs twice, a cell is empty, or a file is
+            not an image.
         LeakageError
             If two patients of the table share a Patient ID, or one has two.
         """

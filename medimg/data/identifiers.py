@@ -17,6 +17,7 @@ from medimg.io.dicom.series.volume_reader import StackReader
 
 if TYPE_CHECKING:
     from medimg.data._labels import LabeledSeries
+    from medimg.data.protocols import LabeledDataset
     from medimg.io.dicom.header.instance import Frame
     from medimg.io.series import Series
 
@@ -25,6 +26,7 @@ __all__ = [
     "ItemId",
     "add_file_patients",
     "compute_item_ids",
+    "hash_items",
     "hash_series_ids",
 ]
 
@@ -41,8 +43,9 @@ def add_file_patients(
     """
     Add the files' Patient ID (0010,0020) to series whose patients come from a table or a rule.
 
-    Patients that differ only in case get one spelling. The Patient ID is left out if it is to be ignored, if it is a placeholder ("ANON"), or if all files have the same, as
-    some anonymizers write, and the table has more patients. LeakageError if the two contradict each other.
+    Patients that differ only in case get one spelling. The Patient ID is left out if it is to be ignored, if
+    it is a placeholder ("ANON"), or if all files have the same, as some anonymizers write, and the table has
+    more patients. LeakageError if the two contradict each other.
     """
     check_choice("file_patients", file_patients, get_args(FilePatients), error=DatasetError)
     spelled: dict[str, str] = {}
@@ -137,6 +140,36 @@ def hash_series_ids(several: Sequence[Series]) -> list[tuple[str, ...]]:
     """
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(_sketch_ids, several))
+
+
+def hash_items(data: LabeledDataset) -> str:
+    """
+    Return a hash of the images of a dataset, in order, wherever their files are: 32 hexadecimal digits.
+
+    Series are identified by their SOP Instance UIDs and by samples of the bytes of their files. Those not on
+    disk are identified by their UIDs alone, or if they have none, by their index.
+    """
+    several = getattr(data, "series", None)
+    if several is None:
+        return _hash_lines([*getattr(data, "series_uids", ()), *map(str, range(len(data)))])
+    distinct = list({id(series): series for series in several}.values())
+    with ThreadPoolExecutor(_THREADS) as pool:
+        hashes = pool.map(_hash_series, distinct)
+        known = {id(series): found for series, found in zip(distinct, hashes, strict=True)}
+    numbers = {id(series): str(number) for number, series in enumerate(distinct)}
+    pictures = getattr(data, "pictures", (None,) * len(data))
+    return _hash_lines(
+        [
+            f"{known[id(series)] or numbers[id(series)]} {picture}"
+            for series, picture in zip(several, pictures, strict=True)
+        ]
+    )
+
+
+def _hash_series(series: Series) -> str:
+    """Return a hash of a series' frames and of samples of its files, "" if it has neither."""
+    lines = [*_list_frames(series), *sorted(hash_files(series, "blocks") or ())]
+    return _hash_lines(lines) if lines else ""
 
 
 def _sketch_ids(series: Series) -> tuple[str, ...]:

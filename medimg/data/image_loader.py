@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from medimg.core.volume import Volume
 from medimg.data.cache.images import DamagedError, RenderedImages, normalize_images
 from medimg.errors import DatasetError
-from medimg.io.read import resolve_source
+from medimg.io.read import resolve_source, resolve_sources
 from medimg.preprocessing.output_buffer import Output, open_output
 from medimg.preprocessing.render import count_images, render, render_series
 
@@ -41,6 +41,13 @@ class ResolvedSource:
         return (
             cls(source, lambda volume: volume) if isinstance(source, Volume) else cls(*resolve_source(source))
         )
+
+    @classmethod
+    def resolve_all(cls, source: Source | Volume) -> list[ResolvedSource]:
+        """Read the headers of a source, such as a folder, and return each of its series."""
+        if isinstance(source, Volume):
+            return [cls.resolve(source)]
+        return [cls(*found) for found in resolve_sources(source)]
 
     def count(self, recipe: Preprocess) -> int:
         """Return the number of images a recipe makes of it, by its headers."""

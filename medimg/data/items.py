@@ -169,8 +169,8 @@ def encode_labels(labeled: Sequence[LabeledSeries], classes: tuple[str, ...], ta
         return np.full(len(labeled), -1, dtype=np.int64)
     if lacking or not classes:
         raise DatasetError(
-            f"{lacking} of {len(labeled)} series have no label, with {len(classes)} classes; expected labels for "
-            "all, or no labels and no classes"
+            f"{lacking} of {len(labeled)} series have no label, with {len(classes)} classes; expected labels "
+            "for all, or no labels and no classes"
         )
     if task == "multilabel":
         return np.asarray([item.label for item in labeled], dtype=np.float32)
@@ -197,8 +197,8 @@ def check_index(index: object) -> int:
         return operator.index(index)  # type: ignore[arg-type]  # what has no __index__ is refused
     except TypeError:
         raise DatasetError(
-            f"a dataset is indexed by the number of an item; found a {type(index).__name__}: for several items use "
-            "dataset.subset(indices), such as dataset.subset(range(3))"
+            f"a dataset is indexed by the number of an item; found a {type(index).__name__}: for several "
+            "items use dataset.subset(indices), such as dataset.subset(range(3))"
         ) from None
 
 
@@ -223,8 +223,8 @@ def warn_of_unknown_patients(labeled: Sequence[LabeledSeries]) -> None:
     unknown = sum(not item.patient for item in labeled)
     if unknown:
         warnings.warn(
-            f"{unknown} of {len(labeled)} images have no known patient (no identifier, or a placeholder), and "
-            "each counts as a patient of its own: if some share a patient, splits leak; pass patient=",
+            f"{unknown} of {len(labeled)} images have no known patient (no identifier, or a placeholder), "
+            "and each counts as a patient of its own: if some share a patient, splits leak; pass patient=",
             MedimgWarning,
             stacklevel=4,
         )

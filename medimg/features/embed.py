@@ -27,6 +27,7 @@ from medimg.features._cache import FLUSH_AFTER, FeatureCache, SeriesFeatures
 from medimg.features.dataset_features import Features, item_features
 from medimg.features.extractor import feature_extractor, rebatch
 from medimg.models.backbones.heads import feature_count
+from medimg.models.data_checks import check_dataset, check_model, check_source
 from medimg.models.input_checks import check_finite
 from medimg.preprocessing.torch_threads import share_cores
 
@@ -307,11 +308,14 @@ def embed(
     (Embeddings(8×512 of 2 items, 1 sources failed), [0, 0, 0, 0, 2, 2, 2, 2], dict_keys([1]))
     """
     size = check_batch_size(batch_size, error=PreprocessError)
+    check_model(model, error=PreprocessError)
     if isinstance(sources, ImageDataset):
+        check_dataset("embed", model, sources, error=PreprocessError)
         features = item_features(
             model, sources, cache=cache, batch_size=size, num_workers=num_workers, progress=progress
         )
         return _dataset_embeddings(features, sources)
+    check_source(sources, "embed")
     embedder = SourceEmbedder(model, sources, cache=cache, workers=workers, reading=reading)
     with feature_extractor(model) as network, closing(embedder.read(progress)) as read:
         try:
@@ -329,7 +333,7 @@ def _dataset_embeddings(features: Features, dataset: ImageDataset) -> Embeddings
     return Embeddings(
         array=features.embeddings.numpy(),
         items=items,
-        labels=dataset.labels[items],
+        labels=dataset.labels[items] if dataset.is_labeled else None,
         patients=tuple(patients[n] for n in items),
         series_uids=tuple(uids[n] for n in items),
     )

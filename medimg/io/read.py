@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from medimg.core.stacking import Policy
     from medimg.core.volume import Volume
 
-__all__ = ["Source", "find_series", "read", "resolve_source"]
+__all__ = ["Source", "find_series", "read", "resolve_source", "resolve_sources"]
 
 #: All that :func:`read` takes: a path, bytes, an open file, several of these, or a series.
 Source: TypeAlias = Files | Series
@@ -122,6 +122,21 @@ def resolve_source(
     return chosen, partial(_add_skipped, index=index, errors=errors)
 
 
+def resolve_sources(source: Source) -> list[tuple[Series, Callable[[Volume], Volume]]]:
+    """Return all series of a source as :func:`resolve_source` does; warn of files that may be lost slices."""
+    if isinstance(source, Series):
+        return [resolve_source(source)]
+    index, errors = build_index(source)
+    if not index:
+        raise _make_error(source, index, errors)
+    if len(index) == 1:
+        return [(index[0], partial(_add_skipped, index=index, errors=errors))]
+    note = _describe_skipped(errors)
+    if note:
+        warnings.warn(note, MedimgWarning, stacklevel=3)
+    return [resolve_source(series) for series in index]
+
+
 def _add_skipped(volume: Volume, index: SeriesIndex, errors: list[MedimgError]) -> Volume:
     if not index.skipped:
         return volume
@@ -166,7 +181,7 @@ def _find_in_source(
     if len(index) > 1:
         raise AmbiguousSeriesError(
             f"{len(index)} series in {name_source(source)}, expected one:\n{_list_series(index)}\n"
-            "choose one by series=UID or its number, or read each from medimg.scan(path)"
+            "choose one of medimg.scan(path), or with medimg.read by series=UID or its number"
         )
     return index[0], index, errors
 

@@ -90,37 +90,48 @@ def resolve_sources(
     model: TransferClassifier, sources: Iterable[PredictSource], on_error: str
 ) -> Iterator[tuple[ScoredSource, Tensor]]:
     """
-    Yield sources one after another with their images (N, 1 or 3, H, W), not normalized.
+    Yield the series of sources one after another with their images (N, 1 or 3, H, W), not normalized.
 
-    With ``on_error="collect"`` a source that can't be read has an error and no images.
+    With ``on_error="collect"`` a source or series that can't be read has an error and no images.
     """
     for number, source in enumerate(sources):
         name = _source_name(source, number)
         try:
-            rendered, unlike = _render_source(model, source)
+            images = ResolvedSource.resolve_all(source)
         except MedimgError as error:
-            if on_error == "raise":
-                error.add_note(f"while predicting on source {number}, counted from 0")
-                raise
-            yield ScoredSource(name, error=f"{type(error).__name__}: {error}"), torch.empty(0)
+            yield _fail(name, error, number, on_error)
             continue
-        scored = ScoredSource(
-            name, rendered.series_uid, rendered.sop_instance_uids, rendered.slices, unlike=unlike
-        )
-        yield scored, rendered.planes
-        del rendered  # free its images before the next ones are rendered
+        for image in images:
+            if len(images) > 1 and isinstance(image.image, Series):
+                name = image.image.path
+            try:
+                rendered, unlike = _render_source(model, image)
+            except MedimgError as error:
+                yield _fail(name, error, number, on_error)
+                continue
+            scored = ScoredSource(
+                name, rendered.series_uid, rendered.sop_instance_uids, rendered.slices, unlike=unlike
+            )
+            yield scored, rendered.planes
+            del rendered  # free its images before the next ones are rendered
 
 
-def _render_source(model: TransferClassifier, source: PredictSource) -> tuple[Rendered, dict[str, str]]:
+def _fail(name: str, error: MedimgError, number: int, on_error: str) -> tuple[ScoredSource, Tensor]:
+    """Return a source with its error and no images; raise the error unless errors are collected."""
+    if on_error == "raise":
+        error.add_note(f"while predicting on source {number}, counted from 0")
+        raise error
+    return ScoredSource(name, error=f"{type(error).__name__}: {error}"), torch.empty(0)
+
+
+def _render_source(model: TransferClassifier, source: ResolvedSource) -> tuple[Rendered, dict[str, str]]:
     """Return the images of a source, and its out-of-distribution facts."""
     ranges = model.training_ranges
-    if ranges is None:
-        return model.preprocess.render(source), {}
-    resolved = ResolvedSource.resolve(source)
-    unlike = ranges.unlike(ImageFacts.of(resolved.image, tags=bool(ranges.body_parts)))
-    if isinstance(resolved.image, Volume):
-        return model.preprocess.render(resolved.image), unlike
-    return render_series(model.preprocess, resolved.image, Policies(), None, resolved.finish), unlike
+    facts = None if ranges is None else ImageFacts.of(source.image, tags=bool(ranges.body_parts))
+    unlike = {} if ranges is None or facts is None else ranges.unlike(facts)
+    if isinstance(source.image, Volume):
+        return model.preprocess.render(source.image), unlike
+    return render_series(model.preprocess, source.image, Policies(), None, source.finish), unlike
 
 
 def _source_name(source: PredictSource, number: int) -> str:

@@ -7,8 +7,11 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
+import numpy as np
+
 from medimg._public import set_module
 from medimg.core.content_hash import keyed_hash
+from medimg.data.class_names import find_class
 from medimg.data.patients import patient_key
 from medimg.io.dicom.series.volume_reader import StackReader
 
@@ -64,6 +67,7 @@ class Source:
     uid: str = field(repr=False)
     path: str = field(repr=False)
     patients: tuple[str, ...] = field(repr=False)
+    label: Hashable = field(repr=False)
     series: Series | None = field(repr=False)
 
 
@@ -73,6 +77,7 @@ def list_sources(parts: Sequence[Any]) -> list[Source]:
     for number, part in enumerate(parts):
         several = getattr(part, "series", None) or (None,) * len(part)
         stated = getattr(part, "file_patients", None) or ("",) * len(part)
+        labels = _name_labels(part)
         facts = zip(several, part.series_uids, part.sources, part.patients, stated, strict=True)
         seen: set[Hashable] = set()
         for item, (series, uid, path, patient, file_patient) in enumerate(facts):
@@ -86,8 +91,18 @@ def list_sources(parts: Sequence[Any]) -> list[Source]:
                 *([f"file {patient_key(file_patient)}"] if file_patient else []),
             )
             group = patient_key(patient) if len(parts) == 1 else number
-            found.append(Source(group, number, item, uid, path, names, series))
+            found.append(Source(group, number, item, uid, path, names, labels[item], series))
     return found
+
+
+def _name_labels(part: Any) -> Sequence[Hashable]:
+    """Return the label of each item by class names, comparable between datasets; None without labels."""
+    if not getattr(part, "is_labeled", True):
+        return (None,) * len(part)
+    classes = list(map(find_class, part.classes))
+    if part.task == "multilabel":
+        return [tuple(zip(classes, row, strict=True)) for row in np.asarray(part.labels).tolist()]
+    return [classes[label] for label in np.asarray(part.labels).tolist()]
 
 
 class Overlaps:
@@ -124,6 +139,20 @@ class Overlaps:
         self._compare(
             "pixels", lambda s: known.get(id(s), ()), lambda digest: digest.hex()[: 2 * _SHOWN_BYTES]
         )
+
+    def find_contradictions(self, prints: Sequence[Fingerprint | None]) -> list[Leak]:
+        """Return pairs of sources with identical pixels and different labels, of one group or of several."""
+        first: dict[bytes, Source] = {}
+        found: dict[tuple[int, ...], Leak] = {}
+        for source, fingerprint in zip(self._sources, prints, strict=True):
+            known = fingerprint is not None and source.label is not None
+            for digest in sorted(fingerprint.digests) if known else ():
+                before = first.setdefault(digest, source)
+                if before.label != source.label:
+                    parts, items = (before.part, source.part), (before.item, source.item)
+                    shown = digest.hex()[: 2 * _SHOWN_BYTES]
+                    found.setdefault((*parts, *items), Leak("pixels", shown, parts, items))
+        return list(found.values())
 
     def _is_one_study_for_all(self) -> bool:
         studies = {study for source in self._sources for study in _list_studies(source)}
