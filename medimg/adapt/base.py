@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from medimg.errors import TrainingError
-from medimg.models.data_checks import check_dataset, check_same_unit
+from medimg.models.data_checks import check_images, check_same_unit
 from medimg.preprocessing.preprocess import check_same_preprocessing
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class Adaptation:
         target = self.target
         if target is None:
             return
-        check_dataset("embed", None, target, f"the target of {type(self).__name__}")
+        check_images(target, f"the target of {type(self).__name__}")
         if len(target) < 2:
             raise TrainingError(
                 f"the target of {type(self).__name__} has {len(target)} item(s); expected at least 2"

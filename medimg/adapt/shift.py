@@ -18,7 +18,7 @@ from medimg.data.acquisition_tags import NUMBERED, NUMBERS, TEXTS, read_acquisit
 from medimg.data.patients import patient_key
 from medimg.errors import PreprocessError, TrainingError
 from medimg.features.dataset_features import item_features
-from medimg.models.data_checks import check_dataset, check_same_unit
+from medimg.models.data_checks import check_dataset, check_images, check_same_unit
 from medimg.preprocessing.preprocess import check_same_preprocessing
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def domain_shift(
     >>> print(medimg.domain_shift(train, new_scanner, model=model))  # doctest: +SKIP
     """
     for name, data in (("the source", source), ("the target", target)):
-        check_dataset("embed", None, data, name)
+        check_images(data, name)
     check_same_unit(source, target, ("the source data", "the target data"))
     if model is not None:
         check_dataset("embed", model, source, "the source", preprocess_error=PreprocessError)

@@ -17,7 +17,6 @@ from medimg.io.dicom.series.volume_reader import StackReader
 
 if TYPE_CHECKING:
     from medimg.data._labels import LabeledSeries
-    from medimg.data.protocols import LabeledDataset
     from medimg.io.dicom.header.instance import Frame
     from medimg.io.series import Series
 
@@ -26,7 +25,6 @@ __all__ = [
     "ItemId",
     "add_file_patients",
     "compute_item_ids",
-    "hash_items",
     "hash_series_ids",
 ]
 
@@ -140,36 +138,6 @@ def hash_series_ids(several: Sequence[Series]) -> list[tuple[str, ...]]:
     """
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(_sketch_ids, several))
-
-
-def hash_items(data: LabeledDataset) -> str:
-    """
-    Return a hash of the images of a dataset, in order, wherever their files are: 32 hexadecimal digits.
-
-    Series are identified by their SOP Instance UIDs and by samples of the bytes of their files. Those not on
-    disk are identified by their UIDs alone, or if they have none, by their index.
-    """
-    several = getattr(data, "series", None)
-    if several is None:
-        return _hash_lines([*getattr(data, "series_uids", ()), *map(str, range(len(data)))])
-    distinct = list({id(series): series for series in several}.values())
-    with ThreadPoolExecutor(_THREADS) as pool:
-        hashes = pool.map(_hash_series, distinct)
-        known = {id(series): found for series, found in zip(distinct, hashes, strict=True)}
-    numbers = {id(series): str(number) for number, series in enumerate(distinct)}
-    pictures = getattr(data, "pictures", (None,) * len(data))
-    return _hash_lines(
-        [
-            f"{known[id(series)] or numbers[id(series)]} {picture}"
-            for series, picture in zip(several, pictures, strict=True)
-        ]
-    )
-
-
-def _hash_series(series: Series) -> str:
-    """Return a hash of a series' frames and of samples of its files, "" if it has neither."""
-    lines = [*_list_frames(series), *sorted(hash_files(series, "blocks") or ())]
-    return _hash_lines(lines) if lines else ""
 
 
 def _sketch_ids(series: Series) -> tuple[str, ...]:

@@ -193,13 +193,12 @@ def cross_validate(
     Estimate(value=0.993, low=0.990, high=0.995, dropped=0)
     """
     from medimg.data.splits.kfold import assign_folds, check_folds
-    from medimg.models.data_checks import check_model
     from medimg.training.checks import check_data
     from medimg.training.fit_head import check_balance, check_pooling, embed_items
     from medimg.training.linear_probe import ProbeSearch
 
     started = time.perf_counter()
-    check_model(model)
+    check_data(model, dataset, None)
     probing = ProbeSearch(
         model.task,
         model.classes,
@@ -210,7 +209,6 @@ def cross_validate(
         seed=check_whole_number("seed", seed),
     )
     scoring = ScoringConfig(unit=unit or default_unit(dataset), ci=ci, n_resamples=n_resamples, seed=seed)
-    check_data(model, dataset, None)
     check_pooling(model)
     check_folds(dataset, folds)
     check_units(dataset, scoring.unit)

@@ -14,7 +14,14 @@ from medimg.preprocessing.preprocess import check_same_preprocessing
 if TYPE_CHECKING:
     from medimg.errors import MedimgError
 
-__all__ = ["CHECKS", "check_dataset", "check_model", "check_same_unit", "check_source"]
+__all__ = [
+    "CHECKS",
+    "check_dataset",
+    "check_images",
+    "check_model",
+    "check_same_unit",
+    "check_source",
+]
 
 #: "type": a dataset; "items": at least one; "labels": labeled, with values of the task; "classes" and "task":
 #: those of the model, unless the dataset has no labels and needs none; "preprocessing": the model's; "unit":
@@ -44,29 +51,31 @@ def check_dataset(
     error: type[MedimgError] = TrainingError,
     preprocess_error: type[MedimgError] | None = None,
 ) -> None:
-    """Raise an error if a dataset does not pass the checks of a function; `model` may be None."""
+    """Raise an error if model and dataset do not pass the checks of a function."""
     checks = CHECKS[function]
-    if model is not None:
-        check_model(model, error=error)
-    _check_type(data, name, error)
-    if len(data) == 0:
-        raise error(f"{name} has no images; expected at least one: check the split")
-    labeled = getattr(data, "is_labeled", True)
-    if "labels" in checks and not labeled:
-        raise error(
-            f"{name} has no labels, which are needed here: make it with label= (images without labels are "
-            "for medimg.adapt, medimg.domain_shift, medimg.embed and predict_proba)"
-        )
-    if model is not None and labeled and "classes" in checks:
+    check_model(model, error=error)
+    check_images(data, name, labels="labels" in checks, error=error)
+    if "classes" in checks and getattr(data, "is_labeled", True):
         _check_outputs(model, data, name, error)
-    if model is not None:
-        check_same_preprocessing(
-            data.preprocess, model.preprocess, name=name, error=preprocess_error or error
-        )
+    check_same_preprocessing(data.preprocess, model.preprocess, name=name, error=preprocess_error or error)
     if "unit" in checks:
         _check_training_unit(model, data, name, error)
     if "labels" in checks:
         _check_labels(data, name, error)
+
+
+def check_images(
+    data: Any, name: str, *, labels: bool = False, error: type[MedimgError] = TrainingError
+) -> None:
+    """Raise an error for anything but a dataset with items, and with labels if these are needed."""
+    _check_type(data, name, error)
+    if len(data) == 0:
+        raise error(f"{name} has no images; expected at least one: check the split")
+    if labels and not getattr(data, "is_labeled", True):
+        raise error(
+            f"{name} has no labels, which are needed here: make it with label= (images without labels are "
+            "for medimg.adapt, medimg.domain_shift, medimg.embed and predict_proba)"
+        )
 
 
 def check_model(model: Any, *, error: type[MedimgError] = TrainingError) -> None:
@@ -120,7 +129,7 @@ def _check_type(data: Any, name: str, error: type[MedimgError]) -> None:
             "make one with ImageDataset.from_folder or from_csv, or select a part of one with "
             "dataset.subset(indices); for image files there is model.predict(sources)"
         )
-    raise error(f"{name} is a {kind}; expected an ImageDataset: {hint}")
+    raise error(f"expected an ImageDataset as {name}; found a {kind}: {hint}")
 
 
 def _check_outputs(model: Any, data: Any, name: str, error: type[MedimgError]) -> None:
