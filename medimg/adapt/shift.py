@@ -126,7 +126,7 @@ def domain_shift(
         check_images(data, name)
     check_same_unit(source, target, ("the source data", "the target data"))
     if model is not None:
-        check_dataset("embed", model, source, "the source", preprocess_error=PreprocessError)
+        check_dataset("domain_shift", model, source, "the source", preprocess_error=PreprocessError)
     check_same_preprocessing(
         target.preprocess,
         source.preprocess,

@@ -28,15 +28,16 @@ __all__ = [
 #: one that the model's pooling can be trained on.
 Check: TypeAlias = Literal["type", "items", "labels", "classes", "task", "preprocessing", "unit"]
 
-#: The checks of each function that takes a model and a dataset.
+_SCORING: Final[frozenset[Check]] = frozenset({"type", "items", "labels", "classes", "task", "preprocessing"})
+
+#: The checks of each function that takes a model and data; `predict` and `explain` take sources, not datasets.
 CHECKS: Final[Mapping[str, frozenset[Check]]] = {
-    "fine_tune": frozenset({"type", "items", "labels", "classes", "task", "preprocessing", "unit"}),
-    "calibrate": frozenset({"type", "items", "labels", "classes", "task", "preprocessing"}),
-    "evaluate": frozenset({"type", "items", "labels", "classes", "task", "preprocessing"}),
-    "predict_proba": frozenset({"type", "items", "classes", "task", "preprocessing"}),
-    "embed": frozenset({"type", "items", "preprocessing"}),
+    **dict.fromkeys(("fine_tune", "fit_head", "lr_find", "cross_validate", "compare"), _SCORING | {"unit"}),
+    **dict.fromkeys(("calibrate", "evaluate", "compare_models"), _SCORING),
+    "predict_proba": _SCORING - {"labels"},
+    **dict.fromkeys(("embed", "domain_shift"), frozenset[Check]({"type", "items", "preprocessing"})),
+    **dict.fromkeys(("predict", "explain"), frozenset[Check]({"type"})),
 }
-#: fit_head, lr_find, cross_validate and compare_backbones train too; compare_models evaluates.
 
 _MEMBERS: Final = ("classes", "task", "unit", "preprocess", "patients", "__len__", "__getitem__")
 _MODEL_MEMBERS: Final = ("classes", "task", "preprocess")
