@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import numpy as np
 
@@ -27,7 +27,15 @@ if TYPE_CHECKING:
     from medimg.core.read_report import Skipped
     from medimg.io.series import Series
 
-__all__ = ["LabeledSeries", "PatientRule", "label_folders", "label_rows", "list_unlabeled", "read_table"]
+__all__ = [
+    "LabeledSeries",
+    "PatientRule",
+    "is_one_column",
+    "label_folders",
+    "label_rows",
+    "list_unlabeled",
+    "read_table",
+]
 
 #: Patient by path: a regular expression with one group, or a function of the path.
 PatientRule: TypeAlias = str | Callable[[Path], str] | None
@@ -170,6 +178,18 @@ def _check_columns(table: pd.DataFrame, wanted: Sequence[str]) -> None:
             )
 
 
+def is_one_column(label: object) -> bool:
+    """Whether a label is in one column, of class names; columns of a frame may also be numbers."""
+    return isinstance(label, str | int)
+
+
+def list_label_columns(label: str | Sequence[str] | None) -> list[str]:
+    """Return the names of the columns of labels."""
+    if label is None:
+        return []
+    return [cast("str", label)] if is_one_column(label) else list(label)
+
+
 def _is_empty(value: object) -> bool:
     import pandas as pd
 
@@ -184,7 +204,7 @@ def _parse_label(
 ) -> str | tuple[float, ...] | None:
     if label is None:
         return None
-    if isinstance(label, str):
+    if is_one_column(label):
         return normalize_number(row[label])
     values = [_INDICATORS.get(normalize_number(row[name]).lower()) for name in label]
     bad = [name for name, value in zip(label, values, strict=True) if value is None]
@@ -209,7 +229,7 @@ def label_rows(
     progress: bool | None = None,
 ) -> list[LabeledSeries]:
     """Return the series that each row of a table names, with its label, patient and domain."""
-    labels = [label] if isinstance(label, str) else list(label or ())
+    labels = list_label_columns(label)
     if len(set(labels)) < len(labels):
         raise DatasetError(f"label={labels} has a column twice; expected each once")
     if label is not None and not labels:

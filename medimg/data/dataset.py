@@ -280,7 +280,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             domain=domain,
             progress=progress,
         )
-        columns = None if label is None or isinstance(label, str) else list(label)
+        columns = [] if _labels.is_one_column(label) else _labels.list_label_columns(label)
         if columns and classes is not None and len(classes) != len(columns):
             raise DatasetError(f"{len(classes)} classes for {len(columns)} label columns")
         return cls(

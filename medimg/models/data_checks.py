@@ -30,7 +30,7 @@ Check: TypeAlias = Literal["type", "items", "labels", "classes", "task", "prepro
 
 _SCORING: Final[frozenset[Check]] = frozenset({"type", "items", "labels", "classes", "task", "preprocessing"})
 
-#: The checks of each function that takes a model and data; `predict` and `explain` take sources, not datasets.
+#: The checks of each function that takes a model and data (`predict` and `explain`: sources, not datasets).
 CHECKS: Final[Mapping[str, frozenset[Check]]] = {
     **dict.fromkeys(("fine_tune", "fit_head", "lr_find", "cross_validate", "compare"), _SCORING | {"unit"}),
     **dict.fromkeys(("calibrate", "evaluate", "compare_models"), _SCORING),
