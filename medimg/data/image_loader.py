@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from medimg.data.cache.image_cache import ImageCache
     from medimg.data.cache.keys import Address
+    from medimg.errors import MedimgError
     from medimg.io.read import Source
     from medimg.io.series import Policies, Series
     from medimg.preprocessing.preprocess import Preprocess
@@ -43,11 +44,14 @@ class ResolvedSource:
         )
 
     @classmethod
-    def resolve_all(cls, source: Source | Volume) -> list[ResolvedSource]:
-        """Read the headers of a source, such as a folder, and return each of its series."""
+    def resolve_all(
+        cls, source: Source | Volume
+    ) -> tuple[list[ResolvedSource], list[tuple[str, MedimgError]]]:
+        """Read the headers of a source, such as a folder; return its series, and files that can't be read."""
         if isinstance(source, Volume):
-            return [cls.resolve(source)]
-        return [cls(*found) for found in resolve_sources(source)]
+            return [cls.resolve(source)], []
+        found, lost = resolve_sources(source)
+        return [cls(*one) for one in found], lost
 
     def count(self, recipe: Preprocess) -> int:
         """Return the number of images a recipe makes of it, by its headers."""

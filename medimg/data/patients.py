@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from typing import TYPE_CHECKING, Final
@@ -74,7 +75,7 @@ def patient_key(value: object) -> str:
 def check_exact(values: Iterable[object]) -> None:
     """Raise DatasetError if a column of patients has lost digits, as different patients may look the same."""
     for value in values:
-        rounded = isinstance(value, float | np.floating) and np.isfinite(value) and abs(value) >= _EXACT
+        rounded = isinstance(value, float | np.floating) and math.inf > abs(float(value)) >= _EXACT
         if rounded or _ABBREVIATED.fullmatch(str(value).strip()):
             raise DatasetError(
                 "a patient in the table is a rounded number, such as 1.23E+17, by which patients can't be "

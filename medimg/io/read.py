@@ -122,19 +122,24 @@ def resolve_source(
     return chosen, partial(_add_skipped, index=index, errors=errors)
 
 
-def resolve_sources(source: Source) -> list[tuple[Series, Callable[[Volume], Volume]]]:
-    """Return all series of a source as :func:`resolve_source` does; warn of files that may be lost slices."""
+def resolve_sources(
+    source: Source,
+) -> tuple[list[tuple[Series, Callable[[Volume], Volume]]], list[tuple[str, MedimgError]]]:
+    """
+    Return all series of a source as :func:`resolve_source` does, and the files that may be lost images.
+
+    The report of a volume has the skipped files if there is one series, and no files are returned then.
+    """
     if isinstance(source, Series):
-        return [resolve_source(source)]
+        return [resolve_source(source)], []
     index, errors = build_index(source)
     if not index:
         raise _make_error(source, index, errors)
     if len(index) == 1:
-        return [(index[0], partial(_add_skipped, index=index, errors=errors))]
-    note = _describe_skipped(errors)
-    if note:
-        warnings.warn(note, MedimgWarning, stacklevel=3)
-    return [resolve_source(series) for series in index]
+        return [(index[0], partial(_add_skipped, index=index, errors=errors))], []
+    named = zip(index.skipped, errors, strict=True)
+    lost = [(skipped.path, error) for skipped, error in named if not isinstance(error, NotAnImageError)]
+    return [resolve_source(series) for series in index], lost
 
 
 def _add_skipped(volume: Volume, index: SeriesIndex, errors: list[MedimgError]) -> Volume:

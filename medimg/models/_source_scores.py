@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import torch
 
 from medimg.core.volume import Volume
 from medimg.data.image_loader import ResolvedSource
-from medimg.errors import MedimgError
+from medimg.errors import MedimgError, MedimgWarning
 from medimg.io.series import Policies, Series
 from medimg.io.sources import is_buffer
 from medimg.models.backbones.heads import head_logits
@@ -97,7 +98,7 @@ def resolve_sources(
     for number, source in enumerate(sources):
         name = _source_name(source, number)
         try:
-            images = ResolvedSource.resolve_all(source)
+            images, lost = ResolvedSource.resolve_all(source)
         except MedimgError as error:
             yield _fail(name, error, number, on_error)
             continue
@@ -114,6 +115,21 @@ def resolve_sources(
             )
             yield scored, rendered.planes
             del rendered  # free its images before the next ones are rendered
+        yield from _report_lost(_source_name(source, number), lost, on_error)
+
+
+def _report_lost(
+    name: str, lost: list[tuple[str, MedimgError]], on_error: str
+) -> Iterator[tuple[ScoredSource, Tensor]]:
+    """Yield the files of a folder that can't be read, or warn of them, as reading a series does."""
+    if on_error == "collect":
+        yield from (_fail(path, error, 0, on_error) for path, error in lost)
+    elif lost:
+        warnings.warn(
+            f"{len(lost)} unreadable file(s) of {name} skipped, the first: {lost[0][1]}",
+            MedimgWarning,
+            stacklevel=2,
+        )
 
 
 def _fail(name: str, error: MedimgError, number: int, on_error: str) -> tuple[ScoredSource, Tensor]:

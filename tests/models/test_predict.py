@@ -13,7 +13,7 @@ from PIL import Image
 import medimg
 from medimg import ImageDataset, Preprocess
 from medimg.core import geometry
-from medimg.errors import PreprocessError, ReadError, TrainingError
+from medimg.errors import MedimgWarning, PreprocessError, ReadError, TrainingError
 from tests.dicom_files import make_instance, write
 from tests.models.fakes import Images, classifier, images
 
@@ -310,5 +310,7 @@ def test_a_damaged_series_of_a_folder_is_its_own_row(photographs: Path, tmp_path
     (tmp_path / "b.png").write_bytes(data[: len(data) // 2])
     (tmp_path / "notes.txt").write_text("no image")
     table = classifier(preprocess=RECIPE).predict(tmp_path, on_error="collect")
-    assert table["error"].isna().tolist() == [True, False, True]
-    assert table["source"][1] == str(tmp_path / "b.png")
+    assert table["source"].tolist() == [str(tmp_path / f"{name}.png") for name in "acb"]
+    assert table["error"].isna().tolist() == [True, True, False]
+    with pytest.warns(MedimgWarning, match=r"1 unreadable file\(s\)"):
+        assert len(classifier(preprocess=RECIPE).predict(tmp_path)) == 2

@@ -66,7 +66,8 @@ class LeakReport:
     notes : tuple of str
         Comparisons that were not made.
     contradictions : tuple of Leak
-        Images with identical pixels and different labels, in one subset or in several.
+        Images with identical pixels and different labels within one dataset, or within one patient of a
+        single dataset; between these, identical pixels are a leak whatever the labels.
     """
 
     leaks: tuple[Leak, ...]

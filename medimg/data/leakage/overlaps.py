@@ -141,13 +141,13 @@ class Overlaps:
         )
 
     def find_contradictions(self, prints: Sequence[Fingerprint | None]) -> list[Leak]:
-        """Return pairs of sources with identical pixels and different labels, of one group or of several."""
-        first: dict[bytes, Source] = {}
+        """Return pairs of sources of one group with identical pixels and different labels."""
+        first: dict[Hashable, Source] = {}
         found: dict[tuple[int, ...], Leak] = {}
         for source, fingerprint in zip(self._sources, prints, strict=True):
             known = fingerprint is not None and source.label is not None
             for digest in sorted(fingerprint.digests) if known else ():
-                before = first.setdefault(digest, source)
+                before = first.setdefault((digest, source.group), source)
                 if before.label != source.label:
                     parts, items = (before.part, source.part), (before.item, source.item)
                     shown = digest.hex()[: 2 * _SHOWN_BYTES]
