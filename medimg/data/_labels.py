@@ -205,7 +205,7 @@ def _parse_label(
     if label is None:
         return None
     if is_one_column(label):
-        return normalize_number(row[label])
+        return normalize_number(row[cast("str", label)])
     values = [_INDICATORS.get(normalize_number(row[name]).lower()) for name in label]
     bad = [name for name, value in zip(label, values, strict=True) if value is None]
     if bad:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tests.dicom_files import make_instance, write
 SMALL = Preprocess(size=16)
 
 #: Ways in which spreadsheets, pandas and people write the whole number n.
-SPELLINGS = {
+SPELLINGS: dict[str, Callable[[int], Any]] = {
     "int": lambda n: n,
     "float": float,
     "numpy": np.float64,

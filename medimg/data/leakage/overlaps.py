@@ -145,8 +145,9 @@ class Overlaps:
         first: dict[Hashable, Source] = {}
         found: dict[tuple[int, ...], Leak] = {}
         for source, fingerprint in zip(self._sources, prints, strict=True):
-            known = fingerprint is not None and source.label is not None
-            for digest in sorted(fingerprint.digests) if known else ():
+            if fingerprint is None or source.label is None:
+                continue
+            for digest in sorted(fingerprint.digests):
                 before = first.setdefault((digest, source.group), source)
                 if before.label != source.label:
                     parts, items = (before.part, source.part), (before.item, source.item)
