@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from medimg.errors import TrainingError
+from medimg.models.data_checks import check_images, check_same_unit
 from medimg.preprocessing.preprocess import check_same_preprocessing
 
 if TYPE_CHECKING:
@@ -114,7 +115,8 @@ class Adaptation:
     Attributes
     ----------
     target : ImageDataset or None
-        Images of the target domain; their labels are not used.
+        Images of the target domain; labels are not used, and the images may have none
+        (``ImageDataset.from_folder(folder, label=None)``).
     moves_backbone : bool
         Whether the method has no effect on a frozen backbone.
     """
@@ -141,10 +143,7 @@ class Adaptation:
         target = self.target
         if target is None:
             return
-        if not hasattr(target, "preprocess") or not hasattr(target, "__len__"):
-            raise TrainingError(
-                f"the target of {type(self).__name__} is a {type(target).__name__}; expected an ImageDataset"
-            )
+        check_images(target, f"the target of {type(self).__name__}")
         if len(target) < 2:
             raise TrainingError(
                 f"the target of {type(self).__name__} has {len(target)} item(s); expected at least 2"
@@ -157,11 +156,7 @@ class Adaptation:
             hint="use target.with_preprocess(train.preprocess)",
             error=TrainingError,
         )
-        if target.unit != train.unit:
-            raise TrainingError(
-                f"the target of {type(self).__name__} has unit={target.unit!r}, the training data "
-                f"{train.unit!r}; expected the same"
-            )
+        check_same_unit(target, train, (f"the target data of {type(self).__name__}", "the training data"))
 
     def check_model(self, model: nn.Module) -> None:
         """Raise TrainingError if the method has no effect on a network; accept all by default."""

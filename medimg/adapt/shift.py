@@ -15,8 +15,10 @@ from medimg._public import set_module
 from medimg.adapt import coral_loss, mmd_loss, proxy_a_distance
 from medimg.adapt.shift_report import Difference, Distances, ShiftReport
 from medimg.data.acquisition_tags import NUMBERED, NUMBERS, TEXTS, read_acquisition_tags
-from medimg.errors import TrainingError
+from medimg.data.patients import patient_key
+from medimg.errors import PreprocessError, TrainingError
 from medimg.features.dataset_features import item_features
+from medimg.models.data_checks import check_dataset, check_images, check_same_unit
 from medimg.preprocessing.preprocess import check_same_preprocessing
 
 if TYPE_CHECKING:
@@ -88,7 +90,8 @@ def domain_shift(
     Parameters
     ----------
     source, target : ImageDataset
-        Datasets with the same preprocessing; their labels are not used.
+        Datasets with the same preprocessing and unit. Labels are not used; the images may have none
+        (``ImageDataset.from_folder(folder, label=None)``).
     model : TransferClassifier, optional
         Model whose backbone computes embeddings for the distances; no distances without it.
     folds : int
@@ -110,7 +113,8 @@ def domain_shift(
     Raises
     ------
     TrainingError
-        If the preprocessing differs, or source or target has fewer patients than folds.
+        If source or target is not a dataset, preprocessing or unit differ, or one has fewer patients than
+        folds.
     PreprocessError
         If the model has another preprocessing.
 
@@ -118,6 +122,11 @@ def domain_shift(
     --------
     >>> print(medimg.domain_shift(train, new_scanner, model=model))  # doctest: +SKIP
     """
+    for name, data in (("the source", source), ("the target", target)):
+        check_images(data, name)
+    check_same_unit(source, target, ("the source data", "the target data"))
+    if model is not None:
+        check_dataset("domain_shift", model, source, "the source", preprocess_error=PreprocessError)
     check_same_preprocessing(
         target.preprocess,
         source.preprocess,
@@ -135,7 +144,9 @@ def domain_shift(
     return ShiftReport(
         items=(len(source), len(target)),
         patients=(len(set(source.patients)), len(set(target.patients))),
-        shared_patients=len(set(source.patients) & set(target.patients)),
+        shared_patients=len(
+            {patient_key(p) for p in set(source.patients)} & {patient_key(p) for p in set(target.patients)}
+        ),
         tags=tuple(_compare_tags(source, target)),
         pictures=tuple(pictures),
         distances=distances,

@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import numpy as np
 
 from medimg.core.progress import progress_bar
 from medimg.data.identifiers import FilePatients, add_file_patients
+from medimg.data.patients import check_exact, normalize_number, normalize_patient
 from medimg.errors import DatasetError, MedimgError
 from medimg.io.detect import FORMATS
 from medimg.io.files.regular_file import explain_irregular
@@ -28,7 +29,15 @@ if TYPE_CHECKING:
     from medimg.core.read_report import Skipped
     from medimg.io.series import Series
 
-__all__ = ["LabeledSeries", "PatientRule", "label_folders", "label_rows", "read_table", "sort_classes"]
+__all__ = [
+    "LabeledSeries",
+    "PatientRule",
+    "is_one_column",
+    "label_folders",
+    "label_rows",
+    "list_unlabeled",
+    "read_table",
+]
 
 #: Patient by path: a regular expression with one group, or a function of the path.
 PatientRule: TypeAlias = str | Callable[[Path], str] | None
@@ -42,23 +51,30 @@ _FILE_NAME: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class LabeledSeries:
-    """One series with its labels; the patient stays out of the repr."""
+    """One series with its labels, if it has any; patients are normalized, and stay out of the repr."""
 
     series: Series
-    label: str | tuple[float, ...]
+    label: str | tuple[float, ...] | None
     patient: str = field(repr=False)
     domain: str = ""
     file_patient: str = field(default="", repr=False)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "patient", normalize_patient(self.patient))
+        object.__setattr__(self, "file_patient", normalize_patient(self.file_patient))
 
-def _extract_patient(rule: PatientRule, path: Path, relative: Path) -> str:
+
+def _extract_patient(rule: PatientRule, series: Series, root: Path) -> str:
+    """Return the patient of a series by a rule for its path; without one, its Patient ID."""
+    path = Path(series.path)
     if rule is None:
-        return ""
+        return series.patient_id
     if callable(rule):
         return str(rule(path))
-    match = re.search(rule, relative.as_posix())
+    relative = path.relative_to(root).as_posix()
+    match = re.search(rule, relative)
     if match is None:
-        raise DatasetError(f"patient={rule!r} does not match the path {relative.as_posix()!r}")
+        raise DatasetError(f"patient={rule!r} does not match the path {relative!r}")
     return match.group(1) if match.groups() else match.group(0)
 
 
@@ -70,15 +86,13 @@ def label_folders(
     progress: bool | None,
 ) -> tuple[list[LabeledSeries], list[Skipped]]:
     """Return the series below each subfolder, labeled with the subfolder's name, and the skipped files."""
-    folder = Path(root)
-    try:
-        if not folder.is_dir():
-            raise DatasetError(f"there is no folder {folder}")
-        classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    except OSError as error:
-        raise DatasetError(f"{folder} can't be opened: {error.strerror}") from None
+    folder = _open_folder(root)
+    classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not classes:
-        raise DatasetError(f"{folder} has no subfolders; expected one for each class")
+        raise DatasetError(
+            f"{folder} has no subfolders; expected one for each class, or label=None for images without "
+            "labels"
+        )
     found: list[LabeledSeries] = []
     skipped: list[Skipped] = []
     for class_folder in classes:
@@ -89,11 +103,39 @@ def label_folders(
                 f"expected {FORMATS}"
             )
         skipped += index.skipped
-        for series in index:
-            path = Path(series.path)
-            known = _extract_patient(patient, path, path.relative_to(folder)) or series.patient_id
-            found.append(LabeledSeries(series, class_folder.name, known))
+        label = normalize_number(class_folder.name)
+        found += [LabeledSeries(series, label, _extract_patient(patient, series, folder)) for series in index]
     return add_file_patients(found, file_patients, "item"), skipped
+
+
+def list_unlabeled(
+    root: str | Path,
+    *,
+    patient: PatientRule,
+    file_patients: FilePatients = "check",
+    progress: bool | None,
+) -> tuple[list[LabeledSeries], list[Skipped]]:
+    """Return all series below a folder, without labels, and the skipped files."""
+    folder = _open_folder(root)
+    index = scan(folder, progress=progress)
+    if not index:
+        raise DatasetError(
+            f"no image in {folder} ({len(index.skipped)} files skipped); expected DICOM, NIfTI, NRRD, "
+            "MetaImage, PNG or JPEG"
+        )
+    found = [LabeledSeries(series, None, _extract_patient(patient, series, folder)) for series in index]
+    return add_file_patients(found, file_patients, "item"), list(index.skipped)
+
+
+def _open_folder(root: str | Path) -> Path:
+    folder = Path(root)
+    try:
+        if not folder.is_dir():
+            raise DatasetError(f"there is no folder {folder}")
+        next(folder.iterdir(), None)
+    except OSError as error:
+        raise DatasetError(f"{folder} can't be opened: {error.strerror}") from None
+    return folder
 
 
 def read_table(csv: str | Path | pd.DataFrame) -> pd.DataFrame:
@@ -107,7 +149,13 @@ def read_table(csv: str | Path | pd.DataFrame) -> pd.DataFrame:
         raise DatasetError(f"{csv} can't be opened: it is {irregular}; expected a CSV table")
     try:
         # "NA" and "None" are labels in use
-        return pd.read_csv(csv, dtype=str, keep_default_na=False, na_values=[""])
+        table = pd.read_csv(csv, dtype=str, keep_default_na=False, na_values=[""])
+        # pandas renames columns that occur twice
+        first = pd.read_csv(csv, dtype=str, keep_default_na=False, header=None, nrows=1)
+        if first.shape[1] == table.shape[1]:
+            pairs = zip(first.iloc[0], table.columns, strict=True)
+            table.columns = pd.Index([stated or name for stated, name in pairs])
+        return table
     except FileNotFoundError:
         raise DatasetError(f"there is no file {csv}") from None
     except OSError as error:
@@ -121,51 +169,68 @@ def _is_special(csv: object) -> bool:
     return not isinstance(csv, str | os.PathLike) or str(csv).startswith(("/dev/", "/proc/"))
 
 
-def sort_classes(names: set[str]) -> list[str]:
-    """Sort class names, numerically if all are whole numbers, so that "10" follows "9"."""
-    if all(name.lstrip("-").isdecimal() for name in names):
-        return sorted(names, key=int)
-    return sorted(names)
-
-
 def _check_columns(table: pd.DataFrame, wanted: Sequence[str]) -> None:
     absent = [name for name in wanted if name not in table.columns]
     if absent:
         raise DatasetError(
             f"the table has no column {', '.join(map(repr, absent))}; it has "
-            f"{', '.join(map(repr, map(str, table.columns)))}"
+            f"{', '.join(map(repr, map(str, table.columns)))}; name columns by path=, label= (None for "
+            "images without labels), patient= and domain="
+        )
+    counts = Counter(table.columns)
+    twice = [name for name in wanted if counts[name] > 1]
+    if twice:
+        raise DatasetError(
+            f"the table has {counts[twice[0]]} columns named {twice[0]!r}; expected one: rename or remove "
+            "the others"
         )
     if table.empty:
         raise DatasetError("the table has no rows")
     for name in wanted:
-        empty = np.flatnonzero(table[name].isna())
+        empty = np.flatnonzero([_is_empty(value) for value in table[name]])
         if empty.size:
             raise DatasetError(
                 f"column {name!r} is empty in {empty.size} row(s), the first is row {empty[0]}"
             )
 
 
-def _parse_label(row: dict[str, Any], label: str | Sequence[str], number: int) -> str | tuple[float, ...]:
-    if isinstance(label, str):
-        return str(row[label])
-    values = {name: _parse_flag(row[name]) for name in label}
-    wrong = [name for name, value in values.items() if value is None]
-    if wrong:
-        # cells are not quoted: those of a wrong column can be names
-        raise DatasetError(
-            f"several label columns must hold 0 or 1; found something else in {', '.join(map(repr, wrong))} "
-            f"of row {number}; check the columns of labels"
-        )
-    return tuple(value for value in values.values() if value is not None)
+def is_one_column(label: object) -> bool:
+    """Whether a label is in one column, of class names; columns of a frame may also be numbers."""
+    return isinstance(label, str | int)
 
 
-def _parse_flag(cell: object) -> float | None:
-    """Return 0 or 1; None for anything else."""
-    try:
-        value = float(str(cell))
-    except ValueError:
+def list_label_columns(label: str | Sequence[str] | None) -> list[str]:
+    """Return the names of the columns of labels."""
+    if label is None:
+        return []
+    return [cast("str", label)] if is_one_column(label) else list(label)
+
+
+def _is_empty(value: object) -> bool:
+    import pandas as pd
+
+    return not value.strip() if isinstance(value, str) else bool(pd.isna(value))  # type: ignore[call-overload]
+
+
+_INDICATORS: Final = {"0": 0.0, "1": 1.0, "false": 0.0, "true": 1.0}
+
+
+def _parse_label(
+    number: int, row: dict[str, Any], label: str | Sequence[str] | None
+) -> str | tuple[float, ...] | None:
+    if label is None:
         return None
-    return value if value in (0.0, 1.0) else None
+    if is_one_column(label):
+        return normalize_number(row[cast("str", label)])
+    values = [_INDICATORS.get(normalize_number(row[name]).lower()) for name in label]
+    bad = [name for name, value in zip(label, values, strict=True) if value is None]
+    if bad:
+        raise DatasetError(
+            f"several label columns must hold 0 or 1, or False or True; found something else in column "
+            f"{bad[0]!r} of row {number}: a label that is uncertain or unknown must be decided, or its row "
+            "be removed"
+        )
+    return tuple(value for value in values if value is not None)
 
 
 def label_rows(
@@ -173,28 +238,38 @@ def label_rows(
     root: Path,
     *,
     path: str,
-    label: str | Sequence[str],
+    label: str | Sequence[str] | None,
     patient: str | None,
     domain: str | None = None,
     file_patients: FilePatients = "check",
     progress: bool | None = None,
 ) -> list[LabeledSeries]:
     """Return the series that each row of a table names, with its label, patient and domain."""
-    labels = [label] if isinstance(label, str) else list(label)
-    _check_columns(table, [path, *labels, *(name for name in (patient, domain) if name)])
-    rows: list[dict[str, Any]] = table.to_dict("records")  # type: ignore[assignment]  # columns are named by str
+    labels = list_label_columns(label)
+    if len(set(labels)) < len(labels):
+        raise DatasetError(f"label={labels} has a column twice; expected each once")
+    if label is not None and not labels:
+        raise DatasetError(
+            "label=[] has no column; expected one or several, or None for images without labels"
+        )
+    wanted = list(dict.fromkeys([path, *labels, *(name for name in (patient, domain) if name)]))
+    _check_columns(table, wanted)
+    if patient:
+        check_exact(table[patient])
+    rows: list[dict[str, Any]] = table[wanted].to_dict("records")  # type: ignore[assignment]  # names are str
     _check_files(rows, root, path)
     found = []
     problems = []
-    for number, row in enumerate(progress_bar(rows, desc="indexing", unit="image", progress=progress)):
+    numbered = progress_bar(rows, desc="indexing", unit="image", progress=progress)
+    for number, row in enumerate(numbered):
         try:
             series, _ = find_series(root / str(row[path]))
         except MedimgError as error:
             problems.append(str(error))
             continue
-        known = str(row[patient]).strip() if patient else series.patient_id
-        where = str(row[domain]).strip() if domain else ""
-        found.append(LabeledSeries(series, _parse_label(row, label, number), known, where))
+        known = row[patient] if patient else series.patient_id
+        where = normalize_number(row[domain]) if domain else ""
+        found.append(LabeledSeries(series, _parse_label(number, row, label), known, where))
     if problems:
         shown = "\n".join(f"  {p}" for p in problems[:5])
         raise DatasetError(

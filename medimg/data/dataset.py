@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, get_args
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,17 +19,20 @@ from medimg.data.acquisition_tags import read_missing_elements
 from medimg.data.cache.image_cache import as_cache
 from medimg.data.cache.images import decode_intensity, normalize_images
 from medimg.data.cache.keys import ItemKeys
+from medimg.data.class_names import sort_classes, warn_of_similar_classes
 from medimg.data.image_loader import ImageLoader
 from medimg.data.items import (
     ItemFacts,
     Task,
     Unit,
+    check_index,
     check_indices,
     encode_labels,
     list_items,
     make_policies,
     warn_of_unknown_patients,
 )
+from medimg.data.patients import normalize_number
 from medimg.errors import DatasetError, MedimgWarning
 from medimg.preprocessing.preprocess import Preprocess
 
@@ -105,7 +108,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         check_choice("task", task, get_args(Task), error=DatasetError)
         if not labeled:
             raise DatasetError("a dataset needs at least one image")
-        self.classes = tuple(str(c) for c in classes)
+        self.classes = tuple(c if isinstance(c, str) else normalize_number(c) for c in classes)
         self.preprocess = preprocess or Preprocess()
         self.unit: Unit = unit
         self.task: Task = task
@@ -119,6 +122,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         self._read_elements = read_missing_elements(item.series for item in labeled)
         self._store = ImageStore(loader, [item.series for item in labeled], memory)
         warn_of_unknown_patients(labeled)
+        warn_of_similar_classes(self.classes)
 
     @classmethod
     def from_folder(
@@ -126,6 +130,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         root: str | Path,
         preprocess: Preprocess | None = None,
         *,
+        label: Literal["folder"] | None = "folder",
         unit: Unit = "slice",
         patient: PatientRule = None,
         file_patients: FilePatients = "check",
@@ -136,7 +141,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         progress: bool | None = None,
     ) -> ImageDataset:
         r"""
-        Make a dataset of a folder with one subfolder for each class.
+        Make a dataset of a folder with one subfolder for each class, or of images without labels.
 
         Parameters
         ----------
@@ -144,15 +149,20 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             Folder with a subfolder for each class; series may be at any depth below.
         preprocess : Preprocess, optional
             Preprocessing.
+        label : {"folder"} or None
+            Whether subfolders are classes; None: all images below `root`, without labels, as for
+            :mod:`medimg.adapt` and :func:`medimg.domain_shift`.
         unit : {"slice", "series"}
             Unit of an item.
         patient : str or callable, optional
             Patient by path, if the files have no Patient ID: a regular expression, such as
-            ``r"(person\d+)"``, searched in the path below `root`, or a function of the path.
+            ``r"(person\d+)"``, searched in the path below `root`, or a function of the path. Identifiers are
+            compared without regard to spelling: 3, "003" and "3 " are one patient, and a placeholder such as
+            "ANONYMOUS" is none.
         file_patients : {"check", "ignore"}
             Whether these patients and the files' own Patient ID (0010,0020) must define the same groups.
         classes : sequence of str, optional
-            Order of the classes; alphabetic by default.
+            Order of the classes; by default natural order ("2" before "10").
         memory : int
             Bytes of images to keep in memory.
         cache : str, Path or ImageCache, optional
@@ -173,12 +183,12 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         LeakageError
             If two patients share a Patient ID, or one has two.
         """
-        labeled, skipped = _labels.label_folders(
-            root, patient=patient, file_patients=file_patients, progress=progress
-        )
+        check_choice("label", label, ("folder", None), error=DatasetError)
+        collect = _labels.list_unlabeled if label is None else _labels.label_folders
+        labeled, skipped = collect(root, patient=patient, file_patients=file_patients, progress=progress)
         return cls(
             labeled,
-            classes=classes or sorted({str(item.label) for item in labeled}),
+            classes=classes or _list_classes(labeled),
             preprocess=preprocess,
             unit=unit,
             skipped=skipped,
@@ -193,7 +203,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         csv: str | Path | pd.DataFrame,
         *,
         path: str = "path",
-        label: str | Sequence[str] = "label",
+        label: str | Sequence[str] | None = "label",
         patient: str | None = None,
         file_patients: FilePatients = "check",
         domain: str | None = None,
@@ -215,10 +225,13 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             Table.
         path : str
             Column of files, or folders with one series each.
-        label : str or sequence of str
-            Column of class names; several columns of 0 and 1 make a multilabel dataset.
+        label : str, sequence of str, or None
+            Column of class names; several columns of 0 and 1, or False and True, make a multilabel dataset.
+            None: images without labels, as for :mod:`medimg.adapt` and :func:`medimg.domain_shift`.
         patient : str, optional
-            Column of patients; by default the files' Patient ID (0010,0020).
+            Column of patients; by default the files' Patient ID (0010,0020). Identifiers are compared without
+            regard to spelling: 3, 3.0, "003" and "3 " are one patient, and a placeholder such as "ANONYMOUS"
+            is none.
         file_patients : {"check", "ignore"}
             Whether the column and the files' Patient ID must define the same groups. A Patient ID that is
             empty, a placeholder ("ANON"), or the same in all files is ignored.
@@ -231,8 +244,8 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         unit : {"slice", "series"}
             Unit of an item.
         classes : sequence of str, optional
-            Order of the classes; alphabetic by default, numeric if all are whole numbers. For multilabel,
-            other names for the columns.
+            Order of the classes; by default natural order ("2" before "10"). For multilabel, other names for
+            the columns.
         memory : int
             Bytes of images to keep in memory.
         cache : str, Path or ImageCache, optional
@@ -249,7 +262,8 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         Raises
         ------
         DatasetError
-            If a column or a file is missing, a path occurs twice, a cell is empty, or a file is not an image.
+            If a column or a file is missing, a column or a path occurs twice, a cell is empty, or a file is
+            not an image.
         LeakageError
             If two patients of the table share a Patient ID, or one has two.
         """
@@ -266,16 +280,15 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             domain=domain,
             progress=progress,
         )
-        several = not isinstance(label, str)
-        if several and classes is not None and len(classes) != len(label):
-            raise DatasetError(f"{len(classes)} classes for {len(label)} label columns")
-        names = label if several else _labels.sort_classes({str(item.label) for item in labeled})
+        columns = [] if _labels.is_one_column(label) else _labels.list_label_columns(label)
+        if columns and classes is not None and len(classes) != len(columns):
+            raise DatasetError(f"{len(classes)} classes for {len(columns)} label columns")
         return cls(
             labeled,
-            classes=classes or names,
+            classes=classes or columns or _list_classes(labeled),
             preprocess=preprocess,
             unit=unit,
-            task="multilabel" if several else "multiclass",
+            task="multilabel" if columns else "multiclass",
             memory=memory,
             cache=cache,
             reading=reading,
@@ -297,7 +310,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         label : int or torch.Tensor
             Class index, or (K,) float32.
         """
-        item = self._items[index]
+        item = self._items[check_index(index)]
         images = normalize_images(self.preprocess, [self._store.take(item.source, item.image)])
         return images if item.image is None else images[0], self._get_label(item)
 
@@ -322,7 +335,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         torch.Tensor
             float32, 0 (black) to 1 (white): (1 or 3, H, W), or (N, 1 or 3, H, W) if the unit is a series.
         """
-        item = self._items[index]
+        item = self._items[check_index(index)]
         planes = decode_intensity(self._store.take(item.source, item.image).clone())
         return planes if item.image is None else planes[0]
 
@@ -408,3 +421,8 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
 
     def __repr__(self) -> str:
         return f"ImageDataset({self.summary()})"
+
+
+def _list_classes(labeled: Sequence[LabeledSeries]) -> list[str]:
+    """Return the class names of labeled series in natural order."""
+    return sort_classes({str(item.label) for item in labeled if item.label is not None})

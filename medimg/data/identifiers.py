@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, get_arg
 from medimg._validation import check_choice
 from medimg.core.content_hash import KeyedHash, content_hash, keyed_hash
 from medimg.data.cache.keys import hash_files
+from medimg.data.patients import FILE_PLACEHOLDER, is_placeholder, patient_key
 from medimg.errors import DatasetError, LeakageError
 from medimg.io.dicom.series.volume_reader import StackReader
 
@@ -33,11 +33,6 @@ FilePatients: TypeAlias = Literal["check", "ignore"]
 
 _SHOWN: Final = 3
 _FEW: Final = 2
-#: Placeholders of anonymizers, without punctuation.
-_NOBODY: Final = re.compile(
-    r"(anon(ym(ous|i[sz]ed)?)?|de?identified|unknown|none|null|na|nn|patient|test|removed|x+|0+)?",
-    re.IGNORECASE,
-)
 
 
 def add_file_patients(
@@ -46,10 +41,15 @@ def add_file_patients(
     """
     Add the files' Patient ID (0010,0020) to series whose patients come from a table or a rule.
 
-    It is left out if it is to be ignored, if it is a placeholder ("ANON"), or if all files have the same, as
-    some anonymizers write, and the table has more patients. LeakageError if the two contradict each other.
+    Patients that differ only in case get one spelling. The Patient ID is left out if it is to be ignored, if
+    it is a placeholder ("ANON"), or if all files have the same, as some anonymizers write, and the table has
+    more patients. LeakageError if the two contradict each other.
     """
     check_choice("file_patients", file_patients, get_args(FilePatients), error=DatasetError)
+    spelled: dict[str, str] = {}
+    labeled = [
+        replace(item, patient=spelled.setdefault(patient_key(item.patient), item.patient)) for item in labeled
+    ]
     found = [replace(item, file_patient=_read_patient_id(item)) for item in labeled]
     if file_patients == "ignore" or _is_same_for_all(found):
         return [replace(item, file_patient="") for item in labeled]
@@ -58,8 +58,8 @@ def add_file_patients(
 
 
 def _read_patient_id(item: LabeledSeries) -> str:
-    stated = item.series.patient_id.strip()
-    return "" if _NOBODY.fullmatch(re.sub(r"[\W_]", "", stated)) else stated
+    stated = item.series.patient_id
+    return "" if is_placeholder(stated, FILE_PLACEHOLDER) else stated
 
 
 def _is_same_for_all(labeled: Sequence[LabeledSeries]) -> bool:
@@ -77,8 +77,8 @@ def _check_agreement(labeled: Sequence[LabeledSeries], unit: str) -> None:
     of_table: dict[str, dict[str, int]] = defaultdict(dict)
     for number, item in enumerate(labeled):
         if item.patient and item.file_patient:
-            of_file[item.file_patient].setdefault(item.patient, number)
-            of_table[item.patient].setdefault(item.file_patient, number)
+            of_file[patient_key(item.file_patient)].setdefault(item.patient, number)
+            of_table[item.patient].setdefault(patient_key(item.file_patient), number)
     shared = {name: others for name, others in of_file.items() if len(others) > 1}
     several = {name: others for name, others in of_table.items() if len(others) > 1}
     if not shared and not several:

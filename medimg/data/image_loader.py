@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from medimg.core.volume import Volume
 from medimg.data.cache.images import DamagedError, RenderedImages, normalize_images
 from medimg.errors import DatasetError
-from medimg.io.read import resolve_source
+from medimg.io.read import resolve_source, resolve_sources
 from medimg.preprocessing.output_buffer import Output, open_output
 from medimg.preprocessing.render import count_images, render, render_series
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from medimg.data.cache.image_cache import ImageCache
     from medimg.data.cache.keys import Address
+    from medimg.errors import MedimgError
     from medimg.io.read import Source
     from medimg.io.series import Policies, Series
     from medimg.preprocessing.preprocess import Preprocess
@@ -41,6 +42,16 @@ class ResolvedSource:
         return (
             cls(source, lambda volume: volume) if isinstance(source, Volume) else cls(*resolve_source(source))
         )
+
+    @classmethod
+    def resolve_all(
+        cls, source: Source | Volume
+    ) -> tuple[list[ResolvedSource], list[tuple[str, MedimgError]]]:
+        """Read the headers of a source, such as a folder; return its series, and files that can't be read."""
+        if isinstance(source, Volume):
+            return [cls.resolve(source)], []
+        found, lost = resolve_sources(source)
+        return [cls(*one) for one in found], lost
 
     def count(self, recipe: Preprocess) -> int:
         """Return the number of images a recipe makes of it, by its headers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections import Counter
 from dataclasses import dataclass, fields
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from medimg.data.class_names import find_class, number_classes
+from medimg.data.patients import UNKNOWN
 from medimg.errors import DatasetError, MedimgWarning
 from medimg.io.series import Policies
 
@@ -28,6 +31,7 @@ __all__ = [
     "ItemFacts",
     "Task",
     "Unit",
+    "check_index",
     "check_indices",
     "encode_labels",
     "list_items",
@@ -52,19 +56,24 @@ class ItemFacts:
         return len(self._items)
 
     @property
+    def is_labeled(self) -> bool:
+        """Whether the images have labels."""
+        return self._labeled[0].label is not None
+
+    @property
     def n_unknown_patients(self) -> int:
         """Number of series without a known patient; each counts as a patient of its own."""
         return sum(not self._labeled[n].patient for n in {item.source for item in self._items})
 
     @property
     def labels(self) -> npt.NDArray[Any]:
-        """Label of each item: (n,) int64, or (n, K) float32 for multilabel."""
+        """Label of each item: (n,) int64, or (n, K) float32 for multilabel; -1 without labels."""
         return self._targets[[item.source for item in self._items]]
 
     @property
     def patients(self) -> tuple[str, ...]:
         """Patient of each item, for grouping only; an image without one counts as its own patient."""
-        names = [item.patient or f"unknown: {item.series.uid}" for item in self._labeled]
+        names = [item.patient or f"{UNKNOWN}{item.series.uid}" for item in self._labeled]
         return tuple(names[item.source] for item in self._items)
 
     @property
@@ -123,7 +132,7 @@ class ItemFacts:
     def summary(self) -> str:
         """Return a one-line summary of the dataset, without identifiers."""
         series = len({item.source for item in self._items})
-        counts = ", ".join(f"{name} {n}" for name, n in self.class_counts().items())
+        counts = ", ".join(f"{name} {n}" for name, n in self.class_counts().items()) or "no labels"
         noun = "slices" if self.unit == "slice" else "series"
         text = f"{len(self)} {noun} from {series} series of {len(set(self.patients))} patients ({counts})"
         return f"{text}; {len(self.skipped)} files skipped" if self.skipped else text
@@ -153,19 +162,28 @@ def make_policies(reading: Mapping[str, str] | None) -> Policies:
 
 def encode_labels(labeled: Sequence[LabeledSeries], classes: tuple[str, ...], task: Task) -> npt.NDArray[Any]:
     """Return the labels of series as (n,) int64 class indices, or (n, K) float32 for multilabel."""
-    if task == "multilabel":
-        return np.asarray([item.label for item in labeled], dtype=np.float32)
     if len(set(classes)) < len(classes):
         raise DatasetError(f"a class occurs twice in {classes}")
-    known = set(classes)
-    unknown = [n for n, item in enumerate(labeled) if str(item.label) not in known]
+    lacking = sum(item.label is None for item in labeled)
+    if lacking == len(labeled) and not classes:
+        return np.full(len(labeled), -1, dtype=np.int64)
+    if lacking or not classes:
+        raise DatasetError(
+            f"{lacking} of {len(labeled)} series have no label, with {len(classes)} classes; expected labels "
+            "for all, or no labels and no classes"
+        )
+    if task == "multilabel":
+        return np.asarray([item.label for item in labeled], dtype=np.float32)
+    numbers = number_classes(classes)
+    found = [numbers.get(str(item.label), numbers.get(find_class(str(item.label)))) for item in labeled]
+    unknown = [n for n, number in enumerate(found) if number is None]
     if unknown:
         # labels are not quoted: those of a wrong column can be names
         raise DatasetError(
             f"{len(unknown)} of {len(labeled)} labels are not among the classes {list(classes)}, first in "
             f"row {unknown[0]}; check the column of labels, and classes="
         )
-    return np.asarray([classes.index(str(item.label)) for item in labeled], dtype=np.int64)
+    return np.asarray(found, dtype=np.int64)
 
 
 def list_items(labeled: Sequence[LabeledSeries], recipe: Preprocess, unit: Unit) -> tuple[Item, ...]:
@@ -175,6 +193,17 @@ def list_items(labeled: Sequence[LabeledSeries], recipe: Preprocess, unit: Unit)
     return tuple(
         Item(n, image) for n, item in enumerate(labeled) for image in range(recipe.count(item.series))
     )
+
+
+def check_index(index: object) -> int:
+    """Return the index of one item as an int; DatasetError for a slice or anything else."""
+    try:
+        return operator.index(index)  # type: ignore[arg-type]  # what has no __index__ is refused
+    except TypeError:
+        raise DatasetError(
+            f"a dataset is indexed by the number of an item; found a {type(index).__name__}: for several "
+            "items use dataset.subset(indices), such as dataset.subset(range(3))"
+        ) from None
 
 
 def check_indices(indices: Sequence[int] | npt.NDArray[np.integer], length: int) -> list[int]:
@@ -198,8 +227,8 @@ def warn_of_unknown_patients(labeled: Sequence[LabeledSeries]) -> None:
     unknown = sum(not item.patient for item in labeled)
     if unknown:
         warnings.warn(
-            f"{unknown} of {len(labeled)} images have no known patient, and each counts as a patient "
-            "of its own: if some share a patient, splits leak; pass patient=",
+            f"{unknown} of {len(labeled)} images have no known patient (no identifier, or a placeholder), "
+            "and each counts as a patient of its own: if some share a patient, splits leak; pass patient=",
             MedimgWarning,
             stacklevel=4,
         )

@@ -10,7 +10,7 @@ from medimg._validation import check_choice
 from medimg.data.protocols import EvaluationDataset, Model
 from medimg.errors import DatasetError, TrainingError
 from medimg.metrics.units import ScoredUnits, decide, to_indicators
-from medimg.preprocessing.preprocess import check_same_preprocessing
+from medimg.models.data_checks import check_dataset
 
 __all__ = ["Unit", "check_pair", "check_units", "get_thresholds", "make_units"]
 
@@ -63,20 +63,8 @@ def get_thresholds(model: Any) -> tuple[float, ...] | None:
 
 
 def check_pair(model: Model, dataset: EvaluationDataset) -> None:
-    """Raise DatasetError if a dataset is empty, or its classes, task or preprocessing are not the model's."""
-    if len(dataset) == 0:
-        raise DatasetError("the dataset has no images; evaluation needs at least one: check the split")
-    if tuple(dataset.classes) != tuple(model.classes):
-        raise DatasetError(
-            f"the dataset has the classes {list(dataset.classes)}, the model {list(model.classes)}; they "
-            "must be the same, in the same order: make the dataset with classes=model.classes"
-        )
-    if dataset.task != model.task:
-        raise DatasetError(
-            f"the task of the dataset is {dataset.task!r}, that of the model {model.task!r}; they must be "
-            "the same"
-        )
-    check_same_preprocessing(dataset.preprocess, model.preprocess, error=DatasetError)
+    """Raise DatasetError if a dataset is empty or unlabeled, or its classes, task or preprocessing differ."""
+    check_dataset("evaluate", model, dataset, error=DatasetError)
 
 
 def _group_items(

@@ -250,11 +250,13 @@ def compare(
     >>> found.to_pandas()[["backbone", "auroc", "images_per_second"]]  # doctest: +SKIP
     """
     from medimg.data.splits.kfold import assign_folds, check_folds
+    from medimg.models.data_checks import check_images
     from medimg.training.class_weights import check_labels
     from medimg.training.fit_head import check_balance
     from medimg.training.linear_probe import ProbeSearch
 
     names = _check_names(backbones)
+    check_images(dataset, "the dataset", labels=True, error=DatasetError)
     probing = ProbeSearch(
         dataset.task,
         dataset.classes,

@@ -21,6 +21,7 @@ from medimg.metrics.delong import compute_delong, find_delong_columns
 from medimg.metrics.intervals import IntervalMethod, check_independent, check_intervals
 from medimg.metrics.patient_counts import compute_metrics
 from medimg.metrics.units import ScoredUnits
+from medimg.models.data_checks import check_model
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -211,6 +212,8 @@ def compare_models(
     +0.012 (-0.004 to +0.028), p = 0.140
     """
     check_intervals(ci, n_resamples, ci_method, seed)
+    check_pair(first, dataset)
+    check_model(second, error=DatasetError)
     other = _preprocess_as(dataset, second) if second_dataset is None else second_dataset
     _check_same_images(dataset, other)
     pairs = ((first, dataset), (second, other))

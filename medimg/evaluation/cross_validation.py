@@ -198,6 +198,7 @@ def cross_validate(
     from medimg.training.linear_probe import ProbeSearch
 
     started = time.perf_counter()
+    check_data(model, dataset, None)
     probing = ProbeSearch(
         model.task,
         model.classes,
@@ -209,7 +210,6 @@ def cross_validate(
     )
     scoring = ScoringConfig(unit=unit or default_unit(dataset), ci=ci, n_resamples=n_resamples, seed=seed)
     check_pooling(model)
-    check_data(model, dataset, None)
     check_folds(dataset, folds)
     check_units(dataset, scoring.unit)
     fold = assign_folds(np.asarray(dataset.labels), dataset.patients, dataset.task, folds, seed)

@@ -10,6 +10,7 @@ import numpy as np
 
 from medimg.data.acquisition_tags import ages_of, parse_age, read_acquisition_tags, sexes_of
 from medimg.data.items import ItemFacts
+from medimg.data.patients import patient_key
 from medimg.errors import DatasetError
 from medimg.evaluation.report.cautions import FEWEST_SHOWN
 from medimg.metrics.bootstrap import Estimate
@@ -152,7 +153,9 @@ def _find_values(dataset: Any, name: str, rule: GroupRule) -> list[Any]:
     if isinstance(rule, str):
         return _find_named_values(dataset, rule)
     if isinstance(rule, Mapping):
-        return [rule.get(patient) for patient in dataset.patients]
+        by_key = {patient_key(patient): value for patient, value in rule.items()}
+        values = {patient: by_key.get(patient_key(patient)) for patient in set(dataset.patients)}
+        return [values[patient] for patient in dataset.patients]
     if callable(rule):
         known = {id(series): rule(series) for series in {id(s): s for s in dataset.series}.values()}
         return [known[id(series)] for series in dataset.series]

@@ -20,8 +20,8 @@ from medimg.errors import PreprocessError
 from medimg.features._cache import FLUSH_AFTER, DatasetFeatureCache
 from medimg.features.extractor import feature_extractor, rebatch
 from medimg.models.backbones.heads import feature_count
+from medimg.models.data_checks import check_dataset
 from medimg.models.input_checks import check_finite
-from medimg.preprocessing.preprocess import check_same_preprocessing
 
 if TYPE_CHECKING:
     import os
@@ -87,7 +87,7 @@ def item_features(
     >>> features.embeddings.shape  # doctest: +SKIP
     torch.Size([2547, 512])
     """
-    check_same_preprocessing(dataset.preprocess, model.preprocess)
+    check_dataset("embed", model, dataset, error=PreprocessError)
     size = check_batch_size(batch_size, error=PreprocessError)
     processes = max(0, check_whole_number("num_workers", num_workers))
     cached = None

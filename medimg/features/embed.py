@@ -20,12 +20,14 @@ from medimg.data.cache.keys import find_address
 from medimg.data.dataset import ImageDataset
 from medimg.data.image_loader import ImageLoader, ResolvedSource
 from medimg.data.items import make_policies
+from medimg.data.patients import normalize_patient
 from medimg.data.read_tensors import check_sources
 from medimg.errors import MedimgError, PreprocessError
 from medimg.features._cache import FLUSH_AFTER, FeatureCache, SeriesFeatures
 from medimg.features.dataset_features import Features, item_features
 from medimg.features.extractor import feature_extractor, rebatch
 from medimg.models.backbones.heads import feature_count
+from medimg.models.data_checks import check_dataset, check_model, check_source
 from medimg.models.input_checks import check_finite
 from medimg.preprocessing.torch_threads import share_cores
 
@@ -116,7 +118,7 @@ class SourceEmbedder:
             image = resolved.image
             found = EmbeddedSource(
                 series_uid="" if isinstance(image, Volume) else image.uid,
-                patient="" if isinstance(image, Volume) else image.patient_id,
+                patient="" if isinstance(image, Volume) else normalize_patient(image.patient_id),
                 address=self._find_address(resolved),
             )
             return self._load_cached(found, resolved) or self._read(found, resolved)
@@ -306,11 +308,14 @@ def embed(
     (Embeddings(8×512 of 2 items, 1 sources failed), [0, 0, 0, 0, 2, 2, 2, 2], dict_keys([1]))
     """
     size = check_batch_size(batch_size, error=PreprocessError)
+    check_model(model, error=PreprocessError)
     if isinstance(sources, ImageDataset):
+        check_dataset("embed", model, sources, error=PreprocessError)
         features = item_features(
             model, sources, cache=cache, batch_size=size, num_workers=num_workers, progress=progress
         )
         return _dataset_embeddings(features, sources)
+    check_source(sources, "embed")
     embedder = SourceEmbedder(model, sources, cache=cache, workers=workers, reading=reading)
     with feature_extractor(model) as network, closing(embedder.read(progress)) as read:
         try:
@@ -328,7 +333,7 @@ def _dataset_embeddings(features: Features, dataset: ImageDataset) -> Embeddings
     return Embeddings(
         array=features.embeddings.numpy(),
         items=items,
-        labels=dataset.labels[items],
+        labels=dataset.labels[items] if dataset.is_labeled else None,
         patients=tuple(patients[n] for n in items),
         series_uids=tuple(uids[n] for n in items),
     )

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from medimg.core.stacking import Policy
     from medimg.core.volume import Volume
 
-__all__ = ["Source", "find_series", "read", "resolve_source"]
+__all__ = ["Source", "find_series", "read", "resolve_source", "resolve_sources"]
 
 #: All that :func:`read` takes: a path, bytes, an open file, several of these, or a series.
 Source: TypeAlias = Files | Series
@@ -123,6 +123,26 @@ def resolve_source(
     return chosen, partial(_add_skipped, index=index, errors=errors)
 
 
+def resolve_sources(
+    source: Source,
+) -> tuple[list[tuple[Series, Callable[[Volume], Volume]]], list[tuple[str, MedimgError]]]:
+    """
+    Return all series of a source as :func:`resolve_source` does, and the files that may be lost images.
+
+    The report of a volume has the skipped files if there is one series, and no files are returned then.
+    """
+    if isinstance(source, Series):
+        return [resolve_source(source)], []
+    index, errors = build_index(source)
+    if not index:
+        raise _make_error(source, index, errors)
+    if len(index) == 1:
+        return [(index[0], partial(_add_skipped, index=index, errors=errors))], []
+    named = zip(index.skipped, errors, strict=True)
+    lost = [(skipped.path, error) for skipped, error in named if not isinstance(error, NotAnImageError)]
+    return [resolve_source(series) for series in index], lost
+
+
 def _add_skipped(volume: Volume, index: SeriesIndex, errors: list[MedimgError]) -> Volume:
     if not index.skipped:
         return volume
@@ -167,7 +187,7 @@ def _find_in_source(
     if len(index) > 1:
         raise AmbiguousSeriesError(
             f"{len(index)} series in {name_source(source)}, expected one:\n{_list_series(index)}\n"
-            "choose one by series=UID or its number, or read each from medimg.scan(path)"
+            "choose one of medimg.scan(path), or with medimg.read by series=UID or its number"
         )
     return index[0], index, errors
 

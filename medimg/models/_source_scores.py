@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import torch
 
 from medimg.core.volume import Volume
 from medimg.data.image_loader import ResolvedSource
-from medimg.errors import MedimgError
+from medimg.errors import MedimgError, MedimgWarning
 from medimg.io.series import Policies, Series
 from medimg.io.sources import is_buffer
 from medimg.models.backbones.heads import head_logits
@@ -90,37 +91,63 @@ def resolve_sources(
     model: TransferClassifier, sources: Iterable[PredictSource], on_error: str
 ) -> Iterator[tuple[ScoredSource, Tensor]]:
     """
-    Yield sources one after another with their images (N, 1 or 3, H, W), not normalized.
+    Yield the series of sources one after another with their images (N, 1 or 3, H, W), not normalized.
 
-    With ``on_error="collect"`` a source that can't be read has an error and no images.
+    With ``on_error="collect"`` a source or series that can't be read has an error and no images.
     """
     for number, source in enumerate(sources):
         name = _source_name(source, number)
         try:
-            rendered, unlike = _render_source(model, source)
+            images, lost = ResolvedSource.resolve_all(source)
         except MedimgError as error:
-            if on_error == "raise":
-                error.add_note(f"while predicting on source {number}, counted from 0")
-                raise
-            yield ScoredSource(name, error=f"{type(error).__name__}: {error}"), torch.empty(0)
+            yield _fail(name, error, number, on_error)
             continue
-        scored = ScoredSource(
-            name, rendered.series_uid, rendered.sop_instance_uids, rendered.slices, unlike=unlike
+        for image in images:
+            if len(images) > 1 and isinstance(image.image, Series):
+                name = image.image.path
+            try:
+                rendered, unlike = _render_source(model, image)
+            except MedimgError as error:
+                yield _fail(name, error, number, on_error)
+                continue
+            scored = ScoredSource(
+                name, rendered.series_uid, rendered.sop_instance_uids, rendered.slices, unlike=unlike
+            )
+            yield scored, rendered.planes
+            del rendered  # free its images before the next ones are rendered
+        yield from _report_lost(_source_name(source, number), lost, on_error)
+
+
+def _report_lost(
+    name: str, lost: list[tuple[str, MedimgError]], on_error: str
+) -> Iterator[tuple[ScoredSource, Tensor]]:
+    """Yield the files of a folder that can't be read, or warn of them, as reading a series does."""
+    if on_error == "collect":
+        yield from (_fail(path, error, 0, on_error) for path, error in lost)
+    elif lost:
+        warnings.warn(
+            f"{len(lost)} unreadable file(s) of {name} skipped, the first: {lost[0][1]}",
+            MedimgWarning,
+            stacklevel=2,
         )
-        yield scored, rendered.planes
-        del rendered  # free its images before the next ones are rendered
 
 
-def _render_source(model: TransferClassifier, source: PredictSource) -> tuple[Rendered, dict[str, str]]:
+def _fail(name: str, error: MedimgError, number: int, on_error: str) -> tuple[ScoredSource, Tensor]:
+    """Return a source with its error and no images; raise the error unless errors are collected."""
+    if on_error == "raise":
+        error.add_note(f"while predicting on source {number}, counted from 0")
+        raise error
+    return ScoredSource(name, error=f"{type(error).__name__}: {error}"), torch.empty(0)
+
+
+def _render_source(model: TransferClassifier, source: ResolvedSource) -> tuple[Rendered, dict[str, str]]:
     """Return the images of a source, and its out-of-distribution facts."""
     ranges = model.training_ranges
-    if ranges is None:
-        return model.preprocess.render(source), {}
-    resolved = ResolvedSource.resolve(source)
-    unlike = ranges.unlike(ImageFacts.of(resolved.image, tags=bool(ranges.body_parts)))
-    if isinstance(resolved.image, Volume):
-        return model.preprocess.render(resolved.image), unlike
-    return render_series(model.preprocess, resolved.image, Policies(), None, resolved.finish), unlike
+    facts = None if ranges is None else ImageFacts.of(source.image, tags=bool(ranges.body_parts))
+    unlike = {} if ranges is None or facts is None else ranges.unlike(facts)
+    if isinstance(source.image, Volume):
+        return model.preprocess.render(source.image), unlike
+    return render_series(model.preprocess, source.image, Policies(), None, source.finish), unlike
 
 
 def _source_name(source: PredictSource, number: int) -> str:

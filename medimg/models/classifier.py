@@ -24,6 +24,7 @@ from medimg.models.backbones.weights import WeightsChoice, resolve_weights, weig
 from medimg.models.digest import model_digest
 from medimg.models.freezing import Freezable, frozen_fraction
 from medimg.models.input_checks import Task, check_classes, check_input
+from medimg.models.module_mode import with_gradients
 from medimg.models.pooling import Pool, embed_slices, make_pooling, pool_embeddings
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class TransferClassifier(Freezable):
     backbone: nn.Module
     head: nn.Linear | nn.Conv2d
 
+    @with_gradients
     def __init__(
         self,
         backbone: str = "resnet50",
@@ -279,9 +281,10 @@ class TransferClassifier(Freezable):
         Parameters
         ----------
         sources : path, Series, Volume, or an iterable of these
-            Whatever :func:`medimg.read` takes; a list is several sources, not the files of one.
+            Whatever :func:`medimg.read` takes, and folders or archives of several series; a list is several
+            sources, not the files of one.
         unit : {"series", "slice"}
-            One row per source (without pooling: the mean of the probabilities of its slices), or one per
+            One row per series (without pooling: the mean of the probabilities of its slices), or one per
             slice, scored by itself.
         batch_size : int
             Number of images per batch.
@@ -295,7 +298,8 @@ class TransferClassifier(Freezable):
         Returns
         -------
         pandas.DataFrame
-            Columns ``source``, ``series_uid``; for slices ``sop_instance_uid`` and ``slice`` (index in the
+            Columns ``source`` (as given; the first file of each series of a folder with several),
+            ``series_uid``; for slices ``sop_instance_uid`` and ``slice`` (index in the
             volume); ``predicted`` (for "multilabel": the labels with a probability of at least 0.5, joined by
             ";"); ``p_<class>`` for each class; for slices ``weight``, the contribution to the series, which
             sums to 1 over a source (attention weights; with "max" the fraction of features whose maximum is
@@ -354,6 +358,9 @@ class TransferClassifier(Freezable):
 
         Raises
         ------
+        TrainingError
+            If it is not a dataset, or its classes, their order, or its task are not the model's; a dataset
+            without labels may have none.
         PreprocessError
             If the dataset has another preprocessing.
         """
@@ -394,6 +401,7 @@ class TransferClassifier(Freezable):
         return file
 
     @classmethod
+    @with_gradients
     def load(cls, path: str | os.PathLike[str]) -> TransferClassifier:
         """
         Read a model written by :meth:`save`; see :func:`medimg.load`.

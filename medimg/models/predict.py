@@ -15,7 +15,7 @@ from medimg._validation import check_batch_size, check_choice, check_whole_numbe
 from medimg.core.progress import progress_bar
 from medimg.core.volume import Volume
 from medimg.data.dataloader import make_evaluation_loader
-from medimg.errors import MedimgWarning, TrainingError
+from medimg.errors import MedimgWarning, PreprocessError, TrainingError
 from medimg.io.series import Series
 from medimg.io.sources import is_buffer
 from medimg.models._source_scores import (
@@ -26,10 +26,10 @@ from medimg.models._source_scores import (
     score_series,
     score_slices,
 )
+from medimg.models.data_checks import check_dataset, check_source
 from medimg.models.digest import SHOWN, model_digest, parameters_digest
 from medimg.models.module_mode import module_mode
 from medimg.models.probabilities import model_probabilities
-from medimg.preprocessing.preprocess import check_same_preprocessing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -184,12 +184,7 @@ def predict_proba(
     progress: bool = False,
 ) -> NDArray[np.float64]:
     """Predict on every item of a dataset; see :meth:`medimg.TransferClassifier.predict_proba`."""
-    if not hasattr(dataset, "preprocess"):
-        raise TrainingError(
-            f"predict_proba takes an ImageDataset; found a {type(dataset).__name__}; use "
-            "model.predict(sources) for image files"
-        )
-    check_same_preprocessing(dataset.preprocess, model.preprocess)
+    check_dataset("predict_proba", model, dataset, preprocess_error=PreprocessError)
     size, processes = check_batch_size(batch_size), max(0, check_whole_number("num_workers", num_workers))
     check_calibration(model)
     bags = dataset.unit == "series"
@@ -245,6 +240,7 @@ def _as_list(sources: PredictSource | Iterable[PredictSource]) -> list[PredictSo
     if isinstance(sources, str | os.PathLike | Series | Volume) or is_buffer(sources):
         return [cast("PredictSource", sources)]
     given: object = sources
+    check_source(given, "predict", error=TrainingError)
     if not isinstance(given, Iterable):
         raise TrainingError(
             f"can't predict on a {type(given).__name__}; expected a path, bytes, a file object, a Series, a "

@@ -14,6 +14,7 @@ import torch
 from medimg._validation import check_fields, check_whole_number
 from medimg.core.content_hash import keyed_hash
 from medimg.data.identifiers import hash_series_ids
+from medimg.data.patients import patient_key
 from medimg.errors import CheckpointError, LeakageError
 
 if TYPE_CHECKING:
@@ -183,8 +184,9 @@ def _hash_patients(data: Any) -> list[_Patients]:
     stated: Sequence[str] = getattr(data, "file_patients", ()) or ("",) * len(names)
     called: dict[str, set[str]] = {}
     for name, file_name in zip(names, stated, strict=True):
-        if name:
-            called.setdefault(name, {f"table {name}"}).update({f"file {file_name}"} if file_name else ())
+        key, file_key = patient_key(name), patient_key(file_name)
+        if key:
+            called.setdefault(key, {f"table {key}"}).update({f"file {file_key}"} if file_key else ())
     return [frozenset(map(_hash_patient, several)) for several in called.values()]
 
 

@@ -17,6 +17,8 @@ from medimg.core.progress import progress_bar
 from medimg.core.volume import Volume
 from medimg.errors import TrainingError
 from medimg.io.read import read
+from medimg.io.series import SeriesIndex
+from medimg.models.data_checks import check_model, check_source
 from medimg.models.module_mode import module_mode
 from medimg.models.pooling import slice_weights
 from medimg.models.predict import check_calibration
@@ -109,6 +111,13 @@ def explain(
     >>> found.heat.shape, found.target, found.slices
     ((4, 64, 80), 'nodule', (0, 1, 2, 3))
     """
+    check_model(model)
+    check_source(source, "explain", error=TrainingError)
+    if isinstance(source, SeriesIndex):
+        raise TrainingError(
+            f"explain takes one image or series; found a scan of {len(source)}: pass one of them, such as "
+            "index[0]"
+        )
     check_choice("method", method, METHODS)
     check_batch_size(batch_size)
     check_calibration(model)

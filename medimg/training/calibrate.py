@@ -14,13 +14,15 @@ from medimg.calibration.mahalanobis import MahalanobisDetector
 from medimg.calibration.operating_points import check_criterion, operating_points
 from medimg.calibration.result import Calibration
 from medimg.calibration.temperature_scaling import CalibrationData, fit_temperature
+from medimg.errors import PreprocessError
 from medimg.features.dataset_features import item_features
 from medimg.models.backbones.heads import head_logits
+from medimg.models.data_checks import check_dataset, check_same_unit
 from medimg.models.digest import parameters_digest
 from medimg.models.input_checks import check_finite
 from medimg.models.pooling import pool_embeddings
 from medimg.models.training_images import check_not_trained_on, record_training_images
-from medimg.training.checks import check_classes, check_disjoint
+from medimg.training.checks import check_disjoint
 
 if TYPE_CHECKING:
     import os
@@ -94,7 +96,8 @@ def calibrate(
     Raises
     ------
     TrainingError
-        If data and model don't match, a setting is invalid, or a class has no example for its threshold.
+        If data and model or the units of `val` and `train` don't match, a setting is invalid, or a class has
+        no example for its threshold.
     PreprocessError
         If a dataset has another preprocessing than the model.
     LeakageError
@@ -114,9 +117,10 @@ def calibrate(
     """
     criterion, wanted = check_criterion(operating_point), check_coverage(coverage)
     check_choice("method", method, ("temperature", None))
-    check_classes(model, val, "validation")
+    check_dataset("calibrate", model, val, "the validation dataset", preprocess_error=PreprocessError)
     if train is not None:
-        check_classes(model, train, "training")
+        check_dataset("calibrate", model, train, "the training dataset", preprocess_error=PreprocessError)
+        check_same_unit(train, val, ("the training data", "the validation data"))
         check_disjoint(train, val)
     check_not_trained_on(model, val)
     options = {"cache": cache, "batch_size": batch_size, "num_workers": num_workers, "progress": progress}

@@ -11,6 +11,7 @@ from medimg._validation import check_whole_number
 from medimg.adapt.base import Adaptation
 from medimg.adapt.terms import AdaptationTerms
 from medimg.errors import TrainingError
+from medimg.models.module_mode import with_gradients
 from medimg.models.training_distribution import record_training_distribution
 from medimg.models.training_images import record_training_images
 from medimg.training._config import FineTuneConfig
@@ -42,6 +43,7 @@ __all__ = ["fine_tune"]
 
 
 @set_module("medimg")
+@with_gradients
 def fine_tune(
     model: TransferClassifier,
     train: LabeledDataset,

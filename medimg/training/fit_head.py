@@ -13,6 +13,7 @@ from medimg._public import set_module
 from medimg._validation import check_choice, check_whole_number
 from medimg.errors import TrainingError
 from medimg.features.dataset_features import item_features
+from medimg.models.data_checks import check_model
 from medimg.models.training_distribution import record_training_distribution
 from medimg.models.training_images import record_training_images
 from medimg.training._logistic_regression import LinearFit
@@ -144,6 +145,7 @@ def fit_head(
     HeadFit(method='logistic', C=0.01, items=2037, seconds=48.1)
     """
     started = time.perf_counter()
+    check_model(model)
     check_choice("method", method, ("logistic", "sgd"))
     check_pooling(model)
     search = ProbeSearch(

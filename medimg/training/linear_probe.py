@@ -11,6 +11,7 @@ from medimg._validation import check_choice, check_number, check_whole_number
 from medimg.data.splits.kfold import assign_folds, count_patients_by_class, split_by_fold
 from medimg.errors import TrainingError
 from medimg.metrics.validation_scores import mean_auroc
+from medimg.models.module_mode import with_gradients
 from medimg.training._logistic_regression import LinearProbe, log_loss
 from medimg.training.class_weights import class_weights
 
@@ -94,6 +95,7 @@ class ProbeSearch:
             raise TrainingError(f"{self.name} must be a number above 0, or several; found {self.setting!r}")
         return tuple(values)
 
+    @with_gradients
     def fit(self, data: LabeledEmbeddings, held_out: LabeledEmbeddings | None = None) -> ProbeResult:
         """
         Select the setting by held-out data or else by inner folds, and fit on all `data`.

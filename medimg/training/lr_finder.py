@@ -15,7 +15,7 @@ from medimg.core.progress import progress_bar
 from medimg.data.dataloader import EpochSampler, epoch_seed, make_training_loader, repeat_epochs
 from medimg.errors import TrainingError
 from medimg.models.freezing import freeze_batchnorm_statistics
-from medimg.models.module_mode import module_mode
+from medimg.models.module_mode import module_mode, with_gradients
 from medimg.training._config import FineTuneConfig
 from medimg.training.augmentation.random_scan import make_augmentation
 from medimg.training.checks import check_data
@@ -87,6 +87,7 @@ class LRFinderResult:
 
 
 @set_module("medimg")
+@with_gradients
 def lr_find(
     model: TransferClassifier,
     train: LabeledDataset,

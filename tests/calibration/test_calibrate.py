@@ -165,7 +165,7 @@ def test_unusual_images() -> None:
 @pytest.mark.parametrize("pool", ["mean", "attention"])
 def test_unusual_series(pool: str) -> None:
     train, val = (
-        Images(np.arange(12) % 2, unit="series", lengths=(3, 2) * 6, seed=n, prefix=str(n)) for n in (0, 1)
+        Images(np.arange(12) % 2, unit="series", lengths=(3, 2) * 6, seed=n, prefix="ab"[n]) for n in (0, 1)
     )
     model = small_classifier(pool=pool)
     medimg.calibrate(model, val, train=train, coverage=None)

@@ -468,3 +468,32 @@ def test_nema_images_in_all_syntaxes(real_data: Path) -> None:
         assert not any(digests[path] & digests[exact[0]] for path in chosen if path not in exact)
         pairs = find_near_pairs(prints, [str(path) for path in chosen])
         assert len(pairs) == len(chosen) * (len(chosen) - 1) // 2
+
+
+def test_contradicting_labels_of_identical_pixels_warn(tmp_path: Path) -> None:
+    rows = []
+    for n, (pixels, label, patient) in enumerate(
+        [(0, "a", "p"), (1, "b", "q"), (0, "b", "p"), (2, "a", "r"), (2, "a", "r"), (3, "b", "s")]
+    ):
+        Image.fromarray(noise(pixels)).save(tmp_path / f"{n}.png")
+        rows.append((f"{n}.png", label, patient))
+    table = pd.DataFrame(rows, columns=["path", "label", "patient"])
+    options: dict[str, Any] = {"root": tmp_path, "patient": "patient", "preprocess": SMALL}
+    data = ImageDataset.from_csv(table, **options)
+    with pytest.warns(MedimgWarning, match=r"1 pair\(s\) .* different labels.*\n.*item 0 and item 2"):
+        report = medimg.check_leaks(data)
+    assert [(leak.kind, leak.items) for leak in report.contradictions] == [("pixels", (0, 2))]
+    assert report.is_clean
+    with pytest.warns(MedimgWarning, match="different labels"):
+        medimg.split(data, fractions=(0.5, 0.5))
+    # within a subset too; between two it is a leak
+    with pytest.warns(MedimgWarning, match="part 0 item 0 and part 0 item 1"):
+        assert len(medimg.check_leaks(data.subset([0, 2]), data.subset([1])).contradictions) == 1
+    found = medimg.check_leaks(data.subset([0]), data.subset([2]), on_leak="report")
+    assert found.contradictions == ()
+    assert {leak.kind for leak in found.leaks} == {"patient", "pixels"}
+    several = table.assign(x=[1, 0, 1, 1, 1, 0], y=[0, 0, 1, 1, 1, 0])
+    with pytest.warns(MedimgWarning, match="item 0 and item 2"):
+        medimg.check_leaks(ImageDataset.from_csv(several, label=["x", "y"], **options))
+    unlabeled = ImageDataset.from_csv(table, label=None, **options)
+    assert medimg.check_leaks(unlabeled).contradictions == ()

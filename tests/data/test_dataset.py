@@ -75,10 +75,10 @@ def test_an_item_has_the_bits_of_the_recipe(folder: Path) -> None:
 
 
 def test_labels_patients_and_order(tmp_path: Path) -> None:
-    csv = table_of_pictures(tmp_path, [("b.png", "x", "007"), ("a.png", "y", "7"), ("c.png", "x", "007")])
+    csv = table_of_pictures(tmp_path, [("b.png", "x", "P07"), ("a.png", "y", "P7"), ("c.png", "x", "P07")])
     dataset = ImageDataset.from_csv(csv, patient="patient", preprocess=SMALL)
     assert dataset.labels.tolist() == [0, 1, 0]
-    assert dataset.patients == ("007", "7", "007")
+    assert dataset.patients == ("P07", "P7", "P07")
     assert ImageDataset.from_csv(csv, patient="patient", classes=["y", "x"]).labels.tolist() == [1, 0, 1]
     assert dataset.class_counts() == {"x": 2, "y": 1}
 

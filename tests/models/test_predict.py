@@ -13,7 +13,7 @@ from PIL import Image
 import medimg
 from medimg import ImageDataset, Preprocess
 from medimg.core import geometry
-from medimg.errors import PreprocessError, ReadError, TrainingError
+from medimg.errors import MedimgWarning, PreprocessError, ReadError, TrainingError
 from tests.dicom_files import make_instance, write
 from tests.models.fakes import Images, classifier, images
 
@@ -281,3 +281,36 @@ def test_nothing_is_decided_by_what_is_no_number() -> None:
         with pytest.raises(TrainingError, match=r"logits of .* are not finite"):
             use()
     assert model.calibration is None
+
+
+@pytest.mark.parametrize("unit", ["series", "slice"])
+def test_a_folder_of_several_series_has_a_row_for_each(
+    photographs: Path, tmp_path: Path, unit: Literal["series", "slice"]
+) -> None:
+    model = classifier(preprocess=RECIPE)
+    found = model.predict(photographs, unit=unit)
+    index = medimg.scan(photographs)
+    expected = model.predict(index, unit=unit)
+    assert len(found) == 6
+    pd.testing.assert_frame_equal(found, expected)
+    # one series keeps the name it was given, and other sources stand beside folders
+    one = photographs / "a" / "p0_a.png"
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "x.png").write_bytes(one.read_bytes())
+    table = model.predict([tmp_path / "one", photographs / "b", volume(1)], unit=unit)
+    assert table["source"].tolist() == [
+        str(tmp_path / "one"), *(str(photographs / "b" / f"p{n}_b.png") for n in range(3)), "volume 2"
+    ]  # fmt: skip
+
+
+def test_a_damaged_series_of_a_folder_is_its_own_row(photographs: Path, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.png").write_bytes((photographs / "a" / "p0_a.png").read_bytes())
+    data = (tmp_path / "b.png").read_bytes()
+    (tmp_path / "b.png").write_bytes(data[: len(data) // 2])
+    (tmp_path / "notes.txt").write_text("no image")
+    table = classifier(preprocess=RECIPE).predict(tmp_path, on_error="collect")
+    assert table["source"].tolist() == [str(tmp_path / f"{name}.png") for name in "acb"]
+    assert table["error"].isna().tolist() == [True, True, False]
+    with pytest.warns(MedimgWarning, match=r"1 unreadable file\(s\)"):
+        assert len(classifier(preprocess=RECIPE).predict(tmp_path)) == 2

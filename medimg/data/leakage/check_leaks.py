@@ -33,7 +33,7 @@ __all__ = [
     "check_splits",
     "check_types",
     "raise_leaks",
-    "warn_of_near_duplicates",
+    "warn_of_findings",
 ]
 
 _SHOWN: Final = 5
@@ -65,6 +65,9 @@ class LeakReport:
         Number of items of each dataset.
     notes : tuple of str
         Comparisons that were not made.
+    contradictions : tuple of Leak
+        Images with identical pixels and different labels within one dataset, or within one patient of a
+        single dataset; between these, identical pixels are a leak whatever the labels.
     """
 
     leaks: tuple[Leak, ...]
@@ -72,10 +75,11 @@ class LeakReport:
     items: tuple[tuple[int, ...], ...] = field(repr=False)
     sizes: tuple[int, ...]
     notes: tuple[str, ...]
+    contradictions: tuple[Leak, ...] = ()
 
     @property
     def is_clean(self) -> bool:
-        """Whether there is no leak; near-duplicates don't count."""
+        """Whether there is no leak; near-duplicates and contradictions don't count."""
         return not self.leaks
 
     def to_pandas(self) -> pd.DataFrame:
@@ -96,7 +100,8 @@ class LeakReport:
     def __repr__(self) -> str:
         sizes = " and ".join(map(str, self.sizes))
         found = _count_by_kind(self.leaks) or "no leak"
-        return f"LeakReport({sizes} items: {found}; {len(self.near_duplicates)} near-duplicates)"
+        more = f"; {len(self.contradictions)} with contradicting labels" if self.contradictions else ""
+        return f"LeakReport({sizes} items: {found}; {len(self.near_duplicates)} near-duplicates{more})"
 
 
 def _count_by_kind(leaks: Sequence[Leak]) -> str:
@@ -136,8 +141,17 @@ def raise_leaks(report: LeakReport) -> None:
     )
 
 
-def warn_of_near_duplicates(report: LeakReport, lost: int) -> None:
-    """Warn of near-duplicates, and of `lost` series that could not be decoded."""
+def warn_of_findings(report: LeakReport, lost: int) -> None:
+    """Warn of contradicting labels, near-duplicates, and `lost` series that could not be decoded."""
+    if report.contradictions:
+        single = len(report.sizes) == 1
+        warnings.warn(
+            f"{len(report.contradictions)} pair(s) of images have identical pixels and different labels; the "
+            f"first:\n{_format_leaks(report.contradictions, single=single)}\ncorrect the labels, or leave "
+            "the images out; medimg.check_leaks(…).contradictions lists all",
+            MedimgWarning,
+            stacklevel=3,
+        )
     if lost:
         warnings.warn(
             f"{lost} series can't be decoded, and their pixels were not compared", MedimgWarning, stacklevel=3
@@ -212,7 +226,7 @@ def check_leaks(
     Warns
     -----
     MedimgWarning
-        Of near-duplicates, and of series that can't be decoded.
+        Of identical pixels with different labels, of near-duplicates, and of series that can't be decoded.
 
     Notes
     -----
@@ -239,7 +253,7 @@ def check_leaks(
     report = _find_leaks(parts, sources, prints, near=near_duplicates)
     if on_leak == "raise":
         raise_leaks(report)
-    warn_of_near_duplicates(report, lost=sum(p is None for p in prints or ()))
+    warn_of_findings(report, lost=sum(p is None for p in prints or ()))
     return report
 
 
@@ -267,7 +281,7 @@ def check_patients(dataset: ImageDataset, check: Check | None = "fast") -> None:
     prints = compute_fingerprints(several)
     report = _find_leaks([dataset], sources, prints, near=check == "pixels")
     raise_leaks(report)
-    warn_of_near_duplicates(report, lost=sum(p is None for p in prints or ()))
+    warn_of_findings(report, lost=sum(p is None for p in prints or ()))
 
 
 def check_splits(*parts: Any) -> None:
@@ -291,6 +305,7 @@ def _find_leaks(
     overlaps = Overlaps(sources)
     overlaps.compare_identifiers()
     alike: list[Leak] = []
+    contradictions: list[Leak] = []
     notes = overlaps.notes
     if prints is None:
         notes.append("pixels not compared")
@@ -298,6 +313,7 @@ def _find_leaks(
         waiting = iter(prints)
         of_sources = [next(waiting) if s.series else None for s in sources]
         overlaps.compare_pixels(of_sources)
+        contradictions = overlaps.find_contradictions(of_sources)
         alike = _find_near_duplicates(sources, of_sources) if near else []
     return LeakReport(
         tuple(overlaps.leaks),
@@ -305,6 +321,7 @@ def _find_leaks(
         _list_items(parts, [sources[n] for n in overlaps.involved]),
         tuple(len(part) for part in parts),
         tuple(notes),
+        tuple(contradictions),
     )
 
 

@@ -7,8 +7,12 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
+import numpy as np
+
 from medimg._public import set_module
 from medimg.core.content_hash import keyed_hash
+from medimg.data.class_names import find_class
+from medimg.data.patients import patient_key
 from medimg.io.dicom.series.volume_reader import StackReader
 
 if TYPE_CHECKING:
@@ -63,6 +67,7 @@ class Source:
     uid: str = field(repr=False)
     path: str = field(repr=False)
     patients: tuple[str, ...] = field(repr=False)
+    label: Hashable = field(repr=False)
     series: Series | None = field(repr=False)
 
 
@@ -72,6 +77,7 @@ def list_sources(parts: Sequence[Any]) -> list[Source]:
     for number, part in enumerate(parts):
         several = getattr(part, "series", None) or (None,) * len(part)
         stated = getattr(part, "file_patients", None) or ("",) * len(part)
+        labels = _name_labels(part)
         facts = zip(several, part.series_uids, part.sources, part.patients, stated, strict=True)
         seen: set[Hashable] = set()
         for item, (series, uid, path, patient, file_patient) in enumerate(facts):
@@ -80,10 +86,23 @@ def list_sources(parts: Sequence[Any]) -> list[Source]:
             if key in seen:
                 continue
             seen.add(key)
-            names = (f"table {patient}", *([f"file {file_patient}"] if file_patient else []))
-            group = patient if len(parts) == 1 else number
-            found.append(Source(group, number, item, uid, path, names, series))
+            names = (
+                f"table {patient_key(patient)}",
+                *([f"file {patient_key(file_patient)}"] if file_patient else []),
+            )
+            group = patient_key(patient) if len(parts) == 1 else number
+            found.append(Source(group, number, item, uid, path, names, labels[item], series))
     return found
+
+
+def _name_labels(part: Any) -> Sequence[Hashable]:
+    """Return the label of each item by class names, comparable between datasets; None without labels."""
+    if not getattr(part, "is_labeled", True):
+        return (None,) * len(part)
+    classes = list(map(find_class, part.classes))
+    if part.task == "multilabel":
+        return [tuple(zip(classes, row, strict=True)) for row in np.asarray(part.labels).tolist()]
+    return [classes[label] for label in np.asarray(part.labels).tolist()]
 
 
 class Overlaps:
@@ -120,6 +139,21 @@ class Overlaps:
         self._compare(
             "pixels", lambda s: known.get(id(s), ()), lambda digest: digest.hex()[: 2 * _SHOWN_BYTES]
         )
+
+    def find_contradictions(self, prints: Sequence[Fingerprint | None]) -> list[Leak]:
+        """Return pairs of sources of one group with identical pixels and different labels."""
+        first: dict[Hashable, Source] = {}
+        found: dict[tuple[int, ...], Leak] = {}
+        for source, fingerprint in zip(self._sources, prints, strict=True):
+            if fingerprint is None or source.label is None:
+                continue
+            for digest in sorted(fingerprint.digests):
+                before = first.setdefault((digest, source.group), source)
+                if before.label != source.label:
+                    parts, items = (before.part, source.part), (before.item, source.item)
+                    shown = digest.hex()[: 2 * _SHOWN_BYTES]
+                    found.setdefault((*parts, *items), Leak("pixels", shown, parts, items))
+        return list(found.values())
 
     def _is_one_study_for_all(self) -> bool:
         studies = {study for source in self._sources for study in _list_studies(source)}

@@ -75,7 +75,8 @@ def split(
     Warns
     -----
     MedimgWarning
-        Of near-duplicates and of series that can't be decoded, if these are compared.
+        If pixels are compared: of identical pixels with different labels, of near-duplicates and of series
+        that can't be decoded.
 
     Examples
     --------

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from medimg.data.patients import patient_key
 from medimg.data.protocols import EvaluationDataset
 from medimg.metrics.units import ScoredUnits
 
@@ -129,7 +130,7 @@ def count_subsets(split: Mapping[str, EvaluationDataset]) -> list[Subset]:
 
 def count_shared_patients(split: Mapping[str, EvaluationDataset]) -> int:
     """Count the patients that are in more than one subset of a split."""
-    subsets = Counter(patient for part in split.values() for patient in set(part.patients))
+    subsets = Counter(key for part in split.values() for key in set(map(patient_key, set(part.patients))))
     return sum(count > 1 for count in subsets.values())
 
 

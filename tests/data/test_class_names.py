@@ -1,0 +1,140 @@
+"""One spelling and one order of classes, in folders, tables and datasets."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from medimg import ImageDataset, Preprocess
+from medimg.data.class_names import are_same_classes, sort_classes
+from medimg.errors import DatasetError, MedimgWarning
+
+SMALL = Preprocess(size=16)
+
+
+def write_pictures(root: Path, labels: list[Any]) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    rows = []
+    for n, label in enumerate(labels):
+        (root / f"{label}").mkdir(parents=True, exist_ok=True)
+        name = f"{label}/p{n}.png"
+        Image.fromarray(rng.integers(0, 256, (16, 16)).astype(np.uint8)).save(root / name)
+        rows.append((name, label, f"p{n}"))
+    return pd.DataFrame(rows, columns=["path", "label", "patient"])
+
+
+def from_table(table: Any, root: Path, **options: Any) -> ImageDataset:
+    return ImageDataset.from_csv(table, root=root, patient="patient", preprocess=SMALL, **options)
+
+
+@given(st.lists(st.integers(-30, 200), unique=True), st.sampled_from(["", "grade ", "T"]))
+def test_numbers_are_in_order(numbers: list[int], prefix: str) -> None:
+    known = [n for n in sorted(numbers) if n >= 0 or not prefix]
+    mixed = [f"{prefix}{n}" for n in known]
+    random.Random(0).shuffle(mixed)
+    assert sort_classes(mixed) == [f"{prefix}{n}" for n in known]
+
+
+@given(st.sets(st.text(min_size=1)))
+def test_the_order_does_not_depend_on_the_order(names: set[str]) -> None:
+    assert sort_classes(names) == sort_classes(sorted(names, reverse=True))
+    assert set(sort_classes(names)) == names
+
+
+def test_folders_and_tables_agree(tmp_path: Path) -> None:
+    table = write_pictures(tmp_path, list(range(12)))
+    expected = tuple(map(str, range(12)))
+    folder = ImageDataset.from_folder(tmp_path, SMALL, patient=r"(p\d+)")
+    table.to_csv(tmp_path / "t.csv", index=False)
+    floats = table.assign(label=table.label.astype(float))
+    floats.to_csv(tmp_path / "f.csv", index=False)
+    found = [from_table(t, tmp_path) for t in (table, floats, tmp_path / "t.csv", tmp_path / "f.csv")]
+    assert {one.classes for one in (folder, *found)} == {expected}
+    # a checkpoint from before has its own order and spelling
+    stored = ("0.0", "1.0", "10.0", "11.0", *(f"{n}.0" for n in range(2, 10)))
+    again = from_table(table, tmp_path, classes=stored)
+    assert again.classes == stored
+    assert again.labels.tolist() == [stored.index(f"{n}.0") for n in range(12)]
+    assert not are_same_classes(again.classes, folder.classes)
+    assert are_same_classes(stored, [name.removesuffix(".0") for name in stored])
+
+
+@pytest.mark.parametrize(
+    "labels", [["neg", "Neg"], ["no finding", "nofinding"], ["no_finding", "No finding"]]
+)
+def test_names_that_differ_by_case_or_blanks_warn(tmp_path: Path, labels: list[str]) -> None:
+    table = write_pictures(tmp_path, labels)
+    with pytest.warns(MedimgWarning, match="classes 0 and 1 .* only by case, blanks"):
+        assert len(from_table(table, tmp_path).classes) == 2
+    with pytest.warns(MedimgWarning, match="only by case"):
+        ImageDataset.from_folder(tmp_path, SMALL, patient=r"(p\d+)")
+
+
+def test_blanks_around_a_label_do_not_count(tmp_path: Path) -> None:
+    table = write_pictures(tmp_path, ["neg", "pos", "neg"]).assign(label=["neg", "pos", "neg "])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert from_table(table, tmp_path).classes == ("neg", "pos")
+
+
+@pytest.mark.parametrize("names", [["train", "val"], ["Training", "test"], ["train", "valid", "test_set"]])
+def test_splits_are_not_classes(tmp_path: Path, names: list[str]) -> None:
+    write_pictures(tmp_path, names)
+    with pytest.warns(MedimgWarning, match="named like splits"):
+        ImageDataset.from_folder(tmp_path, SMALL, patient=r"(p\d+)")
+
+
+def test_columns_that_occur_twice(tmp_path: Path) -> None:
+    table = write_pictures(tmp_path, ["a", "b"])
+    twice = pd.concat([table, table[["label"]]], axis=1)
+    twice.to_csv(tmp_path / "twice.csv", index=False)
+    for given_table in (twice, tmp_path / "twice.csv"):
+        with pytest.raises(DatasetError, match="2 columns named 'label'"):
+            from_table(given_table, tmp_path)
+    # another column may
+    more = pd.concat([table, pd.DataFrame({"x": [1, 2]}), pd.DataFrame({"x": [1, 2]})], axis=1)
+    more.to_csv(tmp_path / "more.csv", index=False)
+    for given_table in (more, tmp_path / "more.csv"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert from_table(given_table, tmp_path).classes == ("a", "b")
+    with pytest.raises(DatasetError, match="a column twice"):
+        from_table(table.assign(A=1), tmp_path, label=["A", "A"])
+
+
+def test_booleans_are_indicators_in_frames_and_files(tmp_path: Path) -> None:
+    table = write_pictures(tmp_path, ["a", "b"]).assign(A=[True, False], B=["TRUE", " false"], C=[1.0, 0.0])
+    table.to_csv(tmp_path / "t.csv", index=False)
+    for given_table in (table, tmp_path / "t.csv"):
+        found = from_table(given_table, tmp_path, label=["A", "B", "C"])
+        assert found.labels.tolist() == [[1, 1, 1], [0, 0, 0]]
+    for wrong in (-1, 2, "yes", 0.5):
+        with pytest.raises(DatasetError, match="column 'A' of row 1"):
+            from_table(table.assign(A=[1, wrong]), tmp_path, label=["A", "B"])
+
+
+def test_images_without_labels(tmp_path: Path) -> None:
+    table = write_pictures(tmp_path, ["a", "b"])
+    folder = ImageDataset.from_folder(tmp_path, SMALL, patient=r"(p\d+)", label=None)
+    listed = from_table(table.drop(columns="label"), tmp_path, label=None)
+    for found in (folder, listed, folder.subset([0, 1]), folder.with_preprocess(SMALL.replace(size=8))):
+        assert (len(found), found.classes, found.is_labeled) == (2, (), False)
+        assert found.labels.tolist() == [-1, -1]
+        assert found[1][1] == -1
+        assert "no labels" in repr(found)
+    for wrong in (slice(0, 2), "0", 1.0, [0]):
+        with pytest.raises(DatasetError, match=r"dataset\.subset"):
+            folder[wrong]  # type: ignore[index]
+    with pytest.raises(DatasetError, match="label=None"):
+        ImageDataset.from_folder(tmp_path / "a", SMALL)
+    with pytest.raises(DatasetError, match="None for images without"):
+        from_table(table.drop(columns="label"), tmp_path)
