@@ -21,7 +21,7 @@ from medimg.models import checkpoint, safetensors_file
 from medimg.models import classifier as classifying
 from medimg.models.backbones import architecture, registry
 from medimg.models.backbones.heads import new_head
-from medimg.models.digest import tensors_sha256
+from medimg.models.digest import model_digest, tensors_sha256
 from medimg.models.training_distribution import ImageFacts, TrainingDistribution
 from medimg.models.training_images import TrainingImages
 from tests.models.fakes import changed, classifier, images, state
@@ -353,10 +353,16 @@ def test_lengths_that_look_like_other_formats(tmp_path: Path, tiny: TransferClas
     assert 0x80 in first
 
 
+#: Of the recipe of `classifier()`, when recipes were saved without a revision.
+REVISION_3 = "26f18b225565115a"
+
+
 def old(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     """Make it what the first version of medimg wrote."""
     for name in ("calibration", "ranges", "model_sha256"):
         del header[name]
+    del header["preprocess"]["revision"]
+    header["preprocess_fingerprint"] = REVISION_3
     header["schema"] = 1
     sealed(header, tensors)
 
@@ -367,7 +373,11 @@ def test_files_of_schema_1_are_read(saved: Path, tmp_path: Path) -> None:
     assert not changed(state(loaded), state(expected))
     assert loaded.calibration is None
     assert loaded.training_ranges is None
-    assert loaded.preprocess == expected.preprocess
+    # images of 8 bits are windowed as they were in training
+    assert loaded.preprocess == expected.preprocess.replace(revision=3)
+    again = medimg.load(loaded.save(tmp_path / "again.safetensors"))
+    assert again.preprocess == loaded.preprocess
+    assert model_digest(again) == model_digest(loaded) != model_digest(expected)
 
 
 @pytest.mark.parametrize(
