@@ -176,7 +176,7 @@ def test_no_error_at_all_is_no_certainty() -> None:
 
 def test_dropped_resamples_are_counted() -> None:
     report = evaluate(*small(), n_resamples=500)
-    assert 100 < report.metrics["auroc"].dropped < 250
+    assert 100 < report.metrics["auprc"].dropped < 250
     assert report.metrics["accuracy"].dropped == 0
     assert any("lacked a class" in note for note in report.notes)
 

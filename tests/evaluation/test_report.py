@@ -188,7 +188,7 @@ def test_metrics_as_a_table_and_as_text() -> None:
     report = make_report(*KINDS[1])
     table = report.to_pandas().set_index("metric")
     assert table.loc["auroc", "value"] == report.metrics["auroc"].value
-    assert list(table.columns) == ["value", "low", "high", "dropped"]
+    assert list(table.columns) == ["value", "low", "high", "dropped", "reason"]
     text = str(report)
     assert text.startswith("Report: 3 classes, by patient, 30 patients, 150 images")
     assert f"{report.metrics['accuracy']}" in text

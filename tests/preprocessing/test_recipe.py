@@ -367,7 +367,7 @@ def intensities(source: Any, size: tuple[int, int], **fields: Any) -> npt.NDArra
         return Preprocess(size=size, **BARE, **fields)(source)[0, 0].numpy()
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     values=st.tuples(st.integers(0, 200), st.integers(1, 55)),
     modality=st.sampled_from(["DX", "US", "MR", "OT", "XC", "NM"]),

@@ -17,7 +17,8 @@ _IN_MM = ("spacing", "slice_distance", "slice_thickness")
 
 _OTHER_METHODS = {
     "delong": "the AUROC of a class by DeLong’s method",
-    "exact": "proportions of 0 or 1 by exact binomial intervals over patients",
+    "exact": "proportions of 0 or 1, or equal in all resamples, by exact binomial intervals over patients",
+    "newcombe": "an AUROC of 0 or 1 by Newcombe’s score interval over patients",
 }
 
 _NOT_CALIBRATED = (
@@ -32,7 +33,7 @@ def describe_other_intervals(estimates: "Iterable[Estimate]") -> list[str]:
 
     >>> from medimg.metrics.bootstrap import Estimate
     >>> describe_other_intervals([Estimate(1.0, 0.839, 1.0, method="exact")])
-    ['proportions of 0 or 1 by exact binomial intervals over patients']
+    ['proportions of 0 or 1, or equal in all resamples, by exact binomial intervals over patients']
     """
     methods = {estimate.method for estimate in estimates}
     return [text for method, text in _OTHER_METHODS.items() if method in methods]

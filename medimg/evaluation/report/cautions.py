@@ -94,7 +94,8 @@ def list_cautions(
     elif any(e.value == 1.0 for name, e in metrics.items() if name.startswith("auroc")):
         sentences.append(
             "An AUROC is 1: every positive scored above every negative, so that neither resampling nor "
-            "DeLong’s method can show the uncertainty of this value."
+            "DeLong’s method can show the uncertainty of this value. That of a single class has Newcombe’s "
+            "score interval, a mean over several classes has none."
         )
     # a score that is undefined on the whole dataset has no interval to be too narrow
     dropped = max((e.dropped for e in metrics.values() if not math.isnan(e.value)), default=0)
