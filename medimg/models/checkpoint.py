@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 __all__ = ["SCHEMA", "Checkpoint", "read", "read_header", "refuse_unsound"]
 
 #: Version of the header. It is raised if older versions could not read the file, or would ignore something
-#: that predictions depend on. Version 1 had neither calibration nor ranges, and is still read.
-SCHEMA: Final = 2
+#: that predictions depend on. Version 1 had neither calibration nor ranges, version 2 no calibration but
+#: temperature scaling; both are still read.
+SCHEMA: Final = 3
 
 _KEY: Final = "medimg"
 _WHAT: Final = (

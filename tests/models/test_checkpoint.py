@@ -99,7 +99,7 @@ def test_loading_needs_no_pretrained_weights(tmp_path: Path, monkeypatch: pytest
 
 def test_header_says_what_it_was_made_with(saved: Path) -> None:
     header = checkpoint.read_header(saved)
-    assert header["schema"] == checkpoint.SCHEMA == 2
+    assert header["schema"] == checkpoint.SCHEMA == 3
     assert header["classes"] == ["a", "b"]
     assert header["versions"]["medimg"] == medimg.__version__
     assert header["versions"].keys() == {"medimg", "torch", "torchvision", "python"}
@@ -187,7 +187,7 @@ def nudge(_: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     [
         (set_field("classes", ["b", "a"]), "not the one that was saved"),
         (set_field("training", {"best": 1.0}), "not the one that was saved"),
-        (set_field("schema", 3), "written by a newer medimg: its schema is 3"),
+        (set_field("schema", 4), "written by a newer medimg: its schema is 4"),
         (set_field("schema", "1"), "has no schema"),
         (lambda header, _: header.pop("task"), "not the one that was saved"),
         (drop_tensor, "tensors in .* are not those that were saved"),
@@ -403,7 +403,7 @@ def test_files_of_schema_1_are_read(saved: Path, tmp_path: Path) -> None:
             "outliers must .* found unknown 'more'",
         ),
         (set_field("model_sha256", "0" * 64), "not the one that was saved"),
-        (set_field("schema", 3), "written by a newer medimg: its schema is 3"),
+        (set_field("schema", 4), "written by a newer medimg: its schema is 4"),
         (set_field("schema", 10**30), "written by a newer medimg"),
     ],
 )
