@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
 
-from medimg.calibration.logit_map import METHODS, Curve, LogitMap, MapMethod, find_margins
+from medimg.calibration.logit_map import METHODS, Curve, LogitMap, MapMethod, count_temperatures, find_margins
 from medimg.calibration.temperature_scaling import CalibrationData, fit_temperature, measure_size
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ def _fit(
         return LogitMap(method, tuple(fit_temperature(data).tolist()), offset)
     counts = _count_patients(data, patients)
     if method == "isotonic":
-        return LogitMap(method, offset=offset, curves=_fit_curves(data, len(np.unique(patients))))
+        ones = (1.0,) * count_temperatures(method, data.task, data.logits.shape[1])
+        return LogitMap(method, ones, offset, curves=_fit_curves(data))
     if data.task == "multiclass":
         scale, bias = _fit_scales(data, _smooth(data.truth(), counts[:, 0]), shared=method == "platt")
         return LogitMap(method, tuple((1 / scale).tolist()), offset, tuple(bias.tolist()))
@@ -171,25 +172,21 @@ def _fit_scales(
     return np.asarray(found[:n_scales] / size), np.append(0.0, found[n_scales:])
 
 
-def _fit_curves(data: CalibrationData, n_patients: int) -> tuple[Curve, ...]:
-    """Fit a curve to the margins of each class against the rest [3]_; the rows of an item share its weight."""
+def _fit_curves(data: CalibrationData) -> tuple[Curve, ...]:
+    """Fit a curve to the margins of each class against the rest [3]_; rows of an item share its weight."""
     margins, truth = find_margins(data.logits, data.task), data.truth()
     truth = truth[:, 1:] if margins.shape[1] < truth.shape[1] else truth
     sizes = np.diff(np.append(data.starts, len(margins)))
     rows, weights = np.repeat(truth, sizes, axis=0), np.repeat(1 / sizes, sizes)
-    return tuple(
-        _fit_curve(x, y.astype(np.float64), weights, n_patients)
-        for x, y in zip(margins.T, rows.T, strict=True)
-    )
+    return tuple(_fit_curve(x, y.astype(np.float64), weights) for x, y in zip(margins.T, rows.T, strict=True))
 
 
-def _fit_curve(
-    x: NDArray[np.float64], y: NDArray[np.float64], weights: NDArray[np.float64], n_patients: int
-) -> Curve:
+def _fit_curve(x: NDArray[np.float64], y: NDArray[np.float64], weights: NDArray[np.float64]) -> Curve:
     """
     Return a centered isotonic regression [4]_: each block of equal frequencies is one knot at its mean.
 
-    Frequencies keep a distance of 1 / (patients + 2) from 0 and 1, as none is known to be impossible.
+    An item of the class is added at the lowest margin, and one of others at the highest, so that no frequency
+    is 0 or 1, and no end rests on a few items.
     """
     from scipy.special import logit
     from sklearn.isotonic import isotonic_regression
@@ -197,12 +194,12 @@ def _fit_curve(
     if not 0 < y.mean() < 1:
         return (0.0, 1.0), (0.0, 1.0)
     knots, where = np.unique(x, return_inverse=True)
-    mass = np.bincount(where, weights)
-    fitted = isotonic_regression(np.bincount(where, weights * y) / mass, sample_weight=mass)
+    mass, hits = np.bincount(where, weights), np.bincount(where, weights * y)
+    mass[[0, -1]] += 1 + (len(knots) == 1)
+    hits[0] += 1
+    fitted = isotonic_regression(hits / mass, sample_weight=mass)
     _, block = np.unique(fitted, return_inverse=True)
     weight = np.bincount(block, mass)
     centers = np.bincount(block, mass * knots) / weight
-    shares = np.bincount(block, mass * fitted) / weight
-    edge = 1 / (n_patients + 2)
-    values: Any = logit(np.clip(shares, edge, 1 - edge))
+    values: Any = logit(np.bincount(block, mass * fitted) / weight)
     return tuple(centers.tolist()), tuple(values.tolist())

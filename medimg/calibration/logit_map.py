@@ -80,7 +80,7 @@ def _apply_curves(curves: tuple[Curve, ...], logits: NDArray[np.float64], task: 
 
 
 def _interpolate(curve: Curve, x: NDArray[Any]) -> NDArray[np.float64]:
-    """Interpolate linearly, and extend by the slope from the first to the last knot, which keeps the order."""
+    """Interpolate linearly, and extend by the slope from the first to the last knot, so order stays."""
     knots, values = map(np.asarray, curve)
     span = knots[-1] - knots[0]
     slope = (values[-1] - values[0]) / span if span > 0 else 0.0

@@ -15,12 +15,11 @@ if TYPE_CHECKING:
 
     from medimg.calibration.logit_map import LogitMap
 
-__all__ = ["CalibrationData", "fit_temperature", "is_at_bound", "measure_size"]
+__all__ = ["CalibrationData", "fit_temperature", "measure_size"]
 
 #: Bounds of the search, times the size of the logits; at the lower one the temperature is not identifiable.
 _LOWEST: Final = 0.05
 _HIGHEST: Final = 50.0
-_NEAR_HIGHEST: Final = 0.99 * _HIGHEST
 _TINY: Final = 1e-300
 
 
@@ -120,13 +119,6 @@ def fit_temperature(data: CalibrationData) -> NDArray[np.float64]:
         size = measure_size(one.logits)
         found.append(_minimize(lambda t, one=one: float(one.losses(t)[0]), size) if varied else 1.0)  # type: ignore[misc]  # of a default
     return np.array(found)
-
-
-def is_at_bound(data: CalibrationData, temperature: NDArray[np.float64]) -> bool:
-    """Whether a temperature is the highest that was tried: more certain logits are no more often right."""
-    centered = data.logits - data.logits.mean(axis=1, keepdims=True) if data.task == "multiclass" else None
-    sizes = np.abs(data.logits).mean(axis=0) if centered is None else np.abs(centered).mean(keepdims=True)
-    return bool((temperature > _NEAR_HIGHEST * np.maximum(1.0, sizes)).any())
 
 
 def measure_size(logits: NDArray[np.float64]) -> float:

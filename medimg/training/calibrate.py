@@ -16,7 +16,7 @@ from medimg.calibration.logit_map import LogitMap, count_temperatures
 from medimg.calibration.mahalanobis import MahalanobisDetector
 from medimg.calibration.operating_points import check_criterion, operating_points
 from medimg.calibration.result import Calibration
-from medimg.calibration.temperature_scaling import CalibrationData, is_at_bound
+from medimg.calibration.temperature_scaling import CalibrationData
 from medimg.data.splits.kfold import assign_folds
 from medimg.errors import MedimgWarning, TrainingError
 from medimg.features.dataset_features import item_features
@@ -120,8 +120,7 @@ def calibrate(
     Warns
     -----
     MedimgWarning
-        If the validation data have one class only, so that the probabilities stay as they are, or if the
-        logits are not informative for them.
+        If the validation data have one class only, so that the probabilities stay as they are.
 
     Notes
     -----
@@ -193,20 +192,9 @@ def _fit_map(
         return none, ()
     whose = np.unique(np.asarray(patients), return_inverse=True)[1].astype(np.int64)
     if method == "auto":
-        fitted, selection = choose_map(data, whose, _assign_folds(data, patients), offset)
-    else:
-        _check_method(method, data, truth)
-        fitted, selection = fit_map(method, data, whose, offset), ()
-    moved = data.mapped(LogitMap("none", offset=fitted.offset))
-    if fitted.method == "temperature" and is_at_bound(moved, np.array(fitted.temperature)):
-        warnings.warn(
-            "the temperature reached its upper bound, so that probabilities are about equal: the model's "
-            "scores do not agree with the labels of the validation data; check classes and labels, or "
-            "evaluate the model before it is used",
-            MedimgWarning,
-            stacklevel=4,
-        )
-    return fitted, selection
+        return choose_map(data, whose, _assign_folds(data, patients), offset)
+    _check_method(method, data, truth)
+    return fit_map(method, data, whose, offset), ()
 
 
 def _warn(found: str) -> None:
