@@ -238,8 +238,9 @@ def _find_offset(model: TransferClassifier, train: LabeledDataset | None) -> tup
     if weights is None and train is not None and balance in ("loss", "sampler"):
         weights = list_class_weights(np.asarray(train.labels), model.task, outputs, balance)
     # the summary comes from a file
-    known = isinstance(weights, list) and len(weights) == outputs
-    if not known or not all(isinstance(w, float) and 0 < w < np.inf for w in weights):
+    if not isinstance(weights, list) or len(weights) != outputs:
+        return ()
+    if not all(isinstance(w, float) and 0 < w < np.inf for w in weights):
         return ()
     return tuple((-np.log(np.array(weights))).tolist())
 

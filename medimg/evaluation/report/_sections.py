@@ -363,7 +363,8 @@ def build_subgroups(report: "Report") -> list[Table]:
 def _find_estimate(group: "pd.DataFrame", metric: str) -> Estimate:
     rows = group.loc[group["metric"] == metric]
     values = rows[["value", "low", "high"]].to_numpy(dtype=float).tolist() or [[math.nan] * 3]
-    return Estimate(*values[0], reason=next(iter(rows["reason"]), ""))
+    value, low, high = values[0]
+    return Estimate(value, low, high, reason=next(iter(rows["reason"]), ""))
 
 
 def build_calibration(report: "Report") -> CalibrationSection:
