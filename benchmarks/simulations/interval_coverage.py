@@ -24,8 +24,8 @@ from medimg.metrics.units import ScoredUnits
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SMALLER: Final = (3, 5, 10, 20, 50)
-_AREAS: Final = (0.7, 0.85, 0.95)
+SMALLER: Final = (3, 5, 10, 20, 40)
+_AREAS: Final = (0.7, 0.95)
 _RATIOS: Final = (1, 4)
 _IMAGES: Final = (1, 5)
 _CLASSES: Final = ("well", "ill")
@@ -90,6 +90,6 @@ def find_worst(n_studies: int, n_resamples: int) -> Iterator[tuple[int, dict[str
 
 
 if __name__ == "__main__":
-    studies, resamples = (int(value) for value in sys.argv[1:3]) if len(sys.argv) > 2 else (1000, 1000)
+    studies, resamples = (int(value) for value in sys.argv[1:3]) if len(sys.argv) > 2 else (200, 300)
     for smaller, worst in find_worst(studies, resamples):
         print(f"    {smaller}:", "(" + ", ".join(f"{worst[name]:.2f}" for name in METRICS) + "),", flush=True)
