@@ -165,7 +165,7 @@ def test_few_patients_are_warned_of_and_many_are_not() -> None:
     assert any(
         "first indication" in note for note in evaluate(*make_pair(n_patients=12), n_resamples=50).notes
     )
-    assert evaluate(*make_pair(n_patients=60), n_resamples=50).notes == ()
+    assert evaluate(*make_pair(n_patients=300, per_patient=1), n_resamples=50).notes == ()
 
 
 def test_no_error_at_all_is_no_certainty() -> None:

@@ -196,7 +196,8 @@ def _describe_coverage(
     listed = ", ".join(f"{100 * share:.0f} % ({describe_metric(name)})" for name, share in worst.items())
     return [
         f"The smallest class, or the rest, has {min(sizes)} patients, and intervals of so few can be too "
-        f"narrow: in the worst of simulated studies, 95 % intervals contained the true value in only {listed}."
+        "narrow: in the worst of simulated studies, 95 % intervals contained the true value in only "
+        f"{listed}."
     ]
 
 
