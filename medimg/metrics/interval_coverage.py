@@ -24,9 +24,12 @@ METRICS: Final = (
 _WORST: Final[dict[int, tuple[float, ...]]] = {
     3: (0.79, 0.89, 0.88, 0.79, 0.83, 0.81, 0.86, 0.67),
     5: (0.79, 0.81, 0.85, 0.82, 0.83, 0.83, 0.84, 0.81),
+    10: (0.81, 0.84, 0.92, 0.85, 0.80, 0.86, 0.91, 0.84),
     20: (0.88, 0.88, 0.91, 0.91, 0.87, 0.89, 0.92, 0.92),
     40: (0.86, 0.85, 0.91, 0.91, 0.92, 0.90, 0.91, 0.91),
 }
+#: From so many patients on nothing is said: the simulated sizes end below.
+_MOST: Final = 100
 #: Coverage that is close enough to 95 %.
 _ENOUGH: Final = 0.93
 
