@@ -1,9 +1,10 @@
-"""Result of a calibration: temperature, thresholds, prediction sets, out-of-distribution statistics."""
+"""Result of a calibration: calibration map, thresholds, prediction sets, out-of-distribution statistics."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from medimg._public import set_module
 from medimg._validation import check_choice, check_fields, check_number, check_text, check_whole_number
 from medimg.calibration.conformal import check_coverage, prediction_set
+from medimg.calibration.logit_map import METHODS, Curve, LogitMap, MapMethod, count_temperatures
 from medimg.calibration.mahalanobis import MahalanobisDetector
 from medimg.calibration.operating_points import Criterion, OperatingPoint, check_criterion
 from medimg.errors import CheckpointError
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Calibration"]
 
+#: Fields that earlier versions did not write, with the values that they then have.
+_ADDED: dict[str, Any] = {"method": "temperature", "offset": (), "bias": (), "curves": (), "selection": ()}
 _COLUMNS = ("probabilities", "predicted", "observed", "n")
 
 
@@ -38,9 +42,9 @@ class Calibration:
     items, patients : int
         Number of items and of patients in the validation data.
     temperature : tuple of float
-        Divisor of the logits: one number, or one for each label.
+        Divisor of the logits: one number, one for each label, or with "vector" one for each class.
     loss : tuple of 2 floats
-        Mean negative log likelihood on the validation data before and after temperature scaling.
+        Mean negative log likelihood on the validation data before and after calibration.
     operating_point : str, mapping or None
         Criterion for the thresholds, as passed to :func:`medimg.calibrate`.
     points : tuple of OperatingPoint
@@ -55,6 +59,17 @@ class Calibration:
         Hash of the model's parameters; with other parameters the calibration is not valid.
     outliers : MahalanobisDetector or None
         Statistics of the embeddings of in-distribution images; None without training data.
+    method : {"none", "temperature", "platt", "vector", "isotonic"}
+        Method by which logits are calibrated.
+    offset : tuple of float
+        Added to the logits first: minus the logarithm of the class weights of the training; empty for none.
+    bias : tuple of float
+        Added to the divided logits, one for each class or label; empty for none.
+    curves : tuple
+        Knots of isotonic regression: log-odds of a class against the rest before and after calibration, for
+        the second of two classes, else for each.
+    selection : tuple of (str, float)
+        Cross-validated mean negative log likelihood of each method that was tried; empty if none was chosen.
     """
 
     unit: str
@@ -69,6 +84,16 @@ class Calibration:
     bins: tuple[tuple[str, float, float, int], ...] = field(repr=False)
     parameters_sha256: str = field(repr=False)
     outliers: MahalanobisDetector | None = None
+    method: MapMethod = "temperature"
+    offset: tuple[float, ...] = ()
+    bias: tuple[float, ...] = ()
+    curves: tuple[Curve, ...] = field(default=(), repr=False)
+    selection: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def logit_map(self) -> LogitMap:
+        """Map of the logits."""
+        return LogitMap(self.method, self.temperature, self.offset, self.bias, self.curves)
 
     def reliability(self) -> pd.DataFrame:
         """
@@ -98,8 +123,11 @@ class Calibration:
         """Return everything but the statistics of embeddings, serializable as JSON."""
         values = asdict(replace(self, outliers=None))
         del values["outliers"]
-        listed = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
-        return values | listed | {"bins": [list(row) for row in self.bins]}
+        # files and digests of earlier versions lack these
+        for name, default in _ADDED.items():
+            if values[name] == default:
+                del values[name]
+        return {name: _to_lists(value) for name, value in values.items()}
 
     @classmethod
     def from_dict(
@@ -117,7 +145,7 @@ class Calibration:
         CheckpointError
             If a field is missing or invalid, or does not match the classes.
         """
-        names = [f.name for f in fields(cls) if f.name != "outliers"]
+        names = [f.name for f in fields(cls) if f.name != "outliers" and f.name not in _ADDED]
         check_fields("calibration", values, names, others=True, error=CheckpointError)
         count = 1 if task == "multiclass" else len(classes)
         criterion = check_criterion(
@@ -125,13 +153,16 @@ class Calibration:
         )
         coverage = check_coverage(values["coverage"], _name("coverage"), error=CheckpointError)
         before, after = _check_numbers("loss", values["loss"], 2)
+        added = {name: values.get(name, default) for name, default in _ADDED.items()}
+        method = check_choice(_name("method"), added["method"], METHODS, error=CheckpointError)
+        temperatures = count_temperatures(method, task, len(classes))
         return cls(
             unit=check_choice(_name("unit"), values["unit"], ("slice", "series"), error=CheckpointError),
             items=check_whole_number(_name("items"), values["items"], least=1, error=CheckpointError),
             patients=check_whole_number(
                 _name("patients"), values["patients"], least=1, error=CheckpointError
             ),
-            temperature=_check_numbers("temperature", values["temperature"], count, above=0),
+            temperature=_check_numbers("temperature", values["temperature"], temperatures, above=0),
             loss=(before, after),
             operating_point=criterion,
             points=_check_points(values["points"], criterion, classes, task),
@@ -146,6 +177,16 @@ class Calibration:
                 _name("parameters_sha256"), values["parameters_sha256"], error=CheckpointError
             ),
             outliers=outliers,
+            method=method,
+            **{
+                name: _check_numbers(name, added[name], len(classes) if added[name] else 0)
+                for name in ("offset", "bias")
+            },
+            curves=_check_curves(added["curves"], method, task, len(classes)),
+            selection=tuple(
+                _check_selected(f"selection[{n}]", row)
+                for n, row in enumerate(_check_list("selection", added["selection"]))
+            ),
         )
 
     def decided(self, proba: NDArray[np.float64], classes: tuple[str, ...], task: str) -> list[str]:
@@ -163,6 +204,34 @@ class Calibration:
     def sets(self, proba: NDArray[np.float64], classes: tuple[str, ...], task: str) -> list[str]:
         """Return the prediction set of each row (n, K), joined by ";"."""
         return _join_names(prediction_set(proba, self.quantiles, task), classes)
+
+
+def _to_lists(value: Any) -> Any:
+    """Replace tuples by lists, as JSON does."""
+    return [_to_lists(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _check_curves(value: object, method: str, task: str, classes: int) -> tuple[Curve, ...]:
+    """Return curves of ascending knots, as many as the method needs."""
+    count = 0 if method != "isotonic" else 1 if task == "multiclass" and classes == 2 else classes
+    found = []
+    for n, curve in enumerate(_check_list("curves", value, count)):
+        name = f"curves[{n}]"
+        knots, values = _check_list(name, curve, 2)
+        x = _check_numbers(f"{name}[0]", knots, max(1, len(_check_list(f"{name}[0]", knots))))
+        y = _check_numbers(f"{name}[1]", values, len(x))
+        if any(b <= a for a, b in pairwise(x)) or any(b < a for a, b in pairwise(y)):
+            raise CheckpointError(f"{_name(name)} must have ascending knots and values; found others")
+        found.append((x, y))
+    return tuple(found)
+
+
+def _check_selected(name: str, row: object) -> tuple[str, float]:
+    method, loss = _check_list(name, row, 2)
+    return (
+        check_choice(_name(f"{name}[0]"), method, METHODS, error=CheckpointError),
+        check_number(_name(f"{name}[1]"), loss, error=CheckpointError),
+    )
 
 
 def _name(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["CalibrationData", "fit_temperature"]
+    from medimg.calibration.logit_map import LogitMap
+
+__all__ = ["CalibrationData", "fit_temperature", "measure_size"]
 
 #: Bounds of the search, times the size of the logits; at the lower one the temperature is not identifiable.
 _LOWEST: Final = 0.05
@@ -43,6 +45,26 @@ class CalibrationData:
         counts = np.diff(np.append(self.starts, len(rows)))
         return np.asarray(np.add.reduceat(rows, self.starts) / counts[:, None])
 
+    def select(self, items: NDArray[np.bool_]) -> CalibrationData:
+        """Return some items (n,)."""
+        sizes = np.diff(np.append(self.starts, len(self.logits)))
+        rows, kept = np.repeat(items, sizes), sizes[items]
+        return CalibrationData(
+            self.logits[rows], np.cumsum(kept) - kept, np.asarray(self.labels)[items], self.task
+        )
+
+    def mapped(self, fitted: LogitMap) -> CalibrationData:
+        """Return the same items with calibrated logits."""
+        return replace(self, logits=fitted.apply(self.logits, self.task))
+
+    def pair(self, label: int) -> CalibrationData:
+        """Return absence and presence of a label as two exclusive classes."""
+        column = self.logits[:, label]
+        labels = self.truth()[:, label].astype(np.int64)
+        return CalibrationData(
+            np.column_stack([np.zeros(len(column)), column]), self.starts, labels, "multiclass"
+        )
+
     def truth(self) -> NDArray[np.bool_]:
         """Return the labels as indicators (n, K)."""
         if self.task == "multilabel":
@@ -52,14 +74,22 @@ class CalibrationData:
 
     def losses(self, temperature: NDArray[np.float64] | float = 1.0) -> NDArray[np.float64]:
         """Return the mean negative log likelihood (1,), or that of each label (K,)."""
+        return np.asarray(self._losses(temperature).mean(axis=0))
+
+    def item_losses(self) -> NDArray[np.float64]:
+        """Return the negative log likelihood of each item, (n,), the mean over its labels."""
+        return np.asarray(self._losses(1.0).mean(axis=1))
+
+    def _losses(self, temperature: NDArray[np.float64] | float) -> NDArray[np.float64]:
+        """Return the negative log likelihood of each item, (n, 1), or of each of its labels, (n, K)."""
         proba, truth = self.probabilities(temperature), self.truth()
         if self.task == "multiclass":
-            return np.array([-np.log(np.maximum(proba[truth], _TINY)).mean()])
+            return np.asarray(-np.log(np.maximum(proba[truth], _TINY))[:, None])
         # 1 - p of an absent label would be rounded to 0 before p is 1
         mirrored = CalibrationData(-self.logits, self.starts, self.labels, self.task).probabilities(
             temperature
         )
-        return np.asarray(-np.log(np.maximum(np.where(truth, proba, mirrored), _TINY)).mean(axis=0))
+        return np.asarray(-np.log(np.maximum(np.where(truth, proba, mirrored), _TINY)))
 
 
 def fit_temperature(data: CalibrationData) -> NDArray[np.float64]:
@@ -77,19 +107,21 @@ def fit_temperature(data: CalibrationData) -> NDArray[np.float64]:
     3.641
     """
     if data.task == "multiclass":
-        size = _measure_size(data.logits - data.logits.mean(axis=1, keepdims=True))
+        if len(np.unique(data.labels)) < 2:
+            return np.ones(1)
+        size = measure_size(data.logits - data.logits.mean(axis=1, keepdims=True))
         return np.array([_minimize(lambda t: float(data.losses(t)[0]), size)])
     found = []
     for label in range(data.logits.shape[1]):
         column = slice(label, label + 1)
         one = CalibrationData(data.logits[:, column], data.starts, data.labels[:, column], "multilabel")
         varied = 0 < int(one.truth().sum()) < len(one.labels)
-        size = _measure_size(one.logits)
+        size = measure_size(one.logits)
         found.append(_minimize(lambda t, one=one: float(one.losses(t)[0]), size) if varied else 1.0)  # type: ignore[misc]  # of a default
     return np.array(found)
 
 
-def _measure_size(logits: NDArray[np.float64]) -> float:
+def measure_size(logits: NDArray[np.float64]) -> float:
     """Return the mean absolute logit; 1 if all are 0."""
     return float(np.abs(logits).mean()) or 1.0
 

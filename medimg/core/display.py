@@ -81,18 +81,24 @@ def _compute_percentiles(values: npt.NDArray[Any], percentiles: tuple[float, flo
 
 
 def choose_voi(
-    volume: Volume, window: WindowChoice = "auto", percentiles: tuple[float, float] = (0.5, 99.5)
+    volume: Volume,
+    window: WindowChoice = "auto",
+    percentiles: tuple[float, float] = (0.5, 99.5),
+    *,
+    full_range: bool = True,
 ) -> tuple[Voi, ...]:
     """
     Return the window or table of all slices (one), or of each.
 
+    `full_range`: whether "auto" takes images that are ready for display (of 8 bits) at their full range.
+
     The choices are those of :class:`medimg.Preprocess`, an index among the declared windows, a window or
     table, or the explanation of a window in the file that is not the name of a preset.
     """
+    if window == "auto":
+        window = _choose_by_modality(volume, volume.display_range if full_range else None)
     if isinstance(window, Window | LookupTable):
         return (window,)
-    if window == "auto":
-        window = _choose_by_modality(volume)
     if window == "percentile":
         return (compute_percentile_window(volume, percentiles),)
     if window == "dicom":
@@ -123,11 +129,13 @@ def _find_explained(volume: Volume, name: str) -> tuple[Voi, ...]:
     return tuple(v for v in found if v is not None) if None not in found else ()
 
 
-def _choose_by_modality(volume: Volume) -> str:
+def _choose_by_modality(volume: Volume, display_range: tuple[float, float] | None) -> str | Window:
     if volume.modality == "CT" and volume.units == "HU":
         return "soft_tissue"
-    declared = volume.voi and all(volume.voi)
-    return "dicom" if declared and volume.modality in _PROJECTION else "percentile"
+    is_ready = display_range is not None and volume.units == "raw"
+    if volume.voi and all(volume.voi) and (is_ready or volume.modality in _PROJECTION):
+        return "dicom"
+    return Window.from_range(*display_range) if is_ready and display_range else "percentile"
 
 
 def _get_preset(volume: Volume, name: str) -> Window:

@@ -61,6 +61,9 @@ class Volume:
         applies to all slices.
     padding : numpy.ndarray, optional
         (C, D, H, W) bool: pixels outside the image (Pixel Padding Value, PS3.3 C.7.5.1.1.2).
+    display_range : tuple of 2 floats, optional
+        Values displayed as black and white, if the image is ready for display, as one of 8 bits: (0, 255);
+        None if the range of values says nothing about the display.
     report : ReadReport
         Record of how the volume was read.
 
@@ -88,6 +91,7 @@ class Volume:
     channels: tuple[str, ...] = ()
     voi: tuple[tuple[Voi, ...], ...] = ()
     padding: npt.NDArray[np.bool_] | None = None
+    display_range: tuple[float, float] | None = None
     report: ReadReport = field(default_factory=ReadReport)
 
     def __post_init__(self) -> None:
@@ -188,6 +192,7 @@ class Volume:
             array=values,
             channels=self.channels if same else (),
             padding=self.padding if same and keep_padding else None,
+            display_range=None,
             report=self.report.then(step),
         )
 

@@ -105,8 +105,8 @@ class Comparison:
 
         Columns are ``backbone``; ``auroc``, ``low`` and ``high``; ``behind``, ``behind_low`` and
         ``behind_high``: the gap to the best backbone on the same patients, with its interval over the same
-        resamples; ``balanced_accuracy`` (multiclass); ``f1_macro``; ``images_per_second``; ``parameters``
-        (millions); ``megabytes``; and ``reason`` of those that failed.
+        resamples, missing for the best itself; ``balanced_accuracy`` (multiclass); ``f1_macro``;
+        ``images_per_second``; ``parameters`` (millions); ``megabytes``; and ``reason`` of those that failed.
         """
         import pandas as pd
 

@@ -15,7 +15,14 @@ from medimg.errors import DatasetError
 from medimg.evaluation.aggregation import Unit, check_pair, check_units, get_thresholds, make_units
 from medimg.evaluation.evaluate import list_training_overlap
 from medimg.evaluation.report.cautions import list_cautions
-from medimg.metrics.bootstrap import compute_interval, resample_metrics
+from medimg.metrics.bootstrap import (
+    ALL_AGREE,
+    ONE_PATIENT,
+    compute_interval,
+    describe_ends,
+    has_width,
+    resample_metrics,
+)
 from medimg.metrics.classification import Support
 from medimg.metrics.delong import compute_delong, find_delong_columns
 from medimg.metrics.intervals import IntervalMethod, check_independent, check_intervals
@@ -32,6 +39,11 @@ if TYPE_CHECKING:
 __all__ = ["Difference", "ModelComparison", "compare_metrics", "compare_models"]
 
 
+_NO_VARIANCE = "DeLong’s variance is 0"
+#: Below this, a difference is rounding.
+_ROUNDING = 1e-12
+
+
 @dataclass(frozen=True)
 class Difference:
     """
@@ -42,13 +54,16 @@ class Difference:
     first, second : float
         Metric of each model; NaN if undefined.
     low, high : float
-        Ends of the interval of ``value``; NaN if there is none.
+        Ends of the interval of ``value``, which differ; NaN if there is none.
     p : float
-        Two-sided p-value of the null hypothesis of no difference; NaN if there is no interval.
+        Two-sided p-value of the null hypothesis of no difference; NaN if there is no interval, 1 if the two
+        models agree in all resamples.
     dropped : int
         Number of resamples left out because the metric is undefined in them.
     method : str
         Method of the interval: ``"bootstrap"`` or ``"delong"``.
+    reason : str
+        Why there is no interval; "" if there is one, or the metric is undefined.
 
     Examples
     --------
@@ -63,6 +78,7 @@ class Difference:
     p: float
     dropped: int = 0
     method: str = "bootstrap"
+    reason: str = ""
 
     @property
     def value(self) -> float:
@@ -73,9 +89,9 @@ class Difference:
         if math.isnan(self.value):
             return "not defined"
         if math.isnan(self.low):
-            return f"{self.value:+.3f}"
+            return f"{self.value:+.3f}" + (f" (no interval: {self.reason})" if self.reason else "")
         p = "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}"
-        return f"{self.value:+.3f} ({self.low:+.3f} to {self.high:+.3f}), {p}"
+        return f"{self.value:+.3f} ({' to '.join(describe_ends(self.low, self.high, '+'))}), {p}"
 
 
 @set_module("medimg")
@@ -115,16 +131,27 @@ class ModelComparison:
         Returns
         -------
         pandas.DataFrame
-            Columns ``metric``, ``first``, ``second``, ``difference``, ``low``, ``high``, ``p``, ``dropped``
-            and ``method``.
+            Columns ``metric``, ``first``, ``second``, ``difference``, ``low``, ``high``, ``p``, ``dropped``,
+            ``method`` and ``reason``.
         """
         import pandas as pd
 
         rows = [
-            (name, d.first, d.second, d.value, d.low, d.high, d.p, d.dropped, d.method)
+            (name, d.first, d.second, d.value, d.low, d.high, d.p, d.dropped, d.method, d.reason)
             for name, d in self.differences.items()
         ]
-        columns = ["metric", "first", "second", "difference", "low", "high", "p", "dropped", "method"]
+        columns = [
+            "metric",
+            "first",
+            "second",
+            "difference",
+            "low",
+            "high",
+            "p",
+            "dropped",
+            "method",
+            "reason",
+        ]
         return pd.DataFrame(rows, columns=columns)
 
     def __repr__(self) -> str:
@@ -264,7 +291,10 @@ def compare_metrics(
     pairs = {name: (value, values[1][name]) for name, value in values[0].items()}
     nan = float("nan")
     if first.n_patients < 2:
-        return {name: Difference(*pair, nan, nan, nan) for name, pair in pairs.items()}
+        return {
+            name: Difference(*pair, nan, nan, nan, reason="" if math.isnan(sum(pair)) else ONE_PATIENT)
+            for name, pair in pairs.items()
+        }
     samples = [resample_metrics(u, support, n_resamples=n_resamples, seed=seed) for u in (first, second)]
     found = {
         name: _compare_resampled(pair, _subtract_samples(name, pair, samples), ci, first.n_patients)
@@ -289,7 +319,8 @@ def _compare_resampled(
 ) -> Difference:
     ends = compute_interval(pair[0] - pair[1], samples, ci, n_patients=n)
     if math.isnan(ends.low):
-        return Difference(*pair, ends.low, ends.high, float("nan"), ends.dropped)
+        p = 1.0 if ends.reason == ALL_AGREE and abs(ends.value) < _ROUNDING else float("nan")
+        return Difference(*pair, ends.low, ends.high, p, ends.dropped, reason=ends.reason)
     kept = samples[~np.isnan(samples)]
     rarer = min(int((kept <= 0).sum()), int((kept >= 0).sum()))
     return Difference(*pair, ends.low, ends.high, min(1.0, 2 * (rarer + 1) / (len(kept) + 1)), ends.dropped)
@@ -301,9 +332,13 @@ def _compare_by_delong(first: ScoredUnits, second: ScoredUnits, k: int, ci: floa
     value = float(areas[0] - areas[1])
     spread = math.sqrt(max(float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]), 0.0))
     half = NormalDist().inv_cdf((1 + ci) / 2) * spread
-    # two models that rank all units in the same way have no difference
-    certain = spread < 1e-12
-    p = float(abs(value) < 1e-12) if certain else math.erfc(abs(value) / spread / math.sqrt(2))
+    if not has_width(-half, half):
+        # two models that rank all units in the same way; else both have an AUROC of 0 or 1
+        nan = float("nan")
+        p = 1.0 if abs(value) < _ROUNDING else nan
+        pair = float(areas[0]), float(areas[1])
+        return Difference(*pair, nan, nan, p, method="delong", reason=_NO_VARIANCE)
+    p = math.erfc(abs(value) / spread / math.sqrt(2))
     return Difference(
         float(areas[0]),
         float(areas[1]),

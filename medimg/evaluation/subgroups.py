@@ -53,7 +53,8 @@ _BANDS: Final = ((18, "0-17"), (40, "18-39"), (60, "40-59"), (80, "60-79"), (mat
 _MAX_GROUPS: Final = 50
 _LAST: Final = {SEVERAL: 1, UNKNOWN: 2, OTHER: 3}
 _COLUMNS: Final = (
-    "subgroup", "group", "n_patients", "n_units", "metric", "value", "low", "high", "dropped", "note",
+    "subgroup", "group", "n_patients", "n_units",
+    "metric", "value", "low", "high", "dropped", "reason", "note",
 )  # fmt: skip
 
 
@@ -228,6 +229,7 @@ def _score_group(
                 "low": shown.low,
                 "high": shown.high,
                 "dropped": shown.dropped,
+                "reason": shown.reason,
                 "note": _describe_size(part, classes),
             }
         )

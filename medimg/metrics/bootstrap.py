@@ -24,16 +24,27 @@ from medimg.metrics.patient_counts import PatientCounts
 from medimg.metrics.units import ScoredUnits
 
 __all__ = [
+    "ALL_AGREE",
+    "ONE_PATIENT",
     "SMALL_STRATUM",
     "Estimate",
     "compute_interval",
+    "describe_ends",
     "draw_patients",
     "find_strata",
+    "has_width",
     "resample_metrics",
 ]
 
 #: Strata of fewer patients are merged: resampled by themselves, they would hardly vary.
 SMALL_STRATUM = 5
+#: Reasons why there is no interval.
+ONE_PATIENT = "fewer than two patients"
+ALL_AGREE = "all resamples have this value"
+_MOSTLY_UNDEFINED = "undefined in more than half of the resamples"
+#: Below this, a difference is rounding.
+_LEAST_WIDTH = 1e-12
+_DIGITS = range(3, 9)
 #: Weights, or sums, held at once, which bounds memory to a few times 8 MB.
 _CHUNK_ELEMENTS = 1_000_000
 
@@ -48,17 +59,21 @@ class Estimate:
     value : float
         The metric on all units; NaN if undefined.
     low, high : float
-        Ends of the interval; NaN if there is none (undefined in more than half of the resamples, or fewer
-        than two patients).
+        Ends of the interval, which differ; NaN if there is none.
     dropped : int
         Number of resamples left out because the metric is undefined in them (no unit of a class was drawn).
     method : str
-        Method of the interval: ``"bootstrap"``, ``"delong"``, or ``"exact"`` (binomial).
+        Method of the interval: ``"bootstrap"``, ``"delong"``, ``"exact"`` (binomial) or ``"newcombe"`` (of an
+        AUROC of 0 or 1).
+    reason : str
+        Why there is no interval; "" if there is one, or the metric is undefined.
 
     Examples
     --------
     >>> print(Estimate(0.9, 0.81, 0.953))
     0.900 (0.810–0.953)
+    >>> print(Estimate(0.5, float("nan"), float("nan"), reason="fewer than two patients"))
+    0.500 (no interval: fewer than two patients)
     """
 
     value: float
@@ -66,13 +81,30 @@ class Estimate:
     high: float
     dropped: int = 0
     method: str = field(default="bootstrap", repr=False)
+    reason: str = field(default="", repr=False)
 
     def __str__(self) -> str:
         if np.isnan(self.value):
             return "not defined"
         if np.isnan(self.low):
-            return f"{self.value:.3f}"
-        return f"{self.value:.3f} ({self.low:.3f}–{self.high:.3f})"
+            return f"{self.value:.3f}" + (f" (no interval: {self.reason})" if self.reason else "")
+        return f"{self.value:.3f} ({'–'.join(describe_ends(self.low, self.high))})"
+
+
+def has_width(low: float, high: float) -> bool:
+    """Whether the ends of an interval differ by more than rounding; not if they are NaN."""
+    return high - low > _LEAST_WIDTH
+
+
+def describe_ends(low: float, high: float, sign: str = "") -> tuple[str, str]:
+    """
+    Format the ends of an interval with three decimals, or as many as they need to differ.
+
+    >>> describe_ends(0.8, 0.9), describe_ends(0.00012, 0.00034)
+    (('0.800', '0.900'), ('0.0001', '0.0003'))
+    """
+    pairs = ((f"{low:{sign}.{n}f}", f"{high:{sign}.{n}f}") for n in _DIGITS)
+    return next((pair for pair in pairs if pair[0] != pair[1]), (f"{low:{sign}.3g}", f"{high:{sign}.3g}"))
 
 
 def find_strata(units: ScoredUnits) -> Integers:
@@ -132,6 +164,8 @@ def compute_interval(
     """
     Return the percentile interval of resamples (R,), of which undefined ones are dropped and counted.
 
+    There is none, with its reason, if more than half are undefined, or if all have the same value.
+
     With `n_patients` the percentiles are expanded, as resamples vary too little if patients are few
     (Hesterberg TC, Am Stat 2015;69:371-386, section 5.3). `reflected` is for metrics that are never negative
     and only increase by chance, as the calibration error: resamples exceed the value about as much as the
@@ -143,12 +177,15 @@ def compute_interval(
     """
     kept = samples[~np.isnan(samples)]
     dropped = len(samples) - len(kept)
+    nan = float("nan")
     if np.isnan(value) or dropped > len(kept):
-        return Estimate(value, float("nan"), float("nan"), dropped)
+        return Estimate(value, nan, nan, dropped, reason="" if np.isnan(value) else _MOSTLY_UNDEFINED)
     tail = (1 - ci) / 2 if n_patients is None else _expand_tail(ci, n_patients)
     low, high = np.quantile(kept, [tail, 1 - tail])
     if reflected:
-        low, high = max(2 * value - high, 0.0), min(max(2 * value - low, value), 1.0)
+        low, high = max(min(2 * value - high, value), 0.0), min(max(2 * value - low, value), 1.0)
+    if not has_width(low, high):
+        return Estimate(value, nan, nan, dropped, reason=ALL_AGREE)
     return Estimate(value, float(low), float(high), dropped)
 
 

@@ -1,4 +1,4 @@
-"""Every metric of a set of units with its interval: by bootstrap, DeLong's variance, or exact."""
+"""Every metric of a set of units with its interval: by bootstrap, DeLong's variance, exact, or Newcombe's."""
 
 from __future__ import annotations
 
@@ -10,8 +10,21 @@ import numpy as np
 
 from medimg._validation import check_choice, check_number, check_seed, check_whole_number
 from medimg.errors import DatasetError
-from medimg.metrics.bootstrap import Estimate, compute_interval, resample_metrics
-from medimg.metrics.delong import compute_delong, compute_delong_interval, find_delong_columns
+from medimg.metrics.bootstrap import (
+    ALL_AGREE,
+    ONE_PATIENT,
+    Estimate,
+    compute_interval,
+    has_width,
+    resample_metrics,
+)
+from medimg.metrics.delong import (
+    compute_delong,
+    compute_delong_interval,
+    compute_newcombe_interval,
+    find_delong_columns,
+    name_areas,
+)
 from medimg.metrics.patient_counts import compute_metrics
 
 if TYPE_CHECKING:
@@ -56,19 +69,25 @@ def estimate_metrics(
     """
     Return every metric and its interval by name; without ends if there are fewer than two patients.
 
-    The AUROC of a class has DeLong's interval if each patient has one unit, unless `method` is "bootstrap";
-    ratios of 0 or 1 have exact binomial intervals; all others come from resamples of the patients.
+    The AUROC of a class has DeLong's interval if each patient has one unit, unless `method` is "bootstrap" or
+    DeLong's variance is 0; all others are those of :func:`compute_intervals`.
     """
     check_independent(units, method)
     values = compute_metrics(units.truth, units.predicted, units.probabilities, support)
     if units.n_patients < 2:  # every resample would be the same patient
-        return {name: Estimate(value, float("nan"), float("nan")) for name, value in values.items()}
+        nan = float("nan")
+        return {
+            name: Estimate(value, nan, nan, reason="" if np.isnan(value) else ONE_PATIENT)
+            for name, value in values.items()
+        }
     samples = resample_metrics(units, support, n_resamples=n_resamples, seed=seed)
     found = compute_intervals(values, samples, units, support, ci)
     if method != "bootstrap":
         for name, k in find_delong_columns(units, support).items():
             _, variance = compute_delong(units.truth[:, k], units.probabilities[:, k])
-            found[name] = compute_delong_interval(values[name], float(variance[0, 0]), ci)
+            delong = compute_delong_interval(values[name], float(variance[0, 0]), ci)
+            if has_width(delong.low, delong.high):
+                found[name] = delong
     return found
 
 
@@ -82,9 +101,10 @@ def compute_intervals(
     """
     Return each metric with the interval of its resamples (R,), for two patients or more.
 
-    Accuracy, recall, specificity and precision of 0 or 1 have an exact interval instead. As many independent
-    observations are counted as patients have a unit that counts: fewer than images, so that the interval is
-    too wide rather than too narrow.
+    Accuracy, recall, specificity and precision have an exact interval instead if they are 0 or 1, or the
+    same in all resamples; an AUROC of 0 or 1 has Newcombe's. As many independent observations are counted as
+    patients have a unit that counts: fewer than images, so that the interval is too wide rather than too
+    narrow. Other metrics that are the same in all resamples have no interval.
     """
     found = {
         name: compute_interval(
@@ -93,25 +113,32 @@ def compute_intervals(
         for name, value in values.items()
     }
     for name, counted in _select_counted_units(units, support):
-        if name in found and found[name].value in (0.0, 1.0):
+        if name in found and (found[name].value in (0.0, 1.0) or found[name].reason == ALL_AGREE):
             n = len(np.unique(units.patient[counted]))
             if n:
                 low, high = compute_exact_interval(found[name].value, n, ci)
-                found[name] = replace(found[name], low=low, high=high, dropped=0, method="exact")
+                found[name] = replace(found[name], low=low, high=high, dropped=0, method="exact", reason="")
+    for name, k in name_areas(support).items():
+        if found[name].value in (0.0, 1.0):
+            sizes = (len(np.unique(units.patient[units.truth[:, k] == there])) for there in (True, False))
+            found[name] = compute_newcombe_interval(found[name].value, *sizes, ci=ci)
     return found
 
 
 def compute_exact_interval(value: float, n: int, ci: float) -> tuple[float, float]:
     """
-    Return the exact binomial interval of a ratio of `n` observations that is 0 or 1.
+    Return the exact binomial interval of a ratio of `n` observations.
 
     Clopper CJ, Pearson ES. Biometrika 1934;26:404-413.
 
     >>> [round(end, 3) for end in compute_exact_interval(1.0, 21, 0.95)]
     [0.839, 1.0]
     """
-    reach = ((1 - ci) / 2) ** (1 / n)
-    return (reach, 1.0) if value else (0.0, 1 - reach)
+    from scipy.stats import beta
+
+    hits, tail = value * n, (1 - ci) / 2
+    low = float(beta.ppf(tail, hits, n - hits + 1)) if hits else 0.0
+    return low, float(beta.ppf(1 - tail, hits + 1, n - hits)) if hits < n else 1.0
 
 
 def _select_counted_units(units: ScoredUnits, support: Support) -> Iterator[tuple[str, Flags]]:

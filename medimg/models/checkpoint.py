@@ -31,7 +31,7 @@ from medimg.models.input_checks import TASKS, Task
 from medimg.models.pooling import POOLS, Pool
 from medimg.models.training_distribution import TrainingDistribution
 from medimg.models.training_images import TrainingImages
-from medimg.preprocessing.preprocess import Preprocess
+from medimg.preprocessing.preprocess import UNSTATED_REVISION, Preprocess
 
 if TYPE_CHECKING:
     import os
@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 __all__ = ["SCHEMA", "Checkpoint", "read", "read_header", "refuse_unsound"]
 
 #: Version of the header. It is raised if older versions could not read the file, or would ignore something
-#: that predictions depend on. Version 1 had neither calibration nor ranges, and is still read.
-SCHEMA: Final = 2
+#: that predictions depend on. Version 1 had neither calibration nor ranges, version 2 no calibration but
+#: temperature scaling; both are still read.
+SCHEMA: Final = 3
 
 _KEY: Final = "medimg"
 _WHAT: Final = (
@@ -256,7 +257,7 @@ def _parse_preprocess(value: object, stated: object) -> Preprocess:
     if not isinstance(value, dict):
         raise CheckpointError(f"preprocess must be an object with fields; found a {type(value).__name__}")
     fingerprint = check_text("preprocess_fingerprint", stated, error=CheckpointError)
-    preprocess = Preprocess.from_dict(value)
+    preprocess = Preprocess.from_dict({"revision": UNSTATED_REVISION, **value})
     if preprocess.fingerprint != fingerprint:
         raise CheckpointError(
             f"the recipe has fingerprint {preprocess.fingerprint}, but {fingerprint} was saved: images "

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from medimg.core.content_hash import content_hash, json_text
+from medimg.preprocessing.preprocess import UNSTATED_REVISION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from medimg.core.content_hash import Buffer
     from medimg.models.classifier import TransferClassifier
+    from medimg.preprocessing.preprocess import Preprocess
 
 __all__ = ["SHOWN", "model_digest", "network_digest", "parameters_digest", "tensors_sha256"]
 
@@ -114,12 +116,20 @@ def model_digest(model: TransferClassifier) -> str:
         "classes": list(model.classes),
         "task": model.task,
         "pool": model.pool,
-        "preprocess": model.preprocess.to_dict(),
+        "preprocess": _recipe_facts(model.preprocess),
         "parameters": parameters_digest(model),
         "calibration": calibration.to_dict() if calibration is not None else None,
         "outliers": tensors_sha256(outliers.tensors()) if outliers is not None else None,
     }
     return content_hash(json_text(facts))
+
+
+def _recipe_facts(recipe: Preprocess) -> dict[str, Any]:
+    """Return the fields of a recipe, without a revision that was not yet among them."""
+    facts = recipe.to_dict()
+    if recipe.revision == UNSTATED_REVISION:
+        del facts["revision"]
+    return facts
 
 
 def _raw_bytes(tensor: Tensor) -> Tensor:

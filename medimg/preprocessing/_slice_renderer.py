@@ -194,7 +194,10 @@ def _choose_windows(recipe: Preprocess, volume: Volume) -> tuple[tuple[Voi, ...]
     """Return for each channel the window of all slices (one), or of each."""
     if volume.is_color:
         return ()
-    return tuple(choose_voi(volume, window, recipe.percentiles) for window in list_windows(recipe))
+    return tuple(
+        choose_voi(volume, window, recipe.percentiles, full_range=recipe.has_full_range)
+        for window in list_windows(recipe)
+    )
 
 
 def count_channels(recipe: Preprocess, image: Volume) -> int:

@@ -30,13 +30,26 @@ if TYPE_CHECKING:
     from medimg.preprocessing._slice_selection import SliceChoice
 
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preprocess", "check_same_preprocessing", "to_tensor"]
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "UNSTATED_REVISION",
+    "Preprocess",
+    "check_same_preprocessing",
+    "to_tensor",
+]
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
-#: Incremented whenever the same fields would give other tensors than before.
-_REVISION: Final = 3
+#: Incremented whenever the same fields would give other tensors than before. Older revisions that are listed
+#: still give the tensors that they gave: models saved with them predict what they predicted.
+_REVISION: Final = 4
+_REVISIONS: Final = (3, _REVISION)
+#: Revision of recipes that were saved without one.
+UNSTATED_REVISION: Final = 3
+#: The first revision in which "auto" takes images of 8 bits at their full range, not between percentiles.
+_FULL_RANGE: Final = 4
 
 #: Beyond this, single precision overflows.
 _MOST_DEVIATIONS: Final = 1e30
@@ -58,8 +71,9 @@ class Preprocess:
     Parameters
     ----------
     window : str, Window, or three of these
-        "auto": by modality (CT: soft_tissue; CR, DX, MG: the window the file declares, else percentiles; all
-        others: percentiles). "dicom": the first window or table that the file declares; "dicom:1": another
+        "auto": CT: soft_tissue; images of 8 bits (PNG, JPEG, DICOM): the window the file declares, else the
+        full range; CR, DX, MG: the window the file declares, else percentiles; all others: percentiles.
+        "dicom": the first window or table that the file declares; "dicom:1": another
         alternative, by index from 0; "dicom:BONE": the one with this explanation. "percentile". The name of a
         preset. A :class:`Window`. Three of these make the three channels.
     channels : {"repeat", "windows", "adjacent"}
@@ -83,6 +97,9 @@ class Preprocess:
     orientation : {"display", "stored"}
         "display": the standard radiological view, whatever the array order, if the orientation in the patient
         is known. "stored": the array order.
+    revision : int
+        Revision of the rules above, the current one by default. 3: "auto" also takes images of 8 bits between
+        percentiles, as models that were saved with it do.
 
     Raises
     ------
@@ -109,12 +126,13 @@ class Preprocess:
     std: tuple[float, float, float] = IMAGENET_STD
     percentiles: tuple[float, float] = (0.5, 99.5)
     orientation: Orientation = "display"
+    revision: int = _REVISION
 
     def __post_init__(self) -> None:
         for name in ("window", "size", "spacing", "mean", "std", "percentiles"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("size", "slices", "spacing", "fill", "mean", "std", "percentiles"):
+        for name in ("size", "slices", "spacing", "fill", "mean", "std", "percentiles", "revision"):
             object.__setattr__(self, name, _to_python_numbers(getattr(self, name)))
         if self.channels == "repeat" and isinstance(self.window, tuple):
             object.__setattr__(self, "channels", "windows")
@@ -139,9 +157,15 @@ class Preprocess:
         return self.normalize(fill)[0]
 
     @property
+    def has_full_range(self) -> bool:
+        """Whether "auto" takes images of 8 bits at their full range."""
+        return self.revision >= _FULL_RANGE
+
+    @property
     def fingerprint(self) -> str:
         """Hash of the recipe, 16 hexadecimal digits: equal only if the tensors are."""
-        return content_hash(json_text([_REVISION, self.to_dict()], compact=True))[:16]
+        settings = self.to_dict()
+        return content_hash(json_text([settings.pop("revision"), settings], compact=True))[:16]
 
     def replace(self, **changes: Any) -> Preprocess:
         """Return a copy of the recipe with some fields changed."""
@@ -327,6 +351,11 @@ def _check_choices(recipe: Preprocess) -> None:
     slices = recipe.slices
     if slices not in ("all", "middle") and (not isinstance(slices, int) or slices < 1):
         raise PreprocessError(f'slices must be "all", "middle" or a positive number; found {slices!r}')
+    if recipe.revision not in _REVISIONS or isinstance(recipe.revision, bool):
+        raise PreprocessError(
+            f"revision must be one of {', '.join(map(str, _REVISIONS))}; found {recipe.revision!r}: a newer "
+            "one needs a newer medimg, an older one the medimg that wrote it"
+        )
 
 
 def _check_windows(recipe: Preprocess) -> None:

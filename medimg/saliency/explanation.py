@@ -239,7 +239,7 @@ def _window(explanation: Explanation, index: int) -> Voi:
     if volume.is_color:
         return Window.from_range(0.0, 1.0)  # not used
     window = recipe.window[1] if isinstance(recipe.window, tuple) else recipe.window
-    found = choose_voi(volume, window, recipe.percentiles)
+    found = choose_voi(volume, window, recipe.percentiles, full_range=recipe.has_full_range)
     return found[index if len(found) > 1 else 0]
 
 

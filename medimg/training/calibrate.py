@@ -1,20 +1,24 @@
-"""Calibration of a model on validation data: temperature, thresholds, prediction sets, outliers."""
+"""Calibration of a model on validation data: probabilities, thresholds, prediction sets, outliers."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+import warnings
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import numpy as np
 import torch
 
 from medimg._public import set_module
 from medimg._validation import check_choice
+from medimg.calibration.calibration_methods import Method, choose_map, fit_map, list_candidates
 from medimg.calibration.conformal import check_coverage, conformal_quantiles
+from medimg.calibration.logit_map import LogitMap, count_temperatures
 from medimg.calibration.mahalanobis import MahalanobisDetector
 from medimg.calibration.operating_points import check_criterion, operating_points
 from medimg.calibration.result import Calibration
-from medimg.calibration.temperature_scaling import CalibrationData, fit_temperature
-from medimg.errors import PreprocessError
+from medimg.calibration.temperature_scaling import CalibrationData
+from medimg.data.splits.kfold import assign_folds
+from medimg.errors import MedimgWarning, PreprocessError, TrainingError
 from medimg.features.dataset_features import item_features
 from medimg.models.backbones.heads import head_logits
 from medimg.models.data_checks import check_dataset, check_same_unit
@@ -23,10 +27,11 @@ from medimg.models.input_checks import check_finite
 from medimg.models.pooling import pool_embeddings
 from medimg.models.training_images import check_not_trained_on, record_training_images
 from medimg.training.checks import check_disjoint
+from medimg.training.class_weights import list_class_weights
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -36,7 +41,8 @@ if TYPE_CHECKING:
 
 __all__ = ["calibrate"]
 
-_BINS = 15
+_BINS: Final = 15
+_FOLDS: Final = 5
 
 
 @set_module("medimg")
@@ -45,7 +51,7 @@ def calibrate(
     val: LabeledDataset,
     *,
     train: LabeledDataset | None = None,
-    method: Literal["temperature"] | None = "temperature",
+    method: Method = "auto",
     operating_point: Criterion = None,
     coverage: float | None = 0.9,
     cache: str | os.PathLike[str] | None = None,
@@ -54,7 +60,7 @@ def calibrate(
     progress: bool | None = False,
 ) -> Calibration:
     """
-    Fit temperature, decision thresholds and prediction sets of a model on validation data.
+    Fit probabilities, decision thresholds and prediction sets of a model on validation data.
 
     The result is stored in ``model.calibration`` and in its checkpoint. From then on ``predict_proba`` and
     ``predict`` return calibrated probabilities, and ``predict`` decides by the operating point and returns
@@ -70,9 +76,18 @@ def calibrate(
         its slices.
     train : ImageDataset, optional
         Training data, to which an out-of-distribution detector is fitted.
-    method : {"temperature"} or None
-        Temperature scaling of the logits, for "multilabel" with one temperature per label, by the lowest
-        negative log-likelihood; None for no scaling.
+    method : {"auto", "temperature", "platt", "vector", "isotonic"} or None
+        Calibration of the probabilities by the lowest negative log likelihood. "temperature": logits are
+        divided by a number, for "multilabel" one per label. "platt": and a bias is added for each class or
+        label (Platt scaling). "vector": a scale and a bias for each of three or more classes. "isotonic":
+        isotonic regression of each class against the rest. "auto": the one with the lowest cross-validated
+        loss over patients, and of those that do not differ by more than one standard error, or of few
+        patients, the simplest. None: none.
+
+        Weights of classes, by which the training was balanced, are first undone if they are recorded in the
+        model, or follow from `train`: they are subtracted from the logits as logarithms, unless that
+        increases the loss. So the most likely class of a calibrated model is rarely a rare one; choose an
+        operating point.
     operating_point : "youden", {"sensitivity": x}, {"cost": c} or None
         Threshold of the second of two classes, of each of several classes against the rest (in a separate
         column), or of each label: by the highest sensitivity + specificity; the highest specificity with at
@@ -91,24 +106,30 @@ def calibrate(
     Returns
     -------
     Calibration
-        Fitted temperature, thresholds, set quantiles and out-of-distribution detector.
+        Fitted calibration map, thresholds, set quantiles and out-of-distribution detector.
 
     Raises
     ------
     TrainingError
         If data and model or the units of `val` and `train` don't match, a setting is invalid, or a class has
-        no example for its threshold.
+        no example for its threshold, or none for the method.
     PreprocessError
         If a dataset has another preprocessing than the model.
     LeakageError
         If the model was trained on images of `val`, or `train` shares a patient, series or file with it.
 
+    Warns
+    -----
+    MedimgWarning
+        If the validation data have one class only, so that the probabilities stay as they are.
+
     Notes
     -----
-    Temperature: Guo et al., ICML 2017. Sets: least ambiguous set-valued classifiers (Sadinle, Lei and
-    Wasserman, 2019) with quantiles over patients; see ``medimg.calibration.conformal``. The coverage is
-    guaranteed for validation data that selected neither the model's epoch nor the temperature; with two
-    classes it does not depend on the temperature.
+    Temperature and vector scaling: Guo et al., ICML 2017. Platt scaling, with smoothed targets: Platt 1999.
+    Isotonic regression: Zadrozny and Elkan, KDD 2002, centered (Oron and Flournoy 2017). Sets: least
+    ambiguous set-valued classifiers (Sadinle, Lei and Wasserman, 2019) with quantiles over patients; see
+    ``medimg.calibration.conformal``. The coverage is guaranteed for validation data that selected neither the
+    model's epoch nor the calibration; with two classes it does not depend on a temperature.
 
     Examples
     --------
@@ -116,7 +137,7 @@ def calibrate(
     >>> found.to_pandas()  # doctest: +SKIP
     """
     criterion, wanted = check_criterion(operating_point), check_coverage(coverage)
-    check_choice("method", method, ("temperature", None))
+    check_choice("method", method, (*get_args(get_args(Method)[0]), None))
     check_dataset("calibrate", model, val, "the validation dataset", preprocess_error=PreprocessError)
     if train is not None:
         check_dataset("calibrate", model, train, "the training dataset", preprocess_error=PreprocessError)
@@ -126,14 +147,20 @@ def calibrate(
     options = {"cache": cache, "batch_size": batch_size, "num_workers": num_workers, "progress": progress}
     vectors, starts = _compute_head_inputs(model, val, **options)
     data = CalibrationData(_compute_logits(model, vectors), starts, np.asarray(val.labels), model.task)
-    temperature = fit_temperature(data) if method else np.ones(len(data.losses()))
-    proba, truth = data.probabilities(temperature), data.truth()
+    fitted, selection = _fit_map(method, data, val.patients, _find_offset(model, train))
+    calibrated, truth = data.mapped(fitted), data.truth()
+    proba = calibrated.probabilities()
     calibration = Calibration(
         unit=val.unit,
         items=len(val),
         patients=len(set(val.patients)),
-        temperature=tuple(temperature.tolist()),
-        loss=(float(data.losses().mean()), float(data.losses(temperature).mean())),
+        temperature=fitted.temperature,
+        loss=(float(data.losses().mean()), float(calibrated.losses().mean())),
+        method=fitted.method,
+        offset=fitted.offset,
+        bias=fitted.bias,
+        curves=fitted.curves,
+        selection=selection,
         operating_point=criterion,
         points=operating_points(proba, truth, model.classes, model.task, criterion),
         coverage=wanted,
@@ -148,6 +175,76 @@ def calibrate(
     model.calibration = calibration
     record_training_images(model, val=val)
     return calibration
+
+
+def _fit_map(
+    method: Method, data: CalibrationData, patients: Sequence[str], offset: Sequence[float]
+) -> tuple[LogitMap, tuple[tuple[str, float], ...]]:
+    """Return the map of a method, or of the best one, and the cross-validated losses of those tried."""
+    outputs = data.logits.shape[1]
+    none = LogitMap("none", (1.0,) * count_temperatures("none", data.task, outputs))
+    truth = data.truth()
+    varied = int((truth.any(axis=0) & ~truth.all(axis=0)).sum())
+    if method is None:
+        return none, ()
+    if data.task == "multilabel" and 0 < varied < outputs:
+        _warn(f"{outputs - varied} of {outputs} labels are in all items of the validation data, or in none")
+    if not varied:
+        _warn("all items of the validation data have the same class, or the same labels")
+        return none, ()
+    whose = np.unique(np.asarray(patients), return_inverse=True)[1].astype(np.int64)
+    if method == "auto":
+        return choose_map(data, whose, _assign_folds(data, patients), offset)
+    _check_method(method, data, truth)
+    return fit_map(method, data, whose, offset), ()
+
+
+def _warn(found: str) -> None:
+    warnings.warn(
+        f"{found}: their probabilities can't be calibrated and stay as they are; use validation data with "
+        "and without each",
+        MedimgWarning,
+        stacklevel=5,
+    )
+
+
+def _check_method(method: str, data: CalibrationData, truth: NDArray[np.bool_]) -> None:
+    """Raise TrainingError if a method does not fit the task, or a class has no example."""
+    outputs = data.logits.shape[1]
+    if method == "vector" and (data.task == "multilabel" or outputs < 3):
+        raise TrainingError(
+            'method="vector" is for three classes or more; for two classes or labels it is method="platt"'
+        )
+    missing = int((~truth.any(axis=0)).sum())
+    if data.task == "multiclass" and missing and method != "temperature":
+        raise TrainingError(
+            f"{missing} of {outputs} classes have no example in the validation data, so that "
+            f"method={method!r} "
+            'can\'t be fitted: use other validation data, or method="temperature"'
+        )
+
+
+def _assign_folds(data: CalibrationData, patients: Sequence[str]) -> NDArray[np.int64]:
+    """Return the fold (n,) of each item, by patients; a single fold if there are too few for several."""
+    whose = np.unique(np.asarray(patients), return_inverse=True)[1].astype(np.int64)
+    if len(list_candidates(data, whose)) < 2:
+        return np.zeros(len(whose), np.int64)
+    return assign_folds(data.labels, patients, data.task, _FOLDS, seed=0)
+
+
+def _find_offset(model: TransferClassifier, train: LabeledDataset | None) -> tuple[float, ...]:
+    """Return minus the logarithms of the class weights of the training, (K,); () if none are known."""
+    summary = model.training_summary or {}
+    weights, balance = summary.get("class_weights"), summary.get("balance")
+    outputs = len(model.classes)
+    if weights is None and train is not None and balance in ("loss", "sampler"):
+        weights = list_class_weights(np.asarray(train.labels), model.task, outputs, balance)
+    # the summary comes from a file
+    if not isinstance(weights, list) or len(weights) != outputs:
+        return ()
+    if not all(isinstance(w, float) and 0 < w < np.inf for w in weights):
+        return ()
+    return tuple((-np.log(np.array(weights))).tolist())
 
 
 def _compute_head_inputs(

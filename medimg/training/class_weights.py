@@ -14,7 +14,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Balance", "check_labels", "class_weights", "positive_weights", "sampling_weights"]
+__all__ = [
+    "Balance",
+    "check_labels",
+    "class_weights",
+    "list_class_weights",
+    "positive_weights",
+    "sampling_weights",
+]
 
 #: Values of ``balance=``.
 Balance: TypeAlias = Literal["loss", "sampler"] | None
@@ -68,6 +75,23 @@ def positive_weights(labels: NDArray[np.generic]) -> NDArray[np.float64]:
     """
     positives = np.sum(labels.astype(np.float64) > 0.5, axis=0)
     return np.asarray((len(labels) - positives) / positives)
+
+
+def list_class_weights(
+    labels: NDArray[np.generic], task: str, outputs: int, balance: Balance
+) -> list[float] | None:
+    """
+    Return by how much more an item of each class counts, or a label's presence than its absence: K numbers.
+
+    Items that are drawn more often count as much as those with a weight in the loss; None without a balance.
+
+    >>> list_class_weights(np.array([0, 0, 0, 1]), "multiclass", 2, "loss")
+    [0.6666666666666666, 2.0]
+    """
+    if balance is None:
+        return None
+    weights = class_weights(labels, task, outputs, balanced=True)
+    return [float(w) for w in (weights if task == "multiclass" else weights[1] / weights[0])]
 
 
 def sampling_weights(labels: NDArray[np.generic], task: str) -> torch.Tensor:

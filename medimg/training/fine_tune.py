@@ -20,7 +20,7 @@ from medimg.training._state import FineTuneInputs, TrainingState
 from medimg.training._trainer import TrainerConfig, make_loggers, prefers_channels_last
 from medimg.training.augmentation.random_scan import make_augmentation
 from medimg.training.checks import check_data
-from medimg.training.class_weights import sampling_weights
+from medimg.training.class_weights import list_class_weights, sampling_weights
 from medimg.training.history import HistoryRecorder
 from medimg.training.losses import make_loss
 from medimg.training.resume import FILE, find_resume_file
@@ -263,6 +263,7 @@ def fine_tune(
         "adapt": [one.settings() for one in adaptations],
         "train_items": len(train),
         "val_items": len(val) if val is not None else 0,
+        "class_weights": list_class_weights(train.labels, model.task, len(model.classes), config.balance),
     }
     loggers = make_loggers(logger, folder)
     state = TrainingState(

@@ -18,6 +18,7 @@ from medimg.models.training_distribution import record_training_distribution
 from medimg.models.training_images import record_training_images
 from medimg.training._logistic_regression import LinearFit
 from medimg.training.checks import check_data
+from medimg.training.class_weights import list_class_weights
 from medimg.training.linear_probe import LabeledEmbeddings, ProbeSearch
 
 if TYPE_CHECKING:
@@ -172,6 +173,7 @@ def fit_head(
         "method": method,
         "C": chosen.setting,
         "balance": balance,
+        "class_weights": list_class_weights(data.labels, model.task, len(model.classes), balance),
         "seed": seed,
         "train_items": len(train),
         "val_items": len(val) if val is not None else 0,

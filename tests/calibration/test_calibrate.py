@@ -44,7 +44,7 @@ def several(n: int, **fields: Any) -> Images:
 def test_what_is_found_and_applied() -> None:
     model, val = sharpened(), images(30, prefix="val", seed=1)
     before, raw = state(model), model.predict_proba(val)
-    found = medimg.calibrate(model, val, operating_point="youden")
+    found = medimg.calibrate(model, val, operating_point="youden", method="temperature")
     assert model.calibration is found
     assert not changed(before, state(model))
     assert found.loss[1] <= found.loss[0]
@@ -136,7 +136,9 @@ def test_more_classes_are_flagged_against_the_rest() -> None:
 
 def test_labels_have_temperatures_thresholds_and_sets_of_their_own() -> None:
     model = sharpened(task="multilabel", classes=("a", "b", "c"))
-    found = medimg.calibrate(model, several(60, prefix="val"), operating_point="youden", coverage=0.8)
+    found = medimg.calibrate(
+        model, several(60, prefix="val"), operating_point="youden", coverage=0.8, method="temperature"
+    )
     assert len(found.temperature) == len(found.points) == len(found.quantiles) == 3
     assert len(set(found.temperature)) > 1
     model.preprocess = RECIPE
@@ -189,9 +191,17 @@ def test_what_does_not_fit() -> None:
     with pytest.raises(TrainingError, match="ImageDataset"):
         medimg.calibrate(model, [1, 2])  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match="method must be"):
-        medimg.calibrate(model, images(20), method="isotonic")  # type: ignore[arg-type]
-    with pytest.raises(TrainingError, match="class 'b' has no positives"):
+        medimg.calibrate(model, images(20), method="histogram")  # type: ignore[arg-type]
+    with (
+        pytest.warns(MedimgWarning, match="the same class"),
+        pytest.raises(TrainingError, match="class 'b' has no positives"),
+    ):
         medimg.calibrate(model, Images(np.zeros(12, np.int64)), operating_point="youden")
+    with pytest.raises(TrainingError, match="for three classes or more"):
+        medimg.calibrate(model, images(20), method="vector")
+    three = small_classifier(classes=("a", "b", "c"))
+    with pytest.raises(TrainingError, match="1 of 3 classes have no example"):
+        medimg.calibrate(three, Images(np.arange(20) % 2, classes=("a", "b", "c")), method="platt")
     assert model.calibration is None
     assert medimg.calibrate(model, images(20), method=None).temperature == (1.0,)
 
@@ -310,8 +320,93 @@ def test_evaluation_sees_calibrated_probabilities(tmp_path: Path) -> None:
     data = picture_data(tmp_path, patients=16, each=1)
     model = sharpened(preprocess=data.preprocess)
     raw = medimg.evaluate(model, data, n_resamples=20)
-    medimg.calibrate(model, data)
+    medimg.calibrate(model, data, method="temperature")
     calibrated = medimg.evaluate(model, data, n_resamples=20)
     # a temperature changes no order
     assert calibrated.metrics["auroc"].value == pytest.approx(raw.metrics["auroc"].value)
     assert calibrated.metrics["brier"].value < raw.metrics["brier"].value
+
+
+def test_one_class_is_said_and_changes_nothing() -> None:
+    model = sharpened()
+    data = images(8, prefix="test", seed=3)
+    before = model.predict_proba(data)
+    with pytest.warns(MedimgWarning, match="the same class.* stay as they are"):
+        found = medimg.calibrate(model, Images(np.ones(20, np.int64)), coverage=None)
+    assert (found.method, found.temperature, found.selection) == ("none", (1.0,), ())
+    assert np.array_equal(model.predict_proba(data), before)
+    labels = np.stack([np.arange(20) % 2, np.ones(20)], axis=1).astype(np.float32)
+    several_labels = sharpened(task="multilabel")
+    val = Images(labels, task="multilabel")
+    raw = several_labels.predict_proba(val)
+    with pytest.warns(MedimgWarning, match="1 of 2 labels are in all items"):
+        medimg.calibrate(several_labels, val, coverage=None)
+    assert np.array_equal(several_labels.predict_proba(val)[:, 1], raw[:, 1])
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+@pytest.mark.parametrize("recorded", [True, False])
+def test_class_weights_of_the_training_are_undone(task: str, recorded: bool) -> None:
+    """Where they are known: in the model's summary, or by the training data."""
+    rng = np.random.default_rng(0)
+    rare = (rng.random(200) < 0.1).astype(np.int64)
+    fields: dict[str, Any] = {} if task == "multiclass" else {"task": "multilabel", "classes": ("a",)}
+    labels = rare if task == "multiclass" else rare[:, None].astype(np.float32)
+    train, val = Images(labels, prefix="t", seed=1, **fields), Images(labels, prefix="v", seed=2, **fields)
+    model = small_classifier(**fields)
+    medimg.fit_head(model, train, C=1.0)
+    assert model.training_summary is not None
+    weights = model.training_summary["class_weights"]
+    odds = (1 - rare.mean()) / rare.mean()
+    expected = [1 / odds, 1.0] if task == "multiclass" else [odds]
+    np.testing.assert_allclose(
+        np.array(weights) / max(1.0, weights[-1] if task == "multiclass" else 1), expected
+    )
+    if not recorded:
+        del model.training_summary["class_weights"]
+    raw = model.predict_proba(val)[:, -1].mean()
+    found = medimg.calibrate(model, val, train=train, method="temperature", coverage=None)
+    np.testing.assert_allclose(found.offset, -np.log(weights))
+    assert abs(model.predict_proba(val)[:, -1].mean() - rare.mean()) < abs(raw - rare.mean())
+    model.training_summary = {"balance": None, "class_weights": None}
+    assert not medimg.calibrate(model, val, coverage=None).offset
+
+
+@pytest.mark.parametrize("method", ["auto", "temperature", "platt", "vector", "isotonic", None])
+@pytest.mark.parametrize("case", ["two", "three", "labels"])
+def test_every_method_through_a_file(tmp_path: Path, method: Any, case: str) -> None:
+    if method == "vector" and case != "three":
+        return
+    rng = np.random.default_rng(1)
+    classes = ("a", "b") if case == "two" else ("a", "b", "c")
+    task = "multilabel" if case == "labels" else "multiclass"
+    labels = (
+        rng.integers(0, 2, (90, 3)).astype(np.float32)
+        if case == "labels"
+        else rng.integers(0, len(classes), 90)
+    )
+    val = Images(labels, task=task, classes=classes)
+    model = sharpened(task=task, classes=classes)
+    found = medimg.calibrate(model, val, method=method)
+    assert found.method == (method or "none") if method != "auto" else found.method != "none"
+    again = medimg.load(model.save(tmp_path / "m.safetensors"))
+    assert again.calibration == found
+    assert model_digest(again) == model_digest(model)
+    proba = model.predict_proba(val)
+    assert np.array_equal(again.predict_proba(val), proba)
+    if method not in (None, "auto"):
+        assert found.loss[1] <= found.loss[0] + (0.05 if method == "isotonic" else 1e-3)
+    if method == "auto":
+        assert [name for name, _ in found.selection][:2] == ["temperature", "platt"]
+        assert found.method in dict(found.selection)
+    if task == "multiclass":
+        np.testing.assert_allclose(proba.sum(axis=1), 1)
+    values = json.loads(json.dumps(found.to_dict()))
+    for name, bad in (
+        ("method", "best"),
+        ("bias", [1.0] * 9),
+        ("curves", [[[1.0, 0.0], [0.0, 1.0]]]),
+        ("selection", [1]),
+    ):
+        with pytest.raises(CheckpointError, match=f"^calibration.{name}"):
+            Calibration.from_dict(values | {name: bad}, None, classes, task)

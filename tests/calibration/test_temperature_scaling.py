@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from medimg.calibration.logit_map import LogitMap
 from medimg.calibration.temperature_scaling import CalibrationData, fit_temperature
 from medimg.models.probabilities import probabilities
 
@@ -114,7 +115,8 @@ def test_probabilities_of_training_and_calibration_agree() -> None:
 
     for task, temperature in (("multiclass", [2.5]), ("multilabel", [0.5, 1.0, 3.0])):
         data = judged(1, task=task)
-        found = probabilities(torch.from_numpy(data.logits), task, temperature)
+        fitted = LogitMap("temperature", tuple(temperature))
+        found = probabilities(torch.from_numpy(fitted.apply(data.logits, task)), task)
         np.testing.assert_allclose(found, data.probabilities(np.array(temperature)), rtol=1e-12)
 
 

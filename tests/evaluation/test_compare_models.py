@@ -49,6 +49,9 @@ def test_differences_are_those_of_a_double_loop_over_the_same_patients(task: Tas
             samples = 2 * difference.value - samples
         if np.isnan(samples).any():
             continue
+        if np.isnan(difference.low):
+            assert np.ptp(samples) < 1e-12
+            continue
         rarer = min((samples <= 1e-12).sum(), (samples >= -1e-12).sum())
         assert difference.p == pytest.approx(min(1, 2 * (rarer + 1) / (RESAMPLES + 1))), name
         assert samples.min() - 1e-12 <= difference.low <= difference.high <= samples.max() + 1e-12
@@ -73,7 +76,9 @@ def test_a_model_does_not_differ_from_itself(unit: Any) -> None:
     first, _, dataset = three()
     for difference in compare_models(first, first, dataset, unit=unit, n_resamples=30).differences.values():
         assert difference.value == 0
-        assert (difference.low, difference.high, difference.p) == (0, 0, 1)
+        assert difference.p == 1
+        assert np.isnan([difference.low, difference.high]).all()
+        assert "no interval" in str(difference)
 
 
 def test_the_order_turns_the_sign_only() -> None:
@@ -84,7 +89,9 @@ def test_the_order_turns_the_sign_only() -> None:
     )
     for name in ("auroc", "brier", "accuracy"):
         assert there[name].value == -back[name].value
-        assert (there[name].low, there[name].p) == pytest.approx((-back[name].high, back[name].p))
+        assert (there[name].low, there[name].p) == pytest.approx(
+            (-back[name].high, back[name].p), nan_ok=True
+        )
     assert there["brier"].value < 0
 
 

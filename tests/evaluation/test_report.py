@@ -188,7 +188,7 @@ def test_metrics_as_a_table_and_as_text() -> None:
     report = make_report(*KINDS[1])
     table = report.to_pandas().set_index("metric")
     assert table.loc["auroc", "value"] == report.metrics["auroc"].value
-    assert list(table.columns) == ["value", "low", "high", "dropped"]
+    assert list(table.columns) == ["value", "low", "high", "dropped", "reason"]
     text = str(report)
     assert text.startswith("Report: 3 classes, by patient, 30 patients, 150 images")
     assert f"{report.metrics['accuracy']}" in text
@@ -337,3 +337,25 @@ def test_unknown_patients_are_reported() -> None:
     assert not any(
         "no known" in n for n in list_cautions(counts=(), n_patients=50, metrics={}, n_resamples=10)
     )
+
+
+def test_intervals_of_few_patients_say_how_narrow_they_can_be() -> None:
+    from medimg.evaluation.report.cautions import ClassCount, list_cautions
+    from medimg.metrics.bootstrap import Estimate
+    from medimg.metrics.interval_coverage import METRICS, find_worst_coverage
+
+    def note(patients: int, **metrics: Estimate) -> str:
+        counts = (ClassCount("a", 90, 90, 90), ClassCount("b", patients, patients, patients))
+        found = list_cautions(counts=counts, n_patients=90 + patients, metrics=metrics, n_resamples=10)
+        return "".join(text for text in found if "simulated" in text)
+
+    nan = float("nan")
+    auroc = Estimate(0.8, 0.7, 0.9)
+    share = find_worst_coverage(4, METRICS)["auroc"]
+    assert "4 patients" in note(4, auroc=auroc)
+    assert f"in only {100 * share:.0f} % (AUROC)" in note(4, auroc=auroc)
+    # an interval that is withheld is not too narrow, and many patients are enough
+    assert not note(4, auroc=Estimate(0.8, nan, nan))
+    assert not note(4)
+    assert find_worst_coverage(3, METRICS).keys() >= find_worst_coverage(10**6, METRICS).keys()
+    assert find_worst_coverage(1, METRICS) == find_worst_coverage(4, METRICS)

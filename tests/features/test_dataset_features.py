@@ -213,7 +213,12 @@ def test_the_head_does_not_matter(data: ImageDataset, cache: Path, model: Transf
 
 @pytest.mark.parametrize(
     "change",
-    [{"mean": (0.1, 0.2, 0.3)}, {"size": 40}, {"fill": 1.0}, {"percentiles": (5.0, 80.0)}],
+    [
+        {"mean": (0.1, 0.2, 0.3)},
+        {"size": 40},
+        {"fill": 1.0},
+        {"window": "percentile", "percentiles": (5.0, 80.0)},
+    ],
 )
 def test_another_recipe_has_other_rows(data: ImageDataset, cache: Path, change: dict[str, Any]) -> None:
     before = item_features(small_classifier(preprocess=TINY), data, cache=cache)

@@ -215,11 +215,14 @@ def test_curves_have_the_areas_and_errors_of_the_metrics(task: Task, classes: tu
 
 def test_an_interval_needs_half_of_the_resamples() -> None:
     nan = float("nan")
-    assert compute_interval(0.5, np.array([0.4, nan]), 0.9).low == pytest.approx(0.4)
+    assert compute_interval(0.5, np.array([0.4, 0.6, nan, nan]), 0.9).low == pytest.approx(0.41)
     missing = compute_interval(0.5, np.array([0.4, nan, nan]), 0.9)
     assert np.isnan(missing.low)
     assert missing.dropped == 2
-    assert np.isnan(compute_interval(nan, np.array([0.4, 0.4]), 0.9).high)
+    assert missing.reason == "undefined in more than half of the resamples"
+    undefined = compute_interval(nan, np.array([0.4, 0.6]), 0.9)
+    assert np.isnan(undefined.high)
+    assert not undefined.reason
 
 
 def test_few_patients_widen_the_interval_and_many_do_not() -> None:

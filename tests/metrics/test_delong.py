@@ -139,7 +139,8 @@ def test_a_single_positive_is_resampled() -> None:
     assert report.metrics["auroc"].dropped > 0
 
 
-def test_a_perfect_order_has_no_width() -> None:
+def test_a_perfect_order_has_another_interval() -> None:
     report = evaluate(*make_pair(signal=30), n_resamples=20)
     found = report.metrics["auroc"]
-    assert (found.value, found.low, found.high) == (1, 1, 1)
+    assert (found.value, found.high, found.method) == (1, 1, "newcombe")
+    assert 0.5 < found.low < 0.95

@@ -13,7 +13,7 @@ from PIL import Image
 from medimg import ImageDataset, Preprocess
 from tests.dicom_files import write_stack
 
-TINY = Preprocess(size=32)
+TINY = Preprocess(size=32, window="percentile")
 
 
 def pixels(label: int, seed: int) -> npt.NDArray[np.uint8]:

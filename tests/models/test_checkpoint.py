@@ -21,7 +21,7 @@ from medimg.models import checkpoint, safetensors_file
 from medimg.models import classifier as classifying
 from medimg.models.backbones import architecture, registry
 from medimg.models.backbones.heads import new_head
-from medimg.models.digest import tensors_sha256
+from medimg.models.digest import model_digest, tensors_sha256
 from medimg.models.training_distribution import ImageFacts, TrainingDistribution
 from medimg.models.training_images import TrainingImages
 from tests.models.fakes import changed, classifier, images, state
@@ -99,7 +99,7 @@ def test_loading_needs_no_pretrained_weights(tmp_path: Path, monkeypatch: pytest
 
 def test_header_says_what_it_was_made_with(saved: Path) -> None:
     header = checkpoint.read_header(saved)
-    assert header["schema"] == checkpoint.SCHEMA == 2
+    assert header["schema"] == checkpoint.SCHEMA == 3
     assert header["classes"] == ["a", "b"]
     assert header["versions"]["medimg"] == medimg.__version__
     assert header["versions"].keys() == {"medimg", "torch", "torchvision", "python"}
@@ -187,7 +187,7 @@ def nudge(_: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     [
         (set_field("classes", ["b", "a"]), "not the one that was saved"),
         (set_field("training", {"best": 1.0}), "not the one that was saved"),
-        (set_field("schema", 3), "written by a newer medimg: its schema is 3"),
+        (set_field("schema", 4), "written by a newer medimg: its schema is 4"),
         (set_field("schema", "1"), "has no schema"),
         (lambda header, _: header.pop("task"), "not the one that was saved"),
         (drop_tensor, "tensors in .* are not those that were saved"),
@@ -353,10 +353,16 @@ def test_lengths_that_look_like_other_formats(tmp_path: Path, tiny: TransferClas
     assert 0x80 in first
 
 
+#: Of the recipe of `classifier()`, when recipes were saved without a revision.
+REVISION_3 = "26f18b225565115a"
+
+
 def old(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     """Make it what the first version of medimg wrote."""
     for name in ("calibration", "ranges", "model_sha256"):
         del header[name]
+    del header["preprocess"]["revision"]
+    header["preprocess_fingerprint"] = REVISION_3
     header["schema"] = 1
     sealed(header, tensors)
 
@@ -367,7 +373,11 @@ def test_files_of_schema_1_are_read(saved: Path, tmp_path: Path) -> None:
     assert not changed(state(loaded), state(expected))
     assert loaded.calibration is None
     assert loaded.training_ranges is None
-    assert loaded.preprocess == expected.preprocess
+    # images of 8 bits are windowed as they were in training
+    assert loaded.preprocess == expected.preprocess.replace(revision=3)
+    again = medimg.load(loaded.save(tmp_path / "again.safetensors"))
+    assert again.preprocess == loaded.preprocess
+    assert model_digest(again) == model_digest(loaded) != model_digest(expected)
 
 
 @pytest.mark.parametrize(
@@ -393,7 +403,7 @@ def test_files_of_schema_1_are_read(saved: Path, tmp_path: Path) -> None:
             "outliers must .* found unknown 'more'",
         ),
         (set_field("model_sha256", "0" * 64), "not the one that was saved"),
-        (set_field("schema", 3), "written by a newer medimg: its schema is 3"),
+        (set_field("schema", 4), "written by a newer medimg: its schema is 4"),
         (set_field("schema", 10**30), "written by a newer medimg"),
     ],
 )

@@ -54,7 +54,7 @@ def reference_planes(volume: Volume, recipe: Preprocess) -> Floats:
 
 def seen(volume: Volume, recipe: Preprocess, window: Any, d: int, center: int) -> Floats:
     """(H, W): slice d through the window of slice `center`."""
-    voi = choose_voi(volume, window, recipe.percentiles)
+    voi = choose_voi(volume, window, recipe.percentiles, full_range=recipe.revision > 3)
     values = volume.array[0, d]
     shown = voi[center if len(voi) > 1 else 0].apply(np.nan_to_num(values))
     shown = 1 - shown if volume.inverted else shown

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -208,6 +210,7 @@ CHANGES: list[dict[str, Any]] = [
     {"std": (0.5, 0.5, 0.5)},
     {"percentiles": (1.0, 99.0)},
     {"orientation": "stored"},
+    {"revision": 3},
 ]
 
 
@@ -353,3 +356,80 @@ def test_colors_of_any_depth_are_the_same_picture(dtype: Any, spacing: float | N
     assert torch.allclose(found, recipe.render(exact).planes, atol=1.5 / 255)
     assert display.render(deep).max() > 200
     assert np.abs(display.render(deep).astype(int) - display.render(exact).astype(int)).max() <= 2
+
+
+BARE: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "fit": "stretch"}
+
+
+def intensities(source: Any, size: tuple[int, int], **fields: Any) -> npt.NDArray[np.float32]:
+    """(H, W): what a network sees, not normalized, of an image of that size."""
+    with warnings.catch_warnings(action="ignore"):
+        return Preprocess(size=size, **BARE, **fields)(source)[0, 0].numpy()
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    values=st.tuples(st.integers(0, 200), st.integers(1, 55)),
+    modality=st.sampled_from(["DX", "US", "MR", "OT", "XC", "NM"]),
+    bits=st.integers(2, 8),
+    inverted=st.booleans(),
+)
+def test_images_of_8_bits_are_taken_at_full_range(
+    tmp_path: Path, values: tuple[int, int], modality: str, bits: int, inverted: bool
+) -> None:
+    """As by torchvision, whatever values occur in the image."""
+    low, width = values
+    pixels = np.random.default_rng(low).integers(low, low + width, (12, 10)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    np.testing.assert_allclose(intensities(tmp_path / "a.png", (12, 10)), pixels / 255, atol=1e-6)
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=90)
+    decoded = np.asarray(Image.open(tmp_path / "a.jpg"))
+    np.testing.assert_allclose(intensities(tmp_path / "a.jpg", (12, 10)), decoded / 255, atol=1e-6)
+    stored = pixels >> (8 - bits)
+    ds = make_instance(
+        stored.astype(np.uint8 if low % 2 else np.uint16),
+        Modality=modality,
+        BitsStored=bits,
+        HighBit=bits - 1,
+        RescaleIntercept=None,
+        RescaleSlope=None,
+        PhotometricInterpretation="MONOCHROME1" if inverted else "MONOCHROME2",
+    )
+    expected = stored / (2**bits - 1)
+    found = intensities(write(ds, tmp_path / "a.dcm"), (12, 10))
+    np.testing.assert_allclose(found, 1 - expected if inverted else expected, atol=1e-6)
+    assert not np.allclose(intensities(tmp_path / "a.png", (12, 10), revision=3), pixels / 255, atol=1e-3)
+
+
+def test_percentiles_are_for_what_has_no_display_range(tmp_path: Path) -> None:
+    pixels = RNG.integers(60, 90, (12, 10)).astype(np.uint8)
+    plain: dict[str, Any] = {"RescaleIntercept": None, "RescaleSlope": None, "Modality": "MR"}
+
+    def agrees(source: Any, window: Any) -> bool:
+        return np.array_equal(intensities(source, (12, 10)), intensities(source, (12, 10), window=window))
+
+    declared = make_instance(pixels, **plain, WindowCenter=75, WindowWidth=20)
+    assert agrees(write(declared, tmp_path / "a.dcm"), "dicom")
+    rescaled = make_instance(pixels, **{**plain, "RescaleSlope": 2, "RescaleIntercept": -100})
+    assert medimg.read(write(rescaled, tmp_path / "b.dcm")).display_range == (-100.0, 410.0)
+    deep = make_instance(pixels.astype(np.uint16), **plain, BitsStored=12, HighBit=11)
+    assert agrees(write(deep, tmp_path / "c.dcm"), "percentile")
+    units = make_instance(pixels, **plain, RescaleType="BQML")
+    assert agrees(write(units, tmp_path / "d.dcm"), "percentile")
+    hounsfield = make_instance(pixels, Modality="CT", RescaleSlope=8, RescaleIntercept=-1024)
+    assert agrees(write(hounsfield, tmp_path / "e.dcm"), "soft_tissue")
+    Image.fromarray(pixels.astype(np.uint16)).save(tmp_path / "f.png")
+    assert agrees(tmp_path / "f.png", "percentile")
+    # a mask of an image is an array of its own
+    image = medimg.read(tmp_path / "f.png").with_array(pixels[None, None])
+    assert agrees(image, "percentile")
+
+
+@pytest.mark.parametrize("revision", [1, 2, 5, True, "4", None])
+def test_revisions_that_nothing_is_known_of_are_refused(revision: Any) -> None:
+    with pytest.raises(PreprocessError, match="revision must be one of 3, 4"):
+        Preprocess.from_dict({"revision": revision})
+
+
+def test_fingerprints_of_revision_3_are_those_that_were_saved_with_it() -> None:
+    assert Preprocess(revision=3).fingerprint == "3c6935a129cd95e5"

@@ -15,7 +15,7 @@ import torch
 
 from medimg import FitResult, fine_tune
 from medimg.errors import CheckpointError, MedimgWarning, TrainingError
-from tests.models.fakes import changed, classifier, images, state
+from tests.models.fakes import SMALL, changed, classifier, images, state
 from tests.models.small_network import small_classifier
 
 REPOSITORY = Path(__file__).parents[2]
@@ -137,18 +137,20 @@ def test_files_of_earlier_versions_resume(
     monkeypatch.setattr(registry, "_OWN", {})
     medimg.register_backbone("tiny", tiny_backbone, size=64, features=4)
     shutil.copy(WRITTEN_BEFORE / f"after_epoch_{epochs}.safetensors", tmp_path / "resume.safetensors")
-    model = classifier("tiny")
+    # the revision of recipes that the files were written with
+    recipe = SMALL.replace(revision=3)
+    model = classifier("tiny", preprocess=recipe)
     torch.nn.init.normal_(model.head.weight)
     result = fine_tune(
         model,
-        images(10),
-        images(6, prefix="val", seed=1),
+        images(10, preprocess=recipe),
+        images(6, prefix="val", seed=1, preprocess=recipe),
         head_epochs=1,
         epochs=3,
         batch_size=4,
         lr=3e-3,
         ema=0.9,
-        adapt=DANN(images(6, prefix="target", seed=2), hidden=4),
+        adapt=DANN(images(6, prefix="target", seed=2, preprocess=recipe), hidden=4),
         callbacks=[EarlyStopping("val_loss", patience=9)],
         output=tmp_path,
         resume=True,

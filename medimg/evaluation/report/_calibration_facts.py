@@ -17,7 +17,8 @@ _IN_MM = ("spacing", "slice_distance", "slice_thickness")
 
 _OTHER_METHODS = {
     "delong": "the AUROC of a class by DeLong’s method",
-    "exact": "proportions of 0 or 1 by exact binomial intervals over patients",
+    "exact": "proportions of 0 or 1, or equal in all resamples, by exact binomial intervals over patients",
+    "newcombe": "an AUROC of 0 or 1 by Newcombe’s score interval over patients",
 }
 
 _NOT_CALIBRATED = (
@@ -32,7 +33,7 @@ def describe_other_intervals(estimates: "Iterable[Estimate]") -> list[str]:
 
     >>> from medimg.metrics.bootstrap import Estimate
     >>> describe_other_intervals([Estimate(1.0, 0.839, 1.0, method="exact")])
-    ['proportions of 0 or 1 by exact binomial intervals over patients']
+    ['proportions of 0 or 1, or equal in all resamples, by exact binomial intervals over patients']
     """
     methods = {estimate.method for estimate in estimates}
     return [text for method, text in _OTHER_METHODS.items() if method in methods]
@@ -48,13 +49,17 @@ def describe_calibration(calibration: Mapping[str, Any] | None) -> list[str]:
     if not calibration:
         return [_NOT_CALIBRATED]
     before, after = calibration["loss"]
-    temperatures = ", ".join(f"{t:.3g}" for t in calibration["temperature"])
     sentences = [
         f"Fitted on {format_quantity(calibration['items'], calibration['unit'])} of "
         f"{format_quantity(calibration['patients'], 'patient')} of the validation data; the values in this "
         "section are of these data, not of the evaluation data.",
-        f"Temperature {temperatures}: mean negative log-likelihood {before:.3f} before, {after:.3f} after.",
+        f"{_describe_map(calibration)}: mean negative log-likelihood {before:.3f} before, {after:.3f} after.",
     ]
+    if calibration.get("selection"):
+        tried = ", ".join(f"{name} {loss:.3f}" for name, loss in calibration["selection"])
+        sentences.append(f"The method was chosen by cross-validated log loss over patients: {tried}.")
+    if calibration.get("offset"):
+        sentences.append("The class weights of the training were subtracted from the logits, as logarithms.")
     if calibration["coverage"] is not None:
         cuts = ", ".join(f"{q:.3g}" for q in calibration["quantiles"])
         sentences.append(
@@ -68,6 +73,20 @@ def describe_calibration(calibration: Mapping[str, Any] | None) -> list[str]:
         else "Predictions have no out-of-distribution score: no statistics of embeddings were fitted."
     )
     return sentences
+
+
+def _describe_map(calibration: Mapping[str, Any]) -> str:
+    """Name the method of a calibration with its parameters."""
+    temperatures, biases = (
+        ", ".join(f"{value:.3g}" for value in calibration.get(name, ())) for name in ("temperature", "bias")
+    )
+    return {
+        "none": "Probabilities as the model gives them",
+        "temperature": f"Temperature {temperatures}",
+        "platt": f"Platt scaling (temperature {temperatures}; bias {biases})",
+        "vector": f"Vector scaling (temperature {temperatures}; bias {biases})",
+        "isotonic": "Isotonic regression",
+    }[calibration.get("method", "temperature")]
 
 
 def measure_coverage(report: "Report") -> tuple[float, float] | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from medimg.metrics.bootstrap import Estimate
+from medimg.metrics.bootstrap import Estimate, describe_ends
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,6 +17,7 @@ __all__ = [
     "format_count",
     "format_duration",
     "format_interval",
+    "format_interval_or_reason",
     "format_number",
     "format_percent",
     "format_quantity",
@@ -48,7 +49,12 @@ def format_number(value: float) -> str:
 
 def format_interval(estimate: Estimate) -> str:
     """Give the ends of an interval, "" if there is none."""
-    return "" if np.isnan(estimate.low) else f"{estimate.low:.3f}–{estimate.high:.3f}"
+    return "" if np.isnan(estimate.low) else "–".join(describe_ends(estimate.low, estimate.high))
+
+
+def format_interval_or_reason(estimate: Estimate) -> str:
+    """Give the ends of an interval, or why there is none."""
+    return format_interval(estimate) or (f"none: {estimate.reason}" if estimate.reason else "")
 
 
 def format_percent(share: float) -> str:

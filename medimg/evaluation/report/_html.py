@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from medimg.data.protocols import EvaluationDataset, FitHistory
 from medimg.evaluation.report import _sections
 from medimg.evaluation.report._calibration_facts import describe_other_intervals
-from medimg.evaluation.report._formats import format_interval, format_number, format_percent
+from medimg.evaluation.report._formats import format_interval_or_reason, format_number, format_percent
 from medimg.evaluation.report._jinja import render_template
 from medimg.evaluation.report._metric_names import describe_metric
 from medimg.evaluation.report.cautions import FEWEST_SHOWN, describe_decision_rule
@@ -52,7 +52,7 @@ def render_report(
 def render_notebook_table(report: "Report") -> str:
     """Render all metrics and the limitations as an HTML fragment."""
     rows = [
-        [describe_metric(name), format_number(e.value), format_interval(e)]
+        [describe_metric(name), format_number(e.value), format_interval_or_reason(e)]
         for name, e in report.metrics.items()
     ]
     head = ["Metric", "Value", f"{format_percent(report.ci)} CI"]

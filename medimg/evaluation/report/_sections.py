@@ -16,7 +16,7 @@ from medimg.evaluation.report._calibration_facts import (
 )
 from medimg.evaluation.report._formats import (
     format_count,
-    format_interval,
+    format_interval_or_reason,
     format_number,
     format_percent,
     format_setting,
@@ -314,7 +314,7 @@ def _name_curve(report: "Report", name: str) -> str:
 def build_overall_metrics(report: "Report") -> list[Table]:
     """List the metrics that are not of one class, a long list as two tables."""
     rows = [
-        [describe_metric(name), format_number(e.value), format_interval(e)]
+        [describe_metric(name), format_number(e.value), format_interval_or_reason(e)]
         for name, e in report.metrics.items()
         if "[" not in name
     ]
@@ -361,9 +361,10 @@ def build_subgroups(report: "Report") -> list[Table]:
 
 
 def _find_estimate(group: "pd.DataFrame", metric: str) -> Estimate:
-    rows = group.loc[group["metric"] == metric, ["value", "low", "high"]]
-    values = rows.to_numpy(dtype=float).tolist() or [[math.nan] * 3]
-    return Estimate(*values[0])
+    rows = group.loc[group["metric"] == metric]
+    values = rows[["value", "low", "high"]].to_numpy(dtype=float).tolist() or [[math.nan] * 3]
+    value, low, high = values[0]
+    return Estimate(value, low, high, reason=next(iter(rows["reason"]), ""))
 
 
 def build_calibration(report: "Report") -> CalibrationSection:

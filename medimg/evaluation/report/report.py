@@ -63,7 +63,8 @@ class Report:
     subgroups : pandas.DataFrame or None
         Metrics of ``subgroups=``, one row per subgroup, group and metric: ``subgroup`` ("sex"), ``group``
         ("F"), ``n_patients`` and ``n_units`` (missing for fewer than 5 patients), ``metric``, ``value``,
-        ``low``, ``high``, ``dropped`` and ``note``, which warns of small numbers.
+        ``low``, ``high``, ``dropped``, ``reason`` (why there is no interval) and ``note``, which warns of
+        small numbers.
     curves : Curves or None
         ROC, precision-recall and reliability curves.
     """
@@ -112,13 +113,13 @@ class Report:
         Returns
         -------
         pandas.DataFrame
-            Columns ``metric``, ``value``, ``low``, ``high`` and ``dropped`` (number of resamples in which the
-            metric was undefined).
+            Columns ``metric``, ``value``, ``low``, ``high``, ``dropped`` (number of resamples in which the
+            metric was undefined) and ``reason`` (why there is no interval).
         """
         import pandas as pd
 
-        rows = [(name, e.value, e.low, e.high, e.dropped) for name, e in self.metrics.items()]
-        return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "dropped"])
+        rows = [(name, e.value, e.low, e.high, e.dropped, e.reason) for name, e in self.metrics.items()]
+        return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "dropped", "reason"])
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
         """

@@ -377,6 +377,7 @@ def _read_volume(blob: Blob, slices: Sequence[int] | None, policies: Policies) -
         affine=geometry.image_affine(),
         photometric="RGB" if array.shape[0] == 3 else "MONOCHROME2",
         space="image",
+        display_range=(0.0, 255.0) if array.dtype == np.uint8 else None,
         report=ReadReport(format=header.format, files=(path,), transforms=steps),
     )
 

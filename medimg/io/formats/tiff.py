@@ -417,6 +417,7 @@ def _build_volume(name: str, stack: _Stack, data: bytes, chosen: Sequence[int]) 
         photometric="RGB" if is_color else "MONOCHROME1" if is_inverted else "MONOCHROME2",
         inverted=is_inverted,
         space="image",
+        display_range=(0.0, 255.0) if array.dtype == np.uint8 else None,
         report=ReadReport(format="TIFF", files=(name,), transforms=steps),
     )
 

@@ -149,8 +149,15 @@ def _read_volume(task: _Task, reader: FrameReader, part: range, *, workers: int 
         channels=() if instance.is_color else plan.names,
         voi=_merge_voi(tuple(transform.voi for transform in buffer.modality_transforms[: len(chosen)])),
         padding=padding,
+        display_range=_merge_display_ranges(buffer.modality_transforms),
         report=_make_report(task, chosen, used, buffer),
     )
+
+
+def _merge_display_ranges(transforms: Sequence[ModalityTransform]) -> tuple[float, float] | None:
+    """Return the display range that all frames share; None if they share none."""
+    ranges = {transform.display_range for transform in transforms}
+    return ranges.pop() if len(ranges) == 1 else None
 
 
 def _make_report(

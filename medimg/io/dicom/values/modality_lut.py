@@ -76,6 +76,8 @@ _ANGLES: Final = {
 }
 #: Units of angles in radians.
 RADIANS: Final = {"rad": 1.0, "mrad": 1e-3, "deg": math.pi / 180}
+#: Images of more bits need a window, or percentiles, for display.
+_DISPLAY_BITS: Final = 8
 #: Least and greatest value, both included.
 ValueRange: TypeAlias = "tuple[float, float]"
 
@@ -100,6 +102,7 @@ class ModalityTransform:
     photometric: Photometric = "RGB"
     inverted: bool = False  # whether a display inverts windowed values
     voi: tuple[Voi, ...] = ()
+    display_range: ValueRange | None = None  # modality values of black and white, of images of 8 bits
     transforms: tuple[str, ...] = ()  # descriptions of the steps
     notes: tuple[str, ...] = ()  # attributes that are present but not used
 
@@ -207,6 +210,7 @@ def _parse_transform(
         photometric="MONOCHROME1" if fmt.photometric == "MONOCHROME1" else "MONOCHROME2",
         inverted=fmt.photometric == "MONOCHROME1" or shape == "INVERSE",
         voi=parse_declared_voi(view),
+        display_range=_find_display_range(view, fmt, dtype, slope, intercept) if table is None else None,
         transforms=tuple(filter(None, steps)),
     )
 
@@ -226,6 +230,18 @@ def _get_units(dataset: Dataset, *, is_calibrated: bool) -> str:
 def normalize_angle(units: str) -> str:
     """Return "rad", "mrad" or "deg" for the names of these units, and others unchanged."""
     return _ANGLES.get(units, units)
+
+
+def _find_display_range(
+    view: Dataset, fmt: FrameFormat, dtype: np.dtype[Any], slope: float, intercept: float
+) -> ValueRange | None:
+    """Return the full range of an image of up to 8 bits, rescaled; None for others, and for labels."""
+    if fmt.bits_stored > _DISPLAY_BITS or dtype.kind == "f" or get_code(view, "Modality") == "SEG":
+        return None
+    least = -(1 << (fmt.bits_stored - 1)) if dtype.kind == "i" else 0
+    ends = (slope * v + intercept for v in (least, least + (1 << fmt.bits_stored) - 1))
+    low, high = sorted(ends)
+    return low, high
 
 
 def _parse_rescale(
