@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.models.swin_transformer import PatchMerging, PatchMergingV2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from torch import Tensor
 
@@ -74,6 +74,8 @@ def split_stages(body: nn.Module) -> tuple[Stage, ...]:
     parts, opened = _split_parts(body)
     groups = _group_by_resolution(parts)
     if len(groups) < 3:
+        half = _count_parameters(body) / 2
+        _open_parts(parts, opened, lambda module: _is_sequence(module) and _count_parameters(module) > half)
         groups = _merge_groups(_group_norms(parts))
     loose = [(name, module) for name, module in opened if _own_tensors(module)]
     if loose and not groups:
@@ -95,12 +97,18 @@ def _split_parts(body: nn.Module) -> tuple[list[_Part], list[_Part]]:
         if not inner:
             break
         _open_part(parts, opened, max(inner, key=lambda n: len(list(parts[n][1].parameters()))))
-    most = sum(p.numel() for p in body.parameters()) / 2
+    half = _count_parameters(body) / 2
+    _open_parts(parts, opened, lambda module: _has_several_stages(module, half))
+    return parts, opened
+
+
+def _open_parts(parts: list[_Part], opened: list[_Part], is_opened: Callable[[nn.Module], bool]) -> None:
+    """Replace all parts for which `is_opened` holds by their children, in place."""
     while True:
-        several = next((n for n, (_, module) in enumerate(parts) if _has_several_stages(module, most)), None)
-        if several is None:
-            return parts, opened
-        _open_part(parts, opened, several)
+        found = next((n for n, (_, module) in enumerate(parts) if is_opened(module)), None)
+        if found is None:
+            return
+        _open_part(parts, opened, found)
 
 
 def _open_part(parts: list[_Part], opened: list[_Part], number: int) -> None:
@@ -110,16 +118,23 @@ def _open_part(parts: list[_Part], opened: list[_Part], number: int) -> None:
     parts[number : number + 1] = [(f"{name}.{child}", m) for child, m in module.named_children()]
 
 
-def _has_several_stages(module: nn.Module, most: float) -> bool:
+def _has_several_stages(module: nn.Module, half: float) -> bool:
     """
     Whether several children reduce the resolution one after the other.
 
-    Within a block they may do so side by side; a sequence, or what has more than `most` parameters, is none.
+    Within a block they may do so side by side; a sequence, or what has over half of the parameters, is none.
     """
     if sum(map(_reduces_resolution, module.children())) < 2:
         return False
-    is_sequence = isinstance(module, nn.Sequential | nn.ModuleList)
-    return is_sequence or sum(p.numel() for p in module.parameters()) > most
+    return _is_sequence(module) or _count_parameters(module) > half
+
+
+def _is_sequence(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential | nn.ModuleList)
+
+
+def _count_parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def _group_by_resolution(parts: list[_Part]) -> list[list[_Part]]:
