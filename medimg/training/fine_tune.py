@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from medimg._public import set_module
-from medimg._validation import check_whole_number
+from medimg._validation import check_path, check_whole_number
 from medimg.adapt.base import Adaptation
 from medimg.adapt.terms import AdaptationTerms
 from medimg.errors import TrainingError
+from medimg.metrics.validation_scores import validation_scores
+from medimg.models.freezing import find_kept_statistics
 from medimg.models.training_distribution import record_training_distribution
 from medimg.models.training_images import record_training_images
 from medimg.training._config import FineTuneConfig
 from medimg.training._loop import run
 from medimg.training._state import FineTuneInputs, TrainingState
-from medimg.training._trainer import TrainerConfig, make_loggers, prefers_channels_last
-from medimg.training.augmentation.random_scan import make_augmentation
-from medimg.training.checks import check_data
+from medimg.training._trainer import (
+    TrainerConfig,
+    check_monitored,
+    make_loggers,
+    prefers_channels_last,
+)
+from medimg.training.augmentation.random_scan import describe_augmentation, make_augmentation
+from medimg.training.checks import check_data, check_forward, check_unit
 from medimg.training.class_weights import sampling_weights
 from medimg.training.history import HistoryRecorder
 from medimg.training.losses import make_loss
@@ -227,9 +235,13 @@ def fine_tune(
         seed=seed,
     )
     check_data(model, train, val)
-    _check_monitored(config, val)
+    check_unit(config, train)
+    scores = _list_scores(val)
+    _check_monitored(config, val, scores)
     adaptations = _check_adaptations(adapt, model, train)
-    folder = Path(output) if output is not None else None
+    folder = check_path("output", output) if output is not None else None
+    if cache is not None:
+        check_path("cache", cache)
     trainer = TrainerConfig.make(
         next(model.parameters()).device,
         precision=precision,
@@ -237,8 +249,10 @@ def fine_tune(
         progress=progress,
         accumulate=config.accumulate,
         callbacks=callbacks,
-        more=trainer_kwargs or {},
+        more=trainer_kwargs if trainer_kwargs is not None else {},
     )
+    if not adaptations:  # which log scores of their own
+        check_monitored(trainer.callbacks, scores)
     inputs = FineTuneInputs(
         model=model,
         config=config,
@@ -254,7 +268,14 @@ def fine_tune(
         channels_last=prefers_channels_last(model, channels_last),
         cache=cache,
         resume_file=folder / FILE if folder is not None else None,
+        more={
+            "augment": describe_augmentation(augment, getattr(train, "modalities", ())),
+            **trainer.describe(),
+        },
     )
+    kept = find_kept_statistics(model, config.batch_statistics)
+    if any(phase.backbone_lr for phase in inputs.phases):
+        check_forward(model, train, config, kept)
     summary = {
         **config.to_dict(),
         "augment": augment if augment is None or isinstance(augment, str) else "own",
@@ -269,6 +290,7 @@ def fine_tune(
             model, folder, summary, monitor=config.monitor, patience=config.patience, loggers=loggers
         ),
         terms=AdaptationTerms(adaptations, train, model, config.seed),
+        kept_statistics=kept,
     )
     resume_file = find_resume_file(resume, folder)
     if resume_file is not None:
@@ -282,10 +304,25 @@ def fine_tune(
     return run(state, trainer, compiled=compile)
 
 
-def _check_monitored(config: FineTuneConfig, val: LabeledDataset | None) -> None:
+def _check_monitored(config: FineTuneConfig, val: LabeledDataset | None, scores: set[str]) -> None:
     if val is None and (config.patience is not None or config.monitor != "auto"):
         name = "patience" if config.patience is not None else "monitor"
         raise TrainingError(f"{name}= needs validation data: pass val=, or leave {name} at its default")
+    if config.monitor != "auto" and config.monitor not in scores:
+        raise TrainingError(
+            f"monitor={config.monitor!r} has no value, because no class has both positive and negative "
+            'examples in the validation data: use another split, or monitor="val_loss"'
+        )
+
+
+def _list_scores(val: LabeledDataset | None) -> set[str]:
+    """Return the names of the scores that each epoch has."""
+    if val is None:
+        return {"train_loss"}
+    labels = np.asarray(val.labels)
+    shape = (len(labels), len(val.classes))
+    defined = validation_scores(labels, np.full(shape, 1.0 / len(val.classes)), val.task)
+    return {"train_loss", "val_loss", *(name for name, value in defined.items() if value is not None)}
 
 
 def _check_adaptations(

@@ -14,11 +14,11 @@ from medimg._public import set_module
 from medimg.core.progress import progress_bar
 from medimg.data.dataloader import EpochSampler, epoch_seed, make_training_loader, repeat_epochs
 from medimg.errors import TrainingError
-from medimg.models.freezing import freeze_batchnorm_statistics
+from medimg.models.freezing import find_kept_statistics, freeze_batchnorm_statistics
 from medimg.models.module_mode import module_mode
 from medimg.training._config import FineTuneConfig
 from medimg.training.augmentation.random_scan import make_augmentation
-from medimg.training.checks import check_data
+from medimg.training.checks import check_data, check_forward, check_unit
 from medimg.training.class_weights import sampling_weights
 from medimg.training.losses import make_loss
 from medimg.training.optimization.optimizer import make_optimizer
@@ -158,17 +158,20 @@ def lr_find(
             f"steps={steps!r}"
         )
     check_data(model, train, None)
+    check_unit(config, train)
     if not any(p.requires_grad for p in model.parameters()):
         raise TrainingError(
             "nothing is trainable, because all parameters are frozen: call model.unfreeze() first"
         )
+    kept = find_kept_statistics(model, config.batch_statistics)
+    check_forward(model, train, config, kept)
     before = {name: value.detach().clone() for name, value in model.state_dict().items()}
     device = next(model.parameters()).device
     gpus = [device] if device.type == "cuda" else []
     try:
         with module_mode(model, training=True), torch.random.fork_rng(devices=gpus):
             torch.manual_seed(seed)
-            freeze_batchnorm_statistics(model, config.batch_statistics)
+            freeze_batchnorm_statistics(model, kept)
             lrs, losses = _run_test(
                 model,
                 train,
