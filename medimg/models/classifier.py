@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from medimg._public import set_module
-from medimg.errors import CheckpointError
+from medimg.errors import CheckpointError, WeightsUnavailableError
 from medimg.models import checkpoint
 from medimg.models.backbones.architecture import (
     Architecture,
@@ -58,9 +59,11 @@ class TransferClassifier(Freezable):
         Class names, in the order of the outputs.
     weights : str, path, WeightsEnum or None
         "DEFAULT", the name of torchvision weights, the path of a state dict (``.pth`` or ``.safetensors``; if
-        its name contains its SHA-256, as torchvision's do, the hash is checked), or None for random weights.
+        its name contains its SHA-256, as torchvision's do, the hash is checked) or of a checkpoint of medimg,
+        whose backbone is taken, or None for random weights.
     preprocess : Preprocess, optional
-        Preprocessing recipe; by default one with the size, mean and standard deviation of the weights.
+        Preprocessing recipe; by default that of a checkpoint, or one with the size, mean and standard deviation
+        of the weights.
     task : {"multiclass", "multilabel"}
         One class per image (softmax), or several labels (sigmoid).
     pool : {"none", "mean", "max", "attention"}
@@ -133,17 +136,32 @@ class TransferClassifier(Freezable):
         source = resolve_weights(backbone, weights, accept_license=accept_license)
         # weights with a URL may have to be downloaded: the size of the images is checked before
         local = source.load(progress=progress) if source is not None and source.url is None else None
-        recipe = preprocess or default_recipe(backbone, source, local.state if local is not None else None)
+        earlier = checkpoint.find(source.path) if source is not None and local is not None else None
+        if earlier is not None and earlier.architecture.name != backbone:
+            raise WeightsUnavailableError(
+                f"the weights {source.name if source else None} are a checkpoint of a {earlier.architecture.name}, "
+                f"expected one of a {backbone}: pass the backbone of the checkpoint, or other weights"
+            )
+        recipe = preprocess or (
+            earlier.preprocess
+            if earlier is not None
+            else default_recipe(backbone, source, local.state if local is not None else None)
+        )
         architecture = architecture_for(
             backbone,
             entry=source.entry if source is not None else None,
             state=local.state if local is not None else None,
             recipe=recipe,
         )
+        if earlier is not None:
+            architecture = replace(architecture, transform_input=earlier.architecture.transform_input)
         loaded = local or (source.load(progress=progress) if source is not None else None)
         self.weights_name = weights_name(backbone, source)
         self.weights_sha256 = loaded.sha256 if loaded is not None else None
         self._assemble(architecture, names, recipe, task, pool, state=loaded.state if loaded else None)
+        if earlier is not None:
+            # the backbone has seen them
+            self.images_seen = earlier.images_seen
 
     def _assemble(
         self,

@@ -187,7 +187,9 @@ class TrainingState:
         inputs.model.load_state_dict(saved.model)
         if saved.weights is not None:
             inputs.model.weights_name, inputs.model.weights_sha256 = saved.weights
-        self.kept_statistics = _find_kept_before(inputs) if saved.kept_statistics is None else tuple(saved.kept_statistics)
+        self.kept_statistics = (
+            _find_kept_before(inputs) if saved.kept_statistics is None else tuple(saved.kept_statistics)
+        )
         self.terms.load_state_dict(saved.terms)
         self.history.load_state_dict(saved.history, saved.best)
         # a file from before the first step has none
