@@ -402,11 +402,6 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
                 reading=asdict(self._policies),
             )
 
-    @property
-    def policies(self) -> Policies:
-        """Policies and values by which files are read."""
-        return self._policies
-
     def find_item_keys(self) -> ItemKeys:
         """Return the cache addresses of the items; the files are opened to find them."""
         return ItemKeys(self._items, self._store, self.preprocess)

@@ -62,8 +62,8 @@ class TransferClassifier(Freezable):
         its name contains its SHA-256, as torchvision's do, the hash is checked) or of a checkpoint of medimg,
         whose backbone is taken, or None for random weights.
     preprocess : Preprocess, optional
-        Preprocessing recipe; by default that of a checkpoint, or one with the size, mean and standard deviation
-        of the weights.
+        Preprocessing recipe; by default that of a checkpoint, or one with the size, mean and standard
+        deviation of the weights.
     task : {"multiclass", "multilabel"}
         One class per image (softmax), or several labels (sigmoid).
     pool : {"none", "mean", "max", "attention"}
@@ -136,10 +136,11 @@ class TransferClassifier(Freezable):
         source = resolve_weights(backbone, weights, accept_license=accept_license)
         # weights with a URL may have to be downloaded: the size of the images is checked before
         local = source.load(progress=progress) if source is not None and source.url is None else None
+        self.weights_name = weights_name(backbone, source)
         earlier = checkpoint.find(source.path) if source is not None and local is not None else None
         if earlier is not None and earlier.architecture.name != backbone:
             raise WeightsUnavailableError(
-                f"the weights {source.name if source else None} are a checkpoint of a {earlier.architecture.name}, "
+                f"the weights {self.weights_name} are a checkpoint of a {earlier.architecture.name}, "
                 f"expected one of a {backbone}: pass the backbone of the checkpoint, or other weights"
             )
         recipe = preprocess or (
@@ -156,7 +157,6 @@ class TransferClassifier(Freezable):
         if earlier is not None:
             architecture = replace(architecture, transform_input=earlier.architecture.transform_input)
         loaded = local or (source.load(progress=progress) if source is not None else None)
-        self.weights_name = weights_name(backbone, source)
         self.weights_sha256 = loaded.sha256 if loaded is not None else None
         self._assemble(architecture, names, recipe, task, pool, state=loaded.state if loaded else None)
         if earlier is not None:

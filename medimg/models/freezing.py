@@ -236,8 +236,8 @@ def find_kept_statistics(model: TransferClassifier, choice: str) -> tuple[str, .
     """
     Return the names of the backbone's BatchNorm layers whose statistics training keeps.
 
-    All of them for "keep", none for "update"; for "auto" those with statistics to keep. It must be asked before
-    training, which gives every layer some.
+    All of them for "keep", none for "update"; for "auto" those with statistics to keep. It must be asked
+    before training, which gives every layer some.
     """
     if choice == "update":
         return ()

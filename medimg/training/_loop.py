@@ -67,7 +67,6 @@ def _run_phases(state: TrainingState, trainer: TrainerConfig, *, compiled: bool)
     try:
         layout = memory_format(model, channels_last=state.inputs.channels_last, compiled=compiled)
         with trainer.running(state.inputs.config.seed), layout:
-            trainer.check()
             initial = [copy.deepcopy(callback.state_dict()) for callback in trainer.callbacks]
             for number in range(state.progress.number, len(phases)):
                 # a callback of the caller that counts starts each phase from its initial state

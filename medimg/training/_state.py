@@ -79,7 +79,7 @@ class FineTuneInputs:
         return any(parameter.requires_grad for parameter in self.model.backbone.parameters())
 
     def describe(self) -> dict[str, Any]:
-        """Return what identifies a training: settings, adaptations, digests of the data, frozen parameters."""
+        """Return what identifies a training: settings, adaptations, data, frozen parameters."""
         targets = {f"target {n}": one.target for n, one in enumerate(self.adaptations)}
         several = {"train": self.train, "val": self.val, **targets}
         frozen = [name for name, p in self.model.named_parameters() if not p.requires_grad]
@@ -155,7 +155,7 @@ class TrainingState:
             self.average.classifier.backbone.to(memory_format=torch.channels_last)
 
     def _describe(self) -> dict[str, Any]:
-        """Return what identifies the training; files are compared once, and phases freeze parameters later."""
+        """Return what identifies the training, as it was before its first phase."""
         if self._identity is None:
             self._identity = self.inputs.describe()
         return self._identity

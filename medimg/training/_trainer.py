@@ -148,9 +148,10 @@ class TrainerConfig:
             "processes": _count_processes(self.options["devices"]),
         }
 
-    def check(self) -> None:
+    def check(self, seed: int) -> None:
         """Raise TrainingError if Lightning rejects the options."""
-        self._make_trainer(1)
+        with self.running(seed):
+            self._make_trainer(1)
 
     def _make_trainer(self, epochs: int) -> Any:
         import pytorch_lightning as pl
@@ -233,7 +234,7 @@ class TrainerConfig:
 
 
 def _is_of_lightning(error: Exception) -> bool:
-    """Whether an exception was raised in code of Lightning, and not in a callback of the user's or in torch."""
+    """Whether an exception was raised in code of Lightning, not of torch or the user."""
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
@@ -264,8 +265,8 @@ def _check_callbacks(callbacks: object, more: Mapping[str, Any]) -> Sequence[Cal
         (
             (known.LearningRateMonitor, known.DeviceStatsMonitor, known.ThroughputMonitor),
             not more.get("logger"),
-            "writes to a logger of Lightning's trainer, and logger= of fine_tune is none: it gets one row per "
-            'epoch, with the learning rate; pass trainer_kwargs={"logger": ...} for this callback',
+            "writes to a logger of Lightning's trainer, and logger= of fine_tune is none: it gets one row "
+            'per epoch, with the learning rate; pass trainer_kwargs={"logger": ...} for this callback',
         ),
         (
             (known.ModelCheckpoint,),
@@ -301,7 +302,7 @@ def check_monitored(callbacks: Sequence[Callback], scores: Collection[str]) -> N
         name = getattr(callback, "monitor", None)
         if isinstance(name, str) and name not in scores and getattr(callback, "strict", True):
             raise TrainingError(
-                f"the callback {type(callback).__name__} monitors {name!r}, which this training does not have: "
+                f"the callback {type(callback).__name__} monitors {name!r}, which this training lacks: "
                 f"expected one of {', '.join(map(repr, sorted(scores)))} (those of validation need val=, and "
                 "val_auroc a class with positive and negative validation examples)"
             )

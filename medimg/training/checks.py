@@ -31,8 +31,8 @@ def check_data(model: TransferClassifier, train: LabeledDataset, val: LabeledDat
     """Raise TrainingError if data don't match the model or each other, LeakageError if they overlap."""
     if not isinstance(model, TransferClassifier):
         raise TrainingError(
-            f"the model is a {type(model).__name__}; expected a TransferClassifier: medimg.load reads one, and a "
-            "network of your own is registered by medimg.register_backbone"
+            f"the model is a {type(model).__name__}; expected a TransferClassifier: medimg.load reads "
+            "one, and a network of your own is registered by medimg.register_backbone"
         )
     _check_dataset(model, train, "training")
     check_labels(train.labels, model.classes, model.task)
@@ -55,12 +55,13 @@ def check_unit(config: FineTuneConfig, train: LabeledDataset) -> None:
         )
     if config.mixup and config.batch_size == 1:
         raise TrainingError(
-            f"mixup={config.mixup:g} mixes the images of a batch, and batch_size is 1: raise it, or use mixup=0"
+            f"mixup={config.mixup:g} mixes the images of a batch, and batch_size is 1: raise it, or use "
+            "mixup=0"
         )
     if config.grad_slices is not None and train.unit != "series":
         raise TrainingError(
-            f"grad_slices={config.grad_slices} limits the slices of a bag, and the training dataset has single "
-            'images (unit="slice"): use grad_slices=None, or unit="series"'
+            f"grad_slices={config.grad_slices} limits the slices of a bag, and the training dataset has "
+            'single images (unit="slice"): use grad_slices=None, or unit="series"'
         )
 
 

@@ -251,6 +251,7 @@ def fine_tune(
         callbacks=callbacks,
         more=trainer_kwargs if trainer_kwargs is not None else {},
     )
+    trainer.check(config.seed)
     if not adaptations:  # which log scores of their own
         check_monitored(trainer.callbacks, scores)
     inputs = FineTuneInputs(

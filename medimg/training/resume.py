@@ -43,7 +43,7 @@ __all__ = [
 FILE: Final = "resume.safetensors"
 
 _KEY: Final = "medimg-training"
-#: Version 1 had neither ``more``, ``weights`` nor ``kept_statistics``, other digests of data, and is still read.
+#: Version 1, which lacks ``more``, ``weights`` and ``kept_statistics``, is still read.
 _SCHEMA: Final = 2
 _DIGITS: Final = 32
 _THREADS: Final = 8
@@ -225,7 +225,7 @@ def find_resume_file(resume: bool | str | os.PathLike[str] | None, output: Path 
 
 def data_digest(data: LabeledDataset | None) -> str | None:
     """
-    Return a hash of what a dataset trains with (32 hexadecimal digits): images, labels, recipe; None for None.
+    Return a hash of images, labels and recipe of a dataset (32 hexadecimal digits); None for None.
 
     Files count by their content, not by their names, so that a training goes on when they were moved.
     """
@@ -257,7 +257,7 @@ def _hash_contents(several: Sequence[Series]) -> list[str]:
 
 
 def data_digest_1(data: LabeledDataset | None) -> str | None:
-    """Return the hash that files of schema 1 have: of labels, names of series and patients, and the recipe."""
+    """Return the hash in files of schema 1: of labels, names of series and patients, and the recipe."""
     if data is None:
         return None
     digest = hashlib.sha256(data.preprocess.fingerprint.encode())

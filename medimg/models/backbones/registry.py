@@ -81,8 +81,8 @@ class RegisteredBackbone:
             raise
         except Exception as error:  # whatever the user's own code raises
             raise TrainingError(
-                f"the function of the backbone {self.name!r} failed: {type(error).__name__}: {error}; expected "
-                "a function without arguments that returns a network"
+                f"the function of the backbone {self.name!r} failed: {type(error).__name__}: {error}; "
+                "expected a function without arguments that returns a network"
             ) from error
         if not isinstance(network, nn.Module):
             raise TrainingError(
@@ -121,7 +121,7 @@ class RegisteredBackbone:
         return parts
 
     def _run(self, network: Callable[[Tensor], object], x: Tensor) -> object:
-        """Return the output of a network or layer in evaluation mode; random numbers are the same each time."""
+        """Return the output of a network or layer in evaluation mode, always with the same seed."""
         whole = module_mode(network, training=False) if isinstance(network, nn.Module) else nullcontext()
         gpus = [x.device] if x.device.type == "cuda" else []
         try:
@@ -154,9 +154,9 @@ class RegisteredBackbone:
             if torch.allclose(output.to(logits), logits, rtol=0.0, atol=share * largest, equal_nan=True):
                 return
         raise TrainingError(
-            f"the output of the backbone {self.name!r} is not that of its layer {head_name!r} on the embedding: "
-            "its head is another layer, was removed before, or something follows it, such as a softmax. "
-            "Return logits, pass the name of the head as head=, or for a network without one the length of "
+            f"the output of the backbone {self.name!r} is not that of its layer {head_name!r} on the "
+            "embedding: its head is another layer, was removed before, or something follows it, such as a "
+            "softmax. Return logits, pass the name of the head as head=, or for a network without one the length of "
             "its embeddings as features="
         )
 

@@ -60,10 +60,10 @@ def split_stages(body: nn.Module) -> tuple[Stage, ...]:
 
     The parts are the children of the network; while fewer than four of them have parameters, the largest is
     replaced by its children, and so is a sequence of which several members reduce the resolution, such as the
-    ``blocks`` of timm's EfficientNet. A part that reduces the resolution (a stride, merged patches, global pooling)
-    starts a stage; norms belong to the part before them. If this gives fewer than three stages, as in a ViT,
-    the first part is the stem and the others are joined into at most twelve stages. Together the stages have
-    every parameter and buffer exactly once.
+    ``blocks`` of timm's EfficientNet. A part that reduces the resolution (a stride, merged patches, global
+    pooling) starts a stage; norms belong to the part before them. If this gives fewer than three
+    stages, as in a ViT, the first part is the stem and the others are joined into at most twelve stages.
+    Together the stages have every parameter and buffer exactly once.
 
     Examples
     --------

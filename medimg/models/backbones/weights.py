@@ -236,8 +236,8 @@ def _read_state(path: Path) -> OrderedDict[str, Tensor]:
     stranger = next((what for magic, what in _OTHERS if start.lstrip().startswith(magic)), None)
     if stranger is not None:
         raise WeightsUnavailableError(
-            f"{path} is {stranger}; expected a state dict, as torch.save(model.state_dict(), ...) writes it, or "
-            "a safetensors file"
+            f"{path} is {stranger}; expected a state dict, as torch.save(model.state_dict(), ...) writes it, "
+            "or a safetensors file"
         )
     if _is_torchscript(path):
         raise WeightsUnavailableError(
@@ -251,7 +251,9 @@ def _read_state(path: Path) -> OrderedDict[str, Tensor]:
 
             found: Any = OrderedDict(load_file(path))
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            # a path would be read by its suffix
+            with path.open("rb") as file:
+                found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make either reader raise almost any error
         raise WeightsUnavailableError(
             f"{path} can't be read as weights ({type(error).__name__}): {_explain(path, error)}"
@@ -282,12 +284,12 @@ def _explain(path: Path, error: Exception) -> str:
         )
     if names:
         return (
-            f"it has pickled objects ({shown}), such as a whole model or settings, whose code is not executed; "
-            "save its state dict alone, by torch.save(model.state_dict(), ...)"
+            f"it has pickled objects ({shown}), such as a whole model or settings, whose code is not "
+            "executed; save its state dict alone, by torch.save(model.state_dict(), ...)"
         )
     return (
-        "it is damaged, or was not written by torch.save(model.state_dict(), ...) or safetensors; download or "
-        "save it again"
+        "it is damaged, or was not written by torch.save(model.state_dict(), ...) or safetensors; download "
+        "or save it again"
     )
 
 
@@ -351,8 +353,8 @@ def strip_prefix(
     Return the tensors of a network without the prefix that a training script put before their names.
 
     `wanted` are the names that the network needs. What has other prefixes, such as a momentum encoder or a
-    projector, is left out. Two networks that both fit are refused, but that of queries is taken before MoCo's of
-    keys.
+    projector, is left out. Two networks that both fit are refused, but MoCo's encoder of queries is taken
+    before that of keys.
     """
     names = set(wanted)
     if not names or all(name in state for name in names):

@@ -266,23 +266,20 @@ def describe_augmentation(choice: AugmentChoice, modalities: Sequence[str] = ())
 
 def _list_facts(value: Any, depth: int = 0) -> list[Any]:
     """Return the parts of a callable or of a constant in it that tell it from others."""
-    if depth > _DEEPEST:
-        return []
     if isinstance(value, functools.partial):
-        keywords = sorted(value.keywords.items())
-        return [_list_facts(part, depth + 1) for part in (value.func, *value.args, *keywords)]
-    if isinstance(value, types.MethodType):
-        return [_list_facts(part, depth + 1) for part in (value.__func__, value.__self__)]
-    if isinstance(value, types.FunctionType):
-        cells = list(inspect.getclosurevars(value).nonlocals.items())
-        parts = [value.__code__, *(value.__defaults__ or ()), *cells]
-        return [_list_facts(part, depth + 1) for part in parts]
-    if isinstance(value, types.CodeType):
-        constants = [_list_facts(part, depth + 1) for part in value.co_consts]
-        return [value.co_code.hex(), list(value.co_names), constants]
-    if isinstance(value, tuple | list):
-        return [_list_facts(part, depth + 1) for part in value]
-    return [type(value).__qualname__, _ADDRESS.sub("", repr(value))]
+        parts: Sequence[Any] = (value.func, *value.args, *sorted(value.keywords.items()))
+    elif isinstance(value, types.MethodType):
+        parts = (value.__func__, value.__self__)
+    elif isinstance(value, types.FunctionType):
+        nonlocals = inspect.getclosurevars(value).nonlocals
+        parts = (value.__code__, *(value.__defaults__ or ()), *nonlocals.items())
+    elif isinstance(value, types.CodeType):
+        parts = (value.co_code.hex(), *value.co_names, *value.co_consts)
+    elif isinstance(value, tuple | list):
+        parts = value
+    else:
+        return [type(value).__qualname__, _ADDRESS.sub("", repr(value))]
+    return [_list_facts(part, depth + 1) for part in parts] if depth < _DEEPEST else []
 
 
 def _choose_settings(choice: str, modalities: Sequence[str]) -> dict[str, float]:
