@@ -158,10 +158,10 @@ class TransferClassifier(Freezable):
             architecture = replace(architecture, transform_input=earlier.architecture.transform_input)
         loaded = local or (source.load(progress=progress) if source is not None else None)
         self.weights_sha256 = loaded.sha256 if loaded is not None else None
-        self._assemble(architecture, names, recipe, task, pool, state=loaded.state if loaded else None)
-        if earlier is not None:
-            # the backbone has seen them
-            self.images_seen = earlier.images_seen
+        # the backbone of a checkpoint has seen its images
+        seen = earlier.images_seen if earlier is not None else None
+        state = loaded.state if loaded is not None else None
+        self._assemble(architecture, names, recipe, task, pool, state=state, images_seen=seen)
 
     def _assemble(
         self,
@@ -172,6 +172,7 @@ class TransferClassifier(Freezable):
         pool: Pool,
         *,
         state: Any = None,
+        images_seen: TrainingImages | None = None,
         bare: bool = False,
     ) -> None:
         parts = architecture.build(initialize=state is None)
@@ -184,7 +185,7 @@ class TransferClassifier(Freezable):
         self.pool: Pool = pool
         self.training_summary: dict[str, Any] | None = None
         self.training_ranges: TrainingDistribution | None = None
-        self.images_seen: TrainingImages | None = None
+        self.images_seen = images_seen
         self.calibration: Calibration | None = None
         self.backbone = parts.body
         self.attention = make_pooling(pool, parts.features)

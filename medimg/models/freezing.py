@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, Any, Self
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -263,11 +262,12 @@ def _batchnorm_layers(body: nn.Module) -> dict[str, _BatchNorm]:
 
 def _has_statistics(layer: _BatchNorm) -> bool:
     """Whether statistics were ever computed: a new layer has mean 0, variance 1 and no batches."""
-    batches = layer.num_batches_tracked
+    batches, mean, variance = layer.num_batches_tracked, layer.running_mean, layer.running_var
     if batches is not None and bool(batches > 0):
         return True
-    mean, variance = layer.running_mean, layer.running_var
-    return bool(torch.any(mean != 0)) or bool(torch.any(variance != 1))
+    if mean is None or variance is None:
+        return False
+    return bool(mean.ne(0).any()) or bool(variance.ne(1).any())
 
 
 def frozen_fraction(module: nn.Module) -> float:

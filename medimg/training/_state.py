@@ -80,7 +80,7 @@ class FineTuneInputs:
 
     def describe(self) -> dict[str, Any]:
         """Return what identifies a training: settings, adaptations, data, frozen parameters."""
-        targets = {f"target {n}": one.target for n, one in enumerate(self.adaptations)}
+        targets: dict[str, Any] = {f"target {n}": one.target for n, one in enumerate(self.adaptations)}
         several = {"train": self.train, "val": self.val, **targets}
         frozen = [name for name, p in self.model.named_parameters() if not p.requires_grad]
         return {

@@ -132,7 +132,7 @@ def fine_tune(
     label_smoothing : float
         Label smoothing factor.
     mixup : float
-        Parameter alpha of mixup for single images, whose weights are drawn from Beta(alpha, alpha); 0
+        Parameter alpha of mixup, for single images only, whose weights are drawn from Beta(alpha, alpha); 0
         disables it.
     ema : float, optional
         Decay of an exponential moving average of the weights, such as 0.999; the average is then validated
@@ -151,7 +151,7 @@ def fine_tune(
     batch_statistics : {"auto", "keep", "update"}
         Whether BatchNorm layers of the backbone normalize by their running statistics, which stay unchanged
         while scale and offset are trained ("keep"), or by those of each batch ("update"). "auto" keeps the
-        statistics of pretrained weights, and updates those of random ones.
+        statistics of layers that have some, and updates new ones (mean 0, variance 1, no batches).
     adapt : Adaptation or sequence of Adaptation, optional
         Methods of domain adaptation or adversarial training; see :mod:`medimg.adapt`.
     precision : str or int
@@ -167,14 +167,15 @@ def fine_tune(
         Whether to compile the backbone with ``torch.compile``: minutes at first, then faster steps.
     resume : bool or path-like, optional
         True: continue the interrupted training of `output`; it ends with the same weights as without the
-        interruption. A path: the folder of another training.
+        interruption. A path: the folder of another training. Settings that change the result and the content
+        of the data must be the same.
     output : path-like, optional
         Folder for ``best.safetensors``, ``last.safetensors``, ``history.csv`` and the resume file, all
         written after each epoch.
     cache : path-like, optional
         Folder for cached embeddings of a frozen backbone, shared between trainings; see :func:`medimg.embed`.
     logger : "tensorboard", Lightning logger, or several, optional
-        Loggers of each epoch's metrics, in addition to ``history.csv``.
+        Loggers of the settings and each epoch's metrics, in addition to ``history.csv``.
     callbacks : sequence of pytorch_lightning.Callback
         Lightning callbacks. They see one fit per phase, and start each from their initial state. The metrics
         are ``train_loss``, ``val_loss``, ``val_accuracy``, ``val_balanced_accuracy``, ``val_f1`` and
@@ -198,8 +199,8 @@ def fine_tune(
     Raises
     ------
     TrainingError
-        If data and model don't match, a class has no example, a setting is invalid, the resume file belongs
-        to another training, or the loss is not finite.
+        If data and model don't match, a class has no example, a setting is invalid or would have no effect,
+        the resume file belongs to another training, or the loss is not finite.
     LeakageError
         If a patient is in both datasets.
     CheckpointError

@@ -204,7 +204,7 @@ class HistoryRecorder:
     @contextmanager
     def logged(self, settings: Mapping[str, Any], *, write: bool) -> Iterator[None]:
         """Give the loggers all settings, and in the end whether the block succeeded."""
-        values = {**self._settings, **settings}
+        values = {**settings, **self._settings}
         scalars = {n: v if v is None or isinstance(v, _SCALARS) else json_text(v) for n, v in values.items()}
         status = "failed"
         try:

@@ -383,7 +383,7 @@ def test_a_batch_whose_statistics_can_not_be_computed(call: Any) -> None:
         model = classifier("mobilenet_v3_small", preprocess=recipe)
         before = state(model)
         if items == 4:
-            with pytest.raises(TrainingError, match="1 image of 32×32 at a time.*larger batch_size"):
+            with pytest.raises(TrainingError, match=r"1 image of 32×32 at a time.*larger batch_size"):
                 call(model, images(items, preprocess=recipe), **settings)
         assert not changed(before, state(model))
     call(

@@ -72,7 +72,9 @@ def drop_activations(model: nn.Module, head_name: str) -> dict[str, nn.Module]:
     parent, dot, head = head_name.rpartition(".")
     children = list(model.get_submodule(parent).named_children())
     after = [name for name, _ in children].index(head) + 1
-    dropped = {f"{parent}{dot}{name}": m for name, m in children[after:] if isinstance(m, nn.ReLU)}
+    dropped: dict[str, nn.Module] = {
+        f"{parent}{dot}{name}": m for name, m in children[after:] if isinstance(m, nn.ReLU)
+    }
     for name in dropped:
         replace_layer(model, name, nn.Identity())
     return dropped
