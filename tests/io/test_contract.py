@@ -178,7 +178,7 @@ STRIDES = {"kermany_cxr224_dev": 150}
 #: Kinds of series of each set that are checked, one of each; MEDIMG_SLOW=1 checks all series.
 MOST = 4
 #: Sets with DICOM that takes long and is like that of philips_enh_1901, me, mosaic_ep2d and nih.
-REPEATED = {"dicom_qa/canon_3000", "dicom_qa/enh", "dicom_qa/fmap"}
+REPEATED = {"dicom_qa/enh", "dicom_qa/fmap"}
 SETS = (
     "cls/covid_ct_md_dev", "cls/kermany_cxr224_dev", "dicom_misc/dcmstack_multiecho",
     "dicom_misc/dicom2nifti_dev", "dicom_misc/fodicom_dev", "dicom_misc/highdicom",
