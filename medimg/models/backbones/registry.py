@@ -155,9 +155,9 @@ class RegisteredBackbone:
                 return
         raise TrainingError(
             f"the output of the backbone {self.name!r} is not that of its layer {head_name!r} on the "
-            "embedding: its head is another layer, was removed before, or something follows it, such "
-            "as a softmax. Return logits, pass the name of the head as head=, or for a network without one the length of "
-            "its embeddings as features="
+            "embedding: its head is another layer, was removed before, or something follows it, such as a "
+            "softmax. Return logits, pass the name of the head as head=, or for a network without one the "
+            "length of its embeddings as features="
         )
 
 
