@@ -107,6 +107,11 @@ class TrainerConfig:
         for name, own in _OWN_ARGUMENTS.items():
             if name in more:
                 raise TrainingError(f"trainer_kwargs contains {name!r}; pass {own} to fine_tune instead")
+        if not isinstance(precision, str | int) or not isinstance(devices, str | int | list | tuple):
+            raise TrainingError(
+                "precision must be text or a number, such as \"bf16-mixed\", and devices text, a number or a "
+                f"list; found a {type(precision).__name__} and a {type(devices).__name__}"
+            )
         if devices == "auto":
             devices = [device.index] if device.type == "cuda" and device.index is not None else 1
             if more.get("accelerator") == "cpu":
@@ -354,7 +359,7 @@ def _make_logger(choice: Any, folder: Path | None) -> Logger:
 
     if isinstance(choice, Logger):
         return choice
-    if choice != "tensorboard":
+    if not isinstance(choice, str) or choice != "tensorboard":
         raise TrainingError(
             f'logger must be "tensorboard" or a logger of pytorch_lightning.loggers; found {choice!r}. '
             "history.csv is written to output= in any case"
@@ -373,7 +378,7 @@ def prefers_channels_last(model: TransferClassifier, choice: bool | str) -> bool
     """Return whether the backbone runs in channels-last format: for "auto", if it is convolutional."""
     if isinstance(choice, bool):
         return choice
-    if choice != "auto":
+    if not isinstance(choice, str) or choice != "auto":
         raise TrainingError(f'channels_last must be True, False or "auto"; found {choice!r}')
     convolutions = sum(isinstance(module, nn.Conv2d) for module in model.backbone.modules())
     return convolutions > _FEW_CONVOLUTIONS
