@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from medimg._public import set_module
-from medimg.errors import CheckpointError, WeightsUnavailableError
+from medimg._validation import check_path
+from medimg.errors import CheckpointError, PreprocessError, WeightsUnavailableError
 from medimg.models import checkpoint
 from medimg.models.backbones.architecture import (
     Architecture,
@@ -26,6 +27,7 @@ from medimg.models.digest import model_digest
 from medimg.models.freezing import Freezable, frozen_fraction
 from medimg.models.input_checks import Task, check_classes, check_input
 from medimg.models.pooling import Pool, embed_slices, make_pooling, pool_embeddings
+from medimg.preprocessing.preprocess import Preprocess
 
 if TYPE_CHECKING:
     import os
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
     from medimg.models._source_scores import PredictSource
     from medimg.models.training_distribution import TrainingDistribution
     from medimg.models.training_images import TrainingImages
-    from medimg.preprocessing.preprocess import Preprocess
 
 __all__ = ["TransferClassifier", "load"]
 
@@ -133,6 +134,10 @@ class TransferClassifier(Freezable):
         super().__init__()
         check_backbone(backbone)
         names = check_classes(classes, task)
+        if preprocess is not None and not isinstance(preprocess, Preprocess):
+            raise PreprocessError(
+                f"preprocess must be a Preprocess or None; found a {type(preprocess).__name__}"
+            )
         source = resolve_weights(backbone, weights, accept_license=accept_license)
         # weights with a URL may have to be downloaded: the size of the images is checked before
         local = source.load(progress=progress) if source is not None and source.url is None else None
@@ -394,7 +399,7 @@ class TransferClassifier(Freezable):
         pathlib.Path
             The file.
         """
-        file = Path(path)
+        file = check_path("path", path, error=CheckpointError)
         checkpoint.Checkpoint(
             architecture=self.architecture,
             classes=self.classes,
@@ -422,7 +427,7 @@ class TransferClassifier(Freezable):
         CheckpointError
             If the file is damaged, was changed, is newer than this version, or is not a medimg checkpoint.
         """
-        file = Path(path)
+        file = check_path("path", path, error=CheckpointError)
         saved = checkpoint.read(file)
         # building draws random parameters, which are replaced: the global random state stays as it was
         with checkpoint.refuse_unsound(file), torch.random.fork_rng(devices=[]):

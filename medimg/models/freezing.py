@@ -178,13 +178,14 @@ def unfreeze_from(body: nn.Module, downto: str) -> None:
 
 def _find_stage(parts: tuple[Stage, ...], name: str) -> int | None:
     """Return the index of a stage; None if no stage has that name."""
-    return next((n for n, stage in enumerate(parts) if stage.name == name), None)
+    names = [stage.name for stage in parts]
+    return names.index(name) if isinstance(name, str) and name in names else None
 
 
 def _module_names(body: nn.Module, wanted: Any, parts: tuple[Stage, ...]) -> list[str]:
     """Return the names of all modules, among which the wanted one must be."""
     names = [name for name, _ in body.named_modules()]
-    if wanted and wanted in names:
+    if isinstance(wanted, str) and wanted and wanted in names:
         return names
     known = [stage.name for stage in parts]
     near = difflib.get_close_matches(str(wanted), [*known, *names], n=3)

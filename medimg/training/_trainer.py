@@ -109,7 +109,7 @@ class TrainerConfig:
                 raise TrainingError(f"trainer_kwargs contains {name!r}; pass {own} to fine_tune instead")
         if not isinstance(precision, str | int) or not isinstance(devices, str | int | list | tuple):
             raise TrainingError(
-                "precision must be text or a number, such as \"bf16-mixed\", and devices text, a number or a "
+                'precision must be text or a number, such as "bf16-mixed", and devices text, a number or a '
                 f"list; found a {type(precision).__name__} and a {type(devices).__name__}"
             )
         if devices == "auto":

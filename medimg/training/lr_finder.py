@@ -11,6 +11,7 @@ import torch
 
 from medimg._plot_style import COLORS, add_legend, make_axes
 from medimg._public import set_module
+from medimg._validation import check_number, check_whole_number
 from medimg.core.progress import progress_bar
 from medimg.data.dataloader import EpochSampler, epoch_seed, make_training_loader, repeat_epochs
 from medimg.errors import TrainingError
@@ -152,6 +153,8 @@ def lr_find(
         batch_statistics=batch_statistics,
         seed=seed,
     )
+    check_number("end", end)
+    check_whole_number("steps", steps)
     if not (0 < start < end and math.isfinite(end)) or steps < 2 * _FEW:
         raise TrainingError(
             f"expected 0 < start < end and at least {2 * _FEW} steps; found start={start!r}, end={end!r}, "

@@ -91,7 +91,7 @@ def check_backbone(name: str) -> None:
     medimg.errors.TrainingError: torchvision has no classification model 'resnet-50'; the nearest ...
     """
     known = (*backbone_names(), *registered_names())
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4)
         hint = f"the nearest are {', '.join(near)}" if near else f"it has {', '.join(known)}"
         raise TrainingError(
