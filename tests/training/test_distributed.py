@@ -64,7 +64,7 @@ def test_two_processes_agree_and_score_each_item_once(tmp_path: Path, start: str
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
