@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 import reprlib
 from collections.abc import Mapping
 from numbers import Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from medimg.errors import DatasetError, MedimgError, TrainingError
@@ -19,6 +21,7 @@ __all__ = [
     "check_choice",
     "check_fields",
     "check_number",
+    "check_path",
     "check_seed",
     "check_text",
     "check_texts",
@@ -49,6 +52,13 @@ def check_whole_number(
         bounds = "" if least is None else f", {least} or more" if most is None else f" from {least} to {most}"
         raise error(f"{name} must be a whole number{bounds}{hint}; found {value!r}")
     return number
+
+
+def check_path(name: str, value: object, *, error: type[MedimgError] = TrainingError) -> Path:
+    """Return a path-like value as a Path."""
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
+        raise error(f"{name} must be a path; found a {type(value).__name__}")
+    return Path(value)
 
 
 def check_number(

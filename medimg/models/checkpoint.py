@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torchvision.models import get_model_weights
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping
 
-__all__ = ["SCHEMA", "Checkpoint", "read", "read_header", "refuse_unsound"]
+__all__ = ["SCHEMA", "Checkpoint", "find", "read", "read_header", "refuse_unsound"]
 
 #: Version of the header. It is raised if older versions could not read the file, or would ignore something
 #: that predictions depend on. Version 1 had neither calibration nor ranges, version 2 no calibration but
@@ -148,6 +149,16 @@ def read(path: Path) -> Checkpoint:
     tensors = safetensors_file.read_tensors(path, header)
     with refuse_unsound(path):
         return _parse(header, tensors)
+
+
+def find(path: Path) -> Checkpoint | None:
+    """Read a file if it is a checkpoint of medimg; None if it is another type of file."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            metadata = opened.metadata()
+    except (SafetensorError, OSError, ValueError):
+        return None
+    return read(path) if metadata and _KEY in metadata else None
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:

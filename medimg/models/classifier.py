@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from medimg._public import set_module
-from medimg.errors import CheckpointError
+from medimg._validation import check_path
+from medimg.errors import CheckpointError, PreprocessError, WeightsUnavailableError
 from medimg.models import checkpoint
 from medimg.models.backbones.architecture import (
     Architecture,
@@ -26,6 +28,7 @@ from medimg.models.freezing import Freezable, frozen_fraction
 from medimg.models.input_checks import Task, check_classes, check_input
 from medimg.models.module_mode import with_gradients
 from medimg.models.pooling import Pool, embed_slices, make_pooling, pool_embeddings
+from medimg.preprocessing.preprocess import Preprocess
 
 if TYPE_CHECKING:
     import os
@@ -40,7 +43,6 @@ if TYPE_CHECKING:
     from medimg.models._source_scores import PredictSource
     from medimg.models.training_distribution import TrainingDistribution
     from medimg.models.training_images import TrainingImages
-    from medimg.preprocessing.preprocess import Preprocess
 
 __all__ = ["TransferClassifier", "load"]
 
@@ -59,9 +61,11 @@ class TransferClassifier(Freezable):
         Class names, in the order of the outputs.
     weights : str, path, WeightsEnum or None
         "DEFAULT", the name of torchvision weights, the path of a state dict (``.pth`` or ``.safetensors``; if
-        its name contains its SHA-256, as torchvision's do, the hash is checked), or None for random weights.
+        its name contains its SHA-256, as torchvision's do, the hash is checked) or of a checkpoint of medimg,
+        whose backbone is taken, or None for random weights.
     preprocess : Preprocess, optional
-        Preprocessing recipe; by default one with the size, mean and standard deviation of the weights.
+        Preprocessing recipe; by default that of a checkpoint, or one with the size, mean and standard
+        deviation of the weights.
     task : {"multiclass", "multilabel"}
         One class per image (softmax), or several labels (sigmoid).
     pool : {"none", "mean", "max", "attention"}
@@ -132,20 +136,39 @@ class TransferClassifier(Freezable):
         super().__init__()
         check_backbone(backbone)
         names = check_classes(classes, task)
+        if preprocess is not None and not isinstance(preprocess, Preprocess):
+            raise PreprocessError(
+                f"preprocess must be a Preprocess or None; found a {type(preprocess).__name__}"
+            )
         source = resolve_weights(backbone, weights, accept_license=accept_license)
         # weights with a URL may have to be downloaded: the size of the images is checked before
         local = source.load(progress=progress) if source is not None and source.url is None else None
-        recipe = preprocess or default_recipe(backbone, source, local.state if local is not None else None)
+        self.weights_name = weights_name(backbone, source)
+        earlier = checkpoint.find(source.path) if source is not None and local is not None else None
+        if earlier is not None and earlier.architecture.name != backbone:
+            raise WeightsUnavailableError(
+                f"the weights {self.weights_name} are a checkpoint of a {earlier.architecture.name}, "
+                f"expected one of a {backbone}: pass the backbone of the checkpoint, or other weights"
+            )
+        recipe = preprocess or (
+            earlier.preprocess
+            if earlier is not None
+            else default_recipe(backbone, source, local.state if local is not None else None)
+        )
         architecture = architecture_for(
             backbone,
             entry=source.entry if source is not None else None,
             state=local.state if local is not None else None,
             recipe=recipe,
         )
+        if earlier is not None:
+            architecture = replace(architecture, transform_input=earlier.architecture.transform_input)
         loaded = local or (source.load(progress=progress) if source is not None else None)
-        self.weights_name = weights_name(backbone, source)
         self.weights_sha256 = loaded.sha256 if loaded is not None else None
-        self._assemble(architecture, names, recipe, task, pool, state=loaded.state if loaded else None)
+        # the backbone of a checkpoint has seen its images
+        seen = earlier.images_seen if earlier is not None else None
+        state = loaded.state if loaded is not None else None
+        self._assemble(architecture, names, recipe, task, pool, state=state, images_seen=seen)
 
     def _assemble(
         self,
@@ -156,6 +179,7 @@ class TransferClassifier(Freezable):
         pool: Pool,
         *,
         state: Any = None,
+        images_seen: TrainingImages | None = None,
         bare: bool = False,
     ) -> None:
         parts = architecture.build(initialize=state is None)
@@ -168,7 +192,7 @@ class TransferClassifier(Freezable):
         self.pool: Pool = pool
         self.training_summary: dict[str, Any] | None = None
         self.training_ranges: TrainingDistribution | None = None
-        self.images_seen: TrainingImages | None = None
+        self.images_seen = images_seen
         self.calibration: Calibration | None = None
         self.backbone = parts.body
         self.attention = make_pooling(pool, parts.features)
@@ -382,7 +406,7 @@ class TransferClassifier(Freezable):
         pathlib.Path
             The file.
         """
-        file = Path(path)
+        file = check_path("path", path, error=CheckpointError)
         checkpoint.Checkpoint(
             architecture=self.architecture,
             classes=self.classes,
@@ -411,7 +435,7 @@ class TransferClassifier(Freezable):
         CheckpointError
             If the file is damaged, was changed, is newer than this version, or is not a medimg checkpoint.
         """
-        file = Path(path)
+        file = check_path("path", path, error=CheckpointError)
         saved = checkpoint.read(file)
         # building draws random parameters, which are replaced: the global random state stays as it was
         with checkpoint.refuse_unsound(file), torch.random.fork_rng(devices=[]):

@@ -12,12 +12,13 @@ from medimg.errors import TrainingError
 from medimg.models.backbones.stages import Stage, split_stages
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from medimg.models.classifier import TransferClassifier
 
 __all__ = [
     "Freezable",
+    "find_kept_statistics",
     "freeze_batchnorm_statistics",
     "freeze_through",
     "frozen_fraction",
@@ -177,13 +178,14 @@ def unfreeze_from(body: nn.Module, downto: str) -> None:
 
 def _find_stage(parts: tuple[Stage, ...], name: str) -> int | None:
     """Return the index of a stage; None if no stage has that name."""
-    return next((n for n, stage in enumerate(parts) if stage.name == name), None)
+    names = [stage.name for stage in parts]
+    return names.index(name) if isinstance(name, str) and name in names else None
 
 
 def _module_names(body: nn.Module, wanted: Any, parts: tuple[Stage, ...]) -> list[str]:
     """Return the names of all modules, among which the wanted one must be."""
     names = [name for name, _ in body.named_modules()]
-    if wanted and wanted in names:
+    if isinstance(wanted, str) and wanted and wanted in names:
         return names
     known = [stage.name for stage in parts]
     near = difflib.get_close_matches(str(wanted), [*known, *names], n=3)
@@ -230,18 +232,43 @@ def _set_frozen_parts(module: nn.Module, before: bool) -> bool:
     return before
 
 
-def freeze_batchnorm_statistics(model: TransferClassifier, choice: str) -> None:
+def find_kept_statistics(model: TransferClassifier, choice: str) -> tuple[str, ...]:
     """
-    Put the backbone's BatchNorm layers into evaluation mode: "keep", "update", or "auto".
+    Return the names of the backbone's BatchNorm layers whose statistics training keeps.
 
-    "auto" keeps the statistics of pretrained weights; those of random weights are meaningless. Scales and
-    offsets stay trainable.
+    All of them for "keep", none for "update"; for "auto" those with statistics to keep. It must be asked
+    before training, which gives every layer some.
     """
-    if choice == "update" or (choice == "auto" and model.weights_name is None):
-        return
-    for layer in model.backbone.modules():
-        if isinstance(layer, _BatchNorm) and layer.running_mean is not None:
-            layer.eval()
+    if choice == "update":
+        return ()
+    layers = _batchnorm_layers(model.backbone)
+    return tuple(name for name, layer in layers.items() if choice == "keep" or _has_statistics(layer))
+
+
+def freeze_batchnorm_statistics(model: TransferClassifier, names: Iterable[str]) -> None:
+    """Put BatchNorm layers of the backbone into evaluation mode; scales and offsets stay trainable."""
+    layers = _batchnorm_layers(model.backbone)
+    for name in names:
+        layers[name].eval()
+
+
+def _batchnorm_layers(body: nn.Module) -> dict[str, _BatchNorm]:
+    """Return the BatchNorm layers with running statistics by name."""
+    return {
+        name: layer
+        for name, layer in body.named_modules()
+        if isinstance(layer, _BatchNorm) and layer.running_mean is not None and layer.running_var is not None
+    }
+
+
+def _has_statistics(layer: _BatchNorm) -> bool:
+    """Whether statistics were ever computed: a new layer has mean 0, variance 1 and no batches."""
+    batches, mean, variance = layer.num_batches_tracked, layer.running_mean, layer.running_var
+    if batches is not None and bool(batches > 0):
+        return True
+    if mean is None or variance is None:
+        return False
+    return bool(mean.ne(0).any()) or bool(variance.ne(1).any())
 
 
 def frozen_fraction(module: nn.Module) -> float:

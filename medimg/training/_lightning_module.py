@@ -147,7 +147,7 @@ class FineTuneModule(pl.LightningModule):
             # only now, because callbacks change their state at the end of an epoch too
             self._state.save(self.trainer)
         self.train()
-        freeze_batchnorm_statistics(self.model, self._config.batch_statistics)
+        freeze_batchnorm_statistics(self.model, self._state.kept_statistics)
         self._started = time.perf_counter()
         self._losses, self._scores = [], {}
         seed, epoch = self._config.seed, self._epoch - 1

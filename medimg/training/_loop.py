@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medimg.adapt.base import Adaptation
 from medimg.errors import TrainingError
 from medimg.features.dataset_features import EmbeddedDataset, item_features
+from medimg.models.freezing import frozen_fraction
 from medimg.training._phases import make_trainable
 from medimg.training._state import PhaseProgress
 from medimg.training._trainer import memory_format
@@ -29,10 +30,38 @@ logger = logging.getLogger("medimg")
 
 
 def run(state: TrainingState, trainer: TrainerConfig, *, compiled: bool) -> FitResult:
-    """Train through the remaining phases; the model ends with the best weights, whatever happens."""
+    """Train through the remaining phases, logged; see `_run_phases`."""
     model, history = state.inputs.model, state.history
     device = next(model.parameters()).device
     started = time.perf_counter()
+    with history.logged({**state.inputs.more, **_describe_model(state)}, write=trainer.is_main_process):
+        _run_phases(state, trainer, compiled=compiled)
+        _finish_adaptations(state, trainer.device, device)
+    return FitResult(
+        history=tuple(history.rows),
+        best_epoch=history.best_epoch,
+        monitor=history.monitor,
+        seconds=time.perf_counter() - started,
+        checkpoint=history.checkpoint,
+    )
+
+
+def _describe_model(state: TrainingState) -> dict[str, Any]:
+    """Return what loggers get of the model."""
+    model = state.inputs.model
+    return {
+        "backbone": model.backbone_name,
+        "weights": model.weights_name,
+        "pool": model.pool,
+        "classes": len(model.classes),
+        "frozen_fraction": round(frozen_fraction(model), 4),
+    }
+
+
+def _run_phases(state: TrainingState, trainer: TrainerConfig, *, compiled: bool) -> None:
+    """Train through the remaining phases; the model ends with the best weights, whatever happens."""
+    model, history = state.inputs.model, state.history
+    device = next(model.parameters()).device
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     phases = state.inputs.phases
     try:
@@ -54,19 +83,10 @@ def run(state: TrainingState, trainer: TrainerConfig, *, compiled: bool) -> FitR
         model.to(device)
         history.restore_best()
         model.eval()
-        history.finish()
     if not history.rows:
         raise TrainingError(
             "no epoch was completed: a limit among trainer_kwargs stops training before; raise it"
         )
-    _finish_adaptations(state, trainer.device, device)
-    return FitResult(
-        history=tuple(history.rows),
-        best_epoch=history.best_epoch,
-        monitor=history.monitor,
-        seconds=time.perf_counter() - started,
-        checkpoint=history.checkpoint,
-    )
 
 
 def _fit_phase(state: TrainingState, phase: Phase, trainer: TrainerConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -13,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from medimg.adapt.base import Adaptation
 from medimg.adapt.terms import AdaptationTerms
 from medimg.errors import TrainingError
+from medimg.models.freezing import find_kept_statistics
 from medimg.training import resume
 from medimg.training._phases import plan_phases
 
@@ -54,6 +56,8 @@ class FineTuneInputs:
     #: Folder for cached embeddings.
     cache: str | os.PathLike[str] | None
     resume_file: Path | None
+    #: Further settings that change the result, by name, as JSON values.
+    more: dict[str, Any]
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -75,11 +79,15 @@ class FineTuneInputs:
         return any(parameter.requires_grad for parameter in self.model.backbone.parameters())
 
     def describe(self) -> dict[str, Any]:
-        """Return what identifies a training: ``settings``, ``adapt`` and digests of the ``data``."""
+        """Return what identifies a training: settings, adaptations, data, frozen parameters."""
+        targets: dict[str, Any] = {f"target {n}": one.target for n, one in enumerate(self.adaptations)}
+        several = {"train": self.train, "val": self.val, **targets}
+        frozen = [name for name, p in self.model.named_parameters() if not p.requires_grad]
         return {
             "settings": self.config.to_dict(),
             "adapt": [one.settings() for one in self.adaptations],
-            "data": {"train": resume.data_digest(self.train), "val": resume.data_digest(self.val)},
+            "data": {name: resume.data_digest(data) for name, data in several.items()},
+            "more": {**self.more, "frozen": frozen, "pool": self.model.pool},
         }
 
 
@@ -123,6 +131,10 @@ class TrainingState:
     terms: AdaptationTerms
     average: WeightAverage | None = None
     progress: PhaseProgress = PhaseProgress()
+    #: BatchNorm layers whose statistics are kept.
+    kept_statistics: tuple[str, ...] = ()
+    #: What identifies the training, as it was at its start.
+    _identity: dict[str, Any] | None = None
     #: What the next fit starts from, if it continues one that was interrupted.
     fit: resume.FitState | None = None
 
@@ -142,6 +154,12 @@ class TrainingState:
         if inputs.channels_last:
             self.average.classifier.backbone.to(memory_format=torch.channels_last)
 
+    def _describe(self) -> dict[str, Any]:
+        """Return what identifies the training, as it was before its first phase."""
+        if self._identity is None:
+            self._identity = self.inputs.describe()
+        return self._identity
+
     def save(self, trainer: Any = None) -> None:
         """Write the resume file, if there is an output folder; `trainer` is that of a phase under way."""
         if self.inputs.resume_file is None:
@@ -150,7 +168,9 @@ class TrainingState:
         content = resume.ResumeState(
             phase=self.progress.number,
             done=self.progress.done,
-            **self.inputs.describe(),
+            **self._describe(),
+            weights=[self.inputs.model.weights_name, self.inputs.model.weights_sha256],
+            kept_statistics=list(self.kept_statistics),
             history=history,
             model=self.inputs.model.state_dict(),
             best=best,
@@ -163,8 +183,13 @@ class TrainingState:
     def restore(self, path: Path) -> None:
         """Continue from a resume file; raise TrainingError if it belongs to another training."""
         inputs, saved = self.inputs, resume.load(path)
-        _check_same_training(inputs, saved, path)
+        _check_same_training(inputs, self._describe(), saved, path)
         inputs.model.load_state_dict(saved.model)
+        if saved.weights is not None:
+            inputs.model.weights_name, inputs.model.weights_sha256 = saved.weights
+        self.kept_statistics = (
+            _find_kept_before(inputs) if saved.kept_statistics is None else tuple(saved.kept_statistics)
+        )
         self.terms.load_state_dict(saved.terms)
         self.history.load_state_dict(saved.history, saved.best)
         # a file from before the first step has none
@@ -175,21 +200,49 @@ class TrainingState:
         self.fit = saved.fit
 
 
-def _check_same_training(inputs: FineTuneInputs, saved: resume.ResumeState, path: Path) -> None:
-    own = inputs.describe()
-    differing = inputs.config.differences(saved.settings)
-    if saved.adapt != own["adapt"]:
-        differing.append("adapt")
-    differing += [
-        f"the {name} data" for name, digest in own["data"].items() if saved.data.get(name) != digest
-    ]
-    if differing:
-        raise TrainingError(
-            f"{path} belongs to another training, which differs in {'; '.join(differing)}: pass the same "
-            "arguments as then, or resume=None to start a new training"
-        )
+def _find_kept_before(inputs: FineTuneInputs) -> tuple[str, ...]:
+    """Return the BatchNorm layers whose statistics were kept by versions that wrote schema 1."""
+    choice = inputs.config.batch_statistics
+    if choice == "auto":
+        choice = "update" if inputs.model.weights_name is None else "keep"
+    return find_kept_statistics(inputs.model, choice)
+
+
+def _check_same_training(
+    inputs: FineTuneInputs, own: dict[str, Any], saved: resume.ResumeState, path: Path
+) -> None:
+    """Raise TrainingError if a resume file belongs to another network, settings or data."""
     shapes = {name: value.shape for name, value in inputs.model.state_dict().items()}
     if shapes != {name: value.shape for name, value in saved.model.items()}:
         raise TrainingError(
             f"{path} belongs to another network than {inputs.model.backbone_name}: create the same model"
         )
+    differing = inputs.config.differences(saved.settings)
+    if saved.adapt != own["adapt"]:
+        differing.append("adapt")
+    data = own["data"]
+    if saved.more is None:
+        data = {"train": resume.data_digest_1(inputs.train), "val": resume.data_digest_1(inputs.val)}
+    else:
+        differing += _list_differences(own["more"], saved.more)
+    differing += [f"the {name} data" for name, digest in data.items() if saved.data.get(name) != digest]
+    if differing:
+        raise TrainingError(
+            f"{path} belongs to another training, which differs in {'; '.join(differing)}: pass the same "
+            "arguments as then, or resume=None to start a new training"
+        )
+
+
+def _list_differences(own: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    """Describe further settings that differ from those of a resume file."""
+    names = [name for name in sorted(own.keys() | before.keys()) if own.get(name) != before.get(name)]
+    return [
+        f"frozen parameters ({len(own[name])}, before {len(before.get(name) or ())})"
+        if name == "frozen"
+        else f"{name}={_show(own.get(name))}, before {_show(before.get(name))}"
+        for name in names
+    ]
+
+
+def _show(value: object) -> str:
+    return reprlib.repr(value)

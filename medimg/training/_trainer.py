@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import warnings
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -14,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
-from medimg.errors import MissingDependencyError, TrainingError
+from medimg.errors import MedimgError, MissingDependencyError, TrainingError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
     from pytorch_lightning import Callback
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from medimg.models.classifier import TransferClassifier
     from medimg.training._lightning_module import FineTuneModule
 
-__all__ = ["TrainerConfig", "make_loggers", "memory_format", "prefers_channels_last"]
+__all__ = ["TrainerConfig", "check_monitored", "make_loggers", "memory_format", "prefers_channels_last"]
 
 #: Arguments of Lightning's trainer that are arguments of ``fine_tune`` under these names.
 _OWN_ARGUMENTS: Final = {
@@ -46,6 +47,35 @@ _IGNORED_WARNINGS: Final = (
     r".*available but not used.*",  # the device is the caller's choice
     r"`isinstance\(treespec, LeafSpec\)` is deprecated.*",  # Lightning 2.6 with torch 2.15
 )
+
+#: Arguments of Lightning's trainer that leave the result of a training unchanged, or are compared otherwise.
+_WITHOUT_EFFECT: Final = (
+    "accelerator",
+    "barebones",
+    "benchmark",
+    "callbacks",
+    "default_root_dir",
+    "detect_anomaly",
+    "deterministic",
+    "devices",
+    "enable_autolog_hparams",
+    "enable_checkpointing",
+    "enable_model_summary",
+    "enable_progress_bar",
+    "inference_mode",
+    "log_every_n_steps",
+    "logger",
+    "max_time",
+    "num_sanity_val_steps",
+    "plugins",
+    "precision",
+    "profiler",
+    "strategy",
+    "use_distributed_sampler",
+)
+
+#: Lightning's short names of precisions.
+_PRECISIONS: Final = {"16": "16-mixed", "32": "32-true", "64": "64-true", "bf16": "bf16-mixed"}
 
 #: A vision transformer has one convolution, the patch embedding.
 _FEW_CONVOLUTIONS: Final = 4
@@ -70,9 +100,18 @@ class TrainerConfig:
         more: Mapping[str, Any],
     ) -> TrainerConfig:
         """Choose device and precision, for a model on `device`; the other arguments are ``fine_tune``'s."""
+        if not isinstance(more, Mapping) or not all(isinstance(name, str) for name in more):
+            raise TrainingError(
+                f"trainer_kwargs must be a mapping of arguments by name; found a {type(more).__name__}"
+            )
         for name, own in _OWN_ARGUMENTS.items():
             if name in more:
                 raise TrainingError(f"trainer_kwargs contains {name!r}; pass {own} to fine_tune instead")
+        if not isinstance(precision, str | int) or not isinstance(devices, str | int | list | tuple):
+            raise TrainingError(
+                'precision must be text or a number, such as "bf16-mixed", and devices text, a number or a '
+                f"list; found a {type(precision).__name__} and a {type(devices).__name__}"
+            )
         if devices == "auto":
             devices = [device.index] if device.type == "cuda" and device.index is not None else 1
             if more.get("accelerator") == "cpu":
@@ -80,7 +119,7 @@ class TrainerConfig:
         options: dict[str, Any] = {
             "accelerator": "auto",
             "devices": devices,
-            "callbacks": list(callbacks),
+            "callbacks": list(_check_callbacks(callbacks, more)),
             "logger": False,
             "enable_checkpointing": False,
             "enable_model_summary": False,
@@ -99,6 +138,34 @@ class TrainerConfig:
         if precision == "auto":
             precision = _choose_precision(options["accelerator"])
         return cls({**options, "precision": precision})
+
+    def describe(self) -> dict[str, Any]:
+        """Return the options that change the result of a training, as JSON values."""
+        precision = str(self.options["precision"])
+        kept = {
+            name: _describe_option(value)
+            for name, value in self.options.items()
+            if name not in _WITHOUT_EFFECT and value is not None
+        }
+        return {
+            **kept,
+            "precision": _PRECISIONS.get(precision, precision),
+            "processes": _count_processes(self.options["devices"]),
+        }
+
+    def check(self, seed: int) -> None:
+        """Raise TrainingError if Lightning rejects the options."""
+        with self.running(seed):
+            self._make_trainer(1)
+
+    def _make_trainer(self, epochs: int) -> Any:
+        import pytorch_lightning as pl
+        from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+        try:
+            return pl.Trainer(max_epochs=epochs, **self.options)
+        except (MisconfigurationException, TypeError, ValueError, RuntimeError, ImportError) as error:
+            raise _lightning_error(error) from error
 
     @property
     def callbacks(self) -> list[Callback]:
@@ -155,17 +222,114 @@ class TrainerConfig:
 
     def fit(self, module: FineTuneModule, epochs: int) -> None:
         """Train for a number of epochs; raise TrainingError if Lightning rejects the options."""
-        import pytorch_lightning as pl
-        from lightning_fabric.utilities.exceptions import MisconfigurationException
-
-        try:
-            trainer = pl.Trainer(max_epochs=epochs, **self.options)
-        except (MisconfigurationException, TypeError, ValueError) as error:
-            raise _lightning_error(error) from error
+        trainer = self._make_trainer(epochs)
         try:
             trainer.fit(module)
-        except MisconfigurationException as error:
-            raise _lightning_error(error) from error
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"the memory of the device is too small for these batches ({error}): lower batch_size (with "
+                "accumulate= for the same steps), the image size or grad_slices"
+            ) from error
+        except MedimgError:
+            raise
+        except Exception as error:
+            if _is_of_lightning(error):
+                raise _lightning_error(error) from error
+            raise
+
+
+def _is_of_lightning(error: Exception) -> bool:
+    """Whether an exception was raised in code of Lightning, not of torch or the user."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    module = "" if last is None else str(last.tb_frame.f_globals.get("__name__", ""))
+    return module.partition(".")[0] in ("pytorch_lightning", "lightning_fabric", "lightning")
+
+
+def _check_callbacks(callbacks: object, more: Mapping[str, Any]) -> Sequence[Callback]:
+    """Return callbacks; raise TrainingError if one can't work in ``fine_tune``."""
+    if isinstance(callbacks, list | tuple) and not callbacks:
+        return ()
+    import pytorch_lightning as pl
+    from pytorch_lightning import callbacks as known
+
+    if not isinstance(callbacks, list | tuple) or not all(isinstance(c, pl.Callback) for c in callbacks):
+        several = callbacks if isinstance(callbacks, list | tuple) else (callbacks,)
+        wrong = next((one for one in several if not isinstance(one, pl.Callback)), callbacks)
+        found = f"the class {wrong.__name__}" if isinstance(wrong, type) else f"a {type(wrong).__name__}"
+        raise TrainingError(
+            f"callbacks must be a list of callbacks of Lightning, such as [Timer()]; found {found}"
+        )
+    reasons: list[tuple[tuple[type, ...], bool, str]] = [
+        (
+            (known.BaseFinetuning,),
+            True,
+            "freezes layers, as fine_tune does itself: use model.freeze(upto=...), head_epochs and gradual",
+        ),
+        (
+            (known.LearningRateMonitor, known.DeviceStatsMonitor, known.ThroughputMonitor),
+            not more.get("logger"),
+            "writes to a logger of Lightning's trainer, and logger= of fine_tune is none: it gets one row "
+            'per epoch, with the learning rate; pass trainer_kwargs={"logger": ...} for this callback',
+        ),
+        (
+            (known.ModelCheckpoint,),
+            not more.get("enable_checkpointing"),
+            "is not needed: pass output= for the best and the last model, and for resume=",
+        ),
+        (
+            (known.BatchSizeFinder, known.LearningRateFinder),
+            True,
+            "changes settings of fine_tune: use medimg.lr_find, and set batch_size",
+        ),
+        (
+            (known.GradientAccumulationScheduler,),
+            True,
+            "changes a setting of fine_tune: use accumulate=",
+        ),
+        (
+            (known.StochasticWeightAveraging, known.WeightAveraging),
+            True,
+            "averages weights, as fine_tune does itself: use ema=",
+        ),
+    ]
+    for callback in callbacks:
+        for classes, unsuitable, why in reasons:
+            if unsuitable and isinstance(callback, classes):
+                raise TrainingError(f"the callback {type(callback).__name__} {why}")
+    return callbacks
+
+
+def check_monitored(callbacks: Sequence[Callback], scores: Collection[str]) -> None:
+    """Raise TrainingError if a callback needs a score that no epoch will have."""
+    for callback in callbacks:
+        name = getattr(callback, "monitor", None)
+        if isinstance(name, str) and name not in scores and getattr(callback, "strict", True):
+            raise TrainingError(
+                f"the callback {type(callback).__name__} monitors {name!r}, which this training lacks: "
+                f"expected one of {', '.join(map(repr, sorted(scores)))} (those of validation need val=, and "
+                "val_auroc a class with positive and negative validation examples)"
+            )
+
+
+def _describe_option(value: object) -> Any:
+    """Return an option of the trainer as a JSON value; of an object, its type."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_describe_option(one) for one in value]
+    return type(value).__qualname__
+
+
+def _count_processes(devices: object) -> int:
+    """Return the number of processes, each with batches of its own."""
+    if isinstance(devices, list | tuple):
+        return len(devices)
+    text = str(devices)
+    if text in ("-1", "auto"):
+        return max(1, torch.cuda.device_count())
+    return int(text) if text.isdecimal() else text.count(",") + 1
 
 
 def _lightning_error(error: Exception) -> TrainingError:
@@ -195,7 +359,7 @@ def _make_logger(choice: Any, folder: Path | None) -> Logger:
 
     if isinstance(choice, Logger):
         return choice
-    if choice != "tensorboard":
+    if not isinstance(choice, str) or choice != "tensorboard":
         raise TrainingError(
             f'logger must be "tensorboard" or a logger of pytorch_lightning.loggers; found {choice!r}. '
             "history.csv is written to output= in any case"
@@ -214,7 +378,7 @@ def prefers_channels_last(model: TransferClassifier, choice: bool | str) -> bool
     """Return whether the backbone runs in channels-last format: for "auto", if it is convolutional."""
     if isinstance(choice, bool):
         return choice
-    if choice != "auto":
+    if not isinstance(choice, str) or choice != "auto":
         raise TrainingError(f'channels_last must be True, False or "auto"; found {choice!r}')
     convolutions = sum(isinstance(module, nn.Conv2d) for module in model.backbone.modules())
     return convolutions > _FEW_CONVOLUTIONS

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from medimg._public import set_module
-from medimg._validation import check_whole_number
+from medimg._validation import check_path, check_whole_number
 from medimg.adapt.base import Adaptation
 from medimg.adapt.terms import AdaptationTerms
 from medimg.errors import TrainingError
+from medimg.metrics.validation_scores import validation_scores
+from medimg.models.freezing import find_kept_statistics
 from medimg.models.module_mode import with_gradients
 from medimg.models.training_distribution import record_training_distribution
 from medimg.models.training_images import record_training_images
 from medimg.training._config import FineTuneConfig
 from medimg.training._loop import run
 from medimg.training._state import FineTuneInputs, TrainingState
-from medimg.training._trainer import TrainerConfig, make_loggers, prefers_channels_last
-from medimg.training.augmentation.random_scan import make_augmentation
-from medimg.training.checks import check_data
+from medimg.training._trainer import (
+    TrainerConfig,
+    check_monitored,
+    make_loggers,
+    prefers_channels_last,
+)
+from medimg.training.augmentation.random_scan import describe_augmentation, make_augmentation
+from medimg.training.checks import check_data, check_forward, check_unit
 from medimg.training.class_weights import list_class_weights, sampling_weights
 from medimg.training.history import HistoryRecorder
 from medimg.training.losses import make_loss
@@ -126,7 +134,7 @@ def fine_tune(
     label_smoothing : float
         Label smoothing factor.
     mixup : float
-        Parameter alpha of mixup for single images, whose weights are drawn from Beta(alpha, alpha); 0
+        Parameter alpha of mixup, for single images only, whose weights are drawn from Beta(alpha, alpha); 0
         disables it.
     ema : float, optional
         Decay of an exponential moving average of the weights, such as 0.999; the average is then validated
@@ -145,7 +153,7 @@ def fine_tune(
     batch_statistics : {"auto", "keep", "update"}
         Whether BatchNorm layers of the backbone normalize by their running statistics, which stay unchanged
         while scale and offset are trained ("keep"), or by those of each batch ("update"). "auto" keeps the
-        statistics of pretrained weights, and updates those of random ones.
+        statistics of layers that have some, and updates new ones (mean 0, variance 1, no batches).
     adapt : Adaptation or sequence of Adaptation, optional
         Methods of domain adaptation or adversarial training; see :mod:`medimg.adapt`.
     precision : str or int
@@ -161,14 +169,15 @@ def fine_tune(
         Whether to compile the backbone with ``torch.compile``: minutes at first, then faster steps.
     resume : bool or path-like, optional
         True: continue the interrupted training of `output`; it ends with the same weights as without the
-        interruption. A path: the folder of another training.
+        interruption. A path: the folder of another training. Settings that change the result and the content
+        of the data must be the same.
     output : path-like, optional
         Folder for ``best.safetensors``, ``last.safetensors``, ``history.csv`` and the resume file, all
         written after each epoch.
     cache : path-like, optional
         Folder for cached embeddings of a frozen backbone, shared between trainings; see :func:`medimg.embed`.
     logger : "tensorboard", Lightning logger, or several, optional
-        Loggers of each epoch's metrics, in addition to ``history.csv``.
+        Loggers of the settings and each epoch's metrics, in addition to ``history.csv``.
     callbacks : sequence of pytorch_lightning.Callback
         Lightning callbacks. They see one fit per phase, and start each from their initial state. The metrics
         are ``train_loss``, ``val_loss``, ``val_accuracy``, ``val_balanced_accuracy``, ``val_f1`` and
@@ -192,8 +201,8 @@ def fine_tune(
     Raises
     ------
     TrainingError
-        If data and model don't match, a class has no example, a setting is invalid, the resume file belongs
-        to another training, or the loss is not finite.
+        If data and model don't match, a class has no example, a setting is invalid or would have no effect,
+        the resume file belongs to another training, or the loss is not finite.
     LeakageError
         If a patient is in both datasets.
     CheckpointError
@@ -229,9 +238,13 @@ def fine_tune(
         seed=seed,
     )
     check_data(model, train, val)
-    _check_monitored(config, val)
+    check_unit(config, train)
+    scores = _list_scores(val)
+    _check_monitored(config, val, scores)
     adaptations = _check_adaptations(adapt, model, train)
-    folder = Path(output) if output is not None else None
+    folder = check_path("output", output) if output is not None else None
+    if cache is not None:
+        check_path("cache", cache)
     trainer = TrainerConfig.make(
         next(model.parameters()).device,
         precision=precision,
@@ -239,8 +252,11 @@ def fine_tune(
         progress=progress,
         accumulate=config.accumulate,
         callbacks=callbacks,
-        more=trainer_kwargs or {},
+        more=trainer_kwargs if trainer_kwargs is not None else {},
     )
+    trainer.check(config.seed)
+    if not adaptations:  # which log scores of their own
+        check_monitored(trainer.callbacks, scores)
     inputs = FineTuneInputs(
         model=model,
         config=config,
@@ -256,7 +272,14 @@ def fine_tune(
         channels_last=prefers_channels_last(model, channels_last),
         cache=cache,
         resume_file=folder / FILE if folder is not None else None,
+        more={
+            "augment": describe_augmentation(augment, getattr(train, "modalities", ())),
+            **trainer.describe(),
+        },
     )
+    kept = find_kept_statistics(model, config.batch_statistics)
+    if any(phase.backbone_lr for phase in inputs.phases):
+        check_forward(model, train, config, kept)
     summary = {
         **config.to_dict(),
         "augment": augment if augment is None or isinstance(augment, str) else "own",
@@ -272,6 +295,7 @@ def fine_tune(
             model, folder, summary, monitor=config.monitor, patience=config.patience, loggers=loggers
         ),
         terms=AdaptationTerms(adaptations, train, model, config.seed),
+        kept_statistics=kept,
     )
     resume_file = find_resume_file(resume, folder)
     if resume_file is not None:
@@ -285,10 +309,25 @@ def fine_tune(
     return run(state, trainer, compiled=compile)
 
 
-def _check_monitored(config: FineTuneConfig, val: LabeledDataset | None) -> None:
+def _check_monitored(config: FineTuneConfig, val: LabeledDataset | None, scores: set[str]) -> None:
     if val is None and (config.patience is not None or config.monitor != "auto"):
         name = "patience" if config.patience is not None else "monitor"
         raise TrainingError(f"{name}= needs validation data: pass val=, or leave {name} at its default")
+    if config.monitor != "auto" and config.monitor not in scores:
+        raise TrainingError(
+            f"monitor={config.monitor!r} has no value, because no class has both positive and negative "
+            'examples in the validation data: use another split, or monitor="val_loss"'
+        )
+
+
+def _list_scores(val: LabeledDataset | None) -> set[str]:
+    """Return the names of the scores that each epoch has."""
+    if val is None:
+        return {"train_loss"}
+    labels = np.asarray(val.labels)
+    shape = (len(labels), len(val.classes))
+    defined = validation_scores(labels, np.full(shape, 1.0 / len(val.classes)), val.task)
+    return {"train_loss", "val_loss", *(name for name, value in defined.items() if value is not None)}
 
 
 def _check_adaptations(

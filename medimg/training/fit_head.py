@@ -194,7 +194,7 @@ def check_pooling(model: TransferClassifier) -> None:
 
 def check_balance(balance: object) -> bool:
     """Return whether classes are weighted; raise TrainingError if `balance` is not one of a linear probe."""
-    if balance not in ("loss", None):
+    if balance is not None and not (isinstance(balance, str) and balance == "loss"):
         raise TrainingError(f'balance must be "loss" or None for a linear probe; found {balance!r}')
     return balance == "loss"
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from medimg._plot_style import COLORS, REFERENCE_LINE, add_legend, make_axes
 from medimg._public import set_module
+from medimg.core.content_hash import json_text
 from medimg.errors import TrainingError
 from medimg.io.files.atomic import write_text
 from medimg.training.optimization.early_stopping import EarlyStopping
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import pandas as pd
@@ -43,6 +45,7 @@ COLUMNS: Final = (
     "seconds",
 )
 
+_SCALARS: Final = (bool, int, float, str)
 _WORST: Final = (-math.inf, -math.inf)
 
 
@@ -198,10 +201,21 @@ class HistoryRecorder:
         path = self._output / "best.safetensors" if self._output is not None else None
         self.checkpoint = path if path is not None and path.is_file() else None
 
-    def finish(self) -> None:
-        """Flush the loggers."""
-        for logger in self._loggers:
-            logger.finalize("success")
+    @contextmanager
+    def logged(self, settings: Mapping[str, Any], *, write: bool) -> Iterator[None]:
+        """Give the loggers all settings, and in the end whether the block succeeded."""
+        values = {**settings, **self._settings}
+        scalars = {n: v if v is None or isinstance(v, _SCALARS) else json_text(v) for n, v in values.items()}
+        status = "failed"
+        try:
+            if write:
+                for logger in self._loggers:
+                    logger.log_hyperparams(scalars)
+            yield
+            status = "success"
+        finally:
+            for logger in self._loggers:
+                logger.finalize(status)
 
     def replace_best(self) -> None:
         """Take the model as it is now, after adaptation, for the best; write it."""

@@ -11,14 +11,15 @@ import torch
 
 from medimg._plot_style import COLORS, add_legend, make_axes
 from medimg._public import set_module
+from medimg._validation import check_number, check_whole_number
 from medimg.core.progress import progress_bar
 from medimg.data.dataloader import EpochSampler, epoch_seed, make_training_loader, repeat_epochs
 from medimg.errors import TrainingError
-from medimg.models.freezing import freeze_batchnorm_statistics
+from medimg.models.freezing import find_kept_statistics, freeze_batchnorm_statistics
 from medimg.models.module_mode import module_mode, with_gradients
 from medimg.training._config import FineTuneConfig
 from medimg.training.augmentation.random_scan import make_augmentation
-from medimg.training.checks import check_data
+from medimg.training.checks import check_data, check_forward, check_unit
 from medimg.training.class_weights import sampling_weights
 from medimg.training.losses import make_loss
 from medimg.training.optimization.optimizer import make_optimizer
@@ -153,23 +154,28 @@ def lr_find(
         batch_statistics=batch_statistics,
         seed=seed,
     )
+    check_number("end", end)
+    check_whole_number("steps", steps)
     if not (0 < start < end and math.isfinite(end)) or steps < 2 * _FEW:
         raise TrainingError(
             f"expected 0 < start < end and at least {2 * _FEW} steps; found start={start!r}, end={end!r}, "
             f"steps={steps!r}"
         )
     check_data(model, train, None)
+    check_unit(config, train)
     if not any(p.requires_grad for p in model.parameters()):
         raise TrainingError(
             "nothing is trainable, because all parameters are frozen: call model.unfreeze() first"
         )
+    kept = find_kept_statistics(model, config.batch_statistics)
+    check_forward(model, train, config, kept)
     before = {name: value.detach().clone() for name, value in model.state_dict().items()}
     device = next(model.parameters()).device
     gpus = [device] if device.type == "cuda" else []
     try:
         with module_mode(model, training=True), torch.random.fork_rng(devices=gpus):
             torch.manual_seed(seed)
-            freeze_batchnorm_statistics(model, config.batch_statistics)
+            freeze_batchnorm_statistics(model, kept)
             lrs, losses = _run_test(
                 model,
                 train,

@@ -6,12 +6,16 @@ import hashlib
 import json
 import warnings
 from collections import Counter
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from medimg._validation import check_path
+from medimg.core.content_hash import content_hash, json_text
+from medimg.data.cache.keys import hash_files
 from medimg.errors import CheckpointError, MedimgWarning, TrainingError
 from medimg.io.files.regular_file import is_folder_at, is_regular_file
 from medimg.models.safetensors_file import read_header, read_tensors, write
@@ -23,14 +27,27 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from medimg.data.protocols import LabeledDataset
+    from medimg.io.series import Series
 
-__all__ = ["FILE", "FitState", "ResumeState", "data_digest", "find_resume_file", "load", "save"]
+__all__ = [
+    "FILE",
+    "FitState",
+    "ResumeState",
+    "data_digest",
+    "data_digest_1",
+    "find_resume_file",
+    "load",
+    "save",
+]
 
 #: Name of the file in the output folder.
 FILE: Final = "resume.safetensors"
 
 _KEY: Final = "medimg-training"
-_SCHEMA: Final = 1
+#: Version 1, which lacks ``more``, ``weights`` and ``kept_statistics``, is still read.
+_SCHEMA: Final = 2
+_DIGITS: Final = 32
+_THREADS: Final = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,7 +86,13 @@ class FitState:
         for key, value in self.optimizer.items():
             number, _, name = key.partition(".")
             state.setdefault(int(number), {})[name] = value
-        optimizer.load_state_dict({"state": state, "param_groups": self.groups})
+        try:
+            optimizer.load_state_dict({"state": state, "param_groups": self.groups})
+        except (ValueError, KeyError) as error:
+            raise TrainingError(
+                f"the resume file has the optimizer of another training ({error}): freeze the same layers as "
+                "then, or pass resume=None to start a new training"
+            ) from error
         schedule.load_state_dict(self.schedule)
 
     def restore_callbacks(self, trainer: Any) -> None:
@@ -90,6 +113,12 @@ class ResumeState:
     settings: dict[str, Any]
     adapt: list[dict[str, Any]]
     data: dict[str, str | None]
+    #: Further settings that change the result, by name; None in schema 1.
+    more: dict[str, Any] | None
+    #: Name and SHA-256 of the initial weights; None in schema 1.
+    weights: list[str | None] | None
+    #: BatchNorm layers whose statistics are kept; None in schema 1.
+    kept_statistics: list[str] | None
     history: dict[str, Any]
     model: Mapping[str, Tensor] = field(repr=False)
     best: Mapping[str, Tensor] = field(repr=False)
@@ -120,6 +149,9 @@ def save(state: ResumeState, path: Path) -> None:
         "settings": state.settings,
         "adapt": state.adapt,
         "data": state.data,
+        "more": state.more,
+        "weights": state.weights,
+        "kept_statistics": state.kept_statistics,
         "recorder": state.history,
     }
     if state.fit is not None:
@@ -135,10 +167,10 @@ def save(state: ResumeState, path: Path) -> None:
 def load(path: Path) -> ResumeState:
     """Read a resume file; raise CheckpointError if it is damaged, changed, or another type of file."""
     header = read_header(path, _KEY, "the state of a training that fine_tune(output=...) wrote")
-    if header.get("schema") != _SCHEMA:
+    if header.get("schema") not in (1, _SCHEMA):
         raise CheckpointError(
             f"{path} was written by another version of medimg (schema {header.get('schema')!r}, expected "
-            f"{_SCHEMA}): resume with that version, or start a new training"
+            f"at most {_SCHEMA}): resume with that version, or start a new training"
         )
     tensors = read_tensors(path, header)
 
@@ -161,6 +193,9 @@ def load(path: Path) -> ResumeState:
         settings=header["settings"],
         adapt=header["adapt"],
         data=header["data"],
+        more=header.get("more"),
+        weights=header.get("weights"),
+        kept_statistics=header.get("kept_statistics"),
         history=header["recorder"],
         model=select("model"),
         best=select("best"),
@@ -179,7 +214,7 @@ def find_resume_file(resume: bool | str | os.PathLike[str] | None, output: Path 
             raise TrainingError("resume=True needs output=, the folder of the interrupted training")
         path = output / FILE
         return path if is_regular_file(path) else None
-    path = Path(resume)
+    path = check_path("resume", resume)
     path = path / FILE if is_folder_at(path) else path
     if not is_regular_file(path):
         raise TrainingError(
@@ -190,14 +225,47 @@ def find_resume_file(resume: bool | str | os.PathLike[str] | None, output: Path 
 
 
 def data_digest(data: LabeledDataset | None) -> str | None:
-    """Return a hash of a dataset's labels, series and recipe (32 hexadecimal digits); None for None."""
+    """
+    Return a hash of images, labels and recipe of a dataset (32 hexadecimal digits); None for None.
+
+    Files count by their content, not by their names, so that a training goes on when they were moved.
+    """
+    if data is None:
+        return None
+    series = getattr(data, "series", None)
+    named: list[Any] = [list(getattr(data, name, ())) for name in ("series_uids", "patients")]
+    facts = [
+        [data.preprocess.fingerprint, data.unit, data.task, list(data.classes)],
+        asdict(data.policies) if series is not None and hasattr(data, "policies") else None,
+        list(getattr(data, "domains", ())),
+        named if series is None else [_hash_contents(series), list(getattr(data, "pictures", ()))],
+    ]
+    return content_hash([json_text(facts), data.labels.tobytes()])[:_DIGITS]
+
+
+def _hash_contents(several: Sequence[Series]) -> list[str]:
+    """Return a digest of the files of each series; of its UID if they are not on disk."""
+    distinct = list({id(series): series for series in several}.values())
+
+    def find(series: Series) -> str:
+        # the start of a DICOM file identifies it
+        found = hash_files(series, "undated" if series.format == "DICOM" else "blocks")
+        return content_hash(json_text([series.uid] if found is None else sorted(found)))[:_DIGITS]
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        digests = dict(zip(map(id, distinct), pool.map(find, distinct), strict=True))
+    return [digests[id(series)] for series in several]
+
+
+def data_digest_1(data: LabeledDataset | None) -> str | None:
+    """Return the hash in files of schema 1: of labels, names of series and patients, and the recipe."""
     if data is None:
         return None
     digest = hashlib.sha256(data.preprocess.fingerprint.encode())
     digest.update(data.labels.tobytes())
     for name in ("series_uids", "patients"):
         digest.update("\0".join(getattr(data, name, ())).encode(errors="surrogatepass"))
-    return digest.hexdigest()[:32]
+    return digest.hexdigest()[:_DIGITS]
 
 
 def _key_callbacks(callbacks: Sequence[Any]) -> list[tuple[str, Any]]:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from medimg.errors import PreprocessError, TrainingError
+from medimg import TransferClassifier
+from medimg.errors import MedimgError, PreprocessError, TrainingError
 from medimg.models.backbones.heads import head_logits
 from tests.models.fakes import classifier
 
@@ -119,3 +121,17 @@ def test_training_starts_from_nearly_equal_probabilities(name: str) -> None:
     assert model.head.bias is not None
     assert not model.head.bias.any()
     assert float(model.head.weight.detach().std()) == pytest.approx(0.01, rel=0.2)
+
+
+@pytest.mark.parametrize("wrong", [3, [1], np.ones(2), object()])
+def test_other_types_are_errors_of_medimg(wrong: Any) -> None:
+    for call in (
+        lambda: classifier(wrong),
+        lambda: classifier(preprocess=wrong),
+        lambda: classifier(weights=wrong),
+        lambda: classifier().freeze(wrong),
+        lambda: classifier().save(wrong),
+        lambda: TransferClassifier.load(wrong),
+    ):
+        with pytest.raises(MedimgError):
+            call()

@@ -10,7 +10,7 @@ from torchvision.models import get_model
 
 from medimg import Preprocess, fine_tune
 from medimg.errors import TrainingError
-from medimg.models.freezing import freeze_batchnorm_statistics, frozen_fraction
+from medimg.models.freezing import find_kept_statistics, freeze_batchnorm_statistics, frozen_fraction
 from tests.models.fakes import changed, classifier, images, state
 from tests.models.networks import shapes
 
@@ -82,7 +82,11 @@ def test_statistics_of_batches(tmp_path: Path, choice: Any, pretrained: bool, ke
     """Kept means to the last bit, while scales and offsets are trained."""
     weights = tmp_path / "weights.pth"
     if pretrained:
-        torch.save(get_model("mobilenet_v3_small").state_dict(), weights)
+        learned = get_model("mobilenet_v3_small").state_dict()
+        for name, value in learned.items():
+            if name.endswith("running_mean"):
+                value.fill_(0.1)
+        torch.save(learned, weights)
     model = classifier("mobilenet_v3_small", weights=weights if pretrained else None, preprocess=TINY)
     before = state(model.backbone)
     fine_tune(
@@ -103,13 +107,13 @@ def test_statistics_kept_in_training_give_the_outputs_of_evaluation() -> None:
     x = torch.randn(4, 3, 64, 64)
     with torch.no_grad():
         assert not torch.equal(model(x), model.eval()(x))
-        freeze_batchnorm_statistics(model.train(), "keep")
+        freeze_batchnorm_statistics(model.train(), find_kept_statistics(model, "keep"))
         kept = model(x)
         assert model.training
         assert torch.equal(kept, model.eval()(x))
     layer = nn.BatchNorm2d(3, track_running_stats=False).train()
     model.backbone.add_module("extra", layer)
-    freeze_batchnorm_statistics(model.train(), "keep")
+    freeze_batchnorm_statistics(model.train(), find_kept_statistics(model, "keep"))
     assert layer.training, "a layer without statistics has none to keep"
 
 

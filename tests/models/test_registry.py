@@ -209,3 +209,77 @@ def test_a_torchvision_network_under_a_name_of_its_own() -> None:
     register_backbone("my_resnet", lambda: get_model("resnet18", weights=None, num_classes=5), size=64)
     model = own("my_resnet")
     assert model.stages == ("stem", "layer1", "layer2", "layer3", "layer4")
+
+
+class TestBuilders:
+    """A builder is not trusted: what it returns is new, and its output is that of its head."""
+
+    def test_the_same_network_twice_is_refused_and_the_first_stays_as_it_was(self, tmp_path: Path) -> None:
+        network = small()
+        register_backbone("own", lambda: network, size=48)
+        first = own()
+        x = torch.randn(2, 3, 48, 48)
+        before = first.eval()(x)
+        with pytest.raises(TrainingError, match="return a new network each time"):
+            own()
+        with pytest.raises(CheckpointError, match="return a new network each time"):
+            medimg.load(first.save(tmp_path / "model.safetensors"))
+        assert torch.equal(before, first(x))
+
+    def test_shared_layers_and_networks_without_a_head_count_too(self) -> None:
+        trunk = small(head=None)
+        register_backbone("own", lambda: nn.Sequential(trunk, nn.Linear(6, 5)), size=48)
+        register_backbone("bare", lambda: trunk, size=48, features=6)
+        own()
+        for name in ("own", "bare"):
+            with pytest.raises(TrainingError, match="another classifier"):
+                own(name)
+
+    @pytest.mark.parametrize(
+        "last",
+        [nn.Softmax(1), nn.Sigmoid(), nn.LogSoftmax(1), nn.Tanh(), nn.Softplus()],
+        ids=lambda layer: type(layer).__name__,
+    )
+    @pytest.mark.parametrize("zero", [False, True])
+    def test_what_follows_the_head_is_refused(self, last: nn.Module, zero: bool) -> None:
+        def followed() -> nn.Module:
+            network = small()
+            if zero:
+                nn.init.zeros_(network[-1].weight)  # type: ignore[index, arg-type]
+            return nn.Sequential(network, last)
+
+        register_backbone("own", followed, size=48)
+        with pytest.raises(TrainingError, match="something follows it, such as a softmax"):
+            own()
+
+    def test_a_network_without_its_head_is_refused_and_not_changed(self) -> None:
+        network = get_model("resnet18", weights=None)
+        network.fc = nn.Identity()
+        expected = state(network)
+        register_backbone("own", lambda: network, size=64)
+        with pytest.raises(TrainingError, match=r"layer 'layer4\.1\.conv2'.*was removed before"):
+            own()
+        assert not changed(expected, state(network))
+        # the same network, with what the message asks for
+        register_backbone("own", lambda: network, size=64, features=512)
+        assert own().head.in_features == 512
+
+    def test_a_builder_that_fails(self) -> None:
+        register_backbone("own", lambda size: small(), size=48)  # type: ignore[misc, arg-type]
+        with pytest.raises(TrainingError, match="the function of the backbone 'own' failed: TypeError"):
+            own()
+
+    def test_a_network_that_returns_more_in_training(self) -> None:
+        class Auxiliary(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.body, self.fc = small(head=None), nn.Linear(6, 5)
+
+            def forward(self, x: Tensor) -> Any:
+                logits = self.fc(self.body(x))
+                return (logits, logits) if self.training else logits
+
+        register_backbone("own", Auxiliary, size=64)
+        model = TransferClassifier("own", classes=("a", "b"))
+        with pytest.raises(TrainingError, match="in training mode own returns a tuple"):
+            fine_tune(model, images(4), head_epochs=0, epochs=1, progress=False)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torchvision.models import get_model
 
@@ -150,3 +152,58 @@ def test_summary_lists_stages_pooling_and_head() -> None:
     assert [row[2] for row in rows[1:-1]] == ["yes", "yes", "no", "no", "partly", "no", "no"]
     counts = [int(row[1].replace(",", "")) for row in rows[1:]]
     assert sum(counts[:-1]) == counts[-1] == sum(p.numel() for p in model.parameters())
+
+
+def block(inputs: int, outputs: int, stride: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1), nn.BatchNorm2d(outputs))
+
+
+class Mobile(nn.Module):
+    """The layout of timm's EfficientNet and MobileNet: stem, norm, blocks, last convolution, norm."""
+
+    def __init__(self, strides: tuple[int, ...]) -> None:
+        super().__init__()
+        self.conv_stem, self.bn1 = nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4)
+        self.blocks = nn.Sequential(*(nn.Sequential(block(4, 4, s), block(4, 4, 1)) for s in strides))
+        self.conv_head, self.bn2 = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+
+@given(st.lists(st.sampled_from([1, 2]), min_size=2, max_size=6).map(tuple))
+@settings(max_examples=25, deadline=None)
+def test_a_sequence_has_one_stage_per_stride(strides: tuple[int, ...]) -> None:
+    network = Mobile(strides)
+    stages = split_stages(network)
+    if sum(s > 1 for s in strides) > 1:
+        assert len(stages) == 1 + sum(s > 1 for s in strides)
+        for stage in stages[1:]:
+            assert sum(_is_strided(m) for _, part in stage.modules for m in part.modules()) == 1
+    held = [id(p) for stage in stages for p in stage.parameters()]
+    assert held == [id(p) for p in network.parameters()]
+
+
+def _is_strided(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.stride[0] > 1
+
+
+def test_strides_side_by_side_are_one_stage() -> None:
+    class Reduction(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = block(4, 4, 2), block(4, 4, 2)
+
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2), block(4, 64, 1), block(4, 4, 2), Reduction(), block(4, 64, 1), block(4, 4, 2)
+    )
+    assert [s.name for s in split_stages(network)] == ["stem", "2", "4", "5"]
+
+
+def test_a_transformer_with_more_parts_has_a_stage_per_block() -> None:
+    class Transformer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch_embed, self.norm_pre = nn.Conv2d(3, 4, 2, 2), nn.LayerNorm(4)
+            self.blocks = nn.Sequential(*(nn.Linear(9, 9) for _ in range(6)))
+            self.norm, self.pre_logits = nn.LayerNorm(4), nn.Linear(4, 4)
+
+    names = [s.name for s in split_stages(Transformer())]
+    assert names == ["stem", *(f"blocks.{n}" for n in range(5)), "norm", "pre_logits"]

@@ -1,19 +1,25 @@
 from __future__ import annotations
 
 import hashlib
+from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torchvision.models import ResNet18_Weights, get_model
 
 from medimg import Preprocess, TransferClassifier
 from medimg.errors import PreprocessError, WeightsUnavailableError
 from medimg.models.backbones.weights import resolve_weights
+from medimg.models.training_images import TrainingImages
 from tests.models.fakes import SMALL, classifier
 
 
@@ -278,3 +284,93 @@ def test_random_weights_need_nothing() -> None:
     model = classifier()
     assert model.weights_name is None
     assert model.weights_sha256 is None
+
+
+def renamed(prefix: str, state: Any) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+PREFIXES = ("model.", "backbone.", "encoder.", "encoder_q.", "_orig_mod.", "module.", "net.", "features.")
+
+
+@given(
+    prefixes=st.lists(st.sampled_from(PREFIXES), max_size=3),
+    wrappers=st.lists(st.sampled_from(["state_dict", "model", "net", "weights"]), max_size=2),
+    more=st.sampled_from([{}, {"epoch": 3}, {"best": torch.tensor(0.9), "optimizer": {"state": {}}}]),
+)
+@settings(max_examples=12, deadline=None)
+def test_prefixes_and_wrappers_in_any_order(prefixes: list[str], wrappers: list[str], more: Any) -> None:
+    state = squeezenet_state()
+    content: Any = renamed("".join(prefixes), state)
+    for wrapper in wrappers:
+        content = {wrapper: content}
+    if wrappers:
+        content.update(more)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "mine.pth"
+        torch.save(content, path)
+        assert body_loaded(model_from(path), state)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda s: {**renamed("online.", s), **renamed("target.", s)}, "prefixes 'online.', 'target.'"),
+        (lambda s: {"student": s, "teacher": s}, "several of them \\('student', 'teacher'\\)"),
+        (lambda s: renamed("model.", dict(list(s.items())[1:])), "1 missing \\(features.0.weight\\)"),
+        (lambda s: {"state_dict": s, "args": Namespace(lr=1)}, "argparse.Namespace"),
+        (lambda s: {"state_dict": s, "best": np.float64(0.5)}, "pickled objects .*numpy"),
+        (lambda s: get_model("squeezenet1_1"), "whole pickled model .*torch.nn"),
+        (lambda s: np.zeros(3), "numpy"),
+    ],
+)
+def test_what_does_not_load_is_named(tmp_path: Path, content: Any, message: str) -> None:
+    torch.save(content(squeezenet_state()), tmp_path / "mine.pth")
+    with pytest.raises(WeightsUnavailableError, match=message):
+        model_from(tmp_path / "mine.pth")
+
+
+def test_a_momentum_encoder_is_left_out(tmp_path: Path) -> None:
+    state = squeezenet_state()
+    keys = {name: torch.zeros_like(value) for name, value in state.items()}
+    content = {**renamed("module.encoder_q.", state), **renamed("module.encoder_k.", keys)}
+    torch.save({"state_dict": {**content, "module.queue": torch.zeros(3, 4)}}, tmp_path / "moco.pth")
+    assert body_loaded(model_from(tmp_path / "moco.pth"), state)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<!DOCTYPE html>", "a page of HTML"),
+        (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        (b"\x89HDF\r\n", "HDF5"),
+    ],
+)
+def test_other_types_of_files(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "mine.pth").write_bytes(content)
+    with pytest.raises(WeightsUnavailableError, match=message):
+        model_from(tmp_path / "mine.pth")
+
+
+def test_the_type_of_file_counts_and_not_its_suffix(tmp_path: Path) -> None:
+    state = squeezenet_state()
+    save_file(state, tmp_path / "a.pth")
+    torch.save(state, tmp_path / "b.safetensors")
+    for name in ("a.pth", "b.safetensors"):
+        assert body_loaded(model_from(tmp_path / name), state)
+
+
+def test_a_checkpoint_is_a_start_for_other_classes(tmp_path: Path) -> None:
+    own = SMALL.replace(mean=(0.5, 0.5, 0.5))
+    first = classifier(classes=("x", "y", "z"), preprocess=own)
+    first.images_seen = TrainingImages()
+    path = first.save(tmp_path / "first.safetensors")
+    second = TransferClassifier("squeezenet1_1", classes=("a", "b"), weights=path)
+    assert body_loaded(second, first.backbone.state_dict())
+    # its preprocessing, and the images that it has seen, come with it
+    assert second.preprocess == own
+    assert second.images_seen == first.images_seen
+    with pytest.raises(
+        WeightsUnavailableError, match="checkpoint of a squeezenet1_1, expected one of a resnet18"
+    ):
+        model_from(path, "resnet18")

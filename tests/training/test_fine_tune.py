@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from medimg import FitResult, Preprocess, TransferClassifier, fine_tune
+from medimg import FitResult, Preprocess, TransferClassifier, fine_tune, lr_find
 from medimg.errors import LeakageError, TrainingError
 from tests.models.fakes import SMALL, Images, changed, classifier, images, state
 from tests.models.small_network import small_classifier
@@ -310,3 +310,128 @@ def test_workers_give_the_same_result() -> None:
 def test_recipe_of_the_model_is_what_counts() -> None:
     same = Preprocess.from_dict(SMALL.to_dict())
     assert quick(small_classifier(), images(4, preprocess=same)).best_epoch == 1
+
+
+def test_settings_without_effect_are_refused() -> None:
+    bags = images(4, unit="series", lengths=(2, 3, 2, 3))
+    with pytest.raises(TrainingError, match=r"mixup=0.4 mixes single images"):
+        quick(small_classifier(pool="mean"), bags, mixup=0.4)
+    with pytest.raises(TrainingError, match=r"batch_size is 1"):
+        quick(small_classifier(), images(4), mixup=0.4, batch_size=1)
+    with pytest.raises(TrainingError, match=r"grad_slices=4 limits the slices of a bag"):
+        quick(small_classifier(), images(4), grad_slices=4)
+    with pytest.raises(TrainingError, match=r"grad_slices=4 limits the slices of a bag"):
+        lr_find(small_classifier(), images(4), grad_slices=4)
+
+
+def one_class(**fields: Any) -> Any:
+    from tests.models.fakes import Images
+
+    return Images(np.zeros(4, dtype=np.int64), prefix="val", seed=1, **fields)
+
+
+def test_callbacks_that_do_not_fit_are_refused_before_training() -> None:
+    from pytorch_lightning import callbacks as known
+
+    val = images(4, prefix="val", seed=1)
+    for callbacks, data, message in (
+        ([known.EarlyStopping("valid_loss")], val, "monitors 'valid_loss'"),
+        ([known.EarlyStopping("val_loss")], None, "monitors 'val_loss'.*need val="),
+        ([known.EarlyStopping("val_auroc", mode="max")], one_class(), "monitors 'val_auroc'"),
+        ([known.BackboneFinetuning()], val, "BackboneFinetuning freezes layers"),
+        ([known.LearningRateMonitor()], val, "LearningRateMonitor writes to a logger"),
+        ([known.ModelCheckpoint()], val, "pass output="),
+        ([known.GradientAccumulationScheduler({0: 2})], val, "use accumulate="),
+        ([known.StochasticWeightAveraging(1e-2)], val, "use ema="),
+        (known.Timer(), val, "found a Timer"),
+        ([known.Timer], val, "found the class Timer"),
+        ("timer", val, "found a str"),
+    ):
+        with pytest.raises(TrainingError, match=message):
+            quick(small_classifier(), images(4), data, callbacks=callbacks)
+    with pytest.raises(TrainingError, match="monitor='val_auroc' has no value"):
+        quick(small_classifier(), images(4), one_class(), monitor="val_auroc")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"trainer_kwargs": [1]}, "trainer_kwargs must be a mapping"),
+        ({"trainer_kwargs": {"max_epoch": 3}}, "Lightning rejects"),
+        ({"trainer_kwargs": {"gradient_clip_val": "much"}}, "Lightning rejects"),
+        ({"precision": "8"}, "Lightning rejects"),
+        ({"output": 3}, "output must be a path; found a int"),
+        ({"cache": 3}, "cache must be a path"),
+        ({"resume": 3}, "resume must be a path"),
+    ],
+)
+def test_mistakes_are_errors_of_medimg_before_training(settings: Any, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        quick(small_classifier(), images(4), **settings)
+
+
+def test_another_object_than_a_classifier() -> None:
+    with pytest.raises(TrainingError, match="the model is a Linear; expected a TransferClassifier"):
+        quick(torch.nn.Linear(2, 2), images(4))
+
+
+@pytest.mark.parametrize("call", [fine_tune, lr_find], ids=lambda call: call.__name__)
+def test_a_batch_whose_statistics_can_not_be_computed(call: Any) -> None:
+    recipe = Preprocess(size=32)
+    settings: dict[str, Any] = {"batch_size": 1, "progress": False}
+    for items in (4, 2):  # the only batch of two items has as many
+        model = classifier("mobilenet_v3_small", preprocess=recipe)
+        before = state(model)
+        if items == 4:
+            with pytest.raises(TrainingError, match=r"1 image of 32×32 at a time.*larger batch_size"):
+                call(model, images(items, preprocess=recipe), **settings)
+        assert not changed(before, state(model))
+    call(
+        classifier("mobilenet_v3_small", preprocess=recipe).freeze(),
+        images(2, preprocess=recipe),
+        **settings,
+        **({"epochs": 0} if call is fine_tune else {"steps": 10}),
+    )
+
+
+def noting() -> Any:
+    from pytorch_lightning.loggers.logger import Logger
+
+    class Log(Logger):
+        name, version = "noting", 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls: list[str] = []
+            self.settings: dict[str, Any] = {}
+
+        def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
+            self.calls.append("settings")
+            self.settings = dict(params)
+
+        def log_metrics(self, *_: Any, **__: Any) -> None:
+            self.calls.append("metrics")
+
+        def finalize(self, status: str) -> None:
+            self.calls.append(status)
+
+    return Log()
+
+
+def test_loggers_get_the_settings_once_and_how_it_ended() -> None:
+    good, bad, cut = noting(), noting(), noting()
+    quick(small_classifier(), images(4), head_epochs=1, epochs=1, logger=good)
+    assert good.calls == ["settings", "metrics", "metrics", "success"]
+    assert good.settings["lr"] == 1e-3
+    assert good.settings["precision"] == "32-true"
+    assert good.settings["augment"] == "auto"
+    assert all(v is None or isinstance(v, bool | int | float | str) for v in good.settings.values())
+    broken = images(4)
+    broken.images[1].fill_(float("nan"))
+    with pytest.raises(TrainingError):
+        quick(small_classifier(), broken, logger=bad)
+    assert bad.calls == ["settings", "failed"]
+    with pytest.raises(TrainingError, match="Lightning rejects"):
+        quick(small_classifier(), images(4), precision="8", logger=cut)
+    # before it began
+    assert cut.calls == []

@@ -7,14 +7,20 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
+from torchvision.transforms import v2
 
-from medimg import FitResult, fine_tune
+from medimg import FitResult, ImageDataset, fine_tune
 from medimg.errors import CheckpointError, MedimgWarning, TrainingError
+from medimg.training.augmentation.random_scan import describe_augmentation
 from tests.models.fakes import SMALL, changed, classifier, images, state
 from tests.models.small_network import small_classifier
 
@@ -312,3 +318,90 @@ def test_a_process_that_is_killed_goes_on_to_the_same_weights(tmp_path: Path) ->
     rows = [(tmp_path / name / "history.csv").read_text().splitlines() for name in ("cut", "whole")]
     assert [row.rpartition(",")[0] for row in rows[0]] == [row.rpartition(",")[0] for row in rows[1]]
     json.dumps(models[0].training_summary)
+
+
+def written(folder: Path, flip: bool = False) -> Any:
+    """Twelve pictures of six patients in a folder, split."""
+    folder.mkdir()
+    noise = np.random.default_rng(0)
+    rows = []
+    for n in range(12):
+        pixels = noise.integers(0, 255, (16, 16), dtype=np.uint8)
+        Image.fromarray(255 - pixels if flip else pixels).save(folder / f"{n}.png")
+        rows.append((f"{n}.png", "ab"[n % 2], f"p{n}"))
+    table = pd.DataFrame(rows, columns=["path", "label", "patient"])
+    data = ImageDataset.from_csv(
+        table, root=folder, path="path", label="label", patient="patient", preprocess=SMALL
+    )
+    return data.subset(range(8)), data.subset(range(8, 12))
+
+
+SHORT: dict[str, Any] = {"head_epochs": 0, "epochs": 2, "batch_size": 4, "progress": False}
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> tuple[Path, Any]:
+    """A training that was cut off after its first epoch, and its data."""
+    data = written(tmp_path / "here")
+    with pytest.raises(CutOffError):
+        fine_tune(small_classifier(), *data, output=tmp_path / "out", callbacks=[cut_after(1)], **SHORT)
+    return tmp_path / "out", data
+
+
+def test_every_setting_that_changes_the_result_is_compared(begun: tuple[Path, Any]) -> None:
+    output, data = begun
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"augment": None}, "augment=None, before"),
+        ({"augment": "MR"}, "augment="),
+        ({"augment": lambda images: images * 0}, "augment='function"),
+        ({"precision": "bf16-mixed"}, "precision='bf16-mixed', before '32-true'"),
+        ({"trainer_kwargs": {"gradient_clip_val": 1e-6}}, "gradient_clip_val=1e-06, before None"),
+        ({"trainer_kwargs": {"limit_train_batches": 1}}, "limit_train_batches=1, before None"),
+    ]
+    for change, message in changes:
+        with pytest.raises(TrainingError, match=message):
+            fine_tune(small_classifier(), *data, output=output, resume=True, **SHORT, **change)
+    with pytest.raises(TrainingError, match=r"frozen parameters \(\d+, before 0\)"):
+        fine_tune(small_classifier().freeze(), *data, output=output, resume=True, **SHORT)
+    # neither where it runs, nor another name of the same precision
+    same = {"precision": 32, "trainer_kwargs": {"accelerator": "cpu", "deterministic": True}}
+    assert len(fine_tune(small_classifier(), *data, output=output, resume=True, **SHORT, **same).history) == 2
+
+
+def test_data_are_their_content_and_not_their_place(begun: tuple[Path, Any], tmp_path: Path) -> None:
+    output, _ = begun
+    other = written(tmp_path / "flipped", flip=True)
+    with pytest.raises(TrainingError, match="the train data; the val data"):
+        fine_tune(small_classifier(), *other, output=output, resume=True, **SHORT)
+    moved = written(tmp_path / "there")
+    assert len(fine_tune(small_classifier(), *moved, output=output, resume=True, **SHORT).history) == 2
+
+
+def test_a_network_from_random_weights_goes_on_updating_its_statistics(tmp_path: Path) -> None:
+    """After an epoch the layers have statistics, which are not kept for that."""
+    settings: dict[str, Any] = {"head_epochs": 0, "epochs": 2}
+    whole, model = (small_classifier("mobilenet_v3_small") for _ in range(2))
+    trained(tmp_path / "whole", whole, **settings)
+    with pytest.raises(CutOffError):
+        trained(tmp_path / "cut", model, callbacks=[cut_after(1)], **settings)
+    # the same object, whose statistics have moved
+    trained(tmp_path / "cut", model, resume=True, **settings)
+    assert not changed(state(whole), state(model))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        (lambda x: x, lambda x: x, True),
+        (lambda x: x, lambda x: x + 0, False),
+        (lambda x: x * 1, lambda x: x * 2, False),
+        (partial(torch.mul, other=1), partial(torch.mul, other=2), False),
+        (partial(torch.mul, other=1), partial(torch.mul, other=1), True),
+        (v2.RandomRotation(3), v2.RandomRotation(4), False),
+        (v2.RandomRotation(3), v2.RandomRotation(3), True),
+        ("auto", "geometric", False),
+        ("MR", None, False),
+    ],
+)
+def test_augmentations_are_told_apart(first: Any, second: Any, same: bool) -> None:
+    assert (describe_augmentation(first) == describe_augmentation(second)) == same

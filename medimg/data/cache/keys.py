@@ -182,14 +182,15 @@ def _stat_file(name: str) -> os.stat_result | None:
     return state if stat.S_ISREG(state.st_mode) else None
 
 
-def hash_files(series: Series, compare: Compare | Literal["blocks"]) -> list[str] | None:
+def hash_files(series: Series, compare: Compare | Literal["blocks", "undated"]) -> list[str] | None:
     """
     Return a digest of each file of a series, in order, without decoding; None if one can't be read from disk.
 
     "samples": size, modification time, and bytes from the start, the middle and the end; all bytes of small
     files. Large files that are not DICOM have no identifier among these, so their path counts too. "blocks":
     size, and bytes from 64 positions, equal for copies in any folder; fewer are not enough, as uncompressed
-    images of different people can have the same black borders there. "bytes": all bytes and nothing else.
+    images of different people can have the same black borders there. "undated": as "samples", but equal for
+    copies in any folder, for files with an identifier at their start. "bytes": all bytes and nothing else.
     """
     digests: dict[str, str] = {}
     found = []
@@ -216,7 +217,7 @@ def _find_on_disk(name: str) -> str | None:
     return next((str(parent) for parent in Path(name).parents if is_regular_file(parent)), None)
 
 
-def _hash_file(name: str, compare: Compare | Literal["blocks"], *, by_path: bool) -> str:
+def _hash_file(name: str, compare: Compare | Literal["blocks", "undated"], *, by_path: bool) -> str:
     with Path(name).open("rb", buffering=0) as file:
         if compare == "bytes":
             return hashlib.file_digest(file, "blake2b").hexdigest()
@@ -228,7 +229,7 @@ def _hash_file(name: str, compare: Compare | Literal["blocks"], *, by_path: bool
             return digest.hexdigest()
         last = state.st_size - _BLOCK
         few, many = (0, state.st_size // 2, last), (last * n // (_BLOCKS - 1) for n in range(_BLOCKS))
-        for start in few if compare == "samples" else many:
+        for start in many if compare == "blocks" else few:
             digest.update(_read_block(file, start, _BLOCK))
         if by_path and compare == "samples":
             digest.update(os.fsencode(os.path.realpath(name)))

@@ -16,6 +16,7 @@ from torchvision.models import get_model, get_model_weights, list_models
 from medimg.errors import PreprocessError, TrainingError, WeightsUnavailableError
 from medimg.models.backbones.heads import HeadParts, split_head
 from medimg.models.backbones.registry import registered_backbone, registered_names
+from medimg.models.backbones.weights import strip_prefix
 from medimg.preprocessing.preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def check_backbone(name: str) -> None:
     medimg.errors.TrainingError: torchvision has no classification model 'resnet-50'; the nearest ...
     """
     known = (*backbone_names(), *registered_names())
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4)
         hint = f"the nearest are {', '.join(near)}" if near else f"it has {', '.join(known)}"
         raise TrainingError(
@@ -181,7 +182,8 @@ def _vit_size(name: str, entry: Weights | None, state: dict[str, Tensor] | None,
 
 def _stated_size(name: str, state: dict[str, Tensor] | None) -> int | None:
     """Return the size of a ViT by the position embeddings in its weights; None for others."""
-    positions = (state or {}).get("encoder.pos_embedding")
+    named = "encoder.pos_embedding"
+    positions = next((v for n, v in (state or {}).items() if n == named or n.endswith(f".{named}")), None)
     if not name.startswith("vit_") or positions is None or positions.ndim != 3 or positions.shape[1] < 2:
         return None
     return math.isqrt(positions.shape[1] - 1) * _patch_size(name)
@@ -199,16 +201,15 @@ _OLD_DENSENET: Final = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\.\w
 
 def load_backbone(parts: HeadParts, state: OrderedDict[str, Tensor], *, backbone: str, source: str) -> None:
     """Load pretrained weights into a body, without those of the head; names are for messages."""
-    left_out = (f"{parts.head_name}.", *_AUXILIARY)
-    wanted = OrderedDict(
-        (_OLD_DENSENET.sub(r"\1\2", name), value)
-        for name, value in state.items()
-        if not name.startswith(left_out)
-    )
+    left_out = (f"{parts.head_name}.", *_AUXILIARY) if parts.head_name else _AUXILIARY
+    own = parts.body.state_dict()
+    renamed = OrderedDict((_OLD_DENSENET.sub(r"\1\2", name), value) for name, value in state.items())
+    found = strip_prefix(renamed, [n for n in own if not n.endswith("num_batches_tracked")], source)
+    wanted = OrderedDict((name, value) for name, value in found.items() if not name.startswith(left_out))
     # without versions the oldest are assumed, which MNASNet refuses
-    metadata = getattr(state, "_metadata", None) or {"": {"version": parts.body._version}}
-    wanted._metadata = metadata  # type: ignore[attr-defined]  # set by torch, and untyped
-    _check_fit(parts.body.state_dict(), wanted, backbone, source)
+    metadata = getattr(state, "_metadata", None) if len(found) == len(state) else None
+    wanted._metadata = metadata or {"": {"version": parts.body._version}}  # type: ignore[attr-defined]  # set by torch, and untyped
+    _check_fit(own, wanted, backbone, source)
     parts.body.load_state_dict(wanted, strict=False)  # strictness is _check_fit's, which can name the causes
 
 

@@ -13,7 +13,16 @@ from medimg.errors import TrainingError
 if TYPE_CHECKING:
     from medimg.models.classifier import TransferClassifier
 
-__all__ = ["HeadParts", "feature_count", "head_logits", "new_head", "split_head"]
+__all__ = [
+    "HeadParts",
+    "drop_activations",
+    "feature_count",
+    "find_head",
+    "head_logits",
+    "new_head",
+    "replace_layer",
+    "split_head",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +41,15 @@ class HeadParts:
 
 def split_head(model: nn.Module, head_name: str | None = None) -> HeadParts:
     """Replace the head of a network (by default its last linear or convolutional layer) by an identity."""
+    name, head = find_head(model, head_name)
+    if isinstance(head, nn.Conv2d):
+        drop_activations(model, name)
+    replace_layer(model, name, nn.Identity())
+    return HeadParts(model, head, name)
+
+
+def find_head(model: nn.Module, head_name: str | None = None) -> tuple[str, nn.Linear | nn.Conv2d]:
+    """Return name and layer of the head of a network, by default its last linear or convolutional layer."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d) and name}
     chosen = head_name if head_name is not None else next(reversed(layers), "")
     if chosen not in layers:
@@ -40,22 +58,26 @@ def split_head(model: nn.Module, head_name: str | None = None) -> HeadParts:
             f"{', '.join(map(repr, list(layers)[-3:])) or 'none'} last; register a network without a head "
             "with features=<length of its embeddings>"
         )
-    head = layers[chosen]
-    parent_name, _, child = chosen.rpartition(".")
-    parent = model.get_submodule(parent_name)
-    setattr(parent, child, nn.Identity())
-    if isinstance(head, nn.Conv2d):
-        _drop_activations(parent, child)
-    return HeadParts(model, head, chosen)
+    return chosen, layers[chosen]
 
 
-def _drop_activations(parent: nn.Module, head: str) -> None:
-    """Remove the ReLU after SqueezeNet's head, which would clip negative logits."""
-    children = list(parent.named_children())
+def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put another layer in the position of the named one."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer)
+
+
+def drop_activations(model: nn.Module, head_name: str) -> dict[str, nn.Module]:
+    """Remove the ReLU after SqueezeNet's head, which would clip negative logits; return it by its name."""
+    parent, dot, head = head_name.rpartition(".")
+    children = list(model.get_submodule(parent).named_children())
     after = [name for name, _ in children].index(head) + 1
-    for name, child in children[after:]:
-        if isinstance(child, nn.ReLU):
-            setattr(parent, name, nn.Identity())
+    dropped: dict[str, nn.Module] = {
+        f"{parent}{dot}{name}": m for name, m in children[after:] if isinstance(m, nn.ReLU)
+    }
+    for name in dropped:
+        replace_layer(model, name, nn.Identity())
+    return dropped
 
 
 def new_head(old: nn.Linear | nn.Conv2d, outputs: int, *, device: str | None = None) -> nn.Linear | nn.Conv2d:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Final
+from weakref import WeakSet
 
 import torch
 import torchvision
@@ -12,13 +16,19 @@ from torchvision.models import list_models
 
 from medimg._public import set_module
 from medimg._validation import check_whole_number
-from medimg.errors import TrainingError
-from medimg.models.backbones.heads import HeadParts, split_head
+from medimg.errors import MedimgError, TrainingError
+from medimg.models.backbones.heads import (
+    HeadParts,
+    drop_activations,
+    find_head,
+    head_logits,
+    replace_layer,
+)
 from medimg.models.module_mode import module_mode
 from medimg.preprocessing.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 __all__ = ["AS_BUILT", "RegisteredBackbone", "register_backbone", "registered_backbone", "registered_names"]
 
@@ -26,6 +36,12 @@ __all__ = ["AS_BUILT", "RegisteredBackbone", "register_backbone", "registered_ba
 AS_BUILT: Final = "as built"
 
 _OWN: Final[dict[str, RegisteredBackbone]] = {}
+#: Layers of the networks of all classifiers that were built of registered networks.
+_USED: Final[WeakSet[nn.Module]] = WeakSet()
+
+#: Largest difference between a network's output and that of its head, relative to the largest logit.
+_TOLERANCE: Final = 1e-3
+_TOLERANCE_OF_HALF: Final = 5e-2
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,34 +62,81 @@ class RegisteredBackbone:
     features: int | None
 
     def build(self) -> HeadParts:
-        """Build the network, split off its head, and test it on one black image."""
-        network = self.make()
+        """Build the network, split off its head, and test both on one image."""
+        network = self._make_network()
+        image = self._make_image(network)
+        if self.features is not None:
+            parts = HeadParts(network, nn.Linear(self.features, 1), "")
+            self._check_embedding(self._run(network, image), self.features)
+        else:
+            parts = self._split_head(network, image)
+        _USED.update(_layers_with_tensors(network))
+        return parts
+
+    def _make_network(self) -> nn.Module:
+        """Return a new network; refuse one that has layers of another."""
+        try:
+            network = self.make()
+        except MedimgError:
+            raise
+        except Exception as error:  # whatever the user's own code raises
+            raise TrainingError(
+                f"the function of the backbone {self.name!r} failed: {type(error).__name__}: {error}; "
+                "expected a function without arguments that returns a network"
+            ) from error
         if not isinstance(network, nn.Module):
             raise TrainingError(
                 f"the function of the backbone {self.name!r} returned a {type(network).__name__}; expected "
                 "an nn.Module"
             )
-        if self.features is not None:
-            parts = HeadParts(network, nn.Linear(self.features, 1), "")
-        else:
-            parts = split_head(network, self.head)
-        self._check_embedding(parts)
+        if any(layer in _USED for layer in _layers_with_tensors(network)):
+            raise TrainingError(
+                f"the function of the backbone {self.name!r} returned a network of which another classifier "
+                "has layers, so that training one would change the other: return a new network each time, "
+                "as lambda: MyNetwork(...) or lambda: copy.deepcopy(network) does"
+            )
+        return network
+
+    def _make_image(self, network: nn.Module) -> Tensor:
+        """Return an image (1, 3, H, W) of noise, the same each time, for a network."""
+        like = next(network.parameters(), torch.zeros(()))
+        image = torch.randn(1, 3, *self.recipe.hw, generator=torch.Generator().manual_seed(0))
+        return image.to(device=like.device, dtype=like.dtype)
+
+    def _split_head(self, network: nn.Module, image: Tensor) -> HeadParts:
+        """Replace the head by an identity if the network's output is the head of the embedding, else undo."""
+        name, head = find_head(network, self.head)
+        undo = {name: head, **(drop_activations(network, name) if isinstance(head, nn.Conv2d) else {})}
+        try:
+            with _random_if_zero(head):
+                output = self._run(network, image)
+                replace_layer(network, name, nn.Identity())
+                parts = HeadParts(network, head, name)
+                embedding = self._check_embedding(self._run(network, image), parts.features)
+                self._check_output(output, self._run(partial(head_logits, head), embedding), name)
+        except TrainingError:
+            for layer_name, layer in undo.items():
+                replace_layer(network, layer_name, layer)
+            raise
         return parts
 
-    def _check_embedding(self, parts: HeadParts) -> None:
-        """Refuse a network whose embedding of a black image is not (1, F)."""
-        like = next(parts.body.parameters(), torch.zeros(()))
-        image = torch.zeros(1, 3, *self.recipe.hw, device=like.device, dtype=like.dtype)
+    def _run(self, network: Callable[[Tensor], object], x: Tensor) -> object:
+        """Return the output of a network or layer in evaluation mode, always with the same seed."""
+        whole = module_mode(network, training=False) if isinstance(network, nn.Module) else nullcontext()
+        gpus = [x.device] if x.device.type == "cuda" else []
         try:
-            with module_mode(parts.body, training=False), torch.no_grad():
-                found: object = parts.body(image)
+            with whole, torch.random.fork_rng(devices=gpus), torch.no_grad():
+                torch.manual_seed(0)
+                return network(x)
         except Exception as error:  # whatever the user's own code raises
             raise TrainingError(
-                f"the backbone {self.name!r} fails on an image {tuple(image.shape)}: "
-                f"{type(error).__name__}: {error}; register it with a size that it takes, and with the name "
-                "of its head if that is not its last linear or convolutional layer"
+                f"the backbone {self.name!r} fails on an image (1, 3, {self.recipe.hw[0]}, "
+                f"{self.recipe.hw[1]}): {type(error).__name__}: {error}; register it with a size that it "
+                "takes, and with the name of its head if that is not its last linear or convolutional layer"
             ) from error
-        wanted = parts.features
+
+    def _check_embedding(self, found: object, wanted: int) -> Tensor:
+        """Return the embedding of an image, which must be (1, F)."""
         if not isinstance(found, Tensor) or found.shape != (1, wanted):
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise TrainingError(
@@ -81,6 +144,44 @@ class RegisteredBackbone:
                 f"embedding (1, {wanted}): pass the name of its head as head=, or for a network without one "
                 "the length of its embeddings as features="
             )
+        return found
+
+    def _check_output(self, output: object, logits: object, head_name: str) -> None:
+        """Refuse a network whose output is not what its head makes of the embedding."""
+        if isinstance(output, Tensor) and isinstance(logits, Tensor) and output.shape == logits.shape:
+            largest = float(logits.abs().max())
+            share = _TOLERANCE if logits.dtype in (torch.float32, torch.float64) else _TOLERANCE_OF_HALF
+            if torch.allclose(output.to(logits), logits, rtol=0.0, atol=share * largest, equal_nan=True):
+                return
+        raise TrainingError(
+            f"the output of the backbone {self.name!r} is not that of its layer {head_name!r} on the "
+            "embedding: its head is another layer, was removed before, or something follows it, such as a "
+            "softmax. Return logits, pass the name of the head as head=, or for a network without one the "
+            "length of its embeddings as features="
+        )
+
+
+def _layers_with_tensors(network: nn.Module) -> list[nn.Module]:
+    """Return the modules that have parameters or buffers of their own."""
+    return [
+        module
+        for module in network.modules()
+        if next(chain(module.parameters(recurse=False), module.buffers(recurse=False)), None) is not None
+    ]
+
+
+@contextmanager
+def _random_if_zero(head: nn.Linear | nn.Conv2d) -> Iterator[None]:
+    """Give a head of zeros, which makes the same of every embedding, random weights for the block."""
+    zero = not bool(head.weight.any())
+    if zero:
+        with torch.no_grad():
+            head.weight.copy_(torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(0)))
+    try:
+        yield
+    finally:
+        if zero:
+            nn.init.zeros_(head.weight)
 
 
 @set_module("medimg")
@@ -108,9 +209,9 @@ def register_backbone(
     name : str
         Name that no torchvision classification model has.
     build : callable
-        Function without arguments that returns the network: (B, 3, H, W) to logits or, with `features`, to
-        embeddings (B, F). It may load pretrained weights; ``TransferClassifier(name, weights=path)``
-        replaces them.
+        Function without arguments that returns a new network each time: (B, 3, H, W) to logits, without a
+        softmax or sigmoid, or, with `features`, to embeddings (B, F). It may load pretrained weights;
+        ``TransferClassifier(name, weights=path)`` replaces them.
     mean, std : tuple of 3 floats
         Normalization of the channels; by default ImageNet's.
     size : int, optional

@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.models.swin_transformer import PatchMerging, PatchMergingV2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from torch import Tensor
 
@@ -26,7 +26,7 @@ STEM: Final = "stem"
 _FEW: Final = 4  # with fewer parts, the largest is split into its children
 _MOST: Final = 12  # stages beside the stem, if the resolution never drops
 _ADAPTIVE: Final = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-_STRIDED: Final = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+_ENLARGING: Final = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _MERGING: Final = (PatchMerging, PatchMergingV2)  # they reduce the resolution by indexing, without a stride
 
 
@@ -59,10 +59,11 @@ def split_stages(body: nn.Module) -> tuple[Stage, ...]:
     Split a network into stages, in the order in which its modules are registered.
 
     The parts are the children of the network; while fewer than four of them have parameters, the largest is
-    replaced by its children. A part that reduces the resolution (a stride, merged patches, global pooling)
-    starts a stage; norms belong to the part before them. If this gives fewer than three stages, as in a ViT,
-    the first part is the stem and the others are joined into at most twelve stages. Together the stages have
-    every parameter and buffer exactly once.
+    replaced by its children, and so is a sequence of which several members reduce the resolution, such as the
+    ``blocks`` of timm's EfficientNet. A part that reduces the resolution (a stride, merged patches, global
+    pooling) starts a stage; norms belong to the part before them. If this gives fewer than three
+    stages, as in a ViT, the first part is the stem and the others are joined into at most twelve stages.
+    Together the stages have every parameter and buffer exactly once.
 
     Examples
     --------
@@ -73,6 +74,8 @@ def split_stages(body: nn.Module) -> tuple[Stage, ...]:
     parts, opened = _split_parts(body)
     groups = _group_by_resolution(parts)
     if len(groups) < 3:
+        half = _count_parameters(body) / 2
+        _open_parts(parts, opened, lambda module: _is_sequence(module) and _count_parameters(module) > half)
         groups = _merge_groups(_group_norms(parts))
     loose = [(name, module) for name, module in opened if _own_tensors(module)]
     if loose and not groups:
@@ -93,11 +96,45 @@ def _split_parts(body: nn.Module) -> tuple[list[_Part], list[_Part]]:
         inner = [n for n, (_, module) in enumerate(parts) if any(_has_tensors(c) for c in module.children())]
         if not inner:
             break
-        largest = max(inner, key=lambda n: len(list(parts[n][1].parameters())))
-        name, module = parts[largest]
-        opened.append((name, module))
-        parts[largest : largest + 1] = [(f"{name}.{child}", m) for child, m in module.named_children()]
+        _open_part(parts, opened, max(inner, key=lambda n: len(list(parts[n][1].parameters()))))
+    half = _count_parameters(body) / 2
+    _open_parts(parts, opened, lambda module: _has_several_stages(module, half))
     return parts, opened
+
+
+def _open_parts(parts: list[_Part], opened: list[_Part], is_opened: Callable[[nn.Module], bool]) -> None:
+    """Replace all parts for which `is_opened` holds by their children, in place."""
+    while True:
+        found = next((n for n, (_, module) in enumerate(parts) if is_opened(module)), None)
+        if found is None:
+            return
+        _open_part(parts, opened, found)
+
+
+def _open_part(parts: list[_Part], opened: list[_Part], number: int) -> None:
+    """Replace a part by its children, in place."""
+    name, module = parts[number]
+    opened.append((name, module))
+    parts[number : number + 1] = [(f"{name}.{child}", m) for child, m in module.named_children()]
+
+
+def _has_several_stages(module: nn.Module, half: float) -> bool:
+    """
+    Whether several children reduce the resolution one after the other.
+
+    Within a block they may do so side by side; a sequence, or what has over half of the parameters, is none.
+    """
+    if sum(map(_reduces_resolution, module.children())) < 2:
+        return False
+    return _is_sequence(module) or _count_parameters(module) > half
+
+
+def _is_sequence(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential | nn.ModuleList)
+
+
+def _count_parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def _group_by_resolution(parts: list[_Part]) -> list[list[_Part]]:
@@ -140,7 +177,7 @@ def _reduces_resolution(module: nn.Module) -> bool:
     """Whether a module has a stride, merges patches, or begins with global pooling."""
     if any(isinstance(m, _MERGING) for m in module.modules()):
         return True
-    if any(isinstance(m, _STRIDED) and _stride(m.stride) > 1 for m in module.modules()):
+    if any(_has_stride(m) for m in module.modules()):
         return True
     # global pooling within a squeeze-and-excitation block does not reduce the resolution
     first: nn.Module | None = module
@@ -149,8 +186,12 @@ def _reduces_resolution(module: nn.Module) -> bool:
     return isinstance(first, _ADAPTIVE)
 
 
-def _stride(stride: Any) -> int:
-    return max(stride) if isinstance(stride, tuple) else int(stride)
+def _has_stride(module: nn.Module) -> bool:
+    """Whether a module has a stride above 1; transposed convolutions raise the resolution by theirs."""
+    stride: Any = getattr(module, "stride", 1)
+    steps = stride if isinstance(stride, tuple | list) else (stride,)
+    larger = any(isinstance(step, int) and step > 1 for step in steps)
+    return larger and not isinstance(module, _ENLARGING)
 
 
 def _is_norm(module: nn.Module) -> bool:

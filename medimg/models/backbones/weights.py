@@ -6,7 +6,8 @@ import difflib
 import logging
 import os
 import re
-from collections import OrderedDict
+import zipfile
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from enum import Enum
 from http.client import HTTPException
@@ -23,9 +24,18 @@ from medimg.io.files.regular_file import is_regular_file
 from medimg.models.backbones.registry import AS_BUILT, registered_backbone
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from torchvision.models import Weights
 
-__all__ = ["LoadedWeights", "WeightsChoice", "WeightsSource", "resolve_weights", "weights_name"]
+__all__ = [
+    "LoadedWeights",
+    "WeightsChoice",
+    "WeightsSource",
+    "resolve_weights",
+    "strip_prefix",
+    "weights_name",
+]
 
 logger = logging.getLogger("medimg")
 
@@ -35,7 +45,32 @@ WeightsChoice: TypeAlias = str | os.PathLike[str] | WeightsEnum | None
 _SUFFIXES: Final = (".pth", ".pt", ".bin", ".safetensors")
 # torch.hub's rule for names that end in the first digits of the SHA-256
 _HASH_IN_NAME: Final = re.compile(r"-([a-f0-9]{8,64})\.[a-z]+$")
-_WRAPPERS: Final = ("state_dict", "model_state_dict", "model")
+#: Names that training scripts give a state dict, of which the first is taken.
+_WRAPPERS: Final = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "backbone",
+    "encoder",
+    "module",
+)
+_DEEPEST: Final = 3  # dictionaries within dictionaries
+#: Names that torch.compile, checkpointing and FSDP put between others.
+_COMPILED: Final = re.compile(r"(?:(?<=\.)|^)_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
+_START: Final = 512
+#: What may be beside the tensors of a state dict.
+_NUMBERS: Final = (int, float, str, type(None))
+#: How torch names a class that it does not load.
+_GLOBAL: Final = re.compile(r"GLOBAL ([\w.]+)")
+_RESUME_KEY: Final = b'"medimg-training"'
+#: How files start that are often taken for weights.
+_OTHERS: Final = (
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file itself (run git lfs pull)"),
+    (b"<", "a page of HTML or XML, as a download that failed leaves it"),
+    (b"\x89HDF", "an HDF5 file, such as Keras writes"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,19 +228,70 @@ def _verify_digest(path: Path, url: str | None) -> str:
 
 def _read_state(path: Path) -> OrderedDict[str, Tensor]:
     """Read a state dict from a safetensors file, or from one of torch.save without executing code."""
+    with path.open("rb") as file:
+        start = file.read(_START)
+    if start[8:9] == b"{" and _RESUME_KEY in start:
+        raise WeightsUnavailableError(
+            f"{path} is the resume file of a training; pass best.safetensors, which is beside it"
+        )
+    stranger = next((what for magic, what in _OTHERS if start.lstrip().startswith(magic)), None)
+    if stranger is not None:
+        raise WeightsUnavailableError(
+            f"{path} is {stranger}; expected a state dict, as torch.save(model.state_dict(), ...) writes it, "
+            "or a safetensors file"
+        )
+    if _is_torchscript(path):
+        raise WeightsUnavailableError(
+            f"{path} is a TorchScript archive, which has code; in the environment it comes from, save "
+            "torch.jit.load(path).state_dict()"
+        )
+    is_pickle = start[:2] == b"PK" or start[:1] == b"\x80"
     try:
-        if path.suffix == ".safetensors":
+        if start[8:9] == b"{" or (path.suffix == ".safetensors" and not is_pickle):
             from safetensors.torch import load_file
 
             found: Any = OrderedDict(load_file(path))
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            # a path would be read by its suffix
+            with path.open("rb") as file:
+                found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make either reader raise almost any error
         raise WeightsUnavailableError(
-            f"{path} can't be read as weights ({type(error).__name__}): it is damaged, or was not written by "
-            "torch.save(model.state_dict(), ...) or safetensors; download or save it again"
+            f"{path} can't be read as weights ({type(error).__name__}): {_explain(path, error)}"
         ) from error
     return _plain_state(found, path)
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether a file is an archive of torch.jit.save."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
+
+
+def _explain(path: Path, error: Exception) -> str:
+    """Return why a file can't be read without executing code, and what to do."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # damaged, or of the format before 2020, of which the error names the first one
+        names = _GLOBAL.findall(str(error))[:1]
+    shown = f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+    if any(name.startswith("torch.nn.") for name in names):
+        return (
+            f"it is a whole pickled model ({shown}), whose code is not executed; where its classes are "
+            "installed, save torch.load(path, weights_only=False).state_dict()"
+        )
+    if names:
+        return (
+            f"it has pickled objects ({shown}), such as a whole model or settings, whose code is not "
+            "executed; save its state dict alone, by torch.save(model.state_dict(), ...)"
+        )
+    return (
+        "it is damaged, or was not written by torch.save(model.state_dict(), ...) or safetensors; download "
+        "or save it again"
+    )
 
 
 def _is_plain(name: object, value: object) -> bool:
@@ -215,20 +301,91 @@ def _is_plain(name: object, value: object) -> bool:
 
 
 def _plain_state(found: Any, path: Path) -> OrderedDict[str, Tensor]:
-    """Return the state dict of a file, also from inside the wrappers of training scripts."""
-    for wrapper in _WRAPPERS:
-        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
-            found = found[wrapper]
-    if not isinstance(found, dict) or not found or not all(_is_plain(*item) for item in found.items()):
+    """Return the state dict of a file, also from inside the dictionaries of training scripts."""
+    plain = _find_states(found)
+    for wrapper in _WRAPPERS if len(plain) > 1 else ():
+        usual = [name for name in plain if name.rpartition(".")[2] == wrapper]
+        if usual:
+            plain = {name: plain[name] for name in usual}
+            break
+    if len(plain) != 1:
+        names = f" with several of them ({', '.join(map(repr, plain))})" if plain else ""
+        kind = (
+            f"a dictionary of {_list_keys(found)}" if isinstance(found, dict) else f"a {type(found).__name__}"
+        )
         raise WeightsUnavailableError(
-            f"{path} has a {type(found).__name__}, expected a state dict (tensors by name); save it with "
+            f"{path} has {kind}{names}, expected a state dict (tensors by name); save it with "
             "torch.save(model.state_dict(), ...)"
         )
-    if not all(name.startswith("module.") for name in found):
-        state = OrderedDict(found)
-    else:  # written by nn.DataParallel
-        state = OrderedDict((name.removeprefix("module."), value) for name, value in found.items())
+    (chosen,) = plain.values()
+    state = OrderedDict((_COMPILED.sub("", name), value) for name, value in chosen.items())
     # load_state_dict reads the versions of layers from this attribute, which is not copied
-    if hasattr(found, "_metadata"):
-        state._metadata = found._metadata  # type: ignore[attr-defined]  # set by torch, and untyped
+    if hasattr(chosen, "_metadata") and list(state) == list(chosen):
+        state._metadata = chosen._metadata  # type: ignore[attr-defined]  # set by torch, and untyped
     return state
+
+
+def _find_states(found: Any, depth: int = 0) -> dict[str, dict[str, Tensor]]:
+    """Return the state dicts in nested dictionaries by their names, joined by dots."""
+    if not isinstance(found, dict):
+        return {}
+    tensors = {name: value for name, value in found.items() if _is_plain(name, value)}
+    rest = [value for name, value in found.items() if name not in tensors]
+    if any(value.ndim for value in tensors.values()) and all(isinstance(v, _NUMBERS) for v in rest):
+        return {"": found if not rest else tensors}
+    states: dict[str, dict[str, Tensor]] = {}
+    for name, value in found.items() if depth < _DEEPEST else ():
+        if isinstance(name, str):
+            inner = _find_states(value, depth + 1)
+            states.update({f"{name}.{key}".rstrip("."): state for key, state in inner.items()})
+    return states
+
+
+def _list_keys(found: dict[Any, Any]) -> str:
+    """Return the first keys of a dictionary, and what they hold."""
+    shown = [f"{key!r} ({type(value).__name__})" for key, value in list(found.items())[:4]]
+    return f"{', '.join(shown) or 'nothing'}{', ...' if len(found) > 4 else ''}"
+
+
+def strip_prefix(
+    state: OrderedDict[str, Tensor], wanted: Collection[str], source: str
+) -> OrderedDict[str, Tensor]:
+    """
+    Return the tensors of a network without the prefix that a training script put before their names.
+
+    `wanted` are the names that the network needs. What has other prefixes, such as a momentum encoder or a
+    projector, is left out. Two networks that both fit are refused, but MoCo's encoder of queries is taken
+    before that of keys.
+    """
+    names = set(wanted)
+    if not names or all(name in state for name in names):
+        return state
+    counts = Counter(
+        ".".join(parts[:n]) + "."
+        for parts in (name.split(".") for name in state)
+        for n in range(1, len(parts))
+        if ".".join(parts[n:]) in names
+    )
+    fitting = [start for start, count in counts.items() if count == len(names)]
+    if not fitting and counts and max(counts.values()) > len(names) / 2:
+        fitting = [max(counts, key=counts.__getitem__)]  # what is amiss is said of the names without it
+    if len(fitting) > 1:
+        fitting = [
+            start for start in fitting if start.rstrip(".").rpartition(".")[2] == "encoder_q"
+        ] or fitting
+    if len(fitting) > 1:
+        raise WeightsUnavailableError(
+            f"the weights {source} have several networks that fit, under the prefixes "
+            f"{', '.join(map(repr, fitting))}: save the state dict of one of them"
+        )
+    if not fitting:
+        return state
+    (prefix,) = fitting
+    inside = OrderedDict((n.removeprefix(prefix), v) for n, v in state.items() if n.startswith(prefix))
+    logger.info(
+        "weights %s: the prefix %r was removed, and %d other tensors were left out",
+        source,
+        prefix,
+        len(state) - len(inside),
+    )
+    return inside
