@@ -245,7 +245,7 @@ class TestBuilders:
         def followed() -> nn.Module:
             network = small()
             if zero:
-                nn.init.zeros_(network[-1].weight)  # type: ignore[index, arg-type]
+                nn.init.zeros_(network[-1].weight)  # type: ignore[index]
             return nn.Sequential(network, last)
 
         register_backbone("own", followed, size=48)

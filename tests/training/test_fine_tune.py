@@ -4,7 +4,7 @@ import logging
 import random
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -372,7 +372,7 @@ def test_mistakes_are_errors_of_medimg_before_training(settings: Any, message: s
 
 def test_another_object_than_a_classifier() -> None:
     with pytest.raises(TrainingError, match="the model is a Linear; expected a TransferClassifier"):
-        quick(torch.nn.Linear(2, 2), images(4))
+        quick(cast(TransferClassifier, torch.nn.Linear(2, 2)), images(4))
 
 
 @pytest.mark.parametrize("call", [fine_tune, lr_find], ids=lambda call: call.__name__)

@@ -240,5 +240,6 @@ def test_frames_of_an_ultrasound_volume_lie_in_its_own_coordinates(tmp_path: Pat
     volume = medimg.read(path)
     assert volume.space == "image"
     assert volume.array[0, :, 0, 0].tolist() == [2, 3, 1]
-    assert np.allclose(volume.affine[:3], [[0, 0, 0.6, 1], [0, 0.8, 0, 2], [2, 0, 0, 0]])
+    expected = np.array([[0, 0, 0.6, 1], [0, 0.8, 0, 2], [2, 0, 0, 0]])
+    assert np.allclose(volume.affine[:3], expected)
     assert any("ultrasound volume" in note for note in volume.report.warnings)
