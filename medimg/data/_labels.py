@@ -227,8 +227,8 @@ def _parse_label(
     if bad:
         raise DatasetError(
             f"several label columns must hold 0 or 1, or False or True; found something else in column "
-            f"{bad[0]!r} of row {number}: a label that is uncertain or unknown must be decided, or its row "
-            "be removed"
+            f"{bad[0]!r} of row {number}: check the columns of labels; an uncertain or unknown label must be "
+            "decided, or its row be removed"
         )
     return tuple(value for value in values if value is not None)
 

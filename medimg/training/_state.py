@@ -222,7 +222,7 @@ def _check_same_training(
         differing.append("adapt")
     data = own["data"]
     if saved.more is None:
-        data = {"train": resume.data_digest_1(inputs.train), "val": resume.data_digest_1(inputs.val)}
+        data = {"train": resume.identifier_digest(inputs.train), "val": resume.identifier_digest(inputs.val)}
     else:
         differing += _list_differences(own["more"], saved.more)
     differing += [f"the {name} data" for name, digest in data.items() if saved.data.get(name) != digest]

@@ -34,8 +34,8 @@ __all__ = [
     "FitState",
     "ResumeState",
     "data_digest",
-    "data_digest_1",
     "find_resume_file",
+    "identifier_digest",
     "load",
     "save",
 ]
@@ -257,8 +257,8 @@ def _hash_contents(several: Sequence[Series]) -> list[str]:
     return [digests[id(series)] for series in several]
 
 
-def data_digest_1(data: LabeledDataset | None) -> str | None:
-    """Return the hash in files of schema 1: of labels, names of series and patients, and the recipe."""
+def identifier_digest(data: LabeledDataset | None) -> str | None:
+    """Return a hash of labels, identifiers and recipe, without opening files; schema 1 of resume files has it."""
     if data is None:
         return None
     digest = hashlib.sha256(data.preprocess.fingerprint.encode())

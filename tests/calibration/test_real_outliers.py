@@ -19,7 +19,7 @@ from tests.sampling import SLOW
 
 pytestmark = pytest.mark.slow
 
-RECIPE = medimg.Preprocess(size=128)
+RECIPE = medimg.Preprocess(size=128, window="percentile")
 
 
 @pytest.fixture(scope="module")

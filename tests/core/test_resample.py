@@ -290,11 +290,18 @@ def test_padding_counts_as_the_least_value_and_is_kept(
     assert not result.padding.all()
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e200])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_single_precision_cannot_hold_becomes_padding_and_does_not_spread(
-    kind: Interpolation, bad: float
-) -> None:
+def test_what_single_precision_cannot_hold_is_an_error(kind: Interpolation) -> None:
+    volume = make((1, 8, 9, 10), "float64")
+    array = volume.array.copy()
+    array[0, 3, 3, 3] = 1e200
+    with pytest.raises(PreprocessError, match="values beyond those of float32"):
+        volume.with_array(array).resample((1.0, 0.4, 0.3), interpolation=kind)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_finite_becomes_padding_and_does_not_spread(kind: Interpolation, bad: float) -> None:
     volume = make((1, 8, 9, 10), "float64")
     array = volume.array.copy()
     array[0, 3:5, 3:6, 3:6] = bad

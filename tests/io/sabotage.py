@@ -214,6 +214,14 @@ def sheared_by_a_row(n: int, files: Files) -> npt.NDArray[np.float64]:
     return np.asarray(y * n * float(files[0].PixelSpacing[0]))
 
 
+def shear_degrees(files: Files) -> float:
+    """The angle between the line of the positions and the normal of the slices."""
+    _, normal, _ = axes_of(files)
+    first, last = (np.array(files[n].ImagePositionPatient, float) for n in (0, -1))
+    way = last - first
+    return float(np.degrees(np.arccos(min(1.0, abs(way @ normal) / np.linalg.norm(way)))))
+
+
 def jittered(n: int, files: Files) -> npt.NDArray[np.float64]:
     _, normal, _ = axes_of(files)
     return np.asarray(normal * 0.010 * (-1) ** n / 2)

@@ -139,7 +139,9 @@ def test_pictures_of_different_windows_differ(tmp_path: Path) -> None:
 def test_errors_are_those_of_the_whole_volume(tmp_path: Path) -> None:
     cases: dict[str, dict[str, Any]] = {
         "photometric": {"PhotometricInterpretation": lambda n: "MONOCHROME1" if n == 7 else "MONOCHROME2"},
-        "undeclared": {"WindowCenter": lambda n: None if n == 7 else [1, 2]},
+        "undeclared": {
+            name: lambda n: None if n == 7 else [10, 20] for name in ("WindowCenter", "WindowWidth")
+        },
     }
     recipe = Preprocess(size=24, window="dicom")
     for case, of_slice in cases.items():

@@ -211,8 +211,8 @@ def test_unsound_settings(settings: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        (images(0), "training dataset is empty"),
-        (images(4, classes=("b", "a")), r"classes=\('b', 'a'\), the model \('a', 'b'\)"),
+        (images(0), "training dataset has no images"),
+        (images(4, classes=("b", "a")), r"classes=\['b', 'a'\], the model \['a', 'b'\]"),
         (images(4, task="multilabel"), "task='multilabel'"),
         (images(4, preprocess=Preprocess(size=64, window="lung")), "window='lung', not 'auto'"),
         (images(4, unit="series"), 'pool="none" takes images'),

@@ -365,7 +365,10 @@ def test_every_setting_that_changes_the_result_is_compared(begun: tuple[Path, An
         fine_tune(small_classifier().freeze(), *data, output=output, resume=True, **SHORT)
     # neither where it runs, nor another name of the same precision
     same: dict[str, Any] = {"precision": 32, "trainer_kwargs": {"accelerator": "cpu", "deterministic": True}}
-    assert len(fine_tune(small_classifier(), *data, output=output, resume=True, **{**SHORT, **same}).history) == 2
+    assert (
+        len(fine_tune(small_classifier(), *data, output=output, resume=True, **{**SHORT, **same}).history)
+        == 2
+    )
 
 
 def test_data_are_their_content_and_not_their_place(begun: tuple[Path, Any], tmp_path: Path) -> None:

@@ -84,14 +84,14 @@ def count_data_flow(dataset: EvaluationDataset, units: ScoredUnits) -> dict[str,
         split; absent if unknown), ``evaluated`` (``patients``, ``series``, ``slices``), ``pictures``,
         ``units``, ``modalities`` (series of each) and ``digest``.
     """
-    from medimg.training.resume import data_digest
+    from medimg.training.resume import identifier_digest
 
     flow: dict[str, Any] = {
         "skipped": count_reasons(s.reason.replace(s.path, "") for s in getattr(dataset, "skipped", ())),
         "evaluated": {"patients": units.n_patients, "series": _count_series(dataset)},
         "units": len(units),
         # any dataset of this protocol has what is hashed
-        "digest": data_digest(dataset),  # type: ignore[arg-type]
+        "digest": identifier_digest(dataset),  # type: ignore[arg-type]
     }
     series = getattr(dataset, "series", None)
     if series is None:
@@ -113,7 +113,7 @@ def count_data_flow(dataset: EvaluationDataset, units: ScoredUnits) -> dict[str,
 
 def count_subsets(split: Mapping[str, EvaluationDataset]) -> list[Subset]:
     """Count patients, series, items and classes of each subset of a split."""
-    from medimg.training.resume import data_digest
+    from medimg.training.resume import identifier_digest
 
     return [
         Subset(
@@ -122,7 +122,7 @@ def count_subsets(split: Mapping[str, EvaluationDataset]) -> list[Subset]:
             series=_count_series(part),
             items=len(part),
             classes=_count_classes(part),
-            digest=str(data_digest(part)),  # type: ignore[arg-type]  # as above
+            digest=str(identifier_digest(part)),  # type: ignore[arg-type]  # as above
         )
         for name, part in split.items()
     ]
