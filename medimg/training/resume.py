@@ -258,7 +258,7 @@ def _hash_contents(several: Sequence[Series]) -> list[str]:
 
 
 def identifier_digest(data: LabeledDataset | None) -> str | None:
-    """Return a hash of labels, identifiers and recipe, without opening files; schema 1 of resume files has it."""
+    """Return a hash of labels, identifiers and recipe, as in resume files of schema 1; no file is opened."""
     if data is None:
         return None
     digest = hashlib.sha256(data.preprocess.fingerprint.encode())
