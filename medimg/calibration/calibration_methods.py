@@ -149,10 +149,9 @@ def _fit_scales(
     from scipy.optimize import minimize
     from scipy.special import softmax
 
-    logits, starts = data.logits, data.starts
+    logits, starts, sizes = data.logits, data.starts, data.sizes
     k = logits.shape[1]
     n_scales = 1 if shared else k
-    sizes = np.diff(np.append(starts, len(logits)))
     item = np.repeat(np.arange(len(starts)), sizes)
     size = measure_size(logits - logits.mean(axis=1, keepdims=True))
 
@@ -176,7 +175,7 @@ def _fit_curves(data: CalibrationData) -> tuple[Curve, ...]:
     """Fit a curve to the margins of each class against the rest [3]_; rows of an item share its weight."""
     margins, truth = find_margins(data.logits, data.task), data.truth()
     truth = truth[:, 1:] if margins.shape[1] < truth.shape[1] else truth
-    sizes = np.diff(np.append(data.starts, len(margins)))
+    sizes = data.sizes
     rows, weights = np.repeat(truth, sizes, axis=0), np.repeat(1 / sizes, sizes)
     return tuple(_fit_curve(x, y.astype(np.float64), weights) for x, y in zip(margins.T, rows.T, strict=True))
 

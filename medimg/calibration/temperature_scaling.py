@@ -27,12 +27,16 @@ _TINY: Final = 1e-300
 class CalibrationData:
     """Logits and labels of the validation data."""
 
-    logits: NDArray[
-        np.float64
-    ]  # (m, K): a row for each item, or for each slice if these are scored separately
+    #: (m, K): a row for each item, or for each slice if these are scored separately.
+    logits: NDArray[np.float64]
     starts: NDArray[np.int64]  # (n,): first row of each item
     labels: NDArray[Any]  # (n,) class indices or (n, K) indicators
     task: str
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Number of rows of each item, (n,)."""
+        return np.diff(self.starts, append=len(self.logits))
 
     def probabilities(self, temperature: NDArray[np.float64] | float = 1.0) -> NDArray[np.float64]:
         """Return probabilities (n, K), the mean over the rows of each item."""
@@ -42,12 +46,11 @@ class CalibrationData:
         rows = softmax(scaled, axis=1) if self.task == "multiclass" else expit(scaled)
         if len(self.starts) == len(rows):
             return np.asarray(rows)
-        counts = np.diff(np.append(self.starts, len(rows)))
-        return np.asarray(np.add.reduceat(rows, self.starts) / counts[:, None])
+        return np.asarray(np.add.reduceat(rows, self.starts) / self.sizes[:, None])
 
     def select(self, items: NDArray[np.bool_]) -> CalibrationData:
         """Return some items (n,)."""
-        sizes = np.diff(np.append(self.starts, len(self.logits)))
+        sizes = self.sizes
         rows, kept = np.repeat(items, sizes), sizes[items]
         return CalibrationData(
             self.logits[rows], np.cumsum(kept) - kept, np.asarray(self.labels)[items], self.task

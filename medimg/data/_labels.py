@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from medimg.core.read_report import Skipped
-    from medimg.io.series import Series
+    from medimg.io.series import Series, SeriesIndex
 
 __all__ = [
     "LabeledSeries",
@@ -96,12 +96,7 @@ def label_folders(
     found: list[LabeledSeries] = []
     skipped: list[Skipped] = []
     for class_folder in classes:
-        index = scan(class_folder, progress=progress)
-        if not index:
-            raise DatasetError(
-                f"no image in the class folder {class_folder} ({len(index.skipped)} files skipped); "
-                f"expected {FORMATS}"
-            )
+        index = _scan_images(class_folder, "the class folder ", progress=progress)
         skipped += index.skipped
         label = normalize_number(class_folder.name)
         found += [LabeledSeries(series, label, _extract_patient(patient, series, folder)) for series in index]
@@ -117,14 +112,19 @@ def list_unlabeled(
 ) -> tuple[list[LabeledSeries], list[Skipped]]:
     """Return all series below a folder, without labels, and the skipped files."""
     folder = _open_folder(root)
+    index = _scan_images(folder, "", progress=progress)
+    found = [LabeledSeries(series, None, _extract_patient(patient, series, folder)) for series in index]
+    return add_file_patients(found, file_patients, "item"), list(index.skipped)
+
+
+def _scan_images(folder: Path, role: str, *, progress: bool | None) -> SeriesIndex:
+    """Scan a folder that must have an image."""
     index = scan(folder, progress=progress)
     if not index:
         raise DatasetError(
-            f"no image in {folder} ({len(index.skipped)} files skipped); expected DICOM, NIfTI, NRRD, "
-            "MetaImage, PNG or JPEG"
+            f"no image in {role}{folder} ({len(index.skipped)} files skipped); expected {FORMATS}"
         )
-    found = [LabeledSeries(series, None, _extract_patient(patient, series, folder)) for series in index]
-    return add_file_patients(found, file_patients, "item"), list(index.skipped)
+    return index
 
 
 def _open_folder(root: str | Path) -> Path:

@@ -77,11 +77,11 @@ _DATE_TIME: Final = re.compile(
 _GRAMMARS: Final = (_IDENTIFIER, _WHOLE, _POINT, _DATE_TIME, _TIME, _TIME)
 #: Columns of times, and the length of the date before each.
 _DATES: Final = {_STARTED: 8, _ACQUIRED: 0, _MADE: 0}
-#: For each column, the characters of regular values, and their maximum length.
 #: Hours are at most 29 here, if the least and the greatest of each character match.
 _CLOCK_LIKE: Final = re.compile(rb"[0-2][0-9](?:[0-5][0-9]){2}(?:\.[0-9]*)?")
 _LAST_HOUR: Final = int.from_bytes(b"23", "big")
 _DIGITS: Final = string.digits.encode()
+#: For each column, the characters of regular values, and their maximum length.
 _CHARACTERS: Final = (
     _DIGITS + string.ascii_letters.encode() + b"._-",
     _DIGITS + b"+- ",
