@@ -2,9 +2,10 @@
 Where end-to-end training starts: ``python -m benchmarks.head_starts``.
 
 A network is fine-tuned from one head epoch (the default), from a head that logistic regression has fitted
-(linear probing, then fine-tuning: Kumar et al., ICLR 2022), from a head trained for twenty epochs, and without
-a head phase. Two tasks of chest radiographs, small images and few epochs, as it runs on a CPU; scored on other
-patients, and on their images as two simulated scanners make them. Intervals resample patients.
+(linear probing, then fine-tuning: Kumar et al., ICLR 2022), from a head trained for twenty epochs, and
+without a head phase. Two tasks of chest radiographs, small images and few epochs, as it runs on a CPU;
+scored on other patients, and on their images as two simulated scanners make them. Intervals resample
+patients.
 """
 
 from __future__ import annotations
