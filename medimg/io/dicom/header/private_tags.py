@@ -13,6 +13,7 @@ import math
 import struct
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from pydicom.dataelem import RawDataElement
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.valuerep import IS, DSdecimal, DSfloat
@@ -22,6 +23,7 @@ from medimg.io.dicom.header.element_values import is_padding, note_finding, pars
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
+    from pydicom.tag import BaseTag
 
 __all__ = [
     "PrivateTag",
@@ -32,6 +34,7 @@ __all__ = [
     "get_private_items",
     "get_private_text",
     "has_private",
+    "is_no_sequence",
     "list_private_tags",
     "to_items",
 ]
@@ -43,6 +46,8 @@ _USUAL_BLOCKS: Final = range(_FIRST_BLOCK, 0x20)
 _BINARY: Final = {"FL": "f", "FD": "d", "US": "H", "SS": "h", "UL": "I", "SL": "i"}
 _MAX_VALUES: Final = 4096
 _MAX_SEQUENCE_BYTES: Final = 2**26
+#: Tag of an item (PS3.5 7.5), little and big endian.
+_ITEM_TAGS: Final = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 
 
 class PrivateTag(NamedTuple):
@@ -188,9 +193,16 @@ def get_private_items(dataset: Dataset, tag: PrivateTag) -> list[Dataset]:
     return to_items(_get_private_value(dataset, tag))
 
 
+def is_no_sequence(dataset: Dataset, tag: BaseTag) -> bool:
+    """Whether an element has bytes that don't start with an item; pydicom makes an empty one of them."""
+    element = dataset.get_item(tag)
+    value = element.value if isinstance(element, RawDataElement) else None
+    return isinstance(value, bytes) and bool(value) and not value.startswith(_ITEM_TAGS)
+
+
 def to_items(found: Any) -> list[Dataset]:
     """Return the items of a value that is a sequence, or was one before its representation was lost."""
-    if isinstance(found, bytes) and len(found) <= _MAX_SEQUENCE_BYTES:
+    if isinstance(found, bytes) and len(found) <= _MAX_SEQUENCE_BYTES and found.startswith(_ITEM_TAGS):
         try:
             found = convert_SQ(found, is_implicit_VR=True, is_little_endian=True)
         # bytes that are no sequence raise anything
