@@ -43,9 +43,9 @@ def scan(
 
     The format of a file is detected from its content, not from its name: DICOM with or without preamble,
     NIfTI, NRRD, MetaImage, PNG, JPEG, JPEG 2000, TIFF, BMP, WebP and GIF, each also compressed with gzip.
-    DICOM instances are grouped into series that can be stacked: by Series Instance UID, size, orientation, and
-    whether they are localizers; images at the same position also by attributes that distinguish them, such as
-    echo or acquisition.
+    DICOM instances are grouped into series that can be stacked: by Series Instance UID, size, orientation,
+    and whether they are localizers; images at the same position also by attributes that distinguish them,
+    such as echo or acquisition.
 
     Parameters
     ----------

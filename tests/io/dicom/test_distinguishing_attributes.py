@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydicom import dcmread
 from pydicom.datadict import dictionary_description, dictionary_VM, dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 import medimg
-from medimg.errors import DuplicateSlicesError
+from medimg.errors import DuplicateSlicesError, MedimgWarning
 from medimg.io.dicom.header import distinguishing_attributes
 from medimg.io.dicom.header.functional_groups import FrameViews
 from tests.dicom_files import make_instance, write
@@ -271,6 +272,15 @@ def test_texts_of_any_length_distinguish_images(tmp_path: Path, keyword: str, va
             )
             write(ds, tmp_path / f"{z:g}-{number}.dcm")
     check_separated(tmp_path, keyword)
+
+
+def test_frames_that_only_their_order_distinguishes_are_noted(tmp_path: Path) -> None:
+    path = write_enhanced(tmp_path / "enhanced.dcm", "FrameContentSequence", "FrameReferenceTime")
+    ds = dcmread(path)
+    for group in ds.PerFrameFunctionalGroupsSequence:
+        del group.FrameContentSequence
+    with pytest.warns(MedimgWarning, match="distinguished by their order in the file alone"):
+        assert medimg.read(write(ds, path)).shape == (2, 2, 4, 5)
 
 
 def test_every_attribute_for_functional_groups_alone_is_tried_in_its_macro() -> None:

@@ -111,6 +111,11 @@ def test_a_value_of_lost_representation_is_read_as_it_was_written() -> None:
     assert get_private_floats(philips(scale=b"1.5\\2 ", kind="UN"), tag) == (1.5, 2)
 
 
+@pytest.mark.parametrize("scale", [None, b"", ""])
+def test_an_empty_scale_slope_is_an_absent_one(scale: object) -> None:
+    assert compute_philips_factor(philips(scale=scale, kind="UN")) is None
+
+
 def test_other_modalities_and_manufacturers_have_none() -> None:
     assert compute_philips_factor(Dataset()) is None
     ds = philips()

@@ -11,6 +11,7 @@ import pydicom
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
@@ -240,6 +241,27 @@ def test_refusals_name_the_attribute_and_no_value(attributes: dict[str, Any], na
     written = str(caught.value)
     assert not any(str(v) in written for v in attributes.values() if isinstance(v, str) and len(v) > 4)
     assert "2024" not in written
+
+
+@pytest.mark.parametrize(
+    ("keyword", "text"),
+    [
+        ("PatientWeight", "70,5"), ("RadionuclideTotalDose", "nan"), ("RadionuclideHalfLife", "110min"),
+        ("RadiopharmaceuticalStartTime", "9h"), ("SeriesTime", "noon"), ("AcquisitionDate", "2024-02-29"),
+        ("Units", "BQ^ML"),
+    ],
+)  # fmt: skip
+def test_an_invalid_attribute_is_not_called_missing(keyword: str, text: str) -> None:
+    ds = pet()
+    owner = ds.RadiopharmaceuticalInformationSequence[0] if keyword.startswith("Radio") else ds
+    for value, message in (
+        (text, "none of BQML" if keyword == "Units" else "is present but is not"),
+        ("", "is missing"),
+    ):
+        owner[keyword] = DataElement(keyword, "UT", value)
+        ds.RescaleType = "" if keyword != "Units" or not value else "BQML"
+        with pytest.raises(ReadError, match=f"{keyword}.*{message}"):
+            compute_suv_factor(ds)
 
 
 def test_several_radiopharmaceuticals_are_refused() -> None:

@@ -35,6 +35,7 @@ __all__ = [
     "get_private_text",
     "has_private",
     "is_no_sequence",
+    "is_private_empty",
     "list_private_tags",
     "to_items",
 ]
@@ -107,6 +108,13 @@ def _get_private_value(dataset: Dataset, tag: PrivateTag) -> Any:
 def has_private(dataset: Dataset, tag: PrivateTag) -> bool:
     """Whether a private element is present, readable or not, empty or not."""
     return _find_number(dataset, tag) is not None
+
+
+def is_private_empty(dataset: Dataset, tag: PrivateTag) -> bool:
+    """Whether a private element is absent or empty."""
+    number = _find_number(dataset, tag)
+    element = None if number is None else dataset.get_item(number)
+    return element is None or element.value in (None, b"", "")
 
 
 def get_private_bytes(dataset: Dataset, tag: PrivateTag) -> bytes | None:
