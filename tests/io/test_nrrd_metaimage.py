@@ -684,3 +684,13 @@ def test_no_native_code_sees_a_header(tmp_path: Path) -> None:
 def test_directions_that_span_nothing(tmp_path: Path) -> None:
     with pytest.raises(GeometryError):
         medimg.read(nrrd(tmp_path / "a", space_directions="(0,0,0) (0,2,0) (0,0,3)"))
+
+
+def test_an_unknown_space_is_named(tmp_path: Path) -> None:
+    with pytest.warns(MedimgWarning, match="unknown space 'RPI'"):
+        assert medimg.read(nrrd(tmp_path / "a", space="RPI")).space == "image"
+
+
+def test_a_negative_spacing_of_metaimage_is_noted(tmp_path: Path) -> None:
+    with pytest.warns(MedimgWarning, match="ElementSpacing is negative"):
+        assert medimg.read(mha(tmp_path / "a.mha", ElementSpacing="-1 2 3")).spacing == (3, 2, 1)

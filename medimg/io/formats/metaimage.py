@@ -210,7 +210,8 @@ def _build_affine(
         raise DecodeError(f"{name}: its ElementSpacing has zeros or infinite numbers")
     if dimension == 2 or not {"TransformMatrix", "Offset"} & set(fields):
         w, h, d = (*(abs(s) * unit for s in spacing), 1.0)[:3]
-        return geometry.image_affine((d, h, w)), False, ()
+        notes = ("ElementSpacing is negative; its absolute value is used",) if min(spacing) < 0 else ()
+        return geometry.image_affine((d, h, w)), False, notes
     default = " ".join(map(str, np.eye(dimension).ravel()))
     matrix = np.array(
         parse_numbers(fields.get("TransformMatrix", default), f"{name}: TransformMatrix", dimension**2)

@@ -377,7 +377,13 @@ def _build_affine(
         return geometry.lps_from_space(check_affine(columns, name), code), True, ()
     sizes = [float(np.linalg.norm(np.multiply(v, units)[:3])) for v in vectors]
     w, h, d = (*(s if math.isfinite(s) and s else 1.0 for s in sizes), 1.0)[:3]
-    note = "the header names no anatomical space (RAS, LAS or LPS): directions and origin are ignored"
+    stated = fields.get("space", "")
+    named = (
+        "no anatomical space"
+        if stated.lower() in {"", *_SPACES}
+        else f"the unknown space {quote_text(stated)}"
+    )
+    note = f"the header names {named} (known: RAS, LAS and LPS): directions and origin are ignored"
     return geometry.image_affine((d, h, w)), False, () if len(units) == 2 else (note,)
 
 
