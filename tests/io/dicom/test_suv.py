@@ -17,6 +17,7 @@ from pydicom.sequence import Sequence
 
 from medimg.errors import ReadError
 from medimg.io.dicom.header.attributes import quiet_pydicom
+from medimg.io.dicom.header.element_values import collect_findings
 from medimg.io.dicom.header.open import to_tags
 from medimg.io.dicom.values.suv import SUV_TAGS, compute_suv_factor, get_acquisition_time
 
@@ -129,6 +130,15 @@ def test_ge_says_when_the_scan_began() -> None:
     ds = redated()
     ds.private_block(0x0009, "GEMS_PETD_01", create=True).add_new(0x0D, "DT", "20240229110000.00")
     assert compute_suv_factor(ds) == pytest.approx(by_hand(3600))
+
+
+def test_a_damaged_start_of_the_scan_is_noted() -> None:
+    ds = redated()
+    ds.add_new((0x0009, 0x10), "LO", "GEMS_PETD_01")
+    ds.add_new((0x0009, 0x100D), "LO", "noon")
+    with collect_findings() as findings:
+        compute_suv_factor(ds, first_acquired=get_acquisition_time(ds))
+    assert any("(0009,100D) is present" in note for note in findings)
 
 
 def test_the_frame_reference_time_says_when_the_scan_began() -> None:

@@ -142,6 +142,10 @@ def get_private_codes(dataset: Dataset, tag: PrivateTag) -> tuple[str, ...]:
     return tuple(v.upper() for v in _get_texts(dataset, tag))
 
 
+def _describe_tag(tag: PrivateTag) -> str:
+    return f"the private attribute ({tag.group:04x},xx{tag.element:02x}) of {tag.creator}"
+
+
 def get_private_floats(
     dataset: Dataset, tag: PrivateTag, count: int | None = None
 ) -> tuple[float, ...] | None:
@@ -158,8 +162,8 @@ def get_private_floats(
         return numbers
     if found not in ("", b""):
         note_finding(
-            f"the private attribute ({tag.group:04x},xx{tag.element:02x}) of {tag.creator} is present but is "
-            f"not {'' if count is None else f'{count} '}finite number(s); it is not used"
+            f"{_describe_tag(tag)} is present but is not {'' if count is None else f'{count} '}finite "
+            "number(s); it is not used"
         )
     return None
 
@@ -191,9 +195,12 @@ def _parse_bytes(found: bytes, vr: str) -> tuple[float, ...]:
 
 
 def get_private_integer(dataset: Dataset, tag: PrivateTag) -> int | None:
-    """Return an integer; None if it is absent or malformed."""
+    """Return an integer; None if it is absent or, noted, malformed."""
     numbers = get_private_floats(dataset, tag)
-    return int(numbers[0]) if numbers is not None and numbers[0].is_integer() else None
+    if numbers is None or numbers[0].is_integer():
+        return None if numbers is None else int(numbers[0])
+    note_finding(f"{_describe_tag(tag)} is present but is not a whole number; it is not used")
+    return None
 
 
 def get_private_items(dataset: Dataset, tag: PrivateTag) -> list[Dataset]:
@@ -203,7 +210,7 @@ def get_private_items(dataset: Dataset, tag: PrivateTag) -> list[Dataset]:
 
 def is_no_sequence(dataset: Dataset, tag: BaseTag) -> bool:
     """Whether an element has bytes that don't start with an item; pydicom makes an empty one of them."""
-    element = dataset.get_item(tag)
+    element: Any = dataset.get_item(tag)
     value = element.value if isinstance(element, RawDataElement) else None
     return isinstance(value, bytes) and bool(value) and not value.startswith(_ITEM_TAGS)
 

@@ -24,6 +24,7 @@ from medimg.io.dicom.header.attributes import (
     has_value,
 )
 from medimg.io.dicom.header.datetimes import SECONDS_PER_DAY, get_datetime, get_time, parse_local_datetime
+from medimg.io.dicom.header.element_values import note_finding
 from medimg.io.dicom.header.private_tags import (
     PrivateTag,
     get_private_floats,
@@ -220,9 +221,14 @@ def _find_reference_time(dataset: Dataset, correction: str, half_life: float, fi
 
 def _find_scan_start(dataset: Dataset, acquired: float, half_life: float, first: float | None) -> float:
     """Return when the scan began, if the series date is later than the acquisition."""
-    scan = parse_local_datetime(dataset, get_private_text(dataset, _GE_SCAN))
+    written = get_private_text(dataset, _GE_SCAN)
+    scan = parse_local_datetime(dataset, written)
     if scan is not None:
         return scan
+    if written:
+        note_finding(
+            "GE's start of the scan (0009,100D) is present but is not a date and time; it is not used"
+        )
     reference = get_floats(dataset, "FrameReferenceTime", 1)
     duration = get_floats(dataset, "ActualFrameDuration", 1)
     if reference and duration and reference[0] > 0 and duration[0] > 0:
