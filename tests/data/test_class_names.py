@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -167,21 +168,17 @@ def test_a_column_of_identifiers_is_no_column_of_classes(tmp_path: Path) -> None
     for wrong in ("label", "patient"):
         with pytest.raises(DatasetError, match="each of one patient only") as caught:
             from_table(table, tmp_path, label=wrong)
-        assert "Doe" not in str(caught.value) and "p7" not in str(caught.value)
+        assert not {"Doe", "p7"} & set(re.findall(r"\w+", str(caught.value)))
     with pytest.raises(DatasetError, match="each of one patient only"):
         ImageDataset.from_folder(tmp_path, SMALL, patient=r"(p\d+)")
     assert len(from_table(table, tmp_path, classes=list(table.label)).classes) == 24
-    assert (
-        len(from_table(table.assign(patient=["p", "q"] * 12, label=[n // 2 for n in range(24)]), tmp_path))
-        == 24
-    )
+    shared = table.assign(patient=["p", "q"] * 12, label=[n // 2 for n in range(24)])
+    assert len(from_table(shared, tmp_path)) == 24
 
 
 def test_uncertain_labels_are_named(tmp_path: Path) -> None:
     table = write_pictures(tmp_path, ["a", "b"]).assign(edema=[0.0, -1.0], mass=[1, 0])
-    with pytest.raises(
-        DatasetError, match=r"-1 in column 'edema' of row 1, which means uncertain.*replace\(-1, 0"
-    ):
+    with pytest.raises(DatasetError, match="-1 in column 'edema' of row 1, which means uncertain"):
         from_table(table, tmp_path, label=["edema", "mass"])
 
 
@@ -197,7 +194,7 @@ def test_classes_are_a_list_of_any_type_with_an_order(tmp_path: Path) -> None:
 def test_a_table_is_read_once_from_a_buffer(tmp_path: Path) -> None:
     text = write_pictures(tmp_path, ["a", "b"]).to_csv(index=False)
     assert from_table(io.StringIO(text), tmp_path).classes == ("a", "b")
-    twice = text.replace("path,label,", "path,label,label,").replace(",a,", ",a,b,").replace(",b,p", ",b,a,p")
+    twice = "path,label,label,patient\na/p0.png,a,b,p0\n"
     with pytest.raises(DatasetError, match="2 columns named 'label'"):
         from_table(io.BytesIO(twice.encode()), tmp_path)
     with pytest.raises(DatasetError, match="not a CSV table"):

