@@ -21,14 +21,19 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import numpy as np
 
 from medimg.calibration.logit_map import METHODS, Curve, LogitMap, MapMethod, count_temperatures, find_margins
-from medimg.calibration.temperature_scaling import CalibrationData, fit_temperature, measure_size
+from medimg.calibration.temperature_scaling import (
+    CalibrationData,
+    find_highest,
+    fit_temperature,
+    measure_size,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["Method", "choose_map", "fit_map", "list_candidates"]
+__all__ = ["Method", "choose_map", "count_flat", "fit_map", "list_candidates"]
 
 #: Values of ``method=``.
 Method: TypeAlias = Literal["auto", "temperature", "platt", "vector", "isotonic"] | None
@@ -97,6 +102,20 @@ def fit_map(
     """
     found = [_fit(method, data, patients, tuple(shift)) for shift in ([offset, ()] if offset else [()])]
     return min(found, key=lambda one: float(data.mapped(one).item_losses().mean()))
+
+
+def count_flat(fitted: LogitMap, data: CalibrationData) -> int:
+    """
+    Return how many labels, or 1 for exclusive classes, have temperatures at their bound or beyond.
+
+    Their logits are divided by so much that the probabilities no longer depend on the image.
+    """
+    moved = data.mapped(LogitMap("none", offset=fitted.offset)).logits
+    if data.task == "multilabel":
+        bounds = [find_highest(measure_size(column)) for column in moved.T]
+        return sum(t >= bound for t, bound in zip(fitted.temperature, bounds, strict=True))
+    bound = find_highest(measure_size(moved - moved.mean(axis=1, keepdims=True)))
+    return int(min(fitted.temperature) >= bound)
 
 
 def _fit(

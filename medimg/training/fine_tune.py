@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medimg._public import set_module
-from medimg._validation import check_path, check_whole_number
+from medimg._validation import check_choice, check_path, check_whole_number
 from medimg.adapt.base import Adaptation
 from medimg.adapt.terms import AdaptationTerms
 from medimg.errors import TrainingError
@@ -27,7 +27,7 @@ from medimg.training._trainer import (
     prefers_channels_last,
 )
 from medimg.training.augmentation.random_scan import describe_augmentation, make_augmentation
-from medimg.training.checks import check_data, check_forward, check_unit
+from medimg.training.checks import check_data, check_forward, check_phases, check_unit
 from medimg.training.class_weights import list_class_weights, sampling_weights
 from medimg.training.history import HistoryRecorder
 from medimg.training.losses import make_loss
@@ -242,6 +242,8 @@ def fine_tune(
     scores = _list_scores(val)
     _check_monitored(config, val, scores)
     adaptations = _check_adaptations(adapt, model, train)
+    check_phases(config, model, adaptations)
+    check_choice("compile", compile, (True, False))
     folder = check_path("output", output) if output is not None else None
     if cache is not None:
         check_path("cache", cache)
