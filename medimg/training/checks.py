@@ -63,7 +63,7 @@ def check_unit(config: FineTuneConfig, train: LabeledDataset) -> None:
 def check_phases(
     config: FineTuneConfig, model: TransferClassifier, adaptations: Sequence[Adaptation]
 ) -> None:
-    """Raise TrainingError if a setting has no effect, as the backbone is trained too briefly or not at all."""
+    """Raise TrainingError if a setting has no effect, as the backbone is trained too briefly, or never."""
     phases = plan_phases(config, model.backbone)
     frozen = not any(parameter.requires_grad for parameter in model.backbone.parameters())
     idle = [f"adapt={type(one).__name__}" for one in adaptations if one.moves_backbone]

@@ -143,6 +143,12 @@ def test_unsound_requests(data: ImageDataset) -> None:
         medimg.compare(["squeezenet1_1"], data, unit="study")  # type: ignore[arg-type]  # refused
     with pytest.raises(TrainingError, match="method"):
         medimg.cross_validate(model, data, method="svm")  # type: ignore[arg-type]  # refused
+    with pytest.raises(TrainingError, match=r"C=1.0 has no effect with method='knn': pass neighbors="):
+        medimg.cross_validate(model, data, method="knn", C=1.0)
+    with pytest.raises(TrainingError, match=r"neighbors=3 has no effect with method='logistic': pass C="):
+        medimg.cross_validate(model, data, neighbors=3)
+    with pytest.raises(TrainingError, match="weights= names 'resnet18'"):
+        medimg.compare(["squeezenet1_1"], data, weights={"resnet18": None})
     with pytest.raises(TrainingError, match="with_preprocess"):
         medimg.cross_validate(classifier(), data)
     with pytest.raises(TrainingError, match="attention"):
