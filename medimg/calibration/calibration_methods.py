@@ -184,7 +184,8 @@ def _fit_scales(
         by_scale = (slope * logits).sum(axis=0) / size
         return value, np.append(by_scale.sum() if shared else by_scale, slope.sum(axis=0)[1:])
 
-    first = np.append(np.full(n_scales, size), np.zeros(k - 1))
+    # of large logits the probabilities would be 0 and 1, without a slope
+    first = np.append(np.full(n_scales, min(size, 1.0)), np.zeros(k - 1))
     bounds = [(_LEAST_SCALE, max(_MOST_SCALE, size))] * n_scales + [(None, None)] * (k - 1)
     found = minimize(loss, first, jac=True, method="L-BFGS-B", bounds=bounds).x
     return np.asarray(found[:n_scales] / size), np.append(0.0, found[n_scales:])

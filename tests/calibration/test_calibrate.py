@@ -422,14 +422,10 @@ def test_scores_no_better_than_chance_are_said(classes: int, task: str) -> None:
     model = sharpened(**fields)
     labels = np.arange(24) % classes
     val = Images(labels if task == "multiclass" else np.eye(classes, dtype=np.float32)[labels], **fields)
-    # the model is surest where it is wrong
-    val.images = [val.images[-n - 1] for n in range(24)]
-    for image in val.images:
-        image.copy_(torch.randn(image.shape, generator=torch.Generator().manual_seed(1)))
     with torch.no_grad():
         model.head.weight.zero_()
         model.head.bias.copy_(torch.tensor([4.0, -4.0, 0.0][:classes]))
-    with pytest.warns(MedimgWarning, match="no better than chance: .* temperature at its bound"):
+    with pytest.warns(MedimgWarning, match="no better than chance.*temperature at its bound"):
         medimg.calibrate(model, val, method="temperature", coverage=None)
 
 
