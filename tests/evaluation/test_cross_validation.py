@@ -80,7 +80,8 @@ def test_images_pass_once_and_the_model_is_left_alone(data: ImageDataset, method
     model = classifier(preprocess=TINY).train()
     before, passed = state(model), []
     model.backbone.register_forward_pre_hook(lambda _, inputs: passed.append(len(inputs[0])))
-    medimg.cross_validate(model, data, method=method, n_resamples=10, C=0.1, neighbors=5)
+    setting: dict[str, Any] = {"neighbors": 5} if method == "knn" else {"C": 0.1}
+    medimg.cross_validate(model, data, method=method, n_resamples=10, **setting)
     assert sum(passed) == len(data)
     assert not changed(before, model.state_dict())
     assert model.training
