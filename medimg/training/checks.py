@@ -12,22 +12,19 @@ from medimg.data.leakage.check_leaks import check_splits
 from medimg.data.patients import patient_key
 from medimg.errors import LeakageError, TrainingError
 from medimg.models.backbones.heads import feature_count
-from medimg.models.backbones.stages import split_stages
 from medimg.models.data_checks import check_dataset, check_same_unit
 from medimg.models.freezing import freeze_batchnorm_statistics
 from medimg.models.module_mode import module_mode
-from medimg.training._phases import plan_phases
 from medimg.training.class_weights import check_labels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from medimg.adapt.base import Adaptation
     from medimg.data.protocols import LabeledDataset
     from medimg.models.classifier import TransferClassifier
     from medimg.training._config import FineTuneConfig
 
-__all__ = ["check_data", "check_disjoint", "check_forward", "check_phases", "check_unit"]
+__all__ = ["check_data", "check_disjoint", "check_forward", "check_unit"]
 
 
 def check_data(model: TransferClassifier, train: LabeledDataset, val: LabeledDataset | None) -> None:
@@ -57,28 +54,6 @@ def check_unit(config: FineTuneConfig, train: LabeledDataset) -> None:
         raise TrainingError(
             f"grad_slices={config.grad_slices} limits the slices of a bag, and the training dataset has "
             'single images (unit="slice"): use grad_slices=None, or unit="series"'
-        )
-
-
-def check_phases(
-    config: FineTuneConfig, model: TransferClassifier, adaptations: Sequence[Adaptation]
-) -> None:
-    """Raise TrainingError if a setting has no effect, as the backbone is trained too briefly, or never."""
-    phases = plan_phases(config, model.backbone)
-    frozen = not any(parameter.requires_grad for parameter in model.backbone.parameters())
-    idle = [f"adapt={type(one).__name__}" for one in adaptations if one.moves_backbone]
-    idle += ["gradual=True"] if config.gradual else []
-    if idle and (frozen or not any(phase.backbone_lr for phase in phases)):
-        raise TrainingError(
-            f"{idle[0]} needs a backbone that is trained, and all of it is frozen (epochs={config.epochs}, "
-            f"backbone_lr_scale={config.backbone_lr_scale:g}): call model.unfreeze(), or "
-            "model.freeze(upto=...) for a part of it, and set epochs and backbone_lr_scale above 0"
-        )
-    if config.gradual and not any(phase.name == "gradual" for phase in phases):
-        raise TrainingError(
-            f"gradual=True trains the last stage alone first, and then one more in each epoch; found "
-            f"epochs={config.epochs} and {len(split_stages(model.backbone))} stages: raise epochs to at "
-            "least 2, use a backbone of several stages, or gradual=False"
         )
 
 

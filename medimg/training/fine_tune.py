@@ -19,6 +19,7 @@ from medimg.models.training_distribution import record_training_distribution
 from medimg.models.training_images import record_training_images
 from medimg.training._config import FineTuneConfig
 from medimg.training._loop import run
+from medimg.training._phases import check_phases
 from medimg.training._state import FineTuneInputs, TrainingState
 from medimg.training._trainer import (
     TrainerConfig,
@@ -27,7 +28,7 @@ from medimg.training._trainer import (
     prefers_channels_last,
 )
 from medimg.training.augmentation.random_scan import describe_augmentation, make_augmentation
-from medimg.training.checks import check_data, check_forward, check_phases, check_unit
+from medimg.training.checks import check_data, check_forward, check_unit
 from medimg.training.class_weights import list_class_weights, sampling_weights
 from medimg.training.history import HistoryRecorder
 from medimg.training.losses import make_loss
