@@ -22,6 +22,7 @@ __all__ = [
     "check_fields",
     "check_number",
     "check_path",
+    "check_processes",
     "check_seed",
     "check_text",
     "check_texts",
@@ -145,6 +146,13 @@ def check_seed(seed: object, *, error: type[MedimgError] = DatasetError) -> int:
 def check_batch_size(batch_size: object, *, error: type[MedimgError] = TrainingError) -> int:
     """Return a batch size, at least 1, as an int."""
     return check_whole_number("batch_size", batch_size, least=1, error=error)
+
+
+def check_processes(workers: object, *, error: type[MedimgError] = TrainingError) -> int:
+    """Return the number of processes that read a dataset, 0 for None: then this process reads it."""
+    if workers is None:
+        return 0
+    return check_whole_number("workers", workers, least=0, hint=", or None for this process", error=error)
 
 
 def _as_float(value: object) -> float:

@@ -217,7 +217,7 @@ class Adaptation:
         """
         return images
 
-    def finish(self, model: nn.Module, device: torch.device, batch_size: int, num_workers: int) -> None:
+    def finish(self, model: nn.Module, device: torch.device, batch_size: int, workers: int) -> None:
         """Change the model once, after training; do nothing by default."""
 
     def settings(self) -> dict[str, Any]:

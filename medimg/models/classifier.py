@@ -361,7 +361,12 @@ class TransferClassifier(Freezable):
         )
 
     def predict_proba(
-        self, dataset: LabeledDataset, *, batch_size: int = 32, num_workers: int = 0, progress: bool = False
+        self,
+        dataset: LabeledDataset,
+        *,
+        batch_size: int = 32,
+        workers: int | None = None,
+        progress: bool = False,
     ) -> NDArray[np.float64]:
         """
         Predict on every item of a dataset, in its order.
@@ -370,8 +375,10 @@ class TransferClassifier(Freezable):
         ----------
         dataset : ImageDataset
             Dataset with the model's preprocessing.
-        batch_size, num_workers : int
-            Number of items per batch; number of worker processes.
+        batch_size : int
+            Number of items per batch.
+        workers : int, optional
+            Number of processes that read the images; by default they are read in this process.
         progress : bool
             Whether to show a progress bar.
 
@@ -390,7 +397,7 @@ class TransferClassifier(Freezable):
         """
         from medimg.models.predict import predict_proba
 
-        return predict_proba(self, dataset, batch_size=batch_size, num_workers=num_workers, progress=progress)
+        return predict_proba(self, dataset, batch_size=batch_size, workers=workers, progress=progress)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """

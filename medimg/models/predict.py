@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from medimg import __version__
-from medimg._validation import check_batch_size, check_choice, check_whole_number
+from medimg._validation import check_batch_size, check_choice, check_processes
 from medimg.core.progress import progress_bar
 from medimg.core.volume import Volume
 from medimg.data.dataloader import make_evaluation_loader
@@ -180,15 +180,15 @@ def predict_proba(
     dataset: LabeledDataset,
     *,
     batch_size: int = 32,
-    num_workers: int = 0,
+    workers: int | None = None,
     progress: bool = False,
 ) -> NDArray[np.float64]:
     """Predict on every item of a dataset; see :meth:`medimg.TransferClassifier.predict_proba`."""
     check_dataset("predict_proba", model, dataset, preprocess_error=PreprocessError)
-    size, processes = check_batch_size(batch_size), max(0, check_whole_number("num_workers", num_workers))
+    size, processes = check_batch_size(batch_size), check_processes(workers)
     check_calibration(model)
     bags = dataset.unit == "series"
-    loader = make_evaluation_loader(dataset, batch_size=1 if bags else size, num_workers=processes)
+    loader = make_evaluation_loader(dataset, batch_size=1 if bags else size, workers=processes)
     device = next(model.parameters()).device
     with module_mode(model, training=False), torch.inference_mode():
         rows = []

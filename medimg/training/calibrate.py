@@ -56,7 +56,7 @@ def calibrate(
     coverage: float | None = 0.9,
     cache: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
-    num_workers: int = 0,
+    workers: int | None = None,
     progress: bool | None = False,
 ) -> Calibration:
     """
@@ -98,8 +98,10 @@ def calibrate(
         "multilabel", that it contains a label that is present. None: no sets.
     cache : path-like, optional
         Folder for cached embeddings; see :func:`medimg.embed`.
-    batch_size, num_workers : int
-        Number of images per batch; number of worker processes for reading.
+    batch_size : int
+        Number of images per batch.
+    workers : int, optional
+        Number of processes that read the images; by default they are read in this process.
     progress : bool, optional
         Whether to show a progress bar; None for only in an interactive terminal.
 
@@ -144,7 +146,7 @@ def calibrate(
         check_same_unit(train, val, ("the training data", "the validation data"))
         check_disjoint(train, val)
     check_not_trained_on(model, val)
-    options = {"cache": cache, "batch_size": batch_size, "num_workers": num_workers, "progress": progress}
+    options = {"cache": cache, "batch_size": batch_size, "workers": workers, "progress": progress}
     vectors, starts = _compute_head_inputs(model, val, **options)
     data = CalibrationData(_compute_logits(model, vectors), starts, np.asarray(val.labels), model.task)
     fitted, selection = _fit_map(method, data, val.patients, _find_offset(model, train))

@@ -245,8 +245,8 @@ def test_unsound_calls() -> None:
         with pytest.raises(TrainingError, match="batch_size"):
             model.predict_proba(images(2), batch_size=wrong)  # type: ignore[arg-type]
     for use in (model.predict_proba, lambda data, **options: medimg.calibrate(model, data, **options)):
-        with pytest.raises(TrainingError, match="num_workers"):
-            use(images(20), num_workers="a")  # type: ignore[arg-type]
+        with pytest.raises(TrainingError, match="workers"):
+            use(images(20), workers="a")  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match="found a list"):
         model.predict_proba([1, 2])  # type: ignore[arg-type]
     with pytest.raises(PreprocessError, match="with_preprocess"):
