@@ -261,7 +261,7 @@ def identifier_digest(data: LabeledDataset | None) -> str | None:
     """Return a hash of labels, identifiers and recipe, as in resume files of schema 1; no file is opened."""
     if data is None:
         return None
-    digest = hashlib.sha256(data.preprocess.fingerprint.encode())
+    digest = hashlib.sha256(getattr(data.preprocess, "fingerprint", "").encode())
     digest.update(data.labels.tobytes())
     for name in ("series_uids", "patients"):
         digest.update("\0".join(getattr(data, name, ())).encode(errors="surrogatepass"))

@@ -25,6 +25,10 @@ _NOT_CALIBRATED = (
     "The probabilities are not calibrated: they may not match observed frequencies. medimg.calibrate fits a "
     "calibration on validation data."
 )
+_UNKNOWN = (
+    "It is not known whether the probabilities were calibrated; the reliability diagram and the calibration "
+    "errors show how well they match observed frequencies in the evaluation data."
+)
 
 
 def describe_other_intervals(estimates: "Iterable[Estimate]") -> list[str]:
@@ -39,15 +43,15 @@ def describe_other_intervals(estimates: "Iterable[Estimate]") -> list[str]:
     return [text for method, text in _OTHER_METHODS.items() if method in methods]
 
 
-def describe_calibration(calibration: Mapping[str, Any] | None) -> list[str]:
+def describe_calibration(calibration: Mapping[str, Any] | None, *, is_known: bool = True) -> list[str]:
     """
-    Put a calibration, as ``Report.provenance`` gives it, into sentences.
+    Put a calibration, as ``Report.provenance`` gives it, into sentences; not `is_known`: of another's model.
 
     >>> describe_calibration(None)[0].partition(":")[0]
     'The probabilities are not calibrated'
     """
     if not calibration:
-        return [_NOT_CALIBRATED]
+        return [_NOT_CALIBRATED if is_known else _UNKNOWN]
     before, after = calibration["loss"]
     sentences = [
         f"Fitted on {format_quantity(calibration['items'], calibration['unit'])} of "

@@ -21,6 +21,9 @@ from medimg.metrics.curves import Curves
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
+
+    from medimg.evaluation.report._report_plots import PlotType
 
 __all__ = ["Report"]
 
@@ -29,7 +32,7 @@ __all__ = ["Report"]
 @dataclass(frozen=True, eq=False, repr=False)
 class Report:
     """
-    Result of :func:`medimg.evaluate`. It contains no patient's name or ID.
+    Result of :func:`medimg.evaluate` or :func:`medimg.score`. It contains no patient's name or ID.
 
     Attributes
     ----------
@@ -57,7 +60,8 @@ class Report:
         Limitations of the scores, in plain sentences.
     provenance : mapping
         Model with its hash, training, preprocessing with fingerprint, data flow with digest, settings of the
-        evaluation, versions and time; serializable as JSON.
+        evaluation, versions and time; serializable as JSON. What is not known, of predictions made elsewhere,
+        is missing or None.
     pictures : tuple of ExampleImage
         The units with the largest errors, and a random sample of correct ones.
     subgroups : pandas.DataFrame or None
@@ -105,6 +109,37 @@ class Report:
         if self.unit == "series" and item == "image":
             parts.append(format_quantity(self.n_units, "series"))
         return ", ".join([*parts, format_quantity(self.n_images, item)])
+
+    def plot(self, plot: "PlotType" = "roc", *, axes: "Axes | None" = None) -> "Axes":
+        """
+        Plot curves or the confusion matrix.
+
+        Parameters
+        ----------
+        plot : {"roc", "pr", "calibration", "confusion"}
+            ROC or precision-recall curves with their areas and intervals; reliability diagram with the
+            expected calibration error (of several exclusive classes, of the predicted one); or confusion
+            matrix with shares of the row, in a multilabel task the counts of each label.
+        axes : matplotlib.axes.Axes, optional
+            Axes to draw on; new ones by default.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+            Shown by Jupyter as the result of a cell; ``axes.figure.savefig(path)`` saves it.
+
+        Raises
+        ------
+        DatasetError
+            If there is no such plot, or no curve, as only one class occurs.
+
+        Examples
+        --------
+        >>> report.plot("calibration")                             # doctest: +SKIP
+        """
+        from medimg.evaluation.report._report_plots import plot_report
+
+        return plot_report(self, plot, axes)
 
     def to_pandas(self) -> "pd.DataFrame":
         """
