@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import operator
 import os
@@ -11,10 +12,10 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from medimg.errors import DatasetError, MedimgError, TrainingError
+from medimg.errors import DatasetError, MedimgError, TrainingError, also
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
 __all__ = [
     "check_batch_size",
@@ -27,6 +28,7 @@ __all__ = [
     "check_text",
     "check_texts",
     "check_whole_number",
+    "did_you_mean",
 ]
 
 _MOST_SEED: Final = 2**32 - 1  # scikit-learn's, which draws the folds
@@ -51,14 +53,15 @@ def check_whole_number(
             number = None
     if number is None or (least is not None and number < least) or (most is not None and number > most):
         bounds = "" if least is None else f", {least} or more" if most is None else f" from {least} to {most}"
-        raise error(f"{name} must be a whole number{bounds}{hint}; found {value!r}")
+        found = error if isinstance(value, Real) else also(error, TypeError)
+        raise found(f"{name} must be a whole number{bounds}{hint}; found {value!r}")
     return number
 
 
 def check_path(name: str, value: object, *, error: type[MedimgError] = TrainingError) -> Path:
     """Return a path-like value as a Path."""
     if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
-        raise error(f"{name} must be a path; found a {type(value).__name__}")
+        raise also(error, TypeError)(f"{name} must be a path; found a {type(value).__name__}")
     return Path(value)
 
 
@@ -89,7 +92,8 @@ def check_number(
             if number is not None
         ]
         bounds = f", {' and '.join(parts)}" if parts else ""
-        raise error(f"{name} must be a number{bounds}{hint}; found {value!r}")
+        found = error if isinstance(value, Real) else also(error, TypeError)
+        raise found(f"{name} must be a number{bounds}{hint}; found {value!r}")
     return number
 
 
@@ -101,20 +105,21 @@ def check_choice(
         if value is choice or (type(value) is type(choice) and value == choice):
             return choice
     listed = [f'"{choice}"' if isinstance(choice, str) else repr(choice) for choice in choices]
-    raise error(f"{name} must be {', '.join(listed[:-1])} or {listed[-1]}; found {value!r}")
+    hint = did_you_mean(value, [choice for choice in choices if isinstance(choice, str)])
+    raise error(f"{name} must be {', '.join(listed[:-1])} or {listed[-1]}; found {value!r}{hint}")
 
 
 def check_text(name: str, value: object, *, error: type[MedimgError] = TrainingError) -> str:
     """Return a text."""
     if not isinstance(value, str):
-        raise error(f"{name} must be text; found {reprlib.repr(value)}")
+        raise also(error, TypeError)(f"{name} must be text; found {reprlib.repr(value)}")
     return value
 
 
 def check_texts(name: str, value: object, *, error: type[MedimgError] = TrainingError) -> tuple[str, ...]:
     """Return the texts of a list or tuple."""
     if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
-        raise error(f"{name} must be a list of texts; found {reprlib.repr(value)}")
+        raise also(error, TypeError)(f"{name} must be a list of texts; found {reprlib.repr(value)}")
     return tuple(value)
 
 
@@ -128,7 +133,7 @@ def check_fields(
 ) -> Mapping[str, Any]:
     """Return a mapping that has all of these fields, and no others unless these are allowed."""
     if not isinstance(value, Mapping):
-        raise error(f"{name} must be an object with fields; found {reprlib.repr(value)}")
+        raise also(error, TypeError)(f"{name} must be an object with fields; found {reprlib.repr(value)}")
     missing = [field for field in fields if field not in value]
     unknown = [] if others else [str(field) for field in value if field not in fields]
     if missing or unknown:
@@ -136,6 +141,21 @@ def check_fields(
         parts += [f"unknown {reprlib.repr(', '.join(unknown))}"] if unknown else []
         raise error(f"{name} must have the fields {', '.join(fields)}; found {' and '.join(parts)}")
     return value
+
+
+def did_you_mean(value: object, known: Iterable[str], *, most: int = 1) -> str:
+    """
+    Return a hint, for the end of a message, at the names most like one that is not known; "" if none is.
+
+    >>> did_you_mean("Resnet 50", ["resnet18", "resnet50"]), did_you_mean("x", ["mean", "max"])
+    ("; did you mean 'resnet50'?", '')
+    """
+    if not isinstance(value, str):
+        return ""
+    # upper case and blanks are the commonest differences
+    names = {name.casefold(): name for name in reversed(list(known))}
+    near = difflib.get_close_matches(value.strip().casefold(), names, n=most, cutoff=0.6)
+    return f"; did you mean {' or '.join(repr(names[name]) for name in near)}?" if near else ""
 
 
 def check_seed(seed: object, *, error: type[MedimgError] = DatasetError) -> int:

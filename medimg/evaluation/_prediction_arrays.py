@@ -12,7 +12,7 @@ import numpy as np
 from medimg._validation import check_choice
 from medimg.data.class_names import are_same_classes, find_class, number_classes
 from medimg.data.patients import normalize_number
-from medimg.errors import DatasetError
+from medimg.errors import DatasetError, also
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -99,7 +99,7 @@ def read_values(name: str, values: object, *, most_axes: int = 2) -> _Values:
     elif isinstance(given, list | tuple):
         given = [_from_tensor(one) if hasattr(one, "detach") else one for one in given]
     if isinstance(given, str | bytes | dict | set) or not hasattr(given, "__len__"):
-        raise DatasetError(
+        raise also(DatasetError, TypeError)(
             f"{name} must be an array, tensor, table or list; found a {type(values).__name__}: pass one "
             "value or row for each image"
         )

@@ -20,7 +20,7 @@ from medimg.evaluation.aggregation import Unit, make_units
 from medimg.evaluation.report.cautions import ClassCount, describe_constant_predictions, list_cautions
 from medimg.evaluation.report.data_flow import count_data_flow
 from medimg.evaluation.report.example_images import choose_images
-from medimg.evaluation.report.report import Report
+from medimg.evaluation.report.report import Metrics, Report
 from medimg.evaluation.subgroups import list_small_subgroups, score_subgroups
 from medimg.metrics.classification import Support
 from medimg.metrics.curves import compute_curves
@@ -106,7 +106,7 @@ def build_report(
         )
     )
     return Report(
-        metrics=metrics,
+        metrics=Metrics(metrics),
         confusion=_count_confusion(units, task),
         classes=classes,
         task=task,

@@ -9,7 +9,7 @@ from medimg._public import set_module
 from medimg._validation import check_choice
 from medimg.data.leakage.check_leaks import OnLeak
 from medimg.data.protocols import EvaluationDataset, Model
-from medimg.errors import DatasetError, LeakageError
+from medimg.errors import DatasetError, LeakageError, also
 from medimg.evaluation.aggregation import Unit, check_pair, check_units, get_thresholds
 from medimg.evaluation.build_report import NOT_CHECKED, ReportSettings, build_report
 from medimg.evaluation.report.example_images import to_pixels
@@ -189,7 +189,7 @@ def _as_model(
             )
         return cast("Model", model)
     if saliency:
-        raise DatasetError(
+        raise also(DatasetError, TypeError)(
             f"saliency=True needs a TransferClassifier; found a {type(model).__name__}: leave it out"
         )
     check_images(dataset, "the dataset", labels=True, error=DatasetError)

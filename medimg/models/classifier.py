@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from medimg._public import set_module
 from medimg._validation import check_path
-from medimg.errors import CheckpointError, PreprocessError, WeightsUnavailableError
+from medimg.errors import CheckpointError, PreprocessError, WeightsUnavailableError, also
 from medimg.models import checkpoint
 from medimg.models.backbones.architecture import (
     Architecture,
@@ -137,7 +137,7 @@ class TransferClassifier(Freezable):
         check_backbone(backbone)
         names = check_classes(classes, task)
         if preprocess is not None and not isinstance(preprocess, Preprocess):
-            raise PreprocessError(
+            raise also(PreprocessError, TypeError)(
                 f"preprocess must be a Preprocess or None; found a {type(preprocess).__name__}"
             )
         source = resolve_weights(backbone, weights, accept_license=accept_license)

@@ -16,7 +16,7 @@ import torch
 from medimg._validation import check_path
 from medimg.core.content_hash import content_hash, json_text
 from medimg.data.cache.keys import hash_files
-from medimg.errors import CheckpointError, MedimgWarning, TrainingError
+from medimg.errors import CheckpointError, MedimgWarning, TrainingError, also
 from medimg.io.files.regular_file import is_folder_at, is_regular_file
 from medimg.models.safetensors_file import read_header, read_tensors, write
 
@@ -217,7 +217,7 @@ def find_resume_file(resume: bool | str | os.PathLike[str] | None, output: Path 
     path = check_path("resume", resume)
     path = path / FILE if is_folder_at(path) else path
     if not is_regular_file(path):
-        raise TrainingError(
+        raise also(TrainingError, FileNotFoundError)(
             f"resume={str(resume)!r}: there is no file {path}; it is written after each epoch of a training "
             "with output="
         )

@@ -13,7 +13,7 @@ from medimg._validation import check_choice
 from medimg.core.content_hash import content_hash, json_text
 from medimg.data.identifiers import ItemId, compute_item_ids
 from medimg.data.leakage.check_leaks import check_splits, check_types
-from medimg.errors import DatasetError
+from medimg.errors import DatasetError, also
 from medimg.io.files.atomic import write_text
 from medimg.io.files.regular_file import explain_irregular
 
@@ -244,7 +244,7 @@ def _read_file(file: Path) -> dict[str, Any]:
         text = file.read_bytes() if size <= _MOST_BYTES else b""
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        raise DatasetError(f"{file} can't be opened: {why}; check the path") from None
+        raise also(DatasetError, type(error))(f"{file} can't be opened: {why}; check the path") from None
     try:
         content: Any = json.loads(text)
         sha256 = _hash_content(content) if isinstance(content, dict) else ""

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg._public import set_module
+from medimg._validation import did_you_mean
 from medimg.data.protocols import EvaluationDataset, FitHistory
-from medimg.errors import DatasetError
+from medimg.errors import DatasetError, also
 from medimg.evaluation.report._formats import escape_formulas, format_percent, format_quantity
 from medimg.evaluation.report.cautions import ClassCount
 from medimg.evaluation.report.example_images import ExampleImage
@@ -25,7 +26,18 @@ if TYPE_CHECKING:
 
     from medimg.evaluation.report._report_plots import PlotType
 
-__all__ = ["Report"]
+__all__ = ["Metrics", "Report"]
+
+
+class Metrics(dict[str, Estimate]):
+    """Metrics by name; of a name that is none, the error says which are like it."""
+
+    def __missing__(self, name: object) -> Estimate:
+        listed = ", ".join(one for one in self if "[" not in one)
+        raise also(DatasetError, KeyError)(
+            f"there is no metric {name!r}; expected one of {listed}, or one of a class, such as "
+            f"{next((one for one in self if '[' in one), 'recall[class]')!r}{did_you_mean(name, self)}"
+        )
 
 
 @set_module("medimg")
@@ -297,7 +309,9 @@ class Report:
 
 def _check_inputs(fit: object, split: object) -> None:
     if fit is not None and not hasattr(fit, "history"):
-        raise DatasetError(f"fit must be a result of medimg.fine_tune or None; found a {type(fit).__name__}")
+        raise also(DatasetError, TypeError)(
+            f"fit must be a result of medimg.fine_tune or None; found a {type(fit).__name__}"
+        )
     if split is not None and not isinstance(split, Mapping):
         raise DatasetError(
             'split must map names to subsets, such as {"train": train, "val": val, "test": test}; found a '
