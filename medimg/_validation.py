@@ -10,7 +10,7 @@ import reprlib
 from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from medimg.errors import DatasetError, MedimgError, TrainingError, also
 
@@ -21,6 +21,7 @@ __all__ = [
     "check_batch_size",
     "check_choice",
     "check_fields",
+    "check_item_unit",
     "check_number",
     "check_path",
     "check_processes",
@@ -29,6 +30,7 @@ __all__ = [
     "check_texts",
     "check_whole_number",
     "did_you_mean",
+    "stored_unit",
 ]
 
 _MOST_SEED: Final = 2**32 - 1  # scikit-learn's, which draws the folds
@@ -141,6 +143,20 @@ def check_fields(
         parts += [f"unknown {reprlib.repr(', '.join(unknown))}"] if unknown else []
         raise error(f"{name} must have the fields {', '.join(fields)}; found {' and '.join(parts)}")
     return value
+
+
+def check_item_unit(
+    value: object, *, name: str = "unit", error: type[MedimgError] = DatasetError
+) -> Literal["image", "series"]:
+    """Return the unit of items; "slice" is another word for an image."""
+    if isinstance(value, str) and value == "slice":
+        return "image"
+    return "series" if check_choice(name, value, ("image", "series"), error=error) == "series" else "image"
+
+
+def stored_unit(unit: str) -> str:
+    """Return the word for a unit of items in files and digests, which stays what it was first."""
+    return "series" if unit == "series" else "slice"
 
 
 def did_you_mean(value: object, known: Iterable[str], *, most: int = 1) -> str:

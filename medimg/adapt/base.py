@@ -39,7 +39,7 @@ class Images(Protocol):
 
     @property
     def unit(self) -> str:
-        """Type of an item: ``"slice"`` or ``"series"``."""
+        """Type of an item: ``"image"`` or ``"series"``."""
 
     @property
     def patients(self) -> tuple[str, ...]:

@@ -134,12 +134,13 @@ class ItemFacts:
         """Return a one-line summary of the dataset, without identifiers."""
         series = len({item.source for item in self._items})
         counts = ", ".join(f"{name} {n}" for name, n in self.class_counts().items()) or "no labels"
-        noun = "slices" if self.unit == "slice" else "series"
+        noun = "series" if self.unit == "series" else "images"
         text = f"{len(self)} {noun} from {series} series of {len(set(self.patients))} patients ({counts})"
         return f"{text}; {len(self.skipped)} files skipped" if self.skipped else text
 
 
-Unit: TypeAlias = Literal["slice", "series"]
+#: "slice" is another word for "image".
+Unit: TypeAlias = Literal["image", "series", "slice"]
 Task: TypeAlias = Literal["multiclass", "multilabel"]
 
 

@@ -29,7 +29,7 @@ class _Dataset(Protocol):
 
     @property
     def unit(self) -> str:
-        """Unit of an item: ``"slice"`` or ``"series"``."""
+        """Unit of an item: ``"image"`` or ``"series"``."""
 
     @property
     def labels(self) -> NDArray[Any]:

@@ -41,7 +41,7 @@ class ScoredItems:
     patients: tuple[str, ...] = field(repr=False)
     series_uids: tuple[str, ...]
     sources: tuple[str, ...] = field(repr=False)
-    unit: str = "slice"
+    unit: str = "image"
     preprocess: Recipe | None = None
     n_unknown_patients: int = 0
     series: tuple[Any, ...] | None = None

@@ -77,7 +77,7 @@ def _group_items(
     if unit == "image" and dataset.unit == "series":
         raise DatasetError(
             "unit='image' was requested, but each item of this dataset is a whole series; use unit='series' "
-            "or 'patient', or a dataset with unit='slice'"
+            "or 'patient', or a dataset with unit='image'"
         )
     truth = _check_labels(dataset)
     patient, patient_names = _number_patients(dataset)

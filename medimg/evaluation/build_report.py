@@ -128,7 +128,7 @@ def build_report(
             "data": count_data_flow(dataset, units),
             "evaluation": {
                 "unit": settings.unit,
-                "item": dataset.unit,
+                "item": "series" if dataset.unit == "series" else "image",
                 "ci": float(settings.ci),
                 "ci_method": settings.ci_method,
                 "n_resamples": int(settings.n_resamples),

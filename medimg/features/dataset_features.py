@@ -238,7 +238,7 @@ class EmbeddedDataset:
 
     @property
     def unit(self) -> str:
-        """Unit of an item: ``"slice"`` or ``"series"``."""
+        """Unit of an item: ``"image"`` or ``"series"``."""
         return self._images.unit
 
     @property

@@ -293,7 +293,7 @@ class TransferClassifier(Freezable):
         self,
         sources: PredictSource | Iterable[PredictSource],
         *,
-        unit: Literal["series", "slice"] = "series",
+        unit: Literal["series", "image", "slice"] = "series",
         batch_size: int = 32,
         on_error: Literal["raise", "collect"] = "raise",
         provenance: bool = False,
@@ -307,9 +307,9 @@ class TransferClassifier(Freezable):
         sources : path, Series, Volume, or an iterable of these
             Whatever :func:`medimg.read` takes, and folders or archives of several series; a list is several
             sources, not the files of one.
-        unit : {"series", "slice"}
+        unit : {"series", "image"}
             One row per series (without pooling: the mean of the probabilities of its slices), or one per
-            slice, scored by itself.
+            image, such as a slice, scored by itself; "slice" is accepted, too.
         batch_size : int
             Number of images per batch.
         on_error : {"raise", "collect"}

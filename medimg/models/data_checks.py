@@ -92,7 +92,7 @@ def check_same_unit(
     data: Any, other: Any, names: tuple[str, str], *, error: type[MedimgError] = TrainingError
 ) -> None:
     """Raise an error if the items of two datasets are not of one unit."""
-    if data.unit != other.unit:
+    if (data.unit == "series") != (other.unit == "series"):
         raise error(
             f"{names[0]} have unit={data.unit!r}, {names[1]} {other.unit!r}; expected the same: make both "
             "with one unit="
@@ -152,10 +152,10 @@ def _check_training_unit(model: Any, data: Any, name: str, error: type[MedimgErr
         )
     if data.unit == "series" and model.pool == "none":
         raise error(
-            f'{name} has bags (unit="series"), and a model with pool="none" takes images: use unit="slice", '
+            f'{name} has bags (unit="series"), and a model with pool="none" takes images: use unit="image", '
             'or pool="mean", "max" or "attention"'
         )
-    if data.unit == "slice" and model.pool == "attention":
+    if data.unit != "series" and model.pool == "attention":
         raise error(
             f'pool="attention" needs whole series, and {name} has single images, with which its attention '
             'would stay random: use unit="series", or pool="mean" or "max"'

@@ -153,7 +153,7 @@ def calibrate(
     calibrated, truth = data.mapped(fitted), data.truth()
     proba = calibrated.probabilities()
     calibration = Calibration(
-        unit=val.unit,
+        unit="series" if val.unit == "series" else "image",
         items=len(val),
         patients=len(set(val.patients)),
         temperature=fitted.temperature,
@@ -254,7 +254,7 @@ def _compute_head_inputs(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return inputs of the head (n, F), and the first row of each item: one per item, or one per slice."""
     features = item_features(model, data, **options)
-    if data.unit == "slice" or model.pool == "none":
+    if data.unit != "series" or model.pool == "none":
         return features.embeddings.numpy(), features.offsets[:-1].numpy()
     weight = model.head.weight
     bags = torch.tensor_split(features.embeddings, features.offsets[1:-1])

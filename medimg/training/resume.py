@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from medimg._validation import check_path
+from medimg._validation import check_path, stored_unit
 from medimg.core.content_hash import content_hash, json_text
 from medimg.data.cache.keys import hash_files
 from medimg.errors import CheckpointError, MedimgWarning, TrainingError, also
@@ -235,7 +235,7 @@ def data_digest(data: LabeledDataset | None) -> str | None:
     series = getattr(data, "series", None)
     named: list[Any] = [list(getattr(data, name, ())) for name in ("series_uids", "patients")]
     facts = [
-        [data.preprocess.fingerprint, data.unit, data.task, list(data.classes)],
+        [data.preprocess.fingerprint, stored_unit(data.unit), data.task, list(data.classes)],
         asdict(data.policies) if series is not None and hasattr(data, "policies") else None,
         list(getattr(data, "domains", ())),
         named if series is None else [_hash_contents(series), list(getattr(data, "pictures", ()))],

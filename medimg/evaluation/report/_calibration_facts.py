@@ -54,7 +54,7 @@ def describe_calibration(calibration: Mapping[str, Any] | None, *, is_known: boo
         return [_NOT_CALIBRATED if is_known else _UNKNOWN]
     before, after = calibration["loss"]
     sentences = [
-        f"Fitted on {format_quantity(calibration['items'], calibration['unit'])} of "
+        f"Fitted on {format_quantity(calibration['items'], _name_item(calibration['unit']))} of "
         f"{format_quantity(calibration['patients'], 'patient')} of the validation data; the values in this "
         "section are of these data, not of the evaluation data.",
         f"{_describe_map(calibration)}: mean negative log-likelihood {before:.3f} before, {after:.3f} after.",
@@ -77,6 +77,11 @@ def describe_calibration(calibration: Mapping[str, Any] | None, *, is_known: boo
         else "Predictions have no out-of-distribution score: no statistics of embeddings were fitted."
     )
     return sentences
+
+
+def _name_item(stored: str) -> str:
+    """Name the unit of items that a calibration has stored."""
+    return "series" if stored == "series" else "image"
 
 
 def _describe_map(calibration: Mapping[str, Any]) -> str:
