@@ -27,9 +27,9 @@ expected and what to do. Names, birth dates and identifiers of patients never ap
 
     MedimgWarning                 (a UserWarning)
 
-An error is also the built-in one that fits its cause: a missing file is a ``FileNotFoundError``, a file that may not
-be read a ``PermissionError``, an unknown column, tag or name a ``KeyError``, a value of the wrong type a
-``TypeError``. ``except`` clauses for these work as for other libraries.
+An error is also the built-in one that fits its cause: a missing file is a ``FileNotFoundError``, a file that
+may not be read a ``PermissionError``, an unknown column, tag or name a ``KeyError``, a value of the wrong
+type a ``TypeError``. ``except`` clauses for these work as for other libraries.
 """
 
 from collections.abc import Mapping

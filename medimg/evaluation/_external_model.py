@@ -14,8 +14,8 @@ from torch import nn
 from medimg._validation import check_batch_size, check_choice, check_processes
 from medimg.core.progress import progress_bar
 from medimg.data.dataloader import make_evaluation_loader
-from medimg.data.patients import normalize_number
-from medimg.errors import DatasetError, TrainingError
+from medimg.errors import DatasetError, TrainingError, also
+from medimg.evaluation._prediction_arrays import name_classes
 from medimg.models.module_mode import module_mode
 from medimg.models.probabilities import probabilities
 
@@ -34,8 +34,17 @@ _MEMBERS: Final = ("classes", "task", "preprocess", "predict_proba")
 
 
 def is_external(model: object) -> bool:
-    """Whether a model is a module or function that lacks what evaluation asks of a model."""
-    return callable(model) and not isinstance(model, type) and not all(hasattr(model, m) for m in _MEMBERS)
+    """Whether a model is a module or function; DatasetError if it is neither that nor a classifier."""
+    if isinstance(model, type) or (not callable(model) and not _is_classifier(model)):
+        raise also(DatasetError, TypeError)(
+            f"the model is a {type(model).__name__}; expected a TransferClassifier, a torch module or a "
+            "function of a batch of images: medimg.score takes the probabilities of any other model"
+        )
+    return not _is_classifier(model)
+
+
+def _is_classifier(model: object) -> bool:
+    return all(hasattr(model, member) for member in _MEMBERS)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -67,8 +76,7 @@ class ExternalModel:
                 f"the model is a {type(model).__name__}, which does not say what it returns; expected "
                 'classes=, the names in the order of its outputs, and outputs="logits" or "probabilities"'
             )
-        if isinstance(classes, str):
-            raise DatasetError("classes must be a list of names; found a text")
+        names = name_classes(classes)
         check_choice("outputs", outputs, get_args(Outputs), error=DatasetError)
         try:
             found = None if device is None else torch.device(device)
@@ -76,7 +84,7 @@ class ExternalModel:
             raise DatasetError(f'device must be such as "cpu" or "cuda:0"; found {device!r}') from None
         return cls(
             function=model,
-            classes=tuple(one if isinstance(one, str) else normalize_number(one) for one in classes),
+            classes=names,
             task=task,
             preprocess=preprocess,
             outputs=cast("Outputs", outputs),

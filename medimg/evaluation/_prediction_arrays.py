@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from medimg.data.items import Task
 
-__all__ = ["Predictions", "check_same_order", "read_predictions", "read_values"]
+__all__ = ["Predictions", "check_same_order", "is_missing", "name_classes", "read_predictions", "read_values"]
 
 _ROUNDING: Final = 1e-6
 _SUM_TOLERANCE: Final = 1e-3
@@ -55,9 +55,10 @@ def read_predictions(
     """Return labels and probabilities in one form; DatasetError if they are not, or do not match."""
     if task is not None:
         check_choice("task", task, ("multiclass", "multilabel"), error=DatasetError)
+    given = None if classes is None else name_classes(classes)
     truth, scores = read_values("y_true", y_true), read_values("y_prob", y_prob)
     check_same_order(truth, scores)
-    if not len(scores.array):
+    if not scores.array.size:
         raise DatasetError("y_prob is empty; expected at least one row")
     if len(truth.array) != len(scores.array):
         raise DatasetError(
@@ -71,12 +72,12 @@ def read_predictions(
         numbers = np.column_stack([1 - numbers.ravel(), numbers.ravel()])
         scores = replace(scores, columns=None)
     numbers = numbers[:, None] if numbers.ndim == 1 else numbers
-    names, order = _name_classes(classes, truth, scores, numbers.shape[1])
+    names, order = _order_classes(given, truth, scores, numbers.shape[1])
     numbers = numbers[:, order]
     _check_range(numbers, found)
     if found == "multiclass":
         numbers = _check_sums(numbers, is_half=scores.is_half)
-        labels = _number_labels(truth, names, as_numbers=_are_numbers(classes))
+        labels = _number_labels(truth, names, as_numbers=_are_numbers(given))
     else:
         labels = _read_indicators(truth, names)
     return Predictions(labels, np.clip(numbers, 0, 1), names, found)
@@ -136,6 +137,7 @@ def check_same_order(*several: _Values) -> None:
 def _from_tensor(tensor: Any) -> Any:
     """Return a tensor on any device, with or without gradients, as an array."""
     tensor = tensor.detach().cpu()
+    tensor = tensor.to_dense() if tensor.is_sparse else tensor
     return (tensor.double() if tensor.is_floating_point() else tensor).numpy()
 
 
@@ -218,20 +220,30 @@ def _find_task(truth: NDArray[Any], scores: NDArray[np.float64], task: str | Non
     return "multilabel"
 
 
-def _name_classes(
-    classes: Iterable[object] | None, truth: _Values, scores: _Values, count: int
+def name_classes(classes: object) -> tuple[str, ...]:
+    """Return the names of classes given in an order; DatasetError for anything else."""
+    if isinstance(classes, str | bytes | set | frozenset | dict) or not isinstance(classes, Iterable):
+        raise also(DatasetError, TypeError)(
+            f"classes must be a list of names, in the order of the outputs; found a {type(classes).__name__}"
+        )
+    several = list(classes)
+    if any(is_missing(one) for one in several):
+        raise DatasetError("classes has a missing name; expected a name for each class")
+    return tuple(one if isinstance(one, str) else normalize_number(one) for one in several)
+
+
+def _order_classes(
+    given: tuple[str, ...] | None, truth: _Values, scores: _Values, count: int
 ) -> tuple[tuple[str, ...], list[int]]:
     """Return the names of the classes, and the column of the probabilities of each."""
     columns = scores.columns
     if columns is not None and all(name.startswith(_PREFIX) for name in columns):
         columns = tuple(name.removeprefix(_PREFIX) for name in columns)
-    if classes is None:
+    if given is None:
         names = columns or (truth.columns if truth.array.ndim == 2 and count > 1 else None)
         names = names or tuple(map(str, range(count)))
     else:
-        if isinstance(classes, str):
-            raise DatasetError("classes must be a list of names; found a text")
-        names = tuple(one if isinstance(one, str) else normalize_number(one) for one in classes)
+        names = given
     if len({find_class(name) for name in names}) < len(names):
         raise DatasetError(f"classes has a name twice; expected {len(names)} different names")
     if len(names) != count:
@@ -256,9 +268,9 @@ def _order_columns(name: str, columns: tuple[str, ...] | None, classes: tuple[st
     return [at[find_class(one)] for one in classes]
 
 
-def _are_numbers(classes: Iterable[object] | None) -> bool:
+def _are_numbers(given: tuple[str, ...] | None) -> bool:
     """Whether numbers among the labels are names of classes, and not indices."""
-    return classes is not None and all(find_class(normalize_number(one)).isdecimal() for one in classes)
+    return given is not None and all(find_class(name).isdecimal() for name in given)
 
 
 def _number_labels(truth: _Values, classes: tuple[str, ...], *, as_numbers: bool) -> NDArray[np.int64]:
@@ -339,5 +351,10 @@ def _count_missing(values: NDArray[Any]) -> int:
         return int(np.isnan(values).sum())
     if values.dtype.kind != "O":
         return 0
-    # a missing value is not equal to itself, and pandas' has no truth value
-    return sum(one is None or str(one) in {"<NA>", "NaT", "nan"} for one in values.ravel().tolist())
+    return sum(is_missing(one) for one in values.ravel().tolist())
+
+
+def is_missing(value: object) -> bool:
+    """Whether a cell is None, NaN or a missing value of pandas."""
+    # pandas' has no truth value
+    return value is None or (not isinstance(value, str) and str(value) in {"<NA>", "NaT", "nan"})

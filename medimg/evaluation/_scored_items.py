@@ -15,7 +15,7 @@ from medimg.core.display import render
 from medimg.core.volume import Volume
 from medimg.data.patients import UNKNOWN, check_exact, normalize_patient
 from medimg.errors import DatasetError
-from medimg.evaluation._prediction_arrays import read_values
+from medimg.evaluation._prediction_arrays import is_missing, read_values
 from medimg.evaluation.report.example_images import to_pixels
 from medimg.io.read import read
 
@@ -58,12 +58,15 @@ class ScoredItems:
         """Take patients and series from lists; an unknown patient is one of its own."""
         n = len(found.labels)
         names = [""] * n if patients is None else _read_names("patients", patients, n)
+        uids = [""] * n if series is None else _read_names("series", series, n)
+        # the images of a series are of one patient
+        own = [f"{UNKNOWN}{uid or f'row {row}'}" for row, uid in enumerate(uids)]
         return cls(
             labels=found.labels,
             classes=found.classes,
             task=found.task,
-            patients=tuple(name or f"{UNKNOWN}{row}" for row, name in enumerate(names)),
-            series_uids=("",) * n if series is None else tuple(_read_names("series", series, n)),
+            patients=tuple(name or unknown for name, unknown in zip(names, own, strict=True)),
+            series_uids=tuple(uids),
             sources=tuple(f"row {row}" for row in range(n)),
             n_unknown_patients=sum(not name or name.startswith(UNKNOWN) for name in names),
         )
@@ -143,7 +146,7 @@ def describe_copies(images: Any, patients: Sequence[str]) -> list[str]:
         array = np.ascontiguousarray(_as_array(image))
         digests.append(content_hash([f"{array.shape} {array.dtype}", array.tobytes()]))
         # constant images, such as empty slices, are nobody's
-        if array.min() < array.max():
+        if array.size and array.min() < array.max():
             owners[digests[-1]].add(patient)
     count = sum(len(owners[digest]) > 1 for digest in digests)
     if not count:
@@ -163,8 +166,9 @@ def _read_names(name: str, values: object, count: int) -> list[str]:
             f"{name} has the shape {found.array.shape}; expected ({count},), one for each row of y_prob"
         )
     cells = array.tolist()
-    if name == "patients":
-        check_exact(cells)
+    if name == "series":
+        return ["" if is_missing(cell) else str(cell).strip() for cell in cells]
+    check_exact(cells)
     return [
         cell if isinstance(cell, str) and cell.startswith(UNKNOWN) else normalize_patient(cell)
         for cell in cells

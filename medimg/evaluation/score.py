@@ -179,7 +179,7 @@ def _check_thresholds(
         )
     expected = 1 if task == "multiclass" else count
     given: Any = thresholds
-    several = list(given) if hasattr(given, "__len__") else [given] * expected
+    several = list(given) if hasattr(given, "__len__") and not isinstance(given, str) else [given] * expected
     if len(several) != expected:
         raise DatasetError(
             f"there are {len(several)} thresholds; expected "

@@ -38,10 +38,10 @@ def test_curves_and_their_areas() -> None:
     line = report.curves.roc["yes"]
     assert np.array_equal(axes.lines[1].get_xydata(), np.stack([line.x, line.y], axis=1))
     (label,) = (text.get_text() for text in axes.get_legend().get_texts())
-    assert label == f"yes: {report.metrics['auroc']}"
+    assert label == f"yes: AUROC {report.metrics['auroc']}"
     assert axes.get_xlabel().startswith("1 − specificity")
     (label,) = (text.get_text() for text in report.plot("pr").get_legend().get_texts())
-    assert label == f"yes: {report.metrics['auprc']}"
+    assert label == f"yes: AUPRC {report.metrics['auprc']}"
     (label,) = (text.get_text() for text in report.plot("calibration").get_legend().get_texts())
     assert label == f"yes: ECE {report.curves.reliability['yes'].ece:.3f}"
     (label,) = (

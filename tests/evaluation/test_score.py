@@ -68,6 +68,10 @@ def test_series_are_units_if_they_are_given() -> None:
         n_resamples=10,
     )
     assert (found.n_units, found.unit, found.provenance["data"]["evaluated"]["series"]) == (18, "series", 18)
+    unknown = medimg.score(
+        [0, 0, 1], [0.1, 0.3, 0.8], series=["x", "x", "none"], unit="series", n_resamples=5
+    )
+    assert (unknown.n_units, unknown.n_patients) == (2, 2)
     with pytest.raises(DatasetError, match="pass series="):
         medimg.score(labels, model.probabilities, unit="series")
 
@@ -112,6 +116,7 @@ LABELS: dict[str, Callable[[np.ndarray], Any]] = {
     "categories": lambda y: pd.Series(pd.Categorical(NAMES[y])),
     "Int64": lambda y: pd.Series(y, dtype="Int64"),
     "objects": lambda y: y.astype(object),
+    "sparse": lambda y: torch.tensor(y).to_sparse(),
 }
 
 
@@ -131,7 +136,9 @@ def test_probabilities_in_any_form(which: str) -> None:
 @pytest.mark.parametrize("which", LABELS)
 def test_labels_in_any_form(which: str) -> None:
     model, dataset = pair_of("binary", per_patient=1)
-    found = medimg.score(LABELS[which](dataset.labels), model.probabilities, classes=NAMES, n_resamples=5)
+    found = medimg.score(
+        LABELS[which](dataset.labels), model.probabilities, classes=iter(NAMES), n_resamples=5
+    )
     assert found.predictions["label"].tolist() == NAMES[dataset.labels].tolist()
 
 
@@ -250,6 +257,14 @@ REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "three classes": ([0, 1, 1], P, {"classes": ["a", "b", "c"]}, "2 columns and there are 3 classes"),
     "a class twice": ([0, 1, 1], P, {"classes": ["a", "a"]}, "twice"),
     "a text": ([0, 1, 1], P, {"classes": "ab"}, "list of names"),
+    "a set": ([0, 1, 1], P, {"classes": {"a", "b"}}, "in the order of the outputs"),
+    "no list": ([0, 1, 1], P, {"classes": 2}, "found a int"),
+    "a missing class": ([0, 1, 1], P, {"classes": [None, "b"]}, "missing name"),
+    "no columns": (np.zeros((3, 0)), np.zeros((3, 0)), {}, "empty"),
+    "a threshold": ([0, 1, 1], P, {"thresholds": "half"}, "thresholds must be a number"),
+    "an empty image": ([0, 1, 1], P, {"images": np.zeros((3, 0, 5))}, "an image has the shape"),
+    "a missing value": ([0, 1, 1], pd.Series([0.1, None, 0.4], dtype="Float64"), {}, "not finite in 1"),
+    "masked": ([0, 1, 1], np.ma.masked_greater([0.1, 0.5, 0.4], 0.45), {}, "masked"),
     "task": ([0, 1, 1], P, {"task": "multilabel"}, "one column for each label"),
     "unknown task": ([0, 1, 1], P, {"task": "binary"}, "multiclass"),
     "shapes": ([[0, 1], [1, 1], [0, 0]], [0.1, 0.2, 0.3], {}, "expected the same"),

@@ -70,8 +70,9 @@ def _take_first(plot: str, curves: Mapping[str, _Curve]) -> dict[str, _Curve]:
 
 def _label(report: Report, name: str, metric: str) -> str:
     """Name a curve with the area below it and its interval."""
+    area = "AUROC" if metric == "auroc" else "AUPRC"
     by_class = f"{metric}[{name}]"
-    return f"{name}: {report.metrics[by_class if by_class in report.metrics else metric]}"
+    return f"{name}: {area} {report.metrics[by_class if by_class in report.metrics else metric]}"
 
 
 def _plot_confusion(report: Report, axes: Axes | None) -> Axes:
