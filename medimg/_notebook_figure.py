@@ -34,7 +34,8 @@ class NotebookFigure(Figure):
         """Add axes; those without a projection are `NotebookAxes`."""
         if not {"axes_class", "projection", "polar"} & kwargs.keys():
             kwargs["axes_class"] = NotebookAxes
-        return super().add_subplot(*args, **kwargs)
+        axes: Axes = super().add_subplot(*args, **kwargs)
+        return axes
 
     def _repr_png_(self) -> bytes:
         return render_png(self)

@@ -33,7 +33,6 @@ type a ``TypeError``. ``except`` clauses for these work as for other libraries.
 """
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any, TypeVar, cast
 
 __all__ = [
@@ -136,9 +135,9 @@ class MissingDependencyError(MedimgError, ImportError):
 
 
 _Error = TypeVar("_Error", bound=MedimgError)
+_MADE: dict[tuple[type[MedimgError], type[BaseException]], type[MedimgError]] = {}
 
 
-@cache
 def also(error: type[_Error], builtin: type[BaseException]) -> type[_Error]:
     """
     Return an error that is a built-in one, too, under the same name.
@@ -151,8 +150,10 @@ def also(error: type[_Error], builtin: type[BaseException]) -> type[_Error]:
         return error
     if builtin.__module__ != "builtins":
         return also(error, builtin.__mro__[1])
-    members = {"__module__": error.__module__, "__doc__": error.__doc__, "__reduce__": _reduce}
-    return cast("type[_Error]", type(error.__name__, (error, builtin), members))
+    if (error, builtin) not in _MADE:
+        members = {"__module__": error.__module__, "__doc__": error.__doc__, "__reduce__": _reduce}
+        _MADE[error, builtin] = type(error.__name__, (error, builtin), members)
+    return cast("type[_Error]", _MADE[error, builtin])
 
 
 def _reduce(error: MedimgError) -> tuple[Any, ...]:
@@ -164,7 +165,7 @@ def _reduce(error: MedimgError) -> tuple[Any, ...]:
 def _rebuild(
     error: type[MedimgError], builtin: type[BaseException], args: tuple[Any, ...], state: Mapping[str, Any]
 ) -> MedimgError:
-    found = also(error, builtin)(*args)
+    found: MedimgError = also(error, builtin)(*args)
     vars(found).update(state)
     return found
 

@@ -4,6 +4,7 @@ import ast
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from medimg._validation import check_choice, check_number, check_whole_number, d
 from medimg.data.acquisition_tags import read_acquisition_tags
 from medimg.data.items import make_policies
 from medimg.errors import DatasetError, MedimgError, ReadError, TrainingError, also
+from medimg.evaluation.subgroups import find_groups
 
 MISSING = "/nowhere/at/all"
 TABLE = pd.DataFrame({"path": ["a.png"], "Label": ["x"], "patient_id": ["1"]})
@@ -84,6 +86,10 @@ CASES: dict[str, tuple[Callable[[], Any], type[MedimgError], type[Exception], st
     "a metric of a class": (
         lambda: medimg.score([0, 1], [0.2, 0.7], classes=["no", "yes"], n_resamples=2).metrics["recall[ye]"],
         DatasetError, KeyError, r"; did you mean 'recall\[yes\]'\?$",
+    ),
+    "a similar subgroup": (
+        lambda: find_groups(SimpleNamespace(series=(), modalities=(), domains=()), "by", "Scaner"),
+        DatasetError, KeyError, r"; did you mean 'scanner'\?$",
     ),
     "a subgroup": (
         lambda: read_acquisition_tags([], ["Manufacturer", "PatientName"]),

@@ -8,10 +8,19 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
-from medimg.data.acquisition_tags import ages_of, parse_age, read_acquisition_tags, sexes_of
+from medimg._validation import did_you_mean
+from medimg.data.acquisition_tags import (
+    NUMBERED,
+    NUMBERS,
+    TEXTS,
+    ages_of,
+    parse_age,
+    read_acquisition_tags,
+    sexes_of,
+)
 from medimg.data.items import ItemFacts
 from medimg.data.patients import patient_key
-from medimg.errors import DatasetError
+from medimg.errors import DatasetError, also
 from medimg.evaluation.report.cautions import FEWEST_SHOWN
 from medimg.metrics.bootstrap import Estimate
 from medimg.metrics.classification import Support
@@ -51,6 +60,8 @@ FEW_POSITIVES: Final = 10
 
 _BANDS: Final = ((18, "0-17"), (40, "18-39"), (60, "40-59"), (80, "60-79"), (math.inf, "80+"))
 _MAX_GROUPS: Final = 50
+_NAMES: Final = ("sex", "age", "scanner", "site", "modality", "domain")
+_TAGS: Final = frozenset({*TEXTS, *NUMBERED, *NUMBERS})
 _LAST: Final = {SEVERAL: 1, UNKNOWN: 2, OTHER: 3}
 _COLUMNS: Final = (
     "subgroup", "group", "n_patients", "n_units",
@@ -192,6 +203,11 @@ def _find_named_values(dataset: Any, rule: str) -> list[Any]:
     if rule in {"age", "PatientAge"}:
         return ages_of(images)
     keyword = {"scanner": "ManufacturerModelName", "site": "InstitutionName"}.get(rule, rule)
+    hint = "" if keyword in _TAGS else did_you_mean(rule, [*_NAMES, *_TAGS])
+    if hint:
+        raise also(DatasetError, KeyError)(
+            f"there is no subgroup {rule!r}; expected {', '.join(_NAMES)}, a DICOM keyword, or values{hint}"
+        )
     return [tags[keyword] for tags in read_acquisition_tags(images, [keyword])]
 
 

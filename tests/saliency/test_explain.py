@@ -273,7 +273,7 @@ def test_a_network_without_rows_and_columns() -> None:
         ({"target": True}, "no class True"),
         ({"target": 1.0}, "no class 1.0"),
         ({"method": "lime"}, 'method must be "gradcam" or "hirescam"'),
-        ({"layer": "layer5"}, "no layer 'layer5'; the nearest are 'layer"),
+        ({"layer": "layer5"}, r"no layer 'layer5'; .* did you mean 'layer"),
         ({"layer": ""}, "no layer ''"),
         ({"layer": "avgpool"}, "output of the layer 'avgpool' is"),
         ({"slices": 4}, "uses of this volume, 0 to 3"),
