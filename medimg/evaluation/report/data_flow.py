@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from medimg.data.identifiers import identifier_digest
 from medimg.data.patients import patient_key
 from medimg.data.protocols import EvaluationDataset
 from medimg.metrics.units import ScoredUnits
@@ -84,8 +85,6 @@ def count_data_flow(dataset: EvaluationDataset, units: ScoredUnits) -> dict[str,
         dataset before it was split; absent if unknown), ``evaluated`` (``patients``, ``series``, ``slices``),
         ``pictures``, ``units``, ``modalities`` (series of each) and ``digest``.
     """
-    from medimg.training.resume import identifier_digest
-
     skipped = getattr(dataset, "skipped", ())
     has_series = any(dataset.series_uids) or dataset.preprocess is not None
     flow: dict[str, Any] = {
@@ -96,8 +95,7 @@ def count_data_flow(dataset: EvaluationDataset, units: ScoredUnits) -> dict[str,
             "series": _count_series(dataset) if has_series else None,
         },
         "units": len(units),
-        # any dataset of this protocol has what is hashed
-        "digest": identifier_digest(dataset),  # type: ignore[arg-type]
+        "digest": identifier_digest(dataset),
     }
     series = getattr(dataset, "series", None)
     if series is None:
@@ -119,8 +117,6 @@ def count_data_flow(dataset: EvaluationDataset, units: ScoredUnits) -> dict[str,
 
 def count_subsets(split: Mapping[str, EvaluationDataset]) -> list[Subset]:
     """Count patients, series, items and classes of each subset of a split."""
-    from medimg.training.resume import identifier_digest
-
     return [
         Subset(
             name=str(name),
@@ -128,7 +124,7 @@ def count_subsets(split: Mapping[str, EvaluationDataset]) -> list[Subset]:
             series=_count_series(part),
             items=len(part),
             classes=_count_classes(part),
-            digest=str(identifier_digest(part)),  # type: ignore[arg-type]  # as above
+            digest=identifier_digest(part),
         )
         for name, part in split.items()
     ]
