@@ -210,5 +210,5 @@ def test_sizes_that_a_network_cannot_take(name: str, size: int | tuple[int, int]
 def test_unknown_backbone_names_the_nearest() -> None:
     with pytest.raises(TrainingError, match="resnet50"):
         check_backbone("ResNet50")
-    with pytest.raises(TrainingError, match="it has alexnet"):
+    with pytest.raises(TrainingError, match="expected one of alexnet"):
         check_backbone("@@@")
