@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -14,7 +15,9 @@ from medimg.core.read_report import ReadReport
 from medimg.errors import GeometryError, PreprocessError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    import os
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     import numpy.typing as npt
 
@@ -504,6 +507,44 @@ class Volume:
         from medimg.core.resample import resample_volume
 
         return resample_volume(self, spacing, interpolation=interpolation, antialias=antialias)
+
+    def save(self, path: str | os.PathLike[str], *, compress: bool = True) -> Path:
+        """
+        Write the volume to a file; an existing one is replaced, in one step.
+
+        Parameters
+        ----------
+        path : str or Path
+            File, whose name chooses the format: ``.nii.gz`` or ``.nii`` (NIfTI), ``.nrrd`` (NRRD) or ``.mha``
+            (MetaImage). Missing folders are made.
+        compress : bool
+            Whether the values of NRRD and MetaImage are compressed, without loss. Uncompressed files are
+            larger, and can be read with ``mapped=True``.
+
+        Returns
+        -------
+        Path
+            The file.
+
+        Raises
+        ------
+        WriteError
+            If the format is unknown, or can't hold the values: truth values, complex numbers, 16-bit
+            floating-point numbers, colors of more than 8 bits.
+        OSError
+            If the file can't be written.
+
+        Notes
+        -----
+        Values, their type, positions, channels, colors, modality and units are those of the volume again
+        when the file is read by :func:`medimg.read`, and the first five when other programs read it. NIfTI
+        rounds positions to 32 bits, by less than a thousandth of a voxel; if that is not possible, or an axis
+        is longer than 32,767, the file is NIfTI-2. Windows, padding and the report are not stored, nor is
+        anything that identifies a patient.
+        """
+        # by name, as writing is above this layer
+        write: Callable[..., Path] = import_module("medimg.io.write").write
+        return write(self, path, compress=compress)
 
     def __repr__(self) -> str:
         size = "×".join(str(n) for n in self.shape)
