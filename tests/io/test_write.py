@@ -43,7 +43,7 @@ def volumes(draw: st.DrawFn) -> Volume:
         return Volume.from_array(array, spacing=np.linalg.norm(affine[:3, :3], axis=0).tolist())
     if draw(st.integers(0, 4)) == 0:
         colors = np.random.default_rng(draw(st.integers(0, 9))).integers(0, 256, (3, *array.shape[-3:]))
-        return Volume.from_array(colors.astype(np.uint8), affine=affine, photometric="RGB")
+        return Volume(colors.astype(np.uint8), affine, photometric="RGB")
     modality, units = draw(st.sampled_from([("CT", "HU"), ("PT", "SUV"), ("MR", "raw"), ("", "10^-3 mm²/s")]))
     return Volume.from_array(array, affine=affine, modality=modality, units=units)
 
@@ -59,12 +59,13 @@ def corners(volume: Volume) -> npt.NDArray[np.float64]:
 
 @settings(
     deadline=None,
-    max_examples=400 if SLOW else 100,
+    max_examples=400 if SLOW else 60,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(volume=volumes(), suffix=st.sampled_from(SUFFIXES), compress=st.booleans())
 def test_what_is_written_is_read_again(tmp_path: Path, volume: Volume, suffix: str, compress: bool) -> None:
-    path = volume.save(tmp_path / f"a{suffix}", compress=compress)
+    # ITK reads a.nii in place of a.nii.gz
+    path = volume.save(tmp_path / suffix[1:] / f"a{suffix}", compress=compress)
     found = medimg.read(path)
     assert found.array.dtype == volume.array.dtype
     assert np.array_equal(found.array, volume.array, equal_nan=volume.array.dtype.kind == "f")

@@ -56,7 +56,7 @@ def _build_header(volume: Volume, extension: int) -> Any:
     kind = Nifti1Header if max(shape) <= _MAX_SIZE and _is_exact(ras, shape[:3]) else Nifti2Header
     header = kind(endianness="<")
     header.set_data_shape(shape)
-    header.set_data_dtype([("R", "u1"), ("G", "u1"), ("B", "u1")] if volume.is_color else volume.array.dtype)
+    header.set_data_dtype(np.dtype([(c, "u1") for c in "RGB"]) if volume.is_color else volume.array.dtype)
     header.set_xyzt_units("mm")
     header["pixdim"][1:5] = [*volume.spacing[::-1], 0.0]
     header["scl_slope"], header["scl_inter"] = 1.0, 0.0
