@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from medimg.core._array_volume import Convention
     from medimg.core._volume_indexing import Index
+    from medimg.core.array_volume import Convention
     from medimg.core.kernels import Interpolation
     from medimg.core.window import Voi
 
@@ -209,7 +209,7 @@ class Volume:
         >>> Volume.from_array(np.zeros((64, 48, 3), np.uint8), photometric="RGB")
         Volume(3×1×64×48 uint8, raw, spacing 1×1×1 mm, no patient geometry)
         """
-        from medimg.core._array_volume import as_numbers, make_affine, move_axes
+        from medimg.core.array_volume import as_numbers, make_affine, move_axes
 
         check_choice("photometric", photometric, get_args(Photometric), error=GeometryError)
         for name, text in (("modality", modality), ("units", units)):
