@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from medimg._validation import check_texts
 from medimg.core.array_volume import as_numbers
 from medimg.core.volume import Volume
 from medimg.data._labels import LabeledSeries
+from medimg.data.class_names import sort_classes
 from medimg.data.identifiers import add_file_patients
 from medimg.data.patients import check_exact, normalize_number
 from medimg.errors import DatasetError, MedimgError
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from medimg.data.items import Task
     from medimg.io.series import Series
 
 __all__ = ["label_arrays"]
@@ -40,23 +43,28 @@ def label_arrays(
     images: object,
     labels: object,
     *,
-    patients: Sequence[object] | None,
-    domains: Sequence[object] | None,
-    classes: Sequence[str] | None,
-    axes: str | None,
-    color: bool | None,
-    facts: Mapping[str, Any],
+    patients: Sequence[object] | None = None,
+    domains: Sequence[object] | None = None,
+    classes: Sequence[str] | None = None,
+    axes: str | None = None,
+    color: bool | None = None,
+    facts: Mapping[str, Any] | None = None,
     name: str,
-) -> list[LabeledSeries]:
-    """Return the series of each image, with its label, patient and domain."""
-    several = _make_series(images, axes, color, facts, name)
+) -> tuple[list[LabeledSeries], Sequence[str], Task]:
+    """Return the series of each image with its label, patient and domain, the classes, and the task."""
+    classes = None if classes is None else check_texts("classes", classes, error=DatasetError)
+    several = _make_series(images, axes, color, facts or {}, name)
     count = len(several)
     named = _encode_labels(labels, count, classes)
     known = _check_length("patients", patients, count)
     check_exact(known)
     where = [normalize_number(domain) for domain in _check_length("domains", domains, count)]
     found = [LabeledSeries(*item) for item in zip(several, named, known, where, strict=True)]
-    return add_file_patients(found, "ignore", "item")
+    labeled = add_file_patients(found, "ignore", "item")
+    label = named[0]
+    if isinstance(label, tuple):
+        return labeled, classes or [str(n) for n in range(len(label))], "multilabel"
+    return labeled, classes or sort_classes({str(one) for one in named if one is not None}), "multiclass"
 
 
 def _check_length(name: str, values: Sequence[object] | None, count: int) -> list[Any]:

@@ -69,8 +69,8 @@ def _read_array(archive: zipfile.ZipFile, name: str, path: Path) -> npt.NDArray[
         stored = min(entry.file_size, entry.compress_size * MAX_EXPANSION)
         if dtype.hasobject or dtype.kind not in "biufUS" or not 0 < size <= min(stored, _MAX_BYTES):
             raise DatasetError(
-                f"{path}: the array {name.removesuffix('.npy')!r} has the shape {shape}, which does not fit the "
-                "size of the file, or its values are not numbers or text"
+                f"{path}: the array {name.removesuffix('.npy')!r} has the shape {shape}, which does not fit "
+                "the size of the file, or its values are not numbers or text"
             )
         values = np.empty(math.prod(shape), dtype)
         _fill(file, memoryview(values.view(np.uint8)), path)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from medimg._public import set_module
-from medimg._validation import check_choice, check_path, check_text, check_texts
+from medimg._validation import check_choice, check_path, check_text
 from medimg.data import _labels
 from medimg.data._arrays import label_arrays
 from medimg.data._image_store import ImageStore
@@ -62,9 +62,9 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
     """
     Images with labels and patients, read and preprocessed on demand.
 
-    Use :meth:`from_folder`, :meth:`from_csv`, :meth:`from_arrays` or :meth:`from_npz` to make one. Images are kept in memory once they are rendered,
-    up to `memory` bytes, or in a cache on disk. Preprocessing is the same as in prediction, bit-for-bit but
-    for rounding in a cache.
+    Use :meth:`from_folder`, :meth:`from_csv`, :meth:`from_arrays` or :meth:`from_npz` to make one. Images are
+    kept in memory once they are rendered, up to `memory` bytes, or in a cache on disk. Preprocessing is the
+    same as in prediction, bit-for-bit but for rounding in a cache.
 
     Parameters
     ----------
@@ -319,14 +319,14 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         """
         Make a dataset of arrays in memory.
 
-        Images are identified by their content, for leakage checks, saved splits and caches. The arrays are not
-        copied; if one is changed later, reading it raises an error.
+        Images are identified by their content, for leakage checks, saved splits and caches. The arrays are
+        not copied; if one is changed later, reading it raises an error.
 
         Parameters
         ----------
         images : array_like, or list of array_like or Volume
-            Images of one size in one array, or a list of images of any size; tensors on the CPU are arrays too.
-            The axes are found by the shape, or named by `axes`:
+            Images of one size in one array, or a list of images of any size; tensors on the CPU are arrays
+            too. The axes are found by the shape, or named by `axes`:
 
             ===============  ===================================================================
             (N, H, W)        grayscale images
@@ -338,20 +338,22 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
 
             Other shapes, such as (N, 3, H, W), could be channels or slices, and are an error without `axes`.
         labels : array_like, optional
-            (N,) or (N, 1): names of classes, or indices into `classes`. (N, K): 0 and 1, for each of K classes
-            whether an image is of it, which makes a multilabel dataset. None: images without labels.
+            (N,) or (N, 1): names of classes, or indices into `classes`. (N, K): 0 and 1, for each of K
+            classes whether an image is of it, which makes a multilabel dataset. None: images without labels.
         patients : sequence, optional
             Patient of each image. Without it each image counts as a patient of its own, with a warning, as
             images of one patient in several subsets are a leak.
         domains : sequence, optional
             Domain of each image, such as the site or the scanner; see :mod:`medimg.adapt`.
         classes : sequence of str, optional
-            Names of the classes, in order; by default the names among the labels in natural order, or numbers.
+            Names of the classes, in order; by default the names among the labels in natural order, or
+            numbers.
         axes : str, optional
-            Axes of `images` by letter: N (images), C (channels), D (slices), H and W, such as "NCHW"; for a list
-            those of an image with N in front.
+            Axes of `images` by letter: N (images), C (channels), D (slices), H and W, such as "NCHW"; for a
+            list those of an image with N in front.
         color : bool, optional
-            Whether three channels are red, green and blue; by default they are if they are last, or of 8 bits.
+            Whether three channels are red, green and blue; by default they are if they are last, or of 8
+            bits.
         spacing : float or sequence of float, optional
             Distance between neighbors along (D, H, W), in millimeters, of all arrays.
         modality, units : str
@@ -386,18 +388,23 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         >>> tuple(image.shape), label
         ((3, 224, 224), 1)
         """
-        return cls._make_of_arrays(
+        labeled, names, task = label_arrays(
             images,
             labels,
-            patients,
-            domains,
+            patients=patients,
+            domains=domains,
             classes=classes,
             axes=axes,
             color=color,
             facts={"spacing": spacing, "modality": modality, "units": units},
             name="array",
+        )
+        return cls(
+            labeled,
+            classes=names,
             preprocess=preprocess,
             unit=unit,
+            task=task,
             memory=memory,
             cache=cache,
         )
@@ -423,7 +430,8 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         path : str or Path
             File with the arrays ``train_images``, ``train_labels``, ``val_images`` and so on.
         split : str or None
-            "train", "val", "test", or another name before ``_images``; None for arrays ``images`` and ``labels``.
+            "train", "val", "test", or another name before ``_images``; None for arrays ``images`` and
+            ``labels``.
         classes : sequence of str, optional
             Names of the classes, in the order of the indices; numbers by default, as the files have no names.
         preprocess : Preprocess, optional
@@ -457,52 +465,15 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         if split is not None:
             check_text("split", split, error=DatasetError)
         images, labels, name = read_npz(check_path("path", path, error=DatasetError), split)
-        return cls._make_of_arrays(
-            images,
-            labels,
-            classes=classes,
-            axes=axes,
-            name=name,
-            preprocess=preprocess,
-            unit=unit,
-            memory=memory,
-            cache=cache,
-        )
-
-    @classmethod
-    def _make_of_arrays(
-        cls,
-        images: object,
-        labels: object,
-        patients: Sequence[object] | None = None,
-        domains: Sequence[object] | None = None,
-        *,
-        classes: Sequence[str] | None,
-        axes: str | None,
-        color: bool | None = None,
-        facts: Mapping[str, Any] | None = None,
-        name: str,
-        **options: Any,
-    ) -> ImageDataset:
-        classes = None if classes is None else check_texts("classes", classes, error=DatasetError)
-        labeled = label_arrays(
-            images,
-            labels,
-            patients=patients,
-            domains=domains,
-            classes=classes,
-            axes=axes,
-            color=color,
-            facts=facts or {},
-            name=name,
-        )
-        label = labeled[0].label
-        numbers = [str(n) for n in range(len(label))] if isinstance(label, tuple) else None
+        labeled, names, task = label_arrays(images, labels, classes=classes, axes=axes, name=name)
         return cls(
             labeled,
-            classes=classes or numbers or _list_classes(labeled),
-            task="multiclass" if numbers is None else "multilabel",
-            **options,
+            classes=names,
+            preprocess=preprocess,
+            unit=unit,
+            task=task,
+            memory=memory,
+            cache=cache,
         )
 
     @property
