@@ -19,6 +19,7 @@ from PIL import Image
 import medimg
 from medimg.core.volume import Volume
 from medimg.errors import DatasetError, LeakageError, MedimgWarning, ReadError
+from medimg.models.backbones import registry
 from medimg.preprocessing.preprocess import Preprocess
 
 RNG = np.random.default_rng(21)
@@ -282,15 +283,22 @@ def test_npz_files_of_medmnist(tmp_path: Path, shape: tuple[int, ...], compress:
     assert str(data.sources[3]).startswith("<val_images[3] ")
 
 
+def make_halves() -> torch.nn.Module:
+    """A network that sees which half of an image is bright."""
+    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(12, 8))
+
+
 @pytest.mark.filterwarnings("ignore::medimg.errors.MedimgWarning")
-def test_an_npz_file_is_trained_on_and_evaluated(tmp_path: Path) -> None:
+def test_an_npz_file_is_trained_on_and_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_OWN", {})
     path = write_npz(tmp_path / "a.npz")
     recipe = Preprocess(size=32)
+    medimg.register_backbone("halves", make_halves, size=32, features=8)
     train, val, test = (
         medimg.ImageDataset.from_npz(path, split, classes=["normal", "ill"], preprocess=recipe)
         for split in ("train", "val", "test")
     )
-    model = medimg.TransferClassifier("resnet18", classes=train.classes, weights=None, preprocess=recipe)
+    model = medimg.TransferClassifier("halves", classes=train.classes, weights=None, preprocess=recipe)
     medimg.fine_tune(
         model, train, val, head_epochs=0, epochs=2, batch_size=8, output=tmp_path / "out", augment=None,
         trainer_kwargs={"enable_progress_bar": False},
