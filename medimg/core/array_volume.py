@@ -24,7 +24,11 @@ _COLORS: Final = 3
 
 
 def as_numbers(array: object, *, copy: bool) -> npt.NDArray[Any]:
-    """Return an array of real numbers in native byte order; NotAnImageError for anything else."""
+    """
+    Return an array of real numbers in native byte order, truth values as 0 and 1 of int8.
+
+    Raises NotAnImageError for anything else.
+    """
     if isinstance(array, np.ma.MaskedArray):
         raise NotAnImageError(
             "a masked array was given, and a volume has no mask; fill it first: array.filled(value)"
@@ -42,6 +46,8 @@ def as_numbers(array: object, *, copy: bool) -> npt.NDArray[Any]:
             f"expected an array of real numbers of up to 64 bits; found {values.dtype}; convert it: "
             "np.abs(array) of complex numbers, or array.astype(np.float32)"
         )
+    if values.dtype.kind == "b":
+        return values.view(np.int8)
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 

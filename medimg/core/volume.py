@@ -153,9 +153,9 @@ class Volume:
         Parameters
         ----------
         array : array_like
-            Real numbers: an image (H, W), slices (D, H, W), or channels of slices (C, D, H, W). Colors, with
-            ``photometric="RGB"``, are in the last or the first axis: (H, W, 3), (3, H, W), (D, H, W, 3) or
-            (3, D, H, W).
+            Real numbers, or truth values, which become 0 and 1: an image (H, W), slices (D, H, W), or
+            channels of slices (C, D, H, W). Colors, with ``photometric="RGB"``, are in the last or the first
+            axis: (H, W, 3), (3, H, W), (D, H, W, 3) or (3, D, H, W).
         affine : array_like, optional
             (4, 4): index (d, h, w) of the array to millimeters in the patient, in the given convention. The
             columns follow the axes of the array, whichever direction each of them has.

@@ -73,7 +73,7 @@ def _read_array(archive: zipfile.ZipFile, name: str, path: Path) -> npt.NDArray[
                 "the size of the file, or its values are not numbers or text"
             )
         values = np.empty(math.prod(shape), dtype)
-        _fill(file, memoryview(values.view(np.uint8)), path)
+        _fill(file, memoryview(values.view(np.uint8).data), path)
         # reading on to the end compares the checksum
         if file.read(1):
             raise DatasetError(f"{path}: the array {name.removesuffix('.npy')!r} is longer than it states")

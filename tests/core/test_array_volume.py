@@ -161,6 +161,14 @@ def test_tensors_and_arrays_are_copies_without_warnings(dtype: str) -> None:
     assert np.array_equal(volume.array, before)
 
 
+def test_truth_values_are_numbers_that_can_be_shown() -> None:
+    volume = Volume.from_array(SLICES > 0)
+    assert volume.array.dtype == np.int8
+    assert np.array_equal(volume.array[0], SLICES > 0)
+    assert volume.display_range is None
+    assert volume._repr_png_()
+
+
 def test_the_array_protocol_has_dtype_and_copy() -> None:
     volume = Volume.from_array(SLICES)
     assert np.asarray(volume, dtype=np.float32).dtype == np.float32

@@ -167,7 +167,7 @@ def test_values_that_a_format_does_not_hold_are_refused(
     path = tmp_path / f"a{suffix}"
     path.write_bytes(b"before")
     with pytest.raises(WriteError, match="does not hold"):
-        Volume.from_array(array).save(path)
+        Volume(array[None], AFFINE).save(path)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     assert path.read_bytes() == b"before"
 
