@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 from medimg._public import set_module
 from medimg._validation import check_choice, check_path, check_text
 from medimg.data import _labels
-from medimg.data._label_arrays import label_arrays
 from medimg.data._image_store import ImageStore
+from medimg.data._label_arrays import label_arrays
 from medimg.data._npz import read_npz
 from medimg.data.acquisition_tags import read_missing_elements
 from medimg.data.cache.image_cache import as_cache
