@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, SupportsIndex, TypeAlias
 
 from medimg.core import geometry
 from medimg.errors import GeometryError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Index", "index_volume"]
 
 #: An axis of an index: one position, which keeps the axis, or a range of them.
-AxisIndex: TypeAlias = "int | slice | EllipsisType"
+AxisIndex: TypeAlias = "SupportsIndex | slice | EllipsisType"
 Index: TypeAlias = "AxisIndex | tuple[AxisIndex, ...]"
 
 _AXES: Final = ("C", "D", "H", "W")

@@ -107,7 +107,7 @@ def test_arguments_that_contradict_each_other_are_refused(arguments: dict[str, A
         np.zeros((2, 2), complex),
         np.array([["a", "b"]]),
         np.array([[object()]]),
-        np.ma.masked_array(np.zeros((2, 2)), mask=np.eye(2)),
+        np.ma.masked_array(np.zeros((2, 2)), mask=np.eye(2, dtype=bool)),
         [[1, 2], [3]],
         torch.zeros(2, 2, requires_grad=True),
         np.zeros((2, 2), "datetime64[s]"),
@@ -151,7 +151,7 @@ def test_tensors_and_arrays_are_copies_without_warnings(dtype: str) -> None:
             torch.as_tensor(volume),
             torch.tensor(volume),
             torch.asarray(volume),
-            torch.from_dlpack(volume),
+            torch.utils.dlpack.from_dlpack(volume),
             torch.from_numpy(np.asarray(volume)),
             torch.as_tensor(volume, dtype=torch.float32),
         ]

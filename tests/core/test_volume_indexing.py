@@ -111,7 +111,7 @@ def test_length_and_iteration_go_by_channel() -> None:
     volume = make()
     assert len(volume) == len(np.asarray(volume)) == 2
     assert [part.channels for part in volume] == [("a",), ("b",)]
-    assert [part.channels for part in reversed(volume)] == [("b",), ("a",)]  # type: ignore[call-overload]
+    assert [part.channels for part in reversed(volume)] == [("b",), ("a",)]
     assert all(part.array.shape == (1, 5, 4, 6) for part in volume)
 
 
@@ -136,10 +136,12 @@ def test_other_indices_are_refused(index: Any) -> None:
 
 def test_indices_out_of_range_end_loops() -> None:
     volume = make()
-    for index in (2, -3, (0, 5), (..., 6)):
+    beyond: tuple[Any, ...] = (2, -3, (0, 5), (..., 6))
+    for index in beyond:
         with pytest.raises(IndexError, match="out of range") as caught:
             volume[index]
         assert isinstance(caught.value, GeometryError)
-    for index in ((0, 0, 0, 0, 0), (..., 0, ...)):
+    many: tuple[Any, ...] = ((0, 0, 0, 0, 0), (..., 0, ...))
+    for index in many:
         with pytest.raises(GeometryError, match="up to four axes"):
             volume[index]

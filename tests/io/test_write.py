@@ -54,7 +54,7 @@ def tolerance(volume: Volume, suffix: str) -> float:
 
 
 def corners(volume: Volume) -> npt.NDArray[np.float64]:
-    return np.array(list(np.ndindex(2, 2, 2))) * (np.array(volume.shape[1:]) - 1)
+    return np.array(list(np.ndindex(2, 2, 2))) * (np.array(volume.shape[1:]) - 1.0)
 
 
 @settings(
@@ -83,7 +83,7 @@ def test_what_is_written_is_read_again(tmp_path: Path, volume: Volume, suffix: s
 
 
 def assert_nibabel_agrees(path: Path, volume: Volume) -> None:
-    image: Any = nib.load(path)  # type: ignore[attr-defined]  # nibabel does not export it for mypy
+    image: Any = nib.load(path)
     stored = np.asanyarray(image.dataobj)
     if volume.is_color:
         stored = np.stack([stored[name] for name in "RGB"], axis=-1)
@@ -118,7 +118,7 @@ def assert_itk_agrees(path: Path, volume: Volume, suffix: str) -> None:
         np.testing.assert_allclose(image.GetSpacing()[:3], volume.spacing[::-1])
         return
     for d, h, w in corners(volume).tolist():
-        place = image.TransformIndexToPhysicalPoint([w, h, d] + [0] * (image.GetDimension() - 3))[:3]
+        place = image.TransformIndexToPhysicalPoint([int(w), int(h), int(d)] + [0] * (image.GetDimension() - 3))[:3]
         expected = index_to_lps(volume.affine, [d, h, w])
         assert np.abs(np.array(place) - expected).max() < max(1e-4, tolerance(volume, suffix))
 

@@ -49,15 +49,16 @@ def iter_values(volume: Volume) -> Iterator[memoryview]:
         else (plane for channel in volume.array for plane in channel)
     )
     little = volume.array.dtype.newbyteorder("<")
-    return (memoryview(np.ascontiguousarray(plane, little)).cast("B") for plane in planes)
+    return (np.ascontiguousarray(plane, little).data.cast("B") for plane in planes)
 
 
 @contextmanager
 def open_gzip(path: Path, *, append: bool = False) -> Iterator[BinaryIO]:
     """Open a file for content compressed by gzip, without name and time, so that files are reproducible."""
+    make: Any = igzip.IGzipFile  # its stub has no types
     with (
         path.open("ab" if append else "wb") as file,
-        igzip.IGzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed,
+        make(filename="", mode="wb", fileobj=file, mtime=0) as packed,
     ):
         yield packed
 

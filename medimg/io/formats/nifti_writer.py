@@ -53,7 +53,7 @@ def _build_header(volume: Volume, extension: int) -> Any:
     channels, depth, height, width = volume.shape
     shape = (width, height, depth) if channels == 1 or volume.is_color else (width, height, depth, channels)
     ras = geometry.ras_from_lps(volume.affine)
-    kind = Nifti1Header if max(shape) <= _MAX_SIZE and _is_exact(ras, shape[:3]) else Nifti2Header
+    kind: Any = Nifti1Header if max(shape) <= _MAX_SIZE and _is_exact(ras, shape[:3]) else Nifti2Header
     header = kind(endianness="<")
     header.set_data_shape(shape)
     header.set_data_dtype(np.dtype([(c, "u1") for c in "RGB"]) if volume.is_color else volume.array.dtype)
