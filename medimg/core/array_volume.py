@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["Convention", "as_numbers", "make_affine", "move_axes"]
+__all__ = ["Convention", "as_numbers", "check_colors", "make_affine", "move_axes"]
 
 #: Patient coordinate system of an affine: that of DICOM, or that of NIfTI.
 Convention: TypeAlias = Literal["LPS", "RAS"]
@@ -68,9 +68,18 @@ def move_axes(values: npt.NDArray[Any], *, color: bool) -> npt.NDArray[Any]:
                 f"expected colors in the first or the last axis, {expected}; found the shape {values.shape}: "
                 f"{found}; pass (3, D, H, W) to medimg.Volume itself"
             )
+        check_colors(values)
         values = np.moveaxis(values, ends[0], 0)
         return values if values.ndim == 4 else values[:, None]
     return values.reshape((1,) * (4 - values.ndim) + values.shape)
+
+
+def check_colors(values: npt.NDArray[Any]) -> None:
+    """Raise NotAnImageError for colors of floating-point numbers that are not from 0 to 1."""
+    if values.dtype.kind == "f" and not (values.min() >= 0 and values.max() <= 1):
+        raise NotAnImageError(
+            "colors of floating-point numbers must be from 0 to 1; scale them, or convert them to np.uint8"
+        )
 
 
 def make_affine(

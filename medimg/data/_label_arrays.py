@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from medimg._validation import check_texts
-from medimg.core.array_volume import as_numbers
+from medimg.core.array_volume import as_numbers, check_colors
 from medimg.core.volume import Volume
 from medimg.data._labels import LabeledSeries
 from medimg.data.class_names import sort_classes
-from medimg.data.identifiers import add_file_patients
-from medimg.data.patients import check_exact, normalize_number
+from medimg.data.patients import check_exact, normalize_number, normalize_patient, patient_key
 from medimg.errors import DatasetError, MedimgError
 from medimg.io.array_series import array_series
 
@@ -53,14 +52,21 @@ def label_arrays(
 ) -> tuple[list[LabeledSeries], Sequence[str], Task]:
     """Return the series of each image with its label, patient and domain, the classes, and the task."""
     classes = None if classes is None else check_texts("classes", classes, error=DatasetError)
-    several = _make_series(images, axes, color, facts or {}, name)
+    try:
+        several = _make_series(images, axes, color, facts or {}, name)
+    except DatasetError:
+        raise
+    except MedimgError as error:
+        raise DatasetError(f"images: {error}") from None
     count = len(several)
     named = _encode_labels(labels, count, classes)
     known = _check_length("patients", patients, count)
     check_exact(known)
     where = [normalize_number(domain) for domain in _check_length("domains", domains, count)]
-    found = [LabeledSeries(*item) for item in zip(several, named, known, where, strict=True)]
-    labeled = add_file_patients(found, "ignore", "item")
+    # patients that differ only in case get one spelling
+    spelled: dict[str, str] = {}
+    known = [spelled.setdefault(patient_key(patient), normalize_patient(patient)) for patient in known]
+    labeled = [LabeledSeries(*item) for item in zip(several, named, known, where, strict=True)]
     label = named[0]
     if isinstance(label, tuple):
         return labeled, classes or [str(n) for n in range(len(label))], "multilabel"
@@ -109,7 +115,8 @@ def _iter_stack(
         )
     order = _find_axes(stack.shape, axes)
     first = _make_volume(stack[0], order, color, facts)
-    _check_colors(first, stack)
+    if first.is_color:
+        check_colors(stack)
     for image in stack:
         yield first, _move_axes(image, order)
 
@@ -125,15 +132,9 @@ def _as_volume(item: object, axes: str | None, color: bool | None, facts: Mappin
         )
     array = as_numbers(item, copy=False)
     volume = _make_volume(array, _find_axes((1, *array.shape), axes), color, facts)
-    _check_colors(volume, array)
+    if volume.is_color:
+        check_colors(array)
     return volume
-
-
-def _check_colors(volume: Volume, values: npt.NDArray[Any]) -> None:
-    if volume.is_color and values.dtype.kind == "f" and not (values.min() >= 0 and values.max() <= 1):
-        raise DatasetError(
-            "colors of floating-point numbers must be from 0 to 1; scale them, or convert them to np.uint8"
-        )
 
 
 def _find_axes(shape: tuple[int, ...], axes: str | None) -> str:

@@ -47,6 +47,14 @@ def test_colors_that_could_be_anywhere_or_are_nowhere_are_refused(shape: tuple[i
         Volume.from_array(np.zeros(shape, np.uint8), photometric="RGB")
 
 
+def test_colors_of_floating_point_numbers_are_from_0_to_1() -> None:
+    image = RNG.random((4, 5, 3))
+    assert Volume.from_array(image, photometric="RGB").white == 1
+    for bad in (image * 255, -image, image * np.nan):
+        with pytest.raises(NotAnImageError, match="from 0 to 1"):
+            Volume.from_array(bad, photometric="RGB")
+
+
 @pytest.mark.parametrize("shape", [(), (4,), (2, 0, 3), (1, 2, 3, 4, 5)])
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(GeometryError, match="found the shape"):

@@ -99,6 +99,8 @@ def test_three_channels_of_other_types_are_colors_only_if_so_said() -> None:
         make(images, axes="NCHW")
     assert make(images, axes="NCHW", color=True).series[0].read().is_color
     assert not make(images, axes="NCHW", color=False).series[0].read().is_color
+    with pytest.raises(DatasetError, match="array of real numbers"):
+        make(np.array([["a.png"]]), [0], patients=None)
     for bad in (images * 255, -images):
         with pytest.raises(DatasetError, match="from 0 to 1"):
             make(bad, axes="NCHW", color=True)
@@ -183,6 +185,9 @@ def test_without_patients_each_image_is_its_own_with_a_warning() -> None:
         data = make(patients=None)
     assert caught[0].filename == __file__.replace(__name__, "") or "test_arrays" in caught[0].filename
     assert len(set(data.patients)) == 6
+    with pytest.warns(MedimgWarning, match="2 of 6 images"):
+        assert make(patients=["P1", "p1", 3, "003", None, "N/A"]).n_unknown_patients == 2
+    assert len(set(make(patients=["P1", "p1", 3, "003", 3.0, "p1 "]).patients)) == 2
     assert make(domains=["x", "y"] * 3).domains == ("x", "y") * 3
 
 

@@ -118,7 +118,9 @@ def assert_itk_agrees(path: Path, volume: Volume, suffix: str) -> None:
         np.testing.assert_allclose(image.GetSpacing()[:3], volume.spacing[::-1])
         return
     for d, h, w in corners(volume).tolist():
-        place = image.TransformIndexToPhysicalPoint([int(w), int(h), int(d)] + [0] * (image.GetDimension() - 3))[:3]
+        place = image.TransformIndexToPhysicalPoint(
+            [int(w), int(h), int(d)] + [0] * (image.GetDimension() - 3)
+        )[:3]
         expected = index_to_lps(volume.affine, [d, h, w])
         assert np.abs(np.array(place) - expected).max() < max(1e-4, tolerance(volume, suffix))
 
