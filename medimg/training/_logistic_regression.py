@@ -169,9 +169,7 @@ def log_loss(
     patients: Sequence[str],
 ) -> tuple[float, float]:
     """
-    Return the weighted mean negative log-likelihood of probabilities (n, K), and its standard error.
-
-    The standard error is that of a ratio of sums over patients; for weights see `class_weights`.
+    Return the weighted mean negative log-likelihood of probabilities (n, K), and its error over patients.
 
     >>> loss, error = log_loss(np.array([0, 1]), np.full((2, 2), 0.5), "multiclass", np.ones(2), ["a", "b"])
     >>> round(loss, 4), error
