@@ -17,6 +17,7 @@ expected and what to do. Names, birth dates and identifiers of patients never ap
     │   ├── DuplicateSlicesError
     │   ├── TiltedGantryError
     │   └── GeometryError
+    ├── WriteError                (also a ValueError)
     ├── PreprocessError           (also a ValueError)
     ├── DatasetError              (also a ValueError)
     │   └── LeakageError
@@ -55,6 +56,7 @@ __all__ = [
     "TrainingError",
     "TruncatedError",
     "WeightsUnavailableError",
+    "WriteError",
 ]
 
 
@@ -104,6 +106,10 @@ class TiltedGantryError(SeriesError):
 
 class GeometryError(SeriesError):
     """Positions, orientations or sizes contradict each other."""
+
+
+class WriteError(MedimgError, ValueError):
+    """An image can't be written: the format is unknown, or can't hold its values or colors."""
 
 
 class PreprocessError(MedimgError, ValueError):
