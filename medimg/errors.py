@@ -17,6 +17,7 @@ expected and what to do. Names, birth dates and identifiers of patients never ap
     │   ├── DuplicateSlicesError
     │   ├── TiltedGantryError
     │   └── GeometryError
+    ├── ConversionError
     ├── PreprocessError
     ├── DatasetError
     │   └── LeakageError
@@ -31,6 +32,7 @@ expected and what to do. Names, birth dates and identifiers of patients never ap
 __all__ = [
     "AmbiguousSeriesError",
     "CheckpointError",
+    "ConversionError",
     "DatasetError",
     "DecodeError",
     "DuplicateSlicesError",
@@ -93,6 +95,10 @@ class TiltedGantryError(SeriesError):
 
 class GeometryError(SeriesError):
     """Positions, orientations or sizes contradict each other."""
+
+
+class ConversionError(MedimgError, ValueError):
+    """A volume has something that an image of another library or format can't hold."""
 
 
 class PreprocessError(MedimgError):
