@@ -76,7 +76,8 @@ def check_type(volume: Volume, supported: Iterable[str], target: str, *, advice:
     suggested = "uint8" if dtype.kind == "b" else "float32"
     way = advice or f'volume.with_array(volume.array.astype("{suggested}"))'
     raise ConversionError(
-        f"{target} has no values of type {dtype.name}; expected one of {', '.join(types)}: convert them, {way}"
+        f"{target} has no values of type {dtype.name}; expected one of {', '.join(types)}: convert "
+        f"them, {way}"
     )
 
 
@@ -99,7 +100,7 @@ def own_values(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def widen_unsigned(array: npt.NDArray[Any], target: str) -> npt.NDArray[Any]:
-    """Return a copy in which unsigned integers of 16 and more bits, which torch hardly computes with, are wider."""
+    """Return a copy with wider types for unsigned integers with which torch can't compute."""
     kind = array.dtype.newbyteorder("=").name
     if kind == "uint64" and array.size and int(array.max()) > np.iinfo(np.int64).max:
         raise ConversionError(
@@ -191,7 +192,7 @@ def _is_inverted(metadata: Mapping[str, Any], photometric: Photometric) -> bool:
 
 
 def _find_dicom_units(metadata: Mapping[str, Any]) -> str:
-    """Return the units of DICOM that another library read and rescaled, by the rules for files (PS3.3 C.11.1)."""
+    """Return the units of DICOM read and rescaled by another library, as for files (PS3.3 C.11.1)."""
     if "0008|0060" not in metadata:
         return ""
     units, modality = _find_text(metadata, "0028|1054"), _find_text(metadata, "0008|0060")

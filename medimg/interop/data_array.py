@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from medimg._public import set_module
-from medimg.core import geometry
 from medimg.errors import GeometryError, ReadError
 from medimg.interop._exchange import (
     as_volume,
@@ -83,9 +82,7 @@ def to_xarray(volume: Volume | Explanation) -> xarray.DataArray:
 
 @set_module("medimg")
 @guard_conversion("xarray")
-def from_xarray(
-    array: xarray.DataArray, *, modality: str | None = None, units: str | None = None
-) -> Volume:
+def from_xarray(array: xarray.DataArray, *, modality: str | None = None, units: str | None = None) -> Volume:
     """
     Convert a DataArray of :func:`to_xarray`, or a part of one, to a volume with a copy of its values.
 

@@ -143,8 +143,8 @@ def open_highdicom(volume: highdicom.Volume) -> ImageObject:
     descriptors = volume.channel_descriptors
     if len(descriptors) > 1:
         raise ReadError(
-            f"the highdicom Volume has {len(descriptors)} dimensions of channels; expected at most one: select "
-            "with get_channel"
+            f"the highdicom Volume has {len(descriptors)} dimensions of channels; expected at most one: "
+            "select with get_channel"
         )
     d, h, w = volume.spatial_shape
     names: tuple[str, ...] = ()

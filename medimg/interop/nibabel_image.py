@@ -173,7 +173,8 @@ def open_nibabel(image: SpatialImage) -> ImageObject:
     i, j, k, t, v, *more = (*size, *(1,) * (5 - len(size)))
     if any(n != 1 for n in more) or (t != 1 and v != 1):
         raise ReadError(
-            f"the nibabel image has the shape {size}; three dimensions and either time or a vector are supported"
+            f"the nibabel image has the shape {size}; three dimensions and either time or a vector "
+            "are supported"
         )
     colors = image.get_data_dtype().names
     if colors is not None and (colors not in _COLORS or t * v != 1):

@@ -95,8 +95,8 @@ def to_pil(
     chosen = _check_index(volume, index)
     if volume.shape[0] > 1 and not volume.is_color:
         raise ConversionError(
-            f"a Pillow image has one channel or colors, and this volume has {volume.shape[0]} channels; choose "
-            "one: volume.select(channel)"
+            f"a Pillow image has one channel or colors, and this volume has {volume.shape[0]} channels; "
+            "choose one: volume.select(channel)"
         )
     single = volume.take([chosen])
     if window is not None:
@@ -118,8 +118,8 @@ def _check_index(volume: Volume, index: int | None) -> int:
         return 0
     if not isinstance(index, int | np.integer) or not -depth <= index < depth:
         raise ConversionError(
-            f"a Pillow image is one slice, and this volume has {depth}; expected index= a number below {depth}, "
-            f"found {index!r}"
+            f"a Pillow image is one slice, and this volume has {depth}; expected index= a number "
+            f"below {depth}, found {index!r}"
         )
     return range(depth)[int(index)]
 
@@ -170,8 +170,8 @@ def open_pil(image: PIL.Image.Image) -> ImageObject:
         )
     if getattr(image, "is_animated", False):
         raise ReadError(
-            f"the Pillow image is an animation of {getattr(image, 'n_frames', 'several')} frames; read each as an "
-            "image: image.seek(n), then image.copy()"
+            "the Pillow image is an animation of several frames; read each as an image: image.seek(n), then "
+            "image.copy()"
         )
     is_color = image.mode in COLOR_MODES
     turn = _find_turn(image)
@@ -227,9 +227,7 @@ def move_channels(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return array[None] if array.ndim == 2 else np.ascontiguousarray(np.moveaxis(array, -1, 0))
 
 
-def keep_gray(
-    array: npt.NDArray[Any], steps: tuple[str, ...]
-) -> tuple[npt.NDArray[Any], tuple[str, ...]]:
+def keep_gray(array: npt.NDArray[Any], steps: tuple[str, ...]) -> tuple[npt.NDArray[Any], tuple[str, ...]]:
     """Return one channel of three (C, H, W) that are equal, and the steps."""
     if array.shape[0] == 3 and (array == array[:1]).all():
         return array[:1], (*steps, "gray in three equal channels: one kept")

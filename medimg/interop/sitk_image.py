@@ -24,7 +24,7 @@ from medimg.interop.image_object import ImageObject, check_affine, guard_convers
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    import SimpleITK as sitk
+    import SimpleITK
 
     from medimg.core.volume import Volume
     from medimg.saliency.explanation import Explanation
@@ -39,7 +39,7 @@ _MODALITY_TAG: Final = "0008|0060"
 
 
 @set_module("medimg")
-def to_sitk(volume: Volume | Explanation) -> sitk.Image:
+def to_sitk(volume: Volume | Explanation) -> SimpleITK.Image:
     """
     Convert a volume to a SimpleITK image, with a copy of its values.
 
@@ -75,7 +75,7 @@ def to_sitk(volume: Volume | Explanation) -> sitk.Image:
     >>> image.GetSize(), image.GetSpacing(), image.GetMetaData("units")
     ((80, 64, 4), (0.5, 0.5, 2.0), 'HU')
     """
-    import SimpleITK as sitk
+    import SimpleITK
 
     volume = as_volume(volume, "to_sitk")
     check_type(volume, _TYPES, "SimpleITK")
@@ -83,9 +83,9 @@ def to_sitk(volume: Volume | Explanation) -> sitk.Image:
     array = volume.array.astype(volume.array.dtype.newbyteorder("="), copy=False)
     is_vector, is_series = volume.is_color, volume.shape[0] > 1 and not volume.is_color
     if is_vector:
-        image = sitk.GetImageFromArray(array.transpose(1, 2, 3, 0), isVector=True)
+        image = SimpleITK.GetImageFromArray(array.transpose(1, 2, 3, 0), isVector=True)
     else:
-        image = sitk.GetImageFromArray(array if is_series else array[0], isVector=False)
+        image = SimpleITK.GetImageFromArray(array if is_series else array[0], isVector=False)
     columns = volume.affine[:3, 2::-1]
     spacing = np.linalg.norm(columns, axis=0)
     direction, origin = np.eye(3 + is_series), np.zeros(3 + is_series)
@@ -102,7 +102,7 @@ def to_sitk(volume: Volume | Explanation) -> sitk.Image:
 
 @set_module("medimg")
 @guard_conversion("SimpleITK")
-def from_sitk(image: sitk.Image, *, modality: str | None = None, units: str | None = None) -> Volume:
+def from_sitk(image: SimpleITK.Image, *, modality: str | None = None, units: str | None = None) -> Volume:
     """
     Convert a SimpleITK image to a volume, with a copy of its values.
 
@@ -142,7 +142,7 @@ def from_sitk(image: sitk.Image, *, modality: str | None = None, units: str | No
 
 
 @guard_conversion("SimpleITK")
-def open_sitk(image: sitk.Image) -> ImageObject:
+def open_sitk(image: SimpleITK.Image) -> ImageObject:
     """Return the geometry and facts of an image."""
     dimension, samples = image.GetDimension(), image.GetNumberOfComponentsPerPixel()
     kind = image.GetPixelIDTypeAsString()
@@ -166,7 +166,7 @@ def open_sitk(image: sitk.Image) -> ImageObject:
     )
 
 
-def _build_affine(image: sitk.Image, dimension: int) -> geometry.Affine:
+def _build_affine(image: SimpleITK.Image, dimension: int) -> geometry.Affine:
     spacing = image.GetSpacing()
     if dimension == 2:
         return geometry.image_affine((1.0, spacing[1], spacing[0]))
@@ -179,11 +179,11 @@ def _build_affine(image: sitk.Image, dimension: int) -> geometry.Affine:
     return geometry.lps_from_space(check_affine(columns, "SimpleITK"), "LPS")
 
 
-def _load(image: sitk.Image) -> tuple[npt.NDArray[Any], tuple[str, ...]]:
+def _load(image: SimpleITK.Image) -> tuple[npt.NDArray[Any], tuple[str, ...]]:
     """Return values (C, D, H, W)."""
-    import SimpleITK as sitk
+    import SimpleITK
 
-    array = sitk.GetArrayViewFromImage(image)
+    array = SimpleITK.GetArrayViewFromImage(image)
     dimension = image.GetDimension()
     if image.GetNumberOfComponentsPerPixel() > 1:
         array = np.moveaxis(array, -1, 0)

@@ -31,7 +31,9 @@ __all__ = ["from_torchio", "open_torchio", "to_torchio"]
 
 
 @set_module("medimg")
-def to_torchio(volume: Volume | Explanation, *, label: bool = False) -> torchio.ScalarImage | torchio.LabelMap:
+def to_torchio(
+    volume: Volume | Explanation, *, label: bool = False
+) -> torchio.ScalarImage | torchio.LabelMap:
     """
     Convert a volume to an image of TorchIO, with a copy of its values.
 

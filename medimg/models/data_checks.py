@@ -9,6 +9,7 @@ import numpy as np
 
 from medimg.data.class_names import are_same_classes
 from medimg.errors import PreprocessError, TrainingError
+from medimg.interop.image_object import is_image_object
 from medimg.preprocessing.preprocess import check_same_preprocessing
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ def check_source(source: object, function: str, *, error: type[MedimgError] = Pr
     from torch import Tensor
     from torch.utils.data import Dataset
 
+    if is_image_object(source):
+        return
     if isinstance(source, Dataset) or all(hasattr(source, member) for member in _MEMBERS):
         raise error(
             f"{function} takes image files, series or volumes; found a dataset ({type(source).__name__}): "

@@ -17,6 +17,14 @@ from medimg.core.read_report import ReadReport
 from medimg.core.upright import describe_turn, is_turned_sideways, turn_upright
 from medimg.core.volume import Volume
 from medimg.errors import DecodeError, NotAnImageError, ReadError, TruncatedError
+from medimg.interop.pil_image import (
+    COLOR_MODES,
+    GRAYSCALE_MODES,
+    ORIENTATION_TAG,
+    keep_gray,
+    move_channels,
+    to_channels,
+)
 from medimg.io.dicom.header.attributes import quiet_pydicom
 from medimg.io.dicom.pixels.codestream import (
     Codestream,
@@ -27,14 +35,6 @@ from medimg.io.dicom.pixels.codestream import (
     read_codestream,
 )
 from medimg.io.files.blob import Blob, as_blob
-from medimg.interop.pil_image import (
-    COLOR_MODES,
-    GRAYSCALE_MODES,
-    ORIENTATION_TAG,
-    keep_gray,
-    move_channels,
-    to_channels,
-)
 from medimg.io.series import Policies, Series
 
 if TYPE_CHECKING:
