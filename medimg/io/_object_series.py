@@ -58,7 +58,7 @@ class _ObjectReader:
 
 
 def _take_slices(volume: Volume, slices: Sequence[int] | None) -> Volume:
-    if slices is None:
+    if slices is None or len(slices) == volume.shape[1]:
         return volume
     part = volume.take(slices)
     step = f"{part.shape[1]} of {volume.shape[1]} slices read"

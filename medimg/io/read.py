@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Source", "find_series", "read", "resolve_source", "resolve_sources"]
 
 #: All that :func:`read` takes: a path, bytes, an open file, several of these, or a series.
-Source: TypeAlias = Files | Series
+Source: TypeAlias = "Files | Series"
 
 
 @set_module("medimg")
