@@ -165,9 +165,15 @@ def find_facts(
         units=_find_text(metadata, "units") or _find_dicom_units(metadata) or "raw",
         photometric=photometric,
         inverted=_is_inverted(metadata, photometric),
-        space="image" if metadata.get("geometry") == "image" else space,
+        space="image" if _is_unplaced(metadata) else space,
         channels=tuple(str(name) for name in names or ()) if is_named else (),
     )
+
+
+def _is_unplaced(metadata: Mapping[str, Any]) -> bool:
+    """Whether an image has no position in a patient, as stated, or by the codes of its NIfTI file."""
+    codes = [str(metadata.get(key)) for key in ("sform_code", "qform_code")]
+    return metadata.get("geometry") == "image" or codes == ["0", "0"]
 
 
 def _find_text(metadata: Mapping[str, Any], *keys: str) -> str:

@@ -108,9 +108,9 @@ def from_monai(tensor: MetaTensor, *, modality: str | None = None, units: str | 
     Parameters
     ----------
     tensor : monai.data.MetaTensor
-        (C, W, H, D), or (C, W, H) with an affine of 3×3, which has no position in a patient
-        (``space="image"``). Without a channel axis if ``meta["original_channel_dim"]`` says so. The affine
-        maps to RAS, or LPS if ``meta["space"]`` says so.
+        (C, W, H, D) or (C, W, H); as MONAI's readers return it, also without channels, or with channels last.
+        The affine maps to RAS, or LPS if ``meta["space"]`` says so. An image of two axes with an affine of
+        3×3, or the identity, has no position in a patient (``space="image"``).
     modality, units : str, optional
         As in :class:`Volume`; by default as ``meta`` says. State them after a transform that changed the
         meaning of the values, such as ``ScaleIntensity``: ``units="raw"``.
@@ -146,9 +146,20 @@ def open_meta_tensor(tensor: MetaTensor) -> ImageObject:
             "the MetaTensor has lazy transforms that are not applied yet; apply them first, with "
             "monai.transforms.lazy.functional.apply_pending, or a Compose that is not lazy"
         )
-    shape, affine = _find_axes(tensor)
-    c, i, j, k = shape
-    facts = find_facts(tensor.meta, c, space="image" if len(tensor.affine) == 3 else "patient")
+    tensor = _move_channels(tensor)
+    matrix = np.asarray(tensor.affine.cpu(), dtype=np.float64)
+    shape, size = tuple(tensor.shape), tensor.ndim - 1
+    if not 2 <= size <= 3 or matrix.shape not in {(4, 4), (size + 1, size + 1)}:
+        raise ReadError(
+            f"the MetaTensor has the shape {shape} and an affine of {matrix.shape}; expected one image, "
+            "(C, W, H, D) or (C, W, H), with an affine for as many axes: split a batch with "
+            "monai.data.decollate_batch, add an axis of channels with EnsureChannelFirst"
+        )
+    affine = check_affine(matrix if size == 3 else _extend_plane(matrix), "MONAI")
+    # readers of photographs give the identity
+    is_flat = size == 2 and (len(matrix) == 3 or bool((matrix == np.eye(4)).all()))
+    c, i, j, k = (*shape, 1)[:4]
+    facts = find_facts(tensor.meta, c, space="image" if is_flat else "patient")
     if facts.space == "image":
         lps = geometry.image_affine(geometry.spacing_of(affine)[::-1])
     elif tensor.meta.get("space") == "LPS":
@@ -156,39 +167,49 @@ def open_meta_tensor(tensor: MetaTensor) -> ImageObject:
     else:
         lps = geometry.lps_from_ras(affine)
     return ImageObject(
-        format="MONAI", shape=(c, k, j, i), affine=lps, load=partial(_load, tensor, shape), **facts._asdict()
+        format="MONAI", shape=(c, k, j, i), affine=lps, load=partial(_load, tensor), **facts._asdict()
     )
 
 
-def _find_axes(tensor: MetaTensor) -> tuple[tuple[int, int, int, int], geometry.Affine]:
-    """Return the sizes (C, i, j, k), and the (4, 4) affine of (i, j, k)."""
-    shape, affine = tuple(tensor.shape), np.asarray(tensor.affine.cpu(), dtype=np.float64)
-    has_channels = not _has_no_channel(tensor.meta.get("original_channel_dim"), len(shape))
-    known = {(4, 4): True, (3, 4): False, (3, 3): True, (2, 3): False}
-    if affine.ndim != 2 or known.get((len(shape), len(affine))) is not has_channels:
+def _move_channels(tensor: MetaTensor) -> MetaTensor:
+    """
+    Return a tensor with channels first, as all transforms of MONAI need them.
+
+    Its readers put none, or the last axis, and say so; what they say stays when channels are moved.
+    """
+    stated, shape = tensor.meta.get("original_channel_dim"), tuple(tensor.shape)
+    sizes = tensor.meta.get("spatial_shape")
+    size = () if sizes is None else tuple(int(n) for n in np.ravel(sizes))
+    if stated == "no_channel" or (isinstance(stated, float) and np.isnan(stated)):
+        return tensor[None] if len(size) == len(shape) else tensor
+    if stated not in (-1, len(shape) - 1) or size != shape[:-1]:
+        return tensor
+    if size == shape[1:]:
         raise ReadError(
-            f"the MetaTensor has the shape {shape} and an affine of {affine.shape}; expected one image, "
-            "(C, W, H, D) with 4×4 or (C, W, H) with 3×3: split a batch with "
-            "monai.data.decollate_batch, add an axis of channels with EnsureChannelFirst, or of depth"
+            f"the MetaTensor has the shape {shape}, with channels first or last; say that they are first by "
+            'meta["original_channel_dim"] = 0'
         )
-    c, *sizes = shape if has_channels else (1, *shape)
-    if len(affine) == 3:
-        affine = np.insert(np.insert(affine, 2, 0, axis=0), 2, 0, axis=1)
-        affine[2, 2] = 1.0
-    i, j, k = (*sizes, 1)[:3]
-    return (c, i, j, k), check_affine(affine, "MONAI")
+    return tensor.moveaxis(-1, 0)
 
 
-def _has_no_channel(stated: Any, dimensions: int) -> bool:
-    """Whether a tensor has no axis of channels; an image of four axes always has one."""
-    is_none = stated == "no_channel" or (isinstance(stated, float) and np.isnan(stated))
-    return dimensions < 4 and is_none
+def _extend_plane(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the (4, 4) affine of an image of two axes, whose third column need not be a direction."""
+    affine = np.eye(4)
+    affine[: len(matrix) - 1, :2] = matrix[:-1, :2]
+    affine[: len(matrix) - 1, 3] = matrix[:-1, -1]
+    normal = np.cross(affine[:3, 0], affine[:3, 1])
+    length = float(np.linalg.norm(normal))
+    step = matrix[:3, 2] if len(matrix) == 4 else np.zeros(3)
+    is_normal = np.linalg.norm(np.cross(step, normal)) <= 1e-4 * length * np.linalg.norm(step)
+    affine[:3, 2] = step if step.any() and is_normal else normal / (length or 1.0)
+    return affine
 
 
-def _load(tensor: MetaTensor, shape: tuple[int, int, int, int]) -> tuple[npt.NDArray[Any], tuple[str, ...]]:
+def _load(tensor: MetaTensor) -> tuple[npt.NDArray[Any], tuple[str, ...]]:
     """Return values (C, D, H, W)."""
     plain = tensor.as_tensor().detach().cpu()
     steps: tuple[str, ...] = ()
     if str(plain.dtype) == "torch.bfloat16":
         plain, steps = plain.float(), ("bfloat16 to float32",)
-    return own_values(plain.numpy().reshape(shape).transpose(0, 3, 2, 1)), steps
+    values = plain.numpy()
+    return own_values((values if values.ndim == 4 else values[..., None]).transpose(0, 3, 2, 1)), steps

@@ -182,7 +182,8 @@ def open_nibabel(image: SpatialImage) -> ImageObject:
             f"the nibabel image has values of fields {colors} at {t * v} time points; expected numbers, or "
             "R, G and B at one time point"
         )
-    is_vector = v == 3 and image.get_data_dtype() == np.uint8
+    is_scaled = (getattr(image.dataobj, "slope", 1.0), getattr(image.dataobj, "inter", 0.0)) != (1.0, 0.0)
+    is_vector = v == 3 and image.get_data_dtype() == np.uint8 and not is_scaled
     is_color = colors is not None or is_vector
     affine, is_placed = _find_affine(image, is_nifti=is_nifti)
     return ImageObject(

@@ -36,6 +36,7 @@ _TYPES: Final = (
 )  # fmt: skip
 #: Attributes of DICOM, as SimpleITK's readers name them in metadata.
 _MODALITY_TAG: Final = "0008|0060"
+_POSITION_TAG: Final = "0020|0032"
 
 
 @set_module("medimg")
@@ -154,23 +155,29 @@ def open_sitk(image: SimpleITK.Image) -> ImageObject:
     w, h, d, t = (*image.GetSize(), 1, 1)[:4]
     metadata = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
     is_color = samples == 3 and kind == "vector of 8-bit unsigned integer"
-    facts = find_facts(
-        metadata, samples * t, space="image" if dimension == 2 else "patient", is_color=is_color
-    )
+    is_flat = dimension == 2 or _lacks_position(image, metadata)
+    facts = find_facts(metadata, samples * t, space="image" if is_flat else "patient", is_color=is_color)
     return ImageObject(
         format="SimpleITK",
         shape=(samples * t, d, h, w),
-        affine=_build_affine(image, dimension),
+        affine=_build_affine(image, is_flat=facts.space == "image"),
         load=partial(_load, image),
         **facts._asdict(),
     )
 
 
-def _build_affine(image: SimpleITK.Image, dimension: int) -> geometry.Affine:
+def _lacks_position(image: SimpleITK.Image, metadata: dict[str, str]) -> bool:
+    """Whether an image was read from DICOM without Image Position (Patient), as of a projection X-ray."""
+    is_dicom = _MODALITY_TAG in metadata and "geometry" not in metadata and _POSITION_TAG not in metadata
+    direction = np.reshape(image.GetDirection(), (image.GetDimension(),) * 2)
+    return is_dicom and not any(image.GetOrigin()) and bool((direction == np.eye(len(direction))).all())
+
+
+def _build_affine(image: SimpleITK.Image, *, is_flat: bool) -> geometry.Affine:
     spacing = image.GetSpacing()
-    if dimension == 2:
-        return geometry.image_affine((1.0, spacing[1], spacing[0]))
-    direction = np.reshape(image.GetDirection(), (dimension, dimension))
+    if is_flat:
+        return geometry.image_affine((*spacing, 1.0)[2::-1])
+    direction = np.reshape(image.GetDirection(), (image.GetDimension(),) * 2)
     if direction[3:, :3].any() or direction[:3, 3:].any():
         raise ReadError("the directions of the SimpleITK image mix its fourth dimension with space")
     columns = np.eye(4)
