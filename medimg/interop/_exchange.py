@@ -76,8 +76,7 @@ def check_type(volume: Volume, supported: Iterable[str], target: str, *, advice:
     suggested = "uint8" if dtype.kind == "b" else "float32"
     way = advice or f'volume.with_array(volume.array.astype("{suggested}"))'
     raise ConversionError(
-        f"{target} has no values of type {dtype.name}; expected one of {', '.join(types)}: convert "
-        f"them, {way}"
+        f"{target} has no values of type {dtype.name}; expected {', '.join(types)}: convert them, {way}"
     )
 
 
@@ -130,6 +129,8 @@ class Facts(NamedTuple):
     inverted: bool = False
     space: Space = "patient"
     channels: tuple[str, ...] = ()
+    display_range: tuple[float, float] | None = None
+    dtype: str = ""
 
 
 def list_facts(volume: Volume) -> dict[str, Any]:
@@ -140,7 +141,10 @@ def list_facts(volume: Volume) -> dict[str, Any]:
         "photometric": volume.photometric,
         "inverted": str(volume.inverted),
         "geometry": volume.space,
+        "dtype": volume.array.dtype.name,
     }
+    if volume.display_range is not None:
+        facts["display_range"] = "{} {}".format(*volume.display_range)
     if len(volume.channels) > 1:
         facts["channels"] = list(volume.channels)
     return {key: value for key, value in facts.items() if value != ""}
@@ -167,7 +171,18 @@ def find_facts(
         inverted=_is_inverted(metadata, photometric),
         space="image" if _is_unplaced(metadata) else space,
         channels=tuple(str(name) for name in names or ()) if is_named else (),
+        display_range=_parse_range(_find_text(metadata, "display_range")),
+        dtype=_find_text(metadata, "dtype"),
     )
+
+
+def _parse_range(text: str) -> tuple[float, float] | None:
+    """Return two ascending numbers; None for other texts."""
+    try:
+        low, high = map(float, text.split())
+    except ValueError:
+        return None
+    return (low, high) if low < high else None
 
 
 def _is_unplaced(metadata: Mapping[str, Any]) -> bool:

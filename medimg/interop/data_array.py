@@ -81,7 +81,6 @@ def to_xarray(volume: Volume | Explanation) -> xarray.DataArray:
 
 
 @set_module("medimg")
-@guard_conversion("xarray")
 def from_xarray(array: xarray.DataArray, *, modality: str | None = None, units: str | None = None) -> Volume:
     """
     Convert a DataArray of :func:`to_xarray`, or a part of one, to a volume with a copy of its values.

@@ -101,7 +101,6 @@ def to_highdicom(volume: Volume | Explanation) -> highdicom.Volume:
 
 
 @set_module("medimg")
-@guard_conversion("highdicom")
 def from_highdicom(
     volume: highdicom.Volume, *, modality: str | None = None, units: str | None = None
 ) -> Volume:

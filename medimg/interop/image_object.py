@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeAlias, TypeVar
 
@@ -48,6 +47,8 @@ __all__ = [
     "open_image_object",
 ]
 
+#: Types of colors that are whole numbers, with white at the maximum.
+_COLOR_TYPES: Final = frozenset({"uint8", "uint16", "uint32"})
 _Args = ParamSpec("_Args")
 _Result = TypeVar("_Result")
 
@@ -93,6 +94,10 @@ class ImageObject:
         Whether the affine maps to patient coordinates.
     modality, units, photometric, inverted, channels
         As in :class:`medimg.Volume`.
+    display_range : tuple of 2 floats, optional
+        As in :class:`medimg.Volume`, of values of type `dtype`.
+    dtype : str
+        Type of the values before another library converted them; "" if unknown.
     """
 
     format: str
@@ -105,10 +110,12 @@ class ImageObject:
     photometric: Photometric = "MONOCHROME2"
     inverted: bool = False
     channels: tuple[str, ...] = ()
+    display_range: tuple[float, float] | None = None
+    dtype: str = ""
 
     def to_volume(self, *, modality: str | None = None, units: str | None = None) -> Volume:
         """Return the volume; modality and units replace those of the image."""
-        array, steps = self.load()
+        array, steps = guard_conversion(self.format)(self.load)()
         is_gray = self.photometric == "RGB" and array.shape[0] == 1
         if array.shape != self.shape and not (is_gray and array.shape[1:] == self.shape[1:]):
             raise ReadError(
@@ -118,6 +125,8 @@ class ImageObject:
             raise ReadError(
                 f"the {self.format} image has values of type {array.dtype}; expected integers, floats or bool"
             )
+        if self.photometric == "RGB" and not is_gray:
+            array, steps = self._restore_colors(array, steps)
         return Volume(
             array=array.astype(array.dtype.newbyteorder("="), copy=False),
             affine=self.affine,
@@ -127,17 +136,29 @@ class ImageObject:
             inverted=self.inverted,
             space=self.space,
             channels=() if is_gray else self.channels,
-            display_range=(0.0, 255.0) if self._is_ready(array) else None,
+            display_range=self.display_range if array.dtype.name == self.dtype else None,
             report=ReadReport(format=self.format, transforms=steps),
         )
 
-    def _is_ready(self, array: npt.NDArray[Any]) -> bool:
-        """Whether the values are ready for display, as those of an image file of 8 bits."""
-        return self.format == "Pillow" and array.dtype == np.uint8
-
-    def with_facts(self, **facts: Any) -> ImageObject:
-        """Return the image with other facts."""
-        return replace(self, **facts)
+    def _restore_colors(
+        self, array: npt.NDArray[Any], steps: tuple[str, ...]
+    ) -> tuple[npt.NDArray[Any], tuple[str, ...]]:
+        """Return colors whose white is the maximum of their type again, after a conversion to another one."""
+        if array.dtype.name == self.dtype or self.dtype not in _COLOR_TYPES:
+            return array, steps
+        white = np.iinfo(self.dtype).max
+        if array.dtype.kind == "f":
+            # a transform may have scaled them already; up to 1 of 255 all are black in either reading
+            if not (array > 1).any():
+                return array, steps
+            scaled = array / array.dtype.type(white)
+            return scaled, (*steps, f"colors divided by {white}")
+        if array.min() < 0 or array.max() > white:
+            raise ReadError(
+                f"the {self.format} image has colors from {array.min()} to {array.max()}; expected 0 "
+                f"to {white}: clip or scale them"
+            )
+        return array.astype(self.dtype), steps
 
 
 def find_library(source: object) -> str | None:
@@ -181,7 +202,6 @@ def guard_conversion(library: str) -> Callable[[Callable[_Args, _Result]], Calla
     """Make ReadError of another library's exceptions, whose texts may hold paths or values."""
 
     def decorate(function: Callable[_Args, _Result]) -> Callable[_Args, _Result]:
-        @functools.wraps(function)
         def guarded(*args: _Args.args, **kwargs: _Args.kwargs) -> _Result:
             try:
                 return function(*args, **kwargs)

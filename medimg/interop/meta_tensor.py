@@ -47,8 +47,8 @@ def to_monai(volume: Volume | Explanation) -> MetaTensor:
     RAS millimeters, so that MONAI's spatial transforms (``Spacing``, ``Orientation``) work and
     :func:`from_monai` finds the geometry again. It holds any affine, shear included. uint16, uint32 and
     uint64, with which torch can't compute, become int32, int64 and int64. ``meta`` has ``"modality"``,
-    ``"units"``, ``"photometric"``, ``"inverted"``, ``"geometry"`` ("patient" or "image") and ``"channels"``;
-    MONAI does not change them if a transform changes the values.
+    ``"units"``, ``"photometric"``, ``"inverted"``, ``"geometry"`` ("patient" or "image"), ``"dtype"``,
+    ``"display_range"`` and ``"channels"``; MONAI does not change them if a transform changes the values.
 
     Parameters
     ----------
@@ -100,7 +100,6 @@ def tensor_values(volume: Volume, target: str) -> npt.NDArray[Any]:
 
 
 @set_module("medimg")
-@guard_conversion("MONAI")
 def from_monai(tensor: MetaTensor, *, modality: str | None = None, units: str | None = None) -> Volume:
     """
     Convert a MetaTensor of MONAI to a volume, with a copy of its values.

@@ -119,7 +119,6 @@ def _to_axes(volume: Volume) -> npt.NDArray[Any]:
 
 
 @set_module("medimg")
-@guard_conversion("nibabel")
 def from_nibabel(image: SpatialImage, *, modality: str | None = None, units: str | None = None) -> Volume:
     """
     Convert an image of nibabel to a volume, with a copy of its values.

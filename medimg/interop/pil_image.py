@@ -125,7 +125,6 @@ def _check_index(volume: Volume, index: int | None) -> int:
 
 
 @set_module("medimg")
-@guard_conversion("Pillow")
 def from_pil(image: PIL.Image.Image, *, modality: str | None = None, units: str | None = None) -> Volume:
     """
     Convert an image of Pillow to a volume with one slice, with a copy of its values.
@@ -183,6 +182,8 @@ def open_pil(image: PIL.Image.Image) -> ImageObject:
         load=partial(_load, image, turn),
         space="image",
         photometric="RGB" if is_color else "MONOCHROME2",
+        display_range=(0.0, 255.0),
+        dtype="uint8",
     )
 
 

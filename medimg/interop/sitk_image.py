@@ -48,7 +48,7 @@ def to_sitk(volume: Volume | Explanation) -> SimpleITK.Image:
     vector of three components for each pixel; other channels, such as time points, a fourth dimension with a
     spacing of 1, as SimpleITK reads them from NIfTI. The geometry is exact. Metadata: modality
     (``"0008|0060"``), ``"units"``, ``"photometric"``, ``"inverted"``, ``"geometry"`` ("patient" or "image"),
-    and ``"channels"`` as JSON; most filters of SimpleITK drop them.
+    ``"dtype"``, ``"display_range"``, and ``"channels"`` as JSON; most filters of SimpleITK drop them.
 
     Parameters
     ----------
@@ -102,7 +102,6 @@ def to_sitk(volume: Volume | Explanation) -> SimpleITK.Image:
 
 
 @set_module("medimg")
-@guard_conversion("SimpleITK")
 def from_sitk(image: SimpleITK.Image, *, modality: str | None = None, units: str | None = None) -> Volume:
     """
     Convert a SimpleITK image to a volume, with a copy of its values.

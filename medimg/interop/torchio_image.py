@@ -40,8 +40,8 @@ def to_torchio(
     Axes are in the order of TorchIO, (C, W, H, D), and the affine maps to RAS millimeters; it holds any
     affine, shear included. uint16, uint32 and uint64, with which torch can't compute, become int32, int64 and
     int64. The image has the items ``"modality"``, ``"units"``, ``"photometric"``, ``"inverted"``,
-    ``"geometry"`` ("patient" or "image") and ``"channels"``; TorchIO does not change them if a transform
-    changes the values.
+    ``"geometry"`` ("patient" or "image"), ``"dtype"``, ``"display_range"`` and ``"channels"``; TorchIO does
+    not change them if a transform changes the values.
 
     Parameters
     ----------
@@ -82,7 +82,6 @@ def to_torchio(
 
 
 @set_module("medimg")
-@guard_conversion("TorchIO")
 def from_torchio(image: torchio.Image, *, modality: str | None = None, units: str | None = None) -> Volume:
     """
     Convert an image of TorchIO to a volume, with a copy of its values.
