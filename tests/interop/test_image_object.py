@@ -156,10 +156,9 @@ def test_later_changes_of_an_image_do_not_reach_its_volume(library: Library) -> 
     elif library.name == "SimpleITK":
         image[0, 0, 0] = 99
     else:
+        array = {"nibabel": "dataobj", "highdicom": "array", "xarray": "values"}[library.name]
         with pytest.raises(ValueError, match="read-only"):
-            np.asarray(image.dataobj if library.name == "nibabel" else getattr(image, "values", image.array))[
-                ...
-            ] = 99
+            np.asarray(getattr(image, array))[...] = 99
     np.testing.assert_array_equal(found.array, volume.array)
     np.testing.assert_array_equal(volume.array, make_volume("float32", depth=1).array)
 
