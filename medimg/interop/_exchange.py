@@ -32,10 +32,9 @@ __all__ = [
 
 #: Cosine between two axes up to which they count as perpendicular; headers round directions.
 _PERPENDICULAR: Final = 1e-4
-#: Metadata of a fact: keys of medimg, and those that readers of DICOM in other libraries give.
-_MODALITY: Final = ("modality", "0008|0060")
-_PHOTOMETRIC: Final = ("photometric", "0028|0004")
-_LUT_SHAPE: Final = "2050|0020"
+#: Attributes of DICOM, as ITK's reader names them in metadata.
+_MODALITY, _UNITS, _IMAGE_TYPE = "0008|0060", "0054|1001", "0008|0008"
+_PHOTOMETRIC, _RESCALE_TYPE, _LUT_SHAPE = "0028|0004", "0028|1054", "2050|0020"
 
 
 def as_volume(source: object, function: str) -> Volume:
@@ -165,7 +164,7 @@ def find_facts(
         names = _parse_list(names)
     is_named = isinstance(names, list | tuple) and len(names) == channels > 1
     return Facts(
-        modality=_find_text(metadata, *_MODALITY),
+        modality=_find_text(metadata, "modality", _MODALITY),
         units=_find_text(metadata, "units") or _find_dicom_units(metadata) or "raw",
         photometric=photometric,
         inverted=_is_inverted(metadata, photometric),
@@ -198,30 +197,39 @@ def _find_text(metadata: Mapping[str, Any], *keys: str) -> str:
 
 
 def _find_photometric(metadata: Mapping[str, Any], channels: int, *, is_color: bool) -> Photometric:
-    stated = _find_text(metadata, *_PHOTOMETRIC)
-    if channels == 3 and (stated == "RGB" or is_color):
+    stated = _find_text(metadata, "photometric")
+    if channels == 3 and (is_color or "RGB" in (stated, _find_text(metadata, _PHOTOMETRIC))):
         return "RGB"
     return "MONOCHROME1" if stated == "MONOCHROME1" else "MONOCHROME2"
 
 
 def _is_inverted(metadata: Mapping[str, Any], photometric: Photometric) -> bool:
-    """Whether a display inverts the values: as stated, or by the attributes of DICOM (PS3.3 C.11.4)."""
+    """
+    Whether a display inverts the values: as stated, or by the attributes of DICOM (PS3.3 C.11.6).
+
+    ITK inverts values of MONOCHROME1 itself when it reads them, and leaves the attribute as it is.
+    """
     stated = metadata.get("inverted")
     if stated in ("True", "False"):
         return stated == "True"
-    return photometric == "MONOCHROME1" or _find_text(metadata, _LUT_SHAPE) == "INVERSE"
+    is_shape = _find_text(metadata, _LUT_SHAPE) == "INVERSE" and not _is_inverted_by_itk(metadata)
+    return photometric == "MONOCHROME1" or is_shape
+
+
+def _is_inverted_by_itk(metadata: Mapping[str, Any]) -> bool:
+    return _find_text(metadata, _PHOTOMETRIC) == "MONOCHROME1"
 
 
 def _find_dicom_units(metadata: Mapping[str, Any]) -> str:
     """Return the units of DICOM read and rescaled by another library, as for files (PS3.3 C.11.1)."""
-    if "0008|0060" not in metadata:
+    if _MODALITY not in metadata or _is_inverted_by_itk(metadata):
         return ""
-    units, modality = _find_text(metadata, "0028|1054"), _find_text(metadata, "0008|0060")
+    units, modality = _find_text(metadata, _RESCALE_TYPE), _find_text(metadata, _MODALITY)
     if modality == "CT":
-        is_scout = "LOCALIZER" in _find_text(metadata, "0008|0008")
+        is_scout = "LOCALIZER" in _find_text(metadata, _IMAGE_TYPE)
         return "HU" if units in ("", "HU", "US") and not is_scout else ""
     if not units and modality == "PT":
-        units = _find_text(metadata, "0054|1001")
+        units = _find_text(metadata, _UNITS)
     return "" if units == "US" else units
 
 

@@ -145,8 +145,9 @@ def open_meta_tensor(tensor: MetaTensor) -> ImageObject:
             "the MetaTensor has lazy transforms that are not applied yet; apply them first, with "
             "monai.transforms.lazy.functional.apply_pending, or a Compose that is not lazy"
         )
-    tensor = _move_channels(tensor)
     matrix = np.asarray(tensor.affine.cpu(), dtype=np.float64)
+    if matrix.ndim == 2:
+        tensor = _move_channels(tensor)
     shape, size = tuple(tensor.shape), tensor.ndim - 1
     if not 2 <= size <= 3 or matrix.shape not in {(4, 4), (size + 1, size + 1)}:
         raise ReadError(

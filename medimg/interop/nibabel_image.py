@@ -198,12 +198,15 @@ def open_nibabel(image: SpatialImage) -> ImageObject:
 def _find_affine(image: Any, *, is_nifti: bool) -> tuple[geometry.Affine, bool]:
     """Return the affine to LPS millimeters, and whether it maps to a patient."""
     header = image.header
-    if image.affine is None:
+    if image.affine is None and not is_nifti:
         raise ReadError("the nibabel image has no affine; give it one, nibabel.Nifti1Image(data, affine)")
     scale = _MILLIMETERS[header.get_xyzt_units()[0]] if is_nifti else 1.0
     is_placed = not is_nifti or int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
     # an affine that was set later is more than voxel sizes, whatever the codes
-    if is_placed or not np.allclose(image.affine, header.get_base_affine()):
+    is_set = image.affine is not None and not (
+        is_nifti and np.allclose(image.affine, header.get_base_affine())
+    )
+    if image.affine is not None and (is_placed or is_set):
         affine = geometry.lps_from_ras(check_affine(image.affine, "nibabel"))
         is_placed = True
     else:

@@ -217,6 +217,9 @@ def to_channels(image: PIL.Image.Image) -> tuple[npt.NDArray[Any], tuple[str, ..
         steps.append("the first image of a multi-picture file")
     if image.mode in {"LA", "La", "1"}:
         array = np.asarray(image.convert("L"))
+    elif image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        # Pillow warns of a direct conversion, which gives the same colors
+        array = np.asarray(image.convert("RGBA").convert("RGB"))
     else:
         array = np.asarray(image if image.mode in GRAYSCALE_MODES else image.convert("RGB"))
     array = array.astype(array.dtype.newbyteorder("="), copy=False)

@@ -41,7 +41,7 @@ def to_torchio(
     affine, shear included. uint16, uint32 and uint64, with which torch can't compute, become int32, int64 and
     int64. The image has the items ``"modality"``, ``"units"``, ``"photometric"``, ``"inverted"``,
     ``"geometry"`` ("patient" or "image"), ``"dtype"``, ``"display_range"`` and ``"channels"``; TorchIO does
-    not change them if a transform changes the values.
+    not change them if a transform changes the values, and drops them in ``Crop``.
 
     Parameters
     ----------

@@ -43,7 +43,7 @@ def test_parts_keep_their_positions(part: Any) -> None:
 def test_arrays_without_a_geometry_are_errors() -> None:
     array = medimg.to_xarray(make_volume())
     for given in (array.drop_attrs(), array.rename(row="y"), xarray.DataArray(np.zeros((2, 2)))):
-        with pytest.raises(ReadError, match="as of medimg.to_xarray"):
+        with pytest.raises(ReadError, match=r"as of medimg\.to_xarray"):
             medimg.from_xarray(given)
     with pytest.raises(GeometryError, match="not evenly spaced"):
         medimg.from_xarray(array[:, [0, 1, 3]])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813
 
 import medimg
 from medimg.errors import GeometryError, ReadError
@@ -21,7 +21,7 @@ from tests.interop.libraries import make_affine, make_volume
         ({}, ("CT", "HU", False)),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, ("CT", "raw", False)),
         ({"Modality": "MR"}, ("MR", "raw", False)),
-        ({"PhotometricInterpretation": "MONOCHROME1"}, ("CT", "HU", True)),
+        ({"PresentationLUTShape": "INVERSE"}, ("CT", "HU", True)),
         (
             {"Modality": "CR", "ImagePositionPatient": None, "ImageOrientationPatient": None},
             ("CR", "raw", False),
@@ -41,6 +41,16 @@ def test_dicom_read_by_simpleitk_has_the_facts_of_our_reader(
     np.testing.assert_allclose(ours.affine, theirs.affine)
 
 
+@pytest.mark.parametrize("shape", [None, "INVERSE"])
+def test_values_that_simpleitk_inverts_are_not_inverted_again(shape: str | None, tmp_path: Path) -> None:
+    pixels = np.arange(12 * 16, dtype=np.uint16).reshape(12, 16)
+    facts = {"PhotometricInterpretation": "MONOCHROME1", "Modality": "CT"}
+    dataset = make_instance(pixels, **facts, **({"PresentationLUTShape": shape} if shape else {}))
+    found = medimg.read(sitk.ReadImage(str(write(dataset, tmp_path / "a.dcm"))))
+    assert found.array[0, 0, 0, 0] > found.array[0, 0, -1, -1]
+    assert (found.inverted, found.photometric, found.units) == (False, "MONOCHROME2", "raw")
+
+
 def test_filters_of_simpleitk_on_our_volumes() -> None:
     volume = make_volume("float32", affine=make_affine("left-handed"))
     image = medimg.to_sitk(volume)
@@ -52,8 +62,9 @@ def test_filters_of_simpleitk_on_our_volumes() -> None:
     np.testing.assert_allclose(index @ found.affine[:3, :3].T + found.affine[:3, 3], before, atol=1e-6)
 
 
-@pytest.mark.parametrize("suffix", [".nii.gz", ".mha", ".nrrd"])
-@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize(
+    ("suffix", "channels"), [(".nii.gz", 1), (".nii.gz", 4), (".mha", 1), (".mha", 4), (".nrrd", 1)]
+)
 def test_files_that_simpleitk_writes_of_our_volumes_are_read_as_these(
     suffix: str, channels: int, tmp_path: Path
 ) -> None:

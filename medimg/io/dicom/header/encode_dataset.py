@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 __all__ = ["encode_dataset"]
 
 #: Transfer syntax of an encoding: whether VRs are implicit, and numbers little endian.
-_ENCODINGS: Final = {
+_SYNTAXES: Final = {
     (True, True): "1.2.840.10008.1.2",
     (False, True): "1.2.840.10008.1.2.1",
     (False, False): "1.2.840.10008.1.2.2",
 }
+#: Start of the transfer syntaxes of DICOM, of which all others are in explicit little endian (PS3.5 A.4).
+_STANDARD: Final = "1.2.840.10008.1.2."
 #: Start of the first item of encapsulated pixel data (PS3.5 A.4).
 _ITEM: Final = b"\xfe\xff\x00\xe0"
 
@@ -39,10 +41,13 @@ def encode_dataset(dataset: Dataset, name: str) -> bytes:
             # shares the elements, not the meta information
             whole = pydicom.Dataset(dataset)
             whole.file_meta = FileMetaDataset()
-            whole.file_meta.TransferSyntaxUID = _find_syntax(dataset, name)
+            syntax = _find_syntax(dataset, name)
+            whole.file_meta.TransferSyntaxUID = syntax
             whole.preamble = bytes(128)
+            implicit, little = _find_encoding(dataset, syntax)
             buffer = io.BytesIO()
-            pydicom.dcmwrite(buffer, whole)
+            # pydicom does not know the newest transfer syntaxes
+            pydicom.dcmwrite(buffer, whole, implicit_vr=implicit, little_endian=little, force_encoding=True)
             return buffer.getvalue()
     except (ReadError, MemoryError):
         raise
@@ -63,4 +68,15 @@ def _find_syntax(dataset: Dataset, name: str) -> str:
             f"{name} has compressed pixels and no Transfer Syntax UID; set "
             "dataset.file_meta.TransferSyntaxUID"
         )
-    return _ENCODINGS.get(dataset.original_encoding, _ENCODINGS[False, True])
+    return _SYNTAXES.get(dataset.original_encoding, _SYNTAXES[False, True])
+
+
+def _find_encoding(dataset: Dataset, syntax: str) -> tuple[bool, bool]:
+    """Return whether VRs are implicit, and numbers little endian; a private syntax may be either."""
+    known = {uid: encoding for encoding, uid in _SYNTAXES.items()}
+    if syntax in known:
+        return known[syntax]
+    implicit, little = dataset.original_encoding
+    if syntax.startswith(_STANDARD) or implicit is None or little is None:
+        return False, True
+    return implicit, little
