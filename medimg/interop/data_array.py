@@ -64,10 +64,10 @@ def to_xarray(volume: Volume | Explanation) -> xarray.DataArray:
     >>> array.sel(slice=17).plot()  # doctest: +SKIP
     """
     volume = as_volume(volume, "to_xarray")
-    xarray = import_library("xarray")
+    module = import_library("xarray")
     facts = list_facts(volume)
     facts.pop("channels", None)
-    found: xarray.DataArray = xarray.DataArray(
+    found: xarray.DataArray = module.DataArray(
         volume.array,
         dims=("channel", *_AXES),
         coords={

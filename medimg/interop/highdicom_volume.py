@@ -84,7 +84,7 @@ def to_highdicom(volume: Volume | Explanation) -> highdicom.Volume:
             'give it one: dataclasses.replace(volume, affine=affine, space="patient")'
         )
     warn_of_inversion(volume, "highdicom")
-    highdicom = import_library("highdicom")
+    module = import_library("highdicom")
     channels: dict[Any, list[str]] | None = None
     array = volume.array[0]
     if volume.shape[0] > 1:
@@ -96,7 +96,7 @@ def to_highdicom(volume: Volume | Explanation) -> highdicom.Volume:
         else:
             descriptor = ChannelDescriptor("channel", is_custom=True, value_type=str)
             channels = {descriptor: list(volume.channels)}
-    found: highdicom.Volume = highdicom.Volume(array, volume.affine, "PATIENT", channels=channels)
+    found: highdicom.Volume = module.Volume(array, volume.affine, "PATIENT", channels=channels)
     return found
 
 

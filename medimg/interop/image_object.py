@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "AnyImage",
     "ImageObject",
     "find_library",
     "guard_conversion",

@@ -69,10 +69,10 @@ def to_torchio(
     """
     volume = as_volume(volume, "to_torchio")
     check_type(volume, [name for name in TENSOR_TYPES if name != "bool"], "TorchIO")
-    torchio = import_library("torchio")
+    module = import_library("torchio")
     import torch
 
-    kind = torchio.LabelMap if label else torchio.ScalarImage
+    kind = module.LabelMap if label else module.ScalarImage
     image: torchio.ScalarImage = kind(
         tensor=torch.from_numpy(tensor_values(volume, "TorchIO")),
         affine=geometry.ras_from_lps(volume.affine),

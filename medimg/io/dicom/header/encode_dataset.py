@@ -68,7 +68,8 @@ def _find_syntax(dataset: Dataset, name: str) -> str:
             f"{name} has compressed pixels and no Transfer Syntax UID; set "
             "dataset.file_meta.TransferSyntaxUID"
         )
-    return _SYNTAXES.get(dataset.original_encoding, _SYNTAXES[False, True])
+    implicit, little = dataset.original_encoding
+    return _SYNTAXES.get((bool(implicit), little is not False), _SYNTAXES[False, True])
 
 
 def _find_encoding(dataset: Dataset, syntax: str) -> tuple[bool, bool]:
