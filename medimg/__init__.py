@@ -59,6 +59,20 @@ _HOMES = {
     "load_split": "medimg.data.splits.split_file",
     "save_split": "medimg.data.splits.split_file",
     "to_tensor": "medimg.preprocessing.preprocess",
+    "from_sitk": "medimg.interop.sitk_image",
+    "to_sitk": "medimg.interop.sitk_image",
+    "from_nibabel": "medimg.interop.nibabel_image",
+    "to_nibabel": "medimg.interop.nibabel_image",
+    "from_monai": "medimg.interop.meta_tensor",
+    "to_monai": "medimg.interop.meta_tensor",
+    "from_torchio": "medimg.interop.torchio_image",
+    "to_torchio": "medimg.interop.torchio_image",
+    "from_highdicom": "medimg.interop.highdicom_volume",
+    "to_highdicom": "medimg.interop.highdicom_volume",
+    "from_pil": "medimg.interop.pil_image",
+    "to_pil": "medimg.interop.pil_image",
+    "from_xarray": "medimg.interop.data_array",
+    "to_xarray": "medimg.interop.data_array",
 }
 _MODULES = ("adapt", "errors", "phantom")
 

@@ -17,7 +17,7 @@ expected and what to do. Names, birth dates and identifiers of patients never ap
     │   ├── DuplicateSlicesError
     │   ├── TiltedGantryError
     │   └── GeometryError
-    ├── WriteError                (also a ValueError)
+    ├── ConversionError           (also a ValueError)
     ├── PreprocessError           (also a ValueError)
     ├── DatasetError              (also a ValueError)
     │   └── LeakageError
@@ -39,6 +39,7 @@ from typing import Any, TypeVar, cast
 __all__ = [
     "AmbiguousSeriesError",
     "CheckpointError",
+    "ConversionError",
     "DatasetError",
     "DecodeError",
     "DuplicateSlicesError",
@@ -56,7 +57,6 @@ __all__ = [
     "TrainingError",
     "TruncatedError",
     "WeightsUnavailableError",
-    "WriteError",
 ]
 
 
@@ -108,8 +108,8 @@ class GeometryError(SeriesError):
     """Positions, orientations or sizes contradict each other."""
 
 
-class WriteError(MedimgError, ValueError):
-    """An image can't be written: the format is unknown, or can't hold its values or colors."""
+class ConversionError(MedimgError, ValueError):
+    """A volume has something that a file format or an image of another library can't hold."""
 
 
 class PreprocessError(MedimgError, ValueError):

@@ -528,7 +528,7 @@ class Volume:
 
         Raises
         ------
-        WriteError
+        ConversionError
             If the format is unknown, or can't hold the values: truth values, complex numbers, 16-bit
             floating-point numbers, colors of more than 8 bits.
         OSError

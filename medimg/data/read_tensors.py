@@ -22,8 +22,7 @@ from medimg.data.cache.image_cache import as_cache
 from medimg.data.image_loader import ImageLoader, ResolvedSource
 from medimg.data.items import make_policies
 from medimg.errors import MedimgError, PreprocessError, also
-from medimg.io.series import Series
-from medimg.io.sources import is_buffer
+from medimg.io.sources import is_one_source
 from medimg.preprocessing.output_buffer import open_output
 from medimg.preprocessing.preprocess import Preprocess
 from medimg.preprocessing.torch_threads import share_cores
@@ -159,7 +158,7 @@ def iter_tensors(
 
     Parameters
     ----------
-    sources : iterable of str, Path, bytes, list, Series or Volume
+    sources : iterable of str, Path, bytes, list, Series, Volume, or image of another library
         Sources, each as for :func:`read`; or a :class:`SeriesIndex`.
     recipe : Preprocess, optional
         Preprocessing; ``Preprocess()`` by default.
@@ -224,7 +223,7 @@ def read_tensors(
 
     Parameters
     ----------
-    sources : sequence of str, Path, bytes, list, Series or Volume
+    sources : sequence of str, Path, bytes, list, Series, Volume, or image of another library
         Sources, each as for :func:`read`; or a :class:`SeriesIndex`.
     recipe : Preprocess, optional
         Preprocessing; ``Preprocess()`` by default.
@@ -296,7 +295,7 @@ def check_sources(
             f"recipe must be a Preprocess; found a {type(recipe).__name__}"
         )
     worker_count(workers)
-    if isinstance(sources, str | os.PathLike | Series | Volume) or is_buffer(sources):
+    if is_one_source(sources):
         raise PreprocessError(
             f"expected several sources, found one {type(sources).__name__}; pass [source], or all "
             "series of a folder: medimg.scan(folder)"

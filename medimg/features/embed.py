@@ -261,7 +261,7 @@ def embed(
     ----------
     model : TransferClassifier
         Model whose backbone (in evaluation mode) and preprocessing are used.
-    sources : ImageDataset, or iterable of str, Path, bytes, list, Series or Volume
+    sources : ImageDataset, or iterable of str, Path, bytes, list, Series, Volume, or image of another library
         Dataset, or sources as for :func:`medimg.read_tensors`, such as the :class:`SeriesIndex` of
         :func:`medimg.scan`; at most ``workers + 2`` sources are in memory at once, and errors are collected.
     cache : path-like, optional

@@ -11,13 +11,14 @@ from medimg._public import set_module
 from medimg.core.read_report import Skipped
 from medimg.errors import MedimgError, ReadError
 from medimg.io._header_scan import scan_headers
+from medimg.io._object_series import open_object
 from medimg.io._scan_index import ScanIndex
 from medimg.io.detect import Unreadable
 from medimg.io.dicom.header.instance import Instance
 from medimg.io.dicom.series.build import build_dicom_series, build_regular_series
 from medimg.io.dicom.series.grouping import group_frames
 from medimg.io.series import Series, SeriesIndex
-from medimg.io.sources import Files, is_folder, list_source_files
+from medimg.io.sources import Files, is_folder, list_source_files, separate_images
 
 if TYPE_CHECKING:
     import os
@@ -49,7 +50,7 @@ def scan(
 
     Parameters
     ----------
-    source : str, Path, bytes, binary file object, or list of these
+    source : str, Path, bytes, binary file object, pydicom Dataset, or list of these
         Folder, zip archive (read in place), DICOMDIR (for the files that it references), or single files. A
         zip archive inside a folder is skipped, as the folder often contains its content as well: read it by
         itself. A DICOMDIR inside a folder is ignored.
@@ -92,12 +93,14 @@ def build_index(
 ) -> tuple[SeriesIndex, list[MedimgError]]:
     """Return the series of a source, and the error of each of its skipped files; see :func:`scan`."""
     saved = None if index is None else _open_index(source, Path(index))
-    files, absent = list_source_files(source)
+    images, rest = separate_images(source)
+    objects = tuple(map(open_object, images))
+    if rest is None:
+        return SeriesIndex(objects), []
+    files, absent = list_source_files(rest)
     found, errors = _group_files(files, workers, progress, saved)
-    if absent:
-        found = SeriesIndex(found.series, (*found.skipped, *absent))
-        errors += [ReadError(skipped.reason) for skipped in absent]
-    return found, errors
+    errors += [ReadError(skipped.reason) for skipped in absent]
+    return SeriesIndex((*objects, *found.series), (*found.skipped, *absent)), errors
 
 
 def _open_index(source: object, path: Path) -> ScanIndex:

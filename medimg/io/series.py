@@ -114,7 +114,7 @@ class Series:
         Paths, in the order of the slices; duplicates of images are listed last.
     format : str
         "DICOM", "NIfTI", "NRRD", "MetaImage", "PNG", "JPEG", "JPEG 2000", "TIFF", "BMP", "WebP", "GIF", the
-        format of a plug-in, or "array" for an array in memory.
+        format of a plug-in, the name of the library for its image in memory, or "array" for an array.
     reader : SliceReader
         Reader of the pixels; :meth:`read` calls it.
     patient_id : str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from medimg._validation import check_path
-from medimg.errors import WriteError
+from medimg.errors import ConversionError
 from medimg.io.files.atomic import atomic_path
 from medimg.io.formats.metaimage_writer import write_metaimage
 from medimg.io.formats.nifti_writer import write_nifti
@@ -31,10 +31,10 @@ _WRITERS: Final[dict[str, tuple[Callable[..., None], bool | None]]] = {
 
 def write(volume: Volume, path: str | os.PathLike[str], *, compress: bool = True) -> Path:
     """Write a volume atomically, and return the path; see `Volume.save`."""
-    target = check_path("path", path, error=WriteError)
+    target = check_path("path", path, error=ConversionError)
     suffix = next((suffix for suffix in _WRITERS if target.name.lower().endswith(suffix)), None)
     if suffix is None:
-        raise WriteError(
+        raise ConversionError(
             f"the name of the file ends with {target.suffix!r}; expected one of {', '.join(_WRITERS)}, which "
             "chooses the format"
         )

@@ -9,6 +9,7 @@ import numpy as np
 
 from medimg.data.class_names import are_same_classes
 from medimg.errors import PreprocessError, TrainingError, also
+from medimg.interop.image_object import is_image_object
 from medimg.preprocessing.preprocess import check_same_preprocessing
 
 if TYPE_CHECKING:
@@ -109,6 +110,8 @@ def check_source(source: object, function: str, *, error: type[MedimgError] = Pr
     from torch import Tensor
     from torch.utils.data import DataLoader, Dataset
 
+    if is_image_object(source):
+        return
     if hasattr(source, "to_csv") and hasattr(source, "columns"):
         raise error(
             f"{function} takes image files, series or volumes; found a {type(source).__name__}: pass its "

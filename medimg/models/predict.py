@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -13,11 +12,9 @@ import torch
 from medimg import __version__
 from medimg._validation import check_batch_size, check_choice, check_item_unit, check_processes
 from medimg.core.progress import progress_bar
-from medimg.core.volume import Volume
 from medimg.data.dataloader import make_evaluation_loader
 from medimg.errors import MedimgWarning, PreprocessError, TrainingError
-from medimg.io.series import Series
-from medimg.io.sources import is_buffer
+from medimg.io.sources import is_one_source
 from medimg.models._source_scores import (
     PredictSource,
     embed_bag,
@@ -237,13 +234,13 @@ def check_calibration(model: TransferClassifier) -> None:
 
 def _as_list(sources: PredictSource | Iterable[PredictSource]) -> list[PredictSource]:
     """Return one source or several as a list."""
-    if isinstance(sources, str | os.PathLike | Series | Volume) or is_buffer(sources):
+    if is_one_source(sources):
         return [cast("PredictSource", sources)]
     given: object = sources
     check_source(given, "predict", error=TrainingError)
     if not isinstance(given, Iterable):
         raise TrainingError(
             f"can't predict on a {type(given).__name__}; expected a path, bytes, a file object, a Series, a "
-            "Volume, or several"
+            "Volume, an image of another library, or several"
         )
     return list(cast("Iterable[PredictSource]", sources))

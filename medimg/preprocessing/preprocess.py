@@ -235,7 +235,7 @@ class Preprocess:
 
         Parameters
         ----------
-        source : str, Path, list of these, Series or Volume
+        source : str, Path, list of these, Series, Volume, or image of another library
             Image; see :func:`medimg.read`.
         device : str or torch.device, optional
             Device for computation; the CPU by default.
@@ -290,7 +290,7 @@ class Preprocess:
 
         Parameters
         ----------
-        source : str, Path, list of these, Series or Volume
+        source : str, Path, list of these, Series, Volume, or image of another library
             Image; see :func:`medimg.read`.
         device : str or torch.device, optional
             Device for computation, to which stored values are copied; by default that of `out`, or the CPU.
@@ -439,7 +439,7 @@ def to_tensor(
 
     Parameters
     ----------
-    source : str, Path, list of these, Series or Volume
+    source : str, Path, list of these, Series, Volume, or image of another library
         Image; see :func:`medimg.read`.
     device : str or torch.device, optional
         Device for computation; by default that of `out`, or the CPU.

@@ -65,7 +65,7 @@ def explain(
     ----------
     model : TransferClassifier
         Model to explain; its parameters, gradients and modes do not change.
-    source : str, Path, list of these, Series or Volume
+    source : str, Path, list of these, Series, Volume, or image of another library
         One image or series; see :func:`medimg.read`.
     target : str or int, optional
         Name or index of the class; by default the most probable one. With pooling the logit of the series is

@@ -142,7 +142,7 @@ class Explanation:
         ------
         GeometryError
             If the explained slices are unevenly spaced.
-        WriteError
+        ConversionError
             If the format is unknown.
         """
         return self.to_volume().save(path, compress=compress)

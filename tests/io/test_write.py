@@ -19,7 +19,7 @@ import medimg
 from medimg.core.geometry import index_to_lps, ras_from_lps
 from medimg.core.read_report import ReadReport
 from medimg.core.volume import Volume
-from medimg.errors import MedimgWarning, WriteError
+from medimg.errors import ConversionError, MedimgWarning
 from tests.io.volumes import affines, arrays
 from tests.sampling import SLOW
 
@@ -168,7 +168,7 @@ def test_values_that_a_format_does_not_hold_are_refused(
 ) -> None:
     path = tmp_path / f"a{suffix}"
     path.write_bytes(b"before")
-    with pytest.raises(WriteError, match="does not hold"):
+    with pytest.raises(ConversionError, match="does not hold"):
         Volume(array[None], AFFINE).save(path)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     assert path.read_bytes() == b"before"
@@ -179,18 +179,18 @@ def test_complex_numbers_and_deep_colors_are_refused(tmp_path: Path, suffix: str
     color = Volume.from_array(np.zeros((4, 5, 3), np.uint16), photometric="RGB")
     imaginary = Volume(np.zeros((1, 2, 3, 4), complex), AFFINE)
     for volume in (color, imaginary):
-        with pytest.raises(WriteError, match="hold"):
+        with pytest.raises(ConversionError, match="hold"):
             volume.save(tmp_path / f"a{suffix}")
 
 
 @pytest.mark.parametrize("name", ["a.dcm", "a", "a.gz", "a.nii.bz2", "a.mhd", "nii", "a.png"])
 def test_other_names_are_refused_with_the_known_ones(tmp_path: Path, name: str) -> None:
-    with pytest.raises(WriteError, match=r"\.nii\.gz, \.nii, \.nrrd, \.mha"):
+    with pytest.raises(ConversionError, match=r"\.nii\.gz, \.nii, \.nrrd, \.mha"):
         Volume.from_array(SLICES).save(tmp_path / name)
 
 
 def test_the_path_is_text_or_a_path(tmp_path: Path) -> None:
-    with pytest.raises(WriteError, match="path must be a path"):
+    with pytest.raises(ConversionError, match="path must be a path"):
         Volume.from_array(SLICES).save(3)  # type: ignore[arg-type]  # on purpose
     with pytest.raises(OSError, match=r"null|embedded"):
         Volume.from_array(SLICES).save("a\0.nii")
@@ -217,7 +217,7 @@ def test_nothing_identifies_and_files_are_reproducible(tmp_path: Path, suffix: s
 def test_texts_that_would_spoil_a_header_are_refused(
     tmp_path: Path, suffix: str, fields: dict[str, str]
 ) -> None:
-    with pytest.raises(WriteError, match="correct"):
+    with pytest.raises(ConversionError, match="correct"):
         Volume.from_array(SLICES, **fields).save(tmp_path / f"a{suffix}")  # type: ignore[arg-type]  # texts
 
 

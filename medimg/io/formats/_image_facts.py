@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from medimg.errors import WriteError
+from medimg.errors import ConversionError
 
 if TYPE_CHECKING:
     from medimg.core.volume import Volume
@@ -37,14 +37,14 @@ class ImageFacts:
 
     @classmethod
     def of_volume(cls, volume: Volume) -> ImageFacts:
-        """Return the facts of a volume; WriteError if its modality or units are no such text."""
+        """Return the facts of a volume; ConversionError if its modality or units are no such text."""
         if not _is_modality(volume.modality):
-            raise WriteError(
+            raise ConversionError(
                 "the modality of the volume is not a code such as CT, of up to 16 capitals and digits; "
                 "correct it by dataclasses.replace(volume, modality=...)"
             )
         if not _is_units(volume.units):
-            raise WriteError(
+            raise ConversionError(
                 f"the units of the volume are not up to {_MAX_TEXT} printable characters; correct them by "
                 "dataclasses.replace(volume, units=...)"
             )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 import numpy as np
 from isal import igzip, isal_zlib
 
-from medimg.errors import WriteError
+from medimg.errors import ConversionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,17 +25,17 @@ _KINDS: Final = {"b": "truth values", "c": "complex numbers"}
 
 
 def check_values(volume: Volume, format_name: str) -> None:
-    """Raise WriteError for values that no raw-array format holds."""
+    """Raise ConversionError for values that no raw-array format holds."""
     dtype = volume.array.dtype
     if dtype.kind not in "iuf" or dtype.itemsize > 8 or dtype == np.float16:
         advice = "np.uint8" if dtype.kind == "b" else "np.float32"
         found = _KINDS.get(dtype.kind, f"values of type {dtype}")
-        raise WriteError(
+        raise ConversionError(
             f"{format_name} does not hold {found}; expected integers, or floating-point numbers of 32 or 64 "
             f"bits: volume.with_array(volume.array.astype({advice}))"
         )
     if volume.is_color and (dtype != np.uint8 or len(volume) != 3):
-        raise WriteError(
+        raise ConversionError(
             f"{format_name} holds colors of three times 8 bits; found {len(volume)} channels of {dtype}: "
             "reduce them to np.uint8 first"
         )
