@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
 
+    from medimg.core.progress import Progress
     from medimg.core.read_report import Skipped
     from medimg.data._labels import LabeledSeries, PatientRule
     from medimg.data.cache.image_cache import ImageCache
@@ -139,7 +140,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         memory: int = _MEMORY,
         cache: str | Path | ImageCache | None = None,
         reading: Mapping[str, str] | None = None,
-        progress: bool | None = None,
+        progress: Progress = "auto",
     ) -> ImageDataset:
         r"""
         Make a dataset of a folder with one subfolder for each class, or of images without labels.
@@ -170,8 +171,8 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             Cache of rendered images.
         reading : mapping, optional
             Policies and values of :func:`medimg.read`, such as ``{"on_missing": "warn"}``.
-        progress : bool, optional
-            Whether to show a progress bar; by default in an interactive terminal, after 1 s.
+        progress : "auto" or bool
+            Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
         Returns
         -------
@@ -215,7 +216,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         memory: int = _MEMORY,
         cache: str | Path | ImageCache | None = None,
         reading: Mapping[str, str] | None = None,
-        progress: bool | None = None,
+        progress: Progress = "auto",
     ) -> ImageDataset:
         """
         Make a dataset of a table with one row for each image or series.
@@ -253,8 +254,8 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             Cache of rendered images.
         reading : mapping, optional
             Policies and values of :func:`medimg.read`, such as ``{"on_missing": "warn"}``.
-        progress : bool, optional
-            Whether to show a progress bar; by default in an interactive terminal, after 1 s.
+        progress : "auto" or bool
+            Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
         Returns
         -------
@@ -340,7 +341,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         planes = decode_intensity(self._store.take(item.source, item.image).clone())
         return planes if item.image is None else planes[0]
 
-    def fill_cache(self, *, workers: int | None = None, progress: bool | None = None) -> None:
+    def fill_cache(self, *, workers: int | None = None, progress: Progress = "auto") -> None:
         """
         Render all images that are not in the cache yet, on all cores, rather than in the first epoch.
 
@@ -348,8 +349,8 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         ----------
         workers : int, optional
             Number of threads; all cores by default.
-        progress : bool, optional
-            Whether to show a progress bar; by default in an interactive terminal, after 1 s.
+        progress : "auto" or bool
+            Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
         Raises
         ------
