@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from medimg._public import set_module
-from medimg._validation import check_choice, check_item_unit
+from medimg._validation import check_choice, check_item_unit, check_seed, check_whole_number
 from medimg.data import _labels
 from medimg.data._image_store import ImageStore
 from medimg.data.acquisition_tags import read_missing_elements
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
     import pandas as pd
+    from matplotlib.figure import Figure
 
     from medimg.core.progress import Progress
     from medimg.core.read_report import Skipped
@@ -421,8 +422,59 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         """Return the cache addresses of the items; the files are opened to find them."""
         return ItemKeys(self._items, self._store, self.preprocess)
 
+    def show_batch(self, count: int = 9, *, seed: int = 0) -> Figure:
+        """
+        Return a figure of random items as a model gets them, but for normalization, with their classes.
+
+        Parameters
+        ----------
+        count : int
+            Largest number of items, up to 100; of a bag, the middle image is shown.
+        seed : int
+            Seed for the choice of the items.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            Images titled with the names of their classes.
+
+        Raises
+        ------
+        ReadError
+            If a file can't be read or decoded.
+        """
+        from medimg.plotting.montage import plot_images
+
+        count = check_whole_number("count", count, least=1, most=100, error=DatasetError)
+        order = np.random.default_rng(check_seed(seed)).permutation(len(self))[:count].tolist()
+        images = [self.planes(index).numpy() for index in order]
+        return plot_images(images, [self._name_label(index) for index in order])
+
+    def _name_label(self, index: int) -> str:
+        """Return the names of an item's classes."""
+        label = self.labels[index]
+        if np.ndim(label):
+            return ", ".join(n for n, one in zip(self.classes, label, strict=True) if one) or "none"
+        return self.classes[int(label)] if 0 <= int(label) < len(self.classes) else ""
+
     def __repr__(self) -> str:
         return f"ImageDataset({self.summary()})"
+
+    def _repr_html_(self) -> str:
+        from medimg.core.html_repr import facts_html, join_names
+
+        counts = [f"{name} {count:,}" for name, count in self.class_counts().items()]
+        facts = {
+            "items": f"{len(self):,} {'series' if self.unit == 'series' else 'images'}",
+            "series": f"{len({item.source for item in self._items}):,}",
+            "patients": f"{len(set(self.patients)):,}",
+            "classes": join_names(counts),
+            "task": self.task,
+            "image size": "×".join(map(str, self.preprocess.hw)),
+            "window": self.preprocess.window,
+            "files skipped": f"{len(self.skipped):,}",
+        }
+        return facts_html("ImageDataset", facts)
 
 
 def _list_classes(labeled: Sequence[LabeledSeries]) -> list[str]:

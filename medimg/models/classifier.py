@@ -475,6 +475,26 @@ class TransferClassifier(Freezable):
             f"{100 * frozen_fraction(self):.1f} % frozen)"
         )
 
+    def _repr_html_(self) -> str:
+        from medimg.core.html_repr import facts_html, join_names
+
+        names = [
+            *self.classes[:20],
+            *([f"and {len(self.classes) - 20} more"] if len(self.classes) > 20 else []),
+        ]
+        facts = {
+            "backbone": self.backbone_name,
+            "weights": self.weights_name or "none",
+            "classes": join_names(self.classes),
+            "task": self.task,
+            "pool": self.pool,
+            "image size": "×".join(map(str, self.preprocess.hw)),
+            "parameters": f"{sum(p.numel() for p in self.parameters()) / 1e6:.1f} million",
+            "frozen": f"{100 * frozen_fraction(self):.1f} %",
+            "calibrated": "no" if self.calibration is None else "yes",
+        }
+        return facts_html("TransferClassifier", facts)
+
 
 @set_module("medimg")
 def load(path: str | os.PathLike[str]) -> TransferClassifier:
