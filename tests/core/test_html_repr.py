@@ -19,8 +19,8 @@ def fail(*_: object) -> None:
 def series(n: int) -> Series:
     return Series(
         uid=f"1.2.secret.{n}", modality=HOSTILE, description="secret", shape=(1, 4, 512, 512),
-        affine=np.diag([2.5, 0.70312, 0.7, 1.0]), space="patient", files=(f"/secret/{n}.dcm",), format="DICOM",
-        reader=fail, patient_id="secret", study_uid="secret",
+        affine=np.diag([2.5, 0.70312, 0.7, 1.0]), space="patient", format="DICOM",
+        files=(f"/secret/{n}.dcm",), reader=fail, patient_id="secret", study_uid="secret",
     )  # fmt: skip
 
 
