@@ -147,12 +147,15 @@ def _draw_directions(axes: Axes, picture: Picture) -> None:
     """Draw the directions of the edges: L and R, A and P, S and I."""
     if not picture.directions:
         return
+    from matplotlib.patheffects import withStroke
+
     down, right = picture.directions
     up, left = _OPPOSITE[down], _OPPOSITE[right]
     positions = {down: (0.5, 0.02), up: (0.5, 0.98), right: (0.98, 0.5), left: (0.02, 0.5)}
     for letter, (x, y) in positions.items():
         axes.text(
             x, y, letter, transform=axes.transAxes, color="#ffd166", fontsize=8,
+            path_effects=[withStroke(linewidth=1.5, foreground="black")],
             ha="left" if x < 0.1 else "right" if x > 0.9 else "center",
             va="bottom" if y < 0.1 else "top" if y > 0.9 else "center",
         )  # fmt: skip

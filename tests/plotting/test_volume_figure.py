@@ -52,14 +52,11 @@ def test_three_planes_in_physical_aspect() -> None:
 
 
 @pytest.mark.parametrize("code", ["LSA", "IPR", "PIL"])
-def test_the_order_of_the_array_changes_nothing(code: str) -> None:
+def test_the_order_of_the_array_does_not_change_the_planes(code: str) -> None:
     volume = ct()
     for one, other in zip(shown(volume, at=(3, 10, 15)), shown(volume.reorient(code)), strict=True):
-        size = np.array(one[0].shape) // 2
         assert one[0].shape == other[0].shape
         assert np.allclose(one[1], other[1])
-        # the middle of an even number of voxels is another one from the other end
-        assert size.min() > 0
 
 
 def test_planes_of_a_marked_voxel_are_those_of_the_patient() -> None:
