@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from medimg.preprocessing.preprocess import Preprocess
     from medimg.training._config import FineTuneConfig
     from medimg.training._phases import Phase
+    from medimg.training.epoch_display import EpochDisplay
     from medimg.training.history import HistoryRecorder
     from medimg.training.losses import ClassificationLoss
 
@@ -136,6 +137,7 @@ class TrainingState:
     inputs: FineTuneInputs
     history: HistoryRecorder
     terms: AdaptationTerms
+    display: EpochDisplay
     average: WeightAverage | None = None
     progress: PhaseProgress = PhaseProgress()
     #: BatchNorm layers whose statistics are kept.

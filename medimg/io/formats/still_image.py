@@ -36,7 +36,6 @@ from medimg.io.dicom.pixels.codestream import (
 )
 from medimg.io.files.blob import Blob, as_blob
 from medimg.io.formats._jpeg_2000 import Jpeg2000, decode_jpeg_2000, is_jpeg_2000, parse_jpeg_2000
-from medimg.io.formats._upright import describe_turn, is_turned_sideways, turn_upright
 from medimg.io.series import Policies, Series
 
 if TYPE_CHECKING:
@@ -414,7 +413,7 @@ def _decode(blob: Blob, header: _Header, image: ImageFile | None) -> tuple[npt.N
                 data = file.read()
             if header.jpeg_2000 is not None:
                 array, steps = decode_jpeg_2000(data, header.jpeg_2000, blob.name)
-                return _move_channels(array), steps
+                return move_channels(array), steps
             return _decode_png(data) if header.format == "PNG" else _decode_deep_jpeg(data, blob.name)
     except (ReadError, MemoryError):
         raise
