@@ -8,6 +8,8 @@ from medimg.core.read_report import ReadReport as ReadReport
 from medimg.core.volume import Volume as Volume
 from medimg.core.window import Window as Window
 from medimg.data.cache.image_cache import ImageCache as ImageCache
+from medimg.data.dataloader import PaddedBatch as PaddedBatch
+from medimg.data.dataloader import collate as collate
 from medimg.data.dataset import ImageDataset as ImageDataset
 from medimg.data.leakage.check_leaks import LeakReport as LeakReport
 from medimg.data.leakage.check_leaks import check_leaks as check_leaks
@@ -30,6 +32,7 @@ from medimg.evaluation.evaluate import evaluate as evaluate
 from medimg.evaluation.report.report import Report as Report
 from medimg.features.embed import Embeddings as Embeddings
 from medimg.features.embed import embed as embed
+from medimg.io.monai_reader import MedImgReader as MedImgReader
 from medimg.io.read import read as read
 from medimg.io.scan import scan as scan
 from medimg.io.series import Series as Series
