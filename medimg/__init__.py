@@ -19,7 +19,7 @@ _HOMES = {
     "HeadFit": "medimg.training.fit_head",
     "ImageDataset": "medimg.data.dataset",
     "FitResult": "medimg.training.history",
-    "MedImgReader": "medimg.io.monai_reader",
+    "MedImgReader": "medimg.data.monai_reader",
     "ModelComparison": "medimg.evaluation.compare_models",
     "ImageCache": "medimg.data.cache.image_cache",
     "PaddedBatch": "medimg.data.dataloader",

@@ -14,6 +14,7 @@ from medimg.data.dataset import ImageDataset as ImageDataset
 from medimg.data.leakage.check_leaks import LeakReport as LeakReport
 from medimg.data.leakage.check_leaks import check_leaks as check_leaks
 from medimg.data.leakage.overlaps import Leak as Leak
+from medimg.data.monai_reader import MedImgReader as MedImgReader
 from medimg.data.read_tensors import SourceTensors as SourceTensors
 from medimg.data.read_tensors import TensorBatch as TensorBatch
 from medimg.data.read_tensors import iter_tensors as iter_tensors
@@ -32,7 +33,6 @@ from medimg.evaluation.evaluate import evaluate as evaluate
 from medimg.evaluation.report.report import Report as Report
 from medimg.features.embed import Embeddings as Embeddings
 from medimg.features.embed import embed as embed
-from medimg.io.monai_reader import MedImgReader as MedImgReader
 from medimg.io.read import read as read
 from medimg.io.scan import scan as scan
 from medimg.io.series import Series as Series

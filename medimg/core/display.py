@@ -34,8 +34,8 @@ _NO_CONTENT: Final = "all pixels of this image are padding or not finite"
 #: Prefix of a choice among the windows of a file: "dicom:1", "dicom:BONE".
 DECLARED: Final = "dicom:"
 
-#: Every CT of a patient has air, fat or padding below this, in Hounsfield units.
-_LEAST_OF_TISSUE: Final = -200
+#: Every CT of a patient has air below this, in Hounsfield units.
+_MOST_OF_AIR: Final = -200
 _COUNTED_AT_ONCE: Final = 2**20
 _PROJECTION: Final = frozenset({"CR", "DX", "MG", "DR", "RF", "XA", "PX", "IO"})
 
@@ -157,10 +157,10 @@ def _warn_without_hu(volume: Volume, name: str) -> None:
     """Warn of a CT whose values are stated to be others, and of values that no CT has."""
     if volume.modality == "CT":
         found = f"the values of this CT are not (its units are {volume.units!r})"
-    elif any((values < _LEAST_OF_TISSUE).any() for values in volume.array[0]):
+    elif any((values < _MOST_OF_AIR).any() for values in volume.array[0]):
         return
     else:
-        found = f"this image, of unknown units, has no value below {_LEAST_OF_TISSUE}, as air has in a CT"
+        found = f"this image, of unknown units, has no value below {_MOST_OF_AIR}, as air has in a CT"
     warnings.warn(
         f'the preset {name!r} is in Hounsfield units, and {found}; use window="auto" or "percentile", or, '
         f"if its values are in Hounsfield units, window=medimg.Window.preset({name!r})",

@@ -15,7 +15,10 @@ from medimg.errors import PreprocessError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["is_array", "make_volume"]
+    from medimg.io.read import Source
+    from medimg.preprocessing.render import ImageSource
+
+__all__ = ["as_source"]
 
 _EXPECTED: Final = (
     "(H, W), (D, H, W) or (C, D, H, W), colors of 8 bits also (H, W, 3) or (D, H, W, 3), images of "
@@ -23,15 +26,20 @@ _EXPECTED: Final = (
 )
 
 
-def is_array(source: object) -> bool:
-    """Whether a source is an array or tensor without geometry; a MetaTensor has one."""
-    return isinstance(source, np.ndarray) or (
-        isinstance(source, torch.Tensor) and not hasattr(source, "affine")
-    )
+def as_source(source: ImageSource) -> Source | Volume:
+    """
+    Return the volume of an array or tensor; other sources, and tensors with an affine, are unchanged.
+
+    PreprocessError if the axes are not clear by the shape.
+    """
+    if isinstance(source, np.ndarray):
+        return _make_volume(source)
+    if isinstance(source, torch.Tensor) and not hasattr(source, "affine"):
+        return _make_volume(source)
+    return source  # type: ignore[return-value]  # a tensor with an affine is another library's image
 
 
-def make_volume(source: npt.NDArray[Any] | torch.Tensor) -> Volume:
-    """Return the volume of an array; PreprocessError if its axes can't be told by its shape."""
+def _make_volume(source: npt.NDArray[Any] | torch.Tensor) -> Volume:
     # torchvision is imported by whoever made such an image
     is_image = any(c.__module__.startswith("torchvision.tv_tensors") for c in type(source).__mro__)
     values = _to_numpy(source)

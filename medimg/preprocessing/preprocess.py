@@ -57,7 +57,8 @@ _MOST_DEVIATIONS: Final = 1e30
 #: Most voxels of an output in 3-D: 4 GiB.
 _MOST_VOXELS: Final = 2**30
 
-OneWindow: TypeAlias = str | Window | tuple[float, float]
+OneWindow: TypeAlias = str | Window
+WindowOrPair: TypeAlias = OneWindow | tuple[float, float]
 Channels: TypeAlias = Literal["repeat", "windows", "adjacent", "single"]
 Orientation: TypeAlias = Literal["display", "stored"]
 #: Fields that recipes written before do not have, with the value that recipes without them mean.
@@ -67,7 +68,7 @@ _ADDED: Final[dict[str, Any]] = {"dims": 2}
 class RecipeFields(TypedDict, total=False):
     """Fields of :class:`medimg.Preprocess` as keyword arguments, each optional."""
 
-    window: OneWindow | tuple[OneWindow, OneWindow, OneWindow]
+    window: WindowOrPair | tuple[WindowOrPair, WindowOrPair, WindowOrPair]
     channels: Channels
     slices: SliceChoice
     spacing: float | tuple[float, float, float] | None
@@ -147,7 +148,7 @@ class Preprocess:
     (1, 64, 96, 96)
     """
 
-    window: OneWindow | tuple[OneWindow, OneWindow, OneWindow] = "auto"
+    window: WindowOrPair | tuple[WindowOrPair, WindowOrPair, WindowOrPair] = "auto"
     channels: Channels = "repeat"
     slices: SliceChoice = "all"
     spacing: float | tuple[float, float, float] | None = None

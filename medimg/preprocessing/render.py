@@ -17,7 +17,7 @@ from medimg.core.volume import Volume
 from medimg.errors import PreprocessError
 from medimg.io.read import Source, resolve_source
 from medimg.io.series import PieceReader, Policies, Series
-from medimg.preprocessing._array_source import is_array, make_volume
+from medimg.preprocessing._array_source import as_source
 from medimg.preprocessing._slice_renderer import SliceRenderer, count_channels
 from medimg.preprocessing._slice_selection import (
     SliceSelection,
@@ -120,8 +120,7 @@ def count_images(recipe: Preprocess, image: Volume | Series) -> int:
 def render(recipe: Preprocess, source: ImageSource, output: Output | None = None) -> Rendered:
     """Render a source, a volume or an array; see :meth:`medimg.Preprocess.render`."""
     output = output or Output()
-    if is_array(source):
-        source = make_volume(source)  # type: ignore[arg-type]  # an array or tensor, as was asked
+    source = as_source(source)
     if not isinstance(source, Volume):
         series, finish = resolve_source(source)
         return render_series(recipe, series, Policies(), output, finish)
