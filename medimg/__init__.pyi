@@ -9,10 +9,13 @@ from medimg.core.read_report import ReadReport as ReadReport
 from medimg.core.volume import Volume as Volume
 from medimg.core.window import Window as Window
 from medimg.data.cache.image_cache import ImageCache as ImageCache
+from medimg.data.dataloader import PaddedBatch as PaddedBatch
+from medimg.data.dataloader import collate as collate
 from medimg.data.dataset import ImageDataset as ImageDataset
 from medimg.data.leakage.check_leaks import LeakReport as LeakReport
 from medimg.data.leakage.check_leaks import check_leaks as check_leaks
 from medimg.data.leakage.overlaps import Leak as Leak
+from medimg.data.monai_reader import MedImgReader as MedImgReader
 from medimg.data.read_tensors import SourceTensors as SourceTensors
 from medimg.data.read_tensors import TensorBatch as TensorBatch
 from medimg.data.read_tensors import iter_tensors as iter_tensors

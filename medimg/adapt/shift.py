@@ -59,13 +59,16 @@ def compute_statistics(images: Tensor) -> Tensor:
 
 
 def _compute_item_statistics(data: LabeledDataset, indices: Sequence[int]) -> NDArray[np.float64]:
-    """Return :data:`STATISTICS` (n, 4) of items of a dataset, for bags the mean over their slices."""
+    """Return :data:`STATISTICS` (n, 4) of items of a dataset, for bags and volumes the mean over slices."""
     recipe = data.preprocess
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (recipe.mean, recipe.std))
+    shape = (-1, *(1,) * recipe.dims)
+    mean, std = (torch.tensor(values).view(shape) for values in recipe.normalization)
+    # in 3-D the slices of a volume are left
+    channel = 0 if recipe.dims == 3 else -3
     rows = []
     for index in indices:
         image = data[index][0]
-        gray = (image * std + mean).mean(dim=-3)
+        gray = (image * std + mean).mean(dim=channel)
         rows.append(compute_statistics(gray if gray.ndim == 3 else gray[None]).mean(dim=0))
     return torch.stack(rows).double().numpy()
 

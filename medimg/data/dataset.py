@@ -87,8 +87,9 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
     preprocess : Preprocess, optional
         Preprocessing; ``Preprocess()`` by default.
     unit : {"image", "series"}
-        Unit of an item: one image (3, H, W), such as a slice, with its series' label ("slice" is accepted,
-        too), or a bag of all images (N, 3, H, W).
+        Unit of an item: one image (C, H, W), such as a slice, with its series' label ("slice" is accepted,
+        too), or a bag of all images (N, C, H, W). With preprocessing in 3-D an item is a series, as a volume
+        (C, D, H, W), whatever is given.
     task : {"multiclass", "multilabel"}
         Whether a label is a class index (int) or a (K,) float32 tensor of 0 and 1.
     skipped : sequence of Skipped
@@ -126,7 +127,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             raise DatasetError("a dataset needs at least one image")
         self.classes = list_names(classes)
         self.preprocess = preprocess or Preprocess()
-        self.unit: Unit = unit
+        self.unit: Unit = "series" if self.preprocess.dims == 3 else unit
         self.task: Task = task
         self.skipped = tuple(skipped)
         self._labeled = tuple(labeled)
@@ -502,7 +503,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         Returns
         -------
         image : torch.Tensor
-            float32, normalized: (3, H, W), or (N, 3, H, W) if the unit is a series.
+            float32, normalized: (C, H, W), or (N, C, H, W) if the unit is a series; in 3-D (C, D, H, W).
         label : int or torch.Tensor
             Class index, or (K,) float32.
         """
@@ -529,7 +530,8 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         Returns
         -------
         torch.Tensor
-            float32, 0 (black) to 1 (white): (1 or 3, H, W), or (N, 1 or 3, H, W) if the unit is a series.
+            float32, 0 (black) to 1 (white): (1 or 3, H, W), or (N, 1 or 3, H, W) if the unit is a series; in
+            3-D (C, D, H, W).
         """
         item = self._items[check_index(index)]
         planes = decode_intensity(self._store.take(item.source, item.image).clone())
@@ -590,7 +592,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         DatasetError
             If this is a subset, and more than mean and standard deviation differ.
         """
-        if preprocess.replace(mean=self.preprocess.mean, std=self.preprocess.std) == self.preprocess:
+        if preprocess.replace(mean=None, std=None) == self.preprocess.replace(mean=None, std=None):
             same = self.subset(range(len(self)))
             same.preprocess = preprocess
             return same

@@ -192,7 +192,9 @@ def encode_labels(labeled: Sequence[LabeledSeries], classes: tuple[str, ...], ta
 
 
 def list_items(labeled: Sequence[LabeledSeries], recipe: Preprocess, unit: Unit) -> tuple[Item, ...]:
-    """Return an item for each series, or for each image that the recipe makes of it."""
+    """Return an item for each series, or for each image that the recipe makes of it, in 3-D one."""
+    if recipe.dims == 3:
+        return tuple(Item(n, 0) for n in range(len(labeled)))
     if unit == "series":
         return tuple(Item(n, None) for n in range(len(labeled)))
     return tuple(

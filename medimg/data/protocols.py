@@ -57,12 +57,12 @@ class Recipe(Protocol):
     """The part of :class:`medimg.Preprocess` that a report needs."""
 
     @property
-    def mean(self) -> Sequence[float]:
-        """Mean subtracted from each channel."""
+    def mean(self) -> float | Sequence[float] | None:
+        """Mean subtracted from each channel; None for intensities from 0 to 1."""
 
     @property
-    def std(self) -> Sequence[float]:
-        """Standard deviation each channel is divided by."""
+    def std(self) -> float | Sequence[float] | None:
+        """Standard deviation each channel is divided by; None for intensities from 0 to 1."""
 
     @property
     def channels(self) -> str:

@@ -49,7 +49,7 @@ class SourceTensors:
     index : int
         Index of the source, from 0.
     tensor : torch.Tensor
-        (N, 3, H, W) float32, normalized; N is 0 if the source could not be read.
+        (N, C, H, W) float32, normalized; N is 0 if the source could not be read. In 3-D (N, C, D, H, W).
     slices : tuple of int
         Index of each image's slice in the volume.
     sop_instance_uids : tuple of str
@@ -71,12 +71,12 @@ class TensorBatch(Sequence["torch.Tensor"]):
     """
     The tensors of many sources, concatenated.
 
-    As a sequence it gives the part of each source: (n, 3, H, W), n = 0 if it failed.
+    As a sequence it gives the part of each source: (n, C, H, W), n = 0 if it failed.
 
     Attributes
     ----------
     tensor : torch.Tensor
-        (N, 3, H, W) float32, normalized, in the order of the sources.
+        (N, C, H, W) float32, normalized, in the order of the sources; in 3-D (N, C, D, H, W).
     counts : tuple of int
         Number of images of each source; 0 if it failed.
     slices : tuple of int
@@ -228,8 +228,8 @@ def read_tensors(
     recipe : Preprocess, optional
         Preprocessing; ``Preprocess()`` by default.
     out : torch.Tensor, optional
-        Buffer to fill from its start, (N or more, 3, H, W) float32, contiguous, on the CPU; reusing one
-        avoids reallocation. Its content beyond the images is undefined.
+        Buffer to fill from its start, (N or more, C, H, W) or in 3-D (N or more, C, D, H, W) float32,
+        contiguous, on the CPU; reusing one avoids reallocation. Its content beyond the images is undefined.
     workers : int, optional
         Number of threads; all cores by default. Each holds one source.
     cache : str, Path or ImageCache, optional
@@ -266,16 +266,16 @@ def read_tensors(
         list(check_sources(sources, recipe, workers, on_error)),
         _make_loader(recipe, reading, cache),
     )
-    hw = loader.recipe.hw
+    shape = loader.recipe.image_shape
     if out is not None:
-        _check_out(out, hw)
+        _check_out(out, shape)
     jobs = [_Job(n, source) for n, source in enumerate(given)]
     counted = _raise_errors(
         ordered_map(partial(_count_images, loader.recipe), jobs, workers, initializer=share_cores), on_error
     )
     jobs = list(_show_progress(counted, len(jobs), progress, "opening"))
     planned = [job.count for job in jobs]
-    memory = _allocate(out, sum(planned), hw)
+    memory = _allocate(out, sum(planned), shape)
     offsets = list(accumulate(planned, initial=0))
     jobs = [replace(job, out=memory[offsets[job.index] : offsets[job.index + 1]]) for job in jobs]
     results = _raise_errors(
@@ -324,7 +324,7 @@ def _count_images(recipe: Preprocess, job: _Job) -> _Job:
 
 def _load_tensor(loader: ImageLoader, job: _Job) -> SourceTensors:
     """Load the tensor of one source."""
-    empty = torch.empty(0, 3, *loader.recipe.hw, dtype=torch.float32, device="cpu")
+    empty = torch.empty(0, *loader.recipe.image_shape, dtype=torch.float32, device="cpu")
     if job.error is not None:
         return SourceTensors(job.index, empty, error=job.error)
     try:
@@ -353,11 +353,12 @@ def _show_progress(
         yield from progress_bar(results, desc=what, unit="source", progress=progress, total=total)
 
 
-def _check_out(out: object, hw: tuple[int, int]) -> None:
-    expected = f"a contiguous float32 tensor (N or more, 3, {hw[0]}, {hw[1]}) on the CPU, without gradients"
+def _check_out(out: object, shape: tuple[int, ...]) -> None:
+    sizes = ", ".join(map(str, shape))
+    expected = f"a contiguous float32 tensor (N or more, {sizes}) on the CPU, without gradients"
     if not isinstance(out, torch.Tensor):
         raise PreprocessError(f"out is a {type(out).__name__}; expected {expected}")
-    fits = out.ndim == 4 and tuple(out.shape[1:]) == (3, *hw)
+    fits = out.ndim == 1 + len(shape) and tuple(out.shape[1:]) == shape
     plain = out.device.type == "cpu" and out.is_contiguous() and not out.requires_grad
     if not fits or not plain or out.dtype != torch.float32:
         raise PreprocessError(
@@ -366,7 +367,7 @@ def _check_out(out: object, hw: tuple[int, int]) -> None:
         )
 
 
-def _allocate(out: torch.Tensor | None, count: int, hw: tuple[int, int]) -> torch.Tensor:
+def _allocate(out: torch.Tensor | None, count: int, shape: tuple[int, ...]) -> torch.Tensor:
     if out is not None:
         if len(out) < count:
             raise PreprocessError(
@@ -376,10 +377,10 @@ def _allocate(out: torch.Tensor | None, count: int, hw: tuple[int, int]) -> torc
         return out
     try:
         # numpy allocates huge pages if the system has them
-        return torch.from_numpy(np.empty((count, 3, *hw), np.float32))
+        return torch.from_numpy(np.empty((count, *shape), np.float32))
     except MemoryError:
         raise PreprocessError(
-            f"no memory for {count} images of {hw[0]}×{hw[1]}; use medimg.iter_tensors"
+            f"no memory for {count} images of {'×'.join(map(str, shape[1:]))}; use medimg.iter_tensors"
         ) from None
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from medimg._validation import check_batch_size, check_processes
 from medimg.core.parallel import ordered_map
 from medimg.core.progress import Progress, progress_bar
-from medimg.data.dataloader import collate
+from medimg.data.dataloader import collate_indexed
 from medimg.data.dataset import ImageDataset
 from medimg.errors import PreprocessError
 from medimg.features._cache import FLUSH_AFTER, DatasetFeatureCache
@@ -171,7 +171,9 @@ class _Groups(Dataset[Tensor]):
             return self.dataset[group[0]][0]
         several = getattr(self.dataset, "__getitems__", None)
         items = several(group) if several else [self.dataset[item] for item in group]
-        return collate([(image, 0, item) for (image, _), item in zip(items, group, strict=True)]).images
+        return collate_indexed(
+            [(image, 0, item) for (image, _), item in zip(items, group, strict=True)]
+        ).images
 
 
 def _read_images(

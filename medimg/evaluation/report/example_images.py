@@ -104,7 +104,9 @@ def choose_images(
 
 def to_pixels(image: Any, recipe: Recipe) -> NDArray[np.uint8]:
     """
-    Undo the normalization of an image, (3, H, W), or of the middle slice of a series, (N, 3, H, W).
+    Undo the normalization of an image, (C, H, W), or of the middle slice of a series or volume.
+
+    A series is (N, C, H, W), a volume of a recipe in 3-D (C, D, H, W).
 
     The result is (H, W), or (H, W, 3) for an image in color. If the channels are several windows or adjacent
     slices, it is the middle channel.
@@ -117,10 +119,12 @@ def to_pixels(image: Any, recipe: Recipe) -> NDArray[np.uint8]:
     """
     array = np.asarray(image, dtype=np.float64)
     if array.ndim == 4:
-        array = array[len(array) // 2]
-    mean, std = (
-        np.asarray(values, dtype=np.float64).reshape(-1, 1, 1) for values in (recipe.mean, recipe.std)
-    )
+        # a protocol of recipes that need not know volumes
+        is_volume = getattr(recipe, "dims", 2) == 3
+        array = array[:, array.shape[1] // 2] if is_volume else array[len(array) // 2]
+    mean, std = 0.0, 1.0
+    if recipe.mean is not None and recipe.std is not None:
+        mean, std = (np.asarray(v, dtype=np.float64).reshape(-1, 1, 1) for v in (recipe.mean, recipe.std))
     pixels = np.floor(np.clip(array * std + mean, 0, 1) * 255 + 0.5).astype(np.uint8)
     spread = int(np.ptp(pixels.astype(np.int16), axis=0).max())
     if recipe.channels == "repeat" and spread > 1:

@@ -30,6 +30,7 @@ __all__ = [
     "architecture_for",
     "backbone_names",
     "check_backbone",
+    "check_images",
     "check_size",
     "default_recipe",
     "load_backbone",
@@ -127,6 +128,7 @@ def architecture_for(
     name: str, *, entry: Weights | None, state: dict[str, Tensor] | None, recipe: Preprocess
 ) -> Architecture:
     """Return the architecture for weights by name (`entry`) or from a file (`state`), and for a recipe."""
+    check_images(name, recipe)
     pretrained = entry is not None or state is not None
     transform_input = pretrained and name in _WITH_AUXILIARY_HEADS
     is_vit = name.startswith("vit_") and registered_backbone(name) is None
@@ -136,9 +138,25 @@ def architecture_for(
     return architecture
 
 
+def check_images(name: str, recipe: Preprocess) -> None:
+    """Refuse a recipe whose images are not (3, H, W)."""
+    if recipe.dims != 2:
+        raise PreprocessError(
+            f"{name} is a network in 2-D, which takes slices; found a recipe of volumes, dims=3: use "
+            "Preprocess(dims=2), with pool= for whole series, or train a 3-D network of your own on an "
+            "ImageDataset with this recipe"
+        )
+    if recipe.n_channels != 3:
+        raise PreprocessError(
+            f'{name} takes images of three channels; found a recipe with channels="single": use '
+            'Preprocess(channels="repeat"), which repeats the one channel'
+        )
+
+
 def check_size(architecture: Architecture, recipe: Preprocess) -> None:
     """Refuse a recipe whose images have a size that the network does not take."""
     name = architecture.name
+    check_images(name, recipe)
     exact, least = _sizes(architecture)
     if exact is not None and recipe.hw != (exact, exact):
         raise PreprocessError(
