@@ -253,6 +253,8 @@ def compare(
     >>> found.to_pandas()[["backbone", "auroc", "images_per_second"]]  # doctest: +SKIP
     """
     from medimg.data.splits.kfold import assign_folds, check_folds
+    from medimg.models.backbones.architecture import backbone_names
+    from medimg.models.backbones.registry import registered_names
     from medimg.models.data_checks import check_images
     from medimg.training.class_weights import check_labels
     from medimg.training.fit_head import check_balance
@@ -277,10 +279,11 @@ def compare(
     options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
     trial = _Trial(dataset, fold, probing, scoring, {"cache": cache, **options}, pool, accept_license, device)
     named = weights if isinstance(weights, Mapping) else dict.fromkeys(names, weights)
-    others = [str(name) for name in named if name not in names]
+    # weights of backbones that are not compared this time are no mistake
+    others = [str(name) for name in named if name not in {*names, *backbone_names(), *registered_names()}]
     if others:
         raise TrainingError(
-            f"weights= names {', '.join(map(repr, others))}, which are not among the backbones "
+            f"weights= names {', '.join(map(repr, others))}, which are no backbones; expected some of "
             f"{', '.join(map(repr, names))}: correct the names"
         )
     found = [trial.run(name, named.get(name, "DEFAULT")) for name in names]

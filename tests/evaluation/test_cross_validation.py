@@ -148,8 +148,8 @@ def test_unsound_requests(data: ImageDataset) -> None:
         medimg.cross_validate(model, data, method="knn", C=1.0)
     with pytest.raises(TrainingError, match=r"neighbors=3 has no effect with method='logistic': pass C="):
         medimg.cross_validate(model, data, neighbors=3)
-    with pytest.raises(TrainingError, match="weights= names 'resnet18'"):
-        medimg.compare(["squeezenet1_1"], data, weights={"resnet18": None})
+    with pytest.raises(TrainingError, match="weights= names 'resnet_18', which are no backbones"):
+        medimg.compare(["squeezenet1_1"], data, weights={"resnet_18": None})
     with pytest.raises(TrainingError, match="with_preprocess"):
         medimg.cross_validate(classifier(), data)
     with pytest.raises(TrainingError, match="attention"):
