@@ -5,7 +5,7 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -68,7 +68,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[MedimgError], type[Exception], st
         errors.PreprocessError, KeyError, r"did you mean 'lung'\?$",
     ),
     "a field of a recipe": (
-        lambda: medimg.to_tensor(np.zeros(1), windows="lung"),
+        lambda: medimg.to_tensor(np.zeros(1), **cast("Any", {"windows": "lung"})),
         errors.PreprocessError, KeyError, "did you mean 'window'",
     ),
     "a choice": (
@@ -98,8 +98,8 @@ CASES: dict[str, tuple[Callable[[], Any], type[MedimgError], type[Exception], st
     "a number": (lambda: check_number("lr", "1e-3"), TrainingError, TypeError, "lr must be a number"),
     "a number out of range": (lambda: check_number("lr", 0, above=0), TrainingError, ValueError, "above 0"),
     "a whole number": (lambda: check_whole_number("epochs", "3"), TrainingError, TypeError, "whole number"),
-    "no model": (lambda: medimg.evaluate("resnet50", None),
-    DatasetError, TypeError, "found a|is a str"),  # type: ignore[arg-type]
+    "no model": (lambda: medimg.evaluate(cast("Any", "resnet50"), cast("Any", None)),
+    DatasetError, TypeError, "found a|is a str"),
 }  # fmt: skip
 
 

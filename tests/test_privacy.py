@@ -160,7 +160,7 @@ def test_from_files_to_report(scans: Path, tmp_path: Path, said: Said) -> None:
     for n, picture in enumerate(pictures_of(page)):
         said.add(f"picture {n}", picture)
     for thing in (data, train, leaks, model, fit, calibration, model.training_ranges, report, report.curves):
-        html = thing._repr_html_() if hasattr(thing, "_repr_html_") else ""
+        html = getattr(thing, "_repr_html_", str)()
         said.add(f"repr of {type(thing).__name__}", repr(thing) + html)
     said.add("text of the report", str(report) + report._repr_html_())
     said.add("provenance", json.dumps(report.provenance))

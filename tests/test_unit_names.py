@@ -47,8 +47,8 @@ def test_both_words_predict_the_same(root: Path) -> None:
     model = medimg.TransferClassifier(
         "squeezenet1_1", classes=["a", "b"], weights=None, preprocess=medimg.Preprocess(size=32)
     )
-    tables = [model.predict(sorted(root.glob("*/*.png")), unit=unit) for unit in ("image", "slice")]  # type: ignore[arg-type]  # either
-    pd.testing.assert_frame_equal(*tables)
+    tables = [model.predict(sorted(root.glob("*/*.png")), unit=unit) for unit in ("image", "slice")]
+    pd.testing.assert_frame_equal(tables[0], tables[1])
 
 
 def test_a_calibration_of_before_is_read() -> None:

@@ -75,6 +75,7 @@ def read_predictions(
     names, order = _order_classes(given, truth, scores, numbers.shape[1])
     numbers = numbers[:, order]
     _check_range(numbers, found)
+    labels: NDArray[Any]
     if found == "multiclass":
         numbers = _check_sums(numbers, is_half=scores.is_half)
         labels = _number_labels(truth, names, as_numbers=_are_numbers(given))
@@ -284,7 +285,7 @@ def _number_labels(truth: _Values, classes: tuple[str, ...], *, as_numbers: bool
                 f"{wrong:,} of {len(array):,} rows of y_true do not have exactly one label; expected one for "
                 'task="multiclass"'
             )
-        return indicators.argmax(axis=1).astype(np.int64)
+        return np.asarray(indicators.argmax(axis=1), np.int64)
     values = array.ravel()
     if _count_missing(values):
         raise DatasetError(

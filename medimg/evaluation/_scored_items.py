@@ -208,4 +208,4 @@ def _scale(array: NDArray[Any]) -> NDArray[np.uint8]:
     low, high = (float(values[finite].min()), float(values[finite].max())) if finite.any() else (0.0, 1.0)
     if low < 0 or high > 1:
         values = (values - low) / max(high - low, np.finfo(np.float64).tiny)
-    return np.rint(np.where(finite, values, 0).clip(0, 1) * 255).astype(np.uint8)
+    return np.asarray(np.rint(np.where(finite, values, 0).clip(0, 1) * 255), np.uint8)

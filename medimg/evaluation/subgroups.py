@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import numpy as np
 
@@ -78,7 +78,7 @@ def find_subgroups(dataset: Any, subgroups: Subgroups | None) -> dict[str, list[
         rules = {subgroups: subgroups}
     elif isinstance(subgroups, Mapping) or hasattr(subgroups, "columns"):
         # a table has a column for each
-        rules = {str(name): rule for name, rule in subgroups.items()}
+        rules = {str(name): rule for name, rule in cast("Mapping[str, GroupRule]", subgroups).items()}
     elif isinstance(subgroups, Sequence) and all(isinstance(name, str) for name in subgroups):
         rules = {name: name for name in subgroups}
     else:

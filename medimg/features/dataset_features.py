@@ -107,7 +107,7 @@ def item_features(
         try:
             for images in rebatch(collector.expect(parts), size):
                 collector.add(network(images))
-                bar.update(len(found) + len(collector.done) - bar.n)
+                bar.update(len(found) + len(collector.done) - int(bar.n))
         finally:
             collector.flush()
     return _join_items(found | collector.done, len(dataset), feature_count(model))

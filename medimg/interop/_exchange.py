@@ -211,7 +211,7 @@ def _is_inverted(metadata: Mapping[str, Any], photometric: Photometric) -> bool:
     """
     stated = metadata.get("inverted")
     if stated in ("True", "False"):
-        return stated == "True"
+        return bool(stated == "True")
     is_shape = _find_text(metadata, _LUT_SHAPE) == "INVERSE" and not _is_inverted_by_itk(metadata)
     return photometric == "MONOCHROME1" or is_shape
 

@@ -53,7 +53,7 @@ def _choose_image(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
     while image.ndim > 3:
         image = image[len(image) // 2]
     shown = image.transpose(1, 2, 0) if len(image) == 3 else image[len(image) // 2]
-    return np.clip(shown, 0.0, 1.0)
+    return np.asarray(np.clip(shown, 0.0, 1.0))
 
 
 def draw_montage(pictures: Sequence[Picture], titles: Sequence[str]) -> Figure:

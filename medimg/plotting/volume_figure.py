@@ -149,7 +149,7 @@ def _draw_directions(axes: Axes, picture: Picture) -> None:
         return
     from matplotlib.patheffects import withStroke
 
-    down, right = picture.directions
+    down, right = picture.directions[0], picture.directions[1]
     up, left = _OPPOSITE[down], _OPPOSITE[right]
     positions = {down: (0.5, 0.02), up: (0.5, 0.98), right: (0.98, 0.5), left: (0.02, 0.5)}
     for letter, (x, y) in positions.items():

@@ -36,7 +36,8 @@ def as_source(source: ImageSource) -> Source | Volume:
         return _make_volume(source)
     if isinstance(source, torch.Tensor) and not hasattr(source, "affine"):
         return _make_volume(source)
-    return source  # type: ignore[return-value]  # a tensor with an affine is another library's image
+    # a tensor with an affine is another library's image
+    return source
 
 
 def _make_volume(source: npt.NDArray[Any] | torch.Tensor) -> Volume:

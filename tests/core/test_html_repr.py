@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 
 from medimg.core.html_repr import facts_html, join_names, rows_html
@@ -20,7 +22,7 @@ def series(n: int) -> Series:
     return Series(
         uid=f"1.2.secret.{n}", modality=HOSTILE, description="secret", shape=(1, 4, 512, 512),
         affine=np.diag([2.5, 0.70312, 0.7, 1.0]), space="patient", format="DICOM",
-        files=(f"/secret/{n}.dcm",), reader=fail, patient_id="secret", study_uid="secret",
+        files=(f"/secret/{n}.dcm",), reader=cast("Any", fail), patient_id="secret", study_uid="secret",
     )  # fmt: skip
 
 

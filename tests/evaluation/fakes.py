@@ -82,7 +82,7 @@ class FakeModel:
     preprocess: FakeRecipe = field(default_factory=FakeRecipe)
 
     def predict_proba(
-        self, dataset: Any, *, batch_size: int = 32, workers: int | None = None, progress: bool = False
+        self, dataset: Any, *, batch_size: int = 32, workers: int | None = None, progress: Any = False
     ) -> NDArray[np.float64]:
         assert batch_size >= 1
         assert not workers

@@ -41,7 +41,7 @@ def evaluate(model: Any, dataset: FakeDataset, **options: Any) -> medimg.Report:
     return medimg.evaluate(model, dataset, **given)
 
 
-def columns(report: medimg.Report) -> np.ndarray:
+def columns(report: medimg.Report) -> Any:
     return report.predictions[[f"p_{name}" for name in report.classes]].to_numpy()
 
 

@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 
 import medimg
 from medimg.errors import DatasetError
@@ -16,6 +18,12 @@ TASKS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "multiclass": ("multiclass", ("a", "b", "c")),
     "multilabel": ("multilabel", ("a", "b", "c")),
 }
+
+
+def legend_of(axes: Axes) -> Legend:
+    found = axes.get_legend()
+    assert found is not None
+    return found
 
 
 def report_of(kind: str) -> medimg.Report:
@@ -37,15 +45,15 @@ def test_curves_and_their_areas() -> None:
     axes = report.plot()
     line = report.curves.roc["yes"]
     assert np.array_equal(axes.lines[1].get_xydata(), np.stack([line.x, line.y], axis=1))
-    (label,) = (text.get_text() for text in axes.get_legend().get_texts())
+    (label,) = (text.get_text() for text in legend_of(axes).get_texts())
     assert label == f"yes: AUROC {report.metrics['auroc']}"
     assert axes.get_xlabel().startswith("1 − specificity")
-    (label,) = (text.get_text() for text in report.plot("pr").get_legend().get_texts())
+    (label,) = (text.get_text() for text in legend_of(report.plot("pr")).get_texts())
     assert label == f"yes: AUPRC {report.metrics['auprc']}"
-    (label,) = (text.get_text() for text in report.plot("calibration").get_legend().get_texts())
+    (label,) = (text.get_text() for text in legend_of(report.plot("calibration")).get_texts())
     assert label == f"yes: ECE {report.curves.reliability['yes'].ece:.3f}"
     (label,) = (
-        text.get_text() for text in report_of("multiclass").plot("calibration").get_legend().get_texts()
+        text.get_text() for text in legend_of(report_of("multiclass").plot("calibration")).get_texts()
     )
     assert label.startswith("predicted class: ECE")
 
@@ -75,6 +83,6 @@ def test_what_is_refused() -> None:
     one_class = medimg.score([1, 1, 1], [0.2, 0.7, 0.9], n_resamples=5)
     for name in ("roc", "pr"):
         with pytest.raises(DatasetError, match="no curve"):
-            one_class.plot(name)  # type: ignore[arg-type]  # as above
+            one_class.plot(name)
     assert one_class.plot("confusion").has_data()
     assert one_class.plot("calibration").has_data()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -44,6 +44,8 @@ def test_scores_are_those_of_evaluate(kind: str, unit: Any) -> None:
     pd.testing.assert_frame_equal(found.to_pandas(), expected.to_pandas())
     assert np.array_equal(found.confusion, expected.confusion)
     pd.testing.assert_frame_equal(found.predictions, expected.predictions)
+    assert found.subgroups is not None
+    assert expected.subgroups is not None
     pd.testing.assert_frame_equal(found.subgroups, expected.subgroups)
     assert found.counts == expected.counts
     assert found.notes[1:] == expected.notes
@@ -227,7 +229,9 @@ def test_unknown_patients_are_counted_and_said() -> None:
 
 
 def test_spellings_of_a_patient_are_one() -> None:
-    found = medimg.score([0, 0, 1, 1], [0.1, 0.2, 0.7, 0.6], patients=[3, 3.0, "P  7", " P 7"], n_resamples=5)
+    found = medimg.score(
+        [0, 0, 1, 1], [0.1, 0.2, 0.7, 0.6], patients=cast("Any", [3, 3.0, "P  7", " P 7"]), n_resamples=5
+    )
     assert found.n_patients == 2
 
 
@@ -373,7 +377,8 @@ def test_axes_of_images(shape: tuple[int, ...], expected: tuple[int, ...]) -> No
     generator = np.random.default_rng(0)
     for array in (generator.normal(size=shape), torch.rand(shape), generator.random(shape) > 0.5):
         found = render_image(array)
-        assert (found.shape, found.dtype) == (expected, np.uint8)
+        assert found.shape == expected
+        assert found.dtype == np.uint8
         assert found.min() < found.max()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -145,7 +146,7 @@ CASES: dict[str, Callable[[], medimg.Volume]] = {
     "color, 8 bits": lambda: make_volume("uint8", color=True, depth=1),
     "color, 16 bits": lambda: make_volume("uint16", color=True, depth=1),
     **{
-        f"one slice, {dtype}": lambda dtype=dtype: make_volume(dtype, depth=1)
+        f"one slice, {dtype}": partial(make_volume, dtype, depth=1)
         for dtype in ("uint8", "int16", "uint16", "int32", "float32", "float64", "bool")
     },
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -119,7 +119,7 @@ def test_batches_and_pending_transforms_are_errors() -> None:
     batch = list_data_collate([medimg.to_monai(make_volume()), medimg.to_monai(make_volume())])
     assert batch.shape == (2, 1, 6, 5, 4)
     with pytest.raises(ReadError, match="decollate_batch"):
-        medimg.from_monai(batch)
+        medimg.from_monai(cast("Any", batch))
     lazy = Orientation("RAS", labels=None, lazy=True)(medimg.to_monai(make_volume()))
     with pytest.raises(ReadError, match="lazy transforms that are not applied yet"):
         medimg.from_monai(lazy)
@@ -162,7 +162,7 @@ def test_values_for_display_stay_so_unless_they_are_converted() -> None:
     volume = medimg.from_pil(Image.new("L", (4, 3), 7))
     assert volume.display_range == (0.0, 255.0)
     assert medimg.from_monai(medimg.to_monai(volume)).display_range == (0.0, 255.0)
-    assert medimg.from_monai(medimg.to_monai(volume).float()).display_range is None
+    assert medimg.from_monai(cast("Any", medimg.to_monai(volume).float())).display_range is None
 
 
 def test_types_without_an_equal_in_numpy_or_torch() -> None:

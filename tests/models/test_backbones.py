@@ -137,6 +137,7 @@ def test_input_transform_belongs_to_pretrained_weights(name: str, tmp_path: Path
 def test_default_recipe(name: str, weights: str | None, size: int, mean: float) -> None:
     recipe = default_recipe(name, resolve_weights(name, weights))
     assert recipe.size == size
+    assert isinstance(recipe.mean, tuple)
     assert recipe.mean[0] == mean
 
 

@@ -13,7 +13,8 @@ import pytest
 from medimg.training import epoch_display
 from medimg.training.epoch_display import EpochDisplay
 from medimg.training.fine_tune import fine_tune
-from tests.models.images import images, small_classifier
+from tests.models.fakes import images
+from tests.models.small_network import small_classifier
 
 
 def row(epoch: int, phase: str = "full", **scores: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -38,7 +39,7 @@ def test_a_dataset_is_read_as_its_file_is(syntax: str, tmp_path: Path) -> None:
         dataset = pydicom.dcmread(path)
         if syntax == ExplicitVRBigEndian:
             dataset.PixelData = dataset.pixel_array.astype(">u2").tobytes()
-        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset.file_meta.TransferSyntaxUID = UID(syntax)
         pydicom.dcmwrite(
             path,
             dataset,

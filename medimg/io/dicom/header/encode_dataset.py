@@ -34,6 +34,7 @@ def encode_dataset(dataset: Dataset, name: str) -> bytes:
     """
     import pydicom
     from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import UID
 
     # pydicom raises errors of many types, and their texts can hold patient data
     try:
@@ -42,7 +43,7 @@ def encode_dataset(dataset: Dataset, name: str) -> bytes:
             whole = pydicom.Dataset(dataset)
             whole.file_meta = FileMetaDataset()
             syntax = _find_syntax(dataset, name)
-            whole.file_meta.TransferSyntaxUID = syntax
+            whole.file_meta.TransferSyntaxUID = UID(syntax)
             whole.preamble = bytes(128)
             implicit, little = _find_encoding(dataset, syntax)
             buffer = io.BytesIO()
