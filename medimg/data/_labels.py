@@ -139,7 +139,7 @@ def _open_folder(root: str | Path) -> Path:
     return folder
 
 
-def read_table(csv: str | Path | pd.DataFrame) -> pd.DataFrame:
+def read_table(csv: Any) -> pd.DataFrame:
     """Read a CSV file as text, so that no identifier loses its leading zeros."""
     import pandas as pd
 

@@ -424,6 +424,7 @@ def test_scores_no_better_than_chance_are_said(classes: int, task: str) -> None:
     val = Images(labels if task == "multiclass" else np.eye(classes, dtype=np.float32)[labels], **fields)
     with torch.no_grad():
         model.head.weight.zero_()
+        assert model.head.bias is not None
         model.head.bias.copy_(torch.tensor([4.0, -4.0, 0.0][:classes]))
     with pytest.warns(MedimgWarning, match="no better than chance.*temperature at its bound"):
         medimg.calibrate(model, val, method="temperature", coverage=None)

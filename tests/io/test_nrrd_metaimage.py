@@ -381,7 +381,7 @@ def test_one_unknown_spacing_is_noted(tmp_path: Path) -> None:
     plain: dict[str, Any] = {"space": "", "space_directions": "", "space_origin": ""}
     with pytest.warns(MedimgWarning, match="spacing of axis 1 is not known: 1 mm is assumed"):
         assert medimg.read(nrrd(tmp_path / "a", spacings="2 nan 3", **plain)).spacing == (3, 1, 2)
-    ranges = {"axis mins": "nan nan 9", "axis maxs": "2 nan 0", "units": '"mm" "mm" "cm"'}
+    ranges: dict[str, Any] = {"axis mins": "nan nan 9", "axis maxs": "2 nan 0", "units": '"mm" "mm" "cm"'}
     with pytest.warns(MedimgWarning, match="spacing of axis 0 and 1 is not known: 1 mm is assumed"):
         assert medimg.read(nrrd(tmp_path / "b", **plain, **ranges)).spacing == (22.5, 1, 1)
 
@@ -406,8 +406,9 @@ def test_a_misspelled_field_is_named(tmp_path: Path, field: str) -> None:
 
 @pytest.mark.parametrize("field", ["ElementSpacings", "elementspacing", "TransformMatrx"])
 def test_a_misspelled_field_of_metaimage_is_named(tmp_path: Path, field: str) -> None:
+    changes: dict[str, Any] = {field: "1 2 3", "ElementSpacing": "", "TransformMatrix": ""}
     with pytest.warns(MedimgWarning, match=f"unknown field '{field}'"):
-        medimg.read(mha(tmp_path / "a.mha", **{field: "1 2 3"}, ElementSpacing="", TransformMatrix=""))
+        medimg.read(mha(tmp_path / "a.mha", **changes))
 
 
 @pytest.mark.parametrize(("spacing", "used"), [("0", 1), ("-2", 2), ("inf", 1)])

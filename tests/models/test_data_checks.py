@@ -158,7 +158,11 @@ def test_a_compiled_model_is_named() -> None:
 
 def test_tables_and_loaders_are_no_sources(wrong: dict[str, list[Any]]) -> None:
     model = classifier(preprocess=RECIPE)
-    uses = (model.predict, lambda source: medimg.explain(model, source), lambda s: medimg.embed(model, s))
+    uses: tuple[Callable[[Any], object], ...] = (
+        model.predict,
+        lambda source: medimg.explain(model, source),
+        lambda s: medimg.embed(model, s),
+    )
     for use in uses:
         with pytest.raises(MedimgError, match=r"found a DataFrame: pass its column of paths"):
             use(pd.DataFrame({"path": ["a.png"]}))

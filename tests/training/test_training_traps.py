@@ -209,7 +209,7 @@ def test_adversarial_images_train_the_head_too() -> None:
     )
 
 
-@pytest.mark.parametrize("wrong", [lambda images: {}["a"], transforms.ToTensor()])
+@pytest.mark.parametrize("wrong", [lambda images: dict[str, int]()["a"], transforms.ToTensor()])
 def test_augmentations_that_fail_are_seen_before_training(wrong: Any, tmp_path: Path) -> None:
     for use in (fine_tune, lr_find):
         with pytest.raises(TrainingError, match=r"augmentation fails on a batch .*(KeyError|TypeError)"):

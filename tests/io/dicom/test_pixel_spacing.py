@@ -235,7 +235,7 @@ def test_the_distance_of_frames_without_a_stated_spacing_is_assumed(
     tmp_path: Path, thickness: float | None
 ) -> None:
     """Segmentations leave out empty frames, so that positions alone do not give the distance of slices."""
-    values = {} if thickness is None else {"SliceThickness": thickness}
+    values: dict[str, Any] = {} if thickness is None else {"SliceThickness": thickness}
     path = write_groups(tmp_path / "seg.dcm", [0, 6, 12], "SEG", **values)
     with pytest.warns(medimg.errors.MedimgWarning, match="distance of the frames, 6 mm, is assumed"):
         assert medimg.read(path).spacing[0] == 6
