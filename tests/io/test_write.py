@@ -60,7 +60,7 @@ def corners(volume: Volume) -> npt.NDArray[np.float64]:
 @settings(
     deadline=None,
     max_examples=400 if SLOW else 60,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(volume=volumes(), suffix=st.sampled_from(SUFFIXES), compress=st.booleans())
 def test_what_is_written_is_read_again(tmp_path: Path, volume: Volume, suffix: str, compress: bool) -> None:
