@@ -11,7 +11,7 @@ import numpy as np
 
 from medimg._public import set_module
 from medimg._validation import check_whole_number
-from medimg.errors import DatasetError, MedimgError
+from medimg.errors import DatasetError, MedimgError, TrainingError
 from medimg.evaluation.aggregation import check_units
 from medimg.evaluation.cross_validation import ScoringConfig, default_unit, validate_folds
 from medimg.metrics.bootstrap import Estimate, compute_interval
@@ -274,6 +274,12 @@ def compare(
     options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress}
     trial = _Trial(dataset, fold, probing, scoring, {"cache": cache, **options}, pool, accept_license, device)
     named = weights if isinstance(weights, Mapping) else dict.fromkeys(names, weights)
+    others = [str(name) for name in named if name not in names]
+    if others:
+        raise TrainingError(
+            f"weights= names {', '.join(map(repr, others))}, which are not among the backbones "
+            f"{', '.join(map(repr, names))}: correct the names"
+        )
     found = [trial.run(name, named.get(name, "DEFAULT")) for name in names]
     ranked = sorted(found, key=_rank)
     return Comparison(tuple(ranked), ci, str(device or "cpu"))

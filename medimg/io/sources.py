@@ -251,21 +251,17 @@ def _walk_folders(root: Path, note: Callable[[OSError], None]) -> Iterator[tuple
         yield folder, names
 
 
-def _is_folder_entry(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder; a link to itself is none."""
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
-
-
 def _list_entries(folder: Path) -> tuple[list[str], list[str]]:
     """Return the names of subfolders, links last so that a folder has its own name, and of files."""
     subfolders: list[tuple[bool, str]] = []
     names: list[str] = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if not _is_folder_entry(entry):
+            try:
+                is_folder = entry.is_dir()
+            except OSError:  # a link to itself
+                is_folder = False
+            if not is_folder:
                 names.append(entry.name)
             elif not entry.name.startswith("."):
                 subfolders.append((entry.is_symlink(), entry.name))

@@ -25,7 +25,7 @@ from medimg.io.dicom.header.attributes import quiet_pydicom
 from medimg.io.dicom.header.elements import UnusualHeaderError, build_dataset, locate_elements
 from medimg.io.dicom.header.instance import HEADER_TAGS, Instance, read_instance
 from medimg.io.dicom.header.open import open_dataset, to_tags
-from medimg.io.dicom.scanning import block_scan
+from medimg.io.dicom.scanning import block_scan, series_table
 from medimg.io.dicom.scanning.block_scan import scan_blocks
 from medimg.io.files.blob import Blob
 from medimg.io.files.prefetch import FileHeads
@@ -365,6 +365,23 @@ def test_a_data_set_of_an_outline_is_that_of_the_parser(real_data: Path, part: s
                 assert repr(found[tag].value) == repr(expected[tag].value)
         compared += 1
     assert compared > 10
+
+
+_CLOCKS = st.from_regex(rb"(?:[01][0-9]|2[0-3])[0-5][0-9][0-5][0-9](?:\.[0-9]{1,3})? {0,2}", fullmatch=True)
+_ODD = [b"120000.0 5", b"250000"]
+_ALMOST_CLOCKS = st.text(" .0125:6", max_size=10).map(str.encode) | st.sampled_from(_ODD)
+
+
+@given(
+    st.lists(_CLOCKS, max_size=6), st.lists(_ALMOST_CLOCKS, max_size=1), st.sampled_from([b"", b"20240105"])
+)
+def test_times_compared_at_once_are_those_of_the_grammar(
+    regular: list[bytes], odd: list[bytes], date: bytes
+) -> None:
+    grammar = series_table._DATE_TIME if date else series_table._TIME
+    column = [date + value for value in (*regular, *odd)] + [b""]
+    expected = all(not value or grammar.fullmatch(value) for value in column)
+    assert series_table._are_times(column, grammar, len(date)) == expected
 
 
 def test_what_is_tried_is_bounded() -> None:

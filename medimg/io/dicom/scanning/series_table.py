@@ -78,7 +78,9 @@ _GRAMMARS: Final = (_IDENTIFIER, _WHOLE, _POINT, _DATE_TIME, _TIME, _TIME)
 #: Columns of times, and the length of the date before each.
 _DATES: Final = {_STARTED: 8, _ACQUIRED: 0, _MADE: 0}
 #: Hours are at most 29 here, if the least and the greatest of each character match.
-_CLOCK_LIKE: Final = re.compile(rb"[0-2][0-9](?:[0-5][0-9]){2}(?:\.[0-9]*)?")
+_CLOCK_LIKE: Final = re.compile(rb"[0-2][0-9](?:[0-5][0-9]){2}(?:\.[0-9]*)? *")
+#: Values of more different lengths are compared one by one.
+_FEW_LENGTHS: Final = 4
 _LAST_HOUR: Final = int.from_bytes(b"23", "big")
 _DIGITS: Final = string.digits.encode()
 #: For each column, the characters of regular values, and their maximum length.
@@ -179,20 +181,26 @@ class InstanceColumns:
 def _are_times(column: Sequence[bytes], grammar: re.Pattern[bytes], date: int) -> bool:
     """Whether all values are empty or times of day, each after a date of so many bytes."""
     lengths = set(map(len, column)) - {0}
-    if not lengths:
-        return True
-    (longest, *others), end = lengths, date + 6
-    if others or longest < end:
+    if len(lengths) > _FEW_LENGTHS:
         return all(map(grammar.fullmatch, filter(None, column)))
-    # each position is compared by its least and greatest character
+    values = [[v for v in column if len(v) == n] if len(lengths) > 1 else column for n in lengths]
+    return all(_are_alike_times([*filter(None, some)], grammar, date) for some in values)
+
+
+def _are_alike_times(column: Sequence[bytes], grammar: re.Pattern[bytes], date: int) -> bool:
+    """Whether values of one length are times; each position is compared by its least and greatest byte."""
+    longest = len(column[0])
+    if longest < date + 6:
+        return all(map(grammar.fullmatch, column))
     table = np.frombuffer(b"".join(column), np.uint8).reshape(-1, longest)
     least, most = table.min(axis=0).tobytes()[date:], table.max(axis=0).tobytes()[date:]
-    if not (_CLOCK_LIKE.fullmatch(least) and _CLOCK_LIKE.fullmatch(most)):
-        return all(map(grammar.fullmatch, filter(None, column)))
+    is_padded_alike = len(least.rstrip(b" ")) == len(most.rstrip(b" "))
+    if not (_CLOCK_LIKE.fullmatch(least) and _CLOCK_LIKE.fullmatch(most) and is_padded_alike):
+        return all(map(grammar.fullmatch, column))
     if most[:1] == b"2" and np.ascontiguousarray(table[:, date : date + 2]).view(">u2").max() > _LAST_HOUR:
         return False
-    days = [*filter(None, column)][:1] if (table[:, :date] == table[0, :date]).all() else column
-    return not date or all(grammar.fullmatch(d + b"0000") for d in {value[:date] for value in days} - {b""})
+    days = column[:1] if (table[:, :date] == table[0, :date]).all() else column
+    return not date or all(grammar.fullmatch(d + b"0000") for d in {value[:date] for value in days})
 
 
 def _is_far(written: bytes) -> bool:
