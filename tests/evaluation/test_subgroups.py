@@ -15,7 +15,7 @@ from pydicom.dataelem import DataElement
 
 import medimg
 from medimg import scan
-from medimg.errors import DatasetError
+from medimg.errors import DatasetError, MedimgWarning
 from medimg.evaluation.aggregation import make_units
 from medimg.evaluation.evaluate import evaluate
 from medimg.evaluation.subgroups import find_groups, find_subgroups, to_age_band
@@ -227,9 +227,12 @@ def written(folder: Path) -> SeriesOnly:
 
 def test_groups_told_from_the_files(tmp_path: Path) -> None:
     dataset = written(tmp_path)
-    assert find_groups(dataset, "sex", "sex") == ["F", "F", "M", "unknown", "unknown"]
-    assert find_groups(dataset, "age", "age") == ["40-59", "40-59", "80+", "unknown", "0-17"]
-    assert find_groups(dataset, "years", "PatientAge") == find_groups(dataset, "age", "age")
+    with pytest.warns(MedimgWarning, match=r"PatientSex is present but is not F, M or O.*\(1 of 4 series\)"):
+        assert find_groups(dataset, "sex", "sex") == ["F", "F", "M", "unknown", "unknown"]
+    for column in ("age", "PatientAge"):
+        with pytest.warns(MedimgWarning, match="PatientAge is present but is not an age"):
+            found = find_groups(dataset, column, column)
+        assert found == ["40-59", "40-59", "80+", "unknown", "0-17"]
     assert find_groups(dataset, "scanner", "scanner") == ["One", "One", "unknown", "Two", "unknown"]
     assert find_groups(dataset, "site", "site") == ["unknown"] * 4 + ["site 1"]
     named = dataclasses.replace(dataset, domains=("A", "A", "B", "B", ""))
