@@ -82,11 +82,11 @@ class FakeModel:
     preprocess: FakeRecipe = field(default_factory=FakeRecipe)
 
     def predict_proba(
-        self, dataset: Any, *, batch_size: int = 32, workers: int | None = None, progress: bool = False
+        self, dataset: Any, *, batch_size: int = 32, workers: int | None = None, progress: Progress = "auto"
     ) -> NDArray[np.float64]:
         assert batch_size >= 1
         assert not workers
-        assert not progress
+        assert progress in ("auto", False)
         assert len(dataset) == len(self.probabilities)
         return self.probabilities
 
