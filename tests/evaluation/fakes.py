@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medimg.core.progress import Progress
+
 Task = Literal["multiclass", "multilabel"]
 
 
