@@ -17,15 +17,14 @@ from medimg.errors import MedimgError
 
 @pytest.fixture(autouse=True)
 def unconfigured() -> Iterator[None]:
-    """Logging as in a new process, without pytest's handlers; restored at the end."""
-    root, own = logging.getLogger(), logging.getLogger("medimg")
-    before = [(one, one.level, list(one.handlers)) for one in (root, own)]
-    root.handlers, own.handlers = [], []
+    """Logging as in a new process: cut off from the root, which has pytest's handlers; restored at the end."""
+    own = logging.getLogger("medimg")
+    before = own.level, own.propagate, list(own.handlers)
+    own.handlers, own.propagate = [], False
     own.setLevel(logging.NOTSET)
     yield
-    for one, level, handlers in before:
-        one.setLevel(level)
-        one.handlers = handlers
+    level, own.propagate, own.handlers = before
+    own.setLevel(level)
 
 
 def test_lines_are_shown_by_default(capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,20 +36,19 @@ def test_lines_are_shown_by_default(capsys: pytest.CaptureFixture[str]) -> None:
     assert captured.err.count("\n") == 1
 
 
-def test_importing_configures_nothing() -> None:
-    assert logging.getLogger("medimg").handlers == logging.getLogger().handlers == []
-
-
 @pytest.mark.parametrize("name", ["", "medimg"])
 def test_handlers_of_an_application_replace_the_default_one(
     capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     get_logger().info("before")
     stream = io.StringIO()
-    logging.getLogger(name).addHandler(logging.StreamHandler(stream))
+    handler = logging.StreamHandler(stream)
+    logging.getLogger(name).addHandler(handler)
+    logging.getLogger("medimg").propagate = name == ""
     logging.getLogger("medimg").info("kept from a second line")
     get_logger().info("of the application's level, WARNING")
     get_logger().warning("shown")
+    logging.getLogger(name).removeHandler(handler)
     assert capsys.readouterr().err.count("\n") == 1
     assert stream.getvalue() == "kept from a second line\nshown\n"
 
@@ -74,7 +72,7 @@ def test_verbosity(capsys: pytest.CaptureFixture[str], verbosity: Any, expected:
 def test_verbosity_holds_with_an_application_too() -> None:
     medimg.set_verbosity("info")
     stream = io.StringIO()
-    logging.getLogger().addHandler(logging.StreamHandler(stream))
+    logging.getLogger("medimg").addHandler(logging.StreamHandler(stream))
     get_logger().info("a line")
     assert stream.getvalue() == "a line\n"
 
