@@ -238,7 +238,9 @@ def _window(explanation: Explanation, index: int) -> Voi:
     volume, recipe = explanation.volume, explanation.recipe
     if volume.is_color:
         return Window.from_range(0.0, 1.0)  # not used
-    window = recipe.window[1] if isinstance(recipe.window, tuple) else recipe.window
+    # a recipe makes Windows of pairs: a tuple is three windows
+    window: Any = recipe.window
+    window = window[1] if isinstance(window, tuple) else window
     found = choose_voi(volume, window, recipe.percentiles, full_range=recipe.has_full_range)
     return found[index if len(found) > 1 else 0]
 

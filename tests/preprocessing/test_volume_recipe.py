@@ -107,9 +107,10 @@ def test_enlarging_equals_interpolation_by_torch_and_by_world_coordinates_of_mon
     scale = np.array(volume.shape[1:]) / (12, 20, 21)
     target = volume.affine @ np.diag([*scale, 1.0])
     target[:3, 3] = volume.affine[:3, :3] @ ((scale - 1) / 2) + volume.affine[:3, 3]
-    image = MetaTensor(shown.permute(0, 3, 2, 1), affine=geometry.ras_from_lps(volume.affine))
-    resample = SpatialResample(mode="bilinear", padding_mode="border", dtype=torch.float64)
-    by_monai = resample(image, dst_affine=geometry.ras_from_lps(target), spatial_size=(21, 20, 12))
+    here, there = (torch.from_numpy(geometry.ras_from_lps(a)) for a in (volume.affine, target))
+    image = MetaTensor(shown.permute(0, 3, 2, 1), affine=here)
+    resample = SpatialResample(mode="bilinear", padding_mode="border", dtype=np.float64)
+    by_monai: Any = resample(image, dst_affine=there, spatial_size=(21, 20, 12))
     assert torch.allclose(found, by_monai.as_tensor().permute(0, 3, 2, 1).float(), atol=1e-4)
 
 
@@ -197,8 +198,12 @@ def test_a_network_in_3d_is_trained_on_a_dataset_of_volumes(tmp_path: Path) -> N
     table = tmp_path / "labels.csv"
     series = [tmp_path / name for name in "ab"]
     for n, folder in enumerate(series):
-        uids = {"SeriesInstanceUID": f"1.2.9.{n}", "StudyInstanceUID": f"1.2.8.{n}", "PatientID": f"P{n}"}
-        write_stack(folder, [0, 2, 4][: 3 - n], **uids)
+        uids: dict[str, Any] = {
+            "SeriesInstanceUID": f"1.2.9.{n}",
+            "StudyInstanceUID": f"1.2.8.{n}",
+            "PatientID": f"P{n}",
+        }
+        write_stack(folder, [0.0, 2.0, 4.0][: 3 - n], **uids)
     rows = [f"{folder},{n % 2}" for n, folder in enumerate(series)]
     table.write_text("path,label\n" + "\n".join(rows) + "\n")
     recipe = medimg.Preprocess(dims=3, size=(4, 8, 8), window="lung")
