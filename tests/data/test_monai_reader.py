@@ -69,7 +69,8 @@ def test_a_folder_of_dicom_by_class_instance_and_name(tmp_path: Path) -> None:
     assert torch.equal(torch.as_tensor(loaded.meta["original_affine"]), loaded.affine)
     # all files, as a list, are the same series
     assert torch.equal(LoadImage(reader=medimg.MedImgReader)(sorted(tmp_path.iterdir())), loaded)
-    by_key = LoadImaged(keys="image", reader=medimg.MedImgReader())({"image": tmp_path})
+    by_class: Any = medimg.MedImgReader()
+    by_key = LoadImaged(keys="image", reader=by_class)({"image": tmp_path})
     assert torch.equal(by_key["image"], loaded)
     # values keep their type, and may be written to
     array, _ = medimg.MedImgReader().get_data(medimg.MedImgReader().read(tmp_path))
