@@ -21,14 +21,19 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import numpy as np
 
 from medimg.calibration.logit_map import METHODS, Curve, LogitMap, MapMethod, count_temperatures, find_margins
-from medimg.calibration.temperature_scaling import CalibrationData, fit_temperature, measure_size
+from medimg.calibration.temperature_scaling import (
+    CalibrationData,
+    find_highest,
+    fit_temperature,
+    measure_size,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["Method", "choose_map", "fit_map", "list_candidates"]
+__all__ = ["Method", "choose_map", "count_flat", "fit_map", "list_candidates"]
 
 #: Values of ``method=``.
 Method: TypeAlias = Literal["auto", "temperature", "platt", "vector", "isotonic"] | None
@@ -99,6 +104,20 @@ def fit_map(
     return min(found, key=lambda one: float(data.mapped(one).item_losses().mean()))
 
 
+def count_flat(fitted: LogitMap, data: CalibrationData) -> int:
+    """
+    Return how many labels, or 1 for exclusive classes, have temperatures at their bound or beyond.
+
+    Their logits are divided by so much that the probabilities no longer depend on the image.
+    """
+    moved = data.mapped(LogitMap("none", offset=fitted.offset)).logits
+    if data.task == "multilabel":
+        bounds = [find_highest(measure_size(column)) for column in moved.T]
+        return sum(t >= bound for t, bound in zip(fitted.temperature, bounds, strict=True))
+    bound = find_highest(measure_size(moved - moved.mean(axis=1, keepdims=True)))
+    return int(min(fitted.temperature) >= bound)
+
+
 def _fit(
     method: MapMethod, data: CalibrationData, patients: NDArray[np.int64], offset: tuple[float, ...]
 ) -> LogitMap:
@@ -165,7 +184,8 @@ def _fit_scales(
         by_scale = (slope * logits).sum(axis=0) / size
         return value, np.append(by_scale.sum() if shared else by_scale, slope.sum(axis=0)[1:])
 
-    first = np.append(np.full(n_scales, size), np.zeros(k - 1))
+    # of large logits the probabilities would be 0 and 1, without a slope
+    first = np.append(np.full(n_scales, min(size, 1.0)), np.zeros(k - 1))
     bounds = [(_LEAST_SCALE, max(_MOST_SCALE, size))] * n_scales + [(None, None)] * (k - 1)
     found = minimize(loss, first, jac=True, method="L-BFGS-B", bounds=bounds).x
     return np.asarray(found[:n_scales] / size), np.append(0.0, found[n_scales:])

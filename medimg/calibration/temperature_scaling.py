@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from medimg.calibration.logit_map import LogitMap
 
-__all__ = ["CalibrationData", "fit_temperature", "measure_size"]
+__all__ = ["CalibrationData", "find_highest", "fit_temperature", "measure_size"]
 
 #: Bounds of the search, times the size of the logits; at the lower one the temperature is not identifiable.
 _LOWEST: Final = 0.05
@@ -127,6 +127,11 @@ def fit_temperature(data: CalibrationData) -> NDArray[np.float64]:
 def measure_size(logits: NDArray[np.float64]) -> float:
     """Return the mean absolute logit; 1 if all are 0."""
     return float(np.abs(logits).mean()) or 1.0
+
+
+def find_highest(size: float) -> float:
+    """Return the temperature that counts as the upper bound of the search, for logits of a size."""
+    return 0.99 * _HIGHEST * max(1.0, size)
 
 
 def _minimize(loss: Callable[[float], float], size: float) -> float:

@@ -41,8 +41,8 @@ class ReadReport:
     Parameters
     ----------
     format : str
-        "DICOM", "NIfTI", "NRRD", "MetaImage", "PNG", "JPEG", "TIFF", "BMP", "WebP", "GIF", or "array" for a
-        volume made in memory.
+        "DICOM", "NIfTI", "NRRD", "MetaImage", "PNG", "JPEG", "JPEG 2000", "TIFF", "BMP", "WebP", "GIF", or
+        "array" for a volume made in memory.
     files : tuple of str
         Files whose pixels are in the volume, in the order of its slices.
     skipped : tuple of Skipped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import Counter
@@ -138,30 +139,28 @@ def _open_folder(root: str | Path) -> Path:
     return folder
 
 
-def read_table(csv: str | Path | pd.DataFrame) -> pd.DataFrame:
+def read_table(csv: Any) -> pd.DataFrame:
     """Read a CSV file as text, so that no identifier loses its leading zeros."""
     import pandas as pd
 
     if isinstance(csv, pd.DataFrame):
         return csv
+    if not isinstance(csv, str | os.PathLike) and not hasattr(csv, "read"):
+        raise DatasetError(f"csv must be the path of a table or a DataFrame; found a {type(csv).__name__}")
     irregular = "" if _is_special(csv) else explain_irregular(csv)
     if irregular:
         raise DatasetError(f"{csv} can't be opened: it is {irregular}; expected a CSV table")
     try:
-        # "NA" and "None" are labels in use
-        table = pd.read_csv(csv, dtype=str, keep_default_na=False, na_values=[""])
-        # pandas renames columns that occur twice
-        first = pd.read_csv(csv, dtype=str, keep_default_na=False, header=None, nrows=1)
-        if first.shape[1] == table.shape[1]:
-            pairs = zip(first.iloc[0], table.columns, strict=True)
-            table.columns = pd.Index([stated or name for stated, name in pairs])
-        return table
+        # "NA" and "None" are labels in use; of a header pandas would rename columns that occur twice
+        rows = pd.read_csv(csv, dtype=str, keep_default_na=False, na_values=[""], header=None)
     except FileNotFoundError:
         raise DatasetError(f"there is no file {csv}") from None
     except OSError as error:
         raise DatasetError(f"{csv} can't be opened: {error.strerror or type(error).__name__}") from None
     except ValueError as error:
         raise DatasetError(f"{csv} is not a CSV table in UTF-8 ({type(error).__name__})") from None
+    names = [f"Unnamed: {n}" if pd.isna(name) else str(name) for n, name in enumerate(rows.iloc[0])]
+    return rows.iloc[1:].set_axis(names, axis=1).reset_index(drop=True)
 
 
 def _is_special(csv: object) -> bool:
@@ -192,6 +191,12 @@ def _check_columns(table: pd.DataFrame, wanted: Sequence[str]) -> None:
             raise DatasetError(
                 f"column {name!r} is empty in {empty.size} row(s), the first is row {empty[0]}"
             )
+        infinite = np.flatnonzero([_is_infinite(value) for value in table[name]])
+        if infinite.size:
+            raise DatasetError(
+                f"column {name!r} is infinite in {infinite.size} row(s), the first is row {infinite[0]}: "
+                "correct or remove these rows"
+            )
 
 
 def is_one_column(label: object) -> bool:
@@ -212,7 +217,13 @@ def _is_empty(value: object) -> bool:
     return not value.strip() if isinstance(value, str) else bool(pd.isna(value))  # type: ignore[call-overload]
 
 
+def _is_infinite(value: object) -> bool:
+    return isinstance(value, float | np.floating) and math.isinf(value)
+
+
 _INDICATORS: Final = {"0": 0.0, "1": 1.0, "false": 0.0, "true": 1.0}
+#: CheXpert's code of an uncertain label.
+_UNCERTAIN: Final = "-1"
 
 
 def _parse_label(
@@ -222,15 +233,25 @@ def _parse_label(
         return None
     if is_one_column(label):
         return normalize_number(row[cast("str", label)])
-    values = [_INDICATORS.get(normalize_number(row[name]).lower()) for name in label]
-    bad = [name for name, value in zip(label, values, strict=True) if value is None]
-    if bad:
+    return tuple(_parse_indicator(number, name, row[name]) for name in label)
+
+
+def _parse_indicator(number: int, column: str, value: object) -> float:
+    """Return the 0 or 1 of a cell; others but -1 are not quoted, as those of a wrong column can be names."""
+    text = normalize_number(value).lower()
+    if text in _INDICATORS:
+        return _INDICATORS[text]
+    expected = "several label columns must hold 0 or 1, or False or True"
+    if text == _UNCERTAIN:
         raise DatasetError(
-            f"several label columns must hold 0 or 1, or False or True; found something else in column "
-            f"{bad[0]!r} of row {number}: check the columns of labels; an uncertain or unknown label must be "
-            "decided, or its row be removed"
+            f"{expected}; found {_UNCERTAIN} in column {column!r} of row {number}, which means uncertain in "
+            f"CheXpert and others: decide on 0 or 1, as df[{column!r}].replace({_UNCERTAIN}, 0) does, or "
+            "remove these rows"
         )
-    return tuple(value for value in values if value is not None)
+    raise DatasetError(
+        f"{expected}; found something else in column {column!r} of row {number}: check the columns of "
+        "labels; an unknown label must be decided, or its row be removed"
+    )
 
 
 def label_rows(

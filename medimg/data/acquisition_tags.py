@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import warnings
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 from medimg.data.items import ItemFacts
-from medimg.errors import DatasetError, MedimgError
+from medimg.errors import DatasetError, MedimgError, MedimgWarning
 from medimg.io.dicom.header.acquisition import (
     ACQUISITION_TAGS,
     NUMBERED,
@@ -15,8 +17,16 @@ from medimg.io.dicom.header.acquisition import (
     TEXTS,
     AcquisitionElements,
 )
-from medimg.io.dicom.header.attributes import get_code, get_description, get_floats, get_text, quiet_pydicom
+from medimg.io.dicom.header.attributes import (
+    get_code,
+    get_description,
+    get_floats,
+    get_text,
+    has_value,
+    quiet_pydicom,
+)
 from medimg.io.dicom.header.datetimes import SECONDS_PER_DAY, parse_datetime
+from medimg.io.dicom.header.element_values import collect_findings, note_finding
 from medimg.io.dicom.header.functional_groups import FrameViews
 from medimg.io.dicom.header.open import open_header, to_tag_numbers
 from medimg.io.files.blob import as_blob
@@ -43,6 +53,7 @@ __all__ = [
 _AGE: Final = re.compile(r"(\d{1,3}(?:\.\d+)?)([YMWD]?)", re.ASCII)
 _PER_YEAR: Final = {"Y": 1.0, "": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}
 _MAX_AGE: Final = 130.0
+_SEXES: Final = frozenset({"F", "M", "O"})
 _THREADS: Final = 8
 
 
@@ -65,7 +76,7 @@ def read_acquisition_tags(
     -------
     list of dict
         One for each item: text, or float (the first of several values); "" if the file does not say, or is
-        not DICOM.
+        not DICOM, or has an invalid value, such as a number with a comma.
 
     Raises
     ------
@@ -73,6 +84,11 @@ def read_acquisition_tags(
         If a keyword is not on the list.
     ReadError
         If a file can no longer be read.
+
+    Warns
+    -----
+    MedimgWarning
+        If an attribute is present but invalid, with the number of series.
 
     Examples
     --------
@@ -112,7 +128,9 @@ def sexes_of(images: ItemFacts | Iterable[Series]) -> list[str]:
         if series.format != "DICOM":
             return ""
         sex = get_code(_header_of(series, kept, to_tag_numbers("PatientSex")), "PatientSex")
-        return sex if sex in {"F", "M", "O"} else ""
+        if sex and sex not in _SEXES:
+            note_finding("PatientSex is present but is not F, M or O; it is not used")
+        return sex if sex in _SEXES else ""
 
     return _map_series(images, find_sex)
 
@@ -125,7 +143,10 @@ def ages_of(images: ItemFacts | Iterable[Series]) -> list[float | None]:
         if series.format != "DICOM":
             return None
         header = _header_of(series, kept, tags)
-        stated = parse_age(get_code(header, "PatientAge"))
+        written = get_text(header, "PatientAge")
+        stated = parse_age(written)
+        if written and stated is None:
+            note_finding("PatientAge is present but is not an age; it is not used")
         return _compute_age(header) if stated is None else stated
 
     return _map_series(images, find_age)
@@ -178,10 +199,14 @@ def _map_series(
     else:
         several, extra = tuple(images), {}
     distinct = {id(series): series for series in several}
-    found = {
-        number: function(series, _kept_elements(series) or extra.get(number))
-        for number, series in distinct.items()
-    }
+    found: dict[int, Any] = {}
+    counts: Counter[str] = Counter()
+    for number, series in distinct.items():
+        with collect_findings() as findings:
+            found[number] = function(series, _kept_elements(series) or extra.get(number))
+        counts.update([*findings])
+    for text, count in counts.items():
+        warnings.warn(f"{text} ({count} of {len(distinct)} series)", MedimgWarning, stacklevel=3)
     return [found[id(series)] for series in several]
 
 
@@ -211,7 +236,10 @@ def _find_first_file(series: Series) -> Blob:
 
 def _get_tag(header: Dataset, keyword: str) -> str | float:
     if keyword not in NUMBERS:
-        return get_description(header, keyword)
+        text = get_description(header, keyword)
+        if not text and has_value(header, keyword):
+            note_finding(f"{keyword} is present but is not a short, printable text; it is not used")
+        return text
     numbers = get_floats(header, keyword)
     return numbers[0] if numbers else ""
 

@@ -5,18 +5,31 @@ from __future__ import annotations
 import re
 import warnings
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from medimg.data.patients import normalize_number
-from medimg.errors import MedimgWarning
+from medimg.errors import DatasetError, MedimgWarning
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Sequence
 
-__all__ = ["are_same_classes", "find_class", "number_classes", "sort_classes", "warn_of_similar_classes"]
+__all__ = [
+    "are_same_classes",
+    "find_class",
+    "list_names",
+    "number_classes",
+    "sort_classes",
+    "warn_of_similar_classes",
+]
 
 _WHOLE: Final = re.compile(r"[+-]?\d+")
 _NUMBER: Final = re.compile(r"[+-]?\d+(\.\d+)?")
+#: What programs write for a value that is missing, or failed; "None" is also the name of a finding.
+_ABSENT: Final = re.compile(
+    r"nan|<na>|#?n[./]a\.?|nat|null|missing|[?.]+|[-–—]+|#(null|value|ref|num|name|div/0)[!?]",
+    re.IGNORECASE,
+)
 _SPLITS: Final = re.compile(
     r"(train(ing)?|val(id(ation)?)?|dev(elopment)?|test(ing)?|tuning|holdout|fold|split|part)"
     r"[\W_]*(set|data)?[\W_]*\d*",
@@ -71,15 +84,23 @@ def number_classes(classes: Sequence[str]) -> Mapping[str, int]:
 
 
 def warn_of_similar_classes(classes: Sequence[str]) -> None:
-    """Warn if names differ only by case, blanks or leading zeros, or are those of splits."""
+    """Warn if names differ only by case, blanks or leading zeros, or mean splits or missing values."""
     alike: dict[str, list[int]] = defaultdict(list)
     for number, name in enumerate(classes):
-        alike[re.sub(r"[\s_-]", "", find_class(name)).casefold()].append(number)
+        alike[_find_letters(find_class(name))].append(number)
     several = [" and ".join(map(str, numbers)) for numbers in alike.values() if len(numbers) > 1]
     if several:
         warnings.warn(
             f"classes {', '.join(several)} of dataset.classes have names that differ only by case, blanks or "
             "leading zeros: if they are one class, correct the labels",
+            MedimgWarning,
+            stacklevel=4,
+        )
+    absent = [name for name in classes if _ABSENT.fullmatch(name.strip())]
+    if absent:
+        warnings.warn(
+            f"the classes {' and '.join(map(repr, absent))} are named like missing values: if they are, "
+            "correct the labels, or remove these rows",
             MedimgWarning,
             stacklevel=4,
         )
@@ -91,3 +112,17 @@ def warn_of_similar_classes(classes: Sequence[str]) -> None:
             MedimgWarning,
             stacklevel=4,
         )
+
+
+def _find_letters(name: str) -> str:
+    """Return what similar names have in common; the sign of a number is not a hyphen."""
+    return name if _NUMBER.fullmatch(name) else re.sub(r"[\s_-]", "", name).casefold()
+
+
+def list_names(classes: object) -> tuple[str, ...]:
+    """Return class names of a list, tuple or array; DatasetError for a set, which has no order, or text."""
+    if isinstance(classes, str | bytes | set | frozenset | Mapping) or not isinstance(classes, Iterable):
+        raise DatasetError(
+            f"classes must be a list of names, in the order of the outputs; found a {type(classes).__name__}"
+        )
+    return tuple(name if isinstance(name, str) else normalize_number(name) for name in classes)

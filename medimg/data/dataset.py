@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, get_args
@@ -12,14 +14,14 @@ import torch
 from torch.utils.data import Dataset
 
 from medimg._public import set_module
-from medimg._validation import check_choice
+from medimg._validation import check_choice, check_path
 from medimg.data import _labels
 from medimg.data._image_store import ImageStore
 from medimg.data.acquisition_tags import read_missing_elements
 from medimg.data.cache.image_cache import as_cache
 from medimg.data.cache.images import decode_intensity, normalize_images
 from medimg.data.cache.keys import ItemKeys
-from medimg.data.class_names import sort_classes, warn_of_similar_classes
+from medimg.data.class_names import list_names, sort_classes, warn_of_similar_classes
 from medimg.data.image_loader import ImageLoader
 from medimg.data.items import (
     ItemFacts,
@@ -32,7 +34,7 @@ from medimg.data.items import (
     make_policies,
     warn_of_unknown_patients,
 )
-from medimg.data.patients import normalize_number
+from medimg.data.patients import UNKNOWN, patient_key
 from medimg.errors import DatasetError, MedimgWarning
 from medimg.preprocessing.preprocess import Preprocess
 
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 __all__ = ["ImageDataset"]
 
 _MEMORY: Final = 2 * 2**30
+_MANY: Final = 20  # classes
 
 
 @set_module("medimg")
@@ -109,7 +112,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         check_choice("task", task, get_args(Task), error=DatasetError)
         if not labeled:
             raise DatasetError("a dataset needs at least one image")
-        self.classes = tuple(c if isinstance(c, str) else normalize_number(c) for c in classes)
+        self.classes = list_names(classes)
         self.preprocess = preprocess or Preprocess()
         self.unit: Unit = "series" if self.preprocess.dims == 3 else unit
         self.task: Task = task
@@ -189,7 +192,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         labeled, skipped = collect(root, patient=patient, file_patients=file_patients, progress=progress)
         return cls(
             labeled,
-            classes=classes or _list_classes(labeled),
+            classes=_list_classes(labeled) if classes is None else classes,
             preprocess=preprocess,
             unit=unit,
             skipped=skipped,
@@ -270,10 +273,10 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         """
         table = _labels.read_table(csv)
         if root is None:
-            root = Path(csv).parent if isinstance(csv, str | Path) else Path()
+            root = Path(csv).parent if isinstance(csv, str | os.PathLike) else Path()
         labeled = _labels.label_rows(
             table,
-            Path(root),
+            check_path("root", root, error=DatasetError),
             path=path,
             label=label,
             patient=patient,
@@ -282,11 +285,12 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             progress=progress,
         )
         columns = [] if _labels.is_one_column(label) else _labels.list_label_columns(label)
-        if columns and classes is not None and len(classes) != len(columns):
-            raise DatasetError(f"{len(classes)} classes for {len(columns)} label columns")
+        names = None if classes is None else list_names(classes)
+        if columns and names is not None and len(names) != len(columns):
+            raise DatasetError(f"{len(names)} classes for {len(columns)} label columns")
         return cls(
             labeled,
-            classes=classes or columns or _list_classes(labeled),
+            classes=(columns or _list_classes(labeled)) if names is None else names,
             preprocess=preprocess,
             unit=unit,
             task="multilabel" if columns else "multiclass",
@@ -426,5 +430,20 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
 
 
 def _list_classes(labeled: Sequence[LabeledSeries]) -> list[str]:
-    """Return the class names of labeled series in natural order."""
-    return sort_classes({str(item.label) for item in labeled if item.label is not None})
+    """
+    Return the class names of labeled series in natural order.
+
+    DatasetError if each of many classes has the images of one patient, as in a column of identifiers; its
+    cells are not quoted.
+    """
+    patients: dict[str, set[str]] = defaultdict(set)
+    for number, item in enumerate(labeled):
+        if item.label is not None:
+            patients[str(item.label)].add(patient_key(item.patient) or f"{UNKNOWN}{number}")
+    if len(patients) >= _MANY and all(len(several) == 1 for several in patients.values()):
+        raise DatasetError(
+            f"the {len(labeled)} series have {len(patients)} different labels, each of one patient only, as "
+            "identifiers have: check the column, or the subfolders, of labels; name classes by classes=, or "
+            "pass label=None for images without labels"
+        )
+    return sort_classes(patients)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from medimg._validation import check_choice
 from medimg.core.content_hash import KeyedHash, content_hash, keyed_hash
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from medimg.data._labels import LabeledSeries
     from medimg.io.dicom.header.instance import Frame
     from medimg.io.series import Series
+    from medimg.preprocessing.preprocess import Preprocess
 
 __all__ = [
     "FilePatients",
@@ -26,6 +28,7 @@ __all__ = [
     "add_file_patients",
     "compute_item_ids",
     "hash_series_ids",
+    "identifier_digest",
 ]
 
 #: Use of the files' own Patient ID in a dataset whose patients are in a table.
@@ -127,6 +130,19 @@ def compute_item_ids(several: Sequence[Series], *, contents: bool) -> list[ItemI
     """Return the identity of each series, by several threads; DatasetError if one can't be identified."""
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(lambda series: _identify_series(series, contents=contents), several))
+
+
+def identifier_digest(data: Any, recipe: Preprocess | None = None) -> str:
+    """
+    Return a hash of labels, identifiers and recipe of a dataset, 32 hexadecimal digits; no file is opened.
+
+    It is in reports, and in resume files of schema 1. `recipe` is by default that of the dataset.
+    """
+    digest = hashlib.sha256((recipe or data.preprocess).fingerprint.encode())
+    digest.update(data.labels.tobytes())
+    for name in ("series_uids", "patients"):
+        digest.update("\0".join(getattr(data, name, ())).encode(errors="surrogatepass"))
+    return digest.hexdigest()[:_DIGITS]
 
 
 def hash_series_ids(several: Sequence[Series]) -> list[tuple[str, ...]]:

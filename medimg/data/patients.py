@@ -27,17 +27,23 @@ __all__ = [
 #: Before the UID or file of an image whose patient is not known.
 UNKNOWN: Final = "unknown: "
 
-_WHOLE: Final = re.compile(r"([+-]?\d+)(?:\.0*)?")
+#: With a decimal comma as exports of some countries have it; "1,00" could be a part of a thousand.
+_WHOLE: Final = re.compile(r"([+-]?\d+)(?:\.0*|,0)?")
 #: A long number as spreadsheets abbreviate it.
-_ABBREVIATED: Final = re.compile(r"\d\.\d+e\+\d+", re.IGNORECASE)
+_ABBREVIATED: Final = re.compile(r"[+-]?\d([.,]\d+)?e\+\d+", re.IGNORECASE)
+#: Characters that text has after copying: soft hyphen, blanks of no width, marks of direction and byte order.
+_INVISIBLE: Final = dict.fromkeys((0xAD, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF))
+#: Hyphens and dashes, which word processors put for one another.
+_DASHES: Final = dict.fromkeys((*range(0x2010, 0x2016), 0x207B, 0x208B, 0x2212, 0xFE31, 0xFE32, 0xFE58), "-")
 #: From here on float64 does not have every whole number.
 _EXACT: Final = 2**53
 
 #: Placeholders of anonymizers and of tables, without punctuation.
 _NOBODY: Final = re.compile(
-    r"(anon(ym(ous|e|i[sz](ed|iert))?)?|de?identified|pseudonymi[sz]ed|unknown|undefined|unnamed|none|null|nil"
-    r"|nan?|nat|nn|notavailable|notapplicable|notknown|nopatient|noname|noid|nopatientid|patient|patientid"
-    r"|test|missing|empty|removed|deleted|redacted|masked|hidden|xx+)?",
+    r"(patient|subject)?(anon(ym(ous|e|i[sz](ed|iert))?)?|de?ident(ified)?|pseudonymi[sz]ed|unknown"
+    r"|undefined|unnamed|unbekannt|inconnue?|desconocid[oa]|sconosciut[oa]|none|null|nil|nan?|nat|nn"
+    r"|notavailable|notapplicable|notknown|no(?=patient|subject|name|id)|test|missing|empty|removed|deleted|redacted|masked|hidden|xx+)?"
+    r"(patient|subject|name)?(id|name|male|female)?",
     re.IGNORECASE,
 )
 #: In files also one letter or zeros, which are identifiers in tables.
@@ -48,10 +54,11 @@ def normalize_patient(value: object) -> str:
     """
     Return an identifier such that all spellings of one patient are equal; "" if it is a placeholder.
 
-    Whole numbers are compared as numbers, other texts without regard to blanks at the ends, repeated blanks
-    and Unicode's compatible forms; :func:`patient_key` also ignores case.
+    Whole numbers are compared as numbers, other texts without regard to blanks at the ends, repeated blanks,
+    invisible characters and Unicode's compatible forms; :func:`patient_key` also ignores case and the width
+    of dashes.
 
-    >>> [normalize_patient(value) for value in (3, 3.0, "003", " 3 ", "3.0", "P  7", "P 7 ", "N/A")]
+    >>> [normalize_patient(value) for value in (3, 3.0, "003", " 3 ", "3,0", "P  7", "P 7 ", "N/A")]
     ['3', '3', '3', '3', '3', 'P 7', 'P 7', '']
     """
     text = normalize_number(value)
@@ -65,11 +72,11 @@ def patient_key(value: object) -> str:
     """
     Return what all spellings of a patient have in common, by which datasets are compared.
 
-    >>> patient_key("P-7 ") == patient_key("p-7"), patient_key("007")
+    >>> patient_key("P-7 ") == patient_key("p\u20137"), patient_key("007")
     (True, '7')
     """
     text = str(value)
-    return text if text.startswith(UNKNOWN) else normalize_patient(value).casefold()
+    return text if text.startswith(UNKNOWN) else normalize_patient(text.translate(_DASHES)).casefold()
 
 
 def check_exact(values: Iterable[object]) -> None:
@@ -92,7 +99,8 @@ def normalize_number(value: object) -> str:
     """
     if isinstance(value, float | np.floating) and np.isfinite(value) and value == int(value):
         return str(int(value))
-    text = " ".join(unicodedata.normalize("NFKC", str(value)).replace("\0", " ").split())
+    plain = unicodedata.normalize("NFKC", str(value).translate(_INVISIBLE))
+    text = " ".join(plain.replace("\0", " ").split())
     match = _WHOLE.fullmatch(text)
     if match is None:
         return text

@@ -11,7 +11,7 @@ import numpy as np
 
 from medimg._public import set_module
 from medimg._validation import check_whole_number
-from medimg.errors import DatasetError, MedimgError
+from medimg.errors import DatasetError, MedimgError, TrainingError
 from medimg.evaluation.aggregation import check_units
 from medimg.evaluation.cross_validation import ScoringConfig, default_unit, validate_folds
 from medimg.metrics.bootstrap import Estimate, compute_interval
@@ -250,6 +250,8 @@ def compare(
     >>> found.to_pandas()[["backbone", "auroc", "images_per_second"]]  # doctest: +SKIP
     """
     from medimg.data.splits.kfold import assign_folds, check_folds
+    from medimg.models.backbones.architecture import backbone_names
+    from medimg.models.backbones.registry import registered_names
     from medimg.models.data_checks import check_images
     from medimg.training.class_weights import check_labels
     from medimg.training.fit_head import check_balance
@@ -274,6 +276,13 @@ def compare(
     options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress}
     trial = _Trial(dataset, fold, probing, scoring, {"cache": cache, **options}, pool, accept_license, device)
     named = weights if isinstance(weights, Mapping) else dict.fromkeys(names, weights)
+    # weights of backbones that are not compared this time are no mistake
+    others = [str(name) for name in named if name not in {*names, *backbone_names(), *registered_names()}]
+    if others:
+        raise TrainingError(
+            f"weights= names {', '.join(map(repr, others))}, which are no backbones; expected some of "
+            f"{', '.join(map(repr, names))}: correct the names"
+        )
     found = [trial.run(name, named.get(name, "DEFAULT")) for name in names]
     ranked = sorted(found, key=_rank)
     return Comparison(tuple(ranked), ci, str(device or "cpu"))

@@ -193,12 +193,19 @@ def cross_validate(
     Estimate(value=0.993, low=0.990, high=0.995, dropped=0)
     """
     from medimg.data.splits.kfold import assign_folds, check_folds
+    from medimg.errors import TrainingError
     from medimg.training.checks import check_data
     from medimg.training.fit_head import check_balance, check_pooling, embed_items
     from medimg.training.linear_probe import ProbeSearch
 
     started = time.perf_counter()
     check_data(model, dataset, None)
+    unused, name = (C, "C") if method == "knn" else (neighbors, "neighbors")
+    if unused is not None:
+        raise TrainingError(
+            f"{name}={unused!r} has no effect with method={method!r}: pass "
+            f"{'neighbors' if method == 'knn' else 'C'}= instead"
+        )
     probing = ProbeSearch(
         model.task,
         model.classes,

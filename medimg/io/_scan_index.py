@@ -46,8 +46,8 @@ __all__ = ["Record", "SavedIndex", "ScanIndex", "State", "compute_crc32", "get_s
 
 #: "medi": identifies an index file.
 _APPLICATION: Final = 0x6D656469
-#: Incremented when the meaning of records changes. Version 1 had no checksums.
-_VERSION: Final = 2
+#: Incremented when the meaning of records changes. Version 1 had no checksums, version 2 fewer attributes.
+_VERSION: Final = 3
 _SQLITE: Final = b"SQLite format 3\0"
 _DAMAGED: Final = "damaged (a checksum differs)"
 _FRESH_NS: Final = 2_000_000_000

@@ -47,7 +47,19 @@ __all__ = [
 #: Entry points of this group name readers of other packages.
 GROUP: Final = "medimg.readers"
 
-_FORMATS: Final = ("DICOM", "NIfTI", "NRRD", "MetaImage", "PNG", "JPEG", "TIFF", "BMP", "WebP", "GIF")
+_FORMATS: Final = (
+    "DICOM",
+    "NIfTI",
+    "NRRD",
+    "MetaImage",
+    "PNG",
+    "JPEG",
+    "JPEG 2000",
+    "TIFF",
+    "BMP",
+    "WebP",
+    "GIF",
+)
 #: What can be read without plug-ins, for messages.
 FORMATS: Final = f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
 
@@ -95,7 +107,7 @@ def _refuse_zip(blob: Blob) -> Series:
 _BUILT_IN: Final = (
     Reader("DICOMDIR", is_dicomdir, _refuse_dicomdir),
     Reader("DICOM", _has_preamble, read_instance),
-    Reader("PNG, JPEG, BMP, WebP or GIF", is_still_image, open_image),
+    Reader("PNG, JPEG, JPEG 2000, BMP, WebP or GIF", is_still_image, open_image),
     Reader("NIfTI", is_nifti, open_nifti),
     Reader("NRRD", is_nrrd, open_nrrd),
     Reader("MetaImage", is_metaimage, open_metaimage),

@@ -42,10 +42,10 @@ def scan(
     Find all series in a folder and its subfolders, or in a zip archive, without reading pixels.
 
     The format of a file is detected from its content, not from its name: DICOM with or without preamble,
-    NIfTI, NRRD, MetaImage, PNG, JPEG, TIFF, BMP, WebP and GIF, each also compressed with gzip. DICOM
-    instances are grouped into series that can be stacked: by Series Instance UID, size, orientation, and
-    whether they are localizers; images at the same position also by attributes that distinguish them, such as
-    echo or acquisition.
+    NIfTI, NRRD, MetaImage, PNG, JPEG, JPEG 2000, TIFF, BMP, WebP and GIF, each also compressed with gzip.
+    DICOM instances are grouped into series that can be stacked: by Series Instance UID, size, orientation,
+    and whether they are localizers; images at the same position also by attributes that distinguish them,
+    such as echo or acquisition.
 
     Parameters
     ----------

@@ -81,6 +81,11 @@ def check_images(
 
 def check_model(model: Any, *, error: type[MedimgError] = TrainingError) -> None:
     """Raise an error for anything that is not a classifier."""
+    if hasattr(model, "_orig_mod"):
+        raise error(
+            "the model is wrapped by torch.compile; expected the TransferClassifier itself: pass the model "
+            "that was compiled, and fine_tune(compile=True) to train it faster"
+        )
     if any(not hasattr(model, member) for member in _MODEL_MEMBERS):
         raise error(
             f"the model is a {type(model).__name__}; expected a TransferClassifier: make one, or read one "
@@ -100,10 +105,17 @@ def check_same_unit(
 
 
 def check_source(source: object, function: str, *, error: type[MedimgError] = PreprocessError) -> None:
-    """Raise an error if an image source is a dataset or an array, which have no geometry or headers."""
+    """Raise an error if an image source is a table, a dataset or an array, without geometry or headers."""
     from torch import Tensor
-    from torch.utils.data import Dataset
+    from torch.utils.data import DataLoader, Dataset
 
+    if hasattr(source, "to_csv") and hasattr(source, "columns"):
+        raise error(
+            f"{function} takes image files, series or volumes; found a {type(source).__name__}: pass its "
+            'column of paths, such as list(table["path"])'
+        )
+    if isinstance(source, DataLoader):
+        source = source.dataset
     if isinstance(source, Dataset) or all(hasattr(source, member) for member in _MEMBERS):
         raise error(
             f"{function} takes image files, series or volumes; found a dataset ({type(source).__name__}): "

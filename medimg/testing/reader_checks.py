@@ -68,7 +68,7 @@ def _read_secrets(path: str) -> frozenset[str]:
 
 
 _THREADS: Final = 4
-_IMAGE_FILES: Final = ("PNG", "JPEG", "TIFF", "BMP", "WebP", "GIF")
+_IMAGE_FILES: Final = ("PNG", "JPEG", "JPEG 2000", "TIFF", "BMP", "WebP", "GIF")
 
 
 @series_check

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from medimg._validation import check_choice, check_number, check_whole_number
 from medimg.errors import TrainingError
+from medimg.training.class_weights import BALANCES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,7 +46,7 @@ _NUMBERS: dict[str, dict[str, Any]] = {
 }
 _OPTIONAL = {"patience", "grad_slices", "ema"}
 _CHOICES: dict[str, tuple[object, ...]] = {
-    "balance": ("loss", "sampler", None),
+    "balance": BALANCES,
     "schedule": get_args(Schedule),
     "monitor": MONITORS,
     "gradual": (True, False),

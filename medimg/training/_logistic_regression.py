@@ -12,7 +12,7 @@ import torch
 from medimg.training.class_weights import class_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -162,13 +162,18 @@ def _join_labels(
 
 
 def log_loss(
-    labels: NDArray[np.generic], probabilities: NDArray[np.float64], task: str, weights: NDArray[np.float64]
-) -> float:
+    labels: NDArray[np.generic],
+    probabilities: NDArray[np.float64],
+    task: str,
+    weights: NDArray[np.float64],
+    patients: Sequence[str],
+) -> tuple[float, float]:
     """
-    Return the weighted mean negative log-likelihood of probabilities (n, K); for weights see `class_weights`.
+    Return the weighted mean negative log-likelihood of probabilities (n, K), and its error over patients.
 
-    >>> round(log_loss(np.array([0, 1]), np.full((2, 2), 0.5), "multiclass", np.ones(2)), 4)
-    0.6931
+    >>> loss, error = log_loss(np.array([0, 1]), np.full((2, 2), 0.5), "multiclass", np.ones(2), ["a", "b"])
+    >>> round(loss, 4), error
+    (0.6931, 0.0)
     """
     clipped = np.clip(probabilities, 1e-15, 1 - 1e-15)
     if task == "multiclass":
@@ -178,7 +183,11 @@ def log_loss(
         true = np.asarray(labels) > 0.5
         losses = -np.log(np.where(true, clipped, 1 - clipped))
         weight = np.where(true, weights[1], weights[0])
-    return float((losses * weight).sum() / weight.sum())
+    mean = (losses * weight).sum() / weight.sum()
+    residuals = ((losses - mean) * weight).reshape(len(losses), -1).sum(axis=1)
+    _, patient = np.unique(np.asarray(patients, dtype=np.str_), return_inverse=True)
+    error = np.sqrt((np.bincount(patient, residuals) ** 2).sum()) / weight.sum()
+    return float(mean), float(error)
 
 
 def _item_weights(

@@ -143,9 +143,3 @@ def _check_trainable(inputs: FineTuneInputs, phase: Phase) -> None:
             f"nothing is trainable in the {phase.name} phase, because all parameters are frozen: unfreeze "
             "the head, or give the phase 0 epochs"
         )
-    idle = [type(one).__name__ for one in inputs.adaptations if one.moves_backbone]
-    if phase.name == "full" and idle and not inputs.is_backbone_trained():
-        raise TrainingError(
-            f"adapt={idle[0]} trains the backbone, and all of it is frozen: call model.unfreeze(), "
-            "model.freeze(upto=...) for a part of it, or set backbone_lr_scale above 0"
-        )

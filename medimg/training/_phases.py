@@ -5,14 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from medimg.errors import TrainingError
 from medimg.models.backbones.stages import split_stages
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
+    from medimg.adapt.base import Adaptation
+    from medimg.models.classifier import TransferClassifier
     from medimg.training._config import FineTuneConfig
 
-__all__ = ["Phase", "make_trainable", "plan_phases"]
+__all__ = ["Phase", "check_phases", "make_trainable", "plan_phases"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,28 @@ def plan_phases(config: FineTuneConfig, body: nn.Module) -> tuple[Phase, ...]:
             done, left = done + 1, left - 1
     phases.append(Phase("full", left, done, lr, backbone_lr))
     return tuple(phase for phase in phases if phase.epochs)
+
+
+def check_phases(
+    config: FineTuneConfig, model: TransferClassifier, adaptations: Sequence[Adaptation]
+) -> None:
+    """Raise TrainingError if a setting has no effect, as the backbone is trained too briefly, or never."""
+    phases = plan_phases(config, model.backbone)
+    frozen = not any(parameter.requires_grad for parameter in model.backbone.parameters())
+    idle = [f"adapt={type(one).__name__}" for one in adaptations if one.moves_backbone]
+    idle += ["gradual=True"] if config.gradual else []
+    if idle and (frozen or not any(phase.backbone_lr for phase in phases)):
+        raise TrainingError(
+            f"{idle[0]} needs a backbone that is trained, and all of it is frozen (epochs={config.epochs}, "
+            f"backbone_lr_scale={config.backbone_lr_scale:g}): call model.unfreeze(), or "
+            "model.freeze(upto=...) for a part of it, and set epochs and backbone_lr_scale above 0"
+        )
+    if config.gradual and not any(phase.name == "gradual" for phase in phases):
+        raise TrainingError(
+            f"gradual=True trains the last stage alone first, and then one more in each epoch; found "
+            f"epochs={config.epochs} and {len(split_stages(model.backbone))} stages: raise epochs to at "
+            "least 2, use a backbone of several stages, or gradual=False"
+        )
 
 
 def make_trainable(model: nn.Module, body: nn.Module, names: set[str], phase: Phase | None = None) -> None:

@@ -13,20 +13,23 @@ from torch.optim.swa_utils import AveragedModel
 
 from medimg.adapt.base import Adaptation
 from medimg.adapt.terms import AdaptationTerms
+from medimg.data.identifiers import identifier_digest
 from medimg.errors import TrainingError
 from medimg.models.freezing import find_kept_statistics
+from medimg.preprocessing.preprocess import UNSTATED_REVISION
 from medimg.training import resume
 from medimg.training._phases import plan_phases
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from medimg.data.protocols import LabeledDataset
     from medimg.models.classifier import TransferClassifier
+    from medimg.preprocessing.preprocess import Preprocess
     from medimg.training._config import FineTuneConfig
     from medimg.training._phases import Phase
     from medimg.training.history import HistoryRecorder
@@ -65,6 +68,12 @@ class FineTuneInputs:
         return plan_phases(self.config, self.model.backbone)
 
     @property
+    def datasets(self) -> dict[str, Any]:
+        """Training, validation and target data by name."""
+        targets = {f"target {n}": one.target for n, one in enumerate(self.adaptations)}
+        return {"train": self.train, "val": self.val, **targets}
+
+    @property
     def val_labels(self) -> NDArray[Any] | None:
         """Labels of the validation data."""
         return None if self.val is None else self.val.labels
@@ -80,13 +89,11 @@ class FineTuneInputs:
 
     def describe(self) -> dict[str, Any]:
         """Return what identifies a training: settings, adaptations, data, frozen parameters."""
-        targets: dict[str, Any] = {f"target {n}": one.target for n, one in enumerate(self.adaptations)}
-        several = {"train": self.train, "val": self.val, **targets}
         frozen = [name for name, p in self.model.named_parameters() if not p.requires_grad]
         return {
             "settings": self.config.to_dict(),
             "adapt": [one.settings() for one in self.adaptations],
-            "data": {name: resume.data_digest(data) for name, data in several.items()},
+            "data": {name: resume.data_digest(data) for name, data in self.datasets.items()},
             "more": {**self.more, "frozen": frozen, "pool": self.model.pool},
         }
 
@@ -220,17 +227,51 @@ def _check_same_training(
     differing = inputs.config.differences(saved.settings)
     if saved.adapt != own["adapt"]:
         differing.append("adapt")
-    data = own["data"]
-    if saved.more is None:
-        data = {"train": resume.identifier_digest(inputs.train), "val": resume.identifier_digest(inputs.val)}
-    else:
+    if saved.more is not None:
         differing += _list_differences(own["more"], saved.more)
-    differing += [f"the {name} data" for name, digest in data.items() if saved.data.get(name) != digest]
+    differing += _list_differing_data(inputs, own["data"], saved)
     if differing:
         raise TrainingError(
             f"{path} belongs to another training, which differs in {'; '.join(differing)}: pass the same "
             "arguments as then, or resume=None to start a new training"
         )
+
+
+def _list_differing_data(
+    inputs: FineTuneInputs, own: Mapping[str, str | None], saved: resume.ResumeState
+) -> list[str]:
+    """Name the datasets that differ from those of a resume file, and the recipe if that is the only cause."""
+    differing = []
+    for name, data in inputs.datasets.items():
+        if saved.more is None and name not in ("train", "val"):
+            continue
+        compute = _compute_old_digest if saved.more is None else resume.data_digest
+        before = saved.data.get(name)
+        if before == (own[name] if saved.more is not None else compute(data)):
+            continue
+        cause = _find_revision(data, before, compute)
+        differing.append(f"the {name} data" if cause is None else f"the recipe of the {name} data ({cause})")
+    return differing
+
+
+def _compute_old_digest(data: LabeledDataset | None, recipe: Preprocess | None = None) -> str | None:
+    """Return the digest of a dataset in resume files of schema 1."""
+    return None if data is None else identifier_digest(data, recipe)
+
+
+def _find_revision(
+    data: LabeledDataset | None, before: str | None, compute: Callable[..., str | None]
+) -> str | None:
+    """Describe an older revision of the recipe with which a dataset has the digest of a resume file."""
+    if data is None or before is None or data.preprocess.revision == UNSTATED_REVISION:
+        return None
+    older = data.preprocess.replace(revision=UNSTATED_REVISION)
+    if compute(data, older) != before:
+        return None
+    return (
+        f"revision={data.preprocess.revision}, before {older.revision}, which took 8-bit images between "
+        f"percentiles: use preprocess.replace(revision={older.revision})"
+    )
 
 
 def _list_differences(own: dict[str, Any], before: dict[str, Any]) -> list[str]:

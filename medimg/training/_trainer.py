@@ -112,6 +112,13 @@ class TrainerConfig:
                 'precision must be text or a number, such as "bf16-mixed", and devices text, a number or a '
                 f"list; found a {type(precision).__name__} and a {type(devices).__name__}"
             )
+        on_cpu = more.get("accelerator") == "cpu" or not torch.cuda.is_available()
+        cores = os.cpu_count() or 1
+        if on_cpu and devices not in ("auto", -1, "-1") and _count_processes(devices) > cores:
+            raise TrainingError(
+                f"devices={devices!r} would start as many processes on a CPU of {cores} cores, each with a "
+                f'copy of the model: use at most {cores}, or "auto"'
+            )
         if devices == "auto":
             devices = [device.index] if device.type == "cuda" and device.index is not None else 1
             if more.get("accelerator") == "cpu":
@@ -282,6 +289,12 @@ def _check_callbacks(callbacks: object, more: Mapping[str, Any]) -> Sequence[Cal
             (known.BatchSizeFinder, known.LearningRateFinder),
             True,
             "changes settings of fine_tune: use medimg.lr_find, and set batch_size",
+        ),
+        (
+            (known.ModelPruning,),
+            True,
+            "changes parameters of layers, which checkpoints and resume files can't hold: prune the network "
+            "after training",
         ),
         (
             (known.GradientAccumulationScheduler,),

@@ -9,8 +9,14 @@ import numpy as np
 import torch
 
 from medimg._public import set_module
-from medimg._validation import check_choice
-from medimg.calibration.calibration_methods import Method, choose_map, fit_map, list_candidates
+from medimg._validation import check_choice, check_number
+from medimg.calibration.calibration_methods import (
+    Method,
+    choose_map,
+    count_flat,
+    fit_map,
+    list_candidates,
+)
 from medimg.calibration.conformal import check_coverage, conformal_quantiles
 from medimg.calibration.logit_map import LogitMap, count_temperatures
 from medimg.calibration.mahalanobis import MahalanobisDetector
@@ -20,6 +26,7 @@ from medimg.calibration.temperature_scaling import CalibrationData
 from medimg.data.splits.kfold import assign_folds
 from medimg.errors import MedimgWarning, PreprocessError, TrainingError
 from medimg.features.dataset_features import item_features
+from medimg.metrics.curves import compute_reliability
 from medimg.models.backbones.heads import head_logits
 from medimg.models.data_checks import check_dataset, check_same_unit
 from medimg.models.digest import parameters_digest
@@ -27,7 +34,7 @@ from medimg.models.input_checks import check_finite
 from medimg.models.pooling import pool_embeddings
 from medimg.models.training_images import check_not_trained_on, record_training_images
 from medimg.training.checks import check_disjoint
-from medimg.training.class_weights import list_class_weights
+from medimg.training.class_weights import BALANCES, list_class_weights
 
 if TYPE_CHECKING:
     import os
@@ -41,8 +48,8 @@ if TYPE_CHECKING:
 
 __all__ = ["calibrate"]
 
-_BINS: Final = 15
 _FOLDS: Final = 5
+_SUMMARY: Final = 'model.training_summary["{}"]'
 
 
 @set_module("medimg")
@@ -121,7 +128,8 @@ def calibrate(
     Warns
     -----
     MedimgWarning
-        If the validation data have one class only, so that the probabilities stay as they are.
+        If the validation data have one class only, so that the probabilities stay as they are, or the scores
+        are no better than chance on them, so that all calibrated probabilities are nearly equal.
 
     Notes
     -----
@@ -148,6 +156,7 @@ def calibrate(
     vectors, starts = _compute_head_inputs(model, val, **options)
     data = CalibrationData(_compute_logits(model, vectors), starts, np.asarray(val.labels), model.task)
     fitted, selection = _fit_map(method, data, val.patients, _find_offset(model, train))
+    _warn_of_flat_maps(fitted, data)
     calibrated, truth = data.mapped(fitted), data.truth()
     proba = calibrated.probabilities()
     calibration = Calibration(
@@ -199,6 +208,20 @@ def _fit_map(
     return fit_map(method, data, whose, offset), ()
 
 
+def _warn_of_flat_maps(fitted: LogitMap, data: CalibrationData) -> None:
+    """Warn if temperatures are at their upper bound: probabilities no longer depend on the image."""
+    flat = count_flat(fitted, data)
+    if flat:
+        whose = f" of {flat} of {len(data.logits[0])} labels" if data.task == "multilabel" else ""
+        warnings.warn(
+            f"on the validation data the scores{whose} are no better than chance: the calibrated "
+            "probabilities are nearly the same for all images (temperature at its bound, "
+            f"{max(fitted.temperature):.3g}); train the model further, or use more validation data",
+            MedimgWarning,
+            stacklevel=3,
+        )
+
+
 def _warn(found: str) -> None:
     warnings.warn(
         f"{found}: their probabilities can't be calibrated and stay as they are; use validation data with "
@@ -235,16 +258,22 @@ def _assign_folds(data: CalibrationData, patients: Sequence[str]) -> NDArray[np.
 def _find_offset(model: TransferClassifier, train: LabeledDataset | None) -> tuple[float, ...]:
     """Return minus the logarithms of the class weights of the training, (K,); () if none are known."""
     summary = model.training_summary or {}
-    weights, balance = summary.get("class_weights"), summary.get("balance")
-    outputs = len(model.classes)
-    if weights is None and train is not None and balance in ("loss", "sampler"):
+    weights, outputs = summary.get("class_weights"), len(model.classes)
+    balance = check_choice(_SUMMARY.format("balance"), summary.get("balance"), BALANCES)
+    if weights is None and train is not None and balance is not None:
         weights = list_class_weights(np.asarray(train.labels), model.task, outputs, balance)
+    if weights is None:
+        return ()
     # the summary comes from a file
-    if not isinstance(weights, list) or len(weights) != outputs:
-        return ()
-    if not all(isinstance(w, float) and 0 < w < np.inf for w in weights):
-        return ()
-    return tuple((-np.log(np.array(weights))).tolist())
+    if not isinstance(weights, list | tuple) or len(weights) != outputs:
+        found = f"{len(weights)}" if isinstance(weights, list | tuple) else f"a {type(weights).__name__}"
+        raise TrainingError(
+            f"{_SUMMARY.format('class_weights')} must be a list of {outputs} numbers, one for each class, or "
+            f"None; found {found}: load the model again, or correct the summary"
+        )
+    names = [_SUMMARY.format(f"class_weights[{n}]") for n in range(outputs)]
+    numbers = [check_number(name, weight, above=0) for name, weight in zip(names, weights, strict=True)]
+    return tuple((-np.log(np.array(numbers))).tolist())
 
 
 def _compute_head_inputs(
@@ -295,6 +324,6 @@ def _bin_probabilities(
     else:
         top = proba.argmax(axis=1)
         scores, hits = proba.max(axis=1), truth[np.arange(len(top)), top]
-    which = np.minimum((scores * _BINS).astype(np.int64), _BINS - 1)
-    parts = [which == b for b in np.unique(which)]
-    return [(name, float(scores[p].mean()), float(hits[p].mean()), int(p.sum())) for p in parts]
+    found = compute_reliability(hits, scores)
+    rows = zip(found.predicted.tolist(), found.observed.tolist(), found.n.tolist(), strict=True)
+    return [(name, *row) for row in rows]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "BALANCES",
     "Balance",
     "check_labels",
     "class_weights",
@@ -25,6 +26,7 @@ __all__ = [
 
 #: Values of ``balance=``.
 Balance: TypeAlias = Literal["loss", "sampler"] | None
+BALANCES: Final[tuple[Balance, ...]] = ("loss", "sampler", None)
 
 
 def check_labels(labels: NDArray[np.generic], classes: Sequence[str], task: str) -> None:

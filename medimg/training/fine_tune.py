@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medimg._public import set_module
-from medimg._validation import check_path, check_whole_number
+from medimg._validation import check_choice, check_path, check_whole_number
 from medimg.adapt.base import Adaptation
 from medimg.adapt.terms import AdaptationTerms
 from medimg.errors import TrainingError
@@ -19,6 +19,7 @@ from medimg.models.training_distribution import record_training_distribution
 from medimg.models.training_images import record_training_images
 from medimg.training._config import FineTuneConfig
 from medimg.training._loop import run
+from medimg.training._phases import check_phases
 from medimg.training._state import FineTuneInputs, TrainingState
 from medimg.training._trainer import (
     TrainerConfig,
@@ -242,6 +243,8 @@ def fine_tune(
     scores = _list_scores(val)
     _check_monitored(config, val, scores)
     adaptations = _check_adaptations(adapt, model, train)
+    check_phases(config, model, adaptations)
+    check_choice("compile", compile, (True, False))
     folder = check_path("output", output) if output is not None else None
     if cache is not None:
         check_path("cache", cache)

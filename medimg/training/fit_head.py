@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HeadFit", "check_balance", "check_pooling", "embed_items", "fit_head"]
 
-_COLUMNS: Final = ("C", "log_loss", "auroc")
+_COLUMNS: Final = ("C", "log_loss", "standard_error", "auroc")
 
 
 @set_module("medimg")
@@ -48,8 +48,8 @@ class HeadFit:
     C : float
         Inverse of the regularization strength.
     tried : tuple of dict
-        ``log_loss`` and ``auroc`` of each C on held-out data: the validation data, or the inner folds. Empty
-        if C was given without validation data.
+        ``log_loss``, its ``standard_error`` over patients, and ``auroc`` of each C on held-out data: the
+        validation data, or the inner folds. Empty if C was given without validation data.
     items : int
         Number of training items.
     seconds : float
@@ -111,8 +111,10 @@ def fit_head(
         scikit-learn's ``LogisticRegression``; or the same penalized loss minimized by Adam on batches, for
         large data.
     C : float or sequence of float, optional
-        Inverse of the regularization strength, or several values to select from by the lowest log loss; by
-        default 13 from 0.0001 to 100. They are tried in ascending order until the loss has risen twice.
+        Inverse of the regularization strength, or several values to select from; by default 13 from 0.0001 to
+        100. They are tried in ascending order until the log loss has risen twice. The strongest penalty is
+        selected whose loss is at most one standard error above the lowest (Breiman et al., 1984): scores on
+        similar patients are the same, and those on other scanners higher.
     inner_folds : int
         Number of patient-wise, stratified folds; fewer if a class has fewer patients.
     balance : {"loss"} or None

@@ -106,21 +106,32 @@ class ProbeSearch:
         if len(settings) == 1 and held_out is None:
             return ProbeResult(next(self._fit_path(data, settings)), settings[0], ())
         tried = self._try_settings(data, held_out, settings)
-        best = min(tried, key=lambda row: (row["loss"], row[self.name]))[self.name]
+        chosen = self._select(tried)
         # warm-started from stronger penalties, as in the selection
-        *_, fit = self._fit_path(data, [value for value in settings if value <= best])
-        return ProbeResult(fit, best, tuple(tried))
+        *_, fit = self._fit_path(data, [value for value in settings if value <= chosen])
+        return ProbeResult(fit, chosen, tuple(tried))
+
+    def _select(self, tried: Sequence[dict[str, Any]]) -> float:
+        """
+        Return the smallest setting whose loss is the lowest, or less than its standard error above it.
+
+        The one-standard-error rule (Breiman et al., Classification and Regression Trees, 1984).
+        """
+        best = min(tried, key=lambda row: (row["loss"], row[self.name]))
+        limit = best["loss"] + (best["standard_error"] if self.method != "knn" else 0.0)
+        return float(min(row[self.name] for row in tried if row["loss"] <= limit))
 
     def _try_settings(
         self, data: LabeledEmbeddings, held_out: LabeledEmbeddings | None, settings: Sequence[float]
     ) -> list[dict[str, Any]]:
         """Return a row of scores for each setting, in ascending order until the loss has risen."""
         if held_out is not None:
-            parts, truth = [(data, held_out)], held_out.labels
+            parts = [(data, held_out)]
         else:
             folds = split_by_fold(self._assign_folds(data))
             parts = [(data.select(train), data.select(test)) for train, test in folds]
-            truth = np.concatenate([test.labels for _, test in parts])
+        truth = np.concatenate([test.labels for _, test in parts])
+        patients = [patient for _, test in parts for patient in test.patients]
         weights = class_weights(data.labels, self.task, len(self.classes), self.balanced)
         tried: list[dict[str, Any]] = []
         paths = [self._fit_path(train, settings) for train, _ in parts]
@@ -129,10 +140,11 @@ class ProbeSearch:
                 [fit.probabilities(test.x) for fit, (_, test) in zip(fits, parts, strict=True)]
             )
             area = mean_auroc(truth, proba, self.task)
-            loss = log_loss(truth, proba, self.task, weights)
+            loss, error = log_loss(truth, proba, self.task, weights, patients)
             # neighbors give probabilities of 0, whose log loss is meaningless
             rank = -area if self.method == "knn" and area is not None else loss
-            tried.append({self.name: setting, "loss": rank, "log_loss": loss, "auroc": area})
+            row = {"loss": rank, "log_loss": loss, "standard_error": error, "auroc": area}
+            tried.append({self.name: setting, **row})
             if self.method != "knn" and _has_risen(tried):
                 break
         return tried

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections import Counter
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
     from medimg.data.protocols import LabeledDataset
     from medimg.io.series import Series
+    from medimg.preprocessing.preprocess import Preprocess
 
 __all__ = [
     "FILE",
@@ -35,7 +35,6 @@ __all__ = [
     "ResumeState",
     "data_digest",
     "find_resume_file",
-    "identifier_digest",
     "load",
     "save",
 ]
@@ -224,18 +223,20 @@ def find_resume_file(resume: bool | str | os.PathLike[str] | None, output: Path 
     return path
 
 
-def data_digest(data: LabeledDataset | None) -> str | None:
+def data_digest(data: LabeledDataset | None, recipe: Preprocess | None = None) -> str | None:
     """
     Return a hash of images, labels and recipe of a dataset (32 hexadecimal digits); None for None.
 
     Files count by their content, not by their names, so that a training goes on when they were moved.
+    `recipe` is by default that of the dataset.
     """
     if data is None:
         return None
+    recipe = recipe or data.preprocess
     series = getattr(data, "series", None)
     named: list[Any] = [list(getattr(data, name, ())) for name in ("series_uids", "patients")]
     facts = [
-        [data.preprocess.fingerprint, data.unit, data.task, list(data.classes)],
+        [recipe.fingerprint, data.unit, data.task, list(data.classes)],
         asdict(data.policies) if series is not None and hasattr(data, "policies") else None,
         list(getattr(data, "domains", ())),
         named if series is None else [_hash_contents(series), list(getattr(data, "pictures", ()))],
@@ -255,17 +256,6 @@ def _hash_contents(several: Sequence[Series]) -> list[str]:
     with ThreadPoolExecutor(_THREADS) as pool:
         digests = dict(zip(map(id, distinct), pool.map(find, distinct), strict=True))
     return [digests[id(series)] for series in several]
-
-
-def identifier_digest(data: LabeledDataset | None) -> str | None:
-    """Return a hash of labels, identifiers and recipe, as in resume files of schema 1; no file is opened."""
-    if data is None:
-        return None
-    digest = hashlib.sha256(data.preprocess.fingerprint.encode())
-    digest.update(data.labels.tobytes())
-    for name in ("series_uids", "patients"):
-        digest.update("\0".join(getattr(data, name, ())).encode(errors="surrogatepass"))
-    return digest.hexdigest()[:_DIGITS]
 
 
 def _key_callbacks(callbacks: Sequence[Any]) -> list[tuple[str, Any]]:

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 
 import medimg
 from medimg.adapt import MultiSource, domains_of
-from medimg.data.acquisition_tags import NUMBERED, NUMBERS, TEXTS, read_acquisition_tags
-from medimg.errors import DatasetError, TrainingError
+from medimg.data.acquisition_tags import NUMBERED, NUMBERS, TEXTS, ages_of, read_acquisition_tags, sexes_of
+from medimg.errors import DatasetError, MedimgWarning, TrainingError
 from tests.dicom_files import make_instance, stack_pixels, write, write_stack
 from tests.models.fakes import images
 
@@ -156,6 +157,29 @@ def test_read_acquisition_tags_shared_functional_groups(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.filterwarnings("ignore:The value length")
+def test_invalid_values_are_named_and_not_taken_for_absent_ones(tmp_path: Path) -> None:
+    for number, kvp in enumerate(("100,5", "nan", "", "100.5")):
+        ds = make_instance(stack_pixels(0.0), SeriesInstanceUID=f"1.2.{number}")
+        for keyword, vr, value in (
+            ("KVP", "LO", kvp),
+            ("PatientSex", "CS", "MALE" if number else "M"),
+            ("PatientAge", "LO", "old" if number == 1 else "045Y"),
+            ("Manufacturer", "LO", "X" * 200 if number else "Maker"),
+        ):
+            ds.add(DataElement(keyword, vr, value))
+        write(ds, tmp_path / f"{number}.dcm")
+    index = medimg.scan(tmp_path)
+    with pytest.warns(MedimgWarning, match=r"KVP is present but is not finite numbers.* \(2 of 4 series\)"):
+        assert [tags["KVP"] for tags in read_acquisition_tags(index, ["KVP"])] == ["", "", "", 100.5]
+    with pytest.warns(MedimgWarning, match=r"Manufacturer is present .* \(3 of 4 series\)"):
+        read_acquisition_tags(index, ["Manufacturer"])
+    with pytest.warns(MedimgWarning, match=r"PatientSex is present .* \(3 of 4 series\)"):
+        assert sexes_of(index) == ["M", "", "", ""]
+    with pytest.warns(MedimgWarning, match=r"PatientAge is present .* \(1 of 4 series\)"):
+        assert ages_of(index) == [45.0, None, 45.0, 45.0]
+
+
 def test_other_formats_have_no_tags(tmp_path: Path) -> None:
     from PIL import Image
 
@@ -174,7 +198,9 @@ def test_tags_that_may_identify_are_not_given_out(keyword: str) -> None:
 def test_damaged_values_are_no_tags(tmp_path: Path) -> None:
     instance = make_instance(stack_pixels(0.0), Manufacturer="Doe^Jane")
     write(instance, tmp_path / "a.dcm")
-    assert read_acquisition_tags(medimg.scan(tmp_path), ["Manufacturer"]) == [{"Manufacturer": ""}]
+    with pytest.warns(MedimgWarning, match="Manufacturer is present") as caught:
+        assert read_acquisition_tags(medimg.scan(tmp_path), ["Manufacturer"]) == [{"Manufacturer": ""}]
+    assert not any("Doe" in str(w.message) for w in caught)
 
 
 def test_domains_by_keyword_by_column_by_rule_and_by_name(root: Path) -> None:

@@ -22,6 +22,9 @@ from tests.models.small_network import small_classifier
 
 RECIPE = Preprocess(size=64, window="percentile")
 
+#: Random networks are no better than chance.
+pytestmark = pytest.mark.filterwarnings("ignore:on the validation data the scores")
+
 
 def sharpened(pool: str = "none", **fields: Any) -> TransferClassifier:
     """A model whose logits are far apart."""
@@ -410,3 +413,29 @@ def test_every_method_through_a_file(tmp_path: Path, method: Any, case: str) -> 
     ):
         with pytest.raises(CheckpointError, match=f"^calibration.{name}"):
             Calibration.from_dict(values | {name: bad}, None, classes, task)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_scores_no_better_than_chance_are_said(classes: int, task: str) -> None:
+    fields: dict[str, Any] = {"task": task, "classes": tuple("abc"[:classes])}
+    model = sharpened(**fields)
+    labels = np.arange(24) % classes
+    val = Images(labels if task == "multiclass" else np.eye(classes, dtype=np.float32)[labels], **fields)
+    with torch.no_grad():
+        model.head.weight.zero_()
+        assert model.head.bias is not None
+        model.head.bias.copy_(torch.tensor([4.0, -4.0, 0.0][:classes]))
+    with pytest.warns(MedimgWarning, match="no better than chance.*temperature at its bound"):
+        medimg.calibrate(model, val, method="temperature", coverage=None)
+
+
+@pytest.mark.parametrize("weights", ["0.5", [1.0], [1.0, 0.0], [1.0, float("inf")], [1.0, None], {"a": 1.0}])
+def test_invalid_class_weights_are_not_taken_for_none(weights: Any) -> None:
+    model, val = sharpened(), images(20, prefix="val", seed=1)
+    model.training_summary = {"balance": "loss", "class_weights": weights}
+    with pytest.raises(TrainingError, match="class_weights"):
+        medimg.calibrate(model, val)
+    model.training_summary = {"balance": "twice"}
+    with pytest.raises(TrainingError, match=r'training_summary\["balance"\]'):
+        medimg.calibrate(model, val)

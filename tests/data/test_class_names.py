@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import random
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -138,3 +140,71 @@ def test_images_without_labels(tmp_path: Path) -> None:
         ImageDataset.from_folder(tmp_path / "a", SMALL)
     with pytest.raises(DatasetError, match="None for images without"):
         from_table(table.drop(columns="label"), tmp_path)
+
+
+def test_a_sign_is_not_a_hyphen(tmp_path: Path) -> None:
+    table = write_pictures(tmp_path, [-1, 0, 1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert from_table(table, tmp_path).classes == ("-1", "0", "1")
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "N/A", "#N/A", "<NA>", "null", "?", "#VALUE!"])
+def test_words_for_missing_values_are_named(tmp_path: Path, word: str) -> None:
+    table = write_pictures(tmp_path, ["a", "b"])
+    with pytest.warns(MedimgWarning, match="missing values"):
+        assert word in from_table(table.assign(label=["a", word]), tmp_path).classes
+
+
+@pytest.mark.parametrize("column", ["label", "patient"])
+def test_infinite_cells_are_refused(tmp_path: Path, column: str) -> None:
+    table = write_pictures(tmp_path, ["a", "b"])
+    with pytest.raises(DatasetError, match=rf"'{column}' is infinite in 1 row\(s\), the first is row 1"):
+        from_table(table.assign(**{column: [1.0, float("inf")]}), tmp_path)
+
+
+def test_a_column_of_identifiers_is_no_column_of_classes(tmp_path: Path) -> None:
+    table = write_pictures(tmp_path, [f"Doe^John{n}" for n in range(24)])
+    for wrong in ("label", "patient"):
+        with pytest.raises(DatasetError, match="each of one patient only") as caught:
+            from_table(table, tmp_path, label=wrong)
+        assert not {"Doe", "p7"} & set(re.findall(r"\w+", str(caught.value)))
+    with pytest.raises(DatasetError, match="each of one patient only"):
+        ImageDataset.from_folder(tmp_path, SMALL, patient=r"(p\d+)")
+    assert len(from_table(table, tmp_path, classes=list(table.label)).classes) == 24
+    shared = table.assign(patient=["p", "q"] * 12, label=[n // 2 for n in range(24)])
+    assert len(from_table(shared, tmp_path)) == 24
+
+
+def test_uncertain_labels_are_named(tmp_path: Path) -> None:
+    table = write_pictures(tmp_path, ["a", "b"]).assign(edema=[0.0, -1.0], mass=[1, 0])
+    with pytest.raises(DatasetError, match="-1 in column 'edema' of row 1, which means uncertain"):
+        from_table(table, tmp_path, label=["edema", "mass"])
+
+
+def test_classes_are_a_list_of_any_type_with_an_order(tmp_path: Path) -> None:
+    table = write_pictures(tmp_path, [0, 1])
+    for classes in ([1, 0], (1.0, 0.0), np.array([1, 0]), pd.Index(["1", "0"])):
+        assert from_table(table, tmp_path, classes=classes).classes == ("1", "0")
+    for wrong in ({"0", "1"}, "01", {"0": 1}, 2):
+        with pytest.raises(DatasetError, match="classes must be a list of names"):
+            from_table(table, tmp_path, classes=wrong)
+
+
+def test_a_table_is_read_once_from_a_buffer(tmp_path: Path) -> None:
+    text = write_pictures(tmp_path, ["a", "b"]).to_csv(index=False)
+    assert from_table(io.StringIO(text), tmp_path).classes == ("a", "b")
+    twice = "path,label,label,patient\na/p0.png,a,b,p0\n"
+    with pytest.raises(DatasetError, match="2 columns named 'label'"):
+        from_table(io.BytesIO(twice.encode()), tmp_path)
+    with pytest.raises(DatasetError, match="not a CSV table"):
+        from_table(io.StringIO(text + "x,y,z,w\n"), tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [None, {"patient": ["Doe"]}, [("Doe", 1)]])
+def test_other_tables_are_refused_without_their_content(tmp_path: Path, wrong: Any) -> None:
+    with pytest.raises(DatasetError, match="csv must be the path of a table or a DataFrame") as caught:
+        from_table(wrong, tmp_path)
+    assert "Doe" not in str(caught.value)
+    with pytest.raises(DatasetError, match="root must be a path"):
+        ImageDataset.from_csv(pd.DataFrame({"path": ["a"]}), root=3)  # type: ignore[arg-type]  # wrong on purpose

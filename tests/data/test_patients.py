@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from medimg import ImageDataset, Preprocess, check_leaks
-from medimg.data.patients import normalize_number, normalize_patient, patient_key
+from medimg.data.patients import check_exact, normalize_number, normalize_patient, patient_key
 from medimg.errors import DatasetError, LeakageError, MedimgWarning
 from medimg.training.checks import check_disjoint
 from tests.dicom_files import make_instance, write
@@ -34,6 +34,8 @@ SPELLINGS: dict[str, Callable[[int], Any]] = {
     "padded": lambda n: f"{n}\0",
     "wide": lambda n: "".join(chr(0xFF10 + int(digit)) for digit in str(n)),
     "plus": lambda n: f"+{n}",
+    "decimal comma": lambda n: f"{n},0",
+    "invisible": lambda n: f"\ufeff{n}\u200b",
 }
 
 
@@ -114,3 +116,29 @@ def test_a_patient_0_of_a_table_is_a_patient(tmp_path: Path) -> None:
 def test_rounded_identifiers_are_refused(tmp_path: Path, value: Any) -> None:
     with pytest.raises(DatasetError, match="rounded"):
         data(tmp_path, [value, 2])
+
+
+@given(
+    st.sampled_from("\u2010\u2011\u2013\u2014\u2212\ufe58\uff0d"),
+    st.text("AB1", min_size=1),
+    st.text("AB1"),
+)
+def test_a_dash_is_a_hyphen(dash: str, start: str, end: str) -> None:
+    assert patient_key(f"{start}{dash}{end}") == patient_key(f"{start}-{end}")
+
+
+@pytest.mark.parametrize("text", ["Anonymous Patient", "ANON^FEMALE", "unknown subject", "Unbekannt"])
+def test_words_for_nobody(text: str) -> None:
+    assert normalize_patient(text) == ""
+
+
+@pytest.mark.parametrize("text", ["NO", "anon-7", "patient 7", "nona", "ID7"])
+def test_words_that_may_be_somebody(text: str) -> None:
+    assert normalize_patient(text) == text
+
+
+@pytest.mark.parametrize("text", ["1.23E+17", "1,23E+17", "1E+16", 1e16])
+def test_rounded_numbers_are_refused(text: Any) -> None:
+    with pytest.raises(DatasetError, match="rounded number"):
+        check_exact(["P1", text])
+    check_exact(["1E5", "12e4", 12.0])

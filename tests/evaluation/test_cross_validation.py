@@ -80,7 +80,8 @@ def test_images_pass_once_and_the_model_is_left_alone(data: ImageDataset, method
     model = classifier(preprocess=TINY).train()
     before, passed = state(model), []
     model.backbone.register_forward_pre_hook(lambda _, inputs: passed.append(len(inputs[0])))
-    medimg.cross_validate(model, data, method=method, n_resamples=10, C=0.1, neighbors=5)
+    setting: dict[str, Any] = {"neighbors": 5} if method == "knn" else {"C": 0.1}
+    medimg.cross_validate(model, data, method=method, n_resamples=10, **setting)
     assert sum(passed) == len(data)
     assert not changed(before, model.state_dict())
     assert model.training
@@ -143,6 +144,12 @@ def test_unsound_requests(data: ImageDataset) -> None:
         medimg.compare(["squeezenet1_1"], data, unit="study")  # type: ignore[arg-type]  # refused
     with pytest.raises(TrainingError, match="method"):
         medimg.cross_validate(model, data, method="svm")  # type: ignore[arg-type]  # refused
+    with pytest.raises(TrainingError, match=r"C=1.0 has no effect with method='knn': pass neighbors="):
+        medimg.cross_validate(model, data, method="knn", C=1.0)
+    with pytest.raises(TrainingError, match=r"neighbors=3 has no effect with method='logistic': pass C="):
+        medimg.cross_validate(model, data, neighbors=3)
+    with pytest.raises(TrainingError, match="weights= names 'resnet_18', which are no backbones"):
+        medimg.compare(["squeezenet1_1"], data, weights={"resnet_18": None})
     with pytest.raises(TrainingError, match="with_preprocess"):
         medimg.cross_validate(classifier(), data)
     with pytest.raises(TrainingError, match="attention"):

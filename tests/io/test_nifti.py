@@ -445,3 +445,22 @@ def test_any_damage_of_the_header_gives_a_volume_or_a_medimg_error(
     assert volume.array.ndim == 4
     assert np.isfinite(volume.affine).all()
     assert geometry.spacing_of(volume.affine) > (0, 0, 0)
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(np.inf, 0), (-np.inf, 1), (1, np.nan), (2, np.inf)])
+def test_a_scaling_that_is_not_finite_is_damage(tmp_path: Path, slope: float, intercept: float) -> None:
+    path = tmp_path / "a.nii"
+    nib.save(nib.Nifti1Image(np.ones((2, 3, 4), np.int16), np.eye(4)), path)
+    data = path.read_bytes()
+    path.write_bytes(data[:112] + np.array([slope, intercept], "<f4").tobytes() + data[120:])
+    with pytest.raises(DecodeError, match="scl_slope"):
+        medimg.read(path)
+
+
+def test_bits_that_contradict_the_type_are_noted(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii"
+    nib.save(nib.Nifti1Image(np.ones((2, 3, 4), np.int16), np.eye(4)), path)
+    data = path.read_bytes()
+    path.write_bytes(data[:72] + b"\x20\0" + data[74:])
+    with pytest.warns(MedimgWarning, match="bitpix is 32"):
+        assert medimg.read(path).shape == (1, 4, 3, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import subprocess
 import sys
@@ -257,7 +258,7 @@ def test_values_at_the_end_of_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"encoding": "bz2"}, "bz2"),
+        ({"encoding": "bz2"}, "damaged"),
         ({"encoding": "zrl"}, "encoding"),
         ({"type": "block"}, "block"),
         ({"type": "float16"}, "float16"),
@@ -368,13 +369,46 @@ def test_spacings_are_in_the_unit_of_their_axis(tmp_path: Path, unit: str) -> No
     [
         ({"axis mins": "0 0 0", "axis maxs": "2 6 20"}, (5, 2, 1)),
         ({"axis mins": "0 0 9", "axis maxs": "2 6 0", "centers": "cell cell node"}, (3, 2, 1)),
-        ({"axis mins": "nan nan 9", "axis maxs": "2 nan 0", "units": '"mm" "mm" "cm"'}, (22.5, 1, 1)),
         ({"spacings": "nan nan nan"}, (1, 1, 1)),
     ],
 )
 def test_spacings_from_ranges(tmp_path: Path, changes: dict[str, Any], spacing: tuple[float, ...]) -> None:
     plain: dict[str, Any] = {"space": "", "space_directions": "", "space_origin": ""}
     assert medimg.read(nrrd(tmp_path / "a", **plain, **changes)).spacing == pytest.approx(spacing)
+
+
+def test_one_unknown_spacing_is_noted(tmp_path: Path) -> None:
+    plain: dict[str, Any] = {"space": "", "space_directions": "", "space_origin": ""}
+    with pytest.warns(MedimgWarning, match="spacing of axis 1 is not known: 1 mm is assumed"):
+        assert medimg.read(nrrd(tmp_path / "a", spacings="2 nan 3", **plain)).spacing == (3, 1, 2)
+    ranges: dict[str, Any] = {"axis mins": "nan nan 9", "axis maxs": "2 nan 0", "units": '"mm" "mm" "cm"'}
+    with pytest.warns(MedimgWarning, match="spacing of axis 0 and 1 is not known: 1 mm is assumed"):
+        assert medimg.read(nrrd(tmp_path / "b", **plain, **ranges)).spacing == (22.5, 1, 1)
+
+
+@pytest.mark.parametrize("encoding", ["bzip2", "bz2"])
+@pytest.mark.parametrize("streams", [1, 3])
+def test_values_compressed_by_bzip2(tmp_path: Path, encoding: str, streams: int) -> None:
+    data = VALUES.tobytes(order="F")
+    parts = [data[n * len(data) // streams : (n + 1) * len(data) // streams] for n in range(streams)]
+    packed = b"".join(map(bz2.compress, parts))
+    volume = medimg.read(nrrd(tmp_path / "a", encoding=encoding, data=packed))
+    assert np.array_equal(volume.array[0], VALUES.transpose(2, 1, 0))
+    with pytest.raises(TruncatedError):
+        medimg.read(nrrd(tmp_path / "b", encoding=encoding, data=packed[:-20]))
+
+
+@pytest.mark.parametrize("field", ["spacing", "Spacings_", "space direction", "space-origin", "unit", "kind"])
+def test_a_misspelled_field_is_named(tmp_path: Path, field: str) -> None:
+    with pytest.warns(MedimgWarning, match=f"unknown field '{field.lower()}'"):
+        medimg.read(nrrd(tmp_path / "a", f"{field}: 1 2 3", space_directions="", space_origin="", space=""))
+
+
+@pytest.mark.parametrize("field", ["ElementSpacings", "elementspacing", "TransformMatrx"])
+def test_a_misspelled_field_of_metaimage_is_named(tmp_path: Path, field: str) -> None:
+    changes: dict[str, Any] = {field: "1 2 3", "ElementSpacing": "", "TransformMatrix": ""}
+    with pytest.warns(MedimgWarning, match=f"unknown field '{field}'"):
+        medimg.read(mha(tmp_path / "a.mha", **changes))
 
 
 @pytest.mark.parametrize(("spacing", "used"), [("0", 1), ("-2", 2), ("inf", 1)])
@@ -651,3 +685,13 @@ def test_no_native_code_sees_a_header(tmp_path: Path) -> None:
 def test_directions_that_span_nothing(tmp_path: Path) -> None:
     with pytest.raises(GeometryError):
         medimg.read(nrrd(tmp_path / "a", space_directions="(0,0,0) (0,2,0) (0,0,3)"))
+
+
+def test_an_unknown_space_is_named(tmp_path: Path) -> None:
+    with pytest.warns(MedimgWarning, match="unknown space 'RPI'"):
+        assert medimg.read(nrrd(tmp_path / "a", space="RPI")).space == "image"
+
+
+def test_a_negative_spacing_of_metaimage_is_noted(tmp_path: Path) -> None:
+    with pytest.warns(MedimgWarning, match="ElementSpacing is negative"):
+        assert medimg.read(mha(tmp_path / "a.mha", ElementSpacing="-1 2 3")).spacing == (3, 2, 1)

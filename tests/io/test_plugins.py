@@ -87,7 +87,7 @@ def test_scanning_a_folder_finds_them_beside_the_others(tmp_path: Path) -> None:
     index = medimg.scan(tmp_path)
     assert sorted(s.format for s in index) == ["DICOM", "Tiny"]
     assert (
-        "none of DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG, TIFF, BMP, WebP, GIF and Tiny"
+        "none of DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG, JPEG 2000, TIFF, BMP, WebP, GIF and Tiny"
         in index.skipped[0].reason
     )
 

@@ -249,3 +249,52 @@ def test_other_files_are_no_still_images() -> None:
 
     with pytest.raises(NotAnImageError):
         open_image(Blob("<bytes>", data=b"nothing"))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    kind=st.sampled_from(["jp2", "j2k"]),
+    dtype=st.sampled_from(["u1", "u2", "i2"]),
+    bits=st.integers(9, 16),
+    color=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_no_bit_of_jpeg_2000_is_lost(kind: str, dtype: str, bits: int, color: bool, seed: int) -> None:
+    rng, color = np.random.default_rng(seed), color and dtype != "i2"
+    bits = 8 if dtype == "u1" else bits
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1)) if dtype == "i2" else (0, 2**bits)
+    values = rng.integers(low, high, (33, 40, 3) if color else (33, 40)).astype(dtype)
+    data = imagecodecs.jpeg2k_encode(values, level=0, reversible=True, codecformat=kind, bitspersample=bits)
+    (series,) = medimg.scan(data)
+    volume = series.read()
+    assert (series.format, series.shape) == ("JPEG 2000", volume.shape)
+    expected = np.moveaxis(values, -1, 0) if color else values[None]
+    if color and 8 < bits < 16:
+        expected = (expected.astype(np.uint32) * 65535 // (2**bits - 1)).astype(np.uint16)
+        assert f"{bits} bits scaled to 16" in volume.report.transforms
+    assert volume.array.dtype == dtype
+    assert np.array_equal(volume.array[:, 0], expected)
+    with pytest.raises(MedimgError):
+        medimg.read(data[: len(data) // 2])
+
+
+def test_transparency_of_jpeg_2000_is_dropped_and_few_bits_scaled() -> None:
+    values = RNG.integers(0, 256, (20, 21, 4), dtype=np.uint8)
+    volume = medimg.read(saved(values, "JPEG2000", irreversible=False))
+    assert np.array_equal(volume.array[:, 0], np.moveaxis(values[..., :3], -1, 0))
+    assert volume.report.transforms == ("transparency dropped",)
+    few = RNG.integers(0, 16, (20, 21), dtype=np.uint8)
+    volume = medimg.read(imagecodecs.jpeg2k_encode(few, level=0, reversible=True, bitspersample=4))
+    assert np.array_equal(volume.array[0, 0], few * 17)
+    assert volume.report.transforms == ("4 bits scaled to 8",)
+
+
+def test_jpeg_2000_that_the_decoder_would_misread_is_refused() -> None:
+    data = bytearray(imagecodecs.jpeg2k_encode(RNG.integers(0, 256, (20, 21, 3), dtype=np.uint8), level=0))
+    at = data.index(b"colr") + 7
+    assert data[at : at + 4] == (16).to_bytes(4, "big")
+    data[at + 3] = 18
+    with pytest.raises(DecodeError, match="YCbCr"):
+        medimg.read(bytes(data))
+    with pytest.raises(MedimgError):
+        medimg.read(bytes(data[:60]))

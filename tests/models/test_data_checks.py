@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -146,3 +147,24 @@ def test_training_in_inference_mode(tmp_path: Path) -> None:
         medimg.fit_head(model, data, C=1.0, method="sgd")
         again = medimg.load(model.save(tmp_path / "model.safetensors"))
     assert not any(parameter.is_inference() for parameter in again.parameters())
+
+
+def test_a_compiled_model_is_named() -> None:
+    compiled: Any = torch.compile(classifier(preprocess=RECIPE))
+    for use in (medimg.evaluate, medimg.fit_head, medimg.embed, medimg.calibrate):
+        with pytest.raises(MedimgError, match="wrapped by torch"):
+            use(compiled, good(None))
+
+
+def test_tables_and_loaders_are_no_sources(wrong: dict[str, list[Any]]) -> None:
+    model = classifier(preprocess=RECIPE)
+    uses: tuple[Callable[[Any], object], ...] = (
+        model.predict,
+        lambda source: medimg.explain(model, source),
+        lambda s: medimg.embed(model, s),
+    )
+    for use in uses:
+        with pytest.raises(MedimgError, match=r"found a DataFrame: pass its column of paths"):
+            use(pd.DataFrame({"path": ["a.png"]}))
+        with pytest.raises(MedimgError, match="found a dataset"):
+            use(torch.utils.data.DataLoader(good(None)))

@@ -10,9 +10,15 @@ from torchvision.models import get_model
 
 import medimg
 from medimg import Preprocess, TransferClassifier, fine_tune, register_backbone
-from medimg.errors import CheckpointError, PreprocessError, TrainingError, WeightsUnavailableError
+from medimg.errors import (
+    CheckpointError,
+    MedimgWarning,
+    PreprocessError,
+    TrainingError,
+    WeightsUnavailableError,
+)
 from medimg.models.backbones import registry
-from tests.models.fakes import changed, images, state
+from tests.models.fakes import changed, classifier, images, state
 
 
 @pytest.fixture(autouse=True)
@@ -283,3 +289,43 @@ class TestBuilders:
         model = TransferClassifier("own", classes=("a", "b"))
         with pytest.raises(TrainingError, match="in training mode own returns a tuple"):
             fine_tune(model, images(4), head_epochs=0, epochs=1, progress=False)
+
+    def test_layers_of_a_classifier_of_torchvision_count_too(self) -> None:
+        taken = classifier().backbone
+        register_backbone("own", lambda: nn.Sequential(taken, nn.Linear(512, 4)), size=48)
+        with pytest.raises(TrainingError, match="another classifier"):
+            own()
+
+    def test_networks_that_can_give_no_embedding(self) -> None:
+        def lazy() -> nn.Module:
+            return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.LazyLinear(4))
+
+        def broken() -> nn.Module:
+            network = small()
+            nn.init.constant_(next(network.parameters()), float("nan"))
+            return network
+
+        for build, message in ((lazy, "lazy layers"), (broken, "not finite")):
+            register_backbone("own", build, size=48)
+            with pytest.raises(TrainingError, match=message):
+                own()
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+    def test_networks_of_other_types_get_32_bits_as_all(self, dtype: torch.dtype) -> None:
+        register_backbone("own", lambda: small().to(dtype), size=48)
+        model = own()
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+        assert model.predict_proba(images(3, classes=("a", "b", "c"), preprocess=model.preprocess)).shape == (
+            3,
+            3,
+        )
+
+    def test_batchnorm_without_statistics_is_said(self) -> None:
+        def build() -> nn.Module:
+            network = small()
+            network[1] = nn.BatchNorm2d(4, track_running_stats=False)  # type: ignore[operator]  # a Sequential
+            return network
+
+        register_backbone("own", build, size=48)
+        with pytest.warns(MedimgWarning, match="track_running_stats"):
+            own()

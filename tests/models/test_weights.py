@@ -374,3 +374,12 @@ def test_a_checkpoint_is_a_start_for_other_classes(tmp_path: Path) -> None:
         WeightsUnavailableError, match="checkpoint of a squeezenet1_1, expected one of a resnet18"
     ):
         model_from(path, "resnet18")
+
+
+def test_a_state_dict_is_no_path() -> None:
+    state: Any = {"layer.weight": torch.zeros(300)}
+    with pytest.raises(
+        WeightsUnavailableError, match=r"found a dict, such as a state dict.*pass the path"
+    ) as caught:
+        resolve_weights("resnet18", state)
+    assert "tensor" not in str(caught.value)

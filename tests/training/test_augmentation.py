@@ -389,10 +389,8 @@ def test_transforms_of_libraries_get_intensities_from_0_to_1() -> None:
 def test_transforms_that_can_not_be_used() -> None:
     from torchvision.transforms import v2
 
-    resizing = make_augmentation(v2.Resize(16), RECIPE)
-    assert resizing is not None
     with pytest.raises(TrainingError, match="same shape"):
-        resizing(torch.zeros(1, 3, 32, 32), torch.Generator())
+        make_augmentation(v2.Resize(16), RECIPE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from monai.transforms import RandBiasFieldd
@@ -411,7 +409,5 @@ def test_choices() -> None:
     own = make_augmentation(lambda batch: batch + math.pi, RECIPE)
     assert own is not None
     assert float(own(torch.zeros(1), torch.Generator())) == pytest.approx(math.pi)
-    wrong = make_augmentation(lambda batch: batch[0], RECIPE)
-    assert wrong is not None
     with pytest.raises(TrainingError, match="same shape"):
-        wrong(torch.zeros(2, 3, 4, 4), torch.Generator())
+        make_augmentation(lambda batch: batch[0], RECIPE)

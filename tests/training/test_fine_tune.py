@@ -165,7 +165,7 @@ def test_loss_that_is_not_finite(tmp_path: Path) -> None:
 
     def spoil(batch: torch.Tensor) -> torch.Tensor:
         calls.append(1)
-        return batch if len(calls) < 3 else batch * torch.nan
+        return batch if len(calls) < 4 else batch * torch.nan
 
     with pytest.raises(TrainingError, match=r"loss became nan in epoch 2 \(full phase\), step 1: lower lr"):
         quick(model, images(8), epochs=3, output=tmp_path, augment=spoil)

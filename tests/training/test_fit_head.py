@@ -138,11 +138,13 @@ def gaussians(n: int = 240, features: int = 20, classes: int = 2, seed: int = 0)
 
 @pytest.mark.parametrize("method", ["logistic", "knn"])
 @pytest.mark.parametrize("classes", [2, 3])
-def test_the_setting_is_that_of_the_best_score_on_inner_folds(method: str, classes: int) -> None:
+def test_the_setting_is_selected_by_inner_folds(method: str, classes: int) -> None:
     data = gaussians(classes=classes)
     probing = ProbeSearch("multiclass", ("a", "b", "c")[:classes], method)
     chosen = probing.fit(data)
-    assert min(chosen.tried, key=lambda row: row["loss"])[probing.name] == chosen.setting
+    best = min(chosen.tried, key=lambda row: row["loss"])
+    limit = best["loss"] + (best["standard_error"] if method == "logistic" else 0)
+    assert chosen.setting == min(row[probing.name] for row in chosen.tried if row["loss"] <= limit)
     alone = ProbeSearch("multiclass", ("a", "b", "c")[:classes], method, chosen.setting).fit(data)
     assert np.allclose(chosen.fit.probabilities(data.x), alone.fit.probabilities(data.x), atol=2e-3)
 
@@ -172,8 +174,9 @@ def test_validation_data_choose(data: ImageDataset) -> None:
     train, val = medimg.split(data, fractions=(0.6, 0.4))
     fit = medimg.fit_head(small_classifier(preprocess=TINY), train, val, C=(0.001, 0.1))
     assert [row["C"] for row in fit.tried] == [0.001, 0.1]
-    assert fit.best == min(fit.tried, key=lambda row: row["log_loss"])
-    assert list(fit.to_pandas().columns) == ["C", "log_loss", "auroc"]
+    assert fit.best is not None
+    assert fit.best["log_loss"] <= min(row["log_loss"] + row["standard_error"] for row in fit.tried)
+    assert list(fit.to_pandas().columns) == ["C", "log_loss", "standard_error", "auroc"]
     with pytest.raises(LeakageError):
         medimg.fit_head(small_classifier(preprocess=TINY), data, val)
 
@@ -254,11 +257,27 @@ def test_weighted_losses() -> None:
     labels, proba = np.array([0, 0, 0, 1]), np.array([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6], [0.3, 0.7]])
     weights = class_weights(labels, "multiclass", 2, balanced=True)
     expected = sklearn_log_loss(labels, proba, sample_weight=weights[labels])
-    assert log_loss(labels, proba, "multiclass", weights) == pytest.approx(expected)
+    names = ["a", "b", "c", "d"]
+    assert log_loss(labels, proba, "multiclass", weights, names)[0] == pytest.approx(expected)
     several = np.eye(2)[labels]
-    assert log_loss(several, proba, "multilabel", np.ones((2, 2))) == pytest.approx(
+    assert log_loss(several, proba, "multilabel", np.ones((2, 2)), names)[0] == pytest.approx(
         np.mean([sklearn_log_loss(several[:, k], proba[:, k]) for k in range(2)])
     )
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_the_standard_error_of_a_loss_is_that_of_resampled_patients(task: str) -> None:
+    rng = np.random.default_rng(0)
+    labels, patients = rng.integers(2, size=300), np.array([f"{n // 3}" for n in range(300)])
+    proba = rng.dirichlet((2, 2), size=300)
+    truth = np.eye(2)[labels] if task == "multilabel" else labels
+    weights = np.array([[0.7, 1.5], [2.0, 0.5]]) if task == "multilabel" else np.array([0.7, 2.0])
+    _, error = log_loss(truth, proba, task, weights, list(patients))
+    losses = []
+    for _ in range(300):
+        drawn = (rng.integers(100, size=100)[:, None] * 3 + np.arange(3)).ravel()
+        losses.append(log_loss(truth[drawn], proba[drawn], task, weights, list(patients[drawn]))[0])
+    assert error == pytest.approx(np.std(losses), rel=0.15)
 
 
 def test_folds_keep_patients_together() -> None:

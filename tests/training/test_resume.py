@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from medimg import FitResult, ImageDataset, fine_tune
+from medimg.data.identifiers import identifier_digest
 from medimg.errors import CheckpointError, MedimgWarning, TrainingError
+from medimg.training import resume
 from medimg.training.augmentation.random_scan import describe_augmentation
 from tests.models.fakes import SMALL, changed, classifier, images, state
 from tests.models.small_network import small_classifier
@@ -408,3 +411,18 @@ def test_a_network_from_random_weights_goes_on_updating_its_statistics(tmp_path:
 )
 def test_augmentations_are_told_apart(first: Any, second: Any, same: bool) -> None:
     assert (describe_augmentation(first) == describe_augmentation(second)) == same
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+def test_a_recipe_of_an_earlier_revision_is_named(tmp_path: Path, schema: int) -> None:
+    old = SMALL.replace(revision=3)
+    fine_tune(classifier(preprocess=old), images(8, preprocess=old), output=tmp_path, **SHORT)
+    if schema == 1:
+        path = tmp_path / "resume.safetensors"
+        saved = resume.load(path)
+        digest = {"train": identifier_digest(images(8, preprocess=old)), "val": None}
+        resume.save(replace(saved, more=None, weights=None, kept_statistics=None, data=digest), path)
+    with pytest.raises(TrainingError, match=r"the recipe of the train data .*preprocess.replace\(revision=3"):
+        fine_tune(classifier(), images(8), output=tmp_path, resume=True, **SHORT)
+    with pytest.raises(TrainingError, match="differs in the train data:"):
+        fine_tune(classifier(), images(6), output=tmp_path, resume=True, **SHORT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,14 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import Subset
+from torchvision import transforms
 
+from medimg import Preprocess, lr_find
+from medimg.adapt import CORAL, PGD
 from medimg.errors import LeakageError, TrainingError, WeightsUnavailableError
 from medimg.models.backbones.weights import resolve_weights
 from medimg.models.classifier import TransferClassifier
+from medimg.training.augmentation.random_scan import make_augmentation
 from medimg.training.fine_tune import fine_tune
 from tests.models.fakes import classifier, images
 
@@ -171,3 +176,64 @@ def test_odd_state_dicts_are_refused(tmp_path: Path, state: Any) -> None:
         classifier(weights=tmp_path / "odd.pth")
     with pytest.raises(WeightsUnavailableError, match="DEFAULT"):
         classifier(weights=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gradual": True, "epochs": 0}, "gradual=True needs a backbone that is trained"),
+        ({"gradual": True, "backbone_lr_scale": 0}, "gradual=True needs a backbone that is trained"),
+        ({"gradual": True, "epochs": 1}, "gradual=True .* epochs=1 .* raise epochs"),
+        ({"adapt": CORAL(images(4, prefix="target")), "epochs": 0}, "adapt=CORAL needs a backbone"),
+        (
+            {"adapt": CORAL(images(4, prefix="target")), "backbone_lr_scale": 0},
+            "adapt=CORAL needs a backbone",
+        ),
+    ],
+)
+def test_settings_of_a_backbone_that_is_not_trained(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        fine_tune(classifier(), images(8), **{**QUICK, "epochs": 3, **settings})
+
+
+@pytest.mark.parametrize("settings", [{"gradual": True}, {"adapt": CORAL(images(4, prefix="target"))}])
+def test_settings_of_a_frozen_backbone(settings: dict[str, Any]) -> None:
+    with pytest.raises(TrainingError, match="all of it is frozen"):
+        fine_tune(classifier().freeze(), images(8), **QUICK, **settings)
+
+
+def test_adversarial_images_train_the_head_too() -> None:
+    assert (
+        fine_tune(classifier(), images(8), adapt=PGD(steps=1), head_epochs=1, epochs=0, **QUICK).best_epoch
+        == 1
+    )
+
+
+@pytest.mark.parametrize("wrong", [lambda images: dict[str, int]()["a"], transforms.ToTensor()])
+def test_augmentations_that_fail_are_seen_before_training(wrong: Any, tmp_path: Path) -> None:
+    for use in (fine_tune, lr_find):
+        with pytest.raises(TrainingError, match=r"augmentation fails on a batch .*(KeyError|TypeError)"):
+            use(classifier(), images(8), augment=wrong, progress=False)
+
+
+def test_trying_an_augmentation_draws_no_random_number() -> None:
+    def draws(images: torch.Tensor) -> torch.Tensor:
+        return images * random.random() * np.random.rand() * torch.rand(())  # noqa: NPY002
+
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)  # noqa: NPY002
+    before = random.random(), np.random.rand(), float(torch.rand(()))  # noqa: NPY002
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)  # noqa: NPY002
+    make_augmentation(draws, Preprocess(size=16))
+    assert (random.random(), np.random.rand(), float(torch.rand(()))) == before  # noqa: NPY002
+
+
+def test_more_processes_than_cores_are_refused() -> None:
+    with pytest.raises(TrainingError, match=r"devices=4096 .* \d+ cores"):
+        fine_tune(classifier(), images(8), devices=4096, trainer_kwargs={"accelerator": "cpu"}, **QUICK)
+
+
+def test_pruning_is_refused() -> None:
+    from pytorch_lightning.callbacks import ModelPruning
+
+    with pytest.raises(TrainingError, match="ModelPruning changes parameters"):
+        fine_tune(classifier(), images(8), callbacks=[ModelPruning("l1_unstructured")], **QUICK)

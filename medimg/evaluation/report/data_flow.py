@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from medimg.data.identifiers import identifier_digest
 from medimg.data.patients import patient_key
 from medimg.data.protocols import EvaluationDataset
 from medimg.metrics.units import ScoredUnits
@@ -84,14 +85,11 @@ def count_data_flow(dataset: EvaluationDataset, units: ScoredUnits) -> dict[str,
         split; absent if unknown), ``evaluated`` (``patients``, ``series``, ``slices``), ``pictures``,
         ``units``, ``modalities`` (series of each) and ``digest``.
     """
-    from medimg.training.resume import identifier_digest
-
     flow: dict[str, Any] = {
         "skipped": count_reasons(s.reason.replace(s.path, "") for s in getattr(dataset, "skipped", ())),
         "evaluated": {"patients": units.n_patients, "series": _count_series(dataset)},
         "units": len(units),
-        # any dataset of this protocol has what is hashed
-        "digest": identifier_digest(dataset),  # type: ignore[arg-type]
+        "digest": identifier_digest(dataset),
     }
     series = getattr(dataset, "series", None)
     if series is None:
@@ -113,8 +111,6 @@ def count_data_flow(dataset: EvaluationDataset, units: ScoredUnits) -> dict[str,
 
 def count_subsets(split: Mapping[str, EvaluationDataset]) -> list[Subset]:
     """Count patients, series, items and classes of each subset of a split."""
-    from medimg.training.resume import identifier_digest
-
     return [
         Subset(
             name=str(name),
@@ -122,7 +118,7 @@ def count_subsets(split: Mapping[str, EvaluationDataset]) -> list[Subset]:
             series=_count_series(part),
             items=len(part),
             classes=_count_classes(part),
-            digest=str(identifier_digest(part)),  # type: ignore[arg-type]  # as above
+            digest=identifier_digest(part),
         )
         for name, part in split.items()
     ]

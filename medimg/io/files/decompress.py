@@ -1,7 +1,8 @@
-"""Bounded streams over gzip and zlib data; damage raises errors of medimg."""
+"""Bounded streams over gzip, zlib and bzip2 data; damage raises errors of medimg."""
 
 from __future__ import annotations
 
+import bz2
 import io
 import re
 import zlib
@@ -16,21 +17,26 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_EXPANSION",
+    "MAX_EXPANSION_BZIP2",
     "DecompressedStream",
     "as_buffered",
     "as_seekable",
     "find_window_bits",
+    "open_bunzipped",
     "open_inflated",
 ]
 
 #: Maximum expansion of deflate; a header that declares more values is wrong.
 MAX_EXPANSION: Final = 1032
+#: The same of bzip2: a block of 900,000 equal bytes takes some 40.
+MAX_EXPANSION_BZIP2: Final = 2**15
 
 _MAX_KEPT: Final = 2**31
 #: Bytes decompressed at once, and read at once: both fit into the cache of a core.
 _MAX_AT_ONCE: Final = 2**20
 _PIECE_BYTES: Final = 2**16
 _GZIP: Final = b"\x1f\x8b"
+_BZIP2: Final = b"BZh"
 _ANY_WRAPPER: Final = 32 + isal_zlib.MAX_WBITS  # zlib or gzip, detected by the first two bytes
 #: Errors with one of a few fixed texts; the stub of isal types the class as an exception.
 _ERROR_CODE: Final = re.compile(r"^Error -?\d+ ")
@@ -127,6 +133,38 @@ class _Inflater:
         self._more_held = False
 
 
+class _Bunzipper:
+    """Decompressor of the streams of a bzip2 file."""
+
+    def __init__(self, packed: BinaryIO) -> None:
+        self._packed = packed
+        self._held = b""
+        self._decompressor = bz2.BZ2Decompressor()
+        self._ended = False
+
+    def read(self, count: int) -> bytes:
+        while not self._ended:
+            piece = b""
+            if self._decompressor.needs_input:
+                piece, self._held = self._held or self._packed.read(_PIECE_BYTES), b""
+                if not piece:
+                    raise EOFError
+            data = self._decompressor.decompress(piece, count)
+            if self._decompressor.eof:
+                self._start_stream()
+            if data:
+                return data
+        return b""
+
+    def _start_stream(self) -> None:
+        rest = self._decompressor.unused_data
+        while len(rest) < len(_BZIP2) and (piece := self._packed.read(_PIECE_BYTES)):
+            rest += piece
+        self._ended = not rest.startswith(_BZIP2)  # anything else that follows is not part of the data
+        if not self._ended:
+            self._decompressor, self._held = bz2.BZ2Decompressor(), rest
+
+
 def find_window_bits(packed: bytes) -> int:
     """Return zlib's `wbits` of data that should be raw deflate: some writers wrap it as zlib or gzip."""
     try:
@@ -139,6 +177,11 @@ def find_window_bits(packed: bytes) -> int:
 def open_inflated(packed: BinaryIO, name: str) -> BinaryIO:
     """Return the decompressed bytes of gzip or zlib data; the checksum is verified at the end."""
     return as_buffered(DecompressedStream(_Inflater(packed).read, packed.close, name))
+
+
+def open_bunzipped(packed: BinaryIO, name: str) -> BinaryIO:
+    """Return the decompressed bytes of bzip2 data, whose blocks have checksums."""
+    return as_buffered(DecompressedStream(_Bunzipper(packed).read, packed.close, name))
 
 
 def as_buffered(raw: io.RawIOBase) -> BinaryIO:

@@ -10,7 +10,7 @@ import numpy as np
 
 from medimg.core.rescale import choose_rescaled_dtype, rescale_into
 from medimg.errors import DecodeError, ReadError, TruncatedError
-from medimg.io.files.decompress import open_inflated
+from medimg.io.files.decompress import open_bunzipped, open_inflated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -187,6 +187,8 @@ class StoredValues:
         _skip(file, raster.start, raster.name)
         if raster.encoding == "deflated":
             self._file = file = open_inflated(file, raster.blob.name)
+        elif raster.encoding == "bzip2":
+            self._file = file = open_bunzipped(file, raster.blob.name)
         _skip(file, raster.skip, raster.name)
         self._at = 0
         return file

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import math
 import re
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final
 
 from medimg.errors import DecodeError, ReadError
 from medimg.io.dicom.header.element_values import parse_decimal
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from medimg.io.files.blob import Blob
 
-__all__ = ["find_data_file", "parse_numbers", "parse_whole_numbers", "quote_text", "read_text_lines"]
+__all__ = [
+    "find_data_file",
+    "find_misspelled",
+    "parse_numbers",
+    "parse_whole_numbers",
+    "quote_text",
+    "read_text_lines",
+]
 
 _MAX_BYTES: Final = 2**24
 _MAX_LINES: Final = 2**17
+#: Similarity of a misspelled name.
+_CLOSE: Final = 0.8
 _WORD: Final = re.compile(r"[A-Za-z0-9_ -]{0,30}")
 _NUMBERS: Final = re.compile(r"(?:[-+0-9.eE,() ]|nan|inf){0,60}", re.IGNORECASE)
 _NOT_FINITE: Final = re.compile(r"[-+]?(?:nan|inf|infinity)", re.IGNORECASE)
@@ -54,6 +66,20 @@ def quote_text(text: str, pattern: re.Pattern[str] = _WORD) -> str:
     If the end of a line is damaged, a value includes the next line: a comment, or a patient's name.
     """
     return repr(text) if pattern.fullmatch(text) else "something else"
+
+
+def find_misspelled(keys: Collection[str], fields: Collection[str]) -> tuple[str, ...]:
+    """Return a warning for each key of a header that is no field, but close to one that the header lacks."""
+    by_lower = {field.lower(): field for field in fields}
+    notes = []
+    for key in keys:
+        close = get_close_matches(key.lower(), by_lower, n=1, cutoff=_CLOSE) if key not in fields else []
+        if close and by_lower[close[0]] not in keys:
+            notes.append(
+                f"the header has an unknown field {quote_text(key)}, which is not used: "
+                f"did you mean {by_lower[close[0]]!r}?"
+            )
+    return tuple(notes)
 
 
 def parse_numbers(text: str, what: str, count: int | None = None) -> list[float]:

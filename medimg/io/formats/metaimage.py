@@ -18,6 +18,7 @@ from medimg.errors import DecodeError, NotAnImageError
 from medimg.io.files.blob import Blob, as_blob
 from medimg.io.formats._text_header import (
     find_data_file,
+    find_misspelled,
     parse_numbers,
     parse_whole_numbers,
     quote_text,
@@ -44,6 +45,31 @@ _SYNONYMS: Final = {
     "Position": "Offset", "Origin": "Offset", "Orientation": "TransformMatrix", "Rotation": "TransformMatrix",
     "ElementByteOrderMSB": "BinaryDataByteOrderMSB",
 }  # fmt: skip
+#: Fields that are used, or that MetaIO knows.
+_FIELDS: Final = frozenset(
+    {
+        *(
+            "AnatomicalOrientation",
+            "BinaryData",
+            "BinaryDataByteOrderMSB",
+            "CenterOfRotation",
+            "Color",
+            "Comment",
+        ),
+        *(
+            "CompressedData",
+            "CompressedDataSize",
+            "CompressionLevel",
+            "DimSize",
+            "DistanceUnits",
+            "ElementDataFile",
+        ),
+        *("ElementMax", "ElementMin", "ElementNumberOfChannels", "ElementSize", "ElementSizeValid"),
+        *("ElementSpacing", "ElementToIntensityFunctionOffset", "ElementToIntensityFunctionSlope"),
+        *("ElementType", "HeaderSize", "ID", "Modality", "NDims", "Name", "ObjectSubType", "ObjectType"),
+        *("Offset", "ParentID", "SequenceID", "TransformMatrix", "TransformType", *_SYNONYMS),
+    }
+)
 _MILLIMETERS: Final = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "um": 1e-3, "?": 1.0, "": 1.0}
 _FIRST_FIELD: Final = re.compile(rb"\s*(ObjectType|ObjectSubType|NDims|Comment|Name|ID|BinaryData)\s*[=:]")
 _KEY: Final = re.compile(r"\s*(\w+)\s*[=:]")
@@ -118,7 +144,7 @@ def _build_raster(fields: dict[str, str], blob: Blob, end: int) -> Raster:
         channels=t * samples,
         interleaved=samples != 1,
         color="vector" if samples != 1 else "",
-        warnings=notes,
+        warnings=(*find_misspelled(fields, _FIELDS), *notes),
     )
 
 
@@ -184,7 +210,8 @@ def _build_affine(
         raise DecodeError(f"{name}: its ElementSpacing has zeros or infinite numbers")
     if dimension == 2 or not {"TransformMatrix", "Offset"} & set(fields):
         w, h, d = (*(abs(s) * unit for s in spacing), 1.0)[:3]
-        return geometry.image_affine((d, h, w)), False, ()
+        notes = ("ElementSpacing is negative; its absolute value is used",) if min(spacing) < 0 else ()
+        return geometry.image_affine((d, h, w)), False, notes
     default = " ".join(map(str, np.eye(dimension).ravel()))
     matrix = np.array(
         parse_numbers(fields.get("TransformMatrix", default), f"{name}: TransformMatrix", dimension**2)

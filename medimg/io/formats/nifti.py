@@ -153,6 +153,7 @@ def _build_raster(header: Any, is_single: bool, blob: Blob, values: Blob) -> Ras
         color, count = _COLORS[code], len(_COLORS[code])
     slope, intercept = (1.0, 0.0) if code in _COLORS else _find_scaling(header, blob.name)
     affine, is_placed, notes = _build_affine(header, (i, j, k), blob.name)
+    notes = (*_check_bits(header), *notes)
     return Raster(
         name=blob.name,
         format="NIfTI",
@@ -189,13 +190,24 @@ def _find_shape(header: Any, name: str) -> tuple[tuple[int, int, int], int, bool
 
 
 def _find_scaling(header: Any, name: str) -> tuple[float, float]:
-    """Return scl_slope and scl_inter; a slope of 0 or NaN means stored values (nifti1.h)."""
+    """Return scl_slope and scl_inter; a slope of 0 (nifti1.h) or NaN (nibabel) means stored values."""
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
-    if slope == 0 or not math.isfinite(slope):
+    if slope == 0 or math.isnan(slope):
         return 1.0, 0.0
-    if not math.isfinite(intercept):
-        raise DecodeError(f"{name}: scl_inter is not finite while scl_slope is; the header is damaged")
+    if not (math.isfinite(slope) and math.isfinite(intercept)):
+        raise DecodeError(
+            f"{name}: scl_slope is {slope:g} and scl_inter {intercept:g}; the header is damaged"
+        )
     return slope, intercept
+
+
+def _check_bits(header: Any) -> tuple[str, ...]:
+    """Return a warning if bitpix contradicts datatype."""
+    code, stated = int(header["datatype"]), int(header["bitpix"])
+    expected = 8 * np.dtype(_TYPES[code]).itemsize * len(_COLORS.get(code, "1"))
+    if stated in (0, expected):
+        return ()
+    return (f"bitpix is {stated}, but datatype {code} has {expected} bits, which are used",)
 
 
 def _find_offset(header: Any, is_single: bool, name: str) -> int:

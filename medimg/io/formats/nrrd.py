@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from medimg.errors import DecodeError, GeometryError, NotAnImageError, ReadError
 from medimg.io.files.blob import Blob, as_blob
 from medimg.io.formats._text_header import (
     find_data_file,
+    find_misspelled,
     parse_numbers,
     parse_whole_numbers,
     quote_text,
@@ -56,8 +57,8 @@ _TYPES: Final = {
     for name in names
 }  # fmt: skip
 _ENCODINGS: Final[dict[str, Encoding]] = {
-    "raw": "raw", "gz": "deflated", "gzip": "deflated", "txt": "text", "text": "text", "ascii": "text",
-    "hex": "hex",
+    "raw": "raw", "gz": "deflated", "gzip": "deflated", "bz2": "bzip2", "bzip2": "bzip2", "txt": "text",
+    "text": "text", "ascii": "text", "hex": "hex",
 }  # fmt: skip
 #: Fields of the definition; in other lines the text before ": " is the key of a key/value pair.
 _FIELDS: Final = frozenset(
@@ -168,29 +169,38 @@ def open_nrrd(source: str | os.PathLike[str] | Blob) -> Series:
     Return the series of an NRRD file, from its header.
 
     Raises NotAnImageError for other files, GeometryError if the directions span no volume, and ReadError if
-    the file is damaged or has unsupported content: other types of values, bzip2, values in several files,
+    the file is damaged or has unsupported content: other types of values, values in several files,
     more than one non-spatial axis.
     """
     blob = as_blob(source)
     lines, end = read_text_lines(blob, blank_ends=True)
     if not is_nrrd(lines[0].encode("latin-1")) or lines[0][7:8] not in set("12345"):
         raise NotAnImageError(f"{blob.name} is not an NRRD file of versions 1 to 5")
-    return raster_series(_build_raster(_parse_fields(lines[1:], blob.name), blob, end))
+    fields, notes = _parse_fields(lines[1:], blob.name)
+    raster = _build_raster(fields, blob, end)
+    return raster_series(replace(raster, warnings=(*notes, *raster.warnings)))
 
 
-def _parse_fields(lines: list[str], name: str) -> dict[str, str]:
-    """Return the fields, without comments and key/value pairs, whose keys and values may have colons."""
+def _parse_fields(lines: list[str], name: str) -> tuple[dict[str, str], tuple[str, ...]]:
+    """
+    Return the fields, and warnings of misspelled ones.
+
+    Comments and key/value pairs, whose keys and values may have colons, are left out.
+    """
     fields: dict[str, str] = {}
+    unknown: list[str] = []
     for line in lines:
-        key, _, value = line.partition(":")
+        key, colon, value = line.partition(":")
         key = key.strip().lower()
         if line.startswith("#") or key not in _FIELDS or value.startswith("="):
+            if colon and not line.startswith("#") and ":=" not in line:
+                unknown.append(key)
             continue
         key = _SYNONYMS.get(key, key)
         if key in fields:
             raise DecodeError(f"{name}: the field {quote_text(key)} appears twice in the header")
         fields[key] = value.strip()
-    return fields
+    return fields, find_misspelled((*fields, *unknown), _FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,7 +377,13 @@ def _build_affine(
         return geometry.lps_from_space(check_affine(columns, name), code), True, ()
     sizes = [float(np.linalg.norm(np.multiply(v, units)[:3])) for v in vectors]
     w, h, d = (*(s if math.isfinite(s) and s else 1.0 for s in sizes), 1.0)[:3]
-    note = "the header names no anatomical space (RAS, LAS or LPS): directions and origin are ignored"
+    stated = fields.get("space", "")
+    named = (
+        "no anatomical space"
+        if stated.lower() in {"", *_SPACES}
+        else f"the unknown space {quote_text(stated)}"
+    )
+    note = f"the header names {named} (known: RAS, LAS and LPS): directions and origin are ignored"
     return geometry.image_affine((d, h, w)), False, () if len(units) == 2 else (note,)
 
 
@@ -406,8 +422,12 @@ def _find_spacings(fields: dict[str, str], axes: _Axes, name: str) -> tuple[list
             used = abs(spacing) if math.isfinite(spacing) and spacing else 1.0
             notes += (f"the spacing of axis {a} is {spacing:g}; {used:g} is used",)
             spacing = used
-        spacings.append(1.0 if math.isnan(spacing) else spacing * _MILLIMETERS[units[a]])
-    return spacings, notes
+        spacings.append(spacing * _MILLIMETERS[units[a]])
+    unknown = [str(a) for a, spacing in zip(axes.spatial, spacings, strict=True) if math.isnan(spacing)]
+    # of an image without any spacings, none is expected
+    if 0 < len(unknown) < len(spacings):
+        notes += (f"the spacing of axis {' and '.join(unknown)} is not known: 1 mm is assumed",)
+    return [1.0 if math.isnan(spacing) else spacing for spacing in spacings], notes
 
 
 def _measure_range(fields: dict[str, str], axis: int, sizes: tuple[int, ...], name: str) -> float:
@@ -473,7 +493,7 @@ def _find_encoding(fields: dict[str, str], name: str) -> Encoding:
     stated = fields.get("encoding", "").lower()
     if stated not in _ENCODINGS:
         raise DecodeError(
-            f"{name} has the encoding {quote_text(stated)}; raw, gzip, ascii and hex are supported"
+            f"{name} has the encoding {quote_text(stated)}; raw, gzip, bzip2, ascii and hex are supported"
         )
     return _ENCODINGS[stated]
 

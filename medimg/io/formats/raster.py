@@ -51,7 +51,7 @@ def map_values(raster: Raster, chosen: Sequence[int]) -> npt.NDArray[Any] | None
     return values[:, chosen[0] : chosen[-1] + 1 : steps.pop()]
 
 
-Encoding: TypeAlias = Literal["raw", "deflated", "text", "hex"]
+Encoding: TypeAlias = Literal["raw", "deflated", "bzip2", "text", "hex"]
 _MIN_VOLUME: Final = 1e-15
 _MAX_MM: Final = 1e9
 
@@ -83,7 +83,7 @@ class Raster:
         Bytes in the file before the values.
     skip : int
         Bytes before the values after decompression.
-    encoding : {"raw", "deflated", "text", "hex"}
+    encoding : {"raw", "deflated", "bzip2", "text", "hex"}
         Encoding of the values.
     channels : int
         Number of values per voxel.

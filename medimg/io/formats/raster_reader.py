@@ -12,7 +12,7 @@ from medimg.core.read_report import ReadReport
 from medimg.core.rescale import describe_rescale
 from medimg.core.volume import Volume
 from medimg.errors import DecodeError, MedimgWarning, TruncatedError
-from medimg.io.files.decompress import MAX_EXPANSION
+from medimg.io.files.decompress import MAX_EXPANSION, MAX_EXPANSION_BZIP2
 from medimg.io.formats._raster_values import MAX_TEXT, StoredValues
 from medimg.io.formats.raster import Raster, check_affine, map_values
 from medimg.io.series import Policies, Series
@@ -81,7 +81,7 @@ def _check_size(raster: Raster) -> None:
     elif raster.encoding == "hex":
         needed = 2 * raster.nbytes
     else:
-        available *= MAX_EXPANSION if raster.encoding == "deflated" else 1
+        available *= {"deflated": MAX_EXPANSION, "bzip2": MAX_EXPANSION_BZIP2}.get(raster.encoding, 1)
         needed = raster.skip + raster.nbytes
     if available < needed:
         raise TruncatedError(

@@ -1,4 +1,4 @@
-"""PNG, JPEG, BMP, WebP and GIF images, through Pillow; by imagecodecs if Pillow would cut their bits."""
+"""PNG, JPEG, JPEG 2000, BMP, WebP and GIF images, by Pillow, or by imagecodecs if Pillow would cut bits."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from medimg.io.dicom.pixels.codestream import (
     read_codestream,
 )
 from medimg.io.files.blob import Blob, as_blob
+from medimg.io.formats._jpeg_2000 import Jpeg2000, decode_jpeg_2000, is_jpeg_2000, parse_jpeg_2000
 from medimg.io.formats._upright import describe_turn, is_turned_sideways, turn_upright
 from medimg.io.series import Policies, Series
 
@@ -41,7 +42,8 @@ __all__ = ["find_still_format", "is_still_image", "open_image"]
 #: Bytes of the values of an image.
 _MAX_BYTES: Final = 2**31
 #: Pixels per byte of a file that its compression allows; a header that declares more is wrong.
-_MAX_EXPANSION: Final = {"PNG": 8 * 1032, "JPEG": 2**12, "GIF": 2**12, "BMP": 2**13, "WebP": 2**16}
+_MAX_EXPANSION: Final = {"PNG": 8 * 1032, "JPEG": 2**12, "GIF": 2**12, "BMP": 2**13, "WebP": 2**16,
+                         "JPEG 2000": 2**20}  # fmt: skip
 #: Bytes of a text in a PNG, and of all its texts, that Pillow accepts.
 _MAX_TEXT: Final = 2**20
 _MAX_TEXTS: Final = 2**26
@@ -78,7 +80,7 @@ logging.getLogger("PIL.TiffImagePlugin").addFilter(_is_not_debug)
 
 
 def find_still_format(start: bytes) -> str:
-    """Return the format that a file begins like: "PNG", "JPEG", "GIF", "WebP" or "BMP"; "" for others."""
+    """Return the format that a file begins like, such as "PNG"; "" for others."""
     if start[:8] == b"\x89PNG\r\n\x1a\n":
         return "PNG"
     if start[:3] == b"\xff\xd8\xff":
@@ -87,12 +89,14 @@ def find_still_format(start: bytes) -> str:
         return "GIF"
     if start[:4] == b"RIFF" and start[8:15] == b"WEBPVP8":
         return "WebP"
+    if is_jpeg_2000(start):
+        return "JPEG 2000"
     is_bmp = start[:2] == b"BM" and int.from_bytes(start[14:18], "little") in _BMP_HEADERS
     return "BMP" if is_bmp and start[6:10] == bytes(4) else ""
 
 
 def is_still_image(start: bytes) -> bool:
-    """Whether a file begins like PNG, JPEG, GIF, WebP or BMP."""
+    """Whether a file begins like PNG, JPEG, JPEG 2000, GIF, WebP or BMP."""
     return find_still_format(start) != ""
 
 
@@ -106,11 +110,12 @@ class _Header:
     orientation: int  # of EXIF: 1 is upright
     deep: int = 0
     scaled: int = 0  # bits of grayscale values that are scaled to 8; 0 if they are not
+    jpeg_2000: Jpeg2000 | None = None
 
 
 def open_image(source: str | os.PathLike[str] | Blob) -> Series:
     """
-    Return the series of a PNG, JPEG, BMP, WebP or GIF file, from its header.
+    Return the series of a PNG, JPEG, JPEG 2000, BMP, WebP or GIF file, from its header.
 
     A color image with three equal channels becomes a grayscale one when it is read. Raises NotAnImageError
     for other files, and ReadError if it can't be opened, is an animation or has an unsupported type.
@@ -139,11 +144,13 @@ def _open_still(blob: Blob) -> Iterator[tuple[_Header, ImageFile | None]]:
         start = file.read(_FIRST_BYTES)
         format_ = find_still_format(start)
         if not format_:
-            raise NotAnImageError(f"{blob.name} is none of PNG, JPEG, BMP, WebP and GIF")
+            raise NotAnImageError(f"{blob.name} is none of PNG, JPEG, JPEG 2000, BMP, WebP and GIF")
         if format_ == "WebP":
             # its decoder allocates all pixels when it is opened
             _check_size(_Header(format_, _parse_webp_size(start, blob.name), channels=3, orientation=1), blob)
         deep = _read_deep_jpeg(file, start, blob.name) if format_ == "JPEG" else None
+        if format_ == "JPEG 2000":
+            deep = _read_jpeg_2000(file, start, blob.name)
         if deep is not None:
             _check_size(deep, blob)
             yield deep, None
@@ -344,6 +351,17 @@ def _read_deep_jpeg(file: BinaryIO, start: bytes, name: str) -> _Header | None:
     )
 
 
+def _read_jpeg_2000(file: BinaryIO, start: bytes, name: str) -> _Header:
+    """Return the header of a JPEG 2000 image, which profiles of colors can precede."""
+    found = parse_jpeg_2000(start, name)
+    while found is None and len(start) < _MAX_JPEG_START and (more := file.read(15 * len(start))):
+        start += more
+        found = parse_jpeg_2000(start, name)
+    if found is None:
+        raise ReadError(f"{name} is a damaged or truncated JPEG 2000 file")
+    return _Header("JPEG 2000", found.size, found.colors, 1, deep=found.bits, jpeg_2000=found)
+
+
 def _parse_exif(data: bytes) -> int:
     from PIL import Image
 
@@ -390,6 +408,9 @@ def _decode(blob: Blob, header: _Header, image: ImageFile | None) -> tuple[npt.N
                 return _to_channels(image)
             with blob.stream() as file:
                 data = file.read()
+            if header.jpeg_2000 is not None:
+                array, steps = decode_jpeg_2000(data, header.jpeg_2000, blob.name)
+                return _move_channels(array), steps
             return _decode_png(data) if header.format == "PNG" else _decode_deep_jpeg(data, blob.name)
     except (ReadError, MemoryError):
         raise

@@ -15,7 +15,7 @@ from torchvision.models import get_model, get_model_weights, list_models
 
 from medimg.errors import PreprocessError, TrainingError, WeightsUnavailableError
 from medimg.models.backbones.heads import HeadParts, split_head
-from medimg.models.backbones.registry import registered_backbone, registered_names
+from medimg.models.backbones.registry import mark_used, registered_backbone, registered_names
 from medimg.models.backbones.weights import strip_prefix
 from medimg.preprocessing.preprocess import Preprocess
 
@@ -61,6 +61,11 @@ class Architecture:
         Inception. The head is the last ``nn.Linear`` or ``nn.Conv2d`` in ``named_modules()``, as it is in all
         80 classification models of torchvision 0.29.
         """
+        parts = self._build_parts(initialize=initialize)
+        mark_used(parts.body)
+        return parts
+
+    def _build_parts(self, *, initialize: bool) -> HeadParts:
         own = registered_backbone(self.name)
         if own is not None:
             return own.build()

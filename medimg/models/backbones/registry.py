@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -12,11 +13,13 @@ from weakref import WeakSet
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 from torchvision.models import list_models
 
 from medimg._public import set_module
 from medimg._validation import check_whole_number
-from medimg.errors import MedimgError, TrainingError
+from medimg.errors import MedimgError, MedimgWarning, TrainingError
 from medimg.models.backbones.heads import (
     HeadParts,
     drop_activations,
@@ -30,18 +33,24 @@ from medimg.preprocessing.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preproc
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["AS_BUILT", "RegisteredBackbone", "register_backbone", "registered_backbone", "registered_names"]
+__all__ = [
+    "AS_BUILT",
+    "RegisteredBackbone",
+    "mark_used",
+    "register_backbone",
+    "registered_backbone",
+    "registered_names",
+]
 
 #: Name of the weights with which a registered network is built.
 AS_BUILT: Final = "as built"
 
 _OWN: Final[dict[str, RegisteredBackbone]] = {}
-#: Layers of the networks of all classifiers that were built of registered networks.
+#: Layers of the networks of all classifiers.
 _USED: Final[WeakSet[nn.Module]] = WeakSet()
 
 #: Largest difference between a network's output and that of its head, relative to the largest logit.
 _TOLERANCE: Final = 1e-3
-_TOLERANCE_OF_HALF: Final = 5e-2
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +79,6 @@ class RegisteredBackbone:
             self._check_embedding(self._run(network, image), self.features)
         else:
             parts = self._split_head(network, image)
-        _USED.update(_layers_with_tensors(network))
         return parts
 
     def _make_network(self) -> nn.Module:
@@ -89,13 +97,27 @@ class RegisteredBackbone:
                 f"the function of the backbone {self.name!r} returned a {type(network).__name__}; expected "
                 "an nn.Module"
             )
+        if any(map(is_lazy, chain(network.parameters(), network.buffers()))):
+            raise TrainingError(
+                f"the backbone {self.name!r} has lazy layers, whose parameters have no shape yet: call the "
+                "network once on an image in the function that builds it, or state the number of inputs"
+            )
         if any(layer in _USED for layer in _layers_with_tensors(network)):
             raise TrainingError(
                 f"the function of the backbone {self.name!r} returned a network of which another classifier "
                 "has layers, so that training one would change the other: return a new network each time, "
                 "as lambda: MyNetwork(...) or lambda: copy.deepcopy(network) does"
             )
-        return network
+        if any(isinstance(layer, _BatchNorm) and layer.running_mean is None for layer in network.modules()):
+            warnings.warn(
+                f"the backbone {self.name!r} has BatchNorm layers without statistics "
+                "(track_running_stats=False): the prediction of an image will depend on the others in its "
+                "batch; build it with track_running_stats=True",
+                MedimgWarning,
+                stacklevel=2,
+            )
+        # its new head has 32 bits too
+        return network.float()
 
     def _make_image(self, network: nn.Module) -> Tensor:
         """Return an image (1, 3, H, W) of noise, the same each time, for a network."""
@@ -144,14 +166,18 @@ class RegisteredBackbone:
                 f"embedding (1, {wanted}): pass the name of its head as head=, or for a network without one "
                 "the length of its embeddings as features="
             )
+        if not bool(found.isfinite().all()):
+            raise TrainingError(
+                f"the embedding of an image by the backbone {self.name!r} is not finite: initialize it, or "
+                "load weights, in the function that builds it"
+            )
         return found
 
     def _check_output(self, output: object, logits: object, head_name: str) -> None:
         """Refuse a network whose output is not what its head makes of the embedding."""
         if isinstance(output, Tensor) and isinstance(logits, Tensor) and output.shape == logits.shape:
             largest = float(logits.abs().max())
-            share = _TOLERANCE if logits.dtype in (torch.float32, torch.float64) else _TOLERANCE_OF_HALF
-            if torch.allclose(output.to(logits), logits, rtol=0.0, atol=share * largest, equal_nan=True):
+            if torch.allclose(output.to(logits), logits, rtol=0.0, atol=_TOLERANCE * largest, equal_nan=True):
                 return
         raise TrainingError(
             f"the output of the backbone {self.name!r} is not that of its layer {head_name!r} on the "
@@ -159,6 +185,11 @@ class RegisteredBackbone:
             "softmax. Return logits, pass the name of the head as head=, or for a network without one the "
             "length of its embeddings as features="
         )
+
+
+def mark_used(network: nn.Module) -> None:
+    """Remember the layers of a classifier, so that no other classifier is built of them."""
+    _USED.update(_layers_with_tensors(network))
 
 
 def _layers_with_tensors(network: nn.Module) -> list[nn.Module]:

@@ -8,6 +8,7 @@ import os
 import re
 import zipfile
 from collections import Counter, OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from http.client import HTTPException
@@ -133,7 +134,8 @@ def resolve_weights(
         return None
     if not isinstance(weights, str | os.PathLike | Enum):
         raise WeightsUnavailableError(
-            f'weights must be a name, a path or None; found {weights!r}; torchvision\'s best are "DEFAULT"'
+            f"weights must be a name, a path or None; found {_name_choice(weights)}; torchvision's best are "
+            '"DEFAULT"'
         )
     if not isinstance(weights, Enum) and _is_path(weights):
         path = Path(weights).expanduser()
@@ -157,6 +159,13 @@ def resolve_weights(
             "accept_license=True, or choose other weights, or weights=None"
         )
     return source
+
+
+def _name_choice(weights: object) -> str:
+    """Describe what is no choice of weights; tensors are not shown."""
+    if isinstance(weights, Mapping):
+        return f"a {type(weights).__name__}, such as a state dict: write it by torch.save and pass the path"
+    return repr(weights) if isinstance(weights, bool | int | float) else f"a {type(weights).__name__}"
 
 
 def weights_name(backbone: str, source: WeightsSource | None) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import random
 import re
 import types
 from collections.abc import Callable, Sequence
@@ -12,12 +13,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from medimg.core.content_hash import content_hash, json_text
-from medimg.errors import TrainingError
+from medimg.errors import MedimgError, TrainingError
 from medimg.training.augmentation._library_transforms import (
     LibraryTransform,
     check_shape,
@@ -235,13 +237,33 @@ def make_augmentation(
         return RandomScanAugmentation(recipe, **_choose_settings(choice, modalities))
     if not callable(choice):
         raise _unknown_choice(choice)
-    if is_library_transform(choice):
-        return LibraryTransform(recipe, choice)
+    found: Callable[[Tensor, torch.Generator], Tensor] = (
+        LibraryTransform(recipe, choice)
+        if is_library_transform(choice)
+        else lambda images, _: check_shape(choice(images), images)
+    )
+    _try_augmentation(found, recipe)
+    return found
 
-    def augment(images: Tensor, _: torch.Generator) -> Tensor:
-        return check_shape(choice(images), images)
 
-    return augment
+def _try_augmentation(augment: Callable[[Tensor, torch.Generator], Tensor], recipe: Preprocess) -> None:
+    """Raise TrainingError if the user's augmentation fails on a batch; global random states are restored."""
+    images = torch.rand(2, 3, *recipe.hw, generator=torch.Generator().manual_seed(0))
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002  # the user's code may use it
+    try:
+        with torch.random.fork_rng(devices=[]):
+            augment(images, torch.Generator().manual_seed(0))
+    except MedimgError:
+        raise
+    except Exception as error:  # whatever the user's own code raises
+        raise TrainingError(
+            f"the augmentation fails on a batch {tuple(images.shape)}: {type(error).__name__}: {error}; "
+            "expected a function that takes and returns a batch of normalized images (B, 3, H, W), or a "
+            "transform of tensors of torchvision or MONAI"
+        ) from error
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002  # as above
 
 
 def describe_augmentation(choice: AugmentChoice, modalities: Sequence[str] = ()) -> Any:

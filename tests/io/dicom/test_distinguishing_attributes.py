@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydicom import dcmread
 from pydicom.datadict import dictionary_description, dictionary_VM, dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 import medimg
-from medimg.errors import DuplicateSlicesError
+from medimg.errors import DuplicateSlicesError, MedimgWarning
 from medimg.io.dicom.header import distinguishing_attributes
 from medimg.io.dicom.header.functional_groups import FrameViews
 from tests.dicom_files import make_instance, write
@@ -22,53 +23,89 @@ PLACES = (0.0, 2.0)
 #: Attributes by the sequence that holds them in functional groups (PS3.3 C.7.6.16.2 and the modules of IODs).
 MACROS = {
     "CTAcquisitionTypeSequence": ("AcquisitionType", "TubeAngle"),
-    "CTReconstructionSequence": ("ConvolutionKernel", "ReconstructionAlgorithm", "ImageFilter"),
-    "CTXRayDetailsSequence": ("KVP",),
+    "CTAcquisitionDetailsSequence": ("DataCollectionDiameter",),
+    "CTReconstructionSequence": (
+        *("ConvolutionKernel", "ReconstructionAlgorithm", "ImageFilter", "ReconstructionDiameter"),
+        *("ReconstructionFieldOfView", "ReconstructionAngle"),
+    ),
+    "CTTableDynamicsSequence": ("TableSpeed", "TableFeedPerRotation", "SpiralPitchFactor"),
+    "CTXRayDetailsSequence": ("KVP", "FilterType", "FilterMaterial", "FocalSpots"),
     "CardiacSynchronizationSequence": (
         *("NominalPercentageOfCardiacPhase", "NominalCardiacTriggerDelayTime"),
-        *("NominalCardiacTriggerTimePriorToRPeak", "ActualCardiacTriggerDelayTime"),
+        *("NominalCardiacTriggerTimePriorToRPeak", "ActualCardiacTriggerDelayTime", "RRIntervalTimeNominal"),
     ),
     "ContrastBolusUsageSequence": (
         *("ContrastBolusAgentPhase", "ContrastBolusAgentAdministered", "ContrastBolusAgentDetected"),
+        "ContrastBolusAgentNumber",
     ),
+    "DerivationImageSequence": ("DerivationCodeSequence",),
     "FrameAnatomySequence": ("FrameLaterality",),
     "FrameContentSequence": (
         *("CardiacCyclePosition", "RespiratoryCyclePosition", "StackID", "TemporalPositionIndex"),
         *("DimensionIndexValues", "FrameAcquisitionNumber", "FrameLabel", "FrameAcquisitionDateTime"),
-        "FrameReferenceDateTime",
+        *("FrameReferenceDateTime", "FrameAcquisitionDuration", "FrameComments"),
     ),
     "ImageDataTypeSequence": ("DataType",),
     "IrradiationEventIdentificationSequence": ("IrradiationEventUID",),
-    "MRArterialSpinLabelingSequence": ("ASLContext", "ASLPulseTrainDuration"),
+    "MRArterialSpinLabelingSequence": ("ASLContext", "ASLSlabSequence"),
     "MRAveragesSequence": ("NumberOfAverages",),
-    "MRDiffusionSequence": ("DiffusionBValue", "DiffusionDirectionality", "DiffusionAnisotropyType"),
+    "MRDiffusionSequence": (
+        *(
+            "DiffusionBValue",
+            "DiffusionDirectionality",
+            "DiffusionAnisotropyType",
+            "DiffusionBMatrixSequence",
+        ),
+    ),
     "MREchoSequence": ("EffectiveEchoTime",),
-    "MRImageFrameTypeSequence": ("FrameType", "ComplexImageComponent"),
+    "MRFOVGeometrySequence": (
+        *("InPlanePhaseEncodingDirection", "MRAcquisitionFrequencyEncodingSteps", "PercentSampling"),
+        *("MRAcquisitionPhaseEncodingStepsInPlane", "MRAcquisitionPhaseEncodingStepsOutOfPlane"),
+        "PercentPhaseFieldOfView",
+    ),
+    "MRImageFrameTypeSequence": (
+        *("FrameType", "ComplexImageComponent", "AcquisitionContrast", "PixelPresentation"),
+    ),
     "MRImagingModifierSequence": (
         *("MagnetizationTransfer", "BloodSignalNulling", "Tagging", "TaggingDelay", "TransmitterFrequency"),
     ),
     "MRMetaboliteMapSequence": ("MetaboliteMapDescription",),
     "MRModifierSequence": (
         *("InversionTimes", "InversionRecovery", "FlowCompensation", "SpatialPresaturation"),
-        *("T2Preparation", "SpectrallySelectedExcitation"),
+        *("T2Preparation", "SpectrallySelectedExcitation", "PartialFourier", "PartialFourierDirection"),
+        *("ParallelAcquisition", "ParallelAcquisitionTechnique", "ParallelReductionFactorInPlane"),
+        *("ParallelReductionFactorOutOfPlane", "ParallelReductionFactorSecondInPlane", "Spoiling"),
+        *("FlowCompensationDirection", "WaterReferencedPhaseCorrection"),
     ),
-    "MRReceiveCoilSequence": ("ReceiveCoilName",),
+    "MRReceiveCoilSequence": ("ReceiveCoilName", "ReceiveCoilType"),
     "MRSpectroscopyFrameTypeSequence": ("FrameType",),
-    "MRTimingAndRelatedParametersSequence": ("RepetitionTime", "FlipAngle"),
-    "MRTransmitCoilSequence": ("TransmitCoilName",),
+    "MRTimingAndRelatedParametersSequence": (
+        *("RepetitionTime", "FlipAngle", "EchoTrainLength", "RFEchoTrainLength", "GradientEchoTrainLength"),
+        "GradientOutputType",
+    ),
+    "MRTransmitCoilSequence": ("TransmitCoilName", "TransmitCoilType"),
     "MRVelocityEncodingSequence": (
         *("VelocityEncodingDirection", "VelocityEncodingMaximumValue", "VelocityEncodingMinimumValue"),
     ),
     "MultienergyCTCharacteristicsSequence": ("MonoenergeticEnergyEquivalent",),
-    "PETFrameCorrectionFactorsSequence": ("AttenuationCorrected", "ScatterCorrected"),
-    "PETReconstructionSequence": ("ReconstructionType",),
+    "PETFrameCorrectionFactorsSequence": (
+        *("AttenuationCorrected", "ScatterCorrected", "DecayCorrected", "DeadTimeCorrected"),
+        *("RandomsCorrected", "GantryMotionCorrected", "PatientMotionCorrected", "SensitivityCalibrated"),
+        *("CountLossNormalizationCorrected", "NonUniformRadialSamplingCorrected"),
+        "DetectorNormalizationCorrection",
+    ),
+    "PETReconstructionSequence": (
+        *("ReconstructionType", "IterativeReconstructionMethod", "NumberOfIterations", "NumberOfSubsets"),
+    ),
     "PatientPhysiologicalStateSequence": ("PatientPhysiologicalStateCodeSequence",),
     "PixelMeasuresSequence": ("SliceThickness",),
     "RadiopharmaceuticalUsageSequence": ("RadiopharmaceuticalAgentNumber",),
     "RespiratorySynchronizationSequence": (
         *("NominalPercentageOfRespiratoryPhase", "NominalRespiratoryTriggerDelayTime"),
         *("ActualRespiratoryTriggerDelayTime", "StartingRespiratoryAmplitude", "StartingRespiratoryPhase"),
+        *("EndingRespiratoryAmplitude", "EndingRespiratoryPhase", "RespiratoryIntervalTime"),
     ),
+    "": ("RealWorldValueMappingSequence",),
     "SegmentIdentificationSequence": ("ReferencedSegmentNumber",),
     "TemporalPositionSequence": ("TemporalPositionTimeOffset",),
     "USImageDescriptionSequence": ("FrameType", "VolumetricProperties", "VolumeBasedCalculationTechnique"),
@@ -90,6 +127,14 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "FrameType": (["ORIGINAL", "PRIMARY", "X" * 30], ["ORIGINAL", "PRIMARY", "Y" * 30]),
     "ImageType": (["ORIGINAL", "PRIMARY", "A", *"BCDEFGH"], ["ORIGINAL", "PRIMARY", "A", *"BCDEFGI"]),
     "DimensionIndexValues": ([1, 1], [1, 2]),
+    "EchoNumbers": ([1, 2], [3, 4]),
+    "TransmitterFrequency": ([63.8, 25.7], [63.8, 16.7]),
+}
+#: What distinguishes the items of sequences other than codes.
+IN_ITEMS = {
+    "ASLSlabSequence": "ASLPulseTrainDuration",
+    "DiffusionBMatrixSequence": "DiffusionBValueXY",
+    "RealWorldValueMappingSequence": "LUTLabel",
 }
 BY_VR: dict[str, tuple[Any, Any]] = {
     "CS": ("AB", "CD"),
@@ -108,9 +153,11 @@ def find_values(keyword: str) -> tuple[Any, Any]:
         return VALUES[keyword]
     vr = dictionary_VR(keyword)
     if vr == "SQ":
-        codes = (Dataset(), Dataset())
-        codes[0].CodeValue, codes[1].CodeValue = "128974", "F-01604"
-        return Sequence([codes[0]]), Sequence([codes[1]])
+        content = (Dataset(), Dataset())
+        inside = IN_ITEMS.get(keyword, "CodeValue")
+        for item, value in zip(content, find_values(inside), strict=True):
+            setattr(item, inside, value)
+        return Sequence([content[0]]), Sequence([content[1]])
     if vr in BY_VR:
         return BY_VR[vr]
     return ([1, 0, 0], [0, 1, 0]) if dictionary_VM(keyword) == "3" else (10, 20)
@@ -134,6 +181,14 @@ def write_classic(folder: Path, keyword: str) -> Path:
     return folder
 
 
+def set_group(group: Dataset, macro: str, content: Dataset) -> None:
+    """Put attributes into the sequence of a macro, or, if they are one, into the group itself."""
+    if macro:
+        setattr(group, macro, Sequence([content]))
+    else:
+        group.update(content)
+
+
 def write_enhanced(path: Path, macro: str, keyword: str) -> Path:
     frames = []
     for number, value in enumerate(find_values(keyword)):
@@ -143,7 +198,7 @@ def write_enhanced(path: Path, macro: str, keyword: str) -> Path:
                 setattr(content, name, other)
             position.ImagePositionPatient = [0, 0, z]
             group.PlanePositionSequence = Sequence([position])
-            setattr(group, macro, Sequence([content]))
+            set_group(group, macro, content)
             frames.append((group, make_pixels(z, number)))
     ds = make_instance(frames[0][1], Modality="MR", ImagePositionPatient=None, NumberOfFrames=len(frames))
     ds.PixelData = b"".join(pixels.tobytes() for _, pixels in frames)
@@ -177,17 +232,17 @@ def test_attributes_of_classic_files_distinguish_images(tmp_path: Path, keyword:
 
 @pytest.mark.filterwarnings("ignore:The value length")
 def test_every_attribute_of_a_view_is_read() -> None:
-    for macro, keyword in [*(("", keyword) for keyword in CLASSIC), *GROUPED]:
+    for macro, keyword in [*((None, keyword) for keyword in CLASSIC), *GROUPED]:
         found = []
         for value in find_values(keyword):
             content, ds = Dataset(), Dataset()
             for name, other in {**BESIDE.get(keyword, {}), keyword: value}.items():
                 setattr(content, name, other)
-            if macro:
+            if macro is not None:
                 group = Dataset()
-                setattr(group, macro, Sequence([content]))
+                set_group(group, macro, content)
                 ds.PerFrameFunctionalGroupsSequence = Sequence([group])
-            view = FrameViews(ds if macro else content, 1)[0]
+            view = FrameViews(content if macro is None else ds, 1)[0]
             attributes = distinguishing_attributes.get_series_attributes(view)
             if keyword not in SERIES_KEYWORDS:
                 attributes = distinguishing_attributes.get_temporal_attributes(view)
@@ -219,12 +274,21 @@ def test_texts_of_any_length_distinguish_images(tmp_path: Path, keyword: str, va
     check_separated(tmp_path, keyword)
 
 
+def test_frames_that_only_their_order_distinguishes_are_noted(tmp_path: Path) -> None:
+    path = write_enhanced(tmp_path / "enhanced.dcm", "FrameContentSequence", "FrameReferenceTime")
+    ds = dcmread(path)
+    for group in ds.PerFrameFunctionalGroupsSequence:
+        del group.FrameContentSequence
+    with pytest.warns(MedimgWarning, match="distinguished by their order in the file alone"):
+        assert medimg.read(write(ds, path)).shape == (2, 2, 4, 5)
+
+
 def test_every_attribute_for_functional_groups_alone_is_tried_in_its_macro() -> None:
     grouped = {keyword for keywords in MACROS.values() for keyword in keywords}
     only = {
         k for row in _TABLE if not row.in_classic for k in row.keywords if not k.startswith("Multienergy")
     }
-    assert only <= grouped
+    assert only <= grouped | {*IN_ITEMS.values()}
 
 
 def test_an_attribute_that_is_not_asked_leaves_duplicates(tmp_path: Path) -> None:

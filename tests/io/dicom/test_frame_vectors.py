@@ -15,6 +15,7 @@ from pydicom.sequence import Sequence
 
 from medimg.errors import DecodeError, GeometryError
 from medimg.io.dicom.header.attributes import quiet_pydicom
+from medimg.io.dicom.header.element_values import collect_findings
 from medimg.io.dicom.header.frame_vectors import (
     FRAME_VECTOR_TAGS,
     compute_frame_positions,
@@ -227,6 +228,16 @@ def test_times_of_cines(attributes: dict[str, Any], expected: tuple[float, ...] 
         setattr(ds, keyword, value)
     found = compute_frame_times(ds)
     assert found == expected if expected is None else found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("keyword", "value"), [("FrameTime", -5), ("FrameTime", 0), ("CineRate", -1)])
+def test_times_that_are_none_are_noted(keyword: str, value: int) -> None:
+    ds = Dataset()
+    ds.Modality, ds.NumberOfFrames = "US", 3
+    setattr(ds, keyword, value)
+    with collect_findings() as findings:
+        assert compute_frame_times(ds) is None
+    assert [keyword in note for note in findings] == [True]
 
 
 def test_a_real_cine_has_thirty_frames_a_second(real_data: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.uid import UID
 
+import medimg
 from medimg.errors import DecodeError, NotAnImageError, TruncatedError
 from medimg.io.dicom.header.image_pixel import FrameFormat
 from medimg.io.dicom.header.open import open_dataset
 from medimg.io.dicom.pixels._frames import StoredFrames
 from medimg.io.dicom.pixels._native import NativeFrames
-from tests.dicom_files import make_instance
+from tests.dicom_files import make_instance, write
 from tests.io.dicom.encodings import (
     BUNDLED,
     RLE,
@@ -199,3 +201,20 @@ def test_no_pixels_and_pixels_twice() -> None:
     del ds.FloatPixelData, ds.PixelData
     with pytest.raises(NotAnImageError, match="no pixel data"):
         StoredFrames(ds)
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize(
+    ("excess", "is_noted"), [(0, False), (2, False), (10, False), (12, True), (40, True)]
+)
+def test_rows_behind_the_pixels_are_noted(tmp_path: Path, frames: int, excess: int, is_noted: bool) -> None:
+    """A flipped bit of Rows would cut an image silently; a few bytes of padding are usual."""
+    pixels = np.arange(24 * frames, dtype=np.uint16).reshape(frames, 4, 6)
+    ds = make_instance(pixels[0], NumberOfFrames=frames)
+    ds.PixelData = pixels.tobytes() + bytes(excess)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        volume = medimg.read(write(ds, tmp_path / "one.dcm"), values="rescaled")
+    assert np.array_equal(volume.array[0] + 1024, pixels)
+    assert any("Rows or Columns may be wrong" in str(w.message) for w in caught) is is_noted
+    assert any("Rows or Columns may be wrong" in w for w in volume.report.warnings) is is_noted

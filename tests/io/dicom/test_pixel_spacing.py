@@ -230,6 +230,19 @@ def test_a_stated_spacing_that_contradicts_positions_is_named(tmp_path: Path) ->
         assert medimg.read(path).spacing[0] == 9
 
 
+@pytest.mark.parametrize("thickness", [None, 2])
+def test_the_distance_of_frames_without_a_stated_spacing_is_assumed(
+    tmp_path: Path, thickness: float | None
+) -> None:
+    """Segmentations leave out empty frames, so that positions alone do not give the distance of slices."""
+    values: dict[str, Any] = {} if thickness is None else {"SliceThickness": thickness}
+    path = write_groups(tmp_path / "seg.dcm", [0, 6, 12], "SEG", **values)
+    with pytest.warns(medimg.errors.MedimgWarning, match="distance of the frames, 6 mm, is assumed"):
+        assert medimg.read(path).spacing[0] == 6
+    path = write_groups(tmp_path / "thick.dcm", [0, 6, 12], "SEG", SliceThickness=6)
+    assert medimg.read(path).spacing[0] == 6
+
+
 def test_the_stated_spacing_of_other_images_is_not_believed(tmp_path: Path) -> None:
     path = write_groups(tmp_path / "ct.dcm", [0, 4, 8], "CT", SpacingBetweenSlices=2)
     assert medimg.read(path).spacing[0] == 4

@@ -16,8 +16,9 @@ from pydicom.sequence import Sequence
 
 import medimg
 from medimg.errors import DecodeError
+from medimg.io.dicom.header.element_values import collect_findings
 from medimg.io.dicom.header.open import to_tags
-from medimg.io.dicom.header.private_tags import PrivateTag, get_private_floats
+from medimg.io.dicom.header.private_tags import PrivateTag, get_private_floats, get_private_integer
 from medimg.io.dicom.values.real_world import PHILIPS_TAGS, compute_philips_factor
 from tests.dicom_files import make_instance, write
 
@@ -109,6 +110,19 @@ def test_a_value_of_lost_representation_is_read_as_it_was_written() -> None:
     assert compute_philips_factor(ds) == 2
     tag = PrivateTag(0x2005, 0x0E, "Philips MR Imaging DD 001", "DS")
     assert get_private_floats(philips(scale=b"1.5\\2 ", kind="UN"), tag) == (1.5, 2)
+
+
+@pytest.mark.parametrize("scale", [None, b"", ""])
+def test_an_empty_scale_slope_is_an_absent_one(scale: object) -> None:
+    assert compute_philips_factor(philips(scale=scale, kind="UN")) is None
+
+
+def test_a_private_number_with_a_fraction_is_no_whole_number() -> None:
+    tag = PrivateTag(0x2005, 0x0E, "Philips MR Imaging DD 001", "DS")
+    with collect_findings() as findings:
+        assert get_private_integer(philips(scale=2.5), tag) is None
+        assert get_private_integer(philips(scale=2.0), tag) == 2
+    assert [note.endswith("is not a whole number; it is not used") for note in findings] == [True]
 
 
 def test_other_modalities_and_manufacturers_have_none() -> None:

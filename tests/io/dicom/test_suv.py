@@ -11,11 +11,13 @@ import pydicom
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from medimg.errors import ReadError
 from medimg.io.dicom.header.attributes import quiet_pydicom
+from medimg.io.dicom.header.element_values import collect_findings
 from medimg.io.dicom.header.open import to_tags
 from medimg.io.dicom.values.suv import SUV_TAGS, compute_suv_factor, get_acquisition_time
 
@@ -130,6 +132,15 @@ def test_ge_says_when_the_scan_began() -> None:
     assert compute_suv_factor(ds) == pytest.approx(by_hand(3600))
 
 
+def test_a_damaged_start_of_the_scan_is_noted() -> None:
+    ds = redated()
+    ds.add_new((0x0009, 0x10), "LO", "GEMS_PETD_01")
+    ds.add_new((0x0009, 0x100D), "LO", "noon")
+    with collect_findings() as findings:
+        compute_suv_factor(ds, first_acquired=get_acquisition_time(ds))
+    assert any("(0009,100D) is present" in note for note in findings)
+
+
 def test_the_frame_reference_time_says_when_the_scan_began() -> None:
     rate = math.log(2) / HALF_LIFE
     average = -math.log((1 - math.exp(-rate * 180)) / (rate * 180)) / rate
@@ -240,6 +251,27 @@ def test_refusals_name_the_attribute_and_no_value(attributes: dict[str, Any], na
     written = str(caught.value)
     assert not any(str(v) in written for v in attributes.values() if isinstance(v, str) and len(v) > 4)
     assert "2024" not in written
+
+
+@pytest.mark.parametrize(
+    ("keyword", "text"),
+    [
+        ("PatientWeight", "70,5"), ("RadionuclideTotalDose", "nan"), ("RadionuclideHalfLife", "110min"),
+        ("RadiopharmaceuticalStartTime", "9h"), ("SeriesTime", "noon"), ("AcquisitionDate", "2024-02-29"),
+        ("Units", "BQ^ML"),
+    ],
+)  # fmt: skip
+def test_an_invalid_attribute_is_not_called_missing(keyword: str, text: str) -> None:
+    ds = pet()
+    owner = ds.RadiopharmaceuticalInformationSequence[0] if keyword.startswith("Radio") else ds
+    for value, message in (
+        (text, "none of BQML" if keyword == "Units" else "is present but is not"),
+        ("", "is missing"),
+    ):
+        owner[keyword] = DataElement(keyword, "UT", value)
+        ds.RescaleType = "" if keyword != "Units" or not value else "BQML"
+        with pytest.raises(ReadError, match=f"{keyword}.*{message}"):
+            compute_suv_factor(ds)
 
 
 def test_several_radiopharmaceuticals_are_refused() -> None:

@@ -390,3 +390,56 @@ def test_a_damaged_modality_lut_is_no_absent_one(tmp_path: Path) -> None:
     path.write_bytes(data[:at] + b"OB" + data[at + 2 :].replace(b"\xfe\xff\x00\xe0", b"\xfe\xff\x01\xe0", 1))
     with pytest.raises(MedimgError):
         medimg.read(path)
+
+
+@pytest.mark.parametrize("vr", [b"SQ", b"OB", b"UN"])
+@pytest.mark.parametrize(
+    ("keyword", "is_error"),
+    [("VOILUTSequence", False), ("ModalityLUTSequence", True), ("SharedFunctionalGroupsSequence", True)],
+)
+def test_bytes_that_are_no_sequence_are_named(
+    tmp_path: Path, keyword: str, is_error: bool, vr: bytes
+) -> None:
+    """Pydicom makes an item without attributes of them, which is not the same as an empty sequence."""
+    ds = _make_slice()
+    ds.add(pydicom.DataElement(keyword, "OB", b"no items"))
+    path = write(ds, tmp_path / "one.dcm")
+    data = path.read_bytes()
+    at = data.index(b"no items") - 8
+    path.write_bytes(data[:at] + vr + data[at + 2 :])
+    found, said = _describe(tmp_path)
+    assert f"{keyword} is present but is not a sequence" in said
+    assert (found == [] or found[0][0] == "unread") is is_error
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [("LUTData", (1, 2.5, 3, 4)), ("LUTData", (1, 2, 3, 65536)), ("LUTDescriptor", (4, 0.5, 16))],
+)
+def test_tables_hold_whole_numbers(tmp_path: Path, keyword: str, value: tuple[float, ...]) -> None:
+    item = Dataset()
+    item.LUTDescriptor, item.LUTData = [4, 0, 16], [1, 2, 3, 4]
+    item["LUTData"].VR = "US"
+    item[keyword] = pydicom.DataElement(keyword, "FD", list(value))
+    ds = _make_slice(VOILUTSequence=[item])
+    with pytest.warns(MedimgWarning, match="VOILUTSequence: a lookup table"):
+        assert medimg.read(write(ds, tmp_path / "one.dcm")).voi == ()
+
+
+def test_series_numbers_of_many_digits_differ(tmp_path: Path) -> None:
+    for number in (1, 2):
+        ds = _make_slice(number=number)
+        ds.add(pydicom.DataElement("SeriesNumber", "LO", f"9999999999999999999{number}"))
+        write(ds, tmp_path / f"{number}.dcm")
+    index = medimg.scan(tmp_path)
+    assert [len(series.files) for series in index] == [1, 1]
+    assert differences(index, plain_scan(tmp_path)) == []
+
+
+def test_several_echo_numbers_are_valid(tmp_path: Path) -> None:
+    """Echo Number(s) has one or more values (PS3.6)."""
+    for n, ds in enumerate(_make_pair("EchoNumbers", [1, 2], [3, 4])):
+        write(ds, tmp_path / f"{n}.dcm")
+    found, said = _describe(tmp_path)
+    assert len(found) == 2
+    assert "EchoNumbers" not in said

@@ -28,11 +28,12 @@ from medimg.io.dicom.header.element_values import (
     is_blank,
     note_finding,
     parse_decimal,
+    parse_whole,
     read_numbers,
     read_texts,
     read_values,
 )
-from medimg.io.dicom.header.private_tags import to_items
+from medimg.io.dicom.header.private_tags import is_no_sequence, to_items
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -67,7 +68,6 @@ __all__ = [
     "quiet_pydicom",
 ]
 
-_DIGITS: Final = re.compile(r"[+-]?[0-9]{1,64}")
 _CODE: Final = re.compile(r"[A-Z0-9 _/%-]{1,16}")
 # Wider than PS3.5 allows: anonymizers write UUIDs, hashes and words
 _PRINTABLE: Final = re.compile(r"[^\x00-\x1f\x7f^]{1,128}")
@@ -304,9 +304,8 @@ def get_integer(dataset: Dataset, keyword: str) -> int | None:
     if not found.is_integer():
         _note(keyword, "a whole number")
         return None
-    # a float would round numbers of more than 15 digits
-    written = get_text(dataset, keyword)
-    return int(written) if _DIGITS.fullmatch(written) else int(found)
+    whole = parse_whole(get_text(dataset, keyword))
+    return int(found) if whole is None else whole
 
 
 def parse_number(dataset: Dataset, keyword: str, default: float) -> float:
@@ -360,6 +359,8 @@ def _list_choices(values: Collection[object]) -> str:
 
 def _read_items(dataset: Dataset, keyword: str) -> list[Dataset] | None:
     """Return the items of a sequence, [] if it is absent or empty, None if it can't be parsed."""
+    if is_no_sequence(dataset, find_tag(keyword)):
+        return None
     found = get_value(dataset, keyword)
     if isinstance(found, DicomSequence):
         return list(found)

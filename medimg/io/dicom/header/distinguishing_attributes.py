@@ -7,8 +7,9 @@ The tables are in the order in which attributes are tried; docs/reading.rst list
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
+from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 
 from medimg.io.dicom.header.attributes import (
@@ -43,6 +44,7 @@ __all__ = [
     "UNPRINTABLE",
     "FrameAttribute",
     "FrameAttributes",
+    "Known",
     "get_image_type",
     "get_series_attributes",
     "get_temporal_attributes",
@@ -92,6 +94,14 @@ def _get_integer(view: Dataset, keywords: tuple[str, ...]) -> int | None:
     return next((n for n in (get_integer(view, k) for k in keywords) if n is not None), None)
 
 
+def _get_integers(view: Dataset, keywords: tuple[str, ...]) -> Hashable:
+    """Return the number, or the numbers if there are several, of the first attribute that is present."""
+    found = _get_numbers(view, keywords)
+    if found is None or not all(number.is_integer() for number in found):
+        return found
+    return int(found[0]) if len(found) == 1 else tuple(map(int, found))
+
+
 def _get_code(view: Dataset, keywords: tuple[str, ...]) -> str | None:
     return next(filter(None, (get_code(view, k) for k in keywords)), None)
 
@@ -118,6 +128,25 @@ def _get_within(view: Dataset, keywords: tuple[str, ...]) -> float | None:
     *sequences, keyword = keywords
     items = [view, *(item for k in sequences for item in get_items(view, k)[:1])]
     return next((n for n in (get_number(item, keyword) for item in items) if n is not None), None)
+
+
+def _get_b_matrix(view: Dataset, keywords: tuple[str, ...]) -> tuple[float, ...] | None:
+    """Return the six b-values of a diffusion matrix."""
+    numbers = tuple(
+        get_number(item, f"DiffusionBValue{axes}")
+        for item in get_items(view, keywords[0])[:1]
+        for axes in ("XX", "XY", "XZ", "YY", "YZ", "ZZ")
+    )
+    found = tuple(round(n, 4) for n in numbers if n is not None)
+    return found or None
+
+
+def _get_quantity(view: Dataset, keywords: tuple[str, ...]) -> tuple[str | None, ...] | None:
+    """Return label and unit of the first real world value mapping."""
+    for item in get_items(view, keywords[0])[:1]:
+        found = _get_text(item, ("LUTLabel",)), _get_coded(item, ("MeasurementUnitsCodeSequence",))
+        return found if any(found) else None
+    return None
 
 
 def get_image_type(view: Dataset) -> tuple[str, ...]:
@@ -179,7 +208,7 @@ _SERIES_TABLE: Final = (
         _get_type,
         ("DataType", "VolumetricProperties", "VolumeBasedCalculationTechnique", "DiffusionAnisotropyType"),
     ),
-    _Attribute("echo", _get_integer, ("EchoNumbers",)),
+    _Attribute("echo", _get_integers, ("EchoNumbers",)),
     _Attribute("echo time", _get_number, ("EffectiveEchoTime", "EchoTime")),
     _Attribute("directionality", _is_trace, ("DiffusionBValue", "DiffusionDirectionality")),
     _Attribute("coil", _get_siemens_coil),
@@ -203,6 +232,21 @@ _SERIES_TABLE: Final = (
     _Attribute("laterality", _get_code, ("FrameLaterality", "ImageLaterality", "Laterality")),
     _Attribute("acquisition type", _get_code, ("AcquisitionType",)),
     _Attribute("tube angle", _get_number, ("TubeAngle",), in_classic=False),
+    _Attribute("contrast", _get_texts, ("AcquisitionContrast", "PixelPresentation"), in_classic=False),
+    _Attribute("X-ray filter", _get_texts, ("FilterType", "FilterMaterial", "FocalSpots"), in_classic=False),
+    _Attribute("reconstruction field", _get_texts, ("ReconstructionDiameter", "ReconstructionFieldOfView",
+                                                    "ReconstructionAngle", "DataCollectionDiameter"),
+               in_classic=False),
+    _Attribute("iterations", _get_texts, ("IterativeReconstructionMethod", "NumberOfIterations",
+                                          "NumberOfSubsets"), in_classic=False),
+    _Attribute("PET correction", _get_texts, ("DecayCorrected", "DeadTimeCorrected", "RandomsCorrected",
+                                              "GantryMotionCorrected", "PatientMotionCorrected",
+                                              "CountLossNormalizationCorrected",
+                                              "NonUniformRadialSamplingCorrected", "SensitivityCalibrated",
+                                              "DetectorNormalizationCorrection"), in_classic=False),
+    _Attribute("coil type", _get_texts, ("ReceiveCoilType", "TransmitCoilType"), in_classic=False),
+    _Attribute("derivation", _get_coded, ("DerivationCodeSequence",), in_classic=False),
+    _Attribute("quantity", _get_quantity, ("RealWorldValueMappingSequence",), in_classic=False),
 )  # fmt: skip
 
 #: Attributes that distinguish repetitions within a series, the most specific first.
@@ -229,13 +273,13 @@ _TEMPORAL_TABLE: Final = (
                                            "SpatialPresaturation", "InversionRecovery", "SaturationRecovery",
                                            "Tagging", "FlowCompensation", "ScanOptions")),
     _Attribute("tagging delay", _get_number, ("TaggingDelay",)),
-    _Attribute("labeling duration", _get_number, ("ASLPulseTrainDuration",)),
+    _Attribute("labeling duration", _get_within, ("ASLSlabSequence", "ASLPulseTrainDuration")),
     _Attribute("velocity encoding", _get_number, ("VelocityEncodingMaximumValue",
                                                   "VelocityEncodingMinimumValue")),
     _Attribute("contrast agent", _get_texts, ("ContrastBolusAgentPhase", "ContrastBolusAgentAdministered",
                                               "ContrastBolusAgentDetected", "ContrastBolusAgent")),
     _Attribute("averages", _get_number, ("NumberOfAverages",)),
-    _Attribute("frequency", _get_number, ("TransmitterFrequency",), in_classic=False),
+    _Attribute("frequency", _get_numbers, ("TransmitterFrequency",), in_classic=False),
     _Attribute("dimensions", _get_numbers, ("DimensionIndexValues",)),
     _Attribute("acquisition", _get_integer, ("AcquisitionNumber",)),
     _Attribute("frame acquisition", _get_integer, ("FrameAcquisitionNumber",)),
@@ -246,6 +290,31 @@ _TEMPORAL_TABLE: Final = (
     _Attribute("actual respiratory trigger", _get_number, ("ActualRespiratoryTriggerDelayTime",),
                in_classic=False),
     _Attribute("respiratory amplitude", _get_number, ("StartingRespiratoryAmplitude",), in_classic=False),
+    _Attribute("respiratory end", _get_texts, ("EndingRespiratoryPhase", "EndingRespiratoryAmplitude"),
+               in_classic=False),
+    _Attribute("respiratory interval", _get_number, ("RespiratoryIntervalTime",), in_classic=False),
+    _Attribute("R-R interval", _get_number, ("RRIntervalTimeNominal",), in_classic=False),
+    _Attribute("b-matrix", _get_b_matrix, ("DiffusionBMatrixSequence",), in_classic=False),
+    _Attribute("contrast agent number", _get_integer, ("ContrastBolusAgentNumber",), in_classic=False),
+    _Attribute("pulse sequence", _get_texts, ("EchoTrainLength", "RFEchoTrainLength",
+                                              "GradientEchoTrainLength", "GradientOutputType",
+                                              "PartialFourier", "PartialFourierDirection",
+                                              "ParallelAcquisition", "ParallelAcquisitionTechnique",
+                                              "ParallelReductionFactorInPlane",
+                                              "ParallelReductionFactorOutOfPlane",
+                                              "ParallelReductionFactorSecondInPlane", "Spoiling",
+                                              "FlowCompensationDirection",
+                                              "WaterReferencedPhaseCorrection",
+                                              "InPlanePhaseEncodingDirection",
+                                              "MRAcquisitionFrequencyEncodingSteps",
+                                              "MRAcquisitionPhaseEncodingStepsInPlane",
+                                              "MRAcquisitionPhaseEncodingStepsOutOfPlane",
+                                              "PercentSampling", "PercentPhaseFieldOfView"),
+               in_classic=False),
+    _Attribute("table motion", _get_texts, ("TableSpeed", "TableFeedPerRotation", "SpiralPitchFactor"),
+               in_classic=False),
+    _Attribute("duration", _get_number, ("FrameAcquisitionDuration",), in_classic=False),
+    _Attribute("comments", _get_text, ("FrameComments",), in_classic=False),
     _Attribute("irradiation event", _get_text, ("IrradiationEventUID",), in_classic=False),
     _Attribute("started", _get_start, ("FrameAcquisitionDateTime", "AcquisitionDateTime")),
     _Attribute("referenced", _get_start, ("FrameReferenceDateTime",), in_classic=False),
@@ -260,11 +329,12 @@ TEMPORAL_ATTRIBUTES: Final = tuple(attribute.name for attribute in _TEMPORAL_TAB
 UNORDERED: Final = frozenset(
     {
         *("diffusion", "velocity", "dimensions", "cardiac position", "respiratory position", "preparation"),
-        *("contrast agent", "frame label", "irradiation event"),
+        *("contrast agent", "frame label", "irradiation event", "respiratory end", "b-matrix"),
+        *("pulse sequence", "table motion", "comments"),
     }
 )
 #: Free text, which names no channel: it could identify.
-UNPRINTABLE: Final = frozenset({"frame label", "irradiation event"})
+UNPRINTABLE: Final = frozenset({"frame label", "irradiation event", "comments"})
 #: Numbers that name a channel by themselves; others are counted.
 NAMED_BY_VALUE: Final = frozenset(
     {
@@ -289,14 +359,18 @@ DISTINGUISHING_TAGS: Final[list[str | int]] = [
 ]
 
 
-def get_series_attributes(view: Dataset) -> FrameAttributes:
-    """Return attributes whose difference puts images into different series."""
-    return _get_attributes(view, _SERIES_TABLE, _SERIES_ROWS)
+#: What was found for one attribute, by the bytes of the elements that it reads: most are equal in all frames.
+Known: TypeAlias = "dict[Hashable, Hashable]"
 
 
-def get_temporal_attributes(view: Dataset) -> FrameAttributes:
+def get_series_attributes(view: Dataset, known: Known | None = None) -> FrameAttributes:
+    """Return attributes whose difference puts images into different series; `known` is of the same file."""
+    return _get_attributes(view, _SERIES_TABLE, _SERIES_ROWS, known)
+
+
+def get_temporal_attributes(view: Dataset, known: Known | None = None) -> FrameAttributes:
     """Return attributes that distinguish repetitions within a series, the most specific first."""
-    return _get_attributes(view, _TEMPORAL_TABLE, _TEMPORAL_ROWS)
+    return _get_attributes(view, _TEMPORAL_TABLE, _TEMPORAL_ROWS, known)
 
 
 def _index_tags(table: tuple[_Attribute, ...]) -> dict[int, frozenset[int]]:
@@ -313,11 +387,45 @@ _SERIES_ROWS: Final = _index_tags(_SERIES_TABLE)
 _TEMPORAL_ROWS: Final = _index_tags(_TEMPORAL_TABLE)
 
 
+#: Functions that read no other elements than those of their keywords.
+_SELF_CONTAINED: Final = frozenset(
+    {
+        *(_get_number, _get_numbers, _get_integer, _get_integers, _get_code, _get_text, _get_texts),
+        *(_get_coded, _get_within, _get_b_matrix, _get_quantity, _get_thickness),
+    }
+)
+_TAGS: Final = {
+    attribute.name: tuple(int(Tag(keyword)) for keyword in attribute.keywords)
+    for attribute in (*_SERIES_TABLE, *_TEMPORAL_TABLE)
+}
+
+
 def _get_attributes(
-    view: Dataset, table: tuple[_Attribute, ...], rows: dict[int, frozenset[int]]
+    view: Dataset, table: tuple[_Attribute, ...], rows: dict[int, frozenset[int]], known: Known | None
 ) -> FrameAttributes:
     """Return the attributes of a view; as few have a tag that is present, only these are looked at."""
     present = rows[0].union(*[rows[tag] for tag in view.keys() & rows.keys()])
     chosen = [table[number] for number in sorted(present)]
-    found = [(attribute.name, attribute.get(view, attribute.keywords)) for attribute in chosen]
+    if known is None:
+        found = [(attribute.name, attribute.get(view, attribute.keywords)) for attribute in chosen]
+    else:
+        elements = dict(view.items())
+        found = [(attribute.name, _get_once(view, elements, attribute, known)) for attribute in chosen]
     return tuple([FrameAttribute(name, value) for name, value in found if value is not None])
+
+
+def _get_once(view: Dataset, elements: dict[Any, Any], attribute: _Attribute, known: Known) -> Hashable:
+    """Return an attribute, looked up if one was found in equal bytes."""
+    if attribute.get not in _SELF_CONTAINED:
+        return attribute.get(view, attribute.keywords)
+    key: list[Hashable] = [attribute.name]
+    for tag in _TAGS[attribute.name]:
+        element = elements.get(tag)
+        if element is not None:
+            if not isinstance(element, RawDataElement):
+                return attribute.get(view, attribute.keywords)
+            key += (tag, element.VR, element.value)
+    whole = tuple(key)
+    if whole not in known:
+        known[whole] = attribute.get(view, attribute.keywords)
+    return known[whole]

@@ -35,6 +35,7 @@ __all__ = [
     "is_padding",
     "note_finding",
     "parse_decimal",
+    "parse_whole",
     "read_numbers",
     "read_texts",
     "read_values",
@@ -44,6 +45,7 @@ Values: TypeAlias = "list[str | float]"
 
 #: A decimal string (PS3.5 6.2): Python's own grammar also takes "1_0", "nan", and digits of other scripts.
 _DECIMAL: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_DIGITS: Final = re.compile(r"[+-]?[0-9]+")
 _MAX_DIGITS: Final = 1024
 _TEXT_VRS: Final = frozenset(
     ["AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"]
@@ -101,6 +103,15 @@ def parse_decimal(text: str) -> float | None:
         return None
     found = float(text)
     return found if math.isfinite(found) else None
+
+
+def parse_whole(text: str) -> int | None:
+    """Return the whole number that a decimal string (DS) writes, with all digits; None for any other text."""
+    number = parse_decimal(text)
+    if number is None or not number.is_integer():
+        return None
+    # a float would round numbers of more than 15 digits
+    return int(text.strip(_PADDING)) if _DIGITS.fullmatch(text.strip(_PADDING)) else int(number)
 
 
 def read_numbers(dataset: Dataset, keyword: str) -> tuple[float, ...]:

@@ -26,6 +26,7 @@ from medimg.io.dicom.header.attributes import (
     has_value,
     parse_number,
 )
+from medimg.io.dicom.header.element_values import note_finding
 from medimg.io.dicom.header.frame_attributes import MAX_COORDINATE_MM
 
 if TYPE_CHECKING:
@@ -216,6 +217,9 @@ def compute_frame_times(dataset: Dataset) -> tuple[float, ...] | None:
         if found is not None and found[0] > 0:
             step = 1 / found[0] if per_second else found[0] / 1000
             return tuple(step * n for n in range(count))
+        # a rate of 0 is a common way to state none
+        if found is not None and (found[0] < 0 or not per_second):
+            note_finding(f"{keyword} is {found[0]:g}, more than 0 is expected; it is not used")
     return _accumulate_times(dataset, count)
 
 

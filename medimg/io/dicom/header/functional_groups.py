@@ -17,7 +17,7 @@ from pydicom.tag import BaseTag, Tag
 from medimg.errors import DecodeError
 from medimg.io.dicom.header.attributes import parse_items
 from medimg.io.dicom.header.image_pixel import describe_frame_count
-from medimg.io.dicom.header.private_tags import to_items
+from medimg.io.dicom.header.private_tags import is_no_sequence, to_items
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,9 +37,11 @@ _MACROS: Final = tuple(
         "CTGeometrySequence",
         "CTImageFrameTypeSequence",
         "CTReconstructionSequence",
+        "CTTableDynamicsSequence",
         "CTXRayDetailsSequence",
         "CardiacSynchronizationSequence",
         "ContrastBolusUsageSequence",
+        "DerivationImageSequence",
         "FrameAnatomySequence",
         "FrameContentSequence",
         "FramePixelDataPropertiesSequence",
@@ -50,6 +52,7 @@ _MACROS: Final = tuple(
         "MRAveragesSequence",
         "MRDiffusionSequence",
         "MREchoSequence",
+        "MRFOVGeometrySequence",
         "MRImageFrameTypeSequence",
         "MRImagingModifierSequence",
         "MRMetaboliteMapSequence",
@@ -196,9 +199,10 @@ def _overlay_group(elements: _Elements, group: Dataset) -> None:
 def _parse_first_item(group: Dataset, tag: BaseTag) -> Dataset:
     """Return the item of a functional group, an empty one if there is none; raise DecodeError if damaged."""
     try:
-        value = group[tag].value
+        damaged = is_no_sequence(group, tag)
+        value = None if damaged else group[tag].value
         found = to_items(value)
-        damaged = not found and bool(value)
+        damaged = damaged or (not found and bool(value))
     # a damaged element can raise anything when it is first used
     except Exception:
         found, damaged = [], True

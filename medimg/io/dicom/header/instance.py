@@ -20,7 +20,7 @@ from medimg.io.dicom.header.attributes import (
     parse_text,
     quiet_pydicom,
 )
-from medimg.io.dicom.header.element_values import collect_findings, note_finding, parse_decimal
+from medimg.io.dicom.header.element_values import collect_findings, note_finding, parse_whole
 from medimg.io.dicom.header.functional_groups import FrameViews
 from medimg.io.dicom.header.image_pixel import parse_photometric
 from medimg.io.dicom.header.mosaic import MOSAIC_TAGS, Mosaic, parse_mosaic
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
 
-    from medimg.io.dicom.header.distinguishing_attributes import FrameAttributes
+    from medimg.io.dicom.header.distinguishing_attributes import FrameAttributes, Known
     from medimg.io.dicom.header.frame_attributes import FrameOfReference
 
 __all__ = ["HEADER_TAGS", "Frame", "Instance", "read_instance"]
@@ -223,10 +223,8 @@ def _build_instance(blob: Blob, dataset: Dataset) -> Instance:
 def _get_series_number(dataset: Dataset) -> int | str | None:
     """Return Series Number, as text if it is no whole number; None if it is absent."""
     found = get_identifier(dataset, "SeriesNumber")
-    number = parse_decimal(found)
-    if number is None or not number.is_integer():
-        return found or None
-    return int(number)
+    number = parse_whole(found)
+    return (found or None) if number is None else number
 
 
 def _is_slide_image(dataset: Dataset, sop_class: str) -> bool:
@@ -267,7 +265,8 @@ def _describe_tiles(view: Dataset, mosaic: Mosaic) -> tuple[FrameFacts, ...]:
 def _describe_frames(views: FrameViews) -> tuple[FrameFacts, ...]:
     count = len(views)
     if views.has_per_frame_groups:
-        return tuple(_describe_frame(number, view) for number, view in enumerate(views))
+        known: Known = {}
+        return tuple(_describe_frame(number, view, known) for number, view in enumerate(views))
     first = _describe_frame(0, views[0])
     return (first,) if count == 1 else tuple(_describe_by_vectors(views[0], first, count))
 
@@ -289,7 +288,7 @@ def _describe_by_vectors(view: Dataset, first: FrameFacts, count: int) -> Iterat
         )
 
 
-def _describe_frame(number: int, view: Dataset) -> FrameFacts:
+def _describe_frame(number: int, view: Dataset, known: Known | None = None) -> FrameFacts:
     reference = frame_attributes.choose_frame_of_reference(view)
     position = frame_attributes.parse_position(view, reference)
     spacing = _find_spacing(view, position)
@@ -305,8 +304,8 @@ def _describe_frame(number: int, view: Dataset) -> FrameFacts:
         slice_spacing=frame_attributes.get_length(view, "SpacingBetweenSlices"),
         slice_thickness=frame_attributes.get_length(view, "SliceThickness"),
         image_type=distinguishing_attributes.get_image_type(view),
-        series_attributes=distinguishing_attributes.get_series_attributes(view),
-        temporal_attributes=distinguishing_attributes.get_temporal_attributes(view),
+        series_attributes=distinguishing_attributes.get_series_attributes(view, known),
+        temporal_attributes=distinguishing_attributes.get_temporal_attributes(view, known),
     )
 
 

@@ -13,6 +13,7 @@ import math
 import struct
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from pydicom.dataelem import RawDataElement
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.valuerep import IS, DSdecimal, DSfloat
@@ -22,6 +23,7 @@ from medimg.io.dicom.header.element_values import is_padding, note_finding, pars
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
+    from pydicom.tag import BaseTag
 
 __all__ = [
     "PrivateTag",
@@ -32,6 +34,8 @@ __all__ = [
     "get_private_items",
     "get_private_text",
     "has_private",
+    "is_no_sequence",
+    "is_private_empty",
     "list_private_tags",
     "to_items",
 ]
@@ -43,6 +47,8 @@ _USUAL_BLOCKS: Final = range(_FIRST_BLOCK, 0x20)
 _BINARY: Final = {"FL": "f", "FD": "d", "US": "H", "SS": "h", "UL": "I", "SL": "i"}
 _MAX_VALUES: Final = 4096
 _MAX_SEQUENCE_BYTES: Final = 2**26
+#: Tag of an item (PS3.5 7.5), little and big endian.
+_ITEM_TAGS: Final = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 
 
 class PrivateTag(NamedTuple):
@@ -104,6 +110,13 @@ def has_private(dataset: Dataset, tag: PrivateTag) -> bool:
     return _find_number(dataset, tag) is not None
 
 
+def is_private_empty(dataset: Dataset, tag: PrivateTag) -> bool:
+    """Whether a private element is absent or empty."""
+    number = _find_number(dataset, tag)
+    element = None if number is None else dataset.get_item(number)
+    return element is None or element.value in (None, b"", "")
+
+
 def get_private_bytes(dataset: Dataset, tag: PrivateTag) -> bytes | None:
     """Return the bytes of a private element; None if it is absent, empty or of another type."""
     found = _get_private_value(dataset, tag)
@@ -129,6 +142,10 @@ def get_private_codes(dataset: Dataset, tag: PrivateTag) -> tuple[str, ...]:
     return tuple(v.upper() for v in _get_texts(dataset, tag))
 
 
+def _describe_tag(tag: PrivateTag) -> str:
+    return f"the private attribute ({tag.group:04x},xx{tag.element:02x}) of {tag.creator}"
+
+
 def get_private_floats(
     dataset: Dataset, tag: PrivateTag, count: int | None = None
 ) -> tuple[float, ...] | None:
@@ -145,8 +162,8 @@ def get_private_floats(
         return numbers
     if found not in ("", b""):
         note_finding(
-            f"the private attribute ({tag.group:04x},xx{tag.element:02x}) of {tag.creator} is present but is "
-            f"not {'' if count is None else f'{count} '}finite number(s); it is not used"
+            f"{_describe_tag(tag)} is present but is not {'' if count is None else f'{count} '}finite "
+            "number(s); it is not used"
         )
     return None
 
@@ -178,9 +195,12 @@ def _parse_bytes(found: bytes, vr: str) -> tuple[float, ...]:
 
 
 def get_private_integer(dataset: Dataset, tag: PrivateTag) -> int | None:
-    """Return an integer; None if it is absent or malformed."""
+    """Return an integer; None if it is absent or, noted, malformed."""
     numbers = get_private_floats(dataset, tag)
-    return int(numbers[0]) if numbers is not None and numbers[0].is_integer() else None
+    if numbers is None or numbers[0].is_integer():
+        return None if numbers is None else int(numbers[0])
+    note_finding(f"{_describe_tag(tag)} is present but is not a whole number; it is not used")
+    return None
 
 
 def get_private_items(dataset: Dataset, tag: PrivateTag) -> list[Dataset]:
@@ -188,9 +208,16 @@ def get_private_items(dataset: Dataset, tag: PrivateTag) -> list[Dataset]:
     return to_items(_get_private_value(dataset, tag))
 
 
+def is_no_sequence(dataset: Dataset, tag: BaseTag) -> bool:
+    """Whether an element has bytes that don't start with an item; pydicom makes an empty one of them."""
+    element: Any = dataset.get_item(tag)
+    value = element.value if isinstance(element, RawDataElement) else None
+    return isinstance(value, bytes) and bool(value) and not value.startswith(_ITEM_TAGS)
+
+
 def to_items(found: Any) -> list[Dataset]:
     """Return the items of a value that is a sequence, or was one before its representation was lost."""
-    if isinstance(found, bytes) and len(found) <= _MAX_SEQUENCE_BYTES:
+    if isinstance(found, bytes) and len(found) <= _MAX_SEQUENCE_BYTES and found.startswith(_ITEM_TAGS):
         try:
             found = convert_SQ(found, is_implicit_VR=True, is_little_endian=True)
         # bytes that are no sequence raise anything

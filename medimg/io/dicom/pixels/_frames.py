@@ -69,10 +69,12 @@ class StoredFrames:
             raise NotAnImageError(f"the pixel data of this DICOM object ({keyword}) is empty or unreadable")
         self.format: FrameFormat = parse_frame_format(dataset)
         self.count: int = parse_frame_count(dataset)
+        self.note: str = ""  # about the pixel data
         self._native: NativeFrames | None = None
         self._encapsulated: EncapsulatedFrames | None = None
         if self._syntax in NATIVE_SYNTAXES:
             self._native = self._open_native(dataset, keyword, data)
+            self.note = self._native.note
         else:
             self._encapsulated = EncapsulatedFrames(
                 data, self.count, self._syntax, _get_extended_offsets(dataset)
@@ -117,8 +119,11 @@ def decode_stored(
 
 
 def read_native_frame(data: bytes, fmt: FrameFormat) -> npt.NDArray[Any]:
-    """Return the stored values of the only frame of native little-endian pixel data."""
-    return _extract_bits(NativeFrames(data, fmt, 1).get_frame(0), fmt)
+    """Return the stored values of the only frame of little-endian data; ValueError if it is unusual."""
+    frames = NativeFrames(data, fmt, 1)
+    if frames.note:
+        raise ValueError(frames.note)
+    return _extract_bits(frames.get_frame(0), fmt)
 
 
 def interpret_bits(cells: npt.NDArray[Any], fmt: FrameFormat) -> npt.NDArray[Any]:

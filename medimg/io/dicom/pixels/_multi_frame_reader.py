@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from medimg.errors import DecodeError, MedimgError
@@ -102,5 +103,7 @@ class MultiFrameReader:
             transform = apply_real_world_scale(
                 view, transform, self._values, first_acquired=self._first_acquired
             )
+            if source.note:
+                transform = replace(transform, notes=(*transform.notes, source.note))
             self._transforms[dtype, is_rgb] = transform
         return transform

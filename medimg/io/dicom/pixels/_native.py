@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from medimg.io.dicom.header.image_pixel import FrameFormat
 
-__all__ = ["NativeFrames", "check_excess", "unpack_bits"]
+__all__ = ["NativeFrames", "check_excess", "describe_excess", "unpack_bits"]
 
 #: Two luminances share their color differences: four values for each two pixels.
 _HALF_COLOR: Final = frozenset({"YBR_FULL_422", "YBR_PARTIAL_422"})
@@ -65,6 +65,8 @@ class NativeFrames:
                 f"the file holds {len(data)}; copy or export it again"
             )
         check_excess(len(data), self._layout.bits, count)
+        #: A warning about the data, or "".
+        self.note: str = describe_excess(len(data), self._layout.bits, count, fmt)
 
     def get_frame(self, number: int) -> npt.NDArray[Any]:
         """Return frame `number` as stored, (rows, columns[, 3]), unsigned or float, read-only."""
@@ -101,6 +103,17 @@ def check_excess(size: int, bits: int, count: int) -> None:
             f"the pixel data holds {size * 8 // bits} frames, but {describe_frame_count(count)}; "
             "correct it, or export the file again"
         )
+
+
+def describe_excess(size: int, bits: int, count: int, fmt: FrameFormat) -> str:
+    """Return a warning if `size` bytes hold a row or more besides `count` frames of `bits`; "" if not."""
+    excess = size - (bits * count + 7) // 8
+    if excess < max(_MOST_PADDING + 1, bits // (8 * fmt.rows)):
+        return ""
+    return (
+        f"the pixel data has {excess} bytes more than {count} frame(s) of {fmt.rows}×{fmt.columns} pixels "
+        "need, which are not used: Rows or Columns may be wrong"
+    )
 
 
 def _choose_layout(fmt: FrameFormat, count: int, size: int) -> _FrameLayout:

@@ -32,7 +32,7 @@ from medimg.io.dicom.pixels._frames import (
     interpret_bits,
     read_native_frame,
 )
-from medimg.io.dicom.pixels._native import check_excess
+from medimg.io.dicom.pixels._native import check_excess, describe_excess
 from medimg.io.dicom.scanning.header_template import Header, HeaderTemplateWalker
 from medimg.io.dicom.values.modality_lut import VALUE_TAGS, parse_modality_transform
 from medimg.io.dicom.values.real_world import REAL_WORLD_TAGS, apply_real_world_scale
@@ -315,6 +315,8 @@ class SingleFrameReader:
         if dtype is None or length < parsed.nbytes:
             return read_native_frame(file.read(start, length), fmt)
         check_excess(length, 8 * parsed.nbytes, 1)
+        if describe_excess(length, 8 * parsed.nbytes, 1, fmt):
+            raise UnusualHeaderError
         if slot is not None and slot.shape == (fmt.rows, fmt.columns) and slot.itemsize == dtype.itemsize:
             cells = slot.view(dtype)
         else:

@@ -12,6 +12,7 @@ __all__ = [
     "find_jpeg_scan",
     "find_jpeg_segment",
     "has_ycc",
+    "read_box",
     "read_codestream",
 ]
 
@@ -67,9 +68,20 @@ def read_codestream(data: bytes) -> Codestream | None:
     return Codestream(size, (data[at + 42] & 0x7F) + 1, data[at + 42] >= 0x80)
 
 
+def read_box(data: bytes, box_type: bytes) -> bytes:
+    """Return the contents of the first box of a type; b"" if there is none."""
+    start, end = _find_box_range(data, box_type)
+    return data[start:end] if start >= 0 else b""
+
+
 def _find_box(data: bytes, box_type: bytes) -> int:
+    """Return the offset of the contents of the first box of a type; -1 if there is none."""
+    return _find_box_range(data, box_type)[0]
+
+
+def _find_box_range(data: bytes, box_type: bytes) -> tuple[int, int]:
     """
-    Return the offset of the contents of the first box of a type; -1 if there is none.
+    Return start and end of the contents of the first box of a type; -1 and -1 if there is none.
 
     Boxes are followed by their lengths, as a search could find a forged codestream.
     """
@@ -79,11 +91,12 @@ def _find_box(data: bytes, box_type: bytes) -> int:
         if length == _EXTENDED_LENGTH:
             length, header = int.from_bytes(data[at + 8 : at + 16], "big"), 16
         if data[at + 4 : at + 8] == box_type:
-            return at + header
+            # a length of 0 means the rest of the file
+            return at + header, at + length if length else len(data)
         if length < header:
             break
         at += length
-    return -1
+    return -1, -1
 
 
 def _find_j2k_start(data: bytes) -> int:

@@ -58,6 +58,7 @@ _SECONDS: Final = {
     "acquired": 1.0,
 }  # fmt: skip
 _BY_NUMBER: Final = "images at the same positions are distinguished by their Instance Numbers alone"
+_BY_ORDER: Final = "frames at the same positions are distinguished by their order in the file alone"
 
 Frames: TypeAlias = "tuple[Frame, ...]"
 #: Classes of frames, the value of each, and the attribute that distinguishes them.
@@ -274,7 +275,7 @@ def _split_by_instance_number(items: list[PositionedFrame]) -> list[Repetition]:
     if len(set(keys)) < len(keys):
         return []
     several = len({id(item.frame.instance) for item in items}) > 1
-    notes = (_BY_NUMBER,) if several else ()
+    notes = (_BY_NUMBER if several else _BY_ORDER,)
     periods = _find_periods(items)
     if periods:
         return _merge_classes(periods, range(len(periods)), "repetition", notes)

@@ -177,8 +177,8 @@ def _plan_by_position(group: Group, channels: list[list[Frame]]) -> StackPlan:
     sorted_channels = (ordered, *(_sort_along(channel, stack.step) for channel in channels[1:]))
     misfit = max(_measure_misfit(channel, affine) for channel in sorted_channels)
     notes = [*group.notes, *_list_notes(stack, misfit, facts)]
-    if first[0].instance.modality == "SEG" and facts.slice_spacing and len(stack.order) > 1:
-        notes += _check_stated_spacing(stack, facts.slice_spacing)
+    if first[0].instance.modality == "SEG" and len(stack.order) > 1:
+        notes += _check_stated_spacing(stack, facts)
     doubles = tuple((first[left], first[kept]) for left, kept in stack.duplicates)
     content = group.content
     return StackPlan(
@@ -195,8 +195,16 @@ def _plan_by_position(group: Group, channels: list[list[Frame]]) -> StackPlan:
     )
 
 
-def _check_stated_spacing(stack: Stack, stated: float) -> Iterator[str]:
-    if abs(stack.gap - stated) > _SAME_SPACING * stated:
+def _check_stated_spacing(stack: Stack, facts: FrameFacts) -> Iterator[str]:
+    """Yield warnings of a segmentation, which may leave out empty frames, about its slice distance."""
+    stated, thickness = facts.slice_spacing, facts.slice_thickness
+    if stated is None:
+        if thickness is None or abs(stack.gap - thickness) > _SAME_SPACING * thickness:
+            yield (
+                f"no Spacing Between Slices, and empty frames may be left out: the distance of the frames, "
+                f"{stack.gap:.4g} mm, is assumed"
+            )
+    elif abs(stack.gap - stated) > _SAME_SPACING * stated:
         yield (
             f"distances between frames are no multiples of Spacing Between Slices, {stated:.4g} mm: that of "
             f"their positions, {stack.gap:.4g} mm, is used"

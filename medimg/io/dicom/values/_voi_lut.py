@@ -97,8 +97,8 @@ def build_lookup_table(
     `data`.
     """
     descriptor = get_floats(item, keyword, 3)
-    if descriptor is None or data is None:
-        raise DecodeError("a lookup table lacks its data, or its descriptor is not three numbers")
+    if descriptor is None or data is None or not all(n.is_integer() for n in descriptor):
+        raise DecodeError("a lookup table lacks its data, or its descriptor is not three whole numbers")
     count, first, bits = (int(n) for n in descriptor)
     count, bits = count & 0xFFFF or 65536, bits & 0xFFFF
     # too few bits are a slip: white is then the largest entry
@@ -128,9 +128,13 @@ def _to_words(data: Any, *, big_endian: bool) -> npt.NDArray[np.uint16]:
     if isinstance(data, bytes):
         return np.frombuffer(data[: len(data) // 2 * 2], ">u2" if big_endian else "<u2").astype(np.uint16)
     try:
-        return np.atleast_1d(np.asarray(data, dtype=np.int64)).ravel().astype(np.uint16)
+        numbers = np.atleast_1d(np.asarray(data, dtype=np.float64)).ravel()
     except (TypeError, ValueError, OverflowError):
-        raise DecodeError("a lookup table does not hold whole numbers") from None
+        numbers = np.array([np.nan])
+    # signed numbers are words with another VR
+    if not ((numbers >= -(2**15)) & (numbers < 2**16) & (numbers == np.floor(numbers))).all():
+        raise DecodeError("a lookup table does not hold whole numbers of up to 16 bits")
+    return numbers.astype(np.int64).astype(np.uint16)
 
 
 def _parse_windows(dataset: Dataset) -> list[Window]:

@@ -25,6 +25,7 @@ from medimg.io.dicom.header.private_tags import (
     PrivateTag,
     get_private_floats,
     has_private,
+    is_private_empty,
     list_private_tags,
 )
 from medimg.io.dicom.values.modality_lut import RADIANS, normalize_angle
@@ -81,7 +82,7 @@ def compute_philips_factor(view: Dataset) -> float | None:
     None if it is not Philips MR, has no Scale Slope, or is in a physical unit already; DecodeError if a slope
     is unusable.
     """
-    if get_code(view, "Modality", "MR") != "MR" or not has_private(view, _SCALE_SLOPE):
+    if get_code(view, "Modality", "MR") != "MR" or is_private_empty(view, _SCALE_SLOPE):
         return None
     if has_physical_unit(view):
         return None

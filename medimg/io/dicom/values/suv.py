@@ -24,6 +24,7 @@ from medimg.io.dicom.header.attributes import (
     has_value,
 )
 from medimg.io.dicom.header.datetimes import SECONDS_PER_DAY, get_datetime, get_time, parse_local_datetime
+from medimg.io.dicom.header.element_values import note_finding
 from medimg.io.dicom.header.private_tags import (
     PrivateTag,
     get_private_floats,
@@ -99,10 +100,18 @@ def _make_error(reason: str) -> ReadError:
     return ReadError(f"SUV can't be computed: {reason}; read the values in the units of the file instead")
 
 
+def _make_absence_error(dataset: Dataset, keyword: str, expected: str) -> ReadError:
+    """Return the error of an attribute without a usable value: an invalid one is not called missing."""
+    is_there = has_value(dataset, keyword)
+    return _make_error(
+        f"{keyword} is present but is not {expected}" if is_there else f"{keyword} is missing or empty"
+    )
+
+
 def _get_units(dataset: Dataset) -> str:
-    stated = get_code(dataset, "Units") or get_code(dataset, "RescaleType")
-    if stated:
-        return stated
+    for keyword in ("Units", "RescaleType"):
+        if has_value(dataset, keyword):
+            return get_code(dataset, keyword)
     for mapping in get_items(dataset, "RealWorldValueMappingSequence")[:1]:
         same = get_floats(mapping, "RealWorldValueSlope", 1) == get_floats(dataset, "RescaleSlope", 1)
         for unit in get_items(mapping, "MeasurementUnitsCodeSequence")[:1]:
@@ -151,8 +160,10 @@ def _compute_from_activity(dataset: Dataset, first_acquired: float | None) -> fl
 
 def _get_positive(dataset: Dataset, keyword: str, unit: str, least: float, most: float) -> float:
     found = get_floats(dataset, keyword, 1)
-    if found is None or found[0] == 0:
-        raise _make_error(f"{keyword} is missing, empty or 0")
+    if found is None:
+        raise _make_absence_error(dataset, keyword, "one finite number")
+    if found[0] == 0:
+        raise _make_error(f"{keyword} is 0")
     if not least <= found[0] <= most:
         raise _make_error(
             f"{keyword} is not between {least:g} and {most:g} {unit}, as if it were in another unit"
@@ -166,7 +177,7 @@ def _get_decay_correction(dataset: Dataset) -> str:
     if not corrected and has_value(dataset, "AttenuationCorrected"):
         return _check_enhanced_corrections(dataset)
     if not corrected:
-        raise _make_error("CorrectedImage is missing")
+        raise _make_absence_error(dataset, "CorrectedImage", "text")
     if "ATTN" not in corrected:
         raise _make_error("CorrectedImage lacks ATTN: attenuation was not corrected")
     correction = get_code(dataset, "DecayCorrection")
@@ -195,13 +206,14 @@ def _find_reference_time(dataset: Dataset, correction: str, half_life: float, fi
     if correction == "GIVEN":
         return _require(
             parse_local_datetime(dataset, get_text(dataset, "DecayCorrectionDateTime")),
+            dataset,
             "DecayCorrectionDateTime",
         )
-    acquired = _require(get_acquisition_time(dataset), "AcquisitionDate or AcquisitionTime")
+    acquired = _require(get_acquisition_time(dataset), dataset, "AcquisitionDate", "AcquisitionTime")
     if correction == "NONE":
         _get_positive(dataset, "ActualFrameDuration", "ms", 1e-3, 1e9)
         return acquired + _compute_average_time(dataset, half_life)
-    series = _require(get_datetime(dataset, "SeriesDate", "SeriesTime"), "SeriesDate or SeriesTime")
+    series = _require(get_datetime(dataset, "SeriesDate", "SeriesTime"), dataset, "SeriesDate", "SeriesTime")
     if series <= (acquired if first is None else min(first, acquired)):
         return series
     return _find_scan_start(dataset, acquired, half_life, first)
@@ -209,9 +221,14 @@ def _find_reference_time(dataset: Dataset, correction: str, half_life: float, fi
 
 def _find_scan_start(dataset: Dataset, acquired: float, half_life: float, first: float | None) -> float:
     """Return when the scan began, if the series date is later than the acquisition."""
-    scan = parse_local_datetime(dataset, get_private_text(dataset, _GE_SCAN))
+    written = get_private_text(dataset, _GE_SCAN)
+    scan = parse_local_datetime(dataset, written)
     if scan is not None:
         return scan
+    if written:
+        note_finding(
+            "GE's start of the scan (0009,100D) is present but is not a date and time; it is not used"
+        )
     reference = get_floats(dataset, "FrameReferenceTime", 1)
     duration = get_floats(dataset, "ActualFrameDuration", 1)
     if reference and duration and reference[0] > 0 and duration[0] > 0:
@@ -233,9 +250,13 @@ def _compute_average_time(dataset: Dataset, half_life: float) -> float:
     return half_life / math.log(2) * math.log(decay / -math.expm1(-decay))
 
 
-def _require(found: float | None, names: str) -> float:
+def _require(found: float | None, dataset: Dataset, *keywords: str) -> float:
+    """Return a time that these attributes give; raise ReadError with the name of one that is missing."""
     if found is None:
-        raise _make_error(f"{names} is missing or unusable")
+        missing = next((k for k in keywords if not has_value(dataset, k)), None)
+        if missing is not None:
+            raise _make_error(f"{missing} is missing or empty")
+        raise _make_error(f"{' or '.join(keywords)} is present but is not a date or time")
     return found
 
 
@@ -243,11 +264,11 @@ def _compute_decay_time(dataset: Dataset, drug: Dataset, reference: float) -> fl
     """Return the seconds from the injection to the image."""
     keyword = "RadiopharmaceuticalStartDateTime"
     if has_value(drug, keyword):
-        decay = reference - _require(parse_local_datetime(dataset, get_text(drug, keyword)), keyword)
+        decay = reference - _require(parse_local_datetime(dataset, get_text(drug, keyword)), drug, keyword)
         if decay < -_LATEST_INJECTION:
             raise _make_error(f"{keyword} is later than the image")
         return decay
-    time = _require(get_time(drug, "RadiopharmaceuticalStartTime"), "RadiopharmaceuticalStartTime")
+    time = _require(get_time(drug, "RadiopharmaceuticalStartTime"), drug, "RadiopharmaceuticalStartTime")
     # it has no date: it is the last such time before the image, perhaps before midnight
     decay = reference % SECONDS_PER_DAY - time
     return decay if decay >= -_LATEST_INJECTION else decay + SECONDS_PER_DAY
