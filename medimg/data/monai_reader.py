@@ -49,7 +49,8 @@ class MedImgReader(ImageReader):
     Examples
     --------
     >>> from monai.transforms import Compose, EnsureChannelFirst, LoadImage
-    >>> load = Compose([LoadImage(reader=MedImgReader(on_missing="warn")), EnsureChannelFirst()])
+    >>> reader = MedImgReader(on_missing="warn")
+    >>> load = Compose([LoadImage(reader=reader), EnsureChannelFirst()])  # doctest: +SKIP
     >>> load("study/ct").shape  # doctest: +SKIP
     torch.Size([1, 512, 512, 133])
     """
@@ -143,7 +144,7 @@ class MedImgReader(ImageReader):
         return np.concatenate(arrays, axis=-1), metadata
 
 
-def _as_sources(data: Any) -> Sequence[Source]:
+def _as_sources(data: Any) -> Sequence[Any]:
     return tuple(data) if isinstance(data, tuple | list) else (data,)
 
 
@@ -154,7 +155,7 @@ def _holds_images(source: Source) -> bool:
         return False
 
 
-def _are_slices(sources: Sequence[Source]) -> bool:
+def _are_slices(sources: Sequence[Any]) -> bool:
     """Whether several of the files belong to one series; folders and series do not."""
     if any(isinstance(source, Series) for source in sources):
         return False

@@ -268,10 +268,17 @@ def _window(explanation: Explanation, index: int) -> Voi:
     volume, recipe = explanation.volume, explanation.recipe
     if volume.is_color:
         return Window.from_range(0.0, 1.0)  # not used
+<<<<<<< HEAD
     windows = list_windows(recipe)
     found = choose_voi(
         volume, windows[len(windows) // 2], recipe.percentiles, full_range=recipe.has_full_range
     )
+=======
+    # a recipe makes Windows of pairs: a tuple is three windows
+    window: Any = recipe.window
+    window = window[1] if isinstance(window, tuple) else window
+    found = choose_voi(volume, window, recipe.percentiles, full_range=recipe.has_full_range)
+>>>>>>> n-recipes
     return found[index if len(found) > 1 else 0]
 
 

@@ -107,10 +107,17 @@ def test_enlarging_equals_interpolation_by_torch_and_by_world_coordinates_of_mon
     scale = np.array(volume.shape[1:]) / (12, 20, 21)
     target = volume.affine @ np.diag([*scale, 1.0])
     target[:3, 3] = volume.affine[:3, :3] @ ((scale - 1) / 2) + volume.affine[:3, 3]
+<<<<<<< HEAD
     affine, wanted = (torch.from_numpy(geometry.ras_from_lps(a)) for a in (volume.affine, target))
     image = MetaTensor(shown.permute(0, 3, 2, 1), affine=affine)
     resample = SpatialResample(mode="bilinear", padding_mode="border", dtype=np.float64)
     by_monai: Any = resample(image, dst_affine=wanted, spatial_size=(21, 20, 12))
+=======
+    here, there = (torch.from_numpy(geometry.ras_from_lps(a)) for a in (volume.affine, target))
+    image = MetaTensor(shown.permute(0, 3, 2, 1), affine=here)
+    resample = SpatialResample(mode="bilinear", padding_mode="border", dtype=np.float64)
+    by_monai: Any = resample(image, dst_affine=there, spatial_size=(21, 20, 12))
+>>>>>>> n-recipes
     assert torch.allclose(found, by_monai.as_tensor().permute(0, 3, 2, 1).float(), atol=1e-4)
 
 
@@ -195,9 +202,15 @@ def test_buffers_and_many_sources_in_three_dimensions() -> None:
 
 
 def test_a_network_in_3d_is_trained_on_a_dataset_of_volumes(tmp_path: Path) -> None:
-    medimg.phantom.write_ct_dataset(tmp_path / "ct", patients=4, slices=4, size=32)
     table = tmp_path / "labels.csv"
-    series = sorted(p for p in (tmp_path / "ct").rglob("*") if p.is_dir() and not list(p.glob("*/")))
+    series = [tmp_path / name for name in "ab"]
+    for n, folder in enumerate(series):
+        uids: dict[str, Any] = {
+            "SeriesInstanceUID": f"1.2.9.{n}",
+            "StudyInstanceUID": f"1.2.8.{n}",
+            "PatientID": f"P{n}",
+        }
+        write_stack(folder, [0.0, 2.0, 4.0][: 3 - n], **uids)
     rows = [f"{folder},{n % 2}" for n, folder in enumerate(series)]
     table.write_text("path,label\n" + "\n".join(rows) + "\n")
     recipe = medimg.Preprocess(dims=3, size=(4, 8, 8), window="lung")
@@ -225,7 +238,7 @@ def test_a_network_in_3d_is_trained_on_a_dataset_of_volumes(tmp_path: Path) -> N
         loss = F.cross_entropy(network(batch.images), batch.labels)
         loss.backward()
     flat = plain.with_preprocess(medimg.Preprocess(window="lung", size=8))
-    assert flat[0][0].shape == (4, 3, 8, 8)
+    assert flat[0][0].shape == (3, 3, 8, 8)
     gray = (recipe.render(plain.series[0]).planes[0, 0]).double()
     assert np.allclose(
         _compute_item_statistics(plain, [0])[0], compute_statistics(gray).mean(dim=0), atol=1e-5
