@@ -18,7 +18,6 @@ from medimg.core.geometry import display_code
 from medimg.core.volume import Volume
 from medimg.core.window import Voi, Window
 from medimg.errors import GeometryError, TrainingError
-from medimg.preprocessing._slice_selection import list_windows
 from medimg.preprocessing.preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -268,17 +267,10 @@ def _window(explanation: Explanation, index: int) -> Voi:
     volume, recipe = explanation.volume, explanation.recipe
     if volume.is_color:
         return Window.from_range(0.0, 1.0)  # not used
-<<<<<<< HEAD
-    windows = list_windows(recipe)
-    found = choose_voi(
-        volume, windows[len(windows) // 2], recipe.percentiles, full_range=recipe.has_full_range
-    )
-=======
     # a recipe makes Windows of pairs: a tuple is three windows
     window: Any = recipe.window
     window = window[1] if isinstance(window, tuple) else window
     found = choose_voi(volume, window, recipe.percentiles, full_range=recipe.has_full_range)
->>>>>>> n-recipes
     return found[index if len(found) > 1 else 0]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import warnings
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -50,13 +50,8 @@ def assert_same_places(image: Any, volume: medimg.Volume) -> None:
 
 def test_the_class_is_one_of_monai() -> None:
     assert issubclass(medimg.MedImgReader, ImageReader)
-<<<<<<< HEAD
-    reader: Any = pickle.loads(pickle.dumps(medimg.MedImgReader(on_missing="warn")))
-    assert isinstance(reader, ImageReader)
-=======
     reader = pickle.loads(pickle.dumps(medimg.MedImgReader(on_missing="warn")))
     assert isinstance(reader, medimg.MedImgReader)
->>>>>>> n-recipes
     assert reader.reading == {"on_missing": "warn"}
 
 
@@ -74,12 +69,8 @@ def test_a_folder_of_dicom_by_class_instance_and_name(tmp_path: Path) -> None:
     assert torch.equal(torch.as_tensor(loaded.meta["original_affine"]), loaded.affine)
     # all files, as a list, are the same series
     assert torch.equal(LoadImage(reader=medimg.MedImgReader)(sorted(tmp_path.iterdir())), loaded)
-<<<<<<< HEAD
-    by_key = LoadImaged(keys="image", reader=cast("Any", medimg.MedImgReader()))({"image": tmp_path})
-=======
     by_class: Any = medimg.MedImgReader()
     by_key = LoadImaged(keys="image", reader=by_class)({"image": tmp_path})
->>>>>>> n-recipes
     assert torch.equal(by_key["image"], loaded)
     # values keep their type, and may be written to
     array, _ = medimg.MedImgReader().get_data(medimg.MedImgReader().read(tmp_path))

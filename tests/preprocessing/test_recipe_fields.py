@@ -160,13 +160,8 @@ def test_arrays_and_tensors_are_volumes_without_geometry() -> None:
     array = RNG.integers(0, 900, (4, 12, 20)).astype(np.int16)
     volume = medimg.Volume(array[None], geometry.image_affine(), space="image")
     expected = recipe(volume)
-<<<<<<< HEAD
-    source: Any
-    for source in (array, array[None], torch.from_numpy(array)):
-=======
     known: list[Any] = [array, array[None], torch.from_numpy(array)]
     for source in known:
->>>>>>> n-recipes
         assert torch.equal(recipe(source), expected)
     assert torch.equal(recipe(array[1])[0], expected[1])
     with pytest.raises(PreprocessError, match="three slices or three colors"):

@@ -107,17 +107,10 @@ def test_enlarging_equals_interpolation_by_torch_and_by_world_coordinates_of_mon
     scale = np.array(volume.shape[1:]) / (12, 20, 21)
     target = volume.affine @ np.diag([*scale, 1.0])
     target[:3, 3] = volume.affine[:3, :3] @ ((scale - 1) / 2) + volume.affine[:3, 3]
-<<<<<<< HEAD
-    affine, wanted = (torch.from_numpy(geometry.ras_from_lps(a)) for a in (volume.affine, target))
-    image = MetaTensor(shown.permute(0, 3, 2, 1), affine=affine)
-    resample = SpatialResample(mode="bilinear", padding_mode="border", dtype=np.float64)
-    by_monai: Any = resample(image, dst_affine=wanted, spatial_size=(21, 20, 12))
-=======
     here, there = (torch.from_numpy(geometry.ras_from_lps(a)) for a in (volume.affine, target))
     image = MetaTensor(shown.permute(0, 3, 2, 1), affine=here)
     resample = SpatialResample(mode="bilinear", padding_mode="border", dtype=np.float64)
     by_monai: Any = resample(image, dst_affine=there, spatial_size=(21, 20, 12))
->>>>>>> n-recipes
     assert torch.allclose(found, by_monai.as_tensor().permute(0, 3, 2, 1).float(), atol=1e-4)
 
 

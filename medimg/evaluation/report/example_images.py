@@ -122,15 +122,10 @@ def to_pixels(image: Any, recipe: Recipe) -> NDArray[np.uint8]:
         # a protocol of recipes that need not know volumes
         is_volume = getattr(recipe, "dims", 2) == 3
         array = array[:, array.shape[1] // 2] if is_volume else array[len(array) // 2]
-<<<<<<< HEAD
-    factors = (0.0, 1.0) if recipe.mean is None or recipe.std is None else (recipe.mean, recipe.std)
-    mean, std = (np.asarray(v, dtype=np.float64).reshape(-1, 1, 1) for v in factors)
-=======
     mean: Any = 0.0
     std: Any = 1.0
     if recipe.mean is not None and recipe.std is not None:
         mean, std = (np.asarray(v, dtype=np.float64).reshape(-1, 1, 1) for v in (recipe.mean, recipe.std))
->>>>>>> n-recipes
     pixels = np.floor(np.clip(array * std + mean, 0, 1) * 255 + 0.5).astype(np.uint8)
     spread = int(np.ptp(pixels.astype(np.int16), axis=0).max())
     if recipe.channels == "repeat" and spread > 1:
