@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from medimg.core.progress import Progress
     from medimg.preprocessing.preprocess import Preprocess
 
-__all__ = ["EvaluationDataset", "FitHistory", "LabeledDataset", "Model", "Recipe"]
+__all__ = ["EvaluationDataset", "FitHistory", "LabeledDataset", "Model", "Recipe", "ScoredDataset"]
 
 
 class _Dataset(Protocol):
@@ -105,12 +105,12 @@ class Model(Protocol):
         """Return the probabilities (n, K) of every item of a dataset."""
 
 
-class EvaluationDataset(_Dataset, Protocol):
-    """The part of :class:`medimg.ImageDataset` that evaluation needs."""
+class ScoredDataset(_Dataset, Protocol):
+    """What the scores of predictions need to know of their items."""
 
     @property
-    def preprocess(self) -> Recipe:
-        """Preprocessing of the items."""
+    def preprocess(self) -> Recipe | None:
+        """Preprocessing of the items, if it is known."""
 
     @property
     def series_uids(self) -> tuple[str, ...]:
@@ -119,6 +119,14 @@ class EvaluationDataset(_Dataset, Protocol):
     @property
     def sources(self) -> tuple[str, ...]:
         """File or folder of each item; never shown."""
+
+
+class EvaluationDataset(ScoredDataset, Protocol):
+    """The part of :class:`medimg.ImageDataset` that evaluation needs."""
+
+    @property
+    def preprocess(self) -> Recipe:
+        """Preprocessing of the items."""
 
     def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
 

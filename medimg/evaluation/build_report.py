@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-    from medimg.data.protocols import EvaluationDataset, Model
+    from medimg.data.protocols import Model, ScoredDataset
     from medimg.evaluation.report.example_images import GetPixels
 
 __all__ = ["NOT_CHECKED", "ReportSettings", "build_report"]
@@ -60,7 +60,7 @@ class ReportSettings:
 
 
 def build_report(
-    dataset: EvaluationDataset,
+    dataset: ScoredDataset,
     probabilities: NDArray[np.float64],
     settings: ReportSettings,
     *,

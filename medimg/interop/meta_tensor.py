@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 
@@ -181,7 +181,7 @@ def _move_channels(tensor: MetaTensor) -> MetaTensor:
     sizes = tensor.meta.get("spatial_shape")
     size = () if sizes is None else tuple(int(n) for n in np.ravel(sizes))
     if stated == "no_channel" or (isinstance(stated, float) and np.isnan(stated)):
-        return tensor[None] if len(size) == len(shape) else tensor
+        return cast("MetaTensor", tensor[None]) if len(size) == len(shape) else tensor
     if stated not in (-1, len(shape) - 1) or size != shape[:-1]:
         return tensor
     if size == shape[1:]:
@@ -189,7 +189,7 @@ def _move_channels(tensor: MetaTensor) -> MetaTensor:
             f"the MetaTensor has the shape {shape}, with channels first or last; say that they are first by "
             'meta["original_channel_dim"] = 0'
         )
-    return tensor.moveaxis(-1, 0)
+    return cast("MetaTensor", tensor.moveaxis(-1, 0))
 
 
 def _extend_plane(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -84,7 +84,7 @@ def to_nibabel(volume: Volume | Explanation) -> Nifti1Image:
     warn_of_inversion(volume, "NIfTI")
     array = _to_axes(volume)
     affine = geometry.ras_from_lps(volume.affine)
-    kind = nib.Nifti1Image if max(array.shape) <= _MAX_SIZE else nib.Nifti2Image
+    kind: Any = nib.Nifti1Image if max(array.shape) <= _MAX_SIZE else nib.Nifti2Image
     image = kind(array, affine, dtype=array.dtype)
     image.header.set_xyzt_units("mm")
     if volume.space == "image":

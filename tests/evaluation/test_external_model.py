@@ -45,10 +45,11 @@ def columns(report: medimg.Report) -> Any:
     return report.predictions[[f"p_{name}" for name in report.classes]].to_numpy()
 
 
-def expected(net: Net, dataset: FakeDataset, activation: Any) -> np.ndarray:
+def expected(net: Net, dataset: FakeDataset, activation: Any) -> Any:
     net.eval()
     with torch.no_grad():
-        return activation(net(torch.stack([dataset[n][0] for n in range(len(dataset))])).double()).numpy()
+        images = torch.stack([dataset[n][0] for n in range(len(dataset))])
+        return activation(net(images).double()).numpy()
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -87,7 +88,7 @@ def test_one_output_is_the_second_of_two_classes(squeeze: bool) -> None:
 def test_a_function_of_probabilities() -> None:
     dataset = data()
 
-    def constant(images: torch.Tensor) -> np.ndarray:
+    def constant(images: torch.Tensor) -> Any:
         return np.tile(np.array([0.2, 0.5, 0.3], np.float32), (len(images), 1))
 
     report = evaluate(constant, dataset, outputs="probabilities")

@@ -122,7 +122,7 @@ def test_batches_and_pending_transforms_are_errors() -> None:
         medimg.from_monai(cast("Any", batch))
     lazy = Orientation("RAS", labels=None, lazy=True)(medimg.to_monai(make_volume()))
     with pytest.raises(ReadError, match="lazy transforms that are not applied yet"):
-        medimg.from_monai(lazy)
+        medimg.from_monai(cast("Any", lazy))
 
 
 def test_affines_to_lps_and_of_two_axes_are_followed() -> None:
