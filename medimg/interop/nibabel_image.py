@@ -85,7 +85,7 @@ def to_nibabel(volume: Volume | Explanation) -> Nifti1Image:
     array = _to_axes(volume)
     affine = geometry.ras_from_lps(volume.affine)
     kind: Any = nib.Nifti1Image if max(array.shape) <= _MAX_SIZE else nib.Nifti2Image
-    image = kind(array, affine, dtype=array.dtype)
+    image: nib.Nifti1Image = kind(array, affine, dtype=array.dtype)
     image.header.set_xyzt_units("mm")
     if volume.space == "image":
         image.header.set_zooms((*volume.spacing[::-1], *[1.0] * (array.ndim - 3)))
