@@ -353,6 +353,7 @@ def test_a_palette_does_not_change_segment_numbers(tmp_path: Path, sop_class: st
         PhotometricInterpretation="PALETTE COLOR",
         RescaleSlope=None,
         RescaleIntercept=None,
+        SpacingBetweenSlices=1,
     )
     for color, table in (("Red", (0, 9, 0, 0)), ("Green", (0, 0, 9, 0)), ("Blue", (0, 0, 0, 9))):
         setattr(ds, f"{color}PaletteColorLookupTableDescriptor", [4, 0, 16])
