@@ -17,7 +17,7 @@ from medimg.errors import MedimgError
 
 @pytest.fixture(autouse=True)
 def unconfigured() -> Iterator[None]:
-    """Logging as in a new process: cut off from the root, which has pytest's handlers; then restored."""
+    """Logging as in a new process, cut off from the root, which has the handlers of pytest."""
     own = logging.getLogger("medimg")
     before = own.level, own.propagate, list(own.handlers)
     own.handlers, own.propagate = [], False

@@ -55,18 +55,19 @@ def test_long_tasks_are_logged_where_there_is_no_terminal(
 
     def items() -> Iterator[int]:
         for n in range(1200):
-            clock.now += 0.1
+            clock.now += 0.125
             yield n
 
     assert (
         len(list(progress_bar(items(), desc="embedding", unit="batch", progress="auto", total=1200))) == 1200
     )
     assert caplog.messages == [
-        "embedding: 100 of 1,200 batches, 10 s",
-        "embedding: 400 of 1,200 batches, 40 s",
-        "embedding: 700 of 1,200 batches, 70 s",
-        "embedding: 1,000 of 1,200 batches, 100 s",
-        "embedding: 1,200 of 1,200 batches, 120 s",
+        "embedding: 80 of 1,200 batches, 10 s",
+        "embedding: 320 of 1,200 batches, 40 s",
+        "embedding: 560 of 1,200 batches, 70 s",
+        "embedding: 800 of 1,200 batches, 100 s",
+        "embedding: 1,040 of 1,200 batches, 130 s",
+        "embedding: 1,200 of 1,200 batches, 150 s",
     ]
 
 
