@@ -17,6 +17,7 @@ expected and what to do. Names, birth dates and identifiers of patients never ap
     │   ├── DuplicateSlicesError
     │   ├── TiltedGantryError
     │   └── GeometryError
+    ├── WriteError
     ├── PreprocessError
     ├── DatasetError
     │   └── LeakageError
@@ -48,6 +49,7 @@ __all__ = [
     "TrainingError",
     "TruncatedError",
     "WeightsUnavailableError",
+    "WriteError",
 ]
 
 
@@ -93,6 +95,10 @@ class TiltedGantryError(SeriesError):
 
 class GeometryError(SeriesError):
     """Positions, orientations or sizes contradict each other."""
+
+
+class WriteError(MedimgError):
+    """An image can't be written: the format is unknown, or can't hold its values or colors."""
 
 
 class PreprocessError(MedimgError):

@@ -12,9 +12,11 @@ import torch
 from torch.utils.data import Dataset
 
 from medimg._public import set_module
-from medimg._validation import check_choice
+from medimg._validation import check_choice, check_path, check_text
 from medimg.data import _labels
 from medimg.data._image_store import ImageStore
+from medimg.data._label_arrays import label_arrays
+from medimg.data._npz import read_npz
 from medimg.data.acquisition_tags import read_missing_elements
 from medimg.data.cache.image_cache import as_cache
 from medimg.data.cache.images import decode_intensity, normalize_images
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from medimg.core.read_report import Skipped
+    from medimg.core.volume import Volume
     from medimg.data._labels import LabeledSeries, PatientRule
     from medimg.data.cache.image_cache import ImageCache
     from medimg.data.identifiers import FilePatients
@@ -59,9 +62,9 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
     """
     Images with labels and patients, read and preprocessed on demand.
 
-    Use :meth:`from_folder` or :meth:`from_csv` to make one. Images are kept in memory once they are rendered,
-    up to `memory` bytes, or in a cache on disk. Preprocessing is the same as in prediction, bit-for-bit but
-    for rounding in a cache.
+    Use :meth:`from_folder`, :meth:`from_csv`, :meth:`from_arrays` or :meth:`from_npz` to make one. Images are
+    kept in memory once they are rendered, up to `memory` bytes, or in a cache on disk. Preprocessing is the
+    same as in prediction, bit-for-bit but for rounding in a cache.
 
     Parameters
     ----------
@@ -292,6 +295,185 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             memory=memory,
             cache=cache,
             reading=reading,
+        )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        images: npt.ArrayLike | Sequence[npt.ArrayLike | Volume],
+        labels: npt.ArrayLike | None = None,
+        *,
+        patients: Sequence[object] | None = None,
+        domains: Sequence[object] | None = None,
+        classes: Sequence[str] | None = None,
+        axes: str | None = None,
+        color: bool | None = None,
+        spacing: float | Sequence[float] | None = None,
+        modality: str = "",
+        units: str = "raw",
+        preprocess: Preprocess | None = None,
+        unit: Unit = "slice",
+        memory: int = _MEMORY,
+        cache: str | Path | ImageCache | None = None,
+    ) -> ImageDataset:
+        """
+        Make a dataset of arrays in memory.
+
+        Images are identified by their content, for leakage checks, saved splits and caches. The arrays are
+        not copied; if one is changed later, reading it raises an error.
+
+        Parameters
+        ----------
+        images : array_like, or list of array_like or Volume
+            Images of one size in one array, or a list of images of any size; tensors on the CPU are arrays
+            too. The axes are found by the shape, or named by `axes`:
+
+            ===============  ===================================================================
+            (N, H, W)        grayscale images
+            (N, H, W, 3)     color images; (N, H, W, 1) is grayscale
+            (N, D, H, W)     volumes of more than 4 slices
+            (N, 1, H, W)     grayscale images
+            (N, D, H, W, 3)  color volumes; (N, D, H, W, 1) and (N, 1, D, H, W) are grayscale
+            ===============  ===================================================================
+
+            Other shapes, such as (N, 3, H, W), could be channels or slices, and are an error without `axes`.
+        labels : array_like, optional
+            (N,) or (N, 1): names of classes, or indices into `classes`. (N, K): 0 and 1, for each of K
+            classes whether an image is of it, which makes a multilabel dataset. None: images without labels.
+        patients : sequence, optional
+            Patient of each image. Without it each image counts as a patient of its own, with a warning, as
+            images of one patient in several subsets are a leak.
+        domains : sequence, optional
+            Domain of each image, such as the site or the scanner; see :mod:`medimg.adapt`.
+        classes : sequence of str, optional
+            Names of the classes, in order; by default the names among the labels in natural order, or
+            numbers.
+        axes : str, optional
+            Axes of `images` by letter: N (images), C (channels), D (slices), H and W, such as "NCHW"; for a
+            list those of an image with N in front.
+        color : bool, optional
+            Whether three channels are red, green and blue; by default they are if they are last, or of 8
+            bits.
+        spacing : float or sequence of float, optional
+            Distance between neighbors along (D, H, W), in millimeters, of all arrays.
+        modality, units : str
+            Modality, and units of the values, such as "CT" and "HU", of all arrays.
+        preprocess : Preprocess, optional
+            Preprocessing.
+        unit : {"slice", "series"}
+            Unit of an item: each slice, or the whole image.
+        memory : int
+            Bytes of rendered images to keep in memory.
+        cache : str, Path or ImageCache, optional
+            Cache of rendered images.
+
+        Returns
+        -------
+        ImageDataset
+
+        Raises
+        ------
+        DatasetError
+            If shapes are ambiguous, lengths differ, or a label is invalid.
+
+        Examples
+        --------
+        >>> images = np.random.default_rng(0).integers(0, 256, (6, 28, 28), np.uint8)
+        >>> data = ImageDataset.from_arrays(
+        ...     images, [0, 1, 0, 1, 0, 1], classes=["benign", "malignant"], patients=[1, 1, 2, 2, 3, 4]
+        ... )
+        >>> data
+        ImageDataset(6 slices from 6 series of 4 patients (benign 3, malignant 3))
+        >>> image, label = data[1]
+        >>> tuple(image.shape), label
+        ((3, 224, 224), 1)
+        """
+        labeled, names, task = label_arrays(
+            images,
+            labels,
+            patients=patients,
+            domains=domains,
+            classes=classes,
+            axes=axes,
+            color=color,
+            facts={"spacing": spacing, "modality": modality, "units": units},
+            name="array",
+        )
+        return cls(
+            labeled,
+            classes=names,
+            preprocess=preprocess,
+            unit=unit,
+            task=task,
+            memory=memory,
+            cache=cache,
+        )
+
+    @classmethod
+    def from_npz(
+        cls,
+        path: str | Path,
+        split: str | None = "train",
+        *,
+        classes: Sequence[str] | None = None,
+        preprocess: Preprocess | None = None,
+        unit: Unit = "slice",
+        axes: str | None = None,
+        memory: int = _MEMORY,
+        cache: str | Path | ImageCache | None = None,
+    ) -> ImageDataset:
+        """
+        Make a dataset of one split of an ``.npz`` file, as MedMNIST's are, in 2-D and 3-D.
+
+        Parameters
+        ----------
+        path : str or Path
+            File with the arrays ``train_images``, ``train_labels``, ``val_images`` and so on.
+        split : str or None
+            "train", "val", "test", or another name before ``_images``; None for arrays ``images`` and
+            ``labels``.
+        classes : sequence of str, optional
+            Names of the classes, in the order of the indices; numbers by default, as the files have no names.
+        preprocess : Preprocess, optional
+            Preprocessing.
+        unit : {"slice", "series"}
+            Unit of an item; "series" for volumes.
+        axes : str, optional
+            Axes of the images; see :meth:`from_arrays`.
+        memory : int
+            Bytes of rendered images to keep in memory.
+        cache : str, Path or ImageCache, optional
+            Cache of rendered images.
+
+        Returns
+        -------
+        ImageDataset
+            Each image counts as a patient of its own, as the files do not name patients.
+
+        Raises
+        ------
+        DatasetError
+            If the file can't be read, has no such split, or its arrays are invalid.
+
+        Examples
+        --------
+        >>> train, val, test = (
+        ...     ImageDataset.from_npz("pneumoniamnist.npz", split, classes=["normal", "pneumonia"])
+        ...     for split in ("train", "val", "test")
+        ... )  # doctest: +SKIP
+        """
+        if split is not None:
+            check_text("split", split, error=DatasetError)
+        images, labels, name = read_npz(check_path("path", path, error=DatasetError), split)
+        labeled, names, task = label_arrays(images, labels, classes=classes, axes=axes, name=name)
+        return cls(
+            labeled,
+            classes=names,
+            preprocess=preprocess,
+            unit=unit,
+            task=task,
+            memory=memory,
+            cache=cache,
         )
 
     @property

@@ -228,7 +228,8 @@ def warn_of_unknown_patients(labeled: Sequence[LabeledSeries]) -> None:
     if unknown:
         warnings.warn(
             f"{unknown} of {len(labeled)} images have no known patient (no identifier, or a placeholder), "
-            "and each counts as a patient of its own: if some share a patient, splits leak; pass patient=",
+            "and each counts as a patient of its own: if some share a patient, splits leak; pass patient=, "
+            "or patients= with arrays",
             MedimgWarning,
             stacklevel=4,
         )

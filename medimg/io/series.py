@@ -113,8 +113,8 @@ class Series:
     files : tuple of str
         Paths, in the order of the slices; duplicates of images are listed last.
     format : str
-        "DICOM", "NIfTI", "NRRD", "MetaImage", "PNG", "JPEG", "TIFF", "BMP", "WebP", "GIF", or the format of a
-        plug-in.
+        "DICOM", "NIfTI", "NRRD", "MetaImage", "PNG", "JPEG", "TIFF", "BMP", "WebP", "GIF", the format of a
+        plug-in, or "array" for an array in memory.
     reader : SliceReader
         Reader of the pixels; :meth:`read` calls it.
     patient_id : str
