@@ -39,6 +39,7 @@ _HOMES = {
     "embed": "medimg.features.embed",
     "domain_shift": "medimg.adapt.shift",
     "evaluate": "medimg.evaluation.evaluate",
+    "score": "medimg.evaluation.score",
     "explain": "medimg.saliency.explain",
     "fine_tune": "medimg.training.fine_tune",
     "fit_head": "medimg.training.fit_head",

@@ -28,6 +28,7 @@ from medimg.evaluation.cross_validation import CrossValidation as CrossValidatio
 from medimg.evaluation.cross_validation import cross_validate as cross_validate
 from medimg.evaluation.evaluate import evaluate as evaluate
 from medimg.evaluation.report.report import Report as Report
+from medimg.evaluation.score import score as score
 from medimg.features.embed import Embeddings as Embeddings
 from medimg.features.embed import embed as embed
 from medimg.io.read import read as read

@@ -195,7 +195,7 @@ def test_reading_and_predicting(neutral: Path, said: Said) -> None:
     model = medimg.TransferClassifier("squeezenet1_1", classes=("a", "b"), weights=None, preprocess=RECIPE)
     said.add("index", repr(index))
     said.add("volume", repr(volume) + str(volume.report) + volume._repr_html_())
-    for unit in ("series", "slice"):
+    for unit in ("series", "image"):
         table = model.predict([neutral], unit=unit)
         said.add(f"table of {unit}", table.to_csv(), uids=True)
         said.add(f"attributes of {unit}", repr(table.attrs))

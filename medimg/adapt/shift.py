@@ -22,7 +22,7 @@ from medimg.models.data_checks import check_dataset, check_images, check_same_un
 from medimg.preprocessing.preprocess import check_same_preprocessing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -82,6 +82,7 @@ def domain_shift(
     seed: int = 0,
     limit: int | None = 1000,
     batch_size: int = 32,
+    workers: int | None = None,
     progress: bool = False,
 ) -> ShiftReport:
     """
@@ -102,6 +103,8 @@ def domain_shift(
         Largest number of items of each dataset that are read, sampled at random; None for all.
     batch_size : int
         Number of images per batch.
+    workers : int, optional
+        Number of processes that read the images for embeddings; by default they are read in this process.
     progress : bool
         Whether to show a progress bar.
 
@@ -140,7 +143,8 @@ def domain_shift(
     pictures = [_compare_numbers(name, *(s[:, n] for s in statistics)) for n, name in enumerate(STATISTICS)]
     distances = None
     if model is not None:
-        distances = _compare_embeddings(model, samples, folds, seed, batch_size, progress=progress)
+        options = {"batch_size": batch_size, "workers": workers, "progress": progress}
+        distances = _compare_embeddings(model, samples, folds, seed, options)
     return ShiftReport(
         items=(len(source), len(target)),
         patients=(len(set(source.patients)), len(set(target.patients))),
@@ -239,14 +243,9 @@ def _compare_embeddings(
     samples: list[_Sample],
     folds: int,
     seed: int,
-    batch_size: int,
-    *,
-    progress: bool,
+    options: Mapping[str, Any],
 ) -> Distances:
-    pooled = [
-        item_features(model, sample.subset(), batch_size=batch_size, progress=progress).pooled("mean")
-        for sample in samples
-    ]
+    pooled = [item_features(model, sample.subset(), **options).pooled("mean") for sample in samples]
     source, target = (embeddings.double() for embeddings in pooled)
     patients = [[sample.data.patients[n] for n in sample.indices] for sample in samples]
     distance = proxy_a_distance(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from medimg.errors import GeometryError
+from medimg.errors import GeometryError, also
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -220,7 +220,7 @@ def ascending_slices(slices: Sequence[int], depth: int) -> list[int]:
     try:
         chosen = [operator.index(i) for i in slices]
     except TypeError:
-        raise GeometryError(
+        raise also(GeometryError, TypeError)(
             f"expected several whole numbers, indices of {depth} slices; found a {type(slices).__name__}"
         ) from None
     if not chosen or chosen[0] < 0 or chosen[-1] >= depth or (np.diff(chosen) <= 0).any():

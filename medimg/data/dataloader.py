@@ -207,7 +207,7 @@ def make_training_loader(
     items: LabeledDataset,
     *,
     batch_size: int,
-    num_workers: int,
+    workers: int,
     pin_memory: bool,
     sampler: EpochSampler,
 ) -> DataLoader[tuple[Tensor, Any, int]]:
@@ -221,13 +221,13 @@ def make_training_loader(
         _IndexedDataset(items),
         batch_size=batch_size,
         sampler=sampler,
-        num_workers=num_workers,
+        num_workers=workers,
         collate_fn=collate,
         pin_memory=pin_memory,
         drop_last=count > batch_size > 1 and count % batch_size == 1,
         # otherwise a loader draws from torch's global random state
         generator=torch.Generator(),
-        persistent_workers=num_workers > 0,
+        persistent_workers=workers > 0,
     )
 
 
@@ -244,7 +244,7 @@ def make_evaluation_loader(
     items: LabeledDataset,
     *,
     batch_size: int,
-    num_workers: int,
+    workers: int,
     pin_memory: bool = False,
     share: Share | None = None,
 ) -> DataLoader[tuple[Tensor, Any, int]]:
@@ -253,9 +253,9 @@ def make_evaluation_loader(
         _IndexedDataset(items),
         batch_size=batch_size,
         sampler=_SharedSampler(len(items), share or Share()),
-        num_workers=num_workers,
+        num_workers=workers,
         collate_fn=collate,
         pin_memory=pin_memory,
-        persistent_workers=num_workers > 0,
+        persistent_workers=workers > 0,
         generator=torch.Generator(),
     )

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from medimg._public import set_module
-from medimg._validation import check_choice, check_path, check_text
+from medimg._validation import check_choice, check_item_unit, check_path, check_text
 from medimg.data import _labels
 from medimg.data._image_store import ImageStore
 from medimg.data._label_arrays import label_arrays
@@ -74,8 +74,9 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         Names of the classes; the label of an item is an index into them.
     preprocess : Preprocess, optional
         Preprocessing; ``Preprocess()`` by default.
-    unit : {"slice", "series"}
-        Unit of an item: one image (3, H, W) with its series' label, or a bag of all images (N, 3, H, W).
+    unit : {"image", "series"}
+        Unit of an item: one image (3, H, W), such as a slice, with its series' label ("slice" is accepted,
+        too), or a bag of all images (N, 3, H, W).
     task : {"multiclass", "multilabel"}
         Whether a label is a class index (int) or a (K,) float32 tensor of 0 and 1.
     skipped : sequence of Skipped
@@ -100,14 +101,14 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         *,
         classes: Sequence[str],
         preprocess: Preprocess | None = None,
-        unit: Unit = "slice",
+        unit: Unit = "image",
         task: Task = "multiclass",
         skipped: Sequence[Skipped] = (),
         memory: int = _MEMORY,
         cache: str | Path | ImageCache | None = None,
         reading: Mapping[str, str] | None = None,
     ) -> None:
-        check_choice("unit", unit, get_args(Unit), error=DatasetError)
+        unit = check_item_unit(unit)
         check_choice("task", task, get_args(Task), error=DatasetError)
         if not labeled:
             raise DatasetError("a dataset needs at least one image")
@@ -134,7 +135,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         preprocess: Preprocess | None = None,
         *,
         label: Literal["folder"] | None = "folder",
-        unit: Unit = "slice",
+        unit: Unit = "image",
         patient: PatientRule = None,
         file_patients: FilePatients = "check",
         classes: Sequence[str] | None = None,
@@ -155,7 +156,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         label : {"folder"} or None
             Whether subfolders are classes; None: all images below `root`, without labels, as for
             :mod:`medimg.adapt` and :func:`medimg.domain_shift`.
-        unit : {"slice", "series"}
+        unit : {"image", "series"}
             Unit of an item.
         patient : str or callable, optional
             Patient by path, if the files have no Patient ID: a regular expression, such as
@@ -212,7 +213,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         domain: str | None = None,
         preprocess: Preprocess | None = None,
         root: str | Path | None = None,
-        unit: Unit = "slice",
+        unit: Unit = "image",
         classes: Sequence[str] | None = None,
         memory: int = _MEMORY,
         cache: str | Path | ImageCache | None = None,
@@ -244,7 +245,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             Preprocessing.
         root : str or Path, optional
             Folder that paths are relative to; by default that of the table.
-        unit : {"slice", "series"}
+        unit : {"image", "series"}
             Unit of an item.
         classes : sequence of str, optional
             Order of the classes; by default natural order ("2" before "10"). For multilabel, other names for

@@ -29,7 +29,7 @@ class _Dataset(Protocol):
 
     @property
     def unit(self) -> str:
-        """Unit of an item: ``"slice"`` or ``"series"``."""
+        """Unit of an item: ``"image"`` or ``"series"``."""
 
     @property
     def labels(self) -> NDArray[Any]:
@@ -99,7 +99,7 @@ class Model(Protocol):
         """Name of the pretrained weights; None if trained from scratch."""
 
     def predict_proba(
-        self, dataset: Any, *, batch_size: int = 32, progress: bool = False
+        self, dataset: Any, *, batch_size: int = 32, workers: int | None = None, progress: bool = False
     ) -> NDArray[np.float64]:
         """Return the probabilities (n, K) of every item of a dataset."""
 

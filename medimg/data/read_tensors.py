@@ -21,7 +21,7 @@ from medimg.core.volume import Volume
 from medimg.data.cache.image_cache import as_cache
 from medimg.data.image_loader import ImageLoader, ResolvedSource
 from medimg.data.items import make_policies
-from medimg.errors import MedimgError, PreprocessError
+from medimg.errors import MedimgError, PreprocessError, also
 from medimg.io.series import Series
 from medimg.io.sources import is_buffer
 from medimg.preprocessing.output_buffer import open_output
@@ -292,7 +292,9 @@ def check_sources(
     """Return several sources; PreprocessError if they or the options are invalid."""
     check_choice("on_error", on_error, get_args(OnError), error=PreprocessError)
     if recipe is not None and not isinstance(recipe, Preprocess):
-        raise PreprocessError(f"recipe must be a Preprocess; found a {type(recipe).__name__}")
+        raise also(PreprocessError, TypeError)(
+            f"recipe must be a Preprocess; found a {type(recipe).__name__}"
+        )
     worker_count(workers)
     if isinstance(sources, str | os.PathLike | Series | Volume) or is_buffer(sources):
         raise PreprocessError(
@@ -300,7 +302,7 @@ def check_sources(
             "series of a folder: medimg.scan(folder)"
         )
     if not isinstance(sources, Iterable):
-        raise PreprocessError(f"expected several sources, found a {type(sources).__name__}")
+        raise also(PreprocessError, TypeError)(f"expected several sources, found a {type(sources).__name__}")
     return cast("Iterable[_AnySource]", sources)
 
 

@@ -16,6 +16,8 @@ __all__ = ["Unit", "check_pair", "check_units", "get_thresholds", "make_units"]
 
 Unit = Literal["patient", "series", "image"]
 
+_ROUNDING = 1e-6
+
 
 def make_units(
     dataset: EvaluationDataset,
@@ -75,7 +77,7 @@ def _group_items(
     if unit == "image" and dataset.unit == "series":
         raise DatasetError(
             "unit='image' was requested, but each item of this dataset is a whole series; use unit='series' "
-            "or 'patient', or a dataset with unit='slice'"
+            "or 'patient', or a dataset with unit='image'"
         )
     truth = _check_labels(dataset)
     patient, patient_names = _number_patients(dataset)
@@ -130,13 +132,14 @@ def _check_probabilities(
             "from 0 to 1: training may have diverged, train again with a smaller lr"
         )
     sums = scores.sum(axis=1)
-    if scores.min() < 0 or scores.max() > 1 or (task == "multiclass" and np.abs(sums - 1).max() > 1e-3):
+    outside = scores.min() < -_ROUNDING or scores.max() > 1 + _ROUNDING
+    if outside or (task == "multiclass" and np.abs(sums - 1).max() > 1e-3):
         raise TrainingError(
             f"the model's outputs range from {scores.min():.3g} to {scores.max():.3g} and their sums from "
             f"{sums.min():.3g} to {sums.max():.3g}; expected probabilities: check that predict_proba "
             "applies softmax (multiclass) or sigmoid (multilabel)"
         )
-    return scores
+    return scores.clip(0, 1)
 
 
 def _number_patients(dataset: EvaluationDataset) -> tuple[NDArray[np.int64], tuple[str, ...]]:

@@ -188,7 +188,7 @@ def compare(
     seed: int = 0,
     cache: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
-    num_workers: int = 0,
+    workers: int | None = None,
     device: str | torch.device | None = None,
     accept_license: bool = False,
     progress: bool = False,
@@ -216,8 +216,10 @@ def compare(
         Pooling of series.
     cache : path-like, optional
         Folder for cached embeddings; see :func:`medimg.embed`.
-    batch_size, num_workers : int
-        Number of images per forward pass; number of processes that read.
+    batch_size : int
+        Number of images per forward pass.
+    workers : int, optional
+        Number of processes that read the images; by default they are read in this process.
     device : str or torch.device, optional
         Device to compute on; the CPU by default.
     accept_license : bool
@@ -271,7 +273,7 @@ def compare(
     check_folds(dataset, folds)
     check_units(dataset, scoring.unit)
     fold = assign_folds(np.asarray(dataset.labels), dataset.patients, dataset.task, folds, seed)
-    options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress}
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
     trial = _Trial(dataset, fold, probing, scoring, {"cache": cache, **options}, pool, accept_license, device)
     named = weights if isinstance(weights, Mapping) else dict.fromkeys(names, weights)
     found = [trial.run(name, named.get(name, "DEFAULT")) for name in names]

@@ -176,6 +176,7 @@ def compare_models(
     n_resamples: int = 2000,
     seed: int = 0,
     batch_size: int = 32,
+    workers: int | None = None,
     progress: bool = False,
     second_dataset: EvaluationDataset | None = None,
 ) -> ModelComparison:
@@ -201,6 +202,8 @@ def compare_models(
         Seed for resampling.
     batch_size : int
         Number of images per forward pass.
+    workers : int, optional
+        Number of processes that read the images; by default they are read in this process.
     progress : bool
         Whether to show progress bars.
     second_dataset : ImageDataset, optional
@@ -251,7 +254,7 @@ def compare_models(
         notes += [f"The {which} model: {note}" for note in list_training_overlap(model, images, "raise")]
     found = []
     for model, images in pairs:
-        probabilities = model.predict_proba(images, batch_size=batch_size, progress=progress)
+        probabilities = model.predict_proba(images, batch_size=batch_size, workers=workers, progress=progress)
         found.append(make_units(images, probabilities, unit, get_thresholds(model)))
     classes = tuple(dataset.classes)
     support = Support.count(found[0].truth, dataset.task, classes)

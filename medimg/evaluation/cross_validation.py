@@ -128,7 +128,7 @@ def cross_validate(
     seed: int = 0,
     cache: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
-    num_workers: int = 0,
+    workers: int | None = None,
     progress: bool = False,
 ) -> CrossValidation:
     """
@@ -164,8 +164,10 @@ def cross_validate(
         Seed for folds and resampling.
     cache : path-like, optional
         Folder for cached embeddings; see :func:`medimg.embed`.
-    batch_size, num_workers : int
-        Number of images per forward pass; number of processes that read.
+    batch_size : int
+        Number of images per forward pass.
+    workers : int, optional
+        Number of processes that read the images; by default they are read in this process.
     progress : bool
         Whether to show a progress bar.
 
@@ -213,9 +215,7 @@ def cross_validate(
     check_folds(dataset, folds)
     check_units(dataset, scoring.unit)
     fold = assign_folds(np.asarray(dataset.labels), dataset.patients, dataset.task, folds, seed)
-    data = embed_items(
-        model, dataset, cache=cache, batch_size=batch_size, num_workers=num_workers, progress=progress
-    )
+    data = embed_items(model, dataset, cache=cache, batch_size=batch_size, workers=workers, progress=progress)
     return validate_folds(data, dataset, fold, probing, scoring, started=started)
 
 

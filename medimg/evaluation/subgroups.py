@@ -65,7 +65,8 @@ def find_subgroups(dataset: Any, subgroups: Subgroups | None) -> dict[str, list[
     rules: dict[str, GroupRule]
     if isinstance(subgroups, str):
         rules = {subgroups: subgroups}
-    elif isinstance(subgroups, Mapping):
+    elif isinstance(subgroups, Mapping) or hasattr(subgroups, "columns"):
+        # a table has a column for each
         rules = {str(name): rule for name, rule in subgroups.items()}
     elif isinstance(subgroups, Sequence) and all(isinstance(name, str) for name in subgroups):
         rules = {name: name for name in subgroups}
@@ -158,6 +159,11 @@ def _find_values(dataset: Any, name: str, rule: GroupRule) -> list[Any]:
         values = {patient: by_key.get(patient_key(patient)) for patient in set(dataset.patients)}
         return [values[patient] for patient in dataset.patients]
     if callable(rule):
+        if dataset.series is None:
+            raise DatasetError(
+                f"subgroup {name!r} is a function of a series, and only arrays were given; give a value for "
+                "each row, or a dataset as images="
+            )
         known = {id(series): rule(series) for series in {id(s): s for s in dataset.series}.values()}
         return [known[id(series)] for series in dataset.series]
     size = len(rule) if hasattr(rule, "__len__") else None
@@ -170,10 +176,15 @@ def _find_values(dataset: Any, name: str, rule: GroupRule) -> list[Any]:
 
 
 def _find_named_values(dataset: Any, rule: str) -> list[Any]:
-    if rule == "modality":
+    if rule == "modality" and dataset.series is not None:
         return list(dataset.modalities)
-    if rule == "domain" or (rule == "site" and any(dataset.domains)):
+    if (rule == "domain" and dataset.series is not None) or (rule == "site" and any(dataset.domains)):
         return list(dataset.domains)
+    if dataset.series is None:
+        raise DatasetError(
+            f"subgroup {rule!r} is read from headers, and only arrays were given; give a value for each row, "
+            f"subgroups={{{rule!r}: column}}, or a dataset as images="
+        )
     # a dataset keeps what its headers gave; others have series
     images = dataset if isinstance(dataset, ItemFacts) else dataset.series
     if rule in {"sex", "PatientSex"}:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from medimg._validation import check_batch_size, check_whole_number
+from medimg._validation import check_batch_size, check_processes
 from medimg.core.parallel import ordered_map
 from medimg.core.progress import progress_bar
 from medimg.data.dataloader import collate
@@ -71,7 +71,7 @@ def item_features(
     *,
     cache: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
-    num_workers: int = 0,
+    workers: int | None = None,
     progress: bool | None = False,
 ) -> Features:
     """
@@ -89,7 +89,7 @@ def item_features(
     """
     check_dataset("embed", model, dataset, error=PreprocessError)
     size = check_batch_size(batch_size, error=PreprocessError)
-    processes = max(0, check_whole_number("num_workers", num_workers))
+    processes = check_processes(workers)
     cached = None
     if cache is not None and isinstance(dataset, ImageDataset):
         cached = DatasetFeatureCache(cache, model, dataset)
@@ -175,7 +175,7 @@ class _Groups(Dataset[Tensor]):
 
 
 def _read_images(
-    dataset: LabeledDataset, items: Sequence[int], size: int, num_workers: int
+    dataset: LabeledDataset, items: Sequence[int], size: int, workers: int
 ) -> Generator[tuple[list[tuple[int, int]], Tensor]]:
     """Yield images (n, 3, H, W), and their items with the number of images of each."""
     bags = dataset.unit == "series"
@@ -183,9 +183,9 @@ def _read_images(
     groups = _Groups(dataset, [items[start : start + step] for start in range(0, len(items), step)])
     with ExitStack() as stack:
         results: Iterator[Tensor]
-        if num_workers:
+        if workers:
             # without a generator of its own, a loader draws from torch's global random state
-            loader = DataLoader(groups, batch_size=None, num_workers=num_workers, generator=torch.Generator())
+            loader = DataLoader(groups, batch_size=None, num_workers=workers, generator=torch.Generator())
             results = iter(loader)
         else:
             results = stack.enter_context(closing(_read_ahead(groups, items)))
@@ -238,7 +238,7 @@ class EmbeddedDataset:
 
     @property
     def unit(self) -> str:
-        """Unit of an item: ``"slice"`` or ``"series"``."""
+        """Unit of an item: ``"image"`` or ``"series"``."""
         return self._images.unit
 
     @property

@@ -251,7 +251,6 @@ def embed(
     cache: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
     workers: int | None = None,
-    num_workers: int = 0,
     reading: Mapping[str, str] | None = None,
     progress: bool | None = None,
 ) -> Embeddings:
@@ -273,9 +272,8 @@ def embed(
     batch_size : int
         Number of images per batch.
     workers : int, optional
-        Number of threads that read sources; all cores by default.
-    num_workers : int
-        Number of processes that read a dataset; 0 by default, which reads in threads.
+        Number of threads that read sources, all cores by default; for a dataset number of processes, by
+        default 0, which reads in threads of this process.
     reading : mapping, optional
         Policies and values of :func:`medimg.read` for sources; a dataset has its own.
     progress : bool, optional
@@ -312,7 +310,7 @@ def embed(
     if isinstance(sources, ImageDataset):
         check_dataset("embed", model, sources, error=PreprocessError)
         features = item_features(
-            model, sources, cache=cache, batch_size=size, num_workers=num_workers, progress=progress
+            model, sources, cache=cache, batch_size=size, workers=workers, progress=progress
         )
         return _dataset_embeddings(features, sources)
     check_source(sources, "embed")

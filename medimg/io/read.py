@@ -15,6 +15,7 @@ from medimg.errors import (
     NotAnImageError,
     ReadError,
     SeriesError,
+    also,
 )
 from medimg.io.detect import FORMATS
 from medimg.io.scan import build_index
@@ -225,4 +226,6 @@ def _select_series(index: SeriesIndex, series: str | int) -> Series:
     for candidate in index:
         if candidate.uid == series:
             return candidate
-    raise SeriesError(f"no series {series!r} in the source; expected one of\n{_list_series(index)}")
+    raise also(SeriesError, KeyError)(
+        f"no series {series!r} in the source; expected one of\n{_list_series(index)}"
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias, TypeGuard
 
 from medimg.core.read_report import Skipped
-from medimg.errors import ReadError
+from medimg.errors import ReadError, also
 from medimg.io.dicom.dicomdir import is_dicomdir, list_referenced_files
 from medimg.io.files.blob import Blob, list_zip_members
 from medimg.io.series import Series
@@ -139,7 +139,7 @@ def _expand(blob: Blob) -> tuple[Sequence[Blob], list[Skipped]]:
         start = blob.start()
     except ReadError:
         if blob.path is not None and _is_absent(blob.path):
-            raise ReadError(f"there is no file or folder {blob.name}") from None
+            raise also(ReadError, FileNotFoundError)(f"there is no file or folder {blob.name}") from None
         return [blob], []  # the error is raised again when its format is detected
     if is_zip(start):
         return list_zip_members(blob), []

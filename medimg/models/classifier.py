@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from medimg._public import set_module
 from medimg._validation import check_path
-from medimg.errors import CheckpointError, PreprocessError, WeightsUnavailableError
+from medimg.errors import CheckpointError, PreprocessError, WeightsUnavailableError, also
 from medimg.models import checkpoint
 from medimg.models.backbones.architecture import (
     Architecture,
@@ -137,7 +137,7 @@ class TransferClassifier(Freezable):
         check_backbone(backbone)
         names = check_classes(classes, task)
         if preprocess is not None and not isinstance(preprocess, Preprocess):
-            raise PreprocessError(
+            raise also(PreprocessError, TypeError)(
                 f"preprocess must be a Preprocess or None; found a {type(preprocess).__name__}"
             )
         source = resolve_weights(backbone, weights, accept_license=accept_license)
@@ -293,7 +293,7 @@ class TransferClassifier(Freezable):
         self,
         sources: PredictSource | Iterable[PredictSource],
         *,
-        unit: Literal["series", "slice"] = "series",
+        unit: Literal["series", "image", "slice"] = "series",
         batch_size: int = 32,
         on_error: Literal["raise", "collect"] = "raise",
         provenance: bool = False,
@@ -307,9 +307,9 @@ class TransferClassifier(Freezable):
         sources : path, Series, Volume, or an iterable of these
             Whatever :func:`medimg.read` takes, and folders or archives of several series; a list is several
             sources, not the files of one.
-        unit : {"series", "slice"}
+        unit : {"series", "image"}
             One row per series (without pooling: the mean of the probabilities of its slices), or one per
-            slice, scored by itself.
+            image, such as a slice, scored by itself; "slice" is accepted, too.
         batch_size : int
             Number of images per batch.
         on_error : {"raise", "collect"}
@@ -361,7 +361,12 @@ class TransferClassifier(Freezable):
         )
 
     def predict_proba(
-        self, dataset: LabeledDataset, *, batch_size: int = 32, num_workers: int = 0, progress: bool = False
+        self,
+        dataset: LabeledDataset,
+        *,
+        batch_size: int = 32,
+        workers: int | None = None,
+        progress: bool = False,
     ) -> NDArray[np.float64]:
         """
         Predict on every item of a dataset, in its order.
@@ -370,8 +375,10 @@ class TransferClassifier(Freezable):
         ----------
         dataset : ImageDataset
             Dataset with the model's preprocessing.
-        batch_size, num_workers : int
-            Number of items per batch; number of worker processes.
+        batch_size : int
+            Number of items per batch.
+        workers : int, optional
+            Number of processes that read the images; by default they are read in this process.
         progress : bool
             Whether to show a progress bar.
 
@@ -390,7 +397,7 @@ class TransferClassifier(Freezable):
         """
         from medimg.models.predict import predict_proba
 
-        return predict_proba(self, dataset, batch_size=batch_size, num_workers=num_workers, progress=progress)
+        return predict_proba(self, dataset, batch_size=batch_size, workers=workers, progress=progress)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from medimg import __version__
-from medimg._validation import check_batch_size, check_choice, check_whole_number
+from medimg._validation import check_batch_size, check_choice, check_item_unit, check_processes
 from medimg.core.progress import progress_bar
 from medimg.core.volume import Volume
 from medimg.data.dataloader import make_evaluation_loader
@@ -72,7 +72,7 @@ class PredictionTable:
             columns += ["model", "recipe"]
             rows = [row | {name: attrs[name] for name in ("model", "recipe")} for row in rows]
         frame = pd.DataFrame(rows, columns=columns)
-        if self._unit == "slice" and self._collects:
+        if self._unit == "image" and self._collects:
             # integers, some of which are missing
             frame["slice"] = frame["slice"].astype("Int64")
         frame.attrs |= attrs
@@ -81,7 +81,7 @@ class PredictionTable:
 
     def _columns(self) -> list[str]:
         model, calibration = self._model, self._model.calibration
-        by_slice = self._unit == "slice"
+        by_slice = self._unit == "image"
         columns = {
             "source": True,
             "series_uid": True,
@@ -111,7 +111,7 @@ class PredictionTable:
             return
         for fact, value in scored.unlike.items():
             self._unlike.setdefault(fact, []).append(value)
-        model, by_slice = self._model, self._unit == "slice"
+        model, by_slice = self._model, self._unit == "image"
         common["unlike"] = "; ".join(f"{fact} {value}" for fact, value in scored.unlike.items())
         proba = np.concatenate(scored.proba)
         decisions = self._decision_columns(scored, proba)
@@ -180,15 +180,15 @@ def predict_proba(
     dataset: LabeledDataset,
     *,
     batch_size: int = 32,
-    num_workers: int = 0,
+    workers: int | None = None,
     progress: bool = False,
 ) -> NDArray[np.float64]:
     """Predict on every item of a dataset; see :meth:`medimg.TransferClassifier.predict_proba`."""
     check_dataset("predict_proba", model, dataset, preprocess_error=PreprocessError)
-    size, processes = check_batch_size(batch_size), max(0, check_whole_number("num_workers", num_workers))
+    size, processes = check_batch_size(batch_size), check_processes(workers)
     check_calibration(model)
     bags = dataset.unit == "series"
-    loader = make_evaluation_loader(dataset, batch_size=1 if bags else size, num_workers=processes)
+    loader = make_evaluation_loader(dataset, batch_size=1 if bags else size, workers=processes)
     device = next(model.parameters()).device
     with module_mode(model, training=False), torch.inference_mode():
         rows = []
@@ -212,12 +212,12 @@ def predict(
     progress: bool = False,
 ) -> pd.DataFrame:
     """Predict on image sources; see :meth:`medimg.TransferClassifier.predict`."""
-    check_choice("unit", unit, ("series", "slice"))
+    unit = check_item_unit(unit, error=TrainingError)
     check_choice("on_error", on_error, ("raise", "collect"))
     size = check_batch_size(batch_size)
     check_calibration(model)
     given = progress_bar(_as_list(sources), desc="predicting", unit="source", progress=progress)
-    score = score_slices if unit == "slice" else score_series
+    score = score_slices if unit == "image" else score_series
     device = next(model.parameters()).device
     with module_mode(model, training=False), torch.inference_mode():
         scores = score(model, resolve_sources(model, given, on_error), device, size)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
-from medimg.errors import PreprocessError
+from medimg.errors import PreprocessError, also
 from medimg.preprocessing.intensity import normalize_channel
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Output:
     ) -> Output:
         """Return the requested output, by default on the device of `out`, or the CPU."""
         if out is not None and not isinstance(out, torch.Tensor):
-            raise PreprocessError(f"out must be a tensor; found a {type(out).__name__}")
+            raise also(PreprocessError, TypeError)(f"out must be a tensor; found a {type(out).__name__}")
         chosen = _check_device(device if device is not None else _CPU if out is None else out.device)
         if out is not None and not _is_same_device(out.device, chosen):
             raise PreprocessError(f"out is on {out.device}, and device is {chosen}; give only one of them")

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, get_
 import torch
 
 from medimg._public import set_module
-from medimg._validation import check_choice
+from medimg._validation import check_choice, did_you_mean
 from medimg.core.content_hash import content_hash, json_text
 from medimg.core.display import DECLARED
 from medimg.core.resample import check_spacing
 from medimg.core.window import PRESETS, Window
-from medimg.errors import PreprocessError
+from medimg.errors import PreprocessError, also
 from medimg.preprocessing._slice_selection import list_windows
 from medimg.preprocessing.intensity import normalize_into
 from medimg.preprocessing.output_buffer import Output
@@ -201,11 +201,19 @@ class Preprocess:
 
         unknown = set(recipe) - {f.name for f in fields(cls)}
         if unknown:
-            raise PreprocessError(f"unknown fields of a recipe: {', '.join(sorted(map(repr, unknown)))}")
+            first = min(map(str, unknown))
+            hint = did_you_mean(first, [f.name for f in fields(cls)])
+            raise also(PreprocessError, KeyError)(
+                f"unknown fields of a recipe: {', '.join(sorted(map(repr, unknown)))}{hint}"
+            )
         try:
             return cls(**{name: from_plain(value) for name, value in recipe.items()})
+        except PreprocessError:
+            raise
         except (TypeError, ValueError) as error:
-            raise PreprocessError(f"a recipe has a field of the wrong type: {error}") from None
+            raise also(PreprocessError, TypeError)(
+                f"a recipe has a field of the wrong type: {error}"
+            ) from None
 
     def count(self, series: Series) -> int:
         """
@@ -370,9 +378,9 @@ def _check_windows(recipe: Preprocess) -> None:
         if isinstance(window, Window) or window in named:
             continue
         if not (isinstance(window, str) and window.startswith(DECLARED) and window[len(DECLARED) :].strip()):
-            raise PreprocessError(
+            raise also(PreprocessError, KeyError)(
                 f"unknown window {window!r}; expected a Window, {DECLARED!r} with an index or explanation, "
-                f"or one of {', '.join(sorted(named))}"
+                f"or one of {', '.join(sorted(named))}{did_you_mean(window, named)}"
             )
 
 

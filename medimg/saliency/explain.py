@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from medimg._public import set_module
-from medimg._validation import check_batch_size, check_choice
+from medimg._validation import check_batch_size, check_choice, did_you_mean
 from medimg.core.progress import progress_bar
 from medimg.core.volume import Volume
-from medimg.errors import TrainingError
+from medimg.errors import TrainingError, also
 from medimg.io.read import read
 from medimg.io.series import SeriesIndex
 from medimg.models.data_checks import check_model, check_source
@@ -201,9 +201,9 @@ def _class_index(model: TransferClassifier, target: str | int) -> int:
             index = -1
         if 0 <= index < len(model.classes):
             return index
-    raise TrainingError(
+    raise also(TrainingError, KeyError)(
         f"the model has no class {target!r}; expected {', '.join(map(repr, model.classes))}, or an index "
-        "from 0"
+        f"from 0{did_you_mean(target, model.classes)}"
     )
 
 

@@ -130,7 +130,7 @@ class FineTuneModule(pl.LightningModule):
         return {
             "batch_size": self._config.batch_size,
             # embeddings are in memory
-            "num_workers": 0 if self._cached else self._inputs.num_workers,
+            "workers": 0 if self._cached else self._inputs.workers,
             "pin_memory": self._inputs.pin_memory,
         }
 
@@ -164,7 +164,7 @@ class FineTuneModule(pl.LightningModule):
             return iter(())
         sampler = EpochSampler(len(target), seed, share=self._share)
         # a last batch of a single item is left out: it would have no batch statistics
-        loader = make_training_loader(target, sampler=sampler, **{**self._loader_options, "num_workers": 0})
+        loader = make_training_loader(target, sampler=sampler, **{**self._loader_options, "workers": 0})
         return repeat_epochs(loader, sampler)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -120,7 +120,7 @@ def _embed_dataset(inputs: FineTuneInputs, data: LabeledDataset) -> LabeledDatas
         data,
         cache=inputs.cache,
         batch_size=inputs.config.batch_size,
-        num_workers=inputs.num_workers,
+        workers=inputs.workers,
     )
     return EmbeddedDataset(data, features.embeddings, features.offsets)
 
@@ -132,7 +132,7 @@ def _finish_adaptations(state: TrainingState, device: torch.device, home: torch.
         return
     inputs.model.to(device)
     for one in inputs.adaptations:
-        one.finish(inputs.model, device, inputs.config.batch_size, inputs.num_workers)
+        one.finish(inputs.model, device, inputs.config.batch_size, inputs.workers)
     inputs.model.to(home).eval()
     state.history.replace_best()
 

@@ -50,7 +50,7 @@ class FineTuneInputs:
     #: Whether images are also augmented while the backbone is frozen.
     augment_frozen: bool
     adaptations: tuple[Adaptation, ...]
-    num_workers: int
+    workers: int
     pin_memory: bool
     channels_last: bool
     #: Folder for cached embeddings.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
-from medimg.errors import MedimgError, MissingDependencyError, TrainingError
+from medimg.errors import MedimgError, MissingDependencyError, TrainingError, also
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -101,7 +101,7 @@ class TrainerConfig:
     ) -> TrainerConfig:
         """Choose device and precision, for a model on `device`; the other arguments are ``fine_tune``'s."""
         if not isinstance(more, Mapping) or not all(isinstance(name, str) for name in more):
-            raise TrainingError(
+            raise also(TrainingError, TypeError)(
                 f"trainer_kwargs must be a mapping of arguments by name; found a {type(more).__name__}"
             )
         for name, own in _OWN_ARGUMENTS.items():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medimg._public import set_module
-from medimg._validation import check_path, check_whole_number
+from medimg._validation import check_path, check_processes
 from medimg.adapt.base import Adaptation
 from medimg.adapt.terms import AdaptationTerms
 from medimg.errors import TrainingError
@@ -88,7 +88,7 @@ def fine_tune(
     callbacks: Sequence[Callback] = (),
     trainer_kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
-    num_workers: int = 0,
+    workers: int | None = None,
     progress: bool = True,
 ) -> FitResult:
     """
@@ -188,8 +188,8 @@ def fine_tune(
     seed : int
         Seed for sampling order, augmentation and dropout; the head was initialized when the model was
         created. torch's global random state is restored.
-    num_workers : int
-        Number of worker processes for reading.
+    workers : int, optional
+        Number of processes that read the images; by default they are read in this process.
     progress : bool
         Whether to show a progress bar.
 
@@ -267,7 +267,7 @@ def fine_tune(
         augment=make_augmentation(augment, model.preprocess, getattr(train, "modalities", ())),
         augment_frozen=callable(augment),
         adaptations=adaptations,
-        num_workers=max(0, check_whole_number("num_workers", num_workers)),
+        workers=check_processes(workers),
         pin_memory=trainer.uses_gpu,
         channels_last=prefers_channels_last(model, channels_last),
         cache=cache,

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from medimg._validation import check_path
+from medimg._validation import check_path, stored_unit
 from medimg.core.content_hash import content_hash, json_text
 from medimg.data.cache.keys import hash_files
-from medimg.errors import CheckpointError, MedimgWarning, TrainingError
+from medimg.errors import CheckpointError, MedimgWarning, TrainingError, also
 from medimg.io.files.regular_file import is_folder_at, is_regular_file
 from medimg.models.safetensors_file import read_header, read_tensors, write
 
@@ -217,7 +217,7 @@ def find_resume_file(resume: bool | str | os.PathLike[str] | None, output: Path 
     path = check_path("resume", resume)
     path = path / FILE if is_folder_at(path) else path
     if not is_regular_file(path):
-        raise TrainingError(
+        raise also(TrainingError, FileNotFoundError)(
             f"resume={str(resume)!r}: there is no file {path}; it is written after each epoch of a training "
             "with output="
         )
@@ -235,7 +235,7 @@ def data_digest(data: LabeledDataset | None) -> str | None:
     series = getattr(data, "series", None)
     named: list[Any] = [list(getattr(data, name, ())) for name in ("series_uids", "patients")]
     facts = [
-        [data.preprocess.fingerprint, data.unit, data.task, list(data.classes)],
+        [data.preprocess.fingerprint, stored_unit(data.unit), data.task, list(data.classes)],
         asdict(data.policies) if series is not None and hasattr(data, "policies") else None,
         list(getattr(data, "domains", ())),
         named if series is None else [_hash_contents(series), list(getattr(data, "pictures", ()))],
@@ -261,7 +261,7 @@ def identifier_digest(data: LabeledDataset | None) -> str | None:
     """Return a hash of labels, identifiers and recipe, as in resume files of schema 1; no file is opened."""
     if data is None:
         return None
-    digest = hashlib.sha256(data.preprocess.fingerprint.encode())
+    digest = hashlib.sha256(getattr(data.preprocess, "fingerprint", "").encode())
     digest.update(data.labels.tobytes())
     for name in ("series_uids", "patients"):
         digest.update("\0".join(getattr(data, name, ())).encode(errors="surrogatepass"))

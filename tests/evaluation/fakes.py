@@ -82,10 +82,10 @@ class FakeModel:
     preprocess: FakeRecipe = field(default_factory=FakeRecipe)
 
     def predict_proba(
-        self, dataset: Any, *, batch_size: int = 32, num_workers: int = 0, progress: bool = False
+        self, dataset: Any, *, batch_size: int = 32, workers: int | None = None, progress: bool = False
     ) -> NDArray[np.float64]:
         assert batch_size >= 1
-        assert num_workers == 0
+        assert not workers
         assert not progress
         assert len(dataset) == len(self.probabilities)
         return self.probabilities

@@ -132,7 +132,7 @@ def test_through_the_pooling(pool: Any) -> None:
     one = explain(model, volume, "b", batch_size=100)
     np.testing.assert_allclose(found.heat, one.heat, atol=1e-3)
     assert found.weights.sum() == pytest.approx(1)
-    table = model.predict(volume, unit="slice")
+    table = model.predict(volume, unit="image")
     np.testing.assert_allclose(found.weights, table["weight"], rtol=1e-5)
     assert found.probability == pytest.approx(model.predict(volume)["p_b"][0], rel=1e-4)
 

@@ -302,7 +302,7 @@ def test_workers_give_the_same_result() -> None:
     results = []
     for workers in (0, 1):
         model = small_classifier()
-        quick(model, images(6), num_workers=workers)
+        quick(model, images(6), workers=workers)
         results.append(state(model))
     assert not changed(*results)
 

@@ -13,7 +13,7 @@ from medimg.data.items import ItemFacts
 from medimg.data.leakage._fingerprints import compute_fingerprints, count_unknown_pixels, find_fingerprint
 from medimg.data.leakage._near_duplicates import MOST_PAIRS, find_near_pairs
 from medimg.data.leakage.overlaps import Leak, Overlaps, list_sources
-from medimg.errors import DatasetError, LeakageError, MedimgWarning
+from medimg.errors import DatasetError, LeakageError, MedimgWarning, also
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -261,7 +261,7 @@ def check_types(*parts: object) -> None:
     """Raise DatasetError for anything that is not a dataset."""
     for part in parts:
         if not isinstance(part, ItemFacts):
-            raise DatasetError(
+            raise also(DatasetError, TypeError)(
                 f"expected an ImageDataset; found a {type(part).__name__}: make one with "
                 "medimg.ImageDataset.from_folder or from_csv"
             )

@@ -80,15 +80,21 @@ def count_data_flow(dataset: EvaluationDataset, units: ScoredUnits) -> dict[str,
     Returns
     -------
     dict
-        Serializable as JSON: ``skipped`` (reasons with counts), ``found`` (the whole dataset before it was
-        split; absent if unknown), ``evaluated`` (``patients``, ``series``, ``slices``), ``pictures``,
-        ``units``, ``modalities`` (series of each) and ``digest``.
+        Serializable as JSON: ``skipped`` (reasons with counts; None if unknown), ``found`` (the whole
+        dataset before it was split; absent if unknown), ``evaluated`` (``patients``, ``series``, ``slices``),
+        ``pictures``, ``units``, ``modalities`` (series of each) and ``digest``.
     """
     from medimg.training.resume import identifier_digest
 
+    skipped = getattr(dataset, "skipped", ())
+    has_series = any(dataset.series_uids) or dataset.preprocess is not None
     flow: dict[str, Any] = {
-        "skipped": count_reasons(s.reason.replace(s.path, "") for s in getattr(dataset, "skipped", ())),
-        "evaluated": {"patients": units.n_patients, "series": _count_series(dataset)},
+        # unknown if only predictions were given
+        "skipped": None if skipped is None else count_reasons(s.reason.replace(s.path, "") for s in skipped),
+        "evaluated": {
+            "patients": units.n_patients,
+            "series": _count_series(dataset) if has_series else None,
+        },
         "units": len(units),
         # any dataset of this protocol has what is hashed
         "digest": identifier_digest(dataset),  # type: ignore[arg-type]

@@ -1,7 +1,8 @@
 """Example images of a report: their choice, and the pixels that the model received."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +10,10 @@ from numpy.typing import NDArray
 from medimg.data.protocols import EvaluationDataset, Model, Recipe
 from medimg.metrics.units import ScoredUnits
 
-__all__ = ["ExampleImage", "choose_images", "join_class_names", "to_pixels"]
+__all__ = ["ExampleImage", "GetPixels", "choose_images", "join_class_names", "to_pixels"]
+
+#: Returns the pixels of an item, (H, W) or (H, W, 3) uint8.
+GetPixels: TypeAlias = Callable[[int], NDArray[np.uint8]]
 
 _MOST_IMAGES: Final = 6  # of errors, and of correct predictions
 
@@ -57,7 +61,7 @@ def choose_images(
     units: ScoredUnits,
     subjects: tuple[str, ...],
     *,
-    recipe: Recipe,
+    get_pixels: GetPixels,
     seed: int,
     explained_by: Model | None = None,
 ) -> tuple[ExampleImage, ...]:
@@ -82,7 +86,7 @@ def choose_images(
         target = _select_class(units, unit, dataset)
         images.append(
             ExampleImage(
-                pixels=to_pixels(dataset[item][0], recipe),
+                pixels=get_pixels(item),
                 right=not wrong[unit],
                 subject=subjects[units.patient[unit]],
                 label=join_class_names(units.truth[unit], classes),

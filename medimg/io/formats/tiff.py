@@ -162,6 +162,8 @@ def _read_stack(blob: Blob) -> _Stack:
     try:
         with blob.open() as file:
             directories = _Directories(file, start, blob.name).read_all()
+    except ReadError:
+        raise
     except OSError as error:
         raise ReadError(f"{blob.name} can't be read: {error.strerror}") from None
     pages = [_parse_page(n, values, blob.name) for n, values in enumerate(directories)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections import OrderedDict
@@ -13,7 +12,8 @@ import torch
 import torchvision
 from torchvision.models import get_model, get_model_weights, list_models
 
-from medimg.errors import PreprocessError, TrainingError, WeightsUnavailableError
+from medimg._validation import did_you_mean
+from medimg.errors import PreprocessError, TrainingError, WeightsUnavailableError, also
 from medimg.models.backbones.heads import HeadParts, split_head
 from medimg.models.backbones.registry import registered_backbone, registered_names
 from medimg.models.backbones.weights import strip_prefix
@@ -88,15 +88,15 @@ def check_backbone(name: str) -> None:
     --------
     >>> check_backbone("resnet-50")
     Traceback (most recent call last):
-    medimg.errors.TrainingError: torchvision has no classification model 'resnet-50'; the nearest ...
+    medimg.errors.TrainingError: torchvision has no classification model 'resnet-50', and ...
     """
     known = (*backbone_names(), *registered_names())
     if not isinstance(name, str) or name not in known:
-        near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4)
-        hint = f"the nearest are {', '.join(near)}" if near else f"it has {', '.join(known)}"
-        raise TrainingError(
-            f"torchvision has no classification model {name!r}; {hint}; a network of your own must be "
-            "registered by medimg.register_backbone, also before a checkpoint of it is loaded"
+        hint = did_you_mean(name, known, most=3)
+        listed = "" if hint else f"; expected one of {', '.join(known)}"
+        raise also(TrainingError, KeyError)(
+            f"torchvision has no classification model {name!r}, and a network of your own must be registered "
+            f"by medimg.register_backbone, also before a checkpoint of it is loaded{listed}{hint}"
         )
 
 

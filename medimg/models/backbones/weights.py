@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
@@ -18,7 +17,8 @@ import torch
 from torch import Tensor
 from torchvision.models import WeightsEnum, get_model_weights
 
-from medimg.errors import WeightsUnavailableError
+from medimg._validation import did_you_mean
+from medimg.errors import WeightsUnavailableError, also
 from medimg.io.files.atomic import hash_file
 from medimg.io.files.regular_file import is_regular_file
 from medimg.models.backbones.registry import AS_BUILT, registered_backbone
@@ -105,7 +105,7 @@ class WeightsSource:
         if self.url is not None and not is_regular_file(self.path):
             _download(self.url, self.path, progress)
         if not is_regular_file(self.path):
-            raise WeightsUnavailableError(
+            raise also(WeightsUnavailableError, FileNotFoundError)(
                 f"there is no file of weights at {self.path}; correct the path, or pass the name of "
                 "torchvision weights, or weights=None for random weights"
             )
@@ -186,9 +186,8 @@ def _find_member(backbone: str, choices: type[WeightsEnum], weights: Any) -> Wei
         if prefix in ("", choices.__name__) and short in choices.__members__:
             return choices.__members__[short]
     names = [member.name for member in choices]
-    near = difflib.get_close_matches(wanted.rpartition(".")[2], names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise WeightsUnavailableError(
+    hint = did_you_mean(wanted.rpartition(".")[2], names)
+    raise also(WeightsUnavailableError, KeyError)(
         f"{backbone} has no weights {wanted!r}; expected {', '.join(map(repr, ['DEFAULT', *names]))}, or "
         f"the path of a file such as './weights.pth'{hint}"
     )
