@@ -51,6 +51,7 @@ _HOMES = {
     "read_tensors": "medimg.data.read_tensors",
     "register_backbone": "medimg.models.backbones.registry",
     "scan": "medimg.io.scan",
+    "set_verbosity": "medimg.core.logger",
     "split": "medimg.data.splits.split",
     "Leak": "medimg.data.leakage.overlaps",
     "LeakReport": "medimg.data.leakage.check_leaks",

@@ -4,6 +4,7 @@ from medimg import phantom as phantom
 from medimg.adapt.shift import domain_shift as domain_shift
 from medimg.adapt.shift_report import ShiftReport as ShiftReport
 from medimg.calibration.result import Calibration as Calibration
+from medimg.core.logger import set_verbosity as set_verbosity
 from medimg.core.read_report import ReadReport as ReadReport
 from medimg.core.volume import Volume as Volume
 from medimg.core.window import Window as Window

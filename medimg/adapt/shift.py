@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from medimg.core.progress import Progress
     from medimg.data.protocols import LabeledDataset
     from medimg.io.series import Series
     from medimg.models.classifier import TransferClassifier
@@ -83,7 +84,7 @@ def domain_shift(
     limit: int | None = 1000,
     batch_size: int = 32,
     workers: int | None = None,
-    progress: bool = False,
+    progress: Progress = "auto",
 ) -> ShiftReport:
     """
     Measure the domain shift between two datasets.
@@ -105,8 +106,8 @@ def domain_shift(
         Number of images per batch.
     workers : int, optional
         Number of processes that read the images for embeddings; by default they are read in this process.
-    progress : bool
-        Whether to show a progress bar.
+    progress : "auto" or bool
+        Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
     Returns
     -------

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy.typing as npt
+    from matplotlib.figure import Figure
 
     from medimg.core._volume_indexing import Index
     from medimg.core.array_volume import Convention
+    from medimg.core.display import WindowChoice
     from medimg.core.kernels import Interpolation
     from medimg.core.window import Voi
 
@@ -545,6 +547,65 @@ class Volume:
         # by name, as writing is above this layer
         write: Callable[..., Path] = import_module("medimg.io.write").write
         return write(self, path, compress=compress)
+
+    def plot(
+        self, *, at: Sequence[int] | None = None, window: WindowChoice = "auto", channel: int | str = 0
+    ) -> Figure:
+        """
+        Return a figure of the axial, coronal and sagittal plane through a voxel, in physical aspect.
+
+        Images without a position in a patient, and single slices, are shown as one slice.
+
+        Parameters
+        ----------
+        at : sequence of 3 ints, optional
+            Indices (d, h, w) of the voxel; by default the middle.
+        window : str, int, Window or LookupTable
+            Window: "auto", "dicom", "percentile", a preset, the number or the explanation of a window of the
+            file, or a :class:`medimg.Window`; not used for colors.
+        channel : int or str
+            Index or name of the channel; colors are shown together.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            Not registered with pyplot; ``figure.savefig(path)`` writes it. Oblique volumes are cut along
+            their own axes, each named after the closest one of the patient; letters mark the directions.
+
+        Raises
+        ------
+        GeometryError
+            If `at` is outside the volume, or there is no such channel.
+        PreprocessError
+            If the window is unknown, or all pixels are padding.
+        """
+        # core doesn't import plotting: reading works without matplotlib
+        plot_volume: Callable[..., Figure] = import_module("medimg.plotting.volume_figure").plot_volume
+        return plot_volume(self, at=at, window=window, channel=channel)
+
+    def view(self, *, window: WindowChoice = "auto", height: int = 400) -> Any:
+        """
+        Return an interactive viewer for a notebook: linked planes, rendering, window by dragging.
+
+        Parameters
+        ----------
+        window : str, int, Window or LookupTable
+            Window at the start, as for :meth:`plot`.
+        height : int
+            Height in pixels.
+
+        Returns
+        -------
+        ipyniivue.NiiVue
+            Widget; it gets a copy of the values, and its methods and attributes change the view.
+
+        Raises
+        ------
+        MissingDependencyError
+            If ipyniivue is not installed; the extra ``medimg[view]`` installs it.
+        """
+        view_volume: Callable[..., Any] = import_module("medimg.plotting.volume_viewer").view_volume
+        return view_volume(self, window=window, height=height)
 
     def __repr__(self) -> str:
         size = "×".join(str(n) for n in self.shape)

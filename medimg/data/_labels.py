@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 import numpy as np
 
 from medimg._validation import did_you_mean
-from medimg.core.progress import progress_bar
+from medimg.core.progress import Progress, progress_bar
 from medimg.data.identifiers import FilePatients, add_file_patients
 from medimg.data.patients import check_exact, normalize_number, normalize_patient
 from medimg.errors import DatasetError, MedimgError, also
@@ -84,7 +84,7 @@ def label_folders(
     *,
     patient: PatientRule,
     file_patients: FilePatients = "check",
-    progress: bool | None,
+    progress: Progress,
 ) -> tuple[list[LabeledSeries], list[Skipped]]:
     """Return the series below each subfolder, labeled with the subfolder's name, and the skipped files."""
     folder = _open_folder(root)
@@ -109,7 +109,7 @@ def list_unlabeled(
     *,
     patient: PatientRule,
     file_patients: FilePatients = "check",
-    progress: bool | None,
+    progress: Progress,
 ) -> tuple[list[LabeledSeries], list[Skipped]]:
     """Return all series below a folder, without labels, and the skipped files."""
     folder = _open_folder(root)
@@ -118,7 +118,7 @@ def list_unlabeled(
     return add_file_patients(found, file_patients, "item"), list(index.skipped)
 
 
-def _scan_images(folder: Path, role: str, *, progress: bool | None) -> SeriesIndex:
+def _scan_images(folder: Path, role: str, *, progress: Progress) -> SeriesIndex:
     """Scan a folder that must have an image."""
     index = scan(folder, progress=progress)
     if not index:
@@ -248,7 +248,7 @@ def label_rows(
     patient: str | None,
     domain: str | None = None,
     file_patients: FilePatients = "check",
-    progress: bool | None = None,
+    progress: Progress = "auto",
 ) -> list[LabeledSeries]:
     """Return the series that each row of a table names, with its label, patient and domain."""
     labels = list_label_columns(label)

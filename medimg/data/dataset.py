@@ -12,7 +12,14 @@ import torch
 from torch.utils.data import Dataset
 
 from medimg._public import set_module
-from medimg._validation import check_choice, check_item_unit, check_path, check_text
+from medimg._validation import (
+    check_choice,
+    check_item_unit,
+    check_path,
+    check_seed,
+    check_text,
+    check_whole_number,
+)
 from medimg.data import _labels
 from medimg.data._image_store import ImageStore
 from medimg.data._label_arrays import label_arrays
@@ -43,7 +50,9 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
     import pandas as pd
+    from matplotlib.figure import Figure
 
+    from medimg.core.progress import Progress
     from medimg.core.read_report import Skipped
     from medimg.core.volume import Volume
     from medimg.data._labels import LabeledSeries, PatientRule
@@ -142,7 +151,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         memory: int = _MEMORY,
         cache: str | Path | ImageCache | None = None,
         reading: Mapping[str, str] | None = None,
-        progress: bool | None = None,
+        progress: Progress = "auto",
     ) -> ImageDataset:
         r"""
         Make a dataset of a folder with one subfolder for each class, or of images without labels.
@@ -173,8 +182,8 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             Cache of rendered images.
         reading : mapping, optional
             Policies and values of :func:`medimg.read`, such as ``{"on_missing": "warn"}``.
-        progress : bool, optional
-            Whether to show a progress bar; by default in an interactive terminal, after 1 s.
+        progress : "auto" or bool
+            Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
         Returns
         -------
@@ -218,7 +227,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         memory: int = _MEMORY,
         cache: str | Path | ImageCache | None = None,
         reading: Mapping[str, str] | None = None,
-        progress: bool | None = None,
+        progress: Progress = "auto",
     ) -> ImageDataset:
         """
         Make a dataset of a table with one row for each image or series.
@@ -256,8 +265,8 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             Cache of rendered images.
         reading : mapping, optional
             Policies and values of :func:`medimg.read`, such as ``{"on_missing": "warn"}``.
-        progress : bool, optional
-            Whether to show a progress bar; by default in an interactive terminal, after 1 s.
+        progress : "auto" or bool
+            Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
         Returns
         -------
@@ -522,7 +531,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         planes = decode_intensity(self._store.take(item.source, item.image).clone())
         return planes if item.image is None else planes[0]
 
-    def fill_cache(self, *, workers: int | None = None, progress: bool | None = None) -> None:
+    def fill_cache(self, *, workers: int | None = None, progress: Progress = "auto") -> None:
         """
         Render all images that are not in the cache yet, on all cores, rather than in the first epoch.
 
@@ -530,8 +539,8 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         ----------
         workers : int, optional
             Number of threads; all cores by default.
-        progress : bool, optional
-            Whether to show a progress bar; by default in an interactive terminal, after 1 s.
+        progress : "auto" or bool
+            Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
         Raises
         ------
@@ -602,8 +611,59 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         """Return the cache addresses of the items; the files are opened to find them."""
         return ItemKeys(self._items, self._store, self.preprocess)
 
+    def show_batch(self, count: int = 9, *, seed: int = 0) -> Figure:
+        """
+        Return a figure of random items as a model gets them, but for normalization, with their classes.
+
+        Parameters
+        ----------
+        count : int
+            Largest number of items, up to 100; of a bag, the middle image is shown.
+        seed : int
+            Seed for the choice of the items.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            Images titled with the names of their classes.
+
+        Raises
+        ------
+        ReadError
+            If a file can't be read or decoded.
+        """
+        from medimg.plotting.montage import plot_images
+
+        count = check_whole_number("count", count, least=1, most=100, error=DatasetError)
+        order = np.random.default_rng(check_seed(seed)).permutation(len(self))[:count].tolist()
+        images = [self.planes(index).numpy() for index in order]
+        return plot_images(images, [self._name_label(index) for index in order])
+
+    def _name_label(self, index: int) -> str:
+        """Return the names of an item's classes."""
+        label = self.labels[index]
+        if np.ndim(label):
+            return ", ".join(n for n, one in zip(self.classes, label, strict=True) if one) or "none"
+        return self.classes[int(label)] if 0 <= int(label) < len(self.classes) else ""
+
     def __repr__(self) -> str:
         return f"ImageDataset({self.summary()})"
+
+    def _repr_html_(self) -> str:
+        from medimg.core.html_repr import facts_html, join_names
+
+        counts = [f"{name} {count:,}" for name, count in self.class_counts().items()]
+        facts = {
+            "items": f"{len(self):,} {'series' if self.unit == 'series' else 'images'}",
+            "series": f"{len({item.source for item in self._items}):,}",
+            "patients": f"{len(set(self.patients)):,}",
+            "classes": join_names(counts),
+            "task": self.task,
+            "image size": "×".join(map(str, self.preprocess.hw)),
+            "window": self.preprocess.window,
+            "files skipped": f"{len(self.skipped):,}",
+        }
+        return facts_html("ImageDataset", facts)
 
 
 def _list_classes(labeled: Sequence[LabeledSeries]) -> list[str]:

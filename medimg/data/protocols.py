@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from medimg.core.progress import Progress
     from medimg.preprocessing.preprocess import Preprocess
 
 __all__ = ["EvaluationDataset", "FitHistory", "LabeledDataset", "Model", "Recipe"]
@@ -99,7 +100,7 @@ class Model(Protocol):
         """Name of the pretrained weights; None if trained from scratch."""
 
     def predict_proba(
-        self, dataset: Any, *, batch_size: int = 32, workers: int | None = None, progress: bool = False
+        self, dataset: Any, *, batch_size: int = 32, workers: int | None = None, progress: Progress = "auto"
     ) -> NDArray[np.float64]:
         """Return the probabilities (n, K) of every item of a dataset."""
 

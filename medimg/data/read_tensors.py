@@ -16,7 +16,7 @@ import torch
 from medimg._public import set_module
 from medimg._validation import check_choice
 from medimg.core.parallel import ordered_map, worker_count
-from medimg.core.progress import progress_bar
+from medimg.core.progress import Progress, progress_bar
 from medimg.core.volume import Volume
 from medimg.data.cache.image_cache import as_cache
 from medimg.data.image_loader import ImageLoader, ResolvedSource
@@ -149,7 +149,7 @@ def iter_tensors(
     cache: str | os.PathLike[str] | ImageCache | None = None,
     reading: Mapping[str, str] | None = None,
     on_error: OnError = "collect",
-    progress: bool | None = None,
+    progress: Progress = "auto",
 ) -> Iterator[SourceTensors]:
     """
     Yield the tensors of many sources, one source at a time.
@@ -171,8 +171,8 @@ def iter_tensors(
         Policies and values of :func:`read`, such as ``{"on_missing": "warn"}``.
     on_error : {"collect", "raise"}
         Whether an error of a source is part of its result, or is raised.
-    progress : bool, optional
-        Whether to show a progress bar; by default in an interactive terminal, after 1 s.
+    progress : "auto" or bool
+        Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
     Yields
     ------
@@ -214,7 +214,7 @@ def read_tensors(
     cache: str | os.PathLike[str] | ImageCache | None = None,
     reading: Mapping[str, str] | None = None,
     on_error: OnError = "collect",
-    progress: bool | None = None,
+    progress: Progress = "auto",
 ) -> TensorBatch:
     """
     Read many sources into one tensor.
@@ -239,8 +239,8 @@ def read_tensors(
         Policies and values of :func:`read`, such as ``{"on_missing": "warn"}``.
     on_error : {"collect", "raise"}
         Whether errors of sources are part of the result, without images, or the first one is raised.
-    progress : bool, optional
-        Whether to show progress bars; by default in an interactive terminal, after 1 s.
+    progress : "auto" or bool
+        Whether to show progress bars. "auto": in a terminal or a notebook, after 1 s.
 
     Returns
     -------
@@ -348,7 +348,7 @@ def _raise_errors(results: Generator[Any], on_error: OnError) -> Generator[Any]:
 
 
 def _show_progress(
-    results: Generator[Any], total: int | None, progress: bool | None, what: str
+    results: Generator[Any], total: int | None, progress: Progress, what: str
 ) -> Generator[Any]:
     with closing(results):
         yield from progress_bar(results, desc=what, unit="source", progress=progress, total=total)

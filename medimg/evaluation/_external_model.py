@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from medimg._validation import check_batch_size, check_choice, check_processes
-from medimg.core.progress import progress_bar
+from medimg.core.progress import Progress, progress_bar
 from medimg.data.dataloader import make_evaluation_loader
 from medimg.errors import DatasetError, TrainingError, also
 from medimg.evaluation._prediction_arrays import name_classes
@@ -103,7 +103,7 @@ class ExternalModel:
         return self.function if isinstance(self.function, nn.Module) else None
 
     def predict_proba(
-        self, dataset: Any, *, batch_size: int = 32, workers: int | None = None, progress: bool = False
+        self, dataset: Any, *, batch_size: int = 32, workers: int | None = None, progress: Progress = "auto"
     ) -> NDArray[np.float64]:
         """Return the probabilities (n, K) of every item; modes and device of a module are restored."""
         data: LabeledDataset = dataset

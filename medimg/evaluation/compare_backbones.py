@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
+    from medimg.core.progress import Progress
     from medimg.data.dataset import ImageDataset
     from medimg.evaluation.aggregation import Unit
     from medimg.evaluation.cross_validation import CrossValidation
@@ -191,7 +192,7 @@ def compare(
     workers: int | None = None,
     device: str | torch.device | None = None,
     accept_license: bool = False,
-    progress: bool = False,
+    progress: Progress = "auto",
 ) -> Comparison:
     """
     Compare backbones by logistic regression on their embeddings.
@@ -224,8 +225,8 @@ def compare(
         Device to compute on; the CPU by default.
     accept_license : bool
         Whether weights under a license of their own may be used.
-    progress : bool
-        Whether to show progress bars.
+    progress : "auto" or bool
+        Whether to show progress bars. "auto": in a terminal or a notebook, after 1 s.
 
     Returns
     -------

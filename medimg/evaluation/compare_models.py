@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+    from medimg.core.progress import Progress
     from medimg.data.protocols import EvaluationDataset, Model
 
 __all__ = ["Difference", "ModelComparison", "compare_metrics", "compare_models"]
@@ -177,7 +178,7 @@ def compare_models(
     seed: int = 0,
     batch_size: int = 32,
     workers: int | None = None,
-    progress: bool = False,
+    progress: Progress = "auto",
     second_dataset: EvaluationDataset | None = None,
 ) -> ModelComparison:
     """
@@ -204,8 +205,8 @@ def compare_models(
         Number of images per forward pass.
     workers : int, optional
         Number of processes that read the images; by default they are read in this process.
-    progress : bool
-        Whether to show progress bars.
+    progress : "auto" or bool
+        Whether to show progress bars. "auto": in a terminal or a notebook, after 1 s.
     second_dataset : ImageDataset, optional
         The same images, preprocessed as for the second model. By default derived from ``dataset``, which
         is possible if only mean and standard deviation differ, or if ``dataset`` is not a subset.

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+    from medimg.core.progress import Progress
     from medimg.data.dataset import ImageDataset
     from medimg.models.classifier import TransferClassifier
     from medimg.training.linear_probe import LabeledEmbeddings, Method, ProbeSearch
@@ -129,7 +130,7 @@ def cross_validate(
     cache: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
     workers: int | None = None,
-    progress: bool = False,
+    progress: Progress = "auto",
 ) -> CrossValidation:
     """
     Cross-validate a new head on a model's backbone, with folds of patients and a single forward pass.
@@ -168,8 +169,8 @@ def cross_validate(
         Number of images per forward pass.
     workers : int, optional
         Number of processes that read the images; by default they are read in this process.
-    progress : bool
-        Whether to show a progress bar.
+    progress : "auto" or bool
+        Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
     Returns
     -------

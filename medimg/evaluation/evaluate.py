@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from medimg.core.progress import Progress
     from medimg.data.protocols import Recipe
     from medimg.evaluation._external_model import Outputs
 
@@ -45,7 +46,7 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 32,
     workers: int | None = None,
-    progress: bool = False,
+    progress: Progress = "auto",
     salt: str | None = None,
     subgroups: Subgroups | None = None,
     saliency: bool = False,
@@ -92,8 +93,8 @@ def evaluate(
         Number of images per forward pass.
     workers : int, optional
         Number of processes that read the images; by default they are read in this process.
-    progress : bool
-        Whether to show a progress bar.
+    progress : "auto" or bool
+        Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
     salt : str, optional
         Secret for hashing patients; the same salt gives the same subjects in another report. By default
         random and not stored.

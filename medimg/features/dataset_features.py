@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from medimg._validation import check_batch_size, check_processes
 from medimg.core.parallel import ordered_map
-from medimg.core.progress import progress_bar
+from medimg.core.progress import Progress, progress_bar
 from medimg.data.dataloader import collate
 from medimg.data.dataset import ImageDataset
 from medimg.errors import PreprocessError
@@ -72,7 +72,7 @@ def item_features(
     cache: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
     workers: int | None = None,
-    progress: bool | None = False,
+    progress: Progress = "auto",
 ) -> Features:
     """
     Compute the embeddings of all images of a dataset, each once, in the order of the dataset.

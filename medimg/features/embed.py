@@ -14,7 +14,7 @@ import torch
 from medimg._public import set_module
 from medimg._validation import check_batch_size
 from medimg.core.parallel import ordered_map
-from medimg.core.progress import progress_bar
+from medimg.core.progress import Progress, progress_bar
 from medimg.core.volume import Volume
 from medimg.data.cache.keys import find_address
 from medimg.data.dataset import ImageDataset
@@ -86,7 +86,7 @@ class SourceEmbedder:
         self._unsaved: list[tuple[Address, SeriesFeatures]] = []
         self._unsaved_rows = 0
 
-    def read(self, progress: bool | None) -> Generator[EmbeddedSource]:
+    def read(self, progress: Progress) -> Generator[EmbeddedSource]:
         """Yield the sources in their order, with cached embeddings, or with images."""
         total = len(self._sources) if isinstance(self._sources, Sized) else None
         results = ordered_map(self._load, self._sources, self._workers, initializer=share_cores)
@@ -252,7 +252,7 @@ def embed(
     batch_size: int = 32,
     workers: int | None = None,
     reading: Mapping[str, str] | None = None,
-    progress: bool | None = None,
+    progress: Progress = "auto",
 ) -> Embeddings:
     """
     Compute the embeddings of all images of a dataset or of many sources, in bounded memory.
@@ -276,8 +276,8 @@ def embed(
         default 0, which reads in threads of this process.
     reading : mapping, optional
         Policies and values of :func:`medimg.read` for sources; a dataset has its own.
-    progress : bool, optional
-        Whether to show a progress bar; by default in an interactive terminal, after 1 s.
+    progress : "auto" or bool
+        Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
     Returns
     -------

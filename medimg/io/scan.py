@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    from medimg.core.progress import Progress
     from medimg.io.detect import Scanned
     from medimg.io.dicom.scanning.series_table import UniformFiles
     from medimg.io.files.blob import Blob
@@ -35,7 +36,7 @@ def scan(
     source: Files,
     *,
     workers: int | None = None,
-    progress: bool | None = None,
+    progress: Progress = "auto",
     index: str | os.PathLike[str] | None = None,
 ) -> SeriesIndex:
     """
@@ -56,8 +57,8 @@ def scan(
     workers : int, optional
         Number of threads that read headers; by default one, or 16 if files are slow to open, as on network
         drives.
-    progress : bool, optional
-        Whether to show a progress bar; by default in an interactive terminal, after 1 s.
+    progress : "auto" or bool
+        Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
     index : str or Path, optional
         SQLite file in which the headers of a folder are saved: the next scan with the same index reads only
         the files whose size or modification time has changed. It contains patient IDs and series
@@ -87,7 +88,7 @@ def build_index(
     source: object,
     *,
     workers: int | None = None,
-    progress: bool | None = None,
+    progress: Progress = "auto",
     index: str | os.PathLike[str] | None = None,
 ) -> tuple[SeriesIndex, list[MedimgError]]:
     """Return the series of a source, and the error of each of its skipped files; see :func:`scan`."""
@@ -107,7 +108,7 @@ def _open_index(source: object, path: Path) -> ScanIndex:
 
 
 def _group_files(
-    files: Sequence[Blob | str], workers: int | None, progress: bool | None, saved: ScanIndex | None
+    files: Sequence[Blob | str], workers: int | None, progress: Progress, saved: ScanIndex | None
 ) -> tuple[SeriesIndex, list[MedimgError]]:
     if saved is None:
         headers = scan_headers(files, range(len(files)), workers=workers, progress=progress)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from medimg.calibration.result import Calibration
+    from medimg.core.progress import Progress
     from medimg.data.protocols import LabeledDataset
     from medimg.models._source_scores import PredictSource
     from medimg.models.training_distribution import TrainingDistribution
@@ -72,8 +73,8 @@ class TransferClassifier(Freezable):
         Pooling of the embeddings of the slices of a bag; "none" for single images only.
     accept_license : bool
         Whether weights under a license of their own (SWAG, non-commercial) may be used.
-    progress : bool
-        Whether to show the progress of a download.
+    progress : "auto" or bool
+        Whether to show the progress of a download. "auto": in a terminal or a notebook.
 
     Attributes
     ----------
@@ -131,7 +132,7 @@ class TransferClassifier(Freezable):
         task: Task = "multiclass",
         pool: Pool = "none",
         accept_license: bool = False,
-        progress: bool = True,
+        progress: Progress = "auto",
     ) -> None:
         super().__init__()
         check_backbone(backbone)
@@ -297,7 +298,7 @@ class TransferClassifier(Freezable):
         batch_size: int = 32,
         on_error: Literal["raise", "collect"] = "raise",
         provenance: bool = False,
-        progress: bool = False,
+        progress: Progress = "auto",
     ) -> pd.DataFrame:
         """
         Predict on image files, series or volumes, with the model's preprocessing.
@@ -316,8 +317,8 @@ class TransferClassifier(Freezable):
             Whether a source that can't be read raises an error, or becomes a row with the error message.
         provenance : bool
             Whether to add the columns ``model`` and ``recipe``.
-        progress : bool
-            Whether to show a progress bar.
+        progress : "auto" or bool
+            Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
         Returns
         -------
@@ -366,7 +367,7 @@ class TransferClassifier(Freezable):
         *,
         batch_size: int = 32,
         workers: int | None = None,
-        progress: bool = False,
+        progress: Progress = "auto",
     ) -> NDArray[np.float64]:
         """
         Predict on every item of a dataset, in its order.
@@ -379,8 +380,8 @@ class TransferClassifier(Freezable):
             Number of items per batch.
         workers : int, optional
             Number of processes that read the images; by default they are read in this process.
-        progress : bool
-            Whether to show a progress bar.
+        progress : "auto" or bool
+            Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
         Returns
         -------
@@ -473,6 +474,26 @@ class TransferClassifier(Freezable):
             f"task={self.task}, pool={self.pool}, {total:.1f} M parameters, "
             f"{100 * frozen_fraction(self):.1f} % frozen)"
         )
+
+    def _repr_html_(self) -> str:
+        from medimg.core.html_repr import facts_html, join_names
+
+        names = [
+            *self.classes[:20],
+            *([f"and {len(self.classes) - 20} more"] if len(self.classes) > 20 else []),
+        ]
+        facts = {
+            "backbone": self.backbone_name,
+            "weights": self.weights_name or "none",
+            "classes": join_names(self.classes),
+            "task": self.task,
+            "pool": self.pool,
+            "image size": "×".join(map(str, self.preprocess.hw)),
+            "parameters": f"{sum(p.numel() for p in self.parameters()) / 1e6:.1f} million",
+            "frozen": f"{100 * frozen_fraction(self):.1f} %",
+            "calibrated": "no" if self.calibration is None else "yes",
+        }
+        return facts_html("TransferClassifier", facts)
 
 
 @set_module("medimg")

@@ -12,7 +12,7 @@ import torch
 
 from medimg import __version__
 from medimg._validation import check_batch_size, check_choice, check_item_unit, check_processes
-from medimg.core.progress import progress_bar
+from medimg.core.progress import Progress, progress_bar
 from medimg.core.volume import Volume
 from medimg.data.dataloader import make_evaluation_loader
 from medimg.errors import MedimgWarning, PreprocessError, TrainingError
@@ -181,7 +181,7 @@ def predict_proba(
     *,
     batch_size: int = 32,
     workers: int | None = None,
-    progress: bool = False,
+    progress: Progress = "auto",
 ) -> NDArray[np.float64]:
     """Predict on every item of a dataset; see :meth:`medimg.TransferClassifier.predict_proba`."""
     check_dataset("predict_proba", model, dataset, preprocess_error=PreprocessError)
@@ -209,7 +209,7 @@ def predict(
     batch_size: int = 32,
     on_error: str = "raise",
     provenance: bool = False,
-    progress: bool = False,
+    progress: Progress = "auto",
 ) -> pd.DataFrame:
     """Predict on image sources; see :meth:`medimg.TransferClassifier.predict`."""
     unit = check_item_unit(unit, error=TrainingError)

@@ -167,6 +167,11 @@ class Preprocess:
         settings = self.to_dict()
         return content_hash(json_text([settings.pop("revision"), settings], compact=True))[:16]
 
+    def _repr_html_(self) -> str:
+        from medimg.core.html_repr import facts_html
+
+        return facts_html("Preprocess", {field.name: getattr(self, field.name) for field in fields(self)})
+
     def replace(self, **changes: Any) -> Preprocess:
         """Return a copy of the recipe with some fields changed."""
         return replace(self, **changes)

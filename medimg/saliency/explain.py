@@ -13,7 +13,7 @@ from torch import Tensor
 
 from medimg._public import set_module
 from medimg._validation import check_batch_size, check_choice, did_you_mean
-from medimg.core.progress import progress_bar
+from medimg.core.progress import Progress, progress_bar
 from medimg.core.volume import Volume
 from medimg.errors import TrainingError, also
 from medimg.io.read import read
@@ -52,7 +52,7 @@ def explain(
     method: Method = "gradcam",
     layer: str | None = None,
     batch_size: int = 8,
-    progress: bool = False,
+    progress: Progress = "auto",
 ) -> Explanation:
     """
     Compute the saliency map of a class for an image or series.
@@ -81,8 +81,8 @@ def explain(
         Layer of ``model.backbone`` with the activations, by its name in ``named_modules()``.
     batch_size : int
         Number of images per batch.
-    progress : bool
-        Whether to show a progress bar.
+    progress : "auto" or bool
+        Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
     Returns
     -------
@@ -181,7 +181,7 @@ def _source_heat(
 
 
 def _with_progress(
-    batches: Iterator[tuple[Tensor, Tensor]], total: int, progress: bool
+    batches: Iterator[tuple[Tensor, Tensor]], total: int, progress: Progress
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches, with a progress bar if it is wanted."""
     with progress_bar(desc="explaining", unit="image", progress=progress, total=total) as bar:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from medimg.models.classifier import TransferClassifier
     from medimg.training._config import FineTuneConfig
     from medimg.training._phases import Phase
+    from medimg.training.epoch_display import EpochDisplay
     from medimg.training.history import HistoryRecorder
     from medimg.training.losses import ClassificationLoss
 
@@ -129,6 +130,7 @@ class TrainingState:
     inputs: FineTuneInputs
     history: HistoryRecorder
     terms: AdaptationTerms
+    display: EpochDisplay
     average: WeightAverage | None = None
     progress: PhaseProgress = PhaseProgress()
     #: BatchNorm layers whose statistics are kept.

@@ -94,7 +94,6 @@ class TrainerConfig:
         *,
         precision: Any,
         devices: Any,
-        progress: bool,
         accumulate: int,
         callbacks: Sequence[Callback],
         more: Mapping[str, Any],
@@ -123,7 +122,7 @@ class TrainerConfig:
             "logger": False,
             "enable_checkpointing": False,
             "enable_model_summary": False,
-            "enable_progress_bar": progress,
+            "enable_progress_bar": _has_progress_bar(callbacks),
             "num_sanity_val_steps": 0,
             "accumulate_grad_batches": accumulate,
             # EpochSampler distributes items so that several processes train as one would
@@ -171,6 +170,11 @@ class TrainerConfig:
     def callbacks(self) -> list[Callback]:
         """The user's callbacks."""
         return list(self.options["callbacks"])
+
+    @property
+    def has_progress_bar(self) -> bool:
+        """Whether the user has asked for a bar of Lightning's."""
+        return bool(self.options["enable_progress_bar"])
 
     @property
     def device(self) -> torch.device:
@@ -236,6 +240,15 @@ class TrainerConfig:
             if _is_of_lightning(error):
                 raise _lightning_error(error) from error
             raise
+
+
+def _has_progress_bar(callbacks: Sequence[Callback]) -> bool:
+    """Whether one of the user's callbacks is a progress bar."""
+    if not callbacks:
+        return False
+    from pytorch_lightning.callbacks import ProgressBar
+
+    return any(isinstance(one, ProgressBar) for one in callbacks)
 
 
 def _is_of_lightning(error: Exception) -> bool:

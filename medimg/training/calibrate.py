@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from medimg.calibration.operating_points import Criterion
+    from medimg.core.progress import Progress
     from medimg.data.protocols import LabeledDataset
     from medimg.models.classifier import TransferClassifier
 
@@ -57,7 +58,7 @@ def calibrate(
     cache: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
     workers: int | None = None,
-    progress: bool | None = False,
+    progress: Progress = "auto",
 ) -> Calibration:
     """
     Fit probabilities, decision thresholds and prediction sets of a model on validation data.
@@ -102,8 +103,8 @@ def calibrate(
         Number of images per batch.
     workers : int, optional
         Number of processes that read the images; by default they are read in this process.
-    progress : bool, optional
-        Whether to show a progress bar; None for only in an interactive terminal.
+    progress : "auto" or bool
+        Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
     Returns
     -------

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from medimg.core.progress import Progress
     from medimg.data.protocols import LabeledDataset
     from medimg.models.classifier import TransferClassifier
 
@@ -88,7 +89,7 @@ def fit_head(
     batch_size: int = 32,
     workers: int | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: Progress = "auto",
 ) -> HeadFit:
     """
     Fit the head of a classifier by logistic regression on embeddings (linear probe).
@@ -127,8 +128,8 @@ def fit_head(
         Number of processes that read the images; by default they are read in this process.
     seed : int
         Seed for the inner folds.
-    progress : bool
-        Whether to show a progress bar.
+    progress : "auto" or bool
+        Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
     Returns
     -------

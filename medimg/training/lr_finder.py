@@ -12,7 +12,7 @@ import torch
 from medimg._plot_style import COLORS, add_legend, make_axes
 from medimg._public import set_module
 from medimg._validation import check_number, check_processes, check_whole_number
-from medimg.core.progress import progress_bar
+from medimg.core.progress import Progress, progress_bar
 from medimg.data.dataloader import EpochSampler, epoch_seed, make_training_loader, repeat_epochs
 from medimg.errors import TrainingError
 from medimg.models.freezing import find_kept_statistics, freeze_batchnorm_statistics
@@ -106,7 +106,7 @@ def lr_find(
     batch_statistics: BatchStatistics = "auto",
     seed: int = 0,
     workers: int | None = None,
-    progress: bool = False,
+    progress: Progress = "auto",
 ) -> LRFinderResult:
     """
     Run a learning-rate range test: a short training whose rate grows in every step until the loss diverges.
@@ -130,8 +130,8 @@ def lr_find(
         Seed for sampling order, augmentation and dropout.
     workers : int, optional
         Number of processes that read the images; by default they are read in this process.
-    progress : bool
-        Whether to show a progress bar.
+    progress : "auto" or bool
+        Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
     Returns
     -------
@@ -199,7 +199,7 @@ def _run_test(
     rates: NDArray[np.float64],
     augment: Any,
     workers: int,
-    progress: bool,
+    progress: Progress,
 ) -> tuple[list[float], list[float]]:
     """Return learning rates and smoothed losses of all steps before the loss diverged."""
     device = next(model.parameters()).device

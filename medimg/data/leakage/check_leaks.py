@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from medimg.core.progress import Progress
     from medimg.data.dataset import ImageDataset
     from medimg.data.leakage._fingerprints import Fingerprint
     from medimg.data.leakage.overlaps import Source
@@ -187,7 +188,7 @@ def check_leaks(
     near_duplicates: bool = True,
     on_leak: OnLeak = "raise",
     workers: int | None = None,
-    progress: bool | None = None,
+    progress: Progress = "auto",
 ) -> LeakReport:
     """
     Look for patients, studies, series, files, SOP instances and pixels shared between subsets.
@@ -209,8 +210,8 @@ def check_leaks(
         Whether a leak raises an error.
     workers : int, optional
         Number of decoding threads; all cores by default.
-    progress : bool, optional
-        Whether to show a progress bar; by default in an interactive terminal, after 1 s.
+    progress : "auto" or bool
+        Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
     Returns
     -------

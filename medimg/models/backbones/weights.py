@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import zipfile
@@ -18,6 +17,8 @@ from torch import Tensor
 from torchvision.models import WeightsEnum, get_model_weights
 
 from medimg._validation import did_you_mean
+from medimg.core.logger import get_logger
+from medimg.core.progress import Progress, shows_bars
 from medimg.errors import WeightsUnavailableError, also
 from medimg.io.files.atomic import hash_file
 from medimg.io.files.regular_file import is_regular_file
@@ -37,7 +38,6 @@ __all__ = [
     "weights_name",
 ]
 
-logger = logging.getLogger("medimg")
 
 #: A name, a member of a torchvision enumeration, a path, or None for random weights.
 WeightsChoice: TypeAlias = str | os.PathLike[str] | WeightsEnum | None
@@ -100,7 +100,7 @@ class WeightsSource:
         """URL of the license of weights that are not under torchvision's; None for a file."""
         return None if self.entry is None else self.entry.meta.get("license")
 
-    def load(self, *, progress: bool = True) -> LoadedWeights:
+    def load(self, *, progress: Progress = "auto") -> LoadedWeights:
         """Read the weights; download them first if they have a URL and are not in the cache."""
         if self.url is not None and not is_regular_file(self.path):
             _download(self.url, self.path, progress)
@@ -193,12 +193,14 @@ def _find_member(backbone: str, choices: type[WeightsEnum], weights: Any) -> Wei
     )
 
 
-def _download(url: str, path: Path, progress: bool) -> None:
+def _download(url: str, path: Path, progress: Progress) -> None:
     match = _HASH_IN_NAME.search(path.name)
-    logger.info("downloading %s", url)
+    get_logger().info("downloading %s", url)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), match.group(1) if match else None, progress)
+        torch.hub.download_url_to_file(
+            url, str(path), match.group(1) if match else None, shows_bars(progress)
+        )
     # no network, no permission to write; a wrong hash; a truncated or invalid response
     except (OSError, RuntimeError, HTTPException) as error:
         raise WeightsUnavailableError(
@@ -381,7 +383,7 @@ def strip_prefix(
         return state
     (prefix,) = fitting
     inside = OrderedDict((n.removeprefix(prefix), v) for n, v in state.items() if n.startswith(prefix))
-    logger.info(
+    get_logger().info(
         "weights %s: the prefix %r was removed, and %d other tensors were left out",
         source,
         prefix,
