@@ -14,41 +14,26 @@ from pathlib import Path
 import medimg
 from medimg.errors import MedimgError
 
+PRETRAINED = {"size": 224, "head_epochs": 1, "epochs": 3, "backbone_lr_scale": 0.1}
+FROM_SCRATCH = {"size": 112, "head_epochs": 0, "epochs": 15, "backbone_lr_scale": 1.0, "batch_size": 16}
+
 
 def main() -> None:
     args = parse_arguments()
-    pretrained = args.weights != "none"
     table = args.data / "labels.csv" if args.data else args.output / "data" / "slices.csv"
     if not args.data and not table.exists():
         print("1. Write synthetic chest CT of 120 patients as DICOM (--data takes yours)", flush=True)
         medimg.phantom.write_ct_dataset(table.parent, patients=120, slices=8)
-
     print("2. Scan, and split by patient", flush=True)
     print(medimg.scan(table.parent), flush=True)
     data = medimg.ImageDataset.from_csv(table, path="file", patient="patient_id")
-    recipe = medimg.Preprocess(window="lung", size=224 if pretrained else 112)
-    weights = args.weights if pretrained else None
+    weights = None if args.weights == "none" else args.weights
+    settings = dict(FROM_SCRATCH if weights is None else PRETRAINED)
+    recipe = medimg.Preprocess(window="lung", size=int(settings.pop("size")))
     model = medimg.TransferClassifier(args.backbone, classes=data.classes, weights=weights, preprocess=recipe)
     train, val, test = medimg.split(data.with_preprocess(recipe))
-
-    print(
-        f"3. Train {'the pretrained network' if pretrained else 'from scratch'}: {train.summary()}",
-        flush=True,
-    )
-    if pretrained:  # the head first, then all layers
-        fit = medimg.fine_tune(model, train, val, epochs=3, output=args.output)
-    else:  # all layers alike
-        fit = medimg.fine_tune(
-            model,
-            train,
-            val,
-            head_epochs=0,
-            epochs=15,
-            backbone_lr_scale=1,
-            batch_size=16,
-            output=args.output,
-        )
-
+    print(f"3. Train, {'from scratch' if weights is None else 'pretrained'}: {train.summary()}", flush=True)
+    fit = medimg.fine_tune(model, train, val, output=args.output, **settings)  # type: ignore[arg-type]
     print("4. Evaluate", flush=True)
     report = medimg.evaluate(model, test, unit="image")
     print(report)
@@ -61,9 +46,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Classify chest CT slices")
     parser.add_argument("--data", type=Path, help="folder with labels.csv; synthetic CT by default")
     parser.add_argument("--backbone", default="resnet18", help="any classifier of torchvision")
-    parser.add_argument(
-        "--weights", default="none", help="none, DEFAULT, or a file of the backbone's weights"
-    )
+    parser.add_argument("--weights", default="none", help="none, DEFAULT, or a file of its weights")
     parser.add_argument("--output", type=Path, default=Path("ct-output"), help="output folder")
     return parser.parse_args()
 

@@ -24,7 +24,6 @@ def main() -> None:
     if not args.data and not table.exists():
         print("1. Write synthetic chest X-rays of 120 patients as DICOM (--data takes yours)", flush=True)
         medimg.phantom.write_xray_dataset(table.parent, patients=120)
-
     print("2. Split by patient", flush=True)
     data = medimg.ImageDataset.from_csv(table, path="file", patient="patient_id")
     model = medimg.TransferClassifier(args.backbone, classes=data.classes, weights=weights)
@@ -46,9 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Classify chest X-rays")
     parser.add_argument("--data", type=Path, help="folder with labels.csv; synthetic X-rays by default")
     parser.add_argument("--backbone", default="resnet18", help="any classifier of torchvision")
-    parser.add_argument(
-        "--weights", default="DEFAULT", help="name or file of the backbone's weights, or none"
-    )
+    parser.add_argument("--weights", default="DEFAULT", help="name or file of its weights, or none")
     parser.add_argument("--epochs", type=int, default=3, help="epochs of all layers, after one of the head")
     parser.add_argument("--output", type=Path, default=Path("xray-output"), help="output folder")
     return parser.parse_args()
