@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
+    from medimg.data.dataset import ImageDataset
     from medimg.models.classifier import TransferClassifier
 
 __all__ = ["add_train"]
@@ -42,6 +43,12 @@ def add_train(commands: Commands) -> None:
     _add_training(parser.add_argument_group("training").add_argument)
     add = parser.add_argument_group("evaluation").add_argument
     add("--operating-point", choices=("youden",), help="choose thresholds by Youden's index")
+    add(
+        "--report-unit",
+        choices=("patient", "series", "image"),
+        default="patient",
+        help="unit of the scores (default: patient)",
+    )
     add("--subgroups", help="subgroups to score, separated by commas, such as sex,age,scanner")
     add("--saliency", action="store_true", help="add saliency maps to the example images")
     add("--title", help="heading of the report")
@@ -54,6 +61,7 @@ def add_train(commands: Commands) -> None:
 def _add_model(add: Callable[..., Any]) -> None:
     add("--backbone", default="resnet50", help="any classifier of torchvision (default: resnet50)")
     add("--weights", type=parse_weights, default="DEFAULT", help="name, file, or none (default: DEFAULT)")
+    add("--accept-license", action="store_true", help="accept the license of weights that have their own")
     add("--unit", choices=("image", "series"), default="image", help="unit of an item (default: image)")
     add(
         "--pool",
@@ -97,6 +105,7 @@ def _train(args: argparse.Namespace) -> int:
     _check_weights(args)
 
     data = read_dataset(args, unit=args.unit, cache=args.cache)
+    _check_report_unit(data, args.report_unit)
     model = _make_model(args, data.classes, data.task)
     data = data.with_preprocess(model.preprocess)
     train, val, test = medimg.split(data, fractions=tuple(args.fractions), seed=args.seed)
@@ -123,7 +132,13 @@ def _train(args: argparse.Namespace) -> int:
     model.save(output / _MODEL)
     subgroups = args.subgroups.split(",") if args.subgroups else None
     report = medimg.evaluate(
-        model, test, seed=args.seed, subgroups=subgroups, saliency=args.saliency, **shared
+        model,
+        test,
+        unit=args.report_unit,
+        seed=args.seed,
+        subgroups=subgroups,
+        saliency=args.saliency,
+        **shared,
     )
     report.to_csv(output / _PREDICTIONS)
     report.to_html(output / _REPORT, fit=fit, split=parts, title=args.title, card=True)
@@ -137,20 +152,39 @@ def _check_weights(args: argparse.Namespace) -> None:
     """Get the weights before the data are read, which may take long."""
     from medimg.models.backbones.weights import resolve_weights
 
-    source = resolve_weights(args.backbone, args.weights)
+    source = resolve_weights(args.backbone, args.weights, accept_license=args.accept_license)
     if source is not None:
         source.load(progress=args.progress)
 
 
+def _check_report_unit(data: ImageDataset, unit: str) -> None:
+    """Refuse scores by patient if patients have several labels, before the training rather than after it."""
+    from medimg.errors import DatasetError
+
+    labels: dict[str, set[str]] = {}
+    for patient, label in zip(data.patients, data.labels, strict=True):
+        labels.setdefault(patient, set()).add(str(label))
+    mixed = sum(len(found) > 1 for found in labels.values())
+    if unit == "patient" and mixed:
+        raise DatasetError(
+            f"{mixed} of {len(labels)} patients have images with different labels, which have no score by "
+            "patient; pass --report-unit series or image"
+        )
+
+
 def _make_model(args: argparse.Namespace, classes: tuple[str, ...], task: Any) -> TransferClassifier:
+    import torch
+
     import medimg
 
+    torch.manual_seed(args.seed)  # the new head is random
     fields = {name: value for name in ("window", "size") if (value := getattr(args, name)) is not None}
     pool = args.pool or ("mean" if args.unit == "series" else "none")
     return medimg.TransferClassifier(
         args.backbone,
         classes=classes,
         weights=args.weights,
+        accept_license=args.accept_license,
         preprocess=medimg.Preprocess(**fields) if fields else None,
         task=task,
         pool=pool,

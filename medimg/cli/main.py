@@ -30,7 +30,7 @@ _COMMANDS = (
     add_scan, add_info, add_read, add_preview, add_train, add_predict, add_evaluate, add_explain, add_doctor,
 )  # fmt: skip
 #: An argument in a message of the Python interface, such as on_missing="fix".
-_ARGUMENT = re.compile(r"""\b(\w+)=(["']?)([\w./-]+)\2""")
+_ARGUMENT = re.compile(r"""(?<![\w./\\-])(\w+)=(["']?)(<[^>]+>|[\w./-]+)\2""")
 _EPILOG = """\
 exit codes: 0 success, 1 an error, described in one message on stderr, 2 invalid arguments, 130 interrupted
 
@@ -100,7 +100,8 @@ def _describe(error: MedimgError | OSError, args: argparse.Namespace) -> str:
 
     def replace(found: re.Match[str]) -> str:
         name, value = found.group(1), found.group(3)
-        return f"--{name.replace('_', '-')} {value.lower() if value == 'None' else value}"
+        flag = f"--{name.replace('_', '-')}"
+        return flag if value == "True" else f"{flag} {value.lower() if value == 'None' else value}"
 
     known = vars(args)
     text = _ARGUMENT.sub(lambda m: replace(m) if m.group(1) in known else m.group(), str(error))

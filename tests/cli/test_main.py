@@ -139,7 +139,17 @@ def test_names_and_defaults_are_those_of_python(command: str, functions: list[ob
     for function in functions:
         for name, parameter in inspect.signature(function).parameters.items():  # type: ignore[arg-type]
             known.setdefault(name, []).append(parameter.default)
-    own = OWN | {"columns", "skipped", "reorient", "no_compress", "split", "patient"}
+    own = OWN | {
+        "columns",
+        "skipped",
+        "reorient",
+        "no_compress",
+        "split",
+        "patient",
+        "output",
+        "resume",
+        "report_unit",
+    }
     for action in commands()[command]._actions:
         if action.dest in own or not action.option_strings:
             continue

@@ -29,7 +29,8 @@ def test_train_writes_a_study(study: Path, table: Path) -> None:
     test = split_of(study, table, model)["test"]
     predictions = pd.read_csv(study / "predictions.csv")
     assert len(predictions) == len(set(test.patients))
-    patients = set(pd.read_csv(table).patient_id.astype(str))
+    patients = set(pd.read_csv(table, dtype=str).patient_id)
+    assert min(map(len, patients)) >= 6
     text = (study / "report.html").read_text() + (study / "predictions.csv").read_text()
     assert not any(patient in text for patient in patients)
 

@@ -45,7 +45,7 @@ def test_wide_characters_count_twice(
 ) -> None:
     set_terminal(monkeypatch, 14)
     print_table(("name", "n"), [("胸部正面像", 1), ("é" * 10, 2)])
-    assert capsys.readouterr().out.splitlines()[1:] == ["胸部正面像   1", "éééééééééé   2"]
+    assert capsys.readouterr().out.splitlines()[1:] == ["胸部正面像  1", "éééééééééé  2"]
 
 
 def test_a_table_without_rows(capsys: pytest.CaptureFixture[str]) -> None:
