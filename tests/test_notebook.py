@@ -29,14 +29,13 @@ CELLS = [
     "train, val = medimg.split(data, fractions=(0.5, 0.5))\n"
     "data",
     "train.show_batch(4)",
-    "model = medimg.TransferClassifier('squeezenet1_1', classes=data.classes, weights=None, preprocess=recipe)\n"
+    "model = medimg.TransferClassifier(\n"
+    "    'squeezenet1_1', classes=data.classes, weights=None, preprocess=recipe)\n"
     "fit = medimg.fine_tune(model, train, val, head_epochs=1, epochs=2, batch_size=8)",
     "fit",
     "fit.plot()",
     "model",
-    "medimg.evaluate(model, val, unit='image', training_images='ignore')"
-    if False
-    else "report = medimg.score(val.labels, model.predict_proba(val), classes=data.classes, "
+    "report = medimg.score(val.labels, model.predict_proba(val), classes=data.classes, "
     "patients=val.patients)\nreport",
     "report.plot('confusion')",
     "medimg.explain(model, index[0], slices=[2, 3]).plot()",

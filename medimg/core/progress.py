@@ -83,7 +83,8 @@ class LoggedProgress(Generic[_Item]):
         self._interval = interval
         self._started = time.monotonic()
         self._next = self._started + (_FIRST_LINE if interval == _INTERVAL else interval)
-        self._has_logged, self._is_closed = False, not has_end
+        self._logged: int | None = None
+        self._is_closed = not has_end
 
     def __iter__(self) -> Iterator[_Item]:
         try:
@@ -105,16 +106,16 @@ class LoggedProgress(Generic[_Item]):
         now = time.monotonic()
         if now >= self._next:
             self._next = now + self._interval
-            self._has_logged = True
             self._log(now)
 
     def close(self) -> None:
         """End the task; if it has logged a line, it logs a last one."""
-        if self._has_logged and not self._is_closed:
+        if not self._is_closed and self._logged not in (None, self.n):
             self._log(time.monotonic())
         self._is_closed = True
 
     def _log(self, now: float) -> None:
+        self._logged = self.n
         done = f"{self.n:,}" if self._total is None else f"{self.n:,} of {self._total:,}"
         get_logger().info("%s: %s %s, %.0f s", self._desc, done, self._unit, now - self._started)
 

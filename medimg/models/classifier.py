@@ -478,10 +478,6 @@ class TransferClassifier(Freezable):
     def _repr_html_(self) -> str:
         from medimg.core.html_repr import facts_html, join_names
 
-        names = [
-            *self.classes[:20],
-            *([f"and {len(self.classes) - 20} more"] if len(self.classes) > 20 else []),
-        ]
         facts = {
             "backbone": self.backbone_name,
             "weights": self.weights_name or "none",

@@ -25,15 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Picture", "draw_picture", "plot_volume", "render_slice"]
 
-_PLANES: Final = {
-    "S": "axial",
-    "I": "axial",
-    "P": "coronal",
-    "A": "coronal",
-    "L": "sagittal",
-    "R": "sagittal",
-}
-_ORDER: Final = ("axial", "coronal", "sagittal")
+#: Planes by the directions of the axes perpendicular to them.
+_PLANES: Final = {"axial": "SI", "coronal": "PA", "sagittal": "LR"}
 _OPPOSITE: Final = dict(zip("LRPASI", "RLAPIS", strict=True))
 #: Inches of the longest side of a plane.
 _SIZE: Final = 3.0
@@ -134,25 +127,18 @@ def _draw(pictures: Sequence[tuple[Picture, str]]) -> Figure:
 
 
 def _measure(picture: Picture) -> tuple[float, float]:
-    """Return height and width of a picture; an absurd ratio of spacings is ignored."""
+    """Return height and width of a picture in millimeters; an absurd ratio of spacings is ignored."""
     rows, columns = picture.spacing
-    ratio = rows / columns
-    if not 1 / _MOST_STRETCHED < ratio < _MOST_STRETCHED:
-        ratio = 1.0
-    return picture.values.shape[0] * ratio, float(picture.values.shape[1])
+    if not 1 / _MOST_STRETCHED < rows / columns < _MOST_STRETCHED:
+        rows = columns
+    return picture.values.shape[0] * rows, picture.values.shape[1] * columns
 
 
 def draw_picture(axes: Axes, picture: Picture, title: str) -> None:
     """Draw a picture with its physical aspect; the title is no formula."""
     height, width = _measure(picture)
-    axes.imshow(
-        picture.values,
-        cmap="gray",
-        vmin=0.0,
-        vmax=1.0,
-        extent=(0.0, width, height, 0.0),
-        interpolation="nearest",
-    )
+    extent = (0.0, width, height, 0.0)
+    axes.imshow(picture.values, cmap="gray", vmin=0.0, vmax=1.0, extent=extent, interpolation="nearest")
     axes.set_axis_off()
     axes.set_title(title, fontsize=9).set_parse_math(False)
 
@@ -161,16 +147,15 @@ def _draw_directions(axes: Axes, picture: Picture) -> None:
     """Draw the directions of the edges: L and R, A and P, S and I."""
     if not picture.directions:
         return
+    from matplotlib.patheffects import withStroke
+
     down, right = picture.directions
-    places = {
-        down: (0.5, 0.02),
-        _OPPOSITE[down]: (0.5, 0.98),
-        right: (0.98, 0.5),
-        _OPPOSITE[right]: (0.02, 0.5),
-    }
-    for letter, (x, y) in places.items():
+    up, left = _OPPOSITE[down], _OPPOSITE[right]
+    positions = {down: (0.5, 0.02), up: (0.5, 0.98), right: (0.98, 0.5), left: (0.02, 0.5)}
+    for letter, (x, y) in positions.items():
         axes.text(
             x, y, letter, transform=axes.transAxes, color="#ffd166", fontsize=8,
+            path_effects=[withStroke(linewidth=1.5, foreground="black")],
             ha="left" if x < 0.1 else "right" if x > 0.9 else "center",
             va="bottom" if y < 0.1 else "top" if y > 0.9 else "center",
         )  # fmt: skip

@@ -32,9 +32,8 @@ def view_volume(volume: Volume, *, window: WindowChoice = "auto", height: int = 
             "ipyniivue, which views volumes, is not installed; install it with: pip install 'medimg[view]'"
         ) from None
     viewer = NiiVue(height=height)
-    viewer.load_volumes(
-        [{"name": "volume.nii", "data": encode_nifti(volume), **_find_limits(volume, window)}]
-    )
+    content = {"name": "volume.nii", "data": encode_nifti(volume)}
+    viewer.load_volumes([{**content, **_find_limits(volume, window)}])
     return viewer
 
 
