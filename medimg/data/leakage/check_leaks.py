@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
@@ -261,6 +262,11 @@ def check_leaks(
 def check_types(*parts: object) -> None:
     """Raise DatasetError for anything that is not a dataset."""
     for part in parts:
+        if isinstance(part, Mapping | list | tuple):
+            values = "*parts.values()" if isinstance(part, Mapping) else "*parts"
+            raise also(DatasetError, TypeError)(
+                f"expected an ImageDataset; found a {type(part).__name__}: pass what is in it, by {values}"
+            )
         if not isinstance(part, ItemFacts):
             raise also(DatasetError, TypeError)(
                 f"expected an ImageDataset; found a {type(part).__name__}: make one with "

@@ -12,7 +12,7 @@ import numpy as np
 
 from medimg.data.identifiers import identifier_digest
 from medimg.data.patients import patient_key
-from medimg.data.protocols import EvaluationDataset
+from medimg.data.protocols import EvaluationDataset, ScoredDataset
 from medimg.metrics.units import ScoredUnits
 
 __all__ = ["Subset", "count_data_flow", "count_reasons", "count_shared_patients", "count_subsets"]
@@ -74,7 +74,7 @@ def count_reasons(reasons: Iterable[str]) -> dict[str, int]:
     return dict(Counter(map(_describe_reason, reasons)).most_common())
 
 
-def count_data_flow(dataset: EvaluationDataset, units: ScoredUnits) -> dict[str, Any]:
+def count_data_flow(dataset: ScoredDataset, units: ScoredUnits) -> dict[str, Any]:
     """
     Count how many files, patients, series and slices became how many predictions.
 
@@ -140,7 +140,7 @@ def _describe_reason(reason: str) -> str:
     return next((words for pattern, words in _REASONS if re.search(pattern, reason)), _OTHER)
 
 
-def _count_series(dataset: EvaluationDataset) -> int:
+def _count_series(dataset: ScoredDataset) -> int:
     """Count distinct series, and distinct files of items without one."""
     pairs = zip(dataset.series_uids, dataset.sources, strict=True)
     return len({(uid, "" if uid else source) for uid, source in pairs})
@@ -150,7 +150,7 @@ def _count_slices(series: Iterable[Any]) -> int:
     return sum(int(one.shape[1]) for one in series)
 
 
-def _count_classes(dataset: EvaluationDataset) -> dict[str, int]:
+def _count_classes(dataset: ScoredDataset) -> dict[str, int]:
     labels = np.asarray(dataset.labels)
     if dataset.task != "multilabel":
         labels = labels[:, None] == np.arange(len(dataset.classes))

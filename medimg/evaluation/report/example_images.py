@@ -7,7 +7,7 @@ from typing import Any, Final, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.data.protocols import EvaluationDataset, Model, Recipe
+from medimg.data.protocols import Model, Recipe, ScoredDataset
 from medimg.metrics.units import ScoredUnits
 
 __all__ = ["ExampleImage", "GetPixels", "choose_images", "join_class_names", "to_pixels"]
@@ -57,7 +57,7 @@ class ExampleImage:
 
 
 def choose_images(
-    dataset: EvaluationDataset,
+    dataset: ScoredDataset,
     units: ScoredUnits,
     subjects: tuple[str, ...],
     *,
@@ -161,12 +161,12 @@ def _alternate_classes(chosen: NDArray[np.bool_], units: ScoredUnits, seed: int)
     return shuffled[np.lexsort((main_class, turn))]
 
 
-def _format_confidence(probability: float, k: int, dataset: EvaluationDataset) -> str:
+def _format_confidence(probability: float, k: int, dataset: ScoredDataset) -> str:
     label = "" if dataset.task == "multiclass" else f"{dataset.classes[k]} "
     return f"{label}{probability:.2f}"
 
 
-def _select_class(units: ScoredUnits, unit: int, dataset: EvaluationDataset) -> int:
+def _select_class(units: ScoredUnits, unit: int, dataset: ScoredDataset) -> int:
     """Select the predicted class; multilabel: the label with the largest error."""
     if dataset.task == "multiclass":
         return int(units.predicted[unit].argmax())

@@ -13,10 +13,11 @@ from medimg._public import set_module
 from medimg._validation import did_you_mean
 from medimg.data.protocols import EvaluationDataset, FitHistory
 from medimg.errors import DatasetError, also
-from medimg.evaluation.report._formats import escape_formulas, format_percent, format_quantity
+from medimg.evaluation.report._formats import format_percent, format_quantity
 from medimg.evaluation.report.cautions import ClassCount
 from medimg.evaluation.report.example_images import ExampleImage
 from medimg.io.files.atomic import write_text
+from medimg.io.files.spreadsheet import escape_formulas
 from medimg.metrics.bootstrap import Estimate
 from medimg.metrics.curves import Curves
 
