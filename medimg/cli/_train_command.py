@@ -179,7 +179,7 @@ def _make_model(args: argparse.Namespace, classes: tuple[str, ...], task: Any) -
 
     torch.manual_seed(args.seed)  # the new head is random
     fields = {name: value for name in ("window", "size") if (value := getattr(args, name)) is not None}
-    pool = args.pool or ("mean" if args.unit == "series" else "none")
+    pool: Any = args.pool or ("mean" if args.unit == "series" else "none")
     return medimg.TransferClassifier(
         args.backbone,
         classes=classes,

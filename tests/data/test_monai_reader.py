@@ -100,7 +100,9 @@ def test_nifti_equals_the_reader_of_monai(tmp_path: Path) -> None:
     for n, path in enumerate(paths):
         nibabel.save(nibabel.Nifti1Image(rng_values + n, affine), path)
     # a Compose would load each of them by itself
-    both = [EnsureChannelFirst()(LoadImage(reader=r)(paths)) for r in (medimg.MedImgReader, NibabelReader)]
+    both: list[Any] = [
+        EnsureChannelFirst()(LoadImage(reader=r)(paths)) for r in (medimg.MedImgReader, NibabelReader)
+    ]
     assert torch.equal(both[0].as_tensor(), both[1].as_tensor())
     nibabel.save(nibabel.Nifti1Image(rng_values, np.eye(4)), paths[1])
     reader = medimg.MedImgReader()
