@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["add_train"]
 
 _MODEL, _SPLIT, _REPORT, _PREDICTIONS = "model.safetensors", "split.json", "report.html", "predictions.csv"
+#: Items of train and of val that an out-of-distribution detector needs.
+_FEWEST = 10
 
 
 def add_train(commands: Commands) -> None:
@@ -128,7 +131,12 @@ def _train(args: argparse.Namespace) -> int:
         seed=args.seed,
         **shared,
     )
-    medimg.calibrate(model, val, train=train, operating_point=args.operating_point, **shared)
+    has_detector = min(len(train), len(val)) >= _FEWEST
+    if not has_detector:
+        print(f"no out-of-distribution scores: fewer than {_FEWEST} items of train or val", file=sys.stderr)
+    medimg.calibrate(
+        model, val, train=train if has_detector else None, operating_point=args.operating_point, **shared
+    )
     model.save(output / _MODEL)
     subgroups = args.subgroups.split(",") if args.subgroups else None
     report = medimg.evaluate(

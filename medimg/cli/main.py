@@ -17,7 +17,7 @@ from medimg.cli._image_commands import add_info, add_preview, add_read, add_scan
 from medimg.cli._model_commands import add_evaluate, add_explain, add_predict
 from medimg.cli._terminal import clean_text
 from medimg.cli._train_command import add_train
-from medimg.errors import MedimgError, MedimgWarning
+from medimg.errors import MedimgError, MedimgWarning, SeriesError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -104,6 +104,11 @@ def _describe(error: MedimgError | OSError, args: argparse.Namespace) -> str:
         return flag if value == "True" else f"{flag} {value.lower() if value == 'None' else value}"
 
     known = vars(args)
+    first, *rest = str(error).splitlines() or [""]
+    if isinstance(error, SeriesError) and rest:
+        # the list of series has their descriptions, and UIDs
+        first = first.removesuffix(":").removesuffix(" of")
+        return clean_text(f"{first}; choose it by --series: a number that medimg scan shows, or a UID")
     text = _ARGUMENT.sub(lambda m: replace(m) if m.group(1) in known else m.group(), str(error))
     return clean_text(text, lines=True) or type(error).__name__
 

@@ -79,7 +79,14 @@ def test_several_series_are_an_error_that_names_the_option(
     scans: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["info", str(scans)]) == 1
-    assert "--series UID" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "3 series" in line
+    assert "--series" in line
+    assert main(["info", str(scans), "--series", "9"]) == 1
+    message = capsys.readouterr().err
+    for series in medimg.scan(scans):
+        assert series.uid not in line + message
+        assert series.description not in line + message
 
 
 def test_read_writes_what_python_reads(
