@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 
 import numpy as np
@@ -16,7 +15,7 @@ ROWS = [(1, "short", "x" * 60), (20, "a longer one, with\x1b[2J", None)]
 
 def set_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((columns, 24)))
+    monkeypatch.setenv("COLUMNS", str(columns))
 
 
 @pytest.mark.parametrize("columns", [24, 40, 79])
