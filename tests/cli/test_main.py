@@ -141,6 +141,7 @@ def test_names_and_defaults_are_those_of_python(command: str, functions: list[ob
             known.setdefault(name, []).append(parameter.default)
     own = OWN | {
         "columns",
+        "progress",
         "skipped",
         "reorient",
         "no_compress",
