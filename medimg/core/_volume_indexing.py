@@ -80,6 +80,8 @@ def _find_range(part: Any, axis: int, size: int) -> range:
                     f"index {position} is out of range: axis {_AXES[axis]} of the volume has {size}"
                 )
             chosen = range(position % size, position % size + 1)
+    except _OutOfRangeError:
+        raise
     except (TypeError, ValueError):
         raise GeometryError(
             f"axis {_AXES[axis]} of a volume is indexed by a whole number or a slice such as 10:20:2; found "

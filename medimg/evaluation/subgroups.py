@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import numpy as np
+from pydicom.datadict import tag_for_keyword
 
 from medimg._validation import did_you_mean
 from medimg.data.acquisition_tags import (
@@ -203,7 +204,8 @@ def _find_named_values(dataset: Any, rule: str) -> list[Any]:
     if rule in {"age", "PatientAge"}:
         return ages_of(images)
     keyword = {"scanner": "ManufacturerModelName", "site": "InstitutionName"}.get(rule, rule)
-    hint = "" if keyword in _TAGS else did_you_mean(rule, [*_NAMES, *_TAGS])
+    # tags that are withheld say so themselves
+    hint = "" if tag_for_keyword(keyword) is not None else did_you_mean(rule, [*_NAMES, *_TAGS])
     if hint:
         raise also(DatasetError, KeyError)(
             f"there is no subgroup {rule!r}; expected {', '.join(_NAMES)}, a DICOM keyword, or values{hint}"

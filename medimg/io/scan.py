@@ -96,7 +96,7 @@ def build_index(
     saved = None if index is None else _open_index(source, Path(index))
     images, rest = separate_images(source)
     objects = tuple(map(open_object, images))
-    if rest is None:
+    if rest is None and images:
         return SeriesIndex(objects), []
     files, absent = list_source_files(rest)
     found, errors = _group_files(files, workers, progress, saved)

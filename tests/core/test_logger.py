@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,15 +15,12 @@ from medimg.errors import MedimgError
 
 
 @pytest.fixture(autouse=True)
-def unconfigured() -> Iterator[None]:
-    """Logging as in a new process, cut off from the root, which has the handlers of pytest."""
-    own = logging.getLogger("medimg")
-    before = own.level, own.propagate, list(own.handlers)
-    own.handlers, own.propagate = [], False
-    own.setLevel(logging.NOTSET)
-    yield
-    level, own.propagate, own.handlers = before
-    own.setLevel(level)
+def own(monkeypatch: pytest.MonkeyPatch) -> logging.Logger:
+    """A logger as in a new process, cut off from the root, which has the handlers of pytest."""
+    logger = logging.Logger("medimg")
+    logger.parent, logger.propagate = logging.getLogger(), False
+    monkeypatch.setattr("medimg.core.logger._LOGGER", logger)
+    return logger
 
 
 def test_lines_are_shown_by_default(capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,23 +34,24 @@ def test_lines_are_shown_by_default(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", ["", "medimg"])
 def test_handlers_of_an_application_replace_the_default_one(
-    capsys: pytest.CaptureFixture[str], name: str
+    capsys: pytest.CaptureFixture[str], own: logging.Logger, name: str
 ) -> None:
     get_logger().info("before")
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
-    logging.getLogger(name).addHandler(handler)
-    logging.getLogger("medimg").propagate = name == ""
-    logging.getLogger("medimg").info("kept from a second line")
+    target = own if name else logging.getLogger()
+    target.addHandler(handler)
+    own.propagate = name == ""
+    own.info("kept from a second line")
     get_logger().info("of the application's level, WARNING")
     get_logger().warning("shown")
-    logging.getLogger(name).removeHandler(handler)
+    target.removeHandler(handler)
     assert capsys.readouterr().err.count("\n") == 1
     assert stream.getvalue() == "kept from a second line\nshown\n"
 
 
-def test_a_level_that_was_set_stays(capsys: pytest.CaptureFixture[str]) -> None:
-    logging.getLogger("medimg").setLevel(logging.WARNING)
+def test_a_level_that_was_set_stays(capsys: pytest.CaptureFixture[str], own: logging.Logger) -> None:
+    own.setLevel(logging.WARNING)
     get_logger().info("hidden")
     get_logger().warning("shown")
     assert "shown" in (shown := capsys.readouterr().err)
@@ -69,10 +66,10 @@ def test_verbosity(capsys: pytest.CaptureFixture[str], verbosity: Any, expected:
     assert capsys.readouterr().err.count("\n") == expected
 
 
-def test_verbosity_holds_with_an_application_too() -> None:
+def test_verbosity_holds_with_an_application_too(own: logging.Logger) -> None:
     medimg.set_verbosity("info")
     stream = io.StringIO()
-    logging.getLogger("medimg").addHandler(logging.StreamHandler(stream))
+    own.addHandler(logging.StreamHandler(stream))
     get_logger().info("a line")
     assert stream.getvalue() == "a line\n"
 

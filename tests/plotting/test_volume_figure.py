@@ -161,7 +161,7 @@ def test_a_series_reads_only_the_slices_that_it_shows(tmp_path: Path) -> None:
     figure = replace(series, reader=observe).plot(most=4)
     assert read == [[0, 3, 5, 8]]
     assert [axes.get_title() for axes in figure.axes if axes.images] == [f"slice {n}" for n in (0, 3, 5, 8)]
-    assert [axes.get_title() for axes in series.plot(most=1).axes] == ["slice 4"]
+    assert [axes.get_title() for axes in series.plot(most=1).axes if axes.images] == ["slice 4"]
     for most in (0, 101, "all"):
         with pytest.raises(MedimgError, match="most must be a whole number"):
             series.plot(most=most)  # type: ignore[arg-type]  # refused
