@@ -14,10 +14,18 @@ from medimg.core.logger import IN_TABLE, get_logger
 from medimg.errors import MedimgError
 
 
+class Unmanaged(logging.Logger):
+    """A logger that :mod:`logging` does not know, so that levels are not forgotten by its manager."""
+
+    def setLevel(self, level: int | str) -> None:
+        super().setLevel(level)
+        self.__dict__["_cache"].clear()
+
+
 @pytest.fixture(autouse=True)
 def own(monkeypatch: pytest.MonkeyPatch) -> logging.Logger:
     """A logger as in a new process, cut off from the root, which has the handlers of pytest."""
-    logger = logging.Logger("medimg")
+    logger = Unmanaged("medimg")
     logger.parent, logger.propagate = logging.getLogger(), False
     monkeypatch.setattr("medimg.core.logger._LOGGER", logger)
     return logger
