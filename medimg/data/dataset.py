@@ -656,7 +656,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         return f"ImageDataset({self.summary()})"
 
     def _repr_html_(self) -> str:
-        from medimg.core.html_repr import facts_html, join_names
+        from medimg.plotting.html_repr import facts_html, join_names
 
         counts = [f"{name} {count:,}" for name, count in self.class_counts().items()]
         facts = {

@@ -268,7 +268,7 @@ class Series:
         return plot_series(self, most=most, window=window)
 
     def _repr_html_(self) -> str:
-        from medimg.core.html_repr import facts_html, format_size
+        from medimg.plotting.html_repr import facts_html, format_size
 
         return facts_html("Series", dict(zip(_SHOWN, _list_facts(self, format_size), strict=True)))
 
@@ -311,7 +311,7 @@ class SeriesIndex(Sequence[Series]):
         return f"SeriesIndex({len(self.series)} series, {len(self.skipped)} files skipped)"
 
     def _repr_html_(self) -> str:
-        from medimg.core.html_repr import format_size, rows_html
+        from medimg.plotting.html_repr import format_size, rows_html
 
         shown = self.series[:_MOST_ROWS]
         rows = [(n, *_list_facts(series, format_size)) for n, series in enumerate(shown)]

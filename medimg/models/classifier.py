@@ -476,7 +476,7 @@ class TransferClassifier(Freezable):
         )
 
     def _repr_html_(self) -> str:
-        from medimg.core.html_repr import facts_html, join_names
+        from medimg.plotting.html_repr import facts_html, join_names
 
         facts = {
             "backbone": self.backbone_name,

@@ -228,7 +228,7 @@ class Preprocess:
         return content_hash(json_text([settings.pop("revision"), settings], compact=True))[:16]
 
     def _repr_html_(self) -> str:
-        from medimg.core.html_repr import facts_html
+        from medimg.plotting.html_repr import facts_html
 
         return facts_html("Preprocess", {field.name: getattr(self, field.name) for field in fields(self)})
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from medimg.core.live_table import LiveTable
 from medimg.core.logger import IN_TABLE, get_logger
 from medimg.core.progress import LoggedProgress, check_progress, is_notebook, progress_bar
+from medimg.plotting.live_table import LiveTable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 from medimg._plot_style import COLORS, REFERENCE_LINE, add_legend, make_axes
 from medimg._public import set_module
 from medimg.core.content_hash import json_text
-from medimg.core.html_repr import rows_html
 from medimg.errors import TrainingError
 from medimg.io.files.atomic import write_text
+from medimg.plotting.html_repr import rows_html
 from medimg.training.epoch_display import format_value, list_columns
 from medimg.training.optimization.early_stopping import EarlyStopping
 
