@@ -81,7 +81,7 @@ def set_verbosity(verbosity: Verbosity) -> None:
     """
     Set from which level on medimg logs.
 
-    medimg logs to the logger ``"medimg"`` of :mod:`logging`: phases and epochs of a training, and long tasks
+    medimg logs to the logger ``"medimg"`` of ``logging``: phases and epochs of a training, and long tasks
     where no progress bar is shown. Without configured handlers it writes to stderr, "info" and above.
     Progress bars have a switch of their own, ``progress=``.
 

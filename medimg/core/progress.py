@@ -88,7 +88,7 @@ class LoggedProgress(Generic[_Item]):
 
     def __iter__(self) -> Iterator[_Item]:
         try:
-            for item in self._iterable or ():
+            for item in () if self._iterable is None else self._iterable:
                 yield item
                 self.update()
         finally:

@@ -398,7 +398,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         ...     images, [0, 1, 0, 1, 0, 1], classes=["benign", "malignant"], patients=[1, 1, 2, 2, 3, 4]
         ... )
         >>> data
-        ImageDataset(6 slices from 6 series of 4 patients (benign 3, malignant 3))
+        ImageDataset(6 images from 6 series of 4 patients (benign 3, malignant 3))
         >>> image, label = data[1]
         >>> tuple(image.shape), label
         ((3, 224, 224), 1)

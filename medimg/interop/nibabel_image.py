@@ -75,8 +75,8 @@ def to_nibabel(volume: Volume | Explanation) -> Nifti1Image:
     >>> from medimg.core.geometry import lps_from_ras
     >>> volume = medimg.Volume(np.zeros((1, 4, 64, 80), np.int16), lps_from_ras(np.diag([0.5, 0.5, 2, 1])))
     >>> image = medimg.to_nibabel(volume)
-    >>> image.shape, image.affine.diagonal().tolist(), image.get_data_dtype()
-    ((80, 64, 4), [0.5, 0.5, 2.0, 1.0], dtype('int16'))
+    >>> image.shape, image.affine.diagonal().tolist(), image.get_data_dtype().name
+    ((80, 64, 4), [0.5, 0.5, 2.0, 1.0], 'int16')
     """
     import nibabel as nib
 

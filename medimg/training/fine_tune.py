@@ -324,7 +324,7 @@ def fine_tune(
 
 def _describe_start(inputs: FineTuneInputs, trainer: TrainerConfig) -> str:
     """Describe a training that begins: network, data, device."""
-    unit = "images" if inputs.train.unit == "image" else "series"
+    unit = "series" if inputs.train.unit == "series" else "images"
     val = "no validation" if inputs.val is None else f"{len(inputs.val):,} for validation"
     precision = trainer.options["precision"]
     return (
