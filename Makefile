@@ -10,7 +10,8 @@ PYTEST_OPTIONS ?= -n 2 --dist worksteal
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-# WEIGHTS=path takes pretrained weights from a file; BACKBONE=name another network than the example's.
+# BACKBONE=name takes another network than resnet18; WEIGHTS=path takes pretrained weights of that network from
+# a file, and WEIGHTS=DEFAULT downloads them. Without WEIGHTS the network is trained from scratch.
 DEMO_OPTIONS = --output $(OUTPUT) $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(BACKBONE),--backbone $(BACKBONE))
 
 .PHONY: demo test install lint types layers unit docs clean

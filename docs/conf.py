@@ -23,7 +23,10 @@ numpydoc_xref_param_type = False
 
 # Base classes outside medimg: inventories of other projects are not fetched, so the build needs no network.
 nitpick_ignore_regex = [
-    (r"py:class", r"(Exception|OSError|ImportError|UserWarning|torch\..*|collections\..*|typing\..*)"),
+    (
+        r"py:class",
+        r"(Exception|OSError|EOFError|ValueError|ImportError|UserWarning|torch\..*|collections\..*|typing\..*)",
+    ),
     (r"py:(class|mod)", r"(warnings|Dataset|Module|Sequence|tuple|NamedTuple|int|str|float)"),
 ]
 

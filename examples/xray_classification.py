@@ -1,5 +1,5 @@
 """
-Fine-tune a classifier of chest X-rays, and write a checkpoint, predictions, an HTML report and a model card.
+Fine-tune a classifier of chest X-rays, calibrate it, and evaluate it on patients it has not seen.
 
 --data is a folder with a labels.csv, with the columns file, label and patient_id; the files are DICOM, PNG
 or JPEG. Without --data, synthetic X-rays are written as DICOM first.
@@ -12,56 +12,49 @@ import sys
 from pathlib import Path
 
 import medimg
-from medimg.errors import MedimgError
+from medimg.errors import MedimgError, WeightsUnavailableError
 
 
 def main() -> None:
     args = parse_arguments()
-    data = medimg.ImageDataset.from_csv(find_labels(args), path="file", patient="patient_id")
     weights = None if args.weights == "none" else args.weights
+    # before anything that takes long: weights may be missing
+    medimg.TransferClassifier(args.backbone, classes=["normal", "nodule"], weights=weights)
+    table = (args.data or args.output / "data") / "labels.csv"
+    if not args.data and not table.exists():
+        print("1. Write synthetic chest X-rays of 120 patients as DICOM (--data takes yours)", flush=True)
+        medimg.phantom.write_xray_dataset(table.parent, patients=120)
+    print("2. Split by patient", flush=True)
+    data = medimg.ImageDataset.from_csv(table, path="file", patient="patient_id")
     model = medimg.TransferClassifier(args.backbone, classes=data.classes, weights=weights)
     data = data.with_preprocess(model.preprocess)
-    print(f"Data: {data.summary()}")
-
     train, val, test = medimg.split(data)
+    print(f"3. Train: {data.summary()}", flush=True)
     fit = medimg.fine_tune(model, train, val, epochs=args.epochs, output=args.output)
+    print("4. Calibrate and evaluate", flush=True)
     medimg.calibrate(model, val, train=train)
     model.save(args.output / "model.safetensors")
-    report = medimg.evaluate(model, test, unit="patient", saliency=True, progress=True)
+    report = medimg.evaluate(model, test, saliency=True)
     print(report)
-
     report.to_csv(args.output / "predictions.csv")
-    split = {"train": train, "val": val, "test": test}
-    report.to_html(args.output / "report.html", fit=fit, split=split, title="Chest X-rays", card=True)
-    for name in ("model.safetensors", "predictions.csv", "report.html", "report.md"):
-        print(f"Written: {args.output / name}")
-
-
-def find_labels(args: argparse.Namespace) -> Path:
-    if args.data:
-        return Path(args.data, "labels.csv")
-    folder = Path(args.output, "data")
-    if not folder.exists():
-        print("No --data: writing synthetic chest X-rays as DICOM")
-        medimg.phantom.write_xray_dataset(folder, patients=120)
-    return folder / "labels.csv"
+    page = report.to_html(args.output / "report.html", fit=fit, title="Chest X-rays", card=True)
+    print(f"Open {page.resolve()} in a browser; model, predictions and model card are beside it.")
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--data", type=Path, help="folder with labels.csv; synthetic X-rays by default")
-    add("--weights", default="DEFAULT", help="name, path of a file, or 'none' (default: DEFAULT)")
-    add("--backbone", default="resnet18", help="any torchvision classifier (default: resnet18)")
-    add("--epochs", type=int, default=3, help="epochs of the full network, after one of the head")
-    add("--output", type=Path, default=Path("xray-output"), help="output folder")
+    parser = argparse.ArgumentParser(description="Classify chest X-rays")
+    parser.add_argument("--data", type=Path, help="folder with labels.csv; synthetic X-rays by default")
+    parser.add_argument("--backbone", default="resnet18", help="any classifier of torchvision")
+    parser.add_argument("--weights", default="DEFAULT", help="name or file of its weights, or none")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs of all layers, after one of the head")
+    parser.add_argument("--output", type=Path, default=Path("xray-output"), help="output folder")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
     try:
         main()
+    except WeightsUnavailableError as error:
+        sys.exit(f"{error}\nHere that is --weights FILE, or --weights none to train from scratch")
     except MedimgError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        sys.exit(str(error))

@@ -57,11 +57,15 @@ def fixed_settings() -> AbstractContextManager[None]:
 
 
 def make_figure(size: tuple[float, float]) -> Figure:
-    """Make a figure, `size` in inches, that pyplot does not know and so does not keep alive."""
-    from matplotlib.figure import Figure
+    """
+    Make a figure, `size` in inches, that pyplot does not know and so does not keep alive.
+
+    Jupyter shows it, or any of its axes, without ``%matplotlib``: they have ``_repr_png_``.
+    """
+    from medimg._notebook_figure import NotebookFigure
 
     with fixed_settings():
-        return Figure(figsize=size, layout="constrained")
+        return NotebookFigure(figsize=size, layout="constrained")
 
 
 def make_axes(size: tuple[float, float], columns: int = 1) -> tuple[Figure, list[Axes]]:

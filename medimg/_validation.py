@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import operator
 import os
@@ -9,23 +10,27 @@ import reprlib
 from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
-from medimg.errors import DatasetError, MedimgError, TrainingError
+from medimg.errors import DatasetError, MedimgError, TrainingError, also
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
 __all__ = [
     "check_batch_size",
     "check_choice",
     "check_fields",
+    "check_item_unit",
     "check_number",
     "check_path",
+    "check_processes",
     "check_seed",
     "check_text",
     "check_texts",
     "check_whole_number",
+    "did_you_mean",
+    "stored_unit",
 ]
 
 _MOST_SEED: Final = 2**32 - 1  # scikit-learn's, which draws the folds
@@ -50,14 +55,15 @@ def check_whole_number(
             number = None
     if number is None or (least is not None and number < least) or (most is not None and number > most):
         bounds = "" if least is None else f", {least} or more" if most is None else f" from {least} to {most}"
-        raise error(f"{name} must be a whole number{bounds}{hint}; found {value!r}")
+        found = error if isinstance(value, Real) else also(error, TypeError)
+        raise found(f"{name} must be a whole number{bounds}{hint}; found {value!r}")
     return number
 
 
 def check_path(name: str, value: object, *, error: type[MedimgError] = TrainingError) -> Path:
     """Return a path-like value as a Path."""
     if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
-        raise error(f"{name} must be a path; found a {type(value).__name__}")
+        raise also(error, TypeError)(f"{name} must be a path; found a {type(value).__name__}")
     return Path(value)
 
 
@@ -88,7 +94,8 @@ def check_number(
             if number is not None
         ]
         bounds = f", {' and '.join(parts)}" if parts else ""
-        raise error(f"{name} must be a number{bounds}{hint}; found {value!r}")
+        found = error if isinstance(value, Real) else also(error, TypeError)
+        raise found(f"{name} must be a number{bounds}{hint}; found {value!r}")
     return number
 
 
@@ -100,20 +107,21 @@ def check_choice(
         if value is choice or (type(value) is type(choice) and value == choice):
             return choice
     listed = [f'"{choice}"' if isinstance(choice, str) else repr(choice) for choice in choices]
-    raise error(f"{name} must be {', '.join(listed[:-1])} or {listed[-1]}; found {value!r}")
+    hint = did_you_mean(value, [choice for choice in choices if isinstance(choice, str)])
+    raise error(f"{name} must be {', '.join(listed[:-1])} or {listed[-1]}; found {value!r}{hint}")
 
 
 def check_text(name: str, value: object, *, error: type[MedimgError] = TrainingError) -> str:
     """Return a text."""
     if not isinstance(value, str):
-        raise error(f"{name} must be text; found {reprlib.repr(value)}")
+        raise also(error, TypeError)(f"{name} must be text; found {reprlib.repr(value)}")
     return value
 
 
 def check_texts(name: str, value: object, *, error: type[MedimgError] = TrainingError) -> tuple[str, ...]:
     """Return the texts of a list or tuple."""
     if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
-        raise error(f"{name} must be a list of texts; found {reprlib.repr(value)}")
+        raise also(error, TypeError)(f"{name} must be a list of texts; found {reprlib.repr(value)}")
     return tuple(value)
 
 
@@ -127,7 +135,7 @@ def check_fields(
 ) -> Mapping[str, Any]:
     """Return a mapping that has all of these fields, and no others unless these are allowed."""
     if not isinstance(value, Mapping):
-        raise error(f"{name} must be an object with fields; found {reprlib.repr(value)}")
+        raise also(error, TypeError)(f"{name} must be an object with fields; found {reprlib.repr(value)}")
     missing = [field for field in fields if field not in value]
     unknown = [] if others else [str(field) for field in value if field not in fields]
     if missing or unknown:
@@ -135,6 +143,35 @@ def check_fields(
         parts += [f"unknown {reprlib.repr(', '.join(unknown))}"] if unknown else []
         raise error(f"{name} must have the fields {', '.join(fields)}; found {' and '.join(parts)}")
     return value
+
+
+def check_item_unit(
+    value: object, *, name: str = "unit", error: type[MedimgError] = DatasetError
+) -> Literal["image", "series"]:
+    """Return the unit of items; "slice" is another word for an image."""
+    if isinstance(value, str) and value == "slice":
+        return "image"
+    return "series" if check_choice(name, value, ("image", "series"), error=error) == "series" else "image"
+
+
+def stored_unit(unit: str) -> str:
+    """Return the word for a unit of items in files and digests, which stays what it was first."""
+    return "series" if unit == "series" else "slice"
+
+
+def did_you_mean(value: object, known: Iterable[str], *, most: int = 1) -> str:
+    """
+    Return a hint, for the end of a message, at the names most like one that is not known; "" if none is.
+
+    >>> did_you_mean("Resnet 50", ["resnet18", "resnet50"]), did_you_mean("x", ["mean", "max"])
+    ("; did you mean 'resnet50'?", '')
+    """
+    if not isinstance(value, str):
+        return ""
+    # upper case and blanks are the commonest differences
+    names = {name.casefold(): name for name in reversed(list(known))}
+    near = difflib.get_close_matches(value.strip().casefold(), names, n=most, cutoff=0.6)
+    return f"; did you mean {' or '.join(repr(names[name]) for name in near)}?" if near else ""
 
 
 def check_seed(seed: object, *, error: type[MedimgError] = DatasetError) -> int:
@@ -145,6 +182,13 @@ def check_seed(seed: object, *, error: type[MedimgError] = DatasetError) -> int:
 def check_batch_size(batch_size: object, *, error: type[MedimgError] = TrainingError) -> int:
     """Return a batch size, at least 1, as an int."""
     return check_whole_number("batch_size", batch_size, least=1, error=error)
+
+
+def check_processes(workers: object, *, error: type[MedimgError] = TrainingError) -> int:
+    """Return the number of processes that read a dataset, 0 for None: then this process reads it."""
+    if workers is None:
+        return 0
+    return check_whole_number("workers", workers, least=0, hint=", or None for this process", error=error)
 
 
 def _as_float(value: object) -> float:

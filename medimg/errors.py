@@ -7,30 +7,39 @@ expected and what to do. Names, birth dates and identifiers of patients never ap
 ::
 
     MedimgError
-    ├── ReadError
+    ├── ReadError                 (also an OSError)
     │   ├── NotAnImageError
     │   ├── DecodeError
-    │   └── TruncatedError
-    ├── SeriesError
+    │   └── TruncatedError        (also an EOFError)
+    ├── SeriesError               (also a ValueError)
     │   ├── AmbiguousSeriesError
     │   ├── MissingSlicesError
     │   ├── DuplicateSlicesError
     │   ├── TiltedGantryError
     │   └── GeometryError
-    ├── PreprocessError
-    ├── DatasetError
+    ├── ConversionError           (also a ValueError)
+    ├── PreprocessError           (also a ValueError)
+    ├── DatasetError              (also a ValueError)
     │   └── LeakageError
-    ├── TrainingError
-    ├── CheckpointError
+    ├── TrainingError             (also a ValueError)
+    ├── CheckpointError           (also a ValueError)
     ├── WeightsUnavailableError   (also an OSError)
     └── MissingDependencyError    (also an ImportError)
 
     MedimgWarning                 (a UserWarning)
+
+An error is also the built-in one that fits its cause: a missing file is a ``FileNotFoundError``, a file that
+may not be read a ``PermissionError``, an unknown column, tag or name a ``KeyError``, a value of the wrong
+type a ``TypeError``. ``except`` clauses for these work as for other libraries.
 """
+
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
 
 __all__ = [
     "AmbiguousSeriesError",
     "CheckpointError",
+    "ConversionError",
     "DatasetError",
     "DecodeError",
     "DuplicateSlicesError",
@@ -54,8 +63,12 @@ __all__ = [
 class MedimgError(Exception):
     """Base of every error that medimg raises for bad input or a missing resource."""
 
+    def __str__(self) -> str:
+        # KeyError would quote the message
+        return BaseException.__str__(self)
 
-class ReadError(MedimgError):
+
+class ReadError(MedimgError, OSError):
     """A file or folder could not be read as an image."""
 
 
@@ -67,11 +80,11 @@ class DecodeError(ReadError):
     """The pixel data is there but could not be decoded, or contradicts its header."""
 
 
-class TruncatedError(ReadError):
+class TruncatedError(ReadError, EOFError):
     """The file ends before its pixel data does."""
 
 
-class SeriesError(MedimgError):
+class SeriesError(MedimgError, ValueError):
     """The files are readable, but don't make up one series with a sound geometry."""
 
 
@@ -95,11 +108,15 @@ class GeometryError(SeriesError):
     """Positions, orientations or sizes contradict each other."""
 
 
-class PreprocessError(MedimgError):
+class ConversionError(MedimgError, ValueError):
+    """A volume has something that a file format or an image of another library can't hold."""
+
+
+class PreprocessError(MedimgError, ValueError):
     """A preprocessing recipe is unsound, or does not fit the image it was given."""
 
 
-class DatasetError(MedimgError):
+class DatasetError(MedimgError, ValueError):
     """A table of labels and the images it names don't fit together."""
 
 
@@ -107,11 +124,11 @@ class LeakageError(DatasetError):
     """A split would put the same patient, study or image on two subsets."""
 
 
-class TrainingError(MedimgError):
+class TrainingError(MedimgError, ValueError):
     """Training was asked for with settings or data that can't give a result."""
 
 
-class CheckpointError(MedimgError):
+class CheckpointError(MedimgError, ValueError):
     """A checkpoint is damaged, has been tampered with, or doesn't fit this version."""
 
 
@@ -121,6 +138,42 @@ class WeightsUnavailableError(MedimgError, OSError):
 
 class MissingDependencyError(MedimgError, ImportError):
     """An optional dependency is not installed; the message gives the command that installs it."""
+
+
+_Error = TypeVar("_Error", bound=MedimgError)
+_MADE: dict[tuple[type[MedimgError], type[BaseException]], type[MedimgError]] = {}
+
+
+def also(error: type[_Error], builtin: type[BaseException]) -> type[_Error]:
+    """
+    Return an error that is a built-in one, too, under the same name.
+
+    >>> raise also(DatasetError, KeyError)("the table has no column 'x'")
+    Traceback (most recent call last):
+    medimg.errors.DatasetError: the table has no column 'x'
+    """
+    if issubclass(error, builtin):
+        return error
+    if builtin.__module__ != "builtins":
+        return also(error, builtin.__mro__[1])
+    if (error, builtin) not in _MADE:
+        members = {"__module__": error.__module__, "__doc__": error.__doc__, "__reduce__": _reduce}
+        _MADE[error, builtin] = type(error.__name__, (error, builtin), members)
+    return cast("type[_Error]", _MADE[error, builtin])
+
+
+def _reduce(error: MedimgError) -> tuple[Any, ...]:
+    """Let processes pass errors on, whose classes no module has."""
+    bases = type(error).__bases__
+    return _rebuild, (*bases, error.args, vars(error))
+
+
+def _rebuild(
+    error: type[MedimgError], builtin: type[BaseException], args: tuple[Any, ...], state: Mapping[str, Any]
+) -> MedimgError:
+    found: MedimgError = also(error, builtin)(*args)
+    vars(found).update(state)
+    return found
 
 
 class MedimgWarning(UserWarning):

@@ -49,7 +49,7 @@ def test_training_and_a_loaded_model_see_the_same_bits(ct: Path, tmp_path: Path)
         assert hash(raw[0].numpy().tobytes()) in seen
     files = list(dict.fromkeys(val.sources))
     proba = loaded.predict_proba(val, batch_size=len(val))
-    table = loaded.predict(files, unit="slice", batch_size=len(val))
+    table = loaded.predict(files, unit="image", batch_size=len(val))
     assert np.allclose(table[[f"p_{c}" for c in data.classes]].to_numpy(), proba, atol=1e-12)
 
 

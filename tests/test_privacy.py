@@ -160,7 +160,8 @@ def test_from_files_to_report(scans: Path, tmp_path: Path, said: Said) -> None:
     for n, picture in enumerate(pictures_of(page)):
         said.add(f"picture {n}", picture)
     for thing in (data, train, leaks, model, fit, calibration, model.training_ranges, report, report.curves):
-        said.add(f"repr of {type(thing).__name__}", repr(thing))
+        html = getattr(thing, "_repr_html_", str)()
+        said.add(f"repr of {type(thing).__name__}", repr(thing) + html)
     said.add("text of the report", str(report) + report._repr_html_())
     said.add("provenance", json.dumps(report.provenance))
     said.add("predictions", report.predictions.to_string())
@@ -193,9 +194,9 @@ def test_reading_and_predicting(neutral: Path, said: Said) -> None:
     index = medimg.scan(neutral)
     volume = medimg.read(neutral)
     model = medimg.TransferClassifier("squeezenet1_1", classes=("a", "b"), weights=None, preprocess=RECIPE)
-    said.add("index", repr(index))
+    said.add("index", repr(index) + index._repr_html_() + index[0]._repr_html_())
     said.add("volume", repr(volume) + str(volume.report) + volume._repr_html_())
-    for unit in ("series", "slice"):
+    for unit in ("series", "image"):
         table = model.predict([neutral], unit=unit)
         said.add(f"table of {unit}", table.to_csv(), uids=True)
         said.add(f"attributes of {unit}", repr(table.attrs))

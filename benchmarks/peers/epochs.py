@@ -26,7 +26,7 @@ def plain_epoch(items: Dataset[Any]) -> int:
 def training_epoch(items: medimg.ImageDataset) -> int:
     """Load every batch as ``fine_tune`` does, in this process; return how many pictures there were."""
     sampler = EpochSampler(len(items), seed=0)
-    loader = make_training_loader(items, batch_size=_BATCH, num_workers=0, pin_memory=False, sampler=sampler)
+    loader = make_training_loader(items, batch_size=_BATCH, workers=0, pin_memory=False, sampler=sampler)
     return sum(len(pictures) for pictures, *_ in loader)
 
 

@@ -60,7 +60,7 @@ class AdaBN(Adaptation):
                 "backbone with batch normalization (resnet, densenet, efficientnet, vgg*_bn), or use CORAL"
             )
 
-    def finish(self, model: nn.Module, device: torch.device, batch_size: int, num_workers: int) -> None:
+    def finish(self, model: nn.Module, device: torch.device, batch_size: int, workers: int) -> None:
         """
         Replace the running statistics by those of the target.
 
@@ -72,8 +72,8 @@ class AdaBN(Adaptation):
             Device of the model.
         batch_size : int
             Largest number of images per batch; batch sizes differ by one at most.
-        num_workers : int
-            Number of worker processes for reading.
+        workers : int
+            Number of processes that read the images; 0 for this process.
 
         Raises
         ------
@@ -90,7 +90,7 @@ class AdaBN(Adaptation):
                     layer.reset_running_stats()
                     layer.momentum = None  # the mean over all batches
                     layer.train()
-                for images in _load_batches(self.target, batch_size, num_workers):
+                for images in _load_batches(self.target, batch_size, workers):
                     body(images.to(device))
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):
@@ -101,12 +101,12 @@ def _find_batchnorm(model: nn.Module) -> list[_BatchNorm]:
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
 
 
-def _load_batches(images: Images, batch_size: int, num_workers: int) -> Iterator[Tensor]:
+def _load_batches(images: Images, batch_size: int, workers: int) -> Iterator[Tensor]:
     """Yield images (B, 3, H, W), also the slices of bags, in batches of about the same size."""
     loader: DataLoader[Any] = DataLoader(
         _Unlabeled(images),  # type: ignore[arg-type]  # has a length and items
         batch_size=_split_evenly(len(images), batch_size),
-        num_workers=num_workers,
+        num_workers=workers,
         collate_fn=_concat_images,
         generator=torch.Generator(),
     )

@@ -39,7 +39,7 @@ class Images(Protocol):
 
     @property
     def unit(self) -> str:
-        """Type of an item: ``"slice"`` or ``"series"``."""
+        """Type of an item: ``"image"`` or ``"series"``."""
 
     @property
     def patients(self) -> tuple[str, ...]:
@@ -217,7 +217,7 @@ class Adaptation:
         """
         return images
 
-    def finish(self, model: nn.Module, device: torch.device, batch_size: int, num_workers: int) -> None:
+    def finish(self, model: nn.Module, device: torch.device, batch_size: int, workers: int) -> None:
         """Change the model once, after training; do nothing by default."""
 
     def settings(self) -> dict[str, Any]:

@@ -22,10 +22,11 @@ from medimg.models.data_checks import check_dataset, check_images, check_same_un
 from medimg.preprocessing.preprocess import check_same_preprocessing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from medimg.core.progress import Progress
     from medimg.data.protocols import LabeledDataset
     from medimg.io.series import Series
     from medimg.models.classifier import TransferClassifier
@@ -58,13 +59,16 @@ def compute_statistics(images: Tensor) -> Tensor:
 
 
 def _compute_item_statistics(data: LabeledDataset, indices: Sequence[int]) -> NDArray[np.float64]:
-    """Return :data:`STATISTICS` (n, 4) of items of a dataset, for bags the mean over their slices."""
+    """Return :data:`STATISTICS` (n, 4) of items of a dataset, for bags and volumes the mean over slices."""
     recipe = data.preprocess
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (recipe.mean, recipe.std))
+    shape = (-1, *(1,) * recipe.dims)
+    mean, std = (torch.tensor(values).view(shape) for values in recipe.normalization)
+    # in 3-D the slices of a volume are left
+    channel = 0 if recipe.dims == 3 else -3
     rows = []
     for index in indices:
         image = data[index][0]
-        gray = (image * std + mean).mean(dim=-3)
+        gray = (image * std + mean).mean(dim=channel)
         rows.append(compute_statistics(gray if gray.ndim == 3 else gray[None]).mean(dim=0))
     return torch.stack(rows).double().numpy()
 
@@ -82,7 +86,8 @@ def domain_shift(
     seed: int = 0,
     limit: int | None = 1000,
     batch_size: int = 32,
-    progress: bool = False,
+    workers: int | None = None,
+    progress: Progress = "auto",
 ) -> ShiftReport:
     """
     Measure the domain shift between two datasets.
@@ -102,8 +107,10 @@ def domain_shift(
         Largest number of items of each dataset that are read, sampled at random; None for all.
     batch_size : int
         Number of images per batch.
-    progress : bool
-        Whether to show a progress bar.
+    workers : int, optional
+        Number of processes that read the images for embeddings; by default they are read in this process.
+    progress : "auto" or bool
+        Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
     Returns
     -------
@@ -140,7 +147,8 @@ def domain_shift(
     pictures = [_compare_numbers(name, *(s[:, n] for s in statistics)) for n, name in enumerate(STATISTICS)]
     distances = None
     if model is not None:
-        distances = _compare_embeddings(model, samples, folds, seed, batch_size, progress=progress)
+        options = {"batch_size": batch_size, "workers": workers, "progress": progress}
+        distances = _compare_embeddings(model, samples, folds, seed, options)
     return ShiftReport(
         items=(len(source), len(target)),
         patients=(len(set(source.patients)), len(set(target.patients))),
@@ -239,14 +247,9 @@ def _compare_embeddings(
     samples: list[_Sample],
     folds: int,
     seed: int,
-    batch_size: int,
-    *,
-    progress: bool,
+    options: Mapping[str, Any],
 ) -> Distances:
-    pooled = [
-        item_features(model, sample.subset(), batch_size=batch_size, progress=progress).pooled("mean")
-        for sample in samples
-    ]
+    pooled = [item_features(model, sample.subset(), **options).pooled("mean") for sample in samples]
     source, target = (embeddings.double() for embeddings in pooled)
     patients = [[sample.data.patients[n] for n in sample.indices] for sample in samples]
     distance = proxy_a_distance(

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medimg._public import set_module
-from medimg._validation import check_choice, check_fields, check_number, check_text, check_whole_number
+from medimg._validation import (
+    check_choice,
+    check_fields,
+    check_item_unit,
+    check_number,
+    check_text,
+    check_whole_number,
+    stored_unit,
+)
 from medimg.calibration.conformal import check_coverage, prediction_set
 from medimg.calibration.logit_map import METHODS, Curve, LogitMap, MapMethod, count_temperatures
 from medimg.calibration.mahalanobis import MahalanobisDetector
@@ -37,7 +45,7 @@ class Calibration:
 
     Attributes
     ----------
-    unit : {"slice", "series"}
+    unit : {"image", "series"}
         Unit of the items of the validation data, for which thresholds and sets are valid.
     items, patients : int
         Number of items and of patients in the validation data.
@@ -123,6 +131,7 @@ class Calibration:
         """Return everything but the statistics of embeddings, serializable as JSON."""
         values = asdict(replace(self, outliers=None))
         del values["outliers"]
+        values["unit"] = stored_unit(self.unit)
         # files and digests of earlier versions lack these
         for name, default in _ADDED.items():
             if values[name] == default:
@@ -157,7 +166,7 @@ class Calibration:
         method = check_choice(_name("method"), added["method"], METHODS, error=CheckpointError)
         temperatures = count_temperatures(method, task, len(classes))
         return cls(
-            unit=check_choice(_name("unit"), values["unit"], ("slice", "series"), error=CheckpointError),
+            unit=check_item_unit(values["unit"], name=_name("unit"), error=CheckpointError),
             items=check_whole_number(_name("items"), values["items"], least=1, error=CheckpointError),
             patients=check_whole_number(
                 _name("patients"), values["patients"], least=1, error=CheckpointError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from base64 import b64encode
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from medimg.core import geometry
 from medimg.core.window import PRESETS, LookupTable, Voi, Window
-from medimg.errors import PreprocessError
+from medimg.errors import MedimgWarning, PreprocessError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -33,6 +34,8 @@ _NO_CONTENT: Final = "all pixels of this image are padding or not finite"
 #: Prefix of a choice among the windows of a file: "dicom:1", "dicom:BONE".
 DECLARED: Final = "dicom:"
 
+#: Every CT of a patient has air below this, in Hounsfield units.
+_MOST_OF_AIR: Final = -200
 _COUNTED_AT_ONCE: Final = 2**20
 _PROJECTION: Final = frozenset({"CR", "DX", "MG", "DR", "RF", "XA", "PX", "IO"})
 
@@ -145,7 +148,25 @@ def _get_preset(volume: Volume, name: str) -> Window:
             f"the preset {name!r} is in Hounsfield units, the image is {volume.modality} in {volume.units}; "
             'use window="auto", "percentile" or a Window'
         )
+    if volume.units != "HU":
+        _warn_without_hu(volume, name)
     return preset
+
+
+def _warn_without_hu(volume: Volume, name: str) -> None:
+    """Warn of a CT whose values are stated to be others, and of values that no CT has."""
+    if volume.modality == "CT":
+        found = f"the values of this CT are not (its units are {volume.units!r})"
+    elif any((values < _MOST_OF_AIR).any() for values in volume.array[0]):
+        return
+    else:
+        found = f"this image, of unknown units, has no value below {_MOST_OF_AIR}, as air has in a CT"
+    warnings.warn(
+        f'the preset {name!r} is in Hounsfield units, and {found}; use window="auto" or "percentile", or, '
+        f"if its values are in Hounsfield units, window=medimg.Window.preset({name!r})",
+        MedimgWarning,
+        stacklevel=2,
+    )
 
 
 def _get_declared(volume: Volume, index: int) -> tuple[Voi, ...]:

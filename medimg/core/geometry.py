@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from medimg.errors import GeometryError
+from medimg.errors import GeometryError, also
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +27,7 @@ __all__ = [
     "ascending_slices",
     "display_code",
     "image_affine",
+    "index_affine",
     "index_to_lps",
     "lps_from_ras",
     "lps_from_space",
@@ -219,7 +220,7 @@ def ascending_slices(slices: Sequence[int], depth: int) -> list[int]:
     try:
         chosen = [operator.index(i) for i in slices]
     except TypeError:
-        raise GeometryError(
+        raise also(GeometryError, TypeError)(
             f"expected several whole numbers, indices of {depth} slices; found a {type(slices).__name__}"
         ) from None
     if not chosen or chosen[0] < 0 or chosen[-1] >= depth or (np.diff(chosen) <= 0).any():
@@ -235,6 +236,23 @@ def subset_affine(affine: Affine, slices: Sequence[int]) -> Affine:
     if len(chosen) > 1:
         result[:3, 0] = affine[:3, 0] * (chosen[-1] - chosen[0]) / (len(chosen) - 1)
     return result
+
+
+def index_affine(affine: Affine, ranges: Sequence[range]) -> Affine:
+    """
+    Return the affine of the part of an array that ranges of d, h and w select; an axis of one keeps its step.
+
+    Examples
+    --------
+    >>> index_affine(image_affine((2.0, 1.0, 1.0)), (range(8, 0, -2), range(3, 4), range(5)))[:3].tolist()
+    [[0.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 3.0], [-4.0, 0.0, 0.0, 16.0]]
+    """
+    result = affine.copy()
+    for axis, chosen in enumerate(ranges):
+        result[:3, 3] += chosen.start * affine[:3, axis]
+        if len(chosen) > 1:
+            result[:3, axis] *= chosen.step
+    return result + 0.0  # no -0.0
 
 
 def index_to_lps(affine: Affine, index: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
 from medimg._public import set_module
@@ -41,8 +42,8 @@ class ReadReport:
     Parameters
     ----------
     format : str
-        "DICOM", "NIfTI", "NRRD", "MetaImage", "PNG", "JPEG", "JPEG 2000", "TIFF", "BMP", "WebP", "GIF", or
-        "array" for a volume made in memory.
+        "DICOM", "NIfTI", "NRRD", "MetaImage", "PNG", "JPEG", "JPEG 2000", "TIFF", "BMP", "WebP", "GIF", the
+        name of the library for its image, such as "SimpleITK", or "array" for a volume made in memory.
     files : tuple of str
         Files whose pixels are in the volume, in the order of its slices.
     skipped : tuple of Skipped
@@ -85,26 +86,32 @@ class ReadReport:
 
     def at_slices(self, slices: Iterable[int], depth: int) -> ReadReport:
         """
-        Return the report of some slices of a volume of `depth` slices, in the order given.
+        Return the report of some slices of a volume of `depth` slices, ascending or descending.
 
-        Facts of each slice, or of each slice of each channel, are selected; the rest is unchanged.
+        Facts of each slice, or of each slice of each channel, are selected, and gaps between selected slices
+        are kept; the rest is unchanged.
         """
         chosen = list(slices)
         uids = self.sop_instance_uids
         one_file_each = len(self.files) == (len(uids) or depth) and not self.frame_numbers
+        between = [sorted(pair) for pair in pairwise(chosen)]
         return replace(
             self,
             files=_select_slices(self.files, chosen, depth) if one_file_each else self.files,
             sop_instance_uids=_select_slices(uids, chosen, depth),
             frame_numbers=_select_slices(self.frame_numbers, chosen, depth),
+            missing=tuple(
+                n for n, (low, high) in enumerate(between) if any(low <= gap < high for gap in self.missing)
+            ),
         )
 
-    def of_channel(self, channel: int, channels: int) -> ReadReport:
-        """Return the report of one of several channels that are not colors."""
+    def of_channels(self, chosen: Iterable[int], channels: int) -> ReadReport:
+        """Return the report of some of several channels that are not colors."""
+        wanted = list(chosen)
 
         def part(facts: tuple[_Fact, ...]) -> tuple[_Fact, ...]:
             depth, rest = divmod(len(facts), channels)
-            return () if rest else facts[channel * depth : (channel + 1) * depth]
+            return () if rest else tuple(f for c in wanted for f in facts[c * depth : (c + 1) * depth])
 
         one_file_each = len(self.files) == len(self.sop_instance_uids) and not self.frame_numbers
         return replace(

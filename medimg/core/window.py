@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import numpy as np
 
 from medimg._public import set_module
-from medimg.errors import PreprocessError
+from medimg._validation import did_you_mean
+from medimg.errors import PreprocessError, also
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -86,6 +87,7 @@ class Window:
         if self.function not in _FUNCTIONS:
             raise PreprocessError(
                 f"unknown VOI LUT function {self.function!r}; expected one of {', '.join(_FUNCTIONS)}"
+                f"{did_you_mean(self.function, _FUNCTIONS)}"
             )
         least = "at least 1" if self.function == "LINEAR" else "above 0"
         wide_enough = self.width >= 1 if self.function == "LINEAR" else self.width > 0
@@ -118,7 +120,9 @@ class Window:
             center, width = PRESETS[name]
         except KeyError:
             known = ", ".join(PRESETS)
-            raise PreprocessError(f"unknown window preset {name!r}; expected one of {known}") from None
+            raise also(PreprocessError, KeyError)(
+                f"unknown window preset {name!r}; expected one of {known}{did_you_mean(name, PRESETS)}"
+            ) from None
         return cls(center, width, explanation=name)
 
     @classmethod

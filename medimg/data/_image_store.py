@@ -8,7 +8,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
 from medimg.core.parallel import ordered_map
-from medimg.core.progress import progress_bar
+from medimg.core.progress import Progress, progress_bar
 from medimg.data.cache.images import DamagedError
 from medimg.data.cache.keys import stat_files
 from medimg.data.image_loader import ResolvedSource
@@ -113,7 +113,7 @@ class ImageStore:
             self._states[source] = stat_files(self.series[source])
         return ResolvedSource.resolve(self.series[source])
 
-    def fill(self, sources: Sequence[int], workers: int | None, progress: bool | None) -> None:
+    def fill(self, sources: Sequence[int], workers: int | None, progress: Progress) -> None:
         """Cache all images of some series that are not in the cache yet."""
         filled = ordered_map(self._fill_one, sources, workers, initializer=share_cores)
         for _ in progress_bar(filled, desc="caching", unit="series", progress=progress, total=len(sources)):

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import numpy as np
 
-from medimg.core.progress import progress_bar
+from medimg._validation import did_you_mean
+from medimg.core.progress import Progress, progress_bar
 from medimg.data.identifiers import FilePatients, add_file_patients
 from medimg.data.patients import check_exact, normalize_number, normalize_patient
-from medimg.errors import DatasetError, MedimgError
+from medimg.errors import DatasetError, MedimgError, also
 from medimg.io.detect import FORMATS
 from medimg.io.files.regular_file import explain_irregular
 from medimg.io.read import find_series
@@ -84,7 +85,7 @@ def label_folders(
     *,
     patient: PatientRule,
     file_patients: FilePatients = "check",
-    progress: bool | None,
+    progress: Progress,
 ) -> tuple[list[LabeledSeries], list[Skipped]]:
     """Return the series below each subfolder, labeled with the subfolder's name, and the skipped files."""
     folder = _open_folder(root)
@@ -109,7 +110,7 @@ def list_unlabeled(
     *,
     patient: PatientRule,
     file_patients: FilePatients = "check",
-    progress: bool | None,
+    progress: Progress,
 ) -> tuple[list[LabeledSeries], list[Skipped]]:
     """Return all series below a folder, without labels, and the skipped files."""
     folder = _open_folder(root)
@@ -118,7 +119,7 @@ def list_unlabeled(
     return add_file_patients(found, file_patients, "item"), list(index.skipped)
 
 
-def _scan_images(folder: Path, role: str, *, progress: bool | None) -> SeriesIndex:
+def _scan_images(folder: Path, role: str, *, progress: Progress) -> SeriesIndex:
     """Scan a folder that must have an image."""
     index = scan(folder, progress=progress)
     if not index:
@@ -131,11 +132,13 @@ def _scan_images(folder: Path, role: str, *, progress: bool | None) -> SeriesInd
 def _open_folder(root: str | Path) -> Path:
     folder = Path(root)
     try:
-        if not folder.is_dir():
-            raise DatasetError(f"there is no folder {folder}")
-        next(folder.iterdir(), None)
+        is_folder = folder.is_dir()
+        if is_folder:
+            next(folder.iterdir(), None)
     except OSError as error:
-        raise DatasetError(f"{folder} can't be opened: {error.strerror}") from None
+        raise also(DatasetError, type(error))(f"{folder} can't be opened: {error.strerror}") from None
+    if not is_folder:
+        raise also(DatasetError, FileNotFoundError)(f"there is no folder {folder}")
     return folder
 
 
@@ -154,9 +157,11 @@ def read_table(csv: Any) -> pd.DataFrame:
         # "NA" and "None" are labels in use; of a header pandas would rename columns that occur twice
         rows = pd.read_csv(csv, dtype=str, keep_default_na=False, na_values=[""], header=None)
     except FileNotFoundError:
-        raise DatasetError(f"there is no file {csv}") from None
+        raise also(DatasetError, FileNotFoundError)(f"there is no file {csv}") from None
     except OSError as error:
-        raise DatasetError(f"{csv} can't be opened: {error.strerror or type(error).__name__}") from None
+        raise also(DatasetError, type(error))(
+            f"{csv} can't be opened: {error.strerror or type(error).__name__}"
+        ) from None
     except ValueError as error:
         raise DatasetError(f"{csv} is not a CSV table in UTF-8 ({type(error).__name__})") from None
     names = [f"Unnamed: {n}" if pd.isna(name) else str(name) for n, name in enumerate(rows.iloc[0])]
@@ -171,10 +176,11 @@ def _is_special(csv: object) -> bool:
 def _check_columns(table: pd.DataFrame, wanted: Sequence[str]) -> None:
     absent = [name for name in wanted if name not in table.columns]
     if absent:
-        raise DatasetError(
+        hint = did_you_mean(absent[0], map(str, table.columns))
+        raise also(DatasetError, KeyError)(
             f"the table has no column {', '.join(map(repr, absent))}; it has "
             f"{', '.join(map(repr, map(str, table.columns)))}; name columns by path=, label= (None for "
-            "images without labels), patient= and domain="
+            f"images without labels), patient= and domain={hint}"
         )
     counts = Counter(table.columns)
     twice = [name for name in wanted if counts[name] > 1]
@@ -263,7 +269,7 @@ def label_rows(
     patient: str | None,
     domain: str | None = None,
     file_patients: FilePatients = "check",
-    progress: bool | None = None,
+    progress: Progress = "auto",
 ) -> list[LabeledSeries]:
     """Return the series that each row of a table names, with its label, patient and domain."""
     labels = list_label_columns(label)
@@ -318,7 +324,7 @@ def _check_files(rows: list[dict[str, Any]], root: Path, path: str) -> None:
     absent = [n for n, name in enumerate(names) if not _may_exist(root / name)]
     if absent:
         shown = "\n".join(f"  row {n}{_quote_file_name(names[n])}" for n in absent[:5])
-        raise DatasetError(
+        raise also(DatasetError, FileNotFoundError)(
             f"{len(absent)} of {len(rows)} labels have no file below {root}; pass root=, or remove "
             f"these rows, or check the column of paths ({path!r}); the first:\n{shown}"
         )

@@ -8,8 +8,9 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
+from medimg._validation import did_you_mean
 from medimg.data.items import ItemFacts
-from medimg.errors import DatasetError, MedimgError, MedimgWarning
+from medimg.errors import DatasetError, MedimgError, MedimgWarning, also
 from medimg.io.dicom.header.acquisition import (
     ACQUISITION_TAGS,
     NUMBERED,
@@ -98,9 +99,9 @@ def read_acquisition_tags(
     known = {*TEXTS, *NUMBERED, *NUMBERS}
     unknown = [keyword for keyword in keywords if keyword not in known]
     if unknown:
-        raise DatasetError(
+        raise also(DatasetError, KeyError)(
             f"these tags are not available: {unknown} (identifying tags are withheld); "
-            f"expected some of {', '.join(sorted(known))}"
+            f"expected some of {', '.join(sorted(known))}{did_you_mean(unknown[0], known)}"
         )
     tags = to_tag_numbers(*keywords)
 

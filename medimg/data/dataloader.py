@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from medimg._public import set_module
 from medimg.data.protocols import LabeledDataset
+from medimg.errors import DatasetError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -17,8 +20,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "EpochSampler",
+    "PaddedBatch",
     "Share",
     "collate",
+    "collate_indexed",
     "concat_batches",
     "epoch_seed",
     "make_evaluation_loader",
@@ -37,8 +42,6 @@ def epoch_seed(seed: int, epoch: int, purpose: int = 0) -> int:
     >>> epoch_seed(0, 1) == epoch_seed(0, 1), epoch_seed(0, 1) == epoch_seed(1, 0)
     (True, False)
     """
-    import numpy as np
-
     # torch allows negative seeds
     entropy = [seed % 2**64, epoch, purpose]
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1
@@ -51,6 +54,27 @@ class Batch(NamedTuple):
     labels: Tensor  # (B,) int64 or (B, K) float32
     mask: Tensor | None  # (B, N) bool: slices that are not padding
     indices: Tensor  # (B,) int64: indices in the dataset
+
+
+@set_module("medimg")
+class PaddedBatch(NamedTuple):
+    """
+    A batch of images, or of bags padded to one length; see :func:`medimg.collate`.
+
+    Attributes
+    ----------
+    images : torch.Tensor
+        (B, C, H, W) images, or (B, N, C, H, W) bags with N of the longest one, padded with zeros; in 3-D
+        (B, C, D, H, W) volumes.
+    labels : torch.Tensor or None
+        (B,) int64 class indices, or (B, K) float32; None without labels.
+    mask : torch.Tensor or None
+        (B, N) bool, True for slices and False for padding; None if nothing is padded.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    mask: Tensor | None
 
 
 class _IndexedDataset(Dataset[tuple[Tensor, Any, int]]):
@@ -142,24 +166,79 @@ class _SharedSampler(Sampler[int]):
         yield from (i % self._count for i in range(rank, len(self) * world, world))
 
 
-def collate(items: Sequence[tuple[Tensor, Any, int]]) -> Batch:
+@set_module("medimg")
+def collate(items: Sequence[tuple[Tensor, Any] | Tensor]) -> PaddedBatch:
     """
-    Make a batch of images (3, H, W), bags (N, 3, H, W) of any lengths, or embeddings (F,) or (N, F).
+    Make a batch of series of unequal length: the ``collate_fn`` of a ``torch.utils.data.DataLoader``.
+
+    Parameters
+    ----------
+    items : sequence of tuple, or of Tensor
+        Images with their labels, as :class:`medimg.ImageDataset` gives them, or images alone, as a
+        :class:`medimg.Preprocess` does: (C, H, W) images, (N, C, H, W) bags of any lengths N, (C, D, H, W)
+        volumes, or embeddings (F,) or (N, F).
+
+    Returns
+    -------
+    PaddedBatch
+        ``(images, labels, mask)``, for ``model(images, mask)``.
+
+    Raises
+    ------
+    DatasetError
+        If there is no item, images are of several sizes, or only some have labels.
 
     Examples
     --------
-    >>> batch = collate([(torch.ones(2, 3, 8, 8), 0, 0), (torch.ones(3, 3, 8, 8), 1, 1)])
-    >>> tuple(batch.images.shape), batch.mask.sum(dim=1).tolist()
-    ((2, 3, 3, 8, 8), [2, 3])
+    >>> batch = collate([(torch.ones(2, 3, 8, 8), 0), (torch.ones(3, 3, 8, 8), 1)])
+    >>> tuple(batch.images.shape), batch.labels.tolist(), batch.mask.sum(dim=1).tolist()
+    ((2, 3, 3, 8, 8), [0, 1], [2, 3])
     """
-    images = [image for image, _, _ in items]
+    pairs = [(item, None) if isinstance(item, Tensor) else item for item in items]
+    try:
+        images = [torch.as_tensor(image) for image, _ in pairs]
+    except (TypeError, ValueError, RuntimeError):
+        raise DatasetError(
+            "expected items (image, label), or images, all of them tensors; found something else"
+        ) from None
+    if not images or 0 in {image.ndim for image in images}:
+        raise DatasetError(f"expected one or more images; found {'a number' if images else 'none'}")
+    # the length of bags may differ
+    shapes = {tuple(image.shape[1 - image.ndim % 2 :]) for image in images}
+    if len(shapes) > 1 or len({image.ndim for image in images}) > 1:
+        raise DatasetError(
+            f"a batch needs images of one size; found {', '.join(sorted(map(str, shapes)))}: use one recipe "
+            "for all of them"
+        )
+    given = [label for _, label in pairs if label is not None]
+    if 0 < len(given) < len(pairs):
+        raise DatasetError(
+            f"expected labels for all items of a batch, or none; found {len(given)} of {len(pairs)}"
+        )
+    try:
+        labels = torch.stack([torch.as_tensor(label) for label in given]) if given else None
+    except (TypeError, ValueError, RuntimeError):
+        raise DatasetError(
+            "labels must be class indices, or tensors of one length; found others: encode names as indices"
+        ) from None
+    stacked, mask = _pad_or_stack(images)
+    return PaddedBatch(stacked, labels, mask)
+
+
+def collate_indexed(items: Sequence[tuple[Tensor, Any, int]]) -> Batch:
+    """Make a batch of items with their indices in a dataset; see :func:`collate`."""
     labels = torch.stack([torch.as_tensor(label) for _, label, _ in items])
     indices = torch.tensor([index for _, _, index in items])
-    # odd: an image (3, H, W) or its embedding (F,); even: a bag of them
+    images, mask = _pad_or_stack([image for image, _, _ in items])
+    return Batch(images, labels, mask, indices)
+
+
+def _pad_or_stack(images: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Stack images, or pad bags of unequal length, whose mask is returned."""
+    # odd: an image (C, H, W) or its embedding (F,); even: a bag of them, or a volume, all of one length
     if images[0].ndim % 2 or len({len(image) for image in images}) == 1:
-        return Batch(_stack(images), labels, None, indices)
-    bags, mask = pad_bags(images)
-    return Batch(bags, labels, mask, indices)
+        return _stack(images), None
+    return pad_bags(images)
 
 
 def pad_bags(bags: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -207,7 +286,7 @@ def make_training_loader(
     items: LabeledDataset,
     *,
     batch_size: int,
-    num_workers: int,
+    workers: int,
     pin_memory: bool,
     sampler: EpochSampler,
 ) -> DataLoader[tuple[Tensor, Any, int]]:
@@ -221,13 +300,13 @@ def make_training_loader(
         _IndexedDataset(items),
         batch_size=batch_size,
         sampler=sampler,
-        num_workers=num_workers,
-        collate_fn=collate,
+        num_workers=workers,
+        collate_fn=collate_indexed,
         pin_memory=pin_memory,
         drop_last=count > batch_size > 1 and count % batch_size == 1,
         # otherwise a loader draws from torch's global random state
         generator=torch.Generator(),
-        persistent_workers=num_workers > 0,
+        persistent_workers=workers > 0,
     )
 
 
@@ -244,7 +323,7 @@ def make_evaluation_loader(
     items: LabeledDataset,
     *,
     batch_size: int,
-    num_workers: int,
+    workers: int,
     pin_memory: bool = False,
     share: Share | None = None,
 ) -> DataLoader[tuple[Tensor, Any, int]]:
@@ -253,9 +332,9 @@ def make_evaluation_loader(
         _IndexedDataset(items),
         batch_size=batch_size,
         sampler=_SharedSampler(len(items), share or Share()),
-        num_workers=num_workers,
-        collate_fn=collate,
+        num_workers=workers,
+        collate_fn=collate_indexed,
         pin_memory=pin_memory,
-        persistent_workers=num_workers > 0,
+        persistent_workers=workers > 0,
         generator=torch.Generator(),
     )

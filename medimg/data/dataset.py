@@ -14,9 +14,18 @@ import torch
 from torch.utils.data import Dataset
 
 from medimg._public import set_module
-from medimg._validation import check_choice, check_path
+from medimg._validation import (
+    check_choice,
+    check_item_unit,
+    check_path,
+    check_seed,
+    check_text,
+    check_whole_number,
+)
 from medimg.data import _labels
 from medimg.data._image_store import ImageStore
+from medimg.data._label_arrays import label_arrays
+from medimg.data._npz import read_npz
 from medimg.data.acquisition_tags import read_missing_elements
 from medimg.data.cache.image_cache import as_cache
 from medimg.data.cache.images import decode_intensity, normalize_images
@@ -43,8 +52,11 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
     import pandas as pd
+    from matplotlib.figure import Figure
 
+    from medimg.core.progress import Progress
     from medimg.core.read_report import Skipped
+    from medimg.core.volume import Volume
     from medimg.data._labels import LabeledSeries, PatientRule
     from medimg.data.cache.image_cache import ImageCache
     from medimg.data.identifiers import FilePatients
@@ -62,9 +74,9 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
     """
     Images with labels and patients, read and preprocessed on demand.
 
-    Use :meth:`from_folder` or :meth:`from_csv` to make one. Images are kept in memory once they are rendered,
-    up to `memory` bytes, or in a cache on disk. Preprocessing is the same as in prediction, bit-for-bit but
-    for rounding in a cache.
+    Use :meth:`from_folder`, :meth:`from_csv`, :meth:`from_arrays` or :meth:`from_npz` to make one. Images are
+    kept in memory once they are rendered, up to `memory` bytes, or in a cache on disk. Preprocessing is the
+    same as in prediction, bit-for-bit but for rounding in a cache.
 
     Parameters
     ----------
@@ -74,8 +86,10 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         Names of the classes; the label of an item is an index into them.
     preprocess : Preprocess, optional
         Preprocessing; ``Preprocess()`` by default.
-    unit : {"slice", "series"}
-        Unit of an item: one image (3, H, W) with its series' label, or a bag of all images (N, 3, H, W).
+    unit : {"image", "series"}
+        Unit of an item: one image (C, H, W), such as a slice, with its series' label ("slice" is accepted,
+        too), or a bag of all images (N, C, H, W). With preprocessing in 3-D an item is a series, as a volume
+        (C, D, H, W), whatever is given.
     task : {"multiclass", "multilabel"}
         Whether a label is a class index (int) or a (K,) float32 tensor of 0 and 1.
     skipped : sequence of Skipped
@@ -100,20 +114,20 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         *,
         classes: Sequence[str],
         preprocess: Preprocess | None = None,
-        unit: Unit = "slice",
+        unit: Unit = "image",
         task: Task = "multiclass",
         skipped: Sequence[Skipped] = (),
         memory: int = _MEMORY,
         cache: str | Path | ImageCache | None = None,
         reading: Mapping[str, str] | None = None,
     ) -> None:
-        check_choice("unit", unit, get_args(Unit), error=DatasetError)
+        unit = check_item_unit(unit)
         check_choice("task", task, get_args(Task), error=DatasetError)
         if not labeled:
             raise DatasetError("a dataset needs at least one image")
         self.classes = list_names(classes)
         self.preprocess = preprocess or Preprocess()
-        self.unit: Unit = unit
+        self.unit: Unit = "series" if self.preprocess.dims == 3 else unit
         self.task: Task = task
         self.skipped = tuple(skipped)
         self._labeled = tuple(labeled)
@@ -134,14 +148,14 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         preprocess: Preprocess | None = None,
         *,
         label: Literal["folder"] | None = "folder",
-        unit: Unit = "slice",
+        unit: Unit = "image",
         patient: PatientRule = None,
         file_patients: FilePatients = "check",
         classes: Sequence[str] | None = None,
         memory: int = _MEMORY,
         cache: str | Path | ImageCache | None = None,
         reading: Mapping[str, str] | None = None,
-        progress: bool | None = None,
+        progress: Progress = "auto",
     ) -> ImageDataset:
         r"""
         Make a dataset of a folder with one subfolder for each class, or of images without labels.
@@ -155,7 +169,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         label : {"folder"} or None
             Whether subfolders are classes; None: all images below `root`, without labels, as for
             :mod:`medimg.adapt` and :func:`medimg.domain_shift`.
-        unit : {"slice", "series"}
+        unit : {"image", "series"}
             Unit of an item.
         patient : str or callable, optional
             Patient by path, if the files have no Patient ID: a regular expression, such as
@@ -172,8 +186,8 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             Cache of rendered images.
         reading : mapping, optional
             Policies and values of :func:`medimg.read`, such as ``{"on_missing": "warn"}``.
-        progress : bool, optional
-            Whether to show a progress bar; by default in an interactive terminal, after 1 s.
+        progress : "auto" or bool
+            Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
         Returns
         -------
@@ -212,12 +226,12 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         domain: str | None = None,
         preprocess: Preprocess | None = None,
         root: str | Path | None = None,
-        unit: Unit = "slice",
+        unit: Unit = "image",
         classes: Sequence[str] | None = None,
         memory: int = _MEMORY,
         cache: str | Path | ImageCache | None = None,
         reading: Mapping[str, str] | None = None,
-        progress: bool | None = None,
+        progress: Progress = "auto",
     ) -> ImageDataset:
         """
         Make a dataset of a table with one row for each image or series.
@@ -244,7 +258,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             Preprocessing.
         root : str or Path, optional
             Folder that paths are relative to; by default that of the table.
-        unit : {"slice", "series"}
+        unit : {"image", "series"}
             Unit of an item.
         classes : sequence of str, optional
             Order of the classes; by default natural order ("2" before "10"). For multilabel, other names for
@@ -255,8 +269,8 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             Cache of rendered images.
         reading : mapping, optional
             Policies and values of :func:`medimg.read`, such as ``{"on_missing": "warn"}``.
-        progress : bool, optional
-            Whether to show a progress bar; by default in an interactive terminal, after 1 s.
+        progress : "auto" or bool
+            Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
         Returns
         -------
@@ -298,6 +312,185 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             reading=reading,
         )
 
+    @classmethod
+    def from_arrays(
+        cls,
+        images: npt.ArrayLike | Sequence[npt.ArrayLike | Volume],
+        labels: npt.ArrayLike | None = None,
+        *,
+        patients: Sequence[object] | None = None,
+        domains: Sequence[object] | None = None,
+        classes: Sequence[str] | None = None,
+        axes: str | None = None,
+        color: bool | None = None,
+        spacing: float | Sequence[float] | None = None,
+        modality: str = "",
+        units: str = "raw",
+        preprocess: Preprocess | None = None,
+        unit: Unit = "slice",
+        memory: int = _MEMORY,
+        cache: str | Path | ImageCache | None = None,
+    ) -> ImageDataset:
+        """
+        Make a dataset of arrays in memory.
+
+        Images are identified by their content, for leakage checks, saved splits and caches. The arrays are
+        not copied; if one is changed later, reading it raises an error.
+
+        Parameters
+        ----------
+        images : array_like, or list of array_like or Volume
+            Images of one size in one array, or a list of images of any size; tensors on the CPU are arrays
+            too. The axes are found by the shape, or named by `axes`:
+
+            ===============  ===================================================================
+            (N, H, W)        grayscale images
+            (N, H, W, 3)     color images; (N, H, W, 1) is grayscale
+            (N, D, H, W)     volumes of more than 4 slices
+            (N, 1, H, W)     grayscale images
+            (N, D, H, W, 3)  color volumes; (N, D, H, W, 1) and (N, 1, D, H, W) are grayscale
+            ===============  ===================================================================
+
+            Other shapes, such as (N, 3, H, W), could be channels or slices, and are an error without `axes`.
+        labels : array_like, optional
+            (N,) or (N, 1): names of classes, or indices into `classes`. (N, K): 0 and 1, for each of K
+            classes whether an image is of it, which makes a multilabel dataset. None: images without labels.
+        patients : sequence, optional
+            Patient of each image. Without it each image counts as a patient of its own, with a warning, as
+            images of one patient in several subsets are a leak.
+        domains : sequence, optional
+            Domain of each image, such as the site or the scanner; see :mod:`medimg.adapt`.
+        classes : sequence of str, optional
+            Names of the classes, in order; by default the names among the labels in natural order, or
+            numbers.
+        axes : str, optional
+            Axes of `images` by letter: N (images), C (channels), D (slices), H and W, such as "NCHW"; for a
+            list those of an image with N in front.
+        color : bool, optional
+            Whether three channels are red, green and blue; by default they are if they are last, or of 8
+            bits.
+        spacing : float or sequence of float, optional
+            Distance between neighbors along (D, H, W), in millimeters, of all arrays.
+        modality, units : str
+            Modality, and units of the values, such as "CT" and "HU", of all arrays.
+        preprocess : Preprocess, optional
+            Preprocessing.
+        unit : {"slice", "series"}
+            Unit of an item: each slice, or the whole image.
+        memory : int
+            Bytes of rendered images to keep in memory.
+        cache : str, Path or ImageCache, optional
+            Cache of rendered images.
+
+        Returns
+        -------
+        ImageDataset
+
+        Raises
+        ------
+        DatasetError
+            If shapes are ambiguous, lengths differ, or a label is invalid.
+
+        Examples
+        --------
+        >>> images = np.random.default_rng(0).integers(0, 256, (6, 28, 28), np.uint8)
+        >>> data = ImageDataset.from_arrays(
+        ...     images, [0, 1, 0, 1, 0, 1], classes=["benign", "malignant"], patients=[1, 1, 2, 2, 3, 4]
+        ... )
+        >>> data
+        ImageDataset(6 images from 6 series of 4 patients (benign 3, malignant 3))
+        >>> image, label = data[1]
+        >>> tuple(image.shape), label
+        ((3, 224, 224), 1)
+        """
+        labeled, names, task = label_arrays(
+            images,
+            labels,
+            patients=patients,
+            domains=domains,
+            classes=classes,
+            axes=axes,
+            color=color,
+            facts={"spacing": spacing, "modality": modality, "units": units},
+            name="array",
+        )
+        return cls(
+            labeled,
+            classes=names,
+            preprocess=preprocess,
+            unit=unit,
+            task=task,
+            memory=memory,
+            cache=cache,
+        )
+
+    @classmethod
+    def from_npz(
+        cls,
+        path: str | Path,
+        split: str | None = "train",
+        *,
+        classes: Sequence[str] | None = None,
+        preprocess: Preprocess | None = None,
+        unit: Unit = "slice",
+        axes: str | None = None,
+        memory: int = _MEMORY,
+        cache: str | Path | ImageCache | None = None,
+    ) -> ImageDataset:
+        """
+        Make a dataset of one split of an ``.npz`` file, as MedMNIST's are, in 2-D and 3-D.
+
+        Parameters
+        ----------
+        path : str or Path
+            File with the arrays ``train_images``, ``train_labels``, ``val_images`` and so on.
+        split : str or None
+            "train", "val", "test", or another name before ``_images``; None for arrays ``images`` and
+            ``labels``.
+        classes : sequence of str, optional
+            Names of the classes, in the order of the indices; numbers by default, as the files have no names.
+        preprocess : Preprocess, optional
+            Preprocessing.
+        unit : {"slice", "series"}
+            Unit of an item; "series" for volumes.
+        axes : str, optional
+            Axes of the images; see :meth:`from_arrays`.
+        memory : int
+            Bytes of rendered images to keep in memory.
+        cache : str, Path or ImageCache, optional
+            Cache of rendered images.
+
+        Returns
+        -------
+        ImageDataset
+            Each image counts as a patient of its own, as the files do not name patients.
+
+        Raises
+        ------
+        DatasetError
+            If the file can't be read, has no such split, or its arrays are invalid.
+
+        Examples
+        --------
+        >>> train, val, test = (
+        ...     ImageDataset.from_npz("pneumoniamnist.npz", split, classes=["normal", "pneumonia"])
+        ...     for split in ("train", "val", "test")
+        ... )  # doctest: +SKIP
+        """
+        if split is not None:
+            check_text("split", split, error=DatasetError)
+        images, labels, name = read_npz(check_path("path", path, error=DatasetError), split)
+        labeled, names, task = label_arrays(images, labels, classes=classes, axes=axes, name=name)
+        return cls(
+            labeled,
+            classes=names,
+            preprocess=preprocess,
+            unit=unit,
+            task=task,
+            memory=memory,
+            cache=cache,
+        )
+
     @property
     def policies(self) -> Policies:
         """Policies and values that series are read with."""
@@ -310,7 +503,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         Returns
         -------
         image : torch.Tensor
-            float32, normalized: (3, H, W), or (N, 3, H, W) if the unit is a series.
+            float32, normalized: (C, H, W), or (N, C, H, W) if the unit is a series; in 3-D (C, D, H, W).
         label : int or torch.Tensor
             Class index, or (K,) float32.
         """
@@ -337,13 +530,14 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         Returns
         -------
         torch.Tensor
-            float32, 0 (black) to 1 (white): (1 or 3, H, W), or (N, 1 or 3, H, W) if the unit is a series.
+            float32, 0 (black) to 1 (white): (1 or 3, H, W), or (N, 1 or 3, H, W) if the unit is a series; in
+            3-D (C, D, H, W).
         """
         item = self._items[check_index(index)]
         planes = decode_intensity(self._store.take(item.source, item.image).clone())
         return planes if item.image is None else planes[0]
 
-    def fill_cache(self, *, workers: int | None = None, progress: bool | None = None) -> None:
+    def fill_cache(self, *, workers: int | None = None, progress: Progress = "auto") -> None:
         """
         Render all images that are not in the cache yet, on all cores, rather than in the first epoch.
 
@@ -351,8 +545,8 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         ----------
         workers : int, optional
             Number of threads; all cores by default.
-        progress : bool, optional
-            Whether to show a progress bar; by default in an interactive terminal, after 1 s.
+        progress : "auto" or bool
+            Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
         Raises
         ------
@@ -398,7 +592,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         DatasetError
             If this is a subset, and more than mean and standard deviation differ.
         """
-        if preprocess.replace(mean=self.preprocess.mean, std=self.preprocess.std) == self.preprocess:
+        if preprocess.replace(mean=None, std=None) == self.preprocess.replace(mean=None, std=None):
             same = self.subset(range(len(self)))
             same.preprocess = preprocess
             return same
@@ -423,8 +617,59 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         """Return the cache addresses of the items; the files are opened to find them."""
         return ItemKeys(self._items, self._store, self.preprocess)
 
+    def show_batch(self, count: int = 9, *, seed: int = 0) -> Figure:
+        """
+        Return a figure of random items as a model gets them, but for normalization, with their classes.
+
+        Parameters
+        ----------
+        count : int
+            Largest number of items, up to 100; of a bag, the middle image is shown.
+        seed : int
+            Seed for the choice of the items.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            Images titled with the names of their classes.
+
+        Raises
+        ------
+        ReadError
+            If a file can't be read or decoded.
+        """
+        from medimg.plotting.montage import plot_images
+
+        count = check_whole_number("count", count, least=1, most=100, error=DatasetError)
+        order = np.random.default_rng(check_seed(seed)).permutation(len(self))[:count].tolist()
+        images = [self.planes(index).numpy() for index in order]
+        return plot_images(images, [self._name_label(index) for index in order])
+
+    def _name_label(self, index: int) -> str:
+        """Return the names of an item's classes."""
+        label = self.labels[index]
+        if np.ndim(label):
+            return ", ".join(n for n, one in zip(self.classes, label, strict=True) if one) or "none"
+        return self.classes[int(label)] if 0 <= int(label) < len(self.classes) else ""
+
     def __repr__(self) -> str:
         return f"ImageDataset({self.summary()})"
+
+    def _repr_html_(self) -> str:
+        from medimg.plotting.html_repr import facts_html, join_names
+
+        counts = [f"{name} {count:,}" for name, count in self.class_counts().items()]
+        facts = {
+            "items": f"{len(self):,} {'series' if self.unit == 'series' else 'images'}",
+            "series": f"{len({item.source for item in self._items}):,}",
+            "patients": f"{len(set(self.patients)):,}",
+            "classes": join_names(counts),
+            "task": self.task,
+            "image size": "×".join(map(str, self.preprocess.hw)),
+            "window": self.preprocess.window,
+            "files skipped": f"{len(self.skipped):,}",
+        }
+        return facts_html("ImageDataset", facts)
 
 
 def _list_classes(labeled: Sequence[LabeledSeries]) -> list[str]:

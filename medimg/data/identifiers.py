@@ -138,7 +138,7 @@ def identifier_digest(data: Any, recipe: Preprocess | None = None) -> str:
 
     It is in reports, and in resume files of schema 1. `recipe` is by default that of the dataset.
     """
-    digest = hashlib.sha256((recipe or data.preprocess).fingerprint.encode())
+    digest = hashlib.sha256(getattr(recipe or data.preprocess, "fingerprint", "").encode())
     digest.update(data.labels.tobytes())
     for name in ("series_uids", "patients"):
         digest.update("\0".join(getattr(data, name, ())).encode(errors="surrogatepass"))

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from medimg._validation import did_you_mean
 from medimg.data.class_names import find_class, number_classes
 from medimg.data.patients import UNKNOWN
-from medimg.errors import DatasetError, MedimgWarning
+from medimg.errors import DatasetError, MedimgWarning, also
 from medimg.io.series import Policies
 
 if TYPE_CHECKING:
@@ -133,12 +134,13 @@ class ItemFacts:
         """Return a one-line summary of the dataset, without identifiers."""
         series = len({item.source for item in self._items})
         counts = ", ".join(f"{name} {n}" for name, n in self.class_counts().items()) or "no labels"
-        noun = "slices" if self.unit == "slice" else "series"
+        noun = "series" if self.unit == "series" else "images"
         text = f"{len(self)} {noun} from {series} series of {len(set(self.patients))} patients ({counts})"
         return f"{text}; {len(self.skipped)} files skipped" if self.skipped else text
 
 
-Unit: TypeAlias = Literal["slice", "series"]
+#: "slice" is another word for "image".
+Unit: TypeAlias = Literal["image", "series", "slice"]
 Task: TypeAlias = Literal["multiclass", "multilabel"]
 
 
@@ -155,7 +157,10 @@ def make_policies(reading: Mapping[str, str] | None) -> Policies:
     known = {f.name for f in fields(Policies)}
     unknown = set(reading or ()) - known
     if unknown:
-        raise DatasetError(f"reading has unknown names {sorted(unknown)}; expected {sorted(known)}")
+        hint = did_you_mean(min(map(str, unknown)), known)
+        raise also(DatasetError, KeyError)(
+            f"reading has unknown names {sorted(unknown)}; expected {sorted(known)}{hint}"
+        )
     # which checks the values
     return Policies(**(reading or {}))  # type: ignore[arg-type]
 
@@ -187,7 +192,9 @@ def encode_labels(labeled: Sequence[LabeledSeries], classes: tuple[str, ...], ta
 
 
 def list_items(labeled: Sequence[LabeledSeries], recipe: Preprocess, unit: Unit) -> tuple[Item, ...]:
-    """Return an item for each series, or for each image that the recipe makes of it."""
+    """Return an item for each series, or for each image that the recipe makes of it, in 3-D one."""
+    if recipe.dims == 3:
+        return tuple(Item(n, 0) for n in range(len(labeled)))
     if unit == "series":
         return tuple(Item(n, None) for n in range(len(labeled)))
     return tuple(
@@ -200,7 +207,7 @@ def check_index(index: object) -> int:
     try:
         return operator.index(index)  # type: ignore[arg-type]  # what has no __index__ is refused
     except TypeError:
-        raise DatasetError(
+        raise also(DatasetError, TypeError)(
             f"a dataset is indexed by the number of an item; found a {type(index).__name__}: for several "
             "items use dataset.subset(indices), such as dataset.subset(range(3))"
         ) from None
@@ -228,7 +235,8 @@ def warn_of_unknown_patients(labeled: Sequence[LabeledSeries]) -> None:
     if unknown:
         warnings.warn(
             f"{unknown} of {len(labeled)} images have no known patient (no identifier, or a placeholder), "
-            "and each counts as a patient of its own: if some share a patient, splits leak; pass patient=",
+            "and each counts as a patient of its own: if some share a patient, splits leak; pass patient=, "
+            "or patients= with arrays",
             MedimgWarning,
             stacklevel=4,
         )

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from medimg.core.progress import Progress
     from medimg.preprocessing.preprocess import Preprocess
 
-__all__ = ["EvaluationDataset", "FitHistory", "LabeledDataset", "Model", "Recipe"]
+__all__ = ["EvaluationDataset", "FitHistory", "LabeledDataset", "Model", "Recipe", "ScoredDataset"]
 
 
 class _Dataset(Protocol):
@@ -29,7 +30,7 @@ class _Dataset(Protocol):
 
     @property
     def unit(self) -> str:
-        """Unit of an item: ``"slice"`` or ``"series"``."""
+        """Unit of an item: ``"image"`` or ``"series"``."""
 
     @property
     def labels(self) -> NDArray[Any]:
@@ -56,12 +57,12 @@ class Recipe(Protocol):
     """The part of :class:`medimg.Preprocess` that a report needs."""
 
     @property
-    def mean(self) -> Sequence[float]:
-        """Mean subtracted from each channel."""
+    def mean(self) -> float | Sequence[float] | None:
+        """Mean subtracted from each channel; None for intensities from 0 to 1."""
 
     @property
-    def std(self) -> Sequence[float]:
-        """Standard deviation each channel is divided by."""
+    def std(self) -> float | Sequence[float] | None:
+        """Standard deviation each channel is divided by; None for intensities from 0 to 1."""
 
     @property
     def channels(self) -> str:
@@ -99,17 +100,17 @@ class Model(Protocol):
         """Name of the pretrained weights; None if trained from scratch."""
 
     def predict_proba(
-        self, dataset: Any, *, batch_size: int = 32, progress: bool = False
+        self, dataset: Any, *, batch_size: int = 32, workers: int | None = None, progress: Progress = "auto"
     ) -> NDArray[np.float64]:
         """Return the probabilities (n, K) of every item of a dataset."""
 
 
-class EvaluationDataset(_Dataset, Protocol):
-    """The part of :class:`medimg.ImageDataset` that evaluation needs."""
+class ScoredDataset(_Dataset, Protocol):
+    """What the scores of predictions need to know of their items."""
 
     @property
-    def preprocess(self) -> Recipe:
-        """Preprocessing of the items."""
+    def preprocess(self) -> Recipe | None:
+        """Preprocessing of the items, if it is known."""
 
     @property
     def series_uids(self) -> tuple[str, ...]:
@@ -118,6 +119,14 @@ class EvaluationDataset(_Dataset, Protocol):
     @property
     def sources(self) -> tuple[str, ...]:
         """File or folder of each item; never shown."""
+
+
+class EvaluationDataset(ScoredDataset, Protocol):
+    """The part of :class:`medimg.ImageDataset` that evaluation needs."""
+
+    @property
+    def preprocess(self) -> Recipe:
+        """Preprocessing of the items."""
 
     def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
 

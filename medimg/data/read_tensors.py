@@ -16,14 +16,13 @@ import torch
 from medimg._public import set_module
 from medimg._validation import check_choice
 from medimg.core.parallel import ordered_map, worker_count
-from medimg.core.progress import progress_bar
+from medimg.core.progress import Progress, progress_bar
 from medimg.core.volume import Volume
 from medimg.data.cache.image_cache import as_cache
 from medimg.data.image_loader import ImageLoader, ResolvedSource
 from medimg.data.items import make_policies
-from medimg.errors import MedimgError, PreprocessError
-from medimg.io.series import Series
-from medimg.io.sources import is_buffer
+from medimg.errors import MedimgError, PreprocessError, also
+from medimg.io.sources import is_one_source
 from medimg.preprocessing.output_buffer import open_output
 from medimg.preprocessing.preprocess import Preprocess
 from medimg.preprocessing.torch_threads import share_cores
@@ -50,7 +49,7 @@ class SourceTensors:
     index : int
         Index of the source, from 0.
     tensor : torch.Tensor
-        (N, 3, H, W) float32, normalized; N is 0 if the source could not be read.
+        (N, C, H, W) float32, normalized; N is 0 if the source could not be read. In 3-D (N, C, D, H, W).
     slices : tuple of int
         Index of each image's slice in the volume.
     sop_instance_uids : tuple of str
@@ -72,12 +71,12 @@ class TensorBatch(Sequence["torch.Tensor"]):
     """
     The tensors of many sources, concatenated.
 
-    As a sequence it gives the part of each source: (n, 3, H, W), n = 0 if it failed.
+    As a sequence it gives the part of each source: (n, C, H, W), n = 0 if it failed.
 
     Attributes
     ----------
     tensor : torch.Tensor
-        (N, 3, H, W) float32, normalized, in the order of the sources.
+        (N, C, H, W) float32, normalized, in the order of the sources; in 3-D (N, C, D, H, W).
     counts : tuple of int
         Number of images of each source; 0 if it failed.
     slices : tuple of int
@@ -149,7 +148,7 @@ def iter_tensors(
     cache: str | os.PathLike[str] | ImageCache | None = None,
     reading: Mapping[str, str] | None = None,
     on_error: OnError = "collect",
-    progress: bool | None = None,
+    progress: Progress = "auto",
 ) -> Iterator[SourceTensors]:
     """
     Yield the tensors of many sources, one source at a time.
@@ -159,7 +158,7 @@ def iter_tensors(
 
     Parameters
     ----------
-    sources : iterable of str, Path, bytes, list, Series or Volume
+    sources : iterable of str, Path, bytes, list, Series, Volume, or image of another library
         Sources, each as for :func:`read`; or a :class:`SeriesIndex`.
     recipe : Preprocess, optional
         Preprocessing; ``Preprocess()`` by default.
@@ -171,8 +170,8 @@ def iter_tensors(
         Policies and values of :func:`read`, such as ``{"on_missing": "warn"}``.
     on_error : {"collect", "raise"}
         Whether an error of a source is part of its result, or is raised.
-    progress : bool, optional
-        Whether to show a progress bar; by default in an interactive terminal, after 1 s.
+    progress : "auto" or bool
+        Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
     Yields
     ------
@@ -214,7 +213,7 @@ def read_tensors(
     cache: str | os.PathLike[str] | ImageCache | None = None,
     reading: Mapping[str, str] | None = None,
     on_error: OnError = "collect",
-    progress: bool | None = None,
+    progress: Progress = "auto",
 ) -> TensorBatch:
     """
     Read many sources into one tensor.
@@ -224,13 +223,13 @@ def read_tensors(
 
     Parameters
     ----------
-    sources : sequence of str, Path, bytes, list, Series or Volume
+    sources : sequence of str, Path, bytes, list, Series, Volume, or image of another library
         Sources, each as for :func:`read`; or a :class:`SeriesIndex`.
     recipe : Preprocess, optional
         Preprocessing; ``Preprocess()`` by default.
     out : torch.Tensor, optional
-        Buffer to fill from its start, (N or more, 3, H, W) float32, contiguous, on the CPU; reusing one
-        avoids reallocation. Its content beyond the images is undefined.
+        Buffer to fill from its start, (N or more, C, H, W) or in 3-D (N or more, C, D, H, W) float32,
+        contiguous, on the CPU; reusing one avoids reallocation. Its content beyond the images is undefined.
     workers : int, optional
         Number of threads; all cores by default. Each holds one source.
     cache : str, Path or ImageCache, optional
@@ -239,8 +238,8 @@ def read_tensors(
         Policies and values of :func:`read`, such as ``{"on_missing": "warn"}``.
     on_error : {"collect", "raise"}
         Whether errors of sources are part of the result, without images, or the first one is raised.
-    progress : bool, optional
-        Whether to show progress bars; by default in an interactive terminal, after 1 s.
+    progress : "auto" or bool
+        Whether to show progress bars. "auto": in a terminal or a notebook, after 1 s.
 
     Returns
     -------
@@ -267,16 +266,16 @@ def read_tensors(
         list(check_sources(sources, recipe, workers, on_error)),
         _make_loader(recipe, reading, cache),
     )
-    hw = loader.recipe.hw
+    shape = loader.recipe.image_shape
     if out is not None:
-        _check_out(out, hw)
+        _check_out(out, shape)
     jobs = [_Job(n, source) for n, source in enumerate(given)]
     counted = _raise_errors(
         ordered_map(partial(_count_images, loader.recipe), jobs, workers, initializer=share_cores), on_error
     )
     jobs = list(_show_progress(counted, len(jobs), progress, "opening"))
     planned = [job.count for job in jobs]
-    memory = _allocate(out, sum(planned), hw)
+    memory = _allocate(out, sum(planned), shape)
     offsets = list(accumulate(planned, initial=0))
     jobs = [replace(job, out=memory[offsets[job.index] : offsets[job.index + 1]]) for job in jobs]
     results = _raise_errors(
@@ -292,15 +291,17 @@ def check_sources(
     """Return several sources; PreprocessError if they or the options are invalid."""
     check_choice("on_error", on_error, get_args(OnError), error=PreprocessError)
     if recipe is not None and not isinstance(recipe, Preprocess):
-        raise PreprocessError(f"recipe must be a Preprocess; found a {type(recipe).__name__}")
+        raise also(PreprocessError, TypeError)(
+            f"recipe must be a Preprocess; found a {type(recipe).__name__}"
+        )
     worker_count(workers)
-    if isinstance(sources, str | os.PathLike | Series | Volume) or is_buffer(sources):
+    if is_one_source(sources):
         raise PreprocessError(
             f"expected several sources, found one {type(sources).__name__}; pass [source], or all "
             "series of a folder: medimg.scan(folder)"
         )
     if not isinstance(sources, Iterable):
-        raise PreprocessError(f"expected several sources, found a {type(sources).__name__}")
+        raise also(PreprocessError, TypeError)(f"expected several sources, found a {type(sources).__name__}")
     return cast("Iterable[_AnySource]", sources)
 
 
@@ -323,7 +324,7 @@ def _count_images(recipe: Preprocess, job: _Job) -> _Job:
 
 def _load_tensor(loader: ImageLoader, job: _Job) -> SourceTensors:
     """Load the tensor of one source."""
-    empty = torch.empty(0, 3, *loader.recipe.hw, dtype=torch.float32, device="cpu")
+    empty = torch.empty(0, *loader.recipe.image_shape, dtype=torch.float32, device="cpu")
     if job.error is not None:
         return SourceTensors(job.index, empty, error=job.error)
     try:
@@ -346,17 +347,18 @@ def _raise_errors(results: Generator[Any], on_error: OnError) -> Generator[Any]:
 
 
 def _show_progress(
-    results: Generator[Any], total: int | None, progress: bool | None, what: str
+    results: Generator[Any], total: int | None, progress: Progress, what: str
 ) -> Generator[Any]:
     with closing(results):
         yield from progress_bar(results, desc=what, unit="source", progress=progress, total=total)
 
 
-def _check_out(out: object, hw: tuple[int, int]) -> None:
-    expected = f"a contiguous float32 tensor (N or more, 3, {hw[0]}, {hw[1]}) on the CPU, without gradients"
+def _check_out(out: object, shape: tuple[int, ...]) -> None:
+    sizes = ", ".join(map(str, shape))
+    expected = f"a contiguous float32 tensor (N or more, {sizes}) on the CPU, without gradients"
     if not isinstance(out, torch.Tensor):
         raise PreprocessError(f"out is a {type(out).__name__}; expected {expected}")
-    fits = out.ndim == 4 and tuple(out.shape[1:]) == (3, *hw)
+    fits = out.ndim == 1 + len(shape) and tuple(out.shape[1:]) == shape
     plain = out.device.type == "cpu" and out.is_contiguous() and not out.requires_grad
     if not fits or not plain or out.dtype != torch.float32:
         raise PreprocessError(
@@ -365,7 +367,7 @@ def _check_out(out: object, hw: tuple[int, int]) -> None:
         )
 
 
-def _allocate(out: torch.Tensor | None, count: int, hw: tuple[int, int]) -> torch.Tensor:
+def _allocate(out: torch.Tensor | None, count: int, shape: tuple[int, ...]) -> torch.Tensor:
     if out is not None:
         if len(out) < count:
             raise PreprocessError(
@@ -375,10 +377,10 @@ def _allocate(out: torch.Tensor | None, count: int, hw: tuple[int, int]) -> torc
         return out
     try:
         # numpy allocates huge pages if the system has them
-        return torch.from_numpy(np.empty((count, 3, *hw), np.float32))
+        return torch.from_numpy(np.empty((count, *shape), np.float32))
     except MemoryError:
         raise PreprocessError(
-            f"no memory for {count} images of {hw[0]}×{hw[1]}; use medimg.iter_tensors"
+            f"no memory for {count} images of {'×'.join(map(str, shape[1:]))}; use medimg.iter_tensors"
         ) from None
 
 

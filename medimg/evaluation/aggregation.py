@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg._validation import check_choice
-from medimg.data.protocols import EvaluationDataset, Model
+from medimg.data.protocols import EvaluationDataset, Model, ScoredDataset
 from medimg.errors import DatasetError, TrainingError
 from medimg.metrics.units import ScoredUnits, decide, to_indicators
 from medimg.models.data_checks import check_dataset
@@ -16,9 +16,11 @@ __all__ = ["Unit", "check_pair", "check_units", "get_thresholds", "make_units"]
 
 Unit = Literal["patient", "series", "image"]
 
+_ROUNDING = 1e-6
+
 
 def make_units(
-    dataset: EvaluationDataset,
+    dataset: ScoredDataset,
     probabilities: NDArray[np.float64],
     unit: Unit,
     thresholds: tuple[float, ...] | None = None,
@@ -45,7 +47,7 @@ def make_units(
     )
 
 
-def check_units(dataset: EvaluationDataset, unit: Unit) -> None:
+def check_units(dataset: ScoredDataset, unit: Unit) -> None:
     """
     Raise DatasetError if a dataset can't be scored by a unit, before anything is predicted.
 
@@ -68,14 +70,14 @@ def check_pair(model: Model, dataset: EvaluationDataset) -> None:
 
 
 def _group_items(
-    dataset: EvaluationDataset, unit: Unit
+    dataset: ScoredDataset, unit: Unit
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64], tuple[str, ...], NDArray[np.int64]]:
     """Return indicators (n, K), patient (n,), names of the patients, and unit of each item (n,)."""
     check_choice("unit", unit, get_args(Unit), error=DatasetError)
     if unit == "image" and dataset.unit == "series":
         raise DatasetError(
             "unit='image' was requested, but each item of this dataset is a whole series; use unit='series' "
-            "or 'patient', or a dataset with unit='slice'"
+            "or 'patient', or a dataset with unit='image'"
         )
     truth = _check_labels(dataset)
     patient, patient_names = _number_patients(dataset)
@@ -97,7 +99,7 @@ def _group_items(
     return truth, patient, patient_names, item_unit
 
 
-def _check_labels(dataset: EvaluationDataset) -> NDArray[np.bool_]:
+def _check_labels(dataset: ScoredDataset) -> NDArray[np.bool_]:
     """Return labels of either task as indicators (n, K); raise DatasetError if they are invalid."""
     labels, n_classes = np.asarray(dataset.labels), len(dataset.classes)
     if dataset.task == "multilabel":
@@ -130,16 +132,17 @@ def _check_probabilities(
             "from 0 to 1: training may have diverged, train again with a smaller lr"
         )
     sums = scores.sum(axis=1)
-    if scores.min() < 0 or scores.max() > 1 or (task == "multiclass" and np.abs(sums - 1).max() > 1e-3):
+    outside = scores.min() < -_ROUNDING or scores.max() > 1 + _ROUNDING
+    if outside or (task == "multiclass" and np.abs(sums - 1).max() > 1e-3):
         raise TrainingError(
             f"the model's outputs range from {scores.min():.3g} to {scores.max():.3g} and their sums from "
             f"{sums.min():.3g} to {sums.max():.3g}; expected probabilities: check that predict_proba "
             "applies softmax (multiclass) or sigmoid (multilabel)"
         )
-    return scores
+    return scores.clip(0, 1)
 
 
-def _number_patients(dataset: EvaluationDataset) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def _number_patients(dataset: ScoredDataset) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Return the number of each item's patient (n,), and the patients' names."""
     missing = sum(not name for name in dataset.patients)
     if missing:
@@ -150,7 +153,7 @@ def _number_patients(dataset: EvaluationDataset) -> tuple[NDArray[np.int64], tup
     return _number_keys(dataset.patients), tuple(dict.fromkeys(dataset.patients))
 
 
-def _find_unit_keys(dataset: EvaluationDataset, unit: Unit, patient: NDArray[np.int64]) -> Sequence[Hashable]:
+def _find_unit_keys(dataset: ScoredDataset, unit: Unit, patient: NDArray[np.int64]) -> Sequence[Hashable]:
     """Return keys that are equal within a unit; images without a series are series of their own file."""
     if unit == "image":
         return range(len(dataset))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
+    from medimg.core.progress import Progress
     from medimg.data.dataset import ImageDataset
     from medimg.evaluation.aggregation import Unit
     from medimg.evaluation.cross_validation import CrossValidation
@@ -188,10 +189,10 @@ def compare(
     seed: int = 0,
     cache: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
-    num_workers: int = 0,
+    workers: int | None = None,
     device: str | torch.device | None = None,
     accept_license: bool = False,
-    progress: bool = False,
+    progress: Progress = "auto",
 ) -> Comparison:
     """
     Compare backbones by logistic regression on their embeddings.
@@ -216,14 +217,16 @@ def compare(
         Pooling of series.
     cache : path-like, optional
         Folder for cached embeddings; see :func:`medimg.embed`.
-    batch_size, num_workers : int
-        Number of images per forward pass; number of processes that read.
+    batch_size : int
+        Number of images per forward pass.
+    workers : int, optional
+        Number of processes that read the images; by default they are read in this process.
     device : str or torch.device, optional
         Device to compute on; the CPU by default.
     accept_license : bool
         Whether weights under a license of their own may be used.
-    progress : bool
-        Whether to show progress bars.
+    progress : "auto" or bool
+        Whether to show progress bars. "auto": in a terminal or a notebook, after 1 s.
 
     Returns
     -------
@@ -273,7 +276,7 @@ def compare(
     check_folds(dataset, folds)
     check_units(dataset, scoring.unit)
     fold = assign_folds(np.asarray(dataset.labels), dataset.patients, dataset.task, folds, seed)
-    options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress}
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
     trial = _Trial(dataset, fold, probing, scoring, {"cache": cache, **options}, pool, accept_license, device)
     named = weights if isinstance(weights, Mapping) else dict.fromkeys(names, weights)
     # weights of backbones that are not compared this time are no mistake

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+    from medimg.core.progress import Progress
     from medimg.data.protocols import EvaluationDataset, Model
 
 __all__ = ["Difference", "ModelComparison", "compare_metrics", "compare_models"]
@@ -176,7 +177,8 @@ def compare_models(
     n_resamples: int = 2000,
     seed: int = 0,
     batch_size: int = 32,
-    progress: bool = False,
+    workers: int | None = None,
+    progress: Progress = "auto",
     second_dataset: EvaluationDataset | None = None,
 ) -> ModelComparison:
     """
@@ -201,8 +203,10 @@ def compare_models(
         Seed for resampling.
     batch_size : int
         Number of images per forward pass.
-    progress : bool
-        Whether to show progress bars.
+    workers : int, optional
+        Number of processes that read the images; by default they are read in this process.
+    progress : "auto" or bool
+        Whether to show progress bars. "auto": in a terminal or a notebook, after 1 s.
     second_dataset : ImageDataset, optional
         The same images, preprocessed as for the second model. By default derived from ``dataset``, which
         is possible if only mean and standard deviation differ, or if ``dataset`` is not a subset.
@@ -251,7 +255,7 @@ def compare_models(
         notes += [f"The {which} model: {note}" for note in list_training_overlap(model, images, "raise")]
     found = []
     for model, images in pairs:
-        probabilities = model.predict_proba(images, batch_size=batch_size, progress=progress)
+        probabilities = model.predict_proba(images, batch_size=batch_size, workers=workers, progress=progress)
         found.append(make_units(images, probabilities, unit, get_thresholds(model)))
     classes = tuple(dataset.classes)
     support = Support.count(found[0].truth, dataset.task, classes)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+    from medimg.core.progress import Progress
     from medimg.data.dataset import ImageDataset
     from medimg.models.classifier import TransferClassifier
     from medimg.training.linear_probe import LabeledEmbeddings, Method, ProbeSearch
@@ -128,8 +129,8 @@ def cross_validate(
     seed: int = 0,
     cache: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
-    num_workers: int = 0,
-    progress: bool = False,
+    workers: int | None = None,
+    progress: Progress = "auto",
 ) -> CrossValidation:
     """
     Cross-validate a new head on a model's backbone, with folds of patients and a single forward pass.
@@ -164,10 +165,12 @@ def cross_validate(
         Seed for folds and resampling.
     cache : path-like, optional
         Folder for cached embeddings; see :func:`medimg.embed`.
-    batch_size, num_workers : int
-        Number of images per forward pass; number of processes that read.
-    progress : bool
-        Whether to show a progress bar.
+    batch_size : int
+        Number of images per forward pass.
+    workers : int, optional
+        Number of processes that read the images; by default they are read in this process.
+    progress : "auto" or bool
+        Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
     Returns
     -------
@@ -220,9 +223,7 @@ def cross_validate(
     check_folds(dataset, folds)
     check_units(dataset, scoring.unit)
     fold = assign_folds(np.asarray(dataset.labels), dataset.patients, dataset.task, folds, seed)
-    data = embed_items(
-        model, dataset, cache=cache, batch_size=batch_size, num_workers=num_workers, progress=progress
-    )
+    data = embed_items(model, dataset, cache=cache, batch_size=batch_size, workers=workers, progress=progress)
     return validate_folds(data, dataset, fold, probing, scoring, started=started)
 
 

@@ -2,53 +2,51 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
-import secrets
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
-import numpy as np
-
-from medimg import __version__
 from medimg._public import set_module
 from medimg._validation import check_choice
-from medimg.core.content_hash import keyed_hash
 from medimg.data.leakage.check_leaks import OnLeak
 from medimg.data.protocols import EvaluationDataset, Model
-from medimg.errors import DatasetError, LeakageError
-from medimg.evaluation.aggregation import Unit, check_pair, check_units, get_thresholds, make_units
-from medimg.evaluation.report.cautions import ClassCount, describe_constant_predictions, list_cautions
-from medimg.evaluation.report.data_flow import count_data_flow
-from medimg.evaluation.report.example_images import choose_images
+from medimg.errors import DatasetError, LeakageError, also
+from medimg.evaluation.aggregation import Unit, check_pair, check_units, get_thresholds
+from medimg.evaluation.build_report import NOT_CHECKED, ReportSettings, build_report
+from medimg.evaluation.report.example_images import to_pixels
 from medimg.evaluation.report.report import Report
-from medimg.evaluation.subgroups import Subgroups, find_subgroups, list_small_subgroups, score_subgroups
-from medimg.metrics.classification import Support
-from medimg.metrics.curves import compute_curves
-from medimg.metrics.intervals import IntervalMethod, check_intervals, estimate_metrics
-from medimg.metrics.units import THRESHOLD, ScoredUnits
+from medimg.evaluation.subgroups import Subgroups, find_subgroups
+from medimg.metrics.intervals import IntervalMethod
+from medimg.models.data_checks import check_images
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from numpy.typing import NDArray
+    from collections.abc import Callable, Sequence
+
+    import torch
+
+    from medimg.core.progress import Progress
+    from medimg.data.protocols import Recipe
+    from medimg.evaluation._external_model import Outputs
 
 __all__ = ["evaluate", "list_training_overlap"]
 
 
 @set_module("medimg")
 def evaluate(
-    model: Model,
+    model: Model | Callable[[Any], Any],
     dataset: EvaluationDataset,
     *,
+    classes: Sequence[object] | None = None,
+    outputs: Outputs | None = None,
+    preprocess: Recipe | None = None,
+    device: str | torch.device | None = None,
     unit: Unit = "patient",
     ci: float = 0.95,
     ci_method: IntervalMethod = "auto",
     n_resamples: int = 2000,
     seed: int = 0,
     batch_size: int = 32,
-    progress: bool = False,
+    workers: int | None = None,
+    progress: Progress = "auto",
     salt: str | None = None,
     subgroups: Subgroups | None = None,
     saliency: bool = False,
@@ -59,10 +57,24 @@ def evaluate(
 
     Parameters
     ----------
-    model : TransferClassifier
-        Model to evaluate.
+    model : TransferClassifier, nn.Module or callable
+        Model to evaluate. A module or function of others takes batches of the dataset's images, (B, 3, H, W)
+        float32 (of a dataset of series, one series at a time, (1, N, 3, H, W)), and returns a tensor or array
+        (B, K), of two classes also (B,) or (B, 1) for the second. A module is in evaluation mode meanwhile;
+        one that a function calls is not.
     dataset : ImageDataset
         Images with labels that the model was not trained on.
+    classes : sequence of str, optional
+        Classes in the order of the outputs; only for a module or function, which needs them.
+    outputs : {"logits", "probabilities"}, optional
+        What a module or function returns; only for these, which need it. Logits pass through a softmax, or a
+        sigmoid for a multilabel dataset or a single output.
+    preprocess : Preprocess, optional
+        Preprocessing that a module or function was trained with, which must be that of the dataset; by
+        default taken from it.
+    device : str or torch.device, optional
+        Device of a module or function during the evaluation; by default where a module is, and the CPU for a
+        function.
     unit : {"patient", "series", "image"}
         Unit of the scores. The probabilities of a unit are the mean of those of its images; their labels
         must be the same. The prediction is the most probable class, or all labels with a probability of 0.5
@@ -79,8 +91,10 @@ def evaluate(
         Seed for resampling and for the choice of example images.
     batch_size : int
         Number of images per forward pass.
-    progress : bool
-        Whether to show a progress bar.
+    workers : int, optional
+        Number of processes that read the images; by default they are read in this process.
+    progress : "auto" or bool
+        Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
     salt : str, optional
         Secret for hashing patients; the same salt gives the same subjects in another report. By default
         random and not stored.
@@ -104,7 +118,8 @@ def evaluate(
     Raises
     ------
     DatasetError
-        If the dataset is empty or does not match the model, ``unit``, the labels or the subgroups don't match
+        If the dataset is empty or does not match the model, a module or function comes without ``classes`` or
+        ``outputs``, ``unit``, the labels or the subgroups don't match
         the dataset, or ``ci``, ``ci_method``, ``n_resamples``, ``seed`` or ``salt`` is invalid.
     LeakageError
         If the model was trained on some of the images, or, if it was trained in this process, on other images
@@ -123,89 +138,84 @@ def evaluate(
     >>> report.metrics["auroc"]                                               # doctest: +SKIP
     Estimate(value=0.981, low=0.962, high=0.994, dropped=0)
     """
-    check_intervals(ci, n_resamples, ci_method, seed)
-    hash_patient = keyed_hash(_make_key(salt))
+    settings = ReportSettings(
+        unit=unit, ci=ci, ci_method=ci_method, n_resamples=n_resamples, seed=seed, salt=salt
+    )
+    model = _as_model(
+        model,
+        dataset,
+        classes=classes,
+        outputs=outputs,
+        preprocess=preprocess,
+        device=device,
+        saliency=saliency,
+    )
     check_pair(model, dataset)
     check_units(dataset, unit)
     groups = find_subgroups(dataset, subgroups)
     overlap = list_training_overlap(model, dataset, on_leak)
+    return build_report(
+        dataset,
+        model.predict_proba(dataset, batch_size=batch_size, workers=workers, progress=progress),
+        settings,
+        groups=groups,
+        facts=_describe_model(model),
+        thresholds=get_thresholds(model),
+        notes=overlap,
+        get_pixels=lambda item: to_pixels(dataset[item][0], model.preprocess),
+        explained_by=model if saliency else None,
+    )
 
-    probabilities = model.predict_proba(dataset, batch_size=batch_size, progress=progress)
-    thresholds = get_thresholds(model)
-    units = make_units(dataset, probabilities, unit, thresholds)
 
-    classes, task = tuple(dataset.classes), dataset.task
-    support = Support.count(units.truth, task, classes)
-    settings: dict[str, Any] = {"ci": ci, "n_resamples": n_resamples, "seed": seed, "method": ci_method}
-    metrics = estimate_metrics(units, support, **settings)
-    table = score_subgroups(groups, units, task, classes, **settings) if groups else None
+def _as_model(
+    model: Model | Callable[[Any], Any],
+    dataset: EvaluationDataset,
+    *,
+    classes: Sequence[object] | None,
+    outputs: object,
+    preprocess: Recipe | None,
+    device: object,
+    saliency: bool,
+) -> Model:
+    """Return a model that says what it predicts; DatasetError if one says it and the arguments do too."""
+    from medimg.evaluation._external_model import ExternalModel, is_external
 
-    subjects = tuple(map(hash_patient, units.patient_names))
-    counts = tuple(
-        ClassCount(
-            name=name,
-            patients=len(np.unique(units.patient[units.truth[:, k]])),
-            units=int(units.truth[:, k].sum()),
-            images=int(units.n_items[units.truth[:, k]].sum()),
+    given = {"classes": classes, "outputs": outputs, "preprocess": preprocess, "device": device}
+    if not is_external(model):
+        named = [name for name, value in given.items() if value is not None]
+        if named:
+            raise DatasetError(
+                f"found {', '.join(named)} with a {type(model).__name__}, which has its own; expected these "
+                "with a torch module or function only: leave them out (model.to(device) moves a model)"
+            )
+        return cast("Model", model)
+    if saliency:
+        raise also(DatasetError, TypeError)(
+            f"saliency=True needs a TransferClassifier; found a {type(model).__name__}: leave it out"
         )
-        for k, name in enumerate(classes)
-    )
-    notes = (
-        *overlap,
-        *list_cautions(
-            counts=counts,
-            n_patients=units.n_patients,
-            n_unknown=getattr(dataset, "n_unknown_patients", 0),
-            metrics=metrics,
-            n_resamples=n_resamples,
-        ),
-        *describe_constant_predictions(units.predicted, classes, task),
-        *([] if table is None else list_small_subgroups(table)),
-    )
-    provenance = {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        **_describe_model(model),
-        "data": count_data_flow(dataset, units),
-        "recipe": model.preprocess.to_dict(),
-        "recipe_fingerprint": model.preprocess.fingerprint,
-        "evaluation": {
-            "unit": unit,
-            "item": dataset.unit,
-            "ci": float(ci),
-            "ci_method": ci_method,
-            "n_resamples": int(n_resamples),
-            "seed": int(seed),
-            "threshold": THRESHOLD,
-            "operating_points": None if thresholds is None else list(thresholds),
-        },
-        "versions": {"medimg": __version__, "python": platform.python_version()}
-        | {name: metadata.version(name) for name in ("torch", "torchvision", "numpy", "scikit-learn")},
-    }
-    explained_by = model if saliency else None
-    return Report(
-        metrics=metrics,
-        confusion=_count_confusion(units, task),
+    check_images(dataset, "the dataset", labels=True, error=DatasetError)
+    return ExternalModel.make(
+        model,
         classes=classes,
-        task=task,
-        unit=unit,
-        n_units=len(units),
-        n_patients=units.n_patients,
-        n_images=len(dataset),
-        predictions=_tabulate_predictions(units, subjects, classes, task),
-        counts=counts,
-        notes=notes,
-        provenance=provenance,
-        pictures=choose_images(
-            dataset, units, subjects, recipe=model.preprocess, seed=seed, explained_by=explained_by
-        ),
-        subgroups=table,
-        curves=compute_curves(units.truth, units.probabilities, support),
+        outputs=outputs,
+        task=dataset.task,
+        preprocess=dataset.preprocess if preprocess is None else preprocess,
+        device=device,
     )
+
+
+def _is_foreign(model: Model) -> bool:
+    """Whether a model was made elsewhere, so that its training and calibration are unknown."""
+    from medimg.evaluation._external_model import ExternalModel
+
+    return isinstance(model, ExternalModel)
 
 
 def list_training_overlap(model: Model, dataset: EvaluationDataset, on_leak: OnLeak) -> tuple[str, ...]:
     """Describe which images of a dataset a model was trained with; LeakageError if that is not allowed."""
     check_choice("on_leak", on_leak, get_args(OnLeak), error=DatasetError)
+    if _is_foreign(model):
+        return (NOT_CHECKED,)
     seen: Any = getattr(model, "images_seen", None)
     if seen is None:
         return ()
@@ -244,13 +254,21 @@ def list_training_overlap(model: Model, dataset: EvaluationDataset, on_leak: OnL
 
 
 def _describe_model(model: Model) -> dict[str, Any]:
-    """Return model, training settings, training distribution and calibration, serializable as JSON."""
-    weights = None if model.weights_name is None else PurePath(model.weights_name).name
-    known: dict[str, Any] = {"backbone": model.backbone_name, "weights": weights, "task": model.task}
+    """Return what is known of a model and its preprocessing, serializable as JSON."""
+    recipe = {"recipe": model.preprocess.to_dict(), "recipe_fingerprint": model.preprocess.fingerprint}
     # a model may lack these attributes of a TransferClassifier
-    sha256, pool, ranges, calibration = (
-        getattr(model, name, None) for name in ("weights_sha256", "pool", "training_ranges", "calibration")
+    sha256, pool, ranges, calibration, module = (
+        getattr(model, name, None)
+        for name in ("weights_sha256", "pool", "training_ranges", "calibration", "module")
     )
+    known: dict[str, Any] = {"backbone": model.backbone_name}
+    if _is_foreign(model):
+        known["task"] = model.task
+        if module is not None:
+            known["parameters"] = sum(p.numel() for p in module.parameters())
+        return {"model": known, **recipe}
+    known["weights"] = None if model.weights_name is None else PurePath(model.weights_name).name
+    known["task"] = model.task
     known |= {"weights SHA-256": sha256} if sha256 else {}
     known |= {"pool": pool} if pool else {}
     if hasattr(model, "state_dict"):
@@ -266,50 +284,5 @@ def _describe_model(model: Model) -> dict[str, Any]:
         "calibration": None
         if calibration is None
         else {**calibration.to_dict(), "outliers": calibration.outliers is not None},
+        **recipe,
     }
-
-
-def _count_confusion(units: ScoredUnits, task: str) -> NDArray[np.int64]:
-    """Return the confusion matrix (K, K), or one of each label (K, 2, 2)."""
-    from sklearn.metrics import confusion_matrix
-
-    n_classes = units.truth.shape[1]
-    if task == "multiclass":
-        pair = units.truth.argmax(axis=1), units.predicted.argmax(axis=1)
-        return np.asarray(confusion_matrix(*pair, labels=list(range(n_classes))), dtype=np.int64)
-    matrices = [
-        confusion_matrix(units.truth[:, k], units.predicted[:, k], labels=[0, 1]) for k in range(n_classes)
-    ]
-    return np.asarray(np.stack(matrices), dtype=np.int64)
-
-
-def _make_key(salt: object) -> bytes:
-    """Return the key that patients are hashed with, so that their identifiers don't give the subjects."""
-    if salt is None:
-        return secrets.token_bytes(32)
-    if not isinstance(salt, str) or not salt:
-        raise DatasetError(
-            "salt must be a secret text of at least one character, or None for a random one; found "
-            f"{'an empty text' if salt == '' else f'a {type(salt).__name__}'}"
-        )
-    return hashlib.sha256(salt.encode()).digest()
-
-
-def _tabulate_predictions(
-    units: ScoredUnits, subjects: tuple[str, ...], classes: tuple[str, ...], task: str
-) -> pd.DataFrame:
-    import pandas as pd
-
-    columns: dict[str, Any] = {
-        "subject": [subjects[p] for p in units.patient],
-        "item": units.first_item,
-        "n_images": units.n_items,
-    }
-    if task == "multiclass":
-        columns["label"] = [classes[k] for k in units.truth.argmax(axis=1)]
-        columns["predicted"] = [classes[k] for k in units.predicted.argmax(axis=1)]
-    else:
-        columns |= {f"label_{name}": units.truth[:, k].astype(int) for k, name in enumerate(classes)}
-        columns |= {f"predicted_{name}": units.predicted[:, k].astype(int) for k, name in enumerate(classes)}
-    columns |= {f"p_{name}": units.probabilities[:, k] for k, name in enumerate(classes)}
-    return pd.DataFrame(columns)

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import numpy as np
+from pydicom.datadict import tag_for_keyword
 
-from medimg.data.acquisition_tags import ages_of, parse_age, read_acquisition_tags, sexes_of
+from medimg._validation import did_you_mean
+from medimg.data.acquisition_tags import (
+    NUMBERED,
+    NUMBERS,
+    TEXTS,
+    ages_of,
+    parse_age,
+    read_acquisition_tags,
+    sexes_of,
+)
 from medimg.data.items import ItemFacts
 from medimg.data.patients import patient_key
-from medimg.errors import DatasetError
+from medimg.errors import DatasetError, also
 from medimg.evaluation.report.cautions import FEWEST_SHOWN
 from medimg.metrics.bootstrap import Estimate
 from medimg.metrics.classification import Support
@@ -51,6 +61,8 @@ FEW_POSITIVES: Final = 10
 
 _BANDS: Final = ((18, "0-17"), (40, "18-39"), (60, "40-59"), (80, "60-79"), (math.inf, "80+"))
 _MAX_GROUPS: Final = 50
+_NAMES: Final = ("sex", "age", "scanner", "site", "modality", "domain")
+_TAGS: Final = frozenset({*TEXTS, *NUMBERED, *NUMBERS})
 _LAST: Final = {SEVERAL: 1, UNKNOWN: 2, OTHER: 3}
 _COLUMNS: Final = (
     "subgroup", "group", "n_patients", "n_units",
@@ -65,8 +77,9 @@ def find_subgroups(dataset: Any, subgroups: Subgroups | None) -> dict[str, list[
     rules: dict[str, GroupRule]
     if isinstance(subgroups, str):
         rules = {subgroups: subgroups}
-    elif isinstance(subgroups, Mapping):
-        rules = {str(name): rule for name, rule in subgroups.items()}
+    elif isinstance(subgroups, Mapping) or hasattr(subgroups, "columns"):
+        # a table has a column for each
+        rules = {str(name): rule for name, rule in cast("Mapping[str, GroupRule]", subgroups).items()}
     elif isinstance(subgroups, Sequence) and all(isinstance(name, str) for name in subgroups):
         rules = {name: name for name in subgroups}
     else:
@@ -158,6 +171,11 @@ def _find_values(dataset: Any, name: str, rule: GroupRule) -> list[Any]:
         values = {patient: by_key.get(patient_key(patient)) for patient in set(dataset.patients)}
         return [values[patient] for patient in dataset.patients]
     if callable(rule):
+        if dataset.series is None:
+            raise DatasetError(
+                f"subgroup {name!r} is a function of a series, and only arrays were given; give a value for "
+                "each row, or a dataset as images="
+            )
         known = {id(series): rule(series) for series in {id(s): s for s in dataset.series}.values()}
         return [known[id(series)] for series in dataset.series]
     size = len(rule) if hasattr(rule, "__len__") else None
@@ -170,10 +188,15 @@ def _find_values(dataset: Any, name: str, rule: GroupRule) -> list[Any]:
 
 
 def _find_named_values(dataset: Any, rule: str) -> list[Any]:
-    if rule == "modality":
+    if rule == "modality" and dataset.series is not None:
         return list(dataset.modalities)
-    if rule == "domain" or (rule == "site" and any(dataset.domains)):
+    if (rule == "domain" and dataset.series is not None) or (rule == "site" and any(dataset.domains)):
         return list(dataset.domains)
+    if dataset.series is None:
+        raise DatasetError(
+            f"subgroup {rule!r} is read from headers, and only arrays were given; give a value for each row, "
+            f"subgroups={{{rule!r}: column}}, or a dataset as images="
+        )
     # a dataset keeps what its headers gave; others have series
     images = dataset if isinstance(dataset, ItemFacts) else dataset.series
     if rule in {"sex", "PatientSex"}:
@@ -181,6 +204,12 @@ def _find_named_values(dataset: Any, rule: str) -> list[Any]:
     if rule in {"age", "PatientAge"}:
         return ages_of(images)
     keyword = {"scanner": "ManufacturerModelName", "site": "InstitutionName"}.get(rule, rule)
+    # tags that are withheld say so themselves
+    hint = "" if tag_for_keyword(keyword) is not None else did_you_mean(rule, [*_NAMES, *_TAGS])
+    if hint:
+        raise also(DatasetError, KeyError)(
+            f"there is no subgroup {rule!r}; expected {', '.join(_NAMES)}, a DICOM keyword, or values{hint}"
+        )
     return [tags[keyword] for tags in read_acquisition_tags(images, [keyword])]
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from medimg._validation import check_batch_size, check_whole_number
+from medimg._validation import check_batch_size, check_processes
 from medimg.core.parallel import ordered_map
-from medimg.core.progress import progress_bar
-from medimg.data.dataloader import collate
+from medimg.core.progress import Progress, progress_bar
+from medimg.data.dataloader import collate_indexed
 from medimg.data.dataset import ImageDataset
 from medimg.errors import PreprocessError
 from medimg.features._cache import FLUSH_AFTER, DatasetFeatureCache
@@ -71,8 +71,8 @@ def item_features(
     *,
     cache: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
-    num_workers: int = 0,
-    progress: bool | None = False,
+    workers: int | None = None,
+    progress: Progress = "auto",
 ) -> Features:
     """
     Compute the embeddings of all images of a dataset, each once, in the order of the dataset.
@@ -89,7 +89,7 @@ def item_features(
     """
     check_dataset("embed", model, dataset, error=PreprocessError)
     size = check_batch_size(batch_size, error=PreprocessError)
-    processes = max(0, check_whole_number("num_workers", num_workers))
+    processes = check_processes(workers)
     cached = None
     if cache is not None and isinstance(dataset, ImageDataset):
         cached = DatasetFeatureCache(cache, model, dataset)
@@ -107,7 +107,7 @@ def item_features(
         try:
             for images in rebatch(collector.expect(parts), size):
                 collector.add(network(images))
-                bar.update(len(found) + len(collector.done) - bar.n)
+                bar.update(len(found) + len(collector.done) - int(bar.n))
         finally:
             collector.flush()
     return _join_items(found | collector.done, len(dataset), feature_count(model))
@@ -171,11 +171,13 @@ class _Groups(Dataset[Tensor]):
             return self.dataset[group[0]][0]
         several = getattr(self.dataset, "__getitems__", None)
         items = several(group) if several else [self.dataset[item] for item in group]
-        return collate([(image, 0, item) for (image, _), item in zip(items, group, strict=True)]).images
+        return collate_indexed(
+            [(image, 0, item) for (image, _), item in zip(items, group, strict=True)]
+        ).images
 
 
 def _read_images(
-    dataset: LabeledDataset, items: Sequence[int], size: int, num_workers: int
+    dataset: LabeledDataset, items: Sequence[int], size: int, workers: int
 ) -> Generator[tuple[list[tuple[int, int]], Tensor]]:
     """Yield images (n, 3, H, W), and their items with the number of images of each."""
     bags = dataset.unit == "series"
@@ -183,9 +185,9 @@ def _read_images(
     groups = _Groups(dataset, [items[start : start + step] for start in range(0, len(items), step)])
     with ExitStack() as stack:
         results: Iterator[Tensor]
-        if num_workers:
+        if workers:
             # without a generator of its own, a loader draws from torch's global random state
-            loader = DataLoader(groups, batch_size=None, num_workers=num_workers, generator=torch.Generator())
+            loader = DataLoader(groups, batch_size=None, num_workers=workers, generator=torch.Generator())
             results = iter(loader)
         else:
             results = stack.enter_context(closing(_read_ahead(groups, items)))
@@ -238,7 +240,7 @@ class EmbeddedDataset:
 
     @property
     def unit(self) -> str:
-        """Unit of an item: ``"slice"`` or ``"series"``."""
+        """Unit of an item: ``"image"`` or ``"series"``."""
         return self._images.unit
 
     @property

@@ -14,7 +14,7 @@ import torch
 from medimg._public import set_module
 from medimg._validation import check_batch_size
 from medimg.core.parallel import ordered_map
-from medimg.core.progress import progress_bar
+from medimg.core.progress import Progress, progress_bar
 from medimg.core.volume import Volume
 from medimg.data.cache.keys import find_address
 from medimg.data.dataset import ImageDataset
@@ -86,7 +86,7 @@ class SourceEmbedder:
         self._unsaved: list[tuple[Address, SeriesFeatures]] = []
         self._unsaved_rows = 0
 
-    def read(self, progress: bool | None) -> Generator[EmbeddedSource]:
+    def read(self, progress: Progress) -> Generator[EmbeddedSource]:
         """Yield the sources in their order, with cached embeddings, or with images."""
         total = len(self._sources) if isinstance(self._sources, Sized) else None
         results = ordered_map(self._load, self._sources, self._workers, initializer=share_cores)
@@ -251,9 +251,8 @@ def embed(
     cache: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
     workers: int | None = None,
-    num_workers: int = 0,
     reading: Mapping[str, str] | None = None,
-    progress: bool | None = None,
+    progress: Progress = "auto",
 ) -> Embeddings:
     """
     Compute the embeddings of all images of a dataset or of many sources, in bounded memory.
@@ -262,7 +261,7 @@ def embed(
     ----------
     model : TransferClassifier
         Model whose backbone (in evaluation mode) and preprocessing are used.
-    sources : ImageDataset, or iterable of str, Path, bytes, list, Series or Volume
+    sources : ImageDataset, or iterable of str, Path, bytes, list, Series, Volume, or image of another library
         Dataset, or sources as for :func:`medimg.read_tensors`, such as the :class:`SeriesIndex` of
         :func:`medimg.scan`; at most ``workers + 2`` sources are in memory at once, and errors are collected.
     cache : path-like, optional
@@ -273,13 +272,12 @@ def embed(
     batch_size : int
         Number of images per batch.
     workers : int, optional
-        Number of threads that read sources; all cores by default.
-    num_workers : int
-        Number of processes that read a dataset; 0 by default, which reads in threads.
+        Number of threads that read sources, all cores by default; for a dataset number of processes, by
+        default 0, which reads in threads of this process.
     reading : mapping, optional
         Policies and values of :func:`medimg.read` for sources; a dataset has its own.
-    progress : bool, optional
-        Whether to show a progress bar; by default in an interactive terminal, after 1 s.
+    progress : "auto" or bool
+        Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
     Returns
     -------
@@ -312,7 +310,7 @@ def embed(
     if isinstance(sources, ImageDataset):
         check_dataset("embed", model, sources, error=PreprocessError)
         features = item_features(
-            model, sources, cache=cache, batch_size=size, num_workers=num_workers, progress=progress
+            model, sources, cache=cache, batch_size=size, workers=workers, progress=progress
         )
         return _dataset_embeddings(features, sources)
     check_source(sources, "embed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from medimg.core.progress import progress_bar
+from medimg.core.progress import Progress, progress_bar
 from medimg.io.detect import inspect_file
 from medimg.io.dicom.scanning.block_scan import scan_blocks
 from medimg.io.files.blob import as_blob
@@ -13,8 +13,7 @@ from medimg.io.files.blob import as_blob
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from tqdm import tqdm
-
+    from medimg.core.progress import ProgressBar
     from medimg.io.detect import Scanned
     from medimg.io.dicom.scanning.series_table import UniformFiles
     from medimg.io.files.blob import Blob
@@ -42,7 +41,7 @@ def scan_headers(
     chosen: Sequence[int],
     *,
     workers: int | None = None,
-    progress: bool | None = None,
+    progress: Progress = "auto",
 ) -> HeaderScan:
     """Read the headers of the files with the numbers `chosen`; see :func:`medimg.scan` for the options."""
     with progress_bar(desc="scanning", unit="file", progress=progress, total=len(chosen)) as bar:
@@ -51,7 +50,7 @@ def scan_headers(
 
 
 def _scan_in_blocks(
-    files: Sequence[Blob | str], chosen: Sequence[int], workers: int | None, bar: tqdm[Any]
+    files: Sequence[Blob | str], chosen: Sequence[int], workers: int | None, bar: ProgressBar[Any]
 ) -> tuple[list[UniformFiles], list[int]]:
     """Return the regular DICOM files, and the numbers of the others."""
     numbers = [n for n in chosen if isinstance(files[n], str) or as_blob(files[n]).path is not None]
@@ -69,7 +68,7 @@ def _scan_in_blocks(
 
 
 def _inspect_each(
-    files: Sequence[Blob | str], chosen: Sequence[int], workers: int, bar: tqdm[Any]
+    files: Sequence[Blob | str], chosen: Sequence[int], workers: int, bar: ProgressBar[Any]
 ) -> Iterator[tuple[int, Scanned | None]]:
     blobs = (as_blob(files[n]) for n in chosen)
     with ThreadPoolExecutor(workers) as pool:

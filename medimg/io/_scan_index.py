@@ -38,6 +38,7 @@ from medimg.io.series import Series
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from medimg.core.progress import Progress
     from medimg.core.volume import Volume
     from medimg.io.detect import Scanned
     from medimg.io.series import Policies
@@ -205,7 +206,7 @@ class ScanIndex:
         self._saved = SavedIndex(path, root)
 
     def refresh(
-        self, files: Sequence[Blob | str], *, workers: int | None = None, progress: bool | None = None
+        self, files: Sequence[Blob | str], *, workers: int | None = None, progress: Progress = "auto"
     ) -> HeaderScan:
         """Read the headers of new and changed files, restore the others from the index, and save it."""
         names = [file if isinstance(file, str) else file.name for file in files]

@@ -139,6 +139,7 @@ class _Plugins:
 
     def remove(self, name: str) -> None:
         with self._lock:
+            self.list_readers()  # also those of entry points
             if (self._registered.pop(name, None) or self._installed.pop(name, None)) is None:
                 names = ", ".join(repr(r.name) for r in self._list_loaded()) or "none"
                 raise ReadError(f"no reader named {name!r} is registered; registered readers: {names}")

@@ -15,6 +15,7 @@ from medimg.errors import (
     NotAnImageError,
     ReadError,
     SeriesError,
+    also,
 )
 from medimg.io.detect import FORMATS
 from medimg.io.scan import build_index
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Source", "find_series", "read", "resolve_source", "resolve_sources"]
 
 #: All that :func:`read` takes: a path, bytes, an open file, several of these, or a series.
-Source: TypeAlias = Files | Series
+Source: TypeAlias = "Files | Series"
 
 
 @set_module("medimg")
@@ -49,7 +50,7 @@ def read(
 
     Parameters
     ----------
-    source : str, Path, bytes, binary file object, list of these, or Series
+    source : str, Path, bytes, binary file object, pydicom Dataset, list of these, Series, or other image
         Source of the image:
 
         ==================  ====================================================================
@@ -61,8 +62,11 @@ def read(
         DICOMDIR            the files that it references
         bytes, file object  a file or zip archive in memory, or an open one; seekable files are
                             read from the start
+        pydicom Dataset     an instance in memory, with its pixels
         list of these       the one series that they form (no folders)
         Series              from :func:`medimg.scan`
+        other image         of SimpleITK, nibabel, MONAI, TorchIO, highdicom, Pillow or xarray, in memory; see
+                            :func:`medimg.from_sitk` and the others
         ==================  ====================================================================
     series : str or int, optional
         UID of one of several series, or its index in the list that the error shows.
@@ -225,4 +229,6 @@ def _select_series(index: SeriesIndex, series: str | int) -> Series:
     for candidate in index:
         if candidate.uid == series:
             return candidate
-    raise SeriesError(f"no series {series!r} in the source; expected one of\n{_list_series(index)}")
+    raise also(SeriesError, KeyError)(
+        f"no series {series!r} in the source; expected one of\n{_list_series(index)}"
+    )

@@ -11,18 +11,20 @@ from medimg._public import set_module
 from medimg.core.read_report import Skipped
 from medimg.errors import MedimgError, ReadError
 from medimg.io._header_scan import scan_headers
+from medimg.io._object_series import open_object
 from medimg.io._scan_index import ScanIndex
 from medimg.io.detect import Unreadable
 from medimg.io.dicom.header.instance import Instance
 from medimg.io.dicom.series.build import build_dicom_series, build_regular_series
 from medimg.io.dicom.series.grouping import group_frames
 from medimg.io.series import Series, SeriesIndex
-from medimg.io.sources import Files, is_folder, list_source_files
+from medimg.io.sources import Files, is_folder, list_source_files, separate_images
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    from medimg.core.progress import Progress
     from medimg.io.detect import Scanned
     from medimg.io.dicom.scanning.series_table import UniformFiles
     from medimg.io.files.blob import Blob
@@ -35,7 +37,7 @@ def scan(
     source: Files,
     *,
     workers: int | None = None,
-    progress: bool | None = None,
+    progress: Progress = "auto",
     index: str | os.PathLike[str] | None = None,
 ) -> SeriesIndex:
     """
@@ -49,15 +51,15 @@ def scan(
 
     Parameters
     ----------
-    source : str, Path, bytes, binary file object, or list of these
+    source : str, Path, bytes, binary file object, pydicom Dataset, or list of these
         Folder, zip archive (read in place), DICOMDIR (for the files that it references), or single files. A
         zip archive inside a folder is skipped, as the folder often contains its content as well: read it by
         itself. A DICOMDIR inside a folder is ignored.
     workers : int, optional
         Number of threads that read headers; by default one, or 16 if files are slow to open, as on network
         drives.
-    progress : bool, optional
-        Whether to show a progress bar; by default in an interactive terminal, after 1 s.
+    progress : "auto" or bool
+        Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
     index : str or Path, optional
         SQLite file in which the headers of a folder are saved: the next scan with the same index reads only
         the files whose size or modification time has changed. It contains patient IDs and series
@@ -87,17 +89,19 @@ def build_index(
     source: object,
     *,
     workers: int | None = None,
-    progress: bool | None = None,
+    progress: Progress = "auto",
     index: str | os.PathLike[str] | None = None,
 ) -> tuple[SeriesIndex, list[MedimgError]]:
     """Return the series of a source, and the error of each of its skipped files; see :func:`scan`."""
     saved = None if index is None else _open_index(source, Path(index))
-    files, absent = list_source_files(source)
+    images, rest = separate_images(source)
+    objects = tuple(map(open_object, images))
+    if rest is None and images:
+        return SeriesIndex(objects), []
+    files, absent = list_source_files(rest)
     found, errors = _group_files(files, workers, progress, saved)
-    if absent:
-        found = SeriesIndex(found.series, (*found.skipped, *absent))
-        errors += [ReadError(skipped.reason) for skipped in absent]
-    return found, errors
+    errors += [ReadError(skipped.reason) for skipped in absent]
+    return SeriesIndex((*objects, *found.series), (*found.skipped, *absent)), errors
 
 
 def _open_index(source: object, path: Path) -> ScanIndex:
@@ -107,7 +111,7 @@ def _open_index(source: object, path: Path) -> ScanIndex:
 
 
 def _group_files(
-    files: Sequence[Blob | str], workers: int | None, progress: bool | None, saved: ScanIndex | None
+    files: Sequence[Blob | str], workers: int | None, progress: Progress, saved: ScanIndex | None
 ) -> tuple[SeriesIndex, list[MedimgError]]:
     if saved is None:
         headers = scan_headers(files, range(len(files)), workers=workers, progress=progress)

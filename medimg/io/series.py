@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args, overload, runtime_checkable
 
 from medimg._public import set_module
@@ -15,7 +16,9 @@ from medimg.errors import ReadError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
+    from medimg.core.display import WindowChoice
     from medimg.core.volume import Space, Volume
 
 __all__ = ["Policies", "Series", "SeriesIndex", "SliceReader", "ValueKind"]
@@ -113,8 +116,8 @@ class Series:
     files : tuple of str
         Paths, in the order of the slices; duplicates of images are listed last.
     format : str
-        "DICOM", "NIfTI", "NRRD", "MetaImage", "PNG", "JPEG", "JPEG 2000", "TIFF", "BMP", "WebP", "GIF", or
-        the format of a plug-in.
+        "DICOM", "NIfTI", "NRRD", "MetaImage", "PNG", "JPEG", "JPEG 2000", "TIFF", "BMP", "WebP", "GIF", the
+        format of a plug-in, the name of the library for its image in memory, or "array" for an array.
     reader : SliceReader
         Reader of the pixels; :meth:`read` calls it.
     patient_id : str
@@ -236,6 +239,39 @@ class Series:
         for start in range(0, len(chosen), size):
             yield self.reader(chosen[start : start + size], policies or Policies())
 
+    def plot(self, *, most: int = 12, window: WindowChoice = "auto") -> Figure:
+        """
+        Return a figure of evenly spaced slices, of which only these are read.
+
+        Parameters
+        ----------
+        most : int
+            Largest number of slices, up to 100.
+        window : str, int, Window or LookupTable
+            Window, as for :meth:`medimg.Volume.plot`; "percentile" is computed from the slices shown.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            Slices in display orientation, the first channel of several; missing slices and tilt are kept as
+            they are.
+
+        Raises
+        ------
+        ReadError
+            If a file can't be read or decoded.
+        PreprocessError
+            If the window is unknown, or all pixels are padding.
+        """
+        # io doesn't import plotting: reading works without matplotlib
+        plot_series: Callable[..., Figure] = import_module("medimg.plotting.montage").plot_series
+        return plot_series(self, most=most, window=window)
+
+    def _repr_html_(self) -> str:
+        from medimg.plotting.html_repr import facts_html, format_size
+
+        return facts_html("Series", dict(zip(_SHOWN, _list_facts(self, format_size), strict=True)))
+
     def summary(self) -> str:
         """Return one line with modality, size, spacing, description and UID."""
         size = "×".join(str(n) for n in self.shape)
@@ -274,6 +310,15 @@ class SeriesIndex(Sequence[Series]):
     def __repr__(self) -> str:
         return f"SeriesIndex({len(self.series)} series, {len(self.skipped)} files skipped)"
 
+    def _repr_html_(self) -> str:
+        from medimg.plotting.html_repr import format_size, rows_html
+
+        shown = self.series[:_MOST_ROWS]
+        rows = [(n, *_list_facts(series, format_size)) for n, series in enumerate(shown)]
+        hidden = len(self.series) - len(shown)
+        note = f"and {hidden} more; to_pandas() has all of them" if hidden else ""
+        return rows_html(repr(self), ("", *_SHOWN), rows, note=note)
+
     def to_pandas(self) -> pd.DataFrame:
         """
         Return a table with one row for each series.
@@ -290,6 +335,18 @@ class SeriesIndex(Sequence[Series]):
         import pandas as pd
 
         return pd.DataFrame([_to_row(s) for s in self.series], columns=list(_COLUMNS))
+
+
+#: Columns of the HTML, which has nothing that identifies a patient: no UIDs, descriptions or paths.
+_SHOWN = ("modality", "channels", "size (D×H×W)", "spacing in mm", "files", "format")
+_MOST_ROWS = 20
+
+
+def _list_facts(series: Series, format_size: Callable[[Sequence[float]], str]) -> tuple[object, ...]:
+    """Return the values of the columns of the HTML."""
+    spacing = format_size(series.spacing) if series.space == "patient" else "unknown"
+    channels, *size = series.shape
+    return series.modality or "–", channels, format_size(size), spacing, len(series.files), series.format
 
 
 _COLUMNS = (

@@ -6,23 +6,39 @@ import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias, TypeGuard, cast
 
 from medimg.core.read_report import Skipped
-from medimg.errors import ReadError
+from medimg.core.volume import Volume
+from medimg.errors import ReadError, also
+from medimg.interop.image_object import is_dataset, is_image_object
 from medimg.io.dicom.dicomdir import is_dicomdir, list_referenced_files
+from medimg.io.dicom.header.encode_dataset import encode_dataset
 from medimg.io.files.blob import Blob, list_zip_members
 from medimg.io.series import Series
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Files", "is_buffer", "is_folder", "is_zip", "list_source_files", "name_source"]
+    from pydicom.dataset import Dataset
 
-#: One file, or a container of files.
-OneSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Blob
+    from medimg.interop.image_object import AnyImage
+
+__all__ = [
+    "Files",
+    "is_buffer",
+    "is_folder",
+    "is_one_source",
+    "is_zip",
+    "list_source_files",
+    "name_source",
+    "separate_images",
+]
+
+#: One file, a container of files, or an image in memory.
+OneSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Blob | AnyImage"
 #: Every source of files.
-Files: TypeAlias = OneSource | Sequence[OneSource]
+Files: TypeAlias = "OneSource | Sequence[OneSource]"
 
 _MAX_BYTES: Final = 2**31
 _PIECE_BYTES: Final = 2**24
@@ -37,7 +53,30 @@ def is_buffer(source: object) -> bool:
     """Whether a source is bytes in memory or an open file, rather than a path."""
     if isinstance(source, bytes | bytearray | memoryview):
         return True
+    if is_image_object(source) or is_dataset(source):
+        return False
     return callable(getattr(source, "read", None)) and not isinstance(source, Series)
+
+
+def is_one_source(source: object) -> bool:
+    """Whether an object is one source, rather than several; images of some libraries are iterable."""
+    is_own = isinstance(source, str | os.PathLike | Series | Volume)
+    return is_own or is_image_object(source) or is_dataset(source) or is_buffer(source)
+
+
+def separate_images(source: object) -> tuple[list[object], object]:
+    """Return images of other libraries in a source, and the rest of it; None if nothing is left."""
+    if is_image_object(source):
+        return [source], None
+    if not _is_list(source):
+        return [], source
+    images = [item for item in source if is_image_object(item)]
+    others = [item for item in source if not is_image_object(item)]
+    return images, (others or None) if images else source
+
+
+def _is_list(source: object) -> TypeGuard[Sequence[object]]:
+    return isinstance(source, Sequence) and not isinstance(source, str | bytes | bytearray | memoryview)
 
 
 def is_folder(source: object) -> bool:
@@ -51,6 +90,8 @@ def name_source(source: object) -> str:
         return str(source)
     if isinstance(source, Blob):
         return source.name
+    if is_dataset(source):
+        return "<dataset>"
     return "<bytes>" if is_buffer(source) else "these files"
 
 
@@ -64,23 +105,28 @@ def list_source_files(source: object) -> tuple[list[Blob | str], list[Skipped]]:
     """
     if _is_path(source) and _is_folder(Path(source)):
         return _list_folder(Path(source))
-    if isinstance(source, Sequence) and not isinstance(source, str | bytes | bytearray | memoryview):
+    if _is_list(source):
         if not source:
             raise ReadError("can't read an empty list; expected the files of one image")
         found: list[Blob | str] = []
         absent: list[Skipped] = []
         for number, item in enumerate(source):
-            files, missing = _expand(_open_blob(item, f"<bytes {number}>"))
+            files, missing = _expand(_open_blob(item, number))
             found += files
             absent += missing
         return found, absent
-    members, absent = _expand(_open_blob(source, "<bytes>"))
+    members, absent = _expand(_open_blob(source))
     return list(members), absent
 
 
-def _open_blob(source: object, name: str) -> Blob:
+def _open_blob(source: object, number: int | None = None) -> Blob:
+    """Return one source as bytes; `number`: its index in a list."""
     if isinstance(source, Blob):
         return source
+    suffix = "" if number is None else f" {number}"
+    if is_dataset(source):
+        return Blob(f"<dataset{suffix}>", data=encode_dataset(cast("Dataset", source), f"<dataset{suffix}>"))
+    name = f"<bytes{suffix}>"
     if _is_path(source):
         if _is_folder(Path(source)):
             raise ReadError(f"{source} is a folder in a list of files; read it by itself")
@@ -90,8 +136,9 @@ def _open_blob(source: object, name: str) -> Blob:
     if is_buffer(source):
         return Blob(name, data=_read_file_object(source, name))
     raise ReadError(
-        f"can't read a {type(source).__name__}; expected a folder, a file, bytes, a file object, a list of "
-        "these, or a Series"
+        f"can't read a {type(source).__name__}; expected a folder, a file, bytes, a file object, a pydicom "
+        "Dataset, a list of these, a Series, or an image of SimpleITK, nibabel, MONAI, TorchIO, highdicom, "
+        "Pillow or xarray"
     )
 
 
@@ -139,7 +186,7 @@ def _expand(blob: Blob) -> tuple[Sequence[Blob], list[Skipped]]:
         start = blob.start()
     except ReadError:
         if blob.path is not None and _is_absent(blob.path):
-            raise ReadError(f"there is no file or folder {blob.name}") from None
+            raise also(ReadError, FileNotFoundError)(f"there is no file or folder {blob.name}") from None
         return [blob], []  # the error is raised again when its format is detected
     if is_zip(start):
         return list_zip_members(blob), []

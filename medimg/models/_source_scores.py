@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from medimg.interop.image_object import AnyImage
     from medimg.models.classifier import TransferClassifier
     from medimg.preprocessing.render import Rendered
 
@@ -42,7 +43,7 @@ __all__ = [
 
 #: One image or series to predict on.
 PredictSource: TypeAlias = (
-    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Series | Volume
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Series | Volume | AnyImage"
 )
 
 

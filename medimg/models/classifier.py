@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from medimg._public import set_module
 from medimg._validation import check_path
-from medimg.errors import CheckpointError, PreprocessError, WeightsUnavailableError
+from medimg.errors import CheckpointError, PreprocessError, WeightsUnavailableError, also
 from medimg.models import checkpoint
 from medimg.models.backbones.architecture import (
     Architecture,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from medimg.calibration.result import Calibration
+    from medimg.core.progress import Progress
     from medimg.data.protocols import LabeledDataset
     from medimg.models._source_scores import PredictSource
     from medimg.models.training_distribution import TrainingDistribution
@@ -72,8 +73,8 @@ class TransferClassifier(Freezable):
         Pooling of the embeddings of the slices of a bag; "none" for single images only.
     accept_license : bool
         Whether weights under a license of their own (SWAG, non-commercial) may be used.
-    progress : bool
-        Whether to show the progress of a download.
+    progress : "auto" or bool
+        Whether to show the progress of a download. "auto": in a terminal or a notebook.
 
     Attributes
     ----------
@@ -131,13 +132,13 @@ class TransferClassifier(Freezable):
         task: Task = "multiclass",
         pool: Pool = "none",
         accept_license: bool = False,
-        progress: bool = True,
+        progress: Progress = "auto",
     ) -> None:
         super().__init__()
         check_backbone(backbone)
         names = check_classes(classes, task)
         if preprocess is not None and not isinstance(preprocess, Preprocess):
-            raise PreprocessError(
+            raise also(PreprocessError, TypeError)(
                 f"preprocess must be a Preprocess or None; found a {type(preprocess).__name__}"
             )
         source = resolve_weights(backbone, weights, accept_license=accept_license)
@@ -293,11 +294,11 @@ class TransferClassifier(Freezable):
         self,
         sources: PredictSource | Iterable[PredictSource],
         *,
-        unit: Literal["series", "slice"] = "series",
+        unit: Literal["series", "image", "slice"] = "series",
         batch_size: int = 32,
         on_error: Literal["raise", "collect"] = "raise",
         provenance: bool = False,
-        progress: bool = False,
+        progress: Progress = "auto",
     ) -> pd.DataFrame:
         """
         Predict on image files, series or volumes, with the model's preprocessing.
@@ -307,17 +308,17 @@ class TransferClassifier(Freezable):
         sources : path, Series, Volume, or an iterable of these
             Whatever :func:`medimg.read` takes, and folders or archives of several series; a list is several
             sources, not the files of one.
-        unit : {"series", "slice"}
+        unit : {"series", "image"}
             One row per series (without pooling: the mean of the probabilities of its slices), or one per
-            slice, scored by itself.
+            image, such as a slice, scored by itself; "slice" is accepted, too.
         batch_size : int
             Number of images per batch.
         on_error : {"raise", "collect"}
             Whether a source that can't be read raises an error, or becomes a row with the error message.
         provenance : bool
             Whether to add the columns ``model`` and ``recipe``.
-        progress : bool
-            Whether to show a progress bar.
+        progress : "auto" or bool
+            Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
         Returns
         -------
@@ -361,7 +362,12 @@ class TransferClassifier(Freezable):
         )
 
     def predict_proba(
-        self, dataset: LabeledDataset, *, batch_size: int = 32, num_workers: int = 0, progress: bool = False
+        self,
+        dataset: LabeledDataset,
+        *,
+        batch_size: int = 32,
+        workers: int | None = None,
+        progress: Progress = "auto",
     ) -> NDArray[np.float64]:
         """
         Predict on every item of a dataset, in its order.
@@ -370,10 +376,12 @@ class TransferClassifier(Freezable):
         ----------
         dataset : ImageDataset
             Dataset with the model's preprocessing.
-        batch_size, num_workers : int
-            Number of items per batch; number of worker processes.
-        progress : bool
-            Whether to show a progress bar.
+        batch_size : int
+            Number of items per batch.
+        workers : int, optional
+            Number of processes that read the images; by default they are read in this process.
+        progress : "auto" or bool
+            Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
         Returns
         -------
@@ -390,7 +398,7 @@ class TransferClassifier(Freezable):
         """
         from medimg.models.predict import predict_proba
 
-        return predict_proba(self, dataset, batch_size=batch_size, num_workers=num_workers, progress=progress)
+        return predict_proba(self, dataset, batch_size=batch_size, workers=workers, progress=progress)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """
@@ -466,6 +474,22 @@ class TransferClassifier(Freezable):
             f"task={self.task}, pool={self.pool}, {total:.1f} M parameters, "
             f"{100 * frozen_fraction(self):.1f} % frozen)"
         )
+
+    def _repr_html_(self) -> str:
+        from medimg.plotting.html_repr import facts_html, join_names
+
+        facts = {
+            "backbone": self.backbone_name,
+            "weights": self.weights_name or "none",
+            "classes": join_names(self.classes),
+            "task": self.task,
+            "pool": self.pool,
+            "image size": "×".join(map(str, self.preprocess.hw)),
+            "parameters": f"{sum(p.numel() for p in self.parameters()) / 1e6:.1f} million",
+            "frozen": f"{100 * frozen_fraction(self):.1f} %",
+            "calibrated": "no" if self.calibration is None else "yes",
+        }
+        return facts_html("TransferClassifier", facts)
 
 
 @set_module("medimg")

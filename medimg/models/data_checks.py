@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import numpy as np
 
 from medimg.data.class_names import are_same_classes
-from medimg.errors import PreprocessError, TrainingError
+from medimg.errors import PreprocessError, TrainingError, also
+from medimg.interop.image_object import is_image_object
 from medimg.preprocessing.preprocess import check_same_preprocessing
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def check_model(model: Any, *, error: type[MedimgError] = TrainingError) -> None
             "that was compiled, and fine_tune(compile=True) to train it faster"
         )
     if any(not hasattr(model, member) for member in _MODEL_MEMBERS):
-        raise error(
+        raise also(error, TypeError)(
             f"the model is a {type(model).__name__}; expected a TransferClassifier: make one, or read one "
             "from its file with medimg.load(path)"
         )
@@ -97,7 +98,7 @@ def check_same_unit(
     data: Any, other: Any, names: tuple[str, str], *, error: type[MedimgError] = TrainingError
 ) -> None:
     """Raise an error if the items of two datasets are not of one unit."""
-    if data.unit != other.unit:
+    if (data.unit == "series") != (other.unit == "series"):
         raise error(
             f"{names[0]} have unit={data.unit!r}, {names[1]} {other.unit!r}; expected the same: make both "
             "with one unit="
@@ -109,6 +110,8 @@ def check_source(source: object, function: str, *, error: type[MedimgError] = Pr
     from torch import Tensor
     from torch.utils.data import DataLoader, Dataset
 
+    if is_image_object(source):
+        return
     if hasattr(source, "to_csv") and hasattr(source, "columns"):
         raise error(
             f"{function} takes image files, series or volumes; found a {type(source).__name__}: pass its "
@@ -117,13 +120,13 @@ def check_source(source: object, function: str, *, error: type[MedimgError] = Pr
     if isinstance(source, DataLoader):
         source = source.dataset
     if isinstance(source, Dataset) or all(hasattr(source, member) for member in _MEMBERS):
-        raise error(
+        raise also(error, TypeError)(
             f"{function} takes image files, series or volumes; found a dataset ({type(source).__name__}): "
             "pass its series (dataset.series), or use model.predict_proba(dataset) or medimg.embed(model, "
             "dataset), which take an ImageDataset"
         )
     if isinstance(source, Tensor) or (isinstance(source, np.ndarray) and source.dtype.kind in "biufc"):
-        raise error(
+        raise also(error, TypeError)(
             f"{function} takes image files, series or volumes; found a {type(source).__name__}: make a "
             "medimg.Volume of it, or call the model on model.preprocess(volume)"
         )
@@ -142,7 +145,7 @@ def _check_type(data: Any, name: str, error: type[MedimgError]) -> None:
             "make one with ImageDataset.from_folder or from_csv, or select a part of one with "
             "dataset.subset(indices); for image files there is model.predict(sources)"
         )
-    raise error(f"expected an ImageDataset as {name}; found a {kind}: {hint}")
+    raise also(error, TypeError)(f"expected an ImageDataset as {name}; found a {kind}: {hint}")
 
 
 def _check_outputs(model: Any, data: Any, name: str, error: type[MedimgError]) -> None:
@@ -164,10 +167,10 @@ def _check_training_unit(model: Any, data: Any, name: str, error: type[MedimgErr
         )
     if data.unit == "series" and model.pool == "none":
         raise error(
-            f'{name} has bags (unit="series"), and a model with pool="none" takes images: use unit="slice", '
+            f'{name} has bags (unit="series"), and a model with pool="none" takes images: use unit="image", '
             'or pool="mean", "max" or "attention"'
         )
-    if data.unit == "slice" and model.pool == "attention":
+    if data.unit != "series" and model.pool == "attention":
         raise error(
             f'pool="attention" needs whole series, and {name} has single images, with which its attention '
             'would stay random: use unit="series", or pool="mean" or "max"'

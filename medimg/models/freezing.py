@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any, Self
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from medimg.errors import TrainingError
+from medimg._validation import did_you_mean
+from medimg.errors import TrainingError, also
 from medimg.models.backbones.stages import Stage, split_stages
 
 if TYPE_CHECKING:
@@ -188,9 +188,8 @@ def _module_names(body: nn.Module, wanted: Any, parts: tuple[Stage, ...]) -> lis
     if isinstance(wanted, str) and wanted and wanted in names:
         return names
     known = [stage.name for stage in parts]
-    near = difflib.get_close_matches(str(wanted), [*known, *names], n=3)
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-    raise TrainingError(
+    hint = did_you_mean(wanted, [*known, *names], most=3)
+    raise also(TrainingError, KeyError)(
         f"the backbone has no part {wanted!r}; its stages are {', '.join(map(repr, known))}, and every name "
         f"in backbone.named_modules() is accepted{hint}"
     )

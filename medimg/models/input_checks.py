@@ -40,7 +40,7 @@ def check_input(x: Tensor, mask: Tensor | None, pool: str) -> None:
     if x.ndim == 5 and pool == "none":
         raise PreprocessError(
             f'a model with pool="none" takes single images (B, 3, H, W); found bags {tuple(x.shape)}; '
-            'use pool="mean", "max" or "attention", or a dataset with unit="slice"'
+            'use pool="mean", "max" or "attention", or a dataset with unit="image"'
         )
     if mask is None:
         return

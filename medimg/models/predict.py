@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -11,13 +10,11 @@ import numpy as np
 import torch
 
 from medimg import __version__
-from medimg._validation import check_batch_size, check_choice, check_whole_number
-from medimg.core.progress import progress_bar
-from medimg.core.volume import Volume
+from medimg._validation import check_batch_size, check_choice, check_item_unit, check_processes
+from medimg.core.progress import Progress, progress_bar
 from medimg.data.dataloader import make_evaluation_loader
 from medimg.errors import MedimgWarning, PreprocessError, TrainingError
-from medimg.io.series import Series
-from medimg.io.sources import is_buffer
+from medimg.io.sources import is_one_source
 from medimg.models._source_scores import (
     PredictSource,
     embed_bag,
@@ -72,7 +69,7 @@ class PredictionTable:
             columns += ["model", "recipe"]
             rows = [row | {name: attrs[name] for name in ("model", "recipe")} for row in rows]
         frame = pd.DataFrame(rows, columns=columns)
-        if self._unit == "slice" and self._collects:
+        if self._unit == "image" and self._collects:
             # integers, some of which are missing
             frame["slice"] = frame["slice"].astype("Int64")
         frame.attrs |= attrs
@@ -81,7 +78,7 @@ class PredictionTable:
 
     def _columns(self) -> list[str]:
         model, calibration = self._model, self._model.calibration
-        by_slice = self._unit == "slice"
+        by_slice = self._unit == "image"
         columns = {
             "source": True,
             "series_uid": True,
@@ -111,7 +108,7 @@ class PredictionTable:
             return
         for fact, value in scored.unlike.items():
             self._unlike.setdefault(fact, []).append(value)
-        model, by_slice = self._model, self._unit == "slice"
+        model, by_slice = self._model, self._unit == "image"
         common["unlike"] = "; ".join(f"{fact} {value}" for fact, value in scored.unlike.items())
         proba = np.concatenate(scored.proba)
         decisions = self._decision_columns(scored, proba)
@@ -180,15 +177,15 @@ def predict_proba(
     dataset: LabeledDataset,
     *,
     batch_size: int = 32,
-    num_workers: int = 0,
-    progress: bool = False,
+    workers: int | None = None,
+    progress: Progress = "auto",
 ) -> NDArray[np.float64]:
     """Predict on every item of a dataset; see :meth:`medimg.TransferClassifier.predict_proba`."""
     check_dataset("predict_proba", model, dataset, preprocess_error=PreprocessError)
-    size, processes = check_batch_size(batch_size), max(0, check_whole_number("num_workers", num_workers))
+    size, processes = check_batch_size(batch_size), check_processes(workers)
     check_calibration(model)
     bags = dataset.unit == "series"
-    loader = make_evaluation_loader(dataset, batch_size=1 if bags else size, num_workers=processes)
+    loader = make_evaluation_loader(dataset, batch_size=1 if bags else size, workers=processes)
     device = next(model.parameters()).device
     with module_mode(model, training=False), torch.inference_mode():
         rows = []
@@ -209,15 +206,15 @@ def predict(
     batch_size: int = 32,
     on_error: str = "raise",
     provenance: bool = False,
-    progress: bool = False,
+    progress: Progress = "auto",
 ) -> pd.DataFrame:
     """Predict on image sources; see :meth:`medimg.TransferClassifier.predict`."""
-    check_choice("unit", unit, ("series", "slice"))
+    unit = check_item_unit(unit, error=TrainingError)
     check_choice("on_error", on_error, ("raise", "collect"))
     size = check_batch_size(batch_size)
     check_calibration(model)
     given = progress_bar(_as_list(sources), desc="predicting", unit="source", progress=progress)
-    score = score_slices if unit == "slice" else score_series
+    score = score_slices if unit == "image" else score_series
     device = next(model.parameters()).device
     with module_mode(model, training=False), torch.inference_mode():
         scores = score(model, resolve_sources(model, given, on_error), device, size)
@@ -237,13 +234,13 @@ def check_calibration(model: TransferClassifier) -> None:
 
 def _as_list(sources: PredictSource | Iterable[PredictSource]) -> list[PredictSource]:
     """Return one source or several as a list."""
-    if isinstance(sources, str | os.PathLike | Series | Volume) or is_buffer(sources):
+    if is_one_source(sources):
         return [cast("PredictSource", sources)]
     given: object = sources
     check_source(given, "predict", error=TrainingError)
     if not isinstance(given, Iterable):
         raise TrainingError(
             f"can't predict on a {type(given).__name__}; expected a path, bytes, a file object, a Series, a "
-            "Volume, or several"
+            "Volume, an image of another library, or several"
         )
     return list(cast("Iterable[PredictSource]", sources))

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from medimg.core.content_hash import content_hash, json_text
-from medimg.errors import CheckpointError
+from medimg.errors import CheckpointError, also
 from medimg.io.files.atomic import atomic_path, to_os_error
 from medimg.io.files.regular_file import explain_irregular
 from medimg.models.digest import tensors_sha256
@@ -70,6 +70,8 @@ def read_header(
         check(header)
         found = header if isinstance(header, dict) else {}
         sha256 = header_sha256(found)
+    except CheckpointError:
+        raise
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"the header of {path} is damaged: {error}") from error
     if found.get("header_sha256") != sha256:
@@ -107,7 +109,7 @@ def _check_envelope(path: Path, what: str, limit: int) -> None:
             start = opened.read(_PREFIX + 1)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        raise CheckpointError(f"{path} can't be opened: {why}; check the path") from error
+        raise also(CheckpointError, type(error))(f"{path} can't be opened: {why}; check the path") from error
     if len(start) <= _PREFIX or start[_PREFIX:] != b"{":
         # checked last: a valid length may begin with these bytes, too
         if start[:2] == b"PK" or start[:1] == b"\x80":

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from medimg.core.progress import progress_bar
+from medimg.core.progress import Progress, progress_bar
 from medimg.errors import DatasetError
 from medimg.phantom.ct import PhantomCT, chest_ct
 from medimg.phantom.dicom_ct import make_series_uid, write_ct_series
@@ -62,7 +62,7 @@ def write_ct_dataset(
     seed: int = 0,
     classes: Sequence[str] = CLASSES,
     scanners: Sequence[str] = _CT_NAMES,
-    progress: bool | None = None,
+    progress: Progress = "auto",
 ) -> Path:
     """
     Write synthetic chest CT series as DICOM files, with tables of labels per series and per slice.
@@ -85,8 +85,8 @@ def write_ct_dataset(
         Some of "normal", "nodule", "ground_glass" and "consolidation".
     scanners : sequence of str
         Names of scanners of `CT_SCANNERS`, among which the patients are distributed.
-    progress : bool, optional
-        Whether to show a progress bar; by default in an interactive terminal, after 1 s.
+    progress : "auto" or bool
+        Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
     Returns
     -------
@@ -153,7 +153,7 @@ def write_xray_dataset(
     seed: int = 0,
     classes: Sequence[str] = ("normal", "nodule", "consolidation"),
     scanners: Sequence[str] = _XRAY_NAMES,
-    progress: bool | None = None,
+    progress: Progress = "auto",
 ) -> Path:
     """
     Write synthetic chest X-rays as DICOM files, with a table of labels.
@@ -175,8 +175,8 @@ def write_xray_dataset(
         Some of "normal", "nodule", "ground_glass" and "consolidation".
     scanners : sequence of str
         Names of units of `XRAY_SCANNERS`, among which the patients are distributed.
-    progress : bool, optional
-        Whether to show a progress bar; by default in an interactive terminal, after 1 s.
+    progress : "auto" or bool
+        Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
     Returns
     -------

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Final
 
-from medimg.errors import DatasetError
+from medimg._validation import did_you_mean
+from medimg.errors import DatasetError, also
 
 __all__ = ["CT_SCANNERS", "XRAY_SCANNERS", "CTScanner", "XrayScanner", "find_ct_scanner", "find_xray_scanner"]
 
@@ -195,7 +196,10 @@ def find_ct_scanner(name: str) -> CTScanner:
     for scanner in CT_SCANNERS:
         if scanner.name == name:
             return scanner
-    raise DatasetError(f"unknown CT scanner {name!r}; expected one of {[s.name for s in CT_SCANNERS]}")
+    names = [s.name for s in CT_SCANNERS]
+    raise also(DatasetError, KeyError)(
+        f"unknown CT scanner {name!r}; expected one of {names}{did_you_mean(name, names)}"
+    )
 
 
 def find_xray_scanner(name: str) -> XrayScanner:
@@ -203,4 +207,7 @@ def find_xray_scanner(name: str) -> XrayScanner:
     for scanner in XRAY_SCANNERS:
         if scanner.name == name:
             return scanner
-    raise DatasetError(f"unknown X-ray unit {name!r}; expected one of {[s.name for s in XRAY_SCANNERS]}")
+    names = [s.name for s in XRAY_SCANNERS]
+    raise also(DatasetError, KeyError)(
+        f"unknown X-ray unit {name!r}; expected one of {names}{did_you_mean(name, names)}"
+    )

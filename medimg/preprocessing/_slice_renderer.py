@@ -16,7 +16,7 @@ import torch
 from medimg.core.display import choose_voi
 from medimg.errors import PreprocessError
 from medimg.preprocessing._slice_selection import choose_slices, list_windows, neighbor_indices
-from medimg.preprocessing.intensity import write_intensity
+from medimg.preprocessing.intensity import compute_luma, write_intensity
 from medimg.preprocessing.resize import Resizer, compute_fitted_size
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class SliceRenderer:
         yield from batches.values()
 
     def _window_batch(self, volume: Volume, batch: _Batch) -> torch.Tensor:
-        """Return the slices of a batch as (n, 1 or 3, H, W), 0 to 1."""
+        """Return the slices of a batch as (n, 1 or 3, H, W), 0 to 1; one channel if the output has one."""
         channels = 3 if volume.is_color else len(batch.voi)
         if self._buffer is None or self._buffer.shape[1] != channels:
             shape = (self._resizer.at_once, channels, *self._recipe.hw)
@@ -150,7 +150,8 @@ class SliceRenderer:
                 content=self._content,
             )
             self._resizer(load, images[:, c])
-        return images.clamp_(0.0, 1.0)
+        images.clamp_(0.0, 1.0)
+        return compute_luma(images) if channels > self._output.images.shape[1] else images
 
     def _load_slices(self, array: npt.NDArray[Any]) -> torch.Tensor:
         """Return slices as a tensor with the rows of the display first; the resizer flips them."""
@@ -201,7 +202,9 @@ def _choose_windows(recipe: Preprocess, volume: Volume) -> tuple[tuple[Voi, ...]
 
 
 def count_channels(recipe: Preprocess, image: Volume) -> int:
-    """Return the number of distinct channels: 3, or 1 if all are equal."""
+    """Return the number of distinct channels: 3, or 1 if all are equal or only one is wanted."""
+    if recipe.channels == "single":
+        return 1
     return 3 if image.is_color or recipe.channels != "repeat" else 1
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -104,7 +104,9 @@ def depends_on_all(recipe: Preprocess, piece: Volume) -> bool:
 
 def list_windows(recipe: Preprocess) -> tuple[OneWindow, ...]:
     """Return the window of each channel, or the one of all."""
-    return recipe.window if isinstance(recipe.window, tuple) else (recipe.window,)
+    # a recipe makes Windows of pairs
+    windows: Any = recipe.window
+    return windows if isinstance(windows, tuple) else (windows,)
 
 
 def _is_local(window: OneWindow, recipe: Preprocess, series: Series) -> bool:

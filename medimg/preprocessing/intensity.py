@@ -14,7 +14,7 @@ from medimg.core.window import LookupTable, Voi, Window
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["apply_voi", "normalize_channel", "normalize_into", "write_intensity"]
+__all__ = ["apply_voi", "compute_luma", "normalize_channel", "normalize_into", "write_intensity"]
 
 #: Range of widths and centers of windows that single precision can hold, whatever the values.
 _LEAST: Final = 1e-30
@@ -115,6 +115,12 @@ def _index_table(values: torch.Tensor, table: LookupTable) -> torch.Tensor:
     return values.to(torch.int64).sub_(table.first).clamp_(0, last)
 
 
+def compute_luma(colors: torch.Tensor) -> torch.Tensor:
+    """Return the luma (N, 1, H, W) of colors (N, 3, H, W), ITU-R BT.601; equal channels stay exact."""
+    red, green, blue = colors.unbind(1)
+    return (green + (red - green).mul_(0.299) + (blue - green).mul_(0.114)).unsqueeze(1)
+
+
 def normalize_channel(out: torch.Tensor, image: torch.Tensor, mean: float, std: float) -> None:
     """Write ``(image - mean) / std`` into `out`, as one multiply-add that is rounded once."""
     torch.add(_make_constant(-mean / std, image.device), image, alpha=1.0 / std, out=out)
@@ -129,7 +135,7 @@ def _make_constant(value: float, device: torch.device) -> torch.Tensor:
 def normalize_into(
     out: torch.Tensor, images: torch.Tensor, mean: Sequence[float], std: Sequence[float]
 ) -> None:
-    """Normalize images (N, 1 or 3, H, W), 0 to 1, into `out` (N, 3, H, W) float32."""
+    """Normalize images (N, 1 or C, *size), 0 to 1, into `out` (N, C, *size) float32."""
     channels = images.unbind(1)
     for channel, target in enumerate(out.unbind(1)):
         image = channels[channel if len(channels) > 1 else 0]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
-from medimg.errors import PreprocessError
+from medimg.errors import PreprocessError, also
 from medimg.preprocessing.intensity import normalize_channel
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Output:
     ) -> Output:
         """Return the requested output, by default on the device of `out`, or the CPU."""
         if out is not None and not isinstance(out, torch.Tensor):
-            raise PreprocessError(f"out must be a tensor; found a {type(out).__name__}")
+            raise also(PreprocessError, TypeError)(f"out must be a tensor; found a {type(out).__name__}")
         chosen = _check_device(device if device is not None else _CPU if out is None else out.device)
         if out is not None and not _is_same_device(out.device, chosen):
             raise PreprocessError(f"out is on {out.device}, and device is {chosen}; give only one of them")
@@ -50,10 +50,16 @@ class Output:
         """Raise PreprocessError if the caller's buffer does not take `count` normalized images."""
         if self.out is None:
             return
-        found, wanted = tuple(self.out.shape), (3, *recipe.hw)
-        if len(found) != 4 or found[1:] != wanted or found[0] < count:
-            expected = f"at least ({count}, {', '.join(map(str, wanted))})"
-            raise PreprocessError(f"out must have the shape {expected}, for {count} images; found {found}")
+        found, wanted = tuple(self.out.shape), recipe.image_shape
+        if found[1:] != wanted or found[0] < count:
+            # in 3-D, the buffer of the caller is that of the one volume
+            shapes, several = (wanted, found[1:]), ""
+            if recipe.dims == 2:
+                shapes, several = ((count, *wanted), found), f", for {count} images"
+            at_least = "at least " if recipe.dims == 2 else ""
+            raise PreprocessError(
+                f"out must have the shape {at_least}{shapes[0]}{several}; found {shapes[1]}"
+            )
         if self.out.dtype != torch.float32 or not self.out.is_contiguous():
             layout = "contiguous" if self.out.is_contiguous() else "not contiguous"
             raise PreprocessError(
@@ -63,19 +69,18 @@ class Output:
             raise PreprocessError("out must not require gradients")
 
     def allocate(self, recipe: Preprocess, count: int, channels: int) -> OutputImages:
-        """Allocate `count` images of `channels` channels, three if normalized, or use the caller's buffer."""
+        """Allocate `count` images of `channels` channels, all if normalized, or use the caller's buffer."""
         self.check(recipe, count)
         if self.out is not None:
             images = self.out[:count]
         else:
-            images = _allocate_uninitialized(
-                (count, 3 if self.normalized else channels, *recipe.hw), self.device
-            )
-        return OutputImages(images, (recipe.mean, recipe.std) if self.normalized else None)
+            number = recipe.n_channels if self.normalized else channels
+            images = _allocate_uninitialized((count, number, *recipe.image_shape[1:]), self.device)
+        return OutputImages(images, recipe.normalization if self.normalized else None)
 
 
 class OutputImages:
-    """Images (N, C, H, W) float32 to write, normalized on the way if a mean and std are given."""
+    """Images (N, C, *size) float32 to write, normalized on the way if a mean and std are given."""
 
     def __init__(
         self,
@@ -86,7 +91,7 @@ class OutputImages:
         self._normalization = normalization
 
     def write(self, images: torch.Tensor, first: int, channel: int | None = None) -> None:
-        """Write n consecutive images (n, 1 or 3, H, W), 0 to 1, from index `first`; all channels or one."""
+        """Write n consecutive images (n, 1 or C, *size), 0 to 1, from index `first`; all channels or one."""
         part = self.images[first : first + len(images)]
         for c in range(part.shape[1]) if channel is None else (channel,):
             image = images[:, c if images.shape[1] > 1 else 0]

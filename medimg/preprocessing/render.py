@@ -6,7 +6,7 @@ import re
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from medimg.core.volume import Volume
 from medimg.errors import PreprocessError
 from medimg.io.read import Source, resolve_source
 from medimg.io.series import PieceReader, Policies, Series
+from medimg.preprocessing._array_source import as_source
 from medimg.preprocessing._slice_renderer import SliceRenderer, count_channels
 from medimg.preprocessing._slice_selection import (
     SliceSelection,
@@ -26,14 +27,20 @@ from medimg.preprocessing._slice_selection import (
 )
 from medimg.preprocessing.display_orientation import DisplayOrientation
 from medimg.preprocessing.output_buffer import Output, open_output
+from medimg.preprocessing.volume_fit import VolumeFit, reorient_upright
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    import numpy.typing as npt
+
     from medimg.core.read_report import ReadReport
     from medimg.preprocessing.preprocess import Preprocess
 
-__all__ = ["Rendered", "count_images", "join_reports", "render", "render_series"]
+__all__ = ["ImageSource", "Rendered", "count_images", "join_reports", "render", "render_series"]
+
+#: All that a recipe takes: what :func:`medimg.read` takes, a volume, or an array or tensor without geometry.
+ImageSource: TypeAlias = "Source | Volume | npt.NDArray[Any] | torch.Tensor"
 
 _SOME_READ: Final = re.compile(r"\d+ of \d+ slices read")
 
@@ -74,9 +81,10 @@ class Rendered:
     Attributes
     ----------
     planes : torch.Tensor
-        (N, 1 or 3, H, W) float32, 0 (black) to 1 (white); (N, 3, H, W) if normalized.
+        (N, 1 or 3, H, W) float32, 0 (black) to 1 (white); all channels if normalized; in 3-D (1, C, D, H, W).
     slices : tuple of int
-        Index of each image's slice in the volume as read; the nearest one if it was resampled.
+        Index of each image's slice in the volume as read; the nearest one if it was resampled; in 3-D the
+        middle one.
     sop_instance_uids : tuple of str
         SOP Instance UID of each image's slice; "" if there is none.
     report : ReadReport
@@ -99,6 +107,8 @@ class Rendered:
 
 def count_images(recipe: Preprocess, image: Volume | Series) -> int:
     """Return the number of images a recipe makes of an image; PreprocessError if unreasonably many."""
+    if recipe.dims == 3:
+        return 1
     channels, depth = image.shape[:2]
     if recipe.spacing is not None:
         size, spacing = DisplayOrientation.of(image, recipe).grid(image)
@@ -107,15 +117,16 @@ def count_images(recipe: Preprocess, image: Volume | Series) -> int:
     return len(choose_slices(depth, recipe.slices))
 
 
-def render(recipe: Preprocess, source: Source | Volume, output: Output | None = None) -> Rendered:
-    """Render a source or a volume; see :meth:`medimg.Preprocess.render`."""
+def render(recipe: Preprocess, source: ImageSource, output: Output | None = None) -> Rendered:
+    """Render a source, a volume or an array; see :meth:`medimg.Preprocess.render`."""
     output = output or Output()
+    source = as_source(source)
     if not isinstance(source, Volume):
         series, finish = resolve_source(source)
         return render_series(recipe, series, Policies(), output, finish)
     output.check(recipe, count_images(recipe, source))
     with _guard_memory(output):
-        return _render_volume(recipe, source, output)
+        return _render_whole(recipe, source, output)
 
 
 def render_series(
@@ -136,10 +147,15 @@ def render_series(
     with _guard_memory(output):
         if part is not None:
             pieces = _read_pieces(series, part, policies, output)
-            rendered = _render_pieces(recipe, pieces, part, output, finish)
+            if recipe.dims == 3:
+                fit = VolumeFit.of(series, recipe)
+                planes = _render_pieces(fit.slices, pieces, part, Output(output.device), finish)
+                rendered = None if planes is None else _stack_slices(recipe, planes, fit, output)
+            else:
+                rendered = _render_pieces(recipe, pieces, part, output, finish)
             if rendered is not None:
                 return rendered
-        return _render_volume(recipe, finish(series.read(**asdict(policies))), output)
+        return _render_whole(recipe, finish(series.read(**asdict(policies))), output)
 
 
 @contextmanager
@@ -204,6 +220,39 @@ def _render_pieces(
         slices=shown,
         sop_instance_uids=tuple(uids.get(d, "") for d in shown),
         report=_complete_report(finish(replace(first, report=report)), recipe),
+        normalized=output.normalized,
+    )
+
+
+def _render_whole(recipe: Preprocess, volume: Volume, output: Output) -> Rendered:
+    """Render a volume that is in memory."""
+    if recipe.dims == 2:
+        return _render_volume(recipe, volume, output)
+    _check_channels(volume)
+    depth, uids = volume.shape[1], volume.report.sop_instance_uids
+    if recipe.spacing is not None:
+        volume = reorient_upright(volume, recipe).resample(recipe.spacing)
+    fit = VolumeFit.of(volume, recipe)
+    planes = _render_volume(fit.slices, volume, Output(output.device))
+    rendered = _stack_slices(recipe, planes, fit, output)
+    middle = depth // 2
+    named = (uids[middle],) if len(uids) == depth else ("",)
+    return replace(rendered, slices=(middle,), sop_instance_uids=named)
+
+
+def _stack_slices(recipe: Preprocess, planes: Rendered, fit: VolumeFit, output: Output) -> Rendered:
+    """Make a volume of rendered slices, of which the middle one in stored order is named."""
+    volume = fit.stack(planes.planes)
+    images = output.allocate(recipe, 1, volume.shape[1])
+    images.write(volume, 0)
+    middle = planes.slices.index(len(planes.slices) // 2)
+    # the last step names the recipe of the slices
+    report = replace(planes.report, transforms=planes.report.transforms[:-1])
+    return Rendered(
+        planes=images.images,
+        slices=(planes.slices[middle],),
+        sop_instance_uids=(planes.sop_instance_uids[middle],),
+        report=report.then(f"preprocessed by recipe {recipe.fingerprint}"),
         normalized=output.normalized,
     )
 

@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["Fit", "Resizer", "compute_fitted_size", "resize"]
+__all__ = [
+    "Fit",
+    "Resizer",
+    "compute_fitted_shape",
+    "compute_fitted_size",
+    "fit_about_center",
+    "resize",
+    "resize_depth",
+]
 
 Fit: TypeAlias = Literal["pad", "crop", "stretch"]
 
@@ -43,12 +51,27 @@ def compute_fitted_size(
     >>> compute_fitted_size((100, 100), (2.0, 1.0), (224, 224), "crop")
     (448, 224)
     """
+    height, width = compute_fitted_shape(shape, spacing, size, fit)
+    return height, width
+
+
+def compute_fitted_shape(
+    shape: Sequence[int], spacing: Sequence[float], size: Sequence[int], fit: Fit
+) -> tuple[int, ...]:
+    """
+    Return the shape of any number of axes before padding or cropping; see :func:`compute_fitted_size`.
+
+    Examples
+    --------
+    >>> compute_fitted_shape((50, 512, 512), (5.0, 0.5, 0.5), (96, 96, 96), "pad")
+    (94, 96, 96)
+    """
     if fit == "stretch":
-        return size
-    height, width = shape[0] * spacing[0], shape[1] * spacing[1]
-    scales = (size[0] / height, size[1] / width)
+        return tuple(size)
+    lengths = [n * step for n, step in zip(shape, spacing, strict=True)]
+    scales = [n / length for n, length in zip(size, lengths, strict=True)]
     scale = min(scales) if fit == "pad" else max(scales)
-    return max(1, round(height * scale)), max(1, round(width * scale))
+    return tuple(max(1, round(length * scale)) for length in lengths)
 
 
 def resize(
@@ -72,6 +95,37 @@ def resize(
 
         resizer(load, result[start : start + len(chunk)])
     return result.reshape(n, c, *size)
+
+
+def resize_depth(values: torch.Tensor, count: int) -> torch.Tensor:
+    """Resize the first axis of contiguous values (D, ...) float32 to `count` with the same filter."""
+    taps = _compute_taps(len(values), count, count, flip=False)
+    index, offsets, weights = (t.to(values.device) for t in taps.bags(1, len(values), 0, count, 0))
+    rows = F.embedding_bag(
+        index,
+        values.view(len(values), -1),
+        offsets,
+        mode="sum",
+        per_sample_weights=weights,
+        include_last_offset=True,
+    )
+    return rows.view(count, *values.shape[1:])
+
+
+def fit_about_center(values: torch.Tensor, size: Sequence[int], fill: float) -> torch.Tensor:
+    """Crop or pad the last axes of values about the center to `size`; a view if nothing is padded."""
+    axes = range(-len(size), 0)
+    kept = [min(values.shape[axis], want) for axis, want in zip(axes, size, strict=True)]
+    for axis, count in zip(axes, kept, strict=True):
+        values = values.narrow(axis, (values.shape[axis] - count) // 2, count)
+    if kept == list(size):
+        return values
+    result = values.new_full((*values.shape[: -len(size)], *size), fill)
+    target = result
+    for axis, count, want in zip(axes, kept, size, strict=True):
+        target = target.narrow(axis, (want - count) // 2, count)
+    target.copy_(values)
+    return result
 
 
 class Resizer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medimg.errors import TrainingError
+from medimg._validation import did_you_mean
+from medimg.errors import TrainingError, also
 from medimg.saliency._receptive_field import Axis, ReceptiveField
 
 __all__ = ["Layer", "capture_activation", "find_layer"]
@@ -57,10 +57,9 @@ def find_layer(backbone: nn.Module, images: Tensor, name: str | None = None) -> 
     """
     modules = dict(backbone.named_modules())
     if name is not None and (name not in modules or not name):
-        near = difflib.get_close_matches(str(name), modules, n=3, cutoff=0.3)
-        raise TrainingError(
-            f"the backbone has no layer {name!r}; the nearest are {', '.join(map(repr, near)) or 'none'}; "
-            "its layers are the names in model.backbone.named_modules()"
+        raise also(TrainingError, KeyError)(
+            f"the backbone has no layer {name!r}; its layers are the names in "
+            f"model.backbone.named_modules(){did_you_mean(name, modules, most=3)}"
         )
     # at least two images: windows of one image would look like a batch
     batch = images[:2] if len(images) > 1 else images.repeat(2, 1, 1, 1)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from medimg._public import set_module
-from medimg._validation import check_batch_size, check_choice
-from medimg.core.progress import progress_bar
+from medimg._validation import check_batch_size, check_choice, did_you_mean
+from medimg.core.progress import Progress, progress_bar
 from medimg.core.volume import Volume
-from medimg.errors import TrainingError
+from medimg.errors import TrainingError, also
 from medimg.io.read import read
 from medimg.io.series import SeriesIndex
 from medimg.models.data_checks import check_model, check_source
@@ -52,7 +52,7 @@ def explain(
     method: Method = "gradcam",
     layer: str | None = None,
     batch_size: int = 8,
-    progress: bool = False,
+    progress: Progress = "auto",
 ) -> Explanation:
     """
     Compute the saliency map of a class for an image or series.
@@ -65,7 +65,7 @@ def explain(
     ----------
     model : TransferClassifier
         Model to explain; its parameters, gradients and modes do not change.
-    source : str, Path, list of these, Series or Volume
+    source : str, Path, list of these, Series, Volume, or image of another library
         One image or series; see :func:`medimg.read`.
     target : str or int, optional
         Name or index of the class; by default the most probable one. With pooling the logit of the series is
@@ -81,8 +81,8 @@ def explain(
         Layer of ``model.backbone`` with the activations, by its name in ``named_modules()``.
     batch_size : int
         Number of images per batch.
-    progress : bool
-        Whether to show a progress bar.
+    progress : "auto" or bool
+        Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
     Returns
     -------
@@ -181,7 +181,7 @@ def _source_heat(
 
 
 def _with_progress(
-    batches: Iterator[tuple[Tensor, Tensor]], total: int, progress: bool
+    batches: Iterator[tuple[Tensor, Tensor]], total: int, progress: Progress
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches, with a progress bar if it is wanted."""
     with progress_bar(desc="explaining", unit="image", progress=progress, total=total) as bar:
@@ -201,9 +201,9 @@ def _class_index(model: TransferClassifier, target: str | int) -> int:
             index = -1
         if 0 <= index < len(model.classes):
             return index
-    raise TrainingError(
+    raise also(TrainingError, KeyError)(
         f"the model has no class {target!r}; expected {', '.join(map(repr, model.classes))}, or an index "
-        "from 0"
+        f"from 0{did_you_mean(target, model.classes)}"
     )
 
 

@@ -21,6 +21,9 @@ from medimg.errors import GeometryError, TrainingError
 from medimg.preprocessing.preprocess import Preprocess
 
 if TYPE_CHECKING:
+    import os
+    from pathlib import Path
+
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure, SubFigure
 
@@ -119,6 +122,31 @@ class Explanation:
             )
         return _heat_volume(self.volume.take(self.slices), self.heat[None])
 
+    def save(self, path: str | os.PathLike[str], *, compress: bool = True) -> Path:
+        """
+        Write the heat as an image at the same position in the patient; see :meth:`Volume.save`.
+
+        Parameters
+        ----------
+        path : str or Path
+            File, ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha``.
+        compress : bool
+            Whether the values of NRRD and MetaImage are compressed.
+
+        Returns
+        -------
+        Path
+            The file.
+
+        Raises
+        ------
+        GeometryError
+            If the explained slices are unevenly spaced.
+        ConversionError
+            If the format is unknown.
+        """
+        return self.to_volume().save(path, compress=compress)
+
     def overlay(
         self, slice: int | None = None, *, alpha: float = 0.6, colormap: str = "inferno"
     ) -> npt.NDArray[np.uint8]:
@@ -188,6 +216,7 @@ def _heat_volume(source: Volume, heat: npt.NDArray[np.float32]) -> Volume:
         channels=("heat",),
         voi=((Window.from_range(0.0, 1.0),),),
         padding=None,
+        display_range=(0.0, 1.0),
         report=source.report.then("replaced by the heat map of a class"),
     )
 
@@ -238,7 +267,9 @@ def _window(explanation: Explanation, index: int) -> Voi:
     volume, recipe = explanation.volume, explanation.recipe
     if volume.is_color:
         return Window.from_range(0.0, 1.0)  # not used
-    window = recipe.window[1] if isinstance(recipe.window, tuple) else recipe.window
+    # a recipe makes Windows of pairs: a tuple is three windows
+    window: Any = recipe.window
+    window = window[1] if isinstance(window, tuple) else window
     found = choose_voi(volume, window, recipe.percentiles, full_range=recipe.has_full_range)
     return found[index if len(found) > 1 else 0]
 

@@ -130,7 +130,7 @@ class FineTuneModule(pl.LightningModule):
         return {
             "batch_size": self._config.batch_size,
             # embeddings are in memory
-            "num_workers": 0 if self._cached else self._inputs.num_workers,
+            "workers": 0 if self._cached else self._inputs.workers,
             "pin_memory": self._inputs.pin_memory,
         }
 
@@ -156,6 +156,12 @@ class FineTuneModule(pl.LightningModule):
         self._generator.manual_seed(epoch_seed(seed, epoch, _AUGMENT + 8 * rank))
         torch.manual_seed(epoch_seed(seed, epoch, _GLOBAL + 8 * rank))
         self._targets = [self._load_target(n, epoch_seed(seed, epoch, _TARGET)) for n in self._active]
+        if self.trainer.is_global_zero:
+            self._state.display.start_epoch(self._phase.name, self._epoch, self._count_steps())
+
+    def _count_steps(self) -> int:
+        """Return the number of batches of an epoch, those of validation included."""
+        return int(self.trainer.num_training_batches) + sum(map(int, self.trainer.num_val_batches))
 
     def _load_target(self, term: int, seed: int) -> Iterator[Batch]:
         """Yield batches of a term's target forever; none if it has no target."""
@@ -164,7 +170,7 @@ class FineTuneModule(pl.LightningModule):
             return iter(())
         sampler = EpochSampler(len(target), seed, share=self._share)
         # a last batch of a single item is left out: it would have no batch statistics
-        loader = make_training_loader(target, sampler=sampler, **{**self._loader_options, "num_workers": 0})
+        loader = make_training_loader(target, sampler=sampler, **{**self._loader_options, "workers": 0})
         return repeat_epochs(loader, sampler)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -280,6 +286,8 @@ class FineTuneModule(pl.LightningModule):
         if self._state.average is not None and self.trainer.global_step != self._steps:
             self._state.average.update_parameters(self.model)
         self._steps = self.trainer.global_step
+        if self.trainer.is_global_zero:
+            self._state.display.step()
 
     def on_validation_start(self) -> None:
         """Let all processes validate with the batch statistics of the main one, whose model is saved."""
@@ -292,6 +300,8 @@ class FineTuneModule(pl.LightningModule):
         model = self._state.evaluated_model
         logits = head_logits(model.head, self._embed(model, batch.images, batch.mask))
         self._predicted.append((logits.float(), batch.indices))
+        if self.trainer.is_global_zero and not self.trainer.sanity_checking:
+            self._state.display.step()
 
     def on_validation_epoch_end(self) -> None:
         """Score all validation data at once, each item counted once."""
@@ -356,6 +366,8 @@ class FineTuneModule(pl.LightningModule):
             "seconds": round(time.perf_counter() - self._started, 3),
         }
         history.end_epoch(row, evaluated=state.evaluated_model, write=bool(self.trainer.is_global_zero))
+        if self.trainer.is_global_zero:
+            state.display.end_epoch(history.rows, history.best_epoch)
         if history.early_stopping.is_due:
             self.trainer.should_stop = True
         state.progress = PhaseProgress(self._start.number, self._start.done + self.current_epoch + 1)

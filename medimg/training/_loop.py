@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import logging
 import time
 from typing import TYPE_CHECKING, Any
 
 from medimg.adapt.base import Adaptation
+from medimg.core.logger import get_logger
 from medimg.errors import TrainingError
 from medimg.features.dataset_features import EmbeddedDataset, item_features
 from medimg.models.freezing import frozen_fraction
@@ -19,14 +19,13 @@ from medimg.training.history import FitResult
 if TYPE_CHECKING:
     import torch
 
+    from medimg.core.progress import Progress
     from medimg.data.protocols import LabeledDataset
     from medimg.training._phases import Phase
     from medimg.training._state import FineTuneInputs, TrainingState
     from medimg.training._trainer import TrainerConfig
 
 __all__ = ["run"]
-
-logger = logging.getLogger("medimg")
 
 
 def run(state: TrainingState, trainer: TrainerConfig, *, compiled: bool) -> FitResult:
@@ -37,11 +36,19 @@ def run(state: TrainingState, trainer: TrainerConfig, *, compiled: bool) -> FitR
     with history.logged({**state.inputs.more, **_describe_model(state)}, write=trainer.is_main_process):
         _run_phases(state, trainer, compiled=compiled)
         _finish_adaptations(state, trainer.device, device)
+    seconds = time.perf_counter() - started
+    if trainer.is_main_process:
+        get_logger().info(
+            "training ended after %d epochs, %.0f s; best epoch %d",
+            len(history.rows),
+            seconds,
+            history.best_epoch,
+        )
     return FitResult(
         history=tuple(history.rows),
         best_epoch=history.best_epoch,
         monitor=history.monitor,
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
         checkpoint=history.checkpoint,
     )
 
@@ -79,6 +86,7 @@ def _run_phases(state: TrainingState, trainer: TrainerConfig, *, compiled: bool)
                 _fit_phase(state, phases[number], trainer)
                 state.progress = PhaseProgress(number + 1)
     finally:
+        state.display.close()
         make_trainable(model, model.backbone, trainable)
         model.to(device)
         history.restore_best()
@@ -95,13 +103,25 @@ def _fit_phase(state: TrainingState, phase: Phase, trainer: TrainerConfig) -> No
     from medimg.training._lightning_module import FineTuneModule
 
     inputs, cached = state.inputs, _can_cache(state)
-    logger.info("%s phase: %d epochs%s", phase.name, phase.epochs, " on embeddings" if cached else "")
     train, val = inputs.train, inputs.val
+    if trainer.is_main_process:
+        _log_phase(phase, train, val, cached=cached)
     if cached:
         inputs.model.to(trainer.device)
-        train, val = _embed_dataset(inputs, train), None if val is None else _embed_dataset(inputs, val)
+        progress = state.display.progress if trainer.is_main_process else False
+        train = _embed_dataset(inputs, train, progress)
+        val = None if val is None else _embed_dataset(inputs, val, progress)
     module = FineTuneModule(state, phase, train=train, val=val, cached=cached)
     trainer.fit(module, phase.epochs - state.progress.done)
+
+
+def _log_phase(phase: Phase, train: LabeledDataset, val: LabeledDataset | None, *, cached: bool) -> None:
+    how = "images"
+    if cached:
+        count = len(train) + (0 if val is None else len(val))
+        how = f"embeddings; embedding {count:,} items"
+    plural = "" if phase.epochs == 1 else "s"
+    get_logger().info("%s phase: %d epoch%s on %s", phase.name, phase.epochs, plural, how)
 
 
 def _can_cache(state: TrainingState) -> bool:
@@ -113,14 +133,15 @@ def _can_cache(state: TrainingState) -> bool:
     return not (changing or trained or state.terms.find_active(backbone_trained=trained))
 
 
-def _embed_dataset(inputs: FineTuneInputs, data: LabeledDataset) -> LabeledDataset:
+def _embed_dataset(inputs: FineTuneInputs, data: LabeledDataset, progress: Progress) -> LabeledDataset:
     """Return a dataset of embeddings; each image passes the backbone once."""
     features = item_features(
         inputs.model,
         data,
         cache=inputs.cache,
         batch_size=inputs.config.batch_size,
-        num_workers=inputs.num_workers,
+        workers=inputs.workers,
+        progress=progress,
     )
     return EmbeddedDataset(data, features.embeddings, features.offsets)
 
@@ -132,7 +153,7 @@ def _finish_adaptations(state: TrainingState, device: torch.device, home: torch.
         return
     inputs.model.to(device)
     for one in inputs.adaptations:
-        one.finish(inputs.model, device, inputs.config.batch_size, inputs.num_workers)
+        one.finish(inputs.model, device, inputs.config.batch_size, inputs.workers)
     inputs.model.to(home).eval()
     state.history.replace_best()
 

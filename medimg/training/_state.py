@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from medimg.preprocessing.preprocess import Preprocess
     from medimg.training._config import FineTuneConfig
     from medimg.training._phases import Phase
+    from medimg.training.epoch_display import EpochDisplay
     from medimg.training.history import HistoryRecorder
     from medimg.training.losses import ClassificationLoss
 
@@ -53,7 +54,7 @@ class FineTuneInputs:
     #: Whether images are also augmented while the backbone is frozen.
     augment_frozen: bool
     adaptations: tuple[Adaptation, ...]
-    num_workers: int
+    workers: int
     pin_memory: bool
     channels_last: bool
     #: Folder for cached embeddings.
@@ -136,6 +137,7 @@ class TrainingState:
     inputs: FineTuneInputs
     history: HistoryRecorder
     terms: AdaptationTerms
+    display: EpochDisplay
     average: WeightAverage | None = None
     progress: PhaseProgress = PhaseProgress()
     #: BatchNorm layers whose statistics are kept.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
-from medimg.errors import MedimgError, MissingDependencyError, TrainingError
+from medimg.errors import MedimgError, MissingDependencyError, TrainingError, also
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -94,14 +94,13 @@ class TrainerConfig:
         *,
         precision: Any,
         devices: Any,
-        progress: bool,
         accumulate: int,
         callbacks: Sequence[Callback],
         more: Mapping[str, Any],
     ) -> TrainerConfig:
         """Choose device and precision, for a model on `device`; the other arguments are ``fine_tune``'s."""
         if not isinstance(more, Mapping) or not all(isinstance(name, str) for name in more):
-            raise TrainingError(
+            raise also(TrainingError, TypeError)(
                 f"trainer_kwargs must be a mapping of arguments by name; found a {type(more).__name__}"
             )
         for name, own in _OWN_ARGUMENTS.items():
@@ -130,7 +129,7 @@ class TrainerConfig:
             "logger": False,
             "enable_checkpointing": False,
             "enable_model_summary": False,
-            "enable_progress_bar": progress,
+            "enable_progress_bar": _has_progress_bar(callbacks),
             "num_sanity_val_steps": 0,
             "accumulate_grad_batches": accumulate,
             # EpochSampler distributes items so that several processes train as one would
@@ -178,6 +177,11 @@ class TrainerConfig:
     def callbacks(self) -> list[Callback]:
         """The user's callbacks."""
         return list(self.options["callbacks"])
+
+    @property
+    def has_progress_bar(self) -> bool:
+        """Whether the user has asked for a bar of Lightning's."""
+        return bool(self.options["enable_progress_bar"])
 
     @property
     def device(self) -> torch.device:
@@ -243,6 +247,15 @@ class TrainerConfig:
             if _is_of_lightning(error):
                 raise _lightning_error(error) from error
             raise
+
+
+def _has_progress_bar(callbacks: Sequence[Callback]) -> bool:
+    """Whether one of the user's callbacks is a progress bar."""
+    if not callbacks:
+        return False
+    from pytorch_lightning.callbacks import ProgressBar
+
+    return any(isinstance(one, ProgressBar) for one in callbacks)
 
 
 def _is_of_lightning(error: Exception) -> bool:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from medimg.calibration.operating_points import Criterion
+    from medimg.core.progress import Progress
     from medimg.data.protocols import LabeledDataset
     from medimg.models.classifier import TransferClassifier
 
@@ -63,8 +64,8 @@ def calibrate(
     coverage: float | None = 0.9,
     cache: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
-    num_workers: int = 0,
-    progress: bool | None = False,
+    workers: int | None = None,
+    progress: Progress = "auto",
 ) -> Calibration:
     """
     Fit probabilities, decision thresholds and prediction sets of a model on validation data.
@@ -105,10 +106,12 @@ def calibrate(
         "multilabel", that it contains a label that is present. None: no sets.
     cache : path-like, optional
         Folder for cached embeddings; see :func:`medimg.embed`.
-    batch_size, num_workers : int
-        Number of images per batch; number of worker processes for reading.
-    progress : bool, optional
-        Whether to show a progress bar; None for only in an interactive terminal.
+    batch_size : int
+        Number of images per batch.
+    workers : int, optional
+        Number of processes that read the images; by default they are read in this process.
+    progress : "auto" or bool
+        Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
     Returns
     -------
@@ -152,7 +155,7 @@ def calibrate(
         check_same_unit(train, val, ("the training data", "the validation data"))
         check_disjoint(train, val)
     check_not_trained_on(model, val)
-    options = {"cache": cache, "batch_size": batch_size, "num_workers": num_workers, "progress": progress}
+    options = {"cache": cache, "batch_size": batch_size, "workers": workers, "progress": progress}
     vectors, starts = _compute_head_inputs(model, val, **options)
     data = CalibrationData(_compute_logits(model, vectors), starts, np.asarray(val.labels), model.task)
     fitted, selection = _fit_map(method, data, val.patients, _find_offset(model, train))
@@ -160,7 +163,7 @@ def calibrate(
     calibrated, truth = data.mapped(fitted), data.truth()
     proba = calibrated.probabilities()
     calibration = Calibration(
-        unit=val.unit,
+        unit="series" if val.unit == "series" else "image",
         items=len(val),
         patients=len(set(val.patients)),
         temperature=fitted.temperature,
@@ -281,7 +284,7 @@ def _compute_head_inputs(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return inputs of the head (n, F), and the first row of each item: one per item, or one per slice."""
     features = item_features(model, data, **options)
-    if data.unit == "slice" or model.pool == "none":
+    if data.unit != "series" or model.pool == "none":
         return features.embeddings.numpy(), features.offsets[:-1].numpy()
     weight = model.head.weight
     bags = torch.tensor_split(features.embeddings, features.offsets[1:-1])

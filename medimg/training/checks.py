@@ -43,7 +43,7 @@ def check_unit(config: FineTuneConfig, train: LabeledDataset) -> None:
     if config.mixup and train.unit == "series":
         raise TrainingError(
             f'mixup={config.mixup:g} mixes single images, and the training dataset has bags (unit="series"): '
-            'use mixup=0, or unit="slice"'
+            'use mixup=0, or unit="image"'
         )
     if config.mixup and config.batch_size == 1:
         raise TrainingError(
@@ -53,7 +53,7 @@ def check_unit(config: FineTuneConfig, train: LabeledDataset) -> None:
     if config.grad_slices is not None and train.unit != "series":
         raise TrainingError(
             f"grad_slices={config.grad_slices} limits the slices of a bag, and the training dataset has "
-            'single images (unit="slice"): use grad_slices=None, or unit="series"'
+            'single images (unit="image"): use grad_slices=None, or unit="series"'
         )
 
 

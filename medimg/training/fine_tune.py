@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from medimg._public import set_module
-from medimg._validation import check_choice, check_path, check_whole_number
+from medimg._validation import check_choice, check_path, check_processes
 from medimg.adapt.base import Adaptation
 from medimg.adapt.terms import AdaptationTerms
+from medimg.core.logger import get_logger
+from medimg.core.progress import check_progress
 from medimg.errors import TrainingError
 from medimg.metrics.validation_scores import validation_scores
 from medimg.models.freezing import find_kept_statistics
@@ -30,6 +31,7 @@ from medimg.training._trainer import (
 from medimg.training.augmentation.random_scan import describe_augmentation, make_augmentation
 from medimg.training.checks import check_data, check_forward, check_unit
 from medimg.training.class_weights import list_class_weights, sampling_weights
+from medimg.training.epoch_display import EpochDisplay
 from medimg.training.history import HistoryRecorder
 from medimg.training.losses import make_loss
 from medimg.training.resume import FILE, find_resume_file
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from pytorch_lightning import Callback
     from pytorch_lightning.loggers import Logger
 
+    from medimg.core.progress import Progress
     from medimg.data.protocols import LabeledDataset
     from medimg.models.classifier import TransferClassifier
     from medimg.training._config import BatchStatistics, Monitor, Schedule
@@ -89,8 +92,8 @@ def fine_tune(
     callbacks: Sequence[Callback] = (),
     trainer_kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
-    num_workers: int = 0,
-    progress: bool = True,
+    workers: int | None = None,
+    progress: Progress = "auto",
 ) -> FitResult:
     """
     Train a classifier: first the head alone, then all layers, the backbone with lower learning rates.
@@ -189,10 +192,10 @@ def fine_tune(
     seed : int
         Seed for sampling order, augmentation and dropout; the head was initialized when the model was
         created. torch's global random state is restored.
-    num_workers : int
-        Number of worker processes for reading.
-    progress : bool
-        Whether to show a progress bar.
+    workers : int, optional
+        Number of processes that read the images; by default they are read in this process.
+    progress : "auto" or bool
+        Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
     Returns
     -------
@@ -252,12 +255,12 @@ def fine_tune(
         next(model.parameters()).device,
         precision=precision,
         devices=devices,
-        progress=progress,
         accumulate=config.accumulate,
         callbacks=callbacks,
         more=trainer_kwargs if trainer_kwargs is not None else {},
     )
     trainer.check(config.seed)
+    check_progress(progress)
     if not adaptations:  # which log scores of their own
         check_monitored(trainer.callbacks, scores)
     inputs = FineTuneInputs(
@@ -270,7 +273,7 @@ def fine_tune(
         augment=make_augmentation(augment, model.preprocess, getattr(train, "modalities", ())),
         augment_frozen=callable(augment),
         adaptations=adaptations,
-        num_workers=max(0, check_whole_number("num_workers", num_workers)),
+        workers=check_processes(workers),
         pin_memory=trainer.uses_gpu,
         channels_last=prefers_channels_last(model, channels_last),
         cache=cache,
@@ -280,6 +283,8 @@ def fine_tune(
             **trainer.describe(),
         },
     )
+    if trainer.is_main_process:
+        get_logger().info("%s", _describe_start(inputs, trainer))
     kept = find_kept_statistics(model, config.batch_statistics)
     if any(phase.backbone_lr for phase in inputs.phases):
         check_forward(model, train, config, kept)
@@ -299,17 +304,33 @@ def fine_tune(
         ),
         terms=AdaptationTerms(adaptations, train, model, config.seed),
         kept_statistics=kept,
+        display=EpochDisplay(
+            progress, config.head_epochs + config.epochs, own_bar=not trainer.has_progress_bar
+        ),
     )
     resume_file = find_resume_file(resume, folder)
     if resume_file is not None:
         state.restore(resume_file)
-        logging.getLogger("medimg").info("resuming after %d epochs", len(state.history.rows))
+        if trainer.is_main_process:
+            get_logger().info("resuming after %d epochs", len(state.history.rows))
+            state.display.show_rows(state.history.rows, state.history.best_epoch)
     record_training_distribution(model, train)
     record_training_images(model, train=train, val=val, target=[one.target for one in adaptations])
     if resume_file is None and trainer.is_main_process:
         # a resumed training starts from the same random head
         state.save()
     return run(state, trainer, compiled=compile)
+
+
+def _describe_start(inputs: FineTuneInputs, trainer: TrainerConfig) -> str:
+    """Describe a training that begins: network, data, device."""
+    unit = "series" if inputs.train.unit == "series" else "images"
+    val = "no validation" if inputs.val is None else f"{len(inputs.val):,} for validation"
+    precision = trainer.options["precision"]
+    return (
+        f"fine-tuning {inputs.model.backbone_name} on {len(inputs.train):,} {unit} ({val}), "
+        f"{trainer.device.type}, precision {precision}: checking the data"
+    )
 
 
 def _check_monitored(config: FineTuneConfig, val: LabeledDataset | None, scores: set[str]) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from medimg.core.progress import Progress
     from medimg.data.protocols import LabeledDataset
     from medimg.models.classifier import TransferClassifier
 
@@ -86,9 +87,9 @@ def fit_head(
     balance: Literal["loss"] | None = "loss",
     cache: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
-    num_workers: int = 0,
+    workers: int | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: Progress = "auto",
 ) -> HeadFit:
     """
     Fit the head of a classifier by logistic regression on embeddings (linear probe).
@@ -121,12 +122,14 @@ def fit_head(
         Whether to weight classes inversely to their frequency.
     cache : path-like, optional
         Folder for cached embeddings; see :func:`medimg.embed`.
-    batch_size, num_workers : int
-        Number of images per batch; number of worker processes for reading.
+    batch_size : int
+        Number of images per batch.
+    workers : int, optional
+        Number of processes that read the images; by default they are read in this process.
     seed : int
         Seed for the inner folds.
-    progress : bool
-        Whether to show a progress bar.
+    progress : "auto" or bool
+        Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
     Returns
     -------
@@ -161,7 +164,7 @@ def fit_head(
         seed=check_whole_number("seed", seed),
     )
     check_data(model, train, val)
-    options = {"cache": cache, "batch_size": batch_size, "num_workers": num_workers, "progress": progress}
+    options = {"cache": cache, "batch_size": batch_size, "workers": workers, "progress": progress}
     data = embed_items(model, train, **options)
     chosen = search.fit(data, None if val is None else embed_items(model, val, **options))
     assert isinstance(chosen.fit, LinearFit)

@@ -12,6 +12,8 @@ from medimg._public import set_module
 from medimg.core.content_hash import json_text
 from medimg.errors import TrainingError
 from medimg.io.files.atomic import write_text
+from medimg.plotting.html_repr import rows_html
+from medimg.training.epoch_display import format_value, list_columns
 from medimg.training.optimization.early_stopping import EarlyStopping
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ COLUMNS: Final = (
     "seconds",
 )
 
+_MOST_ROWS: Final = 20
 _SCALARS: Final = (bool, int, float, str)
 _WORST: Final = (-math.inf, -math.inf)
 
@@ -90,6 +93,21 @@ class FitResult:
 
         numbers = dict.fromkeys((n for n in COLUMNS if n not in ("epoch", "phase", "monitor")), "float64")
         return pd.DataFrame(list(self.history), columns=list(COLUMNS)).astype(numbers)
+
+    def _repr_html_(self) -> str:
+        columns = list_columns(self.history)
+        # the last ones, and the best one
+        shown = [
+            row
+            for row in self.history
+            if row["epoch"] > len(self.history) - _MOST_ROWS or row["epoch"] == self.best_epoch
+        ]
+        rows = [[format_value(name, row[name]) for name in columns] for row in shown]
+        by = f" by {self.monitor}" if self.monitor else ""
+        title = f"FitResult: best epoch {self.best_epoch}{by}, {self.seconds:.0f} s"
+        hidden = len(self.history) - len(shown)
+        note = f"and {hidden} more epochs; to_pandas() has all of them" if hidden else ""
+        return rows_html(title, columns, rows, note=note)
 
     def plot(self) -> Figure:
         """

@@ -11,8 +11,8 @@ import torch
 
 from medimg._plot_style import COLORS, add_legend, make_axes
 from medimg._public import set_module
-from medimg._validation import check_number, check_whole_number
-from medimg.core.progress import progress_bar
+from medimg._validation import check_number, check_processes, check_whole_number
+from medimg.core.progress import Progress, progress_bar
 from medimg.data.dataloader import EpochSampler, epoch_seed, make_training_loader, repeat_epochs
 from medimg.errors import TrainingError
 from medimg.models.freezing import find_kept_statistics, freeze_batchnorm_statistics
@@ -105,8 +105,8 @@ def lr_find(
     grad_slices: int | None = None,
     batch_statistics: BatchStatistics = "auto",
     seed: int = 0,
-    num_workers: int = 0,
-    progress: bool = False,
+    workers: int | None = None,
+    progress: Progress = "auto",
 ) -> LRFinderResult:
     """
     Run a learning-rate range test: a short training whose rate grows in every step until the loss diverges.
@@ -128,10 +128,10 @@ def lr_find(
         As in :func:`medimg.fine_tune`.
     seed : int
         Seed for sampling order, augmentation and dropout.
-    num_workers : int
-        Number of worker processes for reading.
-    progress : bool
-        Whether to show a progress bar.
+    workers : int, optional
+        Number of processes that read the images; by default they are read in this process.
+    progress : "auto" or bool
+        Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
     Returns
     -------
@@ -182,7 +182,7 @@ def lr_find(
                 config,
                 rates=np.geomspace(start, end, steps),
                 augment=augment,
-                num_workers=num_workers,
+                workers=check_processes(workers),
                 progress=progress,
             )
     finally:
@@ -198,8 +198,8 @@ def _run_test(
     *,
     rates: NDArray[np.float64],
     augment: Any,
-    num_workers: int,
-    progress: bool,
+    workers: int,
+    progress: Progress,
 ) -> tuple[list[float], list[float]]:
     """Return learning rates and smoothed losses of all steps before the loss diverged."""
     device = next(model.parameters()).device
@@ -223,7 +223,7 @@ def _run_test(
     loader = make_training_loader(
         train,
         batch_size=config.batch_size,
-        num_workers=num_workers,
+        workers=workers,
         pin_memory=device.type == "cuda",
         sampler=sampler,
     )

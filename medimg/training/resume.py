@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from medimg._validation import check_path
+from medimg._validation import check_path, stored_unit
 from medimg.core.content_hash import content_hash, json_text
 from medimg.data.cache.keys import hash_files
-from medimg.errors import CheckpointError, MedimgWarning, TrainingError
+from medimg.errors import CheckpointError, MedimgWarning, TrainingError, also
 from medimg.io.files.regular_file import is_folder_at, is_regular_file
 from medimg.models.safetensors_file import read_header, read_tensors, write
 
@@ -216,7 +216,7 @@ def find_resume_file(resume: bool | str | os.PathLike[str] | None, output: Path 
     path = check_path("resume", resume)
     path = path / FILE if is_folder_at(path) else path
     if not is_regular_file(path):
-        raise TrainingError(
+        raise also(TrainingError, FileNotFoundError)(
             f"resume={str(resume)!r}: there is no file {path}; it is written after each epoch of a training "
             "with output="
         )
@@ -236,7 +236,7 @@ def data_digest(data: LabeledDataset | None, recipe: Preprocess | None = None) -
     series = getattr(data, "series", None)
     named: list[Any] = [list(getattr(data, name, ())) for name in ("series_uids", "patients")]
     facts = [
-        [recipe.fingerprint, data.unit, data.task, list(data.classes)],
+        [recipe.fingerprint, stored_unit(data.unit), data.task, list(data.classes)],
         asdict(data.policies) if series is not None and hasattr(data, "policies") else None,
         list(getattr(data, "domains", ())),
         named if series is None else [_hash_contents(series), list(getattr(data, "pictures", ()))],

@@ -51,7 +51,7 @@ def test_what_is_found_and_applied() -> None:
     assert model.calibration is found
     assert not changed(before, state(model))
     assert found.loss[1] <= found.loss[0]
-    assert (found.unit, found.items, found.patients) == ("slice", 30, 30)
+    assert (found.unit, found.items, found.patients) == ("image", 30, 30)
     proba = model.predict_proba(val)
     logits = np.log(raw[:, 1]) - np.log(raw[:, 0])
     expected = 1 / (1 + np.exp(-logits / found.temperature[0]))
@@ -78,9 +78,9 @@ def test_reliability_curve() -> None:
         assert (part["observed"] * part["n"]).sum() == pytest.approx(15)
 
 
-@pytest.mark.parametrize("unit", ["slice", "series"])
+@pytest.mark.parametrize("unit", ["image", "series"])
 @pytest.mark.parametrize("pool", ["none", "mean", "max", "attention"])
-def test_units_and_pooling(pool: str, unit: Literal["slice", "series"]) -> None:
+def test_units_and_pooling(pool: str, unit: Literal["image", "series"]) -> None:
     """What was calibrated is what is applied, to data sets and to raw sources."""
     lengths = (2, 1, 4, 3) * 5 if unit == "series" else ()
     val = Images(np.arange(20) % 2, unit=unit, lengths=lengths, seed=2)
@@ -105,7 +105,7 @@ def test_series_without_pooling_is_the_mean_of_calibrated_slices() -> None:
     medimg.calibrate(model, images(20, prefix="val"), coverage=None)
     assert model.calibration is not None
     model.preprocess = RECIPE
-    slices = model.predict(volume(5), unit="slice")
+    slices = model.predict(volume(5), unit="image")
     series = model.predict(volume(5), unit="series")
     assert series["p_a"][0] == pytest.approx(slices["p_a"].mean(), rel=1e-5)
 
@@ -115,11 +115,11 @@ def test_other_units_are_not_decided_as_calibrated() -> None:
     medimg.calibrate(model, images(30, prefix="val"), operating_point={"sensitivity": 1.0})
     model.preprocess = RECIPE
     sources = [volume(4), volume(1)]
-    with pytest.warns(MedimgWarning, match=r"1 of 2 images have no prediction set .* unit='slice'"):
+    with pytest.warns(MedimgWarning, match=r"1 of 2 images have no prediction set .* unit='image'"):
         table = model.predict(sources)
     assert table["set"].isna().tolist() == [True, False]
     assert table["predicted"][0] == plain_text(model, table[["p_a", "p_b"]].to_numpy())[0]
-    alone = model.predict(sources[1], unit="slice")
+    alone = model.predict(sources[1], unit="image")
     assert table["set"][1] == alone["set"][0]
 
 
@@ -130,7 +130,7 @@ def test_more_classes_are_flagged_against_the_rest() -> None:
     assert found.to_pandas()["label"].tolist() == ["a", "b", "c"]
     assert (found.to_pandas()["sensitivity"] >= 0.9).all()
     model.preprocess = RECIPE
-    table = model.predict(volume(6), unit="slice")
+    table = model.predict(volume(6), unit="image")
     assert list(table.columns)[4:7] == ["predicted", "flagged", "set"]
     for row in table.to_dict("records"):
         assert row["predicted"] == max("abc", key=lambda n: float(row[f"p_{n}"]))
@@ -145,7 +145,7 @@ def test_labels_have_temperatures_thresholds_and_sets_of_their_own() -> None:
     assert len(found.temperature) == len(found.points) == len(found.quantiles) == 3
     assert len(set(found.temperature)) > 1
     model.preprocess = RECIPE
-    table = model.predict(volume(6), unit="slice")
+    table = model.predict(volume(6), unit="image")
     for row in table.to_dict("records"):
         called = [p.label for p in found.points if row[f"p_{p.label}"] >= p.threshold]
         kept = [n for n, q in zip("abc", found.quantiles, strict=True) if 1 - row[f"p_{n}"] <= q]
@@ -159,7 +159,7 @@ def test_unusual_images() -> None:
     assert found.outliers is not None
     assert len(found.outliers.means) == 2
     model.preprocess = RECIPE
-    table = model.predict([volume(3), volume(2)], unit="slice")
+    table = model.predict([volume(3), volume(2)], unit="image")
     assert table["ood"].between(0, 1).all()
     with pytest.warns(MedimgWarning, match="no prediction set"):
         series = model.predict(volume(3))
@@ -177,7 +177,7 @@ def test_unusual_series(pool: str) -> None:
     model.preprocess = RECIPE
     assert model.predict(volume(4))["ood"].between(0, 1).all()
     # slices of one are not what series were compared with
-    assert model.predict(volume(4), unit="slice")["ood"].isna().all()
+    assert model.predict(volume(4), unit="image")["ood"].isna().all()
 
 
 def test_training_data_may_not_be_the_validation_data() -> None:
@@ -282,7 +282,7 @@ def test_through_a_file(tmp_path: Path, task: str, point: Any) -> None:
         ("quantiles", [2.0] * n, r"quantiles\[0\] must be a number, 0 or more and at most 1; found 2.0"),
         ("coverage", 7, "coverage must be a number, above 0 and below 1"),
         ("coverage", None, f"quantiles must be a list of 0; found {n}"),
-        ("unit", "patient", 'unit must be "slice" or "series"; found \'patient\''),
+        ("unit", "patient", 'unit must be "image" or "series"; found \'patient\''),
         ("operating_point", "best", "operating_point must be None"),
         ("operating_point", None if found.points else "youden", "points must be those of"),
         ("points", [{"label": "a"}], r"points\[0\] must have the fields label, threshold"),

@@ -92,7 +92,7 @@ def test_changed_pictures(
 def test_other_modalities(
     model: medimg.TransferClassifier, parts: list[medimg.ImageDataset], real_data: Path
 ) -> None:
-    usual = model.predict(parts[2].series, unit="slice")["ood"].to_numpy()
+    usual = model.predict(parts[2].series, unit="image")["ood"].to_numpy()
     found: dict[str, list[float]] = {"CT": [], "MR": []}
     roots = {"CT": ("cls/covid_ct_md_dev", 15 if SLOW else 5), "MR": ("dicom_misc", 15)}
     for modality, (root, count) in roots.items():
@@ -100,7 +100,7 @@ def test_other_modalities(
             warnings.simplefilter("ignore", MedimgWarning)
             index = medimg.scan(real_data / root, progress=False)
             several = [one for one in index if one.modality == modality][:count]
-            table = model.predict(several, unit="slice", on_error="collect")
+            table = model.predict(several, unit="image", on_error="collect")
         rows = table[table["error"].isna()].groupby("series_uid").head(10)
         found[modality] = rows["ood"].tolist()
     for modality, scores in found.items():

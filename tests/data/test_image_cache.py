@@ -347,7 +347,7 @@ def labeled(folder: Path, cache: Any, **options: Any) -> ImageDataset:
     )
 
 
-@pytest.mark.parametrize("unit", ["slice", "series"])
+@pytest.mark.parametrize("unit", ["image", "series"])
 def test_the_second_epoch_opens_no_scan(folder: Path, tmp_path: Path, unit: Any) -> None:
     dataset = labeled(folder, tmp_path / "cache", unit=unit)
     first = [image for image, _ in dataset]  # type: ignore[attr-defined]  # ends with an IndexError

@@ -20,7 +20,7 @@ from medimg.io.series import Policies
 
 WRITTEN = Path(__file__).parent / "written_before"
 ADDRESS = Address("0123456789abcdef" * 4, bytes(range(32)))
-RECIPE: Any = SimpleNamespace(fingerprint="058bea8746492cd1", hw=(16, 16))
+RECIPE: Any = SimpleNamespace(fingerprint="058bea8746492cd1", hw=(16, 16), image_shape=(3, 16, 16))
 
 
 @pytest.fixture

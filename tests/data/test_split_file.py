@@ -92,7 +92,7 @@ def test_folds_that_can_not_be_are_refused(root: Path) -> None:
         medimg.kfold(data, 2, by="image")  # type: ignore[arg-type]  # on purpose
 
 
-@pytest.mark.parametrize("unit", ["slice", "series"])
+@pytest.mark.parametrize("unit", ["image", "series"])
 def test_a_split_is_had_again(root: Path, tmp_path: Path, unit: str) -> None:
     data = data_of(root, unit=unit)
     train, val, test = medimg.split(data, fractions=(0.5, 0.25, 0.25))

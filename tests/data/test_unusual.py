@@ -147,7 +147,7 @@ def test_a_header_that_changed_since_the_scan(tmp_path: Path, packed: str) -> No
     path = write_nifti(tmp_path / f"a.nii{packed}", array)
     before = medimg.scan(path)[0]
     write_nifti(path, array, slope=0.5)
-    recipe = SMALL.replace(window="bone")
+    recipe = SMALL.replace(window=medimg.Window.preset("bone"))
     cache = ImageCache(tmp_path / "cache", dtype="float32")
     batch = medimg.read_tensors([before], recipe, cache=cache)
     assert isinstance(batch.errors[0], DecodeError)
@@ -160,7 +160,7 @@ def test_a_header_that_changed_since_the_scan(tmp_path: Path, packed: str) -> No
 
 def test_suv_of_what_has_none_are_refused_in_pieces_too(tmp_path: Path) -> None:
     path = write_nifti(tmp_path / "a.nii", np.zeros((80, 256, 256), np.int16))
-    recipe = SMALL.replace(window="lung")
+    recipe = SMALL.replace(window=medimg.Window.preset("lung"))
     assert not medimg.read_tensors([path], recipe).errors
     batch = medimg.read_tensors([path], recipe, reading={"values": "suv"})
     assert isinstance(batch.errors[0], ReadError)
@@ -170,7 +170,7 @@ def test_more_pictures_than_there_can_be_are_the_error_of_one_source(
     folders: list[Path], tmp_path: Path
 ) -> None:
     far = write_nifti(tmp_path / "far.nii", np.zeros((40, 8, 8), np.int16), np.diag([1.0, 1.0, 1e9, 1.0]))
-    recipe = SMALL.replace(spacing=1.0, window="lung")
+    recipe = SMALL.replace(spacing=1.0, window=medimg.Window.preset("lung"))
     for found in (
         medimg.read_tensors([far, folders[0]], recipe).errors,
         {one.index: one.error for one in medimg.iter_tensors([far, folders[0]], recipe) if one.error},

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medimg.core.progress import Progress
+
 Task = Literal["multiclass", "multilabel"]
 
 
@@ -82,11 +84,11 @@ class FakeModel:
     preprocess: FakeRecipe = field(default_factory=FakeRecipe)
 
     def predict_proba(
-        self, dataset: Any, *, batch_size: int = 32, num_workers: int = 0, progress: bool = False
+        self, dataset: Any, *, batch_size: int = 32, workers: int | None = None, progress: Progress = "auto"
     ) -> NDArray[np.float64]:
         assert batch_size >= 1
-        assert num_workers == 0
-        assert not progress
+        assert not workers
+        assert progress in ("auto", False)
         assert len(dataset) == len(self.probabilities)
         return self.probabilities
 

@@ -305,9 +305,9 @@ def test_report_of_an_uncalibrated_model_says_so(tmp_path: Path) -> None:
     assert isinstance(page, Page)
 
 
-@pytest.mark.parametrize("unit", ["slice", "series"])
+@pytest.mark.parametrize("unit", ["image", "series"])
 def test_saliency_map_is_of_the_slice_shown(
-    unit: Literal["slice", "series"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unit: Literal["image", "series"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import medimg
     from medimg.saliency import explain as explain_module

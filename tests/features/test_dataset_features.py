@@ -139,13 +139,13 @@ def test_even_pieces() -> None:
     assert next(rebatch([whole], 4)).data_ptr() == whole.data_ptr()
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_the_second_time_no_picture_passes(
-    model: TransferClassifier, data: ImageDataset, cache: Path, num_workers: int
+    model: TransferClassifier, data: ImageDataset, cache: Path, workers: int
 ) -> None:
     expected = plain(model, data)
     passed = Counting(model)
-    first = item_features(model, data, cache=cache, batch_size=3, num_workers=num_workers)
+    first = item_features(model, data, cache=cache, batch_size=3, workers=workers)
     assert passed.count == len(data)
     again = item_features(model, data, cache=cache)
     assert passed.count == len(data)

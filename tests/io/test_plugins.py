@@ -191,6 +191,19 @@ def run(code: str, *paths: Path) -> str:
     return done.stdout.strip()
 
 
+def test_a_reader_of_an_entry_point_is_removed_before_it_was_needed(tmp_path: Path) -> None:
+    code = "def detect(head): return False\ndef open(blob): raise AssertionError\n"
+    install(tmp_path, "early", code, "Early = early")
+    found = run(
+        "from medimg.plugins import unregister_reader\n"
+        "from medimg.io.detect import list_plugin_readers\n"
+        "unregister_reader('Early')\n"
+        "print(list_plugin_readers())",
+        tmp_path,
+    )
+    assert found == "[]"
+
+
 def test_entry_points_are_imported_when_they_are_needed_and_broken_ones_warn(tmp_path: Path) -> None:
     site, tree = tmp_path / "site", tmp_path / "tree"
     site.mkdir()

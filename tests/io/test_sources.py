@@ -110,7 +110,7 @@ def test_open_files(tmp_path: Path, name: str) -> None:
     with target.open("rb", buffering=0) as raw:
         assert np.array_equal(medimg.read(raw).array, expected.array)
     with target.open(encoding="latin-1") as text, pytest.raises(ReadError, match="binary mode"):
-        medimg.read(text)  # type: ignore[arg-type]  # on purpose
+        medimg.read(text)
 
 
 def test_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
@@ -384,7 +384,7 @@ def test_a_series_is_no_file(folder: Path) -> None:
     (series,) = medimg.scan(folder)
     for source in ([series], [series, series]):
         with pytest.raises(ReadError, match="can't read a Series"):
-            medimg.read(source)  # type: ignore[arg-type]  # on purpose
+            medimg.read(source)
 
 
 def test_predictions_take_bytes_and_open_files(tmp_path: Path) -> None:

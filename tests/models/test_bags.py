@@ -252,7 +252,7 @@ def test_series_in_the_channels_of_the_recipe(ct: Path, channels: str, pool: str
     folders = [str(Path(source).parent) for source in data.sources]
     table = model.predict(folders)
     np.testing.assert_allclose(table[columns].to_numpy(), proba, rtol=1e-5)
-    slices = model.predict(folders, unit="slice")
+    slices = model.predict(folders, unit="image")
     assert slices.groupby("source", sort=False).size().tolist() == [len(data[n][0]) for n in range(len(data))]
     np.testing.assert_allclose(slices.groupby("source")["weight"].sum(), 1.0, rtol=1e-6)
 

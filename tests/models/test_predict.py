@@ -45,7 +45,7 @@ def test_training_evaluation_and_prediction_see_the_same(photographs: Path, tmp_
     loaded = medimg.load(model.save(tmp_path / "model.safetensors"))
     for index, source in enumerate(dataset.sources):
         assert torch.equal(loaded.preprocess(source)[0], dataset[index][0])
-    table = loaded.predict(dataset.sources, unit="slice")
+    table = loaded.predict(dataset.sources, unit="image")
     assert list(table.columns) == [
         "source", "series_uid", "sop_instance_uid", "slice", "predicted", "p_a", "p_b", "weight",
         "unlike",
@@ -60,10 +60,10 @@ def test_batches_reach_across_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     model.backbone.register_forward_hook(lambda *call: sizes.append(len(call[1][0])))
     sources = [volume(3, seed=0), volume(1, seed=1), volume(4, seed=2)]
-    table = model.predict(sources, unit="slice", batch_size=3)
+    table = model.predict(sources, unit="image", batch_size=3)
     assert sizes == [3, 3, 2]
     assert table["source"].tolist() == ["volume 0"] * 3 + ["volume 1"] + ["volume 2"] * 4
-    alone = model.predict(sources[2], unit="slice")
+    alone = model.predict(sources[2], unit="image")
     np.testing.assert_allclose(table["p_a"][4:], alone["p_a"], rtol=1e-5)
     assert sorted(alone["slice"]) == [0, 1, 2, 3]
 
@@ -100,7 +100,7 @@ def test_bags_of_a_data_set(pool: str) -> None:
 def test_weights_of_slices_in_their_series(pool: str, batch_size: int) -> None:
     model = classifier(preprocess=RECIPE, pool=pool)
     sources = [volume(5), volume(1, seed=1), volume(4, seed=2)]
-    table = model.predict(sources, unit="slice", batch_size=batch_size)
+    table = model.predict(sources, unit="image", batch_size=batch_size)
     assert list(table.columns)[-3:] == ["p_a", "p_b", "weight"]
     assert table["source"].tolist() == ["volume 0"] * 5 + ["volume 1"] + ["volume 2"] * 4
     for name, source in zip(("volume 0", "volume 1", "volume 2"), sources, strict=True):
@@ -124,7 +124,7 @@ def test_weights_of_slices_in_their_series(pool: str, batch_size: int) -> None:
 def test_each_slice_is_scored_as_a_bag_of_its_own(pool: str) -> None:
     model = classifier(preprocess=RECIPE, pool=pool)
     source = volume(4)
-    table = model.predict(source, unit="slice")
+    table = model.predict(source, unit="image")
     bags = RECIPE(source)[:, None]
     with torch.no_grad():
         expected = model.eval()(bags).double().softmax(dim=1).numpy()
@@ -143,7 +143,7 @@ def test_a_long_series_passes_in_parts() -> None:
     long = medimg.Volume(
         np.random.default_rng(0).normal(size=(1, 75, 8, 8)), geometry.image_affine((2, 1, 1))
     )
-    table = model.predict(long, unit="slice", batch_size=32)
+    table = model.predict(long, unit="image", batch_size=32)
     assert sizes == [32, 32, 11]
     assert table["weight"].sum() == pytest.approx(1)
     sizes.clear()
@@ -151,9 +151,9 @@ def test_a_long_series_passes_in_parts() -> None:
     assert sizes == [32, 32, 11]
 
 
-@pytest.mark.parametrize("unit", ["series", "slice"])
+@pytest.mark.parametrize("unit", ["series", "image"])
 @pytest.mark.parametrize("batch_size", [1, 4, 32])
-def test_errors_are_collected(tmp_path: Path, unit: Literal["series", "slice"], batch_size: int) -> None:
+def test_errors_are_collected(tmp_path: Path, unit: Literal["series", "image"], batch_size: int) -> None:
     (tmp_path / "none.png").write_bytes(b"no picture")
     model = classifier(preprocess=RECIPE, pool="mean")
     bad = [tmp_path / "none.png", tmp_path / "absent.dcm"]
@@ -161,7 +161,7 @@ def test_errors_are_collected(tmp_path: Path, unit: Literal["series", "slice"], 
     table = model.predict(
         [bad[0], good[0], bad[1], good[1], bad[0]], unit=unit, batch_size=batch_size, on_error="collect"
     )
-    counts = [1, 3, 1, 2, 1] if unit == "slice" else [1] * 5
+    counts = [1, 3, 1, 2, 1] if unit == "image" else [1] * 5
     names = [os.fspath(bad[0]), "volume 1", os.fspath(bad[1]), "volume 3", os.fspath(bad[0])]
     assert table["source"].tolist() == [name for name, n in zip(names, counts, strict=True) for _ in range(n)]
     failed = table["error"].notna()
@@ -172,7 +172,7 @@ def test_errors_are_collected(tmp_path: Path, unit: Literal["series", "slice"], 
     alone = model.predict(good, unit=unit, batch_size=batch_size)
     assert "error" not in alone
     np.testing.assert_allclose(table.loc[~failed, "p_a"], alone["p_a"], rtol=1e-5)
-    if unit == "slice":
+    if unit == "image":
         assert table["slice"].dtype == pd.Int64Dtype()
         assert table.loc[failed, ["slice", "weight"]].isna().all(axis=None)
         assert sorted(table.loc[~failed, "slice"]) == [0, 0, 1, 1, 2]
@@ -192,7 +192,7 @@ def test_collected_errors_say_nothing_of_a_patient(tmp_path: Path) -> None:
 
 def test_only_bad_sources(tmp_path: Path) -> None:
     sources: Any = [tmp_path / "a.dcm", 3]
-    table = classifier().predict(sources, unit="slice", on_error="collect")
+    table = classifier().predict(sources, unit="image", on_error="collect")
     assert table["error"].notna().all()
     assert len(table) == 2
     assert list(classifier().predict([], on_error="collect").columns)[-1] == "error"
@@ -245,8 +245,8 @@ def test_unsound_calls() -> None:
         with pytest.raises(TrainingError, match="batch_size"):
             model.predict_proba(images(2), batch_size=wrong)  # type: ignore[arg-type]
     for use in (model.predict_proba, lambda data, **options: medimg.calibrate(model, data, **options)):
-        with pytest.raises(TrainingError, match="num_workers"):
-            use(images(20), num_workers="a")  # type: ignore[arg-type]
+        with pytest.raises(TrainingError, match="workers"):
+            use(images(20), workers="a")  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match="found a list"):
         model.predict_proba([1, 2])  # type: ignore[arg-type]
     with pytest.raises(PreprocessError, match="with_preprocess"):
@@ -283,9 +283,9 @@ def test_nothing_is_decided_by_what_is_no_number() -> None:
     assert model.calibration is None
 
 
-@pytest.mark.parametrize("unit", ["series", "slice"])
+@pytest.mark.parametrize("unit", ["series", "image"])
 def test_a_folder_of_several_series_has_a_row_for_each(
-    photographs: Path, tmp_path: Path, unit: Literal["series", "slice"]
+    photographs: Path, tmp_path: Path, unit: Literal["series", "image"]
 ) -> None:
     model = classifier(preprocess=RECIPE)
     found = model.predict(photographs, unit=unit)

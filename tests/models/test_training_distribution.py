@@ -126,7 +126,7 @@ def test_one_warning_for_each_kind_not_for_each_image(tmp_path: Path) -> None:
     ]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        table = model.predict(paths, unit="slice", batch_size=2)
+        table = model.predict(paths, unit="image", batch_size=2)
     texts = [str(one.message) for one in caught]
     assert len(texts) == 2
     assert "4 of 5 images are out of distribution in modality: MR, PT; the model" in texts[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import permutations, product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from medimg import Explanation, Preprocess, TransferClassifier, Volume, explain, register_backbone
+from medimg import Explanation, Preprocess, TransferClassifier, Volume, explain, read, register_backbone
 from medimg.core.geometry import affine_from_slices, image_affine, index_to_lps, reorient
 from medimg.models.backbones import registry
 from medimg.saliency._back_projection import PixelMapping, interpolation_weights
@@ -154,7 +155,7 @@ def test_planes_between_pictures_are_interpolated() -> None:
     assert explain(model_for(spacing=3.0, slices=2), volume, "bright").slices == (1, 7)
 
 
-def test_the_volume_lies_in_the_same_place() -> None:
+def test_the_volume_lies_in_the_same_place(tmp_path: Path) -> None:
     volume = spot((6, 21, 30), (4, 4, 22), (4.0, 1.5, 1.1), "RSA")
     found = explain(model_for(), volume, "bright")
     whole = found.to_volume()
@@ -165,6 +166,9 @@ def test_the_volume_lies_in_the_same_place() -> None:
     peak = np.argwhere(shown.array[0] == shown.array[0].max()).mean(axis=0)
     off = index_to_lps(shown.affine, peak) - index_to_lps(volume.affine, place)
     assert np.abs(off).max() < 3
+    saved = read(found.save(tmp_path / "heat.nii.gz"))
+    assert np.array_equal(saved.array[0], found.heat)
+    assert np.allclose(saved.affine, volume.affine, atol=1e-4)
     some = explain(model_for(), volume, "bright", slices=range(1, 6, 2)).to_volume()
     np.testing.assert_allclose(index_to_lps(some.affine, [1, 0, 0]), index_to_lps(volume.affine, [3, 0, 0]))
 

@@ -132,7 +132,7 @@ def test_through_the_pooling(pool: Any) -> None:
     one = explain(model, volume, "b", batch_size=100)
     np.testing.assert_allclose(found.heat, one.heat, atol=1e-3)
     assert found.weights.sum() == pytest.approx(1)
-    table = model.predict(volume, unit="slice")
+    table = model.predict(volume, unit="image")
     np.testing.assert_allclose(found.weights, table["weight"], rtol=1e-5)
     assert found.probability == pytest.approx(model.predict(volume)["p_b"][0], rel=1e-4)
 
@@ -273,7 +273,7 @@ def test_a_network_without_rows_and_columns() -> None:
         ({"target": True}, "no class True"),
         ({"target": 1.0}, "no class 1.0"),
         ({"method": "lime"}, 'method must be "gradcam" or "hirescam"'),
-        ({"layer": "layer5"}, "no layer 'layer5'; the nearest are 'layer"),
+        ({"layer": "layer5"}, r"no layer 'layer5'; .* did you mean 'layer"),
         ({"layer": ""}, "no layer ''"),
         ({"layer": "avgpool"}, "output of the layer 'avgpool' is"),
         ({"slices": 4}, "uses of this volume, 0 to 3"),

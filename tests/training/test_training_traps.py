@@ -92,7 +92,7 @@ def test_numpy_settings_can_be_saved(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"lr": "1e-3"}, {"seed": 1.5}, {"epochs": True}, {"num_workers": "2"}, {"backbone_lr_scale": None}],
+    [{"lr": "1e-3"}, {"seed": 1.5}, {"epochs": True}, {"workers": "2"}, {"backbone_lr_scale": None}],
 )
 def test_settings_of_the_wrong_kind_are_named(settings: dict[str, Any]) -> None:
     with pytest.raises(TrainingError, match=next(iter(settings))):

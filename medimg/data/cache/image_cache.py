@@ -226,7 +226,7 @@ def _check_entry(
         raise DamagedError("its header does not match its checksum")
     planes = tensors["planes"]
     n = len(tensors["slices"])
-    shapes = {(n, c, *recipe.hw) for c in (1, 3)}
+    shapes = {(n, c, *recipe.image_shape[1:]) for c in (1, 3)}
     if planes.dtype != DTYPES[dtype] or tuple(planes.shape) not in shapes or tensors["crc32"].shape != (n,):
         raise DamagedError(f"it holds {planes.dtype} of shape {tuple(planes.shape)}")
 

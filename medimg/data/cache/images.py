@@ -53,7 +53,7 @@ class RenderedImages:
     They may be mapped from a file, and must not be written to.
     """
 
-    planes: torch.Tensor  # (N, 1 or 3, H, W) float32 or float16, 0 to 1, or uint8, 0 to 255
+    planes: torch.Tensor  # (N, 1 or 3, *size) float32 or float16, 0 to 1, or uint8, 0 to 255
     slices: tuple[int, ...]
     sop_instance_uids: tuple[str, ...] = field(repr=False)
     #: (N,) of each mapped image, checked when it is first taken; None for images in memory
@@ -113,7 +113,7 @@ def normalize_images(
     recipe: Preprocess, images: list[torch.Tensor], out: torch.Tensor | None = None
 ) -> torch.Tensor:
     """
-    Normalize stored images (n, 1 or 3, H, W) into `out` or a new tensor, (N, 3, H, W) float32.
+    Normalize stored images (n, 1 or C, *size) into `out` or a new tensor, (N, C, *size) float32.
 
     A few images at a time, so that they stay in a core's cache; bit-for-bit what ``recipe.normalize``
     returns.
@@ -121,12 +121,12 @@ def normalize_images(
     count = sum(given.shape[0] for given in images)
     if out is None:
         # numpy allocates huge pages if the system has them
-        out = torch.from_numpy(np.empty((count, 3, *recipe.hw), np.float32))
+        out = torch.from_numpy(np.empty((count, *recipe.image_shape), np.float32))
     done = 0
     for group in _group_by_layout(images):
         planes = decode_intensity(torch.cat(group) if len(group) > 1 else group[0])
         more = done + planes.shape[0]
-        normalize_into(out[done:more], planes, recipe.mean, recipe.std)
+        normalize_into(out[done:more], planes, *recipe.normalization)
         done = more
     return out
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from medimg import __version__
 from medimg.core.content_hash import content_hash, json_text
+from medimg.io.array_series import ArrayReader
 from medimg.io.dicom.series.volume_reader import StackReader
 from medimg.io.files.regular_file import is_regular_file
 
@@ -50,6 +51,7 @@ _BLOCK: Final = 4096
 _BLOCKS: Final = 64
 _WHOLE: Final = 2**18
 _THREADS: Final = 8
+_STATE_DIGITS: Final = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +154,16 @@ def stat_files(series: Series) -> FileStates | None:
     """
     Return the states of a series' files, without opening them; None if one is not on disk.
 
+    An array in memory has a state that depends on its content only.
+
     Examples
     --------
     >>> from types import SimpleNamespace
-    >>> stat_files(SimpleNamespace(files=("nowhere.dcm",))) is None
+    >>> stat_files(SimpleNamespace(files=("nowhere.dcm",), reader=None)) is None
     True
     """
+    if isinstance(series.reader, ArrayReader):
+        return ((int(series.reader.digest[:_STATE_DIGITS], 16), series.reader.array.nbytes, 0, 0),)
     archives: dict[str, os.stat_result | None] = {}
     found = []
     for name in series.files:
@@ -191,7 +197,10 @@ def hash_files(series: Series, compare: Compare | Literal["blocks", "undated"]) 
     size, and bytes from 64 positions, equal for copies in any folder; fewer are not enough, as uncompressed
     images of different people can have the same black borders there. "undated": as "samples", but equal for
     copies in any folder, for files with an identifier at their start. "bytes": all bytes and nothing else.
+    An array in memory has one digest of its content.
     """
+    if isinstance(series.reader, ArrayReader):
+        return [series.reader.digest]
     digests: dict[str, str] = {}
     found = []
     try:

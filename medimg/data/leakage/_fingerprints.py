@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 import numpy as np
 
 from medimg.core.parallel import ordered_map
-from medimg.core.progress import progress_bar
+from medimg.core.progress import Progress, progress_bar
 from medimg.data.cache.keys import stat_files
 from medimg.data.leakage._image_hash import THUMBNAIL, hash_perceptually, hash_pixels, make_thumbnail
 from medimg.errors import MedimgError
@@ -106,7 +106,7 @@ def find_fingerprint(series: Series) -> Fingerprint | None:
 
 
 def compute_fingerprints(
-    several: Sequence[Series], *, workers: int | None = None, progress: bool | None = None
+    several: Sequence[Series], *, workers: int | None = None, progress: Progress = "auto"
 ) -> list[Fingerprint | None]:
     """
     Decode series, a few images at a time, and return their fingerprints; None if one can't be decoded.

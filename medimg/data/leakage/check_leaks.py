@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
@@ -13,13 +14,14 @@ from medimg.data.items import ItemFacts
 from medimg.data.leakage._fingerprints import compute_fingerprints, count_unknown_pixels, find_fingerprint
 from medimg.data.leakage._near_duplicates import MOST_PAIRS, find_near_pairs
 from medimg.data.leakage.overlaps import Leak, Overlaps, list_sources
-from medimg.errors import DatasetError, LeakageError, MedimgWarning
+from medimg.errors import DatasetError, LeakageError, MedimgWarning, also
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pandas as pd
 
+    from medimg.core.progress import Progress
     from medimg.data.dataset import ImageDataset
     from medimg.data.leakage._fingerprints import Fingerprint
     from medimg.data.leakage.overlaps import Source
@@ -187,7 +189,7 @@ def check_leaks(
     near_duplicates: bool = True,
     on_leak: OnLeak = "raise",
     workers: int | None = None,
-    progress: bool | None = None,
+    progress: Progress = "auto",
 ) -> LeakReport:
     """
     Look for patients, studies, series, files, SOP instances and pixels shared between subsets.
@@ -209,8 +211,8 @@ def check_leaks(
         Whether a leak raises an error.
     workers : int, optional
         Number of decoding threads; all cores by default.
-    progress : bool, optional
-        Whether to show a progress bar; by default in an interactive terminal, after 1 s.
+    progress : "auto" or bool
+        Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
     Returns
     -------
@@ -260,8 +262,13 @@ def check_leaks(
 def check_types(*parts: object) -> None:
     """Raise DatasetError for anything that is not a dataset."""
     for part in parts:
+        if isinstance(part, Mapping | list | tuple):
+            values = "*parts.values()" if isinstance(part, Mapping) else "*parts"
+            raise also(DatasetError, TypeError)(
+                f"expected an ImageDataset; found a {type(part).__name__}: pass what is in it, by {values}"
+            )
         if not isinstance(part, ItemFacts):
-            raise DatasetError(
+            raise also(DatasetError, TypeError)(
                 f"expected an ImageDataset; found a {type(part).__name__}: make one with "
                 "medimg.ImageDataset.from_folder or from_csv"
             )

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 from medimg import __version__
 from medimg._public import set_module
-from medimg._validation import check_choice
+from medimg._validation import check_choice, stored_unit
 from medimg.core.content_hash import content_hash, json_text
 from medimg.data.identifiers import ItemId, compute_item_ids
 from medimg.data.leakage.check_leaks import check_splits, check_types
-from medimg.errors import DatasetError
+from medimg.errors import DatasetError, also
 from medimg.io.files.atomic import write_text
 from medimg.io.files.regular_file import explain_irregular
 
@@ -73,9 +73,9 @@ def save_split(path: str | os.PathLike[str], **parts: ImageDataset) -> Path:
             "save_split takes the subsets by name, such as train=train, test=test; none was given"
         )
     check_types(*parts.values())
-    units = {part.unit for part in parts.values()}
+    units = {stored_unit(part.unit) for part in parts.values()}
     if len(units) > 1:
-        raise DatasetError('some subsets have unit="slice", some unit="series"; make them from one dataset')
+        raise DatasetError('some subsets have unit="image", some unit="series"; make them from one dataset')
     if len(parts) > 1:
         check_splits(*parts.values())
     numbers: dict[int, int] = {}
@@ -146,9 +146,10 @@ def load_split(
     check_types(dataset)
     file = Path(path)
     saved = _read_file(file)
-    if saved["unit"] != dataset.unit:
+    if saved["unit"] != stored_unit(dataset.unit):
+        unit = "series" if saved["unit"] == "series" else "image"
         raise DatasetError(
-            f"{file} is a split of items of unit={saved['unit']!r}, the dataset has unit={dataset.unit!r}"
+            f"{file} is a split of items of unit={unit!r}, the dataset has unit={dataset.unit!r}"
         )
     matched = _match_series(file, saved["series"], dataset, verify=verify)
     items = {
@@ -178,7 +179,7 @@ def load_split(
 
 def _count_images(dataset: ImageDataset, series: Series) -> int:
     """Return the number of images the recipe makes of a series; 1 if the series is the item."""
-    return dataset.preprocess.count(series) if dataset.unit == "slice" else 1
+    return 1 if dataset.unit == "series" else dataset.preprocess.count(series)
 
 
 def _list_runs(part: ImageDataset, numbers: dict[int, int]) -> list[_Run]:
@@ -244,7 +245,7 @@ def _read_file(file: Path) -> dict[str, Any]:
         text = file.read_bytes() if size <= _MOST_BYTES else b""
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        raise DatasetError(f"{file} can't be opened: {why}; check the path") from None
+        raise also(DatasetError, type(error))(f"{file} can't be opened: {why}; check the path") from None
     try:
         content: Any = json.loads(text)
         sha256 = _hash_content(content) if isinstance(content, dict) else ""

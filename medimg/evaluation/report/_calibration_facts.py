@@ -25,6 +25,10 @@ _NOT_CALIBRATED = (
     "The probabilities are not calibrated: they may not match observed frequencies. medimg.calibrate fits a "
     "calibration on validation data."
 )
+_UNKNOWN = (
+    "It is not known whether the probabilities were calibrated; the reliability diagram and the calibration "
+    "errors show how well they match observed frequencies in the evaluation data."
+)
 
 
 def describe_other_intervals(estimates: "Iterable[Estimate]") -> list[str]:
@@ -39,18 +43,18 @@ def describe_other_intervals(estimates: "Iterable[Estimate]") -> list[str]:
     return [text for method, text in _OTHER_METHODS.items() if method in methods]
 
 
-def describe_calibration(calibration: Mapping[str, Any] | None) -> list[str]:
+def describe_calibration(calibration: Mapping[str, Any] | None, *, is_known: bool = True) -> list[str]:
     """
-    Put a calibration, as ``Report.provenance`` gives it, into sentences.
+    Put a calibration, as ``Report.provenance`` gives it, into sentences; not `is_known`: of another's model.
 
     >>> describe_calibration(None)[0].partition(":")[0]
     'The probabilities are not calibrated'
     """
     if not calibration:
-        return [_NOT_CALIBRATED]
+        return [_NOT_CALIBRATED if is_known else _UNKNOWN]
     before, after = calibration["loss"]
     sentences = [
-        f"Fitted on {format_quantity(calibration['items'], calibration['unit'])} of "
+        f"Fitted on {format_quantity(calibration['items'], _name_item(calibration['unit']))} of "
         f"{format_quantity(calibration['patients'], 'patient')} of the validation data; the values in this "
         "section are of these data, not of the evaluation data.",
         f"{_describe_map(calibration)}: mean negative log-likelihood {before:.3f} before, {after:.3f} after.",
@@ -73,6 +77,11 @@ def describe_calibration(calibration: Mapping[str, Any] | None) -> list[str]:
         else "Predictions have no out-of-distribution score: no statistics of embeddings were fitted."
     )
     return sentences
+
+
+def _name_item(stored: str) -> str:
+    """Name the unit of items that a calibration has stored."""
+    return "series" if stored == "series" else "image"
 
 
 def _describe_map(calibration: Mapping[str, Any]) -> str:

@@ -1,19 +1,14 @@
 """Numbers, estimates and settings as text."""
 
 import json
-import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any
 
 import numpy as np
 
 from medimg.metrics.bootstrap import Estimate, describe_ends
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 __all__ = [
-    "escape_formulas",
     "format_count",
     "format_duration",
     "format_interval",
@@ -23,23 +18,6 @@ __all__ = [
     "format_quantity",
     "format_setting",
 ]
-
-
-#: How formulas begin; numbers with a sign are none.
-_FORMULA: Final = re.compile(r"[=@\t\r\n]|[+-](?![0-9.]*$)")
-
-
-def escape_formulas(table: "pd.DataFrame") -> "pd.DataFrame":
-    """Return a table whose texts are no formulas to a spreadsheet: an apostrophe is put before those."""
-
-    def escape(cell: object) -> object:
-        return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
-
-    safe = table.rename(columns=escape)
-    for n, dtype in enumerate(table.dtypes):
-        if not isinstance(dtype, np.dtype) or dtype.kind == "O":
-            safe.isetitem(n, table.iloc[:, n].map(escape).to_numpy())
-    return safe
 
 
 def format_number(value: float) -> str:

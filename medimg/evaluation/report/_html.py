@@ -29,7 +29,7 @@ def render_report(
     return render_template(
         "report.html.j2",
         report=report,
-        title=title or f"Evaluation of {report.provenance['model']['backbone']}",
+        title=title or f"Evaluation of {_sections.name_model(report.provenance) or 'predictions'}",
         created=report.provenance["created"].replace("T", " ").replace("+00:00", " UTC"),
         headlines=_sections.choose_headlines(report),
         decision_rule=describe_decision_rule(report.task, report.classes, report.provenance["evaluation"]),
@@ -42,7 +42,7 @@ def render_report(
         subgroups=_sections.build_subgroups(report),
         fewest_shown=FEWEST_SHOWN,
         calibration=_sections.build_calibration(report),
-        gallery=_sections.build_gallery(report) if pictures else None,
+        gallery=_sections.build_gallery(report) if pictures and report.pictures else None,
         fit=fit,
         training=_sections.build_training(fit),
         settings=_sections.build_settings(report),

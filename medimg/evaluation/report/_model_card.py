@@ -12,7 +12,7 @@ from medimg.evaluation.report._calibration_facts import (
 from medimg.evaluation.report._formats import format_count, format_number, format_percent, format_setting
 from medimg.evaluation.report._jinja import render_template
 from medimg.evaluation.report._metric_names import describe_metric
-from medimg.evaluation.report._sections import Table, choose_headlines
+from medimg.evaluation.report._sections import Table, choose_headlines, name_model
 from medimg.evaluation.report.cautions import FEWEST_SHOWN, describe_decision_rule
 from medimg.evaluation.report.data_flow import count_shared_patients, count_subsets
 
@@ -36,18 +36,19 @@ def render_card(
     return render_template(
         "model_card.md.j2",
         report=report,
+        model_name=name_model(provenance) or "model without a name",
         statements=statements,
         details={
             **provenance["model"],
             "classes": ", ".join(report.classes),
-            "preprocessing fingerprint": provenance["recipe_fingerprint"],
+            "preprocessing fingerprint": provenance["recipe_fingerprint"] or "not stated",
             "card created": provenance["created"],
             "versions": ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
         },
         groupings=[] if report.subgroups is None else report.subgroups["subgroup"].unique().tolist(),
         decision_rule=describe_decision_rule(report.task, report.classes, provenance["evaluation"]),
         other_intervals=describe_other_intervals(report.metrics.values()),
-        calibration=describe_calibration(provenance.get("calibration")),
+        calibration=describe_calibration(provenance.get("calibration"), is_known="calibration" in provenance),
         classes=_list_classes(report),
         subsets=_list_subsets(split) if split else None,
         n_shared=count_shared_patients(split or {}),

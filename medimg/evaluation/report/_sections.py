@@ -53,6 +53,7 @@ __all__ = [
     "build_subgroups",
     "build_training",
     "choose_headlines",
+    "name_model",
 ]
 
 _HEADLINES = {
@@ -166,6 +167,11 @@ class Gallery:
     has_saliency: bool
 
 
+def name_model(provenance: Mapping[str, Any]) -> str:
+    """Name the model that made the predictions; "" if that is not known."""
+    return str(provenance["model"].get("name") or provenance["model"].get("backbone") or "")
+
+
 def choose_headlines(report: "Report") -> tuple[str, ...]:
     """Name the metrics to read first."""
     return _HEADLINES["binary" if "sensitivity" in report.metrics else report.task]
@@ -188,7 +194,7 @@ def build_data(report: "Report") -> DataSection:
     steps = {"Full dataset": flow.get("found"), "Evaluated": flow["evaluated"]}
     keys = ("patients", "series", "slices")
     found = [[name, *(format_count(step.get(k)) for k in keys)] for name, step in steps.items() if step]
-    skipped = [[reason, format_count(n)] for reason, n in flow["skipped"].items()]
+    skipped = [[reason, format_count(n)] for reason, n in (flow["skipped"] or {}).items()]
     return DataSection(
         Table(head, rows, "Classes"),
         Table(["", "Patients", "Series", "Slices"], found, "Data flow"),
@@ -370,7 +376,7 @@ def _find_estimate(group: "pd.DataFrame", metric: str) -> Estimate:
 def build_calibration(report: "Report") -> CalibrationSection:
     """Describe calibration, operating points, prediction sets and the ranges of the training data."""
     calibration = report.provenance.get("calibration") or {}
-    sentences = describe_calibration(calibration)
+    sentences = describe_calibration(calibration, is_known="calibration" in report.provenance)
     coverage = measure_coverage(report)
     if coverage is not None:
         share, size = coverage
@@ -455,7 +461,9 @@ def build_settings(report: "Report") -> dict[str, Mapping[str, Any]]:
     provenance = report.provenance
     tables = {
         "Model": provenance["model"] | {"classes": ", ".join(report.classes)},
-        "Preprocessing": {"fingerprint": provenance["recipe_fingerprint"]} | provenance["recipe"],
+        "Preprocessing": {}
+        if provenance["recipe"] is None
+        else {"fingerprint": provenance["recipe_fingerprint"]} | provenance["recipe"],
         "Training": provenance.get("training") or {},
         "Evaluation": provenance["evaluation"] | {"data digest": provenance["data"]["digest"]},
         "Versions": provenance["versions"],

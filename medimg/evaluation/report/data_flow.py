@@ -12,7 +12,7 @@ import numpy as np
 
 from medimg.data.identifiers import identifier_digest
 from medimg.data.patients import patient_key
-from medimg.data.protocols import EvaluationDataset
+from medimg.data.protocols import EvaluationDataset, ScoredDataset
 from medimg.metrics.units import ScoredUnits
 
 __all__ = ["Subset", "count_data_flow", "count_reasons", "count_shared_patients", "count_subsets"]
@@ -74,20 +74,26 @@ def count_reasons(reasons: Iterable[str]) -> dict[str, int]:
     return dict(Counter(map(_describe_reason, reasons)).most_common())
 
 
-def count_data_flow(dataset: EvaluationDataset, units: ScoredUnits) -> dict[str, Any]:
+def count_data_flow(dataset: ScoredDataset, units: ScoredUnits) -> dict[str, Any]:
     """
     Count how many files, patients, series and slices became how many predictions.
 
     Returns
     -------
     dict
-        Serializable as JSON: ``skipped`` (reasons with counts), ``found`` (the whole dataset before it was
-        split; absent if unknown), ``evaluated`` (``patients``, ``series``, ``slices``), ``pictures``,
-        ``units``, ``modalities`` (series of each) and ``digest``.
+        Serializable as JSON: ``skipped`` (reasons with counts; None if unknown), ``found`` (the whole
+        dataset before it was split; absent if unknown), ``evaluated`` (``patients``, ``series``, ``slices``),
+        ``pictures``, ``units``, ``modalities`` (series of each) and ``digest``.
     """
+    skipped = getattr(dataset, "skipped", ())
+    has_series = any(dataset.series_uids) or dataset.preprocess is not None
     flow: dict[str, Any] = {
-        "skipped": count_reasons(s.reason.replace(s.path, "") for s in getattr(dataset, "skipped", ())),
-        "evaluated": {"patients": units.n_patients, "series": _count_series(dataset)},
+        # unknown if only predictions were given
+        "skipped": None if skipped is None else count_reasons(s.reason.replace(s.path, "") for s in skipped),
+        "evaluated": {
+            "patients": units.n_patients,
+            "series": _count_series(dataset) if has_series else None,
+        },
         "units": len(units),
         "digest": identifier_digest(dataset),
     }
@@ -134,7 +140,7 @@ def _describe_reason(reason: str) -> str:
     return next((words for pattern, words in _REASONS if re.search(pattern, reason)), _OTHER)
 
 
-def _count_series(dataset: EvaluationDataset) -> int:
+def _count_series(dataset: ScoredDataset) -> int:
     """Count distinct series, and distinct files of items without one."""
     pairs = zip(dataset.series_uids, dataset.sources, strict=True)
     return len({(uid, "" if uid else source) for uid, source in pairs})
@@ -144,7 +150,7 @@ def _count_slices(series: Iterable[Any]) -> int:
     return sum(int(one.shape[1]) for one in series)
 
 
-def _count_classes(dataset: EvaluationDataset) -> dict[str, int]:
+def _count_classes(dataset: ScoredDataset) -> dict[str, int]:
     labels = np.asarray(dataset.labels)
     if dataset.task != "multilabel":
         labels = labels[:, None] == np.arange(len(dataset.classes))

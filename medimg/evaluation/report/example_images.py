@@ -1,15 +1,19 @@
 """Example images of a report: their choice, and the pixels that the model received."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.data.protocols import EvaluationDataset, Model, Recipe
+from medimg.data.protocols import Model, Recipe, ScoredDataset
 from medimg.metrics.units import ScoredUnits
 
-__all__ = ["ExampleImage", "choose_images", "join_class_names", "to_pixels"]
+__all__ = ["ExampleImage", "GetPixels", "choose_images", "join_class_names", "to_pixels"]
+
+#: Returns the pixels of an item, (H, W) or (H, W, 3) uint8.
+GetPixels: TypeAlias = Callable[[int], NDArray[np.uint8]]
 
 _MOST_IMAGES: Final = 6  # of errors, and of correct predictions
 
@@ -53,11 +57,11 @@ class ExampleImage:
 
 
 def choose_images(
-    dataset: EvaluationDataset,
+    dataset: ScoredDataset,
     units: ScoredUnits,
     subjects: tuple[str, ...],
     *,
-    recipe: Recipe,
+    get_pixels: GetPixels,
     seed: int,
     explained_by: Model | None = None,
 ) -> tuple[ExampleImage, ...]:
@@ -82,7 +86,7 @@ def choose_images(
         target = _select_class(units, unit, dataset)
         images.append(
             ExampleImage(
-                pixels=to_pixels(dataset[item][0], recipe),
+                pixels=get_pixels(item),
                 right=not wrong[unit],
                 subject=subjects[units.patient[unit]],
                 label=join_class_names(units.truth[unit], classes),
@@ -100,7 +104,9 @@ def choose_images(
 
 def to_pixels(image: Any, recipe: Recipe) -> NDArray[np.uint8]:
     """
-    Undo the normalization of an image, (3, H, W), or of the middle slice of a series, (N, 3, H, W).
+    Undo the normalization of an image, (C, H, W), or of the middle slice of a series or volume.
+
+    A series is (N, C, H, W), a volume of a recipe in 3-D (C, D, H, W).
 
     The result is (H, W), or (H, W, 3) for an image in color. If the channels are several windows or adjacent
     slices, it is the middle channel.
@@ -113,10 +119,13 @@ def to_pixels(image: Any, recipe: Recipe) -> NDArray[np.uint8]:
     """
     array = np.asarray(image, dtype=np.float64)
     if array.ndim == 4:
-        array = array[len(array) // 2]
-    mean, std = (
-        np.asarray(values, dtype=np.float64).reshape(-1, 1, 1) for values in (recipe.mean, recipe.std)
-    )
+        # a protocol of recipes that need not know volumes
+        is_volume = getattr(recipe, "dims", 2) == 3
+        array = array[:, array.shape[1] // 2] if is_volume else array[len(array) // 2]
+    mean: Any = 0.0
+    std: Any = 1.0
+    if recipe.mean is not None and recipe.std is not None:
+        mean, std = (np.asarray(v, dtype=np.float64).reshape(-1, 1, 1) for v in (recipe.mean, recipe.std))
     pixels = np.floor(np.clip(array * std + mean, 0, 1) * 255 + 0.5).astype(np.uint8)
     spread = int(np.ptp(pixels.astype(np.int16), axis=0).max())
     if recipe.channels == "repeat" and spread > 1:
@@ -152,12 +161,12 @@ def _alternate_classes(chosen: NDArray[np.bool_], units: ScoredUnits, seed: int)
     return shuffled[np.lexsort((main_class, turn))]
 
 
-def _format_confidence(probability: float, k: int, dataset: EvaluationDataset) -> str:
+def _format_confidence(probability: float, k: int, dataset: ScoredDataset) -> str:
     label = "" if dataset.task == "multiclass" else f"{dataset.classes[k]} "
     return f"{label}{probability:.2f}"
 
 
-def _select_class(units: ScoredUnits, unit: int, dataset: EvaluationDataset) -> int:
+def _select_class(units: ScoredUnits, unit: int, dataset: ScoredDataset) -> int:
     """Select the predicted class; multilabel: the label with the largest error."""
     if dataset.task == "multiclass":
         return int(units.predicted[unit].argmax())

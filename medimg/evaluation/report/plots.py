@@ -27,7 +27,16 @@ if TYPE_CHECKING:
 
     from medimg.evaluation.compare_backbones import Candidate
 
-__all__ = ["plot_curves", "plot_reliability", "plot_speed", "plot_training", "thin_curve"]
+__all__ = [
+    "draw_confusion",
+    "draw_curves",
+    "draw_reliability",
+    "plot_curves",
+    "plot_reliability",
+    "plot_speed",
+    "plot_training",
+    "thin_curve",
+]
 
 _PANELS: Final = {
     "Loss": {"train_loss": "training", "val_loss": "validation"},
@@ -37,6 +46,7 @@ _AXIS_LABELS: Final = {
     "roc": ("1 − specificity (false positive rate)", "Sensitivity (true positive rate)"),
     "precision_recall": ("Recall (sensitivity)", "Precision (positive predictive value)"),
 }
+_MOST_CELLS_WITH_TEXT: Final = 400
 _MARKERS: Final = "osD^vP*X"
 
 CurveType: TypeAlias = Literal["roc", "precision_recall"]
@@ -46,29 +56,58 @@ Floats: TypeAlias = NDArray[np.float64]
 def plot_curves(lines: Sequence[Line], *, curve_type: CurveType) -> str:
     """Plot ROC or precision-recall curves, each in the style of its number, as a ``data:`` URI."""
     figure, (axes,) = make_axes((4.2, 4.0))
+    draw_curves(axes, dict(enumerate(lines)), curve_type=curve_type)
+    return _encode_svg(figure)
+
+
+def draw_curves(axes: Axes, lines: Mapping[Any, Line], *, curve_type: CurveType) -> None:
+    """Draw curves by their label, each in the style of its number."""
     is_roc = curve_type == "roc"
     if is_roc:
         axes.plot([0, 1], [0, 1], **REFERENCE_LINE)
-    for number, line in enumerate(lines):
+    for number, (label, line) in enumerate(lines.items()):
         color, dashes = choose_line_style(number)
         x, y = thin_curve(line.x, line.y) if is_roc else _make_steps(line)
         drawstyle = "default" if is_roc else "steps-pre"
-        axes.plot(x, y, color=color, linewidth=2, dashes=dashes or (None, None), drawstyle=drawstyle)
+        style: Any = {"color": color, "dashes": dashes or (None, None), "drawstyle": drawstyle}
+        axes.plot(x, y, linewidth=2, label=label, **style)
     _set_unit_square(axes, *_AXIS_LABELS[curve_type])
-    return _encode_svg(figure)
 
 
 def plot_reliability(curves: Sequence[Reliability]) -> str:
     """Plot observed against predicted frequencies, larger markers for larger bins, as a ``data:`` URI."""
     figure, (axes,) = make_axes((4.2, 4.0))
+    draw_reliability(axes, dict(enumerate(curves)))
+    return _encode_svg(figure)
+
+
+def draw_reliability(axes: Axes, curves: Mapping[Any, Reliability]) -> None:
+    """Draw reliability curves by their label."""
     axes.plot([0, 1], [0, 1], **REFERENCE_LINE)
-    for number, curve in enumerate(curves):
+    for number, (label, curve) in enumerate(curves.items()):
         color, dashes = choose_line_style(number)
-        axes.plot(curve.predicted, curve.observed, color=color, linewidth=1.5, dashes=dashes or (None, None))
+        style: Any = {"color": color, "dashes": dashes or (None, None)}
+        axes.plot(curve.predicted, curve.observed, linewidth=1.5, label=label, **style)
         area = 12 + 110 * curve.n / curve.n.max()
         axes.scatter(curve.predicted, curve.observed, s=area, color=color, alpha=0.75, linewidths=0)
     _set_unit_square(axes, "Predicted probability", "Observed frequency")
-    return _encode_svg(figure)
+
+
+def draw_confusion(
+    axes: Axes, counts: NDArray[np.int64], shares: Floats, rows: Sequence[str], columns: Sequence[str]
+) -> None:
+    """Draw counts (R, C) in cells as dark as their shares of the row, from 0 to 1."""
+    axes.imshow(np.nan_to_num(shares), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.tick_params(length=0)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    if counts.size > _MOST_CELLS_WITH_TEXT:
+        return
+    for (i, j), n in np.ndenumerate(counts):
+        share = shares[i, j]
+        text = f"{n:,}" if np.isnan(share) else f"{n:,}\n{100 * share:.0f} %"
+        axes.text(j, i, text, ha="center", va="center", color="white" if share > 0.5 else "black", fontsize=9)
 
 
 def thin_curve(x: Floats, y: Floats, most: int = 400) -> tuple[Floats, Floats]:

@@ -10,26 +10,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg._public import set_module
+from medimg._validation import did_you_mean
 from medimg.data.protocols import EvaluationDataset, FitHistory
-from medimg.errors import DatasetError
-from medimg.evaluation.report._formats import escape_formulas, format_percent, format_quantity
+from medimg.errors import DatasetError, also
+from medimg.evaluation.report._formats import format_percent, format_quantity
 from medimg.evaluation.report.cautions import ClassCount
 from medimg.evaluation.report.example_images import ExampleImage
 from medimg.io.files.atomic import write_text
+from medimg.io.files.spreadsheet import escape_formulas
 from medimg.metrics.bootstrap import Estimate
 from medimg.metrics.curves import Curves
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
-__all__ = ["Report"]
+    from medimg.evaluation.report._report_plots import PlotType
+
+__all__ = ["Metrics", "Report"]
+
+
+class Metrics(dict[str, Estimate]):
+    """Metrics by name; of a name that is none, the error says which are like it."""
+
+    def __missing__(self, name: object) -> Estimate:
+        listed = ", ".join(one for one in self if "[" not in one)
+        raise also(DatasetError, KeyError)(
+            f"there is no metric {name!r}; expected one of {listed}, or one of a class, such as "
+            f"{next((one for one in self if '[' in one), 'recall[class]')!r}{did_you_mean(name, self)}"
+        )
 
 
 @set_module("medimg")
 @dataclass(frozen=True, eq=False, repr=False)
 class Report:
     """
-    Result of :func:`medimg.evaluate`. It contains no patient's name or ID.
+    Result of :func:`medimg.evaluate` or :func:`medimg.score`. It contains no patient's name or ID.
 
     Attributes
     ----------
@@ -57,7 +73,8 @@ class Report:
         Limitations of the scores, in plain sentences.
     provenance : mapping
         Model with its hash, training, preprocessing with fingerprint, data flow with digest, settings of the
-        evaluation, versions and time; serializable as JSON.
+        evaluation, versions and time; serializable as JSON. What is not known, of predictions made elsewhere,
+        is missing or None.
     pictures : tuple of ExampleImage
         The units with the largest errors, and a random sample of correct ones.
     subgroups : pandas.DataFrame or None
@@ -105,6 +122,37 @@ class Report:
         if self.unit == "series" and item == "image":
             parts.append(format_quantity(self.n_units, "series"))
         return ", ".join([*parts, format_quantity(self.n_images, item)])
+
+    def plot(self, plot: "PlotType" = "roc", *, axes: "Axes | None" = None) -> "Axes":
+        """
+        Plot curves or the confusion matrix.
+
+        Parameters
+        ----------
+        plot : {"roc", "pr", "calibration", "confusion"}
+            ROC or precision-recall curves with their areas and intervals; reliability diagram with the
+            expected calibration error (of several exclusive classes, of the predicted one); or confusion
+            matrix with shares of the row, in a multilabel task the counts of each label.
+        axes : matplotlib.axes.Axes, optional
+            Axes to draw on; new ones by default.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+            Shown by Jupyter as the result of a cell; ``axes.figure.savefig(path)`` saves it.
+
+        Raises
+        ------
+        DatasetError
+            If there is no such plot, or no curve, as only one class occurs.
+
+        Examples
+        --------
+        >>> report.plot("calibration")                             # doctest: +SKIP
+        """
+        from medimg.evaluation.report._report_plots import plot_report
+
+        return plot_report(self, plot, axes)
 
     def to_pandas(self) -> "pd.DataFrame":
         """
@@ -262,7 +310,9 @@ class Report:
 
 def _check_inputs(fit: object, split: object) -> None:
     if fit is not None and not hasattr(fit, "history"):
-        raise DatasetError(f"fit must be a result of medimg.fine_tune or None; found a {type(fit).__name__}")
+        raise also(DatasetError, TypeError)(
+            f"fit must be a result of medimg.fine_tune or None; found a {type(fit).__name__}"
+        )
     if split is not None and not isinstance(split, Mapping):
         raise DatasetError(
             'split must map names to subsets, such as {"train": train, "val": val, "test": test}; found a '

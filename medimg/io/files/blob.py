@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from medimg.errors import ReadError
+from medimg.errors import MedimgError, ReadError, also
 from medimg.io.files.decompress import (
     MAX_EXPANSION,
     as_seekable,
@@ -99,8 +99,10 @@ class Blob:
         with self.stream() as file:
             try:
                 return file.read(count)
+            except MedimgError:
+                raise
             except OSError as error:
-                raise ReadError(f"{self.name} can't be read: {error.strerror}") from None
+                raise also(ReadError, type(error))(f"{self.name} can't be read: {error.strerror}") from None
 
     def size(self) -> int:
         """
@@ -191,17 +193,17 @@ class Blob:
         if self.archive is not None:
             return self.archive.open_member(self.member)
         path = Path(self.name)
+        irregular = explain_irregular(path)
+        if irregular:
+            raise ReadError(f"{self.name} is {irregular}")
         try:
-            irregular = explain_irregular(path)
-            if irregular:
-                raise ReadError(f"{self.name} is {irregular}")
             return cast("BinaryIO", path.open("rb"))
         except FileNotFoundError:
-            raise ReadError(f"there is no file {self.name}") from None
+            raise also(ReadError, FileNotFoundError)(f"there is no file {self.name}") from None
         # a name with a null character is a ValueError
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or type(error).__name__
-            raise ReadError(f"{self.name} can't be opened: {reason}") from None
+            raise also(ReadError, type(error))(f"{self.name} can't be opened: {reason}") from None
 
 
 def as_blob(source: str | os.PathLike[str] | Blob) -> Blob:

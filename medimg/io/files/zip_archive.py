@@ -10,7 +10,7 @@ import zipfile
 from collections import deque
 from typing import BinaryIO, Final
 
-from medimg.errors import ReadError
+from medimg.errors import ReadError, also
 from medimg.io.files.decompress import (
     DecompressedStream,
     as_buffered,
@@ -76,7 +76,7 @@ class Archive:
             return zipfile.ZipFile(self.name if self._data is None else io.BytesIO(self._data))
         except OSError as error:
             reason = error.strerror or type(error).__name__
-            raise ReadError(f"{self.name} can't be opened: {reason}") from None
+            raise also(ReadError, type(error))(f"{self.name} can't be opened: {reason}") from None
         # a damaged directory raises errors of many types
         except Exception as error:
             raise ReadError(f"{self.name} is a damaged zip archive ({type(error).__name__})") from None
@@ -86,7 +86,7 @@ class Archive:
         try:
             return self.open_directory().getinfo(member)
         except KeyError:
-            raise ReadError(f"there is no file {member} in {self.name}") from None
+            raise also(ReadError, FileNotFoundError)(f"there is no file {member} in {self.name}") from None
 
     def open_member(self, member: str) -> BinaryIO:
         """Open a member for reading forward; raise ReadError if it is missing, encrypted or damaged."""

@@ -174,6 +174,8 @@ class StoredValues:
                 file = self._open()
             _skip(file, position - self._at, self._raster.name)
             _fill(file, memoryview(piece.view(np.uint8).data), self._raster.name)
+        except ReadError:
+            raise
         except OSError as error:
             raise ReadError(f"{self._raster.blob.name} can't be read: {error.strerror}") from None
         self._at = position + piece.nbytes

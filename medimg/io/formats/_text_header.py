@@ -7,7 +7,7 @@ import re
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final
 
-from medimg.errors import DecodeError, ReadError
+from medimg.errors import DecodeError, ReadError, also
 from medimg.io.dicom.header.element_values import parse_decimal
 
 if TYPE_CHECKING:
@@ -115,5 +115,5 @@ def find_data_file(header: Blob, stated: str) -> Blob:
     if found is None:
         shown = f"the file {stated!r}" if _FILE_NAME.fullmatch(stated) else "a file with an unusual name"
         where = "a header in memory has no files beside it" if header.data is not None else "it is not there"
-        raise ReadError(f"{header.name} has its values in {shown}: {where}")
+        raise also(ReadError, FileNotFoundError)(f"{header.name} has its values in {shown}: {where}")
     return found

@@ -16,6 +16,7 @@ import numpy as np
 from medimg.core import geometry
 from medimg.errors import DecodeError, NotAnImageError
 from medimg.io.files.blob import Blob, as_blob
+from medimg.io.formats._image_facts import FACTS_FIELD, ImageFacts
 from medimg.io.formats._text_header import (
     find_data_file,
     find_misspelled,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from medimg.io.series import Series
 
-__all__ = ["is_metaimage", "open_metaimage"]
+__all__ = ["MODALITIES", "is_metaimage", "open_metaimage"]
 
 #: MET_LONG has four bytes, whatever the machine.
 _TYPES: Final = {
@@ -71,6 +72,8 @@ _FIELDS: Final = frozenset(
     }
 )
 _MILLIMETERS: Final = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "um": 1e-3, "?": 1.0, "": 1.0}
+#: Modalities that the format names.
+MODALITIES: Final = frozenset({"CT", "MR", "NM", "US"})
 _FIRST_FIELD: Final = re.compile(rb"\s*(ObjectType|ObjectSubType|NDims|Comment|Name|ID|BinaryData)\s*[=:]")
 _KEY: Final = re.compile(r"\s*(\w+)\s*[=:]")
 
@@ -126,6 +129,7 @@ def _build_raster(fields: dict[str, str], blob: Blob, end: int) -> Raster:
     affine, patient, notes = _build_affine(fields, dimension, name)
     values, start = (blob, end) if _is_local(fields) else (find_data_file(blob, fields["ElementDataFile"]), 0)
     encoding = _find_encoding(fields, name)
+    facts, damage = _find_facts(fields)
     skip = _parse_header_size(fields, values is blob, encoding, name)
     if skip < 0:
         count = w * h * d * t * samples
@@ -144,8 +148,17 @@ def _build_raster(fields: dict[str, str], blob: Blob, end: int) -> Raster:
         channels=t * samples,
         interleaved=samples != 1,
         color="vector" if samples != 1 else "",
-        warnings=(*find_misspelled(fields, _FIELDS), *notes),
+        **facts.as_fields(t * samples),
+        warnings=(*find_misspelled(fields, _FIELDS), *notes, *damage),
     )
+
+
+def _find_facts(fields: dict[str, str]) -> tuple[ImageFacts, tuple[str, ...]]:
+    """Return what the header states of modality, units and display, and warnings."""
+    if FACTS_FIELD in fields:
+        return ImageFacts.parse(fields[FACTS_FIELD])
+    stated = fields.get("Modality", "").removeprefix("MET_MOD_")
+    return ImageFacts(modality=stated if stated in MODALITIES else ""), ()
 
 
 def _is_local(fields: dict[str, str]) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 from medimg.core import geometry
 from medimg.errors import DecodeError, GeometryError, NotAnImageError, ReadError
 from medimg.io.files.blob import Blob, as_blob
+from medimg.io.formats._image_facts import FACTS_FIELD, ImageFacts
 from medimg.io.formats.raster import Raster, check_affine
 from medimg.io.formats.raster_reader import raster_series
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from medimg.io.series import Series
 
-__all__ = ["find_header", "is_nifti", "open_nifti"]
+__all__ = ["COMMENT", "find_header", "is_nifti", "open_nifti"]
 
 #: Sizes of the headers, in their first four bytes, which also give the byte order.
 _NIFTI_1, _NIFTI_2 = 348, 540
@@ -45,6 +46,13 @@ _ROUNDING: Final = 1e-5
 _MAX_LENGTH: Final = 1.001
 #: Squared real part of a quaternion that counts as 0 (nifti_quatern_to_mat44).
 _LEAST_SQUARE: Final = 1e-7
+#: Bytes before the first header extension, which say whether there is one.
+_EXTENSION_FLAG: Final = 4
+#: Code of a header extension with text (nifti1.h, NIFTI_ECODE_COMMENT).
+COMMENT: Final = 6
+#: Bytes of extensions that are searched.
+_MAX_EXTENSIONS: Final = 2**20
+_FACTS_START: Final = f"{FACTS_FIELD}: ".encode()
 _MIN_OFFSET: Final = {_NIFTI_1: 352, _NIFTI_2: 544}
 
 
@@ -153,7 +161,8 @@ def _build_raster(header: Any, is_single: bool, blob: Blob, values: Blob) -> Ras
         color, count = _COLORS[code], len(_COLORS[code])
     slope, intercept = (1.0, 0.0) if code in _COLORS else _find_scaling(header, blob.name)
     affine, is_placed, notes = _build_affine(header, (i, j, k), blob.name)
-    notes = (*_check_bits(header), *notes)
+    facts, damage = _find_facts(header, blob) if is_single else (ImageFacts(), ())
+    notes = (*_check_bits(header), *notes, *damage)
     return Raster(
         name=blob.name,
         format="NIfTI",
@@ -170,8 +179,29 @@ def _build_raster(header: Any, is_single: bool, blob: Blob, values: Blob) -> Ras
         slope=slope,
         intercept=intercept,
         frame_times=None if color else _find_frame_times(header, count),
+        **facts.as_fields(count),
         warnings=notes,
     )
+
+
+def _find_facts(header: Any, blob: Blob) -> tuple[ImageFacts, tuple[str, ...]]:
+    """Return what a comment of medimg in the header extensions states, and warnings."""
+    first = int(header.sizeof_hdr)
+    end = min(_find_offset(header, True, blob.name), first + _MAX_EXTENSIONS)
+    if end <= _MIN_OFFSET[first]:
+        return ImageFacts(), ()
+    content = blob.start(end)[first:]
+    at = _EXTENSION_FLAG
+    order: Literal["little", "big"] = "big" if header.endianness == ">" else "little"
+    while content[:1] == b"\1" and at + 8 <= len(content):
+        size = int.from_bytes(content[at : at + 4], order)
+        text = content[at + 8 : at + size].rstrip(b"\0")
+        if size < 8:
+            break
+        if int.from_bytes(content[at + 4 : at + 8], order) == COMMENT and text.startswith(_FACTS_START):
+            return ImageFacts.parse(text[len(_FACTS_START) :].decode("latin-1"))
+        at += size
+    return ImageFacts(), ()
 
 
 def _find_shape(header: Any, name: str) -> tuple[tuple[int, int, int], int, bool]:

@@ -16,6 +16,7 @@ import numpy as np
 from medimg.core import geometry
 from medimg.errors import DecodeError, GeometryError, NotAnImageError, ReadError
 from medimg.io.files.blob import Blob, as_blob
+from medimg.io.formats._image_facts import FACTS_FIELD, ImageFacts, as_units
 from medimg.io.formats._text_header import (
     find_data_file,
     find_misspelled,
@@ -107,7 +108,7 @@ _FIELDS: Final = frozenset(
 )
 _SYNONYMS: Final = {
     "datafile": "data file", "lineskip": "line skip", "byteskip": "byte skip", "axismins": "axis mins",
-    "axismaxs": "axis maxs", "centerings": "centers",
+    "axismaxs": "axis maxs", "centerings": "centers", "sampleunits": "sample units",
 }  # fmt: skip
 #: Spaces: anatomical orientation, if any, and number of dimensions, of which the fourth is time.
 _SPACES: Final = {
@@ -156,6 +157,7 @@ _MILLIMETERS: Final = {
 }
 _SECONDS: Final = {"s": 1.0, "sec": 1.0, "second": 1.0, "seconds": 1.0, "ms": 1e-3, "msec": 1e-3,
                    "millisecond": 1e-3, "milliseconds": 1e-3, "us": 1e-6, "min": 60.0}  # fmt: skip
+_ESCAPED: Final = re.compile(r"\\(\\)")
 _VECTOR: Final = re.compile(r"\([^()]*\)|none", re.IGNORECASE)
 
 
@@ -185,14 +187,16 @@ def _parse_fields(lines: list[str], name: str) -> tuple[dict[str, str], tuple[st
     """
     Return the fields, and warnings of misspelled ones.
 
-    Comments and key/value pairs, whose keys and values may have colons, are left out.
+    Comments and key/value pairs, whose keys and values may have colons, are left out, but for medimg's own.
     """
     fields: dict[str, str] = {}
     unknown: list[str] = []
     for line in lines:
         key, colon, value = line.partition(":")
         key = key.strip().lower()
-        if line.startswith("#") or key not in _FIELDS or value.startswith("="):
+        if key == FACTS_FIELD and value.startswith("="):
+            value = _ESCAPED.sub(r"\1", value[1:])
+        elif line.startswith("#") or key not in _FIELDS or value.startswith("="):
             if colon and not line.startswith("#") and ":=" not in line:
                 unknown.append(key)
             continue
@@ -238,6 +242,7 @@ def _build_raster(fields: dict[str, str], blob: Blob, end: int) -> Raster:
             raise DecodeError(f"{name}: byte skip -1 requires raw values")
         skip = max(0, values.size() - start - math.prod(axes.sizes) * dtype.itemsize)
     w, h, d = (*(axes.sizes[a] for a in axes.spatial), 1)[:3]
+    facts, damage = _find_facts(fields)
     return Raster(
         name=name,
         format="NRRD",
@@ -254,8 +259,16 @@ def _build_raster(fields: dict[str, str], blob: Blob, end: int) -> Raster:
         interleaved=axes.is_interleaved,
         color=color,
         frame_times=_find_frame_times(fields, axes, name),
-        warnings=notes,
+        **facts.as_fields(axes.channels),
+        warnings=(*notes, *damage),
     )
+
+
+def _find_facts(fields: dict[str, str]) -> tuple[ImageFacts, tuple[str, ...]]:
+    """Return what the header states of modality, units and display, and warnings."""
+    if FACTS_FIELD in fields:
+        return ImageFacts.parse(fields[FACTS_FIELD])
+    return ImageFacts(units=as_units(fields.get("sample units", ""))), ()
 
 
 def _split_words(fields: dict[str, str], key: str, count: int, name: str) -> list[str]:

@@ -95,6 +95,16 @@ class Raster:
         Rescale of the stored values.
     frame_times : tuple of float or None
         Seconds from the first time point, for each channel.
+    modality : str
+        "CT", "MR", …; "" if the format does not state it.
+    units : str
+        Units of the rescaled values, such as "HU"; "raw" if the format does not state them.
+    channel_names : tuple of str
+        Name of each channel that is not a color; empty if they have none.
+    inverted : bool
+        Whether a display inverts the values, as those of DICOM's MONOCHROME1.
+    display_range : tuple of 2 floats, optional
+        Values displayed as black and white, if the image is ready for display.
     steps, warnings : tuple of str
         Entries of the report.
     """
@@ -116,6 +126,11 @@ class Raster:
     slope: float = 1.0
     intercept: float = 0.0
     frame_times: tuple[float, ...] | None = None
+    modality: str = ""
+    units: str = "raw"
+    channel_names: tuple[str, ...] = ()
+    inverted: bool = False
+    display_range: tuple[float, float] | None = None
     steps: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 

@@ -55,7 +55,7 @@ def raster_series(raster: Raster) -> Series:
     channels = 3 if raster.photometric == "RGB" else raster.channels
     return Series(
         uid=raster.name,
-        modality="",
+        modality=raster.modality,
         description="",
         shape=(channels, *raster.grid),
         affine=check_affine(raster.affine, raster.name),
@@ -140,8 +140,13 @@ class _RasterReader:
         return Volume(
             array=array,
             affine=geometry.subset_affine(raster.affine, chosen),
+            modality=raster.modality,
+            units=raster.units,
             photometric=raster.photometric,
+            inverted=raster.inverted,
             space=raster.space,
+            channels=raster.channel_names,
+            display_range=raster.display_range,
             report=ReadReport(
                 format=raster.format,
                 files=raster.files[:1],

@@ -14,8 +14,17 @@ import numpy as np
 
 from medimg.core import geometry
 from medimg.core.read_report import ReadReport
+from medimg.core.upright import describe_turn, is_turned_sideways, turn_upright
 from medimg.core.volume import Volume
 from medimg.errors import DecodeError, NotAnImageError, ReadError, TruncatedError
+from medimg.interop.pil_image import (
+    COLOR_MODES,
+    GRAYSCALE_MODES,
+    ORIENTATION_TAG,
+    keep_gray,
+    move_channels,
+    to_channels,
+)
 from medimg.io.dicom.header.attributes import quiet_pydicom
 from medimg.io.dicom.pixels.codestream import (
     Codestream,
@@ -27,7 +36,6 @@ from medimg.io.dicom.pixels.codestream import (
 )
 from medimg.io.files.blob import Blob, as_blob
 from medimg.io.formats._jpeg_2000 import Jpeg2000, decode_jpeg_2000, is_jpeg_2000, parse_jpeg_2000
-from medimg.io.formats._upright import describe_turn, is_turned_sideways, turn_upright
 from medimg.io.series import Policies, Series
 
 if TYPE_CHECKING:
@@ -51,10 +59,6 @@ _PNG_TEXTS: Final = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 _PNG_TAGS: Final = _PNG_TEXTS | {b"eXIf"}
 #: Bytes of a file that need not be counted.
 _FEW_BYTES: Final = 2**8
-_ORIENTATION_TAG: Final = 0x0112
-_GRAYSCALE_MODES: Final = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F"})
-_COLOR_MODES: Final = frozenset({"P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr"})
-_TRANSPARENT_MODES: Final = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 #: Color types of PNG whose 16 bits Pillow reduces to 8: RGB, grayscale with alpha, RGB with alpha.
 _PNG_GRAY_AND_ALPHA: Final = 4
 _PNG_REDUCED: Final = frozenset({2, _PNG_GRAY_AND_ALPHA, 6})
@@ -158,7 +162,7 @@ def _open_still(blob: Blob) -> Iterator[tuple[_Header, ImageFile | None]]:
         chunks = _list_png_chunks(file) if format_ == "PNG" else []
         image = _open_pillow(file, format_, chunks, blob.name)
         is_deep = format_ == "PNG" and start[24] == 16 and start[25] in _PNG_REDUCED
-        is_gray = image.mode in _GRAYSCALE_MODES or (is_deep and start[25] == _PNG_GRAY_AND_ALPHA)
+        is_gray = image.mode in GRAYSCALE_MODES or (is_deep and start[25] == _PNG_GRAY_AND_ALPHA)
         header = _Header(
             format=format_,
             size=image.size[::-1],
@@ -207,7 +211,7 @@ def _check_size(header: _Header, blob: Blob) -> None:
 def _open_pillow(file: BinaryIO, format_: str, chunks: Sequence[_Chunk], name: str) -> ImageFile:
     """Return the image, whose pixels are read from the file while it is used."""
     image = _decode_header(_skip_long_texts(file, chunks), format_, name)
-    if image.mode not in _GRAYSCALE_MODES | _COLOR_MODES:
+    if image.mode not in GRAYSCALE_MODES | COLOR_MODES:
         raise DecodeError(f"{name} has the color mode {image.mode}, which is not supported; save it as RGB")
     if _is_animated(image):
         raise DecodeError(
@@ -309,7 +313,7 @@ def _find_orientation(image: ImageFile, path: str) -> int:
     """Return the EXIF orientation, 1 if there is none or it is unreadable."""
     try:
         with quiet_pydicom():
-            orientation = image.getexif().get(_ORIENTATION_TAG)
+            orientation = image.getexif().get(ORIENTATION_TAG)
     except ReadError:
         raise
     except (OSError, EOFError) as error:
@@ -369,7 +373,7 @@ def _parse_exif(data: bytes) -> int:
     try:
         with quiet_pydicom():
             exif.load(data)
-            orientation = exif.get(_ORIENTATION_TAG)
+            orientation = exif.get(ORIENTATION_TAG)
     # damaged EXIF tags raise errors of many types, and do not affect the pixels
     except Exception:
         return 1
@@ -388,8 +392,7 @@ def _read_volume(blob: Blob, slices: Sequence[int] | None, policies: Policies) -
     if header.scaled:
         steps = (*steps, f"{header.scaled} bits scaled to 8")
     steps = (*steps, *describe_turn(header.orientation, "EXIF"))
-    if array.shape[0] == 3 and (array == array[:1]).all():
-        array, steps = array[:1], (*steps, "gray in three equal channels: one kept")
+    array, steps = keep_gray(array, steps)
     return Volume(
         array=array[:, None],
         affine=geometry.image_affine(),
@@ -405,12 +408,12 @@ def _decode(blob: Blob, header: _Header, image: ImageFile | None) -> tuple[npt.N
     try:
         with quiet_pydicom():
             if image is not None:
-                return _to_channels(image)
+                return to_channels(image)
             with blob.stream() as file:
                 data = file.read()
             if header.jpeg_2000 is not None:
                 array, steps = decode_jpeg_2000(data, header.jpeg_2000, blob.name)
-                return _move_channels(array), steps
+                return move_channels(array), steps
             return _decode_png(data) if header.format == "PNG" else _decode_deep_jpeg(data, blob.name)
     except (ReadError, MemoryError):
         raise
@@ -421,30 +424,6 @@ def _decode(blob: Blob, header: _Header, image: ImageFile | None) -> tuple[npt.N
         raise DecodeError(f"{blob.name} is damaged ({type(error).__name__})") from None
 
 
-def _to_channels(image: ImageFile) -> tuple[npt.NDArray[Any], tuple[str, ...]]:
-    """Return (C, H, W), grayscale in its own depth, everything else as 8-bit RGB, and the steps."""
-    steps: list[str] = []
-    if image.mode in _TRANSPARENT_MODES or "transparency" in image.info:
-        steps.append("transparency dropped")
-    if image.mode in {"P", "PA"}:
-        steps.append("palette applied")
-    if image.mode == "CMYK":
-        steps.append("CMYK to RGB")
-    if "mp" in image.info:
-        steps.append("the first image of a multi-picture file")
-    if image.mode in {"LA", "La", "1"}:
-        array = np.asarray(image.convert("L"))
-    else:
-        array = np.asarray(image if image.mode in _GRAYSCALE_MODES else image.convert("RGB"))
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    return _move_channels(array), tuple(steps)
-
-
-def _move_channels(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return (C, H, W) of (H, W) or (H, W, C)."""
-    return array[None] if array.ndim == 2 else np.ascontiguousarray(np.moveaxis(array, -1, 0))
-
-
 def _decode_png(data: bytes) -> tuple[npt.NDArray[Any], tuple[str, ...]]:
     """Decode a PNG of 16 bits; its color type is RGB, or grayscale or RGB with alpha."""
     import imagecodecs
@@ -452,7 +431,7 @@ def _decode_png(data: bytes) -> tuple[npt.NDArray[Any], tuple[str, ...]]:
     array = np.asarray(imagecodecs.png_decode(data))
     colors = 1 if array.shape[-1] == 2 else 3
     steps = ("transparency dropped",) if array.shape[-1] > colors else ()
-    return _move_channels(array[..., :colors]), steps
+    return move_channels(array[..., :colors]), steps
 
 
 def _decode_deep_jpeg(data: bytes, name: str) -> tuple[npt.NDArray[Any], tuple[str, ...]]:
@@ -474,7 +453,7 @@ def _decode_deep_jpeg(data: bytes, name: str) -> tuple[npt.NDArray[Any], tuple[s
         array = np.asarray(imagecodecs.jpeg8_decode(data, colorspace=coded, outcolorspace="RGB"))
     bits = found.precision
     if array.ndim == 2 or not 8 < bits < 16:
-        return _move_channels(array), ()
+        return move_channels(array), ()
     # colors have no window: white is the highest value of their type
     wide = array.astype(np.uint32) * 65535
-    return _move_channels((wide // (2**bits - 1)).astype(np.uint16)), (f"{bits} bits scaled to 16",)
+    return move_channels((wide // (2**bits - 1)).astype(np.uint16)), (f"{bits} bits scaled to 16",)

@@ -15,11 +15,11 @@ import numpy as np
 
 from medimg.core import geometry
 from medimg.core.read_report import ReadReport
+from medimg.core.upright import describe_turn, is_turned_sideways, turn_upright
 from medimg.core.volume import Volume
 from medimg.errors import DecodeError, NotAnImageError, ReadError, TruncatedError
 from medimg.io.dicom.header.attributes import quiet_pydicom
 from medimg.io.files.blob import Blob, as_blob
-from medimg.io.formats._upright import describe_turn, is_turned_sideways, turn_upright
 from medimg.io.series import Policies, Series
 
 if TYPE_CHECKING:
@@ -162,6 +162,8 @@ def _read_stack(blob: Blob) -> _Stack:
     try:
         with blob.open() as file:
             directories = _Directories(file, start, blob.name).read_all()
+    except ReadError:
+        raise
     except OSError as error:
         raise ReadError(f"{blob.name} can't be read: {error.strerror}") from None
     pages = [_parse_page(n, values, blob.name) for n, values in enumerate(directories)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections import OrderedDict
@@ -13,7 +12,8 @@ import torch
 import torchvision
 from torchvision.models import get_model, get_model_weights, list_models
 
-from medimg.errors import PreprocessError, TrainingError, WeightsUnavailableError
+from medimg._validation import did_you_mean
+from medimg.errors import PreprocessError, TrainingError, WeightsUnavailableError, also
 from medimg.models.backbones.heads import HeadParts, split_head
 from medimg.models.backbones.registry import mark_used, registered_backbone, registered_names
 from medimg.models.backbones.weights import strip_prefix
@@ -30,6 +30,7 @@ __all__ = [
     "architecture_for",
     "backbone_names",
     "check_backbone",
+    "check_images",
     "check_size",
     "default_recipe",
     "load_backbone",
@@ -93,15 +94,15 @@ def check_backbone(name: str) -> None:
     --------
     >>> check_backbone("resnet-50")
     Traceback (most recent call last):
-    medimg.errors.TrainingError: torchvision has no classification model 'resnet-50'; the nearest ...
+    medimg.errors.TrainingError: torchvision has no classification model 'resnet-50', and ...
     """
     known = (*backbone_names(), *registered_names())
     if not isinstance(name, str) or name not in known:
-        near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4)
-        hint = f"the nearest are {', '.join(near)}" if near else f"it has {', '.join(known)}"
-        raise TrainingError(
-            f"torchvision has no classification model {name!r}; {hint}; a network of your own must be "
-            "registered by medimg.register_backbone, also before a checkpoint of it is loaded"
+        hint = did_you_mean(name, known, most=3)
+        listed = "" if hint else f"; expected one of {', '.join(known)}"
+        raise also(TrainingError, KeyError)(
+            f"torchvision has no classification model {name!r}, and a network of your own must be registered "
+            f"by medimg.register_backbone, also before a checkpoint of it is loaded{listed}{hint}"
         )
 
 
@@ -127,6 +128,7 @@ def architecture_for(
     name: str, *, entry: Weights | None, state: dict[str, Tensor] | None, recipe: Preprocess
 ) -> Architecture:
     """Return the architecture for weights by name (`entry`) or from a file (`state`), and for a recipe."""
+    check_images(name, recipe)
     pretrained = entry is not None or state is not None
     transform_input = pretrained and name in _WITH_AUXILIARY_HEADS
     is_vit = name.startswith("vit_") and registered_backbone(name) is None
@@ -136,9 +138,25 @@ def architecture_for(
     return architecture
 
 
+def check_images(name: str, recipe: Preprocess) -> None:
+    """Refuse a recipe whose images are not (3, H, W)."""
+    if recipe.dims != 2:
+        raise PreprocessError(
+            f"{name} is a network in 2-D, which takes slices; found a recipe of volumes, dims=3: use "
+            "Preprocess(dims=2), with pool= for whole series, or train a 3-D network of your own on an "
+            "ImageDataset with this recipe"
+        )
+    if recipe.n_channels != 3:
+        raise PreprocessError(
+            f'{name} takes images of three channels; found a recipe with channels="single": use '
+            'Preprocess(channels="repeat"), which repeats the one channel'
+        )
+
+
 def check_size(architecture: Architecture, recipe: Preprocess) -> None:
     """Refuse a recipe whose images have a size that the network does not take."""
     name = architecture.name
+    check_images(name, recipe)
     exact, least = _sizes(architecture)
     if exact is not None and recipe.hw != (exact, exact):
         raise PreprocessError(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import logging
 import os
 import re
 import zipfile
@@ -19,7 +17,10 @@ import torch
 from torch import Tensor
 from torchvision.models import WeightsEnum, get_model_weights
 
-from medimg.errors import WeightsUnavailableError
+from medimg._validation import did_you_mean
+from medimg.core.logger import get_logger
+from medimg.core.progress import Progress, shows_bars
+from medimg.errors import WeightsUnavailableError, also
 from medimg.io.files.atomic import hash_file
 from medimg.io.files.regular_file import is_regular_file
 from medimg.models.backbones.registry import AS_BUILT, registered_backbone
@@ -38,7 +39,6 @@ __all__ = [
     "weights_name",
 ]
 
-logger = logging.getLogger("medimg")
 
 #: A name, a member of a torchvision enumeration, a path, or None for random weights.
 WeightsChoice: TypeAlias = str | os.PathLike[str] | WeightsEnum | None
@@ -101,12 +101,12 @@ class WeightsSource:
         """URL of the license of weights that are not under torchvision's; None for a file."""
         return None if self.entry is None else self.entry.meta.get("license")
 
-    def load(self, *, progress: bool = True) -> LoadedWeights:
+    def load(self, *, progress: Progress = "auto") -> LoadedWeights:
         """Read the weights; download them first if they have a URL and are not in the cache."""
         if self.url is not None and not is_regular_file(self.path):
             _download(self.url, self.path, progress)
         if not is_regular_file(self.path):
-            raise WeightsUnavailableError(
+            raise also(WeightsUnavailableError, FileNotFoundError)(
                 f"there is no file of weights at {self.path}; correct the path, or pass the name of "
                 "torchvision weights, or weights=None for random weights"
             )
@@ -195,20 +195,21 @@ def _find_member(backbone: str, choices: type[WeightsEnum], weights: Any) -> Wei
         if prefix in ("", choices.__name__) and short in choices.__members__:
             return choices.__members__[short]
     names = [member.name for member in choices]
-    near = difflib.get_close_matches(wanted.rpartition(".")[2], names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise WeightsUnavailableError(
+    hint = did_you_mean(wanted.rpartition(".")[2], names)
+    raise also(WeightsUnavailableError, KeyError)(
         f"{backbone} has no weights {wanted!r}; expected {', '.join(map(repr, ['DEFAULT', *names]))}, or "
         f"the path of a file such as './weights.pth'{hint}"
     )
 
 
-def _download(url: str, path: Path, progress: bool) -> None:
+def _download(url: str, path: Path, progress: Progress) -> None:
     match = _HASH_IN_NAME.search(path.name)
-    logger.info("downloading %s", url)
+    get_logger().info("downloading %s", url)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), match.group(1) if match else None, progress)
+        torch.hub.download_url_to_file(
+            url, str(path), match.group(1) if match else None, shows_bars(progress)
+        )
     # no network, no permission to write; a wrong hash; a truncated or invalid response
     except (OSError, RuntimeError, HTTPException) as error:
         raise WeightsUnavailableError(
@@ -391,7 +392,7 @@ def strip_prefix(
         return state
     (prefix,) = fitting
     inside = OrderedDict((n.removeprefix(prefix), v) for n, v in state.items() if n.startswith(prefix))
-    logger.info(
+    get_logger().info(
         "weights %s: the prefix %r was removed, and %d other tensors were left out",
         source,
         prefix,

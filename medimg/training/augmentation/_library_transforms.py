@@ -54,7 +54,7 @@ class LibraryTransform:
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Transform normalized images (B, 3, H, W) or (B, N, 3, H, W); the generator is of the CPU."""
-        mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (self.recipe.mean, self.recipe.std))
+        mean, std = (images.new_tensor(v).view(3, 1, 1) for v in self.recipe.normalization)
         seeds = torch.randint(2**31 - 1, (len(images),), generator=generator).tolist()
         with torch.random.fork_rng(devices=[]):
             changed = [

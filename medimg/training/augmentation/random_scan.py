@@ -107,7 +107,7 @@ class RandomScanAugmentation:
 
     def _augment(self, images: Tensor, draws: _Draws) -> Tensor:
         """Augment normalized images (B, 3, H, W)."""
-        mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (self.recipe.mean, self.recipe.std))
+        mean, std = (images.new_tensor(v).view(3, 1, 1) for v in self.recipe.normalization)
         background = self.recipe.background.to(images)
         content, inside = self._transform(images - background, _ROUNDED / std, draws)
         lit = self._change_intensity(content * std + self.recipe.fill_value, draws)

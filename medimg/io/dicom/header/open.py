@@ -12,7 +12,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from medimg.errors import DecodeError, NotAnImageError, ReadError, TruncatedError
+from medimg.errors import DecodeError, NotAnImageError, ReadError, TruncatedError, also
 from medimg.io.dicom.header.attributes import quiet_pydicom
 from medimg.io.dicom.header.elements import UnusualHeaderError, build_dataset, locate_elements
 from medimg.io.dicom.header.transfer_syntax import SYNTAXES, parse_transfer_syntax
@@ -195,14 +195,12 @@ def open_dataset(source: str | Path | Blob, *, tags: Sequence[BaseTag] | None = 
                 stop_before_pixels=True,
                 specific_tags=list(tags),
             )
-    except FileNotFoundError:
-        raise ReadError(f"there is no file {path}") from None
+    except ReadError:
+        raise
     except OSError as error:
         # pydicom raises some of its own
         reason = f"can't be opened: {error.strerror}" if error.strerror else "is damaged: it can't be parsed"
-        raise ReadError(f"{path} {reason}") from None
-    except ReadError:
-        raise
+        raise also(ReadError, type(error))(f"{path} {reason}") from None
     except InvalidDicomError:
         raise NotAnImageError(f"{path} is not a DICOM file") from None
     except EOFError:

@@ -1,0 +1,1 @@
+"""The command line, ``medimg``: each command is one call of the Python interface."""

@@ -1,0 +1,244 @@
+"""``medimg predict``, ``evaluate`` and ``explain``: what a trained model says."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medimg.cli._options import (
+    Commands,
+    add_command,
+    add_feedback,
+    add_force,
+    add_json,
+    add_labels,
+    add_series,
+    check_output,
+    read_dataset,
+)
+from medimg.cli._terminal import print_json
+
+if TYPE_CHECKING:
+    import argparse
+
+    from medimg.data.dataset import ImageDataset
+    from medimg.evaluation.report.report import Report
+    from medimg.models.classifier import TransferClassifier
+
+__all__ = ["add_evaluate", "add_explain", "add_predict"]
+
+
+def add_predict(commands: Commands) -> None:
+    """Add ``medimg predict``."""
+    parser = add_command(commands, "predict", _predict, "predict on files, folders or archives")
+    parser.add_argument("model", help="checkpoint, such as run/model.safetensors")
+    parser.add_argument("sources", nargs="+", help="files, or folders and archives of one or more series")
+    add = parser.add_argument
+    add("--out", help="CSV file to write (default: stdout)")
+    add("--unit", choices=("series", "image"), default="series", help="unit of a row (default: series)")
+    add("--batch-size", type=int, default=32, help="images per batch (default: 32)")
+    add(
+        "--on-error",
+        choices=("raise", "collect"),
+        default="raise",
+        help="whether an unreadable source is an error, or a row with its message and exit code 1",
+    )
+    add("--provenance", action="store_true", help="add columns with the model and its preprocessing")
+    add_json(parser)
+    add_force(parser)
+    add_feedback(parser)
+
+
+def _predict(args: argparse.Namespace) -> int:
+    import medimg
+    from medimg.io.files.atomic import write_text
+    from medimg.io.files.spreadsheet import escape_formulas
+
+    check_output(args.out, force=args.force)
+    table = medimg.load(args.model).predict(
+        args.sources,
+        unit=args.unit,
+        batch_size=args.batch_size,
+        on_error=args.on_error,
+        provenance=args.provenance,
+        progress=args.progress,
+    )
+    text = escape_formulas(table).to_csv(index=False, lineterminator="\n")
+    if args.out is not None:
+        write_text(Path(args.out), text)
+    if args.json:
+        print_json(table.astype(object).where(table.notna(), None).to_dict("records"))
+    elif args.out is None:
+        sys.stdout.write(text)
+    else:
+        print(args.out)
+    failed = int(table["error"].notna().sum()) if "error" in table else 0
+    if failed:
+        print(f"{failed} of {len(table)} rows have no prediction; see the column error", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def add_evaluate(commands: Commands) -> None:
+    """Add ``medimg evaluate``."""
+    parser = add_command(commands, "evaluate", _evaluate, "evaluate a model on a table of labeled images")
+    parser.add_argument("model", help="checkpoint, such as run/model.safetensors")
+    add_labels(parser)
+    add = parser.add_argument
+    add("--split", help="split.json of the training; its test images are evaluated")
+    add(
+        "--unit",
+        choices=("patient", "series", "image"),
+        default="patient",
+        help="unit of the scores (default: patient)",
+    )
+    add("--ci", type=float, default=0.95, help="confidence level of the intervals (default: 0.95)")
+    add("--n-resamples", type=int, default=2000, help="bootstrap resamples (default: 2000)")
+    add("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
+    add("--batch-size", type=int, default=32, help="images per batch (default: 32)")
+    add("--workers", type=int, help="processes that read images")
+    add("--subgroups", help="subgroups to score, separated by commas, such as sex,age,scanner")
+    add("--saliency", action="store_true", help="add saliency maps to the example images")
+    add(
+        "--on-leak",
+        choices=("raise", "report"),
+        default="raise",
+        help="whether images of the training are an error or a limitation (default: raise)",
+    )
+    add("--html", help="report to write")
+    add("--title", help="heading of the report")
+    add("--out", help="CSV file of the predictions to write")
+    add_json(parser)
+    add_force(parser)
+    add_feedback(parser)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    import medimg
+
+    for path in (args.html, args.out):
+        check_output(path, force=args.force)
+    model = medimg.load(args.model)
+    data = _read_labeled(args, model)
+    report = medimg.evaluate(
+        model,
+        data,
+        unit=args.unit,
+        ci=args.ci,
+        n_resamples=args.n_resamples,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        subgroups=args.subgroups.split(",") if args.subgroups else None,
+        saliency=args.saliency,
+        on_leak=args.on_leak,
+        progress=args.progress,
+    )
+    if args.json:
+        print_json(_to_json(report))
+    else:
+        print(report)
+    if args.out is not None:
+        report.to_csv(args.out)
+    if args.html is not None:
+        report.to_html(args.html, title=args.title)
+    return 0
+
+
+def _read_labeled(args: argparse.Namespace, model: TransferClassifier) -> ImageDataset:
+    """Return the images of the table, or the test images of a split."""
+    import medimg
+    from medimg.errors import DatasetError
+
+    if model.task == "multilabel" and args.label is None:
+        args.label = list(model.classes)
+    unit = "image" if model.pool == "none" else "series"
+    data: ImageDataset = read_dataset(args, classes=model.classes, preprocess=model.preprocess, unit=unit)
+    if args.split is None:
+        return data
+    parts = medimg.load_split(args.split, data)
+    if "test" not in parts:
+        raise DatasetError(f"{args.split} has no subset test; found {', '.join(parts)}")
+    return parts["test"]
+
+
+def _to_json(report: Report) -> dict[str, Any]:
+    return {
+        "unit": report.unit,
+        "classes": report.classes,
+        "patients": report.n_patients,
+        "images": report.n_images,
+        "ci": report.ci,
+        "metrics": {
+            name: {"value": e.value, "low": e.low, "high": e.high} for name, e in report.metrics.items()
+        },
+        "notes": report.notes,
+    }
+
+
+def add_explain(commands: Commands) -> None:
+    """Add ``medimg explain``."""
+    parser = add_command(
+        commands,
+        "explain",
+        _explain,
+        "write the saliency map of an image or series",
+        epilog="OUT gets overlay.png, and heat.nii.gz at the same position in the patient if the slices form "
+        "a volume.",
+    )
+    parser.add_argument("model", help="checkpoint, such as run/model.safetensors")
+    parser.add_argument("source", help="file, folder or archive of one series")
+    parser.add_argument("--out", required=True, help="folder to write")
+    add_series(parser)
+    add = parser.add_argument
+    add("--target", help="class (default: the most probable one)")
+    add("--slices", type=int, nargs="+", help="indices of slices (default: all that the model uses)")
+    add("--method", choices=("gradcam", "hirescam"), default="gradcam", help="method (default: gradcam)")
+    add("--most", type=int, default=6, help="largest number of slices of the overlay (default: 6)")
+    add_json(parser)
+    add_force(parser)
+    add_feedback(parser)
+
+
+def _explain(args: argparse.Namespace) -> int:
+    import medimg
+    from medimg.errors import GeometryError
+    from medimg.io.files.atomic import atomic_path
+    from medimg.io.read import find_series
+
+    overlay, heat = Path(args.out, "overlay.png"), Path(args.out, "heat.nii.gz")
+    for path in (overlay, heat):
+        check_output(str(path), force=args.force)
+    series, _ = find_series(args.source, args.series)
+    found = medimg.explain(
+        medimg.load(args.model),
+        series,
+        args.target,
+        slices=args.slices,
+        method=args.method,
+        progress=args.progress,
+    )
+    written = [overlay]
+    with atomic_path(overlay) as temporary:
+        found.plot(most=args.most).savefig(temporary, format="png")
+    try:
+        written.append(found.save(heat))
+    except GeometryError as error:
+        print(f"no {heat.name}: {error}", file=sys.stderr)
+    if args.json:
+        print_json(
+            {
+                "target": found.target,
+                "probability": found.probability,
+                "hottest": found.hottest,
+                "slices": found.slices,
+                "method": found.method,
+                "layer": found.layer,
+                "files": written,
+            }
+        )
+        return 0
+    print(found)
+    for path in written:
+        print(path)
+    return 0

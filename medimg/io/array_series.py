@@ -1,0 +1,97 @@
+"""``array_series``: an array in memory as a series, identified by its content."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from medimg.core.content_hash import content_hash, json_text
+from medimg.errors import ReadError
+from medimg.io.series import Series
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy.typing as npt
+
+    from medimg.core.volume import Volume
+    from medimg.io.series import Policies
+
+__all__ = ["ArrayReader", "array_series"]
+
+_SHOWN_DIGITS: Final = 12
+
+
+def array_series(volume: Volume, name: str, array: npt.NDArray[Any] | None = None) -> Series:
+    """
+    Return the series of a volume that is in memory.
+
+    Its file is a name in angle brackets, with a digest of the content, so that others have other names.
+
+    Parameters
+    ----------
+    volume : Volume
+        Image.
+    name : str
+        Name for messages and tables, such as "array 3".
+    array : numpy.ndarray, optional
+        (C, D, H, W) values in place of those of the volume, of the same shape and type, so that many images
+        need one volume only.
+    """
+    values = volume.array if array is None else array
+    digest = _hash_volume(volume, values)
+    path = f"<{name} {digest[:_SHOWN_DIGITS]}>"
+    return Series(
+        uid=path,
+        modality=volume.modality,
+        description="",
+        shape=volume.shape,
+        affine=volume.affine,
+        space=volume.space,
+        files=(path,),
+        format="array",
+        reader=ArrayReader(volume, values, name, digest),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ArrayReader:
+    """Returns the values of an array, if they are still those it was made with."""
+
+    volume: Volume = field(repr=False)
+    array: npt.NDArray[Any] = field(repr=False)
+    name: str
+    digest: str
+
+    def __call__(self, slices: Sequence[int] | None, policies: Policies) -> Volume:
+        """Return the volume of some slices; nothing about an array needs a policy."""
+        whole = self._check()
+        return whole if slices is None else whole.take(slices)
+
+    def pieces(self, size: int, slices: Sequence[int] | None, policies: Policies) -> Iterator[Volume]:
+        """Yield a few slices at a time; the content is compared once."""
+        whole = self._check()
+        chosen = list(range(whole.shape[1]) if slices is None else slices)
+        for start in range(0, len(chosen), size):
+            yield whole.take(chosen[start : start + size])
+
+    def _check(self) -> Volume:
+        if _hash_volume(self.volume, self.array) != self.digest:
+            raise ReadError(
+                f"{self.name} has changed since its dataset was made; make the dataset again, of a copy of "
+                "the array"
+            )
+        return self.volume if self.array is self.volume.array else replace(self.volume, array=self.array)
+
+
+def _hash_volume(volume: Volume, values: npt.NDArray[Any]) -> str:
+    """Return a digest of all that pixels are made of."""
+    facts = [
+        [list(values.shape), values.dtype.str, volume.affine.tobytes().hex(), volume.space],
+        [volume.modality, volume.units, volume.photometric, volume.inverted, volume.display_range],
+        [repr(volume.voi), list(volume.channels)],
+    ]
+    padding = b"" if volume.padding is None else np.packbits(volume.padding).tobytes()
+    return content_hash([json_text(facts), padding, np.ascontiguousarray(values).data.cast("B")])

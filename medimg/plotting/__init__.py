@@ -1,0 +1,1 @@
+"""Figures and views of images in a notebook."""

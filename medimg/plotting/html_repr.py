@@ -1,0 +1,66 @@
+"""HTML of objects in a notebook: a small table. All text is escaped."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = ["facts_html", "format_size", "join_names", "rows_html"]
+
+_LONGEST: Final = 200
+_CELL: Final = ' style="text-align:left"'
+
+
+def facts_html(title: str, facts: Mapping[str, object]) -> str:
+    """
+    Return a table of facts by name; those that are None or "" are left out.
+
+    >>> facts_html("Series", {"modality": "<CT>", "units": ""}).count("&lt;CT&gt;")
+    1
+    """
+    rows = "".join(
+        f"<tr><th{_CELL}>{escape(name)}</th><td{_CELL}>{_show(value)}</td></tr>"
+        for name, value in facts.items()
+        if value is not None and value != ""
+    )
+    return f"<div><b>{escape(title)}</b><table><tbody>{rows}</tbody></table></div>"
+
+
+def rows_html(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, note: str = "") -> str:
+    """Return a table with a title, and a note below it."""
+    head = "".join(f"<th{_CELL}>{escape(name)}</th>" for name in columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td{_CELL}>{_show(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    below = f"<small>{escape(note)}</small>" if note else ""
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if body else ""
+    return f"<div><b>{escape(title)}</b>{table}{below}</div>"
+
+
+def format_size(numbers: Iterable[float]) -> str:
+    """
+    Format a shape or a spacing.
+
+    >>> format_size((2.5, 0.70312, 512))
+    '2.5×0.703×512'
+    """
+    return "×".join(f"{number:.3g}" if isinstance(number, float) else str(number) for number in numbers)
+
+
+def join_names(names: Sequence[str], most: int = 20) -> str:
+    """
+    Join the first names, and tell how many more there are.
+
+    >>> join_names(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _show(value: object) -> str:
+    text = str(value)
+    return escape(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
