@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 import medimg
 from medimg.core.geometry import image_affine
-from medimg.errors import MedimgError, TruncatedError
+from medimg.errors import DecodeError, MedimgError, TruncatedError
 from medimg.io.files.blob import Blob, list_zip_members
 from medimg.io.formats import _raster_values
 from medimg.io.formats.raster import Encoding, Raster
@@ -117,6 +117,15 @@ def same(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> bool:
     )
 
 
+def exceeds_type(array: npt.NDArray[Any], slope: float, intercept: float) -> bool:
+    """Whether finite floating-point values become infinite, which is an error."""
+    if array.dtype.kind != "f":
+        return False
+    with np.errstate(over="ignore", invalid="ignore"):
+        rescaled = plainly(array, slope, intercept)
+    return bool((np.isfinite(array) & ~np.isfinite(rescaled)).any())
+
+
 @settings(
     deadline=None,
     max_examples=500 if SLOW else 200,
@@ -144,6 +153,10 @@ def test_any_raster(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_raster_values, "_PIECE_BYTES", limits[0])
         patch.setattr(_raster_values, "_SPARE", limits[1])
+        if exceeds_type(array, *linear):
+            with pytest.raises(DecodeError, match="are beyond those of"):
+                series.read(mapped=mapped)
+            return
         whole = series.read(mapped=mapped).array
         some = series.read(chosen, mapped=mapped).array
         pieces = [v.array for v in series.pieces(size, chosen, policies=Policies(mapped=mapped))]
