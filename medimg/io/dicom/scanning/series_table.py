@@ -183,8 +183,7 @@ def _are_times(column: Sequence[bytes], grammar: re.Pattern[bytes], date: int) -
     lengths = set(map(len, column)) - {0}
     if len(lengths) > _FEW_LENGTHS:
         return all(map(grammar.fullmatch, filter(None, column)))
-    values = [[v for v in column if len(v) == n] if len(lengths) > 1 else column for n in lengths]
-    return all(_are_alike_times([*filter(None, some)], grammar, date) for some in values)
+    return all(_are_alike_times([v for v in column if len(v) == n], grammar, date) for n in lengths)
 
 
 def _are_alike_times(column: Sequence[bytes], grammar: re.Pattern[bytes], date: int) -> bool:
