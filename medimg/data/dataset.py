@@ -327,7 +327,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         modality: str = "",
         units: str = "raw",
         preprocess: Preprocess | None = None,
-        unit: Unit = "slice",
+        unit: Unit = "image",
         memory: int = _MEMORY,
         cache: str | Path | ImageCache | None = None,
     ) -> ImageDataset:
@@ -375,8 +375,8 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             Modality, and units of the values, such as "CT" and "HU", of all arrays.
         preprocess : Preprocess, optional
             Preprocessing.
-        unit : {"slice", "series"}
-            Unit of an item: each slice, or the whole image.
+        unit : {"image", "series"}
+            Unit of an item: each slice, or all of an array.
         memory : int
             Bytes of rendered images to keep in memory.
         cache : str, Path or ImageCache, optional
@@ -432,7 +432,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         *,
         classes: Sequence[str] | None = None,
         preprocess: Preprocess | None = None,
-        unit: Unit = "slice",
+        unit: Unit = "image",
         axes: str | None = None,
         memory: int = _MEMORY,
         cache: str | Path | ImageCache | None = None,
@@ -451,7 +451,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             Names of the classes, in the order of the indices; numbers by default, as the files have no names.
         preprocess : Preprocess, optional
             Preprocessing.
-        unit : {"slice", "series"}
+        unit : {"image", "series"}
             Unit of an item; "series" for volumes.
         axes : str, optional
             Axes of the images; see :meth:`from_arrays`.

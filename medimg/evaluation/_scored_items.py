@@ -1,4 +1,4 @@
-"""Items whose predictions are scored without a dataset: labels, patients, series and pictures of each."""
+"""Items whose predictions are scored without a dataset: labels, patients, series and images of each."""
 
 from __future__ import annotations
 

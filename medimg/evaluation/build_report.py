@@ -74,7 +74,7 @@ def build_report(
     """
     Score probabilities (n, K) of a dataset; `groups` are those of each item by subgroup.
 
-    `facts` is what is known of the model, for the provenance; `get_pixels` gives the picture of an item, and
+    `facts` is what is known of the model, for the provenance; `get_pixels` gives the image of an item, and
     without it there are no examples.
     """
     hash_patient = keyed_hash(_make_key(settings.salt))

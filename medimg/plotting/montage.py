@@ -10,7 +10,7 @@ import numpy as np
 from medimg._plot_style import fixed_settings, make_figure
 from medimg._validation import check_whole_number
 from medimg.core.display import choose_voi
-from medimg.plotting.volume_figure import Picture, draw_picture, render_slice
+from medimg.plotting.volume_figure import RenderedSlice, draw_slice, render_slice
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_montage", "plot_images", "plot_series"]
 
-#: Inches of a picture's longer side.
+#: Inches of an image's longer side.
 _SIZE = 1.8
 _MOST = 100
 
@@ -38,14 +38,14 @@ def plot_series(series: Any, *, most: int = 12, window: WindowChoice = "auto") -
     if not volume.is_color:
         volume = volume.select(0)
     voi = choose_voi(volume, window) if not volume.is_color else ()
-    pictures = [render_slice(volume, n, voi) for n in range(volume.shape[1])]
+    rendered = [render_slice(volume, n, voi) for n in range(volume.shape[1])]
     titles = [""] if depth == 1 else [f"slice {n}" for n in chosen]
-    return draw_montage(pictures, titles)
+    return draw_montage(rendered, titles)
 
 
 def plot_images(images: Sequence[npt.NDArray[Any]], titles: Sequence[str]) -> Figure:
     """Plot images (1 or 3, H, W), or the middle ones of bags (N, 1 or 3, H, W), from 0 to 1."""
-    return draw_montage([Picture(_choose_image(image), (1.0, 1.0)) for image in images], titles)
+    return draw_montage([RenderedSlice(_choose_image(image), (1.0, 1.0)) for image in images], titles)
 
 
 def _choose_image(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -56,12 +56,12 @@ def _choose_image(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.asarray(np.clip(shown, 0.0, 1.0))
 
 
-def draw_montage(pictures: Sequence[Picture], titles: Sequence[str]) -> Figure:
-    """Draw pictures in rows, at most six in each."""
-    columns = min(6, math.ceil(math.sqrt(len(pictures) * 1.5)))
-    rows = math.ceil(len(pictures) / columns)
+def draw_montage(rendered: Sequence[RenderedSlice], titles: Sequence[str]) -> Figure:
+    """Draw images in rows, at most six in each."""
+    columns = min(6, math.ceil(math.sqrt(len(rendered) * 1.5)))
+    rows = math.ceil(len(rendered) / columns)
     aspects = [
-        p.values.shape[0] * p.spacing[0] / max(p.values.shape[1] * p.spacing[1], 1e-9) for p in pictures
+        p.values.shape[0] * p.spacing[0] / max(p.values.shape[1] * p.spacing[1], 1e-9) for p in rendered
     ]
     aspect = min(max(*aspects, 0.3), 3.0)
     width, height = (_SIZE, _SIZE * aspect) if aspect <= 1 else (_SIZE / aspect, _SIZE)
@@ -71,6 +71,6 @@ def draw_montage(pictures: Sequence[Picture], titles: Sequence[str]) -> Figure:
         grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    for axes, picture, title in zip(grid.flat, pictures, titles, strict=False):
-        draw_picture(axes, picture, title)
+    for axes, image, title in zip(grid.flat, rendered, titles, strict=False):
+        draw_slice(axes, image, title)
     return figure

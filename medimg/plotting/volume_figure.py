@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from medimg.core.display import WindowChoice
     from medimg.core.window import Voi
 
-__all__ = ["Picture", "draw_picture", "plot_volume", "render_slice"]
+__all__ = ["RenderedSlice", "draw_slice", "plot_volume", "render_slice"]
 
 #: Planes by the directions of the axes perpendicular to them.
 _PLANES: Final = {"axial": "SI", "coronal": "PA", "sagittal": "LR"}
@@ -34,7 +34,7 @@ _SIZE: Final = 3.0
 _MOST_STRETCHED: Final = 50.0
 
 
-class Picture(NamedTuple):
+class RenderedSlice(NamedTuple):
     """Intensity (H, W) or (H, W, 3) from 0 to 1, with the spacing of its rows and columns."""
 
     values: npt.NDArray[Any]
@@ -53,9 +53,9 @@ def plot_volume(
     voi = choose_voi(volume, window) if not volume.is_color else ()
     if volume.space != "patient" or min(volume.shape[1:]) == 1:
         axis = 0 if volume.space != "patient" else int(np.argmin(volume.shape[1:]))
-        picture = render_slice(volume, where[axis], voi, axis)
+        rendered = render_slice(volume, where[axis], voi, axis)
         title = "" if volume.shape[1 + axis] == 1 else f"slice {where[axis]}"
-        return _draw([(picture, title)])
+        return _draw([(rendered, title)])
     shown = []
     for name, letters in _PLANES.items():
         axis = next(n for n, letter in enumerate(volume.orientation) if letter in letters)
@@ -64,7 +64,7 @@ def plot_volume(
     return _draw(shown)
 
 
-def render_slice(volume: Volume, index: int, voi: tuple[Voi, ...], axis: int = 0) -> Picture:
+def render_slice(volume: Volume, index: int, voi: tuple[Voi, ...], axis: int = 0) -> RenderedSlice:
     """Return a slice perpendicular to an axis of the array, windowed, in display orientation."""
     chosen: list[slice] = [slice(None)] * 4
     chosen[1 + axis] = slice(index, index + 1)
@@ -90,7 +90,7 @@ def render_slice(volume: Volume, index: int, voi: tuple[Voi, ...], axis: int = 0
         one = one.reorient(display_code(one.affine))
     values = one.array[:, 0].transpose(1, 2, 0) if one.is_color else one.array[0, 0]
     directions = one.orientation[1:] if one.space == "patient" else ""
-    return Picture(np.clip(values, 0.0, 1.0), one.spacing[1:], directions)
+    return RenderedSlice(np.clip(values, 0.0, 1.0), one.spacing[1:], directions)
 
 
 def _apply_window(slab: npt.NDArray[Any], voi: tuple[Voi, ...]) -> npt.NDArray[Any]:
@@ -111,45 +111,45 @@ def _check_position(at: Sequence[int] | None, shape: tuple[int, ...]) -> tuple[i
     return tuple(map(int, at))
 
 
-def _draw(pictures: Sequence[tuple[Picture, str]]) -> Figure:
+def _draw(images: Sequence[tuple[RenderedSlice, str]]) -> Figure:
     """Draw planes side by side, all at one scale."""
-    extents = [_measure(picture) for picture, _ in pictures]
+    extents = [_measure(rendered) for rendered, _ in images]
     scale = _SIZE / max(max(extent) for extent in extents)
     widths = [max(width * scale, 0.3) for _, width in extents]
     height = max(tall for tall, _ in extents) * scale
     figure = make_figure((sum(widths) + 0.35 * len(widths), height + 0.45))
     with fixed_settings():
-        grid = figure.subplots(1, len(pictures), squeeze=False, width_ratios=widths)
-    for axes, (picture, title) in zip(grid[0], pictures, strict=True):
-        draw_picture(axes, picture, title)
-        _draw_directions(axes, picture)
+        grid = figure.subplots(1, len(images), squeeze=False, width_ratios=widths)
+    for axes, (rendered, title) in zip(grid[0], images, strict=True):
+        draw_slice(axes, rendered, title)
+        _draw_directions(axes, rendered)
     return figure
 
 
-def _measure(picture: Picture) -> tuple[float, float]:
-    """Return height and width of a picture in millimeters; an absurd ratio of spacings is ignored."""
-    rows, columns = picture.spacing
+def _measure(rendered: RenderedSlice) -> tuple[float, float]:
+    """Return height and width of an image in millimeters; an absurd ratio of spacings is ignored."""
+    rows, columns = rendered.spacing
     if not 1 / _MOST_STRETCHED < rows / columns < _MOST_STRETCHED:
         rows = columns
-    return picture.values.shape[0] * rows, picture.values.shape[1] * columns
+    return rendered.values.shape[0] * rows, rendered.values.shape[1] * columns
 
 
-def draw_picture(axes: Axes, picture: Picture, title: str) -> None:
-    """Draw a picture with its physical aspect; the title is no formula."""
-    height, width = _measure(picture)
+def draw_slice(axes: Axes, rendered: RenderedSlice, title: str) -> None:
+    """Draw an image with its physical aspect; the title is no formula."""
+    height, width = _measure(rendered)
     extent = (0.0, width, height, 0.0)
-    axes.imshow(picture.values, cmap="gray", vmin=0.0, vmax=1.0, extent=extent, interpolation="nearest")
+    axes.imshow(rendered.values, cmap="gray", vmin=0.0, vmax=1.0, extent=extent, interpolation="nearest")
     axes.set_axis_off()
     axes.set_title(title, fontsize=9).set_parse_math(False)
 
 
-def _draw_directions(axes: Axes, picture: Picture) -> None:
+def _draw_directions(axes: Axes, rendered: RenderedSlice) -> None:
     """Draw the directions of the edges: L and R, A and P, S and I."""
-    if not picture.directions:
+    if not rendered.directions:
         return
     from matplotlib.patheffects import withStroke
 
-    down, right = picture.directions[0], picture.directions[1]
+    down, right = rendered.directions[0], rendered.directions[1]
     up, left = _OPPOSITE[down], _OPPOSITE[right]
     positions = {down: (0.5, 0.02), up: (0.5, 0.98), right: (0.98, 0.5), left: (0.02, 0.5)}
     for letter, (x, y) in positions.items():
