@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from medimg.core.progress import Progress, progress_bar
 from medimg.io.detect import inspect_file
-from medimg.io.dicom.scanning.block_scan import scan_blocks
+from medimg.io.dicom.scanning.uniform_scan import scan_uniform_files
 from medimg.io.files.blob import as_blob
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def _scan_in_blocks(
     names = [file if isinstance(file, str) else file.name for file in map(files.__getitem__, numbers)]
     if len(names) < _FEWEST:
         return [], list(chosen)
-    uniform, rest = scan_blocks(names, workers=workers, done=bar.update)
+    uniform, rest = scan_uniform_files(names, workers=workers, done=bar.update)
     bar.update(-len(rest))
     for some in uniform:
         some.indices[:] = [numbers[n] for n in some.indices]

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import Final
 
-__all__ = ["explain_irregular", "is_folder_at", "is_inside", "is_regular_file"]
+__all__ = ["OPEN_FLAGS", "explain_irregular", "is_folder_at", "is_inside", "is_regular_file", "read_start"]
+
+# binary on Windows; without waiting for a pipe in place of a file
+OPEN_FLAGS: Final = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 def is_regular_file(path: str | os.PathLike[str]) -> bool:
@@ -25,6 +29,20 @@ def explain_irregular(path: str | os.PathLike[str]) -> str:
     if not mode or stat.S_ISREG(mode):
         return ""
     return "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+
+
+def read_start(name: str, count: int) -> bytes:
+    """Return the first bytes of a file; none if it can't be read."""
+    try:
+        file = os.open(name, OPEN_FLAGS)
+    except (OSError, ValueError):
+        return b""
+    try:
+        return os.read(file, count)
+    except OSError:
+        return b""
+    finally:
+        os.close(file)
 
 
 def is_inside(path: Path, folder: Path) -> bool:

@@ -20,15 +20,15 @@ from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import UID, ImplicitVRLittleEndian
 
 import medimg
+from medimg._native.library import describe_library, load_library
 from medimg.errors import MedimgError
 from medimg.io.dicom.header.attributes import quiet_pydicom
 from medimg.io.dicom.header.elements import UnusualHeaderError, build_dataset, locate_elements
 from medimg.io.dicom.header.instance import HEADER_TAGS, Instance, read_instance
 from medimg.io.dicom.header.open import open_dataset, to_tags
-from medimg.io.dicom.scanning import block_scan, series_table
-from medimg.io.dicom.scanning.block_scan import scan_blocks
+from medimg.io.dicom.scanning import series_table
+from medimg.io.dicom.scanning.uniform_scan import scan_uniform_files
 from medimg.io.files.blob import Blob
-from medimg.io.files.prefetch import FileHeads
 from medimg.testing import strategies, studies
 from tests.dicom_files import make_instance, write
 from tests.io.dicom.kinds import of_each_folder
@@ -37,6 +37,15 @@ from tests.sampling import SLOW, sample
 
 PIXELS = np.zeros((4, 4), np.uint16)
 DATA_SETS = ("dicom_misc", "dicom_qa", "malformed", "cls/covid_ct_md_dev")
+
+
+@pytest.fixture(autouse=True, params=["compiled", "plain"])
+def both_walkers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run each test with the compiled library, and without it."""
+    if request.param == "plain":
+        monkeypatch.setattr("medimg.io.dicom.scanning.header_groups.load_library", lambda: None)
+    elif load_library() is None:
+        pytest.skip(f"the compiled library is {describe_library()}")
 
 
 def every_file(root: Path) -> list[Path]:
@@ -54,7 +63,7 @@ sound = cache(parsed)
 
 def check(names: list[str], *, workers: int | None = None) -> int:
     """Compare what is collected with each file read by itself; return how many took the fast way."""
-    alike, rest = scan_blocks(names, workers=workers)
+    alike, rest = scan_uniform_files(names, workers=workers)
     taken = [n for files in alike for n in files.indices]
     assert sorted(taken + rest) == list(range(len(names)))
     expected = {name: parsed(name) for files in alike for name in set(files.names)}
@@ -94,7 +103,7 @@ def siblings(folder: Path, count: int = 8, *, syntax: str | None = None, **attri
 def test_siblings_are_read_without_a_parser(tmp_path: Path, syntax: str | None) -> None:
     names = siblings(tmp_path, syntax=syntax)
     assert check(names) == len(names)
-    alike, _ = scan_blocks(names)
+    alike, _ = scan_uniform_files(names)
     assert len(alike) == 1
     index = medimg.scan(tmp_path)
     assert index[0].shape == (1, 8, 4, 4)
@@ -233,7 +242,7 @@ def test_many_layouts(tmp_path: Path) -> None:
                 block.add_new(bit, "LO", f"value {bit}")
         names.append(str(write(ds, tmp_path / f"{n}.dcm")))
     assert check(names * 3) == 180
-    assert len(scan_blocks(names)[0]) == 1
+    assert len(scan_uniform_files(names)[0]) == 1
 
 
 def test_what_is_no_usual_file_is_left(tmp_path: Path) -> None:
@@ -246,7 +255,7 @@ def test_what_is_no_usual_file_is_left(tmp_path: Path) -> None:
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
         others.append(str(tmp_path / "pipe"))
-    alike, rest = scan_blocks([others[0], *names, *others[1:], "null\0character"])
+    alike, rest = scan_uniform_files([others[0], *names, *others[1:], "null\0character"])
     assert [len(files.names) for files in alike] == [8]
     assert rest == [0, *range(9, 9 + len(others))]
 
@@ -258,7 +267,7 @@ def test_a_file_that_ends_early_is_not_taken_for_its_neighbor(tmp_path: Path) ->
     end = locate_elements(whole).pixels.at
     for count in range(130, end + 1, 7):
         Path(names[3]).write_bytes(whole[:count])
-        alike, rest = scan_blocks(names)
+        alike, rest = scan_uniform_files(names)
         assert rest == [3], count
         assert sum(len(files.names) for files in alike) == 7
 
@@ -269,26 +278,10 @@ def test_threads_change_nothing(tmp_path: Path, workers: int) -> None:
     assert check(names, workers=workers) == 240
 
 
-@pytest.mark.parametrize("limits", [("_WAIT_SECONDS",), ("_WAIT_SECONDS", "_SLOW_SECONDS")], ids=len)
-def test_slow_files_are_asked_for_ahead(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: tuple[str, ...]
-) -> None:
-    for name in limits:
-        monkeypatch.setattr(f"medimg.io.files.prefetch.{name}", 0.0)
+def test_slow_files_are_read_by_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medimg.io.dicom.scanning.uniform_scan._SLOW_SECONDS", 0.0)
     names = [*siblings(tmp_path), str(tmp_path / "absent"), str(tmp_path)] * 90
-    taken = check(names)
-    assert taken == 720
-
-
-def test_blocks_of_starts(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"a" * 100)
-    (tmp_path / "b").write_bytes(b"b" * 5)
-    names = [str(tmp_path / name) for name in ("a", "absent", "b")]
-    with FileHeads(width=16) as starts:
-        read, counts = starts.read(names)
-        assert counts.tolist() == [16, 0, 5]
-        assert read[0].tobytes() == b"a" * 16
-        assert read[2, :5].tobytes() == b"b" * 5
+    assert check(names) == 720
 
 
 @settings(max_examples=25 if SLOW else 12, deadline=None)
@@ -314,7 +307,7 @@ def test_any_byte_may_differ(eight: list[str], where: float, value: int, data: s
     at = 128 + int(where * (len(before) - 129))
     try:
         name.write_bytes(before[:at] + bytes([value]) + before[at + 1 :])
-        alike, rest = scan_blocks(eight)
+        alike, rest = scan_uniform_files(eight)
         for files in alike:
             for row, path in enumerate(files.names):
                 # the others are as they were
@@ -340,7 +333,7 @@ def test_real_trees_give_the_same_series(real_data: Path, part: str) -> None:
             # without what names the files that are left out
             source = names = [str(path) for path in of_each_folder(folder) if path.name != "DICOMDIR"]
         wrong += differences(medimg.scan(source), plain_scan(source))
-        alike, _ = scan_blocks(names)
+        alike, _ = scan_uniform_files(names)
         fast += sum(len(files.names) for files in alike)
     assert wrong == []
     assert fast >= FAST[part]
@@ -385,10 +378,6 @@ def test_whole_columns_of_times_are_regular_only_if_each_is(
     assert is_regular <= are_regular
     if not odd:
         assert is_regular
-
-
-def test_what_is_tried_is_bounded() -> None:
-    assert block_scan._MAX_TRIED <= 8
 
 
 def test_a_header_of_countless_elements_is_left_to_the_parser() -> None:

@@ -23,8 +23,8 @@ from medimg.errors import DecodeError, NotAnImageError, ReadError, TruncatedErro
 from medimg.io import _scan_index
 from medimg.io.detect import Unreadable, inspect_file
 from medimg.io.dicom.header.elements import Element, UnusualHeaderError, build_dataset, locate_elements
+from medimg.io.dicom.header.header_walk import make_header_walker
 from medimg.io.dicom.pixels._single_frame_reader import RangeReader, SingleFrameReader
-from medimg.io.dicom.scanning.header_template import HeaderTemplateWalker
 from medimg.io.files.blob import Blob
 from tests.dicom_files import write_stack
 from tests.io.dicom.plain_scan import differences, plain_scan
@@ -62,7 +62,7 @@ def test_a_group_length_that_the_parser_refuses(tmp_path: Path, chosen: tuple[in
     assert len(index.skipped) == len(chosen)
     assert differences(index, plain_scan(tmp_path)) == []
     with pytest.raises(UnusualHeaderError):
-        HeaderTemplateWalker({0x00280010}).read_header(Path(names[chosen[0]]).read_bytes())
+        make_header_walker({0x00280010}).read_header(Path(names[chosen[0]]).read_bytes())
 
 
 def test_a_character_set_that_is_no_text(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_what_the_system_refused_is_tried_again(tmp_path: Path, monkeypatch: pyt
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", refused)
-        patch.setattr("medimg.io.files.prefetch._open", lambda name: -1)
+        patch.setattr("medimg.io.dicom.header.open.read_start", lambda name, count: b"")
         found = inspect_file(Blob(str(tree / "000.dcm")))
         assert isinstance(found, Unreadable)
         assert not found.is_permanent

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from pydicom.charset import convert_encodings, default_encoding
 from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element, empty_value_for_VR
@@ -14,9 +14,7 @@ from pydicom.tag import BaseTag
 from medimg.io.dicom.header.open import to_tag_numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from medimg.io.dicom.header.elements import Element
+    from collections.abc import Iterator
 
 __all__ = ["ACQUISITION_TAGS", "MAX_VALUE_BYTES", "NUMBERED", "NUMBERS", "TEXTS", "AcquisitionElements"]
 
@@ -71,38 +69,18 @@ ACQUISITION_TAGS: Final = to_tag_numbers(
 #: No element is kept of a header in which one of them is longer.
 MAX_VALUE_BYTES: Final = 1024
 _ELEMENT: Final = struct.Struct("<I2sI")
-_EXPLICIT: Final = struct.Struct("<HH2sH")
-_IMPLICIT: Final = struct.Struct("<HHI")
 
 
 @dataclass(frozen=True, slots=True)
 class AcquisitionElements:
-    """Values of :data:`ACQUISITION_TAGS` as bytes; excluded from the repr, as they can identify."""
+    """
+    Values of :data:`ACQUISITION_TAGS`, each after its tag, VR (zeros if implicit) and length.
+
+    They are excluded from the repr, as they can identify.
+    """
 
     packed: bytes = field(repr=False)
     is_little_endian: bool = True
-    #: Whether the elements are as in the header of the file, explicit or implicit; else as packed here.
-    header: Literal["explicit", "implicit"] | None = None
-
-    @classmethod
-    def from_header(cls, head: bytes, elements: Sequence[Element]) -> AcquisitionElements | None:
-        """Copy elements of a little-endian header; None if one is too long."""
-        parts, is_short = [], True
-        for _, at, value, length, _, _ in elements:
-            if length > MAX_VALUE_BYTES:
-                return None
-            if value - at != _EXPLICIT.size:
-                is_short = False
-            parts.append(head[at : value + length])
-        if not is_short:
-            return cls.pack((e.tag, e.vr, head[e.value : e.value + e.length]) for e in elements)
-        explicit = bool(elements and elements[0].vr)
-        return cls(b"".join(parts), header="explicit" if explicit else "implicit")
-
-    @classmethod
-    def pack(cls, elements: Iterable[tuple[int, bytes, bytes]]) -> AcquisitionElements:
-        """Pack the tag, VR (empty if implicit) and little-endian value of elements."""
-        return cls(b"".join(_ELEMENT.pack(tag, vr, len(value)) + value for tag, vr, value in elements))
 
     @classmethod
     def from_dataset(cls, dataset: Dataset) -> AcquisitionElements | None:
@@ -124,17 +102,10 @@ class AcquisitionElements:
 
     def _split(self) -> Iterator[tuple[int, bytes, bytes]]:
         """Yield tag, VR (empty if implicit) and value of each element."""
-        at, vr = 0, b""
+        at = 0
         while at < len(self.packed):
-            if self.header is None:
-                number, vr, length = _ELEMENT.unpack_from(self.packed, at)
-                at += _ELEMENT.size
-            else:
-                if self.header == "explicit":
-                    group, element, vr, length = _EXPLICIT.unpack_from(self.packed, at)
-                else:
-                    group, element, length = _IMPLICIT.unpack_from(self.packed, at)
-                number, at = group << 16 | element, at + _EXPLICIT.size
+            number, vr, length = _ELEMENT.unpack_from(self.packed, at)
+            at += _ELEMENT.size
             yield number, vr, self.packed[at : at + length]
             at += length
 

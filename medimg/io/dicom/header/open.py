@@ -18,7 +18,7 @@ from medimg.io.dicom.header.elements import UnusualHeaderError, build_dataset, l
 from medimg.io.dicom.header.transfer_syntax import SYNTAXES, parse_transfer_syntax
 from medimg.io.files.blob import Blob, as_blob
 from medimg.io.files.decompress import find_window_bits
-from medimg.io.files.prefetch import read_start
+from medimg.io.files.regular_file import read_start
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -22,6 +22,7 @@ from medimg.io.dicom.header.elements import (
     build_dataset,
     locate_elements,
 )
+from medimg.io.dicom.header.header_walk import Header, make_header_walker
 from medimg.io.dicom.header.image_pixel import FORMAT_TAGS, FrameFormat, parse_frame_count, parse_frame_format
 from medimg.io.dicom.header.open import to_tag_numbers
 from medimg.io.dicom.header.transfer_syntax import IMPLICIT, NATIVE_SYNTAXES
@@ -33,11 +34,10 @@ from medimg.io.dicom.pixels._frames import (
     read_native_frame,
 )
 from medimg.io.dicom.pixels._native import check_excess, describe_excess
-from medimg.io.dicom.scanning.header_template import Header, HeaderTemplateWalker
 from medimg.io.dicom.values.modality_lut import VALUE_TAGS, parse_modality_transform
 from medimg.io.dicom.values.real_world import REAL_WORLD_TAGS, apply_real_world_scale
 from medimg.io.dicom.values.suv import SUV_TAGS
-from medimg.io.files.prefetch import OPEN_FLAGS
+from medimg.io.files.regular_file import OPEN_FLAGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -181,7 +181,7 @@ class SingleFrameReader:
         self._values = values
         self._first_acquired = first_acquired
         self._tags = list_value_tags(values)
-        self._walker = HeaderTemplateWalker(self._tags)
+        self._walker = make_header_walker(self._tags)
         self._own_headers: _HeaderCache = {}
         # SUV depends on other files, too
         self._shared_headers = (

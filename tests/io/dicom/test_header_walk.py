@@ -1,9 +1,8 @@
-"""A walk that looks elements up comes to what a walk that takes each apart comes to."""
+"""Walks of headers in memory, compiled and plain, against the elements one by one."""
 
 from __future__ import annotations
 
 import struct
-from collections import defaultdict
 from pathlib import Path
 from typing import Final
 
@@ -12,11 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medimg._native.library import load_library
 from medimg.io.dicom.header.elements import UnusualHeaderError, locate_elements
+from medimg.io.dicom.header.header_walk import (
+    CompiledHeaderWalker,
+    Header,
+    HeaderWalker,
+    PlainHeaderWalker,
+)
 from medimg.io.dicom.header.image_pixel import FrameFormat
 from medimg.io.dicom.pixels._frames import interpret_bits
 from medimg.io.dicom.pixels._single_frame_reader import list_value_tags
-from medimg.io.dicom.scanning.header_template import Header, HeaderTemplateWalker
 from tests.dicom_files import make_instance, write
 from tests.io.dicom.kinds import of_each_folder
 from tests.sampling import SLOW
@@ -35,29 +40,30 @@ def plainly(head: bytes) -> Header | None:
     return Header(outline.pixels, outline.syntax, uid.rstrip(b"\0 "), wanted)
 
 
-def walked(walker: HeaderTemplateWalker, head: bytes) -> Header | None:
+def walked(walker: HeaderWalker, head: bytes) -> Header | None:
     try:
         return walker.read_header(head)
     except UnusualHeaderError:
         return None
 
 
+def make_walkers() -> list[HeaderWalker]:
+    tags, library = list_value_tags("auto"), load_library()
+    plain = PlainHeaderWalker(tags)
+    return [plain] if library is None else [plain, CompiledHeaderWalker(library, tags)]
+
+
 def test_real_headers(real_data: Path) -> None:
-    walker, usual = HeaderTemplateWalker(list_value_tags("auto")), 0
-    walkers: dict[Path, HeaderTemplateWalker] = defaultdict(
-        lambda: HeaderTemplateWalker(list_value_tags("auto"))
-    )
+    walkers, usual = make_walkers(), 0
     for path in (p for p in of_each_folder(real_data) if p.stat().st_size < 2**22):
         head = path.read_bytes()
         try:
             expected = plainly(head)
         except UnusualHeaderError:
             expected = None
-        assert walked(walker, head) == expected, path
-        assert walked(walkers[path.parent], head) == expected, path
+        assert [walked(walker, head) for walker in walkers] == [expected] * len(walkers), path
         usual += expected is not None
     assert usual > (1000 if SLOW else 300)
-    assert sum(walker._followed for walker in walkers.values()) > usual // 4
 
 
 EXPLICIT: Final = b"1.2.840.10008.1.2.1\0"
@@ -127,53 +133,14 @@ def headers(draw: st.DrawFn) -> list[bytes]:
 
 @settings(deadline=None, max_examples=400 if SLOW else 100)
 @given(heads=headers())
-def test_a_chain_comes_to_what_a_walk_comes_to(heads: list[bytes]) -> None:
-    walker = HeaderTemplateWalker(list_value_tags("auto"))
-    for head in [*heads, *heads]:
+def test_generated_headers(heads: list[bytes]) -> None:
+    walkers = make_walkers()
+    for head in heads:
         try:
             expected = plainly(head)
         except UnusualHeaderError:
             expected = None
-        assert walked(walker, head) == expected
-        assert walked(HeaderTemplateWalker(list_value_tags("auto")), head) == expected
-
-
-@pytest.mark.parametrize("is_implicit", [False, True])
-def test_what_differs_is_learned(*, is_implicit: bool) -> None:
-    """Each element differs in turn, the first of the data set apart; in the end, nothing is walked."""
-    walker, tags = HeaderTemplateWalker(list_value_tags("auto")), list_value_tags("auto")
-
-    def head(number: int, **others: bytes) -> bytes:
-        fixed = {0x00020010: IMPLICIT if is_implicit else EXPLICIT, 0x00080005: b""}
-        fixed |= {int(tag[1:], 16): value for tag, value in others.items()}
-        chosen = ((tag, vr, fixed.get(tag, values[number % len(values)])) for tag, vr, values in ELEMENTS)
-        parts = (element(*each, is_implicit=is_implicit) for each in chosen)
-        return bytes(128) + b"DICM" + b"".join(parts)
-
-    for number in range(6):
-        walker.read_header(head(number))
-    before = walker._followed
-    for number in range(6, 12):
-        found = walker.read_header(head(number))
-        assert found == plainly(head(number)) == HeaderTemplateWalker(tags).read_header(head(number))
-    assert walker._followed == before + 6
-    assert walker.read_header(head(0)) != walker.read_header(head(1))
-    # what would still follow, were nothing else looked at
-    assert walked(walker, head(0, t00080018=b"1.2.3")) is None
-    if not is_implicit:
-        assert walker.read_header(head(0, t00020010=RLE)).syntax == "1.2.840.10008.1.2.5"
-        assert walker.read_header(head(0)).syntax == "1.2.840.10008.1.2.1"
-
-
-def test_headers_that_have_nothing_in_common_are_given_up() -> None:
-    """Chains that never help cost no more than a few."""
-    walker = HeaderTemplateWalker(list_value_tags("auto"))
-    for number in range(40):
-        tags = [ELEMENTS[n] for n in range(len(ELEMENTS)) if n in (2, 17) or (number >> (n % 6)) & 1]
-        parts = (element(tag, vr, values[0], is_implicit=False) for tag, vr, values in tags)
-        head = bytes(128) + b"DICM" + b"".join(parts)
-        assert walked(walker, head) == plainly(head)
-    assert walker._failures <= 8 + walker._followed
+        assert [walked(walker, head) for walker in walkers] == [expected] * len(walkers)
 
 
 @pytest.fixture(scope="module")
@@ -187,15 +154,13 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def test_damaged_headers(sound: bytes, at: int, value: int, cut: int) -> None:
     data = bytearray(sound)
     data[at % len(data)] = value
-    walker = HeaderTemplateWalker(list_value_tags("auto"))
+    walkers = make_walkers()
     for head in (bytes(data), bytes(data[:cut])):
         try:
             expected = plainly(head)
         except UnusualHeaderError:
             expected = None
-        assert walked(walker, head) == expected
-        # what it has learned changes nothing
-        assert walked(walker, head) == expected
+        assert [walked(walker, head) for walker in walkers] == [expected] * len(walkers)
 
 
 @settings(deadline=None, max_examples=200)

@@ -1,0 +1,225 @@
+"""Calls of the compiled header walker: one header in memory, or the headers of many files."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import numpy.typing as npt
+
+__all__ = ["HeaderScan", "HeaderTables", "HeaderWalk", "WantedElement"]
+
+_ENDS: Final = 2
+#: Numbers in the answer of a walk: these, and two for each run of wanted elements.
+_FIXED: Final = 10
+_CAPACITY: Final = 512
+
+
+class WantedElement(NamedTuple):
+    """An element of which a scan keeps the value, its VR in explicit files (empty: any), and what for."""
+
+    tag: int
+    vr: bytes
+    roles: int  # see the roles in header_scan.cpp
+    column: int
+
+
+class HeaderTables(NamedTuple):
+    """Files by number, -1 if they are left to a parser; values of file f and column c by `offsets`."""
+
+    groups: npt.NDArray[np.int32]  # (files)
+    acquisitions: npt.NDArray[np.int32]  # (files), -1 for none
+    classes: npt.NDArray[np.int32]  # (groups)
+    offsets: npt.NDArray[np.int64]  # (files × columns + 1)
+    values: bytes
+    series: list[tuple[bytes, ...]]  # of each group
+    packed_acquisitions: list[bytes]
+
+
+class _WantedElement(ctypes.Structure):
+    _fields_ = (
+        ("tag", ctypes.c_uint32),
+        ("vr", ctypes.c_char * 2),
+        ("roles", ctypes.c_uint8),
+        ("column", ctypes.c_uint8),
+    )
+
+
+class _Tables(ctypes.Structure):
+    _fields_ = (
+        ("files", ctypes.c_int64),
+        ("groups", ctypes.c_int64),
+        ("acquisitions", ctypes.c_int64),
+        ("group_of_file", ctypes.c_void_p),
+        ("acquisition_of_file", ctypes.c_void_p),
+        ("class_of_group", ctypes.c_void_p),
+        ("offsets", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+    )
+
+
+class HeaderScan:
+    """
+    Reads headers of files and groups files that differ in a few elements only.
+
+    `wanted` is ascending by tag. Files with a longer value than `max_value`, but for those of acquisitions
+    alone, are left to a parser.
+    """
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        wanted: Sequence[WantedElement],
+        *,
+        max_value: int,
+        max_acquisition: int,
+        syntaxes: Iterable[str],
+        implicit: str,
+    ) -> None:
+        self._library = library
+        _declare(library)
+        array = (_WantedElement * len(wanted))(*wanted)
+        self._columns = 1 + max(e.column for e in wanted if e.roles & 2)
+        self._scan = library.medimg_scan_new(
+            array, len(wanted), max_value, max_acquisition, " ".join(syntaxes).encode(), implicit.encode()
+        )
+        if not self._scan:
+            raise MemoryError
+
+    def __del__(self) -> None:
+        if getattr(self, "_scan", None):
+            self._library.medimg_scan_free(self._scan)
+
+    def add(self, names: Sequence[str], threads: int) -> None:
+        """Read the headers of files, by several threads."""
+        encoded = [name.encode() if sys.platform == "win32" else os.fsencode(name) for name in names]
+        # the system refuses names with zeros, and no file has an empty one
+        paths = b"".join((b"" if b"\0" in name else name) + b"\0" for name in encoded)
+        if self._library.medimg_scan_add(self._scan, paths, len(encoded), threads):
+            raise MemoryError
+
+    def get_tables(self) -> HeaderTables:
+        """Return what was found."""
+        found = _Tables()
+        self._library.medimg_scan_tables(self._scan, ctypes.byref(found))
+        files, columns = found.files, self._columns
+        offsets = np.frombuffer(ctypes.string_at(found.offsets, 8 * (files * columns + 1)), np.int64)
+
+        def read_numbers(address: int | None, count: int) -> npt.NDArray[np.int32]:
+            return np.frombuffer(ctypes.string_at(address, 4 * count) if count and address else b"", np.int32)
+
+        size = int(offsets[-1])
+        return HeaderTables(
+            read_numbers(found.group_of_file, files),
+            read_numbers(found.acquisition_of_file, files),
+            read_numbers(found.class_of_group, found.groups),
+            offsets,
+            ctypes.string_at(found.values, size) if size else b"",
+            [_split_values(self._get(self._library.medimg_scan_series, n)) for n in range(found.groups)],
+            [self._get(self._library.medimg_scan_acquisition, n) for n in range(found.acquisitions)],
+        )
+
+    def _get(self, function: ctypes._NamedFuncPointer, number: int) -> bytes:
+        size = ctypes.c_int64()
+        return ctypes.string_at(function(self._scan, number, ctypes.byref(size)), size.value)
+
+
+def _split_values(joined: bytes) -> tuple[bytes, ...]:
+    """Split values, each after its length in four bytes."""
+    found, at = [], 0
+    while at < len(joined):
+        size = int.from_bytes(joined[at : at + 4], "little")
+        found.append(joined[at + 4 : at + 4 + size])
+        at += 4 + size
+    return tuple(found)
+
+
+class WalkedHeader(NamedTuple):
+    """Offsets in a header, those of UIDs with padding; the wanted elements as runs of bytes."""
+
+    pixel_tag: int
+    pixels: int
+    pixel_value: int
+    pixel_length: int
+    pixel_vr: bytes  # empty if implicit
+    instance_uid: slice
+    syntax: slice
+    wanted: list[slice]
+
+
+class HeaderWalk:
+    """Finds the wanted elements of headers in memory, from any thread; headers with `refused` are unusual."""
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        wanted: Iterable[int],
+        refused: Iterable[int],
+        *,
+        instance_uid: int,
+        syntaxes: Iterable[str],
+        implicit: str,
+    ) -> None:
+        self._library = library
+        _declare(library)
+        kept, unusual = sorted(wanted), sorted(refused)
+        self._walker = library.medimg_walker_new(
+            " ".join(syntaxes).encode(),
+            implicit.encode(),
+            (ctypes.c_uint32 * len(kept))(*kept),
+            len(kept),
+            (ctypes.c_uint32 * len(unusual))(*unusual),
+            len(unusual),
+            instance_uid,
+        )
+        if not self._walker:
+            raise MemoryError
+
+    def __del__(self) -> None:
+        if getattr(self, "_walker", None):
+            self._library.medimg_walker_free(self._walker)
+
+    def run(self, head: bytes) -> WalkedHeader | Literal["unusual", "ends"]:
+        """Return what was found, or whether the header is unusual or ends early."""
+        answer = (ctypes.c_uint64 * _CAPACITY)()
+        status: int = self._library.medimg_walker_run(self._walker, head, len(head), answer, _CAPACITY)
+        if status:
+            return "ends" if status == _ENDS else "unusual"
+        tag, at, value, length, vr, uid, uid_size, syntax, syntax_size, runs = answer[:_FIXED]
+        ends = answer[_FIXED : _FIXED + 2 * runs]
+        return WalkedHeader(
+            tag,
+            at,
+            value,
+            length,
+            vr.to_bytes(2, "little") if vr else b"",
+            slice(uid, uid + uid_size),
+            slice(syntax, syntax + syntax_size),
+            [slice(*pair) for pair in zip(ends[::2], ends[1::2], strict=True)],
+        )
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    pointer, number, size = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
+    text = ctypes.c_char_p
+    signatures = {
+        "medimg_scan_new": (pointer, [pointer, number, ctypes.c_uint32, ctypes.c_uint32, text, text]),
+        "medimg_scan_free": (None, [pointer]),
+        "medimg_scan_add": (number, [pointer, text, size, number]),
+        "medimg_scan_tables": (None, [pointer, pointer]),
+        "medimg_scan_series": (pointer, [pointer, number, pointer]),
+        "medimg_scan_acquisition": (pointer, [pointer, number, pointer]),
+        "medimg_walker_new": (pointer, [text, text, pointer, number, pointer, number, ctypes.c_uint32]),
+        "medimg_walker_free": (None, [pointer]),
+        "medimg_walker_run": (number, [pointer, text, ctypes.c_uint64, pointer, ctypes.c_uint64]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments

@@ -1,0 +1,112 @@
+#include "files.h"
+
+#include <algorithm>
+
+#if defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
+
+#include <string>
+#else
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#endif
+
+namespace medimg {
+
+namespace {
+
+// Most headers fit in the first window.
+constexpr std::size_t kFirstWindow = 8192;
+constexpr std::size_t kWindow = 65536;
+
+}  // namespace
+
+#if defined(_WIN32)
+
+File::File(const char* path) : handle_(INVALID_HANDLE_VALUE) {
+  const int count = MultiByteToWideChar(CP_UTF8, 0, path, -1, nullptr, 0);
+  if (count <= 0) {
+    return;
+  }
+  std::wstring wide(static_cast<std::size_t>(count), L'\0');
+  MultiByteToWideChar(CP_UTF8, 0, path, -1, &wide[0], count);
+  handle_ = CreateFileW(wide.c_str(), GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE,
+                        nullptr, OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, nullptr);
+  if (handle_ != INVALID_HANDLE_VALUE && GetFileType(handle_) != FILE_TYPE_DISK) {
+    CloseHandle(handle_);
+    handle_ = INVALID_HANDLE_VALUE;
+  }
+}
+
+File::~File() {
+  if (handle_ != INVALID_HANDLE_VALUE) {
+    CloseHandle(handle_);
+  }
+}
+
+bool File::is_open() const { return handle_ != INVALID_HANDLE_VALUE; }
+
+std::size_t File::read(std::uint64_t offset, std::uint8_t* to, std::size_t size) const {
+  OVERLAPPED place = {};
+  place.Offset = static_cast<DWORD>(offset);
+  place.OffsetHigh = static_cast<DWORD>(offset >> 32);
+  DWORD count = 0;
+  if (!ReadFile(handle_, to, static_cast<DWORD>(size), &count, &place)) {
+    return 0;
+  }
+  return count;
+}
+
+#else
+
+// without waiting for a pipe in place of a file; pread refuses it
+File::File(const char* path) : descriptor_(::open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC)) {}
+
+File::~File() {
+  if (descriptor_ >= 0) {
+    ::close(descriptor_);
+  }
+}
+
+bool File::is_open() const { return descriptor_ >= 0; }
+
+std::size_t File::read(std::uint64_t offset, std::uint8_t* to, std::size_t size) const {
+  std::size_t done = 0;
+  while (done < size) {
+    const ssize_t count = ::pread(descriptor_, to + done, size - done, static_cast<off_t>(offset + done));
+    if (count < 0 && errno == EINTR) {
+      continue;
+    }
+    if (count <= 0) {
+      return count < 0 ? 0 : done;
+    }
+    done += static_cast<std::size_t>(count);
+    // a short read of a regular file is its end, but for rare interruptions: one more call says so
+  }
+  return done;
+}
+
+#endif
+
+FileSource::FileSource(const File& file, std::vector<std::uint8_t>& buffer) : file_(file), buffer_(buffer) {
+  buffer_.resize(std::max(buffer_.size(), kWindow));
+  length_ = file_.read(0, buffer_.data(), kFirstWindow);
+}
+
+const std::uint8_t* FileSource::refill(std::uint64_t offset, std::size_t size) {
+  if (offset > UINT64_MAX / 2) {
+    return nullptr;
+  }
+  const std::size_t wanted = std::max(size, kWindow);
+  if (buffer_.size() < wanted) {
+    buffer_.resize(wanted);
+  }
+  begin_ = offset;
+  length_ = file_.read(offset, buffer_.data(), wanted);
+  return length_ >= size ? buffer_.data() : nullptr;
+}
+
+}  // namespace medimg

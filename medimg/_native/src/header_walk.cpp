@@ -1,0 +1,156 @@
+#include "header_walk.h"
+
+#include <algorithm>
+#include <exception>
+
+#include "api.h"
+#include "files.h"
+
+namespace medimg {
+
+int get_explicit_size(const std::uint8_t* vr) {
+  switch (vr[0] << 8 | vr[1]) {
+    case 'A' << 8 | 'E':
+    case 'A' << 8 | 'S':
+    case 'A' << 8 | 'T':
+    case 'C' << 8 | 'S':
+    case 'D' << 8 | 'A':
+    case 'D' << 8 | 'S':
+    case 'D' << 8 | 'T':
+    case 'F' << 8 | 'D':
+    case 'F' << 8 | 'L':
+    case 'I' << 8 | 'S':
+    case 'L' << 8 | 'O':
+    case 'L' << 8 | 'T':
+    case 'P' << 8 | 'N':
+    case 'S' << 8 | 'H':
+    case 'S' << 8 | 'L':
+    case 'S' << 8 | 'S':
+    case 'S' << 8 | 'T':
+    case 'T' << 8 | 'M':
+    case 'U' << 8 | 'I':
+    case 'U' << 8 | 'L':
+    case 'U' << 8 | 'S':
+      return 8;
+    case 'O' << 8 | 'B':
+    case 'O' << 8 | 'D':
+    case 'O' << 8 | 'F':
+    case 'O' << 8 | 'L':
+    case 'O' << 8 | 'V':
+    case 'O' << 8 | 'W':
+    case 'S' << 8 | 'Q':
+    case 'S' << 8 | 'V':
+    case 'U' << 8 | 'C':
+    case 'U' << 8 | 'N':
+    case 'U' << 8 | 'R':
+    case 'U' << 8 | 'T':
+    case 'U' << 8 | 'V':
+      return 12;
+    default:
+      return 0;
+  }
+}
+
+Syntaxes split_syntaxes(const char* joined) {
+  Syntaxes found;
+  std::string name;
+  for (; *joined != '\0'; ++joined) {
+    if (*joined == ' ') {
+      found.insert(name);
+      name.clear();
+    } else {
+      name += *joined;
+    }
+  }
+  found.insert(name);
+  return found;
+}
+
+namespace {
+
+struct Walker {
+  Syntaxes syntaxes;
+  std::string implicit;
+  std::vector<std::uint32_t> wanted;   // ascending
+  std::vector<std::uint32_t> refused;  // ascending
+  std::uint32_t instance_uid;
+};
+
+bool contains(const std::vector<std::uint32_t>& tags, std::uint32_t tag) {
+  return std::binary_search(tags.begin(), tags.end(), tag);
+}
+
+// Numbers in the answer before the runs of wanted elements.
+constexpr std::size_t kFixed = 10;
+
+}  // namespace
+
+}  // namespace medimg
+
+// `syntaxes` are UIDs with spaces between them; the tags are ascending. Null if memory is short.
+MEDIMG_API void* medimg_walker_new(const char* syntaxes, const char* implicit, const std::uint32_t* wanted,
+                                   std::int32_t wanted_count, const std::uint32_t* refused,
+                                   std::int32_t refused_count, std::uint32_t instance_uid) {
+  try {
+    return new medimg::Walker{medimg::split_syntaxes(syntaxes), implicit,
+                              std::vector<std::uint32_t>(wanted, wanted + wanted_count),
+                              std::vector<std::uint32_t>(refused, refused + refused_count), instance_uid};
+  } catch (const std::exception&) {
+    return nullptr;
+  }
+}
+
+MEDIMG_API void medimg_walker_free(void* walker) { delete static_cast<medimg::Walker*>(walker); }
+
+// Walks the start of a file. The answer has `capacity` numbers: tag, offset, offset of the value, length and VR
+// of the pixel data; offset and size of the SOP Instance UID and of the Transfer Syntax UID, with padding; the
+// number of runs of wanted elements, and offset and end of each. Returns a Status; -1 if memory is short.
+MEDIMG_API std::int32_t medimg_walker_run(const void* walker, const std::uint8_t* head, std::uint64_t size,
+                                          std::uint64_t* answer, std::uint64_t capacity) {
+  const auto& config = *static_cast<const medimg::Walker*>(walker);
+  try {
+    medimg::MemorySource source(head, static_cast<std::size_t>(size));
+    medimg::HeaderWalk<medimg::MemorySource> walk(source, config.syntaxes, config.implicit);
+    std::fill(answer, answer + medimg::kFixed, 0);
+    std::size_t used = medimg::kFixed;
+    const auto visit = [&](const medimg::Element& element, std::uint64_t end) {
+      if (element.tag == config.instance_uid) {
+        answer[5] = element.value;
+        answer[6] = end - element.value;
+      } else if (element.tag == medimg::kTransferSyntax) {
+        answer[7] = element.value;
+        answer[8] = end - element.value;
+      } else if (medimg::contains(config.refused, element.tag)) {
+        return false;
+      }
+      if (!medimg::contains(config.wanted, element.tag)) {
+        return true;
+      }
+      if (used > medimg::kFixed && answer[used - 1] == element.at) {
+        answer[used - 1] = end;
+        return true;
+      }
+      if (used + 2 > capacity) {
+        return false;
+      }
+      answer[used] = element.at;
+      answer[used + 1] = end;
+      used += 2;
+      return true;
+    };
+    const medimg::Status status = walk.run(visit);
+    const medimg::Element& pixels = walk.pixels();
+    answer[0] = pixels.tag;
+    answer[1] = pixels.at;
+    answer[2] = pixels.value;
+    answer[3] = pixels.length;
+    answer[4] = medimg::load16(reinterpret_cast<const std::uint8_t*>(pixels.vr));
+    answer[9] = (used - medimg::kFixed) / 2;
+    return static_cast<std::int32_t>(status);
+  } catch (const std::exception&) {
+    return -1;
+  }
+}
+
+// Raised with each change of these functions.
+MEDIMG_API std::int32_t medimg_interface() { return 1; }

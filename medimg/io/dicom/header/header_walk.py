@@ -1,0 +1,100 @@
+"""Finds, in the headers of single-frame files, the elements that the values of pixels depend on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from medimg._native.headers import HeaderWalk
+from medimg._native.library import load_library
+from medimg.io.dicom.header.elements import (
+    Element,
+    UnusualHeaderError,
+    locate_elements,
+)
+from medimg.io.dicom.header.transfer_syntax import EXPLICIT, IMPLICIT, SYNTAXES
+
+if TYPE_CHECKING:
+    import ctypes
+    from collections.abc import Collection
+
+__all__ = ["Header", "HeaderWalker", "make_header_walker"]
+
+_INSTANCE_UID: Final = 0x00080018
+#: Functional groups and offset tables, which single-frame files do not have.
+_MANY_FRAMES: Final = frozenset({0x52009229, 0x52009230, 0x7FE00001, 0x7FE00002})
+
+
+class Header(NamedTuple):
+    """Result of a walk: pixel data, transfer syntax UID, SOP Instance UID, and the wanted elements."""
+
+    pixels: Element
+    syntax: str
+    uid: bytes
+    wanted: bytes
+
+
+class HeaderWalker(Protocol):
+    """Walks headers of single-frame files, from any thread."""
+
+    def read_header(self, head: bytes) -> Header:
+        """
+        Return the header of a file, from bytes that are complete up to the pixel values.
+
+        Raises UnusualHeaderError if it can't be walked, is incomplete, or has several frames.
+        """
+
+
+def make_header_walker(tags: Collection[int]) -> HeaderWalker:
+    """Return a walker that keeps the elements `tags`."""
+    library = load_library()
+    return PlainHeaderWalker(tags) if library is None else CompiledHeaderWalker(library, tags)
+
+
+class CompiledHeaderWalker:
+    """A walker by the compiled library."""
+
+    def __init__(self, library: ctypes.CDLL, tags: Collection[int]) -> None:
+        self._walk = HeaderWalk(
+            library,
+            tags,
+            _MANY_FRAMES,
+            instance_uid=_INSTANCE_UID,
+            syntaxes=(EXPLICIT, IMPLICIT, *SYNTAXES),
+            implicit=IMPLICIT,
+        )
+
+    def read_header(self, head: bytes) -> Header:
+        """Return the header of a file; see :class:`HeaderWalker`."""
+        found = self._walk.run(head)
+        if isinstance(found, str):
+            raise UnusualHeaderError(ends=found == "ends")
+        tag, at, value, length, vr, uid, syntax, wanted = found
+        return Header(
+            Element(tag, at, value, length, vr, 0),
+            head[syntax].rstrip(b"\0 ").decode("latin-1"),
+            head[uid].rstrip(b"\0 "),
+            b"".join([head[run] for run in wanted]),
+        )
+
+
+class PlainHeaderWalker:
+    """A walker without the compiled library."""
+
+    def __init__(self, tags: Collection[int]) -> None:
+        self._tags = tags
+
+    def read_header(self, head: bytes) -> Header:
+        """Return the header of a file; see :class:`HeaderWalker`."""
+        offsets = locate_elements(head)
+        uid, wanted = b"", []
+        for element in offsets.elements:
+            tag, at, value, length, _, depth = element
+            if depth:
+                continue
+            if tag in _MANY_FRAMES:
+                raise UnusualHeaderError
+            if tag in self._tags:
+                wanted.append(head[at : offsets.find_end(element)])
+            if tag == _INSTANCE_UID:
+                uid = head[value : value + length].rstrip(b"\0 ")
+        return Header(offsets.pixels, offsets.syntax, uid, b"".join(wanted))

@@ -1,0 +1,218 @@
+"""
+Header groups: files whose headers differ only in a few elements, which the bytes of the headers alone show.
+
+Files of one class are equal in all elements that matter, but for those of a file and those of a series.
+Headers are walked by the compiled library, or one after the other in Python where there is none.
+"""
+
+from __future__ import annotations
+
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+
+from medimg._native.headers import HeaderScan, WantedElement
+from medimg._native.library import load_library
+from medimg.io.dicom.header.acquisition import ACQUISITION_TAGS, MAX_VALUE_BYTES, AcquisitionElements
+from medimg.io.dicom.header.elements import UnusualHeaderError, locate_elements
+from medimg.io.dicom.header.instance import HEADER_TAGS
+from medimg.io.dicom.header.mosaic import CSA_TAGS
+from medimg.io.dicom.header.open import to_tag_numbers
+from medimg.io.dicom.header.transfer_syntax import EXPLICIT, IMPLICIT, SYNTAXES
+from medimg.io.dicom.scanning.series_table import FILE_ELEMENTS, SERIES_ELEMENTS, InstanceColumns
+from medimg.io.files.regular_file import read_start
+
+if TYPE_CHECKING:
+    import ctypes
+    from collections.abc import Sequence
+
+__all__ = ["HeaderGroup", "HeaderGroups", "make_header_groups"]
+
+_OWN: Final = dict((*FILE_ELEMENTS, *SERIES_ELEMENTS))
+#: Elements that must be equal. The Siemens header matters only if others indicate a mosaic.
+_COMMON: Final = (HEADER_TAGS | to_tag_numbers("SpecificCharacterSet", "TransferSyntaxUID")) - {
+    *_OWN,
+    *CSA_TAGS,
+}
+#: Sequences that may contain the position.
+_GROUPS: Final = to_tag_numbers("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+_WANTED: Final = _COMMON | _OWN.keys() | ACQUISITION_TAGS
+_MAX_VALUE: Final = 2**14
+#: Bytes of a header that are read first, and at most.
+_FIRST_READ: Final = 2**13
+_MAX_HEAD: Final = 2**22
+_THREADS: Final = 16
+_ELEMENT: Final = struct.Struct("<I2sI")
+
+
+class HeaderGroup(NamedTuple):
+    """Files of one class and series: the values of :data:`SERIES_ELEMENTS`, and a row for each file."""
+
+    header_class: int
+    series: tuple[bytes, ...]
+    rows: InstanceColumns
+
+
+class HeaderGroups(Protocol):
+    """Collects files; those that are left to the parser are in no group."""
+
+    def add(self, names: Sequence[str], threads: int) -> None:
+        """Read the headers of more files."""
+
+    def finish(self) -> tuple[list[HeaderGroup], list[int]]:
+        """Return the groups, and the indices of all other files, ascending."""
+
+
+def make_header_groups() -> HeaderGroups:
+    """Return an empty collection."""
+    library = load_library()
+    return PlainHeaderGroups() if library is None else CompiledHeaderGroups(library)
+
+
+class CompiledHeaderGroups:
+    """Header groups by the compiled library."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._names: list[str] = []
+        self._scan = HeaderScan(
+            library,
+            _list_wanted(),
+            max_value=_MAX_VALUE,
+            max_acquisition=MAX_VALUE_BYTES,
+            syntaxes=(EXPLICIT, IMPLICIT, *SYNTAXES),
+            implicit=IMPLICIT,
+        )
+
+    def add(self, names: Sequence[str], threads: int) -> None:
+        """Read the headers of more files."""
+        self._scan.add(names, threads)
+        self._names += names
+
+    def finish(self) -> tuple[list[HeaderGroup], list[int]]:
+        """Return the groups, and the indices of all other files, ascending."""
+        tables = self._scan.get_tables()
+        acquisitions = [AcquisitionElements(packed) for packed in tables.packed_acquisitions]
+        order = np.argsort(tables.groups, kind="stable")
+        ends = np.cumsum(np.bincount(tables.groups + 1, minlength=len(tables.series) + 1))
+        rest, *members = np.split(order, ends[:-1])
+        starts = tables.offsets[:-1].reshape(-1, len(FILE_ELEMENTS))
+        stops = tables.offsets[1:].reshape(-1, len(FILE_ELEMENTS))
+        groups = []
+        for number, chosen in enumerate(members):
+            rows = InstanceColumns()
+            indices = chosen.tolist()
+            kept = tables.acquisitions[chosen].tolist()
+            rows.extend(
+                indices,
+                [self._names[n] for n in indices],
+                [
+                    [tables.values[a:b] for a, b in zip(begin.tolist(), end.tolist(), strict=True)]
+                    for begin, end in zip(starts[chosen].T, stops[chosen].T, strict=True)
+                ],
+                [acquisitions[n] if n >= 0 else None for n in kept],
+            )
+            groups.append(HeaderGroup(int(tables.classes[number]), tables.series[number], rows))
+        return groups, rest.tolist()
+
+
+@cache
+def _list_wanted() -> list[WantedElement]:
+    """Return what the compiled scan keeps, with the roles that it knows."""
+    files, series = ({tag: n for n, (tag, _) in enumerate(e)} for e in (FILE_ELEMENTS, SERIES_ELEMENTS))
+    return [
+        WantedElement(
+            tag,
+            _OWN.get(tag, b""),
+            (tag in _COMMON)
+            | (tag in files) << 1
+            | (tag in series) << 2
+            | (tag in ACQUISITION_TAGS) << 3
+            | (tag in _GROUPS) << 4,
+            files.get(tag, series.get(tag, 0)),
+        )
+        for tag in sorted(_WANTED)
+    ]
+
+
+#: Tag, VR and value of each common element.
+_Common: TypeAlias = bytes
+
+
+class PlainHeaderGroups:
+    """Header groups without the compiled library."""
+
+    def __init__(self) -> None:
+        self._classes: dict[_Common, int] = {}
+        self._groups: dict[tuple[int, tuple[bytes, ...]], InstanceColumns] = {}
+        self._acquisitions: dict[bytes, AcquisitionElements] = {}
+        self._rest: list[int] = []
+        self._count = 0
+
+    def add(self, names: Sequence[str], threads: int) -> None:
+        """Read the headers of more files."""
+        with ThreadPoolExecutor(threads) as pool:
+            read = map if threads == 1 else pool.map
+            for name, head in zip(names, read(_read_first, names), strict=True):
+                if not self._add(name, head):
+                    self._rest.append(self._count)
+                self._count += 1
+
+    def finish(self) -> tuple[list[HeaderGroup], list[int]]:
+        """Return the groups, and the indices of all other files, ascending."""
+        return [HeaderGroup(*key, rows) for key, rows in self._groups.items()], self._rest
+
+    def _add(self, name: str, head: bytes) -> bool:
+        """Add a file; False if it is left to the parser."""
+        try:
+            values = _read_values(name, head)
+        except UnusualHeaderError:
+            return False
+        common: list[bytes] = []
+        kept: list[bytes] | None = []
+        for tag, (vr, value) in values.items():
+            if tag in _GROUPS or vr not in (_OWN.get(tag, vr), b""):
+                return False
+            packed = _ELEMENT.pack(tag, vr, len(value)) + value
+            if tag in _COMMON:
+                common.append(packed)
+            if kept is not None and tag in ACQUISITION_TAGS:
+                if len(value) > MAX_VALUE_BYTES:
+                    kept = None
+                else:
+                    kept.append(packed)
+            if len(value) > _MAX_VALUE and (tag in _COMMON or tag in _OWN):
+                return False
+        header_class = self._classes.setdefault(b"".join(common), len(self._classes))
+        nothing = (b"", b"")
+        series = tuple(values.get(tag, nothing)[1].rstrip(b"\0") for tag, _ in SERIES_ELEMENTS)
+        own = [[values.get(tag, nothing)[1].rstrip(b"\0")] for tag, _ in FILE_ELEMENTS]
+        joined = None if kept is None else b"".join(kept)
+        acquisition = (
+            None if joined is None else self._acquisitions.setdefault(joined, AcquisitionElements(joined))
+        )
+        rows = self._groups.setdefault((header_class, series), InstanceColumns())
+        rows.extend([self._count], [name], own, [acquisition])
+        return True
+
+
+def _read_first(name: str) -> bytes:
+    return read_start(name, _FIRST_READ)
+
+
+def _read_values(name: str, head: bytes) -> dict[int, tuple[bytes, bytes]]:
+    """Return VR and value of the wanted elements, reading more of the file as needed."""
+    while True:
+        try:
+            offsets = locate_elements(head)
+            break
+        except UnusualHeaderError as error:
+            if not error.ends or len(head) < _FIRST_READ or len(head) >= _MAX_HEAD:
+                raise
+        longer = read_start(name, 8 * len(head))
+        if len(longer) <= len(head):
+            raise UnusualHeaderError
+        head = longer
+    return {e.tag: (e.vr, head[e.value : offsets.find_end(e)]) for e in offsets.select(_WANTED)}

@@ -1,0 +1,79 @@
+"""Uniform scan: finds the files of each series that differ in a few elements; all others need the parser."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Final
+
+from medimg.errors import MedimgError
+from medimg.io.dicom.header.instance import read_instance
+from medimg.io.dicom.scanning.header_groups import make_header_groups
+from medimg.io.dicom.scanning.series_table import UniformFiles, build_uniform_files, is_plain
+from medimg.io.files.blob import Blob
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from medimg.io.dicom.header.instance import Instance
+    from medimg.io.dicom.scanning.header_groups import HeaderGroup
+
+__all__ = ["scan_uniform_files"]
+
+_FIRST_FILES: Final = 64
+_FILES: Final = 1024
+#: If a thread takes longer for a file, it waits for the disk or network: many threads wait at once.
+_SLOW_SECONDS: Final = 3e-4
+_MANY_THREADS: Final = 16
+
+
+def scan_uniform_files(
+    names: Sequence[str], *, workers: int | None = None, done: Callable[[int], object] | None = None
+) -> tuple[list[UniformFiles], list[int]]:
+    """
+    Return the regular DICOM files among `names`, by series, and the indices of the others, ascending.
+
+    `done` is called now and then with the number of files read since.
+    """
+    headers = make_header_groups()
+    threads = workers or os.cpu_count() or 1
+    at, size = 0, _FIRST_FILES
+    while at < len(names):
+        some = names[at : at + size]
+        began = time.perf_counter()
+        headers.add(some, threads)
+        if workers is None and (time.perf_counter() - began) * threads / len(some) > _SLOW_SECONDS:
+            threads = _MANY_THREADS
+        at, size = at + len(some), _FILES
+        if done is not None:
+            done(len(some))
+    groups, rest = headers.finish()
+    return _build_files(groups, rest)
+
+
+def _build_files(groups: Sequence[HeaderGroup], rest: list[int]) -> tuple[list[UniformFiles], list[int]]:
+    found = []
+    prototypes: dict[int, Instance | None] = {}
+    for group in groups:
+        if group.header_class not in prototypes:
+            prototypes[group.header_class] = _read_prototype(group.rows.names[0])
+        prototype = prototypes[group.header_class]
+        regular, irregular = group.rows.split_irregular()
+        uniform = (
+            build_uniform_files(prototype, group.series, regular) if prototype and regular.names else None
+        )
+        if uniform is None:
+            irregular = group.rows.indices
+        else:
+            found.append(uniform)
+        rest += irregular
+    return found, sorted(rest)
+
+
+def _read_prototype(name: str) -> Instance | None:
+    """Return the header that the files of a class have in common; None if they are not single images."""
+    try:
+        found = read_instance(Blob(name))
+    except MedimgError:
+        return None
+    return found if is_plain(found) else None
