@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from medimg._native.library import load_library
+from medimg._native.painting import PAINTED_DTYPES, paint
 from medimg.core.display import choose_voi
 from medimg.errors import PreprocessError
 from medimg.preprocessing._slice_selection import choose_slices, list_windows, neighbor_indices
-from medimg.preprocessing.intensity import compute_luma, write_intensity
+from medimg.preprocessing.intensity import compute_luma, describe_ramp, write_intensity
 from medimg.preprocessing.resize import Resizer, compute_fitted_size
 
 if TYPE_CHECKING:
+    import ctypes
     from collections.abc import Iterator, Sequence
 
     import numpy.typing as npt
@@ -102,16 +105,69 @@ class SliceRenderer:
 
     def render(self, volume: Volume, stored: Sequence[int]) -> None:
         """Render the images of some slices, given as stored, with their indices in the whole volume."""
-        for batch in self._group_slices(volume, stored):
+        windows = _choose_windows(self._recipe, volume)
+        library = self._find_painter(volume, windows)
+        for batch in self._group_slices(windows, stored, None if library else self._resizer.at_once):
+            if library is not None:
+                self._paint_batch(library, volume, batch)
+                continue
             images, targets = self._window_batch(volume, batch), batch.targets
             if self._orientation.turned:
                 images, targets = images.flip(0), targets[::-1]
             for first, count, target in _group_runs(targets):
                 self._output.write(images[first : first + count], target.image, target.channel)
 
-    def _group_slices(self, volume: Volume, stored: Sequence[int]) -> Iterator[_Batch]:
-        """Group slices in array order; slices that are in no image are skipped."""
-        windows = _choose_windows(self._recipe, volume)
+    def _find_painter(self, volume: Volume, windows: tuple[tuple[Voi, ...], ...]) -> ctypes.CDLL | None:
+        """Return the compiled library if it paints this volume: on the CPU, with linear windows."""
+        channels = 3 if volume.is_color else len(windows)
+        if self._device.type != "cpu" or channels > self._output.images.shape[1]:
+            return None
+        used = {voi for of_channel in windows for voi in of_channel}
+        if any(describe_ramp(voi, inverted=volume.inverted) is None for voi in used):
+            return None
+        return load_library()
+
+    def _paint_batch(self, library: ctypes.CDLL, volume: Volume, batch: _Batch) -> None:
+        """Render the slices of a batch by the compiled painter."""
+        channels = 3 if volume.is_color else len(batch.voi)
+        for c in range(channels):
+            values = self._orient(volume.array[c if volume.is_color else 0, batch.slices])
+            if values.dtype not in PAINTED_DTYPES or not values.dtype.isnative:
+                values = _to_float32(values)
+            masked = None if volume.is_color else volume.padding
+            mask = None if masked is None else self._orient(masked[0, batch.slices])
+            ramp = describe_ramp(batch.voi[c] if batch.voi else volume.white, inverted=volume.inverted)
+            assert ramp is not None  # it was asked for before
+            targets = [
+                [
+                    place
+                    for target in each
+                    for place in self._output.list_targets(
+                        target.image, target.channel if channels == 1 else c
+                    )
+                ]
+                for each in batch.targets
+            ]
+            has_finite, has_unpadded = paint(
+                library,
+                values,
+                mask,
+                intensity=ramp,
+                layout=self._resizer.describe(self._recipe.fill_value),
+                targets=targets,
+                threads=torch.get_num_threads(),
+            )
+            # what is cropped counts, too
+            content = self._content
+            content.has_finite = content.has_finite or has_finite or bool(np.isfinite(values).any())
+            content.has_unpadded = (
+                content.has_unpadded or has_unpadded or mask is None or not bool(mask.all())
+            )
+
+    def _group_slices(
+        self, windows: tuple[tuple[Voi, ...], ...], stored: Sequence[int], most: int | None
+    ) -> Iterator[_Batch]:
+        """Group slices in array order, up to `most` at once; slices that are in no image are skipped."""
         displayed = [self._depth - 1 - s if self._orientation.turned else s for s in stored]
         index = {d: n for n, d in enumerate(displayed)}
         batches: dict[tuple[Voi, ...], _Batch] = {}
@@ -124,7 +180,7 @@ class SliceRenderer:
             for voi, targets in by_window.items():
                 batch = batches.setdefault(voi, _Batch(at, voi, []))
                 batch.targets.append(targets)
-                if len(batch.targets) == self._resizer.at_once:
+                if len(batch.targets) == most:
                     yield batches.pop(voi)
         yield from batches.values()
 
@@ -154,8 +210,13 @@ class SliceRenderer:
         return compute_luma(images) if channels > self._output.images.shape[1] else images
 
     def _load_slices(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        """Return slices as a tensor with the rows of the display first; the resizer flips them."""
-        return _to_tensor(array.transpose(0, 2, 1) if self._orientation.swapped else array, self._device)
+        return _to_tensor(self._orient(array), self._device)
+
+    def _orient(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return slices with the rows of the display first; the resizer flips them."""
+        if array.dtype.kind == "b":
+            array = array.view(np.uint8)
+        return array.transpose(0, 2, 1) if self._orientation.swapped else array
 
 
 def _load_rows(
@@ -238,8 +299,6 @@ def _group_runs(targets: list[list[_Target]]) -> Iterator[tuple[int, int, _Targe
 
 def _to_tensor(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
     """Return an array as a read-only tensor, without copying if device and dtype allow."""
-    if array.dtype.kind == "b":
-        array = array.view(np.uint8)
     if array.dtype == np.uint16 and device.type != "cpu":
         # few operations on devices take uint16
         return _to_tensor(array.view(np.int16), device).to(torch.int32).bitwise_and_(0xFFFF)

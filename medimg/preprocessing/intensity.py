@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
 
+from medimg._native.painting import Intensity
 from medimg.core.window import LookupTable, Voi, Window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["apply_voi", "compute_luma", "normalize_channel", "normalize_into", "write_intensity"]
+__all__ = [
+    "apply_voi",
+    "compute_luma",
+    "describe_ramp",
+    "normalize_channel",
+    "normalize_into",
+    "write_intensity",
+]
 
 #: Range of widths and centers of windows that single precision can hold, whatever the values.
 _LEAST: Final = 1e-30
@@ -53,10 +60,27 @@ def write_intensity(shown: torch.Tensor, values: torch.Tensor, voi: Voi, *, inve
         shown.copy_(compare(shown, _round_down_to_float32(voi.threshold)))
         return 1.0
     if voi.function == "SIGMOID":
-        _subtract(shown, voi.center)
+        whole = float(np.float32(round(voi.center)))
+        shown.sub_(whole).sub_(voi.center - whole)
         shown.mul_(math.copysign(4.0 / voi.width, -1.0 if inverted else 1.0)).sigmoid_()
         return 1.0
-    return _apply_ramp(shown, voi, inverted=inverted)
+    ramp = describe_ramp(voi, inverted=inverted)
+    assert ramp is not None  # all other windows are above
+    return _apply_ramp(shown, ramp)
+
+
+def describe_ramp(voi: Voi | float, *, inverted: bool) -> Intensity | None:
+    """Return the steps of :func:`write_intensity` if they are linear; a float is the value of white."""
+    if isinstance(voi, float):
+        return Intensity((0.0, 0.0), -math.inf, math.inf, 1.0 / voi)
+    if isinstance(voi, LookupTable) or not _fits_float32(voi) or voi.is_step or voi.function == "SIGMOID":
+        return None
+    slope, low, width = _measure_ramp(voi)
+    black = low + width if inverted else low
+    whole = float(np.float32(round(black)))
+    if inverted:
+        return Intensity((whole, black - whole), -width, 0.0, -slope)
+    return Intensity((whole, black - whole), 0.0, width, slope)
 
 
 def _fits_float32(window: Window) -> bool:
@@ -77,26 +101,21 @@ def _apply_in_float64(values: torch.Tensor, window: Window) -> torch.Tensor:
     return shown.to(torch.float32)
 
 
-def _apply_ramp(shown: torch.Tensor, window: Window, *, inverted: bool) -> float:
+def _apply_ramp(shown: torch.Tensor, ramp: Intensity) -> float:
+    # in two steps if black is not a float32: a narrow window may be far from 0
+    for black in ramp.black:
+        if black:
+            shown.sub_(black)
+    shown.clamp_(ramp.low, ramp.high)
+    return ramp.scale
+
+
+def _measure_ramp(window: Window) -> tuple[float, float, float]:
+    """Return slope, black and width of a linear window."""
     slope, _ = window.ramp()
     if window.function == "LINEAR":
-        width, low = window.width - 1.0, window.center - 0.5 - (window.width - 1.0) / 2
-    else:
-        width, low = window.width, window.center - window.width / 2
-    _subtract(shown, low + width if inverted else low)
-    if inverted:
-        shown.clamp_(-width, 0.0)
-        return -slope
-    shown.clamp_(0.0, width)
-    return slope
-
-
-def _subtract(shown: torch.Tensor, value: float) -> None:
-    """Subtract in place, in two steps if `value` is not a float32: a narrow window may be far from 0."""
-    whole = float(np.float32(round(value)))
-    shown.sub_(whole)
-    if value != whole:
-        shown.sub_(value - whole)
+        return slope, window.center - 0.5 - (window.width - 1.0) / 2, window.width - 1.0
+    return slope, window.center - window.width / 2, window.width
 
 
 def _round_down_to_float32(value: float) -> float:
@@ -122,14 +141,9 @@ def compute_luma(colors: torch.Tensor) -> torch.Tensor:
 
 
 def normalize_channel(out: torch.Tensor, image: torch.Tensor, mean: float, std: float) -> None:
-    """Write ``(image - mean) / std`` into `out`, as one multiply-add that is rounded once."""
-    torch.add(_make_constant(-mean / std, image.device), image, alpha=1.0 / std, out=out)
-
-
-@lru_cache(maxsize=256)
-def _make_constant(value: float, device: torch.device) -> torch.Tensor:
-    with torch.inference_mode(mode=False):
-        return torch.tensor(value, dtype=torch.float32, device=device)
+    """Write ``image * (1 / std) - mean / std`` into `out`, each step rounded, as on any processor."""
+    torch.mul(image, 1.0 / std, out=out)
+    out.add_(-mean / std)
 
 
 def normalize_into(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
+from medimg._native.painting import Target
 from medimg.errors import PreprocessError, also
 from medimg.preprocessing.intensity import normalize_channel
 
@@ -100,6 +101,16 @@ class OutputImages:
             else:
                 mean, std = self._normalization
                 normalize_channel(part[:, c], image, mean[c], std[c])
+
+    def list_targets(self, image: int, channel: int | None = None) -> list[Target]:
+        """Return where the compiled painter writes an image of one channel: to all channels, or one."""
+        if self._normalization is None:
+            steps = [(1.0, 0.0)] * self.images.shape[1]
+        else:
+            steps = [(1.0 / std, -mean / std) for mean, std in zip(*self._normalization, strict=True)]
+        address, (_, count, height, width) = self.images.data_ptr(), self.images.shape
+        chosen = range(count) if channel is None else (channel,)
+        return [Target(address + 4 * height * width * (image * count + c), *steps[c]) for c in chosen]
 
 
 def _allocate_uninitialized(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:

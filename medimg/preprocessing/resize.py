@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from medimg._native.painting import Layout, Taps
 from medimg.errors import PreprocessError
 
 if TYPE_CHECKING:
@@ -156,6 +156,7 @@ class Resizer:
                 'use fit="pad", or look at its spacing'
             )
         self.shape = shape
+        self._size = size
         self.device = torch.device(device)
         self._rows, self._columns = (
             _compute_taps(n, k, min(k, want), flip)
@@ -194,6 +195,11 @@ class Resizer:
         target = result[:, self._target[0], self._target[1]]
         torch.mul(columns[..., : self._rows.count].transpose(1, 2), scale, out=target)
 
+    def describe(self, fill: float) -> Layout:
+        """Return what the compiled painter has to know."""
+        top, left = (part.start for part in self._target)
+        return Layout(self._rows, self._columns, self._size, (top, left), fill)
+
     def _get_buffer(self, name: str, shape: tuple[int, int, int]) -> torch.Tensor:
         """Return a part of a reused buffer; its gaps between columns are never NaN."""
         count = shape[0] * shape[1] * shape[2]
@@ -220,13 +226,10 @@ class Resizer:
         return sums.view(n, part[1] - part[0], pitch)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Taps:
-    """Weights of one axis: those of result i are at ``ends[i]`` to ``ends[i + 1]``."""
+class _Taps(Taps):
+    """Weights of one axis."""
 
-    index: npt.NDArray[np.int32]
-    weights: npt.NDArray[np.float32]
-    ends: npt.NDArray[np.int32]
+    __slots__ = ()
 
     @property
     def count(self) -> int:

@@ -1,0 +1,124 @@
+"""The compiled painter against torch; the same bits on any number of threads and without wide vectors."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import medimg
+from medimg import Preprocess, Window
+from medimg._native.library import describe_library, load_library
+from medimg.core.geometry import image_affine
+from medimg.core.volume import Volume
+from medimg.preprocessing import _slice_renderer
+from tests.sampling import SLOW
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.skipif(load_library() is None, reason=f"compiled library: {describe_library()}")
+
+
+@st.composite
+def volumes(draw: st.DrawFn) -> Volume:
+    """Volumes of any stored type and direction, some with padding or values that are not finite."""
+    dtype = draw(st.sampled_from(["u1", "i1", "u2", "i2", "i4", "f4", "f8", ">i2", "?"]))
+    shape = (1, draw(st.integers(1, 5)), draw(st.integers(1, 40)), draw(st.integers(1, 40)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**31)))
+    values: Any = rng.normal(0, 400, shape)
+    if dtype[-2:] in ("f4", "f8"):
+        values[rng.random(shape) < 0.05] = draw(st.sampled_from([np.nan, np.inf, 1.0]))
+    elif dtype == "?":
+        values = values > 0
+    else:
+        values = np.clip(values, np.iinfo(dtype).min, np.iinfo(dtype).max)
+    directions = np.eye(3)[:, list(draw(st.permutations(range(3))))]
+    directions = directions * draw(st.tuples(*[st.sampled_from([1.0, -1.0])] * 3))
+    affine = image_affine()
+    affine[:3, :3] = directions * (2.0, draw(st.sampled_from([0.5, 1.0])), 1.0)
+    volume = Volume(values.astype(dtype), affine, "MR", "")
+    padding = rng.random(shape) < 0.2 if draw(st.booleans()) else None
+    return replace(volume, padding=padding, inverted=draw(st.booleans()))
+
+
+@st.composite
+def recipes(draw: st.DrawFn) -> Preprocess:
+    """Recipes with linear windows."""
+    function = draw(st.sampled_from(["LINEAR", "LINEAR_EXACT"]))
+    windows = [Window(draw(st.floats(-200, 200)), draw(st.floats(1.5, 2000)), function) for _ in range(3)]
+    channels = draw(st.sampled_from(["repeat", "single", "adjacent"]))
+    several = channels == "repeat" and draw(st.booleans())
+    return Preprocess(
+        window=tuple(windows) if several else windows[0],
+        channels=channels,
+        size=(draw(st.integers(1, 50)), draw(st.integers(1, 50))),
+        fit=draw(st.sampled_from(["pad", "crop", "stretch"])),
+    )
+
+
+def render(recipe: Preprocess, volume: Volume, library: ctypes.CDLL | None) -> torch.Tensor | str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_slice_renderer, "load_library", lambda: library)
+        try:
+            return recipe.render(volume).planes
+        except medimg.MedimgError as error:
+            return str(error)
+
+
+@settings(deadline=None, max_examples=400 if SLOW else 120)
+@given(volume=volumes(), recipe=recipes())
+def test_painted_as_by_torch(volume: Volume, recipe: Preprocess) -> None:
+    found, expected = render(recipe, volume, load_library()), render(recipe, volume, None)
+    if isinstance(expected, str) or isinstance(found, str):
+        assert found == expected
+    else:
+        assert float((found - expected).abs().max()) <= 1e-6
+        with pytest.MonkeyPatch.context() as patch:
+            for library in (load_library(), None):
+                patch.setattr(_slice_renderer, "load_library", lambda library=library: library)
+                assert torch.equal(recipe(volume), recipe.normalize(recipe.render(volume).planes))
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def plain_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The painter without wide vectors."""
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no compiler")
+    source = Path(medimg.__file__).parent / "_native" / "src" / "painting.cpp"
+    path = tmp_path_factory.mktemp("plain") / "plain.so"
+    options = ["-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-DMEDIMG_NO_VECTORS"]
+    subprocess.run([compiler, *options, str(source), "-o", str(path)], check=True)
+    return ctypes.CDLL(str(path))
+
+
+@pytest.mark.parametrize("depth", [1, 7])
+def test_the_same_bits_on_any_processor(threads: None, plain_library: ctypes.CDLL, depth: int) -> None:
+    values = np.random.default_rng(depth).normal(0, 300, (1, depth, 257, 311)).astype(np.int16)
+    volume = Volume(values, image_affine(), "CT", "HU")
+    recipe = Preprocess(window="soft_tissue", size=(224, 200))
+    expected = render(recipe, volume, load_library())
+    assert isinstance(expected, torch.Tensor)
+    for count in (1, 2, 3, 8):
+        torch.set_num_threads(count)
+        for library in (load_library(), plain_library):
+            found = render(recipe, volume, library)
+            assert isinstance(found, torch.Tensor)
+            assert torch.equal(found, expected)
