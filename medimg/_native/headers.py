@@ -85,7 +85,7 @@ class HeaderScan:
     ) -> None:
         self._library = library
         _declare(library)
-        array = (_WantedElement * len(wanted))(*wanted)
+        array = (_WantedElement * len(wanted))(*(_WantedElement(*e) for e in wanted))
         self._columns = 1 + max(e.column for e in wanted if e.roles & 2)
         self._scan = library.medimg_scan_new(
             array, len(wanted), max_value, max_acquisition, " ".join(syntaxes).encode(), implicit.encode()
@@ -99,10 +99,12 @@ class HeaderScan:
 
     def add(self, names: Sequence[str], threads: int) -> None:
         """Read the headers of files, by several threads."""
-        encoded = [name.encode() if sys.platform == "win32" else os.fsencode(name) for name in names]
-        # the system refuses names with zeros, and no file has an empty one
-        paths = b"".join((b"" if b"\0" in name else name) + b"\0" for name in encoded)
-        if self._library.medimg_scan_add(self._scan, paths, len(encoded), threads):
+        joined = "\0".join(names)
+        if joined.count("\0") >= len(names):
+            # the system refuses names with zeros, and no file has an empty one
+            joined = "\0".join("" if "\0" in name else name for name in names)
+        paths = joined.encode() if sys.platform == "win32" else os.fsencode(joined)
+        if self._library.medimg_scan_add(self._scan, paths, len(names), threads):
             raise MemoryError
 
     def get_tables(self) -> HeaderTables:

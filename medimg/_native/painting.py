@@ -19,7 +19,8 @@ __all__ = ["PAINTED_DTYPES", "Intensity", "Layout", "Taps", "Target", "paint"]
 PAINTED_DTYPES: Final = {np.dtype(t): n for n, t in enumerate(("u1", "i1", "u2", "i2", "i4", "f4"))}
 
 
-class Taps(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Taps:
     """Weights of one axis: those of result i, and their inputs, are at ``ends[i]`` to ``ends[i + 1]``."""
 
     index: npt.NDArray[np.int32]
@@ -131,7 +132,7 @@ def paint(
         _convert_taps(layout.columns),
         *layout.size,
         *layout.start,
-        ctypes.cast((_Target * len(flat))(*flat), ctypes.c_void_p),
+        ctypes.cast((_Target * len(flat))(*(_Target(*t) for t in flat)), ctypes.c_void_p),
         ends.ctypes.data,
     )
     function = library.medimg_paint

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medimg import __version__
+from medimg._native.library import describe_library
 from medimg.cli._options import Commands, add_command, add_json
 from medimg.cli._terminal import print_facts, print_json, print_table
 
@@ -41,7 +42,6 @@ def _doctor(args: argparse.Namespace) -> int:
 
 def _describe_installation() -> tuple[dict[str, Any], list[str]]:
     import platform
-    from importlib.util import find_spec
 
     libraries = {name: _find_version(name) for name in _list_requirements()}
     codecs = _list_codecs()
@@ -57,7 +57,7 @@ def _describe_installation() -> tuple[dict[str, Any], list[str]]:
         "medimg": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "compiled": find_spec("medimg._native") is not None,
+        "compiled core": describe_library(),
         "libraries": libraries,
         "extras": {name: _find_version(name) for name in _EXTRAS},
         "plugins": _list_plugins(),
@@ -159,8 +159,8 @@ def _list_weights() -> dict[str, Any]:
 
 
 def _print_sections(facts: dict[str, Any], problems: list[str]) -> None:
-    names = ("medimg", "python", "platform")
-    print_facts({**{n: facts[n] for n in names}, "code": "compiled" if facts["compiled"] else "pure Python"})
+    names = ("medimg", "python", "platform", "compiled core")
+    print_facts({n: facts[n] for n in names})
     print("\nLibraries")
     print_facts({**facts["libraries"], **{f"{n} (optional)": v for n, v in facts["extras"].items()}})
     print("\nReaders of plug-ins")

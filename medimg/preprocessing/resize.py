@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -226,10 +227,9 @@ class Resizer:
         return sums.view(n, part[1] - part[0], pitch)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class _Taps(Taps):
     """Weights of one axis."""
-
-    __slots__ = ()
 
     @property
     def count(self) -> int:

@@ -20,6 +20,7 @@ from medimg import Preprocess, Window
 from medimg._native.library import describe_library, load_library
 from medimg.core.geometry import image_affine
 from medimg.core.volume import Volume
+from medimg.errors import MedimgError
 from medimg.preprocessing import _slice_renderer
 from tests.sampling import SLOW
 
@@ -54,9 +55,11 @@ def volumes(draw: st.DrawFn) -> Volume:
 @st.composite
 def recipes(draw: st.DrawFn) -> Preprocess:
     """Recipes with linear windows."""
-    function = draw(st.sampled_from(["LINEAR", "LINEAR_EXACT"]))
-    windows = [Window(draw(st.floats(-200, 200)), draw(st.floats(1.5, 2000)), function) for _ in range(3)]
-    channels = draw(st.sampled_from(["repeat", "single", "adjacent"]))
+    function: Any = draw(st.sampled_from(["LINEAR", "LINEAR_EXACT"]))
+    windows: Any = [
+        Window(draw(st.floats(-200, 200)), draw(st.floats(1.5, 2000)), function) for _ in range(3)
+    ]
+    channels: Any = draw(st.sampled_from(["repeat", "single", "adjacent"]))
     several = channels == "repeat" and draw(st.booleans())
     return Preprocess(
         window=tuple(windows) if several else windows[0],
@@ -71,7 +74,7 @@ def render(recipe: Preprocess, volume: Volume, library: ctypes.CDLL | None) -> t
         patch.setattr(_slice_renderer, "load_library", lambda: library)
         try:
             return recipe.render(volume).planes
-        except medimg.MedimgError as error:
+        except MedimgError as error:
             return str(error)
 
 

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from medimg._native.library import load_library
 from medimg.io.dicom.header.elements import UnusualHeaderError, locate_elements
-from medimg.io.dicom.header.header_walk import (
+from medimg.io.dicom.header.image_pixel import FrameFormat
+from medimg.io.dicom.pixels._frames import interpret_bits
+from medimg.io.dicom.pixels._header_walk import (
     CompiledHeaderWalker,
     Header,
     HeaderWalker,
     PlainHeaderWalker,
 )
-from medimg.io.dicom.header.image_pixel import FrameFormat
-from medimg.io.dicom.pixels._frames import interpret_bits
 from medimg.io.dicom.pixels._single_frame_reader import list_value_tags
 from tests.dicom_files import make_instance, write
 from tests.io.dicom.kinds import of_each_folder

@@ -23,7 +23,7 @@ from medimg.errors import DecodeError, NotAnImageError, ReadError, TruncatedErro
 from medimg.io import _scan_index
 from medimg.io.detect import Unreadable, inspect_file
 from medimg.io.dicom.header.elements import Element, UnusualHeaderError, build_dataset, locate_elements
-from medimg.io.dicom.header.header_walk import make_header_walker
+from medimg.io.dicom.pixels._header_walk import make_header_walker
 from medimg.io.dicom.pixels._single_frame_reader import RangeReader, SingleFrameReader
 from medimg.io.files.blob import Blob
 from tests.dicom_files import write_stack

@@ -22,7 +22,6 @@ from medimg.io.dicom.header.elements import (
     build_dataset,
     locate_elements,
 )
-from medimg.io.dicom.header.header_walk import Header, make_header_walker
 from medimg.io.dicom.header.image_pixel import FORMAT_TAGS, FrameFormat, parse_frame_count, parse_frame_format
 from medimg.io.dicom.header.open import to_tag_numbers
 from medimg.io.dicom.header.transfer_syntax import IMPLICIT, NATIVE_SYNTAXES
@@ -33,6 +32,7 @@ from medimg.io.dicom.pixels._frames import (
     interpret_bits,
     read_native_frame,
 )
+from medimg.io.dicom.pixels._header_walk import Header, make_header_walker
 from medimg.io.dicom.pixels._native import check_excess, describe_excess
 from medimg.io.dicom.values.modality_lut import VALUE_TAGS, parse_modality_transform
 from medimg.io.dicom.values.real_world import REAL_WORLD_TAGS, apply_real_world_scale
