@@ -40,7 +40,7 @@ def main() -> None:
     say(f"4. Calibrate it, and evaluate it on the test patients: {test.summary()}")
     medimg.calibrate(model, val)
     model.save(args.output / "model.safetensors")
-    report = medimg.evaluate(model, test, saliency=True)
+    report = medimg.evaluate(model, test)
     print(report)
     report.to_csv(args.output / "predictions.csv")
     page = report.to_html(args.output / "report.html", title="Synthetic chest X-rays")
