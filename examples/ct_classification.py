@@ -36,7 +36,7 @@ def main() -> None:
     print("4. Evaluate", flush=True)
     # by image, as the slices of a patient have different labels
     report = medimg.evaluate(model, test, unit="image")
-    print(report)
+    print(report, flush=True)
     report.to_csv(args.output / "predictions.csv")
     page = report.to_html(args.output / "report.html", fit=fit, title="Chest CT")
     print(f"Open {page.resolve()} in a browser; checkpoint and predictions are beside it.")

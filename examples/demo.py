@@ -41,7 +41,7 @@ def main() -> None:
     medimg.calibrate(model, val)
     model.save(args.output / "model.safetensors")
     report = medimg.evaluate(model, test)
-    print(report)
+    print(report, flush=True)
     report.to_csv(args.output / "predictions.csv")
     page = report.to_html(args.output / "report.html", title="Synthetic chest X-rays")
     print(f"Open {page.resolve()} in a browser; model and predictions are beside it.")

@@ -34,7 +34,7 @@ def main() -> None:
     medimg.calibrate(model, val, train=train)
     model.save(args.output / "model.safetensors")
     report = medimg.evaluate(model, test, saliency=True)
-    print(report)
+    print(report, flush=True)
     report.to_csv(args.output / "predictions.csv")
     page = report.to_html(args.output / "report.html", fit=fit, title="Chest X-rays", card=True)
     print(f"Open {page.resolve()} in a browser; model, predictions and model card are beside it.")
