@@ -272,9 +272,13 @@ def cross_validate(
         _check_unused(probing_only, "with fine_tune")
         loading = {"batch_size": batch_size, "workers": workers, "progress": progress}
         training = FoldTraining.make(
-            fine_tune, balance=balance, cache=cache, loading=loading, seed=check_whole_number("seed", seed),
+            fine_tune,
+            balance=balance,
+            cache=cache,
+            loading=loading,
+            seed=check_whole_number("seed", seed),
             **tuning,
-        )  # fmt: skip
+        )
         return _validate_trained_folds(
             model, dataset, training, scoring, folds=folds, subgroups=subgroups, started=started
         )

@@ -54,8 +54,8 @@ def describe_calibration(calibration: Mapping[str, Any] | None, *, is_known: boo
         return [_NOT_CALIBRATED if is_known else _UNKNOWN]
     if "folds" in calibration:
         return [
-            f"The model of each of {calibration['folds']} folds was calibrated on its validation patients, on "
-            "which it was neither trained nor scored."
+            f"The model of each of {calibration['folds']} folds was calibrated on its validation patients, "
+            "which it was neither trained nor scored on."
         ]
     before, after = calibration["loss"]
     sentences = [
