@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from medimg.data.protocols import Recipe
     from medimg.evaluation._external_model import Outputs
 
-__all__ = ["describe_model", "evaluate", "list_training_overlap"]
+__all__ = ["as_model", "describe_model", "evaluate", "list_training_overlap"]
 
 
 @set_module("medimg")
@@ -141,7 +141,7 @@ def evaluate(
     settings = ReportSettings(
         unit=unit, ci=ci, ci_method=ci_method, n_resamples=n_resamples, seed=seed, salt=salt
     )
-    model = _as_model(
+    model = as_model(
         model,
         dataset,
         classes=classes,
@@ -167,7 +167,7 @@ def evaluate(
     )
 
 
-def _as_model(
+def as_model(
     model: Model | Callable[[Any], Any],
     dataset: EvaluationDataset,
     *,
