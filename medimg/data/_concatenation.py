@@ -60,6 +60,7 @@ def list_parts(
     datasets: object, domains: Sequence[str] | None, expected: type[ImageDataset]
 ) -> tuple[list[ImageDataset], list[str] | None]:
     """Return datasets given as a list, or by name as a mapping, and their names if they have some."""
+    given: Sequence[object] | None
     if isinstance(datasets, Mapping):
         if domains is not None:
             raise DatasetError("domains= names the datasets of a list; found a mapping, whose keys are names")

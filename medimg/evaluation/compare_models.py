@@ -31,12 +31,11 @@ from medimg.metrics.units import ScoredUnits
 from medimg.models.data_checks import check_model
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from numpy.typing import NDArray
-
     from collections.abc import Callable, Sequence
 
+    import pandas as pd
     import torch
+    from numpy.typing import NDArray
 
     from medimg.core.progress import Progress
     from medimg.data.protocols import EvaluationDataset, Model

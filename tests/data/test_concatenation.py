@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -78,8 +78,9 @@ def test_spellings_of_a_patient_become_one() -> None:
 def test_unknown_patients_stay_unknown() -> None:
     with pytest.warns(MedimgWarning, match="no known patient"):
         parts = site("ab", None), site("ab", ["N/A", "1"], start=1)
-    for rule in ("check", "separate", "shared"):
-        data = ImageDataset.concat(parts, patients=rule)  # type: ignore[arg-type]  # of three
+    rules: tuple[Literal["check", "separate", "shared"], ...] = ("check", "separate", "shared")
+    for rule in rules:
+        data = ImageDataset.concat(parts, patients=rule)
         assert data.n_unknown_patients == 3
         assert len(set(data.patients)) == 4
 
@@ -114,7 +115,12 @@ UNSOUND: list[tuple[Any, dict[str, Any], str]] = [
 def test_unsound_requests(
     pair: tuple[ImageDataset, ImageDataset], what: Any, options: dict[str, Any], message: str
 ) -> None:
-    given = {"one": [pair[0]], "named": {"A": pair[0]}, "two": list(pair), "twice": [pair[0], pair[0]]}
+    given: dict[str, Any] = {
+        "one": [pair[0]],
+        "named": {"A": pair[0]},
+        "two": list(pair),
+        "twice": [pair[0], pair[0]],
+    }
     with pytest.raises(DatasetError, match=message) as raised:
         ImageDataset.concat(given[what] if isinstance(what, str) else what, **options)
     assert isinstance(raised.value, TypeError) == ("takes" in message)
@@ -307,7 +313,7 @@ def test_several_items_make_a_dataset(pair: tuple[ImageDataset, ImageDataset]) -
         assert isinstance(part, ImageDataset)
         assert part.sources == tuple(data.sources[n] for n in expected)
     for one in (2, np.int64(2), np.array(2), torch.tensor(2), -2):
-        image, label = data[one]  # type: ignore[call-overload, misc]  # arrays of one number are indices, too
+        image, label = data[one]  # type: ignore[index, misc]  # arrays of one number are indices, too
         assert torch.equal(image, data[2][0])
         assert label == 0
     unsound: list[tuple[Any, str]] = [
@@ -327,4 +333,4 @@ def test_several_items_make_a_dataset(pair: tuple[ImageDataset, ImageDataset]) -
     for wrong, message in unsound:
         with pytest.raises(DatasetError, match=message):
             data[wrong]
-    assert [label for _, label in data] == [0, 1, 0, 1]
+    assert [label for _, label in iter(data)] == [0, 1, 0, 1]  # type: ignore[call-overload]  # by index

@@ -184,3 +184,27 @@ def test_what_is_no_model() -> None:
         medimg.evaluate(object(), data())  # type: ignore[arg-type]  # on purpose
     with pytest.raises(DatasetError):
         medimg.evaluate(Net, data(), classes=["a"], outputs="logits")  # a class, not a module
+
+
+def test_models_of_others_are_compared() -> None:
+    torch.manual_seed(0)
+    model, dataset = make_pair("multiclass", ("a", "b", "c"), n_patients=6, per_patient=2, size=16)
+    given: dict[str, Any] = {"unit": "image", "n_resamples": 5}
+    named: dict[str, Any] = {"classes": dataset.classes, "outputs": "logits"}
+    net, other = Net(3), Net(3)
+    values = {
+        one: evaluate(one, dataset, **given).metrics["auroc"].value if one is not model
+        else medimg.evaluate(model, dataset, **given).metrics["auroc"].value
+        for one in (net, other, model)
+    }  # fmt: skip
+    for pair in ((net, other), (model, net), (net, model)):
+        found = medimg.compare_models(*pair, dataset, **given, **named).differences["auroc"]
+        assert (found.first, found.second) == pytest.approx([values[one] for one in pair])
+    same = medimg.compare_models(net, lambda x: net.eval()(x), dataset, **given, **named)
+    assert any("not known which images" in note for note in same.notes)
+    with pytest.raises(DatasetError, match="does not say what it returns"):
+        medimg.compare_models(model, net, dataset, **given)
+    with pytest.raises(DatasetError, match="found classes, outputs with a"):
+        medimg.compare_models(model, model, dataset, **given, **named)
+    with pytest.raises(DatasetError, match="expected a TransferClassifier"):
+        medimg.compare_models(model, 3, dataset, **given)  # type: ignore[arg-type]  # refused

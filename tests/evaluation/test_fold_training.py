@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 SMALL = Preprocess(size=32)
 FEW: dict[str, Any] = {"n_resamples": 20, "progress": False, "folds": 2}
-SHORT: dict[str, Any] = {"head_epochs": 0, "epochs": 1, "lr": 0.01, "batch_size": 8}
+SHORT: FineTuneArguments = {"head_epochs": 0, "epochs": 1, "lr": 0.01, "batch_size": 8}
 
 
 def make_data(changed_patients: Any = (), patients: int = 12) -> ImageDataset:
@@ -161,7 +161,7 @@ def test_finished_folds_are_not_trained_again(
 ) -> None:
     options: dict[str, Any] = {"fine_tune": SHORT, "output": tmp_path / "cv", "calibrate": False, **FEW}
     whole = medimg.cross_validate(model_of(), data, **{**options, "output": tmp_path / "whole"})
-    trained, before = [], _fold_training.fine_tune
+    trained, before = [], medimg.fine_tune
 
     def train(*arguments: Any, **more: Any) -> Any:
         trained.append(more["output"].name)
