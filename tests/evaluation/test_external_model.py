@@ -197,10 +197,12 @@ def test_models_of_others_are_compared() -> None:
         else medimg.evaluate(model, dataset, **given).metrics["auroc"].value
         for one in (net, other, model)
     }  # fmt: skip
-    for pair in ((net, other), (model, net), (net, model)):
-        found = medimg.compare_models(*pair, dataset, **given, **named).differences["auroc"]
-        assert (found.first, found.second) == pytest.approx([values[one] for one in pair])
-    same = medimg.compare_models(net, lambda x: net.eval()(x), dataset, **given, **named)
+    pairs: list[tuple[Any, Any]] = [(net, other), (model, net), (net, model)]
+    for first, second in pairs:
+        found = medimg.compare_models(first, second, dataset, **given, **named).differences["auroc"]
+        assert (found.first, found.second) == pytest.approx((values[first], values[second]))
+    same = medimg.compare_models(net, net.eval().forward, dataset, **given, **named)
+    assert same.differences["auroc"].value == 0
     assert any("not known which images" in note for note in same.notes)
     with pytest.raises(DatasetError, match="does not say what it returns"):
         medimg.compare_models(model, net, dataset, **given)
