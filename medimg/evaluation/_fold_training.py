@@ -219,7 +219,7 @@ class FoldTraining:
             resume=self.resumes,
         )
         if self.calibrates and data.val is not None:
-            calibrate(own, data.val, coverage=None, cache=self.cache, **self.loading)
+            calibrate(own, data.val, coverage=None, **self.loading)
             if fit.checkpoint is not None:
                 own.save(fit.checkpoint)
         notes = list_training_overlap(own, data.test, "raise")
