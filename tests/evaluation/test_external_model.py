@@ -192,15 +192,15 @@ def test_models_of_others_are_compared() -> None:
     given: dict[str, Any] = {"unit": "image", "n_resamples": 5}
     named: dict[str, Any] = {"classes": dataset.classes, "outputs": "logits"}
     net, other = Net(3), Net(3)
-    values = {
-        one: evaluate(one, dataset, **given).metrics["auroc"].value if one is not model
-        else medimg.evaluate(model, dataset, **given).metrics["auroc"].value
-        for one in (net, other, model)
-    }  # fmt: skip
-    pairs: list[tuple[Any, Any]] = [(net, other), (model, net), (net, model)]
-    for first, second in pairs:
-        found = medimg.compare_models(first, second, dataset, **given, **named).differences["auroc"]
-        assert (found.first, found.second) == pytest.approx((values[first], values[second]))
+    values = [
+        *(evaluate(one, dataset, **given).metrics["auroc"].value for one in (net, other)),
+        medimg.evaluate(model, dataset, **given).metrics["auroc"].value,
+    ]
+    several: list[Any] = [net, other, model]
+    for first, second in ((0, 1), (2, 0), (0, 2)):
+        found = medimg.compare_models(several[first], several[second], dataset, **given, **named)
+        shown = found.differences["auroc"]
+        assert (shown.first, shown.second) == pytest.approx((values[first], values[second]))
     same = medimg.compare_models(net, net.eval().forward, dataset, **given, **named)
     assert same.differences["auroc"].value == 0
     assert any("not known which images" in note for note in same.notes)
