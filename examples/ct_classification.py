@@ -22,8 +22,8 @@ def main() -> None:
     medimg.TransferClassifier(args.backbone, classes=["a", "b"], weights=args.weights, preprocess=recipe)
     table = args.data / "labels.csv" if args.data else args.output / "data" / "slices.csv"
     if not args.data and not table.exists():
-        print("1. Write synthetic chest CT of 60 patients as DICOM (--data takes yours)", flush=True)
-        medimg.phantom.write_ct_dataset(table.parent, patients=60, slices=6)
+        print("1. Write synthetic chest CT of 120 patients as DICOM (--data takes yours)", flush=True)
+        medimg.phantom.write_ct_dataset(table.parent, patients=120, slices=6)
     print("2. Scan, and split by patient", flush=True)
     print(medimg.scan(table.parent), flush=True)
     data = medimg.ImageDataset.from_csv(table, path="file", patient="patient_id", preprocess=recipe)
