@@ -22,7 +22,8 @@ from medimg.errors import ConversionError, MedimgError, also
 if TYPE_CHECKING:
     import argparse
 
-    from medimg.io.series import Series, SeriesIndex
+    from medimg.io.series import Series
+    from medimg.io.series_index import SeriesIndex
 
 __all__ = ["add_info", "add_preview", "add_read", "add_scan"]
 
@@ -72,7 +73,7 @@ def _one_or_list(source: list[str]) -> Any:
 
 
 def _check_columns(text: str) -> tuple[str, ...]:
-    from medimg.io.series import SeriesIndex
+    from medimg.io.series_index import SeriesIndex
 
     known = {*SeriesIndex(()).to_pandas().columns, "spacing"}
     columns = tuple(name.strip() for name in text.split(","))

@@ -16,7 +16,8 @@ from medimg.io.dicom.series.build import build_dicom_series
 from medimg.io.dicom.series.grouping import group_frames
 from medimg.io.dicom.series.volume_reader import StackReader
 from medimg.io.files.blob import as_blob
-from medimg.io.series import Series, SeriesIndex
+from medimg.io.series import Series
+from medimg.io.series_index import SeriesIndex
 from medimg.io.sources import list_source_files
 
 if TYPE_CHECKING:
