@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
     from medimg.io.tag_names import AttributeName
 
-__all__ = ["SeriesIndex", "SkippedFiles"]
+__all__ = ["COLUMNS", "SeriesIndex", "SkippedFiles", "check_columns", "list_rows"]
 
 #: What selects several series; see :class:`SeriesIndex`.
 Selection: TypeAlias = (
     "slice | Sequence[bool] | Sequence[int] | Sequence[str] | npt.NDArray[Any] | pd.Series[Any]"
 )
 
-_COLUMNS: Final = (
+COLUMNS: Final = (
     "uid", "modality", "description", "channels", "slices", "rows", "columns", "slice_spacing",
     "row_spacing", "column_spacing", "files", "format", "path", "patient_id", "study_uid",
 )  # fmt: skip
@@ -107,7 +107,8 @@ class SeriesIndex(Sequence[Series]):
         object.__setattr__(self, "skipped", SkippedFiles(self.skipped))
 
     @overload
-    def __getitem__(self, index: int | str) -> Series: ...
+    # a str is a sequence of str, too
+    def __getitem__(self, index: int | str) -> Series: ...  # type: ignore[overload-overlap]
     @overload
     def __getitem__(self, index: Selection) -> SeriesIndex: ...
     def __getitem__(self, index: int | str | Selection) -> Series | SeriesIndex:
@@ -173,10 +174,9 @@ class SeriesIndex(Sequence[Series]):
         >>> index.where(modality="CT", body_part=["CHEST", "LUNG"])  # doctest: +SKIP
         SeriesIndex(12 series, 2 files skipped)
         """
-        for name in conditions:
-            _check_condition(name)
-        columns = [(name, wanted) for name, wanted in conditions.items() if name in _COLUMNS]
-        others = [(_ALIASES.get(n, n), wanted) for n, wanted in conditions.items() if n not in _COLUMNS]
+        check_columns(conditions, (*COLUMNS, *_ALIASES))
+        columns = [(name, wanted) for name, wanted in conditions.items() if name in COLUMNS]
+        others = [(_ALIASES.get(n, n), wanted) for n, wanted in conditions.items() if n not in COLUMNS]
         found = [series for series in self.series if _meets(_to_row(series), columns)]
         if others:
             read = _read_tags(found, parse_tag_names(name for name, _ in others), "auto")
@@ -223,11 +223,8 @@ class SeriesIndex(Sequence[Series]):
         import pandas as pd
 
         names = parse_tag_names([tags] if isinstance(tags, str) else tags)
-        rows = [_to_row(series) for series in self.series]
-        if names:
-            read = _read_tags(self.series, names, progress)
-            rows = [{**row, **values} for row, (values, _) in zip(rows, read, strict=True)]
-        return pd.DataFrame(rows, columns=list(dict.fromkeys([*_COLUMNS, *(name.label for name in names)])))
+        rows = list_rows(self, names, progress)
+        return pd.DataFrame(rows, columns=list(dict.fromkeys([*COLUMNS, *(name.label for name in names)])))
 
     def _find_uid(self, uid: str) -> Series:
         for series in self.series:
@@ -292,6 +289,15 @@ def _get_labels(selection: object) -> list[Any] | None:
     return list(selection.index) if is_pandas else None  # type: ignore[attr-defined]
 
 
+def list_rows(index: SeriesIndex, names: Sequence[TagName], progress: Progress) -> list[dict[str, Any]]:
+    """Return the rows of :meth:`SeriesIndex.to_pandas` as dictionaries."""
+    rows = [_to_row(series) for series in index]
+    if not names:
+        return rows
+    read = _read_tags(index.series, names, progress)
+    return [{**row, **found.values} for row, found in zip(rows, read, strict=True)]
+
+
 def _read_tags(several: Sequence[Series], names: Sequence[TagName], progress: Progress) -> list[TagValues]:
     """Return attributes of each series; warn of invalid ones."""
     read = ordered_map(lambda series: read_series_tags(series, names), several, _THREADS)
@@ -301,18 +307,23 @@ def _read_tags(several: Sequence[Series], names: Sequence[TagName], progress: Pr
         warnings.warn(
             f"{label} is present but invalid in {count} of {len(several)} series; it is not used",
             MedimgWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     return found
 
 
-def _check_condition(name: str) -> None:
-    known = [*_COLUMNS, *_ALIASES]
-    if name not in known and name not in KEYWORDS:
-        raise also(MedimgError, KeyError)(
-            f"there is no column or DICOM keyword {name!r}; expected one of {', '.join(known)}, or a "
-            f"keyword such as RepetitionTime{did_you_mean(name, known) or did_you_mean(name, KEYWORDS)}"
-        )
+def check_columns(names: Iterable[str], known: Sequence[str]) -> None:
+    """Raise a MedimgError for a name that is neither a column nor a DICOM attribute."""
+    for name in names:
+        if name in known:
+            continue
+        try:
+            parse_tag_names([name])
+        except KeyError:
+            raise also(MedimgError, KeyError)(
+                f"there is no column or DICOM attribute {name!r}; expected one of {', '.join(known)}, or a "
+                f"keyword such as RepetitionTime{did_you_mean(name, known) or did_you_mean(name, KEYWORDS)}"
+            ) from None
 
 
 def _without_invalid(found: TagValues) -> dict[str, Any]:
@@ -340,4 +351,4 @@ def _to_row(series: Series) -> dict[str, Any]:
         series.uid, series.modality, series.description, *series.shape, *series.spacing, len(series.files),
         series.format, series.path, series.patient_id, series.study_uid,
     )  # fmt: skip
-    return dict(zip(_COLUMNS, values, strict=True))
+    return dict(zip(COLUMNS, values, strict=True))

@@ -171,7 +171,8 @@ def read_header(instance: Instance) -> Dataset:
     found, pixels = open_whole_header(instance.blob)
     check_unchanged(found, instance)
     header = Dataset(found._dict)
-    header.set_original_encoding(*found.original_encoding, found.original_character_set)
+    implicit, little = found.original_encoding
+    header.set_original_encoding(implicit, little, found.original_character_set)
     header.file_meta = found.file_meta
     with quiet_pydicom():
         withhold_identifying(header)
