@@ -20,8 +20,8 @@ AttributeName: TypeAlias = "str | int | tuple[int, int] | tuple[int, int, str]"
 #: Value of an attribute; items of a sequence are pydicom datasets, and None is an absent or blank value.
 TagValue: TypeAlias = "str | int | float | bytes | tuple[object, ...] | None"
 
-#: Number of each keyword (PS3.6).
-KEYWORDS: Final = keyword_dict
+#: Number of each keyword (PS3.6); retired attributes have none.
+KEYWORDS: Final = {keyword: number for keyword, number in keyword_dict.items() if keyword}
 MODALITY: Final = 0x00080060
 _NUMBER: Final = re.compile(r"\(?([0-9a-f]{4}),? ?([0-9a-f]{4})\)?", re.IGNORECASE)
 _PRIVATE: Final = re.compile(r"\(?([0-9a-f]{4}),? ?xx([0-9a-f]{2}), ?(.*[^\s)])\)?", re.IGNORECASE)

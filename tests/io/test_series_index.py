@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("scans")
     facts: list[dict[str, Any]] = [
         {"BodyPartExamined": "CHEST", "KVP": 100},
-        {"BodyPartExamined": "Head", "KVP": 120},
+        {"BodyPartExamined": "HEAD", "KVP": 120},
         {"Modality": "MR", "RepetitionTime": 2000},
     ]
     for number, attributes in enumerate(facts):

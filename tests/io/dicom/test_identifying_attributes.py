@@ -13,9 +13,10 @@ from medimg.io.dicom.tags.identifying_attributes import _TABLE, is_identifying
 @pytest.mark.parametrize(
     "name",
     [
-        "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "PatientAge", "PatientWeight", "OtherPatientIDs",
-        "StudyDate", "AcquisitionDateTime", "SeriesTime", "AccessionNumber", "StudyDescription", "SeriesDescription",
-        "ProtocolName", "InstitutionName", "StationName", "DeviceSerialNumber", "SOPInstanceUID", "StudyInstanceUID",
+        "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "PatientAge", "PatientWeight",
+        "OtherPatientIDs", "StudyDate", "AcquisitionDateTime", "SeriesTime", "AccessionNumber", "StudyDescription",
+        "SeriesDescription", "ProtocolName", "InstitutionName", "StationName", "DeviceSerialNumber", "SOPInstanceUID",
+        "StudyInstanceUID",
         "FrameOfReferenceUID", "MediaStorageSOPInstanceUID", "SourceApplicationEntityTitle", "ImageComments",
         "RequestAttributesSequence", "ContentSequence", "OriginalAttributesSequence", "IconImageSequence",
         0x50003000, 0x60003000, 0x60024000, 0x00291010, 0x00290001, 0x00081234,

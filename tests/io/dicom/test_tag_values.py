@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.tag import BaseTag, Tag
-from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
+from pydicom.uid import ImplicitVRLittleEndian
 
 import medimg
 from medimg.errors import MedimgWarning
+from medimg.io.dicom.header.attributes import quiet_pydicom
 from tests.dicom_files import make_instance, write
+from tests.io.dicom.kinds import of_first_files
 
 PIXELS = np.zeros((4, 4), np.int16)
 
@@ -25,14 +26,7 @@ def tags_of(ds: FileDataset, *names: Any) -> list[Any]:
     return list(medimg.scan(ds)[0].tags(*names).values())
 
 
-def with_raw(vr: str, keyword: str, value: bytes, **attributes: Any) -> FileDataset:
-    """An instance with an element as it stands in a file."""
-    ds, tag = make_instance(PIXELS, **attributes), Tag(keyword)
-    ds[tag] = RawDataElement(tag, vr, len(value), value, 0, False, True)
-    return ds
-
-
-@pytest.mark.parametrize("syntax", [None, ImplicitVRLittleEndian, ExplicitVRBigEndian])
+@pytest.mark.parametrize("syntax", [None, ImplicitVRLittleEndian])
 def test_values_have_the_types_of_python(syntax: str | None, tmp_path: Path) -> None:
     ds = make_instance(PIXELS, KVP="1.2e2", EchoNumbers=[1, 2], PatientComments="one\\two\nthree")
     ds.SmallestImagePixelValue = -5
@@ -55,8 +49,8 @@ def test_values_have_the_types_of_python(syntax: str | None, tmp_path: Path) -> 
         "MagneticFieldStrength", "AcquisitionDuration", "SOPClassUID", "TransferSyntaxUID", "PatientAge",
     )  # fmt: skip
     assert list(found.values()) == [
-        120.0, (1, 2), "one\\two\nthree", -5, ("0018,1063", "0018,1065"), b"\1\0\2\0", "Müller^Jörg", 4, (0.8, 0.6),
-        "20200101", None, 1.5, str(ds.SOPClassUID), str(ds.file_meta.TransferSyntaxUID), None,
+        120.0, (1, 2), "one\\two\nthree", -5, ("0018,1063", "0018,1065"), b"\1\0\2\0", "Müller^Jörg", 4,
+        (0.8, 0.6), "20200101", None, 1.5, str(ds.SOPClassUID), str(ds.file_meta.TransferSyntaxUID), None,
     ]  # fmt: skip
     assert [type(value) for value in found.values()][:4] == [float, tuple, str, int]
     private = medimg.scan(source)[0].tags(
@@ -74,7 +68,6 @@ def test_values_have_the_types_of_python(syntax: str | None, tmp_path: Path) -> 
         ("DS", "KVP", b"nan "),
         ("IS", "EchoNumbers", b"1.5 "),
         ("FD", "AcquisitionDuration", np.float64("nan").tobytes()),
-        ("US", "BitsStored2", b"\1"),
         ("LO", "Manufacturer", b"a\0b\1"),
         ("SQ", "RadiopharmaceuticalInformationSequence", b"no sequence"),
         ("FD", "Manufacturer", b"\1\2\3\4\5\6\7\x08"),
@@ -83,8 +76,6 @@ def test_values_have_the_types_of_python(syntax: str | None, tmp_path: Path) -> 
 def test_invalid_values_are_neither_absent_nor_given(
     vr: str, keyword: str, value: bytes, tmp_path: Path
 ) -> None:
-    if keyword == "BitsStored2":
-        keyword = "SmallestImagePixelValue"
     # pydicom would write the value anew
     path = write(make_instance(PIXELS), tmp_path / "a.dcm")
     tag = Tag(keyword)
@@ -177,24 +168,18 @@ def test_first_slice_of_a_stack_gives_the_value(tmp_path: Path) -> None:
 
 def test_values_of_real_files_are_those_of_pydicom(real_data: Path) -> None:
     """All top-level attributes of a series' first file, against pydicom's values."""
-    compared = 0
-    for folder in sorted(path for path in real_data.iterdir() if path.is_dir())[:12]:
-        for series in list(medimg.scan(folder))[:2]:
-            if series.format != "DICOM" or not Path(series.path).is_file():
-                continue
-            compared += compare_with_pydicom(series)
-    assert compared > 300
+    several = [series for path in of_first_files(real_data) for series in medimg.scan(path)]
+    assert sum(map(compare_with_pydicom, several)) > 100
 
 
 def compare_with_pydicom(series: medimg.Series) -> int:
-    plain = pydicom.dcmread(series.path, force=True, stop_before_pixels=True)
-    if "PerFrameFunctionalGroupsSequence" in plain:
-        return 0
-    tags = [BaseTag(tag) for tag in plain.keys()]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = dict(zip(tags, [series.tags(f"{tag:08x}").popitem()[1] for tag in tags], strict=True))
-        expected = {tag: plain[tag] for tag in tags}
+    with quiet_pydicom():
+        plain = pydicom.dcmread(series.path, force=True, stop_before_pixels=True)
+        if "PerFrameFunctionalGroupsSequence" in plain:
+            return 0
+        expected = {tag: plain[tag] for tag in map(BaseTag, list(plain.keys()))}
+        values = series.tags(*(f"{tag:08x}" for tag in expected)).values()
+    found = dict(zip(expected, values, strict=True))
     count = 0
     for tag, element in expected.items():
         if element.VR in ("DS", "IS", "US", "SS", "FD", "FL", "UL", "SL") and element.value not in (None, ""):

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 from pydicom.datadict import dictionary_VR, keyword_for_tag
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.tag import BaseTag
+from pydicom.tag import BaseTag, Tag
 
-from medimg.errors import ReadError
+from medimg.errors import DecodeError, MedimgError, ReadError, also
 from medimg.io.dicom.header.attributes import get_identifier, quiet_pydicom
 from medimg.io.dicom.header.open import open_dataset, open_whole_header
+from medimg.io.dicom.header.private_tags import is_no_sequence
 from medimg.io.dicom.tags.identifying_attributes import is_identifying
 
 if TYPE_CHECKING:
@@ -34,6 +35,19 @@ class HeaderDataset(Dataset):
         return "\n".join(filter(None, (super().__str__(), self._describe_withheld())))
 
     __repr__ = __str__
+
+    def __getitem__(self, key: Any) -> Any:
+        # a damaged element can raise anything, and texts of pydicom quote values
+        try:
+            with quiet_pydicom():
+                return super().__getitem__(key)
+        except (KeyError, MedimgError):
+            raise
+        except Exception:
+            name = keyword_for_tag(Tag(key)) or str(Tag(key))
+            raise also(DecodeError, ValueError)(
+                f"{name} is present but can't be parsed; the file is damaged"
+            ) from None
 
     def get_item(self, key: Any, *, keep_deferred: bool = False) -> Any:
         """Return an element as it was read, but sequences parsed: their bytes are those of all items."""
@@ -152,17 +166,18 @@ def withhold_identifying(dataset: Dataset) -> None:
     dataset.__class__ = HeaderDataset
     elements = dataset._dict = _Elements(dataset._dict)
     for tag, element in list(elements.items()):
-        # bytes of unknown meaning can hold anything
-        if element.VR == "UN" and not _has_known_vr(dataset, tag):
+        # damaged values, and bytes of unknown meaning, can hold anything
+        if not _is_sound(dataset, tag, element):
             elements.withhold(tag)
 
 
-def _has_known_vr(dataset: Dataset, tag: BaseTag) -> bool:
-    """Whether pydicom's dictionary has the representation that a file lacks, and the value is sound in it."""
+def _is_sound(dataset: Dataset, tag: BaseTag, element: DataElement | RawDataElement) -> bool:
+    """Whether a value has a known representation, and can be parsed; sequences are parsed when they are used."""
+    if isinstance(element, RawDataElement) and _is_sequence(element):
+        return not is_no_sequence(dataset, tag)
     try:
         return dataset[tag].VR != "UN"
-    # a damaged element can raise anything
-    except Exception:
+    except MedimgError:
         return False
 
 
@@ -174,8 +189,7 @@ def read_header(instance: Instance) -> Dataset:
     implicit, little = found.original_encoding
     header.set_original_encoding(implicit, little, found.original_character_set)
     header.file_meta = found.file_meta
-    with quiet_pydicom():
-        withhold_identifying(header)
+    withhold_identifying(header)
     header.file_meta._dict = _Elements(header.file_meta._dict)
     if pixels is not None and isinstance(header._dict, _Elements):
         header._dict.defer(pixels, lambda: open_dataset(instance.blob)[pixels])
