@@ -322,7 +322,7 @@ def check_columns(names: Iterable[str], known: Sequence[str]) -> None:
         except KeyError:
             raise also(MedimgError, KeyError)(
                 f"there is no column or DICOM attribute {name!r}; expected one of {', '.join(known)}, or a "
-                f"keyword such as RepetitionTime{did_you_mean(name, known) or did_you_mean(name, KEYWORDS)}"
+                f"keyword such as RepetitionTime{did_you_mean(name, [*known, *KEYWORDS])}"
             ) from None
 
 

@@ -17,8 +17,8 @@ from medimg.io.dicom.header.transfer_syntax import NATIVE_SYNTAXES
 from medimg.io.dicom.pixels.frame_reader import FrameReader, find_first_acquisition
 from medimg.io.dicom.series._policies import Notes, check_stack, resolve_duplicates
 from medimg.io.dicom.series._stack_plan import StackPlan
+from medimg.io.dicom.tags.frame_tags import read_tags
 from medimg.io.dicom.tags.header_dataset import read_header
-from medimg.io.dicom.tags.tag_values import read_tags
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -11,9 +11,11 @@ from pydicom.tag import BaseTag, Tag
 
 from medimg.errors import DecodeError, MedimgError, ReadError, also
 from medimg.io.dicom.header.attributes import get_identifier, quiet_pydicom
+from medimg.io.dicom.header.element_values import InvalidValueError
 from medimg.io.dicom.header.open import open_dataset, open_whole_header
 from medimg.io.dicom.header.private_tags import is_no_sequence
 from medimg.io.dicom.tags.identifying_attributes import is_identifying
+from medimg.io.dicom.tags.tag_values import get_tag_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -172,12 +174,14 @@ def withhold_identifying(dataset: Dataset) -> None:
 
 
 def _is_sound(dataset: Dataset, tag: BaseTag, element: DataElement | RawDataElement) -> bool:
-    """Whether a value has a known representation, and can be parsed; sequences are parsed when they are used."""
+    """Whether a value has a known representation and is valid; sequences are parsed when they are used."""
     if isinstance(element, RawDataElement) and _is_sequence(element):
         return not is_no_sequence(dataset, tag)
     try:
+        with quiet_pydicom():
+            get_tag_value(dataset, tag)
         return dataset[tag].VR != "UN"
-    except MedimgError:
+    except (InvalidValueError, MedimgError):
         return False
 
 

@@ -1,4 +1,4 @@
-"""Values of named attributes of one frame, as Python's own types."""
+"""Values of elements as Python's own types: valid ones, and None for absent and blank ones."""
 
 from __future__ import annotations
 
@@ -7,40 +7,18 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from pydicom.datadict import dictionary_VR
-from pydicom.tag import BaseTag
 
-from medimg.io.dicom.header.attributes import quiet_pydicom
 from medimg.io.dicom.header.element_values import InvalidValueError, parse_decimal, parse_whole, read_values
-from medimg.io.dicom.header.functional_groups import FrameViews
-from medimg.io.dicom.header.open import open_header, to_tag_numbers
-from medimg.io.dicom.header.private_tags import (
-    PrivateTag,
-    find_private_number,
-    is_no_sequence,
-    list_private_tags,
-    to_items,
-)
-from medimg.io.dicom.tags.header_dataset import check_unchanged, withhold_identifying
-from medimg.io.tag_names import TagValues
+from medimg.io.dicom.header.private_tags import is_no_sequence, to_items
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from pydicom.dataset import Dataset
+    from pydicom.tag import BaseTag
 
-    from medimg.io.dicom.header.instance import Frame
-    from medimg.io.tag_names import TagName, TagValue
+    from medimg.io.tag_names import TagValue
 
-__all__ = ["read_tags"]
+__all__ = ["get_tag_value"]
 
-#: What the values of others depend on, and what is checked.
-_ALWAYS: Final = to_tag_numbers(
-    "PerFrameFunctionalGroupsSequence",
-    "PixelRepresentation",
-    "SOPInstanceUID",
-    "SharedFunctionalGroupsSequence",
-)
-_META: Final = 0x0002
 _BYTES: Final = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
 _WHOLE: Final = frozenset({"IS", "SL", "SS", "SV", "UL", "US", "UV"})
 _NUMBERS: Final = _WHOLE | {"DS", "FD", "FL"}
@@ -50,50 +28,7 @@ _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f]")
 _UNPRINTABLE_IN_LINES: Final = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f]")
 
 
-def read_tags(frame: Frame, names: Sequence[TagName]) -> TagValues:
-    """Read attributes of a frame; raise ReadError if the file can no longer be read, or has changed."""
-    instance = frame.instance
-    header = open_header(instance.blob, _ALWAYS.union(*map(_list_tags, names)))
-    check_unchanged(header, instance)
-    is_mosaic = frame.facts.corner is not None
-    with quiet_pydicom():
-        views = FrameViews(header, 1 if is_mosaic else len(instance.facts))
-        view = views[0 if is_mosaic else frame.facts.number]
-        values: dict[str, TagValue] = {}
-        invalid: list[str] = []
-        for name in names:
-            try:
-                values[name.label] = _find_value(name, view, header)
-            except InvalidValueError:
-                values[name.label] = None
-                invalid.append(name.label)
-    return TagValues(values, tuple(dict.fromkeys(invalid)))
-
-
-def _list_tags(name: TagName) -> Iterator[int]:
-    """Yield the tags to read: a private attribute is decoded by its creator."""
-    if name.creator:
-        yield from list_private_tags(_to_private(name))
-        return
-    yield name.number
-    if BaseTag(name.number).is_private and name.number & 0xFFFF > 0xFF:
-        yield name.number & 0xFFFF0000 | name.number >> 8 & 0xFF
-
-
-def _to_private(name: TagName) -> PrivateTag:
-    return PrivateTag(name.number >> 16, name.number & 0xFF, name.creator, "UN")
-
-
-def _find_value(name: TagName, view: Dataset, header: Dataset) -> TagValue:
-    """Return the value for a frame, or else for its file."""
-    for dataset in (header.file_meta,) if name.number >> 16 == _META else (view, header):
-        number = find_private_number(dataset, _to_private(name)) if name.creator else name.number
-        if number is not None and number in dataset:
-            return _get_value(dataset, BaseTag(number))
-    return None
-
-
-def _get_value(dataset: Dataset, tag: BaseTag) -> TagValue:
+def get_tag_value(dataset: Dataset, tag: BaseTag) -> TagValue:
     """Return a value, None if it is blank; raise InvalidValueError if it can't be understood."""
     # a value is parsed when it is first used, and a damaged one can raise anything
     try:
@@ -130,8 +65,6 @@ def _get_items(dataset: Dataset, tag: BaseTag) -> TagValue:
     items = to_items(value)
     if value and not items:
         raise InvalidValueError
-    for item in items:
-        withhold_identifying(item)
     return tuple(items) or None
 
 
