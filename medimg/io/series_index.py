@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index as as_index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Final, SupportsIndex, TypeAlias, overload
 
 from medimg._public import set_module
 from medimg._validation import did_you_mean
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["COLUMNS", "SeriesIndex", "SkippedFiles", "check_columns", "list_rows"]
 
 #: What selects several series; see :class:`SeriesIndex`.
-Selection: TypeAlias = (
-    "slice | Sequence[bool] | Sequence[int] | Sequence[str] | npt.NDArray[Any] | pd.Series[Any]"
-)
+Selection: TypeAlias = "slice | Sequence[bool] | Sequence[int] | Sequence[str] | npt.NDArray[Any] | pd.Series[Any] | pd.Index[Any]"
 
 COLUMNS: Final = (
     "uid", "modality", "description", "channels", "slices", "rows", "columns", "slice_spacing",
@@ -108,10 +106,10 @@ class SeriesIndex(Sequence[Series]):
 
     @overload
     # a str is a sequence of str, too
-    def __getitem__(self, index: int | str) -> Series: ...  # type: ignore[overload-overlap]
+    def __getitem__(self, index: SupportsIndex | str) -> Series: ...  # type: ignore[overload-overlap]
     @overload
     def __getitem__(self, index: Selection) -> SeriesIndex: ...
-    def __getitem__(self, index: int | str | Selection) -> Series | SeriesIndex:
+    def __getitem__(self, index: SupportsIndex | str | Selection) -> Series | SeriesIndex:
         if isinstance(index, str):
             return self._find_uid(index)
         if isinstance(index, slice):

@@ -11,7 +11,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.tag import BaseTag, Tag
-from pydicom.uid import ImplicitVRLittleEndian
+from pydicom.uid import UID, ImplicitVRLittleEndian
 
 import medimg
 from medimg.errors import MedimgWarning
@@ -41,7 +41,7 @@ def test_values_have_the_types_of_python(syntax: str | None, tmp_path: Path) -> 
     block.add_new(0x0C, "DS", "1.5")
     source: Any = ds
     if syntax is not None:
-        ds.file_meta.TransferSyntaxUID = syntax
+        ds.file_meta.TransferSyntaxUID = UID(syntax)
         source = write(ds, tmp_path / "a.dcm")
     found = medimg.scan(source)[0].tags(
         "KVP", "EchoNumbers", "PatientComments", "SmallestImagePixelValue", "FrameIncrementPointer",
