@@ -375,13 +375,16 @@ _ALMOST_CLOCKS = st.text(" .0125:6", max_size=10).map(str.encode) | st.sampled_f
 @given(
     st.lists(_CLOCKS, max_size=6), st.lists(_ALMOST_CLOCKS, max_size=1), st.sampled_from([b"", b"20240105"])
 )
-def test_times_compared_at_once_are_those_of_the_grammar(
+def test_whole_columns_of_times_are_regular_only_if_each_is(
     regular: list[bytes], odd: list[bytes], date: bytes
 ) -> None:
-    grammar = series_table._DATE_TIME if date else series_table._TIME
+    number = series_table._STARTED if date else series_table._ACQUIRED
     column = [date + value for value in (*regular, *odd)] + [b""]
-    expected = all(not value or grammar.fullmatch(value) for value in column)
-    assert series_table._are_times(column, grammar, len(date)) == expected
+    is_regular = series_table._TIME_COLUMNS[number].fullmatch(b"\n".join(column) + b"\n") is not None
+    are_regular = all(not v or series_table._GRAMMARS[number].fullmatch(v) for v in column)
+    assert is_regular <= are_regular
+    if not odd:
+        assert is_regular
 
 
 def test_what_is_tried_is_bounded() -> None:

@@ -88,11 +88,12 @@ class AcquisitionElements:
     def from_header(cls, head: bytes, elements: Sequence[Element]) -> AcquisitionElements | None:
         """Copy elements of a little-endian header; None if one is too long."""
         parts, is_short = [], True
-        for element in elements:
-            if element.length > MAX_VALUE_BYTES:
+        for _, at, value, length, _, _ in elements:
+            if length > MAX_VALUE_BYTES:
                 return None
-            is_short &= element.value - element.at == _EXPLICIT.size
-            parts.append(head[element.at : element.value + element.length])
+            if value - at != _EXPLICIT.size:
+                is_short = False
+            parts.append(head[at : value + length])
         if not is_short:
             return cls.pack((e.tag, e.vr, head[e.value : e.value + e.length]) for e in elements)
         explicit = bool(elements and elements[0].vr)

@@ -22,7 +22,7 @@ from pydicom.tag import BaseTag
 from medimg.io.dicom.header.transfer_syntax import EXPLICIT, IMPLICIT, SYNTAXES
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, MutableSequence
+    from collections.abc import Collection, MutableSequence
 
 __all__ = [
     "LAST_TAG",
@@ -92,9 +92,9 @@ class ElementOffsets:
         """Whether the dataset is in implicit VR."""
         return self.syntax == IMPLICIT
 
-    def select(self, tags: Collection[int]) -> Iterator[Element]:
-        """Yield the top-level elements that have one of these tags."""
-        return (e for e in self.elements if e[0] in tags and e[5] == 0)
+    def select(self, tags: Collection[int]) -> list[Element]:
+        """Return the top-level elements that have one of these tags."""
+        return [e for e in self.elements if e[0] in tags and e[5] == 0]
 
     def find_end(self, element: Element) -> int:
         """Return the offset of the end of a top-level element: a sequence ends where the next one begins."""
@@ -147,12 +147,12 @@ def _walk_dataset(head: bytes, at: int, elements: list[Element], *, implicit: bo
             raise UnusualHeaderError
         element = _make_tuple(Element, (tag, at, value, length, vr, 0))
         if tag in PIXEL_TAGS:
+            if len(elements) > _MAX_ELEMENTS:
+                raise UnusualHeaderError
             return element
         elements.append(element)
         if not length & 1:
             at = value + length
-            if len(elements) > _MAX_ELEMENTS:
-                raise UnusualHeaderError
         elif length == UNDEFINED_LENGTH:
             at = _walk_sequence(head, element, elements, implicit=implicit)
         else:

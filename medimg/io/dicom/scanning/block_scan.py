@@ -58,6 +58,8 @@ _MAX_WIDTH: Final = 2**17
 _FIRST_BLOCK: Final = 64
 #: Groups of a block that are found by comparing arrays; further ones row by row.
 _FEW_GROUPS: Final = 6
+#: Makes a named tuple in a third of the time.
+_make_tuple: Final = tuple.__new__
 
 
 def scan_blocks(
@@ -213,13 +215,14 @@ class _Collector:
         except UnusualHeaderError:
             self._rest.append(first + row)
             return None
-        elements = list(offsets.select(_KEPT))
+        elements = offsets.select(_KEPT)
         slots = {
-            e.tag: ElementSlot(
-                e.value, offsets.find_end(e) if e.length == UNDEFINED_LENGTH else e.value + e.length, e.vr
+            e[0]: _make_tuple(
+                ElementSlot,
+                (e[2], e[2] + e[3] if e[3] != UNDEFINED_LENGTH else offsets.find_end(e), e[4]),
             )
             for e in elements
-            if e.tag in _WANTED
+            if e[0] in _WANTED
         }
         key = _make_key(memoryview(head), slots)
         if key is None:
@@ -228,7 +231,7 @@ class _Collector:
             own = [[_get_value(head, slots.get(tag, _NO_SLOT))] for tag, _ in FILE_ELEMENTS]
             header_class = self._get_class(key[:2], names[row])
             acquisition = AcquisitionElements.from_header(
-                head, [e for e in elements if e.tag in ACQUISITION_TAGS]
+                head, [e for e in elements if e[0] in ACQUISITION_TAGS]
             )
             header_class.get_columns(key[2]).extend([first + row], [names[row]], own, [acquisition])
         return offsets, head

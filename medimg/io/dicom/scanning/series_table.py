@@ -75,13 +75,13 @@ _DATE_TIME: Final = re.compile(
     rb"(?:[01][0-9]|2[0-3])[0-5][0-9](?:(?:[0-5][0-9]|60)(?:\.[0-9]*)?)?(?:[+-][0-9]{4})? *"
 )
 _GRAMMARS: Final = (_IDENTIFIER, _WHOLE, _POINT, _DATE_TIME, _TIME, _TIME)
-#: Columns of times, and the length of the date before each.
-_DATES: Final = {_STARTED: 8, _ACQUIRED: 0, _MADE: 0}
-#: Hours are at most 29 here, if the least and the greatest of each character match.
-_CLOCK_LIKE: Final = re.compile(rb"[0-2][0-9](?:[0-5][0-9]){2}(?:\.[0-9]*)? *")
-#: Values of more different lengths are compared one by one.
-_FEW_LENGTHS: Final = 4
-_LAST_HOUR: Final = int.from_bytes(b"23", "big")
+_CLOCK_TO_SECONDS: Final = rb"(?:[01][0-9]|2[0-3])[0-5][0-9][0-5][0-9](?:\.[0-9]*+)? *+"
+#: Whole columns of times, a line each. Times without seconds or with colons are left to the grammar of each.
+_TIME_COLUMNS: Final = {
+    _STARTED: re.compile(rb"(?:(?:%b)?\n)*+" % _DATE_TIME.pattern),
+    _ACQUIRED: re.compile(rb"(?:(?:%b)?\n)*+" % _CLOCK_TO_SECONDS),
+    _MADE: re.compile(rb"(?:(?:%b)?\n)*+" % _CLOCK_TO_SECONDS),
+}
 _DIGITS: Final = string.digits.encode()
 #: For each column, the characters of regular values, and their maximum length.
 _CHARACTERS: Final = (
@@ -167,8 +167,9 @@ class InstanceColumns:
         for letters, longest, column in zip(_CHARACTERS, _MAX_LENGTHS, self.columns, strict=True):
             if b"".join(column).translate(None, letters) or max(map(len, column), default=0) > longest:
                 return False
-        if not all(_are_times(self.columns[n], _GRAMMARS[n], date) for n, date in _DATES.items()):
-            return False
+        for n, grammar in _TIME_COLUMNS.items():
+            if any(self.columns[n]) and grammar.fullmatch(b"\n".join(self.columns[n]) + b"\n") is None:
+                return False
         written = self.columns[_POSITION]
         try:
             list(map(int, filter(None, self.columns[_NUMBER])))
@@ -176,30 +177,6 @@ class InstanceColumns:
         except ValueError:
             return False
         return points or not any(written)
-
-
-def _are_times(column: Sequence[bytes], grammar: re.Pattern[bytes], date: int) -> bool:
-    """Whether all values are empty or times of day, each after a date of so many bytes."""
-    lengths = set(map(len, column)) - {0}
-    if len(lengths) > _FEW_LENGTHS:
-        return all(map(grammar.fullmatch, filter(None, column)))
-    return all(_are_alike_times([v for v in column if len(v) == n], grammar, date) for n in lengths)
-
-
-def _are_alike_times(column: Sequence[bytes], grammar: re.Pattern[bytes], date: int) -> bool:
-    """Whether values of one length are times; each position is compared by its least and greatest byte."""
-    longest = len(column[0])
-    if longest < date + 6:
-        return all(map(grammar.fullmatch, column))
-    table = np.frombuffer(b"".join(column), np.uint8).reshape(-1, longest)
-    least, most = table.min(axis=0).tobytes()[date:], table.max(axis=0).tobytes()[date:]
-    is_padded_alike = len(least.rstrip(b" ")) == len(most.rstrip(b" "))
-    if not (_CLOCK_LIKE.fullmatch(least) and _CLOCK_LIKE.fullmatch(most) and is_padded_alike):
-        return all(map(grammar.fullmatch, column))
-    if most[:1] == b"2" and np.ascontiguousarray(table[:, date : date + 2]).view(">u2").max() > _LAST_HOUR:
-        return False
-    days = column[:1] if (table[:, :date] == table[0, :date]).all() else column
-    return not date or all(grammar.fullmatch(d + b"0000") for d in {value[:date] for value in days})
 
 
 def _is_far(written: bytes) -> bool:
