@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["COLUMNS", "SeriesIndex", "SkippedFiles", "check_columns", "list_rows"]
 
 #: What selects several series; see :class:`SeriesIndex`.
-Selection: TypeAlias = "slice | Sequence[bool] | Sequence[int] | Sequence[str] | npt.NDArray[Any] | pd.Series[Any] | pd.Index[Any]"
+Selection: TypeAlias = (
+    "slice | Sequence[int] | Sequence[str] | npt.NDArray[Any] | pd.Series[Any] | pd.Index[Any]"
+)
 
 COLUMNS: Final = (
     "uid", "modality", "description", "channels", "slices", "rows", "columns", "slice_spacing",
