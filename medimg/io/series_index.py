@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index as as_index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, SupportsIndex, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, overload
 
 from medimg._public import set_module
 from medimg._validation import did_you_mean
@@ -20,6 +20,7 @@ from medimg.io.series import HTML_COLUMNS, Series, list_facts, read_series_tags
 from medimg.io.tag_names import KEYWORDS, TagName, TagValues, parse_tag_names
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
     import pandas as pd
 
@@ -108,10 +109,10 @@ class SeriesIndex(Sequence[Series]):
 
     @overload
     # a str is a sequence of str, too
-    def __getitem__(self, index: SupportsIndex | str) -> Series: ...  # type: ignore[overload-overlap]
+    def __getitem__(self, index: int | np.integer[Any] | str) -> Series: ...  # type: ignore[overload-overlap]
     @overload
     def __getitem__(self, index: Selection) -> SeriesIndex: ...
-    def __getitem__(self, index: SupportsIndex | str | Selection) -> Series | SeriesIndex:
+    def __getitem__(self, index: int | np.integer[Any] | str | Selection) -> Series | SeriesIndex:
         if isinstance(index, str):
             return self._find_uid(index)
         if isinstance(index, slice):
