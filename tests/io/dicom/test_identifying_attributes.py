@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from pydicom.datadict import DicomDictionary
+from pydicom._dicom_dict import DicomDictionary
 from pydicom.tag import Tag
 
 from medimg.data.acquisition_tags import NUMBERS, TEXTS
