@@ -13,7 +13,7 @@ from medimg.core import geometry
 from medimg.errors import ConversionError, ReadError
 from medimg.interop._exchange import (
     as_volume,
-    check_library,
+    convert_image,
     check_perpendicular,
     check_type,
     import_library,
@@ -132,8 +132,7 @@ def from_highdicom(
     >>> medimg.from_highdicom(found, modality="CT", units="HU").orientation
     'LPS'
     """
-    check_library(volume, "highdicom", "from_highdicom", "highdicom.Volume")
-    return open_highdicom(volume).to_volume(modality=modality, units=units)
+    return convert_image(volume, "highdicom", modality=modality, units=units)
 
 
 @guard_conversion("highdicom")

@@ -6,12 +6,13 @@ from html import escape
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
-__all__ = ["facts_html", "format_size", "join_names", "rows_html"]
+__all__ = ["facts_html", "format_size", "join_names", "rows_html", "table_html"]
 
 _LONGEST: Final = 200
 _CELL: Final = ' style="text-align:left"'
+_BOLD: Final = ' style="font-weight:bold"'
 
 
 def facts_html(title: str, facts: Mapping[str, object]) -> str:
@@ -31,13 +32,22 @@ def facts_html(title: str, facts: Mapping[str, object]) -> str:
 
 def rows_html(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, note: str = "") -> str:
     """Return a table with a title, and a note below it."""
+    below = f"<small>{escape(note)}</small>" if note else ""
+    return f"<div><b>{escape(title)}</b>{table_html(columns, rows)}{below}</div>"
+
+
+def table_html(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, emphasized: Collection[int] = ()
+) -> str:
+    """Return a table, some of its rows in bold; nothing if there are no rows."""
     head = "".join(f"<th{_CELL}>{escape(name)}</th>" for name in columns)
     body = "".join(
-        "<tr>" + "".join(f"<td{_CELL}>{_show(cell)}</td>" for cell in row) + "</tr>" for row in rows
+        f"<tr{_BOLD if number in emphasized else ''}>"
+        + "".join(f"<td{_CELL}>{_show(cell)}</td>" for cell in row)
+        + "</tr>"
+        for number, row in enumerate(rows)
     )
-    below = f"<small>{escape(note)}</small>" if note else ""
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if body else ""
-    return f"<div><b>{escape(title)}</b>{table}{below}</div>"
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if body else ""
 
 
 def format_size(numbers: Iterable[float]) -> str:

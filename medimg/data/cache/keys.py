@@ -15,7 +15,7 @@ import numpy as np
 
 from medimg import __version__
 from medimg.core.content_hash import content_hash, json_text
-from medimg.io.array_series import ArrayReader
+from medimg.io.memory_series import ArrayReader
 from medimg.io.dicom.series.volume_reader import StackReader
 from medimg.io.files.regular_file import is_regular_file
 

@@ -23,7 +23,7 @@ def render_report(
     fit: FitHistory | None = None,
     split: Mapping[str, EvaluationDataset] | None = None,
     title: str | None = None,
-    pictures: bool = True,
+    example_images: bool = True,
 ) -> str:
     """Render the page, which refers to no other file or address."""
     return render_template(
@@ -42,7 +42,7 @@ def render_report(
         subgroups=_sections.build_subgroups(report),
         fewest_shown=FEWEST_SHOWN,
         calibration=_sections.build_calibration(report),
-        gallery=_sections.build_gallery(report) if pictures and report.pictures else None,
+        gallery=_sections.build_gallery(report) if example_images and report.example_images else None,
         fit=fit,
         training=_sections.build_training(fit),
         settings=_sections.build_settings(report),
