@@ -13,9 +13,9 @@ from medimg.core import geometry
 from medimg.errors import ConversionError, ReadError
 from medimg.interop._exchange import (
     as_volume,
-    convert_image,
     check_perpendicular,
     check_type,
+    convert_image,
     import_library,
     own_values,
     warn_of_inversion,

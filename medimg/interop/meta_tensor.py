@@ -12,8 +12,8 @@ from medimg.core import geometry
 from medimg.errors import ReadError
 from medimg.interop._exchange import (
     as_volume,
-    convert_image,
     check_type,
+    convert_image,
     find_facts,
     import_library,
     list_facts,

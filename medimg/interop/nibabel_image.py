@@ -12,9 +12,9 @@ from medimg.core import geometry
 from medimg.errors import ConversionError, GeometryError, ReadError
 from medimg.interop._exchange import (
     as_volume,
-    convert_image,
     check_perpendicular,
     check_type,
+    convert_image,
     own_values,
     warn_of_inversion,
 )

@@ -13,9 +13,9 @@ from medimg.core import geometry
 from medimg.errors import ReadError
 from medimg.interop._exchange import (
     as_volume,
-    convert_image,
     check_perpendicular,
     check_type,
+    convert_image,
     find_facts,
     list_facts,
     own_values,
@@ -107,7 +107,8 @@ def from_sitk(image: SimpleITK.Image, *, modality: str | None = None, units: str
     Convert a SimpleITK image to a volume, with a copy of its values.
 
     Components of a pixel become channels, three of 8 bits RGB; the fourth dimension, too. Label maps become
-    images of their labels. Images of two dimensions have no position in a patient (``space="image"``), only a spacing.
+    images of their labels. Images of two dimensions have no position in a patient (``space="image"``), only a
+    spacing.
 
     Parameters
     ----------

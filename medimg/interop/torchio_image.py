@@ -10,8 +10,8 @@ from medimg._public import set_module
 from medimg.core import geometry
 from medimg.interop._exchange import (
     as_volume,
-    convert_image,
     check_type,
+    convert_image,
     find_facts,
     import_library,
     list_facts,

@@ -129,6 +129,7 @@ class ArrayReader(_MemoryReader):
     digest: str
 
     def load(self) -> Volume:
+        """Return the whole volume; ReadError if the array has changed."""
         if _hash_volume(self.volume, self.array) != self.digest:
             raise ReadError(
                 f"{self.name} has changed since its dataset was made; make the dataset again, of a copy of "

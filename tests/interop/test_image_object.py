@@ -220,6 +220,20 @@ def test_other_objects_are_named_in_errors(library: Library) -> None:
         library.to("scan.dcm")  # type: ignore[arg-type]
 
 
+def test_truth_values_are_rendered_and_shown_as_0_and_1_are() -> None:
+    """A mask of highdicom or MONAI stays one of truth values."""
+    mask = np.random.default_rng(0).random((1, 3, 16, 16)) > 0.7
+    volume = medimg.Volume(mask, make_affine("straight"))
+    numbers = volume.with_array(mask.astype(np.uint8))
+    assert volume._repr_png_() == numbers._repr_png_()
+    for window in ("auto", "percentile"):
+        recipe = medimg.Preprocess(window=window, size=16)
+        wanted = recipe(numbers)
+        assert recipe(volume).equal(wanted)
+        assert recipe(medimg.to_highdicom(volume)).equal(wanted)
+    assert medimg.Preprocess(window="percentile", size=16)(mask[0, 0]).shape == (1, 3, 16, 16)
+
+
 def test_big_endian_and_strided_values_are_converted(library: Library) -> None:
     array = np.arange(2 * 3 * 4, dtype=">i2").reshape(1, 1, 4, 6)[..., ::-2]
     volume = medimg.Volume(array, np.eye(4))
