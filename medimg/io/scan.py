@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medimg._public import set_module
+from medimg._validation import check_whole_number
 from medimg.core.read_report import Skipped
 from medimg.errors import MedimgError, ReadError
 from medimg.io._header_scan import scan_headers
@@ -73,8 +74,8 @@ def scan(
     Raises
     ------
     ReadError
-        If the path does not exist, the source has an unsupported type, or the index is another file or can't
-        be written.
+        If the path does not exist, the source has an unsupported type, `workers` is not a positive number, or
+        the index is another file or can't be written.
 
     Examples
     --------
@@ -93,6 +94,8 @@ def build_index(
     index: str | os.PathLike[str] | None = None,
 ) -> tuple[SeriesIndex, list[MedimgError]]:
     """Return the series of a source, and the error of each of its skipped files; see :func:`scan`."""
+    if workers is not None:
+        check_whole_number("workers", workers, least=1, error=ReadError)
     saved = None if index is None else _open_index(source, Path(index))
     images, rest, has_rest = separate_images(source)
     objects = tuple(map(object_series, images))

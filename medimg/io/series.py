@@ -316,8 +316,8 @@ class SeriesIndex(Sequence[Series]):
         shown = self.series[:_MOST_ROWS]
         rows = [(n, *_list_facts(series, format_size)) for n, series in enumerate(shown)]
         hidden = len(self.series) - len(shown)
-        note = f"and {hidden} more; to_pandas() has all of them" if hidden else ""
-        return rows_html(repr(self), ("", *_SHOWN), rows, note=note)
+        notes = [f"and {hidden} more; to_pandas() has all of them"] if hidden else []
+        return rows_html(repr(self), ("", *_SHOWN), rows, notes=notes)
 
     def to_pandas(self) -> pd.DataFrame:
         """

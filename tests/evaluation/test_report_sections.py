@@ -18,7 +18,6 @@ from medimg.evaluation.evaluate import evaluate
 from medimg.evaluation.report import example_images
 from medimg.evaluation.report._calibration_facts import measure_coverage
 from medimg.evaluation.report._jinja import escape_markdown, render_template
-from medimg.evaluation.report._sections import Table
 from medimg.evaluation.report.data_flow import count_reasons, count_shared_patients, count_subsets
 from medimg.evaluation.report.example_images import to_pixels
 from medimg.evaluation.report.plots import _make_steps, thin_curve
@@ -239,8 +238,8 @@ def test_text_is_escaped_for_markdown_once(text: object, escaped: str) -> None:
 
 
 def test_a_template_lacks_nothing() -> None:
-    with pytest.raises(UndefinedError, match="notes"):
-        render_template("notebook.html.j2", metrics=Table(["Metric"], []))
+    with pytest.raises(UndefinedError, match="report"):
+        render_template("model_card.md.j2")
 
 
 def test_small_groups_are_not_counted_in_page_or_card(tmp_path: Path) -> None:
