@@ -92,10 +92,10 @@ def _escape(text: str) -> str:
 
 
 def replace_controls(text: str) -> str:
-    """
+    r"""
     Replace control characters, and those that reorder text.
 
-    >>> replace_controls("a\\x1b[31m") == "a\\ufffd[31m"
+    >>> replace_controls("a\x1b[31m") == "a\ufffd[31m"
     True
     """
     return _CONTROL.sub("\ufffd", text)
