@@ -18,7 +18,8 @@ from medimg.io.dicom.header.instance import Instance
 from medimg.io.dicom.series.build import build_dicom_series, build_regular_series
 from medimg.io.dicom.series.grouping import group_frames
 from medimg.io.memory_series import object_series
-from medimg.io.series import Series, SeriesIndex
+from medimg.io.series import Series
+from medimg.io.series_index import SeriesIndex, SkippedFiles
 from medimg.io.sources import Files, is_folder, list_source_files, separate_images
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def build_index(
     files, absent = list_source_files(rest)
     found, errors = _group_files(files, workers, progress, saved)
     errors += [ReadError(skipped.reason) for skipped in absent]
-    return SeriesIndex((*objects, *found.series), (*found.skipped, *absent)), errors
+    return SeriesIndex((*objects, *found.series), SkippedFiles((*found.skipped, *absent))), errors
 
 
 def _open_index(source: object, path: Path) -> ScanIndex:
@@ -130,7 +131,7 @@ def _group_files(
             series.append(build_dicom_series(group))
         except MedimgError as error:
             failed += [(i.path, error) for i in group.instances]
-    skipped = tuple(Skipped(name, str(error)) for name, error in failed)
+    skipped = SkippedFiles(Skipped(name, str(error)) for name, error in failed)
     return SeriesIndex(tuple(sorted(series, key=lambda s: s.path)), skipped), [error for _, error in failed]
 
 

@@ -7,7 +7,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from medimg.io.series import Series, SeriesIndex
+from medimg.io.series import Series
+from medimg.io.series_index import SeriesIndex
 from medimg.plotting.html_repr import facts_html, join_names, rows_html
 from medimg.preprocessing.preprocess import Preprocess
 from medimg.training.history import FitResult
