@@ -355,4 +355,5 @@ def _draw_weights(parent: SubFigure, explanation: Explanation, shown: Sequence[i
     axes.bar(explanation.slices, explanation.weights, width=0.9, color=colors)
     ends = (explanation.slices[0] - 0.7, explanation.slices[-1] + 0.7)
     axes.set(xlabel="slice", ylabel="weight", xlim=ends, ylim=(0.0, None))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     style_axes(axes, grid=False)
