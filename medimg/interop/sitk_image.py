@@ -173,7 +173,7 @@ def _expand_labels(image: SimpleITK.Image) -> SimpleITK.Image:
     # most methods of a label map end the process
     if not image.GetPixelIDTypeAsString().startswith("label of"):
         return image
-    expanded = SimpleITK.LabelMapToLabel(image)
+    expanded: SimpleITK.Image = SimpleITK.LabelMapToLabel(image)
     for key in image.GetMetaDataKeys():
         expanded.SetMetaData(key, image.GetMetaData(key))
     return expanded
