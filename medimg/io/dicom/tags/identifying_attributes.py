@@ -2,7 +2,7 @@
 Attributes that can identify a patient, by the Basic Application Level Confidentiality Profile.
 
 They are those that the profile removes or replaces (PS3.15 Table E.1-1, edition 2026c), all others of the
-same value representations, and private and unknown attributes.
+same value representations, and private and unknown attributes and data.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SHARED_UIDS_BY_NAME: Final = frozenset({"ContextGroupExtensionCreatorUID", "Map
 #: Group of curves, and of overlays with their data and comments; the last two digits of the group count them.
 _CURVES, _OVERLAYS = 0x5000, 0x6000
 _OVERLAY_TEXTS: Final = frozenset({0x3000, 0x4000})
-#: All others of the table.
+#: All others of the table, and Private Information of file meta information.
 _TABLE: Final = """
     AccessionNumber AcquisitionContextSequence AcquisitionDeviceProcessingDescription
     AcquisitionFieldOfViewLabel ActualHumanPerformersSequence AdmissionID AdmittingDiagnosesCodeSequence
@@ -67,8 +67,8 @@ _TABLE: Final = """
     PerformedStationNameCodeSequence PerformingPhysicianIdentificationSequence
     PersonIdentificationCodeSequence PersonTelephoneNumbers PhysiciansOfRecordIdentificationSequence
     PhysiciansReadingStudyIdentificationSequence PlacerOrderNumberImagingServiceRequest PlateID
-    PositionAcquisitionTemplateName PreMedication PregnancyStatus PrescriptionNotesSequence ProtocolName
-    PyramidDescription PyramidLabel ROICreatorSequence ROIGenerationDescription ROIInterpreterSequence
+    PositionAcquisitionTemplateName PreMedication PregnancyStatus PrescriptionNotesSequence
+    PrivateInformation ProtocolName PyramidDescription PyramidLabel ROICreatorSequence ROIGenerationDescription ROIInterpreterSequence
     ROIName ROIObservationLabel RTAccessoryDeviceSlotID RTAccessoryHolderSlotID RTPlanLabel RTPlanName
     RTPrescriptionLabel RTToleranceSetLabel RTTreatmentApproachLabel RadiationDoseIdentificationLabel
     RadiationDoseInVivoMeasurementLabel RadiationGenerationModeLabel ReasonForOmissionDescription
