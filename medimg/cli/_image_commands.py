@@ -222,7 +222,10 @@ def add_read(commands: Commands) -> None:
 
 def _read(args: argparse.Namespace) -> int:
     from medimg.io.read import read
+    from medimg.io.write import find_writer
 
+    # reading may take long
+    find_writer(args.out)
     check_output(args.out, force=args.force)
     volume = read(
         _one_or_list(args.source),

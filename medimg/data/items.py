@@ -94,7 +94,7 @@ class ItemFacts:
         return tuple(self._labeled[item.source].series for item in self._items)
 
     @property
-    def pictures(self) -> tuple[int | None, ...]:
+    def image_indices(self) -> tuple[int | None, ...]:
         """Index of each item's image among those of its series; None if the item is the whole series."""
         return tuple(item.image for item in self._items)
 

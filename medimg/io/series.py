@@ -142,7 +142,7 @@ class Series:
         Seconds from the first time point, for each channel of a time series or each frame of a cine.
     """
 
-    uid: str
+    uid: str = field(repr=False)
     modality: str
     description: str = field(repr=False)
     shape: tuple[int, int, int, int]

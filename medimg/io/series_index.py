@@ -69,8 +69,8 @@ class SkippedFiles(tuple[Skipped, ...]):
         # folders can be named after patients
         rows = [(Path(s.path).name, s.reason.replace(s.path, Path(s.path).name)) for s in self[:_MOST_ROWS]]
         hidden = len(self) - len(rows)
-        note = f"and {hidden} more; to_pandas() has all of them" if hidden else ""
-        return rows_html(f"{len(self)} files skipped", ("file", "reason"), rows, note=note)
+        notes = [f"and {hidden} more; to_pandas() has all of them"] if hidden else []
+        return rows_html(f"{len(self)} files skipped", ("file", "reason"), rows, notes=notes)
 
 
 _NONE_SKIPPED: Final = SkippedFiles()
@@ -139,8 +139,8 @@ class SeriesIndex(Sequence[Series]):
         shown = self.series[:_MOST_ROWS]
         rows = [(n, *list_facts(series, format_size)) for n, series in enumerate(shown)]
         hidden = len(self.series) - len(shown)
-        note = f"and {hidden} more; to_pandas() has all of them" if hidden else ""
-        return rows_html(repr(self), ("", *HTML_COLUMNS), rows, note=note)
+        notes = [f"and {hidden} more; to_pandas() has all of them"] if hidden else []
+        return rows_html(repr(self), ("", *HTML_COLUMNS), rows, notes=notes)
 
     def where(self, /, **conditions: object) -> SeriesIndex:
         """
