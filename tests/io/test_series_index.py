@@ -160,11 +160,10 @@ def test_values_that_are_given_once_hold_for_all_series(index: medimg.SeriesInde
 
 
 def test_tags_that_are_no_list(index: medimg.SeriesIndex) -> None:
-    tags: Any = 0x00180060
-    assert index.to_pandas(tags=tags).KVP.tolist()[:2] == [100, 120]
-    tags = None
+    kvp, nothing = list[Any]([0x00180060, None])
+    assert index.to_pandas(tags=kvp).KVP.tolist()[:2] == [100, 120]
     with pytest.raises(MedimgError, match="tags must be a list of attributes; found a NoneType"):
-        index.to_pandas(tags=tags)
+        index.to_pandas(tags=nothing)
 
 
 def test_unknown_names(index: medimg.SeriesIndex) -> None:

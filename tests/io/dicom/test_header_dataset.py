@@ -14,7 +14,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileDataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 import medimg
 from medimg.errors import MedimgError, ReadError
@@ -38,7 +38,7 @@ def make_header(**attributes: Any) -> FileDataset:
     block = ds.private_block(0x0029, "MAKER", create=True)
     block.add_new(0x0C, "LO", "SENTINEL")
     ds.add_new(0x00181234, "UN", b"SENTINEL")
-    ds.file_meta.PrivateInformationCreatorUID = "1.2.3.4"
+    ds.file_meta.PrivateInformationCreatorUID = UID("1.2.3.4")
     ds.file_meta.PrivateInformation = b"SENTINEL"
     return ds
 

@@ -44,7 +44,7 @@ class HeaderDataset(Dataset):
     def __init__(self, whole: Dataset) -> None:
         super().__init__()
         self._whole = _Whole(whole, {})
-        self.set_original_encoding(*whole.original_encoding, whole.original_character_set)
+        _copy_encoding(whole, self)
         for tag in list(whole.keys()):
             # damaged values, and bytes of unknown meaning, can hold anything
             if not is_identifying(tag) and _is_sound(whole, tag):
@@ -109,15 +109,15 @@ class HeaderDataset(Dataset):
 
     def __setitem__(self, key: Any, element: Any) -> None:
         self._whole.dataset[key] = element
-        self._whole.unread.pop(_to_tag(key), None)
-        if not is_identifying(_to_tag(key)):
+        self._whole.unread.pop(Tag(key), None)
+        if not is_identifying(Tag(key)):
             super().__setitem__(key, self[key])
 
     def __delitem__(self, key: Any) -> None:
         for tag in list(self[key].keys()) if isinstance(key, slice) else [key]:
-            if self._whole.unread.pop(_to_tag(tag), None) is None:
+            if self._whole.unread.pop(Tag(tag), None) is None:
                 del self._whole.dataset[tag]
-            if _to_tag(tag) in self.keys():
+            if Tag(tag) in self.keys():
                 super().__delitem__(tag)
 
     def __delattr__(self, name: str) -> None:
@@ -170,7 +170,7 @@ class HeaderDataset(Dataset):
     def __reduce__(self) -> Any:
         """Pickle what is listed, as an ordinary dataset."""
         listed = (FileMetaDataset if isinstance(self, FileMetaDataset) else Dataset)(dict(self.items()))
-        listed.set_original_encoding(*self.original_encoding, self.original_character_set)
+        _copy_encoding(self, listed)
         if hasattr(self, "file_meta"):
             listed.file_meta = self.file_meta
         return _unpickle, (listed,)
@@ -178,6 +178,11 @@ class HeaderDataset(Dataset):
 
 class _FileMeta(HeaderDataset, FileMetaDataset):
     """File meta information."""
+
+
+def _copy_encoding(source: Dataset, target: Dataset) -> None:
+    implicit, little = source.original_encoding
+    target.set_original_encoding(implicit, little, source.original_character_set)
 
 
 def _unpickle(dataset: Dataset) -> Dataset:
@@ -208,7 +213,7 @@ def read_header(instance: Instance) -> Dataset:
     check_unchanged(found, instance)
     # not of the file: that would be read and copied
     whole = Dataset(found)
-    whole.set_original_encoding(*found.original_encoding, found.original_character_set)
+    _copy_encoding(found, whole)
     header = HeaderDataset(whole)
     header.file_meta = _FileMeta(found.file_meta)
     if pixels is not None:
