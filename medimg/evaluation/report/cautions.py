@@ -197,8 +197,8 @@ def _describe_coverage(
     listed = ", ".join(f"{100 * share:.0f} % ({describe_metric(name)})" for name, share in worst.items())
     return [
         f"The smallest class, or the rest, has {least} patient{'s' * (least > 1)}, and intervals of so few "
-        "can be too narrow: in the worst of simulated studies, 95 % intervals contained the true value in only "
-        f"{listed}."
+        "can be too narrow: in the worst of simulated studies, 95 % intervals contained the true value in "
+        f"only {listed}."
     ]
 
 
