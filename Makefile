@@ -15,7 +15,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 DEMO = $(if $(WEIGHTS)$(BACKBONE),xray_classification.py $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
     $(if $(BACKBONE),--backbone $(BACKBONE)),demo.py) --output $(OUTPUT)
 
-.PHONY: demo test install lint types layers unit docs clean
+.PHONY: demo test install lint types layers unit docs fuzz clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/$(DEMO)
@@ -46,6 +46,16 @@ unit: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/sphinx-build -n -W --keep-going -q -b html docs docs/_build/html
+
+# needs clang; FUZZ_SECONDS=3600 before a release, with headers of real files in FUZZ_CORPUS
+FUZZ_SECONDS ?= 60
+FUZZ_CORPUS  ?= build/fuzz/corpus
+fuzz:
+	mkdir -p build/fuzz $(FUZZ_CORPUS)
+	clang++ -std=c++17 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
+	  tests/_native/fuzzing/fuzz_header_walk.cpp medimg/_native/src/header_walk.cpp medimg/_native/src/files.cpp \
+	  -o build/fuzz/header_walk
+	build/fuzz/header_walk -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -artifact_prefix=build/fuzz/ $(FUZZ_CORPUS)
 
 clean:
 	rm -rf $(VENV) $(OUTPUT) docs/_build

@@ -18,8 +18,6 @@
 
 namespace medimg {
 
-Syntaxes split_syntaxes(const char* joined);
-
 namespace {
 
 // What an element is kept for; several may hold.

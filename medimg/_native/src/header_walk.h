@@ -30,6 +30,9 @@ struct Element {
 
 using Syntaxes = std::unordered_set<std::string>;
 
+// Splits UIDs with spaces between them.
+Syntaxes split_syntaxes(const char* joined);
+
 inline std::uint16_t load16(const std::uint8_t* from) {
   return static_cast<std::uint16_t>(from[0] | from[1] << 8);
 }
@@ -56,8 +59,6 @@ class HeaderWalk {
   Status run(Visit&& visit);
 
   const Element& pixels() const { return pixels_; }
-  bool is_implicit() const { return implicit_; }
-  const std::string& syntax() const { return syntax_; }
 
  private:
   static constexpr std::uint32_t kItem = 0xFFFEE000u;
