@@ -11,7 +11,8 @@ from __future__ import annotations
 import io
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from functools import cache
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, cast
 
 from pydicom.charset import convert_encodings, default_encoding
 from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element, empty_value_for_VR
@@ -19,6 +20,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import read_sequence
 from pydicom.tag import BaseTag
 
+from medimg.io.dicom.header.element_values import intern_tag
 from medimg.io.dicom.header.transfer_syntax import EXPLICIT, IMPLICIT, SYNTAXES
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ __all__ = [
     "UnusualHeaderError",
     "build_dataset",
     "locate_elements",
+    "split_items",
 ]
 
 UNDEFINED_LENGTH: Final = 0xFFFFFFFF
@@ -281,3 +284,84 @@ def _parse_sequence(element: Element, head: bytes, *, implicit: bool) -> DataEle
     file = io.BytesIO(head[element.value : element.value + _MAX_SEQUENCE_BYTES])
     sequence = read_sequence(file, implicit, True, UNDEFINED_LENGTH, default_encoding)
     return DataElement(BaseTag(element.tag), "SQ", sequence, element.value, is_undefined_length=True)
+
+
+#: Elements of an item, unparsed, in the order of the file.
+RawItem: TypeAlias = "dict[BaseTag, RawDataElement]"
+
+
+def split_items(data: bytes, *, implicit: bool) -> list[RawItem]:
+    """
+    Return the items of a sequence as pydicom reads them; UnusualHeaderError if they are unusual.
+
+    Sequences of undefined length within an item are walked to their end, and left unparsed, too.
+    """
+    try:
+        items, end = _split_sequence(data, 0, len(data), implicit=implicit, depth=0)
+    except struct.error:
+        raise UnusualHeaderError from None
+    if end != len(data):
+        raise UnusualHeaderError
+    return items
+
+
+def _split_sequence(
+    data: bytes, at: int, end: int | None, *, implicit: bool, depth: int
+) -> tuple[list[RawItem], int]:
+    """Return the items up to an offset, None: up to the delimiter, and the offset behind them."""
+    items = []
+    while at != end:
+        group, number, length = _IMPLICIT_ELEMENT(data, at)
+        tag = group << 16 | number
+        at += 8
+        if tag == _SEQUENCE_END and length == 0 and end is None:
+            break
+        if tag != _ITEM or depth > _MAX_DEPTH or at > len(data):
+            raise UnusualHeaderError
+        stop = None if length == UNDEFINED_LENGTH else at + length
+        item, at = _split_item(data, at, stop, implicit=implicit, depth=depth)
+        items.append(item)
+    return items, at
+
+
+def _split_item(data: bytes, at: int, end: int | None, *, implicit: bool, depth: int) -> tuple[RawItem, int]:
+    """Return the elements up to an offset, None: up to the delimiter, and the offset behind them."""
+    item: RawItem = {}
+    limit = len(data) if end is None else end
+    while at != end:
+        if end is None and _IMPLICIT_ELEMENT(data, at) == _ITEM_ENDS:
+            return item, at + 8
+        number, _, start, length, vr, _ = (_read_implicit if implicit else _read_explicit)(data, at, 0)
+        tag = intern_tag(number)
+        if number >> 16 == _ITEM >> 16 or tag == _CHARACTER_SET:
+            raise UnusualHeaderError
+        if length == UNDEFINED_LENGTH:
+            at = _skip_sequence(data, start, vr, implicit=implicit, depth=depth + 1)
+            value: bytes | None = data[start : at - 8]
+        else:
+            at = start + length
+            value = data[start:at] if length else _find_empty(vr)
+        if at > limit:
+            raise UnusualHeaderError
+        item[tag] = _make_tuple(
+            RawDataElement, (tag, _NAMES[vr], length, value, start, implicit, True, True, False)
+        )
+    return item, at
+
+
+def _skip_sequence(data: bytes, at: int, vr: bytes, *, implicit: bool, depth: int) -> int:
+    """Return the offset behind a sequence of undefined length that is not empty."""
+    items, end = _split_sequence(data, at, None, implicit=implicit, depth=depth)
+    if vr not in (b"SQ", b"") or not items:
+        raise UnusualHeaderError
+    return end
+
+
+#: VR as pydicom names it; None if implicit.
+_NAMES: Final = {vr: vr.decode() or None for vr in (*_SHORT, *_LONG, b"")}
+_ITEM_ENDS: Final = (_ITEM_END >> 16, _ITEM_END & 0xFFFF, 0)
+
+
+@cache
+def _find_empty(vr: bytes) -> bytes | None:
+    return cast("bytes | None", empty_value_for_VR(_NAMES[vr], raw=True))
