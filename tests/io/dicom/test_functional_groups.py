@@ -22,7 +22,7 @@ from pydicom.values import convert_SQ
 
 from medimg.errors import MedimgError
 from medimg.io.dicom.header import instance
-from medimg.io.dicom.header.elements import UnusualHeaderError, split_items
+from medimg.io.dicom.header.elements import UnusualHeaderError, build_raw_elements, locate_items
 from medimg.io.dicom.header.functional_groups import FrameViews
 from medimg.io.dicom.header.instance import Instance, read_instance
 from medimg.io.files.blob import Blob
@@ -350,14 +350,15 @@ def _parse(frames: Sequence[Dataset]) -> Dataset:
 
 @pytest.mark.parametrize("implicit", [False, True])
 @pytest.mark.parametrize("undefined", [False, True])
-def test_split_items_as_pydicom(*, implicit: bool, undefined: bool) -> None:
+def test_locate_items_as_pydicom(*, implicit: bool, undefined: bool) -> None:
     frames = [_frame(number) for number in range(2)]
     data = b"".join(_encode_item(frame, implicit=implicit, undefined=undefined) for frame in frames)
     expected = convert_SQ(data, implicit, True)
-    found = split_items(data, implicit=implicit)
+    located = locate_items(data, implicit=implicit)
+    found = [build_raw_elements(data, item, implicit=implicit) for item in located]
     assert [list(item) for item in found] == [list(item.keys()) for item in expected]
     assert [Dataset(dict(item)) for item in found] == list(expected)
     first = len(_encode_item(frames[0], implicit=implicit, undefined=undefined))
     for at in {*range(1, len(data))} - {first}:
         with pytest.raises(UnusualHeaderError):
-            split_items(data[:at], implicit=implicit)
+            locate_items(data[:at], implicit=implicit)

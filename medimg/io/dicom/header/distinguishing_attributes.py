@@ -22,7 +22,6 @@ from medimg.io.dicom.header.attributes import (
 )
 from medimg.io.dicom.header.datetimes import get_local_datetime, get_time
 from medimg.io.dicom.header.frame_attributes import get_length
-from medimg.io.dicom.header.functional_groups import Evaluation
 from medimg.io.dicom.header.private_tags import (
     PrivateTag,
     get_private_integer,
@@ -34,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from pydicom.dataset import Dataset
+
+    from medimg.io.dicom.header.functional_groups import Evaluation
 
 __all__ = [
     "DISTINGUISHING_TAGS",
@@ -358,14 +359,14 @@ DISTINGUISHING_TAGS: Final[list[str | int]] = [
 ]
 
 
-def get_series_attributes(view: Dataset, evaluate: Evaluation | None = None) -> FrameAttributes:
+def get_series_attributes(evaluate: Evaluation) -> FrameAttributes:
     """Return attributes whose difference puts images into different series."""
-    return _get_attributes(evaluate or Evaluation(view), "series")
+    return _get_attributes(evaluate, "series")
 
 
-def get_temporal_attributes(view: Dataset, evaluate: Evaluation | None = None) -> FrameAttributes:
+def get_temporal_attributes(evaluate: Evaluation) -> FrameAttributes:
     """Return attributes that distinguish repetitions within a series, the most specific first."""
-    return _get_attributes(evaluate or Evaluation(view), "temporal")
+    return _get_attributes(evaluate, "temporal")
 
 
 def _index_tags(table: tuple[_Attribute, ...]) -> dict[int, frozenset[int]]:
@@ -385,14 +386,19 @@ _TABLES: Final = {
 }
 
 
-def _list_present(view: Dataset, kind: str) -> list[_Attribute]:
-    """Return the attributes that read a tag which is present."""
-    table, rows = _TABLES[kind]
-    present = rows[0].union(*[rows[tag] for tag in view.keys() & rows.keys()])
-    return [table[number] for number in sorted(present)]
+def _list_present(view: Dataset, kind: str) -> list[int]:
+    """Return the numbers of the attributes that read a tag which is present."""
+    rows = _TABLES[kind][1]
+    return sorted(rows[0].union(*[rows[tag] for tag in view.keys() & rows.keys()]))
+
+
+def _get_attribute(view: Dataset, kind: str, number: int) -> FrameAttribute | None:
+    attribute = _TABLES[kind][0][number]
+    value = attribute.get(view, attribute.keywords)
+    return None if value is None else FrameAttribute(attribute.name, value)
 
 
 def _get_attributes(evaluate: Evaluation, kind: str) -> FrameAttributes:
     """Return the attributes of a view; as few have a tag that is present, only these are looked at."""
-    found = [(a.name, evaluate(a.get, a.keywords)) for a in evaluate(_list_present, kind)]
-    return tuple([FrameAttribute(name, value) for name, value in found if value is not None])
+    found = [evaluate(_get_attribute, kind, number) for number in evaluate(_list_present, kind)]
+    return tuple([attribute for attribute in found if attribute is not None])

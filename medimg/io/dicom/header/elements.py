@@ -24,7 +24,7 @@ from medimg.io.dicom.header.element_values import intern_tag
 from medimg.io.dicom.header.transfer_syntax import EXPLICIT, IMPLICIT, SYNTAXES
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, MutableSequence
+    from collections.abc import Collection, Iterable, MutableSequence
 
 __all__ = [
     "LAST_TAG",
@@ -33,11 +33,17 @@ __all__ = [
     "UNDEFINED_LENGTH",
     "Element",
     "ElementOffsets",
+    "ItemElement",
+    "RawItem",
     "UnusualHeaderError",
     "build_dataset",
+    "build_raw_elements",
     "locate_elements",
-    "split_items",
+    "locate_items",
 ]
+
+#: Elements of an item, unparsed, in the order of the file.
+RawItem: TypeAlias = "dict[BaseTag, RawDataElement]"
 
 UNDEFINED_LENGTH: Final = 0xFFFFFFFF
 
@@ -51,7 +57,8 @@ _make_tuple: Final = tuple.__new__
 _META: Final = 0x0002
 _META_LENGTH: Final = 0x00020000
 TRANSFER_SYNTAX_TAG: Final = 0x00020010
-_CHARACTER_SET: Final = BaseTag(0x00080005)
+_CHARACTER_SET_NUMBER: Final = 0x00080005
+_CHARACTER_SET: Final = BaseTag(_CHARACTER_SET_NUMBER)
 PIXEL_TAGS: Final = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 LAST_TAG: Final = 0x7FE00010
 _ITEM: Final = 0xFFFEE000
@@ -191,9 +198,10 @@ def _find_syntax(head: bytes, elements: list[Element]) -> str:
 def _read_explicit(head: bytes, at: int, depth: int) -> Element:
     group, number, vr, length = _EXPLICIT_ELEMENT(head, at)
     if vr in _SHORT:
-        return Element(group << 16 | number, at, at + 8, length, vr, depth)
+        return _make_tuple(Element, (group << 16 | number, at, at + 8, length, vr, depth))
     if vr in _LONG:
-        return Element(group << 16 | number, at, at + 12, _LENGTH(head, at + 8)[0], vr, depth)
+        length = _LENGTH(head, at + 8)[0]
+        return _make_tuple(Element, (group << 16 | number, at, at + 12, length, vr, depth))
     raise UnusualHeaderError
 
 
@@ -286,30 +294,52 @@ def _parse_sequence(element: Element, head: bytes, *, implicit: bool) -> DataEle
     return DataElement(BaseTag(element.tag), "SQ", sequence, element.value, is_undefined_length=True)
 
 
-#: Elements of an item, unparsed, in the order of the file.
-RawItem: TypeAlias = "dict[BaseTag, RawDataElement]"
+class ItemElement(NamedTuple):
+    """Offsets of an element of an item, in the bytes of the sequence."""
+
+    tag: int
+    vr: bytes  # empty if implicit
+    length: int  # UNDEFINED_LENGTH if it has none
+    value: int
+    end: int  # of its value, without a delimiter
 
 
-def split_items(data: bytes, *, implicit: bool) -> list[RawItem]:
+def locate_items(data: bytes, *, implicit: bool) -> list[tuple[ItemElement, ...]]:
     """
-    Return the items of a sequence as pydicom reads them; UnusualHeaderError if they are unusual.
+    Return the elements of each item of a sequence as pydicom finds them; UnusualHeaderError if unusual.
 
     Sequences of undefined length within an item are walked to their end, and left unparsed, too.
     """
+    items: list[tuple[ItemElement, ...]] = []
     try:
-        items, end = _split_sequence(data, 0, len(data), implicit=implicit, depth=0)
+        if _locate_items(data, 0, len(data), items, implicit=implicit, depth=0) != len(data):
+            raise UnusualHeaderError
     except struct.error:
         raise UnusualHeaderError from None
-    if end != len(data):
-        raise UnusualHeaderError
     return items
 
 
-def _split_sequence(
-    data: bytes, at: int, end: int | None, *, implicit: bool, depth: int
-) -> tuple[list[RawItem], int]:
-    """Return the items up to an offset, None: up to the delimiter, and the offset behind them."""
-    items = []
+def build_raw_elements(data: bytes, item: Iterable[ItemElement], *, implicit: bool) -> RawItem:
+    """Return the elements of an item as pydicom reads them, unparsed."""
+    found = {}
+    for number, vr, length, value, end in item:
+        tag = intern_tag(number)
+        stored = data[value:end] if length else _find_empty(vr)
+        raw = (tag, _NAMES[vr], length, stored, value, implicit, True, True, False)
+        found[tag] = _make_tuple(RawDataElement, raw)
+    return found
+
+
+def _locate_items(
+    data: bytes,
+    at: int,
+    end: int | None,
+    items: list[tuple[ItemElement, ...]],
+    *,
+    implicit: bool,
+    depth: int,
+) -> int:
+    """Append the items up to an offset, None: up to the delimiter, and return the offset behind them."""
     while at != end:
         group, number, length = _IMPLICIT_ELEMENT(data, at)
         tag = group << 16 | number
@@ -318,43 +348,36 @@ def _split_sequence(
             break
         if tag != _ITEM or depth > _MAX_DEPTH or at > len(data):
             raise UnusualHeaderError
+        item: list[ItemElement] = []
         stop = None if length == UNDEFINED_LENGTH else at + length
-        item, at = _split_item(data, at, stop, implicit=implicit, depth=depth)
-        items.append(item)
-    return items, at
+        at = _locate_elements(data, at, stop, item, implicit=implicit, depth=depth)
+        items.append(tuple(item))
+    return at
 
 
-def _split_item(data: bytes, at: int, end: int | None, *, implicit: bool, depth: int) -> tuple[RawItem, int]:
-    """Return the elements up to an offset, None: up to the delimiter, and the offset behind them."""
-    item: RawItem = {}
+def _locate_elements(
+    data: bytes, at: int, end: int | None, item: list[ItemElement], *, implicit: bool, depth: int
+) -> int:
+    """Append the elements up to an offset, None: up to the delimiter, and return the offset behind them."""
     limit = len(data) if end is None else end
     while at != end:
         if end is None and _IMPLICIT_ELEMENT(data, at) == _ITEM_ENDS:
-            return item, at + 8
-        number, _, start, length, vr, _ = (_read_implicit if implicit else _read_explicit)(data, at, 0)
-        tag = intern_tag(number)
-        if number >> 16 == _ITEM >> 16 or tag == _CHARACTER_SET:
+            return at + 8
+        tag, _, value, length, vr, _ = (_read_implicit if implicit else _read_explicit)(data, at, 0)
+        if tag >> 16 == _ITEM >> 16 or tag == _CHARACTER_SET_NUMBER:
             raise UnusualHeaderError
         if length == UNDEFINED_LENGTH:
-            at = _skip_sequence(data, start, vr, implicit=implicit, depth=depth + 1)
-            value: bytes | None = data[start : at - 8]
+            within: list[tuple[ItemElement, ...]] = []
+            at = _locate_items(data, value, None, within, implicit=implicit, depth=depth + 1)
+            stop = at - 8
+            if vr not in (b"SQ", b"") or not within:
+                raise UnusualHeaderError
         else:
-            at = start + length
-            value = data[start:at] if length else _find_empty(vr)
+            at = stop = value + length
         if at > limit:
             raise UnusualHeaderError
-        item[tag] = _make_tuple(
-            RawDataElement, (tag, _NAMES[vr], length, value, start, implicit, True, True, False)
-        )
-    return item, at
-
-
-def _skip_sequence(data: bytes, at: int, vr: bytes, *, implicit: bool, depth: int) -> int:
-    """Return the offset behind a sequence of undefined length that is not empty."""
-    items, end = _split_sequence(data, at, None, implicit=implicit, depth=depth)
-    if vr not in (b"SQ", b"") or not items:
-        raise UnusualHeaderError
-    return end
+        item.append(_make_tuple(ItemElement, (tag, vr, length, value, stop)))
+    return at
 
 
 #: VR as pydicom names it; None if implicit.

@@ -8,7 +8,7 @@ of the shared groups, overlaid by those of its own groups.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar, cast
 
 from pydicom.charset import default_encoding
@@ -20,14 +20,22 @@ from pydicom.tag import BaseTag
 from medimg.errors import DecodeError
 from medimg.io.dicom.header.attributes import parse_items
 from medimg.io.dicom.header.element_values import find_tag, intern_tag
-from medimg.io.dicom.header.elements import UnusualHeaderError, split_items
+from medimg.io.dicom.header.elements import (
+    ItemElement,
+    UnusualHeaderError,
+    build_raw_elements,
+    locate_items,
+)
 from medimg.io.dicom.header.image_pixel import describe_frame_count
 from medimg.io.dicom.header.private_tags import is_no_sequence, to_items
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 __all__ = ["Evaluation", "FrameViews"]
+
+#: Elements of the item of a frame.
+_Group: TypeAlias = "tuple[ItemElement, ...]"
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -117,6 +125,7 @@ _UNASSIGNED: Final = (
 _KEPT_WHOLE: Final = frozenset(
     map(find_tag, ("RealWorldValueMappingSequence", "PixelValueTransformationSequence"))
 )
+_ONLY_WHOLE: Final = _KEPT_WHOLE - _MACROS
 #: Public groups that are part of a view.
 _PUBLIC: Final = _MACROS | _KEPT_WHOLE
 _PER_FRAME: Final = find_tag("PerFrameFunctionalGroupsSequence")
@@ -146,14 +155,16 @@ class Evaluation:
 
 
 #: Noted in place of a tag: which elements there are, and all that they hold.
-_PRESENCE: Final = -1
-_ALL: Final = -2
+_PRESENCE: Final = 2**32
+_ALL: Final = 2**32 + 1
 
 
 class _NotedElements(dict[BaseTag, Any]):
     """Elements of a view that note which of them are read."""
 
-    read: set[int]  # by the function that is being called
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: set[int] = set()  # by the function that is being called
 
     def __getitem__(self, tag: BaseTag) -> Any:
         self.read.add(tag)
@@ -191,18 +202,16 @@ class _NotedElements(dict[BaseTag, Any]):
 class _RepeatedEvaluation(Evaluation):
     """Calls functions of one view after the other, again only if an element that they read has changed."""
 
-    def __init__(self) -> None:
-        super().__init__(Dataset())
-        self._elements = _NotedElements()
+    def __init__(self, view: Dataset, elements: _NotedElements) -> None:
+        super().__init__(view)
+        self._elements = elements
         self._values: dict[Any, tuple[Any, set[int]]] = {}  # with the tags that were read
         self._readers: dict[int, set[Any]] = {}
-        self._unused: set[int] = set()
+        self._calls = 0
 
-    def show(self, view: Dataset, elements: _NotedElements, changed: set[int]) -> None:
-        """Go on to the next view, whose elements differ from those of the last one in these tags."""
-        self._view, self._elements = view, elements
-        elements.read = self._unused
-        for tag in (*changed, _ALL):
+    def forget(self, changed: Iterable[int]) -> None:
+        """Forget the values of functions that read one of these tags."""
+        for tag in changed:
             for key in self._readers.pop(tag, ()):
                 self._values.pop(key, None)
 
@@ -211,16 +220,21 @@ class _RepeatedEvaluation(Evaluation):
         key = (function, *args)
         found = self._values.get(key)
         if found is None:
-            outer, self._elements.read = self._elements.read, set()
-            found = function(self._view, *args), self._elements.read
-            self._elements.read = outer
-            self._values[key] = found
+            found = self._values[key] = self._call(function, *args)
             for tag in found[1]:
                 self._readers.setdefault(tag, set()).add(key)
-        if self._elements.read is not self._unused:
+        if self._calls:
             # by the function that calls this one
             self._elements.read |= found[1]
         return cast("T", found[0])
+
+    def _call(self, function: Callable[..., T], *args: object) -> tuple[T, set[int]]:
+        outer, self._elements.read = self._elements.read, set()
+        self._calls += 1
+        value = function(self._view, *args)
+        self._calls -= 1
+        read, self._elements.read = self._elements.read, outer
+        return value, read
 
 
 class FrameViews:
@@ -228,7 +242,13 @@ class FrameViews:
 
     def __init__(self, dataset: Dataset, count: int) -> None:
         self._encoding = dataset.original_character_set or default_encoding
-        groups = _split_groups(dataset) or parse_items(dataset, "PerFrameFunctionalGroupsSequence")
+        element: Any = dataset.get_item(_PER_FRAME)
+        groups: list[_Group] | list[Dataset] = _locate_raw(element)
+        if groups:
+            self._data: bytes = element.value
+            self._is_implicit: bool = element.is_implicit_VR
+        else:
+            groups = parse_items(dataset, "PerFrameFunctionalGroupsSequence")
         if groups and len(groups) < count:
             raise DecodeError(
                 f"functional groups describe {len(groups)} of {count} frames; the file is damaged"
@@ -242,7 +262,7 @@ class FrameViews:
         self._per_frame = groups
         self._count = count
         self._file_meta = getattr(dataset, "file_meta", FileMetaDataset())
-        self._parsed: dict[BaseTag, tuple[object, _Elements]] = {}
+        self._parsed: dict[int, tuple[object, _Elements]] = {}
         self._common: _Elements = {
             intern_tag(int(tag)): dataset.get_item(tag, keep_deferred=True)
             for tag in _list_tags(dataset)
@@ -279,22 +299,16 @@ class FrameViews:
 
     def evaluate_each(self) -> Iterator[Evaluation]:
         """Yield the evaluation of each view, to be used before the next; what is unchanged is kept."""
-        evaluation = _RepeatedEvaluation()
+        noted = _NotedElements()
+        evaluation = _RepeatedEvaluation(self._build_view(noted), noted)
         last: _Elements = {}
         last_overlays: list[_Elements] = []
         for group in self._per_frame:
             overlays = self._list_overlays(group)
             elements = self._overlay(overlays)
-            if len(overlays) == len(last_overlays):
-                pairs = zip(last_overlays, overlays, strict=True)
-                candidates = {tag for old, new in pairs if old is not new for tag in (*old, *new)}
-            else:
-                candidates = {*last, *elements}
-            changed: set[int] = {tag for tag in candidates if not _is_same(last.get(tag), elements.get(tag))}
-            if any(tag not in last or tag not in elements for tag in changed):
-                changed.add(_PRESENCE)
-            noted = _NotedElements(elements)
-            evaluation.show(self._build_view(noted), noted, changed)
+            evaluation.forget(_find_changes(last, elements, last_overlays, overlays))
+            noted.clear()
+            noted.update(elements)
             yield evaluation
             last, last_overlays = elements, overlays
 
@@ -310,65 +324,100 @@ class FrameViews:
         view.file_meta = self._file_meta
         return view
 
-    def _list_overlays(self, group: Dataset | _Elements) -> list[_Elements]:
+    def _list_overlays(self, group: _Group | Dataset) -> list[_Elements]:
         """Return the elements of each functional group of a frame, unassigned ones first."""
-        elements = _get_elements(group) if isinstance(group, Dataset) else group
-        tags = [tag for tag in _UNASSIGNED if tag in elements]
-        tags += [tag for tag in elements if tag in _PUBLIC or (tag & _ODD and _is_private_group(tag))]
-        creators: tuple[object, ...] | None = None
+        if isinstance(group, Dataset):
+            elements = _get_elements(group)
+            chosen = _choose_groups(tuple(map(int, elements)))
+            return [_parse_group(lambda: group, elements[intern_tag(tag)]) for tag in chosen]
+        by_tag = {element[0]: element for element in group}
+        creators: tuple[bytes, ...] = ()
+        if _has_private(tuple(by_tag)):
+            creators = tuple(self._data[e.value : e.end] for e in group if _is_creator(e.tag))
         overlays = []
-        for tag in tags:
-            element = elements[tag]
-            if not isinstance(element, RawDataElement):
-                overlays.append(self._parse_group(group, tag, element))
-                continue
-            if tag & _ODD and creators is None:
-                creators = tuple(
-                    _get_state(e) for t, e in elements.items() if t & _ODD and t.elem <= _LAST_CREATOR
-                )
-            state = (*_get_state(element), creators if tag & _ODD else None)
+        for tag in _choose_groups(tuple(by_tag)):
+            _, vr, _, start, end = by_tag[tag]
+            state = vr, self._data[start:end], creators if tag & _ODD else None
             parsed = self._parsed.get(tag)
             if parsed is None or parsed[0] != state:
-                parsed = state, self._parse_group(group, tag, element)
-                self._parsed[tag] = parsed
+                parsed = self._parsed[tag] = state, self._parse_located(group, by_tag[tag])
             overlays.append(parsed[1])
         return overlays
 
-    def _parse_group(self, group: Dataset | _Elements, tag: BaseTag, element: Any) -> _Elements:
-        """Return the elements of a functional group."""
-        found: _Elements = {tag: element} if tag in _KEPT_WHOLE else {}
-        if tag in _PUBLIC - _MACROS:
-            return found
-        item = _split_item(tag, element)
-        if item is None:
-            dataset = group if isinstance(group, Dataset) else self._build_group(group, element)
-            item = _get_elements(_parse_first_item(dataset, tag))
-        return found | ({t: e for t, e in item.items() if t.is_private} if tag & _ODD else item)
+    def _parse_located(self, group: _Group, element: ItemElement) -> _Elements:
+        """Return the elements of a functional group whose place in the bytes is known."""
+        (raw,) = build_raw_elements(self._data, [element], implicit=self._is_implicit).values()
+        return _parse_group(partial(self._build_group, group), raw)
 
-    def _build_group(self, elements: _Elements, element: RawDataElement) -> Dataset:
-        group = Dataset(dict(elements), parent_encoding=self._encoding)
-        group.set_original_encoding(element.is_implicit_VR, True, self._encoding)
-        return group
+    def _build_group(self, group: _Group) -> Dataset:
+        elements = build_raw_elements(self._data, group, implicit=self._is_implicit)
+        dataset = Dataset(elements, parent_encoding=self._encoding)
+        dataset.set_original_encoding(self._is_implicit, True, self._encoding)
+        return dataset
 
 
-def _get_creators(elements: _Elements) -> tuple[object, ...]:
-    return tuple(
-        (tag, *_get_state(element))
-        for tag, element in elements.items()
-        if tag & _ODD and tag.elem <= _LAST_CREATOR
-    )
+def _parse_group(build_group: Callable[[], Dataset], element: Any) -> _Elements:
+    """Return the elements of a functional group of a frame, given all of its groups and this one."""
+    tag = element.tag
+    found: _Elements = {tag: element} if tag in _KEPT_WHOLE else {}
+    if tag in _ONLY_WHOLE:
+        return found
+    item = _read_item(element)
+    if item is None:
+        item = _get_elements(_parse_first_item(build_group(), tag))
+    return found | ({t: e for t, e in item.items() if t.is_private} if tag & _ODD else item)
 
 
-def _get_state(element: Any) -> tuple[object, object]:
-    """Return what the value of an element depends on, at any place in a file."""
-    return element.VR, element.value
+@lru_cache(256)
+def _choose_groups(tags: tuple[int, ...]) -> list[int]:
+    """Return the functional groups of a frame that are part of its view, in the order of precedence."""
+    unassigned = [int(tag) for tag in _UNASSIGNED if tag in tags]
+    return unassigned + [tag for tag in tags if tag in _PUBLIC or _is_private_group(tag)]
 
 
-def _is_same(one: Any, other: Any) -> bool:
-    if one is other:
-        return True
-    both_raw = isinstance(one, RawDataElement) and isinstance(other, RawDataElement)
-    return both_raw and _get_state(one) == _get_state(other)
+@lru_cache(256)
+def _has_private(tags: tuple[int, ...]) -> bool:
+    return any(tag & _ODD for tag in tags)
+
+
+def _is_private_group(tag: int) -> bool:
+    return bool(tag & _ODD) and tag >> 16 in _PRIVATE_GROUPS and tag & 0xFFFF > _LAST_CREATOR
+
+
+def _is_creator(tag: int) -> bool:
+    return bool(tag & _ODD) and tag & 0xFFFF <= _LAST_CREATOR
+
+
+def _find_changes(
+    last: _Elements, elements: _Elements, last_overlays: list[_Elements], overlays: list[_Elements]
+) -> set[int]:
+    """Return the tags whose elements differ from those of the last frame, and what stands for others."""
+    if len(overlays) == len(last_overlays):
+        candidates: set[BaseTag] = set()
+        for old, new in zip(last_overlays, overlays, strict=True):
+            if old is not new:
+                candidates.update(old, new)
+    else:
+        candidates = {*last, *elements}
+    changed: set[int] = {_ALL}
+    for tag in candidates:
+        old, new = last.get(tag), elements.get(tag)
+        if old is new:
+            continue
+        if old is None or new is None:
+            changed |= {tag, _PRESENCE}
+        # value and representation; the place in the file differs
+        elif (
+            type(old) is not type(new)
+            or not isinstance(old, RawDataElement)
+            or old[1::2][:2] != new[1::2][:2]
+        ):
+            changed.add(tag)
+    return changed
+
+
+def _is_raw(element: object) -> bool:
+    return type(element) is RawDataElement
 
 
 def _list_tags(dataset: Dataset) -> list[BaseTag]:
@@ -380,30 +429,24 @@ def _get_elements(dataset: Dataset) -> _Elements:
     return {intern_tag(int(tag)): dataset.get_item(tag) for tag in _list_tags(dataset)}
 
 
-@lru_cache(2**14)
-def _is_private_group(tag: BaseTag) -> bool:
-    return tag.group in _PRIVATE_GROUPS and tag.elem > _LAST_CREATOR
-
-
-def _split_groups(dataset: Dataset) -> list[_Elements] | list[Dataset]:
-    """Return the per-frame groups without parsing them; none if they are unusual."""
-    element: Any = dataset.get_item(_PER_FRAME)
-    return _split_sequence(element) if isinstance(element, RawDataElement) else []
-
-
-def _split_item(tag: BaseTag, element: Any) -> _Elements | None:
-    """Return the only item of a group without parsing it; None if it is unusual."""
-    if not isinstance(element, RawDataElement) or (element.VR is None and tag & _ODD):
+def _read_item(element: Any) -> _Elements | None:
+    """Return the only item of a sequence without parsing it; None if it is unusual."""
+    if not isinstance(element, RawDataElement) or (element.VR is None and element.tag & _ODD):
         return None
-    items = _split_sequence(element)
-    return items[0] if len(items) == 1 else None
+    items = _locate_raw(element)
+    if len(items) != 1:
+        return None
+    return build_raw_elements(element.value or b"", items[0], implicit=element.is_implicit_VR)
 
 
-def _split_sequence(element: RawDataElement) -> list[_Elements]:
-    if element.VR not in {"SQ", None} or not element.value or not element.is_little_endian:
+def _locate_raw(element: Any) -> list[_Group]:
+    """Return the items of an unparsed sequence; none if they are unusual."""
+    if not isinstance(element, RawDataElement) or not element.value or not element.is_little_endian:
+        return []
+    if element.VR not in {"SQ", None}:
         return []
     try:
-        return split_items(element.value, implicit=element.is_implicit_VR)
+        return locate_items(element.value, implicit=element.is_implicit_VR)
     except UnusualHeaderError:
         return []
 

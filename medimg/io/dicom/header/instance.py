@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
@@ -288,25 +288,35 @@ def _describe_by_vectors(view: Dataset, first: FrameFacts, count: int) -> Iterat
 
 
 def _describe_frame(number: int, evaluate: Evaluation) -> FrameFacts:
-    reference = evaluate(frame_attributes.choose_frame_of_reference)
-    position = evaluate(frame_attributes.parse_position, reference)
-    is_placed = position is not None
-    spacing = evaluate(_find_spacing, is_placed)
+    reference, position = evaluate(_find_position)
     return FrameFacts(
-        number=number,
-        corner=None,
-        position=position,
-        in_patient=reference == "Patient",
-        orientation=evaluate(_find_orientation, reference, is_placed),
-        pixel_spacing=spacing.lengths,
-        spacing_warning=spacing.warning,
-        spacing_remark=spacing.remark,
-        slice_spacing=evaluate(frame_attributes.get_length, "SpacingBetweenSlices"),
-        slice_thickness=evaluate(frame_attributes.get_length, "SliceThickness"),
-        image_type=evaluate(distinguishing_attributes.get_image_type),
-        series_attributes=evaluate(distinguishing_attributes.get_series_attributes, evaluate),
-        temporal_attributes=evaluate(distinguishing_attributes.get_temporal_attributes, evaluate),
+        number,
+        None,
+        position,
+        reference == "Patient",
+        *evaluate(_find_similar, evaluate, reference, position is not None),
+        distinguishing_attributes.get_temporal_attributes(evaluate),
     )
+
+
+def _find_similar(
+    view: Dataset, evaluate: Evaluation, reference: FrameOfReference, is_placed: bool
+) -> tuple[Any, ...]:
+    """Return the facts, in their order, that most frames of a file have in common."""
+    spacing = evaluate(_find_spacing, is_placed)
+    return (
+        evaluate(_find_orientation, reference, is_placed),
+        *spacing,
+        evaluate(frame_attributes.get_length, "SpacingBetweenSlices"),
+        evaluate(frame_attributes.get_length, "SliceThickness"),
+        evaluate(distinguishing_attributes.get_image_type),
+        distinguishing_attributes.get_series_attributes(evaluate),
+    )
+
+
+def _find_position(view: Dataset) -> tuple[FrameOfReference, tuple[float, float, float] | None]:
+    reference = frame_attributes.choose_frame_of_reference(view)
+    return reference, frame_attributes.parse_position(view, reference)
 
 
 # Where an image is in the patient depends on orientation and spacing; without a position, as of an X-ray or a
