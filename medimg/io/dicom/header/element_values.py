@@ -65,6 +65,8 @@ _LETTERS: Final = {
 }
 _NUMBER_VRS: Final = frozenset(_LETTERS)
 _BYTE_VRS: Final = frozenset(["OB", "OD", "OF", "OL", "OV", "OW", "UN"])
+_BINARY_VRS: Final = _NUMBER_VRS | _BYTE_VRS
+_PLAIN_TEXT_VRS: Final = _TEXT_VRS - {"DS", "IS"}
 _UNPRINTABLE: Final = re.compile(rb"[\x00-\x1f\x7f]")
 _PADDING: Final = " \0"
 
@@ -191,14 +193,14 @@ def _read_raw(dataset: Dataset, element: RawDataElement) -> Values:
         stated = expected or stated
     if is_padding(data) and (stated in _TEXT_VRS or expected in _TEXT_VRS):
         return []
-    is_text = stated in _TEXT_VRS or (stated in _NUMBER_VRS | _BYTE_VRS and expected in _TEXT_VRS)
+    is_text = stated in _TEXT_VRS or (stated in _BINARY_VRS and expected in _TEXT_VRS)
     if is_text and data.isascii() and b"\x1b" not in data:
         text = data.decode("ascii").strip(_PADDING)
         if stated in _TEXT_VRS or _is_sound(text, expected):
             return [part.strip(_PADDING) for part in text.split("\\")]
     if stated in _BYTE_VRS and expected in _NUMBER_VRS:
         return _convert_value(convert_raw_data_element(element._replace(VR=expected)).value)
-    if stated in _NUMBER_VRS and expected in _TEXT_VRS - {"DS", "IS"}:
+    if stated in _NUMBER_VRS and expected in _PLAIN_TEXT_VRS:
         raise InvalidValueError
     if stated in _NUMBER_VRS and element.is_little_endian:
         letter = _LETTERS[stated]

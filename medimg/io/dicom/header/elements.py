@@ -360,29 +360,45 @@ def _locate_elements(
 ) -> int:
     """Append the elements up to an offset, None: up to the delimiter, and return the offset behind them."""
     limit = len(data) if end is None else end
+    vr = b""
     while at != end:
-        if end is None and _IMPLICIT_ELEMENT(data, at) == _ITEM_ENDS:
-            return at + 8
-        tag, _, value, length, vr, _ = (_read_implicit if implicit else _read_explicit)(data, at, 0)
-        if tag >> 16 == _ITEM >> 16 or tag == _CHARACTER_SET_NUMBER:
+        value = at + 8
+        if implicit:
+            group, number, length = _IMPLICIT_ELEMENT(data, at)
+        else:
+            group, number, vr, length = _EXPLICIT_ELEMENT(data, at)
+            if vr in _LONG:
+                length = _LENGTH(data, value)[0]
+                value += 4
+        if group == _ITEM_GROUP or (vr not in _NAMES):
+            if end is None and data[at:value] == _ITEM_DELIMITER:
+                return value
             raise UnusualHeaderError
+        tag = group << 16 | number
         if length == UNDEFINED_LENGTH:
-            within: list[tuple[ItemElement, ...]] = []
-            at = _locate_items(data, value, None, within, implicit=implicit, depth=depth + 1)
+            at = _skip_items(data, value, vr, implicit=implicit, depth=depth + 1)
             stop = at - 8
-            if vr not in (b"SQ", b"") or not within:
-                raise UnusualHeaderError
         else:
             at = stop = value + length
-        if at > limit:
+        if at > limit or tag == _CHARACTER_SET_NUMBER:
             raise UnusualHeaderError
         item.append(_make_tuple(ItemElement, (tag, vr, length, value, stop)))
     return at
 
 
+def _skip_items(data: bytes, at: int, vr: bytes, *, implicit: bool, depth: int) -> int:
+    """Return the offset behind a sequence of undefined length that is not empty."""
+    items: list[tuple[ItemElement, ...]] = []
+    end = _locate_items(data, at, None, items, implicit=implicit, depth=depth)
+    if vr not in (b"SQ", b"") or not items:
+        raise UnusualHeaderError
+    return end
+
+
 #: VR as pydicom names it; None if implicit.
 _NAMES: Final = {vr: vr.decode() or None for vr in (*_SHORT, *_LONG, b"")}
-_ITEM_ENDS: Final = (_ITEM_END >> 16, _ITEM_END & 0xFFFF, 0)
+_ITEM_GROUP: Final = _ITEM >> 16
+_ITEM_DELIMITER: Final = b"\xfe\xff\x0d\xe0\0\0\0\0"
 
 
 @cache
