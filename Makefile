@@ -1,5 +1,5 @@
 # Two commands do everything on a machine that has Python (3.11 or newer) and make:
-#   make demo    install into .venv, write synthetic chest CT, train, evaluate, report
+#   make demo    install into .venv, write synthetic chest X-rays, train, evaluate, report
 #   make test    install into .venv, lint, types, layers, tests, doctests, documentation
 
 PYTHON ?= python3
@@ -10,14 +10,15 @@ PYTEST_OPTIONS ?= -n 2 --dist worksteal
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-# BACKBONE=name takes another network than resnet18; WEIGHTS=path takes pretrained weights of that network from
-# a file, and WEIGHTS=DEFAULT downloads them. Without WEIGHTS the network is trained from scratch.
-DEMO_OPTIONS = --output $(OUTPUT) $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(BACKBONE),--backbone $(BACKBONE))
+# Without WEIGHTS the network is trained from random weights; WEIGHTS=path takes pretrained weights from a file,
+# WEIGHTS=DEFAULT downloads them, and BACKBONE=name takes another network than resnet18.
+DEMO = $(if $(WEIGHTS)$(BACKBONE),xray_classification.py $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
+    $(if $(BACKBONE),--backbone $(BACKBONE)),demo.py) --output $(OUTPUT)
 
 .PHONY: demo test install lint types layers unit docs clean
 
 demo: $(STAMP)
-	$(BIN)/python examples/ct_classification.py $(DEMO_OPTIONS)
+	$(BIN)/python examples/$(DEMO)
 
 # side by side, the longest first; one thread in each process, as all cores are busy
 test: $(STAMP)

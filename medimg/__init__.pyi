@@ -52,7 +52,8 @@ from medimg.interop.torchio_image import to_torchio as to_torchio
 from medimg.io.read import read as read
 from medimg.io.scan import scan as scan
 from medimg.io.series import Series as Series
-from medimg.io.series import SeriesIndex as SeriesIndex
+from medimg.io.series_index import SeriesIndex as SeriesIndex
+from medimg.io.series_index import SkippedFiles as SkippedFiles
 from medimg.models.backbones.registry import register_backbone as register_backbone
 from medimg.models.classifier import TransferClassifier as TransferClassifier
 from medimg.models.classifier import load as load

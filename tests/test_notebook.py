@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import io
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,44 +12,52 @@ from PIL import Image
 
 from tests.notebook import Cell, execute
 
-CELLS = [
-    "import medimg\n"
+#: The steps of a study, and objects and figures on the way.
+CELLS = {
+    "scan": "import medimg\n"
     "table = medimg.phantom.write_ct_dataset('scans', patients=8, slices=6, size=64, seed=1)\n"
     "index = medimg.scan('scans')\n"
     "index",
-    "index.to_pandas().drop(columns=['patient_id']).head(3)",
-    "index[0]",
-    "volume = index[0].read()\nvolume",
-    "volume.plot(window='lung')",
-    "index[0].plot(most=4).axes[0]",
-    "recipe = medimg.Preprocess(window='lung', size=32)\nrecipe",
-    "data = medimg.ImageDataset.from_csv(\n"
+    "table": "index.to_pandas().drop(columns=['patient_id']).head(3)",
+    "series": "index[0]",
+    "read": "volume = index[0].read()\nvolume",
+    "plot": "volume.plot(window='lung')",
+    "montage": "index[0].plot(most=4).axes[0]",
+    "recipe": "recipe = medimg.Preprocess(window='lung', size=32)\nrecipe",
+    "tensor": "tensor = recipe(index[0])\ntensor.shape",
+    "data": "data = medimg.ImageDataset.from_csv(\n"
     "    table, path='path', label='label', patient='patient_id', preprocess=recipe)\n"
     "train, val = medimg.split(data, fractions=(0.5, 0.5))\n"
     "data",
-    "train.show_batch(4)",
-    "model = medimg.TransferClassifier(\n"
+    "batch": "train.show_batch(4)",
+    "train": "model = medimg.TransferClassifier(\n"
     "    'squeezenet1_1', classes=data.classes, weights=None, preprocess=recipe)\n"
     "fit = medimg.fine_tune(model, train, val, head_epochs=1, epochs=2, batch_size=8)",
-    "fit",
-    "fit.plot()",
-    "model",
-    "report = medimg.score(val.labels, model.predict_proba(val), classes=data.classes, "
+    "fit": "fit",
+    "history": "fit.plot()",
+    "model": "model",
+    "report": "report = medimg.score(val.labels, model.predict_proba(val), classes=data.classes, "
     "patients=val.patients)\nreport",
-    "report.plot('confusion')",
-    "medimg.explain(model, index[0], slices=[2, 3]).plot()",
-]
+    "curves": "report.plot('confusion')",
+    "explain": "medimg.explain(model, index[0], slices=[2, 3]).plot()",
+    "convert": "image = medimg.to_sitk(volume)\n"
+    "volume.save('scan.nii.gz')\n"
+    "image.GetSize(), medimg.read(image), medimg.read('scan.nii.gz')",
+    "view": "volume.view()",
+}
+if importlib.util.find_spec("ipyniivue") is None:
+    del CELLS["view"]
 IDENTIFYING = re.compile(r"PHANTOM|[Pp]atient[_ ]?[0-9]|1\.2\.826|\.dcm|2\.25\.")
 
 
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cell]:
     folder = tmp_path_factory.mktemp("notebook")
-    executed = execute(CELLS, folder)
-    for number, cell in enumerate(executed):
+    executed = dict(zip(CELLS, execute(list(CELLS.values()), folder), strict=True))
+    for name, cell in executed.items():
         for png in cell.pngs:
-            (folder / f"{number:02d}.png").write_bytes(png)
-    return {cell.source.splitlines()[-1]: cell for cell in executed}
+            (folder / f"{name}.png").write_bytes(png)
+    return executed
 
 
 def decode(png: bytes) -> np.ndarray:
@@ -58,31 +65,29 @@ def decode(png: bytes) -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "source", [source.splitlines()[-1] for source in CELLS if ".plot(" in source or "show_batch" in source]
-)
-def test_plots_are_shown_as_the_result_of_a_cell(cells: dict[str, Cell], source: str) -> None:
-    (png,) = cells[source].pngs
+@pytest.mark.parametrize("name", ["plot", "montage", "batch", "history", "curves", "explain"])
+def test_plots_are_shown_as_the_result_of_a_cell(cells: dict[str, Cell], name: str) -> None:
+    (png,) = cells[name].pngs
     shown = decode(png)
     assert min(shown.shape) > 100
     assert shown.std() > 10
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", ["index", "index[0]", "recipe", "data", "fit", "model", "report"])
-def test_objects_are_shown_as_small_tables_without_identifiers(cells: dict[str, Cell], source: str) -> None:
-    (html,) = cells[source].shown("text/html")
+@pytest.mark.parametrize("name", ["scan", "series", "recipe", "data", "fit", "model", "report"])
+def test_objects_are_shown_as_small_tables_without_identifiers(cells: dict[str, Cell], name: str) -> None:
+    (html,) = cells[name].shown("text/html")
     assert "<table" in html
     # a report has a row for each metric
-    assert 1 < html.count("<tr") < (80 if source == "report" else 30)
+    assert 1 < html.count("<tr") < (80 if name == "report" else 30)
     assert not IDENTIFYING.search(html)
 
 
 @pytest.mark.slow
 def test_a_training_is_a_table_that_grew_with_a_row_per_epoch(cells: dict[str, Cell]) -> None:
-    (cell,) = (cell for cell in cells.values() if "fine_tune" in cell.source)
+    cell = cells["train"]
     (html,) = cell.shown("text/html")
-    assert re.findall(r"<td>(\d)</td><td>(head|full)</td>", html) == [
+    assert re.findall(r"<td[^>]*>(\d)</td><td[^>]*>(head|full)</td>", html) == [
         ("1", "head"),
         ("2", "full"),
         ("3", "full"),
@@ -94,15 +99,23 @@ def test_a_training_is_a_table_that_grew_with_a_row_per_epoch(cells: dict[str, C
 
 
 @pytest.mark.slow
-def test_a_volume_is_viewed_in_a_widget(tmp_path: Path) -> None:
-    if importlib.util.find_spec("ipyniivue") is None:
+def test_tensors_and_converted_images_have_the_size_of_the_volume(cells: dict[str, Cell]) -> None:
+    assert cells["tensor"].shown("text/plain") == ["torch.Size([6, 3, 32, 32])"]
+    (text,) = cells["convert"].shown("text/plain")
+    assert text.startswith("((64, 64, 6),")
+    assert text.count("Volume(1×6×64×64 int16, CT, HU, spacing") == 2
+
+
+@pytest.mark.slow
+def test_no_cell_shows_an_identifier_or_an_error(cells: dict[str, Cell]) -> None:
+    for name, cell in cells.items():
+        texts = [cell.text, *cell.shown("text/html")]
+        texts += [] if name == "table" else cell.shown("text/plain")
+        assert not any(IDENTIFYING.search(text) for text in texts if name != "table"), name
+
+
+@pytest.mark.slow
+def test_a_volume_is_viewed_in_a_widget(cells: dict[str, Cell]) -> None:
+    if "view" not in cells:
         pytest.skip("the viewer needs ipyniivue")
-    cells = execute(
-        [
-            "import medimg, numpy as np\n"
-            "volume = medimg.Volume(np.arange(24.0).reshape(1, 2, 3, 4), np.eye(4))\n"
-            "volume.view()"
-        ],
-        tmp_path,
-    )
-    assert cells[0].shown("application/vnd.jupyter.widget-view+json")
+    assert cells["view"].shown("application/vnd.jupyter.widget-view+json")

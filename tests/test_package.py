@@ -6,8 +6,10 @@ import ast
 import doctest
 import inspect
 import pickle
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -150,3 +152,16 @@ def test_nothing_pickles() -> None:
                 continue
             if node.func.attr == "load" and ast.unparse(node.func) == "torch.load":
                 assert any(k.arg == "weights_only" for k in node.keywords), path
+
+
+def test_the_conda_recipe_needs_what_pyproject_needs() -> None:
+    names = {"torch": "pytorch", "isal": "python-isal", "matplotlib": "matplotlib-base"}  # as on conda-forge
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
+    recipe = (ROOT.parent / "packaging" / "conda-forge" / "recipe.yaml").read_text()
+    run = recipe.partition("  run:\n")[2].partition("\n\n")[0]
+    found = {line.strip().removeprefix("- ") for line in run.splitlines()}
+    needed = [re.match(r"([\w-]+)(.*)", text) for text in project["dependencies"]]
+    expected = {f"{names.get(m[1], m[1].lower())} {m[2]}" for m in needed if m}
+    assert found == expected | {"python >=${{ python_min }}"}
+    assert project["requires-python"] == ">=" + recipe.partition('python_min: "')[2].partition('"')[0]
+    assert f'version: "{medimg.__version__}"' in recipe

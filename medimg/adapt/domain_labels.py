@@ -34,8 +34,8 @@ def domains_of(dataset: Any, by: DomainRule = "Manufacturer") -> tuple[NDArray[n
         Definition of the domain: a DICOM keyword ("Manufacturer", "ManufacturerModelName",
         "ConvolutionKernel", "InstitutionName", …; see
         :func:`medimg.data.acquisition_tags.read_acquisition_tags`); "column" for that of
-        ``ImageDataset.from_csv(domain=...)``; a function of a :class:`medimg.Series`; or a name for each
-        item.
+        ``ImageDataset.from_csv(domain=...)`` or :meth:`medimg.ImageDataset.concat`; a function of a
+        :class:`medimg.Series`; or a name for each item.
 
     Returns
     -------
@@ -60,7 +60,8 @@ def domains_of(dataset: Any, by: DomainRule = "Manufacturer") -> tuple[NDArray[n
     if set(found) <= {_UNKNOWN}:
         raise TrainingError(
             f"no image has a domain (by={by if isinstance(by, str) else 'own'!r}): pass another DICOM "
-            'keyword, a name for each item, or domain="column" with ImageDataset.from_csv(domain=...)'
+            'keyword, a name for each item, or domain="column" with ImageDataset.from_csv(domain=...) or '
+            "ImageDataset.concat"
         )
     names, indices = np.unique(np.asarray(found, dtype=object).astype(str), return_inverse=True)
     return indices.astype(np.int64), tuple(str(name) for name in names)

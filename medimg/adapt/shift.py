@@ -144,7 +144,7 @@ def domain_shift(
     )
     samples = [_Sample.draw(data, limit, seed) for data in (source, target)]
     statistics = [_compute_item_statistics(sample.data, sample.indices) for sample in samples]
-    pictures = [_compare_numbers(name, *(s[:, n] for s in statistics)) for n, name in enumerate(STATISTICS)]
+    images = [_compare_numbers(name, *(s[:, n] for s in statistics)) for n, name in enumerate(STATISTICS)]
     distances = None
     if model is not None:
         options = {"batch_size": batch_size, "workers": workers, "progress": progress}
@@ -156,7 +156,7 @@ def domain_shift(
             {patient_key(p) for p in set(source.patients)} & {patient_key(p) for p in set(target.patients)}
         ),
         tags=tuple(_compare_tags(source, target)),
-        pictures=tuple(pictures),
+        images=tuple(images),
         distances=distances,
     )
 

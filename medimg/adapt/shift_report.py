@@ -88,7 +88,7 @@ class ShiftReport:
         Number of patients in both.
     tags : tuple of Difference
         Differences of acquisition tags, the largest first; empty if the files have none.
-    pictures : tuple of Difference
+    images : tuple of Difference
         Differences of the image statistics brightness, contrast, sharpness and noise.
     distances : Distances or None
         Distances between embeddings, if a model was given.
@@ -98,7 +98,7 @@ class ShiftReport:
     patients: tuple[int, int]
     shared_patients: int
     tags: tuple[Difference, ...]
-    pictures: tuple[Difference, ...]
+    images: tuple[Difference, ...]
     distances: Distances | None
 
     @property
@@ -122,13 +122,13 @@ class ShiftReport:
         Returns
         -------
         pandas.DataFrame
-            Columns ``aspect`` ("tag", "picture", "embedding"), ``name``, ``source``, ``target`` and
+            Columns ``aspect`` ("tag", "image", "embedding"), ``name``, ``source``, ``target`` and
             ``difference``: 0 to 1 for tags and image statistics, the distance for embeddings.
         """
         import pandas as pd
 
         rows = [("tag", d.name, d.source, d.target, d.size) for d in self.tags]
-        rows += [("picture", d.name, d.source, d.target, d.size) for d in self.pictures]
+        rows += [("image", d.name, d.source, d.target, d.size) for d in self.images]
         if self.distances is not None:
             for name in ("a_distance", "coral", "mmd"):
                 rows.append(("embedding", name, "", "", getattr(self.distances, name)))
@@ -158,7 +158,7 @@ class ShiftReport:
                 f"proxy A-distance {d.a_distance:.2f} (0 to 2), CORAL {d.coral:.3g}, MMD² {d.mmd:.3g}"
             )
         lines.append(self.meaning)
-        shown = [d for d in (*self.tags, *self.pictures) if d.size >= 0.1]
+        shown = [d for d in (*self.tags, *self.images) if d.size >= 0.1]
         if shown:
             width = max(len(d.name) for d in shown)
             lines.append("differences, 0 to 1 (those below 0.1 are omitted):")
@@ -195,7 +195,7 @@ def _draw_embeddings(axes: Axes, distances: Distances) -> None:
 
 
 def _draw_differences(axes: Axes, report: ShiftReport) -> None:
-    shown = sorted((*report.tags, *report.pictures), key=lambda d: d.size)[-_MOST:]
+    shown = sorted((*report.tags, *report.images), key=lambda d: d.size)[-_MOST:]
     axes.barh([d.name for d in shown], [d.size for d in shown], color=GRAY)
     axes.set_xlim(0, 1)
     axes.set_title("Tags and image statistics", fontsize="medium")

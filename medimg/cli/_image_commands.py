@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,11 @@ from medimg.errors import ConversionError, MedimgError, also
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
 
-    from medimg.io.series import Series, SeriesIndex
+    from medimg.core.progress import Progress
+    from medimg.io.series import Series
+    from medimg.io.series_index import SeriesIndex
 
 __all__ = ["add_info", "add_preview", "add_read", "add_scan"]
 
@@ -39,7 +43,7 @@ def add_scan(commands: Commands) -> None:
     add(
         "--columns",
         help="columns, separated by commas, in place of those that identify no patient: also uid, "
-        "description, path, patient_id, study_uid",
+        "description, path, patient_id, study_uid, and DICOM attributes such as KVP or (0018,0060)",
     )
     add("--skipped", action="store_true", help="list the skipped files, with the reason, instead")
     add("--index", help="SQLite file in which headers are saved, so that the next scan is faster")
@@ -57,7 +61,7 @@ def _scan(args: argparse.Namespace) -> int:
         columns: tuple[str, ...] = ("path", "reason")
     else:
         columns = _SHOWN if args.columns is None else _check_columns(args.columns)
-        rows = _list_rows(index, columns)
+        rows = _list_rows(index, columns, args.progress)
     if args.json:
         print_json(rows)
         return 0
@@ -72,24 +76,27 @@ def _one_or_list(source: list[str]) -> Any:
 
 
 def _check_columns(text: str) -> tuple[str, ...]:
-    from medimg.io.series import SeriesIndex
+    from medimg.io.series_index import COLUMNS, check_columns
 
-    known = {*SeriesIndex(()).to_pandas().columns, "spacing"}
-    columns = tuple(name.strip() for name in text.split(","))
-    unknown = [name for name in columns if name not in known]
-    if unknown:
-        raise also(MedimgError, ValueError)(
-            f"--columns: there is no column {unknown[0]!r}; expected {', '.join(sorted(known))}"
-        )
+    columns = _split_names(text)
+    check_columns(columns, (*COLUMNS, "spacing"))
     return columns
 
 
-def _list_rows(index: SeriesIndex, columns: tuple[str, ...]) -> list[dict[str, Any]]:
+def _split_names(text: str) -> tuple[str, ...]:
+    """Return names separated by commas; (0018,0060) is one."""
+    return tuple(name.strip() for name in re.split(r",(?![^(]*\))", text))
+
+
+def _list_rows(index: SeriesIndex, columns: tuple[str, ...], progress: Progress) -> list[dict[str, Any]]:
     """Return the number and the columns of each series."""
-    table = index.to_pandas().to_dict("records")
+    from medimg.io.series_index import COLUMNS, list_rows
+    from medimg.io.tag_names import parse_tag_names
+
+    names = parse_tag_names(name for name in columns if name not in (*COLUMNS, "spacing"))
     rows = []
-    for number, (series, row) in enumerate(zip(index, table, strict=True)):
-        facts = {**row, "spacing": _find_spacing(series)}
+    for number, (series, row) in enumerate(zip(index, list_rows(index, names, progress), strict=True)):
+        facts = {**_show_tags(row), "spacing": _find_spacing(series)}
         rows.append({"number": number, **{name: facts[name] for name in columns}})
     return rows
 
@@ -105,6 +112,7 @@ def add_info(commands: Commands) -> None:
         "source", nargs="+", help="folder, archive or files of one series, or a .safetensors file"
     )
     add_series(parser)
+    parser.add_argument("--tags", help="DICOM attributes to show, too, separated by commas: KVP,PatientSex")
     add_json(parser)
     add_feedback(parser)
 
@@ -112,7 +120,11 @@ def add_info(commands: Commands) -> None:
 def _info(args: argparse.Namespace) -> int:
     source = _one_or_list(args.source)
     is_model = isinstance(source, str) and source.endswith(".safetensors")
-    facts = _describe_model(source) if is_model else _describe_series(source, args.series)
+    if is_model and args.tags:
+        raise also(MedimgError, ValueError)(
+            f"{source} is a model, which has no DICOM attributes; omit --tags"
+        )
+    facts = _describe_model(source) if is_model else _describe_series(source, args.series, args.tags)
     if args.json:
         print_json(facts)
     else:
@@ -130,7 +142,7 @@ def _show_size(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _describe_series(source: Any, number: str | int | None) -> dict[str, object]:
+def _describe_series(source: Any, number: str | int | None, tags: str | None) -> dict[str, object]:
     from medimg.core.geometry import orientation_code
     from medimg.io.read import find_series
 
@@ -147,7 +159,23 @@ def _describe_series(source: Any, number: str | int | None) -> dict[str, object]
         "duration_s": times[-1] - times[0] if times else None,
         "files": len(series.files),
         "files_skipped": len(index.skipped),
+        **({} if tags is None else _show_tags(series.tags(*_split_names(tags)))),
     }
+
+
+def _show_tags(values: Mapping[str, object]) -> dict[str, object]:
+    """Return values of attributes as text or numbers."""
+    return {name: _show_tag(value) for name, value in values.items()}
+
+
+def _show_tag(value: object) -> object:
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
+    if not isinstance(value, tuple) or all(isinstance(one, int | float) for one in value):
+        return value
+    if all(isinstance(one, str | None) for one in value):
+        return "\\".join(one or "" for one in value)
+    return f"{len(value)} item(s)"
 
 
 def _describe_model(path: str) -> dict[str, object]:
@@ -187,7 +215,10 @@ def add_read(commands: Commands) -> None:
 
 def _read(args: argparse.Namespace) -> int:
     from medimg.io.read import read
+    from medimg.io.write import find_writer
 
+    # reading may take long
+    find_writer(args.out)
     check_output(args.out, force=args.force)
     volume = read(
         _one_or_list(args.source),

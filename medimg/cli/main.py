@@ -103,6 +103,8 @@ def _describe(error: MedimgError | OSError, args: argparse.Namespace) -> str:
         flag = f"--{name.replace('_', '-')}"
         return flag if value == "True" else f"{flag} {value.lower() if value == 'None' else value}"
 
+    if not isinstance(error, MedimgError) and error.filename is not None:
+        return clean_text(f"{error.filename}: {error.strerror}")
     known = vars(args)
     first, *rest = str(error).splitlines() or [""]
     if isinstance(error, SeriesError) and rest:

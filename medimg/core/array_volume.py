@@ -34,7 +34,7 @@ def as_numbers(array: object, *, copy: bool) -> npt.NDArray[Any]:
             "a masked array was given, and a volume has no mask; fill it first: array.filled(value)"
         )
     try:
-        values = np.array(array) if copy else np.asarray(array)
+        values = np.asarray(array)
     # a tensor on a GPU or with gradients, rows of unequal length, objects that raise anything
     except Exception as error:
         raise NotAnImageError(
@@ -46,6 +46,8 @@ def as_numbers(array: object, *, copy: bool) -> npt.NDArray[Any]:
             f"expected an array of real numbers of up to 64 bits; found {values.dtype}; convert it: "
             "np.abs(array) of complex numbers, or array.astype(np.float32)"
         )
+    if copy:
+        values = values.copy()
     if values.dtype.kind == "b":
         return values.view(np.int8)
     return values.astype(values.dtype.newbyteorder("="), copy=False)

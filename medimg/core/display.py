@@ -65,6 +65,8 @@ def has_content(volume: Volume) -> bool:
 
 def _compute_percentiles(values: npt.NDArray[Any], percentiles: tuple[float, float]) -> tuple[float, float]:
     """Return linearly interpolated percentiles, of small integers by counting, which is faster."""
+    if values.dtype.kind == "b":
+        values = values.view(np.uint8)
     if values.dtype.itemsize > 2 or not np.issubdtype(values.dtype, np.integer):
         low, high = np.percentile(values, percentiles)
         return float(low), float(high)

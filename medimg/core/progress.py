@@ -28,9 +28,10 @@ Progress: TypeAlias = Literal["auto"] | bool | None
 
 #: Seconds after which a bar appears by default.
 _DELAY: Final = 1.0
-#: Seconds until the first log line of a task, and between its lines.
-_FIRST_LINE: Final = 10.0
+#: Seconds between the log lines of a task: in its first two minutes, and after them.
+_SHORT_INTERVAL: Final = 10.0
 _INTERVAL: Final = 30.0
+_SHORT_UNTIL: Final = 120.0
 
 _PLURALS: Final = {"series": "series", "batch": "batches"}
 
@@ -73,7 +74,7 @@ class LoggedProgress(Generic[_Item]):
         unit: str,
         total: int | None,
         initial: int = 0,
-        interval: float = _INTERVAL,
+        interval: float | None = None,
         has_end: bool = True,
     ) -> None:
         self._iterable = iterable
@@ -82,7 +83,7 @@ class LoggedProgress(Generic[_Item]):
         self.n = initial
         self._interval = interval
         self._started = time.monotonic()
-        self._next = self._started + (_FIRST_LINE if interval == _INTERVAL else interval)
+        self._next = self._started + (interval or _SHORT_INTERVAL)
         self._logged: int | None = None
         self._is_closed = not has_end
 
@@ -105,7 +106,8 @@ class LoggedProgress(Generic[_Item]):
         self.n += n
         now = time.monotonic()
         if now >= self._next:
-            self._next = now + self._interval
+            usual = _SHORT_INTERVAL if now - self._started < _SHORT_UNTIL else _INTERVAL
+            self._next = now + (self._interval or usual)
             self._log(now)
 
     def close(self) -> None:

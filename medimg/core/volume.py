@@ -276,7 +276,8 @@ class Volume:
         if copy is False:
             raise BufferError("the array of a volume is read-only; expected copy=None or copy=True")
         # as NumPy and torch agreed before versions; every consumer takes it
-        return np.array(self.array).__dlpack__(stream=options.get("stream"))
+        native = self.array.dtype.newbyteorder("=")
+        return np.array(self.array, dtype=native).__dlpack__(stream=options.get("stream"))
 
     def __dlpack_device__(self) -> tuple[int, int]:
         """Return the device of the values, the CPU."""

@@ -15,7 +15,7 @@ from medimg.data._labels import LabeledSeries
 from medimg.data.class_names import sort_classes
 from medimg.data.patients import check_exact, normalize_number, normalize_patient, patient_key
 from medimg.errors import DatasetError, MedimgError
-from medimg.io.array_series import array_series
+from medimg.io.memory_series import array_series
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from medimg.core.read_report import Skipped
-    from medimg.io.series import Series, SeriesIndex
+    from medimg.io.series import Series
+    from medimg.io.series_index import SeriesIndex
 
 __all__ = [
     "LabeledSeries",

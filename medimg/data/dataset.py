@@ -7,7 +7,7 @@ import warnings
 from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args, overload
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from medimg._validation import (
     check_whole_number,
 )
 from medimg.data import _labels
+from medimg.data._concatenation import find_common_cache, join_items, list_parts
 from medimg.data._image_store import ImageStore
 from medimg.data._label_arrays import label_arrays
 from medimg.data._npz import read_npz
@@ -38,6 +39,7 @@ from medimg.data.items import (
     Unit,
     check_index,
     check_indices,
+    choose_several,
     encode_labels,
     list_items,
     make_policies,
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from medimg.core.progress import Progress
     from medimg.core.read_report import Skipped
     from medimg.core.volume import Volume
+    from medimg.data._concatenation import SamePatients
     from medimg.data._labels import LabeledSeries, PatientRule
     from medimg.data.cache.image_cache import ImageCache
     from medimg.data.identifiers import FilePatients
@@ -491,14 +494,105 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             cache=cache,
         )
 
+    @classmethod
+    def concat(
+        cls,
+        datasets: Sequence[ImageDataset] | Mapping[str, ImageDataset],
+        *,
+        domains: Sequence[str] | None = None,
+        patients: SamePatients = "check",
+        classes: Sequence[str] | None = None,
+        memory: int | None = None,
+        cache: str | Path | ImageCache | None = None,
+    ) -> ImageDataset:
+        """
+        Join datasets, such as those of several sites, into one, whose images have the site as their domain.
+
+        Recipe, unit, task and reading policies must be the same. Splits, leakage checks, caches and training
+        take the joined dataset like any other: ``adapt.MultiSource(target, domain="column")`` takes its
+        domains as sources, and ``evaluate(subgroups="site")`` scores each.
+
+        Parameters
+        ----------
+        datasets : sequence of ImageDataset, or mapping of str to ImageDataset
+            Datasets to join, or these by the name of their site. Their images keep their order.
+        domains : sequence of str, optional
+            Name of each dataset of a list, such as its site, which becomes the domain of its images. Without
+            names images keep the domain that they have; datasets without domains are called "site 1",
+            "site 2" and so on by their number, unless all are subsets of one dataset.
+        patients : {"check", "separate", "shared"}
+            Whether equal patient IDs in several datasets are one person. A Patient ID is only unique within
+            the site that issued it. "check": equal IDs are an error, so that this is decided. "separate":
+            each site has IDs of its own, and equal ones are different patients; IDs get the name of the site.
+            "shared": an ID is the same person at all sites, and all images of a person are in one subset of a
+            split. Datasets of one name, and subsets of one dataset without names, always share patients.
+        classes : sequence of str, optional
+            Names of the classes in order; by default those of the first dataset, which the others must have,
+            too, in any order. A class may be named that some sites have no images of. For multilabel, columns
+            that all datasets have; others are left out.
+        memory : int, optional
+            Bytes of images to keep in memory; by default as much as the datasets together.
+        cache : str, Path or ImageCache, optional
+            Cache of rendered images; by default the one that the datasets have.
+
+        Returns
+        -------
+        ImageDataset
+
+        Raises
+        ------
+        DatasetError
+            If datasets differ in preprocessing, unit, task, policies, caches or classes, an image is in
+            several, some have no labels, or names don't match.
+        LeakageError
+            If equal patient IDs occur in several datasets, and `patients` is "check".
+
+        Examples
+        --------
+        >>> images = np.random.default_rng(0).integers(0, 256, (4, 28, 28), np.uint8)
+        >>> lyon = ImageDataset.from_arrays(images[:2], ["benign", "malignant"], patients=[1, 2])
+        >>> bern = ImageDataset.from_arrays(images[2:], ["malignant", "benign"], patients=[1, 2])
+        >>> data = ImageDataset.concat({"Lyon": lyon, "Bern": bern}, patients="separate")
+        >>> data
+        ImageDataset(4 images from 4 series of 4 patients (benign 2, malignant 2))
+        >>> data.domains
+        ('Lyon', 'Lyon', 'Bern', 'Bern')
+        """
+        parts, names = list_parts(datasets, domains, ImageDataset)
+        joined = join_items(parts, names, patients=patients, classes=classes)
+        stores = {id(part._store): part._store for part in parts}
+        kept = sum(store.capacity for store in stores.values()) if memory is None else memory
+        found = object.__new__(cls)
+        found.__dict__.update(parts[0].__dict__)
+        found.classes, found.skipped = joined.classes, joined.skipped
+        found._labeled, found._items = joined.labeled, joined.items
+        found.cache = find_common_cache(parts) if cache is None else as_cache(cache)
+        found._targets = encode_labels(joined.labeled, joined.classes, found.task)
+        found._read_elements = {k: v for part in parts for k, v in part._read_elements.items()}
+        loader = ImageLoader(found.preprocess, found._policies, found.cache)
+        found._store = ImageStore(loader, [item.series for item in joined.labeled], kept)
+        return found
+
     @property
     def policies(self) -> Policies:
         """Policies and values that series are read with."""
         return self._policies
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int | torch.Tensor]:
+    @overload
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int | torch.Tensor]: ...
+    @overload
+    def __getitem__(
+        self, index: slice | Sequence[int] | npt.NDArray[np.integer | np.bool] | pd.Series[Any] | torch.Tensor
+    ) -> ImageDataset: ...
+    def __getitem__(self, index: Any) -> Any:
         """
-        Return an item and its label.
+        Return an item and its label, or a dataset of several items.
+
+        Parameters
+        ----------
+        index : int, slice, or sequence of int or of bool
+            Index of an item; or items that make a dataset, as in :meth:`subset`: ``dataset[:3]``,
+            ``dataset[[5, 2]]``, or a mask with an entry for each item, ``dataset[dataset.labels == 1]``.
 
         Returns
         -------
@@ -506,7 +600,24 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             float32, normalized: (C, H, W), or (N, C, H, W) if the unit is a series; in 3-D (C, D, H, W).
         label : int or torch.Tensor
             Class index, or (K,) float32.
+
+        Raises
+        ------
+        DatasetError
+            If no item is chosen, or a mask has another length.
+
+        Examples
+        --------
+        >>> images = np.random.default_rng(0).integers(0, 256, (4, 28, 28), np.uint8)
+        >>> data = ImageDataset.from_arrays(images, [0, 1, 0, 1], patients=[1, 2, 3, 4])
+        >>> data[-2:]
+        ImageDataset(2 images from 2 series of 2 patients (0 1, 1 1))
+        >>> data[data.labels == 1].patients
+        ('2', '4')
         """
+        several = choose_several(index, len(self))
+        if several is not None:
+            return self.subset(several)
         item = self._items[check_index(index)]
         images = normalize_images(self.preprocess, [self._store.take(item.source, item.image)])
         return images if item.image is None else images[0], self._get_label(item)

@@ -34,6 +34,7 @@ __all__ = [
     "Unit",
     "check_index",
     "check_indices",
+    "choose_several",
     "encode_labels",
     "list_items",
     "make_policies",
@@ -93,7 +94,7 @@ class ItemFacts:
         return tuple(self._labeled[item.source].series for item in self._items)
 
     @property
-    def pictures(self) -> tuple[int | None, ...]:
+    def image_indices(self) -> tuple[int | None, ...]:
         """Index of each item's image among those of its series; None if the item is the whole series."""
         return tuple(item.image for item in self._items)
 
@@ -203,14 +204,27 @@ def list_items(labeled: Sequence[LabeledSeries], recipe: Preprocess, unit: Unit)
 
 
 def check_index(index: object) -> int:
-    """Return the index of one item as an int; DatasetError for a slice or anything else."""
+    """Return the index of one item as an int; DatasetError for anything else."""
     try:
         return operator.index(index)  # type: ignore[arg-type]  # what has no __index__ is refused
     except TypeError:
         raise also(DatasetError, TypeError)(
-            f"a dataset is indexed by the number of an item; found a {type(index).__name__}: for several "
-            "items use dataset.subset(indices), such as dataset.subset(range(3))"
+            f"a dataset is indexed by the number of an item; found a {type(index).__name__}: several items "
+            "are dataset[:3], dataset[[0, 2, 5]] or dataset[mask]"
         ) from None
+
+
+def choose_several(index: object, length: int) -> Sequence[int] | npt.NDArray[np.integer] | None:
+    """Return the indices that a slice, list, range or array (length,) stands for; None for anything else."""
+    if isinstance(index, slice):
+        try:
+            return range(*index.indices(length))
+        except (TypeError, ValueError):
+            raise also(DatasetError, TypeError)(
+                f"a slice of a dataset takes whole numbers, and no step of 0; found {index}"
+            ) from None
+    # tables' columns and tensors have axes, too; those of one number have none
+    return index if isinstance(index, list | range) or getattr(index, "ndim", False) else None  # type: ignore[return-value]
 
 
 def check_indices(indices: Sequence[int] | npt.NDArray[np.integer], length: int) -> list[int]:
@@ -224,7 +238,9 @@ def check_indices(indices: Sequence[int] | npt.NDArray[np.integer], length: int)
             f"found {array.dtype} of shape {array.shape}"
         )
     chosen = [int(i) for i in array]
-    if not chosen or min(chosen) < 0 or max(chosen) >= length:
+    if not chosen:
+        raise DatasetError(f"a subset needs at least one of the {length} items; none was chosen")
+    if min(chosen) < 0 or max(chosen) >= length:
         raise DatasetError(f"a subset needs indices from 0 to {length - 1}; found {chosen[:5]}")
     return chosen
 

@@ -22,6 +22,7 @@ __all__ = [
     "normalize_number",
     "normalize_patient",
     "patient_key",
+    "patient_of_site",
 ]
 
 #: Before the UID or file of an image whose patient is not known.
@@ -77,6 +78,17 @@ def patient_key(value: object) -> str:
     """
     text = str(value)
     return text if text.startswith(UNKNOWN) else normalize_patient(text.translate(_DASHES)).casefold()
+
+
+def patient_of_site(patient: str, site: str) -> str:
+    """
+    Return the identifier of a site's patient, different from those of other sites; "" if it is unknown.
+
+    >>> patient_of_site("003", "Lyon"), patient_key(patient_of_site("3", " lyon")), patient_of_site("NA", "b")
+    ('3 of site Lyon', '3 of site lyon', '')
+    """
+    known = normalize_patient(patient)
+    return f"{known} of site {normalize_number(site)}" if known else ""
 
 
 def check_exact(values: Iterable[object]) -> None:

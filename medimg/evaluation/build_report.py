@@ -98,7 +98,7 @@ def build_report(
         metrics=metrics,
         n_resamples=settings.n_resamples,
     )
-    pictures = (
+    example_images = (
         ()
         if get_pixels is None
         else choose_images(
@@ -138,7 +138,7 @@ def build_report(
             },
             "versions": _list_versions(),
         },
-        pictures=pictures,
+        example_images=example_images,
         subgroups=table,
         curves=compute_curves(units.truth, units.probabilities, support),
     )

@@ -13,7 +13,7 @@ import numpy as np
 from medimg._public import set_module
 from medimg.errors import DatasetError
 from medimg.evaluation.aggregation import Unit, check_pair, check_units, get_thresholds, make_units
-from medimg.evaluation.evaluate import list_training_overlap
+from medimg.evaluation.evaluate import as_model, list_training_overlap
 from medimg.evaluation.report.cautions import list_cautions
 from medimg.metrics.bootstrap import (
     ALL_AGREE,
@@ -31,11 +31,15 @@ from medimg.metrics.units import ScoredUnits
 from medimg.models.data_checks import check_model
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     import pandas as pd
+    import torch
     from numpy.typing import NDArray
 
     from medimg.core.progress import Progress
     from medimg.data.protocols import EvaluationDataset, Model
+    from medimg.evaluation._external_model import Outputs
 
 __all__ = ["Difference", "ModelComparison", "compare_metrics", "compare_models"]
 
@@ -167,10 +171,13 @@ class ModelComparison:
 
 @set_module("medimg")
 def compare_models(
-    first: Model,
-    second: Model,
+    first: Model | Callable[[Any], Any],
+    second: Model | Callable[[Any], Any],
     dataset: EvaluationDataset,
     *,
+    classes: Sequence[object] | None = None,
+    outputs: Outputs | None = None,
+    device: str | torch.device | None = None,
     unit: Unit = "patient",
     ci: float = 0.95,
     ci_method: IntervalMethod = "auto",
@@ -186,10 +193,13 @@ def compare_models(
 
     Parameters
     ----------
-    first, second : TransferClassifier
-        Models to compare; they must have the same classes and task.
+    first, second : TransferClassifier, nn.Module or callable
+        Models to compare; they must have the same classes and task. Modules and functions of others are those
+        of :func:`medimg.evaluate`.
     dataset : ImageDataset
         Images with labels that neither was trained on, preprocessed as for the first model.
+    classes, outputs, device
+        Classes, outputs and device of modules and functions; see :func:`medimg.evaluate`.
     unit : {"patient", "series", "image"}
         Unit of the scores; see :func:`medimg.evaluate`.
     ci : float
@@ -243,11 +253,13 @@ def compare_models(
     +0.012 (-0.004 to +0.028), p = 0.140
     """
     check_intervals(ci, n_resamples, ci_method, seed)
-    check_pair(first, dataset)
-    check_model(second, error=DatasetError)
-    other = _preprocess_as(dataset, second) if second_dataset is None else second_dataset
+    other = dataset if second_dataset is None else second_dataset
+    models = _as_models((first, second), (dataset, other), classes=classes, outputs=outputs, device=device)
+    check_pair(models[0], dataset)
+    check_model(models[1], error=DatasetError)
+    other = _preprocess_as(dataset, models[1]) if second_dataset is None else second_dataset
     _check_same_images(dataset, other)
-    pairs = ((first, dataset), (second, other))
+    pairs = ((models[0], dataset), (models[1], other))
     notes = []
     for which, (model, images) in zip(("first", "second"), pairs, strict=True):
         check_pair(model, images)
@@ -277,6 +289,19 @@ def compare_models(
         ci=ci,
         notes=(*notes, *cautions),
     )
+
+
+def _as_models(models: Sequence[Any], datasets: Sequence[EvaluationDataset], **given: Any) -> list[Model]:
+    """Return models that say what they predict; what is given is for those that do not."""
+    from medimg.evaluation._external_model import is_external
+
+    foreign = [is_external(model) for model in models]
+    found = []
+    for model, data, is_foreign in zip(models, datasets, foreign, strict=True):
+        # if none is, the first one refuses it
+        used = given if is_foreign or not any(foreign) else dict.fromkeys(given)
+        found.append(as_model(model, data, preprocess=None, saliency=False, **used))
+    return found
 
 
 def compare_metrics(

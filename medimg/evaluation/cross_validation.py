@@ -1,10 +1,10 @@
-"""Cross-validation of a head on embeddings, from a single forward pass over the images."""
+"""Cross-validation by patient: of heads on embeddings from a single forward pass, or of fine-tuned models."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,14 +19,20 @@ from medimg.metrics.units import ScoredUnits
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import pandas as pd
     from numpy.typing import NDArray
 
     from medimg.core.progress import Progress
     from medimg.data.dataset import ImageDataset
+    from medimg.evaluation._fold_training import FoldTraining, TrainedFold
+    from medimg.evaluation.report.report import Report
+    from medimg.evaluation.subgroups import Subgroups
     from medimg.models.classifier import TransferClassifier
+    from medimg.training.class_weights import Balance
+    from medimg.training.fine_tune import FineTuneArguments
+    from medimg.training.history import FitResult
     from medimg.training.linear_probe import LabeledEmbeddings, Method, ProbeSearch
 
 __all__ = ["CrossValidation", "ScoringConfig", "cross_validate", "validate_folds"]
@@ -49,7 +55,7 @@ class ScoringConfig:
 @dataclass(frozen=True, slots=True, eq=False)
 class CrossValidation:
     """
-    Result of :func:`medimg.cross_validate`: scores of heads on patients that they were not fitted on.
+    Result of :func:`medimg.cross_validate`: scores of models on patients that they were not fitted on.
 
     Attributes
     ----------
@@ -59,13 +65,13 @@ class CrossValidation:
     fold_metrics : tuple of dict of str to float
         Metrics of each fold.
     settings : tuple of float
-        C, or number of neighbors, chosen in the training part of each fold.
+        C, number of neighbors, or best epoch, chosen in the training part of each fold.
     probabilities : numpy.ndarray
         Out-of-fold probabilities, (n, K) float64, in the order of the dataset.
     folds : numpy.ndarray
         Fold in which each item was held out, (n,) int64.
     method, unit : str
-        Method of the head and unit of the scores.
+        Method of the head, or "fine_tune", and unit of the scores.
     classes : tuple of str
         Names of the classes.
     n_units, n_patients : int
@@ -74,6 +80,13 @@ class CrossValidation:
         Duration, including the embedding.
     samples : numpy.ndarray
         AUROC of each resample of the patients, (R,).
+    report : Report or None
+        Report of the out-of-fold probabilities of fine-tuned models; None for heads on embeddings, of which
+        ``medimg.score(dataset.labels, result.probabilities, images=dataset)`` makes one.
+    fits : tuple of FitResult
+        Training of each fold: history, best epoch, and checkpoint if there is an output folder.
+    models : tuple of TransferClassifier
+        Model of each fold, if they were to be kept.
     """
 
     metrics: dict[str, Estimate]
@@ -88,6 +101,9 @@ class CrossValidation:
     n_patients: int
     seconds: float
     samples: NDArray[np.float64] = field(repr=False)
+    report: Report | None = field(default=None, repr=False)
+    fits: tuple[FitResult, ...] = field(default=(), repr=False)
+    models: tuple[TransferClassifier, ...] = field(default=(), repr=False)
 
     def to_pandas(self) -> pd.DataFrame:
         """
@@ -118,24 +134,33 @@ def cross_validate(
     dataset: ImageDataset,
     *,
     method: Method = "logistic",
+    fine_tune: bool | FineTuneArguments = False,
     folds: int = 5,
     C: float | Sequence[float] | None = None,
     neighbors: int | Sequence[int] | None = None,
     inner_folds: int = 3,
-    balance: str | None = "loss",
+    balance: Balance = "loss",
+    val_fraction: float = 0.15,
+    calibrate: bool = True,
     unit: Unit | None = None,
+    subgroups: Subgroups | None = None,
     ci: float = 0.95,
     n_resamples: int = 2000,
     seed: int = 0,
+    output: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    keep_models: bool = False,
     cache: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
     workers: int | None = None,
     progress: Progress = "auto",
 ) -> CrossValidation:
     """
-    Cross-validate a new head on a model's backbone, with folds of patients and a single forward pass.
+    Cross-validate a new head on a model's backbone, or fine-tuning of the model, with folds of patients.
 
-    The backbone must not have been trained on any of these patients. The model is not changed.
+    A head needs a single forward pass over the images. With `fine_tune` a copy of the model is trained for
+    each fold, on patients outside of it, and predicts the patients in it. The model must not have been
+    trained on any of these patients, and is not changed.
 
     Parameters
     ----------
@@ -146,6 +171,10 @@ def cross_validate(
     method : {"logistic", "sgd", "knn"}
         Head: the first two as in :func:`medimg.fit_head`; "knn" is a baseline, the fraction of each class
         among the nearest training items by cosine similarity of standardized embeddings.
+    fine_tune : bool or mapping
+        Whether models are fine-tuned instead: True, or arguments of :func:`medimg.fine_tune` by name, such as
+        ``{"epochs": 5, "lr": 3e-4}``. `seed`, `cache`, `workers` and `progress` are those given here, and so
+        are `balance` and `batch_size` unless they are among the arguments.
     folds : int
         Number of stratified folds; every patient is in one.
     C, neighbors : number or sequence of numbers, optional
@@ -153,16 +182,36 @@ def cross_validate(
         chosen for each fold by inner folds of its training part.
     inner_folds : int
         Number of inner folds.
-    balance : {"loss"} or None
-        "loss" gives classes equal weight; "knn" ignores it.
+    balance : {"loss", "sampler"} or None
+        "loss" gives classes equal weight; "knn" ignores it. "sampler" is for fine-tuning.
+    val_fraction : float
+        Fraction of the patients outside each fold that select the epoch and calibrate the model, for
+        fine-tuning; 0 trains on all of them, keeps the last epoch and does not calibrate.
+    calibrate : bool
+        Whether the fine-tuned model of each fold is calibrated on its validation patients, by
+        :func:`medimg.calibrate`, so that probabilities of different folds are comparable. The class weights
+        of the training are thereby undone.
     unit : {"patient", "series", "image"}, optional
         Unit of the scores, as in :func:`medimg.evaluate`; each item by default.
+    subgroups : mapping, str or sequence of str, optional
+        Groups of patients that the report of fine-tuned models scores separately, such as "site"; see
+        :func:`medimg.evaluate`.
     ci : float
         Confidence level of the intervals, in (0, 1).
     n_resamples : int
         Number of bootstrap resamples of the patients.
     seed : int
-        Seed for folds and resampling.
+        Seed for folds, resampling and training: fold 1 is ``medimg.kfold(dataset, folds, seed=seed)[0]``, its
+        training part divided by ``medimg.split(…, seed=seed)``, and trained with this seed.
+    output : path-like, optional
+        Folder for fine-tuned models, with a folder for each fold, ``fold_1`` and so on: the files of
+        :func:`medimg.fine_tune`, of which ``best.safetensors`` is the model that predicted, and the fold's
+        result.
+    resume : bool
+        Whether to continue the interrupted cross-validation of `output`: finished folds are not trained
+        again, and the one under way continues after its last epoch. Settings and data must be the same.
+    keep_models : bool
+        Whether the result has the fine-tuned models, which are otherwise dropped fold by fold.
     cache : path-like, optional
         Folder for cached embeddings; see :func:`medimg.embed`.
     batch_size : int
@@ -179,30 +228,61 @@ def cross_validate(
     Raises
     ------
     LeakageError
-        If there are fewer patients than folds, or a series is assigned to two patients.
+        If there are fewer patients than folds, a series is assigned to two patients, a class has too few
+        patients to be in all subsets, or the model was trained on images of `dataset`.
     TrainingError, DatasetError
-        If the dataset does not match the model, a class has no example or too few patients, or a setting is
-        invalid.
+        If the dataset does not match the model, a class has no example or too few patients, a setting is
+        invalid or would have no effect, or the output folder has another cross-validation.
+    CheckpointError
+        If a result to resume from is damaged.
 
     Notes
     -----
-    Intervals reflect the variability between patients for the heads of these folds, not the variability due
-    to the choice of folds.
+    Intervals reflect the variability between patients for the models of these folds, not the variability due
+    to the choice of folds. A fine-tuned model depends on no image of its fold: class weights, statistics of
+    batches, the best epoch and the calibration are those of the patients outside.
 
     Examples
     --------
     >>> found = medimg.cross_validate(model, dataset, cache="features")  # doctest: +SKIP
     >>> found.metrics["auroc"]  # doctest: +SKIP
     Estimate(value=0.993, low=0.990, high=0.995, dropped=0)
+    >>> tuned = medimg.cross_validate(model, dataset, fine_tune={"epochs": 5}, output="cv")  # doctest: +SKIP
+    >>> tuned.report.to_html("cv.html")  # doctest: +SKIP
     """
     from medimg.data.splits.kfold import assign_folds, check_folds
     from medimg.errors import TrainingError
+    from medimg.evaluation._fold_training import FoldTraining
     from medimg.training.checks import check_data
     from medimg.training.fit_head import check_balance, check_pooling, embed_items
     from medimg.training.linear_probe import ProbeSearch
 
     started = time.perf_counter()
     check_data(model, dataset, None)
+    scoring = ScoringConfig(unit=unit or default_unit(dataset), ci=ci, n_resamples=n_resamples, seed=seed)
+    tuning: dict[str, Any] = {
+        "val_fraction": val_fraction,
+        "calibrate": calibrate,
+        "output": output,
+        "resume": resume,
+        "keep_models": keep_models,
+    }
+    if fine_tune is not False:
+        probing_only = {"method": method, "C": C, "neighbors": neighbors, "inner_folds": inner_folds}
+        _check_unused(probing_only, "with fine_tune")
+        loading = {"batch_size": batch_size, "workers": workers, "progress": progress}
+        training = FoldTraining.make(
+            fine_tune,
+            balance=balance,
+            cache=cache,
+            loading=loading,
+            seed=check_whole_number("seed", seed),
+            **tuning,
+        )
+        return _validate_trained_folds(
+            model, dataset, training, scoring, folds=folds, subgroups=subgroups, started=started
+        )
+    _check_unused({**tuning, "subgroups": subgroups}, "without fine_tune")
     unused, name = (C, "C") if method == "knn" else (neighbors, "neighbors")
     if unused is not None:
         raise TrainingError(
@@ -218,13 +298,125 @@ def cross_validate(
         balanced=check_balance(balance),
         seed=check_whole_number("seed", seed),
     )
-    scoring = ScoringConfig(unit=unit or default_unit(dataset), ci=ci, n_resamples=n_resamples, seed=seed)
     check_pooling(model)
     check_folds(dataset, folds)
     check_units(dataset, scoring.unit)
     fold = assign_folds(np.asarray(dataset.labels), dataset.patients, dataset.task, folds, seed)
     data = embed_items(model, dataset, cache=cache, batch_size=batch_size, workers=workers, progress=progress)
     return validate_folds(data, dataset, fold, probing, scoring, started=started)
+
+
+def _check_unused(given: Mapping[str, Any], where: str) -> None:
+    """Raise TrainingError for an argument that would have no effect."""
+    from inspect import signature
+
+    from medimg.errors import TrainingError
+
+    parameters = signature(cross_validate).parameters
+    unused = [name for name, value in given.items() if not _is_equal(value, parameters[name].default)]
+    if unused:
+        raise TrainingError(f"{unused[0]}= has no effect {where}: leave it out")
+
+
+def _is_equal(value: object, other: object) -> bool:
+    """Whether values are of one type and equal, of which arrays and tables are none."""
+    return value is other or (type(value) is type(other) and bool(value == other))
+
+
+def _validate_trained_folds(
+    model: TransferClassifier,
+    dataset: ImageDataset,
+    training: FoldTraining,
+    scoring: ScoringConfig,
+    *,
+    folds: int,
+    subgroups: Subgroups | None,
+    started: float,
+) -> CrossValidation:
+    """Fine-tune a model without each fold, predict that fold, and score the out-of-fold probabilities."""
+    from medimg.data.leakage.check_leaks import check_types
+    from medimg.data.splits.kfold import assign_folds, check_folds
+    from medimg.evaluation.subgroups import find_subgroups
+
+    check_types(dataset)
+    check_folds(dataset, folds)
+    check_units(dataset, scoring.unit)
+    groups = find_subgroups(dataset, subgroups)
+    fold = assign_folds(np.asarray(dataset.labels), dataset.patients, dataset.task, folds, scoring.seed)
+    trained = training.run(model, dataset, fold)
+    probabilities = np.zeros((len(fold), len(dataset.classes)))
+    for one in trained:
+        probabilities[one.held_out] = one.probabilities
+    scored = _score(
+        probabilities,
+        dataset,
+        fold,
+        scoring,
+        settings=[float(one.fit.best_epoch) for one in trained],
+        method="fine_tune",
+        classes=tuple(dataset.classes),
+        started=started,
+    )
+    return replace(
+        scored,
+        report=_make_report(
+            model,
+            dataset,
+            probabilities,
+            training=training,
+            trained=trained,
+            scoring=scoring,
+            groups=groups,
+        ),
+        fits=tuple(one.fit for one in trained),
+        models=tuple(one.model for one in trained if one.model is not None),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _make_report(
+    model: TransferClassifier,
+    dataset: ImageDataset,
+    probabilities: NDArray[np.float64],
+    *,
+    training: FoldTraining,
+    trained: Sequence[TrainedFold],
+    scoring: ScoringConfig,
+    groups: Mapping[str, Sequence[str]],
+) -> Report:
+    """Return the report of out-of-fold probabilities (n, K)."""
+    from medimg.evaluation.build_report import ReportSettings, build_report
+    from medimg.evaluation.evaluate import describe_model
+    from medimg.evaluation.report.example_images import to_pixels
+
+    count = len(trained)
+    settings = training.describe()
+    facts = describe_model(model)
+    # the model given is only what all folds start from
+    facts["model"] = {name: value for name, value in facts["model"].items() if name != "digest"}
+    facts["ranges"] = None
+    facts["training"] = {"folds": count, **settings}
+    facts["calibration"] = {"folds": count} if settings["calibrate"] else None
+    return build_report(
+        dataset,
+        probabilities,
+        ReportSettings(
+            unit=scoring.unit,
+            ci=scoring.ci,
+            ci_method="bootstrap",
+            n_resamples=scoring.n_resamples,
+            seed=scoring.seed,
+            salt=None,
+        ),
+        groups=groups,
+        facts=facts,
+        notes=[
+            f"Out-of-fold predictions of {count} models, each fine-tuned without the patients that it "
+            "predicts: the scores are those of this way of training, not of one model.",
+            *dict.fromkeys(note for one in trained for note in one.notes),
+        ],
+        get_pixels=lambda item: to_pixels(dataset[item][0], model.preprocess),
+    )
 
 
 def default_unit(dataset: ImageDataset) -> Unit:
@@ -250,6 +442,30 @@ def validate_folds(
         chosen = probing.fit(data.select(train))
         probabilities[test] = chosen.fit.probabilities(data.x[test])
         settings.append(chosen.setting)
+    return _score(
+        probabilities,
+        dataset,
+        fold,
+        scoring,
+        settings=settings,
+        method=probing.method,
+        classes=probing.classes,
+        started=started,
+    )
+
+
+def _score(
+    probabilities: NDArray[np.float64],
+    dataset: ImageDataset,
+    fold: NDArray[np.int64],
+    scoring: ScoringConfig,
+    *,
+    settings: Sequence[float],
+    method: str,
+    classes: tuple[str, ...],
+    started: float,
+) -> CrossValidation:
+    """Score out-of-fold probabilities (n, K)."""
     units = make_units(dataset, probabilities, scoring.unit)
     support = Support.count(units.truth, dataset.task, dataset.classes)
     values = compute_metrics(units.truth, units.predicted, units.probabilities, support)
@@ -260,9 +476,9 @@ def validate_folds(
         settings=tuple(settings),
         probabilities=probabilities,
         folds=fold,
-        method=probing.method,
+        method=method,
         unit=scoring.unit,
-        classes=probing.classes,
+        classes=classes,
         n_units=len(units),
         n_patients=units.n_patients,
         seconds=time.perf_counter() - started,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from medimg.data.protocols import Recipe
     from medimg.evaluation._external_model import Outputs
 
-__all__ = ["evaluate", "list_training_overlap"]
+__all__ = ["as_model", "describe_model", "evaluate", "list_training_overlap"]
 
 
 @set_module("medimg")
@@ -141,7 +141,7 @@ def evaluate(
     settings = ReportSettings(
         unit=unit, ci=ci, ci_method=ci_method, n_resamples=n_resamples, seed=seed, salt=salt
     )
-    model = _as_model(
+    model = as_model(
         model,
         dataset,
         classes=classes,
@@ -159,7 +159,7 @@ def evaluate(
         model.predict_proba(dataset, batch_size=batch_size, workers=workers, progress=progress),
         settings,
         groups=groups,
-        facts=_describe_model(model),
+        facts=describe_model(model),
         thresholds=get_thresholds(model),
         notes=overlap,
         get_pixels=lambda item: to_pixels(dataset[item][0], model.preprocess),
@@ -167,7 +167,7 @@ def evaluate(
     )
 
 
-def _as_model(
+def as_model(
     model: Model | Callable[[Any], Any],
     dataset: EvaluationDataset,
     *,
@@ -253,7 +253,7 @@ def list_training_overlap(model: Model, dataset: EvaluationDataset, on_leak: OnL
     return tuple(notes)
 
 
-def _describe_model(model: Model) -> dict[str, Any]:
+def describe_model(model: Model) -> dict[str, Any]:
     """Return what is known of a model and its preprocessing, serializable as JSON."""
     recipe = {"recipe": model.preprocess.to_dict(), "recipe_fingerprint": model.preprocess.fingerprint}
     # a model may lack these attributes of a TransferClassifier

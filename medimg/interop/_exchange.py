@@ -12,16 +12,16 @@ import numpy as np
 
 from medimg.core.volume import Photometric, Space, Volume
 from medimg.errors import ConversionError, GeometryError, MedimgWarning, MissingDependencyError, ReadError
-from medimg.interop.image_object import find_library
+from medimg.interop.image_object import find_library, open_image_object
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 __all__ = [
     "as_volume",
-    "check_library",
     "check_perpendicular",
     "check_type",
+    "convert_image",
     "find_facts",
     "import_library",
     "list_facts",
@@ -61,10 +61,13 @@ def import_library(name: str, install: str | None = None) -> Any:
         ) from None
 
 
-def check_library(source: object, library: str, function: str, expected: str) -> None:
-    """Raise ReadError unless an object is an image of a library."""
+def convert_image(source: object, library: str, *, modality: str | None, units: str | None) -> Volume:
+    """Return the volume of an image of a library; ReadError for anything else."""
     if find_library(source) != library:
-        raise ReadError(f"medimg.{function} takes a {expected}; found a {type(source).__name__}")
+        raise ReadError(
+            f"expected an image of {library}; found a {type(source).__name__}: medimg.read takes any source"
+        )
+    return open_image_object(source).to_volume(modality=modality, units=units)
 
 
 def check_type(volume: Volume, supported: Iterable[str], target: str, *, advice: str = "") -> None:

@@ -11,7 +11,7 @@ from medimg._public import set_module
 from medimg.errors import GeometryError, ReadError
 from medimg.interop._exchange import (
     as_volume,
-    check_library,
+    convert_image,
     find_facts,
     import_library,
     list_facts,
@@ -110,8 +110,7 @@ def from_xarray(array: xarray.DataArray, *, modality: str | None = None, units: 
     >>> import medimg
     >>> medimg.from_xarray(medimg.to_xarray(volume)[:, 10:20, ::2, ::2])  # doctest: +SKIP
     """
-    check_library(array, "xarray", "from_xarray", "xarray.DataArray")
-    return open_data_array(array).to_volume(modality=modality, units=units)
+    return convert_image(array, "xarray", modality=modality, units=units)
 
 
 @guard_conversion("xarray")

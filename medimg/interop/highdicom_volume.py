@@ -13,9 +13,9 @@ from medimg.core import geometry
 from medimg.errors import ConversionError, ReadError
 from medimg.interop._exchange import (
     as_volume,
-    check_library,
     check_perpendicular,
     check_type,
+    convert_image,
     import_library,
     own_values,
     warn_of_inversion,
@@ -132,8 +132,7 @@ def from_highdicom(
     >>> medimg.from_highdicom(found, modality="CT", units="HU").orientation
     'LPS'
     """
-    check_library(volume, "highdicom", "from_highdicom", "highdicom.Volume")
-    return open_highdicom(volume).to_volume(modality=modality, units=units)
+    return convert_image(volume, "highdicom", modality=modality, units=units)
 
 
 @guard_conversion("highdicom")

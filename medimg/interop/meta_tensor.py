@@ -12,8 +12,8 @@ from medimg.core import geometry
 from medimg.errors import ReadError
 from medimg.interop._exchange import (
     as_volume,
-    check_library,
     check_type,
+    convert_image,
     find_facts,
     import_library,
     list_facts,
@@ -133,8 +133,7 @@ def from_monai(tensor: MetaTensor, *, modality: str | None = None, units: str | 
     >>> medimg.from_monai(tensor, modality="MR")
     Volume(1×4×64×80 float32, MR, raw, spacing 2×0.5×0.5 mm, SPL)
     """
-    check_library(tensor, "MONAI", "from_monai", "monai.data.MetaTensor")
-    return open_meta_tensor(tensor).to_volume(modality=modality, units=units)
+    return convert_image(tensor, "MONAI", modality=modality, units=units)
 
 
 @guard_conversion("MONAI")

@@ -12,9 +12,9 @@ from medimg.core import geometry
 from medimg.errors import ConversionError, GeometryError, ReadError
 from medimg.interop._exchange import (
     as_volume,
-    check_library,
     check_perpendicular,
     check_type,
+    convert_image,
     own_values,
     warn_of_inversion,
 )
@@ -154,8 +154,7 @@ def from_nibabel(image: SpatialImage, *, modality: str | None = None, units: str
     >>> medimg.from_nibabel(image, modality="MR")
     Volume(1×4×64×80 int16, MR, raw, spacing 2×0.5×0.5 mm, SPL)
     """
-    check_library(image, "nibabel", "from_nibabel", "nibabel image")
-    return open_nibabel(image).to_volume(modality=modality, units=units)
+    return convert_image(image, "nibabel", modality=modality, units=units)
 
 
 @guard_conversion("nibabel")

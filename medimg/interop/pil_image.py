@@ -12,7 +12,7 @@ from medimg.core import geometry
 from medimg.core.display import render
 from medimg.core.upright import describe_turn, is_turned_sideways, turn_upright
 from medimg.errors import ConversionError, ReadError
-from medimg.interop._exchange import as_volume, check_library, check_type, own_values, warn_of_inversion
+from medimg.interop._exchange import as_volume, check_type, convert_image, own_values, warn_of_inversion
 from medimg.interop.image_object import ImageObject, guard_conversion
 
 if TYPE_CHECKING:
@@ -156,8 +156,7 @@ def from_pil(image: PIL.Image.Image, *, modality: str | None = None, units: str 
     >>> medimg.from_pil(Image.new("I;16", (80, 64)), modality="DX")
     Volume(1×1×64×80 uint16, DX, raw, spacing 1×1×1 mm, no patient geometry)
     """
-    check_library(image, "Pillow", "from_pil", "PIL.Image.Image")
-    return open_pil(image).to_volume(modality=modality, units=units)
+    return convert_image(image, "Pillow", modality=modality, units=units)
 
 
 @guard_conversion("Pillow")

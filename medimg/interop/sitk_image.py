@@ -13,9 +13,9 @@ from medimg.core import geometry
 from medimg.errors import ReadError
 from medimg.interop._exchange import (
     as_volume,
-    check_library,
     check_perpendicular,
     check_type,
+    convert_image,
     find_facts,
     list_facts,
     own_values,
@@ -106,8 +106,9 @@ def from_sitk(image: SimpleITK.Image, *, modality: str | None = None, units: str
     """
     Convert a SimpleITK image to a volume, with a copy of its values.
 
-    Components of a pixel become channels, three of 8 bits RGB; the fourth dimension, too. Images of two
-    dimensions have no position in a patient (``space="image"``), only a spacing.
+    Components of a pixel become channels, three of 8 bits RGB; the fourth dimension, too. Label maps become
+    images of their labels. Images of two dimensions have no position in a patient (``space="image"``), only a
+    spacing.
 
     Parameters
     ----------
@@ -137,13 +138,13 @@ def from_sitk(image: SimpleITK.Image, *, modality: str | None = None, units: str
     >>> medimg.from_sitk(image, modality="CT", units="HU")
     Volume(1×4×64×80 int16, CT, HU, spacing 2×0.5×0.5 mm, SPL)
     """
-    check_library(image, "SimpleITK", "from_sitk", "SimpleITK.Image")
-    return open_sitk(image).to_volume(modality=modality, units=units)
+    return convert_image(image, "SimpleITK", modality=modality, units=units)
 
 
 @guard_conversion("SimpleITK")
 def open_sitk(image: SimpleITK.Image) -> ImageObject:
     """Return the geometry and facts of an image."""
+    image = _expand_labels(image)
     dimension, samples = image.GetDimension(), image.GetNumberOfComponentsPerPixel()
     kind = image.GetPixelIDTypeAsString()
     if not 2 <= dimension <= 4 or (dimension == 4 and samples > 1) or "complex" in kind:
@@ -163,6 +164,19 @@ def open_sitk(image: SimpleITK.Image) -> ImageObject:
         load=partial(_load, image),
         **facts._asdict(),
     )
+
+
+def _expand_labels(image: SimpleITK.Image) -> SimpleITK.Image:
+    """Return a label map, which stores runs of equal values, as an image of them; others unchanged."""
+    import SimpleITK
+
+    # most methods of a label map end the process
+    if not image.GetPixelIDTypeAsString().startswith("label of"):
+        return image
+    expanded: SimpleITK.Image = SimpleITK.LabelMapToLabel(image)
+    for key in image.GetMetaDataKeys():
+        expanded.SetMetaData(key, image.GetMetaData(key))
+    return expanded
 
 
 def _lacks_position(image: SimpleITK.Image, metadata: dict[str, str]) -> bool:

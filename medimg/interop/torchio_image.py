@@ -10,8 +10,8 @@ from medimg._public import set_module
 from medimg.core import geometry
 from medimg.interop._exchange import (
     as_volume,
-    check_library,
     check_type,
+    convert_image,
     find_facts,
     import_library,
     list_facts,
@@ -113,8 +113,7 @@ def from_torchio(image: torchio.Image, *, modality: str | None = None, units: st
     >>> import torchio  # doctest: +SKIP
     >>> medimg.from_torchio(torchio.ScalarImage("t1.nii.gz"), modality="MR")  # doctest: +SKIP
     """
-    check_library(image, "TorchIO", "from_torchio", "torchio.Image")
-    return open_torchio(image).to_volume(modality=modality, units=units)
+    return convert_image(image, "TorchIO", modality=modality, units=units)
 
 
 @guard_conversion("TorchIO")

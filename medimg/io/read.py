@@ -19,7 +19,8 @@ from medimg.errors import (
 )
 from medimg.io.detect import FORMATS
 from medimg.io.scan import build_index
-from medimg.io.series import Series, SeriesIndex, ValueKind
+from medimg.io.series import Series, ValueKind
+from medimg.io.series_index import SeriesIndex
 from medimg.io.sources import Files, name_source
 
 if TYPE_CHECKING:

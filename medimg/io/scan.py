@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medimg._public import set_module
+from medimg._validation import check_whole_number
 from medimg.core.read_report import Skipped
 from medimg.errors import MedimgError, ReadError
 from medimg.io._header_scan import scan_headers
-from medimg.io._object_series import open_object
 from medimg.io._scan_index import ScanIndex
 from medimg.io.detect import Unreadable
 from medimg.io.dicom.header.instance import Instance
 from medimg.io.dicom.series.build import build_dicom_series, build_regular_series
 from medimg.io.dicom.series.grouping import group_frames
-from medimg.io.series import Series, SeriesIndex
+from medimg.io.memory_series import object_series
+from medimg.io.series import Series
+from medimg.io.series_index import SeriesIndex, SkippedFiles
 from medimg.io.sources import Files, is_folder, list_source_files, separate_images
 
 if TYPE_CHECKING:
@@ -73,8 +75,8 @@ def scan(
     Raises
     ------
     ReadError
-        If the path does not exist, the source has an unsupported type, or the index is another file or can't
-        be written.
+        If the path does not exist, the source has an unsupported type, `workers` is not a positive number, or
+        the index is another file or can't be written.
 
     Examples
     --------
@@ -93,15 +95,17 @@ def build_index(
     index: str | os.PathLike[str] | None = None,
 ) -> tuple[SeriesIndex, list[MedimgError]]:
     """Return the series of a source, and the error of each of its skipped files; see :func:`scan`."""
+    if workers is not None:
+        check_whole_number("workers", workers, least=1, error=ReadError)
     saved = None if index is None else _open_index(source, Path(index))
-    images, rest = separate_images(source)
-    objects = tuple(map(open_object, images))
-    if rest is None and images:
+    images, rest, has_rest = separate_images(source)
+    objects = tuple(map(object_series, images))
+    if not has_rest:
         return SeriesIndex(objects), []
     files, absent = list_source_files(rest)
     found, errors = _group_files(files, workers, progress, saved)
     errors += [ReadError(skipped.reason) for skipped in absent]
-    return SeriesIndex((*objects, *found.series), (*found.skipped, *absent)), errors
+    return SeriesIndex((*objects, *found.series), SkippedFiles((*found.skipped, *absent))), errors
 
 
 def _open_index(source: object, path: Path) -> ScanIndex:
@@ -127,7 +131,7 @@ def _group_files(
             series.append(build_dicom_series(group))
         except MedimgError as error:
             failed += [(i.path, error) for i in group.instances]
-    skipped = tuple(Skipped(name, str(error)) for name, error in failed)
+    skipped = SkippedFiles(Skipped(name, str(error)) for name, error in failed)
     return SeriesIndex(tuple(sorted(series, key=lambda s: s.path)), skipped), [error for _, error in failed]
 
 

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args, overload, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 from medimg._public import set_module
 from medimg._validation import check_choice
 from medimg.core import geometry
-from medimg.core.read_report import Skipped
 from medimg.core.stacking import Policy
-from medimg.errors import ReadError
+from medimg.errors import MedimgWarning, ReadError
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
+    from pydicom.dataset import Dataset
 
     from medimg.core.display import WindowChoice
     from medimg.core.volume import Space, Volume
+    from medimg.io.tag_names import AttributeName, TagName, TagValue, TagValues
 
-__all__ = ["Policies", "Series", "SeriesIndex", "SliceReader", "ValueKind"]
+__all__ = ["HTML_COLUMNS", "Policies", "Series", "SliceReader", "ValueKind", "list_facts", "read_series_tags"]
 
 ValueKind: TypeAlias = Literal["auto", "rescaled", "suv"]
 
@@ -89,6 +90,19 @@ class PieceReader(Protocol):
         ...
 
 
+@runtime_checkable
+class HeaderReader(Protocol):
+    """Reader of a format with DICOM headers."""
+
+    def read_header(self) -> Dataset:
+        """Read the header of the first file; see :attr:`Series.header`."""
+        ...
+
+    def read_tags(self, names: Sequence[TagName]) -> TagValues:
+        """Read attributes of the first image; see :meth:`Series.tags`."""
+        ...
+
+
 @set_module("medimg")
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Series:
@@ -150,6 +164,96 @@ class Series:
     def path(self) -> str:
         """Path of the first file."""
         return self.files[0]
+
+    @property
+    def header(self) -> Dataset:
+        """
+        Header of the first DICOM file, read from the file each time: keep it in a variable.
+
+        It is a copy, and has the file's own structure: the functional groups of enhanced multi-frame files
+        are sequences, whose attributes :meth:`tags` finds. Pixels are read when ``PixelData`` or
+        ``pixel_array`` is used.
+
+        Attributes that can identify a patient are given if they are named, as in ``header.PatientName``,
+        ``header["PatientID"]`` or ``header.get_private_item(…)``. All that goes through the header leaves
+        them out, in sequences, too: printing (which lists their names), iterating, ``to_json`` and
+        ``save_as``. They are those of the Basic Application Level Confidentiality Profile (PS3.15
+        Table E.1-1), such as names, identifiers, dates, UIDs and descriptions, and private attributes,
+        unknown ones and free text.
+
+        Returns
+        -------
+        pydicom.Dataset
+
+        Raises
+        ------
+        ReadError
+            If the series is not DICOM, or its file can no longer be read or has changed since the scan.
+
+        Examples
+        --------
+        >>> series.header["RepetitionTime"].value, series.header.KVP  # doctest: +SKIP
+        (2000.0, 120.0)
+        """
+        if not isinstance(self.reader, HeaderReader):
+            raise ReadError(
+                f"{self.path} is {self.format}, which has no DICOM header; read() and its report give what "
+                "its own header says"
+            )
+        return self.reader.read_header()
+
+    def tags(self, *names: AttributeName) -> dict[str, TagValue]:
+        """
+        Read DICOM attributes of the first image.
+
+        Parameters
+        ----------
+        *names : str, int or tuple
+            DICOM keywords, such as "RepetitionTime"; numbers, as "0018,0080", 0x00180080 or (0x0018, 0x0080);
+            private attributes, whose numbers differ between files, with their creator, as
+            "0019,xx0c,SIEMENS MR HEADER" or (0x0019, 0x0c, "SIEMENS MR HEADER"). Any attribute can be named,
+            also one that identifies a patient.
+
+        Returns
+        -------
+        dict
+            Value of each attribute by its name: str, int, float, bytes, or a tuple of these if there are
+            several; for a sequence, a tuple of pydicom datasets. None if the attribute is absent or blank, or
+            the series is not DICOM (only its modality is known). Dates and times are texts as in the file. An
+            attribute named by number is called by its keyword.
+
+            In enhanced multi-frame files, the attributes of shared and per-frame functional groups are found
+            as in a classic file. Attributes that differ between the images of a series, such as
+            XRayTubeCurrent, have the value of the first image, in the order of the slices.
+
+        Raises
+        ------
+        MedimgError
+            If there is no such attribute; it is a ``KeyError``, too, and names the one most like it.
+        ReadError
+            If the file can no longer be read, or has changed since the scan.
+
+        Warns
+        -----
+        MedimgWarning
+            If an attribute is present but invalid, such as a number with a comma; its value is None.
+
+        Examples
+        --------
+        >>> series.tags("RepetitionTime", "ImageType")  # doctest: +SKIP
+        {'RepetitionTime': 2000.0, 'ImageType': ('ORIGINAL', 'PRIMARY', 'M')}
+        """
+        from medimg.io.tag_names import parse_tag_names
+
+        found = read_series_tags(self, parse_tag_names(names))
+        if found.invalid:
+            warnings.warn(
+                f"{', '.join(found.invalid)} of {self.path}: present but invalid, given as None; "
+                "series.header has what is written",
+                MedimgWarning,
+                stacklevel=2,
+            )
+        return found.values
 
     def read(
         self,
@@ -270,7 +374,7 @@ class Series:
     def _repr_html_(self) -> str:
         from medimg.plotting.html_repr import facts_html, format_size
 
-        return facts_html("Series", dict(zip(_SHOWN, _list_facts(self, format_size), strict=True)))
+        return facts_html("Series", dict(zip(HTML_COLUMNS, list_facts(self, format_size), strict=True)))
 
     def summary(self) -> str:
         """Return one line with modality, size, spacing, description and UID."""
@@ -280,84 +384,22 @@ class Series:
         return f"{kind}: {size}, {spacing} mm, {len(self.files)} file(s), uid {self.uid}"
 
 
-@set_module("medimg")
-@dataclass(frozen=True, slots=True)
-class SeriesIndex(Sequence[Series]):
-    """
-    Series found by :func:`medimg.scan`, and the files that were skipped.
+def read_series_tags(series: Series, names: Sequence[TagName]) -> TagValues:
+    """Return the values of attributes, and the labels of invalid ones; see :meth:`Series.tags`."""
+    if isinstance(series.reader, HeaderReader):
+        return series.reader.read_tags(names)
+    from medimg.io.tag_names import MODALITY, TagValues
 
-    Attributes
-    ----------
-    series : tuple of Series
-        Series, sorted by path.
-    skipped : tuple of Skipped
-        Files that are not images or are damaged, with the reason.
-    """
-
-    series: tuple[Series, ...]
-    skipped: tuple[Skipped, ...] = ()
-
-    @overload
-    def __getitem__(self, index: int) -> Series: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Series, ...]: ...
-    def __getitem__(self, index: int | slice) -> Series | tuple[Series, ...]:
-        return self.series[index]
-
-    def __len__(self) -> int:
-        return len(self.series)
-
-    def __repr__(self) -> str:
-        return f"SeriesIndex({len(self.series)} series, {len(self.skipped)} files skipped)"
-
-    def _repr_html_(self) -> str:
-        from medimg.plotting.html_repr import format_size, rows_html
-
-        shown = self.series[:_MOST_ROWS]
-        rows = [(n, *_list_facts(series, format_size)) for n, series in enumerate(shown)]
-        hidden = len(self.series) - len(shown)
-        note = f"and {hidden} more; to_pandas() has all of them" if hidden else ""
-        return rows_html(repr(self), ("", *_SHOWN), rows, note=note)
-
-    def to_pandas(self) -> pd.DataFrame:
-        """
-        Return a table with one row for each series.
-
-        The column ``patient_id`` identifies patients: store the table where the images are stored.
-
-        Returns
-        -------
-        pandas.DataFrame
-            Columns ``uid``, ``modality``, ``description``, ``channels``, ``slices``, ``rows``, ``columns``,
-            ``slice_spacing``, ``row_spacing``, ``column_spacing``, ``files``, ``format``, ``path``,
-            ``patient_id`` and ``study_uid``.
-        """
-        import pandas as pd
-
-        return pd.DataFrame([_to_row(s) for s in self.series], columns=list(_COLUMNS))
+    known = series.modality or None
+    return TagValues({name.label: known if name.number == MODALITY else None for name in names})
 
 
 #: Columns of the HTML, which has nothing that identifies a patient: no UIDs, descriptions or paths.
-_SHOWN = ("modality", "channels", "size (D×H×W)", "spacing in mm", "files", "format")
-_MOST_ROWS = 20
+HTML_COLUMNS = ("modality", "channels", "size (D×H×W)", "spacing in mm", "files", "format")
 
 
-def _list_facts(series: Series, format_size: Callable[[Sequence[float]], str]) -> tuple[object, ...]:
+def list_facts(series: Series, format_size: Callable[[Sequence[float]], str]) -> tuple[object, ...]:
     """Return the values of the columns of the HTML."""
     spacing = format_size(series.spacing) if series.space == "patient" else "unknown"
     channels, *size = series.shape
     return series.modality or "–", channels, format_size(size), spacing, len(series.files), series.format
-
-
-_COLUMNS = (
-    "uid", "modality", "description", "channels", "slices", "rows", "columns", "slice_spacing",
-    "row_spacing", "column_spacing", "files", "format", "path", "patient_id", "study_uid",
-)  # fmt: skip
-
-
-def _to_row(series: Series) -> dict[str, Any]:
-    values = (
-        series.uid, series.modality, series.description, *series.shape, *series.spacing, len(series.files),
-        series.format, series.path, series.patient_id, series.study_uid,
-    )  # fmt: skip
-    return dict(zip(_COLUMNS, values, strict=True))

@@ -64,15 +64,16 @@ def is_one_source(source: object) -> bool:
     return is_own or is_image_object(source) or is_dataset(source) or is_buffer(source)
 
 
-def separate_images(source: object) -> tuple[list[object], object]:
-    """Return images of other libraries in a source, and the rest of it; None if nothing is left."""
+def separate_images(source: object) -> tuple[list[object], object, bool]:
+    """Return images of other libraries in a source, the rest of it, and whether there is a rest."""
     if is_image_object(source):
-        return [source], None
+        return [source], [], False
     if not _is_list(source):
-        return [], source
+        return [], source, True
     images = [item for item in source if is_image_object(item)]
     others = [item for item in source if not is_image_object(item)]
-    return images, (others or None) if images else source
+    # an empty list is a rest, and an error of those who read it
+    return images, others, bool(others or not images)
 
 
 def _is_list(source: object) -> TypeGuard[Sequence[object]]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from medimg.core.volume import Volume
 
-__all__ = ["write"]
+__all__ = ["find_writer", "write"]
 
 #: By the end of a file's name: the writer, and whether the name says that the values are compressed.
 _WRITERS: Final[dict[str, tuple[Callable[..., None], bool | None]]] = {
@@ -29,8 +29,8 @@ _WRITERS: Final[dict[str, tuple[Callable[..., None], bool | None]]] = {
 }
 
 
-def write(volume: Volume, path: str | os.PathLike[str], *, compress: bool = True) -> Path:
-    """Write a volume atomically, and return the path; see `Volume.save`."""
+def find_writer(path: str | os.PathLike[str]) -> tuple[Path, Callable[..., None], bool | None]:
+    """Return a path, the writer that its suffix chooses, and whether the suffix says that it compresses."""
     target = check_path("path", path, error=ConversionError)
     suffix = next((suffix for suffix in _WRITERS if target.name.lower().endswith(suffix)), None)
     if suffix is None:
@@ -38,7 +38,12 @@ def write(volume: Volume, path: str | os.PathLike[str], *, compress: bool = True
             f"the name of the file ends with {target.suffix!r}; expected one of {', '.join(_WRITERS)}, which "
             "chooses the format"
         )
-    writer, stated = _WRITERS[suffix]
+    return (target, *_WRITERS[suffix])
+
+
+def write(volume: Volume, path: str | os.PathLike[str], *, compress: bool = True) -> Path:
+    """Write a volume atomically, and return the path; see `Volume.save`."""
+    target, writer, stated = find_writer(path)
     with atomic_path(target) as temporary:
         writer(volume, temporary, compress=compress if stated is None else stated)
     return target

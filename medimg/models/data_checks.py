@@ -138,6 +138,8 @@ def _check_type(data: Any, name: str, error: type[MedimgError]) -> None:
     kind = type(data).__name__
     if kind == "SeriesIndex":
         hint = "make a dataset of its folder with ImageDataset.from_folder, label=None if it has no labels"
+    elif isinstance(data, list | tuple | Mapping) or hasattr(data, "datasets"):
+        hint = "join several datasets with ImageDataset.concat"
     elif hasattr(data, "dataset") and hasattr(data, "indices"):
         hint = "select a part of an ImageDataset with dataset.subset(indices) or medimg.split(dataset)"
     else:

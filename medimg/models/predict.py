@@ -27,6 +27,7 @@ from medimg.models.data_checks import check_dataset, check_source
 from medimg.models.digest import SHOWN, model_digest, parameters_digest
 from medimg.models.module_mode import module_mode
 from medimg.models.probabilities import model_probabilities
+from medimg.models.training_images import note_renderer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -184,6 +185,7 @@ def predict_proba(
     check_dataset("predict_proba", model, dataset, preprocess_error=PreprocessError)
     size, processes = check_batch_size(batch_size), check_processes(workers)
     check_calibration(model)
+    note_renderer(model)
     bags = dataset.unit == "series"
     loader = make_evaluation_loader(dataset, batch_size=1 if bags else size, workers=processes)
     device = next(model.parameters()).device
@@ -213,6 +215,7 @@ def predict(
     check_choice("on_error", on_error, ("raise", "collect"))
     size = check_batch_size(batch_size)
     check_calibration(model)
+    note_renderer(model)
     given = progress_bar(_as_list(sources), desc="predicting", unit="source", progress=progress)
     score = score_slices if unit == "image" else score_series
     device = next(model.parameters()).device

@@ -6,16 +6,19 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 
-from medimg._validation import check_fields, check_whole_number
+from medimg._validation import check_choice, check_fields, check_whole_number
 from medimg.core.content_hash import keyed_hash
+from medimg.core.logger import get_logger
 from medimg.data.identifiers import hash_series_ids
 from medimg.data.patients import patient_key
 from medimg.errors import CheckpointError, LeakageError
+from medimg.preprocessing.renderer import Renderer, find_renderer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +31,7 @@ __all__ = [
     "TrainingImages",
     "check_not_trained_on",
     "count_words",
+    "note_renderer",
     "record_training_images",
 ]
 
@@ -35,6 +39,7 @@ __all__ = [
 Role: TypeAlias = Literal["train", "val", "target"]
 
 _ROLES: Final[tuple[Role, ...]] = get_args(Role)
+_RENDERERS: Final[dict[Renderer, str]] = {"compiled": "the compiled core", "torch": "torch"}
 _BYTES: Final = 8
 _SALT: Final = re.compile(r"[0-9a-f]{32}")
 #: The key of patients is in no file: they are compared within this process only.
@@ -76,6 +81,8 @@ class TrainingImages:
     series: Mapping[Role, _Digests] = field(default_factory=lambda: dict.fromkeys(_ROLES, frozenset()))
     patients: Mapping[Role, _Patients] = field(default_factory=lambda: dict.fromkeys(_ROLES, frozenset()))
     unknown: int = 0
+    #: What rendered the images of training; "" if that is unknown.
+    renderer: Renderer | Literal[""] = ""
 
     def __repr__(self) -> str:
         return f"TrainingImages({', '.join(f'{len(self.series[role])} {role}' for role in _ROLES)})"
@@ -89,6 +96,7 @@ class TrainingImages:
             series={**self.series, role: self.series[role] | known},
             patients={**self.patients, role: self.patients[role].union(*_hash_patients(data))},
             unknown=self.unknown + (several.count(()) if role == "train" else 0),
+            renderer=find_renderer() if role == "train" else self.renderer,
         )
 
     def shared(self, data: Any) -> Shared:
@@ -109,13 +117,18 @@ class TrainingImages:
         return {role: _as_tensor(self.series[role]) for role in _ROLES}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return salt and count as JSON values, without patients."""
-        return {"salt": self.salt.hex(), "unknown": self.unknown}
+        """Return salt, count and renderer as JSON values, without patients."""
+        return {"salt": self.salt.hex(), "unknown": self.unknown, "renderer": self.renderer}
 
     @classmethod
     def from_parts(cls, values: object, tensors: Mapping[str, Tensor]) -> TrainingImages:
         """Read :meth:`to_dict` and :meth:`tensors` of a file, and check each field by its name."""
-        fields = check_fields("images_seen", values, ("salt", "unknown"), error=CheckpointError)
+        # older files do not name the renderer
+        given = {"renderer": "", **values} if isinstance(values, Mapping) else values
+        fields = check_fields("images_seen", given, ("salt", "unknown", "renderer"), error=CheckpointError)
+        renderer = check_choice(
+            "images_seen.renderer", fields["renderer"], (*get_args(Renderer), ""), error=CheckpointError
+        )
         check_fields("images_seen", tensors, _ROLES, error=CheckpointError)
         salt = fields["salt"]
         if not isinstance(salt, str) or not _SALT.fullmatch(salt):
@@ -128,7 +141,7 @@ class TrainingImages:
                     f"shape {tuple(tensor.shape)}"
                 )
         series = {role: frozenset(row.tobytes() for row in tensors[role].numpy()) for role in _ROLES}
-        return cls(bytes.fromhex(salt), series, unknown=unknown)
+        return cls(bytes.fromhex(salt), series, unknown=unknown, renderer=renderer)
 
 
 def record_training_images(model: TransferClassifier, **data: Any) -> None:
@@ -141,6 +154,22 @@ def record_training_images(model: TransferClassifier, **data: Any) -> None:
             if one is not None:
                 seen = seen.with_data(one, role)
     model.images_seen = seen
+
+
+def note_renderer(model: TransferClassifier) -> None:
+    """Say, once in a process, that the images of training were rendered in another way than those to come."""
+    trained = model.images_seen.renderer if model.images_seen is not None else ""
+    if trained and trained != find_renderer():
+        _say_renderer(trained, find_renderer())
+
+
+@cache
+def _say_renderer(trained: Renderer, here: Renderer) -> None:
+    get_logger().info(
+        "the images of training were rendered by %s, those of this process by %s: intensities differ by up "
+        "to 1e-6, and probabilities accordingly",
+        *(_RENDERERS[name] for name in (trained, here)),
+    )
 
 
 def check_not_trained_on(model: TransferClassifier, val: Any) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
-__all__ = ["facts_html", "format_size", "join_names", "rows_html"]
+__all__ = ["facts_html", "format_size", "join_names", "replace_controls", "rows_html", "table_html"]
 
 _LONGEST: Final = 200
+#: Control characters, and those that reorder text.
+_CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _CELL: Final = ' style="text-align:left"'
+_BOLD: Final = ' style="font-weight:bold"'
 
 
 def facts_html(title: str, facts: Mapping[str, object]) -> str:
@@ -22,22 +26,39 @@ def facts_html(title: str, facts: Mapping[str, object]) -> str:
     1
     """
     rows = "".join(
-        f"<tr><th{_CELL}>{escape(name)}</th><td{_CELL}>{_show(value)}</td></tr>"
+        f"<tr><th{_CELL}>{_escape(name)}</th><td{_CELL}>{_show(value)}</td></tr>"
         for name, value in facts.items()
         if value is not None and value != ""
     )
-    return f"<div><b>{escape(title)}</b><table><tbody>{rows}</tbody></table></div>"
+    return f"<div><b>{_escape(title)}</b><table><tbody>{rows}</tbody></table></div>"
 
 
-def rows_html(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, note: str = "") -> str:
-    """Return a table with a title, and a note below it."""
-    head = "".join(f"<th{_CELL}>{escape(name)}</th>" for name in columns)
+def rows_html(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    notes: Iterable[str] = (),
+    emphasized: Collection[int] = (),
+) -> str:
+    """Return a table with a title, some of its rows in bold, and notes below it."""
+    below = "".join(f"<div><small>{_escape(note)}</small></div>" for note in notes)
+    table = table_html(columns, rows, emphasized=emphasized)
+    return f"<div><b>{_escape(title)}</b>{table}{below}</div>"
+
+
+def table_html(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, emphasized: Collection[int] = ()
+) -> str:
+    """Return a table, some of its rows in bold; nothing if there are no rows."""
+    head = "".join(f"<th{_CELL}>{_escape(name)}</th>" for name in columns)
     body = "".join(
-        "<tr>" + "".join(f"<td{_CELL}>{_show(cell)}</td>" for cell in row) + "</tr>" for row in rows
+        f"<tr{_BOLD if number in emphasized else ''}>"
+        + "".join(f"<td{_CELL}>{_show(cell)}</td>" for cell in row)
+        + "</tr>"
+        for number, row in enumerate(rows)
     )
-    below = f"<small>{escape(note)}</small>" if note else ""
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if body else ""
-    return f"<div><b>{escape(title)}</b>{table}{below}</div>"
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if body else ""
 
 
 def format_size(numbers: Iterable[float]) -> str:
@@ -63,4 +84,18 @@ def join_names(names: Sequence[str], most: int = 20) -> str:
 
 def _show(value: object) -> str:
     text = str(value)
-    return escape(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
+    return _escape(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
+
+
+def _escape(text: str) -> str:
+    return escape(replace_controls(text))
+
+
+def replace_controls(text: str) -> str:
+    r"""
+    Replace control characters, and those that reorder text.
+
+    >>> replace_controls("a\x1b[31m") == "a\ufffd[31m"
+    True
+    """
+    return _CONTROL.sub("\ufffd", text)

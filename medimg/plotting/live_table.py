@@ -6,6 +6,8 @@ import time
 from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
+from medimg.plotting.html_repr import table_html
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -65,15 +67,9 @@ class LiveTable:
         return "\n".join(text).strip("\n")
 
     def _repr_html_(self) -> str:
-        parts = []
-        if self._rows:
-            head = "".join(f"<th>{escape(name)}</th>" for name in self._columns)
-            parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>")
-            for row, emphasized in self._rows:
-                style = ' style="font-weight:bold"' if emphasized else ""
-                parts.append(f"<tr{style}>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>")
-            parts.append("</tbody></table>")
-        if self._status is not None:
-            text, done, total = self._status
-            parts.append(f'<div><progress value="{done}" max="{total}"></progress> {escape(text)}</div>')
-        return "".join(parts)
+        emphasized = [number for number, (_, is_emphasized) in enumerate(self._rows) if is_emphasized]
+        table = table_html(self._columns, [row for row, _ in self._rows], emphasized=emphasized)
+        if self._status is None:
+            return table
+        text, done, total = self._status
+        return f'{table}<div><progress value="{done}" max="{total}"></progress> {escape(text)}</div>'

@@ -58,8 +58,8 @@ def _choose_image(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def draw_montage(rendered: Sequence[RenderedSlice], titles: Sequence[str]) -> Figure:
     """Draw images in rows, at most six in each."""
-    columns = min(6, math.ceil(math.sqrt(len(rendered) * 1.5)))
-    rows = math.ceil(len(rendered) / columns)
+    rows = math.ceil(len(rendered) / min(6, math.ceil(math.sqrt(len(rendered) * 1.5))))
+    columns = math.ceil(len(rendered) / rows)  # no row much shorter than the others
     aspects = [
         p.values.shape[0] * p.spacing[0] / max(p.values.shape[1] * p.spacing[1], 1e-9) for p in rendered
     ]

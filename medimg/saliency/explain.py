@@ -17,7 +17,7 @@ from medimg.core.progress import Progress, progress_bar
 from medimg.core.volume import Volume
 from medimg.errors import TrainingError, also
 from medimg.io.read import read
-from medimg.io.series import SeriesIndex
+from medimg.io.series_index import SeriesIndex
 from medimg.models.data_checks import check_model, check_source
 from medimg.models.module_mode import module_mode
 from medimg.models.pooling import slice_weights

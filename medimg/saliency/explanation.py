@@ -350,9 +350,12 @@ def _draw_title(parent: Figure | SubFigure, explanation: Explanation) -> None:
 
 def _draw_weights(parent: SubFigure, explanation: Explanation, shown: Sequence[int]) -> None:
     """Draw the weights of the slices, dark for those shown."""
+    from matplotlib.ticker import MaxNLocator
+
     axes = parent.subplots()
     colors = ["0.25" if n in shown else "0.7" for n in explanation.slices]
     axes.bar(explanation.slices, explanation.weights, width=0.9, color=colors)
     ends = (explanation.slices[0] - 0.7, explanation.slices[-1] + 0.7)
     axes.set(xlabel="slice", ylabel="weight", xlim=ends, ylim=(0.0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     style_axes(axes, grid=False)

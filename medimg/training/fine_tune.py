@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
@@ -51,7 +51,39 @@ if TYPE_CHECKING:
     from medimg.training.class_weights import Balance
     from medimg.training.history import FitResult
 
-__all__ = ["fine_tune"]
+__all__ = ["FineTuneArguments", "fine_tune"]
+
+
+class FineTuneArguments(TypedDict, total=False):
+    """Arguments of :func:`medimg.fine_tune` for the model of each fold, each optional."""
+
+    head_epochs: int
+    epochs: int
+    lr: float
+    backbone_lr_scale: float
+    layer_decay: float
+    gradual: bool
+    schedule: Schedule
+    weight_decay: float
+    batch_size: int
+    accumulate: int
+    balance: Balance
+    label_smoothing: float
+    mixup: float
+    ema: float | None
+    augment: AugmentChoice
+    monitor: Monitor
+    patience: int | None
+    grad_slices: int | None
+    batch_statistics: BatchStatistics
+    adapt: Adaptation | Sequence[Adaptation] | None
+    precision: Any
+    devices: int | str | Sequence[int]
+    channels_last: bool | str
+    compile: bool
+    logger: str | Sequence[str] | None
+    callbacks: Sequence[Callback]
+    trainer_kwargs: Mapping[str, Any] | None
 
 
 @set_module("medimg")

@@ -166,7 +166,8 @@ def fit_head(
     check_data(model, train, val)
     options = {"cache": cache, "batch_size": batch_size, "workers": workers, "progress": progress}
     data = embed_items(model, train, **options)
-    chosen = search.fit(data, None if val is None else embed_items(model, val, **options))
+    held_out = None if val is None else embed_items(model, val, **options)
+    chosen = search.fit(data, held_out, progress=progress)
     assert isinstance(chosen.fit, LinearFit)
     _set_head(model, chosen.fit)
     record_training_distribution(model, train)

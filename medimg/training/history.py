@@ -106,8 +106,9 @@ class FitResult:
         by = f" by {self.monitor}" if self.monitor else ""
         title = f"FitResult: best epoch {self.best_epoch}{by}, {self.seconds:.0f} s"
         hidden = len(self.history) - len(shown)
-        note = f"and {hidden} more epochs; to_pandas() has all of them" if hidden else ""
-        return rows_html(title, columns, rows, note=note)
+        notes = [f"and {hidden} more epochs; to_pandas() has all of them"] if hidden else []
+        best = [number for number, row in enumerate(shown) if row["epoch"] == self.best_epoch]
+        return rows_html(title, columns, rows, notes=notes, emphasized=best)
 
     def plot(self) -> Figure:
         """

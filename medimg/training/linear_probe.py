@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, get_
 import numpy as np
 
 from medimg._validation import check_choice, check_number, check_whole_number
+from medimg.core.progress import progress_bar
 from medimg.data.splits.kfold import assign_folds, count_patients_by_class, split_by_fold
 from medimg.errors import TrainingError
 from medimg.metrics.validation_scores import mean_auroc
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
+
+    from medimg.core.progress import Progress
 
 __all__ = ["STRENGTHS", "LabeledEmbeddings", "Method", "ProbeResult", "ProbeSearch"]
 
@@ -96,7 +99,13 @@ class ProbeSearch:
         return tuple(values)
 
     @with_gradients
-    def fit(self, data: LabeledEmbeddings, held_out: LabeledEmbeddings | None = None) -> ProbeResult:
+    def fit(
+        self,
+        data: LabeledEmbeddings,
+        held_out: LabeledEmbeddings | None = None,
+        *,
+        progress: Progress = False,
+    ) -> ProbeResult:
         """
         Select the setting by held-out data or else by inner folds, and fit on all `data`.
 
@@ -105,7 +114,7 @@ class ProbeSearch:
         settings = self.settings()
         if len(settings) == 1 and held_out is None:
             return ProbeResult(next(self._fit_path(data, settings)), settings[0], ())
-        tried = self._try_settings(data, held_out, settings)
+        tried = self._try_settings(data, held_out, settings, progress)
         chosen = self._select(tried)
         # warm-started from stronger penalties, as in the selection
         *_, fit = self._fit_path(data, [value for value in settings if value <= chosen])
@@ -122,7 +131,11 @@ class ProbeSearch:
         return float(min(row[self.name] for row in tried if row["loss"] <= limit))
 
     def _try_settings(
-        self, data: LabeledEmbeddings, held_out: LabeledEmbeddings | None, settings: Sequence[float]
+        self,
+        data: LabeledEmbeddings,
+        held_out: LabeledEmbeddings | None,
+        settings: Sequence[float],
+        progress: Progress,
     ) -> list[dict[str, Any]]:
         """Return a row of scores for each setting, in ascending order until the loss has risen."""
         if held_out is not None:
@@ -135,7 +148,10 @@ class ProbeSearch:
         weights = class_weights(data.labels, self.task, len(self.classes), self.balanced)
         tried: list[dict[str, Any]] = []
         paths = [self._fit_path(train, settings) for train, _ in parts]
-        for setting, fits in zip(settings, zip(*paths, strict=True), strict=False):
+        steps = zip(settings, zip(*paths, strict=True), strict=False)
+        for setting, fits in progress_bar(
+            steps, desc=f"selecting {self.name}", unit="value", progress=progress, total=len(settings)
+        ):
             proba = np.concatenate(
                 [fit.probabilities(test.x) for fit, (_, test) in zip(fits, parts, strict=True)]
             )

@@ -239,7 +239,7 @@ def data_digest(data: LabeledDataset | None, recipe: Preprocess | None = None) -
         [recipe.fingerprint, stored_unit(data.unit), data.task, list(data.classes)],
         asdict(data.policies) if series is not None and hasattr(data, "policies") else None,
         list(getattr(data, "domains", ())),
-        named if series is None else [_hash_contents(series), list(getattr(data, "pictures", ()))],
+        named if series is None else [_hash_contents(series), list(getattr(data, "image_indices", ()))],
     ]
     return content_hash([json_text(facts), data.labels.tobytes()])[:_DIGITS]
 

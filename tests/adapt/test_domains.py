@@ -114,8 +114,9 @@ def test_kept_elements_give_what_files_do(root: Path, tmp_path: Path) -> None:
     for _ in range(2):
         recalled = medimg.scan(root, index=saved)
     readers: list[Any] = [series.reader for series in recalled]
-    if any(reader.plan.first.instance.acquisition is None for reader in readers):
-        assert len(read_missing_elements(recalled)) == 4
+    # files that were written just now are not in the index
+    missing = [reader for reader in readers if reader.plan.first.instance.acquisition is None]
+    assert len(read_missing_elements(recalled)) == len(missing)
     assert b"Hospital" not in saved.read_bytes()
     assert read_acquisition_tags(recalled, ["Manufacturer"]) == read_acquisition_tags(index, ["Manufacturer"])
 

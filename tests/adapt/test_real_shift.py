@@ -35,5 +35,5 @@ def test_halves_are_alike_and_a_simulated_scanner_is_far(real_data: Path) -> Non
     assert apart.distances is not None
     assert alike.distances.a_distance < 0.4
     assert apart.distances.a_distance > 1.8
-    assert {d.name: d.size for d in apart.pictures}["noise"] > 0.5
+    assert {d.name: d.size for d in apart.images}["noise"] > 0.5
     assert np.isfinite(apart.distances.mmd)

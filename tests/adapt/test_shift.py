@@ -53,9 +53,9 @@ def test_halves_of_one_distribution_are_alike_and_another_scanner_is_not() -> No
     assert alike.distances.coral < apart.distances.coral
     assert "hardly distinguishable" in str(alike)
     assert "adapt" in str(apart)
-    sizes = {d.name: d.size for d in apart.pictures}
+    sizes = {d.name: d.size for d in apart.images}
     assert sizes["brightness"] > 0.9
-    assert max(d.size for d in alike.pictures) < 0.4
+    assert max(d.size for d in alike.images) < 0.4
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -163,7 +163,7 @@ def test_tables_and_figures() -> None:
     without = medimg.domain_shift(smooth(Smooth, 12, 0), smooth(Darker, 12, 1))
     table = with_model.to_pandas()
     assert list(table.columns) == ["aspect", "name", "source", "target", "difference"]
-    assert list(table["aspect"]) == ["picture"] * 4 + ["embedding"] * 3
+    assert list(table["aspect"]) == ["image"] * 4 + ["embedding"] * 3
     assert len(with_model.plot().axes) == 2
     assert len(without.plot().axes) == 1
 

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom.dataset import Dataset
 
 import medimg
 from medimg.cli.main import main
+from tests.dicom_files import make_instance, write
 
 
 def test_scan_lists_series_and_nothing_that_identifies(
@@ -48,7 +50,34 @@ def test_scan_shows_what_is_asked_for(scans: Path, capsys: pytest.CaptureFixture
         {"number": n, "uid": s.uid, "patient_id": s.patient_id} for n, s in enumerate(medimg.scan(scans))
     ]
     assert main(["scan", str(scans), "--columns", "name"]) == 1
-    assert "no column 'name'; expected channels" in capsys.readouterr().err
+    assert "no column or DICOM attribute 'name'; expected one of uid" in capsys.readouterr().err
+
+
+def test_attributes_are_shown_if_they_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ds = make_instance(np.zeros((4, 4), np.int16), KVP=120, PatientSex="F")
+    ds.RadiopharmaceuticalInformationSequence = [Dataset()]
+    write(ds, tmp_path / "a.dcm")
+    columns = "modality,KVP,(0010,0040),ImageType,RadiopharmaceuticalInformationSequence,EchoTime"
+    assert main(["scan", str(tmp_path), "--json", "--columns", columns]) == 0
+    assert json.loads(capsys.readouterr().out) == [
+        {
+            "number": 0,
+            "modality": "CT",
+            "KVP": 120.0,
+            "(0010,0040)": "F",
+            "ImageType": r"ORIGINAL\PRIMARY\AXIAL",
+            "RadiopharmaceuticalInformationSequence": "1 item(s)",
+            "EchoTime": None,
+        }
+    ]
+    assert main(["info", str(tmp_path), "--tags", "KVP, PixelSpacing,ImageType"]) == 0
+    shown = capsys.readouterr().out
+    assert "0.8×0.6" in shown
+    assert r"ORIGINAL\PRIMARY\AXIAL" in shown
+    assert main(["info", str(tmp_path), "--tags", "KVPP"]) == 1
+    assert "did you mean 'KVP'?" in capsys.readouterr().err
+    assert main(["info", "model.safetensors", "--tags", "KVP"]) == 1
+    assert "no DICOM attributes" in capsys.readouterr().err
 
 
 def test_scan_lists_skipped_files(scans: Path, capsys: pytest.CaptureFixture[str]) -> None:

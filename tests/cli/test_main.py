@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import os
+import shlex
 import subprocess
 import sys
 import warnings
@@ -106,6 +107,42 @@ def test_an_interruption_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.setattr("medimg.io.scan.scan", interrupt)
     assert main(["scan", "folder"]) == 130
     assert capsys.readouterr().err == "medimg scan: interrupted\n"
+
+
+def test_a_closed_pipe_ends_without_a_traceback(scans: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "medimg", "scan", str(scans)]
+    piped = f"{shlex.join(command)} --columns path,uid | head -c 1"
+    done = subprocess.run(["bash", "-c", piped], capture_output=True, text=True, check=False, env=environment)
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_an_output_that_cannot_be_written_is_named(
+    scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for out, reason in (("file/a.nii", "Not a directory"), ("folder.nii", "not a regular file")):
+        (tmp_path / "folder.nii").mkdir(exist_ok=True)
+        code = main(["read", str(scans), str(tmp_path / out), "--series", "0", "--force"])
+        assert code == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert reason in line
+        assert str(tmp_path) in line
+        assert ".medimg-" not in line
+        assert "Errno" not in line
+
+
+def test_an_unknown_suffix_is_refused_before_reading(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["read", str(tmp_path / "absent"), str(tmp_path / "a.xyz")]) == 1
+    assert "ends with '.xyz'; expected one of .nii.gz" in capsys.readouterr().err
+
+
+def test_workers_are_positive(scans: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["scan", str(scans), "--workers", "0"]) == 1
+    assert "workers must be" in capsys.readouterr().err
 
 
 #: Options of the command line alone.

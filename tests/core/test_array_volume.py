@@ -190,3 +190,14 @@ def test_the_array_protocol_has_dtype_and_copy() -> None:
         volume.__dlpack__(copy=False)
     assert np.mean(volume) == SLICES.mean()
     assert np.asarray(volume).shape == volume.shape
+
+
+def test_torch_takes_big_endian_values_and_nothing_warns_of_a_tensor() -> None:
+    array = np.arange(24, dtype=">i2").reshape(1, 2, 3, 4)
+    tensor = torch.as_tensor(Volume(array, np.eye(4)))
+    assert (tensor.dtype, tensor.tolist()) == (torch.int16, array.tolist())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = Volume.from_array(tensor[0])
+    tensor += 1
+    np.testing.assert_array_equal(found.array, array)

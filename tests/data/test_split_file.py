@@ -110,7 +110,7 @@ def test_a_split_is_had_again(root: Path, tmp_path: Path, unit: str) -> None:
         assert before.patients == after.patients
         assert [Path(p).name for p in before.sources] == [Path(p).name for p in after.sources]
         assert before.labels.tolist() == after.labels.tolist()
-        assert before.pictures == after.pictures
+        assert before.image_indices == after.image_indices
 
 
 def test_what_is_missing_changed_or_new_is_counted(root: Path, tmp_path: Path) -> None:

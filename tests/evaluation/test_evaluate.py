@@ -60,7 +60,7 @@ def test_series_items_can_be_evaluated_by_patient() -> None:
     report = evaluate(*small(unit="series"), n_resamples=10)
     assert report.n_units == 3
     assert report.size == "3 patients, 5 series"
-    assert report.pictures[0].pixels.shape == (32, 32)
+    assert report.example_images[0].pixels.shape == (32, 32)
 
 
 def test_confusion_equals_scikit_learn() -> None:
@@ -96,7 +96,7 @@ def test_operating_points_decide() -> None:
     report = evaluate(high, dataset, unit="image", n_resamples=10)
     expected = confusion_matrix(dataset.labels, model.probabilities[:, 1] >= 0.8)
     assert np.array_equal(report.confusion, expected)
-    for picture in report.pictures:
+    for picture in report.example_images:
         shown = model.probabilities[picture.item, dataset.classes.index(picture.predicted)]
         assert picture.confidence == f"{shown:.2f}"
     assert not np.array_equal(

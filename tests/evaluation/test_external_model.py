@@ -184,3 +184,29 @@ def test_what_is_no_model() -> None:
         medimg.evaluate(object(), data())  # type: ignore[arg-type]  # on purpose
     with pytest.raises(DatasetError):
         medimg.evaluate(Net, data(), classes=["a"], outputs="logits")  # a class, not a module
+
+
+def test_models_of_others_are_compared() -> None:
+    torch.manual_seed(0)
+    model, dataset = make_pair("multiclass", ("a", "b", "c"), n_patients=6, per_patient=2, size=16)
+    given: dict[str, Any] = {"unit": "image", "n_resamples": 5}
+    named: dict[str, Any] = {"classes": dataset.classes, "outputs": "logits"}
+    net, other = Net(3), Net(3)
+    values = [
+        *(evaluate(one, dataset, **given).metrics["auroc"].value for one in (net, other)),
+        medimg.evaluate(model, dataset, **given).metrics["auroc"].value,
+    ]
+    several: list[Any] = [net, other, model]
+    for first, second in ((0, 1), (2, 0), (0, 2)):
+        found = medimg.compare_models(several[first], several[second], dataset, **given, **named)
+        shown = found.differences["auroc"]
+        assert (shown.first, shown.second) == pytest.approx((values[first], values[second]))
+    same = medimg.compare_models(net, net.eval().forward, dataset, **given, **named)
+    assert same.differences["auroc"].value == 0
+    assert any("not known which images" in note for note in same.notes)
+    with pytest.raises(DatasetError, match="does not say what it returns"):
+        medimg.compare_models(model, net, dataset, **given)
+    with pytest.raises(DatasetError, match="found classes, outputs with a"):
+        medimg.compare_models(model, model, dataset, **given, **named)
+    with pytest.raises(DatasetError, match="expected a TransferClassifier"):
+        medimg.compare_models(model, 3, dataset, **given)  # type: ignore[arg-type]  # refused

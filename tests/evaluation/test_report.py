@@ -95,7 +95,7 @@ def test_page_is_complete_and_refers_to_nothing_else(
     assert "http:" not in text
     assert "https:" not in text
     images = page.all("img")
-    assert len(images) == 5 + len(report.pictures)  # ROC, precision, reliability, training
+    assert len(images) == 5 + len(report.example_images)  # ROC, precision, reliability, training
     for image in images:
         assert str(image["src"]).startswith("data:image/")
         assert len(str(image["alt"])) > 10
@@ -114,7 +114,7 @@ def test_plots_embed_nothing_from_elsewhere(tmp_path: Path) -> None:
 
 
 def test_images_can_be_left_out(tmp_path: Path) -> None:
-    _, page = read_page(make_report(*KINDS[0]), tmp_path, pictures=False)
+    _, page = read_page(make_report(*KINDS[0]), tmp_path, example_images=False)
     assert len(page.all("img")) == 3  # ROC, precision and recall, reliability
     assert "Example images" not in page.text
 
@@ -150,7 +150,7 @@ def test_no_patient_is_named_anywhere(unit: str, tmp_path: Path) -> None:
         report._repr_html_(),
         report.predictions.to_string(),
         json.dumps(report.provenance),
-        repr(report.pictures),
+        repr(report.example_images),
         repr({field.name: getattr(report, field.name) for field in dataclasses.fields(report)}),
     ]
     for output in outputs:
@@ -214,12 +214,12 @@ def test_errors_shown_are_the_largest_and_correct_ones_are_correct() -> None:
     model, dataset = make_pair(n_patients=40)
     report = evaluate(model, dataset, unit="image", n_resamples=10)
     error = np.abs(model.probabilities[:, 1] - dataset.labels)
-    wrong = [picture for picture in report.pictures if not picture.right]
+    wrong = [picture for picture in report.example_images if not picture.right]
     assert wrong[0].item == error.argmax()
     assert len({picture.subject for picture in wrong}) == len(wrong) == 6
-    for picture in report.pictures:
+    for picture in report.example_images:
         assert picture.right == (picture.label == picture.predicted) == (error[picture.item] <= 0.5)
-    assert {picture.label for picture in report.pictures if picture.right} == {"normal", "pneumonia"}
+    assert {picture.label for picture in report.example_images if picture.right} == {"normal", "pneumonia"}
 
 
 def test_images_show_what_the_model_received() -> None:
@@ -277,7 +277,7 @@ def test_many_classes_make_no_large_page(tmp_path: Path) -> None:
     report = make_report(
         "multiclass", tuple(f"kind {n}" for n in range(150)), n_patients=300 if SLOW else 150
     )
-    text, page = read_page(report, tmp_path, pictures=False)
+    text, page = read_page(report, tmp_path, example_images=False)
     wrong = report.confusion - np.diag(np.diag(report.confusion))
     assert f"most frequent of {np.count_nonzero(wrong):,} confusions" in page.text
     true, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
@@ -300,7 +300,7 @@ def test_many_classes_make_no_large_page(tmp_path: Path) -> None:
 def test_aggregation_is_reported(item: str, unit: Any, words: str, tmp_path: Path) -> None:
     model, dataset = make_pair()
     report = evaluate(model, dataclasses.replace(dataset, unit=item), unit=unit, n_resamples=5)
-    assert words in read_page(report, tmp_path, pictures=False)[1].text
+    assert words in read_page(report, tmp_path, example_images=False)[1].text
 
 
 @pytest.mark.parametrize(

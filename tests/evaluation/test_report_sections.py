@@ -18,7 +18,6 @@ from medimg.evaluation.evaluate import evaluate
 from medimg.evaluation.report import example_images
 from medimg.evaluation.report._calibration_facts import measure_coverage
 from medimg.evaluation.report._jinja import escape_markdown, render_template
-from medimg.evaluation.report._sections import Table
 from medimg.evaluation.report.data_flow import count_reasons, count_shared_patients, count_subsets
 from medimg.evaluation.report.example_images import to_pixels
 from medimg.evaluation.report.plots import _make_steps, thin_curve
@@ -108,7 +107,7 @@ def test_data_flow_counts_what_was_found_and_skipped(tmp_path: Path) -> None:
     flow = report.provenance["data"]
     assert flow["found"] == {"patients": 17, "series": 57, "slices": 57}
     assert flow["evaluated"] == {"patients": 10, "series": 50, "slices": 50}
-    assert (flow["pictures"], flow["units"], flow["modalities"]) == (50, 10, {"DX": 50})
+    assert (flow["images"], flow["units"], flow["modalities"]) == (50, 10, {"DX": 50})
     text, page = read_page(report, tmp_path)
     assert "not an image (none of DICOM" in page.text
     assert "50 images after preprocessing, aggregated to 10 patient-level predictions" in page.text
@@ -239,8 +238,8 @@ def test_text_is_escaped_for_markdown_once(text: object, escaped: str) -> None:
 
 
 def test_a_template_lacks_nothing() -> None:
-    with pytest.raises(UndefinedError, match="notes"):
-        render_template("notebook.html.j2", metrics=Table(["Metric"], []))
+    with pytest.raises(UndefinedError, match="report"):
+        render_template("model_card.md.j2")
 
 
 def test_small_groups_are_not_counted_in_page_or_card(tmp_path: Path) -> None:
@@ -255,11 +254,11 @@ def test_images_with_saliency_have_both(tmp_path: Path, monkeypatch: pytest.Monk
     heat = np.zeros((40, 30, 3), np.uint8)
     monkeypatch.setattr(example_images, "_render_overlay", lambda *_: heat)
     report = make_report(saliency=True)
-    assert all(picture.overlay is heat for picture in report.pictures)
-    assert {picture.explained for picture in report.pictures} == {"normal", "pneumonia"}
+    assert all(picture.overlay is heat for picture in report.example_images)
+    assert {picture.explained for picture in report.example_images} == {"normal", "pneumonia"}
     _, page = read_page(report, tmp_path)
     heats = [image for image in page.all("img") if str(image["src"]).startswith("data:image/jpeg")]
-    assert len(heats) == len(report.pictures)
+    assert len(heats) == len(report.example_images)
     assert all("saliency map" in str(image["alt"]) for image in heats)
     assert "evidence for the predicted class" in page.text
     pair = make_pair("multilabel", ("a", "b"), n_patients=24)
@@ -333,15 +332,15 @@ def test_saliency_map_is_of_the_slice_shown(
     report = evaluate(model, data, unit="series", n_resamples=5, saliency=True)
     if unit == "series":
         assert asked == [None] * 4
-    for picture, slices in zip(report.pictures, asked, strict=True):
+    for picture, slices in zip(report.example_images, asked, strict=True):
         if slices is not None:
             shown = data.series[picture.item].read().take(slices)
             found = to_pixels(recipe.replace(slices="all")(shown)[0], recipe)
             assert np.abs(found.astype(int) - picture.pixels).max() <= 1
-    assert all(p.overlay is not None and p.overlay.shape == (48, 48, 3) for p in report.pictures)
+    assert all(p.overlay is not None and p.overlay.shape == (48, 48, 3) for p in report.example_images)
     flow = report.provenance["data"]
     assert flow["found"] == flow["evaluated"] == {"patients": 4, "series": 4, "slices": 20}
-    assert (flow["pictures"], flow["units"]) == (12, 4)
+    assert (flow["images"], flow["units"]) == (12, 4)
 
 
 STATEMENTS = ("contact", "intended_use", "out_of_scope", "caveats")

@@ -351,7 +351,7 @@ def test_images_are_examples(tmp_path: Path) -> None:
         paths,
         pd.Series(list(map(str, paths))),
     ):
-        found = score(model, dataset, images=images).pictures
+        found = score(model, dataset, images=images).example_images
         assert sorted(picture.item for picture in found) == [0, 1, 2, 3]
         for picture in found:
             assert np.array_equal(picture.pixels, pixels[picture.item])
@@ -404,7 +404,7 @@ def test_a_dataset_gives_what_arrays_lack() -> None:
     pd.testing.assert_frame_equal(found.to_pandas(), expected.to_pandas())
     assert found.provenance["data"] == expected.provenance["data"]
     assert found.provenance["recipe_fingerprint"] == expected.provenance["recipe_fingerprint"]
-    assert [p.item for p in found.pictures] == [p.item for p in expected.pictures]
-    assert np.array_equal(found.pictures[0].pixels, expected.pictures[0].pixels)
+    assert [p.item for p in found.example_images] == [p.item for p in expected.example_images]
+    assert np.array_equal(found.example_images[0].pixels, expected.example_images[0].pixels)
     with pytest.raises(DatasetError, match="differs from the labels"):
         medimg.score(1 - dataset.labels, model.probabilities, classes=dataset.classes, images=dataset)

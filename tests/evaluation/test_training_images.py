@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from safetensors.torch import save_file
 import medimg
 from medimg.data.identifiers import hash_series_ids
 from medimg.errors import CheckpointError, DatasetError, LeakageError
-from medimg.models import safetensors_file
+from medimg.models import safetensors_file, training_images
 from medimg.models.digest import tensors_sha256
-from medimg.models.training_images import TrainingImages
+from medimg.models.training_images import TrainingImages, note_renderer
+from medimg.preprocessing.renderer import find_renderer
 from tests.dicom_files import make_instance, write
 from tests.models.fakes import classifier
 from tests.models.images import TINY, picture_data, pixels, stacks
@@ -302,3 +304,25 @@ def test_a_patient_of_the_files_under_another_name(tmp_path: Path) -> None:
     assert (shared.series["train"], shared.patients["train"]) == (0, 4)
     # whoever is known by two names is still one
     assert TrainingImages().with_data(first, "train").shared(first).patients["train"] == 4
+
+
+def test_another_renderer_is_named_once(
+    trained: medimg.TransferClassifier,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = trained.save(tmp_path / "model.safetensors")
+    model = medimg.load(path)
+    assert model.images_seen is not None
+    here = find_renderer()
+    assert model.images_seen.renderer == here
+    other = "torch" if here == "compiled" else "compiled"
+    monkeypatch.setattr(training_images, "find_renderer", lambda: other)
+    caplog.set_level("INFO", logger="medimg")
+    for _ in range(2):
+        note_renderer(model)
+    assert caplog.text.count("the images of training were rendered by") == 1
+    model.images_seen = replace(model.images_seen, renderer="")
+    note_renderer(model)
+    assert caplog.text.count("the images of training were rendered by") == 1

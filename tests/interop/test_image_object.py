@@ -142,6 +142,9 @@ def test_some_slices_of_an_image_are_those_of_its_series(library: Library) -> No
     np.testing.assert_array_equal(np.concatenate(pieces, axis=1), volume.array)
     with pytest.raises(ReadError, match="no data to compute SUV"):
         series.read(values="suv")
+    for slices in ([3, 2, 1, 0], [0, 0, 1, 2]):
+        with pytest.raises(GeometryError, match="expected ascending indices of 4 slices"):
+            series.read(slices)
 
 
 def test_later_changes_of_an_image_do_not_reach_its_volume(library: Library) -> None:
@@ -209,12 +212,26 @@ def test_a_type_that_a_library_lacks_is_an_error_with_the_way_out(library: Libra
 
 
 def test_other_objects_are_named_in_errors(library: Library) -> None:
-    with pytest.raises(ReadError, match=r"takes a .*; found a dict"):
+    with pytest.raises(ReadError, match=r"expected an image of \w+; found a dict: medimg.read takes"):
         library.back({})
     with pytest.raises(
         ConversionError, match=r"medimg.to_\w+ takes a Volume or a heat map; found a str: read it first"
     ):
         library.to("scan.dcm")  # type: ignore[arg-type]
+
+
+def test_truth_values_are_rendered_and_shown_as_0_and_1_are() -> None:
+    """A mask of highdicom or MONAI stays one of truth values."""
+    mask = np.random.default_rng(0).random((1, 3, 16, 16)) > 0.7
+    volume = medimg.Volume(mask, make_affine("straight"))
+    numbers = volume.with_array(mask.astype(np.uint8))
+    assert volume._repr_png_() == numbers._repr_png_()
+    for window in ("auto", "percentile"):
+        recipe = medimg.Preprocess(window=window, size=16)
+        wanted = recipe(numbers)
+        assert recipe(volume).equal(wanted)
+        assert recipe(medimg.to_highdicom(volume)).equal(wanted)
+    assert medimg.Preprocess(window="percentile", size=16)(mask[0, 0]).shape == (1, 3, 16, 16)
 
 
 def test_big_endian_and_strided_values_are_converted(library: Library) -> None:

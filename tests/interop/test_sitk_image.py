@@ -112,3 +112,18 @@ def test_keys_of_the_same_name_with_other_contents_are_ignored() -> None:
     assert (found.photometric, found.inverted, found.space, found.display_range) == (
         "MONOCHROME2", False, "patient", None,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["UInt8", "UInt16", "UInt32", "UInt64"])
+def test_a_label_map_is_an_image_of_its_labels(kind: str) -> None:
+    labels = np.arange(24, dtype=np.uint8).reshape(2, 3, 4) % 5
+    image = sitk.GetImageFromArray(labels)
+    image.SetSpacing((0.5, 0.75, 2.0))
+    image.SetOrigin((5.0, 6.0, 7.0))
+    label_map = sitk.Cast(image, getattr(sitk, f"sitkLabel{kind}"))
+    label_map.SetMetaData("0008|0060", "CT")
+    found = medimg.read(label_map)
+    np.testing.assert_array_equal(found.array[0], labels)
+    assert found.array.dtype == np.dtype(kind.lower())
+    assert found.modality == "CT"
+    np.testing.assert_array_equal(found.affine, medimg.read(image).affine)

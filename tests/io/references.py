@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 import medimg
 from medimg.errors import MedimgError, MedimgWarning
-from medimg.io.series import SeriesIndex
+from medimg.io.series_index import SeriesIndex
 
 AFFINE_MM = 2e-2
 VALUES = 1e-3

@@ -66,7 +66,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def facts(index: medimg.io.series.SeriesIndex) -> list[Any]:
+def facts(index: medimg.SeriesIndex) -> list[Any]:
     return [
         (
             s.uid, s.modality, s.description, s.shape, s.affine.tolist(), s.space, s.files, s.format,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, cast
 
 import numpy as np
 
-from medimg.io.series import Series, SeriesIndex
+from medimg.io.series import Series
+from medimg.io.series_index import SeriesIndex
 from medimg.plotting.html_repr import facts_html, join_names, rows_html
 from medimg.preprocessing.preprocess import Preprocess
 from medimg.training.history import FitResult
@@ -29,10 +31,11 @@ def series(n: int) -> Series:
 def test_text_is_escaped_and_short() -> None:
     for html in (
         facts_html(HOSTILE, {HOSTILE: HOSTILE * 50}),
-        rows_html("", [HOSTILE], [[HOSTILE]], note="<"),
+        rows_html("", [HOSTILE], [[HOSTILE]], notes=["<"]),
     ):
         assert "<script" not in html
         assert len(html) < 2000
+    assert not {"\x1b", "\u202e"} & set(facts_html("a\x1b", {"b\u202e": "\x1b\u202e"}))
     assert facts_html("a", {"b": None, "c": "", "d": 0}).count("<tr") == 1
     assert join_names(["a"] * 21) == ", ".join(["a"] * 20) + " and 1 more"
 
@@ -67,3 +70,5 @@ def test_a_long_history_is_cut() -> None:
     assert ">50</td>" in html
     assert "val_auroc" not in html, "a column without a value"
     assert "and 29 more epochs" in html
+    (bold,) = re.findall(r'<tr style="font-weight:bold">(.*?)</tr>', html)
+    assert ">3</td>" in bold, "the best epoch"

@@ -31,6 +31,12 @@ medimg.Preprocess().replace(spacign=1.0)  # typo
 medimg.Preprocess().replace(mean="imagenet")  # typo
 medimg.Preprocess().fingerprnt  # typo
 medimg.colate([])  # typo
+data = medimg.ImageDataset.from_folder("scans")
+joined = medimg.ImageDataset.concat({"Lyon": data[:3], "Bern": data[data.labels == 1]}, patients="separate")
+medimg.ImageDataset.concat([data], patients="seperate")  # typo
+medimg.cross_validate(medimg.load("model"), joined, fine_tune={"epoch": 3})  # typo
+medimg.cross_validate(medimg.load("model"), joined, fine_tune={"lr": "high"})  # typo
+medimg.cross_validate(medimg.load("model"), joined, fine_tune={"epochs": 3, "lr": 1e-4}, keep_models=True)
 tensor = medimg.to_tensor("scan.dcm", window=(-600, 1500), channels="single", mean=None, dims=3)
 recipe = medimg.Preprocess(window=((-600, 1500), "bone", "dicom:1"), fill=0.5).replace(size=32, mean=0.5)
 batch = medimg.collate([(tensor, 1)])

@@ -15,9 +15,9 @@ import numpy as np
 
 from medimg import __version__
 from medimg.core.content_hash import content_hash, json_text
-from medimg.io.array_series import ArrayReader
 from medimg.io.dicom.series.volume_reader import StackReader
 from medimg.io.files.regular_file import is_regular_file
+from medimg.io.memory_series import ArrayReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

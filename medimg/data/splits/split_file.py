@@ -154,7 +154,7 @@ def load_split(
     matched = _match_series(file, saved["series"], dataset, verify=verify)
     items = {
         (id(series), image or 0): n
-        for n, (series, image) in enumerate(zip(dataset.series, dataset.pictures, strict=True))
+        for n, (series, image) in enumerate(zip(dataset.series, dataset.image_indices, strict=True))
     }
     chosen = {
         name: [(id(matched[n]), image) for n, first, stop in runs for image in range(first, stop)]
@@ -185,8 +185,8 @@ def _count_images(dataset: ImageDataset, series: Series) -> int:
 def _list_runs(part: ImageDataset, numbers: dict[int, int]) -> list[_Run]:
     """Return the items of a subset, consecutive images of one series joined."""
     runs: list[_Run] = []
-    for series, picture in zip(part.series, part.pictures, strict=True):
-        number, image = numbers[id(series)], picture or 0
+    for series, index in zip(part.series, part.image_indices, strict=True):
+        number, image = numbers[id(series)], index or 0
         if runs and runs[-1][0] == number and runs[-1][2] == image:
             runs[-1][2] += 1
         else:

@@ -52,6 +52,11 @@ def describe_calibration(calibration: Mapping[str, Any] | None, *, is_known: boo
     """
     if not calibration:
         return [_NOT_CALIBRATED if is_known else _UNKNOWN]
+    if "folds" in calibration:
+        return [
+            f"The model of each of {calibration['folds']} folds was calibrated on its validation patients, "
+            "which it was neither trained nor scored on."
+        ]
     before, after = calibration["loss"]
     sentences = [
         f"Fitted on {format_quantity(calibration['items'], _name_item(calibration['unit']))} of "

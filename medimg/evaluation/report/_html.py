@@ -10,6 +10,7 @@ from medimg.evaluation.report._formats import format_interval_or_reason, format_
 from medimg.evaluation.report._jinja import render_template
 from medimg.evaluation.report._metric_names import describe_metric
 from medimg.evaluation.report.cautions import FEWEST_SHOWN, describe_decision_rule
+from medimg.plotting.html_repr import rows_html
 
 if TYPE_CHECKING:
     from medimg.evaluation.report.report import Report
@@ -23,7 +24,7 @@ def render_report(
     fit: FitHistory | None = None,
     split: Mapping[str, EvaluationDataset] | None = None,
     title: str | None = None,
-    pictures: bool = True,
+    example_images: bool = True,
 ) -> str:
     """Render the page, which refers to no other file or address."""
     return render_template(
@@ -42,7 +43,7 @@ def render_report(
         subgroups=_sections.build_subgroups(report),
         fewest_shown=FEWEST_SHOWN,
         calibration=_sections.build_calibration(report),
-        gallery=_sections.build_gallery(report) if pictures and report.pictures else None,
+        gallery=_sections.build_gallery(report) if example_images and report.example_images else None,
         fit=fit,
         training=_sections.build_training(fit),
         settings=_sections.build_settings(report),
@@ -50,15 +51,11 @@ def render_report(
 
 
 def render_notebook_table(report: "Report") -> str:
-    """Render all metrics and the limitations as an HTML fragment."""
+    """Return all metrics and the limitations as HTML for a notebook."""
     rows = [
         [describe_metric(name), format_number(e.value), format_interval_or_reason(e)]
         for name, e in report.metrics.items()
     ]
     head = ["Metric", "Value", f"{format_percent(report.ci)} CI"]
-    caption = f"{report.size}, scored by {report.unit}"
-    return render_template(
-        "notebook.html.j2",
-        metrics=_sections.Table(head, rows, "Metrics", caption=caption),
-        notes=report.notes,
-    )
+    title = f"Report: {report.size}, scored by {report.unit}"
+    return rows_html(title, head, rows, notes=report.notes)

@@ -22,6 +22,7 @@ from medimg.evaluation.report._formats import (
     format_setting,
 )
 from medimg.evaluation.report._metric_names import describe_metric
+from medimg.plotting.html_repr import replace_controls
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["escape_markdown", "escape_statement", "render_template"]
 
 _SPECIAL: Final = re.compile(r"([\\`*_{}\[\]#|~$])")
-#: Control characters, and those that reorder text.
-_CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 #: Headings, underlines of headings, rules, fences and tables, which would divide the card.
 _BLOCK: Final = re.compile(r"^(\s*)(#|=+\s*$|-+\s*$|[-*_](?:\s*[-*_]){2,}\s*$|```|~~~|\|)", re.MULTILINE)
 #: A link, inline or by reference, to anything but pages and addresses.
@@ -42,7 +41,7 @@ _MOST_PIXELS: Final = 448  # of an image in the page, along its longer side
 def render_template(name: str, **context: Any) -> str:
     """Render a template; whatever is put into it is escaped, for Markdown if its name ends in ``.md.j2``."""
     page = _make_environment(is_markdown=name.endswith(".md.j2")).get_template(name).render(context)
-    return _CONTROL.sub("\ufffd", page)
+    return replace_controls(page)
 
 
 @cache

@@ -425,8 +425,8 @@ def _plot_calibration(bins: Sequence[tuple[str, float, float, int]]) -> Plot:
 
 def build_gallery(report: "Report") -> Gallery:
     """Group the example images: errors, then correct predictions."""
-    errors = [image for image in report.pictures if not image.right]
-    correct = [image for image in report.pictures if image.right]
+    errors = [image for image in report.example_images if not image.right]
+    correct = [image for image in report.example_images if image.right]
     n_errors = round((1 - report.metrics["accuracy"].value) * report.n_units)
     shown = (
         f"all {n_errors:,}" if len(errors) == n_errors else f"{len(errors)} most confident of {n_errors:,}"
@@ -434,7 +434,7 @@ def build_gallery(report: "Report") -> Gallery:
     groups = {f"Errors ({shown})": errors, "Correct (random sample)": correct}
     return Gallery(
         {heading: images for heading, images in groups.items() if images},
-        has_saliency=any(image.overlay is not None for image in report.pictures),
+        has_saliency=any(image.overlay is not None for image in report.example_images),
     )
 
 

@@ -83,7 +83,7 @@ def count_data_flow(dataset: ScoredDataset, units: ScoredUnits) -> dict[str, Any
     dict
         Serializable as JSON: ``skipped`` (reasons with counts; None if unknown), ``found`` (the whole
         dataset before it was split; absent if unknown), ``evaluated`` (``patients``, ``series``, ``slices``),
-        ``pictures``, ``units``, ``modalities`` (series of each) and ``digest``.
+        ``images``, ``units``, ``modalities`` (series of each) and ``digest``.
     """
     skipped = getattr(dataset, "skipped", ())
     has_series = any(dataset.series_uids) or dataset.preprocess is not None
@@ -103,7 +103,7 @@ def count_data_flow(dataset: ScoredDataset, units: ScoredUnits) -> dict[str, Any
     distinct = list({id(one): one for one in series}.values())
     flow["evaluated"]["slices"] = _count_slices(distinct)
     count = getattr(dataset.preprocess, "count", lambda _: 0)
-    flow["pictures"] = sum(map(count, series)) if dataset.unit == "series" else len(dataset)
+    flow["images"] = sum(map(count, series)) if dataset.unit == "series" else len(dataset)
     flow["modalities"] = dict(Counter(one.modality or "unknown" for one in distinct).most_common())
     labeled = getattr(dataset, "labeled_series", ())
     if labeled:

@@ -178,6 +178,6 @@ def _render_overlay(model: Any, dataset: Any, item: int, target: int) -> NDArray
     from medimg.saliency.explain import explain
 
     volume = dataset.series[item].read(**asdict(dataset.policies))
-    index = dataset.pictures[item]
+    index = dataset.image_indices[item]
     slices = None if index is None else [model.preprocess.render(volume).slices[index]]
     return explain(model, volume, target, slices=slices).overlay()

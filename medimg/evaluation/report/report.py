@@ -75,7 +75,7 @@ class Report:
         Model with its hash, training, preprocessing with fingerprint, data flow with digest, settings of the
         evaluation, versions and time; serializable as JSON. What is not known, of predictions made elsewhere,
         is missing or None.
-    pictures : tuple of ExampleImage
+    example_images : tuple of ExampleImage
         The units with the largest errors, and a random sample of correct ones.
     subgroups : pandas.DataFrame or None
         Metrics of ``subgroups=``, one row per subgroup, group and metric: ``subgroup`` ("sex"), ``group``
@@ -98,7 +98,7 @@ class Report:
     counts: tuple[ClassCount, ...]
     notes: tuple[str, ...]
     provenance: Mapping[str, Any]
-    pictures: tuple[ExampleImage, ...] = field(default=())
+    example_images: tuple[ExampleImage, ...] = field(default=())
     subgroups: "pd.DataFrame | None" = None
     curves: Curves | None = None
 
@@ -195,7 +195,7 @@ class Report:
         fit: FitHistory | None = None,
         split: Mapping[str, EvaluationDataset] | None = None,
         title: str | None = None,
-        pictures: bool = True,
+        example_images: bool = True,
         card: bool = False,
     ) -> Path:
         """
@@ -212,7 +212,7 @@ class Report:
             their sizes.
         title : str, optional
             Heading of the page.
-        pictures : bool
+        example_images : bool
             Whether to show example images. They are shown as the model received them: text burned into the
             pixels is not removed.
         card : bool
@@ -235,7 +235,9 @@ class Report:
             raise DatasetError(
                 "expected a page with another extension than the card's .md; rename it, for example to .html"
             )
-        page = _write_text(path, render_report(self, fit=fit, split=split, title=title, pictures=pictures))
+        page = _write_text(
+            path, render_report(self, fit=fit, split=split, title=title, example_images=example_images)
+        )
         if card:
             self.to_model_card(page.with_suffix(".md"), fit=fit, split=split)
         return page

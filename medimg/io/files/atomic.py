@@ -40,11 +40,11 @@ def atomic_path(target: Path) -> Iterator[Path]:
     """
     if "\0" in str(target):
         raise OSError(errno.EINVAL, "the name has a null character")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(target)
     if target.exists() and not target.is_file():
         raise OSError(errno.EINVAL, "not a regular file", str(target))
     remove_leftovers(target.parent)
-    with _temporary_folder(target.parent) as folder:
+    with _temporary_folder(target) as folder:
         temporary = folder / target.name
         temporary.touch()
         mode = temporary.stat().st_mode  # what the process's umask leaves; some writers make it private
@@ -55,10 +55,21 @@ def atomic_path(target: Path) -> Iterator[Path]:
         temporary.replace(target)
 
 
+def _make_parent(target: Path) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target.parent)) from None
+
+
 @contextmanager
-def _temporary_folder(parent: Path) -> Iterator[Path]:
-    """Yield a new folder that is locked while it is in use, and remove it with its content."""
-    folder, lock = _make_locked_folder(parent)
+def _temporary_folder(target: Path) -> Iterator[Path]:
+    """Yield a new folder beside a file, locked while it is in use, and remove it with its content."""
+    try:
+        folder, lock = _make_locked_folder(target.parent)
+    except OSError as error:
+        # the user knows the file, not the folder
+        raise OSError(error.errno, error.strerror, str(target)) from None
     try:
         yield folder
     finally:

@@ -66,3 +66,17 @@ def of_each_folder(root: Path) -> Iterator[Path]:
         folders[path.parent].append(path)
     for paths in folders.values():
         yield from paths if len(paths) <= LONG else sample(paths, every=-(-len(paths) // FEW))
+
+
+def of_first_files(root: Path, most: int = 12) -> list[Path]:
+    """Return the first DICOM file of each of some folders of test data."""
+    folders = sorted(path for path in root.iterdir() if path.is_dir())
+    first = (next((p for p in sorted(folder.rglob("*")) if _is_dicom(p)), None) for folder in folders[:most])
+    return [path for path in first if path is not None]
+
+
+def _is_dicom(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"

@@ -16,7 +16,8 @@ from medimg.io.dicom.series.build import build_dicom_series
 from medimg.io.dicom.series.grouping import group_frames
 from medimg.io.dicom.series.volume_reader import StackReader
 from medimg.io.files.blob import as_blob
-from medimg.io.series import Series, SeriesIndex
+from medimg.io.series import Series
+from medimg.io.series_index import SeriesIndex, SkippedFiles
 from medimg.io.sources import list_source_files
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def plain_scan(source: str | Path | Sequence[Blob | str]) -> SeriesIndex:
             series.append(build_dicom_series(group))
         except MedimgError as error:
             skipped += [Skipped(i.path, str(error)) for i in group.instances]
-    return SeriesIndex(tuple(sorted(series, key=lambda s: s.path)), tuple(skipped))
+    return SeriesIndex(tuple(sorted(series, key=lambda s: s.path)), SkippedFiles(skipped))
 
 
 def parsed_header(blob: Blob, tags: frozenset[int]) -> Dataset:

@@ -101,8 +101,8 @@ intern_tag: Final = lru_cache(2**14)(BaseTag)
 
 
 @cache
-def find_tag(keyword: str) -> BaseTag:
-    """Return the tag of a keyword; cached, as pydicom's lookup is slow."""
+def find_tag(keyword: str | int) -> BaseTag:
+    """Return the tag of a keyword or number; cached, as pydicom's lookup is slow."""
     return intern_tag(int(Tag(keyword)))
 
 
@@ -150,7 +150,7 @@ def read_texts(dataset: Dataset, keyword: str) -> list[str]:
     return [value if isinstance(value, str) else f"{value:.17g}" for value in found]
 
 
-def read_values(dataset: Dataset, keyword: str) -> Values:
+def read_values(dataset: Dataset, keyword: str | int) -> Values:
     """Return the values of an attribute, texts without padding; [] if it is absent or blank."""
     tag = find_tag(keyword)
     # an element is parsed when it is first used, and a damaged one can raise anything

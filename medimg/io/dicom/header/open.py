@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import struct
 import zlib
-from functools import cache
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar, cast
 
 import pydicom
 from pydicom.errors import InvalidDicomError
@@ -14,14 +15,14 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from medimg.errors import DecodeError, NotAnImageError, ReadError, TruncatedError, also
 from medimg.io.dicom.header.attributes import quiet_pydicom
-from medimg.io.dicom.header.elements import UnusualHeaderError, build_dataset, locate_elements
+from medimg.io.dicom.header.elements import PIXEL_TAGS, UnusualHeaderError, build_dataset, locate_elements
 from medimg.io.dicom.header.transfer_syntax import SYNTAXES, parse_transfer_syntax
 from medimg.io.files.blob import Blob, as_blob
 from medimg.io.files.decompress import find_window_bits
 from medimg.io.files.regular_file import read_start
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from pydicom.dataset import Dataset
@@ -31,11 +32,15 @@ __all__ = [
     "is_dicom",
     "open_dataset",
     "open_header",
+    "open_whole_header",
     "parse_dicom",
     "to_tag_numbers",
     "to_tags",
 ]
 
+_T = TypeVar("_T")
+
+_PIXEL_DATA: Final = BaseTag(0x7FE00010)
 _DEFLATED: Final = str(DeflatedExplicitVRLittleEndian).encode()
 #: Explicit VR Little Endian, filled up to the same length.
 _INFLATED: Final = b"1.2.840.10008.1.2.1".ljust(len(_DEFLATED), b"\0")
@@ -174,6 +179,32 @@ def is_dicom(start: bytes) -> bool:
 
 def open_dataset(source: str | Path | Blob, *, tags: Sequence[BaseTag] | None = None) -> Dataset:
     """Read a DICOM file: only `tags`, or everything with pixels; raise ReadError or NotAnImageError."""
+    if tags is None:
+        return _open(source, _parse_with_pixels)
+    return _open(source, partial(parse_dicom, stop_before_pixels=True, specific_tags=list(tags)))
+
+
+def open_whole_header(source: str | Path | Blob) -> tuple[Dataset, BaseTag | None]:
+    """Read all that comes before the pixel data, and return the tag of these, None if there are none."""
+    return _open(source, _parse_whole_header)
+
+
+def _parse_whole_header(
+    file: BinaryIO, name: str, size: int, *, force: bool
+) -> tuple[Dataset, BaseTag | None]:
+    dataset = parse_dicom(file, name, size, force=force, stop_before_pixels=True)
+    if parse_transfer_syntax(dataset) == DeflatedExplicitVRLittleEndian:
+        # where the inflated dataset ends is not known here
+        return dataset, _PIXEL_DATA
+    group, element = struct.unpack(
+        "<HH" if dataset.original_encoding[1] else ">HH", file.read(4).ljust(4, b"\0")
+    )
+    tag = BaseTag(group << 16 | element)
+    return dataset, tag if tag in PIXEL_TAGS else None
+
+
+def _open(source: str | Path | Blob, parse: Callable[..., _T]) -> _T:
+    """Return what `parse(file, name, size, force=…)` makes of a file; see :func:`open_dataset`."""
     path = source.name if isinstance(source, Blob) else str(source)
     try:
         blob = as_blob(source)
@@ -184,17 +215,7 @@ def open_dataset(source: str | Path | Blob, *, tags: Sequence[BaseTag] | None = 
                     f"{path} is not a DICOM file: it has neither a preamble nor a valid first element"
                 )
             file.seek(0)
-            no_preamble = start[128:132] != b"DICM"
-            if tags is None:
-                return _parse_with_pixels(file, path, blob.stored_size(), force=no_preamble)
-            return parse_dicom(
-                file,
-                path,
-                blob.stored_size(),
-                force=no_preamble,
-                stop_before_pixels=True,
-                specific_tags=list(tags),
-            )
+            return parse(file, path, blob.stored_size(), force=start[128:132] != b"DICM")
     except ReadError:
         raise
     except OSError as error:

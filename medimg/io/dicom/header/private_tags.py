@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PrivateTag",
+    "find_private_number",
     "get_private_bytes",
     "get_private_codes",
     "get_private_floats",
@@ -76,7 +77,7 @@ def _normalize_creator(creator: object) -> str:
     return " ".join(words.strip(" \0").upper().split())
 
 
-def _find_number(dataset: Dataset, tag: PrivateTag) -> int | None:
+def find_private_number(dataset: Dataset, tag: PrivateTag) -> int | None:
     """Return the tag of a private element; None if it or its creator is absent."""
     first, last = tag.group << 16 | _FIRST_BLOCK, tag.group << 16 | _LAST_BLOCK
     # pydicom's tags are compared much more slowly than numbers
@@ -101,18 +102,18 @@ def _get_value(dataset: Dataset, number: int) -> Any:
 
 
 def _get_private_value(dataset: Dataset, tag: PrivateTag) -> Any:
-    number = _find_number(dataset, tag)
+    number = find_private_number(dataset, tag)
     return None if number is None else _get_value(dataset, number)
 
 
 def has_private(dataset: Dataset, tag: PrivateTag) -> bool:
     """Whether a private element is present, readable or not, empty or not."""
-    return _find_number(dataset, tag) is not None
+    return find_private_number(dataset, tag) is not None
 
 
 def is_private_empty(dataset: Dataset, tag: PrivateTag) -> bool:
     """Whether a private element is absent or empty."""
-    number = _find_number(dataset, tag)
+    number = find_private_number(dataset, tag)
     element = None if number is None else dataset.get_item(number)
     return element is None or element.value in (None, b"", "")
 

@@ -17,15 +17,20 @@ from medimg.io.dicom.header.transfer_syntax import NATIVE_SYNTAXES
 from medimg.io.dicom.pixels.frame_reader import FrameReader, find_first_acquisition
 from medimg.io.dicom.series._policies import Notes, check_stack, resolve_duplicates
 from medimg.io.dicom.series._stack_plan import StackPlan
+from medimg.io.dicom.tags.frame_tags import read_tags
+from medimg.io.dicom.tags.header_dataset import read_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from pydicom.dataset import Dataset
 
     from medimg.core.window import Voi
     from medimg.io.dicom.header.instance import Frame
     from medimg.io.dicom.pixels.volume_buffer import VolumeBuffer
     from medimg.io.dicom.values.modality_lut import ModalityTransform
     from medimg.io.series import Policies, ValueKind
+    from medimg.io.tag_names import TagName, TagValues
 
 __all__ = ["StackReader"]
 
@@ -76,6 +81,14 @@ class StackReader:
                     warnings.warn(note, MedimgWarning, stacklevel=3)
                 said |= {*volume.report.warnings}
                 yield volume
+
+    def read_header(self) -> Dataset:
+        """Read the header of the first file; see :attr:`medimg.io.series.Series.header`."""
+        return read_header(self.plan.first.instance)
+
+    def read_tags(self, names: Sequence[TagName]) -> TagValues:
+        """Read attributes of the first frame; see :meth:`medimg.io.series.Series.tags`."""
+        return read_tags(self.plan.first, names)
 
 
 class _Task(NamedTuple):

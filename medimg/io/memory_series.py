@@ -1,14 +1,18 @@
-"""``array_series``: an array in memory as a series, identified by its content."""
+"""Series of images in memory: arrays, identified by their content, and images of other libraries."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from medimg.core import geometry
 from medimg.core.content_hash import content_hash, json_text
 from medimg.errors import ReadError
+from medimg.interop.image_object import ImageObject, open_image_object
 from medimg.io.series import Series
 
 if TYPE_CHECKING:
@@ -19,9 +23,10 @@ if TYPE_CHECKING:
     from medimg.core.volume import Volume
     from medimg.io.series import Policies
 
-__all__ = ["ArrayReader", "array_series"]
+__all__ = ["ArrayReader", "array_series", "object_series"]
 
 _SHOWN_DIGITS: Final = 12
+_NUMBERS = count()
 
 
 def array_series(volume: Volume, name: str, array: npt.NDArray[Any] | None = None) -> Series:
@@ -56,8 +61,66 @@ def array_series(volume: Volume, name: str, array: npt.NDArray[Any] | None = Non
     )
 
 
+def object_series(source: object) -> Series:
+    """Return the series of another library's image, whose values are converted when they are read."""
+    found = open_image_object(source)
+    # no two images have one name, by which files are compared
+    name = f"<{found.format} image {next(_NUMBERS)}>"
+    return Series(
+        uid=name,
+        modality=found.modality,
+        description="",
+        shape=found.shape,
+        affine=found.affine,
+        space=found.space,
+        files=(name,),
+        format=found.format,
+        reader=_ObjectReader(found),
+    )
+
+
+class _MemoryReader(ABC):
+    """Takes slices of a volume in memory, about which nothing needs a policy."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def load(self) -> Volume:
+        """Return the whole volume."""
+
+    def __call__(self, slices: Sequence[int] | None, policies: Policies) -> Volume:
+        """Return the volume of some slices."""
+        return _take_slices(self.load(), slices)
+
+    def pieces(self, size: int, slices: Sequence[int] | None, policies: Policies) -> Iterator[Volume]:
+        """Yield a few slices at a time; the volume is loaded once."""
+        volume = self.load()
+        chosen = list(range(volume.shape[1]) if slices is None else slices)
+        for start in range(0, len(chosen), size):
+            yield _take_slices(volume, chosen[start : start + size])
+
+
+def _take_slices(volume: Volume, slices: Sequence[int] | None) -> Volume:
+    depth = volume.shape[1]
+    if slices is None or len(chosen := geometry.ascending_slices(slices, depth)) == depth:
+        return volume
+    step = f"{len(chosen)} of {depth} slices read"
+    part = volume.take(chosen)
+    return replace(part, report=replace(part.report, transforms=(*volume.report.transforms, step)))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class ArrayReader:
+class _ObjectReader(_MemoryReader):
+    """Converts the values of another library's image."""
+
+    image: ImageObject
+
+    def load(self) -> Volume:
+        return self.image.to_volume()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ArrayReader(_MemoryReader):
     """Returns the values of an array, if they are still those it was made with."""
 
     volume: Volume = field(repr=False)
@@ -65,19 +128,8 @@ class ArrayReader:
     name: str
     digest: str
 
-    def __call__(self, slices: Sequence[int] | None, policies: Policies) -> Volume:
-        """Return the volume of some slices; nothing about an array needs a policy."""
-        whole = self._check()
-        return whole if slices is None else whole.take(slices)
-
-    def pieces(self, size: int, slices: Sequence[int] | None, policies: Policies) -> Iterator[Volume]:
-        """Yield a few slices at a time; the content is compared once."""
-        whole = self._check()
-        chosen = list(range(whole.shape[1]) if slices is None else slices)
-        for start in range(0, len(chosen), size):
-            yield whole.take(chosen[start : start + size])
-
-    def _check(self) -> Volume:
+    def load(self) -> Volume:
+        """Return the whole volume; ReadError if the array has changed."""
         if _hash_volume(self.volume, self.array) != self.digest:
             raise ReadError(
                 f"{self.name} has changed since its dataset was made; make the dataset again, of a copy of "

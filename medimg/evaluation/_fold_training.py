@@ -1,0 +1,333 @@
+"""Fine-tuning of a model for each fold, which predicts the patients that it was not trained on."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+import torch
+
+from medimg._validation import check_choice, check_number, check_path, did_you_mean
+from medimg.core.content_hash import content_hash, json_text
+from medimg.core.logger import get_logger
+from medimg.data.splits.kfold import split_by_fold
+from medimg.data.splits.split import split
+from medimg.errors import LeakageError, TrainingError, also
+from medimg.evaluation.evaluate import list_training_overlap
+from medimg.metrics.validation_scores import mean_auroc
+from medimg.models.classifier import load
+from medimg.models.digest import model_digest
+from medimg.models.safetensors_file import read_header, read_tensors, write
+from medimg.training import resume as resume_file
+from medimg.training.augmentation.random_scan import describe_augmentation
+from medimg.training.calibrate import calibrate
+from medimg.training.class_weights import check_labels
+from medimg.training.fine_tune import FineTuneArguments, fine_tune
+from medimg.training.history import FitResult
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from medimg.data.dataset import ImageDataset
+    from medimg.models.classifier import TransferClassifier
+
+__all__ = ["FoldTraining", "TrainedFold", "check_arguments"]
+
+#: Name of the result of a fold in its folder.
+FILE: Final = "result.safetensors"
+
+_KEY: Final = "medimg-fold"
+_SCHEMA: Final = 1
+_DIGITS: Final = 32
+_OWN: Final = ("output", "resume", "seed", "cache", "workers", "progress")
+
+
+def check_arguments(given: object) -> dict[str, Any]:
+    """Return the arguments of fine_tune that every fold gets; TrainingError if one is not for all folds."""
+    if given is True:
+        return {}
+    if not isinstance(given, Mapping):
+        raise also(TrainingError, TypeError)(
+            "fine_tune must be True, False, or the arguments of medimg.fine_tune by name, such as "
+            f'{{"epochs": 5}}; found a {type(given).__name__}'
+        )
+    known = FineTuneArguments.__annotations__
+    for name in given:
+        if name in _OWN:
+            raise TrainingError(
+                f"fine_tune has {name!r}; expected it as an argument of cross_validate itself"
+            )
+        if name not in known:
+            raise also(TrainingError, TypeError)(
+                f"fine_tune has {name!r}, which is no argument of medimg.fine_tune for all folds"
+                f"{did_you_mean(name, known)}"
+            )
+    logger = given.get("logger")
+    several = logger if isinstance(logger, list | tuple) else [logger]
+    if not all(one is None or isinstance(one, str) for one in several):
+        raise TrainingError(
+            "logger is an object, which would end with the first fold; expected a name, such as "
+            '"tensorboard", of which each fold gets one of its own'
+        )
+    return dict(given)
+
+
+class _FoldData(NamedTuple):
+    """Subsets of one fold; no patient is in two of them."""
+
+    train: ImageDataset
+    val: ImageDataset | None
+    test: ImageDataset
+    #: Indices of the items of `test` in the whole dataset.
+    held_out: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class TrainedFold:
+    """Probabilities (m, K) of the held-out items, their indices (m,), and how they came about."""
+
+    held_out: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+    fit: FitResult
+    notes: tuple[str, ...]
+    model: TransferClassifier | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class FoldTraining:
+    """Trains one model for each fold; the arguments are those of :func:`medimg.cross_validate`."""
+
+    arguments: Mapping[str, Any]
+    val_fraction: float
+    calibrates: bool
+    output: Path | None
+    resumes: bool
+    keeps_models: bool
+    #: Arguments of fine_tune, calibrate and predict_proba.
+    loading: Mapping[str, Any]
+    cache: Any
+    seed: int
+
+    @classmethod
+    def make(
+        cls,
+        arguments: object,
+        *,
+        balance: object,
+        val_fraction: object,
+        calibrate: object,
+        output: object,
+        resume: object,
+        keep_models: object,
+        **rest: Any,
+    ) -> FoldTraining:
+        """Check the arguments; TrainingError if one is invalid."""
+        for name, value in (("calibrate", calibrate), ("resume", resume), ("keep_models", keep_models)):
+            check_choice(name, value, (True, False))
+        folder = None if output is None else check_path("output", output)
+        if resume and folder is None:
+            raise TrainingError("resume=True needs output=, the folder of the interrupted cross-validation")
+        return cls(
+            arguments={"balance": balance, **check_arguments(arguments)},
+            val_fraction=check_number("val_fraction", val_fraction, least=0, below=1),
+            calibrates=bool(calibrate),
+            output=folder,
+            resumes=bool(resume),
+            keeps_models=bool(keep_models),
+            **rest,
+        )
+
+    def run(
+        self, model: TransferClassifier, dataset: ImageDataset, fold: NDArray[np.int64]
+    ) -> list[TrainedFold]:
+        """Train and predict fold by fold; a finished one is read from its file if the training is resumed."""
+        folds = self._divide(dataset, fold)
+        list_training_overlap(model, dataset, "raise")
+        identity = {} if self.output is None else self._identify(model, dataset, folds)
+        if not self.resumes:
+            self._remove_results()
+        callbacks = [(one, copy.deepcopy(one.state_dict())) for one in self.arguments.get("callbacks", ())]
+        trained = []
+        for number, data in enumerate(folds, 1):
+            for callback, state in callbacks:
+                callback.load_state_dict(copy.deepcopy(state))
+            title = f"fold {number}/{len(folds)}"
+            folder = None if self.output is None else self.output / f"fold_{number}"
+            trained.append(
+                self._restore(folder, identity, data) or self._train(title, model, data, folder, identity)
+            )
+        return trained
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings as JSON values; what is no value is described by its type."""
+        return {
+            "val_fraction": self.val_fraction,
+            "calibrate": self.calibrates and bool(self.val_fraction),
+            "seed": self.seed,
+            **{name: _to_json(value) for name, value in sorted(self.arguments.items())},
+        }
+
+    def _divide(self, dataset: ImageDataset, fold: NDArray[np.int64]) -> list[_FoldData]:
+        """Return the subsets of all folds, before anything is trained."""
+        divided = []
+        for number, (inside, held_out) in enumerate(split_by_fold(fold), 1):
+            rest, val = dataset.subset(inside), None
+            try:
+                if self.val_fraction:
+                    shares = (1 - self.val_fraction, self.val_fraction)
+                    # identifiers were compared for the whole dataset
+                    rest, val = split(rest, fractions=shares, seed=self.seed, check=None)
+                check_labels(rest.labels, rest.classes, rest.task)
+            except (LeakageError, TrainingError) as error:
+                raise type(error)(
+                    f"fold {number} can't be trained: {error}; or use fewer folds, or val_fraction=0 for a "
+                    "training without validation"
+                ) from None
+            divided.append(_FoldData(rest, val, dataset.subset(held_out), held_out))
+        return divided
+
+    def _train(
+        self,
+        title: str,
+        model: TransferClassifier,
+        data: _FoldData,
+        folder: Path | None,
+        identity: Mapping[str, Any],
+    ) -> TrainedFold:
+        started = time.perf_counter()
+        parts = {"training": data.train, "validation": data.val, "held out": data.test}
+        sizes = [
+            f"{len(d):,} ({len(set(d.patients)):,} patients) {n}" for n, d in parts.items() if d is not None
+        ]
+        get_logger().info("%s: %s", title, ", ".join(sizes))
+        own = copy.deepcopy(model)
+        fit = fine_tune(
+            own,
+            data.train,
+            data.val,
+            **{**self.loading, **self.arguments},
+            cache=self.cache,
+            seed=self.seed,
+            output=folder,
+            resume=self.resumes,
+        )
+        if self.calibrates and data.val is not None:
+            calibrate(own, data.val, coverage=None, **self.loading)
+            if fit.checkpoint is not None:
+                own.save(fit.checkpoint)
+        notes = list_training_overlap(own, data.test, "raise")
+        probabilities = own.predict_proba(data.test, **self.loading)
+        found = TrainedFold(
+            held_out=data.held_out,
+            probabilities=probabilities,
+            fit=fit,
+            notes=notes,
+            model=own if self.keeps_models else None,
+        )
+        if folder is not None:
+            _save(found, folder, identity)
+        area = mean_auroc(np.asarray(data.test.labels), probabilities, data.test.task)
+        score = "AUROC undefined" if area is None else f"AUROC {area:.3f}"
+        get_logger().info(
+            "%s ended: %s of its held-out items, %.0f s", title, score, time.perf_counter() - started
+        )
+        return found
+
+    def _restore(
+        self, folder: Path | None, identity: Mapping[str, Any], data: _FoldData
+    ) -> TrainedFold | None:
+        """Return the result of a fold that ended before; None if it did not, or starts again."""
+        if folder is None or not self.resumes or not (folder / FILE).is_file():
+            return None
+        found = _load(folder, identity, data)
+        get_logger().info("%s ended before; its result is used", folder.name.replace("_", " "))
+        if not self.keeps_models:
+            return found
+        return replace(found, model=load(folder / "best.safetensors"))
+
+    def _remove_results(self) -> None:
+        """Remove the results of an earlier run, so that none is taken for one of this run."""
+        for path in () if self.output is None else self.output.glob(f"fold_*/{FILE}"):
+            path.unlink()
+
+    def _identify(
+        self, model: TransferClassifier, dataset: ImageDataset, folds: Sequence[_FoldData]
+    ) -> dict[str, Any]:
+        """Return what the results depend on, as JSON values by name."""
+        settings = self.describe()
+        adapt = self.arguments.get("adapt")
+        several = adapt if isinstance(adapt, list | tuple) else [] if adapt is None else [adapt]
+        settings["adapt"] = [[one.settings(), resume_file.data_digest(one.target)] for one in several]
+        modalities = dataset.modalities
+        settings["augment"] = describe_augmentation(self.arguments.get("augment", "auto"), modalities)
+        members = [
+            sorted(map(str, set(part.series_uids))) for one in folds for part in one[:3] if part is not None
+        ]
+        return {
+            **settings,
+            "model": model_digest(model)[:_DIGITS],
+            "frozen": [name for name, one in model.named_parameters() if not one.requires_grad],
+            "data": resume_file.data_digest(dataset),
+            "folds": content_hash(json_text([[one.held_out.tolist() for one in folds], members]))[:_DIGITS],
+            "batch_size": self.arguments.get("batch_size", self.loading["batch_size"]),
+        }
+
+
+def _to_json(value: Any) -> Any:
+    """Return a setting as JSON values; what is none is described by its type."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): _to_json(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_json(one) for one in value]
+    return type(value).__name__
+
+
+def _save(found: TrainedFold, folder: Path, identity: Mapping[str, Any]) -> None:
+    """Write the result of a fold; what resuming its training needs is then of no use."""
+    header = {
+        "schema": _SCHEMA,
+        "identity": dict(identity),
+        "history": list(found.fit.history),
+        "best_epoch": found.fit.best_epoch,
+        "monitor": found.fit.monitor,
+        "seconds": found.fit.seconds,
+        "notes": list(found.notes),
+    }
+    write(folder / FILE, _KEY, header, {"probabilities": torch.from_numpy(found.probabilities)})
+    (folder / resume_file.FILE).unlink(missing_ok=True)
+
+
+def _load(folder: Path, identity: Mapping[str, Any], data: _FoldData) -> TrainedFold:
+    """Read the result of a fold; TrainingError if it is that of another cross-validation."""
+    path = folder / FILE
+    header = read_header(path, _KEY, "the result of a fold that cross_validate(output=...) wrote")
+    before = header.get("identity", {}) if header.get("schema") == _SCHEMA else {}
+    differing = [name for name in identity if _to_json(identity[name]) != before.get(name)]
+    if differing:
+        raise TrainingError(
+            f"{path} belongs to another cross-validation, which differs in {', '.join(differing)}: pass the "
+            "same arguments as then, or resume=False to start again"
+        )
+    probabilities = read_tensors(path, header)["probabilities"].double().numpy()
+    checkpoint = folder / "best.safetensors"
+    return TrainedFold(
+        held_out=data.held_out,
+        probabilities=probabilities,
+        fit=FitResult(
+            history=tuple(header["history"]),
+            best_epoch=header["best_epoch"],
+            monitor=header["monitor"],
+            seconds=header["seconds"],
+            checkpoint=checkpoint if checkpoint.is_file() else None,
+        ),
+        notes=tuple(header["notes"]),
+    )

@@ -1,0 +1,1 @@
+"""Attributes of a header, as users name them and as they may be shown."""

@@ -1,0 +1,355 @@
+"""SeriesIndex: the series of a scan, selected and as a table."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import index as as_index
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, overload
+
+from medimg._public import set_module
+from medimg._validation import did_you_mean
+from medimg.core.parallel import ordered_map
+from medimg.core.progress import Progress, progress_bar
+from medimg.core.read_report import Skipped
+from medimg.errors import MedimgError, MedimgWarning, SeriesError, also
+from medimg.io.series import HTML_COLUMNS, Series, list_facts, read_series_tags
+from medimg.io.tag_names import KEYWORDS, TagName, TagValues, parse_tag_names
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
+
+    from medimg.io.tag_names import AttributeName
+
+__all__ = ["COLUMNS", "SeriesIndex", "SkippedFiles", "check_columns", "list_rows"]
+
+#: What selects several series; see :class:`SeriesIndex`.
+Selection: TypeAlias = (
+    "slice | Sequence[int] | Sequence[str] | npt.NDArray[Any] | pd.Series[Any] | pd.Index[Any]"
+)
+
+COLUMNS: Final = (
+    "uid", "modality", "description", "channels", "slices", "rows", "columns", "slice_spacing",
+    "row_spacing", "column_spacing", "files", "format", "path", "patient_id", "study_uid",
+)  # fmt: skip
+#: Shorter names of attributes for :meth:`SeriesIndex.where`.
+_ALIASES: Final = {"body_part": "BodyPartExamined"}
+_MOST_ROWS: Final = 20
+_THREADS: Final = 8
+
+
+@set_module("medimg")
+class SkippedFiles(tuple[Skipped, ...]):
+    """Files that were skipped, a tuple of objects with ``path`` and ``reason``."""
+
+    __slots__ = ()
+
+    def to_pandas(self) -> pd.DataFrame:
+        """
+        Return a table with one row for each file.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns ``path`` and ``reason``.
+        """
+        import pandas as pd
+
+        return pd.DataFrame([(s.path, s.reason) for s in self], columns=["path", "reason"])
+
+    def _repr_html_(self) -> str:
+        from medimg.plotting.html_repr import rows_html
+
+        # folders can be named after patients
+        rows = [(Path(s.path).name, s.reason.replace(s.path, Path(s.path).name)) for s in self[:_MOST_ROWS]]
+        hidden = len(self) - len(rows)
+        notes = [f"and {hidden} more; to_pandas() has all of them"] if hidden else []
+        return rows_html(f"{len(self)} files skipped", ("file", "reason"), rows, notes=notes)
+
+
+_NONE_SKIPPED: Final = SkippedFiles()
+
+
+@set_module("medimg")
+@dataclass(frozen=True, slots=True)
+class SeriesIndex(Sequence[Series]):
+    """
+    Series found by :func:`medimg.scan`, and the files that were skipped.
+
+    ``index[3]`` and ``index["1.2.840…"]`` give one series, by its position or UID. A slice, a mask (a list,
+    array or pandas Series of bool, one for each series), and a list of positions or UIDs give a
+    ``SeriesIndex`` with the same skipped files. A mask that is a pandas Series is matched by its own index,
+    which has to be that of :meth:`to_pandas`, or UIDs, in any order.
+
+    Attributes
+    ----------
+    series : tuple of Series
+        Series, sorted by path.
+    skipped : SkippedFiles
+        Files that are not images or are damaged, with the reason; ``skipped.to_pandas()`` is a table.
+
+    Examples
+    --------
+    >>> table = index.to_pandas(tags=["SliceThickness"])  # doctest: +SKIP
+    >>> index[table.SliceThickness <= 2]  # doctest: +SKIP
+    SeriesIndex(3 series, 2 files skipped)
+    """
+
+    series: tuple[Series, ...]
+    skipped: SkippedFiles = _NONE_SKIPPED
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "series", tuple(self.series))
+        object.__setattr__(self, "skipped", SkippedFiles(self.skipped))
+
+    @overload
+    # a str is a sequence of str, too
+    def __getitem__(self, index: int | np.integer[Any] | str) -> Series: ...  # type: ignore[overload-overlap]
+    @overload
+    def __getitem__(self, index: Selection) -> SeriesIndex: ...
+    def __getitem__(self, index: int | np.integer[Any] | str | Selection) -> Series | SeriesIndex:
+        if isinstance(index, str):
+            return self._find_uid(index)
+        if isinstance(index, slice):
+            return SeriesIndex(self.series[index], self.skipped)
+        if isinstance(index, Iterable):
+            return SeriesIndex(tuple(self._select(index)), self.skipped)
+        return self.series[_check_position(index)]
+
+    def __contains__(self, item: object) -> bool:
+        uid = item if isinstance(item, str) else None
+        return any(item is series or series.uid == uid for series in self.series)
+
+    def __len__(self) -> int:
+        return len(self.series)
+
+    def __repr__(self) -> str:
+        return f"SeriesIndex({len(self.series)} series, {len(self.skipped)} files skipped)"
+
+    def _repr_html_(self) -> str:
+        from medimg.plotting.html_repr import format_size, rows_html
+
+        shown = self.series[:_MOST_ROWS]
+        rows = [(n, *list_facts(series, format_size)) for n, series in enumerate(shown)]
+        hidden = len(self.series) - len(shown)
+        notes = [f"and {hidden} more; to_pandas() has all of them"] if hidden else []
+        return rows_html(repr(self), ("", *HTML_COLUMNS), rows, notes=notes)
+
+    def where(self, **conditions: object) -> SeriesIndex:
+        """
+        Return the series that meet all conditions.
+
+        Parameters
+        ----------
+        **conditions
+            Value, or several possible ones in a list, tuple, set or range, of a column of :meth:`to_pandas`,
+            such as ``modality``, ``description`` or ``slices``; of ``body_part`` (Body Part Examined); or of
+            a DICOM keyword, which is read from the first file of each series. Texts are compared without
+            regard to case; of an attribute with several values, one has to be equal; None means that it is
+            absent or blank.
+
+        Returns
+        -------
+        SeriesIndex
+            Series, possibly none, and the skipped files of the whole index.
+
+        Raises
+        ------
+        MedimgError
+            If there is no such column or keyword; it is a ``KeyError``, too.
+        ReadError
+            If a file can no longer be read, or has changed since the scan.
+
+        Warns
+        -----
+        MedimgWarning
+            If an attribute of some series is present but invalid: they meet no condition on it.
+
+        Examples
+        --------
+        >>> index.where(modality="CT", body_part=["CHEST", "LUNG"])  # doctest: +SKIP
+        SeriesIndex(12 series, 2 files skipped)
+        """
+        check_columns(conditions, (*COLUMNS, *_ALIASES))
+        columns = [(name, wanted) for name, wanted in conditions.items() if name in COLUMNS]
+        others = [(_ALIASES.get(n, n), wanted) for n, wanted in conditions.items() if n not in COLUMNS]
+        found = [series for series in self.series if _meets(_to_row(series), columns)]
+        if others:
+            read = _read_tags(found, parse_tag_names(name for name, _ in others), "auto")
+            found = [
+                s for s, values in zip(found, read, strict=True) if _meets(_without_invalid(values), others)
+            ]
+        return SeriesIndex(tuple(found), self.skipped)
+
+    def to_pandas(self, tags: Iterable[AttributeName] = (), *, progress: Progress = "auto") -> pd.DataFrame:
+        """
+        Return a table with one row for each series.
+
+        The column ``patient_id`` identifies patients: store the table where the images are stored.
+
+        Parameters
+        ----------
+        tags : list of str, int or tuple
+            DICOM attributes for further columns, named as for :meth:`Series.tags`; they are read from the
+            first file of each series. Those that identify a patient are in the table only if named here.
+        progress : "auto" or bool
+            Whether to show a progress bar while files are read. "auto": in a terminal or a notebook, after
+            1 s.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns ``uid``, ``modality``, ``description``, ``channels``, ``slices``, ``rows``, ``columns``,
+            ``slice_spacing``, ``row_spacing``, ``column_spacing``, ``files``, ``format``, ``path``,
+            ``patient_id`` and ``study_uid``; then those of `tags`, with a missing value where an attribute is
+            absent, blank or invalid, or the series is not DICOM.
+
+        Raises
+        ------
+        MedimgError
+            If there is no such attribute; it is a ``KeyError``, too.
+        ReadError
+            If a file can no longer be read, or has changed since the scan.
+
+        Warns
+        -----
+        MedimgWarning
+            If an attribute of some series is present but invalid.
+        """
+        import pandas as pd
+
+        names = parse_tag_names([tags] if isinstance(tags, str) else tags)
+        rows = list_rows(self, names, progress)
+        return pd.DataFrame(rows, columns=list(dict.fromkeys([*COLUMNS, *(name.label for name in names)])))
+
+    def _find_uid(self, uid: str) -> Series:
+        for series in self.series:
+            if series.uid == uid:
+                return series
+        raise also(SeriesError, KeyError)(
+            f"no series {uid!r} among {len(self)}; index.to_pandas().uid has the UIDs of all"
+            f"{did_you_mean(uid, [series.uid for series in self.series])}"
+        )
+
+    def _select(self, selection: Iterable[Any]) -> list[Series]:
+        """Return the series of a mask, or of a list of positions or UIDs."""
+        labels = _get_labels(selection)
+        chosen = list(selection)
+        if chosen and all(map(_is_bool, chosen)):
+            return [
+                series for series, keep in zip(self.series, self._align(chosen, labels), strict=True) if keep
+            ]
+        if all(isinstance(one, str) for one in chosen):
+            return [self._find_uid(uid) for uid in chosen]
+        return [self.series[_check_position(one)] for one in chosen]
+
+    def _align(self, mask: list[Any], labels: list[Any] | None) -> list[bool]:
+        """Return a mask in the order of the series, to which the labels of a pandas Series belong."""
+        if len(mask) != len(self):
+            raise also(SeriesError, IndexError)(
+                f"the mask has {len(mask)} values, but there are {len(self)} series; make it from the table "
+                "of this index"
+            )
+        if labels is None:
+            return [bool(keep) for keep in mask]
+        by_label = dict(zip(labels, mask, strict=True))
+        for known in (range(len(self)), [series.uid for series in self.series]):
+            if by_label.keys() == set(known) and len(labels) == len(by_label):
+                return [bool(by_label[label]) for label in known]
+        raise also(SeriesError, KeyError)(
+            "the index of the pandas Series is neither that of index.to_pandas(), nor UIDs; pass "
+            "mask.to_numpy() if its values are in the order of the series"
+        )
+
+
+def _check_position(index: object) -> int:
+    try:
+        if _is_bool(index):
+            raise TypeError
+        return as_index(index)  # type: ignore[arg-type]
+    except TypeError:
+        raise also(SeriesError, TypeError)(
+            f"a series can't be selected by an object of type {type(index).__name__}; expected its position "
+            "or UID, a slice, a mask with True or False for each series, or a list of positions or UIDs"
+        ) from None
+
+
+def _is_bool(value: object) -> bool:
+    # numpy's own is no subclass
+    return isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")
+
+
+def _get_labels(selection: object) -> list[Any] | None:
+    """Return the index of a pandas Series; None for anything else."""
+    is_pandas = hasattr(selection, "to_numpy") and hasattr(selection, "index")
+    return list(selection.index) if is_pandas else None  # type: ignore[attr-defined]
+
+
+def list_rows(index: SeriesIndex, names: Sequence[TagName], progress: Progress) -> list[dict[str, Any]]:
+    """Return the rows of :meth:`SeriesIndex.to_pandas` as dictionaries."""
+    rows = [_to_row(series) for series in index]
+    if not names:
+        return rows
+    read = _read_tags(index.series, names, progress)
+    return [{**row, **found.values} for row, found in zip(rows, read, strict=True)]
+
+
+def _read_tags(several: Sequence[Series], names: Sequence[TagName], progress: Progress) -> list[TagValues]:
+    """Return attributes of each series; warn of invalid ones."""
+    read = ordered_map(lambda series: read_series_tags(series, names), several, _THREADS)
+    found = list(progress_bar(read, desc="headers", unit="series", progress=progress, total=len(several)))
+    counts = Counter(label for one in found for label in one.invalid)
+    for label, count in counts.items():
+        warnings.warn(
+            f"{label} is present but invalid in {count} of {len(several)} series; it is not used",
+            MedimgWarning,
+            stacklevel=4,
+        )
+    return found
+
+
+def check_columns(names: Iterable[str], known: Sequence[str]) -> None:
+    """Raise a MedimgError for a name that is neither a column nor a DICOM attribute."""
+    for name in names:
+        if name in known:
+            continue
+        try:
+            parse_tag_names([name])
+        except KeyError:
+            raise also(MedimgError, KeyError)(
+                f"there is no column or DICOM attribute {name!r}; expected one of {', '.join(known)}, or a "
+                f"keyword such as RepetitionTime{did_you_mean(name, [*known, *KEYWORDS])}"
+            ) from None
+
+
+def _without_invalid(found: TagValues) -> dict[str, Any]:
+    """Return values, with an object that equals nothing for invalid ones, which are not absent."""
+    return {**found.values, **{label: object() for label in found.invalid}}
+
+
+def _meets(values: Mapping[str, object], conditions: Sequence[tuple[str, object]]) -> bool:
+    return all(_is_one_of(values[name], wanted) for name, wanted in conditions)
+
+
+def _is_one_of(value: object, wanted: object) -> bool:
+    """Whether a value, or one of several, is the wanted one, or one of several of these."""
+    found = [_normalize(one) for one in (value if isinstance(value, tuple) else (value,))]
+    several = wanted if isinstance(wanted, Iterable) and not isinstance(wanted, str | bytes) else (wanted,)
+    return any(_normalize(one) in found for one in several)
+
+
+def _normalize(value: object) -> object:
+    return (value.strip().casefold() or None) if isinstance(value, str) else value
+
+
+def _to_row(series: Series) -> dict[str, Any]:
+    values = (
+        series.uid, series.modality, series.description, *series.shape, *series.spacing, len(series.files),
+        series.format, series.path, series.patient_id, series.study_uid,
+    )  # fmt: skip
+    return dict(zip(COLUMNS, values, strict=True))

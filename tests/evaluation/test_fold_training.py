@@ -1,0 +1,295 @@
+"""Cross-validation of fine-tuned models: what it is by hand, leaks, resuming, and its report."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pytorch_lightning import Callback
+from sklearn.metrics import roc_auc_score
+
+import medimg
+from medimg import ImageDataset, Preprocess, TransferClassifier
+from medimg.errors import CheckpointError, DatasetError, LeakageError, TrainingError
+from medimg.evaluation import _fold_training
+from medimg.training.fine_tune import FineTuneArguments
+from tests.models.conftest import one_thread
+from tests.models.fakes import changed, images, state
+from tests.models.images import pixels
+from tests.models.small_network import small_classifier, small_network
+
+__all__ = ["one_thread", "small_network"]
+
+#: So few images can't be calibrated well.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:on the validation data the scores:medimg.errors.MedimgWarning"
+)
+
+SMALL = Preprocess(size=32)
+FEW: dict[str, Any] = {"n_resamples": 20, "progress": False, "folds": 2}
+SHORT: FineTuneArguments = {"head_epochs": 0, "epochs": 1, "lr": 0.01, "batch_size": 8}
+
+
+def make_data(changed_patients: Any = (), patients: int = 12) -> ImageDataset:
+    """Two images of each patient; those of some have other pixels."""
+    shown = [
+        pixels(p % 2, 1000 * (p in changed_patients) + 2 * p + n) for p in range(patients) for n in (0, 1)
+    ]
+    labels = [p % 2 for p in range(patients) for _ in (0, 1)]
+    whose = [f"SENTINEL-{p}" for p in range(patients) for _ in (0, 1)]
+    domains = ["north" if p < patients / 2 else "south" for p in range(patients) for _ in (0, 1)]
+    return ImageDataset.from_arrays(
+        shown, labels, patients=whose, domains=domains, classes=["a", "b"], preprocess=SMALL
+    )
+
+
+def model_of(**fields: Any) -> TransferClassifier:
+    return small_classifier(preprocess=SMALL, **fields)
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageDataset:
+    return make_data()
+
+
+def test_it_is_what_folds_by_hand_find(data: ImageDataset, tmp_path: Path, caplog: Any) -> None:
+    model = model_of()
+    before = state(model)
+    with caplog.at_level(logging.INFO, "medimg"):
+        found = medimg.cross_validate(
+            model, data, fine_tune=SHORT, seed=3, output=tmp_path, keep_models=True, subgroups="site", **FEW
+        )
+    assert not changed(before, model.state_dict())
+    assert model.images_seen is None
+    expected = np.zeros((len(data), 2))
+    for number, (rest, test) in enumerate(medimg.kfold(data, 2, seed=3), 1):
+        train, val = medimg.split(rest, fractions=(0.85, 0.15), seed=3)
+        own = model_of()
+        fit = medimg.fine_tune(own, train, val, seed=3, progress=False, **SHORT)
+        medimg.calibrate(own, val, coverage=None, progress=False)
+        held_out = np.flatnonzero(found.folds == number - 1)
+        assert tuple(data.sources[n] for n in held_out) == test.sources
+        expected[held_out] = own.predict_proba(test)
+        assert found.fits[number - 1].best_epoch == fit.best_epoch
+        assert not changed(state(own), found.models[number - 1].state_dict())
+        written = medimg.load(tmp_path / f"fold_{number}" / "best.safetensors")
+        assert np.array_equal(written.predict_proba(test), expected[held_out])
+        assert not (tmp_path / f"fold_{number}" / "resume.safetensors").exists()
+    assert np.array_equal(found.probabilities, expected)
+    assert found.metrics["auroc"].value == pytest.approx(roc_auc_score(data.labels, expected[:, 1]))
+    assert (found.method, found.unit, found.n_patients, len(found.fold_metrics)) == (
+        "fine_tune",
+        "image",
+        12,
+        2,
+    )
+    _check_report(found, tmp_path)
+    lines = [record.getMessage() for record in caplog.records]
+    assert sum(line.startswith(("fold 1/2: ", "fold 2/2: ")) and "held out" in line for line in lines) == 2
+    assert sum("/2 ended: AUROC" in line for line in lines) == 2
+    assert "SENTINEL" not in "".join(lines)
+
+
+def _check_report(found: medimg.CrossValidation, folder: Path) -> None:
+    report = found.report
+    assert report is not None
+    assert {name: one.value for name, one in report.metrics.items()} == pytest.approx(
+        {name: one.value for name, one in found.metrics.items()}, nan_ok=True
+    )
+    assert report.metrics["auroc"].low == found.metrics["auroc"].low
+    assert any("Out-of-fold predictions of 2 models" in note for note in report.notes)
+    assert report.subgroups is not None
+    assert set(report.subgroups["group"]) == {"north", "south"}
+    assert report.provenance["training"]["epochs"] == 1
+    page = report.to_html(folder / "report.html", card=True).read_text()
+    assert "calibrated on its validation patients" in page
+    assert "SENTINEL" not in page + (folder / "report.md").read_text() + repr(found)
+
+
+def test_a_model_depends_on_no_image_of_its_fold(data: ImageDataset) -> None:
+    options: dict[str, Any] = {"fine_tune": {**SHORT, "augment": "CR"}, "keep_models": True, **FEW}
+    before = medimg.cross_validate(model_of(), data, **options)
+    whose = {data.patients[n] for n in np.flatnonzero(before.folds == 0)}
+    other = make_data({int(name.removeprefix("SENTINEL-")) for name in whose})
+    after = medimg.cross_validate(model_of(), other, **options)
+    assert np.array_equal(before.folds, after.folds)
+    assert not changed(state(before.models[0]), after.models[0].state_dict())
+    assert before.models[0].calibration == after.models[0].calibration or (
+        before.models[0].calibration is not None
+        and after.models[0].calibration is not None
+        and before.models[0].calibration.to_dict() == after.models[0].calibration.to_dict()
+    )
+    assert changed(state(before.models[1]), after.models[1].state_dict())
+    held_out = before.folds == 0
+    assert not np.array_equal(before.probabilities[held_out], after.probabilities[held_out])
+
+
+def test_subsets_of_a_fold_share_no_patient(data: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def record(model: Any, train: Any, val: Any, **_: Any) -> Any:
+        seen.append((set(train.patients), set() if val is None else set(val.patients)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_fold_training, "fine_tune", record)
+    for fraction in (0.15, 0.3, 0.5, 0):
+        with pytest.raises(KeyboardInterrupt):
+            medimg.cross_validate(model_of(), data, fine_tune=True, val_fraction=fraction, **FEW)
+        train, val = seen[-1]
+        assert not train & val
+        assert bool(val) == bool(fraction)
+        (outside, held_out), _ = medimg.kfold(data, 2)
+        assert train | val == set(outside.patients)
+        assert not (train | val) & set(held_out.patients)
+
+
+def test_without_validation(data: ImageDataset) -> None:
+    found = medimg.cross_validate(model_of(), data, fine_tune=SHORT, val_fraction=0, **FEW)
+    assert [fit.monitor for fit in found.fits] == [None, None]
+    assert found.models == ()
+    assert found.report is not None
+    assert found.report.provenance["calibration"] is None
+
+
+def test_finished_folds_are_not_trained_again(
+    data: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"fine_tune": SHORT, "output": tmp_path / "cv", "calibrate": False, **FEW}
+    whole = medimg.cross_validate(model_of(), data, **{**options, "output": tmp_path / "whole"})
+    trained, before = [], medimg.fine_tune
+
+    def train(*arguments: Any, **more: Any) -> Any:
+        trained.append(more["output"].name)
+        if len(trained) in {2, 4}:
+            raise KeyboardInterrupt
+        return before(*arguments, **more)
+
+    monkeypatch.setattr(_fold_training, "fine_tune", train)
+    with pytest.raises(KeyboardInterrupt):
+        medimg.cross_validate(model_of(), data, **options)
+    found = medimg.cross_validate(model_of(), data, resume=True, keep_models=True, **options)
+    assert trained == ["fold_1", "fold_2", "fold_2"]
+    assert np.array_equal(found.probabilities, whole.probabilities)
+    kept = [{k: v for k, v in row.items() if k != "seconds"} for row in found.fits[0].history]
+    assert kept == [{k: v for k, v in row.items() if k != "seconds"} for row in whole.fits[0].history]
+    assert not changed(
+        state(found.models[0]), medimg.load(tmp_path / "whole/fold_1/best.safetensors").state_dict()
+    )
+    others: list[tuple[str, dict[str, Any]]] = [
+        ("folds", {"folds": 3}),
+        ("lr", {"fine_tune": {**SHORT, "lr": 0.02}}),
+        ("val_fraction", {"val_fraction": 0.4}),
+        ("seed", {"seed": 1}),
+        ("calibrate", {"calibrate": True}),
+    ]
+    for name, changes in others:
+        with pytest.raises(TrainingError, match=rf"differs in .*\b{name}\b"):
+            medimg.cross_validate(model_of(), data, **{**options, "resume": True, **changes})
+    with pytest.raises(TrainingError, match=r"differs in .*\bdata\b"):
+        medimg.cross_validate(model_of(), make_data({0}), resume=True, **options)
+    with pytest.raises(TrainingError, match=r"differs in .*\bmodel\b"):
+        medimg.cross_validate(_other_model(), data, resume=True, **options)
+    path = tmp_path / "cv/fold_1/result.safetensors"
+    assert b"SENTINEL" not in path.read_bytes()
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(CheckpointError):
+        medimg.cross_validate(model_of(), data, resume=True, **options)
+    # not resumed: nothing of the earlier run is used
+    with pytest.raises(KeyboardInterrupt):
+        medimg.cross_validate(model_of(), data, **options)
+    assert trained[3:] == ["fold_1"]
+    assert not path.exists()
+
+
+def _other_model() -> TransferClassifier:
+    model = model_of()
+    with torch.no_grad():
+        model.head.weight.add_(0.1)
+    return model
+
+
+class Counter(Callback):
+    def __init__(self) -> None:
+        self.steps = 0
+        self.most: list[int] = []
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.steps += 1
+
+    def on_train_end(self, *_: Any) -> None:
+        self.most.append(self.steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.steps = state_dict["steps"]
+
+
+def test_callbacks_start_each_fold_alike(data: ImageDataset) -> None:
+    counter = Counter()
+    medimg.cross_validate(
+        model_of(), data, fine_tune={**SHORT, "callbacks": [counter]}, val_fraction=0, **FEW
+    )
+    assert len(counter.most) == 2
+    assert max(counter.most) <= 2 * min(counter.most)
+
+
+def test_the_arguments_are_those_of_fine_tune() -> None:
+    parameters = inspect.signature(medimg.fine_tune).parameters
+    own = {"model", "train", "val", *_fold_training._OWN}
+    assert set(FineTuneArguments.__annotations__) == set(parameters) - own
+    typed = {name: one.__forward_arg__ for name, one in FineTuneArguments.__annotations__.items()}
+    # objects are for one training
+    assert typed.pop("logger") == "str | Sequence[str] | None"
+    assert typed == {name: parameters[name].annotation for name in typed}
+
+
+UNSOUND: list[tuple[type[Exception], str, dict[str, Any]]] = [
+    (TrainingError, "fine_tune must be True, False, or the arguments", {"fine_tune": 3}),
+    (TrainingError, r"fine_tune has 'epoch', .*did you mean 'epochs'", {"fine_tune": {"epoch": 3}}),
+    (TrainingError, "fine_tune has 'seed'; expected it as an argument", {"fine_tune": {"seed": 3}}),
+    (TrainingError, "fine_tune has 'val', which is no argument", {"fine_tune": {"val": None}}),
+    (TrainingError, "lr must be", {"fine_tune": {"lr": -1}}),
+    (TrainingError, "epochs and epochs are both 0", {"fine_tune": {"epochs": 0, "head_epochs": 0}}),
+    (TrainingError, "logger is an object", {"fine_tune": {"logger": object()}}),
+    (TrainingError, "C= has no effect with fine_tune", {"C": 0.1}),
+    (TrainingError, "C= has no effect with fine_tune", {"C": np.array([0.1, 1])}),
+    (TrainingError, "method= has no effect with fine_tune", {"method": "knn"}),
+    (TrainingError, "inner_folds= has no effect with fine_tune", {"inner_folds": 5}),
+    (TrainingError, "output= has no effect without fine_tune", {"fine_tune": False, "output": "x"}),
+    (TrainingError, "subgroups= has no effect without", {"fine_tune": False, "subgroups": "site"}),
+    (TrainingError, "resume=True needs output=", {"resume": True}),
+    (TrainingError, "resume must be", {"resume": "cv", "output": "x"}),
+    (TrainingError, "val_fraction must be", {"val_fraction": 1}),
+    (TrainingError, "calibrate must be", {"calibrate": "platt"}),
+    (TrainingError, "balance must be", {"balance": "weights"}),
+    (DatasetError, "no subgroup 'sit'", {"subgroups": "sit"}),
+    (DatasetError, "folds", {"folds": 1}),
+    (LeakageError, "fold 1 can't be trained: class 'a' has 1 patient", {"folds": 6, "few": 4}),
+]
+
+
+@pytest.mark.parametrize(("error", "message", "options"), UNSOUND)
+def test_unsound_requests(
+    data: ImageDataset, error: type[Exception], message: str, options: dict[str, Any]
+) -> None:
+    options = {"fine_tune": True, **FEW, **options}
+    if options.pop("few", 0):
+        data, options["folds"] = make_data(patients=4), 2
+    with pytest.raises(error, match=message):
+        medimg.cross_validate(model_of(), data, **options)
+
+
+def test_what_a_model_was_trained_on_is_refused(data: ImageDataset) -> None:
+    model = model_of()
+    medimg.fine_tune(model, data[:8], progress=False, **SHORT)
+    with pytest.raises(LeakageError, match="was trained on"):
+        medimg.cross_validate(model, data, fine_tune=SHORT, **FEW)
+    with pytest.raises(DatasetError, match="expected an ImageDataset"):
+        medimg.cross_validate(model_of(), images(8, preprocess=SMALL), fine_tune=SHORT, **FEW)  # type: ignore[arg-type]
