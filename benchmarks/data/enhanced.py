@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import EnhancedCTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import UID, EnhancedCTImageStorage, ExplicitVRLittleEndian
 
 from benchmarks.data.headers import uid
 
@@ -51,10 +51,11 @@ def write_enhanced(folder: Path, scale: Scale) -> None:
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
-    meta.MediaStorageSOPInstanceUID = uid(900, 1)
+    meta.MediaStorageSOPInstanceUID = UID(uid(900, 1))
     path = folder / "enhanced.dcm"
     ds = FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
-    ds.SOPClassUID, ds.SOPInstanceUID = EnhancedCTImageStorage, meta.MediaStorageSOPInstanceUID
+    ds.SOPClassUID = EnhancedCTImageStorage
+    ds.SOPInstanceUID = uid(900, 1)
     ds.StudyInstanceUID, ds.SeriesInstanceUID = uid(900, 2), uid(900, 3)
     ds.FrameOfReferenceUID = uid(900, 4)
     ds.Modality, ds.PatientID, ds.SeriesNumber, ds.InstanceNumber = "CT", "BENCHMARK-1", "1", "1"

@@ -65,7 +65,8 @@ def scan(job: Job) -> Callable[[], Any]:
 def frames(job: Job) -> Callable[[], Any]:
     """Read the header of the file."""
     path = job.files[0]
-    size = pydicom.dcmread(path).get_item("PixelData").value_tell
+    pixels: Any = pydicom.dcmread(path).get_item("PixelData")
+    size = int(pixels.value_tell)
     return lambda: _head(str(path), size)
 
 

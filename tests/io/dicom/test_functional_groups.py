@@ -17,7 +17,7 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.tag import Tag
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import EnhancedCTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pydicom.values import convert_SQ
 
 from medimg.errors import MedimgError
@@ -75,7 +75,7 @@ def _encode(dataset: Dataset, *, implicit: bool, undefined: bool) -> bytes:
     return b"".join(_encode_element(e, implicit=implicit, undefined=undefined) for e in elements)
 
 
-def _encode_element(element: DataElement, *, implicit: bool, undefined: bool) -> bytes:
+def _encode_element(element: Any, *, implicit: bool, undefined: bool) -> bytes:
     tag, vr, value = element.tag, element.VR, element.value
     length: int | None = None
     if vr == "SQ" and not isinstance(value, bytes):
@@ -111,7 +111,7 @@ def _make_file(
     shared: Dataset, frames: Sequence[Dataset], *, implicit: bool, undefined: bool, **attributes: Any
 ) -> bytes:
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2.1"
+    meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
     meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
     top = _item(
         SOPClassUID=meta.MediaStorageSOPClassUID,
@@ -162,7 +162,7 @@ def _frame(number: int) -> Dataset:
     )
 
 
-_MACROS = {
+_MACROS: dict[str, dict[str, Sequence[Any]]] = {
     "PixelMeasuresSequence": {
         "PixelSpacing": [[1, 1], [2, 1.5], "", b"1\\x ", [-1, 1]],
         "SliceThickness": [1, 2.5, "", b"thick "],
@@ -249,6 +249,9 @@ def _groups(draw: st.DrawFn, macros: Sequence[str]) -> Dataset:
     return group
 
 
+_TOP: list[dict[str, Any]] = [{}, {"TimezoneOffsetFromUTC": "+0200"}, {"SliceThickness": 3}]
+
+
 @st.composite
 def _files(draw: st.DrawFn) -> bytes:
     macros = draw(st.lists(st.sampled_from(sorted(_MACROS)), unique=True))
@@ -267,7 +270,7 @@ def _files(draw: st.DrawFn) -> bytes:
         frames,
         implicit=draw(st.booleans()),
         undefined=draw(st.booleans()),
-        **draw(st.sampled_from([{}, {"TimezoneOffsetFromUTC": "+0200"}, {"SliceThickness": 3}])),
+        **draw(st.sampled_from(_TOP)),
     )
     if draw(st.sampled_from([False, False, True])):
         start = data.index(struct.pack("<HH", _PER_FRAME.group, _PER_FRAME.elem))

@@ -149,9 +149,11 @@ class Evaluation:
     def __init__(self, view: Dataset) -> None:
         self._view = view
 
-    def __call__(self, function: Callable[Concatenate[Dataset, P], T], *args: P.args, **_: P.kwargs) -> T:
+    def __call__(
+        self, function: Callable[Concatenate[Dataset, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         """Return the value of a function of the view and of hashable arguments."""
-        return function(self._view, *args)
+        return function(self._view, *args, **kwargs)
 
 
 #: Noted in place of a tag: which elements there are, and all that they hold.
@@ -350,7 +352,7 @@ class FrameViews:
         return _parse_group(partial(self._build_group, group), raw)
 
     def _build_group(self, group: _Group) -> Dataset:
-        elements = build_raw_elements(self._data, group, implicit=self._is_implicit)
+        elements: _Elements = dict(build_raw_elements(self._data, group, implicit=self._is_implicit))
         dataset = Dataset(elements, parent_encoding=self._encoding)
         dataset.set_original_encoding(self._is_implicit, True, self._encoding)
         return dataset
@@ -394,9 +396,9 @@ def _find_changes(
     """Return the tags whose elements differ from those of the last frame, and what stands for others."""
     if len(overlays) == len(last_overlays):
         candidates: set[BaseTag] = set()
-        for old, new in zip(last_overlays, overlays, strict=True):
-            if old is not new:
-                candidates.update(old, new)
+        for one, other in zip(last_overlays, overlays, strict=True):
+            if one is not other:
+                candidates.update(one, other)
     else:
         candidates = {*last, *elements}
     changed: set[int] = {_ALL}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
@@ -91,6 +91,13 @@ class FrameFacts:
     image_type: tuple[str, ...]  # Frame Type or Image Type
     series_attributes: FrameAttributes
     temporal_attributes: FrameAttributes
+
+
+#: Those from the orientation to the attributes of the series.
+_SimilarFacts: TypeAlias = (
+    "tuple[tuple[float, ...] | None, tuple[float, float] | None, str, str, float | None, float | None,"
+    " tuple[str, ...], FrameAttributes]"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +308,7 @@ def _describe_frame(number: int, evaluate: Evaluation) -> FrameFacts:
 
 def _find_similar(
     view: Dataset, evaluate: Evaluation, reference: FrameOfReference, is_placed: bool
-) -> tuple[Any, ...]:
+) -> _SimilarFacts:
     """Return the facts, in their order, that most frames of a file have in common."""
     spacing = evaluate(_find_spacing, is_placed)
     return (
