@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 _MOST_SEED: Final = 2**32 - 1  # scikit-learn's, which draws the folds
+_LARGEST_BATCH: Final = 2**31 - 1  # torch counts in 64 bits
 _Choice = TypeVar("_Choice")
 
 
@@ -181,7 +182,7 @@ def check_seed(seed: object, *, error: type[MedimgError] = DatasetError) -> int:
 
 def check_batch_size(batch_size: object, *, error: type[MedimgError] = TrainingError) -> int:
     """Return a batch size, at least 1, as an int."""
-    return check_whole_number("batch_size", batch_size, least=1, error=error)
+    return min(check_whole_number("batch_size", batch_size, least=1, error=error), _LARGEST_BATCH)
 
 
 def check_processes(workers: object, *, error: type[MedimgError] = TrainingError) -> int:

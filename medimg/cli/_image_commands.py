@@ -16,6 +16,7 @@ from medimg.cli._options import (
     add_reading,
     add_series,
     check_output,
+    parse_path,
 )
 from medimg.cli._terminal import print_facts, print_json, print_table
 from medimg.errors import ConversionError, MedimgError, also
@@ -38,7 +39,7 @@ _FIGURES = (".png", ".pdf", ".svg")
 def add_scan(commands: Commands) -> None:
     """Add ``medimg scan``."""
     parser = add_command(commands, "scan", _scan, "list the series in a folder, archive or files")
-    parser.add_argument("source", nargs="+", help="folder, zip archive, DICOMDIR, or files")
+    parser.add_argument("source", type=parse_path, nargs="+", help="folder, zip archive, DICOMDIR, or files")
     add = parser.add_argument
     add(
         "--columns",
@@ -46,7 +47,11 @@ def add_scan(commands: Commands) -> None:
         "description, path, patient_id, study_uid, and DICOM attributes such as KVP or (0018,0060)",
     )
     add("--skipped", action="store_true", help="list the skipped files, with the reason, instead")
-    add("--index", help="SQLite file in which headers are saved, so that the next scan is faster")
+    add(
+        "--index",
+        type=parse_path,
+        help="SQLite file in which headers are saved, so that the next scan is faster",
+    )
     add("--workers", type=int, help="threads that read headers")
     add_json(parser)
     add_feedback(parser)
@@ -84,8 +89,8 @@ def _check_columns(text: str) -> tuple[str, ...]:
 
 
 def _split_names(text: str) -> tuple[str, ...]:
-    """Return names separated by commas; (0018,0060) is one."""
-    return tuple(name.strip() for name in re.split(r",(?![^(]*\))", text))
+    """Return names separated by commas, each once; (0018,0060) is one."""
+    return tuple(dict.fromkeys(name.strip() for name in re.split(r",(?![^(]*\))", text)))
 
 
 def _list_rows(index: SeriesIndex, columns: tuple[str, ...], progress: Progress) -> list[dict[str, Any]]:
@@ -109,7 +114,10 @@ def add_info(commands: Commands) -> None:
     """Add ``medimg info``."""
     parser = add_command(commands, "info", _info, "describe one image or series, or a model")
     parser.add_argument(
-        "source", nargs="+", help="folder, archive or files of one series, or a .safetensors file"
+        "source",
+        type=parse_path,
+        nargs="+",
+        help="folder, archive or files of one series, or a .safetensors file",
     )
     add_series(parser)
     parser.add_argument("--tags", help="DICOM attributes to show, too, separated by commas: KVP,PatientSex")
@@ -120,10 +128,9 @@ def add_info(commands: Commands) -> None:
 def _info(args: argparse.Namespace) -> int:
     source = _one_or_list(args.source)
     is_model = isinstance(source, str) and source.endswith(".safetensors")
-    if is_model and args.tags:
-        raise also(MedimgError, ValueError)(
-            f"{source} is a model, which has no DICOM attributes; omit --tags"
-        )
+    for option, what in (("tags", "DICOM attributes"), ("series", "series")):
+        if is_model and getattr(args, option) is not None:
+            raise also(MedimgError, ValueError)(f"{source} is a model, which has no {what}; omit --{option}")
     facts = _describe_model(source) if is_model else _describe_series(source, args.series, args.tags)
     if args.json:
         print_json(facts)
@@ -201,8 +208,8 @@ def add_read(commands: Commands) -> None:
     parser = add_command(
         commands, "read", _read, "read a volume and write it as NIfTI, NRRD or MetaImage", aliases=["convert"]
     )
-    parser.add_argument("source", nargs="+", help="folder, archive or files of one series")
-    parser.add_argument("out", help="file to write: .nii.gz, .nii, .nrrd or .mha")
+    parser.add_argument("source", type=parse_path, nargs="+", help="folder, archive or files of one series")
+    parser.add_argument("out", type=parse_path, help="file to write: .nii.gz, .nii, .nrrd or .mha")
     add_series(parser)
     add = parser.add_argument
     add("--spacing", type=float, nargs=3, metavar=("D", "H", "W"), help="resample to this spacing in mm")
@@ -239,8 +246,8 @@ def _read(args: argparse.Namespace) -> int:
 def add_preview(commands: Commands) -> None:
     """Add ``medimg preview``."""
     parser = add_command(commands, "preview", _preview, "write a montage of slices as an image")
-    parser.add_argument("source", nargs="+", help="folder, archive or files of one series")
-    parser.add_argument("out", help="file to write: .png, .pdf or .svg")
+    parser.add_argument("source", type=parse_path, nargs="+", help="folder, archive or files of one series")
+    parser.add_argument("out", type=parse_path, help="file to write: .png, .pdf or .svg")
     add_series(parser)
     add = parser.add_argument
     add("--most", type=int, default=12, help="largest number of slices (default: 12)")

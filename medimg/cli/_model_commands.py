@@ -15,9 +15,11 @@ from medimg.cli._options import (
     add_labels,
     add_series,
     check_output,
+    parse_path,
     read_dataset,
 )
 from medimg.cli._terminal import print_json
+from medimg.errors import ConversionError
 
 if TYPE_CHECKING:
     import argparse
@@ -32,10 +34,12 @@ __all__ = ["add_evaluate", "add_explain", "add_predict"]
 def add_predict(commands: Commands) -> None:
     """Add ``medimg predict``."""
     parser = add_command(commands, "predict", _predict, "predict on files, folders or archives")
-    parser.add_argument("model", help="checkpoint, such as run/model.safetensors")
-    parser.add_argument("sources", nargs="+", help="files, or folders and archives of one or more series")
+    parser.add_argument("model", type=parse_path, help="checkpoint, such as run/model.safetensors")
+    parser.add_argument(
+        "sources", type=parse_path, nargs="+", help="files, or folders and archives of one or more series"
+    )
     add = parser.add_argument
-    add("--out", help="CSV file to write (default: stdout)")
+    add("--out", type=parse_path, help="CSV file to write (default: stdout)")
     add("--unit", choices=("series", "image"), default="series", help="unit of a row (default: series)")
     add("--batch-size", type=int, default=32, help="images per batch (default: 32)")
     add(
@@ -82,10 +86,10 @@ def _predict(args: argparse.Namespace) -> int:
 def add_evaluate(commands: Commands) -> None:
     """Add ``medimg evaluate``."""
     parser = add_command(commands, "evaluate", _evaluate, "evaluate a model on a table of labeled images")
-    parser.add_argument("model", help="checkpoint, such as run/model.safetensors")
+    parser.add_argument("model", type=parse_path, help="checkpoint, such as run/model.safetensors")
     add_labels(parser)
     add = parser.add_argument
-    add("--split", help="split.json of the training; its test images are evaluated")
+    add("--split", type=parse_path, help="split.json of the training; its test images are evaluated")
     add(
         "--unit",
         choices=("patient", "series", "image"),
@@ -105,9 +109,9 @@ def add_evaluate(commands: Commands) -> None:
         default="raise",
         help="whether images of the training are an error or a limitation (default: raise)",
     )
-    add("--html", help="report to write")
+    add("--html", type=parse_path, help="report to write")
     add("--title", help="heading of the report")
-    add("--out", help="CSV file of the predictions to write")
+    add("--out", type=parse_path, help="CSV file of the predictions to write")
     add_json(parser)
     add_force(parser)
     add_feedback(parser)
@@ -118,6 +122,12 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     for path in (args.html, args.out):
         check_output(path, force=args.force)
+    if (
+        args.out is not None
+        and args.html is not None
+        and Path(args.out).resolve() == Path(args.html).resolve()
+    ):
+        raise ConversionError(f"--html and --out name one file, {args.out}; expected one for each")
     model = medimg.load(args.model)
     data = _read_labeled(args, model)
     report = medimg.evaluate(
@@ -186,9 +196,9 @@ def add_explain(commands: Commands) -> None:
         epilog="OUT gets overlay.png, and heat.nii.gz at the same position in the patient if the slices form "
         "a volume.",
     )
-    parser.add_argument("model", help="checkpoint, such as run/model.safetensors")
-    parser.add_argument("source", help="file, folder or archive of one series")
-    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("model", type=parse_path, help="checkpoint, such as run/model.safetensors")
+    parser.add_argument("source", type=parse_path, help="file, folder or archive of one series")
+    parser.add_argument("--out", type=parse_path, required=True, help="folder to write")
     add_series(parser)
     add = parser.add_argument
     add("--target", help="class (default: the most probable one)")

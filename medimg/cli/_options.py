@@ -21,6 +21,7 @@ __all__ = [
     "add_reading",
     "add_series",
     "check_output",
+    "parse_path",
     "parse_weights",
     "read_dataset",
 ]
@@ -97,7 +98,9 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
 
 def add_labels(parser: argparse.ArgumentParser) -> None:
     """Add the table of labels and its columns; see ``medimg.ImageDataset.from_csv``."""
-    parser.add_argument("csv", metavar="labels.csv", help="table with a row for each image or series")
+    parser.add_argument(
+        "csv", type=parse_path, metavar="labels.csv", help="table with a row for each image or series"
+    )
     group = parser.add_argument_group("columns of the table")
     add = group.add_argument
     add("--path", default="path", help="column of files, or folders with one series each (default: path)")
@@ -113,7 +116,7 @@ def add_labels(parser: argparse.ArgumentParser) -> None:
         default="check",
         help="whether --patient must agree with the Patient ID of the files (default: check)",
     )
-    add("--root", help="folder that paths are relative to (default: that of the table)")
+    add("--root", type=parse_path, help="folder that paths are relative to (default: that of the table)")
 
 
 def read_dataset(args: argparse.Namespace, **settings: Any) -> Any:
@@ -131,6 +134,13 @@ def read_dataset(args: argparse.Namespace, **settings: Any) -> Any:
         progress=args.progress,
         **settings,
     )
+
+
+def parse_path(text: str) -> str:
+    """Return a path; an empty one, as of a shell variable that is not set, would be the working folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the path is empty")
+    return text
 
 
 def parse_weights(text: str) -> str | None:

@@ -13,6 +13,7 @@ from medimg.cli._options import (
     add_force,
     add_labels,
     check_output,
+    parse_path,
     parse_weights,
     read_dataset,
 )
@@ -55,7 +56,7 @@ def add_train(commands: Commands) -> None:
     add("--subgroups", help="subgroups to score, separated by commas, such as sex,age,scanner")
     add("--saliency", action="store_true", help="add saliency maps to the example images")
     add("--title", help="heading of the report")
-    parser.add_argument("--output", default="run", help="folder to write (default: run)")
+    parser.add_argument("--output", type=parse_path, default="run", help="folder to write (default: run)")
     parser.add_argument("--resume", action="store_true", help="continue the interrupted training of --output")
     add_force(parser)
     add_feedback(parser)
@@ -91,13 +92,16 @@ def _add_training(add: Callable[..., Any]) -> None:
     add("--patience", type=int, help="epochs without a better score after which a phase ends")
     add("--seed", type=int, default=0, help="seed of the split, the head and the training (default: 0)")
     add("--workers", type=int, help="processes that read images")
-    add("--cache", help="folder for rendered images")
+    add("--cache", type=parse_path, help="folder for rendered images")
 
 
 def _train(args: argparse.Namespace) -> int:
     import medimg
+    from medimg._validation import check_seed
     from medimg.errors import DatasetError
+    from medimg.evaluation.subgroups import find_subgroups
 
+    check_seed(args.seed)
     if len(args.fractions) != 3:
         raise DatasetError(
             f"--fractions are those of train, val and test; found {len(args.fractions)} numbers"
@@ -113,7 +117,8 @@ def _train(args: argparse.Namespace) -> int:
     data = data.with_preprocess(model.preprocess)
     train, val, test = medimg.split(data, fractions=tuple(args.fractions), seed=args.seed)
     parts = {"train": train, "val": val, "test": test}
-    medimg.save_split(output / _SPLIT, **parts)
+    subgroups = args.subgroups.split(",") if args.subgroups else None
+    find_subgroups(test, subgroups)
     shared = {"workers": args.workers, "progress": args.progress}
     fit = medimg.fine_tune(
         model,
@@ -131,6 +136,8 @@ def _train(args: argparse.Namespace) -> int:
         seed=args.seed,
         **shared,
     )
+    # not before it is known that a training that is resumed has these subsets
+    medimg.save_split(output / _SPLIT, **parts)
     has_detector = min(len(train), len(val)) >= _FEWEST
     if not has_detector:
         print(f"no out-of-distribution scores: fewer than {_FEWEST} items of train or val", file=sys.stderr)
@@ -138,7 +145,6 @@ def _train(args: argparse.Namespace) -> int:
         model, val, train=train if has_detector else None, operating_point=args.operating_point, **shared
     )
     model.save(output / _MODEL)
-    subgroups = args.subgroups.split(",") if args.subgroups else None
     report = medimg.evaluate(
         model,
         test,

@@ -70,6 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit code: 0, or 1 for an error, 130 if interrupted. Invalid arguments exit with 2.
     """
     args = make_parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        # names of files can have any bytes, and not every terminal has all characters
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with _warnings_as_lines():
             _set_verbosity(getattr(args, "verbosity", None))
@@ -101,6 +105,8 @@ def _describe(error: MedimgError | OSError, args: argparse.Namespace) -> str:
     def replace(found: re.Match[str]) -> str:
         name, value = found.group(1), found.group(3)
         flag = f"--{name.replace('_', '-')}"
+        if isinstance(known[name], bool) and value in {"None", "False"}:
+            return f"no {flag}"
         return flag if value == "True" else f"{flag} {value.lower() if value == 'None' else value}"
 
     if not isinstance(error, MedimgError) and error.filename is not None:

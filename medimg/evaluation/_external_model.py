@@ -139,6 +139,12 @@ class ExternalModel:
                 f"the model returned a {type(found).__name__}; expected a tensor or array (B, K): pass a "
                 "function that returns it, such as lambda images: model(images).logits"
             )
+        is_float = found.is_floating_point() if isinstance(found, torch.Tensor) else found.dtype.kind == "f"
+        if not is_float:
+            raise TrainingError(
+                f"the model returned values of type {found.dtype}; expected {self.outputs} as floats: return "
+                "what classes are chosen by, not the classes"
+            )
         tensor = torch.as_tensor(found).detach().cpu().double()
         classes, is_single = len(self.classes), self.task == "multiclass" and len(self.classes) == 2
         if is_single and tensor.shape in {(count,), (count, 1)}:

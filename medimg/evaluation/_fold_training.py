@@ -69,6 +69,16 @@ def check_arguments(given: object) -> dict[str, Any]:
                 f"fine_tune has {name!r}, which is no argument of medimg.fine_tune for all folds"
                 f"{did_you_mean(name, known)}"
             )
+    callbacks = given.get("callbacks", ())
+    if not isinstance(callbacks, list | tuple) or not all(hasattr(one, "state_dict") for one in callbacks):
+        raise also(TrainingError, TypeError)(
+            "callbacks must be a list of callbacks of Lightning, such as [Timer()]; found "
+            + (
+                f"a {type(callbacks).__name__}"
+                if not isinstance(callbacks, list | tuple)
+                else "other objects"
+            )
+        )
     logger = given.get("logger")
     several = logger if isinstance(logger, list | tuple) else [logger]
     if not all(one is None or isinstance(one, str) for one in several):

@@ -241,7 +241,7 @@ def _order_classes(
     if columns is not None and all(name.startswith(_PREFIX) for name in columns):
         columns = tuple(name.removeprefix(_PREFIX) for name in columns)
     if given is None:
-        names = columns or (truth.columns if truth.array.ndim == 2 and count > 1 else None)
+        names = columns or (truth.columns if truth.array.shape[1:] == (count,) and count > 1 else None)
         names = names or tuple(map(str, range(count)))
     else:
         names = given

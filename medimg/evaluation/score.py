@@ -178,7 +178,7 @@ def _check_thresholds(
             "of which the most probable is predicted"
         )
     expected = 1 if task == "multiclass" else count
-    given: Any = thresholds
+    given: Any = thresholds.tolist() if hasattr(thresholds, "tolist") else thresholds
     several = list(given) if hasattr(given, "__len__") and not isinstance(given, str) else [given] * expected
     if len(several) != expected:
         raise DatasetError(

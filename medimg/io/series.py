@@ -142,7 +142,7 @@ class Series:
         Seconds from the first time point, for each channel of a time series or each frame of a cine.
     """
 
-    uid: str
+    uid: str = field(repr=False)
     modality: str
     description: str = field(repr=False)
     shape: tuple[int, int, int, int]
@@ -176,10 +176,10 @@ class Series:
 
         Attributes that can identify a patient are given if they are named, as in ``header.PatientName``,
         ``header["PatientID"]`` or ``header.get_private_item(…)``. All that goes through the header leaves
-        them out, in sequences, too: printing (which lists their names), iterating, ``to_json`` and
-        ``save_as``. They are those of the Basic Application Level Confidentiality Profile (PS3.15
-        Table E.1-1), such as names, identifiers, dates, UIDs and descriptions, and private attributes,
-        unknown ones and free text.
+        them out, in sequences, too: printing (which lists their names), iterating, ``to_json``,
+        ``save_as`` and pickling. They are those of the Basic Application Level Confidentiality Profile
+        (PS3.15 Table E.1-1), such as names, identifiers, dates, UIDs and descriptions, and private
+        attributes, unknown ones and free text.
 
         Returns
         -------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -117,9 +118,10 @@ class SeriesIndex(Sequence[Series]):
             return self._find_uid(index)
         if isinstance(index, slice):
             return SeriesIndex(self.series[index], self.skipped)
-        if isinstance(index, Iterable):
-            return SeriesIndex(tuple(self._select(index)), self.skipped)
-        return self.series[_check_position(index)]
+        labels, chosen = _get_labels(index), _to_python(index)
+        if isinstance(chosen, Iterable):
+            return SeriesIndex(tuple(self._select(list(chosen), labels)), self.skipped)
+        return self._get(chosen)
 
     def __contains__(self, item: object) -> bool:
         uid = item if isinstance(item, str) else None
@@ -140,7 +142,7 @@ class SeriesIndex(Sequence[Series]):
         notes = [f"and {hidden} more; to_pandas() has all of them"] if hidden else []
         return rows_html(repr(self), ("", *HTML_COLUMNS), rows, notes=notes)
 
-    def where(self, **conditions: object) -> SeriesIndex:
+    def where(self, /, **conditions: object) -> SeriesIndex:
         """
         Return the series that meet all conditions.
 
@@ -176,8 +178,9 @@ class SeriesIndex(Sequence[Series]):
         SeriesIndex(12 series, 2 files skipped)
         """
         check_columns(conditions, (*COLUMNS, *_ALIASES))
-        columns = [(name, wanted) for name, wanted in conditions.items() if name in COLUMNS]
-        others = [(_ALIASES.get(n, n), wanted) for n, wanted in conditions.items() if n not in COLUMNS]
+        values = {name: _list_values(name, wanted) for name, wanted in conditions.items()}
+        columns = [(name, wanted) for name, wanted in values.items() if name in COLUMNS]
+        others = [(_ALIASES.get(n, n), wanted) for n, wanted in values.items() if n not in COLUMNS]
         found = [series for series in self.series if _meets(_to_row(series), columns)]
         if others:
             read = _read_tags(found, parse_tag_names(name for name, _ in others), "auto")
@@ -223,7 +226,7 @@ class SeriesIndex(Sequence[Series]):
         """
         import pandas as pd
 
-        names = parse_tag_names([tags] if isinstance(tags, str) else tags)
+        names = parse_tag_names([tags] if isinstance(tags, str | int) else tags)
         rows = list_rows(self, names, progress)
         return pd.DataFrame(rows, columns=list(dict.fromkeys([*COLUMNS, *(name.label for name in names)])))
 
@@ -236,17 +239,25 @@ class SeriesIndex(Sequence[Series]):
             f"{did_you_mean(uid, [series.uid for series in self.series])}"
         )
 
-    def _select(self, selection: Iterable[Any]) -> list[Series]:
+    def _get(self, position: object) -> Series:
+        number = _check_position(position)
+        if not -len(self) <= number < len(self):
+            raise also(SeriesError, IndexError)(f"there is no series {number} among {len(self)}")
+        return self.series[number]
+
+    def _select(self, chosen: list[Any], labels: list[Any] | None) -> list[Series]:
         """Return the series of a mask, or of a list of positions or UIDs."""
-        labels = _get_labels(selection)
-        chosen = list(selection)
+        if any(map(_is_bool, chosen)) and any(map(_is_missing, chosen)):
+            raise SeriesError(
+                "the mask has missing values; expected True or False for each series: use mask.fillna(False)"
+            )
         if chosen and all(map(_is_bool, chosen)):
             return [
                 series for series, keep in zip(self.series, self._align(chosen, labels), strict=True) if keep
             ]
         if all(isinstance(one, str) for one in chosen):
             return [self._find_uid(uid) for uid in chosen]
-        return [self.series[_check_position(one)] for one in chosen]
+        return [self._get(one) for one in chosen]
 
     def _align(self, mask: list[Any], labels: list[Any] | None) -> list[bool]:
         """Return a mask in the order of the series, to which the labels of a pandas Series belong."""
@@ -282,6 +293,24 @@ def _check_position(index: object) -> int:
 def _is_bool(value: object) -> bool:
     # numpy's own is no subclass
     return isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")
+
+
+def _is_missing(value: object) -> bool:
+    return (
+        value is None or type(value).__name__ == "NAType" or (isinstance(value, float) and math.isnan(value))
+    )
+
+
+def _to_python(selection: Any) -> Any:
+    """Return arrays, tensors and columns as lists or numbers; SeriesError for what has no order."""
+    if isinstance(selection, Mapping | bytes) or hasattr(selection, "columns"):
+        what = (
+            "a table; pass one of its columns, such as table.KVP > 100"
+            if hasattr(selection, "columns")
+            else (f"an object of type {type(selection).__name__}; expected positions, UIDs or a mask")
+        )
+        raise also(SeriesError, TypeError)(f"series can't be selected by {what}")
+    return selection.tolist() if hasattr(selection, "tolist") else selection
 
 
 def _get_labels(selection: object) -> list[Any] | None:
@@ -332,15 +361,26 @@ def _without_invalid(found: TagValues) -> dict[str, Any]:
     return {**found.values, **{label: object() for label in found.invalid}}
 
 
-def _meets(values: Mapping[str, object], conditions: Sequence[tuple[str, object]]) -> bool:
+def _meets(values: Mapping[str, object], conditions: Sequence[tuple[str, tuple[object, ...]]]) -> bool:
     return all(_is_one_of(values[name], wanted) for name, wanted in conditions)
 
 
-def _is_one_of(value: object, wanted: object) -> bool:
-    """Whether a value, or one of several, is the wanted one, or one of several of these."""
+def _is_one_of(value: object, wanted: tuple[object, ...]) -> bool:
+    """Whether a value, or one of several, is one of those wanted."""
     found = [_normalize(one) for one in (value if isinstance(value, tuple) else (value,))]
-    several = wanted if isinstance(wanted, Iterable) and not isinstance(wanted, str | bytes) else (wanted,)
-    return any(_normalize(one) in found for one in several)
+    return any(_normalize(one) in found for one in wanted)
+
+
+def _list_values(name: str, wanted: object) -> tuple[object, ...]:
+    """Return one value, or several, of a condition."""
+    if callable(wanted):
+        raise also(MedimgError, TypeError)(
+            f"where compares {name} with values; found a function: use index[mask], with a mask of "
+            "index.to_pandas(tags=[…])"
+        )
+    if isinstance(wanted, Iterable) and not isinstance(wanted, str | bytes):
+        return tuple(wanted)
+    return (wanted,)
 
 
 def _normalize(value: object) -> object:

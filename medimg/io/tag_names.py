@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from collections.abc import Iterable
+from typing import Final, NamedTuple, TypeAlias
 
 from pydicom.datadict import keyword_dict, keyword_for_tag
 
 from medimg._validation import did_you_mean
 from medimg.errors import MedimgError, also
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 __all__ = ["KEYWORDS", "MODALITY", "AttributeName", "TagName", "TagValue", "TagValues", "parse_tag_names"]
 
@@ -23,7 +21,7 @@ TagValue: TypeAlias = "str | int | float | bytes | tuple[object, ...] | None"
 #: Number of each keyword (PS3.6); retired attributes have none.
 KEYWORDS: Final = {keyword: number for keyword, number in keyword_dict.items() if keyword}
 MODALITY: Final = 0x00080060
-_NUMBER: Final = re.compile(r"\(?([0-9a-f]{4}),? ?([0-9a-f]{4})\)?", re.IGNORECASE)
+_NUMBER: Final = re.compile(r"\(?(?:0x)?([0-9a-f]{4})(?:, ?(?:0x)?)?([0-9a-f]{4})\)?", re.IGNORECASE)
 _PRIVATE: Final = re.compile(r"\(?([0-9a-f]{4}),? ?xx([0-9a-f]{2}), ?(.*[^\s)])\)?", re.IGNORECASE)
 _FORMS: Final = (
     'a DICOM keyword such as "RepetitionTime", a number such as "0018,0080", 0x00180080 or (0x0018, 0x0080), '
@@ -60,6 +58,10 @@ def parse_tag_names(names: Iterable[object]) -> tuple[TagName, ...]:
     >>> [f"{tag.label}: {tag.number:08x}" for tag in parse_tag_names(["KVP", "0018,0080", 0x00180060])]
     ['KVP: 00180060', '0018,0080: 00180080', 'KVP: 00180060']
     """
+    if not isinstance(names, Iterable):
+        raise also(MedimgError, TypeError)(
+            f"tags must be a list of attributes; found a {type(names).__name__}; expected {_FORMS}"
+        )
     return tuple(map(_parse_name, names))
 
 
@@ -113,6 +115,9 @@ def _parse_private(group: int, element: int, creator: str) -> tuple[int, str]:
 
 
 def _name_number(number: int) -> TagName:
-    if not 0 <= number <= 0xFFFFFFFF:
-        raise also(MedimgError, ValueError)(f"there is no DICOM attribute {number}; expected {_FORMS}")
+    # group 0000 is of messages; in files it would be half of a tag
+    if not 0xFFFF < number <= 0xFFFFFFFF:
+        raise also(MedimgError, ValueError)(
+            f"there is no DICOM attribute {number} in files; expected {_FORMS}"
+        )
     return TagName(keyword_for_tag(number) or f"{number >> 16:04x},{number & 0xFFFF:04x}", int(number))

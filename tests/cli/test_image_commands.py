@@ -49,6 +49,8 @@ def test_scan_shows_what_is_asked_for(scans: Path, capsys: pytest.CaptureFixture
     assert rows == [
         {"number": n, "uid": s.uid, "patient_id": s.patient_id} for n, s in enumerate(medimg.scan(scans))
     ]
+    assert main(["scan", str(scans), "--columns", "uid,KVP,uid,0x00180060"]) == 0
+    assert capsys.readouterr().out.split()[:4] == ["#", "uid", "KVP", "0x00180060"]
     assert main(["scan", str(scans), "--columns", "name"]) == 1
     assert "no column or DICOM attribute 'name'; expected one of uid" in capsys.readouterr().err
 

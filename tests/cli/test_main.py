@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import os
 import shlex
 import subprocess
@@ -77,6 +78,39 @@ def test_advice_is_for_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert "--weights none" in message
     assert "weights=None" not in message
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["scan", ""],
+        ["scan", "x", "--index", ""],
+        ["read", "x", ""],
+        ["train", "labels.csv", "--output", " "],
+        ["explain", "model", "x", "--out", ""],
+    ],
+)
+def test_an_empty_path_is_not_the_working_folder(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "the path is empty" in capsys.readouterr().err
+
+
+def test_any_name_of_a_file_can_be_printed(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9.txt")).write_text("text")
+    for encoding in ("ascii", "utf-8"):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding}
+        done = subprocess.run(
+            [sys.executable, "-m", "medimg", "scan", str(tmp_path), "--skipped", "--json"],
+            capture_output=True,
+            check=True,
+            env=environment,
+        )
+        (skipped,) = json.loads(done.stdout)
+        assert skipped["path"].endswith(("\udce9.txt", "é.txt"))
 
 
 def test_escape_sequences_are_not_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,6 +44,53 @@ def test_train_refuses_to_replace_a_study(
     assert (study / "model.safetensors").read_bytes() == before
 
 
+TRAIN = ["--path", "file", "--patient", "patient_id", "--backbone", "squeezenet1_1", "--weights", "none"]
+TRAIN += ["--size", "48", "--window", "percentile", "--head-epochs", "0", "--epochs", "1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--lr", "nan"], "lr must be"),
+        (["--epochs", "0"], "nothing would be trained"),
+        (["--seed", "99999999999999999999"], "seed must be"),
+        (["--subgroups", "nope"], "['nope']"),
+    ],
+)
+def test_a_training_that_cannot_start_writes_nothing(
+    options: list[str], message: str, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(table), *TRAIN, *options, "--output", str(tmp_path / "run")]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_another_training_leaves_its_split(
+    study: Path, table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (study / "split.json").read_bytes()
+    assert main(["train", str(table), *TRAIN, "--output", str(study), "--resume", "--seed", "3"]) == 1
+    message = capsys.readouterr().err
+    assert "belongs to another training" in message
+    assert "or no --resume" in message
+    assert (study / "split.json").read_bytes() == before
+
+
+@pytest.mark.filterwarnings("ignore::medimg.errors.MedimgWarning")
+def test_batches_larger_than_any_data(study: Path, table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = str(next((table.parent / "images").iterdir()))
+    assert main(["predict", str(study / "model.safetensors"), image, "--batch-size", str(10**22)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_two_files_of_one_name_are_refused(
+    study: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", str(study / "model.safetensors"), str(table), "--out", str(tmp_path / "same")]
+    assert main([*command, "--html", str(tmp_path / "." / "same")]) == 1
+    assert "name one file" in capsys.readouterr().err
+
+
 def test_info_of_a_model(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(study / "model.safetensors"), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
@@ -52,6 +99,9 @@ def test_info_of_a_model(study: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert facts["image_size"] == [48, 48]
     assert facts["trained"]
     assert facts["calibrated"]
+    for option in ("--series", "--tags"):
+        assert main(["info", str(study / "model.safetensors"), option, "1"]) == 1
+        assert f"omit {option}" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore::medimg.errors.MedimgWarning")

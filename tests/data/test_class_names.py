@@ -133,8 +133,8 @@ def test_images_without_labels(tmp_path: Path) -> None:
         assert found.labels.tolist() == [-1, -1]
         assert found[1][1] == -1
         assert "no labels" in repr(found)
-    for wrong in (slice(0, 2), "0", 1.0, [0]):
-        with pytest.raises(DatasetError, match=r"dataset\.subset"):
+    for wrong in ("0", 1.0):
+        with pytest.raises(DatasetError, match=r"dataset\[:3\]"):
             folder[wrong]  # type: ignore[index]
     with pytest.raises(DatasetError, match="label=None"):
         ImageDataset.from_folder(tmp_path / "a", SMALL)

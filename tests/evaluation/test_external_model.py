@@ -159,6 +159,8 @@ def test_what_is_refused_before_anything_is_predicted(options: dict[str, Any], m
         (lambda images: {"logits": images}, "returned a dict"),
         (lambda images: images, "one column for each class"),
         (lambda images: torch.zeros(len(images), 2), "one column for each class"),
+        (lambda images: torch.zeros((len(images), 3), dtype=torch.int64), "values of type torch.int64"),
+        (lambda images: np.array([["a", "b", "c"]] * len(images)), "values of type <U1"),
         (lambda images: torch.full((len(images), 3), torch.nan), "not finite"),
     ],
 )

@@ -257,6 +257,8 @@ UNSOUND: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (TrainingError, "fine_tune has 'val', which is no argument", {"fine_tune": {"val": None}}),
     (TrainingError, "lr must be", {"fine_tune": {"lr": -1}}),
     (TrainingError, "epochs and epochs are both 0", {"fine_tune": {"epochs": 0, "head_epochs": 0}}),
+    (TrainingError, "callbacks must be a list", {"fine_tune": {"callbacks": None}}),
+    (TrainingError, "callbacks must be a list", {"fine_tune": {"callbacks": [3]}}),
     (TrainingError, "logger is an object", {"fine_tune": {"logger": object()}}),
     (TrainingError, "C= has no effect with fine_tune", {"C": 0.1}),
     (TrainingError, "C= has no effect with fine_tune", {"C": np.array([0.1, 1])}),

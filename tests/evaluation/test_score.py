@@ -204,6 +204,9 @@ def test_thresholds_decide() -> None:
     found = score(model, dataset, unit="image", thresholds=0.8)
     predicted = (model.probabilities[:, 1] >= 0.8).astype(int)
     assert found.confusion[:, 1].sum() == predicted.sum()
+    for other in (np.array(0.8), torch.tensor([0.8], dtype=torch.float64)):
+        again = score(model, dataset, unit="image", thresholds=other)
+        assert np.array_equal(again.confusion, found.confusion)
     labels = score(*pair_of("multilabel"), unit="image", thresholds=[0.2, 0.5, 0.9])
     assert labels.provenance["evaluation"]["operating_points"] == [0.2, 0.5, 0.9]
     for options, message in (
@@ -214,6 +217,15 @@ def test_thresholds_decide() -> None:
             score(model, dataset, **options)
     with pytest.raises(DatasetError, match="most probable"):
         score(*pair_of("multiclass"), thresholds=0.5)
+
+
+def test_a_table_with_one_column_of_labels_has_no_names_of_classes() -> None:
+    model, dataset = pair_of("multiclass")
+    labels = pd.DataFrame({"label": np.asarray(dataset.labels)})
+    found = medimg.score(labels, model.probabilities, n_resamples=20)
+    expected = medimg.score(dataset.labels, model.probabilities, n_resamples=20)
+    assert found.classes == expected.classes
+    assert np.array_equal(found.confusion, expected.confusion)
 
 
 def test_unknown_patients_are_counted_and_said() -> None:

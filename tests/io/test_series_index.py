@@ -98,8 +98,17 @@ def test_several_series(index: medimg.SeriesIndex) -> None:
         (1.0, TypeError, "type float"),
         ([0.5], TypeError, "type float"),
         (None, TypeError, "type NoneType"),
-        (np.ones((4, 2), bool), TypeError, "type ndarray"),
+        (np.ones((4, 2), bool), TypeError, "type list"),
         ([True, 1, 0, False], TypeError, "type bool"),
+        (4, IndexError, "no series 4 among 4"),
+        ([0, -5], IndexError, "no series -5 among 4"),
+        (10**30, IndexError, "no series 10000"),
+        (pd.array([True, None, False, True], dtype="boolean"), ValueError, "missing values"),
+        (pd.Series([True, np.nan, False, True], dtype=object), ValueError, "missing values"),
+        (pd.DataFrame({"KVP": [True] * 4}), TypeError, "a table; pass one of its columns"),
+        ({0: True}, TypeError, "type dict"),
+        (b"\x00\x01", TypeError, "type bytes"),
+        (np.array(True), TypeError, "type bool"),
     ],
 )
 def test_what_selects_nothing_is_an_error(
@@ -133,6 +142,29 @@ def test_what_selects_nothing_is_an_error(
 )
 def test_where(index: medimg.SeriesIndex, conditions: dict[str, Any], expected: list[int]) -> None:
     assert numbers(index, index.where(**conditions)) == expected
+
+
+def test_arrays_of_other_libraries_select(index: medimg.SeriesIndex) -> None:
+    torch = pytest.importorskip("torch")
+    assert numbers(index, index[torch.tensor([True, False, True, False])]) == [0, 2]
+    assert numbers(index, index[torch.tensor([3, 1])]) == [3, 1]
+    scalars: list[Any] = [np.array(2), torch.tensor(2)]
+    assert all(index[one] is index.series[2] for one in scalars)
+    assert numbers(index, index[(2, 0)]) == [2, 0]
+
+
+def test_values_that_are_given_once_hold_for_all_series(index: medimg.SeriesIndex) -> None:
+    assert numbers(index, index.where(KVP=(kvp for kvp in (100, 120)))) == [0, 1]
+    with pytest.raises(MedimgError, match="compares KVP with values; found a function") as caught:
+        index.where(KVP=lambda kvp: kvp > 100)
+    assert isinstance(caught.value, TypeError)
+
+
+def test_tags_that_are_no_list(index: medimg.SeriesIndex) -> None:
+    kvp, nothing = list[Any]([0x00180060, None])
+    assert index.to_pandas(tags=kvp).KVP.tolist()[:2] == [100, 120]
+    with pytest.raises(MedimgError, match="tags must be a list of attributes; found a NoneType"):
+        index.to_pandas(tags=nothing)
 
 
 def test_unknown_names(index: medimg.SeriesIndex) -> None:

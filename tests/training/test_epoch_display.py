@@ -71,7 +71,7 @@ def test_a_table_grows_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
         display.end_epoch(rows, 1)
     assert notebook.displays == 1
     assert "<progress" not in notebook.shown[-1]
-    assert re.findall(r"<th>(\w+)</th>", notebook.shown[-1]) == [
+    assert re.findall(r"<th[^>]*>(\w+)</th>", notebook.shown[-1]) == [
         "epoch", "phase", "train_loss", "adapt_loss", "lr", "seconds",
     ]  # fmt: skip
     assert notebook.shown[-1].count("<tr") == 3

@@ -193,11 +193,12 @@ def _describe_coverage(
     worst = find_worst_coverage(min(sizes), given) if sizes else {}
     if not worst:
         return []
+    least = min(sizes)
     listed = ", ".join(f"{100 * share:.0f} % ({describe_metric(name)})" for name, share in worst.items())
     return [
-        f"The smallest class, or the rest, has {min(sizes)} patients, and intervals of so few can be too "
-        "narrow: in the worst of simulated studies, 95 % intervals contained the true value in only "
-        f"{listed}."
+        f"The smallest class, or the rest, has {least} patient{'s' * (least > 1)}, and intervals of so few "
+        "can be too narrow: in the worst of simulated studies, 95 % intervals contained the true value in "
+        f"only {listed}."
     ]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileDataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 import medimg
 from medimg.errors import MedimgError, ReadError
@@ -38,6 +38,8 @@ def make_header(**attributes: Any) -> FileDataset:
     block = ds.private_block(0x0029, "MAKER", create=True)
     block.add_new(0x0C, "LO", "SENTINEL")
     ds.add_new(0x00181234, "UN", b"SENTINEL")
+    ds.file_meta.PrivateInformationCreatorUID = UID("1.2.3.4")
+    ds.file_meta.PrivateInformation = b"SENTINEL"
     return ds
 
 
@@ -79,7 +81,11 @@ WAYS: dict[str, Callable[[Any], str]] = {
     "slice": lambda header: save_part(header[0x00080000:0x7FE00000]),
     "copy": lambda header: str(copy.deepcopy(header)) + save(copy.deepcopy(header)),
     "pickle": lambda header: str(pickle.loads(pickle.dumps(header))),
-    "meta": lambda header: str(header.file_meta),
+    "pickled bytes": lambda header: pickle.dumps(header, 0).decode("latin-1"),
+    "shallow copy": lambda header: str(header.copy()) + str(vars(header.copy())),
+    "dataset": lambda header: save_part(Dataset(header)),
+    "attributes": lambda header: str(vars(header)),
+    "meta": lambda header: str(header.file_meta) + str(vars(header.file_meta)),
     "item": lambda header: str(header.RadiopharmaceuticalInformationSequence[0]),
 }
 
@@ -115,9 +121,25 @@ def test_named_attributes_are_given(tmp_path: Path) -> None:
     assert listed.startswith("withheld")
     assert "PatientName" in listed
     assert listed.endswith("1 private")
-    copied = pickle.loads(pickle.dumps(copy.deepcopy(header)))
-    assert copied.PatientID == "SENTINEL-ID"
-    assert copied == header
+    assert header.file_meta.PrivateInformation == b"SENTINEL"
+
+
+def test_copies_have_what_is_withheld_and_pickles_do_not(tmp_path: Path) -> None:
+    header = header_of(write(make_header(), tmp_path / "a.dcm"))
+    copied = copy.deepcopy(header)
+    assert copied.PatientID == header.copy().PatientID == "SENTINEL-ID"
+    assert copied == header == header.copy()
+    copied.RadiopharmaceuticalInformationSequence[0].OperatorsName = "Other"
+    assert header.RadiopharmaceuticalInformationSequence[0].OperatorsName == "Sentinel^Nested"
+    assert copied != header
+    copied = copy.deepcopy(header)
+    copied.PatientName = "Another"
+    assert copied != header
+    pickled = pickle.loads(pickle.dumps(header))
+    assert type(pickled) is Dataset
+    assert pickled.KVP == 120
+    assert "PatientID" not in pickled
+    assert pickled.file_meta.TransferSyntaxUID == header.file_meta.TransferSyntaxUID
 
 
 def test_the_header_is_a_copy(tmp_path: Path) -> None:
@@ -129,8 +151,22 @@ def test_the_header_is_a_copy(tmp_path: Path) -> None:
     header.KVP = 80
     assert header.PatientName == "Other"
     assert "PatientID" not in header
-    assert header.pop("StudyDate").value == b"20200101"
+    assert header.pop("StudyDate").value == "20200101"
     assert "StudyDate" not in header
+    assert header.pop("StudyDate", None) is None
+    with pytest.raises(KeyError):
+        header.pop("StudyDate")
+    del header[0x00180000:0x00190000]
+    assert "KVP" not in header
+    header.ReferringPhysicianName = "Sentinel"
+    header.BodyPartExamined = "HEAD"
+    assert "Sentinel" not in str(header)
+    assert "HEAD" in str(header)
+    del header.ReferringPhysicianName
+    assert "ReferringPhysicianName" not in header
+    tag, element = header.popitem()
+    assert tag == element.tag
+    assert tag not in header
     assert series.header.PatientID == "SENTINEL-ID"
     assert series.header.KVP == 120
     header.clear()

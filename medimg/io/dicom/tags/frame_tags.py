@@ -12,7 +12,7 @@ from medimg.io.dicom.header.element_values import InvalidValueError
 from medimg.io.dicom.header.functional_groups import FrameViews
 from medimg.io.dicom.header.open import open_header, to_tag_numbers
 from medimg.io.dicom.header.private_tags import PrivateTag, find_private_number, list_private_tags
-from medimg.io.dicom.tags.header_dataset import check_unchanged, withhold_identifying
+from medimg.io.dicom.tags.header_dataset import HeaderDataset, check_unchanged
 from medimg.io.dicom.tags.tag_values import get_tag_value
 from medimg.io.tag_names import TagValues
 
@@ -74,8 +74,7 @@ def _find_value(name: TagName, view: Dataset, header: Dataset) -> TagValue:
         number = find_private_number(dataset, _to_private(name)) if name.creator else name.number
         if number is not None and number in dataset:
             value = get_tag_value(dataset, BaseTag(number))
-            for item in value if isinstance(value, tuple) else ():
-                if isinstance(item, Dataset):
-                    withhold_identifying(item)
+            if isinstance(value, tuple):
+                return tuple(HeaderDataset(item) if isinstance(item, Dataset) else item for item in value)
             return value
     return None

@@ -2,78 +2,66 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
-from pydicom.datadict import dictionary_VR, keyword_for_tag
-from pydicom.dataelem import DataElement, RawDataElement
-from pydicom.dataset import Dataset
+from pydicom.datadict import keyword_for_tag, tag_for_keyword
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag, Tag
 
 from medimg.errors import DecodeError, MedimgError, ReadError, also
 from medimg.io.dicom.header.attributes import get_identifier, quiet_pydicom
 from medimg.io.dicom.header.element_values import InvalidValueError
 from medimg.io.dicom.header.open import open_dataset, open_whole_header
-from medimg.io.dicom.header.private_tags import is_no_sequence
 from medimg.io.dicom.tags.identifying_attributes import is_identifying
 from medimg.io.dicom.tags.tag_values import get_tag_value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from medimg.io.dicom.header.instance import Instance
 
-__all__ = ["HeaderDataset", "check_unchanged", "read_header", "withhold_identifying"]
+__all__ = ["HeaderDataset", "check_unchanged", "read_header"]
+
+
+class _Whole:
+    """All elements of a header, and how those that are not read yet are read; shown nowhere."""
+
+    def __init__(self, dataset: Dataset, unread: dict[BaseTag, Callable[[], Any]]) -> None:
+        self.dataset = dataset
+        self.unread = unread
 
 
 class HeaderDataset(Dataset):
     """
     Header of one file, or an item of its sequences; pixels are read from the file when they are asked for.
 
-    Attributes that can identify a patient are given by keyword or tag, and left out of all that goes through
-    the elements: printing, iterating, JSON, saving.
+    The elements of the dataset itself are those that identify nobody, so that nothing else is printed,
+    iterated or saved; access by keyword or tag goes to the whole header.
     """
+
+    def __init__(self, whole: Dataset) -> None:
+        super().__init__()
+        self._whole = _Whole(whole, {})
+        _copy_encoding(whole, self)
+        for tag in list(whole.keys()):
+            # damaged values, and bytes of unknown meaning, can hold anything
+            if not is_identifying(tag) and _is_sound(whole, tag):
+                super().__setitem__(tag, self[tag])
+
+    def defer(self, tag: BaseTag, read: Callable[[], Any]) -> None:
+        """Add an element that is read when it is first used."""
+        self._whole.unread[tag] = read
 
     def __str__(self) -> str:
         return "\n".join(filter(None, (super().__str__(), self._describe_withheld())))
 
     __repr__ = __str__
 
-    def __getitem__(self, key: Any) -> Any:
-        # a damaged element can raise anything, and texts of pydicom quote values
-        try:
-            with quiet_pydicom():
-                return super().__getitem__(key)
-        except (KeyError, MedimgError):
-            raise
-        except Exception:
-            name = keyword_for_tag(Tag(key)) or str(Tag(key))
-            raise also(DecodeError, ValueError)(
-                f"{name} is present but can't be parsed; the file is damaged"
-            ) from None
-
-    def get_item(self, key: Any, *, keep_deferred: bool = False) -> Any:
-        """Return an element as it was read, but sequences parsed: their bytes are those of all items."""
-        found = super().get_item(key, keep_deferred=keep_deferred)
-        return self[key] if isinstance(found, RawDataElement) and _is_sequence(found) else found
-
-    def items(self) -> Any:
-        """Return pairs of tags and elements."""
-        self._parse_sequences()
-        return super().items()
-
-    def values(self) -> Any:
-        """Return elements."""
-        self._parse_sequences()
-        return super().values()
-
-    def _parse_sequences(self) -> None:
-        for tag in self.keys():
-            self.get_item(tag)
-
     def _describe_withheld(self) -> str:
         """Return a line with the names of what is left out."""
-        withheld = self._dict.withheld if isinstance(self._dict, _Elements) else {}
-        tags = sorted(tag for tag, element in withheld.items() if not callable(element))
+        tags = sorted(self._whole.dataset.keys() - self.keys())
         private = sum(tag.is_private for tag in tags)
         names = [
             keyword_for_tag(tag) or f"({tag >> 16:04x},{tag & 0xFFFF:04x})"
@@ -85,102 +73,136 @@ class HeaderDataset(Dataset):
             return ""
         return f"withheld, since they can identify a patient, unless named: {', '.join(names)}"
 
+    def __contains__(self, name: Any) -> bool:
+        return name in self._whole.dataset or _to_tag(name) in self._whole.unread
 
-class _Elements(dict[BaseTag, Any]):
-    """Elements by tag; those that are withheld, or not read yet, are found by their tag but not listed."""
+    def __getattr__(self, name: str) -> Any:
+        tag = tag_for_keyword(name)
+        return super().__getattr__(name) if tag is None or tag not in self else self[tag].value
 
-    def __init__(self, elements: Mapping[BaseTag, Any]) -> None:
-        super().__init__()
-        self.withheld: dict[BaseTag, Any] = {}
-        for tag, element in elements.items():
-            self[tag] = element
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, slice):
+            return super().__getitem__(key)
+        tag = _to_tag(key)
+        if tag in self._whole.unread:
+            self[tag] = self._whole.unread[tag]()
+        # a damaged element can raise anything, and texts of pydicom quote values
+        try:
+            with quiet_pydicom():
+                element = self._whole.dataset[key]
+                if isinstance(element.value, Sequence):
+                    for number, item in enumerate(element.value):
+                        if not isinstance(item, HeaderDataset):
+                            element.value[number] = HeaderDataset(item)
+                return element
+        except (KeyError, MedimgError):
+            raise
+        except Exception:
+            name = keyword_for_tag(Tag(key)) or str(Tag(key))
+            raise also(DecodeError, ValueError)(
+                f"{name} is present but can't be parsed; the file is damaged"
+            ) from None
 
-    def defer(self, tag: BaseTag, read: Callable[[], DataElement]) -> None:
-        """Add an element that is read when it is first used."""
-        self.withheld[tag] = read
+    def get_item(self, key: Any, *, keep_deferred: bool = False) -> Any:
+        """Return an element, or None."""
+        return self[key] if isinstance(key, slice) or key in self else None
 
-    def withhold(self, tag: BaseTag) -> None:
-        """Withhold an element, whatever its tag."""
-        self.withheld[tag] = super().pop(tag)
+    def __setitem__(self, key: Any, element: Any) -> None:
+        self._whole.dataset[key] = element
+        self._whole.unread.pop(Tag(key), None)
+        if not is_identifying(Tag(key)):
+            super().__setitem__(key, self[key])
 
-    def __setitem__(self, tag: BaseTag, element: DataElement | RawDataElement) -> None:
-        if isinstance(element, DataElement) and element.VR == "SQ":
-            for item in element.value:
-                withhold_identifying(item)
-        if is_identifying(tag):
-            self.withheld[tag] = element
+    def __delitem__(self, key: Any) -> None:
+        for tag in list(self[key].keys()) if isinstance(key, slice) else [key]:
+            if self._whole.unread.pop(Tag(tag), None) is None:
+                del self._whole.dataset[tag]
+            if Tag(tag) in self.keys():
+                super().__delitem__(tag)
+
+    def __delattr__(self, name: str) -> None:
+        tag = tag_for_keyword(name)
+        if tag is not None and tag in self:
+            del self[tag]
         else:
-            self.withheld.pop(tag, None)
-            super().__setitem__(tag, element)
+            super().__delattr__(name)
 
-    def __getitem__(self, tag: BaseTag) -> Any:
-        if tag not in self.withheld:
-            return super().__getitem__(tag)
-        if callable(self.withheld[tag]):
-            self[tag] = self.withheld[tag]()
-            return super().__getitem__(tag)
-        return self.withheld[tag]
-
-    def __contains__(self, tag: object) -> bool:
-        return tag in self.withheld or super().__contains__(tag)
-
-    def get(self, tag: BaseTag, default: Any = None) -> Any:
-        """Return an element, withheld or not."""
-        return self[tag] if tag in self.withheld else super().get(tag, default)
-
-    def __delitem__(self, tag: BaseTag) -> None:
-        if self.withheld.pop(tag, None) is None:
-            super().__delitem__(tag)
-
-    def pop(self, tag: BaseTag, *default: Any) -> Any:
+    def pop(self, key: Any, *default: Any) -> Any:
         """Remove an element, and return it."""
-        if tag not in self.withheld:
-            return super().pop(tag, *default)
-        found = self[tag]
-        del self[tag]
+        if key not in self and default:
+            return default[0]
+        found = self[key]
+        del self[key]
         return found
+
+    def popitem(self) -> tuple[BaseTag, Any]:
+        """Remove the last listed element, and return it with its tag."""
+        tag = list(self.keys())[-1]
+        return tag, self.pop(tag)
 
     def clear(self) -> None:
         """Remove all elements."""
         super().clear()
-        self.withheld.clear()
+        self._whole.dataset.clear()
+        self._whole.unread.clear()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Let copies and other processes have the withheld elements, too; not those that are not read yet."""
-        read = {tag: element for tag, element in self.withheld.items() if not callable(element)}
-        return type(self), ({**self, **read},)
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, HeaderDataset):
+            return super().__eq__(other)
+        tags = self._whole.dataset.keys()
+        return tags == other._whole.dataset.keys() and all(self[tag] == other[tag] for tag in tags)
+
+    __hash__ = None  # type: ignore[assignment]  # as datasets, which can change
+
+    def __copy__(self) -> HeaderDataset:
+        return self._copy(lambda value: value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HeaderDataset:
+        return self._copy(lambda value: copy.deepcopy(value, memo), memo)
+
+    def _copy(self, copy_value: Callable[[Any], Any], memo: dict[int, Any] | None = None) -> HeaderDataset:
+        copied = type(self).__new__(type(self))
+        if memo is not None:
+            memo[id(self)] = copied
+        copied.__dict__.update({name: copy_value(value) for name, value in self.__dict__.items()})
+        return copied
+
+    def __reduce__(self) -> Any:
+        """Pickle what is listed, as an ordinary dataset."""
+        listed = (FileMetaDataset if isinstance(self, FileMetaDataset) else Dataset)(dict(self.items()))
+        _copy_encoding(self, listed)
+        if hasattr(self, "file_meta"):
+            listed.file_meta = self.file_meta
+        return _unpickle, (listed,)
 
 
-def _is_sequence(element: RawDataElement) -> bool:
-    """Whether an element that is not parsed yet is a sequence, stated or by the dictionary."""
-    if element.VR not in (None, "UN"):
-        return element.VR == "SQ"
+class _FileMeta(HeaderDataset, FileMetaDataset):
+    """File meta information."""
+
+
+def _copy_encoding(source: Dataset, target: Dataset) -> None:
+    implicit, little = source.original_encoding
+    target.set_original_encoding(implicit, little, source.original_character_set)
+
+
+def _unpickle(dataset: Dataset) -> Dataset:
+    return dataset
+
+
+def _to_tag(key: Any) -> BaseTag | None:
+    """Return the tag of a keyword, number or pair; None if it is none, about which pydicom complains."""
     try:
-        return dictionary_VR(element.tag) == "SQ"
-    except KeyError:
-        return False
+        return Tag(key)
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
-def withhold_identifying(dataset: Dataset) -> None:
-    """Make a :class:`HeaderDataset` of a dataset, which may be an item of a sequence."""
-    if isinstance(dataset._dict, _Elements):
-        return
-    dataset.__class__ = HeaderDataset
-    elements = dataset._dict = _Elements(dataset._dict)
-    for tag, element in list(elements.items()):
-        # damaged values, and bytes of unknown meaning, can hold anything
-        if not _is_sound(dataset, tag, element):
-            elements.withhold(tag)
-
-
-def _is_sound(dataset: Dataset, tag: BaseTag, element: DataElement | RawDataElement) -> bool:
-    """Whether a value has a known representation and is valid; sequences are parsed when they are used."""
-    if isinstance(element, RawDataElement) and _is_sequence(element):
-        return not is_no_sequence(dataset, tag)
+def _is_sound(dataset: Dataset, tag: BaseTag) -> bool:
+    """Whether a value has a known representation and is valid."""
     try:
         with quiet_pydicom():
             get_tag_value(dataset, tag)
-        return dataset[tag].VR != "UN"
+            return dataset[tag].VR != "UN"
     except (InvalidValueError, MedimgError):
         return False
 
@@ -189,14 +211,13 @@ def read_header(instance: Instance) -> Dataset:
     """Read the header of a file; raise ReadError if it can no longer be read, or has changed."""
     found, pixels = open_whole_header(instance.blob)
     check_unchanged(found, instance)
-    header = Dataset(found._dict)
-    implicit, little = found.original_encoding
-    header.set_original_encoding(implicit, little, found.original_character_set)
-    header.file_meta = found.file_meta
-    withhold_identifying(header)
-    header.file_meta._dict = _Elements(header.file_meta._dict)
-    if pixels is not None and isinstance(header._dict, _Elements):
-        header._dict.defer(pixels, lambda: open_dataset(instance.blob)[pixels])
+    # not of the file: that would be read and copied
+    whole = Dataset(found)
+    _copy_encoding(found, whole)
+    header = HeaderDataset(whole)
+    header.file_meta = _FileMeta(found.file_meta)
+    if pixels is not None:
+        header.defer(pixels, lambda: open_dataset(instance.blob)[pixels])
     return header
 
 

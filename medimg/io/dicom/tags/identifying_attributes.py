@@ -2,7 +2,7 @@
 Attributes that can identify a patient, by the Basic Application Level Confidentiality Profile.
 
 They are those that the profile removes or replaces (PS3.15 Table E.1-1, edition 2026c), all others of the
-same value representations, and private and unknown attributes.
+same value representations, and private and unknown attributes and data.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SHARED_UIDS_BY_NAME: Final = frozenset({"ContextGroupExtensionCreatorUID", "Map
 #: Group of curves, and of overlays with their data and comments; the last two digits of the group count them.
 _CURVES, _OVERLAYS = 0x5000, 0x6000
 _OVERLAY_TEXTS: Final = frozenset({0x3000, 0x4000})
-#: All others of the table.
+#: All others of the table, and Private Information of file meta information.
 _TABLE: Final = """
     AccessionNumber AcquisitionContextSequence AcquisitionDeviceProcessingDescription
     AcquisitionFieldOfViewLabel ActualHumanPerformersSequence AdmissionID AdmittingDiagnosesCodeSequence
@@ -34,43 +34,42 @@ _TABLE: Final = """
     ClinicalTrialSponsorName ClinicalTrialSubjectID ClinicalTrialSubjectReadingID ClinicalTrialTimePointID
     ConfidentialityConstraintOnPatientDataDescription ConsultingPhysicianIdentificationSequence
     ContainerComponentID ContainerDescription ContainerIdentifier ContentCreatorIdentificationCodeSequence
-    ContentSequence ContrastBolusAgent CountryOfResidence CurrentPatientLocation
-    CustodialOrganizationSequence DataSetTrailingPadding DetectorID DeviceDescription DeviceLabel
-    DeviceSerialNumber DeviceSettingDescription DigitalSignaturesSequence DischargeDiagnosisDescription
+    ContentSequence ContrastBolusAgent CountryOfResidence CurrentPatientLocation CustodialOrganizationSequence
+    DataSetTrailingPadding DetectorID DeviceDescription DeviceLabel DeviceSerialNumber
+    DeviceSettingDescription DigitalSignaturesSequence DischargeDiagnosisDescription
     DisplacementReferenceLabel DistributionAddress DoseReferenceDescription EncapsulatedDocument EntityLabel
     EntityLongLabel EntityName EthnicGroup EthnicGroupCodeSequence FillerOrderNumberImagingServiceRequest
     FlowIdentifier FlowIdentifierSequence FractionGroupDescription FrameOriginTimestamp GPSAltitude
     GPSAltitudeRef GPSAreaInformation GPSDOP GPSDestBearing GPSDestBearingRef GPSDestDistance
-    GPSDestDistanceRef GPSDestLatitude GPSDestLatitudeRef GPSDestLongitude GPSDestLongitudeRef
-    GPSDifferential GPSImgDirection GPSImgDirectionRef GPSLatitude GPSLatitudeRef GPSLongitude
-    GPSLongitudeRef GPSMeasureMode GPSProcessingMethod GPSSpeed GPSSpeedRef GPSStatus GPSTrack GPSTrackRef
-    GPSVersionID GantryID GeneratorID GraphicAnnotationSequence HardcopyCreationDeviceID
-    HumanPerformerOrganization IconImageSequence InstanceOriginStatus InstitutionCodeSequence
-    InstitutionName InstitutionalDepartmentName InstitutionalDepartmentTypeCodeSequence
-    InsurancePlanIdentification IntendedRecipientsOfResultsIdentificationSequence
-    InterpretationApproverSequence InterpretationID InterpretationIDIssuer IssuerOfAdmissionID
-    IssuerOfAdmissionIDSequence IssuerOfClinicalTrialProtocolID IssuerOfClinicalTrialSeriesID
-    IssuerOfClinicalTrialSiteID IssuerOfClinicalTrialSubjectID IssuerOfClinicalTrialSubjectReadingID
-    IssuerOfClinicalTrialTimePointID IssuerOfPatientID IssuerOfServiceEpisodeID
-    IssuerOfServiceEpisodeIDSequence IssuerOfTheContainerIdentifierSequence
+    GPSDestDistanceRef GPSDestLatitude GPSDestLatitudeRef GPSDestLongitude GPSDestLongitudeRef GPSDifferential
+    GPSImgDirection GPSImgDirectionRef GPSLatitude GPSLatitudeRef GPSLongitude GPSLongitudeRef GPSMeasureMode
+    GPSProcessingMethod GPSSpeed GPSSpeedRef GPSStatus GPSTrack GPSTrackRef GPSVersionID GantryID GeneratorID
+    GraphicAnnotationSequence HardcopyCreationDeviceID HumanPerformerOrganization IconImageSequence
+    InstanceOriginStatus InstitutionCodeSequence InstitutionName InstitutionalDepartmentName
+    InstitutionalDepartmentTypeCodeSequence InsurancePlanIdentification
+    IntendedRecipientsOfResultsIdentificationSequence InterpretationApproverSequence InterpretationID
+    InterpretationIDIssuer IssuerOfAdmissionID IssuerOfAdmissionIDSequence IssuerOfClinicalTrialProtocolID
+    IssuerOfClinicalTrialSeriesID IssuerOfClinicalTrialSiteID IssuerOfClinicalTrialSubjectID
+    IssuerOfClinicalTrialSubjectReadingID IssuerOfClinicalTrialTimePointID IssuerOfPatientID
+    IssuerOfServiceEpisodeID IssuerOfServiceEpisodeIDSequence IssuerOfTheContainerIdentifierSequence
     IssuerOfTheSpecimenIdentifierSequence LensSpecification MAC MakerNote ManufacturerDeviceClassUID
     MedicalAlerts MedicalRecordLocator MilitaryRank ModifiedAttributesSequence ModifiedImageDescription
     ModifyingDeviceID ModifyingSystem MultiplexGroupLabel NonconformingDataElementValue
-    NonconformingModifiedAttributesSequence Occupation OperatorIdentificationSequence
-    OrderCallbackPhoneNumber OrderEntererLocation OriginalAttributesSequence
-    OtherClinicalTrialProtocolIDsSequence OtherPatientIDs OtherPatientIDsSequence ParticipantSequence
-    PatientAddress PatientID PatientInstitutionResidence PatientInsurancePlanCodeSequence
-    PatientPrimaryLanguageCodeSequence PatientPrimaryLanguageModifierCodeSequence PatientReligiousPreference
-    PatientSex PatientSexNeutered PatientSize PatientState PatientTelephoneNumbers
-    PatientTransportArrangements PatientWeight PerformedLocation PerformedProcedureStepDescription
-    PerformedProcedureStepID PerformedStationGeographicLocationCodeSequence PerformedStationName
-    PerformedStationNameCodeSequence PerformingPhysicianIdentificationSequence
-    PersonIdentificationCodeSequence PersonTelephoneNumbers PhysiciansOfRecordIdentificationSequence
-    PhysiciansReadingStudyIdentificationSequence PlacerOrderNumberImagingServiceRequest PlateID
-    PositionAcquisitionTemplateName PreMedication PregnancyStatus PrescriptionNotesSequence ProtocolName
-    PyramidDescription PyramidLabel ROICreatorSequence ROIGenerationDescription ROIInterpreterSequence
-    ROIName ROIObservationLabel RTAccessoryDeviceSlotID RTAccessoryHolderSlotID RTPlanLabel RTPlanName
-    RTPrescriptionLabel RTToleranceSetLabel RTTreatmentApproachLabel RadiationDoseIdentificationLabel
+    NonconformingModifiedAttributesSequence Occupation OperatorIdentificationSequence OrderCallbackPhoneNumber
+    OrderEntererLocation OriginalAttributesSequence OtherClinicalTrialProtocolIDsSequence OtherPatientIDs
+    OtherPatientIDsSequence ParticipantSequence PatientAddress PatientID PatientInstitutionResidence
+    PatientInsurancePlanCodeSequence PatientPrimaryLanguageCodeSequence
+    PatientPrimaryLanguageModifierCodeSequence PatientReligiousPreference PatientSex PatientSexNeutered
+    PatientSize PatientState PatientTelephoneNumbers PatientTransportArrangements PatientWeight
+    PerformedLocation PerformedProcedureStepDescription PerformedProcedureStepID
+    PerformedStationGeographicLocationCodeSequence PerformedStationName PerformedStationNameCodeSequence
+    PerformingPhysicianIdentificationSequence PersonIdentificationCodeSequence PersonTelephoneNumbers
+    PhysiciansOfRecordIdentificationSequence PhysiciansReadingStudyIdentificationSequence
+    PlacerOrderNumberImagingServiceRequest PlateID PositionAcquisitionTemplateName PreMedication
+    PregnancyStatus PrescriptionNotesSequence PrivateInformation ProtocolName PyramidDescription PyramidLabel
+    ROICreatorSequence ROIGenerationDescription ROIInterpreterSequence ROIName ROIObservationLabel
+    RTAccessoryDeviceSlotID RTAccessoryHolderSlotID RTPlanLabel RTPlanName RTPrescriptionLabel
+    RTToleranceSetLabel RTTreatmentApproachLabel RadiationDoseIdentificationLabel
     RadiationDoseInVivoMeasurementLabel RadiationGenerationModeLabel ReasonForOmissionDescription
     ReasonForRequestedProcedureCodeSequence ReasonForStudy ReasonForTheAttributeModification
     ReasonForTheImagingServiceRequest ReasonForTheRequestedProcedure ReasonForVisitCodeSequence
@@ -88,12 +87,11 @@ _TABLE: Final = """
     ServiceEpisodeDescription ServiceEpisodeID SlideIdentifier SmokingStatus SourceIdentifier
     SourceImageSequence SourceManufacturer SourceOfPreviousValues SourceSerialNumber SpecialNeeds
     SpecimenAccessionNumber SpecimenIdentifier SpecimenPreparationSequence SpecimenShortDescription
-    StationName StructureSetLabel StructureSetName StudyDescription StudyID StudyIDIssuer
-    TelephoneNumberTrial TextString TimezoneOffsetFromUTC TopicAuthor TopicKeywords TopicTitle
-    TransducerIdentificationSequence TreatmentMachineName TreatmentPositionGroupLabel TreatmentSite
-    TreatmentSites UDISequence UserContentLabel UserContentLongLabel VerbalSourceIdentifierCodeSequenceTrial
-    VerifyingObserverIdentificationCodeSequence VerifyingObserverSequence VerifyingOrganization
-    WaveformAnnotationSequence
+    StationName StructureSetLabel StructureSetName StudyDescription StudyID StudyIDIssuer TelephoneNumberTrial
+    TextString TimezoneOffsetFromUTC TopicAuthor TopicKeywords TopicTitle TransducerIdentificationSequence
+    TreatmentMachineName TreatmentPositionGroupLabel TreatmentSite TreatmentSites UDISequence UserContentLabel
+    UserContentLongLabel VerbalSourceIdentifierCodeSequenceTrial VerifyingObserverIdentificationCodeSequence
+    VerifyingObserverSequence VerifyingOrganization WaveformAnnotationSequence
 """
 _KEYWORDS: Final = frozenset(_TABLE.split())
 
