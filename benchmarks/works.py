@@ -65,6 +65,7 @@ _ALL: Final = (
     Work("scan_cold", "scan 5,000 files, not in the page cache", "scan", Data.tree, measure="cold"),
     Work("scan_layouts", "scan 5,000 files of 2,000 layouts", "scan", Data.layouts),
     Work("scan_fewer", "scan 1,000 files of 400 layouts", "scan", Data.fewer_layouts),
+    Work("scan_frames", "scan an enhanced CT of 5,000 frames", "frames", Data.enhanced),
     Work("volume", "CT 300×512² → volume", "volume", Data.ct, checks.values),
     Work("tensors", "CT → (300, 3, 224, 224), antialiased", "tensors", Data.ct, checks.pictures),
     Work(

@@ -27,6 +27,8 @@ class Scale:
         Of the tree of small files: series, and files of each.
     layouts : int
         How many layouts of headers the tree of many layouts has.
+    frames : int
+        Of the enhanced CT.
     """
 
     name: str
@@ -38,9 +40,10 @@ class Scale:
     series: int
     per_series: int
     layouts: int
+    frames: int
 
 
-FULL: Final = Scale("full", 300, 512, 40, 3000, 2500, 20, 250, 2000)
+FULL: Final = Scale("full", 300, 512, 40, 3000, 2500, 20, 250, 2000, 5000)
 #: For trying out and for tests: ratios of such small work mean nothing.
-SMALL: Final = Scale("small", 12, 64, 4, 300, 250, 3, 10, 12)
+SMALL: Final = Scale("small", 12, 64, 4, 300, 250, 3, 10, 12, 20)
 SCALES: Final = {scale.name: scale for scale in (FULL, SMALL)}

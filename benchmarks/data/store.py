@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from benchmarks.data.ct import SYNTAXES, stored_slices, write_ct, write_nifti, write_tree
+from benchmarks.data.enhanced import write_enhanced
 from benchmarks.data.xray import write_xrays
 
 if TYPE_CHECKING:
@@ -78,6 +79,10 @@ class Data:
         scale = self.scale
         fifth = replace(scale, series=max(1, scale.series // 5), layouts=max(1, scale.layouts // 5))
         return self._once("fewer_layouts", lambda folder: write_tree(folder, fifth, layouts=fifth.layouts))
+
+    def enhanced(self) -> Path:
+        """Folder of the enhanced CT."""
+        return self._once("enhanced", lambda folder: write_enhanced(folder, self.scale))
 
     def nifti(self) -> Path:
         """The CT as one .nii file."""

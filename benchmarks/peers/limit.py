@@ -29,6 +29,7 @@ __all__ = [
     "codec",
     "epoch",
     "few",
+    "frames",
     "nifti",
     "plain_tensors",
     "plain_xrays",
@@ -61,6 +62,14 @@ def scan(job: Job) -> Callable[[], Any]:
     return lambda: _heads(str(job.source))
 
 
+def frames(job: Job) -> Callable[[], Any]:
+    """Read the header of the file."""
+    path = job.files[0]
+    pixels: Any = pydicom.dcmread(path).get_item("PixelData")
+    size = int(pixels.value_tell)
+    return lambda: _head(str(path), size)
+
+
 def _heads(folder: str) -> int:
     total = 0
     with os.scandir(folder) as entries:
@@ -69,10 +78,10 @@ def _heads(folder: str) -> int:
     return total
 
 
-def _head(path: str) -> bytes:
+def _head(path: str, size: int = _HEADER) -> bytes:
     handle = os.open(path, os.O_RDONLY)
     try:
-        return os.read(handle, _HEADER)
+        return os.read(handle, size)
     finally:
         os.close(handle)
 

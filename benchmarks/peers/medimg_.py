@@ -19,6 +19,7 @@ __all__ = [
     "codec",
     "epoch",
     "few",
+    "frames",
     "nifti",
     "plain_tensors",
     "plain_xrays",
@@ -34,6 +35,9 @@ __all__ = [
 def scan(job: Job) -> Callable[[], Any]:
     """A tree into an index of series."""
     return lambda: medimg.scan(job.source, progress=False)
+
+
+frames = scan
 
 
 def volume(job: Job) -> Callable[[], Any]:

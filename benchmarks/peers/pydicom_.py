@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from benchmarks.peers.job import Job
 
-__all__ = ["best_plugin", "codec", "hounsfield", "in_order", "scan", "series", "volume"]
+__all__ = ["best_plugin", "codec", "frames", "hounsfield", "in_order", "scan", "series", "volume"]
 
 #: What it takes to find series and to place their slices.
 TAGS: Final = [
@@ -59,6 +59,21 @@ def _scan(job: Job) -> dict[str, list[Dataset]]:
         ds = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
         groups.setdefault(ds.SeriesInstanceUID, []).append(ds)
     return groups
+
+
+def frames(job: Job) -> Callable[[], Any]:
+    """Position, time and indices of each frame of an enhanced file."""
+    return partial(_list_frames, job)
+
+
+def _list_frames(job: Job) -> list[tuple[Any, Any, Any]]:
+    ds = pydicom.dcmread(job.files[0], stop_before_pixels=True)
+    found = []
+    for groups in ds.PerFrameFunctionalGroupsSequence:
+        content = groups.FrameContentSequence[0]
+        position = groups.PlanePositionSequence[0].ImagePositionPatient
+        found.append((position, content.FrameAcquisitionDateTime, content.DimensionIndexValues))
+    return found
 
 
 def volume(job: Job) -> Callable[[], Any]:

@@ -15,7 +15,7 @@ from pydicom.sequence import Sequence
 import medimg
 from medimg.errors import DuplicateSlicesError, MedimgWarning
 from medimg.io.dicom.header import distinguishing_attributes
-from medimg.io.dicom.header.functional_groups import FrameViews
+from medimg.io.dicom.header.functional_groups import Evaluation, FrameViews
 from tests.dicom_files import make_instance, write
 from tests.sampling import sample
 
@@ -243,9 +243,9 @@ def test_every_attribute_of_a_view_is_read() -> None:
                 set_group(group, macro, content)
                 ds.PerFrameFunctionalGroupsSequence = Sequence([group])
             view = FrameViews(content if macro is None else ds, 1)[0]
-            attributes = distinguishing_attributes.get_series_attributes(view)
+            attributes = distinguishing_attributes.get_series_attributes(Evaluation(view))
             if keyword not in SERIES_KEYWORDS:
-                attributes = distinguishing_attributes.get_temporal_attributes(view)
+                attributes = distinguishing_attributes.get_temporal_attributes(Evaluation(view))
             found.append(attributes)
         assert found[0] != found[1], keyword
 

@@ -7,9 +7,8 @@ The tables are in the order in which attributes are tried; docs/reading.rst list
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 
 from medimg.io.dicom.header.attributes import (
@@ -35,6 +34,8 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
 
+    from medimg.io.dicom.header.functional_groups import Evaluation
+
 __all__ = [
     "DISTINGUISHING_TAGS",
     "NAMED_BY_VALUE",
@@ -44,7 +45,6 @@ __all__ = [
     "UNPRINTABLE",
     "FrameAttribute",
     "FrameAttributes",
-    "Known",
     "get_image_type",
     "get_series_attributes",
     "get_temporal_attributes",
@@ -359,18 +359,14 @@ DISTINGUISHING_TAGS: Final[list[str | int]] = [
 ]
 
 
-#: What was found for one attribute, by the bytes of the elements that it reads: most are equal in all frames.
-Known: TypeAlias = "dict[Hashable, Hashable]"
+def get_series_attributes(evaluate: Evaluation) -> FrameAttributes:
+    """Return attributes whose difference puts images into different series."""
+    return _get_attributes(evaluate, "series")
 
 
-def get_series_attributes(view: Dataset, known: Known | None = None) -> FrameAttributes:
-    """Return attributes whose difference puts images into different series; `known` is of the same file."""
-    return _get_attributes(view, _SERIES_TABLE, _SERIES_ROWS, known)
-
-
-def get_temporal_attributes(view: Dataset, known: Known | None = None) -> FrameAttributes:
+def get_temporal_attributes(evaluate: Evaluation) -> FrameAttributes:
     """Return attributes that distinguish repetitions within a series, the most specific first."""
-    return _get_attributes(view, _TEMPORAL_TABLE, _TEMPORAL_ROWS, known)
+    return _get_attributes(evaluate, "temporal")
 
 
 def _index_tags(table: tuple[_Attribute, ...]) -> dict[int, frozenset[int]]:
@@ -383,49 +379,26 @@ def _index_tags(table: tuple[_Attribute, ...]) -> dict[int, frozenset[int]]:
     return {tag: frozenset(numbers) for tag, numbers in rows.items()}
 
 
-_SERIES_ROWS: Final = _index_tags(_SERIES_TABLE)
-_TEMPORAL_ROWS: Final = _index_tags(_TEMPORAL_TABLE)
-
-
-#: Functions that read no other elements than those of their keywords.
-_SELF_CONTAINED: Final = frozenset(
-    {
-        *(_get_number, _get_numbers, _get_integer, _get_integers, _get_code, _get_text, _get_texts),
-        *(_get_coded, _get_within, _get_b_matrix, _get_quantity, _get_thickness),
-    }
-)
-_TAGS: Final = {
-    attribute.name: tuple(int(Tag(keyword)) for keyword in attribute.keywords)
-    for attribute in (*_SERIES_TABLE, *_TEMPORAL_TABLE)
+#: Attributes by the kind of distinction, with their numbers by tag.
+_TABLES: Final = {
+    "series": (_SERIES_TABLE, _index_tags(_SERIES_TABLE)),
+    "temporal": (_TEMPORAL_TABLE, _index_tags(_TEMPORAL_TABLE)),
 }
 
 
-def _get_attributes(
-    view: Dataset, table: tuple[_Attribute, ...], rows: dict[int, frozenset[int]], known: Known | None
-) -> FrameAttributes:
+def _list_present(view: Dataset, kind: str) -> list[int]:
+    """Return the numbers of the attributes that read a tag which is present."""
+    rows = _TABLES[kind][1]
+    return sorted(rows[0].union(*[rows[tag] for tag in view.keys() & rows.keys()]))
+
+
+def _get_attribute(view: Dataset, kind: str, number: int) -> FrameAttribute | None:
+    attribute = _TABLES[kind][0][number]
+    value = attribute.get(view, attribute.keywords)
+    return None if value is None else FrameAttribute(attribute.name, value)
+
+
+def _get_attributes(evaluate: Evaluation, kind: str) -> FrameAttributes:
     """Return the attributes of a view; as few have a tag that is present, only these are looked at."""
-    present = rows[0].union(*[rows[tag] for tag in view.keys() & rows.keys()])
-    chosen = [table[number] for number in sorted(present)]
-    if known is None:
-        found = [(attribute.name, attribute.get(view, attribute.keywords)) for attribute in chosen]
-    else:
-        elements = dict(view.items())
-        found = [(attribute.name, _get_once(view, elements, attribute, known)) for attribute in chosen]
-    return tuple([FrameAttribute(name, value) for name, value in found if value is not None])
-
-
-def _get_once(view: Dataset, elements: dict[Any, Any], attribute: _Attribute, known: Known) -> Hashable:
-    """Return an attribute, looked up if one was found in equal bytes."""
-    if attribute.get not in _SELF_CONTAINED:
-        return attribute.get(view, attribute.keywords)
-    key: list[Hashable] = [attribute.name]
-    for tag in _TAGS[attribute.name]:
-        element = elements.get(tag)
-        if element is not None:
-            if not isinstance(element, RawDataElement):
-                return attribute.get(view, attribute.keywords)
-            key += (tag, element.VR, element.value)
-    whole = tuple(key)
-    if whole not in known:
-        known[whole] = attribute.get(view, attribute.keywords)
-    return known[whole]
+    found = [evaluate(_get_attribute, kind, number) for number in evaluate(_list_present, kind)]
+    return tuple([attribute for attribute in found if attribute is not None])

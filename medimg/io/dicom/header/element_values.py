@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from pydicom.datadict import dictionary_VR
@@ -31,6 +32,7 @@ __all__ = [
     "InvalidValueError",
     "collect_findings",
     "find_tag",
+    "intern_tag",
     "is_blank",
     "is_padding",
     "note_finding",
@@ -50,8 +52,21 @@ _MAX_DIGITS: Final = 1024
 _TEXT_VRS: Final = frozenset(
     ["AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"]
 )
-_NUMBER_VRS: Final = frozenset(["FD", "FL", "SL", "SS", "SV", "UL", "US", "UV"])
+#: Letter of struct for each VR of numbers.
+_LETTERS: Final = {
+    "FD": "d",
+    "FL": "f",
+    "SL": "i",
+    "SS": "h",
+    "SV": "q",
+    "UL": "I",
+    "US": "H",
+    "UV": "Q",
+}
+_NUMBER_VRS: Final = frozenset(_LETTERS)
 _BYTE_VRS: Final = frozenset(["OB", "OD", "OF", "OL", "OV", "OW", "UN"])
+_BINARY_VRS: Final = _NUMBER_VRS | _BYTE_VRS
+_PLAIN_TEXT_VRS: Final = _TEXT_VRS - {"DS", "IS"}
 _UNPRINTABLE: Final = re.compile(rb"[\x00-\x1f\x7f]")
 _PADDING: Final = " \0"
 
@@ -81,10 +96,14 @@ def note_finding(text: str) -> None:
         found[text] = None
 
 
+#: Returns one object for a tag, as pydicom's tags that are not identical are compared slowly.
+intern_tag: Final = lru_cache(2**14)(BaseTag)
+
+
 @cache
 def find_tag(keyword: str | int) -> BaseTag:
     """Return the tag of a keyword or number; cached, as pydicom's lookup is slow."""
-    return Tag(keyword)
+    return intern_tag(int(Tag(keyword)))
 
 
 @cache
@@ -174,15 +193,20 @@ def _read_raw(dataset: Dataset, element: RawDataElement) -> Values:
         stated = expected or stated
     if is_padding(data) and (stated in _TEXT_VRS or expected in _TEXT_VRS):
         return []
-    is_text = stated in _TEXT_VRS or (stated in _NUMBER_VRS | _BYTE_VRS and expected in _TEXT_VRS)
+    is_text = stated in _TEXT_VRS or (stated in _BINARY_VRS and expected in _TEXT_VRS)
     if is_text and data.isascii() and b"\x1b" not in data:
         text = data.decode("ascii").strip(_PADDING)
         if stated in _TEXT_VRS or _is_sound(text, expected):
             return [part.strip(_PADDING) for part in text.split("\\")]
     if stated in _BYTE_VRS and expected in _NUMBER_VRS:
         return _convert_value(convert_raw_data_element(element._replace(VR=expected)).value)
-    if stated in _NUMBER_VRS and expected in _TEXT_VRS - {"DS", "IS"}:
+    if stated in _NUMBER_VRS and expected in _PLAIN_TEXT_VRS:
         raise InvalidValueError
+    if stated in _NUMBER_VRS and element.is_little_endian:
+        letter = _LETTERS[stated]
+        count, odd = divmod(len(data), struct.calcsize(letter))
+        if count and not odd:
+            return [float(number) for number in struct.unpack(f"<{count}{letter}", data)]
     return _convert_value(dataset[element.tag].value)
 
 

@@ -8,29 +8,45 @@ of the shared groups, overlaid by those of its own groups.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar, cast
 
+from pydicom.charset import default_encoding
 from pydicom.datadict import keyword_for_tag
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.tag import BaseTag, Tag
+from pydicom.tag import BaseTag
 
 from medimg.errors import DecodeError
 from medimg.io.dicom.header.attributes import parse_items
+from medimg.io.dicom.header.element_values import find_tag, intern_tag
+from medimg.io.dicom.header.elements import (
+    ItemElement,
+    UnusualHeaderError,
+    build_raw_elements,
+    locate_items,
+)
 from medimg.io.dicom.header.image_pixel import describe_frame_count
 from medimg.io.dicom.header.private_tags import is_no_sequence, to_items
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["FrameViews"]
+__all__ = ["Evaluation", "FrameViews"]
+
+#: Elements of the item of a frame.
+_Group: TypeAlias = "tuple[ItemElement, ...]"
+
+T = TypeVar("T")
+P = ParamSpec("P")
 
 #: Elements of a dataset, parsed or raw.
 _Elements: TypeAlias = "dict[BaseTag, Any]"
 
 #: Functional groups whose attributes have the same meaning in a classic instance: those of PS3.3 C.7.6.16.2
 #: and of the modules of each modality, except what describes pixels in other ways or refers to other images.
-_MACROS: Final = tuple(
-    Tag(keyword)
+_MACROS: Final = frozenset(
+    find_tag(keyword)
     for keyword in (
         "CTAcquisitionDetailsSequence",
         "CTAcquisitionTypeSequence",
@@ -88,7 +104,7 @@ _MACROS: Final = tuple(
 )
 #: Groups whose item a frame has exactly once, as a second one would place or scale it otherwise.
 _SINGLE: Final = frozenset(
-    Tag(keyword)
+    find_tag(keyword)
     for keyword in (
         "PixelMeasuresSequence",
         "PixelValueTransformationSequence",
@@ -99,14 +115,22 @@ _SINGLE: Final = frozenset(
 #: Private sequences that repeat private attributes of classic files for each frame: Siemens and Philips.
 _PRIVATE_GROUPS: Final = frozenset({0x0021, 0x2005})
 _LAST_CREATOR: Final = 0xFF
+#: Set in the tag of a private element.
+_ODD: Final = 0x10000
 #: Attributes without a group in a converted classic file, such as the echo time (PS3.3 C.7.6.16.2.24).
 _UNASSIGNED: Final = (
-    Tag("UnassignedSharedConvertedAttributesSequence"),
-    Tag("UnassignedPerFrameConvertedAttributesSequence"),
+    find_tag("UnassignedSharedConvertedAttributesSequence"),
+    find_tag("UnassignedPerFrameConvertedAttributesSequence"),
 )
-_KEPT_WHOLE: Final = (Tag("RealWorldValueMappingSequence"), Tag("PixelValueTransformationSequence"))
+_KEPT_WHOLE: Final = frozenset(
+    map(find_tag, ("RealWorldValueMappingSequence", "PixelValueTransformationSequence"))
+)
+_ONLY_WHOLE: Final = _KEPT_WHOLE - _MACROS
+#: Public groups that are part of a view.
+_PUBLIC: Final = _MACROS | _KEPT_WHOLE
+_PER_FRAME: Final = find_tag("PerFrameFunctionalGroupsSequence")
 _EXCLUDED: Final = frozenset(
-    Tag(keyword)
+    find_tag(keyword)
     for keyword in (
         "PerFrameFunctionalGroupsSequence",
         "SharedFunctionalGroupsSequence",
@@ -119,31 +143,136 @@ _EXCLUDED: Final = frozenset(
 )
 
 
+class Evaluation:
+    """Calls functions of a view."""
+
+    def __init__(self, view: Dataset) -> None:
+        self._view = view
+
+    def __call__(
+        self, function: Callable[Concatenate[Dataset, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Return the value of a function of the view and of hashable arguments."""
+        return function(self._view, *args, **kwargs)
+
+
+#: Noted in place of a tag: which elements there are, and all that they hold.
+_PRESENCE: Final = 2**32
+_ALL: Final = 2**32 + 1
+
+
+class _NotedElements(dict[BaseTag, Any]):
+    """Elements of a view that note which of them are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: set[int] = set()  # by the function that is being called
+
+    def __getitem__(self, tag: BaseTag) -> Any:
+        self.read.add(tag)
+        return super().__getitem__(tag)
+
+    def get(self, tag: BaseTag, default: Any = None) -> Any:
+        self.read.add(tag)
+        return super().get(tag, default)
+
+    def __contains__(self, tag: object) -> bool:
+        self.read.add(cast("int", tag))
+        return super().__contains__(tag)
+
+    def __iter__(self) -> Iterator[BaseTag]:
+        self.read.add(_PRESENCE)
+        return super().__iter__()
+
+    def __len__(self) -> int:
+        self.read.add(_PRESENCE)
+        return super().__len__()
+
+    def keys(self) -> Any:
+        self.read.add(_PRESENCE)
+        return super().keys()
+
+    def items(self) -> Any:
+        self.read.add(_ALL)
+        return super().items()
+
+    def values(self) -> Any:
+        self.read.add(_ALL)
+        return super().values()
+
+
+class _RepeatedEvaluation(Evaluation):
+    """Calls functions of one view after the other, again only if an element that they read has changed."""
+
+    def __init__(self, view: Dataset, elements: _NotedElements) -> None:
+        super().__init__(view)
+        self._elements = elements
+        self._values: dict[Any, tuple[Any, set[int]]] = {}  # with the tags that were read
+        self._readers: dict[int, set[Any]] = {}
+        self._calls = 0
+
+    def forget(self, changed: Iterable[int]) -> None:
+        """Forget the values of functions that read one of these tags."""
+        for tag in changed:
+            for key in self._readers.pop(tag, ()):
+                self._values.pop(key, None)
+
+    def __call__(self, function: Callable[Concatenate[Dataset, P], T], *args: P.args, **_: P.kwargs) -> T:
+        """Return the value of a function of the view and of hashable arguments."""
+        key = (function, *args)
+        found = self._values.get(key)
+        if found is None:
+            found = self._values[key] = self._call(function, *args)
+            for tag in found[1]:
+                self._readers.setdefault(tag, set()).add(key)
+        if self._calls:
+            # by the function that calls this one
+            self._elements.read |= found[1]
+        return cast("T", found[0])
+
+    def _call(self, function: Callable[..., T], *args: object) -> tuple[T, set[int]]:
+        outer, self._elements.read = self._elements.read, set()
+        self._calls += 1
+        value = function(self._view, *args)
+        self._calls -= 1
+        read, self._elements.read = self._elements.read, outer
+        return value, read
+
+
 class FrameViews:
     """Sequence of the views of all frames; raises DecodeError if functional groups are missing."""
 
     def __init__(self, dataset: Dataset, count: int) -> None:
-        self._per_frame = parse_items(dataset, "PerFrameFunctionalGroupsSequence")
-        if self._per_frame and len(self._per_frame) < count:
+        self._encoding = dataset.original_character_set or default_encoding
+        element: Any = dataset.get_item(_PER_FRAME)
+        groups: list[_Group] | list[Dataset] = _locate_raw(element)
+        if groups:
+            self._data: bytes = element.value
+            self._is_implicit: bool = element.is_implicit_VR
+        else:
+            groups = parse_items(dataset, "PerFrameFunctionalGroupsSequence")
+        if groups and len(groups) < count:
             raise DecodeError(
-                f"functional groups describe {len(self._per_frame)} of {count} frames; the file is damaged"
+                f"functional groups describe {len(groups)} of {count} frames; the file is damaged"
             )
-        if len(self._per_frame) > count:
+        if len(groups) > count:
             raise DecodeError(
-                f"functional groups are those of {len(self._per_frame)} frames, but "
+                f"functional groups are those of {len(groups)} frames, but "
                 f"{describe_frame_count(count)}; "
                 "correct it, or export the file again"
             )
+        self._per_frame = groups
         self._count = count
         self._file_meta = getattr(dataset, "file_meta", FileMetaDataset())
+        self._parsed: dict[int, tuple[object, _Elements]] = {}
         self._common: _Elements = {
-            tag: dataset.get_item(tag, keep_deferred=True)
+            intern_tag(int(tag)): dataset.get_item(tag, keep_deferred=True)
             for tag in _list_tags(dataset)
             if tag not in _EXCLUDED
         }
         shared = parse_items(dataset, "SharedFunctionalGroupsSequence")
         if shared:
-            _overlay_group(self._common, shared[0])
+            self._common = self._overlay(self._list_overlays(shared[0]))
         self._base = self._build_view(self._common)
 
     @property
@@ -168,9 +297,28 @@ class FrameViews:
             raise IndexError(number)
         if not self._per_frame:
             return self._base
+        return self._build_view(self._overlay(self._list_overlays(self._per_frame[number])))
+
+    def evaluate_each(self) -> Iterator[Evaluation]:
+        """Yield the evaluation of each view, to be used before the next; what is unchanged is kept."""
+        noted = _NotedElements()
+        evaluation = _RepeatedEvaluation(self._build_view(noted), noted)
+        last: _Elements = {}
+        last_overlays: list[_Elements] = []
+        for group in self._per_frame:
+            overlays = self._list_overlays(group)
+            elements = self._overlay(overlays)
+            evaluation.forget(_find_changes(last, elements, last_overlays, overlays))
+            noted.clear()
+            noted.update(elements)
+            yield evaluation
+            last, last_overlays = elements, overlays
+
+    def _overlay(self, overlays: list[_Elements]) -> _Elements:
         elements = dict(self._common)
-        _overlay_group(elements, self._per_frame[number])
-        return self._build_view(elements)
+        for overlay in overlays:
+            elements.update(overlay)
+        return elements
 
     def _build_view(self, elements: _Elements) -> Dataset:
         # elements that are assigned one by one would be parsed if private, damaged or not
@@ -178,22 +326,131 @@ class FrameViews:
         view.file_meta = self._file_meta
         return view
 
+    def _list_overlays(self, group: _Group | Dataset) -> list[_Elements]:
+        """Return the elements of each functional group of a frame, unassigned ones first."""
+        if isinstance(group, Dataset):
+            elements = _get_elements(group)
+            chosen = _choose_groups(tuple(map(int, elements)))
+            return [_parse_group(lambda: group, elements[intern_tag(tag)]) for tag in chosen]
+        by_tag = {element[0]: element for element in group}
+        creators: tuple[bytes, ...] = ()
+        if _has_private(tuple(by_tag)):
+            creators = tuple(self._data[e.value : e.end] for e in group if _is_creator(e.tag))
+        overlays = []
+        for tag in _choose_groups(tuple(by_tag)):
+            _, vr, _, start, end = by_tag[tag]
+            state = vr, self._data[start:end], creators if tag & _ODD else None
+            parsed = self._parsed.get(tag)
+            if parsed is None or parsed[0] != state:
+                parsed = self._parsed[tag] = state, self._parse_located(group, by_tag[tag])
+            overlays.append(parsed[1])
+        return overlays
+
+    def _parse_located(self, group: _Group, element: ItemElement) -> _Elements:
+        """Return the elements of a functional group whose place in the bytes is known."""
+        (raw,) = build_raw_elements(self._data, [element], implicit=self._is_implicit).values()
+        return _parse_group(partial(self._build_group, group), raw)
+
+    def _build_group(self, group: _Group) -> Dataset:
+        elements: _Elements = dict(build_raw_elements(self._data, group, implicit=self._is_implicit))
+        dataset = Dataset(elements, parent_encoding=self._encoding)
+        dataset.set_original_encoding(self._is_implicit, True, self._encoding)
+        return dataset
+
+
+def _parse_group(build_group: Callable[[], Dataset], element: Any) -> _Elements:
+    """Return the elements of a functional group of a frame, given all of its groups and this one."""
+    tag = element.tag
+    found: _Elements = {tag: element} if tag in _KEPT_WHOLE else {}
+    if tag in _ONLY_WHOLE:
+        return found
+    item = _read_item(element)
+    if item is None:
+        item = _get_elements(_parse_first_item(build_group(), tag))
+    return found | ({t: e for t, e in item.items() if t.is_private} if tag & _ODD else item)
+
+
+@lru_cache(256)
+def _choose_groups(tags: tuple[int, ...]) -> list[int]:
+    """Return the functional groups of a frame that are part of its view, in the order of precedence."""
+    unassigned = [int(tag) for tag in _UNASSIGNED if tag in tags]
+    return unassigned + [tag for tag in tags if tag in _PUBLIC or _is_private_group(tag)]
+
+
+@lru_cache(256)
+def _has_private(tags: tuple[int, ...]) -> bool:
+    return any(tag & _ODD for tag in tags)
+
+
+def _is_private_group(tag: int) -> bool:
+    return bool(tag & _ODD) and tag >> 16 in _PRIVATE_GROUPS and tag & 0xFFFF > _LAST_CREATOR
+
+
+def _is_creator(tag: int) -> bool:
+    return bool(tag & _ODD) and tag & 0xFFFF <= _LAST_CREATOR
+
+
+def _find_changes(
+    last: _Elements, elements: _Elements, last_overlays: list[_Elements], overlays: list[_Elements]
+) -> set[int]:
+    """Return the tags whose elements differ from those of the last frame, and what stands for others."""
+    if len(overlays) == len(last_overlays):
+        candidates: set[BaseTag] = set()
+        for one, other in zip(last_overlays, overlays, strict=True):
+            if one is not other:
+                candidates.update(one, other)
+    else:
+        candidates = {*last, *elements}
+    changed: set[int] = {_ALL}
+    for tag in candidates:
+        old, new = last.get(tag), elements.get(tag)
+        if old is new:
+            continue
+        if old is None or new is None:
+            changed |= {tag, _PRESENCE}
+        # value and representation; the place in the file differs
+        elif (
+            type(old) is not type(new)
+            or not isinstance(old, RawDataElement)
+            or old[1::2][:2] != new[1::2][:2]
+        ):
+            changed.add(tag)
+    return changed
+
+
+def _is_raw(element: object) -> bool:
+    return type(element) is RawDataElement
+
 
 def _list_tags(dataset: Dataset) -> list[BaseTag]:
     """Return the tags of a dataset; iterating over the dataset itself would parse every element."""
     return list(dataset.keys())
 
 
-def _overlay_group(elements: _Elements, group: Dataset) -> None:
-    for tag in _UNASSIGNED:
-        if tag in group:
-            _copy_elements(elements, _parse_first_item(group, tag), private_only=False)
-    for tag in _list_tags(group):
-        if tag in _KEPT_WHOLE:
-            elements[tag] = group.get_item(tag)
-        private = tag.group in _PRIVATE_GROUPS and tag.elem > _LAST_CREATOR
-        if private or tag in _MACROS:
-            _copy_elements(elements, _parse_first_item(group, tag), private_only=private)
+def _get_elements(dataset: Dataset) -> _Elements:
+    return {intern_tag(int(tag)): dataset.get_item(tag) for tag in _list_tags(dataset)}
+
+
+def _read_item(element: Any) -> _Elements | None:
+    """Return the only item of a sequence without parsing it; None if it is unusual."""
+    if not isinstance(element, RawDataElement) or (element.VR is None and element.tag & _ODD):
+        return None
+    items = _locate_raw(element)
+    if len(items) != 1:
+        return None
+    return build_raw_elements(element.value or b"", items[0], implicit=element.is_implicit_VR)
+
+
+def _locate_raw(element: Any) -> list[_Group]:
+    """Return the items of an unparsed sequence; none if they are unusual."""
+    if not isinstance(element, RawDataElement) or not element.value or not element.is_little_endian:
+        return []
+    if element.VR not in {"SQ", None}:
+        return []
+    try:
+        return locate_items(element.value, implicit=element.is_implicit_VR)
+    except UnusualHeaderError:
+        return []
 
 
 def _parse_first_item(group: Dataset, tag: BaseTag) -> Dataset:
@@ -211,9 +468,3 @@ def _parse_first_item(group: Dataset, tag: BaseTag) -> Dataset:
         what = f"has {len(found)} items, 1 is expected" if several else "can't be parsed"
         raise DecodeError(f"{keyword_for_tag(tag)} of a functional group {what}; the file is damaged")
     return found[0] if found else Dataset()
-
-
-def _copy_elements(elements: _Elements, source: Dataset, *, private_only: bool) -> None:
-    for tag in _list_tags(source):
-        if tag.is_private or not private_only:
-            elements[tag] = source.get_item(tag)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
@@ -21,7 +21,7 @@ from medimg.io.dicom.header.attributes import (
     quiet_pydicom,
 )
 from medimg.io.dicom.header.element_values import collect_findings, note_finding, parse_whole
-from medimg.io.dicom.header.functional_groups import FrameViews
+from medimg.io.dicom.header.functional_groups import Evaluation, FrameViews
 from medimg.io.dicom.header.image_pixel import parse_photometric
 from medimg.io.dicom.header.mosaic import MOSAIC_TAGS, Mosaic, parse_mosaic
 from medimg.io.dicom.header.open import open_header, to_tag_numbers
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
 
-    from medimg.io.dicom.header.distinguishing_attributes import FrameAttributes, Known
+    from medimg.io.dicom.header.distinguishing_attributes import FrameAttributes
     from medimg.io.dicom.header.frame_attributes import FrameOfReference
 
 __all__ = ["HEADER_TAGS", "Frame", "Instance", "read_instance"]
@@ -91,6 +91,13 @@ class FrameFacts:
     image_type: tuple[str, ...]  # Frame Type or Image Type
     series_attributes: FrameAttributes
     temporal_attributes: FrameAttributes
+
+
+#: Those from the orientation to the attributes of the series.
+_SimilarFacts: TypeAlias = (
+    "tuple[tuple[float, ...] | None, tuple[float, float] | None, str, str, float | None, float | None,"
+    " tuple[str, ...], FrameAttributes]"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +264,7 @@ def _count_frames(blob: Blob, dataset: Dataset) -> int:
 
 
 def _describe_tiles(view: Dataset, mosaic: Mosaic) -> tuple[FrameFacts, ...]:
-    whole = _describe_frame(0, view)
+    whole = _describe_frame(0, Evaluation(view))
     tiles = zip(mosaic.corners, mosaic.positions, strict=True)
     return tuple(replace(whole, corner=corner, position=position) for corner, position in tiles)
 
@@ -265,9 +272,8 @@ def _describe_tiles(view: Dataset, mosaic: Mosaic) -> tuple[FrameFacts, ...]:
 def _describe_frames(views: FrameViews) -> tuple[FrameFacts, ...]:
     count = len(views)
     if views.has_per_frame_groups:
-        known: Known = {}
-        return tuple(_describe_frame(number, view, known) for number, view in enumerate(views))
-    first = _describe_frame(0, views[0])
+        return tuple(_describe_frame(number, one) for number, one in enumerate(views.evaluate_each()))
+    first = _describe_frame(0, Evaluation(views[0]))
     return (first,) if count == 1 else tuple(_describe_by_vectors(views[0], first, count))
 
 
@@ -288,47 +294,58 @@ def _describe_by_vectors(view: Dataset, first: FrameFacts, count: int) -> Iterat
         )
 
 
-def _describe_frame(number: int, view: Dataset, known: Known | None = None) -> FrameFacts:
-    reference = frame_attributes.choose_frame_of_reference(view)
-    position = frame_attributes.parse_position(view, reference)
-    spacing = _find_spacing(view, position)
+def _describe_frame(number: int, evaluate: Evaluation) -> FrameFacts:
+    reference, position = evaluate(_find_position)
     return FrameFacts(
-        number=number,
-        corner=None,
-        position=position,
-        in_patient=reference == "Patient",
-        orientation=_find_orientation(view, reference, position),
-        pixel_spacing=spacing.lengths,
-        spacing_warning=spacing.warning,
-        spacing_remark=spacing.remark,
-        slice_spacing=frame_attributes.get_length(view, "SpacingBetweenSlices"),
-        slice_thickness=frame_attributes.get_length(view, "SliceThickness"),
-        image_type=distinguishing_attributes.get_image_type(view),
-        series_attributes=distinguishing_attributes.get_series_attributes(view, known),
-        temporal_attributes=distinguishing_attributes.get_temporal_attributes(view, known),
+        number,
+        None,
+        position,
+        reference == "Patient",
+        *evaluate(_find_similar, evaluate, reference, position is not None),
+        distinguishing_attributes.get_temporal_attributes(evaluate),
     )
+
+
+def _find_similar(
+    view: Dataset, evaluate: Evaluation, reference: FrameOfReference, is_placed: bool
+) -> _SimilarFacts:
+    """Return the facts, in their order, that most frames of a file have in common."""
+    spacing = evaluate(_find_spacing, is_placed)
+    return (
+        evaluate(_find_orientation, reference, is_placed),
+        *spacing,
+        evaluate(frame_attributes.get_length, "SpacingBetweenSlices"),
+        evaluate(frame_attributes.get_length, "SliceThickness"),
+        evaluate(distinguishing_attributes.get_image_type),
+        distinguishing_attributes.get_series_attributes(evaluate),
+    )
+
+
+def _find_position(view: Dataset) -> tuple[FrameOfReference, tuple[float, float, float] | None]:
+    reference = frame_attributes.choose_frame_of_reference(view)
+    return reference, frame_attributes.parse_position(view, reference)
 
 
 # Where an image is in the patient depends on orientation and spacing; without a position, as of an X-ray or a
 # photograph, it is read without them.
 def _find_orientation(
-    view: Dataset, reference: FrameOfReference, position: object
+    view: Dataset, reference: FrameOfReference, is_placed: bool
 ) -> tuple[float, ...] | None:
     """Return the directions of rows and columns; of a frame without a position, None if they are damaged."""
     try:
         return frame_attributes.parse_orientation(view, reference)
     except DecodeError as error:
-        if position is not None:
+        if is_placed:
             raise
         note_finding(str(error).replace("the file is damaged", "it is not used"))
         return None
 
 
-def _find_spacing(view: Dataset, position: object) -> PixelSpacing:
+def _find_spacing(view: Dataset, is_placed: bool) -> PixelSpacing:
     """Return the spacing of pixels; of a frame without a position, none with a warning if it is damaged."""
     try:
         return find_pixel_spacing(view)
     except DecodeError as error:
-        if position is not None:
+        if is_placed:
             raise
         return PixelSpacing(None, str(error).replace("the file is damaged", "1 mm is assumed"))

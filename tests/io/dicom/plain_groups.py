@@ -1,0 +1,223 @@
+"""
+The plain way of evaluating functional groups, which the fast one must equal: pydicom parses each item, and
+each frame is described by itself.
+
+It was the way of the library until many frames became fast, and is kept as it was.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from pydicom.datadict import keyword_for_tag
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.tag import BaseTag, Tag
+
+from medimg.errors import DecodeError
+from medimg.io.dicom.header.attributes import parse_items
+from medimg.io.dicom.header.functional_groups import Evaluation
+from medimg.io.dicom.header.image_pixel import describe_frame_count
+from medimg.io.dicom.header.private_tags import is_no_sequence, to_items
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["PlainFrameViews"]
+
+#: Elements of a dataset, parsed or raw.
+_Elements: TypeAlias = "dict[BaseTag, Any]"
+
+#: Functional groups whose attributes have the same meaning in a classic instance: those of PS3.3 C.7.6.16.2
+#: and of the modules of each modality, except what describes pixels in other ways or refers to other images.
+_MACROS: Final = tuple(
+    Tag(keyword)
+    for keyword in (
+        "CTAcquisitionDetailsSequence",
+        "CTAcquisitionTypeSequence",
+        "CTGeometrySequence",
+        "CTImageFrameTypeSequence",
+        "CTReconstructionSequence",
+        "CTTableDynamicsSequence",
+        "CTXRayDetailsSequence",
+        "CardiacSynchronizationSequence",
+        "ContrastBolusUsageSequence",
+        "DerivationImageSequence",
+        "FrameAnatomySequence",
+        "FrameContentSequence",
+        "FramePixelDataPropertiesSequence",
+        "FrameVOILUTSequence",
+        "ImageDataTypeSequence",
+        "IrradiationEventIdentificationSequence",
+        "MRArterialSpinLabelingSequence",
+        "MRAveragesSequence",
+        "MRDiffusionSequence",
+        "MREchoSequence",
+        "MRFOVGeometrySequence",
+        "MRImageFrameTypeSequence",
+        "MRImagingModifierSequence",
+        "MRMetaboliteMapSequence",
+        "MRModifierSequence",
+        "MRReceiveCoilSequence",
+        "MRSpectroscopyFrameTypeSequence",
+        "MRTimingAndRelatedParametersSequence",
+        "MRTransmitCoilSequence",
+        "MRVelocityEncodingSequence",
+        "MultienergyCTCharacteristicsSequence",
+        "MultienergyCTProcessingSequence",
+        "PETFrameAcquisitionSequence",
+        "PETFrameCorrectionFactorsSequence",
+        "PETFrameTypeSequence",
+        "PETReconstructionSequence",
+        "ParametricMapFrameTypeSequence",
+        "PatientPhysiologicalStateSequence",
+        "PixelMeasuresSequence",
+        "PixelValueTransformationSequence",
+        "PlaneOrientationSequence",
+        "PlaneOrientationVolumeSequence",
+        "PlanePositionSequence",
+        "PlanePositionVolumeSequence",
+        "ProjectionPixelCalibrationSequence",
+        "RadiopharmaceuticalUsageSequence",
+        "RespiratorySynchronizationSequence",
+        "SegmentIdentificationSequence",
+        "TemporalPositionSequence",
+        "USImageDescriptionSequence",
+        "XAXRFFrameCharacteristicsSequence",
+        "XRay3DFrameTypeSequence",
+    )
+)
+#: Groups whose item a frame has exactly once, as a second one would place or scale it otherwise.
+_SINGLE: Final = frozenset(
+    Tag(keyword)
+    for keyword in (
+        "PixelMeasuresSequence",
+        "PixelValueTransformationSequence",
+        "PlaneOrientationSequence",
+        "PlanePositionSequence",
+    )
+)
+#: Private sequences that repeat private attributes of classic files for each frame: Siemens and Philips.
+_PRIVATE_GROUPS: Final = frozenset({0x0021, 0x2005})
+_LAST_CREATOR: Final = 0xFF
+#: Attributes without a group in a converted classic file, such as the echo time (PS3.3 C.7.6.16.2.24).
+_UNASSIGNED: Final = (
+    Tag("UnassignedSharedConvertedAttributesSequence"),
+    Tag("UnassignedPerFrameConvertedAttributesSequence"),
+)
+_KEPT_WHOLE: Final = (Tag("RealWorldValueMappingSequence"), Tag("PixelValueTransformationSequence"))
+_EXCLUDED: Final = frozenset(
+    Tag(keyword)
+    for keyword in (
+        "PerFrameFunctionalGroupsSequence",
+        "SharedFunctionalGroupsSequence",
+        "PixelData",
+        "FloatPixelData",
+        "DoubleFloatPixelData",
+        "ExtendedOffsetTable",
+        "ExtendedOffsetTableLengths",
+    )
+)
+
+
+class PlainFrameViews:
+    """Sequence of the views of all frames; raises DecodeError if functional groups are missing."""
+
+    def __init__(self, dataset: Dataset, count: int) -> None:
+        self._per_frame = parse_items(dataset, "PerFrameFunctionalGroupsSequence")
+        if self._per_frame and len(self._per_frame) < count:
+            raise DecodeError(
+                f"functional groups describe {len(self._per_frame)} of {count} frames; the file is damaged"
+            )
+        if len(self._per_frame) > count:
+            raise DecodeError(
+                f"functional groups are those of {len(self._per_frame)} frames, but "
+                f"{describe_frame_count(count)}; "
+                "correct it, or export the file again"
+            )
+        self._count = count
+        self._file_meta = getattr(dataset, "file_meta", FileMetaDataset())
+        self._common: _Elements = {
+            tag: dataset.get_item(tag, keep_deferred=True)
+            for tag in _list_tags(dataset)
+            if tag not in _EXCLUDED
+        }
+        shared = parse_items(dataset, "SharedFunctionalGroupsSequence")
+        if shared:
+            _overlay_group(self._common, shared[0])
+        self._base = self._build_view(self._common)
+
+    @property
+    def common(self) -> Dataset:
+        """View of the attributes that all frames share."""
+        return self._base
+
+    @property
+    def has_per_frame_groups(self) -> bool:
+        """Whether frames have attributes of their own."""
+        return bool(self._per_frame)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Dataset]:
+        return (self[number] for number in range(self._count))
+
+    def __getitem__(self, number: int) -> Dataset:
+        """Return the view of frame `number`, counted from 0."""
+        if not 0 <= number < self._count:
+            raise IndexError(number)
+        if not self._per_frame:
+            return self._base
+        elements = dict(self._common)
+        _overlay_group(elements, self._per_frame[number])
+        return self._build_view(elements)
+
+    def evaluate_each(self) -> Iterator[Evaluation]:
+        """Yield the evaluation of each view."""
+        return map(Evaluation, self)
+
+    def _build_view(self, elements: _Elements) -> Dataset:
+        # elements that are assigned one by one would be parsed if private, damaged or not
+        view = Dataset(elements)
+        view.file_meta = self._file_meta
+        return view
+
+
+def _list_tags(dataset: Dataset) -> list[BaseTag]:
+    """Return the tags of a dataset; iterating over the dataset itself would parse every element."""
+    return list(dataset.keys())
+
+
+def _overlay_group(elements: _Elements, group: Dataset) -> None:
+    for tag in _UNASSIGNED:
+        if tag in group:
+            _copy_elements(elements, _parse_first_item(group, tag), private_only=False)
+    for tag in _list_tags(group):
+        if tag in _KEPT_WHOLE:
+            elements[tag] = group.get_item(tag)
+        private = tag.group in _PRIVATE_GROUPS and tag.elem > _LAST_CREATOR
+        if private or tag in _MACROS:
+            _copy_elements(elements, _parse_first_item(group, tag), private_only=private)
+
+
+def _parse_first_item(group: Dataset, tag: BaseTag) -> Dataset:
+    """Return the item of a functional group, an empty one if there is none; raise DecodeError if damaged."""
+    try:
+        damaged = is_no_sequence(group, tag)
+        value = None if damaged else group[tag].value
+        found = to_items(value)
+        damaged = damaged or (not found and bool(value))
+    # a damaged element can raise anything when it is first used
+    except Exception:
+        found, damaged = [], True
+    several = tag in _SINGLE and len(found) > 1
+    if several or (damaged and not tag.is_private):
+        what = f"has {len(found)} items, 1 is expected" if several else "can't be parsed"
+        raise DecodeError(f"{keyword_for_tag(tag)} of a functional group {what}; the file is damaged")
+    return found[0] if found else Dataset()
+
+
+def _copy_elements(elements: _Elements, source: Dataset, *, private_only: bool) -> None:
+    for tag in _list_tags(source):
+        if tag.is_private or not private_only:
+            elements[tag] = source.get_item(tag)
