@@ -119,6 +119,7 @@ class HeaderReader {
   };
 
   bool take(FileSource& source, const WantedElement& wanted, const Element& element, std::uint64_t end);
+  void pack(const Taken& taken);
   void write(Record& record);
 
   const std::vector<WantedElement>& wanted_;
@@ -179,6 +180,15 @@ bool HeaderReader::take(FileSource& source, const WantedElement& wanted, const E
   return true;
 }
 
+// Appends tag, VR, length and value to the arena, as AcquisitionElements has them.
+void HeaderReader::pack(const Taken& taken) {
+  const auto size = static_cast<std::uint32_t>(taken.value.size);
+  append(arena, &taken.element.tag, 4);
+  append(arena, taken.element.vr, 2);
+  append(arena, &size, 4);
+  append(arena, values_.data() + taken.value.start, size);
+}
+
 void HeaderReader::write(Record& record) {
   std::fill(file_values_.begin(), file_values_.end(), Span{});
   std::fill(series_values_.begin(), series_values_.end(), Span{});
@@ -187,11 +197,7 @@ void HeaderReader::write(Record& record) {
     if (!(taken.wanted->roles & kCommon)) {
       continue;
     }
-    const auto size = static_cast<std::uint32_t>(taken.value.size);
-    append(arena, &taken.element.tag, 4);
-    append(arena, taken.element.vr, 2);
-    append(arena, &size, 4);
-    append(arena, values_.data() + taken.value.start, size);
+    pack(taken);
   }
   record.common.size = arena.size() - record.common.start;
   record.acquisition.start = arena.size();
@@ -210,12 +216,7 @@ void HeaderReader::write(Record& record) {
       record.has_acquisition = false;
       continue;
     }
-    // as AcquisitionElements packs them
-    const auto size = static_cast<std::uint32_t>(taken.value.size);
-    append(arena, &taken.element.tag, 4);
-    append(arena, taken.element.vr, 2);
-    append(arena, &size, 4);
-    append(arena, values_.data() + taken.value.start, size);
+    pack(taken);
   }
   record.acquisition.size = arena.size() - record.acquisition.start;
   const auto write_values = [this](const std::vector<Span>& columns) {

@@ -74,6 +74,7 @@ class HeaderWalk {
   Status walk_meta(std::uint64_t& at, Visit&& visit);
   template <class Visit>
   Status walk_dataset(std::uint64_t at, Visit&& visit);
+  Status skip_value(const Element& element, int depth, std::uint64_t& end);
   Status walk_sequence(const Element& sequence, int depth, std::uint64_t& end);
   Status walk_item(std::uint64_t& at, int depth);
   Status read_element(std::uint64_t at, bool implicit, Element& element);
@@ -202,21 +203,28 @@ Status HeaderWalk<Source>::walk_dataset(std::uint64_t at, Visit&& visit) {
     if (++count_ > kMaxElements) {
       return Status::kUnusual;
     }
-    if (element.length == kUndefinedLength) {
-      status = walk_sequence(element, 0, at);
-      if (status != Status::kOk) {
-        return status;
-      }
-    } else if (element.length & 1) {
-      return Status::kUnusual;
-    } else {
-      at = element.value + element.length;
+    status = skip_value(element, 0, at);
+    if (status != Status::kOk) {
+      return status;
     }
     if (!visit(element, at)) {
       return Status::kUnusual;
     }
     last = element.tag;
   }
+}
+
+// Finds where an element ends: by its length, or as a sequence without one.
+template <class Source>
+Status HeaderWalk<Source>::skip_value(const Element& element, int depth, std::uint64_t& end) {
+  if (element.length == kUndefinedLength) {
+    return walk_sequence(element, depth, end);
+  }
+  if (element.length & 1) {
+    return Status::kUnusual;
+  }
+  end = element.value + element.length;
+  return Status::kOk;
 }
 
 template <class Source>
@@ -277,15 +285,9 @@ Status HeaderWalk<Source>::walk_item(std::uint64_t& at, int depth) {
     if (++count_ > kMaxElements) {
       return Status::kUnusual;
     }
-    if (element.length == kUndefinedLength) {
-      status = walk_sequence(element, depth, at);
-      if (status != Status::kOk) {
-        return status;
-      }
-    } else if (element.length & 1) {
-      return Status::kUnusual;
-    } else {
-      at = element.value + element.length;
+    status = skip_value(element, depth, at);
+    if (status != Status::kOk) {
+      return status;
     }
   }
 }

@@ -1,21 +1,30 @@
 """
 The plain way of evaluating functional groups, which the fast one must equal: pydicom parses each item, and
-each frame is described by itself.
+each frame is described by itself. Which groups and attributes count is stated once, by the library.
 
 It was the way of the library until many frames became fast, and is kept as it was.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.tag import BaseTag, Tag
+from pydicom.tag import BaseTag
 
 from medimg.errors import DecodeError
 from medimg.io.dicom.header.attributes import parse_items
-from medimg.io.dicom.header.functional_groups import Evaluation
+from medimg.io.dicom.header.functional_groups import (
+    _EXCLUDED,
+    _KEPT_WHOLE,
+    _LAST_CREATOR,
+    _MACROS,
+    _PRIVATE_GROUPS,
+    _SINGLE,
+    _UNASSIGNED,
+    Evaluation,
+)
 from medimg.io.dicom.header.image_pixel import describe_frame_count
 from medimg.io.dicom.header.private_tags import is_no_sequence, to_items
 
@@ -26,97 +35,6 @@ __all__ = ["PlainFrameViews"]
 
 #: Elements of a dataset, parsed or raw.
 _Elements: TypeAlias = "dict[BaseTag, Any]"
-
-#: Functional groups whose attributes have the same meaning in a classic instance: those of PS3.3 C.7.6.16.2
-#: and of the modules of each modality, except what describes pixels in other ways or refers to other images.
-_MACROS: Final = tuple(
-    Tag(keyword)
-    for keyword in (
-        "CTAcquisitionDetailsSequence",
-        "CTAcquisitionTypeSequence",
-        "CTGeometrySequence",
-        "CTImageFrameTypeSequence",
-        "CTReconstructionSequence",
-        "CTTableDynamicsSequence",
-        "CTXRayDetailsSequence",
-        "CardiacSynchronizationSequence",
-        "ContrastBolusUsageSequence",
-        "DerivationImageSequence",
-        "FrameAnatomySequence",
-        "FrameContentSequence",
-        "FramePixelDataPropertiesSequence",
-        "FrameVOILUTSequence",
-        "ImageDataTypeSequence",
-        "IrradiationEventIdentificationSequence",
-        "MRArterialSpinLabelingSequence",
-        "MRAveragesSequence",
-        "MRDiffusionSequence",
-        "MREchoSequence",
-        "MRFOVGeometrySequence",
-        "MRImageFrameTypeSequence",
-        "MRImagingModifierSequence",
-        "MRMetaboliteMapSequence",
-        "MRModifierSequence",
-        "MRReceiveCoilSequence",
-        "MRSpectroscopyFrameTypeSequence",
-        "MRTimingAndRelatedParametersSequence",
-        "MRTransmitCoilSequence",
-        "MRVelocityEncodingSequence",
-        "MultienergyCTCharacteristicsSequence",
-        "MultienergyCTProcessingSequence",
-        "PETFrameAcquisitionSequence",
-        "PETFrameCorrectionFactorsSequence",
-        "PETFrameTypeSequence",
-        "PETReconstructionSequence",
-        "ParametricMapFrameTypeSequence",
-        "PatientPhysiologicalStateSequence",
-        "PixelMeasuresSequence",
-        "PixelValueTransformationSequence",
-        "PlaneOrientationSequence",
-        "PlaneOrientationVolumeSequence",
-        "PlanePositionSequence",
-        "PlanePositionVolumeSequence",
-        "ProjectionPixelCalibrationSequence",
-        "RadiopharmaceuticalUsageSequence",
-        "RespiratorySynchronizationSequence",
-        "SegmentIdentificationSequence",
-        "TemporalPositionSequence",
-        "USImageDescriptionSequence",
-        "XAXRFFrameCharacteristicsSequence",
-        "XRay3DFrameTypeSequence",
-    )
-)
-#: Groups whose item a frame has exactly once, as a second one would place or scale it otherwise.
-_SINGLE: Final = frozenset(
-    Tag(keyword)
-    for keyword in (
-        "PixelMeasuresSequence",
-        "PixelValueTransformationSequence",
-        "PlaneOrientationSequence",
-        "PlanePositionSequence",
-    )
-)
-#: Private sequences that repeat private attributes of classic files for each frame: Siemens and Philips.
-_PRIVATE_GROUPS: Final = frozenset({0x0021, 0x2005})
-_LAST_CREATOR: Final = 0xFF
-#: Attributes without a group in a converted classic file, such as the echo time (PS3.3 C.7.6.16.2.24).
-_UNASSIGNED: Final = (
-    Tag("UnassignedSharedConvertedAttributesSequence"),
-    Tag("UnassignedPerFrameConvertedAttributesSequence"),
-)
-_KEPT_WHOLE: Final = (Tag("RealWorldValueMappingSequence"), Tag("PixelValueTransformationSequence"))
-_EXCLUDED: Final = frozenset(
-    Tag(keyword)
-    for keyword in (
-        "PerFrameFunctionalGroupsSequence",
-        "SharedFunctionalGroupsSequence",
-        "PixelData",
-        "FloatPixelData",
-        "DoubleFloatPixelData",
-        "ExtendedOffsetTable",
-        "ExtendedOffsetTableLengths",
-    )
-)
 
 
 class PlainFrameViews:
