@@ -18,7 +18,7 @@ ASK = "from medimg._native.library import *; print(load_library() is not None, d
 
 
 def ask(root: Path, **environment: str) -> str:
-    variables = {**os.environ, "PYTHONPATH": str(root), **environment}
+    variables = {**os.environ, "PYTHONPATH": str(root), "MEDIMG_PURE": "", **environment}
     done = subprocess.run(
         [sys.executable, "-c", ASK], cwd=root, env=variables, capture_output=True, text=True, check=True
     )
