@@ -26,7 +26,8 @@ test: $(STAMP)
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml
+# again if the compiled core has changed
+$(STAMP): pyproject.toml $(wildcard medimg/_native/src/*.cpp medimg/_native/src/*.h) medimg/_native/src/CMakeLists.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --editable ".[dev]"
 	touch $(STAMP)
