@@ -32,4 +32,4 @@ def test_the_quick_start_runs(
     exec(script + later, names)
     assert opened == [(tmp_path / "report.html").as_uri()]
     assert "auroc" in capsys.readouterr().out
-    assert medimg.load(tmp_path / "model.safetensors").classes == names["data"].classes  # type: ignore[attr-defined]
+    assert medimg.load(tmp_path / "model.safetensors").classes == names["data"].classes  # type: ignore[attr-defined]  # a dataset

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from enum import IntFlag
+from functools import cache
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import numpy as np
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["HeaderScan", "HeaderTables", "HeaderWalk", "WantedElement"]
+__all__ = ["HeaderScan", "HeaderTables", "HeaderWalk", "Role", "WantedElement"]
 
 _ENDS: Final = 2
 #: Numbers in the answer of a walk: these, and two for each run of wanted elements.
@@ -22,12 +24,22 @@ _FIXED: Final = 10
 _CAPACITY: Final = 512
 
 
+class Role(IntFlag):
+    """What a scan keeps an element for; several may hold. As in header_scan.cpp."""
+
+    COMMON = 1  # equal in all files of a class
+    FILE = 2  # a column of the table of files
+    SERIES = 4  # a column of the table of series
+    ACQUISITION = 8  # kept for tables of acquisition attributes
+    REFUSED = 16  # files that have it are left to the parser
+
+
 class WantedElement(NamedTuple):
     """An element of which a scan keeps the value, its VR in explicit files (empty: any), and what for."""
 
     tag: int
     vr: bytes
-    roles: int  # see the roles in header_scan.cpp
+    roles: Role
     column: int
 
 
@@ -86,7 +98,7 @@ class HeaderScan:
         self._library = library
         _declare(library)
         array = (_WantedElement * len(wanted))(*(_WantedElement(*e) for e in wanted))
-        self._columns = 1 + max(e.column for e in wanted if e.roles & 2)
+        self._columns = 1 + max(e.column for e in wanted if e.roles & Role.FILE)
         self._scan = library.medimg_scan_new(
             array, len(wanted), max_value, max_acquisition, " ".join(syntaxes).encode(), implicit.encode()
         )
@@ -208,7 +220,9 @@ class HeaderWalk:
         )
 
 
+@cache
 def _declare(library: ctypes.CDLL) -> None:
+    """State the types of the functions of a library, once."""
     pointer, number, size = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
     text = ctypes.c_char_p
     signatures = {

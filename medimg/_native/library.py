@@ -16,7 +16,6 @@ _INTERFACE: Final = 1
 _NAME: Final = "medimg_native.dll" if sys.platform == "win32" else "medimg_native.so"
 
 
-@cache
 def load_library() -> ctypes.CDLL | None:
     """Return the compiled library; None if it was not built, or is not wanted."""
     return _find_library()[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -135,12 +136,18 @@ def paint(
         ctypes.cast((_Target * len(flat))(*(_Target(*t) for t in flat)), ctypes.c_void_p),
         ends.ctypes.data,
     )
-    function = library.medimg_paint
-    function.restype, function.argtypes = ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int64]
-    if function(ctypes.byref(painting), threads):
+    _declare(library)
+    if library.medimg_paint(ctypes.byref(painting), threads):
         raise MemoryError
     return bool(painting.has_finite), bool(painting.has_unpadded)
 
 
 def _convert_taps(taps: Taps) -> _Taps:
     return _Taps(taps.index.ctypes.data, taps.weights.ctypes.data, taps.ends.ctypes.data, len(taps.ends) - 1)
+
+
+@cache
+def _declare(library: ctypes.CDLL) -> None:
+    """State the types of the function of a library, once."""
+    function = library.medimg_paint
+    function.restype, function.argtypes = ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int64]

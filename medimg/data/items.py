@@ -224,7 +224,7 @@ def choose_several(index: object, length: int) -> Sequence[int] | npt.NDArray[np
                 f"a slice of a dataset takes whole numbers, and no step of 0; found {index}"
             ) from None
     # tables' columns and tensors have axes, too; those of one number have none
-    return index if isinstance(index, list | range) or getattr(index, "ndim", False) else None  # type: ignore[return-value]
+    return index if isinstance(index, list | range) or getattr(index, "ndim", False) else None  # type: ignore[return-value]  # what has axes is an array
 
 
 def check_indices(indices: Sequence[int] | npt.NDArray[np.integer], length: int) -> list[int]:

@@ -110,7 +110,7 @@ class SeriesIndex(Sequence[Series]):
 
     @overload
     # a str is a sequence of str, too
-    def __getitem__(self, index: int | np.integer[Any] | str) -> Series: ...  # type: ignore[overload-overlap]
+    def __getitem__(self, index: int | np.integer[Any] | str) -> Series: ...  # type: ignore[overload-overlap]  # a str is a sequence, too
     @overload
     def __getitem__(self, index: Selection) -> SeriesIndex: ...
     def __getitem__(self, index: int | np.integer[Any] | str | Selection) -> Series | SeriesIndex:
@@ -282,7 +282,7 @@ def _check_position(index: object) -> int:
     try:
         if _is_bool(index):
             raise TypeError
-        return as_index(index)  # type: ignore[arg-type]
+        return as_index(index)  # type: ignore[arg-type]  # it refuses what is no integer
     except TypeError:
         raise also(SeriesError, TypeError)(
             f"a series can't be selected by an object of type {type(index).__name__}; expected its position "
@@ -316,7 +316,7 @@ def _to_python(selection: Any) -> Any:
 def _get_labels(selection: object) -> list[Any] | None:
     """Return the index of a pandas Series; None for anything else."""
     is_pandas = hasattr(selection, "to_numpy") and hasattr(selection, "index")
-    return list(selection.index) if is_pandas else None  # type: ignore[attr-defined]
+    return list(selection.index) if is_pandas else None  # type: ignore[attr-defined]  # of pandas
 
 
 def list_rows(index: SeriesIndex, names: Sequence[TagName], progress: Progress) -> list[dict[str, Any]]:

@@ -130,13 +130,10 @@ class SliceRenderer:
     def _paint_batch(self, library: ctypes.CDLL, volume: Volume, batch: _Batch) -> None:
         """Render the slices of a batch by the compiled painter."""
         channels = 3 if volume.is_color else len(batch.voi)
-        for c in range(channels):
-            values = self._orient(volume.array[c if volume.is_color else 0, batch.slices])
-            if values.dtype not in PAINTED_DTYPES or not values.dtype.isnative:
-                values = _to_float32(values)
-            masked = None if volume.is_color else volume.padding
-            mask = None if masked is None else self._orient(masked[0, batch.slices])
-            ramp = describe_ramp(batch.voi[c] if batch.voi else volume.white, inverted=volume.inverted)
+        for c, (stored, mask, voi) in enumerate(self._list_channels(volume, batch)):
+            is_painted = stored.dtype in PAINTED_DTYPES and stored.dtype.isnative
+            values = stored if is_painted else _to_float32(stored)
+            ramp = describe_ramp(voi, inverted=volume.inverted)
             assert ramp is not None  # it was asked for before
             targets = [
                 [
@@ -192,16 +189,12 @@ class SliceRenderer:
             fill = self._recipe.fill_value
             self._buffer = torch.full(shape, fill, dtype=torch.float32, device=self._device)
         images = self._buffer[: len(batch.targets)]
-        for c in range(channels):
-            values = self._load_slices(volume.array[c if volume.is_color else 0, batch.slices])
-            masked = None if volume.is_color else volume.padding
-            padding = None if masked is None else self._load_slices(masked[0, batch.slices])
-            voi = batch.voi[c] if batch.voi else volume.white
+        for c, (values, mask, voi) in enumerate(self._list_channels(volume, batch)):
             load = partial(
                 _load_rows,
-                values=values,
+                values=_to_tensor(values, self._device),
                 voi=voi,
-                padding=padding,
+                padding=None if mask is None else _to_tensor(mask, self._device),
                 inverted=volume.inverted,
                 content=self._content,
             )
@@ -209,8 +202,17 @@ class SliceRenderer:
         images.clamp_(0.0, 1.0)
         return compute_luma(images) if channels > self._output.images.shape[1] else images
 
-    def _load_slices(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        return _to_tensor(self._orient(array), self._device)
+    def _list_channels(
+        self, volume: Volume, batch: _Batch
+    ) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any] | None, Voi | float]]:
+        """Yield slices, padding and window of each channel; a float is the value of white."""
+        if volume.is_color:
+            for channel in volume.array[:, batch.slices]:
+                yield self._orient(channel), None, volume.white
+            return
+        padding = None if volume.padding is None else self._orient(volume.padding[0, batch.slices])
+        for voi in batch.voi:
+            yield self._orient(volume.array[0, batch.slices]), padding, voi
 
     def _orient(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return slices with the rows of the display first; the resizer flips them."""

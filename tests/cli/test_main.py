@@ -208,7 +208,7 @@ OWN = {"help", "json", "force", "verbosity", "out", "html", "title", "run", "com
 def test_names_and_defaults_are_those_of_python(command: str, functions: list[object]) -> None:
     known: dict[str, list[object]] = {}
     for function in functions:
-        for name, parameter in inspect.signature(function).parameters.items():  # type: ignore[arg-type]
+        for name, parameter in inspect.signature(function).parameters.items():  # type: ignore[arg-type]  # callable
             known.setdefault(name, []).append(parameter.default)
     own = OWN | {
         "columns",

@@ -294,4 +294,4 @@ def test_what_a_model_was_trained_on_is_refused(data: ImageDataset) -> None:
     with pytest.raises(LeakageError, match="was trained on"):
         medimg.cross_validate(model, data, fine_tune=SHORT, **FEW)
     with pytest.raises(DatasetError, match="expected an ImageDataset"):
-        medimg.cross_validate(model_of(), images(8, preprocess=SMALL), fine_tune=SHORT, **FEW)  # type: ignore[arg-type]
+        medimg.cross_validate(model_of(), images(8, preprocess=SMALL), fine_tune=SHORT, **FEW)  # type: ignore[arg-type]  # a plain dict

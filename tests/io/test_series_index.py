@@ -205,7 +205,7 @@ def test_skipped_files_as_a_table(index: medimg.SeriesIndex) -> None:
     assert "SENTINEL" not in html
     assert list(medimg.SkippedFiles().to_pandas()) == ["path", "reason"]
     # of users who build one
-    assert isinstance(medimg.SeriesIndex((), tuple(index.skipped)).skipped, medimg.SkippedFiles)  # type: ignore[arg-type]
+    assert isinstance(medimg.SeriesIndex((), tuple(index.skipped)).skipped, medimg.SkippedFiles)  # type: ignore[arg-type]  # converted
 
 
 def test_a_missing_file_is_no_missing_value(tmp_path: Path) -> None:

@@ -8,13 +8,13 @@
 #include <memory>
 #include <string>
 #include <string_view>
-#include <thread>
 #include <unordered_map>
 #include <vector>
 
 #include "api.h"
 #include "files.h"
 #include "header_walk.h"
+#include "threads.h"
 
 namespace medimg {
 
@@ -292,36 +292,16 @@ void HeaderScan::add(const char* paths, std::int64_t count, int threads) {
   }
   std::vector<Record> records(names.size());
   std::atomic<std::size_t> next{0};
-  std::atomic<bool> is_short{false};
-  const auto work = [&](int number) {
-    try {
-      constexpr std::size_t kBatch = 8;
-      HeaderReader& reader = *readers[static_cast<std::size_t>(number)];
-      for (std::size_t first = next.fetch_add(kBatch); first < names.size(); first = next.fetch_add(kBatch)) {
-        for (std::size_t n = first; n < std::min(first + kBatch, names.size()); ++n) {
-          records[n] = reader.read(names[n]);
-          records[n].arena = number;
-        }
+  run_in_threads(threads, [&](std::int64_t number) {
+    constexpr std::size_t kBatch = 8;
+    HeaderReader& reader = *readers[static_cast<std::size_t>(number)];
+    for (std::size_t first = next.fetch_add(kBatch); first < names.size(); first = next.fetch_add(kBatch)) {
+      for (std::size_t n = first; n < std::min(first + kBatch, names.size()); ++n) {
+        records[n] = reader.read(names[n]);
+        records[n].arena = static_cast<std::int32_t>(number);
       }
-    } catch (const std::exception&) {
-      is_short = true;
     }
-  };
-  std::vector<std::thread> pool;
-  for (int n = 1; n < threads; ++n) {
-    try {
-      pool.emplace_back(work, n);
-    } catch (const std::exception&) {
-      break;  // the system has no more threads
-    }
-  }
-  work(0);
-  for (std::thread& thread : pool) {
-    thread.join();
-  }
-  if (is_short) {
-    throw std::bad_alloc();
-  }
+  });
   for (const Record& record : records) {
     merge(record, readers[static_cast<std::size_t>(record.arena)]->arena);
   }

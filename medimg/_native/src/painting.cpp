@@ -9,10 +9,10 @@
 #include <cstdint>
 #include <exception>
 #include <limits>
-#include <thread>
 #include <vector>
 
 #include "api.h"
+#include "threads.h"
 
 // wider vectors where the processor has them; results are the same, as nothing is fused or reordered
 #if defined(MEDIMG_NO_VECTORS)
@@ -311,25 +311,13 @@ void paint(MedimgPainting& painting, std::int64_t threads) {
     painters.emplace_back(painting);
   }
   std::atomic<std::int64_t> next{0};
-  const auto work = [&](std::int64_t number) {
+  run_in_threads(threads, [&](std::int64_t number) {
     Painter& painter = painters[static_cast<std::size_t>(number)];
     for (std::int64_t part = next++; part < parts; part = next++) {
       const std::int64_t band = part % bands;
       painter.paint(part / bands, band * painting.height / bands, (band + 1) * painting.height / bands);
     }
-  };
-  std::vector<std::thread> pool;
-  for (std::int64_t n = 1; n < threads; ++n) {
-    try {
-      pool.emplace_back(work, n);
-    } catch (const std::exception&) {
-      break;  // the system has no more threads
-    }
-  }
-  work(0);
-  for (std::thread& thread : pool) {
-    thread.join();
-  }
+  });
   for (const Painter& painter : painters) {
     painting.has_finite |= painter.found.finite;
     painting.has_unpadded |= painter.found.unpadded;

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import BaseTag
 
@@ -21,12 +20,11 @@ from medimg.io.dicom.header.functional_groups import (
     _LAST_CREATOR,
     _MACROS,
     _PRIVATE_GROUPS,
-    _SINGLE,
     _UNASSIGNED,
     Evaluation,
+    _parse_first_item,
 )
 from medimg.io.dicom.header.image_pixel import describe_frame_count
-from medimg.io.dicom.header.private_tags import is_no_sequence, to_items
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,23 +114,6 @@ def _overlay_group(elements: _Elements, group: Dataset) -> None:
         private = tag.group in _PRIVATE_GROUPS and tag.elem > _LAST_CREATOR
         if private or tag in _MACROS:
             _copy_elements(elements, _parse_first_item(group, tag), private_only=private)
-
-
-def _parse_first_item(group: Dataset, tag: BaseTag) -> Dataset:
-    """Return the item of a functional group, an empty one if there is none; raise DecodeError if damaged."""
-    try:
-        damaged = is_no_sequence(group, tag)
-        value = None if damaged else group[tag].value
-        found = to_items(value)
-        damaged = damaged or (not found and bool(value))
-    # a damaged element can raise anything when it is first used
-    except Exception:
-        found, damaged = [], True
-    several = tag in _SINGLE and len(found) > 1
-    if several or (damaged and not tag.is_private):
-        what = f"has {len(found)} items, 1 is expected" if several else "can't be parsed"
-        raise DecodeError(f"{keyword_for_tag(tag)} of a functional group {what}; the file is damaged")
-    return found[0] if found else Dataset()
 
 
 def _copy_elements(elements: _Elements, source: Dataset, *, private_only: bool) -> None:

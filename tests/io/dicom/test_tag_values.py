@@ -148,7 +148,7 @@ def test_functional_groups_are_those_of_the_first_slice(orders: tuple[float, ...
         "RepetitionTime", "EffectiveEchoTime", "ImagePositionPatient", "FrameComments", "Modality"
     )
     assert list(found.values()) == [2000.0, 10.0, (0.0, 0.0, first), f"z {first:g}", "MR"]
-    assert len(series.tags("PerFrameFunctionalGroupsSequence").popitem()[1]) == 3  # type: ignore[arg-type]
+    assert len(series.tags("PerFrameFunctionalGroupsSequence").popitem()[1]) == 3  # type: ignore[arg-type]  # a tuple
     assert "RepetitionTime" not in series.header
     assert series.header.SharedFunctionalGroupsSequence[0].MRTimingAndRelatedParametersSequence
 

@@ -16,7 +16,15 @@ from medimg.io.dicom.header.open import to_tag_numbers
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ACQUISITION_TAGS", "MAX_VALUE_BYTES", "NUMBERED", "NUMBERS", "TEXTS", "AcquisitionElements"]
+__all__ = [
+    "ACQUISITION_TAGS",
+    "MAX_VALUE_BYTES",
+    "NUMBERED",
+    "NUMBERS",
+    "TEXTS",
+    "AcquisitionElements",
+    "pack_element",
+]
 
 #: Attributes in words.
 TEXTS: Final = (
@@ -71,6 +79,11 @@ MAX_VALUE_BYTES: Final = 1024
 _ELEMENT: Final = struct.Struct("<I2sI")
 
 
+def pack_element(tag: int, vr: bytes, value: bytes) -> bytes:
+    """Return an element as :class:`AcquisitionElements` has it; `vr` is empty if implicit."""
+    return _ELEMENT.pack(tag, vr, len(value)) + value
+
+
 @dataclass(frozen=True, slots=True)
 class AcquisitionElements:
     """
@@ -97,7 +110,7 @@ class AcquisitionElements:
             if len(value) > MAX_VALUE_BYTES:
                 return None
             is_little_endian = raw.is_little_endian
-            parts.append(_ELEMENT.pack(tag, (raw.VR or "").encode(), len(value)) + value)
+            parts.append(pack_element(tag, (raw.VR or "").encode(), value))
         return cls(b"".join(parts), is_little_endian)
 
     def _split(self) -> Iterator[tuple[int, bytes, bytes]]:

@@ -31,6 +31,7 @@ __all__ = [
     "PIXEL_TAGS",
     "TRANSFER_SYNTAX_TAG",
     "UNDEFINED_LENGTH",
+    "WALKED_SYNTAXES",
     "Element",
     "ElementOffsets",
     "ItemElement",
@@ -46,6 +47,8 @@ __all__ = [
 RawItem: TypeAlias = "dict[BaseTag, RawDataElement]"
 
 UNDEFINED_LENGTH: Final = 0xFFFFFFFF
+#: Transfer syntaxes of the headers that are walked.
+WALKED_SYNTAXES: Final = frozenset({EXPLICIT, IMPLICIT, *SYNTAXES})
 
 _SHORT: Final = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 _LONG: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
@@ -190,7 +193,7 @@ def _find_syntax(head: bytes, elements: list[Element]) -> str:
     for tag, _, value, length, vr, _ in elements:
         if tag == TRANSFER_SYNTAX_TAG and vr == b"UI":
             found = head[value : value + length].rstrip(b"\0 ").decode("latin-1")
-            if found in (EXPLICIT, IMPLICIT) or found in SYNTAXES:
+            if found in WALKED_SYNTAXES:
                 return found
     raise UnusualHeaderError
 

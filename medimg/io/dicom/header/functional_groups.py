@@ -418,10 +418,6 @@ def _find_changes(
     return changed
 
 
-def _is_raw(element: object) -> bool:
-    return type(element) is RawDataElement
-
-
 def _list_tags(dataset: Dataset) -> list[BaseTag]:
     """Return the tags of a dataset; iterating over the dataset itself would parse every element."""
     return list(dataset.keys())

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from medimg._native.headers import HeaderWalk
 from medimg._native.library import load_library
 from medimg.io.dicom.header.elements import (
+    WALKED_SYNTAXES,
     Element,
     UnusualHeaderError,
     locate_elements,
 )
-from medimg.io.dicom.header.transfer_syntax import EXPLICIT, IMPLICIT, SYNTAXES
+from medimg.io.dicom.header.transfer_syntax import IMPLICIT
 
 if TYPE_CHECKING:
     import ctypes
@@ -59,7 +60,7 @@ class CompiledHeaderWalker:
             tags,
             _MANY_FRAMES,
             instance_uid=_INSTANCE_UID,
-            syntaxes=(EXPLICIT, IMPLICIT, *SYNTAXES),
+            syntaxes=WALKED_SYNTAXES,
             implicit=IMPLICIT,
         )
 

@@ -7,21 +7,26 @@ Headers are walked by the compiled library, or one after the other in Python whe
 
 from __future__ import annotations
 
-import struct
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
+from functools import cache, reduce
+from operator import or_
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import numpy as np
 
-from medimg._native.headers import HeaderScan, WantedElement
+from medimg._native.headers import HeaderScan, Role, WantedElement
 from medimg._native.library import load_library
-from medimg.io.dicom.header.acquisition import ACQUISITION_TAGS, MAX_VALUE_BYTES, AcquisitionElements
-from medimg.io.dicom.header.elements import UnusualHeaderError, locate_elements
+from medimg.io.dicom.header.acquisition import (
+    ACQUISITION_TAGS,
+    MAX_VALUE_BYTES,
+    AcquisitionElements,
+    pack_element,
+)
+from medimg.io.dicom.header.elements import WALKED_SYNTAXES, UnusualHeaderError, locate_elements
 from medimg.io.dicom.header.instance import HEADER_TAGS
 from medimg.io.dicom.header.mosaic import CSA_TAGS
 from medimg.io.dicom.header.open import to_tag_numbers
-from medimg.io.dicom.header.transfer_syntax import EXPLICIT, IMPLICIT, SYNTAXES
+from medimg.io.dicom.header.transfer_syntax import IMPLICIT
 from medimg.io.dicom.scanning.series_table import FILE_ELEMENTS, SERIES_ELEMENTS, InstanceColumns
 from medimg.io.files.regular_file import read_start
 
@@ -44,8 +49,6 @@ _MAX_VALUE: Final = 2**14
 #: Bytes of a header that are read first, and at most.
 _FIRST_READ: Final = 2**13
 _MAX_HEAD: Final = 2**22
-_THREADS: Final = 16
-_ELEMENT: Final = struct.Struct("<I2sI")
 
 
 class HeaderGroup(NamedTuple):
@@ -82,7 +85,7 @@ class CompiledHeaderGroups:
             _list_wanted(),
             max_value=_MAX_VALUE,
             max_acquisition=MAX_VALUE_BYTES,
-            syntaxes=(EXPLICIT, IMPLICIT, *SYNTAXES),
+            syntaxes=WALKED_SYNTAXES,
             implicit=IMPLICIT,
         )
 
@@ -120,32 +123,27 @@ class CompiledHeaderGroups:
 
 @cache
 def _list_wanted() -> list[WantedElement]:
-    """Return what the compiled scan keeps, with the roles that it knows."""
+    """Return what the compiled scan keeps."""
     files, series = ({tag: n for n, (tag, _) in enumerate(e)} for e in (FILE_ELEMENTS, SERIES_ELEMENTS))
-    return [
-        WantedElement(
-            tag,
-            _OWN.get(tag, b""),
-            (tag in _COMMON)
-            | (tag in files) << 1
-            | (tag in series) << 2
-            | (tag in ACQUISITION_TAGS) << 3
-            | (tag in _GROUPS) << 4,
-            files.get(tag, series.get(tag, 0)),
-        )
-        for tag in sorted(_WANTED)
-    ]
-
-
-#: Tag, VR and value of each common element.
-_Common: TypeAlias = bytes
+    tags_of = {
+        Role.COMMON: _COMMON,
+        Role.FILE: files,
+        Role.SERIES: series,
+        Role.ACQUISITION: ACQUISITION_TAGS,
+        Role.REFUSED: _GROUPS,
+    }
+    wanted = []
+    for tag in sorted(_WANTED):
+        roles = reduce(or_, (role for role, tags in tags_of.items() if tag in tags))
+        wanted.append(WantedElement(tag, _OWN.get(tag, b""), roles, files.get(tag, series.get(tag, 0))))
+    return wanted
 
 
 class PlainHeaderGroups:
     """Header groups without the compiled library."""
 
     def __init__(self) -> None:
-        self._classes: dict[_Common, int] = {}
+        self._classes: dict[bytes, int] = {}  # by the common elements
         self._groups: dict[tuple[int, tuple[bytes, ...]], InstanceColumns] = {}
         self._acquisitions: dict[bytes, AcquisitionElements] = {}
         self._rest: list[int] = []
@@ -175,7 +173,7 @@ class PlainHeaderGroups:
         for tag, (vr, value) in values.items():
             if tag in _GROUPS or vr not in (_OWN.get(tag, vr), b""):
                 return False
-            packed = _ELEMENT.pack(tag, vr, len(value)) + value
+            packed = pack_element(tag, vr, value)
             if tag in _COMMON:
                 common.append(packed)
             if kept is not None and tag in ACQUISITION_TAGS:
