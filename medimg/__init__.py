@@ -34,6 +34,7 @@ _HOMES = {
     "TensorBatch": "medimg.data.read_tensors",
     "TransferClassifier": "medimg.models.classifier",
     "Volume": "medimg.core.volume",
+    "WeightsReport": "medimg.models.backbones.state_matching",
     "Window": "medimg.core.window",
     "calibrate": "medimg.training.calibrate",
     "collate": "medimg.data.dataloader",

@@ -55,6 +55,7 @@ from medimg.io.series import Series as Series
 from medimg.io.series_index import SeriesIndex as SeriesIndex
 from medimg.io.series_index import SkippedFiles as SkippedFiles
 from medimg.models.backbones.registry import register_backbone as register_backbone
+from medimg.models.backbones.state_matching import WeightsReport as WeightsReport
 from medimg.models.classifier import TransferClassifier as TransferClassifier
 from medimg.models.classifier import load as load
 from medimg.preprocessing.preprocess import Preprocess as Preprocess

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping
 
-__all__ = ["SCHEMA", "Checkpoint", "find", "read", "read_header", "refuse_unsound"]
+__all__ = ["SCHEMA", "Checkpoint", "extend_chain", "find", "read", "read_header", "refuse_unsound"]
 
 #: Version of the header. It is raised if older versions could not read the file, or would ignore something
 #: that predictions depend on. Version 1 had neither calibration nor ranges, version 2 no calibration but
@@ -88,6 +88,8 @@ class Checkpoint:
     state: Mapping[str, Tensor]
     weights_name: str | None
     weights_sha256: str | None
+    #: The initial weights, and what these were trained from in turn; see :func:`extend_chain`.
+    weights_chain: tuple[dict[str, Any], ...]
     training_summary: dict[str, Any] | None
     training_ranges: TrainingDistribution | None
     images_seen: TrainingImages | None
@@ -112,6 +114,7 @@ class Checkpoint:
             "preprocess_fingerprint": self.preprocess.fingerprint,
             "weights_name": self.weights_name,
             "weights_sha256": self.weights_sha256,
+            "weights_chain": list(self.weights_chain),
             "versions": {
                 "medimg": __version__,
                 "torch": str(torch.__version__),
@@ -210,6 +213,7 @@ def _parse(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
         state=tensors,
         weights_name=_optional_text("weights_name", header),
         weights_sha256=_optional_text("weights_sha256", header),
+        weights_chain=_parse_chain(header),
         training_summary=_parse_summary(header["training"]),
         training_ranges=None if ranges is None else TrainingDistribution.from_dict(ranges),
         images_seen=TrainingImages.from_parts(newer["images_seen"], seen)
@@ -280,6 +284,36 @@ def _parse_preprocess(value: object, stated: object) -> Preprocess:
 
 def _optional_text(name: str, header: Mapping[str, Any]) -> str | None:
     return None if header[name] is None else check_text(name, header[name], error=CheckpointError)
+
+
+def extend_chain(
+    name: str | None, sha256: str | None, earlier: Checkpoint | None
+) -> tuple[dict[str, Any], ...]:
+    """Return where initial weights come from: themselves, then what a checkpoint had started from."""
+    if name is None:
+        return ()
+    own: dict[str, Any] = {"name": name, "sha256": sha256}
+    if earlier is None:
+        return (own,)
+    own |= {
+        "model_sha256": earlier.model_sha256,
+        "classes": list(earlier.classes),
+        "train_items": (earlier.training_summary or {}).get("train_items"),
+    }
+    return (own, *earlier.weights_chain)
+
+
+def _parse_chain(header: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """Return the chain of a header; older files name the initial weights alone."""
+    if "weights_chain" not in header:
+        return extend_chain(_optional_text("weights_name", header), header["weights_sha256"], None)
+    value = header["weights_chain"]
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        raise CheckpointError(f"weights_chain must be a list of objects; found a {type(value).__name__}")
+    return tuple(
+        check_fields("weights_chain", one, ("name", "sha256"), others=True, error=CheckpointError)
+        for one in value
+    )
 
 
 def _parse_summary(value: object) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from medimg._public import set_module
-from medimg._validation import check_path
+from medimg._validation import check_number, check_path
 from medimg.errors import CheckpointError, PreprocessError, WeightsUnavailableError, also
 from medimg.models import checkpoint
 from medimg.models.backbones.architecture import (
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from medimg.core.progress import Progress
     from medimg.data.protocols import LabeledDataset
     from medimg.models._source_scores import PredictSource
+    from medimg.models.backbones.state_matching import WeightsReport
     from medimg.models.training_distribution import TrainingDistribution
     from medimg.models.training_images import TrainingImages
 
@@ -63,7 +64,11 @@ class TransferClassifier(Freezable):
     weights : str, path, WeightsEnum or None
         "DEFAULT", the name of torchvision weights, the path of a state dict (``.pth`` or ``.safetensors``; if
         its name contains its SHA-256, as torchvision's do, the hash is checked) or of a checkpoint of medimg,
-        whose backbone is taken, or None for random weights.
+        whose backbone is taken, or None for random weights. Prefixes and wrappings of training scripts
+        (MoCo, DINO, MAE, Lightning, ...) are recognized; see the user guide.
+    min_match : float
+        Least fraction of the backbone's parameters that a file must have. Below 1, the rest keeps random
+        initial values, and `weights_report` and the log name it.
     preprocess : Preprocess, optional
         Preprocessing recipe; by default that of a checkpoint, or one with the size, mean and standard
         deviation of the weights.
@@ -92,6 +97,11 @@ class TransferClassifier(Freezable):
         Name of the backbone.
     weights_name, weights_sha256 : str or None
         Name and SHA-256 of the initial weights.
+    weights_report : WeightsReport or None
+        What the initial weights contained; None without weights, and after :func:`medimg.load`.
+    weights_chain : tuple of dict
+        Where the initial weights come from: their ``name`` and ``sha256``; of a checkpoint of medimg also its
+        ``model_sha256``, ``classes`` and ``train_items``, followed by what it started from, and so on.
     training_summary : dict or None
         Settings and best epoch of the training; set by :func:`medimg.fine_tune`.
     training_ranges : TrainingDistribution or None
@@ -132,6 +142,7 @@ class TransferClassifier(Freezable):
         task: Task = "multiclass",
         pool: Pool = "none",
         accept_license: bool = False,
+        min_match: float = 1.0,
         progress: Progress = "auto",
     ) -> None:
         super().__init__()
@@ -141,6 +152,7 @@ class TransferClassifier(Freezable):
             raise also(PreprocessError, TypeError)(
                 f"preprocess must be a Preprocess or None; found a {type(preprocess).__name__}"
             )
+        share = check_number("min_match", min_match, above=0, most=1)
         source = resolve_weights(backbone, weights, accept_license=accept_license)
         # weights with a URL may have to be downloaded: the size of the images is checked before
         local = source.load(progress=progress) if source is not None and source.url is None else None
@@ -169,7 +181,10 @@ class TransferClassifier(Freezable):
         # the backbone of a checkpoint has seen its images
         seen = earlier.images_seen if earlier is not None else None
         state = loaded.state if loaded is not None else None
-        self._assemble(architecture, names, recipe, task, pool, state=state, images_seen=seen)
+        self._assemble(
+            architecture, names, recipe, task, pool, state=state, min_match=share, images_seen=seen
+        )
+        self.weights_chain = checkpoint.extend_chain(self.weights_name, self.weights_sha256, earlier)
 
     def _assemble(
         self,
@@ -180,12 +195,20 @@ class TransferClassifier(Freezable):
         pool: Pool,
         *,
         state: Any = None,
+        min_match: float = 1.0,
         images_seen: TrainingImages | None = None,
         bare: bool = False,
     ) -> None:
-        parts = architecture.build(initialize=state is None)
+        parts = architecture.build(initialize=state is None or min_match < 1)
+        self.weights_report: WeightsReport | None = None
         if state is not None:
-            load_backbone(parts, state, backbone=architecture.name, source=str(self.weights_name))
+            self.weights_report = load_backbone(
+                parts,
+                state,
+                backbone=architecture.name,
+                source=str(self.weights_name),
+                min_match=min_match,
+            )
         self.architecture = architecture
         self.classes = classes
         self.preprocess = preprocess
@@ -210,6 +233,7 @@ class TransferClassifier(Freezable):
         pool: Pool,
         weights_name: str | None = None,
         weights_sha256: str | None = None,
+        weights_chain: tuple[dict[str, Any], ...] = (),
     ) -> TransferClassifier:
         """
         Build a classifier without weights, whose parameters are loaded next.
@@ -222,6 +246,8 @@ class TransferClassifier(Freezable):
             As in the class.
         weights_name, weights_sha256 : str or None
             Name and SHA-256 of the weights from which training started.
+        weights_chain : tuple of dict
+            Where these come from.
 
         Returns
         -------
@@ -234,6 +260,7 @@ class TransferClassifier(Freezable):
         check_backbone(architecture.name)
         check_size(architecture, preprocess)
         model.weights_name, model.weights_sha256 = weights_name, weights_sha256
+        model.weights_chain = weights_chain
         model._assemble(architecture, check_classes(classes, task), preprocess, task, pool, bare=True)
         return model
 
@@ -424,6 +451,7 @@ class TransferClassifier(Freezable):
             state=self.state_dict(),
             weights_name=self.weights_name,
             weights_sha256=self.weights_sha256,
+            weights_chain=self.weights_chain,
             training_summary=self.training_summary,
             training_ranges=self.training_ranges,
             images_seen=self.images_seen,
@@ -455,6 +483,7 @@ class TransferClassifier(Freezable):
                 pool=saved.pool,
                 weights_name=saved.weights_name,
                 weights_sha256=saved.weights_sha256,
+                weights_chain=saved.weights_chain,
             )
         model.load_state_dict(saved.state_for(model.state_dict(), file), strict=True, assign=True)
         model.training_summary, model.training_ranges = saved.training_summary, saved.training_ranges

@@ -179,6 +179,7 @@ class TrainingState:
             done=self.progress.done,
             **self._describe(),
             weights=[self.inputs.model.weights_name, self.inputs.model.weights_sha256],
+            weights_chain=list(self.inputs.model.weights_chain),
             kept_statistics=list(self.kept_statistics),
             history=history,
             model=self.inputs.model.state_dict(),
@@ -196,6 +197,8 @@ class TrainingState:
         inputs.model.load_state_dict(saved.model)
         if saved.weights is not None:
             inputs.model.weights_name, inputs.model.weights_sha256 = saved.weights
+        if saved.weights_chain is not None:
+            inputs.model.weights_chain = tuple(saved.weights_chain)
         self.kept_statistics = (
             _find_kept_before(inputs) if saved.kept_statistics is None else tuple(saved.kept_statistics)
         )

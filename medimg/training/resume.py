@@ -116,6 +116,8 @@ class ResumeState:
     more: dict[str, Any] | None
     #: Name and SHA-256 of the initial weights; None in schema 1.
     weights: list[str | None] | None
+    #: Where these come from; None in files written before.
+    weights_chain: list[dict[str, Any]] | None
     #: BatchNorm layers whose statistics are kept; None in schema 1.
     kept_statistics: list[str] | None
     history: dict[str, Any]
@@ -150,6 +152,7 @@ def save(state: ResumeState, path: Path) -> None:
         "data": state.data,
         "more": state.more,
         "weights": state.weights,
+        "weights_chain": state.weights_chain,
         "kept_statistics": state.kept_statistics,
         "recorder": state.history,
     }
@@ -194,6 +197,7 @@ def load(path: Path) -> ResumeState:
         data=header["data"],
         more=header.get("more"),
         weights=header.get("weights"),
+        weights_chain=header.get("weights_chain"),
         kept_statistics=header.get("kept_statistics"),
         history=header["recorder"],
         model=select("model"),

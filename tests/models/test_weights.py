@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import hashlib
-from argparse import Namespace
 from collections import OrderedDict
+from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -315,13 +315,14 @@ def test_prefixes_and_wrappers_in_any_order(prefixes: list[str], wrappers: list[
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (lambda s: {**renamed("online.", s), **renamed("target.", s)}, "prefixes 'online.', 'target.'"),
-        (lambda s: {"student": s, "teacher": s}, "several of them \\('student', 'teacher'\\)"),
+        (
+            lambda s: {**renamed("left.", s), **renamed("right.", {n: v + 1 for n, v in s.items()})},
+            "prefixes 'left.', 'right.'",
+        ),
         (lambda s: renamed("model.", dict(list(s.items())[1:])), "1 missing \\(features.0.weight\\)"),
-        (lambda s: {"state_dict": s, "args": Namespace(lr=1)}, "argparse.Namespace"),
-        (lambda s: {"state_dict": s, "best": np.float64(0.5)}, "pickled objects .*numpy"),
+        (lambda s: {"state_dict": s, "args": Fraction(1, 2)}, "fractions.Fraction"),
         (lambda s: get_model("squeezenet1_1"), "whole pickled model .*torch.nn"),
-        (lambda s: np.zeros(3), "numpy"),
+        (lambda s: np.zeros(3), "expected a state dict"),
     ],
 )
 def test_what_does_not_load_is_named(tmp_path: Path, content: Any, message: str) -> None:

@@ -16,13 +16,14 @@ from medimg._validation import did_you_mean
 from medimg.errors import PreprocessError, TrainingError, WeightsUnavailableError, also
 from medimg.models.backbones.heads import HeadParts, split_head
 from medimg.models.backbones.registry import mark_used, registered_backbone, registered_names
-from medimg.models.backbones.weights import strip_prefix
+from medimg.models.backbones.state_matching import match_state
 from medimg.preprocessing.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torchvision.models import Weights
 
+    from medimg.models.backbones.state_matching import WeightsReport
     from medimg.models.backbones.weights import WeightsSource
 
 __all__ = [
@@ -205,8 +206,11 @@ def _vit_size(name: str, entry: Weights | None, state: dict[str, Tensor] | None,
 
 def _stated_size(name: str, state: dict[str, Tensor] | None) -> int | None:
     """Return the size of a ViT by the position embeddings in its weights; None for others."""
-    named = "encoder.pos_embedding"
-    positions = next((v for n, v in (state or {}).items() if n == named or n.endswith(f".{named}")), None)
+    named = ("encoder.pos_embedding", "pos_embed")  # torchvision's name, and timm's
+    positions = next(
+        (v for n, v in (state or {}).items() if n in named or n.endswith(tuple(f".{one}" for one in named))),
+        None,
+    )
     if not name.startswith("vit_") or positions is None or positions.ndim != 3 or positions.shape[1] < 2:
         return None
     return math.isqrt(positions.shape[1] - 1) * _patch_size(name)
@@ -222,53 +226,27 @@ _AUXILIARY: Final = ("aux1.", "aux2.", "AuxLogits.")
 _OLD_DENSENET: Final = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\.\w+)$")
 
 
-def load_backbone(parts: HeadParts, state: OrderedDict[str, Tensor], *, backbone: str, source: str) -> None:
+def load_backbone(
+    parts: HeadParts,
+    state: OrderedDict[str, Tensor],
+    *,
+    backbone: str,
+    source: str,
+    min_match: float = 1.0,
+) -> WeightsReport:
     """Load pretrained weights into a body, without those of the head; names are for messages."""
-    left_out = (f"{parts.head_name}.", *_AUXILIARY) if parts.head_name else _AUXILIARY
-    own = parts.body.state_dict()
+    heads = (f"{parts.head_name}.", *_AUXILIARY) if parts.head_name else _AUXILIARY
     renamed = OrderedDict((_OLD_DENSENET.sub(r"\1\2", name), value) for name, value in state.items())
-    found = strip_prefix(renamed, [n for n in own if not n.endswith("num_batches_tracked")], source)
-    wanted = OrderedDict((name, value) for name, value in found.items() if not name.startswith(left_out))
+    match = match_state(parts, renamed, backbone=backbone, source=source, heads=heads, min_match=min_match)
+    found = match.state
     # without versions the oldest are assumed, which MNASNet refuses
-    metadata = getattr(state, "_metadata", None) if len(found) == len(state) else None
-    wanted._metadata = metadata or {"": {"version": parts.body._version}}  # type: ignore[attr-defined]  # set by torch, and untyped
-    _check_fit(own, wanted, backbone, source)
-    parts.body.load_state_dict(wanted, strict=False)  # strictness is _check_fit's, which can name the causes
-
-
-def _check_fit(own: dict[str, Tensor], found: dict[str, Tensor], backbone: str, source: str) -> None:
-    """Refuse tensors whose names, shapes or types are not those of the network, or that are not finite."""
-    # files from before 2018 have no count of batches, which nothing here uses
-    missing = [n for n in own if n not in found and not n.endswith("num_batches_tracked")]
-    unexpected = [n for n in found if n not in own]
-    shapes = [
-        f"{n} {tuple(found[n].shape)} instead of {tuple(own[n].shape)}"
-        for n in own
-        if n in found and found[n].shape != own[n].shape
-    ]
-    dtypes = [
-        f"{n} {found[n].dtype}"
-        for n in own
-        if n in found and found[n].is_floating_point() != own[n].is_floating_point()
-    ]
-    problems = [
-        f"{len(names)} {problem} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for problem, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", shapes),
-            ("of another type", dtypes),
-        )
-        if names
-    ]
-    if problems:
-        raise WeightsUnavailableError(
-            f"the weights {source} don't fit a {backbone}: {'; '.join(problems)}; pass the backbone of "
-            "these weights, or other weights"
-        )
+    metadata = getattr(state, "_metadata", None) if match.report.is_as_saved else None
+    found._metadata = metadata or {"": {"version": parts.body._version}}  # type: ignore[attr-defined]  # set by torch, and untyped
     broken = [n for n, v in found.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
     if broken:
         raise WeightsUnavailableError(
             f"the weights {source} have values that are not finite in {', '.join(broken[:3])} (torchvision's "
             "IMAGENET1K_FEATURES, for example, have no classifier): choose other weights"
         )
+    parts.body.load_state_dict(found, strict=False)  # strictness is match_state's, which names the causes
+    return match.report

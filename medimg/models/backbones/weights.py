@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import zipfile
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -26,8 +26,6 @@ from medimg.io.files.regular_file import is_regular_file
 from medimg.models.backbones.registry import AS_BUILT, registered_backbone
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from torchvision.models import Weights
 
 __all__ = [
@@ -35,7 +33,6 @@ __all__ = [
     "WeightsChoice",
     "WeightsSource",
     "resolve_weights",
-    "strip_prefix",
     "weights_name",
 ]
 
@@ -46,17 +43,6 @@ WeightsChoice: TypeAlias = str | os.PathLike[str] | WeightsEnum | None
 _SUFFIXES: Final = (".pth", ".pt", ".bin", ".safetensors")
 # torch.hub's rule for names that end in the first digits of the SHA-256
 _HASH_IN_NAME: Final = re.compile(r"-([a-f0-9]{8,64})\.[a-z]+$")
-#: Names that training scripts give a state dict, of which the first is taken.
-_WRAPPERS: Final = (
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "net",
-    "network",
-    "backbone",
-    "encoder",
-    "module",
-)
 _DEEPEST: Final = 3  # dictionaries within dictionaries
 #: Names that torch.compile, checkpointing and FSDP put between others.
 _COMPILED: Final = re.compile(r"(?:(?<=\.)|^)_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
@@ -65,6 +51,14 @@ _START: Final = 512
 _NUMBERS: Final = (int, float, str, type(None))
 #: How torch names a class that it does not load.
 _GLOBAL: Final = re.compile(r"GLOBAL ([\w.]+)")
+#: Modules of the settings and scores that training scripts save beside weights; nothing of them is imported.
+_SETTINGS: Final = re.compile(
+    r"^(?:argparse\.Namespace|pathlib\.\w*Path|pathlib\._local\.\w*Path|numpy\.(?:dtype|ndarray)|"
+    r"numpy\.dtypes\.\w+|numpy\._?core\.multiarray\.(?:scalar|_reconstruct)|omegaconf\.[\w.]+|"
+    r"typing\.Any|collections\.defaultdict|builtins\.(?:dict|list|int|float|str)|"
+    r"(?:pytorch_)?lightning(?:\.pytorch|_fabric|\.fabric)?\.utilities\.[\w.]*AttributeDict|"
+    r"yacs\.config\.CfgNode|easydict\.EasyDict|ml_collections\.[\w.]+|addict\.addict\.Dict)$"
+)
 _RESUME_KEY: Final = b'"medimg-training"'
 #: How files start that are often taken for weights.
 _OTHERS: Final = (
@@ -263,13 +257,36 @@ def _read_state(path: Path) -> OrderedDict[str, Tensor]:
             found: Any = OrderedDict(load_file(path))
         else:
             # a path would be read by its suffix
-            with path.open("rb") as file:
+            with path.open("rb") as file, torch.serialization.safe_globals(_list_settings(path)):
                 found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make either reader raise almost any error
         raise WeightsUnavailableError(
             f"{path} can't be read as weights ({type(error).__name__}): {_explain(path, error)}"
         ) from error
     return _plain_state(found, path)
+
+
+class _Setting(dict[Any, Any]):
+    """Stands for a setting of a training script, of whatever class: it takes any value and does nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> _Setting:
+        """Accept whatever the class would have been given."""
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, _: Any) -> None:
+        """Ignore the state."""
+
+
+def _list_settings(path: Path) -> list[Any]:
+    """Return stand-ins for the classes of settings in a file, none of which is then imported."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # damaged, or of another format; reading it says so
+        return []
+    return [(_Setting, name) for name in names if _SETTINGS.match(name)]
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -311,23 +328,20 @@ def _is_plain(name: object, value: object) -> bool:
 
 
 def _plain_state(found: Any, path: Path) -> OrderedDict[str, Tensor]:
-    """Return the state dict of a file, also from inside the dictionaries of training scripts."""
+    """Return the tensors of a file by name, also from inside the dictionaries of training scripts."""
     plain = _find_states(found)
-    for wrapper in _WRAPPERS if len(plain) > 1 else ():
-        usual = [name for name in plain if name.rpartition(".")[2] == wrapper]
-        if usual:
-            plain = {name: plain[name] for name in usual}
-            break
-    if len(plain) != 1:
-        names = f" with several of them ({', '.join(map(repr, plain))})" if plain else ""
+    if not plain:
         kind = (
             f"a dictionary of {_list_keys(found)}" if isinstance(found, dict) else f"a {type(found).__name__}"
         )
         raise WeightsUnavailableError(
-            f"{path} has {kind}{names}, expected a state dict (tensors by name); save it with "
+            f"{path} has {kind}, expected a state dict (tensors by name); save it with "
             "torch.save(model.state_dict(), ...)"
         )
-    (chosen,) = plain.values()
+    if len(plain) == 1:
+        (chosen,) = plain.values()
+    else:  # the one that fits a network is found by its prefix
+        chosen = {f"{name}.{inner}": v for name, tensors in plain.items() for inner, v in tensors.items()}
     state = OrderedDict((_COMPILED.sub("", name), value) for name, value in chosen.items())
     # load_state_dict reads the versions of layers from this attribute, which is not copied
     if hasattr(chosen, "_metadata") and list(state) == list(chosen):
@@ -355,47 +369,3 @@ def _list_keys(found: dict[Any, Any]) -> str:
     """Return the first keys of a dictionary, and what they hold."""
     shown = [f"{key!r} ({type(value).__name__})" for key, value in list(found.items())[:4]]
     return f"{', '.join(shown) or 'nothing'}{', ...' if len(found) > 4 else ''}"
-
-
-def strip_prefix(
-    state: OrderedDict[str, Tensor], wanted: Collection[str], source: str
-) -> OrderedDict[str, Tensor]:
-    """
-    Return the tensors of a network without the prefix that a training script put before their names.
-
-    `wanted` are the names that the network needs. What has other prefixes, such as a momentum encoder or a
-    projector, is left out. Two networks that both fit are refused, but MoCo's encoder of queries is taken
-    before that of keys.
-    """
-    names = set(wanted)
-    if not names or all(name in state for name in names):
-        return state
-    counts = Counter(
-        ".".join(parts[:n]) + "."
-        for parts in (name.split(".") for name in state)
-        for n in range(1, len(parts))
-        if ".".join(parts[n:]) in names
-    )
-    fitting = [start for start, count in counts.items() if count == len(names)]
-    if not fitting and counts and max(counts.values()) > len(names) / 2:
-        fitting = [max(counts, key=counts.__getitem__)]  # what is amiss is said of the names without it
-    if len(fitting) > 1:
-        fitting = [
-            start for start in fitting if start.rstrip(".").rpartition(".")[2] == "encoder_q"
-        ] or fitting
-    if len(fitting) > 1:
-        raise WeightsUnavailableError(
-            f"the weights {source} have several networks that fit, under the prefixes "
-            f"{', '.join(map(repr, fitting))}: save the state dict of one of them"
-        )
-    if not fitting:
-        return state
-    (prefix,) = fitting
-    inside = OrderedDict((n.removeprefix(prefix), v) for n, v in state.items() if n.startswith(prefix))
-    get_logger().info(
-        "weights %s: the prefix %r was removed, and %d other tensors were left out",
-        source,
-        prefix,
-        len(state) - len(inside),
-    )
-    return inside
