@@ -59,6 +59,7 @@ _TIMM: Final = (
     (re.compile(r"\.mlp\.3\."), ".mlp.fc2."),
 )
 _OWN_NAMES: Final = "the network's own names"
+_NUMBERS: Final = "the names of nn.Sequential(*network.children())"
 
 
 @set_module("medimg")
@@ -174,7 +175,10 @@ def match_state(
     candidates = _find_candidates(parts, own, state, heads)
     chosen, others = _choose(candidates, state, source, partial=min_match < 1)
     missing, wrong = _list_misfits(own, chosen)
-    if chosen.share < min_match or (min_match == 1.0 and (missing or wrong or chosen.unexpected)):
+    whole = not (missing or wrong or chosen.unexpected)
+    # numbers alone don't say which child is missing
+    exact = min_match == 1.0 or chosen.naming == _NUMBERS
+    if chosen.share < min_match or (exact and not whole):
         raise WeightsUnavailableError(
             f"the weights {source} don't fit a {backbone}: "
             f"{_describe_misfit(own, state, chosen, min_match)}; pass the backbone of these "
@@ -232,8 +236,10 @@ def _describe_misfit(
     found = f"{_percent(chosen.share)} of the parameters found"
     found += f" under {chosen.prefix!r}" if chosen.prefix else ""
     found += f" by {chosen.naming}" if chosen.naming != _OWN_NAMES else ""
-    wanted = f"expected {'all' if min_match == 1 else 'at least ' + _percent(min_match)}"
-    remedy = " (min_match= accepts a part, and model.weights_report names it)" if chosen.fitting else ""
+    exact = min_match == 1 or chosen.naming == _NUMBERS
+    wanted = f"expected {'all' if exact else 'at least ' + _percent(min_match)}"
+    partial = chosen.fitting and chosen.naming != _NUMBERS
+    remedy = " (min_match= accepts a part, and model.weights_report names it)" if partial else ""
     return f"{found}, {wanted}{remedy}: {'; '.join(problems)}"
 
 
@@ -245,16 +251,15 @@ def _find_candidates(
     namings = [(_OWN_NAMES, {name: name for name in own})]
     if "encoder.pos_embedding" in own:
         namings.append(("timm's names", {name: _timm_name(name) for name in own}))
-    placed = [
-        (prefix, label, names)
+    placed: list[tuple[str, str, Mapping[str, str], tuple[str, ...]]] = [
+        (prefix, label, names, heads)
         for label, names in namings
         for prefix in _find_prefixes({names[n] for n in wanted}, state)
     ]
-    label = "the names of nn.Sequential(*network.children())"
-    placed += [(prefix, label, names) for prefix, names in _number_children(parts, own, state)]
+    placed += [(prefix, _NUMBERS, names, head) for prefix, names, head in _number_children(parts, own, state)]
     total = max(sum(own[name].numel() for name in wanted), 1)
 
-    def describe(prefix: str, naming: str, names: Mapping[str, str]) -> _Candidate:
+    def describe(prefix: str, naming: str, names: Mapping[str, str], heads: tuple[str, ...]) -> _Candidate:
         present = {n: prefix + f for n, f in names.items() if prefix + f in state}
         fitting = frozenset(n for n, f in present.items() if _fits(own[n], state[f]))
         used = set(present.values())
@@ -274,7 +279,7 @@ def _find_candidates(
     every = [describe(*one) for one in placed]
     every = [one for one in every if sum(n in one.names for n in wanted) > len(wanted) / 2]
     if not every:
-        return [describe("", _OWN_NAMES, namings[0][1])]
+        return [describe("", _OWN_NAMES, namings[0][1], heads)]
     return [_without_nested(one, every) for one in every]
 
 
@@ -319,9 +324,9 @@ def _timm_name(name: str) -> str:
 
 def _number_children(
     parts: HeadParts, own: Mapping[str, Tensor], state: Mapping[str, Tensor]
-) -> Iterator[tuple[str, dict[str, str]]]:
+) -> Iterator[tuple[str, dict[str, str], tuple[str, ...]]]:
     """
-    Yield prefixes and names of networks that were saved as a sequence of their children.
+    Yield prefixes, names and heads of networks that were saved as a sequence of their children.
 
     Numbers count the children, also those without parameters, of which a script may have left out some: the
     children with parameters are matched in order. A head may follow.
@@ -339,13 +344,9 @@ def _number_children(
     for prefix, found in numbers.items():
         if len(found) - len(children) in (0, head):
             by_child = dict(zip(children, sorted(found), strict=False))
-            yield (
-                prefix,
-                {
-                    name: ".".join([str(by_child[name.partition(".")[0]]), *name.split(".")[1:]])
-                    for name in own
-                },
-            )
+            after = tuple(f"{number}." for number in sorted(found)[len(children) :])
+            names = {n: ".".join([str(by_child[n.split(".")[0]]), *n.split(".")[1:]]) for n in own}
+            yield prefix, names, after
 
 
 def _choose(
