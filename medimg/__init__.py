@@ -65,6 +65,8 @@ _HOMES = {
     "load_split": "medimg.data.splits.split_file",
     "save_split": "medimg.data.splits.split_file",
     "to_tensor": "medimg.preprocessing.preprocess",
+    "TuneResult": "medimg.evaluation.tune",
+    "tune": "medimg.evaluation.tune",
     "from_sitk": "medimg.interop.sitk_image",
     "to_sitk": "medimg.interop.sitk_image",
     "from_nibabel": "medimg.interop.nibabel_image",

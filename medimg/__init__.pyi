@@ -33,6 +33,8 @@ from medimg.evaluation.cross_validation import cross_validate as cross_validate
 from medimg.evaluation.evaluate import evaluate as evaluate
 from medimg.evaluation.report.report import Report as Report
 from medimg.evaluation.score import score as score
+from medimg.evaluation.tune import TuneResult as TuneResult
+from medimg.evaluation.tune import tune as tune
 from medimg.features.embed import Embeddings as Embeddings
 from medimg.features.embed import embed as embed
 from medimg.interop.data_array import from_xarray as from_xarray

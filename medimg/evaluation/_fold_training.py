@@ -29,6 +29,7 @@ from medimg.training.calibrate import calibrate
 from medimg.training.class_weights import check_labels
 from medimg.training.fine_tune import FineTuneArguments, fine_tune
 from medimg.training.history import FitResult
+from medimg.training.optimization.custom import identify_parts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -276,6 +277,7 @@ class FoldTraining:
         several = adapt if isinstance(adapt, list | tuple) else [] if adapt is None else [adapt]
         settings["adapt"] = [[one.settings(), resume_file.data_digest(one.target)] for one in several]
         modalities = dataset.modalities
+        settings |= identify_parts(self.arguments)
         settings["augment"] = describe_augmentation(self.arguments.get("augment", "auto"), modalities)
         members = [
             sorted(map(str, set(part.series_uids))) for one in folds for part in one[:3] if part is not None

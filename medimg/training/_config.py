@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import InitVar, asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from medimg._validation import check_choice, check_number, check_whole_number
@@ -10,7 +10,7 @@ from medimg.errors import TrainingError
 from medimg.training.class_weights import BALANCES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 __all__ = ["MONITORS", "BatchStatistics", "FineTuneConfig", "Monitor", "Schedule"]
 
@@ -77,8 +77,10 @@ class FineTuneConfig:
     grad_slices: int | None = None
     batch_statistics: BatchStatistics = "auto"
     seed: int = 0
+    #: Values besides the built-in ones: "own" for a schedule, names of own scores for the monitor.
+    own: InitVar[Collection[str]] = ()
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, own: Collection[str]) -> None:
         for name, least in _WHOLE_NUMBERS.items():
             if not (name in _OPTIONAL and getattr(self, name) is None):
                 self._set(name, check_whole_number(name, getattr(self, name), least=least))
@@ -86,7 +88,9 @@ class FineTuneConfig:
             if not (name in _OPTIONAL and getattr(self, name) is None):
                 self._set(name, check_number(name, getattr(self, name), **bounds))
         for name, choices in _CHOICES.items():
-            check_choice(name, getattr(self, name), choices)
+            more = tuple(own) if name in ("schedule", "monitor") else ()
+            if not (more and getattr(self, name) in more):
+                check_choice(name, getattr(self, name), (*choices, *more))
         if not self.head_epochs + self.epochs:
             raise TrainingError(
                 "head_epochs and epochs are both 0, so nothing would be trained: raise one of them"

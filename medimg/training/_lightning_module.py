@@ -87,8 +87,8 @@ class FineTuneModule(pl.LightningModule):
         self._epoch_ended = False
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW and its schedule, which is stepped after every step."""
-        config, phase = self._config, self._phase
+        """Return the optimizer and its schedule, which is stepped after every step."""
+        config, phase, custom = self._config, self._phase, self._inputs.custom
         optimizer = make_optimizer(
             self.model,
             phase.lr,
@@ -96,10 +96,17 @@ class FineTuneModule(pl.LightningModule):
             layer_decay=config.layer_decay,
             weight_decay=config.weight_decay,
             others=self.terms if self._active else None,
+            factory=None if custom.optimizer is None else custom.make_optimizer,
         )
         left = phase.epochs - self._start.done
         steps = int(self.trainer.estimated_stepping_batches) * phase.epochs // left
-        schedule = make_schedule(optimizer, config.schedule, steps)
+        if custom.schedule is not None:
+            schedule = custom.make_schedule(optimizer, steps)
+        else:
+            # the momentum of an optimizer of the user's own stays as it is
+            schedule = make_schedule(
+                optimizer, config.schedule, steps, cycles_momentum=custom.optimizer is None
+            )
         if self._state.fit is not None:
             self._state.fit.restore_optimizer(optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -332,7 +339,9 @@ class FineTuneModule(pl.LightningModule):
                 f"{self._phase.lr:g}), or check for images with non-finite values. The model has the weights "
                 "of the best epoch so far, or its initial ones"
             )
-        return {"val_loss": loss, **validation_scores(labels, probabilities(logits, task), task)}
+        predicted = probabilities(logits, task)
+        scores = validation_scores(labels, predicted, task)
+        return {"val_loss": loss, **scores, **self._inputs.custom.score(labels, predicted)}
 
     def _gather(self, rows: Tensor) -> Tensor:
         """Return the rows (n, ...) of all processes."""
@@ -361,6 +370,7 @@ class FineTuneModule(pl.LightningModule):
             "adapt_loss": rest if self._active else None,
             "val_loss": None,
             **dict.fromkeys(("val_accuracy", "val_balanced_accuracy", "val_f1", "val_auroc")),
+            **dict.fromkeys(self._inputs.custom.columns),
             **self._scores,
             "lr": self._lr,
             "seconds": round(time.perf_counter() - self._started, 3),

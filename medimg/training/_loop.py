@@ -70,7 +70,7 @@ def _run_phases(state: TrainingState, trainer: TrainerConfig, *, compiled: bool)
     model, history = state.inputs.model, state.history
     device = next(model.parameters()).device
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-    phases = state.inputs.phases
+    phases = state.phases
     try:
         layout = memory_format(model, channels_last=state.inputs.channels_last, compiled=compiled)
         with trainer.running(state.inputs.config.seed), layout:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from medimg.errors import TrainingError
@@ -35,17 +36,27 @@ class Phase:
     stages: int | None = None
 
 
-def plan_phases(config: FineTuneConfig, body: nn.Module) -> tuple[Phase, ...]:
-    """Return the phases in order, each of at least one epoch; `body` is the backbone."""
+def plan_phases(
+    config: FineTuneConfig, body: nn.Module, ends: Sequence[int] = (), *, epochs: int | None = None
+) -> tuple[Phase, ...]:
+    """
+    Return the phases in order, each of at least one epoch; `body` is the backbone.
+
+    `ends` are the numbers of epochs after which the training had ended before further ones were added;
+    `epochs` by default those of the settings.
+    """
+    last = config.epochs if epochs is None else epochs
     lr, backbone_lr = config.lr, config.lr * config.backbone_lr_scale
     phases = [Phase("head", config.head_epochs, 0, lr, 0.0)]
-    done, left = config.head_epochs, config.epochs
+    done, left = config.head_epochs, (*ends, last)[0]
     if config.gradual and backbone_lr:
         # one epoch for each further stage, as long as one is left for the last phase
         for count in range(1, min(len(split_stages(body)), left)):
             phases.append(Phase("gradual", 1, done, lr, backbone_lr, count))
             done, left = done + 1, left - 1
     phases.append(Phase("full", left, done, lr, backbone_lr))
+    for before, end in pairwise((*ends, last)):
+        phases.append(Phase("full", end - before, config.head_epochs + before, lr, backbone_lr))
     return tuple(phase for phase in phases if phase.epochs)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from medimg.training.epoch_display import EpochDisplay
     from medimg.training.history import HistoryRecorder
     from medimg.training.losses import ClassificationLoss
+    from medimg.training.optimization.custom import CustomLoss, CustomParts
 
 __all__ = ["FineTuneInputs", "PhaseProgress", "TrainingState", "WeightAverage"]
 
@@ -47,13 +48,14 @@ class FineTuneInputs:
     config: FineTuneConfig
     train: LabeledDataset
     val: LabeledDataset | None
-    loss: ClassificationLoss
+    loss: ClassificationLoss | CustomLoss
     #: (n,) sampling weight of each training item; None for each item once per epoch.
     odds: Tensor | None
     augment: Callable[[Tensor, torch.Generator], Tensor] | None
     #: Whether images are also augmented while the backbone is frozen.
     augment_frozen: bool
     adaptations: tuple[Adaptation, ...]
+    custom: CustomParts
     workers: int
     pin_memory: bool
     channels_last: bool
@@ -144,8 +146,15 @@ class TrainingState:
     kept_statistics: tuple[str, ...] = ()
     #: What identifies the training, as it was at its start.
     _identity: dict[str, Any] | None = None
+    #: Numbers of epochs, without those of the head, after which it had ended before further ones were added.
+    ends: tuple[int, ...] = ()
     #: What the next fit starts from, if it continues one that was interrupted.
     fit: resume.FitState | None = None
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """Phases in order, further ones included."""
+        return plan_phases(self.inputs.config, self.inputs.model.backbone, self.ends)
 
     @property
     def evaluated_model(self) -> TransferClassifier:
@@ -181,6 +190,7 @@ class TrainingState:
             weights=[self.inputs.model.weights_name, self.inputs.model.weights_sha256],
             weights_chain=list(self.inputs.model.weights_chain),
             kept_statistics=list(self.kept_statistics),
+            ends=list(self.ends),
             history=history,
             model=self.inputs.model.state_dict(),
             best=best,
@@ -193,6 +203,12 @@ class TrainingState:
     def restore(self, path: Path) -> None:
         """Continue from a resume file; raise TrainingError if it belongs to another training."""
         inputs, saved = self.inputs, resume.load(path)
+        self.ends = tuple(saved.ends)
+        if _is_continued(inputs, saved, path):
+            self.ends = (*self.ends, saved.settings["epochs"])
+            saved = replace(saved, settings={**saved.settings, "epochs": inputs.config.epochs})
+        if self.ends:
+            self.history.add_settings(ended_before_after=list(self.ends))
         _check_same_training(inputs, self._describe(), saved, path)
         inputs.model.load_state_dict(saved.model)
         if saved.weights is not None:
@@ -218,6 +234,20 @@ def _find_kept_before(inputs: FineTuneInputs) -> tuple[str, ...]:
     if choice == "auto":
         choice = "update" if inputs.model.weights_name is None else "keep"
     return find_kept_statistics(inputs.model, choice)
+
+
+def _is_continued(inputs: FineTuneInputs, saved: resume.ResumeState, path: Path) -> bool:
+    """Whether a training that has ended goes on for further epochs; one that has not can't have them."""
+    config, before = inputs.config, saved.settings.get("epochs")
+    if not isinstance(before, int) or config.epochs <= before:
+        return False
+    planned = len(plan_phases(config, inputs.model.backbone, saved.ends, epochs=before))
+    if saved.phase < planned:
+        raise TrainingError(
+            f"epochs={config.epochs}, before {before}, but the training of {path} has not ended: resume it "
+            f"with epochs={before}, and then again with more"
+        )
+    return True
 
 
 def _check_same_training(

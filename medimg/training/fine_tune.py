@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from medimg.training.class_weights import list_class_weights, sampling_weights
 from medimg.training.epoch_display import EpochDisplay
 from medimg.training.history import HistoryRecorder
 from medimg.training.losses import make_loss
+from medimg.training.optimization.custom import OWN, CustomParts
 from medimg.training.resume import FILE, find_resume_file
 
 if TYPE_CHECKING:
@@ -50,6 +51,12 @@ if TYPE_CHECKING:
     from medimg.training.augmentation.random_scan import AugmentChoice
     from medimg.training.class_weights import Balance
     from medimg.training.history import FitResult
+    from medimg.training.optimization.custom import (
+        LossFunction,
+        MetricFunction,
+        OptimizerFactory,
+        ScheduleFactory,
+    )
 
 __all__ = ["FineTuneArguments", "fine_tune"]
 
@@ -63,16 +70,19 @@ class FineTuneArguments(TypedDict, total=False):
     backbone_lr_scale: float
     layer_decay: float
     gradual: bool
-    schedule: Schedule
+    schedule: Schedule | ScheduleFactory
+    optimizer: OptimizerFactory | None
     weight_decay: float
     batch_size: int
     accumulate: int
+    loss: LossFunction | None
     balance: Balance
     label_smoothing: float
     mixup: float
     ema: float | None
     augment: AugmentChoice
-    monitor: Monitor
+    metrics: Mapping[str, MetricFunction] | None
+    monitor: Monitor | str
     patience: int | None
     grad_slices: int | None
     batch_statistics: BatchStatistics
@@ -99,16 +109,19 @@ def fine_tune(
     backbone_lr_scale: float = 0.1,
     layer_decay: float = 0.8,
     gradual: bool = False,
-    schedule: Schedule = "one_cycle",
+    schedule: Schedule | ScheduleFactory = "one_cycle",
+    optimizer: OptimizerFactory | None = None,
     weight_decay: float = 0.01,
     batch_size: int = 32,
     accumulate: int = 1,
+    loss: LossFunction | None = None,
     balance: Balance = "loss",
     label_smoothing: float = 0.0,
     mixup: float = 0.0,
     ema: float | None = None,
     augment: AugmentChoice = "auto",
-    monitor: Monitor = "auto",
+    metrics: Mapping[str, MetricFunction] | None = None,
+    monitor: Monitor | str = "auto",
     patience: int | None = None,
     grad_slices: int | None = None,
     batch_statistics: BatchStatistics = "auto",
@@ -154,17 +167,26 @@ def fine_tune(
     gradual : bool
         Whether to unfreeze the stages one after the other from the last, one epoch each, before the whole
         backbone is trained for the rest of `epochs`.
-    schedule : {"one_cycle", "cosine", "constant"}
+    schedule : {"one_cycle", "cosine", "constant"} or callable
         Learning-rate schedule of each phase: one cycle (up for a quarter of the phase and down again,
-        momentum the other way round), a short linear warm-up and half a cosine, or constant.
+        momentum the other way round), a short linear warm-up and half a cosine, or constant. A callable takes
+        the optimizer, and the phase's number of steps if it has a parameter for that, and returns a torch
+        scheduler, which is stepped after every step.
+    optimizer : callable, optional
+        Class or function from parameter groups to a torch optimizer, such as
+        ``functools.partial(torch.optim.SGD, momentum=0.9)``. Each group has "params", "lr" and
+        "weight_decay"; the momentum stays as it is. By default AdamW.
     weight_decay : float
-        Weight decay of AdamW. It is not applied to normalization layers, biases, position embeddings and
+        Weight decay. It is not applied to normalization layers, biases, position embeddings and
         layer scales.
     batch_size : int
         Number of items per batch on each device; a bag counts as one. A last batch of a single item is left
         out of an epoch.
     accumulate : int
         Number of gradient accumulation steps.
+    loss : callable, optional
+        Loss instead of cross-entropy: a function or module of float32 logits (B, K) and labels, (B,) int64 or
+        (B, K) float32, that returns (B,), (B, K) or a mean. It needs ``balance=None`` or "sampler".
     balance : {"loss", "sampler"} or None
         Correction for class imbalance: class weights in the loss, oversampling of rare classes, or none.
     label_smoothing : float
@@ -179,9 +201,12 @@ def fine_tune(
         Augmentation. "auto": small random changes that suit the modality, without flips, in phases that train
         the backbone; see the user guide. A callable takes and returns a batch (B, 3, H, W), in all phases.
         None: no augmentation.
+    metrics : mapping, optional
+        Further scores of the validation data: functions by name of labels (n,) or (n, K) and probabilities
+        (n, K), as in scikit-learn; higher is better. They are ``val_<name>`` in the history.
     monitor : str
-        Score that selects the best epoch: "val_auroc", "val_loss", "val_accuracy", "val_balanced_accuracy" or
-        "val_f1"; "auto" as described above.
+        Score that selects the best epoch: "val_auroc", "val_loss", "val_accuracy", "val_balanced_accuracy",
+        "val_f1" or one of `metrics`; "auto" as described above.
     patience : int, optional
         Number of epochs without a better score after which a phase ends.
     grad_slices : int, optional
@@ -206,7 +231,8 @@ def fine_tune(
     resume : bool or path-like, optional
         True: continue the interrupted training of `output`; it ends with the same weights as without the
         interruption. A path: the folder of another training. Settings that change the result and the content
-        of the data must be the same.
+        of the data must be the same, but a training that has ended goes on if `epochs` is higher, from its
+        last weights, with a new schedule for the further epochs.
     output : path-like, optional
         Folder for ``best.safetensors``, ``last.safetensors``, ``history.csv`` and the resume file, all
         written after each epoch.
@@ -252,6 +278,12 @@ def fine_tune(
     The random numbers of an epoch depend only on the seed and the epoch's number, so that a resumed training
     sees the same batches.
     """
+    custom = CustomParts.make(
+        optimizer=optimizer,
+        schedule=None if isinstance(schedule, str) else schedule,
+        loss=loss,
+        metrics=metrics,
+    )
     config = FineTuneConfig(
         head_epochs=head_epochs,
         epochs=epochs,
@@ -259,7 +291,7 @@ def fine_tune(
         backbone_lr_scale=backbone_lr_scale,
         layer_decay=layer_decay,
         gradual=gradual,
-        schedule=schedule,
+        schedule=cast("Schedule", OWN if custom.schedule is not None else schedule),
         weight_decay=weight_decay,
         batch_size=batch_size,
         accumulate=accumulate,
@@ -267,15 +299,18 @@ def fine_tune(
         label_smoothing=label_smoothing,
         mixup=mixup,
         ema=ema,
-        monitor=monitor,
+        monitor=cast("Monitor", monitor),
         patience=patience,
         grad_slices=grad_slices,
         batch_statistics=batch_statistics,
         seed=seed,
+        own=(*custom.columns, *(() if custom.schedule is None else (OWN,))),
     )
+    custom.check_settings(balance=config.balance, label_smoothing=config.label_smoothing, adapts=bool(adapt))
     check_data(model, train, val)
     check_unit(config, train)
-    scores = _list_scores(val)
+    custom.check_loss(train.labels, len(model.classes), next(model.parameters()).device)
+    scores = _list_scores(val, custom)
     _check_monitored(config, val, scores)
     adaptations = _check_adaptations(adapt, model, train)
     check_phases(config, model, adaptations)
@@ -300,11 +335,13 @@ def fine_tune(
         config=config,
         train=train,
         val=val,
-        loss=make_loss(train.labels, len(model.classes), model.task, config.balance, config.label_smoothing),
+        loss=custom.loss
+        or make_loss(train.labels, len(model.classes), model.task, config.balance, config.label_smoothing),
         odds=sampling_weights(train.labels, model.task) if config.balance == "sampler" else None,
         augment=make_augmentation(augment, model.preprocess, getattr(train, "modalities", ())),
         augment_frozen=callable(augment),
         adaptations=adaptations,
+        custom=custom,
         workers=check_processes(workers),
         pin_memory=trainer.uses_gpu,
         channels_last=prefers_channels_last(model, channels_last),
@@ -313,6 +350,7 @@ def fine_tune(
         more={
             "augment": describe_augmentation(augment, getattr(train, "modalities", ())),
             **trainer.describe(),
+            **custom.identity,
         },
     )
     if trainer.is_main_process:
@@ -322,6 +360,7 @@ def fine_tune(
         check_forward(model, train, config, kept)
     summary = {
         **config.to_dict(),
+        **custom.names,
         "augment": augment if augment is None or isinstance(augment, str) else "own",
         "adapt": [one.settings() for one in adaptations],
         "train_items": len(train),
@@ -345,6 +384,10 @@ def fine_tune(
         state.restore(resume_file)
         if trainer.is_main_process:
             get_logger().info("resuming after %d epochs", len(state.history.rows))
+            if state.ends:
+                get_logger().info(
+                    "%d further epochs after %d", config.epochs - state.ends[-1], state.ends[-1]
+                )
             state.display.show_rows(state.history.rows, state.history.best_epoch)
     record_training_distribution(model, train)
     record_training_images(model, train=train, val=val, target=[one.target for one in adaptations])
@@ -376,14 +419,21 @@ def _check_monitored(config: FineTuneConfig, val: LabeledDataset | None, scores:
         )
 
 
-def _list_scores(val: LabeledDataset | None) -> set[str]:
+def _list_scores(val: LabeledDataset | None, custom: CustomParts) -> set[str]:
     """Return the names of the scores that each epoch has."""
     if val is None:
+        if custom.metrics:
+            raise TrainingError("metrics= score validation data: pass val=, or leave metrics out")
         return {"train_loss"}
     labels = np.asarray(val.labels)
     shape = (len(labels), len(val.classes))
     defined = validation_scores(labels, np.full(shape, 1.0 / len(val.classes)), val.task)
-    return {"train_loss", "val_loss", *(name for name, value in defined.items() if value is not None)}
+    return {
+        "train_loss",
+        "val_loss",
+        *custom.columns,
+        *(name for name, value in defined.items() if value is not None),
+    }
 
 
 def _check_adaptations(

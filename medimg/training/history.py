@@ -65,7 +65,7 @@ class FitResult:
         ``train_loss`` (of classification), ``adapt_loss`` (added by domain adaptation), ``val_loss``,
         ``val_accuracy``, ``val_balanced_accuracy``, ``val_f1``, ``val_auroc`` (None if undefined),
         ``monitor`` (the score that selected the best epoch), ``lr`` (of the head, in the epoch's last step)
-        and ``seconds``.
+        and ``seconds``; metrics of your own are ``val_<name>``.
     best_epoch : int
         Epoch whose weights the model has.
     monitor : str or None
@@ -91,8 +91,9 @@ class FitResult:
         """Return the history as a table with one row per epoch."""
         import pandas as pd
 
-        numbers = dict.fromkeys((n for n in COLUMNS if n not in ("epoch", "phase", "monitor")), "float64")
-        return pd.DataFrame(list(self.history), columns=list(COLUMNS)).astype(numbers)
+        columns = list(self.history[0]) if self.history else list(COLUMNS)
+        numbers = dict.fromkeys((n for n in columns if n not in ("epoch", "phase", "monitor")), "float64")
+        return pd.DataFrame(list(self.history), columns=columns).astype(numbers)
 
     def _repr_html_(self) -> str:
         columns = list_columns(self.history)
@@ -164,7 +165,8 @@ class HistoryRecorder:
         """Add a row (all columns but ``monitor``); `evaluated` is the model that has these scores."""
         source = evaluated or self._model
         monitor, score = self._score(row)
-        self.rows.append({name: {**row, "monitor": monitor}[name] for name in COLUMNS})
+        full = {**row, "monitor": monitor}
+        self.rows.append({name: full[name] for name in _list_all(full)})
         # an epoch without validation is best only as long as none was validated
         better = self.monitor is None if monitor is None else score > self._best_score
         self.early_stopping.end_epoch(better=better, validated=monitor is not None)
@@ -211,7 +213,8 @@ class HistoryRecorder:
 
     def load_state_dict(self, header: Mapping[str, Any], best: Mapping[str, Tensor]) -> None:
         """Continue from the result of :meth:`state_dict`."""
-        self.rows = [dict(row) for row in header["rows"]]
+        # JSON values are sorted by name
+        self.rows = [{name: row[name] for name in _list_all(row)} for row in header["rows"]]
         self._best_score = (float(header["best_score"][0]), float(header["best_score"][1]))
         self.best_epoch, self.monitor = header["best_epoch"], header["monitor"]
         self.early_stopping.waited, self._best_summary = header["waited"], header["summary"]
@@ -236,6 +239,10 @@ class HistoryRecorder:
             for logger in self._loggers:
                 logger.finalize(status)
 
+    def add_settings(self, **settings: Any) -> None:
+        """Add settings to the summary of checkpoints to come."""
+        self._settings |= settings
+
     def replace_best(self) -> None:
         """Take the model as it is now, after adaptation, for the best; write it."""
         self._best_state = _copy_state(self._model)
@@ -250,9 +257,13 @@ class HistoryRecorder:
         if name == "auto":
             name = "val_loss" if row["val_auroc"] is None else "val_auroc"
         if row[name] is None:
+            why = (
+                "no class has both positive and negative examples in the validation data"
+                if name in COLUMNS
+                else "the metric is not finite"
+            )
             raise TrainingError(
-                f"monitor={name!r} has no value, because no class has both positive and negative examples "
-                'in the validation data: use another split, or monitor="val_loss"'
+                f'monitor={name!r} has no value, because {why}: use another split, or monitor="val_loss"'
             )
         value = row[name]
         return name, (-value, 0.0) if name == "val_loss" else (value, -row["val_loss"])
@@ -260,6 +271,12 @@ class HistoryRecorder:
     def _summarize(self) -> dict[str, Any]:
         best = {name: value for name, value in self.rows[-1].items() if name != "seconds"}
         return {**self._settings, "epochs_run": len(self.rows), "best": best}
+
+
+def _list_all(row: Mapping[str, Any]) -> list[str]:
+    """Return the columns of a row: metrics of the user's own after those of medimg."""
+    at = COLUMNS.index("val_auroc") + 1
+    return [*COLUMNS[:at], *sorted(row.keys() - set(COLUMNS)), *COLUMNS[at:]]
 
 
 def _save_model(model: TransferClassifier, path: Path, summary: dict[str, Any] | None) -> Path:
@@ -294,8 +311,9 @@ def _copy_state(model: TransferClassifier) -> Mapping[str, Tensor]:
 
 
 def _format_csv(rows: list[dict[str, Any]]) -> str:
-    lines = [",".join(COLUMNS)]
-    lines += [",".join("" if row[name] is None else str(row[name]) for name in COLUMNS) for row in rows]
+    columns = list(rows[0])
+    lines = [",".join(columns)]
+    lines += [",".join("" if row[name] is None else str(row[name]) for name in columns) for row in rows]
     return "\n".join(lines) + "\n"
 
 

@@ -18,6 +18,7 @@ from medimg.data.cache.keys import hash_files
 from medimg.errors import CheckpointError, MedimgWarning, TrainingError, also
 from medimg.io.files.regular_file import is_folder_at, is_regular_file
 from medimg.models.safetensors_file import read_header, read_tensors, write
+from medimg.training.optimization.saved_state import UNSAVED, decode_state, encode_state, warn_unsaved
 
 if TYPE_CHECKING:
     import os
@@ -53,25 +54,42 @@ _THREADS: Final = 8
 class FitState:
     """State of one fit between two epochs: optimizer, schedule, gradient scaling, callbacks."""
 
-    #: State of each parameter, by "<number>.<name>".
+    #: State of each parameter, by "<number>.<name>": tensors, and what is none.
     optimizer: dict[str, Tensor] = field(repr=False)
+    values: dict[str, Any]
     groups: list[dict[str, Any]]
     schedule: dict[str, Any]
     precision: dict[str, Any]
     callbacks: dict[str, Any]
+    #: Classes whose state no file holds, because it has objects.
+    unsaved: list[str] = field(default_factory=list)
 
     @classmethod
     def capture(cls, trainer: Any) -> FitState:
-        """Return the state of a Lightning trainer."""
-        optimizer = trainer.optimizers[0].state_dict()
+        """Return the state of a Lightning trainer; a user's optimizer or schedule may hold objects."""
+        one, schedule = trainer.optimizers[0], trainer.lr_scheduler_configs[0].scheduler
+        optimizer = one.state_dict()
+        flat = {
+            f"{number}.{name}": value
+            for number, values in optimizer["state"].items()
+            for name, value in values.items()
+        }
+        rest = {name: value for name, value in flat.items() if not isinstance(value, torch.Tensor)}
+        parts = {
+            type(one).__name__: (rest, optimizer["param_groups"]),
+            type(schedule).__name__: (schedule.state_dict(), None),
+        }
+        encoded = {name: [encode_state(part) for part in several] for name, several in parts.items()}
+        unsaved = [name for name, several in encoded.items() if any(part is UNSAVED for part in several)]
+        if unsaved:
+            warn_unsaved(unsaved)
+        (values, groups), (plan, _) = encoded.values()
         return cls(
-            optimizer={
-                f"{number}.{name}": value
-                for number, values in optimizer["state"].items()
-                for name, value in values.items()
-            },
-            groups=optimizer["param_groups"],
-            schedule=trainer.lr_scheduler_configs[0].scheduler.state_dict(),
+            optimizer={name: value for name, value in flat.items() if isinstance(value, torch.Tensor)},
+            values={} if unsaved else values,
+            groups=[] if unsaved else groups,
+            schedule={} if unsaved else plan,
+            unsaved=unsaved,
             precision=trainer.precision_plugin.state_dict(),
             callbacks={
                 key: _to_json(callback.state_dict(), type(callback).__name__)
@@ -81,18 +99,24 @@ class FitState:
 
     def restore_optimizer(self, optimizer: torch.optim.Optimizer, schedule: Any) -> None:
         """Restore optimizer and schedule."""
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in self.optimizer.items():
+        if self.unsaved:
+            raise TrainingError(
+                "the training can't be resumed within a phase, because the state of "
+                f"{', '.join(self.unsaved)} has objects that no file holds: pass resume=None to start a new "
+                "training"
+            )
+        state: dict[int, dict[str, Any]] = {}
+        for key, value in (self.optimizer | decode_state(self.values)).items():
             number, _, name = key.partition(".")
             state.setdefault(int(number), {})[name] = value
         try:
-            optimizer.load_state_dict({"state": state, "param_groups": self.groups})
+            optimizer.load_state_dict({"state": state, "param_groups": decode_state(self.groups)})
         except (ValueError, KeyError) as error:
             raise TrainingError(
                 f"the resume file has the optimizer of another training ({error}): freeze the same layers as "
                 "then, or pass resume=None to start a new training"
             ) from error
-        schedule.load_state_dict(self.schedule)
+        schedule.load_state_dict(decode_state(self.schedule))
 
     def restore_callbacks(self, trainer: Any) -> None:
         """Restore gradient scaling and callbacks of a Lightning trainer."""
@@ -120,6 +144,8 @@ class ResumeState:
     weights_chain: list[dict[str, Any]] | None
     #: BatchNorm layers whose statistics are kept; None in schema 1.
     kept_statistics: list[str] | None
+    #: Numbers of epochs after which the training had ended before; none in files written before.
+    ends: list[int]
     history: dict[str, Any]
     model: Mapping[str, Tensor] = field(repr=False)
     best: Mapping[str, Tensor] = field(repr=False)
@@ -154,11 +180,14 @@ def save(state: ResumeState, path: Path) -> None:
         "weights": state.weights,
         "weights_chain": state.weights_chain,
         "kept_statistics": state.kept_statistics,
+        "ends": state.ends,
         "recorder": state.history,
     }
     if state.fit is not None:
         header |= {
             "groups": state.fit.groups,
+            "optimizer_values": state.fit.values,
+            "unsaved": state.fit.unsaved,
             "schedule": state.fit.schedule,
             "precision": state.fit.precision,
             "callbacks": state.fit.callbacks,
@@ -184,6 +213,8 @@ def load(path: Path) -> ResumeState:
     if "groups" in header:
         fit = FitState(
             optimizer=select("optimizer"),
+            values=header.get("optimizer_values", {}),
+            unsaved=header.get("unsaved", []),
             groups=header["groups"],
             schedule=header["schedule"],
             precision=header["precision"],
@@ -199,6 +230,7 @@ def load(path: Path) -> ResumeState:
         weights=header.get("weights"),
         weights_chain=header.get("weights_chain"),
         kept_statistics=header.get("kept_statistics"),
+        ends=header.get("ends", []),
         history=header["recorder"],
         model=select("model"),
         best=select("best"),

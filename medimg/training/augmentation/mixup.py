@@ -11,7 +11,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from medimg.training.losses import ClassificationLoss
+    from medimg.training.optimization.custom import LossFunction
 
 __all__ = ["MixedBatch", "mixup"]
 
@@ -23,7 +23,7 @@ class MixedBatch:
     share: float
     partners: Tensor
 
-    def losses(self, loss: ClassificationLoss, logits: Tensor, labels: Tensor) -> Tensor:
+    def losses(self, loss: LossFunction, logits: Tensor, labels: Tensor) -> Tensor:
         """Return losses (B,) against both labels of each pair, weighted by their shares."""
         first: Tensor = loss(logits, labels)
         second: Tensor = loss(logits, labels[self.partners])

@@ -20,12 +20,14 @@ _START: Final = 25.0  # one cycle starts at the highest rate divided by this
 _END: Final = 1e4  # and ends at its start divided by this
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, kind: Schedule, steps: int) -> LRScheduler:
+def make_schedule(
+    optimizer: torch.optim.Optimizer, kind: Schedule, steps: int, *, cycles_momentum: bool = True
+) -> LRScheduler:
     """
     Return the schedule of a phase, stepped after each step; each parameter group is at its highest rate.
 
     "one_cycle": up along a cosine for a quarter of the steps and down for the rest, the momentum the other
-    way round (Smith and Topin, Super-Convergence, 2018).
+    way round if `cycles_momentum` (Smith and Topin, Super-Convergence, 2018).
     """
     if kind == "one_cycle" and steps > 1:
         return OneCycleLR(
@@ -35,6 +37,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, kind: Schedule, steps: int) 
             pct_start=min(max(_RISE, 1.0 / steps), 0.5),
             div_factor=_START,
             final_div_factor=_END,
+            cycle_momentum=cycles_momentum,
         )
     factor = partial(warm_cosine, total=steps) if kind != "constant" else _constant
     return LambdaLR(optimizer, factor)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from medimg.models.classifier import TransferClassifier
+    from medimg.training.optimization.custom import OptimizerFactory
 
 __all__ = ["make_optimizer"]
 
@@ -28,12 +29,13 @@ def make_optimizer(
     layer_decay: float = 1.0,
     weight_decay: float = 0.01,
     others: nn.Module | None = None,
-) -> torch.optim.AdamW:
+    factory: OptimizerFactory | None = None,
+) -> torch.optim.Optimizer:
     """
-    Return AdamW over the trainable parameters of the model and, at the head's rate, of `others`.
+    Return AdamW, or what `factory` makes, over the trainable parameters of the model and of `others`.
 
-    `lr` is that of head and pooling, the first group's; `backbone_lr` that of the last stage. Each stage
-    before has `layer_decay` times the rate of the next (Howard and Ruder, ULMFiT, ACL 2018).
+    `lr` is that of head, pooling and `others`, the first group's; `backbone_lr` that of the last stage. Each
+    stage before has `layer_decay` times the rate of the next (Howard and Ruder, ULMFiT, ACL 2018).
     """
     backbone = set(model.backbone.parameters())
     head = [(n, p) for n, p in model.named_parameters() if p not in backbone]
@@ -43,7 +45,7 @@ def make_optimizer(
     for depth, stage in enumerate(reversed(list(split_stages(model.backbone)))):
         members = [(named[p], p) for p in stage.parameters()]
         groups += _make_groups(members, backbone_lr * layer_decay**depth, weight_decay)
-    return torch.optim.AdamW(groups, lr=lr)
+    return torch.optim.AdamW(groups, lr=lr) if factory is None else factory(groups)
 
 
 def _make_groups(

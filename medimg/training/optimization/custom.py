@@ -1,0 +1,364 @@
+"""Optimizers, schedules, losses and metrics of the user's own in fine-tuning."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import re
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from medimg.core.content_hash import content_hash, json_text
+from medimg.errors import MedimgError, TrainingError
+from medimg.models.digest import tensors_sha256
+from medimg.training.augmentation.random_scan import describe_augmentation
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = [
+    "OWN",
+    "CustomLoss",
+    "CustomParts",
+    "LossFunction",
+    "MetricFunction",
+    "OptimizerFactory",
+    "ScheduleFactory",
+    "identify_parts",
+]
+
+#: From parameter groups, dicts with "params", "lr" and "weight_decay", to an optimizer.
+OptimizerFactory: TypeAlias = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+#: From an optimizer, and the number of steps of a phase if it takes that, to a schedule.
+ScheduleFactory: TypeAlias = Callable[..., LRScheduler]
+#: From logits (B, K) and labels to losses (B,), (B, K) or their mean.
+LossFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+#: From labels (n,) or (n, K) and probabilities (n, K) to a score; higher is better.
+MetricFunction: TypeAlias = Callable[["NDArray[Any]", "NDArray[Any]"], float]
+
+#: Value of a setting of the configuration that a callable stands for.
+OWN: Final = "own"
+_GROUP_SETTINGS: Final = {
+    "lr": "lr, backbone_lr_scale and layer_decay",
+    "weight_decay": "weight_decay",
+    "params": "nothing",
+}
+#: Names of the number of steps in schedules of torch and other libraries.
+_STEPS: Final = ("steps", "total_steps", "num_steps", "T_max", "total_iters", "num_training_steps")
+_METRIC_NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
+_DIGITS: Final = 16
+
+
+class CustomLoss(nn.Module):
+    """A loss function or module of the user, as losses (B,) of samples."""
+
+    def __init__(self, function: LossFunction) -> None:
+        super().__init__()
+        if isinstance(function, nn.Module) and getattr(function, "reduction", "none") != "none":
+            # samples are averaged once, over all processes
+            function = _without_reduction(function)
+        self.function = function
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the losses (B,) of logits (B, K), computed in float32; of a mean, the mean for each."""
+        found: object = self.function(logits.float(), labels)
+        if not isinstance(found, Tensor) or not found.is_floating_point() or not _is_loss(found, logits):
+            shape = (
+                f"{tuple(found.shape)} {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
+            )
+            raise TrainingError(
+                f"the loss returned {shape} for logits {tuple(logits.shape)}; expected a floating-point "
+                f"tensor of shape ({len(logits)},), {tuple(logits.shape)}, or a single mean"
+            )
+        if found.ndim == 2:
+            return found.mean(dim=1)
+        return found.expand(len(logits)) if found.ndim == 0 else found
+
+
+def _without_reduction(module: nn.Module) -> nn.Module:
+    """Return a copy of a loss that gives one value per sample; the user's own object stays as it is."""
+    import copy
+
+    copied = copy.deepcopy(module)
+    copied.reduction = "none"
+    return copied
+
+
+def _is_loss(found: Tensor, logits: Tensor) -> bool:
+    return found.shape in ((), logits.shape[:1], logits.shape)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CustomParts:
+    """What a user passes instead of built-in settings, checked; None for what is built in."""
+
+    optimizer: OptimizerFactory | None = None
+    schedule: ScheduleFactory | None = None
+    loss: CustomLoss | None = None
+    metrics: Mapping[str, MetricFunction] = field(default_factory=dict)
+    #: Names by which the history and the checkpoint record them.
+    names: Mapping[str, Any] = field(default_factory=dict)
+    #: What identifies them in a resume file.
+    identity: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def make(cls, *, optimizer: Any, schedule: Any, loss: Any, metrics: Any) -> CustomParts:
+        """Check the arguments of fine_tune; `schedule` is None if it is a built-in one."""
+        if optimizer is not None:
+            _check_optimizer(optimizer)
+        if schedule is not None:
+            _check_schedule(schedule)
+        if loss is not None:
+            _check_loss(loss)
+        scores = _check_metrics(metrics)
+        given = {"optimizer": optimizer, "schedule": schedule, "loss": loss}
+        given = {name: value for name, value in given.items() if value is not None}
+        names: dict[str, Any] = {name: _name(value) for name, value in given.items()}
+        identity = {name: _identify(value) for name, value in given.items()}
+        if scores:
+            names["metrics"] = {name: _name(value) for name, value in scores.items()}
+            identity["metrics"] = {name: _identify(value) for name, value in scores.items()}
+        return cls(optimizer, schedule, None if loss is None else CustomLoss(loss), scores, names, identity)
+
+    def check_settings(self, *, balance: object, label_smoothing: float, adapts: bool) -> None:
+        """Raise TrainingError if a setting of the built-in loss would have no effect."""
+        if self.loss is None:
+            return
+        if balance == "loss":
+            raise TrainingError(
+                'loss= has weights of its own, and balance="loss" (the default) weights the classes of the '
+                'built-in loss: pass balance=None, or balance="sampler"'
+            )
+        if label_smoothing:
+            raise TrainingError(
+                f"label_smoothing={label_smoothing:g} is that of the built-in loss, and loss= replaces it: "
+                "leave it out, and smooth the labels in your loss"
+            )
+        if adapts:
+            raise TrainingError(
+                "adapt= weights the built-in loss of each sample, and loss= replaces it: pass one of them"
+            )
+
+    def check_loss(self, labels: NDArray[Any], outputs: int, device: torch.device) -> None:
+        """Raise TrainingError if the loss fails on logits of zeros and the first labels."""
+        if self.loss is None:
+            return
+        first = torch.from_numpy(np.array(labels[:2])).to(device)
+        logits = torch.zeros(len(first), outputs, device=device, requires_grad=True)
+        try:
+            found = self.loss.to(device)(logits, first)
+        except MedimgError:
+            raise
+        except Exception as error:
+            raise TrainingError(
+                f"the loss {self.names['loss']} fails on logits {tuple(logits.shape)} {logits.dtype} and "
+                f"labels {tuple(first.shape)} {first.dtype}: {type(error).__name__}: {error}"
+            ) from error
+        if not found.requires_grad:
+            raise TrainingError(
+                f"the loss {self.names['loss']} has no gradient with respect to the logits: compute it by "
+                "differentiable functions of torch"
+            )
+
+    def make_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return the user's optimizer of parameter groups, checked to hold them at their rates."""
+        assert self.optimizer is not None
+        rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+        found: object = self.optimizer([dict(group) for group in groups])
+        if not isinstance(found, torch.optim.Optimizer):
+            raise TrainingError(
+                f"optimizer= returned a {type(found).__name__}, expected a torch.optim.Optimizer: pass a "
+                "class, such as torch.optim.SGD, or functools.partial(torch.optim.SGD, momentum=0.9)"
+            )
+        held = {id(p): group.get("lr") for group in found.param_groups for p in group["params"]}
+        if held.keys() != rates.keys():
+            raise TrainingError(
+                f"the optimizer {type(found).__name__} has {len(held)} parameters, expected the "
+                f"{len(rates)} trainable ones: pass it all groups that optimizer= is called with"
+            )
+        if held != rates:
+            raise TrainingError(
+                f"the optimizer {type(found).__name__} has other learning rates than its groups: leave lr to "
+                "the groups, and set lr, backbone_lr_scale and layer_decay of fine_tune"
+            )
+        return found
+
+    def make_schedule(self, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
+        """Return the user's schedule of an optimizer and a number of steps."""
+        assert self.schedule is not None
+        wanted = _find_steps(self.schedule)
+        given = () if wanted is None else (steps,)
+        found: object = self.schedule(optimizer, *given)
+        if not isinstance(found, LRScheduler) or isinstance(found, ReduceLROnPlateau):
+            raise TrainingError(
+                f"schedule= returned a {type(found).__name__}, expected a scheduler of "
+                "torch.optim.lr_scheduler that is stepped after every step, and not by a score"
+            )
+        if found.optimizer is not optimizer:
+            raise TrainingError(
+                "schedule= returned a scheduler of another optimizer than the one it was given"
+            )
+        return found
+
+    def score(self, labels: NDArray[Any], probabilities: NDArray[Any]) -> dict[str, float | None]:
+        """Return the user's scores by the names of their columns; None for what is not finite."""
+        found: dict[str, float | None] = {}
+        for name, metric in self.metrics.items():
+            try:
+                value = float(metric(labels, probabilities))
+            except MedimgError:
+                raise
+            except Exception as error:
+                raise TrainingError(
+                    f"the metric {name!r} fails on labels {labels.shape} and probabilities "
+                    f"{probabilities.shape}: {type(error).__name__}: {error}"
+                ) from error
+            found[f"val_{name}"] = value if math.isfinite(value) else None
+        return found
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the history that the metrics add."""
+        return tuple(f"val_{name}" for name in self.metrics)
+
+
+def identify_parts(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what identifies the user's own parts among arguments of fine_tune, by their names."""
+    several = {f"metrics {name}": value for name, value in (arguments.get("metrics") or {}).items()}
+    several |= {name: arguments.get(name) for name in ("optimizer", "schedule", "loss")}
+    return {name: _identify(value) for name, value in several.items() if callable(value)}
+
+
+def _check_optimizer(value: object) -> None:
+    if not callable(value) or isinstance(value, torch.optim.Optimizer):
+        found = "an optimizer of parameters" if isinstance(value, torch.optim.Optimizer) else _found(value)
+        raise TrainingError(
+            f"optimizer must be a class such as torch.optim.SGD, or a function from parameter groups to an "
+            f"optimizer; found {found}"
+        )
+    _refuse_keywords("optimizer", value, _GROUP_SETTINGS)
+
+
+def _check_schedule(value: object) -> None:
+    if not callable(value):
+        raise TrainingError(
+            "schedule must be 'one_cycle', 'cosine', 'constant', or a function from an optimizer (and a "
+            f"number of steps) to a scheduler; found {_found(value)}"
+        )
+    if _unwrap(value) is ReduceLROnPlateau:
+        raise TrainingError(
+            "schedule=ReduceLROnPlateau is stepped by a score, and schedules here after every step: use "
+            "another schedule, and patience= to stop"
+        )
+    _refuse_keywords("schedule", value, {"optimizer": "nothing"})
+    _find_steps(value)
+
+
+def _check_loss(value: object) -> None:
+    if isinstance(value, type) or not callable(value):
+        raise TrainingError(
+            "loss must be a function of logits and labels, or a module such as torch.nn.CrossEntropyLoss(); "
+            f"found {_found(value)}"
+        )
+    if isinstance(value, nn.Module) and any(p.requires_grad for p in value.parameters()):
+        raise TrainingError(
+            f"the loss {type(value).__name__} has trainable parameters, which no optimizer would train: "
+            "call loss.requires_grad_(False)"
+        )
+
+
+def _check_metrics(value: object) -> dict[str, MetricFunction]:
+    from medimg.training._config import MONITORS
+
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise TrainingError(
+            'metrics must be a mapping of functions by name, such as {"kappa": kappa}; found '
+            f"{_found(value)}"
+        )
+    for name, metric in value.items():
+        if not isinstance(name, str) or not _METRIC_NAME.fullmatch(name):
+            raise TrainingError(
+                f"names of metrics must be lower case letters, digits and underscores; found {name!r}"
+            )
+        if f"val_{name}" in MONITORS:
+            raise TrainingError(f"the metric {name!r} has the name of a built-in one: choose another name")
+        if isinstance(metric, type) or not callable(metric):
+            raise TrainingError(
+                f"the metric {name!r} must be a function of labels and probabilities, as in scikit-learn; "
+                f"found {_found(metric)}"
+            )
+    return dict(value)
+
+
+def _find_steps(schedule: Any) -> str | None:
+    """Return the name of the parameter that takes the number of steps; None if there is none."""
+    try:
+        parameters = list(inspect.signature(schedule).parameters.values())[1:]
+    except (TypeError, ValueError):
+        return None  # built in C
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = [
+        p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    first = positional[0].name if positional else None
+    is_plain = isinstance(schedule, types.FunctionType | types.MethodType)
+    if not required:
+        return first if first in _STEPS and is_plain else None
+    if required == [first] and (first in _STEPS or is_plain):
+        return first
+    raise TrainingError(
+        f"schedule={_name(schedule)} also needs {', '.join(required)}: give them by functools.partial, or "
+        "pass a function of an optimizer and a number of steps"
+    )
+
+
+def _refuse_keywords(argument: str, value: object, names: Mapping[str, str]) -> None:
+    """Refuse a partial function with a keyword that would have no effect, or that is given here."""
+    if not isinstance(value, functools.partial):
+        return
+    for name in value.keywords:
+        if name in names:
+            raise TrainingError(
+                f"{argument}= sets {name!r}, which its parameter groups have: set {names[name]} of fine_tune"
+                if names[name] != "nothing"
+                else f"{argument}= sets {name!r}, which fine_tune gives: leave it out"
+            )
+
+
+def _unwrap(value: Any) -> Any:
+    while isinstance(value, functools.partial):
+        value = value.func
+    return value
+
+
+def _found(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+
+
+def _name(value: object) -> str:
+    """Return the name of a function, class or object, with its module."""
+    inner = _unwrap(value)
+    named = inner if hasattr(inner, "__qualname__") else type(inner)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _identify(value: Any) -> str:
+    """Return a name and a digest of what a callable computes, as far as its code and settings tell."""
+    facts: list[Any] = [describe_augmentation(value)]
+    if isinstance(value, nn.Module):
+        plain = {n: t.detach().cpu().contiguous() for n, t in value.state_dict().items()}
+        scalars = {
+            n: v for n, v in vars(value).items() if v is None or isinstance(v, bool | int | float | str)
+        }
+        facts += [tensors_sha256(plain), sorted(map(repr, scalars.items()))]
+    return f"{_name(value)} {content_hash(json_text(facts))[:_DIGITS]}"
