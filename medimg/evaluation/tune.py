@@ -153,7 +153,7 @@ def tune(
     prune : bool
         Whether to stop a trial after a fold in which its mean is below the median of earlier trials.
     timeout : float, optional
-        Seconds after which no further trial begins.
+        Seconds after which no further trial begins; one is always tried.
     storage : path-like, optional
         SQLite file of the trials, with which an interrupted search goes on; a trial that was interrupted
         begins again.
@@ -327,9 +327,9 @@ class _Search:
 
     def run(self, optuna: Any, study: Any, *, trials: int, timeout: float | None) -> None:
         """Try settings until there are as many trials as wanted, or time is over."""
-        started = time.perf_counter()
+        started, first = time.perf_counter(), len(_list_ended(study))
         while (done := len(_list_ended(study))) < trials:
-            if timeout is not None and time.perf_counter() - started > timeout:
+            if timeout is not None and done > first and time.perf_counter() - started > timeout:
                 get_logger().info("tune: %d of %d trials before the timeout", done, trials)
                 return
             # of the same draws after an interruption
