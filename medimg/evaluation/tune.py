@@ -334,7 +334,7 @@ class _Search:
                 return
             # of the same draws after an interruption
             study.sampler = optuna.samplers.TPESampler(
-                n_startup_trials=_RANDOM, seed=(self.seed + done) % 2**32, warn_independent_sampling=False
+                n_startup_trials=_RANDOM, seed=(self.seed + done) % 2**32
             )
             self._try(optuna, study, study.ask(), f"trial {done + 1}/{trials}")
 
