@@ -1,19 +1,34 @@
-"""Hashes of content (SHA-256) and keyed hashes of identifiers (BLAKE2b)."""
+"""Hashes of content and of code (SHA-256), and keyed hashes of identifiers (BLAKE2b)."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import re
 import secrets
-from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+import types
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, TypeAlias
 
-__all__ = ["Buffer", "KeyedHash", "content_hash", "json_text", "keyed_digest", "keyed_hash"]
+__all__ = [
+    "Buffer",
+    "KeyedHash",
+    "content_hash",
+    "describe_callable",
+    "json_text",
+    "keyed_digest",
+    "keyed_hash",
+]
 
 #: Bytes in memory; `str` is hashed as UTF-8.
 Buffer: TypeAlias = str | bytes | bytearray | memoryview
 #: Replaces an identifier by a hash that can't be looked up.
 KeyedHash: TypeAlias = Callable[[str], str]
+
+_DEEPEST: Final = 8  # callables within callables
+#: Where an object is in memory, in its text.
+_ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def content_hash(content: Buffer | Iterable[Buffer]) -> str:
@@ -65,3 +80,33 @@ def keyed_hash(key: bytes | None = None, *, size: int = 6) -> KeyedHash:
     salt = secrets.token_bytes(32) if key is None else key
     # file names that are not UTF-8 contain surrogates
     return lambda name: keyed_digest(name.encode(errors="surrogatepass"), salt, size).hex()
+
+
+def describe_callable(value: Any) -> str:
+    """
+    Return the type of a callable with a digest: of a function of its compiled code and defaults.
+
+    >>> describe_callable(lambda x: x) == describe_callable(lambda x: x * 0)
+    False
+    """
+    return f"{type(value).__qualname__} {content_hash(json_text(_list_facts(value)))[:16]}"
+
+
+def _list_facts(value: Any, depth: int = 0) -> list[Any]:
+    """Return the parts of a callable or of a constant in it that tell it from others."""
+    if isinstance(value, functools.partial):
+        parts: Sequence[Any] = (value.func, *value.args, *sorted(value.keywords.items()))
+    elif isinstance(value, types.MethodType):
+        parts = (value.__func__, value.__self__)
+    elif isinstance(value, types.FunctionType):
+        import inspect
+
+        nonlocals = inspect.getclosurevars(value).nonlocals
+        parts = (value.__code__, *(value.__defaults__ or ()), *nonlocals.items())
+    elif isinstance(value, types.CodeType):
+        parts = (value.co_code.hex(), *value.co_names, *value.co_consts)
+    elif isinstance(value, tuple | list):
+        parts = value
+    else:
+        return [type(value).__qualname__, _ADDRESS.sub("", repr(value))]
+    return [_list_facts(part, depth + 1) for part in parts] if depth < _DEEPEST else []

@@ -268,6 +268,8 @@ def describe_model(model: Model) -> dict[str, Any]:
             known["parameters"] = sum(p.numel() for p in module.parameters())
         return {"model": known, **recipe}
     known["weights"] = None if model.weights_name is None else PurePath(model.weights_name).name
+    before = [PurePath(str(one["name"])).name for one in getattr(model, "weights_chain", ())[1:]]
+    known |= {"weights trained from": ", ".join(before)} if before else {}
     known["task"] = model.task
     known |= {"weights SHA-256": sha256} if sha256 else {}
     known |= {"pool": pool} if pool else {}

@@ -19,7 +19,7 @@ from medimg._validation import (
     check_whole_number,
     did_you_mean,
 )
-from medimg.core.content_hash import content_hash, json_text
+from medimg.core.content_hash import content_hash, describe_callable, json_text
 from medimg.core.logger import get_logger
 from medimg.core.progress import check_progress
 from medimg.data.splits.kfold import kfold
@@ -492,9 +492,9 @@ def _draw(trial: Any, name: str, values: Any) -> Any:
 
 def _describe_range(values: Any) -> str:
     if callable(values):
-        return str(describe_augmentation(values))
+        return describe_callable(values)
     if isinstance(values, list):
-        return repr([str(describe_augmentation(v)) if callable(v) else repr(v) for v in values])
+        return repr([describe_callable(v) if callable(v) else repr(v) for v in values])
     return repr(values)
 
 

@@ -311,7 +311,7 @@ def _parse_chain(header: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
         raise CheckpointError(f"weights_chain must be a list of objects; found a {type(value).__name__}")
     return tuple(
-        check_fields("weights_chain", one, ("name", "sha256"), others=True, error=CheckpointError)
+        dict(check_fields("weights_chain", one, ("name", "sha256"), others=True, error=CheckpointError))
         for one in value
     )
 

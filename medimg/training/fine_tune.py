@@ -18,7 +18,7 @@ from medimg.models.freezing import find_kept_statistics
 from medimg.models.module_mode import with_gradients
 from medimg.models.training_distribution import record_training_distribution
 from medimg.models.training_images import record_training_images
-from medimg.training._config import FineTuneConfig
+from medimg.training._config import MONITORS, FineTuneConfig
 from medimg.training._loop import run
 from medimg.training._phases import check_phases
 from medimg.training._state import FineTuneInputs, TrainingState
@@ -283,6 +283,7 @@ def fine_tune(
         schedule=None if isinstance(schedule, str) else schedule,
         loss=loss,
         metrics=metrics,
+        taken=MONITORS,
     )
     config = FineTuneConfig(
         head_epochs=head_epochs,

@@ -331,7 +331,9 @@ def plot_learning_curves(result: FitResult) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = make_axes((9, 3.4), columns=2)
-    for one, lines, title in zip(axes, (_LOSSES, _SCORES), ("Loss", "Score (validation)"), strict=True):
+    own = {name: name.removeprefix("val_") for name in result.history[0] if name not in COLUMNS}
+    scores = {**_SCORES, **own}
+    for one, lines, title in zip(axes, (_LOSSES, scores), ("Loss", "Score (validation)"), strict=True):
         _draw_lines(one, result.history, lines.items())
         one.set_title(title)
         one.set_xlabel("epoch")

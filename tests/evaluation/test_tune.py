@@ -125,7 +125,7 @@ def test_an_interrupted_search_goes_on(
 ) -> None:
     needs_optuna()
     whole = search(data, trials=3, storage=tmp_path / "whole.db")
-    train = tuning.fine_tune
+    train = medimg.fine_tune
     calls: list[int] = []
 
     def cut(*args: Any, **settings: Any) -> Any:

@@ -10,18 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import nn
-from torchvision.models import get_model
+from torchvision.models import get_model, list_models
 from torchvision.models.vision_transformer import VisionTransformer
 
 from medimg import TransferClassifier
 from medimg.errors import TrainingError, WeightsUnavailableError
+from medimg.evaluation.evaluate import describe_model
 from medimg.models.backbones import architecture, registry
 from medimg.models.backbones.heads import split_head
 from medimg.models.backbones.state_matching import match_state
 from medimg.models.training_images import TrainingImages
 from tests.models.fakes import SMALL, classifier
 from tests.models.small_network import SMALL_NETWORK, make_network, register_small_network
+from tests.sampling import sample
 
 State = dict[str, Any]
 
@@ -295,7 +298,8 @@ class TimmBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.attn(self.norm1(x))
-        return x + self.mlp["fc2"](nn.functional.gelu(self.mlp["fc1"](self.norm2(x))))
+        result: torch.Tensor = x + self.mlp["fc2"](nn.functional.gelu(self.mlp["fc1"](self.norm2(x))))
+        return result
 
 
 class TimmViT(nn.Module):
@@ -407,6 +411,37 @@ def test_numbered_children_of_torchvision(tmp_path: Path, name: str) -> None:
     assert is_loaded(model, network.state_dict())
 
 
+#: Two can't be built an eighth as wide; resnext101_32x8d has the same names.
+ALL = [n for n in list_models(module=torchvision.models) if n not in ("resnext50_32x4d", "resnext101_64x4d")]
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("name", sample(ALL, 8))
+def test_every_network_of_torchvision(name: str) -> None:
+    """Its body is found beside another one, in numbers of children, and by the names of its only child."""
+    options = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    network = get_model(name, weights=None, **options)
+    numbers = nn.Sequential(*network.children()).state_dict()
+    whole = network.state_dict()
+    parts = split_head(network)
+    heads = (f"{parts.head_name}.",)
+    own = parts.body.state_dict()
+    files = {
+        "moco": {**prefixed("module.encoder_q.", whole), **prefixed("module.encoder_k.", whole)},
+        "numbers": prefixed("backbone.", numbers),
+        "plain": whole,
+    }
+    if name.startswith("vit_"):  # its class token is in no child
+        del files["numbers"]
+    tops = {top for top, _, _ in (n.partition(".") for n in own)}
+    if len(tops) == 1:
+        files["child"] = {n.partition(".")[2]: v for n, v in own.items()}
+    for kind, file in files.items():
+        found = match_state(parts, file, backbone=name, source=kind, heads=heads)
+        assert found.state.keys() == own.keys(), kind
+        assert found.report.share == 1.0
+
+
 def test_a_chain_of_checkpoints(tmp_path: Path) -> None:
     """Each checkpoint names what it started from, and knows the training images of all before."""
     torch.save({"state_dict": S}, tmp_path / "first.pth")
@@ -433,4 +468,5 @@ def test_a_chain_of_checkpoints(tmp_path: Path) -> None:
         assert model.weights_chain[2]["sha256"] == first.weights_sha256
         assert model.images_seen == first.images_seen
     assert loaded.weights_report is None
+    assert describe_model(loaded)["model"]["weights trained from"] == "first.safetensors, first.pth"
     assert classifier().weights_chain == ()

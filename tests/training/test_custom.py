@@ -96,6 +96,7 @@ def test_it_is_recorded_by_name(tmp_path: Path) -> None:
     assert {"val_kappa", "val_brier"} <= set(result.to_pandas().columns)
     assert "val_kappa" in (tmp_path / "history.csv").read_text().splitlines()[0]
     assert "kappa" in result._repr_html_()
+    assert "kappa" in [line.get_label() for line in result.plot().axes[1].lines]
     summary = load(tmp_path / "best.safetensors").training_summary
     assert summary is not None
     assert summary["optimizer"] == "torch.optim.sgd.SGD"
@@ -187,7 +188,7 @@ def adamw_of_all(groups: Any) -> Any:
         ({"metrics": {"My kappa": kappa}}, "lower case letters"),
         ({"metrics": {"kappa": 3}}, "must be a function"),
         ({"metrics": {"kappa": kappa}, "val": None}, "pass val="),
-        ({"metrics": {"kappa": lambda a, b: {}["x"]}}, "the metric 'kappa' fails on labels"),
+        ({"metrics": {"kappa": lambda a, b: a["x"]}}, "the metric 'kappa' fails on labels"),
         ({"monitor": "val_kappa"}, 'monitor must be "auto"'),
         ({"metrics": {"n": lambda a, b: math.nan}, "monitor": "val_n"}, "the metric is not finite"),
     ],
@@ -321,7 +322,7 @@ def test_a_training_that_was_cut_off_does_not_get_more_epochs(tmp_path: Path) ->
 
 
 def test_nothing_of_its_own_changes_nothing() -> None:
-    parts = CustomParts.make(optimizer=None, schedule=None, loss=None, metrics=None)
+    parts = CustomParts.make(optimizer=None, schedule=None, loss=None, metrics=None, taken=())
     assert not parts.identity
     assert not parts.names
     assert parts.columns == ()

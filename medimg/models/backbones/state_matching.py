@@ -251,6 +251,10 @@ def _find_candidates(
     namings = [(_OWN_NAMES, {name: name for name in own})]
     if "encoder.pos_embedding" in own:
         namings.append(("timm's names", {name: _timm_name(name) for name in own}))
+    top = {name.partition(".")[0] for name in own}
+    if len(top) == 1:
+        # a script saved network.features alone
+        namings.append((f"the names of network.{min(top)}", {n: n.partition(".")[2] for n in own}))
     placed: list[tuple[str, str, Mapping[str, str], tuple[str, ...]]] = [
         (prefix, label, names, heads)
         for label, names in namings
@@ -278,6 +282,8 @@ def _find_candidates(
 
     every = [describe(*one) for one in placed]
     every = [one for one in every if sum(n in one.names for n in wanted) > len(wanted) / 2]
+    # the same tensors by other names, such as "features." as a prefix or as a child
+    every = list({tuple(one.names.items()): one for one in reversed(every)}.values())[::-1]
     if not every:
         return [describe("", _OWN_NAMES, namings[0][1], heads)]
     return [_without_nested(one, every) for one in every]
@@ -340,11 +346,14 @@ def _number_children(
         for n, piece in enumerate(pieces[:-1]):
             if piece.isdecimal():
                 numbers.setdefault("".join(f"{p}." for p in pieces[:n]), set()).add(int(piece))
-    head = 1 if "." not in parts.head_name else 0
+    top, _, rest = parts.head_name.partition(".")
     for prefix, found in numbers.items():
-        if len(found) - len(children) in (0, head):
+        # the child of the head may have no other parameters
+        if len(found) - len(children) in (0, top not in children):
             by_child = dict(zip(children, sorted(found), strict=False))
             after = tuple(f"{number}." for number in sorted(found)[len(children) :])
+            if top in by_child:
+                after = (f"{by_child[top]}.{rest}.",)
             names = {n: ".".join([str(by_child[n.split(".")[0]]), *n.split(".")[1:]]) for n in own}
             yield prefix, names, after
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
 import random
-import re
-import types
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medimg.core.content_hash import content_hash, json_text
+from medimg.core.content_hash import describe_callable
 from medimg.errors import MedimgError, TrainingError
 from medimg.training.augmentation._library_transforms import (
     LibraryTransform,
@@ -55,9 +51,6 @@ _BY_MODALITY: Final[dict[str, dict[str, float]]] = {
     **dict.fromkeys(("CR", "DX", "IO", "MG", "PX", "RF", "XA"), _XRAY),
 }
 _BIAS_DEGREE: Final = 3
-_DEEPEST: Final = 8  # callables within callables
-#: Where an object is in memory, in its text.
-_ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 # a cache rounds intensities to steps of 1/255
 _ROUNDED: Final = 0.75 / 255.0
 
@@ -283,25 +276,7 @@ def describe_augmentation(choice: AugmentChoice, modalities: Sequence[str] = ())
         return None
     if isinstance(choice, str):
         return dict(_choose_settings(choice, modalities))
-    return f"{type(choice).__qualname__} {content_hash(json_text(_list_facts(choice)))[:16]}"
-
-
-def _list_facts(value: Any, depth: int = 0) -> list[Any]:
-    """Return the parts of a callable or of a constant in it that tell it from others."""
-    if isinstance(value, functools.partial):
-        parts: Sequence[Any] = (value.func, *value.args, *sorted(value.keywords.items()))
-    elif isinstance(value, types.MethodType):
-        parts = (value.__func__, value.__self__)
-    elif isinstance(value, types.FunctionType):
-        nonlocals = inspect.getclosurevars(value).nonlocals
-        parts = (value.__code__, *(value.__defaults__ or ()), *nonlocals.items())
-    elif isinstance(value, types.CodeType):
-        parts = (value.co_code.hex(), *value.co_names, *value.co_consts)
-    elif isinstance(value, tuple | list):
-        parts = value
-    else:
-        return [type(value).__qualname__, _ADDRESS.sub("", repr(value))]
-    return [_list_facts(part, depth + 1) for part in parts] if depth < _DEEPEST else []
+    return describe_callable(choice)
 
 
 def _choose_settings(choice: str, modalities: Sequence[str]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import math
@@ -9,19 +10,20 @@ import re
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from medimg.core.content_hash import content_hash, json_text
+from medimg.core.content_hash import content_hash, describe_callable, json_text
 from medimg.errors import MedimgError, TrainingError
 from medimg.models.digest import tensors_sha256
-from medimg.training.augmentation.random_scan import describe_augmentation
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from numpy.typing import NDArray
 
 __all__ = [
@@ -85,11 +87,9 @@ class CustomLoss(nn.Module):
 
 def _without_reduction(module: nn.Module) -> nn.Module:
     """Return a copy of a loss that gives one value per sample; the user's own object stays as it is."""
-    import copy
-
-    copied = copy.deepcopy(module)
+    copied: Any = copy.deepcopy(module)
     copied.reduction = "none"
-    return copied
+    return cast("nn.Module", copied)
 
 
 def _is_loss(found: Tensor, logits: Tensor) -> bool:
@@ -110,19 +110,25 @@ class CustomParts:
     identity: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def make(cls, *, optimizer: Any, schedule: Any, loss: Any, metrics: Any) -> CustomParts:
-        """Check the arguments of fine_tune; `schedule` is None if it is a built-in one."""
+    def make(
+        cls, *, optimizer: Any, schedule: Any, loss: Any, metrics: Any, taken: Collection[str]
+    ) -> CustomParts:
+        """
+        Check the arguments of fine_tune; `schedule` is None if it is a built-in one.
+
+        `taken` are the names of built-in scores.
+        """
         if optimizer is not None:
             _check_optimizer(optimizer)
         if schedule is not None:
             _check_schedule(schedule)
         if loss is not None:
             _check_loss(loss)
-        scores = _check_metrics(metrics)
+        scores = _check_metrics(metrics, taken)
         given = {"optimizer": optimizer, "schedule": schedule, "loss": loss}
         given = {name: value for name, value in given.items() if value is not None}
         names: dict[str, Any] = {name: _name(value) for name, value in given.items()}
-        identity = {name: _identify(value) for name, value in given.items()}
+        identity: dict[str, Any] = {name: _identify(value) for name, value in given.items()}
         if scores:
             names["metrics"] = {name: _name(value) for name, value in scores.items()}
             identity["metrics"] = {name: _identify(value) for name, value in scores.items()}
@@ -275,9 +281,7 @@ def _check_loss(value: object) -> None:
         )
 
 
-def _check_metrics(value: object) -> dict[str, MetricFunction]:
-    from medimg.training._config import MONITORS
-
+def _check_metrics(value: object, taken: Collection[str]) -> dict[str, MetricFunction]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -290,7 +294,7 @@ def _check_metrics(value: object) -> dict[str, MetricFunction]:
             raise TrainingError(
                 f"names of metrics must be lower case letters, digits and underscores; found {name!r}"
             )
-        if f"val_{name}" in MONITORS:
+        if f"val_{name}" in taken:
             raise TrainingError(f"the metric {name!r} has the name of a built-in one: choose another name")
         if isinstance(metric, type) or not callable(metric):
             raise TrainingError(
@@ -354,7 +358,7 @@ def _name(value: object) -> str:
 
 def _identify(value: Any) -> str:
     """Return a name and a digest of what a callable computes, as far as its code and settings tell."""
-    facts: list[Any] = [describe_augmentation(value)]
+    facts: list[Any] = [describe_callable(value)]
     if isinstance(value, nn.Module):
         plain = {n: t.detach().cpu().contiguous() for n, t in value.state_dict().items()}
         scalars = {
