@@ -164,7 +164,7 @@ def _train(args: argparse.Namespace) -> int:
 
 def _check_weights(args: argparse.Namespace) -> None:
     """Get the weights before the data are read, which may take long."""
-    from medimg.models.backbones.weights import resolve_weights
+    from medimg.models.backbones.architecture import resolve_weights
 
     source = resolve_weights(args.backbone, args.weights, accept_license=args.accept_license)
     if source is not None:

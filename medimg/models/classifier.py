@@ -16,13 +16,20 @@ from medimg.models import checkpoint
 from medimg.models.backbones.architecture import (
     Architecture,
     architecture_for,
-    check_backbone,
+    build_backbone,
     check_size,
+    convert_state,
     default_recipe,
+    find_backbone,
     load_backbone,
+    rebuild_source,
+    resolve_path,
+    resolve_weights,
+    weights_name,
 )
 from medimg.models.backbones.heads import head_logits, new_head
-from medimg.models.backbones.weights import WeightsChoice, resolve_weights, weights_name
+from medimg.models.backbones.source import BackboneSource, library_version
+from medimg.models.backbones.weights import WeightsChoice
 from medimg.models.digest import model_digest
 from medimg.models.freezing import Freezable, frozen_fraction
 from medimg.models.input_checks import Task, check_classes, check_input
@@ -51,19 +58,23 @@ __all__ = ["TransferClassifier", "load"]
 @set_module("medimg")
 class TransferClassifier(Freezable):
     """
-    A torchvision classification model with a new head, and the preprocessing of its images.
+    A pretrained network with a new head, and the preprocessing of its images.
 
     Parameters
     ----------
-    backbone : str
-        Name of a torchvision classification model, such as "resnet50" or "vit_b_16", or of a network
-        registered by :func:`medimg.register_backbone`.
+    backbone : str, path or nn.Module
+        Name of a torchvision classification model, such as "resnet50" or "vit_b_16", of a network registered
+        by :func:`medimg.register_backbone`, or of one of another source: "timm:vit_base_patch16_dinov3",
+        "hf:microsoft/rad-dino", "torchxrayvision:densenet121-res224-all", "radimagenet:resnet50". Path of a
+        checkpoint of medimg, or of a folder that timm or transformers wrote. A network whose last linear or
+        convolutional layer is its head; see the user guide.
     classes : sequence of str
         Class names, in the order of the outputs.
     weights : str, path, WeightsEnum or None
         "DEFAULT", the name of torchvision weights, the path of a state dict (``.pth`` or ``.safetensors``; if
         its name contains its SHA-256, as torchvision's do, the hash is checked) or of a checkpoint of medimg,
-        whose backbone is taken, or None for random weights.
+        whose backbone is taken, or None for random weights. Other sources: "DEFAULT", or the tag of timm's
+        weights.
     preprocess : Preprocess, optional
         Preprocessing recipe; by default that of a checkpoint, or one with the size, mean and standard
         deviation of the weights.
@@ -72,14 +83,18 @@ class TransferClassifier(Freezable):
     pool : {"none", "mean", "max", "attention"}
         Pooling of the embeddings of the slices of a bag; "none" for single images only.
     accept_license : bool
-        Whether weights under a license of their own (SWAG, non-commercial) may be used.
+        Whether weights may be used that are under a license of their own (such as SWAG's, non-commercial), or
+        under one that is not known.
+    in_channels : {1, 3}, optional
+        Channels of an image; by default those that the network was made for. 1 folds the first layer of a
+        network of three channels: its weights are summed, and the default preprocessing has one channel.
     progress : "auto" or bool
         Whether to show the progress of a download. "auto": in a terminal or a notebook.
 
     Attributes
     ----------
     backbone : nn.Module
-        Network without its head: (B, 3, H, W) to embeddings (B, F).
+        Network without its head: (B, C, H, W) to embeddings (B, F), C 3 or 1.
     head : nn.Linear or nn.Conv2d
         New last layer.
     attention : GatedAttention or None
@@ -124,7 +139,7 @@ class TransferClassifier(Freezable):
     @with_gradients
     def __init__(
         self,
-        backbone: str = "resnet50",
+        backbone: str | os.PathLike[str] | nn.Module = "resnet50",
         *,
         classes: Sequence[str],
         weights: WeightsChoice = "DEFAULT",
@@ -132,35 +147,38 @@ class TransferClassifier(Freezable):
         task: Task = "multiclass",
         pool: Pool = "none",
         accept_license: bool = False,
+        in_channels: int | None = None,
         progress: Progress = "auto",
     ) -> None:
         super().__init__()
-        check_backbone(backbone)
+        given = None if isinstance(backbone, nn.Module) else resolve_path(backbone)
+        network = find_backbone(backbone) if given is None else given[0]  # type: ignore[arg-type]  # a name
+        weights = given[1] if given is not None and weights == "DEFAULT" else weights
         names = check_classes(classes, task)
         if preprocess is not None and not isinstance(preprocess, Preprocess):
             raise also(PreprocessError, TypeError)(
                 f"preprocess must be a Preprocess or None; found a {type(preprocess).__name__}"
             )
-        source = resolve_weights(backbone, weights, accept_license=accept_license)
+        source = resolve_weights(network, weights, accept_license=accept_license)
         # weights with a URL may have to be downloaded: the size of the images is checked before
         local = source.load(progress=progress) if source is not None and source.url is None else None
-        self.weights_name = weights_name(backbone, source)
+        self.weights_name = weights_name(network, source)
         earlier = checkpoint.find(source.path) if source is not None and local is not None else None
-        if earlier is not None and earlier.architecture.name != backbone:
+        if earlier is not None and earlier.architecture.name != network.name:
             raise WeightsUnavailableError(
                 f"the weights {self.weights_name} are a checkpoint of a {earlier.architecture.name}, "
-                f"expected one of a {backbone}: pass the backbone of the checkpoint, or other weights"
+                f"expected one of a {network.name}: pass the backbone of the checkpoint, or other weights"
             )
+        if earlier is not None and in_channels is None:
+            in_channels = earlier.architecture.channels
+        tensors = local.state if local is not None else None
         recipe = preprocess or (
             earlier.preprocess
-            if earlier is not None
-            else default_recipe(backbone, source, local.state if local is not None else None)
+            if earlier is not None and earlier.preprocess.n_channels == earlier.architecture.channels
+            else default_recipe(network, source, tensors, channels=in_channels)
         )
         architecture = architecture_for(
-            backbone,
-            entry=source.entry if source is not None else None,
-            state=local.state if local is not None else None,
-            recipe=recipe,
+            network, weights=source, state=tensors, recipe=recipe, channels=in_channels
         )
         if earlier is not None:
             architecture = replace(architecture, transform_input=earlier.architecture.transform_input)
@@ -169,7 +187,7 @@ class TransferClassifier(Freezable):
         # the backbone of a checkpoint has seen its images
         seen = earlier.images_seen if earlier is not None else None
         state = loaded.state if loaded is not None else None
-        self._assemble(architecture, names, recipe, task, pool, state=state, images_seen=seen)
+        self._assemble(architecture, names, recipe, task, pool, source=network, state=state, images_seen=seen)
 
     def _assemble(
         self,
@@ -179,14 +197,17 @@ class TransferClassifier(Freezable):
         task: Task,
         pool: Pool,
         *,
+        source: BackboneSource,
         state: Any = None,
         images_seen: TrainingImages | None = None,
         bare: bool = False,
     ) -> None:
-        parts = architecture.build(initialize=state is None)
+        parts = build_backbone(architecture, source, preprocess, initialize=state is None, tried=not bare)
         if state is not None:
+            state = convert_state(parts, architecture, source, state)
             load_backbone(parts, state, backbone=architecture.name, source=str(self.weights_name))
         self.architecture = architecture
+        self._library = source.library
         self.classes = classes
         self.preprocess = preprocess
         self.task: Task = task
@@ -210,6 +231,7 @@ class TransferClassifier(Freezable):
         pool: Pool,
         weights_name: str | None = None,
         weights_sha256: str | None = None,
+        source: BackboneSource | None = None,
     ) -> TransferClassifier:
         """
         Build a classifier without weights, whose parameters are loaded next.
@@ -222,6 +244,8 @@ class TransferClassifier(Freezable):
             As in the class.
         weights_name, weights_sha256 : str or None
             Name and SHA-256 of the weights from which training started.
+        source : BackboneSource, optional
+            Source of the backbone; by default that of the architecture's name.
 
         Returns
         -------
@@ -231,15 +255,16 @@ class TransferClassifier(Freezable):
         """
         model = cls.__new__(cls)
         nn.Module.__init__(model)
-        check_backbone(architecture.name)
-        check_size(architecture, preprocess)
+        source = rebuild_source(architecture) if source is None else source
+        check_size(architecture, preprocess, source)
         model.weights_name, model.weights_sha256 = weights_name, weights_sha256
-        model._assemble(architecture, check_classes(classes, task), preprocess, task, pool, bare=True)
+        names = check_classes(classes, task)
+        model._assemble(architecture, names, preprocess, task, pool, source=source, bare=True)
         return model
 
     @property
     def backbone_name(self) -> str:
-        """Name of the backbone, in torchvision or as registered."""
+        """Name of the backbone: in torchvision, as registered, or with its source before a colon."""
         return self.architecture.name
 
     def forward(self, x: Tensor, mask: Tensor | None = None, grad_slices: int | None = None) -> Tensor:
@@ -249,7 +274,7 @@ class TransferClassifier(Freezable):
         Parameters
         ----------
         x : Tensor
-            (B, 3, H, W) normalized images, or (B, N, 3, H, W) bags of slices.
+            (B, C, H, W) normalized images, or (B, N, C, H, W) bags of slices, C 3 or 1 as of the backbone.
         mask : Tensor, optional
             (B, N) bool, True for slices and False for padding; all True by default.
         grad_slices : int, optional
@@ -282,7 +307,7 @@ class TransferClassifier(Freezable):
         Tensor
             (B, F): the embedding of each image, or the pooled one of each bag.
         """
-        check_input(x, mask, self.pool)
+        check_input(x, mask, self.pool, self.architecture.channels)
         x = x.to(self.head.weight.dtype)
         if x.ndim == 4:
             embeddings: Tensor = self.backbone(x)
@@ -417,6 +442,7 @@ class TransferClassifier(Freezable):
         file = check_path("path", path, error=CheckpointError)
         checkpoint.Checkpoint(
             architecture=self.architecture,
+            libraries=self._libraries(),
             classes=self.classes,
             task=self.task,
             pool=self.pool,
@@ -432,9 +458,14 @@ class TransferClassifier(Freezable):
         ).write(file)
         return file
 
+    def _libraries(self) -> dict[str, str]:
+        """Return the versions of libraries that the backbone is built by, beside torchvision."""
+        used = {self._library: library_version(self._library)}
+        return {name: found for name, found in used.items() if name is not None and found is not None}
+
     @classmethod
     @with_gradients
-    def load(cls, path: str | os.PathLike[str]) -> TransferClassifier:
+    def load(cls, path: str | os.PathLike[str], *, backbone: nn.Module | None = None) -> TransferClassifier:
         """
         Read a model written by :meth:`save`; see :func:`medimg.load`.
 
@@ -446,7 +477,9 @@ class TransferClassifier(Freezable):
         file = check_path("path", path, error=CheckpointError)
         saved = checkpoint.read(file)
         # building draws random parameters, which are replaced: the global random state stays as it was
-        with checkpoint.refuse_unsound(file), torch.random.fork_rng(devices=[]):
+        with checkpoint.refuse_unsound(file, saved), torch.random.fork_rng(devices=[]):
+            source = rebuild_source(saved.architecture, backbone)
+            checkpoint.check_parameter_count(saved, source.parameter_count)
             model = cls.rebuild(
                 saved.architecture,
                 classes=saved.classes,
@@ -455,6 +488,7 @@ class TransferClassifier(Freezable):
                 pool=saved.pool,
                 weights_name=saved.weights_name,
                 weights_sha256=saved.weights_sha256,
+                source=source,
             )
         model.load_state_dict(saved.state_for(model.state_dict(), file), strict=True, assign=True)
         model.training_summary, model.training_ranges = saved.training_summary, saved.training_ranges
@@ -493,7 +527,7 @@ class TransferClassifier(Freezable):
 
 
 @set_module("medimg")
-def load(path: str | os.PathLike[str]) -> TransferClassifier:
+def load(path: str | os.PathLike[str], *, backbone: nn.Module | None = None) -> TransferClassifier:
     """
     Read a model written by :meth:`medimg.TransferClassifier.save`.
 
@@ -501,6 +535,9 @@ def load(path: str | os.PathLike[str]) -> TransferClassifier:
     ----------
     path : path-like
         File to read.
+    backbone : nn.Module, optional
+        Network of a model that was built from a network itself, of which a file has no code; its weights are
+        replaced.
 
     Returns
     -------
@@ -511,6 +548,9 @@ def load(path: str | os.PathLike[str]) -> TransferClassifier:
     Raises
     ------
     CheckpointError
-        If the file is damaged, was changed, is newer than this version, or is not a medimg checkpoint.
+        If the file is damaged, was changed, is newer than this version, or is not a medimg checkpoint; or if
+        its network can't be built by what is installed.
+    MissingDependencyError
+        If the library of its network is not installed.
     """
-    return TransferClassifier.load(path)
+    return TransferClassifier.load(path, backbone=backbone)
