@@ -18,14 +18,14 @@ from medimg._validation import did_you_mean
 from medimg.errors import PreprocessError, TrainingError, WeightsUnavailableError, also
 from medimg.io.files.regular_file import is_regular_file
 from medimg.models.backbones.heads import HeadParts
-from medimg.models.backbones.hf_source import HFBackbone
-from medimg.models.backbones.module_source import ModuleBackbone
-from medimg.models.backbones.radimagenet_source import RadImageNetBackbone
+from medimg.models.backbones._hf_source import HFBackbone
+from medimg.models.backbones._module_source import ModuleBackbone
+from medimg.models.backbones._radimagenet_source import RadImageNetBackbone
 from medimg.models.backbones.registry import mark_used, registered_backbone, registered_names
 from medimg.models.backbones.source import Architecture, BackboneSource, check_probe, grayscale_recipe
 from medimg.models.backbones.stems import fold_state, fold_stem
-from medimg.models.backbones.timm_source import TimmBackbone
-from medimg.models.backbones.torchvision_source import TorchvisionBackbone, backbone_names
+from medimg.models.backbones._timm_source import TimmBackbone
+from medimg.models.backbones._torchvision_source import TorchvisionBackbone, backbone_names
 from medimg.models.backbones.weights import (
     WeightsChoice,
     WeightsSource,
@@ -33,7 +33,7 @@ from medimg.models.backbones.weights import (
     is_weights_path,
     strip_prefix,
 )
-from medimg.models.backbones.xrv_source import XrvBackbone
+from medimg.models.backbones._xrv_source import XrvBackbone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -296,13 +296,12 @@ def build_backbone(
 def convert_state(
     parts: HeadParts, architecture: Architecture, source: BackboneSource, state: OrderedDict[str, Tensor]
 ) -> OrderedDict[str, Tensor]:
-    """Return the tensors of a file by the names of the network, folded if its stem is."""
-    own = parts.body.state_dict()
-    if architecture.channels == source.channels:
-        return source.convert(parts, architecture, state)
-    # the code of a source knows its network as it was made
-    whole = source.build(replace(architecture, channels=source.channels), None, initialize=False)
-    return fold_state(own, source.convert(whole, architecture, state))
+    """Return the tensors of a file by the names of the network, in the shapes of a stem that is not "
+    "folded."""
+    if architecture.channels < source.channels:
+        # the code of a source knows its network as it was made
+        parts = source.build(replace(architecture, channels=source.channels), None, initialize=False)
+    return source.convert(parts, architecture, state)
 
 
 _AUXILIARY: Final = ("aux1.", "aux2.", "AuxLogits.")
@@ -316,6 +315,7 @@ def load_backbone(parts: HeadParts, state: OrderedDict[str, Tensor], *, backbone
     own = parts.body.state_dict()
     renamed = OrderedDict((_OLD_DENSENET.sub(r"\1\2", name), value) for name, value in state.items())
     found = strip_prefix(renamed, [n for n in own if not n.endswith("num_batches_tracked")], source)
+    found = fold_state(own, found)
     wanted = OrderedDict((name, value) for name, value in found.items() if not name.startswith(left_out))
     # without versions the oldest are assumed, which MNASNet refuses
     metadata = getattr(state, "_metadata", None) if len(found) == len(state) else None

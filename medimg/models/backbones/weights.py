@@ -21,7 +21,7 @@ from medimg.core.progress import Progress, shows_bars
 from medimg.errors import WeightsUnavailableError, also
 from medimg.io.files.atomic import hash_file
 from medimg.io.files.regular_file import is_regular_file
-from medimg.models.backbones.hub_files import fetch_file, stated_sha256
+from medimg.models.backbones._hub_files import fetch_file, stated_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Collection
