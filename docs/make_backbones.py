@@ -19,6 +19,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -336,10 +337,8 @@ def run_apart(name: str) -> dict[str, Any]:
     theirs.close()
     row: dict[str, Any] = {"name": name, "error": f"no result within {LIMIT_S} s, or the process was ended"}
     if ours.poll(LIMIT_S):
-        try:
+        with suppress(EOFError):
             row = ours.recv()
-        except EOFError:
-            pass
     process.kill()
     process.join()
     return row

@@ -105,6 +105,8 @@ class TransferClassifier(Freezable):
         Description from which the backbone is built.
     backbone_name : str
         Name of the backbone.
+    backbone_library : str or None
+        Library that has the code of the backbone, if it is neither torchvision nor your own.
     weights_name, weights_sha256 : str or None
         Name and SHA-256 of the initial weights.
     training_summary : dict or None
@@ -207,7 +209,7 @@ class TransferClassifier(Freezable):
             state = convert_state(parts, architecture, source, state)
             load_backbone(parts, state, backbone=architecture.name, source=str(self.weights_name))
         self.architecture = architecture
-        self._library = source.library
+        self.backbone_library = source.library
         self.classes = classes
         self.preprocess = preprocess
         self.task: Task = task
@@ -460,7 +462,7 @@ class TransferClassifier(Freezable):
 
     def _libraries(self) -> dict[str, str]:
         """Return the versions of libraries that the backbone is built by, beside torchvision."""
-        used = {self._library: library_version(self._library)}
+        used = {self.backbone_library: library_version(self.backbone_library)}
         return {name: found for name, found in used.items() if name is not None and found is not None}
 
     @classmethod

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from medimg.core.content_hash import content_hash, json_text
+from medimg.models.backbones.source import library_version
 from medimg.preprocessing.preprocess import UNSTATED_REVISION
 
 if TYPE_CHECKING:
@@ -82,11 +83,13 @@ def network_digest(model: TransferClassifier) -> str:
     body = model.backbone
 
     def parts() -> Iterator[Buffer]:
-        facts = [
+        facts: list[Any] = [
             model.architecture.to_dict(),
             f"{type(body).__module__}.{type(body).__qualname__}",
             repr(body),
         ]
+        if model.backbone_library is not None:  # its code may change
+            facts.append(library_version(model.backbone_library))
         yield json_text(facts, default=repr)
         for name, value in chain(body.named_parameters(), body.named_buffers()):
             yield f"{name} {value.dtype} {tuple(value.shape)}"

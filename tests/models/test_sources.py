@@ -1,5 +1,4 @@
-"""Networks of other sources: timm, transformers, torchxrayvision, RadImageNet, folders, networks "
-"themselves."""
+"""Networks of other sources: timm, transformers, torchxrayvision, RadImageNet, folders, modules."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torchvision.models import densenet121, resnet50
+from torchvision.models import resnet50
 
 import medimg
 from medimg import Preprocess, TransferClassifier
@@ -24,8 +23,8 @@ from medimg.errors import (
     WeightsUnavailableError,
 )
 from medimg.models.backbones import _timm_source, architecture
-from medimg.models.backbones.architecture import find_backbone, resolve_weights
 from medimg.models.backbones._hub_files import cached_file
+from medimg.models.backbones.architecture import find_backbone, resolve_weights
 from tests.models.networks import digests, no_storage, step
 
 CLASSES = ("a", "b", "c")
@@ -100,7 +99,7 @@ def test_a_checkpoint_names_the_library_that_it_needs(
 ) -> None:
     model = TransferClassifier(Small(), classes=CLASSES, preprocess=Preprocess(size=16))
     model.architecture = architecture.Architecture("timm:resnet18")
-    model._library = "timm"
+    model.backbone_library = "timm"
     path = model.save(tmp_path / "model.safetensors")
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(MissingDependencyError, match=r'timm.*pip install "medimg\[timm\]"'):
@@ -122,11 +121,13 @@ def test_a_network_itself(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"own \(Small\).*backbone=network"):
         medimg.load(path)
     same(model, medimg.load(path, backbone=Small()))
+    other = Small()
+    other.body = nn.Conv2d(4, 8, 5)
     with pytest.raises(CheckpointError, match="don't fit a module:Small"):
-        other = Small()
-        other.extra = nn.Linear(2, 2)
-        other.fc = nn.Linear(8, 5)
         medimg.load(path, backbone=other)
+    plain = TransferClassifier("squeezenet1_1", classes=CLASSES, weights=None)
+    with pytest.raises(CheckpointError, match="built from its name"):
+        medimg.load(plain.save(tmp_path / "plain.safetensors"), backbone=Small())
     with pytest.raises(TrainingError, match="another classifier"):
         TransferClassifier(network, classes=CLASSES)
 
@@ -411,7 +412,7 @@ def test_a_folder_of_transformers(tmp_path: Path) -> None:
     loaded = medimg.load(path)
     same(model, loaded)
     assert loaded.backbone_name == "hf:dino"
-    with pytest.raises(PreprocessError, match="multiples of 14.*size=70"):
+    with pytest.raises(PreprocessError, match=r"multiples of 14.*size=70"):
         TransferClassifier(tmp_path / "dino", classes=CLASSES, preprocess=Preprocess(size=64))
 
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from medimg.core.logger import get_logger
 from medimg.errors import TrainingError, WeightsUnavailableError, also
 from medimg.io.files.regular_file import is_regular_file
-from medimg.models.backbones.heads import HeadParts
 from medimg.models.backbones._hub_files import WEIGHT_FILES, cached_file, fetch_file
+from medimg.models.backbones.heads import HeadParts
 from medimg.models.backbones.source import (
     Architecture,
     SizeRule,
@@ -44,8 +44,7 @@ _LICENSE: Final = re.compile(r"^(?:license_name|license):\s*[\"']?([\w.+-]+)", r
 
 
 class HFEncoder(nn.Module):
-    """An encoder (B, C, H, W) to embeddings (B, F): the pooled output, else the class token, else the "
-    "mean."""
+    """An encoder (B, C, H, W) to embeddings (B, F): pooled output, else class token, else mean."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from medimg._validation import did_you_mean
 from medimg.errors import TrainingError, WeightsUnavailableError, also
-from medimg.models.backbones.source import Architecture, SizeRule
 from medimg.models.backbones._torchvision_source import TorchvisionBackbone
+from medimg.models.backbones.source import Architecture, SizeRule
 from medimg.preprocessing.preprocess import Preprocess
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 from medimg._validation import did_you_mean
 from medimg.errors import TrainingError, WeightsUnavailableError, also
+from medimg.models.backbones._torchvision_source import TorchvisionBackbone
 from medimg.models.backbones.source import Architecture, SizeRule
 from medimg.models.backbones.stems import fold_stem
-from medimg.models.backbones._torchvision_source import TorchvisionBackbone
 from medimg.models.backbones.weights import WeightsSource
 from medimg.preprocessing.preprocess import Preprocess
 

@@ -17,15 +17,16 @@ from torch import nn
 from medimg._validation import did_you_mean
 from medimg.errors import PreprocessError, TrainingError, WeightsUnavailableError, also
 from medimg.io.files.regular_file import is_regular_file
-from medimg.models.backbones.heads import HeadParts
 from medimg.models.backbones._hf_source import HFBackbone
 from medimg.models.backbones._module_source import ModuleBackbone
 from medimg.models.backbones._radimagenet_source import RadImageNetBackbone
+from medimg.models.backbones._timm_source import TimmBackbone
+from medimg.models.backbones._torchvision_source import TorchvisionBackbone, backbone_names
+from medimg.models.backbones._xrv_source import XrvBackbone
+from medimg.models.backbones.heads import HeadParts
 from medimg.models.backbones.registry import mark_used, registered_backbone, registered_names
 from medimg.models.backbones.source import Architecture, BackboneSource, check_probe, grayscale_recipe
 from medimg.models.backbones.stems import fold_state, fold_stem
-from medimg.models.backbones._timm_source import TimmBackbone
-from medimg.models.backbones._torchvision_source import TorchvisionBackbone, backbone_names
 from medimg.models.backbones.weights import (
     WeightsChoice,
     WeightsSource,
@@ -33,7 +34,6 @@ from medimg.models.backbones.weights import (
     is_weights_path,
     strip_prefix,
 )
-from medimg.models.backbones._xrv_source import XrvBackbone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -116,6 +116,11 @@ def rebuild_source(architecture: Architecture, network: nn.Module | None = None)
     """Return the source from which the network of a checkpoint is built; `network` is the user's own."""
     name = architecture.name
     if network is not None:
+        if not name.startswith("module:"):
+            raise TrainingError(
+                f"the network of this model is {name}, which is built from its name; backbone= is for "
+                "networks of your own: omit it"
+            )
         return replace(ModuleBackbone.of(network), name=name)
     if registered_backbone(name) is None:
         if name.startswith("hf:"):
@@ -296,8 +301,7 @@ def build_backbone(
 def convert_state(
     parts: HeadParts, architecture: Architecture, source: BackboneSource, state: OrderedDict[str, Tensor]
 ) -> OrderedDict[str, Tensor]:
-    """Return the tensors of a file by the names of the network, in the shapes of a stem that is not "
-    "folded."""
+    """Return the tensors of a file by the names of the network; its stem is not folded yet."""
     if architecture.channels < source.channels:
         # the code of a source knows its network as it was made
         parts = source.build(replace(architecture, channels=source.channels), None, initialize=False)
