@@ -63,7 +63,11 @@ def add_train(commands: Commands) -> None:
 
 
 def _add_model(add: Callable[..., Any]) -> None:
-    add("--backbone", default="resnet50", help="any classifier of torchvision (default: resnet50)")
+    add(
+        "--backbone",
+        default="resnet50",
+        help="any classifier of torchvision, or a name such as timm:… (default: resnet50)",
+    )
     add("--weights", type=parse_weights, default="DEFAULT", help="name, file, or none (default: DEFAULT)")
     add("--accept-license", action="store_true", help="accept the license of weights that have their own")
     add("--unit", choices=("image", "series"), default="image", help="unit of an item (default: image)")
@@ -164,7 +168,7 @@ def _train(args: argparse.Namespace) -> int:
 
 def _check_weights(args: argparse.Namespace) -> None:
     """Get the weights before the data are read, which may take long."""
-    from medimg.models.backbones.weights import resolve_weights
+    from medimg.models.backbones.architecture import resolve_weights
 
     source = resolve_weights(args.backbone, args.weights, accept_license=args.accept_license)
     if source is not None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from medimg.evaluation.cross_validation import CrossValidation
     from medimg.models.backbones.weights import WeightsChoice
     from medimg.models.classifier import TransferClassifier
+    from medimg.preprocessing.preprocess import RecipeFields
     from medimg.training.linear_probe import ProbeSearch
 
 __all__ = ["Candidate", "Comparison", "compare"]
@@ -280,7 +281,8 @@ def compare(
     trial = _Trial(dataset, fold, probing, scoring, {"cache": cache, **options}, pool, accept_license, device)
     named = weights if isinstance(weights, Mapping) else dict.fromkeys(names, weights)
     # weights of backbones that are not compared this time are no mistake
-    others = [str(name) for name in named if name not in {*names, *backbone_names(), *registered_names()}]
+    known = {*names, *backbone_names(), *registered_names()}
+    others = [str(name) for name in named if name not in known and ":" not in str(name)]
     if others:
         raise TrainingError(
             f"weights= names {', '.join(map(repr, others))}, which are no backbones; expected some of "
@@ -332,18 +334,20 @@ class _Trial:
         )
 
     def _build_model(self, name: str, weights: WeightsChoice) -> TransferClassifier:
-        from medimg.models.backbones.architecture import check_backbone, default_recipe
-        from medimg.models.backbones.weights import resolve_weights
+        from medimg.models.backbones.architecture import default_recipe, find_backbone, resolve_weights
         from medimg.models.classifier import TransferClassifier
 
-        check_backbone(name)
-        source = resolve_weights(name, weights, accept_license=self.accept_license)
-        asked = default_recipe(name, source)
+        network = find_backbone(name)
+        source = resolve_weights(network, weights, accept_license=self.accept_license)
+        asked = default_recipe(network, source)
+        fields: RecipeFields = {"mean": asked.mean, "std": asked.std}
+        if asked.n_channels != self.dataset.preprocess.n_channels:
+            fields["channels"] = asked.channels
         model = TransferClassifier(
             name,
             classes=self.dataset.classes,
             weights=weights,
-            preprocess=self.dataset.preprocess.replace(mean=asked.mean, std=asked.std),
+            preprocess=self.dataset.preprocess.replace(**fields),
             task=self.dataset.task,
             pool=self.pool,  # type: ignore[arg-type]  # what is none of the choices is refused there
             accept_license=self.accept_license,
@@ -358,7 +362,7 @@ def _measure_speed(model: TransferClassifier, batch_size: int) -> float:
 
     from medimg.features.extractor import feature_extractor
 
-    images = torch.rand(batch_size, 3, *model.preprocess.hw, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(batch_size, *model.preprocess.image_shape, generator=torch.Generator().manual_seed(0))
     times: list[float] = []
     with feature_extractor(model) as network:
         network(images)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import platform
 from collections import OrderedDict
+from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,15 +20,14 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torchvision.models import get_model_weights
 
 from medimg import __version__
 from medimg._validation import check_choice, check_fields, check_text, check_texts, check_whole_number
 from medimg.calibration.mahalanobis import MahalanobisDetector
 from medimg.calibration.result import Calibration
-from medimg.errors import CheckpointError, MedimgError
+from medimg.errors import CheckpointError, MedimgError, MissingDependencyError
 from medimg.models import safetensors_file
-from medimg.models.backbones.architecture import Architecture, backbone_names
+from medimg.models.backbones.source import Architecture
 from medimg.models.input_checks import TASKS, Task
 from medimg.models.pooling import POOLS, Pool
 from medimg.models.training_distribution import TrainingDistribution
@@ -36,9 +36,18 @@ from medimg.preprocessing.preprocess import UNSTATED_REVISION, Preprocess
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
-__all__ = ["SCHEMA", "Checkpoint", "extend_chain", "find", "read", "read_header", "refuse_unsound"]
+__all__ = [
+    "SCHEMA",
+    "Checkpoint",
+    "check_parameter_count",
+    "extend_chain",
+    "find",
+    "read",
+    "read_header",
+    "refuse_unsound",
+]
 
 #: Version of the header. It is raised if older versions could not read the file, or would ignore something
 #: that predictions depend on. Version 1 had neither calibration nor ranges, version 2 no calibration but
@@ -54,10 +63,14 @@ _MAX_HEADER: Final = 16 * 2**20
 _MAX_IMAGE_SIZE: Final = 2048  # a ViT of that size has 100 MB of position embeddings
 #: Least fraction of a network's parameters in a file. Heads differ: without its own, ShuffleNet has 1/4.
 _LEAST_SHARE: Final = 1 / 20
+#: Libraries whose versions are shown, by the source of the network.
+_LIBRARIES: Final = {"timm": "timm", "hf": "transformers"}
 _DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _OUTLIERS: Final = "outliers."
 _IMAGES_SEEN: Final = "images_seen."
 _ARCHITECTURE: Final = ("name", "transform_input", "image_size")
+#: Fields that only networks of other sources, or of one channel, have.
+_ARCHITECTURE_ADDED: Final = ("channels", "settings")
 _FIELDS: Final = (
     "architecture",
     "classes",
@@ -78,7 +91,12 @@ _FIELDS_2: Final = ("ranges", "calibration", "images_seen", "model_sha256")
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Checkpoint:
-    """Content of a checkpoint; `state` are the network's tensors, `model_sha256` is None in schema 1."""
+    """
+    Content of a checkpoint.
+
+    `state` are the network's tensors, `model_sha256` is None in schema 1; `libraries` are versions of those
+    that built the network, beside torchvision.
+    """
 
     architecture: Architecture
     classes: tuple[str, ...]
@@ -95,6 +113,7 @@ class Checkpoint:
     images_seen: TrainingImages | None
     calibration: Calibration | None
     model_sha256: str | None
+    libraries: Mapping[str, str]
 
     def write(self, path: Path) -> None:
         """Write the file, atomically."""
@@ -106,7 +125,7 @@ class Checkpoint:
             tensors |= {f"{_IMAGES_SEEN}{role}": value for role, value in seen.tensors().items()}
         header: dict[str, Any] = {
             "schema": SCHEMA,
-            "architecture": asdict(self.architecture),
+            "architecture": self.architecture.to_dict(),
             "classes": list(self.classes),
             "task": self.task,
             "pool": self.pool,
@@ -120,6 +139,7 @@ class Checkpoint:
                 "torch": str(torch.__version__),
                 "torchvision": version("torchvision"),
                 "python": platform.python_version(),
+                **self.libraries,
             },
             "training": self.training_summary,
             "ranges": ranges.to_dict() if ranges is not None else None,
@@ -128,6 +148,10 @@ class Checkpoint:
             "model_sha256": self.model_sha256,
         }
         safetensors_file.write(path, _KEY, header, tensors)
+
+    def _builder(self) -> str:
+        """Return the library that built the network, and its version if it is not torchvision."""
+        return " ".join(next(iter(self.libraries.items()), ("torchvision",)))
 
     def state_for(self, own: Mapping[str, Tensor], path: Path) -> OrderedDict[str, Tensor]:
         """Return the tensors for a network, in whose state dict they must have the same names and shapes."""
@@ -138,7 +162,7 @@ class Checkpoint:
             raise CheckpointError(
                 f"{len(wrong)} tensors in {path} don't fit a {self.architecture.name} with "
                 f"{len(self.classes)} classes: {', '.join(wrong[:3])}; the file was changed, or written with "
-                "another version of torchvision"
+                f"another version of {self._builder()}"
             )
         state = OrderedDict(found)
         # without the layers' versions, load_state_dict takes the tensors for those of the oldest ones
@@ -182,12 +206,16 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def refuse_unsound(path: Path) -> Iterator[None]:
+def refuse_unsound(path: Path, saved: Checkpoint | None = None) -> Iterator[None]:
     """Raise errors of what a file describes, whether ours, Python's or torchvision's, as CheckpointError."""
     try:
         yield
+    except MissingDependencyError:
+        raise
     except (MedimgError, ArithmeticError, AssertionError, TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} describes a model that can't be built: {error}") from error
+        used = saved.libraries.items() if saved is not None else ()
+        by = "".join(f"; it was saved with {name} {number}" for name, number in used)
+        raise CheckpointError(f"{path} describes a model that can't be built: {error}{by}") from error
 
 
 def _parse(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
@@ -201,7 +229,6 @@ def _parse(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
         _take(tensors, prefix) if header["schema"] > 1 else {} for prefix in (_OUTLIERS, _IMAGES_SEEN)
     )
     architecture = _parse_architecture(header["architecture"])
-    _check_parameter_count(architecture.name, tensors)
     calibration, ranges = newer["calibration"], newer["ranges"]
     detector = MahalanobisDetector.from_tensors(outliers, _count_features(tensors)) if outliers else None
     return Checkpoint(
@@ -222,6 +249,7 @@ def _parse(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
         calibration=None
         if calibration is None
         else Calibration.from_dict(calibration, detector, classes, task),
+        libraries=_parse_libraries(header["versions"], architecture.name),
         model_sha256=None
         if header["schema"] == 1
         else check_text("model_sha256", header["model_sha256"], error=CheckpointError),
@@ -235,29 +263,41 @@ def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _parse_architecture(value: object) -> Architecture:
-    fields = check_fields("architecture", value, _ARCHITECTURE, error=CheckpointError)
-    size = fields["image_size"]
+    added = [name for name in _ARCHITECTURE_ADDED if isinstance(value, Mapping) and name in value]
+    fields = check_fields("architecture", value, (*_ARCHITECTURE, *added), error=CheckpointError)
+    size, settings = fields["image_size"], fields.get("settings")
     if size is not None:
         size = check_whole_number(
             "architecture.image_size", size, least=1, most=_MAX_IMAGE_SIZE, error=CheckpointError
         )
+    if settings is not None and not isinstance(settings, dict):
+        raise CheckpointError(f"architecture.settings must be an object; found a {type(settings).__name__}")
     return Architecture(
         check_text("architecture.name", fields["name"], error=CheckpointError),
         transform_input=check_choice(
             "architecture.transform_input", fields["transform_input"], (True, False), error=CheckpointError
         ),
         image_size=size,
+        channels=check_choice(
+            "architecture.channels", fields.get("channels", 3), (1, 3), error=CheckpointError
+        ),
+        settings=settings,
     )
 
 
-def _check_parameter_count(name: str, tensors: Mapping[str, Tensor]) -> None:
+def _parse_libraries(versions: object, name: str) -> dict[str, str]:
+    """Return the version of the library that a network of another source was built by."""
+    stated = versions if isinstance(versions, dict) else {}
+    library = _LIBRARIES.get(name.partition(":")[0])
+    found = stated.get(library)
+    return {library: found} if library is not None and isinstance(found, str) else {}
+
+
+def check_parameter_count(saved: Checkpoint, whole: int) -> None:
     """Refuse a small file of a large network before memory is allocated for it."""
-    if name not in backbone_names():
-        return
-    whole = get_model_weights(name)["DEFAULT"].value.meta["num_params"]
-    held = sum(tensor.numel() for tensor in tensors.values())
+    held = sum(tensor.numel() for tensor in saved.state.values())
     if held < _LEAST_SHARE * whole:
-        raise CheckpointError(f"it has {held:,} parameters, but a {name} has {whole:,}")
+        raise CheckpointError(f"it has {held:,} parameters, but a {saved.architecture.name} has {whole:,}")
 
 
 def _count_features(tensors: Mapping[str, Tensor]) -> int:

@@ -16,13 +16,20 @@ from medimg.models import checkpoint
 from medimg.models.backbones.architecture import (
     Architecture,
     architecture_for,
-    check_backbone,
+    build_backbone,
     check_size,
+    convert_state,
     default_recipe,
+    find_backbone,
     load_backbone,
+    rebuild_source,
+    resolve_path,
+    resolve_weights,
+    weights_name,
 )
 from medimg.models.backbones.heads import head_logits, new_head
-from medimg.models.backbones.weights import WeightsChoice, resolve_weights, weights_name
+from medimg.models.backbones.source import BackboneSource, library_version
+from medimg.models.backbones.weights import WeightsChoice
 from medimg.models.digest import model_digest
 from medimg.models.freezing import Freezable, frozen_fraction
 from medimg.models.input_checks import Task, check_classes, check_input
@@ -52,20 +59,24 @@ __all__ = ["TransferClassifier", "load"]
 @set_module("medimg")
 class TransferClassifier(Freezable):
     """
-    A torchvision classification model with a new head, and the preprocessing of its images.
+    A pretrained network with a new head, and the preprocessing of its images.
 
     Parameters
     ----------
-    backbone : str
-        Name of a torchvision classification model, such as "resnet50" or "vit_b_16", or of a network
-        registered by :func:`medimg.register_backbone`.
+    backbone : str, path or nn.Module
+        Name of a torchvision classification model, such as "resnet50" or "vit_b_16", of a network registered
+        by :func:`medimg.register_backbone`, or of one of another source: "timm:vit_base_patch16_dinov3",
+        "hf:microsoft/rad-dino", "torchxrayvision:densenet121-res224-all", "radimagenet:resnet50". Path of a
+        checkpoint of medimg, or of a folder that timm or transformers wrote. A network whose last linear or
+        convolutional layer is its head; see the user guide.
     classes : sequence of str
         Class names, in the order of the outputs.
     weights : str, path, WeightsEnum or None
         "DEFAULT", the name of torchvision weights, the path of a state dict (``.pth`` or ``.safetensors``; if
         its name contains its SHA-256, as torchvision's do, the hash is checked) or of a checkpoint of medimg,
         whose backbone is taken, or None for random weights. Prefixes and wrappings of training scripts
-        (MoCo, DINO, MAE, Lightning, ...) are recognized; see the user guide.
+        (MoCo, DINO, MAE, Lightning, ...) are recognized; see the user guide. Other sources: "DEFAULT", or the
+        tag of timm's weights.
     min_match : float
         Least fraction of the backbone's parameters that a file must have. Below 1, the rest keeps random
         initial values, and `weights_report` and the log name it.
@@ -77,14 +88,18 @@ class TransferClassifier(Freezable):
     pool : {"none", "mean", "max", "attention"}
         Pooling of the embeddings of the slices of a bag; "none" for single images only.
     accept_license : bool
-        Whether weights under a license of their own (SWAG, non-commercial) may be used.
+        Whether weights may be used that are under a license of their own (such as SWAG's, non-commercial), or
+        under one that is not known.
+    in_channels : {1, 3}, optional
+        Channels of an image; by default those that the network was made for. 1 folds the first layer of a
+        network of three channels: its weights are summed, and the default preprocessing has one channel.
     progress : "auto" or bool
         Whether to show the progress of a download. "auto": in a terminal or a notebook.
 
     Attributes
     ----------
     backbone : nn.Module
-        Network without its head: (B, 3, H, W) to embeddings (B, F).
+        Network without its head: (B, C, H, W) to embeddings (B, F), C 3 or 1.
     head : nn.Linear or nn.Conv2d
         New last layer.
     attention : GatedAttention or None
@@ -95,6 +110,8 @@ class TransferClassifier(Freezable):
         Description from which the backbone is built.
     backbone_name : str
         Name of the backbone.
+    backbone_library : str or None
+        Library that has the code of the backbone, if it is neither torchvision nor your own.
     weights_name, weights_sha256 : str or None
         Name and SHA-256 of the initial weights.
     weights_report : WeightsReport or None
@@ -134,7 +151,7 @@ class TransferClassifier(Freezable):
     @with_gradients
     def __init__(
         self,
-        backbone: str = "resnet50",
+        backbone: str | os.PathLike[str] | nn.Module = "resnet50",
         *,
         classes: Sequence[str],
         weights: WeightsChoice = "DEFAULT",
@@ -142,37 +159,40 @@ class TransferClassifier(Freezable):
         task: Task = "multiclass",
         pool: Pool = "none",
         accept_license: bool = False,
+        in_channels: int | None = None,
         min_match: float = 1.0,
         progress: Progress = "auto",
     ) -> None:
         super().__init__()
-        check_backbone(backbone)
+        given = None if isinstance(backbone, nn.Module) else resolve_path(backbone)
+        network = find_backbone(backbone) if given is None else given[0]  # type: ignore[arg-type]  # a name
+        weights = given[1] if given is not None and weights == "DEFAULT" else weights
         names = check_classes(classes, task)
         if preprocess is not None and not isinstance(preprocess, Preprocess):
             raise also(PreprocessError, TypeError)(
                 f"preprocess must be a Preprocess or None; found a {type(preprocess).__name__}"
             )
         share = check_number("min_match", min_match, above=0, most=1)
-        source = resolve_weights(backbone, weights, accept_license=accept_license)
+        source = resolve_weights(network, weights, accept_license=accept_license)
         # weights with a URL may have to be downloaded: the size of the images is checked before
         local = source.load(progress=progress) if source is not None and source.url is None else None
-        self.weights_name = weights_name(backbone, source)
+        self.weights_name = weights_name(network, source)
         earlier = checkpoint.find(source.path) if source is not None and local is not None else None
-        if earlier is not None and earlier.architecture.name != backbone:
+        if earlier is not None and earlier.architecture.name != network.name:
             raise WeightsUnavailableError(
                 f"the weights {self.weights_name} are a checkpoint of a {earlier.architecture.name}, "
-                f"expected one of a {backbone}: pass the backbone of the checkpoint, or other weights"
+                f"expected one of a {network.name}: pass the backbone of the checkpoint, or other weights"
             )
+        if earlier is not None and in_channels is None:
+            in_channels = earlier.architecture.channels
+        tensors = local.state if local is not None else None
         recipe = preprocess or (
             earlier.preprocess
-            if earlier is not None
-            else default_recipe(backbone, source, local.state if local is not None else None)
+            if earlier is not None and earlier.preprocess.n_channels == earlier.architecture.channels
+            else default_recipe(network, source, tensors, channels=in_channels)
         )
         architecture = architecture_for(
-            backbone,
-            entry=source.entry if source is not None else None,
-            state=local.state if local is not None else None,
-            recipe=recipe,
+            network, weights=source, state=tensors, recipe=recipe, channels=in_channels
         )
         if earlier is not None:
             architecture = replace(architecture, transform_input=earlier.architecture.transform_input)
@@ -182,7 +202,15 @@ class TransferClassifier(Freezable):
         seen = earlier.images_seen if earlier is not None else None
         state = loaded.state if loaded is not None else None
         self._assemble(
-            architecture, names, recipe, task, pool, state=state, min_match=share, images_seen=seen
+            architecture,
+            names,
+            recipe,
+            task,
+            pool,
+            source=network,
+            state=state,
+            min_match=share,
+            images_seen=seen,
         )
         self.weights_chain = checkpoint.extend_chain(self.weights_name, self.weights_sha256, earlier)
 
@@ -194,22 +222,25 @@ class TransferClassifier(Freezable):
         task: Task,
         pool: Pool,
         *,
+        source: BackboneSource,
         state: Any = None,
         min_match: float = 1.0,
         images_seen: TrainingImages | None = None,
         bare: bool = False,
     ) -> None:
-        parts = architecture.build(initialize=state is None or min_match < 1)
+        initialize = state is None or min_match < 1
+        parts = build_backbone(architecture, source, preprocess, initialize=initialize, tried=not bare)
         self.weights_report: WeightsReport | None = None
         if state is not None:
             self.weights_report = load_backbone(
                 parts,
-                state,
+                convert_state(parts, architecture, source, state),
                 backbone=architecture.name,
                 source=str(self.weights_name),
                 min_match=min_match,
             )
         self.architecture = architecture
+        self.backbone_library = source.library
         self.classes = classes
         self.preprocess = preprocess
         self.task: Task = task
@@ -234,6 +265,7 @@ class TransferClassifier(Freezable):
         weights_name: str | None = None,
         weights_sha256: str | None = None,
         weights_chain: tuple[dict[str, Any], ...] = (),
+        source: BackboneSource | None = None,
     ) -> TransferClassifier:
         """
         Build a classifier without weights, whose parameters are loaded next.
@@ -248,6 +280,8 @@ class TransferClassifier(Freezable):
             Name and SHA-256 of the weights from which training started.
         weights_chain : tuple of dict
             Where these come from.
+        source : BackboneSource, optional
+            Source of the backbone; by default that of the architecture's name.
 
         Returns
         -------
@@ -257,16 +291,17 @@ class TransferClassifier(Freezable):
         """
         model = cls.__new__(cls)
         nn.Module.__init__(model)
-        check_backbone(architecture.name)
-        check_size(architecture, preprocess)
+        source = rebuild_source(architecture) if source is None else source
+        check_size(architecture, preprocess, source)
         model.weights_name, model.weights_sha256 = weights_name, weights_sha256
         model.weights_chain = weights_chain
-        model._assemble(architecture, check_classes(classes, task), preprocess, task, pool, bare=True)
+        names = check_classes(classes, task)
+        model._assemble(architecture, names, preprocess, task, pool, source=source, bare=True)
         return model
 
     @property
     def backbone_name(self) -> str:
-        """Name of the backbone, in torchvision or as registered."""
+        """Name of the backbone: in torchvision, as registered, or with its source before a colon."""
         return self.architecture.name
 
     def forward(self, x: Tensor, mask: Tensor | None = None, grad_slices: int | None = None) -> Tensor:
@@ -276,7 +311,7 @@ class TransferClassifier(Freezable):
         Parameters
         ----------
         x : Tensor
-            (B, 3, H, W) normalized images, or (B, N, 3, H, W) bags of slices.
+            (B, C, H, W) normalized images, or (B, N, C, H, W) bags of slices, C 3 or 1 as of the backbone.
         mask : Tensor, optional
             (B, N) bool, True for slices and False for padding; all True by default.
         grad_slices : int, optional
@@ -309,7 +344,7 @@ class TransferClassifier(Freezable):
         Tensor
             (B, F): the embedding of each image, or the pooled one of each bag.
         """
-        check_input(x, mask, self.pool)
+        check_input(x, mask, self.pool, self.architecture.channels)
         x = x.to(self.head.weight.dtype)
         if x.ndim == 4:
             embeddings: Tensor = self.backbone(x)
@@ -444,6 +479,7 @@ class TransferClassifier(Freezable):
         file = check_path("path", path, error=CheckpointError)
         checkpoint.Checkpoint(
             architecture=self.architecture,
+            libraries=self._libraries(),
             classes=self.classes,
             task=self.task,
             pool=self.pool,
@@ -460,9 +496,14 @@ class TransferClassifier(Freezable):
         ).write(file)
         return file
 
+    def _libraries(self) -> dict[str, str]:
+        """Return the versions of libraries that the backbone is built by, beside torchvision."""
+        used = {self.backbone_library: library_version(self.backbone_library)}
+        return {name: found for name, found in used.items() if name is not None and found is not None}
+
     @classmethod
     @with_gradients
-    def load(cls, path: str | os.PathLike[str]) -> TransferClassifier:
+    def load(cls, path: str | os.PathLike[str], *, backbone: nn.Module | None = None) -> TransferClassifier:
         """
         Read a model written by :meth:`save`; see :func:`medimg.load`.
 
@@ -474,7 +515,9 @@ class TransferClassifier(Freezable):
         file = check_path("path", path, error=CheckpointError)
         saved = checkpoint.read(file)
         # building draws random parameters, which are replaced: the global random state stays as it was
-        with checkpoint.refuse_unsound(file), torch.random.fork_rng(devices=[]):
+        with checkpoint.refuse_unsound(file, saved), torch.random.fork_rng(devices=[]):
+            source = rebuild_source(saved.architecture, backbone)
+            checkpoint.check_parameter_count(saved, source.parameter_count)
             model = cls.rebuild(
                 saved.architecture,
                 classes=saved.classes,
@@ -484,6 +527,7 @@ class TransferClassifier(Freezable):
                 weights_name=saved.weights_name,
                 weights_sha256=saved.weights_sha256,
                 weights_chain=saved.weights_chain,
+                source=source,
             )
         model.load_state_dict(saved.state_for(model.state_dict(), file), strict=True, assign=True)
         model.training_summary, model.training_ranges = saved.training_summary, saved.training_ranges
@@ -522,7 +566,7 @@ class TransferClassifier(Freezable):
 
 
 @set_module("medimg")
-def load(path: str | os.PathLike[str]) -> TransferClassifier:
+def load(path: str | os.PathLike[str], *, backbone: nn.Module | None = None) -> TransferClassifier:
     """
     Read a model written by :meth:`medimg.TransferClassifier.save`.
 
@@ -530,6 +574,9 @@ def load(path: str | os.PathLike[str]) -> TransferClassifier:
     ----------
     path : path-like
         File to read.
+    backbone : nn.Module, optional
+        Network of a model that was built from a network itself, of which a file has no code; its weights are
+        replaced.
 
     Returns
     -------
@@ -540,6 +587,9 @@ def load(path: str | os.PathLike[str]) -> TransferClassifier:
     Raises
     ------
     CheckpointError
-        If the file is damaged, was changed, is newer than this version, or is not a medimg checkpoint.
+        If the file is damaged, was changed, is newer than this version, or is not a medimg checkpoint; or if
+        its network can't be built by what is installed.
+    MissingDependencyError
+        If the library of its network is not installed.
     """
-    return TransferClassifier.load(path)
+    return TransferClassifier.load(path, backbone=backbone)

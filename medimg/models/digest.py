@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from medimg.core.content_hash import content_hash, json_text
+from medimg.models.backbones.source import library_version
 from medimg.preprocessing.preprocess import UNSTATED_REVISION
 
 if TYPE_CHECKING:
@@ -83,7 +83,13 @@ def network_digest(model: TransferClassifier) -> str:
     body = model.backbone
 
     def parts() -> Iterator[Buffer]:
-        facts = [asdict(model.architecture), f"{type(body).__module__}.{type(body).__qualname__}", repr(body)]
+        facts: list[Any] = [
+            model.architecture.to_dict(),
+            f"{type(body).__module__}.{type(body).__qualname__}",
+            repr(body),
+        ]
+        if model.backbone_library is not None:  # its code may change
+            facts.append(library_version(model.backbone_library))
         yield json_text(facts, default=repr)
         for name, value in chain(body.named_parameters(), body.named_buffers()):
             yield f"{name} {value.dtype} {tuple(value.shape)}"
@@ -112,7 +118,7 @@ def model_digest(model: TransferClassifier) -> str:
     calibration = model.calibration
     outliers = calibration.outliers if calibration is not None else None
     facts = {
-        "architecture": asdict(model.architecture),
+        "architecture": model.architecture.to_dict(),
         "classes": list(model.classes),
         "task": model.task,
         "pool": model.pool,

@@ -30,12 +30,12 @@ def check_finite(rows: Tensor, name: str = "embeddings") -> Tensor:
     return rows
 
 
-def check_input(x: Tensor, mask: Tensor | None, pool: str) -> None:
+def check_input(x: Tensor, mask: Tensor | None, pool: str, channels: int = 3) -> None:
     """Refuse an input x, or a mask (B, N), of a shape that a classifier does not take."""
-    if x.ndim not in (4, 5) or x.shape[-3] != 3 or 0 in x.shape:
+    if x.ndim not in (4, 5) or x.shape[-3] != channels or 0 in x.shape:
         raise PreprocessError(
-            f"the model takes (B, 3, H, W) or (B, N, 3, H, W); found {tuple(x.shape)}; make tensors with "
-            "model.preprocess(source)"
+            f"the model takes (B, {channels}, H, W) or (B, N, {channels}, H, W); found {tuple(x.shape)}; "
+            "make tensors with model.preprocess(source)"
         )
     if x.ndim == 5 and pool == "none":
         raise PreprocessError(

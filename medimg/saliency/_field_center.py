@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from medimg.models.backbones.stems import input_channels
 from medimg.models.digest import parameters_digest
 from medimg.saliency._receptive_field import Axis
 from medimg.saliency._target_layer import Layer, capture_activation
@@ -63,7 +64,11 @@ def measure_field_centers(
 def _measure_axes(backbone: nn.Module, layer: Layer, size: tuple[int, int], batch_size: int) -> _Axes:
     """Return the axes with the measured centers of central cells."""
     chosen = _central_cells(layer.cells)
-    parts = zip(torch.split(_noise(size), batch_size), torch.split(chosen, batch_size), strict=True)
+    parts = zip(
+        torch.split(_noise(size, input_channels(backbone)), batch_size),
+        torch.split(chosen, batch_size),
+        strict=True,
+    )
     field = torch.cat([_squared_gradients(backbone, layer, images, cells) for images, cells in parts])
     total = field.sum(dim=(1, 2))
     rows, columns = (_shift_axis(field.sum(dim=2 - n), total, layer.axes[n], chosen[:, n]) for n in range(2))
@@ -92,10 +97,10 @@ def _shift_axis(profiles: Tensor, totals: Tensor, axis: Axis, cells: Tensor) -> 
     return replace(axis, start=axis.start + float(off.mean()))
 
 
-def _noise(size: tuple[int, int]) -> Tensor:
-    """Return noise (B, 3, H, W) with an amplitude of 1/f and a variance of 1, always the same."""
+def _noise(size: tuple[int, int], channels: int) -> Tensor:
+    """Return noise (B, C, H, W) with an amplitude of 1/f and a variance of 1, always the same."""
     generator = torch.Generator().manual_seed(0)
-    spectrum = torch.fft.rfft2(torch.randn(_IMAGES, 3, *size, generator=generator))
+    spectrum = torch.fft.rfft2(torch.randn(_IMAGES, channels, *size, generator=generator))
     down, across = torch.fft.fftfreq(size[0])[:, None], torch.fft.rfftfreq(size[1])
     frequency = (down.square() + across.square()).sqrt()
     frequency[0, 0] = 1 / max(size)

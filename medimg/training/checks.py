@@ -65,7 +65,7 @@ def check_forward(
         return
     count = _count_fewest(train, config)
     device = next(model.parameters()).device
-    images = torch.zeros(count, 3, *model.preprocess.hw, device=device)
+    images = torch.zeros(count, *model.preprocess.image_shape, device=device)
     statistics = {name: value.clone() for name, value in model.backbone.named_buffers()}
     gpus = [device] if device.type == "cuda" else []
     try:

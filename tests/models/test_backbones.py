@@ -15,11 +15,12 @@ from medimg.models.backbones.architecture import (
     Architecture,
     architecture_for,
     backbone_names,
+    build_backbone,
     check_backbone,
     default_recipe,
+    resolve_weights,
 )
 from medimg.models.backbones.heads import head_logits
-from medimg.models.backbones.weights import resolve_weights
 from tests.models.fakes import classifier
 from tests.models.networks import NAMES, no_storage, shapes
 
@@ -86,7 +87,7 @@ def test_forward_and_backward(name: str, size: int) -> None:
 def test_body_and_head_compute_what_torchvision_does(name: str) -> None:
     options = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}
     original: Any = get_model(name, weights=None, **options).eval()
-    parts = Architecture(name).build(initialize=False)
+    parts = build_backbone(Architecture(name), initialize=False)
     state = original.state_dict()
     head = {n.rpartition(".")[2]: v for n, v in state.items() if n.startswith(f"{parts.head_name}.")}
     parts.head.load_state_dict(head)
@@ -182,7 +183,7 @@ def test_weights_say_size_normalization_and_license(name: str, monkeypatch: pyte
         recipe = default_recipe(name, source)
         assert recipe.hw == (transforms.crop_size[0],) * 2
         assert (recipe.mean, recipe.std) == (tuple(transforms.mean), tuple(transforms.std))
-        architecture = architecture_for(name, entry=source.entry, state=None, recipe=recipe)
+        architecture = architecture_for(name, weights=source, state=None, recipe=recipe)
         assert (architecture.image_size is not None) == name.startswith("vit_")
         if name.startswith("vit_") or name == "maxvit_t":
             other = Preprocess(size=recipe.hw[0] - 14)

@@ -19,7 +19,7 @@ from medimg import Preprocess, TransferClassifier, Window
 from medimg.errors import CheckpointError, MedimgWarning
 from medimg.models import checkpoint, safetensors_file
 from medimg.models import classifier as classifying
-from medimg.models.backbones import architecture, registry
+from medimg.models.backbones import _torchvision_source, registry
 from medimg.models.backbones.heads import new_head
 from medimg.models.digest import model_digest, tensors_sha256
 from medimg.models.training_distribution import ImageFacts, TrainingDistribution
@@ -465,7 +465,7 @@ def test_a_small_file_takes_little_memory(
     def built(*_: Any, **__: Any) -> None:
         raise AssertionError("it was built")
 
-    monkeypatch.setattr(architecture, "get_model", built)
+    monkeypatch.setattr(_torchvision_source, "get_model", built)
     with pytest.raises(CheckpointError, match="it has 723,522 parameters"):
         medimg.load(rewrite(saved, tmp_path / "changed.safetensors", change))
 

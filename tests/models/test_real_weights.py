@@ -10,9 +10,8 @@ from torch import Tensor
 from torchvision.models import get_model_weights
 
 from medimg import TransferClassifier
-from medimg.models.backbones.architecture import Architecture
+from medimg.models.backbones.architecture import Architecture, build_backbone, resolve_weights
 from medimg.models.backbones.heads import head_logits
-from medimg.models.backbones.weights import resolve_weights
 
 
 def probe_images(folder: Path) -> list[tuple[Image.Image, int]]:
@@ -39,5 +38,5 @@ def test_loaded_weights_still_recognize_photographs(real_data: Path, name: str) 
 
 
 def _keep_head(model: TransferClassifier, weights: dict[str, Tensor]) -> None:
-    name = Architecture(model.backbone_name).build().head_name
+    name = build_backbone(Architecture(model.backbone_name)).head_name
     model.head.load_state_dict({part: weights[f"{name}.{part}"] for part in ("weight", "bias")})

@@ -18,7 +18,7 @@ from torchvision.models import ResNet18_Weights, get_model
 
 from medimg import Preprocess, TransferClassifier
 from medimg.errors import PreprocessError, WeightsUnavailableError
-from medimg.models.backbones.weights import resolve_weights
+from medimg.models.backbones.architecture import resolve_weights
 from medimg.models.training_images import TrainingImages
 from tests.models.fakes import SMALL, classifier
 

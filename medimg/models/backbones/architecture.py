@@ -1,224 +1,312 @@
-"""Architectures of torchvision and registered networks: how they are built, and for which image sizes."""
+"""Networks by name, from all sources: which there are, how they are built, and for which image sizes."""
 
 from __future__ import annotations
 
-import math
+import json
+import os
 import re
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import replace
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import torch
-import torchvision
-from torchvision.models import get_model, get_model_weights, list_models
+from torch import nn
 
 from medimg._validation import did_you_mean
 from medimg.errors import PreprocessError, TrainingError, WeightsUnavailableError, also
-from medimg.models.backbones.heads import HeadParts, split_head
+from medimg.io.files.regular_file import is_regular_file
+from medimg.models.backbones._hf_source import HFBackbone
+from medimg.models.backbones._module_source import ModuleBackbone
+from medimg.models.backbones._radimagenet_source import RadImageNetBackbone
+from medimg.models.backbones._timm_source import TimmBackbone
+from medimg.models.backbones._torchvision_source import TorchvisionBackbone, backbone_names
+from medimg.models.backbones._xrv_source import XrvBackbone
+from medimg.models.backbones.heads import HeadParts
 from medimg.models.backbones.registry import mark_used, registered_backbone, registered_names
+from medimg.models.backbones.source import Architecture, BackboneSource, check_probe, grayscale_recipe
 from medimg.models.backbones.state_matching import match_state
-from medimg.preprocessing.preprocess import Preprocess
+from medimg.models.backbones.stems import fold_stem
+from medimg.models.backbones.weights import (
+    WeightsChoice,
+    WeightsSource,
+    describe_choice,
+    is_weights_path,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from torch import Tensor
-    from torchvision.models import Weights
 
     from medimg.models.backbones.state_matching import WeightsReport
-    from medimg.models.backbones.weights import WeightsSource
+    from medimg.preprocessing.preprocess import Preprocess
 
 __all__ = [
     "Architecture",
     "architecture_for",
     "backbone_names",
+    "build_backbone",
     "check_backbone",
     "check_images",
     "check_size",
+    "convert_state",
     "default_recipe",
+    "find_backbone",
     "load_backbone",
+    "rebuild_source",
+    "resolve_path",
+    "resolve_weights",
+    "weights_name",
 ]
 
-_WITH_AUXILIARY_HEADS: Final = ("googlenet", "inception_v3")
-_SWIN_MIN: Final = 32  # it pads to its windows: the training size in its metadata is not a minimum
+#: Sources by what is before the colon in a name, beside torchvision and registered networks.
+_SOURCES: Final[dict[str, Callable[[str], BackboneSource]]] = {
+    "timm": TimmBackbone.open,
+    "hf": HFBackbone.open,
+    "torchxrayvision": XrvBackbone.open,
+    "radimagenet": RadImageNetBackbone.open,
+    "module": ModuleBackbone.open,
+}
+_BY_USERS: Final = ("timm", "hf", "torchxrayvision", "radimagenet")
 
 
-@dataclass(frozen=True, slots=True)
-class Architecture:
+def find_backbone(backbone: str | nn.Module | BackboneSource) -> BackboneSource:
     """
-    Description from which a network is built, without its weights.
-
-    `name` is torchvision's or a registered one; `transform_input` makes GoogLeNet and Inception rescale their
-    input to the range of their ImageNet weights; `image_size` is the size of a ViT, None for all others.
-    """
-
-    name: str
-    transform_input: bool = False
-    image_size: int | None = None
-
-    def build(self, *, initialize: bool = True) -> HeadParts:
-        """
-        Build the network with random weights, and split off its head.
-
-        `initialize` is False if weights are loaded next, to skip the slow initialization of GoogLeNet and
-        Inception. The head is the last ``nn.Linear`` or ``nn.Conv2d`` in ``named_modules()``, as it is in all
-        80 classification models of torchvision 0.29.
-        """
-        parts = self._build_parts(initialize=initialize)
-        mark_used(parts.body)
-        return parts
-
-    def _build_parts(self, *, initialize: bool) -> HeadParts:
-        own = registered_backbone(self.name)
-        if own is not None:
-            return own.build()
-        options: dict[str, Any] = {}
-        if self.name in _WITH_AUXILIARY_HEADS:
-            options = {
-                "aux_logits": False,
-                "init_weights": initialize,
-                "transform_input": self.transform_input,
-            }
-        elif self.image_size is not None:
-            options = {"image_size": self.image_size}
-        return split_head(get_model(self.name, weights=None, **options))
-
-
-def backbone_names() -> tuple[str, ...]:
-    """Return the names of all classification models of the installed torchvision."""
-    return tuple(list_models(module=torchvision.models))
-
-
-def check_backbone(name: str) -> None:
-    """
-    Refuse a name of neither a torchvision classification model nor a registered network.
+    Return the source of a network by its name, or of a network itself.
 
     Examples
     --------
-    >>> check_backbone("resnet-50")
+    >>> find_backbone("torchxrayvision:densenet121-res224-all").channels
+    1
+    >>> find_backbone("resnet-50")
     Traceback (most recent call last):
     medimg.errors.TrainingError: torchvision has no classification model 'resnet-50', and ...
     """
+    if isinstance(backbone, nn.Module):
+        return ModuleBackbone.of(backbone)
+    if not isinstance(backbone, str):
+        if hasattr(backbone, "size_rule"):
+            return backbone
+        backbone = repr(backbone)
+    registered = registered_backbone(backbone)
+    if registered is not None:
+        return registered
+    prefix, colon, rest = backbone.partition(":")
+    if colon and rest and prefix in _SOURCES:
+        return _SOURCES[prefix](backbone)
     known = (*backbone_names(), *registered_names())
-    if not isinstance(name, str) or name not in known:
-        hint = did_you_mean(name, known, most=3)
-        listed = "" if hint else f"; expected one of {', '.join(known)}"
-        raise also(TrainingError, KeyError)(
-            f"torchvision has no classification model {name!r}, and a network of your own must be registered "
-            f"by medimg.register_backbone, also before a checkpoint of it is loaded{listed}{hint}"
+    if backbone in backbone_names():
+        return TorchvisionBackbone(backbone)
+    hint = did_you_mean(backbone, known, most=3)
+    listed = "" if hint else f"; expected one of {', '.join(known)}"
+    raise also(TrainingError, KeyError)(
+        f"torchvision has no classification model {backbone!r}, and a network of your own must be registered "
+        "by medimg.register_backbone, also before a checkpoint of it is loaded; networks of other sources "
+        f"start with {', '.join(f'{name}:' for name in _BY_USERS)}{listed}{hint}"
+    )
+
+
+def check_backbone(name: str) -> None:
+    """Refuse a name of no network."""
+    find_backbone(name)
+
+
+def rebuild_source(architecture: Architecture, network: nn.Module | None = None) -> BackboneSource:
+    """Return the source from which the network of a checkpoint is built; `network` is the user's own."""
+    name = architecture.name
+    if network is not None:
+        if not name.startswith("module:"):
+            raise TrainingError(
+                f"the network of this model is {name}, which is built from its name; backbone= is for "
+                "networks of your own: omit it"
+            )
+        return replace(ModuleBackbone.of(network), name=name)
+    if registered_backbone(name) is None:
+        if name.startswith("hf:"):
+            return HFBackbone.rebuild(architecture)
+        if name.startswith("timm:"):
+            return TimmBackbone.rebuild(architecture)
+    return find_backbone(name)
+
+
+def resolve_path(backbone: str | os.PathLike[str]) -> tuple[BackboneSource, Path] | None:
+    """
+    Return the network of a folder or file, and its file of weights; None if it is a name.
+
+    A folder is one that transformers or timm wrote; a file must be a checkpoint of medimg, as weights alone
+    do not state their network.
+    """
+    if isinstance(backbone, str):
+        prefix = backbone.partition(":")[0]
+        is_name = prefix in _SOURCES or registered_backbone(backbone) is not None
+        if is_name or not (is_weights_path(backbone) or Path(backbone).is_dir()):
+            return None
+    path = Path(backbone).expanduser()
+    if path.is_dir():
+        source = _open_folder(path)
+        weights = source.resolve_weights("DEFAULT", accept_license=True)
+        assert weights is not None  # a folder has a file, or is refused
+        return source, weights.path
+    from medimg.models import checkpoint
+
+    if not is_regular_file(path):
+        raise also(WeightsUnavailableError, FileNotFoundError)(
+            f"there is no file or folder {path}; correct the path, or pass the name of a network"
         )
+    found = checkpoint.find(path)
+    if found is None:
+        raise TrainingError(
+            f"{path.name} has weights, but does not state of which network: pass its name as the backbone, "
+            "and the path as weights="
+        )
+    return rebuild_source(found.architecture), path
+
+
+def _open_folder(folder: Path) -> BackboneSource:
+    """Return the network of a folder by its configuration."""
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainingError(
+            f"the folder {folder.name} has no config.json that can be read ({type(error).__name__}); "
+            "expected one that transformers (save_pretrained) or timm (save_for_hf) wrote"
+        ) from error
+    if isinstance(settings, dict) and isinstance(settings.get("architecture"), str):
+        return TimmBackbone.open_folder(folder, settings)
+    return HFBackbone.open_folder(folder)
+
+
+def resolve_weights(
+    backbone: str | BackboneSource, weights: WeightsChoice, *, accept_license: bool = False
+) -> WeightsSource | None:
+    """
+    Return the source of weights, without reading or downloading it; None for random weights.
+
+    A text is a path if it has a folder, or ends like a file of weights. A registered network's "DEFAULT" are
+    the weights it is built with, also None. Licenses of their own (SWAG: CC BY-NC 4.0) must be accepted.
+
+    Examples
+    --------
+    >>> resolve_weights("resnet50", "DEFAULT").name
+    'ResNet50_Weights.IMAGENET1K_V2'
+    >>> resolve_weights("resnet50", "weights/resnet50-11ad3fa6.pth").name
+    'resnet50-11ad3fa6.pth'
+    """
+    if weights is None:
+        return None
+    if not isinstance(weights, str | os.PathLike | Enum):
+        raise WeightsUnavailableError(
+            f"weights must be a name, a path or None; found {describe_choice(weights)}; torchvision's best "
+            "are "
+            '"DEFAULT"'
+        )
+    source = find_backbone(backbone)
+    if not isinstance(weights, Enum) and is_weights_path(weights):
+        path = Path(weights).expanduser()
+        return WeightsSource(path.name, path, pickled_classes=getattr(source, "pickled_classes", ()))
+    return source.resolve_weights(weights, accept_license=accept_license)
+
+
+def weights_name(backbone: str | BackboneSource, source: WeightsSource | None) -> str | None:
+    """Return the name of initial weights: None for random ones, "as built" for a registered network's own."""
+    return source.name if source is not None else find_backbone(backbone).unnamed_weights
 
 
 def default_recipe(
-    name: str, source: WeightsSource | None, state: dict[str, Tensor] | None = None
+    backbone: str | BackboneSource,
+    source: WeightsSource | None,
+    state: Mapping[str, Tensor] | None = None,
+    *,
+    channels: int | None = None,
 ) -> Preprocess:
-    """
-    Return the default preprocessing of a backbone and its weights.
-
-    Weights chosen by name have their own size, mean and standard deviation. For a file or random weights
-    those of the default weights are used, with 224 pixels or the size of the ViT in the file (`state`).
-    """
-    own = registered_backbone(name)
-    if own is not None:
-        return own.recipe
-    entry = source.entry if source is not None else None
-    transforms = (entry or get_model_weights(name)["DEFAULT"].value).transforms()
-    size = transforms.crop_size[0] if entry is not None else _stated_size(name, state) or 224
-    return Preprocess(size=size, mean=tuple(transforms.mean), std=tuple(transforms.std))
+    """Return the default preprocessing of a backbone and its weights, for one channel if that is wanted."""
+    found = find_backbone(backbone)
+    recipe = found.default_recipe(source, state)
+    return grayscale_recipe(recipe) if channels == 1 else recipe
 
 
 def architecture_for(
-    name: str, *, entry: Weights | None, state: dict[str, Tensor] | None, recipe: Preprocess
+    backbone: str | BackboneSource,
+    *,
+    weights: WeightsSource | None,
+    state: Mapping[str, Tensor] | None,
+    recipe: Preprocess,
+    channels: int | None = None,
 ) -> Architecture:
-    """Return the architecture for weights by name (`entry`) or from a file (`state`), and for a recipe."""
-    check_images(name, recipe)
-    pretrained = entry is not None or state is not None
-    transform_input = pretrained and name in _WITH_AUXILIARY_HEADS
-    is_vit = name.startswith("vit_") and registered_backbone(name) is None
-    image_size = _vit_size(name, entry, state, recipe) if is_vit else None
-    architecture = Architecture(name, transform_input=transform_input, image_size=image_size)
-    check_size(architecture, recipe)
+    """Return the architecture for weights, by name or from a file (`state`), and for a recipe."""
+    source = find_backbone(backbone)
+    wanted = source.channels if channels is None else channels
+    if wanted not in (1, 3) or isinstance(wanted, bool) or wanted > source.channels:
+        expected = "1 or 3" if source.channels == 3 else "1, as it was made for images of one channel"
+        raise TrainingError(f"in_channels of {source.name} must be {expected}; found {channels!r}")
+    check_images(source.name, recipe, wanted)
+    architecture = replace(source.plan(weights, state, recipe), channels=wanted)
+    check_size(architecture, recipe, source)
     return architecture
 
 
-def check_images(name: str, recipe: Preprocess) -> None:
-    """Refuse a recipe whose images are not (3, H, W)."""
+def check_images(name: str, recipe: Preprocess, channels: int = 3) -> None:
+    """Refuse a recipe whose images are not (C, H, W)."""
     if recipe.dims != 2:
         raise PreprocessError(
             f"{name} is a network in 2-D, which takes slices; found a recipe of volumes, dims=3: use "
             "Preprocess(dims=2), with pool= for whole series, or train a 3-D network of your own on an "
             "ImageDataset with this recipe"
         )
-    if recipe.n_channels != 3:
+    if recipe.n_channels > channels:
+        raise PreprocessError(
+            f'{name} takes images of one channel; found a recipe with channels="{recipe.channels}": use '
+            'Preprocess(channels="single")'
+        )
+    if recipe.n_channels < channels:
         raise PreprocessError(
             f'{name} takes images of three channels; found a recipe with channels="single": use '
-            'Preprocess(channels="repeat"), which repeats the one channel'
+            'Preprocess(channels="repeat"), which repeats the one channel, or in_channels=1, which folds the '
+            "weights of its first layer"
         )
 
 
-def check_size(architecture: Architecture, recipe: Preprocess) -> None:
+def check_size(architecture: Architecture, recipe: Preprocess, source: BackboneSource) -> None:
     """Refuse a recipe whose images have a size that the network does not take."""
-    name = architecture.name
-    check_images(name, recipe)
-    exact, least = _sizes(architecture)
-    if exact is not None and recipe.hw != (exact, exact):
-        raise PreprocessError(
-            f"{name} with these weights takes images of {exact}×{exact} only; found a recipe with "
-            f"{recipe.hw[0]}×{recipe.hw[1]}: use preprocess.replace(size={exact}), or no recipe, to use "
-            "that of the weights"
-        )
-    if min(recipe.hw) < least:
-        raise PreprocessError(
-            f"{name} takes images of at least {least}×{least}; found a recipe with "
-            f"{recipe.hw[0]}×{recipe.hw[1]}: use preprocess.replace(size={max(least, 224)})"
-        )
+    check_images(architecture.name, recipe, architecture.channels)
+    source.size_rule(architecture).check(architecture.name, recipe)
 
 
-def _sizes(architecture: Architecture) -> tuple[int | None, int]:
-    """Return the only size that a network takes, or None, and the smallest size."""
-    name = architecture.name
-    own = registered_backbone(name)
-    if own is not None:
-        return own.exact_size, own.min_size
-    if name == "maxvit_t":
-        return 224, 1
-    if architecture.image_size is not None:
-        return architecture.image_size, 1
-    if name.startswith("swin"):
-        return None, _SWIN_MIN
-    return None, max(get_model_weights(name)["DEFAULT"].value.meta["min_size"])
+def build_backbone(
+    architecture: Architecture,
+    source: BackboneSource | None = None,
+    recipe: Preprocess | None = None,
+    *,
+    initialize: bool = True,
+    tried: bool = True,
+) -> HeadParts:
+    """
+    Build a network with random weights, and split off its head.
+
+    `initialize` is False if weights are loaded next; `tried` is whether a network of a library, or with a
+    folded stem, is tried on an image of the recipe.
+    """
+    source = rebuild_source(architecture) if source is None else source
+    parts = source.build(architecture, recipe, initialize=initialize)
+    folded = architecture.channels < source.channels
+    if folded:
+        fold_stem(parts.body, architecture.name)
+    if recipe is not None and tried and (folded or source.library is not None):
+        check_probe(parts.body, architecture.name, recipe, parts.features)
+    mark_used(parts.body)
+    return parts
 
 
-def _vit_size(name: str, entry: Weights | None, state: dict[str, Tensor] | None, recipe: Preprocess) -> int:
-    """Return the size of a ViT: that of the weights, or without weights that of the recipe."""
-    if entry is not None:
-        return int(entry.meta["min_size"][0])
-    stated = _stated_size(name, state)
-    if stated is not None:
-        return stated
-    patch = _patch_size(name)
-    rows, columns = recipe.hw
-    if rows != columns or rows % patch:
-        raise PreprocessError(
-            f"{name} takes square images with a side that is a multiple of {patch}; found a recipe with "
-            f"{rows}×{columns}: use preprocess.replace(size=224)"
-        )
-    return rows
-
-
-def _stated_size(name: str, state: dict[str, Tensor] | None) -> int | None:
-    """Return the size of a ViT by the position embeddings in its weights; None for others."""
-    named = ("encoder.pos_embedding", "pos_embed")  # torchvision's name, and timm's
-    positions = next(
-        (v for n, v in (state or {}).items() if n in named or n.endswith(tuple(f".{one}" for one in named))),
-        None,
-    )
-    if not name.startswith("vit_") or positions is None or positions.ndim != 3 or positions.shape[1] < 2:
-        return None
-    return math.isqrt(positions.shape[1] - 1) * _patch_size(name)
-
-
-def _patch_size(name: str) -> int:
-    """Return the patch size of a ViT by its name."""
-    return int(name.rsplit("_", 1)[1])
+def convert_state(
+    parts: HeadParts, architecture: Architecture, source: BackboneSource, state: OrderedDict[str, Tensor]
+) -> OrderedDict[str, Tensor]:
+    """Return the tensors of a file by the names of the network; its stem is not folded yet."""
+    if architecture.channels < source.channels:
+        # the code of a source knows its network as it was made
+        parts = source.build(replace(architecture, channels=source.channels), None, initialize=False)
+    return source.convert(parts, architecture, state)
 
 
 _AUXILIARY: Final = ("aux1.", "aux2.", "AuxLogits.")

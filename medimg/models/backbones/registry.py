@@ -19,7 +19,7 @@ from torchvision.models import list_models
 
 from medimg._public import set_module
 from medimg._validation import check_whole_number
-from medimg.errors import MedimgError, MedimgWarning, TrainingError
+from medimg.errors import MedimgError, MedimgWarning, TrainingError, WeightsUnavailableError
 from medimg.models.backbones.heads import (
     HeadParts,
     drop_activations,
@@ -27,11 +27,15 @@ from medimg.models.backbones.heads import (
     head_logits,
     replace_layer,
 )
+from medimg.models.backbones.source import Architecture, SizeRule
 from medimg.models.module_mode import module_mode
 from medimg.preprocessing.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections import OrderedDict
+    from collections.abc import Callable, Iterator, Mapping
+
+    from medimg.models.backbones.weights import WeightsChoice, WeightsSource
 
 __all__ = [
     "AS_BUILT",
@@ -56,7 +60,7 @@ _TOLERANCE: Final = 1e-3
 @dataclass(frozen=True, slots=True)
 class RegisteredBackbone:
     """
-    A registered network and its input.
+    A registered network and its input, as a source of backbones.
 
     `exact_size` is the only size that it takes, or None; `head` is the name of its head, None for the last
     linear or convolutional layer; `features` is the length of its embeddings if it has no head.
@@ -69,8 +73,41 @@ class RegisteredBackbone:
     exact_size: int | None
     head: str | None
     features: int | None
+    channels: int = 3
+    library: None = None
+    unnamed_weights: str = AS_BUILT
+    parameter_count: int = 0
 
-    def build(self) -> HeadParts:
+    def resolve_weights(self, choice: WeightsChoice, *, accept_license: bool) -> WeightsSource | None:
+        """Return None for the weights that the network is built with."""
+        if choice != "DEFAULT":
+            raise WeightsUnavailableError(
+                f"{self.name!r} is a registered network and has no weights {choice!r}; it starts as it is "
+                'built ("DEFAULT" or None), or from a file: weights="./weights.pth"'
+            )
+        return None
+
+    def default_recipe(self, weights: WeightsSource | None, state: Mapping[str, Tensor] | None) -> Preprocess:
+        """Return the preprocessing that the network was registered with."""
+        return self.recipe
+
+    def plan(
+        self, weights: WeightsSource | None, state: Mapping[str, Tensor] | None, recipe: Preprocess
+    ) -> Architecture:
+        """Return the description."""
+        return Architecture(self.name)
+
+    def size_rule(self, architecture: Architecture) -> SizeRule:
+        """Return the sizes that the network was registered for."""
+        return SizeRule(self.exact_size, self.min_size)
+
+    def convert(
+        self, parts: HeadParts, architecture: Architecture, state: OrderedDict[str, Tensor]
+    ) -> OrderedDict[str, Tensor]:
+        """Return the tensors of a file as they are."""
+        return state
+
+    def build(self, architecture: Architecture, recipe: Preprocess | None, *, initialize: bool) -> HeadParts:
         """Build the network, split off its head, and test both on one image."""
         network = self._make_network()
         image = self._make_image(network)
@@ -120,9 +157,9 @@ class RegisteredBackbone:
         return network.float()
 
     def _make_image(self, network: nn.Module) -> Tensor:
-        """Return an image (1, 3, H, W) of noise, the same each time, for a network."""
+        """Return an image (1, C, H, W) of noise, the same each time, for a network."""
         like = next(network.parameters(), torch.zeros(()))
-        image = torch.randn(1, 3, *self.recipe.hw, generator=torch.Generator().manual_seed(0))
+        image = torch.randn(1, *self.recipe.image_shape, generator=torch.Generator().manual_seed(0))
         return image.to(device=like.device, dtype=like.dtype)
 
     def _split_head(self, network: nn.Module, image: Tensor) -> HeadParts:
@@ -152,9 +189,10 @@ class RegisteredBackbone:
                 return network(x)
         except Exception as error:  # whatever the user's own code raises
             raise TrainingError(
-                f"the backbone {self.name!r} fails on an image (1, 3, {self.recipe.hw[0]}, "
-                f"{self.recipe.hw[1]}): {type(error).__name__}: {error}; register it with a size that it "
-                "takes, and with the name of its head if that is not its last linear or convolutional layer"
+                f"the backbone {self.name!r} fails on an image (1, {self.recipe.n_channels}, "
+                f"{self.recipe.hw[0]}, {self.recipe.hw[1]}): {type(error).__name__}: {error}; register it "
+                "with a size that it takes, and with the name of its head if that is not its last linear or "
+                "convolutional layer"
             ) from error
 
     def _check_embedding(self, found: object, wanted: int) -> Tensor:

@@ -13,15 +13,16 @@ import torch
 from medimg._public import set_module
 from medimg.core.logger import get_logger
 from medimg.errors import WeightsUnavailableError
+from medimg.models.backbones.stems import fold_weight
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torch import Tensor
 
     from medimg.models.backbones.heads import HeadParts
 
-__all__ = ["Match", "WeightsReport", "match_state"]
+__all__ = ["Match", "WeightsReport", "match_state", "strip_prefix"]
 
 _SHOWN: Final = 3
 _NOT_USED: Final = "num_batches_tracked"  # absent in files from before 2018
@@ -172,7 +173,8 @@ def match_state(
     and the network must have no other layers; below 1, at least this fraction of the parameters.
     """
     own = parts.body.state_dict()
-    candidates = _find_candidates(parts, own, state, heads)
+    numbered = _number_children(parts, own, state)
+    candidates = _find_candidates(own, state, heads, numbered)
     chosen, others = _choose(candidates, state, source, partial=min_match < 1)
     missing, wrong = _list_misfits(own, chosen)
     whole = not (missing or wrong or chosen.unexpected)
@@ -184,7 +186,7 @@ def match_state(
             f"{_describe_misfit(own, state, chosen, min_match)}; pass the backbone of these "
             "weights, or other weights"
         )
-    found = OrderedDict((n, state[chosen.names[n]]) for n in own if n in chosen.fitting)
+    found = OrderedDict((n, fold_weight(own[n], state[chosen.names[n]])) for n in own if n in chosen.fitting)
     used = {chosen.names[n] for n in found}
     wanted = [n for n in own if not n.endswith(_NOT_USED)]
     report = WeightsReport(
@@ -202,6 +204,20 @@ def match_state(
     if not heads_only or report.missing or not report.is_as_saved:
         get_logger().info("%s", report)
     return Match(found, report)
+
+
+def strip_prefix(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str
+) -> OrderedDict[str, Tensor]:
+    """Return the tensors of the network of a file that fits best, without a prefix before their names."""
+    chosen, _ = _choose(_find_candidates(own, state), state, source, partial=False)
+    prefix = chosen.prefix if chosen.naming == _OWN_NAMES else ""
+    inside = OrderedDict((n.removeprefix(prefix), v) for n, v in state.items() if n.startswith(prefix))
+    if prefix:
+        get_logger().info(
+            "weights %s: under %r; %d other tensors were left out", source, prefix, len(state) - len(inside)
+        )
+    return inside
 
 
 def _list_misfits(own: Mapping[str, Tensor], chosen: _Candidate) -> tuple[list[str], list[str]]:
@@ -244,7 +260,10 @@ def _describe_misfit(
 
 
 def _find_candidates(
-    parts: HeadParts, own: Mapping[str, Tensor], state: Mapping[str, Tensor], heads: tuple[str, ...]
+    own: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    heads: tuple[str, ...] = (),
+    numbered: Iterable[tuple[str, dict[str, str], tuple[str, ...]]] = (),
 ) -> list[_Candidate]:
     """Return the networks of a file that have more than half of the names; else the file as it is."""
     wanted = [name for name in own if not name.endswith(_NOT_USED)]
@@ -260,12 +279,12 @@ def _find_candidates(
         for label, names in namings
         for prefix in _find_prefixes({names[n] for n in wanted}, state)
     ]
-    placed += [(prefix, _NUMBERS, names, head) for prefix, names, head in _number_children(parts, own, state)]
+    placed += [(prefix, _NUMBERS, names, head) for prefix, names, head in numbered]
     total = max(sum(own[name].numel() for name in wanted), 1)
 
     def describe(prefix: str, naming: str, names: Mapping[str, str], heads: tuple[str, ...]) -> _Candidate:
         present = {n: prefix + f for n, f in names.items() if prefix + f in state}
-        fitting = frozenset(n for n, f in present.items() if _fits(own[n], state[f]))
+        fitting = frozenset(n for n, f in present.items() if _fits(own[n], fold_weight(own[n], state[f])))
         used = set(present.values())
         # a network without a prefix has the others of the file inside
         rest = [n for n in state if n.startswith(prefix) and n not in used and not n.endswith(_NOT_USED)]

@@ -8,22 +8,20 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import torch
-from torch import Tensor
-from torchvision.models import WeightsEnum, get_model_weights
+from torch import Tensor, nn
+from torchvision.models import WeightsEnum
 
-from medimg._validation import did_you_mean
 from medimg.core.logger import get_logger
 from medimg.core.progress import Progress, shows_bars
 from medimg.errors import WeightsUnavailableError, also
 from medimg.io.files.atomic import hash_file
 from medimg.io.files.regular_file import is_regular_file
-from medimg.models.backbones.registry import AS_BUILT, registered_backbone
+from medimg.models.backbones._hub_files import fetch_file, stated_sha256
 
 if TYPE_CHECKING:
     from torchvision.models import Weights
@@ -32,8 +30,8 @@ __all__ = [
     "LoadedWeights",
     "WeightsChoice",
     "WeightsSource",
-    "resolve_weights",
-    "weights_name",
+    "describe_choice",
+    "is_weights_path",
 ]
 
 
@@ -47,6 +45,16 @@ _DEEPEST: Final = 3  # dictionaries within dictionaries
 #: Names that torch.compile, checkpointing and FSDP put between others.
 _COMPILED: Final = re.compile(r"(?:(?<=\.)|^)_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
 _START: Final = 512
+#: Layers whose pickled instances are read inside others, for their tensors.
+_LAYERS: Final = (
+    nn.AvgPool2d,
+    nn.BatchNorm2d,
+    nn.Conv2d,
+    nn.Linear,
+    nn.MaxPool2d,
+    nn.ReLU,
+    nn.Sequential,
+)
 #: What may be beside the tensors of a state dict.
 _NUMBERS: Final = (int, float, str, type(None))
 #: How torch names a class that it does not load.
@@ -81,119 +89,50 @@ class WeightsSource:
     """
     Weights that were chosen, and may have to be downloaded.
 
-    `name` is the enumeration's or the file's; `url` is None for a user's file; `entry` is torchvision's
-    description of weights chosen by name.
+    `name` is the source's or the file's; `url` is None for a user's file; `entry` is torchvision's
+    description of weights chosen by name; `license` is its name or URL, None for a file; `repository` of the
+    Hugging Face hub has one of `files`; `pickled_classes` are those whose instances are read for their
+    tensors.
     """
 
     name: str
     path: Path
     url: str | None = None
     entry: Weights | None = None
-
-    @property
-    def license(self) -> str | None:
-        """URL of the license of weights that are not under torchvision's; None for a file."""
-        return None if self.entry is None else self.entry.meta.get("license")
+    license: str | None = None
+    repository: str | None = None
+    files: tuple[str, ...] = ()
+    pickled_classes: tuple[str, ...] = ()
 
     def load(self, *, progress: Progress = "auto") -> LoadedWeights:
         """Read the weights; download them first if they have a URL and are not in the cache."""
-        if self.url is not None and not is_regular_file(self.path):
-            _download(self.url, self.path, progress)
-        if not is_regular_file(self.path):
+        path = self.path
+        if self.url is not None and not is_regular_file(path):
+            if self.repository is not None:
+                path = fetch_file(self.repository, self.files, what=f"the file of the weights {self.name}")
+            else:
+                _download(self.url, path, progress)
+        if not is_regular_file(path):
             raise also(WeightsUnavailableError, FileNotFoundError)(
-                f"there is no file of weights at {self.path}; correct the path, or pass the name of "
+                f"there is no file of weights at {path}; correct the path, or pass the name of "
                 "torchvision weights, or weights=None for random weights"
             )
-        digest = _verify_digest(self.path, self.url)
-        return LoadedWeights(_read_state(self.path), digest)
+        digest = _verify_digest(path, self.url)
+        return LoadedWeights(_read_state(path, self.pickled_classes), digest)
 
 
-def resolve_weights(
-    backbone: str, weights: WeightsChoice, *, accept_license: bool = False
-) -> WeightsSource | None:
-    """
-    Return the source of weights, without reading or downloading it; None for random weights.
-
-    A text is a path if it has a folder, or ends like a file of weights. A registered network's "DEFAULT" are
-    the weights it is built with, also None. Licenses of their own (SWAG: CC BY-NC 4.0) must be accepted.
-
-    Examples
-    --------
-    >>> resolve_weights("resnet50", "DEFAULT").name
-    'ResNet50_Weights.IMAGENET1K_V2'
-    >>> resolve_weights("resnet50", "weights/resnet50-11ad3fa6.pth").name
-    'resnet50-11ad3fa6.pth'
-    """
-    if weights is None:
-        return None
-    if not isinstance(weights, str | os.PathLike | Enum):
-        raise WeightsUnavailableError(
-            f"weights must be a name, a path or None; found {_name_choice(weights)}; torchvision's best are "
-            '"DEFAULT"'
-        )
-    if not isinstance(weights, Enum) and _is_path(weights):
-        path = Path(weights).expanduser()
-        return WeightsSource(path.name, path)
-    if registered_backbone(backbone) is not None:
-        if weights != "DEFAULT":
-            raise WeightsUnavailableError(
-                f"{backbone!r} is a registered network and has no weights {weights!r}; it starts as it is "
-                "built "
-                '("DEFAULT" or None), or from a file: weights="./weights.pth"'
-            )
-        return None
-    choices = get_model_weights(backbone)
-    member = _find_member(backbone, choices, weights)
-    name = f"{choices.__name__}.{member.name}"
-    path = Path(torch.hub.get_dir()) / "checkpoints" / member.url.rsplit("/", 1)[-1]
-    source = WeightsSource(name, path, member.url, member.value)
-    if source.license is not None and not accept_license:
-        raise WeightsUnavailableError(
-            f"{name} are under a license of their own: {source.license}; read it and pass "
-            "accept_license=True, or choose other weights, or weights=None"
-        )
-    return source
-
-
-def _name_choice(weights: object) -> str:
+def describe_choice(weights: object) -> str:
     """Describe what is no choice of weights; tensors are not shown."""
     if isinstance(weights, Mapping):
         return f"a {type(weights).__name__}, such as a state dict: write it by torch.save and pass the path"
     return repr(weights) if isinstance(weights, bool | int | float) else f"a {type(weights).__name__}"
 
 
-def weights_name(backbone: str, source: WeightsSource | None) -> str | None:
-    """Return the name of initial weights: None for random ones, "as built" for a registered network's own."""
-    if source is not None:
-        return source.name
-    return AS_BUILT if registered_backbone(backbone) is not None else None
-
-
-def _is_path(weights: str | os.PathLike[str]) -> bool:
+def is_weights_path(weights: str | os.PathLike[str]) -> bool:
     """Whether weights are given by a path, not by a name."""
     if not isinstance(weights, str):
         return True
     return weights.endswith(_SUFFIXES) or "/" in weights or os.sep in weights
-
-
-def _find_member(backbone: str, choices: type[WeightsEnum], weights: Any) -> WeightsEnum:
-    """Return the member of an enumeration for a name or a member."""
-    if isinstance(weights, Enum):
-        if isinstance(weights, choices):
-            return weights
-        wanted = str(weights)
-    else:
-        wanted = str(weights)
-        prefix, _, short = wanted.rpartition(".")
-        # __members__ also has aliases, such as DEFAULT
-        if prefix in ("", choices.__name__) and short in choices.__members__:
-            return choices.__members__[short]
-    names = [member.name for member in choices]
-    hint = did_you_mean(wanted.rpartition(".")[2], names)
-    raise also(WeightsUnavailableError, KeyError)(
-        f"{backbone} has no weights {wanted!r}; expected {', '.join(map(repr, ['DEFAULT', *names]))}, or "
-        f"the path of a file such as './weights.pth'{hint}"
-    )
 
 
 def _download(url: str, path: Path, progress: Progress) -> None:
@@ -216,6 +155,13 @@ def _download(url: str, path: Path, progress: Progress) -> None:
 def _verify_digest(path: Path, url: str | None) -> str:
     """Return the file's SHA-256, which must agree with the digits in its name, if it has any."""
     digest = hash_file(path)
+    stated = stated_sha256(path)
+    if stated not in (None, digest):
+        raise WeightsUnavailableError(
+            f"{path} is damaged: its SHA-256 starts with {digest[:12]}, but the cache of the Hugging Face "
+            f"hub has it as {str(stated)[:12]} ({path.stat().st_size} bytes found); delete it to download it "
+            "again"
+        )
     match = _HASH_IN_NAME.search(path.name)
     if match and not digest.startswith(match.group(1)):
         remedy = (
@@ -230,8 +176,12 @@ def _verify_digest(path: Path, url: str | None) -> str:
     return digest
 
 
-def _read_state(path: Path) -> OrderedDict[str, Tensor]:
-    """Read a state dict from a safetensors file, or from one of torch.save without executing code."""
+def _read_state(path: Path, classes: tuple[str, ...] = ()) -> OrderedDict[str, Tensor]:
+    """
+    Read a state dict from a safetensors file, or from one of torch.save without executing code.
+
+    Instances of `classes`, by their full names, are read as modules that can do nothing.
+    """
     with path.open("rb") as file:
         start = file.read(_START)
     if start[8:9] == b"{" and _RESUME_KEY in start:
@@ -257,8 +207,10 @@ def _read_state(path: Path) -> OrderedDict[str, Tensor]:
             found: Any = OrderedDict(load_file(path))
         else:
             # a path would be read by its suffix
-            with path.open("rb") as file, torch.serialization.safe_globals(_list_settings(path)):
+            stand_ins = [*_stand_ins(classes), *_list_settings(path)]
+            with path.open("rb") as file, torch.serialization.safe_globals(stand_ins):
                 found = torch.load(file, map_location="cpu", weights_only=True)
+            found = found.state_dict() if isinstance(found, nn.Module) and classes else found
     except Exception as error:  # damaged bytes make either reader raise almost any error
         raise WeightsUnavailableError(
             f"{path} can't be read as weights ({type(error).__name__}): {_explain(path, error)}"
@@ -287,6 +239,14 @@ def _list_settings(path: Path) -> list[Any]:
     except Exception:  # damaged, or of another format; reading it says so
         return []
     return [(_Setting, name) for name in names if _SETTINGS.match(name)]
+
+
+def _stand_ins(classes: tuple[str, ...]) -> list[Any]:
+    """Return modules without code, in place of classes, and torch's layers, for the reader of pickles."""
+    if not classes:
+        return []
+    modules: list[Any] = [(type(name.rpartition(".")[2], (nn.Module,), {}), name) for name in classes]
+    return [*modules, *_LAYERS, set]
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -241,7 +241,7 @@ def make_augmentation(
 
 def _try_augmentation(augment: Callable[[Tensor, torch.Generator], Tensor], recipe: Preprocess) -> None:
     """Raise TrainingError if the user's augmentation fails on a batch; global random states are restored."""
-    images = torch.rand(2, 3, *recipe.hw, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(2, *recipe.image_shape, generator=torch.Generator().manual_seed(0))
     states = random.getstate(), np.random.get_state()  # noqa: NPY002  # the user's code may use it
     try:
         with torch.random.fork_rng(devices=[]):

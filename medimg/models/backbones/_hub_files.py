@@ -1,0 +1,78 @@
+"""Files of the Hugging Face hub: found in the cache without its library, downloaded by it."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from medimg.core.logger import get_logger
+from medimg.errors import MissingDependencyError, WeightsUnavailableError
+from medimg.io.files.regular_file import is_regular_file
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["WEIGHT_FILES", "cached_file", "fetch_file", "stated_sha256"]
+
+#: Names of a repository's weights, of which the first that exists is taken.
+WEIGHT_FILES: Final = ("model.safetensors", "pytorch_model.bin")
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+
+
+def _cache_folder() -> Path:
+    """Return the folder of the cache, as huggingface_hub finds it."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+
+
+def cached_file(repository: str, names: Sequence[str]) -> Path | None:
+    """Return the first of some files of a repository (owner/name) that is in the cache, or None."""
+    repository, _, revision = repository.partition("@")
+    folder = _cache_folder() / f"models--{repository.replace('/', '--')}"
+    try:
+        commit = (folder / "refs" / (revision or "main")).read_text(encoding="utf-8").strip()
+    except OSError:
+        commit = revision
+    if not commit:
+        return None
+    paths = (folder / "snapshots" / commit / name for name in names)
+    return next((path for path in paths if is_regular_file(path)), None)
+
+
+def stated_sha256(path: Path) -> str | None:
+    """Return the SHA-256 by which the cache names the content of a large file, or None."""
+    target = path.resolve()
+    return target.name if target.parent.name == "blobs" and _SHA256.fullmatch(target.name) else None
+
+
+def fetch_file(repository: str, names: Sequence[str], *, what: str) -> Path:
+    """Return the first of some files of a repository, from the cache or by huggingface_hub."""
+    cached = cached_file(repository, names)
+    if cached is not None:
+        return cached
+    where = f"https://huggingface.co/{repository.partition('@')[0]}"
+    elsewhere = (
+        f"download it elsewhere from {where} and pass weights=<path of the file>, or weights=None for random "
+        "weights"
+    )
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{what} is not in the cache, and huggingface_hub, which downloads it, can't be imported "
+            f'({error}); install it with: pip install "medimg[hf]"; or {elsewhere}'
+        ) from error
+    plain, _, revision = repository.partition("@")
+    get_logger().info("downloading %s of %s", names[0], where)
+    for number, name in enumerate(names):
+        try:
+            return Path(hf_hub_download(plain, name, revision=revision or None))
+        except Exception as error:  # no network, no such repository, a gated one, or no such file
+            if number + 1 < len(names) and type(error).__name__ == "RemoteEntryNotFoundError":
+                continue
+            raise WeightsUnavailableError(
+                f"could not download {what} ({type(error).__name__}); {elsewhere}"
+            ) from error
+    raise AssertionError  # names are never empty

@@ -1,0 +1,420 @@
+"""Networks of other sources: timm, transformers, torchxrayvision, RadImageNet, folders, modules."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import resnet50
+
+import medimg
+from medimg import Preprocess, TransferClassifier
+from medimg.errors import (
+    CheckpointError,
+    MissingDependencyError,
+    PreprocessError,
+    TrainingError,
+    WeightsUnavailableError,
+)
+from medimg.models.backbones import _timm_source, architecture
+from medimg.models.backbones._hub_files import cached_file
+from medimg.models.backbones.architecture import find_backbone, resolve_weights
+from tests.models.networks import digests, no_storage, step
+
+CLASSES = ("a", "b", "c")
+XRV = "torchxrayvision:densenet121-res224-all"
+
+
+class Small(nn.Module):
+    """A network of the user's own."""
+
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 4, 3, stride=2)
+        self.norm = nn.BatchNorm2d(4)
+        self.body = nn.Conv2d(4, 8, 3, stride=2)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.body(self.norm(self.conv(x)).relu()).relu().mean(dim=(2, 3))
+        found: torch.Tensor = self.fc(y)
+        return found
+
+
+def same(model: TransferClassifier, other: TransferClassifier) -> None:
+    """Whether two models give bit-identical logits."""
+    x = torch.randn(2, *model.preprocess.image_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(model.eval()(x), other.eval()(x))
+
+
+def stays_frozen(model: TransferClassifier) -> None:
+    """Whether a training step leaves a frozen backbone bit-identical, and changes the head."""
+    model.freeze()
+    body, head = digests(model.backbone.state_dict()), digests(model.head.state_dict())
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, *model.preprocess.image_shape, generator=generator)
+    optimizer = torch.optim.SGD(model.head.parameters(), lr=0.1)
+    nn.functional.cross_entropy(model.train()(x), torch.tensor([0, 1])).backward()
+    optimizer.step()
+    assert digests(model.backbone.state_dict()) == body
+    assert digests(model.head.state_dict()) != head
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("timm:", "no classification model 'timm:'.*timm:, hf:, torchxrayvision:, radimagenet:"),
+        ("tim:resnet18", "no classification model"),
+        ("torchxrayvision:densenet121-res224-al", "did you mean 'densenet121-res224-all'"),
+        ("radimagenet:resnet18", "expected one of resnet50, densenet121, inception_v3"),
+        ("hf:rad-dino", "hf:owner/name"),
+        ("module:Small", r"medimg\.load\(path, backbone=network\)"),
+    ],
+)
+def test_names_of_no_network(name: str, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        TransferClassifier(name, classes=CLASSES)
+
+
+@pytest.mark.parametrize(("name", "extra"), [("timm:resnet18", "timm"), ("hf:owner/name", "hf")])
+def test_a_missing_library_is_named(
+    name: str, extra: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for library in ("timm", "transformers", "huggingface_hub"):
+        monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(MissingDependencyError, match=rf'pip install "medimg\[{extra}\]"'):
+        TransferClassifier(name, classes=CLASSES)
+
+
+def test_a_checkpoint_names_the_library_that_it_needs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model = TransferClassifier(Small(), classes=CLASSES, preprocess=Preprocess(size=16))
+    model.architecture = architecture.Architecture("timm:resnet18")
+    model.backbone_library = "timm"
+    path = model.save(tmp_path / "model.safetensors")
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MissingDependencyError, match=r'timm.*pip install "medimg\[timm\]"'):
+        medimg.load(path)
+
+
+def test_a_network_itself(tmp_path: Path) -> None:
+    network = Small()
+    original = network.conv.weight
+    model = TransferClassifier(network, classes=CLASSES, preprocess=Preprocess(size=32))
+    assert model.backbone is network
+    assert model.backbone_name == "module:Small"
+    assert model.weights_name == "as built"
+    assert model.head.weight.shape == (3, 8)
+    assert model.stages == ("stem", "body")
+    stays_frozen(model)
+    assert network.conv.weight is original
+    path = model.save(tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"own \(Small\).*backbone=network"):
+        medimg.load(path)
+    same(model, medimg.load(path, backbone=Small()))
+    other = Small()
+    other.body = nn.Conv2d(4, 8, 5)
+    with pytest.raises(CheckpointError, match="don't fit a module:Small"):
+        medimg.load(path, backbone=other)
+    plain = TransferClassifier("squeezenet1_1", classes=CLASSES, weights=None)
+    with pytest.raises(CheckpointError, match="built from its name"):
+        medimg.load(plain.save(tmp_path / "plain.safetensors"), backbone=Small())
+    with pytest.raises(TrainingError, match="another classifier"):
+        TransferClassifier(network, classes=CLASSES)
+
+
+def test_a_network_itself_of_one_channel(tmp_path: Path) -> None:
+    model = TransferClassifier(Small(1), classes=CLASSES)
+    assert (model.preprocess.n_channels, model.architecture.channels) == (1, 1)
+    path = model.save(tmp_path / "model.safetensors")
+    same(model, medimg.load(path, backbone=Small(1)))
+    with pytest.raises(TrainingError, match="must be 1"):
+        TransferClassifier(Small(1), classes=CLASSES, in_channels=3)
+
+
+def test_a_checkpoint_is_a_backbone(tmp_path: Path) -> None:
+    recipe = Preprocess(size=64, window="lung")
+    first = TransferClassifier("squeezenet1_1", classes=CLASSES, weights=None, preprocess=recipe)
+    path = first.save(tmp_path / "first.safetensors")
+    for given in (path, str(path)):
+        model = TransferClassifier(given, classes=("x", "y"))
+        assert model.backbone_name == "squeezenet1_1"
+        assert model.preprocess == recipe
+        assert digests(model.backbone.state_dict()) == digests(first.backbone.state_dict())
+    assert TransferClassifier(path, classes=("x", "y"), weights=None).weights_name is None
+
+
+def test_paths_that_are_no_backbones(tmp_path: Path) -> None:
+    torch.save(OrderedDict(a=torch.ones(2)), tmp_path / "plain.pth")
+    (tmp_path / "folder").mkdir()
+    for name, error, message in (
+        ("plain.pth", TrainingError, "does not state of which network"),
+        ("none.pth", WeightsUnavailableError, "no file or folder"),
+        ("folder", TrainingError, "no config.json"),
+    ):
+        with pytest.raises(error, match=message):
+            TransferClassifier(tmp_path / name, classes=CLASSES)
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenet_v3_small"])
+def test_a_folded_stem_sees_one_channel_as_three(name: str, tmp_path: Path) -> None:
+    recipe = Preprocess(size=64, mean=(0.5,) * 3, std=(0.25,) * 3)
+    three = TransferClassifier(name, classes=CLASSES, weights=None, preprocess=recipe)
+    path = three.save(tmp_path / "three.safetensors")
+    one = TransferClassifier(
+        name,
+        classes=CLASSES,
+        weights=path,
+        in_channels=1,
+        preprocess=recipe.replace(channels="single", mean=0.5, std=0.25),
+    )
+    x = torch.randn(2, 1, 64, 64)
+    with torch.no_grad():
+        found, expected = one.eval().embed(x), three.eval().embed(x.repeat(1, 3, 1, 1))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    same(one, medimg.load(one.save(tmp_path / "one.safetensors")))
+    assert medimg.load(tmp_path / "one.safetensors").architecture.channels == 1
+    stays_frozen(one)
+    with pytest.raises(PreprocessError, match=r"model takes \(B, 1, H, W\)"):
+        one(x.repeat(1, 3, 1, 1))
+
+
+def test_the_default_preprocessing_of_a_folded_stem() -> None:
+    model = TransferClassifier("squeezenet1_1", classes=CLASSES, weights=None, in_channels=1)
+    assert model.preprocess == Preprocess(
+        channels="single", mean=(0.485 + 0.456 + 0.406) / 3, std=(0.229 + 0.224 + 0.225) / 3
+    )
+    for wanted in (2, 0, True, "1"):
+        with pytest.raises(TrainingError, match="in_channels of squeezenet1_1 must be 1 or 3"):
+            TransferClassifier("squeezenet1_1", classes=CLASSES, weights=None, in_channels=wanted)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("narrow")
+def test_torchxrayvision_is_built_without_the_library(tmp_path: Path) -> None:
+    model = TransferClassifier(XRV, classes=CLASSES, weights=None, preprocess=None)
+    assert model.preprocess == Preprocess(channels="single", mean=0.5, std=1 / 2048)
+    # black is -1024 and white 1024, as the library has it
+    assert model.preprocess.normalize(
+        torch.tensor([0.0, 0.5, 1.0]).reshape(1, 1, 1, 3)
+    ).flatten().tolist() == [
+        -1024,
+        0,
+        1024,
+    ]
+    assert model.backbone.features.conv0.weight.shape[1] == 1  # type: ignore[union-attr,index]
+    same(model, medimg.load(model.save(tmp_path / "model.safetensors")))
+
+
+def test_torchxrayvision_has_weights_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    source = resolve_weights(XRV, "DEFAULT")
+    assert source is not None
+    assert source.path.parent == tmp_path / ".torchxrayvision/models_data"
+    assert source.url is not None
+    assert source.url.endswith(source.path.name)
+    assert source.license == "apache-2.0"
+    with pytest.raises(WeightsUnavailableError, match="has no weights 'IMAGENET1K_V1'"):
+        resolve_weights(XRV, "IMAGENET1K_V1")
+
+
+def test_radimagenet_files_are_read_by_position(tmp_path: Path) -> None:
+    with no_storage():
+        shapes = resnet50().state_dict()
+    names = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool"]
+    numbered = OrderedDict(
+        (
+            f"backbone.{names.index(name.partition('.')[0])}.{name.partition('.')[2]}",
+            torch.zeros(v.shape, dtype=v.dtype),
+        )
+        for name, v in shapes.items()
+        if not name.startswith("fc.")
+    )
+    numbered["backbone.0.weight"][:] = 7.0
+    torch.save(numbered, tmp_path / "ResNet50.pt")
+    model = TransferClassifier(
+        "radimagenet:resnet50",
+        classes=CLASSES,
+        weights=tmp_path / "ResNet50.pt",
+        preprocess=Preprocess(size=64),
+    )
+    assert bool((model.backbone.conv1.weight == 7.0).all())  # type: ignore[union-attr,operator]
+    assert find_backbone("radimagenet:resnet50").default_recipe(None, None).mean == (0.5,) * 3
+    with pytest.raises(WeightsUnavailableError, match=r"weights=<path of the file>"):
+        TransferClassifier("radimagenet:resnet50", classes=CLASSES)
+
+
+def put_in_cache(cache: Path, repository: str, files: dict[str, str]) -> Path:
+    """Write files of a repository as huggingface_hub keeps them."""
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs/main").write_text("abc")
+    (folder / "snapshots/abc").mkdir(parents=True)
+    for name, text in files.items():
+        (folder / "snapshots/abc" / name).write_text(text)
+    return folder / "snapshots/abc"
+
+
+def test_the_cache_of_the_hub_is_read_without_its_library(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    folder = put_in_cache(tmp_path, "owner/name", {"pytorch_model.bin": "x"})
+    names = ("model.safetensors", "pytorch_model.bin")
+    assert cached_file("owner/name", names) == folder / "pytorch_model.bin"
+    assert cached_file("owner/name@abc", names) == folder / "pytorch_model.bin"
+    assert cached_file("owner/other", names) is None
+    assert cached_file("owner/name@other", names) is None
+
+
+def test_a_damaged_file_of_the_hub_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from medimg.models.backbones.weights import WeightsSource
+
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    folder = put_in_cache(tmp_path, "owner/name", {})
+    blob = folder.parents[1] / "blobs" / ("0" * 64)
+    blob.parent.mkdir()
+    torch.save(OrderedDict(a=torch.ones(2)), blob)
+    (folder / "pytorch_model.bin").symlink_to(blob)
+    source = WeightsSource("owner/name", folder / "pytorch_model.bin", "https://huggingface.co/owner/name")
+    with pytest.raises(
+        WeightsUnavailableError, match=r"damaged: its SHA-256 starts with .* has it as 000000"
+    ):
+        source.load()
+
+
+# what follows needs the libraries
+
+
+@pytest.fixture
+def timm() -> Any:
+    return pytest.importorskip("timm", reason="networks of timm need timm")
+
+
+@pytest.mark.parametrize(("name", "size"), [("test_resnet", 64), ("test_vit", 64), ("test_convnext", 64)])
+def test_timm(timm: Any, name: str, size: int, tmp_path: Path) -> None:
+    recipe = Preprocess(size=size)
+    model = TransferClassifier(f"timm:{name}", classes=CLASSES, weights=None, preprocess=recipe)
+    assert model.backbone_name == f"timm:{name}"
+    stays_frozen(model)
+    logits = step(model.unfreeze())
+    assert logits.shape == (2, 3)
+    path = model.save(tmp_path / "model.safetensors")
+    same(model, medimg.load(path))
+    header = medimg.models.checkpoint.read_header(path)
+    assert header["versions"]["timm"] == timm.__version__
+    # other classes, from the checkpoint
+    again = TransferClassifier(path, classes=("x", "y"))
+    assert digests(again.backbone.state_dict()) == digests(model.backbone.state_dict())
+
+
+def test_timm_reads_its_own_files(timm: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model("test_vit", num_classes=7)
+    torch.save(network.state_dict(), tmp_path / "vit.pth")
+    model = TransferClassifier("timm:test_vit", classes=CLASSES, weights=tmp_path / "vit.pth")
+    x = torch.randn(2, *model.preprocess.image_shape)
+    with torch.no_grad():
+        expected = network.eval().forward_head(network.forward_features(x), pre_logits=True)
+        assert torch.equal(model.eval().embed(x), expected)
+    # position embeddings are resampled by timm for another size
+    other = TransferClassifier(
+        "timm:test_vit", classes=CLASSES, weights=tmp_path / "vit.pth", preprocess=Preprocess(size=96)
+    )
+    assert other.architecture.image_size == 96
+    assert other(torch.randn(2, 3, 96, 96)).shape == (2, 3)
+    same(other, medimg.load(other.save(tmp_path / "other.safetensors")))
+    # one channel
+    one = TransferClassifier("timm:test_vit", classes=CLASSES, weights=tmp_path / "vit.pth", in_channels=1)
+    gray = torch.randn(2, 1, *model.preprocess.hw)
+    with torch.no_grad():
+        found, same_gray = one.eval().embed(gray), model.embed(gray.repeat(1, 3, 1, 1))
+    torch.testing.assert_close(found, same_gray, rtol=1e-4, atol=1e-5)
+
+
+def test_timm_refuses_what_does_not_fit(timm: Any, tmp_path: Path) -> None:
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "resnet.pth")
+    with pytest.raises(WeightsUnavailableError, match="don't fit timm:test_vit"):
+        TransferClassifier("timm:test_vit", classes=CLASSES, weights=tmp_path / "resnet.pth")
+    with pytest.raises(TrainingError, match=r"no network 'test_vi'.*did you mean 'test_vit"):
+        TransferClassifier("timm:test_vi", classes=CLASSES)
+    with pytest.raises(TrainingError, match="no weights 'nobody'"):
+        TransferClassifier("timm:test_vit.nobody", classes=CLASSES)
+    with pytest.raises(PreprocessError, match=r"takes square images; found .* 64×96"):
+        TransferClassifier("timm:test_vit", classes=CLASSES, preprocess=Preprocess(size=(64, 96)))
+    with pytest.raises(PreprocessError, match="at least 32×32"):
+        TransferClassifier("timm:test_resnet", classes=CLASSES, preprocess=Preprocess(size=16))
+    with pytest.raises(WeightsUnavailableError, match=r"dinov3-license.*accept_license=True"):
+        TransferClassifier("timm:vit_base_patch16_dinov3.lvd1689m", classes=CLASSES)
+    recipe = find_backbone("timm:vit_base_patch16_dinov3.lvd1689m").default_recipe(None, None)
+    assert recipe.size == 256
+
+
+def test_timm_has_weights_of_the_cache(timm: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    folder = put_in_cache(tmp_path, "timm/test_resnet.r160_in1k", {})
+    network = timm.create_model("test_resnet")
+    torch.save(network.state_dict(), folder / "pytorch_model.bin")
+    model = TransferClassifier("timm:test_resnet", classes=CLASSES)
+    assert model.weights_name == "timm:test_resnet.r160_in1k"
+    body = model.backbone.state_dict()
+    assert all(torch.equal(body[name], value) for name, value in network.state_dict().items() if name in body)
+
+
+def test_a_folder_of_timm(timm: Any, tmp_path: Path) -> None:
+    network = timm.create_model("test_resnet")
+    torch.save(network.state_dict(), tmp_path / "pytorch_model.bin")
+    config = {"architecture": "test_resnet", "pretrained_cfg": {"mean": [0.1] * 3, "std": [0.2] * 3}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = TransferClassifier(tmp_path, classes=CLASSES)
+    assert model.backbone_name == "timm:test_resnet"
+    assert model.preprocess.mean == (0.1,) * 3
+    same(model, medimg.load(model.save(tmp_path / "model.safetensors")))
+
+
+def test_torchxrayvision_files_are_read_without_their_code(tmp_path: Path) -> None:
+    xrv = pytest.importorskip("torchxrayvision.models", reason="a file of torchxrayvision is made by it")
+    torch.manual_seed(0)
+    network = xrv.DenseNet()
+    torch.save(network, tmp_path / "xrv.pt")
+    model = TransferClassifier(XRV, classes=CLASSES, weights=tmp_path / "xrv.pt")
+    x = 1024 * torch.randn(1, 1, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval().embed(x), network.eval().features2(x))
+
+
+def test_a_folder_of_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="encoders of the hub need transformers")
+    config = transformers.Dinov2Config(
+        hidden_size=24, num_hidden_layers=4, num_attention_heads=2, image_size=56, patch_size=14
+    )
+    torch.manual_seed(0)
+    network = transformers.Dinov2Model(config)
+    network.save_pretrained(tmp_path / "dino")
+    images = {"image_mean": [0.53] * 3, "image_std": [0.26] * 3, "size": {"shortest_edge": 56}}
+    (tmp_path / "dino/preprocessor_config.json").write_text(json.dumps({**images, "do_center_crop": False}))
+    model = TransferClassifier(tmp_path / "dino", classes=CLASSES)
+    assert model.preprocess == Preprocess(size=56, mean=(0.53,) * 3, std=(0.26,) * 3)
+    x = torch.randn(2, 3, 56, 56)
+    with torch.no_grad():
+        assert torch.equal(model.eval().embed(x), network.eval()(x).pooler_output)
+    stays_frozen(model)
+    path = model.save(tmp_path / "model.safetensors")
+    loaded = medimg.load(path)
+    same(model, loaded)
+    assert loaded.backbone_name == "hf:dino"
+    with pytest.raises(PreprocessError, match=r"multiples of 14.*size=70"):
+        TransferClassifier(tmp_path / "dino", classes=CLASSES, preprocess=Preprocess(size=64))
+
+
+def test_timm_is_asked_for_a_quiet_build(timm: Any) -> None:
+    assert _timm_source.TimmBackbone.open("timm:test_vit").parameter_count > 100_000
