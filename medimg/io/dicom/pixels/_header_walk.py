@@ -71,7 +71,7 @@ class CompiledHeaderWalker:
             raise UnusualHeaderError(ends=found == "ends")
         tag, at, value, length, vr, uid, syntax, wanted = found
         return Header(
-            Element(tag, at, value, length, vr, 0),
+            Element(tag, at, value, length, vr, value),
             head[syntax].rstrip(b"\0 ").decode("latin-1"),
             head[uid].rstrip(b"\0 "),
             b"".join([head[run] for run in wanted]),
@@ -82,20 +82,18 @@ class PlainHeaderWalker:
     """A walker without the compiled library."""
 
     def __init__(self, tags: Collection[int]) -> None:
-        self._tags = tags
+        self._tags = frozenset(tags)
+        self._located = self._tags | _MANY_FRAMES | {_INSTANCE_UID}
 
     def read_header(self, head: bytes) -> Header:
         """Return the header of a file; see :class:`HeaderWalker`."""
-        offsets = locate_elements(head)
+        offsets = locate_elements(head, self._located)
         uid, wanted = b"", []
-        for element in offsets.elements:
-            tag, at, value, length, _, depth = element
-            if depth:
-                continue
+        for tag, at, value, _, _, end in offsets.elements:
             if tag in _MANY_FRAMES:
                 raise UnusualHeaderError
             if tag in self._tags:
-                wanted.append(head[at : offsets.find_end(element)])
+                wanted.append(head[at:end])
             if tag == _INSTANCE_UID:
-                uid = head[value : value + length].rstrip(b"\0 ")
+                uid = head[value:end].rstrip(b"\0 ")
         return Header(offsets.pixels, offsets.syntax, uid, b"".join(wanted))

@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     import ctypes
     from collections.abc import Sequence
 
+    from medimg.io.dicom.header.elements import Element
+
+    #: Index, name, acquisition, and values of FILE_ELEMENTS.
+    _Row = tuple[int, str, AcquisitionElements | None, tuple[bytes, ...]]
+
 __all__ = ["HeaderGroup", "HeaderGroups", "make_header_groups"]
 
 _OWN: Final = dict((*FILE_ELEMENTS, *SERIES_ELEMENTS))
@@ -49,6 +54,11 @@ _MAX_VALUE: Final = 2**14
 #: Bytes of a header that are read first, and at most.
 _FIRST_READ: Final = 2**13
 _MAX_HEAD: Final = 2**22
+#: Files that a thread reads at once.
+_CHUNK: Final = 16
+#: Distinct headers, apart from elements of files and series, whose class is remembered.
+_MAX_SHARED: Final = 2**12
+_NO_VALUES: Final = dict.fromkeys(_OWN, b"")
 
 
 class HeaderGroup(NamedTuple):
@@ -144,68 +154,95 @@ class PlainHeaderGroups:
 
     def __init__(self) -> None:
         self._classes: dict[bytes, int] = {}  # by the common elements
-        self._groups: dict[tuple[int, tuple[bytes, ...]], InstanceColumns] = {}
+        self._rows: dict[tuple[int, tuple[bytes, ...]], list[_Row]] = {}
         self._acquisitions: dict[bytes, AcquisitionElements] = {}
+        self._shared: dict[bytes, tuple[int, AcquisitionElements | None] | None] = {}
         self._rest: list[int] = []
         self._count = 0
 
     def add(self, names: Sequence[str], threads: int) -> None:
         """Read the headers of more files."""
+        chunks = [names[at : at + _CHUNK] for at in range(0, len(names), _CHUNK)]
         with ThreadPoolExecutor(threads) as pool:
             read = map if threads == 1 else pool.map
-            for name, head in zip(names, read(_read_first, names), strict=True):
-                if not self._add(name, head):
-                    self._rest.append(self._count)
-                self._count += 1
+            for some, heads in zip(chunks, read(_read_first, chunks), strict=True):
+                for name, head in zip(some, heads, strict=True):
+                    if not self._add(name, head):
+                        self._rest.append(self._count)
+                    self._count += 1
 
     def finish(self) -> tuple[list[HeaderGroup], list[int]]:
         """Return the groups, and the indices of all other files, ascending."""
-        return [HeaderGroup(*key, rows) for key, rows in self._groups.items()], self._rest
+        groups = []
+        for (header_class, series), found in self._rows.items():
+            indices, names, acquisitions, own = map(list, zip(*found, strict=True))
+            rows = InstanceColumns()
+            rows.extend(indices, names, list(map(list, zip(*own, strict=True))), acquisitions)
+            groups.append(HeaderGroup(header_class, series, rows))
+        return groups, self._rest
 
     def _add(self, name: str, head: bytes) -> bool:
         """Add a file; False if it is left to the parser."""
         try:
-            values = _read_values(name, head)
+            head, elements = _locate_wanted(name, head)
         except UnusualHeaderError:
             return False
-        common: list[bytes] = []
-        kept: list[bytes] | None = []
-        for tag, (vr, value) in values.items():
-            if tag in _GROUPS or vr not in (_OWN.get(tag, vr), b""):
+        own, shared = _NO_VALUES.copy(), []
+        for tag, at, value, _, vr, end in elements:
+            if tag not in _OWN:
+                shared.append(head[at:end])
+            elif vr not in (_OWN[tag], b"") or end - value > _MAX_VALUE:
                 return False
-            packed = pack_element(tag, vr, value)
-            if tag in _COMMON:
-                common.append(packed)
-            if kept is not None and tag in ACQUISITION_TAGS:
-                if len(value) > MAX_VALUE_BYTES:
-                    kept = None
-                else:
-                    kept.append(packed)
-            if len(value) > _MAX_VALUE and (tag in _COMMON or tag in _OWN):
-                return False
-        header_class = self._classes.setdefault(b"".join(common), len(self._classes))
-        nothing = (b"", b"")
-        series = tuple(values.get(tag, nothing)[1].rstrip(b"\0") for tag, _ in SERIES_ELEMENTS)
-        own = [[values.get(tag, nothing)[1].rstrip(b"\0")] for tag, _ in FILE_ELEMENTS]
-        joined = None if kept is None else b"".join(kept)
-        acquisition = (
-            None if joined is None else self._acquisitions.setdefault(joined, AcquisitionElements(joined))
-        )
-        rows = self._groups.setdefault((header_class, series), InstanceColumns())
-        rows.extend([self._count], [name], own, [acquisition])
+            else:
+                own[tag] = head[value:end].rstrip(b"\0")
+        key = b"".join(shared)
+        if key not in self._shared:
+            if len(self._shared) >= _MAX_SHARED:
+                self._shared.clear()
+            self._shared[key] = self._describe(head, [e for e in elements if e.tag not in _OWN])
+        known = self._shared[key]
+        if known is None:
+            return False
+        header_class, acquisition = known
+        values = tuple(own.values())
+        group = header_class, values[len(FILE_ELEMENTS) :]
+        row = self._count, name, acquisition, values[: len(FILE_ELEMENTS)]
+        self._rows.setdefault(group, []).append(row)
         return True
 
+    def _describe(
+        self, head: bytes, elements: Sequence[Element]
+    ) -> tuple[int, AcquisitionElements | None] | None:
+        """Return class and acquisition of the elements that are not of a file or series; None if refused."""
+        common: list[bytes] = []
+        kept: list[bytes] | None = []
+        for tag, at, value, _, vr, end in elements:
+            is_common, size = tag in _COMMON, end - value
+            if tag in _GROUPS or (is_common and size > _MAX_VALUE):
+                return None
+            if is_common:
+                common.append(head[at:end])
+            if tag in ACQUISITION_TAGS:
+                if size > MAX_VALUE_BYTES:
+                    kept = None
+                elif kept is not None:
+                    kept.append(pack_element(tag, vr, head[value:end]))
+        header_class = self._classes.setdefault(b"".join(common), len(self._classes))
+        if kept is None:
+            return header_class, None
+        joined = b"".join(kept)
+        return header_class, self._acquisitions.setdefault(joined, AcquisitionElements(joined))
 
-def _read_first(name: str) -> bytes:
-    return read_start(name, _FIRST_READ)
+
+def _read_first(names: Sequence[str]) -> list[bytes]:
+    return [read_start(name, _FIRST_READ) for name in names]
 
 
-def _read_values(name: str, head: bytes) -> dict[int, tuple[bytes, bytes]]:
-    """Return VR and value of the wanted elements, reading more of the file as needed."""
+def _locate_wanted(name: str, head: bytes) -> tuple[bytes, list[Element]]:
+    """Return the wanted elements and the bytes that they are in, reading more of the file as needed."""
     while True:
         try:
-            offsets = locate_elements(head)
-            break
+            return head, locate_elements(head, _WANTED).elements
         except UnusualHeaderError as error:
             if not error.ends or len(head) < _FIRST_READ or len(head) >= _MAX_HEAD:
                 raise
@@ -213,4 +250,3 @@ def _read_values(name: str, head: bytes) -> dict[int, tuple[bytes, bytes]]:
         if len(longer) <= len(head):
             raise UnusualHeaderError
         head = longer
-    return {e.tag: (e.vr, head[e.value : offsets.find_end(e)]) for e in offsets.select(_WANTED)}
