@@ -30,7 +30,7 @@ from tests.sampling import SLOW
 def plainly(head: bytes) -> Header | None:
     """The reference: elements of the outline; None where there are many frames."""
     outline, tags = locate_elements(head), list_value_tags("auto")
-    top = [e for e in outline.elements if e.depth == 0]
+    top = outline.elements
     if {e.tag for e in top} & {0x52009229, 0x52009230, 0x7FE00001, 0x7FE00002}:
         return None
     ends = [*(e.at for e in top[1:]), outline.pixels.at]

@@ -58,6 +58,7 @@ _LENGTH: Final = struct.Struct("<I").unpack_from
 #: Makes a named tuple in a third of the time.
 _make_tuple: Final = tuple.__new__
 _META: Final = 0x0002
+_META_GROUP: Final = b"\2\0"
 _META_LENGTH: Final = 0x00020000
 TRANSFER_SYNTAX_TAG: Final = 0x00020010
 _CHARACTER_SET_NUMBER: Final = 0x00080005
@@ -103,10 +104,11 @@ class Element(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ElementOffsets:
-    """Offsets of elements of a header, in the order of the file."""
+    """Offsets of elements of a header, and bytes of others, in the order of the file."""
 
     syntax: str  # Transfer Syntax UID
     elements: list[Element]  # before the pixel data
+    joined: bytes
     pixels: Element
 
     @property
@@ -115,56 +117,33 @@ class ElementOffsets:
         return self.syntax == IMPLICIT
 
 
-def locate_elements(head: bytes, tags: Container[int] = _ALL_TAGS) -> ElementOffsets:
+def locate_elements(
+    head: bytes, tags: Container[int] = _ALL_TAGS, *, joined: Container[int] = ()
+) -> ElementOffsets:
     """
-    Walk the start of a file and return the elements `tags`.
+    Walk the start of a file; return offsets of the elements `tags`, and the bytes of the elements `joined`.
 
     UnusualHeaderError is raised if it is unusual or ends before the pixel values.
     """
     if head[128:132] != b"DICM":
         raise UnusualHeaderError
     try:
-        return _walk_elements(head, tags)
+        return _walk_elements(head, tags, joined)
     except struct.error:
         raise UnusualHeaderError(ends=True) from None
 
 
-def _walk_elements(head: bytes, tags: Container[int]) -> ElementOffsets:
+def _walk_elements(head: bytes, tags: Container[int], joined: Container[int]) -> ElementOffsets:
     meta, syntax, at = _walk_meta(head)
     implicit = syntax == IMPLICIT
     letters = head[at + 4 : at + 6]
     if implicit and letters.isalpha() and letters.isupper():
         raise UnusualHeaderError
-    elements = [element for element in meta if element.tag in tags]
-    pixels = _walk_dataset(head, at, elements, tags, walked=len(meta), implicit=implicit)
-    return ElementOffsets(syntax, elements, pixels)
-
-
-def _walk_meta(head: bytes) -> tuple[list[Element], str, int]:
-    """Return the meta information, the Transfer Syntax UID if it is known, and the offset of the dataset."""
-    elements: list[Element] = []
-    at, last, syntax = 132, 0, ""
-    while _IMPLICIT_ELEMENT(head, at)[0] == _META:
-        tag, step, size, length, vr = _read_start(head, at, _EXPLICIT_STARTS, implicit=False)
-        # pydicom parses the length of the group at once, and refuses a file with another one
-        if tag <= last or not step or (tag == _META_LENGTH and (vr, length) != (b"UL", 4)):
-            raise UnusualHeaderError
-        value, last = at + size, tag
-        elements.append(Element(tag, at, value, length, vr, at + step))
-        at += step
-        if tag == TRANSFER_SYNTAX_TAG and vr == b"UI":
-            syntax = head[value:at].rstrip(b"\0 ").decode("latin-1")
-    if syntax not in WALKED_SYNTAXES:
-        raise UnusualHeaderError
-    return elements, syntax, at
-
-
-def _walk_dataset(
-    head: bytes, at: int, elements: list[Element], tags: Container[int], *, walked: int, implicit: bool
-) -> Element:
-    """Walk the dataset up to the pixel data, in one loop as it runs a hundred times per file."""
+    elements = [element for element in meta if element[0] in tags]
+    parts = [head[element[1] : element[5]] for element in meta if element[0] in joined]
     starts = _IMPLICIT_STARTS if implicit else _EXPLICIT_STARTS
-    last = 0
+    last, walked = 0, len(meta)
+    # one loop up to the pixel data, as it runs a hundred times per file
     for count in range(_MAX_ELEMENTS + 1):
         start = starts.get(head[at : at + 8]) or _read_start(head, at, starts, implicit=implicit)
         tag, step, size, length, vr = start
@@ -178,11 +157,34 @@ def _walk_dataset(
         elif count + walked > _MAX_ELEMENTS:
             break
         else:
-            return Element(tag, at, at + size, length, vr, at + size)
+            pixels = Element(tag, at, at + size, length, vr, at + size)
+            return ElementOffsets(syntax, elements, b"".join(parts), pixels)
+        if tag in joined:
+            parts.append(head[at:end])
         if tag in tags:
             elements.append(_make_tuple(Element, (tag, at, at + size, length, vr, end)))
         at = end
     raise UnusualHeaderError
+
+
+def _walk_meta(head: bytes) -> tuple[list[Element], str, int]:
+    """Return the meta information, the Transfer Syntax UID if it is known, and the offset of the dataset."""
+    elements: list[Element] = []
+    at, last, syntax = 132, 0, ""
+    while head[at : at + 2] == _META_GROUP:
+        start = _EXPLICIT_STARTS.get(head[at : at + 8])
+        tag, step, size, length, vr = start or _read_start(head, at, _EXPLICIT_STARTS, implicit=False)
+        # pydicom parses the length of the group at once, and refuses a file with another one
+        if tag <= last or not step or (tag == _META_LENGTH and (vr, length) != (b"UL", 4)):
+            raise UnusualHeaderError
+        value, end = at + size, at + step
+        elements.append(_make_tuple(Element, (tag, at, value, length, vr, end)))
+        if tag == TRANSFER_SYNTAX_TAG and vr == b"UI":
+            syntax = head[value:end].rstrip(b"\0 ").decode("latin-1")
+        last, at = tag, end
+    if syntax not in WALKED_SYNTAXES:
+        raise UnusualHeaderError(ends=len(head) < at + 8)
+    return elements, syntax, at
 
 
 def _read_start(head: bytes, at: int, starts: dict[bytes, _Start], *, implicit: bool) -> _Start:

@@ -23,6 +23,7 @@ __all__ = ["Header", "HeaderWalker", "make_header_walker"]
 _INSTANCE_UID: Final = 0x00080018
 #: Functional groups and offset tables, which single-frame files do not have.
 _MANY_FRAMES: Final = frozenset({0x52009229, 0x52009230, 0x7FE00001, 0x7FE00002})
+_LOCATED: Final = _MANY_FRAMES | {_INSTANCE_UID}
 
 
 class Header(NamedTuple):
@@ -83,17 +84,13 @@ class PlainHeaderWalker:
 
     def __init__(self, tags: Collection[int]) -> None:
         self._tags = frozenset(tags)
-        self._located = self._tags | _MANY_FRAMES | {_INSTANCE_UID}
 
     def read_header(self, head: bytes) -> Header:
         """Return the header of a file; see :class:`HeaderWalker`."""
-        offsets = locate_elements(head, self._located)
-        uid, wanted = b"", []
-        for tag, at, value, _, _, end in offsets.elements:
+        offsets = locate_elements(head, _LOCATED, joined=self._tags)
+        uid = b""
+        for tag, _, value, _, _, end in offsets.elements:
             if tag in _MANY_FRAMES:
                 raise UnusualHeaderError
-            if tag in self._tags:
-                wanted.append(head[at:end])
-            if tag == _INSTANCE_UID:
-                uid = head[value:end].rstrip(b"\0 ")
-        return Header(offsets.pixels, offsets.syntax, uid, b"".join(wanted))
+            uid = head[value:end].rstrip(b"\0 ")
+        return Header(offsets.pixels, offsets.syntax, uid, offsets.joined)

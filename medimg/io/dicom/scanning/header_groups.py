@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import ctypes
     from collections.abc import Sequence
 
-    from medimg.io.dicom.header.elements import Element
+    from medimg.io.dicom.header.elements import ElementOffsets
 
     #: Index, name, acquisition, and values of FILE_ELEMENTS.
     _Row = tuple[int, str, AcquisitionElements | None, tuple[bytes, ...]]
@@ -50,6 +50,8 @@ _COMMON: Final = (HEADER_TAGS | to_tag_numbers("SpecificCharacterSet", "Transfer
 #: Sequences that may contain the position.
 _GROUPS: Final = to_tag_numbers("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _WANTED: Final = _COMMON | _OWN.keys() | ACQUISITION_TAGS
+#: All that files of one class and acquisition have in common.
+_SHARED: Final = _WANTED - _OWN.keys()
 _MAX_VALUE: Final = 2**14
 #: Bytes of a header that are read first, and at most.
 _FIRST_READ: Final = 2**13
@@ -184,23 +186,20 @@ class PlainHeaderGroups:
     def _add(self, name: str, head: bytes) -> bool:
         """Add a file; False if it is left to the parser."""
         try:
-            head, elements = _locate_wanted(name, head)
+            head, offsets = _locate_own(name, head)
         except UnusualHeaderError:
             return False
-        own, shared = _NO_VALUES.copy(), []
-        for tag, at, value, _, vr, end in elements:
-            if tag not in _OWN:
-                shared.append(head[at:end])
-            elif vr not in (_OWN[tag], b"") or end - value > _MAX_VALUE:
+        own = _NO_VALUES.copy()
+        for tag, _, value, _, vr, end in offsets.elements:
+            if vr not in (_OWN[tag], b"") or end - value > _MAX_VALUE:
                 return False
-            else:
-                own[tag] = head[value:end].rstrip(b"\0")
-        key = b"".join(shared)
-        if key not in self._shared:
+            own[tag] = head[value:end].rstrip(b"\0")
+        shared = offsets.joined
+        if shared not in self._shared:
             if len(self._shared) >= _MAX_SHARED:
                 self._shared.clear()
-            self._shared[key] = self._describe(head, [e for e in elements if e.tag not in _OWN])
-        known = self._shared[key]
+            self._shared[shared] = self._describe(head)
+        known = self._shared[shared]
         if known is None:
             return False
         header_class, acquisition = known
@@ -210,13 +209,11 @@ class PlainHeaderGroups:
         self._rows.setdefault(group, []).append(row)
         return True
 
-    def _describe(
-        self, head: bytes, elements: Sequence[Element]
-    ) -> tuple[int, AcquisitionElements | None] | None:
-        """Return class and acquisition of the elements that are not of a file or series; None if refused."""
+    def _describe(self, head: bytes) -> tuple[int, AcquisitionElements | None] | None:
+        """Return class and acquisition of a header, of its shared elements alone; None if it is refused."""
         common: list[bytes] = []
         kept: list[bytes] | None = []
-        for tag, at, value, _, vr, end in elements:
+        for tag, at, value, _, vr, end in locate_elements(head, _SHARED).elements:
             is_common, size = tag in _COMMON, end - value
             if tag in _GROUPS or (is_common and size > _MAX_VALUE):
                 return None
@@ -238,11 +235,11 @@ def _read_first(names: Sequence[str]) -> list[bytes]:
     return [read_start(name, _FIRST_READ) for name in names]
 
 
-def _locate_wanted(name: str, head: bytes) -> tuple[bytes, list[Element]]:
-    """Return the wanted elements and the bytes that they are in, reading more of the file as needed."""
+def _locate_own(name: str, head: bytes) -> tuple[bytes, ElementOffsets]:
+    """Locate what is of a file or series, reading more of the file as needed, and return what was read."""
     while True:
         try:
-            return head, locate_elements(head, _WANTED).elements
+            return head, locate_elements(head, _OWN, joined=_SHARED)
         except UnusualHeaderError as error:
             if not error.ends or len(head) < _FIRST_READ or len(head) >= _MAX_HEAD:
                 raise
