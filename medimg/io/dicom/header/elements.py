@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, cast
 
@@ -33,6 +33,7 @@ __all__ = [
     "UNDEFINED_LENGTH",
     "WALKED_SYNTAXES",
     "Element",
+    "ElementLocator",
     "ElementOffsets",
     "ItemElement",
     "RawItem",
@@ -82,6 +83,16 @@ _EXPLICIT_STARTS: Final[dict[bytes, _Start]] = {}
 _IMPLICIT_STARTS: Final[dict[bytes, _Start]] = {}
 _MAX_STARTS: Final = 2**13
 
+#: A run of elements: its bytes, first and last tag, number of elements after the first, and joined bytes.
+_Run: TypeAlias = tuple[bytes, int, int, int, bytes]
+#: Runs by the eight bytes that they begin with.
+_Runs: TypeAlias = dict[bytes, _Run]
+_MAX_RUNS: Final = 2**8
+#: Longer headers are walked element by element.
+_MAX_RUN_BYTES: Final = 2**16
+#: Headers between two collections of runs, at least.
+_RUN_HEADERS: Final = 16
+
 
 class UnusualHeaderError(Exception):
     """A header that can't be walked, never raised to users; `ends`: the bytes end before it does."""
@@ -110,6 +121,7 @@ class ElementOffsets:
     elements: list[Element]  # before the pixel data
     joined: bytes
     pixels: Element
+    in_runs: bool = field(default=False, compare=False)  # most elements were
 
     @property
     def is_implicit(self) -> bool:
@@ -118,22 +130,29 @@ class ElementOffsets:
 
 
 def locate_elements(
-    head: bytes, tags: Container[int] = _ALL_TAGS, *, joined: Container[int] = ()
+    head: bytes,
+    tags: Container[int] = _ALL_TAGS,
+    *,
+    joined: Container[int] = (),
+    runs: tuple[_Runs, _Runs] = ({}, {}),
 ) -> ElementOffsets:
     """
     Walk the start of a file; return offsets of the elements `tags`, and the bytes of the elements `joined`.
 
-    UnusualHeaderError is raised if it is unusual or ends before the pixel values.
+    `runs` are those of explicit and of implicit VR. UnusualHeaderError is raised if the header is unusual or
+    ends before the pixel values.
     """
     if head[128:132] != b"DICM":
         raise UnusualHeaderError
     try:
-        return _walk_elements(head, tags, joined)
+        return _walk_elements(head, tags, joined, runs)
     except struct.error:
         raise UnusualHeaderError(ends=True) from None
 
 
-def _walk_elements(head: bytes, tags: Container[int], joined: Container[int]) -> ElementOffsets:
+def _walk_elements(
+    head: bytes, tags: Container[int], joined: Container[int], known: tuple[_Runs, _Runs]
+) -> ElementOffsets:
     meta, syntax, at = _walk_meta(head)
     implicit = syntax == IMPLICIT
     letters = head[at + 4 : at + 6]
@@ -141,12 +160,19 @@ def _walk_elements(head: bytes, tags: Container[int], joined: Container[int]) ->
         raise UnusualHeaderError
     elements = [element for element in meta if element[0] in tags]
     parts = [head[element[1] : element[5]] for element in meta if element[0] in joined]
-    starts = _IMPLICIT_STARTS if implicit else _EXPLICIT_STARTS
+    starts, runs = _IMPLICIT_STARTS if implicit else _EXPLICIT_STARTS, known[implicit]
     last, walked = 0, len(meta)
     # one loop up to the pixel data, as it runs a hundred times per file
     for count in range(_MAX_ELEMENTS + 1):
-        start = starts.get(head[at : at + 8]) or _read_start(head, at, starts, implicit=implicit)
-        tag, step, size, length, vr = start
+        eight = head[at : at + 8]
+        run = runs.get(eight)
+        if run is not None and run[1] > last and head.startswith(run[0], at):
+            data, _, last, more, part = run
+            walked += more
+            parts.append(part)
+            at += len(data)
+            continue
+        tag, step, size, length, vr = starts.get(eight) or _read_start(head, at, starts, implicit=implicit)
         if tag <= last:
             raise UnusualHeaderError
         last = tag
@@ -158,7 +184,7 @@ def _walk_elements(head: bytes, tags: Container[int], joined: Container[int]) ->
             break
         else:
             pixels = Element(tag, at, at + size, length, vr, at + size)
-            return ElementOffsets(syntax, elements, b"".join(parts), pixels)
+            return ElementOffsets(syntax, elements, b"".join(parts), pixels, count < walked)
         if tag in joined:
             parts.append(head[at:end])
         if tag in tags:
@@ -255,6 +281,57 @@ def _walk_item(head: bytes, at: int, walked: int, *, implicit: bool, depth: int)
         else:
             at += length
     raise UnusualHeaderError
+
+
+class ElementLocator:
+    """
+    Locates elements of many headers, from any thread; see :func:`locate_elements`.
+
+    Runs of elements that two headers have in common are compared at once in those that follow. A walk reads
+    nothing outside of the elements that it passes: if their bytes are equal, it ends at the same offset.
+    """
+
+    def __init__(self, tags: Collection[int], *, joined: Collection[int]) -> None:
+        self._tags = frozenset(tags)
+        self._joined = frozenset(joined)
+        self._runs: tuple[_Runs, _Runs] = ({}, {})
+        self._last = b""  # header, if it had few runs
+        self._count = _RUN_HEADERS  # headers since runs were collected
+
+    def locate(self, head: bytes) -> ElementOffsets:
+        """Return the elements of a header."""
+        found = locate_elements(head, self._tags, joined=self._joined, runs=self._runs)
+        self._count += 1
+        last, self._last = self._last, b"" if found.in_runs or len(head) > _MAX_RUN_BYTES else head
+        if last and self._last and self._count > _RUN_HEADERS:
+            self._count = 0
+            self._collect_runs(last, head)
+        return found
+
+    def _collect_runs(self, earlier: bytes, head: bytes) -> None:
+        """Remember runs of elements that two headers have in common."""
+        same = {earlier[element.at : element.end] for element in locate_elements(earlier).elements}
+        found = locate_elements(head)
+        runs, run = self._runs[found.is_implicit], list[Element]()
+        if len(runs) >= _MAX_RUNS:
+            runs.clear()
+        for element in (*found.elements, found.pixels):
+            tag, at, _, length, _, end = element
+            is_walked = tag >> 16 == _META or tag in self._tags or length == UNDEFINED_LENGTH
+            if not is_walked and head[at:end] in same:
+                run.append(element)
+                continue
+            if len(run) > 1:
+                start, stop = run[0].at, run[-1].end
+                part = b"".join(head[e.at : e.end] for e in run if e.tag in self._joined)
+                runs[head[start : start + 8]] = (
+                    head[start:stop],
+                    run[0].tag,
+                    run[-1].tag,
+                    len(run) - 1,
+                    part,
+                )
+            run = []
 
 
 def build_dataset(outline: ElementOffsets, head: bytes, tags: Collection[int]) -> Dataset:

@@ -9,8 +9,8 @@ from medimg._native.library import load_library
 from medimg.io.dicom.header.elements import (
     WALKED_SYNTAXES,
     Element,
+    ElementLocator,
     UnusualHeaderError,
-    locate_elements,
 )
 from medimg.io.dicom.header.transfer_syntax import IMPLICIT
 
@@ -83,11 +83,11 @@ class PlainHeaderWalker:
     """A walker without the compiled library."""
 
     def __init__(self, tags: Collection[int]) -> None:
-        self._tags = frozenset(tags)
+        self._locator = ElementLocator(_LOCATED, joined=tags)
 
     def read_header(self, head: bytes) -> Header:
         """Return the header of a file; see :class:`HeaderWalker`."""
-        offsets = locate_elements(head, _LOCATED, joined=self._tags)
+        offsets = self._locator.locate(head)
         uid = b""
         for tag, _, value, _, _, end in offsets.elements:
             if tag in _MANY_FRAMES:

@@ -22,7 +22,12 @@ from medimg.io.dicom.header.acquisition import (
     AcquisitionElements,
     pack_element,
 )
-from medimg.io.dicom.header.elements import WALKED_SYNTAXES, UnusualHeaderError, locate_elements
+from medimg.io.dicom.header.elements import (
+    WALKED_SYNTAXES,
+    ElementLocator,
+    UnusualHeaderError,
+    locate_elements,
+)
 from medimg.io.dicom.header.instance import HEADER_TAGS
 from medimg.io.dicom.header.mosaic import CSA_TAGS
 from medimg.io.dicom.header.open import to_tag_numbers
@@ -155,6 +160,7 @@ class PlainHeaderGroups:
     """Header groups without the compiled library."""
 
     def __init__(self) -> None:
+        self._locator = ElementLocator(_OWN, joined=_SHARED)
         self._classes: dict[bytes, int] = {}  # by the common elements
         self._rows: dict[tuple[int, tuple[bytes, ...]], list[_Row]] = {}
         self._acquisitions: dict[bytes, AcquisitionElements] = {}
@@ -186,7 +192,7 @@ class PlainHeaderGroups:
     def _add(self, name: str, head: bytes) -> bool:
         """Add a file; False if it is left to the parser."""
         try:
-            head, offsets = _locate_own(name, head)
+            head, offsets = self._locate(name, head)
         except UnusualHeaderError:
             return False
         own = _NO_VALUES.copy()
@@ -208,6 +214,19 @@ class PlainHeaderGroups:
         row = self._count, name, acquisition, values[: len(FILE_ELEMENTS)]
         self._rows.setdefault(group, []).append(row)
         return True
+
+    def _locate(self, name: str, head: bytes) -> tuple[bytes, ElementOffsets]:
+        """Locate elements, reading more of the file as needed, and return what was read."""
+        while True:
+            try:
+                return head, self._locator.locate(head)
+            except UnusualHeaderError as error:
+                if not error.ends or len(head) < _FIRST_READ or len(head) >= _MAX_HEAD:
+                    raise
+            longer = read_start(name, 8 * len(head))
+            if len(longer) <= len(head):
+                raise UnusualHeaderError
+            head = longer
 
     def _describe(self, head: bytes) -> tuple[int, AcquisitionElements | None] | None:
         """Return class and acquisition of a header, of its shared elements alone; None if it is refused."""
@@ -233,17 +252,3 @@ class PlainHeaderGroups:
 
 def _read_first(names: Sequence[str]) -> list[bytes]:
     return [read_start(name, _FIRST_READ) for name in names]
-
-
-def _locate_own(name: str, head: bytes) -> tuple[bytes, ElementOffsets]:
-    """Locate what is of a file or series, reading more of the file as needed, and return what was read."""
-    while True:
-        try:
-            return head, locate_elements(head, _OWN, joined=_SHARED)
-        except UnusualHeaderError as error:
-            if not error.ends or len(head) < _FIRST_READ or len(head) >= _MAX_HEAD:
-                raise
-        longer = read_start(name, 8 * len(head))
-        if len(longer) <= len(head):
-            raise UnusualHeaderError
-        head = longer
