@@ -1,46 +1,73 @@
-"""Walks of headers that remember how elements begin, against walks that remember nothing."""
+"""Walks of headers that remember elements of other headers, against walks that remember nothing."""
 
 from __future__ import annotations
 
 import random
 import struct
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import UID, ImplicitVRLittleEndian
 
 from medimg.io.dicom.header import elements
-from medimg.io.dicom.header.elements import ElementOffsets, UnusualHeaderError, locate_elements
+from medimg.io.dicom.header.elements import (
+    ElementLocator,
+    ElementOffsets,
+    UnusualHeaderError,
+    locate_elements,
+)
 from tests._native.fuzzing.compare_walkers import mutate
 from tests.dicom_files import make_instance, write
 from tests.io.dicom.kinds import of_each_folder
 from tests.io.dicom.plain_walk import plain_walk
 from tests.sampling import SLOW
 
-#: An element of each role: character set, UID, sequence, pixel spacing.
-SOME_TAGS = frozenset({0x00020010, 0x00080005, 0x00080018, 0x00081140, 0x00280030})
+#: Tags of elements that are listed, and of those whose bytes are joined.
+LISTED = frozenset({0x00020003, 0x00080018, 0x00081140, 0x00200013, 0x00280030})
+JOINED = frozenset({0x00020010, 0x00080005, 0x00081140, 0x00110010, 0x00280010, 0x00280011, 0x00280100})
+
+
+def expect(head: bytes) -> ElementOffsets | bool:
+    """Return the elements of a header; if it is unusual, whether the bytes end before it."""
+    try:
+        return plain_walk(head)
+    except UnusualHeaderError as error:
+        return error.ends
 
 
 def walk(head: bytes) -> ElementOffsets | bool:
-    """Return the elements of a header; if it is unusual, whether the bytes end before it."""
     try:
         return locate_elements(head)
     except UnusualHeaderError as error:
         return error.ends
 
 
-def expect(head: bytes) -> ElementOffsets | bool:
+def expect_selected(head: bytes) -> ElementOffsets | bool:
+    found = expect(head)
+    if isinstance(found, bool):
+        return found
+    listed = [e for e in found.elements if e.tag in LISTED]
+    joined = b"".join(head[e.at : e.end] for e in found.elements if e.tag in JOINED)
+    return ElementOffsets(found.syntax, listed, joined, found.pixels)
+
+
+def locate(locator: ElementLocator, head: bytes) -> ElementOffsets | bool:
     try:
-        return plain_walk(head)
+        return locator.locate(head)
     except UnusualHeaderError as error:
         return error.ends
+
+
+@pytest.fixture
+def locator(monkeypatch: pytest.MonkeyPatch) -> ElementLocator:
+    """A locator that collects runs as often as it can."""
+    monkeypatch.setattr(elements, "_RUN_HEADERS", 0)
+    return ElementLocator(LISTED, joined=JOINED)
 
 
 def make_header(folder: Path, *, syntax: str | None, endless: bool) -> bytes:
@@ -65,8 +92,13 @@ def make_header(folder: Path, *, syntax: str | None, endless: bool) -> bytes:
 
 @pytest.mark.parametrize("endless", [False, True], ids=["with_length", "without_length"])
 @pytest.mark.parametrize("syntax", [None, ImplicitVRLittleEndian], ids=["explicit", "implicit"])
-def test_every_byte_may_differ(tmp_path: Path, syntax: str | None, *, endless: bool) -> None:
+def test_every_byte_may_differ(
+    tmp_path: Path, locator: ElementLocator, syntax: str | None, *, endless: bool
+) -> None:
     head = make_header(tmp_path, syntax=syntax, endless=endless)
+    for _ in range(2):
+        assert locate(locator, head) == expect_selected(head)
+    assert len(locator._runs[syntax is not None]) > 1
     found = walk(head)
     assert isinstance(found, ElementOffsets)
     assert found == expect(head)
@@ -76,8 +108,10 @@ def test_every_byte_may_differ(tmp_path: Path, syntax: str | None, *, endless: b
             damaged = head[:at] + bytes([value]) + head[at + 1 :]
             expected = expect(damaged)
             assert walk(damaged) == expected, at
+            assert locate(locator, damaged) == expect_selected(damaged), at
             changed += expected != found
         assert walk(head[:at]) == expect(head[:at])
+        assert locate(locator, head[:at]) == expect_selected(head[:at])
     assert walk(head) == found
     assert changed > 1000
 
@@ -88,34 +122,42 @@ def list_heads(folder: Path) -> list[bytes]:
     return [head for head in found if isinstance(expect(head), ElementOffsets)]
 
 
-def test_mutated_real_headers(real_data: Path) -> None:
-    heads, rng, walked = list_heads(real_data), random.Random(0), 0
-    for _ in range(30_000 if SLOW else 1_500):
-        head = mutate(rng.choice(heads), rng)
-        expected = expect(head)
-        assert walk(head) == expected
-        walked += isinstance(expected, ElementOffsets)
-    assert walked > (3_000 if SLOW else 150)
+def test_mutated_real_headers(real_data: Path, locator: ElementLocator) -> None:
+    """Each header and mutations of it in turn, so that most are in runs but for what changed."""
+    rng, walked = random.Random(0), 0
+    for head in list_heads(real_data):
+        for _ in range(40 if SLOW else 2):
+            changed = mutate(head, rng)
+            expected = expect(changed)
+            assert walk(changed) == expected
+            for each in (head, changed, head, changed):
+                assert locate(locator, each) == expect_selected(each)
+            walked += isinstance(expected, ElementOffsets)
+    assert walked > (3_000 if SLOW else 100)
 
 
-@settings(deadline=None, max_examples=200 if SLOW else 50)
-@given(data=st.data(), tags=st.sets(st.sampled_from([*SOME_TAGS, 0x00280010])))
-def test_selected_and_joined_elements(real_data: Path, data: st.DataObject, tags: set[int]) -> None:
-    head = data.draw(st.sampled_from(list_heads(real_data)))
-    expected = plain_walk(head)
-    found = locate_elements(head, SOME_TAGS, joined=tags)
-    assert found.elements == [e for e in expected.elements if e.tag in SOME_TAGS]
-    assert found.joined == b"".join(head[e.at : e.end] for e in expected.elements if e.tag in tags)
-    assert (found.syntax, found.pixels) == (expected.syntax, expected.pixels)
+def test_headers_without_mutations(real_data: Path) -> None:
+    """In the order of the folders, as in a scan: of series, most elements are in runs."""
+    locator, in_runs = ElementLocator(LISTED, joined=JOINED), 0
+    for head in list_heads(real_data) * 2:
+        found = locator.locate(head)
+        assert found == expect_selected(head)
+        in_runs += found.in_runs
+    assert in_runs > 100
 
 
-def test_threads_that_forget_change_nothing(real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_that_forget_change_nothing(
+    real_data: Path, locator: ElementLocator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     elements._EXPLICIT_STARTS.clear()
     monkeypatch.setattr(elements, "_MAX_STARTS", 20)
     heads = list_heads(real_data)[:100]
+    monkeypatch.setattr(elements, "_MAX_RUNS", 4)
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(walk, heads * 4))
+        located = list(pool.map(partial(locate, locator), [head for head in heads for _ in range(4)]))
     assert found == [expect(head) for head in heads] * 4
+    assert located == [expect_selected(head) for head in heads for _ in range(4)]
     assert len(elements._EXPLICIT_STARTS) <= 20 + 8
 
 
