@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tests.io.dicom.kinds import of_each_folder
 from tests.io.dicom.test_fast_scan import siblings
 
 
-def collect(groups: HeaderGroups, names: list[str], threads: int) -> tuple[list[object], list[int]]:
+def collect(groups: HeaderGroups, names: list[str], threads: int) -> tuple[Sequence[object], list[int]]:
     """Return class, series and rows of each group, in the order of the files, and the other files."""
     for at in range(0, len(names), 50):
         groups.add(names[at : at + 50], threads)
