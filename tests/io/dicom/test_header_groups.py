@@ -31,7 +31,7 @@ def collect(groups: HeaderGroups, names: list[str], threads: int) -> tuple[Seque
                 group.series,
                 rows.indices,
                 rows.names,
-                rows.columns,
+                [list(column) for column in rows.columns],
                 [a and a.packed for a in rows.acquisitions],
             )
         )

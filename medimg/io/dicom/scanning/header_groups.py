@@ -32,7 +32,13 @@ from medimg.io.dicom.header.instance import HEADER_TAGS
 from medimg.io.dicom.header.mosaic import CSA_TAGS
 from medimg.io.dicom.header.open import to_tag_numbers
 from medimg.io.dicom.header.transfer_syntax import IMPLICIT
-from medimg.io.dicom.scanning.series_table import FILE_ELEMENTS, SERIES_ELEMENTS, InstanceColumns
+from medimg.io.dicom.scanning.series_table import (
+    FILE_ELEMENTS,
+    SERIES_ELEMENTS,
+    FileRow,
+    InstanceColumns,
+    ValueColumn,
+)
 from medimg.io.files.regular_file import read_start
 
 if TYPE_CHECKING:
@@ -40,9 +46,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from medimg.io.dicom.header.elements import ElementOffsets
-
-    #: Index, name, acquisition, and values of FILE_ELEMENTS.
-    _Row = tuple[int, str, AcquisitionElements | None, tuple[bytes, ...]]
 
 __all__ = ["HeaderGroup", "HeaderGroups", "make_header_groups"]
 
@@ -122,17 +125,16 @@ class CompiledHeaderGroups:
         stops = tables.offsets[1:].reshape(-1, len(FILE_ELEMENTS))
         groups = []
         for number, chosen in enumerate(members):
-            rows = InstanceColumns()
             indices = chosen.tolist()
-            kept = tables.acquisitions[chosen].tolist()
-            rows.extend(
+            rows = InstanceColumns(
                 indices,
                 [self._names[n] for n in indices],
                 [
-                    [tables.values[a:b] for a, b in zip(begin.tolist(), end.tolist(), strict=True)]
+                    ValueColumn(tables.values, begin, end)
                     for begin, end in zip(starts[chosen].T, stops[chosen].T, strict=True)
                 ],
-                [acquisitions[n] if n >= 0 else None for n in kept],
+                [acquisitions[n] if n >= 0 else None for n in tables.acquisitions[chosen].tolist()],
+                tables.positions[chosen] if tables.regular[chosen].all() else None,
             )
             groups.append(HeaderGroup(int(tables.classes[number]), tables.series[number], rows))
         return groups, rest.tolist()
@@ -162,7 +164,7 @@ class PlainHeaderGroups:
     def __init__(self) -> None:
         self._locator = ElementLocator(_OWN, joined=_SHARED)
         self._classes: dict[bytes, int] = {}  # by the common elements
-        self._rows: dict[tuple[int, tuple[bytes, ...]], list[_Row]] = {}
+        self._groups: dict[tuple[int, tuple[bytes, ...]], list[FileRow]] = {}
         self._acquisitions: dict[bytes, AcquisitionElements] = {}
         self._shared: dict[bytes, tuple[int, AcquisitionElements | None] | None] = {}
         self._rest: list[int] = []
@@ -181,13 +183,8 @@ class PlainHeaderGroups:
 
     def finish(self) -> tuple[list[HeaderGroup], list[int]]:
         """Return the groups, and the indices of all other files, ascending."""
-        groups = []
-        for (header_class, series), found in self._rows.items():
-            indices, names, acquisitions, own = map(list, zip(*found, strict=True))
-            rows = InstanceColumns()
-            rows.extend(indices, names, list(map(list, zip(*own, strict=True))), acquisitions)
-            groups.append(HeaderGroup(header_class, series, rows))
-        return groups, self._rest
+        found = self._groups.items()
+        return [HeaderGroup(*key, InstanceColumns.from_rows(rows)) for key, rows in found], self._rest
 
     def _add(self, name: str, head: bytes) -> bool:
         """Add a file; False if it is left to the parser."""
@@ -211,8 +208,8 @@ class PlainHeaderGroups:
         header_class, acquisition = known
         values = tuple(own.values())
         group = header_class, values[len(FILE_ELEMENTS) :]
-        row = self._count, name, acquisition, values[: len(FILE_ELEMENTS)]
-        self._rows.setdefault(group, []).append(row)
+        row = FileRow(self._count, name, values[: len(FILE_ELEMENTS)], acquisition)
+        self._groups.setdefault(group, []).append(row)
         return True
 
     def _locate(self, name: str, head: bytes) -> tuple[bytes, ElementOffsets]:
