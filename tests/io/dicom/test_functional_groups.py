@@ -22,9 +22,10 @@ from pydicom.values import convert_SQ
 
 from medimg.errors import MedimgError
 from medimg.io.dicom.header import instance
-from medimg.io.dicom.header.elements import UnusualHeaderError, build_raw_elements, locate_items
+from medimg.io.dicom.header.elements import UnusualHeaderError
 from medimg.io.dicom.header.functional_groups import FrameViews
 from medimg.io.dicom.header.instance import Instance, read_instance
+from medimg.io.dicom.header.item_elements import build_raw_elements, locate_items
 from medimg.io.files.blob import Blob
 from tests.io.dicom.plain_groups import PlainFrameViews
 from tests.sampling import SLOW, sample

@@ -20,22 +20,15 @@ from pydicom.tag import BaseTag
 from medimg.errors import DecodeError
 from medimg.io.dicom.header.attributes import parse_items
 from medimg.io.dicom.header.element_values import find_tag, intern_tag
-from medimg.io.dicom.header.elements import (
-    ItemElement,
-    UnusualHeaderError,
-    build_raw_elements,
-    locate_items,
-)
+from medimg.io.dicom.header.elements import UnusualHeaderError
 from medimg.io.dicom.header.image_pixel import describe_frame_count
+from medimg.io.dicom.header.item_elements import Item, ItemElement, build_raw_elements, locate_items
 from medimg.io.dicom.header.private_tags import is_no_sequence, to_items
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 __all__ = ["Evaluation", "FrameViews"]
-
-#: Elements of the item of a frame.
-_Group: TypeAlias = "tuple[ItemElement, ...]"
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -245,7 +238,7 @@ class FrameViews:
     def __init__(self, dataset: Dataset, count: int) -> None:
         self._encoding = dataset.original_character_set or default_encoding
         element: Any = dataset.get_item(_PER_FRAME)
-        groups: list[_Group] | list[Dataset] = _locate_raw(element)
+        groups: Sequence[Item] | list[Dataset] = _locate_raw(element)
         if groups:
             self._data: bytes = element.value
             self._is_implicit: bool = element.is_implicit_VR
@@ -326,32 +319,30 @@ class FrameViews:
         view.file_meta = self._file_meta
         return view
 
-    def _list_overlays(self, group: _Group | Dataset) -> list[_Elements]:
+    def _list_overlays(self, group: Item | Dataset) -> list[_Elements]:
         """Return the elements of each functional group of a frame, unassigned ones first."""
         if isinstance(group, Dataset):
             elements = _get_elements(group)
             chosen = _choose_groups(tuple(map(int, elements)))
             return [_parse_group(lambda: group, elements[intern_tag(tag)]) for tag in chosen]
-        by_tag = {element[0]: element for element in group}
-        creators: tuple[bytes, ...] = ()
-        if _has_private(tuple(by_tag)):
-            creators = tuple(self._data[e.value : e.end] for e in group if _is_creator(e.tag))
+        chosen, owners = _choose_elements(tuple([element[0] for element in group]))
+        creators = tuple([self._data[group[n].value : group[n].end] for n in owners])
         overlays = []
-        for tag in _choose_groups(tuple(by_tag)):
-            _, vr, _, start, end = by_tag[tag]
+        for number in chosen:
+            tag, vr, _, start, end = element = group[number]
             state = vr, self._data[start:end], creators if tag & _ODD else None
             parsed = self._parsed.get(tag)
             if parsed is None or parsed[0] != state:
-                parsed = self._parsed[tag] = state, self._parse_located(group, by_tag[tag])
+                parsed = self._parsed[tag] = state, self._parse_located(group, element)
             overlays.append(parsed[1])
         return overlays
 
-    def _parse_located(self, group: _Group, element: ItemElement) -> _Elements:
+    def _parse_located(self, group: Item, element: ItemElement) -> _Elements:
         """Return the elements of a functional group whose place in the bytes is known."""
         (raw,) = build_raw_elements(self._data, [element], implicit=self._is_implicit).values()
         return _parse_group(partial(self._build_group, group), raw)
 
-    def _build_group(self, group: _Group) -> Dataset:
+    def _build_group(self, group: Item) -> Dataset:
         elements: _Elements = dict(build_raw_elements(self._data, group, implicit=self._is_implicit))
         dataset = Dataset(elements, parent_encoding=self._encoding)
         dataset.set_original_encoding(self._is_implicit, True, self._encoding)
@@ -378,8 +369,12 @@ def _choose_groups(tags: tuple[int, ...]) -> list[int]:
 
 
 @lru_cache(256)
-def _has_private(tags: tuple[int, ...]) -> bool:
-    return any(tag & _ODD for tag in tags)
+def _choose_elements(tags: tuple[int, ...]) -> tuple[list[int], list[int]]:
+    """Return the places of these groups among the elements of a frame, and those of private creators."""
+    places = {tag: number for number, tag in enumerate(tags)}
+    return [places[tag] for tag in _choose_groups(tuple(places))], [
+        number for number, tag in enumerate(tags) if _is_creator(tag)
+    ]
 
 
 def _is_private_group(tag: int) -> bool:
@@ -410,9 +405,10 @@ def _find_changes(
             changed |= {tag, _PRESENCE}
         # value and representation; the place in the file differs
         elif (
-            type(old) is not type(new)
-            or not isinstance(old, RawDataElement)
-            or old[1::2][:2] != new[1::2][:2]
+            type(old) is not RawDataElement
+            or type(new) is not RawDataElement
+            or old[3] != new[3]
+            or old[1] != new[1]
         ):
             changed.add(tag)
     return changed
@@ -437,7 +433,7 @@ def _read_item(element: Any) -> _Elements | None:
     return build_raw_elements(element.value or b"", items[0], implicit=element.is_implicit_VR)
 
 
-def _locate_raw(element: Any) -> list[_Group]:
+def _locate_raw(element: Any) -> Sequence[Item]:
     """Return the items of an unparsed sequence; none if they are unusual."""
     if not isinstance(element, RawDataElement) or not element.value or not element.is_little_endian:
         return []
