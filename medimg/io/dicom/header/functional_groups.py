@@ -26,7 +26,7 @@ from medimg.io.dicom.header.item_elements import Item, ItemElement, build_raw_el
 from medimg.io.dicom.header.private_tags import is_no_sequence, to_items
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["Evaluation", "FrameViews"]
 
@@ -199,13 +199,24 @@ class _RepeatedEvaluation(Evaluation):
 
     def __init__(self, view: Dataset, elements: _NotedElements) -> None:
         super().__init__(view)
-        self._elements = elements
+        self._elements = elements  # those that were used are parsed
         self._values: dict[Any, tuple[Any, set[int]]] = {}  # with the tags that were read
         self._readers: dict[int, set[Any]] = {}
         self._calls = 0
+        self._layers: list[_Elements] = []
+        self._unparsed: _Elements = {}
 
-    def forget(self, changed: Iterable[int]) -> None:
-        """Forget the values of functions that read one of these tags."""
+    def move_to(self, layers: list[_Elements]) -> None:
+        """Take the elements of another view, of several layers the last; forget what was read of others."""
+        last, self._unparsed = self._unparsed, {}
+        for layer in layers:
+            self._unparsed.update(layer)
+        changed: set[int] = set()
+        for tag in _find_candidates(self._layers, layers):
+            changed.update(_find_change(tag, last.get(tag), self._unparsed.get(tag)))
+        self._layers = layers
+        self._elements.clear()
+        self._elements.update(self._unparsed)
         for tag in changed:
             for key in self._readers.pop(tag, ()):
                 self._values.pop(key, None)
@@ -221,14 +232,17 @@ class _RepeatedEvaluation(Evaluation):
         if self._calls:
             # by the function that calls this one
             self._elements.read |= found[1]
-        return cast("T", found[0])
+        value: T = found[0]
+        return value
 
     def _call(self, function: Callable[..., T], *args: object) -> tuple[T, set[int]]:
         outer, self._elements.read = self._elements.read, set()
         self._calls += 1
-        value = function(self._view, *args)
-        self._calls -= 1
-        read, self._elements.read = self._elements.read, outer
+        try:
+            value = function(self._view, *args)
+        finally:
+            self._calls -= 1
+            read, self._elements.read = self._elements.read, outer
         return value, read
 
 
@@ -238,7 +252,9 @@ class FrameViews:
     def __init__(self, dataset: Dataset, count: int) -> None:
         self._encoding = dataset.original_character_set or default_encoding
         element: Any = dataset.get_item(_PER_FRAME)
-        groups: Sequence[Item] | list[Dataset] = _locate_raw(element)
+        groups: Sequence[Item] | list[Dataset] = []
+        if _is_raw_sequence(element):
+            groups = _locate_usual(element.value, implicit=element.is_implicit_VR)
         if groups:
             self._data: bytes = element.value
             self._is_implicit: bool = element.is_implicit_VR
@@ -267,6 +283,7 @@ class FrameViews:
         if shared:
             self._common = self._overlay(self._list_overlays(shared[0]))
         self._base = self._build_view(self._common)
+        self._evaluation: _RepeatedEvaluation | None = None
 
     @property
     def common(self) -> Dataset:
@@ -293,19 +310,17 @@ class FrameViews:
         return self._build_view(self._overlay(self._list_overlays(self._per_frame[number])))
 
     def evaluate_each(self) -> Iterator[Evaluation]:
-        """Yield the evaluation of each view, to be used before the next; what is unchanged is kept."""
-        noted = _NotedElements()
-        evaluation = _RepeatedEvaluation(self._build_view(noted), noted)
-        last: _Elements = {}
-        last_overlays: list[_Elements] = []
-        for group in self._per_frame:
-            overlays = self._list_overlays(group)
-            elements = self._overlay(overlays)
-            evaluation.forget(_find_changes(last, elements, last_overlays, overlays))
-            noted.clear()
-            noted.update(elements)
-            yield evaluation
-            last, last_overlays = elements, overlays
+        """Yield the evaluation of each view, to be used before the next."""
+        return map(self.evaluate, range(self._count))
+
+    def evaluate(self, number: int) -> Evaluation:
+        """Return the evaluation of a view, to be used before the next; what is unchanged since is kept."""
+        if self._evaluation is None:
+            noted = _NotedElements()
+            self._evaluation = _RepeatedEvaluation(self._build_view(noted), noted)
+        overlays = self._list_overlays(self._per_frame[number]) if self._per_frame else []
+        self._evaluation.move_to([self._common, *overlays])
+        return self._evaluation
 
     def _overlay(self, overlays: list[_Elements]) -> _Elements:
         elements = dict(self._common)
@@ -339,6 +354,12 @@ class FrameViews:
 
     def _parse_located(self, group: Item, element: ItemElement) -> _Elements:
         """Return the elements of a functional group whose place in the bytes is known."""
+        tag, vr, _, start, end = element
+        item = None
+        if tag not in _KEPT_WHOLE and (vr == b"SQ" or not (vr or tag & _ODD)):
+            item = _read_item(self._data[start:end], implicit=self._is_implicit)
+        if item is not None:
+            return _choose_attributes(tag, item)
         (raw,) = build_raw_elements(self._data, [element], implicit=self._is_implicit).values()
         return _parse_group(partial(self._build_group, group), raw)
 
@@ -355,10 +376,17 @@ def _parse_group(build_group: Callable[[], Dataset], element: Any) -> _Elements:
     found: _Elements = {tag: element} if tag in _KEPT_WHOLE else {}
     if tag in _ONLY_WHOLE:
         return found
-    item = _read_item(element)
+    item: _Elements | None = None
+    if _is_raw_sequence(element) and not (element.VR is None and tag & _ODD):
+        item = _read_item(element.value, implicit=element.is_implicit_VR)
     if item is None:
         item = _get_elements(_parse_first_item(build_group(), tag))
-    return found | ({t: e for t, e in item.items() if t.is_private} if tag & _ODD else item)
+    return found | _choose_attributes(tag, item)
+
+
+def _choose_attributes(tag: int, item: _Elements) -> _Elements:
+    """Return what counts of the item of a functional group."""
+    return {t: e for t, e in item.items() if t.is_private} if tag & _ODD else item
 
 
 @lru_cache(256)
@@ -385,33 +413,23 @@ def _is_creator(tag: int) -> bool:
     return bool(tag & _ODD) and tag & 0xFFFF <= _LAST_CREATOR
 
 
-def _find_changes(
-    last: _Elements, elements: _Elements, last_overlays: list[_Elements], overlays: list[_Elements]
-) -> set[int]:
-    """Return the tags whose elements differ from those of the last frame, and what stands for others."""
-    if len(overlays) == len(last_overlays):
-        candidates: set[BaseTag] = set()
-        for one, other in zip(last_overlays, overlays, strict=True):
-            if one is not other:
-                candidates.update(one, other)
-    else:
-        candidates = {*last, *elements}
-    changed: set[int] = {_ALL}
-    for tag in candidates:
-        old, new = last.get(tag), elements.get(tag)
-        if old is new:
-            continue
-        if old is None or new is None:
-            changed |= {tag, _PRESENCE}
-        # value and representation; the place in the file differs
-        elif (
-            type(old) is not RawDataElement
-            or type(new) is not RawDataElement
-            or old[3] != new[3]
-            or old[1] != new[1]
-        ):
-            changed.add(tag)
-    return changed
+def _find_candidates(old: list[_Elements], new: list[_Elements]) -> set[BaseTag]:
+    """Return the tags whose elements may differ between layers."""
+    if len(old) != len(new):
+        return set().union(*old, *new)
+    return set().union(*[{*a, *b} for a, b in zip(old, new, strict=True) if a is not b])
+
+
+def _find_change(tag: BaseTag, old: Any, new: Any) -> tuple[int, ...]:
+    """Return what those who read an element have noted, if it differs from the last view."""
+    if old is new:
+        return ()
+    if old is None or new is None:
+        return tag, _PRESENCE, _ALL
+    # value and representation; the place in the file differs
+    if type(old) is type(new) is RawDataElement and old[3] == new[3] and old[1] == new[1]:
+        return ()
+    return tag, _ALL
 
 
 def _list_tags(dataset: Dataset) -> list[BaseTag]:
@@ -423,24 +441,26 @@ def _get_elements(dataset: Dataset) -> _Elements:
     return {intern_tag(int(tag)): dataset.get_item(tag) for tag in _list_tags(dataset)}
 
 
-def _read_item(element: Any) -> _Elements | None:
+def _is_raw_sequence(element: Any) -> bool:
+    """Whether an element is an unparsed sequence that is not empty."""
+    return (
+        isinstance(element, RawDataElement)
+        and element.VR in {"SQ", None}
+        and element.is_little_endian
+        and bool(element.value)
+    )
+
+
+def _read_item(data: bytes, *, implicit: bool) -> _Elements | None:
     """Return the only item of a sequence without parsing it; None if it is unusual."""
-    if not isinstance(element, RawDataElement) or (element.VR is None and element.tag & _ODD):
-        return None
-    items = _locate_raw(element)
-    if len(items) != 1:
-        return None
-    return build_raw_elements(element.value or b"", items[0], implicit=element.is_implicit_VR)
+    items = _locate_usual(data, implicit=implicit)
+    return build_raw_elements(data, items[0], implicit=implicit) if len(items) == 1 else None  # type: ignore[return-value]
 
 
-def _locate_raw(element: Any) -> Sequence[Item]:
-    """Return the items of an unparsed sequence; none if they are unusual."""
-    if not isinstance(element, RawDataElement) or not element.value or not element.is_little_endian:
-        return []
-    if element.VR not in {"SQ", None}:
-        return []
+def _locate_usual(data: bytes, *, implicit: bool) -> Sequence[Item]:
+    """Return the items of a sequence; none if they are unusual."""
     try:
-        return locate_items(element.value, implicit=element.is_implicit_VR)
+        return locate_items(data, implicit=implicit)
     except UnusualHeaderError:
         return []
 
