@@ -52,7 +52,7 @@ def parse_time(written: str) -> float | None:
     found = _TIME.fullmatch(written)
     if found is None:
         return None
-    hour, minute, second = (float(v or 0) for v in found.groups())
+    hour, minute, second = map(float, found.groups("0"))
     return hour * 3600 + minute * 60 + second if hour < 24 and minute < 60 and second < 61 else None
 
 

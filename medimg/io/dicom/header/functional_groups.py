@@ -22,7 +22,13 @@ from medimg.io.dicom.header.attributes import parse_items
 from medimg.io.dicom.header.element_values import find_tag, intern_tag
 from medimg.io.dicom.header.elements import UnusualHeaderError
 from medimg.io.dicom.header.image_pixel import describe_frame_count
-from medimg.io.dicom.header.item_elements import Item, ItemElement, build_raw_elements, locate_items
+from medimg.io.dicom.header.item_elements import (
+    Item,
+    ItemElement,
+    build_raw_elements,
+    has_same_layout,
+    locate_items,
+)
 from medimg.io.dicom.header.private_tags import is_no_sequence, to_items
 
 if TYPE_CHECKING:
@@ -274,6 +280,7 @@ class FrameViews:
         self._count = count
         self._file_meta = getattr(dataset, "file_meta", FileMetaDataset())
         self._parsed: dict[int, tuple[object, _Elements]] = {}
+        self._examples: dict[int, tuple[bytes, Item]] = {}  # of the item of each functional group
         self._common: _Elements = {
             intern_tag(int(tag)): dataset.get_item(tag, keep_deferred=True)
             for tag in _list_tags(dataset)
@@ -357,11 +364,21 @@ class FrameViews:
         tag, vr, _, start, end = element
         item = None
         if tag not in _KEPT_WHOLE and (vr == b"SQ" or not (vr or tag & _ODD)):
-            item = _read_item(self._data[start:end], implicit=self._is_implicit)
+            item = self._read_item(tag, self._data[start:end])
         if item is not None:
             return _choose_attributes(tag, item)
         (raw,) = build_raw_elements(self._data, [element], implicit=self._is_implicit).values()
         return _parse_group(partial(self._build_group, group), raw)
+
+    def _read_item(self, tag: int, data: bytes) -> _Elements | None:
+        """Return the only item of a functional group without parsing it; None if it is unusual."""
+        example = self._examples.get(tag)
+        if example is None or not has_same_layout(data, *example):
+            items = _locate_usual(data, implicit=self._is_implicit)
+            if len(items) != 1:
+                return None
+            example = self._examples[tag] = data, items[0]
+        return build_raw_elements(data, example[1], implicit=self._is_implicit)  # type: ignore[return-value]
 
     def _build_group(self, group: Item) -> Dataset:
         elements: _Elements = dict(build_raw_elements(self._data, group, implicit=self._is_implicit))
@@ -378,7 +395,9 @@ def _parse_group(build_group: Callable[[], Dataset], element: Any) -> _Elements:
         return found
     item: _Elements | None = None
     if _is_raw_sequence(element) and not (element.VR is None and tag & _ODD):
-        item = _read_item(element.value, implicit=element.is_implicit_VR)
+        items = _locate_usual(element.value, implicit=element.is_implicit_VR)
+        if len(items) == 1:
+            item = build_raw_elements(element.value, items[0], implicit=element.is_implicit_VR)
     if item is None:
         item = _get_elements(_parse_first_item(build_group(), tag))
     return found | _choose_attributes(tag, item)
@@ -449,12 +468,6 @@ def _is_raw_sequence(element: Any) -> bool:
         and element.is_little_endian
         and bool(element.value)
     )
-
-
-def _read_item(data: bytes, *, implicit: bool) -> _Elements | None:
-    """Return the only item of a sequence without parsing it; None if it is unusual."""
-    items = _locate_usual(data, implicit=implicit)
-    return build_raw_elements(data, items[0], implicit=implicit) if len(items) == 1 else None  # type: ignore[return-value]
 
 
 def _locate_usual(data: bytes, *, implicit: bool) -> Sequence[Item]:

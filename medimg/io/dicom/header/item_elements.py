@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 
     from pydicom.tag import BaseTag
 
-__all__ = ["Item", "ItemElement", "RawItem", "build_raw_elements", "find_sequence_end", "locate_items"]
+__all__ = [
+    "Item",
+    "ItemElement",
+    "RawItem",
+    "build_raw_elements",
+    "find_sequence_end",
+    "has_same_layout",
+    "locate_items",
+]
 
 T = TypeVar("T")
 
@@ -92,6 +100,16 @@ def find_sequence_end(data: bytes, *, implicit: bool) -> int:
     if compiled is not None:
         return _check(compiled.find_end())
     return _PlainItemWalk(data, implicit=implicit).run(0, None, [])
+
+
+def has_same_layout(data: bytes, other: bytes, item: Item) -> bool:
+    """Whether a sequence has the only item of another one, but for the values of its elements."""
+    at = 0
+    for _, _, length, value, end in item:
+        if data[at:value] != other[at:value]:
+            return False
+        at = value if length == UNDEFINED_LENGTH else end
+    return len(data) == len(other) and data[at:] == other[at:]
 
 
 def build_raw_elements(data: bytes, item: Iterable[ItemElement], *, implicit: bool) -> RawItem:
