@@ -8,6 +8,7 @@ of the shared groups, overlaid by those of its own groups.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar, cast
 
@@ -25,9 +26,10 @@ from medimg.io.dicom.header.image_pixel import describe_frame_count
 from medimg.io.dicom.header.item_elements import (
     Item,
     ItemElement,
+    OnlyItem,
     build_raw_elements,
-    has_same_layout,
     locate_items,
+    read_only_item,
 )
 from medimg.io.dicom.header.private_tags import is_no_sequence, to_items
 
@@ -217,9 +219,7 @@ class _RepeatedEvaluation(Evaluation):
         last, self._unparsed = self._unparsed, {}
         for layer in layers:
             self._unparsed.update(layer)
-        changed: set[int] = set()
-        for tag in _find_candidates(self._layers, layers):
-            changed.update(_find_change(tag, last.get(tag), self._unparsed.get(tag)))
+        changed = _find_changes(last, self._unparsed, _find_candidates(self._layers, layers))
         self._layers = layers
         self._elements.clear()
         self._elements.update(self._unparsed)
@@ -260,7 +260,8 @@ class FrameViews:
         element: Any = dataset.get_item(_PER_FRAME)
         groups: Sequence[Item] | list[Dataset] = []
         if _is_raw_sequence(element):
-            groups = _locate_usual(element.value, implicit=element.is_implicit_VR)
+            with suppress(UnusualHeaderError):
+                groups = locate_items(element.value, implicit=element.is_implicit_VR)
         if groups:
             self._data: bytes = element.value
             self._is_implicit: bool = element.is_implicit_VR
@@ -280,7 +281,7 @@ class FrameViews:
         self._count = count
         self._file_meta = getattr(dataset, "file_meta", FileMetaDataset())
         self._parsed: dict[int, tuple[object, _Elements]] = {}
-        self._examples: dict[int, tuple[bytes, Item]] = {}  # of the item of each functional group
+        self._items: dict[int, OnlyItem] = {}  # of the last frame that has this functional group
         self._common: _Elements = {
             intern_tag(int(tag)): dataset.get_item(tag, keep_deferred=True)
             for tag in _list_tags(dataset)
@@ -372,13 +373,12 @@ class FrameViews:
 
     def _read_item(self, tag: int, data: bytes) -> _Elements | None:
         """Return the only item of a functional group without parsing it; None if it is unusual."""
-        example = self._examples.get(tag)
-        if example is None or not has_same_layout(data, *example):
-            items = _locate_usual(data, implicit=self._is_implicit)
-            if len(items) != 1:
-                return None
-            example = self._examples[tag] = data, items[0]
-        return build_raw_elements(data, example[1], implicit=self._is_implicit)  # type: ignore[return-value]
+        last = self._items.get(tag)
+        found = (last and last.reread(data)) or read_only_item(data, implicit=self._is_implicit)
+        if found is None:
+            return None
+        self._items[tag] = found
+        return cast("_Elements", found.elements)
 
     def _build_group(self, group: Item) -> Dataset:
         elements: _Elements = dict(build_raw_elements(self._data, group, implicit=self._is_implicit))
@@ -395,9 +395,8 @@ def _parse_group(build_group: Callable[[], Dataset], element: Any) -> _Elements:
         return found
     item: _Elements | None = None
     if _is_raw_sequence(element) and not (element.VR is None and tag & _ODD):
-        items = _locate_usual(element.value, implicit=element.is_implicit_VR)
-        if len(items) == 1:
-            item = build_raw_elements(element.value, items[0], implicit=element.is_implicit_VR)
+        read = read_only_item(element.value, implicit=element.is_implicit_VR)
+        item = read and cast("_Elements", read.elements)
     if item is None:
         item = _get_elements(_parse_first_item(build_group(), tag))
     return found | _choose_attributes(tag, item)
@@ -436,19 +435,26 @@ def _find_candidates(old: list[_Elements], new: list[_Elements]) -> set[BaseTag]
     """Return the tags whose elements may differ between layers."""
     if len(old) != len(new):
         return set().union(*old, *new)
-    return set().union(*[{*a, *b} for a, b in zip(old, new, strict=True) if a is not b])
+    found: set[BaseTag] = set()
+    for one, other in zip(old, new, strict=True):
+        if one is not other:
+            found.update(one, other)
+    return found
 
 
-def _find_change(tag: BaseTag, old: Any, new: Any) -> tuple[int, ...]:
-    """Return what those who read an element have noted, if it differs from the last view."""
-    if old is new:
-        return ()
-    if old is None or new is None:
-        return tag, _PRESENCE, _ALL
-    # value and representation; the place in the file differs
-    if type(old) is type(new) is RawDataElement and old[3] == new[3] and old[1] == new[1]:
-        return ()
-    return tag, _ALL
+def _find_changes(last: _Elements, elements: _Elements, candidates: set[BaseTag]) -> set[int]:
+    """Return what those have noted who read an element that differs from the last view."""
+    changed: set[int] = set()
+    for tag in candidates:
+        old, new = last.get(tag), elements.get(tag)
+        if old is new:
+            continue
+        if old is None or new is None:
+            changed |= {tag, _PRESENCE}
+        # value and representation; the place in the file differs
+        elif not (type(old) is type(new) is RawDataElement and old[3] == new[3] and old[1] == new[1]):
+            changed.add(tag)
+    return changed | {_ALL} if changed else changed
 
 
 def _list_tags(dataset: Dataset) -> list[BaseTag]:
@@ -468,14 +474,6 @@ def _is_raw_sequence(element: Any) -> bool:
         and element.is_little_endian
         and bool(element.value)
     )
-
-
-def _locate_usual(data: bytes, *, implicit: bool) -> Sequence[Item]:
-    """Return the items of a sequence; none if they are unusual."""
-    try:
-        return locate_items(data, implicit=implicit)
-    except UnusualHeaderError:
-        return []
 
 
 def _parse_first_item(group: Dataset, tag: BaseTag) -> Dataset:

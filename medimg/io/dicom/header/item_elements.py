@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 __all__ = [
     "Item",
     "ItemElement",
+    "OnlyItem",
     "RawItem",
     "build_raw_elements",
     "find_sequence_end",
-    "has_same_layout",
     "locate_items",
+    "read_only_item",
 ]
 
 T = TypeVar("T")
@@ -102,16 +103,6 @@ def find_sequence_end(data: bytes, *, implicit: bool) -> int:
     return _PlainItemWalk(data, implicit=implicit).run(0, None, [])
 
 
-def has_same_layout(data: bytes, other: bytes, item: Item) -> bool:
-    """Whether a sequence has the only item of another one, but for the values of its elements."""
-    at = 0
-    for _, _, length, value, end in item:
-        if data[at:value] != other[at:value]:
-            return False
-        at = value if length == UNDEFINED_LENGTH else end
-    return len(data) == len(other) and data[at:] == other[at:]
-
-
 def build_raw_elements(data: bytes, item: Iterable[ItemElement], *, implicit: bool) -> RawItem:
     """Return the elements of an item as pydicom reads them, unparsed."""
     found = {}
@@ -121,6 +112,40 @@ def build_raw_elements(data: bytes, item: Iterable[ItemElement], *, implicit: bo
         raw = (tag, _NAMES[vr], length, stored, value, implicit, True, True, False)
         found[tag] = _make_tuple(RawDataElement, raw)
     return found
+
+
+class OnlyItem(NamedTuple):
+    """The only item of a sequence."""
+
+    data: bytes  # of the sequence
+    item: Item
+    elements: RawItem
+
+    def reread(self, data: bytes) -> OnlyItem | None:
+        """Return that of a sequence which differs in values of elements alone; None for any other one."""
+        if len(data) != len(self.data) or len(self.item) != len(self.elements):
+            return None
+        found, at = {}, 0
+        for (tag, raw), (_, _, length, value, end) in zip(self.elements.items(), self.item, strict=True):
+            if data[at:value] != self.data[at:value]:
+                return None
+            stored = data[value:end]
+            is_same = stored == self.data[value:end]
+            found[tag] = raw if is_same else _make_tuple(RawDataElement, (*raw[:3], stored, *raw[4:]))
+            # the items of a sequence of undefined length have to be the same
+            at = value if length == UNDEFINED_LENGTH else end
+        return OnlyItem(data, self.item, found) if data[at:] == self.data[at:] else None
+
+
+def read_only_item(data: bytes, *, implicit: bool) -> OnlyItem | None:
+    """Return the only item of a sequence; None if it is unusual, or one of several."""
+    try:
+        items = locate_items(data, implicit=implicit)
+    except UnusualHeaderError:
+        return None
+    if len(items) != 1:
+        return None
+    return OnlyItem(data, items[0], build_raw_elements(data, items[0], implicit=implicit))
 
 
 @cache
