@@ -345,9 +345,11 @@ class FrameViews:
     def _list_overlays(self, group: Item | Dataset) -> list[_Elements]:
         """Return the elements of each functional group of a frame, unassigned ones first."""
         if isinstance(group, Dataset):
-            elements = _get_elements(group)
-            chosen = _choose_groups(tuple(map(int, elements)))
-            return [_parse_group(lambda: group, elements[intern_tag(tag)]) for tag in chosen]
+            # elements without a value are parsed when they are asked for, and those that count alone are
+            return [
+                _parse_group(lambda: group, group.get_item(tag, keep_deferred=tag not in _KEPT_WHOLE))
+                for tag in map(intern_tag, _choose_groups(tuple(map(int, _list_tags(group)))))
+            ]
         chosen, owners = _choose_elements(tuple([element[0] for element in group]))
         creators = tuple([self._data[group[n].value : group[n].end] for n in owners])
         overlays = []
@@ -397,9 +399,11 @@ def _parse_group(build_group: Callable[[], Dataset], element: Any) -> _Elements:
     if _is_raw_sequence(element) and not (element.VR is None and tag & _ODD):
         read = read_only_item(element.value, implicit=element.is_implicit_VR)
         item = read and cast("_Elements", read.elements)
-    if item is None:
-        item = _get_elements(_parse_first_item(build_group(), tag))
-    return found | _choose_attributes(tag, item)
+    if item is not None:
+        return found | _choose_attributes(tag, item)
+    parsed = _parse_first_item(build_group(), tag)
+    chosen = [t for t in _list_tags(parsed) if t.is_private or not tag & _ODD]
+    return found | {intern_tag(int(t)): parsed.get_item(t) for t in chosen}
 
 
 def _choose_attributes(tag: int, item: _Elements) -> _Elements:
@@ -460,10 +464,6 @@ def _find_changes(last: _Elements, elements: _Elements, candidates: set[BaseTag]
 def _list_tags(dataset: Dataset) -> list[BaseTag]:
     """Return the tags of a dataset; iterating over the dataset itself would parse every element."""
     return list(dataset.keys())
-
-
-def _get_elements(dataset: Dataset) -> _Elements:
-    return {intern_tag(int(tag)): dataset.get_item(tag) for tag in _list_tags(dataset)}
 
 
 def _is_raw_sequence(element: Any) -> bool:
