@@ -319,5 +319,5 @@ def _compute_diagonals(frames: Frames) -> npt.NDArray[np.float64]:
     orientations = np.asarray([frame.facts.orientation for frame in frames], dtype=np.float64)
     spacings = np.asarray([frame.facts.pixel_spacing for frame in frames], dtype=np.float64)
     sizes = np.asarray([(frame.instance.rows - 1, frame.instance.columns - 1) for frame in frames])
-    along_columns, along_rows = (sizes * spacings).T[..., None]
-    return along_columns * orientations[:, 3:] + along_rows * orientations[:, :3]
+    lengths = (sizes * spacings)[..., None]
+    return lengths[:, 0] * orientations[:, 3:] + lengths[:, 1] * orientations[:, :3]
