@@ -80,7 +80,8 @@ def _sizes(found: Any) -> list[int]:
         return sorted(found)
     counts: Counter[str] = Counter()
     for series in found:
-        counts[series.uid] += series.shape[0] * series.shape[1]
+        # images of one series that are no stack are numbered
+        counts[series.uid.partition("#")[0]] += series.shape[0] * series.shape[1]
     return sorted(counts.values())
 
 

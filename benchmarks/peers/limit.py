@@ -173,7 +173,7 @@ def few(job: Job) -> Callable[[], Any]:
 
 
 def codec(job: Job) -> Callable[[], Any]:
-    """Decode frames that are in memory into one fresh array, on all cores, by the fastest that sees damage."""
+    """Decode frames that are in memory into one fresh array, on all cores, by what sees damage fastest."""
     datasets = in_order([pydicom.dcmread(path) for path in job.files])
     frames = [next(generate_frames(ds.PixelData, number_of_frames=1)) for ds in datasets]
     decode = _best_decoder(_DECODERS[datasets[0].file_meta.TransferSyntaxUID], frames[0])
