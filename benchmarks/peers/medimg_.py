@@ -12,8 +12,6 @@ import medimg
 from benchmarks.peers.epochs import by_loaders, training_epoch
 from benchmarks.peers.grid import Resampled, placed
 from benchmarks.peers.plain_medimg import PlainScan
-from medimg.io.dicom.header import instance
-from tests.io.dicom.plain_groups import PlainFrameViews
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,6 +56,8 @@ def scan_pure(job: Job) -> Callable[[], Any]:
 
 def each_frame(job: Job) -> Callable[[], Any]:
     """An enhanced file into an index, each frame evaluated by itself, as medimg did it once."""
+    from medimg.io.dicom.header import instance
+    from tests.io.dicom.plain_groups import PlainFrameViews
 
     def run() -> Any:
         with mock.patch.object(instance, "FrameViews", PlainFrameViews):
