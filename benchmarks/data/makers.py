@@ -175,7 +175,7 @@ def _add_private(ds: FileDataset, maker: Maker, rng: np.random.Generator) -> Non
         block = ds.private_block(group, f"{maker.name.upper()} {group:04X}", create=True)
         for n in np.flatnonzero(rng.random(most) < 0.67).tolist():
             vr = ("LO", "DS", "SH", "UN")[n % 4]
-            value = "12.5" if vr == "DS" else "x" * int(rng.integers(1, 16))
+            value = "12.5" if vr == "DS" else "x" * (2 * int(rng.integers(1, 9)))
             block.add_new(0x10 + n, vr, value.encode() if vr == "UN" else value)
         if maker.nested != "none":
             block.add_new(0xF0, "SQ", _nested(int(rng.integers(1, 4))))
