@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 import sys
 from enum import IntFlag
 from functools import cache
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["HeaderScan", "HeaderTables", "HeaderWalk", "Role", "WantedElement"]
 
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+
+_WANTED_ELEMENT: Final = struct.Struct("<I2sBB")
 _ENDS: Final = 2
 #: Numbers in the answer of a walk: these, and two for each run of wanted elements.
 _FIXED: Final = 10
@@ -49,19 +53,12 @@ class HeaderTables(NamedTuple):
     groups: npt.NDArray[np.int32]  # (files)
     acquisitions: npt.NDArray[np.int32]  # (files), -1 for none
     classes: npt.NDArray[np.int32]  # (groups)
+    regular: npt.NDArray[np.bool_]  # (files), whether no value of their own needs a parser
+    positions: npt.NDArray[np.float64]  # (files, 3), of regular files; not numbers if there is none
     offsets: npt.NDArray[np.int64]  # (files × columns + 1)
     values: bytes
     series: list[tuple[bytes, ...]]  # of each group
     packed_acquisitions: list[bytes]
-
-
-class _WantedElement(ctypes.Structure):
-    _fields_ = (
-        ("tag", ctypes.c_uint32),
-        ("vr", ctypes.c_char * 2),
-        ("roles", ctypes.c_uint8),
-        ("column", ctypes.c_uint8),
-    )
 
 
 class _Tables(ctypes.Structure):
@@ -72,6 +69,8 @@ class _Tables(ctypes.Structure):
         ("group_of_file", ctypes.c_void_p),
         ("acquisition_of_file", ctypes.c_void_p),
         ("class_of_group", ctypes.c_void_p),
+        ("regular", ctypes.c_void_p),
+        ("positions", ctypes.c_void_p),
         ("offsets", ctypes.c_void_p),
         ("values", ctypes.c_void_p),
     )
@@ -97,10 +96,10 @@ class HeaderScan:
     ) -> None:
         self._library = library
         _declare(library)
-        array = (_WantedElement * len(wanted))(*(_WantedElement(*e) for e in wanted))
+        packed = b"".join(_WANTED_ELEMENT.pack(*element) for element in wanted)
         self._columns = 1 + max(e.column for e in wanted if e.roles & Role.FILE)
         self._scan = library.medimg_scan_new(
-            array, len(wanted), max_value, max_acquisition, " ".join(syntaxes).encode(), implicit.encode()
+            packed, len(wanted), max_value, max_acquisition, " ".join(syntaxes).encode(), implicit.encode()
         )
         if not self._scan:
             raise MemoryError
@@ -124,16 +123,14 @@ class HeaderScan:
         found = _Tables()
         self._library.medimg_scan_tables(self._scan, ctypes.byref(found))
         files, columns = found.files, self._columns
-        offsets = np.frombuffer(ctypes.string_at(found.offsets, 8 * (files * columns + 1)), np.int64)
-
-        def read_numbers(address: int | None, count: int) -> npt.NDArray[np.int32]:
-            return np.frombuffer(ctypes.string_at(address, 4 * count) if count and address else b"", np.int32)
-
+        offsets = _copy_numbers(found.offsets, files * columns + 1, np.int64)
         size = int(offsets[-1])
         return HeaderTables(
-            read_numbers(found.group_of_file, files),
-            read_numbers(found.acquisition_of_file, files),
-            read_numbers(found.class_of_group, found.groups),
+            _copy_numbers(found.group_of_file, files, np.int32),
+            _copy_numbers(found.acquisition_of_file, files, np.int32),
+            _copy_numbers(found.class_of_group, found.groups, np.int32),
+            _copy_numbers(found.regular, files, np.bool_),
+            _copy_numbers(found.positions, 3 * files, np.float64).reshape(files, 3),
             offsets,
             ctypes.string_at(found.values, size) if size else b"",
             [_split_values(self._get(self._library.medimg_scan_series, n)) for n in range(found.groups)],
@@ -143,6 +140,11 @@ class HeaderScan:
     def _get(self, function: ctypes._NamedFuncPointer, number: int) -> bytes:
         size = ctypes.c_int64()
         return ctypes.string_at(function(self._scan, number, ctypes.byref(size)), size.value)
+
+
+def _copy_numbers(address: int | None, count: int, dtype: type[_Scalar]) -> npt.NDArray[_Scalar]:
+    size = count * np.dtype(dtype).itemsize
+    return np.frombuffer(ctypes.string_at(address, size) if size and address else b"", dtype)
 
 
 def _split_values(joined: bytes) -> tuple[bytes, ...]:

@@ -13,7 +13,7 @@ from medimg.core.geometry import slice_normal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Policy", "Stack", "analyze_positions", "are_distinct_positions", "number_positions"]
+__all__ = ["Policy", "Stack", "analyze_positions", "are_drifting", "number_positions"]
 
 Policy: TypeAlias = Literal["raise", "warn", "fix", "keep"]
 
@@ -114,14 +114,16 @@ def number_positions(
     return numbers
 
 
-def are_distinct_positions(positions: npt.ArrayLike, orientation: Sequence[float]) -> bool:
-    """Whether all positions (n, 3) are distinct for :func:`number_positions`, drifting or not."""
-    ascending = np.sort(np.asarray(positions, dtype=np.float64).reshape(-1, 3) @ slice_normal(orientation))
-    if len(ascending) == 1:
-        return True
-    return bool(
-        np.diff(ascending).min() > max(_find_position_tolerance(ascending), _find_drift_tolerance(ascending))
-    )
+def are_drifting(distances: npt.NDArray[np.float64]) -> bool:
+    """Whether some of the ascending positions (n,) along a normal may be drifting repetitions of others."""
+    return len(distances) > 1 and bool(np.diff(distances).min() <= _find_drift_tolerance(distances))
+
+
+def _find_median(values: npt.NDArray[np.float64]) -> float:
+    """Return the median of at least one value; np.median takes several times as long for so few."""
+    ordered = np.sort(values)
+    half = len(ordered) // 2
+    return float(ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2)
 
 
 def _find_position_tolerance(ascending: npt.NDArray[np.float64]) -> float:
@@ -129,11 +131,11 @@ def _find_position_tolerance(ascending: npt.NDArray[np.float64]) -> float:
     apart = gaps[gaps > _ABSOLUTE_JITTER_MM]
     thin = gaps[gaps > _ROUNDING_MM]
     if thin.size and ascending[-1] - ascending[0] > _THIN_MM and thin.max() <= _THIN_MM:
-        usual = float(np.median(thin))
+        usual = _find_median(thin)
         if np.mean(np.abs(thin - usual) < usual / 2) > _MOSTLY:
             # slices of a micro-CT, not repetitions with jitter
             return _compute_tolerance(usual)
-    return _compute_tolerance(float(np.median(apart))) if apart.size else _ABSOLUTE_JITTER_MM
+    return _compute_tolerance(_find_median(apart)) if apart.size else _ABSOLUTE_JITTER_MM
 
 
 def _find_drift_tolerance(ascending: npt.NDArray[np.float64]) -> float:
@@ -146,14 +148,16 @@ def _find_drift_tolerance(ascending: npt.NDArray[np.float64]) -> float:
 
 
 def _remove_duplicates(
-    order: list[int], along: npt.NDArray[np.float64]
+    order: npt.NDArray[np.int64], along: npt.NDArray[np.float64]
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    same = _find_position_tolerance(along[order])
-    if (np.diff(along[order]) > same).all():
-        return order, []
-    kept = [order[0]]
+    ascending = along[order]
+    same = _find_position_tolerance(ascending)
+    first, *others = order.tolist()
+    if (np.diff(ascending) > same).all():
+        return [first, *others], []
+    kept = [first]
     duplicates = []
-    for index in order[1:]:
+    for index in others:
         if along[index] - along[kept[-1]] <= same:
             duplicates.append((index, kept[-1]))
         else:
@@ -177,7 +181,7 @@ def _find_gap(gaps: npt.NDArray[np.float64], stated: float | None, *, trust_stat
     """Return the distance between neighbors: one that all distances are multiples of, if there is one."""
     if trust_stated and stated and not _classify_gaps(gaps, abs(stated))[1]:
         return abs(stated)
-    median = float(np.median(gaps))
+    median = _find_median(gaps)
     if not _classify_gaps(gaps, median)[1]:
         return median
     others = float(np.percentile(gaps, 50, method="lower")), float(gaps.min()), abs(stated or 0.0)
@@ -218,8 +222,7 @@ def analyze_positions(
     points = np.asarray(positions, dtype=np.float64).reshape(-1, 3)
     normal = slice_normal(orientation)
     along = points @ normal
-    by_position = [int(i) for i in np.argsort(along, kind="stable")]
-    kept, duplicates = _remove_duplicates(by_position, along)
+    kept, duplicates = _remove_duplicates(np.argsort(along, kind="stable"), along)
     distances = along[kept]
     if len(kept) == 1:
         return Stack((kept[0],), tuple(duplicates), distances, 0.0, (), (), 0.0, normal * fallback_step, 0.0)

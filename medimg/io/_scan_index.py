@@ -29,7 +29,7 @@ from medimg.io._header_scan import HeaderScan, scan_headers
 from medimg.io.detect import Unreadable, identify_file, is_built_in, list_plugin_readers
 from medimg.io.dicom.header.distinguishing_attributes import FrameAttribute
 from medimg.io.dicom.header.instance import FrameFacts, Instance
-from medimg.io.dicom.scanning.series_table import InstanceColumns, UniformFiles
+from medimg.io.dicom.scanning.series_table import FILE_ELEMENTS, FileRow, InstanceColumns, UniformFiles
 from medimg.io.files.atomic import atomic_path
 from medimg.io.files.blob import Blob
 from medimg.io.files.regular_file import explain_irregular
@@ -231,7 +231,7 @@ class ScanIndex:
 
     def _restore(self, names: Sequence[str], states: Mapping[int, State | None]) -> HeaderScan:
         """Return the headers of unchanged files whose records can be used."""
-        rows: dict[int, InstanceColumns] = defaultdict(InstanceColumns)
+        rows: dict[int, list[FileRow]] = defaultdict(list)
         others: list[tuple[int, Scanned | None]] = []
         for number, state in states.items():
             record = self._saved.records.get(self._saved.make_key(names[number]))
@@ -243,16 +243,17 @@ class ScanIndex:
                 if record.group is None:
                     others.append((number, deserialize_content(facts, names[number])))
                 else:
-                    values = [[value.encode("ascii")] for value in facts]
-                    rows[record.group].extend([number], [names[number]], values)
+                    values = [value.encode("ascii") for value in facts]
+                    if len(values) == len(FILE_ELEMENTS):
+                        rows[record.group].append(FileRow(number, names[number], values))
             except Exception:
                 continue
         return HeaderScan(list(self._restore_uniform(rows)), others)
 
-    def _restore_uniform(self, rows: Mapping[int, InstanceColumns]) -> Iterator[UniformFiles]:
+    def _restore_uniform(self, rows: Mapping[int, Sequence[FileRow]]) -> Iterator[UniformFiles]:
         for group, some in rows.items():
-            usual, _ = some.split_irregular()
-            if usual.names:
+            usual, _ = InstanceColumns.from_rows(some).split_irregular()
+            if usual:
                 try:
                     prototype = _deserialize_instance(json.loads(self._saved.groups[group]), usual.names[0])
                 except Exception:

@@ -228,7 +228,7 @@ def _list_folder(root: Path) -> tuple[list[Blob | str], list[Skipped]]:
 
     for folder, names in _walk_folders(root, note):
         within = str(folder / "_")[:-1]
-        found += [within + name for name in sorted(names) if not name.startswith(".")]
+        found += [within + name for name in sorted(names) if name[0] != "."]
     return found, closed
 
 
@@ -254,16 +254,15 @@ def _walk_folders(root: Path, note: Callable[[OSError], None]) -> Iterator[tuple
 
 def _list_entries(folder: Path) -> tuple[list[str], list[str]]:
     """Return the names of subfolders, links last so that a folder has its own name, and of files."""
-    subfolders: list[tuple[bool, str]] = []
-    names: list[str] = []
     with os.scandir(folder) as entries:
-        for entry in entries:
-            try:
-                is_folder = entry.is_dir()
-            except OSError:  # a link to itself
-                is_folder = False
-            if not is_folder:
-                names.append(entry.name)
-            elif not entry.name.startswith("."):
-                subfolders.append((entry.is_symlink(), entry.name))
-    return [name for _, name in sorted(subfolders)], names
+        found = list(entries)
+    try:
+        folders = [entry for entry in found if entry.is_dir()]
+    except OSError:  # a link to itself
+        folders = [entry for entry in found if _is_folder(Path(entry.path))]
+    if not folders:
+        return [], [entry.name for entry in found]
+    names = [entry.name for entry in found]
+    others = {entry.name for entry in folders}
+    subfolders = sorted((entry.is_symlink(), entry.name) for entry in folders if entry.name[0] != ".")
+    return [name for _, name in subfolders], [name for name in names if name not in others]

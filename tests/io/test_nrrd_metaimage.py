@@ -674,6 +674,15 @@ def test_any_damage_gives_a_volume_or_a_medimg_error(
     assert np.isfinite(volume.affine).all()
 
 
+@pytest.mark.parametrize("number", [b"\x001", b"1\x00", b"\x00"])
+def test_a_zero_byte_is_no_part_of_a_number(tmp_path: Path, number: bytes) -> None:
+    written = mha(tmp_path / "a.mha", Offset="7 8 9").read_bytes()
+    start = written.index(b"7 8 9")
+    end = start + 1
+    with pytest.raises(DecodeError, match=r"Offset: expected 3 number\(s\)"):
+        medimg.read(written[:start] + number + written[end:])
+
+
 def test_no_native_code_sees_a_header(tmp_path: Path) -> None:
     """SimpleITK can end the process; it is not even loaded."""
     paths = [str(nrrd(tmp_path / "a.nrrd")), str(mha(tmp_path / "b.mha"))]

@@ -12,6 +12,8 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstring>
+#include <string_view>
 #endif
 
 namespace medimg {
@@ -26,7 +28,9 @@ constexpr std::size_t kWindow = 65536;
 
 #if defined(_WIN32)
 
-File::File(const char* path) : handle_(INVALID_HANDLE_VALUE) {
+Folder::~Folder() = default;
+
+File::File(const char* path, Folder&) : handle_(INVALID_HANDLE_VALUE) {
   const int count = MultiByteToWideChar(CP_UTF8, 0, path, -1, nullptr, 0);
   if (count <= 0) {
     return;
@@ -62,8 +66,37 @@ std::size_t File::read(std::uint64_t offset, std::uint8_t* to, std::size_t size)
 
 #else
 
+namespace {
+
 // without waiting for a pipe in place of a file; pread refuses it
-File::File(const char* path) : descriptor_(::open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC)) {}
+constexpr int kReadOnly = O_RDONLY | O_NONBLOCK | O_CLOEXEC;
+
+}  // namespace
+
+Folder::~Folder() { close(); }
+
+void Folder::close() {
+  if (descriptor_ >= 0) {
+    ::close(descriptor_);
+    descriptor_ = -1;
+  }
+}
+
+int Folder::open_file(const char* path) {
+  const char* separator = std::strrchr(path, '/');
+  if (separator == nullptr) {
+    return ::open(path, kReadOnly);
+  }
+  const std::string_view parent(path, static_cast<std::size_t>(separator - path) + 1);
+  if (parent != path_) {
+    close();
+    path_ = parent;
+    descriptor_ = ::open(path_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  }
+  return descriptor_ < 0 ? ::open(path, kReadOnly) : ::openat(descriptor_, separator + 1, kReadOnly);
+}
+
+File::File(const char* path, Folder& folder) : descriptor_(folder.open_file(path)) {}
 
 File::~File() {
   if (descriptor_ >= 0) {

@@ -3,14 +3,34 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 namespace medimg {
 
+// The folder of the file that was opened last, which is not looked up again for the next.
+class Folder {
+ public:
+  Folder() = default;
+  ~Folder();
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
+
+ private:
+  friend class File;
+#if !defined(_WIN32)
+  int open_file(const char* path);
+  void close();
+
+  std::string path_;  // with the separator at its end
+  int descriptor_ = -1;
+#endif
+};
+
 // A regular file that is open for reading; pipes and devices count as unreadable.
 class File {
  public:
-  explicit File(const char* path);
+  File(const char* path, Folder& folder);
   ~File();
   File(const File&) = delete;
   File& operator=(const File&) = delete;

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <deque>
 #include <exception>
+#include <iterator>
+#include <limits>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -13,6 +15,7 @@
 
 #include "api.h"
 #include "files.h"
+#include "header_values.h"
 #include "header_walk.h"
 #include "threads.h"
 
@@ -41,50 +44,81 @@ struct Limits {
   std::uint32_t acquisition;  // bytes of a value, beyond which no acquisition is kept
 };
 
-// A run of bytes in the arena of a thread or table.
+// A run of bytes in a buffer.
 struct Span {
   std::uint64_t start = 0;
   std::uint64_t size = 0;
 };
 
-// What was read of one file, in the arena of a thread.
+// What was read of one file; numbers and offsets are those of its reader.
 struct Record {
-  bool is_regular = false;
-  bool has_acquisition = true;
-  std::int32_t arena = 0;
-  Span common;
-  Span series;
-  Span acquisition;
-  std::uint64_t values_start = 0;  // of the file's own values, one after the other
+  bool is_usual = false;
+  bool is_regular = true;  // no value of its own needs the parser
+  std::int32_t reader = 0;
+  std::int32_t common = -1;
+  std::int32_t series = -1;
+  std::int32_t acquisition = -1;
+  std::uint64_t values_start = 0;  // of the file's own values, each after its length
+  double position[3];              // not numbers if there is none
 };
 
-using Bytes = std::vector<char>;
-
-void append(Bytes& to, const void* data, std::size_t size) {
-  const auto* bytes = static_cast<const char*>(data);
-  to.insert(to.end(), bytes, bytes + size);
-}
-
-std::size_t strip_zeros(const char* value, std::size_t size) {
-  while (size > 0 && value[size - 1] == '\0') {
-    --size;
+// Bytes that are appended in small pieces.
+class Bytes {
+ public:
+  void append(const void* from, std::size_t size) {
+    if (size > bytes_.size() - size_) {
+      bytes_.resize(2 * (size_ + size));
+    }
+    if (size > 0) {
+      std::memcpy(bytes_.data() + size_, from, size);
+      size_ += size;
+    }
   }
-  return size;
+
+  void append(std::string_view text) { append(text.data(), text.size()); }
+
+  template <class Number>
+  void append_number(Number number) {
+    append(&number, sizeof number);
+  }
+
+  void clear() { size_ = 0; }
+  const char* data() const { return bytes_.data(); }
+  std::size_t size() const { return size_; }
+  std::string_view view() const { return {bytes_.data(), size_}; }
+  std::string_view view(const Span& span) const {
+    return view().substr(static_cast<std::size_t>(span.start), static_cast<std::size_t>(span.size));
+  }
+
+ private:
+  std::vector<char> bytes_ = std::vector<char>(kFirstSize);
+  std::size_t size_ = 0;
+  static constexpr std::size_t kFirstSize = 256;
+};
+
+std::string_view strip_zeros(std::string_view value) {
+  while (!value.empty() && value.back() == '\0') {
+    value.remove_suffix(1);
+  }
+  return value;
 }
 
 // Numbers of byte strings in the order in which they were first seen.
 class Interner {
  public:
-  std::int32_t add(std::string_view key, bool& is_new) {
+  std::int32_t add(std::string_view key) {
+    // most files have what the last one had
+    if (last_ >= 0 && key == get(last_)) {
+      return last_;
+    }
     const auto found = numbers_.find(key);
-    is_new = found == numbers_.end();
-    if (!is_new) {
-      return found->second;
+    if (found != numbers_.end()) {
+      return last_ = found->second;
     }
     kept_.emplace_back(key);
-    const auto number = static_cast<std::int32_t>(kept_.size() - 1);
-    numbers_.emplace(kept_.back(), number);
-    return number;
+    last_ = size() - 1;
+    numbers_.emplace(kept_.back(), last_);
+    return last_;
   }
 
   const std::string& get(std::int32_t number) const { return kept_[static_cast<std::size_t>(number)]; }
@@ -93,9 +127,10 @@ class Interner {
  private:
   std::deque<std::string> kept_;  // does not move what it holds
   std::unordered_map<std::string_view, std::int32_t> numbers_;
+  std::int32_t last_ = -1;
 };
 
-// Reads headers in one thread.
+// Reads headers in one thread, and keeps what is equal in many files once.
 class HeaderReader {
  public:
   HeaderReader(const std::vector<WantedElement>& wanted, const Limits& limits, const Syntaxes& syntaxes,
@@ -104,43 +139,59 @@ class HeaderReader {
         limits_(limits),
         syntaxes_(syntaxes),
         implicit_(implicit),
+        file_vrs_(static_cast<std::size_t>(file_columns)),
         file_values_(static_cast<std::size_t>(file_columns)),
-        series_values_(static_cast<std::size_t>(series_columns)) {}
+        series_values_(static_cast<std::size_t>(series_columns)) {
+    for (const WantedElement& element : wanted) {
+      if (element.roles & kFile) {
+        file_vrs_[element.column] = {element.vr, 2};
+      }
+    }
+  }
 
-  Bytes arena;
+  Interner common;
+  Interner series;
+  Interner acquisitions;
+  // The numbers that they have in the scan, -1 if not yet known.
+  std::vector<std::int32_t> common_numbers;
+  std::vector<std::int32_t> acquisition_numbers;
+  Bytes values;  // of the files added last
 
-  Record read(const char* path);
+  Record read(const char* path, Folder& folder);
 
  private:
-  struct Taken {
-    const WantedElement* wanted;
-    Element element;
-    Span value;
-  };
-
   bool take(FileSource& source, const WantedElement& wanted, const Element& element, std::uint64_t end);
-  void pack(const Taken& taken);
   void write(Record& record);
+  void write_own(Record& record);
 
   const std::vector<WantedElement>& wanted_;
   const Limits& limits_;
   const Syntaxes& syntaxes_;
   const std::string& implicit_;
   std::vector<std::uint8_t> window_;
-  std::vector<Taken> taken_;
-  Bytes values_;
-  std::vector<Span> file_values_;
+  // of the file that is being read
+  Bytes common_;        // elements as they are written
+  Bytes acquisition_;   // elements as AcquisitionElements has them
+  bool has_acquisition_ = true;
+  Bytes kept_;
+  std::vector<std::string_view> file_vrs_;
+  std::vector<Span> file_values_;  // in kept_
   std::vector<Span> series_values_;
+  Bytes series_key_;
 };
 
-Record HeaderReader::read(const char* path) {
+Record HeaderReader::read(const char* path, Folder& folder) {
   Record record;
-  const File file(path);
+  const File file(path, folder);
   if (!file.is_open()) {
     return record;
   }
-  taken_.clear();
-  values_.clear();
+  common_.clear();
+  acquisition_.clear();
+  kept_.clear();
+  has_acquisition_ = true;
+  std::fill(file_values_.begin(), file_values_.end(), Span{});
+  std::fill(series_values_.begin(), series_values_.end(), Span{});
   FileSource source(file, window_);
   HeaderWalk<FileSource> walk(source, syntaxes_, implicit_);
   auto next = wanted_.begin();
@@ -165,74 +216,61 @@ bool HeaderReader::take(FileSource& source, const WantedElement& wanted, const E
   const std::uint64_t size = end - element.value;
   const bool is_key = (wanted.roles & (kCommon | kFile | kSeries)) != 0;
   if (size > limits_.value) {
-    if (is_key) {
-      return false;
-    }
-    taken_.push_back({&wanted, element, Span{0, size}});  // too long to be kept
-    return true;
+    has_acquisition_ = has_acquisition_ && !(wanted.roles & kAcquisition);
+    return !is_key;
   }
-  const std::uint8_t* value = source.at(element.value, static_cast<std::size_t>(size));
-  if (value == nullptr) {
+  const std::uint64_t written = end - element.at;
+  const auto* start = reinterpret_cast<const char*>(source.at(element.at, static_cast<std::size_t>(written)));
+  if (start == nullptr) {
     return false;
   }
-  taken_.push_back({&wanted, element, Span{values_.size(), size}});
-  append(values_, value, static_cast<std::size_t>(size));
+  const std::string_view value(start + (element.value - element.at), static_cast<std::size_t>(size));
+  if (wanted.roles & kCommon) {
+    common_.append(start, static_cast<std::size_t>(written));
+  }
+  if (wanted.roles & kAcquisition) {
+    has_acquisition_ = has_acquisition_ && size <= limits_.acquisition;
+    acquisition_.append_number(element.tag);
+    acquisition_.append(element.vr, 2);
+    acquisition_.append_number(static_cast<std::uint32_t>(size));
+    acquisition_.append(value);
+  }
+  if (wanted.roles & (kFile | kSeries)) {
+    const std::string_view text = strip_zeros(value);
+    (wanted.roles & kFile ? file_values_ : series_values_)[wanted.column] = Span{kept_.size(), text.size()};
+    kept_.append(text);
+  }
   return true;
 }
 
-// Appends tag, VR, length and value to the arena, as AcquisitionElements has them.
-void HeaderReader::pack(const Taken& taken) {
-  const auto size = static_cast<std::uint32_t>(taken.value.size);
-  append(arena, &taken.element.tag, 4);
-  append(arena, taken.element.vr, 2);
-  append(arena, &size, 4);
-  append(arena, values_.data() + taken.value.start, size);
+void HeaderReader::write(Record& record) {
+  record.common = common.add(common_.view());
+  if (has_acquisition_) {
+    record.acquisition = acquisitions.add(acquisition_.view());
+  }
+  series_key_.clear();
+  for (const Span& value : series_values_) {
+    series_key_.append_number(static_cast<std::uint32_t>(value.size));
+    series_key_.append(kept_.view(value));
+  }
+  record.series = series.add(series_key_.view());
+  write_own(record);
+  record.is_usual = true;
 }
 
-void HeaderReader::write(Record& record) {
-  std::fill(file_values_.begin(), file_values_.end(), Span{});
-  std::fill(series_values_.begin(), series_values_.end(), Span{});
-  record.common.start = arena.size();
-  for (const Taken& taken : taken_) {
-    if (!(taken.wanted->roles & kCommon)) {
-      continue;
+void HeaderReader::write_own(Record& record) {
+  std::fill(std::begin(record.position), std::end(record.position), std::numeric_limits<double>::quiet_NaN());
+  record.values_start = values.size();
+  for (std::size_t column = 0; column < file_values_.size(); ++column) {
+    const std::string_view value = kept_.view(file_values_[column]);
+    values.append_number(static_cast<std::uint32_t>(value.size()));
+    values.append(value);
+    if (!value.empty()) {
+      const std::string_view vr = file_vrs_[column];
+      const bool is_regular = vr == "DS" ? read_point(value, record.position) : is_regular_value(vr, value);
+      record.is_regular = record.is_regular && is_regular;
     }
-    pack(taken);
   }
-  record.common.size = arena.size() - record.common.start;
-  record.acquisition.start = arena.size();
-  for (const Taken& taken : taken_) {
-    const auto roles = taken.wanted->roles;
-    if (roles & kFile) {
-      file_values_[taken.wanted->column] = taken.value;
-    }
-    if (roles & kSeries) {
-      series_values_[taken.wanted->column] = taken.value;
-    }
-    if (!(roles & kAcquisition) || !record.has_acquisition) {
-      continue;
-    }
-    if (taken.value.size > limits_.acquisition) {
-      record.has_acquisition = false;
-      continue;
-    }
-    pack(taken);
-  }
-  record.acquisition.size = arena.size() - record.acquisition.start;
-  const auto write_values = [this](const std::vector<Span>& columns) {
-    for (const Span& value : columns) {
-      const char* from = values_.data() + value.start;
-      const auto size = static_cast<std::uint32_t>(strip_zeros(from, static_cast<std::size_t>(value.size)));
-      append(arena, &size, 4);
-      append(arena, from, size);
-    }
-  };
-  record.series.start = arena.size();
-  write_values(series_values_);
-  record.series.size = arena.size() - record.series.start;
-  record.values_start = arena.size();
-  write_values(file_values_);
-  record.is_regular = true;
 }
 
 class HeaderScan {
@@ -252,9 +290,12 @@ class HeaderScan {
 
   void add(const char* paths, std::int64_t count, int threads);
 
-  // One row a file: its class and series or -1, and its acquisition or -1.
+  // One row a file: its class and series or -1, its acquisition or -1, whether its own values are regular, and its
+  // position (3).
   std::vector<std::int32_t> groups;
   std::vector<std::int32_t> acquisitions;
+  std::vector<std::uint8_t> regular;
+  std::vector<double> positions;
   // One row a file and column: offsets in `values`, with one more at the end.
   std::vector<std::int64_t> offsets{0};
   Bytes values;
@@ -263,10 +304,8 @@ class HeaderScan {
   Interner series_keys;
   Interner acquisition_keys;
 
-  int file_columns() const { return file_columns_; }
-
  private:
-  void merge(const Record& record, const Bytes& arena);
+  void merge(const Record& record);
 
   std::vector<WantedElement> wanted_;
   Limits limits_;
@@ -274,6 +313,7 @@ class HeaderScan {
   std::string implicit_;
   int file_columns_ = 0;
   int series_columns_ = 0;
+  std::vector<std::unique_ptr<HeaderReader>> readers_;
   Interner class_keys_;
 };
 
@@ -285,56 +325,74 @@ void HeaderScan::add(const char* paths, std::int64_t count, int threads) {
     paths += std::strlen(paths) + 1;
   }
   threads = static_cast<int>(std::clamp<std::int64_t>(threads, 1, std::max<std::int64_t>(count, 1)));
-  std::vector<std::unique_ptr<HeaderReader>> readers;
-  for (int n = 0; n < threads; ++n) {
-    readers.push_back(std::make_unique<HeaderReader>(wanted_, limits_, syntaxes_, implicit_, file_columns_,
-                                                     series_columns_));
+  while (readers_.size() < static_cast<std::size_t>(threads)) {
+    readers_.push_back(std::make_unique<HeaderReader>(wanted_, limits_, syntaxes_, implicit_, file_columns_,
+                                                      series_columns_));
   }
   std::vector<Record> records(names.size());
   std::atomic<std::size_t> next{0};
   run_in_threads(threads, [&](std::int64_t number) {
     constexpr std::size_t kBatch = 8;
-    HeaderReader& reader = *readers[static_cast<std::size_t>(number)];
+    HeaderReader& reader = *readers_[static_cast<std::size_t>(number)];
+    reader.values.clear();
+    Folder folder;
     for (std::size_t first = next.fetch_add(kBatch); first < names.size(); first = next.fetch_add(kBatch)) {
       for (std::size_t n = first; n < std::min(first + kBatch, names.size()); ++n) {
-        records[n] = reader.read(names[n]);
-        records[n].arena = static_cast<std::int32_t>(number);
+        records[n] = reader.read(names[n], folder);
+        records[n].reader = static_cast<std::int32_t>(number);
       }
     }
   });
   for (const Record& record : records) {
-    merge(record, readers[static_cast<std::size_t>(record.arena)]->arena);
+    merge(record);
   }
 }
 
-void HeaderScan::merge(const Record& record, const Bytes& arena) {
-  const auto view = [&arena](const Span& span) {
-    return std::string_view(arena.data() + span.start, static_cast<std::size_t>(span.size));
-  };
-  if (!record.is_regular) {
+// Returns the number in the scan of a key that a reader has numbered itself.
+std::int32_t renumber(std::vector<std::int32_t>& known, std::int32_t number, const Interner& mine, Interner& all) {
+  if (known.size() < static_cast<std::size_t>(mine.size())) {
+    known.resize(static_cast<std::size_t>(mine.size()), -1);
+  }
+  std::int32_t& found = known[static_cast<std::size_t>(number)];
+  if (found < 0) {
+    found = all.add(mine.get(number));
+  }
+  return found;
+}
+
+void HeaderScan::merge(const Record& record) {
+  if (!record.is_usual) {
     groups.push_back(-1);
     acquisitions.push_back(-1);
+    regular.push_back(0);
+    positions.insert(positions.end(), 3, 0.0);
     offsets.insert(offsets.end(), static_cast<std::size_t>(file_columns_),
                    static_cast<std::int64_t>(values.size()));
     return;
   }
-  bool is_new = false;
-  const std::int32_t number = class_keys_.add(view(record.common), is_new);
+  HeaderReader& reader = *readers_[static_cast<std::size_t>(record.reader)];
+  const std::int32_t number = renumber(reader.common_numbers, record.common, reader.common, class_keys_);
   // a series of a class: the number of the class before the values of the series
-  std::string key(reinterpret_cast<const char*>(&number), sizeof number);
-  key.append(view(record.series));
-  groups.push_back(series_keys.add(key, is_new));
-  if (is_new) {
+  Bytes key;
+  key.append_number(number);
+  key.append(reader.series.get(record.series));
+  const std::int32_t group = series_keys.add(key.view());
+  groups.push_back(group);
+  if (static_cast<std::size_t>(group) == classes.size()) {
     classes.push_back(number);
   }
-  acquisitions.push_back(record.has_acquisition ? acquisition_keys.add(view(record.acquisition), is_new) : -1);
-  const char* from = arena.data() + record.values_start;
+  acquisitions.push_back(record.acquisition < 0 ? -1
+                                                : renumber(reader.acquisition_numbers, record.acquisition,
+                                                           reader.acquisitions, acquisition_keys));
+  regular.push_back(record.is_regular ? 1 : 0);
+  positions.insert(positions.end(), std::begin(record.position), std::end(record.position));
+  const char* value = reader.values.data() + record.values_start;
   for (int n = 0; n < file_columns_; ++n) {
     std::uint32_t size = 0;
-    std::memcpy(&size, from, 4);
-    values.insert(values.end(), from + 4, from + 4 + size);
+    std::memcpy(&size, value, 4);
+    values.append(value + 4, size);
     offsets.push_back(static_cast<std::int64_t>(values.size()));
-    from += 4 + size;
+    value += 4 + size;
   }
 }
 
@@ -350,6 +408,8 @@ struct MedimgScanTables {
   const std::int32_t* group_of_file;
   const std::int32_t* acquisition_of_file;
   const std::int32_t* class_of_group;
+  const std::uint8_t* regular;
+  const double* positions;      // (files × 3)
   const std::int64_t* offsets;  // (files × columns + 1)
   const char* values;
 };
@@ -398,6 +458,8 @@ MEDIMG_API void medimg_scan_tables(const void* scan, MedimgScanTables* tables) {
   tables->group_of_file = found.groups.data();
   tables->acquisition_of_file = found.acquisitions.data();
   tables->class_of_group = found.classes.data();
+  tables->regular = found.regular.data();
+  tables->positions = found.positions.data();
   tables->offsets = found.offsets.data();
   tables->values = found.values.data();
 }

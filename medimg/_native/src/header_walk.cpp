@@ -8,49 +8,6 @@
 
 namespace medimg {
 
-int get_explicit_size(const std::uint8_t* vr) {
-  switch (vr[0] << 8 | vr[1]) {
-    case 'A' << 8 | 'E':
-    case 'A' << 8 | 'S':
-    case 'A' << 8 | 'T':
-    case 'C' << 8 | 'S':
-    case 'D' << 8 | 'A':
-    case 'D' << 8 | 'S':
-    case 'D' << 8 | 'T':
-    case 'F' << 8 | 'D':
-    case 'F' << 8 | 'L':
-    case 'I' << 8 | 'S':
-    case 'L' << 8 | 'O':
-    case 'L' << 8 | 'T':
-    case 'P' << 8 | 'N':
-    case 'S' << 8 | 'H':
-    case 'S' << 8 | 'L':
-    case 'S' << 8 | 'S':
-    case 'S' << 8 | 'T':
-    case 'T' << 8 | 'M':
-    case 'U' << 8 | 'I':
-    case 'U' << 8 | 'L':
-    case 'U' << 8 | 'S':
-      return 8;
-    case 'O' << 8 | 'B':
-    case 'O' << 8 | 'D':
-    case 'O' << 8 | 'F':
-    case 'O' << 8 | 'L':
-    case 'O' << 8 | 'V':
-    case 'O' << 8 | 'W':
-    case 'S' << 8 | 'Q':
-    case 'S' << 8 | 'V':
-    case 'U' << 8 | 'C':
-    case 'U' << 8 | 'N':
-    case 'U' << 8 | 'R':
-    case 'U' << 8 | 'T':
-    case 'U' << 8 | 'V':
-      return 12;
-    default:
-      return 0;
-  }
-}
-
 Syntaxes split_syntaxes(const char* joined) {
   Syntaxes found;
   std::string name;
@@ -153,4 +110,4 @@ MEDIMG_API std::int32_t medimg_walker_run(const void* walker, const std::uint8_t
 }
 
 // Raised with each change of these functions.
-MEDIMG_API std::int32_t medimg_interface() { return 1; }
+MEDIMG_API std::int32_t medimg_interface() { return 4; }

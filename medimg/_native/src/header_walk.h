@@ -45,8 +45,33 @@ inline std::uint32_t load_tag(const std::uint8_t* from) {
   return static_cast<std::uint32_t>(load16(from)) << 16 | load16(from + 2);
 }
 
-// Length of the header of an explicit element by its VR: 8 or 12; 0 if there is no such VR.
-int get_explicit_size(const std::uint8_t* vr);
+// Length of the header of an explicit element by the two letters of its VR: 8 or 12; 0 if there is no such VR.
+class ExplicitSizes {
+ public:
+  constexpr ExplicitSizes() {
+    add("AEASATCSDADSDTFDFLISLOLTPNSHSLSSSTTMUIULUS", 8);
+    add("OBODOFOLOVOWSQSVUCUNURUTUV", 12);
+  }
+
+  int operator()(const std::uint8_t* vr) const {
+    const unsigned first = vr[0] - 'A';
+    const unsigned second = vr[1] - 'A';
+    return first < kLetters && second < kLetters ? sizes_[kLetters * first + second] : 0;
+  }
+
+ private:
+  static constexpr unsigned kLetters = 26;
+
+  constexpr void add(const char* vrs, std::uint8_t size) {
+    for (; *vrs != '\0'; vrs += 2) {
+      sizes_[kLetters * static_cast<unsigned>(vrs[0] - 'A') + static_cast<unsigned>(vrs[1] - 'A')] = size;
+    }
+  }
+
+  std::uint8_t sizes_[kLetters * kLetters] = {};
+};
+
+inline constexpr ExplicitSizes get_explicit_size;
 
 template <class Source>
 class HeaderWalk {

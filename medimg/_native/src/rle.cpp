@@ -12,8 +12,9 @@ constexpr std::int64_t kHeader = 64;
 constexpr std::int64_t kMostSegments = 15;
 constexpr int kNoOperation = 128;
 constexpr int kMostBytes = 8;
+constexpr std::int64_t kLongest = 128;
 // Values of a sample that are unpacked at a time: all of its bytes stay in the fastest cache.
-constexpr std::int64_t kPiece = 2048;
+constexpr std::int64_t kPiece = 4096;
 
 std::int64_t read_number(const std::uint8_t* at) {
   return static_cast<std::int64_t>(at[0]) | static_cast<std::int64_t>(at[1]) << 8 |
@@ -39,6 +40,9 @@ class Runs {
       }
       left_ -= count;
       done += count;
+      if (left_ == 0) {
+        done += read_whole_runs(out + done, wanted - done);
+      }
     }
     return done;
   }
@@ -60,6 +64,27 @@ class Runs {
     ++at_;
     left_ = is_literal_ ? code + 1 : 257 - code;
     return true;
+  }
+
+  // The same for runs far from both ends: the longest is written whatever its length, as branches on lengths, which
+  // can't be foreseen, take longer.
+  std::int64_t read_whole_runs(std::uint8_t* out, std::int64_t wanted) {
+    std::int64_t done = 0;
+    while (wanted - done >= kLongest && end_ - at_ > kLongest) {
+      const int code = *at_;
+      if (code < kNoOperation) {
+        std::memcpy(out + done, at_ + 1, kLongest);
+        done += code + 1;
+        at_ += code + 2;
+      } else if (code > kNoOperation) {
+        std::memset(out + done, at_[1], kLongest);
+        done += 257 - code;
+        at_ += 2;
+      } else {
+        ++at_;
+      }
+    }
+    return done;
   }
 
   const std::uint8_t* at_;

@@ -84,7 +84,8 @@ def find_misspelled(keys: Collection[str], fields: Collection[str]) -> tuple[str
 
 def parse_numbers(text: str, what: str, count: int | None = None) -> list[float]:
     """Return numbers separated by spaces, inf and nan included; raise DecodeError for other text."""
-    words = text.split()
+    # zeros are padding in DICOM alone
+    words = [] if "\0" in text else text.split()
     found = [float(word) for word in words if _NOT_FINITE.fullmatch(word) or parse_decimal(word) is not None]
     if not found or len(found) < len(words) or count not in (None, len(found)):
         raise DecodeError(f"{what}: expected {count or 'some'} number(s), found {quote_text(text, _NUMBERS)}")

@@ -71,6 +71,9 @@ def check(names: list[str], *, workers: int | None = None) -> int:
         for row, name in enumerate(files.names):
             assert names[files.indices[row]] == name
             assert files.get_instance(row) == expected[name], name
+        positions = [expected[name].facts[0].position for name in files.names]
+        if files.positions is not None:
+            assert files.positions.tolist() == [list(position or ()) for position in positions]
     return len(taken)
 
 
@@ -358,6 +361,74 @@ def test_a_data_set_of_an_outline_is_that_of_the_parser(real_data: Path, part: s
                 assert repr(found[tag].value) == repr(expected[tag].value)
         compared += 1
     assert compared > 10
+
+
+_ROWS = st.tuples(
+    *(
+        st.from_regex(grammar, fullmatch=True).filter(lambda v: len(v) < 64)
+        | st.text(letters, max_size=12).map(str.encode)
+        for grammar, letters in zip(
+            series_table._GRAMMARS,
+            ("1.a _\\", "0123 +-", "019.eE-+\\ ", "0123569.+ ", "01256.: ", "01256.: "),
+            strict=True,
+        )
+    )
+)
+
+
+#: What all files have in common is read from the first.
+_FIRST = (b"1.2", b"1", b"0\\0\\0", b"", b"", b"")
+
+
+def pad(element: tuple[int, bytes], value: bytes) -> bytes:
+    return value + (b"\0" if element[1] == b"UI" else b" ") * (len(value) % 2)
+
+
+def write_values(template: bytes, values: tuple[bytes, ...], path: Path) -> str:
+    """Insert values of FILE_ELEMENTS in a header without them."""
+    elements = {e.tag: e.at for e in locate_elements(template).elements if not e.depth}
+    inserted = []
+    for (tag, vr), value in zip(series_table.FILE_ELEMENTS, values, strict=True):
+        head = struct.pack("<HH2sH", tag >> 16, tag & 0xFFFF, vr, len(value))
+        inserted.append((min(at for other, at in elements.items() if other > tag), tag, head + value))
+    written = template
+    for at, _, element in sorted(inserted, reverse=True):
+        written = written[:at] + element + written[at:]
+    path.write_bytes(written)
+    return str(path)
+
+
+@settings(max_examples=300 if SLOW else 60, deadline=None)
+@given(rows=st.lists(_ROWS, min_size=1, max_size=6))
+def test_a_file_is_regular_if_each_value_is(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[bytes, ...]]
+) -> None:
+    """The values of files as each grammar has them, and positions rounded as by Python, to the bit."""
+    folder = tmp_path_factory.mktemp("rows")
+    ds = make_instance(PIXELS, SOPInstanceUID=None, ImagePositionPatient=None)
+    template = write(ds, folder / "template").read_bytes()
+    rows = [tuple(map(pad, series_table.FILE_ELEMENTS, row)) for row in (_FIRST, *rows)]
+    names = [write_values(template, values, folder / str(n)) for n, values in enumerate(rows)]
+    alike, rest = scan_uniform_files(names)
+    expected = {
+        number
+        for number, values in enumerate(rows)
+        if all(
+            not value.rstrip(b"\0") or grammar.fullmatch(value.rstrip(b"\0"))
+            for grammar, value in zip(series_table._GRAMMARS, values, strict=True)
+        )
+        and not series_table._is_far(values[2])
+    }
+    assert {n for files in alike for n in files.indices} == expected
+    assert set(rest) == set(range(len(rows))) - expected
+    for files in alike:
+        written = [rows[n][2] for n in files.indices]
+        if all(written):
+            assert files.positions is not None
+            exact = [[float(v) for v in value.split(b"\\")] for value in written]
+            assert files.positions.tobytes() == np.array(exact).tobytes()
+        else:
+            assert files.positions is None
 
 
 _CLOCKS = st.from_regex(rb"(?:[01][0-9]|2[0-3])[0-5][0-9][0-5][0-9](?:\.[0-9]{1,3})? {0,2}", fullmatch=True)

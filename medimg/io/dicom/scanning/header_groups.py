@@ -27,7 +27,13 @@ from medimg.io.dicom.header.instance import HEADER_TAGS
 from medimg.io.dicom.header.mosaic import CSA_TAGS
 from medimg.io.dicom.header.open import to_tag_numbers
 from medimg.io.dicom.header.transfer_syntax import IMPLICIT
-from medimg.io.dicom.scanning.series_table import FILE_ELEMENTS, SERIES_ELEMENTS, InstanceColumns
+from medimg.io.dicom.scanning.series_table import (
+    FILE_ELEMENTS,
+    SERIES_ELEMENTS,
+    FileRow,
+    InstanceColumns,
+    ValueColumn,
+)
 from medimg.io.files.regular_file import read_start
 
 if TYPE_CHECKING:
@@ -105,17 +111,16 @@ class CompiledHeaderGroups:
         stops = tables.offsets[1:].reshape(-1, len(FILE_ELEMENTS))
         groups = []
         for number, chosen in enumerate(members):
-            rows = InstanceColumns()
             indices = chosen.tolist()
-            kept = tables.acquisitions[chosen].tolist()
-            rows.extend(
+            rows = InstanceColumns(
                 indices,
                 [self._names[n] for n in indices],
                 [
-                    [tables.values[a:b] for a, b in zip(begin.tolist(), end.tolist(), strict=True)]
+                    ValueColumn(tables.values, begin, end)
                     for begin, end in zip(starts[chosen].T, stops[chosen].T, strict=True)
                 ],
-                [acquisitions[n] if n >= 0 else None for n in kept],
+                [acquisitions[n] if n >= 0 else None for n in tables.acquisitions[chosen].tolist()],
+                tables.positions[chosen] if tables.regular[chosen].all() else None,
             )
             groups.append(HeaderGroup(int(tables.classes[number]), tables.series[number], rows))
         return groups, rest.tolist()
@@ -144,7 +149,7 @@ class PlainHeaderGroups:
 
     def __init__(self) -> None:
         self._classes: dict[bytes, int] = {}  # by the common elements
-        self._groups: dict[tuple[int, tuple[bytes, ...]], InstanceColumns] = {}
+        self._groups: dict[tuple[int, tuple[bytes, ...]], list[FileRow]] = {}
         self._acquisitions: dict[bytes, AcquisitionElements] = {}
         self._rest: list[int] = []
         self._count = 0
@@ -160,7 +165,8 @@ class PlainHeaderGroups:
 
     def finish(self) -> tuple[list[HeaderGroup], list[int]]:
         """Return the groups, and the indices of all other files, ascending."""
-        return [HeaderGroup(*key, rows) for key, rows in self._groups.items()], self._rest
+        found = self._groups.items()
+        return [HeaderGroup(*key, InstanceColumns.from_rows(rows)) for key, rows in found], self._rest
 
     def _add(self, name: str, head: bytes) -> bool:
         """Add a file; False if it is left to the parser."""
@@ -186,13 +192,13 @@ class PlainHeaderGroups:
         header_class = self._classes.setdefault(b"".join(common), len(self._classes))
         nothing = (b"", b"")
         series = tuple(values.get(tag, nothing)[1].rstrip(b"\0") for tag, _ in SERIES_ELEMENTS)
-        own = [[values.get(tag, nothing)[1].rstrip(b"\0")] for tag, _ in FILE_ELEMENTS]
+        own = [values.get(tag, nothing)[1].rstrip(b"\0") for tag, _ in FILE_ELEMENTS]
         joined = None if kept is None else b"".join(kept)
         acquisition = (
             None if joined is None else self._acquisitions.setdefault(joined, AcquisitionElements(joined))
         )
-        rows = self._groups.setdefault((header_class, series), InstanceColumns())
-        rows.extend([self._count], [name], own, [acquisition])
+        rows = self._groups.setdefault((header_class, series), [])
+        rows.append(FileRow(self._count, name, own, acquisition))
         return True
 
 

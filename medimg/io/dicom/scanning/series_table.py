@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 import string
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from operator import methodcaller
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple, overload
 
 import numpy as np
 
@@ -22,8 +23,6 @@ from medimg.io.dicom.header.distinguishing_attributes import FrameAttribute
 from medimg.io.files.blob import Blob
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import numpy.typing as npt
 
     from medimg.io.dicom.header.acquisition import AcquisitionElements
@@ -32,8 +31,10 @@ if TYPE_CHECKING:
 __all__ = [
     "FILE_ELEMENTS",
     "SERIES_ELEMENTS",
+    "FileRow",
     "InstanceColumns",
     "UniformFiles",
+    "ValueColumn",
     "build_uniform_files",
     "is_plain",
 ]
@@ -101,47 +102,79 @@ def is_plain(instance: Instance) -> bool:
     return instance.facts[0].corner is None
 
 
+class ValueColumn(Sequence[bytes]):
+    """Values cut from a table on access."""
+
+    def __init__(self, table: bytes, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]) -> None:
+        self._table = table
+        self._starts = starts
+        self._stops = stops
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[bytes]: ...
+    def __getitem__(self, index: int | slice) -> bytes | Sequence[bytes]:
+        if isinstance(index, slice):
+            return ValueColumn(self._table, self._starts[index], self._stops[index])
+        return self._table[self._starts[index] : self._stops[index]]
+
+
+class FileRow(NamedTuple):
+    """A file: its number, name, values of :data:`FILE_ELEMENTS`, and the elements of its acquisition."""
+
+    number: int
+    name: str
+    values: Sequence[bytes]
+    acquisition: AcquisitionElements | None = None
+
+
 class InstanceColumns:
-    """Values of :data:`FILE_ELEMENTS` as written, without zero padding, one list for each attribute."""
+    """
+    Values of :data:`FILE_ELEMENTS` of files as written, without zero padding, a column for each element.
 
-    def __init__(self) -> None:
-        self.indices: list[int] = []
-        self.names: list[str] = []
-        self.acquisitions: list[AcquisitionElements | None] = []
-        self.columns: tuple[list[bytes], ...] = tuple([] for _ in FILE_ELEMENTS)
+    `positions` (n, 3) are given if all values are known to be regular; they are not numbers if there is none.
+    """
 
-    def extend(
+    def __init__(
         self,
         indices: list[int],
         names: list[str],
-        columns: Sequence[list[bytes]],
-        acquisitions: Sequence[AcquisitionElements | None] | None = None,
+        columns: Sequence[Sequence[bytes]],
+        acquisitions: Sequence[AcquisitionElements | None],
+        positions: npt.NDArray[np.float64] | None = None,
     ) -> None:
-        """Add files."""
         if len(columns) != len(FILE_ELEMENTS):
             raise ValueError(f"{len(columns)} columns")
-        self.indices += indices
-        self.names += names
-        self.acquisitions += acquisitions or [None] * len(names)
-        for mine, more in zip(self.columns, columns, strict=True):
-            mine.extend(more)
+        self.indices = indices
+        self.names = names
+        self.columns = columns
+        self.acquisitions = acquisitions
+        self._regular_positions = positions
 
-    @cached_property
-    def numbers(self) -> list[int | None]:
-        """Instance Number of each file."""
-        return [int(value) if value else None for value in self.columns[_NUMBER]]
+    @classmethod
+    def from_rows(cls, rows: Sequence[FileRow]) -> InstanceColumns:
+        """Return the columns of files."""
+        indices, names, values, acquisitions = (list(column) for column in zip(*rows, strict=True))
+        return cls(indices, names, list(zip(*values, strict=True)), acquisitions)
 
     @cached_property
     def positions(self) -> npt.NDArray[np.float64] | None:
         """Image Position (Patient) (n, 3), LPS millimeters; None if one is missing or absurd."""
-        written = self.columns[_POSITION]
-        if not all(written):
-            return None
-        found = np.array(list(map(float, b"\\".join(written).split(b"\\")))).reshape(-1, 3)
+        found = self._regular_positions
+        if found is None:
+            written = self.columns[_POSITION]
+            if not all(written):
+                return None
+            found = np.array(list(map(float, b"\\".join(written).split(b"\\")))).reshape(-1, 3)
+        # False as well for one that is not a number
         return found if np.abs(found).max() <= frame_attributes.MAX_COORDINATE_MM else None
 
-    def split_irregular(self) -> tuple[InstanceColumns, list[int]]:
-        """Return the files whose values need no parser, and the numbers of the others."""
+    def split_irregular(self) -> tuple[InstanceColumns | None, list[int]]:
+        """Return the files whose values need no parser, if any, and the numbers of the others."""
         if self._is_regular():
             return self, []
         irregular = {
@@ -152,18 +185,19 @@ class InstanceColumns:
         }
         irregular.update(n for n, value in enumerate(self.columns[_POSITION]) if _is_far(value))
         kept = [n for n in range(len(self.names)) if n not in irregular]
-        rows = InstanceColumns()
-        columns = [[column[n] for n in kept] for column in self.columns]
-        rows.extend(
-            [self.indices[n] for n in kept],
-            [self.names[n] for n in kept],
-            columns,
-            [self.acquisitions[n] for n in kept],
-        )
-        return rows, [self.indices[n] for n in sorted(irregular)]
+        rows = [
+            FileRow(
+                self.indices[n], self.names[n], [column[n] for column in self.columns], self.acquisitions[n]
+            )
+            for n in kept
+        ]
+        return InstanceColumns.from_rows(rows) if rows else None, [self.indices[n] for n in sorted(irregular)]
 
     def _is_regular(self) -> bool:
         """Whether all values are regular, by a fast test that may miss some."""
+        found = self._regular_positions
+        if found is not None:
+            return self.positions is not None or bool(np.isnan(found).all())
         for letters, longest, column in zip(_CHARACTERS, _MAX_LENGTHS, self.columns, strict=True):
             if b"".join(column).translate(None, letters) or max(map(len, column), default=0) > longest:
                 return False

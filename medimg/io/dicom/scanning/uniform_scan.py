@@ -59,9 +59,7 @@ def _build_files(groups: Sequence[HeaderGroup], rest: list[int]) -> tuple[list[U
             prototypes[group.header_class] = _read_prototype(group.rows.names[0])
         prototype = prototypes[group.header_class]
         regular, irregular = group.rows.split_irregular()
-        uniform = (
-            build_uniform_files(prototype, group.series, regular) if prototype and regular.names else None
-        )
+        uniform = build_uniform_files(prototype, group.series, regular) if prototype and regular else None
         if uniform is None:
             irregular = group.rows.indices
         else:

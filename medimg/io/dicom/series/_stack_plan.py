@@ -305,14 +305,13 @@ def _measure_corner_distance(
 
     The first and the last pixel of each slice are compared with its own position, orientation and spacing.
     """
-    d = np.arange(len(positions), dtype=np.float64)
-    zero = np.zeros_like(d)
-    starts = geometry.index_to_lps(affine, np.stack([d, zero, zero], axis=1))
-    misfit = np.abs(starts - positions).max()
+    starts = affine[:3, 3] + np.outer(np.arange(len(positions)), affine[:3, 0])
+    off = starts - positions
+    misfit = np.abs(off).max()
     if diagonals is None:
         return float(misfit)
-    last = np.stack([d, zero + instance.rows - 1, zero + instance.columns - 1], axis=1)
-    return float(max(misfit, np.abs(geometry.index_to_lps(affine, last) - (positions + diagonals)).max()))
+    diagonal = affine[:3, 1:3] @ (instance.rows - 1, instance.columns - 1)
+    return float(max(misfit, np.abs(off + (diagonal - diagonals)).max()))
 
 
 def _compute_diagonal(frame: Frame) -> npt.NDArray[np.float64]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, overload
 
-from medimg.core.stacking import analyze_positions, are_distinct_positions
+import numpy as np
+
+from medimg.core.stacking import analyze_positions, are_drifting
 from medimg.errors import GeometryError
 from medimg.io.dicom.header.instance import Frame
 from medimg.io.dicom.series._stack_plan import StackPlan, find_extent, plan_regular_stack, plan_stack
@@ -88,15 +90,13 @@ def build_regular_series(files: UniformFiles) -> Series | None:
     if not prototype.series_uid or orientation is None or positions is None or prototype.modality == "SEG":
         return None
     try:
-        if not are_distinct_positions(positions, orientation):
-            return None
         extent = find_extent(prototype.facts[0])
         stack = analyze_positions(positions, orientation, fallback_step=extent)
     except GeometryError:
         return None
-    if stack.missing or stack.irregular or stack.duplicates:
+    if stack.missing or stack.irregular or stack.duplicates or are_drifting(stack.distances):
         return None
     rows = stack.order
-    plan = plan_regular_stack(stack, _LazyFrames(files, rows), positions[list(rows)])
+    plan = plan_regular_stack(stack, _LazyFrames(files, rows), positions[np.array(rows)])
     names = files.names
     return build_series(prototype.series_uid, plan, files=tuple([names[row] for row in rows]))
