@@ -18,7 +18,12 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   }
   const std::int64_t samples = data[0] % 5, width = data[1] % 9, plane = data[2] + 256 * (data[3] % 32);
   // copies of exactly these sizes, so that a byte too many is found
-  const std::vector<std::uint8_t> frame(data + 4, data + size);
+  std::vector<std::uint8_t> frame(data + 4, data + size);
+  if (data[0] >= 128 && frame.size() >= 4) {
+    // a header that is accepted, which few are
+    frame[0] = static_cast<std::uint8_t>(samples * width);
+    frame[1] = frame[2] = frame[3] = 0;
+  }
   std::vector<std::uint8_t> out(static_cast<std::size_t>(samples * width * plane));
   std::int64_t held = plane;
   const std::int32_t state = medimg_decode_rle(frame.data(), static_cast<std::int64_t>(frame.size()), samples, width,
