@@ -22,6 +22,7 @@ from medimg.errors import DecodeError, MissingDependencyError, TruncatedError
 from medimg.io.dicom.header.image_pixel import FrameFormat
 from medimg.io.dicom.header.open import open_dataset
 from medimg.io.dicom.header.transfer_syntax import SYNTAXES, check_syntax
+from medimg.io.dicom.pixels import _codecs
 from medimg.io.dicom.pixels._codecs import decode_frame
 from medimg.io.dicom.pixels._frames import StoredFrames
 from medimg.io.dicom.pixels._native import NativeFrames
