@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import struct
 from dataclasses import dataclass, field
-from functools import cache
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, cast
 
 from pydicom.charset import convert_encodings, default_encoding
@@ -20,39 +19,34 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import read_sequence
 from pydicom.tag import BaseTag
 
-from medimg.io.dicom.header.element_values import intern_tag
 from medimg.io.dicom.header.transfer_syntax import EXPLICIT, IMPLICIT, SYNTAXES
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Container, Iterable, MutableSequence
+    from collections.abc import Collection, Container, MutableSequence
 
 __all__ = [
     "LAST_TAG",
+    "LONG_VRS",
     "PIXEL_TAGS",
+    "SHORT_VRS",
     "TRANSFER_SYNTAX_TAG",
     "UNDEFINED_LENGTH",
     "WALKED_SYNTAXES",
     "Element",
     "ElementLocator",
     "ElementOffsets",
-    "ItemElement",
-    "RawItem",
     "UnusualHeaderError",
     "build_dataset",
-    "build_raw_elements",
     "locate_elements",
-    "locate_items",
 ]
-
-#: Elements of an item, unparsed, in the order of the file.
-RawItem: TypeAlias = "dict[BaseTag, RawDataElement]"
 
 UNDEFINED_LENGTH: Final = 0xFFFFFFFF
 #: Transfer syntaxes of the headers that are walked.
 WALKED_SYNTAXES: Final = frozenset({EXPLICIT, IMPLICIT, *SYNTAXES})
 
-_SHORT: Final = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
-_LONG: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
+#: Value representations of elements with a length of two bytes, and of four.
+SHORT_VRS: Final = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
+LONG_VRS: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 _EXPLICIT_ELEMENT: Final = struct.Struct("<HH2sH").unpack_from
 _IMPLICIT_ELEMENT: Final = struct.Struct("<HHI").unpack_from
 _LENGTH: Final = struct.Struct("<I").unpack_from
@@ -231,9 +225,9 @@ def _read_start(head: bytes, at: int, starts: dict[bytes, _Start], *, implicit: 
 def _read_explicit(head: bytes, at: int) -> tuple[int, int, int, bytes]:
     """Return tag, size of the element up to its value, length of the value, and VR."""
     group, number, vr, length = _EXPLICIT_ELEMENT(head, at)
-    if vr in _SHORT:
+    if vr in SHORT_VRS:
         return group << 16 | number, 8, length, vr
-    if vr in _LONG:
+    if vr in LONG_VRS:
         return group << 16 | number, 12, _LENGTH(head, at + 8)[0], vr
     raise UnusualHeaderError
 
@@ -378,115 +372,3 @@ def _parse_sequence(element: Element, head: bytes, *, implicit: bool) -> DataEle
     file = io.BytesIO(head[element.value : element.value + _MAX_SEQUENCE_BYTES])
     sequence = read_sequence(file, implicit, True, UNDEFINED_LENGTH, default_encoding)
     return DataElement(BaseTag(element.tag), "SQ", sequence, element.value, is_undefined_length=True)
-
-
-class ItemElement(NamedTuple):
-    """Offsets of an element of an item, in the bytes of the sequence."""
-
-    tag: int
-    vr: bytes  # empty if implicit
-    length: int  # UNDEFINED_LENGTH if it has none
-    value: int
-    end: int  # of its value, without a delimiter
-
-
-def locate_items(data: bytes, *, implicit: bool) -> list[tuple[ItemElement, ...]]:
-    """
-    Return the elements of each item of a sequence as pydicom finds them; UnusualHeaderError if unusual.
-
-    Sequences of undefined length within an item are walked to their end, and left unparsed, too.
-    """
-    items: list[tuple[ItemElement, ...]] = []
-    try:
-        if _locate_items(data, 0, len(data), items, implicit=implicit, depth=0) != len(data):
-            raise UnusualHeaderError
-    except struct.error:
-        raise UnusualHeaderError from None
-    return items
-
-
-def build_raw_elements(data: bytes, item: Iterable[ItemElement], *, implicit: bool) -> RawItem:
-    """Return the elements of an item as pydicom reads them, unparsed."""
-    found = {}
-    for number, vr, length, value, end in item:
-        tag = intern_tag(number)
-        stored = data[value:end] if length else _find_empty(vr)
-        raw = (tag, _NAMES[vr], length, stored, value, implicit, True, True, False)
-        found[tag] = _make_tuple(RawDataElement, raw)
-    return found
-
-
-def _locate_items(
-    data: bytes,
-    at: int,
-    end: int | None,
-    items: list[tuple[ItemElement, ...]],
-    *,
-    implicit: bool,
-    depth: int,
-) -> int:
-    """Append the items up to an offset, None: up to the delimiter, and return the offset behind them."""
-    while at != end:
-        group, number, length = _IMPLICIT_ELEMENT(data, at)
-        tag = group << 16 | number
-        at += 8
-        if tag == _SEQUENCE_END and length == 0 and end is None:
-            break
-        if tag != _ITEM or depth > _MAX_DEPTH or at > len(data):
-            raise UnusualHeaderError
-        item: list[ItemElement] = []
-        stop = None if length == UNDEFINED_LENGTH else at + length
-        at = _locate_elements(data, at, stop, item, implicit=implicit, depth=depth)
-        items.append(tuple(item))
-    return at
-
-
-def _locate_elements(
-    data: bytes, at: int, end: int | None, item: list[ItemElement], *, implicit: bool, depth: int
-) -> int:
-    """Append the elements up to an offset, None: up to the delimiter, and return the offset behind them."""
-    limit = len(data) if end is None else end
-    vr = b""
-    while at != end:
-        value = at + 8
-        if implicit:
-            group, number, length = _IMPLICIT_ELEMENT(data, at)
-        else:
-            group, number, vr, length = _EXPLICIT_ELEMENT(data, at)
-            if vr in _LONG:
-                length = _LENGTH(data, value)[0]
-                value += 4
-        if group == _ITEM_GROUP or (vr not in _NAMES):
-            if end is None and data[at:value] == _ITEM_DELIMITER:
-                return value
-            raise UnusualHeaderError
-        tag = group << 16 | number
-        if length == UNDEFINED_LENGTH:
-            at = _skip_items(data, value, vr, implicit=implicit, depth=depth + 1)
-            stop = at - 8
-        else:
-            at = stop = value + length
-        if at > limit or tag == _CHARACTER_SET_NUMBER:
-            raise UnusualHeaderError
-        item.append(_make_tuple(ItemElement, (tag, vr, length, value, stop)))
-    return at
-
-
-def _skip_items(data: bytes, at: int, vr: bytes, *, implicit: bool, depth: int) -> int:
-    """Return the offset behind a sequence of undefined length that is not empty."""
-    items: list[tuple[ItemElement, ...]] = []
-    end = _locate_items(data, at, None, items, implicit=implicit, depth=depth)
-    if vr not in (b"SQ", b"") or not items:
-        raise UnusualHeaderError
-    return end
-
-
-#: VR as pydicom names it; None if implicit.
-_NAMES: Final = {vr: vr.decode() or None for vr in (*_SHORT, *_LONG, b"")}
-_ITEM_GROUP: Final = _ITEM >> 16
-_ITEM_DELIMITER: Final = b"\xfe\xff\x0d\xe0\0\0\0\0"
-
-
-@cache
-def _find_empty(vr: bytes) -> bytes | None:
-    return cast("bytes | None", empty_value_for_VR(_NAMES[vr], raw=True))
