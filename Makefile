@@ -52,7 +52,7 @@ docs: $(STAMP)
 FUZZ_SECONDS ?= 60
 FUZZ_CORPUS  ?= build/fuzz/corpus
 FUZZED       := header_walk header_scan header_values item_walk
-fuzz: $(FUZZED:%=fuzz-%)
+fuzz: $(FUZZED:%=fuzz-%) fuzz-decoding
 
 NATIVE       := medimg/_native/src
 fuzz-%:
@@ -61,6 +61,13 @@ fuzz-%:
 	  tests/_native/fuzzing/fuzz_$*.cpp $(addprefix $(NATIVE)/,header_walk.cpp header_scan.cpp header_values.cpp item_walk.cpp files.cpp) \
 	  -pthread -o build/fuzz/$*
 	build/fuzz/$* -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -artifact_prefix=build/fuzz/ $(FUZZ_CORPUS)
+
+# no headers, so that it begins with nothing
+fuzz-decoding:
+	mkdir -p build/fuzz/frames
+	clang++ -std=c++17 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
+	  tests/_native/fuzzing/fuzz_decoding.cpp $(addprefix $(NATIVE)/,rle.cpp palette.cpp) -o build/fuzz/decoding
+	build/fuzz/decoding -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -artifact_prefix=build/fuzz/ build/fuzz/frames
 
 clean:
 	rm -rf $(VENV) $(OUTPUT) docs/_build
