@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -164,7 +165,8 @@ def tune(
     workers : int, optional
         Number of processes that read the images; by default they are read in this process.
     progress : "auto" or bool
-        Whether to show the progress of the trainings. Each trial has a log line.
+        True: also show the progress and the log lines of each training. By default there is one log line per
+        trial.
 
     Returns
     -------
@@ -218,6 +220,18 @@ def _quiet(optuna: Any) -> Iterator[None]:
         yield
     finally:
         optuna.logging.set_verbosity(before)
+
+
+@contextmanager
+def _warnings_only() -> Iterator[None]:
+    """Leave out the log lines of each epoch, of which there would be hundreds."""
+    logger = get_logger()
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -371,14 +385,16 @@ class _Search:
     ) -> float:
         """Return the score of the best epoch, higher is better."""
         own = copy.deepcopy(self.model)
-        fit = fine_tune(
-            own,
-            train,
-            test,
-            **{**self.loading, **self.fixed, **settings},
-            seed=self.seed,
-            cache=self.cache,
-        )
+        shown = self.loading["progress"] is True
+        with nullcontext() if shown else _warnings_only():
+            fit = fine_tune(
+                own,
+                train,
+                test,
+                **{**self.loading, "progress": shown, **self.fixed, **settings},
+                seed=self.seed,
+                cache=self.cache,
+            )
         monitor = fit.monitor or "val_loss"
         before = trial.study.user_attrs.get("monitor")
         if before is None:

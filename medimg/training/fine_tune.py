@@ -35,6 +35,7 @@ from medimg.training.epoch_display import EpochDisplay
 from medimg.training.history import HistoryRecorder
 from medimg.training.losses import make_loss
 from medimg.training.optimization.custom import OWN, CustomParts
+from medimg.training.optimization.optimizer import make_optimizer
 from medimg.training.resume import FILE, find_resume_file
 
 if TYPE_CHECKING:
@@ -354,6 +355,7 @@ def fine_tune(
             **custom.identity,
         },
     )
+    _check_custom(inputs)
     if trainer.is_main_process:
         get_logger().info("%s", _describe_start(inputs, trainer))
     kept = find_kept_statistics(model, config.batch_statistics)
@@ -396,6 +398,23 @@ def fine_tune(
         # a resumed training starts from the same random head
         state.save()
     return run(state, trainer, compiled=compile)
+
+
+def _check_custom(inputs: FineTuneInputs) -> None:
+    """Raise TrainingError if the user's optimizer or schedule fails on the groups of the last phase."""
+    custom, config, last = inputs.custom, inputs.config, inputs.phases[-1]
+    if custom.optimizer is None and custom.schedule is None:
+        return
+    optimizer = make_optimizer(
+        inputs.model,
+        last.lr,
+        last.backbone_lr,
+        layer_decay=config.layer_decay,
+        weight_decay=config.weight_decay,
+        factory=None if custom.optimizer is None else custom.make_optimizer,
+    )
+    if custom.schedule is not None:
+        custom.make_schedule(optimizer, last.epochs)
 
 
 def _describe_start(inputs: FineTuneInputs, trainer: TrainerConfig) -> str:

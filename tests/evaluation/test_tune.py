@@ -84,6 +84,7 @@ def test_the_score_is_that_of_folds_by_hand(data: ImageDataset, caplog: pytest.L
     needs_optuna()
     with caplog.at_level(logging.INFO, "medimg"):
         result = search(data, seed=3)
+    searched = len(caplog.records)
     assert [row["status"] for row in result.trials] == ["complete", "complete"]
     best = max(result.trials, key=lambda row: row["score"])
     assert result.best == {**FAST, "lr": best["lr"], "balance": best["balance"]}
@@ -99,6 +100,7 @@ def test_the_score_is_that_of_folds_by_hand(data: ImageDataset, caplog: pytest.L
     assert "TuneResult: val_auroc" in result._repr_html_()
     lines = [record.getMessage() for record in caplog.records]
     assert sum(line.startswith(("trial 1/2: val_auroc", "trial 2/2: val_auroc")) for line in lines) == 2
+    assert not any("epoch 1/" in line for line in lines[:searched])
     assert "SENTINEL" not in "".join(lines) + result._repr_html_()
 
 

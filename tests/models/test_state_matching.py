@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torchvision
 from torch import nn
-from torchvision.models import get_model, list_models
+from torchvision.models import get_model
 from torchvision.models.vision_transformer import VisionTransformer
 
 from medimg import TransferClassifier
@@ -23,8 +22,8 @@ from medimg.models.backbones.heads import split_head
 from medimg.models.backbones.state_matching import match_state
 from medimg.models.training_images import TrainingImages
 from tests.models.fakes import SMALL, classifier
+from tests.models.networks import NAMES
 from tests.models.small_network import SMALL_NETWORK, make_network, register_small_network
-from tests.sampling import sample
 
 State = dict[str, Any]
 
@@ -411,12 +410,8 @@ def test_numbered_children_of_torchvision(tmp_path: Path, name: str) -> None:
     assert is_loaded(model, network.state_dict())
 
 
-#: Two can't be built an eighth as wide; resnext101_32x8d has the same names.
-ALL = [n for n in list_models(module=torchvision.models) if n not in ("resnext50_32x4d", "resnext101_64x4d")]
-
-
 @pytest.mark.usefixtures("narrow")
-@pytest.mark.parametrize("name", sample(ALL, 8))
+@pytest.mark.parametrize("name", NAMES)
 def test_every_network_of_torchvision(name: str) -> None:
     """Its body is found beside another one, in numbers of children, and by the names of its only child."""
     options = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}

@@ -56,7 +56,8 @@ def test_an_optimizer_gets_the_groups_of_the_built_in_one() -> None:
     expected = trained(built_in, schedule="constant")
     assert without_times(found) == without_times(expected)
     assert not changed(state(own), state(built_in))
-    head, full = seen
+    tried, head, full = seen
+    assert tried == full
     assert {group["lr"] for group in head} == {3e-3}
     rates = sorted({round(math.log(group["lr"] / 3e-3), 6) for group in full})
     assert len(rates) == 1 + 5  # the head's, and one for each stage
@@ -165,6 +166,8 @@ def adamw_of_all(groups: Any) -> Any:
         ({"optimizer": adamw_of_all}, "other learning rates than its groups"),
         ({"optimizer": lambda groups: torch.optim.SGD(groups[:1])}, "expected the 2 trainable ones"),
         ({"optimizer": lambda groups: None}, "returned a NoneType, expected a torch.optim.Optimizer"),
+        ({"optimizer": torch.optim.LBFGS, "epochs": 1}, r"LBFGS fails on \d+ parameter groups: ValueError"),
+        ({"schedule": lambda o: lr_scheduler.StepLR(o, "x").y}, "fails on its optimizer: AttributeError"),
         ({"schedule": "linear"}, 'schedule must be "one_cycle"'),
         ({"schedule": "own"}, 'schedule must be "one_cycle"'),
         ({"schedule": 3}, "schedule must be .*found a int"),

@@ -178,7 +178,7 @@ class CustomParts:
         """Return the user's optimizer of parameter groups, checked to hold them at their rates."""
         assert self.optimizer is not None
         rates = {id(p): group["lr"] for group in groups for p in group["params"]}
-        found: object = self.optimizer([dict(group) for group in groups])
+        found = _call("optimizer", self.optimizer, [dict(group) for group in groups])
         if not isinstance(found, torch.optim.Optimizer):
             raise TrainingError(
                 f"optimizer= returned a {type(found).__name__}, expected a torch.optim.Optimizer: pass a "
@@ -202,7 +202,7 @@ class CustomParts:
         assert self.schedule is not None
         wanted = _find_steps(self.schedule)
         given = () if wanted is None else (steps,)
-        found: object = self.schedule(optimizer, *given)
+        found = _call("schedule", self.schedule, optimizer, *given)
         if not isinstance(found, LRScheduler) or isinstance(found, ReduceLROnPlateau):
             raise TrainingError(
                 f"schedule= returned a {type(found).__name__}, expected a scheduler of "
@@ -337,6 +337,19 @@ def _refuse_keywords(argument: str, value: object, names: Mapping[str, str]) -> 
                 if names[name] != "nothing"
                 else f"{argument}= sets {name!r}, which fine_tune gives: leave it out"
             )
+
+
+def _call(argument: str, function: Callable[..., object], *given: Any) -> object:
+    """Call a function of the user; TrainingError says which one fails."""
+    try:
+        return function(*given)
+    except MedimgError:
+        raise
+    except Exception as error:
+        what = f"{len(given[0])} parameter groups" if isinstance(given[0], list) else "its optimizer"
+        raise TrainingError(
+            f"{argument}={_name(function)} fails on {what}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _unwrap(value: Any) -> Any:
