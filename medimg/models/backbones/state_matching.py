@@ -76,8 +76,8 @@ class WeightsReport:
     prefix : str
         Prefix of the network's tensors in the file, such as "module.encoder_q."; "" for none.
     naming : str
-        Whose names the tensors have: the network's own, those of ``nn.Sequential(*network.children())``, or
-        timm's.
+        Whose names the tensors have: the network's own, those of ``nn.Sequential(*network.children())``, of
+        its only child, such as ``network.features``, or timm's.
     matched, total : int
         Number of tensors of the backbone that were found by name and shape, and of all.
     share : float
@@ -421,7 +421,8 @@ def _rank_wrapper(prefix: str) -> int:
 
 
 def _are_equal(one: _Candidate, other: _Candidate, state: Mapping[str, Tensor]) -> bool:
-    return all(torch.equal(state[name], state[other.names[own]]) for own, name in one.names.items())
+    same = one.names.keys() == other.names.keys()
+    return same and all(torch.equal(state[f], state[other.names[n]]) for n, f in one.names.items())
 
 
 def _percent(share: float) -> str:
