@@ -313,8 +313,8 @@ def try_network(name: str) -> dict[str, Any]:
     row["head"] = model.head.weight.shape[1]
     checks: dict[str, Callable[[], Any]] = {
         "stages": lambda: check_stages(model),
+        "saved": lambda: check_saved(model),  # before training steps, after which a random network may diverge
         "frozen": lambda: check_frozen(model),
-        "saved": lambda: check_saved(model),
         "heat": lambda: point(name),
     }
     for check, run in checks.items():
