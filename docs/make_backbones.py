@@ -313,7 +313,7 @@ def try_network(name: str) -> dict[str, Any]:
     row["head"] = model.head.weight.shape[1]
     checks: dict[str, Callable[[], Any]] = {
         "stages": lambda: check_stages(model),
-        "saved": lambda: check_saved(model),  # before training steps, after which a random network may diverge
+        "saved": lambda: check_saved(model),  # after steps, it may diverge
         "frozen": lambda: check_frozen(model),
         "heat": lambda: point(name),
     }
