@@ -23,9 +23,10 @@ from medimg.models.backbones.source import (
     check_license,
     check_probe,
     import_extra,
+    strip_prefix,
 )
 from medimg.models.backbones.stems import input_channels
-from medimg.models.backbones.weights import WeightsSource, strip_prefix
+from medimg.models.backbones.weights import WeightsSource
 from medimg.preprocessing.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 if TYPE_CHECKING:

@@ -23,8 +23,9 @@ from medimg.models.backbones.source import (
     SizeRule,
     check_license,
     import_extra,
+    strip_prefix,
 )
-from medimg.models.backbones.weights import WeightsSource, strip_prefix
+from medimg.models.backbones.weights import WeightsSource
 from medimg.preprocessing.preprocess import Preprocess
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import torch
 from torch import Tensor, nn
 
+from medimg.core.logger import get_logger
 from medimg.errors import (
     MedimgError,
     MissingDependencyError,
@@ -22,8 +24,7 @@ from medimg.models.module_mode import module_mode
 from medimg.preprocessing.preprocess import Preprocess
 
 if TYPE_CHECKING:
-    from collections import OrderedDict
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from medimg.models.backbones.heads import HeadParts
     from medimg.models.backbones.weights import WeightsChoice, WeightsSource
@@ -37,6 +38,7 @@ __all__ = [
     "grayscale_recipe",
     "import_extra",
     "library_version",
+    "strip_prefix",
 ]
 
 #: Licenses under which weights are used without `accept_license`.
@@ -233,3 +235,47 @@ def check_probe(network: nn.Module, name: str, recipe: Preprocess, features: int
             "classifier; choose another network, or register one by medimg.register_backbone"
         )
     return int(found.shape[1])
+
+
+def strip_prefix(
+    state: OrderedDict[str, Tensor], wanted: Collection[str], source: str
+) -> OrderedDict[str, Tensor]:
+    """
+    Return the tensors of a network without the prefix that a training script put before their names.
+
+    `wanted` are the names that the network needs. What has other prefixes, such as a momentum encoder or a
+    projector, is left out. Two networks that both fit are refused, but MoCo's encoder of queries is taken
+    before that of keys.
+    """
+    names = set(wanted)
+    if not names or all(name in state for name in names):
+        return state
+    counts = Counter(
+        ".".join(parts[:n]) + "."
+        for parts in (name.split(".") for name in state)
+        for n in range(1, len(parts))
+        if ".".join(parts[n:]) in names
+    )
+    fitting = [start for start, count in counts.items() if count == len(names)]
+    if not fitting and counts and max(counts.values()) > len(names) / 2:
+        fitting = [max(counts, key=counts.__getitem__)]  # what is amiss is said of the names without it
+    if len(fitting) > 1:
+        fitting = [
+            start for start in fitting if start.rstrip(".").rpartition(".")[2] == "encoder_q"
+        ] or fitting
+    if len(fitting) > 1:
+        raise WeightsUnavailableError(
+            f"the weights {source} have several networks that fit, under the prefixes "
+            f"{', '.join(map(repr, fitting))}: save the state dict of one of them"
+        )
+    if not fitting:
+        return state
+    (prefix,) = fitting
+    inside = OrderedDict((n.removeprefix(prefix), v) for n, v in state.items() if n.startswith(prefix))
+    get_logger().info(
+        "weights %s: the prefix %r was removed, and %d other tensors were left out",
+        source,
+        prefix,
+        len(state) - len(inside),
+    )
+    return inside

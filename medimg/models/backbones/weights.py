@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import zipfile
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -24,8 +24,6 @@ from medimg.io.files.regular_file import is_regular_file
 from medimg.models.backbones._hub_files import fetch_file, stated_sha256
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from torchvision.models import Weights
 
 __all__ = [
@@ -34,7 +32,6 @@ __all__ = [
     "WeightsSource",
     "describe_choice",
     "is_weights_path",
-    "strip_prefix",
 ]
 
 
@@ -314,47 +311,3 @@ def _list_keys(found: dict[Any, Any]) -> str:
     """Return the first keys of a dictionary, and what they hold."""
     shown = [f"{key!r} ({type(value).__name__})" for key, value in list(found.items())[:4]]
     return f"{', '.join(shown) or 'nothing'}{', ...' if len(found) > 4 else ''}"
-
-
-def strip_prefix(
-    state: OrderedDict[str, Tensor], wanted: Collection[str], source: str
-) -> OrderedDict[str, Tensor]:
-    """
-    Return the tensors of a network without the prefix that a training script put before their names.
-
-    `wanted` are the names that the network needs. What has other prefixes, such as a momentum encoder or a
-    projector, is left out. Two networks that both fit are refused, but MoCo's encoder of queries is taken
-    before that of keys.
-    """
-    names = set(wanted)
-    if not names or all(name in state for name in names):
-        return state
-    counts = Counter(
-        ".".join(parts[:n]) + "."
-        for parts in (name.split(".") for name in state)
-        for n in range(1, len(parts))
-        if ".".join(parts[n:]) in names
-    )
-    fitting = [start for start, count in counts.items() if count == len(names)]
-    if not fitting and counts and max(counts.values()) > len(names) / 2:
-        fitting = [max(counts, key=counts.__getitem__)]  # what is amiss is said of the names without it
-    if len(fitting) > 1:
-        fitting = [
-            start for start in fitting if start.rstrip(".").rpartition(".")[2] == "encoder_q"
-        ] or fitting
-    if len(fitting) > 1:
-        raise WeightsUnavailableError(
-            f"the weights {source} have several networks that fit, under the prefixes "
-            f"{', '.join(map(repr, fitting))}: save the state dict of one of them"
-        )
-    if not fitting:
-        return state
-    (prefix,) = fitting
-    inside = OrderedDict((n.removeprefix(prefix), v) for n, v in state.items() if n.startswith(prefix))
-    get_logger().info(
-        "weights %s: the prefix %r was removed, and %d other tensors were left out",
-        source,
-        prefix,
-        len(state) - len(inside),
-    )
-    return inside
