@@ -34,7 +34,7 @@ def resolve_backbone(
     if not isinstance(backbone, os.PathLike):
         if not isinstance(backbone, str) or is_name(backbone):
             return find_backbone(backbone), None
-        if not is_weights_path(backbone) and not Path(backbone).is_dir():
+        if not is_weights_path(backbone):
             return find_backbone(backbone), None
     path = Path(backbone).expanduser()
     if path.is_dir():
