@@ -13,6 +13,7 @@ from medimg._public import set_module
 from medimg._validation import check_number, check_path
 from medimg.errors import CheckpointError, PreprocessError, WeightsUnavailableError, also
 from medimg.models import checkpoint
+from medimg.models.backbone_choice import resolve_backbone
 from medimg.models.backbones.architecture import (
     Architecture,
     architecture_for,
@@ -20,10 +21,8 @@ from medimg.models.backbones.architecture import (
     check_size,
     convert_state,
     default_recipe,
-    find_backbone,
     load_backbone,
     rebuild_source,
-    resolve_path,
     resolve_weights,
     weights_name,
 )
@@ -164,9 +163,8 @@ class TransferClassifier(Freezable):
         progress: Progress = "auto",
     ) -> None:
         super().__init__()
-        given = None if isinstance(backbone, nn.Module) else resolve_path(backbone)
-        network = find_backbone(backbone) if given is None else given[0]  # type: ignore[arg-type]  # a name
-        weights = given[1] if given is not None and weights == "DEFAULT" else weights
+        network, path = resolve_backbone(backbone)
+        weights = path if path is not None and weights == "DEFAULT" else weights
         names = check_classes(classes, task)
         if preprocess is not None and not isinstance(preprocess, Preprocess):
             raise also(PreprocessError, TypeError)(

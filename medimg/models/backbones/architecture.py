@@ -16,7 +16,6 @@ from torch import nn
 
 from medimg._validation import did_you_mean
 from medimg.errors import PreprocessError, TrainingError, WeightsUnavailableError, also
-from medimg.io.files.regular_file import is_regular_file
 from medimg.models.backbones._hf_source import HFBackbone
 from medimg.models.backbones._module_source import ModuleBackbone
 from medimg.models.backbones._radimagenet_source import RadImageNetBackbone
@@ -54,9 +53,10 @@ __all__ = [
     "convert_state",
     "default_recipe",
     "find_backbone",
+    "is_name",
     "load_backbone",
+    "open_folder",
     "rebuild_source",
-    "resolve_path",
     "resolve_weights",
     "weights_name",
 ]
@@ -108,6 +108,11 @@ def find_backbone(backbone: str | nn.Module | BackboneSource) -> BackboneSource:
     )
 
 
+def is_name(backbone: str) -> bool:
+    """Whether a text with a slash is a name nevertheless, by its source or as it is registered."""
+    return backbone.partition(":")[0] in _SOURCES or registered_backbone(backbone) is not None
+
+
 def check_backbone(name: str) -> None:
     """Refuse a name of no network."""
     find_backbone(name)
@@ -131,41 +136,8 @@ def rebuild_source(architecture: Architecture, network: nn.Module | None = None)
     return find_backbone(name)
 
 
-def resolve_path(backbone: str | os.PathLike[str]) -> tuple[BackboneSource, Path] | None:
-    """
-    Return the network of a folder or file, and its file of weights; None if it is a name.
-
-    A folder is one that transformers or timm wrote; a file must be a checkpoint of medimg, as weights alone
-    do not state their network.
-    """
-    if isinstance(backbone, str):
-        prefix = backbone.partition(":")[0]
-        is_name = prefix in _SOURCES or registered_backbone(backbone) is not None
-        if is_name or not (is_weights_path(backbone) or Path(backbone).is_dir()):
-            return None
-    path = Path(backbone).expanduser()
-    if path.is_dir():
-        source = _open_folder(path)
-        weights = source.resolve_weights("DEFAULT", accept_license=True)
-        assert weights is not None  # a folder has a file, or is refused
-        return source, weights.path
-    from medimg.models import checkpoint
-
-    if not is_regular_file(path):
-        raise also(WeightsUnavailableError, FileNotFoundError)(
-            f"there is no file or folder {path}; correct the path, or pass the name of a network"
-        )
-    found = checkpoint.find(path)
-    if found is None:
-        raise TrainingError(
-            f"{path.name} has weights, but does not state of which network: pass its name as the backbone, "
-            "and the path as weights="
-        )
-    return rebuild_source(found.architecture), path
-
-
-def _open_folder(folder: Path) -> BackboneSource:
-    """Return the network of a folder by its configuration."""
+def open_folder(folder: Path) -> BackboneSource:
+    """Return the network of a folder that transformers or timm wrote, by its configuration."""
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

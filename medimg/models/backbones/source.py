@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +23,6 @@ from medimg.models.module_mode import module_mode
 from medimg.preprocessing.preprocess import Preprocess
 
 if TYPE_CHECKING:
-    from collections import OrderedDict
     from collections.abc import Mapping
 
     from medimg.models.backbones.heads import HeadParts
