@@ -26,6 +26,7 @@ from medimg.models.backbones.weights import WeightsChoice, resolve_weights, weig
 from medimg.models.digest import model_digest
 from medimg.models.freezing import Freezable, frozen_fraction
 from medimg.models.input_checks import Task, check_classes, check_input
+from medimg.models.low_rank import merged_copy
 from medimg.models.module_mode import with_gradients
 from medimg.models.pooling import Pool, embed_slices, make_pooling, pool_embeddings
 from medimg.preprocessing.preprocess import Preprocess
@@ -415,20 +416,22 @@ class TransferClassifier(Freezable):
             The file.
         """
         file = check_path("path", path, error=CheckpointError)
+        # during a training with adapters
+        model = merged_copy(self)
         checkpoint.Checkpoint(
             architecture=self.architecture,
             classes=self.classes,
             task=self.task,
             pool=self.pool,
             preprocess=self.preprocess,
-            state=self.state_dict(),
+            state=model.state_dict(),
             weights_name=self.weights_name,
             weights_sha256=self.weights_sha256,
             training_summary=self.training_summary,
             training_ranges=self.training_ranges,
             images_seen=self.images_seen,
             calibration=self.calibration,
-            model_sha256=model_digest(self),
+            model_sha256=model_digest(model),
         ).write(file)
         return file
 
