@@ -25,7 +25,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 import medimg
 from benchmarks.environment import made_with
-from benchmarks.memory import _peak, _reset_peak, _status
+from benchmarks.memory import peak_memory, reset_peak, resident_memory
 from benchmarks.pages import list_table, write_part
 from medimg.models.low_rank import add_adapters, has_adapters, merged_copy
 
@@ -133,15 +133,15 @@ def measure_peak(adapter: bool) -> int:
     model = medimg.TransferClassifier("vit_b_16", classes=["a", "b"], weights=None).train()
     if adapter:
         add_adapters(model, RANK, seed=0)
-    _reset_peak()
-    held = _status("VmRSS")
+    reset_peak()
+    held = resident_memory()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     for _ in range(2):
         loss = nn.functional.cross_entropy(model(torch.randn(2, 3, 224, 224)), torch.tensor([0, 1]))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch's
         optimizer.step()
-    return _peak() - held
+    return peak_memory() - held
 
 
 def peak_in_own_process(adapter: bool) -> int:
@@ -192,11 +192,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 ]
             )
             print(*rows[-1], sep="; ", flush=True)
-    text = f"{list_table(rows)}\n\n.. {made_with()}"
+    made = made_with()
+    text = f"{list_table(rows)}\n\n{made['machine']}, {made['date']}."
+    print(text)
     if options.write:
-        write_part(TRAINING, "low rank", list_table(rows))
-    else:
-        print(text)
+        write_part(TRAINING, "low rank", text)
 
 
 if __name__ == "__main__":

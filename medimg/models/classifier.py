@@ -43,10 +43,11 @@ if TYPE_CHECKING:
     from medimg.core.progress import Progress
     from medimg.data.protocols import LabeledDataset
     from medimg.models._source_scores import PredictSource
+    from medimg.models.test_time_augmentation import ViewChoice
     from medimg.models.training_distribution import TrainingDistribution
     from medimg.models.training_images import TrainingImages
 
-__all__ = ["TransferClassifier", "load"]
+__all__ = ["TransferClassifier"]
 
 
 @set_module("medimg")
@@ -299,6 +300,7 @@ class TransferClassifier(Freezable):
         batch_size: int = 32,
         on_error: Literal["raise", "collect"] = "raise",
         provenance: bool = False,
+        tta: ViewChoice = None,
         progress: Progress = "auto",
     ) -> pd.DataFrame:
         """
@@ -318,6 +320,11 @@ class TransferClassifier(Freezable):
             Whether a source that can't be read raises an error, or becomes a row with the error message.
         provenance : bool
             Whether to add the columns ``model`` and ``recipe``.
+        tta : int, list or None
+            Test-time augmentation: probabilities are the mean of those of the image and of views of it. A
+            number: so many views by the augmentation of the training. A list: "hflip", "vflip", "rotate180",
+            functions of normalized images (n, 3, H, W), or transforms of torchvision or MONAI. Views are the
+            same for every image; ``weight`` and ``ood`` are those of the image itself.
         progress : "auto" or bool
             Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
@@ -359,6 +366,7 @@ class TransferClassifier(Freezable):
             batch_size=batch_size,
             on_error=on_error,
             provenance=provenance,
+            tta=tta,
             progress=progress,
         )
 
@@ -368,6 +376,7 @@ class TransferClassifier(Freezable):
         *,
         batch_size: int = 32,
         workers: int | None = None,
+        tta: ViewChoice = None,
         progress: Progress = "auto",
     ) -> NDArray[np.float64]:
         """
@@ -381,6 +390,8 @@ class TransferClassifier(Freezable):
             Number of items per batch.
         workers : int, optional
             Number of processes that read the images; by default they are read in this process.
+        tta : int, list or None
+            Test-time augmentation; see :meth:`predict`.
         progress : "auto" or bool
             Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
@@ -399,7 +410,9 @@ class TransferClassifier(Freezable):
         """
         from medimg.models.predict import predict_proba
 
-        return predict_proba(self, dataset, batch_size=batch_size, workers=workers, progress=progress)
+        return predict_proba(
+            self, dataset, batch_size=batch_size, workers=workers, tta=tta, progress=progress
+        )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """
@@ -416,9 +429,14 @@ class TransferClassifier(Freezable):
             The file.
         """
         file = check_path("path", path, error=CheckpointError)
+        self.to_checkpoint().write(file)
+        return file
+
+    def to_checkpoint(self) -> checkpoint.Checkpoint:
+        """Return what :meth:`save` writes."""
         # during a training with adapters
         model = merged_copy(self)
-        checkpoint.Checkpoint(
+        return checkpoint.Checkpoint(
             architecture=self.architecture,
             classes=self.classes,
             task=self.task,
@@ -432,8 +450,7 @@ class TransferClassifier(Freezable):
             images_seen=self.images_seen,
             calibration=self.calibration,
             model_sha256=model_digest(model),
-        ).write(file)
-        return file
+        )
 
     @classmethod
     @with_gradients
@@ -447,7 +464,15 @@ class TransferClassifier(Freezable):
             If the file is damaged, was changed, is newer than this version, or is not a medimg checkpoint.
         """
         file = check_path("path", path, error=CheckpointError)
-        saved = checkpoint.read(file)
+        if checkpoint.is_ensemble(file):
+            raise CheckpointError(
+                f"{file} is an ensemble; read it by medimg.load(path), or medimg.Ensemble.load"
+            )
+        return cls.from_checkpoint(checkpoint.read(file), file)
+
+    @classmethod
+    def from_checkpoint(cls, saved: checkpoint.Checkpoint, file: Path) -> TransferClassifier:
+        """Build the model of a checkpoint, in evaluation mode; `file` is named in messages."""
         # building draws random parameters, which are replaced: the global random state stays as it was
         with checkpoint.refuse_unsound(file), torch.random.fork_rng(devices=[]):
             model = cls.rebuild(
@@ -493,27 +518,3 @@ class TransferClassifier(Freezable):
             "calibrated": "no" if self.calibration is None else "yes",
         }
         return facts_html("TransferClassifier", facts)
-
-
-@set_module("medimg")
-def load(path: str | os.PathLike[str]) -> TransferClassifier:
-    """
-    Read a model written by :meth:`medimg.TransferClassifier.save`.
-
-    Parameters
-    ----------
-    path : path-like
-        File to read.
-
-    Returns
-    -------
-    TransferClassifier
-        On the CPU, in evaluation mode, with nothing frozen; its outputs are bit-for-bit those of the saved
-        model.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is damaged, was changed, is newer than this version, or is not a medimg checkpoint.
-    """
-    return TransferClassifier.load(path)

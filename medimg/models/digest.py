@@ -83,7 +83,11 @@ def network_digest(model: TransferClassifier) -> str:
     body = model.backbone
 
     def parts() -> Iterator[Buffer]:
-        facts = [asdict(model.architecture), f"{type(body).__module__}.{type(body).__qualname__}", repr(body)]
+        facts = [
+            _describe_architecture(model),
+            f"{type(body).__module__}.{type(body).__qualname__}",
+            repr(body),
+        ]
         yield json_text(facts, default=repr)
         for name, value in chain(body.named_parameters(), body.named_buffers()):
             yield f"{name} {value.dtype} {tuple(value.shape)}"
@@ -111,8 +115,9 @@ def model_digest(model: TransferClassifier) -> str:
     """
     calibration = model.calibration
     outliers = calibration.outliers if calibration is not None else None
+    members = getattr(model, "members", ())
     facts = {
-        "architecture": asdict(model.architecture),
+        "architecture": [model_digest(one) for one in members] or asdict(model.architecture),
         "classes": list(model.classes),
         "task": model.task,
         "pool": model.pool,
@@ -122,6 +127,12 @@ def model_digest(model: TransferClassifier) -> str:
         "outliers": tensors_sha256(outliers.tensors()) if outliers is not None else None,
     }
     return content_hash(json_text(facts))
+
+
+def _describe_architecture(model: TransferClassifier) -> Any:
+    """Return the fields of an architecture, or of those of the members of an ensemble."""
+    members = getattr(model, "members", ())
+    return [asdict(one.architecture) for one in members] or asdict(model.architecture)
 
 
 def _recipe_facts(recipe: Preprocess) -> dict[str, Any]:

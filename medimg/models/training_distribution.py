@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final
 
@@ -135,6 +135,17 @@ class TrainingDistribution:
             _range(one.slice_thickness for one in several),
             _range(one.rows for one in several),
             _range(one.columns for one in several),
+        )
+
+    @classmethod
+    def union(cls, several: Sequence[TrainingDistribution]) -> TrainingDistribution:
+        """Join what several models were trained on."""
+        names = ("modalities", "formats", "body_parts", "photometric")
+        limits = ("spacing", "slice_distance", "slice_thickness", "rows", "columns")
+        return cls(
+            sum(one.series for one in several),
+            **{name: _unique_names(n for one in several for n in getattr(one, name)) for name in names},
+            **{name: _range(v for one in several for v in getattr(one, name) or ()) for name in limits},
         )
 
     def unlike(self, facts: ImageFacts) -> dict[str, str]:

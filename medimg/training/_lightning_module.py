@@ -31,7 +31,7 @@ from medimg.models.module_mode import module_mode
 from medimg.models.pooling import pool_embeddings
 from medimg.models.probabilities import probabilities
 from medimg.training._state import PhaseProgress
-from medimg.training.augmentation.mixup import MixedBatch, mixup
+from medimg.training.mixup import MixedBatch, mixup
 from medimg.training.optimization.lr_scheduler import make_schedule
 from medimg.training.optimization.optimizer import make_optimizer
 

@@ -12,6 +12,7 @@ from medimg.adapt.base import Adaptation
 from medimg.adapt.terms import AdaptationTerms
 from medimg.core.logger import get_logger
 from medimg.core.progress import check_progress
+from medimg.data.augmentation.random_scan import describe_augmentation, make_augmentation
 from medimg.errors import TrainingError
 from medimg.metrics.validation_scores import validation_scores
 from medimg.models.freezing import find_kept_statistics
@@ -29,7 +30,6 @@ from medimg.training._trainer import (
     make_loggers,
     prefers_channels_last,
 )
-from medimg.training.augmentation.random_scan import describe_augmentation, make_augmentation
 from medimg.training.checks import check_data, check_forward, check_unit
 from medimg.training.class_weights import list_class_weights, sampling_weights
 from medimg.training.epoch_display import EpochDisplay
@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
 
     from medimg.core.progress import Progress
+    from medimg.data.augmentation.random_scan import AugmentChoice
     from medimg.data.protocols import LabeledDataset
     from medimg.models.classifier import TransferClassifier
     from medimg.training._config import Adapter, BatchStatistics, Monitor, Schedule
-    from medimg.training.augmentation.random_scan import AugmentChoice
     from medimg.training.class_weights import Balance
     from medimg.training.history import FitResult
 

@@ -13,13 +13,13 @@ from medimg._plot_style import COLORS, add_legend, make_axes
 from medimg._public import set_module
 from medimg._validation import check_number, check_processes, check_whole_number
 from medimg.core.progress import Progress, progress_bar
+from medimg.data.augmentation.random_scan import make_augmentation
 from medimg.data.dataloader import EpochSampler, epoch_seed, make_training_loader, repeat_epochs
 from medimg.errors import TrainingError
 from medimg.models.freezing import find_kept_statistics, freeze_batchnorm_statistics
 from medimg.models.low_rank import add_adapters, merges_adapters
 from medimg.models.module_mode import module_mode, with_gradients
 from medimg.training._config import FineTuneConfig
-from medimg.training.augmentation.random_scan import make_augmentation
 from medimg.training.checks import check_data, check_forward, check_unit
 from medimg.training.class_weights import sampling_weights
 from medimg.training.losses import make_loss
