@@ -84,8 +84,6 @@ _FIELDS: Final = (
     "weights_sha256",
     "versions",
     "training",
-    "tensors_sha256",
-    "header_sha256",
 )
 #: Added by version 2.
 _FIELDS_2: Final = ("ranges", "calibration", "images_seen", "model_sha256")

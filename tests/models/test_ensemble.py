@@ -28,6 +28,11 @@ from tests.models.small_network import small_classifier, small_network
 
 __all__ = ["small_network"]
 
+#: Heads are random.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:on the validation data the scores:medimg.errors.MedimgWarning"
+)
+
 SMALL = Preprocess(size=32)
 
 
@@ -289,7 +294,6 @@ def test_images_and_ranges_of_any_member_are_known(data: ImageDataset) -> None:
     assert (union.modalities, union.spacing, union.series) == (("CT", "MR"), (0.6, 0.9), 2)
 
 
-@pytest.mark.filterwarnings("ignore:on the validation data the scores:medimg.errors.MedimgWarning")
 def test_folds_become_one(tmp_path: Path, data: ImageDataset) -> None:
     options: dict[str, Any] = {"folds": 2, "n_resamples": 10, "progress": False, "output": tmp_path}
     tuning: Any = {"head_epochs": 0, "epochs": 1, "batch_size": 8}
