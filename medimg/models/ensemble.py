@@ -131,7 +131,8 @@ class Ensemble(TransferClassifier):
             The file.
         """
         file = check_path("path", path, error=CheckpointError)
-        headers, tensors = [], {}
+        headers: list[dict[str, Any]] = []
+        tensors: dict[str, Tensor] = {}
         for number, member in enumerate(self.members):
             header, own = member.to_checkpoint().parts()
             headers.append(header)
@@ -255,7 +256,7 @@ class _Head(nn.ModuleList):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Return logits (B, K) float64 of embeddings (B, F_1 + F_2 + ...)."""
-        parts = embeddings.split(self._sizes, dim=1)
+        parts = torch.split(embeddings, self._sizes, dim=1)
         proba = np.mean(
             [
                 model_probabilities(one, head_logits(one.head, part.to(one.head.weight.dtype)))
@@ -273,27 +274,27 @@ class _Attention(GatedAttention):
 
     def __init__(self, members: Sequence[TransferClassifier]) -> None:
         nn.Module.__init__(self)
-        self.each = nn.ModuleList(one.attention for one in members)
+        self.each = nn.ModuleList(one.attention for one in members if one.attention is not None)
         self._sizes = [feature_count(one) for one in members]
 
     def weights(self, embeddings: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the mean of the members' weights (B, N)."""
-        parts = embeddings.split(self._sizes, dim=-1)
+        parts = torch.split(embeddings, self._sizes, dim=-1)
         each = [layer.weights(part, mask) for layer, part in zip(self.each, parts, strict=True)]  # type: ignore[operator]  # of attention
         return torch.stack(each).mean(dim=0)
 
     def forward(self, embeddings: Tensor, mask: Tensor | None = None) -> Tensor:
         """Pool (B, N, F) to (B, F), the part of each member by its own weights."""
-        parts = embeddings.split(self._sizes, dim=-1)
+        parts = torch.split(embeddings, self._sizes, dim=-1)
         return torch.cat([layer(part, mask) for layer, part in zip(self.each, parts, strict=True)], dim=-1)
 
 
 def _to_logits(proba: NDArray[np.float64], task: str) -> NDArray[np.float64]:
     """Return what gives probabilities (n, K) again by a softmax, or a sigmoid of each."""
     if task == "multiclass":
-        return np.log(np.maximum(proba, _LEAST))
+        return np.asarray(np.log(np.maximum(proba, _LEAST)))
     clipped = proba.clip(_LEAST, _MOST)
-    return np.log(clipped) - np.log1p(-clipped)
+    return np.asarray(np.log(clipped) - np.log1p(-clipped))
 
 
 def _check_members(members: object) -> tuple[TransferClassifier, ...]:

@@ -140,13 +140,12 @@ class TrainingDistribution:
     @classmethod
     def union(cls, several: Sequence[TrainingDistribution]) -> TrainingDistribution:
         """Join what several models were trained on."""
-        names = ("modalities", "formats", "body_parts", "photometric")
-        limits = ("spacing", "slice_distance", "slice_thickness", "rows", "columns")
-        return cls(
-            sum(one.series for one in several),
-            **{name: _unique_names(n for one in several for n in getattr(one, name)) for name in names},
-            **{name: _range(v for one in several for v in getattr(one, name) or ()) for name in limits},
-        )
+        values: dict[str, Any] = {"series": sum(one.series for one in several)}
+        for name in ("modalities", "formats", "body_parts", "photometric"):
+            values[name] = _unique_names(text for one in several for text in getattr(one, name))
+        for name in ("spacing", "slice_distance", "slice_thickness", "rows", "columns"):
+            values[name] = _range(limit for one in several for limit in getattr(one, name) or ())
+        return cls(**values)
 
     def unlike(self, facts: ImageFacts) -> dict[str, str]:
         """

@@ -177,7 +177,7 @@ def explain(
 def _split_members(model: TransferClassifier, embeddings: Tensor) -> list[tuple[TransferClassifier, Tensor]]:
     """Return the members of an ensemble with their embeddings (N, F); a single model with its own."""
     members = getattr(model, "members", (model,))
-    parts = embeddings.split([feature_count(one) for one in members], dim=1)
+    parts = torch.split(embeddings, [feature_count(one) for one in members], dim=1)
     return [(one, own.to(one.head.weight.dtype)) for one, own in zip(members, parts, strict=True)]
 
 
@@ -187,7 +187,7 @@ def _join_heats(
     """Return the mean of heat maps, with a maximum of 1 again, and the layers with the finest cells."""
     if len(found) == 1:
         return found[0]
-    heat = np.mean([heat for heat, _, _ in found], axis=0, dtype=np.float32)
+    heat: npt.NDArray[np.float32] = np.mean(np.stack([heat for heat, _, _ in found]), axis=0)
     most = float(heat.max())
     if most > 0:
         np.divide(heat, most, out=heat)

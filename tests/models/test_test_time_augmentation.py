@@ -15,6 +15,7 @@ from medimg import Preprocess, TransferClassifier
 from medimg.core import geometry
 from medimg.data.augmentation.random_scan import RandomScanAugmentation
 from medimg.errors import TrainingError
+from medimg.models.training_distribution import TrainingDistribution
 from tests.models.fakes import images
 from tests.models.small_network import small_classifier, small_network
 
@@ -46,9 +47,9 @@ def test_flips_are_averaged_with_the_image() -> None:
     views = [x, x.flip(-1), x.flip(-2), x.flip(-1, -2), x * 0.5]
     expected = np.mean([predicted(model, view) for view in views], axis=0)
     tta: Any = ["hflip", "vflip", "rotate180", lambda batch: batch * 0.5]
-    found = model.predict_proba(data, tta=tta)  # type: ignore[arg-type]  # a stand-in
+    found = model.predict_proba(data, tta=tta)
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    plain = model.predict_proba(data)  # type: ignore[arg-type]  # a stand-in
+    plain = model.predict_proba(data)
     assert np.abs(found - plain).max() > 1e-4
 
 
@@ -56,13 +57,14 @@ def test_flips_are_averaged_with_the_image() -> None:
 @pytest.mark.parametrize("unit", ["series", "image"])
 def test_tables_of_views_do_not_depend_on_batches(pool: Any, unit: Any) -> None:
     model = model_of(pool=pool)
-    model.training_ranges = medimg.models.training_distribution.TrainingDistribution(1, modalities=("CT",))
+    model.training_ranges = TrainingDistribution(1, modalities=("CT",))
     plain = model.predict([volume(), volume(2, seed=1)], unit=unit)
     tables = [
         model.predict([volume(), volume(2, seed=1)], unit=unit, batch_size=size, tta=3) for size in (2, 32)
     ]
     names = ["p_a", "p_b"]
-    np.testing.assert_allclose(*(table[names].to_numpy() for table in tables), atol=1e-6)
+    first, second = (table[names].to_numpy() for table in tables)
+    np.testing.assert_allclose(first, second, atol=1e-6)
     assert np.abs(tables[0][names].to_numpy() - plain[names].to_numpy()).max() > 1e-5
     if unit == "image":
         np.testing.assert_allclose(tables[0]["weight"], plain["weight"], atol=1e-6)
@@ -75,7 +77,7 @@ def test_drawn_views_are_those_of_the_training() -> None:
     expected = np.mean([predicted(model, view) for view in views], axis=0)
     data = images(4, preprocess=SMALL)
     data.images = [one[None] for one in x]
-    found = model.predict_proba(data, tta=2)  # type: ignore[arg-type]  # a stand-in
+    found = model.predict_proba(data, tta=2)
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
@@ -83,7 +85,7 @@ def test_bags_and_transforms_of_libraries() -> None:
     model = model_of(pool="mean")
     data = images(3, preprocess=SMALL, unit="series", lengths=(2, 4, 3))
     transform = v2.RandomHorizontalFlip(p=1.0)
-    found, flipped = (model.predict_proba(data, tta=[one]) for one in (transform, "hflip"))  # type: ignore[arg-type, list-item]
+    found, flipped = (model.predict_proba(data, tta=[one]) for one in (transform, "hflip"))
     np.testing.assert_allclose(found, flipped, atol=1e-5)
 
 
@@ -104,7 +106,7 @@ def test_bags_and_transforms_of_libraries() -> None:
 def test_views_that_are_invalid_or_were_not_trained(augment: Any, tta: Any, message: str) -> None:
     model, data = model_of(augment), images(3, preprocess=SMALL)
     with pytest.raises(TrainingError, match=message):
-        model.predict_proba(data, tta=tta)  # type: ignore[arg-type]  # a stand-in
+        model.predict_proba(data, tta=tta)
     with pytest.raises(TrainingError, match=message):
         model.predict(volume(), tta=tta)
 

@@ -1,1 +1,1 @@
-"""Augmentation of batches, and views of images at prediction."""
+"""Augmentation of batches of images."""
