@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["PAINTED_DTYPES", "Intensity", "Layout", "Taps", "Target", "paint"]
+__all__ = ["PAINTED_DTYPES", "Curve", "Intensity", "Layout", "Taps", "Target", "paint"]
 
 #: Types that need no conversion, by their numbers in painting.cpp.
 PAINTED_DTYPES: Final = {np.dtype(t): n for n, t in enumerate(("u1", "i1", "u2", "i2", "i4", "f4"))}
@@ -38,6 +38,13 @@ class Intensity(NamedTuple):
     scale: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Curve:
+    """Intensity, 0 to 1, of each value of an integer type of 8 or 16 bits, ascending."""
+
+    entries: npt.NDArray[np.float32]
+
+
 class Target(NamedTuple):
     """Address of a float32 image (height, width), which becomes intensity × factor + offset."""
 
@@ -55,6 +62,9 @@ class Layout:
     size: tuple[int, int]
     start: tuple[int, int]
     fill: float  # intensity of what is around the slice
+
+
+_AS_IT_IS: Final = Intensity((0.0, 0.0), 0.0, 1.0, 1.0)
 
 
 class _Taps(ctypes.Structure):
@@ -80,6 +90,8 @@ class _Painting(ctypes.Structure):
         ("rows", ctypes.c_int64),
         ("columns", ctypes.c_int64),
         ("type", ctypes.c_int32),
+        ("curve", ctypes.c_void_p),
+        ("curve_start", ctypes.c_int64),
         ("black", ctypes.c_float * 2),
         ("low", ctypes.c_float),
         ("high", ctypes.c_float),
@@ -103,7 +115,7 @@ def paint(
     values: npt.NDArray[Any],
     mask: npt.NDArray[Any] | None,
     *,
-    intensity: Intensity,
+    intensity: Intensity | Curve,
     layout: Layout,
     targets: Sequence[Sequence[Target]],
     threads: int,
@@ -117,6 +129,13 @@ def paint(
     flat = [target for each in targets for target in each]
     ends = np.cumsum([len(each) for each in targets], dtype=np.int64)
     marked = values if mask is None else mask
+    curve, start = None, 0
+    if isinstance(intensity, Curve):
+        types = np.iinfo(values.dtype)
+        curve, start = intensity.entries, int(types.min)
+        if len(curve) != types.max - start + 1:
+            raise ValueError(f"{len(curve)} intensities of {values.dtype}")
+        intensity = _AS_IT_IS
     painting = _Painting(
         values.ctypes.data,
         None if mask is None else mask.ctypes.data,
@@ -124,6 +143,8 @@ def paint(
         (ctypes.c_int64 * 3)(*(step // marked.itemsize for step in marked.strides)),
         *values.shape,
         PAINTED_DTYPES[values.dtype],
+        None if curve is None else curve.ctypes.data,
+        start,
         (ctypes.c_float * 2)(*intensity.black),
         intensity.low,
         intensity.high,

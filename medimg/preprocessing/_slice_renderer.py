@@ -18,7 +18,7 @@ from medimg._native.painting import PAINTED_DTYPES, paint
 from medimg.core.display import choose_voi
 from medimg.errors import PreprocessError
 from medimg.preprocessing._slice_selection import choose_slices, list_windows, neighbor_indices
-from medimg.preprocessing.intensity import compute_luma, describe_ramp, write_intensity
+from medimg.preprocessing.intensity import compute_luma, describe_curve, describe_ramp, write_intensity
 from medimg.preprocessing.resize import Resizer, compute_fitted_size
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from medimg._native.painting import Curve, Intensity
     from medimg.core.volume import Volume
     from medimg.core.window import Voi
     from medimg.preprocessing.display_orientation import DisplayOrientation
@@ -118,12 +119,12 @@ class SliceRenderer:
                 self._output.write(images[first : first + count], target.image, target.channel)
 
     def _find_painter(self, volume: Volume, windows: tuple[tuple[Voi, ...], ...]) -> ctypes.CDLL | None:
-        """Return the compiled library if it paints this volume: on the CPU, with linear windows."""
+        """Return the compiled library if it paints this volume: on the CPU, with windows that it knows."""
         channels = 3 if volume.is_color else len(windows)
         if self._device.type != "cpu" or channels > self._output.images.shape[1]:
             return None
         used = {voi for of_channel in windows for voi in of_channel}
-        if any(describe_ramp(voi, inverted=volume.inverted) is None for voi in used):
+        if any(_describe_intensity(voi, volume) is None for voi in used):
             return None
         return load_library()
 
@@ -131,10 +132,9 @@ class SliceRenderer:
         """Render the slices of a batch by the compiled painter."""
         channels = 3 if volume.is_color else len(batch.voi)
         for c, (stored, mask, voi) in enumerate(self._list_channels(volume, batch)):
-            is_painted = stored.dtype in PAINTED_DTYPES and stored.dtype.isnative
-            values = stored if is_painted else _to_float32(stored)
-            ramp = describe_ramp(voi, inverted=volume.inverted)
-            assert ramp is not None  # it was asked for before
+            values = stored if _is_painted(stored.dtype) else _to_float32(stored)
+            intensity = _describe_intensity(voi, volume)
+            assert intensity is not None  # it was asked for before
             targets = [
                 [
                     place
@@ -149,7 +149,7 @@ class SliceRenderer:
                 library,
                 values,
                 mask,
-                intensity=ramp,
+                intensity=intensity,
                 layout=self._resizer.describe(self._recipe.fill_value),
                 targets=targets,
                 threads=torch.get_num_threads(),
@@ -219,6 +219,19 @@ class SliceRenderer:
         if array.dtype.kind == "b":
             array = array.view(np.uint8)
         return array.transpose(0, 2, 1) if self._orientation.swapped else array
+
+
+def _is_painted(dtype: np.dtype[Any]) -> bool:
+    """Whether the compiled painter takes arrays of this type as they are."""
+    return dtype in PAINTED_DTYPES and dtype.isnative
+
+
+def _describe_intensity(voi: Voi | float, volume: Volume) -> Intensity | Curve | None:
+    """Return the intensity of the values of a volume; None for curves of too many values."""
+    ramp = describe_ramp(voi, inverted=volume.inverted)
+    if ramp is not None or isinstance(voi, float) or not _is_painted(volume.array.dtype):
+        return ramp
+    return describe_curve(voi, volume.array.dtype, inverted=volume.inverted)
 
 
 def _load_rows(

@@ -12,5 +12,5 @@ Renderer: TypeAlias = Literal["compiled", "torch"]
 
 
 def find_renderer() -> Renderer:
-    """Return what renders linear windows on the CPU in this process; torch renders all else."""
+    """Return what renders images on the CPU; torch renders other devices, and a few windows, in any case."""
     return "torch" if load_library() is None else "compiled"

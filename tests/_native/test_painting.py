@@ -20,6 +20,7 @@ from medimg import Preprocess, Window
 from medimg._native.library import describe_library, load_library
 from medimg.core.geometry import image_affine
 from medimg.core.volume import Volume
+from medimg.core.window import LookupTable
 from medimg.errors import MedimgError
 from medimg.preprocessing import _slice_renderer
 from tests.sampling import SLOW
@@ -28,6 +29,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.skipif(load_library() is None, reason=f"compiled library: {describe_library()}")
+
+
+@st.composite
+def windows(draw: st.DrawFn) -> Window:
+    function: Any = draw(st.sampled_from(["LINEAR", "LINEAR_EXACT", "SIGMOID"]))
+    width = draw(st.floats(1.0, 2000) | st.just(1.0) | st.just(1e-31))
+    return Window(draw(st.floats(-200, 200)), max(width, 1.0) if function == "LINEAR" else width, function)
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> LookupTable:
+    entries = draw(st.lists(st.integers(0, 255), min_size=1, max_size=20))
+    return LookupTable(draw(st.integers(-300, 300)), np.array(entries), bits=8)
 
 
 @st.composite
@@ -49,20 +63,19 @@ def volumes(draw: st.DrawFn) -> Volume:
     affine[:3, :3] = directions * (2.0, draw(st.sampled_from([0.5, 1.0])), 1.0)
     volume = Volume(values.astype(dtype), affine, "MR", "")
     padding = rng.random(shape) < 0.2 if draw(st.booleans()) else None
-    return replace(volume, padding=padding, inverted=draw(st.booleans()))
+    declared = st.tuples(windows() | tables())
+    voi = draw(st.tuples(declared) | st.tuples(*[declared] * shape[1]))
+    return replace(volume, padding=padding, inverted=draw(st.booleans()), voi=voi)
 
 
 @st.composite
 def recipes(draw: st.DrawFn) -> Preprocess:
-    """Recipes with linear windows."""
-    function: Any = draw(st.sampled_from(["LINEAR", "LINEAR_EXACT"]))
-    windows: Any = [
-        Window(draw(st.floats(-200, 200)), draw(st.floats(1.5, 2000)), function) for _ in range(3)
-    ]
+    """Recipes with windows of each function, narrow ones too, or those of the volume."""
+    chosen: Any = [draw(windows()) for _ in range(3)]
     channels: Any = draw(st.sampled_from(["repeat", "single", "adjacent"]))
     several = channels == "repeat" and draw(st.booleans())
     return Preprocess(
-        window=tuple(windows) if several else windows[0],
+        window=tuple(chosen) if several else draw(st.sampled_from([chosen[0], "dicom"])),
         channels=channels,
         size=(draw(st.integers(1, 50)), draw(st.integers(1, 50))),
         fit=draw(st.sampled_from(["pad", "crop", "stretch"])),

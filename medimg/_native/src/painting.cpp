@@ -1,6 +1,6 @@
 // Paints slices: stored values to intensity, resized with a triangle filter, normalized, into float32 images.
 //
-// The order of operations is fixed, each rounded to float32: values less black, clamped to the window, masked;
+// The order of operations is fixed, each rounded to float32: values less black, clamped to the window, or looked up; masked;
 // the weighted rows in the order of their weights; the weighted columns likewise; times the scale, clamped to
 // 0 … 1; times one number plus another. No step depends on the processor or on the number of threads.
 #include <algorithm>
@@ -47,7 +47,9 @@ struct MedimgPainting {
   std::int64_t rows;
   std::int64_t columns;
   std::int32_t type;  // see Type
-  float black[2];     // subtracted one after the other
+  const float* curve;  // intensities of the values from `curve_start` on, of all of the type; null for a ramp
+  std::int64_t curve_start;
+  float black[2];  // of a ramp: subtracted one after the other
   float low;          // clamped to low … high then
   float high;
   float scale;
@@ -90,6 +92,14 @@ MEDIMG_VECTORS void load_row(const T* from, std::int64_t stride, std::int64_t co
   for (std::int64_t n = 0; n < count; ++n) {
     const float value = (static_cast<float>(from[n * stride]) - first) - second;
     to[n] = std::min(std::max(value, low), high);
+  }
+}
+
+template <class T>
+void look_up_row(const T* from, std::int64_t stride, std::int64_t count, const float* curve, std::int64_t start,
+                 float* to) {
+  for (std::int64_t n = 0; n < count; ++n) {
+    to[n] = curve[static_cast<std::int64_t>(from[n * stride]) - start];
   }
 }
 
@@ -249,6 +259,12 @@ class Painter {
   template <class T>
   void load_as(std::int64_t at, float* line) {
     const T* from = static_cast<const T*>(p_.values) + at;
+    if constexpr (sizeof(T) <= 2) {
+      if (p_.curve != nullptr) {
+        look_up_row(from, p_.value_strides[2], p_.columns, p_.curve, p_.curve_start, line);
+        return;
+      }
+    }
     load_row(from, p_.value_strides[2], p_.columns, p_.black, p_.low, p_.high, line);
   }
 
