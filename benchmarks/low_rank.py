@@ -37,7 +37,7 @@ __all__ = ["Measured", "main", "measure"]
 TRAINING: Final = Path(__file__).parent.parent / "docs" / "training.rst"
 SIZE: Final = 64
 IMAGES: Final = 900
-EPOCHS: Final = 12
+EPOCHS: Final = 6
 RANK: Final = 8
 TRAININGS: Final[dict[str, dict[str, Any]]] = {
     "full fine-tuning": {},

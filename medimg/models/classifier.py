@@ -517,4 +517,4 @@ class TransferClassifier(Freezable):
             "frozen": f"{100 * frozen_fraction(self):.1f} %",
             "calibrated": "no" if self.calibration is None else "yes",
         }
-        return facts_html("TransferClassifier", facts)
+        return facts_html(type(self).__name__, facts)

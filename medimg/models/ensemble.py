@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
@@ -101,7 +102,10 @@ class Ensemble(TransferClassifier):
         # the annotation is that of a single model
         self.head = cast("nn.Linear", _Head(self.members))
         self.attention = None if first.attention is None else _Attention(self.members)
-        self.weights_name = _join_names([one.weights_name or "none" for one in self.members])
+        names = [one.weights_name for one in self.members]
+        self.weights_name = (
+            _join_names([PurePath(name or "none").name for name in names]) if any(names) else None
+        )
         self.weights_sha256 = None
         self.training_summary = _summarize(self.members)
         ranges = [one.training_ranges for one in self.members]
@@ -232,11 +236,11 @@ class _Backbones(nn.ModuleList):
 
     def __init__(self, members: Sequence[TransferClassifier]) -> None:
         super().__init__(one.backbone for one in members)
-        self._dtypes = [one.head.weight.dtype for one in members]
+        self._heads = tuple(one.head for one in members)  # for their precision
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the embeddings (B, F_1 + F_2 + ...) of images (B, 3, H, W)."""
-        parts = [body(images.to(dtype)) for body, dtype in zip(self, self._dtypes, strict=True)]
+        parts = [body(images.to(head.weight.dtype)) for body, head in zip(self, self._heads, strict=True)]
         return torch.cat([part.to(parts[0].dtype) for part in parts], dim=1)
 
 

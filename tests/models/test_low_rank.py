@@ -15,11 +15,14 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 import medimg
 from medimg import Preprocess, TransferClassifier, fine_tune, lr_find
+from medimg.adapt import CORAL
 from medimg.errors import TrainingError
 from medimg.models.backbones import registry
 from medimg.models.backbones.stages import split_stages
 from medimg.models.freezing import frozen_fraction
 from medimg.models.low_rank import LowRank, add_adapters, has_adapters, merge_adapters, merged_copy
+from medimg.training._config import FineTuneConfig
+from medimg.training.optimization.optimizer import make_optimizer
 from tests.models.fakes import changed, classifier, images, state
 from tests.sampling import SLOW
 
@@ -86,6 +89,37 @@ def test_all_but_the_adapted_weights_stays_bit_identical() -> None:
     assert not any(parametrize.is_parametrized(module) for module in model.modules())
     after = state(model.backbone)
     assert {rank_of(after[name] - before[name]) for name in moved} <= {1, 2}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"precision": "bf16-mixed"},
+        {"mixup": 0.4, "accumulate": 2, "ema": 0.9},
+        {"adapt": True, "schedule": "cosine"},
+        {"trainer_kwargs": {"gradient_clip_val": 1.0}, "backbone_lr_scale": 1.0, "layer_decay": 1.0},
+    ],
+)
+def test_other_settings_change_only_adapted_weights(settings: dict[str, Any], tmp_path: Path) -> None:
+    model = vit()
+    before = state(model.backbone)
+    if "adapt" in settings:
+        settings = {**settings, "adapt": CORAL(data(4, prefix="target", seed=2))}
+    fit = fine_tune(model, data(), data(4, prefix="val", seed=1), output=tmp_path, **{**SHORT, **settings})
+    moved = changed(before, state(model.backbone))
+    assert moved == {name for name in before if is_adapted(name)}
+    after = state(model.backbone)
+    assert {rank_of(after[name] - before[name]) for name in moved} <= {1, 2}
+    assert fit.checkpoint is not None
+    assert not changed(state(medimg.load(fit.checkpoint)), state(model))
+
+
+def test_series_are_trained_with_adapters() -> None:
+    model = vit(pool="mean")
+    before = state(model.backbone)
+    bags = data(8, unit="series", lengths=(2, 3, 1, 4, 2, 2, 3, 2))
+    fine_tune(model, bags, **{**SHORT, "grad_slices": 2})
+    assert changed(before, state(model.backbone)) == {name for name in before if is_adapted(name)}
 
 
 def test_frozen_weights_stay_identical_in_every_step() -> None:
@@ -309,6 +343,20 @@ def test_shared_and_small_weights_and_batch_statistics_stay_as_they_are() -> Non
     # one key position: queries and keys have no gradient
     unused = {"attention.q_proj_weight", "attention.k_proj_weight", "key.weight"}
     assert changed(before, state(model.backbone)) == expected - unused
+
+
+def test_adapters_have_ten_times_the_rate_and_weight_decay() -> None:
+    config = FineTuneConfig(lr=0.1, backbone_lr_scale=0.2, adapter="lora")
+    assert (config.backbone_lr, config.rank) == (pytest.approx(0.2), 8)
+    assert FineTuneConfig(lr=0.1, backbone_lr_scale=0.2).backbone_lr == pytest.approx(0.02)
+    model = vit()
+    found = add_adapters(model, 2, seed=0)
+    optimizer = make_optimizer(model, 0.1, config.backbone_lr, layer_decay=0.5, weight_decay=0.01)
+    first, *others = sorted({group["lr"] for group in optimizer.param_groups[2:]}, reverse=True)
+    assert (first, others) == (pytest.approx(0.2), [pytest.approx(0.1), pytest.approx(0.05)])
+    groups = optimizer.param_groups[2:]
+    assert sum(p.numel() for group in groups for p in group["params"]) == found.parameters
+    assert {group["weight_decay"] for group in groups} == {0.01}
 
 
 def test_lr_find_takes_adapters_and_leaves_the_model_as_it_was() -> None:
