@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 import torch
 from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
@@ -187,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     f"{found.state_bytes / _MIB:.2f} MiB",
                     peak,
                     f"{found.changed} of {found.tensors}",
-                    np.format_float_scientific(found.merge_error, 1) if adapter else "–",
+                    f"{found.merge_error:.1g}" if adapter else "–",
                     found.auroc,
                 ]
             )
