@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from benchmarks.peers import CannotError, Job, task
 
-__all__ = ["extra_bytes"]
+__all__ = ["extra_bytes", "peak_memory", "reset_peak", "resident_memory"]
 
 _STATUS: Final = Path("/proc/self/status")
 _CLEAR: Final = Path("/proc/self/clear_refs")
@@ -54,30 +54,34 @@ def _measured(column: str, kind: str, source: Path, warm: Path) -> int:
     prepare(Job(warm))()
     run = prepare(Job(source))
     gc.collect()
-    _reset_peak()
-    before = _status("VmRSS")
+    reset_peak()
+    before = resident_memory()
     result = run()
-    return _peak() - before - int(_size(result))
+    return peak_memory() - before - int(_size(result))
 
 
 def _size(result: Any) -> int:
     return int(result.nbytes)
 
 
-def _reset_peak() -> None:
+def reset_peak() -> None:
+    """Let the peak be what is resident now, where the system can."""
     if _CLEAR.exists():
         _CLEAR.write_text("5")  # proc(5): the peak becomes what is resident now
 
 
+def resident_memory() -> int:
+    """Return the bytes that are resident; where the system does not tell, the peak."""
+    return _status("VmRSS") if _STATUS.exists() else peak_memory()
+
+
 def _status(name: str) -> int:
-    if not _STATUS.exists():
-        return _peak()
     lines = _STATUS.read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
-def _peak() -> int:
-    """Where the system does not tell more, the peak of the whole life of the process."""
+def peak_memory() -> int:
+    """Return the peak in bytes; where the system does not tell more, of the whole life of the process."""
     if _STATUS.exists():
         return _status("VmHWM")
     unit = 1 if sys.platform == "darwin" else 1024

@@ -59,7 +59,8 @@ from medimg.io.series_index import SkippedFiles as SkippedFiles
 from medimg.models.backbones.registry import register_backbone as register_backbone
 from medimg.models.backbones.state_matching import WeightsReport as WeightsReport
 from medimg.models.classifier import TransferClassifier as TransferClassifier
-from medimg.models.classifier import load as load
+from medimg.models.ensemble import Ensemble as Ensemble
+from medimg.models.ensemble import load as load
 from medimg.preprocessing.preprocess import Preprocess as Preprocess
 from medimg.preprocessing.preprocess import to_tensor as to_tensor
 from medimg.saliency.explain import explain as explain

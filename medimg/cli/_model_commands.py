@@ -48,10 +48,20 @@ def add_predict(commands: Commands) -> None:
         default="raise",
         help="whether an unreadable source is an error, or a row with its message and exit code 1",
     )
+    add(
+        "--tta",
+        type=_parse_views,
+        help="test-time augmentation: a number of views by the augmentation of the training, or hflip, vflip "
+        "and rotate180, separated by commas",
+    )
     add("--provenance", action="store_true", help="add columns with the model and its preprocessing")
     add_json(parser)
     add_force(parser)
     add_feedback(parser)
+
+
+def _parse_views(text: str) -> int | list[str]:
+    return int(text) if text.isdigit() else text.split(",")
 
 
 def _predict(args: argparse.Namespace) -> int:
@@ -66,6 +76,7 @@ def _predict(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         on_error=args.on_error,
         provenance=args.provenance,
+        tta=args.tta,
         progress=args.progress,
     )
     text = escape_formulas(table).to_csv(index=False, lineterminator="\n")

@@ -91,6 +91,8 @@ def _add_training(add: Callable[..., Any]) -> None:
         default=0.1,
         help="rate of the backbone relative to --lr (default: 0.1)",
     )
+    add("--adapter", choices=("lora",), help="train low-rank adapters of a frozen transformer")
+    add("--rank", type=int, help="rank of the adapters (default: 8)")
     add("--batch-size", type=int, default=32, help="items per batch (default: 32)")
     add("--balance", choices=("loss", "sampler", "none"), default="loss", help="against class imbalance")
     add("--patience", type=int, help="epochs without a better score after which a phase ends")
@@ -132,6 +134,8 @@ def _train(args: argparse.Namespace) -> int:
         epochs=args.epochs,
         lr=args.lr,
         backbone_lr_scale=args.backbone_lr_scale,
+        adapter=args.adapter,
+        rank=args.rank,
         batch_size=args.batch_size,
         balance=None if args.balance == "none" else args.balance,
         patience=args.patience,

@@ -15,16 +15,16 @@ import torch
 from medimg._validation import check_choice, check_number, check_path, did_you_mean
 from medimg.core.content_hash import content_hash, json_text
 from medimg.core.logger import get_logger
+from medimg.data.augmentation.random_scan import describe_augmentation
 from medimg.data.splits.kfold import split_by_fold
 from medimg.data.splits.split import split
 from medimg.errors import LeakageError, TrainingError, also
 from medimg.evaluation.evaluate import list_training_overlap
 from medimg.metrics.validation_scores import mean_auroc
-from medimg.models.classifier import load
 from medimg.models.digest import model_digest
+from medimg.models.ensemble import load
 from medimg.models.safetensors_file import read_header, read_tensors, write
 from medimg.training import resume as resume_file
-from medimg.training.augmentation.random_scan import describe_augmentation
 from medimg.training.calibrate import calibrate
 from medimg.training.class_weights import check_labels
 from medimg.training.fine_tune import FineTuneArguments, fine_tune

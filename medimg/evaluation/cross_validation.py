@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from medimg.evaluation.report.report import Report
     from medimg.evaluation.subgroups import Subgroups
     from medimg.models.classifier import TransferClassifier
+    from medimg.models.ensemble import Ensemble
     from medimg.training.class_weights import Balance
     from medimg.training.fine_tune import FineTuneArguments
     from medimg.training.history import FitResult
@@ -119,6 +120,40 @@ class CrossValidation:
             for name, e in self.metrics.items()
         }
         return pd.DataFrame.from_dict(rows, orient="index")
+
+    def ensemble(self) -> Ensemble:
+        """
+        Return the fine-tuned models of all folds as one model.
+
+        Every patient of the dataset was a training patient of most of its members: evaluate it on others.
+        The metrics of the cross-validation are those of its members one by one.
+
+        Returns
+        -------
+        Ensemble
+            Of ``models`` if they were kept, else of the checkpoints in the output folder.
+
+        Raises
+        ------
+        TrainingError
+            If there are no models: heads on embeddings, or fine-tuning with neither ``keep_models=True`` nor
+            ``output=``.
+        CheckpointError
+            If a checkpoint is damaged.
+        """
+        from medimg.errors import TrainingError
+        from medimg.models.ensemble import Ensemble, load
+
+        if self.models:
+            return Ensemble(self.models)
+        files = [fit.checkpoint for fit in self.fits]
+        paths = [path for path in files if path is not None]
+        if not paths or len(paths) < len(files):
+            raise TrainingError(
+                "the models of the folds were not kept; expected fine-tuned ones: pass fine_tune=, and "
+                "keep_models=True or output="
+            )
+        return Ensemble([load(path) for path in paths])
 
     def __repr__(self) -> str:
         shown = [f"{name} {self.metrics[name]}" for name in ("auroc", "accuracy") if name in self.metrics]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from medimg.interop.image_object import AnyImage
     from medimg.models.classifier import TransferClassifier
+    from medimg.models.test_time_augmentation import View
     from medimg.preprocessing.render import Rendered
 
 __all__ = [
@@ -166,14 +167,18 @@ def score_series(
     sources: Iterable[tuple[ScoredSource, Tensor]],
     device: torch.device,
     batch_size: int,
+    views: Sequence[View],
 ) -> Iterator[ScoredSource]:
-    """Score each source as a whole."""
+    """Score each source as a whole, by the mean over views, the first of which is the image itself."""
     for scored, planes in sources:
         if not scored.error:
-            parts = (model.preprocess.normalize(part) for part in torch.split(planes, batch_size))
-            embeddings = embed_bag(model, parts, device)
-            scored.proba = [mean_probabilities(model, embeddings)]
-            ood = _ood_percentiles(model, embeddings)
+            pieces = torch.split(planes, batch_size)
+            several = [
+                embed_bag(model, (view(model.preprocess.normalize(part)) for part in pieces), device)
+                for view in views
+            ]
+            scored.proba = [np.mean([mean_probabilities(model, one) for one in several], axis=0)]
+            ood = _ood_percentiles(model, several[0])
             if ood is not None:
                 scored.ood = [ood.mean(keepdims=True)]
         yield scored
@@ -205,6 +210,7 @@ def score_slices(
     sources: Iterable[tuple[ScoredSource, Tensor]],
     device: torch.device,
     batch_size: int,
+    views: Sequence[View],
 ) -> Iterator[ScoredSource]:
     """Score each slice as a bag of its own; batches extend across sources, so that few images pass alone."""
     pending: deque[ScoredSource] = deque()
@@ -217,23 +223,27 @@ def score_slices(
             parts.append((scored, rest[:room]))
             rest, room = rest[room:], room - len(parts[-1][1])
             if room == 0:
-                _score_batch(model, parts, device)
+                _score_batch(model, parts, device, views)
                 parts, room = [], batch_size
         while pending and pending[0].is_complete:
             yield pending.popleft().with_weights(model)
         del planes, rest
     if parts:
-        _score_batch(model, parts, device)
+        _score_batch(model, parts, device, views)
     yield from (scored.with_weights(model) for scored in pending)
 
 
 def _score_batch(
-    model: TransferClassifier, parts: list[tuple[ScoredSource, Tensor]], device: torch.device
+    model: TransferClassifier,
+    parts: list[tuple[ScoredSource, Tensor]],
+    device: torch.device,
+    views: Sequence[View],
 ) -> None:
     """Add the results of a batch to its sources."""
     images = torch.cat([model.preprocess.normalize(part) for _, part in parts]).to(device)
-    embeddings = model.embed(images)
-    proba = model_probabilities(model, head_logits(model.head, embeddings))
+    several = [model.embed(view(images)) for view in views]
+    proba = np.mean([model_probabilities(model, head_logits(model.head, one)) for one in several], axis=0)
+    embeddings = several[0]
     ood = _ood_percentiles(model, embeddings)
     start = 0
     for scored, part in parts:

@@ -26,6 +26,7 @@ from medimg._validation import check_choice, check_fields, check_text, check_tex
 from medimg.calibration.mahalanobis import MahalanobisDetector
 from medimg.calibration.result import Calibration
 from medimg.errors import CheckpointError, MedimgError, MissingDependencyError
+from medimg.io.files.regular_file import explain_irregular
 from medimg.models import safetensors_file
 from medimg.models.backbones.source import Architecture
 from medimg.models.input_checks import TASKS, Task
@@ -39,14 +40,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = [
+    "ENSEMBLE_KEY",
     "SCHEMA",
     "Checkpoint",
     "check_parameter_count",
+    "check_schema",
     "extend_chain",
     "find",
+    "is_ensemble",
+    "parse",
     "read",
     "read_header",
     "refuse_unsound",
+    "take",
 ]
 
 #: Version of the header. It is raised if older versions could not read the file, or would ignore something
@@ -55,6 +61,8 @@ __all__ = [
 SCHEMA: Final = 3
 
 _KEY: Final = "medimg"
+#: Of the header of several models in one file.
+ENSEMBLE_KEY: Final = "medimg-ensemble"
 _WHAT: Final = (
     "a checkpoint of medimg; to start from plain weights use TransferClassifier(backbone, classes=..., "
     "weights=path)"
@@ -82,8 +90,6 @@ _FIELDS: Final = (
     "weights_sha256",
     "versions",
     "training",
-    "tensors_sha256",
-    "header_sha256",
 )
 #: Added by version 2.
 _FIELDS_2: Final = ("ranges", "calibration", "images_seen", "model_sha256")
@@ -117,6 +123,10 @@ class Checkpoint:
 
     def write(self, path: Path) -> None:
         """Write the file, atomically."""
+        safetensors_file.write(path, _KEY, *self.parts())
+
+    def parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the header and the tensors of a file, which :func:`parse` reads."""
         calibration, ranges, seen = self.calibration, self.training_ranges, self.images_seen
         tensors = dict(self.state)
         if calibration is not None and calibration.outliers is not None:
@@ -147,7 +157,7 @@ class Checkpoint:
             "images_seen": seen.to_dict() if seen is not None else None,
             "model_sha256": self.model_sha256,
         }
-        safetensors_file.write(path, _KEY, header, tensors)
+        return header, tensors
 
     def _builder(self) -> str:
         """Return the library that built the network, and its version if it is not torchvision."""
@@ -175,34 +185,50 @@ def read(path: Path) -> Checkpoint:
     header = read_header(path)
     tensors = safetensors_file.read_tensors(path, header)
     with refuse_unsound(path):
-        return _parse(header, tensors)
+        return parse(header, tensors)
+
+
+def is_ensemble(path: Path) -> bool:
+    """Whether a file holds an ensemble."""
+    metadata = _read_metadata(path)
+    return bool(metadata and ENSEMBLE_KEY in metadata)
 
 
 def find(path: Path) -> Checkpoint | None:
     """Read a file if it is a checkpoint of medimg; None if it is another type of file."""
+    metadata = _read_metadata(path)
+    return read(path) if metadata and _KEY in metadata else None
+
+
+def _read_metadata(path: Path) -> Any:
+    """Return the metadata of a safetensors file; None for any other file."""
+    if explain_irregular(path):
+        return None
     try:
         with safe_open(path, framework="pt") as opened:
-            metadata = opened.metadata()
+            return opened.metadata()
     except (SafetensorError, OSError, ValueError):
         return None
-    return read(path) if metadata and _KEY in metadata else None
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the header of a checkpoint, checked against its hash, without the tensors."""
     file = Path(path)
+    return safetensors_file.read_header(
+        file, _KEY, _WHAT, check=lambda header: check_schema(header, file), limit=_MAX_HEADER
+    )
 
-    def check_schema(header: Any) -> None:
-        schema = header.get("schema") if isinstance(header, dict) else None
-        if type(schema) is not int or schema < 1:
-            raise CheckpointError(f"the header of {file} has no schema: the file was damaged or changed")
-        if schema > SCHEMA:
-            raise CheckpointError(
-                f"{file} was written by a newer medimg: its schema is {schema}, this version reads up to "
-                f"{SCHEMA}; update medimg"
-            )
 
-    return safetensors_file.read_header(file, _KEY, _WHAT, check=check_schema, limit=_MAX_HEADER)
+def check_schema(header: Any, file: Path) -> None:
+    """Raise CheckpointError if a header is not of a schema that this version reads."""
+    schema = header.get("schema") if isinstance(header, dict) else None
+    if type(schema) is not int or schema < 1:
+        raise CheckpointError(f"the header of {file} has no schema: the file was damaged or changed")
+    if schema > SCHEMA:
+        raise CheckpointError(
+            f"{file} was written by a newer medimg: its schema is {schema}, this version reads up to "
+            f"{SCHEMA}; update medimg"
+        )
 
 
 @contextmanager
@@ -218,7 +244,7 @@ def refuse_unsound(path: Path, saved: Checkpoint | None = None) -> Iterator[None
         raise CheckpointError(f"{path} describes a model that can't be built: {error}{by}") from error
 
 
-def _parse(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
+def parse(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
     """Return the content of a header and its tensors, of which those of other objects are taken out."""
     expected = _FIELDS if header["schema"] == 1 else _FIELDS + _FIELDS_2
     check_fields("the header", header, expected, others=True, error=CheckpointError)
@@ -226,7 +252,7 @@ def _parse(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
     task = check_choice("task", header["task"], TASKS, error=CheckpointError)
     newer = {name: header[name] if header["schema"] > 1 else None for name in _FIELDS_2}
     outliers, seen = (
-        _take(tensors, prefix) if header["schema"] > 1 else {} for prefix in (_OUTLIERS, _IMAGES_SEEN)
+        take(tensors, prefix) if header["schema"] > 1 else {} for prefix in (_OUTLIERS, _IMAGES_SEEN)
     )
     architecture = _parse_architecture(header["architecture"])
     calibration, ranges = newer["calibration"], newer["ranges"]
@@ -256,7 +282,7 @@ def _parse(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
     )
 
 
-def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Remove the tensors whose names have a prefix, and return them by the rest of their names."""
     names = [name for name in tensors if name.startswith(prefix)]
     return {name.removeprefix(prefix): tensors.pop(name) for name in names}

@@ -32,6 +32,7 @@ from medimg.models.backbones.weights import WeightsChoice
 from medimg.models.digest import model_digest
 from medimg.models.freezing import Freezable, frozen_fraction
 from medimg.models.input_checks import Task, check_classes, check_input
+from medimg.models.low_rank import merged_copy
 from medimg.models.module_mode import with_gradients
 from medimg.models.pooling import Pool, embed_slices, make_pooling, pool_embeddings
 from medimg.preprocessing.preprocess import Preprocess
@@ -49,10 +50,11 @@ if TYPE_CHECKING:
     from medimg.data.protocols import LabeledDataset
     from medimg.models._source_scores import PredictSource
     from medimg.models.backbones.state_matching import WeightsReport
+    from medimg.models.test_time_augmentation import ViewChoice
     from medimg.models.training_distribution import TrainingDistribution
     from medimg.models.training_images import TrainingImages
 
-__all__ = ["TransferClassifier", "load"]
+__all__ = ["TransferClassifier"]
 
 
 @set_module("medimg")
@@ -358,6 +360,7 @@ class TransferClassifier(Freezable):
         batch_size: int = 32,
         on_error: Literal["raise", "collect"] = "raise",
         provenance: bool = False,
+        tta: ViewChoice = None,
         progress: Progress = "auto",
     ) -> pd.DataFrame:
         """
@@ -377,6 +380,11 @@ class TransferClassifier(Freezable):
             Whether a source that can't be read raises an error, or becomes a row with the error message.
         provenance : bool
             Whether to add the columns ``model`` and ``recipe``.
+        tta : int, list or None
+            Test-time augmentation: probabilities are the mean of those of the image and of views of it. A
+            number: so many views by the augmentation of the training. A list: "hflip", "vflip", "rotate180",
+            functions of normalized images (n, 3, H, W), or transforms of torchvision or MONAI. Views are the
+            same for every image; ``weight`` and ``ood`` are those of the image itself.
         progress : "auto" or bool
             Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
@@ -418,6 +426,7 @@ class TransferClassifier(Freezable):
             batch_size=batch_size,
             on_error=on_error,
             provenance=provenance,
+            tta=tta,
             progress=progress,
         )
 
@@ -427,6 +436,7 @@ class TransferClassifier(Freezable):
         *,
         batch_size: int = 32,
         workers: int | None = None,
+        tta: ViewChoice = None,
         progress: Progress = "auto",
     ) -> NDArray[np.float64]:
         """
@@ -440,6 +450,8 @@ class TransferClassifier(Freezable):
             Number of items per batch.
         workers : int, optional
             Number of processes that read the images; by default they are read in this process.
+        tta : int, list or None
+            Test-time augmentation; see :meth:`predict`.
         progress : "auto" or bool
             Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
@@ -458,7 +470,9 @@ class TransferClassifier(Freezable):
         """
         from medimg.models.predict import predict_proba
 
-        return predict_proba(self, dataset, batch_size=batch_size, workers=workers, progress=progress)
+        return predict_proba(
+            self, dataset, batch_size=batch_size, workers=workers, tta=tta, progress=progress
+        )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """
@@ -475,14 +489,21 @@ class TransferClassifier(Freezable):
             The file.
         """
         file = check_path("path", path, error=CheckpointError)
-        checkpoint.Checkpoint(
+        self.to_checkpoint().write(file)
+        return file
+
+    def to_checkpoint(self) -> checkpoint.Checkpoint:
+        """Return what :meth:`save` writes."""
+        # during a training with adapters
+        model = merged_copy(self)
+        return checkpoint.Checkpoint(
             architecture=self.architecture,
             libraries=self._libraries(),
             classes=self.classes,
             task=self.task,
             pool=self.pool,
             preprocess=self.preprocess,
-            state=self.state_dict(),
+            state=model.state_dict(),
             weights_name=self.weights_name,
             weights_sha256=self.weights_sha256,
             weights_chain=self.weights_chain,
@@ -490,9 +511,8 @@ class TransferClassifier(Freezable):
             training_ranges=self.training_ranges,
             images_seen=self.images_seen,
             calibration=self.calibration,
-            model_sha256=model_digest(self),
-        ).write(file)
-        return file
+            model_sha256=model_digest(model),
+        )
 
     def _libraries(self) -> dict[str, str]:
         """Return the versions of libraries that the backbone is built by, beside torchvision."""
@@ -511,7 +531,17 @@ class TransferClassifier(Freezable):
             If the file is damaged, was changed, is newer than this version, or is not a medimg checkpoint.
         """
         file = check_path("path", path, error=CheckpointError)
-        saved = checkpoint.read(file)
+        if checkpoint.is_ensemble(file):
+            raise CheckpointError(
+                f"{file} is an ensemble; read it by medimg.load(path), or medimg.Ensemble.load"
+            )
+        return cls.from_checkpoint(checkpoint.read(file), file, backbone=backbone)
+
+    @classmethod
+    def from_checkpoint(
+        cls, saved: checkpoint.Checkpoint, file: Path, *, backbone: nn.Module | None = None
+    ) -> TransferClassifier:
+        """Build the model of a checkpoint, in evaluation mode; `file` is named in messages."""
         # building draws random parameters, which are replaced: the global random state stays as it was
         with checkpoint.refuse_unsound(file, saved), torch.random.fork_rng(devices=[]):
             source = rebuild_source(saved.architecture, backbone)
@@ -560,34 +590,4 @@ class TransferClassifier(Freezable):
             "frozen": f"{100 * frozen_fraction(self):.1f} %",
             "calibrated": "no" if self.calibration is None else "yes",
         }
-        return facts_html("TransferClassifier", facts)
-
-
-@set_module("medimg")
-def load(path: str | os.PathLike[str], *, backbone: nn.Module | None = None) -> TransferClassifier:
-    """
-    Read a model written by :meth:`medimg.TransferClassifier.save`.
-
-    Parameters
-    ----------
-    path : path-like
-        File to read.
-    backbone : nn.Module, optional
-        Network of a model that was built from a network itself, of which a file has no code; its weights are
-        replaced.
-
-    Returns
-    -------
-    TransferClassifier
-        On the CPU, in evaluation mode, with nothing frozen; its outputs are bit-for-bit those of the saved
-        model.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is damaged, was changed, is newer than this version, or is not a medimg checkpoint; or if
-        its network can't be built by what is installed.
-    MissingDependencyError
-        If the library of its network is not installed.
-    """
-    return TransferClassifier.load(path, backbone=backbone)
+        return facts_html(type(self).__name__, facts)

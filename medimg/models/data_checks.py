@@ -56,6 +56,11 @@ def check_dataset(
     """Raise an error if model and dataset do not pass the checks of a function."""
     checks = CHECKS[function]
     check_model(model, error=error)
+    if "unit" in checks and hasattr(model, "members"):
+        raise error(
+            f"{function} trains a model, and an Ensemble can't be trained; expected a TransferClassifier: "
+            "train models, and make an Ensemble of them"
+        )
     check_images(data, name, labels="labels" in checks, error=error)
     if "classes" in checks and getattr(data, "is_labeled", True):
         _check_outputs(model, data, name, error)

@@ -84,7 +84,7 @@ def network_digest(model: TransferClassifier) -> str:
 
     def parts() -> Iterator[Buffer]:
         facts: list[Any] = [
-            model.architecture.to_dict(),
+            _describe_architecture(model),
             f"{type(body).__module__}.{type(body).__qualname__}",
             repr(body),
         ]
@@ -117,8 +117,9 @@ def model_digest(model: TransferClassifier) -> str:
     """
     calibration = model.calibration
     outliers = calibration.outliers if calibration is not None else None
+    members = getattr(model, "members", ())
     facts = {
-        "architecture": model.architecture.to_dict(),
+        "architecture": [model_digest(one) for one in members] or model.architecture.to_dict(),
         "classes": list(model.classes),
         "task": model.task,
         "pool": model.pool,
@@ -128,6 +129,12 @@ def model_digest(model: TransferClassifier) -> str:
         "outliers": tensors_sha256(outliers.tensors()) if outliers is not None else None,
     }
     return content_hash(json_text(facts))
+
+
+def _describe_architecture(model: TransferClassifier) -> Any:
+    """Return the fields of an architecture, or of those of the members of an ensemble."""
+    members = getattr(model, "members", ())
+    return [one.architecture.to_dict() for one in members] or model.architecture.to_dict()
 
 
 def _recipe_facts(recipe: Preprocess) -> dict[str, Any]:

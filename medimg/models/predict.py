@@ -27,6 +27,7 @@ from medimg.models.data_checks import check_dataset, check_source
 from medimg.models.digest import SHOWN, model_digest, parameters_digest
 from medimg.models.module_mode import module_mode
 from medimg.models.probabilities import model_probabilities
+from medimg.models.test_time_augmentation import make_views
 from medimg.models.training_images import note_renderer
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from medimg.data.protocols import LabeledDataset
     from medimg.models._source_scores import ScoredSource
     from medimg.models.classifier import TransferClassifier
+    from medimg.models.test_time_augmentation import ViewChoice
 
 __all__ = ["PredictionTable", "predict", "predict_proba"]
 
@@ -179,6 +181,7 @@ def predict_proba(
     *,
     batch_size: int = 32,
     workers: int | None = None,
+    tta: ViewChoice = None,
     progress: Progress = "auto",
 ) -> NDArray[np.float64]:
     """Predict on every item of a dataset; see :meth:`medimg.TransferClassifier.predict_proba`."""
@@ -186,6 +189,7 @@ def predict_proba(
     size, processes = check_batch_size(batch_size), check_processes(workers)
     check_calibration(model)
     note_renderer(model)
+    views = make_views(tta, model)
     bags = dataset.unit == "series"
     loader = make_evaluation_loader(dataset, batch_size=1 if bags else size, workers=processes)
     device = next(model.parameters()).device
@@ -194,9 +198,12 @@ def predict_proba(
         for batch in progress_bar(loader, desc="predicting", unit="batch", progress=progress):
             if bags:
                 parts = torch.split(batch.images[0], size)
-                rows.append(mean_probabilities(model, embed_bag(model, parts, device)))
+                several = [embed_bag(model, map(view, parts), device) for view in views]
+                rows.append(np.mean([mean_probabilities(model, one) for one in several], axis=0))
             else:
-                rows.append(model_probabilities(model, model(batch.images.to(device))))
+                images = batch.images.to(device)
+                logits = [model(view(images)) for view in views]
+                rows.append(np.mean([model_probabilities(model, one) for one in logits], axis=0))
     return np.concatenate(rows)
 
 
@@ -208,6 +215,7 @@ def predict(
     batch_size: int = 32,
     on_error: str = "raise",
     provenance: bool = False,
+    tta: ViewChoice = None,
     progress: Progress = "auto",
 ) -> pd.DataFrame:
     """Predict on image sources; see :meth:`medimg.TransferClassifier.predict`."""
@@ -218,15 +226,18 @@ def predict(
     note_renderer(model)
     given = progress_bar(_as_list(sources), desc="predicting", unit="source", progress=progress)
     score = score_slices if unit == "image" else score_series
+    views = make_views(tta, model)
     device = next(model.parameters()).device
     with module_mode(model, training=False), torch.inference_mode():
-        scores = score(model, resolve_sources(model, given, on_error), device, size)
+        scores = score(model, resolve_sources(model, given, on_error), device, size, views)
         table = PredictionTable(model, unit, collects=on_error == "collect", provenance=provenance)
         return table.to_pandas(scores)
 
 
 def check_calibration(model: TransferClassifier) -> None:
     """Refuse a model whose parameters were changed after it was calibrated."""
+    for member in getattr(model, "members", ()):
+        check_calibration(member)
     if model.calibration is None or parameters_digest(model) == model.calibration.parameters_sha256:
         return
     raise TrainingError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final
 
@@ -136,6 +136,16 @@ class TrainingDistribution:
             _range(one.rows for one in several),
             _range(one.columns for one in several),
         )
+
+    @classmethod
+    def union(cls, several: Sequence[TrainingDistribution]) -> TrainingDistribution:
+        """Join what several models were trained on."""
+        values: dict[str, Any] = {"series": sum(one.series for one in several)}
+        for name in ("modalities", "formats", "body_parts", "photometric"):
+            values[name] = _unique_names(text for one in several for text in getattr(one, name))
+        for name in ("spacing", "slice_distance", "slice_thickness", "rows", "columns"):
+            values[name] = _range(limit for one in several for limit in getattr(one, name) or ())
+        return cls(**values)
 
     def unlike(self, facts: ImageFacts) -> dict[str, str]:
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from medimg.models.classifier import TransferClassifier
 
 __all__ = [
+    "JointTrainingImages",
     "Role",
     "Shared",
     "TrainingImages",
@@ -101,12 +102,19 @@ class TrainingImages:
 
     def shared(self, data: Any) -> Shared:
         """Count the series and patients of a dataset that were used."""
-        series = [{self.digest(name) for name in names} for names in hash_series_ids(_distinct_series(data))]
-        patients = _hash_patients(data)
+        names, patients = hash_series_ids(_distinct_series(data)), _hash_patients(data)
         return Shared(
-            {role: sum(not self.series[role].isdisjoint(one) for one in series) for role in _ROLES},
-            {role: sum(not self.patients[role].isdisjoint(one) for one in patients) for role in _ROLES},
+            {role: sum(self.series_used(names, role)) for role in _ROLES},
+            {role: sum(self.patients_used(patients, role)) for role in _ROLES},
         )
+
+    def series_used(self, several: Sequence[Iterable[str]], role: Role) -> list[bool]:
+        """Return of each series, by the identifiers of its images, whether it was used in a role."""
+        return [not self.series[role].isdisjoint(map(self.digest, names)) for names in several]
+
+    def patients_used(self, several: Sequence[_Patients], role: Role) -> list[bool]:
+        """Return of each patient, by its hashes, whether it was used in a role."""
+        return [not self.patients[role].isdisjoint(one) for one in several]
 
     def digest(self, name: str) -> bytes:
         """Return the salted hash of the identifier of an image, 8 bytes."""
@@ -142,6 +150,37 @@ class TrainingImages:
                 )
         series = {role: frozenset(row.tobytes() for row in tensors[role].numpy()) for role in _ROLES}
         return cls(bytes.fromhex(salt), series, unknown=unknown, renderer=renderer)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class JointTrainingImages(TrainingImages):
+    """The series of the members of an ensemble, each with hashes of its own, and those of its calibration."""
+
+    members: tuple[TrainingImages, ...] = ()
+
+    @classmethod
+    def of(cls, members: Iterable[TrainingImages | None]) -> JointTrainingImages:
+        """Join what the members know."""
+        several = tuple(one for one in members if one is not None)
+        renderers = {one.renderer for one in several}
+        return cls(
+            unknown=sum(one.unknown for one in several),
+            renderer=renderers.pop() if len(renderers) == 1 else "",
+            members=several,
+        )
+
+    def series_used(self, several: Sequence[Iterable[str]], role: Role) -> list[bool]:
+        """Return of each series whether any member used it."""
+        known = [list(names) for names in several]
+        each = [TrainingImages.series_used(self, known, role)]
+        each += [one.series_used(known, role) for one in self.members]
+        return [any(used) for used in zip(*each, strict=True)]
+
+    def patients_used(self, several: Sequence[_Patients], role: Role) -> list[bool]:
+        """Return of each patient whether any member used it."""
+        each = [TrainingImages.patients_used(self, several, role)]
+        each += [one.patients_used(several, role) for one in self.members]
+        return [any(used) for used in zip(*each, strict=True)]
 
 
 def record_training_images(model: TransferClassifier, **data: Any) -> None:

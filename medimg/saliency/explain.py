@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ from medimg.core.volume import Volume
 from medimg.errors import TrainingError, also
 from medimg.io.read import read
 from medimg.io.series_index import SeriesIndex
+from medimg.models.backbones.heads import feature_count
 from medimg.models.data_checks import check_model, check_source
 from medimg.models.module_mode import module_mode
 from medimg.models.pooling import slice_weights
@@ -64,7 +66,8 @@ def explain(
     Parameters
     ----------
     model : TransferClassifier
-        Model to explain; its parameters, gradients and modes do not change.
+        Model to explain; its parameters, gradients and modes do not change. The map of an ensemble is the
+        mean of those of its members, each from 0 to 1.
     source : str, Path, list of these, Series, Volume, or image of another library
         One image or series; see :func:`medimg.read`.
     target : str or int, optional
@@ -143,15 +146,18 @@ def explain(
             scores = model_probabilities(model, source_logits(model, embeddings)).mean(axis=0)
             weights = slice_weights(embeddings, model.pool, model.attention)
         chosen = int(scores.argmax()) if wanted is None else wanted
-        gradient = head_gradient(model, embeddings, chosen)
         first, _ = next(batches(mapping.images[:2]))
-        grid = find_layer(model.backbone, first, layer)
-        grid = measure_field_centers(model.backbone, grid, model.preprocess.hw, batch_size)
-        parts = ((images, gradient[part]) for images, part in batches(mapping.images))
-        cams = activation_maps(
-            model.backbone, grid, _with_progress(parts, len(mapping.images), progress), method
-        )
-    heat, outside = _source_heat(mapping, cams, grid)
+        found = []
+        for member, own in _split_members(model, embeddings):
+            gradient = head_gradient(member, own, chosen)
+            grid = find_layer(member.backbone, first.to(own.dtype), layer)
+            grid = measure_field_centers(member.backbone, grid, model.preprocess.hw, batch_size)
+            parts = ((images.to(own.dtype), gradient[part]) for images, part in batches(mapping.images))
+            cams = activation_maps(
+                member.backbone, grid, _with_progress(parts, len(mapping.images), progress), method
+            )
+            found.append((*_source_heat(mapping, cams, grid), grid))
+    heat, outside, grid = _join_heats(found)
     counts = np.bincount(rendered.slices, weights.double().cpu().numpy(), volume.shape[1])
     return Explanation(
         heat=heat,
@@ -166,6 +172,28 @@ def explain(
         volume=volume,
         recipe=model.preprocess,
     )
+
+
+def _split_members(model: TransferClassifier, embeddings: Tensor) -> list[tuple[TransferClassifier, Tensor]]:
+    """Return the members of an ensemble with their embeddings (N, F); a single model with its own."""
+    members = getattr(model, "members", (model,))
+    parts = torch.split(embeddings, [feature_count(one) for one in members], dim=1)
+    return [(one, own.to(one.head.weight.dtype)) for one, own in zip(members, parts, strict=True)]
+
+
+def _join_heats(
+    found: Sequence[tuple[npt.NDArray[np.float32], float, Layer]],
+) -> tuple[npt.NDArray[np.float32], float, Layer]:
+    """Return the mean of heat maps, with a maximum of 1 again, and the layers with the finest cells."""
+    if len(found) == 1:
+        return found[0]
+    heat: npt.NDArray[np.float32] = np.mean(np.stack([heat for heat, _, _ in found]), axis=0)
+    most = float(heat.max())
+    if most > 0:
+        np.divide(heat, most, out=heat)
+    names = dict.fromkeys(grid.name for _, _, grid in found)
+    finest = max((grid for _, _, grid in found), key=lambda grid: grid.cells)
+    return heat, float(np.mean([outside for _, outside, _ in found])), replace(finest, name=", ".join(names))
 
 
 def _source_heat(

@@ -12,7 +12,7 @@ from medimg.training.class_weights import BALANCES
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-__all__ = ["MONITORS", "BatchStatistics", "FineTuneConfig", "Monitor", "Schedule"]
+__all__ = ["MONITORS", "Adapter", "BatchStatistics", "FineTuneConfig", "Monitor", "Schedule"]
 
 #: Learning-rate schedule of a phase.
 Schedule: TypeAlias = Literal["one_cycle", "cosine", "constant"]
@@ -26,6 +26,14 @@ MONITORS: tuple[str, ...] = get_args(Monitor)
 #: Treatment of the running statistics of BatchNorm layers.
 BatchStatistics: TypeAlias = Literal["auto", "keep", "update"]
 
+#: Low-rank adapters of a frozen backbone.
+Adapter: TypeAlias = Literal["lora"]
+
+_RANK = 8
+#: An update of a low-rank product takes about ten times the rate of one of the weights themselves (Schulman
+#: et al., LoRA Without Regret, 2025).
+_ADAPTER_RATE = 10.0
+
 _WHOLE_NUMBERS: dict[str, int | None] = {
     "head_epochs": 0,
     "epochs": 0,
@@ -33,6 +41,7 @@ _WHOLE_NUMBERS: dict[str, int | None] = {
     "accumulate": 1,
     "patience": 1,
     "grad_slices": 1,
+    "rank": 1,
     "seed": None,
 }
 _NUMBERS: dict[str, dict[str, Any]] = {
@@ -44,13 +53,14 @@ _NUMBERS: dict[str, dict[str, Any]] = {
     "mixup": {"least": 0},
     "ema": {"above": 0, "below": 1},
 }
-_OPTIONAL = {"patience", "grad_slices", "ema"}
+_OPTIONAL = {"patience", "grad_slices", "rank", "ema"}
 _CHOICES: dict[str, tuple[object, ...]] = {
     "balance": BALANCES,
     "schedule": get_args(Schedule),
     "monitor": MONITORS,
     "gradual": (True, False),
     "batch_statistics": get_args(BatchStatistics),
+    "adapter": (*get_args(Adapter), None),
 }
 
 
@@ -76,6 +86,8 @@ class FineTuneConfig:
     patience: int | None = None
     grad_slices: int | None = None
     batch_statistics: BatchStatistics = "auto"
+    adapter: Adapter | None = None
+    rank: int | None = None
     seed: int = 0
     #: Values besides the built-in ones: "own" for a schedule, names of own scores for the monitor.
     own: InitVar[Collection[str]] = ()
@@ -95,6 +107,27 @@ class FineTuneConfig:
             raise TrainingError(
                 "head_epochs and epochs are both 0, so nothing would be trained: raise one of them"
             )
+        self._check_adapter()
+
+    def _check_adapter(self) -> None:
+        if self.adapter is None:
+            if self.rank is not None:
+                raise TrainingError(
+                    f'rank={self.rank} is that of adapters, and adapter is None: pass adapter="lora", or '
+                    "leave it out"
+                )
+            return
+        if self.batch_statistics == "update":
+            raise TrainingError(
+                f'adapter={self.adapter!r} keeps the backbone frozen, and batch_statistics="update" changes '
+                'its BatchNorm statistics: use "auto", or adapter=None'
+            )
+        self._set("rank", self.rank or _RANK)
+
+    @property
+    def backbone_lr(self) -> float:
+        """Learning rate of the backbone's last stage, or of its adapters."""
+        return self.lr * self.backbone_lr_scale * (1.0 if self.adapter is None else _ADAPTER_RATE)
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from medimg.adapt.base import Side
 from medimg.adapt.terms import total_loss
+from medimg.data.augmentation.mixup import MixedBatch, mixup
 from medimg.data.dataloader import (
     Batch,
     EpochSampler,
@@ -31,7 +32,6 @@ from medimg.models.module_mode import module_mode
 from medimg.models.pooling import pool_embeddings
 from medimg.models.probabilities import probabilities
 from medimg.training._state import PhaseProgress
-from medimg.training.augmentation.mixup import MixedBatch, mixup
 from medimg.training.optimization.lr_scheduler import make_schedule
 from medimg.training.optimization.optimizer import make_optimizer
 

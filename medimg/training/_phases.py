@@ -46,7 +46,7 @@ def plan_phases(
     `epochs` by default those of the settings.
     """
     last = config.epochs if epochs is None else epochs
-    lr, backbone_lr = config.lr, config.lr * config.backbone_lr_scale
+    lr, backbone_lr = config.lr, config.backbone_lr
     phases = [Phase("head", config.head_epochs, 0, lr, 0.0)]
     done, left = config.head_epochs, (*ends, last)[0]
     if config.gradual and backbone_lr:
@@ -68,6 +68,7 @@ def check_phases(
     frozen = not any(parameter.requires_grad for parameter in model.backbone.parameters())
     idle = [f"adapt={type(one).__name__}" for one in adaptations if one.moves_backbone]
     idle += ["gradual=True"] if config.gradual else []
+    idle += [] if config.adapter is None else [f"adapter={config.adapter!r}"]
     if idle and (frozen or not any(phase.backbone_lr for phase in phases)):
         raise TrainingError(
             f"{idle[0]} needs a backbone that is trained, and all of it is frozen (epochs={config.epochs}, "

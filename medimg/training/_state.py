@@ -254,22 +254,28 @@ def _check_same_training(
     inputs: FineTuneInputs, own: dict[str, Any], saved: resume.ResumeState, path: Path
 ) -> None:
     """Raise TrainingError if a resume file belongs to another network, settings or data."""
+    differing = inputs.config.differences(saved.settings)
+    if any(one.startswith(("adapter=", "rank=")) for one in differing):
+        raise _describe_differences(path, differing)
     shapes = {name: value.shape for name, value in inputs.model.state_dict().items()}
     if shapes != {name: value.shape for name, value in saved.model.items()}:
         raise TrainingError(
             f"{path} belongs to another network than {inputs.model.backbone_name}: create the same model"
         )
-    differing = inputs.config.differences(saved.settings)
     if saved.adapt != own["adapt"]:
         differing.append("adapt")
     if saved.more is not None:
         differing += _list_differences(own["more"], saved.more)
     differing += _list_differing_data(inputs, own["data"], saved)
     if differing:
-        raise TrainingError(
-            f"{path} belongs to another training, which differs in {'; '.join(differing)}: pass the same "
-            "arguments as then, or resume=None to start a new training"
-        )
+        raise _describe_differences(path, differing)
+
+
+def _describe_differences(path: Path, differing: list[str]) -> TrainingError:
+    return TrainingError(
+        f"{path} belongs to another training, which differs in {'; '.join(differing)}: pass the same "
+        "arguments as then, or resume=None to start a new training"
+    )
 
 
 def _list_differing_data(

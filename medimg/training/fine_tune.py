@@ -12,9 +12,11 @@ from medimg.adapt.base import Adaptation
 from medimg.adapt.terms import AdaptationTerms
 from medimg.core.logger import get_logger
 from medimg.core.progress import check_progress
+from medimg.data.augmentation.random_scan import describe_augmentation, make_augmentation
 from medimg.errors import TrainingError
 from medimg.metrics.validation_scores import validation_scores
 from medimg.models.freezing import find_kept_statistics
+from medimg.models.low_rank import add_adapters, merges_adapters
 from medimg.models.module_mode import with_gradients
 from medimg.models.training_distribution import record_training_distribution
 from medimg.models.training_images import record_training_images
@@ -28,7 +30,6 @@ from medimg.training._trainer import (
     make_loggers,
     prefers_channels_last,
 )
-from medimg.training.augmentation.random_scan import describe_augmentation, make_augmentation
 from medimg.training.checks import check_data, check_forward, check_unit
 from medimg.training.class_weights import list_class_weights, sampling_weights
 from medimg.training.epoch_display import EpochDisplay
@@ -46,10 +47,10 @@ if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
 
     from medimg.core.progress import Progress
+    from medimg.data.augmentation.random_scan import AugmentChoice
     from medimg.data.protocols import LabeledDataset
     from medimg.models.classifier import TransferClassifier
-    from medimg.training._config import BatchStatistics, Monitor, Schedule
-    from medimg.training.augmentation.random_scan import AugmentChoice
+    from medimg.training._config import Adapter, BatchStatistics, Monitor, Schedule
     from medimg.training.class_weights import Balance
     from medimg.training.history import FitResult
     from medimg.training.optimization.custom import (
@@ -87,6 +88,8 @@ class FineTuneArguments(TypedDict, total=False):
     patience: int | None
     grad_slices: int | None
     batch_statistics: BatchStatistics
+    adapter: Adapter | None
+    rank: int | None
     adapt: Adaptation | Sequence[Adaptation] | None
     precision: Any
     devices: int | str | Sequence[int]
@@ -99,6 +102,7 @@ class FineTuneArguments(TypedDict, total=False):
 
 @set_module("medimg")
 @with_gradients
+@merges_adapters
 def fine_tune(
     model: TransferClassifier,
     train: LabeledDataset,
@@ -126,6 +130,8 @@ def fine_tune(
     patience: int | None = None,
     grad_slices: int | None = None,
     batch_statistics: BatchStatistics = "auto",
+    adapter: Adapter | None = None,
+    rank: int | None = None,
     adapt: Adaptation | Sequence[Adaptation] | None = None,
     precision: Any = "auto",
     devices: int | str | Sequence[int] = "auto",
@@ -216,6 +222,13 @@ def fine_tune(
         Whether BatchNorm layers of the backbone normalize by their running statistics, which stay unchanged
         while scale and offset are trained ("keep"), or by those of each batch ("update"). "auto" keeps the
         statistics of layers that have some, and updates new ones (mean 0, variance 1, no batches).
+    adapter : "lora", optional
+        Low-rank adapters (LoRA) of the linear and attention layers of a transformer, which are trained
+        instead of the backbone's own parameters, with ten times their learning rates. They are merged into
+        the weights at the end, and in every checkpoint; all other parameters of the backbone stay bit-for-bit
+        identical. Frozen layers get none.
+    rank : int, optional
+        Rank of the adapters, by default 8.
     adapt : Adaptation or sequence of Adaptation, optional
         Methods of domain adaptation or adversarial training; see :mod:`medimg.adapt`.
     precision : str or int
@@ -305,6 +318,8 @@ def fine_tune(
         patience=patience,
         grad_slices=grad_slices,
         batch_statistics=batch_statistics,
+        adapter=adapter,
+        rank=rank,
         seed=seed,
         own=(*custom.columns, *(() if custom.schedule is None else (OWN,))),
     )
@@ -358,12 +373,16 @@ def fine_tune(
     _check_custom(inputs)
     if trainer.is_main_process:
         get_logger().info("%s", _describe_start(inputs, trainer))
+    adapted = None if config.rank is None else add_adapters(model, config.rank, config.seed)
+    if adapted is not None and trainer.is_main_process:
+        get_logger().info("adapters of %d layers, %d parameters", *adapted)
     kept = find_kept_statistics(model, config.batch_statistics)
     if any(phase.backbone_lr for phase in inputs.phases):
         check_forward(model, train, config, kept)
     summary = {
         **config.to_dict(),
         **custom.names,
+        "adapter_parameters": adapted.parameters if adapted is not None else 0,
         "augment": augment if augment is None or isinstance(augment, str) else "own",
         "adapt": [one.settings() for one in adaptations],
         "train_items": len(train),

@@ -13,12 +13,13 @@ from medimg._plot_style import COLORS, add_legend, make_axes
 from medimg._public import set_module
 from medimg._validation import check_number, check_processes, check_whole_number
 from medimg.core.progress import Progress, progress_bar
+from medimg.data.augmentation.random_scan import make_augmentation
 from medimg.data.dataloader import EpochSampler, epoch_seed, make_training_loader, repeat_epochs
 from medimg.errors import TrainingError
 from medimg.models.freezing import find_kept_statistics, freeze_batchnorm_statistics
+from medimg.models.low_rank import add_adapters, merges_adapters
 from medimg.models.module_mode import module_mode, with_gradients
 from medimg.training._config import FineTuneConfig
-from medimg.training.augmentation.random_scan import make_augmentation
 from medimg.training.checks import check_data, check_forward, check_unit
 from medimg.training.class_weights import sampling_weights
 from medimg.training.losses import make_loss
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from medimg.data.protocols import LabeledDataset
     from medimg.models.classifier import TransferClassifier
-    from medimg.training._config import BatchStatistics
+    from medimg.training._config import Adapter, BatchStatistics
     from medimg.training.class_weights import Balance
 
 __all__ = ["LRFinderResult", "lr_find"]
@@ -89,6 +90,7 @@ class LRFinderResult:
 
 @set_module("medimg")
 @with_gradients
+@merges_adapters
 def lr_find(
     model: TransferClassifier,
     train: LabeledDataset,
@@ -104,6 +106,8 @@ def lr_find(
     augment: Any = None,
     grad_slices: int | None = None,
     batch_statistics: BatchStatistics = "auto",
+    adapter: Adapter | None = None,
+    rank: int | None = None,
     seed: int = 0,
     workers: int | None = None,
     progress: Progress = "auto",
@@ -124,7 +128,9 @@ def lr_find(
         First and last learning rate of the head.
     steps : int
         Number of learning rates, at least 10; the data are repeated as often as necessary.
-    batch_size, backbone_lr_scale, layer_decay, weight_decay, balance, augment, grad_slices, batch_statistics
+    batch_size, backbone_lr_scale, layer_decay, weight_decay, balance, augment, grad_slices
+        As in :func:`medimg.fine_tune`.
+    batch_statistics, adapter, rank
         As in :func:`medimg.fine_tune`.
     seed : int
         Seed for sampling order, augmentation and dropout.
@@ -152,6 +158,8 @@ def lr_find(
         balance=balance,
         grad_slices=grad_slices,
         batch_statistics=batch_statistics,
+        adapter=adapter,
+        rank=rank,
         seed=seed,
     )
     check_number("end", end)
@@ -167,6 +175,8 @@ def lr_find(
         raise TrainingError(
             "nothing is trainable, because all parameters are frozen: call model.unfreeze() first"
         )
+    if config.rank is not None:
+        add_adapters(model, config.rank, config.seed)
     kept = find_kept_statistics(model, config.batch_statistics)
     check_forward(model, train, config, kept)
     before = {name: value.detach().clone() for name, value in model.state_dict().items()}
@@ -210,7 +220,7 @@ def _run_test(
     optimizer = make_optimizer(
         model,
         first,
-        first * config.backbone_lr_scale,
+        config.backbone_lr,
         layer_decay=config.layer_decay,
         weight_decay=config.weight_decay,
     )

@@ -246,7 +246,7 @@ def test_radimagenet_files_are_read_by_position(tmp_path: Path) -> None:
         weights=tmp_path / "ResNet50.pt",
         preprocess=Preprocess(size=64),
     )
-    assert bool((model.backbone.conv1.weight == 7.0).all())  # type: ignore[union-attr,operator]
+    assert bool((model.backbone.conv1.weight == 7.0).all())  # type: ignore[union-attr]
     assert find_backbone("radimagenet:resnet50").default_recipe(None, None).mean == (0.5,) * 3
     with pytest.raises(WeightsUnavailableError, match=r"weights=<path of the file>"):
         TransferClassifier("radimagenet:resnet50", classes=CLASSES)

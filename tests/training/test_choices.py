@@ -13,11 +13,11 @@ import torch
 
 import medimg
 from medimg import FitResult, TransferClassifier, fine_tune, lr_find
+from medimg.data.augmentation.mixup import mixup
 from medimg.errors import TrainingError
 from medimg.models.backbones.stages import split_stages
 from medimg.training._config import FineTuneConfig
 from medimg.training._phases import plan_phases
-from medimg.training.augmentation.mixup import mixup
 from medimg.training.losses import make_loss
 from medimg.training.optimization.lr_scheduler import make_schedule
 from medimg.training.optimization.optimizer import make_optimizer

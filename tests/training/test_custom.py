@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ def adamw_of_all(groups: Any) -> Any:
         ),
         ({"optimizer": lambda groups: None}, "returned a NoneType, expected a torch.optim.Optimizer"),
         ({"optimizer": torch.optim.LBFGS, "epochs": 1}, r"LBFGS fails on \d+ parameter groups: ValueError"),
-        ({"schedule": lambda o: lr_scheduler.StepLR(o, "x").y}, "fails on its optimizer: AttributeError"),
+        ({"schedule": attrgetter("absent")}, "fails on its optimizer: AttributeError"),
         ({"schedule": "linear"}, 'schedule must be "one_cycle"'),
         ({"schedule": "own"}, 'schedule must be "one_cycle"'),
         ({"schedule": 3}, "schedule must be .*found a int"),

@@ -20,10 +20,10 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from medimg import FitResult, ImageDataset, fine_tune
+from medimg.data.augmentation.random_scan import describe_augmentation
 from medimg.data.identifiers import identifier_digest
 from medimg.errors import CheckpointError, MedimgWarning, TrainingError
 from medimg.training import resume
-from medimg.training.augmentation.random_scan import describe_augmentation
 from tests.models.fakes import SMALL, changed, classifier, images, state
 from tests.models.small_network import small_classifier
 

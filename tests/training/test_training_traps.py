@@ -14,10 +14,10 @@ from torchvision import transforms
 
 from medimg import Preprocess, lr_find
 from medimg.adapt import CORAL, PGD
+from medimg.data.augmentation.random_scan import make_augmentation
 from medimg.errors import LeakageError, TrainingError, WeightsUnavailableError
 from medimg.models.backbones.architecture import resolve_weights
 from medimg.models.classifier import TransferClassifier
-from medimg.training.augmentation.random_scan import make_augmentation
 from medimg.training.fine_tune import fine_tune
 from tests.models.fakes import classifier, images
 

@@ -8,6 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 from torchvision.models.swin_transformer import PatchMerging, PatchMergingV2
 
 if TYPE_CHECKING:
@@ -90,10 +91,14 @@ def split_stages(body: nn.Module) -> tuple[Stage, ...]:
 
 def _split_parts(body: nn.Module) -> tuple[list[_Part], list[_Part]]:
     """Return the parts in order, also those without tensors, and the modules that were split."""
-    parts: list[_Part] = list(body.named_children())
+    parts: list[_Part] = _named_children(body)
     opened: list[_Part] = [("", body)]
     while sum(_has_tensors(module) for _, module in parts) < _FEW:
-        inner = [n for n, (_, module) in enumerate(parts) if any(_has_tensors(c) for c in module.children())]
+        inner = [
+            n
+            for n, (_, module) in enumerate(parts)
+            if any(_has_tensors(child) for _, child in _named_children(module))
+        ]
         if not inner:
             break
         _open_part(parts, opened, max(inner, key=lambda n: len(list(parts[n][1].parameters()))))
@@ -115,7 +120,13 @@ def _open_part(parts: list[_Part], opened: list[_Part], number: int) -> None:
     """Replace a part by its children, in place."""
     name, module = parts[number]
     opened.append((name, module))
-    parts[number : number + 1] = [(f"{name}.{child}", m) for child, m in module.named_children()]
+    parts[number : number + 1] = [(f"{name}.{child}", m) for child, m in _named_children(module)]
+
+
+def _named_children(module: nn.Module) -> list[_Part]:
+    """Return the children by name; adapters of a weight are none."""
+    hidden = "parametrizations" if is_parametrized(module) else None
+    return [(name, child) for name, child in module.named_children() if name != hidden]
 
 
 def _has_several_stages(module: nn.Module, half: float) -> bool:

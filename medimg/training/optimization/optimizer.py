@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["make_optimizer"]
 
 #: Parameters with weight decay: not those of normalization layers, biases, position embeddings, layer scales.
-_DECAYING: Final = ("weight", "in_proj_weight")
+_DECAYING: Final = ("weight", "in_proj_weight", "down", "up")
 
 
 def make_optimizer(

@@ -15,19 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medimg.core.content_hash import describe_callable
-from medimg.errors import MedimgError, TrainingError
-from medimg.training.augmentation._library_transforms import (
-    LibraryTransform,
-    check_shape,
-    is_library_transform,
-)
-from medimg.training.augmentation._mr import (
+from medimg.data.augmentation._mr import (
     add_rician_noise,
     bias_fields,
     count_coefficients,
     draw_seeds,
     normal_pairs,
 )
+from medimg.data.augmentation.library_transforms import (
+    LibraryTransform,
+    check_shape,
+    is_library_transform,
+)
+from medimg.errors import MedimgError, TrainingError
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from collections.abc import Callable
 
-    from medimg.training.optimization.custom import LossFunction
+    from torch import Tensor
 
 __all__ = ["MixedBatch", "mixup"]
 
@@ -23,10 +23,9 @@ class MixedBatch:
     share: float
     partners: Tensor
 
-    def losses(self, loss: LossFunction, logits: Tensor, labels: Tensor) -> Tensor:
+    def losses(self, loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Tensor) -> Tensor:
         """Return losses (B,) against both labels of each pair, weighted by their shares."""
-        first: Tensor = loss(logits, labels)
-        second: Tensor = loss(logits, labels[self.partners])
+        first, second = loss(logits, labels), loss(logits, labels[self.partners])
         return self.share * first + (1.0 - self.share) * second
 
 

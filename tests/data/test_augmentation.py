@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from medimg import Preprocess
+from medimg.data.augmentation.random_scan import RandomScanAugmentation, make_augmentation
 from medimg.errors import TrainingError
-from medimg.training.augmentation.random_scan import RandomScanAugmentation, make_augmentation
 
 RECIPE = Preprocess(size=64)
 STILL = {"rotation": 0.0, "shift": 0.0, "scale": 0.0, "brightness": 0.0, "contrast": 0.0}

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from medimg.errors import TrainingError
-from medimg.training.augmentation._mr import (
+from medimg.data.augmentation._mr import (
     add_rician_noise,
     bias_fields,
     count_coefficients,
     draw_seeds,
     normal_pairs,
 )
+from medimg.errors import TrainingError
 
 
 @pytest.fixture(scope="module")

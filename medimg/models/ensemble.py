@@ -1,0 +1,391 @@
+"""Several classifiers that predict as one, and the reading of both."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medimg import __version__
+from medimg._public import set_module
+from medimg._validation import check_fields, check_path, check_text
+from medimg.calibration.mahalanobis import MahalanobisDetector
+from medimg.calibration.result import Calibration
+from medimg.errors import CheckpointError, TrainingError, also
+from medimg.models import checkpoint, safetensors_file
+from medimg.models.backbones.heads import feature_count, head_logits
+from medimg.models.classifier import TransferClassifier
+from medimg.models.digest import model_digest
+from medimg.models.pooling import GatedAttention
+from medimg.models.probabilities import model_probabilities
+from medimg.models.training_distribution import TrainingDistribution
+from medimg.models.training_images import JointTrainingImages, TrainingImages
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+__all__ = ["Ensemble", "load"]
+
+_SCHEMA: Final = 1
+_WHAT: Final = "an ensemble written by medimg.Ensemble.save; medimg.load also reads single models"
+_FIELDS: Final = ("members", "calibration", "images_seen", "model_sha256")
+_OUTLIERS, _IMAGES_SEEN = "outliers.", "images_seen."
+_LEAST: Final = float(np.finfo(np.float64).tiny)
+_MOST: Final = 1.0 - float(np.finfo(np.float64).epsneg)
+
+
+@set_module("medimg")
+class Ensemble(TransferClassifier):
+    """
+    Several trained classifiers that predict, are calibrated and explained, and saved as one.
+
+    Its probabilities are the mean of those of its members, each with its own calibration; its logits are
+    their logarithms (for "multilabel", their log odds), its embeddings those of all members, one after the
+    other. :func:`medimg.evaluate`, :func:`medimg.compare_models`, :func:`medimg.calibrate`,
+    :func:`medimg.explain`, :func:`medimg.embed` and :func:`medimg.domain_shift` take it like a single model;
+    it can't be trained. It holds the members themselves, not copies.
+
+    Parameters
+    ----------
+    members : sequence of TransferClassifier
+        Two models or more with the same classes in the same order, task, pooling and preprocessing, on one
+        device; backbones and weights may differ. :meth:`medimg.CrossValidation.ensemble` makes one of the
+        models of all folds.
+
+    Attributes
+    ----------
+    members : tuple of TransferClassifier
+        As given.
+    classes, task, pool, preprocess
+        Those of the members.
+    calibration : Calibration or None
+        Calibration of the mean probabilities; set by :func:`medimg.calibrate`.
+    training_ranges : TrainingDistribution or None
+        What any of the members was trained on.
+    images_seen : TrainingImages
+        Salted hashes of the images that any of the members was trained on.
+
+    Raises
+    ------
+    TrainingError
+        If the members differ, or there are fewer than two.
+
+    Examples
+    --------
+    >>> names = ["normal", "pneumonia"]
+    >>> members = [TransferClassifier("squeezenet1_1", classes=names, weights=None) for _ in range(3)]
+    >>> model = Ensemble(members)
+    >>> model
+    Ensemble(3 squeezenet1_1, classes=('normal', 'pneumonia'), task=multiclass, pool=none)
+    >>> tuple(model.eval()(torch.zeros(4, 3, 224, 224)).shape)
+    (4, 2)
+    """
+
+    members: tuple[TransferClassifier, ...]
+
+    def __init__(self, members: Sequence[TransferClassifier]) -> None:
+        nn.Module.__init__(self)
+        self.members = _check_members(members)
+        first = self.members[0]
+        self.classes, self.task, self.pool = first.classes, first.task, first.pool
+        self.preprocess = first.preprocess
+        self.backbone = _Backbones(self.members)
+        # the annotation is that of a single model
+        self.head = cast("nn.Linear", _Head(self.members))
+        self.attention = None if first.attention is None else _Attention(self.members)
+        names = [one.weights_name for one in self.members]
+        self.weights_name = (
+            _join_names([PurePath(name or "none").name for name in names]) if any(names) else None
+        )
+        self.weights_sha256 = None
+        self.weights_chain, self.weights_report, self.backbone_library = (), None, None
+        self.training_summary = _summarize(self.members)
+        ranges = [one.training_ranges for one in self.members]
+        known = [one for one in ranges if one is not None]
+        self.training_ranges = TrainingDistribution.union(known) if len(known) == len(ranges) else None
+        self.images_seen = JointTrainingImages.of([one.images_seen for one in self.members])
+        self.calibration: Calibration | None = None
+        self.train(first.training)
+
+    @property
+    def backbone_name(self) -> str:
+        """Names of the backbones, with their numbers, such as "3 resnet18, 2 vit_b_16"."""
+        return _join_names([one.backbone_name for one in self.members])
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """
+        Write all members and the calibration of their mean to one safetensors file.
+
+        Parameters
+        ----------
+        path : path-like
+            File to write, usually ``.safetensors``; it is replaced atomically.
+
+        Returns
+        -------
+        pathlib.Path
+            The file.
+        """
+        file = check_path("path", path, error=CheckpointError)
+        headers: list[dict[str, Any]] = []
+        tensors: dict[str, Tensor] = {}
+        for number, member in enumerate(self.members):
+            header, own = member.to_checkpoint().parts()
+            headers.append(header)
+            tensors |= {f"{number}.{name}": value for name, value in own.items()}
+        calibration, seen = self.calibration, self.images_seen or TrainingImages()
+        if calibration is not None and calibration.outliers is not None:
+            tensors |= {f"{_OUTLIERS}{name}": value for name, value in calibration.outliers.tensors().items()}
+        tensors |= {f"{_IMAGES_SEEN}{role}": value for role, value in seen.tensors().items()}
+        header = {
+            "schema": _SCHEMA,
+            "medimg": __version__,
+            "members": headers,
+            "calibration": None if calibration is None else calibration.to_dict(),
+            "images_seen": seen.to_dict(),
+            "model_sha256": model_digest(self),
+        }
+        safetensors_file.write(file, checkpoint.ENSEMBLE_KEY, header, tensors)
+        return file
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, backbone: nn.Module | None = None) -> Ensemble:
+        """
+        Read an ensemble written by :meth:`save`; :func:`medimg.load` reads single models, too.
+
+        Models that were built from networks themselves can't be read in an ensemble, so `backbone` must be
+        None.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is damaged, was changed, is newer than this version, or is not an ensemble.
+        """
+        file = check_path("path", path, error=CheckpointError)
+        if backbone is not None:
+            raise CheckpointError(f"{file} is an ensemble, which has several networks; leave out backbone=")
+        header = safetensors_file.read_header(
+            file, checkpoint.ENSEMBLE_KEY, _WHAT, check=lambda found: _check_schema(found, file)
+        )
+        tensors = safetensors_file.read_tensors(file, header)
+        with checkpoint.refuse_unsound(file):
+            check_fields("the header", header, _FIELDS, others=True, error=CheckpointError)
+            headers = header["members"]
+            if not isinstance(headers, list):
+                raise CheckpointError(f"members must be a list; found a {type(headers).__name__}")
+            members = []
+            for number, one in enumerate(headers):
+                checkpoint.check_schema(one, file)
+                own = checkpoint.take(tensors, f"{number}.")
+                members.append(TransferClassifier.from_checkpoint(checkpoint.parse(one, own), file))
+            model = cls(members)
+            model._restore(header, tensors)
+        if header["model_sha256"] != model_digest(model):
+            raise CheckpointError(
+                f"the ensemble in {file} is not the one that was saved (its SHA-256 differs): the file was "
+                "changed, or this version of medimg would predict differently"
+            )
+        return model.eval()
+
+    def _restore(self, header: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Set what is the ensemble's own."""
+        check_text("model_sha256", header["model_sha256"], error=CheckpointError)
+        outliers = checkpoint.take(tensors, _OUTLIERS)
+        own = TrainingImages.from_parts(header["images_seen"], checkpoint.take(tensors, _IMAGES_SEEN))
+        self.images_seen = replace(self.images_seen or own, salt=own.salt, series=own.series)
+        detector = MahalanobisDetector.from_tensors(outliers, feature_count(self)) if outliers else None
+        if header["calibration"] is not None:
+            self.calibration = Calibration.from_dict(header["calibration"], detector, self.classes, self.task)
+
+    def __repr__(self) -> str:
+        names = self.classes if len(self.classes) <= 8 else f"{len(self.classes)} classes"
+        return f"Ensemble({self.backbone_name}, classes={names}, task={self.task}, pool={self.pool})"
+
+
+@set_module("medimg")
+def load(path: str | os.PathLike[str], *, backbone: nn.Module | None = None) -> TransferClassifier:
+    """
+    Read a model written by :meth:`medimg.TransferClassifier.save` or :meth:`medimg.Ensemble.save`.
+
+    Parameters
+    ----------
+    path : path-like
+        File to read.
+    backbone : nn.Module, optional
+        Network of a single model that was built from a network itself, of which a file has no code; its
+        weights are replaced.
+
+    Returns
+    -------
+    TransferClassifier
+        On the CPU, in evaluation mode, with nothing frozen; its outputs are bit-for-bit those of the saved
+        model. An :class:`medimg.Ensemble` if the file holds one.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged, was changed, is newer than this version, or is not a medimg checkpoint; or if
+        its network can't be built by what is installed.
+    MissingDependencyError
+        If the library of its network is not installed.
+    """
+    if checkpoint.is_ensemble(check_path("path", path, error=CheckpointError)):
+        return Ensemble.load(path)
+    return TransferClassifier.load(path, backbone=backbone)
+
+
+class _Backbones(nn.ModuleList):
+    """Backbones whose embeddings (B, F) are concatenated."""
+
+    def __init__(self, members: Sequence[TransferClassifier]) -> None:
+        super().__init__(one.backbone for one in members)
+        self._heads = tuple(one.head for one in members)  # for their precision
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the embeddings (B, F_1 + F_2 + ...) of images (B, 3, H, W)."""
+        parts = [body(images.to(head.weight.dtype)) for body, head in zip(self, self._heads, strict=True)]
+        return torch.cat([part.to(parts[0].dtype) for part in parts], dim=1)
+
+
+class _Head(nn.ModuleList):
+    """Heads whose probabilities are averaged; their logarithms are the logits of the ensemble."""
+
+    def __init__(self, members: Sequence[TransferClassifier]) -> None:
+        super().__init__(one.head for one in members)
+        self._members = tuple(members)
+        self._sizes = [feature_count(one) for one in members]
+        self.in_features = sum(self._sizes)
+
+    @property
+    def weight(self) -> Tensor:
+        """Weight of the first head, for its device and type."""
+        return self._members[0].head.weight
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Return logits (B, K) float64 of embeddings (B, F_1 + F_2 + ...)."""
+        parts = torch.split(embeddings, self._sizes, dim=1)
+        proba = np.mean(
+            [
+                model_probabilities(one, head_logits(one.head, part.to(one.head.weight.dtype)))
+                for one, part in zip(self._members, parts, strict=True)
+            ],
+            axis=0,
+        )
+        # mps has no float64
+        dtype = torch.float32 if embeddings.device.type == "mps" else torch.float64
+        return torch.from_numpy(_to_logits(proba, self._members[0].task)).to(embeddings.device, dtype)
+
+
+class _Attention(GatedAttention):
+    """Attention of each member on its own embeddings."""
+
+    def __init__(self, members: Sequence[TransferClassifier]) -> None:
+        nn.Module.__init__(self)
+        self.each = nn.ModuleList(one.attention for one in members if one.attention is not None)
+        self._sizes = [feature_count(one) for one in members]
+
+    def weights(self, embeddings: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the mean of the members' weights (B, N)."""
+        parts = torch.split(embeddings, self._sizes, dim=-1)
+        each = [layer.weights(part, mask) for layer, part in zip(self.each, parts, strict=True)]  # type: ignore[operator]  # of attention
+        return torch.stack(each).mean(dim=0)
+
+    def forward(self, embeddings: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Pool (B, N, F) to (B, F), the part of each member by its own weights."""
+        parts = torch.split(embeddings, self._sizes, dim=-1)
+        return torch.cat([layer(part, mask) for layer, part in zip(self.each, parts, strict=True)], dim=-1)
+
+
+def _to_logits(proba: NDArray[np.float64], task: str) -> NDArray[np.float64]:
+    """Return what gives probabilities (n, K) again by a softmax, or a sigmoid of each."""
+    if task == "multiclass":
+        return np.asarray(np.log(np.maximum(proba, _LEAST)))
+    clipped = proba.clip(_LEAST, _MOST)
+    return np.asarray(np.log(clipped) - np.log1p(-clipped))
+
+
+def _check_members(members: object) -> tuple[TransferClassifier, ...]:
+    """Return the members; TrainingError if they can't predict as one."""
+    if not isinstance(members, list | tuple):
+        raise also(TrainingError, TypeError)(
+            f"expected a list of TransferClassifiers; found a {type(members).__name__}"
+        )
+    for one in members:
+        if not isinstance(one, TransferClassifier) or isinstance(one, Ensemble):
+            hint = "pass its members" if isinstance(one, Ensemble) else "read files with medimg.load(path)"
+            raise also(TrainingError, TypeError)(
+                f"expected TransferClassifiers; found {_article(type(one).__name__)} among them: {hint}"
+            )
+    if len({id(one) for one in members}) < max(2, len(members)):
+        raise TrainingError(
+            f"expected at least two different models; found {len({id(one) for one in members})} of "
+            f"{len(members)} given"
+        )
+    _check_same(members)
+    return tuple(members)
+
+
+def _check_same(members: Sequence[TransferClassifier]) -> None:
+    facts = [
+        {
+            "classes": list(one.classes),
+            "task": one.task,
+            "pool": one.pool,
+            "device": str(one.head.weight.device),
+        }
+        for one in members
+    ]
+    for number, (one, own) in enumerate(zip(members, facts, strict=True)):
+        for name, value in own.items():
+            if value != facts[0][name]:
+                raise TrainingError(
+                    f"model {number}, counted from 0, has {name}={value!r}, model 0 {facts[0][name]!r}; "
+                    "expected the same" + (": move them with model.to(device)" if name == "device" else "")
+                )
+        if one.preprocess.fingerprint != members[0].preprocess.fingerprint:
+            recipe, first = one.preprocess.to_dict(), members[0].preprocess.to_dict()
+            names = [name for name in recipe if recipe[name] != first.get(name)]
+            raise TrainingError(
+                f"the preprocessing of model {number}, counted from 0, differs from that of model 0 in "
+                f"{', '.join(names)}; expected the same: train all with one preprocess="
+            )
+
+
+def _check_schema(header: Any, file: Path) -> None:
+    schema = header.get("schema") if isinstance(header, dict) else None
+    if type(schema) is not int or schema < 1:
+        raise CheckpointError(f"the header of {file} has no schema: the file was damaged or changed")
+    if schema > _SCHEMA:
+        raise CheckpointError(
+            f"{file} was written by a newer medimg: the schema of its ensemble is {schema}, this version "
+            f"reads up to {_SCHEMA}; update medimg"
+        )
+
+
+def _summarize(members: Sequence[TransferClassifier]) -> dict[str, Any]:
+    """Return what is known of the training of all; class weights that no calibration has undone."""
+    summary: dict[str, Any] = {"members": len(members)}
+    several = [(one.training_summary or {}).get("class_weights") for one in members]
+    if any(one.calibration is not None for one in members) or not all(
+        isinstance(one, list | tuple) and len(one) == len(members[0].classes) for one in several
+    ):
+        return summary
+    logs = np.log(np.array(several, np.float64))
+    return {**summary, "balance": "loss", "class_weights": np.exp(logs.mean(axis=0)).tolist()}
+
+
+def _join_names(names: Sequence[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in Counter(names).items())
+
+
+def _article(name: str) -> str:
+    return f"{'an' if name[:1] in 'AEIOUaeiou' else 'a'} {name}"

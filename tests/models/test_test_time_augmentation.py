@@ -1,0 +1,118 @@
+"""Views of images whose probabilities are averaged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+import medimg
+from medimg import Preprocess, TransferClassifier
+from medimg.core import geometry
+from medimg.data.augmentation.random_scan import RandomScanAugmentation
+from medimg.errors import TrainingError
+from medimg.models.training_distribution import TrainingDistribution
+from tests.models.fakes import images
+from tests.models.small_network import small_classifier, small_network
+
+__all__ = ["small_network"]
+
+SMALL = Preprocess(size=32)
+
+
+def model_of(augment: Any = "auto", **fields: Any) -> TransferClassifier:
+    model = small_classifier(preprocess=SMALL, **fields).eval()
+    torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(0))
+    model.training_summary = {"augment": augment}
+    return model
+
+
+def volume(slices: int = 5, seed: int = 0) -> medimg.Volume:
+    values = np.random.default_rng(seed).normal(size=(1, slices, 48, 40)).astype(np.float32)
+    return medimg.Volume(values, geometry.image_affine((2.0, 0.5, 0.5)))
+
+
+def predicted(model: TransferClassifier, x: Tensor) -> Any:
+    with torch.no_grad():
+        return model(x).double().softmax(dim=1).numpy()
+
+
+def test_flips_are_averaged_with_the_image() -> None:
+    model, data = model_of(), images(5, preprocess=SMALL)
+    x = torch.stack([data[n][0] for n in range(5)])
+    views = [x, x.flip(-1), x.flip(-2), x.flip(-1, -2), x * 0.5]
+    expected = np.mean([predicted(model, view) for view in views], axis=0)
+    tta: Any = ["hflip", "vflip", "rotate180", lambda batch: batch * 0.5]
+    found = model.predict_proba(data, tta=tta)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    plain = model.predict_proba(data)
+    assert np.abs(found - plain).max() > 1e-4
+
+
+@pytest.mark.parametrize("pool", ["none", "mean", "attention"])
+@pytest.mark.parametrize("unit", ["series", "image"])
+def test_tables_of_views_do_not_depend_on_batches(pool: Any, unit: Any) -> None:
+    model = model_of(pool=pool)
+    model.training_ranges = TrainingDistribution(1, modalities=("CT",))
+    plain = model.predict([volume(), volume(2, seed=1)], unit=unit)
+    tables = [
+        model.predict([volume(), volume(2, seed=1)], unit=unit, batch_size=size, tta=3) for size in (2, 32)
+    ]
+    names = ["p_a", "p_b"]
+    first, second = (table[names].to_numpy() for table in tables)
+    np.testing.assert_allclose(first, second, atol=1e-6)
+    assert np.abs(tables[0][names].to_numpy() - plain[names].to_numpy()).max() > 1e-5
+    if unit == "image":
+        np.testing.assert_allclose(tables[0]["weight"], plain["weight"], atol=1e-6)
+
+
+def test_drawn_views_are_those_of_the_training() -> None:
+    model, x = model_of("geometric"), torch.randn(4, 3, 32, 32)
+    augment = RandomScanAugmentation(SMALL, brightness=0.0, contrast=0.0)
+    views = [x, *(augment(x[None], torch.Generator().manual_seed(n))[0] for n in range(2))]
+    expected = np.mean([predicted(model, view) for view in views], axis=0)
+    data = images(4, preprocess=SMALL)
+    data.images = [one[None] for one in x]
+    found = model.predict_proba(data, tta=2)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_bags_and_transforms_of_libraries() -> None:
+    model = model_of(pool="mean")
+    data = images(3, preprocess=SMALL, unit="series", lengths=(2, 4, 3))
+    transform = v2.RandomHorizontalFlip(p=1.0)
+    found, flipped = (model.predict_proba(data, tta=[one]) for one in (transform, "hflip"))
+    np.testing.assert_allclose(found, flipped, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("augment", "tta", "message"),
+    [
+        ("auto", 0, "tta must be"),
+        ("auto", True, "tta must be a number of views, a list of views"),
+        ("auto", "hflip", r"tta must be a number of views, a list of views such as \['hflip'\].*'hflip'"),
+        ("auto", [], "tta is empty"),
+        ("auto", ["hflp"], "did you mean 'hflip'"),
+        ("auto", [3], "tta has 3"),
+        ("auto", [lambda batch: batch[:1]], "expected a tensor of the same shape"),
+        (None, 4, "was trained without augmentation"),
+        ("own", 4, "trained with a function of your own"),
+    ],
+)
+def test_views_that_are_invalid_or_were_not_trained(augment: Any, tta: Any, message: str) -> None:
+    model, data = model_of(augment), images(3, preprocess=SMALL)
+    with pytest.raises(TrainingError, match=message):
+        model.predict_proba(data, tta=tta)
+    with pytest.raises(TrainingError, match=message):
+        model.predict(volume(), tta=tta)
+
+
+def test_a_model_that_was_not_fine_tuned_has_no_views_of_its_own() -> None:
+    model = model_of()
+    model.training_summary = None
+    with pytest.raises(TrainingError, match="without augmentation"):
+        model.predict(volume(), tta=2)
