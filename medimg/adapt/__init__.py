@@ -22,6 +22,7 @@ from medimg.adapt.distances import coral_loss, mmd_loss, moment_distance, proxy_
 from medimg.adapt.domain_labels import domains_of
 from medimg.adapt.multi_source import MultiSource
 from medimg.adapt.pgd import PGD
+from medimg.adapt.validation import deep_embedded_risk, mutual_information
 
 __all__ = [
     "CDAN",
@@ -36,6 +37,7 @@ __all__ = [
     "Side",
     "adversarial_loss",
     "coral_loss",
+    "deep_embedded_risk",
     "domains_of",
     "entropy_weights",
     "gradient_reversal",
@@ -43,6 +45,7 @@ __all__ = [
     "mmd_loss",
     "moment_distance",
     "multilinear_map",
+    "mutual_information",
     "proxy_a_distance",
     "ramp",
 ]
