@@ -46,9 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
         )
     torch.set_num_threads(1)  # the same sums on any machine
     _train(options)
-    runs = [run for run in load_runs(options.store) if run.key.tuning == options.tuning]
     for shift in options.shift:
-        print(f"\n{shift}\n{summarize(runs, shift, options.method)}")
+        print(f"\n{shift}\n{summarize(load_runs(options.store), shift, tuning=options.tuning)}")
 
 
 def _train(options: argparse.Namespace) -> None:

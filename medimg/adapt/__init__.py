@@ -3,7 +3,8 @@ Domain adaptation for scanners and sites without labels, and adversarial trainin
 
 The methods are passed to ``medimg.fine_tune(adapt=...)``. :class:`CORAL`, :class:`MMD`, :class:`DANN`,
 :class:`CDAN`, :class:`MultiSource` and :class:`AdaBN` use unlabeled images of the target domain; :class:`PGD`
-makes a model robust against small perturbations of any image. The loss functions can also be used alone.
+makes a model robust against small perturbations of any image; :class:`Auto` chooses between several methods.
+The loss functions can also be used alone.
 """
 
 from medimg.adapt.adabn import AdaBN
@@ -15,6 +16,7 @@ from medimg.adapt.adversarial_losses import (
     multilinear_map,
     ramp,
 )
+from medimg.adapt.auto import Auto
 from medimg.adapt.base import Adaptation, AdaptationTerm, Side
 from medimg.adapt.dann import CDAN, DANN
 from medimg.adapt.discrepancy import CORAL, MMD
@@ -33,6 +35,7 @@ __all__ = [
     "AdaBN",
     "Adaptation",
     "AdaptationTerm",
+    "Auto",
     "MultiSource",
     "Side",
     "adversarial_loss",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from medimg.training._trainer import (
 )
 from medimg.training.augmentation.random_scan import describe_augmentation, make_augmentation
 from medimg.training.checks import check_data, check_forward, check_unit
+from medimg.training.choose_adaptation import resolve_auto, train_candidates
 from medimg.training.class_weights import list_class_weights, sampling_weights
 from medimg.training.epoch_display import EpochDisplay
 from medimg.training.history import HistoryRecorder
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from pytorch_lightning import Callback
     from pytorch_lightning.loggers import Logger
 
+    from medimg.adapt.auto import Auto
+    from medimg.adapt.base import Images
     from medimg.core.progress import Progress
     from medimg.data.protocols import LabeledDataset
     from medimg.models.classifier import TransferClassifier
@@ -76,7 +79,8 @@ class FineTuneArguments(TypedDict, total=False):
     patience: int | None
     grad_slices: int | None
     batch_statistics: BatchStatistics
-    adapt: Adaptation | Sequence[Adaptation] | None
+    adapt: Adaptation | Sequence[Adaptation] | Auto | Literal["auto"] | None
+    target: Images | None
     precision: Any
     devices: int | str | Sequence[int]
     channels_last: bool | str
@@ -112,7 +116,8 @@ def fine_tune(
     patience: int | None = None,
     grad_slices: int | None = None,
     batch_statistics: BatchStatistics = "auto",
-    adapt: Adaptation | Sequence[Adaptation] | None = None,
+    adapt: Adaptation | Sequence[Adaptation] | Auto | Literal["auto"] | None = None,
+    target: Images | None = None,
     precision: Any = "auto",
     devices: int | str | Sequence[int] = "auto",
     channels_last: bool | str = "auto",
@@ -190,8 +195,12 @@ def fine_tune(
         Whether BatchNorm layers of the backbone normalize by their running statistics, which stay unchanged
         while scale and offset are trained ("keep"), or by those of each batch ("update"). "auto" keeps the
         statistics of layers that have some, and updates new ones (mean 0, variance 1, no batches).
-    adapt : Adaptation or sequence of Adaptation, optional
-        Methods of domain adaptation or adversarial training; see :mod:`medimg.adapt`.
+    adapt : Adaptation, sequence of Adaptation, Auto or "auto", optional
+        Methods of domain adaptation or adversarial training; see :mod:`medimg.adapt`. "auto" trains with
+        several methods and without adaptation, each for all epochs, and keeps one model:
+        ``adapt.Auto(target)``; it needs `val` and, as "auto", `target`.
+    target : ImageDataset, optional
+        Unlabeled images of the target domain for ``adapt="auto"``.
     precision : str or int
         Lightning's precision; "auto" is bf16-mixed on GPUs that support it, 16-mixed on others, 32 bits on
         the CPU.
@@ -252,6 +261,11 @@ def fine_tune(
     The random numbers of an epoch depend only on the seed and the epoch's number, so that a resumed training
     sees the same batches.
     """
+    given: dict[str, Any] = {**locals()}
+    auto = resolve_auto(given.pop("adapt"), given.pop("target"))
+    if auto is not None:
+        given = {name: value for name, value in given.items() if name not in ("model", "train", "val")}
+        return train_candidates(fine_tune, auto, model, train, val, given)
     config = FineTuneConfig(
         head_epochs=head_epochs,
         epochs=epochs,
@@ -387,14 +401,14 @@ def _list_scores(val: LabeledDataset | None) -> set[str]:
 
 
 def _check_adaptations(
-    adapt: Adaptation | Sequence[Adaptation] | None, model: TransferClassifier, train: LabeledDataset
+    adapt: object, model: TransferClassifier, train: LabeledDataset
 ) -> tuple[Adaptation, ...]:
     if adapt is None:
         return ()
     several: Any = (adapt,) if isinstance(adapt, Adaptation) else adapt
     if not isinstance(several, list | tuple) or not all(isinstance(one, Adaptation) for one in several):
         raise TrainingError(
-            "adapt must be a method of medimg.adapt, such as medimg.adapt.DANN(target), or several; found "
+            "adapt must be a method of medimg.adapt, such as medimg.adapt.DANN(target), several, or \"auto\"; found "
             f"{adapt!r}"
         )
     for one in several:
