@@ -1,4 +1,4 @@
-"""Gains over training without adaptation, paired by seed, with confidence intervals; and choices between methods."""
+"""Gains over training without adaptation, paired by seed, with intervals; choices between methods."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ from benchmarks.adaptation.methods import BASELINES, METHODS, VARIANTS
 from benchmarks.adaptation.runs import Key, Run
 from medimg.training.choose_adaptation import choose
 
-__all__ = ["CRITERIA", "Choice", "Gain", "compute_choices", "compute_gains", "current_runs", "paired_interval"]
+__all__ = [
+    "CRITERIA",
+    "Choice",
+    "Gain",
+    "compute_choices",
+    "compute_gains",
+    "current_runs",
+    "paired_interval",
+]
 
 #: Methods between which ``adapt="auto"`` chooses by default, of a network without batch normalization.
 CANDIDATES: Final = ("source only", "CORAL", "MMD", "DANN", 'MultiSource, "m3sda"')
@@ -46,7 +54,7 @@ class Gain:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """How well a rule chooses: mean gain, and how often the choice is better, or worse, than no adaptation."""
+    """How well a rule chooses: mean gain, and how often it is better, or worse, than no adaptation."""
 
     criterion: str
     trials: int
@@ -95,7 +103,9 @@ def compute_gains(found: dict[tuple[str, int], Run]) -> list[Gain]:
             continue
         own = [found[name, seed] for seed in seeds]
         differences = [run.target - found[base, seed].target for run, seed in zip(own, seeds, strict=True)]
-        target, source = (float(np.mean([getattr(run, part) for run in own])) for part in ("target", "source"))
+        target, source = (
+            float(np.mean([getattr(run, part) for run in own])) for part in ("target", "source")
+        )
         low, high = paired_interval(differences)
         rows.append(Gain(name, len(seeds), target, source, float(np.mean(differences)), low, high))
     return rows

@@ -22,7 +22,9 @@ _HEAD: Final = ["Method", "Seeds", "AUROC, target", "Gain (95 % interval)", "AUR
 def summarize(runs: Sequence[Run], shift: str, *, tuning: bool = False) -> str:
     """Return the gains on one shift as lines of text."""
     rows = [_format_gain(gain) for gain in compute_gains(current_runs(runs, shift, tuning=tuning))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, _WIDTHS)) for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, _WIDTHS, strict=True)) for row in rows
+    )
 
 
 _WIDTHS: Final = (26, 3, 6, 26, 6, 14)

@@ -150,8 +150,12 @@ def score(model: medimg.TransferClassifier, shift: Shift, key: Key, started: flo
         source=val if home is None else float(roc_auc_score(home.labels, _predict(model, home)[:, 1])),
         val=val,
         information=mutual_information(probabilities["target"]),
-        # of CT there are few patients: each image counts as one
-        distance=proxy_a_distance(features["val"], features["target"]),
+        distance=proxy_a_distance(
+            features["val"],
+            features["target"],
+            source_patients=shift.val.patients,
+            target_patients=shift.target.patients,
+        ),
         risk=deep_embedded_risk(
             -np.log(chosen.clip(1e-6)), features["val"], features["train"], features["target"]
         ),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ __all__ = ["SHIFTS", "Scanned", "Shift"]
 
 SIZE: Final = 64
 #: Images of each subset: training, validation, target, scored.
-COUNTS: Final = (240, 120, 240, 480)
+COUNTS: Final = (160, 100, 160, 300)
 _SOURCES: Final = ("plain", "soft", "hard")
 
 
@@ -107,7 +107,9 @@ def _split_patients(table: pd.DataFrame, tuning: bool) -> list[NDArray[np.int64]
     """
     patients = np.sort(table["patient_id"].unique())
     order = np.random.default_rng(0).permutation(len(patients))
-    group = dict(zip(patients[order], np.linspace(0, 10, len(patients), endpoint=False).astype(int)))
+    group = dict(
+        zip(patients[order], np.linspace(0, 10, len(patients), endpoint=False).astype(int), strict=True)
+    )
     part = table["patient_id"].map(group).to_numpy()
     # tenths of the patients: training, validation, target, scores for tuning, scores
     wanted = ((0, 2), (2, 3), (3, 5), (5, 7) if tuning else (7, 10))
@@ -149,39 +151,9 @@ def _cause(root: Path, tuning: bool) -> Shift:
     return Shift(*(data.take(rows, ("plain",), 0) for rows in (train, val, target, scored, home)))
 
 
-def _ct(root: Path, tuning: bool) -> Shift:
-    """
-    Return the shift between CT studies: is a slice in the upper or the lower half of the chest?
-
-    Two patients are the source, their odd slices for training and their even ones for validation; the third
-    one is the target.
-    """
-    folder = root / "cls" / "covid_ct_md_dev"
-    table = pd.read_csv(folder / "labels.csv")
-    recipe = medimg.Preprocess(size=SIZE, window="lung")
-    labels = (table["rank_from_top_in_full_series"] >= table["full_series_slices"] / 2).to_numpy(np.int64)
-    planes = _read_slices(folder, table["file"], recipe)
-    held = "P002" if tuning else "normal001"
-    names = table["patient_id"].to_numpy()
-    away = np.flatnonzero(names == held)
-    first, second = (np.flatnonzero(names != held)[n::2] for n in (0, 1))
-    return Shift(*(
-        Scanned(planes[rows], labels[rows], names[rows], names[rows], ("upper", "lower"))
-        for rows in (first, second, away, away)
-    ))
-
-
-def _read_slices(folder: Path, files: Sequence[str], recipe: medimg.Preprocess) -> Tensor:
-    """Return images (n, H, W), 0 to 1, of files with one slice each."""
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in recipe.normalization)
-    tensors = (recipe(folder / file)[0] for file in files)
-    return torch.stack([(tensor * std + mean)[0] for tensor in tensors])
-
-
 #: Functions of the data folder, and whether settings are being chosen.
 SHIFTS: Final[dict[str, Callable[[Path, bool], Shift]]] = {
     "inverted": _simulated("inverted"),
     "processed": _simulated("processed"),
     "cause": _cause,
-    "ct": _ct,
 }

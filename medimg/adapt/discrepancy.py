@@ -22,9 +22,7 @@ __all__ = ["CORAL", "MMD"]
 class _DistanceTerm(AdaptationTerm):
     """Weighted distance of the embeddings."""
 
-    def __init__(
-        self, name: str, weight: TermWeight, distance: Callable[[Tensor, Tensor], Tensor]
-    ) -> None:
+    def __init__(self, name: str, weight: TermWeight, distance: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
         self._name, self._weight, self._distance = name, weight, distance
 
@@ -56,8 +54,8 @@ class CORAL(Adaptation):
     ramped : bool
         Whether the weight is ramped up from 0 (:func:`medimg.adapt.ramp`).
     cap : float, optional
-        Largest norm of the gradient of the weighted distance relative to that of the classification loss, both
-        with respect to the embeddings of the source; by default unlimited.
+        Largest norm of the gradient of the weighted distance relative to that of the classification loss,
+        both with respect to the embeddings of the source; by default unlimited.
 
     Raises
     ------
@@ -107,8 +105,8 @@ class MMD(Adaptation):
     ramped : bool
         Whether the weight is ramped up from 0 (:func:`medimg.adapt.ramp`).
     cap : float, optional
-        Largest norm of the gradient of the weighted distance relative to that of the classification loss, both
-        with respect to the embeddings of the source; by default unlimited.
+        Largest norm of the gradient of the weighted distance relative to that of the classification loss,
+        both with respect to the embeddings of the source; by default unlimited.
 
     Raises
     ------

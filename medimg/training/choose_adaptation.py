@@ -32,6 +32,15 @@ __all__ = ["choose", "resolve_auto", "train_candidates"]
 
 #: Files of a candidate that are also those of the choice.
 _FILES: Final = ("last.safetensors", "history.csv")
+#: Attributes of a model that training changes.
+_ATTRIBUTES: Final = (
+    "training_summary",
+    "training_ranges",
+    "images_seen",
+    "calibration",
+    "weights_name",
+    "weights_sha256",
+)
 
 
 def resolve_auto(adapt: object, target: Any) -> Auto | None:
@@ -86,11 +95,11 @@ def train_candidates(
     fine_tune: Callable[..., FitResult],
     auto: Auto,
     model: TransferClassifier,
-    train: LabeledDataset,
-    val: LabeledDataset | None,
+    data: tuple[LabeledDataset, LabeledDataset | None],
     arguments: Mapping[str, Any],
 ) -> FitResult:
     """Train with each candidate, and give the model the weights of the choice."""
+    train, val = data
     if val is None:
         raise TrainingError(
             'adapt="auto" needs validation data of the source: pass val=, or choose a method of medimg.adapt'
@@ -114,7 +123,7 @@ def train_candidates(
                 train,
                 **{**arguments, "adapt": method, "output": None if output is None else output / name},
             )
-            trained.append(_score(model, name, result, auto, val, arguments))
+            trained.append(_score(model, (name, result), auto.target, val, arguments))
     except BaseException:
         start.restore(model)
         raise
@@ -166,10 +175,9 @@ class _Start:
     @classmethod
     def capture(cls, model: TransferClassifier, callbacks: Sequence[Any]) -> _Start:
         """Copy weights, records of earlier trainings and the state of callbacks."""
-        names = ("training_summary", "training_distribution", "images_seen", "weights_name")
         return cls(
             copy.deepcopy(model.state_dict()),
-            {name: getattr(model, name) for name in names},
+            {name: getattr(model, name) for name in _ATTRIBUTES},
             tuple((one, copy.deepcopy(one.state_dict())) for one in callbacks),
         )
 
@@ -184,17 +192,14 @@ class _Start:
 
 def _score(
     model: TransferClassifier,
-    name: str,
-    result: FitResult,
-    auto: Auto,
+    trained: tuple[str, FitResult],
+    target: Any,
     val: LabeledDataset,
     arguments: Mapping[str, Any],
 ) -> _Trained:
     options = {key: arguments[key] for key in ("batch_size", "workers", "progress")}
-    target: Any = auto.target
     return _Trained(
-        name,
-        result,
+        *trained,
         mean_auroc(val.labels, model.predict_proba(val, **options), model.task),
         _measure_information(model.predict_proba(target, **options), model.task),
         copy.deepcopy(model.state_dict()),

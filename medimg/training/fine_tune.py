@@ -265,7 +265,7 @@ def fine_tune(
     auto = resolve_auto(given.pop("adapt"), given.pop("target"))
     if auto is not None:
         given = {name: value for name, value in given.items() if name not in ("model", "train", "val")}
-        return train_candidates(fine_tune, auto, model, train, val, given)
+        return train_candidates(fine_tune, auto, model, (train, val), given)
     config = FineTuneConfig(
         head_epochs=head_epochs,
         epochs=epochs,
@@ -408,8 +408,8 @@ def _check_adaptations(
     several: Any = (adapt,) if isinstance(adapt, Adaptation) else adapt
     if not isinstance(several, list | tuple) or not all(isinstance(one, Adaptation) for one in several):
         raise TrainingError(
-            "adapt must be a method of medimg.adapt, such as medimg.adapt.DANN(target), several, or \"auto\"; found "
-            f"{adapt!r}"
+            "adapt must be a method of medimg.adapt, such as medimg.adapt.DANN(target), or several, or "
+            f'"auto"; found {adapt!r}'
         )
     for one in several:
         one.check(model.classes, train)

@@ -58,7 +58,7 @@ def test_runs_with_former_settings_do_not_count() -> None:
     key = Key("inverted", "MMD", mmd.key.settings.replace("1.0", "9.0"), 0, tuning=False)
     changed = Run(key, *(getattr(mmd, name) for name in list(Run.__dataclass_fields__)[1:]))
     assert not current_runs([changed], "inverted")
-    assert not current_runs(RUNS, "ct")
+    assert not current_runs(RUNS, "cause")
     assert not current_runs(RUNS, "inverted", tuning=True)
 
 
@@ -101,7 +101,9 @@ def test_the_store_has_neither_patients_nor_paths() -> None:
 
 def test_batch_statistics_are_restored_without_changing_the_network() -> None:
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2))
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2)
+    )
     data: Any = type("Data", (), {"images": torch.randn(8, 3, 8, 8)})
     with torch.no_grad():
         before = network.eval()(data.images)
