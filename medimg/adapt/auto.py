@@ -110,6 +110,23 @@ class Auto:
             several.append(AdaBN(target))
         return several
 
+    def settings(self) -> dict[str, Any]:
+        """
+        Return name and settings, also those of the candidates, without information on the images.
+
+        Returns
+        -------
+        dict
+            JSON values by name.
+        """
+        given = self.candidates
+        return {
+            "name": "Auto",
+            "target_items": len(self.target),
+            "margin": self.margin,
+            "candidates": None if given is None else [one.settings() for one in given],
+        }
+
     def __repr__(self) -> str:
         """Return the settings, of the target only its size."""
         given = self.candidates

@@ -26,6 +26,7 @@ from medimg.models.safetensors_file import read_header, read_tensors, write
 from medimg.training import resume as resume_file
 from medimg.training.augmentation.random_scan import describe_augmentation
 from medimg.training.calibrate import calibrate
+from medimg.training.choose_adaptation import resolve_auto
 from medimg.training.class_weights import check_labels
 from medimg.training.fine_tune import FineTuneArguments, fine_tune
 from medimg.training.history import FitResult
@@ -273,6 +274,7 @@ class FoldTraining:
         """Return what the results depend on, as JSON values by name."""
         settings = self.describe()
         adapt = self.arguments.get("adapt")
+        adapt = resolve_auto(adapt, settings.pop("target", None)) or adapt
         several = adapt if isinstance(adapt, list | tuple) else [] if adapt is None else [adapt]
         settings["adapt"] = [[one.settings(), resume_file.data_digest(one.target)] for one in several]
         modalities = dataset.modalities

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +171,12 @@ def test_a_training_that_fails_leaves_the_model_as_it_was() -> None:
         run(model, adapt=adapt.Auto(away, candidates=[Broken(away)]))
     assert not changed(before, state(model))
     assert model.training_summary is None
+
+
+def test_settings_are_json_without_images() -> None:
+    away = target()
+    found = adapt.Auto(away, candidates=[adapt.MMD(away)]).settings()
+    assert json.loads(json.dumps(found)) == found
+    assert found["candidates"][0]["name"] == "MMD"
+    assert adapt.Auto(away).settings()["candidates"] is None
+    assert repr(adapt.Auto(away)) == "Auto(target_items=6, candidates=None, margin=0.02)"
