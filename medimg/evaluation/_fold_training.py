@@ -274,7 +274,8 @@ class FoldTraining:
         """Return what the results depend on, as JSON values by name."""
         settings = self.describe()
         adapt = self.arguments.get("adapt")
-        adapt = resolve_auto(adapt, settings.pop("target", None)) or adapt
+        settings.pop("target", None)
+        adapt = resolve_auto(adapt, self.arguments.get("target")) or adapt
         several = adapt if isinstance(adapt, list | tuple) else [] if adapt is None else [adapt]
         settings["adapt"] = [[one.settings(), resume_file.data_digest(one.target)] for one in several]
         modalities = dataset.modalities
