@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 
 from medimg import FitResult, adapt, fine_tune, load
+from medimg.adapt.base import Adaptation
 from medimg.errors import TrainingError
 from medimg.training.choose_adaptation import choose
 from tests.models.fakes import changed, images, state
@@ -103,17 +105,28 @@ def test_the_model_kept_is_the_one_that_its_method_trains_alone(tmp_path: Path) 
     assert resumed.candidates == result.candidates
 
 
-def test_without_a_gain_of_information_the_model_without_adaptation_is_kept() -> None:
-    away = target()
-    # nothing may be lost on the source, and nothing is gained by a method without effect
-    auto = adapt.Auto(away, candidates=[adapt.CORAL(away, weight=1e-12)], margin=0.0)
+@dataclass(frozen=True, repr=False, eq=False)
+class Erased(Adaptation):
+    """Sets the head to 0 after training, with which all images get the same prediction."""
+
+    moves_backbone: ClassVar[bool] = False
+
+    def finish(self, model: torch.nn.Module, device: torch.device, batch_size: int, workers: int) -> None:
+        for parameter in model.head.parameters():  # type: ignore[union-attr]  # a classifier
+            parameter.data.zero_()
+
+
+def test_a_method_that_harms_is_not_kept() -> None:
     model = small_classifier()
-    result = run(model, adapt=auto)
-    assert [row["name"] for row in result.candidates] == ["source_only", "coral"]
+    result = run(model, adapt=adapt.Auto(target(), candidates=[Erased()], margin=1.0))
+    assert [(row["name"], row["chosen"]) for row in result.candidates] == [
+        ("source_only", True),
+        ("erased", False),
+    ]
+    assert result.candidates[1]["information"] == 0.0
     plain = small_classifier()
     fine_tune(plain, images(8), **FAST)
-    if result.candidates[0]["chosen"]:
-        assert not changed(state(plain), state(model))
+    assert not changed(state(plain), state(model))
 
 
 def test_domains_and_batch_normalization_add_candidates() -> None:
