@@ -51,12 +51,23 @@ docs: $(STAMP)
 # needs clang; FUZZ_SECONDS=3600 before a release, with headers of real files in FUZZ_CORPUS
 FUZZ_SECONDS ?= 60
 FUZZ_CORPUS  ?= build/fuzz/corpus
-fuzz:
+FUZZED       := header_walk header_scan header_values item_walk
+fuzz: $(FUZZED:%=fuzz-%) fuzz-decoding
+
+NATIVE       := medimg/_native/src
+fuzz-%:
 	mkdir -p build/fuzz $(FUZZ_CORPUS)
 	clang++ -std=c++17 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
-	  tests/_native/fuzzing/fuzz_header_walk.cpp medimg/_native/src/header_walk.cpp medimg/_native/src/files.cpp \
-	  -o build/fuzz/header_walk
-	build/fuzz/header_walk -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -artifact_prefix=build/fuzz/ $(FUZZ_CORPUS)
+	  tests/_native/fuzzing/fuzz_$*.cpp $(addprefix $(NATIVE)/,header_walk.cpp header_scan.cpp header_values.cpp item_walk.cpp files.cpp) \
+	  -pthread -o build/fuzz/$*
+	build/fuzz/$* -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -artifact_prefix=build/fuzz/ $(FUZZ_CORPUS)
+
+# no headers, so that it begins with nothing
+fuzz-decoding:
+	mkdir -p build/fuzz/frames
+	clang++ -std=c++17 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
+	  tests/_native/fuzzing/fuzz_decoding.cpp $(addprefix $(NATIVE)/,rle.cpp palette.cpp) -o build/fuzz/decoding
+	build/fuzz/decoding -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -artifact_prefix=build/fuzz/ build/fuzz/frames
 
 clean:
 	rm -rf $(VENV) $(OUTPUT) docs/_build

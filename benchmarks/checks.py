@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pydicom
 
+from benchmarks.data.archive import series_sizes
+from benchmarks.peers.epochs import Epoch
 from benchmarks.peers.pydicom_torch import evenly
 from benchmarks.reference import picture, picture_of, resampling_error
 
@@ -18,9 +22,22 @@ if TYPE_CHECKING:
 
     from benchmarks.data import Data
 
-__all__ = ["Check", "antialiased", "few", "linear", "pictures", "values", "xrays"]
+__all__ = [
+    "Check",
+    "antialiased",
+    "archive",
+    "few",
+    "frames",
+    "items",
+    "linear",
+    "pictures",
+    "tree",
+    "values",
+    "xrays",
+]
 
 _XRAYS: Final = 4
+_ITEMS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +70,53 @@ def _either_way(found: Any, expected: npt.NDArray[Any]) -> float:
     if array.shape != expected.shape:
         return float("inf")
     return min(float(np.abs(array - way).max()) for way in (expected, expected[::-1]))
+
+
+def _sizes(found: Any) -> list[int]:
+    """How many images or frames there are of each series, whichever way a library lists them."""
+    if isinstance(found, Mapping):
+        return sorted(len(images) for images in found.values())
+    if isinstance(found, list):
+        return sorted(found)
+    counts: Counter[str] = Counter()
+    for series in found:
+        # images of one series that are no stack are numbered
+        counts[series.uid.partition("#")[0]] += series.shape[0] * series.shape[1]
+    return sorted(counts.values())
+
+
+def _of_sizes(expected: list[int]) -> Check:
+    """As many series as there are, each of as many images; any difference counts as one."""
+    return Check(lambda found: float(_sizes(found) != sorted(expected)), tolerance=0)
+
+
+def tree(data: Data) -> Check:
+    """The series of a tree of small files."""
+    return _of_sizes([data.scale.per_series] * data.scale.series)
+
+
+def archive(data: Data) -> Check:
+    """The series of the archive."""
+    return _of_sizes([size for _, size in series_sizes(data.scale)])
+
+
+def frames(data: Data) -> Check:
+    """The frames of the enhanced CT."""
+    return _of_sizes([data.scale.frames])
+
+
+def items(data: Data) -> Check:
+    """Normalized pictures of the first files of a data set whose batches were loaded, and their number."""
+    files = sorted(data.ct().iterdir())
+    some = [pydicom.dcmread(path).pixel_array.astype(np.int16) - 1024 for path in files[:_ITEMS]]
+    expected = np.stack([picture(plane, 224) for plane in some])
+
+    def error(found: Epoch) -> float:
+        if found.count != len(files):
+            return float("inf")
+        return float(np.abs(np.stack([found.items[n][0] for n in range(_ITEMS)]) - expected).max())
+
+    return Check(error, shown=True)
 
 
 def values(data: Data) -> Check:

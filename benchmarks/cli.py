@@ -24,6 +24,7 @@ __all__ = ["main"]
 
 _ROOT: Final = Path(__file__).parent.parent
 _PAGE: Final = _ROOT / "docs" / "performance.md"
+_LONG: Final = [name for name, work in WORKS.items() if work.long]
 _RESULTS: Final = Path(__file__).parent / "results" / "table.json"
 
 
@@ -32,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     options = parser.parse_args(arguments)
     works = _chosen(parser, "--works", options.works, WORKS)
+    if not (options.works or options.full or options.write):
+        works = [name for name in works if not WORKS[name].long]
     peers = _chosen(parser, "--peers", options.peers, COLUMNS)
     columns = [c for c in COLUMNS if c in COMMON or c in peers]
     if options.repeats < 1:
@@ -49,7 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
-    parser.add_argument("--works", default="", help=f"some of {', '.join(WORKS)}; all by default")
+    parser.add_argument(
+        "--works", default="", help=f"some of {', '.join(WORKS)}; by default those that are not long"
+    )
+    parser.add_argument("--full", action="store_true", help=f"also {', '.join(_LONG)}, which take minutes")
     parser.add_argument("--peers", default="", help=f"some of {', '.join(COLUMNS)}; all by default")
     parser.add_argument("--repeats", type=int, default=7, help="rounds in which all take turns")
     parser.add_argument("--scale", choices=SCALES, default=FULL.name, help="how much data")

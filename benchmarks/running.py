@@ -6,11 +6,13 @@ import math
 import sys
 import tempfile
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.competition import competition
 from benchmarks.data import SMALL, Data
 from benchmarks.measured import Row, Table
 from benchmarks.memory import extra_bytes
@@ -98,7 +100,8 @@ def _times(work: Work, setting: Setting, scratch: Path) -> list[Row]:
         if check and check.shown and column != "limit":
             errors.samples[column] = [error]
     before = partial(evict, Job(source).files) if work.measure == "cold" else None
-    row.samples = interleaved(candidates, setting.rounds, before=before)
+    with competition() if work.measure == "busy" else nullcontext():
+        row.samples = interleaved(candidates, setting.rounds, before=before)
     return [row, errors] if errors.samples else [row]
 
 

@@ -34,10 +34,13 @@ class Work:
         Of the data: what is worked on.
     check : callable, optional
         Of the data: how results are judged.
-    measure : {"time", "cold", "memory"}
-        Time with files in the page cache or without, or peak memory.
+    measure : {"time", "cold", "busy", "memory"}
+        Time with files in the page cache or without, or beside a process that competes for each core, or
+        peak memory.
     antialias : bool
         Whether pictures are to be antialiased.
+    long : bool
+        Whether it is left out unless asked for: it takes minutes, or much disk.
     """
 
     key: str
@@ -45,8 +48,9 @@ class Work:
     kind: str
     source: Source
     check: Callable[[Data], Check] | None = None
-    measure: Literal["time", "cold", "memory"] = "time"
+    measure: Literal["time", "cold", "busy", "memory"] = "time"
     antialias: bool = True
+    long: bool = False
 
 
 def _codec(name: str) -> Work:
@@ -61,13 +65,45 @@ def _codec(name: str) -> Work:
 
 
 _ALL: Final = (
-    Work("scan", "scan 5,000 files", "scan", Data.tree),
-    Work("scan_cold", "scan 5,000 files, not in the page cache", "scan", Data.tree, measure="cold"),
-    Work("scan_layouts", "scan 5,000 files of 2,000 layouts", "scan", Data.layouts),
+    Work("scan", "scan 5,000 files", "scan", Data.tree, checks.tree),
+    Work("scan_cold", "scan 5,000 files, not in the page cache", "scan", Data.tree, checks.tree, "cold"),
+    Work("scan_layouts", "scan 5,000 files of 2,000 layouts", "scan", Data.layouts, checks.tree),
     Work("scan_fewer", "scan 1,000 files of 400 layouts", "scan", Data.fewer_layouts),
-    Work("scan_frames", "scan an enhanced CT of 5,000 frames", "frames", Data.enhanced),
+    Work(
+        "scan_archive",
+        "scan 50,000 files of 12 makers",
+        "archive",
+        Data.archive,
+        checks.archive,
+        long=True,
+    ),
+    Work("scan_pure", "scan 5,000 files, without the compiled core", "scan_pure", Data.tree, checks.tree),
+    Work("scan_frames", "scan an enhanced CT of 5,000 frames", "frames", Data.enhanced, checks.frames),
+    Work(
+        "scan_each_frame",
+        "scan an enhanced CT of 5,000 frames, each by itself",
+        "each_frame",
+        Data.enhanced,
+        checks.frames,
+        long=True,
+    ),
     Work("volume", "CT 300×512² → volume", "volume", Data.ct, checks.values),
     Work("tensors", "CT → (300, 3, 224, 224), antialiased", "tensors", Data.ct, checks.pictures),
+    Work(
+        "tensors_into",
+        "CT → (300, 3, 224, 224), antialiased, into memory that is there",
+        "tensors_into",
+        Data.ct,
+        checks.pictures,
+    ),
+    Work(
+        "tensors_busy",
+        "CT → (300, 3, 224, 224), antialiased, beside a competing process on each core",
+        "busy_tensors",
+        Data.ct,
+        checks.pictures,
+        "busy",
+    ),
     Work(
         "tensors_plain",
         "CT → (300, 3, 224, 224), others not antialiased",
@@ -92,6 +128,7 @@ _ALL: Final = (
     Work("nifti_gz", ".nii.gz → volume", "nifti", Data.zipped_nifti, checks.values),
     Work("nifti", ".nii → volume", "nifti", Data.nifti, checks.values),
     Work("epoch", "second epoch, from the image cache", "epoch", Data.ct),
+    Work("loaders", "300 CT files → batches, by 8 loader processes", "loaders", Data.ct, checks.items),
     Work("memory_volume", "CT → volume, additional memory", "volume", Data.ct, measure="memory"),
     Work("memory_tensors", "CT → tensors, additional memory", "tensors", Data.ct, measure="memory"),
 )

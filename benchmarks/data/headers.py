@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-__all__ = ["SPACING", "ct_header", "encapsulate", "place_slice", "uid", "write", "xray_header"]
+__all__ = ["CT_ELEMENTS", "SPACING", "ct_header", "encapsulate", "place_slice", "uid", "write", "xray_header"]
 
 #: Millimeters between slices, rows and columns of the CT.
 SPACING: Final = (1.25, 0.7, 0.7)
@@ -66,7 +66,8 @@ _SHARED: Final[dict[str, Any]] = {
     "PerformedProcedureStepID": "417-1",
     "PerformedProcedureStepDescription": "CT chest and abdomen",
 }
-_CT: Final[dict[str, Any]] = {
+#: Attributes of CT images, and their values.
+CT_ELEMENTS: Final[dict[str, Any]] = {
     "Modality": "CT",
     "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL", "CT_SOM5 SPI"],
     "ScanOptions": "HELICAL MODE",
@@ -153,7 +154,7 @@ def ct_header(series: int, pixels: np.ndarray[Any, Any]) -> FileDataset:
         (H, W) uint16; for the numbers of rows and columns.
     """
     ds = _new(ExplicitVRLittleEndian, CTImageStorage)
-    for keyword, value in _CT.items():
+    for keyword, value in CT_ELEMENTS.items():
         setattr(ds, keyword, value)
     ds.StudyInstanceUID, ds.SeriesInstanceUID = uid(1, series), uid(2, series)
     ds.FrameOfReferenceUID, ds.SeriesNumber = uid(3, series), str(series)

@@ -29,6 +29,8 @@ class Scale:
         How many layouts of headers the tree of many layouts has.
     frames : int
         Of the enhanced CT.
+    archive : int
+        Files of the archive of many makers.
     """
 
     name: str
@@ -41,9 +43,10 @@ class Scale:
     per_series: int
     layouts: int
     frames: int
+    archive: int
 
 
-FULL: Final = Scale("full", 300, 512, 40, 3000, 2500, 20, 250, 2000, 5000)
+FULL: Final = Scale("full", 300, 512, 40, 3000, 2500, 20, 250, 2000, 5000, 50_000)
 #: For trying out and for tests: ratios of such small work mean nothing.
-SMALL: Final = Scale("small", 12, 64, 4, 300, 250, 3, 10, 12, 20)
+SMALL: Final = Scale("small", 12, 64, 4, 300, 250, 3, 10, 12, 20, 60)
 SCALES: Final = {scale.name: scale for scale in (FULL, SMALL)}

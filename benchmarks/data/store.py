@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from benchmarks.data.archive import write_archive
 from benchmarks.data.ct import SYNTAXES, stored_slices, write_ct, write_nifti, write_tree
 from benchmarks.data.enhanced import write_enhanced
 from benchmarks.data.xray import write_xrays
@@ -79,6 +80,10 @@ class Data:
         scale = self.scale
         fifth = replace(scale, series=max(1, scale.series // 5), layouts=max(1, scale.layouts // 5))
         return self._once("fewer_layouts", lambda folder: write_tree(folder, fifth, layouts=fifth.layouts))
+
+    def archive(self) -> Path:
+        """Tree of files of many makers and modalities."""
+        return self._once("archive", lambda folder: write_archive(folder, self.scale))
 
     def enhanced(self) -> Path:
         """Folder of the enhanced CT."""

@@ -21,7 +21,17 @@ if TYPE_CHECKING:
 
     from benchmarks.peers.job import Job
 
-__all__ = ["codec", "few", "scan", "tensors", "volume", "xrays"]
+__all__ = [
+    "archive",
+    "busy_tensors",
+    "codec",
+    "few",
+    "scan",
+    "tensors",
+    "tensors_into",
+    "volume",
+    "xrays",
+]
 
 _PIXELS: Final = 0x7FE00000
 
@@ -29,6 +39,9 @@ _PIXELS: Final = 0x7FE00000
 def scan(job: Job) -> Callable[[], Any]:
     """Headers up to the pixels, the tags that matter, grouped by series."""
     return partial(_scan, job)
+
+
+archive = scan
 
 
 def _scan(job: Job) -> dict[str, list[list[Any]]]:
@@ -66,6 +79,15 @@ def _stack(datasets: list[Any]) -> npt.NDArray[np.int16]:
 def tensors(job: Job) -> Callable[[], Any]:
     """Read all, window, resize and normalize."""
     return lambda: tensors_of(_stack([ds for *_, ds in _in_order(job.files)]), job.size)
+
+
+busy_tensors = tensors
+
+
+def tensors_into(job: Job) -> Callable[[], Any]:
+    """Read all, window, resize and normalize, into memory that was used before."""
+    memory = torch.zeros(len(job.files), 3, job.size, job.size)
+    return lambda: tensors_of(_stack([ds for *_, ds in _in_order(job.files)]), job.size, memory)
 
 
 def few(job: Job) -> Callable[[], Any]:

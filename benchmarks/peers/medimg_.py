@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pandas as pd
+import torch
 
 import medimg
-from benchmarks.peers.epochs import training_epoch
+from benchmarks.peers.epochs import by_loaders, training_epoch
 from benchmarks.peers.grid import Resampled, placed
+from benchmarks.peers.plain_medimg import PlainScan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,17 +19,23 @@ if TYPE_CHECKING:
     from benchmarks.peers.job import Job
 
 __all__ = [
+    "archive",
+    "busy_tensors",
     "codec",
+    "each_frame",
     "epoch",
     "few",
     "frames",
+    "loaders",
     "nifti",
     "plain_tensors",
     "plain_xrays",
     "resample",
     "resample_linear",
     "scan",
+    "scan_pure",
     "tensors",
+    "tensors_into",
     "volume",
     "xrays",
 ]
@@ -37,7 +46,24 @@ def scan(job: Job) -> Callable[[], Any]:
     return lambda: medimg.scan(job.source, progress=False)
 
 
-frames = scan
+frames = archive = scan
+
+
+def scan_pure(job: Job) -> Callable[[], Any]:
+    """The same without the compiled core."""
+    return PlainScan(job.source)
+
+
+def each_frame(job: Job) -> Callable[[], Any]:
+    """An enhanced file into an index, each frame evaluated by itself, as medimg did it once."""
+    from medimg.io.dicom.header import instance
+    from tests.io.dicom.plain_groups import PlainFrameViews
+
+    def run() -> Any:
+        with mock.patch.object(instance, "FrameViews", PlainFrameViews):
+            return medimg.scan(job.source, progress=False)
+
+    return run
 
 
 def volume(job: Job) -> Callable[[], Any]:
@@ -54,7 +80,14 @@ def tensors(job: Job) -> Callable[[], Any]:
     return lambda: recipe(job.source)
 
 
-plain_tensors = tensors
+plain_tensors = busy_tensors = tensors
+
+
+def tensors_into(job: Job) -> Callable[[], Any]:
+    """A folder into pictures, in memory that was used before."""
+    recipe = medimg.Preprocess(window="soft_tissue", size=job.size)
+    memory = torch.zeros(len(job.files), 3, job.size, job.size)
+    return lambda: recipe(job.source, out=memory)
 
 
 def few(job: Job) -> Callable[[], Any]:
@@ -99,3 +132,14 @@ def epoch(job: Job) -> Callable[[], Any]:
     items = medimg.ImageDataset.from_csv(table, patient="patient", preprocess=recipe, cache=job.scratch)
     training_epoch(items)
     return lambda: training_epoch(items)
+
+
+def loaders(job: Job) -> Callable[[], Any]:
+    """Batches of files that are read in each epoch: neither memory nor a cache keeps pictures."""
+    paths = [str(path) for path in job.files]
+    table = pd.DataFrame({"path": paths, "label": "one", "patient": "one"})
+    recipe = medimg.Preprocess(window="soft_tissue", size=job.size)
+    items = medimg.ImageDataset.from_csv(
+        table, patient="patient", preprocess=recipe, memory=0, progress=False
+    )
+    return by_loaders(items)

@@ -36,14 +36,15 @@ def normalized(planes: torch.Tensor) -> torch.Tensor:
     return (planes[:, None] - mean) / std
 
 
-def tensors_of(values: np.ndarray[Any, Any], size: int) -> torch.Tensor:
+def tensors_of(values: np.ndarray[Any, Any], size: int, out: torch.Tensor | None = None) -> torch.Tensor:
     """Make pictures (N, 3, size, size) of a stack (N, H, W) in HU."""
-    return in_pieces(torch.from_numpy(values), size)
+    return in_pieces(torch.from_numpy(values), size, out)
 
 
-def in_pieces(values: torch.Tensor, size: int) -> torch.Tensor:
+def in_pieces(values: torch.Tensor, size: int, out: torch.Tensor | None = None) -> torch.Tensor:
     """Make pictures of a stack (N, H, W) in HU, some slices at a time."""
-    out = torch.empty(len(values), 3, size, size)
+    if out is None:
+        out = torch.empty(len(values), 3, size, size)
     for start in range(0, len(values), PIECE):
         piece = values[start : start + PIECE].to(torch.float32, copy=True)
         out[start : start + PIECE] = normalized(resized(brightness(piece), size))

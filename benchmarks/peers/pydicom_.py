@@ -21,7 +21,18 @@ if TYPE_CHECKING:
 
     from benchmarks.peers.job import Job
 
-__all__ = ["best_plugin", "codec", "frames", "hounsfield", "in_order", "scan", "series", "volume"]
+__all__ = [
+    "archive",
+    "best_plugin",
+    "codec",
+    "frames",
+    "hounsfield",
+    "in_order",
+    "scan",
+    "scan_pure",
+    "series",
+    "volume",
+]
 
 #: What it takes to find series and to place their slices.
 TAGS: Final = [
@@ -61,19 +72,22 @@ def _scan(job: Job) -> dict[str, list[Dataset]]:
     return groups
 
 
+archive = scan_pure = scan
+
+
 def frames(job: Job) -> Callable[[], Any]:
     """Position, time and indices of each frame of an enhanced file."""
     return partial(_list_frames, job)
 
 
-def _list_frames(job: Job) -> list[tuple[Any, Any, Any]]:
+def _list_frames(job: Job) -> dict[str, list[tuple[Any, Any, Any]]]:
     ds = pydicom.dcmread(job.files[0], stop_before_pixels=True)
     found = []
     for groups in ds.PerFrameFunctionalGroupsSequence:
         content = groups.FrameContentSequence[0]
         position = groups.PlanePositionSequence[0].ImagePositionPatient
         found.append((position, content.FrameAcquisitionDateTime, content.DimensionIndexValues))
-    return found
+    return {ds.SeriesInstanceUID: found}
 
 
 def volume(job: Job) -> Callable[[], Any]:

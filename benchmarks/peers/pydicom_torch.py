@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pydicom
 import torch
+from torch.utils.data import Dataset
 
+from benchmarks.peers.epochs import by_loaders
 from benchmarks.peers.pictures import brightness, normalized, resized, tensors_of
 from benchmarks.peers.pydicom_ import hounsfield, in_order, series
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from benchmarks.peers.job import Job
 
-__all__ = ["few", "tensors", "xrays"]
+__all__ = ["busy_tensors", "evenly", "few", "loaders", "tensors", "tensors_into", "xrays"]
 
 
 _PLACE: Final = ["ImagePositionPatient"]
@@ -27,6 +29,34 @@ _PLACE: Final = ["ImagePositionPatient"]
 def tensors(job: Job) -> Callable[[], Any]:
     """Read all, window, resize and normalize."""
     return lambda: tensors_of(hounsfield(series(job.files)), job.size)
+
+
+busy_tensors = tensors
+
+
+def tensors_into(job: Job) -> Callable[[], Any]:
+    """Read all, window, resize and normalize, into memory that was used before."""
+    memory = torch.zeros(len(job.files), 3, job.size, job.size)
+    return lambda: tensors_of(hounsfield(series(job.files)), job.size, memory)
+
+
+class _Files(Dataset[Any]):
+    """Files as items, each read when it is asked for."""
+
+    def __init__(self, files: Sequence[Path], size: int) -> None:
+        self.files = files
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, int]:
+        return tensors_of(hounsfield(series([self.files[number]])), self.size)[0], 0
+
+
+def loaders(job: Job) -> Callable[[], Any]:
+    """Batches of files that are read in each epoch."""
+    return by_loaders(_Files(job.files, job.size))
 
 
 def few(job: Job) -> Callable[[], Any]:

@@ -27,6 +27,9 @@ COLUMNS: Final = {
     "MONAI pydicom": "monai_pydicom",
     "TorchIO": "torchio_",
     "dicomsdl": "dicomsdl_",
+    "fastdicom": "fastdicom_",
+    "medrs": "medrs_",
+    "radreader": "radreader_",
     "highdicom": "highdicom_",
     "nibabel": "nibabel_",
 }

@@ -1,4 +1,4 @@
-"""Calls of the compiled header walker: one header in memory, or the headers of many files."""
+"""Calls of the compiled header walker: a header or sequence in memory, or the headers of many files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["HeaderScan", "HeaderTables", "HeaderWalk", "Role", "WantedElement"]
+__all__ = ["HeaderScan", "HeaderTables", "HeaderWalk", "ItemWalk", "Role", "WalkedItems", "WantedElement"]
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -222,6 +222,52 @@ class HeaderWalk:
         )
 
 
+class WalkedItems(NamedTuple):
+    """Elements of the items of a sequence: tag, VR, length, offset of the value, and its end."""
+
+    elements: npt.NDArray[np.uint64]  # (elements, 5)
+    ends: npt.NDArray[np.uint64]  # (items), number of elements up to the end of each
+
+
+class ItemWalk:
+    """Finds the elements of the items of one sequence, up to `most` elements and items."""
+
+    def __init__(
+        self, library: ctypes.CDLL, data: bytes, *, implicit: bool, most: int, max_depth: int
+    ) -> None:
+        self._library = library
+        _declare(library)
+        self._data = data
+        self._options = implicit, most, max_depth
+
+    def find_end(self) -> int | Literal["unusual", "ends"]:
+        """Return the offset behind the delimiter of the sequence, or whether it is unusual or ends early."""
+        found = self._run(is_delimited=True)
+        return found if isinstance(found, str) else found[2]
+
+    def locate(self) -> WalkedItems | Literal["unusual", "ends"]:
+        """Return the elements of all items, which the data ends with, or whether it is unusual."""
+        found = self._run(is_delimited=False)
+        if isinstance(found, str):
+            return found
+        walked = WalkedItems(np.empty((found[0], 5), np.uint64), np.empty(found[1], np.uint64))
+        self._run(walked, is_delimited=False)
+        return walked
+
+    def _run(
+        self, into: WalkedItems | None = None, *, is_delimited: bool
+    ) -> list[int] | Literal["unusual", "ends"]:
+        counts = (ctypes.c_uint64 * 3)()
+        implicit, most, max_depth = self._options
+        elements, ends = (array.ctypes.data for array in into) if into else (None, None)
+        status: int = self._library.medimg_locate_items(
+            self._data, len(self._data), implicit, is_delimited, most, max_depth, elements, ends, counts
+        )
+        if status:
+            return "ends" if status == _ENDS else "unusual"
+        return list(counts)
+
+
 @cache
 def _declare(library: ctypes.CDLL) -> None:
     """State the types of the functions of a library, once."""
@@ -236,6 +282,10 @@ def _declare(library: ctypes.CDLL) -> None:
         "medimg_scan_acquisition": (pointer, [pointer, number, pointer]),
         "medimg_walker_new": (pointer, [text, text, pointer, number, pointer, number, ctypes.c_uint32]),
         "medimg_walker_free": (None, [pointer]),
+        "medimg_locate_items": (
+            number,
+            [text, ctypes.c_uint64, number, number, ctypes.c_uint64, number, pointer, pointer, pointer],
+        ),
         "medimg_walker_run": (number, [pointer, text, ctypes.c_uint64, pointer, ctypes.c_uint64]),
     }
     for name, (result, arguments) in signatures.items():

@@ -13,7 +13,7 @@ from medimg.core.volume import Volume
 from medimg.errors import ReadError, also
 from medimg.interop.image_object import is_dataset, is_image_object
 from medimg.io.dicom.dicomdir import is_dicomdir, list_referenced_files
-from medimg.io.dicom.header.encode_dataset import encode_dataset
+from medimg.io.dicom.encode_dataset import encode_dataset
 from medimg.io.files.blob import Blob, list_zip_members
 from medimg.io.series import Series
 

@@ -28,6 +28,8 @@ __all__ = [
 #: Range of widths and centers of windows that single precision can hold, whatever the values.
 _LEAST: Final = 1e-30
 _MOST: Final = 1e30
+#: Pixels of a channel that one thread normalizes.
+_SMALL: Final = 2**18
 
 
 def apply_voi(values: torch.Tensor, voi: Voi) -> torch.Tensor:
@@ -156,6 +158,11 @@ def compute_luma(colors: torch.Tensor) -> torch.Tensor:
 
 def normalize_channel(out: torch.Tensor, image: torch.Tensor, mean: float, std: float) -> None:
     """Write ``image * (1 / std) - mean / std`` into `out`, each step rounded, as on any processor."""
+    if out.device.type == "cpu" and out.numel() <= _SMALL and out.dtype == image.dtype == torch.float32:
+        # torch shares it out among its threads, which takes ten times as long if other cores are busy
+        values = np.multiply(image.numpy(), np.float32(1.0 / std), out=out.numpy())
+        np.add(values, np.float32(-mean / std), out=values)
+        return
     torch.mul(image, 1.0 / std, out=out)
     out.add_(-mean / std)
 

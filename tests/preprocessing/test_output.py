@@ -15,6 +15,8 @@ from medimg.core.geometry import image_affine
 from medimg.core.volume import Volume
 from medimg.errors import PreprocessError
 from medimg.io.series import Series
+from medimg.preprocessing import intensity
+from medimg.preprocessing.intensity import normalize_channel
 from medimg.preprocessing.preprocess import Preprocess, to_tensor
 from tests.dicom_files import write_stack
 
@@ -136,3 +138,18 @@ def test_cuda_gives_what_the_cpu_gives(dtype: str) -> None:
 def test_a_tensor_on_another_device_is_refused() -> None:
     with pytest.raises(PreprocessError, match="device"):
         RECIPE(volume(), device="cuda", out=torch.empty(5, 3, 24, 32))
+
+
+@pytest.mark.parametrize("shape", [(1, 224, 224), (3, 7, 9), (0, 4, 4)])
+def test_small_channels_are_normalized_to_the_same_bits(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one thread of NumPy, as by all of torch."""
+    image = torch.rand(shape, generator=torch.Generator().manual_seed(1))
+    small, large = torch.empty(shape), torch.empty(shape)
+    for mean, std in ((0.485, 0.229), (0.456, 0.224), (0.5, 0.3)):
+        normalize_channel(small, image, mean, std)
+        with monkeypatch.context() as patch:
+            patch.setattr(intensity, "_SMALL", -1)
+            normalize_channel(large, image, mean, std)
+        assert torch.equal(small, large)

@@ -92,6 +92,10 @@ class PlainFrameViews:
         """Yield the evaluation of each view."""
         return map(Evaluation, self)
 
+    def evaluate(self, number: int) -> Evaluation:
+        """Return the evaluation of a view."""
+        return Evaluation(self[number])
+
     def _build_view(self, elements: _Elements) -> Dataset:
         # elements that are assigned one by one would be parsed if private, damaged or not
         view = Dataset(elements)

@@ -24,7 +24,7 @@ from medimg.io.dicom.header.attributes import (
 )
 from medimg.io.dicom.header.frame_vectors import parse_dose_scaling
 from medimg.io.dicom.header.image_pixel import FrameFormat
-from medimg.io.dicom.values._color_conversion import apply_palette, convert_ycc_to_rgb, reduce_to_8_bits
+from medimg.io.dicom.values._color_conversion import convert_ycc_to_rgb, parse_palette_table, reduce_to_8_bits
 from medimg.io.dicom.values._voi_lut import parse_declared_voi, parse_lookup_table
 from medimg.io.dicom.values.real_world import compute_philips_factor
 from medimg.io.dicom.values.suv import compute_suv_factor
@@ -184,9 +184,20 @@ def _as_stored(value: int, form: FrameFormat, dtype: np.dtype[Any]) -> int:
     return value
 
 
+def _apply_palette(view: Dataset, stored: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    signed = stored.dtype.kind == "i"
+    tables = [parse_palette_table(view, color, signed=signed) for color in ("Red", "Green", "Blue")]
+    bits = 16 if max(int(table.entries.max()) for table in tables) > 255 else 8
+    planes = []
+    for table in tables:
+        index = np.clip(stored.astype(np.int64) - table.first, 0, table.entries.size - 1)
+        planes.append(reduce_to_8_bits(table.entries, bits)[index])
+    return np.stack(planes, axis=-1)
+
+
 def _color(view: Dataset, form: FrameFormat, stored: npt.NDArray[Any], *, is_rgb: bool) -> SliceValues:
     if form.photometric == "PALETTE COLOR":
-        values, steps = apply_palette(view, stored), ["palette applied"]
+        values, steps = _apply_palette(view, stored), ["palette applied"]
     elif is_rgb:
         values, steps = stored, []
     else:

@@ -386,7 +386,7 @@ def pad(element: tuple[int, bytes], value: bytes) -> bytes:
 
 def write_values(template: bytes, values: tuple[bytes, ...], path: Path) -> str:
     """Insert values of FILE_ELEMENTS in a header without them."""
-    elements = {e.tag: e.at for e in locate_elements(template).elements if not e.depth}
+    elements = {e.tag: e.at for e in locate_elements(template).elements}
     inserted = []
     for (tag, vr), value in zip(series_table.FILE_ELEMENTS, values, strict=True):
         head = struct.pack("<HH2sH", tag >> 16, tag & 0xFFFF, vr, len(value))

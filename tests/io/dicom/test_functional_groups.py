@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,18 +14,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.datadict import dictionary_VR
-from pydicom.dataelem import DataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.tag import Tag
 from pydicom.uid import EnhancedCTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pydicom.values import convert_SQ
 
+from medimg._native.library import load_library
 from medimg.errors import MedimgError
-from medimg.io.dicom.header import instance
-from medimg.io.dicom.header.elements import UnusualHeaderError, build_raw_elements, locate_items
+from medimg.io.dicom.header import instance, item_elements
+from medimg.io.dicom.header import open as open_module
+from medimg.io.dicom.header.elements import UnusualHeaderError
 from medimg.io.dicom.header.functional_groups import FrameViews
 from medimg.io.dicom.header.instance import Instance, read_instance
+from medimg.io.dicom.header.item_elements import (
+    Item,
+    build_raw_elements,
+    find_sequence_end,
+    locate_items,
+    read_only_item,
+)
+from medimg.io.dicom.header.open import open_dataset
+from medimg.io.dicom.pixels import _multi_frame_reader
+from medimg.io.dicom.pixels._multi_frame_reader import MultiFrameReader
 from medimg.io.files.blob import Blob
 from tests.io.dicom.plain_groups import PlainFrameViews
 from tests.sampling import SLOW, sample
@@ -33,9 +46,16 @@ _EXPLICIT_LONG = frozenset(["OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC"
 _PER_FRAME = Tag("PerFrameFunctionalGroupsSequence")
 
 
-def _read(path: Path, views: type[Any]) -> Instance | tuple[type[Exception], str]:
+def _refuse(data: bytes, *, implicit: bool) -> int:
+    raise UnusualHeaderError
+
+
+def _read(path: Path, *, plain: bool) -> Instance | tuple[type[Exception], str]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(instance, "FrameViews", views)
+        if plain:
+            patch.setattr(instance, "FrameViews", PlainFrameViews)
+            # pydicom parses groups of undefined length at once
+            patch.setattr(open_module, "find_sequence_end", _refuse)
         try:
             return read_instance(Blob(str(path)))
         except MedimgError as error:
@@ -43,8 +63,8 @@ def _read(path: Path, views: type[Any]) -> Instance | tuple[type[Exception], str
 
 
 def assert_equal_to_plain(path: Path) -> Instance | tuple[type[Exception], str]:
-    found = _read(path, FrameViews)
-    expected = _read(path, PlainFrameViews)
+    found = _read(path, plain=False)
+    expected = _read(path, plain=True)
     # the repr tells integers from floats
     assert repr(found) == repr(expected)
     assert found == expected
@@ -365,3 +385,222 @@ def test_locate_items_as_pydicom(*, implicit: bool, undefined: bool) -> None:
     for at in {*range(1, len(data))} - {first}:
         with pytest.raises(UnusualHeaderError):
             locate_items(data[:at], implicit=implicit)
+
+
+#: Bytes that mean something in a sequence.
+_TELLING = (
+    b"\xff\xff\xff\xff",
+    b"\xfe\xff\x00\xe0",
+    b"\xfe\xff\x0d\xe0\0\0\0\0",
+    b"\xfe\xff\xdd\xe0\0\0\0\0",
+    b"SQ\0\0",
+    b"UN\0\0",
+    b"\x08\0\x05\0",
+    b"\0\0\0\0",
+)
+
+
+def _mutate(data: bytes, start: int, draw: random.Random) -> bytes:
+    """Return data with one to three changes behind an offset."""
+    changed = bytearray(data)
+    for _ in range(draw.randint(1, 3)):
+        at = draw.randrange(start, max(start + 1, len(changed)))
+        kind = draw.randrange(6)
+        telling = draw.choice(_TELLING)
+        if kind == 0:
+            changed[at : at + 1] = bytes([draw.randrange(256)])
+        elif kind == 1:
+            changed[at : at + len(telling)] = telling
+        elif kind == 2:
+            changed[at:at] = telling
+        elif kind == 3:
+            del changed[at : at + draw.randint(1, 8)]
+        elif kind == 4:
+            other = draw.randrange(start, max(start + 1, len(changed)))
+            changed[at:at] = changed[other : other + draw.randint(1, 64)]
+        elif draw.randrange(4) == 0:
+            del changed[at:]
+    return bytes(changed)
+
+
+def _private_frame(number: int) -> Dataset:
+    """Return a frame with private sequences in sequences."""
+    inner = _item(DiffusionBValue=float(number))
+    inner.add_new(0x20050010, "LO", "Philips MR Imaging DD 005")
+    inner.add_new(0x20051012, "SQ", [_item(EchoTime=number), Dataset()])
+    frame = _frame(number)
+    frame.add_new(0x20050010, "LO", "Philips MR Imaging DD 005")
+    frame.add_new(0x20051014, "SQ", [inner])
+    return frame
+
+
+def _start_of_groups(data: bytes) -> int:
+    return data.index(struct.pack("<HH", _PER_FRAME.group, _PER_FRAME.elem))
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+@pytest.mark.parametrize("undefined", [False, True])
+def test_mutations(tmp_path: Path, *, implicit: bool, undefined: bool) -> None:
+    frames = [_private_frame(number) for number in range(3)]
+    data = _make_file(Dataset(), frames, implicit=implicit, undefined=undefined)
+    draw = random.Random(7)
+    path = tmp_path / "enhanced.dcm"
+    readable = 0
+    for _ in range(1500 if SLOW else 30):
+        path.write_bytes(_mutate(data, _start_of_groups(data), draw))
+        readable += isinstance(assert_equal_to_plain(path), Instance)
+    assert readable
+
+
+def _outcome(data: bytes, *, implicit: bool, delimited: bool) -> int | list[Item] | str:
+    try:
+        if delimited:
+            return find_sequence_end(data, implicit=implicit)
+        return list(locate_items(data, implicit=implicit))
+    except UnusualHeaderError as error:
+        # whether more bytes help matters only where a sequence has no end
+        return "ends" if delimited and error.ends else "unusual"
+
+
+def _assert_walks_agree(data: bytes, *, implicit: bool, delimited: bool) -> int | list[Item] | str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(item_elements, "_LONG", 0)
+        compiled = _outcome(data, implicit=implicit, delimited=delimited)
+        patch.setattr(item_elements, "load_library", lambda: None)
+        assert _outcome(data, implicit=implicit, delimited=delimited) == compiled
+    return compiled
+
+
+@pytest.mark.skipif(load_library() is None, reason="the compiled library is not used")
+@pytest.mark.parametrize("implicit", [False, True])
+@pytest.mark.parametrize("undefined", [False, True])
+def test_compiled_walk_as_plain(*, implicit: bool, undefined: bool) -> None:
+    frames = [_private_frame(number) for number in range(3)]
+    items = b"".join(_encode_item(frame, implicit=implicit, undefined=undefined) for frame in frames)
+    end = b"\xfe\xff\xdd\xe0\0\0\0\0"
+    assert _assert_walks_agree(items + end + b"rest", implicit=implicit, delimited=True) == len(items + end)
+    assert len(list(locate_items(items, implicit=implicit))) == 3
+    draw = random.Random(11)
+    for _ in range(50_000 if SLOW else 500):
+        mutated = _mutate(items, 0, draw)
+        _assert_walks_agree(mutated, implicit=implicit, delimited=False)
+        _assert_walks_agree(mutated + end, implicit=implicit, delimited=True)
+
+
+_SEQUENCE = struct.pack("<HH2sHI", 0x2005, 0x1014, b"SQ", 0, 0xFFFFFFFF)
+_ITEM = struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF)
+_ITEM_END = struct.pack("<HHI", 0xFFFE, 0xE00D, 0)
+_END = struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+
+
+def test_deep_sequences_are_left_to_pydicom() -> None:
+    for depth, usual in ((16, True), (17, False), (50_000, False)):
+        data = (_ITEM + _SEQUENCE) * depth + _ITEM + _ITEM_END + (_END + _ITEM_END) * depth
+        found = _assert_walks_agree(data, implicit=False, delimited=False)
+        assert (found != "unusual") == usual
+
+
+def test_sequences_of_many_items_are_left_to_pydicom(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(item_elements, "_MAX_LOCATED", 30)
+    element = struct.pack("<HH2sH", 0x0018, 0x0050, b"DS", 0)
+    for count, usual in ((15, True), (16, False)):
+        data = (_ITEM + element + _ITEM_END) * count
+        found = _assert_walks_agree(data, implicit=False, delimited=False)
+        assert (found != "unusual") == usual
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        b"",
+        _END,
+        _ITEM + _ITEM_END + _END,
+        (_ITEM + _ITEM_END) * 2 + _END,
+        (_ITEM + _ITEM_END) * 3 + _END,
+        struct.pack("<HHI", 0xFFFE, 0xE000, 0) * 2 + _END,
+        (_ITEM + _SEQUENCE + _END + _ITEM_END) * 2 + _END,
+        (_ITEM + _SEQUENCE + _ITEM + _ITEM_END + _END + _ITEM_END) * 2 + _END,
+        struct.pack("<HHI", 0xFFFE, 0xE000, 10**6) * 2 + _END,
+        (_ITEM + _ITEM_END) * 2,
+        (_ITEM + _ITEM_END) * 2 + struct.pack("<HHI", 0xFFFE, 0xE0DD, 8),
+        (_ITEM + struct.pack("<HH2sH", 0x0018, 0x0050, b"DS", 0xFFFE) + _ITEM_END) * 2 + _END,
+    ],
+    ids=str,
+)
+def test_unusual_groups_of_undefined_length(tmp_path: Path, groups: bytes) -> None:
+    data = _make_file(Dataset(), [Dataset()] * 2, implicit=False, undefined=True)
+    start = _start_of_groups(data) + 12
+    path = tmp_path / "enhanced.dcm"
+    path.write_bytes(data[:start] + groups + data[data.index(_END, start) + 8 :])
+    assert_equal_to_plain(path)
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+def test_groups_of_undefined_length_are_not_parsed(tmp_path: Path, *, implicit: bool) -> None:
+    path = tmp_path / "enhanced.dcm"
+    frames = [_private_frame(number) for number in range(3)]
+    path.write_bytes(_make_file(Dataset(), frames, implicit=implicit, undefined=True))
+    found = open_dataset(path)
+    assert isinstance(found.get_item(_PER_FRAME), RawDataElement)
+    assert found == pydicom.dcmread(path)
+    assert "PixelData" in found
+
+
+def test_sequences_of_undefined_length_within_short_items() -> None:
+    frames = [_private_frame(number) for number in range(2)]
+    for implicit in (False, True):
+        first, second = (_encode_item(frame, implicit=implicit, undefined=True) for frame in frames)
+        read = read_only_item(first, implicit=implicit)
+        assert read is not None
+        assert read.reread(first + first) is None
+        again = read.reread(second)
+        expected = read_only_item(second, implicit=implicit)
+        # sequences within items differ, and are not compared value by value
+        assert again is None
+        assert expected is not None
+        assert expected.reread(second) == expected
+
+
+def test_reread_item() -> None:
+    for implicit in (False, True):
+        first, second = (
+            _encode_item(_item(StackID=name, FrameComments="abc"), implicit=implicit, undefined=False)
+            for name in ("1 ", "2 ")
+        )
+        read = read_only_item(first, implicit=implicit)
+        assert read is not None
+        again = read.reread(second)
+        expected = read_only_item(second, implicit=implicit)
+        assert again is not None
+        assert expected is not None
+        assert again.elements == expected.elements
+        kept = Tag("FrameComments")
+        assert again.elements[kept] is read.elements[kept]
+        longer = _encode_item(_item(StackID="1", FrameComments="abcde"), implicit=implicit, undefined=False)
+        assert read.reread(longer) is None
+
+
+def _load_transforms(path: Path, order: Sequence[int], views: type[Any]) -> list[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_multi_frame_reader, "FrameViews", views)
+        found = read_instance(Blob(str(path)))
+        reader = MultiFrameReader(found, "rescaled", None, frames=len(order))
+        return [reader.load(found.frames[number]).transform for number in order]
+
+
+@pytest.mark.parametrize("undefined", [False, True])
+def test_transforms_of_frames(tmp_path: Path, *, undefined: bool) -> None:
+    frames = [_frame(number) for number in range(8)]
+    for number, frame in enumerate(frames):
+        frame.PixelValueTransformationSequence[0].RescaleSlope = str(1 + number // 3)
+        if number % 4:
+            window = _item(WindowCenter=str(40 + number % 2), WindowWidth="400")
+            frame.FrameVOILUTSequence = DicomSequence([window])
+    path = tmp_path / "enhanced.dcm"
+    size = {"Rows": 4, "Columns": 4}
+    path.write_bytes(_make_file(Dataset(), frames, implicit=False, undefined=undefined, **size))
+    order = [0, 1, 2, 7, 6, 3, 0, 5, 5, 4]
+    found = _load_transforms(path, order, FrameViews)
+    assert list(map(repr, found)) == list(map(repr, _load_transforms(path, order, PlainFrameViews)))
+    assert {transform.slope for transform in found} == {1, 2, 3}
+    assert found[7] is found[8]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medimg._native.library import load_library
-from medimg.io.dicom.header.elements import UnusualHeaderError, locate_elements
+from medimg.io.dicom.header.elements import UnusualHeaderError
 from medimg.io.dicom.header.image_pixel import FrameFormat
 from medimg.io.dicom.pixels._frames import interpret_bits
 from medimg.io.dicom.pixels._header_walk import (
@@ -24,13 +24,14 @@ from medimg.io.dicom.pixels._header_walk import (
 from medimg.io.dicom.pixels._single_frame_reader import list_value_tags
 from tests.dicom_files import make_instance, write
 from tests.io.dicom.kinds import of_each_folder
+from tests.io.dicom.plain_walk import plain_walk
 from tests.sampling import SLOW
 
 
 def plainly(head: bytes) -> Header | None:
-    """The reference: elements of the outline; None where there are many frames."""
-    outline, tags = locate_elements(head), list_value_tags("auto")
-    top = [e for e in outline.elements if e.depth == 0]
+    """The reference: elements one by one; None where there are many frames."""
+    outline, tags = plain_walk(head), list_value_tags("auto")
+    top = outline.elements
     if {e.tag for e in top} & {0x52009229, 0x52009230, 0x7FE00001, 0x7FE00002}:
         return None
     ends = [*(e.at for e in top[1:]), outline.pixels.at]

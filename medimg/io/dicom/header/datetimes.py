@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import date
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from medimg.io.dicom.header.attributes import get_text
@@ -33,6 +34,7 @@ _WITHOUT_TIME: Final = re.compile(r"\d{4}(?:\d{2}){0,3}(?:[+-]\d{4})?", re.ASCII
 _OFFSET: Final = re.compile(r"([+-])(\d{2})(\d{2})", re.ASCII)
 
 
+@lru_cache(256)
 def _parse_date(written: str) -> float | None:
     """Return a date (DA) in seconds since the common origin; None if it is malformed."""
     found = _DATE.fullmatch(written)
@@ -50,7 +52,7 @@ def parse_time(written: str) -> float | None:
     found = _TIME.fullmatch(written)
     if found is None:
         return None
-    hour, minute, second = (float(v or 0) for v in found.groups())
+    hour, minute, second = map(float, found.groups("0"))
     return hour * 3600 + minute * 60 + second if hour < 24 and minute < 60 and second < 61 else None
 
 

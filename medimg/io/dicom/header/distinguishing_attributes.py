@@ -87,7 +87,10 @@ def _get_number(view: Dataset, keywords: tuple[str, ...]) -> float | None:
 
 def _get_numbers(view: Dataset, keywords: tuple[str, ...]) -> tuple[float, ...] | None:
     """Return the values of the first of these attributes that is present."""
-    return next((n for n in (get_floats(view, k) for k in keywords) if n), None)
+    for keyword in keywords:
+        if found := get_floats(view, keyword):
+            return found
+    return None
 
 
 def _get_integer(view: Dataset, keywords: tuple[str, ...]) -> int | None:
@@ -193,8 +196,10 @@ def _get_philips_labels(view: Dataset, keywords: tuple[str, ...]) -> Hashable:
 
 
 def _get_start(view: Dataset, keywords: tuple[str, ...]) -> float | None:
-    starts = (get_local_datetime(view, k) for k in keywords)
-    return next((start for start in starts if start is not None), None)
+    for keyword in keywords:
+        if (found := get_local_datetime(view, keyword)) is not None:
+            return found
+    return None
 
 
 def _get_clock(view: Dataset, keywords: tuple[str, ...]) -> float | None:

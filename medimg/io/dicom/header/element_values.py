@@ -166,7 +166,7 @@ def read_values(dataset: Dataset, keyword: str | int) -> Values:
         raise
     except Exception:
         raise InvalidValueError from None
-    return found if any(value != "" for value in found) else []
+    return found if found.count("") < len(found) else []
 
 
 def is_blank(element: DataElement | RawDataElement) -> bool:

@@ -45,7 +45,7 @@ def parse_position(view: Dataset, of: FrameOfReference = "Patient") -> tuple[flo
     found = parse_numbers(view, keyword, 3)
     if found is None:
         return None
-    if max(abs(v) for v in found) > MAX_COORDINATE_MM:
+    if max(map(abs, found)) > MAX_COORDINATE_MM:
         raise DecodeError(f"{keyword} is more than {MAX_COORDINATE_MM / 1000:g} m away; the file is damaged")
     return found[0], found[1], found[2]
 

@@ -8,6 +8,7 @@ of the shared groups, overlaid by those of its own groups.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar, cast
 
@@ -20,22 +21,22 @@ from pydicom.tag import BaseTag
 from medimg.errors import DecodeError
 from medimg.io.dicom.header.attributes import parse_items
 from medimg.io.dicom.header.element_values import find_tag, intern_tag
-from medimg.io.dicom.header.elements import (
+from medimg.io.dicom.header.elements import UnusualHeaderError
+from medimg.io.dicom.header.image_pixel import describe_frame_count
+from medimg.io.dicom.header.item_elements import (
+    Item,
     ItemElement,
-    UnusualHeaderError,
+    OnlyItem,
     build_raw_elements,
     locate_items,
+    read_only_item,
 )
-from medimg.io.dicom.header.image_pixel import describe_frame_count
 from medimg.io.dicom.header.private_tags import is_no_sequence, to_items
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["Evaluation", "FrameViews"]
-
-#: Elements of the item of a frame.
-_Group: TypeAlias = "tuple[ItemElement, ...]"
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -206,13 +207,22 @@ class _RepeatedEvaluation(Evaluation):
 
     def __init__(self, view: Dataset, elements: _NotedElements) -> None:
         super().__init__(view)
-        self._elements = elements
+        self._elements = elements  # those that were used are parsed
         self._values: dict[Any, tuple[Any, set[int]]] = {}  # with the tags that were read
         self._readers: dict[int, set[Any]] = {}
         self._calls = 0
+        self._layers: list[_Elements] = []
+        self._unparsed: _Elements = {}
 
-    def forget(self, changed: Iterable[int]) -> None:
-        """Forget the values of functions that read one of these tags."""
+    def move_to(self, layers: list[_Elements]) -> None:
+        """Take the elements of another view, of several layers the last; forget what was read of others."""
+        last, self._unparsed = self._unparsed, {}
+        for layer in layers:
+            self._unparsed.update(layer)
+        changed = _find_changes(last, self._unparsed, _find_candidates(self._layers, layers))
+        self._layers = layers
+        self._elements.clear()
+        self._elements.update(self._unparsed)
         for tag in changed:
             for key in self._readers.pop(tag, ()):
                 self._values.pop(key, None)
@@ -228,14 +238,17 @@ class _RepeatedEvaluation(Evaluation):
         if self._calls:
             # by the function that calls this one
             self._elements.read |= found[1]
-        return cast("T", found[0])
+        value: T = found[0]
+        return value
 
     def _call(self, function: Callable[..., T], *args: object) -> tuple[T, set[int]]:
         outer, self._elements.read = self._elements.read, set()
         self._calls += 1
-        value = function(self._view, *args)
-        self._calls -= 1
-        read, self._elements.read = self._elements.read, outer
+        try:
+            value = function(self._view, *args)
+        finally:
+            self._calls -= 1
+            read, self._elements.read = self._elements.read, outer
         return value, read
 
 
@@ -245,7 +258,10 @@ class FrameViews:
     def __init__(self, dataset: Dataset, count: int) -> None:
         self._encoding = dataset.original_character_set or default_encoding
         element: Any = dataset.get_item(_PER_FRAME)
-        groups: list[_Group] | list[Dataset] = _locate_raw(element)
+        groups: Sequence[Item] | list[Dataset] = []
+        if _is_raw_sequence(element):
+            with suppress(UnusualHeaderError):
+                groups = locate_items(element.value, implicit=element.is_implicit_VR)
         if groups:
             self._data: bytes = element.value
             self._is_implicit: bool = element.is_implicit_VR
@@ -265,6 +281,7 @@ class FrameViews:
         self._count = count
         self._file_meta = getattr(dataset, "file_meta", FileMetaDataset())
         self._parsed: dict[int, tuple[object, _Elements]] = {}
+        self._items: dict[int, OnlyItem] = {}  # of the last frame that has this functional group
         self._common: _Elements = {
             intern_tag(int(tag)): dataset.get_item(tag, keep_deferred=True)
             for tag in _list_tags(dataset)
@@ -274,6 +291,7 @@ class FrameViews:
         if shared:
             self._common = self._overlay(self._list_overlays(shared[0]))
         self._base = self._build_view(self._common)
+        self._evaluation: _RepeatedEvaluation | None = None
 
     @property
     def common(self) -> Dataset:
@@ -300,19 +318,17 @@ class FrameViews:
         return self._build_view(self._overlay(self._list_overlays(self._per_frame[number])))
 
     def evaluate_each(self) -> Iterator[Evaluation]:
-        """Yield the evaluation of each view, to be used before the next; what is unchanged is kept."""
-        noted = _NotedElements()
-        evaluation = _RepeatedEvaluation(self._build_view(noted), noted)
-        last: _Elements = {}
-        last_overlays: list[_Elements] = []
-        for group in self._per_frame:
-            overlays = self._list_overlays(group)
-            elements = self._overlay(overlays)
-            evaluation.forget(_find_changes(last, elements, last_overlays, overlays))
-            noted.clear()
-            noted.update(elements)
-            yield evaluation
-            last, last_overlays = elements, overlays
+        """Yield the evaluation of each view, to be used before the next."""
+        return map(self.evaluate, range(self._count))
+
+    def evaluate(self, number: int) -> Evaluation:
+        """Return the evaluation of a view, to be used before the next; what is unchanged since is kept."""
+        if self._evaluation is None:
+            noted = _NotedElements()
+            self._evaluation = _RepeatedEvaluation(self._build_view(noted), noted)
+        overlays = self._list_overlays(self._per_frame[number]) if self._per_frame else []
+        self._evaluation.move_to([self._common, *overlays])
+        return self._evaluation
 
     def _overlay(self, overlays: list[_Elements]) -> _Elements:
         elements = dict(self._common)
@@ -326,32 +342,47 @@ class FrameViews:
         view.file_meta = self._file_meta
         return view
 
-    def _list_overlays(self, group: _Group | Dataset) -> list[_Elements]:
+    def _list_overlays(self, group: Item | Dataset) -> list[_Elements]:
         """Return the elements of each functional group of a frame, unassigned ones first."""
         if isinstance(group, Dataset):
-            elements = _get_elements(group)
-            chosen = _choose_groups(tuple(map(int, elements)))
-            return [_parse_group(lambda: group, elements[intern_tag(tag)]) for tag in chosen]
-        by_tag = {element[0]: element for element in group}
-        creators: tuple[bytes, ...] = ()
-        if _has_private(tuple(by_tag)):
-            creators = tuple(self._data[e.value : e.end] for e in group if _is_creator(e.tag))
+            # elements without a value are parsed when they are asked for, and those that count alone are
+            return [
+                _parse_group(lambda: group, group.get_item(tag, keep_deferred=tag not in _KEPT_WHOLE))
+                for tag in map(intern_tag, _choose_groups(tuple(map(int, _list_tags(group)))))
+            ]
+        chosen, owners = _choose_elements(tuple([element[0] for element in group]))
+        creators = tuple([self._data[group[n].value : group[n].end] for n in owners])
         overlays = []
-        for tag in _choose_groups(tuple(by_tag)):
-            _, vr, _, start, end = by_tag[tag]
+        for number in chosen:
+            tag, vr, _, start, end = element = group[number]
             state = vr, self._data[start:end], creators if tag & _ODD else None
             parsed = self._parsed.get(tag)
             if parsed is None or parsed[0] != state:
-                parsed = self._parsed[tag] = state, self._parse_located(group, by_tag[tag])
+                parsed = self._parsed[tag] = state, self._parse_located(group, element)
             overlays.append(parsed[1])
         return overlays
 
-    def _parse_located(self, group: _Group, element: ItemElement) -> _Elements:
+    def _parse_located(self, group: Item, element: ItemElement) -> _Elements:
         """Return the elements of a functional group whose place in the bytes is known."""
+        tag, vr, _, start, end = element
+        item = None
+        if tag not in _KEPT_WHOLE and (vr == b"SQ" or not (vr or tag & _ODD)):
+            item = self._read_item(tag, self._data[start:end])
+        if item is not None:
+            return _choose_attributes(tag, item)
         (raw,) = build_raw_elements(self._data, [element], implicit=self._is_implicit).values()
         return _parse_group(partial(self._build_group, group), raw)
 
-    def _build_group(self, group: _Group) -> Dataset:
+    def _read_item(self, tag: int, data: bytes) -> _Elements | None:
+        """Return the only item of a functional group without parsing it; None if it is unusual."""
+        last = self._items.get(tag)
+        found = (last and last.reread(data)) or read_only_item(data, implicit=self._is_implicit)
+        if found is None:
+            return None
+        self._items[tag] = found
+        return cast("_Elements", found.elements)
+
+    def _build_group(self, group: Item) -> Dataset:
         elements: _Elements = dict(build_raw_elements(self._data, group, implicit=self._is_implicit))
         dataset = Dataset(elements, parent_encoding=self._encoding)
         dataset.set_original_encoding(self._is_implicit, True, self._encoding)
@@ -364,10 +395,20 @@ def _parse_group(build_group: Callable[[], Dataset], element: Any) -> _Elements:
     found: _Elements = {tag: element} if tag in _KEPT_WHOLE else {}
     if tag in _ONLY_WHOLE:
         return found
-    item = _read_item(element)
-    if item is None:
-        item = _get_elements(_parse_first_item(build_group(), tag))
-    return found | ({t: e for t, e in item.items() if t.is_private} if tag & _ODD else item)
+    item: _Elements | None = None
+    if _is_raw_sequence(element) and not (element.VR is None and tag & _ODD):
+        read = read_only_item(element.value, implicit=element.is_implicit_VR)
+        item = read and cast("_Elements", read.elements)
+    if item is not None:
+        return found | _choose_attributes(tag, item)
+    parsed = _parse_first_item(build_group(), tag)
+    chosen = [t for t in _list_tags(parsed) if t.is_private or not tag & _ODD]
+    return found | {intern_tag(int(t)): parsed.get_item(t) for t in chosen}
+
+
+def _choose_attributes(tag: int, item: _Elements) -> _Elements:
+    """Return what counts of the item of a functional group."""
+    return {t: e for t, e in item.items() if t.is_private} if tag & _ODD else item
 
 
 @lru_cache(256)
@@ -378,8 +419,12 @@ def _choose_groups(tags: tuple[int, ...]) -> list[int]:
 
 
 @lru_cache(256)
-def _has_private(tags: tuple[int, ...]) -> bool:
-    return any(tag & _ODD for tag in tags)
+def _choose_elements(tags: tuple[int, ...]) -> tuple[list[int], list[int]]:
+    """Return the places of these groups among the elements of a frame, and those of private creators."""
+    places = {tag: number for number, tag in enumerate(tags)}
+    return [places[tag] for tag in _choose_groups(tuple(places))], [
+        number for number, tag in enumerate(tags) if _is_creator(tag)
+    ]
 
 
 def _is_private_group(tag: int) -> bool:
@@ -390,18 +435,20 @@ def _is_creator(tag: int) -> bool:
     return bool(tag & _ODD) and tag & 0xFFFF <= _LAST_CREATOR
 
 
-def _find_changes(
-    last: _Elements, elements: _Elements, last_overlays: list[_Elements], overlays: list[_Elements]
-) -> set[int]:
-    """Return the tags whose elements differ from those of the last frame, and what stands for others."""
-    if len(overlays) == len(last_overlays):
-        candidates: set[BaseTag] = set()
-        for one, other in zip(last_overlays, overlays, strict=True):
-            if one is not other:
-                candidates.update(one, other)
-    else:
-        candidates = {*last, *elements}
-    changed: set[int] = {_ALL}
+def _find_candidates(old: list[_Elements], new: list[_Elements]) -> set[BaseTag]:
+    """Return the tags whose elements may differ between layers."""
+    if len(old) != len(new):
+        return set().union(*old, *new)
+    found: set[BaseTag] = set()
+    for one, other in zip(old, new, strict=True):
+        if one is not other:
+            found.update(one, other)
+    return found
+
+
+def _find_changes(last: _Elements, elements: _Elements, candidates: set[BaseTag]) -> set[int]:
+    """Return what those have noted who read an element that differs from the last view."""
+    changed: set[int] = set()
     for tag in candidates:
         old, new = last.get(tag), elements.get(tag)
         if old is new:
@@ -409,13 +456,9 @@ def _find_changes(
         if old is None or new is None:
             changed |= {tag, _PRESENCE}
         # value and representation; the place in the file differs
-        elif (
-            type(old) is not type(new)
-            or not isinstance(old, RawDataElement)
-            or old[1::2][:2] != new[1::2][:2]
-        ):
+        elif not (type(old) is type(new) is RawDataElement and old[3] == new[3] and old[1] == new[1]):
             changed.add(tag)
-    return changed
+    return changed | {_ALL} if changed else changed
 
 
 def _list_tags(dataset: Dataset) -> list[BaseTag]:
@@ -423,30 +466,14 @@ def _list_tags(dataset: Dataset) -> list[BaseTag]:
     return list(dataset.keys())
 
 
-def _get_elements(dataset: Dataset) -> _Elements:
-    return {intern_tag(int(tag)): dataset.get_item(tag) for tag in _list_tags(dataset)}
-
-
-def _read_item(element: Any) -> _Elements | None:
-    """Return the only item of a sequence without parsing it; None if it is unusual."""
-    if not isinstance(element, RawDataElement) or (element.VR is None and element.tag & _ODD):
-        return None
-    items = _locate_raw(element)
-    if len(items) != 1:
-        return None
-    return build_raw_elements(element.value or b"", items[0], implicit=element.is_implicit_VR)
-
-
-def _locate_raw(element: Any) -> list[_Group]:
-    """Return the items of an unparsed sequence; none if they are unusual."""
-    if not isinstance(element, RawDataElement) or not element.value or not element.is_little_endian:
-        return []
-    if element.VR not in {"SQ", None}:
-        return []
-    try:
-        return locate_items(element.value, implicit=element.is_implicit_VR)
-    except UnusualHeaderError:
-        return []
+def _is_raw_sequence(element: Any) -> bool:
+    """Whether an element is an unparsed sequence that is not empty."""
+    return (
+        isinstance(element, RawDataElement)
+        and element.VR in {"SQ", None}
+        and element.is_little_endian
+        and bool(element.value)
+    )
 
 
 def _parse_first_item(group: Dataset, tag: BaseTag) -> Dataset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from functools import cache, partial
@@ -16,6 +17,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from medimg.errors import DecodeError, NotAnImageError, ReadError, TruncatedError, also
 from medimg.io.dicom.header.attributes import quiet_pydicom
 from medimg.io.dicom.header.elements import PIXEL_TAGS, UnusualHeaderError, build_dataset, locate_elements
+from medimg.io.dicom.header.item_elements import find_sequence_end
 from medimg.io.dicom.header.transfer_syntax import SYNTAXES, parse_transfer_syntax
 from medimg.io.files.blob import Blob, as_blob
 from medimg.io.files.decompress import find_window_bits
@@ -56,6 +58,13 @@ _BYTES_PER_READ: Final = 32
 _SHORT_VALUE: Final = 64
 _BYTES_WITHIN: Final = 16
 _READS_PER_ITEM: Final = 3
+#: How Per-Frame Functional Groups begin, before their length, in explicit and in implicit VR.
+_IMPLICIT_FRAMES: Final = b"\x00\x52\x30\x92"
+_EXPLICIT_FRAMES: Final = _IMPLICIT_FRAMES + b"SQ\0\0"
+_UNDEFINED: Final = b"\xff\xff\xff\xff"
+#: Bytes of them that are read first, and at most, to find their end.
+_FIRST_GROUPS_BYTES: Final = 2**20
+_MAX_GROUPS_BYTES: Final = 2**27
 
 
 def parse_dicom(file: BinaryIO, name: str, size: int, **options: Any) -> Dataset:
@@ -109,15 +118,26 @@ class _DeflatedError(Exception):
 
 
 class _BoundedFile:
-    """A file that counts the reads, and fails once there are too many."""
+    """
+    A file that counts the reads, and fails once there are too many.
+
+    Per-Frame Functional Groups of undefined length get the one that they have, without their delimiter:
+    pydicom would parse all of them at once.
+    """
 
     def __init__(self, file: BinaryIO, name: str, budget: int) -> None:
         self._file = file
         self._name = name
         self._left = budget
         self._in_pixels = False
+        self._last = b""  # the last eight bytes that were read together
+        self._delimiter: int | None = None  # offset of one that is to be skipped
         self.tell = file.tell
-        self.seek = file.seek
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to an offset."""
+        position = self._file.seek(offset, whence)
+        return position if self._delimiter is None else self._skip_delimiter(position)
 
     def read(self, size: int = -1) -> bytes:
         """Return bytes; pydicom reads to the end of the file only to inflate it."""
@@ -128,12 +148,45 @@ class _BoundedFile:
             raise _DeflatedError(self._file.read(start), packed)
         data = self._file.read(size)
         self._left -= 1
+        if self._delimiter is not None:
+            self._skip_delimiter(self._file.tell())
         if size == 8:
             self._in_pixels = data[:2] in _PIXEL_GROUPS
+            self._last = data
+            if data == _IMPLICIT_FRAMES + _UNDEFINED:
+                data = _IMPLICIT_FRAMES + self._find_length(implicit=True)
+        elif size == 4 and data == _UNDEFINED and self._last == _EXPLICIT_FRAMES:
+            data = self._find_length(implicit=False)
         elif size > _SHORT_VALUE and not self._in_pixels:
             self._left -= size // _BYTES_WITHIN + _READS_PER_ITEM * sum(map(data.count, _ITEMS))
         self.check()
         return data
+
+    def _skip_delimiter(self, position: int) -> int:
+        if position != self._delimiter:
+            return position
+        self._delimiter = None
+        return self._file.seek(len(_SEQUENCE_DELIMITER), os.SEEK_CUR)
+
+    def _find_length(self, *, implicit: bool) -> bytes:
+        """Return the length of functional groups that begin here; the undefined one if they are unusual."""
+        start = self._file.tell()
+        data, length = b"", _UNDEFINED
+        while len(data) < _MAX_GROUPS_BYTES and (
+            more := self._file.read(max(_FIRST_GROUPS_BYTES, 3 * len(data)))
+        ):
+            data += more
+            try:
+                end = find_sequence_end(data, implicit=implicit) - len(_SEQUENCE_DELIMITER)
+            except UnusualHeaderError as error:
+                if error.ends:
+                    continue
+            else:
+                self._delimiter = start + end
+                length = struct.pack("<I", end)
+            break
+        self._file.seek(start)
+        return length
 
     def check(self) -> None:
         """Raise DecodeError if too much was read."""

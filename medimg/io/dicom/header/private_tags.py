@@ -128,6 +128,9 @@ def _get_texts(dataset: Dataset, tag: PrivateTag) -> list[str]:
     found = _get_private_value(dataset, tag)
     if isinstance(found, bytes):
         found = found.decode("latin-1").split("\\")
+    # items are no text, and a sequence is a list, too
+    if isinstance(found, DicomSequence):
+        return []
     several = isinstance(found, MultiValue | list | tuple)
     return [] if found is None else [str(v).strip(" \0") for v in (found if several else [found])]
 

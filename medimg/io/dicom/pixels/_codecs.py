@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from medimg._native.decoding import decode_rle
+from medimg._native.library import load_library
 from medimg.errors import DecodeError, MissingDependencyError, TruncatedError
 from medimg.io.dicom.header.transfer_syntax import SYNTAXES, check_syntax
 from medimg.io.dicom.pixels._native import NativeFrames, unpack_bits
@@ -36,15 +38,35 @@ _RLE_NO_OPERATIONS: Final = re.compile(rb"\x80*")
 
 def _decode_rle(data: bytes, fmt: FrameFormat) -> npt.NDArray[Any]:
     """Decode one segment per byte of a sample, the most significant first (PS3.5 annex G)."""
-    header = np.frombuffer(data[:_RLE_HEADER], "<u4").tolist()
     size = fmt.dtype.itemsize
     segments, plane = fmt.samples * size, fmt.rows * fmt.columns
     if fmt.bits_allocated == 1:
         plane = (plane + 7) // 8
+    header = np.frombuffer(data[:_RLE_HEADER], "<u4").tolist()
     if len(header) < _RLE_HEADER // 4 or header[0] != segments:
         raise DecodeError(f"an RLE frame of {segments} segments was expected, {header[:1]} was found")
+    library = load_library()
+    if library is not None:
+        planes, held = decode_rle(library, data, (fmt.samples, plane), size)
+        if held < plane:
+            raise _make_short_segment_error(plane, held)
+    else:
+        planes = _unpack_planes(data, header, (fmt.samples, plane), size)
+    if fmt.bits_allocated == 1:
+        return np.asarray(unpack_bits(planes.tobytes(), fmt.count))
+    shaped = planes.reshape(fmt.samples, fmt.rows, fmt.columns)
+    return shaped[0] if fmt.samples == 1 else np.moveaxis(shaped, 0, -1)
+
+
+def _make_short_segment_error(size: int, held: int) -> TruncatedError:
+    return TruncatedError(f"an RLE segment of {size} bytes holds {held}")
+
+
+def _unpack_planes(data: bytes, header: list[int], shape: tuple[int, int], size: int) -> npt.NDArray[Any]:
+    """Return the planes (samples, values) of unsigned integers of `size` bytes, by imagecodecs."""
+    segments, plane = shape[0] * size, shape[1]
     ends = [*header[2 : segments + 1], len(data)]
-    planes = np.empty((fmt.samples, plane), f"u{size}")
+    planes = np.empty(shape, f"u{size}")
     # decoders accept any buffer, though they are typed otherwise
     whole: Any = memoryview(data)
     for number, (start, end) in enumerate(zip(header[1 : segments + 1], ends, strict=True)):
@@ -56,10 +78,7 @@ def _decode_rle(data: bytes, fmt: FrameFormat) -> npt.NDArray[Any]:
             # passes over whole values are faster than one over every second byte, and than copies
             np.left_shift(into, 8, out=into)
             np.bitwise_or(into, part, out=into)
-    if fmt.bits_allocated == 1:
-        return np.asarray(unpack_bits(planes.tobytes(), fmt.count))
-    shaped = planes.reshape(fmt.samples, fmt.rows, fmt.columns)
-    return shaped[0] if fmt.samples == 1 else np.moveaxis(shaped, 0, -1)
+    return planes
 
 
 def _unpack_segment(segment: Any, size: int) -> bytes:
@@ -76,7 +95,7 @@ def _unpack_segment(segment: Any, size: int) -> bytes:
             return bytes(unpacked[:size])
     end, count = _find_last_run(bytes(segment), size)
     if count < size:
-        raise TruncatedError(f"an RLE segment of {size} bytes holds {count}")
+        raise _make_short_segment_error(size, count)
     return bytes(imagecodecs.packbits_decode(segment[:end], out=count)[:size])
 
 

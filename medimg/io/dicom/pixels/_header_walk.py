@@ -9,8 +9,8 @@ from medimg._native.library import load_library
 from medimg.io.dicom.header.elements import (
     WALKED_SYNTAXES,
     Element,
+    ElementLocator,
     UnusualHeaderError,
-    locate_elements,
 )
 from medimg.io.dicom.header.transfer_syntax import IMPLICIT
 
@@ -23,6 +23,7 @@ __all__ = ["Header", "HeaderWalker", "make_header_walker"]
 _INSTANCE_UID: Final = 0x00080018
 #: Functional groups and offset tables, which single-frame files do not have.
 _MANY_FRAMES: Final = frozenset({0x52009229, 0x52009230, 0x7FE00001, 0x7FE00002})
+_LOCATED: Final = _MANY_FRAMES | {_INSTANCE_UID}
 
 
 class Header(NamedTuple):
@@ -71,7 +72,7 @@ class CompiledHeaderWalker:
             raise UnusualHeaderError(ends=found == "ends")
         tag, at, value, length, vr, uid, syntax, wanted = found
         return Header(
-            Element(tag, at, value, length, vr, 0),
+            Element(tag, at, value, length, vr, value),
             head[syntax].rstrip(b"\0 ").decode("latin-1"),
             head[uid].rstrip(b"\0 "),
             b"".join([head[run] for run in wanted]),
@@ -82,20 +83,14 @@ class PlainHeaderWalker:
     """A walker without the compiled library."""
 
     def __init__(self, tags: Collection[int]) -> None:
-        self._tags = tags
+        self._locator = ElementLocator(_LOCATED, joined=tags)
 
     def read_header(self, head: bytes) -> Header:
         """Return the header of a file; see :class:`HeaderWalker`."""
-        offsets = locate_elements(head)
-        uid, wanted = b"", []
-        for element in offsets.elements:
-            tag, at, value, length, _, depth = element
-            if depth:
-                continue
+        offsets = self._locator.locate(head)
+        uid = b""
+        for tag, _, value, _, _, end in offsets.elements:
             if tag in _MANY_FRAMES:
                 raise UnusualHeaderError
-            if tag in self._tags:
-                wanted.append(head[at : offsets.find_end(element)])
-            if tag == _INSTANCE_UID:
-                uid = head[value : value + length].rstrip(b"\0 ")
-        return Header(offsets.pixels, offsets.syntax, uid, b"".join(wanted))
+            uid = head[value:end].rstrip(b"\0 ")
+        return Header(offsets.pixels, offsets.syntax, uid, offsets.joined)

@@ -18,6 +18,7 @@ from medimg.io.dicom.values.real_world import apply_real_world_scale
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from pydicom.dataset import Dataset
 
     from medimg.io.dicom.header.instance import Frame, Instance
     from medimg.io.dicom.values.modality_lut import ModalityTransform
@@ -39,7 +40,6 @@ class MultiFrameReader:
         self._lock = threading.RLock()
         self._opened: tuple[StoredFrames, FrameViews] | None = None
         self._mosaic: tuple[int, npt.NDArray[Any], bool] | None = None
-        self._transforms: dict[tuple[np.dtype[Any], bool], ModalityTransform] = {}
 
     def load(self, frame: Frame) -> LoadedSlice:
         """Decode a frame; raise ReadError with the name of the file."""
@@ -96,14 +96,13 @@ class MultiFrameReader:
     def _get_transform(
         self, source: StoredFrames, views: FrameViews, number: int, dtype: np.dtype[Any], *, is_rgb: bool
     ) -> ModalityTransform:
-        transform = None if views.has_per_frame_groups else self._transforms.get((dtype, is_rgb))
-        if transform is None:
-            view = views[number]
-            transform = parse_modality_transform(view, source.format, dtype, is_rgb=is_rgb)
-            transform = apply_real_world_scale(
-                view, transform, self._values, first_acquired=self._first_acquired
-            )
-            if source.note:
-                transform = replace(transform, notes=(*transform.notes, source.note))
-            self._transforms[dtype, is_rgb] = transform
-        return transform
+        """Return the transform of a frame, parsed again only if what it depends on differs from the last."""
+        with self._lock:
+            return views.evaluate(number)(self._parse_transform, source, dtype, is_rgb)
+
+    def _parse_transform(
+        self, view: Dataset, source: StoredFrames, dtype: np.dtype[Any], is_rgb: bool
+    ) -> ModalityTransform:
+        transform = parse_modality_transform(view, source.format, dtype, is_rgb=is_rgb)
+        transform = apply_real_world_scale(view, transform, self._values, first_acquired=self._first_acquired)
+        return replace(transform, notes=(*transform.notes, source.note)) if source.note else transform

@@ -22,7 +22,12 @@ from medimg.io.dicom.header.acquisition import (
     AcquisitionElements,
     pack_element,
 )
-from medimg.io.dicom.header.elements import WALKED_SYNTAXES, UnusualHeaderError, locate_elements
+from medimg.io.dicom.header.elements import (
+    WALKED_SYNTAXES,
+    ElementLocator,
+    UnusualHeaderError,
+    locate_elements,
+)
 from medimg.io.dicom.header.instance import HEADER_TAGS
 from medimg.io.dicom.header.mosaic import CSA_TAGS
 from medimg.io.dicom.header.open import to_tag_numbers
@@ -40,6 +45,8 @@ if TYPE_CHECKING:
     import ctypes
     from collections.abc import Sequence
 
+    from medimg.io.dicom.header.elements import ElementOffsets
+
 __all__ = ["HeaderGroup", "HeaderGroups", "make_header_groups"]
 
 _OWN: Final = dict((*FILE_ELEMENTS, *SERIES_ELEMENTS))
@@ -51,10 +58,17 @@ _COMMON: Final = (HEADER_TAGS | to_tag_numbers("SpecificCharacterSet", "Transfer
 #: Sequences that may contain the position.
 _GROUPS: Final = to_tag_numbers("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _WANTED: Final = _COMMON | _OWN.keys() | ACQUISITION_TAGS
+#: All that files of one class and acquisition have in common.
+_SHARED: Final = _WANTED - _OWN.keys()
 _MAX_VALUE: Final = 2**14
 #: Bytes of a header that are read first, and at most.
 _FIRST_READ: Final = 2**13
 _MAX_HEAD: Final = 2**22
+#: Files that a thread reads at once.
+_CHUNK: Final = 16
+#: Distinct headers, apart from elements of files and series, whose class is remembered.
+_MAX_SHARED: Final = 2**12
+_NO_VALUES: Final = dict.fromkeys(_OWN, b"")
 
 
 class HeaderGroup(NamedTuple):
@@ -148,20 +162,24 @@ class PlainHeaderGroups:
     """Header groups without the compiled library."""
 
     def __init__(self) -> None:
+        self._locator = ElementLocator(_OWN, joined=_SHARED)
         self._classes: dict[bytes, int] = {}  # by the common elements
         self._groups: dict[tuple[int, tuple[bytes, ...]], list[FileRow]] = {}
         self._acquisitions: dict[bytes, AcquisitionElements] = {}
+        self._shared: dict[bytes, tuple[int, AcquisitionElements | None] | None] = {}
         self._rest: list[int] = []
         self._count = 0
 
     def add(self, names: Sequence[str], threads: int) -> None:
         """Read the headers of more files."""
+        chunks = [names[at : at + _CHUNK] for at in range(0, len(names), _CHUNK)]
         with ThreadPoolExecutor(threads) as pool:
             read = map if threads == 1 else pool.map
-            for name, head in zip(names, read(_read_first, names), strict=True):
-                if not self._add(name, head):
-                    self._rest.append(self._count)
-                self._count += 1
+            for some, heads in zip(chunks, read(_read_first, chunks), strict=True):
+                for name, head in zip(some, heads, strict=True):
+                    if not self._add(name, head):
+                        self._rest.append(self._count)
+                    self._count += 1
 
     def finish(self) -> tuple[list[HeaderGroup], list[int]]:
         """Return the groups, and the indices of all other files, ascending."""
@@ -171,52 +189,63 @@ class PlainHeaderGroups:
     def _add(self, name: str, head: bytes) -> bool:
         """Add a file; False if it is left to the parser."""
         try:
-            values = _read_values(name, head)
+            head, offsets = self._locate(name, head)
         except UnusualHeaderError:
             return False
-        common: list[bytes] = []
-        kept: list[bytes] | None = []
-        for tag, (vr, value) in values.items():
-            if tag in _GROUPS or vr not in (_OWN.get(tag, vr), b""):
+        own = _NO_VALUES.copy()
+        for tag, _, value, _, vr, end in offsets.elements:
+            if vr not in (_OWN[tag], b"") or end - value > _MAX_VALUE:
                 return False
-            packed = pack_element(tag, vr, value)
-            if tag in _COMMON:
-                common.append(packed)
-            if kept is not None and tag in ACQUISITION_TAGS:
-                if len(value) > MAX_VALUE_BYTES:
-                    kept = None
-                else:
-                    kept.append(packed)
-            if len(value) > _MAX_VALUE and (tag in _COMMON or tag in _OWN):
-                return False
-        header_class = self._classes.setdefault(b"".join(common), len(self._classes))
-        nothing = (b"", b"")
-        series = tuple(values.get(tag, nothing)[1].rstrip(b"\0") for tag, _ in SERIES_ELEMENTS)
-        own = [values.get(tag, nothing)[1].rstrip(b"\0") for tag, _ in FILE_ELEMENTS]
-        joined = None if kept is None else b"".join(kept)
-        acquisition = (
-            None if joined is None else self._acquisitions.setdefault(joined, AcquisitionElements(joined))
-        )
-        rows = self._groups.setdefault((header_class, series), [])
-        rows.append(FileRow(self._count, name, own, acquisition))
+            own[tag] = head[value:end].rstrip(b"\0")
+        shared = offsets.joined
+        if shared not in self._shared:
+            if len(self._shared) >= _MAX_SHARED:
+                self._shared.clear()
+            self._shared[shared] = self._describe(head)
+        known = self._shared[shared]
+        if known is None:
+            return False
+        header_class, acquisition = known
+        values = tuple(own.values())
+        group = header_class, values[len(FILE_ELEMENTS) :]
+        row = FileRow(self._count, name, values[: len(FILE_ELEMENTS)], acquisition)
+        self._groups.setdefault(group, []).append(row)
         return True
 
+    def _locate(self, name: str, head: bytes) -> tuple[bytes, ElementOffsets]:
+        """Locate elements, reading more of the file as needed, and return what was read."""
+        while True:
+            try:
+                return head, self._locator.locate(head)
+            except UnusualHeaderError as error:
+                if not error.ends or len(head) < _FIRST_READ or len(head) >= _MAX_HEAD:
+                    raise
+            longer = read_start(name, 8 * len(head))
+            if len(longer) <= len(head):
+                raise UnusualHeaderError
+            head = longer
 
-def _read_first(name: str) -> bytes:
-    return read_start(name, _FIRST_READ)
+    def _describe(self, head: bytes) -> tuple[int, AcquisitionElements | None] | None:
+        """Return class and acquisition of a header, of its shared elements alone; None if it is refused."""
+        common: list[bytes] = []
+        kept: list[bytes] | None = []
+        for tag, at, value, _, vr, end in locate_elements(head, _SHARED).elements:
+            is_common, size = tag in _COMMON, end - value
+            if tag in _GROUPS or (is_common and size > _MAX_VALUE):
+                return None
+            if is_common:
+                common.append(head[at:end])
+            if tag in ACQUISITION_TAGS:
+                if size > MAX_VALUE_BYTES:
+                    kept = None
+                elif kept is not None:
+                    kept.append(pack_element(tag, vr, head[value:end]))
+        header_class = self._classes.setdefault(b"".join(common), len(self._classes))
+        if kept is None:
+            return header_class, None
+        joined = b"".join(kept)
+        return header_class, self._acquisitions.setdefault(joined, AcquisitionElements(joined))
 
 
-def _read_values(name: str, head: bytes) -> dict[int, tuple[bytes, bytes]]:
-    """Return VR and value of the wanted elements, reading more of the file as needed."""
-    while True:
-        try:
-            offsets = locate_elements(head)
-            break
-        except UnusualHeaderError as error:
-            if not error.ends or len(head) < _FIRST_READ or len(head) >= _MAX_HEAD:
-                raise
-        longer = read_start(name, 8 * len(head))
-        if len(longer) <= len(head):
-            raise UnusualHeaderError
-        head = longer
-    return {e.tag: (e.vr, head[e.value : offsets.find_end(e)]) for e in offsets.select(_WANTED)}
+def _read_first(names: Sequence[str]) -> list[bytes]:
+    return [read_start(name, _FIRST_READ) for name in names]

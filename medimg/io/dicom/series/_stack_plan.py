@@ -162,7 +162,7 @@ def _plan_by_position(group: Group, channels: list[list[Frame]]) -> StackPlan:
     facts = first[0].facts
     orientation = facts.orientation
     assert orientation is not None  # has_geometry was checked
-    positions = np.asarray([_get_position(frame) for frame in first])
+    positions = _list_positions(first)
     stack = analyze_positions(
         positions,
         orientation,
@@ -222,7 +222,7 @@ def plan_regular_stack(stack: Stack, frames: Frames, positions: npt.NDArray[np.f
     assert facts.orientation is not None  # there is a stack
     spacing = facts.pixel_spacing or (1.0, 1.0)
     affine = geometry.affine_from_slices(positions[0], stack.step, facts.orientation, spacing)
-    diagonal = None if facts.pixel_spacing is None else _compute_diagonal(first)
+    diagonal = None if facts.pixel_spacing is None else _compute_diagonals([first])
     misfit = _measure_corner_distance(positions, diagonal, first.instance, affine)
     notes = tuple(_list_notes(stack, misfit, facts))
     return StackPlan(
@@ -258,7 +258,7 @@ def _get_position(frame: Frame) -> npt.NDArray[np.float64]:
 
 
 def _list_positions(frames: Frames) -> npt.NDArray[np.float64]:
-    return np.asarray([_get_position(frame) for frame in frames])
+    return np.asarray([frame.facts.position for frame in frames], dtype=np.float64)
 
 
 def _sort_along(frames: list[Frame], step: npt.NDArray[np.float64]) -> Frames:
@@ -290,7 +290,7 @@ def _measure_misfit(frames: Frames, affine: geometry.Affine) -> float:
     positions = _list_positions(frames)
     diagonals = None
     if all(frame.facts.pixel_spacing is not None for frame in frames):
-        diagonals = np.asarray([_compute_diagonal(frame) for frame in frames])
+        diagonals = _compute_diagonals(frames)
     return _measure_corner_distance(positions, diagonals, frames[0].instance, affine)
 
 
@@ -314,9 +314,10 @@ def _measure_corner_distance(
     return float(max(misfit, np.abs(off + (diagonal - diagonals)).max()))
 
 
-def _compute_diagonal(frame: Frame) -> npt.NDArray[np.float64]:
-    """Return the vector from the first pixel to the last."""
-    x, y = np.asarray(frame.facts.orientation, dtype=np.float64).reshape(2, 3)
-    between_rows, between_columns = frame.facts.pixel_spacing or (1.0, 1.0)
-    instance = frame.instance
-    return np.asarray((instance.rows - 1) * between_rows * y + (instance.columns - 1) * between_columns * x)
+def _compute_diagonals(frames: Frames) -> npt.NDArray[np.float64]:
+    """Return the vectors from the first pixel of each frame to its last, (frames, 3)."""
+    orientations = np.asarray([frame.facts.orientation for frame in frames], dtype=np.float64)
+    spacings = np.asarray([frame.facts.pixel_spacing for frame in frames], dtype=np.float64)
+    sizes = np.asarray([(frame.instance.rows - 1, frame.instance.columns - 1) for frame in frames])
+    lengths = (sizes * spacings)[..., None]
+    return lengths[:, 0] * orientations[:, 3:] + lengths[:, 1] * orientations[:, :3]

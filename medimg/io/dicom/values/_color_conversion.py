@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
+from medimg._native.decoding import INDEX_DTYPES, apply_palette
+from medimg._native.library import load_library
 from medimg.errors import DecodeError
 from medimg.io.dicom.header.attributes import get_value
 from medimg.io.dicom.header.transfer_syntax import BIG_ENDIAN, parse_transfer_syntax
@@ -20,7 +22,14 @@ if TYPE_CHECKING:
     from medimg.core.window import LookupTable
     from medimg.io.dicom.header.image_pixel import FrameFormat
 
-__all__ = ["apply_palette", "convert_ycc_to_rgb", "expand_segments", "reduce_to_8_bits"]
+__all__ = [
+    "Palette",
+    "convert_ycc_to_rgb",
+    "expand_segments",
+    "parse_palette",
+    "parse_palette_table",
+    "reduce_to_8_bits",
+]
 
 _RGB_FROM_FULL: Final = np.array([[1.0, 0.0, 1.402], [1.0, -0.344136, -0.714136], [1.0, 1.772, 0.0]])
 #: The inverse of the rounded matrix that the standard gives, of luminances from 16 to 235.
@@ -57,25 +66,43 @@ def reduce_to_8_bits(values: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint
     return (values.astype(np.int64) >> max(0, bits - 8)).clip(0, 255).astype(np.uint8)
 
 
-def apply_palette(view: Dataset, stored: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """
-    Return the colors (rows, columns, 3) uint8 of (rows, columns) indices, clipped to the palette.
+class Palette(NamedTuple):
+    """Colors (3, entries) uint8, contiguous; the first entry is that of index `first`."""
 
-    A palette of 16 bits is reduced to 8, unless it has no entry above 255.
+    first: int
+    colors: npt.NDArray[np.uint8]
+
+    def apply(self, stored: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        """Return the colors (rows, columns, 3) of (rows, columns) indices, clipped to the palette."""
+        library = load_library()
+        if library is not None and stored.dtype in INDEX_DTYPES:
+            planes = apply_palette(library, stored, self.first, self.colors)
+        else:
+            index = np.clip(stored.astype(np.int64) - self.first, 0, self.colors.shape[1] - 1)
+            planes = np.take(self.colors, index, axis=1)
+        return np.moveaxis(planes, 0, -1)
+
+
+def parse_palette(view: Dataset, *, signed: bool) -> Palette:
     """
-    tables = [
-        _parse_palette(view, color, signed=stored.dtype.kind == "i") for color in ("Red", "Green", "Blue")
+    Return the palette of a header for signed or unsigned indices.
+
+    One of 16 bits is reduced to 8, unless it has no entry above 255.
+    """
+    tables = [parse_palette_table(view, color, signed=signed) for color in ("Red", "Green", "Blue")]
+    bits = 16 if max(int(table.entries.max()) for table in tables) > 255 else 8
+    # the colors may begin and end at different indices
+    first = min(table.first for table in tables)
+    index = np.arange(first, max(table.first + table.entries.size for table in tables))
+    colors = [
+        reduce_to_8_bits(table.entries, bits)[np.clip(index - table.first, 0, table.entries.size - 1)]
+        for table in tables
     ]
-    largest = max(int(table.entries.max()) for table in tables)
-    bits = 16 if largest > 255 else 8
-    planes = []
-    for table in tables:
-        index = np.clip(stored.astype(np.int64) - table.first, 0, table.entries.size - 1)
-        planes.append(reduce_to_8_bits(table.entries, bits)[index])
-    return np.stack(planes, axis=-1)
+    return Palette(first, np.stack(colors))
 
 
-def _parse_palette(view: Dataset, color: str, *, signed: bool) -> LookupTable:
+def parse_palette_table(view: Dataset, color: str, *, signed: bool) -> LookupTable:
+    """Return the table of one color of a palette."""
     name = f"{color}PaletteColorLookupTable"
     big_endian = parse_transfer_syntax(view) == BIG_ENDIAN
     data = get_value(view, f"{name}Data")

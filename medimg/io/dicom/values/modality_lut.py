@@ -23,7 +23,7 @@ from medimg.io.dicom.header.attributes import (
     parse_number,
 )
 from medimg.io.dicom.header.element_values import collect_findings
-from medimg.io.dicom.values._color_conversion import apply_palette, convert_ycc_to_rgb, reduce_to_8_bits
+from medimg.io.dicom.values._color_conversion import convert_ycc_to_rgb, parse_palette, reduce_to_8_bits
 from medimg.io.dicom.values._voi_lut import parse_declared_voi, parse_lookup_table
 
 if TYPE_CHECKING:
@@ -335,7 +335,7 @@ def _choose_conversion(
     """Return the conversion of stored values to RGB, and descriptions of its steps."""
     bits = 8 * dtype.itemsize
     if fmt.photometric == "PALETTE COLOR":
-        return partial(apply_palette, view), ("palette applied",)
+        return parse_palette(view, signed=dtype.kind == "i").apply, ("palette applied",)
     deep = bits > 8 and (fmt.bits_stored < bits or dtype.kind != "u")
     steps = (() if is_rgb else ("YCbCr to RGB",)) + (("scaled to 8 bits",) if deep else ())
     return partial(_convert_color, fmt, is_rgb=is_rgb, deep=deep), steps
