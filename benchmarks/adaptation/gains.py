@@ -12,7 +12,7 @@ from scipy import stats
 
 from benchmarks.adaptation.methods import BASELINES, METHODS, VARIANTS
 from benchmarks.adaptation.runs import Key, Run
-from medimg.training.choose_adaptation import choose
+from medimg.training.adaptation.choose_adaptation import choose
 
 __all__ = [
     "CRITERIA",

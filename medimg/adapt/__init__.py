@@ -24,7 +24,7 @@ from medimg.adapt.distances import coral_loss, mmd_loss, moment_distance, proxy_
 from medimg.adapt.domain_labels import domains_of
 from medimg.adapt.multi_source import MultiSource
 from medimg.adapt.pgd import PGD
-from medimg.adapt.validation import deep_embedded_risk, mutual_information
+from medimg.adapt.target_scores import deep_embedded_risk, mutual_information
 
 __all__ = [
     "CDAN",

@@ -24,9 +24,9 @@ from medimg.models.classifier import load
 from medimg.models.digest import model_digest
 from medimg.models.safetensors_file import read_header, read_tensors, write
 from medimg.training import resume as resume_file
+from medimg.training.adaptation.choose_adaptation import resolve_auto
 from medimg.training.augmentation.random_scan import describe_augmentation
 from medimg.training.calibrate import calibrate
-from medimg.training.choose_adaptation import resolve_auto
 from medimg.training.class_weights import check_labels
 from medimg.training.fine_tune import FineTuneArguments, fine_tune
 from medimg.training.history import FitResult

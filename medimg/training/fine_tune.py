@@ -28,9 +28,9 @@ from medimg.training._trainer import (
     make_loggers,
     prefers_channels_last,
 )
+from medimg.training.adaptation.choose_adaptation import resolve_auto, train_candidates
 from medimg.training.augmentation.random_scan import describe_augmentation, make_augmentation
 from medimg.training.checks import check_data, check_forward, check_unit
-from medimg.training.choose_adaptation import resolve_auto, train_candidates
 from medimg.training.class_weights import list_class_weights, sampling_weights
 from medimg.training.epoch_display import EpochDisplay
 from medimg.training.history import HistoryRecorder

@@ -14,7 +14,7 @@ import torch
 from medimg import FitResult, adapt, fine_tune, load
 from medimg.adapt.base import Adaptation
 from medimg.errors import TrainingError
-from medimg.training.choose_adaptation import choose
+from medimg.training.adaptation.choose_adaptation import choose
 from tests.models.fakes import changed, images, state
 from tests.models.small_network import small_classifier
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from medimg._validation import check_path
 from medimg.adapt.auto import Auto
-from medimg.adapt.validation import mutual_information
+from medimg.adapt.target_scores import mutual_information
 from medimg.core.logger import get_logger
 from medimg.errors import TrainingError
 from medimg.metrics.validation_scores import mean_auroc
