@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 import medimg
-from benchmarks.adaptation import Scanner
+from benchmarks.adaptation.scanners import Scanner
 from benchmarks.environment import made_with
 from benchmarks.pages import FEATURES, list_table, write_part
 from medimg.data.splits.kfold import assign_folds, split_by_fold

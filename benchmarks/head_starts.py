@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import medimg
-from benchmarks.adaptation import Scanner
+from benchmarks.adaptation.scanners import Scanner
 from benchmarks.environment import made_with
 from benchmarks.head_defaults import BACKBONES, resampled_auroc
 from benchmarks.pages import list_table, write_part

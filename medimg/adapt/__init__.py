@@ -3,7 +3,8 @@ Domain adaptation for scanners and sites without labels, and adversarial trainin
 
 The methods are passed to ``medimg.fine_tune(adapt=...)``. :class:`CORAL`, :class:`MMD`, :class:`DANN`,
 :class:`CDAN`, :class:`MultiSource` and :class:`AdaBN` use unlabeled images of the target domain; :class:`PGD`
-makes a model robust against small perturbations of any image. The loss functions can also be used alone.
+makes a model robust against small perturbations of any image; :class:`Auto` chooses between several methods.
+The loss functions can also be used alone.
 """
 
 from medimg.adapt.adabn import AdaBN
@@ -15,6 +16,7 @@ from medimg.adapt.adversarial_losses import (
     multilinear_map,
     ramp,
 )
+from medimg.adapt.auto import Auto
 from medimg.adapt.base import Adaptation, AdaptationTerm, Side
 from medimg.adapt.dann import CDAN, DANN
 from medimg.adapt.discrepancy import CORAL, MMD
@@ -22,6 +24,7 @@ from medimg.adapt.distances import coral_loss, mmd_loss, moment_distance, proxy_
 from medimg.adapt.domain_labels import domains_of
 from medimg.adapt.multi_source import MultiSource
 from medimg.adapt.pgd import PGD
+from medimg.adapt.target_scores import deep_embedded_risk, mutual_information
 
 __all__ = [
     "CDAN",
@@ -32,10 +35,12 @@ __all__ = [
     "AdaBN",
     "Adaptation",
     "AdaptationTerm",
+    "Auto",
     "MultiSource",
     "Side",
     "adversarial_loss",
     "coral_loss",
+    "deep_embedded_risk",
     "domains_of",
     "entropy_weights",
     "gradient_reversal",
@@ -43,6 +48,7 @@ __all__ = [
     "mmd_loss",
     "moment_distance",
     "multilinear_map",
+    "mutual_information",
     "proxy_a_distance",
     "ramp",
 ]

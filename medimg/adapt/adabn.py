@@ -45,6 +45,11 @@ class AdaBN(Adaptation):
     target: Images = field()
     moves_backbone: ClassVar[bool] = False
 
+    @staticmethod
+    def suits(model: nn.Module) -> bool:
+        """Return whether a network has a BatchNorm layer that keeps statistics."""
+        return bool(_find_batchnorm(model))
+
     def check_model(self, model: nn.Module) -> None:
         """
         Raise an error if a network has no batch normalization.
@@ -54,7 +59,7 @@ class AdaBN(Adaptation):
         TrainingError
             If it has no BatchNorm layer that keeps statistics.
         """
-        if not _find_batchnorm(model):
+        if not self.suits(model):
             raise TrainingError(
                 "AdaBN replaces the statistics of BatchNorm layers, and this network has none: use a "
                 "backbone with batch normalization (resnet, densenet, efficientnet, vgg*_bn), or use CORAL"

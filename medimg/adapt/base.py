@@ -232,6 +232,8 @@ class Adaptation:
         found: dict[str, Any] = {"name": type(self).__name__}
         for field in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
             value = getattr(self, field.name)
+            if "before" in field.metadata and value == field.metadata["before"]:
+                continue  # as in files of versions without this setting
             if field.name == "target":
                 found.update({} if value is None else {"target_items": len(value)})
             elif value is None or isinstance(value, bool | int | float | str):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 from medimg._validation import check_choice, check_number
 from medimg.adapt.base import Adaptation, AdaptationTerm, Images, Side, require_target
 from medimg.adapt.distances import BANDWIDTHS, Estimate, coral_loss, mmd_loss
+from medimg.adapt.term_weight import TermWeight, cap_field, check_cap, ramped_field
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +22,7 @@ __all__ = ["CORAL", "MMD"]
 class _DistanceTerm(AdaptationTerm):
     """Weighted distance of the embeddings."""
 
-    def __init__(self, name: str, weight: float, distance: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, name: str, weight: TermWeight, distance: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
         self._name, self._weight, self._distance = name, weight, distance
 
@@ -30,7 +31,8 @@ class _DistanceTerm(AdaptationTerm):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Add the distance; see :class:`AdaptationTerm`."""
         distance = self._distance(source.embeddings, require_target(target).embeddings)
-        return losses.mean() + self._weight * distance, {self._name: distance.detach()}
+        weight = self._weight.at(progress, losses, distance, source.embeddings)
+        return losses.mean() + weight * distance, {self._name: distance.detach()}
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -49,6 +51,11 @@ class CORAL(Adaptation):
     relative : bool
         Whether to divide the distance by the size of the covariances, so that `weight` has the same meaning
         for every network; otherwise it is that of the paper, which depends on the scale of the embeddings.
+    ramped : bool
+        Whether the weight is ramped up from 0 (:func:`medimg.adapt.ramp`).
+    cap : float, optional
+        Largest norm of the gradient of the weighted distance relative to that of the classification loss,
+        both with respect to the embeddings of the source; by default unlimited.
 
     Raises
     ------
@@ -65,13 +72,17 @@ class CORAL(Adaptation):
     target: Images = field()
     weight: float = 0.1
     relative: bool = True
+    ramped: bool = ramped_field()
+    cap: float | None = cap_field()
 
     def __post_init__(self) -> None:
         check_number("weight", self.weight, above=0)
+        check_cap(self.ramped, self.cap)
 
     def make_term(self, features: int, classes: int, domains: int) -> AdaptationTerm:
         """Create the weighted distance; see :class:`Adaptation`."""
-        return _DistanceTerm("coral", self.weight, partial(coral_loss, relative=self.relative))
+        weight = TermWeight(self.weight, self.ramped, self.cap)
+        return _DistanceTerm("coral", weight, partial(coral_loss, relative=self.relative))
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -91,6 +102,11 @@ class MMD(Adaptation):
         Widths of the Gaussian kernels, as multiples of the median squared distance in the batch.
     estimate : {"unbiased", "biased"}
         Estimator of the squared discrepancy.
+    ramped : bool
+        Whether the weight is ramped up from 0 (:func:`medimg.adapt.ramp`).
+    cap : float, optional
+        Largest norm of the gradient of the weighted distance relative to that of the classification loss,
+        both with respect to the embeddings of the source; by default unlimited.
 
     Raises
     ------
@@ -108,14 +124,17 @@ class MMD(Adaptation):
     weight: float = 1.0
     bandwidths: tuple[float, ...] = BANDWIDTHS
     estimate: Estimate = "unbiased"
+    ramped: bool = ramped_field()
+    cap: float | None = cap_field()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bandwidths", tuple(self.bandwidths))
         check_number("weight", self.weight, above=0)
         check_number("bandwidths", min(self.bandwidths, default=0.0), above=0)
         check_choice("estimate", self.estimate, get_args(Estimate))
+        check_cap(self.ramped, self.cap)
 
     def make_term(self, features: int, classes: int, domains: int) -> AdaptationTerm:
         """Create the weighted discrepancy; see :class:`Adaptation`."""
         discrepancy = partial(mmd_loss, bandwidths=self.bandwidths, estimate=self.estimate)
-        return _DistanceTerm("mmd", self.weight, discrepancy)
+        return _DistanceTerm("mmd", TermWeight(self.weight, self.ramped, self.cap), discrepancy)

@@ -15,6 +15,7 @@ from medimg.adapt.base import Adaptation, AdaptationTerm, Images, Side, require_
 from medimg.adapt.dann import make_discriminator
 from medimg.adapt.distances import moment_distance
 from medimg.adapt.domain_labels import domains_of
+from medimg.adapt.term_weight import TermWeight, cap_field, check_cap, ramped_field
 from medimg.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def _split_sources(source: Side) -> list[tuple[int, Tensor]]:
 class _MomentTerm(AdaptationTerm):
     """Moment distance of M3SDA."""
 
-    def __init__(self, weight: float, *, relative: bool) -> None:
+    def __init__(self, weight: TermWeight, *, relative: bool) -> None:
         super().__init__()
         self._weight, self._relative = weight, relative
 
@@ -46,7 +47,8 @@ class _MomentTerm(AdaptationTerm):
         """Add the distance; see :class:`AdaptationTerm`."""
         several = [source.embeddings[where] for _, where in _split_sources(source)]
         distance = moment_distance(several, require_target(target).embeddings, relative=self._relative)
-        return losses.mean() + self._weight * distance, {"m3sda": distance.detach()}
+        weight = self._weight.at(progress, losses, distance, source.embeddings)
+        return losses.mean() + weight * distance, {"m3sda": distance.detach()}
 
 
 class _MDANTerm(AdaptationTerm):
@@ -123,6 +125,8 @@ class MultiSource(Adaptation):
         For "mdan": sharpness of the soft maximum over sources.
     hidden : int
         For "mdan": width of the discriminators' two hidden layers.
+    ramped, cap : bool and float, optional
+        For "m3sda": as of :class:`CORAL`. The weight of "mdan" is always ramped up.
 
     Raises
     ------
@@ -144,12 +148,15 @@ class MultiSource(Adaptation):
     relative: bool = True
     gamma: float = 10.0
     hidden: int = 256
+    ramped: bool = ramped_field()
+    cap: float | None = cap_field()
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, get_args(MultiSourceMethod))
         check_number("weight", self.strength, above=0)
         check_number("gamma", self.gamma, above=0)
         check_whole_number("hidden", self.hidden, least=1)
+        check_cap(self.ramped, self.cap)
 
     @property
     def strength(self) -> float:
@@ -178,5 +185,6 @@ class MultiSource(Adaptation):
     def make_term(self, features: int, classes: int, domains: int) -> AdaptationTerm:
         """Create the distance, or discriminators; see :class:`Adaptation`."""
         if self.method == "m3sda":
-            return _MomentTerm(self.strength, relative=self.relative)
+            weight = TermWeight(self.strength, self.ramped, self.cap)
+            return _MomentTerm(weight, relative=self.relative)
         return _MDANTerm(features, domains, self)

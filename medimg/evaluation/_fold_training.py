@@ -25,6 +25,7 @@ from medimg.models.digest import model_digest
 from medimg.models.ensemble import load
 from medimg.models.safetensors_file import read_header, read_tensors, write
 from medimg.training import resume as resume_file
+from medimg.training.adaptation.choose_adaptation import resolve_auto
 from medimg.training.calibrate import calibrate
 from medimg.training.class_weights import check_labels
 from medimg.training.fine_tune import FineTuneArguments, fine_tune
@@ -274,7 +275,9 @@ class FoldTraining:
         """Return what the results depend on, as JSON values by name."""
         settings = self.describe()
         adapt = self.arguments.get("adapt")
-        several = adapt if isinstance(adapt, list | tuple) else [] if adapt is None else [adapt]
+        settings.pop("target", None)
+        adapt = resolve_auto(adapt, self.arguments.get("target")) or adapt
+        several: Any = adapt if isinstance(adapt, list | tuple) else [] if adapt is None else [adapt]
         settings["adapt"] = [[one.settings(), resume_file.data_digest(one.target)] for one in several]
         modalities = dataset.modalities
         settings |= identify_parts(self.arguments)

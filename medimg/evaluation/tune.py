@@ -23,6 +23,7 @@ from medimg._validation import (
 from medimg.core.content_hash import content_hash, describe_callable, json_text
 from medimg.core.logger import get_logger
 from medimg.core.progress import check_progress
+from medimg.data.augmentation.random_scan import describe_augmentation
 from medimg.data.splits.kfold import kfold
 from medimg.errors import MissingDependencyError, TrainingError, also
 from medimg.evaluation._fold_training import check_arguments
@@ -30,7 +31,6 @@ from medimg.evaluation.evaluate import list_training_overlap
 from medimg.models.digest import model_digest
 from medimg.plotting.html_repr import rows_html
 from medimg.training import resume as resume_file
-from medimg.training.augmentation.random_scan import describe_augmentation
 from medimg.training.fine_tune import FineTuneArguments, fine_tune
 from medimg.training.optimization.custom import identify_parts
 

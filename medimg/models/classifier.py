@@ -344,7 +344,7 @@ class TransferClassifier(Freezable):
         Tensor
             (B, F): the embedding of each image, or the pooled one of each bag.
         """
-        check_input(x, mask, self.pool, self.architecture.channels)
+        check_input(x, mask, self.pool, self.preprocess.n_channels)
         x = x.to(self.head.weight.dtype)
         if x.ndim == 4:
             embeddings: Tensor = self.backbone(x)

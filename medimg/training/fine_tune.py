@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from medimg.training._trainer import (
     make_loggers,
     prefers_channels_last,
 )
+from medimg.training.adaptation.choose_adaptation import resolve_auto, train_candidates
 from medimg.training.checks import check_data, check_forward, check_unit
 from medimg.training.class_weights import list_class_weights, sampling_weights
 from medimg.training.epoch_display import EpochDisplay
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from pytorch_lightning import Callback
     from pytorch_lightning.loggers import Logger
 
+    from medimg.adapt.auto import Auto
+    from medimg.adapt.base import Images
     from medimg.core.progress import Progress
     from medimg.data.augmentation.random_scan import AugmentChoice
     from medimg.data.protocols import LabeledDataset
@@ -90,7 +93,8 @@ class FineTuneArguments(TypedDict, total=False):
     batch_statistics: BatchStatistics
     adapter: Adapter | None
     rank: int | None
-    adapt: Adaptation | Sequence[Adaptation] | None
+    adapt: Adaptation | Sequence[Adaptation] | Auto | Literal["auto"] | None
+    target: Images | None
     precision: Any
     devices: int | str | Sequence[int]
     channels_last: bool | str
@@ -132,7 +136,8 @@ def fine_tune(
     batch_statistics: BatchStatistics = "auto",
     adapter: Adapter | None = None,
     rank: int | None = None,
-    adapt: Adaptation | Sequence[Adaptation] | None = None,
+    adapt: Adaptation | Sequence[Adaptation] | Auto | Literal["auto"] | None = None,
+    target: Images | None = None,
     precision: Any = "auto",
     devices: int | str | Sequence[int] = "auto",
     channels_last: bool | str = "auto",
@@ -229,8 +234,12 @@ def fine_tune(
         identical. Frozen layers get none.
     rank : int, optional
         Rank of the adapters, by default 8.
-    adapt : Adaptation or sequence of Adaptation, optional
-        Methods of domain adaptation or adversarial training; see :mod:`medimg.adapt`.
+    adapt : Adaptation, sequence of Adaptation, Auto or "auto", optional
+        Methods of domain adaptation or adversarial training; see :mod:`medimg.adapt`. "auto" trains with
+        several methods and without adaptation, each for all epochs, and keeps one model:
+        ``adapt.Auto(target)``; it needs `val` and, as "auto", `target`.
+    target : ImageDataset, optional
+        Unlabeled images of the target domain for ``adapt="auto"``.
     precision : str or int
         Lightning's precision; "auto" is bf16-mixed on GPUs that support it, 16-mixed on others, 32 bits on
         the CPU.
@@ -292,6 +301,11 @@ def fine_tune(
     The random numbers of an epoch depend only on the seed and the epoch's number, so that a resumed training
     sees the same batches.
     """
+    given: dict[str, Any] = {**locals()}
+    auto = resolve_auto(given.pop("adapt"), given.pop("target"))
+    if auto is not None:
+        given = {name: value for name, value in given.items() if name not in ("model", "train", "val")}
+        return train_candidates(fine_tune, auto, model, (train, val), given)
     custom = CustomParts.make(
         optimizer=optimizer,
         schedule=None if isinstance(schedule, str) else schedule,
@@ -476,15 +490,15 @@ def _list_scores(val: LabeledDataset | None, custom: CustomParts) -> set[str]:
 
 
 def _check_adaptations(
-    adapt: Adaptation | Sequence[Adaptation] | None, model: TransferClassifier, train: LabeledDataset
+    adapt: object, model: TransferClassifier, train: LabeledDataset
 ) -> tuple[Adaptation, ...]:
     if adapt is None:
         return ()
     several: Any = (adapt,) if isinstance(adapt, Adaptation) else adapt
     if not isinstance(several, list | tuple) or not all(isinstance(one, Adaptation) for one in several):
         raise TrainingError(
-            "adapt must be a method of medimg.adapt, such as medimg.adapt.DANN(target), or several; found "
-            f"{adapt!r}"
+            "adapt must be a method of medimg.adapt, such as medimg.adapt.DANN(target), or several, or "
+            f'"auto"; found {adapt!r}'
         )
     for one in several:
         one.check(model.classes, train)

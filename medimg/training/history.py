@@ -74,6 +74,9 @@ class FitResult:
         Duration of the training.
     checkpoint : Path or None
         File of the best epoch, if there is an output folder.
+    candidates : tuple of dict
+        With ``adapt="auto"`` one row per method: ``name``, ``val_auroc`` on the source (None if undefined),
+        ``information`` (:func:`medimg.adapt.mutual_information` on the target) and ``chosen``.
     """
 
     history: tuple[dict[str, Any], ...] = field(repr=False)
@@ -81,6 +84,7 @@ class FitResult:
     monitor: str | None
     seconds: float
     checkpoint: Path | None = None
+    candidates: tuple[dict[str, Any], ...] = field(default=(), repr=False)
 
     @property
     def best(self) -> dict[str, Any]:

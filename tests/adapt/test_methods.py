@@ -310,3 +310,54 @@ def test_targets_that_do_not_fit_are_refused() -> None:
         adapt.CORAL([1, 2]).check(("a", "b"), train)  # type: ignore[arg-type]  # refused
     adapt.CORAL(images(4)).check(("a", "b"), train)
     adapt.PGD().check(("a", "b"), train)
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.3, 1.0])
+def test_a_ramped_weight_grows_with_the_training(progress: float) -> None:
+    losses, source, target = sides()
+    s, t = source.embeddings, target.embeddings
+    distances = {
+        adapt.CORAL: coral_loss(s, t, relative=True),
+        adapt.MMD: mmd_loss(s, t),
+        adapt.MultiSource: moment_distance([s[source.domains == n] for n in (0, 1)], t, relative=True),
+    }
+    for method, distance in distances.items():
+        more = {"domain": "column"} if method is adapt.MultiSource else {}
+        term = method(images(4), weight=2.0, ramped=True, **more).make_term(4, 3, 2)
+        assert term is not None
+        total, _ = term(losses, source, target, progress)
+        assert total.item() == pytest.approx((losses.mean() + 2.0 * adapt.ramp(progress) * distance).item())
+
+
+@pytest.mark.parametrize("cap", [0.1, 1e6])
+def test_a_cap_limits_the_gradient_and_nothing_else(cap: float) -> None:
+    losses, source, target = sides()
+    weights = torch.randn(4, generator=torch.Generator().manual_seed(1))
+
+    def pull(method: Any) -> tuple[Tensor, Tensor]:
+        """Return the gradients of classification and of the weighted distance."""
+        leaf = source.embeddings.clone().requires_grad_(True)
+        plain = losses + leaf @ weights
+        total, _ = method.make_term(4, 3, 1)(plain, source._replace(embeddings=leaf), target, 0.5)
+        (own,) = torch.autograd.grad(plain.mean(), leaf, retain_graph=True)
+        (both,) = torch.autograd.grad(total, leaf)
+        return own, both - own
+
+    own, free = pull(adapt.MMD(images(4), weight=5.0))
+    _, capped = pull(adapt.MMD(images(4), weight=5.0, cap=cap))
+    expected = min(float(free.norm()), cap * float(own.norm()))
+    assert float(capped.norm()) == pytest.approx(expected, rel=1e-4)
+    torch.testing.assert_close(capped / capped.norm(), free / free.norm(), rtol=1e-4, atol=1e-4)
+
+
+def test_settings_are_those_of_earlier_versions_unless_a_weight_is_ramped_or_capped() -> None:
+    assert not {"ramped", "cap"} & adapt.MMD(images(4)).settings().keys()
+    found = adapt.CORAL(images(4), ramped=True, cap=0.5).settings()
+    assert (found["ramped"], found["cap"]) == (True, 0.5)
+
+
+@pytest.mark.parametrize("fields", [{"cap": 0.0}, {"cap": -1.0}, {"ramped": "yes"}])
+def test_settings_of_weights_are_checked(fields: Any) -> None:
+    for method in (adapt.CORAL, adapt.MMD, adapt.MultiSource):
+        with pytest.raises(TrainingError):
+            method(images(4), **fields)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import medimg
-from benchmarks.adaptation import Scanned
+from benchmarks.adaptation.scanners import SCANNERS
+from benchmarks.adaptation.shifts import Scanned
 from medimg.data._labels import read_table
 
 pytestmark = pytest.mark.slow
@@ -29,7 +30,9 @@ def test_halves_are_alike_and_a_simulated_scanner_is_far(real_data: Path) -> Non
         "squeezenet1_1", classes=data.classes, weights=weights, preprocess=recipe
     )
     alike = medimg.domain_shift(one, other, model=model)
-    through = Scanned(other, torch.stack([other.planes(n)[0] for n in range(len(other))]), ("target",), 0)
+    planes = torch.stack([other.planes(n)[0] for n in range(len(other))])
+    made = SCANNERS["inverted"](planes, torch.Generator().manual_seed(0))
+    through = Scanned(made, other.labels, other.patients, ["inverted"] * len(other), other.classes)
     apart = medimg.domain_shift(one, through, model=model)
     assert alike.distances is not None
     assert apart.distances is not None

@@ -1,0 +1,1 @@
+"""Choice between methods of adaptation."""

@@ -1,0 +1,221 @@
+"""Training of several models with methods of adaptation, of which one is kept."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from medimg._validation import check_path
+from medimg.adapt.auto import Auto
+from medimg.adapt.target_scores import mutual_information
+from medimg.core.logger import get_logger
+from medimg.errors import TrainingError
+from medimg.metrics.validation_scores import mean_auroc
+from medimg.models.training_images import record_training_images
+from medimg.training.checks import check_data
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from medimg.data.protocols import LabeledDataset
+    from medimg.models.classifier import TransferClassifier
+    from medimg.training.history import FitResult
+
+__all__ = ["choose", "resolve_auto", "train_candidates"]
+
+#: Files of a candidate that are also those of the choice.
+_FILES: Final = ("last.safetensors", "history.csv")
+#: Attributes of a model that training changes.
+_ATTRIBUTES: Final = (
+    "training_summary",
+    "training_ranges",
+    "images_seen",
+    "calibration",
+    "weights_name",
+    "weights_sha256",
+)
+
+
+def resolve_auto(adapt: object, target: Any) -> Auto | None:
+    """Return the choice that ``adapt="auto"`` or an :class:`Auto` asks for; None for other values."""
+    if isinstance(adapt, str) and adapt == "auto":
+        if target is None:
+            raise TrainingError(
+                'adapt="auto" needs the images of the target domain: pass target=, a dataset, which may be '
+                "without labels"
+            )
+        return Auto(target)
+    if target is not None:
+        raise TrainingError(
+            'target= is used by adapt="auto" only; found adapt='
+            f"{type(adapt).__name__}: give the target to the method, as in medimg.adapt.MMD(target)"
+        )
+    return adapt if isinstance(adapt, Auto) else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """One candidate after training: its result, scores and weights."""
+
+    name: str
+    result: FitResult
+    val_auroc: float | None
+    information: float
+    state: Mapping[str, Any]
+    summary: dict[str, Any] | None
+
+
+def choose(rows: Sequence[Mapping[str, Any]], margin: float) -> int:
+    """
+    Return the number of the candidate that is kept; the first one is that without adaptation.
+
+    Examples
+    --------
+    >>> rows = [
+    ...     {"val_auroc": 0.95, "information": 0.2},
+    ...     {"val_auroc": 0.94, "information": 0.4},
+    ...     {"val_auroc": 0.70, "information": 0.9},
+    ... ]
+    >>> choose(rows, margin=0.02)
+    1
+    """
+    least = rows[0]["val_auroc"]
+    kept = [n for n, row in enumerate(rows) if not n or least is None or row["val_auroc"] >= least - margin]
+    return max(kept, key=lambda n: (rows[n]["information"], -n))
+
+
+def train_candidates(
+    fine_tune: Callable[..., FitResult],
+    auto: Auto,
+    model: TransferClassifier,
+    data: tuple[LabeledDataset, LabeledDataset | None],
+    arguments: Mapping[str, Any],
+) -> FitResult:
+    """Train with each candidate, and give the model the weights of the choice."""
+    train, val = data
+    if val is None:
+        raise TrainingError(
+            'adapt="auto" needs validation data of the source: pass val=, or choose a method of medimg.adapt'
+        )
+    check_data(model, train, val)
+    _check_arguments(arguments)
+    methods = auto.list_methods(model, train)
+    for one in methods.values():
+        if one is not None:
+            one.check(model.classes, train)
+            one.check_model(model)
+    output = None if arguments["output"] is None else check_path("output", arguments["output"])
+    start = _Start.capture(model, arguments["callbacks"])
+    trained: list[_Trained] = []
+    try:
+        for name, method in methods.items():
+            get_logger().info('adapt="auto": training %d of %d, %s', len(trained) + 1, len(methods), name)
+            start.restore(model)
+            result = fine_tune(
+                model,
+                train,
+                **{**arguments, "adapt": method, "output": None if output is None else output / name},
+            )
+            trained.append(_score(model, (name, result), auto.target, val, arguments))
+    except BaseException:
+        start.restore(model)
+        raise
+    rows = [{"name": t.name, "val_auroc": t.val_auroc, "information": t.information} for t in trained]
+    chosen = choose(rows, auto.margin)
+    best = trained[chosen]
+    get_logger().info('adapt="auto": %s is kept', best.name)
+    model.load_state_dict(best.state)
+    choice = {"chosen": best.name, "margin": auto.margin, "candidates": rows}
+    model.training_summary = {**(best.summary or {}), "auto": choice}
+    record_training_images(model, train=train, val=val, target=auto.target)
+    for row in rows:
+        row["chosen"] = row["name"] == best.name
+    checkpoint = None if output is None else _write_choice(model, output, best.name)
+    seconds = sum(t.result.seconds for t in trained)
+    return replace(best.result, seconds=seconds, checkpoint=checkpoint, candidates=tuple(rows))
+
+
+def _check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Raise TrainingError if an argument can't be shared by several trainings."""
+    for name, default in (("patience", None), ("monitor", "auto")):
+        if arguments[name] != default:
+            raise TrainingError(
+                f'adapt="auto" chooses between methods by the validation data, and trains each for all '
+                f"epochs; found {name}={arguments[name]!r}: leave it at {default!r}"
+            )
+    logger = arguments["logger"]
+    several = logger if isinstance(logger, list | tuple) else [logger]
+    if not all(one is None or isinstance(one, str) for one in several):
+        raise TrainingError(
+            'adapt="auto" trains several models, and an object as logger ends with the first; expected a '
+            'name, such as "tensorboard"'
+        )
+    if not isinstance(arguments["resume"], bool | None):
+        raise TrainingError(
+            'adapt="auto" resumes the trainings in the folders of output=; found a path as resume: pass '
+            "resume=True"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What every candidate starts from."""
+
+    state: Mapping[str, Any]
+    attributes: Mapping[str, Any]
+    callbacks: tuple[tuple[Any, dict[str, Any]], ...]
+
+    @classmethod
+    def capture(cls, model: TransferClassifier, callbacks: Sequence[Any]) -> _Start:
+        """Copy weights, records of earlier trainings and the state of callbacks."""
+        return cls(
+            copy.deepcopy(model.state_dict()),
+            {name: getattr(model, name) for name in _ATTRIBUTES},
+            tuple((one, copy.deepcopy(one.state_dict())) for one in callbacks),
+        )
+
+    def restore(self, model: TransferClassifier) -> None:
+        """Give model and callbacks the state of the start."""
+        model.load_state_dict(self.state)
+        for name, value in self.attributes.items():
+            setattr(model, name, value)
+        for callback, values in self.callbacks:
+            callback.load_state_dict(copy.deepcopy(values))
+
+
+def _score(
+    model: TransferClassifier,
+    trained: tuple[str, FitResult],
+    target: Any,
+    val: LabeledDataset,
+    arguments: Mapping[str, Any],
+) -> _Trained:
+    options = {key: arguments[key] for key in ("batch_size", "workers", "progress")}
+    return _Trained(
+        *trained,
+        mean_auroc(val.labels, model.predict_proba(val, **options), model.task),
+        _measure_information(model.predict_proba(target, **options), model.task),
+        copy.deepcopy(model.state_dict()),
+        model.training_summary,
+    )
+
+
+def _measure_information(probabilities: NDArray[np.float64], task: str) -> float:
+    """Return the mutual information; of several labels, its mean."""
+    if task != "multilabel":
+        return mutual_information(probabilities)
+    return float(np.mean([mutual_information(np.stack([p, 1 - p], axis=1)) for p in probabilities.T]))
+
+
+def _write_choice(model: TransferClassifier, output: Path, name: str) -> Path:
+    """Write the files of the chosen model next to the folders of the candidates."""
+    for file in _FILES:
+        shutil.copyfile(output / name / file, output / file)
+    return model.save(output / "best.safetensors")
