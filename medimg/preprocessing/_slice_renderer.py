@@ -222,7 +222,7 @@ class SliceRenderer:
         if array.dtype.kind == "b":
             array = array.view(np.uint8)
         if not array.flags.aligned:
-            # a field of a structured array, or numbers at any byte, whose steps are no whole numbers of values
+            # as a field of a structured array, whose steps are no whole numbers of values
             array = array.copy()
         return array.transpose(0, 2, 1) if self._orientation.swapped else array
 

@@ -300,7 +300,7 @@ def test_a_path_that_is_too_long_is_left(tmp_path: Path) -> None:
         path += f"/{name}"
     for n, name in enumerate(names):
         os.link(name, f"{n}" * (1 + 20 * (n % 2)), dst_dir_fd=folder)
-    found = [f"{path}/{name}" for name in sorted(os.listdir(folder))]
+    found = [f"{path}/{name}" for name in sorted(os.listdir(folder))]  # noqa: PTH208  # by a descriptor
     os.close(folder)
     alike, rest = scan_uniform_files(found)
     assert [files.indices for files in alike] == [[0, 2]]
@@ -445,7 +445,7 @@ def write_values(template: bytes, values: tuple[bytes, ...], path: Path) -> str:
 
 @settings(max_examples=300 if SLOW else 60, deadline=None)
 @given(rows=st.lists(_ROWS, min_size=1, max_size=6))
-@example(rows=[(b"1.2.3", b"2", b"0\\0\\1", b"", b"12:", b""), (b"1.2.4", b"3", b"0\\0\\2", b"", b"", b"12: ")])
+@example(rows=[(b"1.2.3", b"2", b"0\\0\\1", b"", b"12:", b"")])
 def test_a_file_is_regular_if_each_value_is(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[bytes, ...]]
 ) -> None:

@@ -194,7 +194,8 @@ class InstanceColumns:
         missing = np.array([not value for value in written]) if found is None else np.isnan(found[:, 0])
         if missing.all() or not missing.any():
             return [(not missing[0], self)]
-        return [(placed, self._select(np.flatnonzero(missing != placed).tolist())) for placed in (True, False)]
+        placed, others = np.flatnonzero(~missing).tolist(), np.flatnonzero(missing).tolist()
+        return [(True, self._select(placed)), (False, self._select(others))]
 
     def _select(self, numbers: list[int]) -> InstanceColumns:
         found = self._regular_positions
