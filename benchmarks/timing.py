@@ -21,7 +21,7 @@ def interleaved(
     *,
     before: Callable[[], None] | None = None,
     budget: float = 20.0,
-    least: int = 2,
+    least: int = 1,
 ) -> dict[str, list[float]]:
     """
     Time candidates, one run of each in each round, and begin each round with another.

@@ -47,6 +47,15 @@ class WantedElement(NamedTuple):
     column: int
 
 
+class WantedElements:
+    """Elements, ascending by tag, as the library takes them."""
+
+    def __init__(self, elements: Sequence[WantedElement]) -> None:
+        self.count = len(elements)
+        self.packed = b"".join(_WANTED_ELEMENT.pack(*element) for element in elements)
+        self.file_columns = 1 + max(e.column for e in elements if e.roles & Role.FILE)
+
+
 class HeaderTables(NamedTuple):
     """Files by number, -1 if they are left to a parser; values of file f and column c by `offsets`."""
 
@@ -80,14 +89,14 @@ class HeaderScan:
     """
     Reads headers of files and groups files that differ in a few elements only.
 
-    `wanted` is ascending by tag. Files with a longer value than `max_value`, but for those of acquisitions
+    Files with a longer value than `max_value`, but for those of acquisitions
     alone, are left to a parser.
     """
 
     def __init__(
         self,
         library: ctypes.CDLL,
-        wanted: Sequence[WantedElement],
+        wanted: WantedElements,
         *,
         max_value: int,
         max_acquisition: int,
@@ -96,10 +105,14 @@ class HeaderScan:
     ) -> None:
         self._library = library
         _declare(library)
-        packed = b"".join(_WANTED_ELEMENT.pack(*element) for element in wanted)
-        self._columns = 1 + max(e.column for e in wanted if e.roles & Role.FILE)
+        self._columns = wanted.file_columns
         self._scan = library.medimg_scan_new(
-            packed, len(wanted), max_value, max_acquisition, " ".join(syntaxes).encode(), implicit.encode()
+            wanted.packed,
+            wanted.count,
+            max_value,
+            max_acquisition,
+            " ".join(syntaxes).encode(),
+            implicit.encode(),
         )
         if not self._scan:
             raise MemoryError

@@ -327,7 +327,7 @@ def test_threads_change_nothing(tmp_path: Path, workers: int) -> None:
 
 
 def test_slow_files_are_read_by_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medimg.io.dicom.scanning.uniform_scan._SLOW_SECONDS", 0.0)
+    monkeypatch.setattr("medimg.io.dicom.scanning.uniform_scan._LEAST_USE", 1e9)
     names = [*siblings(tmp_path), str(tmp_path / "absent"), str(tmp_path)] * 90
     assert check(names) == 720
 

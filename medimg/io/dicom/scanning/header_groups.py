@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import numpy as np
 
-from medimg._native.headers import HeaderScan, Role, WantedElement
+from medimg._native.headers import HeaderScan, Role, WantedElement, WantedElements
 from medimg._native.library import load_library
 from medimg.io.dicom.header.acquisition import (
     ACQUISITION_TAGS,
@@ -141,7 +141,7 @@ class CompiledHeaderGroups:
 
 
 @cache
-def _list_wanted() -> list[WantedElement]:
+def _list_wanted() -> WantedElements:
     """Return what the compiled scan keeps."""
     files, series = ({tag: n for n, (tag, _) in enumerate(e)} for e in (FILE_ELEMENTS, SERIES_ELEMENTS))
     tags_of = {
@@ -155,7 +155,7 @@ def _list_wanted() -> list[WantedElement]:
     for tag in sorted(_WANTED):
         roles = reduce(or_, (role for role, tags in tags_of.items() if tag in tags))
         wanted.append(WantedElement(tag, _OWN.get(tag, b""), roles, files.get(tag, series.get(tag, 0))))
-    return wanted
+    return WantedElements(wanted)
 
 
 class PlainHeaderGroups:

@@ -22,8 +22,8 @@ __all__ = ["scan_uniform_files"]
 
 _FIRST_FILES: Final = 64
 _FILES: Final = 1024
-#: If a thread takes longer for a file, it waits for the disk or network: many threads wait at once.
-_SLOW_SECONDS: Final = 3e-4
+#: If less of one core is used, threads wait for the disk, the network or a core: many wait at once.
+_LEAST_USE: Final = 0.5
 _MANY_THREADS: Final = 16
 
 
@@ -40,9 +40,9 @@ def scan_uniform_files(
     at, size = 0, _FIRST_FILES
     while at < len(names):
         some = names[at : at + size]
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         headers.add(some, threads)
-        if workers is None and (time.perf_counter() - began) * threads / len(some) > _SLOW_SECONDS:
+        if workers is None and time.process_time() - used < _LEAST_USE * (time.perf_counter() - began):
             threads = _MANY_THREADS
         at, size = at + len(some), _FILES
         if done is not None:
