@@ -123,12 +123,7 @@ class HeaderScan:
 
     def add(self, names: Sequence[str], threads: int) -> None:
         """Read the headers of files, by several threads."""
-        joined = "\0".join(names)
-        if joined.count("\0") >= len(names):
-            # the system refuses names with zeros, and no file has an empty one
-            joined = "\0".join("" if "\0" in name else name for name in names)
-        paths = joined.encode() if sys.platform == "win32" else os.fsencode(joined)
-        if self._library.medimg_scan_add(self._scan, paths, len(names), threads):
+        if self._library.medimg_scan_add(self._scan, _join_names(names), len(names), threads):
             raise MemoryError
 
     def get_tables(self) -> HeaderTables:
@@ -153,6 +148,29 @@ class HeaderScan:
     def _get(self, function: ctypes._NamedFuncPointer, number: int) -> bytes:
         size = ctypes.c_int64()
         return ctypes.string_at(function(self._scan, number, ctypes.byref(size)), size.value)
+
+
+def _join_names(names: Sequence[str]) -> bytes:
+    """Return names with zeros between them; those that the system refuses are empty, as no file's is."""
+    joined = "\0".join(names)
+    try:
+        if joined.count("\0") < len(names):
+            return _encode_name(joined)
+    except UnicodeEncodeError:
+        pass
+    return b"\0".join(map(_encode_allowed, names))
+
+
+def _encode_allowed(name: str) -> bytes:
+    try:
+        return b"" if "\0" in name else _encode_name(name)
+    except UnicodeEncodeError:
+        return b""
+
+
+def _encode_name(name: str) -> bytes:
+    # the compiled library makes wide characters of UTF-8 on Windows
+    return name.encode() if sys.platform == "win32" else os.fsencode(name)
 
 
 def _copy_numbers(address: int | None, count: int, dtype: type[_Scalar]) -> npt.NDArray[_Scalar]:

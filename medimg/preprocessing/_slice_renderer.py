@@ -55,6 +55,11 @@ class _Content:
     has_finite: bool = False
     has_unpadded: bool = False
 
+    def add(self, values: npt.NDArray[Any], mask: npt.NDArray[Any] | None) -> None:
+        """Look at all pixels of slices, unless both were seen: what is cropped counts, too."""
+        self.has_finite = self.has_finite or bool(np.isfinite(values).any())
+        self.has_unpadded = self.has_unpadded or mask is None or not bool(mask.all())
+
 
 @dataclass(slots=True)
 class _Batch:
@@ -154,12 +159,9 @@ class SliceRenderer:
                 targets=targets,
                 threads=torch.get_num_threads(),
             )
-            # what is cropped counts, too
-            content = self._content
-            content.has_finite = content.has_finite or has_finite or bool(np.isfinite(values).any())
-            content.has_unpadded = (
-                content.has_unpadded or has_unpadded or mask is None or not bool(mask.all())
-            )
+            self._content.has_finite |= has_finite
+            self._content.has_unpadded |= has_unpadded
+            self._content.add(values, mask)
 
     def _group_slices(
         self, windows: tuple[tuple[Voi, ...], ...], stored: Sequence[int], most: int | None
@@ -199,6 +201,7 @@ class SliceRenderer:
                 content=self._content,
             )
             self._resizer(load, images[:, c])
+            self._content.add(values, mask)
         images.clamp_(0.0, 1.0)
         return compute_luma(images) if channels > self._output.images.shape[1] else images
 
@@ -218,6 +221,9 @@ class SliceRenderer:
         """Return slices with the rows of the display first; the resizer flips them."""
         if array.dtype.kind == "b":
             array = array.view(np.uint8)
+        if not array.flags.aligned:
+            # as a field of a structured array, whose steps are no whole numbers of values
+            array = array.copy()
         return array.transpose(0, 2, 1) if self._orientation.swapped else array
 
 

@@ -152,6 +152,14 @@ def test_segments_that_end_in_a_run_are_short(segment: bytes) -> None:
     assert "128 bytes holds 0" in compiled[1]
 
 
+def test_more_segments_than_a_header_lists() -> None:
+    fmt = FrameFormat(2, 3, 3, 64, 64, 63, False, "RGB", False)
+    frame, _ = make_frame(FrameFormat(2, 3, 3, 32, 32, 31, False, "RGB", False), np.random.default_rng(0))
+    compiled, plain = both_ways(decode, np.uint32(24).tobytes() + frame[4:], fmt)
+    assert compiled == plain
+    assert "24 would be needed" in plain[1]
+
+
 @settings(deadline=None)
 @given(
     dtype=st.sampled_from(["u1", "i1", "u2", "i2", "u4"]),

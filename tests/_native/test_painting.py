@@ -138,3 +138,32 @@ def test_the_same_bits_on_any_processor(threads: None, plain_library: ctypes.CDL
             found = render(recipe, volume, library)
             assert isinstance(found, torch.Tensor)
             assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", ["<i2", "u1", "<f4", "<f8"])
+def test_values_between_others(dtype: str) -> None:
+    """A field of a structured array: steps from value to value are no whole numbers of values."""
+    records = np.zeros((1, 3, 20, 30), [("flag", "u1"), ("value", dtype)])
+    records["value"] = np.random.default_rng(0).integers(0, 200, records.shape)
+    recipe = Preprocess(window=Window(100, 150), size=(16, 16))
+    expected = recipe(Volume(records["value"].copy(), image_affine()))
+    for library in (load_library(), None):
+        found = render(recipe, Volume(records["value"], image_affine()), library)
+        assert isinstance(found, torch.Tensor)
+        assert torch.allclose(recipe.normalize(found), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["padding", "not finite"])
+def test_what_is_cropped_is_content(kind: str) -> None:
+    """Also of images so large that only the rows in use are resized."""
+    values = np.ones((1, 1, 2000, 500), np.float32)
+    hidden = np.zeros(values.shape, bool)
+    hidden[:, :, 500:1500] = True
+    volume = Volume(values, image_affine(), padding=hidden)
+    if kind == "not finite":
+        volume = Volume(np.where(hidden, np.nan, values), image_affine())
+    recipe = Preprocess(window=Window(1, 2), size=(32, 32), fit="crop")
+    for library in (load_library(), None):
+        found = render(recipe, volume, library)
+        assert isinstance(found, torch.Tensor)
+        assert not found.any()

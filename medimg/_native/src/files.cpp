@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <climits>
 #include <cstring>
 #include <string_view>
 #endif
@@ -84,7 +85,8 @@ void Folder::close() {
 
 int Folder::open_file(const char* path) {
   const char* separator = std::strrchr(path, '/');
-  if (separator == nullptr) {
+  // one that is too long is refused, as it will be when the file is read
+  if (separator == nullptr || std::strlen(path) >= PATH_MAX) {
     return ::open(path, kReadOnly);
   }
   const std::string_view parent(path, static_cast<std::size_t>(separator - path) + 1);

@@ -175,8 +175,7 @@ bool is_time(std::string_view value) {
   if (!take_pair(reader, kLastHour)) {
     return false;
   }
-  reader.take(':');
-  if (reader.count_digits() == 0) {
+  if (!reader.take(':') && reader.count_digits() == 0) {
     return is_end(reader);
   }
   if (!take_pair(reader, kLastMinute)) {

@@ -12,8 +12,9 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydicom import dcmread
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
@@ -149,6 +150,20 @@ def test_every_fact_is_as_a_parser_finds_it(tmp_path: Path, attributes: dict[str
     assert differences(medimg.scan(tmp_path), plain_scan(tmp_path)) == []
 
 
+@pytest.mark.parametrize("unplaced", [[0], [3], [0, 1, 2]])
+def test_damaged_spacing_matters_to_files_with_a_position(tmp_path: Path, unplaced: list[int]) -> None:
+    """A file without one is read with a warning, and says nothing of the others."""
+    siblings(tmp_path, PixelSpacing=[0, 0])
+    for number in unplaced:
+        path = tmp_path / f"{number}.dcm"
+        ds = dcmread(path)
+        del ds.ImagePositionPatient
+        write(ds, path)
+    index = medimg.scan(tmp_path)
+    assert len(index.skipped) == 8 - len(unplaced)
+    assert differences(index, plain_scan(tmp_path)) == []
+
+
 ODD = {
     "sop_uid": ("SOPInstanceUID", b"1.2 3\\4 "),
     "number": ("InstanceNumber", b"1\\2 "),
@@ -261,6 +276,36 @@ def test_what_is_no_usual_file_is_left(tmp_path: Path) -> None:
     alike, rest = scan_uniform_files([others[0], *names, *others[1:], "null\0character"])
     assert [len(files.names) for files in alike] == [8]
     assert rest == [0, *range(9, 9 + len(others))]
+
+
+@pytest.mark.parametrize("name", ["null\0character", "half\ud800", "y" * 5000])
+def test_a_name_that_the_system_refuses_does_not_hide_others(tmp_path: Path, name: str) -> None:
+    names = siblings(tmp_path)
+    alike, rest = scan_uniform_files([*names[:3], name, *names[3:]])
+    assert [len(files.names) for files in alike] == [8]
+    assert rest == [3]
+
+
+@pytest.mark.skipif(os.open not in os.supports_dir_fd, reason="no file has a longer path than is allowed")
+def test_a_path_that_is_too_long_is_left(tmp_path: Path) -> None:
+    """Its folder can be opened, but the file can't be read by its path."""
+    most = os.pathconf(tmp_path, "PC_PATH_MAX")
+    names = siblings(tmp_path / "files", 4)
+    folder, path = os.open(tmp_path, os.O_RDONLY), str(tmp_path)
+    while len(path) < most - 12:
+        name = "d" * min(200, most - 12 - len(path))
+        os.mkdir(name, dir_fd=folder)
+        outer, folder = folder, os.open(name, os.O_RDONLY, dir_fd=folder)
+        os.close(outer)
+        path += f"/{name}"
+    for n, name in enumerate(names):
+        os.link(name, f"{n}" * (1 + 20 * (n % 2)), dst_dir_fd=folder)
+    found = [f"{path}/{name}" for name in sorted(os.listdir(folder))]  # noqa: PTH208  # by a descriptor
+    os.close(folder)
+    alike, rest = scan_uniform_files(found)
+    assert [files.indices for files in alike] == [[0, 2]]
+    assert rest == [1, 3]
+    assert differences(medimg.scan(tmp_path), plain_scan(tmp_path)) == []
 
 
 def test_a_file_that_ends_early_is_not_taken_for_its_neighbor(tmp_path: Path) -> None:
@@ -400,6 +445,7 @@ def write_values(template: bytes, values: tuple[bytes, ...], path: Path) -> str:
 
 @settings(max_examples=300 if SLOW else 60, deadline=None)
 @given(rows=st.lists(_ROWS, min_size=1, max_size=6))
+@example(rows=[(b"1.2.3", b"2", b"0\\0\\1", b"", b"12:", b"")])
 def test_a_file_is_regular_if_each_value_is(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[bytes, ...]]
 ) -> None:

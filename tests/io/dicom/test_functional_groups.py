@@ -507,6 +507,10 @@ def test_sequences_of_many_items_are_left_to_pydicom(monkeypatch: pytest.MonkeyP
         data = (_ITEM + element + _ITEM_END) * count
         found = _assert_walks_agree(data, implicit=False, delimited=False)
         assert (found != "unusual") == usual
+    for count, outcome in ((29, "ends"), (30, "unusual")):
+        # the end of an item is not looked for
+        found = _assert_walks_agree(_ITEM + element * count, implicit=False, delimited=True)
+        assert found == outcome
 
 
 @pytest.mark.parametrize(

@@ -255,6 +255,8 @@ class _PlainItemWalk:
             if at > limit:
                 raise UnusualHeaderError(ends=end is None)
             item.append(_make_tuple(ItemElement, (tag, vr, length, value, stop)))
+            if len(item) >= self._left:
+                raise UnusualHeaderError
         return at
 
     def _skip_items(self, at: int, vr: bytes, depth: int) -> int:

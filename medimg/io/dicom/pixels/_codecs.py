@@ -45,6 +45,8 @@ def _decode_rle(data: bytes, fmt: FrameFormat) -> npt.NDArray[Any]:
     header = np.frombuffer(data[:_RLE_HEADER], "<u4").tolist()
     if len(header) < _RLE_HEADER // 4 or header[0] != segments:
         raise DecodeError(f"an RLE frame of {segments} segments was expected, {header[:1]} was found")
+    if segments >= len(header):
+        raise DecodeError(f"an RLE frame has up to 15 segments, {segments} would be needed")
     library = load_library()
     if library is not None:
         planes, held = decode_rle(library, data, (fmt.samples, plane), size)

@@ -185,13 +185,27 @@ class InstanceColumns:
         }
         irregular.update(n for n, value in enumerate(self.columns[_POSITION]) if _is_far(value))
         kept = [n for n in range(len(self.names)) if n not in irregular]
-        rows = [
-            FileRow(
-                self.indices[n], self.names[n], [column[n] for column in self.columns], self.acquisitions[n]
-            )
-            for n in kept
-        ]
-        return InstanceColumns.from_rows(rows) if rows else None, [self.indices[n] for n in sorted(irregular)]
+        return self._select(kept) if kept else None, [self.indices[n] for n in sorted(irregular)]
+
+    def split_placed(self) -> list[tuple[bool, InstanceColumns]]:
+        """Return the files with a position, after True, and those without, as far as there are any."""
+        found = self._regular_positions
+        written = self.columns[_POSITION]
+        missing = np.array([not value for value in written]) if found is None else np.isnan(found[:, 0])
+        if missing.all() or not missing.any():
+            return [(not missing[0], self)]
+        placed, others = np.flatnonzero(~missing).tolist(), np.flatnonzero(missing).tolist()
+        return [(True, self._select(placed)), (False, self._select(others))]
+
+    def _select(self, numbers: list[int]) -> InstanceColumns:
+        found = self._regular_positions
+        return InstanceColumns(
+            [self.indices[n] for n in numbers],
+            [self.names[n] for n in numbers],
+            [[column[n] for n in numbers] for column in self.columns],
+            [self.acquisitions[n] for n in numbers],
+            None if found is None else found[numbers],
+        )
 
     def _is_regular(self) -> bool:
         """Whether all values are regular, by a fast test that may miss some."""

@@ -53,18 +53,21 @@ def scan_uniform_files(
 
 def _build_files(groups: Sequence[HeaderGroup], rest: list[int]) -> tuple[list[UniformFiles], list[int]]:
     found = []
-    prototypes: dict[int, Instance | None] = {}
+    prototypes: dict[tuple[int, bool], Instance | None] = {}
     for group in groups:
-        if group.header_class not in prototypes:
-            prototypes[group.header_class] = _read_prototype(group.rows.names[0])
-        prototype = prototypes[group.header_class]
-        regular, irregular = group.rows.split_irregular()
-        uniform = build_uniform_files(prototype, group.series, regular) if prototype and regular else None
-        if uniform is None:
-            irregular = group.rows.indices
-        else:
-            found.append(uniform)
-        rest += irregular
+        # damaged spacing is an error only of files with a position
+        for placed, rows in group.rows.split_placed():
+            key = group.header_class, placed
+            if key not in prototypes:
+                prototypes[key] = _read_prototype(rows.names[0])
+            prototype = prototypes[key]
+            regular, irregular = rows.split_irregular()
+            uniform = build_uniform_files(prototype, group.series, regular) if prototype and regular else None
+            if uniform is None:
+                irregular = rows.indices
+            else:
+                found.append(uniform)
+            rest += irregular
     return found, sorted(rest)
 
 
