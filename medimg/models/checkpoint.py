@@ -48,11 +48,13 @@ __all__ = [
     "extend_chain",
     "find",
     "is_ensemble",
+    "pack_tensors",
     "parse",
     "read",
     "read_header",
     "refuse_unsound",
     "take",
+    "take_packed",
 ]
 
 #: Version of the header. It is raised if older versions could not read the file, or would ignore something
@@ -128,11 +130,7 @@ class Checkpoint:
     def parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return the header and the tensors of a file, which :func:`parse` reads."""
         calibration, ranges, seen = self.calibration, self.training_ranges, self.images_seen
-        tensors = dict(self.state)
-        if calibration is not None and calibration.outliers is not None:
-            tensors |= {f"{_OUTLIERS}{name}": value for name, value in calibration.outliers.tensors().items()}
-        if seen is not None:
-            tensors |= {f"{_IMAGES_SEEN}{role}": value for role, value in seen.tensors().items()}
+        tensors = {**self.state, **pack_tensors(calibration, seen)}
         header: dict[str, Any] = {
             "schema": SCHEMA,
             "architecture": self.architecture.to_dict(),
@@ -219,15 +217,15 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     )
 
 
-def check_schema(header: Any, file: Path) -> None:
-    """Raise CheckpointError if a header is not of a schema that this version reads."""
+def check_schema(header: Any, file: Path, *, newest: int = SCHEMA, whose: str = "its schema") -> None:
+    """Raise CheckpointError if a header is not of a schema that this version reads, up to `newest`."""
     schema = header.get("schema") if isinstance(header, dict) else None
     if type(schema) is not int or schema < 1:
         raise CheckpointError(f"the header of {file} has no schema: the file was damaged or changed")
-    if schema > SCHEMA:
+    if schema > newest:
         raise CheckpointError(
-            f"{file} was written by a newer medimg: its schema is {schema}, this version reads up to "
-            f"{SCHEMA}; update medimg"
+            f"{file} was written by a newer medimg: {whose} is {schema}, this version reads up to "
+            f"{newest}; update medimg"
         )
 
 
@@ -251,9 +249,7 @@ def parse(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
     classes = check_texts("classes", header["classes"], error=CheckpointError)
     task = check_choice("task", header["task"], TASKS, error=CheckpointError)
     newer = {name: header[name] if header["schema"] > 1 else None for name in _FIELDS_2}
-    outliers, seen = (
-        take(tensors, prefix) if header["schema"] > 1 else {} for prefix in (_OUTLIERS, _IMAGES_SEEN)
-    )
+    outliers, seen = take_packed(tensors) if header["schema"] > 1 else ({}, {})
     architecture = _parse_architecture(header["architecture"])
     calibration, ranges = newer["calibration"], newer["ranges"]
     detector = MahalanobisDetector.from_tensors(outliers, _count_features(tensors)) if outliers else None
@@ -280,6 +276,23 @@ def parse(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
         if header["schema"] == 1
         else check_text("model_sha256", header["model_sha256"], error=CheckpointError),
     )
+
+
+def pack_tensors(calibration: Calibration | None, seen: TrainingImages | None) -> dict[str, Tensor]:
+    """Return the tensors of a calibration and of hashes of images, which :func:`take_packed` takes out."""
+    outliers = calibration.outliers if calibration is not None else None
+    several = {_OUTLIERS: outliers, _IMAGES_SEEN: seen}
+    return {
+        f"{prefix}{name}": value
+        for prefix, one in several.items()
+        if one is not None
+        for name, value in one.tensors().items()
+    }
+
+
+def take_packed(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Remove the tensors of a calibration and of hashes of images, and return both."""
+    return take(tensors, _OUTLIERS), take(tensors, _IMAGES_SEEN)
 
 
 def take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -38,7 +39,6 @@ __all__ = ["Ensemble", "load"]
 _SCHEMA: Final = 1
 _WHAT: Final = "an ensemble written by medimg.Ensemble.save; medimg.load also reads single models"
 _FIELDS: Final = ("members", "calibration", "images_seen", "model_sha256")
-_OUTLIERS, _IMAGES_SEEN = "outliers.", "images_seen."
 _LEAST: Final = float(np.finfo(np.float64).tiny)
 _MOST: Final = 1.0 - float(np.finfo(np.float64).epsneg)
 
@@ -143,9 +143,7 @@ class Ensemble(TransferClassifier):
             headers.append(header)
             tensors |= {f"{number}.{name}": value for name, value in own.items()}
         calibration, seen = self.calibration, self.images_seen or TrainingImages()
-        if calibration is not None and calibration.outliers is not None:
-            tensors |= {f"{_OUTLIERS}{name}": value for name, value in calibration.outliers.tensors().items()}
-        tensors |= {f"{_IMAGES_SEEN}{role}": value for role, value in seen.tensors().items()}
+        tensors |= checkpoint.pack_tensors(calibration, seen)
         header = {
             "schema": _SCHEMA,
             "medimg": __version__,
@@ -173,9 +171,10 @@ class Ensemble(TransferClassifier):
         file = check_path("path", path, error=CheckpointError)
         if backbone is not None:
             raise CheckpointError(f"{file} is an ensemble, which has several networks; leave out backbone=")
-        header = safetensors_file.read_header(
-            file, checkpoint.ENSEMBLE_KEY, _WHAT, check=lambda found: _check_schema(found, file)
+        check = partial(
+            checkpoint.check_schema, file=file, newest=_SCHEMA, whose="the schema of its ensemble"
         )
+        header = safetensors_file.read_header(file, checkpoint.ENSEMBLE_KEY, _WHAT, check=check)
         tensors = safetensors_file.read_tensors(file, header)
         with checkpoint.refuse_unsound(file):
             check_fields("the header", header, _FIELDS, others=True, error=CheckpointError)
@@ -199,8 +198,8 @@ class Ensemble(TransferClassifier):
     def _restore(self, header: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
         """Set what is the ensemble's own."""
         check_text("model_sha256", header["model_sha256"], error=CheckpointError)
-        outliers = checkpoint.take(tensors, _OUTLIERS)
-        own = TrainingImages.from_parts(header["images_seen"], checkpoint.take(tensors, _IMAGES_SEEN))
+        outliers, seen = checkpoint.take_packed(tensors)
+        own = TrainingImages.from_parts(header["images_seen"], seen)
         self.images_seen = replace(self.images_seen or own, salt=own.salt, series=own.series)
         detector = MahalanobisDetector.from_tensors(outliers, feature_count(self)) if outliers else None
         if header["calibration"] is not None:
@@ -358,17 +357,6 @@ def _check_same(members: Sequence[TransferClassifier]) -> None:
                 f"the preprocessing of model {number}, counted from 0, differs from that of model 0 in "
                 f"{', '.join(names)}; expected the same: train all with one preprocess="
             )
-
-
-def _check_schema(header: Any, file: Path) -> None:
-    schema = header.get("schema") if isinstance(header, dict) else None
-    if type(schema) is not int or schema < 1:
-        raise CheckpointError(f"the header of {file} has no schema: the file was damaged or changed")
-    if schema > _SCHEMA:
-        raise CheckpointError(
-            f"{file} was written by a newer medimg: the schema of its ensemble is {schema}, this version "
-            f"reads up to {_SCHEMA}; update medimg"
-        )
 
 
 def _summarize(members: Sequence[TransferClassifier]) -> dict[str, Any]:

@@ -18,7 +18,13 @@ from medimg._native.painting import PAINTED_DTYPES, paint
 from medimg.core.display import choose_voi
 from medimg.errors import PreprocessError
 from medimg.preprocessing._slice_selection import choose_slices, list_windows, neighbor_indices
-from medimg.preprocessing.intensity import compute_luma, describe_curve, describe_ramp, write_intensity
+from medimg.preprocessing.intensity import (
+    compute_luma,
+    describe_curve,
+    describe_ramp,
+    has_curve,
+    write_intensity,
+)
 from medimg.preprocessing.resize import Resizer, compute_fitted_size
 
 if TYPE_CHECKING:
@@ -129,7 +135,10 @@ class SliceRenderer:
         if self._device.type != "cpu" or channels > self._output.images.shape[1]:
             return None
         used = {voi for of_channel in windows for voi in of_channel}
-        if any(_describe_intensity(voi, volume) is None for voi in used):
+        dtype = volume.array.dtype
+        if not (_is_painted(dtype) and has_curve(dtype)) and any(
+            describe_ramp(voi, inverted=volume.inverted) is None for voi in used
+        ):
             return None
         return load_library()
 
@@ -139,7 +148,6 @@ class SliceRenderer:
         for c, (stored, mask, voi) in enumerate(self._list_channels(volume, batch)):
             values = stored if _is_painted(stored.dtype) else _to_float32(stored)
             intensity = _describe_intensity(voi, volume)
-            assert intensity is not None  # it was asked for before
             targets = [
                 [
                     place
@@ -232,11 +240,12 @@ def _is_painted(dtype: np.dtype[Any]) -> bool:
     return dtype in PAINTED_DTYPES and dtype.isnative
 
 
-def _describe_intensity(voi: Voi | float, volume: Volume) -> Intensity | Curve | None:
-    """Return the intensity of the values of a volume; None for curves of too many values."""
+def _describe_intensity(voi: Voi | float, volume: Volume) -> Intensity | Curve:
+    """Return the intensity of the values of a volume that the painter takes."""
     ramp = describe_ramp(voi, inverted=volume.inverted)
-    if ramp is not None or isinstance(voi, float) or not _is_painted(volume.array.dtype):
+    if ramp is not None:
         return ramp
+    assert not isinstance(voi, float)  # which has a ramp
     return describe_curve(voi, volume.array.dtype, inverted=volume.inverted)
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "compute_luma",
     "describe_curve",
     "describe_ramp",
+    "has_curve",
     "normalize_channel",
     "normalize_into",
     "write_intensity",
@@ -87,11 +88,14 @@ def describe_ramp(voi: Voi | float, *, inverted: bool) -> Intensity | None:
     return Intensity((whole, black - whole), 0.0, width, slope)
 
 
+def has_curve(dtype: np.dtype[Any]) -> bool:
+    """Whether a type has few enough values to describe the intensity of each."""
+    return dtype.kind in "iu" and dtype.itemsize <= 2
+
+
 @lru_cache(maxsize=8)
-def describe_curve(voi: Voi, dtype: np.dtype[Any], *, inverted: bool) -> Curve | None:
-    """Return what :func:`write_intensity` makes of each value of a type; None if they are too many."""
-    if dtype.kind not in "iu" or dtype.itemsize > 2:
-        return None
+def describe_curve(voi: Voi, dtype: np.dtype[Any], *, inverted: bool) -> Curve:
+    """Return what :func:`write_intensity` makes of each value of a type that has a curve."""
     types = np.iinfo(dtype)
     values = torch.arange(types.min, types.max + 1, dtype=torch.int32)
     shown = torch.empty(values.shape, dtype=torch.float32)

@@ -131,7 +131,7 @@ def test_a_method_that_harms_is_not_kept() -> None:
 
 def test_domains_and_batch_normalization_add_candidates() -> None:
     away, train = target(), images(8)
-    train.domains = tuple("xy" * 4)  # type: ignore[attr-defined]
+    train.domains = tuple("xy" * 4)  # type: ignore[attr-defined]  # of data with a column
     plain, normalized = torch.nn.Linear(2, 2), torch.nn.BatchNorm2d(2)
     assert list(adapt.Auto(away).list_methods(plain, images(8))) == ["source_only", "coral", "mmd", "dann"]
     found = adapt.Auto(away).list_methods(normalized, train)

@@ -8,6 +8,8 @@
 #include <unordered_set>
 #include <vector>
 
+#include "little_endian.h"
+
 namespace medimg {
 
 constexpr std::uint32_t kUndefinedLength = 0xFFFFFFFFu;
@@ -32,14 +34,6 @@ using Syntaxes = std::unordered_set<std::string>;
 
 // Splits UIDs with spaces between them.
 Syntaxes split_syntaxes(const char* joined);
-
-inline std::uint16_t load16(const std::uint8_t* from) {
-  return static_cast<std::uint16_t>(from[0] | from[1] << 8);
-}
-
-inline std::uint32_t load32(const std::uint8_t* from) {
-  return static_cast<std::uint32_t>(load16(from)) | static_cast<std::uint32_t>(load16(from + 2)) << 16;
-}
 
 inline std::uint32_t load_tag(const std::uint8_t* from) {
   return static_cast<std::uint32_t>(load16(from)) << 16 | load16(from + 2);

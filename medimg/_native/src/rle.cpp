@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "api.h"
+#include "little_endian.h"
 
 namespace medimg {
 namespace {
@@ -15,11 +16,6 @@ constexpr int kMostBytes = 8;
 constexpr std::int64_t kLongest = 128;
 // Values of a sample that are unpacked at a time: all of its bytes stay in the fastest cache.
 constexpr std::int64_t kPiece = 4096;
-
-std::int64_t read_number(const std::uint8_t* at) {
-  return static_cast<std::int64_t>(at[0]) | static_cast<std::int64_t>(at[1]) << 8 |
-         static_cast<std::int64_t>(at[2]) << 16 | static_cast<std::int64_t>(at[3]) << 24;
-}
 
 // The bytes of one segment, in pieces of any size. A run that does not end in the segment is no run.
 class Runs {
@@ -151,7 +147,7 @@ MEDIMG_API std::int32_t medimg_decode_rle(const std::uint8_t* data, std::int64_t
     return 1;
   }
   const std::int64_t segments = samples * width;
-  if (segments < 1 || segments > kMostSegments || read_number(data) != segments) {
+  if (segments < 1 || segments > kMostSegments || load32(data) != segments) {
     return 1;
   }
   for (std::int64_t sample = 0; sample < samples; ++sample) {
@@ -159,8 +155,8 @@ MEDIMG_API std::int32_t medimg_decode_rle(const std::uint8_t* data, std::int64_t
                              {data, data}, {data, data}, {data, data}, {data, data}};
     for (std::int64_t k = 0; k < width; ++k) {
       const std::int64_t number = sample * width + k;
-      const std::int64_t start = std::min(read_number(data + 4 + 4 * number), size);
-      const std::int64_t next = number + 1 < segments ? read_number(data + 8 + 4 * number) : size;
+      const std::int64_t start = std::min<std::int64_t>(load32(data + 4 + 4 * number), size);
+      const std::int64_t next = number + 1 < segments ? load32(data + 8 + 4 * number) : size;
       runs[k] = Runs(data + start, data + std::max(start, std::min(next, size)));
     }
     *held = unpack_sample(runs, width, plane, out + sample * plane * width);
