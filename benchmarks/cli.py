@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,6 +11,7 @@ from benchmarks.data.store import default_root
 from benchmarks.environment import made_with
 from benchmarks.peers import COLUMNS, COMMON
 from benchmarks.running import Setting, measured
+from benchmarks.store import load_table, store_table
 from benchmarks.tables import filled, markdown, plain
 from benchmarks.works import WORKS
 
@@ -25,6 +25,8 @@ __all__ = ["main"]
 _ROOT: Final = Path(__file__).parent.parent
 _PAGE: Final = _ROOT / "docs" / "performance.md"
 _LONG: Final = [name for name, work in WORKS.items() if work.long]
+#: Rows of the table, in its order.
+_KEYS: Final = [key for name in WORKS for key in (name, f"{name}.error")]
 _RESULTS: Final = Path(__file__).parent / "results" / "table.json"
 
 
@@ -39,15 +41,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
     columns = [c for c in COLUMNS if c in COMMON or c in peers]
     if options.repeats < 1:
         parser.error("--repeats is at least 1")
-    if options.write and (
-        len(works) < len(WORKS) or len(columns) < len(COLUMNS) or options.scale != FULL.name
-    ):
-        parser.error("--write takes all works, all peers and the full scale: the page shows one run")
+    if options.resume and not options.write:
+        parser.error("--resume goes on with what --write stored: give both")
+    if options.write and (len(columns) < len(COLUMNS) or options.scale != FULL.name):
+        parser.error("--write takes all peers and the full scale: the rows of the page are alike")
+    if options.write and len(works) < len(WORKS) and not options.resume:
+        parser.error("--write takes all works; with --resume, the others stay as they were stored")
     setting = Setting(options.data, Data(options.data, SCALES[options.scale]), columns, options.repeats)
-    table = measured([WORKS[name] for name in works], setting)
-    print(plain(table, columns))
     if options.write:
-        _write(table, columns)
+        table = _written(works, setting, resume=options.resume, again=bool(options.works))
+    else:
+        table = {row.key: row for rows in measured([WORKS[n] for n in works], setting) for row in rows}
+    print(plain(table, columns))
+
+
+def _written(works: Sequence[str], setting: Setting, *, resume: bool, again: bool) -> Table:
+    """
+    Run works, storing each row and the page as soon as it is there.
+
+    `resume` keeps stored rows and leaves out their works, unless they are measured `again`.
+    """
+    environment = made_with()
+    table, days = load_table(_RESULTS, environment) if resume else ({}, [])
+    for rows in measured([WORKS[name] for name in works if again or name not in table], setting):
+        days = sorted({*days, made_with()["date"]})
+        environment["date"] = " to ".join(dict.fromkeys((days[0], days[-1])))
+        table |= {row.key: row for row in rows}
+        table = {key: table[key] for key in _KEYS if key in table}
+        store_table(_RESULTS, table, environment)
+        text = markdown(table, setting.columns, environment)
+        _PAGE.write_text(filled(_PAGE.read_text(encoding="utf-8"), text), encoding="utf-8")
+    return table
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,7 +84,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=7, help="rounds in which all take turns")
     parser.add_argument("--scale", choices=SCALES, default=FULL.name, help="how much data")
     parser.add_argument("--data", type=Path, default=default_root(), help="where data are kept")
-    parser.add_argument("--write", action="store_true", help="write docs/performance.md and the raw results")
+    parser.add_argument(
+        "--write", action="store_true", help="write docs/performance.md and the raw results after each work"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="keep what was written on this machine with these versions"
+    )
     return parser
 
 
@@ -71,18 +100,3 @@ def _chosen(parser: argparse.ArgumentParser, option: str, text: str, known: dict
     if unknown:
         parser.error(f"{option}: unknown {', '.join(unknown)}; choose from {', '.join(known)}")
     return names
-
-
-def _write(table: Table, columns: Sequence[str]) -> None:
-    environment = made_with()
-    text = markdown(table, columns, environment)
-    _PAGE.write_text(filled(_PAGE.read_text(encoding="utf-8"), text), encoding="utf-8")
-    rows = {key: {"unit": row.unit, "samples": _rounded(row.samples)} for key, row in table.items()}
-    _RESULTS.parent.mkdir(exist_ok=True)
-    _RESULTS.write_text(
-        json.dumps({"made_with": environment, "rows": rows}, indent=1) + "\n", encoding="utf-8"
-    )
-
-
-def _rounded(samples: dict[str, list[float]]) -> dict[str, list[float]]:
-    return {column: [float(f"{value:.4g}") for value in values] for column, values in samples.items()}

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.competition import competition
 from benchmarks.data import SMALL, Data
-from benchmarks.measured import Row, Table
+from benchmarks.measured import Row
 from benchmarks.memory import extra_bytes
 from benchmarks.peers import CannotError, Job, available, task
 from benchmarks.timing import evict, interleaved
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from benchmarks.checks import Check
     from benchmarks.works import Work
@@ -51,24 +51,23 @@ class Setting:
     rounds: int = 7
 
 
-def measured(works: Iterable[Work], setting: Setting) -> Table:
+def measured(works: Iterable[Work], setting: Setting) -> Iterator[list[Row]]:
     """
     Run works.
 
-    Returns
-    -------
-    dict
+    Yields
+    ------
+    list of Row
         A row for each work, and one for its errors where these are shown.
     """
-    table: Table = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for work in works:
-            print(f"{work.title} …", file=sys.stderr, flush=True)
-            for row in _rows(work, setting):
-                table[row.key] = row
-                _say(row)
-    return table
+    for work in works:
+        print(f"{work.title} …", file=sys.stderr, flush=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            rows = _rows(work, setting)
+        for row in rows:
+            _say(row)
+        yield rows
 
 
 def _say(row: Row) -> None:

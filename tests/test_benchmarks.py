@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,9 +34,10 @@ from benchmarks.peers.grid import Resampled
 from benchmarks.peers.plain_medimg import PlainScan
 from benchmarks.reference import picture, resampling_error, triangles
 from benchmarks.running import Setting, measured
+from benchmarks.store import load_table, store_table
 from benchmarks.tables import END, START, filled, goal_rows, markdown, plain
 from benchmarks.timing import evict, interleaved
-from benchmarks.works import WORKS
+from benchmarks.works import WORKS, Work
 
 ROOT = Path(benchmarks.__file__).parent
 PAGE = ROOT.parent / "docs" / "performance.md"
@@ -53,6 +55,10 @@ def data(root: Path) -> Data:
 
 def instances(folder: Path) -> list[pydicom.FileDataset]:
     return [pydicom.dcmread(path) for path in sorted(folder.rglob("*.dcm"))]
+
+
+def run_works(names: Sequence[str], setting: Setting) -> Table:
+    return {row.key: row for rows in measured([WORKS[name] for name in names], setting) for row in rows}
 
 
 def expected(data: Data) -> npt.NDArray[np.int16]:
@@ -224,7 +230,7 @@ def test_evicting_keeps_files_as_they_are(data: Data) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not os.environ.get("MEDIMG_SLOW"), reason="takes half a minute: set MEDIMG_SLOW=1")
 def test_every_work_can_be_done_with_medimg(root: Path, data: Data) -> None:
-    table = measured(WORKS.values(), Setting(root, data, COMMON, 1))
+    table = run_works(list(WORKS), Setting(root, data, COMMON, 1))
     for key, work in WORKS.items():
         assert "medimg" in table[key].samples, (key, table[key].missing)
         assert "limit" in table[key].samples or work.measure == "memory", (key, table[key].missing)
@@ -237,9 +243,9 @@ def test_every_work_can_be_done_with_medimg(root: Path, data: Data) -> None:
 @pytest.mark.usefixtures("garbage_is_left")
 @pytest.mark.slow
 def test_works_of_pydicom_give_what_they_should(root: Path, data: Data) -> None:
-    works = [WORKS[key] for key in ("scan", "volume", "tensors", "few", "xrays", "rle")]
+    works = ("scan", "volume", "tensors", "few", "xrays", "rle", "nifti_gz")
     columns = ("pydicom", "pydicom + torch", "pydicom + PIL", "SimpleITK", "nibabel")
-    table = measured([*works, WORKS["nifti_gz"]], Setting(root, data, columns, 1))
+    table = run_works(works, Setting(root, data, columns, 1))
     for key, who in (
         ("volume", "pydicom"),
         ("rle", "pydicom"),
@@ -264,7 +270,7 @@ def test_what_is_not_installed_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> 
 def test_other_values_do_not_count_as_work(root: Path, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = expected(data) + 1
     monkeypatch.setattr("benchmarks.peers.medimg_.volume", lambda job: lambda: wrong)
-    row = measured([WORKS["volume"]], Setting(root, data, ("medimg",), 1))["volume"]
+    row = run_works(["volume"], Setting(root, data, ("medimg",), 1))["volume"]
     assert not row.samples
     assert "other values" in row.missing["medimg"]
 
@@ -297,7 +303,7 @@ def test_series_that_are_missing_do_not_count_as_a_scan(
 ) -> None:
     short = {"1.2.3": [0] * SMALL.per_series}
     monkeypatch.setattr("benchmarks.peers.medimg_.scan", lambda job: lambda: short)
-    row = measured([WORKS["scan"]], Setting(root, data, ("medimg",), 1))["scan"]
+    row = run_works(["scan"], Setting(root, data, ("medimg",), 1))["scan"]
     assert "other values" in row.missing["medimg"]
 
 
@@ -361,25 +367,79 @@ def test_a_run_prints_its_table(root: Path, data: Data, capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize(
     "options",
-    [["--works", "nothing"], ["--peers", "nobody"], ["--repeats", "0"], ["--write", "--works", "scan"]],
+    [
+        ["--works", "nothing"],
+        ["--peers", "nobody"],
+        ["--repeats", "0"],
+        ["--write", "--works", "scan"],
+        ["--resume"],
+    ],
 )
 def test_options_that_make_no_sense_are_refused(options: list[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(options)
 
 
-def test_raw_results_are_written_beside_the_page(
-    table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Where pages and results are written to, and the works that were run; each run takes 1 ms more."""
     page, results = tmp_path / "performance.md", tmp_path / "results" / "table.json"
     page.write_text(f"{START}\n{END}\n")
+    ran: list[str] = []
+
+    def run(works: list[Work], setting: Setting) -> Iterator[list[Row]]:
+        for work in works:
+            ran.append(work.key)
+            yield [Row(work.key, work.title, "ms", {"medimg": [float(len(ran))]}, {"limit": "none"})]
+
     monkeypatch.setattr(cli, "_PAGE", page)
     monkeypatch.setattr(cli, "_RESULTS", results)
-    cli._write(table, ("limit", "medimg"))
-    assert "scan 5,000 files" in page.read_text()
-    rows = json.loads(results.read_text())["rows"]
-    assert rows["scan"]["samples"]["limit"] == [10.0, 12.0, 11.0]
-    assert math.isclose(rows["tensors.error"]["samples"]["medimg"][0], 2e-4)
+    monkeypatch.setattr(cli, "measured", run)
+    return SimpleNamespace(page=page, results=results, ran=ran, run=run)
+
+
+def test_a_run_that_was_cut_off_goes_on(written: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = written.run
+    monkeypatch.setattr(cli, "measured", lambda works, setting: islice(run(works, setting), 3))
+    cli.main(["--write"])
+    rows = json.loads(written.results.read_text())["rows"]
+    assert list(rows) == list(WORKS)[:3] == written.ran
+    assert WORKS[written.ran[0]].title in written.page.read_text()
+    monkeypatch.setattr(cli, "measured", run)
+    cli.main(["--write", "--resume"])
+    assert written.ran == list(WORKS)
+    rows = json.loads(written.results.read_text())["rows"]
+    assert {key: row["samples"]["medimg"] for key, row in rows.items()} == {
+        key: [number + 1] for number, key in enumerate(WORKS)
+    }
+    assert all(row["missing"] == {"limit": "none"} for row in rows.values())
+
+
+def test_one_row_is_measured_again(written: SimpleNamespace) -> None:
+    cli.main(["--write"])
+    cli.main(["--write", "--resume", "--works", "few"])
+    stored = json.loads(written.results.read_text())["rows"]
+    assert list(stored) == list(WORKS)
+    assert stored["few"]["samples"]["medimg"] == [len(WORKS) + 1]
+    assert stored["scan"]["samples"]["medimg"] == [1]
+
+
+def test_rows_of_other_versions_are_not_kept(written: SimpleNamespace) -> None:
+    cli.main(["--write"])
+    stored = json.loads(written.results.read_text())
+    stored["made_with"]["versions"] = "medimg 0.0.1"
+    written.results.write_text(json.dumps(stored))
+    cli.main(["--write", "--resume", "--works", "few"])
+    assert list(json.loads(written.results.read_text())["rows"]) == ["few"]
+
+
+def test_stored_rows_are_read_as_they_were(table: Table, tmp_path: Path) -> None:
+    environment = {"date": "2024-01-17 to 2024-01-18", "versions": "medimg 0.1.0"}
+    store_table(tmp_path / "table.json", table, environment)
+    found, days = load_table(tmp_path / "table.json", {**environment, "date": "2024-02-01"})
+    assert found == table
+    assert days == ["2024-01-17", "2024-01-18"]
+    assert load_table(tmp_path / "none.json", environment) == ({}, [])
 
 
 def test_modules_stay_small() -> None:
