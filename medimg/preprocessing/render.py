@@ -195,7 +195,9 @@ def _render_pieces(
     piece: Volume | None = next(pieces)
     assert piece is not None  # there is no series without slices
     _check_channels(piece)
-    first, orientation = piece.take([0]), DisplayOrientation.of(piece, recipe)
+    # a copy, so that the memory of the piece is free before the next is read
+    first = piece if piece.shape[1] == 1 else piece.take([0])
+    orientation = DisplayOrientation.of(piece, recipe)
     chosen = choose_slices(part.depth, recipe.slices)
     images = output.allocate(recipe, len(chosen), count_channels(recipe, first))
     renderer = SliceRenderer(recipe, images, part.depth, orientation, first)
@@ -207,7 +209,7 @@ def _render_pieces(
         renderer.render(piece, part.stored[done : done + piece.shape[1]])
         done += piece.shape[1]
         reports.append(piece.report)
-        piece = None  # its memory is free before the next is read
+        piece = None
         piece = next(pieces, None)
     if done != len(part.stored):
         return None

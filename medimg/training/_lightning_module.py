@@ -240,10 +240,11 @@ class FineTuneModule(pl.LightningModule):
     def _embed_sides(self, batch: Batch, targets: list[Batch]) -> tuple[Side, list[Side]]:
         """Pass source and targets through the network together, so that they share batch statistics."""
         images, mask = concat_batches([batch, *targets]) if targets else (batch.images, batch.mask)
-        embeddings = self._embed(self.model, images, mask)
-        logits = head_logits(self.model.head, embeddings)
         sizes = [len(one.labels) for one in (batch, *targets)]
-        rows = list(zip(torch.split(embeddings, sizes), torch.split(logits, sizes), strict=True))
+        embeddings = torch.split(self._embed(self.model, images, mask), sizes)
+        # of the parts, because a term may ask for the gradient of the loss with respect to those of the source
+        logits = head_logits(self.model.head, torch.cat(embeddings))
+        rows = list(zip(embeddings, torch.split(logits, sizes), strict=True))
         domains = self.terms.domains
         source = Side(
             *rows[0],

@@ -37,6 +37,21 @@ def test_methods_train_and_are_named_in_the_summary(name: str) -> None:
     assert method.settings()["name"] in str(model.training_summary)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda target, **cap: adapt.CORAL(target, weight=5.0, **cap),
+        lambda target, **cap: adapt.MMD(target, weight=5.0, ramped=True, **cap),
+        lambda target, **cap: adapt.MultiSource(target, domain="column", weight=5.0, **cap),
+    ],
+)
+def test_a_cap_takes_part_in_training(make: Any) -> None:
+    target = images(6, prefix="t", seed=3)
+    free, high, low = (state(trained(make(target, **cap))[0]) for cap in ({}, {"cap": 1e9}, {"cap": 1e-3}))
+    assert not changed(free, high)
+    assert changed(free, low)
+
+
 def test_adabn_after_training_changes_nothing_but_statistics() -> None:
     plain, _ = trained(None, "resnet18")
     model, _ = trained(adapt.AdaBN(images(6, prefix="t", seed=3)), "resnet18")
