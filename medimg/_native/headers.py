@@ -17,7 +17,16 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["HeaderScan", "HeaderTables", "HeaderWalk", "ItemWalk", "Role", "WalkedItems", "WantedElement"]
+__all__ = [
+    "HeaderScan",
+    "HeaderTables",
+    "HeaderWalk",
+    "ItemWalk",
+    "Role",
+    "WalkedItems",
+    "WantedElement",
+    "join_names",
+]
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -123,7 +132,7 @@ class HeaderScan:
 
     def add(self, names: Sequence[str], threads: int) -> None:
         """Read the headers of files, by several threads."""
-        if self._library.medimg_scan_add(self._scan, _join_names(names), len(names), threads):
+        if self._library.medimg_scan_add(self._scan, join_names(names), len(names), threads):
             raise MemoryError
 
     def get_tables(self) -> HeaderTables:
@@ -150,7 +159,7 @@ class HeaderScan:
         return ctypes.string_at(function(self._scan, number, ctypes.byref(size)), size.value)
 
 
-def _join_names(names: Sequence[str]) -> bytes:
+def join_names(names: Sequence[str]) -> bytes:
     """Return names with zeros between them; those that the system refuses are empty, as no file's is."""
     joined = "\0".join(names)
     try:
@@ -217,7 +226,7 @@ class HeaderWalk:
         self._library = library
         _declare(library)
         kept, unusual = sorted(wanted), sorted(refused)
-        self._walker = library.medimg_walker_new(
+        self.pointer = library.medimg_walker_new(
             " ".join(syntaxes).encode(),
             implicit.encode(),
             (ctypes.c_uint32 * len(kept))(*kept),
@@ -226,17 +235,17 @@ class HeaderWalk:
             len(unusual),
             instance_uid,
         )
-        if not self._walker:
+        if not self.pointer:
             raise MemoryError
 
     def __del__(self) -> None:
-        if getattr(self, "_walker", None):
-            self._library.medimg_walker_free(self._walker)
+        if getattr(self, "pointer", None):
+            self._library.medimg_walker_free(self.pointer)
 
     def run(self, head: bytes) -> WalkedHeader | Literal["unusual", "ends"]:
         """Return what was found, or whether the header is unusual or ends early."""
         answer = (ctypes.c_uint64 * _CAPACITY)()
-        status: int = self._library.medimg_walker_run(self._walker, head, len(head), answer, _CAPACITY)
+        status: int = self._library.medimg_walker_run(self.pointer, head, len(head), answer, _CAPACITY)
         if status:
             return "ends" if status == _ENDS else "unusual"
         tag, at, value, length, vr, uid, uid_size, syntax, syntax_size, runs = answer[:_FIXED]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,7 +11,14 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["choose_rescaled_dtype", "describe_rescale", "rescale_into", "rescale_values"]
+__all__ = [
+    "choose_rescaled_dtype",
+    "describe_rescale",
+    "find_stored_range",
+    "rescale_into",
+    "rescale_values",
+    "wrap_integer",
+]
 
 #: Values per block: as float64 they stay in the cache of a core, and calls are few.
 _BLOCK: Final = 2**16
@@ -41,6 +49,26 @@ def choose_rescaled_dtype(ends: tuple[int, int], slope: float, intercept: float)
             if np.iinfo(dtype).min <= min(results) and max(results) <= np.iinfo(dtype).max:
                 return np.dtype(dtype)
     return np.dtype(np.float32)
+
+
+def find_stored_range(
+    stored: np.dtype[Any], slope: float, intercept: float, dtype: np.dtype[Any]
+) -> tuple[int, int] | None:
+    """
+    Return the least and greatest stored integer whose rescaled value an integer dtype holds; None if none is.
+
+    Slope and intercept are whole numbers, the slope is not 0.
+
+    Examples
+    --------
+    >>> find_stored_range(np.dtype(np.int16), 1.0, -1024.0, np.dtype(np.int16))
+    (-31744, 32767)
+    """
+    factor, offset = int(slope), int(intercept)
+    ends = [(int(end) - offset) / factor for end in (np.iinfo(dtype).min, np.iinfo(dtype).max)]
+    low = max(math.ceil(min(ends)), int(np.iinfo(stored).min))
+    high = min(math.floor(max(ends)), int(np.iinfo(stored).max))
+    return (low, high) if low <= high else None
 
 
 def rescale_values(stored: npt.NDArray[Any], slope: float, intercept: float) -> npt.NDArray[Any]:
@@ -95,7 +123,7 @@ def _rescale_integers(
     dtype = values.dtype
     if stored.dtype.itemsize == dtype.itemsize and stored.dtype.isnative:
         stored = stored.view(dtype)
-    factor, offset = _wrap_integer(slope, dtype), _wrap_integer(intercept, dtype)
+    factor, offset = wrap_integer(slope, dtype), wrap_integer(intercept, dtype)
     block = 4 * _BLOCK
     for start in range(0, stored.size, block):
         some, into = stored[start : start + block], values[start : start + block]
@@ -106,7 +134,7 @@ def _rescale_integers(
 
 
 @lru_cache(maxsize=64)
-def _wrap_integer(number: float, dtype: np.dtype[Any]) -> Any:
+def wrap_integer(number: float, dtype: np.dtype[Any]) -> Any:
     """Return a whole number modulo the range of an integer dtype."""
     bits = 8 * dtype.itemsize
     return np.array(int(number) % 2**bits, np.uint64).astype(dtype)[()]

@@ -69,7 +69,7 @@ def _deduplicate(texts: Iterable[Iterable[str]]) -> tuple[str, ...]:
 
 
 # stored bytes read at once: enough that reading and computing alternate rarely, and memory stays small
-_PIECE_CPU: Final = 2**23
+_PIECE_CPU: Final = 3 * 2**22
 _PIECE_DEVICE: Final = 2**26
 
 

@@ -242,7 +242,7 @@ class FineTuneModule(pl.LightningModule):
         images, mask = concat_batches([batch, *targets]) if targets else (batch.images, batch.mask)
         sizes = [len(one.labels) for one in (batch, *targets)]
         embeddings = torch.split(self._embed(self.model, images, mask), sizes)
-        # of the parts, because a term may ask for the gradient of the loss with respect to those of the source
+        # of the parts: a term may ask for the gradient of the loss with respect to those of the source
         logits = head_logits(self.model.head, torch.cat(embeddings))
         rows = list(zip(embeddings, torch.split(logits, sizes), strict=True))
         domains = self.terms.domains

@@ -49,10 +49,12 @@ def places(volume: Volume) -> dict[int, tuple[float, ...]]:
 
 @st.composite
 def indices(draw: st.DrawFn) -> tuple[Any, ...]:
-    sizes = SHAPE[: draw(st.integers(0, 4))]
+    count = draw(st.integers(0, 4))
+    at = draw(st.none() | st.integers(0, count))
+    sizes = SHAPE[:count] if at is None else (*SHAPE[:at], *SHAPE[len(SHAPE) - (count - at) :])
     parts: list[Any] = [draw(st.one_of(st.integers(-n, n - 1), st.slices(n))) for n in sizes]
-    if draw(st.booleans()):
-        parts.insert(draw(st.integers(0, len(parts))), ...)
+    if at is not None:
+        parts.insert(at, ...)
     return tuple(parts)
 
 

@@ -9,6 +9,7 @@
 #include <string>
 #else
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -53,6 +54,11 @@ File::~File() {
 }
 
 bool File::is_open() const { return handle_ != INVALID_HANDLE_VALUE; }
+
+std::uint64_t File::size() const {
+  LARGE_INTEGER found;
+  return GetFileSizeEx(handle_, &found) ? static_cast<std::uint64_t>(found.QuadPart) : 0;
+}
 
 std::size_t File::read(std::uint64_t offset, std::uint8_t* to, std::size_t size) const {
   OVERLAPPED place = {};
@@ -107,6 +113,12 @@ File::~File() {
 }
 
 bool File::is_open() const { return descriptor_ >= 0; }
+
+std::uint64_t File::size() const {
+  struct stat found;
+  return ::fstat(descriptor_, &found) == 0 && S_ISREG(found.st_mode) ? static_cast<std::uint64_t>(found.st_size)
+                                                                     : 0;
+}
 
 std::size_t File::read(std::uint64_t offset, std::uint8_t* to, std::size_t size) const {
   std::size_t done = 0;

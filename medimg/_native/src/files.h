@@ -36,6 +36,8 @@ class File {
   File& operator=(const File&) = delete;
 
   bool is_open() const;
+  // Returns the bytes of a regular file; 0 if it is none.
+  std::uint64_t size() const;
   // Reads up to `size` bytes; returns fewer at the end of the file, and 0 after an error.
   std::size_t read(std::uint64_t offset, std::uint8_t* to, std::size_t size) const;
 

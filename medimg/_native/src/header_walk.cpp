@@ -5,6 +5,7 @@
 
 #include "api.h"
 #include "files.h"
+#include "header_walker.h"
 
 namespace medimg {
 
@@ -37,9 +38,6 @@ bool contains(const std::vector<std::uint32_t>& tags, std::uint32_t tag) {
   return std::binary_search(tags.begin(), tags.end(), tag);
 }
 
-// Numbers in the answer before the runs of wanted elements.
-constexpr std::size_t kFixed = 10;
-
 }  // namespace
 
 }  // namespace medimg
@@ -59,31 +57,28 @@ MEDIMG_API void* medimg_walker_new(const char* syntaxes, const char* implicit, c
 
 MEDIMG_API void medimg_walker_free(void* walker) { delete static_cast<medimg::Walker*>(walker); }
 
-// Walks the start of a file. The answer has `capacity` numbers: tag, offset, offset of the value, length and VR
-// of the pixel data; offset and size of the SOP Instance UID and of the Transfer Syntax UID, with padding; the
-// number of runs of wanted elements, and offset and end of each. Returns a Status; -1 if memory is short.
 MEDIMG_API std::int32_t medimg_walker_run(const void* walker, const std::uint8_t* head, std::uint64_t size,
                                           std::uint64_t* answer, std::uint64_t capacity) {
   const auto& config = *static_cast<const medimg::Walker*>(walker);
   try {
     medimg::MemorySource source(head, static_cast<std::size_t>(size));
     medimg::HeaderWalk<medimg::MemorySource> walk(source, config.syntaxes, config.implicit);
-    std::fill(answer, answer + medimg::kFixed, 0);
-    std::size_t used = medimg::kFixed;
+    std::fill(answer, answer + medimg::kFixedSize, 0);
+    std::size_t used = medimg::kFixedSize;
     const auto visit = [&](const medimg::Element& element, std::uint64_t end) {
       if (element.tag == config.instance_uid) {
-        answer[5] = element.value;
-        answer[6] = end - element.value;
+        answer[medimg::kUidValue] = element.value;
+        answer[medimg::kUidSize] = end - element.value;
       } else if (element.tag == medimg::kTransferSyntax) {
-        answer[7] = element.value;
-        answer[8] = end - element.value;
+        answer[medimg::kSyntaxValue] = element.value;
+        answer[medimg::kSyntaxSize] = end - element.value;
       } else if (medimg::contains(config.refused, element.tag)) {
         return false;
       }
       if (!medimg::contains(config.wanted, element.tag)) {
         return true;
       }
-      if (used > medimg::kFixed && answer[used - 1] == element.at) {
+      if (used > medimg::kFixedSize && answer[used - 1] == element.at) {
         answer[used - 1] = end;
         return true;
       }
@@ -97,12 +92,12 @@ MEDIMG_API std::int32_t medimg_walker_run(const void* walker, const std::uint8_t
     };
     const medimg::Status status = walk.run(visit);
     const medimg::Element& pixels = walk.pixels();
-    answer[0] = pixels.tag;
-    answer[1] = pixels.at;
-    answer[2] = pixels.value;
-    answer[3] = pixels.length;
-    answer[4] = medimg::load16(reinterpret_cast<const std::uint8_t*>(pixels.vr));
-    answer[9] = (used - medimg::kFixed) / 2;
+    answer[medimg::kPixelTag] = pixels.tag;
+    answer[medimg::kPixelAt] = pixels.at;
+    answer[medimg::kPixelValue] = pixels.value;
+    answer[medimg::kPixelLength] = pixels.length;
+    answer[medimg::kPixelVr] = medimg::load16(reinterpret_cast<const std::uint8_t*>(pixels.vr));
+    answer[medimg::kRuns] = (used - medimg::kFixedSize) / 2;
     return static_cast<std::int32_t>(status);
   } catch (const std::exception&) {
     return -1;
@@ -110,4 +105,4 @@ MEDIMG_API std::int32_t medimg_walker_run(const void* walker, const std::uint8_t
 }
 
 // Raised with each change of these functions.
-MEDIMG_API std::int32_t medimg_interface() { return 5; }
+MEDIMG_API std::int32_t medimg_interface() { return 6; }

@@ -6,7 +6,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 import medimg
+from medimg._native.library import load_library
 from medimg.core.volume import Volume
 from medimg.errors import DecodeError, GeometryError, MedimgError, TruncatedError
 from medimg.io.dicom.pixels._single_frame_reader import SingleFrameReader
@@ -290,6 +291,104 @@ def test_usual_files_are_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("medimg.io.dicom.pixels._multi_frame_reader.open_dataset", none)
     series.read()
     list(series.pieces(4))
+
+
+@pytest.fixture
+def loaded_alone(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that are not read together with others."""
+    names: list[str] = []
+    load = SingleFrameReader.load
+
+    def spy(self: Any, instance: Any, slot: Any = None) -> Any:
+        names.append(Path(instance.path).stem)
+        return load(self, instance, slot)
+
+    monkeypatch.setattr(SingleFrameReader, "load", spy)
+    return names
+
+
+needs_core = pytest.mark.skipif(load_library() is None, reason="files are read together by the compiled core")
+
+
+@needs_core
+def test_files_that_differ_in_pixels_are_read_together(tmp_path: Path, loaded_alone: list[str]) -> None:
+    series = write_series(tmp_path, pictures(200, 0, 1000))
+    series.read()
+    assert loaded_alone == ["000"]
+    loaded_alone.clear()
+    list(series.pieces(7))
+    assert loaded_alone == ["000"]
+
+
+@needs_core
+@pytest.mark.parametrize("odd", [1, 4])
+def test_one_file_that_differs_is_read_by_itself(tmp_path: Path, loaded_alone: list[str], odd: int) -> None:
+    def change(ds: Any, n: int) -> None:
+        ds.RescaleSlope, ds.RescaleIntercept = "1", "7" if n == odd else "-1024"
+
+    series = write_series(tmp_path, pictures(9, 0, 1000), change)
+    assert not compare(series)
+    assert loaded_alone == ["000", f"{odd:03d}"]
+    pieces = list(series.pieces(4))
+    assert not difference(pieces[1], series.read([4, 5, 6, 7]))
+
+
+@needs_core
+def test_files_with_padding_are_not_read_twice(tmp_path: Path, loaded_alone: list[str]) -> None:
+    arrays = pictures(30, -1000, 1000)
+    for array in arrays:
+        array[:2] = -2000
+    series = write_series(tmp_path, arrays, lambda ds, n: ds.add_new("PixelPaddingValue", "SS", -2000))
+    pieces = list(series.pieces(5))
+    assert len(loaded_alone) == 30
+    assert not difference(pieces[2], series.read(range(10, 15)))
+
+
+@dataclass(frozen=True)
+class Format:
+    bits: int
+    allocated: int
+    signed: bool
+    high: int
+    slope: int
+    intercept: int
+    padding: tuple[int, int] | None
+
+
+@needs_core
+@given(
+    found=st.builds(
+        Format,
+        bits=st.integers(1, 16),
+        allocated=st.sampled_from([8, 16, 16]),
+        signed=st.booleans(),
+        high=st.integers(0, 2),
+        slope=st.integers(-3, 3).filter(bool),
+        intercept=st.sampled_from([0, 1, -1024, 32767, -70000]),
+        padding=st.none() | st.tuples(st.integers(-300, 300), st.integers(-300, 300)),
+    ),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_stored_values_of_any_format(
+    tmp_path_factory: pytest.TempPathFactory, found: Format, seed: int
+) -> None:
+    """Bits outside of a value hold anything, as overlays once did."""
+    rng = np.random.default_rng(seed)
+    bits = min(found.bits, found.allocated)
+    cells = [rng.integers(0, 2**found.allocated, (5, 6)).astype(f"u{found.allocated // 8}") for _ in range(9)]
+
+    def change(ds: Any, n: int) -> None:
+        ds.BitsAllocated, ds.BitsStored, ds.PixelRepresentation = found.allocated, bits, int(found.signed)
+        ds.HighBit = min(bits - 1 + found.high, found.allocated - 1)
+        ds.PixelData, ds["PixelData"].VR = cells[n].tobytes(), "OW"
+        ds.RescaleSlope, ds.RescaleIntercept = str(found.slope), str(found.intercept)
+        vr, least = ("SS", -(2**15)) if found.signed else ("US", 0)
+        for name, value in zip(("Value", "RangeLimit"), found.padding or (), strict=False):
+            ds.add_new(f"PixelPadding{name}", vr, max(least, value))
+
+    folder = tmp_path_factory.mktemp("formats")
+    assert not compare(write_series(folder, [cell.astype(np.int16) for cell in cells], change))
 
 
 @pytest.mark.parametrize("size", [1, 3, 8, 100])

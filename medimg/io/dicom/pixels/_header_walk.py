@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from medimg._native.headers import HeaderWalk
 from medimg._native.library import load_library
+from medimg._native.slices import read_alike
 from medimg.io.dicom.header.elements import (
     WALKED_SYNTAXES,
     Element,
@@ -16,7 +17,11 @@ from medimg.io.dicom.header.transfer_syntax import IMPLICIT
 
 if TYPE_CHECKING:
     import ctypes
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
+
+    import numpy.typing as npt
+
+    from medimg._native.slices import AlikeFiles
 
 __all__ = ["Header", "HeaderWalker", "make_header_walker"]
 
@@ -45,6 +50,11 @@ class HeaderWalker(Protocol):
         Raises UnusualHeaderError if it can't be walked, is incomplete, or has several frames.
         """
 
+    def read_alike(
+        self, like: AlikeFiles, files: Sequence[tuple[str, str, npt.NDArray[Any]]], threads: int
+    ) -> list[bool]:
+        """Read files that are alike, and say which were read; see :mod:`medimg._native.slices`."""
+
 
 def make_header_walker(tags: Collection[int]) -> HeaderWalker:
     """Return a walker that keeps the elements `tags`."""
@@ -56,6 +66,7 @@ class CompiledHeaderWalker:
     """A walker by the compiled library."""
 
     def __init__(self, library: ctypes.CDLL, tags: Collection[int]) -> None:
+        self._library = library
         self._walk = HeaderWalk(
             library,
             tags,
@@ -78,6 +89,12 @@ class CompiledHeaderWalker:
             b"".join([head[run] for run in wanted]),
         )
 
+    def read_alike(
+        self, like: AlikeFiles, files: Sequence[tuple[str, str, npt.NDArray[Any]]], threads: int
+    ) -> list[bool]:
+        """Read files that are alike; see :class:`HeaderWalker`."""
+        return read_alike(self._library, self._walk, like, files, threads)
+
 
 class PlainHeaderWalker:
     """A walker without the compiled library."""
@@ -94,3 +111,9 @@ class PlainHeaderWalker:
                 raise UnusualHeaderError
             uid = head[value:end].rstrip(b"\0 ")
         return Header(offsets.pixels, offsets.syntax, uid, offsets.joined)
+
+    def read_alike(
+        self, like: AlikeFiles, files: Sequence[tuple[str, str, npt.NDArray[Any]]], threads: int
+    ) -> list[bool]:
+        """Read none: each file is read by itself."""
+        return [False] * len(files)

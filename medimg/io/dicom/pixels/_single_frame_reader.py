@@ -14,6 +14,8 @@ import numpy as np
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import BaseTag
 
+from medimg._native.slices import AlikeFiles
+from medimg.core.rescale import find_stored_range, wrap_integer
 from medimg.errors import MedimgError
 from medimg.io.dicom.header.attributes import quiet_pydicom
 from medimg.io.dicom.header.elements import (
@@ -40,7 +42,7 @@ from medimg.io.dicom.values.suv import SUV_TAGS
 from medimg.io.files.regular_file import OPEN_FLAGS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
     import numpy.typing as npt
@@ -48,9 +50,10 @@ if TYPE_CHECKING:
 
     from medimg.io.dicom.header.instance import Instance
     from medimg.io.dicom.values.modality_lut import ModalityTransform
+    from medimg.io.files.blob import Blob
     from medimg.io.series import ValueKind
 
-__all__ = ["LoadedSlice", "RangeReader", "SingleFrameReader", "list_value_tags"]
+__all__ = ["AlikeSlices", "LoadedSlice", "RangeReader", "SingleFrameReader", "list_value_tags"]
 
 _HAS_PREAD: Final = hasattr(os, "pread")
 _HAS_PREADV: Final = hasattr(os, "preadv")
@@ -125,6 +128,8 @@ _MAX_HEADERS: Final = 64
 _MAX_SHARED_BYTES: Final = 2**14
 #: Bytes of the start of a file that are read, until they hold the header.
 _STARTS: Final = (2**13, 2**16, 2**20)
+#: Bits Allocated of files that are read together.
+_ALIKE_BITS: Final = (8, 16)
 #: Bytes after the pixels that are checked.
 _MAX_TRAILING: Final = 2**16
 
@@ -134,6 +139,15 @@ class LoadedSlice(NamedTuple):
 
     transform: ModalityTransform
     stored: npt.NDArray[Any]
+
+
+class AlikeSlices(NamedTuple):
+    """Files that differ in their pixels only; transform, shape and type of their modality values."""
+
+    files: AlikeFiles
+    transform: ModalityTransform
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +165,13 @@ class _ParsedHeader:
 _HeaderCache: TypeAlias = dict[tuple[str, bytes], _ParsedHeader]
 #: Headers shared by all readers, as X-rays of one device have equal ones.
 _SHARED_HEADERS: Final[dict[ValueKind, _HeaderCache]] = {}
+
+
+class _NativeSlice(NamedTuple):
+    """The header of a file that ends with its native pixels, and what was parsed from it."""
+
+    header: Header
+    parsed: _ParsedHeader
 
 
 class _ReadAhead(NamedTuple):
@@ -188,19 +209,61 @@ class SingleFrameReader:
             self._own_headers if values == "suv" else _SHARED_HEADERS.setdefault(values, {})
         )
         self._ahead: _ReadAhead | None = None
+        self._native: _NativeSlice | None = None
         self._reads_whole_files = False
 
     def load(self, instance: Instance, slot: npt.NDArray[Any] | None = None) -> LoadedSlice | None:
         """Return the frame of a file, in `slot` if its type is as wide; None if the file is unusual."""
-        blob = instance.blob
-        in_memory = blob.archive is not None or blob.data is not None or blob.gzipped
-        if in_memory or sys.byteorder != "little":
+        if not _is_plain_file(instance.blob) or sys.byteorder != "little":
             return None
         try:
-            with RangeReader(blob.name) as file:
+            with RangeReader(instance.blob.name) as file:
                 return self._load(file, instance.sop_instance_uid, slot)
         except (OSError, ValueError, UnusualHeaderError, MedimgError):
             return None
+
+    @property
+    def alike(self) -> AlikeSlices | None:
+        """What files have in common with the one loaded last, if they can be read together."""
+        native = self._native
+        if native is None:
+            return None
+        header, parsed = native
+        transform, fmt = parsed.transforms.get((parsed.fmt.dtype, False)), parsed.fmt
+        if transform is None or not _is_whole(fmt, transform):
+            return None
+        # if values decide, int16 is tried
+        dtype = np.dtype(np.int16) if transform.dtype is None else transform.dtype
+        usual = find_stored_range(fmt.dtype, transform.slope, transform.intercept, dtype)
+        if dtype.kind not in "iu" or dtype.itemsize != fmt.dtype.itemsize or usual is None:
+            return None
+        files = AlikeFiles(
+            header.syntax,
+            header.wanted,
+            header.pixels.length,
+            fmt.shape,
+            fmt.dtype,
+            fmt.bits_stored,
+            usual,
+            None if transform.padding is None else (int(transform.padding[0]), int(transform.padding[1])),
+            int(wrap_integer(transform.slope, dtype)),
+            int(wrap_integer(transform.intercept, dtype)),
+        )
+        return AlikeSlices(files, transform, fmt.shape, dtype)
+
+    def read_alike(
+        self, like: AlikeSlices, files: Sequence[tuple[Instance, npt.NDArray[Any]]], threads: int
+    ) -> list[bool]:
+        """
+        Read files, each into memory (rows, columns) of modality values, and say which were read.
+
+        Others have another header, or padding, or can't be read: they are left to :meth:`load`.
+        """
+        # no file has an empty name
+        given = [
+            (i.blob.name if _is_plain_file(i.blob) else "", i.sop_instance_uid, slot) for i, slot in files
+        ]
+        return self._walker.read_alike(like.files, given, threads)
 
     def _load(self, file: RangeReader, uid: str, slot: npt.NDArray[Any] | None) -> LoadedSlice | None:
         head, header, is_read = self._read_header(file, slot)
@@ -324,7 +387,26 @@ class SingleFrameReader:
         if not is_read:
             file.read_into(cells, start)
         self._ahead = _ReadAhead(file.size - start, parsed.nbytes)
+        self._native = _NativeSlice(header, parsed) if end == file.size else None
         return interpret_bits(cells, fmt)
+
+
+def _is_plain_file(blob: Blob) -> bool:
+    return blob.archive is None and blob.data is None and not blob.gzipped
+
+
+def _is_whole(fmt: FrameFormat, transform: ModalityTransform) -> bool:
+    """Whether whole numbers are stored in the lowest bits, and modality values are whole."""
+    return (
+        transform.is_linear
+        and transform.slope != 0
+        and transform.slope.is_integer()
+        and transform.intercept.is_integer()
+        and fmt.samples == 1
+        and not fmt.floating
+        and fmt.bits_allocated in _ALIKE_BITS
+        and fmt.high_bit == fmt.bits_stored - 1
+    )
 
 
 @contextmanager

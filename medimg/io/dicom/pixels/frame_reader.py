@@ -33,6 +33,8 @@ _SUV_TAGS: Final = to_tags(*SUV_TAGS)
 _raise_overflow: Final = partial(np.errstate, over="raise", invalid="ignore")
 #: A thread takes as long to start as this takes to read.
 _BYTES_PER_WORKER: Final = 2**19
+#: Files that are read at once, without an interruption.
+_FILES_AT_ONCE: Final = 64
 
 
 class FrameReader:
@@ -44,6 +46,7 @@ class FrameReader:
         self._values = values
         self._first_acquired = first_acquired
         self._single_frames = SingleFrameReader(values, first_acquired)
+        self._reads_together = True
         many = [frame for frame in frames if len(frame.instance.facts) > 1]
         counts = Counter(id(frame.instance) for frame in many)
         self._files = {
@@ -59,8 +62,9 @@ class FrameReader:
 
         ReadError is that of the first file, in file order, that can't be read.
         """
+        order = _order_by_file(frames)
         buffer = VolumeBuffer(len(frames), channels)
-        done: set[int] = set()
+        done = self._read_alike(frames, order, buffer)
         misfits: dict[int, npt.NDArray[Any]] = {}
 
         def read_one(index: int) -> bool:
@@ -74,16 +78,44 @@ class FrameReader:
             done.add(index)
             return misfit is None
 
-        order = _order_by_file(frames)
-        # the first slice determines the array
-        parallel_for(order[:1], read_one, workers=1, within=_raise_overflow)
+        if not done:
+            # the first slice determines the array
+            parallel_for(order[:1], read_one, workers=1, within=_raise_overflow)
+            done |= self._read_alike(frames, order[1:], buffer)
         workers = available_cores() if workers is None else workers
         while todo := [index for index in order if index not in done]:
-            count = min(workers, 1 + buffer.nbytes // _BYTES_PER_WORKER)
+            count = _count_workers(workers, buffer)
             parallel_for(todo, read_one, workers=count, within=_raise_overflow)
             buffer.widen(misfits)
             misfits.clear()
         return buffer
+
+    def _read_alike(self, frames: Sequence[Frame], order: Sequence[int], buffer: VolumeBuffer) -> set[int]:
+        """
+        Read the slices that are like the one read last but for their pixels, and return their indices.
+
+        None are read into an array that does not exist yet if slice 0 is not one of them.
+        """
+        done: set[int] = set()
+        like = self._single_frames.alike if self._reads_together and not buffer.has_padding else None
+        if like is None or any(frames[n].facts.corner is not None for n in order):
+            return done
+        is_new = buffer.nbytes == 0
+        if not buffer.allocate(like):
+            return done
+        for start in range(0, len(order), _FILES_AT_ONCE):
+            some = order[start : start + _FILES_AT_ONCE]
+            files = [(frames[n].instance, slot) for n, slot in zip(some, buffer.get_slots(some), strict=True)]
+            read = self._single_frames.read_alike(like, files, _count_workers(available_cores(), buffer))
+            done.update(n for n, is_read in zip(some, read, strict=True) if is_read)
+            self._reads_together = any(read)
+            if not self._reads_together:
+                break
+        if is_new and 0 not in done:
+            buffer.clear()
+            return set()
+        buffer.mark_stored(done, like)
+        return done
 
     def load(self, frame: Frame, slot: npt.NDArray[Any] | None = None) -> LoadedSlice:
         """Decode one of the frames, once each, into `slot` if possible; raise ReadError if unreadable."""
@@ -94,6 +126,10 @@ class FrameReader:
         if found is not None:
             return found
         return MultiFrameReader(frame.instance, self._values, self._first_acquired).load(frame)
+
+
+def _count_workers(workers: int, buffer: VolumeBuffer) -> int:
+    return min(workers, 1 + buffer.nbytes // _BYTES_PER_WORKER)
 
 
 def _make_overflow_error(frame: Frame, transform: ModalityTransform) -> DecodeError:

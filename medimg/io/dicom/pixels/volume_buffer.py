@@ -11,11 +11,11 @@ from medimg.core.rescale import rescale_into
 from medimg.io.dicom.values.modality_lut import ModalityTransform
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy.typing as npt
 
-    from medimg.io.dicom.pixels._single_frame_reader import LoadedSlice
+    from medimg.io.dicom.pixels._single_frame_reader import AlikeSlices, LoadedSlice
 
 __all__ = ["VolumeBuffer"]
 
@@ -48,6 +48,35 @@ class VolumeBuffer:
         """Return the memory of a slice, (H, W) or (3, H, W) for colors; None before the array exists."""
         slots = self._slots
         return None if slots is None else slots[index]
+
+    def get_slots(self, indices: Sequence[int]) -> list[npt.NDArray[Any]]:
+        """Return the memory of slices, once the array exists."""
+        assert self._slots is not None  # made with the array
+        return [self._slots[index] for index in indices]
+
+    @property
+    def has_padding(self) -> bool:
+        """Whether a slice that is stored has padding."""
+        return self._padding is not None
+
+    def allocate(self, like: AlikeSlices) -> bool:
+        """Make the array for such slices; return False if there is one for others."""
+        shape = (1, *like.shape)
+        if self._array is None:
+            self._array = np.empty((self._channels, self._depth, *like.shape), like.dtype)
+            self.shapes[0] = shape
+            self._slots = self._reshape_by_slice(self._array)
+        return self.shapes[0] == shape and self._array.dtype == like.dtype
+
+    def clear(self) -> None:
+        """Drop the array, as if none had been made."""
+        self._array = self._slots = None
+
+    def mark_stored(self, indices: Iterable[int], like: AlikeSlices) -> None:
+        """Note that such slices, without padding, are in their memory."""
+        for index in indices:
+            self.modality_transforms[index], self._dtypes[index] = like.transform, like.dtype
+            self.shapes[index] = (1, *like.shape)
 
     def _reshape_by_slice(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if self.shapes[0][0] > 1:
