@@ -51,14 +51,14 @@ docs: $(STAMP)
 # needs clang; FUZZ_SECONDS=3600 before a release, with headers of real files in FUZZ_CORPUS
 FUZZ_SECONDS ?= 60
 FUZZ_CORPUS  ?= build/fuzz/corpus
-FUZZED       := header_walk header_scan header_values item_walk
+FUZZED       := header_walk header_scan header_values item_walk slice_reading
 fuzz: $(FUZZED:%=fuzz-%) fuzz-decoding
 
 NATIVE       := medimg/_native/src
 fuzz-%:
 	mkdir -p build/fuzz $(FUZZ_CORPUS)
 	clang++ -std=c++17 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
-	  tests/_native/fuzzing/fuzz_$*.cpp $(addprefix $(NATIVE)/,header_walk.cpp header_scan.cpp header_values.cpp item_walk.cpp files.cpp) \
+	  tests/_native/fuzzing/fuzz_$*.cpp $(addprefix $(NATIVE)/,header_walk.cpp header_scan.cpp header_values.cpp item_walk.cpp files.cpp slice_reading.cpp) \
 	  -pthread -o build/fuzz/$*
 	build/fuzz/$* -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -artifact_prefix=build/fuzz/ $(FUZZ_CORPUS)
 

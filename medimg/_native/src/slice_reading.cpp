@@ -39,6 +39,9 @@ namespace {
 
 constexpr std::int64_t kMaxHead = 1 << 20;
 constexpr std::uint32_t kPixelData = 0x7FE00010u;
+// Files that a thread reads one after the other.
+constexpr std::int64_t kMaxNeighbors = 8;
+constexpr std::int64_t kNeighborBytes = 1 << 22;
 
 std::string_view strip_padding(const std::uint8_t* value, std::uint64_t size) {
   while (size > 0 && (value[size - 1] == '\0' || value[size - 1] == ' ')) {
@@ -151,19 +154,20 @@ MEDIMG_API std::int32_t medimg_read_alike(const void* walker, const medimg_alike
       uids += std::strlen(uids) + 1;
     }
     // neighbors by one thread: two threads would wait for each other where slices share a page of memory
-    constexpr std::int64_t kNeighbors = 8;
+    const std::int64_t bytes = std::max<std::int64_t>(like->pixels * like->width, 1);
+    const std::int64_t neighbors = std::clamp<std::int64_t>(medimg::kNeighborBytes / bytes, 1, medimg::kMaxNeighbors);
     std::atomic<std::int64_t> next{0};
     const auto work = [&](std::int64_t) {
       medimg::Folder folder;
       std::vector<std::uint8_t> head;
-      for (std::int64_t first = next++ * kNeighbors; first < count; first = next++ * kNeighbors) {
-        for (std::int64_t n = first; n < std::min(first + kNeighbors, count); ++n) {
+      for (std::int64_t first = next++ * neighbors; first < count; first = next++ * neighbors) {
+        for (std::int64_t n = first; n < std::min(first + neighbors, count); ++n) {
           done[n] = medimg::read_slice(walker, *like, name_of[static_cast<std::size_t>(n)],
                                        uid_of[static_cast<std::size_t>(n)], slots[n], folder, head);
         }
       }
     };
-    medimg::run_in_threads(std::min<std::int64_t>(threads, count), work);
+    medimg::run_in_threads(std::min<std::int64_t>(threads, (count + neighbors - 1) / neighbors), work);
     return 0;
   } catch (const std::exception&) {
     return -1;

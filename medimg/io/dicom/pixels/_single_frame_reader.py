@@ -261,7 +261,10 @@ class SingleFrameReader:
         """
         # no file has an empty name
         given = [
-            (i.blob.name if _is_plain_file(i.blob) else "", i.sop_instance_uid, slot) for i, slot in files
+            (i.blob.name, i.sop_instance_uid, slot)
+            if _is_plain_file(i.blob) and i.sop_instance_uid.isprintable()
+            else ("", "", slot)
+            for i, slot in files
         ]
         return self._walker.read_alike(like.files, given, threads)
 
