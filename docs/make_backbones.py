@@ -18,7 +18,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -142,18 +142,18 @@ def list_sizes(name: str) -> tuple[int, ...]:
     return (*(size for size in (128, 224) if size < default), default)
 
 
-def build(name: str, contrast: float = 1.0, **options: Any) -> Any:
-    """Return a classifier with random weights for the smallest size that the network takes."""
+def build(name: str, contrast: float = 1.0, sizes: Sequence[int] = ()) -> Any:
+    """Return a classifier with random weights for the first size that the network takes."""
     from medimg import Preprocess, TransferClassifier
     from medimg.errors import MedimgError
     from tests.saliency.planted import SEEN
 
     found: MedimgError | None = None
-    for size in list_sizes(name):
+    for size in sizes or list_sizes(name):
         recipe = Preprocess(window=SEEN, size=size, mean=(0.0,) * 3, std=(1 / contrast,) * 3)
         torch.manual_seed(0)
         try:
-            return TransferClassifier(name, classes=CLASSES, weights=None, preprocess=recipe, **options)
+            return TransferClassifier(name, classes=CLASSES, weights=None, preprocess=recipe)
         except MedimgError as error:
             found = error
     assert found is not None
@@ -203,7 +203,9 @@ def check_frozen(model: Any) -> None:
         for n, part in enumerate(split_stages(model.backbone))
         for t in (*part.parameters(), *part.buffers())
     }
-    tensors = dict([*model.backbone.named_parameters(), *model.backbone.named_buffers()])
+    # layers may share a parameter
+    tensors = dict(model.backbone.named_parameters(remove_duplicate=False))
+    tensors |= model.backbone.named_buffers(remove_duplicate=False)
     moved = {owners[id(tensors[key])] for key in before if after[key] != before[key]}
     assert moved == set(range(len(names) // 2, len(names))), f"changed were the stages {sorted(moved)}"
 
@@ -269,33 +271,43 @@ PREPARATIONS: dict[str, tuple[float, Callable[[nn.Module], bool]]] = {
 
 
 def point(name: str) -> dict[str, Any]:
-    """Return how many maps have their maximum in the patch, the layer, and the preparation."""
+    """Return how many maps have their maximum in the patch, the layer, the size, and the preparation."""
+    best: dict[str, Any] = {"hits": -1}
+    # the smallest size may leave too few cells to point with
+    for sizes in ((), list_sizes(name)[-1:]):
+        for preparation in PREPARATIONS:
+            found = point_prepared(name, preparation, sizes)
+            if found["hits"] > best["hits"]:
+                best = found
+            if best["hits"] == IMAGES:
+                return best
+    return best
+
+
+def point_prepared(name: str, preparation: str, sizes: Sequence[int]) -> dict[str, Any]:
+    """Do the same with one preparation; no hits, -1, if it is not possible."""
     import medimg
     from tests.saliency.planted import depend_on_patch, on_patch, planted
 
-    best: dict[str, Any] = {"hits": -1}
-    for preparation, (contrast, prepare) in PREPARATIONS.items():
-        model = build(name, contrast).eval()
-        if not prepare(model.backbone):
-            continue
-        size = model.preprocess.hw[0]
-        side = 3 * size // 8
-        depend_on_patch(model, size, side)
-        if not bool(model.head.weight.isfinite().all()):
-            continue
-        volume, places = planted(IMAGES, size, side)
-        found = medimg.explain(model, volume, "patch", progress=False)
-        hits = int(on_patch(found, places, side).sum()) if np.isfinite(found.heat).all() else 0
-        if hits > best["hits"]:
-            best = {
-                "hits": hits,
-                "layer": found.layer,
-                "cells": list(found.cells),
-                "preparation": preparation,
-            }
-        if hits == IMAGES:
-            break
-    return best
+    contrast, prepare = PREPARATIONS[preparation]
+    model = build(name, contrast, sizes).eval()
+    if not prepare(model.backbone):
+        return {"hits": -1}
+    size = model.preprocess.hw[0]
+    side = 3 * size // 8
+    depend_on_patch(model, size, side)
+    if not bool(model.head.weight.isfinite().all()):
+        return {"hits": -1}
+    volume, places = planted(IMAGES, size, side)
+    found = medimg.explain(model, volume, "patch", progress=False)
+    hits = int(on_patch(found, places, side).sum()) if np.isfinite(found.heat).all() else 0
+    return {
+        "hits": hits,
+        "layer": found.layer,
+        "cells": list(found.cells),
+        "preparation": preparation,
+        "size": size,
+    }
 
 
 def try_network(name: str) -> dict[str, Any]:
@@ -401,6 +413,8 @@ def _format_row(row: dict[str, Any]) -> str:
         heat.get("error")
         or f"{heat['hits']} of {IMAGES}: {heat.get('layer', 'none')}, {heat.get('preparation', 'none')}"
     )
+    if heat.get("size", row["size"]) != row["size"]:
+        shown += f", {heat['size']} pixels"
     cells = [
         row["name"],
         f"{row['parameters'] / 1e6:.1f}",
