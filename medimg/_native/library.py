@@ -12,7 +12,7 @@ from typing import Final
 __all__ = ["describe_library", "load_library"]
 
 #: Raised with each change of the functions of the library.
-_INTERFACE: Final = 6
+_INTERFACE: Final = 7
 _NAME: Final = "medimg_native.dll" if sys.platform == "win32" else "medimg_native.so"
 
 

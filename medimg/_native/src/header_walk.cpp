@@ -105,4 +105,4 @@ MEDIMG_API std::int32_t medimg_walker_run(const void* walker, const std::uint8_t
 }
 
 // Raised with each change of these functions.
-MEDIMG_API std::int32_t medimg_interface() { return 6; }
+MEDIMG_API std::int32_t medimg_interface() { return 7; }

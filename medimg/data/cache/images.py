@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 import numpy as np
 import torch
 
+from medimg._native.library import load_library
+from medimg._native.normalizing import normalize
 from medimg.errors import ReadError
 from medimg.preprocessing.intensity import normalize_into
 
 if TYPE_CHECKING:
+    import ctypes
+
     import numpy.typing as npt
 
     from medimg.preprocessing.preprocess import Preprocess
@@ -115,32 +119,49 @@ def normalize_images(
     """
     Normalize stored images (n, 1 or C, *size) into `out` or a new tensor, (N, C, *size) float32.
 
-    A few images at a time, so that they stay in a core's cache; bit-for-bit what ``recipe.normalize``
-    returns.
+    Bit-for-bit what ``recipe.normalize`` returns.
     """
     count = sum(given.shape[0] for given in images)
     if out is None:
         # numpy allocates huge pages if the system has them
         out = torch.from_numpy(np.empty((count, *recipe.image_shape), np.float32))
+    library = load_library()
     done = 0
-    for group in _group_by_layout(images):
-        planes = decode_intensity(torch.cat(group) if len(group) > 1 else group[0])
-        more = done + planes.shape[0]
-        normalize_into(out[done:more], planes, *recipe.normalization)
+    for group in _group_by_layout(images, _CHUNK if library is None else count):
+        more = done + sum(given.shape[0] for given in group)
+        if library is not None and all(given.is_contiguous() for given in group):
+            _normalize_compiled(library, recipe, group, out[done:more])
+        else:
+            # a few images at a time, so that they stay in a core's cache
+            planes = decode_intensity(torch.cat(group) if len(group) > 1 else group[0])
+            normalize_into(out[done:more], planes, *recipe.normalization)
         done = more
     return out
 
 
-def _group_by_layout(images: list[torch.Tensor]) -> list[list[torch.Tensor]]:
-    """Group neighbors of the same dtype and number of channels, up to the size of a chunk."""
+def _normalize_compiled(
+    library: ctypes.CDLL, recipe: Preprocess, images: list[torch.Tensor], out: torch.Tensor
+) -> None:
+    mean, std = recipe.normalization
+    normalize(
+        library,
+        [image for given in images for image in given.numpy()],
+        [(1.0 / s, -m / s) for m, s in zip(mean, std, strict=True)],
+        out.numpy(),
+        torch.get_num_threads(),
+    )
+
+
+def _group_by_layout(images: list[torch.Tensor], most: int) -> list[list[torch.Tensor]]:
+    """Group neighbors of the same dtype and number of channels, up to `most` images."""
     groups: list[list[torch.Tensor]] = []
     last, room = None, 0
     for given in images:
-        for part in torch.split(given, _CHUNK) if given.shape[0] > _CHUNK else (given,):
+        for part in torch.split(given, most) if given.shape[0] > most else (given,):
             size, found = part.shape[0], (part.dtype, part.shape[1])
             if found != last or size > room:
                 groups.append([])
-                last, room = found, _CHUNK
+                last, room = found, most
             groups[-1].append(part)
             room -= size
     return groups
