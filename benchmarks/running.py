@@ -115,7 +115,8 @@ def _prepared(kind: str, column: str, job: Job, check: Check | None) -> tuple[Ca
         run = prepare(job)
         result = run()
     except Exception as error:
-        raise CannotError(f"{type(error).__name__}: {error}".split("\n")[0][:120]) from None
+        text = f"{type(error).__name__}: {error}".split("\n")[0][:120]
+        raise CannotError("".join(letter for letter in text if letter.isprintable())) from None
     return run, _judged(check if column != "limit" else None, result)
 
 
