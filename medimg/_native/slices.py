@@ -63,7 +63,6 @@ class AlikeFiles:
         """Return the structure that the library takes."""
         rows, columns = self.shape
         ends = np.iinfo(self.stored)
-        is_checked = self.padding is not None or self.usual != (ends.min, ends.max)
         return _Alike(
             self.syntax.encode(),
             self.wanted,
@@ -73,9 +72,10 @@ class AlikeFiles:
             self.stored.itemsize,
             self.stored.kind == "i",
             self.bits,
-            is_checked,
+            self.usual != (ends.min, ends.max),
+            self.padding is not None,
             *self.usual,
-            *(self.padding or (1, 0)),
+            *(self.padding or (0, 0)),
             self.factor,
             self.offset,
         )
@@ -86,7 +86,7 @@ class _Alike(ctypes.Structure):
         ("syntax", ctypes.c_char_p),
         ("wanted", ctypes.c_char_p),
         *((name, ctypes.c_int64) for name in ("wanted_size", "tail", "pixels")),
-        *((name, ctypes.c_int32) for name in ("width", "is_signed", "bits", "is_checked")),
+        *((name, ctypes.c_int32) for name in ("width", "is_signed", "bits", "is_checked", "has_padding")),
         *(
             (name, ctypes.c_int64)
             for name in ("low", "high", "padding_low", "padding_high", "factor", "offset")
@@ -104,8 +104,8 @@ def read_alike(
     """
     Read files, each with its SOP Instance UID and the memory (rows, columns) of its modality values.
 
-    The result says which were read: others are unlike, unreadable, or have values that are padding or not
-    usual, and their memory holds anything.
+    The result says which were read: others are unlike, unreadable, or have values that are padding or
+    not usual, and their memory holds anything.
     """
     _declare(library)
     names, uids, slots = zip(*files, strict=True)

@@ -24,10 +24,11 @@ struct medimg_alike {
   std::int32_t width;        // bytes of a value, 1 or 2
   std::int32_t is_signed;
   std::int32_t bits;         // Bits Stored, the lowest ones
-  std::int32_t is_checked;   // whether a stored value may be padding or outside of the usual ones
-  std::int64_t low;          // usual values
+  std::int32_t is_checked;   // whether a stored value may be out of `low` to `high`
+  std::int32_t has_padding;  // whether values from `padding_low` to `padding_high` are padding
+  std::int64_t low;
   std::int64_t high;
-  std::int64_t padding_low;  // padding; empty if above `padding_high`
+  std::int64_t padding_low;
   std::int64_t padding_high;
   std::int64_t factor;       // of the rescale, which wraps around
   std::int64_t offset;
@@ -84,9 +85,9 @@ bool is_alike(const void* walker, const medimg_alike& like, std::string_view uid
          has_runs(like, head.data(), answer.data());
 }
 
-// Makes modality values of stored ones, in place; false if one of them is padding or not usual. All is computed in the
-// type of the values, which wraps around, as a processor takes more of the narrow ones at once.
-template <class Unsigned, bool kIsChecked>
+// Makes modality values of stored ones, in place; false if one of them is padding or out of its range. All is
+// computed in the type of the values, which wraps around, as a processor takes more of the narrow ones at once.
+template <class Unsigned, bool kIsChecked, bool kHasPadding>
 bool rescale(const medimg_alike& like, Unsigned* values) {
   const auto mask = static_cast<Unsigned>((1ul << like.bits) - 1);
   const auto sign = static_cast<Unsigned>(like.is_signed != 0 ? 1ul << (like.bits - 1) : 0);
@@ -95,14 +96,15 @@ bool rescale(const medimg_alike& like, Unsigned* values) {
   const auto low = static_cast<Unsigned>(like.low);
   const auto span = static_cast<Unsigned>(like.high - like.low);
   const auto padding = static_cast<Unsigned>(like.padding_low);
-  // values from `padding` on, this many; none if it is 0
-  const auto count = static_cast<Unsigned>(std::max<std::int64_t>(like.padding_high - like.padding_low + 1, 0));
+  const auto padding_span = static_cast<Unsigned>(like.padding_high - like.padding_low);
   Unsigned refused = 0;
   for (std::int64_t n = 0; n < like.pixels; ++n) {
     const auto stored = static_cast<Unsigned>(static_cast<Unsigned>((values[n] & mask) ^ sign) - sign);
     if (kIsChecked) {
       refused = static_cast<Unsigned>(refused | (static_cast<Unsigned>(stored - low) > span ? 1u : 0u));
-      refused = static_cast<Unsigned>(refused | (static_cast<Unsigned>(stored - padding) < count ? 1u : 0u));
+    }
+    if (kHasPadding) {
+      refused = static_cast<Unsigned>(refused | (static_cast<Unsigned>(stored - padding) <= padding_span ? 1u : 0u));
     }
     values[n] = static_cast<Unsigned>(static_cast<Unsigned>(stored * static_cast<unsigned>(factor)) + offset);
   }
@@ -112,7 +114,11 @@ bool rescale(const medimg_alike& like, Unsigned* values) {
 template <class Unsigned>
 bool rescale(const medimg_alike& like, void* slot) {
   auto* values = static_cast<Unsigned*>(slot);
-  return like.is_checked != 0 ? rescale<Unsigned, true>(like, values) : rescale<Unsigned, false>(like, values);
+  if (like.has_padding != 0) {
+    return rescale<Unsigned, true, true>(like, values);
+  }
+  return like.is_checked != 0 ? rescale<Unsigned, true, false>(like, values)
+                              : rescale<Unsigned, false, false>(like, values);
 }
 
 bool read_slice(const void* walker, const medimg_alike& like, const char* name, const char* uid, void* slot,
@@ -139,9 +145,8 @@ bool read_slice(const void* walker, const medimg_alike& like, const char* name, 
 }  // namespace medimg
 
 // Reads files, given by names with zeros between them, whose SOP Instance UIDs are given likewise, into slots of their
-// own; `done` says which were read: others are unlike, unreadable, or have values that are padding or not usual, and their
-// slots hold anything.
-// Returns -1 if memory is short.
+// own; `done` says which were read: others are unlike, unreadable, or have values that are padding or out of range, and
+// their slots hold anything. Returns -1 if memory is short.
 MEDIMG_API std::int32_t medimg_read_alike(const void* walker, const medimg_alike* like, const char* names,
                                           const char* uids, std::int64_t count, void* const* slots,
                                           std::int32_t threads, std::uint8_t* done) {

@@ -15,7 +15,7 @@ struct medimg_alike {
   const char* syntax;
   const char* wanted;
   std::int64_t wanted_size, tail, pixels;
-  std::int32_t width, is_signed, bits, is_checked;
+  std::int32_t width, is_signed, bits, is_checked, has_padding;
   std::int64_t low, high, padding_low, padding_high, factor, offset;
 };
 
@@ -69,8 +69,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   like.is_checked = choice >> 6 & 1;
   like.low = like.is_signed ? -100 : 0;
   like.high = 100;
+  like.has_padding = choice >> 7;
   like.padding_low = 7;
-  like.padding_high = choice >> 7 ? 9 : 6;
+  like.padding_high = 9;
   like.factor = -3;
   like.offset = -1024;
   // exactly as large as the pixels, so that a byte too many is found

@@ -365,7 +365,9 @@ class Format:
         high=st.integers(0, 2),
         slope=st.integers(-3, 3).filter(bool),
         intercept=st.sampled_from([0, 1, -1024, 32767, -70000]),
-        padding=st.none() | st.tuples(st.integers(-300, 300), st.integers(-300, 300)),
+        padding=st.none()
+        | st.tuples(st.integers(-300, 300), st.integers(-300, 300))
+        | st.sampled_from([(0, 255), (-128, 127), (0, 65535), (-32768, 32767)]),
     ),
     seed=st.integers(0, 99),
 )
@@ -383,9 +385,9 @@ def test_stored_values_of_any_format(
         ds.HighBit = min(bits - 1 + found.high, found.allocated - 1)
         ds.PixelData, ds["PixelData"].VR = cells[n].tobytes(), "OW"
         ds.RescaleSlope, ds.RescaleIntercept = str(found.slope), str(found.intercept)
-        vr, least = ("SS", -(2**15)) if found.signed else ("US", 0)
+        vr, least, most = ("SS", -(2**15), 2**15 - 1) if found.signed else ("US", 0, 2**16 - 1)
         for name, value in zip(("Value", "RangeLimit"), found.padding or (), strict=False):
-            ds.add_new(f"PixelPadding{name}", vr, max(least, value))
+            ds.add_new(f"PixelPadding{name}", vr, min(max(least, value), most))
 
     folder = tmp_path_factory.mktemp("formats")
     assert not compare(write_series(folder, [cell.astype(np.int16) for cell in cells], change))
