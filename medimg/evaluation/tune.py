@@ -206,7 +206,7 @@ def _import_optuna() -> Any:
         import optuna
     except ImportError:
         raise MissingDependencyError(
-            "medimg.tune needs Optuna, which is not installed; install it with: pip install medimg[tune]"
+            "medimg.tune needs Optuna, which is not installed; install it with: pip install 'medimg[tune]'"
         ) from None
     return optuna
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -160,8 +161,7 @@ class Ensemble(TransferClassifier):
         """
         Read an ensemble written by :meth:`save`; :func:`medimg.load` reads single models, too.
 
-        Models that were built from networks themselves can't be read in an ensemble, so `backbone` must be
-        None.
+        Each member that was built from a network itself takes a copy of `backbone`.
 
         Raises
         ------
@@ -169,8 +169,6 @@ class Ensemble(TransferClassifier):
             If the file is damaged, was changed, is newer than this version, or is not an ensemble.
         """
         file = check_path("path", path, error=CheckpointError)
-        if backbone is not None:
-            raise CheckpointError(f"{file} is an ensemble, which has several networks; leave out backbone=")
         check = partial(
             checkpoint.check_schema, file=file, newest=_SCHEMA, whose="the schema of its ensemble"
         )
@@ -181,11 +179,17 @@ class Ensemble(TransferClassifier):
             headers = header["members"]
             if not isinstance(headers, list):
                 raise CheckpointError(f"members must be a list; found a {type(headers).__name__}")
-            members = []
+            members, copies = [], 0
             for number, one in enumerate(headers):
                 checkpoint.check_schema(one, file)
-                own = checkpoint.take(tensors, f"{number}.")
-                members.append(TransferClassifier.from_checkpoint(checkpoint.parse(one, own), file))
+                saved = checkpoint.parse(one, checkpoint.take(tensors, f"{number}."))
+                network = copy.deepcopy(backbone) if saved.architecture.is_module else None
+                copies += network is not None
+                members.append(TransferClassifier.from_checkpoint(saved, file, backbone=network))
+            if backbone is not None and not copies:
+                raise CheckpointError(
+                    "its networks are built from their names; backbone= is for networks of your own: omit it"
+                )
             model = cls(members)
             model._restore(header, tensors)
         if header["model_sha256"] != model_digest(model):
@@ -220,8 +224,8 @@ def load(path: str | os.PathLike[str], *, backbone: nn.Module | None = None) -> 
     path : path-like
         File to read.
     backbone : nn.Module, optional
-        Network of a single model that was built from a network itself, of which a file has no code; its
-        weights are replaced.
+        Network of a model that was built from a network itself, of which a file has no code; its weights are
+        replaced. Each such member of an ensemble takes a copy.
 
     Returns
     -------
@@ -238,7 +242,7 @@ def load(path: str | os.PathLike[str], *, backbone: nn.Module | None = None) -> 
         If the library of its network is not installed.
     """
     if checkpoint.is_ensemble(check_path("path", path, error=CheckpointError)):
-        return Ensemble.load(path)
+        return Ensemble.load(path, backbone=backbone)
     return TransferClassifier.load(path, backbone=backbone)
 
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 import medimg
 from medimg import Ensemble, ImageDataset, Preprocess, TransferClassifier
@@ -99,6 +100,53 @@ def test_tables_are_the_mean_of_those_of_the_members(pool: Any, unit: Any) -> No
     expected = np.mean([one[names].to_numpy() for one in each], axis=0)
     np.testing.assert_allclose(found[names].to_numpy(), expected, atol=1e-6)
     assert found.attrs["model"] not in {one.attrs["model"] for one in each}
+
+
+def own_network() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+
+
+def own_member(seed: int) -> TransferClassifier:
+    torch.manual_seed(seed)
+    return TransferClassifier(own_network(), classes=["a", "b"], preprocess=SMALL).eval()
+
+
+def test_members_that_were_networks_of_ones_own(tmp_path: Path) -> None:
+    members = [own_member(0), member(1), own_member(2)]
+    file = Ensemble(members).save(tmp_path / "own.safetensors")
+    shown = torch.rand(2, 3, 32, 32)
+    given = own_network()
+    before = state(given)
+    loaded = medimg.load(file, backbone=given)
+    assert torch.equal(loaded(shown), Ensemble(members)(shown))
+    assert not changed(before, state(given))
+    with pytest.raises(CheckpointError, match="backbone=network"):
+        medimg.load(file)
+
+
+def test_a_network_that_no_member_needs_is_refused(tmp_path: Path) -> None:
+    file = ensemble().save(tmp_path / "named.safetensors")
+    with pytest.raises(CheckpointError, match="omit it"):
+        medimg.load(file, backbone=own_network())
+
+
+def test_folds_of_a_network_of_ones_own(tmp_path: Path) -> None:
+    found = medimg.cross_validate(
+        own_member(0),
+        make_data(),
+        fine_tune={"epochs": 1, "augment": None},
+        folds=2,
+        output=tmp_path,
+        n_resamples=50,
+        progress=False,
+    )
+    with pytest.raises(CheckpointError, match="backbone=network"):
+        found.ensemble()
+    model = found.ensemble(backbone=own_network())
+    assert len(model.members) == 2
+    assert changed(state(model.members[0]), state(model.members[1]))
 
 
 def test_the_members_may_have_different_backbones_and_precision(data: ImageDataset) -> None:

@@ -122,7 +122,7 @@ def rebuild_source(architecture: Architecture, network: nn.Module | None = None)
     """Return the source from which the network of a checkpoint is built; `network` is the user's own."""
     name = architecture.name
     if network is not None:
-        if not name.startswith("module:"):
+        if not architecture.is_module:
             raise TrainingError(
                 f"the network of this model is {name}, which is built from its name; backbone= is for "
                 "networks of your own: omit it"

@@ -62,6 +62,11 @@ class Architecture:
     channels: int = 3
     settings: Mapping[str, Any] | None = None
 
+    @property
+    def is_module(self) -> bool:
+        """Whether it is a network of the user's own, of which a file has no code."""
+        return self.name.startswith("module:")
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields; those added later only if they differ from networks saved without them."""
         facts: dict[str, Any] = {
