@@ -60,6 +60,15 @@ SPACE: Final[dict[str, Any]] = {
 _STUDY: Final = "medimg"
 _IDENTITY: Final = "medimg"
 _DIGITS: Final = 32
+#: What differs between two searches, as users call it.
+_ARGUMENTS: Final = {
+    "model": "the parameters of the model",
+    "frozen": "the frozen parameters",
+    "data": "the data",
+    "fixed": "the settings in fine_tune=",
+    "own": "the functions in fine_tune=",
+    "augment": "the augmentation",
+}
 #: Trials that are drawn at random first, and never stopped early.
 _RANDOM: Final = 5
 _OBJECTS: Final = ("callbacks", "logger", "adapt")
@@ -245,7 +254,7 @@ class _Search:
     prunes: bool
     seed: int
     cache: Any
-    identity: str
+    identity: Mapping[str, str]
     loading: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -301,7 +310,7 @@ class _Search:
             prunes=bool(prune),
             seed=seed,
             cache=cache,
-            identity=content_hash(json_text(facts))[:_DIGITS],
+            identity={name: content_hash(json_text(value))[:_DIGITS] for name, value in facts.items()},
         )
 
     def open_study(self, optuna: Any, path: Any) -> Any:
@@ -329,15 +338,26 @@ class _Search:
         if before is None and not study.trials:
             study.set_user_attr(_IDENTITY, self.identity)
         elif before != self.identity:
-            raise TrainingError(
-                f"{path} belongs to another search (model, data, folds, space or settings differ): pass the "
-                "same arguments as then, or another file"
-            )
+            raise TrainingError(self._describe_difference(path, before))
         running = optuna.trial.TrialState.RUNNING
         for trial in study.get_trials(deepcopy=False, states=(running,)):
             # it was interrupted; the next one is drawn as it was
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         return study
+
+    def _describe_difference(self, path: Any, before: object) -> str:
+        """Say which of the arguments are not those of the search in a file."""
+        parts = [n for n, v in self.identity.items() if isinstance(before, dict) and before.get(n) != v]
+        named = [_ARGUMENTS.get(name, name) for name in parts] or ["the arguments"]
+        hint = (
+            "; a new head is random: call torch.manual_seed before you build the model, or load it from a file"
+            if parts == ["model"]
+            else ""
+        )
+        return (
+            f"{path} belongs to another search, of which {' and '.join(named)} differ: pass the same as then, or "
+            f"another file{hint}"
+        )
 
     def run(self, optuna: Any, study: Any, *, trials: int, timeout: float | None) -> None:
         """Try settings until there are as many trials as wanted, or time is over."""

@@ -215,7 +215,9 @@ def fine_tune(
         None: no augmentation.
     metrics : mapping, optional
         Further scores of the validation data: functions by name of labels (n,) or (n, K) and probabilities
-        (n, K), as in scikit-learn; higher is better. They are ``val_<name>`` in the history.
+        (n, K), such as scikit-learn's ``roc_auc_score``; one of predicted classes, such as
+        ``balanced_accuracy_score``, needs ``probabilities.argmax(1)``. Higher is better. They are
+        ``val_<name>`` in the history.
     monitor : str
         Score that selects the best epoch: "val_auroc", "val_loss", "val_accuracy", "val_balanced_accuracy",
         "val_f1" or one of `metrics`; "auto" as described above.

@@ -140,8 +140,8 @@ class CustomParts:
             return
         if balance == "loss":
             raise TrainingError(
-                'loss= has weights of its own, and balance="loss" (the default) weights the classes of the '
-                'built-in loss: pass balance=None, or balance="sampler"'
+                'balance="loss" (the default) weights the classes of the built-in loss only, and loss= replaces '
+                'it: pass balance=None, or balance="sampler"'
             )
         if label_smoothing:
             raise TrainingError(
@@ -298,8 +298,7 @@ def _check_metrics(value: object, taken: Collection[str]) -> dict[str, MetricFun
             raise TrainingError(f"the metric {name!r} has the name of a built-in one: choose another name")
         if isinstance(metric, type) or not callable(metric):
             raise TrainingError(
-                f"the metric {name!r} must be a function of labels and probabilities, as in scikit-learn; "
-                f"found {_found(metric)}"
+                f"the metric {name!r} must be a function of labels and probabilities; found {_found(metric)}"
             )
     return dict(value)
 
