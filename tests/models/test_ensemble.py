@@ -342,6 +342,29 @@ def test_images_and_ranges_of_any_member_are_known(data: ImageDataset) -> None:
     assert (union.modalities, union.spacing, union.series) == (("CT", "MR"), (0.6, 0.9), 2)
 
 
+def test_later_trainings_of_members_are_known(tmp_path: Path, data: ImageDataset) -> None:
+    model, val = ensemble(2), make_data(6, offset=1)
+    medimg.calibrate(model, make_data(24, offset=2), progress=False)
+    assert model.training_ranges is None
+    medimg.fine_tune(model.members[0], data, head_epochs=1, epochs=0, progress=False)
+    model.members[0].training_ranges = TrainingDistribution.of([ImageFacts("CT")])
+    model.members[1].training_ranges = TrainingDistribution.of([ImageFacts("MR")])
+    for one in model.members:
+        one.training_summary = {"class_weights": [1.0, 4.0]}
+    assert model.training_ranges is not None
+    assert model.training_ranges.modalities == ("CT", "MR")
+    assert model.training_summary["class_weights"] == pytest.approx([1.0, 4.0])
+    with pytest.raises(LeakageError, match="was trained on 12 series"):
+        medimg.evaluate(model, data, progress=False)
+    assert model.images_seen.shared(make_data(24, offset=2)).patients["val"] == 24
+    with pytest.raises(LeakageError, match="was trained on"):
+        medimg.calibrate(model, data, progress=False)
+    medimg.calibrate(model, val, progress=False)
+    loaded = medimg.load(model.save(tmp_path / "ensemble.safetensors"))
+    assert loaded.images_seen is not None
+    assert loaded.images_seen.series == model.images_seen.series
+
+
 def test_folds_become_one(tmp_path: Path, data: ImageDataset) -> None:
     options: dict[str, Any] = {"folds": 2, "n_resamples": 10, "progress": False, "output": tmp_path}
     tuning: Any = {"head_epochs": 0, "epochs": 1, "batch_size": 8}
