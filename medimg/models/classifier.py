@@ -174,6 +174,8 @@ class TransferClassifier(Freezable):
             )
         share = check_number("min_match", min_match, above=0, most=1)
         source = resolve_weights(network, weights, accept_license=accept_license)
+        if source is not None and source.url is None:
+            checkpoint.refuse_ensemble(source.path)
         # weights with a URL may have to be downloaded: the size of the images is checked before
         local = source.load(progress=progress) if source is not None and source.url is None else None
         self.weights_name = weights_name(network, source)

@@ -19,7 +19,7 @@ import medimg
 from medimg import Ensemble, ImageDataset, Preprocess, TransferClassifier
 from medimg.cli.main import main
 from medimg.core import geometry
-from medimg.errors import CheckpointError, LeakageError, TrainingError
+from medimg.errors import CheckpointError, LeakageError, TrainingError, WeightsUnavailableError
 from medimg.models.digest import model_digest
 from medimg.models.training_distribution import ImageFacts, TrainingDistribution
 from medimg.models.training_images import JointTrainingImages, TrainingImages
@@ -342,8 +342,21 @@ def test_images_and_ranges_of_any_member_are_known(data: ImageDataset) -> None:
     assert (union.modalities, union.spacing, union.series) == (("CT", "MR"), (0.6, 0.9), 2)
 
 
+def test_it_is_no_file_of_weights(tmp_path: Path) -> None:
+    # of equal backbones, and of different ones
+    for seed, model in enumerate((ensemble(2), ensemble(2))):
+        with torch.no_grad():
+            next(model.members[0].backbone.parameters()).add_(seed)
+        file = model.save(tmp_path / "ensemble.safetensors")
+        for backbone, weights in (("small", file), (file, "DEFAULT")):
+            with pytest.raises(WeightsUnavailableError, match=r"is an ensemble, .* save a member"):
+                TransferClassifier(backbone, classes=("a", "b"), weights=weights, preprocess=SMALL)
+        one = model.members[0].save(tmp_path / "one.safetensors")
+        assert TransferClassifier("small", classes=("a", "b"), weights=one, preprocess=SMALL).weights_chain
+
+
 def test_later_trainings_of_members_are_known(tmp_path: Path, data: ImageDataset) -> None:
-    model, val = ensemble(2), make_data(6, offset=1)
+    model, val = ensemble(2), make_data(24, offset=1)
     medimg.calibrate(model, make_data(24, offset=2), progress=False)
     assert model.training_ranges is None
     medimg.fine_tune(model.members[0], data, head_epochs=1, epochs=0, progress=False)
