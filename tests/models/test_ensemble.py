@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,31 @@ def test_calibration_of_the_mean(data: ImageDataset, tmp_path: Path) -> None:
     report = medimg.evaluate(loaded, data, n_resamples=20, progress=False)
     assert report.provenance["model"]["backbone"] == "3 small"
     assert report.to_html(tmp_path / "report.html", card=True).exists()
+
+
+def test_calibration_holds_with_that_of_the_members(data: ImageDataset, tmp_path: Path) -> None:
+    model, val = ensemble(2), make_data(24, offset=1)
+    medimg.calibrate(model, val, progress=False)
+    loaded = medimg.load(model.save(tmp_path / "ensemble.safetensors"))
+    first = model.members[0]
+    medimg.calibrate(first, make_data(24, offset=2), method="platt", progress=False)
+    with pytest.raises(TrainingError, match="calibrations of the ensemble's members were changed after"):
+        model.predict_proba(data)
+    with pytest.raises(TrainingError, match="calibrations of the ensemble's members"):
+        medimg.explain(model, volume(), progress=False)
+    assert isinstance(loaded, Ensemble)
+    before = loaded.predict_proba(data)
+    loaded.members[0].calibration = first.calibration
+    with pytest.raises(TrainingError, match="calibrations of the ensemble's members"):
+        loaded.predict_proba(data)
+    # of a file that was written before
+    loaded.calibration = replace(loaded.calibration, members_sha256="")  # type: ignore[type-var]  # calibrated
+    assert not np.array_equal(loaded.predict_proba(data), before)
+    medimg.calibrate(model, val, progress=False)
+    # what leaves its probabilities as they are
+    first.calibration = replace(first.calibration, coverage=None, quantiles=())  # type: ignore[type-var]
+    again = medimg.load(model.save(tmp_path / "ensemble.safetensors"))
+    assert np.array_equal(again.predict_proba(data), model.predict_proba(data))
 
 
 def test_class_weights_are_undone_unless_a_member_is_calibrated() -> None:
