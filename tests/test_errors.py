@@ -190,4 +190,4 @@ def test_errors_of_encodings_take_a_message(error: type[MedimgError]) -> None:
         made = also(error, builtin)("what was found")
         assert isinstance(made, ValueError)
         assert str(made) == "what was found"
-        assert str(pickle.loads(pickle.dumps(made))) == "what was found"  # noqa: S301  # written here
+        assert str(pickle.loads(pickle.dumps(made))) == "what was found"  # written here
