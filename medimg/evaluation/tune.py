@@ -357,13 +357,13 @@ class _Search:
         parts = [n for n, v in self.identity.items() if isinstance(before, dict) and before.get(n) != v]
         named = [_ARGUMENTS.get(name, name) for name in parts] or ["the arguments"]
         hint = (
-            "; a new head is random: call torch.manual_seed before you build the model, or load it from a file"
+            "; a new head is random: call torch.manual_seed before you build the model, or load it"
             if parts == ["model"]
             else ""
         )
         return (
-            f"{path} belongs to another search, of which {' and '.join(named)} differ: pass the same as then, or "
-            f"another file{hint}"
+            f"{path} belongs to another search, of which {' and '.join(named)} differ: pass the same as "
+            f"then, or another file{hint}"
         )
 
     def run(self, optuna: Any, study: Any, *, trials: int, timeout: float | None) -> None:

@@ -80,7 +80,7 @@ def test_patients_that_the_model_knows_are_refused(data: ImageDataset) -> None:
 
 def test_without_optuna(data: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install medimg\[tune\]"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'medimg\[tune\]'"):
         search(data)
 
 

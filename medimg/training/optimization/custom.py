@@ -140,8 +140,8 @@ class CustomParts:
             return
         if balance == "loss":
             raise TrainingError(
-                'balance="loss" (the default) weights the classes of the built-in loss only, and loss= replaces '
-                'it: pass balance=None, or balance="sampler"'
+                'balance="loss" (the default) weights the classes of the built-in loss only, and loss= '
+                'replaces it: pass balance=None, or balance="sampler"'
             )
         if label_smoothing:
             raise TrainingError(
