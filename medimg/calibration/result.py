@@ -33,7 +33,14 @@ if TYPE_CHECKING:
 __all__ = ["Calibration"]
 
 #: Fields that earlier versions did not write, with the values that they then have.
-_ADDED: dict[str, Any] = {"method": "temperature", "offset": (), "bias": (), "curves": (), "selection": (), "members_sha256": ""}
+_ADDED: dict[str, Any] = {
+    "method": "temperature",
+    "offset": (),
+    "bias": (),
+    "curves": (),
+    "selection": (),
+    "members_sha256": "",
+}
 _COLUMNS = ("probabilities", "predicted", "observed", "n")
 
 

@@ -475,14 +475,15 @@ def _check_monitored(config: FineTuneConfig, val: LabeledDataset | None, scores:
 
 
 def _list_scores(val: LabeledDataset | None, custom: CustomParts) -> set[str]:
-    """Return the names of the scores that each epoch has."""
+    """Return the names of the scores that each epoch has; TrainingError if a metric of the user's fails."""
     if val is None:
         if custom.metrics:
             raise TrainingError("metrics= score validation data: pass val=, or leave metrics out")
         return {"train_loss"}
     labels = np.asarray(val.labels)
-    shape = (len(labels), len(val.classes))
-    defined = validation_scores(labels, np.full(shape, 1.0 / len(val.classes)), val.task)
+    equal = np.full((len(labels), len(val.classes)), 1.0 / len(val.classes))
+    custom.check_metrics(labels, equal)
+    defined = validation_scores(labels, equal, val.task)
     return {
         "train_loss",
         "val_loss",

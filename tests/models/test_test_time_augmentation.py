@@ -114,7 +114,11 @@ def test_functions_may_change_images_in_place(unit: Any) -> None:
         ("auto", [lambda batch: batch[:1]], "expected a tensor of the same shape"),
         ("auto", [Tensor.long], "returned torch.int64 for a batch of torch.float32"),
         ("auto", [lambda batch: batch.to(torch.complex64)], "returned torch.complex64"),
-        ("auto", [lambda batch: batch.absent], "a function of tta= fails on images of shape .*AttributeError"),
+        (
+            "auto",
+            [lambda batch: batch.absent],
+            "a function of tta= fails on images of shape .*AttributeError",
+        ),
         (None, 4, "was trained without augmentation"),
         ("own", 4, "trained with a function of your own"),
     ],
