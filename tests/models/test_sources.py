@@ -142,6 +142,26 @@ def test_a_network_itself_of_one_channel(tmp_path: Path) -> None:
         TransferClassifier(Small(1), classes=CLASSES, in_channels=3)
 
 
+class Noisy(Small):
+    """A network that adds noise, also in evaluation mode."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x + 0.1 * torch.randn_like(x))
+
+
+@pytest.mark.parametrize("features", [None, 5])
+def test_a_network_that_is_random_in_evaluation_is_refused(features: int | None) -> None:
+    medimg.register_backbone("noisy", Noisy, size=16, features=features)
+    for backbone in ("noisy", Noisy()):
+        with pytest.raises(TrainingError, match="another embedding each time for the same image"):
+            TransferClassifier(backbone, classes=CLASSES, preprocess=Preprocess(size=16))
+
+
+def test_a_network_without_values_is_refused() -> None:
+    with pytest.raises(TrainingError, match="on the meta device"):
+        TransferClassifier(Small().to("meta"), classes=CLASSES)
+
+
 def test_a_checkpoint_is_a_backbone(tmp_path: Path) -> None:
     recipe = Preprocess(size=64, window="lung")
     first = TransferClassifier("squeezenet1_1", classes=CLASSES, weights=None, preprocess=recipe)
@@ -534,6 +554,18 @@ def test_a_configuration_gets_nothing_from_elsewhere(offline: list[object], tmp_
         with pytest.raises(CheckpointError, match=message):
             medimg.load(model.save(tmp_path / "model.safetensors"))
     assert offline == []
+
+
+def test_a_masked_autoencoder_is_refused(tmp_path: Path) -> None:
+    decoder = {
+        "decoder_hidden_size": 16,
+        "decoder_num_hidden_layers": 1,
+        "decoder_num_attention_heads": 2,
+        "decoder_intermediate_size": 16,
+    }
+    folder = hf_folder(tmp_path / "mae", {**VIT, "model_type": "vit_mae", **decoder})
+    with pytest.raises(TrainingError, match="hf:mae gives another embedding each time"):
+        TransferClassifier(folder, classes=CLASSES, weights=tmp_path / "mae/model.safetensors")
 
 
 def test_timm_is_asked_for_a_quiet_build(timm: Any) -> None:
