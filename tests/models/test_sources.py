@@ -142,6 +142,40 @@ def test_a_network_itself_of_one_channel(tmp_path: Path) -> None:
         TransferClassifier(Small(1), classes=CLASSES, in_channels=3)
 
 
+def test_a_folded_network_of_ones_own(tmp_path: Path) -> None:
+    network = Small().eval()
+    x = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        network.fc = nn.Identity()  # type: ignore[assignment]
+        expected = network(x.repeat(1, 3, 1, 1))
+    network.fc = nn.Linear(8, 5)
+    recipe = Preprocess(size=32, channels="single", mean=0.5, std=0.25)
+    model = TransferClassifier(network, classes=CLASSES, in_channels=1, preprocess=recipe)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval().embed(x), expected, rtol=1e-4, atol=1e-5)
+    path = model.save(tmp_path / "model.safetensors")
+    for given in (Small(), Small(1)):
+        same(model, medimg.load(path, backbone=given))
+    assert TransferClassifier(Small(), classes=CLASSES, in_channels=1).preprocess.n_channels == 1
+
+
+def test_one_channel_of_a_checkpoint_of_three(tmp_path: Path) -> None:
+    recipe = Preprocess(size=64, window="lung", mean=(0.3, 0.4, 0.5), std=(0.1, 0.2, 0.3))
+    first = TransferClassifier("squeezenet1_1", classes=CLASSES, weights=None, preprocess=recipe)
+    path = first.save(tmp_path / "first.safetensors")
+    for backbone, weights in (("squeezenet1_1", path), (path, "DEFAULT")):
+        model = TransferClassifier(backbone, classes=CLASSES, weights=weights, in_channels=1)
+        expected = recipe.replace(channels="single", mean=0.4, std=0.2)
+        assert model.preprocess.replace(mean=0.4, std=0.2) == expected
+        assert model.preprocess.mean == pytest.approx((0.4,))
+        assert (
+            TransferClassifier(
+                backbone, classes=CLASSES, weights=model.save(tmp_path / "one.safetensors")
+            ).preprocess.n_channels
+            == 1
+        )
+
+
 class Noisy(Small):
     """A network that adds noise, also in evaluation mode."""
 
@@ -466,6 +500,16 @@ def test_a_folder_as_timm_writes_it(timm: Any, channels: int, tmp_path: Path) ->
     same(model, medimg.load(model.save(tmp_path / "model.safetensors")))
 
 
+def test_a_folder_of_timm_without_weights(timm: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_resnet"}))
+    with pytest.raises(WeightsUnavailableError, match=r"has none of .*weights=None for random"):
+        TransferClassifier(tmp_path, classes=CLASSES)
+    assert TransferClassifier(tmp_path, classes=CLASSES, weights=None).weights_name is None
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "mine.pth")
+    model = TransferClassifier(tmp_path, classes=CLASSES, weights=tmp_path / "mine.pth")
+    assert model.weights_name == "mine.pth"
+
+
 def test_torchxrayvision_files_are_read_without_their_code(tmp_path: Path) -> None:
     xrv = pytest.importorskip("torchxrayvision.models", reason="a file of torchxrayvision is made by it")
     torch.manual_seed(0)
@@ -523,6 +567,30 @@ def hf_folder(folder: Path, config: object, images: object = None) -> Path:
     if images is not None:
         (folder / "preprocessor_config.json").write_text(json.dumps(images))
     return folder
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [{}, {"model_type": "dinov2", "mlp_ratio": 1}, {"model_type": "swin", "embed_dim": 8, "depths": [1]}],
+)
+def test_a_folded_encoder_of_transformers(kind: dict[str, Any], tmp_path: Path) -> None:
+    if kind.get("model_type") == "swin":
+        kind = {**kind, "num_heads": [2], "window_size": 2, "hidden_size": None}
+        kind |= {"num_hidden_layers": None, "num_attention_heads": None}
+    config = {k: v for k, v in {**VIT, **kind}.items() if v is not None}
+    folder = hf_folder(tmp_path / "encoder", config)
+    (folder / "model.safetensors").unlink()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        three = TransferClassifier(folder, classes=CLASSES, weights=None)
+    path = three.save(tmp_path / "three.safetensors")
+    one = TransferClassifier(path, classes=CLASSES, in_channels=1)
+    assert one.preprocess.n_channels == 1
+    x = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        found, expected = one.eval().embed(x), three.eval().embed(x.repeat(1, 3, 1, 1))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    same(one, medimg.load(one.save(tmp_path / "one.safetensors")))
 
 
 HF_REFUSED: list[tuple[dict[str, Any], str]] = [

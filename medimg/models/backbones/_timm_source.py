@@ -85,12 +85,8 @@ class TimmBackbone:
         """Return the network of a folder as timm's ``save_for_hf`` writes it."""
         model = str(settings["architecture"])
         found = cls.open(f"{PREFIX}{model}")
-        weights = next((folder / name for name in WEIGHT_FILES if is_regular_file(folder / name)), None)
-        if weights is None:
-            raise also(WeightsUnavailableError, FileNotFoundError)(
-                f"the folder {folder.name} has none of {', '.join(WEIGHT_FILES)}; pass the name "
-                f"{found.name!r}"
-            )
+        files = [folder / name for name in WEIGHT_FILES]
+        weights = next(filter(is_regular_file, files), files[0])
         own = dict(settings.get("pretrained_cfg") or {})
         given = {key: own[key] for key in ("input_size", "mean", "std") if key in own}
         arguments = _own_arguments(settings.get("model_args"), found.name)
@@ -136,6 +132,12 @@ class TimmBackbone:
         from timm.models import get_pretrained_cfg
 
         if self.weights_file is not None and choice == "DEFAULT":
+            if not is_regular_file(self.weights_file):
+                raise also(WeightsUnavailableError, FileNotFoundError)(
+                    f"the folder {self.weights_file.parent.name} has none of {', '.join(WEIGHT_FILES)}; pass "
+                    f"the name {self.name!r} as the backbone, weights=<path of a file>, or weights=None for "
+                    "random weights"
+                )
             return WeightsSource(self.weights_file.name, self.weights_file)
         model, tags = self._model, _tags(self._model)
         tag = self.name.partition(".")[2] if choice == "DEFAULT" else str(choice).removeprefix(f"{model}.")
