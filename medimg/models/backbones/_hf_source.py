@@ -44,6 +44,28 @@ _LICENSES: Final = {"microsoft/rad-dino": "MSRLA (research use only)"}
 _LICENSE: Final = re.compile(r"^(?:license_name|license):\s*[\"']?([\w.+-]+)", re.MULTILINE)
 
 
+#: Fields that build nothing; the network has 32 bits anyway.
+_NOT_BUILT: Final = ("architectures", "_name_or_path", "dtype", "torch_dtype")
+#: Fields by which transformers takes code, weights or configurations from elsewhere.
+_REMOTE: Final = frozenset(
+    {
+        "attribute_map",
+        "auto_map",
+        "backbone",
+        "backbone_kwargs",
+        "custom_generate",
+        "quantization_config",
+        "trust_remote_code",
+        "use_kernels",
+        "use_pretrained_backbone",
+    }
+)
+#: Ends of fields that name an implementation, which may be a repository's, and those that are built in.
+_KERNELS: Final = ("_implementation", "_implementation_internal")
+_BUILT_IN: Final = (None, "eager", "sdpa", "flex_attention", "batched_mm", "grouped_mm")
+_DEEPEST: Final = 20
+
+
 class HFEncoder(nn.Module):
     """An encoder (B, C, H, W) to embeddings (B, F): pooled output, else class token, else mean."""
 
@@ -272,12 +294,39 @@ def _own_settings(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
             f"{name} needs code that its repository has, which is not executed; build the network yourself "
             "and register it by medimg.register_backbone"
         )
+    _check_local(settings, name)
     if not isinstance(settings.get("model_type"), str):
         raise TrainingError(
             f"the configuration of {name} has no model_type: it is not one of transformers; pass a folder as "
             "save_pretrained writes it"
         )
-    return {key: value for key, value in settings.items() if key not in ("architectures", "_name_or_path")}
+    return {key: value for key, value in settings.items() if key not in _NOT_BUILT}
+
+
+def _check_local(value: object, name: str, depth: int = 0) -> None:
+    """Refuse a configuration, or one inside it, with which transformers would download or run code."""
+    if depth > _DEEPEST:
+        raise TrainingError(f"the configuration of {name} is nested deeper than {_DEEPEST} levels")
+    if isinstance(value, list | tuple):
+        for inner in value:
+            _check_local(inner, name, depth + 1)
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        if key == "model_type" and isinstance(inner, str) and inner.startswith("timm_"):
+            raise TrainingError(f"{name} is a network of timm: pass its name there, such as 'timm:resnet50'")
+        if (key in _REMOTE and inner) or (key.endswith(_KERNELS) and not _is_built_in(inner)):
+            raise TrainingError(
+                f"the configuration of {name} has {key!r}, with which transformers can download or run "
+                "other code or weights; remove it from the configuration if you trust it"
+            )
+        _check_local(inner, name, depth + 1)
+
+
+def _is_built_in(chosen: object) -> bool:
+    """Whether an implementation of attention or experts, one or several, is none of a repository."""
+    several = chosen.values() if isinstance(chosen, dict) else (chosen,)
+    return all(one in _BUILT_IN for one in several if not isinstance(one, list | dict)) and not any(
+        isinstance(one, list | dict) for one in several
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -298,7 +298,9 @@ def load_backbone(
     heads = (f"{parts.head_name}.", *_AUXILIARY) if parts.head_name else _AUXILIARY
     renamed = OrderedDict((_OLD_DENSENET.sub(r"\1\2", name), value) for name, value in state.items())
     match = match_state(parts, renamed, backbone=backbone, source=source, heads=heads, min_match=min_match)
-    found = match.state
+    own = parts.body.state_dict()
+    # what is infinite in the network's type is found
+    found = OrderedDict((name, value.to(own[name].dtype)) for name, value in match.state.items())
     # without versions the oldest are assumed, which MNASNet refuses
     metadata = getattr(state, "_metadata", None) if match.report.is_as_saved else None
     found._metadata = metadata or {"": {"version": parts.body._version}}  # type: ignore[attr-defined]  # set by torch, and untyped
