@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["View", "ViewChoice", "make_views"]
 
-#: A function of normalized images (n, 3, H, W).
+#: A function of normalized images (n, C, H, W).
 View: TypeAlias = Callable[[Tensor], Tensor]
 
 #: Values of ``tta=``.
@@ -70,7 +70,7 @@ def _named_view(choice: Any, model: TransferClassifier) -> View:
         return lambda images: check_shape(choice(images), images)
     raise TrainingError(
         f"tta has {choice!r}; expected {', '.join(map(repr, _FLIPS))}, or a function of normalized images "
-        f"(n, 3, H, W){did_you_mean(choice, _FLIPS)}"
+        f"(n, C, H, W){did_you_mean(choice, _FLIPS)}"
     )
 
 
