@@ -360,7 +360,7 @@ def test_timm_refuses_what_does_not_fit(timm: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "side"), [("test_vit", 16), ("pit_ti_224", 8), ("swin_tiny_patch4_window7_224", 4)]
+    ("name", "side"), [("vit_tiny_patch16_224", 16), ("pit_ti_224", 8), ("swin_tiny_patch4_window7_224", 4)]
 )
 def test_timm_splits_the_whole_image_into_patches(timm: Any, name: str, side: int) -> None:
     source = find_backbone(f"timm:{name}")
@@ -376,7 +376,7 @@ def test_timm_models_of_cropped_images_still_load(
     with monkeypatch.context() as patch:
         patch.setattr(_timm_source, "_patch_side", lambda _: 1)
         model = TransferClassifier(
-            "timm:test_vit", classes=CLASSES, weights=None, preprocess=Preprocess(size=60)
+            "timm:vit_tiny_patch16_224", classes=CLASSES, weights=None, preprocess=Preprocess(size=60)
         )
     same(model, medimg.load(model.save(tmp_path / "model.safetensors")))
 
