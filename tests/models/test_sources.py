@@ -414,6 +414,28 @@ def test_timm_refuses_what_does_not_fit(timm: Any, tmp_path: Path) -> None:
     assert recipe.size == 256
 
 
+@pytest.mark.parametrize(
+    ("name", "side"), [("vit_tiny_patch16_224", 16), ("pit_ti_224", 8), ("swin_tiny_patch4_window7_224", 4)]
+)
+def test_timm_splits_the_whole_image_into_patches(timm: Any, name: str, side: int) -> None:
+    source = find_backbone(f"timm:{name}")
+    expected = rf"multiples of {side}; found .* 62×62.*replace\(size=64\)"
+    with pytest.raises(PreprocessError, match=expected):
+        source.plan(None, None, Preprocess(size=62))
+    assert source.plan(None, None, Preprocess(size=64)).image_size == 64
+
+
+def test_timm_models_of_cropped_images_still_load(
+    timm: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(_timm_source, "_patch_side", lambda _: 1)
+        model = TransferClassifier(
+            "timm:vit_tiny_patch16_224", classes=CLASSES, weights=None, preprocess=Preprocess(size=60)
+        )
+    same(model, medimg.load(model.save(tmp_path / "model.safetensors")))
+
+
 def test_timm_has_weights_of_the_cache(timm: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     folder = put_in_cache(tmp_path, "timm/test_resnet.r160_in1k", {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import OrderedDict
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -187,22 +188,24 @@ class TimmBackbone:
                     f"preprocess.replace(size={_size(self._settings)})"
                 )
             size = rows
-            self._check_built_for(size)
+            # here and not in `size_rule`, as models of other sizes were saved before
+            SizeRule(multiple=self._find_patch_side(size)).check(self.name, recipe)
         return Architecture(
             self.name, image_size=size, settings=dict(self.arguments) if self.arguments else None
         )
 
-    def _check_built_for(self, size: int) -> None:
-        """Refuse a size for which timm can't build the network, before weights are downloaded."""
+    def _find_patch_side(self, size: int) -> int:
+        """Return the side of the patches; refuse a size for which timm can't build the network."""
         try:
             with torch.device("meta"), _quiet():
-                self._create(size)
+                network = self._create(size)
         except Exception as error:  # whatever the network checks
             raise PreprocessError(
                 f"{self.name} can't be built for images of {size}×{size} ({type(error).__name__}: {error}); "
                 f"its own size is {_size(self._settings)}: use "
                 f"preprocess.replace(size={_size(self._settings)})"
             ) from error
+        return next(filter(None, map(_patch_side, network.modules())), 1)
 
     def size_rule(self, architecture: Architecture) -> SizeRule:
         """Return the sizes that the network takes."""
@@ -306,6 +309,18 @@ def _image_channels(arguments: Mapping[str, Any] | None, name: str) -> int:
     if type(found) is not int or found not in (1, 3):
         raise TrainingError(f"{name} takes images of {found!r} channels by its file; expected 1 or 3")
     return found
+
+
+def _patch_side(module: nn.Module) -> int:
+    """Return the side of the patches that a layer splits images into, 0 for other layers."""
+    patches = next((layer for layer in module.children() if isinstance(layer, nn.Conv2d)), None)
+    if patches is None or not hasattr(module, "patch_size") or getattr(module, "dynamic_img_pad", False):
+        return 0
+    # overlapping patches are padded, but for those of PiT
+    whole = patches.padding == (0, 0) and all(
+        k % step == 0 for k, step in zip(patches.kernel_size, patches.stride, strict=True)
+    )
+    return math.lcm(*patches.stride) if whole else 0
 
 
 def _tags(model: str) -> list[str]:
