@@ -473,7 +473,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 OVERLAY = {"url": "http://127.0.0.1:9/weights.pth", "hf_hub_id": None, "source": "url"}
-TIMM_REFUSED = [
+TIMM_REFUSED: list[Any] = [
     {"pretrained": True, "pretrained_cfg_overlay": OVERLAY},
     {"pretrained_cfg_overlay": OVERLAY},
     {"pretrained_cfg": {"url": "http://127.0.0.1:9/weights.pth"}},
