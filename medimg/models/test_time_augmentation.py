@@ -83,7 +83,8 @@ def _apply_function(function: View, images: Tensor) -> Tensor:
         raise
     except Exception as error:
         raise TrainingError(
-            f"a function of tta= fails on images of shape {tuple(images.shape)}: {type(error).__name__}: {error}"
+            f"a function of tta= fails on images of shape {tuple(images.shape)}: {type(error).__name__}: "
+            f"{error}"
         ) from error
     return check_shape(found, images)
 
