@@ -87,6 +87,7 @@ class FineTuneModule(pl.LightningModule):
         self._started = 0.0
         self._steps = 0
         self._epoch_ended = False
+        self._checked = False
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer and its schedule, which is stepped after every step."""
@@ -317,6 +318,30 @@ class FineTuneModule(pl.LightningModule):
                 'trainer_kwargs={"gradient_clip_val": 1.0} or precision="32-true", or check for images with '
                 "non-finite values. The model has the weights of the best epoch so far, or its initial ones"
             )
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Raise TrainingError if nothing that is trained takes part in the loss."""
+        if not loss.requires_grad:
+            self._refuse_without_gradients()
+
+    def on_after_backward(self) -> None:
+        """Raise TrainingError if a backbone that is trained has no gradients, once."""
+        if self._checked or not self._inputs.is_backbone_trained():
+            return
+        self._checked = True
+        # shards of several processes need not have any
+        if self.trainer.world_size > 1 or all(p.grad is None for p in self.model.head.parameters()):
+            return
+        trained = [p for p in self.model.backbone.parameters() if p.requires_grad]
+        if all(p.grad is None for p in trained):
+            self._refuse_without_gradients()
+
+    def _refuse_without_gradients(self) -> None:
+        raise TrainingError(
+            f"no parameter of {self.model.backbone_name} has a gradient, so that it would stay as it is: its "
+            "forward method runs under torch.no_grad, or detaches its result. Remove that, or train the head "
+            "alone, with epochs=0"
+        )
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Update the average of the weights after each step of the optimizer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 import numpy as np
@@ -305,9 +306,6 @@ def fine_tune(
     """
     given: dict[str, Any] = {**locals()}
     auto = resolve_auto(given.pop("adapt"), given.pop("target"))
-    if auto is not None:
-        given = {name: value for name, value in given.items() if name not in ("model", "train", "val")}
-        return train_candidates(fine_tune, auto, model, (train, val), given)
     custom = CustomParts.make(
         optimizer=optimizer,
         schedule=None if isinstance(schedule, str) else schedule,
@@ -345,7 +343,7 @@ def fine_tune(
     custom.check_loss(train.labels, len(model.classes), next(model.parameters()).device)
     scores = _list_scores(val, custom)
     _check_monitored(config, val, scores)
-    adaptations = _check_adaptations(adapt, model, train)
+    adaptations = _check_adaptations(None if auto is not None else adapt, model, train)
     check_phases(config, model, adaptations)
     check_choice("compile", compile, (True, False))
     folder = check_path("output", output) if output is not None else None
@@ -361,6 +359,10 @@ def fine_tune(
     )
     trainer.check(config.seed)
     check_progress(progress)
+    if auto is not None:
+        given = {name: value for name, value in given.items() if name not in ("model", "train", "val")}
+        check = partial(check_phases, config, model)
+        return train_candidates(fine_tune, auto, model, (train, val), given, check)
     if not adaptations:  # which log scores of their own
         check_monitored(trainer.callbacks, scores)
     inputs = FineTuneInputs(

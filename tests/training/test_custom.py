@@ -15,7 +15,7 @@ from sklearn.metrics import cohen_kappa_score
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
-from medimg import FitResult, fine_tune, load
+from medimg import FitResult, TransferClassifier, fine_tune, load
 from medimg.adapt import CORAL
 from medimg.errors import MedimgWarning, TrainingError
 from medimg.training.optimization.custom import CustomLoss, CustomParts
@@ -259,6 +259,34 @@ def test_an_error_of_the_network_is_not_that_of_the_optimizer() -> None:
     model.head.register_forward_pre_hook(fail)
     with pytest.raises(ZeroDivisionError, match="of the network"):
         trained(model, optimizer=SGD)
+
+
+class WithoutGradients(nn.Module):
+    """A network that computes without gradients, as some wrappers for inference do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.body(x)
+        logits: Tensor = self.head(x)
+        return logits
+
+
+@pytest.mark.parametrize("frozen_head", [False, True])
+def test_a_backbone_without_gradients_is_refused(*, frozen_head: bool) -> None:
+    model = TransferClassifier(
+        WithoutGradients(), classes=("a", "b"), weights=None, preprocess=small_classifier().preprocess
+    )
+    trained(model, head_epochs=1, epochs=0)
+    before = state(model)
+    model.head.requires_grad_(not frozen_head)
+    with pytest.raises(TrainingError, match=r"no parameter of .* has a gradient.*torch\.no_grad"):
+        trained(model, head_epochs=0, epochs=1)
+    assert not changed(before, state(model))
 
 
 def test_metrics_and_losses_get_arrays_of_their_own() -> None:

@@ -219,7 +219,7 @@ class CustomParts:
         return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
     def check_metrics(self, labels: NDArray[Any], probabilities: NDArray[Any]) -> None:
-        """Raise TrainingError if a metric gives no number of validation labels and equal probabilities."""
+        """Raise TrainingError if a metric fails on validation labels and equal probabilities."""
         with warnings.catch_warnings():
             # scores of equal probabilities may be undefined
             warnings.simplefilter("ignore")
