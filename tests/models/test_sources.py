@@ -18,6 +18,7 @@ import medimg
 from medimg import Preprocess, TransferClassifier
 from medimg.errors import (
     CheckpointError,
+    MedimgError,
     MissingDependencyError,
     PreprocessError,
     TrainingError,
@@ -644,6 +645,69 @@ def test_a_configuration_gets_nothing_from_elsewhere(offline: list[object], tmp_
         with pytest.raises(CheckpointError, match=message):
             medimg.load(model.save(tmp_path / "model.safetensors"))
     assert offline == []
+
+
+HF_INVALID: list[tuple[Any, Any, str]] = [
+    ({"num_attention_heads": 0}, None, "can't build hf:vit"),
+    ({"hidden_size": 0}, None, "can't build|fails on"),
+    ({"hidden_size": -2}, None, "can't build"),
+    ({"hidden_dropout_prob": "x"}, None, "can't build"),
+    ({"dtype": "load", "initializer_range": "x"}, None, "can't build"),
+    ({"patch_size": 0}, None, "patch_size of hf:vit must be a whole number"),
+    ({"patch_size": -8}, None, "patch_size of hf:vit must be a whole number"),
+    ({"patch_size": "x"}, None, "patch_size of hf:vit must be a whole number"),
+    ({"image_size": []}, None, "image_size of hf:vit must be a whole number"),
+    ({"image_size": {"height": 32}}, None, "image_size of hf:vit must be a whole number"),
+    ({"image_size": "abc"}, None, "image_size of hf:vit must be a whole number"),
+    ({"image_size": [[1]]}, None, "image_size of hf:vit must be a whole number"),
+    ({"vision_config": [1]}, None, "vision_config of hf:vit must be an object"),
+    ({}, {"size": {"height": "32"}}, "size of hf:vit must be a whole number"),
+    ({}, {"crop_size": 0}, "crop_size of hf:vit must be a whole number"),
+    ({}, {"image_mean": "0.5"}, "image_mean of hf:vit must be a number, or one for each"),
+    ({}, {"image_mean": 0.5, "image_std": [None]}, "image_std of hf:vit must be a number"),
+    ({"num_channels": 1}, {"image_mean": [], "image_std": [0.5]}, "image_mean of hf:vit must be a number"),
+    ("[" * 100_000, None, "no config.json that can be read"),
+    ({}, "[" * 100_000, "can't be read as a configuration"),
+]
+
+
+def test_an_invalid_configuration_of_transformers(tmp_path: Path) -> None:
+    folder = hf_folder(tmp_path / "vit", VIT)
+    for config, images, message in HF_INVALID:
+        (folder / "config.json").write_text(
+            config if isinstance(config, str) else json.dumps({**VIT, **config})
+        )
+        written = images if isinstance(images, str) else json.dumps(images or {})
+        (folder / "preprocessor_config.json").write_text(written)
+        with pytest.raises(MedimgError, match=message):
+            TransferClassifier(folder, classes=CLASSES, weights=None)
+    (folder / "config.json").write_text(json.dumps({**VIT, "image_size": 40}))
+    (folder / "preprocessor_config.json").write_text('{"image_mean": 0.5, "image_std": 0.25}')
+    model = TransferClassifier(folder, classes=CLASSES, weights=None)
+    assert model.preprocess == Preprocess(size=40, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+TIMM_INVALID: list[tuple[dict[str, Any], str]] = [
+    ({"model_args": {"num_heads": 0}}, "timm can't build timm:test_vit: ZeroDivisionError"),
+    ({"model_args": {"in_chans": "3"}}, "'3' channels"),
+    ({"model_args": "x"}, "must be an object"),
+    ({"pretrained_cfg": [1]}, "pretrained_cfg of timm:test_vit must be an object"),
+    ({"pretrained_cfg": {"input_size": "abc"}}, "input_size of timm:test_vit must be a list of three whole"),
+    (
+        {"pretrained_cfg": {"input_size": [3, 0, 0]}},
+        "input_size of timm:test_vit must be a list of three whole",
+    ),
+    ({"pretrained_cfg": {"mean": None}}, "mean of timm:test_vit must be a list of one or three"),
+    ({"pretrained_cfg": {"std": [1, 1, "x"]}}, "std of timm:test_vit must be a list of one or three"),
+    ({"pretrained_cfg": {"std": [0, 0, 0]}}, "std must be positive"),
+]
+
+
+def test_an_invalid_configuration_of_timm(timm: Any, tmp_path: Path) -> None:
+    for config, message in TIMM_INVALID:
+        (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_vit", **config}))
+        with pytest.raises(MedimgError, match=message):
+            TransferClassifier(tmp_path, classes=CLASSES, weights=None)
 
 
 def test_a_masked_autoencoder_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import reprlib
 from collections import OrderedDict
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor, nn
 
-from medimg._validation import did_you_mean
+from medimg._validation import did_you_mean, printable_error
 from medimg.errors import PreprocessError, TrainingError, WeightsUnavailableError, also
 from medimg.io.files.regular_file import is_regular_file
 from medimg.models.backbones._hub_files import WEIGHT_FILES, cached_file
@@ -88,8 +89,7 @@ class TimmBackbone:
         found = cls.open(f"{PREFIX}{model}")
         files = [folder / name for name in WEIGHT_FILES]
         weights = next(filter(is_regular_file, files), files[0])
-        own = dict(settings.get("pretrained_cfg") or {})
-        given = {key: own[key] for key in ("input_size", "mean", "std") if key in own}
+        given = _own_images(settings.get("pretrained_cfg"), found.name)
         arguments = _own_arguments(settings.get("model_args"), found.name)
         channels = _image_channels(arguments, found.name)
         return replace(found, arguments=arguments, stated=given, weights_file=weights, channels=channels)
@@ -201,7 +201,7 @@ class TimmBackbone:
                 network = self._create(size)
         except Exception as error:  # whatever the network checks
             raise PreprocessError(
-                f"{self.name} can't be built for images of {size}×{size} ({type(error).__name__}: {error}); "
+                f"{self.name} can't be built for images of {size}×{size} ({printable_error(error)}); "
                 f"its own size is {_size(self._settings)}: use "
                 f"preprocess.replace(size={_size(self._settings)})"
             ) from error
@@ -221,9 +221,9 @@ class TimmBackbone:
         try:
             with _quiet():
                 network = self._create(architecture.image_size, architecture.settings)
-        except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
+        except Exception as error:  # whatever the code for this network makes of its arguments
             raise TrainingError(
-                f"timm can't build {self.name}: {type(error).__name__}: {error}; another version of timm may"
+                f"timm can't build {self.name}: {printable_error(error)}; another version of timm may"
             ) from error
         features = getattr(network, "head_hidden_size", None) or getattr(network, "num_features", None)
         if features is None:
@@ -270,7 +270,7 @@ class TimmBackbone:
         except Exception as error:  # whatever the code for this network makes of other tensors
             raise WeightsUnavailableError(
                 f"the weights don't fit {self.name}, nor are they of a form that timm converts "
-                f"({type(error).__name__}: {_shorten(str(error))}); pass the backbone of these weights, or "
+                f"({printable_error(error)}); pass the backbone of these weights, or "
                 "other weights"
             ) from error
         return OrderedDict(network.state_dict())
@@ -301,6 +301,27 @@ def _own_arguments(given: object, name: str) -> dict[str, Any] | None:
         )
     # a new head has its own classes
     return {key: value for key, value in given.items() if key != "num_classes"} or None
+
+
+def _own_images(given: object, name: str) -> dict[str, Any]:
+    """Return size, mean and standard deviation of the images as a file states them."""
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise TrainingError(
+            f"pretrained_cfg of {name} must be an object with fields; found a {type(given).__name__}"
+        )
+    found = {key: given[key] for key in ("input_size", "mean", "std") if key in given}
+    for key, value in found.items():
+        whole = key == "input_size"
+        kinds = (int,) if whole else (int, float)
+        numbers = isinstance(value, list) and len(value) in ((3,) if whole else (1, 3))
+        if not numbers or any(type(v) not in kinds or (whole and v < 1) for v in value):
+            raise TrainingError(
+                f"{key} of {name} must be a list of {'three whole' if whole else 'one or three'} numbers; "
+                f"found {reprlib.repr(value)}"
+            )
+    return found
 
 
 def _image_channels(arguments: Mapping[str, Any] | None, name: str) -> int:
@@ -339,10 +360,6 @@ def _classifiers(settings: Any) -> tuple[str, ...]:
     """Return the names of the heads that files have."""
     named = settings.classifier or ()
     return (named,) if isinstance(named, str) else tuple(named)
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= 400 else f"{text[:400]}..."
 
 
 @contextmanager

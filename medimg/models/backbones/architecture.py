@@ -140,7 +140,7 @@ def open_folder(folder: Path) -> BackboneSource:
     """Return the network of a folder that transformers or timm wrote, by its configuration."""
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TrainingError(
             f"the folder {folder.name} has no config.json that can be read ({type(error).__name__}); "
             "expected one that transformers (save_pretrained) or timm (save_for_hf) wrote"
