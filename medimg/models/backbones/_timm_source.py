@@ -230,7 +230,8 @@ class TimmBackbone:
             raise TrainingError(
                 f"{self.name} does not state the length of its embeddings: choose another network"
             )
-        return HeadParts(network, nn.Linear(int(features), 1, device="meta"), "")
+        head = next(iter(_classifiers(self._settings)), "")
+        return HeadParts(network, nn.Linear(int(features), 1, device="meta"), head)
 
     def _create(
         self, size: int | None, arguments: Mapping[str, Any] | None = None, **options: Any
@@ -250,14 +251,23 @@ class TimmBackbone:
         Return the tensors of a file by the names of the network.
 
         A file of another form (the original authors', position embeddings for another image size) is loaded
-        by timm itself.
+        by timm itself. If timm refuses one that has the network's names, it is returned as it is: its misfit
+        is described, or accepted in part, where tensors are matched.
         """
         own = parts.body.state_dict()
-        found = strip_prefix(state, own, self.name)
+        prefix, inside = strip_prefix(state, own, self.name)
+        # indexes and masks that older versions of timm saved, and that are computed
+        computed = {f"{prefix}{name}" for name, _ in parts.body.named_buffers() if name not in own}
+        state = OrderedDict((name, value) for name, value in state.items() if name not in computed)
         heads = tuple(f"{head}." for head in _classifiers(self._settings))
-        body = OrderedDict((n, v) for n, v in found.items() if n in own or not n.startswith(heads))
-        if all(name in body and body[name].shape == value.shape for name, value in own.items()):
-            return OrderedDict((name, body[name]) for name in own)
+        body = OrderedDict(
+            (n, v)
+            for n, v in inside.items()
+            if n in own or not (n.startswith(heads) or f"{prefix}{n}" in computed)
+        )
+        # timm knows which further tensors are no other layers
+        if body.keys() == own.keys() and all(body[n].shape == value.shape for n, value in own.items()):
+            return state
         overlay = {"state_dict": body, "num_classes": 0, "custom_load": False, "source": ""}
         try:
             with _quiet():
@@ -268,12 +278,17 @@ class TimmBackbone:
                     pretrained_cfg_overlay=overlay,
                 )
         except Exception as error:  # whatever the code for this network makes of other tensors
+            if any(name in own for name in inside):
+                return state
             raise WeightsUnavailableError(
                 f"the weights don't fit {self.name}, nor are they of a form that timm converts "
                 f"({printable_error(error)}); pass the backbone of these weights, or "
                 "other weights"
             ) from error
-        return OrderedDict(network.state_dict())
+        converted = OrderedDict((f"{prefix}{name}", value) for name, value in network.state_dict().items())
+        beside = (n for n in state if not n.startswith(prefix) or n.removeprefix(prefix).startswith(heads))
+        converted.update((name, state[name]) for name in beside if name not in converted)
+        return converted
 
 
 def _own_arguments(given: object, name: str) -> dict[str, Any] | None:
