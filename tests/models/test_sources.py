@@ -6,6 +6,7 @@ import json
 import socket
 import sys
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -485,7 +486,7 @@ def test_timm_takes_files_with_indexes_that_it_computes(timm: Any, tmp_path: Pat
     assert indexes
     source = find_backbone("timm:swin_s3_tiny_224")
     plan = source.plan(None, None, Preprocess(size=64))
-    plan = architecture.replace(plan, settings={"depths": (1, 1, 1, 1), "embed_dim": 24})
+    plan = replace(plan, settings={"depths": (1, 1, 1, 1), "embed_dim": 24})
     parts = source.build(plan, None, initialize=False)
     report = architecture.load_backbone(
         parts,
