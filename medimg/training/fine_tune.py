@@ -362,7 +362,7 @@ def fine_tune(
     if auto is not None:
         given = {name: value for name, value in given.items() if name not in ("model", "train", "val")}
         check = partial(check_phases, config, model)
-        return train_candidates(fine_tune, auto, model, (train, val), given, check)
+        return train_candidates(fine_tune, auto, model, (train, val), given, check=check)
     if not adaptations:  # which log scores of their own
         check_monitored(trainer.callbacks, scores)
     inputs = FineTuneInputs(

@@ -97,6 +97,7 @@ def train_candidates(
     model: TransferClassifier,
     data: tuple[LabeledDataset, LabeledDataset | None],
     arguments: Mapping[str, Any],
+    *,
     check: Callable[[Sequence[Adaptation]], None],
 ) -> FitResult:
     """
