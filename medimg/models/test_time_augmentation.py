@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["View", "ViewChoice", "make_views"]
 
-#: A function of normalized images (n, 3, H, W).
+#: A function of normalized images (n, C, H, W).
 View: TypeAlias = Callable[[Tensor], Tensor]
 
 #: Values of ``tta=``.
@@ -71,7 +71,7 @@ def _named_view(choice: Any, model: TransferClassifier) -> View:
         return partial(_apply_function, choice)
     raise TrainingError(
         f"tta has {choice!r}; expected {', '.join(map(repr, _FLIPS))}, or a function of normalized images "
-        f"(n, 3, H, W){did_you_mean(choice, _FLIPS)}"
+        f"(n, C, H, W){did_you_mean(choice, _FLIPS)}"
     )
 
 

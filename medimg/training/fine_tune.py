@@ -212,7 +212,7 @@ def fine_tune(
         and saved.
     augment : "auto", str, callable or None
         Augmentation. "auto": small random changes that suit the modality, without flips, in phases that train
-        the backbone; see the user guide. A callable takes and returns a batch (B, 3, H, W), in all phases.
+        the backbone; see the user guide. A callable takes and returns a batch (B, C, H, W), in all phases.
         None: no augmentation.
     metrics : mapping, optional
         Further scores of the validation data: functions by name of labels (n,) or (n, K) and probabilities

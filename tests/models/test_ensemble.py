@@ -384,7 +384,8 @@ def test_it_is_no_file_of_weights(tmp_path: Path) -> None:
 def test_later_trainings_of_members_are_known(tmp_path: Path, data: ImageDataset) -> None:
     model, val = ensemble(2), make_data(24, offset=1)
     medimg.calibrate(model, make_data(24, offset=2), progress=False)
-    assert model.training_ranges is None
+    before: Any = model.training_ranges
+    assert before is None
     medimg.fine_tune(model.members[0], data, head_epochs=1, epochs=0, progress=False)
     model.members[0].training_ranges = TrainingDistribution.of([ImageFacts("CT")])
     model.members[1].training_ranges = TrainingDistribution.of([ImageFacts("MR")])

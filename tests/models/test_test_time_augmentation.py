@@ -16,7 +16,7 @@ from medimg.core import geometry
 from medimg.data.augmentation.random_scan import RandomScanAugmentation
 from medimg.errors import TrainingError
 from medimg.models.training_distribution import TrainingDistribution
-from tests.models.fakes import images
+from tests.models.fakes import classifier, images
 from tests.models.small_network import small_classifier, small_network
 
 __all__ = ["small_network"]
@@ -136,3 +136,15 @@ def test_a_model_that_was_not_fine_tuned_has_no_views_of_its_own() -> None:
     model.training_summary = None
     with pytest.raises(TrainingError, match="without augmentation"):
         model.predict(volume(), tta=2)
+
+
+def test_images_of_one_channel() -> None:
+    recipe = Preprocess(size=32, channels="single", mean=0.5, std=0.25)
+    model = classifier(in_channels=1, preprocess=recipe).eval()
+    data = images(3, preprocess=recipe)
+    found, flipped = (
+        model.predict_proba(data, tta=[one]) for one in (v2.RandomHorizontalFlip(p=1.0), "hflip")
+    )
+    np.testing.assert_allclose(found, flipped, atol=1e-5)
+    model.training_summary = {"augment": "auto"}
+    assert np.isfinite(model.predict_proba(data, tta=2)).all()

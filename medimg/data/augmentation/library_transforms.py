@@ -43,8 +43,8 @@ class LibraryTransform:
     """
     Transform of another library, with random numbers of its own for each sample; a bag changes as one.
 
-    It receives intensities from 0 to 1: torchvision's as (3, H, W) or (N, 3, H, W), MONAI's as (3, H, W) or
-    (3 N, H, W).
+    It receives intensities from 0 to 1: torchvision's as (C, H, W) or (N, C, H, W), MONAI's as (C, H, W) or
+    (C N, H, W).
     """
 
     recipe: Preprocess
@@ -58,8 +58,8 @@ class LibraryTransform:
             )
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Transform normalized images (B, 3, H, W) or (B, N, 3, H, W); the generator is of the CPU."""
-        mean, std = (images.new_tensor(v).view(3, 1, 1) for v in self.recipe.normalization)
+        """Transform normalized images (B, C, H, W) or (B, N, C, H, W); the generator is of the CPU."""
+        mean, std = (images.new_tensor(v).view(-1, 1, 1) for v in self.recipe.normalization)
         seeds = torch.randint(2**31 - 1, (len(images),), generator=generator).tolist()
         with torch.random.fork_rng(devices=[]):
             changed = [
