@@ -204,7 +204,7 @@ class Adaptation:
         Parameters
         ----------
         images : Tensor
-            (B, 3, H, W) or (B, N, 3, H, W), normalized.
+            (B, C, H, W) or (B, N, C, H, W), normalized.
         loss_of : callable
             Function from such images to their mean loss; it does not update batch statistics.
         recipe : Preprocess

@@ -72,7 +72,7 @@ class PGD(Adaptation):
         chosen = torch.rand(len(images)) < self.share
         if not bool(chosen.any()):
             return images
-        mean, std = (images.new_tensor(v).view(3, 1, 1) for v in recipe.normalization)
+        mean, std = (images.new_tensor(v).view(-1, 1, 1) for v in recipe.normalization)
         originals = (images.detach() * std + mean).clamp(0.0, 1.0)
         gray = recipe.channels == "repeat"
         shape = (*images.shape[:-3], 1, *images.shape[-2:]) if gray else images.shape

@@ -19,7 +19,17 @@ __all__ = ["add_doctor"]
 #: Codec of a transfer syntax: what in imagecodecs has to be compiled in.
 _IMAGECODECS = {"rle": "DICOMRLE", "jpeg": "JPEG8", "jpeg-lossless": "JPEG8", "jpeg-ls": "JPEGLS",
                 "jpeg-2000": "JPEG2K", "jpeg-xl": "JPEGXL"}  # fmt: skip
-_EXTRAS = ("highdicom", "ipyniivue", "optuna", "tensorboard", "timm", "torchio", "xarray")
+_EXTRAS = (
+    "highdicom",
+    "ipyniivue",
+    "optuna",
+    "tensorboard",
+    "timm",
+    "torchio",
+    "torchxrayvision",
+    "transformers",
+    "xarray",
+)
 
 
 def add_doctor(commands: Commands) -> None:

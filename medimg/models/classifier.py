@@ -174,6 +174,8 @@ class TransferClassifier(Freezable):
             )
         share = check_number("min_match", min_match, above=0, most=1)
         source = resolve_weights(network, weights, accept_license=accept_license)
+        if source is not None and source.url is None:
+            checkpoint.refuse_ensemble(source.path)
         # weights with a URL may have to be downloaded: the size of the images is checked before
         local = source.load(progress=progress) if source is not None and source.url is None else None
         self.weights_name = weights_name(network, source)
@@ -384,7 +386,7 @@ class TransferClassifier(Freezable):
         tta : int, list or None
             Test-time augmentation: probabilities are the mean of those of the image and of views of it. A
             number: so many views by the augmentation of the training. A list: "hflip", "vflip", "rotate180",
-            functions of normalized images (n, 3, H, W), or transforms of torchvision or MONAI. Views are the
+            functions of normalized images (n, C, H, W), or transforms of torchvision or MONAI. Views are the
             same for every image; ``weight`` and ``ood`` are those of the image itself.
         progress : "auto" or bool
             Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.

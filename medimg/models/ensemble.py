@@ -71,9 +71,9 @@ class Ensemble(TransferClassifier):
     calibration : Calibration or None
         Calibration of the mean probabilities; set by :func:`medimg.calibrate`.
     training_ranges : TrainingDistribution or None
-        What any of the members was trained on.
+        What any of the members was trained on, later trainings included.
     images_seen : TrainingImages
-        Salted hashes of the images that any of the members was trained on.
+        Salted hashes of the images that any of the members was trained on, later trainings included.
 
     Raises
     ------
@@ -109,13 +109,31 @@ class Ensemble(TransferClassifier):
         )
         self.weights_sha256 = None
         self.weights_chain, self.weights_report, self.backbone_library = (), None, None
-        self.training_summary = _summarize(self.members)
-        ranges = [one.training_ranges for one in self.members]
-        known = [one for one in ranges if one is not None]
-        self.training_ranges = TrainingDistribution.union(known) if len(known) == len(ranges) else None
-        self.images_seen = JointTrainingImages.of([one.images_seen for one in self.members])
+        self._own_images = TrainingImages()
         self.calibration: Calibration | None = None
         self.train(first.training)
+
+    @property
+    def training_summary(self) -> dict[str, Any]:  # type: ignore[override]  # of the members, as they are now
+        """What is known of the training of all members."""
+        return _summarize(self.members)
+
+    @property
+    def training_ranges(self) -> TrainingDistribution | None:  # type: ignore[override]  # of the members, too
+        """What any of the members was trained on; None if that is unknown of one."""
+        ranges = [one.training_ranges for one in self.members]
+        known = [one for one in ranges if one is not None]
+        return TrainingDistribution.union(known) if len(known) == len(ranges) else None
+
+    @property
+    def images_seen(self) -> TrainingImages:
+        """Hashes of the images of any member, and of those of the calibration of the mean."""
+        joint, own = JointTrainingImages.of([one.images_seen for one in self.members]), self._own_images
+        return replace(joint, salt=own.salt, series=own.series, patients=own.patients)
+
+    @images_seen.setter
+    def images_seen(self, value: TrainingImages | None) -> None:
+        self._own_images = value or TrainingImages()
 
     @property
     def backbone_name(self) -> str:
@@ -143,7 +161,7 @@ class Ensemble(TransferClassifier):
             header, own = member.to_checkpoint().parts()
             headers.append(header)
             tensors |= {f"{number}.{name}": value for name, value in own.items()}
-        calibration, seen = self.calibration, self.images_seen or TrainingImages()
+        calibration, seen = self.calibration, self.images_seen
         tensors |= checkpoint.pack_tensors(calibration, seen)
         header = {
             "schema": _SCHEMA,
@@ -203,8 +221,7 @@ class Ensemble(TransferClassifier):
         """Set what is the ensemble's own."""
         check_text("model_sha256", header["model_sha256"], error=CheckpointError)
         outliers, seen = checkpoint.take_packed(tensors)
-        own = TrainingImages.from_parts(header["images_seen"], seen)
-        self.images_seen = replace(self.images_seen or own, salt=own.salt, series=own.series)
+        self.images_seen = TrainingImages.from_parts(header["images_seen"], seen)
         detector = MahalanobisDetector.from_tensors(outliers, feature_count(self)) if outliers else None
         if header["calibration"] is not None:
             self.calibration = Calibration.from_dict(header["calibration"], detector, self.classes, self.task)

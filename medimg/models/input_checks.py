@@ -39,15 +39,15 @@ def check_input(x: Tensor, mask: Tensor | None, pool: str, channels: int = 3) ->
         )
     if x.ndim == 5 and pool == "none":
         raise PreprocessError(
-            f'a model with pool="none" takes single images (B, 3, H, W); found bags {tuple(x.shape)}; '
-            'use pool="mean", "max" or "attention", or a dataset with unit="image"'
+            f'a model with pool="none" takes single images (B, {channels}, H, W); found bags '
+            f'{tuple(x.shape)}; use pool="mean", "max" or "attention", or a dataset with unit="image"'
         )
     if mask is None:
         return
     if x.ndim == 4 or mask.shape != x.shape[:2] or not bool(mask.any(dim=1).all()):
         raise PreprocessError(
-            "a mask must be (B, N) for bags (B, N, 3, H, W), with at least one slice per bag; found "
-            f"{tuple(mask.shape)} for {tuple(x.shape)}"
+            f"a mask must be (B, N) for bags (B, N, {channels}, H, W), with at least one slice per bag; "
+            f"found {tuple(mask.shape)} for {tuple(x.shape)}"
         )
 
 

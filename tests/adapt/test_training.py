@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from medimg import adapt, fine_tune
+from medimg import Preprocess, adapt, fine_tune
 from medimg.errors import TrainingError
 from tests.adapt.test_methods import METHODS
-from tests.models.fakes import changed, images, state
+from tests.models.fakes import changed, classifier, images, state
 from tests.models.small_network import small_classifier
 
 
@@ -82,3 +83,30 @@ def test_a_frozen_backbone_is_an_error() -> None:
     with pytest.raises(TrainingError):
         fine_tune(model, images(8), epochs=1, adapt=adapt.CORAL(target), progress=False)
     assert torch.isfinite(next(model.parameters())).all()
+
+
+@pytest.mark.parametrize("method", [None, adapt.PGD(steps=1)], ids=["plain", "pgd"])
+@pytest.mark.parametrize("pool", ["none", "mean"])
+def test_a_network_of_one_channel_learns(method: Any, pool: Any) -> None:
+    recipe = Preprocess(size=32, channels="single", mean=0.5, std=0.25)
+    model = classifier(in_channels=1, preprocess=recipe, pool=pool)
+    before = state(model)
+    bags = {"unit": "series", "lengths": (2, 1, 2, 2)} if pool == "mean" else {}
+    data = images(4, preprocess=recipe, **bags)
+    result = fine_tune(model, data, head_epochs=1, epochs=1, batch_size=2, adapt=method, progress=False)
+    assert changed(before, state(model))
+    assert all(np.isfinite(epoch["train_loss"]) for epoch in result.history)
+
+
+def test_a_perturbation_of_one_channel_is_that_of_three_equal_ones() -> None:
+    one = Preprocess(size=8, channels="single", mean=0.5, std=0.25)
+    three = Preprocess(size=8, mean=(0.5,) * 3, std=(0.25,) * 3)
+    planes = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = []
+    for recipe in (one, three):
+        torch.manual_seed(3)
+        found.append(
+            adapt.PGD().perturb(recipe.normalize(planes), lambda x: x.mean(dim=1).sin().sum(), recipe)
+        )
+    assert found[0].shape == planes.shape
+    torch.testing.assert_close(found[0].expand_as(found[1]), found[1])

@@ -26,6 +26,7 @@ def test_doctor_describes_the_installation(
     assert facts["weights"]["files"] == {"resnet18-f37072fd.pth": 2.5}
     assert {codec["uid"] for codec in facts["codecs"]} > set(SYNTAXES)
     assert facts["devices"][0].startswith("cpu")
+    assert {"optuna", "timm", "torchxrayvision", "transformers"} < facts["extras"].keys()
     assert facts["problems"] == []
 
 

@@ -411,3 +411,29 @@ def test_choices() -> None:
     assert float(own(torch.zeros(1), torch.Generator())) == pytest.approx(math.pi)
     with pytest.raises(TrainingError, match="same shape"):
         make_augmentation(lambda batch: batch[0], RECIPE)
+
+
+ONE_CHANNEL = Preprocess(size=64, channels="single", mean=0.5, std=0.25)
+THREE_EQUAL = Preprocess(size=64, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+def test_one_channel_changes_as_each_of_three(kind: dict[str, float]) -> None:
+    planes, changes = gray(4)[:, :1], {"rotation": 10.0, "shift": 0.05, **kind}
+    one, three = (
+        RandomScanAugmentation(recipe, **changes)(recipe.normalize(planes), torch.Generator().manual_seed(2))
+        for recipe in (ONE_CHANNEL, THREE_EQUAL)
+    )
+    assert one.shape == planes.shape
+    torch.testing.assert_close(one.expand_as(three), three, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("library", libraries())
+def test_transforms_of_libraries_take_one_channel(library: str) -> None:
+    augment = make_augmentation(libraries()[library](), ONE_CHANNEL)
+    assert augment is not None
+    images = ONE_CHANNEL.normalize(gray(2)[:, :1])
+    bags = images[:, None].repeat(1, 3, 1, 1, 1)
+    changed, slices = (augment(batch, torch.Generator().manual_seed(1)) for batch in (images, bags))
+    assert changed.shape == images.shape
+    assert not torch.allclose(changed, images)
+    torch.testing.assert_close(slices[:, 2], changed, rtol=1e-4, atol=1e-4)

@@ -34,7 +34,8 @@ class Images:
         side = self.preprocess.hw
         lengths = self.lengths or (1,) * len(self.labels)
         self.images = [
-            torch.randn(n, 3, *side, generator=generator) + 2.0 * float(np.ravel(label)[0])
+            torch.randn(n, self.preprocess.n_channels, *side, generator=generator)
+            + 2.0 * float(np.ravel(label)[0])
             for n, label in zip(lengths, self.labels, strict=True)
         ]
 

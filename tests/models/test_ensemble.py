@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import medimg
 from medimg import Ensemble, ImageDataset, Preprocess, TransferClassifier
 from medimg.cli.main import main
 from medimg.core import geometry
-from medimg.errors import CheckpointError, LeakageError, TrainingError
+from medimg.errors import CheckpointError, LeakageError, TrainingError, WeightsUnavailableError
 from medimg.models.digest import model_digest
 from medimg.models.training_distribution import ImageFacts, TrainingDistribution
 from medimg.models.training_images import JointTrainingImages, TrainingImages
@@ -195,6 +196,31 @@ def test_calibration_of_the_mean(data: ImageDataset, tmp_path: Path) -> None:
     assert report.to_html(tmp_path / "report.html", card=True).exists()
 
 
+def test_calibration_holds_with_that_of_the_members(data: ImageDataset, tmp_path: Path) -> None:
+    model, val = ensemble(2), make_data(24, offset=1)
+    medimg.calibrate(model, val, progress=False)
+    loaded = medimg.load(model.save(tmp_path / "ensemble.safetensors"))
+    first = model.members[0]
+    medimg.calibrate(first, make_data(24, offset=2), method="platt", progress=False)
+    with pytest.raises(TrainingError, match="calibrations of the ensemble's members were changed after"):
+        model.predict_proba(data)
+    with pytest.raises(TrainingError, match="calibrations of the ensemble's members"):
+        medimg.explain(model, volume(), progress=False)
+    assert isinstance(loaded, Ensemble)
+    before = loaded.predict_proba(data)
+    loaded.members[0].calibration = first.calibration
+    with pytest.raises(TrainingError, match="calibrations of the ensemble's members"):
+        loaded.predict_proba(data)
+    # of a file that was written before
+    loaded.calibration = replace(loaded.calibration, members_sha256="")  # type: ignore[type-var]  # calibrated
+    assert not np.array_equal(loaded.predict_proba(data), before)
+    medimg.calibrate(model, val, progress=False)
+    # what leaves its probabilities as they are
+    first.calibration = replace(first.calibration, coverage=None, quantiles=())  # type: ignore[type-var]
+    again = medimg.load(model.save(tmp_path / "ensemble.safetensors"))
+    assert np.array_equal(again.predict_proba(data), model.predict_proba(data))
+
+
 def test_class_weights_are_undone_unless_a_member_is_calibrated() -> None:
     model = ensemble(2)
     assert model.training_summary == {"members": 2}
@@ -340,6 +366,43 @@ def test_images_and_ranges_of_any_member_are_known(data: ImageDataset) -> None:
     facts = [ImageFacts("CT", spacing=(0.6, 0.6)), ImageFacts("MR", spacing=(0.9, 0.9))]
     union = TrainingDistribution.union([TrainingDistribution.of([one]) for one in facts])
     assert (union.modalities, union.spacing, union.series) == (("CT", "MR"), (0.6, 0.9), 2)
+
+
+def test_it_is_no_file_of_weights(tmp_path: Path) -> None:
+    # of equal backbones, and of different ones
+    for seed, model in enumerate((ensemble(2), ensemble(2))):
+        with torch.no_grad():
+            next(model.members[0].backbone.parameters()).add_(seed)
+        file = model.save(tmp_path / "ensemble.safetensors")
+        for backbone, weights in (("small", file), (file, "DEFAULT")):
+            with pytest.raises(WeightsUnavailableError, match=r"is an ensemble, .* save a member"):
+                TransferClassifier(backbone, classes=("a", "b"), weights=weights, preprocess=SMALL)
+        one = model.members[0].save(tmp_path / "one.safetensors")
+        assert TransferClassifier("small", classes=("a", "b"), weights=one, preprocess=SMALL).weights_chain
+
+
+def test_later_trainings_of_members_are_known(tmp_path: Path, data: ImageDataset) -> None:
+    model, val = ensemble(2), make_data(24, offset=1)
+    medimg.calibrate(model, make_data(24, offset=2), progress=False)
+    before: Any = model.training_ranges
+    assert before is None
+    medimg.fine_tune(model.members[0], data, head_epochs=1, epochs=0, progress=False)
+    model.members[0].training_ranges = TrainingDistribution.of([ImageFacts("CT")])
+    model.members[1].training_ranges = TrainingDistribution.of([ImageFacts("MR")])
+    for one in model.members:
+        one.training_summary = {"class_weights": [1.0, 4.0]}
+    assert model.training_ranges is not None
+    assert model.training_ranges.modalities == ("CT", "MR")
+    assert model.training_summary["class_weights"] == pytest.approx([1.0, 4.0])
+    with pytest.raises(LeakageError, match="was trained on 12 series"):
+        medimg.evaluate(model, data, progress=False)
+    assert model.images_seen.shared(make_data(24, offset=2)).patients["val"] == 24
+    with pytest.raises(LeakageError, match="was trained on"):
+        medimg.calibrate(model, data, progress=False)
+    medimg.calibrate(model, val, progress=False)
+    loaded = medimg.load(model.save(tmp_path / "ensemble.safetensors"))
+    assert loaded.images_seen is not None
+    assert loaded.images_seen.series == model.images_seen.series
 
 
 def test_folds_become_one(tmp_path: Path, data: ImageDataset) -> None:

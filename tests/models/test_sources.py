@@ -415,6 +415,87 @@ def test_timm_refuses_what_does_not_fit(timm: Any, tmp_path: Path) -> None:
     assert recipe.size == 256
 
 
+@pytest.mark.parametrize(
+    ("name", "side"), [("vit_tiny_patch16_224", 16), ("pit_ti_224", 8), ("swin_tiny_patch4_window7_224", 4)]
+)
+def test_timm_splits_the_whole_image_into_patches(timm: Any, name: str, side: int) -> None:
+    source = find_backbone(f"timm:{name}")
+    expected = rf"multiples of {side}; found .* 62×62.*replace\(size=64\)"
+    with pytest.raises(PreprocessError, match=expected):
+        source.plan(None, None, Preprocess(size=62))
+    assert source.plan(None, None, Preprocess(size=64)).image_size == 64
+
+
+def test_timm_models_of_cropped_images_still_load(
+    timm: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(_timm_source, "_patch_side", lambda _: 1)
+        model = TransferClassifier(
+            "timm:vit_tiny_patch16_224", classes=CLASSES, weights=None, preprocess=Preprocess(size=60)
+        )
+    same(model, medimg.load(model.save(tmp_path / "model.safetensors")))
+
+
+def test_timm_reports_what_a_file_has(timm: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = timm.create_model("test_resnet").state_dict()
+    wrapped = {f"model.backbone.{name}": value for name, value in state.items()}
+    extra = {"loss.weight": torch.ones(2), "model.projector.0.weight": torch.ones(2)}
+    torch.save({"state_dict": {**wrapped, **extra}}, tmp_path / "lit.pth")
+    with caplog.at_level("INFO"):
+        model = TransferClassifier("timm:test_resnet", classes=CLASSES, weights=tmp_path / "lit.pth")
+    report = model.weights_report
+    assert report is not None
+    assert (report.prefix, report.matched) == ("model.backbone.", report.total)
+    heads = {f"model.backbone.{name}" for name in state if name not in model.backbone.state_dict()}
+    assert set(report.left_out) == {*heads, *extra}
+    assert "weights lit.pth:" in caplog.text
+    assert "weights timm:" not in caplog.text
+    # tensors that timm resamples
+    vit = {f"net.{name}": value for name, value in timm.create_model("test_vit").state_dict().items()}
+    torch.save({**vit, "loss.weight": torch.ones(2)}, tmp_path / "vit.pth")
+    other = TransferClassifier(
+        "timm:test_vit", classes=CLASSES, weights=tmp_path / "vit.pth", preprocess=Preprocess(size=96)
+    ).weights_report
+    assert other is not None
+    assert (other.prefix, other.left_out) == ("net.", ("net.head.weight", "net.head.bias", "loss.weight"))
+
+
+def test_timm_takes_a_part_of_a_file(timm: Any, tmp_path: Path) -> None:
+    state = timm.create_model("test_resnet").state_dict()
+    torch.save({n: v for n, v in state.items() if not n.startswith("layer4")}, tmp_path / "part.pth")
+    path = tmp_path / "part.pth"
+    with pytest.raises(WeightsUnavailableError, match=r"found, expected all \(min_match=.*missing \(layer4"):
+        TransferClassifier("timm:test_resnet", classes=CLASSES, weights=path)
+    report = TransferClassifier(
+        "timm:test_resnet", classes=CLASSES, weights=path, min_match=0.1
+    ).weights_report
+    assert report is not None
+    assert report.missing
+    assert all(name.startswith("layer4") for name in report.missing)
+    wrong = timm.create_model("resnet10t").state_dict()
+    torch.save(wrong, tmp_path / "wrong.pth")
+    with pytest.raises(WeightsUnavailableError, match=r"wrong\.pth don't fit a timm:test_resnet: .*shape \("):
+        TransferClassifier("timm:test_resnet", classes=CLASSES, weights=tmp_path / "wrong.pth")
+
+
+def test_timm_takes_files_with_indexes_that_it_computes(timm: Any, tmp_path: Path) -> None:
+    network = timm.create_model("swin_s3_tiny_224", img_size=64, depths=(1, 1, 1, 1), embed_dim=24)
+    indexes = {n: v for n, v in network.named_buffers() if n not in network.state_dict()}
+    assert indexes
+    source = find_backbone("timm:swin_s3_tiny_224")
+    plan = source.plan(None, None, Preprocess(size=64))
+    plan = architecture.replace(plan, settings={"depths": (1, 1, 1, 1), "embed_dim": 24})
+    parts = source.build(plan, None, initialize=False)
+    report = architecture.load_backbone(
+        parts,
+        source.convert(parts, plan, OrderedDict({**network.state_dict(), **indexes})),
+        backbone=source.name,
+        source="swin.pth",
+    )
+    assert report.matched == report.total
+
+
 def test_timm_has_weights_of_the_cache(timm: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     folder = put_in_cache(tmp_path, "timm/test_resnet.r160_in1k", {})
@@ -452,7 +533,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 OVERLAY = {"url": "http://127.0.0.1:9/weights.pth", "hf_hub_id": None, "source": "url"}
-TIMM_REFUSED = [
+TIMM_REFUSED: list[Any] = [
     {"pretrained": True, "pretrained_cfg_overlay": OVERLAY},
     {"pretrained_cfg_overlay": OVERLAY},
     {"pretrained_cfg": {"url": "http://127.0.0.1:9/weights.pth"}},

@@ -16,7 +16,7 @@ from medimg.core import geometry
 from medimg.data.augmentation.random_scan import RandomScanAugmentation
 from medimg.errors import TrainingError
 from medimg.models.training_distribution import TrainingDistribution
-from tests.models.fakes import images
+from tests.models.fakes import classifier, images
 from tests.models.small_network import small_classifier, small_network
 
 __all__ = ["small_network"]
@@ -89,6 +89,19 @@ def test_bags_and_transforms_of_libraries() -> None:
     np.testing.assert_allclose(found, flipped, atol=1e-5)
 
 
+@pytest.mark.parametrize("unit", ["image", "series"])
+def test_functions_may_change_images_in_place(unit: Any) -> None:
+    model = model_of(pool="none" if unit == "image" else "mean")
+    data = images(3, preprocess=SMALL, unit=unit, **({} if unit == "image" else {"lengths": (2, 4, 3)}))
+    found, expected = (
+        model.predict_proba(data, tta=[change, "hflip"])
+        for change in (lambda x: x.mul_(0).add_(1), torch.ones_like)
+    )
+    np.testing.assert_array_equal(found, expected)
+    tables = [model.predict(volume(), tta=[change, "vflip"]) for change in (Tensor.neg_, Tensor.neg)]
+    assert tables[0].equals(tables[1])
+
+
 @pytest.mark.parametrize(
     ("augment", "tta", "message"),
     [
@@ -99,6 +112,13 @@ def test_bags_and_transforms_of_libraries() -> None:
         ("auto", ["hflp"], "did you mean 'hflip'"),
         ("auto", [3], "tta has 3"),
         ("auto", [lambda batch: batch[:1]], "expected a tensor of the same shape"),
+        ("auto", [Tensor.long], "returned torch.int64 for a batch of torch.float32"),
+        ("auto", [lambda batch: batch.to(torch.complex64)], "returned torch.complex64"),
+        (
+            "auto",
+            [lambda batch: batch.absent],
+            "a function of tta= fails on images of shape .*AttributeError",
+        ),
         (None, 4, "was trained without augmentation"),
         ("own", 4, "trained with a function of your own"),
     ],
@@ -116,3 +136,15 @@ def test_a_model_that_was_not_fine_tuned_has_no_views_of_its_own() -> None:
     model.training_summary = None
     with pytest.raises(TrainingError, match="without augmentation"):
         model.predict(volume(), tta=2)
+
+
+def test_images_of_one_channel() -> None:
+    recipe = Preprocess(size=32, channels="single", mean=0.5, std=0.25)
+    model = classifier(in_channels=1, preprocess=recipe).eval()
+    data = images(3, preprocess=recipe)
+    found, flipped = (
+        model.predict_proba(data, tta=[one]) for one in (v2.RandomHorizontalFlip(p=1.0), "hflip")
+    )
+    np.testing.assert_allclose(found, flipped, atol=1e-5)
+    model.training_summary = {"augment": "auto"}
+    assert np.isfinite(model.predict_proba(data, tta=2)).all()

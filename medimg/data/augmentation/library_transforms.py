@@ -23,12 +23,17 @@ def is_library_transform(choice: object) -> bool:
 
 
 def check_shape(changed: object, images: Tensor) -> Tensor:
-    """Return an augmented batch as a plain tensor; raise TrainingError if its shape has changed."""
+    """Return an augmented batch as a plain tensor; raise TrainingError if it is none of the same shape."""
     if not isinstance(changed, Tensor) or changed.shape != images.shape:
         found = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
         raise TrainingError(
             f"the augmentation returned {found} for a batch of shape {tuple(images.shape)}; expected a "
             "tensor of the same shape"
+        )
+    if not changed.is_floating_point():
+        raise TrainingError(
+            f"the augmentation returned {changed.dtype} for a batch of {images.dtype}; expected normalized "
+            "intensities of a floating-point type"
         )
     return changed.as_subclass(Tensor)
 
@@ -38,8 +43,8 @@ class LibraryTransform:
     """
     Transform of another library, with random numbers of its own for each sample; a bag changes as one.
 
-    It receives intensities from 0 to 1: torchvision's as (3, H, W) or (N, 3, H, W), MONAI's as (3, H, W) or
-    (3 N, H, W).
+    It receives intensities from 0 to 1: torchvision's as (C, H, W) or (N, C, H, W), MONAI's as (C, H, W) or
+    (C N, H, W).
     """
 
     recipe: Preprocess
@@ -53,8 +58,8 @@ class LibraryTransform:
             )
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Transform normalized images (B, 3, H, W) or (B, N, 3, H, W); the generator is of the CPU."""
-        mean, std = (images.new_tensor(v).view(3, 1, 1) for v in self.recipe.normalization)
+        """Transform normalized images (B, C, H, W) or (B, N, C, H, W); the generator is of the CPU."""
+        mean, std = (images.new_tensor(v).view(-1, 1, 1) for v in self.recipe.normalization)
         seeds = torch.randint(2**31 - 1, (len(images),), generator=generator).tolist()
         with torch.random.fork_rng(devices=[]):
             changed = [

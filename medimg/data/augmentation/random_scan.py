@@ -91,7 +91,7 @@ class RandomScanAugmentation:
     noise: float = 0.0
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Augment normalized images (B, 3, H, W) or (B, N, 3, H, W); the generator is of the CPU."""
+        """Augment normalized images (B, C, H, W) or (B, N, C, H, W); the generator is of the CPU."""
         draws = _Draws.make(len(images), generator, images.shape[1] if images.ndim == 5 else 1)
         slices = images.flatten(0, 1) if images.ndim == 5 else images
         with _full_precision(images.device):
@@ -99,8 +99,8 @@ class RandomScanAugmentation:
         return changed.to(images.dtype).reshape(images.shape)
 
     def _augment(self, images: Tensor, draws: _Draws) -> Tensor:
-        """Augment normalized images (B, 3, H, W)."""
-        mean, std = (images.new_tensor(v).view(3, 1, 1) for v in self.recipe.normalization)
+        """Augment normalized images (B, C, H, W)."""
+        mean, std = (images.new_tensor(v).view(-1, 1, 1) for v in self.recipe.normalization)
         background = self.recipe.background.to(images)
         content, inside = self._transform(images - background, _ROUNDED / std, draws)
         lit = self._change_intensity(content * std + self.recipe.fill_value, draws)
@@ -112,7 +112,7 @@ class RandomScanAugmentation:
         grid = F.affine_grid(self._affine_matrices(content, draws), list(content.shape), align_corners=False)
         # outside of the image are zeros, which are the background here
         moved = F.grid_sample(torch.cat([content, inside], dim=1), grid, align_corners=False)
-        content, inside = moved[:, :3], moved[:, 3:]
+        content, inside = moved[:, :-1], moved[:, -1:]
         return content / inside.clamp_min(1e-3), inside
 
     def _affine_matrices(self, images: Tensor, draws: _Draws) -> Tensor:
@@ -251,7 +251,7 @@ def _try_augmentation(augment: Callable[[Tensor, torch.Generator], Tensor], reci
     except Exception as error:  # whatever the user's own code raises
         raise TrainingError(
             f"the augmentation fails on a batch {tuple(images.shape)}: {type(error).__name__}: {error}; "
-            "expected a function that takes and returns a batch of normalized images (B, 3, H, W), or a "
+            "expected a function that takes and returns a batch of normalized images (B, C, H, W), or a "
             "transform of tensors of torchvision or MONAI"
         ) from error
     finally:

@@ -254,13 +254,15 @@ class HFBackbone:
         """
         network: Any = parts.body.network
         own = network.state_dict()
-        found = strip_prefix(state, own, self.name)
+        prefix, found = strip_prefix(state, own, self.name)
         if not all(name in found for name in own):
             found = self._load_by_library(network, state)
         left = [name for name in found if name not in own]
         if left:
             get_logger().info("weights of %s: %d other tensors were left out", self.name, len(left))
-        return OrderedDict((f"network.{name}", found[name]) for name in own)
+        converted = OrderedDict((f"{prefix}network.{name}", found[name]) for name in own)
+        converted.update((name, value) for name, value in state.items() if not name.startswith(prefix))
+        return converted
 
     def _load_by_library(self, network: Any, state: OrderedDict[str, Tensor]) -> OrderedDict[str, Tensor]:
         """Return what transformers makes of a file with other names; refuse one that lacks tensors."""

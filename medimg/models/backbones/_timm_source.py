@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import reprlib
 from collections import OrderedDict
 from contextlib import contextmanager
@@ -187,22 +188,24 @@ class TimmBackbone:
                     f"preprocess.replace(size={_size(self._settings)})"
                 )
             size = rows
-            self._check_built_for(size)
+            # here and not in `size_rule`, as models of other sizes were saved before
+            SizeRule(multiple=self._find_patch_side(size)).check(self.name, recipe)
         return Architecture(
             self.name, image_size=size, settings=dict(self.arguments) if self.arguments else None
         )
 
-    def _check_built_for(self, size: int) -> None:
-        """Refuse a size for which timm can't build the network, before weights are downloaded."""
+    def _find_patch_side(self, size: int) -> int:
+        """Return the side of the patches; refuse a size for which timm can't build the network."""
         try:
             with torch.device("meta"), _quiet():
-                self._create(size)
+                network = self._create(size)
         except Exception as error:  # whatever the network checks
             raise PreprocessError(
                 f"{self.name} can't be built for images of {size}×{size} ({printable_error(error)}); "
                 f"its own size is {_size(self._settings)}: use "
                 f"preprocess.replace(size={_size(self._settings)})"
             ) from error
+        return next(filter(None, map(_patch_side, network.modules())), 1)
 
     def size_rule(self, architecture: Architecture) -> SizeRule:
         """Return the sizes that the network takes."""
@@ -227,7 +230,8 @@ class TimmBackbone:
             raise TrainingError(
                 f"{self.name} does not state the length of its embeddings: choose another network"
             )
-        return HeadParts(network, nn.Linear(int(features), 1, device="meta"), "")
+        head = next(iter(_classifiers(self._settings)), "")
+        return HeadParts(network, nn.Linear(int(features), 1, device="meta"), head)
 
     def _create(
         self, size: int | None, arguments: Mapping[str, Any] | None = None, **options: Any
@@ -247,14 +251,23 @@ class TimmBackbone:
         Return the tensors of a file by the names of the network.
 
         A file of another form (the original authors', position embeddings for another image size) is loaded
-        by timm itself.
+        by timm itself. If timm refuses one that has the network's names, it is returned as it is: its misfit
+        is described, or accepted in part, where tensors are matched.
         """
         own = parts.body.state_dict()
-        found = strip_prefix(state, own, self.name)
+        prefix, inside = strip_prefix(state, own, self.name)
+        # indexes and masks that older versions of timm saved, and that are computed
+        computed = {f"{prefix}{name}" for name, _ in parts.body.named_buffers() if name not in own}
+        state = OrderedDict((name, value) for name, value in state.items() if name not in computed)
         heads = tuple(f"{head}." for head in _classifiers(self._settings))
-        body = OrderedDict((n, v) for n, v in found.items() if n in own or not n.startswith(heads))
-        if all(name in body and body[name].shape == value.shape for name, value in own.items()):
-            return OrderedDict((name, body[name]) for name in own)
+        body = OrderedDict(
+            (n, v)
+            for n, v in inside.items()
+            if n in own or not (n.startswith(heads) or f"{prefix}{n}" in computed)
+        )
+        # timm knows which further tensors are no other layers
+        if body.keys() == own.keys() and all(body[n].shape == value.shape for n, value in own.items()):
+            return state
         overlay = {"state_dict": body, "num_classes": 0, "custom_load": False, "source": ""}
         try:
             with _quiet():
@@ -265,12 +278,17 @@ class TimmBackbone:
                     pretrained_cfg_overlay=overlay,
                 )
         except Exception as error:  # whatever the code for this network makes of other tensors
+            if any(name in own for name in inside):
+                return state
             raise WeightsUnavailableError(
                 f"the weights don't fit {self.name}, nor are they of a form that timm converts "
                 f"({printable_error(error)}); pass the backbone of these weights, or "
                 "other weights"
             ) from error
-        return OrderedDict(network.state_dict())
+        converted = OrderedDict((f"{prefix}{name}", value) for name, value in network.state_dict().items())
+        beside = (n for n in state if not n.startswith(prefix) or n.removeprefix(prefix).startswith(heads))
+        converted.update((name, state[name]) for name in beside if name not in converted)
+        return converted
 
 
 def _own_arguments(given: object, name: str) -> dict[str, Any] | None:
@@ -327,6 +345,18 @@ def _image_channels(arguments: Mapping[str, Any] | None, name: str) -> int:
     if type(found) is not int or found not in (1, 3):
         raise TrainingError(f"{name} takes images of {found!r} channels by its file; expected 1 or 3")
     return found
+
+
+def _patch_side(module: nn.Module) -> int:
+    """Return the side of the patches that a layer splits images into, 0 for other layers."""
+    patches = next((layer for layer in module.children() if isinstance(layer, nn.Conv2d)), None)
+    if patches is None or not hasattr(module, "patch_size") or getattr(module, "dynamic_img_pad", False):
+        return 0
+    # overlapping patches are padded, but for those of PiT
+    whole = patches.padding == (0, 0) and all(
+        k % step == 0 for k, step in zip(patches.kernel_size, patches.stride, strict=True)
+    )
+    return math.lcm(*patches.stride) if whole else 0
 
 
 def _tags(model: str) -> list[str]:

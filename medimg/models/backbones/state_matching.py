@@ -209,19 +209,11 @@ def match_state(
 
 def strip_prefix(
     state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str
-) -> OrderedDict[str, Tensor]:
-    """Return the tensors of the network of a file that fits best, without a prefix before their names."""
+) -> tuple[str, OrderedDict[str, Tensor]]:
+    """Return the prefix of the network of a file that fits best, and its tensors without it."""
     chosen, _ = _choose(_find_candidates(own, state), state, source, partial=False)
     prefix = chosen.prefix if chosen.naming == _OWN_NAMES else ""
-    inside = OrderedDict((n.removeprefix(prefix), v) for n, v in state.items() if n.startswith(prefix))
-    if prefix:
-        get_logger().info(
-            "weights %s: under %s; %d other tensors were left out",
-            source,
-            _quote(prefix),
-            len(state) - len(inside),
-        )
-    return inside
+    return prefix, OrderedDict((n.removeprefix(prefix), v) for n, v in state.items() if n.startswith(prefix))
 
 
 def _list_misfits(own: Mapping[str, Tensor], chosen: _Candidate) -> tuple[list[str], list[str]]:
