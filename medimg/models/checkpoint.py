@@ -22,7 +22,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from medimg import __version__
-from medimg._validation import check_choice, check_fields, check_text, check_texts, check_whole_number
+from medimg._validation import (
+    check_choice,
+    check_fields,
+    check_text,
+    check_texts,
+    check_whole_number,
+    printable,
+)
 from medimg.calibration.mahalanobis import MahalanobisDetector
 from medimg.calibration.result import Calibration
 from medimg.errors import CheckpointError, MedimgError, MissingDependencyError, WeightsUnavailableError
@@ -170,8 +177,8 @@ class Checkpoint:
         if wrong:
             raise CheckpointError(
                 f"{len(wrong)} tensors in {path} don't fit a {self.architecture.name} with "
-                f"{len(self.classes)} classes: {', '.join(wrong[:3])}; the file was changed, or written with "
-                f"another version of {self._builder()}"
+                f"{len(self.classes)} classes: {', '.join(map(printable, wrong[:3]))}; the file was changed, "
+                f"or written with another version of {self._builder()}"
             )
         state = OrderedDict(found)
         # without the layers' versions, load_state_dict takes the tensors for those of the oldest ones

@@ -265,6 +265,39 @@ def test_numbers_of_eight_bits(tmp_path: Path, name: str) -> None:
         model_from(tmp_path / "mine.pth")
 
 
+NAMES = ["\n\x1b[31mred", "a" * 100_000, "\u202eright"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_tensors_are_shown_escaped_and_shortened(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def shown(text: str) -> None:
+        assert text.isprintable()
+        assert len(text) < 1500
+
+    caplog.set_level("INFO", logger="medimg")
+    state = squeezenet_state()
+    path = tmp_path / "mine.pth"
+    for wrapped in (
+        {f"{name}{n}": v for n, v in enumerate(state.values())},
+        {f"{name}.{n}": v for n, v in list(state.items())[1:]},
+        {**state, f"features.{name}": torch.ones(2)},
+        {**state, "features.0.bias": torch.ones(2), f"features.{name}": torch.ones(2)},
+        {f"{name}{n}.{key}": v + n for n in range(2) for key, v in state.items()},
+        {name: 3},
+    ):
+        torch.save(wrapped, path)
+        with pytest.raises(WeightsUnavailableError) as error:
+            model_from(path)
+        shown(str(error.value))
+    torch.save({f"{name}.{n}": v for n, v in state.items()}, path)
+    shown(str(model_from(path).weights_report))
+    assert caplog.messages
+    for message in caplog.messages:
+        shown(message)
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(WeightsUnavailableError, match="there is no file of weights"):
         model_from(tmp_path / "none.pth")

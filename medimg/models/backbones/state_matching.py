@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from medimg._public import set_module
+from medimg._validation import printable
 from medimg.core.logger import get_logger
 from medimg.errors import WeightsUnavailableError
 from medimg.models.backbones.stems import fold_weight
@@ -124,7 +125,7 @@ class WeightsReport:
             f"weights {self.source}: {self.matched} of {self.total} tensors ({_percent(self.share)} of the "
             "parameters) found"
         ]
-        parts[0] += f", under {self.prefix!r}" if self.prefix else ""
+        parts[0] += f", under {_quote(self.prefix)}" if self.prefix else ""
         parts[0] += f", by {self.naming}" if self.naming != _OWN_NAMES else ""
         if self.others:
             parts.append(f"not taken: the network under {_list_names(self.others, quoted=True)}")
@@ -245,7 +246,7 @@ def _describe_misfit(
         if names
     ]
     found = f"{_percent(chosen.share)} of the parameters found"
-    found += f" under {chosen.prefix!r}" if chosen.prefix else ""
+    found += f" under {_quote(chosen.prefix)}" if chosen.prefix else ""
     found += f" by {chosen.naming}" if chosen.naming != _OWN_NAMES else ""
     exact = min_match == 1 or chosen.naming == _NUMBERS
     wanted = f"expected {'all' if exact else 'at least ' + _percent(min_match)}"
@@ -386,7 +387,7 @@ def _choose(
     if (best.complete or partial) and any(not _are_equal(taken, one, state) for one in left[1:]):
         raise WeightsUnavailableError(
             f"the weights {source} have several networks that fit, under the prefixes "
-            f"{', '.join(repr(one.prefix) for one in left)}: save the state dict of one of them"
+            f"{_list_names([one.prefix for one in left], quoted=True)}: save the state dict of one of them"
         )
     return taken, [one for one in equal if one.prefix != taken.prefix]
 
@@ -425,6 +426,10 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %" if share in (0.0, 1.0) else f"{min(max(100 * share, 0.1), 99.9):.1f} %"
 
 
+def _quote(name: str) -> str:
+    return f"'{printable(name)}'"
+
+
 def _list_names(names: Any, *, quoted: bool = False) -> str:
-    shown = [repr(name) if quoted else name for name in list(names)[:_SHOWN]]
+    shown = [_quote(name) if quoted else printable(name) for name in list(names)[:_SHOWN]]
     return f"{', '.join(shown)}{', ...' if len(names) > _SHOWN else ''}"

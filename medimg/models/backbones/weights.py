@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
+from medimg._validation import printable
 from medimg.core.logger import get_logger
 from medimg.core.progress import Progress, shows_bars
 from medimg.errors import WeightsUnavailableError, also
@@ -264,7 +265,7 @@ def _explain(path: Path, error: Exception) -> str:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # damaged, or of the format before 2020, of which the error names the first one
         names = _GLOBAL.findall(str(error))[:1]
-    shown = f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+    shown = f"{', '.join(map(printable, names[:3]))}{', ...' if len(names) > 3 else ''}"
     if any(name.startswith("torch.nn.") for name in names):
         return (
             f"it is a whole pickled model ({shown}), whose code is not executed; where its classes are "
@@ -342,5 +343,5 @@ def _find_states(found: Any, depth: int = 0) -> dict[str, dict[str, Tensor]]:
 
 def _list_keys(found: dict[Any, Any]) -> str:
     """Return the first keys of a dictionary, and what they hold."""
-    shown = [f"{key!r} ({type(value).__name__})" for key, value in list(found.items())[:4]]
+    shown = [f"{printable(repr(key))} ({type(value).__name__})" for key, value in list(found.items())[:4]]
     return f"{', '.join(shown) or 'nothing'}{', ...' if len(found) > 4 else ''}"
