@@ -116,7 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _describe(path: Path, training: str, backbone: str, found: Score) -> list[str]:
-    published: tuple[Any, ...] = PUBLISHED.get((training, backbone, path.stem.removesuffix("_224")), ())
+    name, _, size = path.stem.rpartition("_")
+    published: tuple[Any, ...] = PUBLISHED.get((training, backbone, name), ()) if size == "224" else ()
     shown = [f"{value:.2f}" for value in published] or ["", ""]
     return [f"{100 * found.auroc:.2f}", f"{100 * found.accuracy:.2f}", *shown]
 

@@ -30,6 +30,8 @@ __all__ = [
     "check_texts",
     "check_whole_number",
     "did_you_mean",
+    "printable",
+    "printable_error",
     "stored_unit",
 ]
 
@@ -173,6 +175,26 @@ def did_you_mean(value: object, known: Iterable[str], *, most: int = 1) -> str:
     names = {name.casefold(): name for name in reversed(list(known))}
     near = difflib.get_close_matches(value.strip().casefold(), names, n=most, cutoff=0.6)
     return f"; did you mean {' or '.join(repr(names[name]) for name in near)}?" if near else ""
+
+
+def printable(text: object, most: int = 120) -> str:
+    r"""
+    Return a text of a file for a message: its control characters escaped, and shortened.
+
+    Examples
+    --------
+    >>> printable("layer\x1b[31m.weight")
+    'layer\\x1b[31m.weight'
+    """
+    whole = str(text)
+    shown = whole if len(whole) <= most else f"{whole[: most // 2]}...{whole[-(most // 2) :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+
+
+def printable_error(error: Exception) -> str:
+    """Return the type of a library's error and its text in one line."""
+    text = printable(" ".join(str(error).split()), 400)
+    return f"{type(error).__name__}: {text}"
 
 
 def check_seed(seed: object, *, error: type[MedimgError] = DatasetError) -> int:

@@ -156,6 +156,8 @@ def also(error: type[_Error], builtin: type[BaseException]) -> type[_Error]:
         return error
     if builtin.__module__ != "builtins":
         return also(error, builtin.__mro__[1])
+    if issubclass(builtin, UnicodeError):  # made of five arguments, not of a message
+        builtin = ValueError
     if (error, builtin) not in _MADE:
         members = {"__module__": error.__module__, "__doc__": error.__doc__, "__reduce__": _reduce}
         _MADE[error, builtin] = type(error.__name__, (error, builtin), members)

@@ -24,6 +24,9 @@ TABLE = pd.DataFrame({"path": ["a.png"], "Label": ["x"], "patient_id": ["1"]})
 
 CASES: dict[str, tuple[Callable[[], Any], type[MedimgError], type[Exception], str]] = {
     "a file": (lambda: medimg.read(f"{MISSING}.dcm"), ReadError, FileNotFoundError, "there is no file"),
+    "a name that no file can have": (
+        lambda: medimg.read("/tmp/a\ud800b.dcm"), ReadError, FileNotFoundError, "there is no file",
+    ),
     "a folder": (lambda: medimg.scan(MISSING), ReadError, FileNotFoundError, "there is no"),
     "a folder of classes": (
         lambda: medimg.ImageDataset.from_folder(MISSING),
@@ -179,3 +182,12 @@ def test_did_you_mean() -> None:
     assert did_you_mean("resnet5", names, most=2).startswith("; did you mean 'resnet50' or")
     assert did_you_mean("vit", names) == did_you_mean(5, names) == did_you_mean("", names) == ""
     assert did_you_mean(" DENSENET121", names) == "; did you mean 'densenet121'?"
+
+
+@pytest.mark.parametrize("error", [DatasetError, ReadError, TrainingError])
+def test_errors_of_encodings_take_a_message(error: type[MedimgError]) -> None:
+    for builtin in (UnicodeEncodeError, UnicodeDecodeError):
+        made = also(error, builtin)("what was found")
+        assert isinstance(made, ValueError)
+        assert str(made) == "what was found"
+        assert str(pickle.loads(pickle.dumps(made))) == "what was found"  # written here

@@ -48,3 +48,13 @@ def test_an_empty_folder_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         medmnist.main([str(tmp_path)])
     assert "has no .npz file" in capsys.readouterr().err
+
+
+def test_published_figures_are_those_of_224_pixels(tmp_path: Path) -> None:
+    found = medmnist.Score(0.5, 0.5)
+    shown = {
+        name: medmnist._describe(tmp_path / f"{name}.npz", "end to end", "resnet18", found)
+        for name in ("pneumoniamnist_224", "pneumoniamnist", "pneumoniamnist_64", "other_224")
+    }
+    assert shown.pop("pneumoniamnist_224") == ["50.00", "50.00", "98.04", "91.13"]
+    assert all(row == ["50.00", "50.00", "", ""] for row in shown.values())

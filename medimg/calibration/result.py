@@ -33,7 +33,14 @@ if TYPE_CHECKING:
 __all__ = ["Calibration"]
 
 #: Fields that earlier versions did not write, with the values that they then have.
-_ADDED: dict[str, Any] = {"method": "temperature", "offset": (), "bias": (), "curves": (), "selection": ()}
+_ADDED: dict[str, Any] = {
+    "method": "temperature",
+    "offset": (),
+    "bias": (),
+    "curves": (),
+    "selection": (),
+    "members_sha256": "",
+}
 _COLUMNS = ("probabilities", "predicted", "observed", "n")
 
 
@@ -78,6 +85,9 @@ class Calibration:
         the second of two classes, else for each.
     selection : tuple of (str, float)
         Cross-validated mean negative log likelihood of each method that was tried; empty if none was chosen.
+    members_sha256 : str
+        Hash of the calibrations of an ensemble's members; with others that of their mean is not valid. Empty
+        for single models, and unknown in older files.
     """
 
     unit: str
@@ -97,6 +107,7 @@ class Calibration:
     bias: tuple[float, ...] = ()
     curves: tuple[Curve, ...] = field(default=(), repr=False)
     selection: tuple[tuple[str, float], ...] = ()
+    members_sha256: str = field(default="", repr=False)
 
     @property
     def logit_map(self) -> LogitMap:
@@ -196,6 +207,8 @@ class Calibration:
                 _check_selected(f"selection[{n}]", row)
                 for n, row in enumerate(_check_list("selection", added["selection"]))
             ),
+            members_sha256=added["members_sha256"]
+            and check_text(_name("members_sha256"), added["members_sha256"], error=CheckpointError),
         )
 
     def decided(self, proba: NDArray[np.float64], classes: tuple[str, ...], task: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -65,9 +64,11 @@ def find_stored_range(
     (-31744, 32767)
     """
     factor, offset = int(slope), int(intercept)
-    ends = [(int(end) - offset) / factor for end in (np.iinfo(dtype).min, np.iinfo(dtype).max)]
-    low = max(math.ceil(min(ends)), int(np.iinfo(stored).min))
-    high = min(math.floor(max(ends)), int(np.iinfo(stored).max))
+    least, most = (int(end) - offset for end in (np.iinfo(dtype).min, np.iinfo(dtype).max))
+    if factor < 0:
+        factor, least, most = -factor, -most, -least
+    low = max(-(-least // factor), int(np.iinfo(stored).min))
+    high = min(most // factor, int(np.iinfo(stored).max))
     return (low, high) if low <= high else None
 
 

@@ -51,7 +51,7 @@ _DIGITS: Final = 32
 _OWN: Final = ("output", "resume", "seed", "cache", "workers", "progress")
 
 
-def check_arguments(given: object) -> dict[str, Any]:
+def check_arguments(given: object, *, caller: str = "cross_validate") -> dict[str, Any]:
     """Return the arguments of fine_tune that every fold gets; TrainingError if one is not for all folds."""
     if given is True:
         return {}
@@ -64,7 +64,8 @@ def check_arguments(given: object) -> dict[str, Any]:
     for name in given:
         if name in _OWN:
             raise TrainingError(
-                f"fine_tune has {name!r}; expected it as an argument of cross_validate itself"
+                f"fine_tune has {name!r}, which {caller} gives each training: leave it out, or pass what "
+                f"{caller} itself takes"
             )
         if name not in known:
             raise also(TrainingError, TypeError)(

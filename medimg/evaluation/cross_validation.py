@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from numpy.typing import NDArray
+    from torch import nn
 
     from medimg.core.progress import Progress
     from medimg.data.dataset import ImageDataset
@@ -121,12 +123,17 @@ class CrossValidation:
         }
         return pd.DataFrame.from_dict(rows, orient="index")
 
-    def ensemble(self) -> Ensemble:
+    def ensemble(self, *, backbone: nn.Module | None = None) -> Ensemble:
         """
         Return the fine-tuned models of all folds as one model.
 
         Every patient of the dataset was a training patient of most of its members: evaluate it on others.
         The metrics of the cross-validation are those of its members one by one.
+
+        Parameters
+        ----------
+        backbone : nn.Module, optional
+            Network of models that were built from a network itself, if they are read from the output folder.
 
         Returns
         -------
@@ -153,7 +160,7 @@ class CrossValidation:
                 "the models of the folds were not kept; expected fine-tuned ones: pass fine_tune=, and "
                 "keep_models=True or output="
             )
-        return Ensemble([load(path) for path in paths])
+        return Ensemble([load(path, backbone=copy.deepcopy(backbone)) for path in paths])
 
     def __repr__(self) -> str:
         shown = [f"{name} {self.metrics[name]}" for name in ("auroc", "accuracy") if name in self.metrics]

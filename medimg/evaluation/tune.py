@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager, nullcontext
@@ -37,6 +39,7 @@ from medimg.training.optimization.custom import identify_parts
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     import pandas as pd
 
@@ -60,9 +63,22 @@ SPACE: Final[dict[str, Any]] = {
 _STUDY: Final = "medimg"
 _IDENTITY: Final = "medimg"
 _DIGITS: Final = 32
+#: What differs between two searches, as users call it.
+_ARGUMENTS: Final = {
+    "model": "the parameters of the model",
+    "frozen": "the frozen parameters",
+    "data": "the data",
+    "fixed": "the settings in fine_tune=",
+    "own": "the functions in fine_tune=",
+    "augment": "the augmentation",
+}
 #: Trials that are drawn at random first, and never stopped early.
 _RANDOM: Final = 5
 _OBJECTS: Final = ("callbacks", "logger", "adapt")
+#: Types of settings that storage keeps as they are.
+_PLAIN: Final = (bool, int, float, str, type(None))
+#: Optuna computes with whole numbers as floats.
+_MOST_WHOLE: Final = 2**53
 
 
 @set_module("medimg")
@@ -206,7 +222,7 @@ def _import_optuna() -> Any:
         import optuna
     except ImportError:
         raise MissingDependencyError(
-            "medimg.tune needs Optuna, which is not installed; install it with: pip install medimg[tune]"
+            "medimg.tune needs Optuna, which is not installed; install it with: pip install 'medimg[tune]'"
         ) from None
     return optuna
 
@@ -245,7 +261,7 @@ class _Search:
     prunes: bool
     seed: int
     cache: Any
-    identity: str
+    identity: Mapping[str, str]
     loading: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -262,7 +278,7 @@ class _Search:
         cache: Any,
     ) -> _Search:
         """Check the arguments, and divide the dataset."""
-        given = check_arguments({} if fixed is None else fixed)
+        given = check_arguments({} if fixed is None else fixed, caller="tune")
         for name in _OBJECTS:
             if given.get(name):
                 raise TrainingError(
@@ -301,12 +317,12 @@ class _Search:
             prunes=bool(prune),
             seed=seed,
             cache=cache,
-            identity=content_hash(json_text(facts))[:_DIGITS],
+            identity={name: content_hash(json_text(value))[:_DIGITS] for name, value in facts.items()},
         )
 
     def open_study(self, optuna: Any, path: Any) -> Any:
         """Create the study, or open that of a file; TrainingError if it belongs to another search."""
-        storage = None if path is None else f"sqlite:///{path}"
+        storage = None if path is None else _make_url(path)
         pruner = (
             optuna.pruners.MedianPruner(n_startup_trials=_RANDOM)
             if self.prunes
@@ -329,15 +345,26 @@ class _Search:
         if before is None and not study.trials:
             study.set_user_attr(_IDENTITY, self.identity)
         elif before != self.identity:
-            raise TrainingError(
-                f"{path} belongs to another search (model, data, folds, space or settings differ): pass the "
-                "same arguments as then, or another file"
-            )
+            raise TrainingError(self._describe_difference(path, before))
         running = optuna.trial.TrialState.RUNNING
         for trial in study.get_trials(deepcopy=False, states=(running,)):
             # it was interrupted; the next one is drawn as it was
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         return study
+
+    def _describe_difference(self, path: Any, before: object) -> str:
+        """Say which of the arguments are not those of the search in a file."""
+        parts = [n for n, v in self.identity.items() if isinstance(before, dict) and before.get(n) != v]
+        named = [_ARGUMENTS.get(name, name) for name in parts] or ["the arguments"]
+        hint = (
+            "; a new head is random: call torch.manual_seed before you build the model, or load it"
+            if parts == ["model"]
+            else ""
+        )
+        return (
+            f"{path} belongs to another search, of which {' and '.join(named)} differ: pass the same as "
+            f"then, or another file{hint}"
+        )
 
     def run(self, optuna: Any, study: Any, *, trials: int, timeout: float | None) -> None:
         """Try settings until there are as many trials as wanted, or time is over."""
@@ -356,6 +383,7 @@ class _Search:
         """Train and score one trial fold by fold."""
         settings = {name: _draw(trial, name, values) for name, values in self.space.items()}
         trial.set_user_attr("settings", _as_json(settings))
+        trial.set_user_attr("objects", [n for n, v in settings.items() if not isinstance(v, _PLAIN)])
         started, scores = time.perf_counter(), []
         states = optuna.trial.TrialState
         state, reason = states.COMPLETE, ""
@@ -432,17 +460,29 @@ class _Search:
                 f"no trial of {len(rows)} has a score: {reasons or 'none ended; raise timeout'}"
             )
         best = max(complete, key=lambda row: row["score"])
-        settings = self._restore(study, best["trial"])
+        settings = self._restore(optuna, study, best["trial"])
         return TuneResult(tuple(rows), {**self.fixed, **settings}, best["score"], study.user_attrs["monitor"])
 
-    def _restore(self, study: Any, number: int) -> dict[str, Any]:
-        """Return the settings of a trial, choices as the objects that they were given as."""
+    def _restore(self, optuna: Any, study: Any, number: int) -> dict[str, Any]:
+        """Return the settings of a trial, with objects as they were given, or as functions return them."""
         frozen = _list_ended(study)[number - 1]
         found = dict(frozen.user_attrs["settings"])
         for name, values in self.space.items():
             if isinstance(values, list):
                 found[name] = values[frozen.params[name]]
+            elif name in frozen.user_attrs.get("objects", ()):
+                found[name] = _draw(optuna.trial.FixedTrial(frozen.params, frozen.number), name, values)
         return found
+
+
+def _make_url(path: Path) -> str:
+    """Return the URL of an SQLite file for Optuna."""
+    import sqlalchemy
+
+    # a URI, in which characters such as "?" are escaped, whether SQLAlchemy does so or not
+    query = {"uri": "true"}
+    url = sqlalchemy.URL.create("sqlite", database=path.absolute().as_uri(), query=query)
+    return str(url.render_as_string())
 
 
 def _list_ended(study: Any) -> list[Any]:
@@ -484,19 +524,37 @@ def _check_range(name: str, values: Any) -> None:
     )
     if is_range:
         low, high = values[:2]
+        whole = isinstance(low, int) and isinstance(high, int)
         if low < high and (len(values) == 2 or low > 0):
-            return
-        problem = f"found {values!r}, whose bounds must rise" + (" from above 0" if len(values) == 3 else "")
+            # a larger width overflows
+            if _find_width(low, high) <= (_MOST_WHOLE if whole else sys.float_info.max):
+                return
+            problem = "found bounds that are infinite, or too far apart"
+        else:
+            rise = " from above 0" if len(values) == 3 else ""
+            problem = f"found {values!r}, whose bounds must rise{rise}"
     raise TrainingError(
         f'space has {name!r}: expected a list of choices, (low, high), (low, high, "log") or a function of a '
         f"trial; {problem}"
     )
 
 
+def _find_width(low: float, high: float) -> float:
+    try:
+        return float(high) - float(low)
+    except OverflowError:
+        return math.inf
+
+
 def _draw(trial: Any, name: str, values: Any) -> Any:
     """Return the value of a setting that Optuna proposes."""
     if callable(values):
-        return values(trial)
+        try:
+            return values(trial)
+        except Exception as error:  # whatever the user's own code raises
+            raise TrainingError(
+                f"the function of {name!r} in space fails on a trial: {type(error).__name__}: {error}"
+            ) from error
     if isinstance(values, list):
         # by number, so that any object can be a choice
         return values[trial.suggest_categorical(name, list(range(len(values))))]
@@ -516,5 +574,4 @@ def _describe_range(values: Any) -> str:
 
 def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings as JSON values; an object is its type."""
-    plain = (bool, int, float, str, type(None))
-    return {name: v if isinstance(v, plain) else type(v).__name__ for name, v in settings.items()}
+    return {name: v if isinstance(v, _PLAIN) else type(v).__name__ for name, v in settings.items()}

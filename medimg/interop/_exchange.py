@@ -239,6 +239,6 @@ def _find_dicom_units(metadata: Mapping[str, Any]) -> str:
 def _parse_list(text: str) -> list[Any]:
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     return found if isinstance(found, list) else []

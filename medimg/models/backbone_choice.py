@@ -16,15 +16,16 @@ from medimg.models.backbones.weights import is_weights_path
 
 if TYPE_CHECKING:
     from medimg.models.backbones.source import BackboneSource
+    from medimg.models.backbones.weights import WeightsChoice
 
 __all__ = ["resolve_backbone"]
 
 
 def resolve_backbone(
-    backbone: str | os.PathLike[str] | nn.Module,
+    backbone: str | os.PathLike[str] | nn.Module, weights: WeightsChoice
 ) -> tuple[BackboneSource, Path | None]:
     """
-    Return the source of a network, and if it was given by a path, its file of weights.
+    Return the source of a network, and if it was given by a path, its file of weights, if these are wanted.
 
     A folder is one that transformers or timm wrote; a file must be a checkpoint of medimg, as weights alone
     do not state their network.
@@ -47,16 +48,18 @@ def resolve_backbone(
     path = Path(backbone).expanduser()
     if path.is_dir():
         source = open_folder(path)
-        weights = source.resolve_weights("DEFAULT", accept_license=True)
-        return source, None if weights is None else weights.path
+        if not (isinstance(weights, str) and weights == "DEFAULT"):
+            return source, None
+        found = source.resolve_weights("DEFAULT", accept_license=True)
+        return source, None if found is None else found.path
     if not is_regular_file(path):
         raise also(WeightsUnavailableError, FileNotFoundError)(
             f"there is no file or folder {path}; correct the path, or pass the name of a network"
         )
-    found = checkpoint.find(path)
-    if found is None:
+    saved = checkpoint.find(path)
+    if saved is None:
         raise TrainingError(
             f"{path.name} has weights, but does not state of which network: pass its name as the backbone, "
             "and the path as weights="
         )
-    return rebuild_source(found.architecture), path
+    return rebuild_source(saved.architecture), path

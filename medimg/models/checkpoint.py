@@ -25,7 +25,7 @@ from medimg import __version__
 from medimg._validation import check_choice, check_fields, check_text, check_texts, check_whole_number
 from medimg.calibration.mahalanobis import MahalanobisDetector
 from medimg.calibration.result import Calibration
-from medimg.errors import CheckpointError, MedimgError, MissingDependencyError
+from medimg.errors import CheckpointError, MedimgError, MissingDependencyError, WeightsUnavailableError
 from medimg.io.files.regular_file import explain_irregular
 from medimg.models import safetensors_file
 from medimg.models.backbones.source import Architecture
@@ -52,6 +52,7 @@ __all__ = [
     "parse",
     "read",
     "read_header",
+    "refuse_ensemble",
     "refuse_unsound",
     "take",
     "take_packed",
@@ -192,8 +193,18 @@ def is_ensemble(path: Path) -> bool:
     return bool(metadata and ENSEMBLE_KEY in metadata)
 
 
+def refuse_ensemble(path: Path) -> None:
+    """Raise WeightsUnavailableError if a file of weights holds an ensemble."""
+    if is_ensemble(path):
+        raise WeightsUnavailableError(
+            f"{path.name} is an ensemble, expected the weights of one network: save a member by "
+            "medimg.load(path).members[0].save(file), and pass that file"
+        )
+
+
 def find(path: Path) -> Checkpoint | None:
-    """Read a file if it is a checkpoint of medimg; None if it is another type of file."""
+    """Read a file if it is a checkpoint of medimg of one model; None if it is another type of file."""
+    refuse_ensemble(path)
     metadata = _read_metadata(path)
     return read(path) if metadata and _KEY in metadata else None
 

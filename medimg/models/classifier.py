@@ -27,7 +27,7 @@ from medimg.models.backbones.architecture import (
     weights_name,
 )
 from medimg.models.backbones.heads import head_logits, new_head
-from medimg.models.backbones.source import BackboneSource, library_version
+from medimg.models.backbones.source import BackboneSource, grayscale_recipe, library_version
 from medimg.models.backbones.weights import WeightsChoice
 from medimg.models.digest import model_digest
 from medimg.models.freezing import Freezable, frozen_fraction
@@ -165,7 +165,7 @@ class TransferClassifier(Freezable):
         progress: Progress = "auto",
     ) -> None:
         super().__init__()
-        network, path = resolve_backbone(backbone)
+        network, path = resolve_backbone(backbone, weights)
         weights = path if path is not None and weights == "DEFAULT" else weights
         names = check_classes(classes, task)
         if preprocess is not None and not isinstance(preprocess, Preprocess):
@@ -174,6 +174,8 @@ class TransferClassifier(Freezable):
             )
         share = check_number("min_match", min_match, above=0, most=1)
         source = resolve_weights(network, weights, accept_license=accept_license)
+        if source is not None and source.url is None:
+            checkpoint.refuse_ensemble(source.path)
         # weights with a URL may have to be downloaded: the size of the images is checked before
         local = source.load(progress=progress) if source is not None and source.url is None else None
         self.weights_name = weights_name(network, source)
@@ -186,11 +188,12 @@ class TransferClassifier(Freezable):
         if earlier is not None and in_channels is None:
             in_channels = earlier.architecture.channels
         tensors = local.state if local is not None else None
-        recipe = preprocess or (
-            earlier.preprocess
-            if earlier is not None and earlier.preprocess.n_channels == earlier.architecture.channels
-            else default_recipe(network, source, tensors, channels=in_channels)
-        )
+        if preprocess is not None:
+            recipe = preprocess
+        elif earlier is not None and earlier.preprocess.n_channels == earlier.architecture.channels:
+            recipe = grayscale_recipe(earlier.preprocess) if in_channels == 1 else earlier.preprocess
+        else:
+            recipe = default_recipe(network, source, tensors, channels=in_channels)
         architecture = architecture_for(
             network, weights=source, state=tensors, recipe=recipe, channels=in_channels
         )

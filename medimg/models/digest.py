@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from medimg.models.classifier import TransferClassifier
     from medimg.preprocessing.preprocess import Preprocess
 
-__all__ = ["SHOWN", "model_digest", "network_digest", "parameters_digest", "tensors_sha256"]
+__all__ = ["SHOWN", "members_digest", "model_digest", "network_digest", "parameters_digest", "tensors_sha256"]
 
 #: Digits of a digest in tables.
 SHOWN: Final = 12
@@ -129,6 +130,12 @@ def model_digest(model: TransferClassifier) -> str:
         "outliers": tensors_sha256(outliers.tensors()) if outliers is not None else None,
     }
     return content_hash(json_text(facts))
+
+
+def members_digest(model: TransferClassifier) -> str:
+    """Return the SHA-256 of how the probabilities of an ensemble's members are calibrated; "" without any."""
+    maps = [one.calibration and asdict(one.calibration.logit_map) for one in getattr(model, "members", ())]
+    return content_hash(json_text(maps)) if maps else ""
 
 
 def _describe_architecture(model: TransferClassifier) -> Any:

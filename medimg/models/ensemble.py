@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -70,9 +71,9 @@ class Ensemble(TransferClassifier):
     calibration : Calibration or None
         Calibration of the mean probabilities; set by :func:`medimg.calibrate`.
     training_ranges : TrainingDistribution or None
-        What any of the members was trained on.
+        What any of the members was trained on, later trainings included.
     images_seen : TrainingImages
-        Salted hashes of the images that any of the members was trained on.
+        Salted hashes of the images that any of the members was trained on, later trainings included.
 
     Raises
     ------
@@ -108,13 +109,31 @@ class Ensemble(TransferClassifier):
         )
         self.weights_sha256 = None
         self.weights_chain, self.weights_report, self.backbone_library = (), None, None
-        self.training_summary = _summarize(self.members)
-        ranges = [one.training_ranges for one in self.members]
-        known = [one for one in ranges if one is not None]
-        self.training_ranges = TrainingDistribution.union(known) if len(known) == len(ranges) else None
-        self.images_seen = JointTrainingImages.of([one.images_seen for one in self.members])
+        self._own_images = TrainingImages()
         self.calibration: Calibration | None = None
         self.train(first.training)
+
+    @property
+    def training_summary(self) -> dict[str, Any]:  # type: ignore[override]  # of the members, as they are now
+        """What is known of the training of all members."""
+        return _summarize(self.members)
+
+    @property
+    def training_ranges(self) -> TrainingDistribution | None:  # type: ignore[override]  # of the members, too
+        """What any of the members was trained on; None if that is unknown of one."""
+        ranges = [one.training_ranges for one in self.members]
+        known = [one for one in ranges if one is not None]
+        return TrainingDistribution.union(known) if len(known) == len(ranges) else None
+
+    @property
+    def images_seen(self) -> TrainingImages:
+        """Hashes of the images of any member, and of those of the calibration of the mean."""
+        joint, own = JointTrainingImages.of([one.images_seen for one in self.members]), self._own_images
+        return replace(joint, salt=own.salt, series=own.series, patients=own.patients)
+
+    @images_seen.setter
+    def images_seen(self, value: TrainingImages | None) -> None:
+        self._own_images = value or TrainingImages()
 
     @property
     def backbone_name(self) -> str:
@@ -142,7 +161,7 @@ class Ensemble(TransferClassifier):
             header, own = member.to_checkpoint().parts()
             headers.append(header)
             tensors |= {f"{number}.{name}": value for name, value in own.items()}
-        calibration, seen = self.calibration, self.images_seen or TrainingImages()
+        calibration, seen = self.calibration, self.images_seen
         tensors |= checkpoint.pack_tensors(calibration, seen)
         header = {
             "schema": _SCHEMA,
@@ -160,8 +179,7 @@ class Ensemble(TransferClassifier):
         """
         Read an ensemble written by :meth:`save`; :func:`medimg.load` reads single models, too.
 
-        Models that were built from networks themselves can't be read in an ensemble, so `backbone` must be
-        None.
+        Each member that was built from a network itself takes a copy of `backbone`.
 
         Raises
         ------
@@ -169,8 +187,6 @@ class Ensemble(TransferClassifier):
             If the file is damaged, was changed, is newer than this version, or is not an ensemble.
         """
         file = check_path("path", path, error=CheckpointError)
-        if backbone is not None:
-            raise CheckpointError(f"{file} is an ensemble, which has several networks; leave out backbone=")
         check = partial(
             checkpoint.check_schema, file=file, newest=_SCHEMA, whose="the schema of its ensemble"
         )
@@ -181,11 +197,17 @@ class Ensemble(TransferClassifier):
             headers = header["members"]
             if not isinstance(headers, list):
                 raise CheckpointError(f"members must be a list; found a {type(headers).__name__}")
-            members = []
+            members, copies = [], 0
             for number, one in enumerate(headers):
                 checkpoint.check_schema(one, file)
-                own = checkpoint.take(tensors, f"{number}.")
-                members.append(TransferClassifier.from_checkpoint(checkpoint.parse(one, own), file))
+                saved = checkpoint.parse(one, checkpoint.take(tensors, f"{number}."))
+                network = copy.deepcopy(backbone) if saved.architecture.is_module else None
+                copies += network is not None
+                members.append(TransferClassifier.from_checkpoint(saved, file, backbone=network))
+            if backbone is not None and not copies:
+                raise CheckpointError(
+                    "its networks are built from their names; backbone= is for networks of your own: omit it"
+                )
             model = cls(members)
             model._restore(header, tensors)
         if header["model_sha256"] != model_digest(model):
@@ -199,8 +221,7 @@ class Ensemble(TransferClassifier):
         """Set what is the ensemble's own."""
         check_text("model_sha256", header["model_sha256"], error=CheckpointError)
         outliers, seen = checkpoint.take_packed(tensors)
-        own = TrainingImages.from_parts(header["images_seen"], seen)
-        self.images_seen = replace(self.images_seen or own, salt=own.salt, series=own.series)
+        self.images_seen = TrainingImages.from_parts(header["images_seen"], seen)
         detector = MahalanobisDetector.from_tensors(outliers, feature_count(self)) if outliers else None
         if header["calibration"] is not None:
             self.calibration = Calibration.from_dict(header["calibration"], detector, self.classes, self.task)
@@ -220,8 +241,8 @@ def load(path: str | os.PathLike[str], *, backbone: nn.Module | None = None) -> 
     path : path-like
         File to read.
     backbone : nn.Module, optional
-        Network of a single model that was built from a network itself, of which a file has no code; its
-        weights are replaced.
+        Network of a model that was built from a network itself, of which a file has no code; its weights are
+        replaced. Each such member of an ensemble takes a copy.
 
     Returns
     -------
@@ -238,7 +259,7 @@ def load(path: str | os.PathLike[str], *, backbone: nn.Module | None = None) -> 
         If the library of its network is not installed.
     """
     if checkpoint.is_ensemble(check_path("path", path, error=CheckpointError)):
-        return Ensemble.load(path)
+        return Ensemble.load(path, backbone=backbone)
     return TransferClassifier.load(path, backbone=backbone)
 
 

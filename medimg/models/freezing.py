@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from medimg._validation import did_you_mean
 from medimg.errors import TrainingError, also
 from medimg.models.backbones.stages import Stage, split_stages
+from medimg.models.low_rank import LowRank
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -206,7 +207,8 @@ def set_frozen_to_eval(module: nn.Module) -> None:
     Put every part whose parameters are all frozen into evaluation mode.
 
     In training mode its batch normalization would still update its statistics, and its dropout would still be
-    active. A layer that has statistics and no parameters is as frozen as the parameters before it.
+    active. A layer that has statistics and no parameters is as frozen as the parameters before it; adapters
+    of frozen weights do not count.
     """
     first = next(module.parameters(), None)
     if first is not None:
@@ -215,6 +217,8 @@ def set_frozen_to_eval(module: nn.Module) -> None:
 
 def _set_frozen_parts(module: nn.Module, before: bool) -> bool:
     """Set frozen parts to evaluation mode; return whether the last parameters so far are frozen."""
+    if isinstance(module, LowRank):
+        return before
     parameters = list(module.parameters())
     if not parameters:
         if before and next(module.buffers(), None) is not None:

@@ -24,7 +24,7 @@ from medimg.models._source_scores import (
     score_slices,
 )
 from medimg.models.data_checks import check_dataset, check_source
-from medimg.models.digest import SHOWN, model_digest, parameters_digest
+from medimg.models.digest import SHOWN, members_digest, model_digest, parameters_digest
 from medimg.models.module_mode import module_mode
 from medimg.models.probabilities import model_probabilities
 from medimg.models.test_time_augmentation import make_views
@@ -235,15 +235,22 @@ def predict(
 
 
 def check_calibration(model: TransferClassifier) -> None:
-    """Refuse a model whose parameters were changed after it was calibrated."""
+    """Refuse a model whose parameters, or calibrations of members, were changed after it was calibrated."""
     for member in getattr(model, "members", ()):
         check_calibration(member)
-    if model.calibration is None or parameters_digest(model) == model.calibration.parameters_sha256:
+    found = model.calibration
+    if found is None:
         return
-    raise TrainingError(
-        "the model's parameters or their type were changed after calibration, so the calibration no longer "
-        "holds: use medimg.calibrate(model, val) again, or set model.calibration = None"
-    )
+    changed = ""
+    if parameters_digest(model) != found.parameters_sha256:
+        changed = "the model's parameters or their type"
+    elif found.members_sha256 and members_digest(model) != found.members_sha256:
+        changed = "calibrations of the ensemble's members"
+    if changed:
+        raise TrainingError(
+            f"{changed} were changed after calibration, so the calibration no longer holds: use "
+            "medimg.calibrate(model, val) again, or set model.calibration = None"
+        )
 
 
 def _as_list(sources: PredictSource | Iterable[PredictSource]) -> list[PredictSource]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from medimg._validation import check_whole_number, did_you_mean
 from medimg.data.augmentation.library_transforms import check_shape, is_library_transform
 from medimg.data.augmentation.random_scan import make_augmentation
-from medimg.errors import TrainingError, also
+from medimg.errors import MedimgError, TrainingError, also
 
 if TYPE_CHECKING:
     from medimg.models.classifier import TransferClassifier
@@ -67,11 +68,25 @@ def _named_view(choice: Any, model: TransferClassifier) -> View:
     if is_library_transform(choice):
         return _drawn_view(make_augmentation(choice, model.preprocess), 0)
     if callable(choice):
-        return lambda images: check_shape(choice(images), images)
+        return partial(_apply_function, choice)
     raise TrainingError(
         f"tta has {choice!r}; expected {', '.join(map(repr, _FLIPS))}, or a function of normalized images "
         f"(n, C, H, W){did_you_mean(choice, _FLIPS)}"
     )
+
+
+def _apply_function(function: View, images: Tensor) -> Tensor:
+    """Return a view by the user's function, which gets a copy: it may change its argument in place."""
+    try:
+        found = function(images.clone())
+    except (MedimgError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise TrainingError(
+            f"a function of tta= fails on images of shape {tuple(images.shape)}: {type(error).__name__}: "
+            f"{error}"
+        ) from error
+    return check_shape(found, images)
 
 
 def _training_views(count: int, model: TransferClassifier) -> list[View]:

@@ -105,11 +105,10 @@ def explain(
     Examples
     --------
     >>> import medimg
-    >>> from medimg.core.geometry import image_affine
     >>> model = medimg.TransferClassifier(
     ...     "squeezenet1_1", classes=["normal", "nodule"], weights=None, preprocess=medimg.Preprocess(size=96)
     ... )
-    >>> volume = medimg.Volume(np.zeros((1, 4, 64, 80), np.int16), image_affine((2.0, 1.0, 1.0)), "CT", "HU")
+    >>> volume = medimg.Volume.from_array(np.zeros((4, 64, 80), np.int16), modality="CT", units="HU")
     >>> found = medimg.explain(model, volume, "nodule")
     >>> found.heat.shape, found.target, found.slices
     ((4, 64, 80), 'nodule', (0, 1, 2, 3))

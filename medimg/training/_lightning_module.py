@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -32,6 +33,7 @@ from medimg.models.module_mode import module_mode
 from medimg.models.pooling import pool_embeddings
 from medimg.models.probabilities import probabilities
 from medimg.training._state import PhaseProgress
+from medimg.training.optimization.custom import naming
 from medimg.training.optimization.lr_scheduler import make_schedule
 from medimg.training.optimization.optimizer import make_optimizer
 
@@ -85,6 +87,7 @@ class FineTuneModule(pl.LightningModule):
         self._started = 0.0
         self._steps = 0
         self._epoch_ended = False
+        self._checked = False
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer and its schedule, which is stepped after every step."""
@@ -110,6 +113,33 @@ class FineTuneModule(pl.LightningModule):
         if self._state.fit is not None:
             self._state.fit.restore_optimizer(optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
+        """Step; an error of the user's optimizer is named, one of the batch in its closure is not."""
+        inside: list[BaseException] = []
+
+        def closure() -> Any:
+            try:
+                return optimizer_closure()
+            except BaseException as error:
+                inside.append(error)
+                raise
+
+        try:
+            super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        except Exception:
+            if self._inputs.custom.optimizer is None or inside:
+                raise
+            with naming("optimizer", self._inputs.custom.optimizer, on=f"step {batch_idx + 1} of an epoch"):
+                raise
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Step the schedule; an error of the user's own is named."""
+        own = self._inputs.custom.schedule
+        with nullcontext() if own is None else naming("schedule", own, on="a step"):
+            super().lr_scheduler_step(scheduler, metric)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled batches; Lightning asks once it knows how many processes there are."""
@@ -289,6 +319,30 @@ class FineTuneModule(pl.LightningModule):
                 "non-finite values. The model has the weights of the best epoch so far, or its initial ones"
             )
 
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Raise TrainingError if nothing that is trained takes part in the loss."""
+        if not loss.requires_grad:
+            self._refuse_without_gradients()
+
+    def on_after_backward(self) -> None:
+        """Raise TrainingError if a backbone that is trained has no gradients, once."""
+        if self._checked or not self._inputs.is_backbone_trained():
+            return
+        self._checked = True
+        # shards of several processes need not have any
+        if self.trainer.world_size > 1 or all(p.grad is None for p in self.model.head.parameters()):
+            return
+        trained = [p for p in self.model.backbone.parameters() if p.requires_grad]
+        if all(p.grad is None for p in trained):
+            self._refuse_without_gradients()
+
+    def _refuse_without_gradients(self) -> None:
+        raise TrainingError(
+            f"no parameter of {self.model.backbone_name} has a gradient, so that it would stay as it is: its "
+            "forward method runs under torch.no_grad, or detaches its result. Remove that, or train the head "
+            "alone, with epochs=0"
+        )
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Update the average of the weights after each step of the optimizer."""
         if self._state.average is not None and self.trainer.global_step != self._steps:
@@ -333,7 +387,8 @@ class FineTuneModule(pl.LightningModule):
         if labels is None:
             raise RuntimeError("validation ran without labels")
         labels, task = labels[items], self.model.task
-        loss = float(self.loss(logits, torch.from_numpy(labels).to(logits.device)).mean())
+        # a loss of the user's own may change its arguments
+        loss = float(self.loss(logits.clone(), torch.tensor(labels, device=logits.device)).mean())
         if not np.isfinite(loss):
             raise TrainingError(
                 f"the validation loss became {loss} in epoch {self._epoch}: lower lr (now "

@@ -29,7 +29,7 @@ from medimg.features.dataset_features import item_features
 from medimg.metrics.curves import compute_reliability
 from medimg.models.backbones.heads import head_logits
 from medimg.models.data_checks import check_dataset, check_same_unit
-from medimg.models.digest import parameters_digest
+from medimg.models.digest import members_digest, parameters_digest
 from medimg.models.input_checks import check_finite
 from medimg.models.pooling import pool_embeddings
 from medimg.models.training_images import check_not_trained_on, record_training_images
@@ -182,6 +182,7 @@ def calibrate(
             *_bin_probabilities("calibrated", proba, truth, model.task),
         ),
         parameters_sha256=parameters_digest(model),
+        members_sha256=members_digest(model),
         outliers=None if train is None else _fit_detector(model, train, vectors, options),
     )
     model.calibration = calibration

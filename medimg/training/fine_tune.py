@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 import numpy as np
@@ -215,7 +216,9 @@ def fine_tune(
         None: no augmentation.
     metrics : mapping, optional
         Further scores of the validation data: functions by name of labels (n,) or (n, K) and probabilities
-        (n, K), as in scikit-learn; higher is better. They are ``val_<name>`` in the history.
+        (n, K), such as scikit-learn's ``roc_auc_score``; one of predicted classes, such as
+        ``balanced_accuracy_score``, needs ``probabilities.argmax(1)``. Higher is better. They are
+        ``val_<name>`` in the history.
     monitor : str
         Score that selects the best epoch: "val_auroc", "val_loss", "val_accuracy", "val_balanced_accuracy",
         "val_f1" or one of `metrics`; "auto" as described above.
@@ -303,9 +306,6 @@ def fine_tune(
     """
     given: dict[str, Any] = {**locals()}
     auto = resolve_auto(given.pop("adapt"), given.pop("target"))
-    if auto is not None:
-        given = {name: value for name, value in given.items() if name not in ("model", "train", "val")}
-        return train_candidates(fine_tune, auto, model, (train, val), given)
     custom = CustomParts.make(
         optimizer=optimizer,
         schedule=None if isinstance(schedule, str) else schedule,
@@ -343,7 +343,7 @@ def fine_tune(
     custom.check_loss(train.labels, len(model.classes), next(model.parameters()).device)
     scores = _list_scores(val, custom)
     _check_monitored(config, val, scores)
-    adaptations = _check_adaptations(adapt, model, train)
+    adaptations = _check_adaptations(None if auto is not None else adapt, model, train)
     check_phases(config, model, adaptations)
     check_choice("compile", compile, (True, False))
     folder = check_path("output", output) if output is not None else None
@@ -359,6 +359,10 @@ def fine_tune(
     )
     trainer.check(config.seed)
     check_progress(progress)
+    if auto is not None:
+        given = {name: value for name, value in given.items() if name not in ("model", "train", "val")}
+        check = partial(check_phases, config, model)
+        return train_candidates(fine_tune, auto, model, (train, val), given, check)
     if not adaptations:  # which log scores of their own
         check_monitored(trainer.callbacks, scores)
     inputs = FineTuneInputs(
@@ -473,14 +477,15 @@ def _check_monitored(config: FineTuneConfig, val: LabeledDataset | None, scores:
 
 
 def _list_scores(val: LabeledDataset | None, custom: CustomParts) -> set[str]:
-    """Return the names of the scores that each epoch has."""
+    """Return the names of the scores that each epoch has; TrainingError if a metric of the user's fails."""
     if val is None:
         if custom.metrics:
             raise TrainingError("metrics= score validation data: pass val=, or leave metrics out")
         return {"train_loss"}
     labels = np.asarray(val.labels)
-    shape = (len(labels), len(val.classes))
-    defined = validation_scores(labels, np.full(shape, 1.0 / len(val.classes)), val.task)
+    equal = np.full((len(labels), len(val.classes)), 1.0 / len(val.classes))
+    custom.check_metrics(labels, equal)
+    defined = validation_scores(labels, equal, val.task)
     return {
         "train_loss",
         "val_loss",

@@ -151,14 +151,20 @@ def test_domains_and_batch_normalization_add_candidates() -> None:
         {"adapt": "auto", "target": target(), "resume": "folder"},
         {"adapt": "auto", "target": target(), "logger": object()},
         {"adapt": [adapt.Auto(target())]},
+        {"adapt": "auto", "target": target(), "loss": torch.nn.CrossEntropyLoss(), "balance": None},
+        {"adapt": "auto", "target": target(), "callbacks": [3]},
+        {"adapt": "auto", "target": target(), "callbacks": None},
+        {"adapt": "auto", "target": target(), "trainer_kwargs": 3},
+        {"adapt": "auto", "target": target(), "epochs": 0, "head_epochs": 1},
     ],
 )
-def test_arguments_that_have_no_meaning_are_refused(arguments: Any) -> None:
+def test_arguments_that_have_no_meaning_are_refused(arguments: Any, tmp_path: Path) -> None:
     model = small_classifier()
     before = state(model)
     with pytest.raises(TrainingError):
-        run(model, **arguments)
+        run(model, **{"output": tmp_path / "run", **arguments})
     assert not changed(before, state(model))
+    assert not (tmp_path / "run").exists()
 
 
 def test_auto_needs_validation_data() -> None:

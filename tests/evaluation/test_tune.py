@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,12 @@ def search(data: ImageDataset, **settings: Any) -> medimg.TuneResult:
         ({"space": {"lr": (0, 1, "log")}}, "from above 0"),
         ({"space": {"lr": (1, 2, "exp")}}, "expected a list of choices"),
         ({"space": {"lr": []}}, "found an empty list"),
+        ({"space": {"lr": (1e-4, math.inf)}}, "found bounds that are infinite"),
+        ({"space": {"lr": (1, 1e400, "log")}}, "found bounds that are infinite"),
+        ({"space": {"lr": (-1e308, 1e308)}}, "too far apart"),
+        ({"space": {"batch_size": (1, 10**400)}}, "too far apart"),
+        ({"space": {"batch_size": (0.5, 10**400)}}, "too far apart"),
+        ({"fine_tune": {"output": "folder"}}, "fine_tune has 'output', which tune gives each training"),
         ({"space": {"lr": 1e-3}}, "found 0.001"),
         ({"fine_tune": {"lr": 1e-3}}, "'lr' is in space and in fine_tune"),
         ({"fine_tune": {"epoch": 1}}, "no argument of medimg.fine_tune.*'epochs'"),
@@ -72,7 +80,7 @@ def test_patients_that_the_model_knows_are_refused(data: ImageDataset) -> None:
 
 def test_without_optuna(data: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install medimg\[tune\]"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'medimg\[tune\]'"):
         search(data)
 
 
@@ -191,6 +199,38 @@ def test_every_form_of_values(data: ImageDataset) -> None:
     assert result.best["optimizer"] in (torch.optim.SGD, None)
     assert all(isinstance(row["batch_size"], int) and 4 <= row["batch_size"] <= 8 for row in result.trials)
     assert all(0 <= row["label_smoothing"] <= 0.1 for row in result.trials)
+
+
+def test_functions_that_return_objects(data: ImageDataset, tmp_path: Path) -> None:
+    needs_optuna()
+    choices = [partial(torch.optim.SGD, momentum=0.5), torch.optim.AdamW]
+
+    def optimizer(trial: Any) -> Any:
+        return choices[trial.suggest_categorical("which", [0, 1])]
+
+    for _ in range(2):
+        found = search(data, space={"optimizer": optimizer}, trials=2, storage=tmp_path / "tune.db")
+        assert found.best["optimizer"] in choices
+        best = max(found.trials, key=lambda row: row["score"])
+        assert best["optimizer"] == type(found.best["optimizer"]).__name__
+
+
+def test_a_function_that_fails_is_named(data: ImageDataset) -> None:
+    needs_optuna()
+    with pytest.raises(TrainingError, match="function of 'lr' in space fails on a trial: ZeroDivisionError"):
+        search(data, space={"lr": lambda trial: 1 / 0})
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names that Windows lacks")
+def test_storage_has_the_name_that_is_given(
+    data: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs_optuna()
+    monkeypatch.chdir(tmp_path)
+    for name in ("a?b.db", "a#{b}%20 é.db"):
+        found = search(data, trials=1, storage=name)
+        assert without_seconds(search(data, trials=1, storage=name)) == without_seconds(found)
+    assert {file.name for file in tmp_path.iterdir()} == {"a?b.db", "a#{b}%20 é.db"}
 
 
 def test_trials_below_the_median_stop_early(data: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:

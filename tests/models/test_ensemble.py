@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 import medimg
 from medimg import Ensemble, ImageDataset, Preprocess, TransferClassifier
 from medimg.cli.main import main
 from medimg.core import geometry
-from medimg.errors import CheckpointError, LeakageError, TrainingError
+from medimg.errors import CheckpointError, LeakageError, TrainingError, WeightsUnavailableError
 from medimg.models.digest import model_digest
 from medimg.models.training_distribution import ImageFacts, TrainingDistribution
 from medimg.models.training_images import JointTrainingImages, TrainingImages
@@ -101,6 +103,53 @@ def test_tables_are_the_mean_of_those_of_the_members(pool: Any, unit: Any) -> No
     assert found.attrs["model"] not in {one.attrs["model"] for one in each}
 
 
+def own_network() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+
+
+def own_member(seed: int) -> TransferClassifier:
+    torch.manual_seed(seed)
+    return TransferClassifier(own_network(), classes=["a", "b"], preprocess=SMALL).eval()
+
+
+def test_members_that_were_networks_of_ones_own(tmp_path: Path) -> None:
+    members = [own_member(0), member(1), own_member(2)]
+    file = Ensemble(members).save(tmp_path / "own.safetensors")
+    shown = torch.rand(2, 3, 32, 32)
+    given = own_network()
+    before = state(given)
+    loaded = medimg.load(file, backbone=given)
+    assert torch.equal(loaded(shown), Ensemble(members)(shown))
+    assert not changed(before, state(given))
+    with pytest.raises(CheckpointError, match="backbone=network"):
+        medimg.load(file)
+
+
+def test_a_network_that_no_member_needs_is_refused(tmp_path: Path) -> None:
+    file = ensemble().save(tmp_path / "named.safetensors")
+    with pytest.raises(CheckpointError, match="omit it"):
+        medimg.load(file, backbone=own_network())
+
+
+def test_folds_of_a_network_of_ones_own(tmp_path: Path) -> None:
+    found = medimg.cross_validate(
+        own_member(0),
+        make_data(),
+        fine_tune={"epochs": 1, "augment": None},
+        folds=2,
+        output=tmp_path,
+        n_resamples=50,
+        progress=False,
+    )
+    with pytest.raises(CheckpointError, match="backbone=network"):
+        found.ensemble()
+    model = found.ensemble(backbone=own_network())
+    assert len(model.members) == 2
+    assert changed(state(model.members[0]), state(model.members[1]))
+
+
 def test_the_members_may_have_different_backbones_and_precision(data: ImageDataset) -> None:
     other = TransferClassifier("squeezenet1_1", classes=("a", "b"), weights=None, preprocess=SMALL)
     model = Ensemble([member(), other.eval(), member(2).to(torch.float64)])
@@ -145,6 +194,31 @@ def test_calibration_of_the_mean(data: ImageDataset, tmp_path: Path) -> None:
     report = medimg.evaluate(loaded, data, n_resamples=20, progress=False)
     assert report.provenance["model"]["backbone"] == "3 small"
     assert report.to_html(tmp_path / "report.html", card=True).exists()
+
+
+def test_calibration_holds_with_that_of_the_members(data: ImageDataset, tmp_path: Path) -> None:
+    model, val = ensemble(2), make_data(24, offset=1)
+    medimg.calibrate(model, val, progress=False)
+    loaded = medimg.load(model.save(tmp_path / "ensemble.safetensors"))
+    first = model.members[0]
+    medimg.calibrate(first, make_data(24, offset=2), method="platt", progress=False)
+    with pytest.raises(TrainingError, match="calibrations of the ensemble's members were changed after"):
+        model.predict_proba(data)
+    with pytest.raises(TrainingError, match="calibrations of the ensemble's members"):
+        medimg.explain(model, volume(), progress=False)
+    assert isinstance(loaded, Ensemble)
+    before = loaded.predict_proba(data)
+    loaded.members[0].calibration = first.calibration
+    with pytest.raises(TrainingError, match="calibrations of the ensemble's members"):
+        loaded.predict_proba(data)
+    # of a file that was written before
+    loaded.calibration = replace(loaded.calibration, members_sha256="")  # type: ignore[type-var]  # calibrated
+    assert not np.array_equal(loaded.predict_proba(data), before)
+    medimg.calibrate(model, val, progress=False)
+    # what leaves its probabilities as they are
+    first.calibration = replace(first.calibration, coverage=None, quantiles=())  # type: ignore[type-var]
+    again = medimg.load(model.save(tmp_path / "ensemble.safetensors"))
+    assert np.array_equal(again.predict_proba(data), model.predict_proba(data))
 
 
 def test_class_weights_are_undone_unless_a_member_is_calibrated() -> None:
@@ -292,6 +366,43 @@ def test_images_and_ranges_of_any_member_are_known(data: ImageDataset) -> None:
     facts = [ImageFacts("CT", spacing=(0.6, 0.6)), ImageFacts("MR", spacing=(0.9, 0.9))]
     union = TrainingDistribution.union([TrainingDistribution.of([one]) for one in facts])
     assert (union.modalities, union.spacing, union.series) == (("CT", "MR"), (0.6, 0.9), 2)
+
+
+def test_it_is_no_file_of_weights(tmp_path: Path) -> None:
+    # of equal backbones, and of different ones
+    for seed, model in enumerate((ensemble(2), ensemble(2))):
+        with torch.no_grad():
+            next(model.members[0].backbone.parameters()).add_(seed)
+        file = model.save(tmp_path / "ensemble.safetensors")
+        for backbone, weights in (("small", file), (file, "DEFAULT")):
+            with pytest.raises(WeightsUnavailableError, match=r"is an ensemble, .* save a member"):
+                TransferClassifier(backbone, classes=("a", "b"), weights=weights, preprocess=SMALL)
+        one = model.members[0].save(tmp_path / "one.safetensors")
+        assert TransferClassifier("small", classes=("a", "b"), weights=one, preprocess=SMALL).weights_chain
+
+
+def test_later_trainings_of_members_are_known(tmp_path: Path, data: ImageDataset) -> None:
+    model, val = ensemble(2), make_data(24, offset=1)
+    medimg.calibrate(model, make_data(24, offset=2), progress=False)
+    before: Any = model.training_ranges
+    assert before is None
+    medimg.fine_tune(model.members[0], data, head_epochs=1, epochs=0, progress=False)
+    model.members[0].training_ranges = TrainingDistribution.of([ImageFacts("CT")])
+    model.members[1].training_ranges = TrainingDistribution.of([ImageFacts("MR")])
+    for one in model.members:
+        one.training_summary = {"class_weights": [1.0, 4.0]}
+    assert model.training_ranges is not None
+    assert model.training_ranges.modalities == ("CT", "MR")
+    assert model.training_summary["class_weights"] == pytest.approx([1.0, 4.0])
+    with pytest.raises(LeakageError, match="was trained on 12 series"):
+        medimg.evaluate(model, data, progress=False)
+    assert model.images_seen.shared(make_data(24, offset=2)).patients["val"] == 24
+    with pytest.raises(LeakageError, match="was trained on"):
+        medimg.calibrate(model, data, progress=False)
+    medimg.calibrate(model, val, progress=False)
+    loaded = medimg.load(model.save(tmp_path / "ensemble.safetensors"))
+    assert loaded.images_seen is not None
+    assert loaded.images_seen.series == model.images_seen.series
 
 
 def test_folds_become_one(tmp_path: Path, data: ImageDataset) -> None:

@@ -345,6 +345,35 @@ def test_shared_and_small_weights_and_batch_statistics_stay_as_they_are() -> Non
     assert changed(before, state(model.backbone)) == expected - unused
 
 
+class Statistics(nn.Module):
+    """Layers with statistics and no parameters, after adapted and after other layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 32, 8, 8)
+        self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 32, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm1d(32, affine=False) for _ in range(3))
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.norms[0](self.convolution(images).mean((2, 3)))
+        logits: Tensor = self.head(self.norms[2](self.second(self.norms[1](self.first(x)).relu())))
+        return logits
+
+
+@pytest.mark.parametrize("layers", [("first", "second", "norms"), ("norms", "first", "second")])
+def test_statistics_without_parameters_stay_as_they_are(layers: tuple[str, ...]) -> None:
+    network = Statistics()
+    # in whichever order they were registered
+    parts = {name: network._modules.pop(name) for name in layers}
+    head = network._modules.pop("head")
+    network._modules.update({**parts, "head": head})
+    model = TransferClassifier(network, classes=("a", "b"), weights=None, preprocess=TINY)
+    before = state(model.backbone)
+    fine_tune(model, data(), **SHORT)
+    assert changed(before, state(model.backbone)) == {"first.weight", "second.weight"}
+
+
 def test_adapters_have_ten_times_the_rate_and_weight_decay() -> None:
     config = FineTuneConfig(lr=0.1, backbone_lr_scale=0.2, adapter="lora")
     assert config.rank == 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -17,6 +18,7 @@ import medimg
 from medimg import Preprocess, TransferClassifier
 from medimg.errors import (
     CheckpointError,
+    MedimgError,
     MissingDependencyError,
     PreprocessError,
     TrainingError,
@@ -139,6 +141,60 @@ def test_a_network_itself_of_one_channel(tmp_path: Path) -> None:
     same(model, medimg.load(path, backbone=Small(1)))
     with pytest.raises(TrainingError, match="must be 1"):
         TransferClassifier(Small(1), classes=CLASSES, in_channels=3)
+
+
+def test_a_folded_network_of_ones_own(tmp_path: Path) -> None:
+    network = Small().eval()
+    x = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        network.fc = nn.Identity()  # type: ignore[assignment]
+        expected = network(x.repeat(1, 3, 1, 1))
+    network.fc = nn.Linear(8, 5)
+    recipe = Preprocess(size=32, channels="single", mean=0.5, std=0.25)
+    model = TransferClassifier(network, classes=CLASSES, in_channels=1, preprocess=recipe)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval().embed(x), expected, rtol=1e-4, atol=1e-5)
+    path = model.save(tmp_path / "model.safetensors")
+    for given in (Small(), Small(1)):
+        same(model, medimg.load(path, backbone=given))
+    assert TransferClassifier(Small(), classes=CLASSES, in_channels=1).preprocess.n_channels == 1
+
+
+def test_one_channel_of_a_checkpoint_of_three(tmp_path: Path) -> None:
+    recipe = Preprocess(size=64, window="lung", mean=(0.3, 0.4, 0.5), std=(0.1, 0.2, 0.3))
+    first = TransferClassifier("squeezenet1_1", classes=CLASSES, weights=None, preprocess=recipe)
+    path = first.save(tmp_path / "first.safetensors")
+    for backbone, weights in (("squeezenet1_1", path), (path, "DEFAULT")):
+        model = TransferClassifier(backbone, classes=CLASSES, weights=weights, in_channels=1)
+        expected = recipe.replace(channels="single", mean=0.4, std=0.2)
+        assert model.preprocess.replace(mean=0.4, std=0.2) == expected
+        assert model.preprocess.mean == pytest.approx((0.4,))
+        assert (
+            TransferClassifier(
+                backbone, classes=CLASSES, weights=model.save(tmp_path / "one.safetensors")
+            ).preprocess.n_channels
+            == 1
+        )
+
+
+class Noisy(Small):
+    """A network that adds noise, also in evaluation mode."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x + 0.1 * torch.randn_like(x))
+
+
+@pytest.mark.parametrize("features", [None, 5])
+def test_a_network_that_is_random_in_evaluation_is_refused(features: int | None) -> None:
+    medimg.register_backbone("noisy", Noisy, size=16, features=features)
+    for backbone in ("noisy", Noisy()):
+        with pytest.raises(TrainingError, match="another embedding each time for the same image"):
+            TransferClassifier(backbone, classes=CLASSES, preprocess=Preprocess(size=16))
+
+
+def test_a_network_without_values_is_refused() -> None:
+    with pytest.raises(TrainingError, match="on the meta device"):
+        TransferClassifier(Small().to("meta"), classes=CLASSES)
 
 
 def test_a_checkpoint_is_a_backbone(tmp_path: Path) -> None:
@@ -535,6 +591,80 @@ def test_a_folder_of_timm(timm: Any, tmp_path: Path) -> None:
     same(model, medimg.load(model.save(tmp_path / "model.safetensors")))
 
 
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The connections that were tried."""
+    tried: list[object] = []
+
+    def connect(_: socket.socket, address: object) -> None:
+        tried.append(address)
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *names, **_: connect(None, names))  # type: ignore[arg-type]
+    return tried
+
+
+OVERLAY = {"url": "http://127.0.0.1:9/weights.pth", "hf_hub_id": None, "source": "url"}
+TIMM_REFUSED: list[Any] = [
+    {"pretrained": True, "pretrained_cfg_overlay": OVERLAY},
+    {"pretrained_cfg_overlay": OVERLAY},
+    {"pretrained_cfg": {"url": "http://127.0.0.1:9/weights.pth"}},
+    {"checkpoint_path": "/etc/passwd"},
+    {"cache_dir": "/tmp"},
+    {"scriptable": True},
+    {"no_jit": True},
+    {"features_only": True},
+    {"model_name": "hf-hub:owner/name"},
+    {"device": "meta"},
+    ["pretrained"],
+]
+
+
+def test_a_file_has_no_say_in_how_timm_builds(timm: Any, offline: list[object], tmp_path: Path) -> None:
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "pytorch_model.bin")
+    model = TransferClassifier("timm:test_resnet", classes=CLASSES, weights=None)
+    for arguments in TIMM_REFUSED:
+        first = next(iter(arguments))
+        (tmp_path / "config.json").write_text(
+            json.dumps({"architecture": "test_resnet", "model_args": arguments})
+        )
+        with pytest.raises(TrainingError, match=first if isinstance(arguments, dict) else "must be an obj"):
+            TransferClassifier(tmp_path, classes=CLASSES)
+        if isinstance(arguments, dict):
+            model.architecture = architecture.Architecture("timm:test_resnet", settings=arguments)
+            path = model.save(tmp_path / "model.safetensors")
+            for read in (medimg.load, lambda file: TransferClassifier(file, classes=CLASSES)):
+                with pytest.raises((CheckpointError, TrainingError), match=first):
+                    read(path)
+    assert offline == []
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_folder_as_timm_writes_it(timm: Any, channels: int, tmp_path: Path) -> None:
+    from timm.models import save_for_hf
+
+    network = timm.create_model("test_vit", num_classes=7, in_chans=channels)
+    save_for_hf(network, tmp_path, safe_serialization=False)
+    model = TransferClassifier(tmp_path, classes=CLASSES)
+    assert (model.preprocess.n_channels, model.architecture.channels) == (channels, channels)
+    x = torch.randn(2, *model.preprocess.image_shape)
+    with torch.no_grad():
+        expected = network.eval().forward_head(network.forward_features(x), pre_logits=True)
+        assert torch.equal(model.eval().embed(x), expected)
+    same(model, medimg.load(model.save(tmp_path / "model.safetensors")))
+
+
+def test_a_folder_of_timm_without_weights(timm: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_resnet"}))
+    with pytest.raises(WeightsUnavailableError, match=r"has none of .*weights=None for random"):
+        TransferClassifier(tmp_path, classes=CLASSES)
+    assert TransferClassifier(tmp_path, classes=CLASSES, weights=None).weights_name is None
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "mine.pth")
+    model = TransferClassifier(tmp_path, classes=CLASSES, weights=tmp_path / "mine.pth")
+    assert model.weights_name == "mine.pth"
+
+
 def test_torchxrayvision_files_are_read_without_their_code(tmp_path: Path) -> None:
     xrv = pytest.importorskip("torchxrayvision.models", reason="a file of torchxrayvision is made by it")
     torch.manual_seed(0)
@@ -568,6 +698,160 @@ def test_a_folder_of_transformers(tmp_path: Path) -> None:
     assert loaded.backbone_name == "hf:dino"
     with pytest.raises(PreprocessError, match=r"multiples of 14.*size=70"):
         TransferClassifier(tmp_path / "dino", classes=CLASSES, preprocess=Preprocess(size=64))
+
+
+VIT = {
+    "model_type": "vit",
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+
+def hf_folder(folder: Path, config: object, images: object = None) -> Path:
+    """Write a folder of transformers with random weights."""
+    transformers = pytest.importorskip("transformers", reason="encoders of the hub need transformers")
+    network = transformers.ViTModel(
+        transformers.ViTConfig(**{k: v for k, v in VIT.items() if k != "model_type"})
+    )
+    network.save_pretrained(folder)
+    (folder / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    if images is not None:
+        (folder / "preprocessor_config.json").write_text(json.dumps(images))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [{}, {"model_type": "dinov2", "mlp_ratio": 1}, {"model_type": "swin", "embed_dim": 8, "depths": [1]}],
+)
+def test_a_folded_encoder_of_transformers(kind: dict[str, Any], tmp_path: Path) -> None:
+    if kind.get("model_type") == "swin":
+        kind = {**kind, "num_heads": [2], "window_size": 2, "hidden_size": None}
+        kind |= {"num_hidden_layers": None, "num_attention_heads": None}
+    config = {k: v for k, v in {**VIT, **kind}.items() if v is not None}
+    folder = hf_folder(tmp_path / "encoder", config)
+    (folder / "model.safetensors").unlink()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        three = TransferClassifier(folder, classes=CLASSES, weights=None)
+    path = three.save(tmp_path / "three.safetensors")
+    one = TransferClassifier(path, classes=CLASSES, in_channels=1)
+    assert one.preprocess.n_channels == 1
+    x = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        found, expected = one.eval().embed(x), three.eval().embed(x.repeat(1, 3, 1, 1))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    same(one, medimg.load(one.save(tmp_path / "one.safetensors")))
+
+
+HF_REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"auto_map": {"AutoModel": "evil.Model"}}, "needs code"),
+    ({"trust_remote_code": True}, "'trust_remote_code'"),
+    ({"attn_implementation": "owner/kernel"}, "'attn_implementation'"),
+    ({"_attn_implementation": "flash_attention_2"}, "'_attn_implementation'"),
+    ({"_attn_implementation_internal": "owner/kernel"}, "'_attn_implementation_internal'"),
+    ({"attn_implementation": {"": "owner/kernel"}}, "'attn_implementation'"),
+    ({"text_config": {"experts_implementation": "owner/kernel"}}, "'experts_implementation'"),
+    ({"attribute_map": {"x": "_attn_implementation_internal"}, "x": "owner/kernel"}, "'attribute_map'"),
+    ({"model_type": "detr", "backbone": "owner/name"}, "'backbone'"),
+    ({"model_type": "upernet", "use_pretrained_backbone": True}, "'use_pretrained_backbone'"),
+    ({"model_type": "upernet", "backbone_config": {"model_type": "timm_backbone"}}, "network of timm"),
+    ({"model_type": "timm_wrapper", "model_args": {"checkpoint_path": "x"}}, "network of timm"),
+    ({"quantization_config": {"quant_method": "mxfp4"}}, "'quantization_config'"),
+]
+
+
+def test_a_configuration_gets_nothing_from_elsewhere(offline: list[object], tmp_path: Path) -> None:
+    folder = hf_folder(tmp_path / "vit", {**VIT, "dtype": "float16", "torch_dtype": "load"})
+    model = TransferClassifier(folder, classes=CLASSES)
+    same(model, medimg.load(model.save(tmp_path / "model.safetensors")))
+    for added, message in HF_REFUSED:
+        (folder / "config.json").write_text(json.dumps({**VIT, **added}))
+        with pytest.raises(TrainingError, match=message):
+            TransferClassifier(folder, classes=CLASSES)
+        model.architecture = architecture.Architecture("hf:vit", settings={**VIT, **added})
+        with pytest.raises(CheckpointError, match=message):
+            medimg.load(model.save(tmp_path / "model.safetensors"))
+    assert offline == []
+
+
+HF_INVALID: list[tuple[Any, Any, str]] = [
+    ({"num_attention_heads": 0}, None, "can't build hf:vit"),
+    ({"hidden_size": 0}, None, "can't build|fails on"),
+    ({"hidden_size": -2}, None, "can't build"),
+    ({"hidden_dropout_prob": "x"}, None, "can't build"),
+    ({"dtype": "load", "initializer_range": "x"}, None, "can't build"),
+    ({"patch_size": 0}, None, "patch_size of hf:vit must be a whole number"),
+    ({"patch_size": -8}, None, "patch_size of hf:vit must be a whole number"),
+    ({"patch_size": "x"}, None, "patch_size of hf:vit must be a whole number"),
+    ({"image_size": []}, None, "image_size of hf:vit must be a whole number"),
+    ({"image_size": {"height": 32}}, None, "image_size of hf:vit must be a whole number"),
+    ({"image_size": "abc"}, None, "image_size of hf:vit must be a whole number"),
+    ({"image_size": [[1]]}, None, "image_size of hf:vit must be a whole number"),
+    ({"vision_config": [1]}, None, "vision_config of hf:vit must be an object"),
+    ({}, {"size": {"height": "32"}}, "size of hf:vit must be a whole number"),
+    ({}, {"crop_size": 0}, "crop_size of hf:vit must be a whole number"),
+    ({}, {"image_mean": "0.5"}, "image_mean of hf:vit must be a number, or one for each"),
+    ({}, {"image_mean": 0.5, "image_std": [None]}, "image_std of hf:vit must be a number"),
+    ({"num_channels": 1}, {"image_mean": [], "image_std": [0.5]}, "image_mean of hf:vit must be a number"),
+    ("[" * 100_000, None, "no config.json that can be read"),
+    ({}, "[" * 100_000, "can't be read as a configuration"),
+]
+
+
+def test_an_invalid_configuration_of_transformers(tmp_path: Path) -> None:
+    folder = hf_folder(tmp_path / "vit", VIT)
+    for config, images, message in HF_INVALID:
+        (folder / "config.json").write_text(
+            config if isinstance(config, str) else json.dumps({**VIT, **config})
+        )
+        written = images if isinstance(images, str) else json.dumps(images or {})
+        (folder / "preprocessor_config.json").write_text(written)
+        with pytest.raises(MedimgError, match=message):
+            TransferClassifier(folder, classes=CLASSES, weights=None)
+    (folder / "config.json").write_text(json.dumps({**VIT, "image_size": 40}))
+    (folder / "preprocessor_config.json").write_text('{"image_mean": 0.5, "image_std": 0.25}')
+    model = TransferClassifier(folder, classes=CLASSES, weights=None)
+    assert model.preprocess == Preprocess(size=40, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+TIMM_INVALID: list[tuple[dict[str, Any], str]] = [
+    ({"model_args": {"num_heads": 0}}, "timm can't build timm:test_vit: ZeroDivisionError"),
+    ({"model_args": {"in_chans": "3"}}, "'3' channels"),
+    ({"model_args": "x"}, "must be an object"),
+    ({"pretrained_cfg": [1]}, "pretrained_cfg of timm:test_vit must be an object"),
+    ({"pretrained_cfg": {"input_size": "abc"}}, "input_size of timm:test_vit must be a list of three whole"),
+    (
+        {"pretrained_cfg": {"input_size": [3, 0, 0]}},
+        "input_size of timm:test_vit must be a list of three whole",
+    ),
+    ({"pretrained_cfg": {"mean": None}}, "mean of timm:test_vit must be a list of one or three"),
+    ({"pretrained_cfg": {"std": [1, 1, "x"]}}, "std of timm:test_vit must be a list of one or three"),
+    ({"pretrained_cfg": {"std": [0, 0, 0]}}, "std must be positive"),
+]
+
+
+def test_an_invalid_configuration_of_timm(timm: Any, tmp_path: Path) -> None:
+    for config, message in TIMM_INVALID:
+        (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_vit", **config}))
+        with pytest.raises(MedimgError, match=message):
+            TransferClassifier(tmp_path, classes=CLASSES, weights=None)
+
+
+def test_a_masked_autoencoder_is_refused(tmp_path: Path) -> None:
+    decoder = {
+        "decoder_hidden_size": 16,
+        "decoder_num_hidden_layers": 1,
+        "decoder_num_attention_heads": 2,
+        "decoder_intermediate_size": 16,
+    }
+    folder = hf_folder(tmp_path / "mae", {**VIT, "model_type": "vit_mae", **decoder})
+    with pytest.raises(TrainingError, match="hf:mae gives another embedding each time"):
+        TransferClassifier(folder, classes=CLASSES, weights=tmp_path / "mae/model.safetensors")
 
 
 def test_timm_is_asked_for_a_quiet_build(timm: Any) -> None:

@@ -89,6 +89,19 @@ def test_bags_and_transforms_of_libraries() -> None:
     np.testing.assert_allclose(found, flipped, atol=1e-5)
 
 
+@pytest.mark.parametrize("unit", ["image", "series"])
+def test_functions_may_change_images_in_place(unit: Any) -> None:
+    model = model_of(pool="none" if unit == "image" else "mean")
+    data = images(3, preprocess=SMALL, unit=unit, **({} if unit == "image" else {"lengths": (2, 4, 3)}))
+    found, expected = (
+        model.predict_proba(data, tta=[change, "hflip"])
+        for change in (lambda x: x.mul_(0).add_(1), torch.ones_like)
+    )
+    np.testing.assert_array_equal(found, expected)
+    tables = [model.predict(volume(), tta=[change, "vflip"]) for change in (Tensor.neg_, Tensor.neg)]
+    assert tables[0].equals(tables[1])
+
+
 @pytest.mark.parametrize(
     ("augment", "tta", "message"),
     [
@@ -99,6 +112,13 @@ def test_bags_and_transforms_of_libraries() -> None:
         ("auto", ["hflp"], "did you mean 'hflip'"),
         ("auto", [3], "tta has 3"),
         ("auto", [lambda batch: batch[:1]], "expected a tensor of the same shape"),
+        ("auto", [Tensor.long], "returned torch.int64 for a batch of torch.float32"),
+        ("auto", [lambda batch: batch.to(torch.complex64)], "returned torch.complex64"),
+        (
+            "auto",
+            [lambda batch: batch.absent],
+            "a function of tta= fails on images of shape .*AttributeError",
+        ),
         (None, 4, "was trained without augmentation"),
         ("own", 4, "trained with a function of your own"),
     ],

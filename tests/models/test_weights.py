@@ -239,6 +239,32 @@ def test_values_that_are_not_finite(tmp_path: Path) -> None:
         model_from(tmp_path / "mine.pth")
 
 
+def test_values_that_are_not_finite_in_the_type_of_the_network(tmp_path: Path) -> None:
+    state = squeezenet_state()
+    state["features.0.bias"] = torch.full((64,), 1e300, dtype=torch.float64)
+    torch.save(state, tmp_path / "mine.pth")
+    with pytest.raises(WeightsUnavailableError, match=r"not finite in features\.0\.bias"):
+        model_from(tmp_path / "mine.pth")
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
+def test_numbers_of_eight_bits(tmp_path: Path, name: str) -> None:
+    dtype = getattr(torch, name)
+    state = OrderedDict((n, v.to(dtype)) for n, v in squeezenet_state().items())
+    torch.save(state, tmp_path / "mine.pth")
+    for channels in (1, 3):
+        model = TransferClassifier(
+            "squeezenet1_1", classes=("a", "b"), weights=tmp_path / "mine.pth", in_channels=channels
+        )
+        found = model.backbone.state_dict()["features.0.weight"]
+        expected = state["features.0.weight"].float()
+        assert torch.equal(found, expected if channels == 3 else expected.sum(dim=1, keepdim=True))
+    state["features.0.bias"] = torch.zeros(1).to(dtype).expand(10**6, 10**6)
+    torch.save(state, tmp_path / "mine.pth")
+    with pytest.raises(WeightsUnavailableError, match="of another shape"):
+        model_from(tmp_path / "mine.pth")
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(WeightsUnavailableError, match="there is no file of weights"):
         model_from(tmp_path / "none.pth")

@@ -15,7 +15,7 @@ from sklearn.metrics import cohen_kappa_score
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
-from medimg import FitResult, fine_tune, load
+from medimg import FitResult, TransferClassifier, fine_tune, load
 from medimg.adapt import CORAL
 from medimg.errors import MedimgWarning, TrainingError
 from medimg.training.optimization.custom import CustomLoss, CustomParts
@@ -196,13 +196,116 @@ def adamw_of_all(groups: Any) -> Any:
         ({"metrics": {"kappa": 3}}, "must be a function"),
         ({"metrics": {"kappa": kappa}, "val": None}, "pass val="),
         ({"metrics": {"kappa": lambda a, b: a["x"]}}, "the metric 'kappa' fails on labels"),
+        ({"metrics": {"kappa": lambda a, b: "0.5"}}, "the metric 'kappa' returned a str, expected a number"),
+        ({"metrics": {"kappa": lambda a, b: None}}, "the metric 'kappa' fails on labels"),
         ({"monitor": "val_kappa"}, 'monitor must be "auto"'),
         ({"metrics": {"n": lambda a, b: math.nan}, "monitor": "val_n"}, "the metric is not finite"),
     ],
 )
-def test_contradictions_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_contradictions_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=message):
-        trained(small_classifier(), **{"head_epochs": 1, "epochs": 0, **settings})
+        trained(small_classifier(), tmp_path / "run", **{"head_epochs": 1, "epochs": 0, **settings})
+    # NaN is known after an epoch only
+    assert (tmp_path / "run").exists() == ("not finite" in message)
+
+
+class Late:
+    """A function that fails on its later calls."""
+
+    def __init__(self, function: Any, good: int) -> None:
+        self.function, self.left = function, good
+
+    def __call__(self, *given: Any) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise ZeroDivisionError("late")
+        return self.function(*given)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"schedule": partial(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=1)},
+            "OneCycleLR fails on a step",
+        ),
+        (
+            {"schedule": partial(lr_scheduler.LambdaLR, lr_lambda=lambda n: 1 / (2 - n))},
+            "LambdaLR fails on a step: ZeroDivisionError",
+        ),
+        (
+            {"optimizer": lambda groups: torch.optim.SparseAdam([{**g, "weight_decay": 0} for g in groups])},
+            "fails on step 1 of an epoch: RuntimeError",
+        ),
+        (
+            {"loss": Late(focal, 2), "balance": None},
+            r"loss=.*Late fails on logits \(4, 2\).*ZeroDivisionError",
+        ),
+        ({"metrics": {"late": Late(kappa, 1)}}, "the metric 'late' fails on labels"),
+    ],
+)
+def test_what_fails_in_training_is_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        trained(small_classifier(), **settings)
+
+
+def test_an_error_of_the_network_is_not_that_of_the_optimizer() -> None:
+    model = small_classifier()
+
+    def fail(*_: Any) -> None:
+        if model.training:
+            raise ZeroDivisionError("of the network")
+
+    model.head.register_forward_pre_hook(fail)
+    with pytest.raises(ZeroDivisionError, match="of the network"):
+        trained(model, optimizer=SGD)
+
+
+class WithoutGradients(nn.Module):
+    """A network that computes without gradients, as some wrappers for inference do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.body(x)
+        logits: Tensor = self.head(x)
+        return logits
+
+
+@pytest.mark.parametrize("frozen_head", [False, True])
+def test_a_backbone_without_gradients_is_refused(*, frozen_head: bool) -> None:
+    model = TransferClassifier(
+        WithoutGradients(), classes=("a", "b"), weights=None, preprocess=small_classifier().preprocess
+    )
+    trained(model, head_epochs=1, epochs=0)
+    before = state(model)
+    model.head.requires_grad_(not frozen_head)
+    with pytest.raises(TrainingError, match=r"no parameter of .* has a gradient.*torch\.no_grad"):
+        trained(model, head_epochs=0, epochs=1)
+    assert not changed(before, state(model))
+
+
+def test_metrics_and_losses_get_arrays_of_their_own() -> None:
+    def spoil(labels: Any, probabilities: Any) -> float:
+        found = brier(labels, probabilities)
+        labels[:], probabilities[:] = 0, 1
+        return found
+
+    def spoil_loss(logits: Tensor, labels: Tensor) -> Tensor:
+        found = focal(logits, labels)
+        if not logits.requires_grad:
+            logits.zero_()
+            labels.zero_()
+        return found
+
+    common: dict[str, Any] = {"balance": None, "epochs": 1}
+    found = trained(small_classifier(), metrics={"a": spoil, "b": brier}, loss=spoil_loss, **common)
+    expected = trained(small_classifier(), metrics={"a": brier, "b": brier}, loss=focal, **common)
+    assert without_times(found) == without_times(expected)
 
 
 def test_adaptation_weights_the_built_in_loss() -> None:

@@ -23,12 +23,17 @@ def is_library_transform(choice: object) -> bool:
 
 
 def check_shape(changed: object, images: Tensor) -> Tensor:
-    """Return an augmented batch as a plain tensor; raise TrainingError if its shape has changed."""
+    """Return an augmented batch as a plain tensor; raise TrainingError if it is none of the same shape."""
     if not isinstance(changed, Tensor) or changed.shape != images.shape:
         found = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
         raise TrainingError(
             f"the augmentation returned {found} for a batch of shape {tuple(images.shape)}; expected a "
             "tensor of the same shape"
+        )
+    if not changed.is_floating_point():
+        raise TrainingError(
+            f"the augmentation returned {changed.dtype} for a batch of {images.dtype}; expected normalized "
+            "intensities of a floating-point type"
         )
     return changed.as_subclass(Tensor)
 

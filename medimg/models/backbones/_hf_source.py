@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from inspect import signature
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from torch import Tensor, nn
 
+from medimg._validation import check_whole_number, printable, printable_error
 from medimg.core.logger import get_logger
 from medimg.errors import TrainingError, WeightsUnavailableError, also
 from medimg.io.files.regular_file import is_regular_file
@@ -42,6 +44,28 @@ _IMAGES: Final = "preprocessor_config.json"
 #: Licenses of repositories that don't state them in a form that is read.
 _LICENSES: Final = {"microsoft/rad-dino": "MSRLA (research use only)"}
 _LICENSE: Final = re.compile(r"^(?:license_name|license):\s*[\"']?([\w.+-]+)", re.MULTILINE)
+
+
+#: Fields that build nothing; the network has 32 bits anyway.
+_NOT_BUILT: Final = ("architectures", "_name_or_path", "dtype", "torch_dtype")
+#: Fields by which transformers takes code, weights or configurations from elsewhere.
+_REMOTE: Final = frozenset(
+    {
+        "attribute_map",
+        "auto_map",
+        "backbone",
+        "backbone_kwargs",
+        "custom_generate",
+        "quantization_config",
+        "trust_remote_code",
+        "use_kernels",
+        "use_pretrained_backbone",
+    }
+)
+#: Ends of fields that name an implementation, which may be a repository's, and those that are built in.
+_KERNELS: Final = ("_implementation", "_implementation_internal")
+_BUILT_IN: Final = (None, "eager", "sdpa", "flex_attention", "batched_mm", "grouped_mm")
+_DEEPEST: Final = 20
 
 
 class HFEncoder(nn.Module):
@@ -166,15 +190,15 @@ class HFBackbone:
     def default_recipe(self, weights: WeightsSource | None, state: Mapping[str, Tensor] | None) -> Preprocess:
         """Return the default preprocessing, by the configuration of the image processor."""
         images = self.images
-        mean, std = images.get("image_mean"), images.get("image_std")
+        mean, std = (_per_channel(images.get(f"image_{what}"), what, self.name) for what in ("mean", "std"))
         if images.get("do_normalize", True) is False:
             mean, std = None, None
         elif mean is None or std is None:
             mean, std = IMAGENET_MEAN, IMAGENET_STD
         if self.channels == 1:
-            one = tuple(v[0] if isinstance(v, list | tuple) else v for v in (mean, std))
+            one = tuple(None if v is None else v[0] for v in (mean, std))
             return Preprocess(size=self._size(), channels="single", mean=one[0], std=one[1])
-        return Preprocess(size=self._size(), mean=mean and tuple(mean), std=std and tuple(std))
+        return Preprocess(size=self._size(), mean=mean, std=std)
 
     def _size(self) -> int:
         """Return the default image size: that of the crop, or of the images, else of the configuration."""
@@ -182,11 +206,11 @@ class HFBackbone:
             given = self.images.get(entry)
             if entry == "crop_size" and self.images.get("do_center_crop", True) is False:
                 continue
-            value = (given.get("height") or given.get("shortest_edge")) if isinstance(given, dict) else given
-            if isinstance(value, int):
-                return value
-        stated = self.settings.get("image_size", 224)
-        return int(stated[0] if isinstance(stated, list | tuple) else stated)
+            value = given.get("height", given.get("shortest_edge")) if isinstance(given, dict) else given
+            if value is not None:
+                return _first_side(value, entry, self.name)
+        stated = self.settings.get("image_size")
+        return 224 if stated is None else _first_side(stated, "image_size", self.name)
 
     def plan(
         self, weights: WeightsSource | None, state: Mapping[str, Tensor] | None, recipe: Preprocess
@@ -196,8 +220,10 @@ class HFBackbone:
 
     def size_rule(self, architecture: Architecture) -> SizeRule:
         """Return the sizes that the network takes: multiples of its patches."""
-        patch = self.settings.get("patch_size", 1)
-        return SizeRule(multiple=patch if isinstance(patch, int) else 1)
+        patch = self.settings.get("patch_size")
+        if patch is None or isinstance(patch, list | tuple):
+            return SizeRule()
+        return SizeRule(multiple=check_whole_number(f"patch_size of {self.name}", patch, least=1))
 
     def build(self, architecture: Architecture, recipe: Preprocess | None, *, initialize: bool) -> HeadParts:
         """Build the encoder of a configuration with random weights."""
@@ -210,12 +236,12 @@ class HFBackbone:
             # the pooler of a ViT is a layer for its former task
             options = {"add_pooling_layer": False} if _has_dense_pooler(model_class) else {}
             network = transformers.AutoModel.from_config(config, trust_remote_code=False, **options)
-        except (KeyError, ValueError, TypeError, AttributeError, ImportError) as error:
+            encoder = HFEncoder(network.float())
+        except Exception as error:  # whatever the code for this network makes of its configuration
             raise TrainingError(
-                f"transformers {transformers.__version__} can't build {self.name} ({kind!r}; "
-                f"{type(error).__name__}: {error}); another version may"
+                f"transformers {transformers.__version__} can't build {self.name} ({printable(kind)!r}; "
+                f"{printable_error(error)}); another version may"
             ) from error
-        encoder = HFEncoder(network.float())
         tried = recipe or self.default_recipe(None, None)
         if tried.n_channels != input_channels(encoder):
             tried = self.default_recipe(None, None).replace(size=tried.size)
@@ -250,7 +276,7 @@ class HFBackbone:
             )
         except Exception as error:  # whatever the library raises
             raise WeightsUnavailableError(
-                f"the weights don't fit {self.name} ({type(error).__name__}: {error}); pass the backbone of "
+                f"the weights don't fit {self.name} ({printable_error(error)}); pass the backbone of "
                 "these weights, or other weights"
             ) from error
         missing = sorted(set(facts.get("missing_keys", ())) & set(network.state_dict()))
@@ -267,9 +293,31 @@ def _has_dense_pooler(model_class: Any) -> bool:
     return "add_pooling_layer" in signature(model_class.__init__).parameters
 
 
+def _per_channel(value: object, what: str, name: str) -> tuple[Any, ...] | None:
+    """Return the mean or standard deviation of an image processor, one for all channels or one for each."""
+    if value is None:
+        return None
+    several = value if isinstance(value, list | tuple) else (value,) * 3
+    if not several or any(isinstance(v, bool) or not isinstance(v, int | float) for v in several):
+        raise TrainingError(
+            f"image_{what} of {name} must be a number, or one for each channel; found {reprlib.repr(value)}"
+        )
+    return tuple(several)
+
+
+def _first_side(value: object, entry: str, name: str) -> int:
+    """Return the first side of images of a size."""
+    side = value[0] if isinstance(value, list | tuple) and value else value
+    return check_whole_number(f"{entry} of {name}", side, least=1)
+
+
 def _own_settings(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return the configuration of the image encoder, which must need no code of the repository."""
     inner = settings.get("vision_config")
+    if inner is not None and not isinstance(inner, dict):
+        raise TrainingError(
+            f"vision_config of {name} must be an object with fields; found a {type(inner).__name__}"
+        )
     if isinstance(inner, dict):  # of image and text, such as CLIP
         kind = inner.get("model_type") or f"{settings.get('model_type')}_vision_model"
         settings = {**inner, "model_type": kind}
@@ -278,19 +326,46 @@ def _own_settings(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
             f"{name} needs code that its repository has, which is not executed; build the network yourself "
             "and register it by medimg.register_backbone"
         )
+    _check_local(settings, name)
     if not isinstance(settings.get("model_type"), str):
         raise TrainingError(
             f"the configuration of {name} has no model_type: it is not one of transformers; pass a folder as "
             "save_pretrained writes it"
         )
-    return {key: value for key, value in settings.items() if key not in ("architectures", "_name_or_path")}
+    return {key: value for key, value in settings.items() if key not in _NOT_BUILT}
+
+
+def _check_local(value: object, name: str, depth: int = 0) -> None:
+    """Refuse a configuration, or one inside it, with which transformers would download or run code."""
+    if depth > _DEEPEST:
+        raise TrainingError(f"the configuration of {name} is nested deeper than {_DEEPEST} levels")
+    if isinstance(value, list | tuple):
+        for inner in value:
+            _check_local(inner, name, depth + 1)
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        if key == "model_type" and isinstance(inner, str) and inner.startswith("timm_"):
+            raise TrainingError(f"{name} is a network of timm: pass its name there, such as 'timm:resnet50'")
+        if (key in _REMOTE and inner) or (key.endswith(_KERNELS) and not _is_built_in(inner)):
+            raise TrainingError(
+                f"the configuration of {name} has {key!r}, with which transformers can download or run "
+                "other code or weights; remove it from the configuration if you trust it"
+            )
+        _check_local(inner, name, depth + 1)
+
+
+def _is_built_in(chosen: object) -> bool:
+    """Whether an implementation of attention or experts, one or several, is none of a repository."""
+    several = chosen.values() if isinstance(chosen, dict) else (chosen,)
+    return all(one in _BUILT_IN for one in several if not isinstance(one, list | dict)) and not any(
+        isinstance(one, list | dict) for one in several
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     """Read a configuration."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsUnavailableError(
             f"{path} can't be read as a configuration ({type(error).__name__}); download it again"
         ) from error

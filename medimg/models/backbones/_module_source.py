@@ -75,6 +75,8 @@ class ModuleBackbone:
 
     def build(self, architecture: Architecture, recipe: Preprocess | None, *, initialize: bool) -> HeadParts:
         """Split off the head of the network, which is tried on one image."""
+        if recipe is not None and recipe.n_channels != self.channels:  # its stem is folded later
+            recipe = self.default_recipe(None, None).replace(size=recipe.size)
         return self._registered(recipe).build(architecture, recipe, initialize=initialize)
 
     def convert(

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
+import reprlib
 from collections import OrderedDict
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from medimg._validation import did_you_mean
+from medimg._validation import did_you_mean, printable_error
 from medimg.errors import PreprocessError, TrainingError, WeightsUnavailableError, also
 from medimg.io.files.regular_file import is_regular_file
 from medimg.models.backbones._hub_files import WEIGHT_FILES, cached_file
@@ -23,6 +25,7 @@ from medimg.models.backbones.source import (
     Architecture,
     SizeRule,
     check_license,
+    grayscale_recipe,
     import_extra,
 )
 from medimg.models.backbones.state_matching import strip_prefix
@@ -37,6 +40,10 @@ if TYPE_CHECKING:
 __all__ = ["TimmBackbone"]
 
 PREFIX: Final = "timm:"
+#: Arguments that are taken on the way to a network, but are not in a signature.
+_RUNTIME: Final = frozenset(
+    ("device", "dtype", "features_only", "feature_cls", "out_indices", "pruned", "url", "file")
+)
 _LEAST_SIZE: Final = 32  # of convolutional networks, whose configuration has none
 
 
@@ -80,17 +87,12 @@ class TimmBackbone:
         """Return the network of a folder as timm's ``save_for_hf`` writes it."""
         model = str(settings["architecture"])
         found = cls.open(f"{PREFIX}{model}")
-        weights = next((folder / name for name in WEIGHT_FILES if is_regular_file(folder / name)), None)
-        if weights is None:
-            raise also(WeightsUnavailableError, FileNotFoundError)(
-                f"the folder {folder.name} has none of {', '.join(WEIGHT_FILES)}; pass the name "
-                f"{found.name!r}"
-            )
-        own = dict(settings.get("pretrained_cfg") or {})
-        given = {key: own[key] for key in ("input_size", "mean", "std") if key in own}
-        return replace(
-            found, arguments=settings.get("model_args") or None, stated=given, weights_file=weights
-        )
+        files = [folder / name for name in WEIGHT_FILES]
+        weights = next(filter(is_regular_file, files), files[0])
+        given = _own_images(settings.get("pretrained_cfg"), found.name)
+        arguments = _own_arguments(settings.get("model_args"), found.name)
+        channels = _image_channels(arguments, found.name)
+        return replace(found, arguments=arguments, stated=given, weights_file=weights, channels=channels)
 
     @classmethod
     def rebuild(cls, architecture: Architecture) -> TimmBackbone:
@@ -99,7 +101,9 @@ class TimmBackbone:
         model = architecture.name.removeprefix(PREFIX).partition(".")[0]
         if not timm.is_model(model):
             raise TrainingError(f"timm {timm.__version__} has no network {model!r}")
-        return cls(architecture.name, arguments=architecture.settings)
+        arguments = _own_arguments(architecture.settings, architecture.name)
+        channels = _image_channels(arguments, architecture.name)
+        return cls(architecture.name, arguments=arguments, channels=channels)
 
     @property
     def parameter_count(self) -> int:
@@ -129,6 +133,12 @@ class TimmBackbone:
         from timm.models import get_pretrained_cfg
 
         if self.weights_file is not None and choice == "DEFAULT":
+            if not is_regular_file(self.weights_file):
+                raise also(WeightsUnavailableError, FileNotFoundError)(
+                    f"the folder {self.weights_file.parent.name} has none of {', '.join(WEIGHT_FILES)}; pass "
+                    f"the name {self.name!r} as the backbone, weights=<path of a file>, or weights=None for "
+                    "random weights"
+                )
             return WeightsSource(self.weights_file.name, self.weights_file)
         model, tags = self._model, _tags(self._model)
         tag = self.name.partition(".")[2] if choice == "DEFAULT" else str(choice).removeprefix(f"{model}.")
@@ -159,7 +169,11 @@ class TimmBackbone:
             from timm.models import get_pretrained_cfg
 
             settings = get_pretrained_cfg(weights.name.removeprefix(PREFIX)) or settings
-        return Preprocess(size=_size(settings), mean=tuple(settings.mean[:3]), std=tuple(settings.std[:3]))
+        mean, std = (
+            tuple(values[:3]) * (3 if len(values) == 1 else 1) for values in (settings.mean, settings.std)
+        )
+        recipe = Preprocess(size=_size(settings), mean=mean, std=std)
+        return grayscale_recipe(recipe) if self.channels == 1 else recipe
 
     def plan(
         self, weights: WeightsSource | None, state: Mapping[str, Tensor] | None, recipe: Preprocess
@@ -187,7 +201,7 @@ class TimmBackbone:
                 network = self._create(size)
         except Exception as error:  # whatever the network checks
             raise PreprocessError(
-                f"{self.name} can't be built for images of {size}×{size} ({type(error).__name__}: {error}); "
+                f"{self.name} can't be built for images of {size}×{size} ({printable_error(error)}); "
                 f"its own size is {_size(self._settings)}: use "
                 f"preprocess.replace(size={_size(self._settings)})"
             ) from error
@@ -207,9 +221,9 @@ class TimmBackbone:
         try:
             with _quiet():
                 network = self._create(architecture.image_size, architecture.settings)
-        except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
+        except Exception as error:  # whatever the code for this network makes of its arguments
             raise TrainingError(
-                f"timm can't build {self.name}: {type(error).__name__}: {error}; another version of timm may"
+                f"timm can't build {self.name}: {printable_error(error)}; another version of timm may"
             ) from error
         features = getattr(network, "head_hidden_size", None) or getattr(network, "num_features", None)
         if features is None:
@@ -268,13 +282,69 @@ class TimmBackbone:
                 return state
             raise WeightsUnavailableError(
                 f"the weights don't fit {self.name}, nor are they of a form that timm converts "
-                f"({type(error).__name__}: {_shorten(str(error))}); pass the backbone of these weights, or "
+                f"({printable_error(error)}); pass the backbone of these weights, or "
                 "other weights"
             ) from error
         converted = OrderedDict((f"{prefix}{name}", value) for name, value in network.state_dict().items())
         beside = (n for n in state if not n.startswith(prefix) or n.removeprefix(prefix).startswith(heads))
         converted.update((name, state[name]) for name in beside if name not in converted)
         return converted
+
+
+def _own_arguments(given: object, name: str) -> dict[str, Any] | None:
+    """
+    Return the arguments of a network that a file states; refuse those of timm's functions that build it.
+
+    These download weights, read other files, or change what is built.
+    """
+    if given is None:
+        return None
+    if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
+        raise TrainingError(
+            f"the arguments of {name} must be an object with fields; found a {type(given).__name__}: the "
+            "file was changed"
+        )
+    from timm import create_model
+    from timm.models import build_model_with_cfg
+
+    stated = {*signature(create_model).parameters, *signature(build_model_with_cfg).parameters}
+    refused = next((k for k in given if k in stated | _RUNTIME or k.startswith("pretrained")), None)
+    if refused is not None:
+        raise TrainingError(
+            f"{name} has the argument {refused!r} in its file, which does not belong to a network: with it, "
+            "timm can download weights, or read other files; remove it from the file if you trust it"
+        )
+    # a new head has its own classes
+    return {key: value for key, value in given.items() if key != "num_classes"} or None
+
+
+def _own_images(given: object, name: str) -> dict[str, Any]:
+    """Return size, mean and standard deviation of the images as a file states them."""
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise TrainingError(
+            f"pretrained_cfg of {name} must be an object with fields; found a {type(given).__name__}"
+        )
+    found = {key: given[key] for key in ("input_size", "mean", "std") if key in given}
+    for key, value in found.items():
+        whole = key == "input_size"
+        kinds = (int,) if whole else (int, float)
+        numbers = isinstance(value, list) and len(value) in ((3,) if whole else (1, 3))
+        if not numbers or any(type(v) not in kinds or (whole and v < 1) for v in value):
+            raise TrainingError(
+                f"{key} of {name} must be a list of {'three whole' if whole else 'one or three'} numbers; "
+                f"found {reprlib.repr(value)}"
+            )
+    return found
+
+
+def _image_channels(arguments: Mapping[str, Any] | None, name: str) -> int:
+    """Return the channels of the images of a network with arguments."""
+    found = (arguments or {}).get("in_chans", 3)
+    if type(found) is not int or found not in (1, 3):
+        raise TrainingError(f"{name} takes images of {found!r} channels by its file; expected 1 or 3")
+    return found
 
 
 def _patch_side(module: nn.Module) -> int:
@@ -305,10 +375,6 @@ def _classifiers(settings: Any) -> tuple[str, ...]:
     """Return the names of the heads that files have."""
     named = settings.classifier or ()
     return (named,) if isinstance(named, str) else tuple(named)
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= 400 else f"{text[:400]}..."
 
 
 @contextmanager

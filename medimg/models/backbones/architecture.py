@@ -123,7 +123,7 @@ def rebuild_source(architecture: Architecture, network: nn.Module | None = None)
     """Return the source from which the network of a checkpoint is built; `network` is the user's own."""
     name = architecture.name
     if network is not None:
-        if not name.startswith("module:"):
+        if not architecture.is_module:
             raise TrainingError(
                 f"the network of this model is {name}, which is built from its name; backbone= is for "
                 "networks of your own: omit it"
@@ -141,7 +141,7 @@ def open_folder(folder: Path) -> BackboneSource:
     """Return the network of a folder that transformers or timm wrote, by its configuration."""
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TrainingError(
             f"the folder {folder.name} has no config.json that can be read ({type(error).__name__}); "
             "expected one that transformers (save_pretrained) or timm (save_for_hf) wrote"
@@ -307,7 +307,9 @@ def load_backbone(
     heads = (f"{parts.head_name}.", *_AUXILIARY) if parts.head_name else _AUXILIARY
     renamed = OrderedDict((_OLD_DENSENET.sub(r"\1\2", name), value) for name, value in state.items())
     match = match_state(parts, renamed, backbone=backbone, source=source, heads=heads, min_match=min_match)
-    found = match.state
+    own = parts.body.state_dict()
+    # what is infinite in the network's type is found
+    found = OrderedDict((name, value.to(own[name].dtype)) for name, value in match.state.items())
     # without versions the oldest are assumed, which MNASNet refuses
     metadata = getattr(state, "_metadata", None) if match.report.is_as_saved else None
     found._metadata = metadata or {"": {"version": parts.body._version}}  # type: ignore[attr-defined]  # set by torch, and untyped

@@ -28,7 +28,7 @@ from medimg.models.backbones.heads import (
     head_logits,
     replace_layer,
 )
-from medimg.models.backbones.source import Architecture, SizeRule
+from medimg.models.backbones.source import Architecture, SizeRule, check_repeats
 from medimg.models.module_mode import module_mode
 from medimg.preprocessing.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
@@ -114,7 +114,8 @@ class RegisteredBackbone:
         image = self._make_image(network)
         if self.features is not None:
             parts = HeadParts(network, nn.Linear(self.features, 1), "")
-            self._check_embedding(self._run(network, image), self.features)
+            embedding = self._check_embedding(self._run(network, image), self.features)
+            check_repeats(embedding, self._run(network, image, seed=1), f"the backbone {self.name!r}")
         else:
             parts = self._split_head(network, image)
         return parts
@@ -158,6 +159,11 @@ class RegisteredBackbone:
                 f"the backbone {self.name!r} has lazy layers, whose parameters have no shape yet: call the "
                 "network once on an image in the function that builds it, or state the number of inputs"
             )
+        if any(value.is_meta for value in chain(network.parameters(), network.buffers())):
+            raise TrainingError(
+                f"the backbone {self.name!r} has tensors without values (on the meta device): build it on "
+                "the CPU, and load its weights, in the function that builds it"
+            )
         if any(layer in _USED for layer in _layers_with_tensors(network)):
             raise TrainingError(
                 f"the function of the backbone {self.name!r} returned a network of which another classifier "
@@ -191,6 +197,7 @@ class RegisteredBackbone:
                 replace_layer(network, name, nn.Identity())
                 parts = HeadParts(network, head, name)
                 embedding = self._check_embedding(self._run(network, image), parts.features)
+                check_repeats(embedding, self._run(network, image, seed=1), f"the backbone {self.name!r}")
                 self._check_output(output, self._run(partial(head_logits, head), embedding), name)
         except TrainingError:
             for layer_name, layer in undo.items():
@@ -198,13 +205,13 @@ class RegisteredBackbone:
             raise
         return parts
 
-    def _run(self, network: Callable[[Tensor], object], x: Tensor) -> object:
-        """Return the output of a network or layer in evaluation mode, always with the same seed."""
+    def _run(self, network: Callable[[Tensor], object], x: Tensor, seed: int = 0) -> object:
+        """Return the output of a network or layer in evaluation mode, with a seed."""
         whole = module_mode(network, training=False) if isinstance(network, nn.Module) else nullcontext()
         gpus = [x.device] if x.device.type == "cuda" else []
         try:
             with whole, torch.random.fork_rng(devices=gpus), torch.no_grad():
-                torch.manual_seed(0)
+                torch.manual_seed(seed)
                 return network(x)
         except Exception as error:  # whatever the user's own code raises
             raise TrainingError(

@@ -34,6 +34,7 @@ __all__ = [
     "SizeRule",
     "check_license",
     "check_probe",
+    "check_repeats",
     "grayscale_recipe",
     "import_extra",
     "library_version",
@@ -43,6 +44,8 @@ __all__ = [
 _PERMISSIVE: Final = frozenset(
     {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "bsd", "cc0-1.0", "cc-by-4.0", "unlicense", "isc"}
 )
+#: Largest difference of two passes, relative to the largest value; kernels of GPUs may add in another order.
+_NOISE: Final = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,11 @@ class Architecture:
     image_size: int | None = None
     channels: int = 3
     settings: Mapping[str, Any] | None = None
+
+    @property
+    def is_module(self) -> bool:
+        """Whether it is a network of the user's own, of which a file has no code."""
+        return self.name.startswith("module:")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields; those added later only if they differ from networks saved without them."""
@@ -215,9 +223,13 @@ def check_probe(network: nn.Module, name: str, recipe: Preprocess, features: int
     like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     image = torch.randn(1, *recipe.image_shape, generator=torch.Generator().manual_seed(0))
     size = f"{recipe.hw[0]}×{recipe.hw[1]}"
+    gpus = [like.device] if like.device.type == "cuda" else []
     try:
-        with module_mode(network, training=False), torch.random.fork_rng(devices=[]), torch.no_grad():
+        with module_mode(network, training=False), torch.random.fork_rng(devices=gpus), torch.no_grad():
+            torch.manual_seed(0)
             found: object = network(image.to(like.device, like.dtype))
+            torch.manual_seed(1)
+            again: object = network(image.to(like.device, like.dtype))
     except MedimgError:
         raise
     except Exception as error:  # whatever the code of the library raises
@@ -232,4 +244,18 @@ def check_probe(network: nn.Module, name: str, recipe: Preprocess, features: int
             f"{name} returns {shape} for one image, expected an embedding (1, {features or 'F'}): it is no "
             "classifier; choose another network, or register one by medimg.register_backbone"
         )
+    check_repeats(found, again, name)
     return int(found.shape[1])
+
+
+def check_repeats(found: Tensor, again: object, name: str) -> None:
+    """Refuse a network that makes something else of the same image with another seed."""
+    if isinstance(again, Tensor) and again.shape == found.shape:
+        largest = float(found.abs().nan_to_num(0.0).max())
+        if torch.allclose(found, again, rtol=0.0, atol=_NOISE * largest, equal_nan=True):
+            return
+    raise TrainingError(
+        f"{name} gives another embedding each time for the same image, also in evaluation mode, as a masked "
+        "autoencoder and dropout that is always on do, so that its predictions would be random: choose "
+        "another network, or use its weights in one without random parts"
+    )

@@ -37,6 +37,16 @@ def fold_stem(network: nn.Module, name: str) -> None:
     stem.in_channels = 1
     stem.weight = nn.Parameter(_fold(stem.weight.detach()), requires_grad=stem.weight.requires_grad)
     replace_layer(network, stem_name, stem)
+    _state_one_channel(network, stem_name)
+
+
+def _state_one_channel(network: nn.Module, stem_name: str) -> None:
+    """Correct the number of channels that the modules around a folded stem state, as transformers' do."""
+    parts = stem_name.split(".")[:-1]
+    around = [network.get_submodule(".".join(parts[:n])) for n in range(len(parts) + 1)]
+    for stated in (*around, *(getattr(module, "config", None) for module in around)):
+        if stated is not None and getattr(stated, "num_channels", None) == 3:
+            stated.num_channels = 1
 
 
 def fold_weight(own: Tensor, value: Tensor) -> Tensor:

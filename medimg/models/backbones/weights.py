@@ -302,11 +302,26 @@ def _plain_state(found: Any, path: Path) -> OrderedDict[str, Tensor]:
         (chosen,) = plain.values()
     else:  # the one that fits a network is found by its prefix
         chosen = {f"{name}.{inner}": v for name, tensors in plain.items() for inner, v in tensors.items()}
-    state = OrderedDict((_COMPILED.sub("", name), value) for name, value in chosen.items())
+    state = OrderedDict((_COMPILED.sub("", name), _widen(value, path)) for name, value in chosen.items())
     # load_state_dict reads the versions of layers from this attribute, which is not copied
     if hasattr(chosen, "_metadata") and list(state) == list(chosen):
         state._metadata = chosen._metadata  # type: ignore[attr-defined]  # set by torch, and untyped
     return state
+
+
+def _widen(value: Tensor, path: Path) -> Tensor:
+    """Return numbers of 8 bits, with which torch can hardly compute, as those of 32."""
+    # what is expanded in the file would take much more memory than the file
+    whole = value.untyped_storage().nbytes() >= value.numel()
+    if not value.is_floating_point() or value.element_size() > 1 or not whole:
+        return value
+    try:
+        return value.float()
+    except (NotImplementedError, RuntimeError) as error:
+        raise WeightsUnavailableError(
+            f"{path} has tensors of the type {value.dtype}, which can't be converted to 32 bits; save "
+            "them as torch.float32"
+        ) from error
 
 
 def _find_states(found: Any, depth: int = 0) -> dict[str, dict[str, Tensor]]:

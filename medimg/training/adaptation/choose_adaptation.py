@@ -16,7 +16,6 @@ from medimg.core.logger import get_logger
 from medimg.errors import TrainingError
 from medimg.metrics.validation_scores import mean_auroc
 from medimg.models.training_images import record_training_images
-from medimg.training.checks import check_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from medimg.adapt.base import Adaptation
     from medimg.data.protocols import LabeledDataset
     from medimg.models.classifier import TransferClassifier
     from medimg.training.history import FitResult
@@ -97,20 +97,25 @@ def train_candidates(
     model: TransferClassifier,
     data: tuple[LabeledDataset, LabeledDataset | None],
     arguments: Mapping[str, Any],
+    check: Callable[[Sequence[Adaptation]], None],
 ) -> FitResult:
-    """Train with each candidate, and give the model the weights of the choice."""
+    """
+    Train with each candidate, and give the model the weights of the choice.
+
+    `check` raises TrainingError if methods have no effect with the other settings.
+    """
     train, val = data
     if val is None:
         raise TrainingError(
             'adapt="auto" needs validation data of the source: pass val=, or choose a method of medimg.adapt'
         )
-    check_data(model, train, val)
     _check_arguments(arguments)
     methods = auto.list_methods(model, train)
     for one in methods.values():
         if one is not None:
             one.check(model.classes, train)
             one.check_model(model)
+            check([one])
     output = None if arguments["output"] is None else check_path("output", arguments["output"])
     start = _Start.capture(model, arguments["callbacks"])
     trained: list[_Trained] = []

@@ -8,7 +8,9 @@ import inspect
 import math
 import re
 import types
+import warnings
 from collections.abc import Callable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
@@ -22,7 +24,7 @@ from medimg.errors import MedimgError, TrainingError
 from medimg.models.digest import tensors_sha256
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
     from numpy.typing import NDArray
 
@@ -35,6 +37,7 @@ __all__ = [
     "OptimizerFactory",
     "ScheduleFactory",
     "identify_parts",
+    "naming",
 ]
 
 #: From parameter groups, dicts with "params", "lr" and "weight_decay", to an optimizer.
@@ -71,7 +74,8 @@ class CustomLoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the losses (B,) of logits (B, K), computed in float32; of a mean, the mean for each."""
-        found: object = self.function(logits.float(), labels)
+        what = f"logits {tuple(logits.shape)} {logits.dtype} and labels {tuple(labels.shape)} {labels.dtype}"
+        found = _call("loss", self.function, logits.float(), labels, on=what)
         if not isinstance(found, Tensor) or not found.is_floating_point() or not _is_loss(found, logits):
             shape = (
                 f"{tuple(found.shape)} {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
@@ -140,8 +144,8 @@ class CustomParts:
             return
         if balance == "loss":
             raise TrainingError(
-                'loss= has weights of its own, and balance="loss" (the default) weights the classes of the '
-                'built-in loss: pass balance=None, or balance="sampler"'
+                'balance="loss" (the default) weights the classes of the built-in loss only, and loss= '
+                'replaces it: pass balance=None, or balance="sampler"'
             )
         if label_smoothing:
             raise TrainingError(
@@ -159,15 +163,7 @@ class CustomParts:
             return
         first = torch.from_numpy(np.array(labels[:2])).to(device)
         logits = torch.zeros(len(first), outputs, device=device, requires_grad=True)
-        try:
-            found = self.loss.to(device)(logits, first)
-        except MedimgError:
-            raise
-        except Exception as error:
-            raise TrainingError(
-                f"the loss {self.names['loss']} fails on logits {tuple(logits.shape)} {logits.dtype} and "
-                f"labels {tuple(first.shape)} {first.dtype}: {type(error).__name__}: {error}"
-            ) from error
+        found = self.loss.to(device)(logits, first)
         if not found.requires_grad:
             raise TrainingError(
                 f"the loss {self.names['loss']} has no gradient with respect to the logits: compute it by "
@@ -178,7 +174,8 @@ class CustomParts:
         """Return the user's optimizer of parameter groups, checked to hold them at their rates."""
         assert self.optimizer is not None
         rates = {id(p): group["lr"] for group in groups for p in group["params"]}
-        found = _call("optimizer", self.optimizer, [dict(group) for group in groups])
+        own = [dict(group) for group in groups]
+        found = _call("optimizer", self.optimizer, own, on=f"{len(own)} parameter groups")
         if not isinstance(found, torch.optim.Optimizer):
             raise TrainingError(
                 f"optimizer= returned a {type(found).__name__}, expected a torch.optim.Optimizer: pass a "
@@ -202,7 +199,7 @@ class CustomParts:
         assert self.schedule is not None
         wanted = _find_steps(self.schedule)
         given = () if wanted is None else (steps,)
-        found = _call("schedule", self.schedule, optimizer, *given)
+        found = _call("schedule", self.schedule, optimizer, *given, on="its optimizer")
         if not isinstance(found, LRScheduler) or isinstance(found, ReduceLROnPlateau):
             raise TrainingError(
                 f"schedule= returned a {type(found).__name__}, expected a scheduler of "
@@ -216,19 +213,17 @@ class CustomParts:
 
     def score(self, labels: NDArray[Any], probabilities: NDArray[Any]) -> dict[str, float | None]:
         """Return the user's scores by the names of their columns; None for what is not finite."""
-        found: dict[str, float | None] = {}
-        for name, metric in self.metrics.items():
-            try:
-                value = float(metric(labels, probabilities))
-            except MedimgError:
-                raise
-            except Exception as error:
-                raise TrainingError(
-                    f"the metric {name!r} fails on labels {labels.shape} and probabilities "
-                    f"{probabilities.shape}: {type(error).__name__}: {error}"
-                ) from error
-            found[f"val_{name}"] = value if math.isfinite(value) else None
-        return found
+        found = {
+            f"val_{name}": _score(name, one, labels, probabilities) for name, one in self.metrics.items()
+        }
+        return {name: value if math.isfinite(value) else None for name, value in found.items()}
+
+    def check_metrics(self, labels: NDArray[Any], probabilities: NDArray[Any]) -> None:
+        """Raise TrainingError if a metric fails on validation labels and equal probabilities."""
+        with warnings.catch_warnings():
+            # scores of equal probabilities may be undefined
+            warnings.simplefilter("ignore")
+            self.score(labels, probabilities)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -298,8 +293,7 @@ def _check_metrics(value: object, taken: Collection[str]) -> dict[str, MetricFun
             raise TrainingError(f"the metric {name!r} has the name of a built-in one: choose another name")
         if isinstance(metric, type) or not callable(metric):
             raise TrainingError(
-                f"the metric {name!r} must be a function of labels and probabilities, as in scikit-learn; "
-                f"found {_found(metric)}"
+                f"the metric {name!r} must be a function of labels and probabilities; found {_found(metric)}"
             )
     return dict(value)
 
@@ -339,17 +333,39 @@ def _refuse_keywords(argument: str, value: object, names: Mapping[str, str]) -> 
             )
 
 
-def _call(argument: str, function: Callable[..., object], *given: Any) -> object:
-    """Call a function of the user; TrainingError says which one fails."""
-    try:
+def _call(argument: str, function: Callable[..., object], *given: Any, on: str) -> object:
+    """Call a function of the user; TrainingError says which one fails, and on what."""
+    with naming(argument, function, on=on):
         return function(*given)
+
+
+@contextmanager
+def naming(argument: str, part: object, *, on: str) -> Iterator[None]:
+    """Raise errors of the user's own code as TrainingError, which says what fails, and on what."""
+    try:
+        yield
+    except (MedimgError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise TrainingError(
+            f"{argument}={_name(part)} fails on {on}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _score(name: str, metric: MetricFunction, labels: NDArray[Any], probabilities: NDArray[Any]) -> float:
+    """Return the score of a metric, which gets arrays of its own."""
+    try:
+        found: Any = metric(labels.copy(), probabilities.copy())
+        if not isinstance(found, str | bytes):
+            return float(found)
     except MedimgError:
         raise
     except Exception as error:
-        what = f"{len(given[0])} parameter groups" if isinstance(given[0], list) else "its optimizer"
         raise TrainingError(
-            f"{argument}={_name(function)} fails on {what}: {type(error).__name__}: {error}"
+            f"the metric {name!r} fails on labels {labels.shape} and probabilities {probabilities.shape}: "
+            f"{type(error).__name__}: {error}"
         ) from error
+    raise TrainingError(f"the metric {name!r} returned a {type(found).__name__}, expected a number")
 
 
 def _unwrap(value: Any) -> Any:

@@ -355,6 +355,32 @@ class Format:
     padding: tuple[int, int] | None
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 9])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16])
+def test_padding_of_all_values_in_pieces(tmp_path: Path, size: int, dtype: Any) -> None:
+    def change(ds: Any, n: int) -> None:
+        low, high, vr = (0, 65535, "US") if dtype == np.uint16 else (-32768, 32767, "SS")
+        ds.add_new("PixelPaddingValue", vr, low)
+        ds.add_new("PixelPaddingRangeLimit", vr, high)
+
+    series = write_series(tmp_path, pictures(6, 0, 1000, dtype), change)
+    for piece in series.pieces(size):
+        assert piece.padding is not None
+        assert piece.padding.all()
+
+
+def test_values_just_beyond_a_type_in_pieces(tmp_path: Path) -> None:
+    """Quotients of numbers of 17 digits are not exact in float64."""
+
+    def change(ds: Any, n: int) -> None:
+        ds.RescaleSlope, ds.RescaleIntercept = "-560000000000", str(16400 * 560000000000 + 32768)
+
+    series = write_series(tmp_path, [np.full((2, 2), 16400, np.uint16)] * 4, change)
+    for piece in series.pieces(2):
+        assert piece.array.dtype == np.int32
+        assert (piece.array == 32768).all()
+
+
 @needs_core
 @given(
     found=st.builds(

@@ -60,7 +60,8 @@ class FrameReader:
         """
         Read frames, channel by channel, into one array; slices of another size than the first are left out.
 
-        ReadError is that of the first file, in file order, that can't be read.
+        `workers` threads read the files that are not read together. ReadError is that of the first file, in
+        file order, that can't be read.
         """
         order = _order_by_file(frames)
         buffer = VolumeBuffer(len(frames), channels)
@@ -108,8 +109,9 @@ class FrameReader:
             files = [(frames[n].instance, slot) for n, slot in zip(some, buffer.get_slots(some), strict=True)]
             read = self._single_frames.read_alike(like, files, _count_workers(available_cores(), buffer))
             done.update(n for n, is_read in zip(some, read, strict=True) if is_read)
-            self._reads_together = any(read)
-            if not self._reads_together:
+            if not any(read):
+                # not tried again, unless it was a single one
+                self._reads_together = len(read) == 1
                 break
         if is_new and 0 not in done:
             buffer.clear()
