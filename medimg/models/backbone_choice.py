@@ -32,11 +32,19 @@ def resolve_backbone(
     """
     if isinstance(backbone, nn.Module):
         return find_backbone(backbone), None
+    if isinstance(backbone, type):
+        raise also(TrainingError, TypeError)(
+            f"backbone must be a network, a name or a path; found a class: pass {backbone.__name__}()"
+        )
     if not isinstance(backbone, os.PathLike):
         if not isinstance(backbone, str) or is_name(backbone):
             return find_backbone(backbone), None
         if not is_weights_path(backbone):
-            return find_backbone(backbone), None
+            try:
+                return find_backbone(backbone), None
+            except KeyError:  # no name of a network
+                if not Path(backbone).expanduser().exists():
+                    raise
     path = Path(backbone).expanduser()
     if path.is_dir():
         source = open_folder(path)

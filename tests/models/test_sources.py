@@ -25,7 +25,7 @@ from medimg.errors import (
     TrainingError,
     WeightsUnavailableError,
 )
-from medimg.models.backbones import _timm_source, architecture
+from medimg.models.backbones import _timm_source, architecture, registry
 from medimg.models.backbones._hub_files import cached_file
 from medimg.models.backbones.architecture import find_backbone, resolve_weights
 from tests.models.networks import digests, no_storage, step
@@ -347,6 +347,79 @@ def test_a_damaged_file_of_the_hub_is_refused(monkeypatch: pytest.MonkeyPatch, t
         WeightsUnavailableError, match=r"damaged: its SHA-256 starts with .* has it as 000000"
     ):
         source.load()
+
+
+def test_paths_without_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("lit.ckpt", "moco.pth.tar", "plain", "squeezenet1_1"):
+        torch.save(TransferClassifier("squeezenet1_1", classes=CLASSES, weights=None).state_dict(), name)
+    for name in ("lit.ckpt", "moco.pth.tar", "plain"):
+        model = TransferClassifier("squeezenet1_1", classes=CLASSES, weights=name)
+        assert model.weights_name == name
+    with pytest.raises(
+        WeightsUnavailableError, match=r"no file of weights at none\.ckpt.*the name of weights, or"
+    ):
+        TransferClassifier("squeezenet1_1", classes=CLASSES, weights="none.ckpt")
+    with pytest.raises(WeightsUnavailableError, match="has no weights 'none'"):
+        TransferClassifier("squeezenet1_1", classes=CLASSES, weights="none")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(TrainingError, match=r"the folder folder has no config\.json"):
+        TransferClassifier("folder", classes=CLASSES)
+    # names of networks stay names
+    assert TransferClassifier("squeezenet1_1", classes=CLASSES, weights=None).weights_name is None
+
+
+def test_advice_for_networks_themselves() -> None:
+    class Probabilities(Small):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).softmax(dim=1)
+
+    class Encoder(Small):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Identity()  # type: ignore[assignment]
+            self.norm_2 = nn.BatchNorm2d(8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm_2(self.body(self.conv(x))).mean(dim=(2, 3))
+
+    recipe = Preprocess(size=32)
+    for network in (Probabilities(), Encoder()):
+        with pytest.raises(
+            TrainingError, match=r'register it: medimg\.register_backbone\("name", build, .*features='
+        ):
+            TransferClassifier(network, classes=CLASSES, preprocess=recipe)
+    with pytest.raises(TrainingError, match=r"found a class: pass Small\(\)"):
+        TransferClassifier(Small, classes=CLASSES)  # type: ignore[arg-type]
+
+
+def test_a_recipe_of_three_channels_for_one() -> None:
+    with pytest.raises(
+        PreprocessError, match=r"model\.preprocess\.replace\(size=\.\.\.\).*without preprocess="
+    ):
+        TransferClassifier(
+            "squeezenet1_1", classes=CLASSES, weights=None, in_channels=1, preprocess=Preprocess(size=64)
+        )
+
+
+def test_a_registered_network_of_one_channel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(registry, "_OWN", {})
+    medimg.register_backbone("gray", lambda: Small(1), mean=(0.5,), std=(0.25,), size=32)
+    model = TransferClassifier("gray", classes=CLASSES)
+    assert model.preprocess == Preprocess(size=32, channels="single", mean=0.5, std=0.25)
+    assert model.architecture.channels == 1
+    stays_frozen(model)
+    same(model, medimg.load(model.save(tmp_path / "model.safetensors")))
+    with pytest.raises(PreprocessError, match="std"):
+        medimg.register_backbone("other", lambda: Small(1), mean=(0.5,))
+
+
+def test_advice_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(MissingDependencyError, match=r"path of a folder with config\.json") as caught:
+        TransferClassifier("hf:owner/name", classes=CLASSES, weights=None)
+    assert "weights=None" not in str(caught.value)
 
 
 # what follows needs the libraries

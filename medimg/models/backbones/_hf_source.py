@@ -120,11 +120,15 @@ class HFBackbone:
                 f"{name!r} is no repository of the Hugging Face hub; expected 'hf:owner/name', such as "
                 "'hf:microsoft/rad-dino'; a folder is passed as a path"
             )
-        settings = _read_json(fetch_file(repository, (_CONFIG,), what=f"the configuration of {name}"))
+        settings = _read_json(
+            fetch_file(repository, (_CONFIG,), what=f"the configuration of {name}", is_weights=False)
+        )
         images = cached_file(repository, (_IMAGES,))
         if images is None:
             try:
-                images = fetch_file(repository, (_IMAGES,), what=f"the image processor of {name}")
+                images = fetch_file(
+                    repository, (_IMAGES,), what=f"the image processor of {name}", is_weights=False
+                )
             except WeightsUnavailableError as error:
                 raise WeightsUnavailableError(
                     f"{name} needs its {_IMAGES} for mean, standard deviation and size; {error}"

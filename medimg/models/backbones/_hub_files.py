@@ -47,7 +47,7 @@ def stated_sha256(path: Path) -> str | None:
     return target.name if target.parent.name == "blobs" and _SHA256.fullmatch(target.name) else None
 
 
-def fetch_file(repository: str, names: Sequence[str], *, what: str) -> Path:
+def fetch_file(repository: str, names: Sequence[str], *, what: str, is_weights: bool = True) -> Path:
     """Return the first of some files of a repository, from the cache or by huggingface_hub."""
     cached = cached_file(repository, names)
     if cached is not None:
@@ -56,6 +56,8 @@ def fetch_file(repository: str, names: Sequence[str], *, what: str) -> Path:
     elsewhere = (
         f"download it elsewhere from {where} and pass weights=<path of the file>, or weights=None for random "
         "weights"
+        if is_weights
+        else f"download it elsewhere from {where} and pass the path of a folder with config.json as backbone"
     )
     try:
         from huggingface_hub import hf_hub_download

@@ -16,6 +16,7 @@ from torch import nn
 
 from medimg._validation import did_you_mean
 from medimg.errors import PreprocessError, TrainingError, WeightsUnavailableError, also
+from medimg.io.files.regular_file import is_regular_file
 from medimg.models.backbones._hf_source import HFBackbone
 from medimg.models.backbones._module_source import ModuleBackbone
 from medimg.models.backbones._radimagenet_source import RadImageNetBackbone
@@ -156,8 +157,9 @@ def resolve_weights(
     """
     Return the source of weights, without reading or downloading it; None for random weights.
 
-    A text is a path if it has a folder, or ends like a file of weights. A registered network's "DEFAULT" are
-    the weights it is built with, also None. Licenses of their own (SWAG: CC BY-NC 4.0) must be accepted.
+    A text is a path if it has a folder, ends like a file of weights, or is no name but a file that exists. A
+    registered network's "DEFAULT" are the weights it is built with, also None. Licenses of their own (SWAG:
+    CC BY-NC 4.0) must be accepted.
 
     Examples
     --------
@@ -175,10 +177,16 @@ def resolve_weights(
             '"DEFAULT"'
         )
     source = find_backbone(backbone)
-    if not isinstance(weights, Enum) and is_weights_path(weights):
-        path = Path(weights).expanduser()
-        return WeightsSource(path.name, path, pickled_classes=getattr(source, "pickled_classes", ()))
-    return source.resolve_weights(weights, accept_license=accept_license)
+    if isinstance(weights, Enum):
+        return source.resolve_weights(weights, accept_license=accept_license)
+    path = Path(weights).expanduser()
+    if not is_weights_path(weights):
+        try:
+            return source.resolve_weights(weights, accept_license=accept_license)
+        except KeyError:  # no name of weights
+            if not is_regular_file(path):
+                raise
+    return WeightsSource(path.name, path, pickled_classes=getattr(source, "pickled_classes", ()))
 
 
 def weights_name(backbone: str | BackboneSource, source: WeightsSource | None) -> str | None:
@@ -230,6 +238,7 @@ def check_images(name: str, recipe: Preprocess, channels: int = 3) -> None:
     if recipe.n_channels > channels:
         raise PreprocessError(
             f'{name} takes images of one channel; found a recipe with channels="{recipe.channels}": use '
+            "model.preprocess.replace(size=...) of a model that was built without preprocess=, or "
             'Preprocess(channels="single")'
         )
     if recipe.n_channels < channels:

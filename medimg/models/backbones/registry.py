@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,7 @@ from torchvision.models import list_models
 
 from medimg._public import set_module
 from medimg._validation import check_whole_number
-from medimg.errors import MedimgError, MedimgWarning, TrainingError, WeightsUnavailableError
+from medimg.errors import MedimgError, MedimgWarning, TrainingError, WeightsUnavailableError, also
 from medimg.models.backbones.heads import (
     HeadParts,
     drop_activations,
@@ -81,7 +82,7 @@ class RegisteredBackbone:
     def resolve_weights(self, choice: WeightsChoice, *, accept_license: bool) -> WeightsSource | None:
         """Return None for the weights that the network is built with."""
         if choice != "DEFAULT":
-            raise WeightsUnavailableError(
+            raise also(WeightsUnavailableError, KeyError)(
                 f"{self.name!r} is a registered network and has no weights {choice!r}; it starts as it is "
                 'built ("DEFAULT" or None), or from a file: weights="./weights.pth"'
             )
@@ -95,7 +96,7 @@ class RegisteredBackbone:
         self, weights: WeightsSource | None, state: Mapping[str, Tensor] | None, recipe: Preprocess
     ) -> Architecture:
         """Return the description."""
-        return Architecture(self.name)
+        return Architecture(self.name, channels=self.channels)
 
     def size_rule(self, architecture: Architecture) -> SizeRule:
         """Return the sizes that the network was registered for."""
@@ -118,6 +119,24 @@ class RegisteredBackbone:
         else:
             parts = self._split_head(network, image)
         return parts
+
+    @property
+    def _is_module(self) -> bool:
+        """Whether the network was passed itself."""
+        return self.name.startswith("module:")
+
+    @property
+    def _advice(self) -> str:
+        """What to do if the head is another layer, or there is none."""
+        if self._is_module:
+            return (
+                'register it: medimg.register_backbone("name", build, head="name of its head"), or for a '
+                "network without one features=<length of its embeddings>"
+            )
+        return (
+            "pass the name of its head as head=, or for a network without one the length of its embeddings "
+            "as features="
+        )
 
     def _make_network(self) -> nn.Module:
         """Return a new network; refuse one that has layers of another."""
@@ -197,9 +216,9 @@ class RegisteredBackbone:
         except Exception as error:  # whatever the user's own code raises
             raise TrainingError(
                 f"the backbone {self.name!r} fails on an image (1, {self.recipe.n_channels}, "
-                f"{self.recipe.hw[0]}, {self.recipe.hw[1]}): {type(error).__name__}: {error}; register it "
-                "with a size that it takes, and with the name of its head if that is not its last linear or "
-                "convolutional layer"
+                f"{self.recipe.hw[0]}, {self.recipe.hw[1]}): {type(error).__name__}: {error}; "
+                f"expected a size that it takes, by {'preprocess=' if self._is_module else 'size='}, and its "
+                f"last linear or convolutional layer as its head; else {self._advice}"
             ) from error
 
     def _check_embedding(self, found: object, wanted: int) -> Tensor:
@@ -208,8 +227,7 @@ class RegisteredBackbone:
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise TrainingError(
                 f"without its head the backbone {self.name!r} returns {shape} for one image, expected an "
-                f"embedding (1, {wanted}): pass the name of its head as head=, or for a network without one "
-                "the length of its embeddings as features="
+                f"embedding (1, {wanted}): {self._advice}"
             )
         if not bool(found.isfinite().all()):
             raise TrainingError(
@@ -227,8 +245,7 @@ class RegisteredBackbone:
         raise TrainingError(
             f"the output of the backbone {self.name!r} is not that of its layer {head_name!r} on the "
             "embedding: its head is another layer, was removed before, or something follows it, such as a "
-            "softmax. Return logits, pass the name of the head as head=, or for a network without one the "
-            "length of its embeddings as features="
+            f"softmax. Return logits, or {self._advice}"
         )
 
 
@@ -265,8 +282,8 @@ def register_backbone(
     name: str,
     build: Callable[[], nn.Module],
     *,
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
-    std: tuple[float, float, float] = IMAGENET_STD,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
     size: int | None = None,
     min_size: int = 1,
     exact_size: int | None = None,
@@ -285,11 +302,11 @@ def register_backbone(
     name : str
         Name that no torchvision classification model has.
     build : callable
-        Function without arguments that returns a new network each time: (B, 3, H, W) to logits, without a
+        Function without arguments that returns a new network each time: (B, C, H, W) to logits, without a
         softmax or sigmoid, or, with `features`, to embeddings (B, F). It may load pretrained weights;
         ``TransferClassifier(name, weights=path)`` replaces them.
-    mean, std : tuple of 3 floats
-        Normalization of the channels; by default ImageNet's.
+    mean, std : tuple of 3 floats, or of 1
+        Normalization of the channels; by default ImageNet's. One value each is for a network of one channel.
     size : int, optional
         Image size in pixels; by default `exact_size`, or else 224.
     min_size : int
@@ -328,8 +345,11 @@ def register_backbone(
             f"size={side} contradicts min_size={min_size} or exact_size={exact_size}: pass a size that the "
             "network takes"
         )
-    recipe = Preprocess(size=side, mean=mean, std=std)
-    _OWN[name] = RegisteredBackbone(name, build, recipe, min_size, exact_size, head, features)
+    is_single = isinstance(mean, Sequence) and len(mean) == 1
+    recipe = Preprocess(size=side, mean=mean, std=std, channels="single" if is_single else "repeat")
+    _OWN[name] = RegisteredBackbone(
+        name, build, recipe, min_size, exact_size, head, features, recipe.n_channels
+    )
 
 
 def registered_backbone(name: str) -> RegisteredBackbone | None:

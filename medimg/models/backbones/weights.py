@@ -39,7 +39,7 @@ __all__ = [
 #: A name, a member of a torchvision enumeration, a path, or None for random weights.
 WeightsChoice: TypeAlias = str | os.PathLike[str] | WeightsEnum | None
 
-_SUFFIXES: Final = (".pth", ".pt", ".bin", ".safetensors")
+_SUFFIXES: Final = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".pth.tar")
 # torch.hub's rule for names that end in the first digits of the SHA-256
 _HASH_IN_NAME: Final = re.compile(r"-([a-f0-9]{8,64})\.[a-z]+$")
 _DEEPEST: Final = 3  # dictionaries within dictionaries
@@ -116,7 +116,7 @@ class WeightsSource:
         if not is_regular_file(path):
             raise also(WeightsUnavailableError, FileNotFoundError)(
                 f"there is no file of weights at {path}; correct the path, or pass the name of "
-                "torchvision weights, or weights=None for random weights"
+                "weights, or weights=None for random weights"
             )
         digest = _verify_digest(path, self.url)
         return LoadedWeights(_read_state(path, self.pickled_classes), digest)
