@@ -53,7 +53,8 @@ class Ensemble(TransferClassifier):
     their logarithms (for "multilabel", their log odds), its embeddings those of all members, one after the
     other. :func:`medimg.evaluate`, :func:`medimg.compare_models`, :func:`medimg.calibrate`,
     :func:`medimg.explain`, :func:`medimg.embed` and :func:`medimg.domain_shift` take it like a single model;
-    it can't be trained. It holds the members themselves, not copies.
+    it can't be trained. It holds the members themselves, not copies: ``training_ranges`` and ``images_seen``
+    (salted hashes) cover the images of all of them, later trainings included.
 
     Parameters
     ----------
@@ -70,10 +71,6 @@ class Ensemble(TransferClassifier):
         Those of the members.
     calibration : Calibration or None
         Calibration of the mean probabilities; set by :func:`medimg.calibrate`.
-    training_ranges : TrainingDistribution or None
-        What any of the members was trained on, later trainings included.
-    images_seen : TrainingImages
-        Salted hashes of the images that any of the members was trained on, later trainings included.
 
     Raises
     ------

@@ -381,7 +381,8 @@ def test_advice_for_networks_themselves() -> None:
             self.norm_2 = nn.BatchNorm2d(8)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.norm_2(self.body(self.conv(x))).mean(dim=(2, 3))
+            found: torch.Tensor = self.norm_2(self.body(self.conv(x))).mean(dim=(2, 3))
+            return found
 
     recipe = Preprocess(size=32)
     for network in (Probabilities(), Encoder()):
