@@ -3,16 +3,19 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medimg._native.headers import HeaderScan
+from medimg._native.slices import read_alike
 from medimg.core.progress import Progress
 
 Task = Literal["multiclass", "multilabel"]
@@ -164,7 +167,24 @@ def opened_files(root: Path) -> Iterator[Counter[str]]:
     """Count how often each file below a folder is opened, in whatever way and from whatever thread."""
     opened: Counter[str] = Counter()
     _watched.append((f"{root}{os.sep}", opened))
+    add = HeaderScan.add
+
+    # the compiled core opens files without a word to Python
+    def spy_on_slices(library: Any, walk: Any, like: Any, files: Any, threads: int) -> list[bool]:
+        for name, *_ in files:
+            _note_opening("open", (name,))
+        return read_alike(library, walk, like, files, threads)
+
+    def spy_on_headers(self: HeaderScan, names: Sequence[str], threads: int) -> None:
+        for name in names:
+            _note_opening("open", (name,))
+        add(self, names, threads)
+
     try:
-        yield opened
+        with (
+            mock.patch("medimg.io.dicom.pixels._header_walk.read_alike", spy_on_slices),
+            mock.patch.object(HeaderScan, "add", spy_on_headers),
+        ):
+            yield opened
     finally:
         _watched.pop()

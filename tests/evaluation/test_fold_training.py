@@ -253,7 +253,7 @@ def test_the_arguments_are_those_of_fine_tune() -> None:
 UNSOUND: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (TrainingError, "fine_tune must be True, False, or the arguments", {"fine_tune": 3}),
     (TrainingError, r"fine_tune has 'epoch', .*did you mean 'epochs'", {"fine_tune": {"epoch": 3}}),
-    (TrainingError, "fine_tune has 'seed'; expected it as an argument", {"fine_tune": {"seed": 3}}),
+    (TrainingError, "fine_tune has 'seed', which cross_validate gives", {"fine_tune": {"seed": 3}}),
     (TrainingError, "fine_tune has 'val', which is no argument", {"fine_tune": {"val": None}}),
     (TrainingError, "lr must be", {"fine_tune": {"lr": -1}}),
     (TrainingError, "epochs and epochs are both 0", {"fine_tune": {"epochs": 0, "head_epochs": 0}}),
