@@ -21,6 +21,7 @@ __all__ = [
     "describe_curve",
     "describe_ramp",
     "has_curve",
+    "list_normalization",
     "normalize_channel",
     "normalize_into",
     "write_intensity",
@@ -158,6 +159,11 @@ def compute_luma(colors: torch.Tensor) -> torch.Tensor:
     """Return the luma (N, 1, H, W) of colors (N, 3, H, W), ITU-R BT.601; equal channels stay exact."""
     red, green, blue = colors.unbind(1)
     return (green + (red - green).mul_(0.299) + (blue - green).mul_(0.114)).unsqueeze(1)
+
+
+def list_normalization(mean: Sequence[float], std: Sequence[float]) -> list[tuple[float, float]]:
+    """Return factor and offset by which each channel is normalized, as the compiled core takes them."""
+    return [(1.0 / s, -m / s) for m, s in zip(mean, std, strict=True)]
 
 
 def normalize_channel(out: torch.Tensor, image: torch.Tensor, mean: float, std: float) -> None:

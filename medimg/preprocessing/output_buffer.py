@@ -10,7 +10,7 @@ import torch
 
 from medimg._native.painting import Target
 from medimg.errors import PreprocessError, also
-from medimg.preprocessing.intensity import normalize_channel
+from medimg.preprocessing.intensity import list_normalization, normalize_channel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,7 +107,7 @@ class OutputImages:
         if self._normalization is None:
             steps = [(1.0, 0.0)] * self.images.shape[1]
         else:
-            steps = [(1.0 / std, -mean / std) for mean, std in zip(*self._normalization, strict=True)]
+            steps = list_normalization(*self._normalization)
         address, (_, count, height, width) = self.images.data_ptr(), self.images.shape
         chosen = range(count) if channel is None else (channel,)
         return [Target(address + 4 * height * width * (image * count + c), *steps[c]) for c in chosen]

@@ -216,7 +216,7 @@ def test_calibration_holds_with_that_of_the_members(data: ImageDataset, tmp_path
     assert not np.array_equal(loaded.predict_proba(data), before)
     medimg.calibrate(model, val, progress=False)
     # what leaves its probabilities as they are
-    first.calibration = replace(first.calibration, coverage=None, quantiles=())  # type: ignore[type-var]
+    first.calibration = replace(first.calibration, coverage=None, quantiles=())  # type: ignore[type-var]  # calibrated
     again = medimg.load(model.save(tmp_path / "ensemble.safetensors"))
     assert np.array_equal(again.predict_proba(data), model.predict_proba(data))
 

@@ -148,7 +148,7 @@ def test_a_folded_network_of_ones_own(tmp_path: Path) -> None:
     network = Small().eval()
     x = torch.randn(2, 1, 32, 32)
     with torch.no_grad():
-        network.fc = nn.Identity()  # type: ignore[assignment]
+        network.fc = nn.Identity()  # type: ignore[assignment]  # no head
         expected = network(x.repeat(1, 3, 1, 1))
     network.fc = nn.Linear(8, 5)
     recipe = Preprocess(size=32, channels="single", mean=0.5, std=0.25)
@@ -377,7 +377,7 @@ def test_advice_for_networks_themselves() -> None:
     class Encoder(Small):
         def __init__(self) -> None:
             super().__init__()
-            self.fc = nn.Identity()  # type: ignore[assignment]
+            self.fc = nn.Identity()  # type: ignore[assignment]  # no head
             self.norm_2 = nn.BatchNorm2d(8)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:

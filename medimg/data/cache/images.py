@@ -12,7 +12,7 @@ import torch
 from medimg._native.library import load_library
 from medimg._native.normalizing import normalize
 from medimg.errors import ReadError
-from medimg.preprocessing.intensity import normalize_into
+from medimg.preprocessing.intensity import list_normalization, normalize_into
 
 if TYPE_CHECKING:
     import ctypes
@@ -142,11 +142,10 @@ def normalize_images(
 def _normalize_compiled(
     library: ctypes.CDLL, recipe: Preprocess, images: list[torch.Tensor], out: torch.Tensor
 ) -> None:
-    mean, std = recipe.normalization
     normalize(
         library,
         [image for given in images for image in given.numpy()],
-        [(1.0 / s, -m / s) for m, s in zip(mean, std, strict=True)],
+        list_normalization(*recipe.normalization),
         out.numpy(),
         torch.get_num_threads(),
     )
