@@ -1,4 +1,4 @@
-"""Blob: bytes that can be reopened: a file, a member of a zip archive, or a buffer in memory."""
+"""Blob: bytes that can be reopened: a file, local or remote, a member of an archive, or a buffer in memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import posixpath
 import zipfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, Protocol, cast
 
 from medimg.errors import MedimgError, ReadError, also
 from medimg.io.files.decompress import (
@@ -19,7 +19,23 @@ from medimg.io.files.decompress import (
 from medimg.io.files.regular_file import explain_irregular, is_inside, is_regular_file
 from medimg.io.files.zip_archive import MAX_MEMBERS, Archive
 
-__all__ = ["Blob", "as_blob", "list_zip_members"]
+__all__ = ["Blob", "RemoteFile", "as_blob", "list_zip_members"]
+
+
+class RemoteFile(Protocol):
+    """A file that is not on disk: in object storage, or on a server. Equal ones have equal bytes."""
+
+    def open(self) -> BinaryIO:
+        """Open it for random access; ReadError, also while reading, says what the server answered."""
+        ...
+
+    def size(self) -> int:
+        """Return the number of bytes; ReadError if it does not exist."""
+        ...
+
+    def sibling(self, relative: str) -> tuple[str, RemoteFile] | None:
+        """Return name and file at a path relative to the folder of this one; None if there is none."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +55,8 @@ class Blob:
         Bytes in memory.
     gzipped : bool
         Whether the bytes are to be decompressed by gzip.
+    remote : RemoteFile or None
+        File that is not on disk.
     """
 
     name: str
@@ -46,12 +64,17 @@ class Blob:
     member: str = field(default="", repr=False)
     data: bytes | None = field(default=None, repr=False)
     gzipped: bool = False
+    remote: RemoteFile | None = field(default=None, repr=False)
+
+    @property
+    def is_local_file(self) -> bool:
+        """Whether the bytes are a whole file on disk."""
+        return self.archive is None and self.data is None and self.remote is None and not self.gzipped
 
     @property
     def path(self) -> Path | None:
         """Path of the file; None if the bytes are not a whole file on disk."""
-        plain = self.archive is None and self.data is None and not self.gzipped
-        return Path(self.name) if plain else None
+        return Path(self.name) if self.is_local_file else None
 
     def unzipped(self) -> Blob:
         """Return the decompressed content of a gzip file."""
@@ -115,6 +138,8 @@ class Blob:
         """
         if self.archive is not None and not self.gzipped:
             return self.archive.get_entry(self.member).file_size
+        if self.remote is not None and not self.gzipped:
+            return self.remote.size()
         with self.stream() as file:
             if not self.gzipped:
                 return file.seek(0, io.SEEK_END)
@@ -131,6 +156,8 @@ class Blob:
         """
         if self.archive is not None:
             return self.archive.get_entry(self.member).compress_size
+        if self.remote is not None:
+            return self.remote.size()
         with self._open_stored() as file:
             return file.seek(0, io.SEEK_END)
 
@@ -170,6 +197,9 @@ class Blob:
         """
         if self.data is not None:
             return None
+        if self.remote is not None:
+            found = self.remote.sibling(relative)
+            return None if found is None else Blob(found[0], remote=found[1])
         if self.archive is not None:
             member = posixpath.join(posixpath.dirname(self.member), relative)
             if member not in self.archive.open_directory().NameToInfo:
@@ -192,6 +222,8 @@ class Blob:
             return io.BytesIO(self.data)
         if self.archive is not None:
             return self.archive.open_member(self.member)
+        if self.remote is not None:
+            return self.remote.open()
         path = Path(self.name)
         irregular = explain_irregular(path)
         if irregular:

@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 
     from medimg.io.dicom.header.instance import Instance
     from medimg.io.dicom.values.modality_lut import ModalityTransform
-    from medimg.io.files.blob import Blob
     from medimg.io.series import ValueKind
 
 __all__ = ["AlikeSlices", "LoadedSlice", "RangeReader", "SingleFrameReader", "list_value_tags"]
@@ -214,7 +213,7 @@ class SingleFrameReader:
 
     def load(self, instance: Instance, slot: npt.NDArray[Any] | None = None) -> LoadedSlice | None:
         """Return the frame of a file, in `slot` if its type is as wide; None if the file is unusual."""
-        if not _is_plain_file(instance.blob) or sys.byteorder != "little":
+        if not instance.blob.is_local_file or sys.byteorder != "little":
             return None
         try:
             with RangeReader(instance.blob.name) as file:
@@ -262,7 +261,7 @@ class SingleFrameReader:
         # no file has an empty name
         given = [
             (i.blob.name, i.sop_instance_uid, slot)
-            if _is_plain_file(i.blob) and i.sop_instance_uid.isprintable()
+            if i.blob.is_local_file and i.sop_instance_uid.isprintable()
             else ("", "", slot)
             for i, slot in files
         ]
@@ -392,10 +391,6 @@ class SingleFrameReader:
         self._ahead = _ReadAhead(file.size - start, parsed.nbytes)
         self._native = _NativeSlice(header, parsed) if end == file.size else None
         return interpret_bits(cells, fmt)
-
-
-def _is_plain_file(blob: Blob) -> bool:
-    return blob.archive is None and blob.data is None and not blob.gzipped
 
 
 def _is_whole(fmt: FrameFormat, transform: ModalityTransform) -> bool:
