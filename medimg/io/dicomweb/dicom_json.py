@@ -14,7 +14,7 @@ from medimg.errors import ReadError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-__all__ = ["JsonObject", "encode_header", "get_json_value", "has_nested_bulk", "parse_json"]
+__all__ = ["JsonObject", "encode_header", "get_json_value", "has_lost_backslashes", "has_nested_bulk", "parse_json"]
 
 JsonObject: TypeAlias = "dict[str, Any]"
 
@@ -79,6 +79,18 @@ def has_nested_bulk(item: JsonObject, tags: Collection[int]) -> bool:
     """Whether a value in the sequences among `tags` that could be used is not in the metadata."""
     elements = (element for tag, element in _sort_elements(item) if tag in tags)
     return any(_has_bulk_items(element, tags, 0) for element in elements)
+
+
+def has_lost_backslashes(item: JsonObject) -> bool:
+    """
+    Whether a server took the backslashes between values for letters of a character set (PS3.5 6.1.2.3).
+
+    In ISO_IR 13 their byte is the yen sign, in some Korean fonts the won sign. Numbers of several values are
+    then lost, as Orthanc finds none in "0.5¥0.5".
+    """
+    codes = (element for _, element in _sort_elements(item) if element.get("vr") in ("CS", "DS", "IS", "UI"))
+    values = (value for element in codes for value in element.get("Value") or () if isinstance(value, str))
+    return any("¥" in value or "₩" in value for value in values)
 
 
 def _has_bulk_items(element: JsonObject, tags: Collection[int], depth: int) -> bool:

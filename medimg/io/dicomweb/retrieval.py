@@ -17,6 +17,7 @@ from medimg.io.dicom.header.transfer_syntax import EXPLICIT, NATIVE_SYNTAXES, SY
 from medimg.io.dicomweb.dicom_json import (
     encode_header,
     get_json_value,
+    has_lost_backslashes,
     has_nested_bulk,
     parse_json,
 )
@@ -203,7 +204,7 @@ class RemoteInstance:
 
 def make_header(item: JsonObject, tags: frozenset[int], read_bulk: Callable[[str], bytes]) -> bytes | None:
     """Return what :meth:`RemoteInstance.read_header` does; bulk data are fetched if they are needed."""
-    if has_nested_bulk(item, tags):
+    if has_nested_bulk(item, tags) or has_lost_backslashes(item):
         return None
     wanted = tags if "MOSAIC" in json.dumps(item.get("00080008")) else tags.difference(CSA_TAGS)
     return encode_header(item, wanted, lambda tag, uri: read_bulk(uri))

@@ -15,6 +15,7 @@ from medimg.io.dicomweb.dicom_json import get_json_value, parse_json
 from medimg.io.dicomweb.multipart import MultipartBody
 from medimg.io.dicomweb.retrieval import JSON
 from medimg.io.dicomweb.service_url import check_uid
+from medimg.io.dicomweb.transport import ServerAnswerError
 from medimg.io.files.blob import Blob, as_blob
 from medimg.io.sources import list_source_files
 
@@ -32,6 +33,8 @@ __all__ = ["FailedInstance", "StoreResult", "store_files"]
 _MAX_FILES: Final = 64
 _MAX_BYTES: Final = 2**26
 _MAX_ANSWER: Final = 2**24
+#: Answers that can be due to one file of several, or to their size.
+_REFUSED: Final = frozenset({400, 413, 415, 422, 500})
 _PIECE: Final = 2**20
 _TAGS: Final = to_tags("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 #: Failure Reason (0008,1197): PS3.4 B.2.3 and PS3.7 annex C.
@@ -143,7 +146,7 @@ def store_files(transport: Transport, source: object, *, study: str | None, coll
     for batch in _make_batches(map(as_blob, blobs), study, failed):
         if error is None:
             try:
-                result = _store_batch(transport, path, batch)
+                result = _store_some(transport, path, batch)
             except MedimgError as lost:
                 error = lost
             else:
@@ -197,6 +200,20 @@ def _inspect(blob: Blob, study: str | None) -> _File:
     if start[128:132] != b"DICM" and not blob.gzipped:
         raise ReadError(f"{blob.name} has no DICOM preamble and meta information; save it with them")
     return _File(blob, uid, uids["StudyInstanceUID"], blob.size())
+
+
+def _store_some(transport: Transport, path: str, batch: Sequence[_File]) -> StoreResult:
+    """Store files together; in halves if the server refuses all of them, as one may be the reason."""
+    try:
+        return _store_batch(transport, path, batch)
+    except ServerAnswerError as error:
+        if error.status not in _REFUSED:
+            raise
+        if len(batch) == 1:
+            return StoreResult((), (FailedInstance(batch[0].blob.name, batch[0].uid, str(error)),))
+    half = len(batch) // 2
+    one, other = (_store_some(transport, path, part) for part in (batch[:half], batch[half:]))
+    return StoreResult(one.stored + other.stored, one.failed + other.failed, one.changed + other.changed)
 
 
 def _store_batch(transport: Transport, path: str, batch: Sequence[_File]) -> StoreResult:

@@ -114,6 +114,13 @@ class Blob:
             return self._open_stored()
         return as_seekable(self.stream(), self.name)
 
+    def fetched(self) -> Blob:
+        """Return the bytes in memory, if they are those of a remote file."""
+        if self.remote is None:
+            return self
+        with self.open() as file:
+            return Blob(self.name, data=file.read())
+
     def start(self, count: int = 2048) -> bytes:
         """
         Return the first bytes.

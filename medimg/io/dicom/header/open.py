@@ -298,7 +298,7 @@ def open_header(blob: Blob, tags: frozenset[int]) -> Dataset:
     """Read the elements `tags` of a header; by lengths alone if it is usual, in half the time of parsing."""
     blob = _without_pixels(blob, tags)
     if blob.path is not None or blob.data is not None:
-        head = read_start(blob.name, _HEAD) if blob.data is None else blob.data
+        head = read_start(blob.name, _HEAD) if blob.data is None else blob.data[:_HEAD]
         try:
             return build_dataset(locate_elements(head), head, tags)
         except UnusualHeaderError:
