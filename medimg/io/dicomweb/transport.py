@@ -418,7 +418,9 @@ def _import_requests() -> Any:
 def _make_session() -> requests.Session:
     requests = _import_requests()
     session: requests.Session = requests.Session()
-    adapter = requests.adapters.HTTPAdapter(pool_maxsize=_CONNECTIONS, max_retries=0)
+    from medimg.io.dicomweb.timed_connection import TimedAdapter
+
+    adapter = TimedAdapter(pool_maxsize=_CONNECTIONS, max_retries=0)
     session.mount("https://", adapter)
     session.mount("http://", adapter)
     # none are kept for other requests
