@@ -7,13 +7,13 @@ import os
 import stat
 import sys
 import threading
-import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from medimg.core.content_hash import content_hash
-from medimg.errors import MedimgWarning, ReadError, also
+from medimg.core.logger import get_logger
+from medimg.errors import ReadError, also
 from medimg.io.files.atomic import atomic_path
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class FileCache:
             return None
         digest, found = data[:_DIGEST], data[_DIGEST:]
         if hashlib.sha256(found).digest() != digest:
-            warnings.warn(f"{path.name} of the cache is damaged; it is read again", MedimgWarning, stacklevel=2)
+            get_logger().warning("%s of the cache is damaged; it is read again from the server", path.name)
             with suppress(OSError):
                 path.unlink()
             return None
@@ -85,14 +85,13 @@ class FileCache:
         if size > self._most // 10:
             return
         try:
-            with atomic_path(self._find_path(key)) as path:
-                with path.open("wb") as file:
-                    file.write(hashlib.sha256(data).digest())
-                    file.write(data)
-                if sys.platform != "win32":
-                    path.chmod(0o600)
+            target = self._find_path(key)
+            with atomic_path(target) as path, path.open("wb") as file:
+                file.write(hashlib.sha256(data).digest())
+                file.write(data)
+            target.chmod(0o600)
         except OSError as error:
-            warnings.warn(f"the cache can't be written: {error.strerror}", MedimgWarning, stacklevel=2)
+            get_logger().warning("the cache of the server can't be written: %s", error.strerror)
             return
         with self._lock:
             self._total = self._list_sizes()[0] if self._total is None else self._total + size

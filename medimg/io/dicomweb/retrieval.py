@@ -22,6 +22,7 @@ from medimg.io.dicomweb.dicom_json import (
     parse_json,
 )
 from medimg.io.dicomweb.multipart import Part, parse_parts
+from medimg.io.dicomweb.service_url import join_url
 from medimg.io.dicomweb.transport import ServerAnswerError
 
 if TYPE_CHECKING:
@@ -75,7 +76,13 @@ class Retriever:
         answer = self.transport.get(
             f"{resource.path}/metadata", JSON, most=_MAX_METADATA, compressed=True
         )
-        return parse_json(answer.body, f"the metadata that {self.transport.host} gives of {resource.path}")
+        items = parse_json(answer.body, f"the metadata that {self.transport.host} gives of {resource.path}")
+        for item in items:
+            for element in item.values():
+                uri = element.get("BulkDataURI") if isinstance(element, dict) else None
+                if isinstance(uri, str):
+                    element["BulkDataURI"] = join_url(f"{resource.url}/metadata", uri)
+        return items
 
     def keep_metadata(self, resource: ResourceUrl, item: JsonObject) -> None:
         """Keep the metadata of an instance for a while, as its other attributes may be asked for."""
@@ -100,7 +107,7 @@ class Retriever:
 
     def read_bulk(self, uri: str) -> bytes:
         """Return a value that is not in the metadata."""
-        answer = self.transport.get(uri, _BULK, most=_MAX_BULK, check=_check_whole)
+        answer = self.transport.get_bulk(uri, _BULK, most=_MAX_BULK, check=_check_whole)
         parts = parse_parts(answer)
         if len(parts) != 1:
             raise ReadError(f"{self.transport.host} answers with {len(parts)} parts of bulk data; expected 1")

@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Final, TypeGuard
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 from medimg.errors import ReadError
 
-__all__ = ["ResourceUrl", "check_uid", "find_origin", "is_dicomweb_url", "is_loopback", "parse_service_url"]
+__all__ = ["ResourceUrl", "check_uid", "find_origin", "is_dicomweb_url", "is_loopback", "join_url", "parse_service_url"]
 
 _UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
 _MAX_UID: Final = 64
@@ -105,6 +105,14 @@ def find_origin(url: str) -> tuple[str, str, int] | None:
     if parts is None or parts.scheme.lower() not in _PORTS or not parts.hostname:
         return None
     return parts.scheme.lower(), parts.hostname.lower(), parts.port or _PORTS[parts.scheme.lower()]
+
+
+def join_url(base: str, url: str) -> str:
+    """Return a URL that may be relative to another one; "" if it is invalid."""
+    try:
+        return urljoin(base, url)
+    except ValueError:
+        return ""
 
 
 def _split(url: str) -> SplitResult | None:

@@ -12,10 +12,9 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from http.cookiejar import DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
-from urllib.parse import urljoin
 
 from medimg.errors import MedimgError, MedimgWarning, MissingDependencyError, ReadError, also
-from medimg.io.dicomweb.service_url import find_origin, is_loopback
+from medimg.io.dicomweb.service_url import find_origin, is_loopback, join_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -158,7 +157,7 @@ class Transport:
 
     def get(
         self,
-        target: str,
+        path: str,
         accept: str,
         *,
         most: int,
@@ -167,25 +166,25 @@ class Transport:
         check: Callable[[Answer], None] | None = None,
     ) -> Answer:
         """
-        Get a path below the base, or a URL of the server; the body has at most `most` bytes.
+        Get a path below the base; the body has at most `most` bytes.
 
         `check` raises ReadError if the body is cut off: then the request is repeated. Raises
         ServerAnswerError if the server answers with an error, ReadError if it doesn't within the time-out.
         """
         headers = {"Accept": accept, "Accept-Encoding": "gzip, deflate" if compressed else "identity"}
-        call = _Call("GET", self._locate(target), self._name(target), headers, most, tuple(query), check=check)
-        return self._repeat(call)
+        return self._repeat(_Call("GET", self._base + path, path, headers, most, tuple(query), check=check))
+
+    def get_bulk(self, uri: str, accept: str, *, most: int, check: Callable[[Answer], None]) -> Answer:
+        """Get a URL that the server gave; ReadError if it is of another server."""
+        headers = {"Accept": accept, "Accept-Encoding": "identity"}
+        return self._repeat(_Call("GET", self._locate(uri), "bulk data", headers, most, check=check))
 
     def post(self, path: str, headers: Mapping[str, str], body: SizedBody, *, most: int) -> Answer:
         """Post a body, made again for each attempt; 409, for some of what was stored, is an answer, too."""
-        call = _Call("POST", self._locate(path), self._name(path), headers, most, body=body)
-        return self._repeat(call)
+        return self._repeat(_Call("POST", self._base + path, path, headers, most, body=body))
 
-    def _locate(self, target: str) -> str:
-        """Return the URL of a path below the base; of a URL, which the server made, only if it is its own."""
-        if target.startswith("/"):
-            return self._base + target
-        url = urljoin(self._base + "/", target)
+    def _locate(self, url: str) -> str:
+        """Return a URL, which the server made, if it is its own."""
         if find_origin(url) == self._origin:
             return url
         # behind a proxy, servers don't know their own name
@@ -195,11 +194,6 @@ class Transport:
         if prefix != "//" and path.startswith(prefix) and ".." not in path:
             return f"{scheme}://{rest.partition('/')[0]}{path}"
         raise ReadError(f"{self.host} refers to data on another server, which are not read")
-
-    def _name(self, target: str) -> str:
-        """Return what a message calls a target: its path below the base, without a query."""
-        path = target.partition("?")[0]
-        return path.removeprefix(self._base) if path.startswith(("/", self._base)) else "bulk data"
 
     def _repeat(self, call: _Call) -> Answer:
         """Send a request until it succeeds, `retries` more times at most, none of them after the time-out."""
@@ -237,7 +231,7 @@ class Transport:
             url = self._redirect(call, url, answer)
 
     def _redirect(self, call: _Call, url: str, answer: Answer) -> str:
-        target = urljoin(url, answer.headers.get("Location", ""))
+        target = join_url(url, answer.headers.get("Location", ""))
         origin = find_origin(target)
         if origin is None or "@" in target.partition("://")[2].partition("/")[0]:
             raise ReadError(f"{self.host} redirects {call.name} to an invalid URL")

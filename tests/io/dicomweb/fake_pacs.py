@@ -100,6 +100,7 @@ class FakePacs:
         self.misbehave = misbehave
         self.seen: list[Seen] = []
         self.stored: list[bytes] = []
+        self._encoded: dict[int, tuple[Dataset, bytes, str]] = {}
         pacs = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -190,8 +191,14 @@ class FakePacs:
         if not found:
             return Reply(404)
         if is_metadata:
-            return Reply(200, json.dumps([to_json(d) for d in found]).encode())
-        return Reply(200, multipart(*map(to_file, found)), MULTIPART)
+            return Reply(200, f"[{','.join(self._encode(d)[2] for d in found)}]".encode())
+        return Reply(200, multipart(*(self._encode(d)[1] for d in found)), MULTIPART)
+
+    def _encode(self, dataset: Dataset) -> tuple[Dataset, bytes, str]:
+        """File and JSON of a dataset, made once: it must not be changed once it was served."""
+        if id(dataset) not in self._encoded:
+            self._encoded[id(dataset)] = dataset, to_file(dataset), json.dumps(to_json(dataset))
+        return self._encoded[id(dataset)]
 
     def _search(self, found: list[Dataset], query: dict[str, str]) -> Reply:
         keywords = {"Modality", "PatientID", "SeriesDescription", "StudyDate"} & query.keys()

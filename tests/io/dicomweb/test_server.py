@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import io
 import json
-import os
 import pickle
 import stat
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -34,7 +36,7 @@ from tests.io.dicomweb.fake_pacs import (
 
 @pytest.fixture
 def pacs() -> Iterator[FakePacs]:
-    with FakePacs([make_slice(number) for number in range(300)]) as found:
+    with FakePacs([make_slice(number) for number in range(12)]) as found:
         yield found
 
 
@@ -49,25 +51,23 @@ def read_files(pacs: FakePacs) -> medimg.Volume:
 
 class TestReading:
     def test_three_slices_of_300_fetch_three(self, pacs: FakePacs, server: medimg.DicomWebServer) -> None:
+        pacs.datasets = [make_slice(number) for number in range(300)]
         series = medimg.scan(pacs.series_url)[0]
         assert pacs.count() == 0
         found = series.read([7, 150, 299])
         assert pacs.count() == 3
-        assert {one.path.rpartition(".")[2] for one in pacs.seen if pacs.count()} >= {"8", "151", "300"}
-        expected = read_files(pacs)
-        np.testing.assert_array_equal(found.array, expected.array[:, [7, 150, 299]])
+        assert {one.path.rpartition(".")[2] for one in pacs.seen[-3:]} == {"8", "151", "300"}
+        expected = [make_slice(number).pixel_array.astype(np.int16) - 1024 for number in (7, 150, 299)]
+        np.testing.assert_array_equal(found.array[0], expected)
 
     def test_all_equal_the_files(self, pacs: FakePacs, server: medimg.DicomWebServer) -> None:
         expected = read_files(pacs)
         for found in (medimg.read(pacs.series_url), server.read(STUDY, SERIES), server.read(STUDY)):
             assert found.array.tobytes() == expected.array.tobytes()
             np.testing.assert_array_equal(found.affine, expected.affine)
-        assert pacs.count() == 3 * 300
+        assert pacs.count() == 3 * 12
 
     def test_they_are_fetched_side_by_side(self, pacs: FakePacs, server: medimg.DicomWebServer) -> None:
-        import threading
-        import time
-
         busy, most = 0, 0
         lock = threading.Lock()
 
@@ -82,7 +82,7 @@ class TestReading:
 
         series = medimg.scan(pacs.series_url)[0]
         pacs.misbehave = wait
-        series.read(range(40))
+        series.read()
         assert 4 <= most <= 8
 
     def test_pieces(self, pacs: FakePacs, server: medimg.DicomWebServer) -> None:
@@ -92,8 +92,8 @@ class TestReading:
         assert pacs.count() == 5
 
     def test_one_instance(self, pacs: FakePacs, server: medimg.DicomWebServer) -> None:
-        found = medimg.read(f"{pacs.series_url}/instances/{SERIES}.17/")
-        np.testing.assert_array_equal(found.array[0, 0], read_files(pacs).array[0, 16])
+        found = medimg.read(f"{pacs.series_url}/instances/{SERIES}.7/")
+        np.testing.assert_array_equal(found.array[0, 0], read_files(pacs).array[0, 6])
         assert pacs.count() == 1
 
     def test_header_and_tags(self, pacs: FakePacs, server: medimg.DicomWebServer) -> None:
@@ -142,7 +142,7 @@ class TestReading:
 
         pacs.misbehave = refuse
         assert medimg.read(pacs.series_url).array.tobytes() == read_files(pacs).array.tobytes()
-        assert pacs.count() < 320
+        assert pacs.count() < 30
 
     def test_what_is_not_there(self, pacs: FakePacs, server: medimg.DicomWebServer) -> None:
         with pytest.raises(FileNotFoundError, match="404"):
@@ -180,7 +180,7 @@ class TestBulkData:
                 return None
             items = [to_json(dataset) for dataset in pacs.datasets]
             # absolute, relative, and by a name of the server that only it knows
-            uris = [f"{pacs.url}/bulk/0", "bulk/1", "http://internal.example:8042/dicom-web/bulk/2"]
+            uris = [f"{pacs.url}/bulk/0", "../../../../bulk/1", "http://internal.example:8042/dicom-web/bulk/2"]
             for item, uri in zip(items, uris, strict=True):
                 item["00200032"] = {"vr": "DS", "BulkDataURI": uri}
                 item["00091010"] = {"vr": "UN", "BulkDataURI": f"{origin}/never"}
@@ -306,11 +306,14 @@ class TestCache:
             assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
             assert stat.S_IMODE((tmp_path / "new" / "cache").stat().st_mode) == 0o700
         # another header is another file
+        pacs.datasets[0] = make_slice(0)
         pacs.datasets[0].SeriesDescription = "Changed"
         medimg.read(pacs.series_url)
         assert pacs.count() == 6
 
-    def test_damage_is_noticed(self, pacs: FakePacs, tmp_path: Path) -> None:
+    def test_damage_is_noticed(
+        self, pacs: FakePacs, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         pacs.datasets = pacs.datasets[:1]
         medimg.dicomweb(pacs.url, cache=tmp_path / "cache")
         expected = medimg.read(pacs.series_url)
@@ -318,8 +321,8 @@ class TestCache:
         data = bytearray(path.read_bytes())
         data[-1] ^= 1
         path.write_bytes(data)
-        with pytest.warns(MedimgWarning, match="damaged"):
-            found = medimg.read(pacs.series_url)
+        found = medimg.read(pacs.series_url)
+        assert "damaged" in caplog.text
         assert found.array.tobytes() == expected.array.tobytes()
         assert pacs.count() == 2
 
@@ -351,7 +354,7 @@ class TestStore:
         assert pacs.stored[0] == pacs.stored[1] == pacs.stored[2] == data
         assert pacs.seen[-1].path == "/studies"
         assert pacs.seen[-2].path == f"/studies/{STUDY}"
-        found = pydicom.dcmread(__import__("io").BytesIO(pacs.stored[3]))
+        found = pydicom.dcmread(io.BytesIO(pacs.stored[3]))
         assert found.PixelData == make_slice(1).PixelData
 
     def test_many_are_sent_a_few_at_a_time(self, pacs: FakePacs, server: medimg.DicomWebServer) -> None:
@@ -399,7 +402,7 @@ class TestStore:
     def test_it_is_repeated_after_503(self, pacs: FakePacs, server: medimg.DicomWebServer) -> None:
         pacs.misbehave = lambda *_: Reply(503) if len(pacs.seen) == 1 else None
         assert server.store(make_slice(0)).stored == (f"{SERIES}.1",)
-        assert pacs.seen[0].body == b"".join([pacs.seen[0].body])
+        assert pacs.seen[0].body == pacs.seen[1].body
         assert len(pacs.stored) == 1
 
     def test_redirects_are_not_followed(self, pacs: FakePacs, server: medimg.DicomWebServer) -> None:
@@ -456,15 +459,5 @@ class TestDatasets:
             model = medimg.TransferClassifier("resnet18", classes=["a", "b"], weights=None, preprocess=recipe)
             found = model.predict(pacs.series_url)
             expected = model.predict(medimg.scan([to_file(one) for one in pacs.datasets])[0])
-        np.testing.assert_array_equal(found[["a", "b"]], expected[["a", "b"]]) if "a" in found else None
-        assert found.source[0] == pacs.series_url
-
-
-def test_no_network_for_local_files(tmp_path: Path) -> None:
-    """Reading files imports no library for networks."""
-    import subprocess
-
-    path = tmp_path / "a.dcm"
-    path.write_bytes(to_file(make_slice(0)))
-    code = f"import sys, medimg; medimg.read({str(path)!r}); sys.exit('requests' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ))
+        assert found.drop(columns="source").equals(expected.drop(columns="source"))
+        assert found.source.tolist() == [pacs.series_url]
