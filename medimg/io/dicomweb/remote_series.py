@@ -41,7 +41,7 @@ _Failed = tuple[str, MedimgError]
 
 
 def read_series(retriever: Retriever, resource: ResourceUrl) -> tuple[list[Series], list[_Failed]]:
-    """Return the series of a study, a series or an instance, and the instances that are no images or damaged."""
+    """Return the series of a study, series or instance, and the instances that are no images or damaged."""
     if resource.series:
         return _build_series(retriever, [resource])
     listed = _list_series(retriever, resource)
@@ -122,7 +122,7 @@ def _read_instance(retriever: Retriever, where: ResourceUrl, item: JsonObject) -
 
 
 def load_one(retriever: Retriever, resource: ResourceUrl) -> Series:
-    """Return the one series of a resource; AmbiguousSeriesError if there are several, ReadError if damaged."""
+    """Return the one series of a resource; AmbiguousSeriesError if there are several, ReadError if none."""
     found, failed = read_series(retriever, resource)
     lost = [error for _, error in failed if not isinstance(error, NotAnImageError)]
     if lost:
@@ -177,7 +177,8 @@ class ListedSeries(Series):
         return _rebuild, (eager, self._retriever, self._resource, self._count)
 
     def __repr__(self) -> str:
-        return f"Series(modality={self.modality!r}, instances={self._count}, on {self._retriever.transport.host})"
+        host = self._retriever.transport.host
+        return f"Series(modality={self.modality!r}, instances={self._count}, on {host})"
 
     @property
     def path(self) -> str:
@@ -198,7 +199,7 @@ class ListedSeries(Series):
         """Return the series with its metadata, read once."""
         with self._lock:
             if self._loaded is None:
-                getattr(ListedSeries, "_loaded").__set__(self, load_one(self._retriever, self._resource))
+                ListedSeries._loaded.__set__(self, load_one(self._retriever, self._resource))
             found: Series = self._loaded
             return found
 

@@ -128,7 +128,7 @@ def _search(retriever: Retriever, matched: Mapping[str, str], most: int) -> list
 
 
 def _drop_others(items: list[JsonObject], asked: Mapping[str, str], host: str) -> list[JsonObject]:
-    """Return the results that meet the conditions: servers ignore those that they don't know (PS3.18 8.3.4)."""
+    """Return results that meet the conditions: servers ignore those that they don't know (PS3.18 8.3.4)."""
     kept = [item for item in items if all(_may_match(item, *one) for one in asked.items())]
     if len(kept) < len(items):
         warnings.warn(

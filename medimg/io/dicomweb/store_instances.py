@@ -226,8 +226,8 @@ def _parse_answer(answer: Answer, batch: Sequence[_File], host: str) -> StoreRes
     """Return what became of each file; one that the answer does not name was not stored."""
     found = parse_json(answer.body, f"what {host} says of what it stored")
     item: JsonObject = found[0] if found else {}
-    stored = {uid: one for uid, one in _list_items(item, "00081199")}
-    refused = {uid: one for uid, one in _list_items(item, "00081198")}
+    stored = dict(_list_items(item, "00081199"))
+    refused = dict(_list_items(item, "00081198"))
     failed = []
     for file in batch:
         if file.uid in refused:
@@ -258,5 +258,3 @@ def _explain(code: int) -> str:
         (text for number, text in _REASONS.items() if number == code & 0xFF00), "unknown reason"
     )
     return f"the server refuses it: {known} (0x{code:04X})"
-
-

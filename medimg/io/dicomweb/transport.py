@@ -12,6 +12,7 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from http.cookiejar import DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from urllib.parse import quote, urlencode
 
 from medimg.errors import MedimgError, MedimgWarning, MissingDependencyError, ReadError, also
 from medimg.io.dicomweb.service_url import find_origin, is_loopback, join_url
@@ -202,7 +203,7 @@ class Transport:
             try:
                 return self._send(call)
             except _TransientError as failure:
-                waits = _FIRST_WAIT_S * 2**attempt * (0.5 + random.random())  # noqa: S311
+                waits = _FIRST_WAIT_S * 2**attempt * (0.5 + random.random())
                 wait = min(waits, _LONGEST_WAIT_S) if failure.wait is None else failure.wait
                 left = start + self._timeout - time.monotonic()
                 if attempt == self._retries or wait > left:
@@ -236,9 +237,13 @@ class Transport:
         if origin is None or "@" in target.partition("://")[2].partition("/")[0]:
             raise ReadError(f"{self.host} redirects {call.name} to an invalid URL")
         if call.method != "GET" and (origin != self._origin or answer.status not in _REPEATED_METHODS):
-            raise ReadError(f"{self.host} redirects what is stored to another URL; use that URL: it is its own")
-        if origin[0] == "http" and (url.startswith("https:") or not is_loopback(origin[1])) and (
-            origin != self._origin
+            raise ReadError(
+                f"{self.host} redirects what is stored to another URL; use that URL: it is its own"
+            )
+        if (
+            origin[0] == "http"
+            and (url.startswith("https:") or not is_loopback(origin[1]))
+            and (origin != self._origin)
         ):
             raise ReadError(f"{self.host} redirects {call.name} to an unencrypted URL, which is not followed")
         return target
@@ -256,7 +261,8 @@ class Transport:
             with self._open_session().request(
                 method,
                 url,
-                params=list(call.query) if url == call.url else None,
+                # servers take an encoded wildcard literally
+                params=urlencode(call.query, safe="*?,", quote_via=quote) if url == call.url else None,
                 headers=headers,
                 auth=auth,
                 data=call.body,
@@ -338,8 +344,10 @@ class Transport:
         hint = ""
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             error_type = also(ServerAnswerError, PermissionError)
-            hint = "; check auth=, token=, headers= or .netrc" if status == HTTPStatus.UNAUTHORIZED else (
-                "; the account has no right to it"
+            hint = (
+                "; check auth=, token=, headers= or .netrc"
+                if status == HTTPStatus.UNAUTHORIZED
+                else ("; the account has no right to it")
             )
         elif status == HTTPStatus.NOT_FOUND:
             error_type, hint = also(ServerAnswerError, FileNotFoundError), "; check the UIDs and the base URL"

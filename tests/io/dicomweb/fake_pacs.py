@@ -37,7 +37,7 @@ class Seen(NamedTuple):
     body: bytes
 
 
-Misbehavior = Callable[[Seen, BaseHTTPRequestHandler], Reply | None | bool]
+Misbehavior = Callable[[Seen, BaseHTTPRequestHandler], Reply | bool | None]
 
 
 def make_slice(number: int, *, series: str = SERIES, study: str = STUDY, size: int = 8) -> Dataset:
@@ -74,7 +74,7 @@ def to_file(dataset: Dataset) -> bytes:
 
 
 def to_json(dataset: Dataset) -> dict[str, Any]:
-    plain = Dataset({tag: dataset[tag] for tag in dataset.keys() if tag != 0x7FE00010})
+    plain = Dataset({tag: dataset[tag] for tag in list(dataset.keys()) if tag != 0x7FE00010})
     found: dict[str, Any] = plain.to_json_dict()
     return found
 
@@ -109,7 +109,7 @@ class FakePacs:
             def do_GET(self) -> None:
                 pacs.answer(self)
 
-            do_POST = do_GET
+            do_POST = do_GET  # noqa: N815  # called by its name
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
@@ -209,7 +209,13 @@ class FakePacs:
         items = []
         for members in series.values():
             one = Dataset()
-            for name in ("StudyInstanceUID", "SeriesInstanceUID", "Modality", "SeriesDescription", "PatientID"):
+            for name in (
+                "StudyInstanceUID",
+                "SeriesInstanceUID",
+                "Modality",
+                "SeriesDescription",
+                "PatientID",
+            ):
                 setattr(one, name, getattr(members[0], name))
             one.NumberOfSeriesRelatedInstances = len(members)
             items.append(one.to_json_dict())

@@ -67,9 +67,7 @@ def by_frames(index: Iterable[medimg.Series]) -> dict[Key, medimg.Series]:
     for series in index:
         assert isinstance(series.reader, StackReader)
         frames = [frame for channel in series.reader.plan.channels for frame in channel]
-        found[
-            tuple((f.instance.sop_instance_uid, f.facts.number, f.facts.corner) for f in frames)
-        ] = series
+        found[tuple((f.instance.sop_instance_uid, f.facts.number, f.facts.corner) for f in frames)] = series
     return found
 
 

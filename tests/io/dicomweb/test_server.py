@@ -21,7 +21,14 @@ import pydicom
 import pytest
 
 import medimg
-from medimg.errors import AmbiguousSeriesError, MedimgError, MedimgWarning, NotAnImageError, ReadError, StoreError
+from medimg.errors import (
+    AmbiguousSeriesError,
+    MedimgError,
+    MedimgWarning,
+    NotAnImageError,
+    ReadError,
+    StoreError,
+)
 from tests.io.dicomweb.fake_pacs import (
     SERIES,
     STUDY,
@@ -105,7 +112,9 @@ class TestReading:
         assert series.header.PatientName == "Secret^Patient"
         assert pacs.count() == 1
 
-    def test_lists_of_urls_and_files(self, pacs: FakePacs, server: medimg.DicomWebServer, tmp_path: Path) -> None:
+    def test_lists_of_urls_and_files(
+        self, pacs: FakePacs, server: medimg.DicomWebServer, tmp_path: Path
+    ) -> None:
         other = make_slice(0, series="1.2.99")
         path = tmp_path / "other.dcm"
         path.write_bytes(to_file(other))
@@ -132,7 +141,9 @@ class TestReading:
             server.read(STUDY)
         assert medimg.read(pacs.study_url, series="1.2.5").array.shape == (1, 1, 8, 8)
 
-    def test_a_study_without_search_is_read_by_its_metadata(self, pacs: FakePacs, server: medimg.DicomWebServer) -> None:
+    def test_a_study_without_search_is_read_by_its_metadata(
+        self, pacs: FakePacs, server: medimg.DicomWebServer
+    ) -> None:
         pacs.misbehave = lambda seen, _: Reply(501) if seen.path.endswith("/series") else None
         assert len(medimg.scan(pacs.study_url)) == 1
 
@@ -180,7 +191,11 @@ class TestBulkData:
                 return None
             items = [to_json(dataset) for dataset in pacs.datasets]
             # absolute, relative, and by a name of the server that only it knows
-            uris = [f"{pacs.url}/bulk/0", "../../../../bulk/1", "http://internal.example:8042/dicom-web/bulk/2"]
+            uris = [
+                f"{pacs.url}/bulk/0",
+                "../../../../bulk/1",
+                "http://internal.example:8042/dicom-web/bulk/2",
+            ]
             for item, uri in zip(items, uris, strict=True):
                 item["00200032"] = {"vr": "DS", "BulkDataURI": uri}
                 item["00091010"] = {"vr": "UN", "BulkDataURI": f"{origin}/never"}
@@ -192,8 +207,12 @@ class TestBulkData:
         assert pacs.count("bulk") == 3
         assert pacs.count("never") == 0
 
-    @pytest.mark.parametrize("uri", ["http://169.254.169.254/latest", "file:///etc/passwd", "http://[", "//other.example/x"])
-    def test_other_servers_are_not_asked(self, pacs: FakePacs, server: medimg.DicomWebServer, uri: str) -> None:
+    @pytest.mark.parametrize(
+        "uri", ["http://169.254.169.254/latest", "file:///etc/passwd", "http://[", "//other.example/x"]
+    )
+    def test_other_servers_are_not_asked(
+        self, pacs: FakePacs, server: medimg.DicomWebServer, uri: str
+    ) -> None:
         item = to_json(pacs.datasets[0])
         item["00200032"] = {"vr": "DS", "BulkDataURI": uri}
         pacs.misbehave = lambda seen, _: Reply(200, json.dumps([item]).encode())
@@ -202,14 +221,18 @@ class TestBulkData:
 
 
 class TestSearch:
-    def test_pages(self, pacs: FakePacs, server: medimg.DicomWebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_pages(
+        self, pacs: FakePacs, server: medimg.DicomWebServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr("medimg.io.dicomweb.series_search._PAGE", 7)
         pacs.datasets = [make_slice(0, series=f"1.2.{n}") for n in range(20)]
         assert len(server.search()) == 20
         assert len(server.search(limit=9)) == 9
         served = pacs.serve
         # a server without offset, and one with shorter pages
-        pacs.misbehave = lambda seen, _: served(seen._replace(query={**seen.query, "offset": "0", "limit": "30"}))
+        pacs.misbehave = lambda seen, _: served(
+            seen._replace(query={**seen.query, "offset": "0", "limit": "30"})
+        )
         assert len(server.search()) == 20
         pacs.misbehave = lambda seen, _: served(seen._replace(query={**seen.query, "limit": "3"}))
         assert len(server.search()) == 20
@@ -232,7 +255,9 @@ class TestSearch:
         assert [series.uid for series in server.search(modality=["CT", "MR"])] == [SERIES, "1.2.5", "1.2.6"]
         assert [series.uid for series in server.search(modality={"MR"})] == ["1.2.5"]
 
-    def test_what_a_server_did_not_compare_is_left_out(self, pacs: FakePacs, server: medimg.DicomWebServer) -> None:
+    def test_what_a_server_did_not_compare_is_left_out(
+        self, pacs: FakePacs, server: medimg.DicomWebServer
+    ) -> None:
         served = pacs.serve
         pacs.misbehave = lambda seen, _: served(seen._replace(query={}))
         with pytest.warns(MedimgWarning, match="1 series that do not meet"):
@@ -253,7 +278,11 @@ class TestSearch:
         ],
     )
     def test_invalid_conditions(
-        self, pacs: FakePacs, server: medimg.DicomWebServer, conditions: dict[str, object], error: type[Exception]
+        self,
+        pacs: FakePacs,
+        server: medimg.DicomWebServer,
+        conditions: dict[str, object],
+        error: type[Exception],
     ) -> None:
         with pytest.raises(error) as raised:
             server.search(**conditions)  # type: ignore[arg-type]
@@ -411,8 +440,12 @@ class TestStore:
             with pytest.raises(StoreError, match="redirects"):
                 server.store(make_slice(0))
 
-    @pytest.mark.parametrize("body", [b"[]", b"{}", b"[5]", b"<html>", b'[{"00081199": 5}]', b'[{"00081199": {"Value": [5]}}]'])
-    def test_unreadable_answers_confirm_nothing(self, pacs: FakePacs, server: medimg.DicomWebServer, body: bytes) -> None:
+    @pytest.mark.parametrize(
+        "body", [b"[]", b"{}", b"[5]", b"<html>", b'[{"00081199": 5}]', b'[{"00081199": {"Value": [5]}}]']
+    )
+    def test_unreadable_answers_confirm_nothing(
+        self, pacs: FakePacs, server: medimg.DicomWebServer, body: bytes
+    ) -> None:
         pacs.misbehave = lambda *_: Reply(200, body)
         with pytest.raises(StoreError, match="1 of 1 instances were not stored"):
             server.store(make_slice(0))
