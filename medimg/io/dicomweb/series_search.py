@@ -83,8 +83,8 @@ def _parse_condition(name: str, value: object) -> tuple[str, list[str]]:
             f"servers can't be searched by {name!r}; expected {', '.join(_COLUMNS)}, or a DICOM keyword such "
             f"as StudyDate{did_you_mean(name, [*_COLUMNS, *KEYWORDS])}"
         )
-    several = isinstance(value, Iterable) and not isinstance(value, str | bytes)
-    texts = [_to_text(name, one) for one in (value if several else (value,))]  # type: ignore[union-attr]
+    several = value if isinstance(value, Iterable) and not isinstance(value, str | bytes) else (value,)
+    texts = [_to_text(name, one) for one in several]
     if not texts:
         raise ReadError(f"{name} has no value to search for")
     if keyword in _UIDS:

@@ -159,8 +159,8 @@ def store_files(transport: Transport, source: object, *, study: str | None, coll
     if failed and not collects:
         first = failed[0]
         raise StoreError(
-            f"{len(failed)} of {len(failed) + len(stored)} instances were not stored on {transport.host}, the "
-            f'first: {first.source}: {first.reason}; pass on_error="collect" for the list of all',
+            f"{len(failed)} of {len(failed) + len(stored)} instances were not stored on {transport.host}, "
+            f'the first: {first.source}: {first.reason}; pass on_error="collect" for the list of all',
             result,
         )
     return result

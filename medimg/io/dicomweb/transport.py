@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from http.cookiejar import DefaultCookiePolicy
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
 from urllib.parse import quote, urlencode
 
 from medimg.errors import MedimgError, MedimgWarning, MissingDependencyError, ReadError, also
@@ -330,8 +330,8 @@ class Transport:
 
     def _describe_excess(self, call: _Call) -> str:
         return (
-            f"{self.host} answers {call.name} with more than the {call.most} bytes that it can sensibly have; "
-            "it is not read"
+            f"{self.host} answers {call.name} with more than the {call.most} bytes that it can sensibly "
+            "have; it is not read"
         )
 
     def _check_status(self, call: _Call, answer: Answer) -> None:
@@ -366,8 +366,8 @@ class Transport:
 
         if isinstance(error, requests.exceptions.SSLError | raw.SSLError):
             return ReadError(
-                f"the certificate of {self.host} can't be verified; pass verify=, the path of the certificate "
-                "of its authority (CA)"
+                f"the certificate of {self.host} can't be verified; pass verify=, the path of the "
+                "certificate of its authority (CA)"
             )
         if isinstance(error, requests.exceptions.Timeout | raw.TimeoutError | TimeoutError):
             failure: MedimgError = also(ReadError, TimeoutError)(
@@ -418,8 +418,7 @@ def _import_requests() -> Any:
 
 
 def _make_session() -> requests.Session:
-    requests = _import_requests()
-    session: requests.Session = requests.Session()
+    session = cast("requests.Session", _import_requests().Session())
     from medimg.io.dicomweb.timed_connection import TimedAdapter
 
     adapter = TimedAdapter(pool_maxsize=_CONNECTIONS, max_retries=0)

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 STUDY, SERIES = "1.2.3", "1.2.3.4"
 BOUNDARY = "boundary7"
@@ -47,7 +47,7 @@ def make_slice(number: int, *, series: str = SERIES, study: str = STUDY, size: i
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = CTImageStorage
     uid = f"{series}.{number + 1}"
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = uid
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = UID(uid)
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study, series
     dataset.PatientName, dataset.PatientID = "Secret^Patient", "SECRET-ID"
     dataset.Modality, dataset.SeriesDescription = "CT", "Test series"
@@ -202,7 +202,7 @@ class FakePacs:
 
     def _search(self, found: list[Dataset], query: dict[str, str]) -> Reply:
         keywords = {"Modality", "PatientID", "SeriesDescription", "StudyDate"} & query.keys()
-        series = {}
+        series: dict[tuple[str, str], list[Dataset]] = {}
         for dataset in found:
             if all(str(dataset.get(name)) == query[name] for name in keywords):
                 series.setdefault((dataset.StudyInstanceUID, dataset.SeriesInstanceUID), []).append(dataset)

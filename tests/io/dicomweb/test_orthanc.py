@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from pydicom.uid import UID
 
 import medimg
 from medimg.errors import ReadError
@@ -35,7 +36,7 @@ def test_it_finds_what_was_stored(filled: medimg.DicomWebServer) -> None:
 
 def test_what_it_refuses_is_named(filled: medimg.DicomWebServer) -> None:
     unknown = make_slice(30)
-    unknown.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.201"
+    unknown.file_meta.TransferSyntaxUID = UID("1.2.840.10008.1.2.4.201")
     unknown["PixelData"].is_undefined_length = True
     unknown.PixelData = (
         b"\xfe\xff\x00\xe0\0\0\0\0\xfe\xff\x00\xe0\x04\0\0\0\xff\x4f\xff\x51\xfe\xff\xdd\xe0\0\0\0\0"
