@@ -23,7 +23,6 @@ SETS = (
     "highdicom",
     "lidc_3pat_excerpt",
     "nema_enhmr_dev",
-    "nifti_reader_js",
     "nifti_space_dev",
     "pydicom-data",
     "pydicom_examples",
@@ -91,6 +90,7 @@ def check_equal(one: medimg.Volume, other: medimg.Volume) -> None:
     assert one.report.transforms == other.report.transforms
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_volumes_equal_those_of_files(
     name: str, real_data: Path, orthanc: Orthanc, server: medimg.DicomWebServer
