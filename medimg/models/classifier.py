@@ -510,7 +510,7 @@ class TransferClassifier(Freezable):
         """
         Upload the model with its model card to the Hugging Face hub, as one commit.
 
-        The repository gets ``model.safetensors``, as :meth:`save` writes it, and ``README.md``, the card, with
+        The repository gets ``model.safetensors``, as :meth:`save` writes it, and its card, with
         the call of :func:`medimg.load` that reads this very file. No image, path or identifier is uploaded,
         but the file has hashes of the training images: who has an image can find out whether it was used.
 
