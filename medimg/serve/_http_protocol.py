@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -12,13 +12,12 @@ if TYPE_CHECKING:
 
 __all__ = ["DeadlineProtocol"]
 
-#: Seconds for a request's header, for the rest of a body that is no longer read, and for taking an answer.
-_SECONDS: Final = 10.0
-
 
 class DeadlineProtocol(H11Protocol):  # type: ignore[misc]  # of a library without types here
     """Closes a connection whose client sends no header in time, or does not take its answer."""
 
+    #: For a request's header, for the rest of a body that is no longer read, and for taking an answer.
+    seconds: ClassVar[float] = 10.0
     _deadline: asyncio.TimerHandle | None = None
     _awaited: Any = None
     _write_deadline: asyncio.TimerHandle | None = None
@@ -48,7 +47,7 @@ class DeadlineProtocol(H11Protocol):  # type: ignore[misc]  # of a library witho
         """Begin to wait for the client to read."""
         super().pause_writing()
         if self._write_deadline is None:
-            self._write_deadline = self.loop.call_later(_SECONDS, self.transport.abort)
+            self._write_deadline = self.loop.call_later(self.seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
         """Stop waiting for the client to read."""
@@ -69,7 +68,7 @@ class DeadlineProtocol(H11Protocol):  # type: ignore[misc]  # of a library witho
         self._stop()
         if awaited is not None and not self.transport.is_closing():
             self._awaited = awaited
-            self._deadline = self.loop.call_later(_SECONDS, self.transport.abort)
+            self._deadline = self.loop.call_later(self.seconds, self.transport.abort)
 
     def _stop(self) -> None:
         if self._deadline is not None:

@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
+from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -39,7 +40,7 @@ class ModelThread:
         self._taken = 0
         self._mean_seconds = 1.0
         self._is_closed = False
-        # what torch sets up at the first image is not part of the first request
+        # what is imported and set up at the first image is not part of the first request
         self._warm_up = self._executor.submit(_warm_up, model)
 
     @property
@@ -84,6 +85,7 @@ class ModelThread:
 
 
 def _warm_up(model: TransferClassifier) -> None:
+    import_module("pandas")
     weight = model.head.weight
     with module_mode(model, training=False), torch.inference_mode():
         model.embed(torch.zeros(1, *model.preprocess.image_shape, dtype=weight.dtype, device=weight.device))

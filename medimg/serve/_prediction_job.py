@@ -33,7 +33,7 @@ class CancelledJobError(Exception):
 
 @dataclass(slots=True, eq=False)
 class PredictionJob:
-    """Prediction on an upload; between two series it ends early if it was cancelled."""
+    """Prediction on an upload; it ends early if it is cancelled."""
 
     model: TransferClassifier
     facts: ModelFacts
@@ -44,8 +44,9 @@ class PredictionJob:
     _cancelled: threading.Event = field(default_factory=threading.Event)
 
     def cancel(self) -> None:
-        """Let the job end at the next opportunity."""
+        """Let the job end soon: nothing more of the upload can be read."""
         self._cancelled.set()
+        self.upload.close()
 
     def run(self) -> Answer:
         """Return the predictions; the error of the first file if there is none."""

@@ -9,9 +9,10 @@ from medimg.core.logger import get_logger
 from medimg.serve.service import check_extra
 
 if TYPE_CHECKING:
+    import uvicorn
     from fastapi import FastAPI
 
-__all__ = ["run_server"]
+__all__ = ["make_server", "run_server"]
 
 #: Connections at the same time: the limit of open files is often 1024 per process.
 _MOST_CONNECTIONS: Final = 256
@@ -20,7 +21,17 @@ _GRACE_SECONDS: Final = 30
 
 def run_server(app: FastAPI, *, host: str, port: int) -> None:
     """Serve until the process is told to end; OSError if the address can't be used."""
-    check_extra("uvicorn", "h11")
+    server = make_server(app)
+    with _bind(host, port) as listener:
+        bound = listener.getsockname()
+        shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
+        get_logger().info("serving on http://%s:%d", shown, bound[1])
+        server.run(sockets=[listener])
+
+
+def make_server(app: FastAPI) -> uvicorn.Server:
+    """Return a server of the application, for sockets that listen already."""
+    check_extra("uvicorn")
     import uvicorn
 
     from medimg.serve._http_protocol import DeadlineProtocol
@@ -36,11 +47,7 @@ def run_server(app: FastAPI, *, host: str, port: int) -> None:
         limit_concurrency=_MOST_CONNECTIONS,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
-    with _bind(host, port) as listener:
-        bound = listener.getsockname()
-        shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
-        get_logger().info("serving on http://%s:%d", shown, bound[1])
-        uvicorn.Server(config).run(sockets=[listener])
+    return uvicorn.Server(config)
 
 
 def _bind(host: str, port: int) -> socket.socket:
