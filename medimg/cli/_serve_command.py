@@ -20,9 +20,7 @@ exceeds --upload-memory-mb goes to the folder of temporary files, which the vari
 
 def add_serve(commands: Commands) -> None:
     """Add ``medimg serve``."""
-    parser = add_command(
-        commands, "serve", _serve, "serve predictions of a model over HTTP", epilog=_EPILOG
-    )
+    parser = add_command(commands, "serve", _serve, "serve predictions of a model over HTTP", epilog=_EPILOG)
     parser.add_argument("model", type=parse_path, help="checkpoint, such as run/model.safetensors")
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")

@@ -49,9 +49,7 @@ _REFUSALS: Final = {
 }
 
 
-def build_app(
-    model: TransferClassifier, *, unit: Unit, batch_size: int, limits: ServiceLimits
-) -> FastAPI:
+def build_app(model: TransferClassifier, *, unit: Unit, batch_size: int, limits: ServiceLimits) -> FastAPI:
     """Return the application of a model."""
     service = _Service(model, unit, batch_size, limits)
 
@@ -86,7 +84,9 @@ def build_app(
         openapi_extra=_describe_request(unit),
     )
     app.add_api_route("/health", service.health, summary="Whether the process is alive")
-    app.add_api_route("/ready", service.ready, summary="Whether it can predict", responses={503: {"model": State}})
+    app.add_api_route(
+        "/ready", service.ready, summary="Whether it can predict", responses={503: {"model": State}}
+    )
     app.add_api_route("/version", service.version, summary="The model")
     return app
 
@@ -94,9 +94,7 @@ def build_app(
 class _Service:
     """A model, its thread, and the handlers of the paths."""
 
-    def __init__(
-        self, model: TransferClassifier, unit: Unit, batch_size: int, limits: ServiceLimits
-    ) -> None:
+    def __init__(self, model: TransferClassifier, unit: Unit, batch_size: int, limits: ServiceLimits) -> None:
         self._model, self._unit, self._batch_size, self._limits = model, unit, batch_size, limits
         self._facts = ModelFacts.of(model)
         self.thread = ModelThread(model, limits.queue)
@@ -120,9 +118,7 @@ class _Service:
             upload = Upload(self._limits)
             stack.callback(upload.close)
             await receive_body(request, upload, self._limits)
-            job = PredictionJob(
-                self._model, self._facts, upload, unit, self._batch_size, self._limits
-            )
+            job = PredictionJob(self._model, self._facts, upload, unit, self._batch_size, self._limits)
             future = self.thread.submit(job)
             # whatever becomes of the request, a job keeps its place and its files until it ends
             held = stack.pop_all()
@@ -169,7 +165,8 @@ def _parse_unit(request: Request, default: Unit) -> Unit:
     others = [name for name in request.query_params if name != "unit"]
     if others:
         raise RequestError(
-            HTTPStatus.BAD_REQUEST, f"unknown setting {printable(others[0], 40)!r} in the query; expected unit"
+            HTTPStatus.BAD_REQUEST,
+            f"unknown setting {printable(others[0], 40)!r} in the query; expected unit",
         )
     try:
         return check_item_unit(request.query_params.get("unit", default))
@@ -178,10 +175,13 @@ def _parse_unit(request: Request, default: Unit) -> Unit:
 
 
 def _check_accepts_json(request: Request) -> None:
-    accepted = [part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "").split(",")]
+    accepted = [
+        part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "").split(",")
+    ]
     if not {"", "*/*", "application/*", "application/json"} & set(accepted):
         raise RequestError(
-            HTTPStatus.NOT_ACCEPTABLE, "the answer is application/json, which the header Accept does not allow"
+            HTTPStatus.NOT_ACCEPTABLE,
+            "the answer is application/json, which the header Accept does not allow",
         )
 
 

@@ -46,7 +46,10 @@ def make_problem(
     """Return an answer with problem details."""
     problem = Problem("about:blank", _title(status), status, detail, error, f"urn:uuid:{request_id}")
     return JSONResponse(
-        asdict(problem), status_code=status, headers=dict(headers or {}), media_type="application/problem+json"
+        asdict(problem),
+        status_code=status,
+        headers=dict(headers or {}),
+        media_type="application/problem+json",
     )
 
 

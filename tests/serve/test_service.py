@@ -137,7 +137,9 @@ def test_files_of_a_form_are_one_source(either: Any, model: medimg.TransferClass
 
 
 def test_a_header_finds_its_values_in_the_form(either: Any) -> None:
-    header = b"ObjectType = Image\nNDims = 3\nDimSize = 4 4 2\nElementType = MET_SHORT\nElementDataFile = a.raw\n"
+    header = (
+        b"ObjectType = Image\nNDims = 3\nDimSize = 4 4 2\nElementType = MET_SHORT\nElementDataFile = a.raw\n"
+    )
     form = [("file", ("a.mhd", header)), ("file", ("a.raw", np.arange(32, dtype="<i2").tobytes()))]
     (answer,) = ask(either, {"files": form})
     (row,) = answer.json()["predictions"]
@@ -177,7 +179,12 @@ def test_facts_of_the_model(tmp_path: Path) -> None:
     model = make_model(pool="mean")
     data = medimg.phantom.write_xray_dataset(tmp_path, patients=6, size=(40, 40), classes=list(model.classes))
     val = medimg.ImageDataset.from_csv(
-        data, path="file", patient="patient_id", classes=model.classes, preprocess=model.preprocess, unit="series"
+        data,
+        path="file",
+        patient="patient_id",
+        classes=model.classes,
+        preprocess=model.preprocess,
+        unit="series",
     )
     medimg.calibrate(model, val, coverage=0.9, operating_point="youden")
     version, answer = ask(
@@ -196,7 +203,9 @@ def test_facts_of_the_model(tmp_path: Path) -> None:
     assert str(tmp_path) not in version.text
 
 
-def test_warnings_are_part_of_the_answer(model: medimg.TransferClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warnings_are_part_of_the_answer(
+    model: medimg.TransferClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = dicom(0)
     duplicate = dicom(0, SOPInstanceUID="1.2.3.4.99")
     (answer,) = ask(make_app(model), {"content": zipped({"a": one, "b": duplicate, "c": dicom(1)})})
@@ -322,7 +331,10 @@ def test_a_body_of_unknown_length_is_counted(app: Any) -> None:
 
 
 def test_names_in_a_form_are_harmless(app: Any) -> None:
-    form = [("file", (name, b"no image")) for name in ("../../etc/passwd", "C:\\x\\etc.dcm", "a" * 5000, "é^\u202e")]
+    form = [
+        ("file", (name, b"no image"))
+        for name in ("../../etc/passwd", "C:\\x\\etc.dcm", "a" * 5000, "é^\u202e")
+    ]
     form.append(("file", ("x.dcm", dicom())))
     form.append(("file", ("x.dcm", dicom(SeriesInstanceUID="1.2.3.5")[:-40])))
     (answer,) = ask(app, {"files": form})
@@ -413,7 +425,9 @@ def test_unexpected_errors_are_not_quoted(
     assert f"unexpected RuntimeError in request {answer.headers['x-request-id']}" in caplog.text
     assert "test_service.py" in caplog.text
     with monkeypatch.context() as patched:
-        patched.setattr(medimg.TransferClassifier, "predict", lambda *_, **__: (_ for _ in ()).throw(MemoryError))
+        patched.setattr(
+            medimg.TransferClassifier, "predict", lambda *_, **__: (_ for _ in ()).throw(MemoryError)
+        )
         (answer,) = ask(app, {"content": dicom()})
     assert "not enough memory" in problem(answer, 503)
     (answer,) = ask(app, {"content": dicom()})
@@ -424,7 +438,12 @@ def test_the_log_names_no_patient(app: Any, caplog: pytest.LogCaptureFixture, ca
     caplog.set_level(logging.DEBUG)
     caplog.set_level(logging.ERROR, logger="httpx")  # of the client
     name = "SENTINEL"
-    bodies = [dicom(PatientName=name), dicom(PatientName=name)[:-40], name.encode(), zipped({name: dicom(), "x": b""})]
+    bodies = [
+        dicom(PatientName=name),
+        dicom(PatientName=name)[:-40],
+        name.encode(),
+        zipped({name: dicom(), "x": b""}),
+    ]
     requests: list[dict[str, Any]] = [{"content": body} for body in bodies]
     requests += [{"url": f"/{name}"}, {"url": f"/predict?patient={name}"}, {"method": name}]
     requests += [{"files": {"file": (f"{name}.dcm", dicom()[:-40])}}]
@@ -476,5 +495,3 @@ def test_an_answer_is_valid_json(app: Any) -> None:
     (answer,) = ask(app, {"content": nifti(), "url": "/predict?unit=image"})
     rows = json.loads(answer.content, parse_constant=lambda name: pytest.fail(name))["predictions"]
     assert [row["slice"] for row in rows] == [0, 1, 2, 3]
-
-

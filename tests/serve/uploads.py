@@ -17,7 +17,10 @@ def make_model(**fields: Any) -> TransferClassifier:
     """A classifier of random weights, the same in each process."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        settings: dict[str, Any] = {"classes": ["normal", "nodule"], "preprocess": Preprocess(size=32)} | fields
+        settings: dict[str, Any] = {
+            "classes": ["normal", "nodule"],
+            "preprocess": Preprocess(size=32),
+        } | fields
         return TransferClassifier("squeezenet1_1", weights=None, **settings).eval()
 
 
@@ -25,7 +28,9 @@ def dicom(n: int = 0, **attributes: Any) -> bytes:
     """Slice n of a CT."""
     pixels = np.random.default_rng(n).integers(0, 2000, (24, 20)).astype(np.uint16)
     position = [-10.0, -20.0, 2.0 * n]
-    ds = make_instance(pixels, **{"ImagePositionPatient": position, "SOPInstanceUID": f"1.2.3.4.{n}"} | attributes)
+    ds = make_instance(
+        pixels, **{"ImagePositionPatient": position, "SOPInstanceUID": f"1.2.3.4.{n}"} | attributes
+    )
     ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
     file = io.BytesIO()
     ds.save_as(file, enforce_file_format=True)
