@@ -11,10 +11,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from tests.serve.uploads import dicom, make_model, stack, zipped
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
+
 psutil = pytest.importorskip("psutil")
 
 ROOT = Path(medimg.__file__).parents[1]
@@ -95,11 +98,12 @@ def model() -> medimg.TransferClassifier:
 
 
 @pytest.fixture(scope="module")
-def service(model: medimg.TransferClassifier) -> Iterator[Service]:
+def service(model: medimg.TransferClassifier, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     from medimg.serve._http_protocol import DeadlineProtocol
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(DeadlineProtocol, "seconds", SECONDS)
+        patched.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("bodies")))
         found = Service(make_app(model, limits=LIMITS))
         yield found
         found.stop()
@@ -129,16 +133,13 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 def list_open_files() -> list[str]:
-    """Open files of this process but sockets and pipes, deleted ones included."""
+    """Bodies on disk that this process has open."""
     names = []
     for entry in os.scandir("/proc/self/fd"):
-        try:
-            target = str(Path(entry.path).readlink())
-        except OSError:
-            continue
-        if "(deleted)" in target or "medimg-" in target:
-            names.append(target)
-    return names
+        with suppress(OSError):
+            names.append(str(Path(entry.path).readlink()))
+    assert tempfile.tempdir is not None
+    return [name for name in names if name.startswith(tempfile.tempdir)]
 
 
 def test_fifty_at_once(service: Service, model: medimg.TransferClassifier) -> None:

@@ -493,5 +493,5 @@ def test_a_missing_library_names_the_extra(
 
 def test_an_answer_is_valid_json(app: Any) -> None:
     (answer,) = ask(app, {"content": nifti(), "url": "/predict?unit=image"})
-    rows = json.loads(answer.content, parse_constant=lambda name: pytest.fail(name))["predictions"]
+    rows = json.loads(answer.content, parse_constant=pytest.fail)["predictions"]
     assert [row["slice"] for row in rows] == [0, 1, 2, 3]
