@@ -89,9 +89,7 @@ def name_concept(name: str) -> Code:
 def parse_concept(name: str, given: Any) -> Code:
     """Return a concept as a code; ConversionError says what is wrong with it."""
     fields: tuple[Any, ...] = ()
-    if isinstance(given, Code):
-        fields = (given.value, given.scheme_designator, given.meaning, given.scheme_version)
-    elif hasattr(given, "scheme_designator"):
+    if isinstance(given, Code) or hasattr(given, "scheme_designator"):
         fields = (given.value, given.scheme_designator, given.meaning, given.scheme_version)
     elif isinstance(given, Sequence) and not isinstance(given, str):
         fields = tuple(given)
@@ -105,8 +103,8 @@ def parse_concept(name: str, given: Any) -> Code:
     value, scheme, meaning = texts
     if len(scheme) > _LONGEST_VALUE or len(meaning) > _LONGEST_MEANING:
         raise ConversionError(
-            f"{name} has a coding scheme of {len(scheme)} and a meaning of {len(meaning)} characters; expected "
-            f"at most {_LONGEST_VALUE} and {_LONGEST_MEANING}"
+            f"{name} has a coding scheme of {len(scheme)} and a meaning of {len(meaning)} characters; "
+            f"expected at most {_LONGEST_VALUE} and {_LONGEST_MEANING}"
         )
     return Code(value, scheme, meaning, version)
 

@@ -34,6 +34,7 @@ _MOST_SERIES: Final = (2**31 - 1) // 100
 _UNNUMBERED: Final = 9000
 _OFFSET: Final = re.compile(r"[+-]\d{4}")
 _LONGEST: Final = 64
+_SIDES: Final = ("L", "R")
 
 
 def import_highdicom() -> Any:
@@ -44,7 +45,8 @@ def import_highdicom() -> Any:
         return import_module("highdicom")
     except ImportError:
         raise MissingDependencyError(
-            'results as DICOM need highdicom, which is not installed; install it with: pip install "medimg[dicom-out]"'
+            "results as DICOM need highdicom, which is not installed; install it with: "
+            'pip install "medimg[dicom-out]"'
         ) from None
 
 
@@ -124,9 +126,8 @@ class ResultSeries:
                 setattr(dataset, f"{name}Time", time)
             if "DateOfSecondaryCapture" in dataset:
                 dataset.DateOfSecondaryCapture, dataset.TimeOfSecondaryCapture = date, time
-            body_part = get_text(source.header, "BodyPartExamined")
-            if body_part and dataset.Modality != "SR":
-                dataset.BodyPartExamined = body_part
+            if dataset.Modality != "SR":
+                _copy_body_part(source.header, dataset)
         copy_study(source.header, dataset, source.path)
         set_character_set(source.header, dataset, source.path)
 
@@ -144,6 +145,18 @@ def _choose_moment(source: SourceImages, created: datetime.datetime | None) -> d
     if moment.tzinfo is not None:
         moment = moment.astimezone(zone).replace(tzinfo=None)
     return moment.replace(microsecond=0)
+
+
+def _copy_body_part(header: Dataset, dataset: Dataset) -> None:
+    """Copy body part and side; an unknown side is stated as such if the body part is unknown, too."""
+    body_part = get_text(header, "BodyPartExamined")
+    if body_part:
+        dataset.BodyPartExamined = body_part
+    side = get_text(header, "Laterality") or get_text(header, "ImageLaterality")
+    if side in _SIDES:
+        dataset.Laterality = side
+    elif not body_part or "Laterality" in header:
+        dataset.Laterality = ""
 
 
 def _set_dimension_uid(dataset: Dataset, uid: str) -> None:

@@ -23,7 +23,8 @@ def find_explanation(
         explanation = explain(model, images.series, target, progress=False)
     elif not isinstance(explanation, Explanation):
         raise also(ConversionError, TypeError)(
-            f"explanation must be an Explanation, as medimg.explain returns; found a {type(explanation).__name__}"
+            "explanation must be an Explanation, as medimg.explain returns; found a "
+            f"{type(explanation).__name__}"
         )
     elif target is not None:
         raise ConversionError("target has no effect on a given explanation; give one of them")

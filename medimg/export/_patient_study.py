@@ -6,8 +6,8 @@ import copy
 from typing import TYPE_CHECKING, Any, Final
 
 from pydicom import charset
-from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.valuerep import PersonName
@@ -18,14 +18,12 @@ from medimg.io.dicom.header.attributes import quiet_pydicom
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pydicom.tag import BaseTag
 
 __all__ = ["STUDY_KEYWORDS", "copy_study", "set_character_set"]
 
 #: Modules Patient, Clinical Trial Subject, General Study, Patient Study and Clinical Trial Study (PS3.3
 #: C.7.1.1, C.7.1.3, C.7.2.1, C.7.2.2, C.7.2.3), attributes retired from them, and the time zone of dates.
-STUDY_KEYWORDS: Final = tuple(
-    """
+_TABLE: Final = """
     PatientName PatientID IssuerOfPatientID TypeOfPatientID IssuerOfPatientIDQualifiersSequence
     SourcePatientGroupIdentificationSequence GroupOfPatientsIdentificationSequence PatientBirthDate
     PatientBirthTime PatientBirthDateInAlternativeCalendar PatientDeathDateInAlternativeCalendar
@@ -64,8 +62,8 @@ STUDY_KEYWORDS: Final = tuple(
     ConsentForClinicalTrialUseSequence
 
     TimezoneOffsetFromUTC
-    """.split()
-)
+"""
+STUDY_KEYWORDS: Final = tuple(_TABLE.split())
 #: Attributes that are present in every object, empty if unknown.
 _TYPE_2: Final = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),

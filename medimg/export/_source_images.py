@@ -10,7 +10,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, CTImageStorage, SecondaryCaptureImageStorage
 
 from medimg.errors import ConversionError, GeometryError
-from medimg.io.dicom.header.attributes import get_texts, get_value, quiet_pydicom
+from medimg.io.dicom.header.attributes import get_text, get_texts, get_value, quiet_pydicom
 from medimg.io.dicom.header.open import open_whole_header
 from medimg.io.dicom.series.volume_reader import StackReader
 from medimg.io.dicom.tags.header_dataset import check_unchanged
@@ -78,7 +78,7 @@ class SourceImages:
     def stated_orientation(self) -> list[str]:
         """Directions of rows and columns that the first image states; empty if it states none."""
         stated = get_texts(self.header, "PatientOrientation")
-        return list(stated) if len(stated) == 2 else []  # noqa: PLR2004
+        return list(stated) if len(stated) == 2 else []
 
     def check_volume(self, volume: Volume) -> None:
         """Raise GeometryError unless a volume has the voxels of the series, in its order."""
@@ -102,8 +102,8 @@ class SourceImages:
         or_one = ", or one image" if single else "; secondary_capture needs none"
         raise ConversionError(
             f"{self.path}: a {what} needs positions in the patient (ImagePositionPatient, "
-            f"ImageOrientationPatient), and they are missing; expected them for each of the {len(self.frames)} "
-            f"image(s){or_one}"
+            f"ImageOrientationPatient), and they are missing; expected them for each of the "
+            f"{len(self.frames)} image(s){or_one}"
         )
 
     def refer_to_instances(self) -> list[Dataset]:
@@ -111,22 +111,24 @@ class SourceImages:
         return [self._make_reference(f"{_INSTANCE}{n}", one) for n, one in enumerate(self.instances)]
 
     def refer_to_slices(self, slices: tuple[int, ...]) -> list[Dataset]:
-        """
-        Return what stands for slices, with their positions; see :meth:`resolve_references`.
+        """Return what stands for slices; see :meth:`resolve_references`."""
+        return [self._make_reference(f"{_SLICE}{d}", self.frames[d].instance) for d in slices]
 
-        Raises ConversionError if the position of a slice, or its frame of reference, is not complete.
+    def refer_to_positions(self, slices: tuple[int, ...]) -> list[Dataset]:
         """
-        found = []
-        placed = self.is_placed
-        frame_of_reference = _read_uid(self.header, "FrameOfReferenceUID", self.path) if placed else ""
-        for d in slices:
-            frame = self.frames[d]
-            made = self._make_reference(f"{_SLICE}{d}", frame.instance)
-            if placed:
-                made.FrameOfReferenceUID = frame_of_reference
-                made.PositionReferenceIndicator = get_value(self.header, "PositionReferenceIndicator") or ""
-                self._place(made, frame)
-            found.append(made)
+        Return what stands for slices, with their positions if they have any.
+
+        Raises ConversionError if positions, or their frame of reference, are not complete.
+        """
+        found = self.refer_to_slices(slices)
+        if not self.is_placed:
+            return found
+        frame_of_reference = _read_uid(self.header, "FrameOfReferenceUID", self.path)
+        indicator = get_text(self.header, "PositionReferenceIndicator")
+        for made, d in zip(found, slices, strict=True):
+            made.FrameOfReferenceUID = frame_of_reference
+            made.PositionReferenceIndicator = indicator if len(indicator) <= _LONGEST else ""
+            self._place(made, self.frames[d])
         return found
 
     def _place(self, made: Dataset, frame: Frame) -> None:

@@ -78,7 +78,7 @@ def parametric_map(
         created=created,
     )
     heat = np.ascontiguousarray(found.heat, dtype=np.float32)
-    references = images.refer_to_slices(found.slices)
+    references = images.refer_to_positions(found.slices)
     with wrap_errors(images, "parametric map"):
         saliency = hd.sr.CodedConcept(*SALIENCY)
         result = hd.pm.ParametricMap(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
 
 from medimg._public import set_module
 from medimg._validation import check_whole_number
@@ -23,7 +26,6 @@ if TYPE_CHECKING:
     import datetime
 
     from highdicom.sc import SCImage
-    from pydicom.dataset import Dataset
 
     from medimg.io.read import Source
     from medimg.models.classifier import TransferClassifier
@@ -106,58 +108,66 @@ def secondary_capture(
     )
     hottest = np.argsort(-found.heat.max(axis=(1, 2)), kind="stable")[:most]
     chosen = sorted(found.slices[n] for n in hottest)
-    return [
-        _make_image(hd, made, number, index, found, describe_calibration(model).meaning)
-        for number, index in enumerate(chosen, 1)
-    ]
+    pages = _Pages(hd, made, found, describe_calibration(model).meaning)
+    return [pages.make_page(number, index) for number, index in enumerate(chosen, 1)]
 
 
-def _make_image(
-    hd: Any, made: ResultSeries, number: int, index: int, found: Explanation, calibration: str
-) -> SCImage:
-    images, algorithm = made.source, made.algorithm
-    assert algorithm is not None
-    depth = found.volume.shape[1]
-    where = f", slice {index + 1} of {depth}" if depth > 1 else ""
-    lines = [
-        f"AI heat map: {found.target}, probability {found.probability:.3f}{where}",
-        f"{calibration}. {algorithm.name} {algorithm.version}, {SOFTWARE}.",
-        _NOTICE,
-    ]
-    pixels = add_caption(found.overlay(index), lines)
-    (reference,) = images.refer_to_slices((index,))
-    with wrap_errors(images, "secondary capture"):
-        made_image: SCImage = hd.sc.SCImage.from_ref_dataset(
-            ref_dataset=reference,
-            pixel_array=np.ascontiguousarray(pixels),
-            photometric_interpretation="RGB",
-            bits_allocated=8,
-            coordinate_system="PATIENT",
-            patient_orientation=("L", "P"),
-            transfer_syntax_uid="1.2.840.10008.1.2.1",
-            **made.arguments(number, content_hash(pixels.tobytes())),
-        )
-        made_image.PatientOrientation = _find_orientation(images, found)
-        made_image.SourceImageSequence = [_refer(hd, reference)]
-        made_image.DerivationDescription = f"{lines[0]}. {lines[1]} {_NOTICE}"
-        made_image.ImageComments = _NOTICE
-        for keyword in (*_PRIVACY, *_LOSSY):
-            value = get_value(images.header, keyword)
-            if value is not None and value != "":
-                setattr(made_image, keyword, value)
-    made.complete(made_image)
-    return made_image
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pages:
+    """Maker of the images of a series."""
+
+    hd: Any
+    series: ResultSeries
+    explanation: Explanation
+    calibration: str
+
+    def make_page(self, number: int, index: int) -> SCImage:
+        """Return the image of a slice."""
+        series, found = self.series, self.explanation
+        source = series.source
+        caption = self._write_caption(index)
+        pixels = np.ascontiguousarray(add_caption(found.overlay(index), caption))
+        (reference,) = source.refer_to_slices((index,))
+        with wrap_errors(source, "secondary capture"):
+            page: SCImage = self.hd.sc.SCImage.from_ref_dataset(
+                ref_dataset=reference,
+                pixel_array=pixels,
+                photometric_interpretation="RGB",
+                bits_allocated=8,
+                coordinate_system="PATIENT",
+                patient_orientation=("L", "P"),
+                transfer_syntax_uid=ExplicitVRLittleEndian,
+                **series.arguments(number, content_hash(pixels.tobytes())),
+            )
+            page.PatientOrientation = _find_orientation(source, found)
+            page.SourceImageSequence = [_refer(self.hd, reference)]
+            page.DerivationDescription = " ".join(caption)
+            page.ImageComments = _NOTICE
+            for keyword in (*_PRIVACY, *_LOSSY):
+                value = get_value(source.header, keyword)
+                if value is not None and value != "":
+                    setattr(page, keyword, value)
+        series.complete(page)
+        return page
+
+    def _write_caption(self, index: int) -> list[str]:
+        found, algorithm = self.explanation, self.series.algorithm
+        depth = found.volume.shape[1]
+        where = f", slice {index + 1} of {depth}" if depth > 1 else ""
+        return [
+            f"AI heat map: {found.target}, probability {found.probability:.3f}{where}.",
+            f"{self.calibration}. {algorithm.name} {algorithm.version}, {SOFTWARE}."
+            if algorithm
+            else SOFTWARE,
+            _NOTICE,
+        ]
 
 
 def _refer(hd: Any, reference: Dataset) -> Dataset:
     """Return a reference to a slice as the source of an image."""
-    from pydicom.dataset import Dataset
-
     item = Dataset()
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = (
-        reference.SOPClassUID,
-        reference.SOPInstanceUID,
-    )
+    item.ReferencedSOPClassUID = reference.SOPClassUID
+    item.ReferencedSOPInstanceUID = reference.SOPInstanceUID
     item.PurposeOfReferenceCodeSequence = [
         hd.sr.CodedConcept("121322", "DCM", "Source image for image processing operation")
     ]

@@ -145,7 +145,8 @@ def segmentation(
     >>> files = medimg.phantom.write_ct_series(ct, folder, medimg.phantom.Identity.derive("demo", 1))
     >>> volume = medimg.read(folder)
     >>> lung = volume.with_array((volume.array < -500).astype("uint8"))
-    >>> found = medimg.export.segmentation(lung, folder, {1: medimg.export.Segment("lung", ("39607008", "SCT", "Lung"))})
+    >>> segment = medimg.export.Segment("lung", ("39607008", "SCT", "Lung"))
+    >>> found = medimg.export.segmentation(lung, folder, {1: segment})
     >>> found.number_of_segments, found.segmentation_type.value
     (1, 'BINARY')
     """
@@ -168,7 +169,7 @@ def segmentation(
         created=created,
     )
     slices = tuple(range(len(numbers)))
-    references = images.refer_to_slices(slices)
+    references = images.refer_to_positions(slices)
     with wrap_errors(images, "segmentation"):
         identification = None
         if algorithm_type != "MANUAL":
@@ -244,13 +245,13 @@ def _check_mask(mask: NDArray[Any] | Volume, images: SourceImages) -> NDArray[An
         raise also(ConversionError, TypeError)(
             f"mask must be an array or a Volume; found a {type(mask).__name__}"
         )
-    if array.ndim == 4 and array.shape[0] == 1:  # noqa: PLR2004
+    if array.ndim == 4 and array.shape[0] == 1:
         array = array[0]
     expected = images.series.shape[1:]
     if array.shape != expected:
         raise GeometryError(
-            f"the mask has the shape {array.shape}, the series {images.path} {expected} (D, H, W): a segmentation "
-            "is on the pixels of its source"
+            f"the mask has the shape {array.shape}, the series {images.path} {expected} (D, H, W): a "
+            "segmentation is on the pixels of its source"
         )
     if array.dtype.kind not in "biu":
         raise ConversionError(f"the mask must have whole numbers or bool; found {array.dtype}")
@@ -268,7 +269,7 @@ def _number_segments(array: NDArray[Any], named: Mapping[int, Segment]) -> NDArr
     if not covered.all():
         others = np.unique(array[~covered])[:5].tolist()
         raise ConversionError(
-            f"the mask has the value(s) {', '.join(map(str, others))}, which segments does not name; expected 0 "
-            f"and {', '.join(map(str, named))}"
+            f"the mask has the value(s) {', '.join(map(str, others))}, which segments does not name; "
+            f"expected 0 and {', '.join(map(str, named))}"
         )
     return numbers

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from medimg._public import set_module
@@ -34,6 +36,8 @@ __all__ = ["structured_report"]
 _DIGITS: Final = 4
 _PROCEDURE: Final = ("363679005", "SCT", "Imaging procedure")
 _DIGITS_OF_SCORE: Final = 3
+#: Of a code, its scheme and its meaning (SH, SH and LO).
+_LONGEST_FIELDS: Final = (16, 16, 64)
 
 
 @set_module("medimg.export")
@@ -125,7 +129,7 @@ def structured_report(
     )
     with wrap_errors(images, "structured report"):
         evidence = images.refer_to_instances()
-        writer = _ReportWriter(hd, model, images, algorithm, evidence, row)
+        writer = _ReportWriter(hd.sr, model, images, algorithm, evidence, row)
         report: ComprehensiveSR = hd.sr.ComprehensiveSR(
             evidence=evidence,
             content=writer.make_content(found),
@@ -137,6 +141,11 @@ def structured_report(
     # highdicom keeps a copy of the content, from before references were complete
     completed: ComprehensiveSR = hd.sr.ComprehensiveSR.from_dataset(report, copy=False)
     return completed
+
+
+def _is_nan(value: object) -> bool:
+    """Whether a value of a table is missing."""
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _predict(model: TransferClassifier, images: SourceImages, tta: ViewChoice) -> Mapping[str, Any]:
@@ -159,13 +168,13 @@ def _check_row(model: TransferClassifier, row: Mapping[str, Any]) -> dict[str, A
         found[name] = value
     for name in ("predicted", "flagged", "set", "unlike"):
         text = row.get(name)
-        if text is None or text != text:  # NaN
+        if text is None or _is_nan(text):
             continue
         if not isinstance(text, str):
             raise also(ConversionError, TypeError)(f"prediction[{name!r}] must be text; found {text!r}")
         found[name] = text
     score = row.get("ood")
-    if score is not None and score == score:
+    if score is not None and not _is_nan(score):
         found["ood"] = round(
             check_number("prediction['ood']", score, error=ConversionError), _DIGITS_OF_SCORE
         )
@@ -174,30 +183,22 @@ def _check_row(model: TransferClassifier, row: Mapping[str, Any]) -> dict[str, A
     return {k: round(min(v, 1.0), _DIGITS) if k.startswith("p_") else v for k, v in found.items()}
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class _ReportWriter:
-    """Content of a report: TID 1500 and the templates in it."""
+    """Content of a report: TID 1500 and the templates in it; `sr` is highdicom's module."""
 
-    def __init__(
-        self,
-        hd: Any,
-        model: TransferClassifier,
-        images: SourceImages,
-        algorithm: Algorithm,
-        evidence: Sequence[Dataset],
-        row: Mapping[str, Any],
-    ) -> None:
-        self._sr = hd.sr
-        self._model = model
-        self._images = images
-        self._algorithm = algorithm
-        self._evidence = evidence
-        self._row = row
+    sr: Any
+    model: TransferClassifier
+    images: SourceImages
+    algorithm: Algorithm
+    evidence: Sequence[Dataset]
+    row: Mapping[str, Any]
 
     def make_content(self, found: Mapping[str, Code]) -> Any:
         """Return the tree of the report."""
-        sr = self._sr
+        sr = self.sr
         groups = [self._make_group(name, concept) for name, concept in found.items()]
-        if "ood" in self._row or self._row.get("unlike"):
+        if "ood" in self.row or self.row.get("unlike"):
             groups.append(self._make_applicability())
         report = sr.MeasurementReport(
             observation_context=sr.ObservationContext(observer_device_context=self._make_observer()),
@@ -209,36 +210,37 @@ class _ReportWriter:
         return report
 
     def _make_observer(self) -> Any:
-        algorithm = self._algorithm
-        device = self._sr.DeviceObserverIdentifyingAttributes(
+        algorithm = self.algorithm
+        device = self.sr.DeviceObserverIdentifyingAttributes(
             uid=derive_uid("device", algorithm.digest),
             name=algorithm.name,
             manufacturer_name=MANUFACTURER,
             model_name=algorithm.name,
             serial_number=algorithm.digest,
         )
-        return self._sr.ObserverContext(
-            observer_type=_code(self._sr, ("121007", "DCM", "Device")), observer_identifying_attributes=device
+        return self.sr.ObserverContext(
+            observer_type=_code(self.sr, ("121007", "DCM", "Device")), observer_identifying_attributes=device
         )
 
     def _list_procedures(self) -> list[Any]:
         """Return the procedures of the study; one that holds for any image if it states none."""
         found = []
-        for item in get_items(self._images.header, "ProcedureCodeSequence"):
+        for item in get_items(self.images.header, "ProcedureCodeSequence"):
             fields = [get_text(item, k) for k in ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")]
-            if all(fields) and len(fields[0]) <= 16 and len(fields[1]) <= 16 and len(fields[2]) <= 64:  # noqa: PLR2004
-                found.append(_code(self._sr, fields))
-        return found or [_code(self._sr, _PROCEDURE)]
+            lengths = zip(map(len, fields), _LONGEST_FIELDS, strict=True)
+            if all(fields) and all(found <= most for found, most in lengths):
+                found.append(_code(self.sr, fields))
+        return found or [_code(self.sr, _PROCEDURE)]
 
     def _make_library(self) -> Any:
         """Return the image library (TID 1600), with what all images have in common."""
-        sr, header = self._sr, self._images.header
+        sr, header = self.sr, self.images.header
         context, contains = sr.RelationshipTypeValues.HAS_ACQ_CONTEXT, sr.RelationshipTypeValues.CONTAINS
         group = sr.ContainerContentItem(
             name=_code(sr, ("126200", "DCM", "Image Library Group")), relationship_type=contains
         )
         group.ContentSequence = sr.ContentSequence()
-        modality = self._images.first.modality
+        modality = self.images.first.modality
         if modality:
             group.ContentSequence.append(
                 sr.CodeContentItem(
@@ -256,7 +258,7 @@ class _ReportWriter:
                     relationship_type=context,
                 )
             )
-        for one in self._evidence:
+        for one in self.evidence:
             group.ContentSequence.append(
                 sr.ImageContentItem(
                     name=_code(sr, ("260753009", "SCT", "Source")),
@@ -273,14 +275,14 @@ class _ReportWriter:
 
     def _make_group(self, name: str, concept: Code) -> Any:
         """Return the measurement group (TID 1501) of a class."""
-        sr, row, calibration = self._sr, self._row, self._model.calibration
+        sr, row, calibration = self.sr, self.row, self.model.calibration
         point = next((p for p in (calibration.points if calibration else ()) if p.label == name), None)
         measurements = [
             sr.Measurement(
                 name=_code(sr, concepts.PROBABILITY),
                 value=row[f"p_{name}"],
                 unit=_code(sr, concepts.NO_UNITS),
-                method=_code(sr, describe_calibration(self._model)),
+                method=_code(sr, describe_calibration(self.model)),
             )
         ]
         evaluations = []
@@ -302,11 +304,11 @@ class _ReportWriter:
 
     def _evaluate(self, concept: Code, is_so: bool) -> Any:
         value = concepts.YES if is_so else concepts.NO
-        return self._sr.QualitativeEvaluation(name=_code(self._sr, concept), value=_code(self._sr, value))
+        return self.sr.QualitativeEvaluation(name=_code(self.sr, concept), value=_code(self.sr, value))
 
     def _make_applicability(self) -> Any:
         """Return the group with what tells the images from those of the training."""
-        sr, row = self._sr, self._row
+        sr, row = self.sr, self.row
         measurements = []
         if "ood" in row:
             measurements.append(
@@ -329,10 +331,10 @@ class _ReportWriter:
         return group
 
     def _wrap(self, name: str, concept: Code, measurements: list[Any], evaluations: list[Any]) -> Any:
-        sr, algorithm = self._sr, self._algorithm
+        sr, algorithm = self.sr, self.algorithm
         return sr.MeasurementsAndQualitativeEvaluations(
             tracking_identifier=sr.TrackingIdentifier(
-                uid=derive_uid("tracking", self._images.first.series_uid, algorithm.digest, name),
+                uid=derive_uid("tracking", self.images.first.series_uid, algorithm.digest, name),
                 identifier=name,
             ),
             finding_type=_code(sr, concept),
@@ -349,7 +351,7 @@ class _ReportWriter:
                     referenced_sop_class_uid=one.SOPClassUID,
                     referenced_sop_instance_uid=one.SOPInstanceUID,
                 )
-                for one in self._evidence
+                for one in self.evidence
             ],
         )
 
