@@ -70,6 +70,10 @@ from medimg.training.calibrate import calibrate as calibrate
 from medimg.training.fine_tune import fine_tune as fine_tune
 from medimg.training.fit_head import HeadFit as HeadFit
 from medimg.training.fit_head import fit_head as fit_head
+from medimg.io.dicomweb.server import DicomWebServer as DicomWebServer
+from medimg.io.dicomweb.server import dicomweb as dicomweb
+from medimg.io.dicomweb.store_instances import FailedInstance as FailedInstance
+from medimg.io.dicomweb.store_instances import StoreResult as StoreResult
 from medimg.training.history import FitResult as FitResult
 from medimg.training.lr_finder import LRFinderResult as LRFinderResult
 from medimg.training.lr_finder import lr_find as lr_find
