@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 __all__ = ["add_serve"]
 
 _EPILOG = """\
-The service has no authentication: keep it on loopback, behind a reverse proxy that has. The part of a body that
-exceeds --upload-memory-mb goes to the folder of temporary files, which the variable TMPDIR names.
+The service has no authentication: keep it on loopback, behind a reverse proxy that has. The part of a body
+that exceeds --upload-memory-mb goes to the folder of temporary files, which the variable TMPDIR names.
 """
 
 
@@ -34,6 +34,13 @@ def add_serve(commands: Commands) -> None:
     )
     add("--batch-size", type=int, default=32, help="images per batch (default: 32)")
     add("--verbosity", choices=("debug", "info", "warning", "error"), help="lowest level that is logged")
+    add(
+        "--dicomweb",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="DICOMweb server whose studies requests may name by URL; credentials are read from ~/.netrc",
+    )
     group = parser.add_argument_group("limits; medimg.serve.ServiceLimits describes them")
     add = group.add_argument
     add("--max-upload-mb", type=int, default=1024, help="size of a request's body (default: 1024)")
@@ -55,7 +62,7 @@ def _serve(args: argparse.Namespace) -> int:
     names = [field.name for field in dataclasses.fields(ServiceLimits)]
     limits = ServiceLimits(**{name: getattr(args, name) for name in names})
     model = medimg.load(args.model).to(_parse_device(args.device))
-    app = make_app(model, unit=args.unit, batch_size=args.batch_size, limits=limits)
+    app = make_app(model, unit=args.unit, batch_size=args.batch_size, limits=limits, dicomweb=args.dicomweb)
     run_server(app, host=args.host, port=args.port)
     return 0
 

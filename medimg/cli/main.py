@@ -28,7 +28,8 @@ __all__ = ["main", "make_parser"]
 
 #: In the order of a study.
 _COMMANDS = (
-    add_scan, add_info, add_read, add_preview, add_train, add_predict, add_evaluate, add_explain, add_serve, add_doctor,
+    add_scan, add_info, add_read, add_preview, add_train, add_predict, add_evaluate, add_explain, add_serve,
+    add_doctor,
 )  # fmt: skip
 #: An argument in a message of the Python interface, such as on_missing="fix".
 _ARGUMENT = re.compile(r"""(?<![\w./\\-])(\w+)=(["']?)(<[^>]+>|[\w./-]+)\2""")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from medimg.serve._upload import Upload
     from medimg.serve.limits import ServiceLimits
 
-__all__ = ["FILE_TYPES", "MULTIPART_TYPES", "receive_body"]
+__all__ = ["FILE_TYPES", "JSON_TYPE", "MULTIPART_TYPES", "receive_body"]
 
 #: Types of a body that is one file; what it holds is detected from its content.
 FILE_TYPES: Final = (
@@ -33,19 +34,25 @@ FILE_TYPES: Final = (
     "application/octet-stream",
 )
 MULTIPART_TYPES: Final = ("multipart/form-data", "multipart/related")
+JSON_TYPE: Final = "application/json"
+_MOST_JSON: Final = 2**14
 _MOST_IN_NAME: Final = 120
 
 
 class _Writer(Protocol):
-    """Writes the pieces of a body into an upload."""
+    """Writes the pieces of a body into an upload; `url` is set at the end of a body that is one."""
+
+    url: str | None
 
     def write(self, data: bytes) -> None: ...
     def finish(self) -> None: ...
 
 
-async def receive_body(request: Request, upload: Upload, limits: ServiceLimits) -> None:
-    """Write the body into the upload; RequestError if it is too large, too slow or malformed."""
-    writer = _make_writer(request, upload)
+async def receive_body(
+    request: Request, upload: Upload, limits: ServiceLimits, *, takes_url: bool
+) -> str | None:
+    """Write the body into the upload, or return its URL; RequestError if it is too large, slow or malformed."""
+    writer = _make_writer(request, upload, takes_url=takes_url)
     _check_declared_size(request, limits)
     received = 0
     try:
@@ -68,6 +75,7 @@ async def receive_body(request: Request, upload: Upload, limits: ServiceLimits) 
     writer.finish()
     if not received:
         raise RequestError(HTTPStatus.BAD_REQUEST, "the body is empty; expected an image, or a zip of images")
+    return writer.url
 
 
 def _check_declared_size(request: Request, limits: ServiceLimits) -> None:
@@ -83,7 +91,7 @@ def _too_large(limits: ServiceLimits) -> RequestError:
     )
 
 
-def _make_writer(request: Request, upload: Upload) -> _Writer:
+def _make_writer(request: Request, upload: Upload, *, takes_url: bool) -> _Writer:
     """Return the writer for the type of the body; RequestError if there is none."""
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise RequestError(
@@ -99,6 +107,8 @@ def _make_writer(request: Request, upload: Upload) -> _Writer:
         if not boundary:
             raise RequestError(HTTPStatus.BAD_REQUEST, f"the body is {name} without a boundary")
         return _MultipartWriter(upload, boundary, is_form=name == "multipart/form-data")
+    if name == JSON_TYPE and takes_url:
+        return _UrlWriter()
     if name in FILE_TYPES or name.startswith("image/"):
         return _FileWriter(upload)
     hint = "; with curl: -F file=@image.dcm" if name == "application/x-www-form-urlencoded" else ""
@@ -110,8 +120,41 @@ def _make_writer(request: Request, upload: Upload) -> _Writer:
     )
 
 
+class _UrlWriter:
+    """Writer of a body that names a study, series or instance: ``{"url": "https://…"}``."""
+
+    def __init__(self) -> None:
+        self.url: str | None = None
+        self._data = bytearray()
+
+    def write(self, data: bytes) -> None:
+        self._data += data
+        if len(self._data) > _MOST_JSON:
+            raise RequestError(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"the JSON has more than {_MOST_JSON} bytes; expected a URL",
+            )
+
+    def finish(self) -> None:
+        try:
+            found = json.loads(self._data)
+        # nesting can exceed the stack
+        except (ValueError, RecursionError):
+            found = None
+        url = found.get("url") if isinstance(found, dict) and len(found) == 1 else None
+        if not isinstance(url, str):
+            raise RequestError(
+                HTTPStatus.BAD_REQUEST,
+                'the JSON is no URL; expected {"url": "https://host/dicom-web/studies/UID"}, or the URL of a series '
+                "or instance",
+            )
+        self.url = url
+
+
 class _FileWriter:
     """Writer of a body that is one file."""
+
+    url = None
 
     def __init__(self, upload: Upload) -> None:
         self._upload = upload
@@ -126,6 +169,8 @@ class _FileWriter:
 
 class _MultipartWriter:
     """Writer of a body whose parts are files."""
+
+    url = None
 
     def __init__(self, upload: Upload, boundary: bytes, *, is_form: bool) -> None:
         self._upload = upload

@@ -9,17 +9,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from medimg.errors import MedimgError, MedimgWarning, NotAnImageError
-from medimg.io.scan import build_index
 from medimg.serve._answer import Answer, ModelFacts, Prediction
+from medimg.serve._dicom_answer import encode_results
 from medimg.serve._problem import RequestError
-from medimg.serve._unpacked_size import check_series, check_unpacked
+from medimg.serve._unpacked_size import check_results, check_series
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from medimg.export.write_results import ResultKind
     from medimg.io.series import Series
     from medimg.models.classifier import TransferClassifier
-    from medimg.serve._upload import Upload
+    from medimg.serve._job_source import JobSource
     from medimg.serve.limits import ServiceLimits
 
 __all__ = ["CancelledJobError", "PredictionJob", "Unit"]
@@ -33,34 +34,35 @@ class CancelledJobError(Exception):
 
 @dataclass(slots=True, eq=False)
 class PredictionJob:
-    """Prediction on an upload; it ends early if it is cancelled."""
+    """Prediction on the images of a request; it ends early if it is cancelled."""
 
     model: TransferClassifier
     facts: ModelFacts
-    upload: Upload
+    source: JobSource
     unit: Unit
     batch_size: int
     limits: ServiceLimits
+    kinds: tuple[ResultKind, ...] = ()
+    instances: list[bytes] = field(default_factory=list)
     _cancelled: threading.Event = field(default_factory=threading.Event)
 
     def cancel(self) -> None:
-        """Let the job end soon: nothing more of the upload can be read."""
+        """Let the job end soon: nothing more of the source can be read."""
         self._cancelled.set()
-        self.upload.close()
+        self.source.close()
 
     def run(self) -> Answer:
-        """Return the predictions; the error of the first file if there is none."""
+        """Return the predictions, and set `instances`; raise the error of the first file if there is none."""
         with _record_warnings() as notes:
             rows, errors = self._predict_all()
-        if not any(row.error is None for row in rows):
+        # results in DICOM have no place for errors
+        if not any(row.error is None for row in rows) or (self.kinds and errors):
             raise _summarize(errors)
         return Answer(rows, list(dict.fromkeys(notes)), self.facts)
 
     def _predict_all(self) -> tuple[list[Prediction], list[MedimgError]]:
         self._check()
-        files = self.upload.files()
-        check_unpacked(files, self.limits)
-        index, skipped = build_index(files, progress=False)
+        index, skipped = self.source.scan(self.limits)
         rows: list[Prediction] = []
         errors: list[MedimgError] = []
         for series in index:
@@ -82,6 +84,11 @@ class PredictionJob:
 
     def _predict(self, series: Series) -> list[Prediction]:
         table = self.model.predict([series], unit=self.unit, batch_size=self.batch_size, progress=False)
+        if self.kinds:
+            for instance in encode_results(self.model, series, table, self.kinds):
+                self._check()
+                self.instances.append(instance)
+                check_results(self.instances, self.limits)
         return [Prediction.of(row, self.model.classes) for row in table.to_dict("records")]
 
     def _check(self) -> None:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 __all__ = ["Problem", "RequestError", "explain_error", "make_problem"]
 
 #: Statuses of errors that are not about the images: those of the server.
-_SERVER_ERRORS: Final = (TrainingError, MissingDependencyError)
+_SERVER_ERRORS: Final = (TrainingError,)
+#: What a DICOMweb server that can't be read raises, beside an error of medimg.
+_NETWORK_ERRORS: Final = (ConnectionError, TimeoutError, PermissionError)
 
 
 class RequestError(MedimgError):
@@ -62,6 +64,10 @@ def explain_error(error: MedimgError, request_id: str) -> JSONResponse:
 def _find_status(error: MedimgError) -> int:
     if isinstance(error, RequestError):
         return error.status
+    if isinstance(error, MissingDependencyError):
+        return HTTPStatus.NOT_IMPLEMENTED
+    if isinstance(error, _NETWORK_ERRORS):
+        return HTTPStatus.BAD_GATEWAY
     if isinstance(error, NotAnImageError):
         return HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     if isinstance(error, _SERVER_ERRORS):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from medimg.preprocessing.preprocess import Preprocess
     from medimg.serve.limits import ServiceLimits
 
-__all__ = ["check_series", "check_unpacked"]
+__all__ = ["check_results", "check_series", "check_unpacked"]
 
 _GZIP: Final = b"\x1f\x8b"
 _PIECE_BYTES: Final = 2**20
@@ -123,6 +123,12 @@ def _list_sizes(series: Series, recipe: Preprocess) -> Iterator[tuple[str, int]]
     with suppress(MedimgError):
         images = count_images(recipe, series) * math.prod(recipe.image_shape)
         yield "preprocessed images", images * _FLOAT_BYTES
+
+
+def check_results(instances: Sequence[bytes], limits: ServiceLimits) -> None:
+    """Refuse a request whose results are too large."""
+    if sum(map(len, instances)) > limits.unpacked_bytes:
+        raise _expands("its results", limits)
 
 
 def _expands(what: str, limits: ServiceLimits) -> RequestError:

@@ -6,11 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from medimg._public import set_module
-from medimg._validation import check_batch_size, check_item_unit
+from medimg._validation import check_batch_size, check_item_unit, check_texts
 from medimg.errors import MissingDependencyError, TrainingError, also
 from medimg.serve.limits import ServiceLimits
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Literal
 
     from fastapi import FastAPI
@@ -27,11 +28,13 @@ def make_app(
     unit: Literal["series", "image", "slice"] = "series",
     batch_size: int = 32,
     limits: ServiceLimits | None = None,
+    dicomweb: Sequence[str] = (),
 ) -> FastAPI:
     """
     Return a model as an ASGI application, to be run by uvicorn, hypercorn or any other server.
 
-    ``POST /predict`` takes an image, or a zip of images, and answers with predictions as JSON; ``GET
+    ``POST /predict`` takes an image, or a zip of images, and answers with predictions as JSON, or results in
+    DICOM; ``GET
     /health``, ``/ready`` and ``/version`` describe the service, ``/openapi.json`` its interface. Errors are
     problem details (RFC 9457). One thread predicts on one request after another. The application has no
     authentication.
@@ -46,6 +49,9 @@ def make_app(
         Number of images per batch.
     limits : ServiceLimits, optional
         Limits of size, number and time.
+    dicomweb : sequence of str
+        Base URLs of DICOMweb servers whose studies and series requests may name by URL; none by default. A
+        connection that :func:`medimg.dicomweb` made before is used, with its credentials.
 
     Returns
     -------
@@ -56,6 +62,8 @@ def make_app(
     ------
     TrainingError
         If it is not a model, a setting is invalid, or parameters were changed after calibration.
+    ReadError
+        If the URL of a DICOMweb server is invalid.
     MissingDependencyError
         If FastAPI or python-multipart is not installed: they are part of the extra ``serve``.
 
@@ -67,6 +75,7 @@ def make_app(
     >>> app = make_app(model, limits=ServiceLimits(max_upload_mb=256))  # doctest: +SKIP
     """
     check_extra("fastapi", "python_multipart")
+    from medimg.io.dicomweb.service_url import parse_service_url
     from medimg.models.classifier import TransferClassifier
     from medimg.models.predict import check_calibration
     from medimg.serve._app import build_app
@@ -85,6 +94,7 @@ def make_app(
         unit=check_item_unit(unit, error=TrainingError),
         batch_size=check_batch_size(batch_size),
         limits=limits or ServiceLimits(),
+        servers=frozenset(map(parse_service_url, check_texts("dicomweb", list(dicomweb)))),
     )
 
 

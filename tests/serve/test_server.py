@@ -353,7 +353,7 @@ def test_killed_in_the_middle_and_started_again(model: medimg.TransferClassifier
             names = [
                 os.readlink(f"/proc/{first.process.pid}/fd/{n}")
                 for n in os.listdir(f"/proc/{first.process.pid}/fd")
-            ]  # noqa: E501, PTH115, PTH208
+            ]
             if any(str(folder) in name for name in names):
                 break
             time.sleep(0.05)

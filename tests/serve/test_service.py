@@ -10,7 +10,6 @@ import logging
 import struct
 import sys
 import threading
-import zipfile
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
