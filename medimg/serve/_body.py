@@ -51,7 +51,7 @@ class _Writer(Protocol):
 async def receive_body(
     request: Request, upload: Upload, limits: ServiceLimits, *, takes_url: bool
 ) -> str | None:
-    """Write the body into the upload, or return its URL; RequestError if it is too large, slow or malformed."""
+    """Write the body into the upload, or return its URL; RequestError if it is too large or malformed."""
     writer = _make_writer(request, upload, takes_url=takes_url)
     _check_declared_size(request, limits)
     received = 0
@@ -145,8 +145,8 @@ class _UrlWriter:
         if not isinstance(url, str):
             raise RequestError(
                 HTTPStatus.BAD_REQUEST,
-                'the JSON is no URL; expected {"url": "https://host/dicom-web/studies/UID"}, or the URL of a series '
-                "or instance",
+                'the JSON is no URL; expected {"url": "https://host/dicom-web/studies/UID"}, or the URL of a '
+                "series or instance",
             )
         self.url = url
 
@@ -224,7 +224,7 @@ class _MultipartWriter:
         if self._is_form and name is None:
             raise RequestError(
                 HTTPStatus.BAD_REQUEST,
-                "a part of the form is not a file; expected files alone, and settings in the query of the URL",
+                "a part of the form is not a file; expected files alone, and settings in the query",
             )
         self._upload.start_file(_clean_name(name or b""))
 

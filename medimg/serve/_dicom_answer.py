@@ -53,7 +53,8 @@ def parse_kinds(request: Request, answer: AnswerType) -> tuple[ResultKind, ...]:
         if stated is not None:
             raise RequestError(
                 HTTPStatus.BAD_REQUEST,
-                'results= is for answers in DICOM; send the header Accept: multipart/related; type="application/dicom"',
+                "results= is for answers in DICOM; send the header Accept: multipart/related; "
+                'type="application/dicom"',
             )
         return ()
     if stated is None:
@@ -62,7 +63,8 @@ def parse_kinds(request: Request, answer: AnswerType) -> tuple[ResultKind, ...]:
     if not kinds or set(stated.split(",")) - set(_KINDS):
         raise RequestError(
             HTTPStatus.BAD_REQUEST,
-            f"results= must be some of {', '.join(_KINDS)}, separated by commas; found {printable(stated, 40)!r}",
+            f"results= must be some of {', '.join(_KINDS)}, separated by commas; found "
+            f"{printable(stated, 40)!r}",
         )
     return kinds
 

@@ -61,7 +61,7 @@ class RequestLog:
             if not status:
                 problem = make_problem(
                     HTTPStatus.INTERNAL_SERVER_ERROR,
-                    "an unexpected error occurred; the log of the service has it under the number of the request",
+                    "an unexpected error occurred; the log of the service has it under this number",
                     "InternalError",
                     request_id,
                 )

@@ -8,7 +8,7 @@ import tempfile
 import threading
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from medimg.errors import ReadError
 from medimg.io.files.blob import Blob
@@ -67,7 +67,8 @@ class Upload:
     def _append(self, data: bytes) -> None:
         if self._disk is None and self.size + len(data) > self._limits.memory_bytes:
             # it has no name on Linux, is unlinked at once on other Unixes, and deleted on close by Windows
-            self._disk = tempfile.TemporaryFile(prefix="medimg-", buffering=0)  # type: ignore[assignment]
+            file = tempfile.TemporaryFile(prefix="medimg-", buffering=0)  # noqa: SIM115  # until close
+            self._disk = cast("BinaryIO", file)
             self._write_disk(self._memory)
             self._memory = bytearray()
         if self._disk is None:

@@ -82,7 +82,7 @@ def make_app(
 
     if not isinstance(model, TransferClassifier):
         raise also(TrainingError, TypeError)(
-            f"expected a TransferClassifier; found a {type(model).__name__}: read files with medimg.load(path)"
+            f"expected a TransferClassifier; found a {type(model).__name__}: read it by medimg.load(path)"
         )
     if limits is not None and not isinstance(limits, ServiceLimits):
         raise also(TrainingError, TypeError)(

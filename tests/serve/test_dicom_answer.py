@@ -73,7 +73,7 @@ def test_several_results_as_multipart(app: Any) -> None:
         {"content": body, "headers": ONE, "url": "/predict?results=sr,sc"},
     )
     found = parts_of(first)
-    assert [one.Modality for one in found][0] == "SR"
+    assert found[0].Modality == "SR"
     assert len(found) > 1
     assert [one.SOPInstanceUID for one in found] == [one.SOPInstanceUID for one in parts_of(again)]
     assert "SR" not in [one.Modality for one in parts_of(alone)]
@@ -133,7 +133,11 @@ def test_other_servers_are_not_asked(pacs: FakePacs, model: medimg.TransferClass
 
 
 @pytest.mark.parametrize(
-    "body", [b"{}", b"[1]", b'{"url": 3}', b'{"url": "x"}', b'{"url": "file:///etc/passwd"}', b"[" * 9000, b"\xff", b'{"url": "x", "y": 1}'],
+    "body",
+    [
+        b"{}", b"[1]", b'{"url": 3}', b'{"url": "x"}', b'{"url": "file:///etc/passwd"}', b"[" * 9000, b"\xff",
+        b'{"url": "x", "y": 1}',
+    ],
 )  # fmt: skip
 def test_malformed_urls(model: medimg.TransferClassifier, body: bytes) -> None:
     app = make_app(model, limits=SMALL, dicomweb=["https://pacs.example.org/dicom-web"])

@@ -338,6 +338,7 @@ class Process:
         self.process.send_signal(sign)
         assert self.process.stderr is not None
         self.lines += self.process.stderr.readlines()
+        self.process.stderr.close()
         return self.process.wait(60)
 
 
@@ -350,11 +351,8 @@ def test_killed_in_the_middle_and_started_again(model: medimg.TransferClassifier
     with socket.create_connection(("127.0.0.1", first.port)) as half:
         half.sendall(head(2**24) + bytes(2**22))
         for _ in range(200):
-            names = [
-                os.readlink(f"/proc/{first.process.pid}/fd/{n}")
-                for n in os.listdir(f"/proc/{first.process.pid}/fd")
-            ]
-            if any(str(folder) in name for name in names):
+            links = list(Path(f"/proc/{first.process.pid}/fd").iterdir())
+            if any(str(folder) in str(link.readlink()) for link in links if link.is_symlink()):
                 break
             time.sleep(0.05)
         else:
@@ -378,7 +376,7 @@ def test_killed_in_the_middle_and_started_again(model: medimg.TransferClassifier
         (["--port", "PORT"], "in use"),
         (["--device", "cuda:99"], "try cpu"),
         (["--host", "256.1.1.1"], "256.1.1.1:8000"),
-        (["--queue", "0"], "--queue must be"),
+        (["--queue", "0"], "queue must be"),
         (["--max-upload-mb", "-3"], "-3"),
     ],
 )

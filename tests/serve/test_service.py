@@ -77,6 +77,10 @@ def problem(answer: Any, status: int) -> str:
     return f"{found['error']}: {detail}"
 
 
+def typed(content_type: str, body: bytes = b"x") -> dict[str, Any]:
+    return {"content": body, "headers": {"Content-Type": content_type}}
+
+
 def nifti(shape: tuple[int, ...] = (9, 8, 4)) -> bytes:
     return bytes(nibabel.Nifti1Image(np.ones(shape, np.int16), np.eye(4)).to_bytes())
 
@@ -232,19 +236,18 @@ def test_state_and_interface(app: Any) -> None:
         ({"content": b""}, 400, "empty"),
         ({"content": dicom(), "url": "/predict?unit=study"}, 400, "unit must be"),
         ({"content": dicom(), "url": "/predict?untt=image"}, 400, "unknown setting 'untt'"),
-        ({"content": dicom(), "headers": {"Content-Type": "text/plain"}}, 415, "'text/plain'; expected multi"),
-        ({"content": dicom(), "headers": {"Content-Type": "application/x-www-form-urlencoded"}}, 415, "curl"),
+        (typed("text/plain"), 415, "'text/plain'; expected multipart"),
+        (typed("application/x-www-form-urlencoded"), 415, "curl"),
+        ({"json": {"url": "https://host/studies/1.2"}}, 415, "'application/json'"),
         ({"content": dicom(), "headers": {"Content-Encoding": "gzip"}}, 415, "Content-Encoding"),
         ({"content": dicom(), "headers": {"Accept": "text/html"}}, 406, "application/json"),
-        ({"content": dicom(), "headers": {"Content-Type": "multipart/form-data"}}, 400, "without a boundary"),
-        ({"content": b"--x", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, 400, "last bound"),
-        ({"content": b"junk", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, 400, "multipart"),
-        (
-            {"content": b"--x\r\nA: b\r\n\r\ncut", "headers": {"Content-Type": "multipart/related; boundary=x"}},
-            400,
-            "last boundary",
-        ),
-        ({"content": b"x", "headers": {"Content-Type": f"multipart/related; boundary={'x' * 600}"}}, 400, "long"),
+        ({"content": dicom(), "url": "/predict?results=sr"}, 400, "results= is for answers in DICOM"),
+        ({"content": dicom(), "url": "/predict?results=x", "headers": {"Accept": "application/dicom"}}, 400, "'x'"),
+        (typed("multipart/form-data"), 400, "without a boundary"),
+        (typed("multipart/form-data; boundary=x", b"--x"), 400, "last boundary"),
+        (typed("multipart/form-data; boundary=x", b"junk"), 400, "multipart"),
+        (typed("multipart/related; boundary=x", b"--x\r\nA: b\r\n\r\ncut"), 400, "last boundary"),
+        (typed(f"multipart/related; boundary={'x' * 600}"), 400, "too long"),
         ({"files": {"file": ("a.dcm", dicom())}, "data": {"unit": "image"}}, 400, "not a file"),
         ({"content": b"no image"}, 415, "NotAnImageError: body is none of DICOM"),
         ({"content": zipped({})}, 415, "no files"),
