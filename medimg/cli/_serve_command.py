@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medimg.cli._options import Commands, add_command, parse_path
 
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["add_serve"]
+__all__ = ["add_serve", "parse_device"]
 
 _EPILOG = """\
 The service has no authentication: keep it on loopback, behind a reverse proxy that has. The part of a body
@@ -61,13 +61,13 @@ def _serve(args: argparse.Namespace) -> int:
     check_extra("fastapi", "python_multipart", "uvicorn")
     names = [field.name for field in dataclasses.fields(ServiceLimits)]
     limits = ServiceLimits(**{name: getattr(args, name) for name in names})
-    model = medimg.load(args.model).to(_parse_device(args.device))
+    model = medimg.load(args.model).to(parse_device(args.device))
     app = make_app(model, unit=args.unit, batch_size=args.batch_size, limits=limits, dicomweb=args.dicomweb)
     run_server(app, host=args.host, port=args.port)
     return 0
 
 
-def _parse_device(name: str) -> object:
+def parse_device(name: str) -> Any:
     """Return a device that can be used."""
     import torch
 
