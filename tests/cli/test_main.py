@@ -50,6 +50,7 @@ def test_help_loads_nothing_heavy() -> None:
         "evaluate",
         "explain",
         "serve",
+        "watch",
         "doctor",
     ):
         assert f"\n    {command} " in done.stdout

@@ -145,12 +145,13 @@ def test_malformed_urls(model: medimg.TransferClassifier, body: bytes) -> None:
     assert "expected" in problem(answer, 400)
 
 
-def test_a_server_that_is_gone(model: medimg.TransferClassifier) -> None:
-    with FakePacs() as pacs:
-        medimg.dicomweb(pacs.url, retries=0, timeout=2)
-        app = make_app(model, limits=SMALL, dicomweb=[pacs.url])
-        (missing,) = ask(app, {"json": {"url": pacs.study_url}})
-    assert missing.status_code in (404, 422)
-    (gone, large) = ask(app, {"json": {"url": pacs.study_url}}, {"json": {"url": "x" * 20_000}})
-    problem(gone, 502)
+def test_a_server_that_does_not_answer(model: medimg.TransferClassifier, pacs: FakePacs) -> None:
+    gone = "http://127.0.0.1:9/dicom-web"
+    for url in (pacs.url, gone):
+        medimg.dicomweb(url, retries=0, timeout=5)
+    app = make_app(model, limits=SMALL, dicomweb=[pacs.url, gone])
+    urls = [f"{pacs.url}/studies/9.9", f"{gone}/studies/1.2", "x" * 20_000]
+    missing, refused, large = ask(app, *({"json": {"url": url}} for url in urls))
+    assert "404" in problem(missing, 422)
+    problem(refused, 502)
     assert "bytes" in problem(large, 413)
