@@ -46,6 +46,7 @@ _SETTINGS: Final = ("unit", "results")
 _REFUSALS: Final = {
     400: "The body or the query is malformed",
     403: "The URL is not of a DICOMweb server that was named when the service was started",
+    404: "The DICOMweb server has no such study, series or instance",
     406: "The client accepts neither JSON nor DICOM",
     408: "The client was too slow",
     413: "The body is too large, or expands to too much",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from fastapi.responses import JSONResponse
 
 from medimg.errors import MedimgError, MissingDependencyError, NotAnImageError, TrainingError
+from medimg.io.dicomweb.transport import ServerAnswerError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,7 +19,7 @@ __all__ = ["Problem", "RequestError", "explain_error", "make_problem"]
 #: Statuses of errors that are not about the images: those of the server.
 _SERVER_ERRORS: Final = (TrainingError,)
 #: What a DICOMweb server that can't be read raises, beside an error of medimg.
-_NETWORK_ERRORS: Final = (ConnectionError, TimeoutError, PermissionError)
+_NETWORK_ERRORS: Final = (ServerAnswerError, ConnectionError, TimeoutError, PermissionError)
 
 
 class RequestError(MedimgError):
@@ -66,6 +67,8 @@ def _find_status(error: MedimgError) -> int:
         return error.status
     if isinstance(error, MissingDependencyError):
         return HTTPStatus.NOT_IMPLEMENTED
+    if isinstance(error, ServerAnswerError) and isinstance(error, FileNotFoundError):
+        return HTTPStatus.NOT_FOUND
     if isinstance(error, _NETWORK_ERRORS):
         return HTTPStatus.BAD_GATEWAY
     if isinstance(error, NotAnImageError):

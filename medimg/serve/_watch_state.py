@@ -95,6 +95,10 @@ class WatchState:
         row = self._connection.execute("SELECT failures FROM series WHERE key = ?", (key,)).fetchone()
         return 0 if row is None else int(row[0])
 
+    def postpone(self, key: str, not_before: float) -> None:
+        """Note from when on a series may be tried again."""
+        self._connection.execute("UPDATE series SET not_before = ? WHERE key = ?", (not_before, key))
+
     def mark_failed(self, key: str, not_before: float) -> None:
         """Note that a series could not be predicted on, and from when on it may be tried again."""
         self._connection.execute(

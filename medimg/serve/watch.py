@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 from medimg._public import set_module
 from medimg._validation import check_number, check_path, check_texts, check_whole_number
 from medimg.core.logger import get_logger
-from medimg.errors import MedimgError, NotAnImageError, TrainingError, also
+from medimg.errors import MedimgError, NotAnImageError, StoreError, TrainingError, also
+from medimg.io.dicomweb.transport import ServerAnswerError
 from medimg.serve._watch_state import WatchState
 
 if TYPE_CHECKING:
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["WatchResult", "watch"]
 
-#: Errors of the connection, after which the same series is tried again, however often.
-_NETWORK_ERRORS: Final = (ConnectionError, TimeoutError, PermissionError)
+#: Errors of the server or the connection, after which the same series is tried again, however often.
+_SERVER_ERRORS: Final = (StoreError, ServerAnswerError, ConnectionError, TimeoutError, PermissionError)
 #: Manufacturer of results, also of other watches.
 _OWN_MANUFACTURER: Final = "medimg"
 _LONGEST_WAIT: Final = 3600.0
@@ -102,7 +104,7 @@ def watch(
         Seconds for which the number of instances of a series must not have changed.
     attempts : int
         Number of attempts for a series that can't be predicted on, with growing pauses. Errors of the
-        connection are not counted.
+        server, also when it stores results, are not counted.
     once : bool
         Whether to search once and return, as for a scheduled task, instead of watching until interrupted.
 
@@ -178,6 +180,7 @@ class _Watcher:
     settle: float
     attempts: int
     result: WatchResult = field(default_factory=WatchResult)
+    _server_errors: Counter[str] = field(default_factory=Counter)
 
     def search_forever(self) -> None:
         """Search until the process is interrupted; a server that can't be searched is asked again."""
@@ -222,14 +225,22 @@ class _Watcher:
 
     def _note_failure(self, key: str, error: MedimgError) -> None:
         self.result.failed += 1
-        if isinstance(error, _NETWORK_ERRORS):
-            get_logger().warning("series %s: %s; it is tried again", key[:12], _describe(error))
+        if isinstance(error, _SERVER_ERRORS):
+            self._server_errors[key] += 1
+            pause = self._pause(self._server_errors[key])
+            self.state.postpone(key, time.time() + pause)
+            get_logger().warning(
+                "series %s: %s; it is tried again in %.0f s", key[:12], _describe(error), pause
+            )
             return
         failures = self.state.count_failures(key) + 1
-        pause = min(self.interval * 2 ** min(failures - 1, 20), _LONGEST_WAIT)
+        pause = self._pause(failures)
         self.state.mark_failed(key, time.time() + pause)
         then = f"the next attempt is in {pause:.0f} s" if failures < self.attempts else "it is given up"
         get_logger().warning("series %s: %s, attempt %d; %s", key[:12], _describe(error), failures, then)
+
+    def _pause(self, failures: int) -> float:
+        return min(self.interval * 2.0 ** min(failures - 1, 20), _LONGEST_WAIT)
 
     def _predict_and_store(self, listed: Series) -> int:
         """Store the results on a series that the server lacks, and return their number."""

@@ -152,6 +152,6 @@ def test_a_server_that_does_not_answer(model: medimg.TransferClassifier, pacs: F
     app = make_app(model, limits=SMALL, dicomweb=[pacs.url, gone])
     urls = [f"{pacs.url}/studies/9.9", f"{gone}/studies/1.2", "x" * 20_000]
     missing, refused, large = ask(app, *({"json": {"url": url}} for url in urls))
-    assert "404" in problem(missing, 422)
+    assert "404" in problem(missing, 404)
     problem(refused, 502)
     assert "bytes" in problem(large, 413)

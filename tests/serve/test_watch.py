@@ -149,22 +149,29 @@ def test_a_series_that_cannot_be_read_is_given_up(
     assert "Secret" not in caplog.text
 
 
-def test_a_broken_connection_is_not_counted(
-    model: medimg.TransferClassifier, archive: Archive, tmp_path: Path
+@pytest.mark.parametrize("status", [401, 409, 503])
+def test_a_server_that_does_not_store_is_asked_again(
+    model: medimg.TransferClassifier,
+    archive: Archive,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
 ) -> None:
-    archive.misbehave = lambda seen, _: Reply(401) if seen.method == "POST" else None
+    now = 1000.0
+    monkeypatch.setattr("time.time", lambda: now)
+    archive.misbehave = lambda seen, _: Reply(status) if seen.method == "POST" else None
     for _ in range(3):
-        assert look(model, archive, tmp_path, attempts=1).stored == 0
+        assert look(model, archive, tmp_path, attempts=1) == WatchResult(failed=1)
+        assert look(model, archive, tmp_path, attempts=1) == WatchResult(waiting=1)
+        now += 100
     archive.misbehave = None
-    assert look(model, archive, tmp_path, attempts=1).stored == 1
+    assert look(model, archive, tmp_path, attempts=1) == WatchResult(stored=1)
+
+
+def test_a_server_that_is_gone(model: medimg.TransferClassifier, tmp_path: Path) -> None:
+    server = medimg.dicomweb("http://127.0.0.1:9/x", retries=0)
     with pytest.raises(MedimgError):
-        watch(
-            model,
-            medimg.dicomweb("http://127.0.0.1:9/x", retries=0),
-            tmp_path / "a",
-            modality="CT",
-            once=True,
-        )
+        watch(model, server, tmp_path / "state", modality="CT", once=True)
 
 
 @pytest.mark.parametrize("step", ["before", "after"])
