@@ -76,8 +76,8 @@ def encode_results(
     """Yield the results of a series as DICOM files; ConversionError if it is of another format."""
     if series.format != "DICOM":
         raise ConversionError(
-            f"{series.path} is {series.format}; a DICOM result needs DICOM images, whose patient and study it "
-            "is stored with"
+            f"{series.path} is {series.format}; a DICOM result needs DICOM images, whose patient and "
+            "study it is stored with"
         )
     for dataset in make_results(model, [series], kinds=kinds, predictions=table, progress=False):
         file = io.BytesIO()

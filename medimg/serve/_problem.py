@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Problem", "RequestError", "explain_error", "make_problem"]
 
-#: Statuses of errors that are not about the images: those of the server.
-_SERVER_ERRORS: Final = (TrainingError,)
-#: What a DICOMweb server that can't be read raises, beside an error of medimg.
-_NETWORK_ERRORS: Final = (ServerAnswerError, ConnectionError, TimeoutError, PermissionError)
+#: Statuses of errors; of others it is 422.
+_STATUSES: Final[tuple[tuple[type[Exception] | tuple[type[Exception], ...], HTTPStatus], ...]] = (
+    (MissingDependencyError, HTTPStatus.NOT_IMPLEMENTED),
+    # of a DICOMweb server
+    ((ServerAnswerError, ConnectionError, TimeoutError, PermissionError), HTTPStatus.BAD_GATEWAY),
+    (NotAnImageError, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
+    (TrainingError, HTTPStatus.INTERNAL_SERVER_ERROR),
+)
 
 
 class RequestError(MedimgError):
@@ -65,17 +69,11 @@ def explain_error(error: MedimgError, request_id: str) -> JSONResponse:
 def _find_status(error: MedimgError) -> int:
     if isinstance(error, RequestError):
         return error.status
-    if isinstance(error, MissingDependencyError):
-        return HTTPStatus.NOT_IMPLEMENTED
     if isinstance(error, ServerAnswerError) and isinstance(error, FileNotFoundError):
         return HTTPStatus.NOT_FOUND
-    if isinstance(error, _NETWORK_ERRORS):
-        return HTTPStatus.BAD_GATEWAY
-    if isinstance(error, NotAnImageError):
-        return HTTPStatus.UNSUPPORTED_MEDIA_TYPE
-    if isinstance(error, _SERVER_ERRORS):
-        return HTTPStatus.INTERNAL_SERVER_ERROR
-    return HTTPStatus.UNPROCESSABLE_ENTITY
+    return next(
+        (status for kinds, status in _STATUSES if isinstance(error, kinds)), HTTPStatus.UNPROCESSABLE_ENTITY
+    )
 
 
 def _title(status: int) -> str:
