@@ -290,12 +290,13 @@ def test_with_orthanc(model: medimg.TransferClassifier, tmp_path: Path) -> None:
     if isinstance(found, str):
         pytest.skip(found)
     ct = medimg.phantom.chest_ct(1, label="nodule", slices=3, size=48)
-    files = medimg.phantom.write_ct_series(ct, tmp_path / "ct", medimg.phantom.Identity.derive("watch", 1))
+    medimg.phantom.write_ct_series(ct, tmp_path / "ct", medimg.phantom.Identity.derive("watch", 1))
+    files = [path for path in sorted((tmp_path / "ct").rglob("*")) if path.is_file()]
     orthanc = Orthanc(tmp_path, *found)
     orthanc.start()
     try:
         for file in files:
-            orthanc.upload(Path(file).read_bytes())
+            orthanc.upload(file.read_bytes())
         server = medimg.dicomweb(orthanc.url, auth=(USER, PASSWORD), timeout=30)
         settings: dict[str, Any] = {"modality": "CT", "settle": 0, "once": True}
         assert watch(model, server, tmp_path / "state", **settings) == WatchResult(stored=1)

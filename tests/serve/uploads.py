@@ -24,9 +24,9 @@ def make_model(**fields: Any) -> TransferClassifier:
         return TransferClassifier("squeezenet1_1", weights=None, **settings).eval()
 
 
-def dicom(n: int = 0, **attributes: Any) -> bytes:
+def dicom(n: int = 0, *, size: tuple[int, int] = (24, 20), **attributes: Any) -> bytes:
     """Slice n of a CT."""
-    pixels = np.random.default_rng(n).integers(0, 2000, (24, 20)).astype(np.uint16)
+    pixels = np.random.default_rng(n).integers(0, 2000, size).astype(np.uint16)
     position = [-10.0, -20.0, 2.0 * n]
     ds = make_instance(
         pixels, **{"ImagePositionPatient": position, "SOPInstanceUID": f"1.2.3.4.{n}"} | attributes
