@@ -152,10 +152,12 @@ def _copy_body_part(header: Dataset, dataset: Dataset) -> None:
     body_part = get_text(header, "BodyPartExamined")
     if body_part:
         dataset.BodyPartExamined = body_part
+    if dataset.Modality == "SEG":  # segments have their own
+        return
     side = get_text(header, "Laterality") or get_text(header, "ImageLaterality")
     if side in _SIDES:
         dataset.Laterality = side
-    elif not body_part or "Laterality" in header:
+    elif not body_part:
         dataset.Laterality = ""
 
 

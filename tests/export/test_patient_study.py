@@ -191,16 +191,6 @@ def test_a_missing_attribute_is_named(keyword: str, model: medimg.TransferClassi
         assert len(secondary_capture(model, path)) == 1
 
 
-def test_images_of_two_patients_are_refused(model: medimg.TransferClassifier, tmp_path: Path) -> None:
-    for n, patient in enumerate(("A", "B")):
-        ds = make_instance(
-            PIXELS, ImagePositionPatient=[0.0, 0.0, float(n)], InstanceNumber=n + 1, PatientID=patient
-        )
-        write(ds, tmp_path / f"{n}.dcm")
-    with pytest.raises(ConversionError, match="several patients"):
-        structured_report(model, tmp_path)
-
-
 def test_dates_are_in_the_time_zone_of_the_source(model: medimg.TransferClassifier, tmp_path: Path) -> None:
     path = write(make_instance(PIXELS, TimezoneOffsetFromUTC="-0330"), tmp_path / "a.dcm")
     moment = datetime.datetime(2026, 2, 3, 1, 0, tzinfo=datetime.UTC)

@@ -95,7 +95,7 @@ def test_what_was_lossy_stays_lossy_and_burned_in_text_is_said(
     assert complaints(page, tmp_path) == set()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.lists(st.text(max_size=200), min_size=1, max_size=3), st.integers(1, 700), st.integers(1, 40))
 def test_any_caption_fits_below_any_image(lines: list[str], width: int, height: int) -> None:
     image = np.full((height, width, 3), 7, np.uint8)

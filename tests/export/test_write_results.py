@@ -79,14 +79,9 @@ def saved(model: medimg.TransferClassifier, tmp_path: Path) -> Path:
 
 
 def test_from_the_command_line(
-    model: medimg.TransferClassifier,
-    saved: Path,
-    ct: Path,
-    xray: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    saved: Path, ct: Path, xray: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "results"
+    out, model = tmp_path / "results", medimg.load(saved)
     command = ["predict", str(saved), str(ct), str(xray), "--no-progress", "--dicom-out", str(out)]
     assert main([*command, "--dicom-kinds", "sr"]) == 0
     captured = capsys.readouterr()
