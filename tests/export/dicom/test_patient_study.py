@@ -15,9 +15,9 @@ from pydicom.tag import Tag
 import medimg
 from medimg.errors import ConversionError
 from medimg.export import parametric_map, secondary_capture, segmentation, structured_report
-from medimg.export._patient_study import STUDY_KEYWORDS
+from medimg.export.dicom._patient_study import STUDY_KEYWORDS
 from tests.dicom_files import make_instance, write
-from tests.export.checks import list_private, read_again, save
+from tests.export.dicom.checks import list_private, read_again, save
 
 PIXELS = np.arange(48 * 40, dtype=np.int16).reshape(48, 40)
 SENTINEL = "SENTINEL"

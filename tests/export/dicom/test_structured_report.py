@@ -18,8 +18,8 @@ from pydicom.sr.coding import Code
 import medimg
 from medimg.errors import ConversionError, MedimgError
 from medimg.export import structured_report
-from medimg.export._concepts import SCHEME, name_concept
-from tests.export.checks import NOON, complaints, read_again, save
+from medimg.export.dicom._concepts import SCHEME, name_concept
+from tests.export.dicom.checks import NOON, complaints, read_again, save
 
 
 def list_groups(report: Any) -> list[Any]:

@@ -12,7 +12,7 @@ import medimg
 from medimg.cli.main import main
 from medimg.errors import ConversionError, MedimgError
 from medimg.export import make_results, write_results
-from tests.export.checks import list_errors
+from tests.export.dicom.checks import list_errors
 
 CLASS_NAMES = {
     "1.2.840.10008.5.1.4.1.1.88.33": "SR",

@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 import medimg
 from medimg.errors import ConversionError
 from medimg.export import parametric_map, secondary_capture, segmentation, structured_report
-from tests.export.checks import complaints, list_errors, list_private
+from tests.export.dicom.checks import complaints, list_errors, list_private
 
 FILES = {
     "CT": "pydicom-data/data_store/data/eCT_Supplemental.dcm",
@@ -61,9 +61,7 @@ def test_results_of_any_image(
 
 
 @pytest.mark.filterwarnings("ignore::medimg.errors.MedimgWarning")
-def test_frames_are_referred_to_by_their_numbers(
-    model: medimg.TransferClassifier, real_data: Path
-) -> None:
+def test_frames_are_referred_to_by_their_numbers(model: medimg.TransferClassifier, real_data: Path) -> None:
     series = medimg.scan(real_data / "dicom_misc" / FILES["enhanced MR"])[0]
     found = medimg.explain(model, series)
     result = parametric_map(model, series, explanation=found)

@@ -12,7 +12,7 @@ import medimg
 from medimg.errors import ConversionError
 from medimg.export import parametric_map
 from tests.dicom_files import make_instance, write, write_stack
-from tests.export.checks import NOON, complaints, save
+from tests.export.dicom.checks import NOON, complaints, save
 
 
 def test_it_is_read_at_the_position_of_the_source(

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 import medimg
 from medimg.errors import ConversionError, GeometryError
 from medimg.export import secondary_capture
-from medimg.export._caption import add_caption
+from medimg.export.dicom._caption import add_caption
 from tests.dicom_files import make_instance, write
-from tests.export.checks import NOON, complaints, read_again, save
+from tests.export.dicom.checks import NOON, complaints, read_again, save
 
 PIXELS = np.arange(48 * 40, dtype=np.int16).reshape(48, 40)
 
