@@ -1,10 +1,10 @@
-"""Results as DICOM objects, for the archive and the viewers of radiologists."""
+"""Results as DICOM objects, and models for use elsewhere."""
 
-from medimg.export.parametric_map import parametric_map
-from medimg.export.secondary_capture import secondary_capture
-from medimg.export.segmentation import Segment, segmentation
-from medimg.export.structured_report import structured_report
-from medimg.export.write_results import make_results, write_results
+from medimg.export.dicom.parametric_map import parametric_map
+from medimg.export.dicom.secondary_capture import secondary_capture
+from medimg.export.dicom.segmentation import Segment, segmentation
+from medimg.export.dicom.structured_report import structured_report
+from medimg.export.dicom.write_results import make_results, write_results
 
 __all__ = [
     "Segment",

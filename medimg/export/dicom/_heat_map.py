@@ -9,7 +9,7 @@ from medimg.saliency.explain import explain
 from medimg.saliency.explanation import Explanation
 
 if TYPE_CHECKING:
-    from medimg.export._source_images import SourceImages
+    from medimg.export.dicom._source_images import SourceImages
     from medimg.models.classifier import TransferClassifier
 
 __all__ = ["find_explanation", "identify_explanation"]

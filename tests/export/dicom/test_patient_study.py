@@ -15,9 +15,9 @@ from pydicom.tag import Tag
 import medimg
 from medimg.errors import ConversionError
 from medimg.export import parametric_map, secondary_capture, segmentation, structured_report
-from medimg.export._patient_study import STUDY_KEYWORDS
+from medimg.export.dicom._patient_study import STUDY_KEYWORDS
 from tests.dicom_files import make_instance, write
-from tests.export.checks import list_private, read_again, save
+from tests.export.dicom.checks import list_private, read_again, save
 
 PIXELS = np.arange(48 * 40, dtype=np.int16).reshape(48, 40)
 SENTINEL = "SENTINEL"
@@ -189,16 +189,6 @@ def test_a_missing_attribute_is_named(keyword: str, model: medimg.TransferClassi
     if keyword == "FrameOfReferenceUID":
         assert structured_report(model, path).PatientID == "SENTINEL-ID"
         assert len(secondary_capture(model, path)) == 1
-
-
-def test_images_of_two_patients_are_refused(model: medimg.TransferClassifier, tmp_path: Path) -> None:
-    for n, patient in enumerate(("A", "B")):
-        ds = make_instance(
-            PIXELS, ImagePositionPatient=[0.0, 0.0, float(n)], InstanceNumber=n + 1, PatientID=patient
-        )
-        write(ds, tmp_path / f"{n}.dcm")
-    with pytest.raises(ConversionError, match="several patients"):
-        structured_report(model, tmp_path)
 
 
 def test_dates_are_in_the_time_zone_of_the_source(model: medimg.TransferClassifier, tmp_path: Path) -> None:

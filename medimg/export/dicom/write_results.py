@@ -15,9 +15,9 @@ from medimg.core.progress import Progress, progress_bar
 from medimg.core.volume import Volume
 from medimg.data.image_loader import ResolvedSource
 from medimg.errors import ConversionError, MedimgError, also
-from medimg.export.parametric_map import parametric_map
-from medimg.export.secondary_capture import secondary_capture
-from medimg.export.structured_report import structured_report
+from medimg.export.dicom.parametric_map import parametric_map
+from medimg.export.dicom.secondary_capture import secondary_capture
+from medimg.export.dicom.structured_report import structured_report
 from medimg.io.dicom.header.attributes import quiet_pydicom
 from medimg.io.files.atomic import atomic_path
 from medimg.io.sources import is_one_source
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from pydicom.dataset import Dataset
 
-    from medimg.export._concepts import ConceptLike
+    from medimg.export.dicom._concepts import ConceptLike
     from medimg.io.read import Source
     from medimg.io.series import Series
     from medimg.models.classifier import TransferClassifier

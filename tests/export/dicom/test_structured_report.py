@@ -18,8 +18,8 @@ from pydicom.sr.coding import Code
 import medimg
 from medimg.errors import ConversionError, MedimgError
 from medimg.export import structured_report
-from medimg.export._concepts import SCHEME, name_concept
-from tests.export.checks import NOON, complaints, read_again, save
+from medimg.export.dicom._concepts import SCHEME, name_concept
+from tests.export.dicom.checks import NOON, complaints, read_again, save
 
 
 def list_groups(report: Any) -> list[Any]:
@@ -65,7 +65,7 @@ def test_the_decision_is_that_of_the_exact_probability(
     assert get_answers(group)["at-threshold"] == "No"
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(p=st.floats(0, 1), ood=st.one_of(st.none(), st.floats(0, 1)))
 def test_any_probability_survives_a_file(
     p: float, ood: float | None, model: medimg.TransferClassifier, ct: Path

@@ -12,7 +12,7 @@ import medimg
 from medimg.cli.main import main
 from medimg.errors import ConversionError, MedimgError
 from medimg.export import make_results, write_results
-from tests.export.checks import list_errors
+from tests.export.dicom.checks import list_errors
 
 CLASS_NAMES = {
     "1.2.840.10008.5.1.4.1.1.88.33": "SR",
@@ -79,14 +79,9 @@ def saved(model: medimg.TransferClassifier, tmp_path: Path) -> Path:
 
 
 def test_from_the_command_line(
-    model: medimg.TransferClassifier,
-    saved: Path,
-    ct: Path,
-    xray: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    saved: Path, ct: Path, xray: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "results"
+    out, model = tmp_path / "results", medimg.load(saved)
     command = ["predict", str(saved), str(ct), str(xray), "--no-progress", "--dicom-out", str(out)]
     assert main([*command, "--dicom-kinds", "sr"]) == 0
     captured = capsys.readouterr()

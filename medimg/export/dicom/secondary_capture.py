@@ -14,12 +14,12 @@ from medimg._validation import check_whole_number
 from medimg.core.content_hash import content_hash
 from medimg.core.geometry import display_code
 from medimg.errors import ConversionError
-from medimg.export._algorithm import SOFTWARE, Algorithm
-from medimg.export._caption import add_caption
-from medimg.export._concepts import describe_calibration
-from medimg.export._general_modules import ResultSeries, import_highdicom, wrap_errors
-from medimg.export._heat_map import find_explanation, identify_explanation
-from medimg.export._source_images import SourceImages
+from medimg.export.dicom._algorithm import SOFTWARE, Algorithm
+from medimg.export.dicom._caption import add_caption
+from medimg.export.dicom._concepts import describe_calibration
+from medimg.export.dicom._general_modules import ResultSeries, import_highdicom, wrap_errors
+from medimg.export.dicom._heat_map import find_explanation, identify_explanation
+from medimg.export.dicom._source_images import SourceImages
 from medimg.io.dicom.header.attributes import get_value
 
 if TYPE_CHECKING:

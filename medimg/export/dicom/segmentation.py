@@ -14,11 +14,11 @@ from medimg._validation import check_choice, check_text
 from medimg.core.content_hash import content_hash
 from medimg.core.volume import Volume
 from medimg.errors import ConversionError, GeometryError, also
-from medimg.export._algorithm import MANUFACTURER, Algorithm
-from medimg.export._concepts import SCHEME, ConceptLike, name_concept, parse_concept
-from medimg.export._derived_uid import derive_uid
-from medimg.export._general_modules import ResultSeries, coding_scheme, import_highdicom, wrap_errors
-from medimg.export._source_images import SourceImages
+from medimg.export.dicom._algorithm import MANUFACTURER, Algorithm
+from medimg.export.dicom._concepts import SCHEME, ConceptLike, name_concept, parse_concept
+from medimg.export.dicom._derived_uid import derive_uid
+from medimg.export.dicom._general_modules import ResultSeries, coding_scheme, import_highdicom, wrap_errors
+from medimg.export.dicom._source_images import SourceImages
 
 if TYPE_CHECKING:
     import datetime

@@ -210,8 +210,7 @@ class SourceImages:
 
 
 def _check_identifiers(instances: tuple[Instance, ...]) -> None:
-    """Raise ConversionError unless all instances have UIDs, and one patient, study and series."""
-    first = instances[0]
+    """Raise ConversionError unless all instances have the UIDs by which they are referred to."""
     for one in instances:
         for keyword, uid in (
             ("SOPClassUID", one.sop_class_uid),
@@ -220,16 +219,6 @@ def _check_identifiers(instances: tuple[Instance, ...]) -> None:
             ("StudyInstanceUID", one.study_uid),
         ):
             _check_uid(keyword, uid, one.path)
-        for name, same in (
-            ("patients", one.patient_id == first.patient_id),
-            ("studies", one.study_uid == first.study_uid),
-            ("series", one.series_uid == first.series_uid),
-        ):
-            if not same:
-                raise ConversionError(
-                    f"the images of {first.path} are of several {name}: {one.path} is of another one; a "
-                    "result belongs to one"
-                )
 
 
 def _read_uid(header: Dataset, keyword: str, path: str) -> str:

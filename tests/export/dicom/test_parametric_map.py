@@ -12,7 +12,7 @@ import medimg
 from medimg.errors import ConversionError
 from medimg.export import parametric_map
 from tests.dicom_files import make_instance, write, write_stack
-from tests.export.checks import NOON, complaints, save
+from tests.export.dicom.checks import NOON, complaints, save
 
 
 def test_it_is_read_at_the_position_of_the_source(
@@ -78,5 +78,5 @@ def test_images_without_position_are_refused(model: medimg.TransferClassifier, x
 def test_a_position_without_spacing_is_refused(model: medimg.TransferClassifier, tmp_path: Path) -> None:
     pixels = np.arange(48 * 40, dtype=np.int16).reshape(48, 40)
     path = write(make_instance(pixels, PixelSpacing=None, FrameOfReferenceUID="1.2.3.5"), tmp_path / "a.dcm")
-    with pytest.raises(ConversionError, match="PixelSpacing|positions in the patient"):
+    with pytest.raises(ConversionError, match="PixelSpacing"):
         parametric_map(model, path)

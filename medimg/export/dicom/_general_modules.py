@@ -13,10 +13,10 @@ from pydicom.valuerep import DA, DT, TM
 
 from medimg._validation import check_choice
 from medimg.errors import ConversionError, MedimgError, MissingDependencyError
-from medimg.export._algorithm import MANUFACTURER, SOFTWARE, Algorithm
-from medimg.export._concepts import SCHEME
-from medimg.export._derived_uid import derive_uid
-from medimg.export._patient_study import copy_study, set_character_set
+from medimg.export.dicom._algorithm import MANUFACTURER, SOFTWARE, Algorithm
+from medimg.export.dicom._concepts import SCHEME
+from medimg.export.dicom._derived_uid import derive_uid
+from medimg.export.dicom._patient_study import copy_study, set_character_set
 from medimg.io.dicom.header.attributes import get_text, quiet_pydicom
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
 
-    from medimg.export._source_images import SourceImages
+    from medimg.export.dicom._source_images import SourceImages
 
 __all__ = ["ResultSeries", "import_highdicom", "result_series_uid", "wrap_errors"]
 
@@ -152,10 +152,12 @@ def _copy_body_part(header: Dataset, dataset: Dataset) -> None:
     body_part = get_text(header, "BodyPartExamined")
     if body_part:
         dataset.BodyPartExamined = body_part
+    if dataset.Modality == "SEG":  # segments have their own
+        return
     side = get_text(header, "Laterality") or get_text(header, "ImageLaterality")
     if side in _SIDES:
         dataset.Laterality = side
-    elif not body_part or "Laterality" in header:
+    elif not body_part:
         dataset.Laterality = ""
 
 

@@ -12,7 +12,7 @@ import pytest
 import medimg
 from medimg.errors import ConversionError, GeometryError
 from medimg.export import Segment, segmentation
-from tests.export.checks import NOON, complaints, save
+from tests.export.dicom.checks import NOON, complaints, save
 
 LUNG = ("39607008", "SCT", "Lung")
 

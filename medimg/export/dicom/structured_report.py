@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 from medimg._public import set_module
 from medimg._validation import check_number
 from medimg.errors import ConversionError, also
-from medimg.export import _concepts as concepts
-from medimg.export._algorithm import MANUFACTURER, Algorithm
-from medimg.export._concepts import class_concepts, describe_calibration
-from medimg.export._derived_uid import derive_uid
-from medimg.export._general_modules import ResultSeries, coding_scheme, import_highdicom, wrap_errors
-from medimg.export._source_images import SourceImages
+from medimg.export.dicom import _concepts as concepts
+from medimg.export.dicom._algorithm import MANUFACTURER, Algorithm
+from medimg.export.dicom._concepts import class_concepts, describe_calibration
+from medimg.export.dicom._derived_uid import derive_uid
+from medimg.export.dicom._general_modules import ResultSeries, coding_scheme, import_highdicom, wrap_errors
+from medimg.export.dicom._source_images import SourceImages
 from medimg.io.dicom.header.attributes import get_items, get_text
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
     from pydicom.sr.coding import Code
 
-    from medimg.export._concepts import ConceptLike
+    from medimg.export.dicom._concepts import ConceptLike
     from medimg.io.read import Source
     from medimg.models.classifier import TransferClassifier
     from medimg.models.test_time_augmentation import ViewChoice

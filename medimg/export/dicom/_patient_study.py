@@ -30,12 +30,12 @@ _TABLE: Final = """
     PatientAlternativeCalendar PatientSex QualityControlSubject StrainDescription StrainNomenclature
     StrainStockSequence StrainAdditionalInformation StrainCodeSequence GeneticModificationsSequence
     OtherPatientIDs OtherPatientNames OtherPatientIDsSequence ReferencedPatientSequence
-    ReferencedPatientPhotoSequence EthnicGroup EthnicGroupCodeSequence EthnicGroups PatientSpeciesDescription
+    ReferencedPatientPhotoSequence EthnicGroup EthnicGroupCodeSequence PatientSpeciesDescription
     PatientSpeciesCodeSequence PatientBreedDescription PatientBreedCodeSequence BreedRegistrationSequence
     ResponsiblePerson ResponsiblePersonRole ResponsibleOrganization PatientComments PatientIdentityRemoved
-    DeidentificationMethod DeidentificationMethodCodeSequence GenderIdentitySequence
-    SexParametersForClinicalUseCategorySequence SexParametersForClinicalUseCategoryComment
-    PersonNamesToUseSequence ThirdPersonPronounsSequence
+    DeidentificationMethod DeidentificationMethodCodeSequence
+
+
 
     ClinicalTrialSponsorName ClinicalTrialProtocolID ClinicalTrialProtocolName
     IssuerOfClinicalTrialProtocolID OtherClinicalTrialProtocolIDsSequence ClinicalTrialSiteID

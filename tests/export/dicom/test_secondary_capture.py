@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 import medimg
 from medimg.errors import ConversionError, GeometryError
 from medimg.export import secondary_capture
-from medimg.export._caption import add_caption
+from medimg.export.dicom._caption import add_caption
 from tests.dicom_files import make_instance, write
-from tests.export.checks import NOON, complaints, read_again, save
+from tests.export.dicom.checks import NOON, complaints, read_again, save
 
 PIXELS = np.arange(48 * 40, dtype=np.int16).reshape(48, 40)
 
@@ -95,7 +95,7 @@ def test_what_was_lossy_stays_lossy_and_burned_in_text_is_said(
     assert complaints(page, tmp_path) == set()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.lists(st.text(max_size=200), min_size=1, max_size=3), st.integers(1, 700), st.integers(1, 40))
 def test_any_caption_fits_below_any_image(lines: list[str], width: int, height: int) -> None:
     image = np.full((height, width, 3), 7, np.uint8)
