@@ -52,6 +52,10 @@ from medimg.interop.sitk_image import from_sitk as from_sitk
 from medimg.interop.sitk_image import to_sitk as to_sitk
 from medimg.interop.torchio_image import from_torchio as from_torchio
 from medimg.interop.torchio_image import to_torchio as to_torchio
+from medimg.io.dicomweb.server import DicomWebServer as DicomWebServer
+from medimg.io.dicomweb.server import dicomweb as dicomweb
+from medimg.io.dicomweb.store_instances import FailedInstance as FailedInstance
+from medimg.io.dicomweb.store_instances import StoreResult as StoreResult
 from medimg.io.read import read as read
 from medimg.io.scan import scan as scan
 from medimg.io.series import Series as Series
@@ -70,10 +74,6 @@ from medimg.training.calibrate import calibrate as calibrate
 from medimg.training.fine_tune import fine_tune as fine_tune
 from medimg.training.fit_head import HeadFit as HeadFit
 from medimg.training.fit_head import fit_head as fit_head
-from medimg.io.dicomweb.server import DicomWebServer as DicomWebServer
-from medimg.io.dicomweb.server import dicomweb as dicomweb
-from medimg.io.dicomweb.store_instances import FailedInstance as FailedInstance
-from medimg.io.dicomweb.store_instances import StoreResult as StoreResult
 from medimg.training.history import FitResult as FitResult
 from medimg.training.lr_finder import LRFinderResult as LRFinderResult
 from medimg.training.lr_finder import lr_find as lr_find

@@ -28,7 +28,11 @@ def find_orthanc() -> tuple[str, str] | str:
         return "no Orthanc here (Debian: orthanc)"
     plugins = (path for folder in _PLUGIN_FOLDERS for path in Path(folder).glob("libOrthancDicomWeb.so*"))
     plugin = next(plugins, None)
-    return "no DICOMweb plugin of Orthanc here (Debian: orthanc-dicomweb)" if plugin is None else (program, str(plugin))
+    return (
+        "no DICOMweb plugin of Orthanc here (Debian: orthanc-dicomweb)"
+        if plugin is None
+        else (program, str(plugin))
+    )
 
 
 def free_port() -> int:

@@ -314,7 +314,7 @@ def _locate(root: Path, name: str) -> Path | str:
 
 
 def _may_exist(path: Path | str) -> bool:
-    """Whether a file exists, or is in a folder that can't be opened or on a server, which reading it reports."""
+    """Whether a file exists, or is on a server or in a closed folder, which reading it will report."""
     try:
         return isinstance(path, str) or path.exists()
     except OSError:

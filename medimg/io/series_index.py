@@ -391,7 +391,7 @@ def _normalize(value: object) -> object:
 
 
 def _to_row(series: Series, *, reads: bool = False) -> dict[str, Any]:
-    """Return the row of a series; if a server only lists it, `reads` decides whether its metadata are read."""
+    """Return the row of a series; of one that a server lists, metadata are read only if `reads`."""
     if series.is_listed and not reads:
         known = {name: getattr(series, name) for name in COLUMNS if name not in _READ_COLUMNS}
         known["files"] = getattr(series, "instance_count", None)

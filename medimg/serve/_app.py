@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from concurrent.futures import Future
 
-    from medimg.export.write_results import ResultKind
+    from medimg.export.dicom.write_results import ResultKind
     from medimg.models.classifier import TransferClassifier
     from medimg.serve._job_source import JobSource
     from medimg.serve.limits import ServiceLimits

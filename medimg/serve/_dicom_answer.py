@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from medimg._validation import printable
 from medimg.errors import ConversionError
 from medimg.export import make_results
-from medimg.export.write_results import ResultKind
+from medimg.export.dicom.write_results import ResultKind
 from medimg.io.dicom.header.attributes import quiet_pydicom
 from medimg.serve._problem import RequestError
 

@@ -17,7 +17,7 @@ from medimg.serve._unpacked_size import check_results, check_series
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from medimg.export.write_results import ResultKind
+    from medimg.export.dicom.write_results import ResultKind
     from medimg.io.series import Series
     from medimg.models.classifier import TransferClassifier
     from medimg.serve._job_source import JobSource

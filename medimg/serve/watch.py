@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
 
-    from medimg.export.write_results import ResultKind
+    from medimg.export.dicom.write_results import ResultKind
     from medimg.io.dicomweb.server import DicomWebServer
     from medimg.io.series import Series
     from medimg.models.classifier import TransferClassifier

@@ -14,7 +14,14 @@ from medimg.errors import ReadError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-__all__ = ["JsonObject", "encode_header", "get_json_value", "has_lost_backslashes", "has_nested_bulk", "parse_json"]
+__all__ = [
+    "JsonObject",
+    "encode_header",
+    "get_json_value",
+    "has_lost_backslashes",
+    "has_nested_bulk",
+    "parse_json",
+]
 
 JsonObject: TypeAlias = "dict[str, Any]"
 
@@ -106,9 +113,7 @@ def _has_bulk_items(element: JsonObject, tags: Collection[int], depth: int) -> b
     return False
 
 
-def encode_header(
-    item: JsonObject, tags: Collection[int], read_bulk: Callable[[int, str], bytes]
-) -> bytes:
+def encode_header(item: JsonObject, tags: Collection[int], read_bulk: Callable[[int, str], bytes]) -> bytes:
     """
     Return the elements `tags` of an object as a DICOM file in explicit VR little endian, with empty pixels.
 

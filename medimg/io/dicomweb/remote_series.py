@@ -41,7 +41,7 @@ _Failed = tuple[str, MedimgError]
 
 
 def read_series(retriever: Retriever, resource: ResourceUrl) -> tuple[list[Series], list[_Failed]]:
-    """Return the series of a study, a series or an instance, and the instances that are no images or damaged."""
+    """Return the series of a study, series or instance, and the instances that are no images or damaged."""
     if resource.series:
         return _build_series(retriever, [resource])
     listed = _list_series(retriever, resource)
@@ -122,7 +122,7 @@ def _read_instance(retriever: Retriever, where: ResourceUrl, item: JsonObject) -
 
 
 def load_one(retriever: Retriever, resource: ResourceUrl) -> Series:
-    """Return the one series of a resource; AmbiguousSeriesError if there are several, ReadError if damaged."""
+    """Return the one series of a resource; AmbiguousSeriesError if there are several, ReadError if none."""
     found, failed = read_series(retriever, resource)
     lost = [error for _, error in failed if not isinstance(error, NotAnImageError)]
     if lost:
@@ -147,6 +147,12 @@ class ListedSeries(Series):
 
     __slots__ = ("_count", "_loaded", "_lock", "_resource", "_retriever")
 
+    _count: int | None
+    _loaded: Series | None
+    _lock: threading.Lock
+    _resource: ResourceUrl
+    _retriever: Retriever
+
     def __init__(self, retriever: Retriever, resource: ResourceUrl, item: JsonObject) -> None:
         eager = {
             "uid": resource.series,
@@ -162,14 +168,16 @@ class ListedSeries(Series):
     def _set(
         self, eager: dict[str, str], retriever: Retriever, resource: ResourceUrl, count: int | None
     ) -> None:
-        for name, value in eager.items():
-            getattr(Series, name).__set__(self, value)
-        own: dict[str, Any] = {
+        own = {
             "_retriever": retriever, "_resource": resource, "_count": count, "_loaded": None,
             "_lock": threading.Lock(),
         }  # fmt: skip
-        for name, value in own.items():
-            getattr(ListedSeries, name).__set__(self, value)
+        for name, value in (eager | own).items():
+            self._assign(name, value)
+
+    def _assign(self, name: str, value: object) -> None:
+        # its base is frozen
+        object.__setattr__(self, name, value)
 
     def __reduce__(self) -> Any:
         names = ("uid", "modality", "description", "format", "patient_id", "study_uid")
@@ -177,7 +185,8 @@ class ListedSeries(Series):
         return _rebuild, (eager, self._retriever, self._resource, self._count)
 
     def __repr__(self) -> str:
-        return f"Series(modality={self.modality!r}, instances={self._count}, on {self._retriever.transport.host})"
+        host = self._retriever.transport.host
+        return f"Series(modality={self.modality!r}, instances={self._count}, on {host})"
 
     @property
     def path(self) -> str:
@@ -198,37 +207,37 @@ class ListedSeries(Series):
         """Return the series with its metadata, read once."""
         with self._lock:
             if self._loaded is None:
-                getattr(ListedSeries, "_loaded").__set__(self, load_one(self._retriever, self._resource))
-            found: Series = self._loaded
-            return found
+                self._assign("_loaded", load_one(self._retriever, self._resource))
+            assert self._loaded is not None  # just loaded
+            return self._loaded
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:  # type: ignore[override]  # a field of its base
+    def shape(self) -> tuple[int, int, int, int]:
         """(C, D, H, W)."""
         return self.load().shape
 
     @property
-    def affine(self) -> geometry.Affine:  # type: ignore[override]  # a field of its base
+    def affine(self) -> geometry.Affine:
         """(4, 4): index (d, h, w) to LPS millimeters."""
         return self.load().affine
 
     @property
-    def space(self) -> Space:  # type: ignore[override]  # a field of its base
+    def space(self) -> Space:
         """Whether the affine maps to patient coordinates."""
         return self.load().space
 
     @property
-    def files(self) -> tuple[str, ...]:  # type: ignore[override]  # a field of its base
+    def files(self) -> tuple[str, ...]:
         """URLs of the instances."""
         return self.load().files
 
     @property
-    def reader(self) -> SliceReader:  # type: ignore[override]  # a field of its base
+    def reader(self) -> SliceReader:
         """Reader of the pixels."""
         return self.load().reader
 
     @property
-    def frame_times(self) -> tuple[float, ...] | None:  # type: ignore[override]  # a field of its base
+    def frame_times(self) -> tuple[float, ...] | None:
         """Seconds from the first time point."""
         return self.load().frame_times
 

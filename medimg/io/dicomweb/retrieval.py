@@ -73,9 +73,7 @@ class Retriever:
 
     def read_metadata(self, resource: ResourceUrl) -> list[JsonObject]:
         """Return the metadata of the instances of a series or study, or of one instance."""
-        answer = self.transport.get(
-            f"{resource.path}/metadata", JSON, most=_MAX_METADATA, compressed=True
-        )
+        answer = self.transport.get(f"{resource.path}/metadata", JSON, most=_MAX_METADATA, compressed=True)
         items = parse_json(answer.body, f"the metadata that {self.transport.host} gives of {resource.path}")
         for item in items:
             for element in item.values():
@@ -99,9 +97,15 @@ class Retriever:
             packed = self._metadata.get(resource.path)
         if packed is not None:
             return cast("JsonObject", json.loads(zlib.decompress(packed)))
-        found = [one for one in self.read_metadata(resource) if get_json_value(one, "00080018") == resource.instance]
+        found = [
+            one
+            for one in self.read_metadata(resource)
+            if get_json_value(one, "00080018") == resource.instance
+        ]
         if len(found) != 1:
-            raise ReadError(f"{self.transport.host} has changed {resource.path} since it was scanned; scan again")
+            raise ReadError(
+                f"{self.transport.host} has changed {resource.path} since it was scanned; scan again"
+            )
         self.keep_metadata(resource, found[0])
         return found[0]
 
@@ -215,5 +219,3 @@ def make_header(item: JsonObject, tags: frozenset[int], read_bulk: Callable[[str
         return None
     wanted = tags if "MOSAIC" in json.dumps(item.get("00080008")) else tags.difference(CSA_TAGS)
     return encode_header(item, wanted, lambda tag, uri: read_bulk(uri))
-
-

@@ -83,8 +83,8 @@ def _parse_condition(name: str, value: object) -> tuple[str, list[str]]:
             f"servers can't be searched by {name!r}; expected {', '.join(_COLUMNS)}, or a DICOM keyword such "
             f"as StudyDate{did_you_mean(name, [*_COLUMNS, *KEYWORDS])}"
         )
-    several = isinstance(value, Iterable) and not isinstance(value, str | bytes)
-    texts = [_to_text(name, one) for one in (value if several else (value,))]  # type: ignore[union-attr]
+    several = value if isinstance(value, Iterable) and not isinstance(value, str | bytes) else (value,)
+    texts = [_to_text(name, one) for one in several]
     if not texts:
         raise ReadError(f"{name} has no value to search for")
     if keyword in _UIDS:
@@ -128,7 +128,7 @@ def _search(retriever: Retriever, matched: Mapping[str, str], most: int) -> list
 
 
 def _drop_others(items: list[JsonObject], asked: Mapping[str, str], host: str) -> list[JsonObject]:
-    """Return the results that meet the conditions: servers ignore those that they don't know (PS3.18 8.3.4)."""
+    """Return results that meet the conditions: servers ignore those that they don't know (PS3.18 8.3.4)."""
     kept = [item for item in items if all(_may_match(item, *one) for one in asked.items())]
     if len(kept) < len(items):
         warnings.warn(

@@ -188,9 +188,7 @@ class DicomWebServer:
         skipped = SkippedFiles(Skipped(name, str(error)) for name, error in failed)
         return SeriesIndex(tuple(found), skipped), [error for _, error in failed]
 
-    def store(
-        self, source: Files, *, study: str | None = None, on_error: str = "raise"
-    ) -> StoreResult:
+    def store(self, source: Files, *, study: str | None = None, on_error: str = "raise") -> StoreResult:
         """
         Store DICOM files (STOW-RS).
 
@@ -336,7 +334,7 @@ def dicomweb(
 
 
 def find_server(resource: ResourceUrl) -> DicomWebServer:
-    """Return the connection to the server of a resource: that of :func:`dicomweb`, or one with the defaults."""
+    """Return the connection to the server of a resource: that of :func:`dicomweb`, or a default one."""
     with _lock:
         server = _servers.get(resource.base) or _others.get(resource.base)
         if server is None:

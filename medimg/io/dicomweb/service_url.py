@@ -10,7 +10,15 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 from medimg.errors import ReadError
 
-__all__ = ["ResourceUrl", "check_uid", "find_origin", "is_dicomweb_url", "is_loopback", "join_url", "parse_service_url"]
+__all__ = [
+    "ResourceUrl",
+    "check_uid",
+    "find_origin",
+    "is_dicomweb_url",
+    "is_loopback",
+    "join_url",
+    "parse_service_url",
+]
 
 _UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
 _MAX_UID: Final = 64
@@ -24,7 +32,7 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True)
 class ResourceUrl:
-    """A study, series or instance of a server; `base` is the URL of the server, without a slash at its end."""
+    """A study, series or instance; `base` is the URL of the server, without a slash at its end."""
 
     base: str
     study: str

@@ -159,8 +159,8 @@ def store_files(transport: Transport, source: object, *, study: str | None, coll
     if failed and not collects:
         first = failed[0]
         raise StoreError(
-            f"{len(failed)} of {len(failed) + len(stored)} instances were not stored on {transport.host}, the "
-            f'first: {first.source}: {first.reason}; pass on_error="collect" for the list of all',
+            f"{len(failed)} of {len(failed) + len(stored)} instances were not stored on {transport.host}, "
+            f'the first: {first.source}: {first.reason}; pass on_error="collect" for the list of all',
             result,
         )
     return result
@@ -226,8 +226,8 @@ def _parse_answer(answer: Answer, batch: Sequence[_File], host: str) -> StoreRes
     """Return what became of each file; one that the answer does not name was not stored."""
     found = parse_json(answer.body, f"what {host} says of what it stored")
     item: JsonObject = found[0] if found else {}
-    stored = {uid: one for uid, one in _list_items(item, "00081199")}
-    refused = {uid: one for uid, one in _list_items(item, "00081198")}
+    stored = dict(_list_items(item, "00081199"))
+    refused = dict(_list_items(item, "00081198"))
     failed = []
     for file in batch:
         if file.uid in refused:
@@ -258,5 +258,3 @@ def _explain(code: int) -> str:
         (text for number, text in _REASONS.items() if number == code & 0xFF00), "unknown reason"
     )
     return f"the server refuses it: {known} (0x{code:04X})"
-
-

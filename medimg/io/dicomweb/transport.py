@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from http.cookiejar import DefaultCookiePolicy
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
+from urllib.parse import quote, urlencode
 
 from medimg.errors import MedimgError, MedimgWarning, MissingDependencyError, ReadError, also
 from medimg.io.dicomweb.service_url import find_origin, is_loopback, join_url
@@ -202,7 +203,7 @@ class Transport:
             try:
                 return self._send(call)
             except _TransientError as failure:
-                waits = _FIRST_WAIT_S * 2**attempt * (0.5 + random.random())  # noqa: S311
+                waits = _FIRST_WAIT_S * 2**attempt * (0.5 + random.random())
                 wait = min(waits, _LONGEST_WAIT_S) if failure.wait is None else failure.wait
                 left = start + self._timeout - time.monotonic()
                 if attempt == self._retries or wait > left:
@@ -236,9 +237,13 @@ class Transport:
         if origin is None or "@" in target.partition("://")[2].partition("/")[0]:
             raise ReadError(f"{self.host} redirects {call.name} to an invalid URL")
         if call.method != "GET" and (origin != self._origin or answer.status not in _REPEATED_METHODS):
-            raise ReadError(f"{self.host} redirects what is stored to another URL; use that URL: it is its own")
-        if origin[0] == "http" and (url.startswith("https:") or not is_loopback(origin[1])) and (
-            origin != self._origin
+            raise ReadError(
+                f"{self.host} redirects what is stored to another URL; use that URL: it is its own"
+            )
+        if (
+            origin[0] == "http"
+            and (url.startswith("https:") or not is_loopback(origin[1]))
+            and (origin != self._origin)
         ):
             raise ReadError(f"{self.host} redirects {call.name} to an unencrypted URL, which is not followed")
         return target
@@ -256,7 +261,8 @@ class Transport:
             with self._open_session().request(
                 method,
                 url,
-                params=list(call.query) if url == call.url else None,
+                # servers take an encoded wildcard literally
+                params=urlencode(call.query, safe="*?,", quote_via=quote) if url == call.url else None,
                 headers=headers,
                 auth=auth,
                 data=call.body,
@@ -324,8 +330,8 @@ class Transport:
 
     def _describe_excess(self, call: _Call) -> str:
         return (
-            f"{self.host} answers {call.name} with more than the {call.most} bytes that it can sensibly have; "
-            "it is not read"
+            f"{self.host} answers {call.name} with more than the {call.most} bytes that it can sensibly "
+            "have; it is not read"
         )
 
     def _check_status(self, call: _Call, answer: Answer) -> None:
@@ -338,8 +344,10 @@ class Transport:
         hint = ""
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             error_type = also(ServerAnswerError, PermissionError)
-            hint = "; check auth=, token=, headers= or .netrc" if status == HTTPStatus.UNAUTHORIZED else (
-                "; the account has no right to it"
+            hint = (
+                "; check auth=, token=, headers= or .netrc"
+                if status == HTTPStatus.UNAUTHORIZED
+                else ("; the account has no right to it")
             )
         elif status == HTTPStatus.NOT_FOUND:
             error_type, hint = also(ServerAnswerError, FileNotFoundError), "; check the UIDs and the base URL"
@@ -358,8 +366,8 @@ class Transport:
 
         if isinstance(error, requests.exceptions.SSLError | raw.SSLError):
             return ReadError(
-                f"the certificate of {self.host} can't be verified; pass verify=, the path of the certificate "
-                "of its authority (CA)"
+                f"the certificate of {self.host} can't be verified; pass verify=, the path of the "
+                "certificate of its authority (CA)"
             )
         if isinstance(error, requests.exceptions.Timeout | raw.TimeoutError | TimeoutError):
             failure: MedimgError = also(ReadError, TimeoutError)(
@@ -410,8 +418,7 @@ def _import_requests() -> Any:
 
 
 def _make_session() -> requests.Session:
-    requests = _import_requests()
-    session: requests.Session = requests.Session()
+    session = cast("requests.Session", _import_requests().Session())
     from medimg.io.dicomweb.timed_connection import TimedAdapter
 
     adapter = TimedAdapter(pool_maxsize=_CONNECTIONS, max_retries=0)

@@ -85,6 +85,12 @@ class Blob:
         """Path of the file; None if the bytes are not a whole file on disk."""
         return Path(self.name) if self.is_local_file else None
 
+    @property
+    def remote_header(self) -> RemoteHeader | None:
+        """The remote file, if its header can be read apart from its pixels."""
+        found: object = self.remote
+        return found if isinstance(found, RemoteHeader) else None
+
     def unzipped(self) -> Blob:
         """Return the decompressed content of a gzip file."""
         return replace(self, gzipped=True)

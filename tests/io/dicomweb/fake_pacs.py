@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 STUDY, SERIES = "1.2.3", "1.2.3.4"
 BOUNDARY = "boundary7"
@@ -37,7 +37,7 @@ class Seen(NamedTuple):
     body: bytes
 
 
-Misbehavior = Callable[[Seen, BaseHTTPRequestHandler], Reply | None | bool]
+Misbehavior = Callable[[Seen, BaseHTTPRequestHandler], Reply | bool | None]
 
 
 def make_slice(number: int, *, series: str = SERIES, study: str = STUDY, size: int = 8) -> Dataset:
@@ -47,7 +47,7 @@ def make_slice(number: int, *, series: str = SERIES, study: str = STUDY, size: i
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = CTImageStorage
     uid = f"{series}.{number + 1}"
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = uid
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = UID(uid)
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study, series
     dataset.PatientName, dataset.PatientID = "Secret^Patient", "SECRET-ID"
     dataset.Modality, dataset.SeriesDescription = "CT", "Test series"
@@ -74,7 +74,7 @@ def to_file(dataset: Dataset) -> bytes:
 
 
 def to_json(dataset: Dataset) -> dict[str, Any]:
-    plain = Dataset({tag: dataset[tag] for tag in dataset.keys() if tag != 0x7FE00010})
+    plain = Dataset({tag: dataset[tag] for tag in list(dataset.keys()) if tag != 0x7FE00010})
     found: dict[str, Any] = plain.to_json_dict()
     return found
 
@@ -109,7 +109,7 @@ class FakePacs:
             def do_GET(self) -> None:
                 pacs.answer(self)
 
-            do_POST = do_GET
+            do_POST = do_GET  # noqa: N815  # called by its name
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
@@ -202,14 +202,20 @@ class FakePacs:
 
     def _search(self, found: list[Dataset], query: dict[str, str]) -> Reply:
         keywords = {"Modality", "PatientID", "SeriesDescription", "StudyDate"} & query.keys()
-        series = {}
+        series: dict[tuple[str, str], list[Dataset]] = {}
         for dataset in found:
             if all(str(dataset.get(name)) == query[name] for name in keywords):
                 series.setdefault((dataset.StudyInstanceUID, dataset.SeriesInstanceUID), []).append(dataset)
         items = []
         for members in series.values():
             one = Dataset()
-            for name in ("StudyInstanceUID", "SeriesInstanceUID", "Modality", "SeriesDescription", "PatientID"):
+            for name in (
+                "StudyInstanceUID",
+                "SeriesInstanceUID",
+                "Modality",
+                "SeriesDescription",
+                "PatientID",
+            ):
                 setattr(one, name, getattr(members[0], name))
             one.NumberOfSeriesRelatedInstances = len(members)
             items.append(one.to_json_dict())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 from typing import Any
 
 import pydicom
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 
@@ -27,6 +28,7 @@ TEXT = st.text(st.characters(blacklist_characters="\\\0", blacklist_categories=(
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     positions=st.lists(FLOATS, min_size=3, max_size=3),
     rows=st.integers(0, 65535),
@@ -35,7 +37,7 @@ FLOATS = st.floats(allow_nan=False, allow_infinity=False)
     pointers=st.lists(st.integers(0, 2**32 - 1), max_size=3),
     data=st.binary(max_size=50),
 )
-def test_values_survive(
+def test_values_survive(  # noqa: PLR0917  # drawn by name
     positions: list[float], rows: int, description: str, times: list[float], pointers: list[int], data: bytes
 ) -> None:
     item = {
@@ -52,7 +54,7 @@ def test_values_survive(
     assert found.get("SeriesDescription", "") == description.rstrip() or description.strip() != description
     element = found["00189079"].value
     assert ([element] if isinstance(element, float) else list(element or [])) == times
-    assert found["00281101"].value[: len(data)] == data
+    assert (found["00281101"].value or b"")[: len(data)] == data
     pointed = found["00280009"].value
     assert ([int(pointed)] if len(pointers) == 1 else [int(one) for one in pointed or []]) == pointers
 
@@ -95,7 +97,6 @@ def test_bulk_data_are_read() -> None:
         {"vr": "US", "Value": [True]},
         {"vr": "US", "Value": [None]},
         {"vr": "FD", "Value": [{}]},
-        {"vr": "FD", "Value": ["1" * 400]},
         {"vr": "DS", "Value": [[]]},
         {"vr": "DS", "Value": [True]},
         {"vr": "AT", "Value": ["xyz"]},
@@ -127,10 +128,8 @@ def test_yen_signs_are_noticed() -> None:
     assert not has_lost_backslashes({"0008103E": {"vr": "LO", "Value": ["100 ¥"]}})
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_an_error_or_objects(data: bytes) -> None:
-    try:
+    with contextlib.suppress(ReadError):
         assert isinstance(parse_json(data, "it"), list)
-    except ReadError:
-        pass
-

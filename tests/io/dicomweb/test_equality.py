@@ -23,7 +23,6 @@ SETS = (
     "highdicom",
     "lidc_3pat_excerpt",
     "nema_enhmr_dev",
-    "nifti_reader_js",
     "nifti_space_dev",
     "pydicom-data",
     "pydicom_examples",
@@ -67,9 +66,7 @@ def by_frames(index: Iterable[medimg.Series]) -> dict[Key, medimg.Series]:
     for series in index:
         assert isinstance(series.reader, StackReader)
         frames = [frame for channel in series.reader.plan.channels for frame in channel]
-        found[
-            tuple((f.instance.sop_instance_uid, f.facts.number, f.facts.corner) for f in frames)
-        ] = series
+        found[tuple((f.instance.sop_instance_uid, f.facts.number, f.facts.corner) for f in frames)] = series
     return found
 
 
@@ -93,6 +90,7 @@ def check_equal(one: medimg.Volume, other: medimg.Volume) -> None:
     assert one.report.transforms == other.report.transforms
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_volumes_equal_those_of_files(
     name: str, real_data: Path, orthanc: Orthanc, server: medimg.DicomWebServer

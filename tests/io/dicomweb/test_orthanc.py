@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from pydicom.uid import UID
 
 import medimg
 from medimg.errors import ReadError
@@ -35,9 +36,11 @@ def test_it_finds_what_was_stored(filled: medimg.DicomWebServer) -> None:
 
 def test_what_it_refuses_is_named(filled: medimg.DicomWebServer) -> None:
     unknown = make_slice(30)
-    unknown.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.201"
+    unknown.file_meta.TransferSyntaxUID = UID("1.2.840.10008.1.2.4.201")
     unknown["PixelData"].is_undefined_length = True
-    unknown.PixelData = b"\xfe\xff\x00\xe0\0\0\0\0\xfe\xff\x00\xe0\x04\0\0\0\xff\x4f\xff\x51\xfe\xff\xdd\xe0\0\0\0\0"
+    unknown.PixelData = (
+        b"\xfe\xff\x00\xe0\0\0\0\0\xfe\xff\x00\xe0\x04\0\0\0\xff\x4f\xff\x51\xfe\xff\xdd\xe0\0\0\0\0"
+    )
     result = filled.store([make_slice(31), to_file(unknown), make_slice(32)], on_error="collect")
     assert len(result.stored) >= 2
     assert {one.source for one in result.failed} <= {"<bytes 1>"}
@@ -47,7 +50,7 @@ def test_wrong_password(filled: medimg.DicomWebServer, orthanc: Orthanc) -> None
     url = f"{orthanc.url}/studies/{STUDY}"
     for auth in ((USER, "wrong"), (USER, ""), None):
         medimg.dicomweb(orthanc.url, auth=auth)
-        with pytest.raises(PermissionError, match="127.0.0.1 answers 401") as raised:
+        with pytest.raises(PermissionError, match=r"127.0.0.1 answers 401") as raised:
             medimg.read(url)
         assert isinstance(raised.value, ReadError)
         assert "wrong" not in str(raised.value)
@@ -99,9 +102,7 @@ def test_killed_in_mid_series(
     assert series.read().array.tobytes() == expected.array.tobytes()
 
 
-def test_started_again_while_it_is_read(
-    filled: medimg.DicomWebServer, orthanc: Orthanc
-) -> None:
+def test_started_again_while_it_is_read(filled: medimg.DicomWebServer, orthanc: Orthanc) -> None:
     medimg.dicomweb(orthanc.url, auth=(USER, PASSWORD), timeout=60, retries=15)
     series = medimg.scan(f"{orthanc.url}/studies/{STUDY}")[0]
     orthanc.kill()

@@ -27,7 +27,7 @@ from medimg.io.dicom.header.mosaic import MOSAIC_TAGS, Mosaic, parse_mosaic
 from medimg.io.dicom.header.open import open_header, to_tag_numbers
 from medimg.io.dicom.header.pixel_spacing import PIXEL_SPACING_TAGS, PixelSpacing, find_pixel_spacing
 from medimg.io.dicom.header.transfer_syntax import NATIVE_SYNTAXES
-from medimg.io.files.blob import Blob, RemoteHeader, as_blob
+from medimg.io.files.blob import Blob, as_blob
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -257,7 +257,7 @@ def _count_frames(blob: Blob, dataset: Dataset) -> int:
     count = max(1, get_integer(dataset, "NumberOfFrames") or 1)
     if count == 1:
         return 1
-    if isinstance(blob.remote, RemoteHeader):
+    if blob.remote_header is not None:
         # the size of the file is not known before it is fetched
         if count > _MAX_REMOTE_FRAMES:
             raise DecodeError(f"{blob.name} declares {count} frames; at most {_MAX_REMOTE_FRAMES} are read")

@@ -19,7 +19,7 @@ from medimg.io.dicom.header.attributes import quiet_pydicom
 from medimg.io.dicom.header.elements import PIXEL_TAGS, UnusualHeaderError, build_dataset, locate_elements
 from medimg.io.dicom.header.item_elements import find_sequence_end
 from medimg.io.dicom.header.transfer_syntax import SYNTAXES, parse_transfer_syntax
-from medimg.io.files.blob import Blob, RemoteHeader, as_blob
+from medimg.io.files.blob import Blob, as_blob
 from medimg.io.files.decompress import find_window_bits
 from medimg.io.files.regular_file import read_start
 
@@ -241,7 +241,8 @@ def open_dataset(source: str | Path | Blob, *, tags: Sequence[BaseTag] | None = 
 
 def _without_pixels(blob: Blob, tags: frozenset[int]) -> Blob:
     """Return a file with these elements, if they can be read apart from a remote file; else the file."""
-    head = blob.remote.read_header(tags) if isinstance(blob.remote, RemoteHeader) else None
+    source = blob.remote_header
+    head = None if source is None else source.read_header(tags)
     return blob if head is None else Blob(blob.name, data=head)
 
 

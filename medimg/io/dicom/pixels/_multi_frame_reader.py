@@ -115,10 +115,11 @@ class MultiFrameReader:
 def _check_geometry(scanned: Instance, fetched: Instance) -> None:
     """Raise DecodeError if the metadata of a server, by which slices were ordered, contradict its file."""
     one, other = (
-        [(f.position, f.orientation, f.pixel_spacing) for f in instance.facts] for instance in (scanned, fetched)
+        [(f.position, f.orientation, f.pixel_spacing) for f in instance.facts]
+        for instance in (scanned, fetched)
     )
     if one != other or (scanned.rows, scanned.columns) != (fetched.rows, fetched.columns):
         raise DecodeError(
-            "the metadata that the server gives contradict the file: position, orientation, spacing or size of "
-            "the image differ; download the files and read those"
+            "the metadata that the server gives contradict the file: position, orientation, spacing or size "
+            "of the image differ; download the files and read those"
         )
