@@ -154,7 +154,7 @@ class _UrlWriter:
 class _FileWriter:
     """Writer of a body that is one file."""
 
-    url = None
+    url: str | None = None
 
     def __init__(self, upload: Upload) -> None:
         self._upload = upload
@@ -170,7 +170,7 @@ class _FileWriter:
 class _MultipartWriter:
     """Writer of a body whose parts are files."""
 
-    url = None
+    url: str | None = None
 
     def __init__(self, upload: Upload, boundary: bytes, *, is_form: bool) -> None:
         self._upload = upload
