@@ -85,7 +85,7 @@ class Prediction:
     error: str | None = None
 
     @classmethod
-    def of(cls, row: Mapping[str, Any], classes: tuple[str, ...]) -> Prediction:
+    def of(cls, row: Mapping[Any, Any], classes: tuple[str, ...]) -> Prediction:
         """Return a row of a table of predictions."""
         names = ("sop_instance_uid", "slice", "predicted", "flagged", "set", "weight", "ood", "unlike")
         return cls(

@@ -163,8 +163,9 @@ class _Service:
         answer = asyncio.wrap_future(future)
         gone = asyncio.ensure_future(_wait_until_gone(request))
         try:
+            both: set[asyncio.Future[Any]] = {answer, gone}
             await asyncio.wait(
-                {answer, gone}, timeout=self._limits.request_timeout, return_when=asyncio.FIRST_COMPLETED
+                both, timeout=self._limits.request_timeout, return_when=asyncio.FIRST_COMPLETED
             )
             if answer.done():
                 return answer.result()

@@ -38,8 +38,10 @@ def choose_answer_type(request: Request) -> AnswerType:
         name = part.partition(";")[0].strip().lower()
         if name in _JSON:
             return "application/json"
-        if name in ("application/dicom", "multipart/related"):
-            return name  # type: ignore[return-value]  # one of the two
+        if name == "application/dicom":
+            return "application/dicom"
+        if name == "multipart/related":
+            return "multipart/related"
     raise RequestError(
         HTTPStatus.NOT_ACCEPTABLE,
         "the header Accept allows no type of the answers: application/json, application/dicom, or "

@@ -75,11 +75,11 @@ class PredictionJob:
             except MedimgError as error:
                 errors.append(error)
                 rows.append(_failed(series.path, error, series.uid))
-        for file, error in zip(index.skipped, skipped, strict=True):
+        for file, lost in zip(index.skipped, skipped, strict=True):
             # a text among the images is no lost image, but all there is without any
-            if not isinstance(error, NotAnImageError) or not index:
-                errors.append(error)
-                rows.append(_failed(file.path, error))
+            if not isinstance(lost, NotAnImageError) or not index:
+                errors.append(lost)
+                rows.append(_failed(file.path, lost))
         return rows, errors
 
     def _predict(self, series: Series) -> list[Prediction]:

@@ -62,7 +62,7 @@ def _check_directory(blob: Blob, limits: ServiceLimits) -> None:
     """Refuse an archive whose directory is too large, before it is parsed."""
     most = limits.max_files * _ENTRY_BYTES
     with blob.open() as file, suppress(zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        zipfile.ZipFile(_DirectoryReader(file, most))  # type: ignore[arg-type]  # it is all that it reads
+        zipfile.ZipFile(_DirectoryReader(file, most))
 
 
 class _DirectoryReader(io.RawIOBase):

@@ -174,7 +174,7 @@ class _Watcher:
     model: TransferClassifier
     server: DicomWebServer
     state: WatchState
-    conditions: dict[str, object]
+    conditions: dict[str, Any]
     settings: dict[str, Any]
     interval: float
     settle: float
