@@ -23,7 +23,7 @@ pytest.importorskip("httpx")
 ONE = {"Accept": "application/dicom"}
 ALL = {"Accept": 'multipart/related; type="application/dicom"'}
 CHART = {"PatientBirthDate": "", "StudyDate": "20240305", "StudyTime": "101112", "AccessionNumber": "A1"}
-FULL = {
+FULL: dict[str, Any] = {
     "PatientSex": "",
     "StudyID": "1",
     "ReferringPhysicianName": "",
