@@ -55,7 +55,7 @@ def add_serve(commands: Commands) -> None:
 def _serve(args: argparse.Namespace) -> int:
     import medimg
     from medimg.serve import ServiceLimits, make_app
-    from medimg.serve.server import run_server
+    from medimg.serve.run_server import run_server
     from medimg.serve.service import check_extra
 
     check_extra("fastapi", "python_multipart", "uvicorn")

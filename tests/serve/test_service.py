@@ -158,6 +158,8 @@ def test_multipart_related_of_dicomweb(app: Any, model: medimg.TransferClassifie
 
 
 def test_several_series_and_what_cannot_be_read(app: Any) -> None:
+    second: dict[str, Any]
+    third: dict[str, Any]
     second, third = ({"SeriesInstanceUID": uid} for uid in ("1.2.3.5", "1.2.3.6"))
     files = {"a": dicom(0), "b": dicom(1, **second), "c": dicom(2, **third)[:-40], "d.txt": b"no image"}
     (answer,) = ask(app, {"content": zipped(files), "headers": ZIP})
@@ -335,7 +337,7 @@ def test_a_body_of_unknown_length_is_counted(app: Any) -> None:
 def test_names_in_a_form_are_harmless(app: Any) -> None:
     form = [
         ("file", (name, b"no image"))
-        for name in ("../../etc/passwd", "C:\\x\\etc.dcm", "a" * 5000, "é^\u202e")
+        for name in ("../../etc/passwd", "C:\\x\\etc.dcm", "a" * 3000, "é^\u202e")
     ]
     form.append(("file", ("x.dcm", dicom())))
     form.append(("file", ("x.dcm", dicom(SeriesInstanceUID="1.2.3.5")[:-40])))
@@ -436,9 +438,11 @@ def test_unexpected_errors_are_not_quoted(
     assert answer.status_code == 200
 
 
-def test_the_log_names_no_patient(app: Any, caplog: pytest.LogCaptureFixture, capfd: Any) -> None:
+def test_the_log_names_no_patient(
+    app: Any, caplog: pytest.LogCaptureFixture, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     caplog.set_level(logging.DEBUG)
-    caplog.set_level(logging.ERROR, logger="httpx")  # of the client
+    monkeypatch.setattr(logging.getLogger("httpx"), "disabled", True)  # of the client
     name = "SENTINEL"
     bodies = [
         dicom(PatientName=name),

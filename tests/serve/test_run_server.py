@@ -64,7 +64,7 @@ class Service:
     """A server in a thread of this process."""
 
     def __init__(self, app: Any) -> None:
-        from medimg.serve.server import make_server
+        from medimg.serve.run_server import make_server
 
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.listener.getsockname()[1]
