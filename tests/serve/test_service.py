@@ -158,9 +158,8 @@ def test_multipart_related_of_dicomweb(app: Any, model: medimg.TransferClassifie
 
 
 def test_several_series_and_what_cannot_be_read(app: Any) -> None:
-    second: dict[str, Any]
-    third: dict[str, Any]
-    second, third = ({"SeriesInstanceUID": uid} for uid in ("1.2.3.5", "1.2.3.6"))
+    second: dict[str, Any] = {"SeriesInstanceUID": "1.2.3.5"}
+    third: dict[str, Any] = {"SeriesInstanceUID": "1.2.3.6"}
     files = {"a": dicom(0), "b": dicom(1, **second), "c": dicom(2, **third)[:-40], "d.txt": b"no image"}
     (answer,) = ask(app, {"content": zipped(files), "headers": ZIP})
     rows = answer.json()["predictions"]
