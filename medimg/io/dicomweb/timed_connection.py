@@ -32,13 +32,18 @@ def _limit_time(connection: HTTPConnection, wait: Callable[[], Any]) -> Any:
     timer.daemon = True
     timer.start()
     try:
-        return wait()
+        answer = wait()
     except Exception:
         if is_over.is_set():
             raise TimeoutError from None
         raise
     finally:
         timer.cancel()
+    # headers that break off pass for whole ones
+    if is_over.is_set():
+        answer.close()
+        raise TimeoutError
+    return answer
 
 
 class _PlainConnection(HTTPConnection):

@@ -29,6 +29,8 @@ _TRANSIENT: Final = frozenset({429, 502, 503, 504})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _REPEATED_METHODS: Final = frozenset({307, 308})
 _MAX_REDIRECTS: Final = 5
+#: Headers one of which says where an answer ends.
+_FRAMING: Final = frozenset({"content-length", "transfer-encoding"})
 _CHUNK_BYTES: Final = 2**18
 #: Slower answers are given up: they would take hours.
 _LEAST_BYTES_PER_SECOND: Final = 2**10
@@ -232,9 +234,10 @@ class Transport:
             url = self._redirect(call, url, answer)
 
     def _redirect(self, call: _Call, url: str, answer: Answer) -> str:
-        target = join_url(url, answer.headers.get("Location", ""))
+        location = answer.headers.get("Location", "")
+        target = join_url(url, location)
         origin = find_origin(target)
-        if origin is None or "@" in target.partition("://")[2].partition("/")[0]:
+        if not location or origin is None or "@" in target.partition("://")[2].partition("/")[0]:
             raise ReadError(f"{self.host} redirects {call.name} to an invalid URL")
         if call.method != "GET" and (origin != self._origin or answer.status not in _REPEATED_METHODS):
             raise ReadError(
@@ -277,6 +280,13 @@ class Transport:
             raise
         except Exception as error:
             raise self._explain(error, call, requests) from None
+        if answer.status == HTTPStatus.OK and not body and not _FRAMING & {n.lower() for n in answer.headers}:
+            # headers that break off pass for whole ones, and nothing for an empty result
+            raise _TransientError(
+                also(ReadError, EOFError)(
+                    f"the answer of {self.host} to {call.name} breaks off in its headers"
+                )
+            )
         if call.check is not None and answer.status < HTTPStatus.MULTIPLE_CHOICES:
             try:
                 call.check(answer)

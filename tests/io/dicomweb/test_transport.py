@@ -153,6 +153,17 @@ class TestTime:
 
 
 class TestTruncation:
+    def test_headers_that_break_off_are_no_empty_result(self, pacs: FakePacs) -> None:
+        def cut(seen: Seen, handler: BaseHTTPRequestHandler) -> bool:
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Ty")
+            return True
+
+        pacs.misbehave = cut
+        server = connect(pacs, retries=1)
+        with pytest.raises(EOFError, match="breaks off in its headers"):
+            server.search()
+        assert len(pacs.seen) == 2
+
     def test_a_body_that_breaks_off_is_read_again(self, pacs: FakePacs) -> None:
         broken: set[str] = set()
 
