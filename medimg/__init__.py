@@ -87,7 +87,7 @@ _HOMES = {
     "from_xarray": "medimg.interop.data_array",
     "to_xarray": "medimg.interop.data_array",
 }
-_MODULES = ("adapt", "errors", "phantom")
+_MODULES = ("adapt", "errors", "export", "phantom")
 
 __all__ = [*_HOMES, *_MODULES, "__version__"]  # noqa: PLE0604  # all of them are strings
 

@@ -1,5 +1,6 @@
 from medimg import adapt as adapt
 from medimg import errors as errors
+from medimg import export as export
 from medimg import phantom as phantom
 from medimg.adapt.shift import domain_shift as domain_shift
 from medimg.adapt.shift_report import ShiftReport as ShiftReport

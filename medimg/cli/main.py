@@ -15,8 +15,10 @@ from medimg.cli._completion import add_completion
 from medimg.cli._doctor_command import add_doctor
 from medimg.cli._image_commands import add_info, add_preview, add_read, add_scan
 from medimg.cli._model_commands import add_evaluate, add_explain, add_predict
+from medimg.cli._serve_command import add_serve
 from medimg.cli._terminal import clean_text
 from medimg.cli._train_command import add_train
+from medimg.cli._watch_command import add_watch
 from medimg.errors import MedimgError, MedimgWarning, SeriesError
 
 if TYPE_CHECKING:
@@ -27,7 +29,8 @@ __all__ = ["main", "make_parser"]
 
 #: In the order of a study.
 _COMMANDS = (
-    add_scan, add_info, add_read, add_preview, add_train, add_predict, add_evaluate, add_explain, add_doctor,
+    add_scan, add_info, add_read, add_preview, add_train, add_predict, add_evaluate, add_explain, add_serve,
+    add_watch, add_doctor,
 )  # fmt: skip
 #: An argument in a message of the Python interface, such as on_missing="fix".
 _ARGUMENT = re.compile(r"""(?<![\w./\\-])(\w+)=(["']?)(<[^>]+>|[\w./-]+)\2""")

@@ -40,7 +40,19 @@ def commands() -> dict[str, argparse.ArgumentParser]:
 def test_help_loads_nothing_heavy() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for command in ("scan", "info", "read", "preview", "train", "predict", "evaluate", "explain", "doctor"):
+    for command in (
+        "scan",
+        "info",
+        "read",
+        "preview",
+        "train",
+        "predict",
+        "evaluate",
+        "explain",
+        "serve",
+        "watch",
+        "doctor",
+    ):
         assert f"\n    {command} " in done.stdout
     assert not any(f" {name}\n" in done.stderr for name in ("numpy", "torch", "pydicom", "pandas"))
 

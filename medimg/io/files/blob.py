@@ -273,7 +273,7 @@ def list_zip_members(source: str | os.PathLike[str] | Blob) -> list[Blob]:
     million files.
     """
     blob = as_blob(source)
-    archive = Archive(blob.name, blob.data)
+    archive = Archive(blob.name, blob.data, blob.remote)
     names = [
         e.filename
         for e in archive.open_directory().infolist()

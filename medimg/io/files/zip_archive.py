@@ -8,13 +8,16 @@ import threading
 import weakref
 import zipfile
 from collections import deque
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from medimg.errors import ReadError, also
 from medimg.io.files.decompress import (
     DecompressedStream,
     as_buffered,
 )
+
+if TYPE_CHECKING:
+    from medimg.io.files.blob import RemoteFile
 
 __all__ = ["MAX_MEMBERS", "Archive"]
 
@@ -26,20 +29,21 @@ _ENCRYPTED: Final = 1
 
 class Archive:
     """
-    Zip archive, in a file or in memory.
+    Zip archive, in a file, in memory or elsewhere.
 
     The directory stays open while few other archives are read in the process; a pickle has only the path.
     """
 
-    def __init__(self, name: str, data: bytes | None = None) -> None:
+    def __init__(self, name: str, data: bytes | None = None, remote: RemoteFile | None = None) -> None:
         self.name = name
         self._data = data
+        self._remote = remote
         self._lock = threading.Lock()
         self._opened: tuple[int, zipfile.ZipFile] | None = None
         self._closing: weakref.finalize[..., Archive] | None = None
 
-    def __reduce__(self) -> tuple[type[Archive], tuple[str, bytes | None]]:
-        return Archive, (self.name, self._data)
+    def __reduce__(self) -> tuple[type[Archive], tuple[str, bytes | None, RemoteFile | None]]:
+        return Archive, (self.name, self._data, self._remote)
 
     def open_directory(self) -> zipfile.ZipFile:
         """Return the open archive; raise ReadError if it can't be opened or is damaged."""
@@ -73,13 +77,20 @@ class Archive:
 
     def _open(self) -> zipfile.ZipFile:
         try:
-            return zipfile.ZipFile(self.name if self._data is None else io.BytesIO(self._data))
+            return zipfile.ZipFile(self._open_stored())
+        except ReadError:
+            raise
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise also(ReadError, type(error))(f"{self.name} can't be opened: {reason}") from None
         # a damaged directory raises errors of many types
         except Exception as error:
             raise ReadError(f"{self.name} is a damaged zip archive ({type(error).__name__})") from None
+
+    def _open_stored(self) -> str | BinaryIO:
+        if self._remote is not None:
+            return self._remote.open()
+        return self.name if self._data is None else io.BytesIO(self._data)
 
     def get_entry(self, member: str) -> zipfile.ZipInfo:
         """Return the directory entry of a member; raise ReadError if there is none."""

@@ -1,0 +1,1 @@
+"""Structured reports, secondary captures, parametric maps and segmentations."""

@@ -1,0 +1,286 @@
+"""Predictions and heat maps of many series as DICOM files, and as datasets one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, get_args
+
+import pydicom
+from pydicom.uid import ComprehensiveSRStorage, ParametricMapStorage, SecondaryCaptureImageStorage
+
+from medimg._public import set_module
+from medimg._validation import check_choice, check_path
+from medimg.core.progress import Progress, progress_bar
+from medimg.core.volume import Volume
+from medimg.data.image_loader import ResolvedSource
+from medimg.errors import ConversionError, MedimgError, also
+from medimg.export.dicom.parametric_map import parametric_map
+from medimg.export.dicom.secondary_capture import secondary_capture
+from medimg.export.dicom.structured_report import structured_report
+from medimg.io.dicom.header.attributes import quiet_pydicom
+from medimg.io.files.atomic import atomic_path
+from medimg.io.sources import is_one_source
+from medimg.saliency.explain import explain
+
+if TYPE_CHECKING:
+    import datetime
+
+    import pandas as pd
+    from pydicom.dataset import Dataset
+
+    from medimg.export.dicom._concepts import ConceptLike
+    from medimg.io.read import Source
+    from medimg.io.series import Series
+    from medimg.models.classifier import TransferClassifier
+    from medimg.models.test_time_augmentation import ViewChoice
+
+__all__ = ["ResultKind", "make_results", "write_results"]
+
+#: Structured report, secondary capture, and parametric map.
+ResultKind: TypeAlias = Literal["sr", "sc", "pm"]
+_KINDS: Final = get_args(ResultKind)
+_PREFIXES: Final = {
+    ComprehensiveSRStorage: "SR",
+    SecondaryCaptureImageStorage: "SC",
+    ParametricMapStorage: "PM",
+}
+
+
+@set_module("medimg.export")
+def make_results(
+    model: TransferClassifier,
+    sources: Source | Iterable[Source],
+    *,
+    kinds: Sequence[ResultKind] = ("sr", "sc"),
+    predictions: pd.DataFrame | None = None,
+    codes: Mapping[str, ConceptLike] | None = None,
+    most: int = 12,
+    name: str | None = None,
+    tta: ViewChoice = None,
+    created: datetime.datetime | None = None,
+    progress: Progress = "auto",
+) -> Iterator[Dataset]:
+    """
+    Yield the results of a model on every series of the sources as DICOM datasets.
+
+    Parameters
+    ----------
+    model : TransferClassifier
+        Model that predicts.
+    sources : str, Path, bytes, Series, or iterable of these
+        Files, folders and archives of one or more DICOM series, as for
+        :meth:`medimg.TransferClassifier.predict`.
+    kinds : sequence of {"sr", "sc", "pm"}
+        Results of each series: :func:`structured_report`, :func:`secondary_capture` and
+        :func:`parametric_map`, the latter two of the most probable class.
+    predictions : pandas.DataFrame, optional
+        What ``model.predict`` returned for the same sources, by series; by default they are predicted.
+        Series whose row has an error are left out.
+    codes, most, name, tta, created
+        See :func:`structured_report` and :func:`secondary_capture`.
+    progress : "auto" or bool
+        Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
+
+    Yields
+    ------
+    pydicom.Dataset
+        Results, series after series.
+
+    Raises
+    ------
+    ConversionError
+        If a source is not DICOM, lacks an attribute that a result has to have, or `predictions` are not of
+        these sources.
+    ReadError, SeriesError, PreprocessError
+        If a source can't be read.
+    MissingDependencyError
+        If highdicom is not installed (extra ``dicom-out``).
+    """
+    chosen = _check_kinds(kinds)
+    rows = None if predictions is None else _Rows(predictions)
+    for series, row in _pair(_as_list(sources), rows, progress):
+        if "sr" in chosen:
+            yield structured_report(
+                model, series, prediction=row, codes=codes, name=name, tta=tta, created=created
+            )
+        if {"sc", "pm"} & set(chosen):
+            found = explain(model, series, progress=False)
+            if "sc" in chosen:
+                yield from secondary_capture(
+                    model, series, explanation=found, most=most, name=name, created=created
+                )
+            if "pm" in chosen:
+                yield parametric_map(model, series, explanation=found, name=name, created=created)
+    if rows is not None:
+        rows.check_finished()
+
+
+@set_module("medimg.export")
+def write_results(
+    model: TransferClassifier,
+    sources: Source | Iterable[Source],
+    folder: str | Path,
+    *,
+    kinds: Sequence[ResultKind] = ("sr", "sc"),
+    predictions: pd.DataFrame | None = None,
+    codes: Mapping[str, ConceptLike] | None = None,
+    most: int = 12,
+    name: str | None = None,
+    tta: ViewChoice = None,
+    created: datetime.datetime | None = None,
+    progress: Progress = "auto",
+) -> list[Path]:
+    """
+    Write the results of a model on every series of the sources as DICOM files.
+
+    The same images and model give the same UIDs and file names: files that are there already are kept, and
+    a run that was interrupted goes on.
+
+    Parameters
+    ----------
+    model, sources, kinds, predictions, codes, most, name, tta, created, progress
+        See :func:`make_results`.
+    folder : str or Path
+        Folder to write to; it is made if need be.
+
+    Returns
+    -------
+    list of Path
+        The files, ``SR.<SOP Instance UID>.dcm``, ``SC…`` and ``PM…``.
+
+    Raises
+    ------
+    ConversionError, ReadError, SeriesError, PreprocessError, MissingDependencyError
+        See :func:`make_results`.
+    OSError
+        If a file can't be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import medimg
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> ct = medimg.phantom.chest_ct(1, label="nodule", slices=3, size=48)
+    >>> files = medimg.phantom.write_ct_series(ct, folder, medimg.phantom.Identity.derive("demo", 1))
+    >>> model = medimg.TransferClassifier(
+    ...     "squeezenet1_1", classes=["normal", "nodule"], weights=None, preprocess=medimg.Preprocess(size=96)
+    ... )
+    >>> written = medimg.export.write_results(model, folder, folder / "results")
+    >>> [path.name[:3] for path in written]
+    ['SR.', 'SC.', 'SC.', 'SC.']
+    >>> medimg.export.write_results(model, folder, folder / "results") == written
+    True
+    """
+    target = check_path("folder", folder, error=ConversionError)
+    results = make_results(
+        model,
+        sources,
+        kinds=kinds,
+        predictions=predictions,
+        codes=codes,
+        most=most,
+        name=name,
+        tta=tta,
+        created=created,
+        progress=progress,
+    )
+    return [write_instance(dataset, target) for dataset in results]
+
+
+def write_instance(dataset: Dataset, folder: Path) -> Path:
+    """Write an instance under its UID, unless it is there already, and return the file."""
+    path = folder / f"{_PREFIXES[dataset.SOPClassUID]}.{dataset.SOPInstanceUID}.dcm"
+    if _has_instance(path, str(dataset.SOPInstanceUID)):
+        return path
+    with atomic_path(path) as temporary, quiet_pydicom():
+        dataset.save_as(temporary, enforce_file_format=True)
+    return path
+
+
+def _has_instance(path: Path, uid: str) -> bool:
+    """Whether a file holds an instance; ConversionError if it holds something else."""
+    if not path.exists():
+        return False
+    try:
+        with quiet_pydicom():
+            found = pydicom.dcmread(path, specific_tags=["SOPInstanceUID"], stop_before_pixels=True)
+    except Exception:
+        found = None
+    if found is None or str(found.get("SOPInstanceUID")) != uid:
+        raise ConversionError(f"{path} exists and is another file; move it away, or name another folder")
+    return True
+
+
+def _check_kinds(kinds: Sequence[ResultKind]) -> tuple[ResultKind, ...]:
+    if isinstance(kinds, str) or not isinstance(kinds, Sequence) or not kinds:
+        raise ConversionError(
+            f'kinds must be some of "sr", "sc" and "pm", such as ("sr", "sc"); found {kinds!r}'
+        )
+    return tuple(check_choice("kinds", kind, _KINDS, error=ConversionError) for kind in kinds)
+
+
+def _as_list(sources: Source | Iterable[Source]) -> list[Source]:
+    if is_one_source(sources):
+        return [cast("Source", sources)]
+    if not isinstance(sources, Iterable):
+        raise also(ConversionError, TypeError)(
+            f"can't make results of a {type(sources).__name__}; expected paths, bytes or Series"
+        )
+    return list(cast("Iterable[Source]", sources))
+
+
+class _Rows:
+    """Rows of a table of predictions, in the order in which sources are resolved."""
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        missing = {"source", "series_uid"} - set(table.columns)
+        if missing or "slice" in table.columns:
+            raise ConversionError(
+                'predictions must be the table of model.predict(sources, unit="series"); found the columns '
+                f"{', '.join(map(str, table.columns))}"
+            )
+        #: Whether files that can't be read have rows.
+        self.collects = "error" in table.columns
+        self._rows: Iterator[dict[str, Any]] = iter(table.to_dict("records"))
+
+    def take(self, series: Series | None) -> Mapping[str, Any] | None:
+        """Return the row of the next series; None if that has an error, or there is no series."""
+        row = next(self._rows, None)
+        uid = "" if row is None or row["series_uid"] != row["series_uid"] else str(row["series_uid"] or "")
+        if row is None or (uid and (series is None or series.uid.partition("#")[0] != uid)):
+            raise ConversionError(
+                "predictions are of other sources; expected those of model.predict(sources)"
+            )
+        return row if uid else None
+
+    def check_finished(self) -> None:
+        """Raise ConversionError if rows are left."""
+        if next(self._rows, None) is not None:
+            raise ConversionError("predictions are of more sources; expected those of model.predict(sources)")
+
+
+def _pair(
+    sources: Sequence[Source], rows: _Rows | None, progress: Progress
+) -> Iterator[tuple[Series, Mapping[str, Any] | None]]:
+    """Yield each series with its row; without those whose row has an error."""
+    for source in progress_bar(sources, desc="writing results", unit="source", progress=progress):
+        try:
+            found, lost = ResolvedSource.resolve_all(source)
+        except MedimgError:
+            if rows is None:
+                raise
+            rows.take(None)
+            continue
+        for one in found:
+            if isinstance(one.image, Volume):
+                raise ConversionError(
+                    "a Volume has no patient or study; pass the DICOM images it was read from"
+                )
+            row = None if rows is None else rows.take(one.image)
+            if rows is None or row is not None:
+                yield one.image, row
+        if rows is not None and rows.collects:
+            for _ in lost:
+                rows.take(None)

@@ -1,0 +1,106 @@
+"""Answers in DICOM: the results of a request as instances, alone or as multipart (PS3.18 8.6)."""
+
+from __future__ import annotations
+
+import io
+import uuid
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, Literal, get_args
+
+from fastapi.responses import Response
+
+from medimg._validation import printable
+from medimg.errors import ConversionError
+from medimg.export import make_results
+from medimg.export.dicom.write_results import ResultKind
+from medimg.io.dicom.header.attributes import quiet_pydicom
+from medimg.serve._problem import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pandas as pd
+    from fastapi import Request
+
+    from medimg.io.series import Series
+    from medimg.models.classifier import TransferClassifier
+
+__all__ = ["AnswerType", "choose_answer_type", "encode_results", "make_dicom_response", "parse_kinds"]
+
+AnswerType = Literal["application/json", "application/dicom", "multipart/related"]
+_JSON: Final = frozenset({"", "*/*", "application/*", "application/json"})
+_KINDS: Final = get_args(ResultKind)
+
+
+def choose_answer_type(request: Request) -> AnswerType:
+    """Return the first type of the header Accept that can be answered with; RequestError if there is none."""
+    for part in request.headers.get("accept", "").split(","):
+        name = part.partition(";")[0].strip().lower()
+        if name in _JSON:
+            return "application/json"
+        if name == "application/dicom":
+            return "application/dicom"
+        if name == "multipart/related":
+            return "multipart/related"
+    raise RequestError(
+        HTTPStatus.NOT_ACCEPTABLE,
+        "the header Accept allows no type of the answers: application/json, application/dicom, or "
+        'multipart/related; type="application/dicom"',
+    )
+
+
+def parse_kinds(request: Request, answer: AnswerType) -> tuple[ResultKind, ...]:
+    """Return the kinds of results in DICOM that the query asks for; none for an answer in JSON."""
+    stated = request.query_params.get("results")
+    if answer == "application/json":
+        if stated is not None:
+            raise RequestError(
+                HTTPStatus.BAD_REQUEST,
+                "results= is for answers in DICOM; send the header Accept: multipart/related; "
+                'type="application/dicom"',
+            )
+        return ()
+    if stated is None:
+        return ("sr",) if answer == "application/dicom" else ("sr", "sc")
+    kinds = tuple(kind for kind in _KINDS if kind in stated.split(","))
+    if not kinds or set(stated.split(",")) - set(_KINDS):
+        raise RequestError(
+            HTTPStatus.BAD_REQUEST,
+            f"results= must be some of {', '.join(_KINDS)}, separated by commas; found "
+            f"{printable(stated, 40)!r}",
+        )
+    return kinds
+
+
+def encode_results(
+    model: TransferClassifier, series: Series, table: pd.DataFrame, kinds: tuple[ResultKind, ...]
+) -> Iterator[bytes]:
+    """Yield the results of a series as DICOM files; ConversionError if it is of another format."""
+    if series.format != "DICOM":
+        raise ConversionError(
+            f"{series.path} is {series.format}; a DICOM result needs DICOM images, whose patient and "
+            "study it is stored with"
+        )
+    for dataset in make_results(model, [series], kinds=kinds, predictions=table, progress=False):
+        file = io.BytesIO()
+        with quiet_pydicom():
+            dataset.save_as(file, enforce_file_format=True)
+        yield file.getvalue()
+
+
+def make_dicom_response(instances: list[bytes], answer: AnswerType) -> Response:
+    """Return instances as the answer; RequestError if several do not fit the type."""
+    if answer == "application/dicom":
+        if len(instances) != 1:
+            raise RequestError(
+                HTTPStatus.NOT_ACCEPTABLE,
+                f"there are {len(instances)} results, and application/dicom is one; send the header Accept: "
+                'multipart/related; type="application/dicom"',
+            )
+        return Response(instances[0], media_type=answer)
+    boundary = uuid.uuid4().hex
+    start = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+    body = b"".join(start + one + b"\r\n" for one in instances) + f"--{boundary}--\r\n".encode()
+    return Response(
+        body, headers={"Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}'}
+    )

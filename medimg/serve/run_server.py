@@ -1,0 +1,60 @@
+"""The application run by uvicorn: deadlines of connections, no log of what clients send."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any, Final
+
+from medimg.core.logger import get_logger
+from medimg.serve.service import check_extra
+
+if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
+
+__all__ = ["make_server", "run_server"]
+
+#: Connections at the same time: the limit of open files is often 1024 per process.
+_MOST_CONNECTIONS: Final = 256
+_GRACE_SECONDS: Final = 30
+
+
+def run_server(app: FastAPI, *, host: str, port: int) -> None:
+    """Serve until the process is told to end; OSError if the address can't be used."""
+    server = make_server(app)
+    with _bind(host, port) as listener:
+        bound = listener.getsockname()
+        shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
+        get_logger().info("serving on http://%s:%d", shown, bound[1])
+        server.run(sockets=[listener])
+
+
+def make_server(app: FastAPI) -> uvicorn.Server:
+    """Return a server of the application, for sockets that listen already."""
+    check_extra("uvicorn")
+    import uvicorn
+
+    from medimg.serve._http_protocol import DeadlineProtocol
+
+    config = uvicorn.Config(
+        app,
+        http=DeadlineProtocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=_MOST_CONNECTIONS,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+    )
+    return uvicorn.Server(config)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Return a listening socket of an address; OSError names the address."""
+    try:
+        found: list[Any] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
+        return socket.create_server(address[:2], family=family)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, f"{host}:{port}") from None

@@ -1,0 +1,292 @@
+"""``medimg.serve.watch``: predict on new series of a DICOMweb server, and store the results there."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from medimg._public import set_module
+from medimg._validation import check_number, check_path, check_texts, check_whole_number
+from medimg.core.logger import get_logger
+from medimg.errors import MedimgError, NotAnImageError, StoreError, TrainingError, also
+from medimg.io.dicomweb.transport import ServerAnswerError
+from medimg.serve._watch_state import WatchState
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from pydicom.dataset import Dataset
+
+    from medimg.export.dicom.write_results import ResultKind
+    from medimg.io.dicomweb.server import DicomWebServer
+    from medimg.io.series import Series
+    from medimg.models.classifier import TransferClassifier
+
+__all__ = ["WatchResult", "watch"]
+
+#: Errors of the server or the connection, after which the same series is tried again, however often.
+_SERVER_ERRORS: Final = (StoreError, ServerAnswerError, ConnectionError, TimeoutError, PermissionError)
+#: Manufacturer of results, also of other watches.
+_OWN_MANUFACTURER: Final = "medimg"
+_LONGEST_WAIT: Final = 3600.0
+
+
+@set_module("medimg.serve")
+@dataclass(slots=True)
+class WatchResult:
+    """
+    What a watch has done in this run.
+
+    Attributes
+    ----------
+    stored : int
+        Number of series whose results were stored.
+    present : int
+        Number of series whose results the server had already.
+    failed : int
+        Number of series that could not be predicted on, each time counted.
+    waiting : int
+        Number of series that were not settled, or wait for another attempt, at the last search.
+    """
+
+    stored: int = 0
+    present: int = 0
+    failed: int = 0
+    waiting: int = 0
+
+
+@set_module("medimg.serve")
+def watch(
+    model: TransferClassifier,
+    server: DicomWebServer,
+    state: str | os.PathLike[str],
+    *,
+    modality: str | Sequence[str] = (),
+    conditions: Mapping[str, object] | None = None,
+    results: Sequence[ResultKind] = ("sr", "sc"),
+    codes: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    interval: float = 30.0,
+    settle: float = 60.0,
+    attempts: int = 5,
+    once: bool = False,
+) -> WatchResult:
+    """
+    Predict on each new series of a DICOMweb server, and store the results there as DICOM.
+
+    The server is searched again and again. A series is predicted on when it has had the same number of
+    instances for a while, and again if it gets more. Results have UIDs derived from the images and the
+    model: after a crash, the next run goes on with the same `state`, and nothing is stored twice.
+
+    Parameters
+    ----------
+    model : TransferClassifier
+        Model that predicts.
+    server : DicomWebServer
+        Server, from :func:`medimg.dicomweb`.
+    state : path-like
+        Folder of this user for what was done, as hashes. Only one watch may use it at a time.
+    modality : str or sequence of str
+        Modalities of the series to predict on, such as "CT"; by default those of the training data.
+    conditions : mapping, optional
+        Further conditions of :meth:`medimg.DicomWebServer.search`, such as ``{"body_part": "CHEST"}``.
+    results : sequence of {"sr", "sc", "pm"}
+        Kinds of results; see :func:`medimg.export.make_results`.
+    codes, name
+        See :func:`medimg.export.structured_report`.
+    interval : float
+        Seconds between two searches.
+    settle : float
+        Seconds for which the number of instances of a series must not have changed.
+    attempts : int
+        Number of attempts for a series that can't be predicted on, with growing pauses. Errors of the
+        server, also when it stores results, are not counted.
+    once : bool
+        Whether to search once and return, as for a scheduled task, instead of watching until interrupted.
+
+    Returns
+    -------
+    WatchResult
+        What was done, if `once` is set.
+
+    Raises
+    ------
+    TrainingError
+        If a setting is invalid, or neither `modality` is given nor the model knows the modalities of its
+        training data.
+    MedimgError
+        If the folder can't be used, another watch uses it, or with `once` the server can't be searched.
+
+    Examples
+    --------
+    >>> server = medimg.dicomweb("https://pacs.example.org/dicom-web")  # doctest: +SKIP
+    >>> watch(model, server, "watch-state", modality="CT", once=True)  # doctest: +SKIP
+    WatchResult(stored=3, present=0, failed=0, waiting=1)
+    """
+    from medimg.models.digest import model_digest
+    from medimg.models.predict import check_calibration
+
+    check_calibration(model)
+    kinds = check_texts("results", list(results))
+    pause = check_number("interval", interval, above=0)
+    if conditions is not None and not isinstance(conditions, Mapping):
+        raise also(TrainingError, TypeError)(
+            f"conditions must be a mapping or None; found a {type(conditions).__name__}"
+        )
+    scope = "\0".join(["medimg.watch 1", model_digest(model), *sorted(kinds)])
+    with WatchState(check_path("state", state), scope) as saved:
+        watcher = _Watcher(
+            model,
+            server,
+            saved,
+            {**(conditions or {}), "modality": _find_modalities(model, modality)},
+            {"kinds": kinds, "codes": codes, "name": name},
+            pause,
+            check_number("settle", settle, least=0),
+            check_whole_number("attempts", attempts, least=1),
+        )
+        if once:
+            return watcher.search()
+        watcher.search_forever()
+        return watcher.result
+
+
+def _find_modalities(model: TransferClassifier, stated: str | Sequence[str]) -> list[str]:
+    found = [stated] if isinstance(stated, str) else list(check_texts("modality", list(stated)))
+    if not found and model.training_ranges is not None:
+        found = list(model.training_ranges.modalities)
+    if not found or not all(found):
+        raise TrainingError(
+            "the model does not know the modalities of its training data; pass modality=, such as "
+            'modality="CT"'
+        )
+    return found
+
+
+@dataclass(slots=True)
+class _Watcher:
+    """The searches of a watch."""
+
+    model: TransferClassifier
+    server: DicomWebServer
+    state: WatchState
+    conditions: dict[str, Any]
+    settings: dict[str, Any]
+    interval: float
+    settle: float
+    attempts: int
+    result: WatchResult = field(default_factory=WatchResult)
+    _server_errors: Counter[str] = field(default_factory=Counter)
+
+    def search_forever(self) -> None:
+        """Search until the process is interrupted; a server that can't be searched is asked again."""
+        pause = self.interval
+        while True:
+            try:
+                self.search()
+                pause = self.interval
+            except MedimgError as error:
+                pause = min(2 * pause, _LONGEST_WAIT)
+                get_logger().warning(
+                    "the server can't be searched (%s); the next attempt is in %.0f s",
+                    _describe(error),
+                    pause,
+                )
+            time.sleep(pause)
+
+    def search(self) -> WatchResult:
+        """Search once, and handle each series that is due."""
+        self.result.waiting = 0
+        for series in self.server.search(**self.conditions):
+            if self.state.is_result(series.uid):
+                continue
+            key = self.state.key(series.uid)
+            count = getattr(series, "instance_count", None) or 0
+            if self.state.is_due(key, count, time.time(), settle=self.settle, attempts=self.attempts):
+                self._handle(series, key)
+            else:
+                self.result.waiting += self.state.is_waiting(key, self.attempts)
+        return self.result
+
+    def _handle(self, series: Series, key: str) -> None:
+        try:
+            stored = self._predict_and_store(series)
+        except MedimgError as error:
+            self._note_failure(key, error)
+            return
+        self.state.mark_done(key)
+        self.result.stored += stored > 0
+        self.result.present += stored == 0
+        get_logger().info("series %s: %d results stored", key[:12], stored)
+
+    def _note_failure(self, key: str, error: MedimgError) -> None:
+        self.result.failed += 1
+        if isinstance(error, _SERVER_ERRORS):
+            self._server_errors[key] += 1
+            pause = self._pause(self._server_errors[key])
+            self.state.postpone(key, time.time() + pause)
+            get_logger().warning(
+                "series %s: %s; it is tried again in %.0f s", key[:12], _describe(error), pause
+            )
+            return
+        failures = self.state.count_failures(key) + 1
+        pause = self._pause(failures)
+        self.state.mark_failed(key, time.time() + pause)
+        then = f"the next attempt is in {pause:.0f} s" if failures < self.attempts else "it is given up"
+        get_logger().warning("series %s: %s, attempt %d; %s", key[:12], _describe(error), failures, then)
+
+    def _pause(self, failures: int) -> float:
+        return min(self.interval * 2.0 ** min(failures - 1, 20), _LONGEST_WAIT)
+
+    def _predict_and_store(self, listed: Series) -> int:
+        """Store the results on a series that the server lacks, and return their number."""
+        found = self._make_results(listed)
+        several: dict[str, list[Dataset]] = {}
+        for dataset in found:
+            several.setdefault(str(dataset.SeriesInstanceUID), []).append(dataset)
+        # before they are stored, so that a later search does not take them for images
+        for uid in several:
+            self.state.add_result(uid)
+        missing = [
+            dataset
+            for uid, datasets in several.items()
+            if not self._has(listed.study_uid, uid, len(datasets))
+            for dataset in datasets
+        ]
+        if missing:
+            self.server.store(missing, study=listed.study_uid)
+        return len(missing)
+
+    def _make_results(self, listed: Series) -> list[Dataset]:
+        """Return the results on each stack of a series; the error of the first if there is none."""
+        from medimg.export import make_results
+
+        index = self.server.scan(listed.study_uid, listed.uid)
+        errors: list[MedimgError] = []
+        results: list[Dataset] = []
+        for stack in index:
+            if stack.tags("Manufacturer")["Manufacturer"] == _OWN_MANUFACTURER:
+                continue
+            try:
+                results += make_results(self.model, [stack], progress=False, **self.settings)
+            except MedimgError as error:
+                errors.append(error)
+        if not results and errors:
+            raise errors[0]
+        if not index:
+            raise NotAnImageError("the series has no images")
+        return results
+
+    def _has(self, study: str, uid: str, count: int) -> bool:
+        """Whether the server has a series of results."""
+        found = self.server.search(study_uid=study, uid=uid)
+        return any(getattr(one, "instance_count", None) == count for one in found)
+
+
+def _describe(error: MedimgError) -> str:
+    """Return the type of an error: messages have URLs, with the UIDs of the study."""
+    return type(error).__name__

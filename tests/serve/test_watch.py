@@ -1,0 +1,310 @@
+"""The watch of a DICOMweb server: what is predicted on, what is stored, and what happens after a crash."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pydicom
+import pytest
+
+import medimg
+from medimg.cli.main import main
+from medimg.errors import MedimgError, TrainingError
+from medimg.serve import WatchResult, watch
+from tests.io.dicomweb.fake_pacs import STUDY, FakePacs, Reply, Seen, make_slice
+from tests.orthanc import PASSWORD, USER, Orthanc, find_orthanc
+from tests.serve.uploads import make_model
+
+pytest.importorskip("requests")
+pytest.importorskip("highdicom")
+
+ROOT = Path(medimg.__file__).parents[1]
+
+
+class Archive(FakePacs):
+    """A server that also keeps what is stored, and searches by every attribute."""
+
+    def _store(self, seen: Seen) -> Reply:
+        before = len(self.stored)
+        reply = super()._store(seen)
+        for data in self.stored[before:]:
+            dataset = pydicom.dcmread(pydicom.filebase.DicomBytesIO(data))
+            if all(dataset.SOPInstanceUID != one.SOPInstanceUID for one in self.datasets):
+                self.datasets.append(dataset)
+        return reply
+
+    def _search(self, found: list[pydicom.Dataset], query: dict[str, str]) -> Reply:
+        keys = [name for name in query if name[0].isupper() and name != "NumberOfSeriesRelatedInstances"]
+        matching = [one for one in found if all(str(one.get(name, "")) == query[name] for name in keys)]
+        return super()._search(matching, {k: v for k, v in query.items() if k not in keys})
+
+    def kinds(self) -> list[str]:
+        return sorted(str(one.Modality) for one in self.datasets)
+
+
+def make_stack(series: str = "1.2.3.4", count: int = 3, **attributes: Any) -> list[pydicom.Dataset]:
+    stack = [make_slice(n, series=series, size=24) for n in range(count)]
+    for dataset in stack:
+        dataset.PatientBirthDate = dataset.PatientSex = dataset.StudyTime = dataset.StudyID = ""
+        dataset.AccessionNumber, dataset.ReferringPhysicianName, dataset.SeriesNumber = "A1", "", 3
+        for name, value in attributes.items():
+            setattr(dataset, name, value)
+    return stack
+
+
+@pytest.fixture(scope="module")
+def model() -> medimg.TransferClassifier:
+    return make_model()
+
+
+@pytest.fixture
+def archive() -> Iterator[Archive]:
+    with Archive(make_stack()) as found:
+        yield found
+
+
+def look(model: medimg.TransferClassifier, archive: Archive, folder: Path, **settings: Any) -> WatchResult:
+    server = medimg.dicomweb(archive.url, retries=0, timeout=10)
+    defaults: dict[str, Any] = {"modality": "CT", "results": ["sr"], "settle": 0, "once": True}
+    return watch(model, server, folder / "state", **defaults | settings)
+
+
+def test_results_are_stored_once(model: medimg.TransferClassifier, archive: Archive, tmp_path: Path) -> None:
+    assert look(model, archive, tmp_path) == WatchResult(stored=1)
+    assert archive.kinds() == ["CT", "CT", "CT", "SR"]
+    (report,) = (one for one in archive.datasets if one.Modality == "SR")
+    assert (report.StudyInstanceUID, report.AccessionNumber) == (STUDY, "A1")
+    stored = len(archive.stored)
+    assert look(model, archive, tmp_path) == WatchResult()
+    # another state: what the server has is not stored again
+    assert look(model, archive, tmp_path / "other") == WatchResult(present=1)
+    assert len(archive.stored) == stored
+
+
+def test_more_instances_make_new_results(
+    model: medimg.TransferClassifier, archive: Archive, tmp_path: Path
+) -> None:
+    look(model, archive, tmp_path)
+    archive.datasets += make_stack(count=4)[3:]
+    assert look(model, archive, tmp_path) == WatchResult(stored=1)
+    assert archive.kinds().count("SR") == 2
+
+
+def test_a_series_has_to_settle(
+    model: medimg.TransferClassifier, archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("time.time", lambda: now)
+    assert look(model, archive, tmp_path, settle=60) == WatchResult(waiting=1)
+    now = 1059.0
+    assert look(model, archive, tmp_path, settle=60) == WatchResult(waiting=1)
+    archive.datasets += make_stack(count=4)[3:]
+    now = 1070.0
+    assert look(model, archive, tmp_path, settle=60) == WatchResult(waiting=1)
+    now = 1131.0
+    assert look(model, archive, tmp_path, settle=60) == WatchResult(stored=1)
+
+
+def test_own_results_are_no_images(
+    model: medimg.TransferClassifier, archive: Archive, tmp_path: Path
+) -> None:
+    settings = {"results": ["sr", "sc"], "modality": ["CT", "OT"]}
+    look(model, archive, tmp_path, **settings)
+    kinds = archive.kinds()
+    assert {"CT", "SR"} < set(kinds)
+    capture = next(one for one in archive.datasets if one.Modality not in ("CT", "SR"))
+    modalities = ["CT", "SR", str(capture.Modality)]
+    for folder in (tmp_path, tmp_path / "other"):
+        look(model, archive, folder, results=["sr", "sc"], modality=modalities)
+        assert archive.kinds() == kinds
+
+
+def test_a_series_that_cannot_be_read_is_given_up(
+    model: medimg.TransferClassifier,
+    archive: Archive,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: Any,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("time.time", lambda: now)
+    caplog.set_level(logging.INFO, "medimg")
+    archive.datasets[:] = [make_stack(count=6)[n] for n in (0, 1, 2, 5)]
+    archive.datasets += make_stack(series="1.2.3.9")
+    assert look(model, archive, tmp_path, attempts=2, interval=10) == WatchResult(stored=1, failed=1)
+    assert look(model, archive, tmp_path, attempts=2, interval=10) == WatchResult(waiting=1)
+    now = 1011.0
+    assert look(model, archive, tmp_path, attempts=2, interval=10) == WatchResult(failed=1)
+    now = 2000.0
+    assert look(model, archive, tmp_path, attempts=2, interval=10) == WatchResult()
+    assert "MissingSlicesError, attempt 2; it is given up" in caplog.text
+    assert "1.2.3" not in caplog.text
+    assert "Secret" not in caplog.text
+
+
+@pytest.mark.parametrize("status", [401, 409, 503])
+def test_a_server_that_does_not_store_is_asked_again(
+    model: medimg.TransferClassifier,
+    archive: Archive,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("time.time", lambda: now)
+    archive.misbehave = lambda seen, _: Reply(status) if seen.method == "POST" else None
+    for _ in range(3):
+        assert look(model, archive, tmp_path, attempts=1) == WatchResult(failed=1)
+        assert look(model, archive, tmp_path, attempts=1) == WatchResult(waiting=1)
+        now += 100
+    archive.misbehave = None
+    assert look(model, archive, tmp_path, attempts=1) == WatchResult(stored=1)
+
+
+def test_a_server_that_is_gone(model: medimg.TransferClassifier, tmp_path: Path) -> None:
+    server = medimg.dicomweb("http://127.0.0.1:9/x", retries=0)
+    with pytest.raises(MedimgError):
+        watch(model, server, tmp_path / "state", modality="CT", once=True)
+
+
+@pytest.mark.parametrize("step", ["before", "after"])
+def test_a_crash_around_storing(
+    model: medimg.TransferClassifier,
+    archive: Archive,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    def crash(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        name = (
+            "medimg.DicomWebServer.store"
+            if step == "before"
+            else "medimg.serve._watch_state.WatchState.mark_done"
+        )
+        patched.setattr(name, crash)
+        with pytest.raises(KeyboardInterrupt):
+            look(model, archive, tmp_path)
+    assert len(archive.stored) == (step == "after")
+    expected = WatchResult(present=1) if step == "after" else WatchResult(stored=1)
+    assert look(model, archive, tmp_path) == expected
+    assert len(archive.stored) == 1
+
+
+def test_killed_while_storing(model: medimg.TransferClassifier, archive: Archive, tmp_path: Path) -> None:
+    path = model.save(tmp_path / "model.safetensors")
+    command = [
+        sys.executable,
+        "-m",
+        "medimg",
+        "watch",
+        str(path),
+        archive.url,
+        "--state",
+        str(tmp_path / "state"),
+    ]
+    command += ["--modality", "CT", "--results", "sr", "--settle", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment)
+
+    def kill(seen: Seen, _: Any) -> Reply | None:
+        if seen.method != "POST":
+            return None
+        archive._store(seen)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        return Reply(500)
+
+    archive.misbehave = kill
+    assert process.wait(120) == -signal.SIGKILL
+    archive.misbehave = None
+    assert archive.kinds().count("SR") == 1
+    assert look(model, archive, tmp_path) == WatchResult(present=1)
+    assert len(archive.stored) == 1
+
+
+def test_the_state_holds_no_identifiers(
+    model: medimg.TransferClassifier, archive: Archive, tmp_path: Path
+) -> None:
+    look(model, archive, tmp_path)
+    folder = tmp_path / "state"
+    for file in folder.iterdir():
+        assert b"1.2.3" not in file.read_bytes()
+        assert b"SECRET" not in file.read_bytes()
+    assert folder.stat().st_mode & 0o077 == 0
+
+
+def test_one_watch_at_a_time(model: medimg.TransferClassifier, archive: Archive, tmp_path: Path) -> None:
+    from medimg.serve._watch_state import WatchState
+
+    with WatchState(tmp_path / "state", "x"), pytest.raises(MedimgError, match="another watch uses it"):
+        look(model, archive, tmp_path)
+    assert look(model, archive, tmp_path).stored == 1
+    (tmp_path / "damaged").mkdir(mode=0o700)
+    (tmp_path / "damaged" / "state").mkdir(mode=0o700)
+    (tmp_path / "damaged" / "state" / "watch.sqlite").write_bytes(b"no database at all" * 99)
+    with pytest.raises(MedimgError, match="damaged"):
+        look(model, archive, tmp_path / "damaged")
+    (tmp_path / "open" / "state").mkdir(parents=True)
+    (tmp_path / "open" / "state").chmod(0o755)
+    with pytest.raises(MedimgError, match="chmod 700"):
+        look(model, archive, tmp_path / "open")
+
+
+def test_settings(model: medimg.TransferClassifier, archive: Archive, tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(TrainingError, match="pass modality="):
+        look(model, archive, tmp_path, modality=())
+    with pytest.raises(TrainingError, match="interval must be"):
+        look(model, archive, tmp_path, interval=0)
+    with pytest.raises(TrainingError, match="conditions must be"):
+        look(model, archive, tmp_path, conditions=["a"])
+    path = model.save(tmp_path / "model.safetensors")
+    command = [
+        "watch",
+        str(path),
+        archive.url,
+        "--state",
+        str(tmp_path / "cli"),
+        "--modality",
+        "CT",
+        "--once",
+    ]
+    command += ["--settle", "0", "--results", "sr", "--condition", f"StudyInstanceUID={STUDY}", "--json"]
+    assert main(command) == 0
+    assert '"stored": 1' in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*command, "--condition", "StudyDate"])
+
+
+def test_with_orthanc(model: medimg.TransferClassifier, tmp_path: Path) -> None:
+    found = find_orthanc()
+    if isinstance(found, str):
+        pytest.skip(found)
+    ct = medimg.phantom.chest_ct(1, label="nodule", slices=3, size=48)
+    medimg.phantom.write_ct_series(ct, tmp_path / "ct", medimg.phantom.Identity.derive("watch", 1))
+    files = [path for path in sorted((tmp_path / "ct").rglob("*")) if path.is_file()]
+    orthanc = Orthanc(tmp_path, *found)
+    orthanc.start()
+    try:
+        for file in files:
+            orthanc.upload(file.read_bytes())
+        server = medimg.dicomweb(orthanc.url, auth=(USER, PASSWORD), timeout=30)
+        settings: dict[str, Any] = {"modality": "CT", "settle": 0, "once": True}
+        assert watch(model, server, tmp_path / "state", **settings) == WatchResult(stored=1)
+        stored = len(orthanc.call("instances"))
+        assert stored > len(files)
+        assert watch(model, server, tmp_path / "state", **settings) == WatchResult()
+        assert watch(model, server, tmp_path / "other", **settings) == WatchResult(present=1)
+        assert len(orthanc.call("instances")) == stored
+        assert {one.modality for one in server.search()} > {"CT", "SR"}
+    finally:
+        orthanc.kill()
