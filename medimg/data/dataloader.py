@@ -50,7 +50,7 @@ def epoch_seed(seed: int, epoch: int, purpose: int = 0) -> int:
 class Batch(NamedTuple):
     """A batch of items; the mask is None if all bags have the same length."""
 
-    images: Tensor  # (B, 3, H, W), or (B, N, 3, H, W) with N of the longest bag, zero-padded
+    images: Tensor  # (B, C, H, W), or (B, N, C, H, W) with N of the longest bag, zero-padded
     labels: Tensor  # (B,) int64 or (B, K) float32
     mask: Tensor | None  # (B, N) bool: slices that are not padding
     indices: Tensor  # (B,) int64: indices in the dataset

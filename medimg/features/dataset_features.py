@@ -156,7 +156,7 @@ class _RowCollector:
 
 
 class _Groups(Dataset[Tensor]):
-    """Images of several items at once: (n, 3, H, W), or all of one bag."""
+    """Images of several items at once: (n, C, H, W), or all of one bag."""
 
     def __init__(self, dataset: LabeledDataset, groups: Sequence[Sequence[int]]) -> None:
         self.dataset = dataset
@@ -179,7 +179,7 @@ class _Groups(Dataset[Tensor]):
 def _read_images(
     dataset: LabeledDataset, items: Sequence[int], size: int, workers: int
 ) -> Generator[tuple[list[tuple[int, int]], Tensor]]:
-    """Yield images (n, 3, H, W), and their items with the number of images of each."""
+    """Yield images (n, C, H, W), and their items with the number of images of each."""
     bags = dataset.unit == "series"
     step = 1 if bags else size
     groups = _Groups(dataset, [items[start : start + step] for start in range(0, len(items), step)])

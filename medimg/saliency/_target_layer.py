@@ -50,7 +50,7 @@ class Layer:
 
 def find_layer(backbone: nn.Module, images: Tensor, name: str | None = None) -> Layer:
     """
-    Find the last layer with an output on a grid over images (B, 3, H, W) that acts on embeddings by cell.
+    Find the last layer with an output on a grid over images (B, C, H, W) that acts on embeddings by cell.
 
     It acts by cell if it has a gradient: after the last attention of a vision transformer, where only the
     class token is used, it has none.

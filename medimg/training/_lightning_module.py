@@ -284,7 +284,7 @@ class FineTuneModule(pl.LightningModule):
         return source, [Side(*row) for row in rows[1:]]
 
     def _embed(self, model: TransferClassifier, images: Tensor, mask: Tensor | None) -> Tensor:
-        """Return embeddings (B, F) of images (B, 3, H, W), bags (B, N, 3, H, W) or cached embeddings."""
+        """Return embeddings (B, F) of images (B, C, H, W), bags (B, N, C, H, W) or cached embeddings."""
         if self._cached:
             if images.ndim == 2:
                 return images
