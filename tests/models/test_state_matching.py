@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from argparse import Namespace
+from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from medimg import TransferClassifier
 from medimg.errors import TrainingError, WeightsUnavailableError
 from medimg.evaluation.evaluate import describe_model
 from medimg.models.backbones import architecture, registry
-from medimg.models.backbones.heads import split_head
+from medimg.models.backbones.architecture import load_backbone
+from medimg.models.backbones.heads import HeadParts, split_head
 from medimg.models.backbones.state_matching import match_state
 from medimg.models.training_images import TrainingImages
 from tests.models.fakes import SMALL, classifier
@@ -235,7 +238,7 @@ def test_refusals_name_what_is_wrong(tmp_path: Path, content: State, message: st
 
 
 def test_advice_is_of_use(tmp_path: Path) -> None:
-    other = {name: value for name, value in S.items() if name.startswith("layer3.0.conv1")}
+    other = {name: value for name, value in S.items() if name.startswith("layer3.0.")}
     for content in ({"something.else": torch.zeros(3)}, other, {n: torch.zeros(1) for n in S}):
         torch.save(content, tmp_path / "mine.pth")
         with pytest.raises(WeightsUnavailableError, match="check by these names and shapes") as caught:
