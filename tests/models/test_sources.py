@@ -805,7 +805,10 @@ HF_HUGE: list[tuple[dict[str, Any], str]] = [
     ({"hidden_size": 10**9}, "a hidden_size of more than 1,048,576"),
     ({"hidden_size": 2**19, "num_attention_heads": 2**15}, "more than 17,179,869,184 values"),
     ({"num_labels": 10**9}, "a num_labels of more than"),
-    ({"image_size": 2**20, "patch_size": 1}, "image_size of hf:.* from 1 to 4096|more than 17,179,869,184 values"),
+    (
+        {"image_size": 2**20, "patch_size": 1},
+        "image_size of hf:.* from 1 to 4096|more than 17,179,869,184 values",
+    ),
     ({"model_type": "swin", "depths": [1024] * 1000}, "a depths of more than 1,024"),
     ({"layer_types": ["full"] * 10**4}, "10,000 entries in layer_types"),
     ({"x\x1b[31m": 10**9}, r"a x\\x1b\[31m of more than"),

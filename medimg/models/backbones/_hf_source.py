@@ -254,12 +254,13 @@ class HFBackbone:
         try:
             config = transformers.AutoConfig.for_model(kind, **settings)
             # with the defaults of the library, such as a backbone of timm for DETR
-            _check_local(config.to_dict(), self.name)
+            _check_local(config.to_dict(), self.name, built=True)
             model_class = transformers.AutoModel._model_mapping[type(config)]
             # the pooler of a ViT is a layer for its former task
             options = {"add_pooling_layer": False} if _has_dense_pooler(model_class) else {}
             network = transformers.AutoModel.from_config(config, trust_remote_code=False, **options)
-            return network.float()
+            whole: nn.Module = network.float()
+            return whole
         except TrainingError:
             raise
         except Exception as error:  # whatever the code for this network makes of its configuration
@@ -356,22 +357,28 @@ def _own_settings(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in _NOT_BUILT}
 
 
-def _check_local(value: object, name: str, depth: int = 0) -> None:
-    """Refuse a configuration, or one inside it, with which transformers would download or run code."""
+def _check_local(value: object, name: str, depth: int = 0, *, built: bool = False) -> None:
+    """
+    Refuse a configuration, or one inside it, with which transformers would download or run code.
+
+    `built` is whether it is as transformers has it, with defaults.
+    """
     if depth > _DEEPEST:
         raise TrainingError(f"the configuration of {name} is nested deeper than {_DEEPEST} levels")
     if isinstance(value, list | tuple):
         for inner in value:
-            _check_local(inner, name, depth + 1)
-    kind = value.get("model_type") if isinstance(value, dict) else None
+            _check_local(inner, name, depth + 1, built=built)
+    fields: dict[Any, Any] = value if isinstance(value, dict) else {}
+    kind = fields.get("model_type")
     if isinstance(kind, str) and kind.startswith("timm_"):
         raise TrainingError(
             f"{name} is a network of timm, or has one inside, which transformers may download: pass its name "
             "there, such as 'timm:resnet50'"
         )
-    for key, inner in ((str(k), v) for k, v in value.items()) if isinstance(value, dict) else ():
+    own = built or isinstance(fields.get("backbone_config"), dict)
+    for key, inner in ((str(k), v) for k, v in fields.items()):
         shown = printable(key)
-        if key == "use_timm_backbone" and (inner or not isinstance(value.get("backbone_config"), dict)):
+        if key == "use_timm_backbone" and (inner or not own):
             raise TrainingError(
                 f"the configuration of {name} has {shown!r} without a backbone_config of its own, so that "
                 "transformers can take the backbone from elsewhere; pass the name of that network"
@@ -381,7 +388,7 @@ def _check_local(value: object, name: str, depth: int = 0) -> None:
                 f"the configuration of {name} has {shown!r}, with which transformers can download or run "
                 "other code or weights; remove it from the configuration if you trust it"
             )
-        _check_local(inner, name, depth + 1)
+        _check_local(inner, name, depth + 1, built=built)
 
 
 def _is_built_in(chosen: object) -> bool:
