@@ -274,7 +274,7 @@ def _check_same_training(
 def _describe_differences(path: Path, differing: list[str]) -> TrainingError:
     return TrainingError(
         f"{path} belongs to another training, which differs in {'; '.join(differing)}: pass the same "
-        "arguments as then, or resume=None to start a new training"
+        "arguments as then, or overwrite=True instead of resume to start again"
     )
 
 

@@ -81,6 +81,11 @@ _PRECISIONS: Final = {"16": "16-mixed", "32": "32-true", "64": "64-true", "bf16"
 _FEW_CONVOLUTIONS: Final = 4
 
 
+def is_main_process() -> bool:
+    """Return whether this process writes files, as far as launchers of several processes tell."""
+    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0"
+
+
 @dataclass(frozen=True, slots=True)
 class TrainerConfig:
     """Arguments of ``pytorch_lightning.Trainer``, except for the number of epochs."""
@@ -194,7 +199,7 @@ class TrainerConfig:
     @property
     def is_main_process(self) -> bool:
         """Whether this process writes files, as far as launchers of several processes tell."""
-        return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0"
+        return is_main_process()
 
     @property
     def uses_gpu(self) -> bool:

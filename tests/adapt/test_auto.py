@@ -105,6 +105,31 @@ def test_the_model_kept_is_the_one_that_its_method_trains_alone(tmp_path: Path) 
     assert resumed.candidates == result.candidates
 
 
+def test_results_of_other_trainings_stay(tmp_path: Path) -> None:
+    def read() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def fails(message: str, folder: str, **settings: Any) -> None:
+        before = read()
+        with pytest.raises(TrainingError, match=message):
+            run(small_classifier(), output=tmp_path / folder, **settings)
+        assert read() == before
+
+    away = target()
+    auto: Any = {"adapt": adapt.Auto(away, candidates=[adapt.MMD(away)])}
+    run(small_classifier(), output=tmp_path / "plain")
+    run(small_classifier(), output=tmp_path / "plain/nested/mmd", adapt=adapt.MMD(away))
+    fails("plain has the results .*resume=True to continue", "plain", **auto)
+    fails('it is none with adapt="auto"', "plain", **auto, resume=True)
+    fails("mmd has the results .*resume=True to continue", "plain/nested", **auto)
+    fails("pass one of them", "plain", **auto, resume=True, overwrite=True)
+    run(small_classifier(), output=tmp_path / "auto", **auto)
+    fails("auto has the results .*resume=True to continue", "auto", **auto)
+    fails(r"auto has the results .*no resume\.safetensors", "auto", resume=True)
+    assert len(run(small_classifier(), output=tmp_path / "auto", **auto, resume=True).candidates) == 2
+    assert len(run(small_classifier(), output=tmp_path / "auto", **auto, overwrite=True).candidates) == 2
+
+
 @dataclass(frozen=True, repr=False, eq=False)
 class Erased(Adaptation):
     """Sets the head to 0 after training, with which all images get the same prediction."""

@@ -16,6 +16,8 @@ from medimg.core.logger import get_logger
 from medimg.errors import TrainingError
 from medimg.metrics.validation_scores import mean_auroc
 from medimg.models.training_images import record_training_images
+from medimg.training import resume as resume_file
+from medimg.training._trainer import is_main_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -118,6 +120,8 @@ def train_candidates(
             one.check_model(model)
             check([one])
     output = None if arguments["output"] is None else check_path("output", arguments["output"])
+    if output is not None and is_main_process():
+        _check_output(output, list(methods), arguments["resume"], overwrite=arguments["overwrite"])
     start = _Start.capture(model, arguments["callbacks"])
     trained: list[_Trained] = []
     try:
@@ -168,6 +172,18 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
             'adapt="auto" resumes the trainings in the folders of output=; found a path as resume: pass '
             "resume=True"
         )
+
+
+def _check_output(output: Path, names: Sequence[str], resume: bool | None, *, overwrite: bool) -> None:
+    """Raise TrainingError if a choice would replace the results of another training."""
+    folders = [output / name for name in names]
+    found, begun = resume_file.list_results(output), any(map(resume_file.list_results, folders))
+    if resume and not overwrite and (resume_file.FILE in found or (found and not begun)):
+        way = 'it is none with adapt="auto", and can\'t be continued as one'
+        raise resume_file.refuse_results(output, found, "training", way=way)
+    # the choice is written again once its trainings have gone on
+    for folder in folders if resume else (output, *folders):
+        resume_file.check_output(folder, resume, overwrite=overwrite)
 
 
 @dataclass(frozen=True, slots=True)
