@@ -49,7 +49,7 @@ FILE: Final = "resume.safetensors"
 #: Names of the results of a training beside it.
 RESULTS: Final = ("best.safetensors", "last.safetensors", "history.csv")
 
-_CONTINUE: Final = "pass resume=True to continue it"
+_CONTINUE: Final = "pass resume=True to continue it,"
 
 _KEY: Final = "medimg-training"
 #: Version 1, which lacks ``more``, ``weights`` and ``kept_statistics``, is still read.
@@ -297,7 +297,7 @@ def check_output(
     if source is not None and source.resolve() == (folder / FILE).resolve():
         return
     if found := list_results(folder):
-        way = f"it has no {FILE} to continue" if resume is True else _CONTINUE
+        way = f"it has no {FILE} to continue; pass" if resume is True else _CONTINUE
         raise refuse_results(folder, found, name, way=way)
 
 
@@ -305,7 +305,7 @@ def refuse_results(folder: Path, found: Sequence[str], name: str, *, way: str = 
     """Return the error of a folder with the results of an earlier training, and the ways out."""
     return TrainingError(
         f"{folder} has the results of an earlier {name} ({', '.join(found)}), which this one would replace: "
-        f"{way}, or pass overwrite=True to replace it, or another folder as output="
+        f"{way} overwrite=True to replace it, or another folder as output="
     )
 
 

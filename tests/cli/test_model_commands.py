@@ -85,7 +85,7 @@ def test_an_earlier_training_stays_without_force(
     assert main(["train", str(table), *TRAIN, "--output", str(tmp_path), "--force", "--lr", "-1"]) == 1
     assert (tmp_path / "best.safetensors").read_bytes() == b"model"
     assert main(["train", str(table), *TRAIN, "--output", str(tmp_path), "--resume"]) == 1
-    assert "or pass --force" in (error := capsys.readouterr().err), error
+    assert "; pass --force" in (error := capsys.readouterr().err), error
 
 
 @pytest.mark.filterwarnings("ignore::medimg.errors.MedimgWarning")

@@ -179,7 +179,7 @@ def _check_output(output: Path, names: Sequence[str], resume: bool | None, *, ov
     folders = [output / name for name in names]
     found, begun = resume_file.list_results(output), any(map(resume_file.list_results, folders))
     if resume and not overwrite and (resume_file.FILE in found or (found and not begun)):
-        way = 'it is none with adapt="auto", and can\'t be continued as one'
+        way = 'it is none with adapt="auto", and can\'t be continued as one; pass'
         raise resume_file.refuse_results(output, found, "training", way=way)
     # the choice is written again once its trainings have gone on
     for folder in folders if resume else (output, *folders):
