@@ -170,8 +170,8 @@ class SeriesIndex(Sequence[Series]):
         Raises
         ------
         MedimgError
-            If there is no such column or keyword; it is a ``KeyError``, too. If a value is of another type than
-            the column, such as the text "120" for numbers; it is a ``TypeError``, too.
+            If there is no such column or keyword; it is a ``KeyError``, too. If a value is of another type
+            than the column, such as the text "120" for numbers; it is a ``TypeError``, too.
         ReadError
             If a file can no longer be read, or has changed since the scan.
 
@@ -401,14 +401,15 @@ def _check_type(name: str, wanted: Iterable[object], expected: str | None) -> No
             continue
         if isinstance(value, float) and math.isnan(value):
             raise also(MedimgError, TypeError)(
-                f"{name} has {expected}, and none equals NaN: pass None for series in which it is absent or blank"
+                f"{name} has {expected}, and none equals NaN: pass None for what is absent or blank"
             )
         is_text = isinstance(value, str)
         if is_text if expected == "texts" else not is_text and _is_number(value):
             continue
         hint = "the number itself, such as 120" if expected == "numbers" else "text in quotes"
         raise also(MedimgError, TypeError)(
-            f"{name} has {expected}; found a value of type {type(value).__name__}, which equals none: pass {hint}"
+            f"{name} has {expected}; found a value of type {type(value).__name__}, which equals none: "
+            f"pass {hint}"
         )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
+from medimg.data.dataloader import worker_errors
 from medimg.errors import MedimgError, MissingDependencyError, TrainingError, also
 
 if TYPE_CHECKING:
@@ -240,7 +241,8 @@ class TrainerConfig:
         """Train for a number of epochs; raise TrainingError if Lightning rejects the options."""
         trainer = self._make_trainer(epochs)
         try:
-            trainer.fit(module)
+            with worker_errors():
+                trainer.fit(module)
         except torch.OutOfMemoryError as error:
             raise TrainingError(
                 f"the memory of the device is too small for these batches ({error}): lower batch_size (with "

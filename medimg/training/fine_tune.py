@@ -24,7 +24,7 @@ from medimg.models.training_images import record_training_images
 from medimg.training._config import MONITORS, FineTuneConfig
 from medimg.training._loop import run
 from medimg.training._phases import check_phases
-from medimg.training._state import FineTuneInputs, TrainingState
+from medimg.training._state import FineTuneInputs, TrainingState, check_candidates
 from medimg.training._trainer import (
     TrainerConfig,
     check_monitored,
@@ -303,6 +303,12 @@ def fine_tune(
     CheckpointError
         If the resume file is damaged.
 
+    Warns
+    -----
+    MedimgWarning
+        If ``adapt="auto"`` keeps the training without adaptation, because the target is too small to tell the
+        best method from it.
+
     Notes
     -----
     The validation loss is computed like the training loss, class weights included. AUROC is one-vs-rest,
@@ -366,10 +372,6 @@ def fine_tune(
     )
     trainer.check(config.seed)
     check_progress(progress)
-    if auto is not None:
-        given = {name: value for name, value in given.items() if name not in ("model", "train", "val")}
-        check = partial(check_phases, config, model)
-        return train_candidates(fine_tune, auto, model, (train, val), given, check=check)
     if not adaptations:  # which log scores of their own
         check_monitored(trainer.callbacks, scores)
     inputs = FineTuneInputs(
@@ -396,6 +398,10 @@ def fine_tune(
         },
     )
     _check_custom(inputs)
+    if auto is not None:
+        given = {name: value for name, value in given.items() if name not in ("model", "train", "val")}
+        checks = partial(check_phases, config, model), partial(check_candidates, inputs)
+        return train_candidates(fine_tune, auto, model, (train, val), given, checks=checks)
     if trainer.is_main_process:
         get_logger().info("%s", _describe_start(inputs, trainer))
     adapted = None if config.rank is None else add_adapters(model, config.rank, config.seed)

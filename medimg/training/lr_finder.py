@@ -14,7 +14,13 @@ from medimg._public import set_module
 from medimg._validation import check_number, check_processes, check_whole_number
 from medimg.core.progress import Progress, progress_bar
 from medimg.data.augmentation.random_scan import make_augmentation
-from medimg.data.dataloader import EpochSampler, epoch_seed, make_training_loader, repeat_epochs
+from medimg.data.dataloader import (
+    EpochSampler,
+    epoch_seed,
+    make_training_loader,
+    repeat_epochs,
+    worker_errors,
+)
 from medimg.errors import TrainingError
 from medimg.models.freezing import find_kept_statistics, freeze_batchnorm_statistics
 from medimg.models.low_rank import add_adapters, merges_adapters
@@ -192,7 +198,7 @@ def lr_find(
     before = {name: value.detach().clone() for name, value in model.state_dict().items()}
     gpus = [device] if device.type == "cuda" else []
     try:
-        with module_mode(model, training=True), torch.random.fork_rng(devices=gpus):
+        with module_mode(model, training=True), torch.random.fork_rng(devices=gpus), worker_errors():
             torch.manual_seed(seed)
             freeze_batchnorm_statistics(model, kept)
             lrs, losses = _run_test(
