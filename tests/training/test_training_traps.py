@@ -14,7 +14,6 @@ import torch
 from torch.utils.data import Subset
 from torchvision import transforms
 
-import medimg
 from medimg import Preprocess, lr_find
 from medimg.adapt import CORAL, PGD
 from medimg.data.augmentation.random_scan import make_augmentation
@@ -289,7 +288,6 @@ def test_a_dataset_that_fails_is_named_in_every_use() -> None:
     model = small_classifier()
     uses: list[Any] = [
         lambda data: model.predict_proba(data, progress=False),
-        lambda data: medimg.embed(model, data, progress=False),
         lambda data: fine_tune(model, data, **{**QUICK, "head_epochs": 1, "epochs": 0, "augment": None}),
         lambda data: lr_find(model, data, batch_size=4, steps=12, progress=False),
     ]
