@@ -249,7 +249,8 @@ class FineTuneModule(pl.LightningModule):
         if self._augments and inputs.augment is not None:
             images = inputs.augment(images, self._generator)
         for adaptation in inputs.adaptations:
-            images = adaptation.perturb(images, self._make_loss(batch), inputs.model.preprocess)
+            with naming("adapt", adaptation, on=f"images {tuple(images.shape)}"):
+                images = adaptation.perturb(images, self._make_loss(batch), inputs.model.preprocess)
         return batch._replace(images=images)
 
     def _make_loss(self, batch: Batch) -> Any:
