@@ -108,7 +108,7 @@ def _is_in_order(backbone: nn.Module, layer: Layer, batch: Tensor) -> bool:
 
 
 def _measure_order(backbone: nn.Module, layer: Layer, batch: Tensor) -> bool:
-    """Compare the cells of some tokens with the centers of what they depend on, which is mostly their place."""
+    """Compare the cells of some tokens with the centers of what these depend on, mostly their own place."""
     cells = [tuple(int(part * n) for part, n in zip(probe, layer.cells, strict=True)) for probe in _PROBES]
     noise = torch.randn(len(cells), *batch.shape[1:], generator=torch.Generator().manual_seed(0))
     images = noise.to(batch.device, batch.dtype).requires_grad_()
