@@ -32,7 +32,7 @@ def main() -> None:
     model = medimg.TransferClassifier(
         args.backbone, classes=data.classes, weights=args.weights, preprocess=recipe
     )
-    fit = medimg.fine_tune(model, train, val, epochs=args.epochs, output=args.output)
+    fit = medimg.fine_tune(model, train, val, epochs=args.epochs, output=args.output, overwrite=True)
     print("4. Evaluate", flush=True)
     # by image, as the slices of a patient have different labels
     report = medimg.evaluate(model, test, unit="image")
@@ -48,7 +48,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--backbone", default="resnet18", help="any classifier of torchvision")
     parser.add_argument("--weights", default="DEFAULT", help="name or file of its pretrained weights")
     parser.add_argument("--epochs", type=int, default=3, help="epochs of all layers, after one of the head")
-    parser.add_argument("--output", type=Path, default=Path("ct-output"), help="output folder")
+    parser.add_argument(
+        "--output", type=Path, default=Path("ct-output"), help="output folder, results in which are replaced"
+    )
     return parser.parse_args()
 
 

@@ -29,7 +29,7 @@ def main() -> None:
     data = data.with_preprocess(model.preprocess)
     train, val, test = medimg.split(data)
     print(f"3. Fine-tune on {train.summary()}", flush=True)
-    fit = medimg.fine_tune(model, train, val, epochs=args.epochs, output=args.output)
+    fit = medimg.fine_tune(model, train, val, epochs=args.epochs, output=args.output, overwrite=True)
     print("4. Calibrate and evaluate", flush=True)
     medimg.calibrate(model, val, train=train)
     model.save(args.output / "model.safetensors")
@@ -46,7 +46,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--backbone", default="resnet18", help="any classifier of torchvision")
     parser.add_argument("--weights", default="DEFAULT", help="name or file of its pretrained weights")
     parser.add_argument("--epochs", type=int, default=3, help="epochs of all layers, after one of the head")
-    parser.add_argument("--output", type=Path, default=Path("xray-output"), help="output folder")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("xray-output"),
+        help="output folder, results in which are replaced",
+    )
     return parser.parse_args()
 
 

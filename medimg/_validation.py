@@ -59,7 +59,7 @@ def check_whole_number(
     if number is None or (least is not None and number < least) or (most is not None and number > most):
         bounds = "" if least is None else f", {least} or more" if most is None else f" from {least} to {most}"
         found = error if isinstance(value, Real) else also(error, TypeError)
-        raise found(f"{name} must be a whole number{bounds}{hint}; found {value!r}")
+        raise found(f"{name} must be a whole number{bounds}{hint}; found {printable(repr(value))}")
     return number
 
 
@@ -98,7 +98,7 @@ def check_number(
         ]
         bounds = f", {' and '.join(parts)}" if parts else ""
         found = error if isinstance(value, Real) else also(error, TypeError)
-        raise found(f"{name} must be a number{bounds}{hint}; found {value!r}")
+        raise found(f"{name} must be a number{bounds}{hint}; found {printable(repr(value))}")
     return number
 
 
@@ -111,7 +111,9 @@ def check_choice(
             return choice
     listed = [f'"{choice}"' if isinstance(choice, str) else repr(choice) for choice in choices]
     hint = did_you_mean(value, [choice for choice in choices if isinstance(choice, str)])
-    raise error(f"{name} must be {', '.join(listed[:-1])} or {listed[-1]}; found {value!r}{hint}")
+    raise error(
+        f"{name} must be {', '.join(listed[:-1])} or {listed[-1]}; found {printable(repr(value))}{hint}"
+    )
 
 
 def check_text(name: str, value: object, *, error: type[MedimgError] = TrainingError) -> str:

@@ -107,7 +107,7 @@ def _find_batchnorm(model: nn.Module) -> list[_BatchNorm]:
 
 
 def _load_batches(images: Images, batch_size: int, workers: int) -> Iterator[Tensor]:
-    """Yield images (B, 3, H, W), also the slices of bags, in batches of about the same size."""
+    """Yield images (B, C, H, W), also the slices of bags, in batches of about the same size."""
     loader: DataLoader[Any] = DataLoader(
         _Unlabeled(images),  # type: ignore[arg-type]  # has a length and items
         batch_size=_split_evenly(len(images), batch_size),

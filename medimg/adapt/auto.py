@@ -30,7 +30,9 @@ class Auto:
     epochs, which takes as many times longer. Of those whose AUROC on the validation data of the source is at
     most `margin` below that without adaptation, the model with the highest mutual information of images and
     predicted classes on the target (:func:`medimg.adapt.mutual_information`) is kept; this can be the one
-    without adaptation. The choice can be wrong: it is made without labels of the target.
+    without adaptation. It is that one, with a warning, if the target has fewer than 10 patients, or if the
+    95 % interval of the difference, resampling these, includes 0. The choice can be wrong: it is made without
+    labels of the target.
 
     Parameters
     ----------

@@ -113,7 +113,15 @@ def _train(args: argparse.Namespace) -> int:
             f"--fractions are those of train, val and test; found {len(args.fractions)} numbers"
         )
     output = Path(args.output)
-    for name in (_MODEL, _SPLIT, _REPORT, _PREDICTIONS, "last.safetensors"):
+    for name in (
+        _MODEL,
+        _SPLIT,
+        _REPORT,
+        _PREDICTIONS,
+        "best.safetensors",
+        "last.safetensors",
+        "history.csv",
+    ):
         check_output(str(output / name), force=args.force or args.resume)
     _check_weights(args)
 
@@ -141,6 +149,7 @@ def _train(args: argparse.Namespace) -> int:
         patience=args.patience,
         resume=args.resume or None,
         output=output,
+        overwrite=args.force and not args.resume,
         seed=args.seed,
         **shared,
     )

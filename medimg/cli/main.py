@@ -34,6 +34,8 @@ _COMMANDS = (
 )  # fmt: skip
 #: An argument in a message of the Python interface, such as on_missing="fix".
 _ARGUMENT = re.compile(r"""(?<![\w./\\-])(\w+)=(["']?)(<[^>]+>|[\w./-]+)\2""")
+#: Options with another name than the argument.
+_NAMES = {"overwrite": "force"}
 _EPILOG = """\
 exit codes: 0 success, 1 an error, described in one message on stderr, 2 invalid arguments, 130 interrupted
 
@@ -106,7 +108,9 @@ def _describe(error: MedimgError | OSError, args: argparse.Namespace) -> str:
     """Return a message in which arguments of the command are options: ``seed=1`` as ``--seed 1``."""
 
     def replace(found: re.Match[str]) -> str:
-        name, value = found.group(1), found.group(3)
+        name, value = _NAMES.get(found.group(1), found.group(1)), found.group(3)
+        if name not in known:
+            return found.group()
         flag = f"--{name.replace('_', '-')}"
         if isinstance(known[name], bool) and value in {"None", "False"}:
             return f"no {flag}"
@@ -120,7 +124,7 @@ def _describe(error: MedimgError | OSError, args: argparse.Namespace) -> str:
         # the list of series has their descriptions, and UIDs
         first = first.removesuffix(":").removesuffix(" of")
         return clean_text(f"{first}; choose it by --series: a number that medimg scan shows, or a UID")
-    text = _ARGUMENT.sub(lambda m: replace(m) if m.group(1) in known else m.group(), str(error))
+    text = _ARGUMENT.sub(replace, str(error))
     return clean_text(text, lines=True) or type(error).__name__
 
 

@@ -82,6 +82,19 @@ def keyed_hash(key: bytes | None = None, *, size: int = 6) -> KeyedHash:
     return lambda name: keyed_digest(name.encode(errors="surrogatepass"), salt, size).hex()
 
 
+def name_callable(value: object) -> str:
+    """
+    Return the name of a function, class or object, with its module.
+
+    >>> name_callable(functools.partial(json_text, 3))
+    'medimg.core.content_hash.json_text'
+    """
+    while isinstance(value, functools.partial):
+        value = value.func
+    named: Any = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
 def describe_callable(value: Any) -> str:
     """
     Return the type of a callable with a digest: of a function of its compiled code and defaults.

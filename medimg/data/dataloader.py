@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medimg._public import set_module
 from medimg.data.protocols import LabeledDataset
-from medimg.errors import DatasetError
+from medimg.errors import DatasetError, MedimgError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,10 +27,12 @@ __all__ = [
     "collate_indexed",
     "concat_batches",
     "epoch_seed",
+    "load_items",
     "make_evaluation_loader",
     "make_training_loader",
     "pad_bags",
     "repeat_epochs",
+    "worker_errors",
 ]
 
 
@@ -50,7 +53,7 @@ def epoch_seed(seed: int, epoch: int, purpose: int = 0) -> int:
 class Batch(NamedTuple):
     """A batch of items; the mask is None if all bags have the same length."""
 
-    images: Tensor  # (B, 3, H, W), or (B, N, 3, H, W) with N of the longest bag, zero-padded
+    images: Tensor  # (B, C, H, W), or (B, N, C, H, W) with N of the longest bag, zero-padded
     labels: Tensor  # (B,) int64 or (B, K) float32
     mask: Tensor | None  # (B, N) bool: slices that are not padding
     indices: Tensor  # (B,) int64: indices in the dataset
@@ -77,6 +80,40 @@ class PaddedBatch(NamedTuple):
     mask: Tensor | None
 
 
+def load_items(items: Any, indices: Sequence[int], *, one_by_one: bool = False) -> list[tuple[Any, Any]]:
+    """Return items, images with their labels; DatasetError if a dataset of the user's own fails on one."""
+    several = None if one_by_one else getattr(items, "__getitems__", None)
+    index: int | None = None
+    try:
+        if several is not None:
+            return [(image, label) for image, label in several(indices)]
+        found = []
+        for index in indices:
+            image, label = items[index]
+            found.append((image, label))
+    except (MedimgError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever the user's own code raises
+        which = f"item {index}" if index is not None else f"one of the items {', '.join(map(str, indices))}"
+        raise DatasetError(
+            f"{which} of the dataset {type(items).__qualname__} can't be loaded: {type(error).__name__}: "
+            f"{error}; expected an image and its label"
+        ) from error
+    return found
+
+
+@contextmanager
+def worker_errors() -> Iterator[None]:
+    """Raise errors of worker processes with their own message; the cause has the traceback there."""
+    try:
+        yield
+    except MedimgError as error:
+        where, _, message = str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")
+        if not (where.startswith("Caught ") and " in DataLoader worker process " in where):
+            raise
+        raise type(error)(message.strip()) from error
+
+
 class _IndexedDataset(Dataset[tuple[Tensor, Any, int]]):
     """Items with their index, which identifies duplicates of distributed sampling."""
 
@@ -87,14 +124,12 @@ class _IndexedDataset(Dataset[tuple[Tensor, Any, int]]):
         return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any, int]:
-        image, label = self.items[index]
+        ((image, label),) = load_items(self.items, [index], one_by_one=True)
         return image, label, index
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any, int]]:
-        several = getattr(self.items, "__getitems__", None)
-        if several is None:
-            return [self[index] for index in indices]
-        return [(*item, index) for item, index in zip(several(indices), indices, strict=True)]
+        found = load_items(self.items, indices)
+        return [(*item, index) for item, index in zip(found, indices, strict=True)]
 
 
 class Share(NamedTuple):
@@ -229,7 +264,13 @@ def collate_indexed(items: Sequence[tuple[Tensor, Any, int]]) -> Batch:
     """Make a batch of items with their indices in a dataset; see :func:`collate`."""
     labels = torch.stack([torch.as_tensor(label) for _, label, _ in items])
     indices = torch.tensor([index for _, _, index in items])
-    images, mask = _pad_or_stack([image for image, _, _ in items])
+    try:
+        images, mask = _pad_or_stack([image for image, _, _ in items])
+    except (TypeError, RuntimeError, AttributeError) as error:
+        shapes = {str(tuple(getattr(image, "shape", ()))) for image, _, _ in items}
+        raise DatasetError(
+            f"a batch needs images of one size; found {', '.join(sorted(shapes))}: {error}"
+        ) from error
     return Batch(images, labels, mask, indices)
 
 

@@ -98,7 +98,7 @@ class ImageLoader:
     def tensor(
         self, source: ResolvedSource, out: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, Rendered | RenderedImages]:
-        """Return the normalized tensor (N, 3, H, W) of a source, in `out` if given, and its images."""
+        """Return the normalized tensor (N, C, H, W) of a source, in `out` if given, and its images."""
         address = self.address(source.image)
         if address is None:
             rendered = self._render(source, Output.of(out=out, normalized=True))

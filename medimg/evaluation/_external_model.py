@@ -49,7 +49,7 @@ def _is_classifier(model: object) -> bool:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ExternalModel:
-    """A module or function that takes batches (B, 3, H, W), with what it does not say itself."""
+    """A module or function that takes batches (B, C, H, W), with what it does not say itself."""
 
     function: Callable[[Tensor], Any]
     classes: tuple[str, ...]

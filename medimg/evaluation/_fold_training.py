@@ -48,7 +48,7 @@ FILE: Final = "result.safetensors"
 _KEY: Final = "medimg-fold"
 _SCHEMA: Final = 1
 _DIGITS: Final = 32
-_OWN: Final = ("output", "resume", "seed", "cache", "workers", "progress")
+_OWN: Final = ("output", "resume", "overwrite", "seed", "cache", "workers", "progress")
 
 
 def check_arguments(given: object, *, caller: str = "cross_validate") -> dict[str, Any]:
@@ -122,6 +122,7 @@ class FoldTraining:
     calibrates: bool
     output: Path | None
     resumes: bool
+    overwrites: bool
     keeps_models: bool
     #: Arguments of fine_tune, calibrate and predict_proba.
     loading: Mapping[str, Any]
@@ -138,21 +139,26 @@ class FoldTraining:
         calibrate: object,
         output: object,
         resume: object,
+        overwrite: object,
         keep_models: object,
         **rest: Any,
     ) -> FoldTraining:
         """Check the arguments; TrainingError if one is invalid."""
-        for name, value in (("calibrate", calibrate), ("resume", resume), ("keep_models", keep_models)):
+        flags = {"calibrate": calibrate, "resume": resume, "overwrite": overwrite, "keep_models": keep_models}
+        for name, value in flags.items():
             check_choice(name, value, (True, False))
         folder = None if output is None else check_path("output", output)
         if resume and folder is None:
             raise TrainingError("resume=True needs output=, the folder of the interrupted cross-validation")
+        if folder is not None:
+            _check_output(folder, resumes=bool(resume), overwrites=bool(overwrite))
         return cls(
             arguments={"balance": balance, **check_arguments(arguments)},
             val_fraction=check_number("val_fraction", val_fraction, least=0, below=1),
             calibrates=bool(calibrate),
             output=folder,
             resumes=bool(resume),
+            overwrites=bool(overwrite),
             keeps_models=bool(keep_models),
             **rest,
         )
@@ -164,18 +170,17 @@ class FoldTraining:
         folds = self._divide(dataset, fold)
         list_training_overlap(model, dataset, "raise")
         identity = {} if self.output is None else self._identify(model, dataset, folds)
-        if not self.resumes:
-            self._remove_results()
+        folders = [
+            None if self.output is None else self.output / f"fold_{n}" for n in range(1, len(folds) + 1)
+        ]
+        restored = [self._restore(*one, identity) for one in zip(folders, folds, strict=True)]
         callbacks = [(one, copy.deepcopy(one.state_dict())) for one in self.arguments.get("callbacks", ())]
         trained = []
-        for number, data in enumerate(folds, 1):
+        for number, (data, folder, before) in enumerate(zip(folds, folders, restored, strict=True), 1):
             for callback, state in callbacks:
                 callback.load_state_dict(copy.deepcopy(state))
             title = f"fold {number}/{len(folds)}"
-            folder = None if self.output is None else self.output / f"fold_{number}"
-            trained.append(
-                self._restore(folder, identity, data) or self._train(title, model, data, folder, identity)
-            )
+            trained.append(before or self._train(title, model, data, folder, identity, first=number == 1))
         return trained
 
     def describe(self) -> dict[str, Any]:
@@ -213,6 +218,8 @@ class FoldTraining:
         data: _FoldData,
         folder: Path | None,
         identity: Mapping[str, Any],
+        *,
+        first: bool,
     ) -> TrainedFold:
         started = time.perf_counter()
         parts = {"training": data.train, "validation": data.val, "held out": data.test}
@@ -225,11 +232,12 @@ class FoldTraining:
             own,
             data.train,
             data.val,
-            **{**self.loading, **self.arguments},
+            **{**self.loading, **self.arguments, **(self._replace_results() if first else {})},
             cache=self.cache,
             seed=self.seed,
             output=folder,
             resume=self.resumes,
+            overwrite=self.overwrites,
         )
         if self.calibrates and data.val is not None:
             calibrate(own, data.val, coverage=None, **self.loading)
@@ -254,7 +262,7 @@ class FoldTraining:
         return found
 
     def _restore(
-        self, folder: Path | None, identity: Mapping[str, Any], data: _FoldData
+        self, folder: Path | None, data: _FoldData, identity: Mapping[str, Any]
     ) -> TrainedFold | None:
         """Return the result of a fold that ended before; None if it did not, or starts again."""
         if folder is None or not self.resumes or not (folder / FILE).is_file():
@@ -265,10 +273,20 @@ class FoldTraining:
             return found
         return replace(found, model=load(folder / "best.safetensors"))
 
-    def _remove_results(self) -> None:
-        """Remove the results of an earlier run, so that none is taken for one of this run."""
-        for path in () if self.output is None else self.output.glob(f"fold_*/{FILE}"):
-            path.unlink()
+    def _replace_results(self) -> dict[str, Any]:
+        """Return callbacks of which one removes the results of an earlier run once this one trains."""
+        if self.output is None or not self.overwrites:
+            return {}
+        # Lightning takes seconds to import
+        from pytorch_lightning.callbacks import LambdaCallback
+
+        output = self.output
+
+        def remove(*_: object) -> None:
+            for path in output.glob(f"fold_*/{FILE}"):
+                path.unlink()
+
+        return {"callbacks": [*self.arguments.get("callbacks", ()), LambdaCallback(on_fit_start=remove)]}
 
     def _identify(
         self, model: TransferClassifier, dataset: ImageDataset, folds: Sequence[_FoldData]
@@ -294,6 +312,19 @@ class FoldTraining:
             "folds": content_hash(json_text([[one.held_out.tolist() for one in folds], members]))[:_DIGITS],
             "batch_size": self.arguments.get("batch_size", self.loading["batch_size"]),
         }
+
+
+def _check_output(folder: Path, *, resumes: bool, overwrites: bool) -> None:
+    """Raise TrainingError if folds would replace results of an earlier cross-validation."""
+    name = "cross-validation"
+    resume_file.check_output(folder, resumes, overwrite=overwrites, name=name)
+    for one in () if overwrites else sorted(folder.glob("fold_*")):
+        ended = (one / FILE).is_file()
+        if ended and not resumes:
+            found = [FILE, *resume_file.list_results(one)]
+            raise resume_file.refuse_results(one, found, name)
+        if not ended:
+            resume_file.check_output(one, resumes, overwrite=False, name=name)
 
 
 def _to_json(value: Any) -> Any:
@@ -331,7 +362,7 @@ def _load(folder: Path, identity: Mapping[str, Any], data: _FoldData) -> Trained
     if differing:
         raise TrainingError(
             f"{path} belongs to another cross-validation, which differs in {', '.join(differing)}: pass the "
-            "same arguments as then, or resume=False to start again"
+            "same arguments as then, or overwrite=True instead of resume to start again"
         )
     probabilities = read_tensors(path, header)["probabilities"].double().numpy()
     checkpoint = folder / "best.safetensors"

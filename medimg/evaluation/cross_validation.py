@@ -191,6 +191,7 @@ def cross_validate(
     seed: int = 0,
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     keep_models: bool = False,
     cache: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
@@ -248,10 +249,14 @@ def cross_validate(
     output : path-like, optional
         Folder for fine-tuned models, with a folder for each fold, ``fold_1`` and so on: the files of
         :func:`medimg.fine_tune`, of which ``best.safetensors`` is the model that predicted, and the fold's
-        result.
+        result. One with the results of an earlier cross-validation is refused, unless that goes on
+        (`resume`) or is to be replaced (`overwrite`).
     resume : bool
         Whether to continue the interrupted cross-validation of `output`: finished folds are not trained
         again, and the one under way continues after its last epoch. Settings and data must be the same.
+    overwrite : bool
+        Whether to replace an earlier cross-validation in `output`, whose results of folds are removed once
+        the first fold trains.
     keep_models : bool
         Whether the result has the fine-tuned models, which are otherwise dropped fold by fold.
     cache : path-like, optional
@@ -274,7 +279,8 @@ def cross_validate(
         patients to be in all subsets, or the model was trained on images of `dataset`.
     TrainingError, DatasetError
         If the dataset does not match the model, a class has no example or too few patients, a setting is
-        invalid or would have no effect, or the output folder has another cross-validation.
+        invalid or would have no effect, or the output folder has another cross-validation, or the results
+        of an earlier one.
     CheckpointError
         If a result to resume from is damaged.
 
@@ -307,6 +313,7 @@ def cross_validate(
         "calibrate": calibrate,
         "output": output,
         "resume": resume,
+        "overwrite": overwrite,
         "keep_models": keep_models,
     }
     if fine_tune is not False:

@@ -58,8 +58,8 @@ def evaluate(
     Parameters
     ----------
     model : TransferClassifier, nn.Module or callable
-        Model to evaluate. A module or function of others takes batches of the dataset's images, (B, 3, H, W)
-        float32 (of a dataset of series, one series at a time, (1, N, 3, H, W)), and returns a tensor or array
+        Model to evaluate. A module or function of others takes batches of the dataset's images, (B, C, H, W)
+        float32 (of a dataset of series, one series at a time, (1, N, C, H, W)), and returns a tensor or array
         (B, K), of two classes also (B,) or (B, 1) for the second. A module is in evaluation mode meanwhile;
         one that a function calls is not.
     dataset : ImageDataset

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from medimg._validation import check_batch_size, check_processes
 from medimg.core.parallel import ordered_map
 from medimg.core.progress import Progress, progress_bar
-from medimg.data.dataloader import collate_indexed
+from medimg.data.dataloader import collate_indexed, load_items, worker_errors
 from medimg.data.dataset import ImageDataset
 from medimg.errors import PreprocessError
 from medimg.features._cache import FLUSH_AFTER, DatasetFeatureCache
@@ -101,6 +101,7 @@ def item_features(
     )
     with (
         bar,
+        worker_errors(),
         feature_extractor(model) as network,
         closing(_read_images(dataset, missing, size, processes)) as parts,
     ):
@@ -156,7 +157,7 @@ class _RowCollector:
 
 
 class _Groups(Dataset[Tensor]):
-    """Images of several items at once: (n, 3, H, W), or all of one bag."""
+    """Images of several items at once: (n, C, H, W), or all of one bag."""
 
     def __init__(self, dataset: LabeledDataset, groups: Sequence[Sequence[int]]) -> None:
         self.dataset = dataset
@@ -168,9 +169,9 @@ class _Groups(Dataset[Tensor]):
     def __getitem__(self, number: int) -> Tensor:
         group = self.groups[number]
         if self.dataset.unit == "series":
-            return self.dataset[group[0]][0]
-        several = getattr(self.dataset, "__getitems__", None)
-        items = several(group) if several else [self.dataset[item] for item in group]
+            bag: Tensor = load_items(self.dataset, group[:1], one_by_one=True)[0][0]
+            return bag
+        items = load_items(self.dataset, group)
         return collate_indexed(
             [(image, 0, item) for (image, _), item in zip(items, group, strict=True)]
         ).images
@@ -179,7 +180,7 @@ class _Groups(Dataset[Tensor]):
 def _read_images(
     dataset: LabeledDataset, items: Sequence[int], size: int, workers: int
 ) -> Generator[tuple[list[tuple[int, int]], Tensor]]:
-    """Yield images (n, 3, H, W), and their items with the number of images of each."""
+    """Yield images (n, C, H, W), and their items with the number of images of each."""
     bags = dataset.unit == "series"
     step = 1 if bags else size
     groups = _Groups(dataset, [items[start : start + step] for start in range(0, len(items), step)])

@@ -51,7 +51,7 @@ __all__ = ["EmbeddedSource", "Embeddings", "SourceEmbedder", "embed"]
 @dataclass(frozen=True, slots=True, eq=False)
 class EmbeddedSource:
     """
-    One source with images (n, 3, H, W) to embed, or with embeddings (n, F) float32, or with an error.
+    One source with images (n, C, H, W) to embed, or with embeddings (n, F) float32, or with an error.
 
     `missing` is the number of images to embed; `address` is the cache key, None if it is not cached.
     """

@@ -21,7 +21,7 @@ __all__ = ["feature_extractor", "rebatch"]
 @contextmanager
 def feature_extractor(model: TransferClassifier) -> Iterator[Callable[[Tensor], Tensor]]:
     """
-    Give a function from images (n, 3, H, W) to embeddings (n, F) float32 on the CPU, and restore modes after.
+    Give a function from images (n, C, H, W) to embeddings (n, F) float32 on the CPU, and restore modes after.
 
     The backbone is in evaluation mode and in its own precision, whatever autocast says, without gradients;
     not in inference mode, so that embeddings can be trained on. Convolutional networks get images with

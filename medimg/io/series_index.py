@@ -11,6 +11,8 @@ from operator import index as as_index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, overload
 
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
+
 from medimg._public import set_module
 from medimg._validation import did_you_mean
 from medimg.core.parallel import ordered_map
@@ -38,10 +40,13 @@ COLUMNS: Final = (
     "uid", "modality", "description", "channels", "slices", "rows", "columns", "slice_spacing",
     "row_spacing", "column_spacing", "files", "format", "path", "patient_id", "study_uid",
 )  # fmt: skip
+#: Columns of numbers, which a search of a server does not give; the others are texts.
+_NUMBERS: Final = frozenset(COLUMNS[3:11])
 #: Shorter names of attributes for :meth:`SeriesIndex.where`.
 _ALIASES: Final = {"body_part": "BodyPartExamined"}
-#: Columns that a search of a server does not give.
-_READ_COLUMNS: Final = frozenset(COLUMNS[3:11])
+_NUMERIC: Final = frozenset({"DS", "FD", "FL", "IS", "SL", "SS", "SV", "UL", "US", "UV"})
+#: Value representations of bytes and sequences.
+_NO_TEXT: Final = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "SQ", "UN"})
 _MOST_ROWS: Final = 20
 _THREADS: Final = 8
 
@@ -165,7 +170,8 @@ class SeriesIndex(Sequence[Series]):
         Raises
         ------
         MedimgError
-            If there is no such column or keyword; it is a ``KeyError``, too.
+            If there is no such column or keyword; it is a ``KeyError``, too. If a value is of another type
+            than the column, such as the text "120" for numbers; it is a ``TypeError``, too.
         ReadError
             If a file can no longer be read, or has changed since the scan.
 
@@ -183,10 +189,15 @@ class SeriesIndex(Sequence[Series]):
         values = {name: _list_values(name, wanted) for name, wanted in conditions.items()}
         columns = [(name, wanted) for name, wanted in values.items() if name in COLUMNS]
         others = [(_ALIASES.get(n, n), wanted) for n, wanted in values.items() if n not in COLUMNS]
-        reads = any(name in _READ_COLUMNS for name, _ in columns)
+        reads = any(name in _NUMBERS for name, _ in columns)
+        names = parse_tag_names(name for name, _ in others)
+        for name, wanted in columns:
+            _check_type(name, wanted, "numbers" if name in _NUMBERS else "texts")
+        for tag, (name, wanted) in zip(names, others, strict=True):
+            _check_type(name, wanted, _find_type(tag))
         found = [series for series in self.series if _meets(_to_row(series, reads=reads), columns)]
         if others:
-            read = _read_tags(found, parse_tag_names(name for name, _ in others), "auto")
+            read = _read_tags(found, names, "auto")
             found = [
                 s for s, values in zip(found, read, strict=True) if _meets(_without_invalid(values), others)
             ]
@@ -374,6 +385,40 @@ def _is_one_of(value: object, wanted: tuple[object, ...]) -> bool:
     return any(_normalize(one) in found for one in wanted)
 
 
+def _find_type(tag: TagName) -> str | None:
+    """Return what the values of an attribute are: "numbers", "texts", or None for others and private ones."""
+    if tag.creator or not dictionary_has_tag(tag.number):
+        return None
+    several = set(dictionary_VR(tag.number).split(" or "))
+    if several <= _NUMERIC:
+        return "numbers"
+    return None if several & _NO_TEXT or several & _NUMERIC else "texts"
+
+
+def _check_type(name: str, wanted: Iterable[object], expected: str | None) -> None:
+    """Raise a MedimgError for values that can equal none of a column, because they are of another type."""
+    for value in wanted:
+        if value is None or expected is None:
+            continue
+        if isinstance(value, float) and math.isnan(value):
+            raise also(MedimgError, TypeError)(
+                f"{name} has {expected}, and none equals NaN: pass None for what is absent or blank"
+            )
+        is_text = isinstance(value, str)
+        if is_text if expected == "texts" else not is_text and _is_number(value):
+            continue
+        hint = "the number itself, such as 120" if expected == "numbers" else "text in quotes"
+        raise also(MedimgError, TypeError)(
+            f"{name} has {expected}; found a value of type {type(value).__name__}, which equals none: "
+            f"pass {hint}"
+        )
+
+
+def _is_number(value: object) -> bool:
+    # a scalar of numpy or torch, too
+    return hasattr(value, "__float__") and not _is_bool(value)
+
+
 def _list_values(name: str, wanted: object) -> tuple[object, ...]:
     """Return one value, or several, of a condition."""
     if callable(wanted):
@@ -393,7 +438,7 @@ def _normalize(value: object) -> object:
 def _to_row(series: Series, *, reads: bool = False) -> dict[str, Any]:
     """Return the row of a series; of one that a server lists, metadata are read only if `reads`."""
     if series.is_listed and not reads:
-        known = {name: getattr(series, name) for name in COLUMNS if name not in _READ_COLUMNS}
+        known = {name: getattr(series, name) for name in COLUMNS if name not in _NUMBERS}
         known["files"] = getattr(series, "instance_count", None)
         return {name: known.get(name) for name in COLUMNS}
     values = (

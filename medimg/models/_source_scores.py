@@ -185,7 +185,7 @@ def score_series(
 
 
 def embed_bag(model: TransferClassifier, parts: Iterable[Tensor], device: torch.device) -> Tensor:
-    """Return the pooled embedding (1, F) of a series in parts (n, 3, H, W); without pooling (N, F)."""
+    """Return the pooled embedding (1, F) of a series in parts (n, C, H, W); without pooling (N, F)."""
     embeddings = torch.cat([model.embed(part.to(device)) for part in parts])
     if model.pool == "none":
         return embeddings

@@ -29,13 +29,14 @@ from medimg._validation import (
     check_texts,
     check_whole_number,
     printable,
+    printable_error,
 )
 from medimg.calibration.mahalanobis import MahalanobisDetector
 from medimg.calibration.result import Calibration
 from medimg.errors import CheckpointError, MedimgError, MissingDependencyError, WeightsUnavailableError
 from medimg.io.files.regular_file import explain_irregular
 from medimg.models import safetensors_file
-from medimg.models.backbones.source import Architecture
+from medimg.models.backbones.source import LONGEST_NAME, Architecture
 from medimg.models.input_checks import TASKS, Task
 from medimg.models.pooling import POOLS, Pool
 from medimg.models.training_distribution import TrainingDistribution
@@ -167,9 +168,9 @@ class Checkpoint:
 
     def _builder(self) -> str:
         """Return the library that built the network, and its version if it is not torchvision."""
-        return " ".join(next(iter(self.libraries.items()), ("torchvision",)))
+        return printable(" ".join(next(iter(self.libraries.items()), ("torchvision",))))
 
-    def state_for(self, own: Mapping[str, Tensor], path: Path) -> OrderedDict[str, Tensor]:
+    def state_for(self, own: Mapping[str, Tensor], path: Path | str) -> OrderedDict[str, Tensor]:
         """Return the tensors for a network, in whose state dict they must have the same names and shapes."""
         found = self.state
         wrong = sorted(own.keys() ^ found.keys())
@@ -235,7 +236,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     )
 
 
-def check_schema(header: Any, file: Path, *, newest: int = SCHEMA, whose: str = "its schema") -> None:
+def check_schema(header: Any, file: Path | str, *, newest: int = SCHEMA, whose: str = "its schema") -> None:
     """Raise CheckpointError if a header is not of a schema that this version reads, up to `newest`."""
     schema = header.get("schema") if isinstance(header, dict) else None
     if type(schema) is not int or schema < 1:
@@ -248,7 +249,7 @@ def check_schema(header: Any, file: Path, *, newest: int = SCHEMA, whose: str = 
 
 
 @contextmanager
-def refuse_unsound(path: Path, saved: Checkpoint | None = None) -> Iterator[None]:
+def refuse_unsound(path: Path | str, saved: Checkpoint | None = None) -> Iterator[None]:
     """Raise errors of what a file describes, whether ours, Python's or torchvision's, as CheckpointError."""
     try:
         yield
@@ -256,8 +257,9 @@ def refuse_unsound(path: Path, saved: Checkpoint | None = None) -> Iterator[None
         raise
     except (MedimgError, ArithmeticError, AssertionError, TypeError, ValueError, KeyError) as error:
         used = saved.libraries.items() if saved is not None else ()
-        by = "".join(f"; it was saved with {name} {number}" for name, number in used)
-        raise CheckpointError(f"{path} describes a model that can't be built: {error}{by}") from error
+        by = "".join(f"; it was saved with {name} {printable(number)}" for name, number in used)
+        why = str(error) if isinstance(error, MedimgError) else printable_error(error)
+        raise CheckpointError(f"{path} describes a model that can't be built: {why}{by}") from error
 
 
 def parse(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
@@ -329,8 +331,11 @@ def _parse_architecture(value: object) -> Architecture:
         )
     if settings is not None and not isinstance(settings, dict):
         raise CheckpointError(f"architecture.settings must be an object; found a {type(settings).__name__}")
+    name = check_text("architecture.name", fields["name"], error=CheckpointError)
+    if printable(name, LONGEST_NAME) != name:
+        raise CheckpointError(f"architecture.name is no name of a network; found {printable(name)!r}")
     return Architecture(
-        check_text("architecture.name", fields["name"], error=CheckpointError),
+        name,
         transform_input=check_choice(
             "architecture.transform_input", fields["transform_input"], (True, False), error=CheckpointError
         ),
@@ -350,11 +355,19 @@ def _parse_libraries(versions: object, name: str) -> dict[str, str]:
     return {library: found} if library is not None and isinstance(found, str) else {}
 
 
-def check_parameter_count(saved: Checkpoint, whole: int) -> None:
-    """Refuse a small file of a large network before memory is allocated for it."""
-    held = sum(tensor.numel() for tensor in saved.state.values())
-    if held < _LEAST_SHARE * whole:
-        raise CheckpointError(f"it has {held:,} parameters, but a {saved.architecture.name} has {whole:,}")
+def check_parameter_count(
+    state: Mapping[str, Tensor],
+    architecture: Architecture,
+    whole: int,
+    *,
+    what: str = "it",
+    least: float = 1.0,
+    error: type[MedimgError] = CheckpointError,
+) -> None:
+    """Refuse a small file of a large network, of which `least` must be there, before memory is allocated."""
+    held = sum(tensor.numel() for tensor in state.values())
+    if held < _LEAST_SHARE * least * whole:
+        raise error(f"{what} has {held:,} parameters, but a {architecture.name} has {whole:,}")
 
 
 def _count_features(tensors: Mapping[str, Tensor]) -> int:

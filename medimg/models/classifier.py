@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from medimg._public import set_module
-from medimg._validation import check_number, check_path
+from medimg._validation import check_number, check_path, printable
 from medimg.errors import CheckpointError, PreprocessError, WeightsUnavailableError, also
 from medimg.models import checkpoint
 from medimg.models.backbone_choice import resolve_backbone
@@ -183,8 +183,9 @@ class TransferClassifier(Freezable):
         earlier = checkpoint.find(source.path) if source is not None and local is not None else None
         if earlier is not None and earlier.architecture.name != network.name:
             raise WeightsUnavailableError(
-                f"the weights {self.weights_name} are a checkpoint of a {earlier.architecture.name}, "
-                f"expected one of a {network.name}: pass the backbone of the checkpoint, or other weights"
+                f"the weights {printable(self.weights_name)} are a checkpoint of a "
+                f"{earlier.architecture.name}, expected one of a {network.name}: pass the backbone "
+                "of the checkpoint, or other weights"
             )
         if earlier is not None and in_channels is None:
             in_channels = earlier.architecture.channels
@@ -200,6 +201,15 @@ class TransferClassifier(Freezable):
         )
         if earlier is not None:
             architecture = replace(architecture, transform_input=earlier.architecture.transform_input)
+        if local is not None and architecture.settings is not None:
+            checkpoint.check_parameter_count(
+                local.state,
+                architecture,
+                network.count_parameters(architecture),
+                what=f"the file {printable(self.weights_name)}",
+                least=share,
+                error=WeightsUnavailableError,
+            )
         loaded = local or (source.load(progress=progress) if source is not None else None)
         self.weights_sha256 = loaded.sha256 if loaded is not None else None
         # the backbone of a checkpoint has seen its images
@@ -610,13 +620,15 @@ class TransferClassifier(Freezable):
 
     @classmethod
     def from_checkpoint(
-        cls, saved: checkpoint.Checkpoint, file: Path, *, backbone: nn.Module | None = None
+        cls, saved: checkpoint.Checkpoint, file: Path | str, *, backbone: nn.Module | None = None
     ) -> TransferClassifier:
         """Build the model of a checkpoint, in evaluation mode; `file` is named in messages."""
         # building draws random parameters, which are replaced: the global random state stays as it was
         with checkpoint.refuse_unsound(file, saved), torch.random.fork_rng(devices=[]):
             source = rebuild_source(saved.architecture, backbone)
-            checkpoint.check_parameter_count(saved, source.parameter_count)
+            checkpoint.check_parameter_count(
+                saved.state, saved.architecture, source.count_parameters(saved.architecture)
+            )
             model = cls.rebuild(
                 saved.architecture,
                 classes=saved.classes,
@@ -641,8 +653,9 @@ class TransferClassifier(Freezable):
     def __repr__(self) -> str:
         total = sum(p.numel() for p in self.parameters()) / 1e6
         names = self.classes if len(self.classes) <= 8 else f"{len(self.classes)} classes"
+        name = None if self.weights_name is None else printable(self.weights_name)
         return (
-            f"TransferClassifier({self.backbone_name}, weights={self.weights_name}, classes={names}, "
+            f"TransferClassifier({self.backbone_name}, weights={name}, classes={names}, "
             f"task={self.task}, pool={self.pool}, {total:.1f} M parameters, "
             f"{100 * frozen_fraction(self):.1f} % frozen)"
         )

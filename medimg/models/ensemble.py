@@ -200,13 +200,16 @@ class Ensemble(TransferClassifier):
             headers = header["members"]
             if not isinstance(headers, list):
                 raise CheckpointError(f"members must be a list; found a {type(headers).__name__}")
-            members, copies = [], 0
-            for number, one in enumerate(headers):
-                checkpoint.check_schema(one, file)
+        members, copies = [], 0
+        for number, one in enumerate(headers):
+            name = f"member {number}, counted from 0, of {file}"
+            checkpoint.check_schema(one, name)
+            with checkpoint.refuse_unsound(name):
                 saved = checkpoint.parse(one, checkpoint.take(tensors, f"{number}."))
-                network = copy.deepcopy(backbone) if saved.architecture.is_module else None
-                copies += network is not None
-                members.append(TransferClassifier.from_checkpoint(saved, file, backbone=network))
+            network = copy.deepcopy(backbone) if saved.architecture.is_module else None
+            copies += network is not None
+            members.append(TransferClassifier.from_checkpoint(saved, name, backbone=network))
+        with checkpoint.refuse_unsound(file):
             if backbone is not None and not copies:
                 raise CheckpointError(
                     "its networks are built from their names; backbone= is for networks of your own: omit it"
@@ -310,7 +313,7 @@ class _Backbones(nn.ModuleList):
         self._heads = tuple(one.head for one in members)  # for their precision
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the embeddings (B, F_1 + F_2 + ...) of images (B, 3, H, W)."""
+        """Return the embeddings (B, F_1 + F_2 + ...) of images (B, C, H, W)."""
         parts = [body(images.to(head.weight.dtype)) for body, head in zip(self, self._heads, strict=True)]
         return torch.cat([part.to(parts[0].dtype) for part in parts], dim=1)
 

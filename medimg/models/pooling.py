@@ -112,7 +112,7 @@ def embed_slices(
     backbone: nn.Module, bags: Tensor, mask: Tensor | None = None, *, grad_slices: int | None = None
 ) -> Tensor:
     """
-    Compute the embeddings (B, N, F) of bags (B, N, 3, H, W), zeros outside the mask (B, N).
+    Compute the embeddings (B, N, F) of bags (B, N, C, H, W), zeros outside the mask (B, N).
 
     Slices without a gradient pass a few at a time, so that memory does not grow with their number. Padding
     does not pass, because it would change the statistics of batch normalization. With `grad_slices` at most
@@ -160,7 +160,7 @@ def _must_pass_together(backbone: nn.Module, bags: Tensor) -> bool:
 
 
 def _embed_in_parts(backbone: nn.Module, planes: Tensor, chosen: Tensor | None, at_once: int) -> Tensor:
-    """Return the embeddings (n, F) of the chosen planes (B·N, 3, H, W), `at_once` at a time."""
+    """Return the embeddings (n, F) of the chosen planes (B·N, C, H, W), `at_once` at a time."""
     if chosen is None:
         return torch.cat([backbone(part) for part in torch.split(planes, at_once)])
     indices = chosen.flatten().nonzero().squeeze(1)

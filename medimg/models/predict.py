@@ -12,7 +12,7 @@ import torch
 from medimg import __version__
 from medimg._validation import check_batch_size, check_choice, check_item_unit, check_processes
 from medimg.core.progress import Progress, progress_bar
-from medimg.data.dataloader import make_evaluation_loader
+from medimg.data.dataloader import make_evaluation_loader, worker_errors
 from medimg.errors import MedimgWarning, PreprocessError, TrainingError
 from medimg.io.sources import is_one_source
 from medimg.models._source_scores import (
@@ -193,7 +193,7 @@ def predict_proba(
     bags = dataset.unit == "series"
     loader = make_evaluation_loader(dataset, batch_size=1 if bags else size, workers=processes)
     device = next(model.parameters()).device
-    with module_mode(model, training=False), torch.inference_mode():
+    with module_mode(model, training=False), torch.inference_mode(), worker_errors():
         rows = []
         for batch in progress_bar(loader, desc="predicting", unit="batch", progress=progress):
             if bags:

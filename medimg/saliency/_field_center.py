@@ -76,7 +76,7 @@ def _measure_axes(backbone: nn.Module, layer: Layer, size: tuple[int, int], batc
 
 
 def _squared_gradients(backbone: nn.Module, layer: Layer, images: Tensor, cells: Tensor) -> Tensor:
-    """Return the squared gradients (B, H, W) of the energy of one cell (B, 2) of each image (B, 3, H, W)."""
+    """Return the squared gradients (B, H, W) of the energy of one cell (B, 2) of each image (B, C, H, W)."""
     like = next((p for p in backbone.parameters() if p.is_floating_point()), torch.empty(0))
     images = images.to(like.device, like.dtype).requires_grad_()
     with capture_activation(backbone, layer) as held:

@@ -51,7 +51,7 @@ def activation_maps(
     method: Method = "gradcam",
 ) -> npt.NDArray[np.float32]:
     """
-    Return class activation maps (N, h, w) float32 of images (B, 3, H, W) with logit gradients (B, F).
+    Return class activation maps (N, h, w) float32 of images (B, C, H, W) with logit gradients (B, F).
 
     Grad-CAM: ``ReLU(sum_c w_c A_c)``, ``w_c`` the mean gradient over cells (Selvaraju et al., ICCV 2017,
     equations 1 and 2); HiResCAM: ``ReLU(sum_c (dy/dA_c * A_c))`` (Draelos and Carin, 2020).

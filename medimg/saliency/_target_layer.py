@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Literal, TypeAlias
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -22,6 +23,15 @@ TensorLayout: TypeAlias = Literal["channels first", "channels last", "tokens"]
 
 #: Most class, distillation and register tokens before those of the image.
 _MOST_EXTRA_TOKENS: Final = 16
+#: Cells by which the order of tokens is measured, as fractions of rows and columns.
+_PROBES: Final = (
+    (0.2, 0.2), (0.2, 0.8), (0.35, 0.5), (0.5, 0.35), (0.5, 0.65), (0.65, 0.5), (0.8, 0.2), (0.8, 0.8),
+)  # fmt: skip
+#: Correlation of the places of tokens with their cells: 0.999 and more for tokens in the order of the image.
+_LEAST_CORRELATION: Final = 0.5
+
+#: By network: whether tokens are in order, by layer and image size.
+_orders: WeakKeyDictionary[nn.Module, dict[tuple[str, tuple[int, ...]], bool]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +60,10 @@ class Layer:
 
 def find_layer(backbone: nn.Module, images: Tensor, name: str | None = None) -> Layer:
     """
-    Find the last layer with an output on a grid over images (B, 3, H, W) that acts on embeddings by cell.
+    Find the last layer with an output on a grid over images (B, C, H, W) that acts on embeddings by cell.
 
     It acts by cell if it has a gradient: after the last attention of a vision transformer, where only the
-    class token is used, it has none.
+    class token is used, it has none. Tokens must be in the order of the image: Hiera sorts them by windows.
     """
     modules = dict(backbone.named_modules())
     if name is not None and (name not in modules or not name):
@@ -67,10 +77,17 @@ def find_layer(backbone: nn.Module, images: Tensor, name: str | None = None) -> 
     outputs, gradients = _trace(backbone, batch, modules, fields)
     grids = [replace(grid, axes=fields.of(grid.cells)) for grid in _grids(outputs, fields.size, len(batch))]
     if name is not None:
-        return _select_layer(name, grids, outputs)
+        layer = _select_layer(name, grids, outputs)
+        if not _is_in_order(backbone, layer, batch):
+            raise TrainingError(
+                f"the tokens of the layer {name!r} are not in the order of the image, so that they show no "
+                "places in it; leave out layer="
+            )
+        return layer
     for layer in reversed(grids):
         gradient = gradients.get(layer.name)
-        if gradient is not None and bool(layer.maps(gradient).any()):
+        acts = gradient is not None and bool(layer.maps(gradient).any())
+        if acts and _is_in_order(backbone, layer, batch):
             return layer
     if grids:
         return grids[-1]
@@ -78,6 +95,38 @@ def find_layer(backbone: nn.Module, images: Tensor, name: str | None = None) -> 
         "no layer of this backbone has spatial resolution, so there is no heat map; expected an output "
         "(B, C, h, w) or (B, h, w, C) with h and w above 1, which larger images may give"
     )
+
+
+def _is_in_order(backbone: nn.Module, layer: Layer, batch: Tensor) -> bool:
+    """Return whether tokens lie as their cells do; it is measured once for a network and a size."""
+    if layer.layout != "tokens":
+        return True
+    known, key = _orders.setdefault(backbone, {}), (layer.name, tuple(batch.shape[2:]))
+    if key not in known:
+        known[key] = _measure_order(backbone, layer, batch)
+    return known[key]
+
+
+def _measure_order(backbone: nn.Module, layer: Layer, batch: Tensor) -> bool:
+    """Compare the cells of some tokens with the centers of what these depend on, mostly their own place."""
+    cells = [tuple(int(part * n) for part, n in zip(probe, layer.cells, strict=True)) for probe in _PROBES]
+    noise = torch.randn(len(cells), *batch.shape[1:], generator=torch.Generator().manual_seed(0))
+    images = noise.to(batch.device, batch.dtype).requires_grad_()
+    with capture_activation(backbone, layer) as held:
+        backbone(images)
+        maps = layer.maps(held[0])
+        energy = torch.stack([maps[n, :, i, j].float().square().sum() for n, (i, j) in enumerate(cells)])
+        (gradient,) = torch.autograd.grad(energy.sum(), images)
+    field = gradient.detach().double().square().sum(dim=1).cpu()
+    total = field.sum(dim=(1, 2))
+    if not bool((total.isfinite() & (total > 0)).all()):
+        return True  # nothing can be measured
+    for axis, expected in enumerate(torch.tensor(cells, dtype=torch.float64).T):
+        profile = field.sum(dim=2 - axis)
+        places = profile @ torch.arange(profile.shape[1], dtype=torch.float64) / total
+        if float(torch.corrcoef(torch.stack([places, expected]))[0, 1]) < _LEAST_CORRELATION:
+            return False
+    return True
 
 
 def _select_layer(name: str, grids: list[Layer], outputs: dict[str, Tensor]) -> Layer:

@@ -249,7 +249,8 @@ class FineTuneModule(pl.LightningModule):
         if self._augments and inputs.augment is not None:
             images = inputs.augment(images, self._generator)
         for adaptation in inputs.adaptations:
-            images = adaptation.perturb(images, self._make_loss(batch), inputs.model.preprocess)
+            with naming("adapt", adaptation, on=f"images {tuple(images.shape)}"):
+                images = adaptation.perturb(images, self._make_loss(batch), inputs.model.preprocess)
         return batch._replace(images=images)
 
     def _make_loss(self, batch: Batch) -> Any:
@@ -284,7 +285,7 @@ class FineTuneModule(pl.LightningModule):
         return source, [Side(*row) for row in rows[1:]]
 
     def _embed(self, model: TransferClassifier, images: Tensor, mask: Tensor | None) -> Tensor:
-        """Return embeddings (B, F) of images (B, 3, H, W), bags (B, N, 3, H, W) or cached embeddings."""
+        """Return embeddings (B, F) of images (B, C, H, W), bags (B, N, C, H, W) or cached embeddings."""
         if self._cached:
             if images.ndim == 2:
                 return images

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from medimg.adapt.base import Adaptation
 from medimg.core.logger import get_logger
+from medimg.data.dataloader import worker_errors
 from medimg.errors import TrainingError
 from medimg.features.dataset_features import EmbeddedDataset, item_features
 from medimg.models.freezing import frozen_fraction
@@ -15,6 +16,7 @@ from medimg.training._phases import make_trainable
 from medimg.training._state import PhaseProgress
 from medimg.training._trainer import memory_format
 from medimg.training.history import FitResult
+from medimg.training.optimization.custom import naming
 
 if TYPE_CHECKING:
     import torch
@@ -153,7 +155,8 @@ def _finish_adaptations(state: TrainingState, device: torch.device, home: torch.
         return
     inputs.model.to(device)
     for one in inputs.adaptations:
-        one.finish(inputs.model, device, inputs.config.batch_size, inputs.workers)
+        with worker_errors(), naming("adapt", one, on="the trained model"):
+            one.finish(inputs.model, device, inputs.config.batch_size, inputs.workers)
     inputs.model.to(home).eval()
     state.history.replace_best()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import reprlib
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +16,9 @@ from medimg.adapt.base import Adaptation
 from medimg.adapt.terms import AdaptationTerms
 from medimg.data.identifiers import identifier_digest
 from medimg.errors import TrainingError
+from medimg.io.files.regular_file import is_regular_file
 from medimg.models.freezing import find_kept_statistics
+from medimg.models.low_rank import add_adapters
 from medimg.preprocessing.preprocess import UNSTATED_REVISION
 from medimg.training import resume
 from medimg.training._phases import plan_phases
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
     from medimg.training.losses import ClassificationLoss
     from medimg.training.optimization.custom import CustomLoss, CustomParts
 
-__all__ = ["FineTuneInputs", "PhaseProgress", "TrainingState", "WeightAverage"]
+__all__ = ["FineTuneInputs", "PhaseProgress", "TrainingState", "WeightAverage", "check_candidates"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -90,13 +93,21 @@ class FineTuneInputs:
         """Return whether any parameter of the backbone is trainable now."""
         return any(parameter.requires_grad for parameter in self.model.backbone.parameters())
 
-    def describe(self) -> dict[str, Any]:
-        """Return what identifies a training: settings, adaptations, data, frozen parameters."""
+    def describe(self, known: dict[int, str | None] | None = None) -> dict[str, Any]:
+        """
+        Return what identifies a training: settings, adaptations, data, frozen parameters.
+
+        `known` are digests of datasets by their id, of which those that it lacks are added.
+        """
+        digests = {} if known is None else known
+        for data in self.datasets.values():
+            if id(data) not in digests:
+                digests[id(data)] = resume.data_digest(data)
         frozen = [name for name, p in self.model.named_parameters() if not p.requires_grad]
         return {
             "settings": self.config.to_dict(),
             "adapt": [one.settings() for one in self.adaptations],
-            "data": {name: resume.data_digest(data) for name, data in self.datasets.items()},
+            "data": {name: digests[id(data)] for name, data in self.datasets.items()},
             "more": {**self.more, "frozen": frozen, "pool": self.model.pool},
         }
 
@@ -202,14 +213,10 @@ class TrainingState:
 
     def restore(self, path: Path) -> None:
         """Continue from a resume file; raise TrainingError if it belongs to another training."""
-        inputs, saved = self.inputs, resume.load(path)
-        self.ends = tuple(saved.ends)
-        if _is_continued(inputs, saved, path):
-            self.ends = (*self.ends, saved.settings["epochs"])
-            saved = replace(saved, settings={**saved.settings, "epochs": inputs.config.epochs})
+        inputs = self.inputs
+        saved, self.ends = _load_same(inputs, self._describe(), path)
         if self.ends:
             self.history.add_settings(ended_before_after=list(self.ends))
-        _check_same_training(inputs, self._describe(), saved, path)
         inputs.model.load_state_dict(saved.model)
         if saved.weights is not None:
             inputs.model.weights_name, inputs.model.weights_sha256 = saved.weights
@@ -226,6 +233,34 @@ class TrainingState:
             self.average.load_state_dict(saved.average)
         self.progress = PhaseProgress(saved.phase, saved.done)
         self.fit = saved.fit
+
+
+def _load_same(
+    inputs: FineTuneInputs, own: dict[str, Any], path: Path
+) -> tuple[resume.ResumeState, tuple[int, ...]]:
+    """Return the content of a resume file, and after how many epochs the training had ended before."""
+    saved = resume.load(path)
+    ends = tuple(saved.ends)
+    if _is_continued(inputs, saved, path):
+        ends = (*ends, saved.settings["epochs"])
+        saved = replace(saved, settings={**saved.settings, "epochs": inputs.config.epochs})
+    _check_same_training(inputs, own, saved, path)
+    return saved, ends
+
+
+def check_candidates(inputs: FineTuneInputs, methods: Mapping[str, Adaptation | None], output: Path) -> None:
+    """Raise TrainingError if a resume file of a method's folder belongs to another training."""
+    digests: dict[int, str | None] = {}
+    # validation data serve the choice alone
+    inputs = replace(inputs, val=None)
+    if inputs.config.rank is not None:
+        inputs = replace(inputs, model=copy.deepcopy(inputs.model))
+        add_adapters(inputs.model, inputs.config.rank or 0, inputs.config.seed)
+    for name, method in methods.items():
+        path = output / name / resume.FILE
+        if is_regular_file(path):
+            own = replace(inputs, adaptations=() if method is None else (method,))
+            _load_same(own, own.describe(digests), path)
 
 
 def _find_kept_before(inputs: FineTuneInputs) -> tuple[str, ...]:
@@ -274,7 +309,7 @@ def _check_same_training(
 def _describe_differences(path: Path, differing: list[str]) -> TrainingError:
     return TrainingError(
         f"{path} belongs to another training, which differs in {'; '.join(differing)}: pass the same "
-        "arguments as then, or resume=None to start a new training"
+        "arguments as then, or overwrite=True instead of resume to start again"
     )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
+from medimg.data.dataloader import worker_errors
 from medimg.errors import MedimgError, MissingDependencyError, TrainingError, also
 
 if TYPE_CHECKING:
@@ -79,6 +80,11 @@ _PRECISIONS: Final = {"16": "16-mixed", "32": "32-true", "64": "64-true", "bf16"
 
 #: A vision transformer has one convolution, the patch embedding.
 _FEW_CONVOLUTIONS: Final = 4
+
+
+def is_main_process() -> bool:
+    """Return whether this process writes files, as far as launchers of several processes tell."""
+    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +200,7 @@ class TrainerConfig:
     @property
     def is_main_process(self) -> bool:
         """Whether this process writes files, as far as launchers of several processes tell."""
-        return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0"
+        return is_main_process()
 
     @property
     def uses_gpu(self) -> bool:
@@ -235,7 +241,8 @@ class TrainerConfig:
         """Train for a number of epochs; raise TrainingError if Lightning rejects the options."""
         trainer = self._make_trainer(epochs)
         try:
-            trainer.fit(module)
+            with worker_errors():
+                trainer.fit(module)
         except torch.OutOfMemoryError as error:
             raise TrainingError(
                 f"the memory of the device is too small for these batches ({error}): lower batch_size (with "

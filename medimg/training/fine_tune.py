@@ -24,10 +24,11 @@ from medimg.models.training_images import record_training_images
 from medimg.training._config import MONITORS, FineTuneConfig
 from medimg.training._loop import run
 from medimg.training._phases import check_phases
-from medimg.training._state import FineTuneInputs, TrainingState
+from medimg.training._state import FineTuneInputs, TrainingState, check_candidates
 from medimg.training._trainer import (
     TrainerConfig,
     check_monitored,
+    is_main_process,
     make_loggers,
     prefers_channels_last,
 )
@@ -39,11 +40,12 @@ from medimg.training.history import HistoryRecorder
 from medimg.training.losses import make_loss
 from medimg.training.optimization.custom import OWN, CustomParts
 from medimg.training.optimization.optimizer import make_optimizer
-from medimg.training.resume import FILE, find_resume_file
+from medimg.training.resume import FILE, check_output, find_resume_file
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from pytorch_lightning import Callback
     from pytorch_lightning.loggers import Logger
@@ -145,6 +147,7 @@ def fine_tune(
     compile: bool = False,
     resume: bool | str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
     cache: str | os.PathLike[str] | None = None,
     logger: str | Logger | Sequence[str | Logger] | None = None,
     callbacks: Sequence[Callback] = (),
@@ -261,7 +264,10 @@ def fine_tune(
         last weights, with a new schedule for the further epochs.
     output : path-like, optional
         Folder for ``best.safetensors``, ``last.safetensors``, ``history.csv`` and the resume file, all
-        written after each epoch.
+        written after each epoch. One with the results of an earlier training is refused, unless that goes on
+        (`resume`) or is to be replaced (`overwrite`).
+    overwrite : bool
+        Whether to replace the results of an earlier training in `output`.
     cache : path-like, optional
         Folder for cached embeddings of a frozen backbone, shared between trainings; see :func:`medimg.embed`.
     logger : "tensorboard", Lightning logger, or several, optional
@@ -290,11 +296,18 @@ def fine_tune(
     ------
     TrainingError
         If data and model don't match, a class has no example, a setting is invalid or would have no effect,
-        the resume file belongs to another training, or the loss is not finite.
+        `output` has the results of an earlier training, the resume file belongs to another one, or the loss
+        is not finite.
     LeakageError
         If a patient is in both datasets.
     CheckpointError
         If the resume file is damaged.
+
+    Warns
+    -----
+    MedimgWarning
+        If ``adapt="auto"`` keeps the training without adaptation, because the target is too small to tell the
+        best method from it.
 
     Notes
     -----
@@ -338,6 +351,7 @@ def fine_tune(
         own=(*custom.columns, *(() if custom.schedule is None else (OWN,))),
     )
     custom.check_settings(balance=config.balance, label_smoothing=config.label_smoothing, adapts=bool(adapt))
+    folder = _check_folder(output, resume, overwrite=overwrite, adapts_automatically=auto is not None)
     check_data(model, train, val)
     check_unit(config, train)
     custom.check_loss(train.labels, len(model.classes), next(model.parameters()).device)
@@ -346,7 +360,6 @@ def fine_tune(
     adaptations = _check_adaptations(None if auto is not None else adapt, model, train)
     check_phases(config, model, adaptations)
     check_choice("compile", compile, (True, False))
-    folder = check_path("output", output) if output is not None else None
     if cache is not None:
         check_path("cache", cache)
     trainer = TrainerConfig.make(
@@ -359,10 +372,6 @@ def fine_tune(
     )
     trainer.check(config.seed)
     check_progress(progress)
-    if auto is not None:
-        given = {name: value for name, value in given.items() if name not in ("model", "train", "val")}
-        check = partial(check_phases, config, model)
-        return train_candidates(fine_tune, auto, model, (train, val), given, check=check)
     if not adaptations:  # which log scores of their own
         check_monitored(trainer.callbacks, scores)
     inputs = FineTuneInputs(
@@ -389,6 +398,10 @@ def fine_tune(
         },
     )
     _check_custom(inputs)
+    if auto is not None:
+        given = {name: value for name, value in given.items() if name not in ("model", "train", "val")}
+        checks = partial(check_phases, config, model), partial(check_candidates, inputs)
+        return train_candidates(fine_tune, auto, model, (train, val), given, checks=checks)
     if trainer.is_main_process:
         get_logger().info("%s", _describe_start(inputs, trainer))
     adapted = None if config.rank is None else add_adapters(model, config.rank, config.seed)
@@ -435,6 +448,24 @@ def fine_tune(
         # a resumed training starts from the same random head
         state.save()
     return run(state, trainer, compiled=compile)
+
+
+def _check_folder(
+    output: str | os.PathLike[str] | None,
+    resume: bool | str | os.PathLike[str] | None,
+    *,
+    overwrite: object,
+    adapts_automatically: bool,
+) -> Path | None:
+    """Return the output folder; TrainingError if it has results that are not to be replaced."""
+    replaces = check_choice("overwrite", overwrite, (True, False))
+    if output is None:
+        return None
+    folder = check_path("output", output)
+    # a process that the main one starts finds the files of this training
+    if not adapts_automatically and is_main_process():
+        check_output(folder, resume, overwrite=bool(replaces))
+    return folder
 
 
 def _check_custom(inputs: FineTuneInputs) -> None:

@@ -14,7 +14,13 @@ from medimg._public import set_module
 from medimg._validation import check_number, check_processes, check_whole_number
 from medimg.core.progress import Progress, progress_bar
 from medimg.data.augmentation.random_scan import make_augmentation
-from medimg.data.dataloader import EpochSampler, epoch_seed, make_training_loader, repeat_epochs
+from medimg.data.dataloader import (
+    EpochSampler,
+    epoch_seed,
+    make_training_loader,
+    repeat_epochs,
+    worker_errors,
+)
 from medimg.errors import TrainingError
 from medimg.models.freezing import find_kept_statistics, freeze_batchnorm_statistics
 from medimg.models.low_rank import add_adapters, merges_adapters
@@ -23,6 +29,7 @@ from medimg.training._config import FineTuneConfig
 from medimg.training.checks import check_data, check_forward, check_unit
 from medimg.training.class_weights import sampling_weights
 from medimg.training.losses import make_loss
+from medimg.training.optimization.custom import CustomParts, naming
 from medimg.training.optimization.optimizer import make_optimizer
 
 if TYPE_CHECKING:
@@ -35,6 +42,7 @@ if TYPE_CHECKING:
     from medimg.models.classifier import TransferClassifier
     from medimg.training._config import Adapter, BatchStatistics
     from medimg.training.class_weights import Balance
+    from medimg.training.optimization.custom import LossFunction, OptimizerFactory
 
 __all__ = ["LRFinderResult", "lr_find"]
 
@@ -101,7 +109,9 @@ def lr_find(
     batch_size: int = 32,
     backbone_lr_scale: float = 0.1,
     layer_decay: float = 0.8,
+    optimizer: OptimizerFactory | None = None,
     weight_decay: float = 0.01,
+    loss: LossFunction | None = None,
     balance: Balance = "loss",
     augment: Any = None,
     grad_slices: int | None = None,
@@ -130,6 +140,8 @@ def lr_find(
         Number of learning rates, at least 10; the data are repeated as often as necessary.
     batch_size, backbone_lr_scale, layer_decay, weight_decay, balance, augment, grad_slices
         As in :func:`medimg.fine_tune`.
+    optimizer, loss
+        As in :func:`medimg.fine_tune`: rates of one optimizer or loss are not those of another.
     batch_statistics, adapter, rank
         As in :func:`medimg.fine_tune`.
     seed : int
@@ -149,6 +161,7 @@ def lr_find(
     TrainingError
         If data and model don't match, nothing is trainable, or the loss diverges from the start.
     """
+    custom = CustomParts.make(optimizer=optimizer, schedule=None, loss=loss, metrics=None, taken=())
     config = FineTuneConfig(
         lr=start,
         backbone_lr_scale=backbone_lr_scale,
@@ -162,6 +175,7 @@ def lr_find(
         rank=rank,
         seed=seed,
     )
+    custom.check_settings(balance=config.balance, label_smoothing=config.label_smoothing, adapts=False)
     check_number("end", end)
     check_whole_number("steps", steps)
     if not (0 < start < end and math.isfinite(end)) or steps < 2 * _FEW:
@@ -171,6 +185,8 @@ def lr_find(
         )
     check_data(model, train, None)
     check_unit(config, train)
+    device = next(model.parameters()).device
+    custom.check_loss(train.labels, len(model.classes), device)
     if not any(p.requires_grad for p in model.parameters()):
         raise TrainingError(
             "nothing is trainable, because all parameters are frozen: call model.unfreeze() first"
@@ -180,16 +196,16 @@ def lr_find(
     kept = find_kept_statistics(model, config.batch_statistics)
     check_forward(model, train, config, kept)
     before = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    device = next(model.parameters()).device
     gpus = [device] if device.type == "cuda" else []
     try:
-        with module_mode(model, training=True), torch.random.fork_rng(devices=gpus):
+        with module_mode(model, training=True), torch.random.fork_rng(devices=gpus), worker_errors():
             torch.manual_seed(seed)
             freeze_batchnorm_statistics(model, kept)
             lrs, losses = _run_test(
                 model,
                 train,
                 config,
+                custom,
                 rates=np.geomspace(start, end, steps),
                 augment=augment,
                 workers=check_processes(workers),
@@ -205,6 +221,7 @@ def _run_test(
     model: TransferClassifier,
     train: LabeledDataset,
     config: FineTuneConfig,
+    custom: CustomParts,
     *,
     rates: NDArray[np.float64],
     augment: Any,
@@ -215,7 +232,8 @@ def _run_test(
     device = next(model.parameters()).device
     augmentation = make_augmentation(augment, model.preprocess, getattr(train, "modalities", ()))
     generator = torch.Generator().manual_seed(epoch_seed(config.seed, 0, 1))
-    loss_of = make_loss(train.labels, len(model.classes), model.task, config.balance).to(device)
+    plain = make_loss(train.labels, len(model.classes), model.task, config.balance)
+    loss_of = (custom.loss or plain).to(device)
     first = config.lr
     optimizer = make_optimizer(
         model,
@@ -223,6 +241,7 @@ def _run_test(
         config.backbone_lr,
         layer_decay=config.layer_decay,
         weight_decay=config.weight_decay,
+        factory=None if custom.optimizer is None else custom.make_optimizer,
     )
     starts = [group["lr"] for group in optimizer.param_groups]
     sampler = EpochSampler(
@@ -251,7 +270,8 @@ def _run_test(
         loss: Tensor = loss_of(logits, batch.labels.to(device)).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch's
-        optimizer.step()
+        with naming("optimizer", custom.optimizer, on=f"step {step + 1}"):
+            optimizer.step()
         value = float(loss.detach())
         smoothed = _SMOOTHING * smoothed + (1.0 - _SMOOTHING) * value
         mean = smoothed / (1.0 - _SMOOTHING ** (step + 1))

@@ -32,16 +32,24 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FILE",
+    "RESULTS",
     "FitState",
     "ResumeState",
+    "check_output",
     "data_digest",
     "find_resume_file",
+    "list_results",
     "load",
+    "refuse_results",
     "save",
 ]
 
 #: Name of the file in the output folder.
 FILE: Final = "resume.safetensors"
+#: Names of the results of a training beside it.
+RESULTS: Final = ("best.safetensors", "last.safetensors", "history.csv")
+
+_CONTINUE: Final = "pass resume=True to continue it,"
 
 _KEY: Final = "medimg-training"
 #: Version 1, which lacks ``more``, ``weights`` and ``kept_statistics``, is still read.
@@ -102,8 +110,8 @@ class FitState:
         if self.unsaved:
             raise TrainingError(
                 "the training can't be resumed within a phase, because the state of "
-                f"{', '.join(self.unsaved)} has objects that no file holds: pass resume=None to start a new "
-                "training"
+                f"{', '.join(self.unsaved)} has objects that no file holds: pass overwrite=True "
+                "instead of resume to start again"
             )
         state: dict[int, dict[str, Any]] = {}
         for key, value in (self.optimizer | decode_state(self.values)).items():
@@ -114,7 +122,7 @@ class FitState:
         except (ValueError, KeyError) as error:
             raise TrainingError(
                 f"the resume file has the optimizer of another training ({error}): freeze the same layers as "
-                "then, or pass resume=None to start a new training"
+                "then, or pass overwrite=True instead of resume to start again"
             ) from error
         schedule.load_state_dict(decode_state(self.schedule))
 
@@ -257,6 +265,48 @@ def find_resume_file(resume: bool | str | os.PathLike[str] | None, output: Path 
             "with output="
         )
     return path
+
+
+def list_results(folder: Path) -> list[str]:
+    """Return the names of the files in a folder that hold what a training has reached."""
+    found = [name for name in RESULTS if is_regular_file(folder / name)]
+    return [*found, FILE] if _has_epochs(folder / FILE) else found
+
+
+def _has_epochs(path: Path) -> bool:
+    """Whether a resume file has the weights of an epoch; a damaged one may have them."""
+    if not is_regular_file(path):
+        return False
+    try:
+        return bool(read_header(path, _KEY, "the state of a training").get("recorder", {}).get("rows", True))
+    except CheckpointError:
+        return True
+
+
+def check_output(
+    folder: Path, resume: bool | str | os.PathLike[str] | None, *, overwrite: bool, name: str = "training"
+) -> None:
+    """Raise TrainingError if a training would replace the results of an earlier one."""
+    if resume is True and overwrite:
+        raise TrainingError(
+            f"resume=True continues the {name} in output=, and overwrite=True replaces it: pass one of them"
+        )
+    if overwrite:
+        return
+    source = find_resume_file(resume, folder)
+    if source is not None and source.resolve() == (folder / FILE).resolve():
+        return
+    if found := list_results(folder):
+        way = f"it has no {FILE} to continue; pass" if resume is True else _CONTINUE
+        raise refuse_results(folder, found, name, way=way)
+
+
+def refuse_results(folder: Path, found: Sequence[str], name: str, *, way: str = _CONTINUE) -> TrainingError:
+    """Return the error of a folder with the results of an earlier training, and the ways out."""
+    return TrainingError(
+        f"{folder} has the results of an earlier {name} ({', '.join(found)}), which this one would replace: "
+        f"{way} overwrite=True to replace it, or another folder as output="
+    )
 
 
 def data_digest(data: LabeledDataset | None, recipe: Preprocess | None = None) -> str | None:

@@ -13,9 +13,9 @@ import torch
 
 from medimg import FitResult, adapt, fine_tune, load
 from medimg.adapt.base import Adaptation
-from medimg.errors import TrainingError
-from medimg.training.adaptation.choose_adaptation import choose
-from tests.models.fakes import changed, images, state
+from medimg.errors import MedimgWarning, TrainingError
+from medimg.training.adaptation.choose_adaptation import _confirm, _Trained, choose
+from tests.models.fakes import Images, changed, images, state
 from tests.models.small_network import small_classifier
 
 FAST: dict[str, Any] = {
@@ -26,6 +26,10 @@ FAST: dict[str, Any] = {
     "progress": False,
     "devices": 1,
 }
+
+
+#: Few images of a target seldom tell a method from none.
+UNSURE = pytest.mark.filterwarnings('ignore:adapt="auto" keeps the training:medimg.errors.MedimgWarning')
 
 
 def target() -> Any:
@@ -81,6 +85,7 @@ def test_the_choice(scores: list[Any], margin: float, expected: int) -> None:
     assert choose(rows, margin) == expected
 
 
+@UNSURE
 def test_the_model_kept_is_the_one_that_its_method_trains_alone(tmp_path: Path) -> None:
     away = target()
     model = small_classifier()
@@ -103,6 +108,114 @@ def test_the_model_kept_is_the_one_that_its_method_trains_alone(tmp_path: Path) 
     resumed = run(again, adapt="auto", target=away, output=tmp_path, resume=True)
     assert not changed(state(again), state(model))
     assert resumed.candidates == result.candidates
+
+
+def trained_as(name: str, predicted: Any) -> _Trained:
+    information = adapt.mutual_information(predicted)
+    return _Trained(name, None, 0.9, information, predicted, {}, None)  # type: ignore[arg-type]  # not used
+
+
+def predictions(certainty: float, count: int = 40, noise: float = 0.0) -> Any:
+    rng = np.random.default_rng(int(100 * certainty))
+    first = np.where(np.arange(count) % 2, certainty, 1 - certainty)
+    first = np.clip(first + noise * rng.normal(size=count), 0.01, 0.99)
+    return np.stack([first, 1 - first], axis=1)
+
+
+def test_a_method_that_the_target_tells_from_none_is_kept() -> None:
+    trained = [trained_as("source_only", predictions(0.6)), trained_as("mmd", predictions(0.95))]
+    assert _confirm(trained, 1, images(40), "multiclass") == 1
+    assert _confirm(trained, 1, [None] * 40, "multiclass") == 1
+    assert _confirm(trained, 1, images(40), "multilabel") == 1
+    assert _confirm(trained, 0, images(40), "multiclass") == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "rows", "patients", "message"),
+    [
+        (40, (0.70, 0.71), 40, r"over the 40 patients of the target, -0\.\d+ to \+0\.\d+, includes 0"),
+        (40, (0.60, 0.95), 4, "the target has 4 patients, fewer than 10"),
+        (6, (0.60, 0.95), 0, "the target has 6 images, fewer than 10"),
+    ],
+)
+def test_a_method_within_noise_is_not_kept(count: int, rows: Any, patients: int, message: str) -> None:
+    away: Any = [None] * count
+    if patients:
+        away = type("Shared", (), {"patients": [f"p{n % patients}" for n in range(count)]})()
+    trained = [trained_as(name, predictions(one, count, 0.2)) for name, one in zip("ab", rows, strict=True)]
+    with pytest.warns(MedimgWarning, match=rf"keeps the training without adaptation: b has .*{message}"):
+        assert _confirm(trained, 1, away, "multiclass") == 0
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Sharpened(Adaptation):
+    """Makes all predictions certain after training."""
+
+    moves_backbone: ClassVar[bool] = False
+
+    def finish(self, model: torch.nn.Module, device: torch.device, batch_size: int, workers: int) -> None:
+        for parameter in model.head.parameters():  # type: ignore[union-attr]  # a classifier
+            parameter.data.mul_(50.0)
+
+
+def test_the_warning_says_what_is_kept_instead() -> None:
+    model, plain = small_classifier(), small_classifier()
+    with pytest.warns(MedimgWarning, match=r"sharpened has a higher .* 6 patients, fewer than 10"):
+        result = run(model, adapt=adapt.Auto(target(), candidates=[Sharpened()], margin=1.0))
+    assert [row["chosen"] for row in result.candidates] == [True, False]
+    assert result.candidates[1]["information"] > result.candidates[0]["information"]
+    fine_tune(plain, images(8), **FAST)
+    assert not changed(state(plain), state(model))
+
+
+def test_an_undefined_score_of_the_source_is_seen_before_training(tmp_path: Path) -> None:
+    val = Images(np.zeros(4, int), prefix="v", seed=1)
+    with pytest.raises(TrainingError, match="AUROC on the validation data, which is undefined"):
+        fine_tune(
+            small_classifier(), images(8), val, **FAST, adapt="auto", target=target(), output=tmp_path / "out"
+        )
+    assert not (tmp_path / "out").exists()
+
+
+@UNSURE
+def test_resume_files_of_all_candidates_are_checked_before_one_trains(tmp_path: Path) -> None:
+    away = target()
+    auto = adapt.Auto(away, candidates=[adapt.MMD(away)])
+    run(small_classifier(), adapt=auto, output=tmp_path)
+    for path in (tmp_path / "source_only").iterdir():
+        path.unlink()
+    other = adapt.Auto(away, candidates=[adapt.MMD(away, weight=3.0)])
+    for settings in ({"adapt": auto, "lr": 0.02}, {"adapt": other}, {"adapt": auto, "augment": "CT"}):
+        with pytest.raises(TrainingError, match=r"mmd.resume\.safetensors belongs to another training"):
+            run(small_classifier(), output=tmp_path, resume=True, **settings)
+        assert not list((tmp_path / "source_only").iterdir())
+    assert len(run(small_classifier(), adapt=auto, output=tmp_path, resume=True).candidates) == 2
+
+
+@UNSURE
+def test_results_of_other_trainings_stay(tmp_path: Path) -> None:
+    def read() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def fails(message: str, folder: str, **settings: Any) -> None:
+        before = read()
+        with pytest.raises(TrainingError, match=message):
+            run(small_classifier(), output=tmp_path / folder, **settings)
+        assert read() == before
+
+    away = target()
+    auto: Any = {"adapt": adapt.Auto(away, candidates=[adapt.MMD(away)])}
+    run(small_classifier(), output=tmp_path / "plain")
+    run(small_classifier(), output=tmp_path / "plain/nested/mmd", adapt=adapt.MMD(away))
+    fails("plain has the results .*resume=True to continue", "plain", **auto)
+    fails('it is none with adapt="auto"', "plain", **auto, resume=True)
+    fails("mmd has the results .*resume=True to continue", "plain/nested", **auto)
+    fails("pass one of them", "plain", **auto, resume=True, overwrite=True)
+    run(small_classifier(), output=tmp_path / "auto", **auto)
+    fails("auto has the results .*resume=True to continue", "auto", **auto)
+    fails(r"auto has the results .*no resume\.safetensors", "auto", resume=True)
+    assert len(run(small_classifier(), output=tmp_path / "auto", **auto, resume=True).candidates) == 2
+    assert len(run(small_classifier(), output=tmp_path / "auto", **auto, overwrite=True).candidates) == 2
 
 
 @dataclass(frozen=True, repr=False, eq=False)

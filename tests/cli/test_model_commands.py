@@ -72,8 +72,20 @@ def test_resuming_another_training_leaves_its_split(
     assert main(["train", str(table), *TRAIN, "--output", str(study), "--resume", "--seed", "3"]) == 1
     message = capsys.readouterr().err
     assert "belongs to another training" in message
-    assert "or no --resume" in message
+    assert "or --force instead of resume" in message
     assert (study / "split.json").read_bytes() == before
+
+
+def test_an_earlier_training_stays_without_force(
+    study: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "best.safetensors").write_bytes(b"model")
+    assert main(["train", str(table), *TRAIN, "--output", str(tmp_path)]) == 1
+    assert "--force" in capsys.readouterr().err
+    assert main(["train", str(table), *TRAIN, "--output", str(tmp_path), "--force", "--lr", "-1"]) == 1
+    assert (tmp_path / "best.safetensors").read_bytes() == b"model"
+    assert main(["train", str(table), *TRAIN, "--output", str(tmp_path), "--resume"]) == 1
+    assert "; pass --force" in (error := capsys.readouterr().err), error
 
 
 @pytest.mark.filterwarnings("ignore::medimg.errors.MedimgWarning")

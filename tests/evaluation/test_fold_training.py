@@ -199,11 +199,50 @@ def test_finished_folds_are_not_trained_again(
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(CheckpointError):
         medimg.cross_validate(model_of(), data, resume=True, **options)
-    # not resumed: nothing of the earlier run is used
-    with pytest.raises(KeyboardInterrupt):
-        medimg.cross_validate(model_of(), data, **options)
-    assert trained[3:] == ["fold_1"]
-    assert not path.exists()
+
+
+def test_an_earlier_cross_validation_stays_unless_it_is_to_be_replaced(
+    data: ImageDataset, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"fine_tune": SHORT, "output": tmp_path, "calibrate": False, **FEW}
+    medimg.cross_validate(model_of(), data, **options)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def fails(message: str, **changes: Any) -> None:
+        with pytest.raises(TrainingError, match=message):
+            medimg.cross_validate(model_of(), data, **{**options, **changes})
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+    fails(
+        r"fold_1 has the results of an earlier cross-validation \(result.*pass resume=True .* overwrite=True"
+    )
+    fails("pass one of them", resume=True, overwrite=True)
+    # what only fine_tune finds
+    fails("lr must be", overwrite=True, fine_tune={**SHORT, "lr": -1})
+    fails("the augmentation fails", overwrite=True, fine_tune={**SHORT, "augment": lambda images: images[9]})
+    (tmp_path / "fold_1/result.safetensors").unlink()
+    before.pop(tmp_path / "fold_1/result.safetensors")
+    fails("fold_1 has the results .* it has no resume.safetensors to continue", resume=True)
+    cut = {**SHORT, "augment": lambda images: images * torch.nan}
+    with pytest.raises(TrainingError, match="the loss became nan"):
+        medimg.cross_validate(model_of(), data, **{**options, "fine_tune": cut}, overwrite=True)
+    assert not (tmp_path / "fold_2/result.safetensors").exists()
+    assert (tmp_path / "fold_1/best.safetensors").read_bytes() == before[tmp_path / "fold_1/best.safetensors"]
+    medimg.cross_validate(model_of(), data, **options, overwrite=True)
+    assert (tmp_path / "fold_1/result.safetensors").exists()
+    assert (tmp_path / "fold_2/result.safetensors").exists()
+
+
+def test_a_result_of_another_run_is_found_before_any_fold_trains(data: ImageDataset, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"fine_tune": SHORT, "output": tmp_path, "calibrate": False, **FEW}
+    medimg.cross_validate(model_of(), data, **options)
+    for path in (tmp_path / "fold_1").iterdir():
+        path.unlink()
+    with pytest.raises(TrainingError, match=r"fold_2.* differs in lr"):
+        medimg.cross_validate(
+            model_of(), data, **{**options, "fine_tune": {**SHORT, "lr": 0.02}}, resume=True
+        )
+    assert not list((tmp_path / "fold_1").iterdir())
 
 
 def _other_model() -> TransferClassifier:

@@ -144,6 +144,36 @@ def test_where(index: medimg.SeriesIndex, conditions: dict[str, Any], expected: 
     assert numbers(index, index.where(**conditions)) == expected
 
 
+@pytest.mark.parametrize(
+    ("conditions", "message"),
+    [
+        ({"KVP": "120"}, "KVP has numbers; found a value of type str"),
+        ({"KVP": [100, "120"]}, "KVP has numbers"),
+        ({"0018,0060": "100"}, "0018,0060 has numbers"),
+        ({"KVP": True}, "KVP has numbers; found a value of type bool"),
+        ({"KVP": float("nan")}, "none equals NaN: pass None"),
+        ({"KVP": pd.NA}, "KVP has numbers; found a value of type NAType"),
+        ({"slices": "4"}, "slices has numbers"),
+        ({"row_spacing": b"1"}, "row_spacing has numbers"),
+        ({"files": "4"}, "files has numbers"),
+        ({"modality": 3}, "modality has texts; found a value of type int"),
+        ({"modality": b"CT"}, "modality has texts; found a value of type bytes"),
+        ({"patient_id": 31415}, "patient_id has texts; found a value of type int"),
+        ({"path": Path("scan")}, "path has texts"),
+        ({"body_part": 1}, "BodyPartExamined has texts"),
+        ({"PatientBirthDate": 19500102}, "PatientBirthDate has texts"),
+        ({"modality": "no such", "KVP": "120"}, "KVP has numbers"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(
+    index: medimg.SeriesIndex, conditions: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(MedimgError, match=message) as caught:
+        index.where(**conditions)
+    assert isinstance(caught.value, TypeError)
+    assert "31415" not in str(caught.value)
+
+
 def test_arrays_of_other_libraries_select(index: medimg.SeriesIndex) -> None:
     torch = pytest.importorskip("torch")
     assert numbers(index, index[torch.tensor([True, False, True, False])]) == [0, 2]

@@ -220,6 +220,10 @@ def test_changed_afterwards(saved: Path, tmp_path: Path, change: Any, message: s
             r"architecture\.transform_input must be True or False; found 1",
         ),
         (
+            set_field("architecture", {"name": "hf:\x1b[31m", "transform_input": False, "image_size": None}),
+            r"architecture\.name is no name of a network; found 'hf:.*x1b",
+        ),
+        (
             set_field("architecture", {"name": "os.system", "transform_input": False, "image_size": None}),
             "no classification model",
         ),

@@ -320,7 +320,11 @@ def _rewrite(path: Path, change: Any) -> Path:
         (lambda header, _: header.update(schema=99), "newer medimg: the schema of its ensemble is 99"),
         (lambda header, _: header["members"][1].update(schema=99), "newer medimg"),
         (lambda header, _: header["members"][1].pop("classes"), "classes"),
-        (lambda header, _: header["members"][1].update(classes=["a", "c"]), "describes a model"),
+        (lambda header, _: header["members"][1].update(classes=["a", "c"]), "member 1, .* is not the one"),
+        (
+            lambda header, _: header["members"][1].update(pool="x"),
+            "member 1, counted from 0, of .* pool must",
+        ),
         (lambda header, _: header.update(members={}), "members must be a list"),
         (lambda header, _: header["members"].pop(), "is not the one that was saved|don't fit"),
         (lambda header, _: header.update(calibration={}), "calibration"),

@@ -236,19 +236,19 @@ def test_no_source_no_row() -> None:
 def test_unsound_calls() -> None:
     model = classifier()
     with pytest.raises(TrainingError, match="unit must be"):
-        model.predict(volume(1), unit="patient")  # type: ignore[arg-type]
+        model.predict(volume(1), unit="patient")  # type: ignore[arg-type]  # refused
     with pytest.raises(TrainingError, match="on_error"):
-        model.predict(volume(1), on_error="ignore")  # type: ignore[arg-type]
+        model.predict(volume(1), on_error="ignore")  # type: ignore[arg-type]  # refused
     for wrong in (0, 2.5, "a", None, True):
         with pytest.raises(TrainingError, match="batch_size"):
-            model.predict(volume(1), batch_size=wrong)  # type: ignore[arg-type]
+            model.predict(volume(1), batch_size=wrong)  # type: ignore[arg-type]  # refused
         with pytest.raises(TrainingError, match="batch_size"):
-            model.predict_proba(images(2), batch_size=wrong)  # type: ignore[arg-type]
+            model.predict_proba(images(2), batch_size=wrong)  # type: ignore[arg-type]  # refused
     for use in (model.predict_proba, lambda data, **options: medimg.calibrate(model, data, **options)):
         with pytest.raises(TrainingError, match="workers"):
-            use(images(20), workers="a")  # type: ignore[arg-type]
+            use(images(20), workers="a")  # type: ignore[arg-type]  # refused
     with pytest.raises(TrainingError, match="found a list"):
-        model.predict_proba([1, 2])  # type: ignore[arg-type]
+        model.predict_proba([1, 2])  # type: ignore[arg-type]  # refused
     with pytest.raises(PreprocessError, match="with_preprocess"):
         model.predict_proba(images(2, preprocess=Preprocess(size=64, window="lung")))
 

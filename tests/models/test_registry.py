@@ -192,7 +192,7 @@ def test_unsound_normalization() -> None:
 
 
 def test_networks_that_fail() -> None:
-    register_backbone("own", lambda: "network", size=48)  # type: ignore[arg-type, return-value]
+    register_backbone("own", lambda: "network", size=48)  # type: ignore[arg-type, return-value]  # refused
     with pytest.raises(TrainingError, match=r"returned a str; expected an nn\.Module"):
         own()
     register_backbone("own", nn.Identity, size=48)
@@ -251,7 +251,7 @@ class TestBuilders:
         def followed() -> nn.Module:
             network = small()
             if zero:
-                nn.init.zeros_(network[-1].weight)  # type: ignore[index]
+                nn.init.zeros_(network[-1].weight)  # type: ignore[index]  # a Sequential
             return nn.Sequential(network, last)
 
         register_backbone("own", followed, size=48)
@@ -271,7 +271,7 @@ class TestBuilders:
         assert own().head.in_features == 512
 
     def test_a_builder_that_fails(self) -> None:
-        register_backbone("own", lambda size: small(), size=48)  # type: ignore[misc, arg-type]
+        register_backbone("own", lambda size: small(), size=48)  # type: ignore[misc, arg-type]  # refused
         with pytest.raises(TrainingError, match="the function of the backbone 'own' failed: TypeError"):
             own()
 

@@ -26,7 +26,7 @@ from medimg.errors import (
     WeightsUnavailableError,
 )
 from medimg.io.files.hub_files import cached_file
-from medimg.models.backbones import _timm_source, architecture, registry
+from medimg.models.backbones import _hf_source, _timm_source, architecture, build_limits, registry
 from medimg.models.backbones.architecture import find_backbone, resolve_weights
 from tests.models.networks import digests, no_storage, step
 
@@ -252,7 +252,7 @@ def test_the_default_preprocessing_of_a_folded_stem() -> None:
     )
     for wanted in (2, 0, True, "1"):
         with pytest.raises(TrainingError, match="in_channels of squeezenet1_1 must be 1 or 3"):
-            TransferClassifier("squeezenet1_1", classes=CLASSES, weights=None, in_channels=wanted)  # type: ignore[arg-type]
+            TransferClassifier("squeezenet1_1", classes=CLASSES, weights=None, in_channels=wanted)  # type: ignore[arg-type]  # refused
 
 
 @pytest.mark.usefixtures("narrow")
@@ -267,7 +267,7 @@ def test_torchxrayvision_is_built_without_the_library(tmp_path: Path) -> None:
         0,
         1024,
     ]
-    assert model.backbone.features.conv0.weight.shape[1] == 1  # type: ignore[union-attr,index]
+    assert model.backbone.features.conv0.weight.shape[1] == 1  # type: ignore[union-attr,index]  # a layer of torchvision
     same(model, medimg.load(model.save(tmp_path / "model.safetensors")))
 
 
@@ -303,7 +303,7 @@ def test_radimagenet_files_are_read_by_position(tmp_path: Path) -> None:
         weights=tmp_path / "ResNet50.pt",
         preprocess=Preprocess(size=64),
     )
-    assert bool((model.backbone.conv1.weight == 7.0).all())  # type: ignore[union-attr]
+    assert bool((model.backbone.conv1.weight == 7.0).all())  # type: ignore[union-attr]  # a layer of torchvision
     assert find_backbone("radimagenet:resnet50").default_recipe(None, None).mean == (0.5,) * 3
     with pytest.raises(WeightsUnavailableError, match=r"weights=<path of the file>"):
         TransferClassifier("radimagenet:resnet50", classes=CLASSES)
@@ -391,7 +391,7 @@ def test_advice_for_networks_themselves() -> None:
         ):
             TransferClassifier(network, classes=CLASSES, preprocess=recipe)
     with pytest.raises(TrainingError, match=r"found a class: pass Small\(\)"):
-        TransferClassifier(Small, classes=CLASSES)  # type: ignore[arg-type]
+        TransferClassifier(Small, classes=CLASSES)  # type: ignore[arg-type]  # a class is refused
 
 
 def test_a_recipe_of_three_channels_for_one() -> None:
@@ -603,7 +603,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> list[object]:
         raise OSError("no network")
 
     monkeypatch.setattr(socket.socket, "connect", connect)
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *names, **_: connect(None, names))  # type: ignore[arg-type]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *names, **_: connect(None, names))  # type: ignore[arg-type]  # no socket yet
     return tried
 
 
@@ -764,6 +764,12 @@ HF_REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "upernet", "backbone_config": {"model_type": "timm_backbone"}}, "network of timm"),
     ({"model_type": "timm_wrapper", "model_args": {"checkpoint_path": "x"}}, "network of timm"),
     ({"quantization_config": {"quant_method": "mxfp4"}}, "'quantization_config'"),
+    ({"model_type": "detr"}, "has one inside"),  # the default of transformers
+    ({"model_type": "detr", "backbone_config": None}, "has one inside"),
+    ({"model_type": "detr", "use_timm_backbone": True}, "'use_timm_backbone' without"),
+    ({"model_type": "detr", "use_timm_backbone": False}, "'use_timm_backbone' without"),
+    ({"model_type": "dpt", "is_hybrid": True, "backbone": "owner/name"}, "'backbone'"),
+    ({"model_type": "edgetam_vision_model"}, "has one inside"),
 ]
 
 
@@ -779,6 +785,65 @@ def test_a_configuration_gets_nothing_from_elsewhere(offline: list[object], tmp_
         with pytest.raises(CheckpointError, match=message):
             medimg.load(model.save(tmp_path / "model.safetensors"))
     assert offline == []
+
+
+BIT = {"model_type": "bit", "embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "num_groups": 2}
+
+
+def test_a_backbone_inside_is_built_offline(offline: list[object], tmp_path: Path) -> None:
+    inside = {"backbone_config": {**BIT, "layer_type": "bottleneck", "out_features": ["stage2"]}}
+    small = {"num_feature_levels": 1, "d_model": 8, "encoder_layers": 1, "decoder_layers": 1}
+    for config in ({**VIT, "model_type": "dpt"}, {"model_type": "detr", **inside, **small}):
+        source = _hf_source.HFBackbone.rebuild(architecture.Architecture("hf:x", settings=config))
+        assert source.count_parameters(architecture.Architecture("hf:x")) > 1000
+    assert offline == []
+
+
+#: Configurations that would take all memory, or hours, to build.
+HF_HUGE: list[tuple[dict[str, Any], str]] = [
+    ({"num_hidden_layers": 10**9}, "a num_hidden_layers of more than 1,024"),
+    ({"hidden_size": 10**9}, "a hidden_size of more than 1,048,576"),
+    ({"hidden_size": 2**19, "num_attention_heads": 2**15}, "more than 17,179,869,184 values"),
+    ({"num_labels": 10**9}, "a num_labels of more than"),
+    (
+        {"image_size": 2**20, "patch_size": 1},
+        "image_size of hf:.* from 1 to 4096|more than 17,179,869,184 values",
+    ),
+    ({"model_type": "swin", "depths": [1024] * 1000}, "a depths of more than 1,024"),
+    ({"layer_types": ["full"] * 10**4}, "10,000 entries in layer_types"),
+    ({"x\x1b[31m": 10**9}, r"a x\\x1b\[31m of more than"),
+]
+
+
+def test_building_ends_with_more_layers_than_any_network_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers", reason="encoders of the hub need transformers")
+    monkeypatch.setattr(build_limits, "_MOST_PARTS", 300)
+    settings = {"model_type": "efficientnet", "depth_coefficient": 1e9}
+    source = _hf_source.HFBackbone.rebuild(architecture.Architecture("hf:x", settings=settings))
+    with pytest.raises(TrainingError, match="more than 300 layers and tensors"):
+        source.count_parameters(architecture.Architecture("hf:x"))
+
+
+def test_a_configuration_allocates_no_more_than_its_file_has(tmp_path: Path) -> None:
+    folder = hf_folder(tmp_path / "vit", VIT)
+    model = TransferClassifier(folder, classes=CLASSES)
+    for added, message in HF_HUGE:
+        (folder / "config.json").write_text(json.dumps({**VIT, **added}))
+        with pytest.raises(TrainingError, match=message):
+            TransferClassifier(folder, classes=CLASSES, weights=None)
+        model.architecture = architecture.Architecture("hf:vit", settings={**VIT, **added})
+        with pytest.raises(CheckpointError, match=message):
+            medimg.load(model.save(tmp_path / "model.safetensors"))
+    # 3 GB, which any network may have, but not that of this file
+    wide = {**VIT, "hidden_size": 2**13, "intermediate_size": 2**13, "num_attention_heads": 1}
+    (folder / "config.json").write_text(json.dumps(wide))
+    with pytest.raises(
+        WeightsUnavailableError, match=r"model.safetensors has \d,\d+ parameters, but a hf:vit"
+    ):
+        TransferClassifier(folder, classes=CLASSES)
+    model.architecture = architecture.Architecture("hf:vit", settings=wide)
+    with pytest.raises(CheckpointError, match=r"it has \d,\d+ parameters, but a hf:vit has \d+,"):
+        medimg.load(model.save(tmp_path / "model.safetensors"))
 
 
 HF_INVALID: list[tuple[Any, Any, str]] = [
@@ -825,6 +890,8 @@ TIMM_INVALID: list[tuple[dict[str, Any], str]] = [
     ({"model_args": {"num_heads": 0}}, "timm can't build timm:test_vit: ZeroDivisionError"),
     ({"model_args": {"in_chans": "3"}}, "'3' channels"),
     ({"model_args": "x"}, "must be an object"),
+    ({"model_args": {"depth": 10**9}}, "a depth of more than 1,024"),
+    ({"model_args": {"embed_dim": 2**19, "num_heads": 2**10}}, "more than 17,179,869,184 values"),
     ({"pretrained_cfg": [1]}, "pretrained_cfg of timm:test_vit must be an object"),
     ({"pretrained_cfg": {"input_size": "abc"}}, "input_size of timm:test_vit must be a list of three whole"),
     (
@@ -857,4 +924,17 @@ def test_a_masked_autoencoder_is_refused(tmp_path: Path) -> None:
 
 
 def test_timm_is_asked_for_a_quiet_build(timm: Any) -> None:
-    assert _timm_source.TimmBackbone.open("timm:test_vit").parameter_count > 100_000
+    source = _timm_source.TimmBackbone.open("timm:test_vit")
+    assert source.count_parameters(architecture.Architecture("timm:test_vit")) > 100_000
+
+
+@pytest.mark.parametrize(("name", "own", "fits", "other"), [("botnet26t_256", 256, 288, 272)])
+def test_timm_networks_of_one_size_are_prepared_for_one_that_they_take(
+    timm: Any, name: str, own: int, fits: int, other: int
+) -> None:
+    source = find_backbone(f"timm:{name}")
+    assert source.default_recipe(None, None).size == own
+    assert source.plan(None, None, Preprocess(size=own)).image_size is None
+    assert source.plan(None, None, Preprocess(size=fits)).image_size == fits
+    with pytest.raises(PreprocessError, match=rf"{other}×{other} .*its own size is {own}: use .*size={own}"):
+        source.plan(None, None, Preprocess(size=other))

@@ -90,12 +90,12 @@ def test_shared_layers_are_held_once() -> None:
 @pytest.mark.usefixtures("narrow")
 def test_unfreezing_goes_down_from_the_head() -> None:
     model = classifier("resnet18", pool="attention").freeze()
-    for parameter in [*model.head.parameters(), *model.attention.parameters()]:  # type: ignore[union-attr]
+    for parameter in [*model.head.parameters(), *model.attention.parameters()]:  # type: ignore[union-attr]  # it has attention
         parameter.requires_grad_(False)
     model.unfreeze(downto="layer3.1")
     free = {name for name, p in model.backbone.named_parameters() if p.requires_grad}
     assert free == {name for name in _names(model.backbone) if name.startswith(("layer3.1.", "layer4."))}
-    assert all(p.requires_grad for p in [*model.head.parameters(), *model.attention.parameters()])  # type: ignore[union-attr]
+    assert all(p.requires_grad for p in [*model.head.parameters(), *model.attention.parameters()])  # type: ignore[union-attr]  # it has attention
     assert not model.train().backbone.get_submodule("layer2").training
     assert model.backbone.get_submodule("layer4").training
     # what is trained already stays so
@@ -124,7 +124,7 @@ def test_unknown_part_to_unfreeze() -> None:
     with pytest.raises(TrainingError, match=r"no part 'layer5'.*'stem', 'layer1'"):
         classifier("resnet18").unfreeze(downto="layer5")
     with pytest.raises(TrainingError, match="no part 3"):
-        classifier("resnet18").freeze(upto=3)  # type: ignore[arg-type]
+        classifier("resnet18").freeze(upto=3)  # type: ignore[arg-type]  # refused
 
 
 @pytest.mark.usefixtures("narrow")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from argparse import Namespace
+from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from medimg import TransferClassifier
 from medimg.errors import TrainingError, WeightsUnavailableError
 from medimg.evaluation.evaluate import describe_model
 from medimg.models.backbones import architecture, registry
-from medimg.models.backbones.heads import split_head
+from medimg.models.backbones.architecture import load_backbone
+from medimg.models.backbones.heads import HeadParts, split_head
 from medimg.models.backbones.state_matching import match_state
 from medimg.models.training_images import TrainingImages
 from tests.models.fakes import SMALL, classifier
@@ -232,6 +235,37 @@ def test_refusals_name_what_is_wrong(tmp_path: Path, content: State, message: st
     torch.save(content, tmp_path / "mine.pth")
     with pytest.raises(WeightsUnavailableError, match=message):
         model_from(tmp_path / "mine.pth")
+
+
+def test_advice_is_of_use(tmp_path: Path) -> None:
+    other = {name: value for name, value in S.items() if name.startswith("layer3.0.")}
+    for content in ({"something.else": torch.zeros(3)}, other, {n: torch.zeros(1) for n in S}):
+        torch.save(content, tmp_path / "mine.pth")
+        with pytest.raises(WeightsUnavailableError, match="check by these names and shapes") as caught:
+            model_from(tmp_path / "mine.pth")
+        assert "min_match" not in str(caught.value)
+
+
+def test_names_of_a_file_are_shown_escaped_and_shortened(tmp_path: Path) -> None:
+    evil = "\x1b[31m\n" + "x" * 1000
+    torch.save({f"{evil}.{name}": value for name, value in S.items()}, tmp_path / "mine\x1b.pth")
+    report = model_from(tmp_path / "mine\x1b.pth").weights_report
+    assert report is not None
+    other = replace(report, others=(evil, evil))
+    for text in (str(report), repr(report), repr(other), str(other)):
+        assert text.isprintable()
+        assert "\\x1b[31m\\n" in text
+        assert len(text) < 1500
+
+
+def test_names_of_infinite_tensors_are_escaped() -> None:
+    network = nn.Sequential(OrderedDict([("a\x1b" + "b" * 500, nn.Linear(2, 2))]))
+    parts = HeadParts(network, nn.Linear(2, 1), "")
+    state = OrderedDict((name, value * torch.inf) for name, value in network.state_dict().items())
+    with pytest.raises(WeightsUnavailableError, match=r"y\\n.pth have .* not finite in a\\x1bb") as caught:
+        load_backbone(parts, state, backbone="x", source="y\n.pth")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 600
 
 
 def test_a_part_is_accepted_when_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -243,6 +243,33 @@ def test_tokens_are_taken_where_they_still_have_a_say() -> None:
     assert explain(model, noise(2), "b", layer="patch").layer == "patch"
 
 
+class Sorted(nn.Module):
+    """Tokens that are sorted by columns after the patches, as Hiera sorts them by windows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 8, 8, 8)
+        self.norm = nn.LayerNorm(8)
+        self.last = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.patch(x)
+        tokens = self.norm(maps.flatten(2).transpose(1, 2))
+        side = maps.shape[2]
+        tokens = self.last(tokens.unflatten(1, (side, side)).transpose(1, 2).flatten(1, 2))
+        logits: Tensor = self.head(tokens.mean(dim=1))
+        return logits
+
+
+def test_tokens_in_another_order_than_the_image_are_left_out() -> None:
+    register_backbone("sorted", Sorted, size=64)
+    model = network("sorted", preprocess=RECIPE.replace(size=64))
+    assert explain(model, noise(2), "b").layer == "norm"
+    with pytest.raises(TrainingError, match="not in the order of the image"):
+        explain(model, noise(2), "b", layer="last")
+
+
 def test_channels_last() -> None:
     swin = network("swin_t", preprocess=RECIPE.replace(size=96))
     first, last = (explain(swin, noise(2), "b", layer=name) for name in ("permute", "norm"))

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 
 import medimg
 from medimg import FitResult, TransferClassifier, fine_tune, lr_find
@@ -308,6 +309,43 @@ def test_a_rate_is_found_and_the_model_left_alone() -> None:
     assert search.lrs[0] == pytest.approx(1e-6)
     assert len(search.plot().axes) == 1
     assert lr_find(model, images(24), batch_size=4, steps=steps).losses == search.losses
+
+
+def test_a_rate_is_that_of_ones_own_optimizer_and_loss() -> None:
+    def find(**own: Any) -> Any:
+        return lr_find(small_classifier(), images(24), batch_size=4, steps=12, **own)
+
+    plain = find(balance=None)
+    sgd = find(balance=None, optimizer=torch.optim.SGD)
+    assert sgd.losses[0] == plain.losses[0]
+    assert sgd.losses != plain.losses
+    same = find(balance=None, loss=torch.nn.CrossEntropyLoss())
+    assert same.losses == pytest.approx(plain.losses, rel=1e-4)
+    halved = find(balance=None, loss=lambda logits, labels: 0.5 * F.cross_entropy(logits, labels))
+    assert halved.losses[0] == pytest.approx(0.5 * plain.losses[0], rel=1e-5)
+
+
+class Unsteppable(torch.optim.SGD):
+    def step(self, closure: Any = None) -> None:
+        raise ValueError("no step")
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"optimizer": 3}, "optimizer must be a class"),
+        ({"optimizer": Unsteppable}, r"optimizer=.*Unsteppable fails on step 1: ValueError: no step"),
+        ({"loss": torch.nn.CrossEntropyLoss()}, 'balance="loss"'),
+        ({"loss": torch.nn.CrossEntropyLoss, "balance": None}, "loss must be a function"),
+        ({"loss": lambda logits, _: logits.detach(), "balance": None}, "has no gradient"),
+    ],
+)
+def test_ones_own_optimizer_and_loss_are_checked_before_a_rate_is_found(own: Any, message: str) -> None:
+    model = small_classifier()
+    before = state(model)
+    with pytest.raises(TrainingError, match=message):
+        lr_find(model, images(8), batch_size=4, steps=12, **own)
+    assert not changed(before, state(model))
 
 
 def test_a_rate_can_not_be_found_where_nothing_is_trained() -> None:

@@ -197,6 +197,61 @@ def test_what_has_ended_is_not_trained_again(tmp_path: Path) -> None:
     assert not changed(state(model), state(again))
 
 
+def test_an_earlier_training_stays_unless_it_is_to_be_replaced(tmp_path: Path) -> None:
+    quick: dict[str, Any] = {"head_epochs": 0, "epochs": 1}
+    trained(tmp_path, small_classifier(), **quick)
+
+    def read() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    before = read()
+    message = (
+        r"has the results of an earlier training \(best.safetensors, last.safetensors, history.csv, resume"
+    )
+    for way in (None, False):
+        with pytest.raises(TrainingError, match=f"{message}.*resume=True.*overwrite=True.*another folder"):
+            # nothing is looked at before: the data would be refused
+            fine_tune(small_classifier(), images(1), images(1), resume=way, output=tmp_path)
+    with pytest.raises(TrainingError, match="pass one of them"):
+        trained(tmp_path, small_classifier(), **quick, resume=True, overwrite=True)
+    other = tmp_path.parent / f"{tmp_path.name}-other"
+    trained(other, small_classifier(), **quick)
+    with pytest.raises(TrainingError, match=message):
+        trained(tmp_path, small_classifier(), **quick, resume=other)
+    with pytest.raises(TrainingError, match="overwrite must be"):
+        trained(tmp_path, small_classifier(), **quick, overwrite=1)
+    assert read() == before
+    # a model without the state of its training can't go on
+    (tmp_path / "resume.safetensors").unlink()
+    with pytest.raises(TrainingError, match=r"it has no resume\.safetensors to continue"):
+        trained(tmp_path, small_classifier(), **quick, resume=True)
+    trained(tmp_path, small_classifier(), **quick, lr=0.1, overwrite=True)
+    assert read()["best.safetensors"] != before["best.safetensors"]
+
+
+@pytest.mark.parametrize("kept", [["resume.safetensors"], ["best.safetensors"]])
+def test_a_part_of_an_earlier_training_counts_too(tmp_path: Path, kept: list[str]) -> None:
+    quick: dict[str, Any] = {"head_epochs": 0, "epochs": 1}
+    trained(tmp_path, small_classifier(), **quick)
+    for path in tmp_path.iterdir():
+        if path.name not in kept:
+            path.unlink()
+    with pytest.raises(TrainingError, match=rf"\({kept[0]}\)"):
+        trained(tmp_path, small_classifier(), **quick)
+    if kept == ["resume.safetensors"]:
+        (tmp_path / kept[0]).write_bytes(b"damaged")
+        with pytest.raises(TrainingError, match=kept[0]):
+            trained(tmp_path, small_classifier(), **quick)
+
+
+def test_a_training_without_an_epoch_is_no_result(tmp_path: Path) -> None:
+    quick: dict[str, Any] = {"head_epochs": 0, "epochs": 1}
+    with pytest.raises(CutOffError):
+        trained(tmp_path, small_classifier(), callbacks=[cut_after(0)], **quick)
+    assert [path.name for path in tmp_path.iterdir()] == ["resume.safetensors"]
+    assert len(trained(tmp_path, small_classifier(), **quick).history) == 1
+
+
 def test_resume_without_a_state_starts_from_the_beginning(tmp_path: Path) -> None:
     assert (
         len(trained(tmp_path / "new", small_classifier(), resume=True, head_epochs=0, epochs=1).history) == 1

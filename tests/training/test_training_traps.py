@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,12 @@ from torchvision import transforms
 from medimg import Preprocess, lr_find
 from medimg.adapt import CORAL, PGD
 from medimg.data.augmentation.random_scan import make_augmentation
-from medimg.errors import LeakageError, TrainingError, WeightsUnavailableError
+from medimg.errors import DatasetError, LeakageError, TrainingError, WeightsUnavailableError
 from medimg.models.backbones.architecture import resolve_weights
 from medimg.models.classifier import TransferClassifier
 from medimg.training.fine_tune import fine_tune
-from tests.models.fakes import classifier, images
+from tests.models.fakes import Images, changed, classifier, images, state
+from tests.models.small_network import small_classifier
 
 QUICK: dict[str, Any] = {"progress": False, "batch_size": 4}
 
@@ -237,3 +240,95 @@ def test_pruning_is_refused() -> None:
 
     with pytest.raises(TrainingError, match="ModelPruning changes parameters"):
         fine_tune(classifier(), images(8), callbacks=[ModelPruning("l1_unstructured")], **QUICK)
+
+
+@dataclass
+class Failing(Images):
+    """Items that fail after some calls, in whichever process."""
+
+    most: int = 13
+    calls: int = 0
+
+    def __getitem__(self, index: int) -> Any:
+        self.calls += 1
+        if self.calls > self.most:
+            raise KeyError("no pixels")
+        return super().__getitem__(index)
+
+
+def _goes_on(folder: Path, settings: Mapping[str, Any]) -> None:
+    """What was trained before the failure is there, and goes on to the same weights."""
+    kept = TransferClassifier.load(folder / "best.safetensors")
+    assert kept.training_summary is not None
+    assert kept.training_summary["epochs_run"] == 1
+    again, whole = small_classifier(), small_classifier()
+    fine_tune(again, images(8), **settings, output=folder, resume=True)
+    fine_tune(whole, images(8), **settings)
+    assert not changed(state(again), state(whole))
+
+
+LATER: dict[str, Any] = {**QUICK, "head_epochs": 0, "epochs": 3, "augment": None}
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_a_dataset_that_fails_later_is_named(tmp_path: Path, workers: int | None) -> None:
+    failing = Failing(np.arange(8) % 2)
+    with pytest.raises(DatasetError) as caught:
+        fine_tune(small_classifier(), failing, **LATER, output=tmp_path, workers=workers)
+    message = str(caught.value)
+    assert message.startswith("item ")
+    assert "of the dataset Failing can't be loaded: KeyError: 'no pixels'" in message
+    assert "Traceback" not in message
+    cause = caught.value.__cause__
+    assert isinstance(cause, KeyError) or "in DataLoader worker process" in str(cause)
+    _goes_on(tmp_path, LATER)
+
+
+def test_a_dataset_that_fails_is_named_in_every_use() -> None:
+    model = small_classifier()
+    uses: list[Any] = [
+        lambda data: model.predict_proba(data, progress=False),
+        lambda data: fine_tune(model, data, **{**QUICK, "head_epochs": 1, "epochs": 0, "augment": None}),
+        lambda data: lr_find(model, data, batch_size=4, steps=12, progress=False),
+    ]
+    for use in uses:
+        with pytest.raises(DatasetError, match=r"the dataset Failing can't be loaded: KeyError"):
+            use(Failing(np.arange(8) % 2, most=5))
+
+
+def test_an_augmentation_that_fails_later_is_named(tmp_path: Path) -> None:
+    calls = []
+
+    def fading(batch: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        # the first is a trial
+        return batch if len(calls) < 5 else batch * (1 / 0)
+
+    settings: dict[str, Any] = {**LATER, "augment": fading}
+    with pytest.raises(
+        TrainingError, match=r"augment=.*fading: .* fails on a batch .*ZeroDivisionError"
+    ) as caught:
+        fine_tune(small_classifier(), images(8), **settings, output=tmp_path)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    kept = TransferClassifier.load(tmp_path / "best.safetensors")
+    assert kept.training_summary is not None
+    assert kept.training_summary["epochs_run"] == 1
+    calls.clear()
+    with pytest.raises(TrainingError, match="ZeroDivisionError"):
+        lr_find(small_classifier(), images(8), batch_size=4, steps=12, augment=fading, progress=False)
+
+
+def test_a_method_of_adaptation_that_fails_later_is_named() -> None:
+    class Perturbing(PGD):
+        def perturb(self, *_: Any) -> Any:
+            raise ValueError("no change")
+
+    with pytest.raises(TrainingError, match=r"adapt=.*Perturbing fails on images .*ValueError: no change"):
+        fine_tune(small_classifier(), images(8), **LATER, adapt=Perturbing(steps=1))
+
+
+def test_images_of_several_sizes_are_named() -> None:
+    odd = images(8)
+    odd.images[5] = torch.zeros(1, 3, 32, 32)
+    with pytest.raises(DatasetError, match=r"images of one size; found \(3, 32, 32\), \(3, 64, 64\)"):
+        fine_tune(small_classifier(), odd, **LATER)

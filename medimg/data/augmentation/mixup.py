@@ -31,7 +31,7 @@ class MixedBatch:
 
 def mixup(images: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, MixedBatch]:
     """
-    Mix each image of a batch (B, 3, H, W) with another one (Zhang et al., mixup, ICLR 2018).
+    Mix each image of a batch (B, C, H, W) with another one (Zhang et al., mixup, ICLR 2018).
 
     The weight is drawn from Beta(alpha, alpha), once per batch, by a generator of the CPU.
 

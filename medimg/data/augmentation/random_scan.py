@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medimg.core.content_hash import describe_callable
+from medimg.core.content_hash import describe_callable, name_callable
 from medimg.data.augmentation._mr import (
     add_rician_noise,
     bias_fields,
@@ -230,13 +230,36 @@ def make_augmentation(
         return RandomScanAugmentation(recipe, **_choose_settings(choice, modalities))
     if not callable(choice):
         raise _unknown_choice(choice)
-    found: Callable[[Tensor, torch.Generator], Tensor] = (
+    found = _OwnAugmentation(
+        choice,
         LibraryTransform(recipe, choice)
         if is_library_transform(choice)
-        else lambda images, _: check_shape(choice(images), images)
+        else lambda images, _: check_shape(choice(images), images),
     )
     _try_augmentation(found, recipe)
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _OwnAugmentation:
+    """The user's augmentation of batches, of which any error names it."""
+
+    choice: Callable[..., Any]
+    apply: Callable[[Tensor, torch.Generator], Tensor]
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Augment normalized images (B, C, H, W) or (B, N, C, H, W)."""
+        try:
+            return self.apply(images, generator)
+        except (MedimgError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever the user's own code raises
+            raise TrainingError(
+                f"augment={name_callable(self.choice)}: the augmentation fails on a batch "
+                f"{tuple(images.shape)}: {type(error).__name__}: {error}; expected a function that takes and "
+                "returns a batch of normalized images (B, C, H, W), or a transform of tensors of torchvision "
+                "or MONAI"
+            ) from error
 
 
 def _try_augmentation(augment: Callable[[Tensor, torch.Generator], Tensor], recipe: Preprocess) -> None:
@@ -246,14 +269,6 @@ def _try_augmentation(augment: Callable[[Tensor, torch.Generator], Tensor], reci
     try:
         with torch.random.fork_rng(devices=[]):
             augment(images, torch.Generator().manual_seed(0))
-    except MedimgError:
-        raise
-    except Exception as error:  # whatever the user's own code raises
-        raise TrainingError(
-            f"the augmentation fails on a batch {tuple(images.shape)}: {type(error).__name__}: {error}; "
-            "expected a function that takes and returns a batch of normalized images (B, C, H, W), or a "
-            "transform of tensors of torchvision or MONAI"
-        ) from error
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002  # as above

@@ -7,6 +7,7 @@ import re
 import reprlib
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import cached_property
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +19,7 @@ from medimg.core.logger import get_logger
 from medimg.errors import TrainingError, WeightsUnavailableError, also
 from medimg.io.files.hub_files import WEIGHT_FILES, cached_file, fetch_file
 from medimg.io.files.regular_file import is_regular_file
+from medimg.models.backbones.build_limits import check_numbers, count_values
 from medimg.models.backbones.heads import HeadParts
 from medimg.models.backbones.source import (
     Architecture,
@@ -26,7 +28,7 @@ from medimg.models.backbones.source import (
     check_probe,
     import_extra,
 )
-from medimg.models.backbones.state_matching import strip_prefix
+from medimg.models.backbones.state_matching import list_names, strip_prefix
 from medimg.models.backbones.stems import input_channels
 from medimg.models.backbones.weights import WeightsSource
 from medimg.preprocessing.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
@@ -66,6 +68,7 @@ _REMOTE: Final = frozenset(
 _KERNELS: Final = ("_implementation", "_implementation_internal")
 _BUILT_IN: Final = (None, "eager", "sdpa", "flex_attention", "batched_mm", "grouped_mm")
 _DEEPEST: Final = 20
+_LARGEST_IMAGE: Final = 4096
 
 
 class HFEncoder(nn.Module):
@@ -94,7 +97,7 @@ class HFEncoder(nn.Module):
         return any(name in ("cls_token", "class_embedding") for name in names)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class HFBackbone:
     """
     An encoder by its configuration, of a repository or a folder.
@@ -109,7 +112,6 @@ class HFBackbone:
     folder: Path | None = field(repr=False, default=None)
     library: str = "transformers"
     unnamed_weights: None = None
-    parameter_count: int = 0
 
     @classmethod
     def open(cls, name: str) -> HFBackbone:
@@ -138,7 +140,7 @@ class HFBackbone:
     @classmethod
     def open_folder(cls, folder: Path) -> HFBackbone:
         """Return the encoder of a folder as ``save_pretrained`` writes it."""
-        name = f"{PREFIX}{folder.name}"
+        name = f"{PREFIX}{printable(folder.name)}"
         images = folder / _IMAGES
         found = _read_json(images) if is_regular_file(images) else {}
         return cls(name, _own_settings(_read_json(folder / _CONFIG), name), found, folder)
@@ -154,6 +156,15 @@ class HFBackbone:
     def channels(self) -> int:
         """Channels of the images that the network takes as it is: 3, or 1."""
         return 1 if self.settings.get("num_channels") == 1 else 3
+
+    def count_parameters(self, architecture: Architecture) -> int:
+        """Return the number of values of parameters and buffers; refuse what no network has."""
+        return self._value_count
+
+    @cached_property
+    def _value_count(self) -> int:
+        """Number of values of parameters and buffers."""
+        return count_values(self._create, self.name)
 
     def resolve_weights(self, choice: WeightsChoice, *, accept_license: bool) -> WeightsSource | None:
         """Return the weights of the folder or repository."""
@@ -227,26 +238,36 @@ class HFBackbone:
 
     def build(self, architecture: Architecture, recipe: Preprocess | None, *, initialize: bool) -> HeadParts:
         """Build the encoder of a configuration with random weights."""
-        transformers = import_extra("transformers", "hf", self.name)
-        settings = dict(self.settings)
-        kind = settings.pop("model_type")
-        try:
-            config = transformers.AutoConfig.for_model(kind, **settings)
-            model_class = transformers.AutoModel._model_mapping[type(config)]
-            # the pooler of a ViT is a layer for its former task
-            options = {"add_pooling_layer": False} if _has_dense_pooler(model_class) else {}
-            network = transformers.AutoModel.from_config(config, trust_remote_code=False, **options)
-            encoder = HFEncoder(network.float())
-        except Exception as error:  # whatever the code for this network makes of its configuration
-            raise TrainingError(
-                f"transformers {transformers.__version__} can't build {self.name} ({printable(kind)!r}; "
-                f"{printable_error(error)}); another version may"
-            ) from error
+        self.count_parameters(architecture)  # within the limits of any network
+        encoder = HFEncoder(self._create())
         tried = recipe or self.default_recipe(None, None)
         if tried.n_channels != input_channels(encoder):
             tried = self.default_recipe(None, None).replace(size=tried.size)
         features = check_probe(encoder, self.name, tried, None)
         return HeadParts(encoder, nn.Linear(features, 1, device="meta"), "")
+
+    def _create(self) -> nn.Module:
+        """Return the network of the configuration, with random weights."""
+        transformers = import_extra("transformers", "hf", self.name)
+        settings = dict(self.settings)
+        kind = settings.pop("model_type")
+        try:
+            config = transformers.AutoConfig.for_model(kind, **settings)
+            # with the defaults of the library, such as a backbone of timm for DETR
+            _check_local(config.to_dict(), self.name, built=True)
+            model_class = transformers.AutoModel._model_mapping[type(config)]
+            # the pooler of a ViT is a layer for its former task
+            options = {"add_pooling_layer": False} if _has_dense_pooler(model_class) else {}
+            network = transformers.AutoModel.from_config(config, trust_remote_code=False, **options)
+            whole: nn.Module = network.float()
+            return whole
+        except TrainingError:
+            raise
+        except Exception as error:  # whatever the code for this network makes of its configuration
+            raise TrainingError(
+                f"transformers {transformers.__version__} can't build {self.name} ({printable(kind)!r}; "
+                f"{printable_error(error)}); another version may"
+            ) from error
 
     def convert(
         self, parts: HeadParts, architecture: Architecture, state: OrderedDict[str, Tensor]
@@ -282,7 +303,7 @@ class HFBackbone:
         missing = sorted(set(facts.get("missing_keys", ())) & set(network.state_dict()))
         if missing:
             raise WeightsUnavailableError(
-                f"the weights don't fit {self.name}: {len(missing)} missing ({', '.join(missing[:3])}); pass "
+                f"the weights don't fit {self.name}: {len(missing)} missing ({list_names(missing)}); pass "
                 "the backbone of these weights, or other weights"
             )
         return OrderedDict(loaded.state_dict())
@@ -308,7 +329,7 @@ def _per_channel(value: object, what: str, name: str) -> tuple[Any, ...] | None:
 def _first_side(value: object, entry: str, name: str) -> int:
     """Return the first side of images of a size."""
     side = value[0] if isinstance(value, list | tuple) and value else value
-    return check_whole_number(f"{entry} of {name}", side, least=1)
+    return check_whole_number(f"{entry} of {name}", side, least=1, most=_LARGEST_IMAGE)
 
 
 def _own_settings(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -326,6 +347,7 @@ def _own_settings(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
             f"{name} needs code that its repository has, which is not executed; build the network yourself "
             "and register it by medimg.register_backbone"
         )
+    check_numbers(settings, name)
     _check_local(settings, name)
     if not isinstance(settings.get("model_type"), str):
         raise TrainingError(
@@ -335,22 +357,38 @@ def _own_settings(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in _NOT_BUILT}
 
 
-def _check_local(value: object, name: str, depth: int = 0) -> None:
-    """Refuse a configuration, or one inside it, with which transformers would download or run code."""
+def _check_local(value: object, name: str, depth: int = 0, *, built: bool = False) -> None:
+    """
+    Refuse a configuration, or one inside it, with which transformers would download or run code.
+
+    `built` is whether it is as transformers has it, with defaults.
+    """
     if depth > _DEEPEST:
         raise TrainingError(f"the configuration of {name} is nested deeper than {_DEEPEST} levels")
     if isinstance(value, list | tuple):
         for inner in value:
-            _check_local(inner, name, depth + 1)
-    for key, inner in value.items() if isinstance(value, dict) else ():
-        if key == "model_type" and isinstance(inner, str) and inner.startswith("timm_"):
-            raise TrainingError(f"{name} is a network of timm: pass its name there, such as 'timm:resnet50'")
+            _check_local(inner, name, depth + 1, built=built)
+    fields: dict[Any, Any] = value if isinstance(value, dict) else {}
+    kind = fields.get("model_type")
+    if isinstance(kind, str) and kind.startswith("timm_"):
+        raise TrainingError(
+            f"{name} is a network of timm, or has one inside, which transformers may download: pass its name "
+            "there, such as 'timm:resnet50'"
+        )
+    own = built or isinstance(fields.get("backbone_config"), dict)
+    for key, inner in ((str(k), v) for k, v in fields.items()):
+        shown = printable(key)
+        if key == "use_timm_backbone" and (inner or not own):
+            raise TrainingError(
+                f"the configuration of {name} has {shown!r} without a backbone_config of its own, so that "
+                "transformers can take the backbone from elsewhere; pass the name of that network"
+            )
         if (key in _REMOTE and inner) or (key.endswith(_KERNELS) and not _is_built_in(inner)):
             raise TrainingError(
-                f"the configuration of {name} has {key!r}, with which transformers can download or run "
+                f"the configuration of {name} has {shown!r}, with which transformers can download or run "
                 "other code or weights; remove it from the configuration if you trust it"
             )
-        _check_local(inner, name, depth + 1)
+        _check_local(inner, name, depth + 1, built=built)
 
 
 def _is_built_in(chosen: object) -> bool:

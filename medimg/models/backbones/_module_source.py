@@ -35,7 +35,6 @@ class ModuleBackbone:
     network: nn.Module = field(repr=False)
     library: None = None
     unnamed_weights: str = AS_BUILT
-    parameter_count: int = 0
 
     @classmethod
     def of(cls, network: nn.Module) -> ModuleBackbone:
@@ -54,6 +53,10 @@ class ModuleBackbone:
     def channels(self) -> int:
         """Channels that its first convolution takes."""
         return input_channels(self.network)
+
+    def count_parameters(self, architecture: Architecture) -> int:
+        """Return 0: the network is the user's own, whatever a file says."""
+        return 0
 
     def resolve_weights(self, choice: WeightsChoice, *, accept_license: bool) -> WeightsSource | None:
         """Return None for the weights that the network has."""

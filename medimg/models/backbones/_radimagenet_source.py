@@ -52,10 +52,9 @@ class RadImageNetBackbone:
             )
         return cls(name, TorchvisionBackbone(model))
 
-    @property
-    def parameter_count(self) -> int:
-        """Number of parameters with the head."""
-        return self.network.parameter_count
+    def count_parameters(self, architecture: Architecture) -> int:
+        """Return the number of parameters with the head."""
+        return self.network.count_parameters(architecture)
 
     def resolve_weights(self, choice: WeightsChoice, *, accept_license: bool) -> WeightsSource | None:
         """Refuse weights by name: there is no address to download them from."""

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor, nn
 
-from medimg._validation import did_you_mean, printable_error
+from medimg._validation import did_you_mean, printable, printable_error
 from medimg.errors import PreprocessError, TrainingError, WeightsUnavailableError, also
 from medimg.io.files.hub_files import WEIGHT_FILES, cached_file
 from medimg.io.files.regular_file import is_regular_file
+from medimg.models.backbones.build_limits import check_numbers, count_values, limited
 from medimg.models.backbones.heads import HeadParts
 from medimg.models.backbones.source import (
     Architecture,
@@ -72,7 +73,7 @@ class TimmBackbone:
         if not timm.is_model(model):
             raise also(TrainingError, KeyError)(
                 f"timm {timm.__version__} has no network "
-                f"{model!r}{did_you_mean(model, timm.list_models(), most=3)}"
+                f"{printable(model)!r}{did_you_mean(model, timm.list_models(), most=3)}"
             )
         tags = _tags(model)
         if tag and tag not in tags:
@@ -100,19 +101,24 @@ class TimmBackbone:
         timm = import_extra("timm", "timm", architecture.name)
         model = architecture.name.removeprefix(PREFIX).partition(".")[0]
         if not timm.is_model(model):
-            raise TrainingError(f"timm {timm.__version__} has no network {model!r}")
+            raise TrainingError(f"timm {timm.__version__} has no network {printable(model)!r}")
         arguments = _own_arguments(architecture.settings, architecture.name)
         channels = _image_channels(arguments, architecture.name)
         return cls(architecture.name, arguments=arguments, channels=channels)
 
-    @property
-    def parameter_count(self) -> int:
-        """Number of parameters."""
-        with torch.device("meta"), _quiet():
-            try:
-                return sum(p.numel() for p in self._create(None).parameters())
-            except Exception:  # some networks can't be built without memory
-                return 0
+    def count_parameters(self, architecture: Architecture) -> int:
+        """Return the number of values of parameters and buffers."""
+        try:
+            with _quiet():
+                return count_values(
+                    lambda: self._create(architecture.image_size, architecture.settings), self.name
+                )
+        except TrainingError:
+            raise
+        except Exception as error:  # whatever the network makes of its arguments
+            if architecture.settings is None and architecture.image_size is None:
+                return 0  # some networks can't be built without memory
+            raise self._not_built(error) from error
 
     @property
     def _model(self) -> str:
@@ -197,8 +203,12 @@ class TimmBackbone:
     def _find_patch_side(self, size: int) -> int:
         """Return the side of the patches; refuse a size for which timm can't build the network."""
         try:
-            with torch.device("meta"), _quiet():
-                network = self._create(size)
+            with torch.device("meta"), limited(self.name), _quiet():
+                network = self._create(size).eval()
+                # timm can build some networks that then fail
+                network(torch.empty(1, self.channels, size, size))
+        except TrainingError:
+            raise
         except Exception as error:  # whatever the network checks
             raise PreprocessError(
                 f"{self.name} can't be built for images of {size}×{size} ({printable_error(error)}); "
@@ -218,13 +228,13 @@ class TimmBackbone:
 
     def build(self, architecture: Architecture, recipe: Preprocess | None, *, initialize: bool) -> HeadParts:
         """Build the network without its head, for which timm has an argument."""
+        if architecture.settings is not None:
+            self.count_parameters(architecture)  # within the limits of any network
         try:
             with _quiet():
                 network = self._create(architecture.image_size, architecture.settings)
         except Exception as error:  # whatever the code for this network makes of its arguments
-            raise TrainingError(
-                f"timm can't build {self.name}: {printable_error(error)}; another version of timm may"
-            ) from error
+            raise self._not_built(error) from error
         features = getattr(network, "head_hidden_size", None) or getattr(network, "num_features", None)
         if features is None:
             raise TrainingError(
@@ -232,6 +242,12 @@ class TimmBackbone:
             )
         head = next(iter(_classifiers(self._settings)), "")
         return HeadParts(network, nn.Linear(int(features), 1, device="meta"), head)
+
+    def _not_built(self, error: Exception) -> TrainingError:
+        """Return the error of a network that timm can't build."""
+        return TrainingError(
+            f"timm can't build {self.name}: {printable_error(error)}; another version of timm may"
+        )
 
     def _create(
         self, size: int | None, arguments: Mapping[str, Any] | None = None, **options: Any
@@ -311,9 +327,11 @@ def _own_arguments(given: object, name: str) -> dict[str, Any] | None:
     refused = next((k for k in given if k in stated | _RUNTIME or k.startswith("pretrained")), None)
     if refused is not None:
         raise TrainingError(
-            f"{name} has the argument {refused!r} in its file, which does not belong to a network: with it, "
-            "timm can download weights, or read other files; remove it from the file if you trust it"
+            f"{name} has the argument {printable(refused)!r} in its file, which does not belong to a "
+            "network: with it, timm can download weights, or read other files; remove it from the file if "
+            "you trust it"
         )
+    check_numbers(given, name)
     # a new head has its own classes
     return {key: value for key, value in given.items() if key != "num_classes"} or None
 
@@ -343,7 +361,9 @@ def _image_channels(arguments: Mapping[str, Any] | None, name: str) -> int:
     """Return the channels of the images of a network with arguments."""
     found = (arguments or {}).get("in_chans", 3)
     if type(found) is not int or found not in (1, 3):
-        raise TrainingError(f"{name} takes images of {found!r} channels by its file; expected 1 or 3")
+        raise TrainingError(
+            f"{name} takes images of {reprlib.repr(found)} channels by its file; expected 1 or 3"
+        )
     return found
 
 

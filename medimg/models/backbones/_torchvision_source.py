@@ -48,9 +48,8 @@ class TorchvisionBackbone:
     library: None = None
     unnamed_weights: None = None
 
-    @property
-    def parameter_count(self) -> int:
-        """Number of parameters with the head."""
+    def count_parameters(self, architecture: Architecture) -> int:
+        """Return the number of parameters with the head."""
         return int(get_model_weights(self.name)["DEFAULT"].value.meta["num_params"])
 
     def resolve_weights(self, choice: WeightsChoice, *, accept_license: bool) -> WeightsSource | None:

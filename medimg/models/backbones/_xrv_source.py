@@ -81,10 +81,9 @@ class XrvBackbone:
         model, size, file = _NETWORKS[wanted]
         return cls(name, TorchvisionBackbone(model), size, file)
 
-    @property
-    def parameter_count(self) -> int:
-        """Number of parameters with the head."""
-        return self.network.parameter_count
+    def count_parameters(self, architecture: Architecture) -> int:
+        """Return the number of parameters with the head."""
+        return self.network.count_parameters(architecture)
 
     @property
     def pickled_classes(self) -> tuple[str, ...]:

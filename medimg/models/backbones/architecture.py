@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import nn
 
-from medimg._validation import did_you_mean
+from medimg._validation import did_you_mean, printable
 from medimg.errors import PreprocessError, TrainingError, WeightsUnavailableError, also
 from medimg.io.files.regular_file import is_regular_file
 from medimg.models.backbones._hf_source import HFBackbone
@@ -26,7 +26,7 @@ from medimg.models.backbones._xrv_source import XrvBackbone
 from medimg.models.backbones.heads import HeadParts
 from medimg.models.backbones.registry import mark_used, registered_backbone, registered_names
 from medimg.models.backbones.source import Architecture, BackboneSource, check_probe, grayscale_recipe
-from medimg.models.backbones.state_matching import match_state
+from medimg.models.backbones.state_matching import list_names, match_state
 from medimg.models.backbones.stems import fold_stem
 from medimg.models.backbones.weights import (
     WeightsChoice,
@@ -90,7 +90,7 @@ def find_backbone(backbone: str | nn.Module | BackboneSource) -> BackboneSource:
     if not isinstance(backbone, str):
         if hasattr(backbone, "size_rule"):
             return backbone
-        backbone = repr(backbone)
+        backbone = printable(repr(backbone))
     registered = registered_backbone(backbone)
     if registered is not None:
         return registered
@@ -103,9 +103,9 @@ def find_backbone(backbone: str | nn.Module | BackboneSource) -> BackboneSource:
     hint = did_you_mean(backbone, known, most=3)
     listed = "" if hint else f"; expected one of {', '.join(known)}"
     raise also(TrainingError, KeyError)(
-        f"torchvision has no classification model {backbone!r}, and a network of your own must be registered "
-        "by medimg.register_backbone, also before a checkpoint of it is loaded; networks of other sources "
-        f"start with {', '.join(f'{name}:' for name in _BY_USERS)}{listed}{hint}"
+        f"torchvision has no classification model {printable(backbone)!r}, and a network of your own must be "
+        "registered by medimg.register_backbone, also before a checkpoint of it is loaded; networks of other "
+        f"sources start with {', '.join(f'{name}:' for name in _BY_USERS)}{listed}{hint}"
     )
 
 
@@ -316,8 +316,8 @@ def load_backbone(
     broken = [n for n, v in found.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
     if broken:
         raise WeightsUnavailableError(
-            f"the weights {source} have values that are not finite in {', '.join(broken[:3])} (torchvision's "
-            "IMAGENET1K_FEATURES, for example, have no classifier): choose other weights"
+            f"the weights {printable(source)} have values that are not finite in {list_names(broken)} "
+            "(torchvision's IMAGENET1K_FEATURES, for example, have no classifier): choose other weights"
         )
     parts.body.load_state_dict(found, strict=False)  # strictness is match_state's, which names the causes
     return match.report

@@ -27,7 +27,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class HeadParts:
-    """A network (B, 3, H, W) to embeddings (B, F), its former head, and its name ("" if it had none)."""
+    """A network (B, C, H, W) to embeddings (B, F), its former head, and its name ("" if it had none)."""
 
     body: nn.Module
     head: nn.Linear | nn.Conv2d

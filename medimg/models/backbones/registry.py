@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from torchvision.models import list_models
 
 from medimg._public import set_module
-from medimg._validation import check_whole_number
+from medimg._validation import check_whole_number, printable, printable_error
 from medimg.errors import MedimgError, MedimgWarning, TrainingError, WeightsUnavailableError, also
 from medimg.models.backbones.heads import (
     HeadParts,
@@ -28,7 +28,7 @@ from medimg.models.backbones.heads import (
     head_logits,
     replace_layer,
 )
-from medimg.models.backbones.source import Architecture, SizeRule, check_repeats
+from medimg.models.backbones.source import LONGEST_NAME, Architecture, SizeRule, check_repeats
 from medimg.models.module_mode import module_mode
 from medimg.preprocessing.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
@@ -77,7 +77,10 @@ class RegisteredBackbone:
     channels: int = 3
     library: None = None
     unnamed_weights: str = AS_BUILT
-    parameter_count: int = 0
+
+    def count_parameters(self, architecture: Architecture) -> int:
+        """Return 0: the network is the user's own, whatever a file says."""
+        return 0
 
     def resolve_weights(self, choice: WeightsChoice, *, accept_license: bool) -> WeightsSource | None:
         """Return None for the weights that the network is built with."""
@@ -146,7 +149,7 @@ class RegisteredBackbone:
             raise
         except Exception as error:  # whatever the user's own code raises
             raise TrainingError(
-                f"the function of the backbone {self.name!r} failed: {type(error).__name__}: {error}; "
+                f"the function of the backbone {self.name!r} failed: {printable_error(error)}; "
                 "expected a function without arguments that returns a network"
             ) from error
         if not isinstance(network, nn.Module):
@@ -216,7 +219,7 @@ class RegisteredBackbone:
         except Exception as error:  # whatever the user's own code raises
             raise TrainingError(
                 f"the backbone {self.name!r} fails on an image (1, {self.recipe.n_channels}, "
-                f"{self.recipe.hw[0]}, {self.recipe.hw[1]}): {type(error).__name__}: {error}; "
+                f"{self.recipe.hw[0]}, {self.recipe.hw[1]}): {printable_error(error)}; "
                 f"expected a size that it takes, by {'preprocess=' if self._is_module else 'size='}, and its "
                 f"last linear or convolutional layer as its head; else {self._advice}"
             ) from error
@@ -364,8 +367,11 @@ def registered_names() -> tuple[str, ...]:
 
 def _check_settings(name: object, build: object, head: object, features: object) -> None:
     """Refuse settings of another type, and names of torchvision's models."""
-    if not isinstance(name, str) or not name.strip():
-        raise TrainingError(f"the name of a backbone must be text; found {name!r}")
+    if not isinstance(name, str) or not name.strip() or printable(name, LONGEST_NAME) != name:
+        raise TrainingError(
+            f"the name of a backbone must be text of at most {LONGEST_NAME} characters, without control "
+            f"characters; found {printable(repr(name))}"
+        )
     if name in list_models(module=torchvision.models):
         raise TrainingError(f"{name!r} is a model of torchvision: choose another name")
     if not callable(build) or isinstance(build, nn.Module):

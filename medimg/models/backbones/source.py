@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import torch
 from torch import Tensor, nn
 
+from medimg._validation import printable_error
 from medimg.errors import (
     MedimgError,
     MissingDependencyError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from medimg.models.backbones.weights import WeightsChoice, WeightsSource
 
 __all__ = [
+    "LONGEST_NAME",
     "Architecture",
     "BackboneSource",
     "SizeRule",
@@ -40,6 +42,8 @@ __all__ = [
     "library_version",
 ]
 
+#: Characters of the name of a network.
+LONGEST_NAME: Final = 300
 #: Licenses under which weights are used without `accept_license`.
 _PERMISSIVE: Final = frozenset(
     {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "bsd", "cc0-1.0", "cc-by-4.0", "unlicense", "isc"}
@@ -142,9 +146,8 @@ class BackboneSource(Protocol):
         """Name of the initial weights if none are loaded: None if they are random."""
         ...
 
-    @property
-    def parameter_count(self) -> int:
-        """Number of parameters of the network, 0 if that is not known before it is built."""
+    def count_parameters(self, architecture: Architecture) -> int:
+        """Return the number of parameters, 0 if no file has a say in what is built: a user's own network."""
         ...
 
     def resolve_weights(self, choice: WeightsChoice, *, accept_license: bool) -> WeightsSource | None:
@@ -235,7 +238,7 @@ def check_probe(network: nn.Module, name: str, recipe: Preprocess, features: int
     except Exception as error:  # whatever the code of the library raises
         raise PreprocessError(
             f"{name} fails on an image of {size} with {recipe.n_channels} "
-            f"channel{'s' * (recipe.n_channels > 1)}: {type(error).__name__}: {error}; use the default size, "
+            f"channel{'s' * (recipe.n_channels > 1)}: {printable_error(error)}; use the default size, "
             "by preprocess=None, or another one, by Preprocess(size=...)"
         ) from error
     if not isinstance(found, Tensor) or found.ndim != 2 or (features or found.shape[1]) != found.shape[1]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
     from medimg.models.backbones.heads import HeadParts
 
-__all__ = ["Match", "WeightsReport", "match_state", "strip_prefix"]
+__all__ = ["Match", "WeightsReport", "list_names", "match_state", "strip_prefix"]
 
 _SHOWN: Final = 3
+#: Least fraction of the parameters of which a part can be meant.
+_WORTHWHILE: Final = 0.5
 _NOT_USED: Final = "num_batches_tracked"  # absent in files from before 2018
 #: Of which a training script keeps a copy, in order of preference; see `_rank`.
 _TAKEN: Final = frozenset(("teacher", "ema"))
@@ -65,7 +67,7 @@ _NUMBERS: Final = "the names of nn.Sequential(*network.children())"
 
 
 @set_module("medimg")
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class WeightsReport:
     """
     What a file of weights gave a backbone: ``model.weights_report``.
@@ -111,8 +113,8 @@ class WeightsReport:
     matched: int
     total: int
     share: float
-    missing: tuple[str, ...] = field(default=(), repr=False)
-    left_out: tuple[str, ...] = field(default=(), repr=False)
+    missing: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
 
     @property
@@ -120,19 +122,26 @@ class WeightsReport:
         """Whether the tensors have the network's own names, without a prefix."""
         return not self.prefix and self.naming == _OWN_NAMES
 
+    def __repr__(self) -> str:
+        return (
+            f"WeightsReport(source={_quote(self.source)}, prefix={_quote(self.prefix)}, "
+            f"naming={_quote(self.naming)}, matched={self.matched}, total={self.total}, "
+            f"share={self.share!r}, others=({list_names(self.others, quoted=True)}))"
+        )
+
     def __str__(self) -> str:
         parts = [
-            f"weights {self.source}: {self.matched} of {self.total} tensors ({_percent(self.share)} of the "
-            "parameters) found"
+            f"weights {printable(self.source)}: {self.matched} of {self.total} tensors "
+            f"({_percent(self.share)} of the parameters) found"
         ]
         parts[0] += f", under {_quote(self.prefix)}" if self.prefix else ""
         parts[0] += f", by {self.naming}" if self.naming != _OWN_NAMES else ""
         if self.others:
-            parts.append(f"not taken: the network under {_list_names(self.others, quoted=True)}")
+            parts.append(f"not taken: the network under {list_names(self.others, quoted=True)}")
         if self.missing:
-            parts.append(f"{len(self.missing)} missing or of another shape ({_list_names(self.missing)})")
+            parts.append(f"{len(self.missing)} missing or of another shape ({list_names(self.missing)})")
         if self.left_out:
-            parts.append(f"{len(self.left_out)} left out ({_list_names(self.left_out)})")
+            parts.append(f"{len(self.left_out)} left out ({list_names(self.left_out)})")
         return "; ".join(parts)
 
 
@@ -183,9 +192,8 @@ def match_state(
     exact = min_match == 1.0 or chosen.naming == _NUMBERS
     if chosen.share < min_match or (exact and not whole):
         raise WeightsUnavailableError(
-            f"the weights {source} don't fit a {backbone}: "
-            f"{_describe_misfit(own, state, chosen, min_match)}; pass the backbone of these "
-            "weights, or other weights"
+            f"the weights {printable(source)} don't fit a {backbone}: "
+            f"{_describe_misfit(own, state, chosen, min_match)}; {_advise(chosen, backbone)}"
         )
     found = OrderedDict((n, fold_weight(own[n], state[chosen.names[n]])) for n in own if n in chosen.fitting)
     used = {chosen.names[n] for n in found}
@@ -236,7 +244,7 @@ def _describe_misfit(
         f"{n} {state[chosen.names[n]].dtype}" for n in wrong if state[chosen.names[n]].shape == own[n].shape
     ]
     problems = [
-        f"{len(names)} {problem} ({_list_names(names)})"
+        f"{len(names)} {problem} ({list_names(names)})"
         for problem, names in (
             ("missing", missing),
             ("unexpected", chosen.unexpected),
@@ -250,9 +258,19 @@ def _describe_misfit(
     found += f" by {chosen.naming}" if chosen.naming != _OWN_NAMES else ""
     exact = min_match == 1 or chosen.naming == _NUMBERS
     wanted = f"expected {'all' if exact else 'at least ' + _percent(min_match)}"
-    partial = chosen.fitting and chosen.naming != _NUMBERS
+    partial = chosen.share >= _WORTHWHILE and chosen.naming != _NUMBERS
     remedy = " (min_match= accepts a part, and model.weights_report names it)" if partial else ""
     return f"{found}, {wanted}{remedy}: {'; '.join(problems)}"
+
+
+def _advise(chosen: _Candidate, backbone: str) -> str:
+    """Return what to do about tensors that don't fit a network."""
+    if chosen.share >= _WORTHWHILE:
+        return "pass the backbone of these weights, or other weights"
+    return (
+        f"check by these names and shapes that the file is of a {backbone}, and that it holds weights, not "
+        "the state of an optimizer; then pass the backbone of these weights, or other weights"
+    )
 
 
 def _find_candidates(
@@ -386,8 +404,8 @@ def _choose(
     taken = left[0]
     if (best.complete or partial) and any(not _are_equal(taken, one, state) for one in left[1:]):
         raise WeightsUnavailableError(
-            f"the weights {source} have several networks that fit, under the prefixes "
-            f"{_list_names([one.prefix for one in left], quoted=True)}: save the state dict of one of them"
+            f"the weights {printable(source)} have several networks that fit, under the prefixes "
+            f"{list_names([one.prefix for one in left], quoted=True)}: save the state dict of one of them"
         )
     return taken, [one for one in equal if one.prefix != taken.prefix]
 
@@ -430,6 +448,7 @@ def _quote(name: str) -> str:
     return f"'{printable(name)}'"
 
 
-def _list_names(names: Any, *, quoted: bool = False) -> str:
+def list_names(names: Any, *, quoted: bool = False) -> str:
+    """Return the first names of a file for a message."""
     shown = [_quote(name) if quoted else printable(name) for name in list(names)[:_SHOWN]]
     return f"{', '.join(shown)}{', ...' if len(names) > _SHOWN else ''}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,9 +14,11 @@ from medimg._validation import check_path
 from medimg.adapt.auto import Auto
 from medimg.adapt.target_scores import mutual_information
 from medimg.core.logger import get_logger
-from medimg.errors import TrainingError
+from medimg.errors import MedimgWarning, TrainingError
 from medimg.metrics.validation_scores import mean_auroc
 from medimg.models.training_images import record_training_images
+from medimg.training import resume as resume_file
+from medimg.training._trainer import is_main_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +35,9 @@ __all__ = ["choose", "resolve_auto", "train_candidates"]
 
 #: Files of a candidate that are also those of the choice.
 _FILES: Final = ("last.safetensors", "history.csv")
+#: Patients of the target, or images, that a choice needs at least.
+_FEWEST: Final = 10
+_RESAMPLES: Final = 200
 #: Attributes of a model that training changes.
 _ATTRIBUTES: Final = (
     "training_summary",
@@ -68,6 +74,8 @@ class _Trained:
     result: FitResult
     val_auroc: float | None
     information: float
+    #: (n, K) probabilities of the images of the target.
+    predicted: NDArray[np.float64]
     state: Mapping[str, Any]
     summary: dict[str, Any] | None
 
@@ -98,17 +106,25 @@ def train_candidates(
     data: tuple[LabeledDataset, LabeledDataset | None],
     arguments: Mapping[str, Any],
     *,
-    check: Callable[[Sequence[Adaptation]], None],
+    checks: tuple[Callable[[Sequence[Adaptation]], None], Callable[..., None]],
 ) -> FitResult:
     """
     Train with each candidate, and give the model the weights of the choice.
 
-    `check` raises TrainingError if methods have no effect with the other settings.
+    `checks` raise TrainingError if methods have no effect with the other settings, and if a resume file in
+    the folder of a method belongs to another training.
     """
     train, val = data
     if val is None:
         raise TrainingError(
             'adapt="auto" needs validation data of the source: pass val=, or choose a method of medimg.adapt'
+        )
+    equal = np.full((len(val), len(val.classes)), 1.0 / len(val.classes))
+    if mean_auroc(np.asarray(val.labels), equal, model.task) is None:
+        raise TrainingError(
+            'adapt="auto" compares methods by the AUROC on the validation data, which is undefined, because '
+            "no class has both positive and negative examples: use another split, or choose a method of "
+            "medimg.adapt"
         )
     _check_arguments(arguments)
     methods = auto.list_methods(model, train)
@@ -116,8 +132,12 @@ def train_candidates(
         if one is not None:
             one.check(model.classes, train)
             one.check_model(model)
-            check([one])
+            checks[0]([one])
     output = None if arguments["output"] is None else check_path("output", arguments["output"])
+    if output is not None and is_main_process():
+        _check_output(output, list(methods), arguments["resume"], overwrite=arguments["overwrite"])
+    if output is not None and arguments["resume"]:
+        checks[1](methods, output)
     start = _Start.capture(model, arguments["callbacks"])
     trained: list[_Trained] = []
     try:
@@ -134,7 +154,7 @@ def train_candidates(
         start.restore(model)
         raise
     rows = [{"name": t.name, "val_auroc": t.val_auroc, "information": t.information} for t in trained]
-    chosen = choose(rows, auto.margin)
+    chosen = _confirm(trained, choose(rows, auto.margin), auto.target, model.task)
     best = trained[chosen]
     get_logger().info('adapt="auto": %s is kept', best.name)
     model.load_state_dict(best.state)
@@ -168,6 +188,18 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
             'adapt="auto" resumes the trainings in the folders of output=; found a path as resume: pass '
             "resume=True"
         )
+
+
+def _check_output(output: Path, names: Sequence[str], resume: bool | None, *, overwrite: bool) -> None:
+    """Raise TrainingError if a choice would replace the results of another training."""
+    folders = [output / name for name in names]
+    found, begun = resume_file.list_results(output), any(map(resume_file.list_results, folders))
+    if resume and not overwrite and (resume_file.FILE in found or (found and not begun)):
+        way = 'it is none with adapt="auto", and can\'t be continued as one; pass'
+        raise resume_file.refuse_results(output, found, "training", way=way)
+    # the choice is written again once its trainings have gone on
+    for folder in folders if resume else (output, *folders):
+        resume_file.check_output(folder, resume, overwrite=overwrite)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,10 +236,12 @@ def _score(
     arguments: Mapping[str, Any],
 ) -> _Trained:
     options = {key: arguments[key] for key in ("batch_size", "workers", "progress")}
+    predicted = model.predict_proba(target, **options)
     return _Trained(
         *trained,
         mean_auroc(val.labels, model.predict_proba(val, **options), model.task),
-        _measure_information(model.predict_proba(target, **options), model.task),
+        _measure_information(predicted, model.task),
+        predicted,
         copy.deepcopy(model.state_dict()),
         model.training_summary,
     )
@@ -218,6 +252,51 @@ def _measure_information(probabilities: NDArray[np.float64], task: str) -> float
     if task != "multilabel":
         return mutual_information(probabilities)
     return float(np.mean([mutual_information(np.stack([p, 1 - p], axis=1)) for p in probabilities.T]))
+
+
+def _confirm(trained: Sequence[_Trained], chosen: int, target: Any, task: str) -> int:
+    """Return the choice; 0, with a warning, if the target is too small to tell it from no adaptation."""
+    if not chosen:
+        return 0
+    best, plain = trained[chosen], trained[0]
+    patients = list(getattr(target, "patients", None) or ())
+    known = len(patients) == len(best.predicted) and all(patients)
+    whose = np.unique(patients, return_inverse=True)[1] if known else np.arange(len(best.predicted))
+    count, unit = int(whose.max()) + 1, "patients" if known else "images"
+    low, high = _resample_gain(best.predicted, plain.predicted, whose, task)
+    if count >= _FEWEST and low > 0:
+        return chosen
+    why = (
+        f"the 95 % interval of the difference over the {count} {unit} of the target, {low:+.3f} to "
+        f"{high:+.3f}, includes 0"
+        if count >= _FEWEST
+        else f"the target has {count} {unit}, fewer than {_FEWEST}"
+    )
+    warnings.warn(
+        f'adapt="auto" keeps the training without adaptation: {best.name} has a higher mutual information '
+        f"on the target ({best.information:.3f}, without adaptation {plain.information:.3f}), but {why}. "
+        "Pass more images of the target, or choose a method of medimg.adapt by labels of some",
+        MedimgWarning,
+        stacklevel=6,
+    )
+    return 0
+
+
+def _resample_gain(
+    own: NDArray[np.float64], plain: NDArray[np.float64], whose: NDArray[np.int64], task: str
+) -> tuple[float, float]:
+    """Return the 95 % interval of the gain of mutual information, resampling patients (n,) together."""
+    rng = np.random.default_rng(0)
+    count = int(whose.max()) + 1
+    several = [[p] if task != "multilabel" else [np.stack([q, 1 - q], 1) for q in p.T] for p in (own, plain)]
+    gains = []
+    for _ in range(_RESAMPLES):
+        weights = np.bincount(rng.integers(0, count, count), minlength=count)[whose]
+        rows = np.repeat(np.arange(len(whose)), weights)
+        one, other = (np.mean([mutual_information(p[rows]) for p in parts]) for parts in several)
+        gains.append(one - other)
+    low, high = np.percentile(gains, (2.5, 97.5))
+    return float(low), float(high)
 
 
 def _write_choice(model: TransferClassifier, output: Path, name: str) -> Path:

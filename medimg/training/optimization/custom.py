@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from medimg.core.content_hash import content_hash, describe_callable, json_text
+from medimg.core.content_hash import content_hash, describe_callable, json_text, name_callable
 from medimg.errors import MedimgError, TrainingError
 from medimg.models.digest import tensors_sha256
 
@@ -131,10 +131,10 @@ class CustomParts:
         scores = _check_metrics(metrics, taken)
         given = {"optimizer": optimizer, "schedule": schedule, "loss": loss}
         given = {name: value for name, value in given.items() if value is not None}
-        names: dict[str, Any] = {name: _name(value) for name, value in given.items()}
+        names: dict[str, Any] = {name: name_callable(value) for name, value in given.items()}
         identity: dict[str, Any] = {name: _identify(value) for name, value in given.items()}
         if scores:
-            names["metrics"] = {name: _name(value) for name, value in scores.items()}
+            names["metrics"] = {name: name_callable(value) for name, value in scores.items()}
             identity["metrics"] = {name: _identify(value) for name, value in scores.items()}
         return cls(optimizer, schedule, None if loss is None else CustomLoss(loss), scores, names, identity)
 
@@ -315,8 +315,8 @@ def _find_steps(schedule: Any) -> str | None:
     if required == [first] and (first in _STEPS or is_plain):
         return first
     raise TrainingError(
-        f"schedule={_name(schedule)} also needs {', '.join(required)}: give them by functools.partial, or "
-        "pass a function of an optimizer and a number of steps"
+        f"schedule={name_callable(schedule)} also needs {', '.join(required)}: give them by "
+        "functools.partial, or pass a function of an optimizer and a number of steps"
     )
 
 
@@ -348,7 +348,7 @@ def naming(argument: str, part: object, *, on: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise TrainingError(
-            f"{argument}={_name(part)} fails on {on}: {type(error).__name__}: {error}"
+            f"{argument}={name_callable(part)} fails on {on}: {type(error).__name__}: {error}"
         ) from error
 
 
@@ -378,13 +378,6 @@ def _found(value: object) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
-def _name(value: object) -> str:
-    """Return the name of a function, class or object, with its module."""
-    inner = _unwrap(value)
-    named = inner if hasattr(inner, "__qualname__") else type(inner)
-    return f"{named.__module__}.{named.__qualname__}"
-
-
 def _identify(value: Any) -> str:
     """Return a name and a digest of what a callable computes, as far as its code and settings tell."""
     facts: list[Any] = [describe_callable(value)]
@@ -394,4 +387,4 @@ def _identify(value: Any) -> str:
             n: v for n, v in vars(value).items() if v is None or isinstance(v, bool | int | float | str)
         }
         facts += [tensors_sha256(plain), sorted(map(repr, scalars.items()))]
-    return f"{_name(value)} {content_hash(json_text(facts))[:_DIGITS]}"
+    return f"{name_callable(value)} {content_hash(json_text(facts))[:_DIGITS]}"
