@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from medimg.calibration.result import Calibration
     from medimg.core.progress import Progress
     from medimg.data.protocols import LabeledDataset
-    from medimg.models._source_scores import PredictSource
     from medimg.models.backbones.state_matching import WeightsReport
+    from medimg.models.prediction.scored_source import PredictSource
     from medimg.models.test_time_augmentation import ViewChoice
     from medimg.models.training_distribution import TrainingDistribution
     from medimg.models.training_images import TrainingImages
