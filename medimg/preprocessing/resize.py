@@ -56,7 +56,7 @@ def resize(
 def resize_depth(values: torch.Tensor, count: int) -> torch.Tensor:
     """Resize the first axis of contiguous values (D, ...) float32 to `count` with the same filter."""
     taps = compute_axis_taps(len(values), count, count, flip=False)
-    index, offsets, weights = (t.to(values.device) for t in _make_bags(taps, 1, len(values), 0, count, 0))
+    index, offsets, weights = (t.to(values.device) for t in _make_bags(taps, 1, len(values), (0, count, 0)))
     rows = F.embedding_bag(
         index,
         values.view(len(values), -1),
@@ -141,7 +141,7 @@ class Resizer:
         n, height, pitch = values.shape
         key = (id(taps), n, height, *part)
         if key not in self._bags:
-            self._bags[key] = tuple(t.to(self.device) for t in _make_bags(taps, n, height, *part))
+            self._bags[key] = tuple(t.to(self.device) for t in _make_bags(taps, n, height, part))
         index, offsets, weights = self._bags[key]
         sums = F.embedding_bag(
             index,
@@ -154,19 +154,18 @@ class Resizer:
         return sums.view(n, part[1] - part[0], pitch)
 
 
-def _make_bags(
-    taps: AxisTaps, n: int, height: int, start: int, stop: int, first: int
-) -> tuple[torch.Tensor, ...]:
-    """Return index, offsets and weights of the results of n images, whose inputs start at `first`."""
-    part = slice(taps.ends[start], taps.ends[stop])
-    index = taps.index[part] - first
+def _make_bags(taps: AxisTaps, n: int, height: int, part: tuple[int, int, int]) -> tuple[torch.Tensor, ...]:
+    """Return index, offsets and weights of a part (start, stop, first input) of the results of n images."""
+    start, stop, first = part
+    used = slice(taps.ends[start], taps.ends[stop])
+    index = taps.index[used] - first
     ends = taps.ends[start : stop + 1] - taps.ends[start]
     every = np.arange(n, dtype=np.int32)[:, None]
     offsets = np.append((ends[:-1] + every * ends[-1]).ravel(), np.int32(n * ends[-1]))
     arrays: tuple[npt.NDArray[Any], ...] = (
         (index + every * np.int32(height)).ravel(),
         offsets,
-        np.tile(taps.weights[part], n),
+        np.tile(taps.weights[used], n),
     )
     with torch.inference_mode(mode=False):
         return tuple(torch.from_numpy(a) for a in arrays)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor, nn
 
 from medimg.models.backbones.heads import head_logits
-from medimg.models.low_rank import merged_copy
 from medimg.models.pooling import GatedAttention, pool_embeddings
 
 if TYPE_CHECKING:
@@ -32,7 +30,7 @@ def list_outputs(model: TransferClassifier) -> tuple[str, ...]:
 
 class PortableNetwork(nn.Module):
     """
-    Normalization, backbone, pooling, head and calibration as one network in evaluation mode, on the CPU.
+    Normalization, backbone, pooling, head and calibration as one network, of a model in evaluation mode.
 
     It takes intensities, 0 to 1: images (N, C, H, W), or with pooling bags (B, N, C, H, W). It returns logits
     and calibrated probabilities (N or B, K); of a model with an out-of-distribution detector its scores (N or
@@ -41,24 +39,23 @@ class PortableNetwork(nn.Module):
 
     def __init__(self, model: TransferClassifier) -> None:
         super().__init__()
-        # a copy: the model stays in its mode, on its device
-        own = copy.deepcopy(merged_copy(model)).cpu().eval().requires_grad_(False)
-        mean, std = own.preprocess.normalization
-        self.task, self.pool, self.channels = own.task, own.pool, own.preprocess.n_channels
-        self.size = own.preprocess.hw
+        mean, std = model.preprocess.normalization
+        self.task, self.pool, self.channels = model.task, model.pool, model.preprocess.n_channels
+        self.size = model.preprocess.hw
+        shifts = [-m / s for m, s in zip(mean, std, strict=True)]
         # the same two steps as in preprocessing
         self.register_buffer("factor", torch.tensor([1.0 / s for s in std]).view(1, -1, 1, 1))
         self.register_buffer(
             "shift", torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(1, -1, 1, 1)
         )
-        members = getattr(own, "members", (own,))
+        members = getattr(model, "members", (model,))
         self.members = nn.ModuleList(_Member(one) for one in members)
-        self.is_ensemble = hasattr(own, "members")
-        calibration = own.calibration
+        self.is_ensemble = hasattr(model, "members")
+        calibration = model.calibration
         self.calibration: nn.Module | None = None
         self.detector: nn.Module | None = None
         if self.is_ensemble and calibration is not None:
-            self.calibration = CalibrationLayer(calibration.logit_map, own.task, len(own.classes))
+            self.calibration = CalibrationLayer(calibration.logit_map, model.task, len(model.classes))
         if calibration is not None and calibration.outliers is not None:
             self.detector = DetectorLayer(calibration.outliers)
 

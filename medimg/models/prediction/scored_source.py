@@ -37,22 +37,28 @@ class Predictor(Protocol):
     """What a table of predictions has to know of a model."""
 
     @property
-    def classes(self) -> tuple[str, ...]: ...
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
 
     @property
-    def task(self) -> str: ...
+    def task(self) -> str:
+        """``"multiclass"`` or ``"multilabel"``."""
 
     @property
-    def pool(self) -> str: ...
+    def pool(self) -> str:
+        """Pooling of the slices of a series."""
 
     @property
-    def preprocess(self) -> Preprocess: ...
+    def preprocess(self) -> Preprocess:
+        """Preprocessing of its images."""
 
     @property
-    def calibration(self) -> Calibration | None: ...
+    def calibration(self) -> Calibration | None:
+        """Thresholds and prediction sets, if it is calibrated."""
 
     @property
-    def training_ranges(self) -> TrainingDistribution | None: ...
+    def training_ranges(self) -> TrainingDistribution | None:
+        """What it was trained on, if that is known."""
 
 
 #: One image or series to predict on.
@@ -100,7 +106,8 @@ def resolve_sources(
     """
     Yield the series of sources one after another with their images (N, 1 or 3, H, W), not normalized.
 
-    Images are tensors, or what `output` makes. With ``on_error="collect"`` a source or series that can't be read has an error and no images.
+    Images are tensors, or arrays if there is such an output. With ``on_error="collect"`` a source or series
+    that can't be read has an error and no images.
     """
     for number, source in enumerate(sources):
         name = _source_name(source, number)
@@ -155,7 +162,8 @@ def _render_source(
     facts = None if ranges is None else ImageFacts.of(source.image, tags=bool(ranges.body_parts))
     unlike = {} if ranges is None or facts is None else ranges.unlike(facts)
     if isinstance(source.image, Volume):
-        return render(model.preprocess, source.image, output), unlike
+        recipe = model.preprocess
+        return recipe.render(source.image) if output is None else render(recipe, source.image, output), unlike
     return render_series(model.preprocess, source.image, Policies(), output, source.finish), unlike
 
 
