@@ -191,8 +191,8 @@ class OnnxClassifier:
         free = len(wanted) - 3
         if values.ndim != len(wanted) or list(values.shape[free:]) != wanted[free:] or 0 in values.shape:
             raise PreprocessError(
-                f"the model takes images of shape ({', '.join(map(str, wanted))}); found {values.shape}; make "
-                "them with model.preprocess.render_array(source)"
+                f"the model takes images of shape ({', '.join(map(str, wanted))}); found {values.shape}; "
+                "make them with model.preprocess.render_array(source)"
             )
         names = list(self._manifest.outputs)
         try:

@@ -45,9 +45,7 @@ class PortableNetwork(nn.Module):
         shifts = [-m / s for m, s in zip(mean, std, strict=True)]
         # the same two steps as in preprocessing
         self.register_buffer("factor", torch.tensor([1.0 / s for s in std]).view(1, -1, 1, 1))
-        self.register_buffer(
-            "shift", torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(1, -1, 1, 1)
-        )
+        self.register_buffer("shift", torch.tensor(shifts).view(1, -1, 1, 1))
         members = getattr(model, "members", (model,))
         self.members = nn.ModuleList(_Member(one) for one in members)
         self.is_ensemble = hasattr(model, "members")
