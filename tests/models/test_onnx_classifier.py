@@ -58,7 +58,7 @@ class Exported:
         self.path = self.model.export(folder / "model.onnx")
         self.series = folder / "series"
         self.series.mkdir()
-        write_ct_series(chest_ct(3, slices=7, size=64), self.series, Identity(1))
+        write_ct_series(chest_ct(3, slices=7, size=64), self.series, Identity.derive("exported", 1))
 
 
 @pytest.fixture(scope="module")
