@@ -17,6 +17,7 @@ from medimg.models.backbones.heads import feature_count
 from medimg.models.digest import members_digest, parameters_digest
 
 NETWORK = "portable"
+ENCODER = "portable_encoder"
 RECIPE = Preprocess(size=32, window="percentile")
 GRAY = Preprocess(size=(32, 24), window="percentile", channels="single", mean=0.4, std=0.2)
 CURVE = ((-3.0, -0.5, 0.25, 2.0), (-2.0, -0.75, -0.25, 1.5))
@@ -34,12 +35,27 @@ def make_network() -> nn.Module:
     )
 
 
-def portable_model(seed: int = 0, **fields: Any) -> TransferClassifier:
+class Encoder(nn.Module):
+    """Patches, and one layer of a vision transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 8, stride=8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        logits: torch.Tensor = self.head(self.layer(tokens).mean(dim=1))
+        return logits
+
+
+def portable_model(seed: int = 0, *, backbone: str = NETWORK, **fields: Any) -> TransferClassifier:
     """A model in evaluation mode whose logits are several units."""
     settings: dict[str, Any] = {"classes": ("a", "b"), "weights": None, "preprocess": RECIPE, **fields}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = TransferClassifier(NETWORK, **settings)
+        model = TransferClassifier(backbone, **settings)
         nn.init.normal_(model.head.weight, std=2.0)
         if model.head.bias is not None:
             nn.init.normal_(model.head.bias)
@@ -48,6 +64,7 @@ def portable_model(seed: int = 0, **fields: Any) -> TransferClassifier:
 
 def register() -> None:
     medimg.register_backbone(NETWORK, make_network, size=32)
+    medimg.register_backbone(ENCODER, Encoder, size=32)
 
 
 def calibration_fields(method: str, task: str, classes: int) -> dict[str, Any]:

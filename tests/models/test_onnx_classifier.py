@@ -121,8 +121,8 @@ def test_facts(exported: Exported) -> None:
 def test_sources_that_fail(exported: Exported, tmp_path: Path) -> None:
     model = OnnxClassifier(exported.path)
     table = model.predict([tmp_path / "missing", exported.series], on_error="collect")
-    assert "FileNotFoundError" in table["error"][0] or "Error" in table["error"][0]
-    assert table["error"][1] is None
+    assert "Error: " in table["error"][0]
+    assert pd.isna(table["error"][1])
     with pytest.raises(MedimgError):
         model.predict(tmp_path / "missing")
     with pytest.raises(TrainingError, match="unit"):
@@ -185,7 +185,7 @@ def _move_nested_weights(model: Any) -> None:
 
 def _nest(model: Any) -> None:
     graph = onnx.GraphProto(name="last")
-    for _ in range(40):
+    for _ in range(12):
         outer = onnx.GraphProto(name="outer")
         node = outer.node.add(op_type="If")
         node.attribute.append(onnx.AttributeProto(name="then_branch", type=5, g=graph))

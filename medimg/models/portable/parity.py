@@ -44,7 +44,8 @@ def list_check_images(model: TransferClassifier, check: Any) -> list[NDArray[np.
     for _, planes in islice(resolve_sources(model, given[::step], "raise", ArrayOutput()), _MOST_SOURCES):
         some = planes[:_MOST_SLICES]
         shape = (len(some), *model.preprocess.image_shape)
-        found.append(np.ascontiguousarray(np.broadcast_to(some, shape)))
+        # a copy: torch takes no read-only arrays
+        found.append(np.array(np.broadcast_to(some, shape)))
     if not found:
         raise TrainingError("check= has no images; expected at least one, or None")
     return found
@@ -57,7 +58,7 @@ def _render_phantom(recipe: Preprocess) -> NDArray[np.float32]:
     ct = chest_ct(0, slices=7, size=64)
     window: Any = ("percentile",) * 3 if recipe.channels == "windows" else "percentile"
     plain = recipe.replace(window=window, slices="all", spacing=None)
-    return np.ascontiguousarray(plain.render_array(Volume.from_array(ct.array)))
+    return np.array(plain.render_array(Volume.from_array(ct.array)))
 
 
 def check_parity(
