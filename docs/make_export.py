@@ -3,8 +3,8 @@ Export one network of each family to ONNX, compare both, and write the results t
 
 python docs/make_export.py
 
-It needs: pip install "medimg[export,timm]". Weights are random and no network is downloaded; without timm, its
-rows stay as they are.
+It needs: pip install "medimg[export,timm]". Weights are random and no network is downloaded; without timm,
+its rows stay as they are.
 """
 
 from __future__ import annotations

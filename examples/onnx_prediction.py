@@ -1,8 +1,8 @@
 """
 Predict on scans by an exported model, with medimg's reading and ONNX Runtime, and without torch.
 
-Each series of a folder, archive or file becomes a row of a table: probabilities, the decision by the threshold,
-and what is unusual about the image. The file is exported where the model is trained: model.export("model.onnx").
+Each series of a folder, archive or file becomes a row of a table: probabilities, the decision by the
+threshold, and what is unusual about the image. Where it is trained, model.export("model.onnx") writes it.
 
     python examples/onnx_prediction.py model.onnx scans/ --output predictions.csv
 """
