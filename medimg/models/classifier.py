@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,7 +40,7 @@ from medimg.preprocessing.preprocess import Preprocess
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import numpy as np
     import pandas as pd
@@ -548,6 +549,73 @@ class TransferClassifier(Freezable):
         file = check_path("path", path, error=CheckpointError)
         self.to_checkpoint().write(file)
         return file
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        report: Any = None,
+        license: str | None = None,
+        private: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        message: str | None = None,
+    ) -> str:
+        """
+        Upload the model with its model card to the Hugging Face hub, as one commit.
+
+        The repository gets ``model.safetensors``, as :meth:`save` writes it, and ``README.md``, the card, with
+        the call of :func:`medimg.load` that reads this very file. No image, path or identifier is uploaded,
+        but the file has hashes of the training images: who has an image can find out whether it was used.
+
+        Parameters
+        ----------
+        repository : str
+            Repository, as ``"owner/name"``; it is made if it does not exist.
+        report : Report, optional
+            Evaluation, for the card (:meth:`medimg.Report.to_model_card`). Without it the card says that it
+            was not published.
+        license : str, optional
+            License, by the identifier of the hub, such as "apache-2.0".
+        private : bool
+            Whether a new repository is private; an existing one stays as it is.
+        token : str, optional
+            Access token with the right to write; by default that of ``hf auth login`` or ``HF_TOKEN``.
+        revision : str, optional
+            Branch; by default the main one.
+        message : str, optional
+            Message of the commit.
+
+        Returns
+        -------
+        str
+            Address of the commit. Its last part, as ``medimg.load("hf:owner/name@commit")``, always gives
+            this model.
+
+        Raises
+        ------
+        CheckpointError
+            If `repository` is no name of a repository, or the hub refuses or does not answer.
+        MissingDependencyError
+            If ``huggingface_hub`` is not installed (extra ``hub``).
+
+        Examples
+        --------
+        >>> url = model.push_to_hub("our-lab/chest-ct", report=report, license="apache-2.0")  # doctest: +SKIP
+        >>> model = medimg.load("hf:our-lab/chest-ct")  # doctest: +SKIP
+        """
+        # export is a layer above models
+        push: Callable[..., str] = import_module("medimg.export.hub").push_to_hub
+        return push(
+            self,
+            repository,
+            report=report,
+            license=license,
+            private=private,
+            token=token,
+            revision=revision,
+            message=message,
+        )
 
     def to_checkpoint(self) -> checkpoint.Checkpoint:
         """Return what :meth:`save` writes."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+import reprlib
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -19,6 +21,8 @@ from medimg._validation import check_fields, check_path, check_text
 from medimg.calibration.mahalanobis import MahalanobisDetector
 from medimg.calibration.result import Calibration
 from medimg.errors import CheckpointError, TrainingError, also
+from medimg.io.files.atomic import hash_file
+from medimg.io.files.hub_files import MODEL_FILE, check_repository, fetch_file
 from medimg.models import checkpoint, safetensors_file
 from medimg.models.backbones.heads import feature_count, head_logits
 from medimg.models.classifier import TransferClassifier
@@ -38,6 +42,8 @@ if TYPE_CHECKING:
 __all__ = ["Ensemble", "load"]
 
 _SCHEMA: Final = 1
+_HUB: Final = "hf:"
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _WHAT: Final = "an ensemble written by medimg.Ensemble.save; medimg.load also reads single models"
 _FIELDS: Final = ("members", "calibration", "images_seen", "model_sha256")
 _LEAST: Final = float(np.finfo(np.float64).tiny)
@@ -229,17 +235,25 @@ class Ensemble(TransferClassifier):
 
 
 @set_module("medimg")
-def load(path: str | os.PathLike[str], *, backbone: nn.Module | None = None) -> TransferClassifier:
+def load(
+    path: str | os.PathLike[str], *, backbone: nn.Module | None = None, sha256: str | None = None
+) -> TransferClassifier:
     """
     Read a model written by :meth:`medimg.TransferClassifier.save` or :meth:`medimg.Ensemble.save`.
 
     Parameters
     ----------
     path : path-like
-        File to read.
+        File to read, or ``"hf:owner/name"``, the model of a repository of the Hugging Face hub;
+        ``"hf:owner/name@revision"`` for a branch, tag or commit. Its ``model.safetensors`` is taken from the
+        cache, else downloaded (extra ``hub``); nothing else of the repository is.
     backbone : nn.Module, optional
         Network of a model that was built from a network itself, of which a file has no code; its weights are
         replaced. Each such member of an ensemble takes a copy.
+    sha256 : str, optional
+        SHA-256 of the file, in hexadecimal digits, as a model card states it: any other file is refused.
+        Without it, whoever can write to a repository decides which model is read, unless the revision is a
+        commit.
 
     Returns
     -------
@@ -252,12 +266,40 @@ def load(path: str | os.PathLike[str], *, backbone: nn.Module | None = None) -> 
     CheckpointError
         If the file is damaged, was changed, is newer than this version, or is not a medimg checkpoint; or if
         its network can't be built by what is installed.
+    WeightsUnavailableError
+        If a model of the hub can't be downloaded.
     MissingDependencyError
-        If the library of its network is not installed.
+        If the library of its network, or of the hub, is not installed.
     """
-    if checkpoint.is_ensemble(check_path("path", path, error=CheckpointError)):
-        return Ensemble.load(path, backbone=backbone)
-    return TransferClassifier.load(path, backbone=backbone)
+    file = _find_file(path)
+    if sha256 is not None:
+        _check_sha256(file, sha256)
+    if checkpoint.is_ensemble(file):
+        return Ensemble.load(file, backbone=backbone)
+    return TransferClassifier.load(file, backbone=backbone)
+
+
+def _find_file(path: str | os.PathLike[str]) -> Path:
+    """Return the file of a model, from the hub if it is there."""
+    if not isinstance(path, str) or not path.startswith(_HUB):
+        return check_path("path", path, error=CheckpointError)
+    repository = check_repository(path.removeprefix(_HUB))
+    where = "download its model.safetensors elsewhere, and load that file"
+    return fetch_file(repository, (MODEL_FILE,), what=f"the model of {repository}", otherwise=where)
+
+
+def _check_sha256(file: Path, expected: str) -> None:
+    if not isinstance(expected, str) or not _SHA256.fullmatch(expected.lower()):
+        raise CheckpointError(f"sha256 must be 64 hexadecimal digits; found {reprlib.repr(expected)}")
+    try:
+        found = hash_file(file)
+    except OSError as error:
+        raise also(CheckpointError, type(error))(f"{file} can't be read: {error.strerror}") from None
+    if found != expected.lower():
+        raise CheckpointError(
+            f"the model in {file} is not the expected one: its SHA-256 is {found}; use it only if you know "
+            "who changed it"
+        )
 
 
 class _Backbones(nn.ModuleList):

@@ -25,8 +25,8 @@ from medimg.errors import (
     TrainingError,
     WeightsUnavailableError,
 )
+from medimg.io.files.hub_files import cached_file
 from medimg.models.backbones import _timm_source, architecture, registry
-from medimg.models.backbones._hub_files import cached_file
 from medimg.models.backbones.architecture import find_backbone, resolve_weights
 from tests.models.networks import digests, no_storage, step
 

@@ -1,4 +1,4 @@
-"""Blob: bytes that can be reopened: a file, local or remote, a member of an archive, or a buffer in memory."""
+"""Blob: bytes that can be reopened: a file, local or remote, a member of an archive, or in memory."""
 
 from __future__ import annotations
 

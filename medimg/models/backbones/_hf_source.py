@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from medimg._validation import check_whole_number, printable, printable_error
 from medimg.core.logger import get_logger
 from medimg.errors import TrainingError, WeightsUnavailableError, also
+from medimg.io.files.hub_files import WEIGHT_FILES, cached_file, fetch_file
 from medimg.io.files.regular_file import is_regular_file
-from medimg.models.backbones._hub_files import WEIGHT_FILES, cached_file, fetch_file
 from medimg.models.backbones.heads import HeadParts
 from medimg.models.backbones.source import (
     Architecture,

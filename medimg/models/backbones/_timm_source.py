@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from medimg._validation import did_you_mean, printable_error
 from medimg.errors import PreprocessError, TrainingError, WeightsUnavailableError, also
+from medimg.io.files.hub_files import WEIGHT_FILES, cached_file
 from medimg.io.files.regular_file import is_regular_file
-from medimg.models.backbones._hub_files import WEIGHT_FILES, cached_file
 from medimg.models.backbones.heads import HeadParts
 from medimg.models.backbones.source import (
     Architecture,

@@ -21,8 +21,8 @@ from medimg.core.logger import get_logger
 from medimg.core.progress import Progress, shows_bars
 from medimg.errors import WeightsUnavailableError, also
 from medimg.io.files.atomic import hash_file
+from medimg.io.files.hub_files import fetch_file, stated_sha256
 from medimg.io.files.regular_file import is_regular_file
-from medimg.models.backbones._hub_files import fetch_file, stated_sha256
 
 if TYPE_CHECKING:
     from torchvision.models import Weights
