@@ -29,9 +29,13 @@ pytest.importorskip("onnxruntime")
 _WITHOUT_TORCH = """
 import sys
 
+# torch, and what the user guide says is not needed
+BLOCKED = {"torch", "torchvision", "monai", "pytorch_lightning", "sklearn", "SimpleITK", "matplotlib"}
+BLOCKED |= {"onnx", "safetensors", "jinja2", "threadpoolctl"}
+
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "torchvision", "monai", "pytorch_lightning", "onnx"):
+        if name.partition(".")[0] in BLOCKED:
             raise ImportError(f"{name} is blocked")
 
 sys.meta_path.insert(0, Blocked())

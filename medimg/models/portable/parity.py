@@ -38,7 +38,7 @@ def list_check_images(model: TransferClassifier, check: Any) -> list[NDArray[np.
     if check is None:
         return [_render_phantom(model.preprocess)]
     series = getattr(check, "series", None)
-    given = list_sources(check if series is None else list(dict.fromkeys(series)))
+    given = list_sources(check if series is None else list({id(one): one for one in series}.values()))
     step = max(1, len(given) // _MOST_SOURCES)
     found = []
     for _, planes in islice(resolve_sources(model, given[::step], "raise", ArrayOutput()), _MOST_SOURCES):
