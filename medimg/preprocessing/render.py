@@ -181,7 +181,7 @@ def _guard_memory(output: AnyOutput) -> Iterator[None]:
 
 
 def _read_pieces(
-    series: Series, part: SliceSelection, policies: Policies, output: Output
+    series: Series, part: SliceSelection, policies: Policies, output: AnyOutput
 ) -> Iterator[Volume]:
     """Yield the selected slices, a few at a time if that does not read any file twice."""
     channels, _, height, width = series.shape

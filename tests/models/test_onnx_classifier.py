@@ -92,7 +92,7 @@ def test_the_table_is_that_of_the_model_without_torch(exported: Exported, tmp_pa
     for unit in ("series", "image"):
         read = pd.read_json(tmp_path / f"{unit}.json", orient="split", precise_float=True)
         with pytest.warns(MedimgWarning) if unit == "image" else _nothing():
-            expected = exported.model.predict(exported.series, unit=unit, provenance=True)  # type: ignore[arg-type]  # either
+            expected = exported.model.predict(exported.series, unit=unit, provenance=True)
         assert len(read) == (1 if unit == "series" else 7)
         assert_same(read, expected)
 
@@ -132,7 +132,7 @@ def test_sources_that_fail(exported: Exported, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="unit"):
         model.predict(exported.series, unit="patient")  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match="takes image files"):
-        model.predict(intensities((3, 32, 32)))  # type: ignore[arg-type]
+        model.predict(intensities((3, 32, 32)))
 
 
 def test_arrays(exported: Exported) -> None:
@@ -149,9 +149,10 @@ def test_providers(exported: Exported) -> None:
     assert OnnxClassifier(exported.path, providers=[("CPUExecutionProvider", {})]).providers
     with pytest.raises(TrainingError, match="a provider must be"):
         OnnxClassifier(exported.path, providers=["CudaExecutionProvider"])
-    for wrong in ("CPUExecutionProvider", [], 3):
+    several: tuple[Any, ...] = ("CPUExecutionProvider", [], 3)
+    for wrong in several:
         with pytest.raises(TrainingError, match="providers must be a list"):
-            OnnxClassifier(exported.path, providers=wrong)  # type: ignore[arg-type]
+            OnnxClassifier(exported.path, providers=wrong)
     with pytest.raises(TrainingError, match="threads"):
         OnnxClassifier(exported.path, threads=0)
 
@@ -230,7 +231,7 @@ MANIPULATED = {
 def test_manipulated_files(name: str, exported: Exported, tmp_path: Path) -> None:
     change, message = MANIPULATED[name]
     model = onnx.load(exported.path)
-    change(model)  # type: ignore[no-untyped-call]
+    change(model)
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString())
     with pytest.raises(CheckpointError, match=message):

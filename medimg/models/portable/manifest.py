@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from medimg import __version__
 from medimg._validation import check_choice, check_fields, check_text, check_texts
@@ -123,7 +123,7 @@ class Manifest:
 
     @classmethod
     def _parse(cls, found: Mapping[str, Any]) -> Manifest:
-        task = cast("Task", check_choice("task", found["task"], TASKS, error=CheckpointError))
+        task = check_choice("task", found["task"], TASKS, error=CheckpointError)
         classes = check_classes(check_texts("classes", found["classes"], error=CheckpointError), task)
         calibration, ranges = found["calibration"], found["ranges"]
         outputs = check_texts("outputs", found["outputs"], error=CheckpointError)

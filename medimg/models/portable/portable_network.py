@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,9 @@ class PortableNetwork(nn.Module):
     B,); with pooling the weights of the slices (B, N), which sum to 1.
     """
 
+    factor: Tensor
+    shift: Tensor
+
     def __init__(self, model: TransferClassifier) -> None:
         super().__init__()
         mean, std = model.preprocess.normalization
@@ -57,23 +60,25 @@ class PortableNetwork(nn.Module):
         if calibration is not None and calibration.outliers is not None:
             self.detector = DetectorLayer(calibration.outliers)
 
+    @property
+    def _each(self) -> list[_Member]:
+        return cast("list[_Member]", list(self.members))
+
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return logits, probabilities, and what else :func:`list_outputs` names."""
         bags = images.shape[:2]
         slices = images.flatten(0, 1) if self.pool != "none" else images
         slices = slices * self.factor + self.shift
         several = []
-        for member in self.members:
+        for member in self._each:
             embeddings = member.backbone(slices)
             several.append(embeddings if self.pool == "none" else embeddings.reshape(*bags, -1))
-        pooled = [member.pool(one) for member, one in zip(self.members, several, strict=True)]
-        logits = [member.logits(one) for member, one in zip(self.members, pooled, strict=True)]
+        pooled = [member.pool(one) for member, one in zip(self._each, several, strict=True)]
+        logits = [member.logits(one) for member, one in zip(self._each, pooled, strict=True)]
         if not self.is_ensemble:
-            raw, calibrated = logits[0], self.members[0].calibrate(logits[0])
+            raw, calibrated = logits[0], self._each[0].calibrate(logits[0])
         else:
-            raw = self._join(
-                [member.calibrate(one) for member, one in zip(self.members, logits, strict=True)]
-            )
+            raw = self._join([member.calibrate(one) for member, one in zip(self._each, logits, strict=True)])
             calibrated = raw if self.calibration is None else self.calibration(raw)
         found = [raw, calibrated.softmax(dim=1) if self.task == "multiclass" else calibrated.sigmoid()]
         if self.detector is not None:
@@ -95,7 +100,10 @@ class PortableNetwork(nn.Module):
         """Return the weights (B, N) of the slices by their embeddings (B, N, F) of each member."""
         embeddings = torch.cat(several, dim=2)
         if self.pool == "attention":
-            each = [member.attention.weights(one) for member, one in zip(self.members, several, strict=True)]
+            each = [
+                cast("GatedAttention", member.attention).weights(one)
+                for member, one in zip(self._each, several, strict=True)
+            ]
             return torch.stack(each).mean(dim=0)
         if self.pool == "max":
             highest = (embeddings == embeddings.amax(dim=1, keepdim=True)).to(embeddings.dtype)
@@ -137,6 +145,10 @@ class _Member(nn.Module):
 
 class CalibrationLayer(nn.Module):
     """The map of :class:`medimg.calibration.logit_map.LogitMap`, in single precision."""
+
+    offset: Tensor
+    scale: Tensor
+    bias: Tensor
 
     def __init__(self, logit_map: LogitMap, task: str, classes: int) -> None:
         super().__init__()
@@ -187,11 +199,16 @@ class _CurveLayer(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Return mapped values (n,)."""
         inside = values.clamp(self.interpolate.lowest, self.interpolate.highest)
-        return self.interpolate(inside) + self._outer * (values - inside)
+        mapped: Tensor = self.interpolate(inside)
+        return mapped + self._outer * (values - inside)
 
 
 class _Interpolation(nn.Module):
     """Linear interpolation between knots (Q,), which ascend; constant outside, as of `numpy.interp`."""
+
+    x: Tensor
+    y: Tensor
+    slopes: Tensor
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
         super().__init__()
@@ -217,6 +234,10 @@ class DetectorLayer(nn.Module):
     The part of a difference beyond the axes is computed itself, not as a difference of squares.
     """
 
+    means: Tensor
+    axes: Tensor
+    gains: Tensor
+
     def __init__(self, detector: MahalanobisDetector) -> None:
         super().__init__()
         tensors = detector.tensors()
@@ -234,4 +255,5 @@ class DetectorLayer(nn.Module):
             along = difference @ self.axes.T
             beyond = difference - along @ self.axes
             several.append((along**2) @ self.gains[:-1] + (beyond**2).sum(dim=1) * self.gains[-1])
-        return self.percentile(torch.stack(several).amin(dim=0))
+        found: Tensor = self.percentile(torch.stack(several).amin(dim=0))
+        return found
