@@ -1,7 +1,7 @@
 """
 Export one network of each family to ONNX, compare both, and write the results to docs/export.rst.
 
-python docs/make_export.py
+python docs/make_export.py [network ...]
 
 It needs: pip install "medimg[export,timm]". Weights are random and no network is downloaded; without timm,
 its rows stay as they are.
@@ -95,12 +95,10 @@ def main() -> None:
     head, _, rest = text.partition(START)
     table, _, tail = rest.partition(END)
     rows = {name: row for name, row in read_rows(table).items() if name in NETWORKS}
-    for name, size in NETWORKS.items():
+    for name in sys.argv[1:] or NETWORKS:
         if ":" in name and find_spec(name.partition(":")[0]) is None:
             continue
-        if sys.argv[1:] and name not in sys.argv[1:]:
-            continue
-        rows[name] = try_network(name, size)
+        rows[name] = try_network(name, NETWORKS[name])
         print(*rows[name], flush=True)
         ordered = {one: rows[one] for one in NETWORKS if one in rows}
         PAGE.write_text(f"{head}{START}\n{format_table(ordered)}\n{END}{tail}", encoding="utf-8")
