@@ -430,6 +430,7 @@ class Preprocess:
         >>> from medimg.core.geometry import image_affine
         >>> from medimg.core.volume import Volume
         >>> volume = Volume(np.zeros((1, 4, 64, 64), np.int16), image_affine(), "CT", "HU")
+        >>> import torch
         >>> buffer = torch.empty(10, 3, 224, 224)
         >>> Preprocess(window="lung")(volume, out=buffer).shape
         torch.Size([4, 3, 224, 224])
