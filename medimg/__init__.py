@@ -25,6 +25,7 @@ _HOMES = {
     "MedImgReader": "medimg.data.monai_reader",
     "ModelComparison": "medimg.evaluation.compare_models",
     "ImageCache": "medimg.data.cache.image_cache",
+    "OnnxClassifier": "medimg.models.portable.onnx_classifier",
     "PaddedBatch": "medimg.data.dataloader",
     "Preprocess": "medimg.preprocessing.preprocess",
     "ReadReport": "medimg.core.read_report",

@@ -66,6 +66,7 @@ from medimg.models.backbones.state_matching import WeightsReport as WeightsRepor
 from medimg.models.classifier import TransferClassifier as TransferClassifier
 from medimg.models.ensemble import Ensemble as Ensemble
 from medimg.models.ensemble import load as load
+from medimg.models.portable.onnx_classifier import OnnxClassifier as OnnxClassifier
 from medimg.preprocessing.preprocess import Preprocess as Preprocess
 from medimg.preprocessing.preprocess import to_tensor as to_tensor
 from medimg.saliency.explain import explain as explain

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import torch
 
 from medimg._validation import check_fields
 from medimg.errors import CheckpointError, TrainingError
@@ -94,6 +93,8 @@ class MahalanobisDetector:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the arrays as a checkpoint stores them."""
+        import torch
+
         return {one.name: torch.from_numpy(getattr(self, one.name)) for one in fields(self)}
 
     @classmethod
@@ -130,6 +131,8 @@ class MahalanobisDetector:
 
 def _check_array(name: str, tensor: Tensor, sizes: tuple[tuple[int, int | None], ...]) -> _Floats:
     """Return a finite float32 tensor as an array, if each of its sizes is within its limits."""
+    import torch
+
     fits = tensor.ndim == len(sizes) and all(
         least <= n and (most is None or n <= most)
         for n, (least, most) in zip(tensor.shape, sizes, strict=True)

@@ -11,7 +11,7 @@ from medimg.core.parallel import ordered_map
 from medimg.core.progress import Progress, progress_bar
 from medimg.data.cache.images import DamagedError
 from medimg.data.cache.keys import stat_files
-from medimg.data.image_loader import ResolvedSource
+from medimg.data.resolved_source import ResolvedSource
 from medimg.preprocessing.torch_threads import share_cores
 
 if TYPE_CHECKING:

@@ -9,53 +9,20 @@ from typing import TYPE_CHECKING
 from medimg.core.volume import Volume
 from medimg.data.cache.images import DamagedError, RenderedImages, normalize_images
 from medimg.errors import DatasetError
-from medimg.io.read import resolve_source, resolve_sources
 from medimg.preprocessing.output_buffer import Output, open_output
-from medimg.preprocessing.render import count_images, render, render_series
+from medimg.preprocessing.render import render, render_series
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import torch
 
     from medimg.data.cache.image_cache import ImageCache
     from medimg.data.cache.keys import Address
-    from medimg.errors import MedimgError
-    from medimg.io.read import Source
+    from medimg.data.resolved_source import ResolvedSource
     from medimg.io.series import Policies, Series
     from medimg.preprocessing.preprocess import Preprocess
     from medimg.preprocessing.render import Rendered
 
-__all__ = ["ImageLoader", "ResolvedSource"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ResolvedSource:
-    """A source whose headers are read; `finish` completes the report of its volume."""
-
-    image: Series | Volume
-    finish: Callable[[Volume], Volume]
-
-    @classmethod
-    def resolve(cls, source: Source | Volume) -> ResolvedSource:
-        """Read the headers of a source."""
-        return (
-            cls(source, lambda volume: volume) if isinstance(source, Volume) else cls(*resolve_source(source))
-        )
-
-    @classmethod
-    def resolve_all(
-        cls, source: Source | Volume
-    ) -> tuple[list[ResolvedSource], list[tuple[str, MedimgError]]]:
-        """Read the headers of a source, such as a folder; return its series, and files that can't be read."""
-        if isinstance(source, Volume):
-            return [cls.resolve(source)], []
-        found, lost = resolve_sources(source)
-        return [cls(*one) for one in found], lost
-
-    def count(self, recipe: Preprocess) -> int:
-        """Return the number of images a recipe makes of it, by its headers."""
-        return count_images(recipe, self.image)
+__all__ = ["ImageLoader"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,8 +19,9 @@ from medimg.core.parallel import ordered_map, worker_count
 from medimg.core.progress import Progress, progress_bar
 from medimg.core.volume import Volume
 from medimg.data.cache.image_cache import as_cache
-from medimg.data.image_loader import ImageLoader, ResolvedSource
+from medimg.data.image_loader import ImageLoader
 from medimg.data.items import make_policies
+from medimg.data.resolved_source import ResolvedSource
 from medimg.errors import MedimgError, PreprocessError, also
 from medimg.io.sources import is_one_source
 from medimg.preprocessing.output_buffer import open_output

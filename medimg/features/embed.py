@@ -18,10 +18,11 @@ from medimg.core.progress import Progress, progress_bar
 from medimg.core.volume import Volume
 from medimg.data.cache.keys import find_address
 from medimg.data.dataset import ImageDataset
-from medimg.data.image_loader import ImageLoader, ResolvedSource
+from medimg.data.image_loader import ImageLoader
 from medimg.data.items import make_policies
 from medimg.data.patients import normalize_patient
 from medimg.data.read_tensors import check_sources
+from medimg.data.resolved_source import ResolvedSource
 from medimg.errors import MedimgError, PreprocessError
 from medimg.features._cache import FLUSH_AFTER, FeatureCache, SeriesFeatures
 from medimg.features.dataset_features import Features, item_features

@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from medimg.calibration.result import Calibration
     from medimg.core.progress import Progress
     from medimg.data.protocols import LabeledDataset
-    from medimg.models._source_scores import PredictSource
     from medimg.models.backbones.state_matching import WeightsReport
+    from medimg.models.prediction.scored_source import PredictSource
     from medimg.models.test_time_augmentation import ViewChoice
     from medimg.models.training_distribution import TrainingDistribution
     from medimg.models.training_images import TrainingImages
@@ -487,6 +487,60 @@ class TransferClassifier(Freezable):
         return predict_proba(
             self, dataset, batch_size=batch_size, workers=workers, tta=tta, progress=progress
         )
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        check: PredictSource | Iterable[PredictSource] | LabeledDataset | None = None,
+        tolerance: float = 1e-4,
+    ) -> Path:
+        """
+        Write the model as an ONNX file, or as a program of torch.export, that runs without medimg.
+
+        The network takes intensities from 0 to 1, as :meth:`medimg.Preprocess.render_array` makes them, of
+        any number of images or of bags of any length; normalization, pooling, calibration and
+        out-of-distribution scores are inside. Classes, preprocessing, thresholds and hashes are in the
+        file's metadata, and in a JSON file beside it, with the result of the check.
+        :class:`medimg.OnnxClassifier` runs an ONNX file without torch.
+
+        Parameters
+        ----------
+        path : path-like
+            File to write, ``.onnx`` or ``.pt2``; it is replaced atomically, and with it the ``.json`` of the
+            same name.
+        check : sources or ImageDataset, optional
+            Images on which the file is run and compared with the model, up to 40 slices of five sources; by
+            default those of a synthetic CT. Images of your own show more.
+        tolerance : float
+            Largest difference of a logit (relative to the largest one if that is above 1), and of a
+            probability.
+
+        Returns
+        -------
+        pathlib.Path
+            The file.
+
+        Raises
+        ------
+        CheckpointError
+            If the network can't be exported, is not in single precision, or predicts something else than
+            the model; nothing is written then.
+        TrainingError
+            If parameters were changed after calibration.
+        MissingDependencyError
+            If onnx, onnxscript or onnxruntime is not installed, for ``.onnx``.
+
+        Notes
+        -----
+        Input ``images``: (N, C, H, W) float32, or with pooling (B, N, C, H, W). Outputs: ``logits`` and
+        ``probabilities`` (N or B, K); ``ood`` (N or B,) if the calibration has such scores; with pooling
+        ``weights`` (B, N), the contribution of each slice. Reading a ``.pt2`` by ``torch.export.load`` may
+        run code that a manipulated file contains, reading an ONNX file does not.
+        """
+        from medimg.models.portable.export import export_model
+
+        return export_model(self, path, check=check, tolerance=tolerance)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """

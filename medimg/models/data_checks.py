@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -112,9 +113,6 @@ def check_same_unit(
 
 def check_source(source: object, function: str, *, error: type[MedimgError] = PreprocessError) -> None:
     """Raise an error if an image source is a table, a dataset or an array, without geometry or headers."""
-    from torch import Tensor
-    from torch.utils.data import DataLoader, Dataset
-
     if is_image_object(source):
         return
     if hasattr(source, "to_csv") and hasattr(source, "columns"):
@@ -122,15 +120,19 @@ def check_source(source: object, function: str, *, error: type[MedimgError] = Pr
             f"{function} takes image files, series or volumes; found a {type(source).__name__}: pass its "
             'column of paths, such as list(table["path"])'
         )
-    if isinstance(source, DataLoader):
+    # without torch there is no tensor, nor a dataset of its
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and isinstance(source, torch.utils.data.DataLoader):
         source = source.dataset
-    if isinstance(source, Dataset) or all(hasattr(source, member) for member in _MEMBERS):
+    is_dataset = torch is not None and isinstance(source, torch.utils.data.Dataset)
+    if is_dataset or all(hasattr(source, member) for member in _MEMBERS):
         raise also(error, TypeError)(
             f"{function} takes image files, series or volumes; found a dataset ({type(source).__name__}): "
             "pass its series (dataset.series), or use model.predict_proba(dataset) or medimg.embed(model, "
             "dataset), which take an ImageDataset"
         )
-    if isinstance(source, Tensor) or (isinstance(source, np.ndarray) and source.dtype.kind in "biufc"):
+    is_tensor = torch is not None and isinstance(source, torch.Tensor)
+    if is_tensor or (isinstance(source, np.ndarray) and source.dtype.kind in "biufc"):
         raise also(error, TypeError)(
             f"{function} takes image files, series or volumes; found a {type(source).__name__}: make a "
             "medimg.Volume of it, or call the model on model.preprocess(volume)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -24,10 +24,7 @@ if TYPE_CHECKING:
     from medimg.models.classifier import TransferClassifier
     from medimg.preprocessing.preprocess import Preprocess
 
-__all__ = ["SHOWN", "members_digest", "model_digest", "network_digest", "parameters_digest", "tensors_sha256"]
-
-#: Digits of a digest in tables.
-SHOWN: Final = 12
+__all__ = ["members_digest", "model_digest", "network_digest", "parameters_digest", "tensors_sha256"]
 
 _Key = tuple[tuple[Any, ...], ...]
 _known: WeakKeyDictionary[nn.Module, tuple[_Key, str]] = WeakKeyDictionary()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+import sys
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
-import torch
 
 from medimg.core.geometry import image_affine
 from medimg.core.read_report import ReadReport
@@ -14,6 +14,7 @@ from medimg.errors import PreprocessError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    import torch
 
     from medimg.io.read import Source
     from medimg.preprocessing.render import ImageSource
@@ -34,10 +35,16 @@ def as_source(source: ImageSource) -> Source | Volume:
     """
     if isinstance(source, np.ndarray):
         return _make_volume(source)
-    if isinstance(source, torch.Tensor) and not hasattr(source, "affine"):
-        return _make_volume(source)
+    if _is_tensor(source) and not hasattr(source, "affine"):
+        return _make_volume(cast("torch.Tensor", source))
     # a tensor with an affine is another library's image
     return source
+
+
+def _is_tensor(source: object) -> bool:
+    """Whether a source is a tensor; without torch there is none."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(source, torch.Tensor)
 
 
 def _make_volume(source: npt.NDArray[Any] | torch.Tensor) -> Volume:
@@ -62,6 +69,8 @@ def _make_volume(source: npt.NDArray[Any] | torch.Tensor) -> Volume:
 def _to_numpy(source: npt.NDArray[Any] | torch.Tensor) -> npt.NDArray[Any]:
     if isinstance(source, np.ndarray):
         return source
+    import torch
+
     plain = source.detach().as_subclass(torch.Tensor).cpu()
     return plain.float().numpy() if plain.dtype == torch.bfloat16 else plain.numpy()
 

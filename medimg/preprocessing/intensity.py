@@ -1,35 +1,29 @@
-"""Windows, lookup tables and normalization of tensors."""
+"""Windows, lookup tables and normalization of tensors; those of arrays are in `array_intensity`."""
 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
 
-from medimg._native.painting import Curve, Intensity
 from medimg.core.window import LookupTable, Voi, Window
+from medimg.preprocessing.array_intensity import describe_ramp, fits_float32, round_down_to_float32
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from medimg._native.painting import Intensity
+
 __all__ = [
     "apply_voi",
     "compute_luma",
-    "describe_curve",
-    "describe_ramp",
-    "has_curve",
-    "list_normalization",
     "normalize_channel",
     "normalize_into",
     "write_intensity",
 ]
 
-#: Range of widths and centers of windows that single precision can hold, whatever the values.
-_LEAST: Final = 1e-30
-_MOST: Final = 1e30
 #: Pixels of a channel that one thread normalizes.
 _SMALL: Final = 2**18
 
@@ -54,7 +48,7 @@ def write_intensity(shown: torch.Tensor, values: torch.Tensor, voi: Voi, *, inve
         entries = torch.from_numpy(table).to(values.device, torch.float32)
         shown.copy_(entries[_index_table(values, voi)])
         return 1.0
-    if not _fits_float32(voi):
+    if not fits_float32(voi):
         shown.copy_(_apply_in_float64(values, voi))
         if inverted:
             shown.neg_().add_(1.0)
@@ -63,7 +57,7 @@ def write_intensity(shown: torch.Tensor, values: torch.Tensor, voi: Voi, *, inve
     if voi.is_step:
         # the only float32 threshold that separates float32 values as the window does
         compare: Callable[..., torch.Tensor] = torch.le if inverted else torch.gt
-        shown.copy_(compare(shown, _round_down_to_float32(voi.threshold)))
+        shown.copy_(compare(shown, round_down_to_float32(voi.threshold)))
         return 1.0
     if voi.function == "SIGMOID":
         whole = float(np.float32(round(voi.center)))
@@ -73,41 +67,6 @@ def write_intensity(shown: torch.Tensor, values: torch.Tensor, voi: Voi, *, inve
     ramp = describe_ramp(voi, inverted=inverted)
     assert ramp is not None  # all other windows are above
     return _apply_ramp(shown, ramp)
-
-
-def describe_ramp(voi: Voi | float, *, inverted: bool) -> Intensity | None:
-    """Return the steps of :func:`write_intensity` if they are linear; a float is the value of white."""
-    if isinstance(voi, float):
-        return Intensity((0.0, 0.0), -math.inf, math.inf, 1.0 / voi)
-    if isinstance(voi, LookupTable) or not _fits_float32(voi) or voi.is_step or voi.function == "SIGMOID":
-        return None
-    slope, low, width = _measure_ramp(voi)
-    black = low + width if inverted else low
-    whole = float(np.float32(round(black)))
-    if inverted:
-        return Intensity((whole, black - whole), -width, 0.0, -slope)
-    return Intensity((whole, black - whole), 0.0, width, slope)
-
-
-def has_curve(dtype: np.dtype[Any]) -> bool:
-    """Whether a type has few enough values to describe the intensity of each."""
-    return dtype.kind in "iu" and dtype.itemsize <= 2
-
-
-@lru_cache(maxsize=8)
-def describe_curve(voi: Voi, dtype: np.dtype[Any], *, inverted: bool) -> Curve:
-    """Return what :func:`write_intensity` makes of each value of a type that has a curve."""
-    types = np.iinfo(dtype)
-    values = torch.arange(types.min, types.max + 1, dtype=torch.int32)
-    shown = torch.empty(values.shape, dtype=torch.float32)
-    scale = write_intensity(shown, values, voi, inverted=inverted)
-    return Curve(shown.mul_(scale).clamp_(0.0, 1.0).numpy())
-
-
-def _fits_float32(window: Window) -> bool:
-    """Whether single precision distinguishes the window's black from its white, and holds both."""
-    width = window.width - (window.function == "LINEAR" and not window.is_step)
-    return _LEAST <= width <= _MOST and abs(window.center) <= _MOST
 
 
 def _apply_in_float64(values: torch.Tensor, window: Window) -> torch.Tensor:
@@ -131,20 +90,6 @@ def _apply_ramp(shown: torch.Tensor, ramp: Intensity) -> float:
     return ramp.scale
 
 
-def _measure_ramp(window: Window) -> tuple[float, float, float]:
-    """Return slope, black and width of a linear window."""
-    slope, _ = window.ramp()
-    if window.function == "LINEAR":
-        return slope, window.center - 0.5 - (window.width - 1.0) / 2, window.width - 1.0
-    return slope, window.center - window.width / 2, window.width
-
-
-def _round_down_to_float32(value: float) -> float:
-    """Return the largest float32 that is not above a number."""
-    nearest = np.float32(value)
-    return float(nearest if float(nearest) <= value else np.nextafter(nearest, np.float32(-np.inf)))
-
-
 def _index_table(values: torch.Tensor, table: LookupTable) -> torch.Tensor:
     """Return the table indices of values."""
     last = table.entries.size - 1
@@ -159,11 +104,6 @@ def compute_luma(colors: torch.Tensor) -> torch.Tensor:
     """Return the luma (N, 1, H, W) of colors (N, 3, H, W), ITU-R BT.601; equal channels stay exact."""
     red, green, blue = colors.unbind(1)
     return (green + (red - green).mul_(0.299) + (blue - green).mul_(0.114)).unsqueeze(1)
-
-
-def list_normalization(mean: Sequence[float], std: Sequence[float]) -> list[tuple[float, float]]:
-    """Return factor and offset by which each channel is normalized, as the compiled core takes them."""
-    return [(1.0 / s, -m / s) for m, s in zip(mean, std, strict=True)]
 
 
 def normalize_channel(out: torch.Tensor, image: torch.Tensor, mean: float, std: float) -> None:

@@ -10,13 +10,16 @@ import torch
 
 from medimg._native.painting import Target
 from medimg.errors import PreprocessError, also
-from medimg.preprocessing.intensity import list_normalization, normalize_channel
+from medimg.preprocessing._tensor_windowing import TensorWindowing
+from medimg.preprocessing.array_intensity import list_normalization
+from medimg.preprocessing.intensity import normalize_channel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
     from medimg.preprocessing.preprocess import Preprocess
+    from medimg.preprocessing.resize_plan import ResizePlan
 
 __all__ = ["Output", "OutputImages", "open_output"]
 
@@ -46,6 +49,19 @@ class Output:
         if out is not None and not _is_same_device(out.device, chosen):
             raise PreprocessError(f"out is on {out.device}, and device is {chosen}; give only one of them")
         return cls(chosen, out, normalized)
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether images are on the CPU."""
+        return self.device.type == "cpu"
+
+    def guard(self) -> AbstractContextManager[object]:
+        """Return the context in which to render, without gradients."""
+        return open_output(self.out)
+
+    def unnormalized(self) -> Output:
+        """Return a new output of images on the same device that are not normalized."""
+        return Output(self.device)
 
     def check(self, recipe: Preprocess, count: int) -> None:
         """Raise PreprocessError if the caller's buffer does not take `count` normalized images."""
@@ -90,6 +106,20 @@ class OutputImages:
     ) -> None:
         self.images = images
         self._normalization = normalization
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether the images are on the CPU."""
+        return self.images.device.type == "cpu"
+
+    @property
+    def threads(self) -> int:
+        """Number of threads of the compiled painter."""
+        return torch.get_num_threads()
+
+    def make_windowing(self, plan: ResizePlan, fill: float) -> TensorWindowing:
+        """Return what windows and resizes slices that the compiled painter does not take."""
+        return TensorWindowing(plan, fill, self.images.device)
 
     def write(self, images: torch.Tensor, first: int, channel: int | None = None) -> None:
         """Write n consecutive images (n, 1 or C, *size), 0 to 1, from index `first`; all channels or one."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, TypedDict, Unpack, get_args
 
-import torch
+import numpy as np
 
 from medimg._public import set_module
 from medimg._validation import check_choice, did_you_mean
@@ -17,12 +17,14 @@ from medimg.core.resample import check_spacing
 from medimg.core.window import PRESETS, Window
 from medimg.errors import PreprocessError, also
 from medimg.preprocessing._slice_selection import list_windows
-from medimg.preprocessing.intensity import normalize_into
-from medimg.preprocessing.output_buffer import Output
+from medimg.preprocessing.array_output import ArrayOutput
 from medimg.preprocessing.render import Rendered, count_images, render
-from medimg.preprocessing.resize import Fit
+from medimg.preprocessing.resize_plan import Fit
 
 if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
     from medimg.errors import MedimgError
     from medimg.io.series import Series
     from medimg.preprocessing._slice_selection import SliceChoice
@@ -213,6 +215,8 @@ class Preprocess:
     @property
     def background(self) -> torch.Tensor:
         """Normalized value of padding: (C, 1, 1) float32, in 3-D (C, 1, 1, 1)."""
+        import torch
+
         fill = torch.full((1, 1, *(1,) * self.dims), self.fill_value, dtype=torch.float32)
         return self.normalize(fill)[0]
 
@@ -319,7 +323,44 @@ class Preprocess:
         ReadError, SeriesError
             If the source can't be read.
         """
+        from medimg.preprocessing.output_buffer import Output
+
         return render(self, source, Output.of(device))
+
+    def render_array(self, source: ImageSource) -> NDArray[np.float32]:
+        """
+        Render images without normalization, and without torch: the input of exported models.
+
+        Parameters
+        ----------
+        source : str, Path, list of these, Series, Volume, array, or image of another library
+            Image; see :meth:`render`.
+
+        Returns
+        -------
+        numpy.ndarray
+            (N, C, H, W) float32, 0 (black) to 1 (white), with all channels of the recipe; read-only. The same
+            as those of :meth:`render`, bit-for-bit unless they are rendered by torch there (then within
+            1e-6).
+
+        Raises
+        ------
+        PreprocessError
+            If the recipe does not fit the image, or is in 3-D.
+        ReadError, SeriesError
+            If the source can't be read.
+
+        Examples
+        --------
+        >>> from medimg.core.geometry import image_affine
+        >>> from medimg.core.volume import Volume
+        >>> volume = Volume(np.zeros((1, 4, 64, 64), np.int16), image_affine(), "CT", "HU")
+        >>> Preprocess(window="lung", slices=2).render_array(volume).shape
+        (2, 3, 224, 224)
+        """
+        planes: Any = render(self, source, ArrayOutput()).planes
+        shape = (len(planes), self.n_channels, *planes.shape[2:])
+        return np.broadcast_to(planes, shape)
 
     def normalize(self, planes: torch.Tensor) -> torch.Tensor:
         """
@@ -335,6 +376,8 @@ class Preprocess:
         torch.Tensor
             (N, C, H, W) float32: ``(planes - mean) / std``, as one multiply-add; in 3-D (N, C, D, H, W).
         """
+        from medimg.preprocessing.intensity import normalize_into
+
         if planes.requires_grad:
             shape = (1, -1, *(1,) * self.dims)
             mean, std = (planes.new_tensor(v).view(shape) for v in self.normalization)
@@ -386,11 +429,16 @@ class Preprocess:
         --------
         >>> from medimg.core.geometry import image_affine
         >>> from medimg.core.volume import Volume
-        >>> volume = Volume(torch.zeros((1, 4, 64, 64)).short().numpy(), image_affine(), "CT", "HU")
+        >>> volume = Volume(np.zeros((1, 4, 64, 64), np.int16), image_affine(), "CT", "HU")
+        >>> import torch
         >>> buffer = torch.empty(10, 3, 224, 224)
         >>> Preprocess(window="lung")(volume, out=buffer).shape
         torch.Size([4, 3, 224, 224])
         """
+        import torch
+
+        from medimg.preprocessing.output_buffer import Output
+
         if self.dims == 2:
             return render(self, source, Output.of(device, out, normalized=True)).planes
         buffer = out.unsqueeze(0) if isinstance(out, torch.Tensor) else out

@@ -9,7 +9,6 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
-import torch
 
 from medimg.core.geometry import display_code
 from medimg.core.resample import plan_axes
@@ -26,21 +25,26 @@ from medimg.preprocessing._slice_selection import (
     find_needed_slices,
 )
 from medimg.preprocessing.display_orientation import DisplayOrientation
-from medimg.preprocessing.output_buffer import Output, open_output
 from medimg.preprocessing.volume_fit import VolumeFit, reorient_upright
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import numpy.typing as npt
+    import torch
 
     from medimg.core.read_report import ReadReport
+    from medimg.preprocessing.array_output import ArrayOutput
+    from medimg.preprocessing.output_buffer import Output
     from medimg.preprocessing.preprocess import Preprocess
 
-__all__ = ["ImageSource", "Rendered", "count_images", "join_reports", "render", "render_series"]
+__all__ = ["AnyOutput", "ImageSource", "Rendered", "count_images", "join_reports", "render", "render_series"]
 
 #: All that a recipe takes: what :func:`medimg.read` takes, a volume, or an array or tensor without geometry.
 ImageSource: TypeAlias = "Source | Volume | npt.NDArray[Any] | torch.Tensor"
+
+#: Where to render: tensors of torch, or arrays of NumPy.
+AnyOutput: TypeAlias = "Output | ArrayOutput"
 
 _SOME_READ: Final = re.compile(r"\d+ of \d+ slices read")
 
@@ -82,6 +86,7 @@ class Rendered:
     ----------
     planes : torch.Tensor
         (N, 1 or 3, H, W) float32, 0 (black) to 1 (white); all channels if normalized; in 3-D (1, C, D, H, W).
+        An array if rendered without torch.
     slices : tuple of int
         Index of each image's slice in the volume as read; the nearest one if it was resampled; in 3-D the
         middle one.
@@ -117,9 +122,9 @@ def count_images(recipe: Preprocess, image: Volume | Series) -> int:
     return len(choose_slices(depth, recipe.slices))
 
 
-def render(recipe: Preprocess, source: ImageSource, output: Output | None = None) -> Rendered:
+def render(recipe: Preprocess, source: ImageSource, output: AnyOutput | None = None) -> Rendered:
     """Render a source, a volume or an array; see :meth:`medimg.Preprocess.render`."""
-    output = output or Output()
+    output = output or _make_tensor_output()
     source = as_source(source)
     if not isinstance(source, Volume):
         series, finish = resolve_source(source)
@@ -133,7 +138,7 @@ def render_series(
     recipe: Preprocess,
     series: Series,
     policies: Policies,
-    output: Output | None = None,
+    output: AnyOutput | None = None,
     finish: Callable[[Volume], Volume] = lambda volume: volume,
 ) -> Rendered:
     """
@@ -141,7 +146,7 @@ def render_series(
 
     Only the slices needed are read, a few at a time, unless an image depends on the other slices.
     """
-    output = output or Output()
+    output = output or _make_tensor_output()
     output.check(recipe, count_images(recipe, series))
     part = find_needed_slices(recipe, series, policies)
     with _guard_memory(output):
@@ -149,7 +154,7 @@ def render_series(
             pieces = _read_pieces(series, part, policies, output)
             if recipe.dims == 3:
                 fit = VolumeFit.of(series, recipe)
-                planes = _render_pieces(fit.slices, pieces, part, Output(output.device), finish)
+                planes = _render_pieces(fit.slices, pieces, part, output.unnormalized(), finish)
                 rendered = None if planes is None else _stack_slices(recipe, planes, fit, output)
             else:
                 rendered = _render_pieces(recipe, pieces, part, output, finish)
@@ -158,9 +163,15 @@ def render_series(
         return _render_whole(recipe, finish(series.read(**asdict(policies))), output)
 
 
+def _make_tensor_output() -> Output:
+    from medimg.preprocessing.output_buffer import Output
+
+    return Output()
+
+
 @contextmanager
-def _guard_memory(output: Output) -> Iterator[None]:
-    with open_output(output.out):
+def _guard_memory(output: AnyOutput) -> Iterator[None]:
+    with output.guard():
         try:
             yield
         except MemoryError:
@@ -170,11 +181,11 @@ def _guard_memory(output: Output) -> Iterator[None]:
 
 
 def _read_pieces(
-    series: Series, part: SliceSelection, policies: Policies, output: Output
+    series: Series, part: SliceSelection, policies: Policies, output: AnyOutput
 ) -> Iterator[Volume]:
     """Yield the selected slices, a few at a time if that does not read any file twice."""
     channels, _, height, width = series.shape
-    most = _PIECE_CPU if output.device.type == "cpu" else _PIECE_DEVICE
+    most = _PIECE_CPU if output.is_cpu else _PIECE_DEVICE
     at_once = max(1, most // (2 * channels * height * width))
     slices = None if part.is_whole else part.stored
     apart = isinstance(series.reader, PieceReader) or (series.format == "DICOM" and len(series.files) > 1)
@@ -188,7 +199,7 @@ def _render_pieces(
     recipe: Preprocess,
     pieces: Iterator[Volume],
     part: SliceSelection,
-    output: Output,
+    output: AnyOutput,
     finish: Callable[[Volume], Volume],
 ) -> Rendered | None:
     """Render selected slices; None if a piece shows that the whole volume is needed."""
@@ -226,7 +237,7 @@ def _render_pieces(
     )
 
 
-def _render_whole(recipe: Preprocess, volume: Volume, output: Output) -> Rendered:
+def _render_whole(recipe: Preprocess, volume: Volume, output: AnyOutput) -> Rendered:
     """Render a volume that is in memory."""
     if recipe.dims == 2:
         return _render_volume(recipe, volume, output)
@@ -235,14 +246,14 @@ def _render_whole(recipe: Preprocess, volume: Volume, output: Output) -> Rendere
     if recipe.spacing is not None:
         volume = reorient_upright(volume, recipe).resample(recipe.spacing)
     fit = VolumeFit.of(volume, recipe)
-    planes = _render_volume(fit.slices, volume, Output(output.device))
+    planes = _render_volume(fit.slices, volume, output.unnormalized())
     rendered = _stack_slices(recipe, planes, fit, output)
     middle = depth // 2
     named = (uids[middle],) if len(uids) == depth else ("",)
     return replace(rendered, slices=(middle,), sop_instance_uids=named)
 
 
-def _stack_slices(recipe: Preprocess, planes: Rendered, fit: VolumeFit, output: Output) -> Rendered:
+def _stack_slices(recipe: Preprocess, planes: Rendered, fit: VolumeFit, output: AnyOutput) -> Rendered:
     """Make a volume of rendered slices, of which the middle one in stored order is named."""
     volume = fit.stack(planes.planes)
     images = output.allocate(recipe, 1, volume.shape[1])
@@ -259,7 +270,7 @@ def _stack_slices(recipe: Preprocess, planes: Rendered, fit: VolumeFit, output: 
     )
 
 
-def _render_volume(recipe: Preprocess, original: Volume, output: Output) -> Rendered:
+def _render_volume(recipe: Preprocess, original: Volume, output: AnyOutput) -> Rendered:
     _check_channels(original)
     orientation, depth = DisplayOrientation.of(original, recipe), original.shape[1]
     # both cover the same extent along D, from the same outer edge

@@ -11,7 +11,7 @@ import numpy as np
 from medimg.core.geometry import display_code, reorient
 from medimg.errors import PreprocessError
 from medimg.preprocessing.display_orientation import DisplayOrientation
-from medimg.preprocessing.resize import compute_fitted_shape, fit_about_center, resize_depth
+from medimg.preprocessing.resize_plan import compute_fitted_shape
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +65,8 @@ class VolumeFit:
 
     def stack(self, planes: torch.Tensor) -> torch.Tensor:
         """Return the volume (1, C, *size), 0 to 1, of rendered slices (D, C, rows, columns)."""
+        from medimg.preprocessing.resize import fit_about_center, resize_depth
+
         resized = resize_depth(planes, self.depth) if self.depth != len(planes) else planes
         volume = resized.transpose(0, 1).permute(0, *(1 + axis for axis in self.axes))
         volume = volume.flip([1 + axis for axis, flip in enumerate(self.flips) if flip])

@@ -14,7 +14,7 @@ from medimg.core.resample import ResampledAxis, plan_axes, resample_affine
 from medimg.core.volume import Volume
 from medimg.preprocessing.display_orientation import DisplayOrientation
 from medimg.preprocessing.preprocess import Preprocess
-from medimg.preprocessing.resize import compute_fitted_size
+from medimg.preprocessing.resize_plan import compute_fitted_size
 from medimg.saliency._receptive_field import Axis
 
 __all__ = ["PixelMapping", "interpolation_weights"]

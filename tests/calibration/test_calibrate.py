@@ -15,7 +15,7 @@ from medimg.calibration.result import Calibration
 from medimg.core import geometry
 from medimg.errors import CheckpointError, LeakageError, MedimgWarning, PreprocessError, TrainingError
 from medimg.models.digest import model_digest, parameters_digest
-from medimg.models.predict import plain_text
+from medimg.models.prediction.prediction_table import plain_text
 from tests.models.fakes import Images, changed, images, state
 from tests.models.images import picture_data
 from tests.models.small_network import small_classifier

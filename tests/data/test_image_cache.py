@@ -22,7 +22,8 @@ from medimg.data.cache.image_cache import ImageCache
 from medimg.data.cache.images import RenderedImages, StoredDtype
 from medimg.data.cache.keys import Address
 from medimg.data.dataset import ImageDataset
-from medimg.data.image_loader import ImageLoader, ResolvedSource
+from medimg.data.image_loader import ImageLoader
+from medimg.data.resolved_source import ResolvedSource
 from medimg.errors import DatasetError, MedimgWarning, ReadError
 from medimg.io.series import Policies, Series
 from medimg.preprocessing import render

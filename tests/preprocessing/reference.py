@@ -13,7 +13,7 @@ from medimg.core.display import choose_voi
 from medimg.core.volume import Volume
 from medimg.preprocessing._slice_selection import choose_slices, neighbor_indices
 from medimg.preprocessing.preprocess import Preprocess
-from medimg.preprocessing.resize import compute_fitted_size
+from medimg.preprocessing.resize_plan import compute_fitted_size
 
 Floats = npt.NDArray[np.float64]
 

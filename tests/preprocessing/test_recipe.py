@@ -23,7 +23,8 @@ from medimg.core.window import LookupTable, Voi, Window
 from medimg.errors import PreprocessError
 from medimg.preprocessing.intensity import apply_voi
 from medimg.preprocessing.preprocess import Preprocess, to_tensor
-from medimg.preprocessing.resize import compute_fitted_size, resize
+from medimg.preprocessing.resize import resize
+from medimg.preprocessing.resize_plan import compute_fitted_size
 from tests.dicom_files import make_instance, write, write_stack
 from tests.preprocessing.reference import reference
 

@@ -12,7 +12,8 @@ import torch
 from medimg._native.library import load_library
 from medimg._native.normalizing import normalize
 from medimg.errors import ReadError
-from medimg.preprocessing.intensity import list_normalization, normalize_into
+from medimg.preprocessing.array_intensity import list_normalization
+from medimg.preprocessing.intensity import normalize_into
 
 if TYPE_CHECKING:
     import ctypes

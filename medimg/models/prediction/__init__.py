@@ -1,0 +1,1 @@
+"""Sources to predict on, and the table of predictions, without torch."""

@@ -1,0 +1,132 @@
+"""Models with strong logits, and calibrations of every method, for tests of exports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+import medimg
+from medimg import Calibration, Ensemble, Preprocess, TransferClassifier
+from medimg.calibration.mahalanobis import MahalanobisDetector
+from medimg.calibration.operating_points import OperatingPoint
+from medimg.models.backbones.heads import feature_count
+from medimg.models.digest import members_digest, parameters_digest
+
+NETWORK = "portable"
+ENCODER = "portable_encoder"
+RECIPE = Preprocess(size=32, window="percentile")
+GRAY = Preprocess(size=(32, 24), window="percentile", channels="single", mean=0.4, std=0.2)
+CURVE = ((-3.0, -0.5, 0.25, 2.0), (-2.0, -0.75, -0.25, 1.5))
+
+
+def make_network() -> nn.Module:
+    """Few layers, so that exporting takes little."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 4, stride=4),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 10),
+    )
+
+
+class Encoder(nn.Module):
+    """Patches, and one layer of a vision transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 8, stride=8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        logits: torch.Tensor = self.head(self.layer(tokens).mean(dim=1))
+        return logits
+
+
+def portable_model(seed: int = 0, *, backbone: str = NETWORK, **fields: Any) -> TransferClassifier:
+    """A model in evaluation mode whose logits are several units."""
+    settings: dict[str, Any] = {"classes": ("a", "b"), "weights": None, "preprocess": RECIPE, **fields}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = TransferClassifier(backbone, **settings)
+        nn.init.normal_(model.head.weight, std=2.0)
+        if model.head.bias is not None:
+            nn.init.normal_(model.head.bias)
+    return model.eval()
+
+
+def register() -> None:
+    medimg.register_backbone(NETWORK, make_network, size=32)
+    medimg.register_backbone(ENCODER, Encoder, size=32)
+
+
+def calibration_fields(method: str, task: str, classes: int) -> dict[str, Any]:
+    """Fields of a calibration by which a wrong sign, order or axis changes probabilities."""
+    each = tuple(0.5 + 0.4 * n for n in range(classes))
+    several = task == "multilabel" or method == "vector"
+    found: dict[str, Any] = {
+        "method": method,
+        "temperature": each if several else (1.7,),
+        "offset": tuple(0.3 - 0.2 * n for n in range(classes)),
+    }
+    if method in ("platt", "vector"):
+        found["bias"] = tuple(0.2 * n - 0.1 for n in range(classes))
+    if method == "isotonic":
+        count = 1 if task == "multiclass" and classes == 2 else classes
+        found["curves"] = tuple(
+            (tuple(x + 0.1 * n for x in CURVE[0]), tuple(y - 0.2 * n for y in CURVE[1])) for n in range(count)
+        )
+    return found
+
+
+def calibrate(
+    model: TransferClassifier, method: str, *, unit: str = "series", detector: bool = False
+) -> TransferClassifier:
+    """Give a model a calibration, with thresholds, sets and, if asked for, out-of-distribution scores."""
+    names = model.classes[1:] if (model.task, len(model.classes)) == ("multiclass", 2) else model.classes
+    points = tuple(OperatingPoint(name, 0.4, 0.9, 0.8, 9, 9) for name in names)
+    count = 1 if model.task == "multiclass" else len(model.classes)
+    model.calibration = Calibration(
+        unit=unit,
+        items=40,
+        patients=20,
+        loss=(0.7, 0.5),
+        operating_point="youden",
+        points=points,
+        coverage=0.9,
+        quantiles=(0.8,) * count,
+        bins=(),
+        parameters_sha256=parameters_digest(model),
+        members_sha256=members_digest(model),
+        outliers=make_detector(feature_count(model)) if detector else None,
+        **calibration_fields(method, model.task, len(model.classes)),
+    )
+    return model
+
+
+def make_detector(features: int) -> MahalanobisDetector:
+    generator = np.random.default_rng(0)
+    rows = generator.normal(0, 0.3, (60, features)).astype(np.float32)
+    held_out = generator.normal(0, 0.6, (50, features)).astype(np.float32)
+    return MahalanobisDetector.fit(rows, np.arange(60) % 2, held_out)
+
+
+def make_ensemble(**fields: Any) -> Ensemble:
+    """Two members with different calibrations, and a calibration of their mean."""
+    task = fields.get("task", "multiclass")
+    members = [portable_model(seed, **fields) for seed in (1, 2)]
+    calibrate(members[0], "temperature")
+    ensemble = Ensemble(members)
+    calibrate(ensemble, "platt" if task == "multilabel" else "isotonic", detector=True)
+    return ensemble
+
+
+def intensities(shape: tuple[int, ...], seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).random(shape, dtype=np.float32)
