@@ -182,7 +182,7 @@ def wrap_errors(source: SourceImages, kind: str) -> Iterator[None]:
     except Exception as error:
         raise ConversionError(
             f"highdicom can't make a {kind} of {source.path} ({type(error).__name__})"
-        ) from error
+        ) from None
 
 
 def coding_scheme() -> list[Any]:
