@@ -52,6 +52,10 @@ from medimg.interop.sitk_image import from_sitk as from_sitk
 from medimg.interop.sitk_image import to_sitk as to_sitk
 from medimg.interop.torchio_image import from_torchio as from_torchio
 from medimg.interop.torchio_image import to_torchio as to_torchio
+from medimg.io.dicomweb.server import DicomWebServer as DicomWebServer
+from medimg.io.dicomweb.server import dicomweb as dicomweb
+from medimg.io.dicomweb.store_instances import FailedInstance as FailedInstance
+from medimg.io.dicomweb.store_instances import StoreResult as StoreResult
 from medimg.io.read import read as read
 from medimg.io.scan import scan as scan
 from medimg.io.series import Series as Series

@@ -23,6 +23,7 @@ expected and what to do. Names, birth dates and identifiers of patients never ap
     │   └── LeakageError
     ├── TrainingError             (also a ValueError)
     ├── CheckpointError           (also a ValueError)
+    ├── StoreError                (also an OSError)
     ├── WeightsUnavailableError   (also an OSError)
     └── MissingDependencyError    (also an ImportError)
 
@@ -53,6 +54,7 @@ __all__ = [
     "PreprocessError",
     "ReadError",
     "SeriesError",
+    "StoreError",
     "TiltedGantryError",
     "TrainingError",
     "TruncatedError",
@@ -130,6 +132,14 @@ class TrainingError(MedimgError, ValueError):
 
 class CheckpointError(MedimgError, ValueError):
     """A checkpoint is damaged, has been tampered with, or doesn't fit this version."""
+
+
+class StoreError(MedimgError, OSError):
+    """Instances were not stored on a server; ``result`` lists them, and those that were."""
+
+    def __init__(self, message: str, result: Any = None) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class WeightsUnavailableError(MedimgError, OSError):

@@ -19,6 +19,7 @@ from medimg.data.identifiers import FilePatients, add_file_patients
 from medimg.data.patients import check_exact, normalize_number, normalize_patient
 from medimg.errors import DatasetError, MedimgError, also
 from medimg.io.detect import FORMATS
+from medimg.io.dicomweb.service_url import is_dicomweb_url
 from medimg.io.files.regular_file import explain_irregular
 from medimg.io.read import find_series
 from medimg.io.scan import scan
@@ -291,7 +292,7 @@ def label_rows(
     numbered = progress_bar(rows, desc="indexing", unit="image", progress=progress)
     for number, row in enumerate(numbered):
         try:
-            series, _ = find_series(root / str(row[path]))
+            series, _ = find_series(_locate(root, str(row[path])))
         except MedimgError as error:
             problems.append(str(error))
             continue
@@ -307,10 +308,15 @@ def label_rows(
     return add_file_patients(found, file_patients, "row")
 
 
-def _may_exist(path: Path) -> bool:
-    """Whether a file exists, or is in a folder that can't be opened, which reading it will report."""
+def _locate(root: Path, name: str) -> Path | str:
+    """Return the file of a row, or the URL of a study, series or instance."""
+    return name if is_dicomweb_url(name) else root / name
+
+
+def _may_exist(path: Path | str) -> bool:
+    """Whether a file exists, or is on a server or in a closed folder, which reading it will report."""
     try:
-        return path.exists()
+        return isinstance(path, str) or path.exists()
     except OSError:
         return True
 
@@ -322,14 +328,15 @@ def _quote_file_name(cell: str) -> str:
 
 def _check_files(rows: list[dict[str, Any]], root: Path, path: str) -> None:
     names = [str(row[path]) for row in rows]
-    absent = [n for n, name in enumerate(names) if not _may_exist(root / name)]
+    absent = [n for n, name in enumerate(names) if not _may_exist(_locate(root, name))]
     if absent:
         shown = "\n".join(f"  row {n}{_quote_file_name(names[n])}" for n in absent[:5])
         raise also(DatasetError, FileNotFoundError)(
             f"{len(absent)} of {len(rows)} labels have no file below {root}; pass root=, or remove "
             f"these rows, or check the column of paths ({path!r}); the first:\n{shown}"
         )
-    paths = [os.path.realpath(root / name) for name in names]
+    located = (_locate(root, name) for name in names)
+    paths = [one.rstrip("/") if isinstance(one, str) else os.path.realpath(one) for one in located]
     count = Counter(paths)
     if len(count) < len(paths):
         twice = next(name for name, real in zip(names, paths, strict=True) if count[real] > 1)

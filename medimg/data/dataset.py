@@ -244,7 +244,8 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         csv : str, Path or DataFrame
             Table.
         path : str
-            Column of files, or folders with one series each.
+            Column of files, folders with one series each, or URLs of series on a DICOMweb server (see
+            :func:`medimg.dicomweb`).
         label : str, sequence of str, or None
             Column of class names; several columns of 0 and 1, or False and True, make a multilabel dataset.
             None: images without labels, as for :mod:`medimg.adapt` and :func:`medimg.domain_shift`.

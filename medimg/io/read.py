@@ -65,6 +65,8 @@ def read(
                             read from the start
         pydicom Dataset     an instance in memory, with its pixels
         list of these       the one series that they form (no folders)
+        URL                 of a study, series or instance of a DICOMweb server, whose pixels are fetched;
+                            see :func:`medimg.dicomweb`
         Series              from :func:`medimg.scan`
         other image         of SimpleITK, nibabel, MONAI, TorchIO, highdicom, Pillow or xarray, in memory; see
                             :func:`medimg.from_sitk` and the others

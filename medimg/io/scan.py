@@ -15,8 +15,8 @@ from medimg.io._header_scan import scan_headers
 from medimg.io._scan_index import ScanIndex
 from medimg.io.detect import Unreadable
 from medimg.io.dicom.header.instance import Instance
-from medimg.io.dicom.series.build import build_dicom_series, build_regular_series
-from medimg.io.dicom.series.grouping import group_frames
+from medimg.io.dicom.series.build import build_all_series, build_regular_series
+from medimg.io.dicomweb.server import find_server, separate_resources
 from medimg.io.memory_series import object_series
 from medimg.io.series import Series
 from medimg.io.series_index import SeriesIndex, SkippedFiles
@@ -54,7 +54,8 @@ def scan(
     Parameters
     ----------
     source : str, Path, bytes, binary file object, pydicom Dataset, or list of these
-        Folder, zip archive (read in place), DICOMDIR (for the files that it references), or single files. A
+        Folder, zip archive (read in place), DICOMDIR (for the files that it references), single files, or
+        URLs of studies, series or instances of a DICOMweb server (see :func:`medimg.dicomweb`). A
         zip archive inside a folder is skipped, as the folder often contains its content as well: read it by
         itself. A DICOMDIR inside a folder is ignored.
     workers : int, optional
@@ -99,13 +100,22 @@ def build_index(
         check_whole_number("workers", workers, least=1, error=ReadError)
     saved = None if index is None else _open_index(source, Path(index))
     images, rest, has_rest = separate_images(source)
-    objects = tuple(map(object_series, images))
+    found = SeriesIndex(tuple(map(object_series, images)))
+    errors: list[MedimgError] = []
+    resources, rest, has_rest = separate_resources(rest) if has_rest else ([], rest, False)
+    for resource in resources:
+        index_of_one, errors_of_one = find_server(resource).scan_resource(resource)
+        found, errors = _join(found, index_of_one), errors + errors_of_one
     if not has_rest:
-        return SeriesIndex(objects), []
+        return found, errors
     files, absent = list_source_files(rest)
-    found, errors = _group_files(files, workers, progress, saved)
-    errors += [ReadError(skipped.reason) for skipped in absent]
-    return SeriesIndex((*objects, *found.series), SkippedFiles((*found.skipped, *absent))), errors
+    grouped, lost = _group_files(files, workers, progress, saved)
+    errors += [*lost, *(ReadError(skipped.reason) for skipped in absent)]
+    return _join(_join(found, grouped), SeriesIndex((), SkippedFiles(absent))), errors
+
+
+def _join(one: SeriesIndex, other: SeriesIndex) -> SeriesIndex:
+    return SeriesIndex((*one.series, *other.series), SkippedFiles((*one.skipped, *other.skipped)))
 
 
 def _open_index(source: object, path: Path) -> ScanIndex:
@@ -126,11 +136,9 @@ def _group_files(
     found = _drop_companions([f for _, f in others if not isinstance(f, Instance)])
     series += [f for f in found if isinstance(f, Series)]
     failed = [(f.name, f.error) for f in found if isinstance(f, Unreadable)]
-    for group in group_frames(instances):
-        try:
-            series.append(build_dicom_series(group))
-        except MedimgError as error:
-            failed += [(i.path, error) for i in group.instances]
+    stacks, unplaced = build_all_series(instances)
+    series += stacks
+    failed += unplaced
     skipped = SkippedFiles(Skipped(name, str(error)) for name, error in failed)
     return SeriesIndex(tuple(sorted(series, key=lambda s: s.path)), skipped), [error for _, error in failed]
 

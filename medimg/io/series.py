@@ -166,6 +166,11 @@ class Series:
         return self.files[0]
 
     @property
+    def is_listed(self) -> bool:
+        """Whether it is only listed by a server's search so far: its metadata are read when they are used."""
+        return False
+
+    @property
     def header(self) -> Dataset:
         """
         Header of the first DICOM file, read from the file each time: keep it in a variable.
@@ -399,7 +404,9 @@ HTML_COLUMNS = ("modality", "channels", "size (D×H×W)", "spacing in mm", "file
 
 
 def list_facts(series: Series, format_size: Callable[[Sequence[float]], str]) -> tuple[object, ...]:
-    """Return the values of the columns of the HTML."""
+    """Return the values of the columns of the HTML; of a series that a search lists, without reading it."""
+    if series.is_listed:
+        return series.modality or "–", "", "", "", "", series.format
     spacing = format_size(series.spacing) if series.space == "patient" else "unknown"
     channels, *size = series.shape
     return series.modality or "–", channels, format_size(size), spacing, len(series.files), series.format

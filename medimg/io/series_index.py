@@ -40,6 +40,8 @@ COLUMNS: Final = (
 )  # fmt: skip
 #: Shorter names of attributes for :meth:`SeriesIndex.where`.
 _ALIASES: Final = {"body_part": "BodyPartExamined"}
+#: Columns that a search of a server does not give.
+_READ_COLUMNS: Final = frozenset(COLUMNS[3:11])
 _MOST_ROWS: Final = 20
 _THREADS: Final = 8
 
@@ -181,7 +183,8 @@ class SeriesIndex(Sequence[Series]):
         values = {name: _list_values(name, wanted) for name, wanted in conditions.items()}
         columns = [(name, wanted) for name, wanted in values.items() if name in COLUMNS]
         others = [(_ALIASES.get(n, n), wanted) for n, wanted in values.items() if n not in COLUMNS]
-        found = [series for series in self.series if _meets(_to_row(series), columns)]
+        reads = any(name in _READ_COLUMNS for name, _ in columns)
+        found = [series for series in self.series if _meets(_to_row(series, reads=reads), columns)]
         if others:
             read = _read_tags(found, parse_tag_names(name for name, _ in others), "auto")
             found = [
@@ -387,7 +390,12 @@ def _normalize(value: object) -> object:
     return (value.strip().casefold() or None) if isinstance(value, str) else value
 
 
-def _to_row(series: Series) -> dict[str, Any]:
+def _to_row(series: Series, *, reads: bool = False) -> dict[str, Any]:
+    """Return the row of a series; of one that a server lists, metadata are read only if `reads`."""
+    if series.is_listed and not reads:
+        known = {name: getattr(series, name) for name in COLUMNS if name not in _READ_COLUMNS}
+        known["files"] = getattr(series, "instance_count", None)
+        return {name: known.get(name) for name in COLUMNS}
     values = (
         series.uid, series.modality, series.description, *series.shape, *series.spacing, len(series.files),
         series.format, series.path, series.patient_id, series.study_uid,

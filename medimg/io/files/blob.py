@@ -8,7 +8,7 @@ import posixpath
 import zipfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO, Protocol, cast
+from typing import BinaryIO, Protocol, cast, runtime_checkable
 
 from medimg.errors import MedimgError, ReadError, also
 from medimg.io.files.decompress import (
@@ -19,7 +19,7 @@ from medimg.io.files.decompress import (
 from medimg.io.files.regular_file import explain_irregular, is_inside, is_regular_file
 from medimg.io.files.zip_archive import MAX_MEMBERS, Archive
 
-__all__ = ["Blob", "RemoteFile", "as_blob", "list_zip_members"]
+__all__ = ["Blob", "RemoteFile", "RemoteHeader", "as_blob", "list_zip_members"]
 
 
 class RemoteFile(Protocol):
@@ -35,6 +35,15 @@ class RemoteFile(Protocol):
 
     def sibling(self, relative: str) -> tuple[str, RemoteFile] | None:
         """Return name and file at a path relative to the folder of this one; None if there is none."""
+        ...
+
+
+@runtime_checkable
+class RemoteHeader(Protocol):
+    """A remote DICOM file whose header can be read apart from its pixels."""
+
+    def read_header(self, tags: frozenset[int]) -> bytes | None:
+        """Return these elements as a file without pixels; None if they have to be read from the file."""
         ...
 
 
@@ -76,6 +85,12 @@ class Blob:
         """Path of the file; None if the bytes are not a whole file on disk."""
         return Path(self.name) if self.is_local_file else None
 
+    @property
+    def remote_header(self) -> RemoteHeader | None:
+        """The remote file, if its header can be read apart from its pixels."""
+        found: object = self.remote
+        return found if isinstance(found, RemoteHeader) else None
+
     def unzipped(self) -> Blob:
         """Return the decompressed content of a gzip file."""
         return replace(self, gzipped=True)
@@ -104,6 +119,13 @@ class Blob:
         if self.archive is None and not self.gzipped:
             return self._open_stored()
         return as_seekable(self.stream(), self.name)
+
+    def fetched(self) -> Blob:
+        """Return the bytes in memory, if they are those of a remote file."""
+        if self.remote is None:
+            return self
+        with self.open() as file:
+            return Blob(self.name, data=file.read())
 
     def start(self, count: int = 2048) -> bytes:
         """

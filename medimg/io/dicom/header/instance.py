@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from medimg.io.dicom.header.distinguishing_attributes import FrameAttributes
     from medimg.io.dicom.header.frame_attributes import FrameOfReference
 
-__all__ = ["HEADER_TAGS", "Frame", "Instance", "read_instance"]
+__all__ = ["ALL_HEADER_TAGS", "HEADER_TAGS", "Frame", "Instance", "read_instance"]
 
 #: Tags that a header-only read includes.
 HEADER_TAGS: Final = to_tag_numbers(
@@ -68,9 +68,12 @@ HEADER_TAGS: Final = to_tag_numbers(
     "TotalPixelMatrixColumns",
 )
 
+#: The same, and those that describe the acquisition.
+ALL_HEADER_TAGS: Final = HEADER_TAGS | ACQUISITION_TAGS
 #: The header of an item has 8 bytes, and no codestream is shorter.
 _MIN_FRAME_BYTES: Final = 16
 _DEFLATION: Final = 1032
+_MAX_REMOTE_FRAMES: Final = 2**17
 _SLIDE_MICROSCOPY: Final = "1.2.840.10008.5.1.4.1.1.77.1.6"
 
 
@@ -169,12 +172,17 @@ class Frame:
         return number is None, number or 0, self.instance.path, self.facts.number
 
 
-def read_instance(source: str | Path | Blob) -> Instance:
-    """Read the header of a DICOM file; raise NotAnImageError or ReadError, with the name of the file."""
+def read_instance(source: str | Path | Blob, head: bytes | None = None) -> Instance:
+    """
+    Read the header of a DICOM file; raise NotAnImageError or ReadError, with the name of the file.
+
+    `head` is a file of its elements, if they are at hand.
+    """
     blob = as_blob(source)
+    header = blob if head is None else Blob(blob.name, data=head)
     try:
         with quiet_pydicom(), collect_findings() as findings:
-            found = _build_instance(blob, open_header(blob, HEADER_TAGS | ACQUISITION_TAGS))
+            found = _build_instance(blob, open_header(header, ALL_HEADER_TAGS))
         return replace(found, notes=(*found.notes, *findings)) if findings else found
     except MedimgError as error:
         if blob.name in str(error):
@@ -249,6 +257,11 @@ def _count_frames(blob: Blob, dataset: Dataset) -> int:
     count = max(1, get_integer(dataset, "NumberOfFrames") or 1)
     if count == 1:
         return 1
+    if blob.remote_header is not None:
+        # the size of the file is not known before it is fetched
+        if count > _MAX_REMOTE_FRAMES:
+            raise DecodeError(f"{blob.name} declares {count} frames; at most {_MAX_REMOTE_FRAMES} are read")
+        return count
     syntax = get_identifier(dataset.file_meta, "TransferSyntaxUID")
     size = blob.size() * (_DEFLATION if syntax == DeflatedExplicitVRLittleEndian else 1)
     if count > size // _MIN_FRAME_BYTES:

@@ -234,7 +234,16 @@ def open_dataset(source: str | Path | Blob, *, tags: Sequence[BaseTag] | None = 
     """Read a DICOM file: only `tags`, or everything with pixels; raise ReadError or NotAnImageError."""
     if tags is None:
         return _open(source, _parse_with_pixels)
+    if isinstance(source, Blob):
+        source = _without_pixels(source, frozenset(map(int, tags)))
     return _open(source, partial(parse_dicom, stop_before_pixels=True, specific_tags=list(tags)))
+
+
+def _without_pixels(blob: Blob, tags: frozenset[int]) -> Blob:
+    """Return a file with these elements, if they can be read apart from a remote file; else the file."""
+    source = blob.remote_header
+    head = None if source is None else source.read_header(tags)
+    return blob if head is None else Blob(blob.name, data=head)
 
 
 def open_whole_header(source: str | Path | Blob) -> tuple[Dataset, BaseTag | None]:
@@ -267,8 +276,10 @@ def _open(source: str | Path | Blob, parse: Callable[..., _T]) -> _T:
                 raise NotAnImageError(
                     f"{path} is not a DICOM file: it has neither a preamble nor a valid first element"
                 )
+            # of a remote one only the bytes themselves may tell
+            size = blob.stored_size() if blob.remote is None else file.seek(0, os.SEEK_END)
             file.seek(0)
-            return parse(file, path, blob.stored_size(), force=start[128:132] != b"DICM")
+            return parse(file, path, size, force=start[128:132] != b"DICM")
     except ReadError:
         raise
     except OSError as error:
@@ -286,8 +297,9 @@ def _open(source: str | Path | Blob, parse: Callable[..., _T]) -> _T:
 
 def open_header(blob: Blob, tags: frozenset[int]) -> Dataset:
     """Read the elements `tags` of a header; by lengths alone if it is usual, in half the time of parsing."""
-    if blob.path is not None:
-        head = read_start(blob.name, _HEAD)
+    blob = _without_pixels(blob, tags)
+    if blob.path is not None or blob.data is not None:
+        head = read_start(blob.name, _HEAD) if blob.data is None else blob.data[:_HEAD]
         try:
             return build_dataset(locate_elements(head), head, tags)
         except UnusualHeaderError:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from medimg.errors import DecodeError, MedimgError
 from medimg.io.dicom.header.attributes import get_identifier, quiet_pydicom
 from medimg.io.dicom.header.functional_groups import FrameViews
+from medimg.io.dicom.header.instance import read_instance
 from medimg.io.dicom.header.open import open_dataset
 from medimg.io.dicom.pixels._frames import StoredFrames
 from medimg.io.dicom.pixels._single_frame_reader import LoadedSlice
@@ -79,9 +80,12 @@ class MultiFrameReader:
     def _open(self) -> tuple[StoredFrames, FrameViews]:
         with self._lock:
             if self._opened is None:
-                dataset = open_dataset(self._instance.blob)
+                blob = self._instance.blob.fetched()
+                dataset = open_dataset(blob)
                 if get_identifier(dataset, "SOPInstanceUID") != self._instance.sop_instance_uid:
                     raise DecodeError("the file holds another image than when it was scanned; scan again")
+                if blob is not self._instance.blob:
+                    _check_geometry(self._instance, read_instance(blob))
                 source = StoredFrames(dataset)
                 self._opened = source, FrameViews(dataset, source.count)
             return self._opened
@@ -106,3 +110,16 @@ class MultiFrameReader:
         transform = parse_modality_transform(view, source.format, dtype, is_rgb=is_rgb)
         transform = apply_real_world_scale(view, transform, self._values, first_acquired=self._first_acquired)
         return replace(transform, notes=(*transform.notes, source.note)) if source.note else transform
+
+
+def _check_geometry(scanned: Instance, fetched: Instance) -> None:
+    """Raise DecodeError if the metadata of a server, by which slices were ordered, contradict its file."""
+    one, other = (
+        [(f.position, f.orientation, f.pixel_spacing) for f in instance.facts]
+        for instance in (scanned, fetched)
+    )
+    if one != other or (scanned.rows, scanned.columns) != (fetched.rows, fetched.columns):
+        raise DecodeError(
+            "the metadata that the server gives contradict the file: position, orientation, spacing or size "
+            "of the image differ; download the files and read those"
+        )

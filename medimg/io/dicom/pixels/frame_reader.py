@@ -35,6 +35,8 @@ _raise_overflow: Final = partial(np.errstate, over="raise", invalid="ignore")
 _BYTES_PER_WORKER: Final = 2**19
 #: Files that are read at once, without an interruption.
 _FILES_AT_ONCE: Final = 64
+#: Remote files that are fetched at the same time, however few cores decode them.
+_REMOTE_WORKERS: Final = 8
 
 
 class FrameReader:
@@ -84,8 +86,9 @@ class FrameReader:
             parallel_for(order[:1], read_one, workers=1, within=_raise_overflow)
             done |= self._read_alike(frames, order[1:], buffer)
         workers = available_cores() if workers is None else workers
+        is_remote = any(frame.instance.blob.remote is not None for frame in frames)
         while todo := [index for index in order if index not in done]:
-            count = _count_workers(workers, buffer)
+            count = max(workers, _REMOTE_WORKERS) if is_remote else _count_workers(workers, buffer)
             parallel_for(todo, read_one, workers=count, within=_raise_overflow)
             buffer.widen(misfits)
             misfits.clear()

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
 from medimg.core.stacking import analyze_positions, are_drifting
-from medimg.errors import GeometryError
+from medimg.errors import GeometryError, MedimgError
 from medimg.io.dicom.header.instance import Frame
 from medimg.io.dicom.series._stack_plan import StackPlan, find_extent, plan_regular_stack, plan_stack
+from medimg.io.dicom.series.grouping import group_frames
 from medimg.io.dicom.series.volume_reader import StackReader
 from medimg.io.series import Series
 
 if TYPE_CHECKING:
+    from medimg.io.dicom.header.instance import Instance
     from medimg.io.dicom.scanning.series_table import UniformFiles
     from medimg.io.dicom.series.grouping import Group
 
-__all__ = ["build_dicom_series", "build_regular_series", "build_series"]
+__all__ = ["build_all_series", "build_dicom_series", "build_regular_series", "build_series"]
+
+
+def build_all_series(
+    instances: Iterable[Instance],
+) -> tuple[list[Series], list[tuple[str, MedimgError]]]:
+    """Return the series of files, and the names and errors of those that form none."""
+    series: list[Series] = []
+    failed: list[tuple[str, MedimgError]] = []
+    for group in group_frames(instances):
+        try:
+            series.append(build_dicom_series(group))
+        except MedimgError as error:
+            failed += [(instance.path, error) for instance in group.instances]
+    return series, failed
 
 
 def build_dicom_series(group: Group) -> Series:

@@ -1,0 +1,122 @@
+"""Cache of downloaded files: a folder of one user, bounded in bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from medimg.core.content_hash import content_hash
+from medimg.core.logger import get_logger
+from medimg.errors import ReadError, also
+from medimg.io.files.atomic import atomic_path
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["FileCache"]
+
+_DIGEST: Final = hashlib.sha256().digest_size
+_SUFFIX: Final = ".part10"
+#: Share of the bound that is left after the oldest files are removed.
+_KEPT: Final = 0.9
+
+
+class FileCache:
+    """Files by digests of what identifies them, in a private folder; the least recently used go first."""
+
+    def __init__(self, folder: Path, most: int) -> None:
+        self._folder = folder
+        self._most = most
+        self._lock = threading.Lock()
+        self._total: int | None = None
+        self._check_folder()
+
+    def __getstate__(self) -> tuple[Path, int]:
+        return self._folder, self._most
+
+    def __setstate__(self, state: tuple[Path, int]) -> None:
+        self._folder, self._most = state
+        self._lock = threading.Lock()
+        self._total = None
+
+    def _check_folder(self) -> None:
+        """Make the folder, or check that no other user can look into it."""
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            state = self._folder.lstat()
+        except OSError as error:
+            raise also(ReadError, type(error))(
+                f"the cache folder {self._folder} can't be made: {error.strerror}"
+            ) from None
+        if sys.platform == "win32":
+            return
+        if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.geteuid() or state.st_mode & 0o077:
+            raise ReadError(
+                f"the cache folder {self._folder} must be a folder of this user that no other can open; "
+                f"run chmod 700, or choose another one"
+            )
+
+    def load(self, key: Sequence[str]) -> bytes | None:
+        """Return a file; None if it is not there or damaged."""
+        path = self._find_path(key)
+        try:
+            data = path.read_bytes()
+        except OSError:
+            return None
+        digest, found = data[:_DIGEST], data[_DIGEST:]
+        if hashlib.sha256(found).digest() != digest:
+            get_logger().warning("%s of the cache is damaged; it is read again from the server", path.name)
+            with suppress(OSError):
+                path.unlink()
+            return None
+        with suppress(OSError):
+            os.utime(path)
+        return found
+
+    def store(self, key: Sequence[str], data: bytes | memoryview) -> None:
+        """Keep a file, unless it is larger than a tenth of the cache or can't be written."""
+        size = len(data) + _DIGEST
+        if size > self._most // 10:
+            return
+        try:
+            target = self._find_path(key)
+            with atomic_path(target) as path, path.open("wb") as file:
+                file.write(hashlib.sha256(data).digest())
+                file.write(data)
+            target.chmod(0o600)
+        except OSError as error:
+            get_logger().warning("the cache of the server can't be written: %s", error.strerror)
+            return
+        with self._lock:
+            self._total = self._list_sizes()[0] if self._total is None else self._total + size
+            if self._total > self._most:
+                self._total = self._remove_oldest()
+
+    def _find_path(self, key: Sequence[str]) -> Path:
+        return self._folder / (content_hash(list(key)) + _SUFFIX)
+
+    def _list_sizes(self) -> tuple[int, list[tuple[float, int, Path]]]:
+        found = []
+        with suppress(OSError), os.scandir(self._folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(_SUFFIX):
+                    with suppress(OSError):
+                        state = entry.stat(follow_symlinks=False)
+                        found.append((state.st_mtime, state.st_size, Path(entry.path)))
+        return sum(size for _, size, _ in found), found
+
+    def _remove_oldest(self) -> int:
+        total, found = self._list_sizes()
+        for _, size, path in sorted(found):
+            if total <= self._most * _KEPT:
+                break
+            with suppress(OSError):
+                path.unlink()
+                total -= size
+        return total
