@@ -154,7 +154,9 @@ def _copy_body_part(header: Dataset, dataset: Dataset) -> None:
         dataset.BodyPartExamined = body_part
     if dataset.Modality == "SEG":  # segments have their own
         return
-    side = get_text(header, "Laterality") or get_text(header, "ImageLaterality")
+    side = get_text(header, "Laterality")
+    if body_part == "BREAST" and not side:  # mammography states the side of each image
+        side = get_text(header, "ImageLaterality")
     if side in _SIDES:
         dataset.Laterality = side
     elif not body_part:
@@ -180,7 +182,7 @@ def wrap_errors(source: SourceImages, kind: str) -> Iterator[None]:
     except Exception as error:
         raise ConversionError(
             f"highdicom can't make a {kind} of {source.path} ({type(error).__name__})"
-        ) from error
+        ) from None
 
 
 def coding_scheme() -> list[Any]:

@@ -101,11 +101,12 @@ def _copy_element(header: Dataset, tag: int, keyword: str, path: str) -> DataEle
         is_decoded = _UNDECODED not in "".join(_list_texts(found))
     # a damaged element can raise anything, and texts of pydicom quote values
     except Exception:
-        found, is_decoded = _copy_number(raw), True
-        if found is None:
+        number = _copy_number(raw)
+        if number is None:
             raise ConversionError(
                 f"{path}: {keyword} is present but can't be parsed, so that it can't be copied; correct it"
             ) from None
+        return number
     if not is_decoded:
         raise ConversionError(
             f"{path}: {keyword} has characters that are not of its SpecificCharacterSet, so that it can't be "
