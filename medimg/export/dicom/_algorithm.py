@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from medimg import __version__
-from medimg.models.digest import SHOWN, model_digest
+from medimg.models.digest import model_digest
+from medimg.models.prediction.prediction_table import SHOWN
 
 if TYPE_CHECKING:
     from medimg.models.classifier import TransferClassifier

@@ -177,6 +177,6 @@ def _refer(hd: Any, reference: Dataset) -> Dataset:
 def _find_orientation(images: SourceImages, found: Explanation) -> list[str]:
     """Return the directions of rows and columns; of an image without a position those that it states."""
     if found.volume.space == "patient":
-        _, down, right = display_code(found.volume.affine)
-        return [right.replace("S", "H").replace("I", "F"), down.replace("S", "H").replace("I", "F")]
+        code = display_code(found.volume.affine).replace("S", "H").replace("I", "F")
+        return [code[2], code[1]]
     return images.stated_orientation

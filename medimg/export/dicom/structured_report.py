@@ -150,8 +150,7 @@ def _is_nan(value: object) -> bool:
 
 def _predict(model: TransferClassifier, images: SourceImages, tta: ViewChoice) -> Mapping[str, Any]:
     table = model.predict(images.series, tta=tta, progress=False)
-    row: Mapping[str, Any] = table.iloc[0].to_dict()
-    return row
+    return {str(name): value for name, value in table.iloc[0].items()}
 
 
 def _check_row(model: TransferClassifier, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from medimg._public import set_module
 from medimg._validation import check_choice, check_path
 from medimg.core.progress import Progress, progress_bar
 from medimg.core.volume import Volume
-from medimg.data.image_loader import ResolvedSource
+from medimg.data.resolved_source import ResolvedSource
 from medimg.errors import ConversionError, MedimgError, also
 from medimg.export.dicom.parametric_map import parametric_map
 from medimg.export.dicom.secondary_capture import secondary_capture
@@ -243,7 +243,8 @@ class _Rows:
             )
         #: Whether files that can't be read have rows.
         self.collects = "error" in table.columns
-        self._rows: Iterator[dict[str, Any]] = iter(table.to_dict("records"))
+        rows = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+        self._rows: Iterator[dict[str, Any]] = iter(rows)
 
     def take(self, series: Series | None) -> Mapping[str, Any] | None:
         """Return the row of the next series; None if that has an error, or there is no series."""

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
     from medimg.models.prediction.scored_source import Predictor, ScoredSource
 
-__all__ = ["PredictionTable", "plain_text"]
+__all__ = ["SHOWN", "PredictionTable", "plain_text"]
 
 _EXAMPLES: Final = 3
 #: Digits of a digest in tables.
-_SHOWN: Final = 12
+SHOWN: Final = 12
 
 
 class PredictionTable:
@@ -44,7 +44,7 @@ class PredictionTable:
 
         model = self._model
         attrs = {
-            "model": self._digest[:_SHOWN],
+            "model": self._digest[:SHOWN],
             "recipe": model.preprocess.fingerprint,
             "medimg": __version__,
         }

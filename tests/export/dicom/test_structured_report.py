@@ -199,13 +199,15 @@ def test_the_same_gives_the_same_file(model: medimg.TransferClassifier, ct: Path
 
 def test_another_model_has_other_uids(model: medimg.TransferClassifier, ct: Path) -> None:
     first = structured_report(model, ct)
+    bias = model.head.bias
+    assert bias is not None
     with torch.no_grad():
-        model.head.bias.add_(0.5)
+        bias.add_(0.5)
     try:
         second = structured_report(model, ct)
     finally:
         with torch.no_grad():
-            model.head.bias.sub_(0.5)
+            bias.sub_(0.5)
     assert first.SeriesInstanceUID != second.SeriesInstanceUID
 
 

@@ -70,7 +70,7 @@ def test_unknown_kinds_are_refused(kinds: object, model: medimg.TransferClassifi
 def test_what_has_no_patient_is_refused(model: medimg.TransferClassifier) -> None:
     volume = medimg.Volume.from_array(np.zeros((2, 32, 32), np.int16))
     with pytest.raises(ConversionError, match="no patient"):
-        list(make_results(model, volume))  # type: ignore[arg-type]
+        list(make_results(model, volume))
 
 
 @pytest.fixture
