@@ -207,16 +207,35 @@ def _read_state(path: Path, classes: tuple[str, ...] = ()) -> OrderedDict[str, T
 
             found: Any = OrderedDict(load_file(path))
         else:
+            _check_sums(path)
             # a path would be read by its suffix
             stand_ins = [*_stand_ins(classes), *_list_settings(path)]
             with path.open("rb") as file, torch.serialization.safe_globals(stand_ins):
                 found = torch.load(file, map_location="cpu", weights_only=True)
             found = found.state_dict() if isinstance(found, nn.Module) and classes else found
+    except WeightsUnavailableError:
+        raise
     except Exception as error:  # damaged bytes make either reader raise almost any error
         raise WeightsUnavailableError(
             f"{path} can't be read as weights ({type(error).__name__}): {_explain(path, error)}"
         ) from error
     return _plain_state(found, path)
+
+
+def _check_sums(path: Path) -> None:
+    """Compare the checksums of an archive of torch.save, a piece at a time: torch ignores them."""
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":  # the format before 2020 has none
+            return
+    with zipfile.ZipFile(path) as archive:
+        # torch.serialization.set_crc32_options(False) leaves them all 0
+        stated = any(member.CRC for member in archive.infolist())
+        damaged = archive.testzip() if stated else None
+    if damaged is not None:
+        raise WeightsUnavailableError(
+            f"{path} is damaged: the checksum (CRC-32) of its part {printable(damaged)} differs "
+            f"({path.stat().st_size} bytes found); download or save it again"
+        )
 
 
 class _Setting(dict[Any, Any]):
