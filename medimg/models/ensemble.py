@@ -339,6 +339,7 @@ def _check_members(members: object) -> tuple[TransferClassifier, ...]:
     for one in members:
         if not isinstance(one, TransferClassifier) or isinstance(one, Ensemble):
             hint = "pass its members" if isinstance(one, Ensemble) else "read files with medimg.load(path)"
+            hint = "pass the models that were compiled" if hasattr(one, "_orig_mod") else hint
             raise also(TrainingError, TypeError)(
                 f"expected TransferClassifiers; found {_article(type(one).__name__)} among them: {hint}"
             )

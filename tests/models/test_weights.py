@@ -348,9 +348,7 @@ def test_a_flipped_bit_is_found_by_the_checksum(tmp_path: Path) -> None:
     flipped = bytearray(written)
     flipped[at] ^= 0x40
     path.write_bytes(flipped)
-    with pytest.raises(
-        WeightsUnavailableError, match=r"damaged: the checksum \(CRC-32\) of its part mine/data"
-    ):
+    with pytest.raises(WeightsUnavailableError, match=r"the checksum \(CRC-32\) of its part mine/data"):
         model_from(path)
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)  # such a file has none

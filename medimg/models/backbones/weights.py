@@ -23,6 +23,7 @@ from medimg.errors import WeightsUnavailableError, also
 from medimg.io.files.atomic import hash_file
 from medimg.io.files.regular_file import is_regular_file
 from medimg.models.backbones._hub_files import fetch_file, stated_sha256
+from medimg.models.backbones.compiled import plain_name
 
 if TYPE_CHECKING:
     from torchvision.models import Weights
@@ -43,8 +44,6 @@ _SUFFIXES: Final = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".pth.tar")
 # torch.hub's rule for names that end in the first digits of the SHA-256
 _HASH_IN_NAME: Final = re.compile(r"-([a-f0-9]{8,64})\.[a-z]+$")
 _DEEPEST: Final = 3  # dictionaries within dictionaries
-#: Names that torch.compile, checkpointing and FSDP put between others.
-_COMPILED: Final = re.compile(r"(?:(?<=\.)|^)_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
 _START: Final = 512
 #: Layers whose pickled instances are read inside others, for their tensors.
 _LAYERS: Final = (
@@ -322,7 +321,7 @@ def _plain_state(found: Any, path: Path) -> OrderedDict[str, Tensor]:
         (chosen,) = plain.values()
     else:  # the one that fits a network is found by its prefix
         chosen = {f"{name}.{inner}": v for name, tensors in plain.items() for inner, v in tensors.items()}
-    state = OrderedDict((_COMPILED.sub("", name), _widen(value, path)) for name, value in chosen.items())
+    state = OrderedDict((plain_name(name), _widen(value, path)) for name, value in chosen.items())
     # load_state_dict reads the versions of layers from this attribute, which is not copied
     if hasattr(chosen, "_metadata") and list(state) == list(chosen):
         state._metadata = chosen._metadata  # type: ignore[attr-defined]  # set by torch, and untyped
