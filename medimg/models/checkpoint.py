@@ -59,6 +59,7 @@ __all__ = [
     "pack_tensors",
     "parse",
     "read",
+    "read_digest",
     "read_header",
     "refuse_ensemble",
     "refuse_unsound",
@@ -234,6 +235,12 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     return safetensors_file.read_header(
         file, _KEY, _WHAT, check=lambda header: check_schema(header, file), limit=_MAX_HEADER
     )
+
+
+def read_digest(path: Path) -> str | None:
+    """Return the SHA-256 of the model in a checkpoint by its header; CheckpointError if that is damaged."""
+    found = read_header(path).get("model_sha256")
+    return found if isinstance(found, str) else None
 
 
 def check_schema(header: Any, file: Path, *, newest: int = SCHEMA, whose: str = "its schema") -> None:

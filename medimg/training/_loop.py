@@ -39,6 +39,7 @@ def run(state: TrainingState, trainer: TrainerConfig, *, compiled: bool) -> FitR
         _run_phases(state, trainer, compiled=compiled)
         _finish_adaptations(state, trainer.device, device)
     seconds = time.perf_counter() - started
+    sha256 = history.confirm_checkpoint() if trainer.is_main_process else None
     if trainer.is_main_process:
         get_logger().info(
             "training ended after %d epochs, %.0f s; best epoch %d",
@@ -52,6 +53,7 @@ def run(state: TrainingState, trainer: TrainerConfig, *, compiled: bool) -> FitR
         monitor=history.monitor,
         seconds=seconds,
         checkpoint=history.checkpoint,
+        model_sha256=sha256,
     )
 
 

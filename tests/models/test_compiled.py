@@ -37,7 +37,7 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
     "compiled": _compile_whole,
     "compiled layers": _compile_layers,
     "both": lambda network: _compile_whole(_compile_layers(network)),
-    "parallel": lambda network: nn.DataParallel(network),
+    "parallel": nn.DataParallel,
 }
 
 

@@ -16,6 +16,7 @@ from medimg.adapt.target_scores import mutual_information
 from medimg.core.logger import get_logger
 from medimg.errors import MedimgWarning, TrainingError
 from medimg.metrics.validation_scores import mean_auroc
+from medimg.models.digest import model_digest
 from medimg.models.training_images import record_training_images
 from medimg.training import resume as resume_file
 from medimg.training._trainer import is_main_process
@@ -165,7 +166,13 @@ def train_candidates(
         row["chosen"] = row["name"] == best.name
     checkpoint = None if output is None else _write_choice(model, output, best.name)
     seconds = sum(t.result.seconds for t in trained)
-    return replace(best.result, seconds=seconds, checkpoint=checkpoint, candidates=tuple(rows))
+    return replace(
+        best.result,
+        seconds=seconds,
+        checkpoint=checkpoint,
+        candidates=tuple(rows),
+        model_sha256=None if checkpoint is None else model_digest(model),
+    )
 
 
 def _check_arguments(arguments: Mapping[str, Any]) -> None:
