@@ -14,6 +14,7 @@ from medimg.adapt.terms import AdaptationTerms
 from medimg.core.logger import get_logger
 from medimg.core.progress import check_progress
 from medimg.data.augmentation.random_scan import describe_augmentation, make_augmentation
+from medimg.data.processes import is_main_process
 from medimg.errors import TrainingError
 from medimg.metrics.validation_scores import validation_scores
 from medimg.models.freezing import find_kept_statistics
@@ -28,7 +29,6 @@ from medimg.training._state import FineTuneInputs, TrainingState, check_candidat
 from medimg.training._trainer import (
     TrainerConfig,
     check_monitored,
-    is_main_process,
     make_loggers,
     prefers_channels_last,
 )
