@@ -285,12 +285,16 @@ class _Search:
                     f"fine_tune has {name!r}, whose objects hold a state, and each fold needs its own: tune "
                     "without it"
                 )
+        _check_processes(given)
         # a loss of the user's own smooths no labels
         taken = {*given, *(("label_smoothing",) if given.get("loss") else ())}
         tried = _check_space({n: r for n, r in SPACE.items() if n not in taken} if space is None else space)
         both = [name for name in tried if name in given]
         if both:
             raise TrainingError(f"{both[0]!r} is in space and in fine_tune: expected it in one of them")
+        for name in ("devices", "trainer_kwargs"):
+            for value in tried[name] if isinstance(tried.get(name), list) else ():
+                _check_processes({**given, name: value})
         check_choice("prune", prune, (True, False))
         count = check_whole_number("folds", folds, least=2)
         data = kfold(dataset, count, seed=seed)
@@ -473,6 +477,15 @@ class _Search:
             elif name in frozen.user_attrs.get("objects", ()):
                 found[name] = _draw(optuna.trial.FixedTrial(frozen.params, frozen.number), name, values)
         return found
+
+
+def _check_processes(arguments: Mapping[str, Any]) -> None:
+    """Refuse several processes, each of which would have a search of its own, with one file."""
+    if (count := Processes.of(arguments).count) > 1:
+        raise TrainingError(
+            f"fine_tune would train in {count} processes, and tune decides in one which settings are tried: "
+            "pass devices=1, or leave it out"
+        )
 
 
 def _make_url(path: Path) -> str:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from medimg.adapt.base import Side
 from medimg.adapt.terms import total_loss
+from medimg.core.content_hash import name_callable
 from medimg.data.augmentation.mixup import MixedBatch, mixup
 from medimg.data.dataloader import (
     Batch,
@@ -119,8 +120,11 @@ class FineTuneModule(pl.LightningModule):
     ) -> None:
         """Step; an error of the user's optimizer is named, one of the batch in its closure is not."""
         inside: list[BaseException] = []
+        called = False
 
         def closure() -> Any:
+            nonlocal called
+            called = True
             try:
                 return optimizer_closure()
             except BaseException as error:
@@ -134,6 +138,12 @@ class FineTuneModule(pl.LightningModule):
                 raise
             with naming("optimizer", self._inputs.custom.optimizer, on=f"step {batch_idx + 1} of an epoch"):
                 raise
+        if not called:
+            raise TrainingError(
+                f"optimizer={name_callable(self._inputs.custom.optimizer)} does not call the closure that "
+                "step(closure) is given, which computes the gradients: begin with `loss = closure()` under "
+                "torch.enable_grad(), as the optimizers of torch do"
+            )
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Step the schedule; an error of the user's own is named."""

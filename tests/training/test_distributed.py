@@ -120,7 +120,8 @@ if __name__ == "__main__":
     train, val, target = data(16, "train"), data(6, "validation"), data(12, "t")
     found = {}
     model = small_classifier(preprocess=recipe)
-    found["plain"] = describe(model, fine_tune(model, train, output="plain", progress=False, ema=0.5, **common))
+    result = fine_tune(model, train, output="plain", progress=False, ema=0.5, **common)
+    found["plain"] = describe(model, result)
     model = small_classifier(preprocess=recipe)
     auto = medimg.adapt.Auto(target, candidates=[medimg.adapt.AdaBN(target)])
     result = fine_tune(model, train, val, adapt=auto, output="auto", progress=False, **common)
