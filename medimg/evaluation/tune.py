@@ -26,6 +26,7 @@ from medimg.core.content_hash import content_hash, describe_callable, json_text
 from medimg.core.logger import get_logger
 from medimg.core.progress import check_progress
 from medimg.data.augmentation.random_scan import describe_augmentation
+from medimg.data.processes import Processes
 from medimg.data.splits.kfold import kfold
 from medimg.errors import MissingDependencyError, TrainingError, also
 from medimg.evaluation._fold_training import check_arguments
@@ -292,9 +293,6 @@ class _Search:
         both = [name for name in tried if name in given]
         if both:
             raise TrainingError(f"{both[0]!r} is in space and in fine_tune: expected it in one of them")
-        for name in ("devices", "trainer_kwargs"):
-            for value in tried[name] if isinstance(tried.get(name), list) else ():
-                _check_processes({**given, name: value})
         check_choice("prune", prune, (True, False))
         count = check_whole_number("folds", folds, least=2)
         data = kfold(dataset, count, seed=seed)
@@ -416,6 +414,7 @@ class _Search:
         self, trial: Any, train: ImageDataset, test: ImageDataset, settings: Mapping[str, Any]
     ) -> float:
         """Return the score of the best epoch, higher is better."""
+        _check_processes({**self.fixed, **settings})
         own = copy.deepcopy(self.model)
         shown = self.loading["progress"] is True
         with nullcontext() if shown else _warnings_only():
