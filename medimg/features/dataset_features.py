@@ -169,7 +169,8 @@ class _Groups(Dataset[Tensor]):
     def __getitem__(self, number: int) -> Tensor:
         group = self.groups[number]
         if self.dataset.unit == "series":
-            return load_items(self.dataset, group[:1], one_by_one=True)[0][0]
+            bag: Tensor = load_items(self.dataset, group[:1], one_by_one=True)[0][0]
+            return bag
         items = load_items(self.dataset, group)
         return collate_indexed(
             [(image, 0, item) for (image, _), item in zip(items, group, strict=True)]
