@@ -25,6 +25,7 @@ from medimg._validation import (
 from medimg.core.content_hash import content_hash, json_text
 from medimg.core.logger import get_logger
 from medimg.data.augmentation.random_scan import describe_augmentation
+from medimg.data.processes import Processes, is_main_process
 from medimg.data.splits.kfold import split_by_fold
 from medimg.data.splits.split import split
 from medimg.errors import CheckpointError, LeakageError, TrainingError, also
@@ -175,7 +176,8 @@ class FoldTraining:
         folder = None if output is None else check_path("output", output)
         if resume and folder is None:
             raise TrainingError("resume=True needs output=, the folder of the interrupted cross-validation")
-        if folder is not None:
+        # a process that the main one starts finds the results of this run
+        if folder is not None and is_main_process():
             _check_output(folder, resumes=bool(resume), overwrites=bool(overwrite))
         return cls(
             arguments={"balance": balance, **check_arguments(arguments)},
@@ -252,7 +254,7 @@ class FoldTraining:
             f"{len(d):,} ({len(set(d.patients)):,} patients) {n}" for n, d in parts.items() if d is not None
         ]
         get_logger().info("%s: %s", title, ", ".join(sizes))
-        own = copy.deepcopy(model)
+        own, processes = copy.deepcopy(model), Processes.of(self.arguments)
         fit = fine_tune(
             own,
             data.train,
@@ -266,10 +268,10 @@ class FoldTraining:
         )
         if self.calibrates and data.val is not None:
             calibrate(own, data.val, coverage=None, **self.loading)
-            if fit.checkpoint is not None:
+            if fit.checkpoint is not None and processes.is_main:
                 own.save(fit.checkpoint)
         notes = list_training_overlap(own, data.test, "raise")
-        probabilities = own.predict_proba(data.test, **self.loading)
+        probabilities = processes.share(own.predict_proba(data.test, **self.loading))
         found = TrainedFold(
             held_out=data.held_out,
             probabilities=probabilities,
@@ -277,8 +279,9 @@ class FoldTraining:
             notes=notes,
             model=own if self.keeps_models else None,
         )
-        if folder is not None:
+        if folder is not None and processes.is_main:
             _save(found, folder, identity)
+        processes.share(None)  # its files are written
         area = mean_auroc(np.asarray(data.test.labels), probabilities, data.test.task)
         score = "AUROC undefined" if area is None else f"AUROC {area:.3f}"
         get_logger().info(
@@ -308,7 +311,7 @@ class FoldTraining:
         output = self.output
 
         def remove(*_: object) -> None:
-            for path in output.glob(f"fold_*/{FILE}"):
+            for path in output.glob(f"fold_*/{FILE}") if is_main_process() else ():
                 path.unlink()
 
         return {"callbacks": [*self.arguments.get("callbacks", ()), LambdaCallback(on_fit_start=remove)]}

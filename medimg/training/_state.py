@@ -22,6 +22,7 @@ from medimg.models.low_rank import add_adapters
 from medimg.preprocessing.preprocess import UNSTATED_REVISION
 from medimg.training import resume
 from medimg.training._phases import plan_phases
+from medimg.training.optimization.custom import loss_state, restore_loss
 
 if TYPE_CHECKING:
     import os
@@ -206,6 +207,7 @@ class TrainingState:
             model=self.inputs.model.state_dict(),
             best=best,
             terms=self.terms.state_dict(),
+            loss=loss_state(self.inputs.loss),
             average={} if self.average is None else self.average.state_dict(),
             fit=None if trainer is None else resume.FitState.capture(trainer),
         )
@@ -226,6 +228,7 @@ class TrainingState:
             _find_kept_before(inputs) if saved.kept_statistics is None else tuple(saved.kept_statistics)
         )
         self.terms.load_state_dict(saved.terms)
+        restore_loss(inputs.loss, saved.loss)
         self.history.load_state_dict(saved.history, saved.best)
         # a file from before the first step has none
         if inputs.config.ema is not None and saved.average:

@@ -190,6 +190,8 @@ class HistoryRecorder:
             self.monitor, self.best_epoch = monitor, row["epoch"]
             self._best_state = _copy_state(source)
             self._best_summary = self._summarize()
+        if better and self._output is not None:
+            self.checkpoint = self._output / "best.safetensors"
         if write:
             self._write(source, better=better)
 
@@ -200,7 +202,7 @@ class HistoryRecorder:
         if self._output is None:
             return
         if better:
-            self.checkpoint = _save_model(source, self._output / "best.safetensors", self._best_summary)
+            _save_model(source, self._output / "best.safetensors", self._best_summary)
         _save_model(source, self._output / "last.safetensors", self._summarize())
         write_text(self._output / "history.csv", _format_csv(self.rows))
 
@@ -253,10 +255,10 @@ class HistoryRecorder:
         """Add settings to the summary of checkpoints to come."""
         self._settings |= settings
 
-    def replace_best(self) -> None:
-        """Take the model as it is now, after adaptation, for the best; write it."""
+    def replace_best(self, *, write: bool) -> None:
+        """Take the model as it is now, after adaptation, for the best."""
         self._best_state = _copy_state(self._model)
-        if self.checkpoint is not None:
+        if write and self.checkpoint is not None:
             _save_model(self._model, self.checkpoint, self._best_summary)
 
     def confirm_checkpoint(self) -> str | None:
@@ -305,12 +307,12 @@ def order_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: row[name] for name in names}
 
 
-def _save_model(model: TransferClassifier, path: Path, summary: dict[str, Any] | None) -> Path:
+def _save_model(model: TransferClassifier, path: Path, summary: dict[str, Any] | None) -> None:
     """Save a model with another training summary than its own."""
     before = model.training_summary
     model.training_summary = summary
     try:
-        return model.save(path)
+        model.save(path)
     finally:
         model.training_summary = before
 

@@ -158,6 +158,8 @@ class ResumeState:
     model: Mapping[str, Tensor] = field(repr=False)
     best: Mapping[str, Tensor] = field(repr=False)
     terms: Mapping[str, Tensor] = field(repr=False)
+    #: Of a loss of the user's own; empty in files written before.
+    loss: Mapping[str, Tensor] = field(repr=False)
     #: Average of the weights; empty if there is none yet.
     average: Mapping[str, Tensor] = field(repr=False)
     #: Of a phase under way.
@@ -172,6 +174,7 @@ def save(state: ResumeState, path: Path) -> None:
             ("model", state.model),
             ("best", state.best),
             ("terms", state.terms),
+            ("loss", state.loss),
             ("ema", state.average),
             ("optimizer", state.fit.optimizer if state.fit is not None else {}),
         )
@@ -243,6 +246,7 @@ def load(path: Path) -> ResumeState:
         model=select("model"),
         best=select("best"),
         terms=select("terms"),
+        loss=select("loss"),
         average=select("ema"),
         fit=fit,
     )
