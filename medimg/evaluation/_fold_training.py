@@ -17,6 +17,7 @@ from medimg._validation import (
     check_fields,
     check_number,
     check_path,
+    check_text,
     check_texts,
     check_whole_number,
     did_you_mean,
@@ -201,6 +202,7 @@ class FoldTraining:
             None if self.output is None else self.output / f"fold_{n}" for n in range(1, len(folds) + 1)
         ]
         restored = [self._restore(*one, identity) for one in zip(folders, folds, strict=True)]
+        self._check_others(folders)
         callbacks = [(one, copy.deepcopy(one.state_dict())) for one in self.arguments.get("callbacks", ())]
         trained = []
         for number, (data, folder, before) in enumerate(zip(folds, folders, restored, strict=True), 1):
@@ -301,8 +303,19 @@ class FoldTraining:
             return found
         return replace(found, model=load_fold_model(found.fit))
 
+    def _check_others(self, folders: Sequence[Path | None]) -> None:
+        """Raise TrainingError if a cross-validation that goes on had more folds."""
+        if self.output is None or not self.resumes:
+            return
+        for one in sorted(self.output.glob("fold_*")):
+            if one not in folders and ((one / FILE).is_file() or resume_file.list_results(one)):
+                raise TrainingError(
+                    f"{one} belongs to another cross-validation, which differs in folds: pass the same "
+                    "arguments as then, or overwrite=True instead of resume to start again"
+                )
+
     def _replace_results(self) -> dict[str, Any]:
-        """Return callbacks of which one removes the results of an earlier run once this one trains."""
+        """Return callbacks of which one removes the results of an earlier run once fold 1 trains."""
         if self.output is None or not self.overwrites:
             return {}
         # Lightning takes seconds to import
@@ -311,8 +324,8 @@ class FoldTraining:
         output = self.output
 
         def remove(*_: object) -> None:
-            for path in output.glob(f"fold_*/{FILE}") if is_main_process() else ():
-                path.unlink()
+            for folder in output.glob("fold_*") if is_main_process() else ():
+                _remove_results(folder, all_files=folder.name != "fold_1")
 
         return {"callbacks": [*self.arguments.get("callbacks", ()), LambdaCallback(on_fit_start=remove)]}
 
@@ -353,6 +366,17 @@ def _check_output(folder: Path, *, resumes: bool, overwrites: bool) -> None:
             raise resume_file.refuse_results(one, found, name)
         if not ended:
             resume_file.check_output(one, resumes, overwrite=False, name=name)
+
+
+def _remove_results(folder: Path, *, all_files: bool) -> None:
+    """Remove the result of a fold, or also its models, history and state, and the folders that are left."""
+    names = (FILE, *resume_file.RESULTS, resume_file.FILE) if all_files else (FILE,)
+    for path in list(folder.rglob("*")):
+        if path.name in names:
+            path.unlink(missing_ok=True)
+    for one in sorted([folder, *folder.rglob("*")], reverse=True) if all_files else ():
+        if one.is_dir() and not any(one.iterdir()):
+            one.rmdir()
 
 
 def _to_json(value: Any) -> Any:
@@ -411,7 +435,8 @@ def _load(folder: Path, identity: Mapping[str, Any], data: _FoldData) -> Trained
             )
         if (header["fold"], header["held_out"]) != (folder.name, _digest_items(data.held_out)):
             raise TrainingError(
-                f"{path} is the result of {printable(header['fold'])}, whose held-out items are others: {again}"
+                f"{path} is the result of another fold, {printable(header['fold'])}, with other held-out "
+                f"items: {again}"
             )
         fit = _parse_fit(header, folder / "best.safetensors")
         notes = header["notes"]
@@ -433,12 +458,14 @@ def _parse_fit(header: Mapping[str, Any], checkpoint: Path) -> FitResult:
     """Return the training that a header describes; CheckpointError if a field is not what was written."""
     rows, monitor = _list_objects(header, "history", COLUMNS), header["monitor"]
     epochs = [check_whole_number("epoch", row["epoch"], least=1, error=CheckpointError) for row in rows]
-    best, sha256 = header["best_epoch"], header["model_sha256"]
+    best, sha256 = (
+        header["best_epoch"],
+        check_text("model_sha256", header["model_sha256"], error=CheckpointError),
+    )
     if type(best) is not int or best not in epochs:
         raise CheckpointError(f"best_epoch must be one of its {len(epochs)} epochs; found {printable(best)}")
-    for name, value in (("monitor", monitor), ("model_sha256", sha256)):
-        if not isinstance(value, str | None):
-            raise CheckpointError(f"{name} must be text or null; found a {type(value).__name__}")
+    if not isinstance(monitor, str | None):
+        raise CheckpointError(f"monitor must be text or null; found a {type(monitor).__name__}")
     for row in rows:
         for name, value in row.items():
             kind = str if name in ("phase", "monitor") else int | float

@@ -33,7 +33,7 @@ from medimg.models.backbones.source import BackboneSource, grayscale_recipe, lib
 from medimg.models.backbones.weights import WeightsChoice
 from medimg.models.digest import model_digest
 from medimg.models.freezing import Freezable, frozen_fraction
-from medimg.models.input_checks import Task, check_classes, check_input
+from medimg.models.input_checks import Task, check_classes, check_floating, check_input
 from medimg.models.low_rank import merged_copy
 from medimg.models.module_mode import with_gradients
 from medimg.models.pooling import Pool, embed_slices, make_pooling, pool_embeddings
@@ -357,6 +357,8 @@ class TransferClassifier(Freezable):
             (B, F): the embedding of each image, or the pooled one of each bag.
         """
         check_input(x, mask, self.pool, self.preprocess.n_channels)
+        if not isinstance(self.head.weight, Tensor):  # of a quantized layer, a method
+            check_floating(self)
         x = x.to(self.head.weight.dtype)
         if x.ndim == 4:
             embeddings: Tensor = self.backbone(x)
@@ -506,6 +508,7 @@ class TransferClassifier(Freezable):
 
     def to_checkpoint(self) -> checkpoint.Checkpoint:
         """Return what :meth:`save` writes."""
+        check_floating(self)
         # during a training with adapters
         model = merged_copy(self)
         if is_wrapped(model):  # a layer was compiled since

@@ -23,6 +23,7 @@ from medimg.models import checkpoint, safetensors_file
 from medimg.models.backbones.heads import feature_count, head_logits
 from medimg.models.classifier import TransferClassifier
 from medimg.models.digest import model_digest
+from medimg.models.input_checks import check_floating
 from medimg.models.pooling import GatedAttention
 from medimg.models.probabilities import model_probabilities
 from medimg.models.training_distribution import TrainingDistribution
@@ -343,6 +344,7 @@ def _check_members(members: object) -> tuple[TransferClassifier, ...]:
             raise also(TrainingError, TypeError)(
                 f"expected TransferClassifiers; found {_article(type(one).__name__)} among them: {hint}"
             )
+        check_floating(one)
     if len({id(one) for one in members}) < max(2, len(members)):
         raise TrainingError(
             f"expected at least two different models; found {len({id(one) for one in members})} of "

@@ -156,6 +156,24 @@ def test_a_compiled_model_is_named() -> None:
             use(compiled, good(None))
 
 
+@pytest.mark.filterwarnings("ignore:.*quant:DeprecationWarning")
+def test_a_quantized_model_is_named(tmp_path: Path) -> None:
+    model = classifier(preprocess=RECIPE)
+    quantized = copy.deepcopy(model)
+    quantized.head = torch.ao.nn.quantized.dynamic.Linear(8, 2)  # type: ignore[assignment]  # no linear layer
+    uses: tuple[Callable[[Any], object], ...] = (
+        lambda one: one.predict_proba(good(None)),
+        lambda one: one.predict([]),
+        lambda one: one(torch.zeros(1, 3, *RECIPE.hw)),
+        lambda one: one.save(tmp_path / "model.safetensors"),
+        lambda one: medimg.fit_head(one, good(None)),
+        lambda one: medimg.Ensemble([one, model]),
+    )
+    for use in uses:
+        with pytest.raises(TrainingError, match=r"quantized layers \(head"):
+            use(quantized)
+
+
 def test_tables_and_loaders_are_no_sources(wrong: dict[str, list[Any]]) -> None:
     model = classifier(preprocess=RECIPE)
     uses: tuple[Callable[[Any], object], ...] = (
