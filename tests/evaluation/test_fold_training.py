@@ -350,7 +350,7 @@ def test_folds_of_an_earlier_run_do_not_stay(
     data: ImageDataset, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(output / "fold_2", output / "fold_3")
-    with pytest.raises(TrainingError, match="fold_3 belongs to another cross-validation.* differs in folds"):
+    with pytest.raises(TrainingError, match=r"fold_3 belongs to another cross-validation.* differs in folds"):
         _resume(data, output)
     (output / "fold_3/notes.txt").write_text("mine")
     before = medimg.fine_tune
@@ -370,6 +370,7 @@ def test_folds_of_an_earlier_run_do_not_stay(
     assert len(medimg.cross_validate(model_of(), data, resume=True, **options).ensemble().members) == 2
 
 
+@pytest.mark.filterwarnings('ignore:adapt="auto" keeps the training:medimg.errors.MedimgWarning')
 def test_candidates_of_a_finished_fold_are_kept(data: ImageDataset, tmp_path: Path) -> None:
     target = make_data(set(range(12)))
     auto = medimg.adapt.Auto(target, candidates=[medimg.adapt.CORAL(target)])

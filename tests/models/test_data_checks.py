@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 import medimg
 from medimg import Preprocess, adapt
-from medimg.errors import MedimgError
+from medimg.errors import MedimgError, TrainingError
 from medimg.models.data_checks import CHECKS
 from tests.models.fakes import classifier
 from tests.models.images import picture_data, write_pictures
