@@ -157,8 +157,8 @@ def test_a_compiled_model_is_named() -> None:
             use(compiled, good(None))
 
 
-@pytest.mark.filterwarnings("ignore:.*quant:DeprecationWarning")
-def test_a_quantized_model_is_named(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_a_quantized_model_is_named(wrong: dict[str, list[Any]], tmp_path: Path) -> None:
     model = classifier(preprocess=RECIPE)
     quantized = copy.deepcopy(model)
     quantized.head = torch.ao.nn.quantized.dynamic.Linear(8, 2)  # type: ignore[assignment]  # no linear layer
