@@ -306,7 +306,7 @@ WRONG_STATES: list[tuple[str, dict[str, Any]]] = [
     ("ends is not what was written", {"ends": ["x"]}),
     ("weights must have 2 values", {"weights": ["x"]}),
     ("missing rows", {"recorder": {}}),
-    ("recorder must be an object", {"recorder": 3}),
+    ("recorder is not what was written", {"recorder": 3}),
     ("no sound state of a training", {"kept_statistics": ["elsewhere"]}),
 ]
 
