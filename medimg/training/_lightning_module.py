@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from medimg.adapt.base import Side
 from medimg.adapt.terms import total_loss
+from medimg.core.content_hash import name_callable
 from medimg.data.augmentation.mixup import MixedBatch, mixup
 from medimg.data.dataloader import (
     Batch,
@@ -119,8 +120,11 @@ class FineTuneModule(pl.LightningModule):
     ) -> None:
         """Step; an error of the user's optimizer is named, one of the batch in its closure is not."""
         inside: list[BaseException] = []
+        called = False
 
         def closure() -> Any:
+            nonlocal called
+            called = True
             try:
                 return optimizer_closure()
             except BaseException as error:
@@ -134,6 +138,12 @@ class FineTuneModule(pl.LightningModule):
                 raise
             with naming("optimizer", self._inputs.custom.optimizer, on=f"step {batch_idx + 1} of an epoch"):
                 raise
+        if not called:
+            raise TrainingError(
+                f"optimizer={name_callable(self._inputs.custom.optimizer)} does not call the closure that "
+                "step(closure) is given, which computes the gradients: begin with `loss = closure()` under "
+                "torch.enable_grad(), as the optimizers of torch do"
+            )
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Step the schedule; an error of the user's own is named."""
@@ -353,10 +363,16 @@ class FineTuneModule(pl.LightningModule):
             self._state.display.step()
 
     def on_validation_start(self) -> None:
-        """Let all processes validate with the batch statistics of the main one, whose model is saved."""
-        if self.trainer.world_size > 1:
-            for statistics in self._state.evaluated_model.buffers():
-                torch.distributed.broadcast(statistics, src=0)
+        """Let all processes validate with the buffers of the main one."""
+        self._share_buffers()
+
+    def _share_buffers(self) -> None:
+        """Give all processes the buffers of the main one, such as batch statistics: its model is saved."""
+        if self.trainer.world_size == 1:
+            return
+        average = self._state.average
+        for buffer in (*self.buffers(), *(() if average is None else average.buffers())):
+            torch.distributed.broadcast(buffer, src=0)
 
     def validation_step(self, batch: Batch, _: int) -> None:
         """Store the logits of a batch with the indices of its items."""
@@ -377,7 +393,9 @@ class FineTuneModule(pl.LightningModule):
             # each process has the same number of rows, because items are repeated
             logits, indices = (self._gather(t) for t in (logits, indices))
         items, first = np.unique(indices.cpu().numpy(), return_index=True)
-        self._scores = self._score(logits[torch.from_numpy(first).to(logits.device)], items)
+        scores = self._score(logits[torch.from_numpy(first).to(logits.device)], items)
+        # a metric of the user's own may draw random numbers, and the best epoch has to be one for all
+        self._scores = self.trainer.strategy.broadcast(scores)
         for name, value in self._scores.items():
             if value is not None:
                 self.log(name, value, prog_bar=True, sync_dist=True)
@@ -418,6 +436,7 @@ class FineTuneModule(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Add the epoch to the history, and stop the phase if patience has run out."""
         state, history = self._state, self._state.history
+        self._share_buffers()
         loss, rest = self._mean_losses()
         self._check_finite(torch.tensor(loss + rest), len(self._losses) - 1)
         row = {
