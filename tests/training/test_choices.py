@@ -347,7 +347,7 @@ def test_an_optimizer_that_computes_the_loss_several_times() -> None:
 
 
 class Unsteppable(torch.optim.SGD):
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         raise ValueError("no step")
 
 
