@@ -367,7 +367,8 @@ class TransferClassifier(Freezable):
             (B, F): the embedding of each image, or the pooled one of each bag.
         """
         check_input(x, mask, self.pool, self.preprocess.n_channels)
-        if not isinstance(self.head.weight, Tensor):  # of a quantized layer, a method
+        weight: object = self.head.weight
+        if not isinstance(weight, Tensor):  # of a quantized layer, a method
             check_floating(self)
         x = x.to(self.head.weight.dtype)
         if x.ndim == 4:

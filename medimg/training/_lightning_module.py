@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -14,7 +15,6 @@ from torch.utils.data import DataLoader
 
 from medimg.adapt.base import Side
 from medimg.adapt.terms import total_loss
-from medimg.core.content_hash import name_callable
 from medimg.data.augmentation.mixup import MixedBatch, mixup
 from medimg.data.dataloader import (
     Batch,
@@ -34,7 +34,7 @@ from medimg.models.module_mode import module_mode
 from medimg.models.pooling import pool_embeddings
 from medimg.models.probabilities import probabilities
 from medimg.training._state import PhaseProgress
-from medimg.training.optimization.custom import naming
+from medimg.training.optimization.custom import naming, run_step
 from medimg.training.optimization.lr_scheduler import make_schedule
 from medimg.training.optimization.optimizer import make_optimizer
 
@@ -118,32 +118,13 @@ class FineTuneModule(pl.LightningModule):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
     ) -> None:
-        """Step; an error of the user's optimizer is named, one of the batch in its closure is not."""
-        inside: list[BaseException] = []
-        called = False
-
-        def closure() -> Any:
-            nonlocal called
-            called = True
-            try:
-                return optimizer_closure()
-            except BaseException as error:
-                inside.append(error)
-                raise
-
-        try:
-            super().optimizer_step(epoch, batch_idx, optimizer, closure)
-        except Exception:
-            if self._inputs.custom.optimizer is None or inside:
-                raise
-            with naming("optimizer", self._inputs.custom.optimizer, on=f"step {batch_idx + 1} of an epoch"):
-                raise
-        if not called:
-            raise TrainingError(
-                f"optimizer={name_callable(self._inputs.custom.optimizer)} does not call the closure that "
-                "step(closure) is given, which computes the gradients: begin with `loss = closure()` under "
-                "torch.enable_grad(), as the optimizers of torch do"
-            )
+        """Step; errors of the user's optimizer are named."""
+        run_step(
+            partial(super().optimizer_step, epoch, batch_idx, optimizer),
+            optimizer_closure,
+            self._inputs.custom.optimizer,
+            on=f"step {batch_idx + 1} of an epoch",
+        )
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Step the schedule; an error of the user's own is named."""

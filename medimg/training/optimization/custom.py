@@ -40,6 +40,7 @@ __all__ = [
     "loss_state",
     "naming",
     "restore_loss",
+    "run_step",
 ]
 
 #: From parameter groups, dicts with "params", "lr" and "weight_decay", to an optimizer.
@@ -407,6 +408,41 @@ def naming(argument: str, part: object, *, on: str) -> Iterator[None]:
         raise TrainingError(
             f"{argument}={name_callable(part)} fails on {on}: {type(error).__name__}: {error}"
         ) from error
+
+
+def run_step(
+    step: Callable[[Callable[[], Any]], Any],
+    closure: Callable[[], Any],
+    optimizer: OptimizerFactory | None,
+    *,
+    on: str,
+) -> None:
+    """Step; an error of the user's optimizer is named, one of the batch in the closure is not."""
+    inside: list[BaseException] = []
+    called = False
+
+    def watched() -> Any:
+        nonlocal called
+        called = True
+        try:
+            return closure()
+        except BaseException as error:
+            inside.append(error)
+            raise
+
+    try:
+        step(watched)
+    except Exception:
+        if optimizer is None or inside:
+            raise
+        with naming("optimizer", optimizer, on=on):
+            raise
+    if not called:
+        raise TrainingError(
+            f"optimizer={name_callable(optimizer)} does not call the closure that step(closure) is given, "
+            "which computes the gradients: begin with `loss = closure()` under torch.enable_grad(), as the "
+            "optimizers of torch do"
+        )
 
 
 def _score(name: str, metric: MetricFunction, labels: NDArray[Any], probabilities: NDArray[Any]) -> float:
