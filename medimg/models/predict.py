@@ -15,6 +15,7 @@ from medimg.errors import PreprocessError, TrainingError
 from medimg.models._source_scores import embed_bag, mean_probabilities, score_series, score_slices
 from medimg.models.data_checks import check_dataset
 from medimg.models.digest import members_digest, model_digest, parameters_digest
+from medimg.models.input_checks import check_floating
 from medimg.models.module_mode import module_mode
 from medimg.models.prediction.prediction_table import PredictionTable
 from medimg.models.prediction.scored_source import list_sources, resolve_sources
@@ -81,6 +82,7 @@ def predict(
     unit = check_item_unit(unit, error=TrainingError)
     check_choice("on_error", on_error, ("raise", "collect"))
     size = check_batch_size(batch_size)
+    check_floating(model)
     check_calibration(model)
     note_renderer(model)
     given = progress_bar(list_sources(sources), desc="predicting", unit="source", progress=progress)
