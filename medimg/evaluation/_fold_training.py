@@ -7,20 +7,32 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import numpy as np
 import torch
 
-from medimg._validation import check_choice, check_number, check_path, did_you_mean
+from medimg._validation import (
+    check_choice,
+    check_fields,
+    check_number,
+    check_path,
+    check_text,
+    check_texts,
+    check_whole_number,
+    did_you_mean,
+    printable,
+)
 from medimg.core.content_hash import content_hash, json_text
 from medimg.core.logger import get_logger
 from medimg.data.augmentation.random_scan import describe_augmentation
+from medimg.data.processes import Processes, is_main_process
 from medimg.data.splits.kfold import split_by_fold
 from medimg.data.splits.split import split
-from medimg.errors import LeakageError, TrainingError, also
+from medimg.errors import CheckpointError, LeakageError, TrainingError, also
 from medimg.evaluation.evaluate import list_training_overlap
 from medimg.metrics.validation_scores import mean_auroc
+from medimg.models.checkpoint import read_digest
 from medimg.models.digest import model_digest
 from medimg.models.ensemble import load
 from medimg.models.safetensors_file import read_header, read_tensors, write
@@ -29,24 +41,39 @@ from medimg.training.adaptation.choose_adaptation import resolve_auto
 from medimg.training.calibrate import calibrate
 from medimg.training.class_weights import check_labels
 from medimg.training.fine_tune import FineTuneArguments, fine_tune
-from medimg.training.history import FitResult
+from medimg.training.history import COLUMNS, FitResult, order_row
 from medimg.training.optimization.custom import identify_parts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+    from torch import nn
 
     from medimg.data.dataset import ImageDataset
     from medimg.models.classifier import TransferClassifier
 
-__all__ = ["FoldTraining", "TrainedFold", "check_arguments"]
+__all__ = ["FoldTraining", "TrainedFold", "check_arguments", "load_fold_model"]
 
 #: Name of the result of a fold in its folder.
 FILE: Final = "result.safetensors"
 
 _KEY: Final = "medimg-fold"
-_SCHEMA: Final = 1
+_SCHEMA: Final = 2
+#: Version 1 had neither the fold nor the SHA-256 of its model.
+_FIELDS: Final = (
+    "identity",
+    "fold",
+    "held_out",
+    "model_sha256",
+    "history",
+    "best_epoch",
+    "monitor",
+    "seconds",
+    "candidates",
+    "notes",
+)
+_TOLERANCE: Final = 1e-6
 _DIGITS: Final = 32
 _OWN: Final = ("output", "resume", "overwrite", "seed", "cache", "workers", "progress")
 
@@ -150,7 +177,8 @@ class FoldTraining:
         folder = None if output is None else check_path("output", output)
         if resume and folder is None:
             raise TrainingError("resume=True needs output=, the folder of the interrupted cross-validation")
-        if folder is not None:
+        # a process that the main one starts finds the results of this run
+        if folder is not None and is_main_process():
             _check_output(folder, resumes=bool(resume), overwrites=bool(overwrite))
         return cls(
             arguments={"balance": balance, **check_arguments(arguments)},
@@ -174,6 +202,7 @@ class FoldTraining:
             None if self.output is None else self.output / f"fold_{n}" for n in range(1, len(folds) + 1)
         ]
         restored = [self._restore(*one, identity) for one in zip(folders, folds, strict=True)]
+        self._check_others(folders)
         callbacks = [(one, copy.deepcopy(one.state_dict())) for one in self.arguments.get("callbacks", ())]
         trained = []
         for number, (data, folder, before) in enumerate(zip(folds, folders, restored, strict=True), 1):
@@ -227,7 +256,7 @@ class FoldTraining:
             f"{len(d):,} ({len(set(d.patients)):,} patients) {n}" for n, d in parts.items() if d is not None
         ]
         get_logger().info("%s: %s", title, ", ".join(sizes))
-        own = copy.deepcopy(model)
+        own, processes = copy.deepcopy(model), Processes.of(self.arguments)
         fit = fine_tune(
             own,
             data.train,
@@ -241,19 +270,20 @@ class FoldTraining:
         )
         if self.calibrates and data.val is not None:
             calibrate(own, data.val, coverage=None, **self.loading)
-            if fit.checkpoint is not None:
+            if fit.checkpoint is not None and processes.is_main:
                 own.save(fit.checkpoint)
         notes = list_training_overlap(own, data.test, "raise")
-        probabilities = own.predict_proba(data.test, **self.loading)
+        probabilities = processes.share(own.predict_proba(data.test, **self.loading))
         found = TrainedFold(
             held_out=data.held_out,
             probabilities=probabilities,
-            fit=fit,
+            fit=fit if fit.checkpoint is None else replace(fit, model_sha256=model_digest(own)),
             notes=notes,
             model=own if self.keeps_models else None,
         )
-        if folder is not None:
+        if folder is not None and processes.is_main:
             _save(found, folder, identity)
+        processes.share(None)  # its files are written
         area = mean_auroc(np.asarray(data.test.labels), probabilities, data.test.task)
         score = "AUROC undefined" if area is None else f"AUROC {area:.3f}"
         get_logger().info(
@@ -271,10 +301,21 @@ class FoldTraining:
         get_logger().info("%s ended before; its result is used", folder.name.replace("_", " "))
         if not self.keeps_models:
             return found
-        return replace(found, model=load(folder / "best.safetensors"))
+        return replace(found, model=load_fold_model(found.fit))
+
+    def _check_others(self, folders: Sequence[Path | None]) -> None:
+        """Raise TrainingError if a cross-validation that goes on had more folds."""
+        if self.output is None or not self.resumes:
+            return
+        for one in sorted(self.output.glob("fold_*")):
+            if one not in folders and ((one / FILE).is_file() or resume_file.list_results(one)):
+                raise TrainingError(
+                    f"{one} belongs to another cross-validation, which differs in folds: pass the same "
+                    "arguments as then, or overwrite=True instead of resume to start again"
+                )
 
     def _replace_results(self) -> dict[str, Any]:
-        """Return callbacks of which one removes the results of an earlier run once this one trains."""
+        """Return callbacks of which one removes the results of an earlier run once fold 1 trains."""
         if self.output is None or not self.overwrites:
             return {}
         # Lightning takes seconds to import
@@ -283,8 +324,8 @@ class FoldTraining:
         output = self.output
 
         def remove(*_: object) -> None:
-            for path in output.glob(f"fold_*/{FILE}"):
-                path.unlink()
+            for folder in output.glob("fold_*") if is_main_process() else ():
+                _remove_results(folder, all_files=folder.name != "fold_1")
 
         return {"callbacks": [*self.arguments.get("callbacks", ()), LambdaCallback(on_fit_start=remove)]}
 
@@ -327,6 +368,17 @@ def _check_output(folder: Path, *, resumes: bool, overwrites: bool) -> None:
             resume_file.check_output(one, resumes, overwrite=False, name=name)
 
 
+def _remove_results(folder: Path, *, all_files: bool) -> None:
+    """Remove the result of a fold, or also its models, history and state, and the folders that are left."""
+    names = (FILE, *resume_file.RESULTS, resume_file.FILE) if all_files else (FILE,)
+    for path in list(folder.rglob("*")):
+        if path.name in names:
+            path.unlink(missing_ok=True)
+    for one in sorted([folder, *folder.rglob("*")], reverse=True) if all_files else ():
+        if one.is_dir() and not any(one.iterdir()):
+            one.rmdir()
+
+
 def _to_json(value: Any) -> Any:
     """Return a setting as JSON values; what is none is described by its type."""
     if value is None or isinstance(value, bool | int | float | str):
@@ -343,38 +395,130 @@ def _save(found: TrainedFold, folder: Path, identity: Mapping[str, Any]) -> None
     header = {
         "schema": _SCHEMA,
         "identity": dict(identity),
+        "fold": folder.name,
+        "held_out": _digest_items(found.held_out),
+        "model_sha256": found.fit.model_sha256,
         "history": list(found.fit.history),
         "best_epoch": found.fit.best_epoch,
         "monitor": found.fit.monitor,
         "seconds": found.fit.seconds,
+        "candidates": list(found.fit.candidates),
         "notes": list(found.notes),
     }
     write(folder / FILE, _KEY, header, {"probabilities": torch.from_numpy(found.probabilities)})
     (folder / resume_file.FILE).unlink(missing_ok=True)
 
 
+def _digest_items(held_out: NDArray[np.int64]) -> str:
+    """Return a hash of the indices (m,) of items; what the items are is part of the identity."""
+    return content_hash(json_text(held_out.tolist()))[:_DIGITS]
+
+
 def _load(folder: Path, identity: Mapping[str, Any], data: _FoldData) -> TrainedFold:
-    """Read the result of a fold; TrainingError if it is that of another cross-validation."""
+    """Read the result of a fold; TrainingError if it is that of another cross-validation or fold."""
     path = folder / FILE
     header = read_header(path, _KEY, "the result of a fold that cross_validate(output=...) wrote")
-    before = header.get("identity", {}) if header.get("schema") == _SCHEMA else {}
-    differing = [name for name in identity if _to_json(identity[name]) != before.get(name)]
-    if differing:
-        raise TrainingError(
-            f"{path} belongs to another cross-validation, which differs in {', '.join(differing)}: pass the "
-            "same arguments as then, or overwrite=True instead of resume to start again"
+    again = f"delete the folder {folder.name}, so that this fold is trained again"
+    if header.get("schema") != _SCHEMA:
+        raise CheckpointError(
+            f"{path} was written by another version of medimg (schema {printable(header.get('schema'))}, "
+            f"expected {_SCHEMA}), and does not state its fold and model: {again}"
         )
-    probabilities = read_tensors(path, header)["probabilities"].double().numpy()
-    checkpoint = folder / "best.safetensors"
-    return TrainedFold(
-        held_out=data.held_out,
-        probabilities=probabilities,
-        fit=FitResult(
-            history=tuple(header["history"]),
-            best_epoch=header["best_epoch"],
-            monitor=header["monitor"],
-            seconds=header["seconds"],
-            checkpoint=checkpoint if checkpoint.is_file() else None,
-        ),
-        notes=tuple(header["notes"]),
+    try:
+        check_fields("the header", header, _FIELDS, others=True, error=CheckpointError)
+        before = check_fields("identity", header["identity"], (), others=True, error=CheckpointError)
+        differing = [name for name in identity if _to_json(identity[name]) != before.get(name)]
+        if differing:
+            raise TrainingError(
+                f"{path} belongs to another cross-validation, which differs in {', '.join(differing)}: pass "
+                "the same arguments as then, or overwrite=True instead of resume to start again"
+            )
+        if (header["fold"], header["held_out"]) != (folder.name, _digest_items(data.held_out)):
+            raise TrainingError(
+                f"{path} is the result of another fold, {printable(header['fold'])}, with other held-out "
+                f"items: {again}"
+            )
+        fit = _parse_fit(header, folder / "best.safetensors")
+        notes = header["notes"]
+        found = TrainedFold(
+            held_out=data.held_out,
+            probabilities=_check_probabilities(read_tensors(path, header), data.test),
+            fit=fit,
+            notes=check_texts("notes", notes, error=CheckpointError) if notes != [] else (),
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} has no sound result of a fold: {error}; {again}") from error
+    # one that is gone is missed when it is needed
+    if fit.checkpoint is not None and fit.checkpoint.exists():
+        _check_model(fit, read_digest(fit.checkpoint))
+    return found
+
+
+def _parse_fit(header: Mapping[str, Any], checkpoint: Path) -> FitResult:
+    """Return the training that a header describes; CheckpointError if a field is not what was written."""
+    rows, monitor = _list_objects(header, "history", COLUMNS), header["monitor"]
+    epochs = [check_whole_number("epoch", row["epoch"], least=1, error=CheckpointError) for row in rows]
+    best, sha256 = (
+        header["best_epoch"],
+        check_text("model_sha256", header["model_sha256"], error=CheckpointError),
     )
+    if type(best) is not int or best not in epochs:
+        raise CheckpointError(f"best_epoch must be one of its {len(epochs)} epochs; found {printable(best)}")
+    if not isinstance(monitor, str | None):
+        raise CheckpointError(f"monitor must be text or null; found a {type(monitor).__name__}")
+    for row in rows:
+        for name, value in row.items():
+            kind = str if name in ("phase", "monitor") else int | float
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+                raise CheckpointError(
+                    f"{printable(name)} of an epoch must be a number, or text; found a {type(value).__name__}"
+                )
+    return FitResult(
+        history=tuple(order_row(row) for row in rows),
+        best_epoch=best,
+        monitor=monitor,
+        seconds=check_number("seconds", header["seconds"], least=0, error=CheckpointError),
+        checkpoint=checkpoint,
+        candidates=_list_objects(header, "candidates", ("name", "val_auroc", "information", "chosen")),
+        model_sha256=sha256,
+    )
+
+
+def _list_objects(header: Mapping[str, Any], name: str, fields: Sequence[str]) -> tuple[dict[str, Any], ...]:
+    """Return objects of a header, each of which has the fields in this order."""
+    several = header[name]
+    if not isinstance(several, list):
+        raise CheckpointError(f"{name} must be a list; found a {type(several).__name__}")
+    checked = [check_fields(name, one, fields, others=True, error=CheckpointError) for one in several]
+    return tuple({**{key: one[key] for key in fields}, **one} for one in checked)
+
+
+def _check_probabilities(tensors: Mapping[str, torch.Tensor], test: ImageDataset) -> NDArray[np.float64]:
+    """Return probabilities (m, K) of the held-out items; CheckpointError if they can't be theirs."""
+    found, wanted = tensors.get("probabilities"), (len(test), len(test.classes))
+    if found is None or tuple(found.shape) != wanted or not found.is_floating_point():
+        what = "none" if found is None else f"{tuple(found.shape)} {found.dtype}"
+        raise CheckpointError(f"expected probabilities {wanted} of the held-out items; found {what}")
+    values = found.double().numpy()
+    sums = values.sum(axis=1) if test.task == "multiclass" else 1.0
+    # not a number is outside, too
+    if not np.all((values >= 0) & (values <= 1 + _TOLERANCE)) or np.any(np.abs(sums - 1) > _TOLERANCE):
+        raise CheckpointError("expected probabilities between 0 and 1, of several classes with a sum of 1")
+    return values
+
+
+def load_fold_model(fit: FitResult, *, backbone: nn.Module | None = None) -> TransferClassifier:
+    """Read the model of a fold; CheckpointError if its file is gone, or has another model by now."""
+    model = load(cast("Path", fit.checkpoint), backbone=copy.deepcopy(backbone))
+    _check_model(fit, model_digest(model))
+    return model
+
+
+def _check_model(fit: FitResult, found: str | None) -> None:
+    if fit.model_sha256 not in (None, found):
+        raise CheckpointError(
+            f"{fit.checkpoint} has another model than this cross-validation trained for the fold (its "
+            "SHA-256 differs): the file was replaced, such as by a later run with overwrite=True; use the "
+            "result of that run, or train the fold again in another folder. keep_models=True keeps models "
+            "in memory"
+        )

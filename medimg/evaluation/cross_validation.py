@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -146,21 +145,20 @@ class CrossValidation:
             If there are no models: heads on embeddings, or fine-tuning with neither ``keep_models=True`` nor
             ``output=``.
         CheckpointError
-            If a checkpoint is damaged.
+            If a checkpoint is damaged or missing, or another run has replaced it since.
         """
         from medimg.errors import TrainingError
-        from medimg.models.ensemble import Ensemble, load
+        from medimg.evaluation._fold_training import load_fold_model
+        from medimg.models.ensemble import Ensemble
 
         if self.models:
             return Ensemble(self.models)
-        files = [fit.checkpoint for fit in self.fits]
-        paths = [path for path in files if path is not None]
-        if not paths or len(paths) < len(files):
+        if not self.fits or any(fit.checkpoint is None for fit in self.fits):
             raise TrainingError(
                 "the models of the folds were not kept; expected fine-tuned ones: pass fine_tune=, and "
                 "keep_models=True or output="
             )
-        return Ensemble([load(path, backbone=copy.deepcopy(backbone)) for path in paths])
+        return Ensemble([load_fold_model(fit, backbone=backbone) for fit in self.fits])
 
     def __repr__(self) -> str:
         shown = [f"{name} {self.metrics[name]}" for name in ("auroc", "accuracy") if name in self.metrics]

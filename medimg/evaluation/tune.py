@@ -26,6 +26,7 @@ from medimg.core.content_hash import content_hash, describe_callable, json_text
 from medimg.core.logger import get_logger
 from medimg.core.progress import check_progress
 from medimg.data.augmentation.random_scan import describe_augmentation
+from medimg.data.processes import Processes
 from medimg.data.splits.kfold import kfold
 from medimg.errors import MissingDependencyError, TrainingError, also
 from medimg.evaluation._fold_training import check_arguments
@@ -285,6 +286,7 @@ class _Search:
                     f"fine_tune has {name!r}, whose objects hold a state, and each fold needs its own: tune "
                     "without it"
                 )
+        _check_processes(given)
         # a loss of the user's own smooths no labels
         taken = {*given, *(("label_smoothing",) if given.get("loss") else ())}
         tried = _check_space({n: r for n, r in SPACE.items() if n not in taken} if space is None else space)
@@ -412,6 +414,7 @@ class _Search:
         self, trial: Any, train: ImageDataset, test: ImageDataset, settings: Mapping[str, Any]
     ) -> float:
         """Return the score of the best epoch, higher is better."""
+        _check_processes({**self.fixed, **settings})
         own = copy.deepcopy(self.model)
         shown = self.loading["progress"] is True
         with nullcontext() if shown else _warnings_only():
@@ -473,6 +476,15 @@ class _Search:
             elif name in frozen.user_attrs.get("objects", ()):
                 found[name] = _draw(optuna.trial.FixedTrial(frozen.params, frozen.number), name, values)
         return found
+
+
+def _check_processes(arguments: Mapping[str, Any]) -> None:
+    """Refuse several processes, each of which would have a search of its own, with one file."""
+    if (count := Processes.of(arguments).count) > 1:
+        raise TrainingError(
+            f"fine_tune would train in {count} processes, and tune decides in one which settings are tried: "
+            "pass devices=1, or leave it out"
+        )
 
 
 def _make_url(path: Path) -> str:

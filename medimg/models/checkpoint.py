@@ -36,6 +36,7 @@ from medimg.calibration.result import Calibration
 from medimg.errors import CheckpointError, MedimgError, MissingDependencyError, WeightsUnavailableError
 from medimg.io.files.regular_file import explain_irregular
 from medimg.models import safetensors_file
+from medimg.models.backbones.compiled import plain_names
 from medimg.models.backbones.source import LONGEST_NAME, Architecture
 from medimg.models.input_checks import TASKS, Task
 from medimg.models.pooling import POOLS, Pool
@@ -59,6 +60,7 @@ __all__ = [
     "pack_tensors",
     "parse",
     "read",
+    "read_digest",
     "read_header",
     "refuse_ensemble",
     "refuse_unsound",
@@ -236,6 +238,12 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     )
 
 
+def read_digest(path: Path) -> str | None:
+    """Return the SHA-256 of the model in a checkpoint by its header; CheckpointError if that is damaged."""
+    found = read_header(path).get("model_sha256")
+    return found if isinstance(found, str) else None
+
+
 def check_schema(header: Any, file: Path | str, *, newest: int = SCHEMA, whose: str = "its schema") -> None:
     """Raise CheckpointError if a header is not of a schema that this version reads, up to `newest`."""
     schema = header.get("schema") if isinstance(header, dict) else None
@@ -273,13 +281,17 @@ def parse(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
     architecture = _parse_architecture(header["architecture"])
     calibration, ranges = newer["calibration"], newer["ranges"]
     detector = MahalanobisDetector.from_tensors(outliers, _count_features(tensors)) if outliers else None
+    state = plain_names(tensors)
+    sha256 = None
+    if header["schema"] > 1:
+        sha256 = check_text("model_sha256", header["model_sha256"], error=CheckpointError)
     return Checkpoint(
         architecture=architecture,
         classes=classes,
         task=task,
         pool=check_choice("pool", header["pool"], POOLS, error=CheckpointError),
         preprocess=_parse_preprocess(header["preprocess"], header["preprocess_fingerprint"]),
-        state=tensors,
+        state=state,
         weights_name=_optional_text("weights_name", header),
         weights_sha256=_optional_text("weights_sha256", header),
         weights_chain=_parse_chain(header),
@@ -292,9 +304,8 @@ def parse(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
         if calibration is None
         else Calibration.from_dict(calibration, detector, classes, task),
         libraries=_parse_libraries(header["versions"], architecture.name),
-        model_sha256=None
-        if header["schema"] == 1
-        else check_text("model_sha256", header["model_sha256"], error=CheckpointError),
+        # that of a compiled network was of other names
+        model_sha256=sha256 if state.keys() == tensors.keys() else None,
     )
 
 

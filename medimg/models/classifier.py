@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +27,13 @@ from medimg.models.backbones.architecture import (
     resolve_weights,
     weights_name,
 )
+from medimg.models.backbones.compiled import is_wrapped, unwrap
 from medimg.models.backbones.heads import head_logits, new_head
 from medimg.models.backbones.source import BackboneSource, grayscale_recipe, library_version
 from medimg.models.backbones.weights import WeightsChoice
 from medimg.models.digest import model_digest
 from medimg.models.freezing import Freezable, frozen_fraction
-from medimg.models.input_checks import Task, check_classes, check_input
+from medimg.models.input_checks import Task, check_classes, check_floating, check_input
 from medimg.models.low_rank import merged_copy
 from medimg.models.module_mode import with_gradients
 from medimg.models.pooling import Pool, embed_slices, make_pooling, pool_embeddings
@@ -40,6 +42,7 @@ from medimg.preprocessing.preprocess import Preprocess
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Sequence
+    from typing import Self
 
     import numpy as np
     import pandas as pd
@@ -317,6 +320,12 @@ class TransferClassifier(Freezable):
         """Name of the backbone: in torchvision, as registered, or with its source before a colon."""
         return self.architecture.name
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Take a network, such as ``torch.compile(model.backbone)``, without its wrapper."""
+        super().__setattr__(
+            name, unwrap(value) if name == "backbone" and isinstance(value, nn.Module) else value
+        )
+
     def forward(self, x: Tensor, mask: Tensor | None = None, grad_slices: int | None = None) -> Tensor:
         """
         Compute logits.
@@ -358,6 +367,9 @@ class TransferClassifier(Freezable):
             (B, F): the embedding of each image, or the pooled one of each bag.
         """
         check_input(x, mask, self.pool, self.preprocess.n_channels)
+        weight: object = self.head.weight
+        if not isinstance(weight, Tensor):  # of a quantized layer, a method
+            check_floating(self)
         x = x.to(self.head.weight.dtype)
         if x.ndim == 4:
             embeddings: Tensor = self.backbone(x)
@@ -507,8 +519,11 @@ class TransferClassifier(Freezable):
 
     def to_checkpoint(self) -> checkpoint.Checkpoint:
         """Return what :meth:`save` writes."""
+        check_floating(self)
         # during a training with adapters
         model = merged_copy(self)
+        if is_wrapped(model):  # a layer was compiled since
+            model = cast("Self", unwrap(copy.deepcopy(model), warned=False))
         return checkpoint.Checkpoint(
             architecture=self.architecture,
             libraries=self._libraries(),

@@ -10,6 +10,7 @@ import numpy as np
 from medimg.data.class_names import are_same_classes
 from medimg.errors import PreprocessError, TrainingError, also
 from medimg.interop.image_object import is_image_object
+from medimg.models.input_checks import check_floating
 from medimg.preprocessing.preprocess import check_same_preprocessing
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ def check_model(model: Any, *, error: type[MedimgError] = TrainingError) -> None
             f"the model is a {type(model).__name__}; expected a TransferClassifier: make one, or read one "
             "from its file with medimg.load(path)"
         )
+    if hasattr(model, "backbone"):
+        check_floating(model, error=error)
 
 
 def check_same_unit(

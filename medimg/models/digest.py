@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from medimg.core.content_hash import content_hash, json_text
+from medimg.models.backbones.compiled import plain_names
 from medimg.models.backbones.source import library_version
 from medimg.preprocessing.preprocess import UNSTATED_REVISION
 
@@ -52,7 +53,7 @@ def parameters_digest(model: nn.Module) -> str:
     It is computed again only if they changed: their addresses, torch's version counters or the sums of their
     bits.
     """
-    state = model.state_dict()
+    state = plain_names(model.state_dict())
     key = tuple(
         (name, t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype, tuple(t.shape), total)
         for (name, t), total in zip(state.items(), _sum_bits(state.values()), strict=True)

@@ -23,6 +23,7 @@ from medimg.models import checkpoint, safetensors_file
 from medimg.models.backbones.heads import feature_count, head_logits
 from medimg.models.classifier import TransferClassifier
 from medimg.models.digest import model_digest
+from medimg.models.input_checks import check_floating
 from medimg.models.pooling import GatedAttention
 from medimg.models.probabilities import model_probabilities
 from medimg.models.training_distribution import TrainingDistribution
@@ -342,9 +343,11 @@ def _check_members(members: object) -> tuple[TransferClassifier, ...]:
     for one in members:
         if not isinstance(one, TransferClassifier) or isinstance(one, Ensemble):
             hint = "pass its members" if isinstance(one, Ensemble) else "read files with medimg.load(path)"
+            hint = "pass the models that were compiled" if hasattr(one, "_orig_mod") else hint
             raise also(TrainingError, TypeError)(
                 f"expected TransferClassifiers; found {_article(type(one).__name__)} among them: {hint}"
             )
+        check_floating(one)
     if len({id(one) for one in members}) < max(2, len(members)):
         raise TrainingError(
             f"expected at least two different models; found {len({id(one) for one in members})} of "

@@ -5,18 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
-from medimg._validation import check_choice
+from medimg._validation import check_choice, printable
 from medimg.errors import PreprocessError, TrainingError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
+    from medimg.errors import MedimgError
 
-__all__ = ["TASKS", "Task", "check_classes", "check_finite", "check_input"]
+__all__ = ["TASKS", "Task", "check_classes", "check_finite", "check_floating", "check_input"]
 
 Task: TypeAlias = Literal["multiclass", "multilabel"]
 
+_QUANTIZED: Final = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
+
 TASKS: Final[tuple[Task, ...]] = get_args(Task)
+
+
+def check_floating(model: nn.Module, *, error: type[MedimgError] = TrainingError) -> None:
+    """Refuse a classifier with layers of integers, such as ``quantize_dynamic`` makes."""
+    found = [name for name, layer in model.named_modules() if type(layer).__module__.startswith(_QUANTIZED)]
+    if found:
+        raise error(
+            f"the model has {len(found)} quantized layers ({', '.join(map(printable, found[:3]))}), and a "
+            "TransferClassifier predicts, is trained and saved in floating-point numbers only: pass the one "
+            "that was quantized; medimg.evaluate and medimg.compare_models also take a function of images"
+        )
 
 
 def check_finite(rows: Tensor, name: str = "embeddings") -> Tensor:

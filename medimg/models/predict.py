@@ -25,6 +25,7 @@ from medimg.models._source_scores import (
 )
 from medimg.models.data_checks import check_dataset, check_source
 from medimg.models.digest import SHOWN, members_digest, model_digest, parameters_digest
+from medimg.models.input_checks import check_floating
 from medimg.models.module_mode import module_mode
 from medimg.models.probabilities import model_probabilities
 from medimg.models.test_time_augmentation import make_views
@@ -222,6 +223,7 @@ def predict(
     unit = check_item_unit(unit, error=TrainingError)
     check_choice("on_error", on_error, ("raise", "collect"))
     size = check_batch_size(batch_size)
+    check_floating(model)
     check_calibration(model)
     note_renderer(model)
     given = progress_bar(_as_list(sources), desc="predicting", unit="source", progress=progress)

@@ -66,7 +66,7 @@ def _named_view(choice: Any, model: TransferClassifier) -> View:
     if isinstance(choice, str) and choice in _FLIPS:
         return lambda images: images.flip(_FLIPS[choice])
     if is_library_transform(choice):
-        return _drawn_view(make_augmentation(choice, model.preprocess), 0)
+        return _each_alone(make_augmentation(choice, model.preprocess), 0)
     if callable(choice):
         return partial(_apply_function, choice)
     raise TrainingError(
@@ -107,6 +107,16 @@ def _training_views(count: int, model: TransferClassifier) -> list[View]:
     modalities = ranges.modalities if ranges is not None and ranges.modalities else ("",)
     augment = make_augmentation(choice, model.preprocess, modalities)  # type: ignore[arg-type]  # of a file
     return [_drawn_view(augment, number) for number in range(count)]
+
+
+def _each_alone(transform: Any, number: int) -> View:
+    """Return a view by a library's transform, whose random numbers depend on the shape it is given."""
+
+    def view(images: Tensor) -> Tensor:
+        seeds = (torch.Generator().manual_seed(number) for _ in images)
+        return torch.cat([transform(one[None], seed) for one, seed in zip(images, seeds, strict=True)])
+
+    return view
 
 
 def _drawn_view(augment: Any, number: int) -> View:

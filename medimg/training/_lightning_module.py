@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -33,7 +34,7 @@ from medimg.models.module_mode import module_mode
 from medimg.models.pooling import pool_embeddings
 from medimg.models.probabilities import probabilities
 from medimg.training._state import PhaseProgress
-from medimg.training.optimization.custom import naming
+from medimg.training.optimization.custom import naming, run_step
 from medimg.training.optimization.lr_scheduler import make_schedule
 from medimg.training.optimization.optimizer import make_optimizer
 
@@ -117,23 +118,13 @@ class FineTuneModule(pl.LightningModule):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
     ) -> None:
-        """Step; an error of the user's optimizer is named, one of the batch in its closure is not."""
-        inside: list[BaseException] = []
-
-        def closure() -> Any:
-            try:
-                return optimizer_closure()
-            except BaseException as error:
-                inside.append(error)
-                raise
-
-        try:
-            super().optimizer_step(epoch, batch_idx, optimizer, closure)
-        except Exception:
-            if self._inputs.custom.optimizer is None or inside:
-                raise
-            with naming("optimizer", self._inputs.custom.optimizer, on=f"step {batch_idx + 1} of an epoch"):
-                raise
+        """Step; errors of the user's optimizer are named."""
+        run_step(
+            partial(super().optimizer_step, epoch, batch_idx, optimizer),
+            optimizer_closure,
+            self._inputs.custom.optimizer,
+            on=f"step {batch_idx + 1} of an epoch",
+        )
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Step the schedule; an error of the user's own is named."""
@@ -353,10 +344,16 @@ class FineTuneModule(pl.LightningModule):
             self._state.display.step()
 
     def on_validation_start(self) -> None:
-        """Let all processes validate with the batch statistics of the main one, whose model is saved."""
-        if self.trainer.world_size > 1:
-            for statistics in self._state.evaluated_model.buffers():
-                torch.distributed.broadcast(statistics, src=0)
+        """Let all processes validate with the buffers of the main one."""
+        self._share_buffers()
+
+    def _share_buffers(self) -> None:
+        """Give all processes the buffers of the main one, such as batch statistics: its model is saved."""
+        if self.trainer.world_size == 1:
+            return
+        average = self._state.average
+        for buffer in (*self.buffers(), *(() if average is None else average.buffers())):
+            torch.distributed.broadcast(buffer, src=0)
 
     def validation_step(self, batch: Batch, _: int) -> None:
         """Store the logits of a batch with the indices of its items."""
@@ -377,7 +374,9 @@ class FineTuneModule(pl.LightningModule):
             # each process has the same number of rows, because items are repeated
             logits, indices = (self._gather(t) for t in (logits, indices))
         items, first = np.unique(indices.cpu().numpy(), return_index=True)
-        self._scores = self._score(logits[torch.from_numpy(first).to(logits.device)], items)
+        scores = self._score(logits[torch.from_numpy(first).to(logits.device)], items)
+        # a metric of the user's own may draw random numbers, and the best epoch has to be one for all
+        self._scores = self.trainer.strategy.broadcast(scores)
         for name, value in self._scores.items():
             if value is not None:
                 self.log(name, value, prog_bar=True, sync_dist=True)
@@ -418,6 +417,7 @@ class FineTuneModule(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Add the epoch to the history, and stop the phase if patience has run out."""
         state, history = self._state, self._state.history
+        self._share_buffers()
         loss, rest = self._mean_losses()
         self._check_finite(torch.tensor(loss + rest), len(self._losses) - 1)
         row = {

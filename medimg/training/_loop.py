@@ -37,8 +37,10 @@ def run(state: TrainingState, trainer: TrainerConfig, *, compiled: bool) -> FitR
     started = time.perf_counter()
     with history.logged({**state.inputs.more, **_describe_model(state)}, write=trainer.is_main_process):
         _run_phases(state, trainer, compiled=compiled)
-        _finish_adaptations(state, trainer.device, device)
+        _finish_adaptations(state, trainer, device)
+    trainer.processes.share(None)  # its files are written
     seconds = time.perf_counter() - started
+    sha256 = history.confirm_checkpoint() if trainer.is_main_process else None
     if trainer.is_main_process:
         get_logger().info(
             "training ended after %d epochs, %.0f s; best epoch %d",
@@ -52,6 +54,7 @@ def run(state: TrainingState, trainer: TrainerConfig, *, compiled: bool) -> FitR
         monitor=history.monitor,
         seconds=seconds,
         checkpoint=history.checkpoint,
+        model_sha256=sha256,
     )
 
 
@@ -148,9 +151,9 @@ def _embed_dataset(inputs: FineTuneInputs, data: LabeledDataset, progress: Progr
     return EmbeddedDataset(data, features.embeddings, features.offsets)
 
 
-def _finish_adaptations(state: TrainingState, device: torch.device, home: torch.device) -> None:
+def _finish_adaptations(state: TrainingState, trainer: TrainerConfig, home: torch.device) -> None:
     """Let adaptations change the trained model, such as its batch statistics."""
-    inputs = state.inputs
+    inputs, device = state.inputs, trainer.device
     if all(type(one).finish is Adaptation.finish for one in inputs.adaptations):
         return
     inputs.model.to(device)
@@ -158,7 +161,10 @@ def _finish_adaptations(state: TrainingState, device: torch.device, home: torch.
         with worker_errors(), naming("adapt", one, on="the trained model"):
             one.finish(inputs.model, device, inputs.config.batch_size, inputs.workers)
     inputs.model.to(home).eval()
-    state.history.replace_best()
+    own = {name: buffer.cpu() for name, buffer in inputs.model.named_buffers()}
+    for name, buffer in trainer.processes.share(own).items():
+        inputs.model.get_buffer(name).copy_(buffer)
+    state.history.replace_best(write=trainer.is_main_process)
 
 
 def _check_trainable(inputs: FineTuneInputs, phase: Phase) -> None:

@@ -15,13 +15,14 @@ from torch.optim.swa_utils import AveragedModel
 from medimg.adapt.base import Adaptation
 from medimg.adapt.terms import AdaptationTerms
 from medimg.data.identifiers import identifier_digest
-from medimg.errors import TrainingError
+from medimg.errors import CheckpointError, TrainingError
 from medimg.io.files.regular_file import is_regular_file
 from medimg.models.freezing import find_kept_statistics
 from medimg.models.low_rank import add_adapters
 from medimg.preprocessing.preprocess import UNSTATED_REVISION
 from medimg.training import resume
 from medimg.training._phases import plan_phases
+from medimg.training.optimization.custom import loss_state, restore_loss
 
 if TYPE_CHECKING:
     import os
@@ -206,6 +207,7 @@ class TrainingState:
             model=self.inputs.model.state_dict(),
             best=best,
             terms=self.terms.state_dict(),
+            loss=loss_state(self.inputs.loss),
             average={} if self.average is None else self.average.state_dict(),
             fit=None if trainer is None else resume.FitState.capture(trainer),
         )
@@ -213,8 +215,19 @@ class TrainingState:
 
     def restore(self, path: Path) -> None:
         """Continue from a resume file; raise TrainingError if it belongs to another training."""
+        saved, self.ends = _load_same(self.inputs, self._describe(), path)
+        try:
+            self._take(saved)
+        # each field is of its type, but may be of another training
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{path} has no sound state of a training ({type(error).__name__}: {error}): pass "
+                "overwrite=True instead of resume to start again"
+            ) from error
+
+    def _take(self, saved: resume.ResumeState) -> None:
+        """Continue from the content of a resume file."""
         inputs = self.inputs
-        saved, self.ends = _load_same(inputs, self._describe(), path)
         if self.ends:
             self.history.add_settings(ended_before_after=list(self.ends))
         inputs.model.load_state_dict(saved.model)
@@ -225,7 +238,10 @@ class TrainingState:
         self.kept_statistics = (
             _find_kept_before(inputs) if saved.kept_statistics is None else tuple(saved.kept_statistics)
         )
+        for name in self.kept_statistics:
+            inputs.model.backbone.get_submodule(name)
         self.terms.load_state_dict(saved.terms)
+        restore_loss(inputs.loss, saved.loss)
         self.history.load_state_dict(saved.history, saved.best)
         # a file from before the first step has none
         if inputs.config.ema is not None and saved.average:

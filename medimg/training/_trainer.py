@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from medimg.data.dataloader import worker_errors
+from medimg.data.processes import Processes, count_processes, is_main_process
 from medimg.errors import MedimgError, MissingDependencyError, TrainingError, also
 
 if TYPE_CHECKING:
@@ -82,11 +83,6 @@ _PRECISIONS: Final = {"16": "16-mixed", "32": "32-true", "64": "64-true", "bf16"
 _FEW_CONVOLUTIONS: Final = 4
 
 
-def is_main_process() -> bool:
-    """Return whether this process writes files, as far as launchers of several processes tell."""
-    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0"
-
-
 @dataclass(frozen=True, slots=True)
 class TrainerConfig:
     """Arguments of ``pytorch_lightning.Trainer``, except for the number of epochs."""
@@ -119,7 +115,7 @@ class TrainerConfig:
             )
         on_cpu = more.get("accelerator") == "cpu" or not torch.cuda.is_available()
         cores = os.cpu_count() or 1
-        if on_cpu and devices not in ("auto", -1, "-1") and _count_processes(devices) > cores:
+        if on_cpu and devices not in ("auto", -1, "-1") and count_processes(devices) > cores:
             raise TrainingError(
                 f"devices={devices!r} would start as many processes on a CPU of {cores} cores, each with a "
                 f'copy of the model: use at most {cores}, or "auto"'
@@ -162,7 +158,7 @@ class TrainerConfig:
         return {
             **kept,
             "precision": _PRECISIONS.get(precision, precision),
-            "processes": _count_processes(self.options["devices"]),
+            "processes": count_processes(self.options["devices"]),
         }
 
     def check(self, seed: int) -> None:
@@ -201,6 +197,12 @@ class TrainerConfig:
     def is_main_process(self) -> bool:
         """Whether this process writes files, as far as launchers of several processes tell."""
         return is_main_process()
+
+    @property
+    def processes(self) -> Processes:
+        """Those of the training."""
+        options = self.options
+        return Processes.of({"devices": options["devices"], "trainer_kwargs": options})
 
     @property
     def uses_gpu(self) -> bool:
@@ -353,16 +355,6 @@ def _describe_option(value: object) -> Any:
     if isinstance(value, list | tuple):
         return [_describe_option(one) for one in value]
     return type(value).__qualname__
-
-
-def _count_processes(devices: object) -> int:
-    """Return the number of processes, each with batches of its own."""
-    if isinstance(devices, list | tuple):
-        return len(devices)
-    text = str(devices)
-    if text in ("-1", "auto"):
-        return max(1, torch.cuda.device_count())
-    return int(text) if text.isdecimal() else text.count(",") + 1
 
 
 def _lightning_error(error: Exception) -> TrainingError:

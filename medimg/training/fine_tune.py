@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
@@ -14,6 +15,7 @@ from medimg.adapt.terms import AdaptationTerms
 from medimg.core.logger import get_logger
 from medimg.core.progress import check_progress
 from medimg.data.augmentation.random_scan import describe_augmentation, make_augmentation
+from medimg.data.processes import is_main_process
 from medimg.errors import TrainingError
 from medimg.metrics.validation_scores import validation_scores
 from medimg.models.freezing import find_kept_statistics
@@ -23,12 +25,11 @@ from medimg.models.training_distribution import record_training_distribution
 from medimg.models.training_images import record_training_images
 from medimg.training._config import MONITORS, FineTuneConfig
 from medimg.training._loop import run
-from medimg.training._phases import check_phases
+from medimg.training._phases import check_phases, make_trainable
 from medimg.training._state import FineTuneInputs, TrainingState, check_candidates
 from medimg.training._trainer import (
     TrainerConfig,
     check_monitored,
-    is_main_process,
     make_loggers,
     prefers_channels_last,
 )
@@ -397,7 +398,7 @@ def fine_tune(
             **custom.identity,
         },
     )
-    _check_custom(inputs)
+    _check_custom(inputs, trainer.processes.count)
     if auto is not None:
         given = {name: value for name, value in given.items() if name not in ("model", "train", "val")}
         checks = partial(check_phases, config, model), partial(check_candidates, inputs)
@@ -468,21 +469,31 @@ def _check_folder(
     return folder
 
 
-def _check_custom(inputs: FineTuneInputs) -> None:
-    """Raise TrainingError if the user's optimizer or schedule fails on the groups of the last phase."""
-    custom, config, last = inputs.custom, inputs.config, inputs.phases[-1]
+def _check_custom(inputs: FineTuneInputs, processes: int) -> None:
+    """Raise TrainingError if the user's optimizer or schedule fails on groups and steps of the last phase."""
+    model, custom, config, last = inputs.model, inputs.custom, inputs.config, inputs.phases[-1]
     if custom.optimizer is None and custom.schedule is None:
         return
-    optimizer = make_optimizer(
-        inputs.model,
-        last.lr,
-        last.backbone_lr,
-        layer_decay=config.layer_decay,
-        weight_decay=config.weight_decay,
-        factory=None if custom.optimizer is None else custom.make_optimizer,
-    )
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    make_trainable(model, model.backbone, trainable, last)
+    try:
+        if not any(p.requires_grad for p in model.parameters()):
+            return  # an error of its own, once the phase begins
+        optimizer = make_optimizer(
+            model,
+            last.lr,
+            last.backbone_lr,
+            layer_decay=config.layer_decay,
+            weight_decay=config.weight_decay,
+            factory=None if custom.optimizer is None else custom.make_optimizer,
+        )
+    finally:
+        make_trainable(model, model.backbone, trainable)
     if custom.schedule is not None:
-        custom.make_schedule(optimizer, last.epochs)
+        items = len(inputs.train) // processes
+        # a last batch of a single item is left out
+        batches = math.ceil(items / config.batch_size) - (items % config.batch_size == 1)
+        custom.make_schedule(optimizer, last.epochs * max(1, math.ceil(batches / config.accumulate)))
 
 
 def _describe_start(inputs: FineTuneInputs, trainer: TrainerConfig) -> str:

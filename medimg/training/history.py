@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 from medimg._plot_style import COLORS, REFERENCE_LINE, add_legend, make_axes
 from medimg._public import set_module
 from medimg.core.content_hash import json_text
-from medimg.errors import TrainingError
+from medimg.errors import CheckpointError, TrainingError
 from medimg.io.files.atomic import write_text
+from medimg.models.checkpoint import read_digest
+from medimg.models.digest import model_digest
+from medimg.models.low_rank import merged_copy
 from medimg.plotting.html_repr import rows_html
 from medimg.training.epoch_display import format_value, list_columns
 from medimg.training.optimization.early_stopping import EarlyStopping
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from medimg.models.classifier import TransferClassifier
 
 
-__all__ = ["COLUMNS", "FitResult", "HistoryRecorder", "plot_learning_curves"]
+__all__ = ["COLUMNS", "FitResult", "HistoryRecorder", "order_row", "plot_learning_curves"]
 
 #: Columns of the history, in this order.
 COLUMNS: Final = (
@@ -74,6 +77,8 @@ class FitResult:
         Duration of the training.
     checkpoint : Path or None
         File of the best epoch, if there is an output folder.
+    model_sha256 : str or None
+        SHA-256 of the model in that file, by which a model that replaced it later is noticed.
     candidates : tuple of dict
         With ``adapt="auto"`` one row per method: ``name``, ``val_auroc`` on the source (None if undefined),
         ``information`` (:func:`medimg.adapt.mutual_information` on the target) and ``chosen``.
@@ -85,6 +90,7 @@ class FitResult:
     seconds: float
     checkpoint: Path | None = None
     candidates: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+    model_sha256: str | None = field(default=None, repr=False)
 
     @property
     def best(self) -> dict[str, Any]:
@@ -170,7 +176,7 @@ class HistoryRecorder:
         source = evaluated or self._model
         monitor, score = self._score(row)
         full = {**row, "monitor": monitor}
-        self.rows.append({name: full[name] for name in _list_all(full)})
+        self.rows.append(order_row(full))
         # an epoch without validation is best only as long as none was validated
         better = self.monitor is None if monitor is None else score > self._best_score
         self.early_stopping.end_epoch(better=better, validated=monitor is not None)
@@ -184,6 +190,8 @@ class HistoryRecorder:
             self.monitor, self.best_epoch = monitor, row["epoch"]
             self._best_state = _copy_state(source)
             self._best_summary = self._summarize()
+        if better and self._output is not None:
+            self.checkpoint = self._output / "best.safetensors"
         if write:
             self._write(source, better=better)
 
@@ -194,7 +202,7 @@ class HistoryRecorder:
         if self._output is None:
             return
         if better:
-            self.checkpoint = _save_model(source, self._output / "best.safetensors", self._best_summary)
+            _save_model(source, self._output / "best.safetensors", self._best_summary)
         _save_model(source, self._output / "last.safetensors", self._summarize())
         write_text(self._output / "history.csv", _format_csv(self.rows))
 
@@ -218,7 +226,7 @@ class HistoryRecorder:
     def load_state_dict(self, header: Mapping[str, Any], best: Mapping[str, Tensor]) -> None:
         """Continue from the result of :meth:`state_dict`."""
         # JSON values are sorted by name
-        self.rows = [{name: row[name] for name in _list_all(row)} for row in header["rows"]]
+        self.rows = [order_row(row) for row in header["rows"]]
         self._best_score = (float(header["best_score"][0]), float(header["best_score"][1]))
         self.best_epoch, self.monitor = header["best_epoch"], header["monitor"]
         self.early_stopping.waited, self._best_summary = header["waited"], header["summary"]
@@ -247,11 +255,26 @@ class HistoryRecorder:
         """Add settings to the summary of checkpoints to come."""
         self._settings |= settings
 
-    def replace_best(self) -> None:
-        """Take the model as it is now, after adaptation, for the best; write it."""
+    def replace_best(self, *, write: bool) -> None:
+        """Take the model as it is now, after adaptation, for the best."""
         self._best_state = _copy_state(self._model)
-        if self.checkpoint is not None:
+        if write and self.checkpoint is not None:
             _save_model(self._model, self.checkpoint, self._best_summary)
+
+    def confirm_checkpoint(self) -> str | None:
+        """Write the best model if its file is gone or has another one; return the model's SHA-256."""
+        if self._output is None:
+            return None
+        path = self._output / "best.safetensors"
+        sha256 = model_digest(merged_copy(self._model))
+        try:
+            written = read_digest(path)
+        except CheckpointError:
+            written = None
+        if written != sha256:
+            _save_model(self._model, path, self._best_summary)
+        self.checkpoint = path
+        return sha256
 
     def _score(self, row: Mapping[str, Any]) -> tuple[str | None, tuple[float, float]]:
         """Return the monitored column, and the score by which epochs are compared; higher is better."""
@@ -277,18 +300,19 @@ class HistoryRecorder:
         return {**self._settings, "epochs_run": len(self.rows), "best": best}
 
 
-def _list_all(row: Mapping[str, Any]) -> list[str]:
-    """Return the columns of a row: metrics of the user's own after those of medimg."""
+def order_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with its columns in order: metrics of the user's own after those of medimg."""
     at = COLUMNS.index("val_auroc") + 1
-    return [*COLUMNS[:at], *sorted(row.keys() - set(COLUMNS)), *COLUMNS[at:]]
+    names = [*COLUMNS[:at], *sorted(row.keys() - set(COLUMNS)), *COLUMNS[at:]]
+    return {name: row[name] for name in names}
 
 
-def _save_model(model: TransferClassifier, path: Path, summary: dict[str, Any] | None) -> Path:
+def _save_model(model: TransferClassifier, path: Path, summary: dict[str, Any] | None) -> None:
     """Save a model with another training summary than its own."""
     before = model.training_summary
     model.training_summary = summary
     try:
-        return model.save(path)
+        model.save(path)
     finally:
         model.training_summary = before
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -29,14 +30,16 @@ from medimg.training._config import FineTuneConfig
 from medimg.training.checks import check_data, check_forward, check_unit
 from medimg.training.class_weights import sampling_weights
 from medimg.training.losses import make_loss
-from medimg.training.optimization.custom import CustomParts, naming
+from medimg.training.optimization.custom import CustomParts, run_step
 from medimg.training.optimization.optimizer import make_optimizer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pandas as pd
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from medimg.data.protocols import LabeledDataset
     from medimg.models.classifier import TransferClassifier
@@ -266,13 +269,10 @@ def _run_test(
         images = batch.images.to(device)
         images = images if augmentation is None else augmentation(images, generator)
         mask = None if batch.mask is None else batch.mask.to(device)
-        logits = model(images, mask, grad_slices=config.grad_slices)
-        loss: Tensor = loss_of(logits, batch.labels.to(device)).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's
-        with naming("optimizer", custom.optimizer, on=f"step {step + 1}"):
-            optimizer.step()
-        value = float(loss.detach())
+        mean_loss = partial(
+            _mean_loss, model, loss_of, images, mask, batch.labels.to(device), slices=config.grad_slices
+        )
+        value = _take_step(optimizer, mean_loss, custom, on=f"step {step + 1}")
         smoothed = _SMOOTHING * smoothed + (1.0 - _SMOOTHING) * value
         mean = smoothed / (1.0 - _SMOOTHING ** (step + 1))
         if not math.isfinite(value) or (step > _FEW and mean > _DIVERGED * lowest):
@@ -281,6 +281,37 @@ def _run_test(
         lrs.append(float(rate))
         losses.append(mean)
     return lrs, losses
+
+
+def _mean_loss(
+    model: TransferClassifier,
+    loss_of: nn.Module,
+    images: Tensor,
+    mask: Tensor | None,
+    labels: Tensor,
+    *,
+    slices: int | None,
+) -> Tensor:
+    loss: Tensor = loss_of(model(images, mask, grad_slices=slices), labels).mean()
+    return loss
+
+
+def _take_step(
+    optimizer: torch.optim.Optimizer, mean_loss: Callable[[], Tensor], custom: CustomParts, *, on: str
+) -> float:
+    """Step, and return the loss before; an optimizer may compute it several times."""
+    found: list[float] = []
+
+    @torch.enable_grad()
+    def closure() -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        loss = mean_loss()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's
+        found.append(float(loss.detach()))
+        return loss
+
+    run_step(optimizer.step, closure, custom.optimizer, on=on)
+    return found[0]
 
 
 def _suggest(lrs: list[float], losses: list[float]) -> LRFinderResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from medimg._validation import check_path, stored_unit
+from medimg._validation import check_fields, check_path, stored_unit
 from medimg.core.content_hash import content_hash, json_text
 from medimg.data.cache.keys import hash_files
 from medimg.errors import CheckpointError, MedimgWarning, TrainingError, also
@@ -158,6 +159,8 @@ class ResumeState:
     model: Mapping[str, Tensor] = field(repr=False)
     best: Mapping[str, Tensor] = field(repr=False)
     terms: Mapping[str, Tensor] = field(repr=False)
+    #: Of a loss of the user's own; empty in files written before.
+    loss: Mapping[str, Tensor] = field(repr=False)
     #: Average of the weights; empty if there is none yet.
     average: Mapping[str, Tensor] = field(repr=False)
     #: Of a phase under way.
@@ -172,6 +175,7 @@ def save(state: ResumeState, path: Path) -> None:
             ("model", state.model),
             ("best", state.best),
             ("terms", state.terms),
+            ("loss", state.loss),
             ("ema", state.average),
             ("optimizer", state.fit.optimizer if state.fit is not None else {}),
         )
@@ -211,6 +215,7 @@ def load(path: Path) -> ResumeState:
             f"{path} was written by another version of medimg (schema {header.get('schema')!r}, expected "
             f"at most {_SCHEMA}): resume with that version, or start a new training"
         )
+    _check_content(header, path)
     tensors = read_tensors(path, header)
 
     def select(prefix: str) -> dict[str, Tensor]:
@@ -243,9 +248,88 @@ def load(path: Path) -> ResumeState:
         model=select("model"),
         best=select("best"),
         terms=select("terms"),
+        loss=select("loss"),
         average=select("ema"),
         fit=fit,
     )
+
+
+#: Types of the fields of a header; those of a fit are there while a phase is under way.
+_TYPES: Final[Mapping[str, Any]] = {
+    "phase": int,
+    "done": int,
+    "settings": dict,
+    "adapt": list,
+    "data": dict,
+    "recorder": dict,
+}
+_FIT_TYPES: Final[Mapping[str, Any]] = {
+    "groups": list,
+    "schedule": dict,
+    "precision": dict,
+    "callbacks": dict,
+}
+_LATER_TYPES: Final[Mapping[str, Any]] = {
+    "more": dict | None,
+    "weights": list | None,
+    "weights_chain": list | None,
+    "kept_statistics": list | None,
+    "ends": list,
+    "optimizer_values": dict,
+    "unsaved": list,
+}
+_RECORDER_TYPES: Final[Mapping[str, Any]] = {
+    "rows": list,
+    "best_score": list,
+    "best_epoch": int,
+    "monitor": str | None,
+    "waited": int,
+    "summary": dict | None,
+}
+#: Types of what is in lists.
+_INNER_TYPES: Final[Mapping[str, Any]] = {
+    "rows": dict,
+    "best_score": float | int,
+    "ends": int,
+    "kept_statistics": str,
+    "weights": str | None,
+    "weights_chain": dict,
+    "groups": dict,
+    "unsaved": str,
+}
+
+
+def _check_content(header: Mapping[str, Any], path: Path) -> None:
+    """Raise CheckpointError if a field of a header is missing, or is not what was written."""
+    wanted = {**_TYPES, **(_FIT_TYPES if "groups" in header else {})}
+    try:
+        check_fields("the header", header, wanted, others=True, error=CheckpointError)
+        later = {name: kind for name, kind in _LATER_TYPES.items() if name in header}
+        _check_types(header, {**wanted, **later})
+        recorder = check_fields(
+            "recorder", header["recorder"], _RECORDER_TYPES, others=True, error=CheckpointError
+        )
+        _check_types(recorder, _RECORDER_TYPES)
+        for name, length in (("weights", 2), ("best_score", 2)):
+            found = recorder.get(name, header.get(name))
+            if found is not None and len(found) != length:
+                raise CheckpointError(f"{name} must have {length} values; found {len(found)}")
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} has no sound state of a training: {error}") from error
+
+
+def _check_types(values: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+    for name, kind in types.items():
+        value = values[name]
+        inner = value if isinstance(value, list) and name in _INNER_TYPES else ()
+        if not _is_of_type(value, kind) or not all(_is_of_type(one, _INNER_TYPES[name]) for one in inner):
+            raise CheckpointError(f"{name} is not what was written; found {reprlib.repr(value)}")
+
+
+def _is_of_type(value: object, kind: Any) -> bool:
+    """Whether a value of JSON has a type; whole numbers count something, and a truth value is none."""
+    negative = kind is int and isinstance(value, int) and value < 0
+    return isinstance(value, kind) and not isinstance(value, bool) and not negative
 
 
 def find_resume_file(resume: bool | str | os.PathLike[str] | None, output: Path | None) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ import medimg
 from medimg import ImageDataset, Preprocess, TransferClassifier
 from medimg.errors import CheckpointError, DatasetError, LeakageError, TrainingError
 from medimg.evaluation import _fold_training
+from medimg.models import safetensors_file
+from medimg.models.digest import model_digest
 from medimg.training.fine_tune import FineTuneArguments
 from tests.models.conftest import one_thread
 from tests.models.fakes import changed, images, state
 from tests.models.images import pixels
-from tests.models.small_network import small_classifier, small_network
+from tests.models.small_network import make_network, small_classifier, small_network
 
 __all__ = ["one_thread", "small_network"]
 
@@ -243,6 +246,142 @@ def test_a_result_of_another_run_is_found_before_any_fold_trains(data: ImageData
             model_of(), data, **{**options, "fine_tune": {**SHORT, "lr": 0.02}}, resume=True
         )
     assert not list((tmp_path / "fold_1").iterdir())
+
+
+@pytest.fixture(scope="module")
+def finished(data: ImageDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output folder of a cross-validation that has ended; it is copied, not changed."""
+    medimg.register_backbone("small", make_network, size=64)
+    folder = tmp_path_factory.mktemp("finished") / "cv"
+    medimg.cross_validate(model_of(), data, output=folder, **ENDED)
+    return folder
+
+
+ENDED: dict[str, Any] = {"fine_tune": SHORT, "calibrate": False, **FEW}
+
+
+@pytest.fixture
+def output(finished: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(finished, tmp_path / "cv")
+
+
+def _resume(data: ImageDataset, output: Path, **changes: Any) -> medimg.CrossValidation:
+    return medimg.cross_validate(model_of(), data, output=output, resume=True, **ENDED, **changes)
+
+
+def test_an_ensemble_is_of_the_models_of_its_result(data: ImageDataset, output: Path) -> None:
+    first = _resume(data, output)
+    expected = first.ensemble().predict_proba(data)
+    shorter: dict[str, Any] = {**ENDED, "fine_tune": {**SHORT, "lr": 0.1}}
+    second = medimg.cross_validate(model_of(), data, output=output, overwrite=True, **shorter)
+    with pytest.raises(CheckpointError, match=r"fold_1/best.* another model than this cross-validation"):
+        first.ensemble()
+    assert not np.array_equal(second.ensemble().predict_proba(data), expected)
+    for fit, member in zip(second.fits, second.ensemble().members, strict=True):
+        assert fit.model_sha256 == model_digest(member)
+
+
+def test_files_of_a_fold_are_its_own(data: ImageDataset, output: Path, tmp_path: Path) -> None:
+    first, second = output / "fold_1", output / "fold_2"
+    result, model = (second / name for name in ("result.safetensors", "best.safetensors"))
+    found, before = _resume(data, output), {path: path.read_bytes() for path in (result, model)}
+    result.write_bytes((first / result.name).read_bytes())
+    with pytest.raises(TrainingError, match="the result of another fold, fold_1"):
+        _resume(data, output)
+    result.write_bytes(before[result])
+    other = model_of(classes=("x", "y")).save(tmp_path / "other.safetensors")
+    for source in (first / model.name, other):
+        model.write_bytes(source.read_bytes())
+        for keeps in (True, False):
+            with pytest.raises(CheckpointError, match="another model than this cross-validation trained"):
+                _resume(data, output, keep_models=keeps)
+        with pytest.raises(CheckpointError, match="another model than this cross-validation trained"):
+            found.ensemble()
+    model.unlink()
+    again = _resume(data, output)
+    assert np.array_equal(again.probabilities, found.probabilities)
+    with pytest.raises(CheckpointError, match=r"fold_2/best\.safetensors can't be opened: No such file"):
+        again.ensemble()
+
+
+WRONG: dict[str, tuple[str, Any]] = {
+    "an older schema": ("another version of medimg", {"schema": 1}),
+    "no history": ("missing history", {"history": None}),
+    "no object": ("history must be an object", {"history": [3]}),
+    "no list": ("history must be a list", {"history": 3}),
+    "no epoch": ("best_epoch must be one of its 0 epochs", {"history": []}),
+    "no row": ("missing epoch", {"history": [{}]}),
+    "another epoch": ("best_epoch must be one of its 1 epochs; found 9", {"best_epoch": 9}),
+    "no monitor": ("monitor must be text or null", {"monitor": 3}),
+    "a duration": ("seconds must be a number", {"seconds": "x"}),
+    "no digest": ("model_sha256 must be text", {"model_sha256": 3}),
+    "candidates": ("candidates must be an object", {"candidates": ["x"]}),
+    "notes": ("notes must be a list of texts", {"notes": 3}),
+    "identity": ("identity must be an object", {"identity": [1]}),
+    "no probabilities": ("found none", {}),
+    "few items": (r"probabilities \(12, 2\) .* found \(3, 2\)", torch.full((3, 2), 0.5)),
+    "classes": (r"probabilities \(12, 2\) .* found \(12, 7\)", torch.full((12, 7), 1 / 7)),
+    "whole numbers": (r"found \(12, 2\) torch.int64", torch.ones((12, 2), dtype=torch.int64)),
+    "not a number": ("between 0 and 1", torch.full((12, 2), torch.nan)),
+    "too large": ("between 0 and 1", torch.full((12, 2), 5.0)),
+    "no sum": ("with a sum of 1", torch.full((12, 2), 0.1)),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_result_with_a_valid_hash_and_other_content(what: str, data: ImageDataset, output: Path) -> None:
+    message, change = WRONG[what]
+    path, key = output / "fold_2/result.safetensors", _fold_training._KEY
+    header = safetensors_file.read_header(path, key, "a result")
+    tensors = safetensors_file.read_tensors(path, header)
+    if isinstance(change, torch.Tensor):
+        tensors = {"probabilities": change}
+    elif not change:
+        tensors = {"others": torch.zeros(1)}
+    else:
+        header = {name: value for name, value in {**header, **change}.items() if value is not None}
+        header |= {"monitor": header.get("monitor")}
+    safetensors_file.write(path, key, header, tensors)
+    with pytest.raises(CheckpointError, match=message):
+        _resume(data, output)
+
+
+def test_folds_of_an_earlier_run_do_not_stay(
+    data: ImageDataset, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(output / "fold_2", output / "fold_3")
+    with pytest.raises(TrainingError, match=r"fold_3 belongs to another cross-validation.* differs in folds"):
+        _resume(data, output)
+    (output / "fold_3/notes.txt").write_text("mine")
+    before = medimg.fine_tune
+
+    def stop(*arguments: Any, **more: Any) -> Any:
+        if more["output"].name == "fold_2":
+            raise KeyboardInterrupt
+        return before(*arguments, **more)
+
+    options: dict[str, Any] = {**ENDED, "output": output, "fine_tune": {**SHORT, "lr": 0.02}}
+    monkeypatch.setattr(_fold_training, "fine_tune", stop)
+    with pytest.raises(KeyboardInterrupt):
+        medimg.cross_validate(model_of(), data, overwrite=True, **options)
+    monkeypatch.setattr(_fold_training, "fine_tune", before)
+    assert not (output / "fold_2").exists()
+    assert [path.name for path in (output / "fold_3").iterdir()] == ["notes.txt"]
+    assert len(medimg.cross_validate(model_of(), data, resume=True, **options).ensemble().members) == 2
+
+
+@pytest.mark.filterwarnings('ignore:adapt="auto" keeps the training:medimg.errors.MedimgWarning')
+def test_candidates_of_a_finished_fold_are_kept(data: ImageDataset, tmp_path: Path) -> None:
+    target = make_data(set(range(12)))
+    auto = medimg.adapt.Auto(target, candidates=[medimg.adapt.CORAL(target)])
+    options: dict[str, Any] = {**ENDED, "fine_tune": {**SHORT, "adapt": auto}, "val_fraction": 0.4}
+    first = medimg.cross_validate(model_of(), data, output=tmp_path, **options)
+    again = medimg.cross_validate(model_of(), data, output=tmp_path, resume=True, **options)
+    assert [fit.candidates for fit in again.fits] == [fit.candidates for fit in first.fits]
+    assert [list(row) for row in again.fits[0].candidates] == [list(row) for row in first.fits[0].candidates]
+    assert [list(row) for row in again.fits[0].history] == [list(row) for row in first.fits[0].history]
+    assert [len(fit.candidates) for fit in first.fits] == [2, 2]
+    assert len(again.ensemble().members) == 2
 
 
 def _other_model() -> TransferClassifier:

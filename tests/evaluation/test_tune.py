@@ -60,6 +60,8 @@ def search(data: ImageDataset, **settings: Any) -> medimg.TuneResult:
         ({"fine_tune": {"epoch": 1}}, "no argument of medimg.fine_tune.*'epochs'"),
         ({"fine_tune": {"seed": 1}}, "fine_tune has 'seed'"),
         ({"fine_tune": {"logger": "tensorboard"}}, "whose objects hold a state"),
+        ({"fine_tune": {"devices": 2}}, "would train in 2 processes, and tune decides in one"),
+        ({"space": {"devices": [[0, 1]]}, "trials": 1}, "no trial of 1 has a score: .*train in 2 processes"),
         ({"trials": 0}, "trials"),
         ({"folds": 1}, "folds"),
         ({"prune": 3}, "prune must be"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 import medimg
 from medimg import Preprocess, adapt
-from medimg.errors import MedimgError
+from medimg.errors import MedimgError, TrainingError
 from medimg.models.data_checks import CHECKS
 from tests.models.fakes import classifier
 from tests.models.images import picture_data, write_pictures
@@ -154,6 +155,24 @@ def test_a_compiled_model_is_named() -> None:
     for use in (medimg.evaluate, medimg.fit_head, medimg.embed, medimg.calibrate):
         with pytest.raises(MedimgError, match="wrapped by torch"):
             use(compiled, good(None))
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_a_quantized_model_is_named(wrong: dict[str, list[Any]], tmp_path: Path) -> None:
+    model = classifier(preprocess=RECIPE)
+    quantized = copy.deepcopy(model)
+    quantized.head = torch.ao.nn.quantized.dynamic.Linear(8, 2)  # type: ignore[assignment]  # no linear layer
+    uses: tuple[Callable[[Any], object], ...] = (
+        lambda one: one.predict_proba(good(None)),
+        lambda one: one.predict([]),
+        lambda one: one(torch.zeros(1, 3, *RECIPE.hw)),
+        lambda one: one.save(tmp_path / "model.safetensors"),
+        lambda one: medimg.fit_head(one, good(None)),
+        lambda one: medimg.Ensemble([one, model]),
+    )
+    for use in uses:
+        with pytest.raises(TrainingError, match=r"quantized layers \(head"):
+            use(quantized)
 
 
 def test_tables_and_loaders_are_no_sources(wrong: dict[str, list[Any]]) -> None:

@@ -15,6 +15,7 @@ from medimg import Preprocess, TransferClassifier
 from medimg.core import geometry
 from medimg.data.augmentation.random_scan import RandomScanAugmentation
 from medimg.errors import TrainingError
+from medimg.models.test_time_augmentation import make_views
 from medimg.models.training_distribution import TrainingDistribution
 from tests.models.fakes import classifier, images
 from tests.models.small_network import small_classifier, small_network
@@ -79,6 +80,45 @@ def test_drawn_views_are_those_of_the_training() -> None:
     data.images = [one[None] for one in x]
     found = model.predict_proba(data, tta=2)
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pool", "transform"),
+    [
+        ("none", v2.GaussianNoise(sigma=0.3)),
+        ("mean", v2.ElasticTransform(alpha=40.0)),
+        ("attention", v2.GaussianNoise(sigma=0.3)),
+        ("mean", "monai"),
+    ],
+)
+def test_a_transform_of_each_pixel_depends_neither_on_batch_nor_order(pool: Any, transform: Any) -> None:
+    """Slices of a bag change alike, and like images alone."""
+    if transform == "monai":
+        transform = pytest.importorskip("monai.transforms").RandGaussianNoise(prob=1.0, std=0.3)
+    model = model_of(pool=pool)
+    for unit in ("slice", "series"):
+        lengths = (2, 5, 3, 2) if unit == "series" else ()
+        data = images(4, preprocess=SMALL, unit=unit, lengths=lengths)
+        first, second = (model.predict_proba(data, batch_size=n, tta=[transform]) for n in (1, 4))
+        np.testing.assert_allclose(first, second, atol=1e-6)
+        assert np.abs(first - model.predict_proba(data)).max() > 1e-4
+        data.images.reverse()
+        data.lengths = data.lengths[::-1]
+        np.testing.assert_allclose(model.predict_proba(data, tta=[transform])[::-1], first, atol=1e-6)
+    if pool == "none":
+        return
+    # bags of unequal lengths in one batch: padding takes no part
+    (view,) = make_views([transform], model)[1:]
+    bags = [view(one) for one in data.images]
+    padded = torch.zeros(4, 5, *bags[0].shape[1:])
+    mask = torch.zeros(4, 5, dtype=torch.bool)
+    for row, there, bag in zip(padded, mask, bags, strict=True):
+        row[: len(bag)], there[: len(bag)] = bag, True
+    with torch.no_grad():
+        proba = model(padded, mask).softmax(dim=1).double().numpy()
+    plain = model.predict_proba(data)
+    found = model.predict_proba(data, tta=[transform])
+    np.testing.assert_allclose(found, (plain + proba) / 2, atol=1e-6)
 
 
 def test_bags_and_transforms_of_libraries() -> None:

@@ -339,6 +339,26 @@ def test_size_is_checked_before_any_download() -> None:
         TransferClassifier("vit_b_16", classes=("a", "b"), preprocess=Preprocess(size=256))
 
 
+def test_a_flipped_bit_is_found_by_the_checksum(tmp_path: Path) -> None:
+    state, path = squeezenet_state(), tmp_path / "mine.pth"
+    torch.save({"state_dict": state}, path)
+    name = "features.3.squeeze.weight"
+    written = path.read_bytes()
+    at = written.index(state[name].numpy().tobytes()[:64]) + 3
+    flipped = bytearray(written)
+    flipped[at] ^= 0x40
+    path.write_bytes(flipped)
+    with pytest.raises(WeightsUnavailableError, match=r"the checksum \(CRC-32\) of its part mine/data"):
+        model_from(path)
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)  # such a file has none
+    try:
+        torch.save(state, path)
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert body_loaded(model_from(path), state)
+
+
 def test_random_weights_need_nothing() -> None:
     model = classifier()
     assert model.weights_name is None

@@ -325,8 +325,29 @@ def test_a_rate_is_that_of_ones_own_optimizer_and_loss() -> None:
     assert halved.losses[0] == pytest.approx(0.5 * plain.losses[0], rel=1e-5)
 
 
+def test_an_optimizer_that_computes_the_loss_several_times() -> None:
+    def make(groups: Any) -> Any:
+        parameters = [p for group in groups for p in group["params"]]
+        return torch.optim.LBFGS(parameters, lr=groups[0]["lr"], max_iter=3)
+
+    model = small_classifier()
+    model.freeze()
+    found = lr_find(model, images(24), batch_size=4, steps=12, optimizer=make)
+    assert found.losses[0] == lr_find(model, images(24), batch_size=4, steps=12).losses[0]
+    calls: list[int] = []
+
+    def fail(*_: Any) -> None:
+        calls.append(1)
+        if model.training and len(calls) > 5:
+            raise ZeroDivisionError("of the network")
+
+    model.head.register_forward_pre_hook(fail)
+    with pytest.raises(ZeroDivisionError, match="of the network"):
+        lr_find(model, images(24), batch_size=4, steps=12, optimizer=torch.optim.SGD)
+
+
 class Unsteppable(torch.optim.SGD):
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         raise ValueError("no step")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch.optim import lr_scheduler
 from medimg import FitResult, TransferClassifier, fine_tune, load
 from medimg.adapt import CORAL
 from medimg.errors import MedimgWarning, TrainingError
+from medimg.training import resume as resume_file
 from medimg.training.optimization.custom import CustomLoss, CustomParts
 from tests.models.fakes import changed, images, state
 from tests.models.small_network import small_classifier
@@ -341,6 +343,134 @@ def test_a_training_of_own_parts_resumes(tmp_path: Path) -> None:
     result = trained(model, tmp_path / "cut", resume=True, **OWN)
     assert without_times(result) == without_times(expected)
     assert not changed(state(model), state(whole))
+
+
+class Running(nn.Module):
+    """A loss that grows with each training step, which it counts in a buffer."""
+
+    seen: Tensor
+
+    def __init__(self, *, late: bool = False, extra: bool = False) -> None:
+        super().__init__()
+        self.late, self.extra = late, extra
+        self.register_buffer("seen", torch.zeros(()))
+
+    def get_extra_state(self) -> Any:
+        return {"kept": "elsewhere"} if self.extra else torch.zeros(1)
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+    def forward(self, logits: Tensor, labels: Tensor, scale: float = 0.1) -> Tensor:
+        if self.training:
+            self.seen += 1
+            if self.late:
+                self.register_buffer("new", torch.ones(2))
+        return nn.functional.cross_entropy(logits, labels) * (1 + scale * self.seen)
+
+
+class RunningImages(nn.Module):
+    """An augmentation that counts the batches."""
+
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, batch: Tensor) -> Tensor:
+        self.seen += 1
+        return batch * (1 + 0.1 * self.seen)
+
+
+@pytest.mark.parametrize("wrap", [lambda one: one, lambda one: partial(one, scale=0.2)])
+def test_the_state_of_a_loss_is_that_of_one_training(wrap: Any, tmp_path: Path) -> None:
+    module, augment = Running(), RunningImages()
+    settings: dict[str, Any] = {"loss": wrap(module), "balance": None, "augment": augment, "head_epochs": 0}
+    model, again = small_classifier(), small_classifier()
+    first = trained(model, tmp_path, **settings)
+    assert without_times(trained(again, **settings)) == without_times(first)
+    assert not changed(state(model), state(again))
+    assert (float(module.seen), float(augment.seen)) == (0, 0)
+    # two epochs of three steps; checks before training do not count
+    saved = resume_file.load(tmp_path / resume_file.FILE).loss
+    assert [float(v) for name, v in saved.items() if name.endswith("seen")] == [6.0]
+
+
+@pytest.mark.parametrize("wrap", [lambda one: one, lambda one: partial(one, scale=0.2)])
+def test_the_state_of_a_loss_is_resumed(wrap: Any, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"balance": None, "head_epochs": 0, "schedule": "constant"}
+    whole, model = small_classifier(), small_classifier()
+    expected = trained(whole, tmp_path / "whole", loss=wrap(Running()), **settings)
+    with pytest.raises(CutOffError):
+        trained(
+            small_classifier(), tmp_path / "cut", loss=wrap(Running()), callbacks=[cut_after(1)], **settings
+        )
+    started = Running()
+    started.seen += 5
+    with pytest.raises(TrainingError, match="differs in loss="):
+        trained(small_classifier(), tmp_path / "cut", loss=wrap(started), resume=True, **settings)
+    result = trained(model, tmp_path / "cut", loss=wrap(Running()), resume=True, **settings)
+    assert without_times(result) == without_times(expected)
+    assert not changed(state(model), state(whole))
+
+
+def test_states_of_a_loss_that_no_file_holds(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"balance": None, "head_epochs": 0}
+
+    def cut(loss: nn.Module) -> None:
+        with pytest.raises(CutOffError):
+            trained(
+                small_classifier(), tmp_path, loss=loss, callbacks=[cut_after(1)], overwrite=True, **settings
+            )
+
+    with pytest.warns(MedimgWarning, match=r"extra state of the loss .*Running"):
+        cut(Running(extra=True))
+    cut(Running(late=True))
+    with pytest.raises(TrainingError, match=r"another state of the loss .*Running.*register all its buffers"):
+        trained(small_classifier(), tmp_path, loss=Running(late=True), resume=True, **settings)
+
+
+def test_a_loss_that_can_not_be_copied_is_named() -> None:
+    module = Running()
+    module.lock = threading.Lock()  # type: ignore[assignment]  # as writers have
+    with pytest.raises(TrainingError, match=r"loss=.*Running can't be copied.*keep files, loggers"):
+        trained(small_classifier(), loss=module, balance=None)
+
+
+def lbfgs(groups: Any) -> torch.optim.Optimizer:
+    """One group, at the rate of the head."""
+    parameters = [p for group in groups for p in group["params"]]
+    return torch.optim.LBFGS(parameters, lr=groups[0]["lr"], max_iter=2)
+
+
+def test_the_check_of_own_parts_is_that_of_the_phase() -> None:
+    steps: list[int] = []
+
+    def schedule(optimizer: Any, count: int) -> Any:
+        steps.append(count)
+        return lr_scheduler.ConstantLR(optimizer, 1.0, total_iters=count)
+
+    model = small_classifier()
+    trained(model, optimizer=lbfgs, schedule=schedule, head_epochs=2, epochs=0, accumulate=2)
+    assert all(p.requires_grad for p in model.parameters())
+    # ten items in batches of four, of which two make a step
+    assert steps == [4, 4]
+    with pytest.raises(TrainingError, match="other learning rates than its groups"):
+        trained(model, optimizer=lbfgs, head_epochs=1, epochs=1)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+class Deaf(torch.optim.SGD):
+    """Does not call its closure."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step()
+
+
+def test_an_optimizer_that_computes_no_gradients_is_named() -> None:
+    with pytest.raises(TrainingError, match=r"optimizer=.*Deaf does not call the closure"):
+        trained(small_classifier(), optimizer=Deaf)
 
 
 class Counting(torch.optim.SGD):

@@ -11,41 +11,55 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 
-SCRIPT = """
-import json, os, socket, sys, warnings
+START = """
+import json, os, shutil, socket, sys, warnings
 from pathlib import Path
+import numpy as np
 import torch
 warnings.simplefilter("error")
 torch.set_num_threads(1)
 import pytorch_lightning
+import medimg
 from medimg import fine_tune
 from tests.models.fakes import images
 from tests.models.small_network import register_small_network, small_classifier
 
+def fork():
+    # as a launcher of processes does, but what was imported is so for both
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    child = os.fork()
+    os.environ["LOCAL_RANK"] = "0" if child else "1"
+    return child
+
+def total(model):
+    return sum(float(v.double().sum()) for v in model.state_dict().values())
+
+register_small_network()
+torch.manual_seed(0)
+DDP = {"devices": 2, "trainer_kwargs": {"accelerator": "cpu", "strategy": "ddp"}}
+"""
+
+SCRIPT = (
+    START
+    + """
 if __name__ == "__main__":
-    child = None
-    if sys.argv[1:] == ["fork"]:
-        # as a launcher of processes does, but what was imported is so for both
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-        child = os.fork()
-        os.environ["LOCAL_RANK"] = "0" if child else "1"
-    register_small_network()
-    torch.manual_seed(0)
+    child = fork() if sys.argv[1:] == ["fork"] else None
     model, val = small_classifier("shufflenet_v2_x0_5"), images(7, prefix="val", seed=1)
     result = fine_tune(
         model, images(13), val, head_epochs=1, epochs=1, batch_size=4, balance=None, progress=False,
-        devices=2, output="out", trainer_kwargs={"accelerator": "cpu", "strategy": "ddp"},
+        output="out", **DDP,
     )
     proba = torch.from_numpy(model.predict_proba(val))
     loss = torch.nn.functional.nll_loss(proba.log(), torch.from_numpy(val.labels))
-    total = sum(float(v.double().sum()) for v in model.state_dict().values())
     rank = os.environ.get("LOCAL_RANK", "0")
-    found = {"history": result.history, "best": result.best["val_loss"], "loss": float(loss), "total": total}
+    found = {"history": result.history, "best": result.best["val_loss"], "loss": float(loss)}
+    found["total"] = total(model)
     Path(f"rank{rank}.json").write_text(json.dumps(found))
     assert not child or os.waitpid(child, 0)[1] == 0
 """
+)
 
 ASKED = pytest.mark.skipif(
     not os.environ.get("MEDIMG_SLOW"), reason="trains in more processes: set MEDIMG_SLOW=1"
@@ -76,6 +90,77 @@ def test_two_processes_agree_and_score_each_item_once(tmp_path: Path, start: str
         del row["seconds"], other["seconds"]
         assert row == other
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "rank0.json", "rank1.json", "train.py"]
+
+
+ALIKE = (
+    START
+    + """
+from sklearn.model_selection import StratifiedKFold
+warnings.simplefilter("ignore", medimg.errors.MedimgWarning)
+recipe = medimg.Preprocess(size=32)
+common = {"head_epochs": 0, "epochs": 1, "batch_size": 4, "lr": 3e-3, **DDP}
+
+def data(count, prefix):
+    pixels = np.random.default_rng(len(prefix)).integers(0, 200, (count, 32, 32)).astype(np.uint8)
+    labels = [n % 2 for n in range(count)]
+    pixels[1::2, :, ::4] += 55
+    patients = [f"{prefix}{n}" for n in range(count)]
+    return medimg.ImageDataset.from_arrays(
+        list(pixels), labels, patients=patients, classes=["a", "b"], preprocess=recipe
+    )
+
+def describe(model, result):
+    return [total(model), str(result.checkpoint), Path(result.checkpoint).is_file(), result.candidates]
+
+if __name__ == "__main__":
+    written, replace, copy = [], os.replace, shutil.copyfile
+    os.replace = lambda source, to: (written.append(str(to)), replace(source, to))
+    shutil.copyfile = lambda source, to: (written.append(str(to)), copy(source, to))
+    child = fork()
+    train, val, target = data(16, "train"), data(6, "validation"), data(12, "t")
+    found = {}
+    model = small_classifier(preprocess=recipe)
+    result = fine_tune(model, train, output="plain", progress=False, ema=0.5, **common)
+    found["plain"] = describe(model, result)
+    model = small_classifier(preprocess=recipe)
+    auto = medimg.adapt.Auto(target, candidates=[medimg.adapt.AdaBN(target)])
+    result = fine_tune(model, train, val, adapt=auto, output="auto", progress=False, **common)
+    found["auto"] = describe(model, result)
+    model = small_classifier(preprocess=recipe)
+    result = medimg.cross_validate(
+        model, train, fine_tune=common, folds=2, val_fraction=0, n_resamples=2, output="cv", progress=False
+    )
+    found["cv"] = [result.probabilities.tolist(), [str(fit.checkpoint) for fit in result.fits]]
+    found["ensemble"] = total(result.ensemble())
+    rank = os.environ["LOCAL_RANK"]
+    Path(f"rank{rank}.json").write_text(json.dumps([found, written]))
+    assert not child or os.waitpid(child, 0)[1] == 0
+"""
+)
+
+
+@pytest.mark.slow
+def test_two_processes_end_alike_and_one_writes(tmp_path: Path) -> None:
+    """Also without validation, which gives all of them the statistics of the main one."""
+    (tmp_path / "train.py").write_text(ALIKE)
+    done = subprocess.run(
+        [sys.executable, "train.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (first, written), (second, others) = (
+        json.loads((tmp_path / f"rank{n}.json").read_text()) for n in (0, 1)
+    )
+    assert first == second
+    assert first["plain"][1:] == ["plain/best.safetensors", True, []]
+    assert first["cv"][1] == [f"cv/fold_{n}/best.safetensors" for n in (1, 2)]
+    assert {"auto/best.safetensors", "auto/last.safetensors", "cv/fold_1/result.safetensors"} <= set(written)
+    assert others == []
 
 
 EQUAL = """

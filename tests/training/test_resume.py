@@ -23,6 +23,9 @@ from medimg import FitResult, ImageDataset, fine_tune
 from medimg.data.augmentation.random_scan import describe_augmentation
 from medimg.data.identifiers import identifier_digest
 from medimg.errors import CheckpointError, MedimgWarning, TrainingError
+from medimg.models import safetensors_file
+from medimg.models.checkpoint import read_digest
+from medimg.models.digest import model_digest
 from medimg.training import resume
 from tests.models.fakes import SMALL, changed, classifier, images, state
 from tests.models.small_network import small_classifier
@@ -292,6 +295,48 @@ def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
     (tmp_path / "resume.safetensors").write_bytes((tmp_path / "best.safetensors").read_bytes())
     with pytest.raises(CheckpointError, match="not the state of a training"):
         trained(tmp_path, small_classifier(), head_epochs=0, epochs=1, resume=True)
+
+
+WRONG_STATES: list[tuple[str, dict[str, Any]]] = [
+    ("missing adapt", {"adapt": None}),
+    ("missing phase", {"phase": None}),
+    ("done is not what was written", {"done": -1}),
+    ("done is not what was written", {"done": True}),
+    ("data is not what was written", {"data": [1]}),
+    ("ends is not what was written", {"ends": ["x"]}),
+    ("weights must have 2 values", {"weights": ["x"]}),
+    ("missing rows", {"recorder": {}}),
+    ("recorder is not what was written", {"recorder": 3}),
+    ("no sound state of a training", {"kept_statistics": ["elsewhere"]}),
+]
+
+
+def test_a_state_with_a_valid_hash_and_other_content(tmp_path: Path) -> None:
+    trained(tmp_path, small_classifier(), head_epochs=0, epochs=1)
+    path = tmp_path / "resume.safetensors"
+    header = safetensors_file.read_header(path, resume._KEY, "a state")
+    tensors = safetensors_file.read_tensors(path, header)
+    for message, change in WRONG_STATES:
+        other = {
+            name: value for name, value in {**header, **change}.items() if change.get(name, 0) is not None
+        }
+        safetensors_file.write(path, resume._KEY, other, tensors)
+        with pytest.raises(CheckpointError, match=message):
+            trained(tmp_path, small_classifier(), head_epochs=0, epochs=1, resume=True)
+
+
+def test_the_result_knows_the_model_of_its_file(tmp_path: Path) -> None:
+    model = small_classifier()
+    first = trained(tmp_path, model, head_epochs=0, epochs=2)
+    path = tmp_path / "best.safetensors"
+    assert first.checkpoint == path
+    assert first.model_sha256 == read_digest(path) == model_digest(model)
+    assert trained(None, small_classifier(), head_epochs=0, epochs=1).model_sha256 is None
+    # one that is gone, or that another run wrote, is written again
+    for spoil in (path.unlink, partial(shutil.copyfile, small_classifier().save(tmp_path / "other"), path)):
+        spoil()
+        again = trained(tmp_path, small_classifier(), head_epochs=0, epochs=2, resume=True)
+        assert again.model_sha256 == first.model_sha256 == read_digest(path)
 
 
 def test_a_callback_state_that_is_no_json_gives_a_warning(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from medimg.core.content_hash import describe_callable, name_callable
 from medimg.data.augmentation._mr import (
@@ -230,14 +231,20 @@ def make_augmentation(
         return RandomScanAugmentation(recipe, **_choose_settings(choice, modalities))
     if not callable(choice):
         raise _unknown_choice(choice)
-    found = _OwnAugmentation(
-        choice,
-        LibraryTransform(recipe, choice)
-        if is_library_transform(choice)
-        else lambda images, _: check_shape(choice(images), images),
-    )
-    _try_augmentation(found, recipe)
-    return found
+
+    def wrap(own: Callable[..., Any]) -> _OwnAugmentation:
+        if is_library_transform(own):
+            return _OwnAugmentation(own, LibraryTransform(recipe, own))
+        return _OwnAugmentation(own, lambda images, _: check_shape(own(images), images))
+
+    _try_augmentation(wrap(_copy_state(choice)), recipe)
+    return wrap(_copy_state(choice))
+
+
+def _copy_state(choice: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a copy of a module with buffers, which belong to one training; otherwise the object itself."""
+    has_state = isinstance(choice, nn.Module) and bool(choice.state_dict())
+    return copy.deepcopy(choice) if has_state else choice
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from torch import nn
 
 from medimg.errors import TrainingError
+from medimg.models.backbones.compiled import unwrap
 from medimg.models.backbones.registry import AS_BUILT, RegisteredBackbone
 from medimg.models.backbones.source import Architecture, SizeRule, grayscale_recipe
 from medimg.models.backbones.stems import input_channels
@@ -39,7 +40,8 @@ class ModuleBackbone:
     @classmethod
     def of(cls, network: nn.Module) -> ModuleBackbone:
         """Return the source of a network."""
-        return cls(f"{PREFIX}{type(network).__name__}", network)
+        found = unwrap(network)
+        return cls(f"{PREFIX}{type(found).__name__}", found)
 
     @classmethod
     def open(cls, name: str) -> ModuleBackbone:

@@ -21,6 +21,7 @@ from torchvision.models import list_models
 from medimg._public import set_module
 from medimg._validation import check_whole_number, printable, printable_error
 from medimg.errors import MedimgError, MedimgWarning, TrainingError, WeightsUnavailableError, also
+from medimg.models.backbones.compiled import plain_name, unwrap
 from medimg.models.backbones.heads import (
     HeadParts,
     drop_activations,
@@ -157,6 +158,7 @@ class RegisteredBackbone:
                 f"the function of the backbone {self.name!r} returned a {type(network).__name__}; expected "
                 "an nn.Module"
             )
+        network = unwrap(network)
         if any(map(is_lazy, chain(network.parameters(), network.buffers()))):
             raise TrainingError(
                 f"the backbone {self.name!r} has lazy layers, whose parameters have no shape yet: call the "
@@ -192,7 +194,7 @@ class RegisteredBackbone:
 
     def _split_head(self, network: nn.Module, image: Tensor) -> HeadParts:
         """Replace the head by an identity if the network's output is the head of the embedding, else undo."""
-        name, head = find_head(network, self.head)
+        name, head = find_head(network, None if self.head is None else plain_name(self.head))
         undo = {name: head, **(drop_activations(network, name) if isinstance(head, nn.Conv2d) else {})}
         try:
             with _random_if_zero(head):

@@ -23,6 +23,7 @@ from medimg.errors import WeightsUnavailableError, also
 from medimg.io.files.atomic import hash_file
 from medimg.io.files.regular_file import is_regular_file
 from medimg.models.backbones._hub_files import fetch_file, stated_sha256
+from medimg.models.backbones.compiled import plain_name
 
 if TYPE_CHECKING:
     from torchvision.models import Weights
@@ -43,8 +44,6 @@ _SUFFIXES: Final = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".pth.tar")
 # torch.hub's rule for names that end in the first digits of the SHA-256
 _HASH_IN_NAME: Final = re.compile(r"-([a-f0-9]{8,64})\.[a-z]+$")
 _DEEPEST: Final = 3  # dictionaries within dictionaries
-#: Names that torch.compile, checkpointing and FSDP put between others.
-_COMPILED: Final = re.compile(r"(?:(?<=\.)|^)_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
 _START: Final = 512
 #: Layers whose pickled instances are read inside others, for their tensors.
 _LAYERS: Final = (
@@ -207,16 +206,35 @@ def _read_state(path: Path, classes: tuple[str, ...] = ()) -> OrderedDict[str, T
 
             found: Any = OrderedDict(load_file(path))
         else:
+            _check_sums(path)
             # a path would be read by its suffix
             stand_ins = [*_stand_ins(classes), *_list_settings(path)]
             with path.open("rb") as file, torch.serialization.safe_globals(stand_ins):
                 found = torch.load(file, map_location="cpu", weights_only=True)
             found = found.state_dict() if isinstance(found, nn.Module) and classes else found
+    except WeightsUnavailableError:
+        raise
     except Exception as error:  # damaged bytes make either reader raise almost any error
         raise WeightsUnavailableError(
             f"{path} can't be read as weights ({type(error).__name__}): {_explain(path, error)}"
         ) from error
     return _plain_state(found, path)
+
+
+def _check_sums(path: Path) -> None:
+    """Compare the checksums of an archive of torch.save, a piece at a time: torch ignores them."""
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":  # the format before 2020 has none
+            return
+    with zipfile.ZipFile(path) as archive:
+        # torch.serialization.set_crc32_options(False) leaves them all 0
+        stated = any(member.CRC for member in archive.infolist())
+        damaged = archive.testzip() if stated else None
+    if damaged is not None:
+        raise WeightsUnavailableError(
+            f"{path} is damaged: the checksum (CRC-32) of its part {printable(damaged)} differs "
+            f"({path.stat().st_size} bytes found); download or save it again"
+        )
 
 
 class _Setting(dict[Any, Any]):
@@ -303,7 +321,7 @@ def _plain_state(found: Any, path: Path) -> OrderedDict[str, Tensor]:
         (chosen,) = plain.values()
     else:  # the one that fits a network is found by its prefix
         chosen = {f"{name}.{inner}": v for name, tensors in plain.items() for inner, v in tensors.items()}
-    state = OrderedDict((_COMPILED.sub("", name), _widen(value, path)) for name, value in chosen.items())
+    state = OrderedDict((plain_name(name), _widen(value, path)) for name, value in chosen.items())
     # load_state_dict reads the versions of layers from this attribute, which is not copied
     if hasattr(chosen, "_metadata") and list(state) == list(chosen):
         state._metadata = chosen._metadata  # type: ignore[attr-defined]  # set by torch, and untyped

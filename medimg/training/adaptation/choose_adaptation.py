@@ -14,11 +14,12 @@ from medimg._validation import check_path
 from medimg.adapt.auto import Auto
 from medimg.adapt.target_scores import mutual_information
 from medimg.core.logger import get_logger
+from medimg.data.processes import Processes
 from medimg.errors import MedimgWarning, TrainingError
 from medimg.metrics.validation_scores import mean_auroc
+from medimg.models.digest import model_digest
 from medimg.models.training_images import record_training_images
 from medimg.training import resume as resume_file
-from medimg.training._trainer import is_main_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["choose", "resolve_auto", "train_candidates"]
 
+_BEST: Final = "best.safetensors"
 #: Files of a candidate that are also those of the choice.
 _FILES: Final = ("last.safetensors", "history.csv")
 #: Patients of the target, or images, that a choice needs at least.
@@ -134,7 +136,8 @@ def train_candidates(
             one.check_model(model)
             checks[0]([one])
     output = None if arguments["output"] is None else check_path("output", arguments["output"])
-    if output is not None and is_main_process():
+    processes = Processes.of(arguments)
+    if output is not None and processes.is_main:
         _check_output(output, list(methods), arguments["resume"], overwrite=arguments["overwrite"])
     if output is not None and arguments["resume"]:
         checks[1](methods, output)
@@ -149,7 +152,10 @@ def train_candidates(
                 train,
                 **{**arguments, "adapt": method, "output": None if output is None else output / name},
             )
-            trained.append(_score(model, (name, result), auto.target, val, arguments))
+            # what the main process computes decides, for all of them
+            scores = processes.share(_score(model, auto.target, val, arguments))
+            state = copy.deepcopy(model.state_dict())
+            trained.append(_Trained(name, result, *scores, state, model.training_summary))
     except BaseException:
         start.restore(model)
         raise
@@ -163,9 +169,17 @@ def train_candidates(
     record_training_images(model, train=train, val=val, target=auto.target)
     for row in rows:
         row["chosen"] = row["name"] == best.name
-    checkpoint = None if output is None else _write_choice(model, output, best.name)
+    if output is not None and processes.is_main:
+        _write_choice(model, output, best.name)
+    checkpoint = processes.share(None if output is None else output / _BEST)
     seconds = sum(t.result.seconds for t in trained)
-    return replace(best.result, seconds=seconds, checkpoint=checkpoint, candidates=tuple(rows))
+    return replace(
+        best.result,
+        seconds=seconds,
+        checkpoint=checkpoint,
+        candidates=tuple(rows),
+        model_sha256=None if checkpoint is None else model_digest(model),
+    )
 
 
 def _check_arguments(arguments: Mapping[str, Any]) -> None:
@@ -229,22 +243,13 @@ class _Start:
 
 
 def _score(
-    model: TransferClassifier,
-    trained: tuple[str, FitResult],
-    target: Any,
-    val: LabeledDataset,
-    arguments: Mapping[str, Any],
-) -> _Trained:
+    model: TransferClassifier, target: Any, val: LabeledDataset, arguments: Mapping[str, Any]
+) -> tuple[float | None, float, NDArray[np.float64]]:
+    """Return AUROC on the validation data, and mutual information and probabilities of the target."""
     options = {key: arguments[key] for key in ("batch_size", "workers", "progress")}
     predicted = model.predict_proba(target, **options)
-    return _Trained(
-        *trained,
-        mean_auroc(val.labels, model.predict_proba(val, **options), model.task),
-        _measure_information(predicted, model.task),
-        predicted,
-        copy.deepcopy(model.state_dict()),
-        model.training_summary,
-    )
+    area = mean_auroc(val.labels, model.predict_proba(val, **options), model.task)
+    return area, _measure_information(predicted, model.task), predicted
 
 
 def _measure_information(probabilities: NDArray[np.float64], task: str) -> float:
@@ -299,8 +304,8 @@ def _resample_gain(
     return float(low), float(high)
 
 
-def _write_choice(model: TransferClassifier, output: Path, name: str) -> Path:
+def _write_choice(model: TransferClassifier, output: Path, name: str) -> None:
     """Write the files of the chosen model next to the folders of the candidates."""
     for file in _FILES:
         shutil.copyfile(output / name / file, output / file)
-    return model.save(output / "best.safetensors")
+    model.save(output / _BEST)

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from medimg.core.content_hash import content_hash, describe_callable, json_text, name_callable
-from medimg.errors import MedimgError, TrainingError
+from medimg.errors import MedimgError, MedimgWarning, TrainingError
 from medimg.models.digest import tensors_sha256
 
 if TYPE_CHECKING:
@@ -37,7 +37,10 @@ __all__ = [
     "OptimizerFactory",
     "ScheduleFactory",
     "identify_parts",
+    "loss_state",
     "naming",
+    "restore_loss",
+    "run_step",
 ]
 
 #: From parameter groups, dicts with "params", "lr" and "weight_decay", to an optimizer.
@@ -63,14 +66,17 @@ _DIGITS: Final = 16
 
 
 class CustomLoss(nn.Module):
-    """A loss function or module of the user, as losses (B,) of samples."""
+    """A loss function of the user, or a copy of a module, as losses (B,) of samples."""
 
     def __init__(self, function: LossFunction) -> None:
         super().__init__()
-        if isinstance(function, nn.Module) and getattr(function, "reduction", "none") != "none":
+        own = _copy_loss(function)
+        if isinstance(own, nn.Module) and getattr(own, "reduction", "none") != "none":
             # samples are averaged once, over all processes
-            function = _without_reduction(function)
-        self.function = function
+            own.reduction = "none"  # type: ignore[assignment]  # of the user's class
+        self.function = own
+        #: Modules among the arguments of a partial function; they go to the device, too.
+        self.parts = nn.ModuleList(() if isinstance(own, nn.Module) else _find_modules(own))
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the losses (B,) of logits (B, K), computed in float32; of a mean, the mean for each."""
@@ -89,11 +95,61 @@ class CustomLoss(nn.Module):
         return found.expand(len(logits)) if found.ndim == 0 else found
 
 
-def _without_reduction(module: nn.Module) -> nn.Module:
-    """Return a copy of a loss that gives one value per sample; the user's own object stays as it is."""
-    copied: Any = copy.deepcopy(module)
-    copied.reduction = "none"
-    return cast("nn.Module", copied)
+def _find_modules(value: object) -> list[nn.Module]:
+    """Return a module itself, or those that a partial function holds."""
+    if isinstance(value, nn.Module):
+        return [value]
+    if not isinstance(value, functools.partial):
+        return []
+    return [
+        one for part in (value.func, *value.args, *value.keywords.values()) for one in _find_modules(part)
+    ]
+
+
+def _copy_loss(function: LossFunction) -> LossFunction:
+    """Return a copy of a loss with modules, whose state is that of one training; the user's object stays."""
+    if not _find_modules(function):
+        return function
+    try:
+        return copy.deepcopy(function)
+    except Exception as error:  # whatever its parts raise
+        raise TrainingError(
+            f"loss={name_callable(function)} can't be copied, and every training has a copy of its own "
+            f"({type(error).__name__}: {error}): keep files, loggers and tensors with a gradient out of it"
+        ) from error
+
+
+def loss_state(loss: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a loss that training may change; warn of what else it keeps."""
+    state = loss.state_dict()
+    found = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    if len(found) < len(state):
+        warnings.warn(
+            f"the extra state of the loss {_name_loss(loss)} is no tensor, and can't be saved: after resume= "
+            "it starts from its initial state",
+            MedimgWarning,
+            stacklevel=2,
+        )
+    return found
+
+
+def restore_loss(loss: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give a loss the state of a resume file; one that was written before may have none."""
+    if not state:
+        return
+    own = loss.state_dict()
+    try:
+        loss.load_state_dict({**own, **state})
+    except RuntimeError as error:
+        found = " ".join(str(error).split())
+        raise TrainingError(
+            f"the resume file has another state of the loss {_name_loss(loss)} ({found}): register all its "
+            "buffers in __init__, or pass overwrite=True instead of resume to start again"
+        ) from error
+
+
+def _name_loss(loss: nn.Module) -> str:
+    return name_callable(loss.function if isinstance(loss, CustomLoss) else loss)
 
 
 def _is_loss(found: Tensor, logits: Tensor) -> bool:
@@ -163,7 +219,9 @@ class CustomParts:
             return
         first = torch.from_numpy(np.array(labels[:2])).to(device)
         logits = torch.zeros(len(first), outputs, device=device, requires_grad=True)
-        found = self.loss.to(device)(logits, first)
+        # a copy: a module may count its calls
+        loss = copy.deepcopy(self.loss) if _find_modules(self.loss.function) else self.loss
+        found = loss.to(device)(logits, first)
         if not found.requires_grad:
             raise TrainingError(
                 f"the loss {self.names['loss']} has no gradient with respect to the logits: compute it by "
@@ -269,9 +327,9 @@ def _check_loss(value: object) -> None:
             "loss must be a function of logits and labels, or a module such as torch.nn.CrossEntropyLoss(); "
             f"found {_found(value)}"
         )
-    if isinstance(value, nn.Module) and any(p.requires_grad for p in value.parameters()):
+    if any(p.requires_grad for module in _find_modules(value) for p in module.parameters()):
         raise TrainingError(
-            f"the loss {type(value).__name__} has trainable parameters, which no optimizer would train: "
+            f"the loss {name_callable(value)} has trainable parameters, which no optimizer would train: "
             "call loss.requires_grad_(False)"
         )
 
@@ -352,6 +410,41 @@ def naming(argument: str, part: object, *, on: str) -> Iterator[None]:
         ) from error
 
 
+def run_step(
+    step: Callable[[Callable[[], Any]], Any],
+    closure: Callable[[], Any],
+    optimizer: OptimizerFactory | None,
+    *,
+    on: str,
+) -> None:
+    """Step; an error of the user's optimizer is named, one of the batch in the closure is not."""
+    inside: list[BaseException] = []
+    called = False
+
+    def watched() -> Any:
+        nonlocal called
+        called = True
+        try:
+            return closure()
+        except BaseException as error:
+            inside.append(error)
+            raise
+
+    try:
+        step(watched)
+    except Exception:
+        if optimizer is None or inside:
+            raise
+        with naming("optimizer", optimizer, on=on):
+            raise
+    if not called:
+        raise TrainingError(
+            f"optimizer={name_callable(optimizer)} does not call the closure that step(closure) is given, "
+            "which computes the gradients: begin with `loss = closure()` under torch.enable_grad(), as the "
+            "optimizers of torch do"
+        )
+
+
 def _score(name: str, metric: MetricFunction, labels: NDArray[Any], probabilities: NDArray[Any]) -> float:
     """Return the score of a metric, which gets arrays of its own."""
     try:
@@ -381,10 +474,11 @@ def _found(value: object) -> str:
 def _identify(value: Any) -> str:
     """Return a name and a digest of what a callable computes, as far as its code and settings tell."""
     facts: list[Any] = [describe_callable(value)]
-    if isinstance(value, nn.Module):
-        plain = {n: t.detach().cpu().contiguous() for n, t in value.state_dict().items()}
+    for module in _find_modules(value):
+        tensors = {n: t for n, t in module.state_dict().items() if isinstance(t, Tensor)}
+        plain = {n: t.detach().cpu().contiguous() for n, t in tensors.items()}
         scalars = {
-            n: v for n, v in vars(value).items() if v is None or isinstance(v, bool | int | float | str)
+            n: v for n, v in vars(module).items() if v is None or isinstance(v, bool | int | float | str)
         }
         facts += [tensors_sha256(plain), sorted(map(repr, scalars.items()))]
     return f"{name_callable(value)} {content_hash(json_text(facts))[:_DIGITS]}"
