@@ -822,6 +822,7 @@ BIT = {"model_type": "bit", "embedding_size": 8, "hidden_sizes": [8, 8], "depths
 
 
 def test_a_backbone_inside_is_built_offline(offline: list[object], tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="encoders of the hub need transformers")
     inside = {"backbone_config": {**BIT, "layer_type": "bottleneck", "out_features": ["stage2"]}}
     small = {"num_feature_levels": 1, "d_model": 8, "encoder_layers": 1, "decoder_layers": 1}
     for config in ({**VIT, "model_type": "dpt"}, {"model_type": "detr", **inside, **small}):
