@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from medimg.adapt.base import Adaptation
 from medimg.adapt.terms import AdaptationTerms
 from medimg.data.identifiers import identifier_digest
-from medimg.errors import CheckpointError, TrainingError
+from medimg.errors import CheckpointError, MedimgError, TrainingError
 from medimg.io.files.regular_file import is_regular_file
 from medimg.models.freezing import find_kept_statistics
 from medimg.models.low_rank import add_adapters
@@ -218,6 +218,8 @@ class TrainingState:
         saved, self.ends = _load_same(self.inputs, self._describe(), path)
         try:
             self._take(saved)
+        except MedimgError:
+            raise
         # each field is of its type, but may be of another training
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise CheckpointError(

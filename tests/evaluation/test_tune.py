@@ -61,7 +61,6 @@ def search(data: ImageDataset, **settings: Any) -> medimg.TuneResult:
         ({"fine_tune": {"seed": 1}}, "fine_tune has 'seed'"),
         ({"fine_tune": {"logger": "tensorboard"}}, "whose objects hold a state"),
         ({"fine_tune": {"devices": 2}}, "would train in 2 processes, and tune decides in one"),
-        ({"space": {"devices": [[0, 1]]}, "trials": 1}, "no trial of 1 has a score: .*train in 2 processes"),
         ({"trials": 0}, "trials"),
         ({"folds": 1}, "folds"),
         ({"prune": 3}, "prune must be"),
@@ -88,6 +87,12 @@ def test_without_optuna(data: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> 
 
 def needs_optuna() -> Any:
     return pytest.importorskip("optuna", reason="medimg.tune needs Optuna, the extra 'tune'")
+
+
+def test_several_processes_in_the_space_are_refused(data: ImageDataset) -> None:
+    needs_optuna()
+    with pytest.raises(TrainingError, match=r"no trial of 1 has a score: .*train in 2 processes"):
+        search(data, space={"devices": [[0, 1]]}, trials=1)
 
 
 def test_the_score_is_that_of_folds_by_hand(data: ImageDataset, caplog: pytest.LogCaptureFixture) -> None:

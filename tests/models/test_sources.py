@@ -540,7 +540,7 @@ def test_timm_takes_a_part_of_a_file(timm: Any, tmp_path: Path) -> None:
     state = timm.create_model("test_resnet").state_dict()
     torch.save({n: v for n, v in state.items() if not n.startswith("layer4")}, tmp_path / "part.pth")
     path = tmp_path / "part.pth"
-    with pytest.raises(WeightsUnavailableError, match=r"found, expected all \(min_match=.*missing \(layer4"):
+    with pytest.raises(WeightsUnavailableError, match=r"found, expected all: .*missing \(layer4"):
         TransferClassifier("timm:test_resnet", classes=CLASSES, weights=path)
     report = TransferClassifier(
         "timm:test_resnet", classes=CLASSES, weights=path, min_match=0.1
@@ -655,6 +655,37 @@ def test_a_folder_as_timm_writes_it(timm: Any, channels: int, tmp_path: Path) ->
         expected = network.eval().forward_head(network.forward_features(x), pre_logits=True)
         assert torch.equal(model.eval().embed(x), expected)
     same(model, medimg.load(model.save(tmp_path / "model.safetensors")))
+
+
+@pytest.mark.parametrize("given", [{"img_size": 32}, {"img_size": 32, "dynamic_img_size": True}, {}])
+@pytest.mark.parametrize("stated", [None, 32, 160])
+def test_image_size_of_a_folder_as_timm_writes_it(
+    timm: Any, given: dict[str, Any], stated: int | None, tmp_path: Path
+) -> None:
+    from timm.models import save_for_hf
+
+    save_for_hf(timm.create_model("test_vit", num_classes=7, **given), tmp_path, model_args=given)
+    if stated:
+        config = json.loads((tmp_path / "config.json").read_text())
+        config["pretrained_cfg"]["input_size"] = [3, stated, stated]
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    model = TransferClassifier(tmp_path, classes=CLASSES)
+    # timm states the size in the arguments, too
+    size = (stated or 160) if "dynamic_img_size" in given else given.get("img_size", 160)
+    assert model.preprocess.size == size
+    same(model, medimg.load(model.save(tmp_path / "model.safetensors")))
+    # as saved by earlier versions
+    if size == 32 and given == {"img_size": 32}:
+        model.architecture = replace(model.architecture, image_size=None)
+        same(model, medimg.load(model.save(tmp_path / "earlier.safetensors")))
+
+
+@pytest.mark.parametrize("size", ["64", [], [64, "x"], [64, 64, 64], {"a": 1}, 0, True])
+def test_a_folder_of_timm_with_an_invalid_image_size(timm: Any, size: object, tmp_path: Path) -> None:
+    arguments = {"img_size": size}
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_vit", "model_args": arguments}))
+    with pytest.raises(TrainingError, match="img_size of timm:test_vit must be one or two positive whole"):
+        TransferClassifier(tmp_path, classes=CLASSES, weights=None)
 
 
 def test_a_folder_of_timm_without_weights(timm: Any, tmp_path: Path) -> None:
@@ -791,6 +822,7 @@ BIT = {"model_type": "bit", "embedding_size": 8, "hidden_sizes": [8, 8], "depths
 
 
 def test_a_backbone_inside_is_built_offline(offline: list[object], tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="encoders of the hub need transformers")
     inside = {"backbone_config": {**BIT, "layer_type": "bottleneck", "out_features": ["stage2"]}}
     small = {"num_feature_levels": 1, "d_model": 8, "encoder_layers": 1, "decoder_layers": 1}
     for config in ({**VIT, "model_type": "dpt"}, {"model_type": "detr", **inside, **small}):

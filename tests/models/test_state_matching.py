@@ -224,7 +224,7 @@ PARTIAL = {name: value for name, value in S.items() if not name.startswith("laye
         (prefixed("f.", numbered(without_head(PARTIAL))), r" 0 % of the parameters found, expected all: "),
         (prefixed("f.", numbered(PARTIAL)), r"by the names of nn\.Sequential.*expected all: 5 missing"),
         ({**S, "layer5.weight": torch.zeros(2)}, r"1 unexpected \(layer5\.weight\)"),
-        ({**S, "layer4.9.weight": torch.zeros(2)}, r"1 unexpected \(layer4\.9\.weight\)"),
+        ({**S, "layer4.9.weight": torch.zeros(2)}, r"but also 1 of further layers \(layer4\.9\.weight\)"),
         ({**S, "conv1.weight": torch.zeros(8, 1, 5, 5)}, r"conv1\.weight \(8, 1, 5, 5\) instead of \(8, 3,"),
         ({**S, "conv1.weight": S["conv1.weight"].int()}, r"of another type \(conv1\.weight torch\.int32\)"),
         ({"one": S, "two": noise(S)}, r"several networks that fit, under the prefixes 'one\.', 'two\.'"),
@@ -502,3 +502,28 @@ def test_a_chain_of_checkpoints(tmp_path: Path) -> None:
     assert loaded.weights_report is None
     assert describe_model(loaded)["model"]["weights trained from"] == "first.safetensors, first.pth"
     assert classifier().weights_chain == ()
+
+
+@pytest.mark.parametrize("prefix", ["", "module.encoder_q."])
+@pytest.mark.parametrize("min_match", [0.5, 1.0])
+def test_a_deeper_network_is_refused_whatever_the_share(
+    tmp_path: Path, prefix: str, min_match: float
+) -> None:
+    state = get_model("resnet18", weights=None).state_dict()
+    state["layer1.2.conv1.weight"] = state["layer1.1.conv1.weight"]
+    torch.save(prefixed(prefix, state), tmp_path / "deep.pth")
+    with pytest.raises(
+        WeightsUnavailableError, match=r"but also 1 of further layers.*deeper network: pass"
+    ) as e:
+        model_from(tmp_path / "deep.pth", "resnet18", min_match=min_match)
+    assert "min_match" not in str(e.value)
+
+
+def test_a_file_of_one_channel_names_the_argument(tmp_path: Path) -> None:
+    state = get_model("resnet18", weights=None).state_dict()
+    state["conv1.weight"] = state["conv1.weight"].sum(1, keepdim=True)
+    torch.save(state, tmp_path / "gray.pth")
+    with pytest.raises(WeightsUnavailableError, match=r"of one channel: pass in_channels=1$"):
+        model_from(tmp_path / "gray.pth", "resnet18")
+    model = model_from(tmp_path / "gray.pth", "resnet18", in_channels=1, preprocess=None)
+    assert torch.equal(model.backbone.state_dict()["conv1.weight"], state["conv1.weight"])

@@ -128,11 +128,31 @@ class TimmBackbone:
     @cached_property
     def _settings(self) -> Any:
         """The configuration of the weights that the name has, or else of the first ones."""
+        found = replace(self._named_settings, **(self.stated or {}))
+        # folders can state another size than that of the network within
+        return replace(found, input_size=(3, *self._built_size)) if self._is_sized else found
+
+    @cached_property
+    def _named_settings(self) -> Any:
+        """The same without what a folder states, which a checkpoint does not have."""
         from timm.models import get_pretrained_cfg
 
         model, _, tag = self.name.removeprefix(PREFIX).partition(".")
-        named = f"{model}.{tag}" if tag in _tags(model) else model
-        return replace(get_pretrained_cfg(named), **(self.stated or {}))
+        return get_pretrained_cfg(f"{model}.{tag}" if tag in _tags(model) else model)
+
+    @property
+    def _is_sized(self) -> bool:
+        """Whether the arguments of the network have the only size of its images."""
+        arguments = self.arguments or {}
+        return arguments.get("img_size") is not None and not arguments.get("dynamic_img_size")
+
+    @property
+    def _built_size(self) -> tuple[int, ...]:
+        """Rows and columns of the images for which the network is built if nothing else is asked for."""
+        if not self._is_sized:
+            return tuple(self._named_settings.input_size[1:])
+        size = (self.arguments or {})["img_size"]
+        return tuple(size) if isinstance(size, list | tuple) else (size, size)
 
     def resolve_weights(self, choice: WeightsChoice, *, accept_license: bool) -> WeightsSource | None:
         """Return the weights of a tag, or for "DEFAULT" of the tag in the name, else the first one."""
@@ -187,7 +207,7 @@ class TimmBackbone:
         """Return the description; networks with position embeddings are built for the size of the images."""
         rows, columns = recipe.hw
         size = None
-        if self._settings.fixed_input_size and (rows, columns) != tuple(self._settings.input_size[1:]):
+        if self._settings.fixed_input_size and (rows, columns) != self._built_size:
             if rows != columns:
                 raise PreprocessError(
                     f"{self.name} takes square images; found a recipe with {rows}×{columns}: use "
@@ -223,7 +243,7 @@ class TimmBackbone:
         if architecture.image_size is not None:
             return SizeRule(exact=architecture.image_size)
         if settings.fixed_input_size:
-            return SizeRule(exact=_size(settings))
+            return SizeRule(exact=self._built_size[-1])
         return SizeRule(least=min(settings.min_input_size[1:]) if settings.min_input_size else _LEAST_SIZE)
 
     def build(self, architecture: Architecture, recipe: Preprocess | None, *, initialize: bool) -> HeadParts:
@@ -332,6 +352,12 @@ def _own_arguments(given: object, name: str) -> dict[str, Any] | None:
             "you trust it"
         )
     check_numbers(given, name)
+    size = given.get("img_size")
+    sides = size if isinstance(size, list) and len(size) == 2 else [size]
+    if size is not None and any(type(side) is not int or side < 1 for side in sides):
+        raise TrainingError(
+            f"img_size of {name} must be one or two positive whole numbers; found {reprlib.repr(size)}"
+        )
     # a new head has its own classes
     return {key: value for key, value in given.items() if key != "num_classes"} or None
 

@@ -62,6 +62,7 @@ _TIMM: Final = (
     (re.compile(r"\.mlp\.0\."), ".mlp.fc1."),
     (re.compile(r"\.mlp\.3\."), ".mlp.fc2."),
 )
+_NUMBER: Final = re.compile(r"\d+")
 _OWN_NAMES: Final = "the network's own names"
 _NUMBERS: Final = "the names of nn.Sequential(*network.children())"
 
@@ -190,10 +191,10 @@ def match_state(
     whole = not (missing or wrong or chosen.unexpected)
     # numbers alone don't say which child is missing
     exact = min_match == 1.0 or chosen.naming == _NUMBERS
-    if chosen.share < min_match or (exact and not whole):
+    if chosen.share < min_match or (exact and not whole) or _list_further(chosen):
         raise WeightsUnavailableError(
             f"the weights {printable(source)} don't fit a {backbone}: "
-            f"{_describe_misfit(own, state, chosen, min_match)}; {_advise(chosen, backbone)}"
+            f"{_describe_misfit(own, state, chosen, min_match)}; {_advise(own, state, chosen, backbone)}"
         )
     found = OrderedDict((n, fold_weight(own[n], state[chosen.names[n]])) for n in own if n in chosen.fitting)
     used = {chosen.names[n] for n in found}
@@ -230,6 +231,12 @@ def _list_misfits(own: Mapping[str, Tensor], chosen: _Candidate) -> tuple[list[s
     return missing, [n for n in own if n in chosen.names and n not in chosen.fitting]
 
 
+def _list_further(chosen: _Candidate) -> list[str]:
+    """Return the unexpected tensors of layers that repeat the network's own, as a deeper network has."""
+    kinds = {_NUMBER.sub("#", name.removeprefix(chosen.prefix)) for name in chosen.names.values()}
+    return [n for n in chosen.unexpected if _NUMBER.sub("#", n.removeprefix(chosen.prefix)) in kinds]
+
+
 def _describe_misfit(
     own: Mapping[str, Tensor], state: Mapping[str, Tensor], chosen: _Candidate, min_match: float
 ) -> str:
@@ -256,21 +263,33 @@ def _describe_misfit(
     found = f"{_percent(chosen.share)} of the parameters found"
     found += f" under {_quote(chosen.prefix)}" if chosen.prefix else ""
     found += f" by {chosen.naming}" if chosen.naming != _OWN_NAMES else ""
+    further = _list_further(chosen)
+    if further and not (missing or wrong):
+        return f"{found}, but also {len(further)} of further layers ({list_names(further)})"
     exact = min_match == 1 or chosen.naming == _NUMBERS
     wanted = f"expected {'all' if exact else 'at least ' + _percent(min_match)}"
-    partial = chosen.share >= _WORTHWHILE and chosen.naming != _NUMBERS
+    partial = chosen.share >= _WORTHWHILE and chosen.naming != _NUMBERS and not further
     remedy = " (min_match= accepts a part, and model.weights_report names it)" if partial else ""
     return f"{found}, {wanted}{remedy}: {'; '.join(problems)}"
 
 
-def _advise(chosen: _Candidate, backbone: str) -> str:
+def _advise(own: Mapping[str, Tensor], state: Mapping[str, Tensor], chosen: _Candidate, backbone: str) -> str:
     """Return what to do about tensors that don't fit a network."""
+    if _list_further(chosen):
+        return "the file is of another, deeper network: pass that as the backbone, or other weights"
+    if any(_is_gray(own[n], state[chosen.names[n]]) for n in _list_misfits(own, chosen)[1]):
+        return "the file is of a network for images of one channel: pass in_channels=1"
     if chosen.share >= _WORTHWHILE:
         return "pass the backbone of these weights, or other weights"
     return (
         f"check by these names and shapes that the file is of a {backbone}, and that it holds weights, not "
         "the state of an optimizer; then pass the backbone of these weights, or other weights"
     )
+
+
+def _is_gray(own: Tensor, found: Tensor) -> bool:
+    """Whether the weights are those of a convolution of one channel in place of three."""
+    return own.ndim == 4 and own.shape[1] == 3 and found.shape == (own.shape[0], 1, *own.shape[2:])
 
 
 def _find_candidates(
