@@ -91,7 +91,7 @@ class TestRetries:
         start = time.monotonic()
         with pytest.raises(ReadError, match="503"):
             medimg.scan(pacs.series_url)
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 2.9
 
     def test_a_refused_connection_is_an_error(self) -> None:
         with socket.socket() as probe:
@@ -115,7 +115,7 @@ class TestTime:
         start = time.monotonic()
         with pytest.raises(TimeoutError, match=r"does not answer .* within 0.5 s"):
             medimg.read(pacs.series_url)
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 2.9
 
     def test_so_is_a_body_that_arrives_by_drops(self, pacs: FakePacs) -> None:
         def drip(seen: Seen, handler: BaseHTTPRequestHandler) -> bool:
@@ -133,7 +133,7 @@ class TestTime:
         start = time.monotonic()
         with pytest.raises(TimeoutError, match=r"sent only \d+ bytes"):
             medimg.read(pacs.series_url)
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 2.9
 
     def test_so_are_headers_that_arrive_by_drops(self, pacs: FakePacs) -> None:
         def drip(seen: Seen, handler: BaseHTTPRequestHandler) -> bool:
