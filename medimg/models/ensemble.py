@@ -289,7 +289,9 @@ def _find_file(path: str | os.PathLike[str]) -> Path:
         return check_path("path", path, error=CheckpointError)
     repository = check_repository(path.removeprefix(_HUB))
     where = "download its model.safetensors elsewhere, and load that file"
-    return fetch_file(repository, (MODEL_FILE,), what=f"the model of {repository}", otherwise=where)
+    return fetch_file(
+        repository, (MODEL_FILE,), what=f"the model of {repository}", otherwise=where, extra="hub"
+    )
 
 
 def _check_sha256(file: Path, expected: str) -> None:

@@ -192,7 +192,10 @@ def test_workers_are_positive(scans: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 #: Options of the command line alone.
-OWN = {"help", "json", "force", "verbosity", "out", "html", "title", "run", "command"}
+OWN = {"help", "json", "force", "verbosity", "out", "html", "title", "run", "command"} | {
+    "dicom_out",
+    "dicom_kinds",
+}
 
 
 @pytest.mark.parametrize(

@@ -363,7 +363,8 @@ def test_killed_in_the_middle_and_started_again(model: medimg.TransferClassifier
     second = Process(path, folder)
     assert second.post(stack()).probability() == pytest.approx(expected)
     assert second.post(dicom(PatientName="SENTINEL")[:-40]).status == 422
-    assert second.end(signal.SIGINT) == 130
+    # a process that was started in the background ignores SIGINT once the server has ended
+    assert second.end(signal.SIGINT) in {0, 130}
     assert list(folder.iterdir()) == []
     said = "".join(second.lines)
     assert "POST /predict 200" in said

@@ -142,7 +142,7 @@ def write_results(
     model, sources, kinds, predictions, codes, most, name, tta, created, progress
         See :func:`make_results`.
     folder : str or Path
-        Folder to write to; it is made if need be.
+        Folder to write to, outside of the sources; it is made if need be.
 
     Returns
     -------
@@ -167,10 +167,11 @@ def write_results(
     >>> model = medimg.TransferClassifier(
     ...     "squeezenet1_1", classes=["normal", "nodule"], weights=None, preprocess=medimg.Preprocess(size=96)
     ... )
-    >>> written = medimg.export.write_results(model, folder, folder / "results")
+    >>> results = tempfile.mkdtemp()
+    >>> written = medimg.export.write_results(model, folder, results)
     >>> [path.name[:3] for path in written]
     ['SR.', 'SC.', 'SC.', 'SC.']
-    >>> medimg.export.write_results(model, folder, folder / "results") == written
+    >>> medimg.export.write_results(model, folder, results) == written
     True
     """
     target = check_path("folder", folder, error=ConversionError)
@@ -236,7 +237,8 @@ class _Rows:
 
     def __init__(self, table: pd.DataFrame) -> None:
         missing = {"source", "series_uid"} - set(table.columns)
-        if missing or "slice" in table.columns:
+        by_image = {"slice"}.intersection(table.columns)
+        if missing or by_image:
             raise ConversionError(
                 'predictions must be the table of model.predict(sources, unit="series"); found the columns '
                 f"{', '.join(map(str, table.columns))}"

@@ -72,12 +72,18 @@ def stated_sha256(path: Path) -> str | None:
 
 
 def fetch_file(
-    repository: str, names: Sequence[str], *, what: str, is_weights: bool = True, otherwise: str = ""
+    repository: str,
+    names: Sequence[str],
+    *,
+    what: str,
+    is_weights: bool = True,
+    otherwise: str = "",
+    extra: str = "hf",
 ) -> Path:
     """
     Return the first of some files of a repository, from the cache or by huggingface_hub.
 
-    `what` and `otherwise`, what else can be done, are for messages.
+    `what`, the `extra` to install, and `otherwise`, what else can be done, are for messages.
     """
     cached = cached_file(repository, names)
     if cached is not None:
@@ -94,7 +100,7 @@ def fetch_file(
     except ImportError as error:
         raise MissingDependencyError(
             f"{what} is not in the cache, and huggingface_hub, which downloads it, can't be imported "
-            f'({error}); install it with: pip install "medimg[hub]"; or {elsewhere}'
+            f'({error}); install it with: pip install "medimg[{extra}]"; or {elsewhere}'
         ) from error
     plain, _, revision = repository.partition("@")
     get_logger().info("downloading %s of %s", names[0], where)

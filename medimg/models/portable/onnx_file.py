@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -42,15 +43,15 @@ def read_onnx(path: Path) -> bytes:
     if irregular:
         raise CheckpointError(f"{path} can't be opened: it is {irregular}; expected an ONNX file")
     try:
-        size = path.stat().st_size
-        if size > MOST_BYTES:
-            raise CheckpointError(f"{path} has {size} bytes; expected an ONNX file of at most {MOST_BYTES}")
-        return path.read_bytes()
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            data = b"" if size > MOST_BYTES else file.read()
     except (OSError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         why = error.strerror if isinstance(error, OSError) else error
         raise also(CheckpointError, type(error))(f"{path} can't be opened: {why}; check the path") from error
+    if size > MOST_BYTES:
+        raise CheckpointError(f"{path} has {size} bytes; expected an ONNX file of at most {MOST_BYTES} bytes")
+    return data
 
 
 def read_metadata(data: bytes) -> dict[str, str]:
