@@ -130,7 +130,7 @@ def test_sources_that_fail(exported: Exported, tmp_path: Path) -> None:
     with pytest.raises(MedimgError):
         model.predict(tmp_path / "missing")
     with pytest.raises(TrainingError, match="unit"):
-        model.predict(exported.series, unit="patient")  # type: ignore[arg-type]
+        model.predict(exported.series, unit="patient")  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(TrainingError, match="takes image files"):
         model.predict(intensities((3, 32, 32)))
 

@@ -51,7 +51,7 @@ def test_arrays_are_the_tensors(window: str, compiled: bool, monkeypatch: pytest
         monkeypatch.setattr(_slice_renderer, "load_library", lambda: None)
     for dtype in ("i2", "u2", "u1", "f4", "i4", ">i2", "f8"):
         for fit, turned in (("pad", False), ("crop", True)):
-            recipe = Preprocess(window=WINDOWS[window], size=(24, 33), fit=fit, fill=0.25)  # type: ignore[arg-type]
+            recipe = Preprocess(window=WINDOWS[window], size=(24, 33), fit=fit, fill=0.25)  # type: ignore[arg-type]  # of any kind
             volume = make_volume(dtype, inverted=turned, padded=turned, turned=turned)
             expected = recipe.render(volume).planes.numpy()
             found = recipe.render_array(volume)

@@ -478,11 +478,11 @@ def test_a_full_disk_is_an_error_of_the_service(
 
 def test_arguments(model: medimg.TransferClassifier) -> None:
     with pytest.raises(TrainingError, match=r"medimg\.load"):
-        make_app("model.safetensors")  # type: ignore[arg-type]
+        make_app("model.safetensors")  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(TrainingError, match="limits must be ServiceLimits"):
-        make_app(model, limits={"queue": 3})  # type: ignore[arg-type]
+        make_app(model, limits={"queue": 3})  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(MedimgError, match="unit must be"):
-        make_app(model, unit="study")  # type: ignore[arg-type]
+        make_app(model, unit="study")  # type: ignore[arg-type]  # wrong on purpose
     for field in fields(ServiceLimits):
         with pytest.raises(MedimgError, match=f"{field.name} must be"):
             ServiceLimits(**{field.name: -1})

@@ -113,4 +113,4 @@ def test_a_mask_of_other_voxels_is_refused(ct: Path, mask: np.ndarray[Any, Any])
     with pytest.raises(ConversionError, match="whole numbers"):
         segmentation(mask.astype(np.float32), ct, names)
     with pytest.raises(ConversionError, match="array or a Volume"):
-        segmentation([[1]], ct, names)  # type: ignore[arg-type]
+        segmentation([[1]], ct, names)  # type: ignore[arg-type]  # wrong on purpose

@@ -64,7 +64,7 @@ def test_results_of_several_sources_use_given_predictions(
 @pytest.mark.parametrize("kinds", ["sr", (), ("seg",), ("sr", "xx")])
 def test_unknown_kinds_are_refused(kinds: object, model: medimg.TransferClassifier, ct: Path) -> None:
     with pytest.raises(ConversionError, match="kinds"):
-        list(make_results(model, ct, kinds=kinds))  # type: ignore[arg-type]
+        list(make_results(model, ct, kinds=kinds))  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_what_has_no_patient_is_refused(model: medimg.TransferClassifier) -> None:

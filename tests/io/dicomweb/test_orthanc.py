@@ -87,7 +87,7 @@ def test_killed_in_mid_series(
             count += 1
             if count == 5:
                 orthanc.kill()
-        return fetch(self, *args)  # type: ignore[arg-type]
+        return fetch(self, *args)  # type: ignore[arg-type]  # of any kind
 
     monkeypatch.setattr(Retriever, "_fetch_file", fetch_and_kill)
     start = time.monotonic()

@@ -280,7 +280,7 @@ class TestSearch:
         error: type[Exception],
     ) -> None:
         with pytest.raises(error) as raised:
-            server.search(**conditions)  # type: ignore[arg-type]
+            server.search(**conditions)  # type: ignore[arg-type]  # of any kind
         assert isinstance(raised.value, MedimgError)
         assert not pacs.seen
 

@@ -39,7 +39,7 @@ def pacs() -> Iterator[FakePacs]:
 
 
 def connect(pacs: FakePacs, **options: object) -> medimg.DicomWebServer:
-    return medimg.dicomweb(pacs.url, **{"timeout": 2, "retries": 2, **options})  # type: ignore[arg-type]
+    return medimg.dicomweb(pacs.url, **{"timeout": 2, "retries": 2, **options})  # type: ignore[arg-type]  # of any kind
 
 
 def is_instance(seen: Seen) -> bool:
@@ -478,7 +478,7 @@ class TestCredentials:
     )
     def test_invalid_options(self, options: dict[str, object]) -> None:
         with pytest.raises(MedimgError) as raised:
-            medimg.dicomweb("https://example.org", **options)  # type: ignore[arg-type]
+            medimg.dicomweb("https://example.org", **options)  # type: ignore[arg-type]  # of any kind
         assert "secret" not in str(raised.value)
 
     @pytest.mark.parametrize(
