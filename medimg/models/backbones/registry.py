@@ -170,6 +170,11 @@ class RegisteredBackbone:
                 "the CPU, and load its weights, in the function that builds it"
             )
         if any(layer in _USED for layer in _layers_with_tensors(network)):
+            if self._is_module:
+                raise TrainingError(
+                    "another classifier has layers of this network, so that training one would change the "
+                    "other: pass copy.deepcopy(network)"
+                )
             raise TrainingError(
                 f"the function of the backbone {self.name!r} returned a network of which another classifier "
                 "has layers, so that training one would change the other: return a new network each time, "
