@@ -80,8 +80,9 @@ def test_colors_and_neighbors(channels: Any, compiled: bool, monkeypatch: pytest
 def test_resampling_and_an_image_without_values() -> None:
     recipe = Preprocess(window="lung", size=32, spacing=1.5)
     volume = make_volume("i2")
-    np.testing.assert_array_equal(
-        recipe.render_array(volume)[:, :1], recipe.render(volume).planes.numpy()[:, :1]
+    # without the compiled core, torch and NumPy round differently
+    np.testing.assert_allclose(
+        recipe.render_array(volume)[:, :1], recipe.render(volume).planes.numpy()[:, :1], rtol=0, atol=1e-6
     )
     with pytest.raises(PreprocessError, match="not finite"):
         Preprocess(window=(0, 100)).render_array(np.full((2, 8, 8), np.nan, np.float32))
