@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import uuid
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
@@ -14,6 +15,7 @@ from medimg.errors import ConversionError
 from medimg.export import make_results
 from medimg.export.dicom.write_results import ResultKind
 from medimg.io.dicom.header.attributes import quiet_pydicom
+from medimg.io.dicomweb.multipart import MultipartBody
 from medimg.serve._problem import RequestError
 
 if TYPE_CHECKING:
@@ -98,9 +100,5 @@ def make_dicom_response(instances: list[bytes], answer: AnswerType) -> Response:
                 'multipart/related; type="application/dicom"',
             )
         return Response(instances[0], media_type=answer)
-    boundary = uuid.uuid4().hex
-    start = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
-    body = b"".join(start + one + b"\r\n" for one in instances) + f"--{boundary}--\r\n".encode()
-    return Response(
-        body, headers={"Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}'}
-    )
+    body = MultipartBody(uuid.uuid4().hex, [(len(one), partial(iter, [one])) for one in instances])
+    return Response(b"".join(body), headers=body.headers)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import stat
-import sys
 from typing import TYPE_CHECKING, Final, Self
 
 from medimg.core.content_hash import content_hash
-from medimg.errors import MedimgError, also
+from medimg.errors import MedimgError
+from medimg.io.files.private_folder import make_private_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +29,7 @@ class WatchState:
 
     def __init__(self, folder: Path, scope: str) -> None:
         self._scope = scope
-        _make_private(folder)
+        make_private_folder(folder, "folder", error=MedimgError)
         path = folder / "watch.sqlite"
         try:
             self._connection = sqlite3.connect(path, isolation_level=None, timeout=0)
@@ -113,18 +111,3 @@ class WatchState:
         """Whether a series is one of results."""
         found = self._connection.execute("SELECT 1 FROM result WHERE key = ?", (self.key(uid),)).fetchone()
         return found is not None
-
-
-def _make_private(folder: Path) -> None:
-    """Make a folder that no other user can open."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        state = folder.lstat()
-    except OSError as error:
-        raise also(MedimgError, type(error))(f"the folder {folder} can't be made: {error.strerror}") from None
-    if sys.platform == "win32":
-        return
-    if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.geteuid() or state.st_mode & 0o077:
-        raise MedimgError(
-            f"{folder} must be a folder of this user that no other can open; run chmod 700, or choose another"
-        )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "JsonObject",
     "encode_header",
+    "get_json_number",
     "get_json_value",
     "has_lost_backslashes",
     "has_nested_bulk",
@@ -51,6 +52,7 @@ _NAME_PARTS: Final = ("Alphabetic", "Ideographic", "Phonetic")
 #: Of Siemens and Philips, with functional groups of their own.
 _PRIVATE_GROUPS: Final = frozenset({0x0021, 0x2005})
 _MAX_SHORT: Final = 2**16 - 2
+_MOST_DIGITS: Final = 10
 
 
 def parse_json(data: bytes | bytearray, what: str) -> list[JsonObject]:
@@ -80,6 +82,12 @@ def get_json_value(item: JsonObject, tag: str) -> str:
     if isinstance(first, bool) or not isinstance(first, str | int | float):
         return ""
     return str(first).strip(" \0")
+
+
+def get_json_number(item: JsonObject, tag: str) -> int | None:
+    """Return the first value of an element as a number from 0; None if it is absent, none, or huge."""
+    text = get_json_value(item, tag)
+    return int(text) if text.isdecimal() and len(text) < _MOST_DIGITS else None
 
 
 def has_nested_bulk(item: JsonObject, tags: Collection[int]) -> bool:
@@ -121,12 +129,13 @@ def encode_header(item: JsonObject, tags: Collection[int], read_bulk: Callable[[
     absent. Raises ReadError if a value contradicts its VR.
     """
     pieces = [_META]
-    for tag, element in _sort_elements(item):
+    elements = _sort_elements(item)
+    for tag, element in elements:
         if tag in tags and 0x0002FFFF < tag < _PIXEL_DATA and tag != _CHARACTER_SET:
             pieces.append(_encode_element(tag, element, read_bulk, 0))
         elif tag == _CHARACTER_SET:
             pieces.append(_join(tag, "CS", b"ISO_IR 192"))
-    if not any(tag == _CHARACTER_SET for tag, _ in _sort_elements(item)):
+    if not any(tag == _CHARACTER_SET for tag, _ in elements):
         pieces.insert(1, _join(_CHARACTER_SET, "CS", b"ISO_IR 192"))
     pieces.append(_join(_PIXEL_DATA, "OW", b""))
     return b"".join(pieces)

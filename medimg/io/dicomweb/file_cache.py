@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
-import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -13,8 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 from medimg.core.content_hash import content_hash
 from medimg.core.logger import get_logger
-from medimg.errors import ReadError, also
+from medimg.errors import ReadError
 from medimg.io.files.atomic import atomic_path
+from medimg.io.files.private_folder import make_private_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +34,7 @@ class FileCache:
         self._most = most
         self._lock = threading.Lock()
         self._total: int | None = None
-        self._check_folder()
+        make_private_folder(folder, "cache folder", error=ReadError)
 
     def __getstate__(self) -> tuple[Path, int]:
         return self._folder, self._most
@@ -44,23 +43,6 @@ class FileCache:
         self._folder, self._most = state
         self._lock = threading.Lock()
         self._total = None
-
-    def _check_folder(self) -> None:
-        """Make the folder, or check that no other user can look into it."""
-        try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            state = self._folder.lstat()
-        except OSError as error:
-            raise also(ReadError, type(error))(
-                f"the cache folder {self._folder} can't be made: {error.strerror}"
-            ) from None
-        if sys.platform == "win32":
-            return
-        if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.geteuid() or state.st_mode & 0o077:
-            raise ReadError(
-                f"the cache folder {self._folder} must be a folder of this user that no other can open; "
-                f"run chmod 700, or choose another one"
-            )
 
     def load(self, key: Sequence[str]) -> bytes | None:
         """Return a file; None if it is not there or damaged."""

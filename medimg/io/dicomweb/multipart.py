@@ -95,7 +95,7 @@ def _parse_headers(data: bytes) -> tuple[str, int | None]:
 
 @dataclass(frozen=True, slots=True)
 class MultipartBody:
-    """A body of DICOM files for STOW-RS, whose bytes are read while they are sent."""
+    """A body of DICOM files, whose bytes are read while they are sent."""
 
     boundary: str
     files: Sequence[tuple[int, Callable[[], Iterator[bytes]]]]  # size, and the bytes in pieces

@@ -9,7 +9,7 @@ from medimg.core.parallel import ordered_map
 from medimg.errors import AmbiguousSeriesError, MedimgError, NotAnImageError, ReadError
 from medimg.io.dicom.header.instance import ALL_HEADER_TAGS, read_instance
 from medimg.io.dicom.series.build import build_all_series
-from medimg.io.dicomweb.dicom_json import get_json_value, parse_json
+from medimg.io.dicomweb.dicom_json import get_json_number, get_json_value, parse_json
 from medimg.io.dicomweb.retrieval import JSON, RemoteInstance, make_header
 from medimg.io.dicomweb.service_url import check_uid
 from medimg.io.dicomweb.transport import ServerAnswerError
@@ -162,8 +162,7 @@ class ListedSeries(Series):
             "patient_id": get_json_value(item, "00100020"),
             "study_uid": resource.study,
         }
-        count = get_json_value(item, "00201209")
-        self._set(eager, retriever, resource, int(count) if count.isdecimal() and len(count) < 10 else None)
+        self._set(eager, retriever, resource, get_json_number(item, "00201209"))
 
     def _set(
         self, eager: dict[str, str], retriever: Retriever, resource: ResourceUrl, count: int | None

@@ -16,6 +16,7 @@ from medimg.io.dicom.header.mosaic import CSA_TAGS
 from medimg.io.dicom.header.transfer_syntax import EXPLICIT, NATIVE_SYNTAXES, SYNTAXES
 from medimg.io.dicomweb.dicom_json import (
     encode_header,
+    get_json_number,
     get_json_value,
     has_lost_backslashes,
     has_nested_bulk,
@@ -82,9 +83,9 @@ class Retriever:
                     element["BulkDataURI"] = join_url(f"{resource.url}/metadata", uri)
         return items
 
-    def keep_metadata(self, resource: ResourceUrl, item: JsonObject) -> None:
-        """Keep the metadata of an instance for a while, as its other attributes may be asked for."""
-        packed = zlib.compress(json.dumps(item, separators=(",", ":")).encode(), 1)
+    def keep_metadata(self, resource: ResourceUrl, text: str) -> None:
+        """Keep the metadata of an instance, as JSON, for a while: its other attributes may be asked for."""
+        packed = zlib.compress(text.encode(), 1)
         with self._lock:
             self._kept += len(packed) - len(self._metadata.pop(resource.path, b""))
             self._metadata[resource.path] = packed
@@ -106,7 +107,7 @@ class Retriever:
             raise ReadError(
                 f"{self.transport.host} has changed {resource.path} since it was scanned; scan again"
             )
-        self.keep_metadata(resource, found[0])
+        self.keep_metadata(resource, json_text(found[0]))
         return found[0]
 
     def read_bulk(self, uri: str) -> bytes:
@@ -176,8 +177,7 @@ def find_largest_size(item: JsonObject) -> int:
     for tag, default in (
         ("00280010", 1), ("00280011", 1), ("00280002", 1), ("00280008", 1), ("00280100", 8),
     ):  # fmt: skip
-        text = get_json_value(item, tag)
-        pixels *= int(text) if text.isdecimal() and len(text) < 10 and int(text) else default
+        pixels *= get_json_number(item, tag) or default
     # codestreams of noise are somewhat longer than what they hold
     return min(_MAX_FILE, pixels // 8 * 3 // 2 + _HEADER_BYTES)
 
@@ -194,8 +194,9 @@ class RemoteInstance:
     @classmethod
     def from_metadata(cls, retriever: Retriever, resource: ResourceUrl, item: JsonObject) -> RemoteInstance:
         """Return the instance that metadata describe."""
-        retriever.keep_metadata(resource, item)
-        return cls(retriever, resource, find_largest_size(item), content_hash(json_text(item)))
+        text = json_text(item)
+        retriever.keep_metadata(resource, text)
+        return cls(retriever, resource, find_largest_size(item), content_hash(text))
 
     def open(self) -> BinaryIO:
         """Fetch the file."""

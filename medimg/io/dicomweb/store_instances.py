@@ -11,7 +11,7 @@ from medimg._public import set_module
 from medimg.errors import MedimgError, ReadError, StoreError
 from medimg.io.dicom.header.attributes import get_identifier, quiet_pydicom
 from medimg.io.dicom.header.open import open_dataset, to_tags
-from medimg.io.dicomweb.dicom_json import get_json_value, parse_json
+from medimg.io.dicomweb.dicom_json import get_json_number, get_json_value, parse_json
 from medimg.io.dicomweb.multipart import MultipartBody
 from medimg.io.dicomweb.retrieval import JSON
 from medimg.io.dicomweb.service_url import check_uid
@@ -49,7 +49,7 @@ _REASONS: Final = {
     0x0213: "the server has no resources left",
     0xA700: "the server is out of resources",
     0xA710: "the server is out of resources",
-    0xA900: "the data set does not match its SOP class",
+    0xA900: "the dataset does not match its SOP class",
     0xC000: "the server can't understand the file",
     0xC122: "the server does not accept this transfer syntax",
 }
@@ -231,8 +231,7 @@ def _parse_answer(answer: Answer, batch: Sequence[_File], host: str) -> StoreRes
     failed = []
     for file in batch:
         if file.uid in refused:
-            text = get_json_value(refused[file.uid], "00081197")
-            code = int(text) if text.isdecimal() and len(text) < 10 else 0
+            code = get_json_number(refused[file.uid], "00081197") or 0
             failed.append(FailedInstance(file.blob.name, file.uid, _explain(code), code))
         elif file.uid not in stored:
             title = HTTPStatus(answer.status).phrase

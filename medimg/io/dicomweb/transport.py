@@ -216,12 +216,12 @@ class Transport:
 
     def _send(self, call: _Call) -> Answer:
         """Send a request once, again with a fresh token if the first was refused, and follow redirects."""
-        url, method, refused = call.url, call.method, None
+        url, refused = call.url, None
         redirects = 0
         while True:
             is_own = find_origin(url) == self._origin
             token = self._tokens.get(refused) if self._tokens and is_own else None
-            answer = self._send_once(call, method, url, token, is_own=is_own)
+            answer = self._send_once(call, url, token, is_own=is_own)
             if answer.status == HTTPStatus.UNAUTHORIZED and token is not None and refused is None:
                 refused = token
                 continue
@@ -251,7 +251,7 @@ class Transport:
             raise ReadError(f"{self.host} redirects {call.name} to an unencrypted URL, which is not followed")
         return target
 
-    def _send_once(self, call: _Call, method: str, url: str, token: str | None, *, is_own: bool) -> Answer:
+    def _send_once(self, call: _Call, url: str, token: str | None, *, is_own: bool) -> Answer:
         requests = _import_requests()
         headers = dict(call.headers)
         auth: Any = _keep_request
@@ -262,7 +262,7 @@ class Transport:
             auth = self._find_auth() or _keep_request
         try:
             with self._open_session().request(
-                method,
+                call.method,
                 url,
                 # servers take an encoded wildcard literally
                 params=urlencode(call.query, safe="*?,", quote_via=quote) if url == call.url else None,
