@@ -30,8 +30,6 @@ __all__ = ["WatchResult", "watch"]
 
 #: Errors of the server or the connection, after which the same series is tried again, however often.
 _SERVER_ERRORS: Final = (StoreError, ServerAnswerError, ConnectionError, TimeoutError, PermissionError)
-#: Manufacturer of results, also of other watches.
-_OWN_MANUFACTURER: Final = "medimg"
 _LONGEST_WAIT: Final = 3600.0
 
 
@@ -264,12 +262,14 @@ class _Watcher:
     def _make_results(self, listed: Series) -> list[Dataset]:
         """Return the results on each stack of a series; the error of the first if there is none."""
         from medimg.export import make_results
+        from medimg.export.dicom.algorithm import MANUFACTURER
 
         index = self.server.scan(listed.study_uid, listed.uid)
         errors: list[MedimgError] = []
         results: list[Dataset] = []
         for stack in index:
-            if stack.tags("Manufacturer")["Manufacturer"] == _OWN_MANUFACTURER:
+            # results, also of other watches
+            if stack.tags("Manufacturer")["Manufacturer"] == MANUFACTURER:
                 continue
             try:
                 results += make_results(self.model, [stack], progress=False, **self.settings)

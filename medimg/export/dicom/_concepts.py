@@ -31,6 +31,7 @@ __all__ = [
     "YES",
     "ConceptLike",
     "class_concepts",
+    "code_concept",
     "describe_calibration",
     "name_concept",
     "parse_concept",
@@ -107,6 +108,13 @@ def parse_concept(name: str, given: Any) -> Code:
             f"expected at most {_LONGEST_VALUE} and {_LONGEST_MEANING}"
         )
     return Code(value, scheme, meaning, version)
+
+
+def code_concept(sr: Any, given: Code | Sequence[str]) -> Any:
+    """Return a concept as highdicom takes it; `sr` is its module."""
+    if isinstance(given, Code):
+        return sr.CodedConcept(given.value, given.scheme_designator, given.meaning, given.scheme_version)
+    return sr.CodedConcept(*given)
 
 
 def class_concepts(classes: Sequence[str], codes: Mapping[str, ConceptLike] | None) -> dict[str, Code]:

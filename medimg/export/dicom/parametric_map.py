@@ -8,11 +8,11 @@ import numpy as np
 
 from medimg._public import set_module
 from medimg.core.content_hash import content_hash
-from medimg.export.dicom._algorithm import SOFTWARE, Algorithm
 from medimg.export.dicom._concepts import NO_UNITS, SALIENCY, describe_calibration
 from medimg.export.dicom._general_modules import ResultSeries, import_highdicom, wrap_errors
 from medimg.export.dicom._heat_map import find_explanation, identify_explanation
 from medimg.export.dicom._source_images import SourceImages
+from medimg.export.dicom.algorithm import SOFTWARE, Algorithm
 
 if TYPE_CHECKING:
     import datetime

@@ -14,12 +14,12 @@ from medimg._validation import check_whole_number
 from medimg.core.content_hash import content_hash
 from medimg.core.geometry import display_code
 from medimg.errors import ConversionError
-from medimg.export.dicom._algorithm import SOFTWARE, Algorithm
 from medimg.export.dicom._caption import add_caption
 from medimg.export.dicom._concepts import describe_calibration
 from medimg.export.dicom._general_modules import ResultSeries, import_highdicom, wrap_errors
 from medimg.export.dicom._heat_map import find_explanation, identify_explanation
 from medimg.export.dicom._source_images import SourceImages
+from medimg.export.dicom.algorithm import SOFTWARE, Algorithm
 from medimg.io.dicom.header.attributes import get_value
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def secondary_capture(
     )
     hottest = np.argsort(-found.heat.max(axis=(1, 2)), kind="stable")[:most]
     chosen = sorted(found.slices[n] for n in hottest)
-    pages = _Pages(hd, made, found, describe_calibration(model).meaning)
+    pages = _Pages(hd, made, found, algorithm, describe_calibration(model).meaning)
     return [pages.make_page(number, index) for number, index in enumerate(chosen, 1)]
 
 
@@ -119,6 +119,7 @@ class _Pages:
     hd: Any
     series: ResultSeries
     explanation: Explanation
+    algorithm: Algorithm
     calibration: str
 
     def make_page(self, number: int, index: int) -> SCImage:
@@ -151,14 +152,12 @@ class _Pages:
         return page
 
     def _write_caption(self, index: int) -> list[str]:
-        found, algorithm = self.explanation, self.series.algorithm
+        found, algorithm = self.explanation, self.algorithm
         depth = found.volume.shape[1]
         where = f", slice {index + 1} of {depth}" if depth > 1 else ""
         return [
             f"AI heat map: {found.target}, probability {found.probability:.3f}{where}.",
-            f"{self.calibration}. {algorithm.name} {algorithm.version}, {SOFTWARE}."
-            if algorithm
-            else SOFTWARE,
+            f"{self.calibration}. {algorithm.name} {algorithm.version}, {SOFTWARE}.",
             _NOTICE,
         ]
 

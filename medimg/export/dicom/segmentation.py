@@ -14,11 +14,11 @@ from medimg._validation import check_choice, check_text
 from medimg.core.content_hash import content_hash
 from medimg.core.volume import Volume
 from medimg.errors import ConversionError, GeometryError, also
-from medimg.export.dicom._algorithm import MANUFACTURER, Algorithm
-from medimg.export.dicom._concepts import SCHEME, ConceptLike, name_concept, parse_concept
+from medimg.export.dicom._concepts import SCHEME, ConceptLike, code_concept, name_concept, parse_concept
 from medimg.export.dicom._derived_uid import derive_uid
 from medimg.export.dicom._general_modules import ResultSeries, coding_scheme, import_highdicom, wrap_errors
 from medimg.export.dicom._source_images import SourceImages
+from medimg.export.dicom.algorithm import MANUFACTURER, Algorithm
 
 if TYPE_CHECKING:
     import datetime
@@ -175,7 +175,7 @@ def segmentation(
         if algorithm_type != "MANUAL":
             identification = hd.AlgorithmIdentificationSequence(
                 name=algorithm.name if algorithm else str(name),
-                family=_code(hd, _UNSPECIFIED if algorithm is None else _ARTIFICIAL_INTELLIGENCE),
+                family=code_concept(hd.sr, _UNSPECIFIED if algorithm is None else _ARTIFICIAL_INTELLIGENCE),
                 version=algorithm.version if algorithm else "unknown",
                 source=MANUFACTURER,
             )
@@ -183,8 +183,8 @@ def segmentation(
             hd.seg.SegmentDescription(
                 segment_number=number,
                 segment_label=one.name,
-                segmented_property_category=_code(hd, one.list_concepts()[0]),
-                segmented_property_type=_code(hd, one.list_concepts()[1]),
+                segmented_property_category=code_concept(hd.sr, one.list_concepts()[0]),
+                segmented_property_type=code_concept(hd.sr, one.list_concepts()[1]),
                 algorithm_type=algorithm_type,
                 algorithm_identification=identification,
                 tracking_id=one.name,
@@ -208,12 +208,6 @@ def segmentation(
     # highdicom keeps a table of frames, from before references were complete
     completed: Segmentation = hd.seg.Segmentation.from_dataset(result, copy=False)
     return completed
-
-
-def _code(hd: Any, concept: Code) -> Any:
-    return hd.sr.CodedConcept(
-        concept.value, concept.scheme_designator, concept.meaning, concept.scheme_version
-    )
 
 
 def _check_segments(segments: Mapping[int, str | Segment]) -> dict[int, Segment]:

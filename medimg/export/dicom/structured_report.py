@@ -11,11 +11,11 @@ from medimg._public import set_module
 from medimg._validation import check_number
 from medimg.errors import ConversionError, also
 from medimg.export.dicom import _concepts as concepts
-from medimg.export.dicom._algorithm import MANUFACTURER, Algorithm
-from medimg.export.dicom._concepts import class_concepts, describe_calibration
+from medimg.export.dicom._concepts import class_concepts, code_concept, describe_calibration
 from medimg.export.dicom._derived_uid import derive_uid
 from medimg.export.dicom._general_modules import ResultSeries, coding_scheme, import_highdicom, wrap_errors
 from medimg.export.dicom._source_images import SourceImages
+from medimg.export.dicom.algorithm import MANUFACTURER, Algorithm
 from medimg.io.dicom.header.attributes import get_items, get_text
 
 if TYPE_CHECKING:
@@ -218,7 +218,8 @@ class _ReportWriter:
             serial_number=algorithm.digest,
         )
         return self.sr.ObserverContext(
-            observer_type=_code(self.sr, ("121007", "DCM", "Device")), observer_identifying_attributes=device
+            observer_type=code_concept(self.sr, ("121007", "DCM", "Device")),
+            observer_identifying_attributes=device,
         )
 
     def _list_procedures(self) -> list[Any]:
@@ -228,23 +229,23 @@ class _ReportWriter:
             fields = [get_text(item, k) for k in ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")]
             lengths = zip(map(len, fields), _LONGEST_FIELDS, strict=True)
             if all(fields) and all(found <= most for found, most in lengths):
-                found.append(_code(self.sr, fields))
-        return found or [_code(self.sr, _PROCEDURE)]
+                found.append(code_concept(self.sr, fields))
+        return found or [code_concept(self.sr, _PROCEDURE)]
 
     def _make_library(self) -> Any:
         """Return the image library (TID 1600), with what all images have in common."""
         sr, header = self.sr, self.images.header
         context, contains = sr.RelationshipTypeValues.HAS_ACQ_CONTEXT, sr.RelationshipTypeValues.CONTAINS
         group = sr.ContainerContentItem(
-            name=_code(sr, ("126200", "DCM", "Image Library Group")), relationship_type=contains
+            name=code_concept(sr, ("126200", "DCM", "Image Library Group")), relationship_type=contains
         )
         group.ContentSequence = sr.ContentSequence()
         modality = self.images.first.modality
         if modality:
             group.ContentSequence.append(
                 sr.CodeContentItem(
-                    name=_code(sr, ("121139", "DCM", "Modality")),
-                    value=_code(sr, (modality, "DCM", _MODALITIES.get(modality, modality))),
+                    name=code_concept(sr, ("121139", "DCM", "Modality")),
+                    value=code_concept(sr, (modality, "DCM", _MODALITIES.get(modality, modality))),
                     relationship_type=context,
                 )
             )
@@ -252,7 +253,7 @@ class _ReportWriter:
         if frame_of_reference:
             group.ContentSequence.append(
                 sr.UIDRefContentItem(
-                    name=_code(sr, ("112227", "DCM", "Frame of Reference UID")),
+                    name=code_concept(sr, ("112227", "DCM", "Frame of Reference UID")),
                     value=frame_of_reference,
                     relationship_type=context,
                 )
@@ -260,14 +261,14 @@ class _ReportWriter:
         for one in self.evidence:
             group.ContentSequence.append(
                 sr.ImageContentItem(
-                    name=_code(sr, ("260753009", "SCT", "Source")),
+                    name=code_concept(sr, ("260753009", "SCT", "Source")),
                     referenced_sop_class_uid=one.SOPClassUID,
                     referenced_sop_instance_uid=one.SOPInstanceUID,
                     relationship_type=contains,
                 )
             )
         library = sr.ContainerContentItem(
-            name=_code(sr, ("111028", "DCM", "Image Library")), relationship_type=contains
+            name=code_concept(sr, ("111028", "DCM", "Image Library")), relationship_type=contains
         )
         library.ContentSequence = sr.ContentSequence([group])
         return library
@@ -278,10 +279,10 @@ class _ReportWriter:
         point = next((p for p in (calibration.points if calibration else ()) if p.label == name), None)
         measurements = [
             sr.Measurement(
-                name=_code(sr, concepts.PROBABILITY),
+                name=code_concept(sr, concepts.PROBABILITY),
                 value=row[f"p_{name}"],
-                unit=_code(sr, concepts.NO_UNITS),
-                method=_code(sr, describe_calibration(self.model)),
+                unit=code_concept(sr, concepts.NO_UNITS),
+                method=code_concept(sr, describe_calibration(self.model)),
             )
         ]
         evaluations = []
@@ -290,10 +291,10 @@ class _ReportWriter:
         if point is not None:
             measurements.append(
                 sr.Measurement(
-                    name=_code(sr, concepts.THRESHOLD),
+                    name=code_concept(sr, concepts.THRESHOLD),
                     value=round(point.threshold, _DIGITS),
-                    unit=_code(sr, concepts.NO_UNITS),
-                    method=_code(sr, concepts.OPERATING_POINT),
+                    unit=code_concept(sr, concepts.NO_UNITS),
+                    method=code_concept(sr, concepts.OPERATING_POINT),
                 )
             )
             evaluations.append(self._evaluate(concepts.REACHES_THRESHOLD, row[f"reaches_{name}"]))
@@ -303,7 +304,9 @@ class _ReportWriter:
 
     def _evaluate(self, concept: Code, is_so: bool) -> Any:
         value = concepts.YES if is_so else concepts.NO
-        return self.sr.QualitativeEvaluation(name=_code(self.sr, concept), value=_code(self.sr, value))
+        return self.sr.QualitativeEvaluation(
+            name=code_concept(self.sr, concept), value=code_concept(self.sr, value)
+        )
 
     def _make_applicability(self) -> Any:
         """Return the group with what tells the images from those of the training."""
@@ -312,17 +315,17 @@ class _ReportWriter:
         if "ood" in row:
             measurements.append(
                 sr.Measurement(
-                    name=_code(sr, concepts.OUT_OF_DISTRIBUTION),
+                    name=code_concept(sr, concepts.OUT_OF_DISTRIBUTION),
                     value=row["ood"],
-                    unit=_code(sr, concepts.NO_UNITS),
-                    method=_code(sr, concepts.MAHALANOBIS),
+                    unit=code_concept(sr, concepts.NO_UNITS),
+                    method=code_concept(sr, concepts.MAHALANOBIS),
                 )
             )
         group = self._wrap("out of distribution", concepts.OUT_OF_DISTRIBUTION, measurements, [])
         if row.get("unlike"):
             group[0].ContentSequence.append(
                 sr.TextContentItem(
-                    name=_code(sr, concepts.UNLIKE),
+                    name=code_concept(sr, concepts.UNLIKE),
                     value=row["unlike"],
                     relationship_type=sr.RelationshipTypeValues.CONTAINS,
                 )
@@ -336,7 +339,7 @@ class _ReportWriter:
                 uid=derive_uid("tracking", self.images.first.series_uid, algorithm.digest, name),
                 identifier=name,
             ),
-            finding_type=_code(sr, concept),
+            finding_type=code_concept(sr, concept),
             algorithm_id=sr.AlgorithmIdentification(
                 name=algorithm.name,
                 version=algorithm.version,
@@ -370,14 +373,6 @@ _MODALITIES: Final = {
     "US": "Ultrasound",
     "XA": "X-Ray Angiography",
 }
-
-
-def _code(sr: Any, given: Any) -> Any:
-    """Return a concept as highdicom takes it."""
-    if hasattr(given, "scheme_designator"):
-        return sr.CodedConcept(given.value, given.scheme_designator, given.meaning, given.scheme_version)
-    value, scheme, meaning = given
-    return sr.CodedConcept(value, scheme, meaning)
 
 
 def _split(names: str) -> list[str]:
