@@ -38,8 +38,7 @@ from medimg.io.files.regular_file import explain_irregular
 from medimg.models import safetensors_file
 from medimg.models.backbones.compiled import plain_names
 from medimg.models.backbones.source import LONGEST_NAME, Architecture
-from medimg.models.input_checks import TASKS, Task
-from medimg.models.pooling import POOLS, Pool
+from medimg.models.input_checks import POOLS, TASKS, Pool, Task
 from medimg.models.training_distribution import TrainingDistribution
 from medimg.models.training_images import TrainingImages
 from medimg.preprocessing.preprocess import UNSTATED_REVISION, Preprocess

@@ -34,10 +34,10 @@ from medimg.models.backbones.source import BackboneSource, grayscale_recipe, lib
 from medimg.models.backbones.weights import WeightsChoice
 from medimg.models.digest import model_digest
 from medimg.models.freezing import Freezable, frozen_fraction
-from medimg.models.input_checks import Task, check_classes, check_floating, check_input
+from medimg.models.input_checks import Pool, Task, check_classes, check_floating, check_input
 from medimg.models.low_rank import merged_copy
 from medimg.models.module_mode import with_gradients
-from medimg.models.pooling import Pool, embed_slices, make_pooling, pool_embeddings
+from medimg.models.pooling import embed_slices, make_pooling, pool_embeddings
 from medimg.preprocessing.preprocess import Preprocess
 
 if TYPE_CHECKING:

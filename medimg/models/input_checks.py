@@ -13,13 +13,15 @@ if TYPE_CHECKING:
 
     from medimg.errors import MedimgError
 
-__all__ = ["TASKS", "Task", "check_classes", "check_finite", "check_floating", "check_input"]
+__all__ = ["POOLS", "TASKS", "Pool", "Task", "check_classes", "check_finite", "check_floating", "check_input"]
 
 Task: TypeAlias = Literal["multiclass", "multilabel"]
+Pool: TypeAlias = Literal["none", "mean", "max", "attention"]
 
 _QUANTIZED: Final = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 
 TASKS: Final[tuple[Task, ...]] = get_args(Task)
+POOLS: Final[tuple[Pool, ...]] = get_args(Pool)
 
 
 def check_floating(model: nn.Module, *, error: type[MedimgError] = TrainingError) -> None:

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from medimg._validation import check_choice, check_whole_number
+from medimg.models.input_checks import POOLS
 from medimg.models.module_mode import module_mode
 
 __all__ = [
-    "POOLS",
     "GatedAttention",
-    "Pool",
     "embed_slices",
     "make_pooling",
     "pool_embeddings",
     "slice_weights",
 ]
-
-Pool: TypeAlias = Literal["none", "mean", "max", "attention"]
-
-POOLS: Final[tuple[Pool, ...]] = get_args(Pool)
 
 
 class GatedAttention(nn.Module):

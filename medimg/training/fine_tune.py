@@ -401,8 +401,15 @@ def fine_tune(
     _check_custom(inputs, trainer.processes.count)
     if auto is not None:
         given = {name: value for name, value in given.items() if name not in ("model", "train", "val")}
-        checks = partial(check_phases, config, model), partial(check_candidates, inputs)
-        return train_candidates(fine_tune, auto, model, (train, val), given, checks=checks)
+        return train_candidates(
+            fine_tune,
+            auto,
+            model,
+            (train, val),
+            given,
+            check=partial(check_phases, config, model),
+            check_resume=partial(check_candidates, inputs),
+        )
     if trainer.is_main_process:
         get_logger().info("%s", _describe_start(inputs, trainer))
     adapted = None if config.rank is None else add_adapters(model, config.rank, config.seed)

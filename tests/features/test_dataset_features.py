@@ -22,7 +22,7 @@ from medimg.features import dataset_features
 from medimg.features.dataset_features import Features, item_features
 from medimg.features.extractor import feature_extractor, rebatch
 from medimg.models.digest import network_digest
-from medimg.models.pooling import Pool
+from medimg.models.input_checks import Pool
 from tests.models.fakes import classifier, images, state
 from tests.models.images import TINY, picture_data, pixels, stacks, write_pictures
 from tests.models.small_network import small_classifier

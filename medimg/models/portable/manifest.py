@@ -12,7 +12,7 @@ from medimg._validation import check_choice, check_fields, check_text, check_tex
 from medimg.calibration.result import Calibration
 from medimg.core.content_hash import json_text
 from medimg.errors import CheckpointError, MedimgError
-from medimg.models.input_checks import TASKS, Task, check_classes
+from medimg.models.input_checks import POOLS, TASKS, Task, check_classes
 from medimg.models.training_distribution import TrainingDistribution
 from medimg.preprocessing.preprocess import Preprocess
 
@@ -27,7 +27,6 @@ OUTPUTS: Final = ("logits", "probabilities", "ood", "weights")
 
 #: Raised if older versions would misread the file.
 _SCHEMA: Final = 1
-_POOLS: Final = ("none", "mean", "max", "attention")
 _MOST_PIXELS: Final = 4096  # rows or columns of an image
 _MOST_CHARACTERS: Final = 64 * 2**20
 _FIELDS: Final = (
@@ -133,7 +132,7 @@ class Manifest:
             backbone=check_text("backbone", found["backbone"], error=CheckpointError),
             classes=classes,
             task=task,
-            pool=check_choice("pool", found["pool"], _POOLS, error=CheckpointError),
+            pool=check_choice("pool", found["pool"], POOLS, error=CheckpointError),
             preprocess=_parse_preprocess(found["preprocess"], found["preprocess_fingerprint"]),
             calibration=None
             if calibration is None

@@ -108,13 +108,14 @@ def train_candidates(
     data: tuple[LabeledDataset, LabeledDataset | None],
     arguments: Mapping[str, Any],
     *,
-    checks: tuple[Callable[[Sequence[Adaptation]], None], Callable[..., None]],
+    check: Callable[[Sequence[Adaptation]], None],
+    check_resume: Callable[[Mapping[str, Adaptation | None], Path], None],
 ) -> FitResult:
     """
     Train with each candidate, and give the model the weights of the choice.
 
-    `checks` raise TrainingError if methods have no effect with the other settings, and if a resume file in
-    the folder of a method belongs to another training.
+    `check` raises TrainingError if methods have no effect with the other settings, `check_resume` if a resume
+    file in the folder of a method belongs to another training.
     """
     train, val = data
     if val is None:
@@ -134,13 +135,13 @@ def train_candidates(
         if one is not None:
             one.check(model.classes, train)
             one.check_model(model)
-            checks[0]([one])
+            check([one])
     output = None if arguments["output"] is None else check_path("output", arguments["output"])
     processes = Processes.of(arguments)
     if output is not None and processes.is_main:
         _check_output(output, list(methods), arguments["resume"], overwrite=arguments["overwrite"])
     if output is not None and arguments["resume"]:
-        checks[1](methods, output)
+        check_resume(methods, output)
     start = _Start.capture(model, arguments["callbacks"])
     trained: list[_Trained] = []
     try:
