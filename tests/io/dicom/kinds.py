@@ -13,6 +13,21 @@ from pydicom.errors import InvalidDicomError
 from medimg.io.dicom.header.attributes import quiet_pydicom
 from tests.sampling import SLOW, sample
 
+#: Folders of real scans.
+SETS = (
+    "dcmstack_multiecho",
+    "dicom2nifti_dev",
+    "fodicom_dev",
+    "highdicom",
+    "lidc_3pat_excerpt",
+    "nema_enhmr_dev",
+    "nifti_space_dev",
+    "pydicom-data",
+    "pydicom_examples",
+    "pylibjpeg-data",
+    "torchxrayvision_cxr",
+    "wg04_dev",
+)
 #: What tells kinds of images apart: by their values, and by whether there are any.
 VALUES = (
     "SOPClassUID", "Modality", "PhotometricInterpretation", "SamplesPerPixel", "PlanarConfiguration",

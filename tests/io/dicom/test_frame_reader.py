@@ -17,26 +17,12 @@ from medimg.io.dicom.header.open import open_dataset
 from medimg.io.dicom.pixels._frames import StoredFrames
 from tests.conformance import Conformance
 from tests.io.dicom.independent import frames_by_others
-from tests.io.dicom.kinds import of_each_kind
+from tests.io.dicom.kinds import SETS, of_each_kind
 from tests.sampling import SLOW
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-MISC = [
-    "dcmstack_multiecho",
-    "dicom2nifti_dev",
-    "fodicom_dev",
-    "highdicom",
-    "lidc_3pat_excerpt",
-    "nema_enhmr_dev",
-    "nifti_space_dev",
-    "pydicom-data",
-    "pydicom_examples",
-    "pylibjpeg-data",
-    "torchxrayvision_cxr",
-    "wg04_dev",
-]
 BUNDLED = "pydicom"
 JPEG_LOSSY = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"}
 
@@ -167,7 +153,7 @@ def test_stored_values_equal_those_of_independent_decoders(
 ) -> None:
     problems, listed, compared = [], set(), 0
     every = parts(real_data)
-    assert set(MISC) <= set(every), "a part of the data has disappeared"
+    assert set(SETS) <= set(every), "a part of the data has disappeared"
     lists = {Path(name).name for name in (*BROKEN, *TWINS, *DIFFERENT)}
     chosen = set(of_each_kind((path for paths in every.values() for path in paths), lists))
     for part, paths in every.items():

@@ -14,22 +14,9 @@ import pytest
 import medimg
 from medimg.errors import MedimgError
 from medimg.io.dicom.series.volume_reader import StackReader
+from tests.io.dicom.kinds import SETS
 from tests.orthanc import Orthanc
 
-SETS = (
-    "dcmstack_multiecho",
-    "dicom2nifti_dev",
-    "fodicom_dev",
-    "highdicom",
-    "lidc_3pat_excerpt",
-    "nema_enhmr_dev",
-    "nifti_space_dev",
-    "pydicom-data",
-    "pydicom_examples",
-    "pylibjpeg-data",
-    "torchxrayvision_cxr",
-    "wg04_dev",
-)
 Key = tuple[tuple[str, int, tuple[int, int] | None], ...]
 
 
