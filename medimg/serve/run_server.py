@@ -20,7 +20,7 @@ _GRACE_SECONDS: Final = 30
 
 
 def run_server(app: FastAPI, *, host: str, port: int) -> None:
-    """Serve until the process is told to end; OSError if the address can't be used."""
+    """Serve until the process is asked to end; OSError if the address can't be used."""
     server = make_server(app)
     with _bind(host, port) as listener:
         bound = listener.getsockname()
