@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from medimg.errors import DecodeError, TruncatedError
@@ -40,6 +40,9 @@ def cut(stream: bytes, places: list[int]) -> list[bytes]:
     empty=st.booleans(),
     rest=st.sampled_from([b"", b"\xfe\xff\xdd\xe0\0\0\0\0", b"\xfe\xff\xdd\xe0\0\0\0\0junk", b"\0" * 9]),
 )
+@example(
+    places=[[], [44], []], table="right", empty=False, rest=b""
+)  # SPIFF of JPEG-LS ends with a start of image
 def test_frames_are_the_same_however_they_are_cut(
     syntax: str, places: list[list[int]], table: str, empty: bool, rest: bytes
 ) -> None:

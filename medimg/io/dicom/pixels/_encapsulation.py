@@ -157,6 +157,10 @@ def _check_count(
     for table in tables:
         if len(table) > most and _group_by_offsets(fragments, table, len(table)) is not None:
             most, where = len(table), "offset table lists"
+    # a table of one frame begins at 0 whatever follows; one of several says which fragments are a frame's,
+    # and a fragment may start with bytes like those of a codestream, as after the header of SPIFF
+    if most == count > 1:
+        return
     if most <= count:
         most = sum(_is_codestream_start(data[f.start : f.stop], syntax_uid) for f in fragments)
         where = "pixel data holds"

@@ -1,0 +1,100 @@
+"""Object storage and web servers: URLs as fsspec's file systems."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
+from urllib.parse import urlsplit, urlunsplit
+
+from medimg.errors import MissingDependencyError, ReadError, also
+
+if TYPE_CHECKING:
+    import os
+
+__all__ = ["explain_failure", "find_storage", "is_remote_url", "redact_url", "refuse_url_as_path"]
+
+#: Protocols of fsspec, and the extra of medimg that has what each of them needs.
+_EXTRAS: Final = {
+    "s3": "s3", "s3a": "s3",
+    "gs": "gcs", "gcs": "gcs",
+    "az": "azure", "abfs": "azure", "abfss": "azure",
+    "http": "remote", "https": "remote",
+    "memory": "",
+}  # fmt: skip
+_SCHEME: Final = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+#: What :class:`~pathlib.Path` makes of a URL.
+_PATH_OF_URL: Final = re.compile(rf"({'|'.join(_EXTRAS)}):[/\\](?![/\\])", re.IGNORECASE)
+
+
+def is_remote_url(value: object) -> TypeGuard[str]:
+    """Whether a value is the URL of a file that fsspec opens, on this machine or elsewhere."""
+    match = _SCHEME.match(value) if isinstance(value, str) else None
+    return match is not None and match[1].lower() in _EXTRAS
+
+
+def refuse_url_as_path(path: os.PathLike[str] | str) -> None:
+    """Raise ReadError for a path that was made of a URL, and has lost a slash by it."""
+    match = _PATH_OF_URL.match(str(path))
+    if match:
+        raise ReadError(
+            f"a URL of {match[1].lower()}:// was made a path, which changes it; pass the URL as a str"
+        )
+
+
+def find_storage(url: str) -> tuple[Any, str]:
+    """
+    Return the file system of a URL, of the type fsspec.AbstractFileSystem, and the path in it.
+
+    Credentials and end points are those of fsspec's configuration and of the environment. File systems are
+    shared in a process, and must not be kept across a fork: find them again. Raises MissingDependencyError
+    without the package of the protocol, and ReadError for a URL that is invalid.
+    """
+    import fsspec
+
+    scheme = url.partition("://")[0].lower()
+    try:
+        storage, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{scheme}:// needs a package that can't be imported ({error}); install it with: "
+            f'pip install "medimg[{_EXTRAS[scheme]}]"'
+        ) from error
+    # each protocol has its own checks, and errors
+    except Exception as error:
+        raise explain_failure(error, url) from error
+    return storage, path
+
+
+def redact_url(url: str) -> str:
+    """Return a URL without user, password, query and fragment, any of which can be a secret."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return f"{url.partition('://')[0]}://…"
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+def explain_failure(error: BaseException, url: str) -> ReadError:
+    """Return the error of reading a URL, without the text of a library, which may quote secrets."""
+    name = redact_url(url)
+    if isinstance(error, FileNotFoundError):
+        return also(ReadError, FileNotFoundError)(f"there is no file {name}")
+    if isinstance(error, PermissionError) or _find_status(error) in (401, 403):
+        return also(ReadError, PermissionError)(
+            f"{name} may not be read with these credentials; check those of fsspec and of the environment"
+        )
+    if isinstance(error, TimeoutError):
+        return also(ReadError, TimeoutError)(f"{name} was not read in time; try again")
+    if _find_status(error) == 404:
+        return also(ReadError, FileNotFoundError)(f"there is no file {name}")
+    status = _find_status(error)
+    found = f"{type(error).__name__}{f', HTTP {status}' if status else ''}"
+    return also(ReadError, ConnectionError)(
+        f"{name} can't be read ({found}); check the URL, the network, and the configuration of fsspec"
+    )
+
+
+def _find_status(error: BaseException) -> int | None:
+    status = getattr(error, "status", None)  # of aiohttp
+    return status if isinstance(status, int) else None
