@@ -24,6 +24,7 @@ expected and what to do. Names, birth dates and identifiers of patients never ap
     ├── TrainingError             (also a ValueError)
     ├── CheckpointError           (also a ValueError)
     ├── StoreError                (also an OSError)
+    ├── ExecutorError             (also a RuntimeError)
     ├── WeightsUnavailableError   (also an OSError)
     └── MissingDependencyError    (also an ImportError)
 
@@ -44,6 +45,7 @@ __all__ = [
     "DatasetError",
     "DecodeError",
     "DuplicateSlicesError",
+    "ExecutorError",
     "GeometryError",
     "LeakageError",
     "MedimgError",
@@ -140,6 +142,10 @@ class StoreError(MedimgError, OSError):
     def __init__(self, message: str, result: Any = None) -> None:
         super().__init__(message)
         self.result = result
+
+
+class ExecutorError(MedimgError, RuntimeError):
+    """An executor can't run tasks, or has lost one with the worker that ran it."""
 
 
 class WeightsUnavailableError(MedimgError, OSError):

@@ -8,7 +8,8 @@ import threading
 from collections import deque
 from collections.abc import Sized
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
@@ -16,11 +17,11 @@ from medimg._validation import check_whole_number
 from medimg.errors import PreprocessError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
     from concurrent.futures import Future
     from contextlib import AbstractContextManager
 
-__all__ = ["available_cores", "ordered_map", "parallel_for", "worker_count"]
+__all__ = ["available_cores", "one_core", "ordered_map", "parallel_for", "worker_count"]
 
 _Task = TypeVar("_Task")
 
@@ -29,8 +30,23 @@ _SHARES: Final = 8
 _MOST_AT_ONCE: Final = 8
 
 
+_HAS_ONE_CORE: Final = ContextVar("medimg_one_core", default=False)
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Use one core in this thread: it is one of many workers."""
+    token = _HAS_ONE_CORE.set(True)
+    try:
+        yield
+    finally:
+        _HAS_ONE_CORE.reset(token)
+
+
 def available_cores() -> int:
     """Return the number of cores this process may use; 1 in a worker process, such as a `DataLoader`'s."""
+    if _HAS_ONE_CORE.get():
+        return 1
     if multiprocessing.parent_process() is not None:
         return 1
     if hasattr(os, "sched_getaffinity"):

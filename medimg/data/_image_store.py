@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
-from medimg.core.parallel import ordered_map
 from medimg.core.progress import Progress, progress_bar
 from medimg.data.cache.images import DamagedError
 from medimg.data.cache.keys import stat_files
 from medimg.data.resolved_source import ResolvedSource
-from medimg.preprocessing.torch_threads import share_cores
+from medimg.errors import ExecutorError
+from medimg.preprocessing.torch_threads import map_sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from concurrent.futures import Executor
 
     import torch
 
@@ -67,6 +69,15 @@ class RecentImages:
         self._total -= self._size(images) if images else 0
 
 
+def _fill_one(loader: ImageLoader, task: tuple[Series, Address | None]) -> None:
+    series, address = task
+    loader.load(ResolvedSource.resolve(series), address)
+
+
+def _raise_lost(task: tuple[Series, Address | None], error: ExecutorError) -> None:
+    raise ExecutorError(f"{task[0].path}: {error}") from error
+
+
 class ImageStore:
     """Images of series, loaded when first needed, and kept in memory up to `capacity` bytes if not mapped."""
 
@@ -85,6 +96,19 @@ class ImageStore:
     def _make_backings(self) -> None:
         self._in_memory = RecentImages(self.capacity, lambda images: images.planes.nbytes)
         self._mapped = RecentImages(_MOST_MAPPED, lambda _: 1)
+
+    def select(self, sources: Sequence[int]) -> ImageStore:
+        """Return a store of some of the series, numbered anew, without their images."""
+        part = object.__new__(type(self))
+        part.__setstate__(
+            {
+                "loader": self.loader,
+                "series": tuple(self.series[n] for n in sources),
+                "capacity": self.capacity,
+                "_addresses": [self._addresses[n] for n in sources],
+            }
+        )
+        return part
 
     def last_states(self, source: int) -> FileStates | None:
         """Return the states of a series' files when its images were last loaded; current ones if never."""
@@ -113,14 +137,18 @@ class ImageStore:
             self._states[source] = stat_files(self.series[source])
         return ResolvedSource.resolve(self.series[source])
 
-    def fill(self, sources: Sequence[int], workers: int | None, progress: Progress) -> None:
+    def fill(
+        self,
+        sources: Sequence[int],
+        workers: int | None,
+        progress: Progress,
+        executor: Executor | None = None,
+    ) -> None:
         """Cache all images of some series that are not in the cache yet."""
-        filled = ordered_map(self._fill_one, sources, workers, initializer=share_cores)
+        tasks = ((self.series[n], self._addresses[n]) for n in sources)
+        filled = map_sources(partial(_fill_one, self.loader), tasks, workers, executor, lost=_raise_lost)
         for _ in progress_bar(filled, desc="caching", unit="series", progress=progress, total=len(sources)):
             pass
-
-    def _fill_one(self, source: int) -> None:
-        self.loader.load(self._resolve(source), self._addresses[source])
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for another process: no images, but their addresses."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args, overload
 
@@ -47,10 +47,12 @@ from medimg.data.items import (
 )
 from medimg.data.patients import UNKNOWN, patient_key
 from medimg.errors import DatasetError, MedimgWarning
+from medimg.executors.executor_map import check_executor
 from medimg.preprocessing.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from concurrent.futures import Executor
 
     import numpy.typing as npt
     import pandas as pd
@@ -649,14 +651,22 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         planes = decode_intensity(self._store.take(item.source, item.image).clone())
         return planes if item.image is None else planes[0]
 
-    def fill_cache(self, *, workers: int | None = None, progress: Progress = "auto") -> None:
+    def fill_cache(
+        self,
+        *,
+        workers: int | None = None,
+        executor: Executor | None = None,
+        progress: Progress = "auto",
+    ) -> None:
         """
         Render all images that are not in the cache yet, on all cores, rather than in the first epoch.
 
         Parameters
         ----------
         workers : int, optional
-            Number of threads; all cores by default.
+            Number of threads, all cores by default; or of series that an executor works on at once.
+        executor : concurrent.futures.Executor, optional
+            Executor whose workers render the series, in a folder that they see, too.
         progress : "auto" or bool
             Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
@@ -664,10 +674,13 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         ------
         DatasetError
             If there is no cache.
+        ExecutorError
+            If a series takes down the workers that render it, or the executor can't run tasks.
         """
         if self.cache is None:
             raise DatasetError("this dataset has no cache; make it with cache=folder")
-        self._store.fill(sorted({item.source for item in self._items}), workers, progress)
+        sources = sorted({item.source for item in self._items})
+        self._store.fill(sources, workers, progress, check_executor(executor))
 
     def subset(self, indices: Sequence[int] | npt.NDArray[np.integer]) -> ImageDataset:
         """
@@ -686,6 +699,30 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         part = object.__new__(type(self))
         part.__dict__.update(self.__dict__)
         part._items = tuple(self._items[i] for i in check_indices(indices, len(self)))
+        return part
+
+    def split_by_source(self, size: int) -> list[list[int]]:
+        """Return the indices of the items in parts of at least `size` images that share no series."""
+        found: dict[int, list[int]] = {}
+        for index, item in enumerate(self._items):
+            found.setdefault(item.source, []).append(index)
+        parts: list[list[int]] = [[]]
+        for indices in found.values():
+            if len(parts[-1]) >= (1 if self.unit == "series" else size):
+                parts.append([])
+            parts[-1] += indices
+        return parts
+
+    def extract(self, indices: Sequence[int]) -> ImageDataset:
+        """Return a dataset of some items that has only their series: small to send to another process."""
+        part = self.subset(indices)
+        used = sorted({item.source for item in part._items})
+        numbers = {source: number for number, source in enumerate(used)}
+        part._items = tuple(replace(item, source=numbers[item.source]) for item in part._items)
+        part._labeled = tuple(self._labeled[n] for n in used)
+        part._targets = self._targets[used]
+        part._store = self._store.select(used)
+        part._read_elements, part.skipped = {}, ()
         return part
 
     def with_preprocess(self, preprocess: Preprocess) -> ImageDataset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -23,17 +24,20 @@ from medimg.data.image_loader import ImageLoader
 from medimg.data.items import make_policies
 from medimg.data.resolved_source import ResolvedSource
 from medimg.errors import MedimgError, PreprocessError, also
+from medimg.executors.executor_map import check_executor
 from medimg.io.sources import is_one_source
 from medimg.preprocessing.output_buffer import open_output
 from medimg.preprocessing.preprocess import Preprocess
-from medimg.preprocessing.torch_threads import share_cores
+from medimg.preprocessing.torch_threads import map_sources, share_cores
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator
+    from concurrent.futures import Executor
 
     import numpy.typing as npt
 
     from medimg.data.cache.image_cache import ImageCache
+    from medimg.errors import ExecutorError
     from medimg.io.read import Source
 
 __all__ = ["OnError", "SourceTensors", "TensorBatch", "check_sources", "iter_tensors", "read_tensors"]
@@ -146,6 +150,7 @@ def iter_tensors(
     recipe: Preprocess | None = None,
     *,
     workers: int | None = None,
+    executor: Executor | None = None,
     cache: str | os.PathLike[str] | ImageCache | None = None,
     reading: Mapping[str, str] | None = None,
     on_error: OnError = "collect",
@@ -164,7 +169,10 @@ def iter_tensors(
     recipe : Preprocess, optional
         Preprocessing; ``Preprocess()`` by default.
     workers : int, optional
-        Number of threads; all cores by default.
+        Number of threads, all cores by default; or of sources that an executor works on at once.
+    executor : concurrent.futures.Executor, optional
+        Executor whose workers read the sources, such as processes or a cluster; see :doc:`/scale`. Sources
+        must be paths or series that they see, too.
     cache : str, Path or ImageCache, optional
         Cache of rendered images. Bytes, open files and volumes are not cached.
     reading : mapping, optional
@@ -183,6 +191,8 @@ def iter_tensors(
     ------
     PreprocessError
         If an option is invalid, or `sources` is a single source.
+    ExecutorError
+        If the executor can't run tasks; a source that takes its workers down has one as its error.
     MedimgError
         Of a source, if ``on_error="raise"``.
 
@@ -199,8 +209,9 @@ def iter_tensors(
     given, loader = check_sources(sources, recipe, workers, on_error), _make_loader(recipe, reading, cache)
     total = len(given) if isinstance(given, Sized) else None
     jobs = (_Job(n, source) for n, source in enumerate(given))
-    threads = worker_count(workers) if total is None else min(worker_count(workers), max(1, total))
-    results = ordered_map(partial(_load_tensor, loader), jobs, threads, initializer=share_cores)
+    if check_executor(executor) is None:
+        workers = worker_count(workers) if total is None else min(worker_count(workers), max(1, total))
+    results = _load_tensors(loader, jobs, workers, executor)
     return _show_progress(_raise_errors(results, on_error), total, progress, "reading")
 
 
@@ -211,6 +222,7 @@ def read_tensors(
     *,
     out: torch.Tensor | None = None,
     workers: int | None = None,
+    executor: Executor | None = None,
     cache: str | os.PathLike[str] | ImageCache | None = None,
     reading: Mapping[str, str] | None = None,
     on_error: OnError = "collect",
@@ -232,7 +244,11 @@ def read_tensors(
         Buffer to fill from its start, (N or more, C, H, W) or in 3-D (N or more, C, D, H, W) float32,
         contiguous, on the CPU; reusing one avoids reallocation. Its content beyond the images is undefined.
     workers : int, optional
-        Number of threads; all cores by default. Each holds one source.
+        Number of threads, all cores by default, each of which holds one source; or of sources that an
+        executor works on at once.
+    executor : concurrent.futures.Executor, optional
+        Executor whose workers read the sources, such as processes or a cluster; see :doc:`/scale`. Sources
+        must be paths or series that they see, too.
     cache : str, Path or ImageCache, optional
         Cache of rendered images. Bytes, open files and volumes are not cached.
     reading : mapping, optional
@@ -251,6 +267,8 @@ def read_tensors(
     PreprocessError
         If `out` does not fit, which is checked before pixels are read, an option is invalid, or `sources` is
         a single source.
+    ExecutorError
+        If the executor can't run tasks; a source that takes its workers down has one as its error.
     MedimgError
         Of a source, if ``on_error="raise"``.
 
@@ -270,18 +288,16 @@ def read_tensors(
     shape = loader.recipe.image_shape
     if out is not None:
         _check_out(out, shape)
+    check_executor(executor)
     jobs = [_Job(n, source) for n, source in enumerate(given)]
-    counted = _raise_errors(
-        ordered_map(partial(_count_images, loader.recipe), jobs, workers, initializer=share_cores), on_error
-    )
+    count = partial(_count_images, loader.recipe)
+    counted = _raise_errors(map_sources(count, jobs, workers, executor, lost=_lose_job), on_error)
     jobs = list(_show_progress(counted, len(jobs), progress, "opening"))
     planned = [job.count for job in jobs]
     memory = _allocate(out, sum(planned), shape)
     offsets = list(accumulate(planned, initial=0))
     jobs = [replace(job, out=memory[offsets[job.index] : offsets[job.index + 1]]) for job in jobs]
-    results = _raise_errors(
-        ordered_map(partial(_load_tensor, loader), jobs, workers, initializer=share_cores), on_error
-    )
+    results = _raise_errors(_load_tensors(loader, jobs, workers, executor), on_error)
     done = list(_show_progress(results, len(jobs), progress, "reading"))
     return _close_gaps(done, planned, memory)
 
@@ -336,6 +352,61 @@ def _load_tensor(loader: ImageLoader, job: _Job) -> SourceTensors:
     except MemoryError:
         return SourceTensors(job.index, empty, error=PreprocessError("no memory for the images of a source"))
     return SourceTensors(job.index, tensor, images.slices, images.sop_instance_uids)
+
+
+def _lose_job(job: _Job, error: ExecutorError) -> _Job:
+    return _Job(job.index, None, error=error)
+
+
+def _load_tensors(
+    loader: ImageLoader, jobs: Iterable[_Job], workers: int | None, executor: Executor | None
+) -> Generator[SourceTensors]:
+    """Yield the tensors of jobs in their order, in the part of the output that each has."""
+    load = partial(_load_tensor, loader)
+    if executor is None:
+        yield from ordered_map(load, jobs, workers, initializer=share_cores)
+        return
+    parts: deque[torch.Tensor | None] = deque()
+
+    def send() -> Iterator[_Job]:
+        for job in jobs:
+            parts.append(job.out)
+            yield replace(job, out=None)
+
+    arrays = map_sources(partial(_load_array, load), send(), workers, executor, lost=_lose_array)
+    with closing(arrays):
+        for found in arrays:
+            out, tensor = parts.popleft(), torch.from_numpy(found.array)
+            if not found.error and out is not None:
+                tensor = out.copy_(tensor)
+            empty = torch.empty(0, *loader.recipe.image_shape)
+            yield SourceTensors(
+                found.index,
+                empty if found.error else tensor,
+                found.slices,
+                found.sop_instance_uids,
+                found.error,
+            )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _SentArray:
+    """The tensor of one source (N, C, H, W) float32 as an executor returns it."""
+
+    index: int
+    array: npt.NDArray[np.float32]
+    slices: tuple[int, ...] = ()
+    sop_instance_uids: tuple[str, ...] = ()
+    error: MedimgError | None = None
+
+
+def _load_array(load: Callable[[_Job], SourceTensors], job: _Job) -> _SentArray:
+    found = load(job)
+    return _SentArray(found.index, found.tensor.numpy(), found.slices, found.sop_instance_uids, found.error)
+
+
+def _lose_array(job: _Job, error: ExecutorError) -> _SentArray:
+    return _SentArray(job.index, np.empty(0, np.float32), error=error)
 
 
 def _raise_errors(results: Generator[Any], on_error: OnError) -> Generator[Any]:

@@ -15,13 +15,18 @@ from medimg.evaluation.build_report import NOT_CHECKED, ReportSettings, build_re
 from medimg.evaluation.report.example_images import to_pixels
 from medimg.evaluation.report.report import Report
 from medimg.evaluation.subgroups import Subgroups, find_subgroups
+from medimg.executors.executor_map import check_executor
 from medimg.metrics.intervals import IntervalMethod
+from medimg.models.classifier import TransferClassifier
 from medimg.models.data_checks import check_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from concurrent.futures import Executor
 
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from medimg.core.progress import Progress
     from medimg.data.protocols import Recipe
@@ -46,6 +51,7 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 32,
     workers: int | None = None,
+    executor: Executor | None = None,
     progress: Progress = "auto",
     salt: str | None = None,
     subgroups: Subgroups | None = None,
@@ -92,7 +98,11 @@ def evaluate(
     batch_size : int
         Number of images per forward pass.
     workers : int, optional
-        Number of processes that read the images; by default they are read in this process.
+        Number of processes that read the images, by default none; or number of parts that an executor works
+        on at once.
+    executor : concurrent.futures.Executor, optional
+        Executor whose workers read the images and run a TransferClassifier, whole series at once; see
+        :doc:`/scale`.
     progress : "auto" or bool
         Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
     salt : str, optional
@@ -126,6 +136,8 @@ def evaluate(
         of the same patients.
     TrainingError
         If the model's outputs are not probabilities.
+    ExecutorError
+        If the executor can't run tasks, or a series takes down the workers that read it.
 
     Notes
     -----
@@ -156,7 +168,7 @@ def evaluate(
     overlap = list_training_overlap(model, dataset, on_leak)
     return build_report(
         dataset,
-        model.predict_proba(dataset, batch_size=batch_size, workers=workers, progress=progress),
+        _predict(model, dataset, executor, batch_size=batch_size, workers=workers, progress=progress),
         settings,
         groups=groups,
         facts=describe_model(model),
@@ -165,6 +177,20 @@ def evaluate(
         get_pixels=lambda item: to_pixels(dataset[item][0], model.preprocess),
         explained_by=model if saliency else None,
     )
+
+
+def _predict(
+    model: Model, dataset: EvaluationDataset, executor: Executor | None, **options: Any
+) -> NDArray[np.float64]:
+    if check_executor(executor) is None:
+        return model.predict_proba(dataset, **options)
+    if not isinstance(model, TransferClassifier):
+        raise also(DatasetError, TypeError)(
+            f"executor= needs a TransferClassifier, which can be sent; found a {type(model).__name__}: leave "
+            "executor out, and pass workers= processes"
+        )
+    images: Any = dataset
+    return model.predict_proba(images, executor=executor, **options)
 
 
 def as_model(

@@ -111,7 +111,7 @@ def item_features(
                 bar.update(len(found) + len(collector.done) - int(bar.n))
         finally:
             collector.flush()
-    return _join_items(found | collector.done, len(dataset), feature_count(model))
+    return join_items(found | collector.done, len(dataset), feature_count(model))
 
 
 class _RowCollector:
@@ -209,7 +209,7 @@ def _read_ahead(groups: _Groups, items: Sequence[int]) -> Generator[Tensor]:
     return ordered_map(read, range(len(groups)), _READERS if shared else None)
 
 
-def _join_items(found: dict[int, Tensor], count: int, features: int) -> Features:
+def join_items(found: dict[int, Tensor], count: int, features: int) -> Features:
     """Return the rows (n, F) of items as one tensor with offsets."""
     lengths = torch.tensor([len(found[item]) for item in range(count)], dtype=torch.int64)
     offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])

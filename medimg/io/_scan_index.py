@@ -25,7 +25,7 @@ import numpy as np
 
 from medimg import errors
 from medimg.errors import MedimgError, MedimgWarning, NotAnImageError, ReadError
-from medimg.io._header_scan import HeaderScan, scan_headers
+from medimg.io._header_scan import HeaderScan
 from medimg.io.detect import Unreadable, identify_file, is_built_in, list_plugin_readers
 from medimg.io.dicom.header.distinguishing_attributes import FrameAttribute
 from medimg.io.dicom.header.instance import FrameFacts, Instance
@@ -38,8 +38,8 @@ from medimg.io.series import Series
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from medimg.core.progress import Progress
     from medimg.core.volume import Volume
+    from medimg.io._header_scan import ReadHeaders
     from medimg.io.detect import Scanned
     from medimg.io.series import Policies
 
@@ -205,9 +205,7 @@ class ScanIndex:
     def __init__(self, path: Path, root: Path) -> None:
         self._saved = SavedIndex(path, root)
 
-    def refresh(
-        self, files: Sequence[Blob | str], *, workers: int | None = None, progress: Progress = "auto"
-    ) -> HeaderScan:
+    def refresh(self, files: Sequence[Blob | str], read: ReadHeaders) -> HeaderScan:
         """Read the headers of new and changed files, restore the others from the index, and save it."""
         names = [file if isinstance(file, str) else file.name for file in files]
         numbers = [n for n in range(len(names)) if not self._is_index_file(names[n])]
@@ -215,7 +213,7 @@ class ScanIndex:
         restored = self._restore(names, states)
         known = {n for files in restored.uniform for n in files.indices}.union(n for n, _ in restored.others)
         changed = [n for n in numbers if n not in known]
-        new = scan_headers(files, changed, workers=workers, progress=progress)
+        new = read(files, changed)
         found = HeaderScan(
             [*restored.uniform, *new.uniform], sorted([*restored.others, *new.others], key=itemgetter(0))
         )

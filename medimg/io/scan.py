@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from medimg._public import set_module
 from medimg._validation import check_whole_number
 from medimg.core.read_report import Skipped
 from medimg.errors import MedimgError, ReadError
+from medimg.executors.executor_map import check_executor
 from medimg.io._header_scan import scan_headers
 from medimg.io._scan_index import ScanIndex
 from medimg.io.detect import Unreadable
@@ -25,8 +27,10 @@ from medimg.io.sources import Files, is_folder, list_source_files, separate_imag
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
+    from concurrent.futures import Executor
 
     from medimg.core.progress import Progress
+    from medimg.io._header_scan import ReadHeaders
     from medimg.io.detect import Scanned
     from medimg.io.dicom.scanning.series_table import UniformFiles
     from medimg.io.files.blob import Blob
@@ -39,6 +43,7 @@ def scan(
     source: Files,
     *,
     workers: int | None = None,
+    executor: Executor | None = None,
     progress: Progress = "auto",
     index: str | os.PathLike[str] | None = None,
 ) -> SeriesIndex:
@@ -60,7 +65,9 @@ def scan(
         itself. A DICOMDIR inside a folder is ignored.
     workers : int, optional
         Number of threads that read headers; by default one, or 16 if files are slow to open, as on network
-        drives.
+        drives. Or number of blocks of files that an executor works on at once.
+    executor : concurrent.futures.Executor, optional
+        Executor whose workers read the headers of files that they see, too; see :doc:`/scale`.
     progress : "auto" or bool
         Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
     index : str or Path, optional
@@ -78,6 +85,8 @@ def scan(
     ReadError
         If the path does not exist, the source has an unsupported type, `workers` is not a positive number, or
         the index is another file or can't be written.
+    ExecutorError
+        If the executor can't run tasks; a file that takes its workers down is skipped.
 
     Examples
     --------
@@ -85,19 +94,21 @@ def scan(
     >>> [s.summary() for s in index]  # doctest: +SKIP
     ['CT CHEST: 1×133×512×512, 2×0.742×0.742 mm, 133 file(s), uid 1.2.840…']
     """
-    return build_index(source, workers=workers, progress=progress, index=index)[0]
+    return build_index(source, workers=workers, executor=executor, progress=progress, index=index)[0]
 
 
 def build_index(
     source: object,
     *,
     workers: int | None = None,
+    executor: Executor | None = None,
     progress: Progress = "auto",
     index: str | os.PathLike[str] | None = None,
 ) -> tuple[SeriesIndex, list[MedimgError]]:
     """Return the series of a source, and the error of each of its skipped files; see :func:`scan`."""
     if workers is not None:
         check_whole_number("workers", workers, least=1, error=ReadError)
+    check_executor(executor)
     saved = None if index is None else _open_index(source, Path(index))
     images, rest, has_rest = separate_images(source)
     found = SeriesIndex(tuple(map(object_series, images)))
@@ -109,7 +120,8 @@ def build_index(
     if not has_rest:
         return found, errors
     files, absent = list_source_files(rest)
-    grouped, lost = _group_files(files, workers, progress, saved)
+    read = partial(scan_headers, workers=workers, executor=executor, progress=progress)
+    grouped, lost = _group_files(files, read, saved)
     errors += [*lost, *(ReadError(skipped.reason) for skipped in absent)]
     return _join(_join(found, grouped), SeriesIndex((), SkippedFiles(absent))), errors
 
@@ -125,12 +137,9 @@ def _open_index(source: object, path: Path) -> ScanIndex:
 
 
 def _group_files(
-    files: Sequence[Blob | str], workers: int | None, progress: Progress, saved: ScanIndex | None
+    files: Sequence[Blob | str], read: ReadHeaders, saved: ScanIndex | None
 ) -> tuple[SeriesIndex, list[MedimgError]]:
-    if saved is None:
-        headers = scan_headers(files, range(len(files)), workers=workers, progress=progress)
-    else:
-        headers = saved.refresh(files, workers=workers, progress=progress)
+    headers = read(files, range(len(files))) if saved is None else saved.refresh(files, read)
     others = [(n, f) for n, f in headers.others if f is not None]
     series, instances = _separate_regular(headers.uniform, others)
     found = _drop_companions([f for _, f in others if not isinstance(f, Instance)])

@@ -43,6 +43,7 @@ from medimg.preprocessing.preprocess import Preprocess
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Sequence
+    from concurrent.futures import Executor
     from typing import Self
 
     import numpy as np
@@ -386,6 +387,8 @@ class TransferClassifier(Freezable):
         batch_size: int = 32,
         on_error: Literal["raise", "collect"] = "raise",
         provenance: bool = False,
+        workers: int | None = None,
+        executor: Executor | None = None,
         tta: ViewChoice = None,
         progress: Progress = "auto",
     ) -> pd.DataFrame:
@@ -406,6 +409,11 @@ class TransferClassifier(Freezable):
             Whether a source that can't be read raises an error, or becomes a row with the error message.
         provenance : bool
             Whether to add the columns ``model`` and ``recipe``.
+        workers : int, optional
+            Number of sources that an executor works on at once; by default the number of its workers.
+        executor : concurrent.futures.Executor, optional
+            Executor whose workers read the images and run the model, each source by itself; see
+            :doc:`/scale`. They get the model once.
         tta : int, list or None
             Test-time augmentation: probabilities are the mean of those of the image and of views of it. A
             number: so many views by the augmentation of the training. A list: "hflip", "vflip", "rotate180",
@@ -452,6 +460,8 @@ class TransferClassifier(Freezable):
             batch_size=batch_size,
             on_error=on_error,
             provenance=provenance,
+            workers=workers,
+            executor=executor,
             tta=tta,
             progress=progress,
         )
@@ -462,6 +472,7 @@ class TransferClassifier(Freezable):
         *,
         batch_size: int = 32,
         workers: int | None = None,
+        executor: Executor | None = None,
         tta: ViewChoice = None,
         progress: Progress = "auto",
     ) -> NDArray[np.float64]:
@@ -475,7 +486,10 @@ class TransferClassifier(Freezable):
         batch_size : int
             Number of items per batch.
         workers : int, optional
-            Number of processes that read the images; by default they are read in this process.
+            Number of processes that read the images, by default none; or number of parts that an executor
+            works on at once.
+        executor : concurrent.futures.Executor, optional
+            Executor whose workers read the images and run the model, whole series at once; see :doc:`/scale`.
         tta : int, list or None
             Test-time augmentation; see :meth:`predict`.
         progress : "auto" or bool
@@ -497,7 +511,13 @@ class TransferClassifier(Freezable):
         from medimg.models.predict import predict_proba
 
         return predict_proba(
-            self, dataset, batch_size=batch_size, workers=workers, tta=tta, progress=progress
+            self,
+            dataset,
+            batch_size=batch_size,
+            workers=workers,
+            executor=executor,
+            tta=tta,
+            progress=progress,
         )
 
     def export(

@@ -12,11 +12,13 @@ from medimg._validation import check_batch_size, check_choice, check_item_unit, 
 from medimg.core.progress import Progress, progress_bar
 from medimg.data.dataloader import make_evaluation_loader, worker_errors
 from medimg.errors import PreprocessError, TrainingError
+from medimg.executors.executor_map import check_executor
 from medimg.models._source_scores import embed_bag, mean_probabilities, score_series, score_slices
 from medimg.models.data_checks import check_dataset
 from medimg.models.digest import members_digest, model_digest, parameters_digest
 from medimg.models.input_checks import check_floating
 from medimg.models.module_mode import module_mode
+from medimg.models.prediction.executor_scores import predict_items, score_sources
 from medimg.models.prediction.prediction_table import PredictionTable
 from medimg.models.prediction.scored_source import list_sources, resolve_sources
 from medimg.models.probabilities import model_probabilities
@@ -24,6 +26,8 @@ from medimg.models.test_time_augmentation import make_views
 from medimg.models.training_images import note_renderer
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     import pandas as pd
     from numpy.typing import NDArray
 
@@ -41,15 +45,20 @@ def predict_proba(
     *,
     batch_size: int = 32,
     workers: int | None = None,
+    executor: Executor | None = None,
     tta: ViewChoice = None,
     progress: Progress = "auto",
 ) -> NDArray[np.float64]:
     """Predict on every item of a dataset; see :meth:`medimg.TransferClassifier.predict_proba`."""
     check_dataset("predict_proba", model, dataset, preprocess_error=PreprocessError)
-    size, processes = check_batch_size(batch_size), check_processes(workers)
+    size = check_batch_size(batch_size)
     check_calibration(model)
     note_renderer(model)
     views = make_views(tta, model)
+    check_executor(executor)
+    if executor is not None:
+        return predict_items(model, dataset, executor, size=size, workers=workers, tta=tta, progress=progress)
+    processes = check_processes(workers)
     bags = dataset.unit == "series"
     loader = make_evaluation_loader(dataset, batch_size=1 if bags else size, workers=processes)
     device = next(model.parameters()).device
@@ -75,6 +84,8 @@ def predict(
     batch_size: int = 32,
     on_error: str = "raise",
     provenance: bool = False,
+    workers: int | None = None,
+    executor: Executor | None = None,
     tta: ViewChoice = None,
     progress: Progress = "auto",
 ) -> pd.DataFrame:
@@ -85,12 +96,20 @@ def predict(
     check_floating(model)
     check_calibration(model)
     note_renderer(model)
-    given = progress_bar(list_sources(sources), desc="predicting", unit="source", progress=progress)
-    score = score_slices if unit == "image" else score_series
     views = make_views(tta, model)
+    check_executor(executor)
+    given = list_sources(sources)
     device = next(model.parameters()).device
     with module_mode(model, training=False), torch.inference_mode():
-        scores = score(model, resolve_sources(model, given, on_error), device, size, views)
+        if executor is not None:
+            scores = score_sources(
+                model, given, executor, unit=unit, size=size, on_error=on_error, workers=workers, tta=tta,
+                progress=progress,
+            )  # fmt: skip
+        else:
+            bar = progress_bar(given, desc="predicting", unit="source", progress=progress)
+            score = score_slices if unit == "image" else score_series
+            scores = score(model, resolve_sources(model, bar, on_error), device, size, views)
         calibration, collects = model.calibration, on_error == "collect"
         ood = calibration is not None and calibration.outliers is not None
         digest = model_digest(model)

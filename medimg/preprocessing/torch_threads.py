@@ -1,16 +1,79 @@
-"""Limits torch to its share of the cores inside worker threads."""
+"""Torch on its share of the cores, in the threads and on the executors that work on many sources."""
 
 from __future__ import annotations
 
+import warnings
+from contextlib import closing
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from medimg.core.parallel import one_core, ordered_map
+from medimg.errors import MedimgWarning
+from medimg.executors.executor_map import executor_map
+from medimg.executors.worker_warnings import collect_warnings, get_process
 
-__all__ = ["limit_this_thread", "share_cores"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable
+    from concurrent.futures import Executor
+
+    from medimg.errors import ExecutorError
+
+__all__ = ["limit_this_thread", "map_sources", "share_cores"]
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def map_sources(
+    work: Callable[[_Item], _Result],
+    items: Iterable[_Item],
+    workers: int | None,
+    executor: Executor | None,
+    *,
+    lost: Callable[[_Item, ExecutorError], _Result],
+) -> Generator[_Result]:
+    """
+    Yield the results of `work` in the order of its items, from threads that share cores or an executor.
+
+    For an executor `work`, items and results are pickled; results must hold no tensors, which torch would
+    send by file descriptors. `workers` and `lost` are those of :func:`executor_map`.
+    """
+    if executor is None:
+        return ordered_map(work, items, workers, initializer=share_cores)
+    return _map_by_executor(work, items, workers, executor, lost)
+
+
+def _map_by_executor(
+    work: Callable[[_Item], _Result],
+    items: Iterable[_Item],
+    workers: int | None,
+    executor: Executor,
+    lost: Callable[[_Item, ExecutorError], _Result],
+) -> Generator[_Result]:
+    def lose(item: _Item, error: ExecutorError) -> tuple[_Result, list[str]]:
+        return lost(item, error), []
+
+    run = partial(_run_on_one_core, work, get_process())
+    with closing(executor_map(executor, run, items, lost=lose, workers=workers)) as results:
+        for result, texts in results:
+            for text in texts:
+                warnings.warn(text, MedimgWarning, stacklevel=2)
+            yield result
+
+
+def _run_on_one_core(
+    work: Callable[[_Item], _Result], caller: tuple[str, int], item: _Item
+) -> tuple[_Result, list[str]]:
+    """Return the result of a task on one core, and the texts of its warnings in another process."""
+    torch.get_num_threads()  # sets the number of this thread to torch's default, once
+    with (
+        one_core(),
+        _controller().limit(limits=1, user_api="openmp"),
+        collect_warnings(caller) as texts,
+    ):
+        return work(item), texts
 
 
 def share_cores(threads: int) -> Callable[[], None]:

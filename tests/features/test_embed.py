@@ -14,7 +14,7 @@ from medimg import ImageDataset, TransferClassifier, Volume
 from medimg.core.geometry import image_affine
 from medimg.data.image_loader import ImageLoader
 from medimg.errors import PreprocessError, ReadError
-from medimg.features import embed
+from medimg.features import _source_embedder
 from medimg.features._cache import FeatureCache
 from tests.dicom_files import write_stack
 from tests.models.fakes import classifier
@@ -45,7 +45,7 @@ def no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a source was read")
 
-    monkeypatch.setattr(embed.SourceEmbedder, "_read", refuse)
+    monkeypatch.setattr(_source_embedder.SourceEmbedder, "_read", refuse)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])

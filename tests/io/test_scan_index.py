@@ -21,6 +21,7 @@ from PIL import Image
 import medimg
 from medimg.errors import MedimgWarning, ReadError
 from medimg.io import _header_scan, _scan_index
+from medimg.io import scan as scan_module
 from medimg.io._scan_index import compute_crc32, deserialize_content, serialize_content
 from medimg.io.detect import Unreadable
 from medimg.io.dicom.scanning.series_table import UniformFiles
@@ -62,7 +63,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.extend(Path(str(getattr(files[n], "name", files[n]))).name for n in chosen)
         return plain(files, chosen, **options)
 
-    monkeypatch.setattr(_scan_index, "scan_headers", noted)
+    monkeypatch.setattr(scan_module, "scan_headers", noted)
     return names
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
-from medimg.core.parallel import ordered_map
 from medimg.core.progress import Progress, progress_bar
 from medimg.data.cache.keys import stat_files
 from medimg.data.leakage._image_hash import THUMBNAIL, hash_perceptually, hash_pixels, make_thumbnail
@@ -19,13 +18,15 @@ from medimg.io.dicom.header.attributes import quiet_pydicom
 from medimg.io.dicom.pixels.frame_reader import FrameReader
 from medimg.io.dicom.series.volume_reader import StackReader
 from medimg.io.series import Policies
-from medimg.preprocessing.torch_threads import share_cores
+from medimg.preprocessing.torch_threads import map_sources
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from concurrent.futures import Executor
 
     import numpy.typing as npt
 
+    from medimg.errors import ExecutorError
     from medimg.io.series import Series
 
 __all__ = ["Fingerprint", "compute_fingerprints", "count_unknown_pixels", "find_fingerprint"]
@@ -106,16 +107,33 @@ def find_fingerprint(series: Series) -> Fingerprint | None:
 
 
 def compute_fingerprints(
-    several: Sequence[Series], *, workers: int | None = None, progress: Progress = "auto"
+    several: Sequence[Series],
+    *,
+    workers: int | None = None,
+    executor: Executor | None = None,
+    progress: Progress = "auto",
 ) -> list[Fingerprint | None]:
     """
     Decode series, a few images at a time, and return their fingerprints; None if one can't be decoded.
 
     They are kept in memory, so that a process decodes the same files once.
     """
-    found = ordered_map(_find_or_decode, several, workers, initializer=share_cores)
-    bar = progress_bar(found, desc="comparing", unit="series", progress=progress, total=len(several))
-    return list(bar)
+    # of another process, only what it finds comes back
+    keys = [None if executor is None else _make_key(series) for series in several]
+    known = [_CACHE.get(key) for key in keys]
+    missing = [n for n, found in enumerate(known) if found is None]
+    todo = [several[n] for n in missing]
+    results = map_sources(_find_or_decode, todo, workers, executor, lost=_lose)
+    bar = progress_bar(results, desc="comparing", unit="series", progress=progress, total=len(todo))
+    for n, found in zip(missing, bar, strict=True):
+        known[n] = found
+        if found is not None and executor is not None:
+            _CACHE.put(keys[n] if keys[n] == _make_key(several[n]) else None, found)
+    return known
+
+
+def _lose(series: Series, error: ExecutorError) -> None:
+    """A series that takes its workers down can't be decoded."""
 
 
 def _make_key(series: Series) -> _Key | None:

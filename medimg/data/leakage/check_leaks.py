@@ -15,9 +15,11 @@ from medimg.data.leakage._fingerprints import compute_fingerprints, count_unknow
 from medimg.data.leakage._near_duplicates import MOST_PAIRS, find_near_pairs
 from medimg.data.leakage.overlaps import Leak, Overlaps, list_sources
 from medimg.errors import DatasetError, LeakageError, MedimgWarning, also
+from medimg.executors.executor_map import check_executor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from concurrent.futures import Executor
 
     import pandas as pd
 
@@ -189,6 +191,7 @@ def check_leaks(
     near_duplicates: bool = True,
     on_leak: OnLeak = "raise",
     workers: int | None = None,
+    executor: Executor | None = None,
     progress: Progress = "auto",
 ) -> LeakReport:
     """
@@ -210,7 +213,9 @@ def check_leaks(
     on_leak : {"raise", "report"}
         Whether a leak raises an error.
     workers : int, optional
-        Number of decoding threads; all cores by default.
+        Number of decoding threads, all cores by default; or of series that an executor works on at once.
+    executor : concurrent.futures.Executor, optional
+        Executor whose workers decode the images; see :doc:`/scale`.
     progress : "auto" or bool
         Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
@@ -250,7 +255,10 @@ def check_leaks(
     prints: Sequence[Fingerprint | None] | None = None
     if pixels:
         prints = compute_fingerprints(
-            [s.series for s in sources if s.series], workers=workers, progress=progress
+            [s.series for s in sources if s.series],
+            workers=workers,
+            executor=check_executor(executor),
+            progress=progress,
         )
     report = _find_leaks(parts, sources, prints, near=near_duplicates)
     if on_leak == "raise":

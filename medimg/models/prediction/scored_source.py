@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from medimg.preprocessing.preprocess import Preprocess
     from medimg.preprocessing.render import Rendered
 
-__all__ = ["PredictSource", "Predictor", "ScoredSource", "list_sources", "resolve_sources"]
+__all__ = ["PredictSource", "Predictor", "ScoredSource", "list_sources", "lose_source", "resolve_sources"]
 
 
 class Predictor(Protocol):
@@ -101,15 +101,20 @@ class ScoredSource:
 
 
 def resolve_sources(
-    model: Predictor, sources: Iterable[PredictSource], on_error: str, output: ArrayOutput | None = None
+    model: Predictor,
+    sources: Iterable[PredictSource],
+    on_error: str,
+    output: ArrayOutput | None = None,
+    *,
+    first: int = 0,
 ) -> Iterator[tuple[ScoredSource, Any]]:
     """
     Yield the series of sources one after another with their images (N, 1 or 3, H, W), not normalized.
 
     Images are tensors, or arrays if there is such an output. With ``on_error="collect"`` a source or series
-    that can't be read has an error and no images.
+    that can't be read has an error and no images. `first` is the number of the first source, for messages.
     """
-    for number, source in enumerate(sources):
+    for number, source in enumerate(sources, first):
         name = _source_name(source, number)
         try:
             images, lost = ResolvedSource.resolve_all(source)
@@ -144,6 +149,11 @@ def _report_lost(
             MedimgWarning,
             stacklevel=2,
         )
+
+
+def lose_source(source: PredictSource, error: MedimgError, number: int, on_error: str) -> ScoredSource:
+    """Return a source that could not be scored, with its error; raise it unless errors are collected."""
+    return _fail(_source_name(source, number), error, number, on_error)[0]
 
 
 def _fail(name: str, error: MedimgError, number: int, on_error: str) -> tuple[ScoredSource, Any]:

@@ -1,0 +1,1 @@
+"""Tasks on executors of `concurrent.futures`: processes, and clusters of other libraries."""

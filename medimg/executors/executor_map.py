@@ -1,0 +1,220 @@
+"""Results of an executor's workers: in order, bounded in number, and computed again if a worker is lost."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor, wait
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from medimg._validation import check_whole_number
+from medimg.errors import ExecutorError, also
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable
+
+__all__ = ["check_executor", "executor_map"]
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+#: Tasks at a time, if an executor does not say how many workers it has.
+_AT_ONCE: Final = 64
+#: Started beyond those that run, so that no worker waits.
+_AHEAD: Final = 2
+#: Runs of a task alone, until it counts as the one that takes workers down.
+_TRIES: Final = 2
+#: Errors of other libraries for a task whose worker died, by package.
+_LOST: Final = {
+    "distributed": ("KilledWorker",),
+    "ray": ("WorkerCrashedError", "NodeDiedError", "OutOfMemoryError", "LocalRayletDiedError"),
+}
+
+
+def check_executor(executor: object) -> Executor | None:
+    """Return an executor, or None; ExecutorError for anything else."""
+    if executor is None or isinstance(executor, Executor):
+        return executor
+    hint = "; pass client.get_executor()" if callable(getattr(executor, "get_executor", None)) else ""
+    raise also(ExecutorError, TypeError)(
+        f"executor must be a concurrent.futures.Executor; found a {type(executor).__name__}{hint}"
+    )
+
+
+def executor_map(
+    executor: Executor,
+    work: Callable[[_Item], _Result],
+    items: Iterable[_Item],
+    *,
+    lost: Callable[[_Item, ExecutorError], _Result],
+    workers: int | None = None,
+) -> Generator[_Result]:
+    """
+    Yield the results of `work` in the order of its items.
+
+    At most ``workers + 2`` items are started and not yielded yet; by default `workers` is the number that the
+    executor has, or 64 if it does not say. A task whose worker dies is run again, alone, up to two times; if
+    that worker dies too, `lost` makes the result from the item. A `ProcessPoolExecutor`, which ends with the
+    first process that dies, is replaced by another one like it. Closing the iterator cancels what has not
+    been started, and waits for the rest; the executor itself stays open.
+
+    Raises
+    ------
+    ExecutorError
+        If a task or its result can't be sent, or the executor is shut down or can't run any task.
+
+    Examples
+    --------
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> with ThreadPoolExecutor(2) as executor:
+    ...     list(executor_map(executor, abs, [1, -2, 3], lost=lambda item, error: -1))
+    [1, 2, 3]
+    """
+    count = _count_workers(executor) if workers is None else check_whole_number("workers", workers, least=1)
+    return _Run(executor, work, lost).iterate(iter(items), count + _AHEAD)
+
+
+def _count_workers(executor: Executor) -> int:
+    stated = getattr(executor, "_max_workers", None)
+    return stated if isinstance(stated, int) and stated > 0 else _AT_ONCE
+
+
+class _Task(Generic[_Item, _Result]):
+    """An item, and the result that is being computed."""
+
+    __slots__ = ("future", "item")
+
+    def __init__(self, item: _Item, future: Future[_Result]) -> None:
+        self.item = item
+        self.future = future
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it has ended without a result, as its worker did."""
+        if not self.future.done():
+            return False
+        return self.future.cancelled() or _is_loss(self.future.exception())
+
+
+class _Run(Generic[_Item, _Result]):
+    """Tasks on an executor, or on the one that replaces it."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        work: Callable[[_Item], _Result],
+        lost: Callable[[_Item, ExecutorError], _Result],
+    ) -> None:
+        self._executor = executor
+        self._work = work
+        self._lost = lost
+        self._is_own = False
+
+    def iterate(self, waiting: Any, most: int) -> Generator[_Result]:
+        begun: deque[_Task[_Item, _Result]] = deque()
+        try:
+            begun.extend(map(self._begin, islice(waiting, most)))
+            while begun:
+                wait([begun[0].future])
+                if begun[0].is_lost:
+                    self._recover(begun)
+                yield _take(begun.popleft().future)
+                begun.extend(map(self._begin, islice(waiting, 1)))
+        finally:
+            for task in begun:
+                task.future.cancel()
+            wait([task.future for task in begun if not task.future.cancelled()])
+            if self._is_own:
+                self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _begin(self, item: _Item) -> _Task[_Item, _Result]:
+        return _Task(item, self._submit(self._work, item))
+
+    def _submit(self, work: Callable[[Any], Any], item: object) -> Future[Any]:
+        try:
+            return self._executor.submit(work, item)
+        except BrokenExecutor as error:
+            failed: Future[Any] = Future()
+            failed.set_exception(error)
+            return failed
+        except RuntimeError as error:
+            raise ExecutorError(
+                f"the executor takes no tasks ({error}); pass one that is not shut down"
+            ) from error
+
+    def _recover(self, begun: deque[_Task[_Item, _Result]]) -> None:
+        """Run lost tasks again, one at a time: which of them took the worker down is unknown."""
+        self._replace_broken(begun[0].future)
+        for task in begun:
+            if task.is_lost:
+                task.future = self._run_alone(task.item)
+
+    def _run_alone(self, item: _Item) -> Future[_Result]:
+        for _ in range(_TRIES):
+            task = self._begin(item)
+            wait([task.future])
+            if not task.is_lost:
+                return task.future
+            self._replace_broken(task.future)
+            self._check_works()
+        found: Future[_Result] = Future()
+        error = ExecutorError(f"the worker that it was given to died, {_TRIES} times; read it by itself")
+        found.set_result(self._lost(item, error))
+        return found
+
+    def _replace_broken(self, future: Future[Any]) -> None:
+        """Make another executor like the one that has ended with one of its processes."""
+        error = None if future.cancelled() else future.exception()
+        if not isinstance(error, BrokenExecutor):
+            return
+        old: Any = self._executor
+        if type(self._executor) is not ProcessPoolExecutor:
+            raise ExecutorError(
+                f"the {type(old).__name__} has lost a worker and can't go on; expected one that can, or a "
+                "ProcessPoolExecutor, which is replaced"
+            ) from error
+        old.shutdown(wait=True)
+        self._executor = ProcessPoolExecutor(
+            old._max_workers,
+            mp_context=old._mp_context,
+            initializer=old._initializer,
+            initargs=old._initargs,
+            max_tasks_per_child=old._max_tasks_per_child,
+        )
+        self._is_own = True
+
+    def _check_works(self) -> None:
+        """Raise ExecutorError if the workers die without a task of ours, too."""
+        try:
+            self._submit(abs, 0).result()
+        except Exception as error:
+            raise ExecutorError(
+                f"the workers of the executor can't run any task ({type(error).__name__}); check its "
+                "initializer, and that they can import medimg"
+            ) from error
+
+
+def _is_loss(error: BaseException | None) -> bool:
+    """Whether an error says that the worker of a task was lost."""
+    if isinstance(error, BrokenExecutor | CancelledError):
+        return True
+    kind = type(error)
+    return kind.__name__ in _LOST.get(kind.__module__.partition(".")[0], ())
+
+
+def _take(future: Future[_Result]) -> _Result:
+    try:
+        return future.result()
+    except Exception as error:
+        if _is_pickling_error(error):
+            raise also(ExecutorError, TypeError)(
+                f"a source can't be sent to the executor's workers ({type(error).__name__}: {error}); pass "
+                "paths or series instead of open files and objects"
+            ) from error
+        raise
+
+
+def _is_pickling_error(error: Exception) -> bool:
+    return type(error).__name__ == "PicklingError" or (
+        isinstance(error, TypeError | AttributeError) and "pickle" in str(error)
+    )
