@@ -28,6 +28,7 @@ _HOMES = {
     "OnnxClassifier": "medimg.models.portable.onnx_classifier",
     "PaddedBatch": "medimg.data.dataloader",
     "Preprocess": "medimg.preprocessing.preprocess",
+    "RayExecutor": "medimg.executors.ray_executor",
     "ReadReport": "medimg.core.read_report",
     "Report": "medimg.evaluation.report.report",
     "ShiftReport": "medimg.adapt.shift_report",

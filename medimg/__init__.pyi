@@ -36,7 +36,9 @@ from medimg.evaluation.report.report import Report as Report
 from medimg.evaluation.score import score as score
 from medimg.evaluation.tune import TuneResult as TuneResult
 from medimg.evaluation.tune import tune as tune
+from medimg.executors.ray_executor import RayExecutor as RayExecutor
 from medimg.features.embed import Embeddings as Embeddings
+from medimg.executors.ray_executor import RayExecutor as RayExecutor
 from medimg.features.embed import embed as embed
 from medimg.interop.data_array import from_xarray as from_xarray
 from medimg.interop.data_array import to_xarray as to_xarray

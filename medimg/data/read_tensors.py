@@ -376,7 +376,7 @@ def _load_tensors(
     arrays = map_sources(partial(_load_array, load), send(), workers, executor, lost=_lose_array)
     with closing(arrays):
         for found in arrays:
-            out, tensor = parts.popleft(), torch.from_numpy(found.array)
+            out, tensor = parts.popleft(), torch.from_numpy(np.require(found.array, requirements="W"))
             if not found.error and out is not None:
                 tensor = out.copy_(tensor)
             empty = torch.empty(0, *loader.recipe.image_shape)

@@ -7,6 +7,7 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from medimg.core.progress import progress_bar
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from concurrent.futures import Executor
 
-    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -97,7 +97,7 @@ def embed_items(
     found: dict[int, Tensor] = {}
     with closing(results):
         for part, (rows, lengths) in zip(parts, bar, strict=True):
-            pieces = torch.split(torch.from_numpy(rows), lengths)
+            pieces = torch.split(torch.from_numpy(np.require(rows, requirements="W")), lengths)
             found.update(zip(part, pieces, strict=True))
     return join_items(found, len(dataset), feature_count(model))
 
