@@ -17,6 +17,8 @@ from medimg.data.leakage.check_leaks import LeakReport as LeakReport
 from medimg.data.leakage.check_leaks import check_leaks as check_leaks
 from medimg.data.leakage.overlaps import Leak as Leak
 from medimg.data.monai_reader import MedImgReader as MedImgReader
+from medimg.data.prepared.prepare import PreparedFolder as PreparedFolder
+from medimg.data.prepared.prepare import prepare as prepare
 from medimg.data.read_tensors import SourceTensors as SourceTensors
 from medimg.data.read_tensors import TensorBatch as TensorBatch
 from medimg.data.read_tensors import iter_tensors as iter_tensors
@@ -38,7 +40,6 @@ from medimg.evaluation.tune import TuneResult as TuneResult
 from medimg.evaluation.tune import tune as tune
 from medimg.executors.ray_executor import RayExecutor as RayExecutor
 from medimg.features.embed import Embeddings as Embeddings
-from medimg.executors.ray_executor import RayExecutor as RayExecutor
 from medimg.features.embed import embed as embed
 from medimg.interop.data_array import from_xarray as from_xarray
 from medimg.interop.data_array import to_xarray as to_xarray

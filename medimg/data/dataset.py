@@ -28,7 +28,7 @@ from medimg.data._image_store import ImageStore
 from medimg.data._label_arrays import label_arrays
 from medimg.data._npz import read_npz
 from medimg.data.acquisition_tags import read_missing_elements
-from medimg.data.cache.image_cache import as_cache
+from medimg.data.cache.image_cache import as_cache, make_cache_folder
 from medimg.data.cache.images import decode_intensity, normalize_images
 from medimg.data.cache.keys import ItemKeys
 from medimg.data.class_names import list_names, sort_classes, warn_of_similar_classes
@@ -66,7 +66,6 @@ if TYPE_CHECKING:
     from medimg.data.cache.image_cache import ImageCache
     from medimg.data.identifiers import FilePatients
     from medimg.data.items import Item
-    from medimg.io.series import Policies
 
 __all__ = ["ImageDataset"]
 
@@ -431,6 +430,56 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         )
 
     @classmethod
+    def from_prepared(
+        cls,
+        where: str | os.PathLike[str],
+        *,
+        unit: Unit = "image",
+        cache: str | os.PathLike[str] | None = None,
+    ) -> ImageDataset:
+        """
+        Make a dataset of a folder that :func:`medimg.prepare` wrote.
+
+        Labels, patients, domains, classes and the preprocessing are those of its manifest; images are mapped
+        from the shards, and checked against the manifest when they are first used. Sources that could not be
+        prepared are in ``skipped``.
+
+        Parameters
+        ----------
+        where : str or Path
+            Folder, or its URL in object storage.
+        unit : {"image", "series"}
+            Unit of an item.
+        cache : str or Path, optional
+            Folder for copies of the shards, needed for a URL: each is fetched when it is first used, and
+            checked against its SHA-256. It needs room for all of them. Processes can share it.
+
+        Returns
+        -------
+        ImageDataset
+
+        Raises
+        ------
+        DatasetError
+            If there is no manifest, it is damaged, or `cache` is missing; later, if a shard is missing or
+            damaged.
+        MissingDependencyError
+            If pyarrow is not installed (extra ``prepare``).
+        """
+        from medimg.data.prepared.prepared_dataset import open_prepared
+
+        found = open_prepared(where, None if cache is None else make_cache_folder(cache))
+        return cls(
+            found.labeled,
+            classes=found.classes,
+            preprocess=found.recipe,
+            unit=unit,
+            task=found.task,
+            skipped=found.skipped,
+            reading=found.reading,
+        )
+
+    @classmethod
     def from_npz(
         cls,
         path: str | Path,
@@ -575,11 +624,6 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         loader = ImageLoader(found.preprocess, found._policies, found.cache)
         found._store = ImageStore(loader, [item.series for item in joined.labeled], kept)
         return found
-
-    @property
-    def policies(self) -> Policies:
-        """Policies and values that series are read with."""
-        return self._policies
 
     @overload
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int | torch.Tensor]: ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn, Protocol, runtime_checkable
 
 from medimg.core.volume import Volume
 from medimg.data.cache.images import DamagedError, RenderedImages, normalize_images
@@ -22,7 +22,33 @@ if TYPE_CHECKING:
     from medimg.preprocessing.preprocess import Preprocess
     from medimg.preprocessing.render import Rendered
 
-__all__ = ["ImageLoader"]
+__all__ = ["ImageLoader", "ImagesReader"]
+
+
+def _find_prepared(source: ResolvedSource) -> ImagesReader | None:
+    """Return the reader of images that were prepared; None for all other sources."""
+    image = source.image
+    if isinstance(image, Volume) or not isinstance(image.reader, ImagesReader):
+        return None
+    return image.reader
+
+
+@runtime_checkable
+class ImagesReader(Protocol):
+    """Reader of a series whose images were prepared before, with a recipe."""
+
+    @property
+    def recipe(self) -> Preprocess:
+        """Recipe of the images."""
+        ...
+
+    def load_images(self, recipe: Preprocess) -> RenderedImages:
+        """Return the images; PreprocessError for another recipe than theirs."""
+        ...
+
+    def refuse_damaged(self, error: DamagedError) -> NoReturn:
+        """Raise DatasetError for images that are not those that were prepared."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,12 +61,15 @@ class ImageLoader:
 
     def address(self, image: Series | Volume) -> Address | None:
         """Return the cache address of an image; None if it is not cached."""
-        if self.cache is None or isinstance(image, Volume):
+        if self.cache is None or isinstance(image, Volume) or isinstance(image.reader, ImagesReader):
             return None
         return self.cache.address(self.recipe, image, self.policies)
 
     def load(self, source: ResolvedSource, address: Address | None) -> RenderedImages:
-        """Return the images of a source, from the cache if they are there."""
+        """Return the images of a source, from the cache if they are there, or as they were prepared."""
+        prepared = _find_prepared(source)
+        if prepared is not None:
+            return prepared.load_images(self.recipe)
         cached = self.cache.load(address, self.recipe) if self.cache and address else None
         return cached or self.render(source, address)
 
@@ -58,6 +87,9 @@ class ImageLoader:
 
     def replace_damaged(self, source: ResolvedSource, address: Address | None) -> RenderedImages:
         """Render images again whose cached pixels are damaged, with a warning."""
+        prepared = _find_prepared(source)
+        if prepared is not None:
+            prepared.refuse_damaged(DamagedError("its pixels don't match their checksums"))
         if self.cache is not None and address is not None:
             self.cache.warn_of_damage(address, DamagedError("their pixels don't match their checksums"))
         return self.render(source, address)
@@ -67,7 +99,7 @@ class ImageLoader:
     ) -> tuple[torch.Tensor, Rendered | RenderedImages]:
         """Return the normalized tensor (N, C, H, W) of a source, in `out` if given, and its images."""
         address = self.address(source.image)
-        if address is None:
+        if address is None and _find_prepared(source) is None:
             rendered = self._render(source, Output.of(out=out, normalized=True))
             self._check_count(source, len(rendered.planes))
             return rendered.planes, rendered

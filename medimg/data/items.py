@@ -49,6 +49,8 @@ class ItemFacts:
     task: Task
     unit: Unit
     skipped: tuple[Skipped, ...]
+    preprocess: Preprocess
+    _policies: Policies
     _items: Sequence[Item]
     _labeled: Sequence[LabeledSeries]
     _targets: npt.NDArray[Any]
@@ -56,6 +58,11 @@ class ItemFacts:
 
     def __len__(self) -> int:
         return len(self._items)
+
+    @property
+    def policies(self) -> Policies:
+        """Policies and values that series are read with."""
+        return self._policies
 
     @property
     def is_labeled(self) -> bool:

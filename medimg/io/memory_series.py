@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from medimg.core.volume import Volume
     from medimg.io.series import Policies
 
-__all__ = ["ArrayReader", "array_series", "object_series"]
+__all__ = ["ArrayReader", "KnownContent", "array_series", "object_series"]
 
 _SHOWN_DIGITS: Final = 12
 _NUMBERS = count()
@@ -119,14 +119,40 @@ class _ObjectReader(_MemoryReader):
         return self.image.to_volume()
 
 
+class KnownContent(ABC):
+    """A reader of what needs no file to be identified: its digest is that of the content."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """Hexadecimal digest of the content."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Size of the content in bytes."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class ArrayReader(_MemoryReader):
+class ArrayReader(_MemoryReader, KnownContent):
     """Returns the values of an array, if they are still those it was made with."""
 
     volume: Volume = field(repr=False)
     array: npt.NDArray[Any] = field(repr=False)
     name: str
-    digest: str
+    content: str
+
+    @property
+    def digest(self) -> str:
+        """Digest of the values and of all else that pixels are made of."""
+        return self.content
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the values in bytes."""
+        return int(self.array.nbytes)
 
     def load(self) -> Volume:
         """Return the whole volume; ReadError if the array has changed."""

@@ -17,7 +17,7 @@ from medimg import __version__
 from medimg.core.content_hash import content_hash, json_text
 from medimg.io.dicom.series.volume_reader import StackReader
 from medimg.io.files.regular_file import is_regular_file
-from medimg.io.memory_series import ArrayReader
+from medimg.io.memory_series import KnownContent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -162,8 +162,8 @@ def stat_files(series: Series) -> FileStates | None:
     >>> stat_files(SimpleNamespace(files=("nowhere.dcm",), reader=None)) is None
     True
     """
-    if isinstance(series.reader, ArrayReader):
-        return ((int(series.reader.digest[:_STATE_DIGITS], 16), series.reader.array.nbytes, 0, 0),)
+    if isinstance(series.reader, KnownContent):
+        return ((int(series.reader.digest[:_STATE_DIGITS], 16), series.reader.nbytes, 0, 0),)
     archives: dict[str, os.stat_result | None] = {}
     found = []
     for name in series.files:
@@ -199,7 +199,7 @@ def hash_files(series: Series, compare: Compare | Literal["blocks", "undated"]) 
     copies in any folder, for files with an identifier at their start. "bytes": all bytes and nothing else.
     An array in memory has one digest of its content.
     """
-    if isinstance(series.reader, ArrayReader):
+    if isinstance(series.reader, KnownContent):
         return [series.reader.digest]
     digests: dict[str, str] = {}
     found = []

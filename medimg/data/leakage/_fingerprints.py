@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 import numpy as np
 
 from medimg.core.progress import Progress, progress_bar
+from medimg.data.cache.images import decode_intensity
 from medimg.data.cache.keys import stat_files
+from medimg.data.image_loader import ImagesReader
 from medimg.data.leakage._image_hash import THUMBNAIL, hash_perceptually, hash_pixels, make_thumbnail
 from medimg.errors import MedimgError
 from medimg.io.dicom.header.attributes import quiet_pydicom
@@ -180,11 +182,22 @@ def _iter_images(series: Series) -> Iterator[_Image]:
     if isinstance(series.reader, StackReader):
         yield from _iter_frames(series.reader)
         return
+    if isinstance(series.reader, ImagesReader):
+        yield from _iter_prepared(series.reader)
+        return
     for volume in series.pieces(_AT_ONCE, policies=_UNCHANGED):
         for d in range(volume.shape[1]):
             channels = volume.array[:, d]
             for values in [channels] if volume.photometric == "RGB" else channels:
                 yield _Image(None, values, volume.inverted)
+
+
+def _iter_prepared(reader: ImagesReader) -> Iterator[_Image]:
+    """Yield images as they were prepared, before normalization."""
+    planes = decode_intensity(reader.load_images(reader.recipe).take())
+    for image in planes.numpy():
+        for values in image.reshape(-1, *image.shape[-2:]) if image.shape[0] == 1 else [image]:
+            yield _Image(None, values, inverted=False)
 
 
 def _iter_frames(reader: StackReader) -> Iterator[_Image]:

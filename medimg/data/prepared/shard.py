@@ -1,0 +1,120 @@
+"""Shards: tar files of arrays in NumPy's format, as WebDataset reads them, named by their SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import tarfile
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+import numpy as np
+import torch
+
+from medimg.data.cache.images import RenderedImages, compute_crc32
+from medimg.data.prepared.source_table import PreparedImages
+from medimg.errors import DatasetError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Self
+
+__all__ = ["ShardWriter", "map_images", "shard_name"]
+
+_BLOCK: Final = 512  # of tar
+
+
+def shard_name(sha256: str) -> str:
+    """Return the name of a shard in its folder."""
+    return f"shards/{sha256}.tar"
+
+
+class _HashedFile:
+    """A file that is written once, from its start, and hashed meanwhile."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+class ShardWriter:
+    """
+    Writes one shard; equal images in equal order give equal bytes.
+
+    Used as a context manager; `sha256` and `images` are final after it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._found: dict[str, PreparedImages] = {}
+        self.sha256 = ""
+        self.size = 0
+
+    def __enter__(self) -> Self:
+        self._file = self._path.open("wb")
+        self._hashed = _HashedFile(self._file)
+        self._tar = tarfile.open(fileobj=self._hashed, mode="w", format=tarfile.USTAR_FORMAT)  # type: ignore[call-overload]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            if error[0] is None:
+                self._tar.close()
+                self.sha256 = self._hashed.digest.hexdigest()
+                self.size = self._file.tell()
+        finally:
+            self._file.close()
+
+    def add(self, key: str, images: RenderedImages) -> None:
+        """Add the images of a source; the name of the member is its key."""
+        planes = images.planes.contiguous()
+        array = planes.numpy()
+        head = io.BytesIO()
+        np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(array))
+        data = array.reshape(-1).view(np.uint8).data
+        info = tarfile.TarInfo(f"{key}.npy")
+        info.size, info.mode = len(head.getvalue()) + len(data), 0o600
+        start = self._tar.offset + _BLOCK + len(head.getvalue())
+        self._tar.addfile(info, io.BytesIO(head.getvalue() + bytes(data)))
+        self._found[key] = PreparedImages(
+            shard="",
+            offset=start,
+            size=len(data),
+            shape=tuple(array.shape),
+            dtype=array.dtype.name,
+            crc32=tuple(compute_crc32(planes).tolist()),
+            slices=images.slices,
+            sop_instance_uids=images.sop_instance_uids,
+            digest=hashlib.sha256(data).hexdigest(),
+        )
+
+    @property
+    def images(self) -> dict[str, PreparedImages]:
+        """Where the images of each source are, by key."""
+        return {key: replace(one, shard=self.sha256) for key, one in self._found.items()}
+
+
+def map_images(path: Path, images: PreparedImages) -> RenderedImages:
+    """Return the images of a source, mapped from a shard on disk, to be checked when they are first taken."""
+    try:
+        array: Any = np.memmap(path, images.dtype, "c", images.offset, images.shape)
+    except (OSError, ValueError) as error:
+        raise DatasetError(
+            f"{path} is no whole shard ({type(error).__name__}); expected at least "
+            f"{images.offset + images.size} bytes: remove it, and prepare the folder again"
+        ) from None
+    assert math.prod(images.shape) == array.size  # as the manifest is checked
+    return RenderedImages(
+        torch.from_numpy(array),
+        images.slices,
+        images.sop_instance_uids,
+        np.array(images.crc32, np.int64),
+    )

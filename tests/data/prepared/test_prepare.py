@@ -1,0 +1,374 @@
+"""Prepared folders: the same images as without one, whatever happens on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import medimg
+from medimg import ImageDataset, Preprocess
+from medimg.data.prepared.source_table import MANIFEST, Manifest
+from medimg.errors import DatasetError, LeakageError, MedimgError, MedimgWarning, PreprocessError, ReadError
+from tests.dicom_files import make_instance, write, write_stack
+
+if TYPE_CHECKING:
+    from medimg.data.cache.images import StoredDtype
+
+_RECIPE = Preprocess(size=40, slices=3)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two classes with three series each of five patients."""
+    root = tmp_path / "scans"
+    rng = np.random.default_rng(2)
+    for number in range(6):
+        for n in range(4 + number % 2):
+            instance = make_instance(
+                rng.integers(900, 1300, (12, 16), np.uint16),
+                ImagePositionPatient=[-10.0, -20.0, 2.0 * n],
+                InstanceNumber=n + 1,
+                SeriesInstanceUID=f"1.2.{number}",
+                StudyInstanceUID=f"1.3.{min(number, 4)}",
+                PatientID=f"SENTINEL-{min(number, 4)}",
+            )
+            write(instance, root / "ab"[number // 3] / f"{number}" / f"{n}.dcm")
+    return root
+
+
+@pytest.fixture
+def dataset(root: Path) -> ImageDataset:
+    return ImageDataset.from_folder(root, _RECIPE, progress=False)
+
+
+def images(data: ImageDataset) -> torch.Tensor:
+    return torch.stack([data[n][0] for n in range(len(data))])
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0.0), ("float16", 0.0012), ("uint8", 0.0095)])
+@pytest.mark.parametrize("shard_bytes", [1, 2**27])
+def test_images_labels_and_patients_are_those_of_the_dataset(
+    dataset: ImageDataset, tmp_path: Path, dtype: StoredDtype, tolerance: float, shard_bytes: int
+) -> None:
+    found = medimg.prepare(dataset, None, tmp_path / "out", dtype=dtype, shard_bytes=shard_bytes)
+    assert (found.n_prepared, found.n_failed, found.n_new, found.n_images) == (6, 0, 6, 18)
+    assert len(list((tmp_path / "out" / "shards").iterdir())) == (6 if shard_bytes == 1 else 1)
+    prepared = ImageDataset.from_prepared(tmp_path / "out")
+    assert (images(prepared) - images(dataset)).abs().max() <= tolerance
+    assert prepared.labels.tolist() == dataset.labels.tolist()
+    assert prepared.patients == dataset.patients
+    assert prepared.classes == dataset.classes
+    assert prepared.series_uids == dataset.series_uids
+    assert prepared.modalities == dataset.modalities
+    assert prepared.preprocess == dataset.preprocess
+    assert prepared.image_indices == dataset.image_indices
+    bags = ImageDataset.from_prepared(tmp_path / "out", unit="series")
+    assert bags[5][0].shape == (3, 3, 40, 40)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Preprocess(size=40),
+        Preprocess(size=(24, 40), slices="middle", channels="adjacent"),
+        Preprocess(size=40, spacing=1.5),
+        Preprocess(size=40, spacing=(3.0, 1.0, 1.0), slices=2),
+        Preprocess(size=40, window=("lung", "bone", "brain"), channels="windows"),
+        Preprocess(size=(8, 24, 24), dims=3),
+    ],
+    ids=["all slices", "adjacent", "spacing", "spacings", "windows", "3-D"],
+)
+def test_recipes(root: Path, tmp_path: Path, recipe: Preprocess) -> None:
+    plain = ImageDataset.from_folder(root, recipe, progress=False)
+    medimg.prepare(plain, None, tmp_path / "out", dtype="float32")
+    prepared = ImageDataset.from_prepared(tmp_path / "out")
+    assert len(prepared) == len(plain)
+    assert torch.equal(images(prepared), images(plain))
+
+
+def test_sources_without_labels(root: Path, tmp_path: Path) -> None:
+    index = medimg.scan(root)
+    medimg.prepare(index, _RECIPE, tmp_path / "a")
+    prepared = ImageDataset.from_prepared(tmp_path / "a")
+    assert not prepared.is_labeled
+    assert len(set(prepared.patients)) == 5
+    paths = sorted(path for path in root.glob("*/*"))
+    medimg.prepare(paths, _RECIPE, tmp_path / "b")
+    assert torch.equal(images(ImageDataset.from_prepared(tmp_path / "b")), images(prepared))
+
+
+def test_several_labels(root: Path, tmp_path: Path) -> None:
+    table = pd.DataFrame(
+        {
+            "path": [str(path) for path in sorted(root.glob("*/*"))],
+            "edema": [0, 1, 1, 0, 1, 0],
+            "mass": [1, 1, 0, 0, 0, 1],
+            "site": list("xxyyyx"),
+        }
+    )
+    data = ImageDataset.from_csv(
+        table, preprocess=_RECIPE, label=["edema", "mass"], domain="site", patient=None
+    )
+    medimg.prepare(data, None, tmp_path / "out")
+    prepared = ImageDataset.from_prepared(tmp_path / "out")
+    assert prepared.task == "multilabel"
+    assert np.array_equal(prepared.labels, data.labels)
+    assert prepared.domains == data.domains
+    assert prepared.classes == ("edema", "mass")
+
+
+def test_a_second_call_reads_only_what_is_new_or_changed(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    first = medimg.prepare(ImageDataset.from_folder(root, _RECIPE, progress=False), None, out, shard_bytes=1)
+    assert first.n_new == 6
+    again = medimg.prepare(ImageDataset.from_folder(root, _RECIPE, progress=False), None, out)
+    assert (again.n_new, again.n_prepared) == (0, 6)
+    write_stack(root / "b" / "new", [100.0, 102.0, 104.0], SeriesInstanceUID="1.2.9", PatientID="SENTINEL-9")
+    changed = root / "a" / "0"
+    for path in changed.iterdir():
+        os.utime(path, (1, 1))
+    more = medimg.prepare(ImageDataset.from_folder(root, _RECIPE, progress=False), None, out)
+    assert (more.n_new, more.n_prepared) == (2, 7)
+    # other labels need no images
+    (root / "a" / "1").rename(root / "b" / "1")
+    moved = ImageDataset.from_folder(root, _RECIPE, progress=False)
+    found = medimg.prepare(moved, None, out)
+    assert found.n_new <= 1
+    prepared = ImageDataset.from_prepared(out)
+    assert prepared.labels.tolist() == moved.labels.tolist()
+    other = medimg.prepare(moved.with_preprocess(_RECIPE.replace(size=32)), None, out)
+    assert other.n_new == 7
+
+
+def test_normalization_needs_no_other_images(dataset: ImageDataset, tmp_path: Path) -> None:
+    medimg.prepare(dataset, None, tmp_path / "out", dtype="float32")
+    other = dataset.with_preprocess(_RECIPE.replace(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)))
+    assert medimg.prepare(other, None, tmp_path / "out", dtype="float32").n_new == 0
+    assert torch.equal(images(ImageDataset.from_prepared(tmp_path / "out")), images(other))
+
+
+def test_equal_sources_make_equal_shards(dataset: ImageDataset, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        medimg.prepare(dataset, None, tmp_path / name, shard_bytes=60_000)
+    names = [sorted(path.name for path in (tmp_path / name / "shards").iterdir()) for name in ("a", "b")]
+    assert names[0] == names[1]
+    assert len(names[0]) == 3
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        medimg.prepare(dataset, None, tmp_path / "c", shard_bytes=60_000, executor=pool)
+    assert sorted(path.name for path in (tmp_path / "c" / "shards").iterdir()) == names[0]
+
+
+def test_unreadable_sources_are_reported_and_passed_over(root: Path, tmp_path: Path) -> None:
+    index = medimg.scan(root)
+    for path in (root / "a" / "1").iterdir():
+        path.write_bytes(path.read_bytes()[:-100])
+        os.utime(path, (1, 1))
+    sources: list[Any] = [*index, tmp_path / "nowhere", b"no image"]
+    with pytest.warns(MedimgWarning, match="3 of 8 sources could not be prepared"):
+        found = medimg.prepare(sources, _RECIPE, tmp_path / "out")
+    assert (found.n_prepared, found.n_failed) == (5, 3)
+    table = found.to_pandas()
+    assert table["outcome"].tolist() == ["prepared", "failed", *["prepared"] * 4, "failed", "failed"]
+    assert "SENTINEL" not in repr(found) + table.to_string()
+    prepared = ImageDataset.from_prepared(tmp_path / "out")
+    assert len(prepared.skipped) == 3
+    assert len(prepared) == 15
+    with pytest.raises(DatasetError, match="could not be prepared"):
+        medimg.prepare([tmp_path / "nowhere"], _RECIPE, tmp_path / "other")
+
+
+def test_it_is_wrong_to_call_it_so(dataset: ImageDataset, tmp_path: Path, root: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(DatasetError, match="recipe"):
+        medimg.prepare(dataset, Preprocess(size=8), out)
+    with pytest.raises(DatasetError, match="reading"):
+        medimg.prepare(dataset, None, out, reading={"on_missing": "warn"})
+    with pytest.raises(PreprocessError, match="several sources"):
+        medimg.prepare(str(root), None, out)
+    with pytest.raises(DatasetError, match="no sources"):
+        medimg.prepare([], None, out)
+    with pytest.raises(ReadError, match="as a str"):
+        medimg.prepare(dataset, None, Path("s3://bucket/out"))
+    with pytest.raises(DatasetError, match="manifest"):
+        ImageDataset.from_prepared(tmp_path / "nowhere")
+    assert not out.exists()
+
+
+def test_prepared_images_are_split_trained_on_and_evaluated(dataset: ImageDataset, tmp_path: Path) -> None:
+    medimg.prepare(dataset, None, tmp_path / "out")
+    data = ImageDataset.from_prepared(tmp_path / "out")
+    train, test = medimg.kfold(data, 2)[0]
+    assert not set(train.patients) & set(test.patients)
+    torch.manual_seed(0)
+    model = medimg.TransferClassifier("squeezenet1_1", classes=data.classes, weights=None, preprocess=_RECIPE)
+    medimg.fine_tune(model, train, head_epochs=0, epochs=1, batch_size=4, progress=False)
+    raw = dataset[[n for n, uid in enumerate(dataset.series_uids) if uid in set(test.series_uids)]]
+    assert np.allclose(model.predict_proba(test), model.predict_proba(raw), atol=0.01)
+    medimg.evaluate(model, test, n_resamples=20)
+    with pytest.raises(LeakageError):
+        medimg.evaluate(model, train, n_resamples=20)
+    first = medimg.embed(model, data, cache=tmp_path / "features")
+    assert np.array_equal(first.array, medimg.embed(model, data, cache=tmp_path / "features").array)
+
+
+def test_the_same_patient_in_prepared_and_raw_images_is_a_leak(dataset: ImageDataset, tmp_path: Path) -> None:
+    medimg.prepare(dataset, None, tmp_path / "out")
+    data = ImageDataset.from_prepared(tmp_path / "out")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MedimgWarning)
+        report = medimg.check_leaks(data, dataset, on_leak="report", near_duplicates=False)
+    assert {"patient", "series"} <= {leak.kind for leak in report.leaks}
+
+
+def test_original_pixels_are_refused(dataset: ImageDataset, tmp_path: Path) -> None:
+    medimg.prepare(dataset, None, tmp_path / "out")
+    data = ImageDataset.from_prepared(tmp_path / "out")
+    with pytest.raises(ReadError, match="not its pixels"):
+        data.series[0].read()
+    with pytest.raises(MedimgError, match="prepare the sources again"):
+        data.with_preprocess(Preprocess(size=64, slices=3))[0]
+    again = ImageDataset.concat([data[:9], data[9:]])
+    assert torch.equal(images(again), images(data))
+
+
+def test_shards_are_tar_files_of_numpy_arrays(dataset: ImageDataset, tmp_path: Path) -> None:
+    medimg.prepare(dataset, None, tmp_path / "out", dtype="float32")
+    (shard,) = (tmp_path / "out" / "shards").iterdir()
+    with tarfile.open(shard) as tar:
+        arrays = [np.load(io.BytesIO(tar.extractfile(member).read())) for member in tar]  # type: ignore[union-attr]
+    prepared = ImageDataset.from_prepared(tmp_path / "out")
+    assert np.array_equal(
+        np.concatenate(arrays)[:, 0], torch.cat([prepared.planes(n) for n in range(18)]).numpy()
+    )
+
+
+def test_damaged_and_missing_shards(dataset: ImageDataset, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    medimg.prepare(dataset, None, out)
+    (shard,) = (out / "shards").iterdir()
+    data = bytearray(shard.read_bytes())
+    data[5000] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(DatasetError, match="is damaged"):
+        images(ImageDataset.from_prepared(out))
+    shard.write_bytes(data[:3000])
+    with pytest.raises(DatasetError, match="no whole shard"):
+        images(ImageDataset.from_prepared(out))
+    assert medimg.prepare(dataset, None, out).n_new == 6
+    images(ImageDataset.from_prepared(out))
+    shard.unlink()
+    with pytest.raises(DatasetError, match="no whole shard"):
+        images(ImageDataset.from_prepared(out))
+    assert medimg.prepare(dataset, None, out).n_new == 6
+
+
+@given(at=st.floats(0, 1), bit=st.integers(0, 7), cut=st.booleans())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damaged_manifests_are_errors(
+    dataset: ImageDataset, tmp_path: Path, at: float, bit: int, cut: bool
+) -> None:
+    out = tmp_path / "out"
+    if not out.exists():
+        medimg.prepare(dataset, None, out)
+    data = bytearray((out / MANIFEST).read_bytes())
+    place = min(int(at * len(data)), len(data) - 1)
+    if cut:
+        del data[place:]
+    else:
+        data[place] ^= 1 << bit
+    # a flip of a bit may hit what nothing is read from
+    with contextlib.suppress(DatasetError):
+        Manifest.from_bytes(bytes(data), "manifest")
+
+
+_CALL = """
+import sys, os, time, pathlib, medimg
+from medimg.data.prepared import prepare as module
+write = module.StorageFolder.write
+def slow(self, name, source):
+    write(self, name, source)
+    print("written", flush=True)
+    time.sleep(0.2)
+module.StorageFolder.write = slow
+data = medimg.ImageDataset.from_folder(sys.argv[1], medimg.Preprocess(size=40, slices=3), progress=False)
+medimg.prepare(data, None, sys.argv[2], shard_bytes=1, workers=1, progress=False)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs signals")
+def test_a_call_that_is_killed_is_continued(dataset: ImageDataset, root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-c", _CALL, str(root), str(out)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for _ in range(3):
+        assert process.stdout.readline() == "written\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    with pytest.raises(DatasetError, match="manifest"):
+        ImageDataset.from_prepared(out)
+    time.sleep(0.05)
+    found = medimg.prepare(dataset, None, out)
+    assert 3 <= found.n_new <= 4
+    whole = medimg.prepare(dataset, None, tmp_path / "whole")
+    assert whole.n_prepared == found.n_prepared
+    assert torch.equal(
+        images(ImageDataset.from_prepared(out)), images(ImageDataset.from_prepared(tmp_path / "whole"))
+    )
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_worker_processes_of_loaders(dataset: ImageDataset, tmp_path: Path, method: str) -> None:
+    medimg.prepare(dataset, None, tmp_path / "out")
+    data = ImageDataset.from_prepared(tmp_path / "out")
+    loader = torch.utils.data.DataLoader(data, batch_size=5, num_workers=2, multiprocessing_context=method)
+    found = torch.cat([batch for batch, _ in loader])
+    assert torch.equal(found, images(data))
+
+
+def test_object_storage(dataset: ImageDataset, tmp_path: Path) -> None:
+    url = "memory://prepared-of-a-test"
+    found = medimg.prepare(dataset, None, url)
+    assert found.n_new == 6
+    assert medimg.prepare(dataset, None, url).n_new == 0
+    with pytest.raises(DatasetError, match="pass cache="):
+        ImageDataset.from_prepared(url)
+    data = ImageDataset.from_prepared(url, cache=tmp_path / "shards")
+    medimg.prepare(dataset, None, tmp_path / "out")
+    assert torch.equal(images(data), images(ImageDataset.from_prepared(tmp_path / "out")))
+    assert len(list((tmp_path / "shards").iterdir())) == 1
+
+
+@pytest.mark.data
+def test_real_scans(real_data: Path, tmp_path: Path) -> None:
+    index = [one for one in medimg.scan(real_data / "dicom_misc") if one.shape[1] * one.shape[2] < 2**22]
+    recipe = Preprocess(size=64, slices=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MedimgWarning)
+        found = medimg.prepare(index, recipe, tmp_path / "out", dtype="float32", shard_bytes=2**22)
+        expected = medimg.read_tensors(index, recipe)
+        prepared = ImageDataset.from_prepared(tmp_path / "out")
+    assert found.n_failed == len(expected.errors)
+    assert torch.equal(images(prepared), expected.tensor)
