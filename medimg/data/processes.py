@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-__all__ = ["Processes", "count_processes", "is_main_process"]
+__all__ = ["Launched", "Processes", "count_processes", "find_launched", "is_main_process"]
 
 _T = TypeVar("_T")
 
@@ -18,11 +18,40 @@ def is_main_process() -> bool:
     """Return whether this process writes files, as far as launchers of several processes tell."""
     if _has_group():
         return torch.distributed.get_rank() == 0
-    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0"
+    names = ["LOCAL_RANK", "RANK", *(["SLURM_PROCID"] if _is_slurm() else [])]
+    return all(os.environ.get(name, "0") == "0" for name in names)
 
 
 def _has_group() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+class Launched(NamedTuple):
+    """Number of processes that a launcher has started on each computer, and of computers."""
+
+    devices: int = 1
+    nodes: int = 1
+
+
+def find_launched() -> Launched:
+    """Return what ``torchrun`` or SLURM state of the processes that they started; else one of each."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        each = _read_count("LOCAL_WORLD_SIZE")
+        return Launched(each, max(1, _read_count("WORLD_SIZE") // each))
+    if _is_slurm():
+        nodes = _read_count("SLURM_NNODES")
+        return Launched(max(1, _read_count("SLURM_NTASKS") // nodes), nodes)
+    return Launched()
+
+
+def _is_slurm() -> bool:
+    """Whether ``srun`` has started this process, as Lightning finds it: interactive jobs don't count."""
+    return "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+
+
+def _read_count(name: str) -> int:
+    text = os.environ.get(name, "1")
+    return max(1, int(text)) if text.isdecimal() else 1
 
 
 def count_processes(devices: object) -> int:
@@ -53,10 +82,12 @@ class Processes:
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> Processes:
         """Return those that ``fine_tune`` with these arguments has, of which none is checked yet."""
-        more = arguments.get("trainer_kwargs")
-        nodes = more.get("num_nodes", 1) if isinstance(more, Mapping) else 1
+        launched = find_launched()
+        nodes = arguments.get("num_nodes", "auto")
+        if nodes == "auto":
+            nodes = launched.nodes
         devices = arguments.get("devices", "auto")
-        each = 1 if devices == "auto" else count_processes(devices)
+        each = launched.devices if devices == "auto" else count_processes(devices)
         return cls(each * (nodes if isinstance(nodes, int) else 1))
 
     @property

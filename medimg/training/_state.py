@@ -307,7 +307,7 @@ def _check_same_training(
     inputs: FineTuneInputs, own: dict[str, Any], saved: resume.ResumeState, path: Path
 ) -> None:
     """Raise TrainingError if a resume file belongs to another network, settings or data."""
-    differing = inputs.config.differences(saved.settings)
+    differing = _list_differing_settings(inputs, own, saved)
     if any(one.startswith(("adapter=", "rank=")) for one in differing):
         raise _describe_differences(path, differing)
     shapes = {name: value.shape for name, value in inputs.model.state_dict().items()}
@@ -318,10 +318,29 @@ def _check_same_training(
     if saved.adapt != own["adapt"]:
         differing.append("adapt")
     if saved.more is not None:
-        differing += _list_differences(own["more"], saved.more)
+        processes = {"processes": None}  # which count with batch_size
+        differing += _list_differences({**own["more"], **processes}, {**saved.more, **processes})
     differing += _list_differing_data(inputs, own["data"], saved)
     if differing:
         raise _describe_differences(path, differing)
+
+
+def _list_differing_settings(
+    inputs: FineTuneInputs, own: Mapping[str, Any], saved: resume.ResumeState
+) -> list[str]:
+    """Describe settings that differ; batches may be divided between other numbers of processes."""
+    differing = [
+        one for one in inputs.config.differences(saved.settings) if not one.startswith("batch_size=")
+    ]
+    before = saved.settings.get("batch_size"), (saved.more or {}).get("processes") or 1
+    now = inputs.config.batch_size, (own.get("more") or {}).get("processes") or 1
+    if not isinstance(before[0], int) or before[0] * before[1] != now[0] * now[1]:
+        differing.insert(0, f"batch_size={now[0]}{_of(now[1])}, before {before[0]}{_of(before[1])}")
+    return differing
+
+
+def _of(processes: int) -> str:
+    return f" in each of {processes} processes" if processes > 1 else ""
 
 
 def _describe_differences(path: Path, differing: list[str]) -> TrainingError:

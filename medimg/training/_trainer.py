@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
+from medimg._validation import check_whole_number
 from medimg.data.dataloader import worker_errors
-from medimg.data.processes import Processes, count_processes, is_main_process
+from medimg.data.processes import Processes, count_processes, find_launched, is_main_process
 from medimg.errors import MedimgError, MissingDependencyError, TrainingError, also
 
 if TYPE_CHECKING:
@@ -38,7 +39,12 @@ _OWN_ARGUMENTS: Final = {
     "callbacks": "callbacks",
     "precision": "precision",
     "devices": "devices",
+    "num_nodes": "num_nodes",
+    "strategy": "strategy",
 }
+
+#: Strategies that divide a model between devices, by the start of their names.
+_DIVIDING: Final = ("fsdp", "deepspeed", "model_parallel", "xla_fsdp", "tensor_parallel")
 
 #: Lightning's warnings about choices that are made on purpose here, or by the user.
 _IGNORED_WARNINGS: Final = (
@@ -68,6 +74,7 @@ _WITHOUT_EFFECT: Final = (
     "log_every_n_steps",
     "logger",
     "max_time",
+    "num_nodes",
     "num_sanity_val_steps",
     "plugins",
     "precision",
@@ -96,6 +103,8 @@ class TrainerConfig:
         *,
         precision: Any,
         devices: Any,
+        num_nodes: Any,
+        strategy: Any,
         accumulate: int,
         callbacks: Sequence[Callback],
         more: Mapping[str, Any],
@@ -120,6 +129,13 @@ class TrainerConfig:
                 f"devices={devices!r} would start as many processes on a CPU of {cores} cores, each with a "
                 f'copy of the model: use at most {cores}, or "auto"'
             )
+        launched = find_launched()
+        if num_nodes == "auto":
+            num_nodes = launched.nodes
+        num_nodes = check_whole_number("num_nodes", num_nodes, least=1)
+        _check_strategy(strategy)
+        if devices == "auto" and launched.devices * launched.nodes > 1:
+            devices = launched.devices
         if devices == "auto":
             devices = [device.index] if device.type == "cuda" and device.index is not None else 1
             if more.get("accelerator") == "cpu":
@@ -127,6 +143,8 @@ class TrainerConfig:
         options: dict[str, Any] = {
             "accelerator": "auto",
             "devices": devices,
+            "num_nodes": num_nodes,
+            "strategy": strategy,
             "callbacks": list(_check_callbacks(callbacks, more)),
             "logger": False,
             "enable_checkpointing": False,
@@ -158,7 +176,7 @@ class TrainerConfig:
         return {
             **kept,
             "precision": _PRECISIONS.get(precision, precision),
-            "processes": count_processes(self.options["devices"]),
+            "processes": self.processes.count,
         }
 
     def check(self, seed: int) -> None:
@@ -201,8 +219,7 @@ class TrainerConfig:
     @property
     def processes(self) -> Processes:
         """Those of the training."""
-        options = self.options
-        return Processes.of({"devices": options["devices"], "trainer_kwargs": options})
+        return Processes.of({name: self.options[name] for name in ("devices", "num_nodes")})
 
     @property
     def uses_gpu(self) -> bool:
@@ -256,6 +273,20 @@ class TrainerConfig:
             if _is_of_lightning(error):
                 raise _lightning_error(error) from error
             raise
+
+
+def _check_strategy(strategy: object) -> None:
+    """Raise TrainingError for a strategy that leaves each process a part of the model only."""
+    if not isinstance(strategy, str):
+        raise also(TrainingError, TypeError)(
+            f'strategy must be the name of one of Lightning, such as "ddp"; found a {type(strategy).__name__}'
+        )
+    if strategy.startswith(_DIVIDING):
+        raise TrainingError(
+            f"strategy={strategy!r} divides the model between devices, and models, resume files and averages "
+            'hold whole ones; expected "auto" or "ddp": for less memory use adapter="lora", precision, or a '
+            "smaller batch_size with accumulate="
+        )
 
 
 def _has_progress_bar(callbacks: Sequence[Callback]) -> bool:

@@ -101,6 +101,8 @@ class FineTuneArguments(TypedDict, total=False):
     target: Images | None
     precision: Any
     devices: int | str | Sequence[int]
+    num_nodes: int | Literal["auto"]
+    strategy: str
     channels_last: bool | str
     compile: bool
     logger: str | Sequence[str] | None
@@ -144,6 +146,8 @@ def fine_tune(
     target: Images | None = None,
     precision: Any = "auto",
     devices: int | str | Sequence[int] = "auto",
+    num_nodes: int | Literal["auto"] = "auto",
+    strategy: str = "auto",
     channels_last: bool | str = "auto",
     compile: bool = False,
     resume: bool | str | os.PathLike[str] | None = None,
@@ -251,8 +255,14 @@ def fine_tune(
         Lightning's precision; "auto" is bf16-mixed on GPUs that support it, 16-mixed on others, 32 bits on
         the CPU.
     devices : "auto", int or sequence of int
-        Devices of Lightning's trainer. "auto" is one device: the GPU of the model or the first there is, else
-        the CPU. Several train distributed; the loss does not depend on their number.
+        Devices of Lightning's trainer, of each computer. "auto" is one device: the GPU of the model or the
+        first there is, else the CPU; under ``torchrun`` or SLURM as many as it has started processes for.
+        Several train distributed; the loss does not depend on their number.
+    num_nodes : "auto" or int
+        Number of computers, each of which runs this script; "auto" is 1, or what ``torchrun`` or SLURM state.
+    strategy : str
+        Lightning's strategy for several devices: "auto", "ddp" or another one with a whole copy of the model
+        on each device. Strategies that divide the model, such as "fsdp", are refused.
     channels_last : bool or "auto"
         Whether the backbone runs in channels-last memory format, which is faster for convolutions on GPUs;
         "auto" for convolutional backbones.
@@ -279,7 +289,7 @@ def fine_tune(
         ``val_auroc``.
     trainer_kwargs : mapping, optional
         Further arguments of ``pytorch_lightning.Trainer``: ``accelerator``, ``gradient_clip_val``,
-        ``strategy``, ...
+        ``sync_batchnorm``, ...
     seed : int
         Seed for sampling order, augmentation and dropout; the head was initialized when the model was
         created. torch's global random state is restored.
@@ -367,6 +377,8 @@ def fine_tune(
         next(model.parameters()).device,
         precision=precision,
         devices=devices,
+        num_nodes=num_nodes,
+        strategy=strategy,
         accumulate=config.accumulate,
         callbacks=callbacks,
         more=trainer_kwargs if trainer_kwargs is not None else {},
