@@ -3,8 +3,8 @@ Figures of one GPU, in at most eight minutes: ``python -m benchmarks.gpu --out f
 
 - The tests of ``tests/gpu``, which compare the GPU with the CPU.
 - Preprocessing of a CT of 300×512² int16 on the GPU, as a multiple of the time of its copy to there.
-- Training of a ResNet-50 in mixed precision, batches of 128: images per second from a prepared folder, as a share
-  of those from tensors that are on the GPU already.
+- Training of a ResNet-50 in mixed precision, batches of 128: images per second from a prepared folder, as a
+  share of those from tensors that are on the GPU already.
 - The profile of one training step.
 
 On a machine without a GPU everything runs on the CPU with small sizes, and the figures mean nothing.
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _REPOSITORY = Path(__file__).parents[1]
-#: What issue-independent goals ask for; docs/performance names them.
+#: Goals of docs/performance.
 _MOST_PREPROCESSING = 1.5
 _LEAST_SHARE = 0.95
 
@@ -286,7 +286,7 @@ def profile_step(sizes: Sizes) -> dict[str, Any]:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(sizes.device, dtype=torch.bfloat16):
             loss = torch.nn.functional.cross_entropy(model(images), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
 
     seconds = time_runs(step, sizes.device, rounds=3)
