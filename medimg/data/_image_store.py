@@ -146,7 +146,9 @@ class ImageStore:
     ) -> None:
         """Cache all images of some series that are not in the cache yet."""
         tasks = ((self.series[n], self._addresses[n]) for n in sources)
-        filled = map_sources(partial(_fill_one, self.loader), tasks, workers, executor, lost=_raise_lost)
+        filled = map_sources(
+            partial(_fill_one, self.loader), tasks, workers, executor, lost=_raise_lost, small=True
+        )
         for _ in progress_bar(filled, desc="caching", unit="series", progress=progress, total=len(sources)):
             pass
 

@@ -291,7 +291,7 @@ def read_tensors(
     check_executor(executor)
     jobs = [_Job(n, source) for n, source in enumerate(given)]
     count = partial(_count_images, loader.recipe)
-    counted = _raise_errors(map_sources(count, jobs, workers, executor, lost=_lose_job), on_error)
+    counted = _raise_errors(map_sources(count, jobs, workers, executor, lost=_lose_job, small=True), on_error)
     jobs = list(_show_progress(counted, len(jobs), progress, "opening"))
     planned = [job.count for job in jobs]
     memory = _allocate(out, sum(planned), shape)

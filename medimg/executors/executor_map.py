@@ -13,11 +13,14 @@ from medimg.errors import ExecutorError, also
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
 
-__all__ = ["check_executor", "executor_map"]
+__all__ = ["SMALL_RESULTS", "check_executor", "executor_map"]
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
+#: Tasks begun for each worker if results are small: with tasks as series have them, 1,000 workers work 0.8 to
+#: 0.9 of the time, and with one for each worker 0.1 (benchmarks.simulations.many_workers).
+SMALL_RESULTS: Final = 16
 #: Tasks at a time, if an executor does not say how many workers it has.
 _AT_ONCE: Final = 64
 #: Started beyond those that run, so that no worker waits.
@@ -48,15 +51,18 @@ def executor_map(
     *,
     lost: Callable[[_Item, ExecutorError], _Result],
     workers: int | None = None,
+    ahead: int = 1,
 ) -> Generator[_Result]:
     """
     Yield the results of `work` in the order of its items.
 
-    At most ``workers + 2`` items are started and not yielded yet; by default `workers` is the number that the
-    executor has, or 64 if it does not say. A task whose worker dies is run again, alone, up to two times; if
-    that worker dies too, `lost` makes the result from the item. A `ProcessPoolExecutor`, which ends with the
-    first process that dies, is replaced by another one like it. Closing the iterator cancels what has not
-    been started, and waits for the rest; the executor itself stays open.
+    At most ``ahead * workers + 2`` items are started and not yielded yet; by default `workers` is the number
+    that the executor has, or 64 if it does not say. If results are small, `ahead` may be large, so that a
+    task that takes long does not hold up the others (:data:`SMALL_RESULTS`). The tasks of a worker that dies
+    are run again; one that takes down the workers that run it alone, too, gets its result from `lost`. A
+    `ProcessPoolExecutor`, which ends with the first process that dies, is replaced by another one like it.
+    Closing the iterator cancels what has not been started, and waits for the rest; the executor itself stays
+    open.
 
     Raises
     ------
@@ -71,7 +77,7 @@ def executor_map(
     [1, 2, 3]
     """
     count = _count_workers(executor) if workers is None else check_whole_number("workers", workers, least=1)
-    return _Run(executor, work, lost).iterate(iter(items), count + _AHEAD)
+    return _Run(executor, work, lost).iterate(iter(items), ahead * count + _AHEAD)
 
 
 def _count_workers(executor: Executor) -> int:
@@ -143,11 +149,24 @@ class _Run(Generic[_Item, _Result]):
             ) from error
 
     def _recover(self, begun: deque[_Task[_Item, _Result]]) -> None:
-        """Run lost tasks again, one at a time: which of them took the worker down is unknown."""
+        """Run lost tasks again: which of them took the worker down is unknown."""
         self._replace_broken(begun[0].future)
-        for task in begun:
-            if task.is_lost:
-                task.future = self._run_alone(task.item)
+        self._run_again([task for task in begun if task.is_lost])
+
+    def _run_again(self, tasks: list[_Task[_Item, _Result]]) -> None:
+        """Run tasks side by side, and if a worker is lost once more in halves, down to single ones."""
+        if len(tasks) == 1:
+            tasks[0].future = self._run_alone(tasks[0].item)
+            return
+        for task in tasks:
+            task.future = self._submit(self._work, task.item)
+        wait([task.future for task in tasks])
+        lost = [task for task in tasks if task.is_lost]
+        if lost:
+            self._replace_broken(lost[0].future)
+            middle = (len(lost) + 1) // 2
+            for half in filter(None, (lost[:middle], lost[middle:])):
+                self._run_again(half)
 
     def _run_alone(self, item: _Item) -> Future[_Result]:
         for _ in range(_TRIES):

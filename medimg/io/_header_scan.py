@@ -32,6 +32,8 @@ _FEWEST: Final = 2
 #: Files that a worker of an executor reads at once, about.
 _AT_ONCE: Final = 2000
 _MOST_AT_ONCE: Final = 8000
+#: Blocks begun for each worker.
+_AHEAD: Final = 2
 
 
 class HeaderScan(NamedTuple):
@@ -99,7 +101,7 @@ def _scan_by_executor(
     with progress_bar(desc="scanning", unit="file", progress=progress, total=len(chosen)) as bar:
         blocks = list(_split_by_folder(files, chosen))
         tasks = ([files[n] for n in block] for block in blocks)
-        results = executor_map(executor, _scan_block, tasks, lost=_lose_block, workers=workers)
+        results = executor_map(executor, _scan_block, tasks, lost=_lose_block, workers=workers, ahead=_AHEAD)
         lost: list[int] = []
         for block, scanned in zip(blocks, results, strict=True):
             bar.update(len(block))

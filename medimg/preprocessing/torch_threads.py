@@ -11,7 +11,7 @@ import torch
 
 from medimg.core.parallel import one_core, ordered_map
 from medimg.errors import MedimgWarning
-from medimg.executors.executor_map import executor_map
+from medimg.executors.executor_map import SMALL_RESULTS, executor_map
 from medimg.executors.worker_warnings import collect_warnings, get_process
 
 if TYPE_CHECKING:
@@ -33,30 +33,34 @@ def map_sources(
     executor: Executor | None,
     *,
     lost: Callable[[_Item, ExecutorError], _Result],
+    small: bool = False,
 ) -> Generator[_Result]:
     """
     Yield the results of `work` in the order of its items, from threads that share cores or an executor.
 
     For an executor `work`, items and results are pickled; results must hold no tensors, which torch would
-    send by file descriptors. `workers` and `lost` are those of :func:`executor_map`.
+    send by file descriptors. `workers` and `lost` are those of :func:`executor_map`. If results are `small`,
+    many may wait for an earlier one.
     """
     if executor is None:
         return ordered_map(work, items, workers, initializer=share_cores)
-    return _map_by_executor(work, items, workers, executor, lost)
+    return _map_by_executor(work, items, executor, lost, workers=workers, ahead=SMALL_RESULTS if small else 1)
 
 
 def _map_by_executor(
     work: Callable[[_Item], _Result],
     items: Iterable[_Item],
-    workers: int | None,
     executor: Executor,
     lost: Callable[[_Item, ExecutorError], _Result],
+    *,
+    workers: int | None,
+    ahead: int,
 ) -> Generator[_Result]:
     def lose(item: _Item, error: ExecutorError) -> tuple[_Result, list[str]]:
         return lost(item, error), []
 
     run = partial(_run_on_one_core, work, get_process())
-    with closing(executor_map(executor, run, items, lost=lose, workers=workers)) as results:
+    with closing(executor_map(executor, run, items, lost=lose, workers=workers, ahead=ahead)) as results:
         for result, texts in results:
             for text in texts:
                 warnings.warn(text, MedimgWarning, stacklevel=2)

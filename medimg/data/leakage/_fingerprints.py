@@ -125,7 +125,7 @@ def compute_fingerprints(
     known = [_CACHE.get(key) for key in keys]
     missing = [n for n, found in enumerate(known) if found is None]
     todo = [several[n] for n in missing]
-    results = map_sources(_find_or_decode, todo, workers, executor, lost=_lose)
+    results = map_sources(_find_or_decode, todo, workers, executor, lost=_lose, small=True)
     bar = progress_bar(results, desc="comparing", unit="series", progress=progress, total=len(todo))
     for n, found in zip(missing, bar, strict=True):
         known[n] = found

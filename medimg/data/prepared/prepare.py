@@ -319,7 +319,9 @@ class _Run:
 
     def _open(self, sources: Iterable[Any]) -> Iterator[_Entry]:
         work = partial(_open_source, self._job)
-        results = map_sources(work, enumerate(sources), self._workers, self._executor, lost=_lose_source)
+        results = map_sources(
+            work, enumerate(sources), self._workers, self._executor, lost=_lose_source, small=True
+        )
         with closing(results):
             yield from progress_bar(results, desc="opening", unit="source", progress=self._progress)
 
@@ -398,7 +400,7 @@ class _Run:
 
     def _map(self, tasks: Sequence[_Task], lost: Any) -> Generator[tuple[_Task, list[SourceRow] | None]]:
         work = partial(_prepare_shard, self._job, self._folder)
-        results = map_sources(work, tasks, self._workers, self._executor, lost=lost)
+        results = map_sources(work, tasks, self._workers, self._executor, lost=lost, small=True)
         with closing(results):
             yield from zip(tasks, results, strict=True)
 

@@ -110,7 +110,7 @@ def map_with_model(
 
     with _send_model(model) as sent:
         whole: _SentModel | None = None
-        results = map_sources(partial(_run, sent, work), note(), workers, executor, lost=lost)
+        results = map_sources(partial(_run, sent, work), note(), workers, executor, lost=lost, small=True)
         for result in results:
             item = waiting.popleft()
             if not isinstance(result, _Missing):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from operator import methodcaller
-from typing import TYPE_CHECKING, Final, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, overload
 
 import numpy as np
 
@@ -121,6 +121,11 @@ class ValueColumn(Sequence[bytes]):
         if isinstance(index, slice):
             return ValueColumn(self._table, self._starts[index], self._stops[index])
         return self._table[self._starts[index] : self._stops[index]]
+
+    def __reduce__(self) -> Any:
+        # the table has the values of all files that were scanned together
+        ends = np.cumsum(self._stops - self._starts)
+        return ValueColumn, (b"".join(self), ends - (self._stops - self._starts), ends)
 
 
 class FileRow(NamedTuple):
