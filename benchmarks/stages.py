@@ -1,8 +1,8 @@
 """
 What each stage of a large study takes, on one core: ``python -m benchmarks.stages --scans FOLDER``.
 
-Writes ``benchmarks/results/stages.json``, which :mod:`benchmarks.simulations.many_workers` computes with. FOLDER
-has real scans, such as ``$MEDIMG_TEST_DATA/dicom_misc``.
+Writes ``benchmarks/results/stages.json``, which :mod:`benchmarks.simulations.many_workers` computes with.
+FOLDER has real scans, such as ``$MEDIMG_TEST_DATA/dicom_misc``.
 """
 
 from __future__ import annotations
@@ -109,8 +109,9 @@ def measure_tasks() -> dict[str, float]:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         pool.submit(abs, 1).result()
         start = process_time()
-        results = executor_map(pool, abs, range(count), lost=lambda item, error: item, workers=64)
-        assert sum(results) == count * (count - 1) // 2
+        assert (
+            len(list(executor_map(pool, abs, range(count), lost=lambda item, _: item, workers=64))) == count
+        )
         taken = process_time() - start
     return {"caller_seconds_per_task": taken / count, "cores": float(os.cpu_count() or 1)}
 

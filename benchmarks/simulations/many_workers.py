@@ -2,8 +2,8 @@
 How long a study takes on up to 1,000 workers, what it costs, and where it breaks first.
 
 ``python -m benchmarks.simulations.many_workers`` simulates the workers of an executor with the durations that
-``python -m benchmarks.stages`` has measured, and prints the tables of docs/scale. Each task is a shard of a few
-series, whose durations are drawn from those of real series; some workers are slow, and some tasks straggle.
+``python -m benchmarks.stages`` has measured, and prints the tables of docs/scale. Each task is a shard of some
+series, whose durations are drawn from those of real ones; some workers are slow, and some tasks straggle.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ __all__ = ["Cluster", "simulate"]
 
 _WORKERS: Final = (1, 16, 64, 256, 1000)
 #: Windows of tasks that are begun and not yielded, by the number of workers.
-_WINDOWS: Final = (("workers + 2", 1.0), ("2 × workers", 2.0), ("4 × workers", 4.0))
+_WINDOWS: Final = (("1", 1.0), ("4", 4.0), ("16", 16.0), ("64", 64.0))
 _SERIES_PER_TASK: Final = 20
-_TASKS_PER_WORKER: Final = 30
+_TASKS_PER_WORKER: Final = 100
 _EUROS_PER_CORE_HOUR: Final = 0.04
 _EUROS_PER_GB_MONTH: Final = 0.022
 _SHARES: Final = (1_000_000, 10_000_000, 100_000_000)
@@ -114,10 +114,8 @@ def tabulate_costs(measured: dict[str, Any]) -> list[str]:
         for name, (seconds, read, written) in stages.items():
             hours = count * seconds / 3600
             euros = hours * _EUROS_PER_CORE_HOUR
-            rows.append(
-                f"| {count // 10**6} million | {name} | {count * read / 1e12:.2f} | {count * written / 1e12:.2f} "
-                f"| {hours:,.0f} | {euros:,.0f} |"
-            )
+            sizes = f"{count * read / 1e12:.2f} | {count * written / 1e12:.2f}"
+            rows.append(f"| {count // 10**6} million | {name} | {sizes} | {hours:,.0f} | {euros:,.0f} |")
         kept = count * prepare["bytes_per_image"] / 1e9 * _EUROS_PER_GB_MONTH
         rows.append(f"| {count // 10**6} million | a month of prepared images | | | | {kept:,.0f} |")
     return rows
@@ -130,10 +128,8 @@ def main() -> None:
     task = float(np.mean(measured["prepare"]["seconds"])) * _SERIES_PER_TASK
     print("\n".join(tabulate_efficiency(measured)), end="\n\n")
     print("\n".join(tabulate_costs(measured)), end="\n\n")
-    print(
-        f"a task takes {task:.2f} s on average, and {1000 * caller:.2f} ms of the caller, which is busy at "
-    )
-    print(f"{task / caller:,.0f} workers")
+    print(f"A task takes {task:.2f} s on average, and {1000 * caller:.2f} ms of the caller's process,")
+    print(f"which is busy with more than {task / caller:,.0f} workers.")
 
 
 if __name__ == "__main__":
