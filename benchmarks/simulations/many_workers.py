@@ -2,8 +2,8 @@
 How long a study takes on up to 1,000 workers, what it costs, and where it breaks first.
 
 ``python -m benchmarks.simulations.many_workers`` simulates the workers of an executor with the durations that
-``python -m benchmarks.stages`` has measured, and prints the tables of docs/scale. Each task is a shard of some
-series, whose durations are drawn from those of real ones; some workers are slow, and some tasks straggle.
+``python -m benchmarks.stages`` has measured, and prints the tables of docs/scale. Each task is a shard of
+some series, whose durations are drawn from those of real ones; some workers are slow, and some tasks straggle.
 """
 
 from __future__ import annotations
