@@ -8,7 +8,7 @@ copyright = "2026, The medimg developers"
 release = version = _version("medimg")
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "myst_parser"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "scale_*.md"]
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["tables.css"]

@@ -3,14 +3,17 @@ How long a study takes on up to 1,000 workers, what it costs, and where it break
 
 ``python -m benchmarks.simulations.many_workers`` simulates the workers of an executor with the durations that
 ``python -m benchmarks.stages`` has measured, and prints the tables of docs/scale. Each task is a shard of
-some series, whose durations are drawn from those of real ones; some workers are slow, and some tasks straggle.
+some series, whose durations are drawn from those of real ones; some workers are slow, and some tasks
+straggle.
 """
 
 from __future__ import annotations
 
 import heapq
 import json
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -19,6 +22,7 @@ from benchmarks.stages import RESULTS
 
 __all__ = ["Cluster", "simulate"]
 
+_DOCS: Final = Path(__file__).parents[2] / "docs"
 _WORKERS: Final = (1, 16, 64, 256, 1000)
 #: Windows of tasks that are begun and not yielded, by the number of workers.
 _WINDOWS: Final = (("1", 1.0), ("4", 4.0), ("16", 16.0), ("64", 64.0))
@@ -115,19 +119,22 @@ def tabulate_costs(measured: dict[str, Any]) -> list[str]:
             hours = count * seconds / 3600
             euros = hours * _EUROS_PER_CORE_HOUR
             sizes = f"{count * read / 1e12:.2f} | {count * written / 1e12:.2f}"
-            rows.append(f"| {count // 10**6} million | {name} | {sizes} | {hours:,.0f} | {euros:,.0f} |")
+            rows.append(f"| {count // 10**6} million | {name} | {sizes} | {hours:,.1f} | {euros:,.2f} |")
         kept = count * prepare["bytes_per_image"] / 1e9 * _EUROS_PER_GB_MONTH
-        rows.append(f"| {count // 10**6} million | a month of prepared images | | | | {kept:,.0f} |")
+        rows.append(f"| {count // 10**6} million | a month of prepared images | | | | {kept:,.2f} |")
     return rows
 
 
 def main() -> None:
-    """Print the tables."""
+    """Print the tables, and with --write put them into docs."""
     measured = json.loads(RESULTS.read_text(encoding="utf-8"))
     caller = measured["tasks"]["caller_seconds_per_task"]
     task = float(np.mean(measured["prepare"]["seconds"])) * _SERIES_PER_TASK
-    print("\n".join(tabulate_efficiency(measured)), end="\n\n")
-    print("\n".join(tabulate_costs(measured)), end="\n\n")
+    tables = {"efficiency": tabulate_efficiency(measured), "costs": tabulate_costs(measured)}
+    for name, rows in tables.items():
+        print("\n".join(rows), end="\n\n")
+        if "--write" in sys.argv:
+            (_DOCS / f"scale_{name}.md").write_text("\n".join(rows) + "\n", encoding="utf-8")
     print(f"A task takes {task:.2f} s on average, and {1000 * caller:.2f} ms of the caller's process,")
     print(f"which is busy with more than {task / caller:,.0f} workers.")
 
