@@ -16,8 +16,9 @@ from medimg.errors import ConversionError, MedimgError, MissingDependencyError
 from medimg.export.dicom._concepts import SCHEME
 from medimg.export.dicom._derived_uid import derive_uid
 from medimg.export.dicom._patient_study import copy_study, set_character_set
-from medimg.export.dicom.algorithm import MANUFACTURER, SOFTWARE, Algorithm
+from medimg.export.dicom.algorithm import SOFTWARE, Algorithm
 from medimg.io.dicom.header.attributes import get_text, quiet_pydicom
+from medimg.io.own_results import MANUFACTURER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -18,7 +18,8 @@ from medimg.export.dicom._concepts import SCHEME, ConceptLike, code_concept, nam
 from medimg.export.dicom._derived_uid import derive_uid
 from medimg.export.dicom._general_modules import ResultSeries, coding_scheme, import_highdicom, wrap_errors
 from medimg.export.dicom._source_images import SourceImages
-from medimg.export.dicom.algorithm import MANUFACTURER, Algorithm
+from medimg.export.dicom.algorithm import Algorithm
+from medimg.io.own_results import MANUFACTURER
 
 if TYPE_CHECKING:
     import datetime

@@ -15,6 +15,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 import medimg
+from medimg.cli.main import main
 from medimg.export import Segment, make_results, segmentation, structured_report
 from medimg.io.dicomweb.retrieval import Retriever
 from tests.export.dicom.checks import NOON, read_again, save
@@ -165,3 +166,61 @@ def test_results_of_a_series_of_a_server(
     assert without_character_set(of_server) == without_character_set(
         segmentation(mask, ct, {1: "box"}, created=NOON)
     )
+
+
+@pytest.fixture
+def netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file with the password of the server, as users of the command line have it."""
+    path = tmp_path / "netrc"
+    path.write_text(f"machine 127.0.0.1 login {USER} password {PASSWORD}\n", encoding="utf-8")
+    path.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(path))
+    return path
+
+
+@pytest.fixture
+def command(model: medimg.TransferClassifier, orthanc: Orthanc, tmp_path: Path) -> list[str]:
+    """``medimg predict`` that stores its results, with the source to be added."""
+    saved = str(model.save(tmp_path / "model.safetensors"))
+    return ["predict", "--no-progress", "--stow", orthanc.url, "--dicom-out", str(tmp_path / "out"), saved]
+
+
+@pytest.mark.usefixtures("netrc")
+def test_predict_stores_its_results_once(
+    command: list[str],
+    model: medimg.TransferClassifier,
+    orthanc: Orthanc,
+    ct: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for _ in range(2):
+        assert main([*command, str(ct)]) == 0
+        captured = capsys.readouterr()
+        assert "5 DICOM instances stored\n" in captured.err
+        assert len(captured.out.splitlines()) == 2
+        assert PASSWORD not in captured.err
+        assert len(orthanc.call("instances")) == 5
+    for one in make_results(model, ct):
+        found = retrieve(orthanc, str(one.SOPInstanceUID))
+        assert (found.StudyInstanceUID, found.PatientID) == (one.StudyInstanceUID, one.PatientID)
+
+
+def test_images_and_results_of_one_study(
+    command: list[str], netrc: Path, orthanc: Orthanc, ct: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in ct.iterdir():
+        orthanc.upload(path.read_bytes())
+    study = pydicom.dcmread(next(ct.iterdir())).StudyInstanceUID
+    for _ in range(2):
+        assert main([*command, f"{orthanc.url}/studies/{study}"]) == 0
+        captured = capsys.readouterr()
+        # results are not taken for images
+        assert len(captured.out.splitlines()) == 2
+        assert "5 DICOM files in" in captured.err
+        assert len(orthanc.call("instances")) == len(list(ct.iterdir())) + 5
+    netrc.write_text(f"machine 127.0.0.1 login {USER} password wrong\n")
+    assert main([*command, str(ct)]) == 1
+    captured = capsys.readouterr()
+    assert "5 not stored" in captured.err
+    assert "401" in captured.err
+    assert "wrong" not in captured.err
