@@ -53,7 +53,7 @@ _UNPAIRED: Final = frozenset(_TABLE.split())
 def import_highdicom() -> Any:
     """Import highdicom; MissingDependencyError says how to install it."""
     try:
-        for name in ("pm", "sc", "seg", "sr"):
+        for name in ("color", "pm", "sc", "seg", "sr"):
             import_module(f"highdicom.{name}")
         return import_module("highdicom")
     except ImportError:
