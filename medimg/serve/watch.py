@@ -13,6 +13,7 @@ from medimg._validation import check_number, check_path, check_texts, check_whol
 from medimg.core.logger import get_logger
 from medimg.errors import MedimgError, NotAnImageError, StoreError, TrainingError, also
 from medimg.io.dicomweb.transport import ServerAnswerError
+from medimg.io.own_results import is_own_result
 from medimg.serve._watch_state import WatchState
 
 if TYPE_CHECKING:
@@ -262,14 +263,12 @@ class _Watcher:
     def _make_results(self, listed: Series) -> list[Dataset]:
         """Return the results on each stack of a series; the error of the first if there is none."""
         from medimg.export import make_results
-        from medimg.export.dicom.algorithm import MANUFACTURER
 
         index = self.server.scan(listed.study_uid, listed.uid)
         errors: list[MedimgError] = []
         results: list[Dataset] = []
         for stack in index:
-            # results, also of other watches
-            if stack.tags("Manufacturer")["Manufacturer"] == MANUFACTURER:
+            if is_own_result(stack):  # also of other watches
                 continue
             try:
                 results += make_results(self.model, [stack], progress=False, **self.settings)

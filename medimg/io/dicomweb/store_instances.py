@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from medimg.io.dicomweb.dicom_json import JsonObject
     from medimg.io.dicomweb.transport import Answer, Transport
 
-__all__ = ["FailedInstance", "StoreResult", "store_files"]
+__all__ = ["PRESENT", "FailedInstance", "StoreResult", "store_files"]
+
+#: Failure Reason of an instance that the server has already.
+PRESENT: Final = 0x0111
 
 #: Files of one request, and their bytes.
 _MAX_FILES: Final = 64
@@ -40,7 +43,7 @@ _TAGS: Final = to_tags("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "Ser
 #: Failure Reason (0008,1197): PS3.4 B.2.3 and PS3.7 annex C.
 _REASONS: Final = {
     0x0110: "processing failure",
-    0x0111: "the server has an instance of this UID already",
+    PRESENT: "the server has an instance of this UID already",
     0x0112: "no such object instance",
     0x0117: "invalid object instance",
     0x0122: "the server does not store this SOP class",
