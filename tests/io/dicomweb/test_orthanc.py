@@ -7,11 +7,11 @@ import time
 
 import numpy as np
 import pytest
-from pydicom.uid import UID
+from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
 import medimg
 from medimg.errors import ReadError
-from tests.io.dicomweb.fake_pacs import SERIES, STUDY, make_slice, to_file
+from tests.io.dicomweb.fake_pacs import SERIES, STUDY, make_multi_frame, make_slice, to_file
 from tests.orthanc import PASSWORD, USER, Orthanc
 
 
@@ -68,6 +68,22 @@ def test_it_agrees_with_dicomweb_client(filled: medimg.DicomWebServer, orthanc: 
     for number in (0, 11, 23):
         dataset = client.retrieve_instance(STUDY, SERIES, f"{SERIES}.{number + 1}")
         np.testing.assert_array_equal(volume.array[0, number], dataset.pixel_array.astype(int) - 1024)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless, JPEGLSLossless])
+def test_frames_are_read_without_their_file(
+    server: medimg.DicomWebServer, syntax: UID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medimg.io.dicomweb.retrieval import Retriever
+
+    dataset = make_multi_frame(30)
+    if syntax.is_encapsulated:
+        dataset.compress(syntax)
+    server.store(dataset)
+    expected = medimg.scan([to_file(dataset)])[0].read([3, 7, 28])
+    series = server.search()[0]
+    monkeypatch.setattr(Retriever, "_fetch_file", None)
+    assert series.read([3, 7, 28]).array.tobytes() == expected.array.tobytes()
 
 
 def test_killed_in_mid_series(
